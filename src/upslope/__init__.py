@@ -1,0 +1,1 @@
+"""upslope: policy gradients from REINFORCE to PPO."""

@@ -1,0 +1,1 @@
+"""Worlds: compiled ones of ours, and any Gymnasium environment on the host."""
