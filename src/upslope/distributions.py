@@ -1,0 +1,154 @@
+"""Policies as probability distributions over actions: sample, mode, log_prob, entropy, kl.
+
+Each class holds the parameters for a whole batch: leading axes are batch axes, the last axis belongs to the
+action. All quantities are in nats.
+"""
+
+from abc import abstractmethod
+from typing import Self
+
+import equinox as eqx
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jaxtyping import Array, Float, PRNGKeyArray, Shaped
+
+LOG_TWO_PI = float(np.log(2 * np.pi))
+
+
+class Distribution(eqx.Module):
+    """π(·|s) for a batch of states."""
+
+    @abstractmethod
+    def sample(self, key: PRNGKeyArray) -> Array:
+        """a ~ π(·|s)."""
+
+    @abstractmethod
+    def mode(self) -> Array:
+        """argmax_a π(a|s), the deterministic action."""
+
+    @abstractmethod
+    def log_prob(self, action: Shaped[Array, "..."]) -> Float[Array, "..."]:
+        """log π(a|s); a density for continuous actions."""
+
+    @abstractmethod
+    def entropy(self) -> Float[Array, "..."]:
+        """H(π(·|s)) = −E[log π(a|s)]."""
+
+    @abstractmethod
+    def kl(self, other: Self) -> Float[Array, "..."]:
+        """KL(self‖other) = E_{a~self}[log self(a) − log other(a)] ≥ 0, in closed form."""
+
+
+class Categorical(Distribution):
+    """One of A actions: π(a|s) = softmax(logits)_a. Actions are integers [...]."""
+
+    logits: Float[Array, "... A"]
+
+    def log_probs(self) -> Float[Array, "... A"]:
+        """log π(a|s) of every action."""
+        return jax.nn.log_softmax(self.logits)
+
+    def sample(self, key: PRNGKeyArray) -> Array:
+        return jax.random.categorical(key, self.logits)
+
+    def mode(self) -> Array:
+        return jnp.argmax(self.logits, axis=-1)
+
+    def log_prob(self, action: Shaped[Array, "..."]) -> Float[Array, "..."]:
+        return select(self.log_probs(), action)
+
+    def entropy(self) -> Float[Array, "..."]:
+        log_probs = self.log_probs()
+        return -jnp.sum(jnp.exp(log_probs) * log_probs, axis=-1)
+
+    def kl(self, other: Self) -> Float[Array, "..."]:
+        log_probs = self.log_probs()
+        return jnp.sum(jnp.exp(log_probs) * (log_probs - other.log_probs()), axis=-1)
+
+
+class MultiCategorical(Distribution):
+    """Several independent choices (MultiDiscrete): log π(a|s) = Σ_k log π_k(a_k|s). Actions are integers [..., K]."""
+
+    heads: tuple[Categorical, ...]
+
+    def sample(self, key: PRNGKeyArray) -> Array:
+        keys = jax.random.split(key, len(self.heads))
+        return jnp.stack([head.sample(k) for head, k in zip(self.heads, keys, strict=True)], axis=-1)
+
+    def mode(self) -> Array:
+        return jnp.stack([head.mode() for head in self.heads], axis=-1)
+
+    def log_prob(self, action: Shaped[Array, "..."]) -> Float[Array, "..."]:
+        return sum_of(head.log_prob(action[..., k]) for k, head in enumerate(self.heads))
+
+    def entropy(self) -> Float[Array, "..."]:
+        return sum_of(head.entropy() for head in self.heads)
+
+    def kl(self, other: Self) -> Float[Array, "..."]:
+        return sum_of(mine.kl(theirs) for mine, theirs in zip(self.heads, other.heads, strict=True))
+
+
+class Bernoulli(Distribution):
+    """K independent switches (MultiBinary): π(a_k=1|s) = σ(logit_k). Actions are 0 or 1, [..., K]."""
+
+    logits: Float[Array, "... K"]
+
+    def sample(self, key: PRNGKeyArray) -> Array:
+        return (jax.random.uniform(key, self.logits.shape) < jax.nn.sigmoid(self.logits)).astype(jnp.int8)
+
+    def mode(self) -> Array:
+        return (self.logits > 0).astype(jnp.int8)
+
+    def log_prob(self, action: Shaped[Array, "..."]) -> Float[Array, "..."]:
+        return jnp.sum(jax.nn.log_sigmoid(jnp.where(action == 1, self.logits, -self.logits)), axis=-1)
+
+    def entropy(self) -> Float[Array, "..."]:
+        on = jax.nn.sigmoid(self.logits)
+        return -jnp.sum(
+            on * jax.nn.log_sigmoid(self.logits) + (1 - on) * jax.nn.log_sigmoid(-self.logits), axis=-1
+        )
+
+    def kl(self, other: Self) -> Float[Array, "..."]:
+        on = jax.nn.sigmoid(self.logits)
+        return jnp.sum(
+            on * (jax.nn.log_sigmoid(self.logits) - jax.nn.log_sigmoid(other.logits))
+            + (1 - on) * (jax.nn.log_sigmoid(-self.logits) - jax.nn.log_sigmoid(-other.logits)),
+            axis=-1,
+        )
+
+
+class DiagonalGaussian(Distribution):
+    """Independent normal components: a = μ(s) + σ ⊙ ε, ε ~ N(0, I). Actions are real, [..., K], unbounded."""
+
+    mean: Float[Array, "... K"]
+    log_std: Float[Array, "... K"]
+
+    def sample(self, key: PRNGKeyArray) -> Array:
+        return self.mean + jnp.exp(self.log_std) * jax.random.normal(key, self.mean.shape)
+
+    def mode(self) -> Array:
+        return self.mean
+
+    def log_prob(self, action: Shaped[Array, "..."]) -> Float[Array, "..."]:
+        z = (action - self.mean) * jnp.exp(-self.log_std)
+        return -jnp.sum(0.5 * z**2 + self.log_std + 0.5 * LOG_TWO_PI, axis=-1)
+
+    def entropy(self) -> Float[Array, "..."]:
+        return jnp.sum(self.log_std + 0.5 * (1 + LOG_TWO_PI), axis=-1)
+
+    def kl(self, other: Self) -> Float[Array, "..."]:
+        ratio = jnp.exp(2 * (self.log_std - other.log_std))
+        shift = ((self.mean - other.mean) * jnp.exp(-other.log_std)) ** 2
+        return jnp.sum(0.5 * (ratio + shift - 1) + other.log_std - self.log_std, axis=-1)
+
+
+def select(table: Float[Array, "... A"], index: Shaped[Array, "..."]) -> Float[Array, "..."]:
+    """table[..., index]. A sum against a one-hot mask: on CPUs its gradient is far cheaper than a scatter's."""
+    mask = jnp.arange(table.shape[-1]) == index[..., None]
+    return jnp.sum(jnp.where(mask, table, 0.0), axis=-1)
+
+
+def sum_of(terms) -> Float[Array, "..."]:
+    """Σ of an iterable of arrays of one shape."""
+    return jnp.sum(jnp.stack(list(terms)), axis=0)

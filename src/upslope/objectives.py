@@ -1,0 +1,121 @@
+"""Axis 2: how far, and by which ratio, does the policy move?
+
+An objective turns a batch of weighed actions into a loss per sample, whose descent is the policy's ascent. It may
+hold state (the adaptive β). To write your own, subclass `Objective` and define `loss`.
+
+Two old policies are kept apart: the ratio is π_θ over the *recorded* behaviour policy μ; the KL is against the
+learner's own policy at the start of the update. On policy they coincide.
+"""
+
+from abc import ABC, abstractmethod
+from dataclasses import dataclass
+from typing import ClassVar, NamedTuple
+
+import jax.numpy as jnp
+from jaxtyping import Array, Float
+
+from upslope.errors import UpslopeError
+
+ObjectiveState = Float[Array, ""]
+"""β for `KLPenalty`; zero for the others."""
+
+
+class Sample(NamedTuple):
+    """What an objective sees of each of B actions."""
+
+    log_prob: Float[Array, "B"]
+    """log π_θ(a|s), the only field that carries a gradient, besides `kl`."""
+    behaviour_log_prob: Float[Array, "B"]
+    """log μ(a|s), as recorded."""
+    weight: Float[Array, "B"]
+    """Ψ."""
+    kl: Float[Array, "B"]
+    """KL(π_old(·|s) ‖ π_θ(·|s)) in nats."""
+
+
+class Objective(ABC):
+    """Moves the policy. Frozen dataclasses: the fields are the hyperparameters."""
+
+    needs_behaviour: ClassVar[bool] = True
+    """Whether it reads `behaviour_log_prob`, so that data without it is refused."""
+
+    def init(self) -> ObjectiveState:
+        """The state at the start of training."""
+        return jnp.float32(0.0)
+
+    @abstractmethod
+    def loss(self, state: ObjectiveState, sample: Sample) -> Float[Array, "B"]:
+        """The loss of each sample; its mean is minimised."""
+
+    def adapt(self, state: ObjectiveState, kl: Float[Array, ""]) -> ObjectiveState:
+        """The state for the next iteration, given the mean KL that this update moved the policy by."""
+        return state
+
+
+@dataclass(frozen=True)
+class PolicyGradient(Objective):
+    """L = −Ψ log π_θ(a|s): make what went well more probable."""
+
+    needs_behaviour: ClassVar[bool] = False
+
+    def loss(self, state: ObjectiveState, sample: Sample) -> Float[Array, "B"]:
+        return -sample.weight * sample.log_prob
+
+
+@dataclass(frozen=True)
+class ImportanceSampled(Objective):
+    """L = −Ψ π_θ(a|s)/μ(a|s): correct for another agent having acted (Schulman et al. 2017, eq. 6)."""
+
+    def loss(self, state: ObjectiveState, sample: Sample) -> Float[Array, "B"]:
+        return -sample.weight * importance_ratio(sample)
+
+
+@dataclass(frozen=True)
+class KLPenalty(Objective):
+    """L = −Ψ π_θ/μ + β KL(π_old‖π_θ)  (Schulman et al. 2017, eq. 8).
+
+    With a `target`, β adapts after every update: d < target/1.5 → β/2; d > 1.5·target → 2β. With `target=None` it
+    is fixed. Usual: β 0.3 to 10, target 0.003 to 0.03 nats.
+    """
+
+    beta: float = 1.0
+    target: float | None = 0.01
+
+    def __post_init__(self) -> None:
+        if self.beta < 0:
+            raise UpslopeError(f"KLPenalty needs β ≥ 0, not {self.beta}: a negative penalty rewards divergence.")
+        if self.target is not None and self.target <= 0:
+            raise UpslopeError(f"KLPenalty needs a target KL > 0, not {self.target}. Use None for a fixed β.")
+
+    def init(self) -> ObjectiveState:
+        return jnp.float32(self.beta)
+
+    def loss(self, state: ObjectiveState, sample: Sample) -> Float[Array, "B"]:
+        return -sample.weight * importance_ratio(sample) + state * sample.kl
+
+    def adapt(self, state: ObjectiveState, kl: Float[Array, ""]) -> ObjectiveState:
+        if self.target is None:
+            return state
+        halve, double = kl < self.target / 1.5, kl > self.target * 1.5
+        return jnp.where(halve, state / 2, jnp.where(double, state * 2, state))
+
+
+@dataclass(frozen=True)
+class Clip(Objective):
+    """L = −min(Ψ ρ, Ψ clip(ρ, 1−ε, 1+ε)), ρ = π_θ/μ  (Schulman et al. 2017, eq. 7). Usual ε: 0.1 to 0.3."""
+
+    epsilon: float = 0.2
+
+    def __post_init__(self) -> None:
+        if not 0 < self.epsilon < 1:
+            raise UpslopeError(f"Clip needs 0 < ε < 1, not {self.epsilon}: the ratio is kept in [1−ε, 1+ε].")
+
+    def loss(self, state: ObjectiveState, sample: Sample) -> Float[Array, "B"]:
+        ratio = importance_ratio(sample)
+        clipped = jnp.clip(ratio, 1 - self.epsilon, 1 + self.epsilon)
+        return -jnp.minimum(ratio * sample.weight, clipped * sample.weight)
+
+
+def importance_ratio(sample: Sample) -> Float[Array, "B"]:
+    """ρ = π_θ(a|s) / μ(a|s)."""
+    return jnp.exp(sample.log_prob - sample.behaviour_log_prob)
