@@ -43,7 +43,7 @@ class TotalReturn(Estimator):
     whole_episodes: ClassVar[bool] = True
 
     def __call__(self, rollout: Rollout, values: Values, gamma: float) -> Credit:
-        total = discounted_sum(rollout.reward, ends(rollout), gamma)[0]
+        total = reward_to_go(rollout, gamma)[0]
         weight = jnp.where(rollout.valid, total, 0.0)
         return Credit(weight=weight, target=weight)
 
@@ -56,7 +56,7 @@ class RewardToGo(Estimator):
     whole_episodes: ClassVar[bool] = True
 
     def __call__(self, rollout: Rollout, values: Values, gamma: float) -> Credit:
-        weight = discounted_sum(rollout.reward, ends(rollout), gamma)
+        weight = reward_to_go(rollout, gamma)
         return Credit(weight=weight, target=weight)
 
 
@@ -71,8 +71,8 @@ class Baseline(Estimator):
     whole_episodes: ClassVar[bool] = True
 
     def __call__(self, rollout: Rollout, values: Values, gamma: float) -> Credit:
-        reward_to_go = discounted_sum(rollout.reward, ends(rollout), gamma)
-        return Credit(weight=jnp.where(rollout.valid, reward_to_go - values.value, 0.0), target=reward_to_go)
+        target = reward_to_go(rollout, gamma)
+        return Credit(weight=jnp.where(rollout.valid, target - values.value, 0.0), target=target)
 
 
 @dataclass(frozen=True)
@@ -140,6 +140,11 @@ class UnitWeight(Estimator):
 def ends(rollout: Rollout) -> Bool[Array, "T N"]:
     """Where nothing may be carried back from the step after: the episode is over."""
     return rollout.terminated | rollout.truncated | ~rollout.valid
+
+
+def reward_to_go(rollout: Rollout, gamma: float) -> Float[Array, "T N"]:
+    """R_t = Σ_{t'≥t} γ^(t'−t) r_t', over the rest of the episode."""
+    return discounted_sum(jnp.where(rollout.valid, rollout.reward, 0.0), ends(rollout), gamma)
 
 
 def td_error(rollout: Rollout, values: Values, gamma: float) -> Float[Array, "T N"]:

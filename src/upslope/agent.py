@@ -1,0 +1,153 @@
+"""The agent: a policy, a critic, and the statistics that normalise what they see.
+
+The statistics are part of the agent, so they are saved, resumed and exported with it. Networks are separate
+(Andrychowicz et al. 2021 find that better on four of five tasks), orthogonally initialised, with a small policy head.
+"""
+
+from typing import NamedTuple
+
+import equinox as eqx
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jaxtyping import Array, Bool, Float, PRNGKeyArray, Shaped
+
+from upslope.distributions import Distribution
+from upslope.spaces import BoxCoding, BoxHead, Coding, Head
+
+ACTIVATIONS = {"tanh": jnp.tanh, "relu": jax.nn.relu, "silu": jax.nn.silu}
+OBSERVATION_CLIP = 10.0
+"""Normalised observations are kept within ±10 standard deviations, so that one outlier cannot saturate the network."""
+
+
+class RunningStatistics(NamedTuple):
+    """Mean and variance of all that was seen, by the parallel update of Chan, Golub & LeVeque (1983)."""
+
+    mean: Float[Array, "*D"]
+    variance: Float[Array, "*D"]
+    count: Float[Array, ""]
+
+    @staticmethod
+    def start(shape: tuple[int, ...]) -> "RunningStatistics":
+        """Nothing seen yet: mean 0 and variance 1, which change nothing."""
+        return RunningStatistics(jnp.zeros(shape), jnp.ones(shape), jnp.float32(0.0))
+
+    def update(self, x: Float[Array, "T N *D"], valid: Bool[Array, "T N"]) -> "RunningStatistics":
+        """Include the valid rows of a batch."""
+        weight = valid.astype(jnp.float32).reshape(valid.shape + (1,) * (x.ndim - 2))
+        count = jnp.sum(valid)
+        mean = jnp.sum(x * weight, axis=(0, 1)) / jnp.maximum(count, 1)
+        variance = jnp.sum(((x - mean) ** 2) * weight, axis=(0, 1)) / jnp.maximum(count, 1)
+        total = jnp.maximum(self.count + count, 1)
+        shift = mean - self.mean
+        second_moment = self.variance * self.count + variance * count + shift**2 * self.count * count / total
+        return RunningStatistics(self.mean + shift * count / total, second_moment / total, total)
+
+
+class Perceptron(eqx.Module):
+    """x → W_L … act(W_2 act(W_1 x + b_1) + b_2) … + b_L, over any leading batch axes."""
+
+    weights: tuple[Float[Array, "in out"], ...]
+    biases: tuple[Float[Array, "out"], ...]
+    activation: str = eqx.field(static=True)
+
+    def __call__(self, x: Float[Array, "... D"]) -> Float[Array, "... K"]:
+        act = ACTIVATIONS[self.activation]
+        for weight, bias in zip(self.weights[:-1], self.biases[:-1], strict=True):
+            x = act(x @ weight + bias)
+        return x @ self.weights[-1] + self.biases[-1]
+
+
+class Actor(eqx.Module):
+    """π_θ(·|features). `log_std` is a parameter of its own, independent of the state; empty for discrete actions."""
+
+    network: Perceptron
+    log_std: Float[Array, "K"]
+    head: Head = eqx.field(static=True)
+
+    def __call__(self, features: Float[Array, "... D"]) -> Distribution:
+        return self.head.distribution(self.network(features), self.log_std)
+
+
+class Agent(eqx.Module):
+    """Policy π_θ, critic V_θ and normalisers. Works on single observations and on any leading batch axes."""
+
+    actor: Actor
+    critic: Perceptron
+    observation_statistics: RunningStatistics
+    return_statistics: RunningStatistics
+    coding: Coding = eqx.field(static=True)
+    normalize_observations: bool = eqx.field(static=True)
+    normalize_rewards: bool = eqx.field(static=True)
+
+    def encode(self, observation: Shaped[Array, "..."]) -> Float[Array, "... D"]:
+        """Observation → features: flattened or one-hot, and normalised if asked for."""
+        features = self.coding.encode(observation)
+        if not self.normalize_observations:
+            return features
+        mean, variance, _ = self.observation_statistics
+        return jnp.clip((features - mean) / jnp.sqrt(variance + 1e-8), -OBSERVATION_CLIP, OBSERVATION_CLIP)
+
+    def policy(self, observation: Shaped[Array, "..."]) -> Distribution:
+        """π_θ(·|s)."""
+        return self.actor(self.encode(observation))
+
+    def value(self, observation: Shaped[Array, "..."]) -> Float[Array, "..."]:
+        """V_θ(s), in units of the scaled reward r · `reward_scale()`."""
+        return self.critic(self.encode(observation))[..., 0]
+
+    def reward_scale(self) -> Float[Array, ""]:
+        """1/σ of the running discounted return, or 1: the learner's unit of reward; the facts keep theirs."""
+        if not self.normalize_rewards:
+            return jnp.float32(1.0)
+        return 1.0 / jnp.sqrt(self.return_statistics.variance + 1e-8)
+
+
+def orthogonal(generator: np.random.Generator, rows: int, columns: int, gain: float) -> np.ndarray:
+    """A [rows, columns] matrix with orthonormal rows or columns, times `gain` (Saxe et al. 2014).
+
+    In NumPy: several QR decompositions batched inside one compiled program can hang XLA on few cores.
+    """
+    q, r = np.linalg.qr(generator.standard_normal((max(rows, columns), min(rows, columns))))
+    q = q * np.sign(np.diag(r))
+    return (gain * (q if rows >= columns else q.T)).astype(np.float32)
+
+
+def initialise_perceptron(
+    generator: np.random.Generator, sizes: tuple[int, ...], head_gain: float, activation: str
+) -> Perceptron:
+    """Hidden gain √2, biases 0, and the given gain at the last layer."""
+    gains = [np.sqrt(2)] * (len(sizes) - 2) + [head_gain]
+    weights = [orthogonal(generator, i, o, g) for i, o, g in zip(sizes, sizes[1:], gains, strict=False)]
+    biases = [jnp.zeros(o) for o in sizes[1:]]
+    return Perceptron(tuple(jnp.asarray(w) for w in weights), tuple(biases), activation)
+
+
+def initialise_agent(
+    key: PRNGKeyArray,
+    coding: Coding,
+    head: Head,
+    *,
+    hidden_sizes: tuple[int, ...] = (64, 64),
+    activation: str = "tanh",
+    log_std_init: float = 0.0,
+    normalize_observations: bool = False,
+    normalize_rewards: bool = False,
+) -> Agent:
+    """A fresh agent for a pair of spaces. The policy head has gain 0.01, so the first policy has no opinion."""
+    generator = np.random.default_rng(np.asarray(jax.random.key_data(key), np.uint32))
+    inputs = coding.num_features
+    actor = Actor(
+        network=initialise_perceptron(generator, (inputs, *hidden_sizes, head.num_outputs), 0.01, activation),
+        log_std=jnp.full(head.num_outputs if isinstance(head, BoxHead) else 0, log_std_init),
+        head=head,
+    )
+    return Agent(
+        actor=actor,
+        critic=initialise_perceptron(generator, (inputs, *hidden_sizes, 1), 1.0, activation),
+        observation_statistics=RunningStatistics.start((inputs,)),
+        return_statistics=RunningStatistics.start(()),
+        coding=coding,
+        normalize_observations=normalize_observations and isinstance(coding, BoxCoding),
+        normalize_rewards=normalize_rewards,
+    )

@@ -1,0 +1,131 @@
+"""The ladder: name → (estimator, objective, source) and what it sets differently.
+
+A rung is one row of data. Any other pair works as well: `--estimator` and `--objective` replace one side of it.
+This module imports neither JAX nor the axes, so that the command line can list it at once.
+"""
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+
+@dataclass(frozen=True)
+class Rung:
+    """One named pair, where its experience comes from, and its own defaults."""
+
+    estimator: str
+    objective: str
+    meaning: str
+    source: str = "own"
+    settings: Mapping[str, Any] = field(default_factory=dict)
+
+
+ONE_STEP = {"epochs": 1, "minibatches": 1}
+"""Plain policy gradients move once per batch: after that the batch is another policy's."""
+MONTE_CARLO = {**ONE_STEP, "learning_rate": 3e-3, "entropy_coefficient": 0.0, "num_envs": 8}
+SEGMENT_GRADIENT = {**ONE_STEP, "learning_rate": 3e-3, "entropy_coefficient": 0.0, "critic_epochs": 20}
+RECORDED = {"normalize_rewards": False, "learning_rate": 1e-3, "entropy_coefficient": 0.0}
+
+ALGORITHMS: dict[str, Rung] = {
+    "reinforce": Rung(
+        "total_return",
+        "policy_gradient",
+        "Weigh every action by the return of its whole episode.",
+        settings={**MONTE_CARLO, "normalize_advantage": False},
+    ),
+    "reward_to_go": Rung(
+        "reward_to_go",
+        "policy_gradient",
+        "An action answers only for the rewards after it.",
+        settings={**MONTE_CARLO, "normalize_advantage": False},
+    ),
+    "reinforce_baseline": Rung(
+        "baseline",
+        "policy_gradient",
+        "Subtract what was to be expected: R_t − B(s_t).",
+        settings={**MONTE_CARLO, "critic_epochs": 20},
+    ),
+    "actor_critic": Rung(
+        "n_step",
+        "policy_gradient",
+        "The critic judges each step: the TD error.",
+        settings={**SEGMENT_GRADIENT, "n": 1},
+    ),
+    "a2c": Rung(
+        "n_step",
+        "policy_gradient",
+        "Look n = 5 steps ahead before asking the critic.",
+        settings={**ONE_STEP, "n": 5, "rollout_steps": 5, "learning_rate": 1e-3, "num_envs": 8},
+    ),
+    "gae": Rung(
+        "gae",
+        "policy_gradient",
+        "Mix all n-step advantages with weights λ^n.",
+        settings=SEGMENT_GRADIENT,
+    ),
+    "off_policy": Rung(
+        "gae",
+        "importance_sampled",
+        "Learn from another agent's recorded episodes, corrected by importance weights.",
+        source="recorded",
+        settings={**RECORDED, "epochs": 1, "minibatches": 4, "critic_epochs": 5},
+    ),
+    "ppo_kl": Rung(
+        "gae",
+        "kl_penalty",
+        "Reuse a batch, but pay for moving away: an adaptive KL penalty.",
+        settings={"beta_target": 0.01},
+    ),
+    "ppo_kl_fixed": Rung(
+        "gae",
+        "kl_penalty",
+        "The KL penalty with a fixed β.",
+        settings={"beta_target": None},
+    ),
+    "ppo": Rung("gae", "clip", "Reuse a batch, and clip the ratio instead: PPO."),
+    "clone": Rung(
+        "unit",
+        "policy_gradient",
+        "Imitate recorded actions by maximum likelihood.",
+        source="recorded",
+        settings={**RECORDED, "epochs": 1, "minibatches": 8, "normalize_advantage": False},
+    ),
+}
+
+ESTIMATORS = {
+    "total_return": "R(τ), whole episodes",
+    "reward_to_go": "Σγ^(t'−t) r_t', whole episodes",
+    "baseline": "R_t − V(s_t), whole episodes",
+    "n_step": "A^n, the sum of n TD errors",
+    "gae": "Σ(γλ)^b δ_{t+b}",
+    "unit": "1, imitation",
+}
+OBJECTIVES = {
+    "policy_gradient": "log π · Ψ",
+    "importance_sampled": "π/μ · Ψ",
+    "kl_penalty": "π/μ · Ψ − β KL, fixed or adaptive β",
+    "clip": "min(π/μ · Ψ, clip(π/μ) · Ψ)",
+}
+
+DISCRETE_DEFAULTS: dict[str, Any] = {
+    "num_envs": 8,
+    "rollout_steps": 128,
+    "epochs": 4,
+    "minibatches": 4,
+    "learning_rate": 2.5e-4,
+    "entropy_coefficient": 0.01,
+    "normalize_observations": False,
+    "normalize_rewards": False,
+}
+"""For Discrete, MultiDiscrete and MultiBinary actions: the classic-control and Atari practice (Huang et al. 2022)."""
+CONTINUOUS_DEFAULTS: dict[str, Any] = {
+    "num_envs": 1,
+    "rollout_steps": 2048,
+    "epochs": 10,
+    "minibatches": 32,
+    "learning_rate": 3e-4,
+    "entropy_coefficient": 0.0,
+    "normalize_observations": True,
+    "normalize_rewards": True,
+}
+"""For Box actions: Schulman et al. 2017, Table 3, with the normalisation that Huang et al. 2022 list."""

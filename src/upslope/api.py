@@ -1,0 +1,270 @@
+"""train and resume: from a name to a run on disk."""
+
+import dataclasses
+import os
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import gymnasium
+import numpy as np
+from gymnasium.spaces import Box
+
+from upslope.checkpoints import load_checkpoint
+from upslope.config import Config, configure, presets
+from upslope.display import Display, choose
+from upslope.engines import CompiledEngine, Engine, HostEngine, RecordedEngine
+from upslope.environments.base import CompiledEnvironment
+from upslope.environments.make import World, make, name_of
+from upslope.errors import UpslopeError
+from upslope.estimators import Estimator
+from upslope.loop import Interrupted, Loop, begin_progress, mean_of
+from upslope.objectives import Objective
+from upslope.policy import Policy, Which, load
+from upslope.recording import load_dataset
+from upslope.runs import RunDirectory, free_name, versions
+from upslope.tasks import estimator_of, objective_of, settings_of, task_of
+from upslope.tensorboard import TensorboardWriter
+from upslope.train import Task
+
+Environment = str | Callable[..., gymnasium.Env]
+CHUNKS = 100
+"""A compiled world's training is cut into about so many programs' runs, between which rows are written."""
+MAX_CHUNK_STEPS = 1 << 21
+"""No chunk gathers more environment steps per seed, so that memory does not grow with the budget."""
+
+
+@dataclass(frozen=True)
+class Run:
+    """A finished or interrupted training run."""
+
+    path: Path
+    config: Config
+    seeds: tuple[int, ...]
+    returns: np.ndarray
+    """Each seed's mean return over its last 100 training episodes [S]."""
+
+    def load(self, *, seed: int | None = None, checkpoint: Which = "best") -> Policy:
+        """The trained policy; see `upslope.load`."""
+        return load(self.path, seed=seed, checkpoint=checkpoint)
+
+    def metrics(self) -> list[dict[str, Any]]:
+        """The rows of metrics.jsonl."""
+        return RunDirectory(self.path).metrics()
+
+    def episodes(self) -> np.ndarray:
+        """Every finished training episode, as a structured array."""
+        return RunDirectory(self.path).episodes()
+
+
+def train(
+    environment: Environment,
+    algorithm: str = "ppo",
+    *,
+    estimator: Estimator | str | None = None,
+    objective: Objective | str | None = None,
+    name: str | None = None,
+    folder: str | Path = "runs",
+    preset: bool = True,
+    quiet: bool = False,
+    tensorboard: bool = False,
+    **settings: Any,
+) -> Run:
+    """Train an agent, and leave a run directory `folder/name`.
+
+    Args:
+        environment: a Gymnasium id, `module:Id`, `jax:Name`, or a callable that returns a Gymnasium environment.
+        algorithm: a rung of the ladder; see `upslope list`.
+        estimator: axis 1 instead of the rung's: a name, or any `Estimator`.
+        objective: axis 2 instead of the rung's: a name, or any `Objective`.
+        name: of the run; by default made from environment and algorithm. An existing one is refused.
+        preset: use the environment's tuned settings, where there are published ones.
+        settings: any field of `Config`, e.g. `steps=100_000, seeds=5, lambda_=0.9`.
+
+    Raises:
+        UpslopeError: something asked for cannot be; nothing trained is lost.
+        KeyboardInterrupt: Ctrl-C, after everything is saved.
+    """
+    for part in (estimator, objective):
+        if isinstance(part, Estimator | Objective):
+            settings |= settings_of(part)
+    settings |= {role: part for role, part in (("estimator", estimator), ("objective", objective)) if isinstance(part, str)}
+    world = make(environment, settings.get("env_kwargs"), settings.get("max_episode_steps"))
+    label = environment if isinstance(environment, str) else name_of(environment)
+    config = configure(
+        label, algorithm, is_continuous=isinstance(world.action_space, Box), use_preset=preset, **settings
+    )
+    objects = Axes(
+        estimator if isinstance(estimator, Estimator) else estimator_of(config),
+        objective if isinstance(objective, Objective) else objective_of(config),
+    )
+    path = Path(folder) / name if name else free_name(Path(folder), f"{label}-{config.algorithm}")
+    return start(config, world, objects, RunDirectory(path), choose(quiet), tensorboard)
+
+
+def resume(
+    run: str | Path,
+    *,
+    environment: Environment | None = None,
+    estimator: Estimator | None = None,
+    objective: Objective | None = None,
+    quiet: bool = False,
+    tensorboard: bool = False,
+) -> Run:
+    """Go on with a run that was stopped. The result is the one that the uninterrupted run would have had.
+
+    `environment`, `estimator` and `objective` are needed only where the run was started with objects that cannot be
+    found again by their name. Compiled worlds continue bit for bit; on the host, episodes in progress are replayed, and
+    where the environment does not repeat itself a message says so.
+
+    Raises:
+        UpslopeError: no such run, a damaged checkpoint, another version, or objects other than the run's.
+    """
+    directory = RunDirectory(run)
+    description, config = directory.read(), directory.config()
+    world = make(environment or config.environment, config.env_kwargs, config.max_episode_steps)
+    axes = Axes(estimator or estimator_of(config), objective or objective_of(config))
+    if axes.described() != description["axes"]:
+        raise UpslopeError(
+            f"{run} was trained with {description['axes']}, and this would go on with {axes.described()}. Pass the same "
+            "estimator and objective to upslope.resume."
+        )
+    display = choose(quiet)
+    changed = {k: (v, versions()[k]) for k, v in description["versions"].items() if versions().get(k) != v}
+    return go_on(config, world, axes, directory, display, tensorboard, changed)
+
+
+@dataclass(frozen=True)
+class Axes:
+    """The pair."""
+
+    estimator: Estimator
+    objective: Objective
+
+    def described(self) -> dict[str, str]:
+        """Both with their fields, for config.json."""
+        return {"estimator": repr(self.estimator), "objective": repr(self.objective)}
+
+
+def start(
+    config: Config, world: World, axes: Axes, directory: RunDirectory, display: Display, tensorboard: bool
+) -> Run:
+    """Train from the beginning."""
+    task = task_of(config, world, axes.estimator, axes.objective)
+    engine, task = engine_of(config, task, world)
+    writer = TensorboardWriter(directory.path / "tensorboard", config.seed_list()) if tensorboard else None
+    directory.create(config, task.coding, task.head, axes.described())
+    state = engine.start()
+    progress = begin_progress(state, config.seed_list())
+    return run_loop(config, engine, directory, display, writer, state, progress, opening_lines(config, directory))
+
+
+def go_on(
+    config: Config,
+    world: World,
+    axes: Axes,
+    directory: RunDirectory,
+    display: Display,
+    tensorboard: bool,
+    changed: dict[str, tuple[str, str]],
+) -> Run:
+    """Train from the last checkpoint."""
+    task = task_of(config, world, axes.estimator, axes.objective)
+    engine, task = engine_of(config, task, world)
+    like = engine.start()
+    state, snapshot, meta = load_checkpoint(directory.last, like)
+    best, _, scores = load_checkpoint(directory.best, like.learner.agent)
+    progress = begin_progress(state, config.seed_list())
+    progress.best = best
+    progress.best_return = np.asarray([-np.inf if r is None else r for r in scores["best_return"]])
+    progress.best_step = np.asarray(scores["best_step"])
+    progress.elapsed, progress.iteration, progress.checks = meta["elapsed"], meta["iteration"], meta["checks"]
+    for window, episodes in zip(progress.windows, meta["windows"], strict=True):
+        window.extend((float(r), int(n)) for r, n in episodes)
+    directory.cut(meta["sizes"])
+    lines = [f"going on with {directory.path} at step {max(meta['steps']):,} of {config.steps:,}"]
+    if changed:
+        words = ", ".join(f"{name} {old} → {new}" for name, (old, new) in changed.items())
+        lines.append(f"versions changed since it was started, so the bits may differ: {words}")
+    if snapshot:
+        engine.restore(snapshot, display.message)
+    writer = TensorboardWriter(directory.path / "tensorboard", config.seed_list()) if tensorboard else None
+    return run_loop(config, engine, directory, display, writer, state, progress, lines)
+
+
+def engine_of(config: Config, task: Task, world: World) -> tuple[Engine, Task]:
+    """The engine for where the experience comes from."""
+    seeds = config.seed_list()
+    if config.data is not None:
+        needs_behaviour = task.update.objective.needs_behaviour
+        rollout = load_dataset(Path(config.data), task.coding, task.head, needs_behaviour)
+        task = dataclasses.replace(task, num_envs=rollout.valid.shape[1])
+        return RecordedEngine(task, seeds, rollout), task
+    if isinstance(world, CompiledEnvironment):
+        per_iteration = task.num_envs * (
+            (task.max_episode_steps or 1) if task.estimator.whole_episodes else task.rollout_steps
+        )
+        iterations = max(1, min(task.steps // CHUNKS, MAX_CHUNK_STEPS) // per_iteration)
+        return CompiledEngine(task, seeds, iterations, world), task
+    return HostEngine(task, seeds, world), task
+
+
+def run_loop(
+    config: Config,
+    engine: Engine,
+    directory: RunDirectory,
+    display: Display,
+    writer: TensorboardWriter | None,
+    state: Any,
+    progress: Any,
+    lines: list[str],
+) -> Run:
+    """Run the loop inside the display, and say how to go on when it is stopped."""
+    seeds = config.seed_list()
+    loop = Loop(engine, directory, seeds, config.steps, display, writer)
+    try:
+        with display:
+            display.start(title_of(config), lines)
+            state, progress = loop.run(state, progress)
+            display.finish(None, closing_lines(config, directory, progress))
+    except Interrupted:
+        raise KeyboardInterrupt(f"Stopped and saved. Go on with: upslope resume {directory.path}") from None
+    finally:
+        engine.close()
+        if writer is not None:
+            writer.close()
+    return Run(directory.path, config, tuple(seeds), np.asarray(mean_of(progress, 0)))
+
+
+def title_of(config: Config) -> str:
+    """One line that says what is trained."""
+    seeds = "1 seed" if config.seeds == 1 else f"{config.seeds} seeds"
+    return f"{config.algorithm} on {config.environment} · {seeds}"
+
+
+def opening_lines(config: Config, directory: RunDirectory) -> list[str]:
+    """What is worth knowing before it begins."""
+    lines = [f"writing to {directory.path}"]
+    if config.preset is not None:
+        note = presets().get(config.environment.removeprefix("jax:"), {}).get("note")
+        lines.append(f"preset: {config.preset}" + (f" ({note})" if note else "") + "; --no-preset turns it off")
+    if config.seeds == 1:
+        lines.append("one seed gives no interval: --seeds 5 shows how far the result can be trusted")
+    return lines
+
+
+def closing_lines(config: Config, directory: RunDirectory, progress: Any) -> list[str]:
+    """What was reached, by seed, and what to do next."""
+    returns = mean_of(progress, 0)
+    shown = [f"seed {s}: {r:.1f}" for s, r in zip(config.seed_list(), returns, strict=True)]
+    lines = [
+        f"trained in {progress.elapsed:.1f} s; mean return of the last 100 training episodes: " + ", ".join(shown),
+        f"judge it:  upslope evaluate {directory.path}",
+    ]
+    return lines
+
+
+def default_folder() -> Path:
+    """Where runs are kept: $UPSLOPE_RUNS, or `runs` here."""
+    return Path(os.environ.get("UPSLOPE_RUNS", "runs"))

@@ -1,0 +1,155 @@
+"""collect on the host: the same rollout as in a compiled world, from Gymnasium environments."""
+
+from collections.abc import Callable
+from time import perf_counter
+from typing import NamedTuple
+
+import jax
+import numpy as np
+
+from upslope.agent import Agent
+from upslope.host import HostColumns
+from upslope.types import Rollout
+
+Act = Callable[..., tuple[np.ndarray, np.ndarray]]
+"""(agents [S], observation [S, N, …], keys [S], t) → action [S, N, …], log μ(a|s) [S, N]."""
+
+
+class EpisodeEnds(NamedTuple):
+    """The finished episodes of a rollout: seed index, step within the rollout, return, length; each [E]."""
+
+    seed_index: np.ndarray
+    t: np.ndarray
+    episode_return: np.ndarray
+    length: np.ndarray
+
+
+class HostRollout:
+    """A rollout [S, T, N, …] in NumPy while it grows."""
+
+    def __init__(self, columns: HostColumns, num_steps: int):
+        s, n = columns.shape
+        lead = (s, num_steps, n)
+        self.rows: dict[str, np.ndarray] = {
+            "observation": np.zeros((*lead, *columns.coding.shape), columns.dtype),
+            "next_observation": np.zeros((*lead, *columns.coding.shape), columns.dtype),
+            "reward": np.zeros(lead, np.float32),
+            "terminated": np.zeros(lead, bool),
+            "truncated": np.zeros(lead, bool),
+            "behaviour_log_prob": np.zeros(lead, np.float32),
+            "valid": np.zeros(lead, bool),
+        }
+
+    def write(self, t: int, **values: np.ndarray) -> None:
+        """Write step t; the arrays are made at the first write of a name, and doubled when they are full."""
+        for name, value in values.items():
+            if name not in self.rows:
+                length = self.rows["valid"].shape[1]
+                self.rows[name] = np.zeros((value.shape[0], length, *value.shape[1:]), value.dtype)
+            if t >= self.rows[name].shape[1]:
+                grown = np.zeros_like(self.rows[name])
+                self.rows[name] = np.concatenate([self.rows[name], grown], axis=1)
+            self.rows[name][:, t] = value
+
+    def rollout(self, num_steps: int) -> Rollout:
+        """The first `num_steps` steps, padded with zeros if fewer were written."""
+        def fit(x: np.ndarray) -> np.ndarray:
+            missing = num_steps - x.shape[1]
+            padding = [(0, 0), (0, max(missing, 0))] + [(0, 0)] * (x.ndim - 2)
+            return np.pad(x, padding) if missing > 0 else x[:, :num_steps]
+
+        return Rollout(**{name: fit(x) for name, x in self.rows.items()})  # type: ignore[arg-type]
+
+
+def act(agents: Agent, observation: jax.Array, keys: jax.Array, t: jax.Array) -> tuple[jax.Array, jax.Array]:
+    """a_t ~ π(·|s_t) for every seed and environment, and log π(a_t|s_t). One compiled call for all seeds."""
+
+    def one_seed(inputs: tuple[Agent, jax.Array, jax.Array]) -> tuple[jax.Array, jax.Array]:
+        agent, observation, key = inputs
+        policy = agent.policy(observation)
+        action = policy.sample(jax.random.fold_in(key, t))
+        return action, policy.log_prob(action)
+
+    return jax.lax.map(one_seed, (agents, observation, keys))
+
+
+def collect_host(
+    columns: HostColumns, act: Act, agents: Agent, keys: jax.Array, num_steps: int, phases: dict[str, float]
+) -> tuple[Rollout, EpisodeEnds]:
+    """`num_steps` steps of every environment, going on from where it is; a new episode begins when one ends."""
+    every_row = np.arange(len(columns.episodes))
+    grown, finished = HostRollout(columns, num_steps), []
+    for t in range(num_steps):
+        done = step_all(columns, act, agents, keys, t, every_row, grown, phases)
+        started = perf_counter()
+        finished += ended(columns, t, done)
+        columns.begin(done.tolist())
+        phases["environment"] = phases.get("environment", 0.0) + perf_counter() - started
+    return grown.rollout(num_steps), ends_of(finished)
+
+
+def collect_host_episodes(
+    columns: HostColumns, act: Act, agents: Agent, keys: jax.Array, active: np.ndarray, phases: dict[str, float]
+) -> tuple[Rollout, EpisodeEnds]:
+    """One whole episode in every column of the active seeds [S]; steps after an end are not valid."""
+    rows = np.flatnonzero(np.repeat(active, columns.shape[1]))
+    columns.begin(rows.tolist())
+    grown, finished, t = HostRollout(columns, 64), [], 0
+    while rows.size:
+        done = step_all(columns, act, agents, keys, t, rows, grown, phases)
+        finished += ended(columns, t, done)
+        rows = np.setdiff1d(rows, done, assume_unique=True)
+        t += 1
+    return grown.rollout(t), ends_of(finished)
+
+
+def step_all(
+    columns: HostColumns,
+    act: Act,
+    agents: Agent,
+    keys: jax.Array,
+    t: int,
+    rows: np.ndarray,
+    grown: HostRollout,
+    phases: dict[str, float],
+) -> np.ndarray:
+    """Act once in the given rows and write down what happened; return the rows whose episode ended."""
+    before = perf_counter()
+    observation = columns.observation.copy()
+    action, log_prob = (np.asarray(x) for x in act(agents, observation, keys, np.int32(t)))
+    acted = perf_counter()
+    s, n = columns.shape
+    successor = observation.reshape(s * n, *columns.coding.shape).copy()
+    flat_action = action.reshape(s * n, *action.shape[2:])
+    reward, terminated, truncated = columns.step(flat_action, rows.tolist(), successor)
+    valid = np.zeros(s * n, bool)
+    valid[rows] = True
+    grown.write(
+        t,
+        observation=observation,
+        action=action,
+        reward=reward.reshape(s, n),
+        terminated=terminated.reshape(s, n),
+        truncated=truncated.reshape(s, n),
+        next_observation=successor.reshape(observation.shape),
+        behaviour_log_prob=log_prob,
+        valid=valid.reshape(s, n),
+    )
+    stepped = perf_counter()
+    phases["act"] = phases.get("act", 0.0) + acted - before
+    phases["environment"] = phases.get("environment", 0.0) + stepped - acted
+    return np.flatnonzero(terminated | truncated)
+
+
+def ended(columns: HostColumns, t: int, rows: np.ndarray) -> list[tuple[int, int, float, int]]:
+    """The episodes that end in these rows."""
+    episodes = [(row, columns.episodes[row]) for row in rows.tolist()]
+    return [(row // columns.shape[1], t, e.episode_return, e.length) for row, e in episodes]
+
+
+def ends_of(finished: list[tuple[int, int, float, int]]) -> EpisodeEnds:
+    """A list of ends as arrays."""
+    seed_index, t, episode_return, length = zip(*finished, strict=True) if finished else ((), (), (), ())
+    return EpisodeEnds(
+        np.asarray(seed_index, int), np.asarray(t, int), np.asarray(episode_return, float), np.asarray(length, int)
+    )

@@ -1,0 +1,282 @@
+"""Three ways to gather experience, one way to learn: each engine advances a stacked `TrainState` [S].
+
+`CompiledEngine` runs many iterations of act, weigh and move in one program; `HostEngine` acts in Gymnasium
+environments, one iteration at a time; `RecordedEngine` replays a dataset. All share `weigh` and `move`.
+"""
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from functools import partial
+from time import perf_counter
+from typing import Any, Protocol
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from upslope.collect_host import EpisodeEnds, act, collect_host, collect_host_episodes
+from upslope.environments.base import CompiledEnvironment
+from upslope.environments.make import HostWorld
+from upslope.host import HostColumns
+from upslope.rollout import Finished
+from upslope.train import (
+    Task,
+    TrainState,
+    initialise,
+    iterate_many,
+    iteration_keys,
+    move,
+    over_seeds,
+    stack,
+    weigh,
+)
+from upslope.types import Credit, Metrics, Rollout
+
+EpisodeRow = tuple[int, int, float, int]
+"""(step, seed index, return, length) of a finished training episode."""
+
+
+@dataclass
+class Chunk:
+    """What one `advance` did: I iterations of S seeds."""
+
+    metrics: dict[str, np.ndarray]
+    """Name → [S, I]."""
+    steps: np.ndarray
+    """Environment steps after each iteration [S, I]; equal to the one before where a seed stood still."""
+    before: np.ndarray
+    """Environment steps before each iteration [S, I]."""
+    episodes: list[list[EpisodeRow]] = field(default_factory=list)
+    """For each seed, its finished episodes in order."""
+
+
+class Engine(Protocol):
+    """Advances all seeds by one chunk."""
+
+    phases: dict[str, float]
+    """Seconds by phase so far."""
+
+    def start(self) -> TrainState:
+        """The state before training, [S]."""
+        ...
+
+    def advance(self, state: TrainState) -> tuple[TrainState, Chunk]:
+        """Go on by one chunk. If it raises, `state` is still usable."""
+        ...
+
+    def snapshot(self) -> dict[str, np.ndarray]:
+        """What the world needs to go on later, besides the state."""
+        ...
+
+    def restore(self, snapshot: dict[str, np.ndarray], say: Callable[[str], None]) -> None:
+        """Put the world back to where a snapshot was taken; say so where that cannot be done."""
+        ...
+
+    def close(self) -> None:
+        """Let go of the world."""
+        ...
+
+
+class ProgramEngine:
+    """An engine whose whole iteration is one compiled program: compiled worlds and recorded data."""
+
+    def __init__(self, task: Task, seeds: Sequence[int], iterations: int, world: CompiledEnvironment | None):
+        self.task, self.seeds, self.iterations, self.world = task, seeds, iterations, world
+        self.data: Rollout | None = None
+        self.phases: dict[str, float] = {}
+        self.compiled: Callable[..., Any] | None = None
+
+    def start(self) -> TrainState:
+        return stack([initialise(self.task, seed, self.world) for seed in self.seeds])
+
+    def one_seed(self, data: Rollout | None, state: TrainState) -> Any:
+        """One seed's program: state → (state, (metrics, finished, steps before, steps after))."""
+        assert self.world is not None
+        return iterate_many(self.task, self.world, state, self.iterations)
+
+    def all_seeds(self, data: Rollout | None, state: TrainState) -> Any:
+        """The same for every seed, on the same data."""
+        return over_seeds(partial(self.one_seed, data))(state)
+
+    def advance(self, state: TrainState) -> tuple[TrainState, Chunk]:
+        if self.compiled is None:
+            self.compiled = timed(
+                self.phases, "compile", lambda: jax.jit(self.all_seeds).lower(self.data, state).compile()
+            )
+        compiled = self.compiled
+        after, (metrics, finished, before, steps) = timed(
+            self.phases, "compiled", lambda: jax.block_until_ready(compiled(self.data, state))
+        )
+        before, steps = np.asarray(before, np.int64), np.asarray(steps, np.int64)
+        episodes = [[] for _ in self.seeds] if finished is None else self.rows(finished, before)
+        return after, Chunk({name: np.asarray(x) for name, x in metrics.items()}, steps, before, episodes)
+
+    def rows(self, finished: Finished, before: np.ndarray) -> list[list[EpisodeRow]]:
+        """[S, I, T, N] → each seed's finished episodes with the step at which they ended."""
+        done, returns, lengths = (np.asarray(x) for x in finished)
+        rows: list[list[EpisodeRow]] = []
+        for s in range(len(self.seeds)):
+            i, t, n = np.nonzero(done[s])
+            if self.task.estimator.whole_episodes:
+                stopped = np.cumsum(done[s].sum(axis=-1), axis=-1)
+                running = done.shape[-1] - np.concatenate([np.zeros_like(stopped[:, :1]), stopped[:, :-1]], axis=1)
+                steps = before[s, i] + np.cumsum(running, axis=1)[i, t]
+            else:
+                steps = before[s, i] + (t + 1) * done.shape[-1]
+            values = (steps.tolist(), returns[s, i, t, n].tolist(), lengths[s, i, t, n].tolist())
+            rows.append([(step, s, r, length) for step, r, length in zip(*values, strict=True)])
+        return rows
+
+    def snapshot(self) -> dict[str, np.ndarray]:
+        return {}
+
+    def restore(self, snapshot: dict[str, np.ndarray], say: Callable[[str], None]) -> None:
+        """Nothing to do: a compiled world's state is part of the `TrainState`."""
+
+    def close(self) -> None:
+        """Nothing to do."""
+
+
+class CompiledEngine(ProgramEngine):
+    """Acts in a compiled world."""
+
+
+class RecordedEngine(ProgramEngine):
+    """Learns from a recorded rollout; an iteration reads all of it."""
+
+    def __init__(self, task: Task, seeds: Sequence[int], rollout: Rollout):
+        super().__init__(task, seeds, 1, None)
+        self.data = jax.tree.map(jnp.asarray, rollout)
+
+    def one_seed(self, data: Rollout | None, state: TrainState) -> Any:
+        assert data is not None
+        before = state.steps
+        state, scaled, credit = weigh(self.task, state, data)
+        state, metrics = move(self.task, state, scaled, credit, iteration_keys(state)[1])
+        return state, ({name: x[None] for name, x in metrics.items()}, None, before[None], state.steps[None])
+
+
+class HostEngine:
+    """Acts in Gymnasium environments. Only acting is batched over seeds; each seed learns by itself."""
+
+    def __init__(self, task: Task, seeds: Sequence[int], world: HostWorld):
+        self.task, self.seeds = task, seeds
+        self.columns = HostColumns(world, task.coding, task.head, seeds, task.num_envs, task.max_episode_steps)
+        self.has_begun = False
+        self.phases: dict[str, float] = {}
+        self.act = jax.jit(act)
+        self.keys = jax.jit(over_seeds(iteration_keys))
+        self.weigh = jax.jit(partial(weigh_one, task))
+        self.move = jax.jit(partial(move_one, task), donate_argnums=0)
+
+    def start(self) -> TrainState:
+        return stack([initialise(self.task, seed) for seed in self.seeds])
+
+    def advance(self, state: TrainState) -> tuple[TrainState, Chunk]:
+        before = np.asarray(state.steps, np.int64)
+        active = before < self.task.steps
+        act_keys, move_keys = self.keys(state)
+        rollout, ends = self.collect(state, act_keys, active)
+        metrics: list[Metrics | None] = []
+        for s in range(len(self.seeds)):
+            if not active[s]:
+                metrics.append(None)
+                continue
+            facts = self.rollout_of(rollout, s)
+            state, scaled, credit = timed(
+                self.phases, "weigh", lambda facts=facts, s=s, state=state: jax.block_until_ready(self.weigh(state, s, facts))
+            )
+            state, measured = timed(
+                self.phases,
+                "move",
+                lambda scaled=scaled, credit=credit, s=s, state=state: jax.block_until_ready(
+                    self.move(state, s, scaled, credit, move_keys)
+                ),
+            )
+            metrics.append(measured)
+        steps = np.asarray(state.steps, np.int64)
+        return state, Chunk(by_name(metrics), steps[:, None], before[:, None], self.rows(rollout, ends, before))
+
+    def collect(self, state: TrainState, keys: jax.Array, active: np.ndarray) -> tuple[Rollout, EpisodeEnds]:
+        """Act for an iteration: facts [S, T, N]."""
+        agents = state.learner.agent
+        if self.task.estimator.whole_episodes:
+            return collect_host_episodes(self.columns, self.act, agents, keys, active, self.phases)
+        if not self.has_begun:
+            self.columns.begin(range(len(self.columns.episodes)))
+            self.has_begun = True
+        return collect_host(self.columns, self.act, agents, keys, self.task.rollout_steps, self.phases)
+
+    def rollout_of(self, rollout: Rollout, s: int) -> Rollout:
+        """One seed's facts [T, N]. Whole episodes are padded to a power of two, so that few programs are compiled
+        and a seed's padding does not depend on the other seeds."""
+        one = Rollout(*(x[s] for x in rollout))
+        if not self.task.estimator.whole_episodes:
+            return one
+        longest = int(one.valid.any(axis=1).sum())
+        length = max(32, 1 << (longest - 1).bit_length())
+        return Rollout(*(fit(np.asarray(x), length) for x in one))  # type: ignore[arg-type]
+
+    def rows(self, rollout: Rollout, ends: EpisodeEnds, before: np.ndarray) -> list[list[EpisodeRow]]:
+        """Each seed's finished episodes with the step at which they ended."""
+        taken = np.cumsum(np.asarray(rollout.valid).sum(axis=2), axis=1)
+        rows: list[list[EpisodeRow]] = [[] for _ in self.seeds]
+        for s, t, episode_return, length in zip(*(x.tolist() for x in ends), strict=True):
+            rows[s].append((int(before[s] + taken[s, t]), s, episode_return, length))
+        return rows
+
+    def snapshot(self) -> dict[str, np.ndarray]:
+        return self.columns.snapshot()
+
+    def restore(self, snapshot: dict[str, np.ndarray], say: Callable[[str], None]) -> None:
+        self.columns.restore(snapshot, say)
+        self.has_begun = True
+
+    def close(self) -> None:
+        self.columns.close()
+
+
+def weigh_one(task: Task, state: TrainState, s: Any, rollout: Rollout) -> tuple[TrainState, Rollout, Credit]:
+    """`weigh` for seed s of a stacked state."""
+    one, scaled, credit = weigh(task, take(state, s), rollout)
+    return put(state, s, one), scaled, credit
+
+
+def move_one(
+    task: Task, state: TrainState, s: Any, rollout: Rollout, credit: Credit, keys: jax.Array
+) -> tuple[TrainState, Metrics]:
+    """`move` for seed s of a stacked state."""
+    one, metrics = move(task, take(state, s), rollout, credit, keys[s])
+    return put(state, s, one), metrics
+
+
+def take(tree: Any, s: Any) -> Any:
+    """Seed s of a stacked pytree."""
+    return jax.tree.map(lambda x: x[s], tree)
+
+
+def put(tree: Any, s: Any, one: Any) -> Any:
+    """A stacked pytree with seed s replaced."""
+    return jax.tree.map(lambda x, y: x.at[s].set(y), tree, one)
+
+
+def fit(x: np.ndarray, length: int) -> np.ndarray:
+    """Cut or pad with zeros to `length` along the first axis."""
+    if x.shape[0] >= length:
+        return x[:length]
+    return np.concatenate([x, np.zeros((length - x.shape[0], *x.shape[1:]), x.dtype)])
+
+
+def by_name(metrics: list[Metrics | None]) -> dict[str, np.ndarray]:
+    """One dictionary a seed → name → [S, 1]; nan for a seed that stood still."""
+    names = next((list(m) for m in metrics if m is not None), [])
+    fetched = jax.device_get(metrics)
+    return {n: np.asarray([[np.nan if m is None else float(m[n])] for m in fetched]) for n in names}
+
+
+def timed(phases: dict[str, float], phase: str, work: Callable[[], Any]) -> Any:
+    """Do the work and add its seconds to a phase."""
+    started = perf_counter()
+    result = work()
+    phases[phase] = phases.get(phase, 0.0) + perf_counter() - started
+    return result

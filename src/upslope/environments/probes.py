@@ -1,0 +1,175 @@
+"""Probe worlds: each so small that its right value is known, and each fails for one reason only.
+
+A learner that fails `probe/constant` has a broken critic loss; one that first fails at `probe/observation`
+does not see its observation; at `probe/delay`, its discount or bootstrap is wrong; at `probe/action`, its policy
+update; at `probe/both`, the pairing of observation and action.
+Source: Jones (2021), Debugging RL, Without the Agonizing Pain; the truncation, continuous, multi-discrete and
+multi-binary probes are added here in the same manner.
+"""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from gymnasium import spaces
+from jaxtyping import Array, Bool, Float, Float32, PRNGKeyArray
+
+from upslope.environments.base import CompiledEnvironment
+from upslope.types import Action, Transition
+
+Observation = Float32[Array, "D"]
+Answer = tuple[Observation, Float32[Array, ""], Bool[Array, ""]]
+"""The successor observation, the reward, and whether the world ends."""
+
+
+@dataclass(frozen=True, eq=False)
+class Probe(CompiledEnvironment):
+    """A world whose state is its observation [D] and whose optimal value is known in closed form.
+
+    `draw(key)` gives s_0; `answer(observation, action)` gives s', r and whether it ends; `value(observation,
+    gamma)` is V*(s). A one-step probe answers with the observation it was asked at, not with zeros: a learner
+    that wrongly bootstraps past the end then sees a value that feeds on itself and misses V* visibly.
+    """
+
+    observation_space: spaces.Space[Any]
+    action_space: spaces.Space[Any]
+    draw: Callable[[PRNGKeyArray], Observation]
+    answer: Callable[[Observation, Action], Answer]
+    value: Callable[[Float[Array, "... D"], float], Float[Array, "..."]]
+    max_episode_steps: int | None = 1
+
+    def reset(self, key: PRNGKeyArray) -> tuple[Observation, Observation]:
+        """s_0 as the probe draws it."""
+        observation = self.draw(key)
+        return observation, observation
+
+    def step(self, key: PRNGKeyArray, state: Observation, action: Action) -> tuple[Observation, Transition]:
+        """One answer; deterministic, all chance is in s_0."""
+        observation, reward, terminated = self.answer(state, action)
+        return observation, Transition(observation, reward, terminated, jnp.zeros((), bool))
+
+    def exact_value(self, observation: Float[Array, "... D"], gamma: float) -> Float[Array, "..."]:
+        """V*(s) = max over policies of E[Σ_t γ^t r_t | s_0 = s], for any leading axes.
+
+        In `constant`, `observation`, `delay` and `truncation` no action matters: every policy has this value.
+        """
+        return self.value(observation, gamma)
+
+
+def _one_step(reward: Callable[[Observation, Action], Float32[Array, ""]]) -> Callable[..., Answer]:
+    return lambda observation, action: (observation, reward(observation, action), jnp.ones((), bool))
+
+
+def _ones(observation: Float[Array, "... D"], gamma: float) -> Float[Array, "..."]:
+    return jnp.ones(observation.shape[:-1], jnp.float32)
+
+
+def _draw_zero(key: PRNGKeyArray) -> Observation:
+    return jnp.zeros((1,), jnp.float32)
+
+
+def _draw_sign(key: PRNGKeyArray) -> Observation:
+    return jax.random.rademacher(key, (1,), jnp.float32)
+
+
+def _box(low: float, size: int = 1) -> spaces.Box:
+    return spaces.Box(low, 1.0, (size,), np.float32)
+
+
+def constant() -> Probe:
+    """One step, r = 1 whatever is done: V = 1."""
+    one = _one_step(lambda observation, action: jnp.ones((), jnp.float32))
+    return Probe(_box(0.0), spaces.Discrete(2), _draw_zero, one, _ones)
+
+
+def observation() -> Probe:
+    """One step, s_0 = ±1 at random, r = s_0: V(s) = s."""
+    answer = _one_step(lambda observation, action: observation[0])
+    return Probe(
+        _box(-1.0), spaces.Discrete(2), _draw_sign, answer, lambda observation, gamma: observation[..., 0]
+    )
+
+
+def delay() -> Probe:
+    """Two steps, the observation is the time t, r_0 = 0 and r_1 = 1: V(0) = γ, V(1) = 1."""
+
+    def answer(observation: Observation, action: Action) -> Answer:
+        return jnp.ones((1,), jnp.float32), observation[0], observation[0] > 0
+
+    def value(observation: Float[Array, "... D"], gamma: float) -> Float[Array, "..."]:
+        return jnp.where(observation[..., 0] > 0, 1.0, gamma)
+
+    return Probe(_box(0.0), spaces.Discrete(2), _draw_zero, answer, value, max_episode_steps=2)
+
+
+def action() -> Probe:
+    """One step, r = +1 for action 1 and −1 for action 0: V* = 1."""
+    answer = _one_step(lambda observation, action: jnp.where(action == 1, 1.0, -1.0).astype(jnp.float32))
+    return Probe(_box(0.0), spaces.Discrete(2), _draw_zero, answer, _ones)
+
+
+def both() -> Probe:
+    """One step, s_0 = ±1 at random, r = +1 if action 1 meets +1 or action 0 meets −1, else −1: V* = 1."""
+    answer = _one_step(lambda observation, action: observation[0] * jnp.where(action == 1, 1.0, -1.0))
+    return Probe(_box(-1.0), spaces.Discrete(2), _draw_sign, answer, _ones)
+
+
+def truncation() -> Probe:
+    """r = 1 for ever, watched for 8 steps: V = 1 / (1 − γ), for γ < 1.
+
+    A learner that takes the time limit for an end finds (1 − γ^k) / (1 − γ) with k ≤ 8 instead.
+    """
+
+    def answer(observation: Observation, action: Action) -> Answer:
+        return observation, jnp.ones((), jnp.float32), jnp.zeros((), bool)
+
+    def value(observation: Float[Array, "... D"], gamma: float) -> Float[Array, "..."]:
+        return jnp.full(observation.shape[:-1], 1.0 / (1.0 - gamma), jnp.float32)
+
+    return Probe(_box(0.0), spaces.Discrete(2), _draw_zero, answer, value, max_episode_steps=8)
+
+
+def continuous() -> Probe:
+    """One step, s_0 = ±1 at random, r = −(a − s_0/2)² with a in [−1, 1]: V* = 0, at a = s_0/2."""
+    answer = _one_step(lambda observation, action: -((action[0] - 0.5 * observation[0]) ** 2))
+    return Probe(
+        _box(-1.0),
+        _box(-1.0),
+        _draw_sign,
+        answer,
+        lambda observation, gamma: jnp.zeros_like(observation[..., 0]),
+    )
+
+
+def multidiscrete() -> Probe:
+    """One step, two heads of 2 and 3 choices, r = 1 if both are the observed ones, else 0: V* = 1.
+
+    The observation [5] is the one-hot of the first target (2) followed by that of the second (3); all six
+    pairs are equally likely, so each head must read its own part.
+    """
+
+    def draw(key: PRNGKeyArray) -> Observation:
+        target = jax.random.randint(key, (), 0, 6, jnp.int32)
+        return jnp.concatenate(
+            [jax.nn.one_hot(target // 3, 2), jax.nn.one_hot(target % 3, 3)], dtype=jnp.float32
+        )
+
+    def reward(observation: Observation, action: Action) -> Float32[Array, ""]:
+        return observation[action[0]] * observation[2 + action[1]]
+
+    return Probe(_box(0.0, 5), spaces.MultiDiscrete([2, 3]), draw, _one_step(reward), _ones)
+
+
+def multibinary() -> Probe:
+    """One step, three bits, r = the fraction that equals the observed bits [3], drawn evenly: V* = 1."""
+
+    def draw(key: PRNGKeyArray) -> Observation:
+        return jax.random.bernoulli(key, 0.5, (3,)).astype(jnp.float32)
+
+    def reward(observation: Observation, action: Action) -> Float32[Array, ""]:
+        return jnp.mean(action == observation, dtype=jnp.float32)
+
+    return Probe(_box(0.0, 3), spaces.MultiBinary(3), draw, _one_step(reward), _ones)

@@ -1,0 +1,180 @@
+"""Act in Gymnasium environments, on the host: one Python loop steps S × N environments.
+
+Every episode begins with its own reset seed, a function of (seed, environment index, episode number) alone. So a run
+does not depend on what runs beside it, and an episode in progress can be rebuilt from its actions.
+"""
+
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import gymnasium
+import numpy as np
+
+from upslope.environments.make import HostWorld
+from upslope.errors import UpslopeError
+from upslope.spaces import Coding, Head
+
+MAX_REPLAY = 100_000
+"""Actions kept of a running episode; beyond that a resumed run begins a fresh one."""
+
+
+class HostEpisode:
+    """One environment and the episode that it is in."""
+
+    __slots__ = ("actions", "env", "episode", "episode_return", "index", "length", "seed")
+
+    def __init__(self, env: gymnasium.Env, seed: int, index: int):
+        self.env, self.seed, self.index = env, seed, index
+        self.episode = -1
+        self.actions: list[Any] = []
+        self.episode_return, self.length = 0.0, 0
+
+    def begin(self) -> Any:
+        """Reset to the next episode with its own seed; return the first observation."""
+        self.episode += 1
+        self.actions = []
+        self.episode_return, self.length = 0.0, 0
+        return self.env.reset(seed=reset_seed(self.seed, self.index, self.episode))[0]
+
+    def describe(self) -> str:
+        """Enough to find the place again."""
+        reset = reset_seed(self.seed, self.index, self.episode)
+        return (
+            f"environment {self.index} of seed {self.seed}, episode {self.episode} (reset seed {reset}), step {self.length}"
+        )
+
+
+def reset_seed(seed: int, index: int, episode: int) -> int:
+    """The reset seed of an episode."""
+    return int(np.random.SeedSequence([seed, index, episode]).generate_state(1)[0])
+
+
+class HostColumns:
+    """S × N Gymnasium environments; `observation` [S, N, …] is what each shows now."""
+
+    def __init__(self, world: HostWorld, coding: Coding, head: Head, seeds: Sequence[int], num_envs: int, limit: int | None):
+        self.world, self.coding, self.head, self.limit = world, coding, head, limit
+        self.shape = (len(seeds), num_envs)
+        dtype = np.dtype(world.observation_space.dtype or np.float32)
+        self.dtype = np.dtype(np.float32) if dtype == np.float64 else dtype
+        self.episodes = [HostEpisode(world.create(), seed, index) for seed in seeds for index in range(num_envs)]
+        self.observation = np.zeros((*self.shape, *coding.shape), self.dtype)
+        self.flat = self.observation.reshape(-1, *coding.shape)
+
+    def close(self) -> None:
+        """Close every environment."""
+        for episode in self.episodes:
+            episode.env.close()
+
+    def begin(self, rows: Sequence[int]) -> None:
+        """Begin a new episode in each of the rows."""
+        for row in rows:
+            episode = self.episodes[row]
+            try:
+                observation = episode.begin()
+            except Exception as error:
+                raise UpslopeError(raised(self.world.name, "reset", episode, error)) from error
+            self.place(self.flat, row, observation, episode)
+
+    def step(self, action: np.ndarray, rows: Sequence[int], next_observation: np.ndarray) -> tuple[np.ndarray, ...]:
+        """Step the given rows with the policy's actions [S·N, …]; write the true successors.
+
+        Returns reward, terminated, truncated, each [S·N], zero in the other rows.
+        """
+        count = len(self.episodes)
+        reward, terminated, truncated = np.zeros(count, np.float32), np.zeros(count, bool), np.zeros(count, bool)
+        taken = self.head.to_environment(action)
+        taken = taken.tolist() if taken.ndim == 1 else taken
+        for row in rows:
+            episode = self.episodes[row]
+            try:
+                observation, reward[row], terminated[row], truncated[row], _ = episode.env.step(taken[row])
+            except Exception as error:
+                raise UpslopeError(raised(self.world.name, "step", episode, error)) from error
+            episode.length += 1
+            episode.episode_return += float(reward[row])
+            if len(episode.actions) <= MAX_REPLAY:
+                episode.actions.append(taken[row])
+            if self.limit is not None and episode.length >= self.limit and not terminated[row]:
+                truncated[row] = True
+            self.place(next_observation, row, observation, episode)
+        self.check_finite(reward, next_observation, rows)
+        self.flat[rows] = next_observation[rows]
+        return reward, terminated, truncated
+
+    def place(self, into: np.ndarray, row: int, observation: Any, episode: HostEpisode) -> None:
+        """Write an observation, if it has the shape that its space promises."""
+        if np.shape(observation) != self.coding.shape:
+            raise UpslopeError(
+                f"{self.world.name} returned an observation of shape {np.shape(observation)}, but its observation space "
+                f"says {self.coding.shape}: {episode.describe()}. Correct the environment or its observation_space."
+            )
+        into[row] = observation
+
+    def check_finite(self, reward: np.ndarray, next_observation: np.ndarray, rows: Sequence[int]) -> None:
+        """Stop at the first reward or observation that is not a number."""
+        is_finite = np.isfinite(reward).all() and (
+            self.dtype.kind != "f" or np.isfinite(next_observation[rows]).all()
+        )
+        if is_finite:
+            return
+        for row in rows:
+            for what, value in (("reward", reward[row]), ("observation", next_observation[row])):
+                if not np.isfinite(value).all():
+                    raise UpslopeError(
+                        f"{self.world.name} returned a {what} that is not finite, {value}: "
+                        f"{self.episodes[row].describe()}. Training on it would destroy the agent; correct the "
+                        "environment, or clip what it returns."
+                    )
+
+    def snapshot(self) -> dict[str, np.ndarray]:
+        """Enough to rebuild every running episode: its number, its actions, and what it shows."""
+        lengths = [len(e.actions) if e.length <= MAX_REPLAY else -1 for e in self.episodes]
+        actions = [a for e, length in zip(self.episodes, lengths, strict=True) if length > 0 for a in e.actions]
+        return {
+            "episode": np.asarray([e.episode for e in self.episodes]),
+            "length": np.asarray(lengths),
+            "actions": np.asarray(actions),
+            "observation": self.observation.copy(),
+        }
+
+    def restore(self, snapshot: dict[str, np.ndarray], say: Callable[[str], None]) -> None:
+        """Replay each running episode; where the replay shows something else, say so and begin a fresh one."""
+        ends = np.cumsum(np.maximum(snapshot["length"], 0))
+        not_repeatable = []
+        for row, episode in enumerate(self.episodes):
+            length = int(snapshot["length"][row])
+            actions = snapshot["actions"][ends[row] - max(length, 0) : ends[row]]
+            episode.episode = int(snapshot["episode"][row]) - 1
+            if episode.episode < -1:
+                continue
+            shown = snapshot["observation"].reshape(self.flat.shape)[row]
+            if length < 0 or not self.replay(row, actions, shown):
+                not_repeatable.append(episode)
+                self.begin([row])
+        if not_repeatable:
+            say(
+                f"{len(not_repeatable)} of {len(self.episodes)} episodes in progress could not be replayed (the first is "
+                f"{not_repeatable[0].describe()}): the environment is not a function of its reset seed and actions. "
+                "They begin afresh, so this run is a continuation, but not bit for bit."
+            )
+
+    def replay(self, row: int, actions: np.ndarray, shown: np.ndarray) -> bool:
+        """Repeat an episode's actions; whether it then shows what it showed before."""
+        episode = self.episodes[row]
+        self.begin([row])
+        observation: Any = self.flat[row]
+        for action in actions.tolist() if actions.ndim == 1 else actions:
+            observation, reward, terminated, truncated, _ = episode.env.step(action)
+            episode.actions.append(action)
+            episode.length += 1
+            episode.episode_return += float(np.float32(reward))
+            if terminated or truncated:
+                return False
+        self.flat[row] = observation
+        return bool(np.array_equal(self.flat[row], shown))
+
+
+def raised(name: str, where: str, episode: HostEpisode, error: Exception) -> str:
+    """An environment's own exception, with the place."""
+    return f"{name} raised {type(error).__name__} in {where}(): {error} — {episode.describe()}."

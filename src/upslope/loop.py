@@ -1,0 +1,271 @@
+"""The outer loop: advance, write, show, and save; stop cleanly on a signal or an error.
+
+Everything that is written here depends on the config and the seeds alone, besides the clock's columns, so a resumed
+run's files equal an uninterrupted one's.
+"""
+
+import json
+import math
+import signal
+import threading
+from collections import deque
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from time import perf_counter
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from upslope.agent import Agent
+from upslope.checkpoints import save_checkpoint
+from upslope.display import Display, Snapshot
+from upslope.engines import Chunk, Engine, EpisodeRow, timed
+from upslope.errors import UpslopeError
+from upslope.runs import RunDirectory
+from upslope.tensorboard import TensorboardWriter
+from upslope.train import TrainState
+
+CHECKPOINT_SECONDS = 10.0
+"""`last` is written at most so often, and whenever training stops."""
+WINDOW = 100
+"""The return of a seed is the mean over so many of its last finished training episodes."""
+BEST_AFTER = 20
+"""Episodes in the window before it may count as the best."""
+BEST_CHECKS = 100
+"""So many times in a run the window is held against the best so far."""
+
+
+class Interrupted(Exception):
+    """Training was asked to stop, and everything is saved."""
+
+
+@dataclass
+class Progress:
+    """What the loop knows besides the state; kept in the checkpoint."""
+
+    windows: list[deque[tuple[float, int]]]
+    best: Agent
+    """[S]: each seed's agent at its best window."""
+    best_return: np.ndarray
+    best_step: np.ndarray
+    elapsed: float = 0.0
+    iteration: int = 0
+    checks: int = 0
+    latest: dict[str, list[float]] = field(default_factory=dict)
+    broken: set[int] = field(default_factory=set)
+
+
+def begin_progress(state: TrainState, seeds: list[int]) -> Progress:
+    """Nothing done yet."""
+    return Progress(
+        windows=[deque(maxlen=WINDOW) for _ in seeds],
+        best=state.learner.agent,
+        best_return=np.full(len(seeds), -np.inf),
+        best_step=np.zeros(len(seeds), np.int64),
+    )
+
+
+class Loop:
+    """Trains until every seed's budget is spent."""
+
+    def __init__(
+        self,
+        engine: Engine,
+        directory: RunDirectory,
+        seeds: list[int],
+        total_steps: int,
+        display: Display,
+        tensorboard: TensorboardWriter | None,
+    ):
+        self.engine, self.directory, self.seeds, self.total = engine, directory, seeds, total_steps
+        self.display, self.tensorboard = display, tensorboard
+
+    def run(self, state: TrainState, progress: Progress) -> tuple[TrainState, Progress]:
+        """Train to the end. On a signal: save, then raise `Interrupted`. On an error: save, then raise it."""
+        started, saved = perf_counter() - progress.elapsed, perf_counter()
+        first_steps, first_time = int(np.asarray(state.steps, np.int64).sum()), perf_counter()
+        with stop_on_signal() as stop:
+            while (np.asarray(state.steps, np.int64) < self.total).any():
+                if stop.is_set():
+                    self.save(state, progress)
+                    raise Interrupted
+                try:
+                    state, chunk = self.engine.advance(state)
+                except Exception:
+                    self.save(state, progress)
+                    raise
+                progress.elapsed = perf_counter() - started
+                rate = (int(chunk.steps[:, -1].sum()) - first_steps) / (perf_counter() - first_time)
+                timed(self.engine.phases, "write", lambda c=chunk, r=rate: self.write(c, progress, r))  # type: ignore[misc]
+                self.keep_best(state, chunk, progress)
+                if perf_counter() - saved > CHECKPOINT_SECONDS:
+                    timed(self.engine.phases, "write", lambda s=state: self.save(s, progress))  # type: ignore[misc]
+                    saved = perf_counter()
+                self.display.update(self.snapshot(chunk, progress, rate))
+                self.check_alive(chunk, state, progress)
+            self.save(state, progress)
+        return state, progress
+
+    def write(self, chunk: Chunk, progress: Progress, rate: float) -> None:
+        """Append the rows of a chunk to the run's files."""
+        for rows in chunk.episodes:
+            for _, s, episode_return, length in rows:
+                progress.windows[s].append((episode_return, length))
+        rows = [row for seed_rows in chunk.episodes for row in seed_rows]
+        text = "".join(f"{step},{self.seeds[s]},{r!r},{length}\n" for step, s, r, length in rows)
+        self.directory.append(self.directory.episodes_path, text)
+        self.directory.append(self.directory.metrics_path, "".join(self.metric_rows(chunk, progress, rate)))
+        progress.iteration += chunk.steps.shape[1]
+        progress.latest = {name: last_finite(x) for name, x in chunk.metrics.items()}
+        if self.tensorboard is not None:
+            returns = {"episode/return": mean_of(progress, 0), "episode/length": mean_of(progress, 1)}
+            self.tensorboard.write(chunk.steps[:, -1].tolist(), progress.latest | returns)
+
+    def metric_rows(self, chunk: Chunk, progress: Progress, rate: float) -> Iterator[str]:
+        """A JSON line per iteration and seed; null where there is no finite number."""
+        names, values = list(chunk.metrics), np.asarray(list(chunk.metrics.values()))
+        for s, seed in enumerate(self.seeds):
+            ended = Ended(chunk.episodes[s])
+            for i in range(chunk.steps.shape[1]):
+                before, after = int(chunk.before[s, i]), int(chunk.steps[s, i])
+                if after == before:
+                    continue
+                row: dict[str, Any] = {"iteration": progress.iteration + i, "seed": seed, "step": after}
+                row |= ended.between(before, after)
+                row |= {n: finite(v) for n, v in zip(names, values[:, s, i].tolist(), strict=True)}
+                row["time/elapsed"] = round(progress.elapsed, 3)
+                row["time/steps_per_second"] = round(rate, 1)
+                yield json.dumps(row) + "\n"
+
+    def keep_best(self, state: TrainState, chunk: Chunk, progress: Progress) -> None:
+        """A hundred times a run, keep each seed's agent if its window of returns is the best so far."""
+        checks = int(chunk.steps[:, -1].max() * BEST_CHECKS // self.total)
+        if checks == progress.checks:
+            return
+        progress.checks = checks
+        now = np.asarray([
+            np.mean([r for r, _ in w]) if len(w) >= BEST_AFTER else -np.inf for w in progress.windows
+        ])  # fmt: skip
+        better = now > progress.best_return
+        if better.any():
+            progress.best = where_seeds(jnp.asarray(better), state.learner.agent, progress.best)
+            progress.best_return = np.where(better, now, progress.best_return)
+            progress.best_step = np.where(better, chunk.steps[:, -1], progress.best_step)
+
+    def save(self, state: TrainState, progress: Progress) -> None:
+        """Write `best`, then `last`, which records how far the growing files reach."""
+        never = ~np.isfinite(progress.best_return)
+        best = where_seeds(jnp.asarray(never), state.learner.agent, progress.best)
+        scores = {
+            "best_return": [finite(x) for x in progress.best_return.tolist()],
+            "best_step": np.where(never, np.asarray(state.steps), progress.best_step).tolist(),
+        }
+        save_checkpoint(self.directory.best, best, {}, scores)
+        meta = scores | {
+            "elapsed": progress.elapsed,
+            "iteration": progress.iteration,
+            "checks": progress.checks,
+            "sizes": self.directory.sizes(),
+            "windows": [list(w) for w in progress.windows],
+            "steps": np.asarray(state.steps).tolist(),
+        }
+        save_checkpoint(self.directory.last, state, self.engine.snapshot(), meta)
+
+    def snapshot(self, chunk: Chunk, progress: Progress, rate: float) -> Snapshot:
+        """Where the run stands, for the display."""
+        return Snapshot(
+            iteration=progress.iteration,
+            steps=chunk.steps[:, -1].tolist(),
+            total_steps=self.total,
+            episode_return=mean_of(progress, 0),
+            episode_length=mean_of(progress, 1),
+            metrics=progress.latest,
+            phases=dict(self.engine.phases),
+            elapsed=progress.elapsed,
+            steps_per_second=rate,
+        )
+
+    def check_alive(self, chunk: Chunk, state: TrainState, progress: Progress) -> None:
+        """Say once of each seed that its numbers are no longer finite; stop when that is so of all."""
+        moved = chunk.steps[:, -1] > chunk.before[:, -1]
+        loss = chunk.metrics["policy/loss"][:, -1]
+        for s in np.flatnonzero(moved & ~np.isfinite(loss)).tolist():
+            if s not in progress.broken:
+                progress.broken.add(s)
+                self.display.message(
+                    f"seed {self.seeds[s]}: the policy's loss is no longer a number at step {chunk.steps[s, -1]:,}; its "
+                    "parameters are lost. Lower --learning-rate, or normalise rewards and observations."
+                )
+        if len(progress.broken) == len(self.seeds):
+            raise UpslopeError(
+                f"The policy's loss is no longer a number in any seed, so training stopped at step "
+                f"{chunk.steps[:, -1].max():,}. {self.directory.best} holds the best agents from before. Lower "
+                "--learning-rate, or use --normalize-rewards and --normalize-observations."
+            )
+
+
+class Ended:
+    """A seed's finished episodes of a chunk, in order of their step; sums by prefix, since a chunk may hold many."""
+
+    def __init__(self, rows: list[EpisodeRow]):
+        self.steps = np.asarray([row[0] for row in rows])
+        self.returns = np.cumsum([0.0, *(row[2] for row in rows)])
+        self.lengths = np.cumsum([0, *(row[3] for row in rows)])
+
+    def between(self, before: int, after: int) -> dict[str, Any]:
+        """Number, mean return and mean length of the episodes that ended in (before, after]."""
+        first, last = np.searchsorted(self.steps, [before, after], side="right")
+        count = int(last - first)
+        mean_return = (self.returns[last] - self.returns[first]) / count if count else None
+        mean_length = (self.lengths[last] - self.lengths[first]) / count if count else None
+        return {"episode/count": count, "episode/return": mean_return, "episode/length": mean_length}
+
+
+def where_seeds(mask: jax.Array, chosen: Any, otherwise: Any) -> Any:
+    """Seed by seed, `chosen` where the mask [S] is true."""
+    return jax.tree.map(
+        lambda a, b: jnp.where(mask.reshape(-1, *(1,) * (a.ndim - 1)), a, b), chosen, otherwise
+    )
+
+
+def mean_of(progress: Progress, part: int) -> list[float]:
+    """Each seed's mean return (0) or length (1) over its window; nan where no episode has ended."""
+    return [float(np.mean([x[part] for x in w])) if w else math.nan for w in progress.windows]
+
+
+def last_finite(x: np.ndarray) -> list[float]:
+    """Each seed's last finite value of a metric [S, I], else nan."""
+    rows = [row[np.isfinite(row)] for row in x]
+    return [float(row[-1]) if row.size else math.nan for row in rows]
+
+
+def finite(x: float) -> float | None:
+    """The number, or None where JSON has none."""
+    return x if math.isfinite(x) else None
+
+
+@contextmanager
+def stop_on_signal() -> Iterator[threading.Event]:
+    """An event that the first SIGINT or SIGTERM sets; a second one ends the process as usual."""
+    stop = threading.Event()
+    if threading.current_thread() is not threading.main_thread():
+        yield stop
+        return
+    signals = (signal.SIGINT, signal.SIGTERM)
+    before = {s: signal.getsignal(s) for s in signals}
+
+    def handle(number: int, frame: Any) -> None:
+        stop.set()
+        for s in signals:
+            signal.signal(s, before[s])
+
+    for s in signals:
+        signal.signal(s, handle)
+    try:
+        yield stop
+    finally:
+        for s in signals:
+            signal.signal(s, before[s])

@@ -1,0 +1,104 @@
+"""A trained policy for use: NumPy observations in, NumPy actions out. Needs no environment."""
+
+from pathlib import Path
+from typing import Any, Literal
+
+import jax
+import numpy as np
+
+from upslope.agent import Agent, initialise_agent
+from upslope.checkpoints import load_checkpoint
+from upslope.config import Config
+from upslope.errors import UpslopeError
+from upslope.runs import RunDirectory
+from upslope.train import stack
+
+Which = Literal["best", "last"]
+
+
+class Policy:
+    """π(a|s) of one trained agent, with its normaliser.
+
+    Call it with one observation or a batch: `policy(observation)` gives the action (deterministic unless
+    `deterministic=False`) in the environment's units, clipped to its bounds.
+    """
+
+    def __init__(self, agent: Agent, seed: int, checkpoint: Which, random_seed: int = 0):
+        self.agent, self.seed, self.checkpoint = agent, seed, checkpoint
+        self.key = jax.random.key(random_seed)
+        self.calls = 0
+        self.mode = jax.jit(lambda agent, x: with_log_prob(agent.policy(x), None))
+        self.sample = jax.jit(lambda agent, x, key, n: with_log_prob(agent.policy(x), jax.random.fold_in(key, n)))
+
+    def __call__(self, observation: Any, deterministic: bool = True) -> np.ndarray:
+        """Observation [*shape] → action, or [B, *shape] → actions [B, …]."""
+        return self.with_log_prob(observation, deterministic)[0]
+
+    def with_log_prob(self, observation: Any, deterministic: bool = False) -> tuple[np.ndarray, np.ndarray]:
+        """(action, log π(a|s)); for a Box the log-density of the action before it is clipped.
+
+        Raises:
+            UpslopeError: the observation has neither the shape of the space nor that with one batch axis.
+        """
+        shape = self.agent.coding.shape
+        observation = np.asarray(observation)
+        is_batch = observation.shape[1:] == shape and observation.ndim == len(shape) + 1
+        if observation.shape != shape and not is_batch:
+            raise UpslopeError(
+                f"This policy reads observations of shape {shape}, or a batch [B, {', '.join(map(str, shape))}], not "
+                f"{observation.shape}."
+            )
+        batch = observation if is_batch else observation[None]
+        if deterministic:
+            action, log_prob = self.mode(self.agent, batch)
+        else:
+            action, log_prob = self.sample(self.agent, batch, self.key, np.int32(self.calls))
+            self.calls += 1
+        taken = self.agent.actor.head.to_environment(np.asarray(action))
+        return (taken, np.asarray(log_prob)) if is_batch else (taken[0], np.asarray(log_prob)[0])
+
+    def value(self, observation: Any) -> np.ndarray:
+        """V(s) in the environment's units of reward."""
+        return np.asarray(self.agent.value(np.asarray(observation)) / self.agent.reward_scale())
+
+
+def with_log_prob(policy: Any, key: Any) -> tuple[jax.Array, jax.Array]:
+    """The mode, or a sample if a key is given, and its log-probability."""
+    action = policy.mode() if key is None else policy.sample(key)
+    return action, policy.log_prob(action)
+
+
+def load(run: str | Path, *, seed: int | None = None, checkpoint: Which = "best", random_seed: int = 0) -> Policy:
+    """The policy of a run.
+
+    Args:
+        run: the run directory.
+        seed: which of its seeds; by default the one with the best training return. That is a choice after the fact:
+            to judge an algorithm, evaluate all seeds.
+        checkpoint: `best` (highest mean return over 100 training episodes) or `last`.
+        random_seed: for `deterministic=False`.
+
+    Raises:
+        UpslopeError: no such run, seed or checkpoint, or one that is damaged or of another version.
+    """
+    directory = RunDirectory(run)
+    config = directory.config()
+    agents, scores = load_agents(directory, config, checkpoint)
+    seeds = config.seed_list()
+    if seed is None:
+        returns = [-np.inf if r is None else r for r in scores["best_return"]]
+        seed = seeds[int(np.argmax(returns))]
+    if seed not in seeds:
+        raise UpslopeError(f"{run} has no seed {seed}; it has {seeds[0]} to {seeds[-1]}.")
+    index = seeds.index(seed)
+    return Policy(jax.tree.map(lambda x: x[index], agents), seed, checkpoint, random_seed)
+
+
+def load_agents(directory: RunDirectory, config: Config, checkpoint: Which) -> tuple[Agent, dict[str, Any]]:
+    """All seeds' agents [S] of a checkpoint, and what it says of their returns."""
+    coding, head = directory.spaces()
+    network = config.network()
+    like = stack([initialise_agent(jax.random.key(s), coding, head, **network) for s in config.seed_list()])
+    path, prefix = (directory.best, "") if checkpoint == "best" else (directory.last, ".learner.agent")
+    agents, _, meta = load_checkpoint(path, like, prefix)
+    return agents, meta

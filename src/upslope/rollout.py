@@ -1,0 +1,125 @@
+"""Act in a compiled world: collect(agent, world) → Rollout.
+
+`collect` is one scan. It counts the steps of each episode, sets `truncated` at the time limit, records the true
+successor observation, and begins the next episode itself. For whole-episode estimators every column holds one
+episode from its start to its end, and the steps after the end are padding (`valid` is false).
+"""
+
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array, Bool, Float, Int, PRNGKeyArray, Shaped
+
+from upslope.agent import Agent
+from upslope.environments.base import CompiledEnvironment
+from upslope.spaces import BoxHead
+from upslope.types import Rollout
+
+
+class Columns(NamedTuple):
+    """N running episodes, one a column."""
+
+    state: Any
+    observation: Shaped[Array, "N ..."]
+    length: Int[Array, "N"]
+    episode_return: Float[Array, "N"]
+
+
+class Finished(NamedTuple):
+    """Where an episode ended, and the return and length that it had; meaningless where `done` is false."""
+
+    done: Bool[Array, "T N"]
+    episode_return: Float[Array, "T N"]
+    length: Int[Array, "T N"]
+
+
+def begin(world: CompiledEnvironment, key: PRNGKeyArray, num_envs: int) -> Columns:
+    """N fresh episodes."""
+    state, observation = jax.vmap(world.reset)(jax.random.split(key, num_envs))
+    zeros = jnp.zeros(num_envs, jnp.int32)
+    return Columns(state, observation, zeros, zeros.astype(jnp.float32))
+
+
+def collect(
+    world: CompiledEnvironment,
+    agent: Agent,
+    columns: Columns,
+    key: PRNGKeyArray,
+    num_steps: int,
+    max_episode_steps: int | None,
+) -> tuple[Columns, Rollout, Finished]:
+    """Act for `num_steps` steps in N columns, going on from `columns`, and begin anew whenever an episode ends."""
+    num_envs = columns.length.shape[0]
+
+    def step(columns: Columns, key: PRNGKeyArray) -> tuple[Columns, tuple[Rollout, Finished]]:
+        reset_key, act_key = jax.random.split(key)
+        after, row, finished = advance(world, agent, columns, act_key, max_episode_steps)
+        after = jax.lax.cond(
+            jnp.any(finished.done),
+            lambda: where_rows(finished.done, begin(world, reset_key, num_envs), after),
+            lambda: after,
+        )
+        return after, (row, finished)
+
+    columns, (rollout, finished) = jax.lax.scan(step, columns, jax.random.split(key, num_steps))
+    return columns, rollout, finished
+
+
+def collect_episodes(
+    world: CompiledEnvironment, agent: Agent, key: PRNGKeyArray, num_envs: int, max_episode_steps: int
+) -> tuple[Rollout, Finished]:
+    """One whole episode in each of N columns, padded to `max_episode_steps`."""
+    begin_key, act_key = jax.random.split(key)
+
+    def step(carry: tuple[Columns, Array], key: PRNGKeyArray) -> tuple[Any, tuple[Rollout, Finished]]:
+        columns, running = carry
+        after, row, finished = advance(world, agent, columns, key, max_episode_steps)
+        row = row._replace(valid=running, reward=jnp.where(running, row.reward, 0.0))
+        finished = finished._replace(done=finished.done & running)
+        return (after, running & ~finished.done), (row, finished)
+
+    start = (begin(world, begin_key, num_envs), jnp.ones(num_envs, bool))
+    return jax.lax.scan(step, start, jax.random.split(act_key, max_episode_steps))[1]
+
+
+def advance(
+    world: CompiledEnvironment, agent: Agent, columns: Columns, key: PRNGKeyArray, max_episode_steps: int | None
+) -> tuple[Columns, Rollout, Finished]:
+    """One step of every column, without beginning anew."""
+    sample_key, world_key = jax.random.split(key)
+    policy = agent.policy(columns.observation)
+    action = policy.sample(sample_key)
+    keys = jax.random.split(world_key, columns.length.shape[0])
+    state, transition = jax.vmap(world.step)(keys, columns.state, to_world(agent, action))
+    length = columns.length + 1
+    at_limit = jnp.zeros_like(transition.truncated) if max_episode_steps is None else length >= max_episode_steps
+    truncated = transition.truncated | at_limit
+    episode_return = columns.episode_return + transition.reward
+    row = Rollout(
+        observation=columns.observation,
+        action=action,
+        reward=transition.reward,
+        terminated=transition.terminated,
+        truncated=truncated,
+        next_observation=transition.observation,
+        behaviour_log_prob=policy.log_prob(action),
+        valid=jnp.ones_like(truncated),
+    )
+    after = Columns(state, transition.observation, length, episode_return)
+    return after, row, Finished(transition.terminated | truncated, episode_return, length)
+
+
+def to_world(agent: Agent, action: Shaped[Array, "N ..."]) -> Shaped[Array, "N ..."]:
+    """The policy's actions as the compiled world takes them: a Box action is clipped to its bounds."""
+    head = agent.actor.head
+    if isinstance(head, BoxHead):
+        return jnp.clip(action, jnp.asarray(head.low), jnp.asarray(head.high)).reshape(-1, *head.shape)
+    return action
+
+
+def where_rows(mask: Bool[Array, "N"], chosen: Any, otherwise: Any) -> Any:
+    """Row by row, `chosen` where the mask is true."""
+    return jax.tree.map(
+        lambda a, b: jnp.where(mask.reshape(mask.shape + (1,) * (a.ndim - 1)), a, b), chosen, otherwise
+    )

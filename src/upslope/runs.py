@@ -1,0 +1,163 @@
+"""The run directory: training writes it, everything else only reads it.
+
+    config.json        format, versions, the full config, the spaces
+    metrics.jsonl      a row per iteration and seed
+    episodes.csv       every finished training episode: step, seed, return, length
+    evaluation.csv     evaluation episodes
+    checkpoints/       last.npz and best.npz
+
+Rows are appended, and a checkpoint records how far the files reached; resuming cuts them there, so that a resumed
+run's files equal an uninterrupted one's.
+"""
+
+import json
+import platform
+from collections.abc import Iterable, Sequence
+from datetime import UTC, datetime
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from upslope.config import Config, canonical
+from upslope.errors import UpslopeError
+from upslope.spaces import Coding, Head, from_json, to_json
+from upslope.storage import write_atomically
+
+RUN_FORMAT = 1
+EPISODE_COLUMNS = ("step", "seed", "return", "length")
+EVALUATION_COLUMNS = ("seed", "mode", "checkpoint", "environment_seed", "return", "length", "terminated")
+PACKAGES = ("upslope", "jax", "jaxlib", "equinox", "optax", "gymnasium", "numpy")
+
+
+class RunDirectory:
+    """A run on disk."""
+
+    def __init__(self, path: Path | str):
+        self.path = Path(path)
+        self.metrics_path = self.path / "metrics.jsonl"
+        self.episodes_path = self.path / "episodes.csv"
+        self.evaluation_path = self.path / "evaluation.csv"
+        self.last = self.path / "checkpoints" / "last.npz"
+        self.best = self.path / "checkpoints" / "best.npz"
+
+    def create(self, config: Config, coding: Coding, head: Head, axes: dict[str, str]) -> None:
+        """Make the folder and write config.json; refuse a folder that holds something."""
+        if self.path.exists() and (not self.path.is_dir() or any(self.path.iterdir())):
+            raise UpslopeError(
+                f"{self.path} exists already, and nothing is overwritten. Go on with it: upslope resume {self.path} — or "
+                "choose another --name."
+            )
+        try:
+            self.last.parent.mkdir(parents=True, exist_ok=True)
+        except OSError as error:
+            raise UpslopeError(f"Could not make {self.path}: {error.strerror}. Choose another folder.") from error
+        description = {
+            "format": RUN_FORMAT,
+            "created": datetime.now(UTC).isoformat(timespec="seconds"),
+            "versions": versions(),
+            "config": config.to_json(),
+            "axes": axes,
+            "spaces": {"observation": to_json(coding), "action": to_json(head)},
+        }
+        write_atomically(self.path / "config.json", json.dumps(description, indent=2, allow_nan=False).encode())
+        self.append(self.episodes_path, ",".join(EPISODE_COLUMNS) + "\n")
+
+    def read(self) -> dict[str, Any]:
+        """config.json, checked."""
+        path = self.path / "config.json"
+        if not path.is_file():
+            raise UpslopeError(f"{self.path} is not a run directory: it has no config.json. `ls runs` shows yours.")
+        try:
+            description = json.loads(path.read_text("utf-8"))
+            number, _ = description["format"], description["config"]["environment"]
+        except (ValueError, KeyError, TypeError) as error:
+            raise UpslopeError(f"{path} is damaged or not upslope's: {type(error).__name__}: {error}.") from error
+        if number != RUN_FORMAT:
+            written_by = description.get("versions", {}).get("upslope", "another version")
+            raise UpslopeError(
+                f"{self.path} was written by upslope {written_by} in format {number}; this is upslope "
+                f"{versions()['upslope']}, which reads format {RUN_FORMAT}. Use that version for this run."
+            )
+        return description
+
+    def config(self) -> Config:
+        """The run's config."""
+        try:
+            return Config(**canonical(self.read()["config"]))
+        except TypeError as error:
+            raise UpslopeError(f"{self.path / 'config.json'} does not hold a config: {error}.") from error
+
+    def spaces(self) -> tuple[Coding, Head]:
+        """How observations are read and actions meant."""
+        try:
+            described = self.read()["spaces"]
+            return from_json(described["observation"]), from_json(described["action"])
+        except (KeyError, TypeError, ValueError) as error:
+            raise UpslopeError(f"{self.path / 'config.json'} does not describe the spaces: {error}.") from error
+
+    def append(self, path: Path, text: str) -> None:
+        """Append rows; a full disk leaves the last checkpoint valid."""
+        try:
+            with path.open("a", encoding="utf-8") as file:
+                file.write(text)
+        except OSError as error:
+            raise UpslopeError(
+                f"Could not write {path}: {error.strerror or error}. The last checkpoint is intact: make room, then "
+                f"upslope resume {self.path}"
+            ) from error
+
+    def sizes(self) -> dict[str, int]:
+        """How far the growing files reach."""
+        return {p.name: p.stat().st_size if p.exists() else 0 for p in (self.metrics_path, self.episodes_path)}
+
+    def cut(self, sizes: dict[str, int]) -> None:
+        """Cut the growing files back to where a checkpoint saw them."""
+        for path in (self.metrics_path, self.episodes_path):
+            size = int(sizes.get(path.name, 0))
+            if not path.exists() or path.stat().st_size < size:
+                raise UpslopeError(f"{path} is shorter than its checkpoint remembers, so rows are lost; cannot resume.")
+            with path.open("rb+") as file:
+                file.truncate(size)
+
+    def metrics(self) -> list[dict[str, Any]]:
+        """All rows of metrics.jsonl."""
+        return [json.loads(line) for line in self.metrics_path.read_text("utf-8").splitlines()]
+
+    def episodes(self) -> np.ndarray:
+        """All finished training episodes, as a structured array with `step`, `seed`, `return`, `length`."""
+        return read_csv(self.episodes_path, EPISODE_COLUMNS)
+
+    def add_evaluation(self, rows: Iterable[Sequence[Any]]) -> None:
+        """Append evaluation episodes."""
+        text = "".join(",".join(map(str, row)) + "\n" for row in rows)
+        header = "" if self.evaluation_path.exists() else ",".join(EVALUATION_COLUMNS) + "\n"
+        self.append(self.evaluation_path, header + text)
+
+
+def read_csv(path: Path, names: Sequence[str]) -> np.ndarray:
+    """A CSV of numbers with a header, as a structured array."""
+    kinds = [(name, "f8" if name == "return" else "i8") for name in names]
+    return np.loadtxt(path, delimiter=",", skiprows=1, dtype=np.dtype(kinds), ndmin=1)
+
+
+def versions() -> dict[str, str]:
+    """Python, the machine, and the packages that decide the numbers."""
+    found = {"python": platform.python_version(), "machine": platform.machine()}
+    for package in PACKAGES:
+        try:
+            found[package] = version(package)
+        except PackageNotFoundError:
+            found[package] = "not installed"
+    return found
+
+
+def free_name(folder: Path, name: str) -> Path:
+    """`folder/name`, or the first of `name-2`, `name-3` … that is free."""
+    safe = "".join(c if c.isalnum() or c in "-_." else "-" for c in name).strip("-.")
+    path, count = folder / safe, 1
+    while path.exists():
+        count += 1
+        path = folder / f"{safe}-{count}"
+    return path

@@ -1,0 +1,33 @@
+"""TensorBoard files, for those who watch runs there."""
+
+import math
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+
+from upslope.errors import UpslopeError
+
+
+class TensorboardWriter:
+    """Writes each seed's metrics into a sub-folder of its own: TensorBoard then overlays the seeds."""
+
+    def __init__(self, folder: Path, seeds: Sequence[int]) -> None:
+        try:
+            from tensorboardX import SummaryWriter
+        except ImportError as error:
+            raise UpslopeError(
+                'TensorBoard files need the package tensorboardX: pip install "upslope[tensorboard]", '
+                "or leave out --tensorboard."
+            ) from error
+        self.writers = [SummaryWriter(str(folder / f"seed_{seed}")) for seed in seeds]
+
+    def write(self, step_per_seed: Sequence[int], metrics: Mapping[str, Sequence[float]]) -> None:
+        """One point per metric and seed, at that seed's own environment step; nan is left out."""
+        for index, (writer, step) in enumerate(zip(self.writers, step_per_seed, strict=True)):
+            for name, values in metrics.items():
+                if not math.isnan(values[index]):
+                    writer.add_scalar(name, float(values[index]), int(step))
+
+    def close(self) -> None:
+        """Write out what is still in memory."""
+        for writer in self.writers:
+            writer.close()

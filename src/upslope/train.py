@@ -1,0 +1,181 @@
+"""The loop, on one page: act, weigh, move.
+
+A `TrainState` always has a leading axis S of seeds, and `over_seeds` runs one seed's program on each. One seed is
+S = 1, not another path.
+"""
+
+import dataclasses
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array, Float, Int, PRNGKeyArray
+
+from upslope.agent import Agent, initialise_agent
+from upslope.environments.base import CompiledEnvironment
+from upslope.estimators import Estimator, ends
+from upslope.rollout import Columns, Finished, begin, collect, collect_episodes
+from upslope.spaces import Coding, Head
+from upslope.types import Credit, Metrics, Rollout, Values
+from upslope.update import Learner, Update, begin_learning, evaluate, improve
+
+
+@dataclass(frozen=True)
+class Task:
+    """What is to be learned and how: the pair of axes, the budget, the spaces."""
+
+    estimator: Estimator
+    update: Update
+    coding: Coding
+    head: Head
+    network: dict[str, Any]
+    """Keyword arguments of `initialise_agent`."""
+    gamma: float
+    steps: int
+    num_envs: int
+    rollout_steps: int
+    max_episode_steps: int | None
+    learning_rate: float
+    learning_rate_decay: bool
+
+
+class TrainState(NamedTuple):
+    """Everything that training changes, for each of S seeds."""
+
+    learner: Learner
+    columns: Columns | None
+    """The running episodes of a compiled world; None where the world lives elsewhere or episodes are whole."""
+    discounted_return: Float[Array, "N"]
+    """Σ γ^k r of each running episode so far: reward normalisation needs its variance."""
+    key: PRNGKeyArray
+    steps: Int[Array, ""]
+    iteration: Int[Array, ""]
+
+
+def initialise(task: Task, seed: int, world: CompiledEnvironment | None = None) -> TrainState:
+    """The state of one seed before training."""
+    agent_key, world_key, key = jax.random.split(jax.random.key(seed), 3)
+    agent = initialise_agent(agent_key, task.coding, task.head, **task.network)
+    carries_on = world is not None and not task.estimator.whole_episodes
+    return TrainState(
+        learner=begin_learning(task.update, agent),
+        columns=begin(world, world_key, task.num_envs) if carries_on else None,
+        discounted_return=jnp.zeros(task.num_envs),
+        key=key,
+        steps=jnp.uint32(0),
+        iteration=jnp.int32(0),
+    )
+
+
+def iterate(task: Task, world: CompiledEnvironment, state: TrainState) -> tuple[TrainState, Metrics, Finished]:
+    """One policy iteration in a compiled world: act, weigh, move."""
+    act_key, move_key = iteration_keys(state)
+    agent, columns = state.learner.agent, state.columns
+    if task.estimator.whole_episodes:
+        assert task.max_episode_steps is not None
+        rollout, finished = collect_episodes(world, agent, act_key, task.num_envs, task.max_episode_steps)
+    else:
+        assert columns is not None
+        columns, rollout, finished = collect(
+            world, agent, columns, act_key, task.rollout_steps, task.max_episode_steps
+        )
+    state, rollout, credit = weigh(task, state._replace(columns=columns), rollout)
+    state, metrics = move(task, state, rollout, credit, move_key)
+    return state, metrics, finished
+
+
+def weigh(task: Task, state: TrainState, rollout: Rollout) -> tuple[TrainState, Rollout, Credit]:
+    """Facts → credit. The returned rollout has its rewards in the learner's unit; the facts keep theirs."""
+    agent = state.learner.agent
+    discounted, carry = discounted_returns(task, state.discounted_return, rollout)
+    if agent.normalize_rewards:
+        statistics = agent.return_statistics.update(discounted, rollout.valid)
+        agent = dataclasses.replace(agent, return_statistics=statistics)
+    scaled = rollout._replace(reward=rollout.reward * agent.reward_scale())
+    values = evaluate(agent, scaled) if task.update.needs_critic else no_values(scaled)
+    credit = task.estimator(scaled, values, task.gamma)
+    learner = state.learner._replace(agent=agent)
+    return state._replace(learner=learner, discounted_return=carry), scaled, credit
+
+
+def move(
+    task: Task, state: TrainState, rollout: Rollout, credit: Credit, key: PRNGKeyArray
+) -> tuple[TrainState, Metrics]:
+    """Credit → a better agent; then let its normaliser see the observations, for the next iteration.
+
+    Only then: with other statistics π_θ would be another policy than the one that acted, and the ratio not 1.
+    """
+    progress = state.steps.astype(jnp.float32) / task.steps
+    learning_rate = task.learning_rate * (jnp.maximum(1 - progress, 0.0) if task.learning_rate_decay else 1.0)
+    learner, metrics = improve(task.update, state.learner, rollout, credit, key, jnp.float32(learning_rate))
+    agent = learner.agent
+    if agent.normalize_observations:
+        features = agent.coding.encode(rollout.observation)
+        statistics = agent.observation_statistics.update(features, rollout.valid)
+        learner = learner._replace(agent=dataclasses.replace(agent, observation_statistics=statistics))
+    steps = state.steps + jnp.sum(rollout.valid, dtype=jnp.uint32)
+    return state._replace(learner=learner, steps=steps, iteration=state.iteration + 1), metrics
+
+
+def iterate_many(
+    task: Task, world: CompiledEnvironment, state: TrainState, iterations: int
+) -> tuple[TrainState, tuple[Metrics, Finished, Int[Array, "I"], Int[Array, "I"]]]:
+    """Several iterations of one seed in one program; a seed whose budget is spent stands still."""
+
+    def go(state: TrainState) -> tuple[TrainState, Metrics, Finished]:
+        return iterate(task, world, state)
+
+    def stay(state: TrainState) -> tuple[TrainState, Metrics, Finished]:
+        _, metrics, finished = jax.eval_shape(go, state)
+        nothing = jax.tree.map(lambda m: jnp.full(m.shape, jnp.nan, m.dtype), metrics)
+        return state, nothing, jax.tree.map(lambda x: jnp.zeros(x.shape, x.dtype), finished)
+
+    def body(state: TrainState, _: None) -> tuple[TrainState, tuple[Metrics, Finished, Array, Array]]:
+        before = state.steps
+        state, metrics, finished = jax.lax.cond(state.steps < task.steps, go, stay, state)
+        return state, (metrics, finished, before, state.steps)
+
+    return jax.lax.scan(body, state, length=iterations)
+
+
+def over_seeds(function: Callable[..., Any]) -> Callable[..., Any]:
+    """Run one seed's program on every seed: [S, …] → [S, …]."""
+    return lambda *arguments: jax.lax.map(lambda one: function(*one), arguments)
+
+
+def stack(states: list[Any]) -> Any:
+    """Give a list of S like pytrees the leading axis S."""
+    return jax.tree.map(lambda *leaves: jnp.stack(leaves), *states)
+
+
+def iteration_keys(state: TrainState) -> tuple[PRNGKeyArray, PRNGKeyArray]:
+    """This iteration's keys to act and to move; they depend on the seed and the iteration alone."""
+    act_key, move_key = jax.random.split(jax.random.fold_in(state.key, state.iteration))
+    return act_key, move_key
+
+
+def no_values(rollout: Rollout) -> Values:
+    """For an estimator without a critic."""
+    zeros = jnp.zeros_like(rollout.reward)
+    return Values(zeros, zeros)
+
+
+def discounted_returns(
+    task: Task, carry: Float[Array, "N"], rollout: Rollout
+) -> tuple[Float[Array, "T N"], Float[Array, "N"]]:
+    """G_t = r_t + γ G_{t−1} within each episode, forwards in time, and G at the end to go on from."""
+
+    def forwards(before: Array, now: tuple[Array, Array]) -> tuple[Array, Array]:
+        reward, end = now
+        total = reward + task.gamma * before
+        return jnp.where(end, 0.0, total), total
+
+    carry, discounted = jax.lax.scan(forwards, carry, (rollout.reward, ends(rollout)))
+    return discounted, jnp.zeros_like(carry) if task.estimator.whole_episodes else carry
+
+
+def agent_of(state: TrainState, seed_index: int) -> Agent:
+    """One seed's agent out of a stacked state."""
+    return jax.tree.map(lambda x: x[seed_index], state.learner.agent)
