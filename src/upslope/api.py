@@ -1,7 +1,6 @@
 """train and resume: from a name to a run on disk."""
 
 import dataclasses
-import os
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -89,18 +88,47 @@ def train(
     for part in (estimator, objective):
         if isinstance(part, Estimator | Objective):
             settings |= settings_of(part)
-    settings |= {role: part for role, part in (("estimator", estimator), ("objective", objective)) if isinstance(part, str)}
+    settings |= {
+        role: part
+        for role, part in (("estimator", estimator), ("objective", objective))
+        if isinstance(part, str)
+    }
     world = make(environment, settings.get("env_kwargs"), settings.get("max_episode_steps"))
     label = environment if isinstance(environment, str) else name_of(environment)
     config = configure(
         label, algorithm, is_continuous=isinstance(world.action_space, Box), use_preset=preset, **settings
     )
-    objects = Axes(
+    axes = Axes(
         estimator if isinstance(estimator, Estimator) else estimator_of(config),
         objective if isinstance(objective, Objective) else objective_of(config),
     )
-    path = Path(folder) / name if name else free_name(Path(folder), f"{label}-{config.algorithm}")
-    return start(config, world, objects, RunDirectory(path), choose(quiet), tensorboard)
+    return train_config(config, world, axes, name=name, folder=folder, quiet=quiet, tensorboard=tensorboard)
+
+
+def train_config(
+    config: Config,
+    world: World,
+    axes: "Axes | None" = None,
+    *,
+    name: str | None,
+    folder: str | Path,
+    quiet: bool,
+    tensorboard: bool,
+) -> Run:
+    """Train from the beginning, all settings decided."""
+    axes = axes or Axes(estimator_of(config), objective_of(config))
+    label = f"{config.environment}-{config.algorithm}"
+    directory = RunDirectory(Path(folder) / name if name else free_name(Path(folder), label))
+    task = task_of(config, world, axes.estimator, axes.objective)
+    engine, task = engine_of(config, task, world)
+    display = choose(quiet)
+    directory.create(config, task.coding, task.head, axes.described())
+    writer = TensorboardWriter(directory.path / "tensorboard", config.seed_list()) if tensorboard else None
+    state = engine.start()
+    progress = begin_progress(state, config.seed_list())
+    return run_loop(
+        config, engine, directory, display, writer, state, progress, opening_lines(config, directory)
+    )
 
 
 def resume(
@@ -145,19 +173,6 @@ class Axes:
     def described(self) -> dict[str, str]:
         """Both with their fields, for config.json."""
         return {"estimator": repr(self.estimator), "objective": repr(self.objective)}
-
-
-def start(
-    config: Config, world: World, axes: Axes, directory: RunDirectory, display: Display, tensorboard: bool
-) -> Run:
-    """Train from the beginning."""
-    task = task_of(config, world, axes.estimator, axes.objective)
-    engine, task = engine_of(config, task, world)
-    writer = TensorboardWriter(directory.path / "tensorboard", config.seed_list()) if tensorboard else None
-    directory.create(config, task.coding, task.head, axes.described())
-    state = engine.start()
-    progress = begin_progress(state, config.seed_list())
-    return run_loop(config, engine, directory, display, writer, state, progress, opening_lines(config, directory))
 
 
 def go_on(
@@ -248,7 +263,9 @@ def opening_lines(config: Config, directory: RunDirectory) -> list[str]:
     lines = [f"writing to {directory.path}"]
     if config.preset is not None:
         note = presets().get(config.environment.removeprefix("jax:"), {}).get("note")
-        lines.append(f"preset: {config.preset}" + (f" ({note})" if note else "") + "; --no-preset turns it off")
+        lines.append(
+            f"preset: {config.preset}" + (f" ({note})" if note else "") + "; --no-preset turns it off"
+        )
     if config.seeds == 1:
         lines.append("one seed gives no interval: --seeds 5 shows how far the result can be trusted")
     return lines
@@ -259,12 +276,8 @@ def closing_lines(config: Config, directory: RunDirectory, progress: Any) -> lis
     returns = mean_of(progress, 0)
     shown = [f"seed {s}: {r:.1f}" for s, r in zip(config.seed_list(), returns, strict=True)]
     lines = [
-        f"trained in {progress.elapsed:.1f} s; mean return of the last 100 training episodes: " + ", ".join(shown),
+        f"trained in {progress.elapsed:.1f} s; mean return of the last 100 training episodes: "
+        + ", ".join(shown),
         f"judge it:  upslope evaluate {directory.path}",
     ]
     return lines
-
-
-def default_folder() -> Path:
-    """Where runs are kept: $UPSLOPE_RUNS, or `runs` here."""
-    return Path(os.environ.get("UPSLOPE_RUNS", "runs"))

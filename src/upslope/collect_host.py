@@ -53,6 +53,7 @@ class HostRollout:
 
     def rollout(self, num_steps: int) -> Rollout:
         """The first `num_steps` steps, padded with zeros if fewer were written."""
+
         def fit(x: np.ndarray) -> np.ndarray:
             missing = num_steps - x.shape[1]
             padding = [(0, 0), (0, max(missing, 0))] + [(0, 0)] * (x.ndim - 2)
@@ -89,7 +90,12 @@ def collect_host(
 
 
 def collect_host_episodes(
-    columns: HostColumns, act: Act, agents: Agent, keys: jax.Array, active: np.ndarray, phases: dict[str, float]
+    columns: HostColumns,
+    act: Act,
+    agents: Agent,
+    keys: jax.Array,
+    active: np.ndarray,
+    phases: dict[str, float],
 ) -> tuple[Rollout, EpisodeEnds]:
     """One whole episode in every column of the active seeds [S]; steps after an end are not valid."""
     rows = np.flatnonzero(np.repeat(active, columns.shape[1]))
@@ -151,5 +157,8 @@ def ends_of(finished: list[tuple[int, int, float, int]]) -> EpisodeEnds:
     """A list of ends as arrays."""
     seed_index, t, episode_return, length = zip(*finished, strict=True) if finished else ((), (), (), ())
     return EpisodeEnds(
-        np.asarray(seed_index, int), np.asarray(t, int), np.asarray(episode_return, float), np.asarray(length, int)
+        np.asarray(seed_index, int),
+        np.asarray(t, int),
+        np.asarray(episode_return, float),
+        np.asarray(length, int),
     )

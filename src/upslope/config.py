@@ -104,7 +104,17 @@ class Config:
         check_ranges(self)
 
 
-POSITIVE = ("steps", "seeds", "num_envs", "rollout_steps", "n", "epochs", "minibatches", "learning_rate", "max_grad_norm")
+POSITIVE = (
+    "steps",
+    "seeds",
+    "num_envs",
+    "rollout_steps",
+    "n",
+    "epochs",
+    "minibatches",
+    "learning_rate",
+    "max_grad_norm",
+)
 """Fields that must be greater than zero."""
 MAX_STEPS = 2**32 - 1
 
@@ -118,11 +128,15 @@ def check_ranges(config: Config) -> None:
     for name in ("max_episode_steps", "critic_epochs", "target_kl"):
         value = getattr(config, name)
         if value is not None and not value > 0:
-            raise UpslopeError(f"--{name.replace('_', '-')} must be greater than 0, not {value}; leave it out for none.")
+            raise UpslopeError(
+                f"--{name.replace('_', '-')} must be greater than 0, not {value}; leave it out for none."
+            )
     if config.seed < 0 or config.seed + config.seeds > 2**31:
         raise UpslopeError(f"--seed must be between 0 and 2³¹ − seeds, not {config.seed}.")
     if config.steps > MAX_STEPS:
-        raise UpslopeError(f"--steps can be at most {MAX_STEPS:,}, not {config.steps:,}: they are counted in 32 bits.")
+        raise UpslopeError(
+            f"--steps can be at most {MAX_STEPS:,}, not {config.steps:,}: they are counted in 32 bits."
+        )
     if not 0 <= config.gamma <= 1:
         raise UpslopeError(f"--gamma must be in [0, 1], not {config.gamma}: it is a discount per step.")
     if config.entropy_coefficient < 0:

@@ -119,7 +119,9 @@ class ProgramEngine:
             i, t, n = np.nonzero(done[s])
             if self.task.estimator.whole_episodes:
                 stopped = np.cumsum(done[s].sum(axis=-1), axis=-1)
-                running = done.shape[-1] - np.concatenate([np.zeros_like(stopped[:, :1]), stopped[:, :-1]], axis=1)
+                running = done.shape[-1] - np.concatenate(
+                    [np.zeros_like(stopped[:, :1]), stopped[:, :-1]], axis=1
+                )
                 steps = before[s, i] + np.cumsum(running, axis=1)[i, t]
             else:
                 steps = before[s, i] + (t + 1) * done.shape[-1]
@@ -161,7 +163,9 @@ class HostEngine:
 
     def __init__(self, task: Task, seeds: Sequence[int], world: HostWorld):
         self.task, self.seeds = task, seeds
-        self.columns = HostColumns(world, task.coding, task.head, seeds, task.num_envs, task.max_episode_steps)
+        self.columns = HostColumns(
+            world, task.coding, task.head, seeds, task.num_envs, task.max_episode_steps
+        )
         self.has_begun = False
         self.phases: dict[str, float] = {}
         self.act = jax.jit(act)
@@ -184,7 +188,9 @@ class HostEngine:
                 continue
             facts = self.rollout_of(rollout, s)
             state, scaled, credit = timed(
-                self.phases, "weigh", lambda facts=facts, s=s, state=state: jax.block_until_ready(self.weigh(state, s, facts))
+                self.phases,
+                "weigh",
+                lambda facts=facts, s=s, state=state: jax.block_until_ready(self.weigh(state, s, facts)),
             )
             state, measured = timed(
                 self.phases,
@@ -195,7 +201,9 @@ class HostEngine:
             )
             metrics.append(measured)
         steps = np.asarray(state.steps, np.int64)
-        return state, Chunk(by_name(metrics), steps[:, None], before[:, None], self.rows(rollout, ends, before))
+        return state, Chunk(
+            by_name(metrics), steps[:, None], before[:, None], self.rows(rollout, ends, before)
+        )
 
     def collect(self, state: TrainState, keys: jax.Array, active: np.ndarray) -> tuple[Rollout, EpisodeEnds]:
         """Act for an iteration: facts [S, T, N]."""

@@ -131,7 +131,12 @@ def record(
     one = jax.tree.map(lambda x: x[index : index + 1], agents)
     alone = RunSeeds(config, (seed,))
     rollouts = [take(r, 0) for r in episodes_of(alone, world, one, "stochastic", episodes, environment_seed)]
-    meta = {"environment": config.environment, "algorithm": config.algorithm, "seed": seed, "checkpoint": checkpoint}
+    meta = {
+        "environment": config.environment,
+        "algorithm": config.algorithm,
+        "seed": seed,
+        "checkpoint": checkpoint,
+    }
     save_dataset(path, rollouts, meta | {"episodes": episodes})
     return path
 
@@ -209,7 +214,11 @@ def rows_of(evaluation: Evaluation, checkpoint: Which, environment_seed: int) ->
     """Rows of evaluation.csv."""
     for s, seed in enumerate(evaluation.seeds):
         for e in range(evaluation.returns.shape[1]):
-            numbers = (float(evaluation.returns[s, e]), int(evaluation.lengths[s, e]), int(evaluation.terminated[s, e]))
+            numbers = (
+                float(evaluation.returns[s, e]),
+                int(evaluation.lengths[s, e]),
+                int(evaluation.terminated[s, e]),
+            )
             yield (seed, evaluation.mode, checkpoint, environment_seed, *numbers)
 
 

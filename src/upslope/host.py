@@ -39,9 +39,7 @@ class HostEpisode:
     def describe(self) -> str:
         """Enough to find the place again."""
         reset = reset_seed(self.seed, self.index, self.episode)
-        return (
-            f"environment {self.index} of seed {self.seed}, episode {self.episode} (reset seed {reset}), step {self.length}"
-        )
+        return f"environment {self.index} of seed {self.seed}, episode {self.episode} (reset seed {reset}), step {self.length}"
 
 
 def reset_seed(seed: int, index: int, episode: int) -> int:
@@ -52,12 +50,22 @@ def reset_seed(seed: int, index: int, episode: int) -> int:
 class HostColumns:
     """S × N Gymnasium environments; `observation` [S, N, …] is what each shows now."""
 
-    def __init__(self, world: HostWorld, coding: Coding, head: Head, seeds: Sequence[int], num_envs: int, limit: int | None):
+    def __init__(
+        self,
+        world: HostWorld,
+        coding: Coding,
+        head: Head,
+        seeds: Sequence[int],
+        num_envs: int,
+        limit: int | None,
+    ):
         self.world, self.coding, self.head, self.limit = world, coding, head, limit
         self.shape = (len(seeds), num_envs)
         dtype = np.dtype(world.observation_space.dtype or np.float32)
         self.dtype = np.dtype(np.float32) if dtype == np.float64 else dtype
-        self.episodes = [HostEpisode(world.create(), seed, index) for seed in seeds for index in range(num_envs)]
+        self.episodes = [
+            HostEpisode(world.create(), seed, index) for seed in seeds for index in range(num_envs)
+        ]
         self.observation = np.zeros((*self.shape, *coding.shape), self.dtype)
         self.flat = self.observation.reshape(-1, *coding.shape)
 
@@ -76,13 +84,19 @@ class HostColumns:
                 raise UpslopeError(raised(self.world.name, "reset", episode, error)) from error
             self.place(self.flat, row, observation, episode)
 
-    def step(self, action: np.ndarray, rows: Sequence[int], next_observation: np.ndarray) -> tuple[np.ndarray, ...]:
+    def step(
+        self, action: np.ndarray, rows: Sequence[int], next_observation: np.ndarray
+    ) -> tuple[np.ndarray, ...]:
         """Step the given rows with the policy's actions [S·N, …]; write the true successors.
 
         Returns reward, terminated, truncated, each [S·N], zero in the other rows.
         """
         count = len(self.episodes)
-        reward, terminated, truncated = np.zeros(count, np.float32), np.zeros(count, bool), np.zeros(count, bool)
+        reward, terminated, truncated = (
+            np.zeros(count, np.float32),
+            np.zeros(count, bool),
+            np.zeros(count, bool),
+        )
         taken = self.head.to_environment(action)
         taken = taken.tolist() if taken.ndim == 1 else taken
         for row in rows:
@@ -130,7 +144,9 @@ class HostColumns:
     def snapshot(self) -> dict[str, np.ndarray]:
         """Enough to rebuild every running episode: its number, its actions, and what it shows."""
         lengths = [len(e.actions) if e.length <= MAX_REPLAY else -1 for e in self.episodes]
-        actions = [a for e, length in zip(self.episodes, lengths, strict=True) if length > 0 for a in e.actions]
+        actions = [
+            a for e, length in zip(self.episodes, lengths, strict=True) if length > 0 for a in e.actions
+        ]
         return {
             "episode": np.asarray([e.episode for e in self.episodes]),
             "length": np.asarray(lengths),

@@ -28,7 +28,9 @@ class Policy:
         self.key = jax.random.key(random_seed)
         self.calls = 0
         self.mode = jax.jit(lambda agent, x: with_log_prob(agent.policy(x), None))
-        self.sample = jax.jit(lambda agent, x, key, n: with_log_prob(agent.policy(x), jax.random.fold_in(key, n)))
+        self.sample = jax.jit(
+            lambda agent, x, key, n: with_log_prob(agent.policy(x), jax.random.fold_in(key, n))
+        )
 
     def __call__(self, observation: Any, deterministic: bool = True) -> np.ndarray:
         """Observation [*shape] → action, or [B, *shape] → actions [B, …]."""
@@ -68,7 +70,9 @@ def with_log_prob(policy: Any, key: Any) -> tuple[jax.Array, jax.Array]:
     return action, policy.log_prob(action)
 
 
-def load(run: str | Path, *, seed: int | None = None, checkpoint: Which = "best", random_seed: int = 0) -> Policy:
+def load(
+    run: str | Path, *, seed: int | None = None, checkpoint: Which = "best", random_seed: int = 0
+) -> Policy:
     """The policy of a run.
 
     Args:

@@ -83,14 +83,18 @@ def as_rollout(arrays: dict[str, np.ndarray]) -> Rollout:
     )  # type: ignore[arg-type]
 
 
-def check_dataset(path: Path, arrays: dict[str, np.ndarray], meta: dict[str, Any], coding: Coding, head: Head) -> None:
+def check_dataset(
+    path: Path, arrays: dict[str, np.ndarray], meta: dict[str, Any], coding: Coding, head: Head
+) -> None:
     """Refuse what is not a dataset for these spaces."""
 
     def refuse(reason: str) -> UpslopeError:
         return UpslopeError(f"{path} cannot be learned from: {reason}.")
 
     if meta.get("kind", "dataset") != "dataset" or meta.get("format", DATASET_FORMAT) != DATASET_FORMAT:
-        raise refuse(f"it says that it is a {meta.get('kind')} of format {meta.get('format')}, not a dataset of format 1")
+        raise refuse(
+            f"it says that it is a {meta.get('kind')} of format {meta.get('format')}, not a dataset of format 1"
+        )
     missing = [name for name in REQUIRED if name not in arrays]
     if missing:
         raise refuse(f"it lacks {', '.join(missing)}")
@@ -109,7 +113,9 @@ def check_dataset(path: Path, arrays: dict[str, np.ndarray], meta: dict[str, Any
     }
     for name, shape in expected.items():
         if name in arrays and arrays[name].shape != shape:
-            raise refuse(f"`{name}` has shape {arrays[name].shape}, and {shape} is needed for this environment")
+            raise refuse(
+                f"`{name}` has shape {arrays[name].shape}, and {shape} is needed for this environment"
+            )
         if name in arrays and arrays[name].dtype.kind not in "biuf":
             raise refuse(f"`{name}` does not hold numbers")
         if name in arrays and not np.isfinite(arrays[name]).all():

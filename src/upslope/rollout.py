@@ -84,7 +84,11 @@ def collect_episodes(
 
 
 def advance(
-    world: CompiledEnvironment, agent: Agent, columns: Columns, key: PRNGKeyArray, max_episode_steps: int | None
+    world: CompiledEnvironment,
+    agent: Agent,
+    columns: Columns,
+    key: PRNGKeyArray,
+    max_episode_steps: int | None,
 ) -> tuple[Columns, Rollout, Finished]:
     """One step of every column, without beginning anew."""
     sample_key, world_key = jax.random.split(key)
@@ -93,7 +97,9 @@ def advance(
     keys = jax.random.split(world_key, columns.length.shape[0])
     state, transition = jax.vmap(world.step)(keys, columns.state, to_world(agent, action))
     length = columns.length + 1
-    at_limit = jnp.zeros_like(transition.truncated) if max_episode_steps is None else length >= max_episode_steps
+    at_limit = (
+        jnp.zeros_like(transition.truncated) if max_episode_steps is None else length >= max_episode_steps
+    )
     truncated = transition.truncated | at_limit
     episode_return = columns.episode_return + transition.reward
     row = Rollout(

@@ -197,7 +197,10 @@ def unsupported(name: str, role: str, space: gymnasium.Space) -> str:
     return f"{name} has the {role} space {type(space).__name__}, which upslope cannot use yet. {remedy}. {SUPPORTED}"
 
 
-KINDS = {k.__name__: k for k in (BoxCoding, DiscreteCoding, DiscreteHead, BoxHead, MultiDiscreteHead, MultiBinaryHead)}
+KINDS = {
+    k.__name__: k
+    for k in (BoxCoding, DiscreteCoding, DiscreteHead, BoxHead, MultiDiscreteHead, MultiBinaryHead)
+}
 
 
 def to_json(record: Coding | Head) -> dict[str, Any]:
@@ -210,7 +213,9 @@ def to_json(record: Coding | Head) -> dict[str, Any]:
 
 def from_json(description: dict[str, Any]) -> Any:
     """The inverse of `to_json`."""
-    fields = {k: tuple(v) if isinstance(v, list | tuple) else v for k, v in description.items() if k != "kind"}
+    fields = {
+        k: tuple(v) if isinstance(v, list | tuple) else v for k, v in description.items() if k != "kind"
+    }
     if description["kind"] == "BoxHead":
         fields |= {"low": tuple(map(float, fields["low"])), "high": tuple(map(float, fields["high"]))}
     return KINDS[description["kind"]](**fields)

@@ -61,7 +61,15 @@ def load_arrays(path: Path, what: str) -> tuple[dict[str, np.ndarray], dict[str,
         meta = json.loads(str(arrays.pop("meta")[()]))
         if not isinstance(meta, dict):
             raise ValueError("its meta entry is not a JSON object")
-    except (OSError, ValueError, KeyError, IndexError, EOFError, zipfile.BadZipFile, NotImplementedError) as error:
+    except (
+        OSError,
+        ValueError,
+        KeyError,
+        IndexError,
+        EOFError,
+        zipfile.BadZipFile,
+        NotImplementedError,
+    ) as error:
         raise UpslopeError(
             f"{path} is not a {what} of upslope, or it is damaged: {type(error).__name__}: {error}."
         ) from error

@@ -69,7 +69,9 @@ def initialise(task: Task, seed: int, world: CompiledEnvironment | None = None) 
     )
 
 
-def iterate(task: Task, world: CompiledEnvironment, state: TrainState) -> tuple[TrainState, Metrics, Finished]:
+def iterate(
+    task: Task, world: CompiledEnvironment, state: TrainState
+) -> tuple[TrainState, Metrics, Finished]:
     """One policy iteration in a compiled world: act, weigh, move."""
     act_key, move_key = iteration_keys(state)
     agent, columns = state.learner.agent, state.columns

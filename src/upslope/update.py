@@ -110,7 +110,9 @@ def improve(
     after, entropy = sample_of(actor.parameters, batch)
     kl = mean(after.kl, batch.valid)
     metrics = {f"policy/{name}": value for name, value in metrics.items()}
-    metrics |= policy_metrics(update.objective, after, batch.valid) | {"policy/entropy": mean(entropy, batch.valid)}
+    metrics |= policy_metrics(update.objective, after, batch.valid) | {
+        "policy/entropy": mean(entropy, batch.valid)
+    }
     metrics["policy/kl"] = kl
     metrics["objective/beta"] = objective
     critic = Descent(agent.critic, learner.critic_optimiser, jnp.bool_(False))

@@ -1,0 +1,48 @@
+"""Film an episode (extra `video`)."""
+
+from pathlib import Path
+
+import numpy as np
+
+from upslope.environments.make import COMPILED_PREFIX, HostWorld, make
+from upslope.errors import UpslopeError
+from upslope.evaluation import LIMIT
+from upslope.policy import Which, load
+from upslope.runs import RunDirectory
+
+
+def film(run: str | Path, path: str | Path, checkpoint: Which = "last", environment_seed: int = 0) -> Path:
+    """Film one deterministic episode of the run's first seed; a compiled world is filmed in its Gymnasium twin.
+
+    Raises:
+        UpslopeError: imageio is missing, or the environment cannot draw itself.
+    """
+    try:
+        import imageio.v2 as imageio
+    except ImportError as error:
+        raise UpslopeError('Video needs imageio and ffmpeg: pip install "upslope[video]".') from error
+    config = RunDirectory(run).config()
+    name = config.environment.removeprefix(COMPILED_PREFIX)
+    world = make(name, config.env_kwargs | {"render_mode": "rgb_array"}, config.max_episode_steps)
+    assert isinstance(world, HostWorld)
+    policy = load(run, seed=config.seed, checkpoint=checkpoint)
+    env, frames = world.create(), []
+    observation, _ = env.reset(seed=environment_seed)
+    for _ in range(config.max_episode_steps or world.max_episode_steps or LIMIT):
+        frames.append(frame_of(env.render(), name))
+        observation, _, terminated, truncated, _ = env.step(policy(observation))
+        if terminated or truncated:
+            break
+    env.close()
+    path = Path(path).with_suffix(".mp4")
+    imageio.mimwrite(path, frames, fps=env.metadata.get("render_fps", 30), macro_block_size=2)
+    return path
+
+
+def frame_of(picture: object, name: str) -> np.ndarray:
+    """What an environment drew, if it drew a picture."""
+    if not isinstance(picture, np.ndarray):
+        raise UpslopeError(
+            f'{name} cannot draw itself: render_mode="rgb_array" gave {type(picture).__name__}.'
+        )
+    return picture
