@@ -197,13 +197,9 @@ def test_the_first_state_is_drawn_as_gymnasium_draws_it(name, low, high):
     # Gymnasium's own draws pass the same test, so that the bounds above are known to be its bounds.
     for drawn in (state, np.array(theirs)):
         assert (drawn >= low - 1e-6).all() and (drawn <= high + 1e-6).all()
-        deviation = (high - low) / np.sqrt(
-            12
-        )  # of a uniform draw; its square's is √(1.8 − 1) of the variance
+        deviation = (high - low) / np.sqrt(12)  # of a uniform draw; its square's is √(1.8 − 1) of the variance
         assert (np.abs(drawn.mean(0) - (low + high) / 2) <= 4 * deviation / np.sqrt(len(drawn)) + 1e-6).all()
-        assert (
-            np.abs(drawn.var(0) - deviation**2) <= 4 * deviation**2 * np.sqrt(0.8 / len(drawn)) + 1e-9
-        ).all()
+        assert (np.abs(drawn.var(0) - deviation**2) <= 4 * deviation**2 * np.sqrt(0.8 / len(drawn)) + 1e-9).all()
     moving = state[:, high > low]
     correlation = np.atleast_2d(np.corrcoef(moving.T)) - np.eye(moving.shape[1])
     assert np.abs(correlation).max() < 4.5 / np.sqrt(NUM_KEYS), "each component has its own randomness"

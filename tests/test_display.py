@@ -44,9 +44,7 @@ def draw(snapshot: Snapshot, width: int = 80, curve=(1.0, 2.0, 4.0)) -> str:
 def test_interval_is_student_t():
     # 10 12 14 16 18: mean 14, s² = (16 + 4 + 0 + 4 + 16) / 4 = 10, standard error √(10 / 5) = √2.
     # The table's t for four degrees of freedom at 97.5 % is 2.776445.
-    assert panel.half_width([10.0, 12.0, 14.0, 16.0, 18.0]) == pytest.approx(
-        2.776445 * math.sqrt(2), rel=1e-6
-    )
+    assert panel.half_width([10.0, 12.0, 14.0, 16.0, 18.0]) == pytest.approx(2.776445 * math.sqrt(2), rel=1e-6)
     assert "14.0 ± 3.9 (95 %) · 5 seeds" in draw(make_snapshot())
 
 
@@ -168,12 +166,7 @@ def test_live_display_keeps_the_last_panel_and_frees_the_terminal():
         shown.finish(make_snapshot(), ["the end"])
     text = stream.getvalue()
     assert text.count(hide) == text.count(show) == 1
-    assert (
-        text.index("runs/one")
-        < text.index("careful [now]")
-        < text.rindex("14.0 ± 3.9")
-        < text.index("the end")
-    )
+    assert text.index("runs/one") < text.index("careful [now]") < text.rindex("14.0 ± 3.9") < text.index("the end")
 
 
 def test_live_display_frees_the_terminal_when_interrupted():
@@ -282,7 +275,5 @@ def test_tensorboard_has_one_folder_per_seed(tmp_path: Path):
 
 def test_tensorboard_missing_is_told_in_one_message(tmp_path, monkeypatch):
     monkeypatch.setitem(sys.modules, "tensorboardX", None)
-    with pytest.raises(
-        UpslopeError, match=r'pip install "upslope\[tensorboard\]", or leave out --tensorboard'
-    ):
+    with pytest.raises(UpslopeError, match=r'pip install "upslope\[tensorboard\]", or leave out --tensorboard'):
         TensorboardWriter(tmp_path, seeds=[0])

@@ -163,6 +163,15 @@ def test_play_returns_what_the_algebra_says(world, horizon):
     assert abs(difference) < 4 * returns.std() / np.sqrt(num_episodes)
 
 
+def test_states_are_drawn_as_often_as_the_arrays_say():
+    world, keys = random_world(), jax.random.split(jax.random.key(3), 20_000)
+    first, _ = jax.vmap(world.reset)(keys)
+    later, _ = jax.vmap(world.step, (0, None, None))(keys, jnp.int32(2), jnp.int32(1))
+    for drawn, probability in ((first, world.start), (later, world.transition[2, 1])):
+        frequency = np.bincount(drawn, minlength=6) / len(keys)
+        assert (np.abs(frequency - probability) <= 4 * np.sqrt(probability / len(keys))).all()
+
+
 def test_the_key_alone_opens_the_end():
     world = delayed_key()
     policy = softmax(random_logits(world), axis=-1)
@@ -199,40 +208,35 @@ def test_impossible_questions_are_refused():
         delayed_key(1)
 
 
-def nothing_matters(observation):
-    return jnp.int32(0)
-
-
 PROBES = {
     # name: (an optimal action, the mean return of acting at random, how many first observations, all even)
-    "probe/constant": (nothing_matters, 1.0, 1),
-    "probe/observation": (nothing_matters, 0.0, 2),
-    "probe/delay": (nothing_matters, 0.9, 1),
-    "probe/action": (lambda observation: jnp.int32(1), 0.0, 1),
-    "probe/both": (lambda observation: jnp.where(observation[0] > 0, 1, 0), 0.0, 2),
+    "probe/constant": (lambda seen: jnp.int32(0), 1.0, 1),
+    "probe/observation": (lambda seen: jnp.int32(0), 0.0, 2),
+    "probe/delay": (lambda seen: jnp.int32(0), 0.9, 1),
+    "probe/action": (lambda seen: jnp.int32(1), 0.0, 1),
+    "probe/both": (lambda seen: jnp.where(seen[0] > 0, 1, 0), 0.0, 2),
     # E(a − s/2)² = Var a + 1/4 = 1/3 + 1/4 for a even in [−1, 1].
-    "probe/continuous": (lambda observation: 0.5 * observation, -7 / 12, 2),
+    "probe/continuous": (lambda seen: 0.5 * seen, -7 / 12, 2),
     "probe/multidiscrete": (lambda seen: jnp.stack([seen[:2].argmax(), seen[2:].argmax()]), 1 / 6, 6),
-    "probe/multibinary": (lambda observation: observation.astype(jnp.int8), 0.5, 8),
-    "probe/truncation": (nothing_matters, 10.0, 1),
+    "probe/multibinary": (lambda seen: seen.astype(jnp.int8), 0.5, 8),
+    "probe/truncation": (lambda seen: jnp.int32(0), 10.0, 1),
 }
 NUM_EPISODES = 2000
-
-
-def steps_to_play(name):
-    """One more than the world has, so that one which fails to end gives itself away."""
-    return 300 if name == "probe/truncation" else COMPILED[name]().max_episode_steps + 1
+# Far beyond every probe's length, so that one which fails to end gives itself away; 0.9³⁰⁰ is nothing.
+NUM_STEPS = 300
 
 
 @pytest.mark.parametrize("name", PROBES)
 def test_a_probes_value_is_what_the_best_play_returns(name):
     world, (best, _, num_first) = COMPILED[name](), PROBES[name]
-    returns, first = play(world, lambda key, seen: best(seen), NUM_EPISODES, steps_to_play(name), 0.9)
+    returns, first = play(world, lambda key, seen: best(seen), NUM_EPISODES, NUM_STEPS, 0.9)
     np.testing.assert_allclose(returns, world.exact_value(first, 0.9), rtol=1e-6, atol=1e-7)
     _, counts = np.unique(np.asarray(first), axis=0, return_counts=True)
     assert len(counts) == num_first
     assert np.abs(counts / NUM_EPISODES - 1 / num_first).max() < 4 / np.sqrt(4 * NUM_EPISODES)
     assert world.max_episode_steps == {"probe/delay": 2, "probe/truncation": 8}.get(name, 1)
+    if name == "probe/delay":
+        assert world.exact_value(jnp.ones(1), 0.9) == 1, "the second step has no delay left"
 
 
 @pytest.mark.parametrize("name", PROBES)
@@ -241,11 +245,6 @@ def test_a_probe_pays_random_play_what_chance_gives(name):
     world.action_space.seed(0)
     samples = jnp.asarray(np.stack([world.action_space.sample() for _ in range(NUM_EPISODES)]))
     choose = lambda key, seen: samples[jax.random.randint(key, (), 0, NUM_EPISODES)]  # noqa: E731
-    returns, _ = play(world, choose, NUM_EPISODES, steps_to_play(name), 0.9)
+    returns, _ = play(world, choose, NUM_EPISODES, NUM_STEPS, 0.9)
     # The pool of actions and the episodes drawn from it are two samples.
     assert abs(returns.mean() - expected) <= 4 * returns.std() * np.sqrt(2 / NUM_EPISODES) + 1e-5
-
-
-def test_the_value_of_a_delayed_reward_is_one_at_its_second_step():
-    value = COMPILED["probe/delay"]().exact_value(jnp.array([[0.0], [1.0]]), 0.9)
-    np.testing.assert_allclose(value, [0.9, 1.0], rtol=1e-6)

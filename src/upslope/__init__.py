@@ -52,7 +52,6 @@ ROOMS = {
 }
 """Where each public name lives."""
 HOME = {name: room for room, names in ROOMS.items() for name in names}
-__all__ = sorted(HOME)  # noqa: PLE0605
 
 
 def __getattr__(name: str) -> Any:
@@ -62,4 +61,4 @@ def __getattr__(name: str) -> Any:
 
 
 def __dir__() -> list[str]:
-    return list(__all__)
+    return sorted(HOME)

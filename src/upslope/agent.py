@@ -25,7 +25,7 @@ class RunningStatistics(NamedTuple):
 
     mean: Float[Array, "*D"]
     variance: Float[Array, "*D"]
-    count: Float[Array, ""]
+    num_samples: Float[Array, ""]
 
     @staticmethod
     def start(shape: tuple[int, ...]) -> "RunningStatistics":
@@ -38,9 +38,11 @@ class RunningStatistics(NamedTuple):
         count = jnp.sum(valid)
         mean = jnp.sum(x * weight, axis=(0, 1)) / jnp.maximum(count, 1)
         variance = jnp.sum(((x - mean) ** 2) * weight, axis=(0, 1)) / jnp.maximum(count, 1)
-        total = jnp.maximum(self.count + count, 1)
+        total = jnp.maximum(self.num_samples + count, 1)
         shift = mean - self.mean
-        second_moment = self.variance * self.count + variance * count + shift**2 * self.count * count / total
+        second_moment = (
+            self.variance * self.num_samples + variance * count + shift**2 * self.num_samples * count / total
+        )
         return RunningStatistics(self.mean + shift * count / total, second_moment / total, total)
 
 

@@ -23,6 +23,8 @@ class Rung:
 ONE_STEP = {"epochs": 1, "minibatches": 1}
 """Plain policy gradients move once per batch: after that the batch is another policy's."""
 MONTE_CARLO = {**ONE_STEP, "learning_rate": 3e-3, "entropy_coefficient": 0.0, "num_envs": 8}
+PLAIN = {**MONTE_CARLO, "normalize_advantage": False, "normalize_rewards": False}
+"""The lecture's formula and nothing else."""
 SEGMENT_GRADIENT = {**ONE_STEP, "learning_rate": 3e-3, "entropy_coefficient": 0.0, "critic_epochs": 20}
 RECORDED = {"normalize_rewards": False, "learning_rate": 1e-3, "entropy_coefficient": 0.0}
 
@@ -31,13 +33,13 @@ ALGORITHMS: dict[str, Rung] = {
         "total_return",
         "policy_gradient",
         "Weigh every action by the return of its whole episode.",
-        settings={**MONTE_CARLO, "normalize_advantage": False},
+        settings={**PLAIN, "gamma": 1.0},
     ),
     "reward_to_go": Rung(
         "reward_to_go",
         "policy_gradient",
         "An action answers only for the rewards after it.",
-        settings={**MONTE_CARLO, "normalize_advantage": False},
+        settings=PLAIN,
     ),
     "reinforce_baseline": Rung(
         "baseline",
@@ -115,9 +117,10 @@ DISCRETE_DEFAULTS: dict[str, Any] = {
     "learning_rate": 2.5e-4,
     "entropy_coefficient": 0.01,
     "normalize_observations": False,
-    "normalize_rewards": False,
+    "normalize_rewards": True,
 }
-"""For Discrete, MultiDiscrete and MultiBinary actions: the classic-control and Atari practice (Huang et al. 2022)."""
+"""For Discrete, MultiDiscrete and MultiBinary actions: the classic-control and Atari practice (Huang et al. 2022), with
+rewards scaled as Engstrom et al. 2020 find necessary: a critic whose targets are far from 1 saturates, and is blind."""
 CONTINUOUS_DEFAULTS: dict[str, Any] = {
     "num_envs": 1,
     "rollout_steps": 2048,

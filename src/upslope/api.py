@@ -18,14 +18,14 @@ from upslope.environments.base import CompiledEnvironment
 from upslope.environments.make import World, make, name_of
 from upslope.errors import UpslopeError
 from upslope.estimators import Estimator
-from upslope.loop import Interrupted, Loop, begin_progress, mean_of
+from upslope.iteration import Task
+from upslope.loop import Loop, Stopped, begin_progress, mean_of
 from upslope.objectives import Objective
 from upslope.policy import Policy, Which, load
 from upslope.recording import load_dataset
 from upslope.runs import RunDirectory, free_name, versions
 from upslope.tasks import estimator_of, objective_of, settings_of, task_of
 from upslope.tensorboard import TensorboardWriter
-from upslope.train import Task
 
 Environment = str | Callable[..., gymnasium.Env]
 CHUNKS = 100
@@ -89,9 +89,7 @@ def train(
         if isinstance(part, Estimator | Objective):
             settings |= settings_of(part)
     settings |= {
-        role: part
-        for role, part in (("estimator", estimator), ("objective", objective))
-        if isinstance(part, str)
+        role: part for role, part in (("estimator", estimator), ("objective", objective)) if isinstance(part, str)
     }
     world = make(environment, settings.get("env_kwargs"), settings.get("max_episode_steps"))
     label = environment if isinstance(environment, str) else name_of(environment)
@@ -126,9 +124,7 @@ def train_config(
     writer = TensorboardWriter(directory.path / "tensorboard", config.seed_list()) if tensorboard else None
     state = engine.start()
     progress = begin_progress(state, config.seed_list())
-    return run_loop(
-        config, engine, directory, display, writer, state, progress, opening_lines(config, directory)
-    )
+    return run_loop(config, engine, directory, display, writer, state, progress, opening_lines(config, directory))
 
 
 def resume(
@@ -155,8 +151,8 @@ def resume(
     axes = Axes(estimator or estimator_of(config), objective or objective_of(config))
     if axes.described() != description["axes"]:
         raise UpslopeError(
-            f"{run} was trained with {description['axes']}, and this would go on with {axes.described()}. Pass the same "
-            "estimator and objective to upslope.resume."
+            f"{run} was trained with {description['axes']}, and this would go on with {axes.described()}. Pass the "
+            "same estimator and objective to upslope.resume."
         )
     display = choose(quiet)
     changed = {k: (v, versions()[k]) for k, v in description["versions"].items() if versions().get(k) != v}
@@ -243,7 +239,7 @@ def run_loop(
             display.start(title_of(config), lines)
             state, progress = loop.run(state, progress)
             display.finish(None, closing_lines(config, directory, progress))
-    except Interrupted:
+    except Stopped:
         raise KeyboardInterrupt(f"Stopped and saved. Go on with: upslope resume {directory.path}") from None
     finally:
         engine.close()
@@ -263,9 +259,7 @@ def opening_lines(config: Config, directory: RunDirectory) -> list[str]:
     lines = [f"writing to {directory.path}"]
     if config.preset is not None:
         note = presets().get(config.environment.removeprefix("jax:"), {}).get("note")
-        lines.append(
-            f"preset: {config.preset}" + (f" ({note})" if note else "") + "; --no-preset turns it off"
-        )
+        lines.append(f"preset: {config.preset}" + (f" ({note})" if note else "") + "; --no-preset turns it off")
     if config.seeds == 1:
         lines.append("one seed gives no interval: --seeds 5 shows how far the result can be trusted")
     return lines
@@ -276,8 +270,7 @@ def closing_lines(config: Config, directory: RunDirectory, progress: Any) -> lis
     returns = mean_of(progress, 0)
     shown = [f"seed {s}: {r:.1f}" for s, r in zip(config.seed_list(), returns, strict=True)]
     lines = [
-        f"trained in {progress.elapsed:.1f} s; mean return of the last 100 training episodes: "
-        + ", ".join(shown),
+        f"trained in {progress.elapsed:.1f} s; mean return of the last 100 training episodes: " + ", ".join(shown),
         f"judge it:  upslope evaluate {directory.path}",
     ]
     return lines

@@ -20,9 +20,7 @@ def save_checkpoint(path: Path, tree: Any, world: dict[str, np.ndarray], meta: d
     save_arrays(path, arrays, {"kind": "checkpoint", "format": CHECKPOINT_FORMAT, **meta})
 
 
-def load_checkpoint(
-    path: Path, like: Any, prefix: str = ""
-) -> tuple[Any, dict[str, np.ndarray], dict[str, Any]]:
+def load_checkpoint(path: Path, like: Any, prefix: str = "") -> tuple[Any, dict[str, np.ndarray], dict[str, Any]]:
     """Read a state with the structure, shapes and dtypes of `like`, or the part of it under a path `prefix`.
 
     Raises:

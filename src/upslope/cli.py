@@ -148,9 +148,7 @@ def defaults_for(arguments: list[str]) -> Train:
         config = configure("", algorithm, is_continuous=False, use_preset=False, **from_file)
         return Train(**{**vars(config), "environment": tyro.MISSING})
     is_continuous = has_continuous_actions(environment, from_file)
-    config = configure(
-        environment, algorithm, is_continuous=is_continuous, use_preset=use_preset, **from_file
-    )
+    config = configure(environment, algorithm, is_continuous=is_continuous, use_preset=use_preset, **from_file)
     return Train(**vars(config))
 
 
@@ -182,9 +180,7 @@ def train(flags: Train) -> None:
     names = Config.__dataclass_fields__
     config = Config(**{name: getattr(flags, name) for name in names})
     if flags.resume and flags.name and (flags.folder / flags.name).exists():
-        api.resume(
-            same_run(flags.folder / flags.name, config), quiet=flags.quiet, tensorboard=flags.tensorboard
-        )
+        api.resume(same_run(flags.folder / flags.name, config), quiet=flags.quiet, tensorboard=flags.tensorboard)
         return
     world = make(config.environment, config.env_kwargs, config.max_episode_steps)
     api.train_config(
@@ -200,9 +196,7 @@ def same_run(path: Path, config: Config) -> Path:
     if replace(there, preset=None) == replace(config, preset=None):
         return path
     differ = {
-        n: (getattr(there, n), getattr(config, n))
-        for n in vars(there)
-        if getattr(there, n) != getattr(config, n)
+        n: (getattr(there, n), getattr(config, n)) for n in vars(there) if getattr(there, n) != getattr(config, n)
     }
     words = ", ".join(f"{name} was {old}, now {new}" for name, (old, new) in differ.items())
     raise UpslopeError(

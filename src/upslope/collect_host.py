@@ -2,14 +2,14 @@
 
 from collections.abc import Callable
 from time import perf_counter
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import jax
 import numpy as np
 
 from upslope.agent import Agent
 from upslope.host import HostColumns
-from upslope.types import Rollout
+from upslope.types import Rollout, host_rollout
 
 Act = Callable[..., tuple[np.ndarray, np.ndarray]]
 """(agents [S], observation [S, N, …], keys [S], t) → action [S, N, …], log μ(a|s) [S, N]."""
@@ -59,7 +59,7 @@ class HostRollout:
             padding = [(0, 0), (0, max(missing, 0))] + [(0, 0)] * (x.ndim - 2)
             return np.pad(x, padding) if missing > 0 else x[:, :num_steps]
 
-        return Rollout(**{name: fit(x) for name, x in self.rows.items()})  # type: ignore[arg-type]
+        return host_rollout({name: fit(x) for name, x in self.rows.items()})
 
 
 def act(agents: Agent, observation: jax.Array, keys: jax.Array, t: jax.Array) -> tuple[jax.Array, jax.Array]:
@@ -92,7 +92,7 @@ def collect_host(
 def collect_host_episodes(
     columns: HostColumns,
     act: Act,
-    agents: Agent,
+    agents: Any,
     keys: jax.Array,
     active: np.ndarray,
     phases: dict[str, float],
@@ -112,7 +112,7 @@ def collect_host_episodes(
 def step_all(
     columns: HostColumns,
     act: Act,
-    agents: Agent,
+    agents: Any,
     keys: jax.Array,
     t: int,
     rows: np.ndarray,

@@ -134,9 +134,7 @@ def check_ranges(config: Config) -> None:
     if config.seed < 0 or config.seed + config.seeds > 2**31:
         raise UpslopeError(f"--seed must be between 0 and 2³¹ − seeds, not {config.seed}.")
     if config.steps > MAX_STEPS:
-        raise UpslopeError(
-            f"--steps can be at most {MAX_STEPS:,}, not {config.steps:,}: they are counted in 32 bits."
-        )
+        raise UpslopeError(f"--steps can be at most {MAX_STEPS:,}, not {config.steps:,}: they are counted in 32 bits.")
     if not 0 <= config.gamma <= 1:
         raise UpslopeError(f"--gamma must be in [0, 1], not {config.gamma}: it is a discount per step.")
     if config.entropy_coefficient < 0:

@@ -5,7 +5,7 @@ action. All quantities are in nats.
 """
 
 from abc import abstractmethod
-from typing import Self
+from typing import Any
 
 import equinox as eqx
 import jax
@@ -36,7 +36,7 @@ class Distribution(eqx.Module):
         """H(π(·|s)) = −E[log π(a|s)]."""
 
     @abstractmethod
-    def kl(self, other: Self) -> Float[Array, "..."]:
+    def kl(self, other: Any) -> Float[Array, "..."]:
         """KL(self‖other) = E_{a~self}[log self(a) − log other(a)] ≥ 0, in closed form."""
 
 
@@ -62,7 +62,7 @@ class Categorical(Distribution):
         log_probs = self.log_probs()
         return -jnp.sum(jnp.exp(log_probs) * log_probs, axis=-1)
 
-    def kl(self, other: Self) -> Float[Array, "..."]:
+    def kl(self, other: "Categorical") -> Float[Array, "..."]:
         log_probs = self.log_probs()
         return jnp.sum(jnp.exp(log_probs) * (log_probs - other.log_probs()), axis=-1)
 
@@ -85,7 +85,7 @@ class MultiCategorical(Distribution):
     def entropy(self) -> Float[Array, "..."]:
         return sum_of(head.entropy() for head in self.heads)
 
-    def kl(self, other: Self) -> Float[Array, "..."]:
+    def kl(self, other: "MultiCategorical") -> Float[Array, "..."]:
         return sum_of(mine.kl(theirs) for mine, theirs in zip(self.heads, other.heads, strict=True))
 
 
@@ -105,11 +105,9 @@ class Bernoulli(Distribution):
 
     def entropy(self) -> Float[Array, "..."]:
         on = jax.nn.sigmoid(self.logits)
-        return -jnp.sum(
-            on * jax.nn.log_sigmoid(self.logits) + (1 - on) * jax.nn.log_sigmoid(-self.logits), axis=-1
-        )
+        return -jnp.sum(on * jax.nn.log_sigmoid(self.logits) + (1 - on) * jax.nn.log_sigmoid(-self.logits), axis=-1)
 
-    def kl(self, other: Self) -> Float[Array, "..."]:
+    def kl(self, other: "Bernoulli") -> Float[Array, "..."]:
         on = jax.nn.sigmoid(self.logits)
         return jnp.sum(
             on * (jax.nn.log_sigmoid(self.logits) - jax.nn.log_sigmoid(other.logits))
@@ -137,7 +135,7 @@ class DiagonalGaussian(Distribution):
     def entropy(self) -> Float[Array, "..."]:
         return jnp.sum(self.log_std + 0.5 * (1 + LOG_TWO_PI), axis=-1)
 
-    def kl(self, other: Self) -> Float[Array, "..."]:
+    def kl(self, other: "DiagonalGaussian") -> Float[Array, "..."]:
         ratio = jnp.exp(2 * (self.log_std - other.log_std))
         shift = ((self.mean - other.mean) * jnp.exp(-other.log_std)) ** 2
         return jnp.sum(0.5 * (ratio + shift - 1) + other.log_std - self.log_std, axis=-1)

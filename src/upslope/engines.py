@@ -4,7 +4,8 @@
 environments, one iteration at a time; `RecordedEngine` replays a dataset. All share `weigh` and `move`.
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from functools import partial
 from time import perf_counter
@@ -18,8 +19,7 @@ from upslope.collect_host import EpisodeEnds, act, collect_host, collect_host_ep
 from upslope.environments.base import CompiledEnvironment
 from upslope.environments.make import HostWorld
 from upslope.host import HostColumns
-from upslope.rollout import Finished
-from upslope.train import (
+from upslope.iteration import (
     Task,
     TrainState,
     initialise,
@@ -30,7 +30,8 @@ from upslope.train import (
     stack,
     weigh,
 )
-from upslope.types import Credit, Metrics, Rollout
+from upslope.rollout import Finished
+from upslope.types import Credit, Metrics, Rollout, host_rollout
 
 EpisodeRow = tuple[int, int, float, int]
 """(step, seed index, return, length) of a finished training episode."""
@@ -100,13 +101,11 @@ class ProgramEngine:
 
     def advance(self, state: TrainState) -> tuple[TrainState, Chunk]:
         if self.compiled is None:
-            self.compiled = timed(
-                self.phases, "compile", lambda: jax.jit(self.all_seeds).lower(self.data, state).compile()
-            )
-        compiled = self.compiled
-        after, (metrics, finished, before, steps) = timed(
-            self.phases, "compiled", lambda: jax.block_until_ready(compiled(self.data, state))
-        )
+            with clock(self.phases, "compile"):
+                self.compiled = jax.jit(self.all_seeds).lower(self.data, state).compile()
+        compiled: Any = self.compiled
+        with clock(self.phases, "compiled"):
+            after, (metrics, finished, before, steps) = jax.block_until_ready(compiled(self.data, state))
         before, steps = np.asarray(before, np.int64), np.asarray(steps, np.int64)
         episodes = [[] for _ in self.seeds] if finished is None else self.rows(finished, before)
         return after, Chunk({name: np.asarray(x) for name, x in metrics.items()}, steps, before, episodes)
@@ -119,9 +118,7 @@ class ProgramEngine:
             i, t, n = np.nonzero(done[s])
             if self.task.estimator.whole_episodes:
                 stopped = np.cumsum(done[s].sum(axis=-1), axis=-1)
-                running = done.shape[-1] - np.concatenate(
-                    [np.zeros_like(stopped[:, :1]), stopped[:, :-1]], axis=1
-                )
+                running = done.shape[-1] - np.concatenate([np.zeros_like(stopped[:, :1]), stopped[:, :-1]], axis=1)
                 steps = before[s, i] + np.cumsum(running, axis=1)[i, t]
             else:
                 steps = before[s, i] + (t + 1) * done.shape[-1]
@@ -163,9 +160,7 @@ class HostEngine:
 
     def __init__(self, task: Task, seeds: Sequence[int], world: HostWorld):
         self.task, self.seeds = task, seeds
-        self.columns = HostColumns(
-            world, task.coding, task.head, seeds, task.num_envs, task.max_episode_steps
-        )
+        self.columns = HostColumns(world, task.coding, task.head, seeds, task.num_envs, task.max_episode_steps)
         self.has_begun = False
         self.phases: dict[str, float] = {}
         self.act = jax.jit(act)
@@ -186,24 +181,14 @@ class HostEngine:
             if not active[s]:
                 metrics.append(None)
                 continue
-            facts = self.rollout_of(rollout, s)
-            state, scaled, credit = timed(
-                self.phases,
-                "weigh",
-                lambda facts=facts, s=s, state=state: jax.block_until_ready(self.weigh(state, s, facts)),
-            )
-            state, measured = timed(
-                self.phases,
-                "move",
-                lambda scaled=scaled, credit=credit, s=s, state=state: jax.block_until_ready(
-                    self.move(state, s, scaled, credit, move_keys)
-                ),
-            )
+            with clock(self.phases, "weigh"):
+                facts = self.rollout_of(rollout, s)
+                state, scaled, credit = jax.block_until_ready(self.weigh(state, s, facts))
+            with clock(self.phases, "move"):
+                state, measured = jax.block_until_ready(self.move(state, s, scaled, credit, move_keys))
             metrics.append(measured)
         steps = np.asarray(state.steps, np.int64)
-        return state, Chunk(
-            by_name(metrics), steps[:, None], before[:, None], self.rows(rollout, ends, before)
-        )
+        return state, Chunk(by_name(metrics), steps[:, None], before[:, None], self.rows(rollout, ends, before))
 
     def collect(self, state: TrainState, keys: jax.Array, active: np.ndarray) -> tuple[Rollout, EpisodeEnds]:
         """Act for an iteration: facts [S, T, N]."""
@@ -223,7 +208,7 @@ class HostEngine:
             return one
         longest = int(one.valid.any(axis=1).sum())
         length = max(32, 1 << (longest - 1).bit_length())
-        return Rollout(*(fit(np.asarray(x), length) for x in one))  # type: ignore[arg-type]
+        return host_rollout({name: fit(np.asarray(x), length) for name, x in one._asdict().items()})
 
     def rows(self, rollout: Rollout, ends: EpisodeEnds, before: np.ndarray) -> list[list[EpisodeRow]]:
         """Each seed's finished episodes with the step at which they ended."""
@@ -282,9 +267,9 @@ def by_name(metrics: list[Metrics | None]) -> dict[str, np.ndarray]:
     return {n: np.asarray([[np.nan if m is None else float(m[n])] for m in fetched]) for n in names}
 
 
-def timed(phases: dict[str, float], phase: str, work: Callable[[], Any]) -> Any:
-    """Do the work and add its seconds to a phase."""
+@contextmanager
+def clock(phases: dict[str, float], phase: str) -> Iterator[None]:
+    """Add the seconds of the block to a phase."""
     started = perf_counter()
-    result = work()
+    yield
     phases[phase] = phases.get(phase, 0.0) + perf_counter() - started
-    return result

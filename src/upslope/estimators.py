@@ -116,9 +116,7 @@ class GAE(Estimator):
 
     def __post_init__(self) -> None:
         if not 0 <= self.lambda_ <= 1:
-            raise UpslopeError(
-                f"GAE needs λ in [0, 1], not {self.lambda_}: it is a weight between A¹ and A^∞."
-            )
+            raise UpslopeError(f"GAE needs λ in [0, 1], not {self.lambda_}: it is a weight between A¹ and A^∞.")
 
     def __call__(self, rollout: Rollout, values: Values, gamma: float) -> Credit:
         delta = td_error(rollout, values, gamma)

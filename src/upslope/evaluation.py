@@ -10,7 +10,6 @@ from typing import Any, Literal
 
 import equinox as eqx
 import jax
-import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, PRNGKeyArray, Shaped
 
@@ -22,12 +21,12 @@ from upslope.environments.base import CompiledEnvironment
 from upslope.environments.make import HostWorld, World, make
 from upslope.errors import UpslopeError
 from upslope.host import HostColumns
+from upslope.iteration import stack
 from upslope.policy import Which, load_agents
 from upslope.recording import save_dataset
 from upslope.rollout import collect_episodes
 from upslope.runs import RunDirectory
-from upslope.train import stack
-from upslope.types import Rollout
+from upslope.types import Rollout, host_rollout
 
 Mode = Literal["stochastic", "deterministic"]
 MODES: tuple[Mode, ...] = ("stochastic", "deterministic")
@@ -224,9 +223,4 @@ def rows_of(evaluation: Evaluation, checkpoint: Which, environment_seed: int) ->
 
 def take(rollout: Rollout, s: int) -> Rollout:
     """One seed's facts [T, N]."""
-    return Rollout(*(np.asarray(x)[s] for x in rollout))  # type: ignore[arg-type]
-
-
-def returns_of(rollout: Rollout) -> Array:
-    """Undiscounted return of each column [N]."""
-    return jnp.sum(jnp.where(rollout.valid, rollout.reward, 0.0), axis=0)
+    return host_rollout({name: np.asarray(x)[s] for name, x in rollout._asdict().items()})

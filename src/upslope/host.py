@@ -39,7 +39,8 @@ class HostEpisode:
     def describe(self) -> str:
         """Enough to find the place again."""
         reset = reset_seed(self.seed, self.index, self.episode)
-        return f"environment {self.index} of seed {self.seed}, episode {self.episode} (reset seed {reset}), step {self.length}"
+        place = f"environment {self.index} of seed {self.seed}, episode {self.episode}"
+        return f"{place} (reset seed {reset}), step {self.length}"
 
 
 def reset_seed(seed: int, index: int, episode: int) -> int:
@@ -63,9 +64,7 @@ class HostColumns:
         self.shape = (len(seeds), num_envs)
         dtype = np.dtype(world.observation_space.dtype or np.float32)
         self.dtype = np.dtype(np.float32) if dtype == np.float64 else dtype
-        self.episodes = [
-            HostEpisode(world.create(), seed, index) for seed in seeds for index in range(num_envs)
-        ]
+        self.episodes = [HostEpisode(world.create(), seed, index) for seed in seeds for index in range(num_envs)]
         self.observation = np.zeros((*self.shape, *coding.shape), self.dtype)
         self.flat = self.observation.reshape(-1, *coding.shape)
 
@@ -84,9 +83,7 @@ class HostColumns:
                 raise UpslopeError(raised(self.world.name, "reset", episode, error)) from error
             self.place(self.flat, row, observation, episode)
 
-    def step(
-        self, action: np.ndarray, rows: Sequence[int], next_observation: np.ndarray
-    ) -> tuple[np.ndarray, ...]:
+    def step(self, action: np.ndarray, rows: Sequence[int], next_observation: np.ndarray) -> tuple[np.ndarray, ...]:
         """Step the given rows with the policy's actions [S·N, …]; write the true successors.
 
         Returns reward, terminated, truncated, each [S·N], zero in the other rows.
@@ -120,16 +117,15 @@ class HostColumns:
         """Write an observation, if it has the shape that its space promises."""
         if np.shape(observation) != self.coding.shape:
             raise UpslopeError(
-                f"{self.world.name} returned an observation of shape {np.shape(observation)}, but its observation space "
-                f"says {self.coding.shape}: {episode.describe()}. Correct the environment or its observation_space."
+                f"{self.world.name} returned an observation of shape {np.shape(observation)}, but its observation "
+                f"space says {self.coding.shape}: {episode.describe()}. Correct the environment "
+                "or its observation_space."
             )
         into[row] = observation
 
     def check_finite(self, reward: np.ndarray, next_observation: np.ndarray, rows: Sequence[int]) -> None:
         """Stop at the first reward or observation that is not a number."""
-        is_finite = np.isfinite(reward).all() and (
-            self.dtype.kind != "f" or np.isfinite(next_observation[rows]).all()
-        )
+        is_finite = np.isfinite(reward).all() and (self.dtype.kind != "f" or np.isfinite(next_observation[rows]).all())
         if is_finite:
             return
         for row in rows:
@@ -144,9 +140,7 @@ class HostColumns:
     def snapshot(self) -> dict[str, np.ndarray]:
         """Enough to rebuild every running episode: its number, its actions, and what it shows."""
         lengths = [len(e.actions) if e.length <= MAX_REPLAY else -1 for e in self.episodes]
-        actions = [
-            a for e, length in zip(self.episodes, lengths, strict=True) if length > 0 for a in e.actions
-        ]
+        actions = [a for e, length in zip(self.episodes, lengths, strict=True) if length > 0 for a in e.actions]
         return {
             "episode": np.asarray([e.episode for e in self.episodes]),
             "length": np.asarray(lengths),
@@ -170,8 +164,8 @@ class HostColumns:
                 self.begin([row])
         if not_repeatable:
             say(
-                f"{len(not_repeatable)} of {len(self.episodes)} episodes in progress could not be replayed (the first is "
-                f"{not_repeatable[0].describe()}): the environment is not a function of its reset seed and actions. "
+                f"{len(not_repeatable)} of {len(self.episodes)} episodes in progress could not be replayed (the first "
+                f"is {not_repeatable[0].describe()}): the environment is not a function of its reset seed and actions. "
                 "They begin afresh, so this run is a continuation, but not bit for bit."
             )
 

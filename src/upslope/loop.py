@@ -22,11 +22,11 @@ import numpy as np
 from upslope.agent import Agent
 from upslope.checkpoints import save_checkpoint
 from upslope.display import Display, Snapshot
-from upslope.engines import Chunk, Engine, EpisodeRow, timed
+from upslope.engines import Chunk, Engine, EpisodeRow, clock
 from upslope.errors import UpslopeError
+from upslope.iteration import TrainState
 from upslope.runs import RunDirectory
 from upslope.tensorboard import TensorboardWriter
-from upslope.train import TrainState
 
 CHECKPOINT_SECONDS = 10.0
 """`last` is written at most so often, and whenever training stops."""
@@ -38,7 +38,7 @@ BEST_CHECKS = 100
 """So many times in a run the window is held against the best so far."""
 
 
-class Interrupted(Exception):
+class Stopped(BaseException):
     """Training was asked to stop, and everything is saved."""
 
 
@@ -84,14 +84,14 @@ class Loop:
         self.display, self.tensorboard = display, tensorboard
 
     def run(self, state: TrainState, progress: Progress) -> tuple[TrainState, Progress]:
-        """Train to the end. On a signal: save, then raise `Interrupted`. On an error: save, then raise it."""
+        """Train to the end. On a signal: save, then raise `Stopped`. On an error: save, then raise it."""
         started, saved = perf_counter() - progress.elapsed, perf_counter()
         first_steps, first_time = int(np.asarray(state.steps, np.int64).sum()), perf_counter()
         with stop_on_signal() as stop:
             while (np.asarray(state.steps, np.int64) < self.total).any():
                 if stop.is_set():
                     self.save(state, progress)
-                    raise Interrupted
+                    raise Stopped
                 try:
                     state, chunk = self.engine.advance(state)
                 except Exception:
@@ -99,10 +99,12 @@ class Loop:
                     raise
                 progress.elapsed = perf_counter() - started
                 rate = (int(chunk.steps[:, -1].sum()) - first_steps) / (perf_counter() - first_time)
-                timed(self.engine.phases, "write", lambda c=chunk, r=rate: self.write(c, progress, r))  # type: ignore[misc]
-                self.keep_best(state, chunk, progress)
+                with clock(self.engine.phases, "write"):
+                    self.write(chunk, progress, rate)
+                    self.keep_best(state, chunk, progress)
                 if perf_counter() - saved > CHECKPOINT_SECONDS:
-                    timed(self.engine.phases, "write", lambda s=state: self.save(s, progress))  # type: ignore[misc]
+                    with clock(self.engine.phases, "write"):
+                        self.save(state, progress)
                     saved = perf_counter()
                 self.display.update(self.snapshot(chunk, progress, rate))
                 self.check_alive(chunk, state, progress)
@@ -196,8 +198,8 @@ class Loop:
             if s not in progress.broken:
                 progress.broken.add(s)
                 self.display.message(
-                    f"seed {self.seeds[s]}: the policy's loss is no longer a number at step {chunk.steps[s, -1]:,}; its "
-                    "parameters are lost. Lower --learning-rate, or normalise rewards and observations."
+                    f"seed {self.seeds[s]}: the policy's loss is no longer a number at step {chunk.steps[s, -1]:,}; "
+                    "its parameters are lost. Lower --learning-rate, or normalise rewards and observations."
                 )
         if len(progress.broken) == len(self.seeds):
             raise UpslopeError(
@@ -226,9 +228,7 @@ class Ended:
 
 def where_seeds(mask: jax.Array, chosen: Any, otherwise: Any) -> Any:
     """Seed by seed, `chosen` where the mask [S] is true."""
-    return jax.tree.map(
-        lambda a, b: jnp.where(mask.reshape(-1, *(1,) * (a.ndim - 1)), a, b), chosen, otherwise
-    )
+    return jax.tree.map(lambda a, b: jnp.where(mask.reshape(-1, *(1,) * (a.ndim - 1)), a, b), chosen, otherwise)
 
 
 def mean_of(progress: Progress, part: int) -> list[float]:

@@ -83,9 +83,7 @@ class KLPenalty(Objective):
 
     def __post_init__(self) -> None:
         if self.beta < 0:
-            raise UpslopeError(
-                f"KLPenalty needs β ≥ 0, not {self.beta}: a negative penalty rewards divergence."
-            )
+            raise UpslopeError(f"KLPenalty needs β ≥ 0, not {self.beta}: a negative penalty rewards divergence.")
         if self.target is not None and self.target <= 0:
             raise UpslopeError(f"KLPenalty needs a target KL > 0, not {self.target}. Use None for a fixed β.")
 

@@ -144,9 +144,7 @@ def return_words(values: Sequence[float]) -> tuple[str, str, str]:
     if not numbers:
         return "–", "no episode finished yet", ""
     average, warning = mean(numbers), "" if len(numbers) >= FEW_SEEDS else "thin evidence"
-    seeds = (
-        f"{len(values)} seeds" if len(numbers) == len(values) else f"{len(numbers)} of {len(values)} seeds"
-    )
+    seeds = f"{len(values)} seeds" if len(numbers) == len(values) else f"{len(numbers)} of {len(values)} seeds"
     if len(numbers) == 1:
         return number(average), ("one seed" if len(values) == 1 else seeds) + ": no interval", warning
     return f"{number(average)} ± {number(half_width(numbers), like=average)}", f"(95 %) · {seeds}", warning

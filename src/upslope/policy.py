@@ -4,14 +4,15 @@ from pathlib import Path
 from typing import Any, Literal
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 
 from upslope.agent import Agent, initialise_agent
 from upslope.checkpoints import load_checkpoint
 from upslope.config import Config
 from upslope.errors import UpslopeError
+from upslope.iteration import stack
 from upslope.runs import RunDirectory
-from upslope.train import stack
 
 Which = Literal["best", "last"]
 
@@ -28,9 +29,7 @@ class Policy:
         self.key = jax.random.key(random_seed)
         self.calls = 0
         self.mode = jax.jit(lambda agent, x: with_log_prob(agent.policy(x), None))
-        self.sample = jax.jit(
-            lambda agent, x, key, n: with_log_prob(agent.policy(x), jax.random.fold_in(key, n))
-        )
+        self.sample = jax.jit(lambda agent, x, key, n: with_log_prob(agent.policy(x), jax.random.fold_in(key, n)))
 
     def __call__(self, observation: Any, deterministic: bool = True) -> np.ndarray:
         """Observation [*shape] → action, or [B, *shape] → actions [B, …]."""
@@ -61,7 +60,7 @@ class Policy:
 
     def value(self, observation: Any) -> np.ndarray:
         """V(s) in the environment's units of reward."""
-        return np.asarray(self.agent.value(np.asarray(observation)) / self.agent.reward_scale())
+        return np.asarray(self.agent.value(jnp.asarray(observation)) / self.agent.reward_scale())
 
 
 def with_log_prob(policy: Any, key: Any) -> tuple[jax.Array, jax.Array]:
@@ -70,9 +69,7 @@ def with_log_prob(policy: Any, key: Any) -> tuple[jax.Array, jax.Array]:
     return action, policy.log_prob(action)
 
 
-def load(
-    run: str | Path, *, seed: int | None = None, checkpoint: Which = "best", random_seed: int = 0
-) -> Policy:
+def load(run: str | Path, *, seed: int | None = None, checkpoint: Which = "best", random_seed: int = 0) -> Policy:
     """The policy of a run.
 
     Args:

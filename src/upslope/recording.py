@@ -15,7 +15,7 @@ import numpy as np
 from upslope.errors import UpslopeError
 from upslope.spaces import BoxHead, Coding, Head, MultiBinaryHead, MultiDiscreteHead
 from upslope.storage import load_arrays, save_arrays
-from upslope.types import Rollout
+from upslope.types import Rollout, host_rollout
 
 DATASET_FORMAT = 1
 REQUIRED = ("observation", "action", "reward", "length", "terminated", "final_observation")
@@ -25,14 +25,13 @@ def save_dataset(path: Path, rollouts: Sequence[Rollout], meta: dict[str, Any]) 
     """Write whole-episode rollouts [T, N] (a column an episode) as one dataset."""
     parts: dict[str, list[np.ndarray]] = {name: [] for name in (*REQUIRED, "behaviour_log_prob")}
     for rollout in rollouts:
-        facts = Rollout(*(np.asarray(x) for x in rollout))
-        for column in range(facts.valid.shape[1]):
-            length = int(facts.valid[:, column].sum())
+        facts = {name: np.asarray(x) for name, x in rollout._asdict().items()}
+        for column, length in enumerate(facts["valid"].sum(axis=0).tolist()):
             for name in ("observation", "action", "reward", "behaviour_log_prob"):
-                parts[name].append(getattr(facts, name)[:length, column])
+                parts[name].append(facts[name][:length, column])
             parts["length"].append(np.asarray([length]))
-            parts["terminated"].append(facts.terminated[length - 1 : length, column])
-            parts["final_observation"].append(facts.next_observation[length - 1 : length, column])
+            parts["terminated"].append(facts["terminated"][length - 1 : length, column])
+            parts["final_observation"].append(facts["next_observation"][length - 1 : length, column])
     arrays = {name: np.concatenate(pieces) for name, pieces in parts.items()}
     save_arrays(path, arrays, {"kind": "dataset", "format": DATASET_FORMAT, **meta})
 
@@ -71,21 +70,21 @@ def as_rollout(arrays: dict[str, np.ndarray]) -> Rollout:
     observation = columns("observation")
     following = np.concatenate([observation[1:], np.zeros_like(observation[:1])])
     is_last = last.reshape(longest, count, *(1,) * (observation.ndim - 2))
-    return Rollout(
-        observation=observation,
-        action=columns("action"),
-        reward=columns("reward").astype(np.float32),
-        terminated=last & arrays["terminated"].astype(bool),
-        truncated=last & ~arrays["terminated"].astype(bool),
-        next_observation=np.where(is_last, arrays["final_observation"], following),
-        behaviour_log_prob=columns("behaviour_log_prob").astype(np.float32),
-        valid=valid,
-    )  # type: ignore[arg-type]
+    return host_rollout(
+        {
+            "observation": observation,
+            "action": columns("action"),
+            "reward": columns("reward").astype(np.float32),
+            "terminated": last & arrays["terminated"].astype(bool),
+            "truncated": last & ~arrays["terminated"].astype(bool),
+            "next_observation": np.where(is_last, arrays["final_observation"], following),
+            "behaviour_log_prob": columns("behaviour_log_prob").astype(np.float32),
+            "valid": valid,
+        }
+    )
 
 
-def check_dataset(
-    path: Path, arrays: dict[str, np.ndarray], meta: dict[str, Any], coding: Coding, head: Head
-) -> None:
+def check_dataset(path: Path, arrays: dict[str, np.ndarray], meta: dict[str, Any], coding: Coding, head: Head) -> None:
     """Refuse what is not a dataset for these spaces."""
 
     def refuse(reason: str) -> UpslopeError:
@@ -113,9 +112,7 @@ def check_dataset(
     }
     for name, shape in expected.items():
         if name in arrays and arrays[name].shape != shape:
-            raise refuse(
-                f"`{name}` has shape {arrays[name].shape}, and {shape} is needed for this environment"
-            )
+            raise refuse(f"`{name}` has shape {arrays[name].shape}, and {shape} is needed for this environment")
         if name in arrays and arrays[name].dtype.kind not in "biuf":
             raise refuse(f"`{name}` does not hold numbers")
         if name in arrays and not np.isfinite(arrays[name]).all():

@@ -97,9 +97,7 @@ def advance(
     keys = jax.random.split(world_key, columns.length.shape[0])
     state, transition = jax.vmap(world.step)(keys, columns.state, to_world(agent, action))
     length = columns.length + 1
-    at_limit = (
-        jnp.zeros_like(transition.truncated) if max_episode_steps is None else length >= max_episode_steps
-    )
+    at_limit = jnp.zeros_like(transition.truncated) if max_episode_steps is None else length >= max_episode_steps
     truncated = transition.truncated | at_limit
     episode_return = columns.episode_return + transition.reward
     row = Rollout(
@@ -126,6 +124,4 @@ def to_world(agent: Agent, action: Shaped[Array, "N ..."]) -> Shaped[Array, "N .
 
 def where_rows(mask: Bool[Array, "N"], chosen: Any, otherwise: Any) -> Any:
     """Row by row, `chosen` where the mask is true."""
-    return jax.tree.map(
-        lambda a, b: jnp.where(mask.reshape(mask.shape + (1,) * (a.ndim - 1)), a, b), chosen, otherwise
-    )
+    return jax.tree.map(lambda a, b: jnp.where(mask.reshape(mask.shape + (1,) * (a.ndim - 1)), a, b), chosen, otherwise)

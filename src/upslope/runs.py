@@ -46,15 +46,13 @@ class RunDirectory:
         """Make the folder and write config.json; refuse a folder that holds something."""
         if self.path.exists() and (not self.path.is_dir() or any(self.path.iterdir())):
             raise UpslopeError(
-                f"{self.path} exists already, and nothing is overwritten. Go on with it: upslope resume {self.path} — or "
-                "choose another --name."
+                f"{self.path} exists already, and nothing is overwritten. Go on with it: upslope resume {self.path} "
+                "— or choose another --name."
             )
         try:
             self.last.parent.mkdir(parents=True, exist_ok=True)
         except OSError as error:
-            raise UpslopeError(
-                f"Could not make {self.path}: {error.strerror}. Choose another folder."
-            ) from error
+            raise UpslopeError(f"Could not make {self.path}: {error.strerror}. Choose another folder.") from error
         description = {
             "format": RUN_FORMAT,
             "created": datetime.now(UTC).isoformat(timespec="seconds"),
@@ -63,25 +61,19 @@ class RunDirectory:
             "axes": axes,
             "spaces": {"observation": to_json(coding), "action": to_json(head)},
         }
-        write_atomically(
-            self.path / "config.json", json.dumps(description, indent=2, allow_nan=False).encode()
-        )
+        write_atomically(self.path / "config.json", json.dumps(description, indent=2, allow_nan=False).encode())
         self.append(self.episodes_path, ",".join(EPISODE_COLUMNS) + "\n")
 
     def read(self) -> dict[str, Any]:
         """config.json, checked."""
         path = self.path / "config.json"
         if not path.is_file():
-            raise UpslopeError(
-                f"{self.path} is not a run directory: it has no config.json. `ls runs` shows yours."
-            )
+            raise UpslopeError(f"{self.path} is not a run directory: it has no config.json. `ls runs` shows yours.")
         try:
             description = json.loads(path.read_text("utf-8"))
             number, _ = description["format"], description["config"]["environment"]
         except (ValueError, KeyError, TypeError) as error:
-            raise UpslopeError(
-                f"{path} is damaged or not upslope's: {type(error).__name__}: {error}."
-            ) from error
+            raise UpslopeError(f"{path} is damaged or not upslope's: {type(error).__name__}: {error}.") from error
         if number != RUN_FORMAT:
             written_by = description.get("versions", {}).get("upslope", "another version")
             raise UpslopeError(
@@ -103,9 +95,7 @@ class RunDirectory:
             described = self.read()["spaces"]
             return from_json(described["observation"]), from_json(described["action"])
         except (KeyError, TypeError, ValueError) as error:
-            raise UpslopeError(
-                f"{self.path / 'config.json'} does not describe the spaces: {error}."
-            ) from error
+            raise UpslopeError(f"{self.path / 'config.json'} does not describe the spaces: {error}.") from error
 
     def append(self, path: Path, text: str) -> None:
         """Append rows; a full disk leaves the last checkpoint valid."""
@@ -120,18 +110,14 @@ class RunDirectory:
 
     def sizes(self) -> dict[str, int]:
         """How far the growing files reach."""
-        return {
-            p.name: p.stat().st_size if p.exists() else 0 for p in (self.metrics_path, self.episodes_path)
-        }
+        return {p.name: p.stat().st_size if p.exists() else 0 for p in (self.metrics_path, self.episodes_path)}
 
     def cut(self, sizes: dict[str, int]) -> None:
         """Cut the growing files back to where a checkpoint saw them."""
         for path in (self.metrics_path, self.episodes_path):
             size = int(sizes.get(path.name, 0))
             if not path.exists() or path.stat().st_size < size:
-                raise UpslopeError(
-                    f"{path} is shorter than its checkpoint remembers, so rows are lost; cannot resume."
-                )
+                raise UpslopeError(f"{path} is shorter than its checkpoint remembers, so rows are lost; cannot resume.")
             with path.open("rb+") as file:
                 file.truncate(size)
 

@@ -109,7 +109,7 @@ class BoxHead:
     def distribution(self, outputs: Float[Array, "... K"], log_std: Float[Array, "K"]) -> Distribution:
         centre, half = self.scaling()
         log_std = jnp.broadcast_to(log_std + np.log(half), outputs.shape)
-        return DiagonalGaussian(centre + half * outputs, log_std)
+        return DiagonalGaussian(jnp.asarray(centre) + half * outputs, log_std)
 
     def to_environment(self, action: np.ndarray) -> Any:
         """Clip to the bounds and give the space's own shape."""
@@ -197,10 +197,7 @@ def unsupported(name: str, role: str, space: gymnasium.Space) -> str:
     return f"{name} has the {role} space {type(space).__name__}, which upslope cannot use yet. {remedy}. {SUPPORTED}"
 
 
-KINDS = {
-    k.__name__: k
-    for k in (BoxCoding, DiscreteCoding, DiscreteHead, BoxHead, MultiDiscreteHead, MultiBinaryHead)
-}
+KINDS = {k.__name__: k for k in (BoxCoding, DiscreteCoding, DiscreteHead, BoxHead, MultiDiscreteHead, MultiBinaryHead)}
 
 
 def to_json(record: Coding | Head) -> dict[str, Any]:
@@ -213,9 +210,8 @@ def to_json(record: Coding | Head) -> dict[str, Any]:
 
 def from_json(description: dict[str, Any]) -> Any:
     """The inverse of `to_json`."""
-    fields = {
-        k: tuple(v) if isinstance(v, list | tuple) else v for k, v in description.items() if k != "kind"
-    }
+    fields = {k: tuple(v) if isinstance(v, list | tuple) else v for k, v in description.items() if k != "kind"}
     if description["kind"] == "BoxHead":
         fields |= {"low": tuple(map(float, fields["low"])), "high": tuple(map(float, fields["high"]))}
-    return KINDS[description["kind"]](**fields)
+    kind: Any = KINDS[description["kind"]]
+    return kind(**fields)

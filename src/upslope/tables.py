@@ -54,9 +54,7 @@ def everything() -> Iterator[Table]:
     yield rungs
     for title, rows in (("Estimators: --estimator", ESTIMATORS), ("Objectives: --objective", OBJECTIVES)):
         yield two_columns(title, "weight Ψ_t" if "Est" in title else "maximised", rows)
-    yield two_columns(
-        "Presets, used unless --no-preset", "source", {k: v["source"] for k, v in presets().items()}
-    )
+    yield two_columns("Presets, used unless --no-preset", "source", {k: v["source"] for k, v in presets().items()})
     yield two_columns("Compiled worlds", "", dict.fromkeys(compiled_names(), ""))
 
 

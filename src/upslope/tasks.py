@@ -9,9 +9,9 @@ from upslope.config import Config
 from upslope.environments.make import World
 from upslope.errors import UpslopeError
 from upslope.estimators import GAE, Baseline, Estimator, NStep, RewardToGo, TotalReturn, UnitWeight
+from upslope.iteration import Task
 from upslope.objectives import Clip, ImportanceSampled, KLPenalty, Objective, PolicyGradient
 from upslope.spaces import coding_of, head_of
-from upslope.train import Task
 from upslope.update import Update
 
 ESTIMATOR_TYPES: dict[str, type[Estimator]] = {
@@ -63,9 +63,7 @@ def build(config: Config, name: str, known: dict[str, Any], kind: type) -> Any:
 
 def settings_of(part: Estimator | Objective) -> dict[str, Any]:
     """What a config says of an object given in Python: its name and fields, or `module:Name` for a user's own."""
-    role, known = (
-        ("estimator", ESTIMATOR_TYPES) if isinstance(part, Estimator) else ("objective", OBJECTIVE_TYPES)
-    )
+    role, known = ("estimator", ESTIMATOR_TYPES) if isinstance(part, Estimator) else ("objective", OBJECTIVE_TYPES)
     for name, kind in known.items():
         if type(part) is kind:
             values = {CONFIG_NAMES.get(f.name, f.name): getattr(part, f.name) for f in fields(part)}  # type: ignore[arg-type]

@@ -5,8 +5,10 @@ Facts (`Rollout`) are kept apart from estimates (`Values`, `Credit`): a rollout 
 file recorded by anybody is one too.
 """
 
-from typing import Any, NamedTuple
+from collections.abc import Mapping
+from typing import Any, NamedTuple, cast
 
+import numpy as np
 from jaxtyping import Array, Bool, Float, Shaped
 
 Observation = Shaped[Array, "..."]
@@ -59,3 +61,8 @@ class Credit(NamedTuple):
 
     weight: Float[Array, "T N"]
     target: Float[Array, "T N"]
+
+
+def host_rollout(fields: Mapping[str, np.ndarray]) -> Rollout:
+    """A rollout of NumPy arrays, by the names of its fields; JAX takes them as they are."""
+    return Rollout(**cast(dict[str, Any], fields))

@@ -71,7 +71,9 @@ class Descent(NamedTuple):
 def begin_learning(update: Update, agent: Agent) -> Learner:
     """A learner that has not moved yet."""
     optimiser = update.optimiser()
-    return Learner(agent, optimiser.init(agent.actor), optimiser.init(agent.critic), update.objective.init())
+    actor: Any = agent.actor
+    critic: Any = agent.critic
+    return Learner(agent, optimiser.init(actor), optimiser.init(critic), update.objective.init())
 
 
 def evaluate(agent: Agent, rollout: Rollout) -> Values:
@@ -110,9 +112,7 @@ def improve(
     after, entropy = sample_of(actor.parameters, batch)
     kl = mean(after.kl, batch.valid)
     metrics = {f"policy/{name}": value for name, value in metrics.items()}
-    metrics |= policy_metrics(update.objective, after, batch.valid) | {
-        "policy/entropy": mean(entropy, batch.valid)
-    }
+    metrics |= policy_metrics(update.objective, after, batch.valid) | {"policy/entropy": mean(entropy, batch.valid)}
     metrics["policy/kl"] = kl
     metrics["objective/beta"] = objective
     critic = Descent(agent.critic, learner.critic_optimiser, jnp.bool_(False))

@@ -42,7 +42,5 @@ def film(run: str | Path, path: str | Path, checkpoint: Which = "last", environm
 def frame_of(picture: object, name: str) -> np.ndarray:
     """What an environment drew, if it drew a picture."""
     if not isinstance(picture, np.ndarray):
-        raise UpslopeError(
-            f'{name} cannot draw itself: render_mode="rgb_array" gave {type(picture).__name__}.'
-        )
+        raise UpslopeError(f'{name} cannot draw itself: render_mode="rgb_array" gave {type(picture).__name__}.')
     return picture

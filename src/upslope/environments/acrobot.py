@@ -44,11 +44,7 @@ def _derivative(state: State, torque: Float[Array, ""]) -> State:
     angle_1, angle_2, velocity_1, velocity_2 = state
     cosine_2, sine_2 = jnp.cos(angle_2), jnp.sin(angle_2)
     coupling = MASS_2 * LENGTH_1 * CENTRE_2
-    d1 = (
-        MASS_1 * CENTRE_1**2
-        + MASS_2 * (LENGTH_1**2 + CENTRE_2**2 + 2 * LENGTH_1 * CENTRE_2 * cosine_2)
-        + 2 * INERTIA
-    )
+    d1 = MASS_1 * CENTRE_1**2 + MASS_2 * (LENGTH_1**2 + CENTRE_2**2 + 2 * LENGTH_1 * CENTRE_2 * cosine_2) + 2 * INERTIA
     d2 = MASS_2 * (CENTRE_2**2 + LENGTH_1 * CENTRE_2 * cosine_2) + INERTIA
     # Gymnasium writes cos(x − π/2); sin x is the same and keeps its precision in float32.
     phi2 = MASS_2 * CENTRE_2 * GRAVITY * jnp.sin(angle_1 + angle_2)

@@ -56,9 +56,7 @@ class Pendulum(CompiledEnvironment):
 
     def reset(self, key: PRNGKeyArray) -> tuple[State, Float[Array, "3"]]:
         """θ_0 ~ U(−π, π), θ̇_0 ~ U(−1, 1)."""
-        state = jax.random.uniform(key, (2,), jnp.float32, minval=-1.0) * jnp.array(
-            [math.pi, 1.0], jnp.float32
-        )
+        state = jax.random.uniform(key, (2,), jnp.float32, minval=-1.0) * jnp.array([math.pi, 1.0], jnp.float32)
         return state, _observe(state)
 
     def step(self, key: PRNGKeyArray, state: State, action: Action) -> tuple[State, Transition]:

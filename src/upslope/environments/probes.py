@@ -1,8 +1,8 @@
 """Probe worlds: each so small that its right value is known, and each fails for one reason only.
 
 A learner that fails `probe/constant` has a broken critic loss; one that first fails at `probe/observation`
-does not see its observation; at `probe/delay`, its discount or bootstrap is wrong; at `probe/action`, its policy
-update; at `probe/both`, the pairing of observation and action.
+does not see its observation; at `probe/delay`, its discount or bootstrap is wrong; at `probe/action`, its
+policy update; at `probe/both`, the pairing of observation and action.
 Source: Jones (2021), Debugging RL, Without the Agonizing Pain; the truncation, continuous, multi-discrete and
 multi-binary probes are added here in the same manner.
 """
@@ -88,9 +88,7 @@ def constant() -> Probe:
 def observation() -> Probe:
     """One step, s_0 = ±1 at random, r = s_0: V(s) = s."""
     answer = _one_step(lambda observation, action: observation[0])
-    return Probe(
-        _box(-1.0), spaces.Discrete(2), _draw_sign, answer, lambda observation, gamma: observation[..., 0]
-    )
+    return Probe(_box(-1.0), spaces.Discrete(2), _draw_sign, answer, lambda observation, gamma: observation[..., 0])
 
 
 def delay() -> Probe:
@@ -153,9 +151,7 @@ def multidiscrete() -> Probe:
 
     def draw(key: PRNGKeyArray) -> Observation:
         target = jax.random.randint(key, (), 0, 6, jnp.int32)
-        return jnp.concatenate(
-            [jax.nn.one_hot(target // 3, 2), jax.nn.one_hot(target % 3, 3)], dtype=jnp.float32
-        )
+        return jnp.concatenate([jax.nn.one_hot(target // 3, 2), jax.nn.one_hot(target % 3, 3)], dtype=jnp.float32)
 
     def reward(observation: Observation, action: Action) -> Float32[Array, ""]:
         return observation[action[0]] * observation[2 + action[1]]

@@ -104,9 +104,7 @@ class Tabular(CompiledEnvironment):
         """J(π) = Σ_s start(s) v_π(s) = E[Σ_t γ^t r_t]. (S&B eq. 13.4)"""
         return float(self.start @ self.state_values(policy, gamma, horizon))
 
-    def policy_gradient(
-        self, logits: PolicyTable, gamma: float, horizon: int | None = None
-    ) -> PerObservation:
+    def policy_gradient(self, logits: PolicyTable, gamma: float, horizon: int | None = None) -> PerObservation:
         """∂J/∂logits of the softmax policy, by the policy gradient theorem with its γ^t kept.
 
             ∂J/∂θ_oa = Σ_t γ^t Σ_{s seen as o} P(s_t = s) π(a|o) (q_π(s, a) − v_π(s))
@@ -136,8 +134,8 @@ class Tabular(CompiledEnvironment):
 
     @cached_property
     def _live(self) -> PerSuccessor:
-        """P(s'|s, a) between states that are not terminal, and 0 elsewhere: the part that has a future."""
-        return self.transition.astype(np.float64) * ~self.terminal[:, None, None] * ~self.terminal
+        """P(s'|s, a), with nothing after a terminal state, so that its value is 0."""
+        return self.transition.astype(np.float64) * ~self.terminal[:, None, None]
 
     def _by_state(self, policy: PolicyTable) -> PerAction:
         expected = (int(self.observation_of.max()) + 1, self.transition.shape[1])

@@ -58,10 +58,9 @@ def initialise(task: Task, seed: int, world: CompiledEnvironment | None = None) 
     """The state of one seed before training."""
     agent_key, world_key, key = jax.random.split(jax.random.key(seed), 3)
     agent = initialise_agent(agent_key, task.coding, task.head, **task.network)
-    carries_on = world is not None and not task.estimator.whole_episodes
     return TrainState(
         learner=begin_learning(task.update, agent),
-        columns=begin(world, world_key, task.num_envs) if carries_on else None,
+        columns=None if world is None or task.estimator.whole_episodes else begin(world, world_key, task.num_envs),
         discounted_return=jnp.zeros(task.num_envs),
         key=key,
         steps=jnp.uint32(0),
@@ -69,9 +68,7 @@ def initialise(task: Task, seed: int, world: CompiledEnvironment | None = None) 
     )
 
 
-def iterate(
-    task: Task, world: CompiledEnvironment, state: TrainState
-) -> tuple[TrainState, Metrics, Finished]:
+def iterate(task: Task, world: CompiledEnvironment, state: TrainState) -> tuple[TrainState, Metrics, Finished]:
     """One policy iteration in a compiled world: act, weigh, move."""
     act_key, move_key = iteration_keys(state)
     agent, columns = state.learner.agent, state.columns
@@ -80,9 +77,7 @@ def iterate(
         rollout, finished = collect_episodes(world, agent, act_key, task.num_envs, task.max_episode_steps)
     else:
         assert columns is not None
-        columns, rollout, finished = collect(
-            world, agent, columns, act_key, task.rollout_steps, task.max_episode_steps
-        )
+        columns, rollout, finished = collect(world, agent, columns, act_key, task.rollout_steps, task.max_episode_steps)
     state, rollout, credit = weigh(task, state._replace(columns=columns), rollout)
     state, metrics = move(task, state, rollout, credit, move_key)
     return state, metrics, finished

@@ -1,0 +1,78 @@
+"""Rewrite what the documentation repeats of the source, so that it cannot drift.
+
+    python docs/refresh_links.py
+
+Links: [`GAE`](../src/upslope/estimators.py#L1-L2) names a symbol, and gets the lines on which it is defined; dots lead
+inside, `GAE.__call__` or `improve.actor_loss`. Code: the Python block after a comment `<!-- file: PATH -->` becomes that
+file's text. PATH is relative to the page.
+"""
+
+import ast
+import re
+from collections.abc import Iterator
+from pathlib import Path
+
+ROOT = Path(__file__).resolve().parent.parent
+LINK = re.compile(r"\[(?P<text>[^\[\]]*)\]\((?P<path>[^()\s#]+)#L(?P<first>\d+)(?:-L(?P<last>\d+))?\)")
+SYMBOL = re.compile(r"`(?P<name>[\w.]+)`")
+EMBEDDED = re.compile(r"(?P<marker><!-- file: (?P<path>\S+) -->)\n```python\n(?P<code>.*?)```\n", re.DOTALL)
+
+
+def pages() -> list[Path]:
+    """Every page of documentation."""
+    return [*sorted((ROOT / "docs").glob("*.md")), *sorted(ROOT.glob("*.md"))]
+
+
+def definitions(body: list[ast.stmt], prefix: str = "") -> Iterator[tuple[str, int, int]]:
+    """(dotted name, first line, last line) of every class, function and variable, at any depth."""
+    for node in body:
+        if isinstance(node, ast.ClassDef | ast.FunctionDef):
+            first = min([node.lineno, *(decorator.lineno for decorator in node.decorator_list)])
+            yield prefix + node.name, first, node.end_lineno or first
+            yield from definitions(node.body, f"{prefix}{node.name}.")
+        elif isinstance(node, ast.Assign | ast.AnnAssign):
+            targets = node.targets if isinstance(node, ast.Assign) else [node.target]
+            for target in targets:
+                if isinstance(target, ast.Name):
+                    yield prefix + target.id, node.lineno, node.end_lineno or node.lineno
+
+
+def lines_of(file: Path, symbol: str) -> tuple[int, int]:
+    """The first and last line of a symbol's definition, decorators included."""
+    for name, first, last in definitions(ast.parse(file.read_text("utf-8")).body):
+        if name == symbol:
+            return first, last
+    raise LookupError(f"{file.relative_to(ROOT)} defines no {symbol}")
+
+
+def refreshed(page: Path, text: str) -> str:
+    """The page's text with the lines and the code that the source has now."""
+
+    def link(match: re.Match[str]) -> str:
+        file, symbol = page.parent / match["path"], SYMBOL.search(match["text"])
+        where = f"{page.relative_to(ROOT)}: {match[0]}"
+        if not file.is_file():
+            raise LookupError(f"{where} leads to no file")
+        if symbol is None:
+            raise LookupError(f"{where} names no symbol; write [`name`](path#L1-L2)")
+        first, last = lines_of(file.resolve(), symbol["name"])
+        return f"[{match['text']}]({match['path']}#L{first}-L{last})"
+
+    def code(match: re.Match[str]) -> str:
+        return f"{match['marker']}\n```python\n{(page.parent / match['path']).read_text('utf-8')}```\n"
+
+    return EMBEDDED.sub(code, LINK.sub(link, text))
+
+
+def main() -> None:
+    """Refresh all pages, and say which changed."""
+    for page in pages():
+        before = page.read_text("utf-8")
+        after = refreshed(page, before)
+        if after != before:
+            page.write_text(after, "utf-8")
+            print(f"refreshed {page.relative_to(ROOT)}")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,119 @@
+"""PPO from scratch: generalised advantage estimation and the clipped ratio, in one file.
+
+A batch is used for several epochs. After the first step the policy π_θ is no longer the μ that acted, so the weight
+is corrected by the ratio ρ = π_θ(a|s)/μ(a|s), and nothing is earned by moving ρ outside [1−ε, 1+ε]:
+
+    Loss = −1/B Σ min(ρ A, clip(ρ, 1−ε, 1+ε) A),   A_t = Σ_b (γλ)^b δ_{t+b},   δ_t = r_t + γ V(s_{t+1}) − V(s_t)
+
+Run it, about a minute on a CPU:   python examples/ppo_clip.py --steps 100000 --seed 0
+"""
+
+import gymnasium
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+import tyro
+from gymnasium.wrappers import RecordEpisodeStatistics
+
+NUM_ENVS, NUM_STEPS, EPOCHS, MINIBATCHES, SIZES = 8, 128, 4, 4, (4, 64, 64, 2)
+GAMMA, LAMBDA, EPSILON, ENTROPY_COEFFICIENT, LEARNING_RATE = 0.99, 0.95, 0.2, 0.01, 1e-3
+
+
+def initialise(key, sizes, last_gain):
+    """(weight, bias) of each layer; orthogonal, with √2 for the hidden ones."""
+    gains = [2**0.5] * (len(sizes) - 2) + [last_gain]
+    layers = zip(jax.random.split(key, len(gains)), gains, sizes, sizes[1:], strict=False)
+    return [(jax.nn.initializers.orthogonal(g)(k, (i, o)), jnp.zeros(o)) for k, g, i, o in layers]
+
+
+def network(layers, x):
+    """tanh between the layers, nothing after the last."""
+    for weight, bias in layers[:-1]:
+        x = jnp.tanh(x @ weight + bias)
+    return x @ layers[-1][0] + layers[-1][1]
+
+
+def log_probability(parameters, observation, action):
+    """log π_θ(a|s), and the entropy of π_θ(·|s)."""
+    table = jax.nn.log_softmax(network(parameters["actor"], observation))
+    return jnp.take_along_axis(table, action[..., None], axis=-1)[..., 0], -jnp.sum(jnp.exp(table) * table, axis=-1)
+
+
+def generalised_advantage(reward, terminated, truncated, values, next_values):
+    """A_t = δ_t + γλ A_{t+1}, [T, N]. `next_values` is V of the true successor, also at an episode's end."""
+    # Only the world's own end makes the future worthless. At truncation somebody stopped watching: V goes on.
+    delta = reward + GAMMA * next_values * ~terminated - values
+    advantage, following = np.zeros_like(delta), np.zeros_like(delta[0])
+    for t in reversed(range(len(delta))):
+        going_on = ~(terminated[t] | truncated[t])  # what follows an end belongs to another episode
+        advantage[t] = following = delta[t] + GAMMA * LAMBDA * going_on * following
+    return advantage
+
+
+def weigh(parameters, observation, action, log_mu, reward, terminated, truncated, successor):
+    """Facts [T, N] → a batch [T·N]: observation, action, log μ(a|s), advantage, the critic's target."""
+    values, next_values = (np.asarray(network(parameters["critic"], x))[..., 0] for x in (observation, successor))
+    advantage = generalised_advantage(reward, terminated, truncated, values, next_values)
+    scaled = (advantage - advantage.mean()) / (advantage.std() + 1e-8)
+    batch = (observation, action, log_mu, scaled, advantage + values)  # the target keeps the unit of reward
+    return [x.reshape(-1, *x.shape[2:]) for x in batch]
+
+
+def loss(parameters, batch):
+    """The policy's, the critic's and the entropy's part; actor and critic share no parameters."""
+    observation, action, log_mu, advantage, target = batch
+    log_pi, entropy = log_probability(parameters, observation, action)
+    ratio = jnp.exp(log_pi - log_mu)  # ρ = π_θ/μ
+    clipped = jnp.clip(ratio, 1 - EPSILON, 1 + EPSILON)
+    policy_loss = -jnp.mean(jnp.minimum(ratio * advantage, clipped * advantage))
+    critic_loss = 0.5 * jnp.mean((network(parameters["critic"], observation)[..., 0] - target) ** 2)
+    return policy_loss + critic_loss - ENTROPY_COEFFICIENT * jnp.mean(entropy)  # entropy: keep exploring
+
+
+@jax.jit
+def act(parameters, observation, key):
+    """a ~ π_θ(·|s), and its log-probability."""
+    action = jax.random.categorical(key, network(parameters["actor"], observation))
+    return action, log_probability(parameters, observation, action)[0]
+
+
+def collect(worlds, now, parameters, key):
+    """NUM_STEPS steps of every world, going on from the observations `now`; and the returns of finished episodes."""
+    rows, returns = [], []
+    for step_key in jax.random.split(key, NUM_STEPS):
+        action, log_mu = (np.asarray(x) for x in act(parameters, now, step_key))
+        *facts, information = zip(*(w.step(int(a)) for w, a in zip(worlds, action, strict=True)), strict=True)
+        successor, reward, terminated, truncated = (np.asarray(fact) for fact in facts)
+        rows.append((now, action, log_mu, reward.astype(np.float32), terminated, truncated, successor))
+        returns += [float(x["episode"]["r"]) for x in information if "episode" in x]
+        # The next episode's first observation is where to go on, but never the successor of this one's last.
+        ended = terminated | truncated
+        now = np.stack([w.reset()[0] if e else s for w, e, s in zip(worlds, ended, successor, strict=True)])
+    return now, [np.stack(column) for column in zip(*rows, strict=True)], returns
+
+
+def train(steps: int = 100_000, seed: int = 0):
+    """Act, weigh, move, until the steps are spent. Returns the mean return of the episodes of each batch."""
+    actor_key, critic_key, key = jax.random.split(jax.random.key(seed), 3)
+    parameters = {"actor": initialise(actor_key, SIZES, 0.01), "critic": initialise(critic_key, (*SIZES[:-1], 1), 1.0)}
+    worlds = [RecordEpisodeStatistics(gymnasium.make("CartPole-v1")) for _ in range(NUM_ENVS)]
+    now = np.stack([world.reset(seed=seed * NUM_ENVS + n)[0] for n, world in enumerate(worlds)])
+    size, shuffler, history = NUM_STEPS * NUM_ENVS, np.random.default_rng(seed), []
+    rate = optax.linear_schedule(LEARNING_RATE, 0.0, steps // size * EPOCHS * MINIBATCHES)
+    optimiser, gradient = optax.chain(optax.clip_by_global_norm(0.5), optax.adam(rate, eps=1e-5)), jax.grad(loss)
+    state, move = optimiser.init(parameters), jax.jit(lambda p, s, b: optimiser.update(gradient(p, b), s))
+    for i in range(steps // size):
+        now, rollout, returns = collect(worlds, now, parameters, jax.random.fold_in(key, i))
+        batch = weigh(parameters, *rollout)
+        for _ in range(EPOCHS):
+            for part in np.split(shuffler.permutation(size), MINIBATCHES):
+                updates, state = move(parameters, state, [x[part] for x in batch])
+                parameters = optax.apply_updates(parameters, updates)
+        history.append(float(np.mean(returns)) if returns else float("nan"))
+        print(f"step {(i + 1) * size:7,}   return {history[-1]:6.1f}")
+    return history
+
+
+if __name__ == "__main__":
+    tyro.cli(train)

@@ -1,0 +1,155 @@
+"""Builders that the tests share: rollouts with given ends, agents with given logits, small tasks."""
+
+import dataclasses
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from hypothesis import settings
+from hypothesis import strategies as st
+
+from upslope.agent import Actor, Agent, Perceptron, RunningStatistics
+from upslope.distributions import Bernoulli, Categorical, DiagonalGaussian, MultiCategorical
+from upslope.estimators import GAE
+from upslope.iteration import Task
+from upslope.objectives import PolicyGradient
+from upslope.spaces import DiscreteCoding, DiscreteHead, coding_of, head_of
+from upslope.types import Rollout, Values
+from upslope.update import Update
+
+# The same examples in every run: a law that holds up to rounding must not fail once in a thousand runs.
+LAWS = settings(deadline=None, max_examples=20, derandomize=True, database=None)
+SEEDS = st.integers(0, 2**32 - 1)
+DISTRIBUTIONS = ("categorical", "multi_categorical", "bernoulli", "gaussian")
+NUM_STEPS, NUM_ENVS = 8, 8
+
+
+def rollout_of(reward, terminated=None, truncated=None, valid=None):
+    """Facts with these rewards [T, N] and ends; by default nothing ends, and all of it happened."""
+    reward = jnp.asarray(reward, jnp.float32)
+    no = np.zeros(reward.shape, bool)
+    return Rollout(
+        observation=jnp.zeros((*reward.shape, 1)),
+        action=jnp.zeros(reward.shape, jnp.int32),
+        reward=reward,
+        terminated=jnp.asarray(no if terminated is None else terminated),
+        truncated=jnp.asarray(no if truncated is None else truncated),
+        next_observation=jnp.zeros((*reward.shape, 1)),
+        behaviour_log_prob=jnp.zeros(reward.shape),
+        valid=jnp.asarray(~no if valid is None else valid),
+    )
+
+
+def values_of(value, next_value=None):
+    """Estimates [T, N]; by default V(s_{t+1}) is the next row's V, and zero after the last one."""
+    value = np.asarray(value, np.float32)
+    if next_value is None:
+        next_value = np.concatenate([value[1:], np.zeros_like(value[:1])])
+    return Values(jnp.asarray(value), jnp.asarray(next_value, jnp.float32))
+
+
+def segments(seed, terminating=0.15, truncating=0.15, padding=0.1):
+    """Fixed segments with ends anywhere: some steps terminate, some are truncated, some both, some are padding."""
+    generator = np.random.default_rng(seed)
+    shape = (NUM_STEPS, NUM_ENVS)
+    terminated, truncated = generator.random(shape) < terminating, generator.random(shape) < truncating
+    valid = generator.random(shape) >= padding
+    return rollout_of(generator.normal(size=shape), terminated, truncated, valid), random_values(
+        generator, terminated | truncated | ~valid
+    )
+
+
+def whole_episodes(seed, truncating=0.5):
+    """One episode a column, of any length up to T, that terminates or is truncated; then padding."""
+    generator = np.random.default_rng(seed)
+    length = generator.integers(1, NUM_STEPS + 1, NUM_ENVS)
+    time = np.arange(NUM_STEPS)[:, None]
+    is_last, is_truncated = time == length - 1, generator.random(NUM_ENVS) < truncating
+    reward = generator.normal(size=(NUM_STEPS, NUM_ENVS))
+    rollout = rollout_of(reward, is_last & ~is_truncated, is_last & is_truncated, time < length)
+    return rollout, random_values(generator, time >= length - 1)
+
+
+def random_values(generator, end):
+    """V(s_{t+1}) is the next row's V(s_t), except after an end, where it belongs to the true final observation."""
+    value, final = generator.normal(size=(2, *end.shape))
+    following = np.concatenate([value[1:], final[-1:]])
+    return values_of(value, np.where(end, final, following))
+
+
+def softmax_agent(logits, value=None):
+    """An agent over Discrete observations with π = softmax(logits[o]) and V = value[o]: a table, no hidden layer."""
+    logits = jnp.asarray(logits, jnp.float32)
+    num_observations, num_actions = logits.shape
+    value = jnp.zeros(num_observations) if value is None else jnp.asarray(value, jnp.float32)
+    network = Perceptron((logits,), (jnp.zeros(num_actions),), "tanh")
+    return Agent(
+        actor=Actor(network, jnp.zeros(0), DiscreteHead(num_actions)),
+        critic=Perceptron((value[:, None],), (jnp.zeros(1),), "tanh"),
+        observation_statistics=RunningStatistics.start((num_observations,)),
+        return_statistics=RunningStatistics.start(()),
+        coding=DiscreteCoding(num_observations),
+        normalize_observations=False,
+        normalize_rewards=False,
+    )
+
+
+def with_logits(agent, logits):
+    """The same table with other logits, for a gradient with respect to them."""
+    network = dataclasses.replace(agent.actor.network, weights=(logits,))
+    return dataclasses.replace(agent, actor=dataclasses.replace(agent.actor, network=network))
+
+
+def random_policy(kind, seed, batch=5):
+    """A batch of random policies of one kind, far from uniform."""
+    generator = np.random.default_rng(seed)
+    draw = lambda *shape: jnp.asarray(generator.normal(size=(batch, *shape)) * 1.5, jnp.float32)  # noqa: E731
+    if kind == "categorical":
+        return Categorical(draw(4))
+    if kind == "multi_categorical":
+        return MultiCategorical((Categorical(draw(2)), Categorical(draw(3))))
+    if kind == "bernoulli":
+        return Bernoulli(draw(3))
+    return DiagonalGaussian(draw(2), 0.3 * draw(2))
+
+
+def update_of(**changes):
+    """A plain update: one epoch, one batch, no clipping to speak of."""
+    fields = {
+        "objective": PolicyGradient(),
+        "needs_critic": True,
+        "epochs": 1,
+        "critic_epochs": 1,
+        "minibatches": 1,
+        "max_grad_norm": 1e6,
+        "entropy_coefficient": 0.0,
+        "target_kl": None,
+        "normalize_advantage": False,
+    }
+    return Update(**(fields | changes))
+
+
+def task_of(world, update=None, network=None, **changes):
+    """A small task in a compiled world: 8 columns of 32 steps."""
+    estimator = changes.pop("estimator", GAE())
+    fields = {
+        "estimator": estimator,
+        "update": update or update_of(needs_critic=estimator.needs_critic),
+        "coding": coding_of(world.observation_space, "world"),
+        "head": head_of(world.action_space, "world"),
+        "network": {"hidden_sizes": (16,)} | (network or {}),
+        "gamma": 0.99,
+        "steps": 100_000,
+        "num_envs": 8,
+        "rollout_steps": 32,
+        "max_episode_steps": world.max_episode_steps,
+        "learning_rate": 0.01,
+        "learning_rate_decay": False,
+    }
+    return Task(**(fields | changes))
+
+
+def same(left, right):
+    """Bit for bit equal pytrees."""
+    leaves = zip(jax.tree.leaves(left), jax.tree.leaves(right), strict=True)
+    return all(np.array_equal(np.asarray(a), np.asarray(b)) for a, b in leaves)

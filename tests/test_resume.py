@@ -1,0 +1,197 @@
+"""A run that was stopped and resumed is the run that was never stopped, file by file and bit for bit."""
+
+import contextlib
+import io
+import itertools
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+import upslope
+from upslope import loop
+from upslope.engines import HostEngine, ProgramEngine
+from user_environments import OwnRandomness
+
+SEGMENTS: dict[str, Any] = {"num_envs": 2, "rollout_steps": 8, "minibatches": 2, "epochs": 2, "preset": False}
+EPISODES: dict[str, Any] = {"num_envs": 2, "critic_epochs": 2, "preset": False}
+NORMALISED = {"normalize_observations": True, "normalize_rewards": True}
+CASES: dict[str, tuple[str, str, dict[str, Any]]] = {
+    # 48 steps a chunk are three iterations a program, so a stop falls between chunks of several iterations.
+    "compiled segments": ("jax:CartPole-v1", "ppo", {"steps": 4800, **SEGMENTS, **NORMALISED}),
+    "compiled episodes": ("jax:CartPole-v1", "reinforce_baseline", {"steps": 2000, "max_episode_steps": 60, **EPISODES}),
+    "host segments": ("CartPole-v1", "ppo", {"steps": 1600, **SEGMENTS, **NORMALISED}),
+    "host episodes": ("CartPole-v1", "reinforce", {"steps": 1200, **EPISODES}),
+    "host box": ("Pendulum-v1", "ppo", {"steps": 960, "max_episode_steps": 21, **SEGMENTS}),
+}
+STOP_AT = {"compiled segments": 40, "host segments": 45, "host box": 31}
+"""The chunk before which a case is stopped."""
+
+
+class Killed(BaseException):
+    """As abrupt as kill -9: nothing catches it, so nothing is saved."""
+
+
+@contextlib.contextmanager
+def before_chunk(number: int, do: Callable[[], None]) -> Iterator[None]:
+    """Do something when an engine is asked for its chunk of this number, counted from 0."""
+    count = itertools.count()
+    with pytest.MonkeyPatch.context() as patch:
+        for kind in (ProgramEngine, HostEngine):
+
+            def advance(self: Any, state: Any, original: Callable = kind.advance) -> Any:
+                if next(count) == number:
+                    do()
+                return original(self, state)
+
+            patch.setattr(kind, "advance", advance)
+        yield
+
+
+def train(case: str, folder: Path, name: str) -> Path:
+    environment, algorithm, settings = CASES[case]
+    options: dict[str, Any] = {"seeds": 2, "hidden_sizes": (8,), "quiet": True}
+    return upslope.train(environment, algorithm, folder=folder, name=name, **options, **settings).path
+
+
+def arrays_of(path: Path) -> dict[str, bytes]:
+    """Every array of a checkpoint, by its bytes."""
+    with np.load(path) as archive:
+        return {name: archive[name].tobytes() for name in archive.files if name != "meta"}
+
+
+def metrics_of(run: Path) -> list[dict[str, Any]]:
+    """The rows of metrics.jsonl without the clock's columns."""
+    rows = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
+    return [{k: v for k, v in row.items() if not k.startswith("time/")} for row in rows]
+
+
+def assert_same_run(one: Path, other: Path) -> None:
+    for name in ("last.npz", "best.npz"):
+        assert arrays_of(one / "checkpoints" / name) == arrays_of(other / "checkpoints" / name), name
+    assert metrics_of(one) == metrics_of(other)
+    assert (one / "episodes.csv").read_text() == (other / "episodes.csv").read_text()
+    assert len(metrics_of(one)) > 10
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return tmp_path_factory.mktemp("runs")
+
+
+@pytest.fixture(scope="module")
+def straight(folder: Path) -> Callable[[str], Path]:
+    """The uninterrupted run of a case, trained once."""
+    done: dict[str, Path] = {}
+
+    def run(case: str) -> Path:
+        if case not in done:
+            done[case] = train(case, folder, f"{case} straight")
+        return done[case]
+
+    return run
+
+
+@pytest.mark.parametrize("case", CASES)
+def test_stopped_and_resumed_is_uninterrupted(case: str, straight: Callable[[str], Path], folder: Path, capsys):
+    name = f"{case} stopped"
+    with before_chunk(STOP_AT.get(case, 9), lambda: signal.raise_signal(signal.SIGINT)):
+        with pytest.raises(KeyboardInterrupt, match="upslope resume") as stop:
+            train(case, folder, name)
+    assert str(folder / name) in str(stop.value)
+    half = len(metrics_of(folder / name))
+    upslope.resume(folder / name, quiet=True)
+    assert 0 < half < len(metrics_of(folder / name))
+    # Pendulum and CartPole repeat themselves, so nothing may be said against them.
+    assert "could not be replayed" not in capsys.readouterr().err
+    assert_same_run(straight(case), folder / name)
+
+
+def test_rows_after_the_checkpoint_are_cut(straight: Callable[[str], Path], folder: Path, monkeypatch):
+    case = "compiled segments"
+
+    def kill() -> None:
+        raise Killed
+
+    # A checkpoint after each of the first 30 chunks, then none until the end.
+    monkeypatch.setattr(loop, "CHECKPOINT_SECONDS", 0.0)
+    with before_chunk(60, kill), before_chunk(30, lambda: monkeypatch.setattr(loop, "CHECKPOINT_SECONDS", 1e9)):
+        with pytest.raises(Killed):
+            train(case, folder, "killed")
+    run = folder / "killed"
+    assert len(metrics_of(run)) == 60 * 3 * 2
+    with (run / "metrics.jsonl").open("a") as file:
+        file.write('{"iteration": 180, "se')  # a row that was being written
+    upslope.resume(run, quiet=True)
+    assert_same_run(straight(case), run)
+
+
+def test_a_run_killed_before_its_first_checkpoint_is_not_lost(straight: Callable[[str], Path], folder: Path):
+    def kill() -> None:
+        raise Killed
+
+    with before_chunk(3, kill), pytest.raises(Killed):
+        train("compiled segments", folder, "early")
+    upslope.resume(folder / "early", quiet=True)
+    assert_same_run(straight("compiled segments"), folder / "early")
+
+
+@pytest.mark.parametrize("case", ["compiled episodes", "host segments"])
+def test_stopped_before_the_first_iteration(case: str, straight: Callable[[str], Path], folder: Path):
+    def stop() -> None:
+        raise RuntimeError("nothing has been done yet")
+
+    with before_chunk(0, stop), pytest.raises(RuntimeError):
+        train(case, folder, f"{case} at once")
+    upslope.resume(folder / f"{case} at once", quiet=True)
+    assert_same_run(straight(case), folder / f"{case} at once")
+
+
+def test_resuming_a_finished_run_changes_nothing(straight: Callable[[str], Path], folder: Path):
+    run = straight("compiled episodes")
+    before = arrays_of(run / "checkpoints" / "last.npz"), (run / "episodes.csv").read_text(), metrics_of(run)
+    upslope.resume(run, quiet=True)
+    assert before == (arrays_of(run / "checkpoints" / "last.npz"), (run / "episodes.csv").read_text(), metrics_of(run))
+
+
+def test_an_environment_that_does_not_repeat_itself_is_named(folder: Path, capsys):
+    with before_chunk(5, lambda: signal.raise_signal(signal.SIGTERM)), pytest.raises(KeyboardInterrupt):
+        upslope.train(
+            OwnRandomness, folder=folder, name="own", quiet=True, steps=320, hidden_sizes=(8,), **SEGMENTS
+        )
+    run = upslope.resume(folder / "own", quiet=True)
+    said = capsys.readouterr().err
+    assert "could not be replayed" in said
+    assert "not a function of its reset seed and actions" in said
+    assert "environment 0 of seed 0" in said
+    assert run.metrics()[-1]["step"] == 320
+    assert len(run.metrics()) == 20
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_a_signal_stops_the_command_cleanly(number: signal.Signals, tmp_path: Path):
+    script = "from upslope.cli import main; main()"
+    words = "train jax:CartPole-v1 --no-preset --steps 20000000 --hidden-sizes 8 --name stopped".split()
+    environment = os.environ | {"PYTHONPATH": os.pathsep.join(sys.path)}
+    process = subprocess.Popen(
+        [sys.executable, "-c", script, *words], cwd=tmp_path, env=environment, stderr=subprocess.PIPE, text=True,
+        stdout=subprocess.DEVNULL,
+    )  # fmt: skip
+    rows = tmp_path / "runs" / "stopped" / "metrics.jsonl"
+    deadline = time.monotonic() + 60
+    while not rows.exists() and process.poll() is None and time.monotonic() < deadline:
+        time.sleep(0.1)
+    process.send_signal(number)
+    said = process.communicate(timeout=60)[1]
+    assert process.returncode == 130, said
+    assert f"upslope resume {Path('runs') / 'stopped'}" in said
+    assert "Traceback" not in said
+    assert (tmp_path / "runs" / "stopped" / "checkpoints" / "last.npz").exists()

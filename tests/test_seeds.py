@@ -1,0 +1,115 @@
+"""A seed's run does not depend on the seeds beside it, and repeats itself."""
+
+import csv
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+import upslope
+from test_resume import EPISODES, SEGMENTS, arrays_of, metrics_of
+
+CASES: dict[str, tuple[str, str, dict[str, Any]]] = {
+    "compiled segments": ("jax:CartPole-v1", "ppo", {"steps": 800, **SEGMENTS}),
+    "compiled episodes": ("jax:CartPole-v1", "reinforce", {"steps": 800, "max_episode_steps": 60, **EPISODES}),
+    "host segments": ("CartPole-v1", "ppo", {"steps": 800, **SEGMENTS}),
+    "host episodes": ("CartPole-v1", "reinforce", {"steps": 800, **EPISODES}),
+}
+MANY = 4
+
+
+def train(case: str, folder: Path, name: str, seed: int, seeds: int) -> Path:
+    environment, algorithm, settings = CASES[case]
+    options: dict[str, Any] = {"hidden_sizes": (8,), "quiet": True, "seed": seed, "seeds": seeds}
+    return upslope.train(environment, algorithm, folder=folder, name=name, **options, **settings).path
+
+
+def one_seed(path: Path, index: int, count: int) -> dict[str, bytes]:
+    """One seed's part of every array of a checkpoint: of its rows, where seeds share the leading axis."""
+    with np.load(path) as archive:
+        arrays = {name: archive[name] for name in archive.files if name != "meta"}
+    parts = {}
+    for name, x in arrays.items():
+        if name in ("world/actions", "world/episode", "world/length"):
+            continue  # [S·N] and ragged: what they rebuild is compared in the rows and in `observation`
+        assert x.shape[0] == count, name
+        parts[name] = x[index].tobytes()
+    return parts
+
+
+def episodes_of(run: Path, seed: int) -> list[dict[str, str]]:
+    with (run / "episodes.csv").open() as file:
+        return [row for row in csv.DictReader(file) if row["seed"] == str(seed)]
+
+
+def metrics_of_seed(run: Path, seed: int) -> list[dict[str, Any]]:
+    return [row for row in metrics_of(run) if row["seed"] == seed]
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return tmp_path_factory.mktemp("runs")
+
+
+@pytest.fixture(scope="module")
+def together(folder: Path) -> Callable[[str], Path]:
+    """Seeds 0 to 3 of a case in one run, trained once."""
+    done: dict[str, Path] = {}
+
+    def run(case: str) -> Path:
+        if case not in done:
+            done[case] = train(case, folder, f"{case} together", seed=0, seeds=MANY)
+        return done[case]
+
+    return run
+
+
+@pytest.mark.parametrize("case", CASES)
+def test_a_seed_alone_is_that_seed_among_others(case: str, together: Callable[[str], Path], folder: Path):
+    seed = 2
+    alone, among = train(case, folder, f"{case} alone", seed=seed, seeds=1), together(case)
+    assert episodes_of(alone, seed) == episodes_of(among, seed) != []
+    assert metrics_of_seed(alone, seed) == metrics_of_seed(among, seed) != []
+    for name in ("last.npz", "best.npz"):
+        one = one_seed(alone / "checkpoints" / name, 0, 1)
+        assert one == one_seed(among / "checkpoints" / name, seed, MANY), name
+
+
+@pytest.mark.parametrize("case", ["compiled episodes", "host segments"])
+def test_the_same_seeds_give_the_same_run(case: str, together: Callable[[str], Path], folder: Path):
+    again = train(case, folder, f"{case} again", seed=0, seeds=MANY)
+    assert arrays_of(again / "checkpoints" / "last.npz") == arrays_of(together(case) / "checkpoints" / "last.npz")
+    assert metrics_of(again) == metrics_of(together(case))
+    assert (again / "episodes.csv").read_text() == (together(case) / "episodes.csv").read_text()
+
+
+@pytest.mark.parametrize("case", CASES)
+def test_different_seeds_differ(case: str, together: Callable[[str], Path]):
+    run = together(case)
+    parts = [one_seed(run / "checkpoints" / "last.npz", index, MANY) for index in range(MANY)]
+    weights = "state.learner.agent.actor.network.weights[0]"
+    assert len({part[weights] for part in parts}) == MANY
+    lengths = {tuple(row["length"] for row in episodes_of(run, seed)) for seed in range(MANY)}
+    assert len(lengths) == MANY
+
+
+def test_the_best_agent_of_a_seed_does_not_depend_on_the_others(folder: Path):
+    # Whole episodes give each seed steps of its own, and chunks far below a hundredth of the budget make it matter
+    # when the window is held against the best.
+    settings: dict[str, Any] = {"steps": 6000, "num_envs": 1, "max_episode_steps": 30, "preset": False}
+    settings |= {"hidden_sizes": (8,), "quiet": True, "folder": folder}
+    among = upslope.train("jax:CartPole-v1", "reinforce", name="best among", seeds=MANY, **settings).path
+    for seed in (0, 3):
+        alone = upslope.train("jax:CartPole-v1", "reinforce", name=f"best {seed}", seed=seed, **settings).path
+        one = one_seed(alone / "checkpoints" / "best.npz", 0, 1)
+        assert one == one_seed(among / "checkpoints" / "best.npz", seed, MANY), seed
+
+
+def test_a_run_says_which_seeds_it_has(together: Callable[[str], Path]):
+    run = together("compiled segments")
+    for seed in range(MANY):
+        assert upslope.load(run, seed=seed).seed == seed
+    with pytest.raises(upslope.UpslopeError, match="no seed 9; it has 0 to 3"):
+        upslope.load(run, seed=9)

@@ -1,0 +1,142 @@
+"""Small Gymnasium environments for the tests, as a user would bring them."""
+
+from typing import Any, ClassVar
+
+import gymnasium
+import numpy as np
+from gymnasium import spaces
+
+
+class Walk(gymnasium.Env):
+    """A noisy walk on a line, decided by its reset seed and the actions alone. It has no step limit of its own.
+
+    The observation is (position, steps so far / 10); the episode terminates outside ±1.
+    """
+
+    def __init__(self) -> None:
+        self.observation_space = spaces.Box(-10.0, 1e6, (2,), np.float32)
+        self.action_space = spaces.Discrete(2)
+
+    def reset(self, *, seed: int | None = None, options: dict[str, Any] | None = None) -> tuple[Any, dict]:
+        super().reset(seed=seed)
+        self.position, self.steps = self.np_random.uniform(-0.5, 0.5), 0
+        return self.observe(), {}
+
+    def step(self, action: Any) -> tuple[Any, float, bool, bool, dict]:
+        self.steps += 1
+        self.position += (0.1 if action == 1 else -0.1) + self.np_random.normal(0, 0.1)
+        return self.observe(), 1.0 - abs(self.position), abs(self.position) > 1, False, {}
+
+    def observe(self) -> Any:
+        return np.array([self.position, self.steps / 10], np.float32)
+
+
+class Faulty(Walk):
+    """A walk that goes wrong on step `at` of each instance's life, in the way that `kind` says; None repairs it."""
+
+    kind: ClassVar[str | None] = None
+    at: ClassVar[int] = 0
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.life = 0
+
+    def step(self, action: Any) -> tuple[Any, Any, bool, bool, dict]:
+        self.life += 1
+        observation, reward, terminated, truncated, info = super().step(action)
+        if self.life == Faulty.at:
+            if Faulty.kind == "raises":
+                raise RuntimeError("the simulator is gone")
+            if Faulty.kind == "observation is nan":
+                observation = np.array([np.nan, 0.0], np.float32)
+            if Faulty.kind == "reward is nan":
+                reward = float("nan")
+            if Faulty.kind == "wrong shape":
+                observation = np.zeros(3, np.float32)
+        return observation, reward, terminated, truncated, info
+
+
+class OwnRandomness(Walk):
+    """Draws from a generator that no reset seed governs, so it does not repeat itself."""
+
+    generator = np.random.default_rng()
+
+    def step(self, action: Any) -> tuple[Any, float, bool, bool, dict]:
+        self.position += OwnRandomness.generator.normal(0, 0.01)
+        return super().step(action)
+
+
+class Counting(gymnasium.Env):
+    """Observes (episode number, step), so that a fake transition or a wrong successor is visible.
+
+    The reward of step t is t. Every episode that ends by itself is noted in `finished` as (return, length).
+    """
+
+    finished: ClassVar[list[tuple[float, int]]] = []
+
+    def __init__(self, length: int = 7) -> None:
+        self.observation_space = spaces.Box(-1.0, 1e6, (2,), np.float32)
+        self.action_space = spaces.Discrete(2)
+        self.episode, self.length = -1, length
+
+    def reset(self, *, seed: int | None = None, options: dict[str, Any] | None = None) -> tuple[Any, dict]:
+        super().reset(seed=seed)
+        self.episode, self.steps, self.total = self.episode + 1, 0, 0.0
+        return np.array([self.episode, 0], np.float32), {}
+
+    def step(self, action: Any) -> tuple[Any, float, bool, bool, dict]:
+        self.steps += 1
+        self.total += self.steps
+        terminated = self.steps >= self.length
+        if terminated:
+            Counting.finished.append((self.total, self.steps))
+        return np.array([self.episode, self.steps], np.float32), float(self.steps), terminated, False, {}
+
+
+class Spaced(Walk):
+    """A walk that claims other spaces; it answers with samples of them."""
+
+    def __init__(self, observation_space: spaces.Space | None = None, action_space: spaces.Space | None = None):
+        super().__init__()
+        self.observation_space = observation_space or self.observation_space
+        self.action_space = action_space or self.action_space
+
+    def observe(self) -> Any:
+        return self.observation_space.sample()
+
+    def step(self, action: Any) -> tuple[Any, float, bool, bool, dict]:
+        assert self.action_space.contains(action), f"{action!r} is not in {self.action_space}"
+        self.steps += 1
+        return self.observe(), 1.0, self.steps >= 5, False, {}
+
+
+def double_precision() -> Spaced:
+    return Spaced(spaces.Box(-1.0, 1.0, (3,), np.float64))
+
+
+def several_choices() -> Spaced:
+    return Spaced(action_space=spaces.MultiDiscrete([2, 3]))
+
+
+def dictionary() -> Spaced:
+    return Spaced(spaces.Dict({"position": spaces.Discrete(3)}))
+
+
+def image() -> Spaced:
+    return Spaced(spaces.Box(0, 255, (8, 8, 3), np.uint8))
+
+
+def tuple_actions() -> Spaced:
+    return Spaced(action_space=spaces.Tuple([spaces.Discrete(2)]))
+
+
+def configurable(continuous: bool = False) -> Spaced:
+    return Spaced(action_space=spaces.Box(-1.0, 1.0, (2,), np.float32) if continuous else None)
+
+
+def needs_an_argument(size: int) -> Walk:
+    return Walk()
+
+
+def cannot_be_made() -> Walk:
+    raise ValueError("no licence found")
