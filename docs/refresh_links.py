@@ -2,9 +2,9 @@
 
     python docs/refresh_links.py
 
-Links: [`GAE`](../src/upslope/estimators.py#L1-L2) names a symbol, and gets the lines on which it is defined; dots lead
-inside, `GAE.__call__` or `improve.actor_loss`. Code: the Python block after a comment `<!-- file: PATH -->` becomes that
-file's text. PATH is relative to the page.
+A link [`GAE`](../src/upslope/estimators.py#L1-L2) names a symbol, and gets the lines on which it is defined; dots
+lead inside: `GAE.__call__`, `improve.actor_loss`. A Python block after a comment `<!-- file: PATH -->` becomes the text
+of that file. Paths are relative to the page.
 """
 
 import ast
@@ -37,26 +37,34 @@ def definitions(body: list[ast.stmt], prefix: str = "") -> Iterator[tuple[str, i
                     yield prefix + target.id, node.lineno, node.end_lineno or node.lineno
 
 
-def lines_of(file: Path, symbol: str) -> tuple[int, int]:
-    """The first and last line of a symbol's definition, decorators included."""
+def lines_of(file: Path, symbol: str) -> tuple[int, int] | None:
+    """The first and last line of a symbol's definition, decorators included; None if the file has none."""
     for name, first, last in definitions(ast.parse(file.read_text("utf-8")).body):
         if name == symbol:
             return first, last
-    raise LookupError(f"{file.relative_to(ROOT)} defines no {symbol}")
+    return None
+
+
+def find(file: Path, symbol: str) -> tuple[Path, int, int]:
+    """Where a symbol is defined: in this file, or in the only other one that has it, since code moves."""
+    others = [other for other in sorted(ROOT.glob("src/**/*.py")) if other != file]
+    for candidates in ([file] if file.is_file() else [], others):
+        found = [(path, *lines) for path in candidates if (lines := lines_of(path, symbol)) is not None]
+        if len(found) == 1:
+            return found[0]
+    raise LookupError(f"{symbol} is defined neither in {file} nor in exactly one file of src")
 
 
 def refreshed(page: Path, text: str) -> str:
     """The page's text with the lines and the code that the source has now."""
 
     def link(match: re.Match[str]) -> str:
-        file, symbol = page.parent / match["path"], SYMBOL.search(match["text"])
-        where = f"{page.relative_to(ROOT)}: {match[0]}"
-        if not file.is_file():
-            raise LookupError(f"{where} leads to no file")
+        symbol = SYMBOL.search(match["text"])
         if symbol is None:
-            raise LookupError(f"{where} names no symbol; write [`name`](path#L1-L2)")
-        first, last = lines_of(file.resolve(), symbol["name"])
-        return f"[{match['text']}]({match['path']}#L{first}-L{last})"
+            raise LookupError(f"{page.name}: {match[0]} names no symbol; write [`name`](path#L1-L2)")
+        file, first, last = find((page.parent / match["path"]).resolve(), symbol["name"])
+        path = file.relative_to(page.parent, walk_up=True).as_posix()
+        return f"[{match['text']}]({path}#L{first}-L{last})"
 
     def code(match: re.Match[str]) -> str:
         return f"{match['marker']}\n```python\n{(page.parent / match['path']).read_text('utf-8')}```\n"

@@ -1,7 +1,8 @@
 """An estimator of your own: leave-one-out, a baseline that needs no critic.
 
-An action's baseline is what the *other* episodes of the batch collected from the same step on. They do not depend on
-the action, so the gradient stays unbiased, and luck that all episodes share cancels out (Kool et al. 2019, RLOO).
+The baseline of an action is what the *other* episodes of the batch collect from the same step on. They know nothing of
+the action, so the gradient stays unbiased, and what every episode gets anyway cancels out. After Kool, van Hoof &
+Welling 2019, "Buy 4 REINFORCE samples, get a baseline for free!".
 
     python my_estimator.py
     upslope train jax:CartPole-v1 --algorithm reinforce --estimator my_estimator:LeaveOneOut

@@ -130,6 +130,7 @@ def test_the_penalty_uses_the_beta_of_its_state():
 def test_importance_sampling_under_another_policy_climbs_the_same_hill():
     # Σ_a μ(a) ∇[π(a)/μ(a) Ψ(a)] = Σ_a π(a) Ψ(a) ∇log π(a), exactly, for any μ that tries everything.
     rewards = jnp.asarray([1.0, -2.0, 4.0])
+    policy, behaviour = bandit([0.2, 0.3, 0.5]), bandit([0.6, 0.1, 0.3])
     actions = jnp.arange(3)
     under = lambda distribution: jnp.exp(distribution.log_prob(actions))  # noqa: E731
     own = gradient(PolicyGradient(), policy, actions, rewards * under(policy)).logits.sum(0)

@@ -1,0 +1,187 @@
+"""How well does it learn? Each case trains several seeds and stores what they reached beside the published figure.
+
+    python benchmarks/learning.py                 # every case (hours)
+    python benchmarks/learning.py cartpole_ppo …  # some
+    python benchmarks/learning.py --table         # docs/learning.md from the stored results
+
+The score of a seed is its mean return over the last 100 training episodes, by the policy as it explores; `evaluation` holds
+fresh episodes in both modes, by the last checkpoint, never the best one. The interval is Student's t over seeds.
+"""
+
+import json
+import platform
+import sys
+import tempfile
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from scipy.stats import t as student_t
+
+import upslope
+from upslope.runs import versions
+
+RESULTS = Path(__file__).parent / "results" / "learning"
+PAGE = Path(__file__).parents[1] / "docs" / "learning.md"
+
+
+@dataclass(frozen=True)
+class Case:
+    """One thing to learn, and what was published of it."""
+
+    environment: str
+    algorithm: str
+    steps: int
+    target: str
+    """What is asked for, in words."""
+    published: str = ""
+    """The published score and its source."""
+    settings: dict[str, Any] = field(default_factory=dict)
+    seeds: int = 5
+    preset: bool = True
+
+
+CLEANRL = "vwxyzjn/cleanrl@fe8d8a03 docs"
+ZOO = "rl-baselines3-zoo@22e3ff2 benchmark.md, one agent"
+CASES: dict[str, Case] = {
+    "cartpole_ppo": Case(
+        "CartPole-v1", "ppo", 500_000, "≥ 475", f"497.5 ± 4.0, 3 seeds ({CLEANRL}, Huang et al. 2022)", preset=False
+    ),
+    "cartpole_ppo_preset": Case("CartPole-v1", "ppo", 100_000, "≥ 475", f"500 ({ZOO})"),
+    **{
+        f"cartpole_{name}": Case("jax:CartPole-v1", name, 500_000, "learns clearly", seeds=10, preset=False)
+        for name in (
+            "reinforce", "reward_to_go", "reinforce_baseline", "actor_critic", "a2c", "gae", "ppo_kl", "ppo_kl_fixed",
+        )
+    },  # fmt: skip
+    "acrobot_ppo": Case(
+        "Acrobot-v1", "ppo", 500_000, "≥ −90", f"−81.8 ± 5.6, 3 seeds ({CLEANRL}); −73.5 at 1M ({ZOO})"
+    ),
+    "pendulum_ppo": Case("jax:Pendulum-v1", "ppo", 100_000, "≥ −200", f"−172.2 with gSDE ({ZOO})", seeds=10),
+    "lunarlander_ppo": Case("LunarLander-v3", "ppo", 1_000_000, "≥ 200", f"242.1 on v2 ({ZOO})"),
+    "mountaincarcontinuous_ppo": Case(
+        "jax:MountainCarContinuous-v0", "ppo", 1_000_000, "≥ 90", "solved at 90 (Gymnasium); 94 is the zoo's", seeds=10
+    ),
+    "halfcheetah_ppo": Case(
+        "HalfCheetah-v5", "ppo", 1_000_000, "1400 to 2300 or above", f"1442.6 ± 46.0 on v4, 3 seeds ({CLEANRL})"
+    ),
+    "hopper_ppo": Case(
+        "Hopper-v5", "ppo", 1_000_000, "1900 to 2700 or above", f"2382.9 ± 271.7 on v4, 3 seeds ({CLEANRL})"
+    ),
+}
+
+
+def measure(name: str, case: Case) -> dict[str, Any]:
+    """Train a case, evaluate it, and describe what came out."""
+    with tempfile.TemporaryDirectory() as folder:
+        run = upslope.train(
+            case.environment, case.algorithm, steps=case.steps, seeds=case.seeds, preset=case.preset, folder=folder,
+            name=name, **case.settings,
+        )  # fmt: skip
+        return describe(run, case.target, case.published)
+
+
+def describe(run: upslope.Run, target: str, published: str) -> dict[str, Any]:
+    """The scores of a run with their interval."""
+    evaluation = upslope.evaluate(run.path, episodes=20)
+    seconds = run.metrics()[-1]["time/elapsed"]
+    return {
+        "environment": run.config.environment,
+        "algorithm": run.config.algorithm,
+        "steps": run.config.steps,
+        "seeds": list(run.seeds),
+        "target": target,
+        "published": published,
+        "training_return": summary(run.returns),
+        "evaluation": {mode: summary(found.seed_means()) for mode, found in evaluation.items()},
+        "seconds": seconds,
+        "config": run.config.to_json() | {"data": None},
+        "versions": versions(),
+        "processor": platform.processor() or platform.machine(),
+    }
+
+
+def summary(scores: np.ndarray) -> dict[str, Any]:
+    """Each seed's score, their mean, and half the width of its 95 % interval."""
+    n = len(scores)
+    half = float(student_t.ppf(0.975, n - 1) * np.std(scores, ddof=1) / np.sqrt(n)) if n > 1 else None
+    return {"mean": float(np.mean(scores)), "half_interval": half, "each": [round(float(x), 2) for x in scores]}
+
+
+def imitation() -> dict[str, Any]:
+    """off_policy from a mediocre teacher, and clone of a good one, on CartPole."""
+    found: dict[str, Any] = {}
+    with tempfile.TemporaryDirectory() as folder:
+        for rung, teacher_steps in (("off_policy", 20_000), ("clone", 100_000)):
+            teacher = upslope.train("jax:CartPole-v1", steps=teacher_steps, folder=folder, name=f"teacher_{rung}")
+            data = upslope.record(teacher.path, episodes=200)
+            taught = float(upslope.evaluate(teacher.path, episodes=100)["stochastic"].returns.mean())
+            student = upslope.train(
+                "jax:CartPole-v1", rung, data=str(data), steps=OFFLINE_STEPS, seeds=5, folder=folder, name=rung
+            )
+            target = "clearly above its teacher" if rung == "off_policy" else "matches its teacher"
+            evaluation = upslope.evaluate(student.path, episodes=100)
+            found[f"cartpole_{rung}"] = describe(student, target, f"its teacher: {taught:.1f}") | {
+                "teacher_return": taught,
+                "evaluation": {mode: summary(e.seed_means()) for mode, e in evaluation.items()},
+                "effective_sample_size": [
+                    row["policy/effective_sample_size"] for row in student.metrics() if row["seed"] == 0
+                ],
+            }
+    return found
+
+
+OFFLINE_STEPS = 500_000
+
+
+def store(name: str, result: dict[str, Any]) -> None:
+    """Write one result."""
+    RESULTS.mkdir(parents=True, exist_ok=True)
+    (RESULTS / f"{name}.json").write_text(json.dumps(result, indent=1, ensure_ascii=False) + "\n", "utf-8")
+
+
+def write_page() -> None:
+    """docs/learning.md from the stored results."""
+    lines = [HEADER]
+    for path in sorted(RESULTS.glob("*.json")):
+        r = json.loads(path.read_text("utf-8"))
+        modes = r["evaluation"]
+        cells = [f"`{path.stem}`", r["environment"], r["algorithm"], f"{r['steps']:,}", str(len(r["seeds"]))]
+        cells += [words(r["training_return"]), words(modes["stochastic"]), words(modes["deterministic"])]
+        lines.append("| " + " | ".join([*cells, r["target"], r["published"] or "–"]) + " |")
+    PAGE.write_text("\n".join(lines) + "\n", "utf-8")
+
+
+def words(score: dict[str, Any]) -> str:
+    """Mean ± half interval."""
+    return f"{score['mean']:.1f} ± {score['half_interval']:.1f}"
+
+
+HEADER = """# How well it learns
+
+Written by `python benchmarks/learning.py --table` from `benchmarks/results/learning/`, which `python benchmarks/learning.py` stores.
+± is half the 95 % Student-t interval over seeds, for the mean of each seed's score. *Training* is the mean return of the last 100
+training episodes, by the exploring policy; the other two are 20 fresh episodes a seed (100 for recorded data) by the last checkpoint.
+Published scores often come from one agent, another version of the environment, or the best point of training: they are a range to be
+held against, not a contest.
+
+| case | environment | rung | steps | seeds | training | stochastic | deterministic | asked for | published |
+|---|---|---|---|---|---|---|---|---|---|"""
+
+
+def main(arguments: list[str]) -> None:
+    """Measure the named cases, or all."""
+    if arguments == ["--table"]:
+        write_page()
+        return
+    for name in arguments or [*CASES, "imitation"]:
+        results = imitation() if name == "imitation" else {name: measure(name, CASES[name])}
+        for key, result in results.items():
+            store(key, result)
+            print(key, words(result["training_return"]), {m: words(s) for m, s in result["evaluation"].items()})
+    write_page()
+
+
+if __name__ == "__main__":
+    main(sys.argv[1:])
