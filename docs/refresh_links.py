@@ -8,6 +8,7 @@ of that file. Paths are relative to the page.
 """
 
 import ast
+import os
 import re
 from collections.abc import Iterator
 from pathlib import Path
@@ -63,7 +64,7 @@ def refreshed(page: Path, text: str) -> str:
         if symbol is None:
             raise LookupError(f"{page.name}: {match[0]} names no symbol; write [`name`](path#L1-L2)")
         file, first, last = find((page.parent / match["path"]).resolve(), symbol["name"])
-        path = file.relative_to(page.parent, walk_up=True).as_posix()
+        path = Path(os.path.relpath(file, page.parent)).as_posix()
         return f"[{match['text']}]({path}#L{first}-L{last})"
 
     def code(match: re.Match[str]) -> str:

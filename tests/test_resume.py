@@ -1,7 +1,6 @@
 """A run that was stopped and resumed is the run that was never stopped, file by file and bit for bit."""
 
 import contextlib
-import io
 import itertools
 import json
 import os
@@ -13,13 +12,15 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
+import jax
 import numpy as np
 import pytest
+from user_environments import OwnRandomness
 
 import upslope
 from upslope import loop
+from upslope.cli import main
 from upslope.engines import HostEngine, ProgramEngine
-from user_environments import OwnRandomness
 
 SEGMENTS: dict[str, Any] = {"num_envs": 2, "rollout_steps": 8, "minibatches": 2, "epochs": 2, "preset": False}
 EPISODES: dict[str, Any] = {"num_envs": 2, "critic_epochs": 2, "preset": False}
@@ -27,13 +28,24 @@ NORMALISED = {"normalize_observations": True, "normalize_rewards": True}
 CASES: dict[str, tuple[str, str, dict[str, Any]]] = {
     # 48 steps a chunk are three iterations a program, so a stop falls between chunks of several iterations.
     "compiled segments": ("jax:CartPole-v1", "ppo", {"steps": 4800, **SEGMENTS, **NORMALISED}),
-    "compiled episodes": ("jax:CartPole-v1", "reinforce_baseline", {"steps": 2000, "max_episode_steps": 60, **EPISODES}),
+    "compiled episodes": (
+        "jax:CartPole-v1",
+        "reinforce_baseline",
+        {"steps": 2000, "max_episode_steps": 60, **EPISODES},
+    ),
     "host segments": ("CartPole-v1", "ppo", {"steps": 1600, **SEGMENTS, **NORMALISED}),
     "host episodes": ("CartPole-v1", "reinforce", {"steps": 1200, **EPISODES}),
     "host box": ("Pendulum-v1", "ppo", {"steps": 960, "max_episode_steps": 21, **SEGMENTS}),
 }
 STOP_AT = {"compiled segments": 40, "host segments": 45, "host box": 31}
 """The chunk before which a case is stopped."""
+
+
+@pytest.fixture(scope="session", autouse=True)
+def compiled_once(tmp_path_factory: pytest.TempPathFactory) -> None:
+    """Runs compile the same few programs again and again: keep them on disk while the tests last."""
+    jax.config.update("jax_compilation_cache_dir", str(tmp_path_factory.getbasetemp() / "compiled"))
+    jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.0)
 
 
 class Killed(BaseException):
@@ -103,9 +115,9 @@ def straight(folder: Path) -> Callable[[str], Path]:
 @pytest.mark.parametrize("case", CASES)
 def test_stopped_and_resumed_is_uninterrupted(case: str, straight: Callable[[str], Path], folder: Path, capsys):
     name = f"{case} stopped"
-    with before_chunk(STOP_AT.get(case, 9), lambda: signal.raise_signal(signal.SIGINT)):
-        with pytest.raises(KeyboardInterrupt, match="upslope resume") as stop:
-            train(case, folder, name)
+    stop_here = before_chunk(STOP_AT.get(case, 9), lambda: signal.raise_signal(signal.SIGINT))
+    with stop_here, pytest.raises(KeyboardInterrupt, match="upslope resume") as stop:
+        train(case, folder, name)
     assert str(folder / name) in str(stop.value)
     half = len(metrics_of(folder / name))
     upslope.resume(folder / name, quiet=True)
@@ -123,9 +135,9 @@ def test_rows_after_the_checkpoint_are_cut(straight: Callable[[str], Path], fold
 
     # A checkpoint after each of the first 30 chunks, then none until the end.
     monkeypatch.setattr(loop, "CHECKPOINT_SECONDS", 0.0)
-    with before_chunk(60, kill), before_chunk(30, lambda: monkeypatch.setattr(loop, "CHECKPOINT_SECONDS", 1e9)):
-        with pytest.raises(Killed):
-            train(case, folder, "killed")
+    stop_saving = before_chunk(30, lambda: monkeypatch.setattr(loop, "CHECKPOINT_SECONDS", 1e9))
+    with before_chunk(60, kill), stop_saving, pytest.raises(Killed):
+        train(case, folder, "killed")
     run = folder / "killed"
     assert len(metrics_of(run)) == 60 * 3 * 2
     with (run / "metrics.jsonl").open("a") as file:
@@ -164,9 +176,7 @@ def test_resuming_a_finished_run_changes_nothing(straight: Callable[[str], Path]
 
 def test_an_environment_that_does_not_repeat_itself_is_named(folder: Path, capsys):
     with before_chunk(5, lambda: signal.raise_signal(signal.SIGTERM)), pytest.raises(KeyboardInterrupt):
-        upslope.train(
-            OwnRandomness, folder=folder, name="own", quiet=True, steps=320, hidden_sizes=(8,), **SEGMENTS
-        )
+        upslope.train(OwnRandomness, folder=folder, name="own", quiet=True, steps=320, hidden_sizes=(8,), **SEGMENTS)
     run = upslope.resume(folder / "own", quiet=True)
     said = capsys.readouterr().err
     assert "could not be replayed" in said
@@ -176,22 +186,44 @@ def test_an_environment_that_does_not_repeat_itself_is_named(folder: Path, capsy
     assert len(run.metrics()) == 20
 
 
-@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
-def test_a_signal_stops_the_command_cleanly(number: signal.Signals, tmp_path: Path):
+def test_a_signal_stops_the_command_cleanly(tmp_path: Path):
     script = "from upslope.cli import main; main()"
-    words = "train jax:CartPole-v1 --no-preset --steps 20000000 --hidden-sizes 8 --name stopped".split()
+    words = ["train", "jax:CartPole-v1", "--no-preset", "--steps", "20000000", "--hidden-sizes", "8", "--name"]
     environment = os.environ | {"PYTHONPATH": os.pathsep.join(sys.path)}
-    process = subprocess.Popen(
-        [sys.executable, "-c", script, *words], cwd=tmp_path, env=environment, stderr=subprocess.PIPE, text=True,
-        stdout=subprocess.DEVNULL,
-    )  # fmt: skip
-    rows = tmp_path / "runs" / "stopped" / "metrics.jsonl"
-    deadline = time.monotonic() + 60
-    while not rows.exists() and process.poll() is None and time.monotonic() < deadline:
-        time.sleep(0.1)
-    process.send_signal(number)
-    said = process.communicate(timeout=60)[1]
-    assert process.returncode == 130, said
-    assert f"upslope resume {Path('runs') / 'stopped'}" in said
-    assert "Traceback" not in said
-    assert (tmp_path / "runs" / "stopped" / "checkpoints" / "last.npz").exists()
+    signals = (signal.SIGINT, signal.SIGTERM)
+    processes = [
+        subprocess.Popen(
+            [sys.executable, "-c", script, *words, number.name], cwd=tmp_path, env=environment, text=True,
+            stderr=subprocess.PIPE, stdout=subprocess.DEVNULL,
+        )
+        for number in signals
+    ]  # fmt: skip
+    deadline = time.monotonic() + 120
+    for number, process in zip(signals, processes, strict=True):
+        rows = tmp_path / "runs" / number.name / "metrics.jsonl"
+        while not rows.exists() and process.poll() is None and time.monotonic() < deadline:
+            time.sleep(0.1)
+        process.send_signal(number)
+    for number, process in zip(signals, processes, strict=True):
+        said = process.communicate(timeout=120)[1]
+        assert process.returncode == 130, said
+        assert f"upslope resume {Path('runs') / number.name}" in said
+        assert "Traceback" not in said
+        assert (tmp_path / "runs" / number.name / "checkpoints" / "last.npz").exists()
+
+
+def test_train_resume_goes_on_with_the_same_config_only(tmp_path: Path, capsys):
+    words = f"train jax:CartPole-v1 --folder {tmp_path} --name run --resume --no-preset --hidden-sizes 8 --steps 2048 -q".split()
+    main(words)
+    main(words)
+    with pytest.raises(SystemExit) as end:
+        main([*words, "--gamma", "0.5"])
+    assert end.value.code == 2
+    said = capsys.readouterr().err
+    assert "gamma was 0.99, now 0.5" in said and "--name" in said
+
+
+def test_train_resume_goes_on_with_a_preset(tmp_path: Path):
+    words = f"train jax:CartPole-v1 --folder {tmp_path} --name run --resume --steps 512 -q".split()
+    main(words)
+    main(words)

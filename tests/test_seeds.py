@@ -1,15 +1,16 @@
-"""A seed's run does not depend on the seeds beside it, and repeats itself."""
+"""A seed's run does not depend on the seeds beside it and repeats itself, and its policy comes back whole."""
 
 import csv
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import jax
 import numpy as np
 import pytest
+from test_resume import EPISODES, SEGMENTS, arrays_of, compiled_once, metrics_of  # noqa: F401
 
 import upslope
-from test_resume import EPISODES, SEGMENTS, arrays_of, metrics_of
 
 CASES: dict[str, tuple[str, str, dict[str, Any]]] = {
     "compiled segments": ("jax:CartPole-v1", "ppo", {"steps": 800, **SEGMENTS}),
@@ -113,3 +114,34 @@ def test_a_run_says_which_seeds_it_has(together: Callable[[str], Path]):
         assert upslope.load(run, seed=seed).seed == seed
     with pytest.raises(upslope.UpslopeError, match="no seed 9; it has 0 to 3"):
         upslope.load(run, seed=9)
+
+
+def test_a_policy_comes_back_whole(together: Callable[[str], Path]):
+    trained = together("compiled segments")
+    policy = upslope.load(trained, seed=1, checkpoint="last")
+    batch = np.random.default_rng(0).uniform(-0.1, 0.1, (64, 4)).astype(np.float32)
+    action, log_prob = policy.with_log_prob(batch)
+    assert action.shape == log_prob.shape == (64,) and set(action.tolist()) == {0, 1}
+    expected = jax.nn.log_softmax(policy.agent.policy(batch).logits)[np.arange(64), action]
+    np.testing.assert_allclose(log_prob, expected, atol=1e-6)
+    most = np.asarray(policy.agent.policy(batch).logits).argmax(axis=1)
+    np.testing.assert_array_equal(policy(batch), most)
+    assert policy(batch[0]).shape == () and policy(batch[0]) == most[0]
+    assert policy.value(batch).shape == (64,) and policy.value(batch[0]) == pytest.approx(policy.value(batch)[0])
+    with pytest.raises(upslope.UpslopeError, match=r"shape \(4,\), or a batch.*not \(5,\)"):
+        policy(np.zeros(5))
+    other = upslope.load(trained, seed=3, checkpoint="last").with_log_prob(batch, deterministic=True)[1]
+    assert not np.array_equal(other, policy.with_log_prob(batch, deterministic=True)[1])
+    assert upslope.load(trained).checkpoint == "best"
+
+
+def test_box_actions_stay_within_their_bounds(folder: Path):
+    run = upslope.train(
+        "jax:Pendulum-v1", steps=32, folder=folder, quiet=True, log_std_init=2.0, hidden_sizes=(8,), **SEGMENTS
+    )
+    policy = run.load()
+    batch = np.random.default_rng(0).normal(size=(200, 3)).astype(np.float32)
+    action, log_prob = policy.with_log_prob(batch)
+    assert action.shape == (200, 1) and np.abs(action).max() == 2.0 and np.isfinite(log_prob).all()
+    assert np.abs(policy(batch)).max() <= 2.0
+    assert policy(batch[0], deterministic=False).shape == (1,)

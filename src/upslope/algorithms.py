@@ -26,7 +26,7 @@ MONTE_CARLO = {**ONE_STEP, "learning_rate": 3e-3, "entropy_coefficient": 0.0, "n
 PLAIN = {**MONTE_CARLO, "normalize_advantage": False, "normalize_rewards": False}
 """The lecture's formula and nothing else."""
 SEGMENT_GRADIENT = {**ONE_STEP, "learning_rate": 3e-3, "entropy_coefficient": 0.0, "critic_epochs": 20}
-RECORDED = {"normalize_rewards": False, "learning_rate": 1e-3, "entropy_coefficient": 0.0}
+RECORDED = {"epochs": 1, "minibatches": 128, "learning_rate": 1e-3, "entropy_coefficient": 0.0, "steps": 1_000_000}
 
 ALGORITHMS: dict[str, Rung] = {
     "reinforce": Rung(
@@ -70,7 +70,7 @@ ALGORITHMS: dict[str, Rung] = {
         "importance_sampled",
         "Learn from another agent's recorded episodes, corrected by importance weights.",
         source="recorded",
-        settings={**RECORDED, "epochs": 1, "minibatches": 4, "critic_epochs": 5},
+        settings={**RECORDED, "critic_epochs": 5},
     ),
     "ppo_kl": Rung(
         "gae",
@@ -90,7 +90,7 @@ ALGORITHMS: dict[str, Rung] = {
         "policy_gradient",
         "Imitate recorded actions by maximum likelihood.",
         source="recorded",
-        settings={**RECORDED, "epochs": 1, "minibatches": 8, "normalize_advantage": False},
+        settings={**RECORDED, "normalize_advantage": False},
     ),
 }
 

@@ -65,13 +65,12 @@ class HostRollout:
 def act(agents: Agent, observation: jax.Array, keys: jax.Array, t: jax.Array) -> tuple[jax.Array, jax.Array]:
     """a_t ~ π(·|s_t) for every seed and environment, and log π(a_t|s_t). One compiled call for all seeds."""
 
-    def one_seed(inputs: tuple[Agent, jax.Array, jax.Array]) -> tuple[jax.Array, jax.Array]:
-        agent, observation, key = inputs
+    def one_seed(agent: Agent, observation: jax.Array, key: jax.Array) -> tuple[jax.Array, jax.Array]:
         policy = agent.policy(observation)
         action = policy.sample(jax.random.fold_in(key, t))
         return action, policy.log_prob(action)
 
-    return jax.lax.map(one_seed, (agents, observation, keys))
+    return jax.vmap(one_seed)(agents, observation, keys)
 
 
 def collect_host(

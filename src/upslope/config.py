@@ -62,6 +62,8 @@ class Config:
     """Passes over each batch for the policy. Usual: 1 for policy_gradient, 3 to 20 for ppo."""
     critic_epochs: int | None = None
     """Passes over each batch for the critic; by default as many as for the policy. Usual: 1 to 80."""
+    critic_warmup: int = 0
+    """Iterations at the start in which only the critic learns. Usual: 0; some for recorded data, where nothing is lost."""
     minibatches: int = 4
     """Minibatches per epoch. Usual: so many that one holds 32 to 4096 samples."""
     entropy_coefficient: float = 0.01
@@ -137,8 +139,9 @@ def check_ranges(config: Config) -> None:
         raise UpslopeError(f"--steps can be at most {MAX_STEPS:,}, not {config.steps:,}: they are counted in 32 bits.")
     if not 0 <= config.gamma <= 1:
         raise UpslopeError(f"--gamma must be in [0, 1], not {config.gamma}: it is a discount per step.")
-    if config.entropy_coefficient < 0:
-        raise UpslopeError(f"--entropy-coefficient must be ≥ 0, not {config.entropy_coefficient}.")
+    for name in ("entropy_coefficient", "critic_warmup", "beta"):
+        if getattr(config, name) < 0:
+            raise UpslopeError(f"--{name.replace('_', '-')} must be 0 or more, not {getattr(config, name)}.")
     if not config.hidden_sizes or min(config.hidden_sizes) < 1:
         raise UpslopeError(f"--hidden-sizes needs positive widths, e.g. 64 64, not {config.hidden_sizes}.")
     if config.algorithm not in ALGORITHMS:

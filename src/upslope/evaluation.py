@@ -5,6 +5,7 @@ Each episode has its own column, so that short episodes are not favoured by fini
 
 from collections.abc import Iterator
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any, Literal
 
@@ -166,23 +167,23 @@ def episodes_of(
     keys = stack([jax.random.key(s % 2**32) for s in seeds])
     batches = [min(COLUMNS, episodes - start) for start in range(0, episodes, COLUMNS)]
     if isinstance(world, CompiledEnvironment):
+        run = jax.jit(partial(compiled_episodes, world, min(COLUMNS, episodes), limit))
         for number, n in enumerate(batches):
-            yield compiled_episodes(world, actors, keys, number, n, limit)
+            yield jax.tree.map(lambda x, n=n: np.asarray(x)[:, :, :n], run(actors, keys, number))
     else:
         yield from host_episodes(world, actors, seeds, keys, batches, limit)
 
 
 def compiled_episodes(
-    world: CompiledEnvironment, agents: Any, keys: Array, number: int, num_envs: int, limit: int
+    world: CompiledEnvironment, num_envs: int, limit: int, agents: Any, keys: Array, number: Any
 ) -> Rollout:
-    """One batch of episodes of every seed in a compiled world."""
+    """A batch of episodes of every seed in a compiled world."""
 
     def one_seed(inputs: tuple[Any, Array]) -> Rollout:
         agent, key = inputs
         return collect_episodes(world, agent, jax.random.fold_in(key, number), num_envs, limit)[0]
 
-    rollout = jax.jit(lambda a, k: jax.lax.map(one_seed, (a, k)))(agents, keys)
-    return jax.tree.map(np.asarray, rollout)
+    return jax.lax.map(one_seed, (agents, keys))
 
 
 def host_episodes(

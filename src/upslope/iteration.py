@@ -39,6 +39,7 @@ class Task:
     max_episode_steps: int | None
     learning_rate: float
     learning_rate_decay: bool
+    critic_warmup: int
 
 
 class TrainState(NamedTuple):
@@ -105,8 +106,10 @@ def move(
     Only then: with other statistics π_θ would be another policy than the one that acted, and the ratio not 1.
     """
     progress = state.steps.astype(jnp.float32) / task.steps
-    learning_rate = task.learning_rate * (jnp.maximum(1 - progress, 0.0) if task.learning_rate_decay else 1.0)
-    learner, metrics = improve(task.update, state.learner, rollout, credit, key, jnp.float32(learning_rate))
+    decay = jnp.maximum(1 - progress, 0.0) if task.learning_rate_decay else 1.0
+    learning_rate = jnp.float32(task.learning_rate * decay)
+    policy_rate = jnp.where(state.iteration < task.critic_warmup, 0.0, learning_rate)
+    learner, metrics = improve(task.update, state.learner, rollout, credit, key, policy_rate, learning_rate)
     agent = learner.agent
     if agent.normalize_observations:
         features = agent.coding.encode(rollout.observation)

@@ -105,6 +105,7 @@ def task_of(
         max_episode_steps=limit,
         learning_rate=config.learning_rate,
         learning_rate_decay=config.learning_rate_decay,
+        critic_warmup=config.critic_warmup,
     )
 
 

@@ -87,7 +87,8 @@ def improve(
     rollout: Rollout,
     credit: Credit,
     key: PRNGKeyArray,
-    learning_rate: Float[Array, ""],
+    policy_rate: Float[Array, ""],
+    critic_rate: Float[Array, ""],
 ) -> tuple[Learner, Metrics]:
     """Move policy and critic over epochs of shuffled minibatches, then adapt the objective's state."""
     agent, objective = learner.agent, learner.objective
@@ -106,7 +107,7 @@ def improve(
         return 0.5 * mean(error**2, batch.valid), jnp.float32(0.0)
 
     actor, metrics = descend(
-        update, actor_loss, agent.actor, learner.actor_optimiser, batch, actor_key, learning_rate,
+        update, actor_loss, agent.actor, learner.actor_optimiser, batch, actor_key, policy_rate,
         update.epochs, update.target_kl,
     )  # fmt: skip
     after, entropy = sample_of(actor.parameters, batch)
@@ -118,7 +119,7 @@ def improve(
     critic = Descent(agent.critic, learner.critic_optimiser, jnp.bool_(False))
     if update.needs_critic:
         critic, critic_metrics = descend(
-            update, critic_loss, agent.critic, learner.critic_optimiser, batch, critic_key, learning_rate,
+            update, critic_loss, agent.critic, learner.critic_optimiser, batch, critic_key, critic_rate,
             update.critic_epochs, None,
         )  # fmt: skip
         metrics |= {f"critic/{name}": value for name, value in critic_metrics.items()}

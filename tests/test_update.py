@@ -1,0 +1,261 @@
+"""The update: whose samples count, when it stops, how large a step is, and what its metrics mean."""
+
+from dataclasses import dataclass, replace
+from functools import cache, partial
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+import pytest
+from helpers import LAWS, SEEDS, same, task_of, update_of
+from hypothesis import given
+from hypothesis import strategies as st
+from scipy.special import log_softmax
+
+from upslope.environments.cartpole import CartPole
+from upslope.environments.pendulum import Pendulum
+from upslope.estimators import GAE, RewardToGo
+from upslope.iteration import initialise, iterate_many, move, weigh
+from upslope.objectives import Clip, KLPenalty, Objective, PolicyGradient, importance_ratio
+from upslope.rollout import collect_episodes
+from upslope.types import Credit
+from upslope.update import begin_learning, explained_variance, improve, mean, shuffle, standardise
+
+RATE = jnp.float32(0.01)
+SEVERAL_STEPS = {"epochs": 2, "minibatches": 2, "target_kl": 0.5, "normalize_advantage": True}
+run = partial(jax.jit, static_argnums=0)(improve)
+BONUS = {"epochs": 3, "entropy_coefficient": 0.5}
+POLICY_METRICS = ["loss", "kl", "entropy", "clip_fraction", "effective_sample_size", "gradient_norm"]
+CRITIC_METRICS = ["loss", "gradient_norm", "explained_variance"]
+METRICS = {"objective/beta", *(f"policy/{n}" for n in POLICY_METRICS), *(f"critic/{n}" for n in CRITIC_METRICS)}
+
+
+@cache
+def experience():
+    """A fresh agent, whole episodes of CartPole with padding, and their credit by GAE."""
+    world = CartPole()
+    task = task_of(world, estimator=GAE())
+    state = initialise(task, 0)
+    collect = jax.jit(partial(collect_episodes, world, num_envs=8, max_episode_steps=30))
+    rollout = collect(state.learner.agent, jax.random.key(1))[0]
+    assert 0 < int(jnp.sum(~rollout.valid)) < rollout.valid.size
+    _, rollout, credit = weigh(task, state, rollout)
+    return state.learner.agent, rollout, credit
+
+
+def improved(key=0, learning_rate=RATE, agent=None, rollout=None, credit=None, **changes):
+    """One update of that agent by that experience."""
+    known_agent, known_rollout, known_credit = experience()
+    update, agent = update_of(**changes), agent or known_agent
+    rollout, credit = rollout or known_rollout, credit or known_credit
+    return run(update, begin_learning(update, agent), rollout, credit, jax.random.key(key), learning_rate)
+
+
+def norm(tree):
+    return float(np.sqrt(sum(np.sum(np.square(leaf, dtype=np.float64)) for leaf in jax.tree.leaves(tree))))
+
+
+def norm_between(left, right):
+    return norm(jax.tree.map(lambda a, b: a - b, left, right))
+
+
+@dataclass(frozen=True)
+class RatioError(Objective):
+    """Climbs the policy gradient and reports |ρ − 1| as its loss."""
+
+    def loss(self, state, sample):
+        climb = -sample.weight * sample.log_prob
+        return jnp.abs(importance_ratio(sample) - 1) + climb - jax.lax.stop_gradient(climb)
+
+
+@pytest.mark.parametrize(("world", "estimator"), [(CartPole(), GAE()), (Pendulum(), RewardToGo())])
+def test_the_ratio_is_1_in_the_first_minibatch_of_every_iteration(world, estimator):
+    # Also with normalisers that moved in the iterations before, and with episodes carried on across them.
+    task = task_of(
+        world,
+        update=update_of(objective=RatioError(), needs_critic=estimator.needs_critic),
+        network={"normalize_observations": True, "normalize_rewards": True},
+        estimator=estimator,
+        max_episode_steps=20,
+    )
+    iterate_five = jax.jit(lambda state: iterate_many(task, world, state, 5))
+    state, (metrics, finished, before, after) = iterate_five(initialise(task, 3, world))
+    agent = state.learner.agent
+    assert float(agent.observation_statistics.num_samples) == float(after[-1]) and float(agent.reward_scale()) != 1.0
+    assert np.all(after > before) and np.all(metrics["policy/kl"] > 1e-6), "the policy moved in between"
+    np.testing.assert_array_less(metrics["policy/loss"], 2e-5)
+    # CartPole gives 1 a step: what is reported stays in the world's units, whatever the learner scales.
+    done = np.asarray(finished.done) & isinstance(world, CartPole)
+    np.testing.assert_array_equal(finished.episode_return[done], finished.length[done])
+
+
+@pytest.mark.parametrize("objective", [PolicyGradient(), Clip()])
+def test_every_metric_is_there_and_finite(objective):
+    _, metrics = improved(objective=objective, **SEVERAL_STEPS)
+    assert set(metrics) == METRICS
+    assert all(np.isfinite(value) and value.shape == () for value in metrics.values())
+    assert metrics["policy/kl"] > 0 and 0 < metrics["policy/effective_sample_size"] < 1
+
+
+def test_without_a_critic_nothing_is_said_about_one():
+    learner, metrics = improved(needs_critic=False)
+    assert set(metrics) == {name for name in METRICS if not name.startswith("critic/")}
+    assert same(learner.agent.critic, experience()[0].critic)
+
+
+def test_the_update_stops_for_good_after_the_step_that_went_too_far():
+    # The first minibatch sees KL = 0, the second a KL above the target: two steps of ten are made.
+    stopped, metrics = improved(epochs=10, target_kl=1e-9)
+    two, _ = improved(epochs=2)
+    assert same(stopped.agent.actor, two.agent.actor) and same(stopped.actor_optimiser, two.actor_optimiser)
+    assert np.isfinite(metrics["policy/loss"]) and np.isfinite(metrics["policy/gradient_norm"])
+
+
+def test_policy_and_critic_leave_each_other_alone():
+    plain, _ = improved(**SEVERAL_STEPS)
+    more_critic, _ = improved(**SEVERAL_STEPS | {"critic_epochs": 5})
+    assert same(plain.agent.actor, more_critic.agent.actor) and not same(plain.agent.critic, more_critic.agent.critic)
+    more_actor, _ = improved(**SEVERAL_STEPS | {"epochs": 5, "entropy_coefficient": 0.1})
+    assert same(plain.agent.critic, more_actor.agent.critic) and not same(plain.agent.actor, more_actor.agent.actor)
+
+
+def test_more_epochs_bring_the_critic_nearer_to_its_target():
+    agent, rollout, credit = experience()
+
+    def error(agent):
+        return np.mean((agent.value(rollout.observation) - credit.target)[rollout.valid] ** 2)
+
+    learner, metrics = improved(**SEVERAL_STEPS)
+    longer, _ = improved(**SEVERAL_STEPS | {"critic_epochs": 5})
+    assert error(longer.agent) < error(learner.agent) < error(agent)
+    target, value = (
+        np.asarray(x, np.float64)[rollout.valid] for x in (credit.target, agent.value(rollout.observation))
+    )
+    expected = 1 - np.var(target - value) / np.var(target)
+    assert metrics["critic/explained_variance"] == pytest.approx(expected, abs=1e-4), "of the critic that was asked"
+
+
+def opinionated():
+    """Another agent than the one that acted, with a policy far from uniform."""
+    agent = initialise(task_of(CartPole()), 5).learner.agent
+    *hidden, last = agent.actor.network.weights
+    network = replace(agent.actor.network, weights=(*hidden, 150 * last))
+    return replace(agent, actor=replace(agent.actor, network=network))
+
+
+def test_the_ratio_is_over_who_acted_and_the_divergence_from_who_learned():
+    _, rollout, _ = experience()
+    learner, metrics = improved(agent=opinionated(), learning_rate=jnp.float32(0.1), **BONUS)
+    observation = rollout.observation[rollout.valid]
+    old, new = (log_softmax(np.float64(a.policy(observation).logits), -1) for a in (opinionated(), learner.agent))
+    chosen = np.take_along_axis(new, np.asarray(rollout.action[rollout.valid])[:, None], -1)[:, 0]
+    ratio = np.exp(chosen - rollout.behaviour_log_prob[rollout.valid])
+    expected = {
+        "policy/kl": np.mean(np.sum(np.exp(old) * (old - new), -1)),
+        "policy/entropy": -np.mean(np.sum(np.exp(new) * new, -1)),
+        "policy/clip_fraction": np.mean(np.abs(ratio - 1) > 0.2),
+        "policy/effective_sample_size": np.mean(ratio) ** 2 / np.mean(ratio**2),
+    }
+    for name, value in expected.items():
+        assert metrics[name] == pytest.approx(value, rel=1e-3), name
+    reverse = np.mean(np.sum(np.exp(new) * (new - old), -1))
+    assert abs(reverse / expected["policy/kl"] - 1) > 0.01, "or the test could not tell the direction"
+
+
+def test_the_entropy_bonus_raises_the_entropy():
+    _, rollout, credit = experience()
+    before = np.mean(opinionated().policy(rollout.observation).entropy()[rollout.valid])
+    _, metrics = improved(agent=opinionated(), credit=credit._replace(weight=jnp.zeros_like(credit.weight)), **BONUS)
+    assert metrics["policy/entropy"] > before + 0.01
+
+
+@pytest.mark.parametrize("garbage", [1e6, np.inf, np.nan])
+def test_padding_has_no_influence_on_the_update(garbage):
+    _, rollout, credit = experience()
+
+    def soil(x):
+        mask = rollout.valid.reshape(rollout.valid.shape + (1,) * (x.ndim - 2))
+        return jnp.where(mask, x, jnp.asarray(garbage, x.dtype)) if x.dtype == jnp.float32 else x
+
+    clean, metrics = improved(objective=Clip(), **SEVERAL_STEPS)
+    soiled = {"rollout": jax.tree.map(soil, rollout), "credit": Credit(*map(soil, credit))}
+    dirty, dirty_metrics = improved(objective=Clip(), **soiled, **SEVERAL_STEPS)
+    assert same(clean.agent, dirty.agent)
+    assert same(metrics, dirty_metrics)
+
+
+def test_an_update_by_padding_alone_does_not_move():
+    agent, rollout, credit = experience()
+    nothing = rollout._replace(valid=jnp.zeros_like(rollout.valid))
+    learner, _ = improved(rollout=nothing, credit=credit, objective=Clip(), **SEVERAL_STEPS)
+    assert same(learner.agent, agent)
+
+
+def test_the_gradient_is_clipped_to_a_global_norm():
+    # Adam hides the scale of its input from the step, but its first moment is 0.1 of the first gradient it saw.
+    def seen(max_grad_norm):
+        learner, metrics = improved(max_grad_norm=max_grad_norm)
+        return optax.tree.get(learner.actor_optimiser, "mu"), float(metrics["policy/gradient_norm"])
+
+    free, length = seen(1e6)
+    clipped, reported = seen(0.01)
+    assert length > 0.05 and reported == pytest.approx(length, rel=1e-5), "the metric is the norm before clipping"
+    assert norm(free) == pytest.approx(0.1 * length, rel=1e-4)
+    assert norm(clipped) == pytest.approx(0.1 * 0.01, rel=1e-4)
+    assert norm_between(clipped, jax.tree.map(lambda g: g * 0.01 / length, free)) < 1e-6, "the direction stays"
+
+
+def test_the_learning_rate_falls_linearly_to_zero_at_the_budget():
+    task = task_of(CartPole(), learning_rate_decay=True, steps=1000)
+    _, rollout, credit = experience()
+    start = initialise(task, 0)
+    move_once = jax.jit(lambda steps: move(task, start._replace(steps=steps), rollout, credit, jax.random.key(0))[0])
+
+    def distances(steps):
+        agent = move_once(jnp.uint32(steps)).learner.agent
+        before = start.learner.agent
+        return np.array([norm_between(agent.actor, before.actor), norm_between(agent.critic, before.critic)])
+
+    for steps, share in ((250, 0.75), (500, 0.5), (1000, 0.0), (1500, 0.0)):
+        np.testing.assert_allclose(distances(steps), share * distances(0), rtol=1e-3, atol=1e-7)
+
+
+def test_the_objectives_state_follows_the_kl_of_the_update():
+    learner, metrics = improved(objective=KLPenalty(beta=3.0, target=1e-9))
+    assert metrics["policy/kl"] > 1.5e-9 and all(map(np.isfinite, metrics.values()))
+    assert metrics["objective/beta"] == 3.0 and learner.objective == 6.0
+
+
+@LAWS
+@given(SEEDS, st.sampled_from([1, 2, 7, 1000]))
+def test_shuffle_is_a_permutation(seed, n):
+    np.testing.assert_array_equal(np.sort(shuffle(jax.random.key(seed), n)), np.arange(n))
+
+
+def test_shuffle_makes_every_order_equally_likely():
+    keys = jax.random.split(jax.random.key(0), 48_000)
+    orders = np.asarray(jax.jit(jax.vmap(partial(shuffle, n=4), in_axes=0))(keys))
+    _, counts = np.unique(orders, axis=0, return_counts=True)
+    assert len(counts) == 24
+    # Each of the 24 orders is expected 2,000 times, with a standard deviation of √(48000 · 1/24 · 23/24) = 44.
+    assert np.max(np.abs(counts - 2000)) < 4.5 * 44
+    for place in range(4):
+        counts = np.bincount(orders[:, place], minlength=4)
+        assert np.max(np.abs(counts - 12_000)) < 4.5 * np.sqrt(48_000 * 3 / 16)
+
+
+def test_statistics_over_the_valid_samples_by_hand():
+    valid = jnp.asarray([True, True, True, False])
+    x = jnp.asarray([1.0, 2.0, 6.0, jnp.nan])
+    assert mean(x, valid) == 3.0
+    # Deviations −2, −1, 3: the variance is 14/3.
+    np.testing.assert_allclose(standardise(x, valid), np.array([-2, -1, 3, 0]) / np.sqrt(14 / 3), rtol=1e-6)
+    np.testing.assert_array_equal(standardise(jnp.full(4, 5.0), valid), 0)
+    # V = (1, 1, 4) leaves 0, 1, 2 of the targets: 1 − (2/3)/(14/3) = 6/7. A constant offset is no error here.
+    value = jnp.asarray([1.0, 1.0, 4.0, 9.0])
+    assert explained_variance(value, x, valid) == pytest.approx(6 / 7, rel=1e-5)
+    assert explained_variance(value + 10, x, valid) == pytest.approx(6 / 7, rel=1e-5)
+    assert explained_variance(x, x, valid) == 1.0
+    assert explained_variance(jnp.zeros(4), x, valid) == pytest.approx(0, abs=1e-6)
+    assert explained_variance(-x, x, valid) == pytest.approx(-3, rel=1e-5)
