@@ -1,6 +1,7 @@
 """Builders that the tests share: rollouts with given ends, agents with given logits, small tasks."""
 
 import dataclasses
+from functools import partial
 
 import jax
 import jax.numpy as jnp
@@ -22,6 +23,10 @@ LAWS = settings(deadline=None, max_examples=20, derandomize=True, database=None)
 SEEDS = st.integers(0, 2**32 - 1)
 DISTRIBUTIONS = ("categorical", "multi_categorical", "bernoulli", "gaussian")
 NUM_STEPS, NUM_ENVS = 8, 8
+
+
+# Most of a test's time is XLA's; half of that is the optimisation of machine code that runs once.
+quick_jit = partial(jax.jit, compiler_options={"xla_backend_optimization_level": 0})
 
 
 def rollout_of(reward, terminated=None, truncated=None, valid=None):
@@ -124,6 +129,7 @@ def update_of(**changes):
         "max_grad_norm": 1e6,
         "entropy_coefficient": 0.0,
         "target_kl": None,
+        "min_effective_sample_size": None,
         "normalize_advantage": False,
     }
     return Update(**(fields | changes))
@@ -145,6 +151,7 @@ def task_of(world, update=None, network=None, **changes):
         "max_episode_steps": world.max_episode_steps,
         "learning_rate": 0.01,
         "learning_rate_decay": False,
+        "imitation_iterations": 0,
     }
     return Task(**(fields | changes))
 

@@ -9,7 +9,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 from gymnasium import spaces
-from helpers import LAWS, NUM_ENVS, SEEDS, same, segments, softmax_agent, task_of
+from helpers import LAWS, NUM_ENVS, SEEDS, quick_jit, same, segments, softmax_agent, task_of
 from hypothesis import given
 
 from upslope.agent import RunningStatistics, initialise_agent
@@ -18,7 +18,7 @@ from upslope.errors import UpslopeError
 from upslope.iteration import initialise, stack, weigh
 from upslope.spaces import BoxCoding, BoxHead, DiscreteHead, coding_of, from_json, head_of, to_json
 
-include = jax.jit(RunningStatistics.update)
+include = quick_jit(RunningStatistics.update)
 SPACES = {
     "a box": spaces.Box(np.array([-2.0, 0.0]), np.array([2.0, 10.0]), dtype=np.float32),
     "a box without bounds": spaces.Box(-np.inf, np.inf, (2, 3), np.float32),
@@ -86,17 +86,24 @@ def test_observations_become_flat_features():
 
 
 @pytest.mark.parametrize("name", SPACES)
-def test_actions_are_members_of_their_space_for_one_and_for_many(name):
+def test_actions_are_members_of_their_space_for_one_state_and_for_many(name):
     space, agent = SPACES[name], agent_for(SPACES[name])
+
+    @quick_jit
+    def ask(observation, key):
+        policy = agent.policy(observation)
+        action = policy.sample(key)
+        return action, policy.mode(), policy.log_prob(action), policy.entropy(), agent.value(observation)
+
     observation = jax.random.normal(jax.random.key(1), (5, 4))
-    many = agent.policy(observation)
-    action = many.sample(jax.random.key(2))
-    assert many.log_prob(action).shape == many.entropy().shape == agent.value(observation).shape == (5,)
-    in_the_world = agent.actor.head.to_environment(np.asarray(action))
-    assert all(space.contains(np.asarray(one, space.dtype)) for one in in_the_world)
-    one = agent.policy(observation[3])
-    np.testing.assert_allclose(one.log_prob(action[3]), many.log_prob(action)[3], rtol=1e-5)
-    assert space.contains(agent.actor.head.to_environment(np.asarray(one.mode())).astype(space.dtype)[()])
+    actions, _, *numbers = ask(observation, jax.random.key(2))
+    assert all(number.shape == (5,) for number in numbers)
+    to_environment = lambda action: agent.actor.head.to_environment(np.asarray(action)).astype(space.dtype)  # noqa: E731
+    assert all(space.contains(action) for action in to_environment(actions))
+    action, mode, *numbers = ask(observation[3], jax.random.key(2))
+    assert all(number.shape == () for number in numbers)
+    assert space.contains(to_environment(action)[()]) and space.contains(to_environment(mode)[()])
+    np.testing.assert_allclose(numbers[-1], agent.value(observation)[3], rtol=1e-5)
 
 
 def test_counting_begins_where_the_space_says():
@@ -201,7 +208,7 @@ def test_rewards_are_scaled_by_the_deviation_of_the_discounted_return_and_nothin
     state = initialise(task, 0)
     agent = replace(softmax_agent(np.zeros((1, 2))), coding=BoxCoding((1,)), normalize_rewards=True)
     state = state._replace(learner=state.learner._replace(agent=agent))
-    weigh_once = jax.jit(partial(weigh, task))
+    weigh_once = quick_jit(partial(weigh, task))
     seen, running = [], np.zeros(NUM_ENVS)
     for seed in range(3):
         rollout, _ = segments(seed)

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 import scipy.special
 import scipy.stats
-from helpers import DISTRIBUTIONS, LAWS, SEEDS, random_policy
+from helpers import DISTRIBUTIONS, LAWS, SEEDS, quick_jit, random_policy
 from hypothesis import given
 
 from upslope.distributions import Bernoulli, Categorical, DiagonalGaussian
@@ -112,7 +112,7 @@ def test_the_softmax_policys_entropy_and_its_slope_by_hand():
 
 @pytest.mark.parametrize("kind", DISTRIBUTIONS)
 def test_divergence_is_never_negative_and_zero_only_from_itself(kind):
-    @jax.jit
+    @quick_jit
     def divergences(policy, other):
         return policy.kl(other), policy.kl(policy), policy.entropy()
 

@@ -1,12 +1,11 @@
 """Axis 2 against hand-worked tables, RLax, exact sums over actions, and the one law that binds them all."""
 
-
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
 import rlax
-from helpers import DISTRIBUTIONS, LAWS, SEEDS, random_policy, rollout_of, update_of, values_of
+from helpers import DISTRIBUTIONS, LAWS, SEEDS, quick_jit, random_policy, rollout_of, update_of, values_of
 from hypothesis import given
 from scipy.special import roots_hermitenorm
 
@@ -56,7 +55,7 @@ def gradient(objective, policy, action, weight, behaviour=None):
     return jax.grad(gain)(policy)
 
 
-@jax.jit
+@quick_jit
 def gradients_and_score(policy, key, weight):
     """What each objective climbs, and Ψ∇log π by itself."""
     action = policy.sample(key)

@@ -4,6 +4,7 @@ import json
 from pathlib import Path
 from typing import Any
 
+import jax.numpy as jnp
 import numpy as np
 import pytest
 from test_resume import compiled_once  # noqa: F401
@@ -99,11 +100,14 @@ def test_recorded_probabilities_are_the_teachers(teacher: Path):
     read = load_dataset(path, *SPACES, True)
     policy = upslope.load(teacher, seed=0, checkpoint="last")
     observation, action = read.observation[read.valid], read.action[read.valid]
-    distribution = policy.agent.policy(observation)
-    np.testing.assert_allclose(distribution.log_prob(action), read.behaviour_log_prob[read.valid], atol=1e-5)
+    distribution = policy.agent.policy(jnp.asarray(observation))
+    np.testing.assert_allclose(
+        distribution.log_prob(jnp.asarray(action)), read.behaviour_log_prob[read.valid], atol=1e-5
+    )
     assert {0, 1} == set(action.tolist())
 
 
+@pytest.mark.parametrize("teacher", ["CartPole-v1"], indirect=True)
 def test_off_policy_learns_and_logs_its_effective_sample_size(teacher: Path, folder: Path):
     path = teacher / "for_off_policy.npz"
     upslope.record(teacher, episodes=20, output=path)
@@ -182,6 +186,7 @@ def test_a_dataset_that_does_not_fit_is_refused(changes: dict[str, Any], words: 
     assert str(path) in str(refusal.value)
 
 
+@pytest.mark.parametrize("teacher", ["CartPole-v1", "jax:CartPole-v1"], indirect=True)
 def test_recording_nothing_is_refused(teacher: Path):
     with pytest.raises(upslope.UpslopeError, match="--episodes must be 1 or more"):
         upslope.record(teacher, episodes=0, output=teacher / "none.npz")

@@ -49,8 +49,8 @@ class RunningStatistics(NamedTuple):
 class Perceptron(eqx.Module):
     """x → W_L … act(W_2 act(W_1 x + b_1) + b_2) … + b_L, over any leading batch axes."""
 
-    weights: tuple[Float[Array, "in out"], ...]
-    biases: tuple[Float[Array, "out"], ...]
+    weights: tuple[Float[Array, "_ _"], ...]
+    biases: tuple[Float[Array, "_"], ...]
     activation: str = eqx.field(static=True)
 
     def __call__(self, x: Float[Array, "... D"]) -> Float[Array, "... K"]:

@@ -70,7 +70,13 @@ ALGORITHMS: dict[str, Rung] = {
         "importance_sampled",
         "Learn from another agent's recorded episodes, corrected by importance weights.",
         source="recorded",
-        settings={**RECORDED, "critic_epochs": 5},
+        settings={
+            **RECORDED,
+            "critic_epochs": 5,
+            "learning_rate": 3e-4,
+            "imitation_iterations": 10,
+            "min_effective_sample_size": 0.5,
+        },
     ),
     "ppo_kl": Rung(
         "gae",

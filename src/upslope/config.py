@@ -62,8 +62,9 @@ class Config:
     """Passes over each batch for the policy. Usual: 1 for policy_gradient, 3 to 20 for ppo."""
     critic_epochs: int | None = None
     """Passes over each batch for the critic; by default as many as for the policy. Usual: 1 to 80."""
-    critic_warmup: int = 0
-    """Iterations at the start in which only the critic learns. Usual: 0; some for recorded data, where nothing is lost."""
+    imitation_iterations: int = 0
+    """With recorded data: at the start, so many iterations only imitate the recorded actions while the critic learns to
+    judge them, so that importance weights begin near 1. Usual: 5 to 20 for off_policy."""
     minibatches: int = 4
     """Minibatches per epoch. Usual: so many that one holds 32 to 4096 samples."""
     entropy_coefficient: float = 0.01
@@ -72,6 +73,9 @@ class Config:
     """Clip the global norm of each network's gradient. Usual: 0.5 to 5."""
     target_kl: float | None = None
     """End an update's policy epochs early once a minibatch's KL exceeds this. Usual: 0.01 to 0.05."""
+    min_effective_sample_size: float | None = None
+    """End an update's policy epochs early once the share of a minibatch that still counts, (Σρ)²/(n Σρ²), falls below
+    this: there the data no longer tell about the policy. Usual: 0.3 to 0.7 for recorded data."""
     normalize_advantage: bool = True
     """Centre and scale the weights Ψ of each batch."""
     normalize_observations: bool = False
@@ -127,7 +131,7 @@ def check_ranges(config: Config) -> None:
         value = getattr(config, name)
         if not value > 0:
             raise UpslopeError(f"--{name.replace('_', '-')} must be greater than 0, not {value}.")
-    for name in ("max_episode_steps", "critic_epochs", "target_kl"):
+    for name in ("max_episode_steps", "critic_epochs", "target_kl", "min_effective_sample_size"):
         value = getattr(config, name)
         if value is not None and not value > 0:
             raise UpslopeError(
@@ -139,7 +143,7 @@ def check_ranges(config: Config) -> None:
         raise UpslopeError(f"--steps can be at most {MAX_STEPS:,}, not {config.steps:,}: they are counted in 32 bits.")
     if not 0 <= config.gamma <= 1:
         raise UpslopeError(f"--gamma must be in [0, 1], not {config.gamma}: it is a discount per step.")
-    for name in ("entropy_coefficient", "critic_warmup", "beta"):
+    for name in ("entropy_coefficient", "imitation_iterations", "beta"):
         if getattr(config, name) < 0:
             raise UpslopeError(f"--{name.replace('_', '-')} must be 0 or more, not {getattr(config, name)}.")
     if not config.hidden_sizes or min(config.hidden_sizes) < 1:
@@ -189,7 +193,7 @@ def configure(
     settings |= {"estimator": rung.estimator, "objective": rung.objective} | dict(rung.settings)
     preset = preset_of(environment, algorithm) if use_preset else None
     if preset is not None:
-        settings |= preset["settings"] | {"preset": preset["source"]}
+        settings |= canonical(preset["settings"]) | {"preset": preset["source"]}
     settings |= canonical(overrides)
     return Config(environment=environment, algorithm=algorithm, **settings)
 

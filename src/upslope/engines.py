@@ -9,7 +9,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass, field
 from functools import partial
 from time import perf_counter
-from typing import Any, Protocol
+from typing import Any, Protocol, runtime_checkable
 
 import jax
 import jax.numpy as jnp
@@ -51,6 +51,7 @@ class Chunk:
     """For each seed, its finished episodes in order."""
 
 
+@runtime_checkable
 class Engine(Protocol):
     """Advances all seeds by one chunk."""
 

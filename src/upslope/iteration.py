@@ -11,7 +11,7 @@ from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
-from jaxtyping import Array, Float, Int, PRNGKeyArray
+from jaxtyping import Array, Float, Integer, PRNGKeyArray
 
 from upslope.agent import Agent, initialise_agent
 from upslope.environments.base import CompiledEnvironment
@@ -39,7 +39,7 @@ class Task:
     max_episode_steps: int | None
     learning_rate: float
     learning_rate_decay: bool
-    critic_warmup: int
+    imitation_iterations: int
 
 
 class TrainState(NamedTuple):
@@ -51,8 +51,8 @@ class TrainState(NamedTuple):
     discounted_return: Float[Array, "N"]
     """Σ γ^k r of each running episode so far: reward normalisation needs its variance."""
     key: PRNGKeyArray
-    steps: Int[Array, ""]
-    iteration: Int[Array, ""]
+    steps: Integer[Array, ""]
+    iteration: Integer[Array, ""]
 
 
 def initialise(task: Task, seed: int, world: CompiledEnvironment | None = None) -> TrainState:
@@ -108,8 +108,8 @@ def move(
     progress = state.steps.astype(jnp.float32) / task.steps
     decay = jnp.maximum(1 - progress, 0.0) if task.learning_rate_decay else 1.0
     learning_rate = jnp.float32(task.learning_rate * decay)
-    policy_rate = jnp.where(state.iteration < task.critic_warmup, 0.0, learning_rate)
-    learner, metrics = improve(task.update, state.learner, rollout, credit, key, policy_rate, learning_rate)
+    imitate = state.iteration < task.imitation_iterations
+    learner, metrics = improve(task.update, state.learner, rollout, credit, key, learning_rate, imitate)
     agent = learner.agent
     if agent.normalize_observations:
         features = agent.coding.encode(rollout.observation)
@@ -121,7 +121,7 @@ def move(
 
 def iterate_many(
     task: Task, world: CompiledEnvironment, state: TrainState, iterations: int
-) -> tuple[TrainState, tuple[Metrics, Finished, Int[Array, "I"], Int[Array, "I"]]]:
+) -> tuple[TrainState, tuple[Metrics, Finished, Integer[Array, "I"], Integer[Array, "I"]]]:
     """Several iterations of one seed in one program; a seed whose budget is spent stands still."""
 
     def go(state: TrainState) -> tuple[TrainState, Metrics, Finished]:

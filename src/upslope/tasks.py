@@ -90,6 +90,7 @@ def task_of(
         max_grad_norm=config.max_grad_norm,
         entropy_coefficient=config.entropy_coefficient,
         target_kl=config.target_kl,
+        min_effective_sample_size=config.min_effective_sample_size,
         normalize_advantage=config.normalize_advantage,
     )
     return Task(
@@ -105,7 +106,7 @@ def task_of(
         max_episode_steps=limit,
         learning_rate=config.learning_rate,
         learning_rate_decay=config.learning_rate_decay,
-        critic_warmup=config.critic_warmup,
+        imitation_iterations=config.imitation_iterations,
     )
 
 
@@ -131,6 +132,11 @@ def check_pair(config: Config, estimator: Estimator, objective: Objective, limit
         raise UpslopeError(
             f"{name} imitates whoever acted, and imitating itself teaches an agent nothing: E[∇log π] = 0. Give "
             "recorded episodes with --data, or use --estimator gae."
+        )
+    if config.imitation_iterations and not is_recorded:
+        raise UpslopeError(
+            "--imitation-iterations imitates recorded actions, and none are given. Leave it out, or pass a file "
+            "with --data."
         )
     if is_recorded and estimator.is_advantage and not objective.needs_behaviour:
         raise UpslopeError(

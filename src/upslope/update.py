@@ -16,7 +16,7 @@ from jaxtyping import Array, Bool, Float, PRNGKeyArray, Shaped
 
 from upslope.agent import Actor, Agent
 from upslope.distributions import Distribution
-from upslope.objectives import Clip, Objective, ObjectiveState, Sample
+from upslope.objectives import Clip, Objective, ObjectiveState, Sample, importance_ratio
 from upslope.types import Credit, Metrics, Rollout, Values
 
 
@@ -32,7 +32,17 @@ class Update:
     max_grad_norm: float
     entropy_coefficient: float
     target_kl: float | None
+    min_effective_sample_size: float | None
     normalize_advantage: bool
+
+    def has_gone_too_far(self, sample: Sample, valid: Bool[Array, "B"]) -> Bool[Array, ""]:
+        """Whether the policy has left the region in which the batch still tells about it."""
+        too_far = jnp.bool_(False)
+        if self.target_kl is not None:
+            too_far |= mean(sample.kl, valid) > self.target_kl
+        if self.min_effective_sample_size is not None:
+            too_far |= effective_sample_size(importance_ratio(sample), valid) < self.min_effective_sample_size
+        return too_far
 
     def optimiser(self) -> optax.GradientTransformation:
         """Adam's direction for a gradient clipped to a global norm; the step size is applied by `descend`."""
@@ -87,10 +97,13 @@ def improve(
     rollout: Rollout,
     credit: Credit,
     key: PRNGKeyArray,
-    policy_rate: Float[Array, ""],
-    critic_rate: Float[Array, ""],
+    learning_rate: Float[Array, ""],
+    imitate: Bool[Array, ""],
 ) -> tuple[Learner, Metrics]:
-    """Move policy and critic over epochs of shuffled minibatches, then adapt the objective's state."""
+    """Move policy and critic over epochs of shuffled minibatches, then adapt the objective's state.
+
+    While `imitate`, the policy learns the recorded actions by maximum likelihood instead.
+    """
     agent, objective = learner.agent, learner.objective
     batch = flatten(agent, rollout, credit)
     if update.normalize_advantage:
@@ -100,15 +113,16 @@ def improve(
     def actor_loss(actor: Actor, batch: Batch) -> tuple[Array, Array]:
         sample, entropy = sample_of(actor, batch)
         loss = update.objective.loss(objective, sample) - update.entropy_coefficient * entropy
-        return mean(loss, batch.valid), mean(sample.kl, batch.valid)
+        loss = jnp.where(imitate, -sample.log_prob, loss)
+        return mean(loss, batch.valid), ~imitate & update.has_gone_too_far(sample, batch.valid)
 
     def critic_loss(critic: Any, batch: Batch) -> tuple[Array, Array]:
         error = critic(batch.features)[..., 0] - batch.target
-        return 0.5 * mean(error**2, batch.valid), jnp.float32(0.0)
+        return 0.5 * mean(error**2, batch.valid), jnp.bool_(False)
 
     actor, metrics = descend(
-        update, actor_loss, agent.actor, learner.actor_optimiser, batch, actor_key, policy_rate,
-        update.epochs, update.target_kl,
+        update, actor_loss, agent.actor, learner.actor_optimiser, batch, actor_key, learning_rate,
+        update.epochs, update.target_kl is not None or update.min_effective_sample_size is not None,
     )  # fmt: skip
     after, entropy = sample_of(actor.parameters, batch)
     kl = mean(after.kl, batch.valid)
@@ -119,14 +133,15 @@ def improve(
     critic = Descent(agent.critic, learner.critic_optimiser, jnp.bool_(False))
     if update.needs_critic:
         critic, critic_metrics = descend(
-            update, critic_loss, agent.critic, learner.critic_optimiser, batch, critic_key, critic_rate,
-            update.critic_epochs, None,
+            update, critic_loss, agent.critic, learner.critic_optimiser, batch, critic_key, learning_rate,
+            update.critic_epochs, False,
         )  # fmt: skip
         metrics |= {f"critic/{name}": value for name, value in critic_metrics.items()}
         before = agent.critic(batch.features)[..., 0]
         metrics["critic/explained_variance"] = explained_variance(before, batch.target, batch.valid)
     agent = dataclasses.replace(agent, actor=actor.parameters, critic=critic.parameters)
-    moved = Learner(agent, actor.optimiser, critic.optimiser, update.objective.adapt(objective, kl))
+    adapted = jnp.where(imitate, objective, update.objective.adapt(objective, kl))
+    moved = Learner(agent, actor.optimiser, critic.optimiser, adapted)
     return moved, metrics
 
 
@@ -139,12 +154,12 @@ def descend(
     key: PRNGKeyArray,
     learning_rate: Float[Array, ""],
     epochs: int,
-    target_kl: float | None,
+    may_stop: bool,
 ) -> tuple[Descent, Metrics]:
     """Minimise `loss` over `epochs` passes of shuffled, disjoint minibatches.
 
-    With a `target_kl` the descent stops for good after the first minibatch whose KL exceeds it. Samples left over by
-    an uneven division are others in each epoch.
+    `loss` gives its value and whether to stop; if it `may_stop`, the descent ends for good before the first minibatch
+    that says so. Samples left over by an uneven division are others in each epoch.
     """
     optimiser = update.optimiser()
     num_samples = batch.weight.shape[0]
@@ -152,14 +167,16 @@ def descend(
 
     def move(descent: Descent, indices: Array) -> tuple[Descent, tuple[Array, Array]]:
         part = jax.tree.map(lambda x: x[indices], batch) if update.minibatches > 1 else batch
-        (value, kl), gradient = jax.value_and_grad(loss, has_aux=True)(descent.parameters, part)
+        (value, stop), gradient = jax.value_and_grad(loss, has_aux=True)(descent.parameters, part)
         direction, state = optimiser.update(gradient, descent.optimiser)
         moved = jax.tree.map(lambda p, d: p - learning_rate * d, descent.parameters, direction)
-        stopped = descent.stopped if target_kl is None else kl > target_kl
-        return Descent(moved, state, stopped), (value, optax.global_norm(gradient))
+        after = Descent(moved, state, jnp.bool_(False))
+        if may_stop:
+            after = jax.lax.cond(stop, lambda: descent._replace(stopped=jnp.bool_(True)), lambda: after)
+        return after, (value, optax.tree.norm(gradient))
 
     def step(descent: Descent, indices: Array) -> tuple[Descent, tuple[Array, Array]]:
-        if target_kl is None:
+        if not may_stop:
             return move(descent, indices)
         skip = (jnp.float32(jnp.nan), jnp.float32(jnp.nan))
         return jax.lax.cond(descent.stopped, lambda: (descent, skip), lambda: move(descent, indices))
@@ -206,16 +223,18 @@ def sample_of(actor: Actor, batch: Batch) -> tuple[Sample, Float[Array, "B"]]:
 
 
 def policy_metrics(objective: Objective, sample: Sample, valid: Bool[Array, "B"]) -> Metrics:
-    """How far the ratio ρ = π_θ/μ went after the update: its effective sample size and how often it left [1−ε, 1+ε].
-
-    ESS/n = (Σρ)² / (n Σρ²), 1 when the policies agree (Kong 1992).
-    """
-    ratio = jnp.exp(sample.log_prob - sample.behaviour_log_prob)
+    """How far the ratio ρ = π_θ/μ went in the update, and how often it left [1−ε, 1+ε]."""
+    ratio = importance_ratio(sample)
     epsilon = objective.epsilon if isinstance(objective, Clip) else 0.2
     return {
         "policy/clip_fraction": mean(jnp.abs(ratio - 1) > epsilon, valid),
-        "policy/effective_sample_size": mean(ratio, valid) ** 2 / mean(ratio**2, valid),
+        "policy/effective_sample_size": effective_sample_size(ratio, valid),
     }
+
+
+def effective_sample_size(ratio: Float[Array, "B"], valid: Bool[Array, "B"]) -> Float[Array, ""]:
+    """ESS/n = (Σρ)² / (n Σρ²): 1 when the policies agree, towards 0 as they part (Kong 1992)."""
+    return mean(ratio, valid) ** 2 / mean(ratio**2, valid)
 
 
 def mean(x: Shaped[Array, "B"], valid: Bool[Array, "B"]) -> Float[Array, ""]:
