@@ -40,12 +40,12 @@ def experience():
     return state.learner.agent, rollout, weigh(task, state, rollout)[2]
 
 
-def improved(rate=0.01, agent=None, rollout=None, credit=None, **changes):
+def improved(rate=0.01, imitate=False, agent=None, rollout=None, credit=None, **changes):
     """One update of that agent by that experience, or by what is given instead."""
     update, given = update_of(**changes), (agent, rollout, credit)
     agent, rollout, credit = (new or known for new, known in zip(given, experience(), strict=True))
-    rates = (jnp.float32(rate), jnp.float32(rate))
-    return run(update, begin_learning(update, agent), rollout, credit, jax.random.key(0), *rates)
+    how = (jax.random.key(0), jnp.float32(rate), jnp.bool_(imitate))
+    return run(update, begin_learning(update, agent), rollout, credit, *how)
 
 
 def norm(tree):
@@ -197,29 +197,35 @@ def test_the_gradient_is_clipped_to_a_global_norm():
     assert norm_between(clipped, jax.tree.map(lambda g: g * 0.01 / length, free)) < 1e-6, "the direction stays"
 
 
-def test_the_learning_rate_falls_linearly_to_zero_at_the_budget_and_the_critic_warms_up_alone():
-    update = update_of(objective=KLPenalty(beta=3.0))
-    task = task_of(CartPole(), update=update, learning_rate_decay=True, steps=1000, critic_warmup=2)
+def test_the_learning_rate_falls_linearly_to_zero_at_the_budget():
+    task = task_of(CartPole(), learning_rate_decay=True, steps=1000)
     _, rollout, credit = experience()
-    start, key = initialise(task, 0), jax.random.key(0)
-    move_once = quick_jit(lambda **changes: move(task, start._replace(**changes), rollout, credit, key)[0].learner)
+    start = initialise(task, 0)
+    move_once = quick_jit(lambda steps: move(task, start._replace(steps=steps), rollout, credit, jax.random.key(0))[0])
 
-    def distances(steps, iteration=2):
-        learner = move_once(steps=jnp.uint32(steps), iteration=jnp.int32(iteration))
-        agent, before = learner.agent, start.learner.agent
+    def distances(steps):
+        agent, before = move_once(jnp.uint32(steps)).learner.agent, start.learner.agent
         return np.array([norm_between(agent.actor, before.actor), norm_between(agent.critic, before.critic)])
 
     for steps, share in ((250, 0.75), (500, 0.5), (1000, 0.0), (1500, 0.0)):
         np.testing.assert_allclose(distances(steps), share * distances(0), rtol=1e-3, atol=1e-7)
-    np.testing.assert_allclose(distances(0, iteration=1), [0, 1] * distances(0), rtol=1e-5)
-    # A policy that was not allowed to move says nothing about β.
-    assert move_once(steps=jnp.uint32(0), iteration=jnp.int32(1)).objective == 3.0
 
 
-def test_the_objectives_state_follows_the_kl_of_the_update():
-    learner, metrics = improved(objective=KLPenalty(beta=3.0, target=1e-9))
+def test_beta_follows_the_divergence_of_the_update_but_not_while_imitating():
+    objective = KLPenalty(beta=3.0, target=1e-9)
+    learner, metrics = improved(objective=objective)
     assert metrics["policy/kl"] > 1.5e-9 and all(map(np.isfinite, metrics.values()))
     assert metrics["objective/beta"] == 3.0 and learner.objective == 6.0
+    imitating, _ = improved(objective=objective, imitate=True)
+    assert imitating.objective == 3.0
+    # To imitate is to climb log π of what was done, each action with weight 1.
+    credit = experience()[2]
+    cloned, _ = improved(credit=credit._replace(weight=jnp.ones_like(credit.weight)))
+    assert (
+        norm_between(imitating.agent.actor, cloned.agent.actor)
+        < 1e-5
+        < norm_between(cloned.agent.actor, learner.agent.actor)
+    )
 
 
 @LAWS

@@ -51,7 +51,7 @@ ALGORITHMS: dict[str, Rung] = {
         "n_step",
         "policy_gradient",
         "The critic judges each step: the TD error.",
-        settings={**SEGMENT_GRADIENT, "n": 1},
+        settings={**SEGMENT_GRADIENT, "n": 1, "learning_rate": 1e-3},
     ),
     "a2c": Rung(
         "n_step",
