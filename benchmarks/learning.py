@@ -52,7 +52,14 @@ CASES: dict[str, Case] = {
     **{
         f"cartpole_{name}": Case("jax:CartPole-v1", name, 500_000, "learns clearly", seeds=10, preset=False)
         for name in (
-            "reinforce", "reward_to_go", "reinforce_baseline", "actor_critic", "a2c", "gae", "ppo_kl", "ppo_kl_fixed",
+            "reinforce",
+            "reward_to_go",
+            "reinforce_baseline",
+            "actor_critic",
+            "a2c",
+            "gae",
+            "ppo_kl",
+            "ppo_kl_fixed",
         )
     },  # fmt: skip
     "acrobot_ppo": Case(

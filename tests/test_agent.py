@@ -207,6 +207,8 @@ def test_rewards_are_scaled_by_the_deviation_of_the_discounted_return_and_nothin
     task = task_of(CartPole(), coding=BoxCoding((1,)), head=DiscreteHead(2), gamma=0.9, num_envs=NUM_ENVS)
     state = initialise(task, 0)
     agent = replace(softmax_agent(np.zeros((1, 2))), coding=BoxCoding((1,)), normalize_rewards=True)
+    # A critic that would be seen if its value were written into the rewards.
+    agent = replace(agent, critic=replace(agent.critic, biases=(jnp.full(1, 3.0),)))
     state = state._replace(learner=state.learner._replace(agent=agent))
     weigh_once = quick_jit(partial(weigh, task))
     seen, running = [], np.zeros(NUM_ENVS)

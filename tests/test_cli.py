@@ -10,11 +10,11 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from test_resume import compiled_once  # noqa: F401
 
 import upslope
 from upslope.algorithms import ALGORITHMS
-from upslope.cli import defaults_for, main
+from upslope.cli import main
+from upslope.flags import parse_train
 
 FLAGS = "--steps 64 --num-envs 2 --rollout-steps 8 --minibatches 2 --epochs 1 --hidden-sizes 8".split()  # noqa: SIM905
 OWN_ESTIMATOR = """
@@ -22,7 +22,6 @@ from dataclasses import dataclass
 from typing import ClassVar
 import jax.numpy as jnp
 import upslope
-from test_resume import compiled_once  # noqa: F401
 
 @dataclass(frozen=True)
 class Impatient(upslope.Estimator):
@@ -155,7 +154,7 @@ def test_a_flag_beats_the_file_beats_the_preset_beats_the_defaults(here: Path, c
 def test_a_file_may_write_numbers_with_an_exponent(here: Path):
     # YAML reads 1e-3 as text; nobody who writes it means text.
     (here / "settings.yaml").write_text("learning-rate: 1e-3\nsteps: 1e5\n")
-    config = defaults_for(["CartPole-v1", "--config", "settings.yaml"])
+    config = parse_train(["CartPole-v1", "--config", "settings.yaml"])
     assert (config.learning_rate, config.steps) == (0.001, 100_000)
 
 
@@ -168,7 +167,7 @@ def test_a_file_may_write_numbers_with_an_exponent(here: Path):
     ],
 )
 def test_flags_may_come_before_the_environment(words: list[str]):
-    config = defaults_for(words)
+    config = parse_train(words)
     assert config.environment == "jax:Pendulum-v1"
     assert config.preset is not None and config.learning_rate == 1e-3
 

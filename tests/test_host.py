@@ -10,7 +10,6 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 from gymnasium import spaces
-from test_resume import compiled_once  # noqa: F401
 from user_environments import Counting, Walk, double_precision, several_choices
 
 import upslope

@@ -7,7 +7,6 @@ from typing import Any
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from test_resume import compiled_once  # noqa: F401
 
 import upslope
 from upslope import evaluation

@@ -12,7 +12,6 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
-import jax
 import numpy as np
 import pytest
 from user_environments import OwnRandomness
@@ -39,13 +38,6 @@ CASES: dict[str, tuple[str, str, dict[str, Any]]] = {
 }
 STOP_AT = {"compiled segments": 40, "host segments": 45, "host box": 31}
 """The chunk before which a case is stopped."""
-
-
-@pytest.fixture(scope="session", autouse=True)
-def compiled_once(tmp_path_factory: pytest.TempPathFactory) -> None:
-    """Runs compile the same few programs again and again: keep them on disk while the tests last."""
-    jax.config.update("jax_compilation_cache_dir", str(tmp_path_factory.getbasetemp() / "compiled"))
-    jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.0)
 
 
 class Killed(BaseException):

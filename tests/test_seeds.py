@@ -9,7 +9,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from test_resume import EPISODES, SEGMENTS, arrays_of, compiled_once, metrics_of  # noqa: F401
+from test_resume import EPISODES, SEGMENTS, arrays_of, metrics_of
 
 import upslope
 

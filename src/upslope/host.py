@@ -16,6 +16,8 @@ from upslope.spaces import Coding, Head
 
 MAX_REPLAY = 100_000
 """Actions kept of a running episode; beyond that a resumed run begins a fresh one."""
+NOT_RUNNING, TOO_LONG = -2, -1
+"""Instead of a length in a snapshot: no episode is in progress; or it is too long to be replayed."""
 
 
 class HostEpisode:
@@ -67,6 +69,12 @@ class HostColumns:
         self.episodes = [HostEpisode(world.create(), seed, index) for seed in seeds for index in range(num_envs)]
         self.observation = np.zeros((*self.shape, *coding.shape), self.dtype)
         self.flat = self.observation.reshape(-1, *coding.shape)
+        self.mark(between_episodes=True)
+
+    @property
+    def has_begun(self) -> bool:
+        """Whether every environment is in an episode."""
+        return all(episode.episode >= 0 for episode in self.episodes)
 
     def close(self) -> None:
         """Close every environment."""
@@ -98,15 +106,15 @@ class HostColumns:
         taken = taken.tolist() if taken.ndim == 1 else taken
         for row in rows:
             episode = self.episodes[row]
+            episode.length += 1
             try:
                 observation, reward[row], terminated[row], truncated[row], _ = episode.env.step(taken[row])
             except Exception as error:
                 raise UpslopeError(raised(self.world.name, "step", episode, error)) from error
-            episode.length += 1
             episode.episode_return += float(reward[row])
             if len(episode.actions) <= MAX_REPLAY:
                 episode.actions.append(taken[row])
-            if self.limit is not None and episode.length >= self.limit and not terminated[row]:
+            if self.limit is not None and episode.length >= self.limit:
                 truncated[row] = True
             self.place(next_observation, row, observation, episode)
         self.check_finite(reward, next_observation, rows)
@@ -137,52 +145,71 @@ class HostColumns:
                         "environment, or clip what it returns."
                     )
 
+    def mark(self, *, between_episodes: bool) -> None:
+        """Remember this moment for `snapshot`: the start of an iteration, to which a run can be taken back.
+
+        An action list only grows until its episode ends, so its length now is enough to cut it later.
+        """
+        observation = self.observation.copy()
+        lengths = [NOT_RUNNING if between_episodes or e.episode < 0 else replayable(e) for e in self.episodes]
+        marks = [(e.episode, n, e.actions) for e, n in zip(self.episodes, lengths, strict=True)]
+        self.marked = marks, observation
+
     def snapshot(self) -> dict[str, np.ndarray]:
-        """Enough to rebuild every running episode: its number, its actions, and what it shows."""
-        lengths = [len(e.actions) if e.length <= MAX_REPLAY else -1 for e in self.episodes]
-        actions = [a for e, length in zip(self.episodes, lengths, strict=True) if length > 0 for a in e.actions]
+        """Enough to rebuild every episode running at the mark: its number, its actions, and what it showed."""
+        marks, observation = self.marked
         return {
-            "episode": np.asarray([e.episode for e in self.episodes]),
-            "length": np.asarray(lengths),
-            "actions": np.asarray(actions),
-            "observation": self.observation.copy(),
+            "episode": np.asarray([episode for episode, _, _ in marks]),
+            "length": np.asarray([length for _, length, _ in marks]),
+            "actions": np.asarray([a for _, length, actions in marks for a in actions[: max(length, 0)]]),
+            "observation": observation,
         }
 
     def restore(self, snapshot: dict[str, np.ndarray], say: Callable[[str], None]) -> None:
         """Replay each running episode; where the replay shows something else, say so and begin a fresh one."""
+        lengths = snapshot["length"].tolist()
         ends = np.cumsum(np.maximum(snapshot["length"], 0))
+        shown = snapshot["observation"].reshape(self.flat.shape)
         not_repeatable = []
-        for row, episode in enumerate(self.episodes):
-            length = int(snapshot["length"][row])
-            actions = snapshot["actions"][ends[row] - max(length, 0) : ends[row]]
-            episode.episode = int(snapshot["episode"][row]) - 1
-            if episode.episode < -1:
+        for row, (episode, length) in enumerate(zip(self.episodes, lengths, strict=True)):
+            episode.episode = int(snapshot["episode"][row])
+            if length == NOT_RUNNING:
                 continue
-            shown = snapshot["observation"].reshape(self.flat.shape)[row]
-            if length < 0 or not self.replay(row, actions, shown):
+            actions = snapshot["actions"][ends[row] - max(length, 0) : ends[row]]
+            if length == TOO_LONG or not self.replay(row, actions, shown[row]):
                 not_repeatable.append(episode)
                 self.begin([row])
+        self.mark(between_episodes=NOT_RUNNING in lengths)
         if not_repeatable:
             say(
-                f"{len(not_repeatable)} of {len(self.episodes)} episodes in progress could not be replayed (the first "
-                f"is {not_repeatable[0].describe()}): the environment is not a function of its reset seed and actions. "
+                f"{len(not_repeatable)} of {len(self.episodes)} episodes in progress could not be replayed (now at "
+                f"{not_repeatable[0].describe()}): the environment is not a function of its reset seed and actions. "
                 "They begin afresh, so this run is a continuation, but not bit for bit."
             )
 
     def replay(self, row: int, actions: np.ndarray, shown: np.ndarray) -> bool:
-        """Repeat an episode's actions; whether it then shows what it showed before."""
+        """Begin the episode again and repeat its actions; whether it then shows what it showed before."""
         episode = self.episodes[row]
+        episode.episode -= 1
         self.begin([row])
         observation: Any = self.flat[row]
         for action in actions.tolist() if actions.ndim == 1 else actions:
-            observation, reward, terminated, truncated, _ = episode.env.step(action)
+            try:
+                observation, reward, terminated, truncated, _ = episode.env.step(action)
+            except Exception:
+                return False
             episode.actions.append(action)
             episode.length += 1
             episode.episode_return += float(np.float32(reward))
-            if terminated or truncated:
+            if terminated or truncated or np.shape(observation) != self.coding.shape:
                 return False
         self.flat[row] = observation
         return bool(np.array_equal(self.flat[row], shown))
+
+
+def replayable(episode: HostEpisode) -> int:
+    """How many actions rebuild the episode."""
+    return len(episode.actions) if episode.length <= MAX_REPLAY else TOO_LONG
 
 
 def raised(name: str, where: str, episode: HostEpisode, error: Exception) -> str:

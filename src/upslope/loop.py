@@ -51,9 +51,10 @@ class Progress:
     """[S]: each seed's agent at its best window."""
     best_return: np.ndarray
     best_step: np.ndarray
+    checks: np.ndarray
+    """How many hundredths of its budget each seed had spent at the last check."""
     elapsed: float = 0.0
     iteration: int = 0
-    checks: int = 0
     latest: dict[str, list[float]] = field(default_factory=dict)
     broken: set[int] = field(default_factory=set)
 
@@ -65,7 +66,24 @@ def begin_progress(state: TrainState, seeds: list[int]) -> Progress:
         best=state.learner.agent,
         best_return=np.full(len(seeds), -np.inf),
         best_step=np.zeros(len(seeds), np.int64),
+        checks=np.zeros(len(seeds), np.int64),
     )
+
+
+class Pace:
+    """Environment steps per second of all seeds together, without the first chunk, which is spent on compiling."""
+
+    def __init__(self) -> None:
+        self.started, self.first_ended, self.steps = perf_counter(), 0.0, 0
+
+    def rate(self, steps: int) -> float:
+        """The rate after a chunk of so many steps."""
+        now = perf_counter()
+        if not self.first_ended:
+            self.first_ended = now
+            return steps / (now - self.started)
+        self.steps += steps
+        return self.steps / (now - self.first_ended)
 
 
 class Loop:
@@ -86,7 +104,9 @@ class Loop:
     def run(self, state: TrainState, progress: Progress) -> tuple[TrainState, Progress]:
         """Train to the end. On a signal: save, then raise `Stopped`. On an error: save, then raise it."""
         started, saved = perf_counter() - progress.elapsed, perf_counter()
-        first_steps, first_time = int(np.asarray(state.steps, np.int64).sum()), perf_counter()
+        pace = Pace()
+        if progress.iteration == 0:
+            self.save(state, progress)
         with stop_on_signal() as stop:
             while (np.asarray(state.steps, np.int64) < self.total).any():
                 if stop.is_set():
@@ -94,11 +114,15 @@ class Loop:
                     raise Stopped
                 try:
                     state, chunk = self.engine.advance(state)
-                except Exception:
+                except Exception as error:
                     self.save(state, progress)
-                    raise
+                    if not isinstance(error, UpslopeError):
+                        raise
+                    done = int(np.asarray(state.steps, np.int64).max())
+                    saved_words = f"All up to step {done:,} is saved; go on with: upslope resume {self.directory.path}"
+                    raise UpslopeError(f"{error} {saved_words}") from error
                 progress.elapsed = perf_counter() - started
-                rate = (int(chunk.steps[:, -1].sum()) - first_steps) / (perf_counter() - first_time)
+                rate = pace.rate(int((chunk.steps[:, -1] - chunk.before[:, 0]).sum()))
                 with clock(self.engine.phases, "write"):
                     self.write(chunk, progress, rate)
                     self.keep_best(state, chunk, progress)
@@ -144,17 +168,15 @@ class Loop:
 
     def keep_best(self, state: TrainState, chunk: Chunk, progress: Progress) -> None:
         """A hundred times a run, keep each seed's agent if its window of returns is the best so far."""
-        checks = int(chunk.steps[:, -1].max() * BEST_CHECKS // self.total)
-        if checks == progress.checks:
+        checks = chunk.steps[:, -1] * BEST_CHECKS // self.total
+        is_due, progress.checks = checks > progress.checks, checks
+        if not is_due.any():
             return
-        progress.checks = checks
-        now = np.asarray([
-            np.mean([r for r, _ in w]) if len(w) >= BEST_AFTER else -np.inf for w in progress.windows
-        ])  # fmt: skip
-        better = now > progress.best_return
+        enough = [len(window) >= BEST_AFTER for window in progress.windows]
+        better = is_due & np.asarray(enough) & (np.asarray(mean_of(progress, 0)) > progress.best_return)
         if better.any():
             progress.best = where_seeds(jnp.asarray(better), state.learner.agent, progress.best)
-            progress.best_return = np.where(better, now, progress.best_return)
+            progress.best_return = np.where(better, mean_of(progress, 0), progress.best_return)
             progress.best_step = np.where(better, chunk.steps[:, -1], progress.best_step)
 
     def save(self, state: TrainState, progress: Progress) -> None:
@@ -169,7 +191,7 @@ class Loop:
         meta = scores | {
             "elapsed": progress.elapsed,
             "iteration": progress.iteration,
-            "checks": progress.checks,
+            "checks": progress.checks.tolist(),
             "sizes": self.directory.sizes(),
             "windows": [list(w) for w in progress.windows],
             "steps": np.asarray(state.steps).tolist(),
@@ -204,8 +226,8 @@ class Loop:
         if len(progress.broken) == len(self.seeds):
             raise UpslopeError(
                 f"The policy's loss is no longer a number in any seed, so training stopped at step "
-                f"{chunk.steps[:, -1].max():,}. {self.directory.best} holds the best agents from before. Lower "
-                "--learning-rate, or use --normalize-rewards and --normalize-observations."
+                f"{chunk.steps[:, -1].max():,}. {self.directory.best} holds the best agents of the checkpoint "
+                "before. Lower --learning-rate, or use --normalize-rewards and --normalize-observations."
             )
 
 

@@ -82,10 +82,12 @@ class KLPenalty(Objective):
     target: float | None = 0.01
 
     def __post_init__(self) -> None:
-        if self.beta < 0:
+        if not self.beta >= 0:
             raise UpslopeError(f"KLPenalty needs β ≥ 0, not {self.beta}: a negative penalty rewards divergence.")
-        if self.target is not None and self.target <= 0:
+        if self.target is not None and not self.target > 0:
             raise UpslopeError(f"KLPenalty needs a target KL > 0, not {self.target}. Use None for a fixed β.")
+        if self.target is not None and self.beta == 0:
+            raise UpslopeError("KLPenalty cannot adapt β = 0: twice nothing is nothing. Start with β > 0.")
 
     def init(self) -> ObjectiveState:
         return jnp.float32(self.beta)

@@ -13,6 +13,7 @@ from upslope.config import Config
 from upslope.errors import UpslopeError
 from upslope.iteration import stack
 from upslope.runs import RunDirectory
+from upslope.tasks import ESTIMATOR_TYPES
 
 Which = Literal["best", "last"]
 
@@ -24,8 +25,8 @@ class Policy:
     `deterministic=False`) in the environment's units, clipped to its bounds.
     """
 
-    def __init__(self, agent: Agent, seed: int, checkpoint: Which, random_seed: int = 0):
-        self.agent, self.seed, self.checkpoint = agent, seed, checkpoint
+    def __init__(self, agent: Agent, seed: int, checkpoint: Which, has_critic: bool = True, random_seed: int = 0):
+        self.agent, self.seed, self.checkpoint, self.has_critic = agent, seed, checkpoint, has_critic
         self.key = jax.random.key(random_seed)
         self.calls = 0
         self.mode = jax.jit(lambda agent, x: with_log_prob(agent.policy(x), None))
@@ -56,11 +57,21 @@ class Policy:
             action, log_prob = self.sample(self.agent, batch, self.key, np.int32(self.calls))
             self.calls += 1
         taken = self.agent.actor.head.to_environment(np.asarray(action))
-        return (taken, np.asarray(log_prob)) if is_batch else (taken[0], np.asarray(log_prob)[0])
+        log_prob = np.asarray(log_prob)
+        return (taken, log_prob) if is_batch else (np.asarray(taken[0]), np.asarray(log_prob[0]))
 
     def value(self, observation: Any) -> np.ndarray:
-        """V(s) in the environment's units of reward."""
+        """V(s) in the environment's units of reward.
+
+        Raises:
+            UpslopeError: the estimator that it was trained with has no critic.
+        """
+        if not self.has_critic:
+            raise UpslopeError("This policy was trained without a critic, so it has no values. Use --estimator gae.")
         return np.asarray(self.agent.value(jnp.asarray(observation)) / self.agent.reward_scale())
+
+
+WITHOUT_CRITIC = tuple(name for name, kind in ESTIMATOR_TYPES.items() if not kind.needs_critic)
 
 
 def with_log_prob(policy: Any, key: Any) -> tuple[jax.Array, jax.Array]:
@@ -84,6 +95,8 @@ def load(run: str | Path, *, seed: int | None = None, checkpoint: Which = "best"
     """
     directory = RunDirectory(run)
     config = directory.config()
+    if checkpoint not in ("best", "last"):
+        raise UpslopeError(f'A checkpoint is "best" or "last", not "{checkpoint}".')
     agents, scores = load_agents(directory, config, checkpoint)
     seeds = config.seed_list()
     if seed is None:
@@ -92,7 +105,8 @@ def load(run: str | Path, *, seed: int | None = None, checkpoint: Which = "best"
     if seed not in seeds:
         raise UpslopeError(f"{run} has no seed {seed}; it has {seeds[0]} to {seeds[-1]}.")
     index = seeds.index(seed)
-    return Policy(jax.tree.map(lambda x: x[index], agents), seed, checkpoint, random_seed)
+    has_critic = config.estimator not in WITHOUT_CRITIC
+    return Policy(jax.tree.map(lambda x: x[index], agents), seed, checkpoint, has_critic, random_seed)
 
 
 def load_agents(directory: RunDirectory, config: Config, checkpoint: Which) -> tuple[Agent, dict[str, Any]]:

@@ -98,9 +98,9 @@ def check_dataset(path: Path, arrays: dict[str, np.ndarray], meta: dict[str, Any
     if missing:
         raise refuse(f"it lacks {', '.join(missing)}")
     length = arrays["length"]
-    steps, episodes = int(length.sum()), length.shape[0]
-    if length.ndim != 1 or length.dtype.kind not in "iu" or episodes == 0 or int(length.min()) < 1:
+    if length.ndim != 1 or length.dtype.kind not in "iu" or length.size == 0 or int(length.min()) < 1:
         raise refuse("`length` must hold the number of steps, 1 or more, of each of at least one episode")
+    steps, episodes = int(length.sum()), length.shape[0]
     action_shape = (len(head.low),) if isinstance(head, BoxHead) else flat_shape(head)
     expected = {
         "observation": (steps, *coding.shape),

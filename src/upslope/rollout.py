@@ -11,7 +11,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Int, PRNGKeyArray, Shaped
 
-from upslope.agent import Agent
+from upslope.agent import Acting
 from upslope.environments.base import CompiledEnvironment
 from upslope.spaces import BoxHead
 from upslope.types import Rollout
@@ -43,7 +43,7 @@ def begin(world: CompiledEnvironment, key: PRNGKeyArray, num_envs: int) -> Colum
 
 def collect(
     world: CompiledEnvironment,
-    agent: Agent,
+    agent: Acting,
     columns: Columns,
     key: PRNGKeyArray,
     num_steps: int,
@@ -67,7 +67,7 @@ def collect(
 
 
 def collect_episodes(
-    world: CompiledEnvironment, agent: Agent, key: PRNGKeyArray, num_envs: int, max_episode_steps: int
+    world: CompiledEnvironment, agent: Acting, key: PRNGKeyArray, num_envs: int, max_episode_steps: int
 ) -> tuple[Rollout, Finished]:
     """One whole episode in each of N columns, padded to `max_episode_steps`."""
     begin_key, act_key = jax.random.split(key)
@@ -85,7 +85,7 @@ def collect_episodes(
 
 def advance(
     world: CompiledEnvironment,
-    agent: Agent,
+    agent: Acting,
     columns: Columns,
     key: PRNGKeyArray,
     max_episode_steps: int | None,
@@ -114,7 +114,7 @@ def advance(
     return after, row, Finished(transition.terminated | truncated, episode_return, length)
 
 
-def to_world(agent: Agent, action: Shaped[Array, "N ..."]) -> Shaped[Array, "N ..."]:
+def to_world(agent: Acting, action: Shaped[Array, "N ..."]) -> Shaped[Array, "N ..."]:
     """The policy's actions as the compiled world takes them: a Box action is clipped to its bounds."""
     head = agent.actor.head
     if isinstance(head, BoxHead):

@@ -63,6 +63,7 @@ class RunDirectory:
         }
         write_atomically(self.path / "config.json", json.dumps(description, indent=2, allow_nan=False).encode())
         self.append(self.episodes_path, ",".join(EPISODE_COLUMNS) + "\n")
+        self.append(self.metrics_path, "")
 
     def read(self) -> dict[str, Any]:
         """config.json, checked."""
@@ -72,6 +73,9 @@ class RunDirectory:
         try:
             description = json.loads(path.read_text("utf-8"))
             number, _ = description["format"], description["config"]["environment"]
+            missing = [k for k in ("versions", "axes", "spaces") if not isinstance(description[k], dict)]
+            if missing:
+                raise TypeError(f"{missing} must be objects")
         except (ValueError, KeyError, TypeError) as error:
             raise UpslopeError(f"{path} is damaged or not upslope's: {type(error).__name__}: {error}.") from error
         if number != RUN_FORMAT:
@@ -116,6 +120,8 @@ class RunDirectory:
         """Cut the growing files back to where a checkpoint saw them."""
         for path in (self.metrics_path, self.episodes_path):
             size = int(sizes.get(path.name, 0))
+            if size == 0 and not path.exists():
+                continue
             if not path.exists() or path.stat().st_size < size:
                 raise UpslopeError(f"{path} is shorter than its checkpoint remembers, so rows are lost; cannot resume.")
             with path.open("rb+") as file:
@@ -138,8 +144,9 @@ class RunDirectory:
 
 def read_csv(path: Path, names: Sequence[str]) -> np.ndarray:
     """A CSV of numbers with a header, as a structured array."""
-    kinds = [(name, "f8" if name == "return" else "i8") for name in names]
-    return np.loadtxt(path, delimiter=",", skiprows=1, dtype=np.dtype(kinds), ndmin=1)
+    kind = np.dtype([(name, "f8" if name == "return" else "i8") for name in names])
+    rows = path.read_text("utf-8").splitlines()[1:]
+    return np.loadtxt(rows, delimiter=",", dtype=kind, ndmin=1) if rows else np.zeros(0, kind)
 
 
 def versions() -> dict[str, str]:

@@ -7,6 +7,7 @@ import io
 import json
 import os
 import zipfile
+import zlib
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -17,6 +18,12 @@ from upslope.errors import UpslopeError
 
 MAX_BYTES = 1 << 36
 """A file that declares more than 64 GiB of arrays is refused before any of it is read."""
+
+UNREADABLE = (
+    OSError, ValueError, TypeError, KeyError, IndexError, EOFError, RuntimeError, MemoryError, NotImplementedError,
+    zipfile.BadZipFile, zlib.error,
+)  # fmt: skip
+"""What a damaged or foreign file can make the readers raise."""
 
 
 def write_atomically(path: Path, content: bytes) -> None:
@@ -58,18 +65,13 @@ def load_arrays(path: Path, what: str) -> tuple[dict[str, np.ndarray], dict[str,
                 raise ValueError(f"it declares {declared:,} bytes")
         with np.load(path, allow_pickle=False) as archive:
             arrays = {name: archive[name] for name in archive.files}
+        not_arrays = [name for name, x in arrays.items() if not isinstance(x, np.ndarray)]
+        if not_arrays:
+            raise ValueError(f"{', '.join(not_arrays)} is no array")
         meta = json.loads(str(arrays.pop("meta")[()]))
         if not isinstance(meta, dict):
             raise ValueError("its meta entry is not a JSON object")
-    except (
-        OSError,
-        ValueError,
-        KeyError,
-        IndexError,
-        EOFError,
-        zipfile.BadZipFile,
-        NotImplementedError,
-    ) as error:
+    except UNREADABLE as error:
         raise UpslopeError(
             f"{path} is not a {what} of upslope, or it is damaged: {type(error).__name__}: {error}."
         ) from error

@@ -55,7 +55,13 @@ def build(config: Config, name: str, known: dict[str, Any], kind: type) -> Any:
             f"{name} cannot be imported: {error}. From Python, pass the object itself; from the shell, run in the "
             "folder that holds the module."
         ) from error
-    made = found() if isinstance(found, type) else found
+    try:
+        made = found() if isinstance(found, type) else found
+    except TypeError as error:
+        raise UpslopeError(
+            f"{name} cannot be made without arguments: {error}. Give its fields defaults, or pass the "
+            "object from Python."
+        ) from error
     if not isinstance(made, kind):
         raise UpslopeError(f"{name} is a {type(made).__name__}, not an upslope.{kind.__name__}. Subclass it.")
     return made

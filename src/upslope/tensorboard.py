@@ -3,22 +3,28 @@
 import math
 from collections.abc import Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 from upslope.errors import UpslopeError
+
+
+def require_tensorboard() -> Any:
+    """tensorboardX's SummaryWriter, or a word on how to install it."""
+    try:
+        from tensorboardX import SummaryWriter
+    except ImportError as error:
+        raise UpslopeError(
+            'TensorBoard files need the package tensorboardX: pip install "upslope[tensorboard]", '
+            "or leave out --tensorboard."
+        ) from error
+    return SummaryWriter
 
 
 class TensorboardWriter:
     """Writes each seed's metrics into a sub-folder of its own: TensorBoard then overlays the seeds."""
 
     def __init__(self, folder: Path, seeds: Sequence[int]) -> None:
-        try:
-            from tensorboardX import SummaryWriter
-        except ImportError as error:
-            raise UpslopeError(
-                'TensorBoard files need the package tensorboardX: pip install "upslope[tensorboard]", '
-                "or leave out --tensorboard."
-            ) from error
-        self.writers = [SummaryWriter(str(folder / f"seed_{seed}")) for seed in seeds]
+        self.writers = [require_tensorboard()(str(folder / f"seed_{seed}")) for seed in seeds]
 
     def write(self, step_per_seed: Sequence[int], metrics: Mapping[str, Sequence[float]]) -> None:
         """One point per metric and seed, at that seed's own environment step; nan is left out."""

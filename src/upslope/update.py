@@ -201,17 +201,23 @@ def shuffle(key: PRNGKeyArray, n: int) -> Array:
 
 def flatten(agent: Agent, rollout: Rollout, credit: Credit) -> Batch:
     """[T, N] → [B], with the features and the old policy computed once."""
-    features = agent.encode(rollout.observation)
-    batch = Batch(
+    valid = rollout.valid
+
+    def rows(x: Array) -> Array:
+        # Padding may hold anything, and a gradient through nan is nan even where the loss is masked.
+        is_row = valid.reshape(valid.shape + (1,) * (x.ndim - 2))
+        return jnp.where(is_row, x, jnp.zeros((), x.dtype)).reshape(-1, *x.shape[2:])
+
+    features = rows(agent.encode(rollout.observation))
+    return Batch(
         features=features,
-        action=rollout.action,
-        behaviour_log_prob=rollout.behaviour_log_prob,
-        weight=credit.weight,
-        target=credit.target,
-        valid=rollout.valid,
+        action=rows(rollout.action),
+        behaviour_log_prob=rows(rollout.behaviour_log_prob),
+        weight=rows(credit.weight),
+        target=rows(credit.target),
+        valid=valid.reshape(-1),
         old_policy=agent.actor(features),
     )
-    return jax.tree.map(lambda x: x.reshape(-1, *x.shape[2:]), batch)
 
 
 def sample_of(actor: Actor, batch: Batch) -> tuple[Sample, Float[Array, "B"]]:

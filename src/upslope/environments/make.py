@@ -48,11 +48,11 @@ def make(
     """
     env_kwargs = env_kwargs or {}
     if not isinstance(environment, str):
-        return host_world(name_of(environment), lambda: environment(**env_kwargs))
+        name = name_of(environment)
+        return host_world(name, lambda: call(environment, name, env_kwargs))
     if environment.startswith(COMPILED_PREFIX):
         return compiled_world(environment, env_kwargs)
-    limit = {} if max_episode_steps is None else {"max_episode_steps": max_episode_steps}
-    return host_world(environment, lambda: create_by_id(environment, env_kwargs | limit))
+    return host_world(environment, lambda: create_by_id(environment, env_kwargs, max_episode_steps))
 
 
 def name_of(environment: Callable[..., Any]) -> str:
@@ -91,22 +91,35 @@ def host_world(name: str, create: Callable[[], Any]) -> HostWorld:
     return world
 
 
-def create_by_id(environment: str, env_kwargs: dict[str, Any]) -> gymnasium.Env:
+def call(create: Callable[..., Any], name: str, env_kwargs: dict[str, Any]) -> Any:
+    """Let a user's callable make an environment, or say that it could not."""
+    try:
+        return create(**env_kwargs)
+    except Exception as error:
+        raise UpslopeError(
+            f"{name} could not make an environment from {env_kwargs or 'no arguments'}: {type(error).__name__}: "
+            f"{error}."
+        ) from error
+
+
+def create_by_id(environment: str, env_kwargs: dict[str, Any], max_episode_steps: int | None) -> gymnasium.Env:
     """One environment by its Gymnasium id, by `module:Id`, or by `module:callable`."""
     module_name, _, attribute = environment.rpartition(":")
     if module_name:
         module = import_module(module_name, environment)
         if callable(getattr(module, attribute, None)):
-            return getattr(module, attribute)(**env_kwargs)
+            return call(getattr(module, attribute), environment, env_kwargs)
     try:
-        return gymnasium.make(environment, disable_env_checker=True, **env_kwargs)
+        return gymnasium.make(environment, disable_env_checker=True, max_episode_steps=max_episode_steps, **env_kwargs)
     except (gymnasium.error.DependencyNotInstalled, ImportError) as error:
         raise UpslopeError(missing_dependency(environment, error)) from error
     except gymnasium.error.Error as error:
         near_names = near(environment, [*gymnasium.registry, *compiled_names()])
         raise UpslopeError(f'There is no environment "{environment}": {error} {near_names}') from error
-    except TypeError as error:
-        raise UpslopeError(f"{environment} cannot be made with {env_kwargs}: {error}.") from error
+    except Exception as error:
+        raise UpslopeError(
+            f"{environment} could not be made with {env_kwargs or 'no arguments'}: {type(error).__name__}: {error}."
+        ) from error
 
 
 def import_module(name: str, environment: str) -> Any:

@@ -1,0 +1,31 @@
+"""The README's picture: the live panel of a real run, as it stands when the run ends.
+
+python docs/picture.py
+"""
+
+import io
+import tempfile
+from pathlib import Path
+
+from rich.console import Console
+
+from upslope import api
+from upslope.display import LiveDisplay
+
+PICTURE = Path(__file__).parent / "images" / "live.svg"
+
+
+def main() -> None:
+    """Train five seeds on Gymnasium's CartPole-v1, and draw the panel."""
+    display = LiveDisplay(Console(width=92, height=40, file=io.StringIO(), force_terminal=True))
+    api.choose = lambda quiet: display
+    with tempfile.TemporaryDirectory() as folder:
+        api.train("CartPole-v1", seeds=5, folder=folder, name="CartPole-v1-ppo")
+    drawing = Console(width=92, record=True, file=io.StringIO())
+    drawing.print(display.render())
+    PICTURE.parent.mkdir(exist_ok=True)
+    drawing.save_svg(str(PICTURE), title="upslope train CartPole-v1 --seeds 5")
+
+
+if __name__ == "__main__":
+    main()
