@@ -4,8 +4,8 @@
     python benchmarks/learning.py cartpole_ppo …  # some
     python benchmarks/learning.py --table         # docs/learning.md from the stored results
 
-The score of a seed is its mean return over the last 100 training episodes, by the policy as it explores; `evaluation` holds
-fresh episodes in both modes, by the last checkpoint, never the best one. The interval is Student's t over seeds.
+The score of a seed is its mean return over the last 100 training episodes, by the policy as it explores; `evaluation`
+holds fresh episodes in both modes, by the last checkpoint, never the best one. The interval is Student's t over seeds.
 """
 
 import json
@@ -44,6 +44,16 @@ class Case:
 
 CLEANRL = "vwxyzjn/cleanrl@fe8d8a03 docs"
 ZOO = "rl-baselines3-zoo@22e3ff2 benchmark.md, one agent"
+CARTPOLE_RUNGS = (
+    "reinforce",
+    "reward_to_go",
+    "reinforce_baseline",
+    "actor_critic",
+    "a2c",
+    "gae",
+    "ppo_kl",
+    "ppo_kl_fixed",
+)
 CASES: dict[str, Case] = {
     "cartpole_ppo": Case(
         "CartPole-v1", "ppo", 500_000, "≥ 475", f"497.5 ± 4.0, 3 seeds ({CLEANRL}, Huang et al. 2022)", preset=False
@@ -51,17 +61,8 @@ CASES: dict[str, Case] = {
     "cartpole_ppo_preset": Case("CartPole-v1", "ppo", 100_000, "≥ 475", f"500 ({ZOO})"),
     **{
         f"cartpole_{name}": Case("jax:CartPole-v1", name, 500_000, "learns clearly", seeds=10, preset=False)
-        for name in (
-            "reinforce",
-            "reward_to_go",
-            "reinforce_baseline",
-            "actor_critic",
-            "a2c",
-            "gae",
-            "ppo_kl",
-            "ppo_kl_fixed",
-        )
-    },  # fmt: skip
+        for name in CARTPOLE_RUNGS
+    },
     "acrobot_ppo": Case(
         "Acrobot-v1", "ppo", 500_000, "≥ −90", f"−81.8 ± 5.6, 3 seeds ({CLEANRL}); −73.5 at 1M ({ZOO})"
     ),
@@ -167,11 +168,11 @@ def words(score: dict[str, Any]) -> str:
 
 HEADER = """# How well it learns
 
-Written by `python benchmarks/learning.py --table` from `benchmarks/results/learning/`, which `python benchmarks/learning.py` stores.
-± is half the 95 % Student-t interval over seeds, for the mean of each seed's score. *Training* is the mean return of the last 100
-training episodes, by the exploring policy; the other two are 20 fresh episodes a seed (100 for recorded data) by the last checkpoint.
-Published scores often come from one agent, another version of the environment, or the best point of training: they are a range to be
-held against, not a contest.
+Written by `python benchmarks/learning.py --table` from `benchmarks/results/learning/`, which
+`python benchmarks/learning.py` stores. ± is half the 95 % Student-t interval over seeds, for the mean of each seed's
+score. *Training* is the mean return of the last 100 training episodes, by the exploring policy; the other two are 20
+fresh episodes a seed (100 for recorded data) by the last checkpoint. Published scores often come from one agent,
+another version of the environment, or the best point of training: they are a range to be held against, not a contest.
 
 | case | environment | rung | steps | seeds | training | stochastic | deterministic | asked for | published |
 |---|---|---|---|---|---|---|---|---|---|"""

@@ -2,8 +2,8 @@
 
     python benchmarks/probes.py
 
-Five seeds each. A probe is solved when the evaluated deterministic return is within 0.05 of the best possible one, and, for a rung
-with a critic, its values are within 0.1 of the exact ones. The result is stored and printed as a table.
+Five seeds each. A probe is solved when the evaluated deterministic return of every seed is within 5 % of the best
+possible one, and, for a rung with a critic, its values are within 10 % of the exact ones. The result is stored.
 """
 
 import json

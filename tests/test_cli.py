@@ -174,7 +174,7 @@ def test_flags_may_come_before_the_environment(words: list[str]):
 
 def test_keyword_arguments_reach_the_environment(here: Path):
     words = ["train", "user_environments:configurable", *FLAGS, "--quiet", "--name", "k"]
-    main([*words, "--env-kwargs", "continuous", "true"])
+    main([*words, "--env-kwargs", json.dumps({"continuous": True})])
     description = json.loads((here / "runs" / "k" / "config.json").read_text())
     assert description["config"]["env_kwargs"] == {"continuous": True}
     assert description["spaces"]["action"]["kind"] == "BoxHead"

@@ -33,7 +33,7 @@ def main(arguments: list[str] | None = None) -> None:
         print(f"upslope: {error}", file=sys.stderr)
         sys.exit(EXIT_BAD_INPUT)
     except KeyboardInterrupt as stop:
-        print(f"\n{stop}" if str(stop) else "", file=sys.stderr)
+        print(f"\n{stop}" if str(stop) else "\nStopped; nothing was running that could be saved.", file=sys.stderr)
         sys.exit(EXIT_INTERRUPTED)
 
 

@@ -117,7 +117,8 @@ def parse_train(arguments: list[str]) -> Train:
         return parse(arguments, informed(known))
     try:
         with contextlib.redirect_stderr(io.StringIO()), contextlib.redirect_stdout(io.StringIO()):
-            known = informed(parse(plain, with_file(generic, plain)))
+            known = parse(plain, with_file(generic, plain))
+            known = informed(known) if known.environment else generic
     except (SystemExit, UpslopeError):
         known = generic
     return parse(arguments, known)

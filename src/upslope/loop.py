@@ -105,9 +105,9 @@ class Loop:
         """Train to the end. On a signal: save, then raise `Stopped`. On an error: save, then raise it."""
         started, saved = perf_counter() - progress.elapsed, perf_counter()
         pace = Pace()
-        if progress.iteration == 0:
-            self.save(state, progress)
         with stop_on_signal() as stop:
+            if progress.iteration == 0:
+                self.save(state, progress)
             while (np.asarray(state.steps, np.int64) < self.total).any():
                 if stop.is_set():
                     self.save(state, progress)

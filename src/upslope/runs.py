@@ -88,9 +88,10 @@ class RunDirectory:
 
     def config(self) -> Config:
         """The run's config."""
+        settings = self.read()["config"]
         try:
-            return Config(**canonical(self.read()["config"]))
-        except TypeError as error:
+            return Config(**canonical(settings))
+        except (TypeError, AttributeError, UpslopeError) as error:
             raise UpslopeError(f"{self.path / 'config.json'} does not hold a config: {error}.") from error
 
     def spaces(self) -> tuple[Coding, Head]:
