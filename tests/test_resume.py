@@ -193,7 +193,7 @@ def test_a_signal_stops_the_command_cleanly(tmp_path: Path):
     deadline = time.monotonic() + 120
     for number, process in zip(signals, processes, strict=True):
         rows = tmp_path / "runs" / number.name / "metrics.jsonl"
-        while not rows.exists() and process.poll() is None and time.monotonic() < deadline:
+        while not (rows.exists() and rows.stat().st_size) and process.poll() is None and time.monotonic() < deadline:
             time.sleep(0.1)
         process.send_signal(number)
     for number, process in zip(signals, processes, strict=True):

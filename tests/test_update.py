@@ -26,7 +26,7 @@ SEVERAL_STEPS = {"epochs": 2, "minibatches": 2, "target_kl": 0.5, "normalize_adv
 run = quick_jit(improve, static_argnums=0)
 BONUS = {"epochs": 3, "entropy_coefficient": 0.5}
 METRICS = {f"policy/{n}" for n in ("loss", "kl", "entropy", "clip_fraction", "effective_sample_size", "gradient_norm")}
-METRICS |= {f"critic/{n}" for n in ("loss", "gradient_norm", "explained_variance")} | {"objective/beta"}
+METRICS |= {f"critic/{n}" for n in ("loss", "gradient_norm", "explained_variance")}
 
 
 @cache

@@ -124,10 +124,10 @@ def train_config(
     display = choose(quiet)
     if tensorboard:
         require_tensorboard()
-    directory.create(config, task.coding, task.head, axes.described())
-    writer = TensorboardWriter(directory.path / "tensorboard", config.seed_list()) if tensorboard else None
     state = engine.start()
     progress = begin_progress(state, config.seed_list())
+    directory.create(config, task.coding, task.head, axes.described())
+    writer = TensorboardWriter(directory.path / "tensorboard", config.seed_list()) if tensorboard else None
     return run_loop(config, engine, directory, display, writer, state, progress, opening_lines(config, directory))
 
 

@@ -39,6 +39,9 @@ class Objective(ABC):
     needs_behaviour: ClassVar[bool] = True
     """Whether it reads `behaviour_log_prob`, so that data without it is refused."""
 
+    state_name: ClassVar[str | None] = None
+    """What the state is called among the metrics, `objective/…`; None where there is none."""
+
     def init(self) -> ObjectiveState:
         """The state at the start of training."""
         return jnp.float32(0.0)
@@ -80,6 +83,7 @@ class KLPenalty(Objective):
 
     beta: float = 1.0
     target: float | None = 0.01
+    state_name: ClassVar[str | None] = "beta"
 
     def __post_init__(self) -> None:
         if not self.beta >= 0:

@@ -129,7 +129,8 @@ def improve(
     metrics = {f"policy/{name}": value for name, value in metrics.items()}
     metrics |= policy_metrics(update.objective, after, batch.valid) | {"policy/entropy": mean(entropy, batch.valid)}
     metrics["policy/kl"] = kl
-    metrics["objective/beta"] = objective
+    if update.objective.state_name is not None:
+        metrics[f"objective/{update.objective.state_name}"] = objective
     critic = Descent(agent.critic, learner.critic_optimiser, jnp.bool_(False))
     if update.needs_critic:
         critic, critic_metrics = descend(
