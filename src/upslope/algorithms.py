@@ -26,7 +26,15 @@ MONTE_CARLO = {**ONE_STEP, "learning_rate": 3e-3, "entropy_coefficient": 0.0, "n
 PLAIN = {**MONTE_CARLO, "normalize_advantage": False, "normalize_rewards": False}
 """The lecture's formula and nothing else."""
 SEGMENT_GRADIENT = {**ONE_STEP, "learning_rate": 3e-3, "entropy_coefficient": 0.0, "critic_epochs": 20}
-RECORDED = {"epochs": 1, "minibatches": 128, "learning_rate": 1e-3, "entropy_coefficient": 0.0, "steps": 1_000_000}
+RECORDED = {
+    "epochs": 1,
+    "minibatches": 128,
+    "learning_rate": 1e-3,
+    "entropy_coefficient": 0.0,
+    "normalize_observations": True,
+    "steps": 3_000_000,
+}
+"""Data that lie still can be read many times, and say at once how observations are to be scaled."""
 
 ALGORITHMS: dict[str, Rung] = {
     "reinforce": Rung(
