@@ -11,7 +11,7 @@ import numpy as np
 from gymnasium.spaces import Box
 
 from upslope.checkpoints import load_checkpoint
-from upslope.config import Config, configure, presets
+from upslope.config import Config, canonical, configure, presets
 from upslope.display import Display, choose
 from upslope.engines import CompiledEngine, Engine, HostEngine, RecordedEngine
 from upslope.environments.base import CompiledEnvironment
@@ -27,7 +27,7 @@ from upslope.runs import RunDirectory, free_name, versions
 from upslope.tasks import estimator_of, objective_of, settings_of, task_of
 from upslope.tensorboard import TensorboardWriter, require_tensorboard
 
-Environment = str | Callable[..., gymnasium.Env]
+Environment = str | Callable[..., gymnasium.Env] | CompiledEnvironment
 CHUNKS = 100
 """A compiled world's training is cut into about so many programs' runs, between which rows are written."""
 MAX_CHUNK_STEPS = 1 << 21
@@ -73,7 +73,8 @@ def train(
     """Train an agent, and leave a run directory `folder/name`.
 
     Args:
-        environment: a Gymnasium id, `module:Id`, `jax:Name`, or a callable that returns a Gymnasium environment.
+        environment: a Gymnasium id, `module:Id`, `jax:Name`, a callable that returns a Gymnasium environment, or a
+            `CompiledEnvironment`.
         algorithm: a rung of the ladder; see `upslope list`.
         estimator: axis 1 instead of the rung's: a name, or any `Estimator`.
         objective: axis 2 instead of the rung's: a name, or any `Objective`.
@@ -93,6 +94,7 @@ def train(
     settings |= {
         role: part for role, part in (("estimator", estimator), ("objective", objective)) if isinstance(part, str)
     }
+    settings = canonical(settings)
     world = make(environment, settings.get("env_kwargs"), settings.get("max_episode_steps"))
     label = environment if isinstance(environment, str) else name_of(environment)
     config = configure(
@@ -170,9 +172,16 @@ class Axes:
     estimator: Estimator
     objective: Objective
 
-    def described(self) -> dict[str, str]:
+    def described(self) -> dict[str, Any]:
         """Both with their fields, for config.json."""
-        return {"estimator": repr(self.estimator), "objective": repr(self.objective)}
+        for part in (self.estimator, self.objective):
+            if not dataclasses.is_dataclass(part):
+                raise UpslopeError(
+                    f"{type(part).__name__} must be a dataclass, so that a run can say what it was trained with: put "
+                    "@dataclass(frozen=True) above the class."
+                )
+        described = {"estimator": repr(self.estimator), "objective": repr(self.objective)}
+        return described | {"needs_critic": self.estimator.needs_critic}
 
 
 def go_on(
@@ -215,10 +224,10 @@ def engine_of(config: Config, task: Task, world: World) -> tuple[Engine, Task]:
     if config.data is not None:
         needs_behaviour = task.update.objective.needs_behaviour
         rollout = load_dataset(Path(config.data), task.coding, task.head, needs_behaviour)
-        if config.minibatches > rollout.valid.size:
+        count = int(rollout.valid.sum())
+        if config.minibatches > count:
             raise UpslopeError(
-                f"--minibatches {config.minibatches} is more than the {rollout.valid.size} steps in {config.data}. "
-                "Lower it."
+                f"--minibatches {config.minibatches} is more than the {count} steps in {config.data}. Lower it."
             )
         task = dataclasses.replace(task, num_envs=rollout.valid.shape[1])
         return RecordedEngine(task, seeds, rollout), task
@@ -251,6 +260,9 @@ def run_loop(
             display.finish(None, closing_lines(config, directory, progress))
     except Stopped:
         raise KeyboardInterrupt(f"Stopped and saved. Go on with: upslope resume {directory.path}") from None
+    except KeyboardInterrupt:
+        words = f"Stopped at once; go on from the last checkpoint with: upslope resume {directory.path}"
+        raise KeyboardInterrupt(words) from None
     finally:
         engine.close()
         if writer is not None:
@@ -277,10 +289,11 @@ def opening_lines(config: Config, directory: RunDirectory) -> list[str]:
 
 def closing_lines(config: Config, directory: RunDirectory, progress: Any) -> list[str]:
     """What was reached, by seed, and what to do next."""
+    if config.data is not None:
+        return [f"trained in {progress.elapsed:.1f} s", f"judge it:  upslope evaluate {directory.path}"]
     returns = mean_of(progress, 0)
     shown = [f"seed {s}: {r:.1f}" for s, r in zip(config.seed_list(), returns, strict=True)]
-    lines = [
+    return [
         f"trained in {progress.elapsed:.1f} s; mean return of the last 100 training episodes: " + ", ".join(shown),
         f"judge it:  upslope evaluate {directory.path}",
     ]
-    return lines

@@ -26,14 +26,14 @@ COMMANDS = {"train": Train, "resume": Resume, "evaluate": Evaluate, "record": Re
 def main(arguments: list[str] | None = None) -> None:
     """The entry point of the `upslope` command."""
     arguments = sys.argv[1:] if arguments is None else arguments
-    sys.path.insert(0, str(Path.cwd()))
+    sys.path.append(str(Path.cwd()))
     try:
         run(arguments)
     except UpslopeError as error:
         print(f"upslope: {error}", file=sys.stderr)
         sys.exit(EXIT_BAD_INPUT)
     except KeyboardInterrupt as stop:
-        print(f"\n{stop}" if str(stop) else "\nStopped; nothing was running that could be saved.", file=sys.stderr)
+        print(f"\n{stop}" if str(stop) else "\nStopped before anything was trained.", file=sys.stderr)
         sys.exit(EXIT_INTERRUPTED)
 
 
@@ -63,8 +63,8 @@ def train(flags: Train) -> None:
     config = flags.settings()
     if flags.resume and flags.name is None:
         raise UpslopeError("--resume goes on with the run of a --name, and none is given. Or: upslope resume RUN")
-    if flags.resume and flags.name and (flags.folder / flags.name).exists():
-        api.resume(same_run(flags.folder / flags.name, config), quiet=flags.quiet, tensorboard=flags.tensorboard)
+    if flags.resume and (flags.folder / str(flags.name)).exists():
+        api.resume(same_run(flags.folder / str(flags.name), config), quiet=flags.quiet, tensorboard=flags.tensorboard)
         return
     world = make(config.environment, config.env_kwargs, config.max_episode_steps)
     api.train_config(

@@ -91,7 +91,7 @@ class Config:
     log_std_init: float = 0.0
     """Initial log σ of a Gaussian policy, in units of half the action range. Usual: −2 to 0."""
     env_kwargs: dict[str, Any] = field(default_factory=dict)
-    """Keyword arguments for the environment, as KEY VALUE pairs; JSON values."""
+    """Keyword arguments for the environment, values that JSON can hold."""
     preset: Annotated[str | None, tyro.conf.Suppress] = None
     """Where the environment's tuned settings came from; set by upslope."""
 
@@ -125,7 +125,7 @@ POSITIVE = (
     "max_grad_norm",
 )
 """Fields that must be greater than zero."""
-MAX_STEPS = 2**32 - 1
+MAX_STEPS = 2**31
 
 
 def check_ranges(config: Config) -> None:
@@ -143,6 +143,9 @@ def check_ranges(config: Config) -> None:
             raise UpslopeError(
                 f"--{name.replace('_', '-')} must be greater than 0, not {value}; leave it out for none."
             )
+    share = config.min_effective_sample_size
+    if share is not None and share > 1:
+        raise UpslopeError(f"--min-effective-sample-size is a share of the batch, from 0 to 1, not {share}.")
     if config.seed < 0 or config.seed + config.seeds > 2**31:
         raise UpslopeError(f"--seed must be between 0 and 2³¹ − seeds, not {config.seed}.")
     if config.steps > MAX_STEPS:

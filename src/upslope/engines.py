@@ -4,6 +4,7 @@
 environments, one iteration at a time; `RecordedEngine` replays a dataset. All share `weigh` and `move`.
 """
 
+from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
@@ -79,7 +80,7 @@ class Engine(Protocol):
         ...
 
 
-class ProgramEngine:
+class ProgramEngine(ABC):
     """An engine whose whole iteration is one compiled program: compiled worlds and recorded data."""
 
     def __init__(self, task: Task, seeds: Sequence[int], iterations: int, world: CompiledEnvironment | None):
@@ -91,10 +92,9 @@ class ProgramEngine:
     def start(self) -> TrainState:
         return stack([initialise(self.task, seed, self.world) for seed in self.seeds])
 
+    @abstractmethod
     def one_seed(self, data: Rollout | None, state: TrainState) -> Any:
         """One seed's program: state → (state, (metrics, finished, steps before, steps after))."""
-        assert self.world is not None
-        return iterate_many(self.task, self.world, state, self.iterations)
 
     def all_seeds(self, data: Rollout | None, state: TrainState) -> Any:
         """The same for every seed, on the same data."""
@@ -139,6 +139,10 @@ class ProgramEngine:
 
 class CompiledEngine(ProgramEngine):
     """Acts in a compiled world."""
+
+    def one_seed(self, data: Rollout | None, state: TrainState) -> Any:
+        assert self.world is not None
+        return iterate_many(self.task, self.world, state, self.iterations)
 
 
 class RecordedEngine(ProgramEngine):
@@ -207,7 +211,7 @@ class HostEngine:
         if not self.task.estimator.whole_episodes:
             return one
         longest = int(one.valid.any(axis=1).sum())
-        length = max(32, 1 << (longest - 1).bit_length())
+        length = max(32, self.task.update.minibatches, 1 << (longest - 1).bit_length())
         return host_rollout({name: fit(np.asarray(x), length) for name, x in one._asdict().items()})
 
     def rows(self, rollout: Rollout, ends: EpisodeEnds, before: np.ndarray) -> list[list[EpisodeRow]]:

@@ -37,6 +37,8 @@ LIMIT = 10_000
 """Where a world has no step limit of its own, an evaluation episode is truncated here."""
 EVALUATION_SEED = 1_000_003
 """Added to a run's seeds, so that evaluation episodes are none that it was trained on."""
+RECORDING_SEED = 500_009
+"""The same for recorded episodes, so that whoever learns from them is not evaluated on them."""
 
 
 class AlwaysMode(eqx.Module):
@@ -90,15 +92,15 @@ def evaluate(
     Raises:
         UpslopeError: no such run or checkpoint, or the environment cannot be made.
     """
-    if episodes < 1:
-        raise UpslopeError(f"--episodes must be 1 or more, not {episodes}.")
+    check_counts(episodes, environment_seed)
     directory = RunDirectory(run)
     config = directory.config()
     world = make(config.environment, config.env_kwargs, config.max_episode_steps)
     agents, _ = load_agents(directory, config, checkpoint)
     found = {}
     for mode in MODES:
-        rollouts = list(episodes_of(config, world, agents, mode, episodes, environment_seed))
+        offset = EVALUATION_SEED * (1 + environment_seed)
+        rollouts = list(episodes_of(config, world, agents, mode, episodes, offset))
         found[mode] = summarise(mode, config, rollouts)
         directory.add_evaluation(rows_of(found[mode], checkpoint, environment_seed))
     return found
@@ -117,8 +119,7 @@ def record(
 
     Returns the path of the dataset, by default `dataset.npz` in the run directory. An existing file is refused.
     """
-    if episodes < 1:
-        raise UpslopeError(f"--episodes must be 1 or more, not {episodes}.")
+    check_counts(episodes, environment_seed)
     directory = RunDirectory(run)
     config = directory.config()
     seed = config.seed if seed is None else seed
@@ -127,12 +128,17 @@ def record(
     path = Path(output) if output is not None else directory.path / "dataset.npz"
     if path.exists():
         raise UpslopeError(f"{path} exists already, and nothing is overwritten. Give another --output.")
+    if not path.parent.is_dir():
+        raise UpslopeError(
+            f"There is no folder {path.parent} to write {path.name} into. Make it, or give another --output."
+        )
     world = make(config.environment, config.env_kwargs, config.max_episode_steps)
     agents, _ = load_agents(directory, config, checkpoint)
     index = config.seed_list().index(seed)
     one = jax.tree.map(lambda x: x[index : index + 1], agents)
     alone = RunSeeds(config, (seed,))
-    rollouts = [take(r, 0) for r in episodes_of(alone, world, one, "stochastic", episodes, environment_seed)]
+    offset = RECORDING_SEED + EVALUATION_SEED * environment_seed
+    rollouts = [take(r, 0) for r in episodes_of(alone, world, one, "stochastic", episodes, offset)]
     meta = {
         "environment": config.environment,
         "algorithm": config.algorithm,
@@ -141,6 +147,14 @@ def record(
     }
     save_dataset(path, rollouts, meta | {"episodes": episodes})
     return path
+
+
+def check_counts(episodes: int, environment_seed: int) -> None:
+    """Refuse what cannot be counted."""
+    if episodes < 1:
+        raise UpslopeError(f"--episodes must be 1 or more, not {episodes}.")
+    if not 0 <= environment_seed < 2000:
+        raise UpslopeError(f"--environment-seed must be from 0 to 1999, not {environment_seed}.")
 
 
 @dataclass(frozen=True)
@@ -160,13 +174,13 @@ class RunSeeds:
 
 
 def episodes_of(
-    config: Config | RunSeeds, world: World, agents: Agent, mode: Mode, episodes: int, environment_seed: int
+    config: Config | RunSeeds, world: World, agents: Agent, mode: Mode, episodes: int, offset: int
 ) -> Iterator[Rollout]:
     """Whole-episode rollouts [S, T, N] until every seed has had `episodes` episodes."""
     actors = GreedyAgent(agents) if mode == "deterministic" else agents
     limit = config.max_episode_steps or world.max_episode_steps or LIMIT
-    seeds = [EVALUATION_SEED * (1 + environment_seed) + s for s in config.seed_list()]
-    keys = stack([jax.random.key(s % 2**32) for s in seeds])
+    seeds = [offset + s for s in config.seed_list()]
+    keys = stack([jax.random.key(s) for s in seeds])
     batches = [min(COLUMNS, episodes - start) for start in range(0, episodes, COLUMNS)]
     if isinstance(world, CompiledEnvironment):
         run = jax.jit(partial(compiled_episodes, world, min(COLUMNS, episodes), limit))

@@ -67,6 +67,11 @@ class HostColumns:
         dtype = np.dtype(world.observation_space.dtype or np.float32)
         self.dtype = np.dtype(np.float32) if dtype == np.float64 else dtype
         self.episodes = [HostEpisode(world.create(), seed, index) for seed in seeds for index in range(num_envs)]
+        if len({id(episode.env) for episode in self.episodes}) < len(self.episodes):
+            raise UpslopeError(
+                f"{world.name} returned the same environment more than once, and columns would step each other's "
+                "episodes. Give a callable that makes a new one each time."
+            )
         self.observation = np.zeros((*self.shape, *coding.shape), self.dtype)
         self.flat = self.observation.reshape(-1, *coding.shape)
         self.mark(between_episodes=True)
@@ -107,17 +112,19 @@ class HostColumns:
         for row in rows:
             episode = self.episodes[row]
             episode.length += 1
+            if len(episode.actions) <= MAX_REPLAY:
+                episode.actions.append(taken[row].copy() if isinstance(taken, np.ndarray) else taken[row])
             try:
                 observation, reward[row], terminated[row], truncated[row], _ = episode.env.step(taken[row])
             except Exception as error:
                 raise UpslopeError(raised(self.world.name, "step", episode, error)) from error
             episode.episode_return += float(reward[row])
-            if len(episode.actions) <= MAX_REPLAY:
-                episode.actions.append(taken[row])
             if self.limit is not None and episode.length >= self.limit:
                 truncated[row] = True
             self.place(next_observation, row, observation, episode)
-        self.check_finite(reward, next_observation, rows)
+        for row in rows if not np.isfinite(reward).all() else ():
+            if not np.isfinite(reward[row]):
+                raise UpslopeError(not_finite(self.world.name, "reward", reward[row], self.episodes[row]))
         self.flat[rows] = next_observation[rows]
         return reward, terminated, truncated
 
@@ -130,20 +137,8 @@ class HostColumns:
                 "or its observation_space."
             )
         into[row] = observation
-
-    def check_finite(self, reward: np.ndarray, next_observation: np.ndarray, rows: Sequence[int]) -> None:
-        """Stop at the first reward or observation that is not a number."""
-        is_finite = np.isfinite(reward).all() and (self.dtype.kind != "f" or np.isfinite(next_observation[rows]).all())
-        if is_finite:
-            return
-        for row in rows:
-            for what, value in (("reward", reward[row]), ("observation", next_observation[row])):
-                if not np.isfinite(value).all():
-                    raise UpslopeError(
-                        f"{self.world.name} returned a {what} that is not finite, {value}: "
-                        f"{self.episodes[row].describe()}. Training on it would destroy the agent; correct the "
-                        "environment, or clip what it returns."
-                    )
+        if self.dtype.kind == "f" and not np.isfinite(into[row]).all():
+            raise UpslopeError(not_finite(self.world.name, "observation", into[row], episode))
 
     def mark(self, *, between_episodes: bool) -> None:
         """Remember this moment for `snapshot`: the start of an iteration, to which a run can be taken back.
@@ -170,16 +165,24 @@ class HostColumns:
         lengths = snapshot["length"].tolist()
         ends = np.cumsum(np.maximum(snapshot["length"], 0))
         shown = snapshot["observation"].reshape(self.flat.shape)
-        not_repeatable = []
+        not_repeatable, too_long = [], 0
         for row, (episode, length) in enumerate(zip(self.episodes, lengths, strict=True)):
             episode.episode = int(snapshot["episode"][row])
             if length == NOT_RUNNING:
                 continue
             actions = snapshot["actions"][ends[row] - max(length, 0) : ends[row]]
-            if length == TOO_LONG or not self.replay(row, actions, shown[row]):
+            if length == TOO_LONG:
+                too_long += 1
+                self.begin([row])
+            elif not self.replay(row, actions, shown[row]):
                 not_repeatable.append(episode)
                 self.begin([row])
         self.mark(between_episodes=NOT_RUNNING in lengths)
+        if too_long:
+            say(
+                f"{too_long} of {len(self.episodes)} episodes in progress had more than {MAX_REPLAY:,} steps, too "
+                "many to replay. They begin afresh, so this run is a continuation, but not bit for bit."
+            )
         if not_repeatable:
             say(
                 f"{len(not_repeatable)} of {len(self.episodes)} episodes in progress could not be replayed (now at "
@@ -210,6 +213,14 @@ class HostColumns:
 def replayable(episode: HostEpisode) -> int:
     """How many actions rebuild the episode."""
     return len(episode.actions) if episode.length <= MAX_REPLAY else TOO_LONG
+
+
+def not_finite(name: str, what: str, value: Any, episode: HostEpisode) -> str:
+    """An observation or a reward that is not a number, with the place."""
+    return (
+        f"{name} returned a {what} that is not finite, {value}: {episode.describe()}. Training on it would destroy the "
+        "agent; correct the environment, or clip what it returns."
+    )
 
 
 def raised(name: str, where: str, episode: HostEpisode, error: Exception) -> str:

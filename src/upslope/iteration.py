@@ -13,7 +13,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float, Integer, PRNGKeyArray
 
-from upslope.agent import Agent, initialise_agent
+from upslope.agent import initialise_agent
 from upslope.environments.base import CompiledEnvironment
 from upslope.estimators import Estimator, ends
 from upslope.rollout import Columns, Finished, begin, collect, collect_episodes
@@ -174,8 +174,3 @@ def discounted_returns(
 
     carry, discounted = jax.lax.scan(forwards, carry, (rollout.reward, ends(rollout)))
     return discounted, jnp.zeros_like(carry) if task.estimator.whole_episodes else carry
-
-
-def agent_of(state: TrainState, seed_index: int) -> Agent:
-    """One seed's agent out of a stacked state."""
-    return jax.tree.map(lambda x: x[seed_index], state.learner.agent)

@@ -174,6 +174,7 @@ class Loop:
             return
         enough = [len(window) >= BEST_AFTER for window in progress.windows]
         better = is_due & np.asarray(enough) & (np.asarray(mean_of(progress, 0)) > progress.best_return)
+        better &= finite_seeds(state.learner.agent)
         if better.any():
             progress.best = where_seeds(jnp.asarray(better), state.learner.agent, progress.best)
             progress.best_return = np.where(better, mean_of(progress, 0), progress.best_return)
@@ -181,7 +182,7 @@ class Loop:
 
     def save(self, state: TrainState, progress: Progress) -> None:
         """Write `best`, then `last`, which records how far the growing files reach."""
-        never = ~np.isfinite(progress.best_return)
+        never = ~np.isfinite(progress.best_return) & finite_seeds(state.learner.agent)
         best = where_seeds(jnp.asarray(never), state.learner.agent, progress.best)
         scores = {
             "best_return": [finite(x) for x in progress.best_return.tolist()],
@@ -215,17 +216,18 @@ class Loop:
     def check_alive(self, chunk: Chunk, state: TrainState, progress: Progress) -> None:
         """Say once of each seed that its numbers are no longer finite; stop when that is so of all."""
         moved = chunk.steps[:, -1] > chunk.before[:, -1]
-        loss = chunk.metrics["policy/loss"][:, -1]
-        for s in np.flatnonzero(moved & ~np.isfinite(loss)).tolist():
+        # The KL is taken after the update, with the new parameters.
+        after = chunk.metrics["policy/loss"][:, -1] + chunk.metrics["policy/kl"][:, -1]
+        for s in np.flatnonzero(moved & ~np.isfinite(after)).tolist():
             if s not in progress.broken:
                 progress.broken.add(s)
                 self.display.message(
-                    f"seed {self.seeds[s]}: the policy's loss is no longer a number at step {chunk.steps[s, -1]:,}; "
-                    "its parameters are lost. Lower --learning-rate, or normalise rewards and observations."
+                    f"seed {self.seeds[s]}: the agent's parameters are no longer numbers at step "
+                    f"{chunk.steps[s, -1]:,}; this seed is lost. Lower --learning-rate, or normalise rewards and observations."
                 )
         if len(progress.broken) == len(self.seeds):
             raise UpslopeError(
-                f"The policy's loss is no longer a number in any seed, so training stopped at step "
+                f"The agent's parameters are no longer numbers in any seed, so training stopped at step "
                 f"{chunk.steps[:, -1].max():,}. {self.directory.best} holds the best agents of the checkpoint "
                 "before. Lower --learning-rate, or use --normalize-rewards and --normalize-observations."
             )
@@ -246,6 +248,12 @@ class Ended:
         mean_return = (self.returns[last] - self.returns[first]) / count if count else None
         mean_length = (self.lengths[last] - self.lengths[first]) / count if count else None
         return {"episode/count": count, "episode/return": mean_return, "episode/length": mean_length}
+
+
+def finite_seeds(agents: Agent) -> np.ndarray:
+    """Of which seeds all parameters are numbers [S]."""
+    leaves = jax.tree.leaves((agents.actor, agents.critic))
+    return np.all([np.isfinite(np.asarray(x)).reshape(x.shape[0], -1).all(axis=1) for x in leaves], axis=0)
 
 
 def where_seeds(mask: jax.Array, chosen: Any, otherwise: Any) -> Any:

@@ -103,7 +103,9 @@ class KLPenalty(Objective):
         if self.target is None:
             return state
         halve, double = kl < self.target / 1.5, kl > self.target * 1.5
-        return jnp.where(halve, state / 2, jnp.where(double, state * 2, state))
+        adapted = jnp.where(halve, state / 2, jnp.where(double, state * 2, state))
+        # At 0 or infinity β would never come back.
+        return jnp.clip(adapted, 1e-6, 1e6)
 
 
 @dataclass(frozen=True)

@@ -13,7 +13,6 @@ from upslope.config import Config
 from upslope.errors import UpslopeError
 from upslope.iteration import stack
 from upslope.runs import RunDirectory
-from upslope.tasks import ESTIMATOR_TYPES
 
 Which = Literal["best", "last"]
 
@@ -32,11 +31,11 @@ class Policy:
         self.mode = jax.jit(lambda agent, x: with_log_prob(agent.policy(x), None))
         self.sample = jax.jit(lambda agent, x, key, n: with_log_prob(agent.policy(x), jax.random.fold_in(key, n)))
 
-    def __call__(self, observation: Any, deterministic: bool = True) -> np.ndarray:
+    def __call__(self, observation: Any, deterministic: bool = True) -> Any:
         """Observation [*shape] → action, or [B, *shape] → actions [B, …]."""
         return self.with_log_prob(observation, deterministic)[0]
 
-    def with_log_prob(self, observation: Any, deterministic: bool = False) -> tuple[np.ndarray, np.ndarray]:
+    def with_log_prob(self, observation: Any, deterministic: bool = False) -> tuple[Any, Any]:
         """(action, log π(a|s)); for a Box the log-density of the action before it is clipped.
 
         Raises:
@@ -58,7 +57,7 @@ class Policy:
             self.calls += 1
         taken = self.agent.actor.head.to_environment(np.asarray(action))
         log_prob = np.asarray(log_prob)
-        return (taken, log_prob) if is_batch else (np.asarray(taken[0]), np.asarray(log_prob[0]))
+        return (taken, log_prob) if is_batch else (taken[0], log_prob[0])
 
     def value(self, observation: Any) -> np.ndarray:
         """V(s) in the environment's units of reward.
@@ -69,9 +68,6 @@ class Policy:
         if not self.has_critic:
             raise UpslopeError("This policy was trained without a critic, so it has no values. Use --estimator gae.")
         return np.asarray(self.agent.value(jnp.asarray(observation)) / self.agent.reward_scale())
-
-
-WITHOUT_CRITIC = tuple(name for name, kind in ESTIMATOR_TYPES.items() if not kind.needs_critic)
 
 
 def with_log_prob(policy: Any, key: Any) -> tuple[jax.Array, jax.Array]:
@@ -87,7 +83,7 @@ def load(run: str | Path, *, seed: int | None = None, checkpoint: Which = "best"
         run: the run directory.
         seed: which of its seeds; by default the one with the best training return. That is a choice after the fact:
             to judge an algorithm, evaluate all seeds.
-        checkpoint: `best` (highest mean return over 100 training episodes) or `last`.
+        checkpoint: `best` (highest mean return over its last 20 to 100 training episodes) or `last`.
         random_seed: for `deterministic=False`.
 
     Raises:
@@ -95,8 +91,6 @@ def load(run: str | Path, *, seed: int | None = None, checkpoint: Which = "best"
     """
     directory = RunDirectory(run)
     config = directory.config()
-    if checkpoint not in ("best", "last"):
-        raise UpslopeError(f'A checkpoint is "best" or "last", not "{checkpoint}".')
     agents, scores = load_agents(directory, config, checkpoint)
     seeds = config.seed_list()
     if seed is None:
@@ -105,12 +99,14 @@ def load(run: str | Path, *, seed: int | None = None, checkpoint: Which = "best"
     if seed not in seeds:
         raise UpslopeError(f"{run} has no seed {seed}; it has {seeds[0]} to {seeds[-1]}.")
     index = seeds.index(seed)
-    has_critic = config.estimator not in WITHOUT_CRITIC
+    has_critic = bool(directory.read()["axes"].get("needs_critic", True))
     return Policy(jax.tree.map(lambda x: x[index], agents), seed, checkpoint, has_critic, random_seed)
 
 
 def load_agents(directory: RunDirectory, config: Config, checkpoint: Which) -> tuple[Agent, dict[str, Any]]:
     """All seeds' agents [S] of a checkpoint, and what it says of their returns."""
+    if checkpoint not in ("best", "last"):
+        raise UpslopeError(f'A checkpoint is "best" or "last", not "{checkpoint}".')
     coding, head = directory.spaces()
     network = config.network()
     like = stack([initialise_agent(jax.random.key(s), coding, head, **network) for s in config.seed_list()])

@@ -1,4 +1,4 @@
-"""The run directory: training writes it, everything else only reads it.
+"""The run directory: training writes it, and nothing else changes what training wrote.
 
     config.json        format, versions, the full config, the spaces
     metrics.jsonl      a row per iteration and seed
@@ -11,6 +11,7 @@ run's files equal an uninterrupted one's.
 """
 
 import json
+import os
 import platform
 from collections.abc import Iterable, Sequence
 from datetime import UTC, datetime
@@ -42,7 +43,7 @@ class RunDirectory:
         self.last = self.path / "checkpoints" / "last.npz"
         self.best = self.path / "checkpoints" / "best.npz"
 
-    def create(self, config: Config, coding: Coding, head: Head, axes: dict[str, str]) -> None:
+    def create(self, config: Config, coding: Coding, head: Head, axes: dict[str, Any]) -> None:
         """Make the folder and write config.json; refuse a folder that holds something."""
         if self.path.exists() and (not self.path.is_dir() or any(self.path.iterdir())):
             raise UpslopeError(
@@ -114,7 +115,10 @@ class RunDirectory:
             ) from error
 
     def sizes(self) -> dict[str, int]:
-        """How far the growing files reach."""
+        """How far the growing files reach, once all of that is on disk."""
+        for path in (self.metrics_path, self.episodes_path):
+            with path.open("ab") as file:
+                os.fsync(file.fileno())
         return {p.name: p.stat().st_size if p.exists() else 0 for p in (self.metrics_path, self.episodes_path)}
 
     def cut(self, sizes: dict[str, int]) -> None:

@@ -101,8 +101,9 @@ class BoxHead:
 
     def scaling(self) -> tuple[np.ndarray, np.ndarray]:
         """(centre, half range) of each component; (0, 1) where it has an infinite bound."""
-        low, high = np.asarray(self.low, np.float32), np.asarray(self.high, np.float32)
-        is_finite = np.isfinite(low) & np.isfinite(high)
+        low, high = np.asarray(self.low), np.asarray(self.high)
+        # Bounds that are as good as infinite, or equal, give no scale.
+        is_finite = (np.abs(low) < 1e30) & (np.abs(high) < 1e30) & (high > low)
         low, high = np.where(is_finite, low, -1.0), np.where(is_finite, high, 1.0)
         return ((low + high) / 2).astype(np.float32), ((high - low) / 2).astype(np.float32)
 

@@ -3,6 +3,7 @@
 A file is a NumPy `.npz` archive (zip with checksums) whose entry `meta` is a JSON text.
 """
 
+import contextlib
 import io
 import json
 import os
@@ -36,7 +37,8 @@ def write_atomically(path: Path, content: bytes) -> None:
             os.fsync(file.fileno())
         temporary.replace(path)
     except OSError as error:
-        temporary.unlink(missing_ok=True)
+        with contextlib.suppress(OSError):
+            temporary.unlink(missing_ok=True)
         raise UpslopeError(
             f"Could not write {path}: {error.strerror or error}. What stood there before is intact. Make room or "
             "give another folder, then go on."

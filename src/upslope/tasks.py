@@ -50,7 +50,7 @@ def build(config: Config, name: str, known: dict[str, Any], kind: type) -> Any:
     module_name, _, attribute = name.partition(":")
     try:
         found = getattr(importlib.import_module(module_name), attribute)
-    except (ImportError, AttributeError) as error:
+    except Exception as error:
         raise UpslopeError(
             f"{name} cannot be imported: {error}. From Python, pass the object itself; from the shell, run in the "
             "folder that holds the module."
@@ -85,7 +85,6 @@ def task_of(
     objective = objective or objective_of(config)
     limit = config.max_episode_steps or world.max_episode_steps
     check_pair(config, estimator, objective, limit)
-    columns = config.num_envs if config.data is None else None
     check_minibatches(config, estimator, limit)
     update = Update(
         objective=objective,
@@ -107,7 +106,7 @@ def task_of(
         network=config.network(),
         gamma=config.gamma,
         steps=config.steps,
-        num_envs=columns or 0,
+        num_envs=config.num_envs if config.data is None else 0,
         rollout_steps=config.rollout_steps,
         max_episode_steps=limit,
         learning_rate=config.learning_rate,

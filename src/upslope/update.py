@@ -41,7 +41,7 @@ class Update:
         if self.target_kl is not None:
             too_far |= mean(sample.kl, valid) > self.target_kl
         if self.min_effective_sample_size is not None:
-            too_far |= effective_sample_size(importance_ratio(sample), valid) < self.min_effective_sample_size
+            too_far |= ~(effective_sample_size(importance_ratio(sample), valid) >= self.min_effective_sample_size)
         return too_far
 
     def optimiser(self) -> optax.GradientTransformation:
@@ -71,7 +71,7 @@ class Batch(NamedTuple):
 
 
 class Descent(NamedTuple):
-    """The state and the averages of a descent."""
+    """The state of a descent."""
 
     parameters: Any
     optimiser: Any

@@ -25,6 +25,9 @@ def film(run: str | Path, path: str | Path, checkpoint: Which = "last", environm
     name = config.environment.removeprefix(COMPILED_PREFIX)
     world = make(name, config.env_kwargs | {"render_mode": "rgb_array"}, config.max_episode_steps)
     assert isinstance(world, HostWorld)
+    path = Path(path) if str(path).endswith(".mp4") else Path(f"{path}.mp4")
+    if path.exists():
+        raise UpslopeError(f"{path} exists already, and nothing is overwritten. Give another --video.")
     policy = load(run, seed=config.seed, checkpoint=checkpoint)
     env, frames = world.create(), []
     observation, _ = env.reset(seed=environment_seed)
@@ -34,7 +37,6 @@ def film(run: str | Path, path: str | Path, checkpoint: Which = "last", environm
         if terminated or truncated:
             break
     env.close()
-    path = Path(path).with_suffix(".mp4")
     imageio.mimwrite(path, frames, fps=env.metadata.get("render_fps", 30), macro_block_size=2)
     return path
 

@@ -2,6 +2,7 @@
 
 import importlib
 import os
+import sys
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from difflib import get_close_matches
@@ -33,11 +34,11 @@ World = CompiledEnvironment | HostWorld
 
 
 def make(
-    environment: str | Callable[..., gymnasium.Env],
+    environment: str | Callable[..., gymnasium.Env] | CompiledEnvironment,
     env_kwargs: dict[str, Any] | None = None,
     max_episode_steps: int | None = None,
 ) -> World:
-    """The world of a name, or of a callable that returns a Gymnasium environment.
+    """The world of a name, or of a callable that returns a Gymnasium environment; a compiled world is itself.
 
     `CartPole-v1` and `module:Id` are Gymnasium's, on the host; `jax:CartPole-v1` is compiled. A `max_episode_steps`
     replaces the limit of an environment given by its id; elsewhere whoever collects applies it.
@@ -47,6 +48,8 @@ def make(
             could not be made.
     """
     env_kwargs = env_kwargs or {}
+    if isinstance(environment, CompiledEnvironment):
+        return environment
     if not isinstance(environment, str):
         name = name_of(environment)
         return host_world(name, lambda: call(environment, name, env_kwargs))
@@ -55,7 +58,7 @@ def make(
     return host_world(environment, lambda: create_by_id(environment, env_kwargs, max_episode_steps))
 
 
-def name_of(environment: Callable[..., Any]) -> str:
+def name_of(environment: Any) -> str:
     """`module:name` of a callable."""
     kind = environment if hasattr(environment, "__qualname__") else type(environment)
     return f"{kind.__module__}:{kind.__qualname__}"
@@ -77,7 +80,8 @@ def compiled_world(environment: str, env_kwargs: dict[str, Any]) -> CompiledEnvi
 
 def host_world(name: str, create: Callable[[], Any]) -> HostWorld:
     """Make one environment to learn its spaces and its step limit."""
-    os.environ.setdefault("MUJOCO_GL", "egl")
+    if sys.platform == "linux":
+        os.environ.setdefault("MUJOCO_GL", "egl")
     env = create()
     if not isinstance(env, gymnasium.Env):
         raise UpslopeError(
@@ -126,7 +130,7 @@ def import_module(name: str, environment: str) -> Any:
     """Import the module before the colon, or say that it is not to be found."""
     try:
         return importlib.import_module(name)
-    except ModuleNotFoundError as error:
+    except Exception as error:
         raise UpslopeError(
             f'"{environment}" asks for the module {name}, which cannot be imported: {error}. Install it, or run from '
             "the folder that holds it."
