@@ -74,7 +74,8 @@ def test_recorded_and_loaded_equals_the_rollouts(teacher: Path):
     agents, _ = load_agents(directory, config, "last")
     one = evaluation.RunSeeds(config, (1,))
     second = evaluation.jax.tree.map(lambda x: x[1:2], agents)
-    rollouts = [evaluation.take(r, 0) for r in evaluation.episodes_of(one, world, second, "stochastic", 13, 0)]
+    offset = evaluation.RECORDING_SEED
+    rollouts = [evaluation.take(r, 0) for r in evaluation.episodes_of(one, world, second, "stochastic", 13, offset)]
     assert [r.valid.shape[1] for r in rollouts] == [10, 3]
     read, number = load_dataset(path, *SPACES, True), 0
     assert read.valid.shape[1] == 13

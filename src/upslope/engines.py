@@ -4,7 +4,6 @@
 environments, one iteration at a time; `RecordedEngine` replays a dataset. All share `weigh` and `move`.
 """
 
-from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
@@ -32,7 +31,7 @@ from upslope.iteration import (
     weigh,
 )
 from upslope.rollout import Finished
-from upslope.types import Credit, Metrics, Rollout, host_rollout
+from upslope.types import Metrics, Rollout, host_rollout
 
 EpisodeRow = tuple[int, int, float, int]
 """(step, seed index, return, length) of a finished training episode."""
@@ -50,6 +49,23 @@ class Chunk:
     """Environment steps before each iteration [S, I]."""
     episodes: list[list[EpisodeRow]] = field(default_factory=list)
     """For each seed, its finished episodes in order."""
+
+
+class Ended:
+    """A seed's finished episodes of a chunk, in order of their step; sums by prefix, since a chunk may hold many."""
+
+    def __init__(self, rows: list[EpisodeRow]):
+        self.steps = np.asarray([row[0] for row in rows])
+        self.returns = np.cumsum([0.0, *(row[2] for row in rows)])
+        self.lengths = np.cumsum([0, *(row[3] for row in rows)])
+
+    def between(self, before: int, after: int) -> dict[str, Any]:
+        """Number, mean return and mean length of the episodes that ended in (before, after]."""
+        first, last = np.searchsorted(self.steps, [before, after], side="right")
+        count = int(last - first)
+        mean_return = (self.returns[last] - self.returns[first]) / count if count else None
+        mean_length = (self.lengths[last] - self.lengths[first]) / count if count else None
+        return {"episode/count": count, "episode/return": mean_return, "episode/length": mean_length}
 
 
 @runtime_checkable
@@ -80,7 +96,7 @@ class Engine(Protocol):
         ...
 
 
-class ProgramEngine(ABC):
+class ProgramEngine:
     """An engine whose whole iteration is one compiled program: compiled worlds and recorded data."""
 
     def __init__(self, task: Task, seeds: Sequence[int], iterations: int, world: CompiledEnvironment | None):
@@ -92,9 +108,10 @@ class ProgramEngine(ABC):
     def start(self) -> TrainState:
         return stack([initialise(self.task, seed, self.world) for seed in self.seeds])
 
-    @abstractmethod
     def one_seed(self, data: Rollout | None, state: TrainState) -> Any:
         """One seed's program: state → (state, (metrics, finished, steps before, steps after))."""
+        assert self.world is not None
+        return iterate_many(self.task, self.world, state, self.iterations)
 
     def all_seeds(self, data: Rollout | None, state: TrainState) -> Any:
         """The same for every seed, on the same data."""
@@ -140,10 +157,6 @@ class ProgramEngine(ABC):
 class CompiledEngine(ProgramEngine):
     """Acts in a compiled world."""
 
-    def one_seed(self, data: Rollout | None, state: TrainState) -> Any:
-        assert self.world is not None
-        return iterate_many(self.task, self.world, state, self.iterations)
-
 
 class RecordedEngine(ProgramEngine):
     """Learns from a recorded rollout; an iteration reads all of it."""
@@ -169,8 +182,10 @@ class HostEngine:
         self.phases: dict[str, float] = {}
         self.act = jax.jit(act)
         self.keys = jax.jit(over_seeds(iteration_keys))
-        self.weigh = jax.jit(partial(weigh_one, task))
-        self.move = jax.jit(partial(move_one, task), donate_argnums=0)
+        # Programs of one seed alone, so that they do not depend on how many others there are.
+        self.weigh = jax.jit(partial(weigh, task))
+        self.move = jax.jit(partial(move, task))
+        self.take, self.stack = jax.jit(take), jax.jit(stack)
 
     def start(self) -> TrainState:
         return stack([initialise(self.task, seed) for seed in self.seeds])
@@ -181,16 +196,18 @@ class HostEngine:
         act_keys, move_keys = self.keys(state)
         rollout, ends = self.collect(state, act_keys, active)
         metrics: list[Metrics | None] = []
+        ones = [self.take(state, s) for s in range(len(self.seeds))]
         for s in range(len(self.seeds)):
             if not active[s]:
                 metrics.append(None)
                 continue
             with clock(self.phases, "weigh"):
                 facts = self.rollout_of(rollout, s)
-                state, scaled, credit = jax.block_until_ready(self.weigh(state, s, facts))
+                ones[s], scaled, credit = jax.block_until_ready(self.weigh(ones[s], facts))
             with clock(self.phases, "move"):
-                state, measured = jax.block_until_ready(self.move(state, s, scaled, credit, move_keys))
+                ones[s], measured = jax.block_until_ready(self.move(ones[s], scaled, credit, move_keys[s]))
             metrics.append(measured)
+        state = self.stack(ones)
         self.columns.mark(between_episodes=self.task.estimator.whole_episodes)
         steps = np.asarray(state.steps, np.int64)
         return state, Chunk(by_name(metrics), steps[:, None], before[:, None], self.rows(rollout, ends, before))
@@ -232,28 +249,9 @@ class HostEngine:
         self.columns.close()
 
 
-def weigh_one(task: Task, state: TrainState, s: Any, rollout: Rollout) -> tuple[TrainState, Rollout, Credit]:
-    """`weigh` for seed s of a stacked state."""
-    one, scaled, credit = weigh(task, take(state, s), rollout)
-    return put(state, s, one), scaled, credit
-
-
-def move_one(
-    task: Task, state: TrainState, s: Any, rollout: Rollout, credit: Credit, keys: jax.Array
-) -> tuple[TrainState, Metrics]:
-    """`move` for seed s of a stacked state."""
-    one, metrics = move(task, take(state, s), rollout, credit, keys[s])
-    return put(state, s, one), metrics
-
-
 def take(tree: Any, s: Any) -> Any:
     """Seed s of a stacked pytree."""
     return jax.tree.map(lambda x: x[s], tree)
-
-
-def put(tree: Any, s: Any, one: Any) -> Any:
-    """A stacked pytree with seed s replaced."""
-    return jax.tree.map(lambda x, y: x.at[s].set(y), tree, one)
 
 
 def fit(x: np.ndarray, length: int) -> np.ndarray:

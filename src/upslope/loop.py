@@ -22,7 +22,7 @@ import numpy as np
 from upslope.agent import Agent
 from upslope.checkpoints import save_checkpoint
 from upslope.display import Display, Snapshot
-from upslope.engines import Chunk, Engine, EpisodeRow, clock
+from upslope.engines import Chunk, Ended, Engine, clock
 from upslope.errors import UpslopeError
 from upslope.iteration import TrainState
 from upslope.runs import RunDirectory
@@ -223,7 +223,7 @@ class Loop:
                 progress.broken.add(s)
                 self.display.message(
                     f"seed {self.seeds[s]}: the agent's parameters are no longer numbers at step "
-                    f"{chunk.steps[s, -1]:,}; this seed is lost. Lower --learning-rate, or normalise rewards and observations."
+                    f"{chunk.steps[s, -1]:,}, so this seed is lost. Lower --learning-rate, or normalise its inputs."
                 )
         if len(progress.broken) == len(self.seeds):
             raise UpslopeError(
@@ -231,23 +231,6 @@ class Loop:
                 f"{chunk.steps[:, -1].max():,}. {self.directory.best} holds the best agents of the checkpoint "
                 "before. Lower --learning-rate, or use --normalize-rewards and --normalize-observations."
             )
-
-
-class Ended:
-    """A seed's finished episodes of a chunk, in order of their step; sums by prefix, since a chunk may hold many."""
-
-    def __init__(self, rows: list[EpisodeRow]):
-        self.steps = np.asarray([row[0] for row in rows])
-        self.returns = np.cumsum([0.0, *(row[2] for row in rows)])
-        self.lengths = np.cumsum([0, *(row[3] for row in rows)])
-
-    def between(self, before: int, after: int) -> dict[str, Any]:
-        """Number, mean return and mean length of the episodes that ended in (before, after]."""
-        first, last = np.searchsorted(self.steps, [before, after], side="right")
-        count = int(last - first)
-        mean_return = (self.returns[last] - self.returns[first]) / count if count else None
-        mean_length = (self.lengths[last] - self.lengths[first]) / count if count else None
-        return {"episode/count": count, "episode/return": mean_return, "episode/length": mean_length}
 
 
 def finite_seeds(agents: Agent) -> np.ndarray:
