@@ -43,7 +43,8 @@ def run(arguments: list[str]) -> None:
         train(parse_train(arguments[1:]))
         return
     types = tuple(Annotated[kind, tyro.conf.subcommand(name)] for name, kind in COMMANDS.items())
-    command: Any = tyro.cli(tyro.conf.OmitSubcommandPrefixes[union_of(types)], prog="upslope", args=arguments)  # type: ignore[valid-type]
+    one_of: Any = union_of(types)
+    command: Any = tyro.cli(tyro.conf.OmitSubcommandPrefixes[one_of], prog="upslope", args=arguments)
     DO[type(command)](command)
 
 

@@ -48,7 +48,8 @@ def write_atomically(path: Path, content: bytes) -> None:
 def save_arrays(path: Path, arrays: Mapping[str, np.ndarray], meta: Mapping[str, Any]) -> None:
     """Write arrays and a JSON-able `meta` into one file, atomically."""
     buffer = io.BytesIO()
-    np.savez(buffer, meta=np.asarray(json.dumps(meta)), **arrays)  # type: ignore[arg-type]
+    members: dict[str, Any] = {"meta": np.asarray(json.dumps(meta)), **arrays}
+    np.savez(buffer, **members)
     write_atomically(path, buffer.getvalue())
 
 

@@ -69,10 +69,11 @@ def build(config: Config, name: str, known: dict[str, Any], kind: type) -> Any:
 
 def settings_of(part: Estimator | Objective) -> dict[str, Any]:
     """What a config says of an object given in Python: its name and fields, or `module:Name` for a user's own."""
+    known: dict[str, Any]
     role, known = ("estimator", ESTIMATOR_TYPES) if isinstance(part, Estimator) else ("objective", OBJECTIVE_TYPES)
     for name, kind in known.items():
         if type(part) is kind:
-            values = {CONFIG_NAMES.get(f.name, f.name): getattr(part, f.name) for f in fields(part)}  # type: ignore[arg-type]
+            values = {CONFIG_NAMES.get(f.name, f.name): getattr(part, f.name) for f in fields(kind)}
             return {role: name, **values}
     return {role: f"{type(part).__module__}:{type(part).__qualname__}"}
 
