@@ -48,6 +48,7 @@ def solve(rung: str, probe: str) -> dict[str, Any]:
             f"jax:{probe}", rung, steps=STEPS, seeds=5, folder=folder, quiet=True, gamma=GAMMA, normalize_rewards=False,
             normalize_observations=False, learning_rate=3e-3, num_envs=16,
             **({} if rung == "a2c" or has_whole_episodes(rung) else {"rollout_steps": 8}),
+            **({"minibatches": 4} if ALGORITHMS[rung].objective != "policy_gradient" else {}),
         )  # fmt: skip
         deterministic = upslope.evaluate(run.path, episodes=OBSERVATIONS_OF)["deterministic"]
         best = best_return(probe, world)
