@@ -52,14 +52,8 @@ class HostRollout:
             self.rows[name][:, t] = value
 
     def rollout(self, num_steps: int) -> Rollout:
-        """The first `num_steps` steps, padded with zeros if fewer were written."""
-
-        def fit(x: np.ndarray) -> np.ndarray:
-            missing = num_steps - x.shape[1]
-            padding = [(0, 0), (0, max(missing, 0))] + [(0, 0)] * (x.ndim - 2)
-            return np.pad(x, padding) if missing > 0 else x[:, :num_steps]
-
-        return host_rollout({name: fit(x) for name, x in self.rows.items()})
+        """The first `num_steps` steps, all of which were written."""
+        return host_rollout({name: x[:, :num_steps] for name, x in self.rows.items()})
 
 
 def act(agents: Agent, observation: jax.Array, keys: jax.Array, t: jax.Array) -> tuple[jax.Array, jax.Array]:

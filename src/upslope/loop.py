@@ -131,7 +131,7 @@ class Loop:
                         self.save(state, progress)
                     saved = perf_counter()
                 self.display.update(self.snapshot(chunk, progress, rate))
-                self.check_alive(chunk, state, progress)
+                self.check_alive(chunk, progress)
             self.save(state, progress)
         return state, progress
 
@@ -213,7 +213,7 @@ class Loop:
             steps_per_second=rate,
         )
 
-    def check_alive(self, chunk: Chunk, state: TrainState, progress: Progress) -> None:
+    def check_alive(self, chunk: Chunk, progress: Progress) -> None:
         """Say once of each seed that its numbers are no longer finite; stop when that is so of all."""
         moved = chunk.steps[:, -1] > chunk.before[:, -1]
         # The KL is taken after the update, with the new parameters.
