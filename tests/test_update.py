@@ -12,6 +12,7 @@ from helpers import LAWS, SEEDS, quick_jit, same, task_of, update_of
 from hypothesis import given
 from hypothesis import strategies as st
 from scipy.special import log_softmax
+from scipy.stats import chisquare
 
 from upslope.environments.cartpole import CartPole
 from upslope.environments.pendulum import Pendulum
@@ -233,6 +234,26 @@ def test_shuffle_makes_every_order_and_so_every_index_in_every_place_equally_lik
     assert len(counts) == 24
     # Each of the 24 orders is expected 2,000 times, with a standard deviation of √(48000 · 1/24 · 23/24) = 44.
     assert np.max(np.abs(counts - 2000)) < 4.5 * 44
+
+
+@pytest.mark.parametrize("n", [5, 7])
+def test_the_orders_of_a_few_numbers_are_even(n):
+    keys = jax.random.split(jax.random.key(1), 200_000)
+    orders = np.asarray(jax.jit(jax.vmap(partial(shuffle, n=n)))(keys))
+    _, counts = np.unique(orders, axis=0, return_counts=True)
+    assert len(counts) == math.factorial(n)
+    assert chisquare(counts).pvalue > 1e-3
+
+
+def test_places_and_neighbours_of_a_long_shuffle_are_even():
+    n = 1000  # not a power of two: some numbers are enciphered more than once
+    keys = jax.random.split(jax.random.key(2), 2000)
+    orders = np.asarray(jax.jit(jax.vmap(partial(shuffle, n=n)))(keys))
+    first_quarter = np.bincount(orders[:, : n // 4].ravel(), minlength=n)
+    # Drawn without replacement: each count has the variance 2000 · ¼ · ¾.
+    assert abs(np.std(first_quarter) / np.sqrt(2000 * 0.25 * 0.75) - 1) < 0.1
+    steps = np.bincount((np.diff(orders, axis=1) % n).ravel(), minlength=n)[1:]
+    assert chisquare(steps).pvalue > 1e-3
 
 
 def test_statistics_over_the_valid_samples_by_hand():

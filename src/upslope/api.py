@@ -12,6 +12,7 @@ from gymnasium.spaces import Box
 
 from upslope.checkpoints import load_checkpoint
 from upslope.config import Config, canonical, configure, presets
+from upslope.devices import prepare
 from upslope.display import Display, choose
 from upslope.engines import CompiledEngine, Engine, HostEngine, RecordedEngine
 from upslope.environments.base import CompiledEnvironment
@@ -86,6 +87,7 @@ def train(
         UpslopeError: something asked for cannot be; nothing trained is lost.
         KeyboardInterrupt: Ctrl-C, after everything is saved.
     """
+    prepare()
     for part in (estimator, objective):
         if isinstance(part, Estimator | Objective):
             settings |= settings_of(part)
@@ -151,6 +153,7 @@ def resume(
     Raises:
         UpslopeError: no such run, a damaged checkpoint, another version, or objects other than the run's.
     """
+    prepare()
     directory = RunDirectory(run)
     description, config = directory.read(), directory.config()
     world = make(environment or config.environment, config.env_kwargs, config.max_episode_steps)

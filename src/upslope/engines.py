@@ -12,10 +12,11 @@ from time import perf_counter
 from typing import Any, Protocol, runtime_checkable
 
 import jax
-import jax.numpy as jnp
 import numpy as np
+from jax.sharding import NamedSharding, PartitionSpec
 
 from upslope.collect_host import EpisodeEnds, act, collect_host, collect_host_episodes
+from upslope.devices import mesh_of, sharding_of
 from upslope.environments.base import CompiledEnvironment
 from upslope.environments.make import HostWorld
 from upslope.host import HostColumns
@@ -27,6 +28,9 @@ from upslope.iteration import (
     iteration_keys,
     move,
     over_seeds,
+    repeat,
+    spent,
+    spread_seeds,
     stack,
     weigh,
 )
@@ -104,6 +108,8 @@ class ProgramEngine:
         self.data: Rollout | None = None
         self.phases: dict[str, float] = {}
         self.compiled: Callable[..., Any] | None = None
+        self.mesh = mesh_of(len(seeds))
+        self.sharding = sharding_of(self.mesh, len(seeds))
 
     def start(self) -> TrainState:
         return stack([initialise(self.task, seed, self.world) for seed in self.seeds])
@@ -114,13 +120,15 @@ class ProgramEngine:
         return iterate_many(self.task, self.world, state, self.iterations)
 
     def all_seeds(self, data: Rollout | None, state: TrainState) -> Any:
-        """The same for every seed, on the same data."""
-        return over_seeds(partial(self.one_seed, data))(state)
+        """The same for every seed, on the same data, spread over the devices."""
+        return spread_seeds(self.one_seed, self.mesh, partial(spent, self.task))(data, state)
 
     def advance(self, state: TrainState) -> tuple[TrainState, Chunk]:
+        state = jax.device_put(state, self.sharding)
         if self.compiled is None:
             with clock(self.phases, "compile"):
-                self.compiled = jax.jit(self.all_seeds).lower(self.data, state).compile()
+                spread = jax.jit(self.all_seeds, out_shardings=self.sharding)
+                self.compiled = spread.lower(self.data, state).compile()
         compiled: Any = self.compiled
         with clock(self.phases, "compiled"):
             after, (metrics, finished, before, steps) = jax.block_until_ready(compiled(self.data, state))
@@ -163,14 +171,18 @@ class RecordedEngine(ProgramEngine):
 
     def __init__(self, task: Task, seeds: Sequence[int], rollout: Rollout):
         super().__init__(task, seeds, 1, None)
-        self.data = jax.tree.map(jnp.asarray, rollout)
+        everywhere = NamedSharding(self.mesh, PartitionSpec())
+        self.data = jax.tree.map(lambda x: jax.device_put(x, everywhere), rollout)
 
     def one_seed(self, data: Rollout | None, state: TrainState) -> Any:
         assert data is not None
-        before = state.steps
-        state, scaled, credit = weigh(self.task, state, data)
-        state, metrics = move(self.task, state, scaled, credit, iteration_keys(state)[1])
-        return state, ({name: x[None] for name, x in metrics.items()}, None, before[None], state.steps[None])
+
+        def read(state: TrainState) -> tuple[TrainState, Metrics, None]:
+            state, scaled, credit = weigh(self.task, state, data)
+            state, metrics = move(self.task, state, scaled, credit, iteration_keys(state)[1])
+            return state, metrics, None
+
+        return repeat(self.task, read, state, self.iterations)
 
 
 class HostEngine:

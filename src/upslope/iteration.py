@@ -7,13 +7,16 @@ S = 1, not another path.
 import dataclasses
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
+from jax.sharding import Mesh, PartitionSpec
 from jaxtyping import Array, Float, Integer, PRNGKeyArray
 
 from upslope.agent import initialise_agent
+from upslope.devices import SEEDS
 from upslope.environments.base import CompiledEnvironment
 from upslope.estimators import Estimator, ends
 from upslope.rollout import Columns, Finished, begin, collect, collect_episodes
@@ -122,27 +125,64 @@ def move(
 def iterate_many(
     task: Task, world: CompiledEnvironment, state: TrainState, iterations: int
 ) -> tuple[TrainState, tuple[Metrics, Finished, Integer[Array, "I"], Integer[Array, "I"]]]:
-    """Several iterations of one seed in one program; a seed whose budget is spent stands still."""
+    """Several iterations of one seed in one program."""
+    return repeat(task, lambda state: iterate(task, world, state), state, iterations)
 
-    def go(state: TrainState) -> tuple[TrainState, Metrics, Finished]:
-        return iterate(task, world, state)
 
-    def stay(state: TrainState) -> tuple[TrainState, Metrics, Finished]:
+def repeat(
+    task: Task, go: Callable[[TrainState], tuple[TrainState, Metrics, Any]], state: TrainState, times: int
+) -> Any:
+    """Iterate several times; a seed whose budget is spent stands still.
+
+    Returns the state, and for each iteration the metrics, what finished, and the steps before and after.
+    """
+
+    def stay(state: TrainState) -> tuple[TrainState, Metrics, Any]:
         _, metrics, finished = jax.eval_shape(go, state)
         nothing = jax.tree.map(lambda m: jnp.full(m.shape, jnp.nan, m.dtype), metrics)
         return state, nothing, jax.tree.map(lambda x: jnp.zeros(x.shape, x.dtype), finished)
 
-    def body(state: TrainState, _: None) -> tuple[TrainState, tuple[Metrics, Finished, Array, Array]]:
+    def body(state: TrainState, _: None) -> tuple[TrainState, tuple[Metrics, Any, Array, Array]]:
         before = state.steps
         state, metrics, finished = jax.lax.cond(state.steps < task.steps, go, stay, state)
         return state, (metrics, finished, before, state.steps)
 
-    return jax.lax.scan(body, state, length=iterations)
+    return jax.lax.scan(body, state, length=times)
+
+
+def spent(task: Task, state: TrainState) -> TrainState:
+    """The state of a seed whose budget is spent."""
+    return state._replace(steps=jnp.full_like(state.steps, task.steps))
 
 
 def over_seeds(function: Callable[..., Any]) -> Callable[..., Any]:
-    """Run one seed's program on every seed: [S, …] → [S, …]."""
+    """Run one seed's program on every seed, one after another: [S, …] → [S, …]."""
     return lambda *arguments: jax.lax.map(lambda one: function(*one), arguments)
+
+
+def spread_seeds(function: Callable[[Any, Any], Any], mesh: Mesh, spent: Callable[[Any], Any]) -> Callable[..., Any]:
+    """`function(shared, one)` for every seed, spread over the devices of a mesh: (shared, [S, …]) → [S, …].
+
+    Where S does not divide evenly, `spent` turns copies into seeds with nothing left to do, which cost nothing.
+    """
+    on_device = jax.shard_map(
+        lambda shared, states: over_seeds(partial(function, shared))(states),
+        mesh=mesh,
+        in_specs=(PartitionSpec(), PartitionSpec(SEEDS)),
+        out_specs=PartitionSpec(SEEDS),
+        check_vma=False,
+    )
+
+    def run(shared: Any, states: Any) -> Any:
+        count = jax.tree.leaves(states)[0].shape[0]
+        missing = -count % mesh.size
+        if not missing:
+            return on_device(shared, states)
+        idle = spent(jax.tree.map(lambda x: x[:missing], states))
+        padded = jax.tree.map(lambda x, y: jnp.concatenate([x, y]), states, idle)
+        return jax.tree.map(lambda x: x[:count], on_device(shared, padded))
+
+    return run
 
 
 def stack(states: list[Any]) -> Any:

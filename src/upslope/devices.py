@@ -1,0 +1,54 @@
+"""The processors that seeds are spread over, and the cache of compiled programs.
+
+Both must be settled before JAX does its first computation, so every command calls `prepare` first.
+"""
+
+import os
+from functools import cache
+from importlib.metadata import version
+from pathlib import Path
+
+import jax
+import numpy as np
+from jax.sharding import Mesh, NamedSharding, PartitionSpec
+from platformdirs import user_cache_path
+
+SEEDS = "seeds"
+"""The axis of the mesh."""
+
+
+@cache
+def prepare() -> None:
+    """Make every CPU core a device of its own, and keep compiled programs for the next run.
+
+    Where JAX has already computed something, its devices stay as they are: then seeds share what there is.
+    """
+    try:
+        jax.config.update("jax_num_cpu_devices", num_cores())
+    except RuntimeError:
+        return
+    if jax.config.jax_compilation_cache_dir is None:
+        jax.config.update("jax_compilation_cache_dir", str(cache_folder()))
+        jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.2)
+
+
+def num_cores() -> int:
+    """The processor cores that this process may use."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
+
+def cache_folder() -> Path:
+    """Where compiled programs are kept. JAX's own key holds its version, the program and the processor's features; a
+    folder for each version lets old ones be deleted by hand."""
+    return user_cache_path("upslope") / f"programs-jaxlib-{version('jaxlib')}"
+
+
+def mesh_of(num_seeds: int) -> Mesh:
+    """As many devices as there are seeds, at most all."""
+    devices = jax.local_devices()
+    return Mesh(np.asarray(devices[: min(num_seeds, len(devices))]), (SEEDS,))
+
+
+def sharding_of(mesh: Mesh, num_seeds: int) -> NamedSharding:
+    """How arrays [S, …] lie between programs: split over the devices where S divides evenly, else a copy on each."""
+    return NamedSharding(mesh, PartitionSpec(SEEDS) if num_seeds % mesh.size == 0 else PartitionSpec())
