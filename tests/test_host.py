@@ -14,7 +14,7 @@ from user_environments import Counting, Walk, double_precision, several_choices
 
 import upslope
 from upslope.agent import Agent, initialise_agent
-from upslope.collect_host import act, collect_host, collect_host_episodes
+from upslope.collect_host import Act, collect_host, collect_host_episodes
 from upslope.environments.cartpole import CartPole
 from upslope.environments.make import HostWorld, make
 from upslope.host import HostColumns
@@ -74,7 +74,7 @@ def host_facts(world: HostWorld, agent: Agent, num_steps: int, num_envs: int = 1
     """`num_steps` steps [T, N] of one seed."""
     columns, agents = columns_of(world, num_envs, limit), jax.tree.map(lambda x: x[None], agent)
     columns.begin(range(num_envs))
-    rollout, _ = collect_host(columns, jax.jit(act), agents, jax.random.split(jax.random.key(1), 1), num_steps, {})
+    rollout, _ = collect_host(columns, Act().bind(agents, jax.random.split(jax.random.key(1), 1)), num_steps, {})
     return Rollout(*(np.asarray(x)[0] for x in rollout))
 
 
@@ -139,7 +139,7 @@ def test_a_limit_truncates_before_the_end_only(limit: int):
     )
     columns, agents = columns_of(make(Counting), 2, limit), jax.tree.map(lambda x: x[None], agent)
     keys = jax.random.split(jax.random.key(1), 1)
-    rollout, ends = collect_host_episodes(columns, jax.jit(act), agents, keys, np.ones(1, bool), {})
+    rollout, ends = collect_host_episodes(columns, Act().bind(agents, keys), np.ones(1, bool), {})
     length = min(limit, 7)
     assert rollout.valid.shape == (1, length, 2)
     assert ends.length.tolist() == [length] * 2
@@ -160,7 +160,7 @@ def test_columns_that_have_ended_wait_in_whole_episodes():
     )
     columns = columns_of(make(lambda: Counting(next(take))), 3)
     agents, keys = jax.tree.map(lambda x: x[None], agent), jax.random.split(jax.random.key(1), 1)
-    rollout, ends = collect_host_episodes(columns, jax.jit(act), agents, keys, np.ones(1, bool), {})
+    rollout, ends = collect_host_episodes(columns, Act().bind(agents, keys), np.ones(1, bool), {})
     np.testing.assert_array_equal(rollout.valid[0], np.arange(5)[:, None] < np.array([3, 3, 5]))
     assert rollout.reward[0].sum(axis=0).tolist() == [6, 6, 15]
     assert sorted(ends.length.tolist()) == [3, 3, 5]

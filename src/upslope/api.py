@@ -16,7 +16,7 @@ from upslope.devices import prepare
 from upslope.display import Display, choose
 from upslope.engines import CompiledEngine, Engine, HostEngine, RecordedEngine
 from upslope.environments.base import CompiledEnvironment
-from upslope.environments.make import World, make, name_of
+from upslope.environments.make import HostWorld, World, make, name_of
 from upslope.errors import UpslopeError
 from upslope.estimators import Estimator
 from upslope.iteration import Task
@@ -27,6 +27,7 @@ from upslope.recording import load_dataset
 from upslope.runs import RunDirectory, free_name, versions
 from upslope.tasks import estimator_of, objective_of, settings_of, task_of
 from upslope.tensorboard import TensorboardWriter, require_tensorboard
+from upslope.workers import WorkersEngine, num_workers
 
 Environment = str | Callable[..., gymnasium.Env] | CompiledEnvironment
 CHUNKS = 100
@@ -69,6 +70,7 @@ def train(
     preset: bool = True,
     quiet: bool = False,
     tensorboard: bool = False,
+    workers: int | None = None,
     **settings: Any,
 ) -> Run:
     """Train an agent, and leave a run directory `folder/name`.
@@ -81,13 +83,14 @@ def train(
         objective: axis 2 instead of the rung's: a name, or any `Objective`.
         name: of the run; by default made from environment and algorithm. An existing one is refused.
         preset: use the environment's tuned settings, where there are published ones.
+        workers: processes among which the seeds of a Gymnasium environment are shared out; by default one a core, where
+            the run is long enough to repay starting them. The result does not depend on it.
         settings: any field of `Config`, e.g. `steps=100_000, seeds=5, lambda_=0.9`.
 
     Raises:
         UpslopeError: something asked for cannot be; nothing trained is lost.
         KeyboardInterrupt: Ctrl-C, after everything is saved.
     """
-    prepare()
     for part in (estimator, objective):
         if isinstance(part, Estimator | Objective):
             settings |= settings_of(part)
@@ -106,7 +109,9 @@ def train(
         estimator if isinstance(estimator, Estimator) else estimator_of(config),
         objective if isinstance(objective, Objective) else objective_of(config),
     )
-    return train_config(config, world, axes, name=name, folder=folder, quiet=quiet, tensorboard=tensorboard)
+    return train_config(
+        config, world, axes, name=name, folder=folder, quiet=quiet, tensorboard=tensorboard, workers=workers
+    )
 
 
 def train_config(
@@ -118,19 +123,25 @@ def train_config(
     folder: str | Path,
     quiet: bool,
     tensorboard: bool,
+    workers: int | None = None,
 ) -> Run:
     """Train from the beginning, all settings decided."""
+    prepare(on_host=isinstance(world, HostWorld))
     axes = axes or Axes(estimator_of(config), objective_of(config))
     label = f"{config.environment}-{config.algorithm}"
     directory = RunDirectory(Path(folder) / name if name else free_name(Path(folder), label))
     task = task_of(config, world, axes.estimator, axes.objective)
-    engine, task = engine_of(config, task, world)
     display = choose(quiet)
     if tensorboard:
         require_tensorboard()
+    engine = engine_of(config, task, world, axes, workers, display)
     state = engine.start()
     progress = begin_progress(state, config.seed_list())
-    directory.create(config, task.coding, task.head, axes.described())
+    try:
+        directory.create(config, task.coding, task.head, axes.described())
+    except UpslopeError:
+        engine.close()
+        raise
     writer = TensorboardWriter(directory.path / "tensorboard", config.seed_list()) if tensorboard else None
     return run_loop(config, engine, directory, display, writer, state, progress, opening_lines(config, directory))
 
@@ -143,6 +154,7 @@ def resume(
     objective: Objective | None = None,
     quiet: bool = False,
     tensorboard: bool = False,
+    workers: int | None = None,
 ) -> Run:
     """Go on with a run that was stopped. The result is the one that the uninterrupted run would have had.
 
@@ -153,7 +165,6 @@ def resume(
     Raises:
         UpslopeError: no such run, a damaged checkpoint, another version, or objects other than the run's.
     """
-    prepare()
     directory = RunDirectory(run)
     description, config = directory.read(), directory.config()
     world = make(environment or config.environment, config.env_kwargs, config.max_episode_steps)
@@ -165,7 +176,7 @@ def resume(
         )
     display = choose(quiet)
     changed = {k: (v, versions()[k]) for k, v in description["versions"].items() if versions().get(k) != v}
-    return go_on(config, world, axes, directory, display, tensorboard, changed)
+    return go_on(config, world, axes, directory, display, tensorboard, changed, workers)
 
 
 @dataclass(frozen=True)
@@ -195,10 +206,12 @@ def go_on(
     display: Display,
     tensorboard: bool,
     changed: dict[str, tuple[str, str]],
+    workers: int | None,
 ) -> Run:
     """Train from the last checkpoint."""
+    prepare(on_host=isinstance(world, HostWorld))
     task = task_of(config, world, axes.estimator, axes.objective)
-    engine, task = engine_of(config, task, world)
+    engine = engine_of(config, task, world, axes, workers, display)
     like = engine.start()
     state, snapshot, meta = load_checkpoint(directory.last, like)
     best, _, scores = load_checkpoint(directory.best, like.learner.agent)
@@ -221,26 +234,40 @@ def go_on(
     return run_loop(config, engine, directory, display, writer, state, progress, lines)
 
 
-def engine_of(config: Config, task: Task, world: World) -> tuple[Engine, Task]:
+def engine_of(config: Config, task: Task, world: World, axes: Axes, workers: int | None, display: Display) -> Engine:
     """The engine for where the experience comes from."""
     seeds = config.seed_list()
+    if workers is not None and (config.data is not None or isinstance(world, CompiledEnvironment)):
+        raise UpslopeError(
+            f"--workers is for Gymnasium environments, and {config.environment} runs in one program that spreads its "
+            "seeds by itself. Leave it out."
+        )
     if config.data is not None:
-        needs_behaviour = task.update.objective.needs_behaviour
-        rollout = load_dataset(Path(config.data), task.coding, task.head, needs_behaviour)
-        count = int(rollout.valid.sum())
-        if config.minibatches > count:
-            raise UpslopeError(
-                f"--minibatches {config.minibatches} is more than the {count} steps in {config.data}. Lower it."
-            )
-        task = dataclasses.replace(task, num_envs=rollout.valid.shape[1])
-        return RecordedEngine(task, seeds, rollout), task
+        return recorded_engine(config, task)
     if isinstance(world, CompiledEnvironment):
         per_iteration = task.num_envs * (
             (task.max_episode_steps or 1) if task.estimator.whole_episodes else task.rollout_steps
         )
         iterations = max(1, min(task.steps // CHUNKS, MAX_CHUNK_STEPS) // per_iteration)
-        return CompiledEngine(task, seeds, iterations, world), task
-    return HostEngine(task, seeds, world), task
+        return CompiledEngine(task, seeds, iterations, world)
+    count = num_workers(config, workers)
+    if count > 1 and world.is_named and axes == Axes(estimator_of(config), objective_of(config)):
+        try:
+            return WorkersEngine(task, config, count, display.message)
+        except UpslopeError as error:
+            display.message(f"training in one process: {error}")
+    return HostEngine(task, seeds, world)
+
+
+def recorded_engine(config: Config, task: Task) -> Engine:
+    """The engine that reads a dataset."""
+    rollout = load_dataset(Path(str(config.data)), task.coding, task.head, task.update.objective.needs_behaviour)
+    count = int(rollout.valid.sum())
+    if config.minibatches > count:
+        raise UpslopeError(
+            f"--minibatches {config.minibatches} is more than the {count} steps in {config.data}. Lower it."
+        )
+    return RecordedEngine(dataclasses.replace(task, num_envs=rollout.valid.shape[1]), config.seed_list(), rollout)
 
 
 def run_loop(

@@ -65,11 +65,22 @@ def train(flags: Train) -> None:
     if flags.resume and flags.name is None:
         raise UpslopeError("--resume goes on with the run of a --name, and none is given. Or: upslope resume RUN")
     if flags.resume and (flags.folder / str(flags.name)).exists():
-        api.resume(same_run(flags.folder / str(flags.name), config), quiet=flags.quiet, tensorboard=flags.tensorboard)
+        api.resume(
+            same_run(flags.folder / str(flags.name), config),
+            quiet=flags.quiet,
+            tensorboard=flags.tensorboard,
+            workers=flags.workers,
+        )
         return
     world = make(config.environment, config.env_kwargs, config.max_episode_steps)
     api.train_config(
-        config, world, name=flags.name, folder=flags.folder, quiet=flags.quiet, tensorboard=flags.tensorboard
+        config,
+        world,
+        name=flags.name,
+        folder=flags.folder,
+        quiet=flags.quiet,
+        tensorboard=flags.tensorboard,
+        workers=flags.workers,
     )
 
 
@@ -94,7 +105,7 @@ def resume(flags: Resume) -> None:
     """upslope resume."""
     from upslope import api
 
-    api.resume(flags.run, quiet=flags.quiet, tensorboard=flags.tensorboard)
+    api.resume(flags.run, quiet=flags.quiet, tensorboard=flags.tensorboard, workers=flags.workers)
 
 
 def evaluate(flags: Evaluate) -> None:

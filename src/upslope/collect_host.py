@@ -1,18 +1,18 @@
 """collect on the host: the same rollout as in a compiled world, from Gymnasium environments."""
 
 from collections.abc import Callable
+from functools import partial
 from time import perf_counter
 from typing import Any, NamedTuple
 
 import jax
 import numpy as np
 
-from upslope.agent import Agent
 from upslope.host import HostColumns
 from upslope.types import Rollout, host_rollout
 
-Act = Callable[..., tuple[np.ndarray, np.ndarray]]
-"""(agents [S], observation [S, N, …], keys [S], t) → action [S, N, …], log μ(a|s) [S, N]."""
+Choose = Callable[[np.ndarray, Any], tuple[Any, Any]]
+"""(observation [S, N, …], t) → action [S, N, …], log μ(a|s) [S, N]."""
 
 
 class EpisodeEnds(NamedTuple):
@@ -56,25 +56,44 @@ class HostRollout:
         return host_rollout({name: x[:, :num_steps] for name, x in self.rows.items()})
 
 
-def act(agents: Agent, observation: jax.Array, keys: jax.Array, t: jax.Array) -> tuple[jax.Array, jax.Array]:
-    """a_t ~ π(·|s_t) for every seed and environment, and log π(a_t|s_t). One compiled call for all seeds."""
+class Act:
+    """a_t ~ π(·|s_t) for every seed and environment, and log π(a_t|s_t), in one compiled call for all seeds.
 
-    def one_seed(agent: Agent, observation: jax.Array, key: jax.Array) -> tuple[jax.Array, jax.Array]:
+    A call passes plain arrays alone: to unpack modules and typed keys at every step takes longer than to act.
+    """
+
+    def __init__(self) -> None:
+        self.programs: dict[Any, Any] = {}
+
+    def bind(self, agents: Any, keys: jax.Array) -> Choose:
+        """How these agents [S] act with these keys [S]."""
+        leaves, structure = jax.tree.flatten(agents)
+        if structure not in self.programs:
+            self.programs[structure] = jax.jit(partial(act, structure))
+        program, integers = self.programs[structure], jax.random.key_data(keys)
+        return lambda observation, t: program(leaves, integers, observation, t)
+
+
+def act(structure: Any, leaves: Any, keys: jax.Array, observation: jax.Array, t: Any) -> tuple[jax.Array, jax.Array]:
+    """Act with the agents that these leaves make up."""
+
+    def one_seed(agent: Any, observation: jax.Array, key: jax.Array) -> tuple[jax.Array, jax.Array]:
         policy = agent.policy(observation)
         action = policy.sample(jax.random.fold_in(key, t))
         return action, policy.log_prob(action)
 
-    return jax.vmap(one_seed)(agents, observation, keys)
+    agents = jax.tree.unflatten(structure, leaves)
+    return jax.vmap(one_seed)(agents, observation, jax.random.wrap_key_data(keys))
 
 
 def collect_host(
-    columns: HostColumns, act: Act, agents: Agent, keys: jax.Array, num_steps: int, phases: dict[str, float]
+    columns: HostColumns, choose: Choose, num_steps: int, phases: dict[str, float]
 ) -> tuple[Rollout, EpisodeEnds]:
     """`num_steps` steps of every environment, going on from where it is; a new episode begins when one ends."""
     every_row = np.arange(len(columns.episodes))
     grown, finished = HostRollout(columns, num_steps), []
     for t in range(num_steps):
-        done = step_all(columns, act, agents, keys, t, every_row, grown, phases)
+        done = step_all(columns, choose, t, every_row, grown, phases)
         started = perf_counter()
         finished += ended(columns, t, done)
         columns.begin(done.tolist())
@@ -84,9 +103,7 @@ def collect_host(
 
 def collect_host_episodes(
     columns: HostColumns,
-    act: Act,
-    agents: Any,
-    keys: jax.Array,
+    choose: Choose,
     active: np.ndarray,
     phases: dict[str, float],
 ) -> tuple[Rollout, EpisodeEnds]:
@@ -95,7 +112,7 @@ def collect_host_episodes(
     columns.begin(rows.tolist())
     grown, finished, t = HostRollout(columns, 64), [], 0
     while rows.size:
-        done = step_all(columns, act, agents, keys, t, rows, grown, phases)
+        done = step_all(columns, choose, t, rows, grown, phases)
         finished += ended(columns, t, done)
         rows = np.setdiff1d(rows, done, assume_unique=True)
         t += 1
@@ -104,9 +121,7 @@ def collect_host_episodes(
 
 def step_all(
     columns: HostColumns,
-    act: Act,
-    agents: Any,
-    keys: jax.Array,
+    choose: Choose,
     t: int,
     rows: np.ndarray,
     grown: HostRollout,
@@ -115,7 +130,7 @@ def step_all(
     """Act once in the given rows and write down what happened; return the rows whose episode ended."""
     before = perf_counter()
     observation = columns.observation.copy()
-    action, log_prob = (np.asarray(x) for x in act(agents, observation, keys, np.int32(t)))
+    action, log_prob = (np.asarray(x) for x in choose(observation, np.int32(t)))
     acted = perf_counter()
     s, n = columns.shape
     successor = observation.reshape(s * n, *columns.coding.shape).copy()

@@ -18,16 +18,25 @@ SEEDS = "seeds"
 
 
 @cache
-def prepare() -> None:
+def prepare(*, on_host: bool) -> None:
     """Make every CPU core a device of its own, and keep compiled programs for the next run.
 
-    Where JAX has already computed something, its devices stay as they are: then seeds share what there is.
+    `on_host` says that environments are stepped in Python. Where JAX has already computed something, its devices stay
+    as they are: then seeds share what there is.
     """
     try:
         jax.config.update("jax_num_cpu_devices", num_cores())
     except RuntimeError:
         return
-    if jax.config.jax_compilation_cache_dir is None:
+    settle(on_host=on_host)
+
+
+def settle(*, on_host: bool) -> None:
+    """What a process needs besides its devices."""
+    # Acting on the host waits for every answer: to hand each call to another thread first only takes time. A program
+    # that runs for long on several devices is better handed over.
+    jax.config.update("jax_cpu_enable_async_dispatch", not on_host)
+    if jax.config.values["jax_compilation_cache_dir"] is None:
         jax.config.update("jax_compilation_cache_dir", str(cache_folder()))
         jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.2)
 

@@ -15,7 +15,7 @@ import jax
 import numpy as np
 from jax.sharding import NamedSharding, PartitionSpec
 
-from upslope.collect_host import EpisodeEnds, act, collect_host, collect_host_episodes
+from upslope.collect_host import Act, EpisodeEnds, collect_host, collect_host_episodes
 from upslope.devices import mesh_of, sharding_of
 from upslope.environments.base import CompiledEnvironment
 from upslope.environments.make import HostWorld
@@ -192,7 +192,9 @@ class HostEngine:
         self.task, self.seeds = task, seeds
         self.columns = HostColumns(world, task.coding, task.head, seeds, task.num_envs, task.max_episode_steps)
         self.phases: dict[str, float] = {}
-        self.act = jax.jit(act)
+        self.act = Act()
+        self.is_whole = True
+        """Whether the last `advance` came to its end."""
         self.keys = jax.jit(over_seeds(iteration_keys))
         # Programs of one seed alone, so that they do not depend on how many others there are.
         self.weigh = jax.jit(partial(weigh, task))
@@ -205,7 +207,11 @@ class HostEngine:
     def advance(self, state: TrainState) -> tuple[TrainState, Chunk]:
         before = np.asarray(state.steps, np.int64)
         active = before < self.task.steps
+        if not active.any():
+            return state, Chunk({}, before[:, None], before[:, None], [[] for _ in self.seeds])
         act_keys, move_keys = self.keys(state)
+        self.mark()
+        self.is_whole = False
         rollout, ends = self.collect(state, act_keys, active)
         metrics: list[Metrics | None] = []
         ones = [self.take(state, s) for s in range(len(self.seeds))]
@@ -220,18 +226,18 @@ class HostEngine:
                 ones[s], measured = jax.block_until_ready(self.move(ones[s], scaled, credit, move_keys[s]))
             metrics.append(measured)
         state = self.stack(ones)
-        self.columns.mark(between_episodes=self.task.estimator.whole_episodes)
+        self.is_whole = True
         steps = np.asarray(state.steps, np.int64)
         return state, Chunk(by_name(metrics), steps[:, None], before[:, None], self.rows(rollout, ends, before))
 
     def collect(self, state: TrainState, keys: jax.Array, active: np.ndarray) -> tuple[Rollout, EpisodeEnds]:
         """Act for an iteration: facts [S, T, N]."""
-        agents = state.learner.agent
+        choose = self.act.bind(state.learner.agent, keys)
         if self.task.estimator.whole_episodes:
-            return collect_host_episodes(self.columns, self.act, agents, keys, active, self.phases)
+            return collect_host_episodes(self.columns, choose, active, self.phases)
         if not self.columns.has_begun:
             self.columns.begin(range(len(self.columns.episodes)))
-        return collect_host(self.columns, self.act, agents, keys, self.task.rollout_steps, self.phases)
+        return collect_host(self.columns, choose, self.task.rollout_steps, self.phases)
 
     def rollout_of(self, rollout: Rollout, s: int) -> Rollout:
         """One seed's facts [T, N]. Whole episodes are padded to a power of two, so that few programs are compiled
@@ -251,7 +257,13 @@ class HostEngine:
             rows[s].append((int(before[s] + taken[s, t]), s, episode_return, length))
         return rows
 
+    def mark(self) -> None:
+        """Remember the moment between two iterations, to which a run can be taken back."""
+        self.columns.mark(between_episodes=self.task.estimator.whole_episodes or not self.columns.has_begun)
+
     def snapshot(self) -> dict[str, np.ndarray]:
+        if self.is_whole:
+            self.mark()
         return self.columns.snapshot()
 
     def restore(self, snapshot: dict[str, np.ndarray], say: Callable[[str], None]) -> None:

@@ -15,8 +15,9 @@ import numpy as np
 from jaxtyping import Array, PRNGKeyArray, Shaped
 
 from upslope.agent import Actor, Agent
-from upslope.collect_host import act, collect_host_episodes
+from upslope.collect_host import Act, collect_host_episodes
 from upslope.config import Config
+from upslope.devices import prepare
 from upslope.distributions import Distribution
 from upslope.environments.base import CompiledEnvironment
 from upslope.environments.make import HostWorld, World, make
@@ -96,6 +97,7 @@ def evaluate(
     directory = RunDirectory(run)
     config = directory.config()
     world = make(config.environment, config.env_kwargs, config.max_episode_steps)
+    prepare(on_host=isinstance(world, HostWorld))
     agents, _ = load_agents(directory, config, checkpoint)
     found = {}
     for mode in MODES:
@@ -133,6 +135,7 @@ def record(
             f"There is no folder {path.parent} to write {path.name} into. Make it, or give another --output."
         )
     world = make(config.environment, config.env_kwargs, config.max_episode_steps)
+    prepare(on_host=isinstance(world, HostWorld))
     agents, _ = load_agents(directory, config, checkpoint)
     index = config.seed_list().index(seed)
     one = jax.tree.map(lambda x: x[index : index + 1], agents)
@@ -208,11 +211,11 @@ def host_episodes(
     """Batches of episodes of every seed in Gymnasium environments."""
     inner = agents.agent if isinstance(agents, GreedyAgent) else agents
     columns = HostColumns(world, inner.coding, inner.actor.head, seeds, batches[0], limit)
-    compiled, active = jax.jit(act), np.ones(len(seeds), bool)
+    act, active = Act(), np.ones(len(seeds), bool)
     try:
         for number, n in enumerate(batches):
             now = jax.vmap(jax.random.fold_in, (0, None))(keys, number)
-            rollout, _ = collect_host_episodes(columns, compiled, agents, now, active, {})
+            rollout, _ = collect_host_episodes(columns, act.bind(agents, now), active, {})
             yield jax.tree.map(lambda x, n=n: x[:, :, :n], rollout)
     finally:
         columns.close()

@@ -47,6 +47,9 @@ class Train(Config):
     """Go on with the run of this --name if it exists and its config is the same."""
     tensorboard: Annotated[bool, tyro.conf.FlagCreatePairsOff] = False
     """Also write TensorBoard event files (needs the extra `tensorboard`)."""
+    workers: int | None = None
+    """Processes among which the seeds of a Gymnasium environment are shared out; by default one a core, where the run
+    is long enough. The result does not depend on it."""
     quiet: Quiet = False
     """Print nothing but warnings."""
 
@@ -63,6 +66,9 @@ class Resume:
     """The run directory."""
     tensorboard: bool = False
     """Also write TensorBoard event files."""
+    workers: int | None = None
+    """Processes among which the seeds of a Gymnasium environment are shared out; by default one a core, where the run
+    is long enough. The result does not depend on it."""
     quiet: Quiet = False
     """Print nothing but warnings."""
 

@@ -95,6 +95,7 @@ class HostColumns:
             except Exception as error:
                 raise UpslopeError(raised(self.world.name, "reset", episode, error)) from error
             self.place(self.flat, row, observation, episode)
+            self.check_finite([row], np.zeros(row + 1), self.flat)
 
     def step(self, action: np.ndarray, rows: Sequence[int], next_observation: np.ndarray) -> tuple[np.ndarray, ...]:
         """Step the given rows with the policy's actions [S·N, …]; write the true successors.
@@ -109,36 +110,43 @@ class HostColumns:
         )
         taken = self.head.to_environment(action)
         taken = taken.tolist() if taken.ndim == 1 else taken
+        limit = self.limit
         for row in rows:
             episode = self.episodes[row]
             episode.length += 1
-            if len(episode.actions) <= MAX_REPLAY:
+            if episode.length <= MAX_REPLAY:
                 episode.actions.append(taken[row].copy() if isinstance(taken, np.ndarray) else taken[row])
             try:
                 observation, reward[row], terminated[row], truncated[row], _ = episode.env.step(taken[row])
             except Exception as error:
                 raise UpslopeError(raised(self.world.name, "step", episode, error)) from error
             episode.episode_return += float(reward[row])
-            if self.limit is not None and episode.length >= self.limit:
+            if limit is not None and episode.length >= limit:
                 truncated[row] = True
             self.place(next_observation, row, observation, episode)
-        for row in rows if not np.isfinite(reward).all() else ():
-            if not np.isfinite(reward[row]):
-                raise UpslopeError(not_finite(self.world.name, "reward", reward[row], self.episodes[row]))
+        self.check_finite(rows, reward, next_observation)
         self.flat[rows] = next_observation[rows]
         return reward, terminated, truncated
 
+    def check_finite(self, rows: Sequence[int], reward: np.ndarray, observation: np.ndarray) -> None:
+        """Refuse a reward or an observation that is not a number, and name the first place."""
+        if np.isfinite(reward).all() and (self.dtype.kind != "f" or np.isfinite(observation).all()):
+            return
+        for row in rows:
+            for what, value in (("reward", reward[row]), ("observation", observation[row])):
+                if not np.isfinite(value).all():
+                    raise UpslopeError(not_finite(self.world.name, what, value, self.episodes[row]))
+
     def place(self, into: np.ndarray, row: int, observation: Any, episode: HostEpisode) -> None:
         """Write an observation, if it has the shape that its space promises."""
-        if np.shape(observation) != self.coding.shape:
+        shape = observation.shape if isinstance(observation, np.ndarray) else np.shape(observation)
+        if shape != self.coding.shape:
             raise UpslopeError(
-                f"{self.world.name} returned an observation of shape {np.shape(observation)}, but its observation "
+                f"{self.world.name} returned an observation of shape {shape}, but its observation "
                 f"space says {self.coding.shape}: {episode.describe()}. Correct the environment "
                 "or its observation_space."
             )
         into[row] = observation
-        if self.dtype.kind == "f" and not np.isfinite(into[row]).all():
-            raise UpslopeError(not_finite(self.world.name, "observation", into[row], episode))
 
     def mark(self, *, between_episodes: bool) -> None:
         """Remember this moment for `snapshot`: the start of an iteration, to which a run can be taken back.
@@ -208,6 +216,21 @@ class HostColumns:
                 return False
         self.flat[row] = observation
         return bool(np.array_equal(self.flat[row], shown))
+
+
+def split_snapshot(snapshot: dict[str, np.ndarray], num_seeds: Sequence[int]) -> list[dict[str, np.ndarray]]:
+    """The snapshots of successive shares of the seeds."""
+    total = sum(num_seeds)
+    columns = len(snapshot["length"]) // total
+    cuts = np.cumsum(num_seeds)[:-1]
+    ends = np.concatenate([[0], np.cumsum(np.maximum(snapshot["length"], 0))])
+    parts = {
+        "episode": np.split(snapshot["episode"], cuts * columns),
+        "length": np.split(snapshot["length"], cuts * columns),
+        "actions": np.split(snapshot["actions"], ends[cuts * columns]),
+        "observation": np.split(snapshot["observation"], cuts),
+    }
+    return [dict(zip(parts, values, strict=True)) for values in zip(*parts.values(), strict=True)]
 
 
 def replayable(episode: HostEpisode) -> int:

@@ -28,6 +28,8 @@ class HostWorld:
     observation_space: gymnasium.Space
     action_space: gymnasium.Space
     max_episode_steps: int | None
+    is_named: bool
+    """Whether it was asked for by its name, so that another process can make it too."""
 
 
 World = CompiledEnvironment | HostWorld
@@ -52,10 +54,10 @@ def make(
         return environment
     if not isinstance(environment, str):
         name = name_of(environment)
-        return host_world(name, lambda: call(environment, name, env_kwargs))
+        return host_world(name, lambda: call(environment, name, env_kwargs), is_named=False)
     if environment.startswith(COMPILED_PREFIX):
         return compiled_world(environment, env_kwargs)
-    return host_world(environment, lambda: create_by_id(environment, env_kwargs, max_episode_steps))
+    return host_world(environment, lambda: create_by_id(environment, env_kwargs, max_episode_steps), is_named=True)
 
 
 def name_of(environment: Any) -> str:
@@ -78,7 +80,7 @@ def compiled_world(environment: str, env_kwargs: dict[str, Any]) -> CompiledEnvi
         raise UpslopeError(f"{environment} does not take {env_kwargs}: {error}.") from error
 
 
-def host_world(name: str, create: Callable[[], Any]) -> HostWorld:
+def host_world(name: str, create: Callable[[], Any], *, is_named: bool) -> HostWorld:
     """Make one environment to learn its spaces and its step limit."""
     if sys.platform == "linux":
         os.environ.setdefault("MUJOCO_GL", "egl")
@@ -90,7 +92,7 @@ def host_world(name: str, create: Callable[[], Any]) -> HostWorld:
         )
     spec = env.spec
     limit = spec.max_episode_steps if spec is not None else None
-    world = HostWorld(name, create, env.observation_space, env.action_space, limit)
+    world = HostWorld(name, create, env.observation_space, env.action_space, limit, is_named)
     env.close()
     return world
 
