@@ -94,13 +94,16 @@ def needs_critic(rung: str) -> bool:
 
 
 def learning_rate(rung: str) -> float:
-    """3e-3 for one step a batch, 1e-3 for the sixteen steps of a rung that reuses its batch.
+    """One usual value for each kind of rung; both kinds fail a probe with the other's, and neither is a fault.
 
-    With 3e-3, Clip leaves `probe/continuous` in two of five seeds once it has solved it: as σ shrinks to 0.003, a
-    step of Adam moves the mean by many σ (KL 448 nats in one update), and outside the clip range no gradient leads
-    back. With 1e-3, one step a batch does not get there in this budget.
+    3e-3 for one step a batch on a critic's word; 1e-3 where weights are whole returns, or where a batch is reused for
+    sixteen steps. With 3e-3, raw returns lock one bit of `probe/multibinary` in before it is known, and Clip leaves
+    `probe/continuous` in two of five seeds once it has solved it: as σ shrinks to 0.003, a step of Adam moves the
+    mean by many σ (KL 448 nats in one update), and outside the clip range no gradient leads back. With 1e-3, one step a
+    batch does not reach the mean of `probe/continuous` in this budget.
     """
-    return 3e-3 if ALGORITHMS[rung].objective == "policy_gradient" else 1e-3
+    is_one_step = ALGORITHMS[rung].objective == "policy_gradient"
+    return 3e-3 if is_one_step and not has_whole_episodes(rung) else 1e-3
 
 
 def has_whole_episodes(rung: str) -> bool:

@@ -1,6 +1,5 @@
 """train and resume: from a name to a run on disk."""
 
-import dataclasses
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -11,29 +10,23 @@ import numpy as np
 from gymnasium.spaces import Box
 
 from upslope.checkpoints import load_checkpoint
+from upslope.choose import Axes, engine_of
 from upslope.config import Config, canonical, configure, presets
 from upslope.devices import prepare
 from upslope.display import Display, choose
-from upslope.engines import CompiledEngine, Engine, HostEngine, RecordedEngine
+from upslope.engines import Engine
 from upslope.environments.base import CompiledEnvironment
 from upslope.environments.make import HostWorld, World, make, name_of
 from upslope.errors import UpslopeError
 from upslope.estimators import Estimator
-from upslope.iteration import Task
 from upslope.loop import Loop, Stopped, begin_progress, mean_of
 from upslope.objectives import Objective
 from upslope.policy import Policy, Which, load
-from upslope.recording import load_dataset
 from upslope.runs import RunDirectory, free_name, versions
 from upslope.tasks import estimator_of, objective_of, settings_of, task_of
 from upslope.tensorboard import TensorboardWriter, require_tensorboard
-from upslope.workers import WorkersEngine, num_workers
 
 Environment = str | Callable[..., gymnasium.Env] | CompiledEnvironment
-CHUNKS = 100
-"""A compiled world's training is cut into about so many programs' runs, between which rows are written."""
-MAX_CHUNK_STEPS = 1 << 21
-"""No chunk gathers more environment steps per seed, so that memory does not grow with the budget."""
 
 
 @dataclass(frozen=True)
@@ -117,7 +110,7 @@ def train(
 def train_config(
     config: Config,
     world: World,
-    axes: "Axes | None" = None,
+    axes: Axes | None = None,
     *,
     name: str | None,
     folder: str | Path,
@@ -179,25 +172,6 @@ def resume(
     return go_on(config, world, axes, directory, display, tensorboard, changed, workers)
 
 
-@dataclass(frozen=True)
-class Axes:
-    """The pair."""
-
-    estimator: Estimator
-    objective: Objective
-
-    def described(self) -> dict[str, Any]:
-        """Both with their fields, for config.json."""
-        for part in (self.estimator, self.objective):
-            if not dataclasses.is_dataclass(part):
-                raise UpslopeError(
-                    f"{type(part).__name__} must be a dataclass, so that a run can say what it was trained with: put "
-                    "@dataclass(frozen=True) above the class."
-                )
-        described = {"estimator": repr(self.estimator), "objective": repr(self.objective)}
-        return described | {"needs_critic": self.estimator.needs_critic}
-
-
 def go_on(
     config: Config,
     world: World,
@@ -232,42 +206,6 @@ def go_on(
         engine.restore(snapshot, display.message)
     writer = TensorboardWriter(directory.path / "tensorboard", config.seed_list()) if tensorboard else None
     return run_loop(config, engine, directory, display, writer, state, progress, lines)
-
-
-def engine_of(config: Config, task: Task, world: World, axes: Axes, workers: int | None, display: Display) -> Engine:
-    """The engine for where the experience comes from."""
-    seeds = config.seed_list()
-    if workers is not None and (config.data is not None or isinstance(world, CompiledEnvironment)):
-        raise UpslopeError(
-            f"--workers is for Gymnasium environments, and {config.environment} runs in one program that spreads its "
-            "seeds by itself. Leave it out."
-        )
-    if config.data is not None:
-        return recorded_engine(config, task)
-    if isinstance(world, CompiledEnvironment):
-        per_iteration = task.num_envs * (
-            (task.max_episode_steps or 1) if task.estimator.whole_episodes else task.rollout_steps
-        )
-        iterations = max(1, min(task.steps // CHUNKS, MAX_CHUNK_STEPS) // per_iteration)
-        return CompiledEngine(task, seeds, iterations, world)
-    count = num_workers(config, workers)
-    if count > 1 and world.is_named and axes == Axes(estimator_of(config), objective_of(config)):
-        try:
-            return WorkersEngine(task, config, count, display.message)
-        except UpslopeError as error:
-            display.message(f"training in one process: {error}")
-    return HostEngine(task, seeds, world)
-
-
-def recorded_engine(config: Config, task: Task) -> Engine:
-    """The engine that reads a dataset."""
-    rollout = load_dataset(Path(str(config.data)), task.coding, task.head, task.update.objective.needs_behaviour)
-    count = int(rollout.valid.sum())
-    if config.minibatches > count:
-        raise UpslopeError(
-            f"--minibatches {config.minibatches} is more than the {count} steps in {config.data}. Lower it."
-        )
-    return RecordedEngine(dataclasses.replace(task, num_envs=rollout.valid.shape[1]), config.seed_list(), rollout)
 
 
 def run_loop(
