@@ -1,10 +1,15 @@
 """Small Gymnasium environments for the tests, as a user would bring them."""
 
+import os
+import time
+from pathlib import Path
 from typing import Any, ClassVar
 
 import gymnasium
 import numpy as np
 from gymnasium import spaces
+
+from upslope.host import reset_seed
 
 
 class Walk(gymnasium.Env):
@@ -140,3 +145,23 @@ def needs_an_argument(size: int) -> Walk:
 
 def cannot_be_made() -> Walk:
     raise ValueError("no licence found")
+
+
+class Cursed(Walk):
+    """A walk that goes wrong on the second step of seed 1's fourth episode, while a file says how."""
+
+    def reset(self, *, seed: int | None = None, options: dict | None = None) -> tuple[Any, dict]:
+        self.is_cursed = seed == reset_seed(1, 0, 3)
+        return super().reset(seed=seed, options=options)
+
+    def step(self, action: Any) -> tuple[Any, Any, bool, bool, dict]:
+        answer = super().step(action)
+        curse = Path(os.environ["CURSE"])
+        if self.is_cursed and self.steps == 2 and curse.exists():
+            if curse.read_text() == "raises":
+                raise RuntimeError("the simulator is gone")
+            if curse.read_text() == "dies":
+                os._exit(3)
+            if curse.read_text() == "sleeps":
+                time.sleep(2)
+        return answer

@@ -53,6 +53,6 @@ def named_leaves(tree: Any) -> list[tuple[str, Any]]:
     return [(jax.tree_util.keystr(path), leaf) for path, leaf in jax.tree_util.tree_leaves_with_path(tree)]
 
 
-def raw(leaf: jax.Array) -> jax.Array:
-    """Random keys as the integers that they are."""
+def raw(leaf: Any) -> Any:
+    """An array, of JAX or NumPy, as it is; random keys as the integers that they are."""
     return jax.random.key_data(leaf) if jnp.issubdtype(leaf.dtype, jax.dtypes.prng_key) else leaf

@@ -115,12 +115,10 @@ class Loop:
                 try:
                     state, chunk = self.engine.advance(state)
                 except Exception as error:
-                    self.save(state, progress)
+                    kept = self.save_or_say(state, progress)
                     if not isinstance(error, UpslopeError):
                         raise
-                    done = int(np.asarray(state.steps, np.int64).max())
-                    saved_words = f"All up to step {done:,} is saved; go on with: upslope resume {self.directory.path}"
-                    raise UpslopeError(f"{error} {saved_words}") from error
+                    raise UpslopeError(f"{error} {kept}; go on with: upslope resume {self.directory.path}") from error
                 progress.elapsed = perf_counter() - started
                 rate = pace.rate(int((chunk.steps[:, -1] - chunk.before[:, 0]).sum()))
                 with clock(self.engine.phases, "write"):
@@ -198,6 +196,14 @@ class Loop:
             "steps": np.asarray(state.steps).tolist(),
         }
         save_checkpoint(self.directory.last, state, self.engine.snapshot(), meta)
+
+    def save_or_say(self, state: TrainState, progress: Progress) -> str:
+        """Save after an error, and say how far; where the world is lost too, the last checkpoint stands."""
+        try:
+            self.save(state, progress)
+        except UpslopeError:
+            return "The last checkpoint is intact"
+        return f"All up to step {int(np.asarray(state.steps, np.int64).max()):,} is saved"
 
     def snapshot(self, chunk: Chunk, progress: Progress, rate: float) -> Snapshot:
         """Where the run stands, for the display."""
