@@ -16,7 +16,6 @@ from time import perf_counter
 from typing import Any
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 
 from upslope.agent import Agent
@@ -174,14 +173,14 @@ class Loop:
         better = is_due & np.asarray(enough) & (np.asarray(mean_of(progress, 0)) > progress.best_return)
         better &= finite_seeds(state.learner.agent)
         if better.any():
-            progress.best = where_seeds(jnp.asarray(better), state.learner.agent, progress.best)
+            progress.best = where_seeds(better, state.learner.agent, progress.best)
             progress.best_return = np.where(better, mean_of(progress, 0), progress.best_return)
             progress.best_step = np.where(better, chunk.steps[:, -1], progress.best_step)
 
     def save(self, state: TrainState, progress: Progress) -> None:
         """Write `best`, then `last`, which records how far the growing files reach."""
         never = ~np.isfinite(progress.best_return) & finite_seeds(state.learner.agent)
-        best = where_seeds(jnp.asarray(never), state.learner.agent, progress.best)
+        best = where_seeds(never, state.learner.agent, progress.best)
         scores = {
             "best_return": [finite(x) for x in progress.best_return.tolist()],
             "best_step": np.where(never, np.asarray(state.steps), progress.best_step).tolist(),
@@ -245,9 +244,13 @@ def finite_seeds(agents: Agent) -> np.ndarray:
     return np.all([np.isfinite(np.asarray(x)).reshape(x.shape[0], -1).all(axis=1) for x in leaves], axis=0)
 
 
-def where_seeds(mask: jax.Array, chosen: Any, otherwise: Any) -> Any:
-    """Seed by seed, `chosen` where the mask [S] is true."""
-    return jax.tree.map(lambda a, b: jnp.where(mask.reshape(-1, *(1,) * (a.ndim - 1)), a, b), chosen, otherwise)
+def where_seeds(mask: np.ndarray, chosen: Any, otherwise: Any) -> Any:
+    """Seed by seed, `chosen` where the mask [S] is true; in NumPy, so that nothing has to be compiled for it."""
+
+    def pick(a: Any, b: Any) -> np.ndarray:
+        return np.where(mask.reshape(-1, *(1,) * (a.ndim - 1)), np.asarray(a), np.asarray(b))
+
+    return jax.tree.map(pick, chosen, otherwise)
 
 
 def mean_of(progress: Progress, part: int) -> list[float]:

@@ -1,0 +1,54 @@
+"""Stable-Baselines3's or SBX's PPO on a Gymnasium environment, in one or more processes at once; prints a JSON line.
+
+python measure_baselines.py sb3|sbx ENVIRONMENT PROCESSES STEPS '{"n_envs": 8, "n_steps": 128, …}'
+"""
+
+import json
+import subprocess
+import sys
+from time import perf_counter
+
+from measure import peak_memory
+
+HIDDEN = {"net_arch": {"pi": [64, 64], "vf": [64, 64]}}
+
+
+def one(library: str, environment: str, steps: int, settings: dict) -> dict:
+    """Train in this process: a warm-up of two iterations, then the measured ones."""
+    import gymnasium
+    from stable_baselines3.common.vec_env import DummyVecEnv
+
+    if library == "sb3":
+        import torch
+        from stable_baselines3 import PPO
+
+        torch.set_num_threads(1)
+        extra = {"device": "cpu", "policy_kwargs": HIDDEN}
+    else:
+        from sbx import PPO
+
+        extra = {"policy_kwargs": HIDDEN}
+    num_envs = settings.pop("n_envs")
+    worlds = DummyVecEnv([lambda: gymnasium.make(environment)] * num_envs)
+    started = perf_counter()
+    model = PPO("MlpPolicy", worlds, **settings, **extra)
+    model.learn(2 * num_envs * settings["n_steps"])
+    first = perf_counter() - started
+    started = perf_counter()
+    model.learn(steps)
+    return {"steps_per_second": model.num_timesteps / (perf_counter() - started), "first_update": first}
+
+
+if __name__ == "__main__":
+    library, environment, processes, steps, settings = sys.argv[1:]
+    if int(processes) == 1:
+        answer = one(library, environment, int(steps), json.loads(settings))
+    else:
+        command = [sys.executable, __file__, library, environment, "1", steps, settings]
+        running = [subprocess.Popen(command, stdout=subprocess.PIPE, text=True) for _ in range(int(processes))]
+        answers = [json.loads(p.communicate()[0].splitlines()[-1]) for p in running]
+        answer = {
+            "steps_per_second": sum(a["steps_per_second"] for a in answers),
+            "first_update": max(a["first_update"] for a in answers),
+        }
+    print(json.dumps(answer | {"peak_memory_mb": peak_memory()}))

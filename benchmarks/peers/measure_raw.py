@@ -1,0 +1,40 @@
+"""How fast Gymnasium steps an environment with random actions and nothing else; prints a JSON line.
+
+python measure_raw.py ENVIRONMENT PROCESSES
+"""
+
+import json
+import subprocess
+import sys
+from time import perf_counter
+
+import gymnasium
+
+SECONDS = 5.0
+
+
+def one(environment: str) -> float:
+    """Steps per second of this process."""
+    env = gymnasium.make(environment, disable_env_checker=True)
+    env.action_space.seed(0)
+    actions = [env.action_space.sample() for _ in range(1000)]
+    env.reset(seed=0)
+    steps, started = 0, perf_counter()
+    while perf_counter() - started < SECONDS:
+        for action in actions:
+            _, _, terminated, truncated, _ = env.step(action)
+            if terminated or truncated:
+                env.reset()
+        steps += len(actions)
+    return steps / (perf_counter() - started)
+
+
+if __name__ == "__main__":
+    environment, processes = sys.argv[1], int(sys.argv[2])
+    if processes == 1:
+        total = one(environment)
+    else:
+        command = [sys.executable, __file__, environment, "1"]
+        running = [subprocess.Popen(command, stdout=subprocess.PIPE, text=True) for _ in range(processes)]
+        total = sum(json.loads(p.communicate()[0].splitlines()[-1])["steps_per_second"] for p in running)
+    print(json.dumps({"steps_per_second": total}))

@@ -1,0 +1,21 @@
+"""One run of upslope, as a user would start it; prints a JSON line.
+
+python measure_upslope.py ENVIRONMENT SEEDS STEPS '{"num_envs": 64, …}'
+"""
+
+import json
+import sys
+import tempfile
+
+from measure import peak_memory
+
+import upslope
+
+if __name__ == "__main__":
+    environment, seeds, steps, settings = sys.argv[1], int(sys.argv[2]), int(sys.argv[3]), json.loads(sys.argv[4])
+    with tempfile.TemporaryDirectory() as folder:
+        run = upslope.train(environment, seeds=seeds, steps=steps, folder=folder, quiet=True, preset=False, **settings)
+        rows = run.metrics()
+    # The rate is of all seeds together, without the first chunk, in which programs are compiled.
+    answer = {"steps_per_second": rows[-1]["time/steps_per_second"], "first_update": rows[0]["time/elapsed"]}
+    print(json.dumps(answer | {"peak_memory_mb": peak_memory()}))

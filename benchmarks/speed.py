@@ -1,0 +1,258 @@
+"""How fast is it? upslope and its peers side by side in one run, each in an environment of its own.
+
+    python benchmarks/speed.py --environments FOLDER            # every case (about 20 minutes on two cores)
+    python benchmarks/speed.py --environments FOLDER compiled_8 # some
+    python benchmarks/speed.py --table                          # docs/performance.md's table and plot from the results
+
+FOLDER holds the peers' virtual environments and is made on the first run. In each of five rounds every contender of a
+case runs once, one after another, so that all see the same machine; a ratio is taken within its round. The rate counts
+environment steps of all seeds together, without compilation and the first update, which are given apart. The plot needs
+Matplotlib.
+"""
+
+import argparse
+import json
+import os
+import platform
+import statistics
+import subprocess
+import sys
+import venv
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+HERE = Path(__file__).parent
+RESULTS = HERE / "results" / "speed"
+PAGE = HERE.parent / "docs" / "performance.md"
+PLOT = HERE.parent / "docs" / "images" / "speed.svg"
+ROUNDS = 5
+PEERS = {
+    "rejax": ("rejax", "gymnax==0.0.9"),  # rejax 0.1.3 expects gymnax's old five-value step
+    "baselines": ("stable-baselines3", "sbx-rl", "gymnasium[mujoco]"),
+}
+SAME = {"normalize_rewards": False, "normalize_observations": False}
+CARTPOLE = {"n_envs": 8, "n_steps": 128, "batch_size": 256, "n_epochs": 4, "learning_rate": 2.5e-4}
+PAPER = {"n_envs": 1, "n_steps": 2048, "batch_size": 64, "n_epochs": 10}
+WIDE = {"n_envs": 8, "n_steps": 256, "batch_size": 512, "n_epochs": 4}
+WIDE_HERE = SAME | {"num_envs": 8, "rollout_steps": 256, "epochs": 4, "minibatches": 4}
+
+
+@dataclass(frozen=True)
+class Contender:
+    """One way to do the same work."""
+
+    name: str
+    environment: str
+    """Whose virtual environment."""
+    script: str
+    arguments: tuple[Any, ...]
+
+
+def upslope(name: str, environment: str, seeds: int, steps: int, settings: dict[str, Any]) -> Contender:
+    """upslope as a user starts it."""
+    return Contender(name, "upslope", "measure_upslope.py", (environment, seeds, steps, settings))
+
+
+def baselines(name: str, library: str, environment: str, processes: int, steps: int, settings: Any) -> Contender:
+    """Stable-Baselines3 or SBX."""
+    return Contender(name, "baselines", "measure_baselines.py", (library, environment, processes, steps, settings))
+
+
+def rejax(name: str, seeds: int, steps: int) -> Contender:
+    """rejax."""
+    return Contender(name, "rejax", "measure_rejax.py", (seeds, steps))
+
+
+def raw(name: str, environment: str, processes: int) -> Contender:
+    """Gymnasium alone."""
+    return Contender(name, "upslope", "measure_raw.py", (environment, processes))
+
+
+COMPILED = SAME | {"num_envs": 64, "rollout_steps": 128}
+CHEETAH = "HalfCheetah-v5"
+CASES: dict[str, tuple[str, list[Contender]]] = {
+    "compiled_1": (
+        "compiled CartPole, 64 × 128, 4 epochs × 4 minibatches, one seed",
+        [
+            upslope("upslope", "jax:CartPole-v1", 1, 3_000_000, COMPILED),
+            rejax("rejax", 1, 1_500_000),
+        ],
+    ),
+    "compiled_8": (
+        "the same, 8 seeds in all",
+        [
+            upslope("upslope", "jax:CartPole-v1", 8, 1_000_000, COMPILED),
+            rejax("rejax", 8, 200_000),
+        ],
+    ),
+    "cartpole": (
+        "Gymnasium CartPole-v1, 8 × 128, 4 epochs × 4 minibatches",
+        [
+            upslope("upslope, 1 seed", "CartPole-v1", 1, 200_000, SAME),
+            upslope("upslope, 8 seeds", "CartPole-v1", 8, 120_000, SAME),
+            baselines("SB3", "sb3", "CartPole-v1", 1, 40_000, CARTPOLE),
+            baselines("SBX", "sbx", "CartPole-v1", 1, 40_000, CARTPOLE),
+            raw("raw stepping, 2 processes", "CartPole-v1", 2),
+        ],
+    ),
+    "halfcheetah": (
+        "HalfCheetah-v5, 1 × 2048, 10 epochs of minibatches of 64 (Schulman et al. 2017)",
+        [
+            upslope("upslope, 8 seeds", CHEETAH, 8, 30_000, SAME),
+            baselines("SB3", "sb3", CHEETAH, 1, 8_192, PAPER),
+            baselines("SB3, 2 processes", "sb3", CHEETAH, 2, 8_192, PAPER),
+            baselines("SBX", "sbx", CHEETAH, 1, 8_192, PAPER),
+        ],
+    ),
+    "halfcheetah_wide": (
+        "HalfCheetah-v5, 8 × 256, 4 epochs × 4 minibatches",
+        [
+            upslope("upslope, 8 seeds", CHEETAH, 8, 30_000, WIDE_HERE),
+            baselines("SB3", "sb3", CHEETAH, 1, 16_384, WIDE),
+            raw("raw stepping, 2 processes", CHEETAH, 2),
+        ],
+    ),
+}
+
+
+def python_of(environment: str, folder: Path) -> Path:
+    """The interpreter of a contender; a peer's environment is made where it is not there yet."""
+    if environment == "upslope":
+        return Path(sys.executable)
+    place = folder / environment
+    python = place / "bin" / "python"
+    if not python.exists():
+        venv.create(place, with_pip=True)
+        subprocess.run([python, "-m", "pip", "install", "--quiet", *PEERS[environment]], check=True)
+    return python
+
+
+def run(contender: Contender, folder: Path) -> dict[str, float]:
+    """One measurement."""
+    arguments = [json.dumps(a) if isinstance(a, dict) else str(a) for a in contender.arguments]
+    command = [python_of(contender.environment, folder), HERE / "peers" / contender.script, *arguments]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=600)
+    if done.returncode:
+        raise SystemExit(f"{contender.name} failed:\n{done.stderr[-2000:]}")
+    return json.loads(done.stdout.strip().splitlines()[-1])
+
+
+def versions(folder: Path) -> dict[str, list[str]]:
+    """What each environment holds."""
+    found = {}
+    for environment in ("upslope", *PEERS):
+        command = [python_of(environment, folder), "-m", "pip", "list", "--format=freeze"]
+        lines = subprocess.run(command, capture_output=True, text=True).stdout.splitlines()
+        wanted = ("jax", "flax", "torch", "numpy", "gymna", "stable", "sbx", "rejax", "mujoco")
+        found[environment] = [line for line in lines if line.startswith(wanted)]
+    return found
+
+
+def processor() -> str:
+    """The processor's name, where the system tells it."""
+    information = Path("/proc/cpuinfo")
+    lines = information.read_text().splitlines() if information.exists() else []
+    names = [line.split(":")[1].strip() for line in lines if line.startswith("model name")]
+    return names[0] if names else platform.processor() or platform.machine()
+
+
+def measure(name: str, folder: Path) -> None:
+    """All rounds of a case, stored."""
+    title, contenders = CASES[name]
+    rounds: list[dict[str, dict[str, float]]] = []
+    for number in range(ROUNDS):
+        rounds.append({c.name: run(c, folder) for c in contenders})
+        rates = {n: round(r["steps_per_second"]) for n, r in rounds[-1].items()}
+        print(f"{name} round {number + 1}: {rates}", flush=True)
+    RESULTS.mkdir(parents=True, exist_ok=True)
+    machine = {"processor": processor(), "cores": os.cpu_count(), "system": platform.system()}
+    result = {"title": title, "machine": machine, "versions": versions(folder), "rounds": rounds}
+    (RESULTS / f"{name}.json").write_text(json.dumps(result, indent=1) + "\n", "utf-8")
+
+
+def spread(values: list[float], digits: int = 0) -> str:
+    """Median and range."""
+    return f"{statistics.median(values):,.{digits}f} ({min(values):,.{digits}f} – {max(values):,.{digits}f})"
+
+
+def table() -> str:
+    """Every case's contenders with their ratio to the case's first."""
+    lines = [
+        "| case | who | steps/s: median (range) | upslope is faster by | until the first update, s | peak memory, MB |",
+        "|---|---|---|---|---|---|",
+    ]
+    for name in CASES:
+        path = RESULTS / f"{name}.json"
+        if not path.exists():
+            continue
+        result = json.loads(path.read_text("utf-8"))
+        rounds, names = result["rounds"], list(result["rounds"][0])
+        ours = [n for n in names if n.startswith("upslope")]
+        for who in names:
+            rate = spread([r[who]["steps_per_second"] for r in rounds])
+            ratios = [
+                spread([r[mine]["steps_per_second"] / r[who]["steps_per_second"] for r in rounds], 2) for mine in ours
+            ]
+            faster = (
+                ""
+                if who in ours
+                else "; ".join(
+                    f"{mine.removeprefix('upslope').strip(', ') or 'upslope'}: {r}"
+                    for mine, r in zip(ours, ratios, strict=True)
+                )
+            )
+            extra = [
+                f"{statistics.median([r[who][key] for r in rounds]):,.1f}" if key in rounds[0][who] else "–"
+                for key in ("first_update", "peak_memory_mb")
+            ]
+            lines.append(f"| {result['title']} | {who} | {rate} | {faster} | {extra[0]} | {extra[1]} |")
+    return "\n".join(lines)
+
+
+def plot() -> None:
+    """Bars of every case, with the range over rounds."""
+    from matplotlib import pyplot
+
+    stored = [n for n in CASES if (RESULTS / f"{n}.json").exists()]
+    figure, axes = pyplot.subplots(len(stored), 1, figsize=(8, 1.9 * len(stored)), constrained_layout=True)
+    for axis, name in zip(axes, stored, strict=True):
+        result = json.loads((RESULTS / f"{name}.json").read_text("utf-8"))
+        names = list(result["rounds"][0])
+        rates = [[r[who]["steps_per_second"] / 1e3 for r in result["rounds"]] for who in names]
+        middle = [statistics.median(x) for x in rates]
+        reach = [
+            [m - min(x) for m, x in zip(middle, rates, strict=True)],
+            [max(x) - m for m, x in zip(middle, rates, strict=True)],
+        ]
+        colours = ["#1f77b4" if who.startswith("upslope") else "#b0b0b0" for who in names]
+        axis.barh(names, middle, xerr=reach, color=colours)
+        axis.invert_yaxis()
+        axis.set_title(result["title"], fontsize=9, loc="left")
+        axis.tick_params(labelsize=8)
+        axis.spines[["top", "right"]].set_visible(False)
+    axes[-1].set_xlabel("thousand environment steps per second")
+    figure.savefig(PLOT)
+
+
+def write_page() -> None:
+    """Put the table between its marks."""
+    text = PAGE.read_text("utf-8")
+    begin, end = "<!-- speed: begin -->", "<!-- speed: end -->"
+    head, rest = text.split(begin)
+    PAGE.write_text(f"{head}{begin}\n{table()}\n{end}{rest.split(end)[1]}", "utf-8")
+    plot()
+
+
+if __name__ == "__main__":
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("cases", nargs="*", choices=[*CASES, []])
+    parser.add_argument("--environments", type=Path)
+    parser.add_argument("--table", action="store_true")
+    options = parser.parse_args()
+    if not options.table:
+        if options.environments is None:
+            parser.error("--environments FOLDER says where the peers' virtual environments are")
+        for case in options.cases or CASES:
+            measure(case, options.environments.resolve())
+    write_page()
