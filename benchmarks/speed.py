@@ -235,12 +235,23 @@ def plot() -> None:
     figure.savefig(PLOT)
 
 
+def phases_table() -> str:
+    """What `benchmarks/phases.py` stored."""
+    stored = json.loads((HERE / "results" / "phases.json").read_text("utf-8"))
+    lines = ["| case | parts |", "|---|---|"]
+    for case, parts in stored.items():
+        lines.append(f"| {case} | " + ", ".join(f"{name} {value:g}" for name, value in parts.items()) + " |")
+    return "\n".join(lines)
+
+
 def write_page() -> None:
-    """Put the table between its marks."""
+    """Put the tables between their marks, and draw the plot."""
     text = PAGE.read_text("utf-8")
-    begin, end = "<!-- speed: begin -->", "<!-- speed: end -->"
-    head, rest = text.split(begin)
-    PAGE.write_text(f"{head}{begin}\n{table()}\n{end}{rest.split(end)[1]}", "utf-8")
+    for name, content in (("speed", table()), ("phases", phases_table())):
+        begin, end = f"<!-- {name}: begin -->", f"<!-- {name}: end -->"
+        head, rest = text.split(begin)
+        text = f"{head}{begin}\n{content}\n{end}{rest.split(end)[1]}"
+    PAGE.write_text(text, "utf-8")
     plot()
 
 

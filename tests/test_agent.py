@@ -229,3 +229,9 @@ def test_an_agents_log_std_belongs_to_continuous_actions_alone():
     assert agent_for(SPACES["switches"]).actor.log_std.shape == (0,)
     assert agent_for(SPACES["a box without bounds"]).actor.log_std.shape == (6,)
     assert isinstance(agent_for(SPACES["a box"]).actor.head, BoxHead)
+
+
+def test_a_fresh_state_has_the_types_of_a_trained_one():
+    # A weak type would have every program compiled a second time after the first iteration.
+    state = initialise(task_of(CartPole()), 0, CartPole())
+    assert [leaf for leaf in jax.tree.leaves(state) if leaf.aval.weak_type] == []

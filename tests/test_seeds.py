@@ -79,6 +79,17 @@ def test_a_seed_alone_is_that_seed_among_others(case: str, together: Callable[[s
         assert one == one_seed(among / "checkpoints" / name, seed, MANY), name
 
 
+@pytest.mark.parametrize("seeds", [2, 3])
+def test_a_seed_of_full_size_is_that_seed_however_many_devices_share_the_work(seeds: int, folder: Path):
+    # Networks and minibatches large enough for XLA to use several threads; 3 seeds do not divide among 2 devices.
+    settings: dict[str, Any] = {"num_envs": 64, "rollout_steps": 64, "steps": 3 * 4096, "preset": False}
+    settings |= {"quiet": True, "folder": folder}
+    among = upslope.train("jax:CartPole-v1", name=f"wide {seeds}", seeds=seeds, **settings).path
+    alone = upslope.train("jax:CartPole-v1", name=f"wide alone {seeds}", seed=seeds - 1, **settings).path
+    one = one_seed(alone / "checkpoints" / "last.npz", 0, 1)
+    assert one == one_seed(among / "checkpoints" / "last.npz", seeds - 1, seeds)
+
+
 @pytest.mark.parametrize("case", ["compiled episodes", "host segments"])
 def test_the_same_seeds_give_the_same_run(case: str, together: Callable[[str], Path], folder: Path):
     again = train(case, folder, f"{case} again", seed=0, seeds=MANY)

@@ -175,7 +175,7 @@ def initialise_agent(
     inputs = coding.num_features
     actor = Actor(
         network=initialise_perceptron(generator, (inputs, *hidden_sizes, head.num_outputs), 0.01, activation),
-        log_std=jnp.full(head.num_outputs if isinstance(head, BoxHead) else 0, log_std_init),
+        log_std=jnp.full(head.num_outputs if isinstance(head, BoxHead) else 0, log_std_init, jnp.float32),
         head=head,
     )
     return Agent(

@@ -1,0 +1,88 @@
+"""Where does an iteration's time go? Stores benchmarks/results/phases.json.
+
+    python benchmarks/phases.py
+
+The compiled loop is one program, so its parts are compiled and timed each by itself, for one seed: the median of 15
+calls of each, and of the whole beside them. On the host the shares are those that the live display shows.
+"""
+
+import json
+import statistics
+from collections.abc import Callable
+from functools import partial
+from pathlib import Path
+from time import perf_counter
+from typing import Any
+
+import jax
+
+from upslope.config import configure
+from upslope.engines import HostEngine
+from upslope.environments.make import HostWorld, make
+from upslope.iteration import initialise, iterate, move, weigh
+from upslope.rollout import collect
+from upslope.tasks import task_of
+from upslope.update import shuffle
+
+RESULTS = Path(__file__).parent / "results" / "phases.json"
+CALLS = 15
+
+
+def milliseconds(function: Callable[..., Any], *arguments: Any) -> tuple[Any, float]:
+    """The answer, and the median time of a call."""
+    compiled = jax.jit(function)
+    answer = jax.block_until_ready(compiled(*arguments))
+    times = []
+    for _ in range(CALLS):
+        started = perf_counter()
+        jax.block_until_ready(compiled(*arguments))
+        times.append(1e3 * (perf_counter() - started))
+    return answer, round(statistics.median(times), 2)
+
+
+def compiled() -> dict[str, float]:
+    """CartPole, 64 × 128, 4 epochs × 4 minibatches."""
+    world: Any = make("jax:CartPole-v1")
+    settings = {"num_envs": 64, "rollout_steps": 128, "normalize_rewards": False}
+    task = task_of(configure("jax:CartPole-v1", is_continuous=False, use_preset=False, **settings), world)
+    state, key = initialise(task, 0, world), jax.random.key(1)
+    assert state.columns is not None
+    act = partial(collect, world, num_steps=128, max_episode_steps=500)
+    (_, rollout, _), act_time = milliseconds(
+        lambda s, k: act(agent=s.learner.agent, columns=s.columns, key=k), state, key
+    )
+    (state, scaled, credit), weigh_time = milliseconds(partial(weigh, task), state, rollout)
+    _, move_time = milliseconds(partial(move, task), state, scaled, credit, key)
+    _, shuffle_time = milliseconds(lambda k: shuffle(k, 64 * 128), key)
+    _, whole = milliseconds(lambda s: iterate(task, world, s), state)
+    parts = {"act": act_time, "weigh": weigh_time, "move": move_time, "whole iteration": whole}
+    return parts | {"one shuffle (8 in a move)": shuffle_time}
+
+
+def host(environment: str, is_continuous: bool, seconds: float = 10.0) -> dict[str, float]:
+    """Shares of an iteration of 8 seeds in one process."""
+    world = make(environment)
+    assert isinstance(world, HostWorld)
+    config = configure(environment, is_continuous=is_continuous, use_preset=False, seeds=8, steps=10**9)
+    engine = HostEngine(task_of(config, world), config.seed_list(), world)
+    state = engine.start()
+    for _ in range(3):
+        state, _ = engine.advance(state)
+    engine.phases.clear()
+    started = perf_counter()
+    while perf_counter() - started < seconds:
+        state, _ = engine.advance(state)
+    whole = perf_counter() - started
+    engine.close()
+    shares = {name: round(spent / whole, 3) for name, spent in engine.phases.items()}
+    return shares | {"the rest": round(1 - sum(engine.phases.values()) / whole, 3)}
+
+
+if __name__ == "__main__":
+    result = {
+        "compiled CartPole, milliseconds": compiled(),
+        "Gymnasium CartPole-v1, shares": host("CartPole-v1", False),
+        "HalfCheetah-v5, shares": host("HalfCheetah-v5", True),
+    }
+    RESULTS.write_text(json.dumps(result, indent=1) + "\n", "utf-8")
+    print(json.dumps(result, indent=1))
