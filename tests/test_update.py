@@ -1,5 +1,6 @@
 """The update: whose samples count, when it stops, how large a step is, and what its metrics mean."""
 
+import math
 from dataclasses import dataclass, replace
 from functools import cache, partial
 
