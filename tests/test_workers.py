@@ -82,24 +82,23 @@ def test_a_run_is_resumed_by_another_number_of_processes(in_one_process: Any, fo
     assert_same_run(in_one_process("segments"), folder / "resumed")
 
 
-def test_a_fault_in_one_process_loses_nothing_in_the_others(in_one_process: Any, folder: Path, curse: Path):
+@pytest.mark.parametrize(
+    ("kind", "words"),
+    [
+        ("raises", r"simulator is gone — environment 0 of seed 1, episode 3.*saved"),
+        ("dies", r"Worker process 1 \(process \d+, seeds 1\) ended.*3.*intact"),
+    ],
+)
+def test_a_fault_in_one_process_is_named_and_loses_nothing(
+    kind: str, words: str, in_one_process: Any, folder: Path, curse: Path
+):
     whole = in_one_process("cursed")
-    curse.write_text("raises")
-    with pytest.raises(upslope.UpslopeError, match=r"simulator is gone — environment 0 of seed 1, episode 3.*saved"):
-        train("cursed", folder, "raised", workers=3)
+    curse.write_text(kind)
+    with pytest.raises(upslope.UpslopeError, match=words):
+        train("cursed", folder, kind, workers=3)
     curse.unlink()
-    upslope.resume(folder / "raised", workers=3, quiet=True)
-    assert_same_run(whole, folder / "raised")
-
-
-def test_a_process_that_dies_is_named_and_the_last_checkpoint_stands(in_one_process: Any, folder: Path, curse: Path):
-    whole = in_one_process("cursed")
-    curse.write_text("dies")
-    with pytest.raises(upslope.UpslopeError, match=r"Worker process 1 \(process \d+, seeds 1\) ended.*3.*intact"):
-        train("cursed", folder, "died", workers=3)
-    curse.unlink()
-    upslope.resume(folder / "died", workers=3, quiet=True)
-    assert_same_run(whole, folder / "died")
+    upslope.resume(folder / kind, workers=3, quiet=True)
+    assert_same_run(whole, folder / kind)
 
 
 def test_a_process_that_hangs_is_named(folder: Path, curse: Path, monkeypatch: Any, capsys: Any):
@@ -127,6 +126,13 @@ def test_an_environment_that_only_this_process_knows(folder: Path, capsys: Any):
     upslope.train("OnlyHere-v0", seeds=2, steps=64, workers=2, quiet=True, folder=folder, name="only", **SEGMENTS)
     assert "training in one process" in capsys.readouterr().err
     assert (folder / "only" / "checkpoints" / "last.npz").exists()
+
+
+def test_an_environment_other_than_the_config_says_stays_in_this_process(folder: Path, monkeypatch: Any):
+    gymnasium.register("OtherName-v0", "gymnasium.envs.classic_control:CartPoleEnv", max_episode_steps=500)
+    run = train("segments", folder, "renamed", workers=1)
+    monkeypatch.setattr(WorkersEngine, "__init__", lambda *_: pytest.fail("a worker would make the config's own"))
+    assert upslope.resume(run, environment="OtherName-v0", workers=2, quiet=True).path == run
 
 
 def test_a_script_without_a_main_guard(tmp_path: Path):

@@ -4,11 +4,10 @@ python measure_baselines.py sb3|sbx ENVIRONMENT PROCESSES STEPS '{"n_envs": 8, "
 """
 
 import json
-import subprocess
 import sys
 from time import perf_counter
 
-from measure import peak_memory
+from measure import at_once, peak_memory
 
 HIDDEN = {"net_arch": {"pi": [64, 64], "vf": [64, 64]}}
 
@@ -44,9 +43,7 @@ if __name__ == "__main__":
     if int(processes) == 1:
         answer = one(library, environment, int(steps), json.loads(settings))
     else:
-        command = [sys.executable, __file__, library, environment, "1", steps, settings]
-        running = [subprocess.Popen(command, stdout=subprocess.PIPE, text=True) for _ in range(int(processes))]
-        answers = [json.loads(p.communicate()[0].splitlines()[-1]) for p in running]
+        answers = at_once(int(processes), __file__, library, environment, "1", steps, settings)
         answer = {
             "steps_per_second": sum(a["steps_per_second"] for a in answers),
             "first_update": max(a["first_update"] for a in answers),

@@ -4,11 +4,11 @@ python measure_raw.py ENVIRONMENT PROCESSES
 """
 
 import json
-import subprocess
 import sys
 from time import perf_counter
 
 import gymnasium
+from measure import at_once
 
 SECONDS = 5.0
 
@@ -34,7 +34,5 @@ if __name__ == "__main__":
     if processes == 1:
         total = one(environment)
     else:
-        command = [sys.executable, __file__, environment, "1"]
-        running = [subprocess.Popen(command, stdout=subprocess.PIPE, text=True) for _ in range(processes)]
-        total = sum(json.loads(p.communicate()[0].splitlines()[-1])["steps_per_second"] for p in running)
+        total = sum(a["steps_per_second"] for a in at_once(processes, __file__, environment, "1"))
     print(json.dumps({"steps_per_second": total}))

@@ -1,6 +1,7 @@
 """train and resume: from a name to a run on disk."""
 
 from collections.abc import Callable
+from contextlib import closing
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -127,16 +128,12 @@ def train_config(
     display = choose(quiet)
     if tensorboard:
         require_tensorboard()
-    engine = engine_of(config, task, world, axes, workers, display)
-    state = engine.start()
-    progress = begin_progress(state, config.seed_list())
-    try:
+    with closing(engine_of(config, task, world, axes, workers, display)) as engine:
+        state = engine.start()
+        progress = begin_progress(state, config.seed_list())
         directory.create(config, task.coding, task.head, axes.described())
-    except UpslopeError:
-        engine.close()
-        raise
-    writer = TensorboardWriter(directory.path / "tensorboard", config.seed_list()) if tensorboard else None
-    return run_loop(config, engine, directory, display, writer, state, progress, opening_lines(config, directory))
+        writer = TensorboardWriter(directory.path / "tensorboard", config.seed_list()) if tensorboard else None
+        return run_loop(config, engine, directory, display, writer, state, progress, opening_lines(config, directory))
 
 
 def resume(
@@ -185,27 +182,27 @@ def go_on(
     """Train from the last checkpoint."""
     prepare(on_host=isinstance(world, HostWorld))
     task = task_of(config, world, axes.estimator, axes.objective)
-    engine = engine_of(config, task, world, axes, workers, display)
-    like = engine.start()
-    state, snapshot, meta = load_checkpoint(directory.last, like)
-    best, _, scores = load_checkpoint(directory.best, like.learner.agent)
-    progress = begin_progress(state, config.seed_list())
-    progress.best = best
-    progress.best_return = np.asarray([-np.inf if r is None else r for r in scores["best_return"]])
-    progress.best_step = np.asarray(scores["best_step"])
-    progress.elapsed, progress.iteration = meta["elapsed"], meta["iteration"]
-    progress.checks = np.asarray(meta["checks"])
-    for window, episodes in zip(progress.windows, meta["windows"], strict=True):
-        window.extend((float(r), int(n)) for r, n in episodes)
-    directory.cut(meta["sizes"])
-    lines = [f"going on with {directory.path} at step {max(meta['steps']):,} of {config.steps:,}"]
-    if changed:
-        words = ", ".join(f"{name} {old} → {new}" for name, (old, new) in changed.items())
-        lines.append(f"versions changed since it was started, so the bits may differ: {words}")
-    if snapshot:
-        engine.restore(snapshot, display.message)
-    writer = TensorboardWriter(directory.path / "tensorboard", config.seed_list()) if tensorboard else None
-    return run_loop(config, engine, directory, display, writer, state, progress, lines)
+    with closing(engine_of(config, task, world, axes, workers, display)) as engine:
+        like = engine.start()
+        state, snapshot, meta = load_checkpoint(directory.last, like)
+        best, _, scores = load_checkpoint(directory.best, like.learner.agent)
+        progress = begin_progress(state, config.seed_list())
+        progress.best = best
+        progress.best_return = np.asarray([-np.inf if r is None else r for r in scores["best_return"]])
+        progress.best_step = np.asarray(scores["best_step"])
+        progress.elapsed, progress.iteration = meta["elapsed"], meta["iteration"]
+        progress.checks = np.asarray(meta["checks"])
+        for window, episodes in zip(progress.windows, meta["windows"], strict=True):
+            window.extend((float(r), int(n)) for r, n in episodes)
+        directory.cut(meta["sizes"])
+        lines = [f"going on with {directory.path} at step {max(meta['steps']):,} of {config.steps:,}"]
+        if changed:
+            words = ", ".join(f"{name} {old} → {new}" for name, (old, new) in changed.items())
+            lines.append(f"versions changed since it was started, so the bits may differ: {words}")
+        if snapshot:
+            engine.restore(snapshot, display.message)
+        writer = TensorboardWriter(directory.path / "tensorboard", config.seed_list()) if tensorboard else None
+        return run_loop(config, engine, directory, display, writer, state, progress, lines)
 
 
 def run_loop(
@@ -232,7 +229,6 @@ def run_loop(
         words = f"Stopped at once; go on from the last checkpoint with: upslope resume {directory.path}"
         raise KeyboardInterrupt(words) from None
     finally:
-        engine.close()
         if writer is not None:
             writer.close()
     return Run(directory.path, config, tuple(seeds), np.asarray(mean_of(progress, 0)))

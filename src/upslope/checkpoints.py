@@ -42,8 +42,7 @@ def load_checkpoint(path: Path, like: Any, prefix: str = "") -> tuple[Any, dict[
                 f"{path} does not belong to this run's config: its {name} is {said}, and "
                 f"{expected.dtype}{list(expected.shape)} is needed."
             )
-        is_key = jnp.issubdtype(leaf.dtype, jax.dtypes.prng_key)
-        leaves.append(jax.random.wrap_key_data(jnp.asarray(found)) if is_key else jnp.asarray(found))
+        leaves.append(typed(jnp.asarray(found), leaf))
     world = {name.removeprefix("world/"): x for name, x in arrays.items() if name.startswith("world/")}
     return jax.tree.unflatten(jax.tree.structure(like), leaves), world, meta
 
@@ -56,3 +55,8 @@ def named_leaves(tree: Any) -> list[tuple[str, Any]]:
 def raw(leaf: Any) -> Any:
     """An array, of JAX or NumPy, as it is; random keys as the integers that they are."""
     return jax.random.key_data(leaf) if jnp.issubdtype(leaf.dtype, jax.dtypes.prng_key) else leaf
+
+
+def typed(x: Any, like: Any) -> Any:
+    """The inverse of `raw`, given the leaf that it came from or one of its type."""
+    return jax.random.wrap_key_data(x) if jnp.issubdtype(like.dtype, jax.dtypes.prng_key) else x

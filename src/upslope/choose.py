@@ -60,7 +60,9 @@ def engine_of(config: Config, task: Task, world: World, axes: Axes, workers: int
         iterations = max(1, min(task.steps // CHUNKS, MAX_CHUNK_STEPS) // per_iteration)
         return CompiledEngine(task, seeds, iterations, world)
     count = num_workers(config, workers)
-    if count > 1 and world.is_named and axes == Axes(estimator_of(config), objective_of(config)):
+    # A worker knows of the run what its config says.
+    is_said = world.is_named and world.name == config.environment
+    if count > 1 and is_said and axes == Axes(estimator_of(config), objective_of(config)):
         try:
             return WorkersEngine(task, config, count, display.message)
         except UpslopeError as error:

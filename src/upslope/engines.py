@@ -23,7 +23,7 @@ from upslope.host import HostColumns
 from upslope.iteration import (
     Task,
     TrainState,
-    initialise,
+    initialise_all,
     iterate_many,
     iteration_keys,
     move,
@@ -112,7 +112,7 @@ class ProgramEngine:
         self.sharding = sharding_of(self.mesh, len(seeds))
 
     def start(self) -> TrainState:
-        return stack([initialise(self.task, seed, self.world) for seed in self.seeds])
+        return initialise_all(self.task, self.seeds, self.world)
 
     def one_seed(self, data: Rollout | None, state: TrainState) -> Any:
         """One seed's program: state → (state, (metrics, finished, steps before, steps after))."""
@@ -202,7 +202,7 @@ class HostEngine:
         self.take, self.stack = jax.jit(take), jax.jit(stack)
 
     def start(self) -> TrainState:
-        return stack([initialise(self.task, seed) for seed in self.seeds])
+        return initialise_all(self.task, self.seeds)
 
     def advance(self, state: TrainState) -> tuple[TrainState, Chunk]:
         before = np.asarray(state.steps, np.int64)

@@ -5,7 +5,7 @@ S = 1, not another path.
 """
 
 import dataclasses
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import partial
 from typing import Any, NamedTuple
@@ -70,6 +70,11 @@ def initialise(task: Task, seed: int, world: CompiledEnvironment | None = None) 
         steps=jnp.uint32(0),
         iteration=jnp.int32(0),
     )
+
+
+def initialise_all(task: Task, seeds: Sequence[int], world: CompiledEnvironment | None = None) -> TrainState:
+    """The state of all seeds [S] before training."""
+    return stack([initialise(task, seed, world) for seed in seeds])
 
 
 def iterate(task: Task, world: CompiledEnvironment, state: TrainState) -> tuple[TrainState, Metrics, Finished]:

@@ -7,6 +7,7 @@ another process and back, which for cheap environments takes longer than the ste
 A worker is `python -m upslope.workers`: it does not import the user's script again, as Python's own process pools do.
 """
 
+import contextlib
 import os
 import pickle
 import queue
@@ -20,14 +21,14 @@ from typing import Any
 import jax
 import numpy as np
 
-from upslope.checkpoints import raw
+from upslope.checkpoints import raw, typed
 from upslope.config import Config, canonical
 from upslope.devices import num_cores, settle
 from upslope.engines import Chunk, HostEngine
 from upslope.environments.make import HostWorld, make
 from upslope.errors import UpslopeError
 from upslope.host import split_snapshot
-from upslope.iteration import Task, TrainState, initialise, stack
+from upslope.iteration import Task, TrainState, initialise_all
 from upslope.tasks import task_of
 
 PATIENCE = 60.0
@@ -52,9 +53,7 @@ class Worker:
         self.index, self.seeds = index, list(seeds)
         environment = os.environ | {"NPROC": "1", "PYTHONPATH": os.pathsep.join(p for p in sys.path if p)}
         command = [sys.executable, "-m", "upslope.workers"]
-        self.process = subprocess.Popen(
-            command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, env=environment, bufsize=0
-        )
+        self.process = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, env=environment)
         self.answers: queue.Queue[tuple[str, Any]] = queue.Queue()
         threading.Thread(target=self.listen, daemon=True).start()
         self.ask("begin", config.to_json(), self.seeds)
@@ -63,9 +62,8 @@ class Worker:
         """Queue what the process says, and that it has ended."""
         assert self.process.stdout is not None
         try:
-            with os.fdopen(os.dup(self.process.stdout.fileno()), "rb") as stream:
-                while True:
-                    self.answers.put(pickle.load(stream))
+            while True:
+                self.answers.put(pickle.load(self.process.stdout))
         except (EOFError, OSError, pickle.UnpicklingError):
             self.answers.put(("ended", None))
 
@@ -102,7 +100,8 @@ class Worker:
     def close(self) -> None:
         """Let the process end."""
         assert self.process.stdin is not None
-        self.process.stdin.close()
+        with contextlib.suppress(OSError):  # what a dead process was still to be told
+            self.process.stdin.close()
         try:
             self.process.wait(timeout=5)
         except subprocess.TimeoutExpired:
@@ -140,7 +139,7 @@ class WorkersEngine:
         return answers
 
     def start(self) -> TrainState:
-        return stack([initialise(self.task, seed) for seed in self.seeds])
+        return initialise_all(self.task, self.seeds)
 
     def advance(self, state: TrainState) -> tuple[TrainState, Chunk]:
         leaves = None if state is self.state else leaves_of(state)
@@ -207,18 +206,14 @@ def leaves_of(state: TrainState) -> list[np.ndarray]:
 
 def state_of(leaves: Sequence[Any], like: TrainState) -> TrainState:
     """The inverse of `leaves_of`, given a state of the same structure."""
-    typed = [
-        jax.random.wrap_key_data(x) if jax.numpy.issubdtype(old.dtype, jax.dtypes.prng_key) else x
-        for x, old in zip(leaves, jax.tree.leaves(like), strict=True)
-    ]
-    return jax.tree.unflatten(jax.tree.structure(like), typed)
+    pairs = zip(leaves, jax.tree.leaves(like), strict=True)
+    return jax.tree.unflatten(jax.tree.structure(like), [typed(x, old) for x, old in pairs])
 
 
 def send(stream: Any, message: Any) -> None:
-    """Write a message whole."""
-    content = memoryview(pickle.dumps(message, protocol=5))
-    while content:
-        content = content[stream.write(content) :]
+    """Write a message. Pickle passes between a run's own processes only, through pipes that nobody else holds; files
+    that are loaded hold arrays and JSON."""
+    pickle.dump(message, stream, protocol=5)
     stream.flush()
 
 
@@ -255,7 +250,7 @@ class Server:
 def main() -> None:
     """Answer requests until the main process is gone."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # the main process decides what Ctrl-C means
-    answers = os.fdopen(os.dup(1), "wb", buffering=0)
+    answers = os.fdopen(os.dup(1), "wb")
     os.dup2(2, 1)  # what an environment prints must not get between the answers
     settle(on_host=True)
     server = Server()
