@@ -21,8 +21,8 @@ from upslope.engines import HostEngine
 from upslope.environments.make import HostWorld, make
 from upslope.iteration import initialise, iterate, move, weigh
 from upslope.rollout import collect
+from upslope.shuffle import shuffle
 from upslope.tasks import task_of
-from upslope.update import shuffle
 
 RESULTS = Path(__file__).parent / "results" / "phases.json"
 CALLS = 15

@@ -21,8 +21,9 @@ from upslope.estimators import GAE, RewardToGo
 from upslope.iteration import initialise, iterate_many, move, weigh
 from upslope.objectives import Clip, KLPenalty, Objective, PolicyGradient, importance_ratio
 from upslope.rollout import collect_episodes
+from upslope.shuffle import shuffle
 from upslope.types import Credit
-from upslope.update import begin_learning, explained_variance, improve, mean, shuffle, standardise
+from upslope.update import begin_learning, explained_variance, improve, mean, standardise
 
 SEVERAL_STEPS = {"epochs": 2, "minibatches": 2, "target_kl": 0.5, "normalize_advantage": True}
 run = quick_jit(improve, static_argnums=0)
