@@ -17,6 +17,7 @@ from jaxtyping import Array, Float, Integer, PRNGKeyArray
 
 from upslope.agent import initialise_agent
 from upslope.devices import SEEDS
+from upslope.diagnostics import Look
 from upslope.environments.base import CompiledEnvironment
 from upslope.estimators import Estimator, ends
 from upslope.rollout import Columns, Finished, begin, collect, collect_episodes
@@ -121,13 +122,14 @@ def move(
     decay = jnp.maximum(1 - progress, 0.0) if task.learning_rate_decay else 1.0
     learning_rate = jnp.float32(task.learning_rate * decay)
     imitate = state.iteration < task.imitation_iterations
-    learner, metrics = improve(task.update, state.learner, rollout, credit, key, learning_rate, imitate)
+    steps = state.steps + jnp.sum(rollout.valid, dtype=jnp.uint32)
+    look = Look(task.gamma, task.update.needs_critic, progress, steps.astype(jnp.float32) / task.steps)
+    learner, metrics = improve(task.update, state.learner, rollout, credit, key, learning_rate, imitate, look)
     agent = learner.agent
     if agent.normalize_observations:
         features = agent.coding.encode(rollout.observation)
         statistics = agent.observation_statistics.update(features, rollout.valid)
         learner = learner._replace(agent=dataclasses.replace(agent, observation_statistics=statistics))
-    steps = state.steps + jnp.sum(rollout.valid, dtype=jnp.uint32)
     return state._replace(learner=learner, steps=steps, iteration=state.iteration + 1), metrics
 
 

@@ -15,6 +15,7 @@ import optax
 from jaxtyping import Array, Bool, Float, PRNGKeyArray, Shaped
 
 from upslope.agent import Actor, Agent
+from upslope.diagnostics import Look, Seen
 from upslope.distributions import Distribution
 from upslope.objectives import Clip, Objective, ObjectiveState, Sample, importance_ratio
 from upslope.shuffle import shuffle
@@ -122,10 +123,12 @@ def improve(
     key: PRNGKeyArray,
     learning_rate: Float[Array, ""],
     imitate: Bool[Array, ""],
+    look: Look | None = None,
 ) -> tuple[Learner, Metrics]:
     """Move policy and critic over epochs of shuffled minibatches, then adapt the objective's state.
 
-    While `imitate`, the policy learns the recorded actions by maximum likelihood instead.
+    While `imitate`, the policy learns the recorded actions by maximum likelihood instead. A `look` adds the metrics
+    `health/…`.
     """
     agent, objective = learner.agent, learner.objective
     batch = flatten(agent, rollout, credit)
@@ -161,6 +164,8 @@ def improve(
             update.critic_epochs, False,
         )  # fmt: skip
         metrics |= {f"critic/{name}": value for name, value in critic_metrics.items()}
+    if look is not None:
+        metrics |= look(Seen(agent, actor, critic, rollout, credit, batch, after))
     agent = dataclasses.replace(agent, actor=actor.parameters, critic=critic.parameters)
     adapted = jnp.where(imitate, objective, update.objective.adapt(objective, kl))
     moved = Learner(agent, actor.optimiser, critic.optimiser, adapted)
