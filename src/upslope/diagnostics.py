@@ -1,6 +1,6 @@
 """What a run says of its own health: metrics `health/…`, from what an update has at hand anyway.
 
-They are taken about `POINTS` times a run, so that they cost little and the rows stay small; `upslope doctor` reads them.
+They are taken about `POINTS` times a run, so that they cost little and rows stay small; `upslope doctor` reads them.
 A metric that means nothing in a batch (no episode ended, no bounds) is nan, and a row leaves it out. All series are
 reduced together: many small reductions, each a kernel of its own, would take longer to compile than the update does.
 Source: Jones (2021), Debugging RL, Without the Agonizing Pain, for most; others are named where they are computed.
@@ -191,7 +191,7 @@ def possible_returns(gamma: float, rollout: Rollout) -> tuple[Array, Array]:
 
 
 def returns_before_the_end(gamma: float, rollout: Rollout) -> tuple[Float[Array, "T N"], Bool[Array, "T N"]]:
-    """Σ γ^k r of the at most `TAIL` last steps of episodes that terminated, from the facts alone; and where they are."""
+    """Σ γ^k r of the at most `TAIL` last steps of episodes that terminated, from the facts; and where they are."""
     going_on, last = ~ends(rollout), rollout.terminated & rollout.valid
 
     def next_row(x: Array) -> Array:

@@ -161,39 +161,20 @@ def repeat(
     return jax.lax.scan(body, state, length=times)
 
 
-def spent(task: Task, state: TrainState) -> TrainState:
-    """The state of a seed whose budget is spent."""
-    return state._replace(steps=jnp.full_like(state.steps, task.steps))
-
-
 def over_seeds(function: Callable[..., Any]) -> Callable[..., Any]:
     """Run one seed's program on every seed, one after another: [S, …] → [S, …]."""
     return lambda *arguments: jax.lax.map(lambda one: function(*one), arguments)
 
 
-def spread_seeds(function: Callable[[Any, Any], Any], mesh: Mesh, spent: Callable[[Any], Any]) -> Callable[..., Any]:
-    """`function(shared, one)` for every seed, spread over the devices of a mesh: (shared, [S, …]) → [S, …].
-
-    Where S does not divide evenly, `spent` turns copies into seeds with nothing left to do, which cost nothing.
-    """
-    on_device = jax.shard_map(
+def spread_seeds(function: Callable[[Any, Any], Any], mesh: Mesh) -> Callable[..., Any]:
+    """`function(shared, one)` for every seed, spread evenly over the devices of a mesh: (shared, [S, …]) → [S, …]."""
+    return jax.shard_map(
         lambda shared, states: over_seeds(partial(function, shared))(states),
         mesh=mesh,
         in_specs=(PartitionSpec(), PartitionSpec(SEEDS)),
         out_specs=PartitionSpec(SEEDS),
         check_vma=False,
     )
-
-    def run(shared: Any, states: Any) -> Any:
-        count = jax.tree.leaves(states)[0].shape[0]
-        missing = -count % mesh.size
-        if not missing:
-            return on_device(shared, states)
-        idle = spent(jax.tree.map(lambda x: x[:missing], states))
-        padded = jax.tree.map(lambda x, y: jnp.concatenate([x, y]), states, idle)
-        return jax.tree.map(lambda x: x[:count], on_device(shared, padded))
-
-    return run
 
 
 def stack(states: list[Any]) -> Any:
