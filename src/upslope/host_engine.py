@@ -8,6 +8,7 @@ import jax
 import numpy as np
 
 from upslope.collect_host import Act, EpisodeEnds, collect_host, collect_host_episodes
+from upslope.diagnostics import spell_out
 from upslope.engines import Chunk, EpisodeRow, clock
 from upslope.environments.make import HostWorld
 from upslope.host import HostColumns
@@ -117,6 +118,7 @@ def fit(x: np.ndarray, length: int) -> np.ndarray:
 
 def by_name(metrics: list[Metrics | None]) -> dict[str, np.ndarray]:
     """One dictionary a seed → name → [S, 1]; nan for a seed that stood still."""
-    names = next((list(m) for m in metrics if m is not None), [])
     fetched = jax.device_get(metrics)
-    return {n: np.asarray([[np.nan if m is None else float(m[n])] for m in fetched]) for n in names}
+    some = next(m for m in fetched if m is not None)
+    rows = {n: [np.full_like(some[n], np.nan) if m is None else m[n] for m in fetched] for n in some}
+    return spell_out({n: np.stack(x)[:, None] for n, x in rows.items()})

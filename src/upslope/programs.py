@@ -10,6 +10,7 @@ import numpy as np
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
 from upslope.devices import SEEDS, shares_of
+from upslope.diagnostics import spell_out
 from upslope.engines import Chunk, EpisodeRow, clock
 from upslope.environments.base import CompiledEnvironment
 from upslope.iteration import (
@@ -88,7 +89,7 @@ class ProgramEngine:
         metrics, finished, before, steps = jax.tree.map(lambda *x: np.concatenate(x), *facts)
         before, steps = before.astype(np.int64), steps.astype(np.int64)
         episodes = [[] for _ in self.seeds] if finished is None else self.rows(finished, before)
-        return after, Chunk(metrics, steps, before, episodes)
+        return after, Chunk(spell_out(metrics), steps, before, episodes)
 
     def rows(self, finished: Finished, before: np.ndarray) -> list[list[EpisodeRow]]:
         """[S, I, T, N] → each seed's finished episodes with the step at which they ended."""
