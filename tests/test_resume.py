@@ -214,5 +214,5 @@ def test_train_resume_goes_on_with_the_same_config_only(tmp_path: Path, capsys):
         main([*words, "--gamma", "0.5"])
     assert end.value.code == 2
     said = capsys.readouterr().err
-    assert "gamma was 0.98, now 0.5" in said and "--name" in said
+    assert "gamma was 0.99, now 0.5" in said and "--name" in said
     assert "hidden_sizes" not in said

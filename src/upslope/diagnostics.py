@@ -266,7 +266,7 @@ def saturation(network: Any, features: Float[Array, "B D"], valid: Bool[Array, "
 
 def of_features(features: Float[Array, "B D"], valid: Bool[Array, "B"]) -> Float[Array, "5"]:
     """Observations as the networks see them: how far from 0, how wide, and the share that never changes."""
-    # As products: a sum that XLA fuses with its neighbours is rounded differently in another program.
+    # As products: a sum is rounded differently where another program fuses it with other neighbours.
     weight = valid / jnp.maximum(jnp.sum(valid), 1)
     centre = weight @ features
     variance = weight @ jax.lax.optimization_barrier((features - centre) ** 2)
