@@ -8,9 +8,13 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from upslope.analysis.doctor import Diagnosis as Diagnosis
+    from upslope.analysis.doctor import diagnose as diagnose
     from upslope.api import Run as Run
     from upslope.api import resume as resume
     from upslope.api import train as train
+    from upslope.check import Checked as Checked
+    from upslope.check import check as check
     from upslope.config import Config as Config
     from upslope.environments.base import CompiledEnvironment as CompiledEnvironment
     from upslope.environments.make import make as make
@@ -39,7 +43,9 @@ if TYPE_CHECKING:
     from upslope.types import Values as Values
 
 ROOMS = {
+    "analysis.doctor": ("Diagnosis", "diagnose"),
     "api": ("Run", "resume", "train"),
+    "check": ("Checked", "check"),
     "config": ("Config",),
     "environments.base": ("CompiledEnvironment",),
     "environments.make": ("make",),

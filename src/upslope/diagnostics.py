@@ -18,7 +18,7 @@ from jaxtyping import Array, Bool, Float, Shaped
 from upslope.agent import Agent
 from upslope.estimators import ends
 from upslope.objectives import Sample, importance_ratio
-from upslope.spaces import BoxHead, Head
+from upslope.spaces import BoxHead
 from upslope.types import Credit, Metrics, Rollout
 
 RAW = "health"
@@ -55,13 +55,12 @@ OTHERS += tuple(f"{network}_{name}" for network in ("policy", "critic") for name
 class Seen(NamedTuple):
     """What an update has at hand when it is done; T·N samples."""
 
-    agent: Agent | None
-    """Before the update; its parameters are not read, so that they need not be kept."""
+    agent: Agent
+    """Before the update."""
     actor: Any
     """The descent of the actor: its `parameters` after, and Adam's state."""
     critic: Any
-    value: Float[Array, "B"] | None
-    """Of the critic before the update; None without one."""
+    """That of the critic; None without one."""
     rollout: Rollout
     """Its rewards are in the learner's unit."""
     credit: Credit
@@ -84,28 +83,24 @@ class Look:
 
     def __call__(self, seen: Seen) -> Metrics:
         nothing = jnp.full(4 * len(SERIES) + len(PAIRS) + len(OTHERS), jnp.nan)
-        assert seen.agent is not None
-        scale, head = seen.agent.reward_scale(), seen.agent.actor.head
-        read = narrow(seen)
-        measure = lambda scale, read: self.measure(scale, head, read)  # noqa: E731
-        return {RAW: jax.lax.cond(self.is_due, measure, lambda *_: nothing, scale, read)}
+        return {RAW: jax.lax.cond(self.is_due, lambda seen: self.measure(narrow(seen)), lambda _: nothing, seen)}
 
-    def measure(self, scale: Float[Array, ""], head: Head, seen: Seen) -> Float[Array, "K"]:
+    def measure(self, seen: Seen) -> Float[Array, "K"]:
         """All of them, in the order of the names."""
-        rollout, credit, batch = seen.rollout, seen.credit, seen.batch
-        has_value = rollout.valid & (seen.value is not None)
-        value = jnp.zeros_like(rollout.reward) if seen.value is None else seen.value.reshape(rollout.reward.shape)
+        rollout, credit, batch, critic = seen.rollout, seen.credit, seen.batch, seen.critic
+        has_value, value = jnp.zeros_like(rollout.valid), jnp.zeros_like(rollout.reward)
+        if critic is not None:
+            has_value, value = rollout.valid, seen.agent.critic(batch.features)[..., 0].reshape(value.shape)
         tail = returns_before_the_end(self.gamma, rollout)
-        series = facts(rollout) | weights(rollout, credit, tail) | decisions(head, seen)
+        series = facts(rollout) | weights(rollout, credit, tail) | decisions(seen)
         series |= {"value": (value, has_value), "value_bias": (value - credit.target, has_value)}
-        critic = seen.critic.parameters
         parts = [
             moments(series),
             correlations(pairs(rollout, credit, value, has_value, tail)),
-            jnp.stack([scale, ends_together(rollout)]),
+            jnp.stack([seen.agent.reward_scale(), ends_together(rollout)]),
             of_features(batch.features, batch.valid),
             of_network(seen.actor, seen.actor.parameters.network, batch),
-            jnp.full(len(OF_NETWORK), jnp.nan) if seen.value is None else of_network(seen.critic, critic, batch),
+            jnp.full(len(OF_NETWORK), jnp.nan) if critic is None else of_network(critic, critic.parameters, batch),
         ]
         return jnp.concatenate(parts)
 
@@ -119,8 +114,8 @@ def narrow(seen: Seen) -> Seen:
         return x.reshape(length, count, *x.shape[1:])[:, :columns].reshape(length * columns, *x.shape[1:])
 
     rollout, credit = jax.tree.map(lambda x: x[:, :columns], (seen.rollout, seen.credit))
-    value, batch, after = jax.tree.map(of_batch, (seen.value, seen.batch, seen.after))
-    return Seen(None, seen.actor, seen.critic, value, rollout, credit, batch, after)
+    batch, after = jax.tree.map(of_batch, (seen.batch, seen.after))
+    return seen._replace(rollout=rollout, credit=credit, batch=batch, after=after)
 
 
 def spell_out(metrics: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
@@ -187,9 +182,9 @@ def weights(rollout: Rollout, credit: Credit, tail: tuple[Array, Array]) -> Seri
     }
 
 
-def decisions(head: Head, seen: Seen) -> Series:
+def decisions(seen: Seen) -> Series:
     """What the policy did and how the update changed it. An ascent makes the mean of Ψ (ρ − 1) positive."""
-    batch, valid = seen.batch, seen.rollout.valid
+    batch, valid, head = seen.batch, seen.rollout.valid, seen.agent.actor.head
     log_prob = batch.old_policy.log_prob(batch.action)
     elsewhere = jax.tree.map(lambda x: jnp.roll(x, 1, axis=0), batch.old_policy)
     clipped = jnp.full_like(log_prob, jnp.nan)

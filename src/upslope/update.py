@@ -157,7 +157,7 @@ def improve(
     metrics["policy/kl"] = kl
     if update.objective.state_name is not None:
         metrics[f"objective/{update.objective.state_name}"] = objective
-    critic, before = Descent(agent.critic, learner.critic_optimiser, jnp.bool_(False)), None
+    critic = Descent(agent.critic, learner.critic_optimiser, jnp.bool_(False))
     if update.needs_critic:
         critic, critic_metrics = descend(
             update, critic_loss, agent.critic, learner.critic_optimiser, batch, critic_key, learning_rate,
@@ -165,7 +165,7 @@ def improve(
         )  # fmt: skip
         metrics |= {f"critic/{name}": value for name, value in critic_metrics.items()}
     if look is not None:
-        metrics |= look(Seen(agent, actor, critic, before, rollout, credit, batch, after))
+        metrics |= look(Seen(agent, actor, critic if update.needs_critic else None, rollout, credit, batch, after))
     agent = dataclasses.replace(agent, actor=actor.parameters, critic=critic.parameters)
     adapted = jnp.where(imitate, objective, update.objective.adapt(objective, kl))
     moved = Learner(agent, actor.optimiser, critic.optimiser, adapted)

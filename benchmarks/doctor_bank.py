@@ -1,0 +1,187 @@
+"""Trains the bank of `benchmarks/doctor.py`: many runs, few compiled programs.
+
+Most of a short run's time is compiling. What a fault or a variant changes in numbers (learning rate, γ, entropy coefficient,
+what is planted) is therefore an argument of the program, and runs that differ in nothing else share one.
+"""
+
+import dataclasses
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+from unittest.mock import patch
+from zlib import crc32
+
+import jax
+import jax.numpy as jnp
+from doctor_faults import BASE, FAULTS, HEALTHY, SOUND, Fault, Now, PlantedClip, PlantedGAE, broken_rollout, world_of
+from jax.sharding import NamedSharding, PartitionSpec
+
+import upslope
+from upslope import choose, iteration
+from upslope.collect_host import Act
+from upslope.engines import CompiledEngine, HostEngine
+from upslope.iteration import Task, iterate_many, move, weigh
+
+HALVES = ("calibrate", "test")
+COMMON: dict[str, Any] = {"seeds": 5, "quiet": True}
+PROGRAMS: dict[str, Any] = {}
+
+
+@dataclasses.dataclass(frozen=True)
+class Job:
+    """One run of the bank."""
+
+    half: str
+    name: str
+    cause: str
+    arguments: dict[str, Any]
+    fault: Fault | None = None
+    world: str = ""
+
+
+def jobs() -> Iterator[Job]:
+    """Every run of the bank."""
+    for fault in FAULTS:
+        for half in HALVES:
+            settings = fault.settings if half == "calibrate" or fault.test_settings is None else fault.test_settings
+            for world in getattr(fault, half):
+                arguments = {"algorithm": fault.algorithm, "preset": False, **BASE[world], **settings}
+                yield Job(half, f"{fault.name} in {world}", fault.cause, arguments, fault, world)
+    for number, run in enumerate(HEALTHY):
+        own = {} if run.preset else BASE.get(run.world, {})
+        if run.algorithm not in ("ppo", "ppo_kl", "ppo_kl_fixed"):
+            own = {"steps": own["steps"]} | ({"gamma": 0.95} if "Pendulum" in run.world else {})
+        arguments = {"algorithm": run.algorithm, "preset": run.preset, **own, **run.settings}
+        yield Job(
+            HALVES[number % 2],
+            f"healthy {number} {run.algorithm} in {run.world}",
+            "healthy",
+            arguments,
+            None,
+            run.world,
+        )
+
+
+def place(bank: Path, job: Job) -> Path:
+    """The run directory of a job."""
+    return bank / job.half / job.name.replace(":", "-").replace("/", "-").replace(" ", "_")
+
+
+def train(bank: Path) -> None:
+    """Train what is missing, world by world, in an order in which every part of the work is a fair sample of all."""
+    with (
+        patch.object(choose, "CompiledEngine", Shared),
+        patch.object(choose, "HostEngine", SharedHost),
+        patch.object(iteration, "collect", collect),
+    ):
+        for job in sorted(jobs(), key=lambda job: crc32(job.name.encode())):
+            path = place(bank, job)
+            if not (path / "done").exists():
+                train_one(job, path)
+                (path / "done").touch()
+                print(job.half, job.name, flush=True)
+
+
+def train_one(job: Job, path: Path) -> None:
+    """One run; a refusal by the library is printed, and leaves what there is."""
+    if path.exists():
+        path.rename(path.with_name(f".{path.name}.cut.{len(list(path.parent.iterdir()))}"))
+    arguments = dict(job.arguments)
+    slower = arguments.pop("slower", None)
+    Now.plant = SOUND | {"epsilon": 0.2, "rate_factor": slower or 1.0} | (job.fault.plant if job.fault else {})
+    environment: Any = job.world
+    if job.fault is not None and job.fault.algorithm == "ppo":
+        arguments |= {"estimator": PlantedGAE(), "objective": PlantedClip()}
+    if job.fault is not None:
+        environment = world_of(job.fault, job.world)
+    try:
+        upslope.train(environment, folder=path.parent, name=path.name, workers=None, **COMMON, **arguments)
+    except upslope.UpslopeError as error:
+        print(f"{job.name}: {error}", flush=True)
+    path.mkdir(parents=True, exist_ok=True)
+
+
+real_collect = iteration.collect
+
+
+def collect(world: Any, *arguments: Any, **options: Any) -> Any:
+    """The library's, with the rollout broken where that is planted."""
+    columns, rollout, finished = real_collect(world, *arguments, **options)
+    return columns, broken_rollout(rollout) if hasattr(world, "unlimited") else rollout, finished
+
+
+def numbers_of(task: Task) -> dict[str, Any]:
+    """What is an argument of a program."""
+    rate = task.learning_rate * Now.plant["rate_factor"]
+    own = {"learning_rate": rate, "gamma": task.gamma, "entropy_coefficient": task.update.entropy_coefficient}
+    return {name: jnp.float32(x) for name, x in (own | Now.plant).items()}
+
+
+def with_numbers(task: Task, numbers: dict[str, Any]) -> Task:
+    """The task with these numbers in it; what is planted is read from `Now`."""
+    update = dataclasses.replace(task.update, entropy_coefficient=numbers["entropy_coefficient"])
+    return dataclasses.replace(task, update=update, learning_rate=numbers["learning_rate"], gamma=numbers["gamma"])
+
+
+class planted:
+    """Lets `Now` say the numbers of a program while it is traced."""
+
+    def __init__(self, numbers: dict[str, Any]):
+        self.numbers = numbers
+
+    def __enter__(self) -> None:
+        self.before, Now.plant = Now.plant, self.numbers
+
+    def __exit__(self, *_: object) -> None:
+        Now.plant = self.before
+
+
+def key_of(task: Task, *more: Any) -> str:
+    """What a program depends on besides its numbers."""
+    return repr((with_numbers(task, dict.fromkeys(("learning_rate", "gamma", "entropy_coefficient"), 0.0)), more))
+
+
+class Shared(CompiledEngine):
+    """Keeps its program for the next run with the same structure."""
+
+    def __init__(self, task: Task, seeds: Any, iterations: int, world: Any):
+        super().__init__(task, seeds, iterations, world)
+        everywhere = NamedSharding(self.mesh, PartitionSpec())
+        self.data = jax.tree.map(lambda x: jax.device_put(x, everywhere), numbers_of(task))  # type: ignore[assignment]
+        self.key = key_of(task, iterations, len(seeds), type(getattr(world, "inner", world)), type(world))
+        self.compiled = PROGRAMS.get(self.key)
+
+    def one_seed(self, data: Any, state: Any) -> Any:
+        assert self.world is not None
+        with planted(data):
+            return iterate_many(with_numbers(self.task, data), self.world, state, self.iterations)
+
+    def advance(self, state: Any) -> Any:
+        answer = super().advance(state)
+        PROGRAMS[self.key] = self.compiled
+        return answer
+
+
+class SharedHost(HostEngine):
+    """The same on the host, where weighing, moving and acting are programs of their own."""
+
+    def __init__(self, task: Task, seeds: Any, world: Any):
+        super().__init__(task, seeds, world)
+        is_planted = ":" in world.name
+        key = key_of(task, "host", is_planted)
+        if key not in PROGRAMS:
+
+            def weigh_one(numbers: Any, state: Any, rollout: Any) -> Any:
+                with planted(numbers):
+                    broken = broken_rollout(rollout) if is_planted else rollout
+                    return weigh(with_numbers(task, numbers), state, broken)
+
+            def move_one(numbers: Any, *arguments: Any) -> Any:
+                with planted(numbers):
+                    return move(with_numbers(task, numbers), *arguments)
+
+            PROGRAMS[key] = (jax.jit(weigh_one), jax.jit(move_one), Act(), self.keys, self.take, self.stack)
+        weigh_program, move_program, self.act, self.keys, self.take, self.stack = PROGRAMS[key]
+        numbers = numbers_of(task)
+        self.weigh: Any = lambda *arguments: weigh_program(numbers, *arguments)
+        self.move: Any = lambda *arguments: move_program(numbers, *arguments)

@@ -1,0 +1,329 @@
+"""The faults that `benchmarks/doctor.py` plants, and the healthy runs beside them. Nothing here is part of the library.
+
+A fault is in the configuration, in the environment (a wrapped world, compiled or on the host), or in a broken copy of the
+estimator, the objective or the rollout. Each names the cause that a diagnosis should give. `plant` says what is broken,
+in numbers that are arguments of the compiled program, so that many faults share one.
+"""
+
+import time
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from typing import Any, ClassVar
+
+import gymnasium
+import jax
+import jax.numpy as jnp
+import numpy as np
+from gymnasium import spaces
+
+import upslope
+from upslope.environments.base import CompiledEnvironment
+from upslope.estimators import advantage_credit, discounted_sum, ends, td_error
+
+CARTPOLE, ACROBOT, PENDULUM = "jax:CartPole-v1", "jax:Acrobot-v1", "jax:Pendulum-v1"
+HOST_CARTPOLE, HOST_PENDULUM, HOST_ACROBOT = "CartPole-v1", "Pendulum-v1", "Acrobot-v1"
+MOUNTAIN, GRID, KEY = "jax:MountainCarContinuous-v0", "jax:GridWorld-v0", "jax:Key-v0"
+SWINGS = {"num_envs": 4, "rollout_steps": 512, "epochs": 10, "minibatches": 16, "gamma": 0.95, "learning_rate": 1e-3}
+"""Settings under which the pendulum learns in a short budget."""
+BASE: dict[str, dict[str, Any]] = {
+    CARTPOLE: {"steps": 50_000},
+    ACROBOT: {"steps": 50_000, "learning_rate": 1e-3},
+    PENDULUM: {"steps": 60_000, **SWINGS},
+    HOST_CARTPOLE: {"steps": 30_000},
+    HOST_PENDULUM: {"steps": 30_000, **SWINGS},
+    HOST_ACROBOT: {"steps": 30_000, "learning_rate": 1e-3},
+    MOUNTAIN: {"steps": 60_000},
+    GRID: {"steps": 40_000, "learning_rate": 1e-3},
+    KEY: {"steps": 40_000, "learning_rate": 1e-3},
+}
+SOUND: dict[str, float] = {
+    "observe_scale": 1.0, "observe_shift": 0.0, "pay_scale": 1.0, "pay_noise": 0.0, "random_actions": 0.0,
+    "over_at": 1e9, "never_over": 0.0, "fake_row": 0.0, "estimator": 0.0, "loss_factor": 1.0, "rollout": 0.0,
+}  # fmt: skip
+"""What `plant` says where nothing is broken."""
+ESTIMATORS = (
+    "sound",
+    "bootstraps",
+    "leaks",
+    "limit is death",
+    "one reward",
+    "sign",
+    "late",
+    "target without value",
+    "zero",
+)
+ROLLOUTS = ("sound", "log_prob", "cut actions", "reset successor", "late observation", "no ends")
+
+
+class Now:
+    """What is planted in the run that is being made or traced."""
+
+    plant: ClassVar[dict[str, Any]] = SOUND
+
+
+@dataclass(frozen=True)
+class Fault:
+    """One planted fault. `calibrate` and `test` are the worlds in which the two halves train it."""
+
+    name: str
+    cause: str
+    calibrate: tuple[str, ...]
+    test: tuple[str, ...]
+    settings: dict[str, Any] = field(default_factory=dict)
+    test_settings: dict[str, Any] | None = None
+    """Another strength of the same fault."""
+    plant: dict[str, float] = field(default_factory=dict)
+    algorithm: str = "ppo"
+    unlimited: bool = False
+    slower: bool = False
+
+
+@dataclass(frozen=True, eq=False)
+class Planted(CompiledEnvironment):
+    """A compiled world as `Now.plant` says. Its state carries the number of steps."""
+
+    inner: Any
+    unlimited: bool = False
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "observation_space", unbounded(self.inner.observation_space))
+        object.__setattr__(self, "action_space", self.inner.action_space)
+        object.__setattr__(self, "max_episode_steps", None if self.unlimited else self.inner.max_episode_steps)
+
+    def reset(self, key: Any) -> Any:
+        state, observation = self.inner.reset(key)
+        return (state, jnp.int32(0)), observe(observation)
+
+    def step(self, key: Any, state: Any, action: Any) -> Any:
+        inner, count = state
+        space, p = self.action_space, Now.plant
+        if isinstance(space, spaces.Discrete):
+            other = jax.random.randint(key, jnp.shape(action), 0, int(space.n), jnp.int32)
+        else:
+            other = jax.random.uniform(key, jnp.shape(action), minval=space.low, maxval=space.high)
+        action = jnp.where(p["random_actions"] > 0, other, action)
+        inner, transition = self.inner.step(key, inner, action)
+        reward = transition.reward * p["pay_scale"] + p["pay_noise"] * jax.random.normal(key)
+        reward = jnp.where((p["fake_row"] > 0) & (count == 0), 0.0, reward)
+        over = (transition.terminated | (count + 1 >= p["over_at"])) & ~(jnp.asarray(p["never_over"]) > 0)
+        return (inner, count + 1), transition._replace(
+            observation=observe(transition.observation), reward=jnp.float32(reward), terminated=over
+        )
+
+
+class HostPlanted(gymnasium.Wrapper):
+    """The same on the host."""
+
+    def __init__(self, env: gymnasium.Env):
+        super().__init__(env)
+        self.observation_space = unbounded(env.observation_space)
+        self.p, self.generator = dict(Now.plant), np.random.default_rng(0)
+
+    def observe(self, x: Any) -> Any:
+        return np.asarray(x * self.p["observe_scale"] + self.p["observe_shift"], np.float32)
+
+    def reset(self, **options: Any) -> Any:
+        self.count = 0
+        self.first, info = self.env.reset(**options)
+        return self.observe(self.first), info
+
+    def step(self, action: Any) -> Any:
+        p, self.count = self.p, self.count + 1
+        if p["fake_row"] and self.count == 1:
+            return self.observe(self.first), 0.0, False, False, {}
+        if p["random_actions"]:
+            space = self.action_space
+            is_box = isinstance(space, spaces.Box)
+            action = self.generator.uniform(space.low, space.high) if is_box else int(self.generator.integers(space.n))
+        observation, reward, terminated, truncated, info = self.env.step(action)
+        reward = float(reward) * p["pay_scale"] + p["pay_noise"] * self.generator.normal()
+        over = (terminated or self.count >= p["over_at"]) and not p["never_over"]
+        return self.observe(observation), reward, over, truncated, info
+
+
+class Slower(gymnasium.Wrapper):
+    """Each step searches all that was seen before."""
+
+    seen: ClassVar[list[float]] = []
+
+    def step(self, action: Any) -> Any:
+        Slower.seen.append(time.perf_counter())
+        if len(Slower.seen) % 50 == 0:
+            time.sleep(len(Slower.seen) / 4e6)
+        return self.env.step(action)
+
+
+def observe(x: Any) -> Any:
+    return jnp.float32(x * Now.plant["observe_scale"] + Now.plant["observe_shift"])
+
+
+def unbounded(space: Any) -> spaces.Box:
+    """The space with its bounds taken off."""
+    return spaces.Box(-np.inf, np.inf, space.shape, np.float32)
+
+
+@dataclass(frozen=True)
+class PlantedGAE(upslope.Estimator):
+    """GAE with the mistake that `Now.plant` names by its number in `ESTIMATORS`."""
+
+    needs_critic: ClassVar[bool] = True
+    whole_episodes: ClassVar[bool] = False
+
+    def __call__(self, rollout: Any, values: Any, gamma: float) -> Any:
+        def is_(name: str) -> Any:
+            return jnp.asarray(Now.plant["estimator"]) == ESTIMATORS.index(name)
+
+        died = jnp.where(is_("limit is death"), rollout.terminated | rollout.truncated, rollout.terminated)
+        rollout = rollout._replace(terminated=died)
+        through = rollout.reward + gamma * values.next_value - values.value
+        delta = jnp.where(is_("bootstraps") | is_("leaks"), through, td_error(rollout, values, gamma))
+        advantage = discounted_sum(delta, ends(rollout) & ~is_("leaks"), gamma * 0.95)
+        weight, target = advantage_credit(advantage, rollout, values)
+        for name, other in {
+            "sign": (-weight, target),
+            "late": (jnp.roll(weight, 5, axis=0), target),
+            "zero": (0 * weight, target),
+            "target without value": (weight, weight),
+            "one reward": (rollout.reward - values.value, rollout.reward),
+        }.items():
+            weight, target = jnp.where(is_(name), other[0], weight), jnp.where(is_(name), other[1], target)
+        return upslope.Credit(weight, target)
+
+
+@dataclass(frozen=True)
+class PlantedClip(upslope.Objective):
+    """PPO's loss times a factor: −1 has the wrong sign, 0 no gradient. ε is planted too."""
+
+    def loss(self, state: Any, sample: Any) -> Any:
+        ratio, epsilon = jnp.exp(sample.log_prob - sample.behaviour_log_prob), Now.plant["epsilon"]
+        clipped = jnp.clip(ratio, 1 - epsilon, 1 + epsilon)
+        return -jnp.minimum(ratio * sample.weight, clipped * sample.weight) * Now.plant["loss_factor"]
+
+
+def broken_rollout(rollout: Any) -> Any:
+    """A rollout [T, N] with the mistake that `Now.plant` names by its number in `ROLLOUTS`."""
+
+    def is_(name: str) -> Any:
+        return jnp.asarray(Now.plant["rollout"]) == ROLLOUTS.index(name)
+
+    o, over = rollout.observation, rollout.terminated | rollout.truncated
+    action = rollout.action
+    if jnp.issubdtype(jnp.asarray(action).dtype, jnp.floating):
+        action = jnp.where(is_("cut actions"), jnp.clip(action, -0.8, 0.8), action)
+    first = jnp.where(over[..., None], jnp.roll(o, -1, axis=0), rollout.next_observation)
+    mu = rollout.behaviour_log_prob
+    return rollout._replace(
+        action=action,
+        observation=jnp.where(is_("late observation"), jnp.roll(o, 2, axis=0), o),
+        next_observation=jnp.where(is_("reset successor"), first, rollout.next_observation),
+        behaviour_log_prob=jnp.where(is_("log_prob"), jnp.roll(mu, 1, axis=-1), mu),
+        terminated=rollout.terminated & ~is_("no ends"),
+        truncated=rollout.truncated & ~is_("no ends"),
+    )
+
+
+def estimator(name: str) -> dict[str, float]:
+    return {"estimator": float(ESTIMATORS.index(name))}
+
+
+def rollout(name: str) -> dict[str, float]:
+    return {"rollout": float(ROLLOUTS.index(name))}
+
+
+C, A, P, HC, HP = (CARTPOLE,), (ACROBOT,), (PENDULUM,), (HOST_CARTPOLE,), (HOST_PENDULUM,)
+RAW, PLAIN = {"normalize_rewards": False}, {"normalize_observations": False}
+RATE = "learning_rate"
+FAULTS = (
+    Fault("learning rate far too high", "update_too_large", C + P, A + HC, {RATE: 0.05}, {RATE: 0.1}),
+    Fault("learning rate too high", "update_too_large", C, A + HP, {RATE: 0.02}, {RATE: 0.03}),
+    Fault("too many epochs", "update_too_large", P, HC, {"epochs": 60, RATE: 3e-3}),
+    Fault("learning rate too low", "update_too_small", C + P, A + HC, {RATE: 1e-6}, {RATE: 3e-7}),
+    Fault("KL limit too strict", "update_too_small", P, C, {"target_kl": 1e-7}),
+    Fault("KL penalty too strong", "update_too_small", C, A, {"beta": 3e4}, {"beta": 1e5}, algorithm="ppo_kl_fixed"),
+    Fault("entropy bonus too strong", "entropy_dominates", C, A + HC, {"entropy_coefficient": 2.0}, {"entropy_coefficient": 1.0}),
+    Fault("discount too short", "horizon_too_short", P + C, HC + HP, {"gamma": 0.2}, {"gamma": 0.1}),
+    Fault("σ too large", "actions_clipped", P, HP, {"log_std_init": 2.5}, {"log_std_init": 3.0}),
+    Fault("σ too small", "no_exploration", P, HP, {"log_std_init": -6.0}, {"log_std_init": -5.0}),
+    Fault("batch too small", "batch_too_small", C, A, {"num_envs": 1, "rollout_steps": 4, "minibatches": 1, RATE: 1e-3}),
+    Fault("observations × 1000", "observations_unscaled", C + P, A + HC, PLAIN, plant={"observe_scale": 1000.0}),
+    Fault("observations + 300", "observations_unscaled", C, HC + HP, PLAIN, plant={"observe_shift": 300.0}),
+    Fault("observations all zero", "observations_uninformative", C + P, A + HC, plant={"observe_scale": 0.0}),
+    Fault("rewards × 10⁴", "rewards_unscaled", C + P, A + HC, RAW, plant={"pay_scale": 1e4}),
+    Fault("rewards all zero", "no_reward_signal", C + P, A + HC, plant={"pay_scale": 0.0}),
+    Fault("reward is noise", "reward_noise", C, A + HC, plant={"pay_noise": 30.0}),
+    Fault("actions are ignored", "actions_without_effect", C + P, HC + HP, plant={"random_actions": 1.0}),
+    Fault("time limit told as death", "limit_as_termination", C, HC, plant={"over_at": 20.0}),
+    Fault("fake rows after resets", "fake_rows", C, A + HC, plant={"fake_row": 1.0}),
+    Fault("episodes never end", "episodes_never_end", C, HC, plant={"never_over": 1.0}, unlimited=True),
+    Fault("episodes end at once", "episodes_end_at_once", C, A + HC, plant={"over_at": 1.0}),
+    Fault("bootstraps past death", "ends_ignored", C, A + HC, plant=estimator("bootstraps")),
+    Fault("leaks across resets", "ends_ignored", C, HC, plant=estimator("leaks")),
+    Fault("no bootstrap at limits", "truncation_not_bootstrapped", P, HP + A, plant=estimator("limit is death")),
+    Fault("return not propagated", "return_not_propagated", C + P, A + HC, plant=estimator("one reward")),
+    Fault("weight of the wrong sign", "credit_inconsistent", C + P, A, plant=estimator("sign")),
+    Fault("weight five steps late", "credit_inconsistent", C, HC + HP, plant=estimator("late")),
+    Fault("target without V", "credit_inconsistent", C, A + HP, plant=estimator("target without value")),
+    Fault("weight always zero", "no_policy_signal", C + P, A + HC, plant=estimator("zero")),
+    Fault("loss of the wrong sign", "objective_descends", C + P, A + HC, plant={"loss_factor": -1.0}),
+    Fault("loss without gradient", "no_policy_signal", C, HP, plant={"loss_factor": 0.0}),
+    Fault("log-probabilities of others", "log_prob_mismatch", C + P, A + HC, plant=rollout("log_prob")),
+    Fault("clipped actions stored", "log_prob_mismatch", P, HP, plant=rollout("cut actions")),
+    Fault("successor is the next reset", "reset_as_successor", P, HC + HP, plant=rollout("reset successor")),
+    Fault("observations two steps late", "rows_misaligned", C + P, A + HC, plant=rollout("late observation")),
+    Fault("ends are not recorded", "ends_not_recorded", C, HC, plant=rollout("no ends")),
+    Fault("reward never found", "no_reward_signal", (MOUNTAIN,), (MOUNTAIN,), {"log_std_init": -1.0}, {"log_std_init": -2.0}),
+    Fault("environment slows down", "slows_down", HC, (HOST_ACROBOT,), slower=True),
+)  # fmt: skip
+
+
+@dataclass(frozen=True)
+class Healthy:
+    """A run with nothing wrong, though it may be slow or hard."""
+
+    world: str
+    algorithm: str
+    settings: dict[str, Any] = field(default_factory=dict)
+    preset: bool = False
+
+
+def variants(world: str, *rungs: str) -> tuple[Healthy, ...]:
+    """Each rung twice: as it is, and with other seeds, a lower learning rate and another discount."""
+    other = {"seed": 10, "slower": 0.6, "gamma": 0.98 if "Pendulum" not in world else 0.9}
+    return tuple(Healthy(world, rung, s) for rung in rungs for s in ({}, other))
+
+
+OWN = ("reinforce", "reward_to_go", "reinforce_baseline", "actor_critic", "a2c", "gae", "ppo_kl", "ppo_kl_fixed", "ppo")
+HEALTHY = (
+    *variants(CARTPOLE, *OWN),
+    *variants(HOST_CARTPOLE, "reward_to_go", "gae", "ppo"),
+    *variants(PENDULUM, "gae", "ppo_kl", "ppo"),
+    *variants(HOST_PENDULUM, "ppo"),
+    *variants(ACROBOT, "actor_critic", "gae", "ppo_kl_fixed", "ppo"),
+    *variants(GRID, "gae", "ppo"),
+    *variants(KEY, "ppo"),
+    *(Healthy(CARTPOLE, "ppo", s) for s in (
+        {"seed": 20, "entropy_coefficient": 0.0}, {"seed": 30, "gamma": 0.95}, {"seed": 40, "learning_rate": 1e-3},
+        {"activation": "relu"}, {"hidden_sizes": (32,)}, {"num_envs": 32},
+    )),
+    *(Healthy(PENDULUM, "ppo", s) for s in ({"seed": 20, "learning_rate": 5e-4}, {"seed": 30, "log_std_init": -0.5})),
+    *(Healthy(ACROBOT, "ppo", s) for s in ({"seed": 20, "learning_rate": 5e-4}, {"seed": 30, "entropy_coefficient": 0.0})),
+    *(Healthy(CARTPOLE, "ppo", {"seed": s}, preset=True) for s in (0, 5)),
+    Healthy(MOUNTAIN, "ppo", {"log_std_init": 1.0, "steps": 100_000, "gamma": 0.999, "num_envs": 8, "rollout_steps": 256}),
+    *(Healthy(f"jax:probe/{name}", "ppo", {"steps": 20_000, "num_envs": 16, "rollout_steps": 8, "gamma": 0.9, RATE: 1e-3})
+      for name in ("both", "delay", "continuous")),
+)  # fmt: skip
+
+
+def world_of(fault: Fault, name: str) -> str | Callable[[], gymnasium.Env] | CompiledEnvironment:
+    """The world with the fault in it."""
+    if name.startswith("jax:"):
+        from upslope.environments.make import make
+
+        return Planted(make(name), fault.unlimited)
+
+    def create() -> gymnasium.Env:
+        env = gymnasium.make(name)
+        env = env.unwrapped if fault.unlimited else env
+        return Slower(HostPlanted(env)) if fault.slower else HostPlanted(env)
+
+    return create

@@ -1,0 +1,159 @@
+"""Rules about how the policy and the critic move."""
+
+import numpy as np
+
+from upslope.analysis.findings import Finding, Signs, rule, share
+
+SEED = "another seed: --seed 100 --seeds 5"
+
+
+@rule("Huang et al. 2022: KL above 0.02 for long; Schulman, nuts and bolts: KL spikes")
+def update_too_large(s: Signs) -> Finding | None:
+    """Updates that leave the region in which the batch tells about the policy."""
+    kl, clipped = s.taken("policy/kl", 0.0, 0.6), s.taken("policy/clip_fraction", 0.0, 0.6)
+    peak = s.taken("policy/kl", how=lambda x: np.percentile(x, 90))
+    part = share((kl > 0.06) | (peak > 0.3) | (clipped > 0.5) & (kl > 0.03)) if not s.is_recorded else 0.0
+    return Finding(
+        "update_too_large", "Each update moves the policy far.",
+        "The learning rate is too high, or a batch is used for too many epochs.",
+        f"Lower --learning-rate (now {s.config.learning_rate:g}) or --epochs (now {s.config.epochs}), or add --target-kl 0.02.",
+        0.86 * part, 0.95, evidence=(s.evidence("policy/kl", kl, "below 0.02", 0, 0.6),
+                                     s.evidence("policy/clip_fraction", clipped, "0.05 to 0.3", 0, 0.6)),
+        rivals=("minibatches too small",), experiment="the same seeds with a third of the learning rate",
+    ) if part else None  # fmt: skip
+
+
+@rule("Jones 2021: KL and clip fraction near 0")
+def update_too_small(s: Signs) -> Finding | None:
+    """All updates together move the policy hardly at all."""
+    kl = np.maximum(s.record.metrics.get("policy/kl", np.zeros(s.record.steps.shape)), 0)
+    path = np.nansum(np.sqrt(2 * kl), axis=1)
+    part = share(path < 0.3) if not s.is_recorded else 0.0
+    return Finding(
+        "update_too_small", "All updates together hardly move the policy.",
+        "The learning rate, the clip range, or the KL limit is too small, or the KL penalty too strong.",
+        f"Raise --learning-rate (now {s.config.learning_rate:g}); see --epsilon, --target-kl, --beta.",
+        0.86 * part, 0.95, evidence=(s.evidence("Σ √(2 KL)", path, "above 1"),),
+        rivals=("no gradient",), experiment="the same seeds with ten times the learning rate",
+    ) if part else None  # fmt: skip
+
+
+@rule("SB3 issue 2240: entropy near its maximum")
+def entropy_dominates(s: Signs) -> Finding | None:
+    """The bonus for entropy outweighs the weights."""
+    if s.relative_entropy is None or s.config.entropy_coefficient < 0.03:
+        return None
+    x = np.nanmedian(s.relative_entropy[:, s.relative_entropy.shape[1] // 2 :], axis=1)
+    part = share(x > 0.95) if s.is_flat else 0.0
+    return Finding(
+        "entropy_dominates", "The policy stays at maximum entropy.",
+        "The entropy bonus outweighs what actions are worth.",
+        f"Cut --entropy-coefficient (now {s.config.entropy_coefficient:g}) to 0.01 or 0.", 0.93 * part,
+        evidence=(s.evidence("relative entropy", x, "falls below 0.9", 0.5),),
+    ) if part else None  # fmt: skip
+
+
+@rule("Schulman, nuts and bolts: premature drop of entropy; Jones 2021")
+def no_exploration(s: Signs) -> Finding | None:
+    """A policy that hardly varies from early on cannot find anything better."""
+    early = max(1, s.record.steps.shape[1] // 4)
+    if s.sigma is not None:
+        x, limit, name = np.nanmedian(s.sigma[:, :early], axis=1), 0.03, "σ in half ranges"
+        remedy = f"Raise --log-std-init (now {s.config.log_std_init:g}) to 0, or add --entropy-coefficient 0.001."
+    elif s.relative_entropy is not None:
+        x, limit, name = np.nanmedian(s.relative_entropy[:, early : 2 * early + 1], axis=1), 0.05, "relative entropy"
+        remedy = "Add --entropy-coefficient 0.01, or lower --learning-rate."
+    else:
+        return None
+    part = share(x < limit) if s.is_flat or s.sigma is not None else 0.0
+    return Finding(
+        "no_exploration", "The policy hardly varies from early on.",
+        "It begins with, or fell early to, one action: nothing better can be found.", remedy, 0.88 * part, 0.95,
+        evidence=(s.evidence(name, x, f"above {limit}", 0, 0.25),), rivals=("the learning rate is too high",), experiment=SEED,
+    ) if part else None  # fmt: skip
+
+
+@rule("baselines issue 371")
+def actions_clipped(s: Signs) -> Finding | None:
+    """Most of what a Gaussian policy samples is cut off by the bounds."""
+    x = s.early("action_clipped")
+    part = share(x > 0.65)
+    return Finding(
+        "actions_clipped", "Most sampled actions are outside their bounds.",
+        "σ is larger than the action range, so the world sees only the bounds.",
+        f"Lower --log-std-init (now {s.config.log_std_init:g}) to 0 or −1.", 0.92 * part,
+        evidence=(s.evidence("action_clipped", x, "below 0.5", 0, 0.2),),
+        rivals=("an action space whose bounds are not those of the environment",),
+    ) if part else None  # fmt: skip
+
+
+@rule("Jones 2021; the meaning of γ")
+def horizon_too_short(s: Signs) -> Finding | None:
+    """γ that forgets within a few steps of long episodes."""
+    length = float(s.lengths.mean()) if s.lengths.size else np.inf
+    if not (s.horizon < 3 and length > 5 * s.horizon):
+        return None
+    return Finding(
+        "horizon_too_short", f"γ = {s.config.gamma:g} looks {s.horizon:.1f} steps ahead, and episodes have {length:.0f}.",
+        "Rewards further away count for nothing.", "Raise --gamma to 0.99.", 0.9 if s.is_flat else 0.8,
+        evidence=(s.evidence("episode/length", s.taken("episode/length")),), rivals=("rewards that come at once",),
+    )  # fmt: skip
+
+
+@rule("McCandlish et al. 2018; Jones 2021")
+def batch_too_small(s: Signs) -> Finding | None:
+    """A handful of samples a gradient step."""
+    if s.is_whole or s.is_recorded or s.samples >= 16:
+        return None
+    signal = s.taken("policy_signal")
+    return Finding(
+        "batch_too_small", f"Each gradient step sees {s.samples} samples.",
+        "Gradients are mostly noise.", "Raise --num-envs or --rollout-steps, or lower --minibatches.",
+        0.85 if s.is_flat else 0.7, 0.9, evidence=(s.evidence("policy_signal", signal, "above 0.1"),), experiment=SEED,
+    )  # fmt: skip
+
+
+@rule("SB issue 837: late collapse")
+def late_collapse(s: Signs) -> Finding | None:
+    """The return falls far below the best that it had been."""
+    lost = []
+    for seed in s.record.seeds:
+        r = s.record.episodes_of(seed)["return"]
+        parts = [p.mean() for p in np.array_split(r, 10)] if len(r) >= 100 else [0.0, 0.0]
+        low, best = min(parts[: int(np.argmax(parts)) + 1]), max(parts)
+        lost.append((best - parts[-1]) / max(best - low, 1e-9) if best > low else 0.0)
+    x = np.asarray(lost)
+    part = float(np.mean(x > 0.7))
+    return Finding(
+        "late_collapse", f"{np.sum(x > 0.7)} of {len(x)} seeds lost most of what they had learned.",
+        "An update too large late in the run.", "Keep --learning-rate-decay, add --target-kl 0.02; `best` holds the best agents.",
+        0.6 * part, 0.8, evidence=(s.evidence("share of the rise lost", x, "0"),), experiment=SEED,
+    ) if part >= 0.4 else None  # fmt: skip
+
+
+@rule("Jones 2021; Schulman: explained variance below 0")
+def critic_blind(s: Signs) -> Finding | None:
+    """A critic no better than a constant: a symptom with many causes, so a note."""
+    x = s.late("critic/explained_variance")
+    part = share(x < 0.05) if s.needs_critic and s.is_flat else 0.0
+    return Finding(
+        "critic_blind", "The critic is no better than a constant.", "It cannot be told from these metrics alone.",
+        "First `upslope check`, then --critic-epochs 20.", 0.4 * part,
+        evidence=(s.evidence("critic/explained_variance", x, "towards 1", 0.5),),
+        rivals=("observations that do not tell the value", "noisy rewards", "targets of another scale"),
+        experiment="upslope check ENVIRONMENT; upslope probe",
+    ) if part else None  # fmt: skip
+
+
+@rule("the return itself")
+def not_learning(s: Signs) -> Finding | None:
+    """No rise of the return: a note, since slow is not sick."""
+    first, last, _ = s.returns
+    if not s.is_flat or s.is_recorded or not np.isfinite(first).any():
+        return None
+    return Finding(
+        "not_learning", "The return has not risen.", "Too short a budget, or a cause named beside this.",
+        "Train longer (--steps), after `upslope check` and `upslope probe`.", 0.3,
+        evidence=(s.evidence("episode/return", first, "", 0, 0.1), s.evidence("episode/return", last, "", 0.8)),
+        experiment="upslope probe",
+    )  # fmt: skip
