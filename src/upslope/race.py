@@ -17,6 +17,7 @@ from upslope.algorithms import ALGORITHMS
 from upslope.analysis.compare import compare
 from upslope.analysis.comparison import Comparison
 from upslope.analysis.records import read_record
+from upslope.analysis.statistics import returns_at
 from upslope.api import Environment
 from upslope.config import Config, canonical, configure
 from upslope.environments.make import World, make, name_of
@@ -145,7 +146,7 @@ def climb(
             options: Any = {"quiet": True, "tensorboard": False, "workers": workers, "display": lane}
             api.train_config(config, world, name=rung, folder=path.parent, **options)
         elif is_finished(same_run(path, config)):
-            standing.mark(rung, "finished before")
+            standing.mark(rung, "finished before", returns_at(read_record(path), np.asarray([np.inf]))[:, 0].tolist())
         else:
             api.resume(path, environment=environment, workers=workers, display=lane)
     except UpslopeError as error:

@@ -15,6 +15,7 @@ from upslope.panel import Snapshot, clock, percent, return_words, sparkline
 
 BAR_WIDTH = 12
 CURVE_WIDTH = 20
+FINISHED = "finished"
 TOLD_EVERY = 30.0
 """Seconds between the lines of one rung, where there is no terminal."""
 
@@ -24,8 +25,12 @@ class Row:
     """What is known of one rung."""
 
     note: str = "waiting"
-    snapshot: Snapshot | None = None
+    fraction: float = 0.0
+    returns: Sequence[float] = ()
+    """Each seed's mean return of its last 100 training episodes."""
     curve: list[float] = field(default_factory=list)
+    elapsed: float = 0.0
+    summary: str = ""
 
 
 class Standing:
@@ -63,11 +68,14 @@ class Standing:
         """Where the training of a rung reports to."""
         return Lane(self, rung)
 
-    def mark(self, rung: str, note: str) -> None:
-        """How a rung stands, in a word."""
-        self.rows[rung].note = note
+    def mark(self, rung: str, note: str, returns: Sequence[float] = ()) -> None:
+        """How a rung stands, in a word; with its returns if it has come to its end before."""
+        row = self.rows[rung]
+        row.note = note
+        if len(returns):
+            row.fraction, row.returns = 1.0, returns
         if self.live is None:
-            self.say(f"{rung}: {note}")
+            self.say(f"{rung}: {note}" + (f" {row.summary.strip()}" if note == FINISHED else ""))
 
     def table(self) -> Table:
         """The standing as of now."""
@@ -87,35 +95,34 @@ class Lane(Display):
         self.standing, self.rung, self.told = standing, rung, 0.0
 
     def start(self, title: str, lines: Sequence[str]) -> None:
-        self.standing.mark(self.rung, "compiling")
+        self.standing.mark(self.rung, "starting")
 
     def update(self, snapshot: Snapshot) -> None:
         row = self.standing.rows[self.rung]
-        row.snapshot, row.note = snapshot, "training"
+        row.note, row.fraction, row.returns = "training", snapshot.fraction, snapshot.episode_return
+        row.elapsed, row.summary = snapshot.elapsed, summary(snapshot)
         extend_curve(row.curve, snapshot)
         if self.standing.live is None and snapshot.elapsed - self.told > TOLD_EVERY:
             self.told = snapshot.elapsed
-            self.standing.say(f"{self.rung}: {summary(snapshot)}")
+            self.standing.say(f"{self.rung}: {row.summary}")
 
     def message(self, text: str) -> None:
         self.standing.warn(f"{self.rung}: {text}")
 
     def finish(self, snapshot: Snapshot | None, lines: Sequence[str]) -> None:
-        last = self.standing.rows[self.rung].snapshot
-        if self.standing.live is None and last is not None:
-            self.standing.say(f"{self.rung}: {summary(last)}")
-        self.standing.mark(self.rung, "finished")
+        self.standing.mark(self.rung, FINISHED)
 
 
 def cells(row: Row) -> tuple[RenderableType, ...]:
     """Progress, return with its interval, the curve so far, and the time."""
-    if row.snapshot is None:
+    if not len(row.returns):
         return "", "", "", ""
     bar = Table.grid(padding=(0, 1, 0, 0))
-    bar.add_row(ProgressBar(1.0, row.snapshot.fraction, width=BAR_WIDTH), percent(row.snapshot.fraction))
-    value, _, warning = return_words(row.snapshot.episode_return)
+    bar.add_row(ProgressBar(1.0, row.fraction, width=BAR_WIDTH), percent(row.fraction))
+    value, _, warning = return_words(row.returns)
     trust = Text(value).append(f" {warning}", "yellow") if warning else Text(value)
-    return bar, trust, Text(sparkline(row.curve, CURVE_WIDTH), "green"), clock(row.snapshot.elapsed)
+    time_spent = clock(row.elapsed) if row.elapsed else ""
+    return bar, trust, Text(sparkline(row.curve, CURVE_WIDTH), "green"), time_spent
 
 
 def left_out_lines(left_out: Mapping[str, str]) -> list[str]:
