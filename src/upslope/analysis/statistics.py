@@ -173,9 +173,10 @@ def quantile(of: Callable[[np.ndarray], np.ndarray], blocks: Sequence[np.ndarray
 def probability_of_improvement(x: np.ndarray, y: np.ndarray) -> Estimate:
     """θ = P(X > Y) + ½ P(X = Y): how often a seed of x [S] beats a seed of y [R] (Agarwal et al. 2021).
 
-    Estimated by the Mann–Whitney statistic U/(S·R). The interval inverts the score test |θ̂ − θ| ≤ z √V(θ) with the
+    Estimated by the Mann–Whitney statistic U/(S·R). The interval inverts the score test |θ̂ − θ| ≤ t √V(θ) with the
     variance V of Hanley and McNeil (Newcombe 2006, method 5), so it has a width also where one side wins always, and
-    stays within [0, 1]. None for one seed on either side.
+    stays within [0, 1]. t has S + R − 2 degrees of freedom, for with Newcombe's normal quantile three seeds that all
+    beat three others would prove a difference that chance makes once in ten times. None for one seed on either side.
     """
     if not (np.isfinite(x).all() and np.isfinite(y).all()):
         return Estimate(math.nan, None)
@@ -183,10 +184,10 @@ def probability_of_improvement(x: np.ndarray, y: np.ndarray) -> Estimate:
     if min(len(x), len(y)) < 2:
         return Estimate(theta, None)
 
-    z = float(stats.norm.ppf((1 + LEVEL) / 2))
+    t = student(len(x) + len(y) - 1)
 
     def excess(candidate: float) -> float:
-        return (theta - candidate) ** 2 - z**2 * variance(candidate, len(x), len(y))
+        return (theta - candidate) ** 2 - t**2 * variance(candidate, len(x), len(y))
 
     # Where one side always wins, θ̂ itself solves the equation too, and is not the end that is meant.
     low = root(excess, 0.0, theta - NEXT_TO) if theta > 0 else 0.0
