@@ -70,7 +70,7 @@ def ladder(
         settings: any field of `Config`, for every rung.
 
     Raises:
-        UpslopeError: no rung fits, or the folder is there already.
+        UpslopeError: no rung fits, the folder is there already, or the race there had other settings.
         KeyboardInterrupt: Ctrl-C, after everything is saved.
     """
     settings = canonical(settings | {"steps": steps, "seeds": seeds})
@@ -78,6 +78,9 @@ def ladder(
     label = environment if isinstance(environment, str) else name_of(environment)
     configs, left_out = fitting(label, world, algorithms, preset, settings)
     path = race_folder(Path(folder), label, name, resume)
+    for rung, config in configs.items():
+        if (path / rung).exists():
+            same_run(path / rung, config)
     with Standing(f"the ladder on {label} · {seeds} seeds · {steps:,} steps each", list(configs), quiet) as standing:
         for line in (f"writing to {path}", *left_out_lines(left_out)):
             standing.say(line)
@@ -145,7 +148,7 @@ def climb(
         if not path.exists():
             options: Any = {"quiet": True, "tensorboard": False, "workers": workers, "display": lane}
             api.train_config(config, world, name=rung, folder=path.parent, **options)
-        elif is_finished(same_run(path, config)):
+        elif is_finished(path):
             standing.mark(rung, "finished before", returns_at(read_record(path), np.asarray([np.inf]))[:, 0].tolist())
         else:
             api.resume(path, environment=environment, workers=workers, display=lane)
