@@ -104,11 +104,9 @@ def test_a_race_that_was_stopped_goes_on_and_ends_as_if_it_had_not_been(race, tm
 
 def test_going_on_with_other_settings_is_refused_before_anything_is_trained(race, tmp_path):
     copy = shutil.copytree(race.path, tmp_path / "three")
-    rungs = ["actor_critic", "a2c"]
+    options = {"algorithms": ["actor_critic", "a2c"], "folder": tmp_path, "name": copy.name, "gamma": 0.5} | SMALL
     with pytest.raises(upslope.UpslopeError, match=r"a2c was trained with another config \(gamma was 0.99, now 0.5"):
-        upslope.ladder(
-            "jax:CartPole-v1", algorithms=rungs, folder=tmp_path, name=copy.name, resume=True, quiet=True, gamma=0.5, **SMALL
-        )  # fmt: skip
+        upslope.ladder("jax:CartPole-v1", resume=True, quiet=True, **options)
     assert not (copy / "actor_critic").exists()
 
 
