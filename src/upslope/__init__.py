@@ -8,6 +8,8 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from upslope.analysis.compare import compare as compare
+    from upslope.analysis.comparison import Comparison as Comparison
     from upslope.analysis.doctor import Diagnosis as Diagnosis
     from upslope.analysis.doctor import diagnose as diagnose
     from upslope.api import Run as Run
@@ -37,6 +39,8 @@ if TYPE_CHECKING:
     from upslope.objectives import Sample as Sample
     from upslope.policy import Policy as Policy
     from upslope.policy import load as load
+    from upslope.race import Ladder as Ladder
+    from upslope.race import ladder as ladder
     from upslope.types import Credit as Credit
     from upslope.types import Rollout as Rollout
     from upslope.types import Transition as Transition
@@ -44,6 +48,8 @@ if TYPE_CHECKING:
 
 ROOMS = {
     "analysis.doctor": ("Diagnosis", "diagnose"),
+    "analysis.compare": ("compare",),
+    "analysis.comparison": ("Comparison",),
     "api": ("Run", "resume", "train"),
     "check": ("Checked", "check"),
     "config": ("Config",),
@@ -54,6 +60,7 @@ ROOMS = {
     "evaluation": ("Evaluation", "evaluate", "record"),
     "objectives": ("Clip", "ImportanceSampled", "KLPenalty", "Objective", "PolicyGradient", "Sample"),
     "policy": ("Policy", "load"),
+    "race": ("Ladder", "ladder"),
     "types": ("Credit", "Rollout", "Transition", "Values"),
 }
 """Where each public name lives."""

@@ -1,26 +1,33 @@
-"""upslope train | resume | evaluate | record | list.
+"""upslope train | resume | evaluate | record | compare | ladder | list.
 
 Heavy imports happen inside the commands, so that `--help` answers at once.
 """
 
+import json
 import shutil
 import sys
-from dataclasses import replace
 from pathlib import Path
 from typing import Annotated, Any
 
 import tyro
 
-from upslope.config import Config
 from upslope.errors import UpslopeError
-from upslope.flags import Evaluate, List, Record, Resume, Train, parse_train
+from upslope.flags import Compare, Evaluate, Ladder, List, Record, Resume, Train, parse_train
 
 EXIT_BAD_INPUT = 2
 EXIT_INTERRUPTED = 130
 PIPE_WIDTH = 160
 """Columns of a table that nobody's terminal limits."""
 
-COMMANDS = {"train": Train, "resume": Resume, "evaluate": Evaluate, "record": Record, "list": List}
+COMMANDS = {
+    "train": Train,
+    "resume": Resume,
+    "evaluate": Evaluate,
+    "record": Record,
+    "compare": Compare,
+    "ladder": Ladder,
+    "list": List,
+}
 
 
 def main(arguments: list[str] | None = None) -> None:
@@ -60,6 +67,7 @@ def train(flags: Train) -> None:
     """upslope train."""
     from upslope import api
     from upslope.environments.make import make
+    from upslope.runs import same_run
 
     config = flags.settings()
     if flags.resume and flags.name is None:
@@ -81,23 +89,6 @@ def train(flags: Train) -> None:
         quiet=flags.quiet,
         tensorboard=flags.tensorboard,
         workers=flags.workers,
-    )
-
-
-def same_run(path: Path, config: Config) -> Path:
-    """The path, if the run there has this config; otherwise say what differs."""
-    from upslope.runs import RunDirectory
-
-    there = RunDirectory(path).config()
-    if replace(there, preset=None) == replace(config, preset=None):
-        return path
-    differ = {
-        n: (getattr(there, n), getattr(config, n)) for n in vars(there) if getattr(there, n) != getattr(config, n)
-    }
-    words = ", ".join(f"{name} was {old}, now {new}" for name, (old, new) in differ.items())
-    raise UpslopeError(
-        f"{path} was trained with another config ({words}), and going on with it would be neither run. Use the same "
-        f"flags, or upslope resume {path}, or another --name."
     )
 
 
@@ -135,6 +126,30 @@ def record(flags: Record) -> None:
     print(f"learn from them: upslope train ENVIRONMENT --algorithm off_policy --data {path}")
 
 
+def compare(flags: Compare) -> None:
+    """upslope compare."""
+    from upslope.analysis.compare import compare
+    from upslope.analysis.comparison_tables import comparison_page
+
+    found = compare(flags.runs, score=flags.score, normalize=flags.normalize)
+    if flags.json:
+        print(json.dumps(found.to_json(), indent=2, ensure_ascii=False, allow_nan=False))
+    else:
+        console().print(comparison_page(found))
+
+
+def ladder(flags: Ladder) -> None:
+    """upslope ladder."""
+    from upslope.analysis.comparison_tables import comparison_page
+    from upslope.race import ladder
+
+    found = ladder(**vars(flags))
+    if not flags.quiet:
+        console().print(comparison_page(found.comparison))
+        print(f"compare again:  upslope compare {found.path}/*/")
+        print(f"report:  {found.report or f'upslope report {found.path}/*/'}")
+
+
 def show_list(flags: List) -> None:
     """upslope list."""
     from upslope import tables
@@ -150,4 +165,4 @@ def console() -> Any:
     return Console(width=shutil.get_terminal_size().columns if sys.stdout.isatty() else PIPE_WIDTH)
 
 
-DO = {Resume: resume, Evaluate: evaluate, Record: record, List: show_list}
+DO = {Resume: resume, Evaluate: evaluate, Record: record, Compare: compare, Ladder: ladder, List: show_list}

@@ -108,6 +108,60 @@ class Record:
 
 
 @dataclass(frozen=True)
+class Compare:
+    """Compare runs: means with intervals, sample efficiency, and how probable it is that one beats another.
+
+    Runs that share everything but their seeds are pooled. What makes a comparison doubtful is listed below it.
+    """
+
+    runs: tyro.conf.Positional[tuple[Path, ...]]
+    """Run directories."""
+    score: Literal["auto", "stochastic", "deterministic", "training"] = "auto"
+    """What a seed is judged by: evaluation episodes of one mode, by the last checkpoint; the last 100 training
+    episodes; or auto: stochastic evaluation where all runs have it, else training."""
+    normalize: Literal["threshold", "range"] | None = None
+    """Average over several environments, in scores made comparable: 0 is a random policy and 1 the reward threshold, or
+    0 and 1 are the lowest and highest score of these runs."""
+    json: Annotated[bool, tyro.conf.FlagCreatePairsOff] = False
+    """Print everything as JSON."""
+
+
+@dataclass(frozen=True)
+class Ladder:
+    """Race all rungs that fit an environment, on the same seeds and budget, and compare them.
+
+    Each is set as `upslope train ENVIRONMENT --algorithm RUNG` sets it.
+    """
+
+    environment: Annotated[tyro.conf.Positional[str], tyro.conf.arg(metavar="ENVIRONMENT")]
+    """A Gymnasium id (`CartPole-v1`), `module:Id`, or a compiled world (`jax:CartPole-v1`)."""
+    algorithms: tuple[str, ...] | None = None
+    """Only these rungs."""
+    steps: int = 50_000
+    """Environment steps per seed, the same for every rung."""
+    seeds: int = 10
+    """How many seeds."""
+    seed: int = 0
+    """The first seed; the others follow it."""
+    name: str | None = None
+    """Name of the folder that holds the rungs' run directories. An existing one is refused."""
+    folder: Path = Path("runs")
+    """Where it is kept."""
+    resume: Annotated[bool, tyro.conf.FlagCreatePairsOff] = False
+    """Go on with the race of this --name: finished rungs stay, one that was begun goes on."""
+    preset: bool = True
+    """Use the environment's tuned settings where there are any, as `upslope train` does."""
+    env_kwargs: Annotated[dict[str, Any], JSON] = field(default_factory=dict)
+    """Keyword arguments for the environment, as JSON."""
+    max_episode_steps: int | None = None
+    """Truncate episodes after so many steps; by default at the environment's own limit."""
+    workers: int | None = None
+    """Processes among which the seeds of a Gymnasium environment are shared out; by default one a core."""
+    quiet: Quiet = False
+    """Print nothing but warnings."""
+
+
+@dataclass(frozen=True)
 class List:
     """Show rungs, estimators, objectives, presets and compiled worlds."""
 
