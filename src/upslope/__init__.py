@@ -8,6 +8,8 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from upslope.analysis.compare import compare as compare
+    from upslope.analysis.comparison import Comparison as Comparison
     from upslope.api import Run as Run
     from upslope.api import resume as resume
     from upslope.api import train as train
@@ -39,6 +41,8 @@ if TYPE_CHECKING:
     from upslope.types import Values as Values
 
 ROOMS = {
+    "analysis.compare": ("compare",),
+    "analysis.comparison": ("Comparison",),
     "api": ("Run", "resume", "train"),
     "config": ("Config",),
     "environments.base": ("CompiledEnvironment",),

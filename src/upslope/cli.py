@@ -1,8 +1,9 @@
-"""upslope train | resume | evaluate | record | list.
+"""upslope train | resume | evaluate | record | compare | list.
 
 Heavy imports happen inside the commands, so that `--help` answers at once.
 """
 
+import json
 import shutil
 import sys
 from dataclasses import replace
@@ -13,14 +14,14 @@ import tyro
 
 from upslope.config import Config
 from upslope.errors import UpslopeError
-from upslope.flags import Evaluate, List, Record, Resume, Train, parse_train
+from upslope.flags import Compare, Evaluate, List, Record, Resume, Train, parse_train
 
 EXIT_BAD_INPUT = 2
 EXIT_INTERRUPTED = 130
 PIPE_WIDTH = 160
 """Columns of a table that nobody's terminal limits."""
 
-COMMANDS = {"train": Train, "resume": Resume, "evaluate": Evaluate, "record": Record, "list": List}
+COMMANDS = {"train": Train, "resume": Resume, "evaluate": Evaluate, "record": Record, "compare": Compare, "list": List}
 
 
 def main(arguments: list[str] | None = None) -> None:
@@ -135,6 +136,18 @@ def record(flags: Record) -> None:
     print(f"learn from them: upslope train ENVIRONMENT --algorithm off_policy --data {path}")
 
 
+def compare(flags: Compare) -> None:
+    """upslope compare."""
+    from upslope.analysis.compare import compare
+    from upslope.analysis.comparison_tables import comparison_page
+
+    found = compare(flags.runs, score=flags.score, normalize=flags.normalize)
+    if flags.json:
+        print(json.dumps(found.to_json(), indent=2, ensure_ascii=False, allow_nan=False))
+    else:
+        console().print(comparison_page(found))
+
+
 def show_list(flags: List) -> None:
     """upslope list."""
     from upslope import tables
@@ -150,4 +163,4 @@ def console() -> Any:
     return Console(width=shutil.get_terminal_size().columns if sys.stdout.isatty() else PIPE_WIDTH)
 
 
-DO = {Resume: resume, Evaluate: evaluate, Record: record, List: show_list}
+DO = {Resume: resume, Evaluate: evaluate, Record: record, Compare: compare, List: show_list}

@@ -108,6 +108,25 @@ class Record:
 
 
 @dataclass(frozen=True)
+class Compare:
+    """Compare runs: means with intervals, sample efficiency, and how probable it is that one beats another.
+
+    Runs that share everything but their seeds are pooled. What makes a comparison doubtful is listed below it.
+    """
+
+    runs: tyro.conf.Positional[tuple[Path, ...]]
+    """Run directories."""
+    score: Literal["auto", "stochastic", "deterministic", "training"] = "auto"
+    """What a seed is judged by: evaluation episodes of one mode, by the last checkpoint; the last 100 training
+    episodes; or auto: stochastic evaluation where all runs have it, else training."""
+    normalize: Literal["threshold", "range"] | None = None
+    """Average over several environments, in scores made comparable: 0 is a random policy and 1 the reward threshold, or
+    0 and 1 are the lowest and highest score of these runs."""
+    json: Annotated[bool, tyro.conf.FlagCreatePairsOff] = False
+    """Print everything as JSON."""
+
+
+@dataclass(frozen=True)
 class List:
     """Show rungs, estimators, objectives, presets and compiled worlds."""
 

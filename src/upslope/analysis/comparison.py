@@ -67,7 +67,6 @@ class Aggregate:
     label: str
     mean: Estimate
     iqm: Estimate
-    median: Estimate
 
 
 @dataclass(frozen=True)
@@ -82,6 +81,11 @@ class Profile:
     low: np.ndarray
     high: np.ndarray
     """The pointwise interval [K]; nan where a group has one seed."""
+
+    def share_above(self, threshold: float) -> float:
+        """The share at the last of the thresholds that is not above this one: 1 below all of them."""
+        place = int(np.searchsorted(self.thresholds, threshold, side="right")) - 1
+        return float(self.share[place]) if place >= 0 else 1.0
 
 
 @dataclass(frozen=True)

@@ -8,7 +8,7 @@ import math
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import cache
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 from scipy import optimize, stats
@@ -66,7 +66,7 @@ def interval_of_mean(x: np.ndarray) -> Interval | None:
 
 
 def mean_band(x: np.ndarray) -> Band:
-    """The mean over seeds and its Student interval at every point of x [S, I]; a seed that is nan there does not count."""
+    """The mean over seeds and its Student interval at each point of x [S, I]; a seed that is nan there is left out."""
     known = np.isfinite(x)
     n = known.sum(axis=0)
     mean = np.divide(np.where(known, x, 0.0).sum(axis=0), n, out=np.full(n.shape, np.nan), where=n > 0)
@@ -176,13 +176,21 @@ def probability_of_improvement(x: np.ndarray, y: np.ndarray) -> Estimate:
     if min(len(x), len(y)) < 2:
         return Estimate(theta, None)
 
+    z = float(stats.norm.ppf((1 + LEVEL) / 2))
+
     def excess(candidate: float) -> float:
-        return (theta - candidate) ** 2 - stats.norm.ppf((1 + LEVEL) / 2) ** 2 * variance(candidate, len(x), len(y))
+        return (theta - candidate) ** 2 - z**2 * variance(candidate, len(x), len(y))
 
     # Where one side always wins, θ̂ itself solves the equation too, and is not the end that is meant.
-    low = float(optimize.brentq(excess, 0.0, theta - NEXT_TO)) if theta > 0 else 0.0
-    high = float(optimize.brentq(excess, theta + NEXT_TO, 1.0)) if theta < 1 else 1.0
+    low = root(excess, 0.0, theta - NEXT_TO) if theta > 0 else 0.0
+    high = root(excess, theta + NEXT_TO, 1.0) if theta < 1 else 1.0
     return Estimate(theta, Interval(low, high))
+
+
+def root(function: Callable[[float], float], low: float, high: float) -> float:
+    """Where the function is zero between two points at which it differs in sign."""
+    found: Any = optimize.brentq(function, low, high)
+    return float(found)
 
 
 def variance(theta: float, m: int, n: int) -> float:
