@@ -51,12 +51,10 @@ def dash(run: int) -> str:
 def mean_and_band(run: int, name: str, steps: np.ndarray, band: Any) -> list[dict[str, Any]]:
     """The mean over seeds as a line, and its interval as an area around it; no area where there is no interval."""
     traces = []
-    known = np.isfinite(band.low) & np.isfinite(band.high)
-    if known.any():
-        around = np.concatenate([band.high[known], band.low[known][::-1]])
-        along = np.concatenate([steps[known], steps[known][::-1]])
+    if np.isfinite(band.low).any():
+        x, y = area_around(steps, band.low, band.high)
         area = {"fill": "toself", "fillcolor": colour(run, 0.18), "line": {"width": 0}, "mode": "lines"}
-        traces.append({**base(run, name), "x": typed(along), "y": typed(around), **area, "hoverinfo": "skip"})
+        traces.append({**base(run, name), "x": typed(x), "y": typed(y), **area, "hoverinfo": "skip"})
     line = {"color": colour(run), "width": 2.5, "dash": dash(run)}
     shown = np.isfinite(band.mean)
     traces.append(
@@ -64,6 +62,18 @@ def mean_and_band(run: int, name: str, steps: np.ndarray, band: Any) -> list[dic
         | {"hovertemplate": "%{y:.4~g}"}
     )
     return traces
+
+
+def area_around(x: np.ndarray, low: np.ndarray, high: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Outlines of the areas between two curves, one for each stretch on which both are known, with gaps between them."""
+    known = np.isfinite(low) & np.isfinite(high)
+    stretches = np.split(np.arange(len(x)), np.flatnonzero(np.diff(known)) + 1)
+    gap, along, around = np.array([np.nan]), [], []
+    for stretch in stretches:
+        if known[stretch[0]]:
+            along += [x[stretch], x[stretch][::-1], gap]
+            around += [high[stretch], low[stretch][::-1], gap]
+    return np.concatenate(along), np.concatenate(around)
 
 
 def seeds_trace(run: int, name: str, curves: list[tuple[np.ndarray, np.ndarray]]) -> dict[str, Any]:

@@ -10,11 +10,13 @@ from importlib.resources import files
 from importlib.util import find_spec
 from pathlib import Path
 from string import Template
+from typing import Literal
 
-from upslope.analysis.credit import FILE_NAME, EpisodeCredit, credit_of, load_credit, save_credit
+from upslope.analysis.compare import compare_records
+from upslope.analysis.comparison import Comparison
+from upslope.analysis.credit import FILE_NAME, EpisodeCredit, load_credit, save_credit
 from upslope.analysis.records import Record, read_record
 from upslope.errors import UpslopeError
-from upslope.policy import Which
 from upslope.report.credit import credit_view
 from upslope.report.curves import diagnostics_section, learning_section
 from upslope.report.evaluations import evaluation_section
@@ -38,24 +40,22 @@ def write_report(runs: Sequence[str | Path], output: str | Path = "report.html")
     Raises:
         UpslopeError: no run, one that is none, one given twice, or an output that cannot be written.
     """
-    from upslope.analysis.compare import compare
-
     path = checked_output(output)
     script = plotly_script()
     records = read_all(runs)
     names = unique_names(records)
-    comparison = compare(runs)
+    comparison, warnings = compared(records)
     figures = Figures()
     sections = {
         "Learning": learning_section(figures, records, names),
-        "Comparison": comparison_section(figures, comparison),
+        "Comparison": comparison_section(figures, comparison) if comparison else "<p>See the warning above.</p>",
         "Evaluation": evaluation_section(figures, records, names),
         "Settings": settings_section(records, names),
         "Diagnostics": diagnostics_section(figures, records, names),
         "Credit": credit_section(figures, records, names),
     }
     title = ", ".join(dict.fromkeys(r.config.environment for r in records))
-    html = page_of(f"upslope · {title}", sections, figures, script, names=names, warnings=comparison.warnings)
+    html = page_of(f"upslope · {title}", sections, figures, script, names=names, warnings=warnings)
     return write_page(path, html)
 
 
@@ -65,7 +65,7 @@ def write_credit(
     *,
     seed: int | None = None,
     episode_seed: int = 0,
-    checkpoint: Which = "last",
+    checkpoint: Literal["last", "best"] = "last",
 ) -> Path:
     """Play an episode of a run's agent, and write a page of who is blamed in it; by default RUN/credit.html.
 
@@ -74,6 +74,8 @@ def write_credit(
     Raises:
         UpslopeError: no such run, seed or checkpoint, or an output that cannot be written.
     """
+    from upslope.analysis.weighing import credit_of  # it brings JAX's programs, which a report does without
+
     path = checked_output(Path(run) / "credit.html" if output is None else output, needs_folder=output is not None)
     script = plotly_script()
     credit = credit_of(run, seed=seed, episode_seed=episode_seed, checkpoint=checkpoint)
@@ -82,6 +84,15 @@ def write_credit(
     title = f"{credit.algorithm} · {credit.environment}"
     sections = {"Credit": explanation(credit) + credit_view(figures, credit, title, CREDIT_PICTURES)}
     return write_page(path, page_of(f"upslope · credit · {title}", sections, figures, script))
+
+
+def compared(records: Sequence[Record]) -> tuple[Comparison | None, Sequence[str]]:
+    """The comparison and its warnings; where the runs cannot be compared, the reason is the warning."""
+    try:
+        comparison = compare_records(records)
+    except UpslopeError as error:
+        return None, [f"The runs could not be compared. {error}"]
+    return comparison, comparison.warnings
 
 
 def credit_section(figures: Figures, records: Sequence[Record], names: Sequence[str]) -> str:
