@@ -1,4 +1,4 @@
-"""upslope train | resume | evaluate | record | compare | list.
+"""upslope train | resume | evaluate | record | compare | report | credit | list.
 
 Heavy imports happen inside the commands, so that `--help` answers at once.
 """
@@ -14,14 +14,23 @@ import tyro
 
 from upslope.config import Config
 from upslope.errors import UpslopeError
-from upslope.flags import Compare, Evaluate, List, Record, Resume, Train, parse_train
+from upslope.flags import Compare, Credit, Evaluate, List, Record, Report, Resume, Train, parse_train
 
 EXIT_BAD_INPUT = 2
 EXIT_INTERRUPTED = 130
 PIPE_WIDTH = 160
 """Columns of a table that nobody's terminal limits."""
 
-COMMANDS = {"train": Train, "resume": Resume, "evaluate": Evaluate, "record": Record, "compare": Compare, "list": List}
+COMMANDS = {
+    "train": Train,
+    "resume": Resume,
+    "evaluate": Evaluate,
+    "record": Record,
+    "compare": Compare,
+    "report": Report,
+    "credit": Credit,
+    "list": List,
+}
 
 
 def main(arguments: list[str] | None = None) -> None:
@@ -148,6 +157,26 @@ def compare(flags: Compare) -> None:
         console().print(comparison_page(found))
 
 
+def report(flags: Report) -> None:
+    """upslope report."""
+    from upslope.report.page import write_report
+
+    say_written(write_report(flags.runs, flags.output))
+
+
+def credit(flags: Credit) -> None:
+    """upslope credit."""
+    from upslope.report.page import write_credit
+
+    options = {name: value for name, value in vars(flags).items() if name != "run"}
+    say_written(write_credit(flags.run, **options))
+
+
+def say_written(path: Path) -> None:
+    """Where the page is and how large."""
+    print(f"wrote {path} ({path.stat().st_size / 1e6:.1f} MB): open it in a browser")
+
+
 def show_list(flags: List) -> None:
     """upslope list."""
     from upslope import tables
@@ -163,4 +192,4 @@ def console() -> Any:
     return Console(width=shutil.get_terminal_size().columns if sys.stdout.isatty() else PIPE_WIDTH)
 
 
-DO = {Resume: resume, Evaluate: evaluate, Record: record, Compare: compare, List: show_list}
+DO = {Resume: resume, Evaluate: evaluate, Record: record, Compare: compare, Report: report, Credit: credit, List: show_list}

@@ -60,6 +60,7 @@ class Watched(gymnasium.Wrapper):
 
     def __init__(self, env: gymnasium.Env, pictures: Pictures):
         super().__init__(env)
+        follow(env)
         self.pictures, self.step_number = pictures, 0
 
     def reset(self, **options: Any) -> Any:
@@ -72,6 +73,15 @@ class Watched(gymnasium.Wrapper):
         self.step_number += 1
         self.pictures.add(self.step_number, self.render)
         return answer
+
+
+def follow(env: gymnasium.Env) -> None:
+    """Let MuJoCo's camera follow the body, where the model has a camera that does."""
+    world: Any = env.unwrapped
+    if hasattr(world, "mujoco_renderer"):
+        cameras = [world.model.camera(k).name for k in range(world.model.ncam)]
+        if "track" in cameras:
+            world.mujoco_renderer.camera_id = cameras.index("track")
 
 
 def watched(config: Config, world: HostWorld, pictures: Pictures) -> HostWorld:

@@ -47,8 +47,23 @@ def credit_view(figures: Figures, credit: EpisodeCredit, title: str, picture_byt
         f'<div class="stage"><div class="frame">{picture}</div><div class="readout"></div></div>'
         f'<label class="slider">step <output>{start}</output> of {last}'
         f'<input type="range" min="0" max="{last}" value="{start}" aria-label="Step of the episode"></label>'
-        f"{place}</article>"
+        f'{place}<p class="about">{policy_key(credit)}</p></article>'
     )
+
+
+def policy_key(credit: EpisodeCredit) -> str:
+    """What the colours of the policy's panel mean, and what it leaves out."""
+    if "mean" in credit.policy:
+        count, what = credit.policy["mean"].shape[1], "dimension"
+        words = "Last panel: each dimension's mean and the area ±σ around it; points are the actions taken."
+    elif "probability" in credit.policy:
+        count, what = credit.policy["probability"].shape[1], "action"
+        words = "Last panel: probabilities of the actions; points mark the one taken."
+    else:
+        return "Last panel: the probability of the action taken, over all its choices."
+    key = " ".join(f'<span style="color:var(--run-{k})">■</span> {what} {k}' for k in range(min(count, MAX_LINES)))
+    left_out = f" The other {count - MAX_LINES} are not drawn." if count > MAX_LINES else ""
+    return f"{words} {key}.{left_out}"
 
 
 def no_picture(credit: EpisodeCredit) -> str:
@@ -66,8 +81,8 @@ def panels_of(credit: EpisodeCredit) -> list[tuple[str, list[dict[str, Any]], di
     panels = []
     if credit.td_error is not None and credit.value is not None:
         colours = np.where(credit.td_error < 0, "@down", "@up").tolist()
-        panels.append(("TD error δ", [bars(credit.td_error, colours)], {"zeroline": True}))
-        panels.append(("V(s)", [line(credit.value, "V(s)", "@0")], {}))
+        panels.append(("TD error δ<br>(reward)", [bars(credit.td_error, colours)], {"zeroline": True}))
+        panels.append(("V(s)<br>(reward)", [line(credit.value, "V(s)", "@0")], {}))
     panels.append(("reward", [bars(credit.reward, "@ink/0.6")], {"zeroline": True}))
     panels.append(policy_panel(credit))
     return panels
@@ -85,12 +100,13 @@ def policy_panel(credit: EpisodeCredit) -> tuple[str, list[dict[str, Any]], dict
         return "action: mean ± σ", traces, {}
     if "probability" in credit.policy:
         probability = np.asarray(credit.policy["probability"])
-        shown = min(probability.shape[1], MAX_LINES)
-        traces = [line(probability[:, a], f"π({a}|s)", f"@{a}") for a in range(shown)]
-        for a in range(shown):
+        # Of two actions one line says all.
+        drawn = [1] if probability.shape[1] == 2 else list(range(min(probability.shape[1], MAX_LINES)))
+        traces = [line(probability[:, a], f"π({a}|s)", f"@{a}") for a in drawn]
+        for a in range(min(probability.shape[1], MAX_LINES)):
             taken = np.flatnonzero(credit.action == a)
-            traces.append(marks(taken, probability[taken, a], f"took {a}", a))
-        return "π(a|s)", traces, {"range": [-0.05, 1.05]}
+            traces.append(marks(taken, probability[taken, a if a in drawn else drawn[0]], f"took {a}", a))
+        return "π(1|s)" if drawn == [1] else "π(a|s)", traces, {"range": [-0.08, 1.08]}
     chosen = chosen_probability(credit)
     return "π(action)", [line(chosen, "probability of the action taken", "@0")], {}
 
@@ -201,11 +217,15 @@ def evenly(pictures: Sequence[bytes], limit: int) -> range:
 
 def action_text(credit: EpisodeCredit, t: int) -> str:
     """The action taken and how probable it was."""
-    action = json.dumps(np.round(credit.action[t], 3).tolist())
+    action = rounded(credit.action[t])
     if "mean" in credit.policy:
-        mean, std = (np.round(credit.policy[name][t], 3).tolist() for name in ("mean", "std"))
-        return f"{action}, from mean {mean} with σ {std}"
+        return f"{action}, from mean {rounded(credit.policy['mean'][t])} with σ {rounded(credit.policy['std'][t])}"
     if "probability" in credit.policy:
         probability = credit.policy["probability"][t]
         return f"{action}, with π = {probability[int(credit.action[t])]:.3f}"
     return f"{action}, with π = {chosen_probability(credit)[t]:.3f}"
+
+
+def rounded(x: np.ndarray) -> str:
+    """A number or a vector with three decimals at most."""
+    return json.dumps(np.round(np.asarray(x, np.float64), 3).tolist()) if x.dtype.kind == "f" else str(x.tolist())

@@ -61,8 +61,8 @@ def write_report(runs: Sequence[str | Path], output: str | Path = "report.html")
 
 def write_credit(
     run: str | Path,
-    output: str | Path | None = None,
     *,
+    output: str | Path | None = None,
     seed: int | None = None,
     episode_seed: int = 0,
     checkpoint: Literal["last", "best"] = "last",
