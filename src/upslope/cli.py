@@ -192,4 +192,12 @@ def console() -> Any:
     return Console(width=shutil.get_terminal_size().columns if sys.stdout.isatty() else PIPE_WIDTH)
 
 
-DO = {Resume: resume, Evaluate: evaluate, Record: record, Compare: compare, Report: report, Credit: credit, List: show_list}
+DO = {
+    Resume: resume,
+    Evaluate: evaluate,
+    Record: record,
+    Compare: compare,
+    Report: report,
+    Credit: credit,
+    List: show_list,
+}

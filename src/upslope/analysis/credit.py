@@ -1,4 +1,4 @@
-"""Who is blamed? The weights that every estimator gives to each action of one episode, as data: kept in a file, and shown."""
+"""Who is blamed? The weights that every estimator gives to each action of one episode, as data and as a file."""
 
 from dataclasses import dataclass
 from pathlib import Path

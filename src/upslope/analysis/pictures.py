@@ -1,4 +1,4 @@
-"""Pictures of an episode, small enough to send: one for each state that the agent acted in, or every second, fourth …"""
+"""Pictures of an episode, small enough to send: of each state that the agent acted in, or every second, fourth …"""
 
 import io
 from collections.abc import Callable

@@ -144,7 +144,7 @@ def credit_figure(figures: Figures, credit: EpisodeCredit, title: str) -> str:
 
 
 def heat_strip(credit: EpisodeCredit) -> dict[str, Any]:
-    """Ψ_t over the largest |Ψ| of its estimator. Not centred: TotalReturn's weights are all alike, and that is shown."""
+    """Ψ_t over the largest |Ψ| of its estimator. Not centred: that TotalReturn's are all alike is shown."""
     weights = np.stack(list(credit.weights.values()))
     largest = np.abs(weights).max(axis=1, keepdims=True)
     scaled = weights / np.where(largest > 0, largest, 1)

@@ -28,7 +28,9 @@ class Figures:
         """Take a figure; return the HTML of its place. `linked` figures share the axis of environment steps."""
         name = f"figure-{len(self.found)}"
         self.found.append({"name": name, "data": traces, "layout": layout, "linked": linked})
-        return f'<div class="chart" id="{name}" style="height:{height}px" role="img" aria-label="{escape(label)}"></div>'
+        return (
+            f'<div class="chart" id="{name}" style="height:{height}px" role="img" aria-label="{escape(label)}"></div>'
+        )
 
 
 def typed(x: np.ndarray) -> dict[str, Any]:
@@ -65,7 +67,7 @@ def mean_and_band(run: int, name: str, steps: np.ndarray, band: Any) -> list[dic
 
 
 def area_around(x: np.ndarray, low: np.ndarray, high: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """Outlines of the areas between two curves, one for each stretch on which both are known, with gaps between them."""
+    """The outline of each stretch of x on which both curves are known, with gaps between them."""
     known = np.isfinite(low) & np.isfinite(high)
     stretches = np.split(np.arange(len(x)), np.flatnonzero(np.diff(known)) + 1)
     gap, along, around = np.array([np.nan]), [], []

@@ -14,7 +14,7 @@ from typing import Literal
 
 from upslope.analysis.compare import compare_records
 from upslope.analysis.comparison import Comparison
-from upslope.analysis.credit import FILE_NAME, EpisodeCredit, load_credit, save_credit
+from upslope.analysis.credit import FILE_NAME, load_credit, save_credit
 from upslope.analysis.records import Record, read_record
 from upslope.errors import UpslopeError
 from upslope.report.credit import credit_view
@@ -82,7 +82,7 @@ def write_credit(
     save_credit(Path(run) / FILE_NAME, credit)
     figures = Figures()
     title = f"{credit.algorithm} · {credit.environment}"
-    sections = {"Credit": explanation(credit) + credit_view(figures, credit, title, CREDIT_PICTURES)}
+    sections = {"Credit": explanation() + credit_view(figures, credit, title, CREDIT_PICTURES)}
     return write_page(path, page_of(f"upslope · credit · {title}", sections, figures, script))
 
 
@@ -100,7 +100,7 @@ def credit_section(figures: Figures, records: Sequence[Record], names: Sequence[
     there = {k: load_credit(r.path / FILE_NAME) for k, r in enumerate(records) if (r.path / FILE_NAME).exists()}
     parts = []
     if there:
-        parts.append(explanation(next(iter(there.values()))))
+        parts.append(explanation())
         limit = REPORT_PICTURES // len(there)
         parts += [credit_view(figures, credit, names[k], limit) for k, credit in there.items()]
     without = "\n".join(f"upslope credit {r.path}" for k, r in enumerate(records) if k not in there)
@@ -109,13 +109,14 @@ def credit_section(figures: Figures, records: Sequence[Record], names: Sequence[
     return "\n".join(parts)
 
 
-def explanation(credit: EpisodeCredit) -> str:
+def explanation() -> str:
     """How a credit view is read."""
     return (
         "<p>Each row of the strip is an estimator, each column an action of the episode. The colour is the weight Ψ "
         'that the gradient of log π(a|s) gets, over the largest of its row: <span style="color:var(--up)">■</span> made '
         'more probable, <span style="color:var(--down)">■</span> made less probable. The learner\'s batch is centred '
-        "and scaled besides, where its settings say so. Move the slider, or click a column.</p>"
+        "and scaled besides, where its settings say so. <i>Actions sharing it</i>: (Σ|Ψ|)²/ΣΨ², 1 where one action takes all "
+        "credit and T where all take the same. Move the slider, or click a column.</p>"
     )
 
 

@@ -119,7 +119,7 @@
       return made;
     };
     const jump = (t) => {
-      const button = cell("button", `t = ${t}`);
+      const button = cell("button", String(t));
       button.addEventListener("click", () => go(t));
       return button;
     };
@@ -143,9 +143,9 @@
           ...columns.map(([name, x]) => row(cell("th", name), cell("td", short(x[t])))),
         ]),
         table([
-          row(cell("th", "estimator"), cell("th", "Ψ here"), cell("th", "spread over"), cell("th", "largest at")),
+          row(cell("th", "estimator"), cell("th", "Ψ here"), cell("th", "actions sharing it"), cell("th", "largest at")),
           ...weights.map(([name, x]) =>
-            row(cell("th", named(name)), cell("td", short(x[t])), cell("td", `${credit.spread[name]} actions`), cell("td", jump(credit.most[name])))),
+            row(cell("th", named(name)), cell("td", short(x[t])), cell("td", String(credit.spread[name])), cell("td", jump(credit.most[name])))),
         ]),
       );
       return Plotly.relayout(place, { "shapes[0].x0": t, "shapes[0].x1": t });
