@@ -1,6 +1,7 @@
 """The credit of an episode: the estimators rank the key action as theory says, and a trained run's episode is weighed
 with its own policy, values and units."""
 
+import dataclasses
 import itertools
 
 import jax
@@ -86,8 +87,8 @@ def expected_weights(has_key: int, gamma: float = 1.0) -> tuple[dict[str, np.nda
 @pytest.mark.parametrize(("has_key", "advantage"), [(1, PAYS * (1 - TAKE)), (0, -PAYS * TAKE)])
 @pytest.mark.parametrize("name", ["NStep(1)", "NStep(5)", "GAE(0)", "GAE(0.95)", "Baseline"])
 def test_with_exact_values_the_key_action_alone_is_credited(name, has_key, advantage):
-    # By hand, γ = 1: v(s_0) = 3 · 0.3; after the key is taken 3 is certain, otherwise 0. So A(s_0, take) = 3 − 0.9 = 2.1
-    # and A(s_0, leave) = −0.9. Later actions change nothing: A = 0. Every estimator with V is unbiased when V is exact.
+    # By hand, γ = 1: v(s_0) = 3 · 0.3; once the key is taken 3 is certain, otherwise 0. So A(s_0, take) = 3 − 0.9 and
+    # A(s_0, leave) = −0.9. Later actions change nothing: A = 0. Every estimator with V is unbiased when V is exact.
     mean, _ = expected_weights(has_key)
     np.testing.assert_allclose(mean[name], [advantage, 0, 0, 0, 0], atol=1e-6)
 
@@ -121,9 +122,7 @@ def test_without_values_only_estimators_without_a_critic_speak():
 def test_values_are_in_the_worlds_units():
     agent = softmax_agent(np.zeros((2, 2)), value=[3.0, 6.0])
     statistics = agent.return_statistics._replace(variance=jnp.float32(4.0))
-    agent = jax.tree.map(lambda x: x, agent)
-    object.__setattr__(agent, "normalize_rewards", True)
-    object.__setattr__(agent, "return_statistics", statistics)
+    agent = dataclasses.replace(agent, normalize_rewards=True, return_statistics=statistics)
     state = np.array([[0], [1]])
     rollout = every_episode(key_and_door(), 1)._replace(observation=state, next_observation=state[::-1])
     values = critic_values(agent, rollout)

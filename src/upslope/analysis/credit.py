@@ -2,6 +2,7 @@
 
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
@@ -97,9 +98,10 @@ def load_credit(path: Path) -> EpisodeCredit:
             raise ValueError(f"it is a {meta['kind']} of format {meta['format']}")
         cuts = np.cumsum(arrays["picture_sizes"])[:-1]
         pictures = np.split(arrays["picture_bytes"], cuts) if len(arrays["picture_sizes"]) else []
+        fields: dict[str, Any] = {name: meta[name] for name in (*NUMBERS, "picture_note")}
+        fields |= {name: arrays[name] for name in PLAIN}
         return EpisodeCredit(
-            **{name: meta[name] for name in (*NUMBERS, "picture_note")},
-            **{name: arrays[name] for name in PLAIN},
+            **fields,
             value=arrays.get("value"),
             td_error=arrays.get("td_error"),
             weights={n.removeprefix("weight/"): x for n, x in arrays.items() if n.startswith("weight/")},

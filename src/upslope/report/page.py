@@ -111,12 +111,13 @@ def credit_section(figures: Figures, records: Sequence[Record], names: Sequence[
 
 def explanation() -> str:
     """How a credit view is read."""
+    more, less = (f'<span style="color:var(--{which})">■</span>' for which in ("up", "down"))
     return (
         "<p>Each row of the strip is an estimator, each column an action of the episode. The colour is the weight Ψ "
-        'that the gradient of log π(a|s) gets, over the largest of its row: <span style="color:var(--up)">■</span> made '
-        'more probable, <span style="color:var(--down)">■</span> made less probable. The learner\'s batch is centred '
-        "and scaled besides, where its settings say so. <i>Actions sharing it</i>: (Σ|Ψ|)²/ΣΨ², 1 where one action takes all "
-        "credit and T where all take the same. Move the slider, or click a column.</p>"
+        f"that the gradient of log π(a|s) gets, over the largest of its row: {more} made more probable, {less} made "
+        "less probable. The learner's batch is centred and scaled besides, where its settings say so. <i>Actions "
+        "sharing it</i>: (Σ|Ψ|)²/ΣΨ², 1 where one action takes all credit and T where all take the same. Move the "
+        "slider, or click a column.</p>"
     )
 
 

@@ -77,18 +77,16 @@ def number_or_none(x: float) -> float | None:
 
 def score_table(groups: Sequence[Group]) -> str:
     """Mean, interquartile mean, median, and how early it learned."""
-    efficiency = next((g.efficiency for g in groups if g.efficiency), None)
-    early = [f"return at<br>{steps:,} steps" for steps in efficiency.steps] + ["area under<br>the curve"]
-    head = ["", "seeds", "budget (steps)", "mean", "IQM", "median", *(early if efficiency else [])]
+    known = [g.efficiency for g in groups if g.efficiency]
+    early = [f"return at<br>{steps:,} steps" for steps in known[0].steps] if known else []
+    head = ["", "seeds", "budget (steps)", "mean", "IQM", "median", *early]
     rows = []
     for g in groups:
-        cells = [escape(g.label), str(len(g.seeds)), f"{g.budget:,}", estimate(g.mean), estimate(g.iqm)]
-        cells.append(estimate(g.median))
-        if efficiency:
-            known = [*g.efficiency.at, g.efficiency.area] if g.efficiency else []
-            cells += [estimate(e) for e in known] or ["–"] * len(early)
-        rows.append(cells)
-    return table(head, rows)
+        cells = [escape(g.label), str(len(g.seeds)), f"{g.budget:,}"]
+        cells += [estimate(g.mean), estimate(g.iqm), estimate(g.median)]
+        cells += [estimate(e) for e in g.efficiency.at] if g.efficiency else ["–"] * len(early)
+        rows.append([*cells, estimate(g.efficiency.area) if g.efficiency else "–"])
+    return table([*head, "area under<br>the curve"], rows)
 
 
 def improvement_table(comparison: Comparison, groups: Sequence[Group]) -> str:
