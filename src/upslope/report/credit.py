@@ -226,6 +226,6 @@ def action_text(credit: EpisodeCredit, t: int) -> str:
     return f"{action}, with π = {chosen_probability(credit)[t]:.3f}"
 
 
-def rounded(x: np.ndarray) -> str:
+def rounded(x: np.ndarray | np.generic) -> str:
     """A number or a vector with three decimals at most."""
     return json.dumps(np.round(np.asarray(x, np.float64), 3).tolist()) if x.dtype.kind == "f" else str(x.tolist())

@@ -87,12 +87,19 @@ def write_credit(
 
 
 def compared(records: Sequence[Record]) -> tuple[Comparison | None, Sequence[str]]:
-    """The comparison and its warnings; where the runs cannot be compared, the reason is the warning."""
+    """The comparison of the runs that have a score, and its warnings; where there is none, the reason is a warning."""
+    scored = [r for r in records if len(r.episodes) or len(r.evaluations)]
+    warnings = [
+        f"{r.path} is not in the comparison: it has no finished training episode and was not evaluated. Run "
+        f"upslope evaluate {r.path}"
+        for r in records
+        if r not in scored
+    ]
     try:
-        comparison = compare_records(records)
+        comparison = compare_records(scored)
     except UpslopeError as error:
-        return None, [f"The runs could not be compared. {error}"]
-    return comparison, comparison.warnings
+        return None, [*warnings, f"The runs could not be compared. {error}"]
+    return comparison, [*warnings, *comparison.warnings]
 
 
 def credit_section(figures: Figures, records: Sequence[Record], names: Sequence[str]) -> str:
