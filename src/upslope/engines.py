@@ -178,9 +178,9 @@ class RecordedEngine(ProgramEngine):
         assert data is not None
 
         def read(state: TrainState) -> tuple[TrainState, Metrics, None]:
-            state, scaled, credit = weigh(self.task, state, data)
+            state, scaled, credit, assessed = weigh(self.task, state, data)
             state, metrics = move(self.task, state, scaled, credit, iteration_keys(state)[1])
-            return state, metrics, None
+            return state, metrics | assessed, None
 
         return repeat(self.task, read, state, self.iterations)
 
@@ -221,10 +221,10 @@ class HostEngine:
                 continue
             with clock(self.phases, "weigh"):
                 facts = self.rollout_of(rollout, s)
-                ones[s], scaled, credit = jax.block_until_ready(self.weigh(ones[s], facts))
+                ones[s], scaled, credit, assessed = jax.block_until_ready(self.weigh(ones[s], facts))
             with clock(self.phases, "move"):
                 ones[s], measured = jax.block_until_ready(self.move(ones[s], scaled, credit, move_keys[s]))
-            metrics.append(measured)
+            metrics.append(measured | assessed)
         state = self.stack(ones)
         self.is_whole = True
         steps = np.asarray(state.steps, np.int64)
