@@ -35,6 +35,8 @@ if TYPE_CHECKING:
     from upslope.objectives import Sample as Sample
     from upslope.policy import Policy as Policy
     from upslope.policy import load as load
+    from upslope.race import Ladder as Ladder
+    from upslope.race import ladder as ladder
     from upslope.types import Credit as Credit
     from upslope.types import Rollout as Rollout
     from upslope.types import Transition as Transition
@@ -52,6 +54,7 @@ ROOMS = {
     "evaluation": ("Evaluation", "evaluate", "record"),
     "objectives": ("Clip", "ImportanceSampled", "KLPenalty", "Objective", "PolicyGradient", "Sample"),
     "policy": ("Policy", "load"),
+    "race": ("Ladder", "ladder"),
     "types": ("Credit", "Rollout", "Transition", "Values"),
 }
 """Where each public name lives."""

@@ -1,4 +1,4 @@
-"""upslope train | resume | evaluate | record | compare | report | credit | list.
+"""upslope train | resume | evaluate | record | compare | report | credit | ladder | list.
 
 Heavy imports happen inside the commands, so that `--help` answers at once.
 """
@@ -6,15 +6,13 @@ Heavy imports happen inside the commands, so that `--help` answers at once.
 import json
 import shutil
 import sys
-from dataclasses import replace
 from pathlib import Path
 from typing import Annotated, Any
 
 import tyro
 
-from upslope.config import Config
 from upslope.errors import UpslopeError
-from upslope.flags import Compare, Credit, Evaluate, List, Record, Report, Resume, Train, parse_train
+from upslope.flags import Compare, Credit, Evaluate, Ladder, List, Record, Report, Resume, Train, parse_train
 
 EXIT_BAD_INPUT = 2
 EXIT_INTERRUPTED = 130
@@ -29,6 +27,7 @@ COMMANDS = {
     "compare": Compare,
     "report": Report,
     "credit": Credit,
+    "ladder": Ladder,
     "list": List,
 }
 
@@ -70,6 +69,7 @@ def train(flags: Train) -> None:
     """upslope train."""
     from upslope import api
     from upslope.environments.make import make
+    from upslope.runs import same_run
 
     config = flags.settings()
     if flags.resume and flags.name is None:
@@ -91,23 +91,6 @@ def train(flags: Train) -> None:
         quiet=flags.quiet,
         tensorboard=flags.tensorboard,
         workers=flags.workers,
-    )
-
-
-def same_run(path: Path, config: Config) -> Path:
-    """The path, if the run there has this config; otherwise say what differs."""
-    from upslope.runs import RunDirectory
-
-    there = RunDirectory(path).config()
-    if replace(there, preset=None) == replace(config, preset=None):
-        return path
-    differ = {
-        n: (getattr(there, n), getattr(config, n)) for n in vars(there) if getattr(there, n) != getattr(config, n)
-    }
-    words = ", ".join(f"{name} was {old}, now {new}" for name, (old, new) in differ.items())
-    raise UpslopeError(
-        f"{path} was trained with another config ({words}), and going on with it would be neither run. Use the same "
-        f"flags, or upslope resume {path}, or another --name."
     )
 
 
@@ -177,6 +160,18 @@ def say_written(path: Path) -> None:
     print(f"wrote {path} ({path.stat().st_size / 1e6:.1f} MB): open it in a browser")
 
 
+def ladder(flags: Ladder) -> None:
+    """upslope ladder."""
+    from upslope.analysis.comparison_tables import comparison_page
+    from upslope.race import ladder
+
+    found = ladder(**vars(flags))
+    if not flags.quiet:
+        console().print(comparison_page(found.comparison))
+        print(f"compare again:  upslope compare {found.path}/*/")
+        print(f"report:  {found.report or f'upslope report {found.path}/*/'}")
+
+
 def show_list(flags: List) -> None:
     """upslope list."""
     from upslope import tables
@@ -199,5 +194,6 @@ DO = {
     Compare: compare,
     Report: report,
     Credit: credit,
+    Ladder: ladder,
     List: show_list,
 }

@@ -156,6 +156,41 @@ class Credit:
 
 
 @dataclass(frozen=True)
+class Ladder:
+    """Race all rungs that fit an environment, on the same seeds and budget, and compare them.
+
+    Each is set as `upslope train ENVIRONMENT --algorithm RUNG` sets it.
+    """
+
+    environment: Annotated[tyro.conf.Positional[str], tyro.conf.arg(metavar="ENVIRONMENT")]
+    """A Gymnasium id (`CartPole-v1`), `module:Id`, or a compiled world (`jax:CartPole-v1`)."""
+    algorithms: tuple[str, ...] | None = None
+    """Only these rungs."""
+    steps: int = 50_000
+    """Environment steps per seed, the same for every rung."""
+    seeds: int = 10
+    """How many seeds."""
+    seed: int = 0
+    """The first seed; the others follow it."""
+    name: str | None = None
+    """Name of the folder that holds the rungs' run directories. An existing one is refused."""
+    folder: Path = Path("runs")
+    """Where it is kept."""
+    resume: Annotated[bool, tyro.conf.FlagCreatePairsOff] = False
+    """Go on with the race of this --name: finished rungs stay, one that was begun goes on."""
+    preset: bool = True
+    """Use the environment's tuned settings where there are any, as `upslope train` does."""
+    env_kwargs: Annotated[dict[str, Any], JSON] = field(default_factory=dict)
+    """Keyword arguments for the environment, as JSON."""
+    max_episode_steps: int | None = None
+    """Truncate episodes after so many steps; by default at the environment's own limit."""
+    workers: int | None = None
+    """Processes among which the seeds of a Gymnasium environment are shared out; by default one a core."""
+    quiet: Quiet = False
+    """Print nothing but warnings."""
+
+
+@dataclass(frozen=True)
 class List:
     """Show rungs, estimators, objectives, presets and compiled worlds."""
 

@@ -97,7 +97,7 @@ def warnings_of(members: Sequence[Member], few: int) -> list[str]:
     found = [unequal_budgets(e, [m for m in members if m.environment == e]) for e in environments_of(members)]
     found += [unfinished(record) for record in records]
     found += [mixed_versions(records, package) for package in (*DECIDING_PACKAGES, "machine")]
-    found += [thin(member, few) for member in members]
+    found += thin(members, few)
     return [warning for warning in found if warning]
 
 
@@ -138,10 +138,14 @@ def mixed_versions(records: list[Record], package: str) -> str:
     return f"different {'machines' if package == 'machine' else f'versions of {package}'}: {words}"
 
 
-def thin(member: Member, few: int) -> str:
-    """A group of few seeds."""
-    n = len(member.seeds)
-    if n >= few:
-        return ""
-    told = "one seed gives no interval" if n == 1 else f"{n} seeds are thin evidence"
-    return f"{member.label} on {member.environment}: {told}; train more, e.g. --seeds 10"
+def thin(members: Sequence[Member], few: int) -> list[str]:
+    """Groups of few seeds, those with as many together."""
+    names: dict[int, list[str]] = {}
+    for member in members:
+        names.setdefault(len(member.seeds), []).append(f"{member.label} on {member.environment}")
+    return [
+        f"{f'{n} seeds are thin evidence' if n > 1 else 'one seed gives no interval'}: {', '.join(which)}. Train more, "
+        "e.g. --seeds 10"
+        for n, which in sorted(names.items())
+        if n < few
+    ]
