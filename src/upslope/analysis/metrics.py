@@ -1,20 +1,7 @@
 """What each logged metric means, and what is healthy: one table, for reports, the doctor and the documentation."""
 
-from dataclasses import dataclass
-
-
-@dataclass(frozen=True)
-class Explanation:
-    """A metric in words."""
-
-    title: str
-    unit: str
-    """Of its axis."""
-    meaning: str
-    """One line."""
-    healthy: str
-    """One line: what a run that learns usually shows."""
-
+from upslope.analysis.explanation import Explanation
+from upslope.analysis.health import HEALTH
 
 METRICS: dict[str, Explanation] = {
     "episode/return": Explanation(
@@ -108,9 +95,9 @@ METRICS: dict[str, Explanation] = {
         "Grows in a straight line.",
     ),
 }
-"""By the name in metrics.jsonl."""
+"""By the name in metrics.jsonl, in the order in which they are shown."""
 
 
 def explain(name: str) -> Explanation:
     """The explanation of a metric; of one that is not ours, its name."""
-    return METRICS.get(name, Explanation(name, "", "", ""))
+    return (METRICS | HEALTH).get(name, Explanation(name, "", "", ""))

@@ -6,6 +6,7 @@ from html import escape
 import numpy as np
 
 from upslope.analysis.curves import at_steps, common_steps, thin
+from upslope.analysis.health import HEALTH
 from upslope.analysis.metrics import METRICS, explain
 from upslope.analysis.records import Record
 from upslope.analysis.statistics import WINDOW, curve, mean_band
@@ -47,10 +48,11 @@ def learning_traces(run: int, name: str, record: Record) -> list[dict]:
 
 
 def diagnostics_section(figures: Figures, records: Sequence[Record], names: Sequence[str]) -> str:
-    """A figure for each metric, with what it means beside it; those that we do not explain are folded away."""
+    """A figure for each metric, with what it means beside it; health and a user's own are folded away."""
     logged = sorted({name for r in records for name in r.metrics if np.isfinite(r.metrics[name]).any()})
     known = [name for name in METRICS if name in logged]
-    others = [name for name in logged if name not in METRICS]
+    others = [name for name in HEALTH if name in logged]
+    others += [name for name in logged if name not in METRICS and name not in HEALTH]
     parts = [
         "<p>All share the axis of environment steps: point at one, and the others show the same moment; zoom one, and "
         "all follow. Double-click to see everything again.</p>",
@@ -58,7 +60,7 @@ def diagnostics_section(figures: Figures, records: Sequence[Record], names: Sequ
     ]
     if others:
         cards = grid_of([metric_card(figures, records, names, metric) for metric in others])
-        parts.append(f"<details><summary>{len(others)} further metrics</summary>{cards}</details>")
+        parts.append(f"<details><summary>{len(others)} further metrics of the runs' health</summary>{cards}</details>")
     return "\n".join(parts)
 
 
