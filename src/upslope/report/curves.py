@@ -10,7 +10,7 @@ from upslope.analysis.health import HEALTH
 from upslope.analysis.metrics import METRICS, explain
 from upslope.analysis.records import Record
 from upslope.analysis.statistics import WINDOW, curve, mean_band
-from upslope.report.figures import Figures, axis, mean_and_band, seeds_trace
+from upslope.report.figures import Figures, around, axis, mean_and_band, seeds_trace
 
 POINTS = 100
 """Of the mean of a diagnostic."""
@@ -24,7 +24,8 @@ def learning_section(figures: Figures, records: Sequence[Record], names: Sequenc
     """A figure for each environment: every seed's return, the mean over seeds, and its interval."""
     parts = [
         f"<p>Each thin line is one seed: the mean return of its last {WINDOW} training episodes. The thick line is the "
-        "mean over seeds, the area its 95 % interval (Student's t; none for one seed).</p>"
+        "mean over seeds, the area its 95 % interval (Student's t; none for one seed; of few seeds it may reach beyond "
+        "the picture).</p>"
     ]
     for environment in dict.fromkeys(r.config.environment for r in records):
         mine = [k for k, r in enumerate(records) if r.config.environment == environment and len(r.episodes)]
@@ -34,15 +35,16 @@ def learning_section(figures: Figures, records: Sequence[Record], names: Sequenc
             words = escape(", ".join(without))
             parts.append(f'<p class="note">No finished training episode, so no curve: {words}.</p>')
         if mine:
-            traces = [t for k in mine for t in learning_traces(k, names[k], records[k])]
-            layout = {"xaxis": STEPS_AXIS, "yaxis": axis("return (reward)")}
+            curves = {k: curve(records[k], LEARNING_POINTS) for k in mine}
+            traces = [t for k, found in curves.items() for t in learning_traces(k, names[k], *found)]
+            reach = around([returns for _, returns in curves.values()])
+            layout = {"xaxis": STEPS_AXIS, "yaxis": axis("return (reward)", **reach)}
             parts.append(figures.add(traces, layout, height=420, label=f"Learning in {environment}", linked=True))
     return "\n".join(parts)
 
 
-def learning_traces(run: int, name: str, record: Record) -> list[dict]:
+def learning_traces(run: int, name: str, steps: np.ndarray, returns: np.ndarray) -> list[dict]:
     """One run's seeds, interval and mean."""
-    steps, returns = curve(record, LEARNING_POINTS)
     seeds = [thin(steps, mine, LEARNING_POINTS) for mine in returns]
     return [seeds_trace(run, name, seeds), *mean_and_band(run, name, steps, mean_band(returns))]
 
@@ -66,7 +68,7 @@ def diagnostics_section(figures: Figures, records: Sequence[Record], names: Sequ
 
 def metric_card(figures: Figures, records: Sequence[Record], names: Sequence[str], metric: str) -> str:
     """A metric: its title, its figure, its meaning, and what is healthy."""
-    about, traces = explain(metric), []
+    about, traces, shown = explain(metric), [], []
     for k, record in enumerate(records):
         values = record.metrics.get(metric)
         if values is None or not np.isfinite(values).any():
@@ -74,9 +76,12 @@ def metric_card(figures: Figures, records: Sequence[Record], names: Sequence[str
         if metric in METRICS:
             curves = [thin(x, y, BUCKETS) for x, y in zip(record.steps, values, strict=True)]
             traces.append(seeds_trace(k, names[k], curves))
+            shown.append(values)
         grid = common_steps(record, POINTS)
-        traces += mean_and_band(k, names[k], grid, mean_band(at_steps(record, metric, grid)))
-    layout = {"xaxis": STEPS_AXIS, "yaxis": axis(about.unit)}
+        seeds = at_steps(record, metric, grid)
+        traces += mean_and_band(k, names[k], grid, mean_band(seeds))
+        shown.append(seeds)
+    layout = {"xaxis": STEPS_AXIS, "yaxis": axis(about.unit, **around(shown))}
     figure = figures.add(traces, layout, height=250, label=about.title, linked=True)
     words = f"{escape(about.meaning)} <b>Healthy:</b> {escape(about.healthy)}" if about.meaning else ""
     return (

@@ -92,6 +92,14 @@ def base(run: int, name: str) -> dict[str, Any]:
     return {"type": "scatter", "name": escape(name), "meta": {"run": run}, "showlegend": False}
 
 
+def around(values: list[np.ndarray]) -> dict[str, Any]:
+    """The range of an axis that shows all these values; the interval of few seeds may reach beyond the picture."""
+    finite = [x[np.isfinite(x)] for x in values]
+    low, high = (float(f(np.concatenate(finite))) for f in (np.min, np.max))
+    margin = 0.06 * (high - low)
+    return {"range": [low - margin, high + margin]} if margin > 0 else {}
+
+
 def axis(title: str, **settings: Any) -> dict[str, Any]:
     """An axis with its title."""
     return {"title": {"text": title}, **settings}

@@ -177,6 +177,6 @@
     }
   }, { rootMargin: "600px" });
   places.forEach((place) => near.observe(place));
-  addEventListener("beforeprint", () => places.filter((p) => !drawn.has(p.id)).forEach(draw));
+  addEventListener("beforeprint", () => places.filter((p) => p.offsetParent && !drawn.has(p.id)).forEach(draw));
   darkness.addEventListener("change", () => [...drawn.values()].forEach(draw));
 })();
