@@ -176,7 +176,7 @@ def line(y: np.ndarray, name: str, colour: str) -> dict[str, Any]:
 
 def marks(steps: np.ndarray, y: np.ndarray, name: str, k: int) -> dict[str, Any]:
     """The actions taken, as points."""
-    look = {"mode": "markers", "marker": {"color": f"@{k}", "size": 4}, "showlegend": False}
+    look = {"mode": "markers", "marker": {"color": f"@{k}", "size": 5}, "showlegend": False}
     return {"type": "scatter", "name": name, "x": typed(steps), "y": typed(y), **look, "hovertemplate": "%{y:.4~g}"}
 
 
