@@ -17,6 +17,7 @@ from jax.sharding import NamedSharding, PartitionSpec
 
 from upslope.collect_host import Act, EpisodeEnds, collect_host, collect_host_episodes
 from upslope.devices import mesh_of, sharding_of
+from upslope.diagnostics import spell_out
 from upslope.environments.base import CompiledEnvironment
 from upslope.environments.make import HostWorld
 from upslope.host import HostColumns
@@ -93,11 +94,9 @@ class Engine(Protocol):
 
     def restore(self, snapshot: dict[str, np.ndarray], say: Callable[[str], None]) -> None:
         """Put the world back to where a snapshot was taken; say so where that cannot be done."""
-        ...
 
     def close(self) -> None:
         """Let go of the world."""
-        ...
 
 
 class ProgramEngine:
@@ -134,7 +133,7 @@ class ProgramEngine:
             after, (metrics, finished, before, steps) = jax.block_until_ready(compiled(self.data, state))
         before, steps = np.asarray(before, np.int64), np.asarray(steps, np.int64)
         episodes = [[] for _ in self.seeds] if finished is None else self.rows(finished, before)
-        return after, Chunk({name: np.asarray(x) for name, x in metrics.items()}, steps, before, episodes)
+        return after, Chunk(spell_out({name: np.asarray(x) for name, x in metrics.items()}), steps, before, episodes)
 
     def rows(self, finished: Finished, before: np.ndarray) -> list[list[EpisodeRow]]:
         """[S, I, T, N] → each seed's finished episodes with the step at which they ended."""
@@ -287,9 +286,10 @@ def fit(x: np.ndarray, length: int) -> np.ndarray:
 
 def by_name(metrics: list[Metrics | None]) -> dict[str, np.ndarray]:
     """One dictionary a seed → name → [S, 1]; nan for a seed that stood still."""
-    names = next((list(m) for m in metrics if m is not None), [])
     fetched = jax.device_get(metrics)
-    return {n: np.asarray([[np.nan if m is None else float(m[n])] for m in fetched]) for n in names}
+    some = next(m for m in fetched if m is not None)
+    rows = {n: [np.full_like(some[n], np.nan) if m is None else m[n] for m in fetched] for n in some}
+    return spell_out({n: np.stack(x)[:, None] for n, x in rows.items()})
 
 
 @contextmanager

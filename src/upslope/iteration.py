@@ -123,7 +123,7 @@ def move(
     learning_rate = jnp.float32(task.learning_rate * decay)
     imitate = state.iteration < task.imitation_iterations
     steps = state.steps + jnp.sum(rollout.valid, dtype=jnp.uint32)
-    look = Look(task.gamma, task.update.needs_critic, progress, steps.astype(jnp.float32) / task.steps)
+    look = Look(task.gamma, progress, steps.astype(jnp.float32) / task.steps)
     learner, metrics = improve(task.update, state.learner, rollout, credit, key, learning_rate, imitate, look)
     agent = learner.agent
     if agent.normalize_observations:

@@ -165,7 +165,7 @@ def improve(
         )  # fmt: skip
         metrics |= {f"critic/{name}": value for name, value in critic_metrics.items()}
     if look is not None:
-        metrics |= look(Seen(agent, actor, critic, rollout, credit, batch, after))
+        metrics |= look(Seen(agent, actor, critic if update.needs_critic else None, rollout, credit, batch, after))
     agent = dataclasses.replace(agent, actor=actor.parameters, critic=critic.parameters)
     adapted = jnp.where(imitate, objective, update.objective.adapt(objective, kl))
     moved = Learner(agent, actor.optimiser, critic.optimiser, adapted)
