@@ -2,6 +2,7 @@
 
 from collections.abc import Sequence
 from html import escape
+from typing import Any
 
 import numpy as np
 
@@ -17,7 +18,6 @@ POINTS = 100
 BUCKETS = 50
 """Of a seed's diagnostic, which keeps two points each."""
 LEARNING_POINTS = 200
-STEPS_AXIS = axis("environment steps", tickformat="~s")
 
 
 def learning_section(figures: Figures, records: Sequence[Record], names: Sequence[str]) -> str:
@@ -38,12 +38,12 @@ def learning_section(figures: Figures, records: Sequence[Record], names: Sequenc
             curves = {k: curve(records[k], LEARNING_POINTS) for k in mine}
             traces = [t for k, found in curves.items() for t in learning_traces(k, names[k], *found)]
             reach = around([returns for _, returns in curves.values()])
-            layout = {"xaxis": STEPS_AXIS, "yaxis": axis("return (reward)", **reach)}
+            layout = {"xaxis": steps_axis([records[k] for k in mine]), "yaxis": axis("return (reward)", **reach)}
             parts.append(figures.add(traces, layout, height=420, label=f"Learning in {environment}", linked=True))
     return "\n".join(parts)
 
 
-def learning_traces(run: int, name: str, steps: np.ndarray, returns: np.ndarray) -> list[dict]:
+def learning_traces(run: int, name: str, steps: np.ndarray, returns: np.ndarray) -> list[dict[str, Any]]:
     """One run's seeds, interval and mean."""
     seeds = [thin(steps, mine, LEARNING_POINTS) for mine in returns]
     return [seeds_trace(run, name, seeds), *mean_and_band(run, name, steps, mean_band(returns))]
@@ -81,13 +81,18 @@ def metric_card(figures: Figures, records: Sequence[Record], names: Sequence[str
         seeds = at_steps(record, metric, grid)
         traces += mean_and_band(k, names[k], grid, mean_band(seeds))
         shown.append(seeds)
-    layout = {"xaxis": STEPS_AXIS, "yaxis": axis(about.unit, **around(shown))}
+    layout = {"xaxis": steps_axis(records), "yaxis": axis(about.unit, **around(shown))}
     figure = figures.add(traces, layout, height=250, label=about.title, linked=True)
     words = f"{escape(about.meaning)} <b>Healthy:</b> {escape(about.healthy)}" if about.meaning else ""
     return (
         f'<article class="card"><h3>{escape(about.title)}</h3>{figure}'
         f'<p class="about"><code>{escape(metric)}</code> {words}</p></article>'
     )
+
+
+def steps_axis(records: Sequence[Record]) -> dict[str, Any]:
+    """The axis that all share: from 0 to the last step of any run."""
+    return axis("environment steps", tickformat="~s", range=[0, max(float(np.nanmax(r.steps)) for r in records)])
 
 
 def grid_of(cards: list[str]) -> str:

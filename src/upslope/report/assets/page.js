@@ -50,7 +50,7 @@
       if (layout[key].title) layout[key].title = { font: { size: 12 }, standoff: 8, ...layout[key].title };
     }
     if (figure.linked) {
-      Object.assign(layout.xaxis, { showspikes: true, spikemode: "across", spikethickness: 1, spikecolor: "@soft", spikedash: "solid", spikesnap: "cursor" });
+      Object.assign(layout.xaxis, { showspikes: true, spikemode: "across", spikethickness: 1, spikecolor: "@soft", spikedash: "solid", spikesnap: "hovered data" });
       if (range) layout.xaxis = { ...layout.xaxis, range: [...range] };
       layout.hovermode = "x unified";
     }
