@@ -16,6 +16,7 @@ from upslope.analysis.curves import at_steps, common_steps, thin
 from upslope.analysis.health import HEALTH
 from upslope.analysis.metrics import METRICS
 from upslope.analysis.records import read_record
+from upslope.cli import main
 from upslope.report import page as pages
 from upslope.report.figures import area_around
 from upslope.report.page import unique_names, write_credit, write_report
@@ -137,6 +138,14 @@ def test_bad_input_is_refused(runs, tmp_path, monkeypatch):
     refused(re.escape('pip install "upslope[report]"'), [runs[0]])
 
 
+def test_the_commands_say_where_the_page_is(runs, tmp_path, capsys):
+    main(["report", str(runs[0]), str(runs[1]), "-o", str(tmp_path / "two.html")])
+    assert f"wrote {tmp_path / 'two.html'}" in capsys.readouterr().out
+    with pytest.raises(SystemExit, match="2"):
+        main(["credit", str(runs[0]), "--seed", "99"])
+    assert "has no seed 99" in capsys.readouterr().err
+
+
 # --- in a browser ----------------------------------------------------------------------------------------------
 
 
@@ -153,6 +162,7 @@ def driver():
     options.set_capability("goog:loggingPrefs", {"browser": "ALL", "performance": "ALL"})
     service = webdriver.ChromeService(shutil.which("chromedriver"))
     driver = webdriver.Chrome(options=options, service=service)
+    driver.set_script_timeout(120)
     yield driver
     driver.quit()
 

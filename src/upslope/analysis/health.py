@@ -15,13 +15,13 @@ HEALTH: dict[str, Explanation] = {
         "Spread of the rewards of single steps.",
         "Above 0: otherwise no action is better than another.",
     ),
-    "health/reward_low": Explanation(
+    "health/reward_min": Explanation(
         "Reward: lowest",
         "reward",
         "Lowest reward of a step in the batch.",
         "What the world's documentation says.",
     ),
-    "health/reward_high": Explanation(
+    "health/reward_max": Explanation(
         "Reward: highest",
         "reward",
         "Highest reward of a step in the batch.",
@@ -87,11 +87,17 @@ HEALTH: dict[str, Explanation] = {
         "Spread of the returns that the critic is to learn.",
         "Of the order of 1 where rewards are scaled.",
     ),
-    "health/target_max": Explanation(
-        "Critic's target: largest",
+    "health/target_min": Explanation(
+        "Critic's target: lowest",
         "scaled reward",
-        "Largest size of a target.",
-        "Below about 10 · its standard deviation.",
+        "Lowest target of the batch.",
+        "Within about 10 standard deviations of the mean.",
+    ),
+    "health/target_max": Explanation(
+        "Critic's target: highest",
+        "scaled reward",
+        "Highest target of the batch.",
+        "Within about 10 standard deviations of the mean.",
     ),
     "health/target_impossible": Explanation(
         "Impossible targets",
