@@ -177,9 +177,8 @@ def opened(driver, path, width, theme="light"):
     driver.get(path.as_uri())
     wait_for(driver, "return Boolean(window.Plotly)")
     wait_for(driver, "return document.querySelectorAll('.chart .main-svg').length > 0")
-    driver.execute_script(
-        "document.querySelectorAll('details').forEach(d => d.open = true); window.dispatchEvent(new Event('beforeprint'))"
-    )
+    driver.execute_script("document.querySelectorAll('details').forEach(d => d.open = true)")
+    driver.execute_script("window.dispatchEvent(new Event('beforeprint'))")
     wait_for(driver, "return [...document.querySelectorAll('.chart')].every(c => c.calcdata && c._fullLayout)")
     time.sleep(0.3)
 
