@@ -1,4 +1,4 @@
-"""upslope train | resume | evaluate | record | compare | ladder | list.
+"""upslope train | resume | evaluate | record | compare | report | credit | ladder | list.
 
 Heavy imports happen inside the commands, so that `--help` answers at once.
 """
@@ -12,7 +12,7 @@ from typing import Annotated, Any
 import tyro
 
 from upslope.errors import UpslopeError
-from upslope.flags import Compare, Evaluate, Ladder, List, Record, Resume, Train, parse_train
+from upslope.flags import Compare, Credit, Evaluate, Ladder, List, Record, Report, Resume, Train, parse_train
 
 EXIT_BAD_INPUT = 2
 EXIT_INTERRUPTED = 130
@@ -25,6 +25,8 @@ COMMANDS = {
     "evaluate": Evaluate,
     "record": Record,
     "compare": Compare,
+    "report": Report,
+    "credit": Credit,
     "ladder": Ladder,
     "list": List,
 }
@@ -138,6 +140,26 @@ def compare(flags: Compare) -> None:
         console().print(comparison_page(found))
 
 
+def report(flags: Report) -> None:
+    """upslope report."""
+    from upslope.report.page import write_report
+
+    say_written(write_report(flags.runs, flags.output))
+
+
+def credit(flags: Credit) -> None:
+    """upslope credit."""
+    from upslope.report.page import write_credit
+
+    options = {name: value for name, value in vars(flags).items() if name != "run"}
+    say_written(write_credit(flags.run, **options))
+
+
+def say_written(path: Path) -> None:
+    """Where the page is and how large."""
+    print(f"wrote {path} ({path.stat().st_size / 1e6:.1f} MB): open it in a browser")
+
+
 def ladder(flags: Ladder) -> None:
     """upslope ladder."""
     from upslope.analysis.comparison_tables import comparison_page
@@ -165,4 +187,13 @@ def console() -> Any:
     return Console(width=shutil.get_terminal_size().columns if sys.stdout.isatty() else PIPE_WIDTH)
 
 
-DO = {Resume: resume, Evaluate: evaluate, Record: record, Compare: compare, Ladder: ladder, List: show_list}
+DO = {
+    Resume: resume,
+    Evaluate: evaluate,
+    Record: record,
+    Compare: compare,
+    Report: report,
+    Credit: credit,
+    Ladder: ladder,
+    List: show_list,
+}

@@ -127,6 +127,35 @@ class Compare:
 
 
 @dataclass(frozen=True)
+class Report:
+    """Write one self-contained page about runs: curves, comparison, evaluations, settings, diagnostics, credit.
+
+    It only reads. What `upslope evaluate` and `upslope credit` left in the runs is shown too.
+    """
+
+    runs: tyro.conf.Positional[tuple[Path, ...]]
+    """Run directories."""
+    output: Annotated[Path, tyro.conf.arg(aliases=["-o"])] = Path("report.html")
+    """The page to write; an older page of upslope there is replaced, nothing else is."""
+
+
+@dataclass(frozen=True)
+class Credit:
+    """Play an episode, and show which action the outcome is blamed on by each estimator, on one self-contained page."""
+
+    run: Run
+    """The run directory."""
+    seed: int | None = None
+    """Which of the run's seeds; by default the first."""
+    episode_seed: int = 0
+    """Another number gives another episode."""
+    checkpoint: Literal["last", "best"] = "last"
+    """Which agent."""
+    output: Annotated[Path | None, tyro.conf.arg(aliases=["-o"])] = None
+    """The page to write; by default credit.html in the run directory."""
+
+
+@dataclass(frozen=True)
 class Ladder:
     """Race all rungs that fit an environment, on the same seeds and budget, and compare them.
 

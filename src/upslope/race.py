@@ -3,9 +3,9 @@
 Rungs train one after another, each with its seeds on all cores, so every one has the whole machine and times compare.
 """
 
-import importlib
 from collections.abc import Sequence
 from dataclasses import dataclass
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
@@ -22,6 +22,7 @@ from upslope.api import Environment
 from upslope.config import Config, canonical, configure
 from upslope.environments.make import World, make, name_of
 from upslope.errors import UpslopeError
+from upslope.report.page import write_report
 from upslope.runs import RunDirectory, free_name, same_run
 from upslope.standing import Standing, left_out_lines
 from upslope.tasks import task_of
@@ -169,8 +170,4 @@ def is_finished(path: Path) -> bool:
 
 def report_of(runs: Sequence[Path], output: Path) -> Path | None:
     """A page about the race, where what draws it is installed."""
-    try:
-        page = importlib.import_module("upslope.report.page")
-    except ImportError:
-        return None
-    return page.write_report(runs, output)
+    return write_report(runs, output) if find_spec("plotly") else None

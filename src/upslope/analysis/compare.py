@@ -9,7 +9,7 @@ import numpy as np
 from upslope.analysis.comparison import BUDGET_SHARES, Comparison, Efficiency, Group, Improvement
 from upslope.analysis.grouping import Member, environments_of, group, warnings_of
 from upslope.analysis.normalize import Normalize, normalised
-from upslope.analysis.records import read_record
+from upslope.analysis.records import Record, read_record
 from upslope.analysis.scores import Score, scores_of
 from upslope.analysis.statistics import (
     FEW_SEEDS,
@@ -41,7 +41,14 @@ def compare(runs: Sequence[str | Path], *, score: Score = "auto", normalize: Nor
     """
     if not runs:
         raise UpslopeError("There is nothing to compare: name one run directory or more, e.g. upslope compare runs/*")
-    members = group([read_record(run) for run in runs])
+    return compare_records([read_record(run) for run in runs], score=score, normalize=normalize)
+
+
+def compare_records(
+    records: Sequence[Record], *, score: Score = "auto", normalize: Normalize | None = None
+) -> Comparison:
+    """`compare` of runs that are read already."""
+    members = group(records)
     scored = scores_of(members, score)
     groups = tuple(
         group_of(member, scores, budget_of(member.environment, members))
