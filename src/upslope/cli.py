@@ -1,8 +1,9 @@
-"""upslope train | resume | evaluate | record | list.
+"""upslope train | resume | evaluate | record | lab | list.
 
 Heavy imports happen inside the commands, so that `--help` answers at once.
 """
 
+import json
 import shutil
 import sys
 from dataclasses import replace
@@ -13,14 +14,14 @@ import tyro
 
 from upslope.config import Config
 from upslope.errors import UpslopeError
-from upslope.flags import Evaluate, List, Record, Resume, Train, parse_train
+from upslope.flags import Evaluate, Lab, List, Record, Resume, Train, parse_train
 
 EXIT_BAD_INPUT = 2
 EXIT_INTERRUPTED = 130
 PIPE_WIDTH = 160
 """Columns of a table that nobody's terminal limits."""
 
-COMMANDS = {"train": Train, "resume": Resume, "evaluate": Evaluate, "record": Record, "list": List}
+COMMANDS = {"train": Train, "resume": Resume, "evaluate": Evaluate, "record": Record, "lab": Lab, "list": List}
 
 
 def main(arguments: list[str] | None = None) -> None:
@@ -135,6 +136,30 @@ def record(flags: Record) -> None:
     print(f"learn from them: upslope train ENVIRONMENT --algorithm off_policy --data {path}")
 
 
+def lab(flags: Lab) -> None:
+    """upslope lab."""
+    from upslope.devices import prepare
+
+    try:
+        import plotly  # noqa: F401
+    except ImportError as error:
+        raise UpslopeError('The lab draws with Plotly: pip install "upslope[report]".') from error
+    from rich.console import Console
+
+    from upslope.lab import page, run
+
+    prepare(on_host=False)
+    if not flags.output.parent.is_dir():
+        raise UpslopeError(f"There is no folder {flags.output.parent} to write {flags.output.name} to.")
+    say = Console(stderr=True) if flags.json else console()
+    results = run.run(flags.only, flags.language, flags.seed, flags.quick, say)
+    flags.output.write_text(page.page(results, flags.language, flags.seed, flags.quick), "utf-8")
+    say.print(run.verdict_table(results, flags.language))
+    say.print(run.closing(results, flags.language, flags.seed, flags.quick, flags.output), highlight=False)
+    if flags.json:
+        print(json.dumps(run.as_json(results, flags.language, flags.seed, flags.quick), ensure_ascii=False, indent=1))
+
+
 def show_list(flags: List) -> None:
     """upslope list."""
     from upslope import tables
@@ -150,4 +175,4 @@ def console() -> Any:
     return Console(width=shutil.get_terminal_size().columns if sys.stdout.isatty() else PIPE_WIDTH)
 
 
-DO = {Resume: resume, Evaluate: evaluate, Record: record, List: show_list}
+DO = {Resume: resume, Evaluate: evaluate, Record: record, Lab: lab, List: show_list}

@@ -1,5 +1,6 @@
 """Bias and variance of the advantage: one step, many steps, and λ between them."""
 
+import math
 from collections.abc import Sequence
 from functools import cache
 
@@ -29,7 +30,7 @@ LAMBDAS = (0.0, 0.2, 0.4, 0.6, 0.8, 0.9, 0.95, 1.0)
 STEPS = (1, 2, 3, 5, 10, 20, 50, 200)
 """n of A^n; the last is longer than any episode."""
 SHORT = 10
-ROUNDING = (0.0, 1e-3)
+ROUNDING = (-math.inf, 1e-3)
 """Equal in 32 bits: sums of up to 200 terms of about 1."""
 GROUPS = 20
 

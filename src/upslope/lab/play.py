@@ -55,9 +55,7 @@ def play(world: Tabular, agent: Agent, seed: int, episodes: int) -> Rollout:
     return quick_jit(collect)(agent, jax.random.key(seed))[0]
 
 
-def credits_of(
-    estimators: Sequence[Estimator], agent: Agent, rollout: Rollout, gamma: float
-) -> list[Credit]:
+def credits_of(estimators: Sequence[Estimator], agent: Agent, rollout: Rollout, gamma: float) -> list[Credit]:
     """What each estimator says of the same facts, with the agent's own critic; one program for all."""
 
     def weigh(agent: Agent, rollout: Rollout) -> list[Credit]:

@@ -1,5 +1,7 @@
 """Expectations by sampling: the exam, and the two lakes of importance sampling."""
 
+import math
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -155,13 +157,16 @@ def importance(seed: int = 0, repetitions: int = 320, largest: int = 2048) -> Ou
             Finding("share", mean_of(shares[distances.index(1.0)]), around(np.exp(-1), 0.02)),
             Finding("grows", difference_of(errors[far] ** 2, errors[near] ** 2), ABOVE_ZERO),
             Finding("finite", power_law(sizes, wide, median), around(-0.5, 0.1)),
-            Finding("infinite", power_law(sizes, narrow, median), (-0.4, 0.0)),
+            Finding("infinite", power_law(sizes, narrow, median), (-0.4, math.inf)),
         ),
         panels=(
             Panel("lakes", (catches,), is_bars=True),
             Panel(
                 "shares",
-                (Line("measured", distances, shares.mean(axis=1)), Line("theory", distances, theory, is_reference=True)),
+                (
+                    Line("measured", distances, shares.mean(axis=1)),
+                    Line("theory", distances, theory, is_reference=True),
+                ),
                 log_y=True,
             ),
             Panel("errors", (Line("measured", distances, root_mean_square(errors.T)),), log_y=True),
