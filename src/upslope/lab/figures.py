@@ -6,6 +6,7 @@ import numpy as np
 from plotly import graph_objects
 
 from upslope.lab.finding import Line, Panel
+from upslope.lab.texts import typeset
 
 COLOURS = ("#3d85c6", "#e07b39", "#3a9d6e", "#b565a7", "#c9a227", "#7f8c8d")
 REFERENCE = "#8a8f98"
@@ -20,7 +21,7 @@ def figure(panel: Panel, words: dict[str, Any], names: dict[str, str]) -> graph_
         drawn.add_trace(draw(line, panel, names, COLOURS[place % len(COLOURS)], line.name not in seen))
         seen.add(line.name)
     drawn.update_layout(
-        title={"text": words["title"], "font": {"size": 14}, "x": 0, "xref": "paper"},
+        title={"text": typeset(words["title"]), "font": {"size": 14}, "x": 0, "xref": "paper"},
         margin={"l": 8, "r": 12, "t": 44, "b": 8},
         height=330,
         showlegend=len(seen) > 1,
@@ -30,8 +31,8 @@ def figure(panel: Panel, words: dict[str, Any], names: dict[str, str]) -> graph_
         barmode="group",
     )
     axis = {"automargin": True, "zeroline": False}
-    drawn.update_xaxes(**axis, title=words["x"], type="log" if panel.log_x else None)
-    drawn.update_yaxes(**axis, title=words["y"], type="log" if panel.log_y else None)
+    drawn.update_xaxes(**axis, title=typeset(words["x"]), type="log" if panel.log_x else None)
+    drawn.update_yaxes(**axis, title=typeset(words["y"]), type="log" if panel.log_y else None, nticks=6)
     if panel.is_bars:
         drawn.update_yaxes(autorange="reversed")
     elif panel.log_x:
@@ -50,7 +51,7 @@ def curve(line: Line, panel: Panel, names: dict[str, str], colour: str, is_first
         x=list(line.x),
         y=floats(line.y),
         error_y=error_of(line),
-        name=names.get(line.name, line.name),
+        name=typeset(names.get(line.name, line.name)),
         legendgroup=line.name,
         showlegend=is_first,
         mode=mode,
@@ -62,11 +63,11 @@ def curve(line: Line, panel: Panel, names: dict[str, str], colour: str, is_first
 def bars(line: Line, panel: Panel, names: dict[str, str], colour: str, is_first: bool) -> graph_objects.Bar:
     """Lying bars, so that long names can be read on a narrow screen."""
     return graph_objects.Bar(
-        y=[names.get(x, x) for x in line.x],
+        y=[typeset(names.get(x, x)) for x in line.x],
         x=floats(line.y),
         error_x=error_of(line),
         orientation="h",
-        name=names.get(line.name, line.name),
+        name=typeset(names.get(line.name, line.name)),
         showlegend=is_first,
         marker={"color": REFERENCE if line.is_reference else colour},
     )

@@ -68,7 +68,7 @@ class Outcome:
 
     findings: tuple[Finding, ...]
     panels: tuple[Panel, ...]
-    numbers: Mapping[str, float] = field(default_factory=dict)
+    numbers: Mapping[str, float | int] = field(default_factory=dict)
     """What the texts mention: sample sizes, exact values."""
 
 

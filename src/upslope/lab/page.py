@@ -12,7 +12,7 @@ from plotly.offline import get_plotlyjs
 from upslope.lab.figures import figure
 from upslope.lab.finding import Finding, Outcome
 from upslope.lab.run import Result, counts_of, made_of
-from upslope.lab.texts import Language, measured, region, texts
+from upslope.lab.texts import Language, measured, region, texts, typeset
 
 
 def page(results: Sequence[Result], language: Language, seed: int, quick: bool) -> str:
@@ -34,7 +34,7 @@ def page(results: Sequence[Result], language: Language, seed: int, quick: bool) 
 
 def entry(result: Result, words: dict[str, Any]) -> str:
     """A line of the contents: what was asked, and a mark for each verdict."""
-    title = escape(words["experiments"][result.name]["title"])
+    title = typeset(words["experiments"][result.name]["title"])
     marks = "".join(
         f'<b class="{f.verdict}" title="{escape(words["page"]["verdicts"][f.verdict])}">{MARKS[f.verdict]}</b>'
         for f in result.outcome.findings
@@ -49,27 +49,27 @@ def section(result: Result, words: dict[str, Any]) -> str:
     """One experiment: question, claims with their verdicts, figures."""
     mine, headings = words["experiments"][result.name], words["page"]["headings"]
     outcome = result.outcome
-    source = escape(headings["source"].format(source=mine["source"]))
+    source = typeset(headings["source"].format(source=mine["source"]))
     rows = "\n".join(row(finding, outcome, mine, words["page"]) for finding in outcome.findings)
     plots = "\n".join(
         f"<div>{plot(result.name, place, outcome, mine, words)}</div>" for place in range(len(outcome.panels))
     )
     return (
-        f'<section id="{result.name}"><h2>{escape(mine["title"])}</h2><div class="soft">{source}</div>'
-        f"<p>{escape(mine['asks'].format(**outcome.numbers))}</p>"
+        f'<section id="{result.name}"><h2>{typeset(mine["title"])}</h2><div class="soft">{source}</div>'
+        f"<p>{typeset(mine['asks'].format(**outcome.numbers))}</p>"
         f'<div class="findings">{rows}</div><div class="plots">{plots}</div></section>'
     )
 
 
 def row(finding: Finding, outcome: Outcome, mine: dict[str, Any], words: dict[str, Any]) -> str:
     """One claim: what it says, what was measured against what was predicted, the verdict."""
-    said = {key: escape(text.format(**outcome.numbers)) for key, text in mine["claims"][finding.name].items()}
+    said = {key: typeset(text.format(**outcome.numbers)) for key, text in mine["claims"][finding.name].items()}
     value, interval = measured(finding.estimate)
     predicted = f"{words['headings']['predicted']} {region(finding.predicted)}"
     beneath = f'<div class="soft">{said["number"]}<br>{escape(predicted)}</div>'
     return (
         f'<div class="finding"><div class="claim">{said["claim"]}</div>'
-        f'<div class="value"><b>{value}</b> {interval}{beneath}</div>'
+        f'<div class="value"><b>{value}</b> <span class="interval">{interval}</span>{beneath}</div>'
         f'<div class="verdict {finding.verdict}">{escape(words["verdicts"][finding.verdict])}</div></div>'
     )
 

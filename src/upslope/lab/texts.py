@@ -1,7 +1,9 @@
 """The words of the lab in each language, and how numbers are written."""
 
 import math
+import re
 from functools import cache
+from html import escape
 from importlib import resources
 from typing import Any, Literal
 
@@ -45,3 +47,9 @@ def region(predicted: Interval) -> str:
         return f"< {number(most)}"
     digits = max(0, 1 - math.floor(math.log10(most - least)))
     return " … ".join(f"{bound:.{digits}f}".replace("-", "−") for bound in predicted)
+
+
+def typeset(text: str) -> str:
+    """Plain words → HTML: n^(−1/2) is raised, R_t lowered."""
+    raised = re.sub(r"\^\(([^)]*)\)|\^(\w+)", lambda found: f"<sup>{found[1] or found[2]}</sup>", escape(text))
+    return re.sub(r"(?<=\w)_(\w+)", r"<sub>\1</sub>", raised)
