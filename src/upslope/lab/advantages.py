@@ -114,7 +114,7 @@ def advantages(seed: int = 0, episodes: int = 8_000) -> Outcome:
     )
 
 
-def curves(x: Sequence[float], parts: Float[np.ndarray, "K G 2"]) -> tuple[Line, ...]:
+def curves(x: Sequence[float | int], parts: Float[np.ndarray, "K G 2"]) -> tuple[Line, ...]:
     """Squared bias, variance, and their sum, the mean squared error."""
     squared_bias, variance = parts.mean(axis=1).T
     return (

@@ -56,7 +56,7 @@ def reuse(seed: int = 0, seeds: int = 8, epochs: Sequence[int] = (1, 4, 16, 48),
     )
 
 
-def banded(name: str, x: Sequence[float], values: Float[np.ndarray, "K S"]) -> Line:
+def banded(name: str, x: Sequence[int], values: Float[np.ndarray, "K S"]) -> Line:
     """The mean over seeds with its interval."""
     estimates = [mean_of(row) for row in values]
     low, high = zip(*(e.interval for e in estimates), strict=True)

@@ -2,7 +2,7 @@
 
 from collections import Counter
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from pathlib import Path
 from time import perf_counter
 from typing import Any
@@ -111,7 +111,9 @@ def as_json(results: Sequence[Result], language: Language, seed: int, quick: boo
             for finding in result.outcome.findings
         ]
         words = {key: mine[key].format(**numbers) for key in ("title", "source", "asks")}
-        panels = [plain(asdict(panel)) for panel in result.outcome.panels]
+        panels = [
+            plain(vars(panel) | {"lines": [line._asdict() for line in panel.lines]}) for panel in result.outcome.panels
+        ]
         experiments.append(
             {"name": result.name, **words, "seconds": round(result.seconds, 1), "numbers": numbers}
             | {"findings": findings, "panels": panels}
