@@ -63,7 +63,7 @@ def curve(line: Line, panel: Panel, names: dict[str, str], colour: str, is_first
 def bars(line: Line, panel: Panel, names: dict[str, str], colour: str, is_first: bool) -> graph_objects.Bar:
     """Lying bars, so that long names can be read on a narrow screen."""
     return graph_objects.Bar(
-        y=[typeset(names.get(x, x)) for x in line.x],
+        y=[typeset(names.get(str(x), str(x))) for x in line.x],
         x=floats(line.y),
         error_x=error_of(line),
         orientation="h",

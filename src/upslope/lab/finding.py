@@ -7,7 +7,6 @@ from typing import Any, Literal, NamedTuple
 
 import numpy as np
 from jaxtyping import Float
-from scipy.stats import linregress
 from scipy.stats import t as student_t
 
 Verdict = Literal["supported", "refuted", "undecided"]
@@ -153,4 +152,4 @@ def power_law(
     `errors` are the sizes of the errors of R repetitions at K sample sizes; in each group their `typical` one counts.
     """
     curves = [typical(group) for group in np.array_split(errors, groups)]
-    return mean_of(np.array([linregress(np.log(sizes), np.log(curve)).slope for curve in curves]))
+    return mean_of(np.array([np.polyfit(np.log(sizes), np.log(curve), 1)[0] for curve in curves]))

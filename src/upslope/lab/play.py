@@ -124,8 +124,9 @@ def train_and_watch(
     every_observation = jnp.arange(size_of(world)[0])
 
     def one(state: TrainState, _: None) -> tuple[TrainState, Any]:
-        state, metrics, _ = iterate(task, world, state)
-        return state, (state.learner.agent.policy(every_observation).logits, metrics)
+        state, metrics, _finished = iterate(task, world, state)
+        agent = state.learner.agent
+        return state, (agent.actor.network(agent.encode(every_observation)), metrics)
 
     def train(state: TrainState) -> Any:
         return jax.lax.scan(one, state, length=iterations)[1]

@@ -66,13 +66,18 @@ def normalise(scores: Float[np.ndarray, "K S"], untrained: float) -> Float[np.nd
     return (scores - untrained) / (scores.max() - untrained)
 
 
+def correlation(left: Float[np.ndarray, "K"], right: Sequence[float]) -> float:
+    """Spearman's rank correlation."""
+    return float(np.asarray(spearmanr(left, right)[0]))
+
+
 def order(found: Float[np.ndarray, "K S"], paper: Sequence[float], seed: int) -> Estimate:
     """Spearman's rank correlation with the paper's scores, its interval over resampled seeds."""
     generator = np.random.default_rng(seed)
     drawn = generator.choice(found, (1000, found.shape[1]), axis=1).mean(axis=2).T
-    again = [spearmanr(row, paper).statistic for row in drawn]
+    again = [correlation(row, paper) for row in drawn]
     low, high = np.quantile(again, [0.025, 0.975])
-    return Estimate(float(spearmanr(found.mean(axis=1), paper).statistic), (float(low), float(high)))
+    return Estimate(correlation(found.mean(axis=1), paper), (float(low), float(high)))
 
 
 def table1(seed: int = 0, seeds: int = 5, steps: int = 40_960, names: Sequence[str] = IN_SMALL) -> Outcome:
