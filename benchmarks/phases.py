@@ -17,8 +17,8 @@ from typing import Any
 import jax
 
 from upslope.config import configure
-from upslope.engines import HostEngine
 from upslope.environments.make import HostWorld, make
+from upslope.host_engine import HostEngine
 from upslope.iteration import initialise, iterate, move, weigh
 from upslope.rollout import collect
 from upslope.shuffle import shuffle
@@ -51,7 +51,7 @@ def compiled() -> dict[str, float]:
     (_, rollout, _), act_time = milliseconds(
         lambda s, k: act(agent=s.learner.agent, columns=s.columns, key=k), state, key
     )
-    (state, scaled, credit), weigh_time = milliseconds(partial(weigh, task), state, rollout)
+    (state, scaled, credit, _), weigh_time = milliseconds(partial(weigh, task), state, rollout)
     _, move_time = milliseconds(partial(move, task), state, scaled, credit, key)
     _, shuffle_time = milliseconds(lambda k: shuffle(k, 64 * 128), key)
     _, whole = milliseconds(lambda s: iterate(task, world, s), state)

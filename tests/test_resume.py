@@ -19,7 +19,8 @@ from user_environments import OwnRandomness
 import upslope
 from upslope import loop
 from upslope.cli import main
-from upslope.engines import HostEngine, ProgramEngine
+from upslope.host_engine import HostEngine
+from upslope.programs import ProgramEngine
 
 SEGMENTS: dict[str, Any] = {"num_envs": 2, "rollout_steps": 8, "minibatches": 2, "epochs": 2, "preset": False}
 EPISODES: dict[str, Any] = {"num_envs": 2, "critic_epochs": 2, "preset": False}

@@ -10,7 +10,7 @@ from pathlib import Path
 
 import jax
 import numpy as np
-from jax.sharding import Mesh, NamedSharding, PartitionSpec
+from jax.sharding import Mesh
 from platformdirs import user_cache_path
 
 SEEDS = "seeds"
@@ -52,12 +52,12 @@ def cache_folder() -> Path:
     return user_cache_path("upslope") / f"programs-jaxlib-{version('jaxlib')}"
 
 
-def mesh_of(num_seeds: int) -> Mesh:
-    """As many devices as there are seeds, at most all."""
-    devices = jax.local_devices()
-    return Mesh(np.asarray(devices[: min(num_seeds, len(devices))]), (SEEDS,))
+def shares_of(num_seeds: int) -> list[tuple[slice, Mesh]]:
+    """Which seeds run together on which devices: as many whole rounds of all devices as there are, then the rest.
 
-
-def sharding_of(mesh: Mesh, num_seeds: int) -> NamedSharding:
-    """How arrays [S, …] lie between programs: split over the devices where S divides evenly, else a copy on each."""
-    return NamedSharding(mesh, PartitionSpec(SEEDS) if num_seeds % mesh.size == 0 else PartitionSpec())
+    The rest is a program of its own, for then XLA gives it the cores that the rounds no longer need.
+    """
+    devices = np.asarray(jax.local_devices())
+    rest = num_seeds % len(devices)
+    shares = [(slice(0, num_seeds - rest), Mesh(devices, (SEEDS,)))] if num_seeds > rest else []
+    return shares + ([(slice(num_seeds - rest, num_seeds), Mesh(devices[:rest], (SEEDS,)))] if rest else [])

@@ -17,12 +17,13 @@ from jaxtyping import Array, Float, Integer, PRNGKeyArray
 
 from upslope.agent import initialise_agent
 from upslope.devices import SEEDS
+from upslope.diagnostics import Look
 from upslope.environments.base import CompiledEnvironment
 from upslope.estimators import Estimator, ends
 from upslope.rollout import Columns, Finished, begin, collect, collect_episodes
 from upslope.spaces import Coding, Head
 from upslope.types import Credit, Metrics, Rollout, Values
-from upslope.update import Learner, Update, begin_learning, evaluate, improve
+from upslope.update import Learner, Update, begin_learning, evaluate, explained_variance, improve
 
 
 @dataclass(frozen=True)
@@ -87,13 +88,14 @@ def iterate(task: Task, world: CompiledEnvironment, state: TrainState) -> tuple[
     else:
         assert columns is not None
         columns, rollout, finished = collect(world, agent, columns, act_key, task.rollout_steps, task.max_episode_steps)
-    state, rollout, credit = weigh(task, state._replace(columns=columns), rollout)
+    state, rollout, credit, assessed = weigh(task, state._replace(columns=columns), rollout)
     state, metrics = move(task, state, rollout, credit, move_key)
-    return state, metrics, finished
+    return state, metrics | assessed, finished
 
 
-def weigh(task: Task, state: TrainState, rollout: Rollout) -> tuple[TrainState, Rollout, Credit]:
-    """Facts → credit. The returned rollout has its rewards in the learner's unit; the facts keep theirs."""
+def weigh(task: Task, state: TrainState, rollout: Rollout) -> tuple[TrainState, Rollout, Credit, Metrics]:
+    """Facts → credit, and how good the critic was that gave it. The returned rollout has its rewards in the learner's
+    unit; the facts keep theirs."""
     agent = state.learner.agent
     discounted, carry = discounted_returns(task, state.discounted_return, rollout)
     if agent.normalize_rewards:
@@ -102,8 +104,11 @@ def weigh(task: Task, state: TrainState, rollout: Rollout) -> tuple[TrainState, 
     scaled = rollout._replace(reward=rollout.reward * agent.reward_scale())
     values = evaluate(agent, scaled) if task.update.needs_critic else no_values(scaled)
     credit = task.estimator(scaled, values, task.gamma)
+    assessed = {}
+    if task.update.needs_critic:
+        assessed["critic/explained_variance"] = explained_variance(values.value, credit.target, rollout.valid)
     learner = state.learner._replace(agent=agent)
-    return state._replace(learner=learner, discounted_return=carry), scaled, credit
+    return state._replace(learner=learner, discounted_return=carry), scaled, credit, assessed
 
 
 def move(
@@ -117,13 +122,14 @@ def move(
     decay = jnp.maximum(1 - progress, 0.0) if task.learning_rate_decay else 1.0
     learning_rate = jnp.float32(task.learning_rate * decay)
     imitate = state.iteration < task.imitation_iterations
-    learner, metrics = improve(task.update, state.learner, rollout, credit, key, learning_rate, imitate)
+    steps = state.steps + jnp.sum(rollout.valid, dtype=jnp.uint32)
+    look = Look(task.gamma, progress, steps.astype(jnp.float32) / task.steps)
+    learner, metrics = improve(task.update, state.learner, rollout, credit, key, learning_rate, imitate, look)
     agent = learner.agent
     if agent.normalize_observations:
         features = agent.coding.encode(rollout.observation)
         statistics = agent.observation_statistics.update(features, rollout.valid)
         learner = learner._replace(agent=dataclasses.replace(agent, observation_statistics=statistics))
-    steps = state.steps + jnp.sum(rollout.valid, dtype=jnp.uint32)
     return state._replace(learner=learner, steps=steps, iteration=state.iteration + 1), metrics
 
 
@@ -155,39 +161,20 @@ def repeat(
     return jax.lax.scan(body, state, length=times)
 
 
-def spent(task: Task, state: TrainState) -> TrainState:
-    """The state of a seed whose budget is spent."""
-    return state._replace(steps=jnp.full_like(state.steps, task.steps))
-
-
 def over_seeds(function: Callable[..., Any]) -> Callable[..., Any]:
     """Run one seed's program on every seed, one after another: [S, …] → [S, …]."""
     return lambda *arguments: jax.lax.map(lambda one: function(*one), arguments)
 
 
-def spread_seeds(function: Callable[[Any, Any], Any], mesh: Mesh, spent: Callable[[Any], Any]) -> Callable[..., Any]:
-    """`function(shared, one)` for every seed, spread over the devices of a mesh: (shared, [S, …]) → [S, …].
-
-    Where S does not divide evenly, `spent` turns copies into seeds with nothing left to do, which cost nothing.
-    """
-    on_device = jax.shard_map(
+def spread_seeds(function: Callable[[Any, Any], Any], mesh: Mesh) -> Callable[..., Any]:
+    """`function(shared, one)` for every seed, spread evenly over the devices of a mesh: (shared, [S, …]) → [S, …]."""
+    return jax.shard_map(
         lambda shared, states: over_seeds(partial(function, shared))(states),
         mesh=mesh,
         in_specs=(PartitionSpec(), PartitionSpec(SEEDS)),
         out_specs=PartitionSpec(SEEDS),
         check_vma=False,
     )
-
-    def run(shared: Any, states: Any) -> Any:
-        count = jax.tree.leaves(states)[0].shape[0]
-        missing = -count % mesh.size
-        if not missing:
-            return on_device(shared, states)
-        idle = spent(jax.tree.map(lambda x: x[:missing], states))
-        padded = jax.tree.map(lambda x, y: jnp.concatenate([x, y]), states, idle)
-        return jax.tree.map(lambda x: x[:count], on_device(shared, padded))
-
-    return run
 
 
 def stack(states: list[Any]) -> Any:

@@ -20,6 +20,7 @@ import numpy as np
 
 from upslope.agent import Agent
 from upslope.checkpoints import save_checkpoint
+from upslope.diagnostics import PREFIX
 from upslope.display import Display, Snapshot
 from upslope.engines import Chunk, Ended, Engine, clock
 from upslope.errors import UpslopeError
@@ -148,7 +149,7 @@ class Loop:
             self.tensorboard.write(chunk.steps[:, -1].tolist(), progress.latest | returns)
 
     def metric_rows(self, chunk: Chunk, progress: Progress, rate: float) -> Iterator[str]:
-        """A JSON line per iteration and seed; null where there is no finite number."""
+        """A JSON line per iteration and seed; null where there is no finite number, but for what is measured seldom."""
         names, values = list(chunk.metrics), np.asarray(list(chunk.metrics.values()))
         for s, seed in enumerate(self.seeds):
             ended = Ended(chunk.episodes[s])
@@ -158,7 +159,8 @@ class Loop:
                     continue
                 row: dict[str, Any] = {"iteration": progress.iteration + i, "seed": seed, "step": after}
                 row |= ended.between(before, after)
-                row |= {n: finite(v) for n, v in zip(names, values[:, s, i].tolist(), strict=True)}
+                now = zip(names, values[:, s, i].tolist(), strict=True)
+                row |= {n: finite(v) for n, v in now if math.isfinite(v) or not n.startswith(PREFIX)}
                 row["time/elapsed"] = round(progress.elapsed, 3)
                 row["time/steps_per_second"] = round(rate, 1)
                 yield json.dumps(row) + "\n"

@@ -9,7 +9,7 @@ from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
-from jaxtyping import Array, Bool, Float, Int, PRNGKeyArray, Shaped
+from jaxtyping import Array, Bool, Float, Int, Key, PRNGKeyArray, Shaped
 
 from upslope.agent import Acting
 from upslope.environments.base import CompiledEnvironment
@@ -52,9 +52,9 @@ def collect(
     """Act for `num_steps` steps in N columns, going on from `columns`, and begin anew whenever an episode ends."""
     num_envs = columns.length.shape[0]
 
-    def step(columns: Columns, key: PRNGKeyArray) -> tuple[Columns, tuple[Rollout, Finished]]:
-        reset_key, act_key = jax.random.split(key)
-        after, row, finished = advance(world, agent, columns, act_key, max_episode_steps)
+    def step(columns: Columns, keys: tuple[Array, Array]) -> tuple[Columns, tuple[Rollout, Finished]]:
+        reset_key, act_keys = keys
+        after, row, finished = advance(world, agent, columns, act_keys, max_episode_steps)
         after = jax.lax.cond(
             jnp.any(finished.done),
             lambda: where_rows(finished.done, begin(world, reset_key, num_envs), after),
@@ -62,7 +62,10 @@ def collect(
         )
         return after, (row, finished)
 
-    columns, (rollout, finished) = jax.lax.scan(step, columns, jax.random.split(key, num_steps))
+    # All splitting in one go: in a cheap world, splitting keys step by step is a good part of a step.
+    split = jax.vmap(jax.random.split)
+    keys = split(jax.random.split(key, num_steps))
+    columns, (rollout, finished) = jax.lax.scan(step, columns, (keys[:, 0], split(keys[:, 1])))
     return columns, rollout, finished
 
 
@@ -72,26 +75,27 @@ def collect_episodes(
     """One whole episode in each of N columns, padded to `max_episode_steps`."""
     begin_key, act_key = jax.random.split(key)
 
-    def step(carry: tuple[Columns, Array], key: PRNGKeyArray) -> tuple[Any, tuple[Rollout, Finished]]:
+    def step(carry: tuple[Columns, Array], keys: Array) -> tuple[Any, tuple[Rollout, Finished]]:
         columns, running = carry
-        after, row, finished = advance(world, agent, columns, key, max_episode_steps)
+        after, row, finished = advance(world, agent, columns, keys, max_episode_steps)
         row = row._replace(valid=running, reward=jnp.where(running, row.reward, 0.0))
         finished = finished._replace(done=finished.done & running)
         return (after, running & ~finished.done), (row, finished)
 
     start = (begin(world, begin_key, num_envs), jnp.ones(num_envs, bool))
-    return jax.lax.scan(step, start, jax.random.split(act_key, max_episode_steps))[1]
+    keys = jax.vmap(jax.random.split)(jax.random.split(act_key, max_episode_steps))
+    return jax.lax.scan(step, start, keys)[1]
 
 
 def advance(
     world: CompiledEnvironment,
     agent: Acting,
     columns: Columns,
-    key: PRNGKeyArray,
+    keys: Key[Array, "2"],
     max_episode_steps: int | None,
 ) -> tuple[Columns, Rollout, Finished]:
-    """One step of every column, without beginning anew."""
-    sample_key, world_key = jax.random.split(key)
+    """One step of every column, without beginning anew. `keys` are two: the policy's and the world's."""
+    sample_key, world_key = keys
     policy = agent.policy(columns.observation)
     action = policy.sample(sample_key)
     keys = jax.random.split(world_key, columns.length.shape[0])

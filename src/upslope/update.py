@@ -15,6 +15,7 @@ import optax
 from jaxtyping import Array, Bool, Float, PRNGKeyArray, Shaped
 
 from upslope.agent import Actor, Agent
+from upslope.diagnostics import Look, Seen
 from upslope.distributions import Distribution
 from upslope.objectives import Clip, Objective, ObjectiveState, Sample, importance_ratio
 from upslope.shuffle import shuffle
@@ -48,6 +49,10 @@ class Update:
     def optimiser(self) -> optax.GradientTransformation:
         """Adam's direction for a gradient clipped to a global norm; the step size is applied by `descend`."""
         return optax.chain(optax.clip_by_global_norm(self.max_grad_norm), optax.scale_by_adam(eps=1e-5))
+
+
+ROOM_FOR_NEW = 16
+"""One state in so many may end an episode or a rollout before all successors are evaluated."""
 
 
 class Learner(NamedTuple):
@@ -88,8 +93,26 @@ def begin_learning(update: Update, agent: Agent) -> Learner:
 
 
 def evaluate(agent: Agent, rollout: Rollout) -> Values:
-    """V(s_t) and V(s_{t+1}); the latter from the true successor, also at an episode's end."""
-    return Values(agent.value(rollout.observation), agent.value(rollout.next_observation))
+    """V(s_t) and V(s_{t+1}); the latter from the true successor, also at an episode's end.
+
+    Where s_{t+1} is the next row's observation, its value is that row's, and it is not computed again.
+    """
+    value = agent.value(rollout.observation)
+    observation, successor = rollout.observation, rollout.next_observation
+    differs = jnp.any(successor[:-1] != observation[1:], axis=tuple(range(2, observation.ndim)))
+    is_new = jnp.concatenate([differs, jnp.ones_like(differs, shape=(1, *differs.shape[1:]))]).reshape(-1)
+    shifted = jnp.concatenate([value[1:], value[-1:]]).reshape(-1)
+    room = max(value.shape[1], value.size // ROOM_FOR_NEW)
+    flat = successor.reshape(-1, *successor.shape[2:])
+
+    def few() -> Array:
+        (rows,) = jnp.nonzero(is_new, size=room, fill_value=value.size)
+        return shifted.at[rows].set(agent.value(flat.at[rows].get(mode="clip")), mode="drop")
+
+    def many() -> Array:
+        return jnp.where(is_new, agent.value(flat), shifted)
+
+    return Values(value, jax.lax.cond(jnp.sum(is_new) <= room, few, many).reshape(value.shape))
 
 
 def improve(
@@ -100,10 +123,12 @@ def improve(
     key: PRNGKeyArray,
     learning_rate: Float[Array, ""],
     imitate: Bool[Array, ""],
+    look: Look | None = None,
 ) -> tuple[Learner, Metrics]:
     """Move policy and critic over epochs of shuffled minibatches, then adapt the objective's state.
 
-    While `imitate`, the policy learns the recorded actions by maximum likelihood instead.
+    While `imitate`, the policy learns the recorded actions by maximum likelihood instead. A `look` adds the metrics
+    `health/…`.
     """
     agent, objective = learner.agent, learner.objective
     batch = flatten(agent, rollout, credit)
@@ -132,15 +157,15 @@ def improve(
     metrics["policy/kl"] = kl
     if update.objective.state_name is not None:
         metrics[f"objective/{update.objective.state_name}"] = objective
-    critic = Descent(agent.critic, learner.critic_optimiser, jnp.bool_(False))
+    critic, before = Descent(agent.critic, learner.critic_optimiser, jnp.bool_(False)), None
     if update.needs_critic:
         critic, critic_metrics = descend(
             update, critic_loss, agent.critic, learner.critic_optimiser, batch, critic_key, learning_rate,
             update.critic_epochs, False,
         )  # fmt: skip
         metrics |= {f"critic/{name}": value for name, value in critic_metrics.items()}
-        before = agent.critic(batch.features)[..., 0]
-        metrics["critic/explained_variance"] = explained_variance(before, batch.target, batch.valid)
+    if look is not None:
+        metrics |= look(Seen(agent, actor, critic, before, rollout, credit, batch, after))
     agent = dataclasses.replace(agent, actor=actor.parameters, critic=critic.parameters)
     adapted = jnp.where(imitate, objective, update.objective.adapt(objective, kl))
     moved = Learner(agent, actor.optimiser, critic.optimiser, adapted)
@@ -168,7 +193,11 @@ def descend(
     size = num_samples // update.minibatches
 
     def move(descent: Descent, indices: Array) -> tuple[Descent, tuple[Array, Array]]:
-        part = jax.tree.map(lambda x: x[indices], batch) if update.minibatches > 1 else batch
+        part = (
+            jax.tree.map(lambda x: jnp.take(x, indices, axis=0, mode="clip"), batch)
+            if update.minibatches > 1
+            else batch
+        )
         (value, stop), gradient = jax.value_and_grad(loss, has_aux=True)(descent.parameters, part)
         direction, state = optimiser.update(gradient, descent.optimiser)
         moved = jax.tree.map(lambda p, d: p - learning_rate * d, descent.parameters, direction)
@@ -236,7 +265,7 @@ def effective_sample_size(ratio: Float[Array, "B"], valid: Bool[Array, "B"]) -> 
     return mean(ratio, valid) ** 2 / mean(ratio**2, valid)
 
 
-def mean(x: Shaped[Array, "B"], valid: Bool[Array, "B"]) -> Float[Array, ""]:
+def mean(x: Shaped[Array, "..."], valid: Bool[Array, "..."]) -> Float[Array, ""]:
     """The mean over the valid samples."""
     return jnp.sum(jnp.where(valid, x, 0.0)) / jnp.maximum(jnp.sum(valid), 1)
 
@@ -247,7 +276,7 @@ def standardise(x: Float[Array, "B"], valid: Bool[Array, "B"]) -> Float[Array, "
     return jnp.where(valid, centred / (jnp.sqrt(mean(centred**2, valid)) + 1e-8), 0.0)
 
 
-def explained_variance(value: Float[Array, "B"], target: Float[Array, "B"], valid: Bool[Array, "B"]) -> Array:
+def explained_variance(value: Float[Array, "..."], target: Float[Array, "..."], valid: Bool[Array, "..."]) -> Array:
     """1 − Var(target − V)/Var(target): 1 is a perfect critic, 0 no better than a constant, < 0 worse."""
     residual = target - value
     variance = mean((target - mean(target, valid)) ** 2, valid)
