@@ -1,4 +1,4 @@
-"""upslope train | resume | evaluate | record | compare | report | credit | ladder | list.
+"""upslope train | resume | evaluate | record | compare | report | credit | ladder | lab | list.
 
 Heavy imports happen inside the commands, so that `--help` answers at once.
 """
@@ -12,7 +12,7 @@ from typing import Annotated, Any
 import tyro
 
 from upslope.errors import UpslopeError
-from upslope.flags import Compare, Credit, Evaluate, Ladder, List, Record, Report, Resume, Train, parse_train
+from upslope.flags import Compare, Credit, Evaluate, Lab, Ladder, List, Record, Report, Resume, Train, parse_train
 
 EXIT_BAD_INPUT = 2
 EXIT_INTERRUPTED = 130
@@ -28,6 +28,7 @@ COMMANDS = {
     "report": Report,
     "credit": Credit,
     "ladder": Ladder,
+    "lab": Lab,
     "list": List,
 }
 
@@ -170,6 +171,28 @@ def ladder(flags: Ladder) -> None:
         console().print(comparison_page(found.comparison))
         print(f"compare again:  upslope compare {found.path}/*/")
         print(f"report:  {found.report or f'upslope report {found.path}/*/'}")
+def lab(flags: Lab) -> None:
+    """upslope lab."""
+    from upslope.devices import prepare
+
+    try:
+        import plotly  # noqa: F401
+    except ImportError as error:
+        raise UpslopeError('The lab draws with Plotly: pip install "upslope[report]".') from error
+    from rich.console import Console
+
+    from upslope.lab import page, run
+
+    prepare(on_host=False)
+    if not flags.output.parent.is_dir():
+        raise UpslopeError(f"There is no folder {flags.output.parent} to write {flags.output.name} to.")
+    say = Console(stderr=True) if flags.json else console()
+    results = run.run(flags.only, flags.language, flags.seed, flags.quick, say)
+    flags.output.write_text(page.page(results, flags.language, flags.seed, flags.quick), "utf-8")
+    say.print(run.verdict_table(results, flags.language))
+    say.print(run.closing(results, flags.language, flags.seed, flags.quick, flags.output), highlight=False)
+    if flags.json:
+        print(json.dumps(run.as_json(results, flags.language, flags.seed, flags.quick), ensure_ascii=False, indent=1))
 
 
 def show_list(flags: List) -> None:
@@ -195,5 +218,6 @@ DO = {
     Report: report,
     Credit: credit,
     Ladder: ladder,
+    Lab: lab,
     List: show_list,
 }
