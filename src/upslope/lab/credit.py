@@ -2,6 +2,7 @@
 
 import math
 from collections.abc import Sequence
+from functools import partial
 
 import numpy as np
 from jaxtyping import Float
@@ -9,7 +10,7 @@ from jaxtyping import Float
 from upslope.environments.tabular import Tabular, delayed_key
 from upslope.estimators import GAE, Baseline, Estimator, NStep, RewardToGo, TotalReturn
 from upslope.lab.finding import Estimate, Finding, Line, Outcome, Panel, difference_of, ratio_of
-from upslope.lab.play import small_task, train_and_watch
+from upslope.lab.play import side_by_side, small_task, train_and_watch
 from upslope.objectives import PolicyGradient
 
 ESTIMATORS: dict[str, Estimator] = {
@@ -64,11 +65,12 @@ def credit(
 ) -> Outcome:
     """Episodes until the key action is found, by estimator and by delay."""
     each = range(seed, seed + seeds)
-    curves = {name: learn(estimator, length, each, iterations) for name, estimator in ESTIMATORS.items()}
-    needed = {(name, length): episodes_until_found(key) for name, key in curves.items()}
-    for name in ("baseline", "one_step"):
-        for other in others:
-            needed[name, other] = episodes_until_found(learn(ESTIMATORS[name], other, each, iterations))
+    cases = [(name, length) for name in ESTIMATORS]
+    cases += [(name, other) for name in ("baseline", "one_step") for other in others]
+    runs = [partial(learn, ESTIMATORS[name], delay, each, iterations) for name, delay in cases]
+    learned = dict(zip(cases, side_by_side(runs), strict=True))
+    needed = {case: episodes_until_found(key) for case, key in learned.items()}
+    curves = {name: learned[name, length] for name in ESTIMATORS}
     delays = sorted([*others, length])
     episodes = [COLUMNS * (i + 1) for i in range(iterations)]
     short, long = delays[0], delays[-1]

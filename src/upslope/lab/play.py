@@ -1,7 +1,8 @@
 """Play and train in finite worlds, where every exact value is known: what most experiments share."""
 
 import dataclasses
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from functools import partial
 from typing import Any
 
@@ -12,6 +13,7 @@ from gymnasium import spaces
 from jaxtyping import Array, Float
 
 from upslope.agent import Actor, Agent, Perceptron, RunningStatistics
+from upslope.devices import num_cores
 from upslope.environments.tabular import Tabular
 from upslope.estimators import Estimator
 from upslope.iteration import Task, TrainState, initialise_all, iterate, over_seeds
@@ -23,6 +25,12 @@ from upslope.update import Update, evaluate
 
 # Most of a small program's time is XLA's, and half of that is the optimisation of code that runs once.
 quick_jit = partial(jax.jit, compiler_options={"xla_backend_optimization_level": 0})
+
+
+def side_by_side(measurements: Sequence[Callable[[], Any]]) -> list[Any]:
+    """The results of independent measurements, in threads: most of their time is XLA compiling, which needs no lock."""
+    with ThreadPoolExecutor(num_cores()) as pool:
+        return [running.result() for running in [pool.submit(measure) for measure in measurements]]
 
 
 def size_of(world: Tabular) -> tuple[int, int]:

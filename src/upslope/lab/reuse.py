@@ -1,6 +1,7 @@
 """One batch used many times: plain policy gradient breaks, a KL penalty and clipping mend it."""
 
 from collections.abc import Sequence
+from functools import partial
 
 import numpy as np
 from jaxtyping import Float
@@ -8,7 +9,7 @@ from jaxtyping import Float
 from upslope.environments.tabular import gridworld
 from upslope.estimators import GAE
 from upslope.lab.finding import ABOVE_ZERO, BELOW_ZERO, Finding, Line, Outcome, Panel, mean_of
-from upslope.lab.play import small_task, train_and_watch
+from upslope.lab.play import side_by_side, small_task, train_and_watch
 from upslope.objectives import Clip, KLPenalty, Objective, PolicyGradient
 
 OBJECTIVES: dict[str, Objective] = {"plain": PolicyGradient(), "kl": KLPenalty(1.0, 0.01), "clip": Clip(0.2)}
@@ -28,10 +29,9 @@ def trained(objective: Objective, epochs: int, seeds: Sequence[int], iterations:
 def reuse(seed: int = 0, seeds: int = 8, epochs: Sequence[int] = (1, 4, 16, 48), iterations: int = 20) -> Outcome:
     """Return and KL against the number of epochs on each batch."""
     each = range(seed, seed + seeds)
-    found = {
-        name: np.array([trained(objective, count, each, iterations) for count in epochs])
-        for name, objective in OBJECTIVES.items()
-    }
+    cases = [(objective, count) for objective in OBJECTIVES.values() for count in epochs]
+    values = side_by_side([partial(trained, *case, each, iterations) for case in cases])
+    found = dict(zip(OBJECTIVES, np.array(values).reshape(len(OBJECTIVES), len(epochs), 2, seeds), strict=True))
     (first, last), returns = (0, -1), {name: values[:, 0] for name, values in found.items()}
     divergence = {name: values[:, 1] for name, values in found.items()}
     return Outcome(

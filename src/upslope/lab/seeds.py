@@ -2,6 +2,7 @@
 
 import math
 from collections.abc import Sequence
+from functools import partial
 
 import numpy as np
 from jaxtyping import Float
@@ -9,6 +10,7 @@ from scipy.stats import norm
 
 from upslope.lab.credit import ESTIMATORS, learn
 from upslope.lab.finding import ABOVE_ZERO, BELOW_ZERO, Estimate, Finding, Line, Outcome, Panel, difference_of
+from upslope.lab.play import side_by_side
 
 LENGTH = 8
 
@@ -42,7 +44,8 @@ def seeds(
 ) -> Outcome:
     """Two settings with a true difference, compared by 1, 3, 5 and 10 seeds drawn from many."""
     each = range(seed, seed + pool)
-    better, worse = (learn(ESTIMATORS[name], LENGTH, each, iterations)[:, -1] for name in ("baseline", "to_go"))
+    runs = [partial(learn, ESTIMATORS[name], LENGTH, each, iterations) for name in ("baseline", "to_go")]
+    better, worse = (key[:, -1] for key in side_by_side(runs))
     difference = difference_of(better, worse)
     generator = np.random.default_rng(seed)
     rate = np.array([wrong(better, worse, count, generator, 20 * draws) for count in counts])

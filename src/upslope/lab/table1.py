@@ -8,9 +8,9 @@ from jaxtyping import Float
 from scipy.stats import spearmanr
 
 from upslope.config import configure
-from upslope.engines import CompiledEngine
 from upslope.environments.pendulum import Pendulum
 from upslope.lab.finding import ABOVE_ZERO, Estimate, Finding, Line, Outcome, Panel, difference_of, mean_of
+from upslope.programs import CompiledEngine
 from upslope.tasks import task_of
 
 
