@@ -19,7 +19,8 @@ from jax.sharding import NamedSharding, PartitionSpec
 import upslope
 from upslope import choose, iteration
 from upslope.collect_host import Act
-from upslope.engines import CompiledEngine, HostEngine
+from upslope.host_engine import HostEngine
+from upslope.programs import CompiledEngine
 from upslope.iteration import Task, iterate_many, move, weigh
 
 HALVES = ("calibrate", "test")
