@@ -37,6 +37,8 @@ if TYPE_CHECKING:
     from upslope.objectives import Sample as Sample
     from upslope.policy import Policy as Policy
     from upslope.policy import load as load
+    from upslope.probe import Probed as Probed
+    from upslope.probe import probe as probe
     from upslope.types import Credit as Credit
     from upslope.types import Rollout as Rollout
     from upslope.types import Transition as Transition
@@ -54,6 +56,7 @@ ROOMS = {
     "evaluation": ("Evaluation", "evaluate", "record"),
     "objectives": ("Clip", "ImportanceSampled", "KLPenalty", "Objective", "PolicyGradient", "Sample"),
     "policy": ("Policy", "load"),
+    "probe": ("Probed", "probe"),
     "types": ("Credit", "Rollout", "Transition", "Values"),
 }
 """Where each public name lives."""

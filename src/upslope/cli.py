@@ -1,8 +1,9 @@
-"""upslope train | resume | evaluate | record | list.
+"""upslope train | resume | evaluate | record | doctor | check | probe | list.
 
 Heavy imports happen inside the commands, so that `--help` answers at once.
 """
 
+import json
 import shutil
 import sys
 from dataclasses import replace
@@ -13,14 +14,23 @@ import tyro
 
 from upslope.config import Config
 from upslope.errors import UpslopeError
-from upslope.flags import Evaluate, List, Record, Resume, Train, parse_train
+from upslope.flags import Check, Doctor, Evaluate, List, Probe, Record, Resume, Train, parse_train
 
 EXIT_BAD_INPUT = 2
 EXIT_INTERRUPTED = 130
 PIPE_WIDTH = 160
 """Columns of a table that nobody's terminal limits."""
 
-COMMANDS = {"train": Train, "resume": Resume, "evaluate": Evaluate, "record": Record, "list": List}
+COMMANDS = {
+    "train": Train,
+    "resume": Resume,
+    "evaluate": Evaluate,
+    "record": Record,
+    "doctor": Doctor,
+    "check": Check,
+    "probe": Probe,
+    "list": List,
+}
 
 
 def main(arguments: list[str] | None = None) -> None:
@@ -135,6 +145,48 @@ def record(flags: Record) -> None:
     print(f"learn from them: upslope train ENVIRONMENT --algorithm off_policy --data {path}")
 
 
+def doctor(flags: Doctor) -> None:
+    """upslope doctor."""
+    from upslope.analysis.doctor import diagnose
+    from upslope.verdicts import diagnosis_view
+
+    found = diagnose(flags.run)
+    answer(flags.json, found.to_json(), [diagnosis_view(found)])
+
+
+def check(flags: Check) -> None:
+    """upslope check; the exit status is 1 where there is an error."""
+    from upslope import check as checking
+    from upslope.verdicts import check_view
+
+    found = checking.check(
+        flags.environment, env_kwargs=flags.env_kwargs, max_episode_steps=flags.max_episode_steps
+    )
+    answer(flags.json, found.to_json(), check_view(found))
+    sys.exit(int(found.worst == "error"))
+
+
+def probe(flags: Probe) -> None:
+    """upslope probe; the exit status is 1 where a probe is not solved."""
+    from upslope import probe as probing
+    from upslope.verdicts import probe_view
+
+    settings = {name: value for name, value in vars(flags).items() if name not in ("json",) and value is not None}
+    found = probing.probe(**settings)
+    title = " ".join(str(x) for x in (flags.algorithm, flags.estimator, flags.objective) if x)
+    answer(flags.json, probing.to_json(found), probe_view(title, found))
+    sys.exit(int(not all(one.solved for one in found)))
+
+
+def answer(as_json: bool, found: dict[str, Any], views: Any) -> None:
+    """Print what was found, for a program or for a person."""
+    if as_json:
+        print(json.dumps(found, indent=1, default=str))
+        return
+    for view in views:
+        console().print(view)
+
+
 def show_list(flags: List) -> None:
     """upslope list."""
     from upslope import tables
@@ -150,4 +202,12 @@ def console() -> Any:
     return Console(width=shutil.get_terminal_size().columns if sys.stdout.isatty() else PIPE_WIDTH)
 
 
-DO = {Resume: resume, Evaluate: evaluate, Record: record, List: show_list}
+DO = {
+    Resume: resume,
+    Evaluate: evaluate,
+    Record: record,
+    Doctor: doctor,
+    Check: check,
+    Probe: probe,
+    List: show_list,
+}
