@@ -17,8 +17,8 @@ from typing import Any
 import jax
 
 from upslope.config import configure
-from upslope.engines import HostEngine
 from upslope.environments.make import HostWorld, make
+from upslope.host_engine import HostEngine
 from upslope.iteration import initialise, iterate, move, weigh
 from upslope.rollout import collect
 from upslope.shuffle import shuffle

@@ -1,10 +1,13 @@
 """What all tests share."""
 
 import os
+from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 
 import jax
 import pytest
+from helpers import write_run
 
 os.environ.setdefault("MUJOCO_GL", "egl")
 # Two devices on any machine, so that seeds are spread in the tests too.
@@ -19,3 +22,9 @@ def compiled_once(tmp_path_factory: pytest.TempPathFactory) -> None:
     jax.config.update("jax_compilation_cache_dir", str(shared / "compiled"))
     os.environ["JAX_COMPILATION_CACHE_DIR"] = str(shared / "compiled")  # for commands in processes of their own
     jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.0)
+
+
+@pytest.fixture
+def run_of(tmp_path: Path) -> Callable[..., Path]:
+    """Run directories written by hand: `run_of(episodes={seed: [(step, return), …]})`, with rows up to the budget."""
+    return partial(write_run, tmp_path)

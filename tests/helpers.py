@@ -1,19 +1,23 @@
 """Builders that the tests share: rollouts with given ends, agents with given logits, small tasks."""
 
 import dataclasses
+import json
 from functools import partial
 
 import jax
 import jax.numpy as jnp
 import numpy as np
+from gymnasium.spaces import Box, Discrete
 from hypothesis import settings
 from hypothesis import strategies as st
 
 from upslope.agent import Actor, Agent, Perceptron, RunningStatistics
+from upslope.config import configure
 from upslope.distributions import Bernoulli, Categorical, DiagonalGaussian, MultiCategorical
 from upslope.estimators import GAE
 from upslope.iteration import Task
 from upslope.objectives import PolicyGradient
+from upslope.runs import RunDirectory
 from upslope.spaces import DiscreteCoding, DiscreteHead, coding_of, head_of
 from upslope.types import Rollout, Values
 from upslope.update import Update
@@ -160,3 +164,29 @@ def same(left, right):
     """Bit for bit equal pytrees."""
     leaves = zip(jax.tree.leaves(left), jax.tree.leaves(right), strict=True)
     return all(np.array_equal(np.asarray(a), np.asarray(b)) for a, b in leaves)
+
+
+def write_run(
+    folder, name="run", *, episodes, steps, environment="CartPole-v1", algorithm="ppo", reached=None, evaluations=(),
+    versions=None, **settings,
+):  # fmt: skip
+    """A run directory as training would leave it, with these episodes {seed: [(step, return), …]} in it."""
+    seeds = sorted(episodes)
+    settings |= {"seed": seeds[0], "seeds": len(seeds), "steps": steps}
+    config = configure(environment, algorithm, is_continuous=False, use_preset=False, **settings)
+    directory = RunDirectory(folder / name)
+    coding, head = coding_of(Box(-1, 1, (2,)), environment), head_of(Discrete(2), environment)
+    directory.create(config, coding, head, {"estimator": config.estimator, "objective": config.objective})
+    rows = [
+        {"iteration": i, "seed": s, "step": round((i + 1) / 4 * (reached or steps))} for s in seeds for i in range(4)
+    ]
+    directory.append(directory.metrics_path, "".join(json.dumps(row) + "\n" for row in rows))
+    ended = [f"{step},{seed},{score},1\n" for seed, mine in episodes.items() for step, score in mine]
+    directory.append(directory.episodes_path, "".join(ended))
+    if evaluations:
+        directory.add_evaluation(evaluations)
+    if versions:
+        description = directory.read()
+        description["versions"] |= versions
+        (directory.path / "config.json").write_text(json.dumps(description))
+    return directory.path

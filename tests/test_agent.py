@@ -214,7 +214,7 @@ def test_rewards_are_scaled_by_the_deviation_of_the_discounted_return_and_nothin
     seen, running = [], np.zeros(NUM_ENVS)
     for seed in range(3):
         rollout, _ = segments(seed)
-        state, scaled, _ = weigh_once(state, rollout)
+        state, scaled, _, _ = weigh_once(state, rollout)
         is_end = np.asarray(rollout.terminated | rollout.truncated | ~rollout.valid)
         for t in range(len(is_end)):
             running = np.asarray(rollout.reward[t]) + 0.9 * running

@@ -69,7 +69,7 @@ def settings_of(run: Path) -> dict[str, Any]:
     return json.loads((run / "config.json").read_text())["config"]
 
 
-@pytest.mark.parametrize("command", ["", "train", "resume", "evaluate", "record", "list"])
+@pytest.mark.parametrize("command", ["", "train", "resume", "evaluate", "record", "compare", "ladder", "list"])
 def test_help_answers_at_once(command: str, folder: Path):
     after = "print('HEAVY', sorted({'jax', 'gymnasium', 'equinox', 'optax'} & set(sys.modules)))"
     done = shell([*command.split(), "--help"], folder, after)
@@ -140,7 +140,7 @@ def test_a_flag_beats_the_file_beats_the_preset_beats_the_defaults(here: Path, c
     config = settings_of(here / "runs" / "a")
     assert config["gamma"] == 0.25  # flag
     assert (config["learning_rate"], config["lambda_"], config["hidden_sizes"]) == (0.01, 0.7, [8])  # file
-    assert config["minibatches"] == 1 and "rl-baselines3-zoo" in config["preset"]  # preset
+    assert config["minibatches"] == 8 and "benchmarks" in config["preset"]  # preset
     assert config["epsilon"] == 0.2  # default
     said = capsys.readouterr().out
     assert "preset: " in said and "--no-preset turns it off" in said

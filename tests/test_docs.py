@@ -2,6 +2,7 @@
 
 import ast
 import importlib.util
+import json
 import re
 import shlex
 import sys
@@ -120,3 +121,13 @@ def test_a_drifted_line_is_noticed(tmp_path, monkeypatch):
 def test_every_definition_is_found_at_any_depth():
     body = ast.parse("class A:\n    x: int = 1\n    def f(self):\n        def g(): ...\n").body
     assert [name for name, _, _ in refresh.definitions(body)] == ["A", "A.x", "A.f", "A.f.g"]
+
+
+def test_the_coverage_in_the_page_is_what_is_stored():
+    found = importlib.util.spec_from_file_location("coverage_benchmark", ROOT / "benchmarks" / "coverage.py")
+    benchmark = importlib.util.module_from_spec(found)
+    found.loader.exec_module(benchmark)
+    stored = json.loads(benchmark.RESULTS.read_text("utf-8"))
+    assert benchmark.tables(stored) in PAGES["docs/compare.md"].read_text("utf-8"), (
+        "run: benchmarks/coverage.py --table"
+    )

@@ -19,7 +19,8 @@ from user_environments import OwnRandomness
 import upslope
 from upslope import loop
 from upslope.cli import main
-from upslope.engines import HostEngine, ProgramEngine
+from upslope.host_engine import HostEngine
+from upslope.programs import ProgramEngine
 
 SEGMENTS: dict[str, Any] = {"num_envs": 2, "rollout_steps": 8, "minibatches": 2, "epochs": 2, "preset": False}
 EPISODES: dict[str, Any] = {"num_envs": 2, "critic_epochs": 2, "preset": False}
@@ -213,5 +214,5 @@ def test_train_resume_goes_on_with_the_same_config_only(tmp_path: Path, capsys):
         main([*words, "--gamma", "0.5"])
     assert end.value.code == 2
     said = capsys.readouterr().err
-    assert "gamma was 0.98, now 0.5" in said and "--name" in said
+    assert "gamma was 0.99, now 0.5" in said and "--name" in said
     assert "hidden_sizes" not in said

@@ -8,13 +8,15 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from upslope.analysis.compare import compare as compare
+    from upslope.analysis.comparison import Comparison as Comparison
     from upslope.analysis.doctor import Diagnosis as Diagnosis
     from upslope.analysis.doctor import diagnose as diagnose
     from upslope.api import Run as Run
     from upslope.api import resume as resume
     from upslope.api import train as train
-    from upslope.check import Checked as Checked
-    from upslope.check import check as check
+    from upslope.checking import Checked as Checked
+    from upslope.checking import check as check
     from upslope.config import Config as Config
     from upslope.environments.base import CompiledEnvironment as CompiledEnvironment
     from upslope.environments.make import make as make
@@ -37,8 +39,10 @@ if TYPE_CHECKING:
     from upslope.objectives import Sample as Sample
     from upslope.policy import Policy as Policy
     from upslope.policy import load as load
-    from upslope.probe import Probed as Probed
-    from upslope.probe import probe as probe
+    from upslope.probing import Probed as Probed
+    from upslope.probing import probe as probe
+    from upslope.race import Ladder as Ladder
+    from upslope.race import ladder as ladder
     from upslope.types import Credit as Credit
     from upslope.types import Rollout as Rollout
     from upslope.types import Transition as Transition
@@ -46,8 +50,10 @@ if TYPE_CHECKING:
 
 ROOMS = {
     "analysis.doctor": ("Diagnosis", "diagnose"),
+    "analysis.compare": ("compare",),
+    "analysis.comparison": ("Comparison",),
     "api": ("Run", "resume", "train"),
-    "check": ("Checked", "check"),
+    "checking": ("Checked", "check"),
     "config": ("Config",),
     "environments.base": ("CompiledEnvironment",),
     "environments.make": ("make",),
@@ -56,7 +62,8 @@ ROOMS = {
     "evaluation": ("Evaluation", "evaluate", "record"),
     "objectives": ("Clip", "ImportanceSampled", "KLPenalty", "Objective", "PolicyGradient", "Sample"),
     "policy": ("Policy", "load"),
-    "probe": ("Probed", "probe"),
+    "probing": ("Probed", "probe"),
+    "race": ("Ladder", "ladder"),
     "types": ("Credit", "Rollout", "Transition", "Values"),
 }
 """Where each public name lives."""

@@ -30,7 +30,8 @@ class RunningStatistics(NamedTuple):
     @staticmethod
     def start(shape: tuple[int, ...]) -> "RunningStatistics":
         """Nothing seen yet: mean 0 and variance 1, which change nothing."""
-        return RunningStatistics(jnp.zeros(shape), jnp.ones(shape), jnp.float32(0.0))
+        zeros, ones = np.zeros(shape, np.float32), np.ones(shape, np.float32)
+        return RunningStatistics(jnp.asarray(zeros), jnp.asarray(ones), jnp.float32(0.0))
 
     def update(self, x: Float[Array, "T N *D"], valid: Bool[Array, "T N"]) -> "RunningStatistics":
         """Include the valid rows of a batch."""
@@ -155,7 +156,7 @@ def initialise_perceptron(
     """Hidden gain √2, biases 0, and the given gain at the last layer."""
     gains = [np.sqrt(2)] * (len(sizes) - 2) + [head_gain]
     weights = [orthogonal(generator, i, o, g) for i, o, g in zip(sizes, sizes[1:], gains, strict=False)]
-    biases = [jnp.zeros(o) for o in sizes[1:]]
+    biases = [jnp.asarray(np.zeros(o, np.float32)) for o in sizes[1:]]
     return Perceptron(tuple(jnp.asarray(w) for w in weights), tuple(biases), activation)
 
 
@@ -175,7 +176,7 @@ def initialise_agent(
     inputs = coding.num_features
     actor = Actor(
         network=initialise_perceptron(generator, (inputs, *hidden_sizes, head.num_outputs), 0.01, activation),
-        log_std=jnp.full(head.num_outputs if isinstance(head, BoxHead) else 0, log_std_init, jnp.float32),
+        log_std=jnp.asarray(np.full(head.num_outputs if isinstance(head, BoxHead) else 0, log_std_init, np.float32)),
         head=head,
     )
     return Agent(

@@ -118,6 +118,7 @@ def train_config(
     quiet: bool,
     tensorboard: bool,
     workers: int | None = None,
+    display: Display | None = None,
 ) -> Run:
     """Train from the beginning, all settings decided."""
     prepare(on_host=isinstance(world, HostWorld))
@@ -125,7 +126,7 @@ def train_config(
     label = f"{config.environment}-{config.algorithm}"
     directory = RunDirectory(Path(folder) / name if name else free_name(Path(folder), label))
     task = task_of(config, world, axes.estimator, axes.objective)
-    display = choose(quiet)
+    display = display or choose(quiet)
     if tensorboard:
         require_tensorboard()
     with closing(engine_of(config, task, world, axes, workers, display)) as engine:
@@ -145,6 +146,7 @@ def resume(
     quiet: bool = False,
     tensorboard: bool = False,
     workers: int | None = None,
+    display: Display | None = None,
 ) -> Run:
     """Go on with a run that was stopped. The result is the one that the uninterrupted run would have had.
 
@@ -164,7 +166,7 @@ def resume(
             f"{run} was trained with {description['axes']}, and this would go on with {axes.described()}. Pass the "
             "same estimator and objective to upslope.resume."
         )
-    display = choose(quiet)
+    display = display or choose(quiet)
     changed = {k: (v, versions()[k]) for k, v in description["versions"].items() if versions().get(k) != v}
     return go_on(config, world, axes, directory, display, tensorboard, changed, workers)
 

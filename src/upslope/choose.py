@@ -7,13 +7,15 @@ from typing import Any
 
 from upslope.config import Config
 from upslope.display import Display
-from upslope.engines import CompiledEngine, Engine, HostEngine, RecordedEngine
+from upslope.engines import Engine
 from upslope.environments.base import CompiledEnvironment
 from upslope.environments.make import World
 from upslope.errors import UpslopeError
 from upslope.estimators import Estimator
+from upslope.host_engine import HostEngine
 from upslope.iteration import Task
 from upslope.objectives import Objective
+from upslope.programs import CompiledEngine, RecordedEngine
 from upslope.recording import load_dataset
 from upslope.tasks import estimator_of, objective_of
 from upslope.workers import WorkersEngine, num_workers

@@ -1,4 +1,4 @@
-"""upslope train | resume | evaluate | record | doctor | check | probe | list.
+"""upslope train | resume | evaluate | record | compare | report | credit | ladder | lab | doctor | check | probe.
 
 Heavy imports happen inside the commands, so that `--help` answers at once.
 """
@@ -6,15 +6,26 @@ Heavy imports happen inside the commands, so that `--help` answers at once.
 import json
 import shutil
 import sys
-from dataclasses import replace
 from pathlib import Path
 from typing import Annotated, Any
 
 import tyro
 
-from upslope.config import Config
 from upslope.errors import UpslopeError
-from upslope.flags import Check, Doctor, Evaluate, List, Probe, Record, Resume, Train, parse_train
+from upslope.flags import (
+    Compare,
+    Credit,
+    Evaluate,
+    Lab,
+    Ladder,
+    List,
+    Record,
+    Report,
+    Resume,
+    Train,
+    parse_train,
+)
+from upslope.flags_health import Check, Doctor, Probe
 
 EXIT_BAD_INPUT = 2
 EXIT_INTERRUPTED = 130
@@ -29,6 +40,11 @@ COMMANDS = {
     "doctor": Doctor,
     "check": Check,
     "probe": Probe,
+    "compare": Compare,
+    "report": Report,
+    "credit": Credit,
+    "ladder": Ladder,
+    "lab": Lab,
     "list": List,
 }
 
@@ -70,6 +86,7 @@ def train(flags: Train) -> None:
     """upslope train."""
     from upslope import api
     from upslope.environments.make import make
+    from upslope.runs import same_run
 
     config = flags.settings()
     if flags.resume and flags.name is None:
@@ -91,23 +108,6 @@ def train(flags: Train) -> None:
         quiet=flags.quiet,
         tensorboard=flags.tensorboard,
         workers=flags.workers,
-    )
-
-
-def same_run(path: Path, config: Config) -> Path:
-    """The path, if the run there has this config; otherwise say what differs."""
-    from upslope.runs import RunDirectory
-
-    there = RunDirectory(path).config()
-    if replace(there, preset=None) == replace(config, preset=None):
-        return path
-    differ = {
-        n: (getattr(there, n), getattr(config, n)) for n in vars(there) if getattr(there, n) != getattr(config, n)
-    }
-    words = ", ".join(f"{name} was {old}, now {new}" for name, (old, new) in differ.items())
-    raise UpslopeError(
-        f"{path} was trained with another config ({words}), and going on with it would be neither run. Use the same "
-        f"flags, or upslope resume {path}, or another --name."
     )
 
 
@@ -156,19 +156,17 @@ def doctor(flags: Doctor) -> None:
 
 def check(flags: Check) -> None:
     """upslope check; the exit status is 1 where there is an error."""
-    from upslope import check as checking
+    from upslope import checking
     from upslope.verdicts import check_view
 
-    found = checking.check(
-        flags.environment, env_kwargs=flags.env_kwargs, max_episode_steps=flags.max_episode_steps
-    )
+    found = checking.check(flags.environment, env_kwargs=flags.env_kwargs, max_episode_steps=flags.max_episode_steps)
     answer(flags.json, found.to_json(), check_view(found))
     sys.exit(int(found.worst == "error"))
 
 
 def probe(flags: Probe) -> None:
     """upslope probe; the exit status is 1 where a probe is not solved."""
-    from upslope import probe as probing
+    from upslope import probing
     from upslope.verdicts import probe_view
 
     settings = {name: value for name, value in vars(flags).items() if name not in ("json",) and value is not None}
@@ -185,6 +183,74 @@ def answer(as_json: bool, found: dict[str, Any], views: Any) -> None:
         return
     for view in views:
         console().print(view)
+
+
+def compare(flags: Compare) -> None:
+    """upslope compare."""
+    from upslope.analysis.compare import compare
+    from upslope.analysis.comparison_tables import comparison_page
+
+    found = compare(flags.runs, score=flags.score, normalize=flags.normalize)
+    if flags.json:
+        print(json.dumps(found.to_json(), indent=2, ensure_ascii=False, allow_nan=False))
+    else:
+        console().print(comparison_page(found))
+
+
+def report(flags: Report) -> None:
+    """upslope report."""
+    from upslope.report.page import write_report
+
+    say_written(write_report(flags.runs, flags.output))
+
+
+def credit(flags: Credit) -> None:
+    """upslope credit."""
+    from upslope.report.page import write_credit
+
+    options = {name: value for name, value in vars(flags).items() if name != "run"}
+    say_written(write_credit(flags.run, **options))
+
+
+def say_written(path: Path) -> None:
+    """Where the page is and how large."""
+    print(f"wrote {path} ({path.stat().st_size / 1e6:.1f} MB): open it in a browser")
+
+
+def ladder(flags: Ladder) -> None:
+    """upslope ladder."""
+    from upslope.analysis.comparison_tables import comparison_page
+    from upslope.race import ladder
+
+    found = ladder(**vars(flags))
+    if not flags.quiet:
+        console().print(comparison_page(found.comparison))
+        print(f"compare again:  upslope compare {found.path}/*/")
+        print(f"report:  {found.report or f'upslope report {found.path}/*/'}")
+
+
+def lab(flags: Lab) -> None:
+    """upslope lab."""
+    from upslope.devices import prepare
+
+    try:
+        import plotly  # noqa: F401
+    except ImportError as error:
+        raise UpslopeError('The lab draws with Plotly: pip install "upslope[report]".') from error
+    from rich.console import Console
+
+    from upslope.lab import page, run
+
+    prepare(on_host=False)
+    if not flags.output.parent.is_dir():
+        raise UpslopeError(f"There is no folder {flags.output.parent} to write {flags.output.name} to.")
+    say = Console(stderr=True) if flags.json else console()
+    results = run.run(flags.only, flags.language, flags.seed, flags.quick, say)
+    flags.output.write_text(page.page(results, flags.language, flags.seed, flags.quick), "utf-8")
+    say.print(run.verdict_table(results, flags.language))
+    say.print(run.closing(results, flags.language, flags.seed, flags.quick, flags.output), highlight=False)
+    if flags.json:
+        print(json.dumps(run.as_json(results, flags.language, flags.seed, flags.quick), ensure_ascii=False, indent=1))
 
 
 def show_list(flags: List) -> None:
@@ -209,5 +275,10 @@ DO = {
     Doctor: doctor,
     Check: check,
     Probe: probe,
+    Compare: compare,
+    Report: report,
+    Credit: credit,
+    Ladder: ladder,
+    Lab: lab,
     List: show_list,
 }

@@ -10,7 +10,7 @@ from pathlib import Path
 
 import jax
 import numpy as np
-from jax.sharding import Mesh, NamedSharding, PartitionSpec
+from jax.sharding import Mesh
 from platformdirs import user_cache_path
 
 SEEDS = "seeds"
@@ -38,7 +38,8 @@ def settle(*, on_host: bool) -> None:
     jax.config.update("jax_cpu_enable_async_dispatch", not on_host)
     if jax.config.values["jax_compilation_cache_dir"] is None:
         jax.config.update("jax_compilation_cache_dir", str(cache_folder()))
-        jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.2)
+        # Also the smallest: there are dozens of them, and each takes longer to compile than to read.
+        jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.0)
 
 
 def num_cores() -> int:
@@ -52,12 +53,12 @@ def cache_folder() -> Path:
     return user_cache_path("upslope") / f"programs-jaxlib-{version('jaxlib')}"
 
 
-def mesh_of(num_seeds: int) -> Mesh:
-    """As many devices as there are seeds, at most all."""
-    devices = jax.local_devices()
-    return Mesh(np.asarray(devices[: min(num_seeds, len(devices))]), (SEEDS,))
+def shares_of(num_seeds: int) -> list[tuple[slice, Mesh]]:
+    """Which seeds run together on which devices: as many whole rounds of all devices as there are, then the rest.
 
-
-def sharding_of(mesh: Mesh, num_seeds: int) -> NamedSharding:
-    """How arrays [S, …] lie between programs: split over the devices where S divides evenly, else a copy on each."""
-    return NamedSharding(mesh, PartitionSpec(SEEDS) if num_seeds % mesh.size == 0 else PartitionSpec())
+    The rest is a program of its own, for then XLA gives it the cores that the rounds no longer need.
+    """
+    devices = np.asarray(jax.local_devices())
+    rest = num_seeds % len(devices)
+    shares = [(slice(0, num_seeds - rest), Mesh(devices, (SEEDS,)))] if num_seeds > rest else []
+    return shares + ([(slice(num_seeds - rest, num_seeds), Mesh(devices[:rest], (SEEDS,)))] if rest else [])

@@ -131,7 +131,9 @@ def spell_out(metrics: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
 def in_units(moments: np.ndarray, correlations: np.ndarray, others: np.ndarray) -> dict[str, np.ndarray]:
     """The parts of the vector by name."""
     mean, std, low, high = (dict(zip(SERIES, part, strict=True)) for part in np.split(moments, 4))
+    std = {name: np.sqrt(variance) for name, variance in std.items()}
     found = dict(zip(OTHERS, others, strict=True)) | dict(zip(PAIRS, correlations, strict=True))
+    found |= {name: np.sqrt(found[name]) for name in ("observation_std_min", "observation_std_max")}
     unit, scale = np.maximum(mean["reward_size"], 1e-8), found["reward_scale"]
     found |= {name: mean[name] for name in (*SHARES, *DECISIONS[1:])}
     for name, part in {"mean": mean, "std": std, "min": low, "max": high}.items():
@@ -259,23 +261,24 @@ def saturation(network: Any, features: Float[Array, "B D"], valid: Bool[Array, "
 
 def of_features(features: Float[Array, "B D"], valid: Bool[Array, "B"]) -> Float[Array, "5"]:
     """Observations as the networks see them: how far from 0, how wide, and the share that never changes."""
-    rows, count = valid[:, None], jnp.maximum(jnp.sum(valid), 1)
-    centre = jnp.sum(jnp.where(rows, features, 0.0), axis=0) / count
-    spread = jnp.sqrt(jnp.sum(jnp.where(rows, (features - centre) ** 2, 0.0), axis=0) / count)
-    largest = jnp.max(jnp.abs(features), initial=0.0, where=rows)
-    is_constant = jnp.mean(spread < 1e-6, dtype=jnp.float32)
-    return jnp.stack([jnp.max(jnp.abs(centre)), jnp.min(spread), jnp.max(spread), largest, is_constant])
+    # As products: a sum is rounded differently where another program fuses it with other neighbours.
+    weight = valid / jnp.maximum(jnp.sum(valid), 1)
+    centre = weight @ features
+    variance = weight @ jax.lax.optimization_barrier((features - centre) ** 2)
+    largest = jnp.max(jnp.where(valid[:, None], jnp.abs(features), 0.0))
+    is_constant = jnp.mean(variance < 1e-12, dtype=jnp.float32)
+    return jnp.stack([jnp.max(jnp.abs(centre)), jnp.min(variance), jnp.max(variance), largest, is_constant])
 
 
 def moments(series: Series) -> Float[Array, "K"]:
-    """Means, then deviations, lowest and highest, of every series where it counts; nan where it does so nowhere."""
+    """Means, then variances, lowest and highest, of every series where it counts; nan where it does so nowhere."""
     x = jnp.stack([jnp.ravel(series[name][0]).astype(jnp.float32) for name in SERIES])
     x, where = jax.lax.optimization_barrier((x, jnp.stack([jnp.ravel(series[name][1]) for name in SERIES])))
     count = jnp.sum(where, axis=1)
     average = jnp.sum(jnp.where(where, x, 0.0), axis=1) / count
     variance = jnp.sum(jnp.where(where, (x - average[:, None]) ** 2, 0.0), axis=1) / count
     low, high = jnp.min(jnp.where(where, x, jnp.inf), axis=1), jnp.max(jnp.where(where, x, -jnp.inf), axis=1)
-    return jnp.concatenate([average, jnp.sqrt(variance), low, high])
+    return jnp.concatenate([average, variance, low, high])
 
 
 def correlations(pairs: list[Any]) -> Float[Array, "K"]:

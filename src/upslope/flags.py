@@ -107,58 +107,108 @@ class Record:
     """Another number gives other episodes."""
 
 
-Json = Annotated[bool, tyro.conf.FlagCreatePairsOff]
-"""Print JSON rather than a table."""
+@dataclass(frozen=True)
+class Compare:
+    """Compare runs: means with intervals, sample efficiency, and how probable it is that one beats another.
+
+    Runs that share everything but their seeds are pooled. What makes a comparison doubtful is listed below it.
+    """
+
+    runs: tyro.conf.Positional[tuple[Path, ...]]
+    """Run directories."""
+    score: Literal["auto", "stochastic", "deterministic", "training"] = "auto"
+    """What a seed is judged by: evaluation episodes of one mode, by the last checkpoint; the last 100 training
+    episodes; or auto: stochastic evaluation where all runs have it, else training."""
+    normalize: Literal["threshold", "range"] | None = None
+    """Average over several environments, in scores made comparable: 0 is a random policy and 1 the reward threshold, or
+    0 and 1 are the lowest and highest score of these runs."""
+    json: Annotated[bool, tyro.conf.FlagCreatePairsOff] = False
+    """Print everything as JSON."""
 
 
 @dataclass(frozen=True)
-class Doctor:
-    """Say what is wrong with a run: symptom, evidence, likely cause and its rivals, remedy."""
+class Report:
+    """Write one self-contained page about runs: curves, comparison, evaluations, settings, diagnostics, credit.
+
+    It only reads. What `upslope evaluate` and `upslope credit` left in the runs is shown too.
+    """
+
+    runs: tyro.conf.Positional[tuple[Path, ...]]
+    """Run directories."""
+    output: Annotated[Path, tyro.conf.arg(aliases=["-o"])] = Path("report.html")
+    """The page to write; an older page of upslope there is replaced, nothing else is."""
+
+
+@dataclass(frozen=True)
+class Credit:
+    """Play an episode, and show which action the outcome is blamed on by each estimator, on one self-contained page."""
 
     run: Run
-    """The run directory; it may still be training."""
-    json: Json = False
-    """Print JSON for programs."""
+    """The run directory."""
+    seed: int | None = None
+    """Which of the run's seeds; by default the first."""
+    episode_seed: int = 0
+    """Another number gives another episode."""
+    checkpoint: Literal["last", "best"] = "last"
+    """Which agent."""
+    output: Annotated[Path | None, tyro.conf.arg(aliases=["-o"])] = None
+    """The page to write; by default credit.html in the run directory."""
 
 
 @dataclass(frozen=True)
-class Check:
-    """Test an environment before training on it, in seconds, and propose how to begin."""
+class Ladder:
+    """Race all rungs that fit an environment, on the same seeds and budget, and compare them.
 
-    environment: tyro.conf.Positional[str]
-    """A Gymnasium id, `module:Id`, `module:callable`, or `jax:Name`."""
+    Each is set as `upslope train ENVIRONMENT --algorithm RUNG` sets it.
+    """
+
+    environment: Annotated[tyro.conf.Positional[str], tyro.conf.arg(metavar="ENVIRONMENT")]
+    """A Gymnasium id (`CartPole-v1`), `module:Id`, or a compiled world (`jax:CartPole-v1`)."""
+    algorithms: tuple[str, ...] | None = None
+    """Only these rungs."""
+    steps: int = 50_000
+    """Environment steps per seed, the same for every rung."""
+    seeds: int = 10
+    """How many seeds."""
+    seed: int = 0
+    """The first seed; the others follow it."""
+    name: str | None = None
+    """Name of the folder that holds the rungs' run directories. An existing one is refused."""
+    folder: Path = Path("runs")
+    """Where it is kept."""
+    resume: Annotated[bool, tyro.conf.FlagCreatePairsOff] = False
+    """Go on with the race of this --name: finished rungs stay, one that was begun goes on."""
+    preset: bool = True
+    """Use the environment's tuned settings where there are any, as `upslope train` does."""
     env_kwargs: Annotated[dict[str, Any], JSON] = field(default_factory=dict)
     """Keyword arguments for the environment, as JSON."""
     max_episode_steps: int | None = None
     """Truncate episodes after so many steps; by default at the environment's own limit."""
-    json: Json = False
-    """Print JSON for programs."""
+    workers: int | None = None
+    """Processes among which the seeds of a Gymnasium environment are shared out; by default one a core."""
+    quiet: Quiet = False
+    """Print nothing but warnings."""
 
 
-@dataclass(frozen=True)
-class Probe:
-    """Train on nine worlds whose right answer is known: the first that fails says where the mistake is."""
+class Lab:
+    """Run the lecture's claims as experiments, each with a prediction, a measurement and a verdict, into one HTML page.
 
-    algorithm: str = "ppo"
-    """The rung of the ladder."""
-    estimator: str | None = None
-    """Axis 1 instead of the rung's: a name, or your own as module:Name."""
-    objective: str | None = None
-    """Axis 2 instead of the rung's: a name, or your own as module:Name."""
-    hidden_sizes: tuple[int, ...] = (64, 64)
-    """Widths of the hidden layers."""
-    activation: Literal["tanh", "relu", "silu"] = "tanh"
-    """Activation of the hidden layers."""
-    learning_rate: float | None = None
-    """Adam's step size; by default one that suits the rung."""
-    steps: int = 60_000
-    """Environment steps per seed and probe."""
-    seeds: int = 3
-    """Seeds of each probe."""
+    Takes some minutes on two cores. The exit status is 0 also when a claim is refuted: that is a finding. Needs the
+    extra `report`.
+    """
+
     only: tuple[str, ...] = ()
-    """Names of probes; by default all."""
-    json: Json = False
-    """Print JSON for programs."""
+    """Only these experiments: expectation, gradient, variance, advantages, importance, reuse, table1, credit, seeds."""
+    language: Literal["en", "zh"] = "en"
+    """English or Chinese."""
+    output: Path = Path("lab.html")
+    """The page to write; an existing one is replaced."""
+    seed: int = 0
+    """Another number draws everything anew."""
+    quick: Annotated[bool, tyro.conf.FlagCreatePairsOff] = False
+    """Small sizes: see that it works, with wide intervals and more that stays undecided."""
+    json: Annotated[bool, tyro.conf.FlagCreatePairsOff] = False
+    """Also print all findings and curves as JSON; what is said besides goes to standard error."""
 
 
 @dataclass(frozen=True)

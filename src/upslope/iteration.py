@@ -12,10 +12,11 @@ from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jax.sharding import Mesh, PartitionSpec
-from jaxtyping import Array, Float, Integer, PRNGKeyArray
+from jaxtyping import Array, Float, Integer, Key, PRNGKeyArray
 
-from upslope.agent import initialise_agent
+from upslope.agent import Agent, initialise_agent
 from upslope.devices import SEEDS
 from upslope.diagnostics import Look
 from upslope.environments.base import CompiledEnvironment
@@ -61,8 +62,24 @@ class TrainState(NamedTuple):
 
 def initialise(task: Task, seed: int, world: CompiledEnvironment | None = None) -> TrainState:
     """The state of one seed before training."""
-    agent_key, world_key, key = jax.random.split(jax.random.key(seed), 3)
-    agent = initialise_agent(agent_key, task.coding, task.head, **task.network)
+    return jax.tree.map(lambda x: x[0], initialise_all(task, [seed], world))
+
+
+def initialise_all(task: Task, seeds: Sequence[int], world: CompiledEnvironment | None = None) -> TrainState:
+    """The state of all seeds [S] before training.
+
+    Networks are drawn in NumPy, all the rest in one program: one by one, its small operations would each be compiled.
+    """
+    numbers = np.asarray(seeds, np.uint32)
+    keys = jax.jit(jax.vmap(lambda seed: jax.random.split(jax.random.key(seed), 3)))(numbers)
+    agents = [initialise_agent(key, task.coding, task.head, **task.network) for key in keys[:, 0]]
+    begin_all = over_seeds(partial(begin_training, task, world))
+    return jax.jit(lambda agents, keys: begin_all(stack(agents), keys))(agents, keys)
+
+
+def begin_training(task: Task, world: CompiledEnvironment | None, agent: Agent, keys: Key[Array, "3"]) -> TrainState:
+    """The state of one seed with this agent; of its three keys the first made the agent."""
+    _, world_key, key = keys
     return TrainState(
         learner=begin_learning(task.update, agent),
         columns=None if world is None or task.estimator.whole_episodes else begin(world, world_key, task.num_envs),
@@ -71,11 +88,6 @@ def initialise(task: Task, seed: int, world: CompiledEnvironment | None = None) 
         steps=jnp.uint32(0),
         iteration=jnp.int32(0),
     )
-
-
-def initialise_all(task: Task, seeds: Sequence[int], world: CompiledEnvironment | None = None) -> TrainState:
-    """The state of all seeds [S] before training."""
-    return stack([initialise(task, seed, world) for seed in seeds])
 
 
 def iterate(task: Task, world: CompiledEnvironment, state: TrainState) -> tuple[TrainState, Metrics, Finished]:
@@ -161,39 +173,20 @@ def repeat(
     return jax.lax.scan(body, state, length=times)
 
 
-def spent(task: Task, state: TrainState) -> TrainState:
-    """The state of a seed whose budget is spent."""
-    return state._replace(steps=jnp.full_like(state.steps, task.steps))
-
-
 def over_seeds(function: Callable[..., Any]) -> Callable[..., Any]:
     """Run one seed's program on every seed, one after another: [S, …] → [S, …]."""
     return lambda *arguments: jax.lax.map(lambda one: function(*one), arguments)
 
 
-def spread_seeds(function: Callable[[Any, Any], Any], mesh: Mesh, spent: Callable[[Any], Any]) -> Callable[..., Any]:
-    """`function(shared, one)` for every seed, spread over the devices of a mesh: (shared, [S, …]) → [S, …].
-
-    Where S does not divide evenly, `spent` turns copies into seeds with nothing left to do, which cost nothing.
-    """
-    on_device = jax.shard_map(
+def spread_seeds(function: Callable[[Any, Any], Any], mesh: Mesh) -> Callable[..., Any]:
+    """`function(shared, one)` for every seed, spread evenly over the devices of a mesh: (shared, [S, …]) → [S, …]."""
+    return jax.shard_map(
         lambda shared, states: over_seeds(partial(function, shared))(states),
         mesh=mesh,
         in_specs=(PartitionSpec(), PartitionSpec(SEEDS)),
         out_specs=PartitionSpec(SEEDS),
         check_vma=False,
     )
-
-    def run(shared: Any, states: Any) -> Any:
-        count = jax.tree.leaves(states)[0].shape[0]
-        missing = -count % mesh.size
-        if not missing:
-            return on_device(shared, states)
-        idle = spent(jax.tree.map(lambda x: x[:missing], states))
-        padded = jax.tree.map(lambda x, y: jnp.concatenate([x, y]), states, idle)
-        return jax.tree.map(lambda x: x[:count], on_device(shared, padded))
-
-    return run
 
 
 def stack(states: list[Any]) -> Any:

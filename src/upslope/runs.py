@@ -14,6 +14,7 @@ import json
 import os
 import platform
 from collections.abc import Iterable, Sequence
+from dataclasses import replace
 from datetime import UTC, datetime
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
@@ -145,6 +146,21 @@ class RunDirectory:
         text = "".join(",".join(map(str, row)) + "\n" for row in rows)
         header = "" if self.evaluation_path.exists() else ",".join(EVALUATION_COLUMNS) + "\n"
         self.append(self.evaluation_path, header + text)
+
+
+def same_run(path: Path, config: Config) -> Path:
+    """The path, if the run there has this config; otherwise say what differs."""
+    there = RunDirectory(path).config()
+    if replace(there, preset=None) == replace(config, preset=None):
+        return path
+    differ = {
+        n: (getattr(there, n), getattr(config, n)) for n in vars(there) if getattr(there, n) != getattr(config, n)
+    }
+    words = ", ".join(f"{name} was {old}, now {new}" for name, (old, new) in differ.items())
+    raise UpslopeError(
+        f"{path} was trained with another config ({words}), and going on with it would be neither run. Use the same "
+        f"flags, or upslope resume {path}, or another --name."
+    )
 
 
 def read_csv(path: Path, names: Sequence[str]) -> np.ndarray:

@@ -9,8 +9,8 @@ from rich.text import Text
 
 from upslope.analysis.doctor import Diagnosis
 from upslope.analysis.findings import Finding
-from upslope.check import Checked
-from upslope.probe import Probed
+from upslope.checking import Checked
+from upslope.probing import Probed
 
 STYLES = {"ok": "green", "warning": "yellow", "error": "bold red", "skipped": "dim"}
 

@@ -24,10 +24,11 @@ import numpy as np
 from upslope.checkpoints import raw, typed
 from upslope.config import Config, canonical
 from upslope.devices import num_cores, settle
-from upslope.engines import Chunk, HostEngine
+from upslope.engines import Chunk
 from upslope.environments.make import HostWorld, make
 from upslope.errors import UpslopeError
 from upslope.host import split_snapshot
+from upslope.host_engine import HostEngine
 from upslope.iteration import Task, TrainState, initialise_all
 from upslope.tasks import task_of
 

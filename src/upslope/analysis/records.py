@@ -62,47 +62,48 @@ def read_record(run: str | Path) -> Record:
     """
     directory = RunDirectory(run)
     config = directory.config()
-    rows = metric_rows(directory.metrics_path)
-    if not rows:
-        raise UpslopeError(f"{run} holds no iteration yet: nothing was trained, so there is nothing to look at.")
     seeds = tuple(config.seed_list())
-    by_seed = {seed: [row for row in rows if row["seed"] == seed] for seed in seeds}
-    count = max(len(mine) for mine in by_seed.values())
-    names = sorted({name for row in rows for name in row} - set(NOT_METRICS))
-
-    def array(name: str) -> np.ndarray:
-        table = np.full((len(seeds), count), np.nan)
-        for s, seed in enumerate(seeds):
-            mine = [row.get(name) for row in by_seed[seed]]
-            table[s, : len(mine)] = [np.nan if x is None else x for x in mine]
-        return table
-
+    names, table = metric_table(directory.metrics_path)
+    if not len(table):
+        raise UpslopeError(f"{run} holds no iteration yet: nothing was trained, so there is nothing to look at.")
+    arrays = by_seed(names, table, seeds)
     return Record(
         path=Path(run),
         description=directory.read(),
         config=config,
         seeds=seeds,
-        steps=array("step"),
-        metrics={name: array(name) for name in names},
+        steps=arrays["step"],
+        metrics={name: arrays[name] for name in names if name not in NOT_METRICS},
         episodes=read_episodes(directory),
     )
 
 
-def metric_rows(path: Path) -> list[dict[str, Any]]:
-    """The rows of metrics.jsonl, without a last one that is incomplete."""
+def metric_table(path: Path) -> tuple[list[str], np.ndarray]:
+    """The columns and rows [R, C] of metrics.jsonl, without a last row that is incomplete; nan where a row has none."""
     try:
-        lines = path.read_text("utf-8").split("\n")
-        rows = [json.loads(line) for line in lines[:-1]]
-        for row in rows:
-            if not (isinstance(row, dict) and all(isinstance(row[name], int) for name in NOT_METRICS)):
-                raise TypeError(f"a row must be an object with {', '.join(NOT_METRICS)}")
-            if not all(x is None or isinstance(x, int | float) for x in row.values()):
-                raise TypeError("a metric must be a number or null")
+        lines = path.read_text("utf-8").split("\n")[:-1]
+        # One call for the whole file: a call for each line takes twice as long.
+        rows = json.loads(f"[{','.join(lines)}]")
+        if not all(isinstance(row, dict) for row in rows):
+            raise TypeError("a row must be an object")
+        names = [*NOT_METRICS, *sorted(set().union(*rows) - set(NOT_METRICS))]
+        table = np.array([list(map(row.get, names)) for row in rows], float).reshape(-1, len(names))
+        if (table[:, : len(NOT_METRICS)] % 1 != 0).any():
+            raise TypeError(f"a row must have whole numbers {', '.join(NOT_METRICS)}")
     except OSError as error:
         raise UpslopeError(f"Could not read {path}: {error.strerror}.") from error
     except (ValueError, KeyError, TypeError) as error:
         raise UpslopeError(f"{path} is damaged or not upslope's: {type(error).__name__}: {error}.") from error
-    return rows
+    return names, table
+
+
+def by_seed(names: list[str], table: np.ndarray, seeds: tuple[int, ...]) -> dict[str, np.ndarray]:
+    """Name → [S, I]: each seed's rows in their order."""
+    rows = [table[table[:, names.index("seed")] == seed] for seed in seeds]
+    padded = np.full((len(seeds), max(map(len, rows)), len(names)), np.nan)
+    for s, mine in enumerate(rows):
+        padded[s, : len(mine)] = mine
+    return dict(zip(names, np.moveaxis(padded, -1, 0), strict=True))
 
 
 def read_episodes(directory: RunDirectory) -> np.ndarray:

@@ -1,7 +1,7 @@
 """The probe ladder: does an algorithm, an estimator or an objective solve worlds whose answer is known?
 
-Each probe fails for one reason only, so the first that fails says where the mistake is. Probes with the same spaces share
-one compiled program, so that the ladder takes seconds.
+Each probe fails for one reason only, so the first that fails says where the mistake is. Probes with the same spaces
+share one compiled program, so that the ladder takes seconds.
 Source: Jones (2021), Debugging RL, Without the Agonizing Pain, for the first five.
 """
 

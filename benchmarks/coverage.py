@@ -1,0 +1,215 @@
+"""How often do the 95 % intervals hold the truth? Simulated scores of a few seeds, from distributions that are known.
+
+    python benchmarks/coverage.py          # simulate and store (some minutes), or only parts, by their name
+    python benchmarks/coverage.py --table  # the tables in docs/compare.md from what is stored
+
+`percentile bootstrap` is the usual interval, measured beside ours. A simulated sample without an interval, since all
+its seeds agree, counts as not covered; `told` is the share that has one.
+"""
+
+import json
+import re
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from scipy import stats
+
+from upslope.analysis.statistics import Estimate, iqm_of, mean_of, median_of, probability_of_improvement
+from upslope.analysis.strata import mean_estimate, profile, stratified_iqm, stratified_mean
+
+RESULTS = Path(__file__).parent / "results" / "coverage.json"
+PAGE = Path(__file__).parents[1] / "docs" / "compare.md"
+SAMPLES = 10_000
+FEWER_SAMPLES = 2500
+"""Of what takes longer: several environments, pairs."""
+BOOTSTRAPS = 1000
+"""Samples of the bootstrap's own coverage, and its resamples."""
+SEEDS = (3, 5, 10)
+
+Draw = Callable[[np.random.Generator, tuple[int, ...]], np.ndarray]
+DISTRIBUTIONS: dict[str, Draw] = {
+    "normal": lambda r, shape: r.normal(400.0, 50.0, shape),
+    "skewed (lognormal, σ 0.7)": lambda r, shape: 100 * r.lognormal(0.0, 0.7, shape),
+    "heavy tails (t, 3 degrees)": lambda r, shape: 400 + 50 * r.standard_t(3, shape),
+    "ceiling (500 · Beta(5, ½))": lambda r, shape: 500 * r.beta(5.0, 0.5, shape),
+    "a fifth gets stuck (N(500, 5), else N(100, 20))": lambda r, shape: np.where(
+        r.random(shape) < 0.8, r.normal(500, 5, shape), r.normal(100, 20, shape)
+    ),
+    "success or fail (1 with 70 %, else 0)": lambda r, shape: (r.random(shape) < 0.7) * 1.0,
+}
+OURS = {"mean": mean_of, "interquartile mean": iqm_of, "median": median_of}
+PLAIN: dict[str, Callable[..., Any]] = {
+    "mean": np.mean,
+    "interquartile mean": lambda x, axis: stats.trim_mean(x, 0.25, axis=axis),
+    "median": np.median,
+}
+
+
+def main(only: list[str]) -> None:
+    """Everything or some parts, stored."""
+    parts: dict[str, Callable[[], dict[str, Any]]] = {
+        "one environment": lambda: {name: one_environment(name) for name in DISTRIBUTIONS},
+        "several environments": several_environments,
+        "probability of improvement": improvement,
+        "performance profile": profiles,
+    }
+    result = json.loads(RESULTS.read_text("utf-8")) if RESULTS.exists() else {}
+    for name in only or parts:
+        result[name] = parts[name]()
+        RESULTS.write_text(json.dumps(result, indent=1, ensure_ascii=False) + "\n", "utf-8")
+
+
+def covered(estimates: list[Estimate], truth: float) -> dict[str, float]:
+    """The share of intervals that hold the truth, the share of estimates that have one, and their median width."""
+    told = [e.interval for e in estimates if e.interval is not None]
+    held = sum(i.low <= truth + 1e-9 and truth - 1e-9 <= i.high for i in told)
+    width = float(np.median([i.high - i.low for i in told])) if told else 0.0
+    return {"coverage": held / len(estimates), "told": len(told) / len(estimates), "width": round(width, 4)}
+
+
+def one_environment(name: str) -> dict[str, Any]:
+    """Mean, interquartile mean and median of each number of seeds, ours and the percentile bootstrap's."""
+    random, draw = np.random.default_rng(0), DISTRIBUTIONS[name]
+    population = draw(random, (4_000_000,))
+    truths = {statistic: float(PLAIN[statistic](population, axis=0)) for statistic in OURS}
+    found: dict[str, Any] = {}
+    for n in SEEDS:
+        samples = draw(random, (SAMPLES, n))
+        for statistic, estimate in OURS.items():
+            mine = covered([estimate(x) for x in samples], truths[statistic])
+            mine["percentile bootstrap"] = bootstrap(samples[:BOOTSTRAPS], statistic, truths[statistic], random)
+            found.setdefault(statistic, {})[str(n)] = mine
+    print(name, found, flush=True)
+    return found
+
+
+def bootstrap(samples: np.ndarray, statistic: str, truth: float, random: np.random.Generator) -> float:
+    """The coverage of the percentile bootstrap."""
+    held = 0
+    for x in samples:
+        resampled = PLAIN[statistic](x[random.integers(0, len(x), (BOOTSTRAPS, len(x)))], axis=1)
+        low, high = np.quantile(resampled, [0.025, 0.975])
+        held += bool(low <= truth + 1e-9 and truth - 1e-9 <= high)
+    return held / len(samples)
+
+
+def several_environments() -> dict[str, Any]:
+    """Normalised scores whose mean and spread differ between environments, seeds normal or success-or-fail."""
+    found: dict[str, Any] = {}
+    for kind in ("normal", "success or fail"):
+        for count in (3, 10):
+            random = np.random.default_rng(count)
+            level, spread = random.uniform(0.2, 1.0, count), random.uniform(0.02, 0.3, count)
+
+            def draw(n: int, kind=kind, level=level, spread=spread, random=random) -> list[np.ndarray]:
+                if kind == "normal":
+                    return [random.normal(a, b, n) for a, b in zip(level, spread, strict=True)]
+                return [(random.random(n) < a) * 1.0 for a in level]
+
+            population = np.concatenate(draw(400_000))
+            truths = {"mean": float(population.mean()), "interquartile mean": float(stats.trim_mean(population, 0.25))}
+            estimators = {"mean": stratified_mean, "interquartile mean": stratified_iqm}
+            for n in SEEDS:
+                samples = [draw(n) for _ in range(FEWER_SAMPLES)]
+                for name, estimate in estimators.items():
+                    mine = covered([estimate(x) for x in samples], truths[name])
+                    found.setdefault(f"{kind}, {count} environments", {}).setdefault(name, {})[str(n)] = mine
+    print(found, flush=True)
+    return found
+
+
+def normal(mean: float, spread: float) -> Draw:
+    """Normal seeds."""
+    return lambda random, shape: random.normal(mean, spread, shape)
+
+
+def success(share: float) -> Draw:
+    """Seeds that succeed or fail."""
+    return lambda random, shape: (random.random(shape) < share) * 1.0
+
+
+def better(apart: float, first: float, second: float) -> float:
+    """P(X > Y) of two normals: Φ((μ_x − μ_y) / √(σ_x² + σ_y²))."""
+    return float(stats.norm.cdf(apart / np.hypot(first, second)))
+
+
+def improvement() -> dict[str, Any]:
+    """P(X > Y) for normal seeds that differ by 0, 1 and 2 standard deviations, for unequal spreads, for success or fail
+    and for the mean over three environments."""
+    cases: dict[str, tuple[float, int, Draw, Draw]] = {
+        "normal, the same": (0.5, 1, normal(0, 1), normal(0, 1)),
+        "normal, 1 σ apart": (better(1, 1, 1), 1, normal(1, 1), normal(0, 1)),
+        "normal, 2 σ apart": (better(2, 1, 1), 1, normal(2, 1), normal(0, 1)),
+        "normal, 1 apart, σ 1 and 0.2": (better(1, 1, 0.2), 1, normal(1, 1), normal(0, 0.2)),
+        "success or fail, 90 % against 50 %": (0.9 * 0.5 + (0.9 * 0.5 + 0.1 * 0.5) / 2, 1, success(0.9), success(0.5)),
+        "normal, 1 σ apart, three environments": (better(1, 1, 1), 3, normal(1, 1), normal(0, 1)),
+    }
+    found: dict[str, Any] = {}
+    random = np.random.default_rng(5)
+    for name, (truth, count, first, second) in cases.items():
+        for n in SEEDS:
+            estimates = []
+            for _ in range(FEWER_SAMPLES):
+                parts = [
+                    probability_of_improvement(first(random, (n,)), second(random, (n,))) for _ in range(int(count))
+                ]
+                estimates.append(mean_estimate(parts))
+            found.setdefault(name, {})[str(n)] = covered(estimates, truth)
+        print(name, found[name], flush=True)
+    return found
+
+
+def profiles() -> dict[str, Any]:
+    """The share of seeds above a threshold, in one environment and over five."""
+    random, found = np.random.default_rng(6), {}
+    for name, shares in (
+        ("one environment, 70 %", [0.7]),
+        ("five environments, 10 % to 90 %", [0.1, 0.3, 0.5, 0.7, 0.9]),
+    ):
+        for n in SEEDS:
+            held = 0
+            for _ in range(FEWER_SAMPLES):
+                band = profile([(random.random(n) < p) * 1.0 for p in shares], np.asarray([0.5]))
+                held += bool(band.low[0] <= np.mean(shares) <= band.high[0])
+            found.setdefault(name, {})[str(n)] = {"coverage": held / (FEWER_SAMPLES)}
+    return found
+
+
+def tables(result: dict[str, Any]) -> str:
+    """All as Markdown."""
+    seeds = [str(n) for n in SEEDS]
+    head = "".join(f" {n} seeds |" for n in seeds)
+    lines = [f"| seeds are | statistic |{head}{head.replace(' |', ', bootstrap |')}", f"|---|---|{'---|' * 6}"]
+    for name, rows in result["one environment"].items():
+        for statistic, by in rows.items():
+            cells = [shown(by[n]) for n in seeds] + [f"{by[n]['percentile bootstrap']:.1%}" for n in seeds]
+            lines.append(f"| {name} | {statistic} | {' | '.join(cells)} |")
+    lines += ["", f"| over environments | statistic |{head}", f"|---|---|{'---|' * 3}"]
+    for name, rows in result["several environments"].items():
+        for statistic, by in rows.items():
+            lines.append(f"| {name} | {statistic} | {' | '.join(shown(by[n]) for n in seeds)} |")
+    for key in ("probability of improvement", "performance profile"):
+        lines += ["", f"| {key} |{head}", f"|---|{'---|' * 3}"]
+        lines += [f"| {name} | {' | '.join(shown(by[n]) for n in seeds)} |" for name, by in result[key].items()]
+    return "\n".join(lines)
+
+
+def shown(cell: dict[str, float]) -> str:
+    """The coverage, and how many samples have an interval at all where some have none."""
+    told = cell.get("told", 1.0)
+    return f"{cell['coverage']:.1%}" + (f" ({told:.0%} told)" if told < 0.9995 else "")
+
+
+def write_page() -> None:
+    """The tables between the marks in docs/compare.md."""
+    result = json.loads(RESULTS.read_text("utf-8"))
+    text = PAGE.read_text("utf-8")
+    between = re.compile(r"(?<=<!-- coverage: begin -->\n).*?(?=\n<!-- coverage: end -->)", re.DOTALL)
+    PAGE.write_text(between.sub(lambda _: tables(result), text), "utf-8")
+
+
+if __name__ == "__main__":
+    write_page() if sys.argv[1:] == ["--table"] else main(sys.argv[1:])

@@ -1,0 +1,78 @@
+"""Run the lab in full, store what it found, and write it into docs/lab.md.
+
+python benchmarks/lab.py            # minutes
+python benchmarks/lab.py --table    # docs/lab.md from what is stored
+"""
+
+import json
+import subprocess
+import sys
+import tempfile
+from pathlib import Path
+from typing import Any
+
+from upslope.lab.finding import Estimate
+from upslope.lab.texts import measured, region
+
+ROOT = Path(__file__).parents[1]
+RESULT = ROOT / "benchmarks" / "results" / "lab.json"
+PAGE = ROOT / "docs" / "lab.md"
+HEADING = "| claim | number | predicted | measured | verdict |\n|---|---|---|---|---|"
+BEGIN, END = "<!-- findings: begin -->", "<!-- findings: end -->"
+
+
+def run() -> None:
+    """`upslope lab --json`, stored."""
+    with tempfile.TemporaryDirectory() as folder:
+        command = [sys.executable, "-c", "from upslope.cli import main; main()", "lab", "--json", "--output"]
+        done = subprocess.run([*command, f"{folder}/lab.html"], check=True, stdout=subprocess.PIPE, text=True)
+    found = json.loads(done.stdout)
+    for experiment in found["experiments"]:
+        experiment.pop("panels")
+    RESULT.write_text(json.dumps(found, indent=1, ensure_ascii=False) + "\n", "utf-8")
+
+
+def write_page() -> None:
+    """The findings into docs/lab.md."""
+    text = PAGE.read_text("utf-8")
+    before, rest = text.split(BEGIN)
+    after = rest.split(END)[1]
+    PAGE.write_text(before + BEGIN + "\n" + findings(json.loads(RESULT.read_text("utf-8"))) + END + after, "utf-8")
+
+
+def findings(found: dict[str, Any]) -> str:
+    """Each experiment with its question and a table."""
+    parts = []
+    for experiment in found["experiments"]:
+        parts += [f"### {experiment['title']}\n", f"`{experiment['name']}` · {experiment['source']}\n"]
+        parts += [
+            f"{experiment['asks']}\n",
+            "| claim | number | predicted | measured | verdict |",
+            "|---|---|---|---|---|",
+        ]
+        parts += [row(finding) for finding in experiment["findings"]]
+        parts.append("")
+    seconds = sum(experiment["seconds"] for experiment in found["experiments"])
+    parts.append(f"Seed {found['seed']}, {seconds:.0f} s in all, upslope {found['versions']['upslope']}.\n")
+    return "\n".join(parts)
+
+
+def row(finding: dict[str, Any]) -> str:
+    """A line of the table."""
+    low, high = finding["interval"]
+    least, most = finding["predicted"]
+    predicted = (float("-inf") if least is None else least, float("inf") if most is None else most)
+    value = " ".join(measured(Estimate(finding["measured"], (low, high)))).strip()
+    cells = [finding["claim"], finding["number"], region(predicted), value, finding["verdict"]]
+    return "| " + " | ".join(cell.replace("|", "\\|") for cell in cells) + " |"
+
+
+def main() -> None:
+    """Measure unless only the table is asked for."""
+    if sys.argv[1:] != ["--table"]:
+        run()
+    write_page()
+
+
+if __name__ == "__main__":
+    main()

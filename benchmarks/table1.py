@@ -1,0 +1,128 @@
+"""Table 1 of the PPO paper (Schulman et al. 2017) in full: eleven surrogate objectives on seven MuJoCo tasks.
+
+    python benchmarks/table1.py                    # hours: 77 settings × 3 seeds × 10⁶ steps; Ctrl-C and go on
+    python benchmarks/table1.py HalfCheetah-v5     # these tasks only
+    python benchmarks/table1.py --table            # the table from what is stored
+
+Each task has a file in `benchmarks/results/table1/`; what is there is not trained again. Settings are the defaults for
+continuous actions: Table 3 of the paper (horizon 2048, 10 epochs, minibatches of 64, γ 0.99, λ 0.95), and observations
+and rewards normalised. The paper's tasks were -v1 on another MuJoCo.
+"""
+
+import argparse
+import json
+import tempfile
+from pathlib import Path
+from typing import Any
+
+import gymnasium
+import numpy as np
+
+import upslope
+from upslope.lab.finding import mean_of
+from upslope.lab.table1 import SURROGATES, order
+from upslope.lab.texts import measured
+from upslope.runs import versions
+
+TASKS = (
+    "HalfCheetah-v5",
+    "Hopper-v5",
+    "InvertedDoublePendulum-v5",
+    "InvertedPendulum-v5",
+    "Reacher-v5",
+    "Swimmer-v5",
+    "Walker2d-v5",
+)
+FOLDER = Path(__file__).parent / "results" / "table1"
+EPISODES_OF_CHANCE = 100
+
+
+def chance(task: str) -> float:
+    """The mean return of uniformly random actions: the paper's 0."""
+    environment = gymnasium.make(task)
+    environment.action_space.seed(0)
+    returns = []
+    for episode in range(EPISODES_OF_CHANCE):
+        environment.reset(seed=episode)
+        total, over = 0.0, False
+        while not over:
+            _, reward, terminated, truncated, _ = environment.step(environment.action_space.sample())
+            total, over = total + float(reward), terminated or truncated
+        returns.append(total)
+    environment.close()
+    return float(np.mean(returns))
+
+
+def measure(task: str, steps: int, seeds: int, folder: Path) -> None:
+    """Train every setting of a task that is not stored yet, and store each as it ends."""
+    path = folder / f"{task}.json"
+    asked = {"task": task, "steps": steps, "seeds": seeds}
+    stored = read(path) if path.exists() else asked | {"chance": chance(task), "versions": versions(), "scores": {}}
+    if any(stored[key] != value for key, value in asked.items()):
+        raise SystemExit(f"{path} holds {stored['steps']:,} steps and {stored['seeds']} seeds: use another --folder.")
+    for name, surrogate in SURROGATES.items():
+        if name in stored["scores"]:
+            continue
+        with tempfile.TemporaryDirectory() as runs:
+            run = upslope.train(
+                task, folder=runs, name="run", steps=steps, seeds=seeds, preset=False, quiet=True, **surrogate.settings
+            )
+        stored["scores"][name] = [float(score) for score in run.returns]
+        write(path, stored)
+        print(f"{task}: {name}:", *measured(mean_of(run.returns)), flush=True)
+
+
+def write(path: Path, stored: dict[str, Any]) -> None:
+    """All or nothing."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    part = path.with_suffix(".part")
+    part.write_text(json.dumps(stored, indent=1, ensure_ascii=False) + "\n", "utf-8")
+    part.replace(path)
+
+
+def read(path: Path) -> dict[str, Any]:
+    """A task's file."""
+    return json.loads(path.read_text("utf-8"))
+
+
+def normalised(stored: dict[str, Any]) -> np.ndarray:
+    """[settings, seeds] of a task: random actions are 0, the best run 1."""
+    scores = np.array([stored["scores"][name] for name in SURROGATES])
+    return (scores - stored["chance"]) / (scores.max() - stored["chance"])
+
+
+def table(folder: Path) -> None:
+    """Average normalised scores over the tasks that are complete, beside the paper's."""
+    files = [read(folder / f"{task}.json") for task in TASKS if (folder / f"{task}.json").exists()]
+    complete = [stored for stored in files if len(stored["scores"]) == len(SURROGATES)]
+    if not complete:
+        print("No task is complete yet.")
+        return
+    # A seed's runs are one repetition of the whole table: the interval is over seeds.
+    found = np.mean([normalised(stored) for stored in complete], axis=0)
+    print(f"{len(complete)} of {len(TASKS)} tasks: {', '.join(stored['task'] for stored in complete)}")
+    print("| surrogate | score | 95 % interval | paper |\n|---|---|---|---|")
+    for name, row in zip(SURROGATES, found, strict=True):
+        value, interval = measured(mean_of(row))
+        print(f"| {name} | {value} | {interval} | {SURROGATES[name].paper} |")
+    paper = [surrogate.paper for surrogate in SURROGATES.values()]
+    print("rank correlation with the paper:", *measured(order(found, paper, 0)))
+
+
+def main() -> None:
+    """Train what is missing, then show the table."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("tasks", nargs="*", default=TASKS, metavar="TASK")
+    parser.add_argument("--steps", type=int, default=1_000_000)
+    parser.add_argument("--seeds", type=int, default=3)
+    parser.add_argument("--folder", type=Path, default=FOLDER)
+    parser.add_argument("--table", action="store_true")
+    flags = parser.parse_args()
+    if not flags.table:
+        for task in flags.tasks:
+            measure(task, flags.steps, flags.seeds, flags.folder)
+    table(flags.folder)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,60 @@
+"""The README's picture of credit: an episode of a half-trained agent that took the key, as `upslope credit` shows it.
+
+python docs/credit_picture.py
+
+It needs the extra `report`, Selenium, Chromium and its driver.
+"""
+
+import base64
+import io
+import shutil
+import tempfile
+from pathlib import Path
+
+from PIL import Image
+from selenium import webdriver
+from selenium.webdriver.support.ui import WebDriverWait
+
+import upslope
+from upslope.analysis.weighing import credit_of
+from upslope.report.page import write_credit
+
+PICTURE = Path(__file__).parent / "images" / "credit.png"
+WIDTH, HEIGHT = 900, 900
+STEPS = 12_000
+"""Enough for the critic to know what the key is worth, too few for the policy to take it always."""
+COLOURS = 64
+
+
+def main() -> None:
+    """Train, find an episode with the key, photograph its page."""
+    with tempfile.TemporaryDirectory() as folder:
+        run = upslope.train("jax:Key-v0", "gae", steps=STEPS, num_envs=8, folder=folder, preset=False, quiet=True)
+        episode = next(k for k in range(100) if credit_of(run.path, episode_seed=k).reward.sum() > 0)
+        page = write_credit(run.path, episode_seed=episode)
+        picture = photograph(page)
+    picture.convert("RGB").quantize(COLOURS).save(PICTURE, optimize=True)
+    print(f"{PICTURE}: {PICTURE.stat().st_size / 1e3:.0f} kB")
+
+
+def photograph(page: Path) -> Image.Image:
+    """The view of a credit page, once it is drawn."""
+    options = webdriver.ChromeOptions()
+    for flag in ("headless=new", "no-sandbox", "hide-scrollbars", f"window-size={WIDTH},{HEIGHT}"):
+        options.add_argument(f"--{flag}")
+    driver = webdriver.Chrome(options=options, service=webdriver.ChromeService(shutil.which("chromedriver")))
+    try:
+        driver.get(page.as_uri())
+        ready = "return document.querySelector('.chart .main-svg') && document.querySelector('.frame img').complete"
+        WebDriverWait(driver, 60).until(lambda d: d.execute_script(ready))
+        corner = "const b = document.querySelector('.credit').getBoundingClientRect(); return [b.x, b.y, b.width]"
+        x, y, width = driver.execute_script(corner)
+        clip = {"x": x, "y": y, "width": width, "height": HEIGHT, "scale": 1}
+        shot = driver.execute_cdp_cmd("Page.captureScreenshot", {"captureBeyondViewport": True, "clip": clip})
+    finally:
+        driver.quit()
+    return Image.open(io.BytesIO(base64.b64decode(shot["data"])))
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,134 @@
+"""What a comparison of runs says, as data: `compare` makes it, tables and reports show it."""
+
+from dataclasses import dataclass, fields, is_dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from upslope.analysis.statistics import Estimate
+
+BUDGET_SHARES = (0.25, 0.5, 0.75, 1.0)
+"""Where sample efficiency is read off, as shares of the budget."""
+
+
+@dataclass(frozen=True)
+class Efficiency:
+    """How early a group learns: its training return, as known after shares of the budget."""
+
+    steps: tuple[int, ...]
+    """25, 50, 75 and 100 % of the smallest budget in this environment, in environment steps per seed."""
+    at: tuple[Estimate, ...]
+    """The mean over seeds at each of them; nan where a seed had not finished an episode."""
+    area: Estimate
+    """The mean height of the learning curve up to there: the area under it over its length."""
+
+
+@dataclass(frozen=True)
+class Group:
+    """The runs in one environment that share everything but their seeds."""
+
+    label: str
+    """The algorithm, and what sets it apart from others of the same algorithm, e.g. "ppo lambda=0.9"."""
+    environment: str
+    algorithm: str
+    runs: tuple[Path, ...]
+    differs: dict[str, Any]
+    """The settings in which the groups of this environment differ, with this group's values."""
+    budget: int
+    """Environment steps per seed that it was trained for."""
+    seeds: tuple[int, ...]
+    scores: np.ndarray
+    """[S], one for each seed, in their order; nan for a seed without a score."""
+    mean: Estimate
+    median: Estimate
+    iqm: Estimate
+    efficiency: Efficiency | None
+    """None where there are no training episodes: recorded data."""
+
+
+@dataclass(frozen=True)
+class Improvement:
+    """How probable it is that a seed of `label` scores higher than one of `other`; ties count half."""
+
+    label: str
+    other: str
+    environments: tuple[str, ...]
+    """One, or those over which it is the mean."""
+    probability: Estimate
+    is_paired: bool
+    """Whether both have the same seeds. The estimate and its interval do not use it."""
+
+
+@dataclass(frozen=True)
+class Aggregate:
+    """A label over all environments, in normalised scores; every environment counts the same."""
+
+    label: str
+    mean: Estimate
+    iqm: Estimate
+
+
+@dataclass(frozen=True)
+class Profile:
+    """The performance profile of a label: which share of its seeds scores more than τ, in normalised scores."""
+
+    label: str
+    thresholds: np.ndarray
+    """τ [K]."""
+    share: np.ndarray
+    """[K], the mean over environments of the share of seeds above τ."""
+    low: np.ndarray
+    high: np.ndarray
+    """The pointwise interval [K]; nan where a group has one seed."""
+
+    def share_above(self, threshold: float) -> float:
+        """The share at the last of the thresholds that is not above this one: 1 below all of them."""
+        place = int(np.searchsorted(self.thresholds, threshold, side="right")) - 1
+        return float(self.share[place]) if place >= 0 else 1.0
+
+
+@dataclass(frozen=True)
+class Reference:
+    """What 0 and 1 of a normalised score mean in an environment."""
+
+    environment: str
+    zero: float
+    one: float
+    source: str
+
+
+@dataclass(frozen=True)
+class Comparison:
+    """The result of `upslope.compare`."""
+
+    score: str
+    """What the score of a seed is, in words."""
+    groups: tuple[Group, ...]
+    improvements: tuple[Improvement, ...]
+    """Of each pair within an environment, and over all environments where scores are normalised."""
+    references: tuple[Reference, ...]
+    aggregates: tuple[Aggregate, ...]
+    profiles: tuple[Profile, ...]
+    """The last three are empty unless normalised scores were asked for."""
+    warnings: tuple[str, ...]
+    """What a reader must know before believing the numbers."""
+
+    def to_json(self) -> dict[str, Any]:
+        """All of it in strict JSON; a number that is none is null."""
+        return plain(self)
+
+
+def plain(x: Any) -> Any:
+    """Dataclasses, arrays and paths → what JSON can hold."""
+    if is_dataclass(x):
+        return {f.name: plain(getattr(x, f.name)) for f in fields(x)}
+    if isinstance(x, dict):
+        return {str(key): plain(value) for key, value in x.items()}
+    if isinstance(x, tuple | list | np.ndarray):
+        return [plain(value) for value in x]
+    if isinstance(x, bool | np.bool_):
+        return bool(x)
+    if isinstance(x, float | np.floating):
+        return float(x) if np.isfinite(x) else None
+    return int(x) if isinstance(x, np.integer) else x if isinstance(x, int | str | None) else str(x)

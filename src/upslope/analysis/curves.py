@@ -1,0 +1,52 @@
+"""Curves small enough to draw: fewer points without losing an extreme, and seeds on a common axis of steps."""
+
+import numpy as np
+
+from upslope.analysis.records import Record
+
+
+def thin(x: np.ndarray, y: np.ndarray, buckets: int) -> tuple[np.ndarray, np.ndarray]:
+    """At most 2·buckets + 2 of the points: the lowest and the highest of each bucket, the first, and the last.
+
+    Buckets hold equally many neighbouring points, so no peak disappears, however narrow. Points that are not finite are
+    left out.
+    """
+    known = np.isfinite(x) & np.isfinite(y)
+    x, y = x[known], y[known]
+    n = len(x)
+    if n <= 2 * buckets:
+        return x, y
+    size = -(-n // buckets)
+    room = size * buckets - n
+    offset = np.arange(buckets) * size
+    lowest = offset + np.pad(y, (0, room), constant_values=np.inf).reshape(buckets, size).argmin(axis=1)
+    highest = offset + np.pad(y, (0, room), constant_values=-np.inf).reshape(buckets, size).argmax(axis=1)
+    # A bucket that is all padding names a point beyond the end.
+    kept = np.unique(np.concatenate([[0, n - 1], np.minimum(lowest, n - 1), np.minimum(highest, n - 1)]))
+    return x[kept], y[kept]
+
+
+def common_steps(record: Record, points: int) -> np.ndarray:
+    """Equally spaced environment steps [P] from the first that every seed has reached to the last that any has."""
+    first, last = np.nanmax(record.steps[:, 0]), np.nanmax(record.steps)
+    return np.linspace(first, last, min(points, record.steps.shape[1]))
+
+
+def at_steps(record: Record, name: str, grid: np.ndarray) -> np.ndarray:
+    """A metric of each seed at common steps [S, P]: the mean over the iterations since the step before.
+
+    Where none ended since then, the last one known; nan before the first, and after a seed's last iteration.
+    """
+    found = np.full((len(record.seeds), len(grid)), np.nan)
+    for s, (steps, values) in enumerate(zip(record.steps, record.metrics[name], strict=True)):
+        known = np.isfinite(values) & np.isfinite(steps)
+        if not known.any():
+            continue
+        steps, values = steps[known], values[known]
+        sums = np.concatenate([[0.0], np.cumsum(values)])
+        until = np.searchsorted(steps, grid, side="right")
+        since = np.concatenate([[0], until[:-1]])
+        since = np.where(until > since, since, until - 1)
+        seen = (until > 0) & (grid <= np.nanmax(record.steps[s]) + 1)
+        found[s, seen] = (sums[until] - sums[since])[seen] / (until - since)[seen]
+    return found

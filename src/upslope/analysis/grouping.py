@@ -1,0 +1,151 @@
+"""Which runs belong together: a group shares everything but its seeds. And what a reader must be warned of."""
+
+from collections import Counter
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+from upslope.analysis.records import Record
+from upslope.config import Config
+from upslope.errors import UpslopeError
+
+NOT_SETTINGS = ("environment", "env_kwargs", "max_episode_steps", "algorithm", "seed", "seeds", "preset")
+"""Fields of a config that do not set groups of an algorithm in an environment apart."""
+DECIDING_PACKAGES = ("upslope", "jax", "gymnasium")
+"""Whose versions a comparison must not mix silently."""
+
+
+@dataclass(frozen=True)
+class Member:
+    """Runs of one group, and how it is called."""
+
+    records: tuple[Record, ...]
+    label: str
+    differs: dict[str, Any]
+
+    @property
+    def environment(self) -> str:
+        return environment_of(self.records[0].config)
+
+    @property
+    def seeds(self) -> tuple[int, ...]:
+        return tuple(seed for record in self.records for seed in record.seeds)
+
+
+def group(records: Sequence[Record]) -> list[Member]:
+    """Pool runs that share everything but their seeds, and give each group a name that tells it from the others.
+
+    Raises:
+        UpslopeError: a seed is there twice in one group: it would count twice, and is one piece of evidence.
+    """
+    pools: dict[str, list[Record]] = {}
+    for record in records:
+        key = repr((environment_of(record.config), record.config.algorithm, sorted(settings_of(record).items())))
+        pools.setdefault(key, []).append(record)
+    for pool in pools.values():
+        refuse_twice(pool)
+    members = []
+    for pool in pools.values():
+        rivals = [p for p in pools.values() if environment_of(p[0].config) == environment_of(pool[0].config)]
+        same = [p for p in rivals if p[0].config.algorithm == pool[0].config.algorithm]
+        label = " ".join([pool[0].config.algorithm, *(f"{k}={v}" for k, v in differing(pool, same).items())])
+        members.append(Member(tuple(pool), label, differing(pool, rivals)))
+    return members
+
+
+def environment_of(config: Config) -> str:
+    """The environment's name, with whatever makes it another one: returns of different worlds have no common unit."""
+    changes = dict(config.env_kwargs)
+    if config.max_episode_steps is not None:
+        changes["max_episode_steps"] = config.max_episode_steps
+    return " ".join([config.environment, *(f"{name}={value}" for name, value in changes.items())])
+
+
+def settings_of(record: Record) -> dict[str, Any]:
+    """What sets a run apart from another of its algorithm and environment; an estimator or objective of the user's own
+    with all its fields."""
+    settings = {name: value for name, value in record.config.to_json().items() if name not in NOT_SETTINGS}
+    for role in ("estimator", "objective"):
+        if ":" in settings[role]:
+            settings[role] = record.description["axes"][role]
+    return {name.rstrip("_"): value for name, value in settings.items()}
+
+
+def differing(pool: list[Record], rivals: list[list[Record]]) -> dict[str, Any]:
+    """The settings that are not the same in all rivals, with this pool's values."""
+    mine, others = settings_of(pool[0]), [settings_of(p[0]) for p in rivals]
+    return {name: value for name, value in mine.items() if any(other[name] != value for other in others)}
+
+
+def refuse_twice(pool: list[Record]) -> None:
+    """A seed is one piece of evidence, however often it is named."""
+    counts = Counter(seed for record in pool for seed in record.seeds)
+    twice = sorted(seed for seed, count in counts.items() if count > 1)
+    if twice:
+        paths = ", ".join(str(record.path) for record in pool if set(record.seeds) & set(twice))
+        raise UpslopeError(
+            f"The same seeds {twice} are in several runs of the same config: {paths}. The same seed is the same run, "
+            "and would count twice. Leave one out, or train other seeds with --seed."
+        )
+
+
+def warnings_of(members: Sequence[Member], few: int) -> list[str]:
+    """What must be known before the numbers are believed, besides how they were scored."""
+    records = [record for member in members for record in member.records]
+    found = [unequal_budgets(e, [m for m in members if m.environment == e]) for e in environments_of(members)]
+    found += [unfinished(record) for record in records]
+    found += [mixed_versions(records, package) for package in (*DECIDING_PACKAGES, "machine")]
+    found += thin(members, few)
+    return [warning for warning in found if warning]
+
+
+def environments_of(members: Sequence[Member]) -> list[str]:
+    """Each environment once, in order."""
+    return list(dict.fromkeys(member.environment for member in members))
+
+
+def unequal_budgets(environment: str, members: list[Member]) -> str:
+    """Groups of one environment that had different numbers of steps."""
+    budgets = {m.label: m.records[0].config.steps for m in members if m.records[0].config.data is None}
+    if len(set(budgets.values())) < 2:
+        return ""
+    words = ", ".join(f"{label} {steps:,}" for label, steps in budgets.items())
+    return (
+        f"unequal budgets in {environment}, in steps per seed: {words}. The scores are those at the end of each; "
+        "compare at equal steps in the table of sample efficiency"
+    )
+
+
+def unfinished(record: Record) -> str:
+    """A run that was stopped before its budget was spent."""
+    reached = np.nanmax(record.steps, axis=1).min()
+    if reached >= record.config.steps or record.config.data is not None:
+        return ""
+    done = f"{int(reached):,} of {record.config.steps:,} steps"
+    return f"{record.path} is not finished: {done}. Go on with it: upslope resume {record.path}"
+
+
+def mixed_versions(records: list[Record], package: str) -> str:
+    """Runs that were made with different versions."""
+    versions: dict[str, list[str]] = {}
+    for record in records:
+        versions.setdefault(str(record.description["versions"].get(package, "unknown")), []).append(str(record.path))
+    if len(versions) < 2:
+        return ""
+    words = "; ".join(f"{version}: {', '.join(paths)}" for version, paths in versions.items())
+    return f"different {'machines' if package == 'machine' else f'versions of {package}'}: {words}"
+
+
+def thin(members: Sequence[Member], few: int) -> list[str]:
+    """Groups of few seeds, those with as many together."""
+    names: dict[int, list[str]] = {}
+    for member in members:
+        names.setdefault(len(member.seeds), []).append(f"{member.label} on {member.environment}")
+    return [
+        f"{f'{n} seeds are thin evidence' if n > 1 else 'one seed gives no interval'}: {', '.join(which)}. Train more, "
+        "e.g. --seeds 10"
+        for n, which in sorted(names.items())
+        if n < few
+    ]

@@ -1,0 +1,230 @@
+"""Statistics of a handful of seeds: means that say how far they can be trusted. The seed is the unit of replication.
+
+No interval is drawn at random: each is a formula, the same whenever it is asked for. `benchmarks/coverage.py` measures
+how often they hold what they promise.
+"""
+
+import math
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from functools import cache
+from typing import Any, NamedTuple
+
+import numpy as np
+from scipy import optimize, stats
+
+from upslope.analysis.records import Record
+
+LEVEL = 0.95
+"""Of every interval."""
+FEW_SEEDS = 5
+"""Below so many seeds the evidence is thin, and whoever shows an interval should say so."""
+CALIBRATION = 100_000
+"""Simulated samples behind a calibrated interval: its width is right to within about half a percent."""
+TAIL = 0.25
+"""What the interquartile mean leaves out on each side."""
+WINSORISED_FROM = 10
+"""Below so many seeds a winsorised variance rests on fewer than five degrees of freedom, and is mostly noise."""
+NEXT_TO = 1e-9
+"""A probability so far away is not told apart."""
+WINDOW = 100
+"""A learning curve is the mean over so many of a seed's last episodes."""
+
+
+@dataclass(frozen=True)
+class Interval:
+    """A 95 % confidence interval."""
+
+    low: float
+    high: float
+
+
+@dataclass(frozen=True)
+class Estimate:
+    """A number and how far it can be trusted."""
+
+    value: float
+    interval: Interval | None
+    """None where there is no telling: one seed, seeds that all agree, or a seed without a score."""
+
+
+class Band(NamedTuple):
+    """A mean over seeds along an axis of time [I], and its interval; nan where there is none."""
+
+    mean: np.ndarray
+    low: np.ndarray
+    high: np.ndarray
+
+
+def interval_of_mean(x: np.ndarray) -> Interval | None:
+    """Student's interval of the mean of x [S]: x̄ ± t_{0.975, S−1} · s/√S. Exact for normal seeds.
+
+    None for one seed, and where all seeds agree: no spread can be told from either.
+    """
+    n = len(x)
+    return around(float(np.mean(x)), student(n) * spread(x) / math.sqrt(n)) if can_tell(x) else None
+
+
+def mean_band(x: np.ndarray) -> Band:
+    """The mean over seeds and its Student interval at each point of x [S, I]; a seed that is nan there is left out."""
+    known = np.isfinite(x)
+    n = known.sum(axis=0)
+    mean = np.divide(np.where(known, x, 0.0).sum(axis=0), n, out=np.full(n.shape, np.nan), where=n > 0)
+    squares = np.where(known, (x - mean) ** 2, 0.0).sum(axis=0)
+    half = np.full(n.shape, np.nan)
+    tell = (n > 1) & (squares > 0)
+    half[tell] = stats.t.ppf((1 + LEVEL) / 2, n[tell] - 1) * np.sqrt(squares[tell] / (n[tell] - 1) / n[tell])
+    return Band(mean, mean - half, mean + half)
+
+
+def mean_of(x: np.ndarray) -> Estimate:
+    """The mean over seeds x [S]."""
+    return Estimate(float(np.mean(x)), interval_of_mean(x))
+
+
+def median_of(x: np.ndarray) -> Estimate:
+    """The median over seeds x [S].
+
+    From six seeds on, its interval lies between two order statistics and assumes nothing about the distribution. Five
+    seeds or fewer cannot give 95 % so: even the whole range covers the median with 1 − 2^(1−S) only, 94 % at five, 75 %
+    at three. There it is calibrated for normal seeds: median ± c_S · s.
+    """
+    value = float(np.median(x))
+    if not can_tell(x):
+        return Estimate(value, None)
+    if len(x) < 6:
+        return Estimate(value, around(value, calibrated("median", len(x)) * spread(x)))
+    low, high = stats.quantile_test(x, p=0.5).confidence_interval(LEVEL)
+    return Estimate(value, Interval(float(low), float(high)))
+
+
+def iqm_of(x: np.ndarray) -> Estimate:
+    """The interquartile mean over seeds x [S]: the mean without the lowest and the highest ⌊S/4⌋ (Agarwal et al. 2021).
+
+    Its interval is iqm ± c_S · s, with c_S such that it is exact for normal seeds. From ten seeds on, it is never
+    narrower than that of Tukey and McLaughlin (1963), which follows the data's own tails.
+    """
+    value = float(stats.trim_mean(x, TAIL)) if np.isfinite(x).all() else math.nan
+    if not can_tell(x):
+        return Estimate(value, None)
+    half = calibrated("iqm", len(x)) * spread(x)
+    if len(x) >= WINSORISED_FROM:
+        half = max(half, trimmed_half_width(x))
+    return Estimate(value, around(value, half))
+
+
+def trimmed_half_width(x: np.ndarray) -> float:
+    """t_{0.975, h−1} · √((S−1) s_w² / (h(h−1))): g = ⌊S/4⌋ trimmed on each side, h = S − 2g left, s_w² the winsorised
+    variance (Tukey & McLaughlin 1963)."""
+    n = len(x)
+    cut = int(TAIL * n)
+    left = n - 2 * cut
+    ordered = np.sort(x)
+    winsorised = np.clip(ordered, ordered[cut], ordered[n - cut - 1])
+    return student(left) * math.sqrt((n - 1) * float(np.var(winsorised, ddof=1)) / (left * (left - 1)))
+
+
+def can_tell(x: np.ndarray) -> bool:
+    """Whether seeds x [S] show a spread from which an interval can be had."""
+    return len(x) > 1 and bool(np.isfinite(x).all()) and float(np.ptp(x)) > 0
+
+
+def student(n: int) -> float:
+    """t_{0.975, n−1}; see `interval_of_mean`, where s/√n is the other factor."""
+    return float(stats.t.ppf((1 + LEVEL) / 2, n - 1))
+
+
+def spread(x: np.ndarray) -> float:
+    """The standard deviation of seeds x [S]."""
+    return float(np.std(x, ddof=1))
+
+
+def around(value: float, half: float) -> Interval:
+    """value ± half."""
+    return Interval(value - half, value + half)
+
+
+STATISTICS: dict[str, Callable[[np.ndarray], np.ndarray]] = {
+    "mean": lambda x: np.mean(x, axis=-1),
+    "median": lambda x: np.median(x, axis=-1),
+    "iqm": lambda x: stats.trim_mean(x, TAIL, axis=-1),
+}
+
+
+@cache
+def calibrated(statistic: str, n: int) -> float:
+    """c_n, the 95 % quantile of |T|/s over samples of n standard normal seeds, for T the statistic and s their spread.
+
+    (T − μ)/s has the same distribution whatever μ and σ are, so T ± c_n·s covers μ in exactly 95 % of normal samples,
+    as Student's interval does, whose c_n is t/√n. Simulated, with a seed of its own, as a multiple of that: in the same
+    samples the mean's quantile is off by much the same.
+    """
+    random = np.random.default_rng(n)
+    blocks = [random.standard_normal((CALIBRATION // 10, n)) for _ in range(10)]
+    ratio = quantile(STATISTICS[statistic], blocks) / quantile(STATISTICS["mean"], blocks)
+    return ratio * student(n) / math.sqrt(n)
+
+
+def quantile(of: Callable[[np.ndarray], np.ndarray], blocks: Sequence[np.ndarray]) -> float:
+    """The 95 % quantile of |T|/s over samples [B, n]."""
+    return float(np.quantile(np.concatenate([np.abs(of(x)) / x.std(axis=-1, ddof=1) for x in blocks]), LEVEL))
+
+
+def probability_of_improvement(x: np.ndarray, y: np.ndarray) -> Estimate:
+    """θ = P(X > Y) + ½ P(X = Y): how often a seed of x [S] beats a seed of y [R] (Agarwal et al. 2021).
+
+    Estimated by the Mann–Whitney statistic U/(S·R). The interval inverts the score test |θ̂ − θ| ≤ t √V(θ) with the
+    variance V of Hanley and McNeil (Newcombe 2006, method 5), so it has a width also where one side wins always, and
+    stays within [0, 1]. t has S + R − 2 degrees of freedom, for with Newcombe's normal quantile three seeds that all
+    beat three others would prove a difference that chance makes once in ten times. None for one seed on either side.
+    """
+    if not (np.isfinite(x).all() and np.isfinite(y).all()):
+        return Estimate(math.nan, None)
+    theta = float(stats.mannwhitneyu(x, y, method="asymptotic").statistic) / (len(x) * len(y))
+    if min(len(x), len(y)) < 2:
+        return Estimate(theta, None)
+
+    t = student(len(x) + len(y) - 1)
+
+    def excess(candidate: float) -> float:
+        return (theta - candidate) ** 2 - t**2 * variance(candidate, len(x), len(y))
+
+    # Where one side always wins, θ̂ itself solves the equation too, and is not the end that is meant.
+    low = root(excess, 0.0, theta - NEXT_TO) if theta > 0 else 0.0
+    high = root(excess, theta + NEXT_TO, 1.0) if theta < 1 else 1.0
+    return Estimate(theta, Interval(low, high))
+
+
+def root(function: Callable[[float], float], low: float, high: float) -> float:
+    """Where the function is zero between two points at which it differs in sign."""
+    found: Any = optimize.brentq(function, low, high)
+    return float(found)
+
+
+def variance(theta: float, m: int, n: int) -> float:
+    """V(θ) = θ(1−θ) [1 + (N−1) ((1−θ)/(2−θ) + θ/(1+θ))] / (m n), with N = (m+n)/2 (Newcombe 2006, method 5)."""
+    more = (m + n) / 2 - 1
+    return theta * (1 - theta) * (1 + more * ((1 - theta) / (2 - theta) + theta / (1 + theta))) / (m * n)
+
+
+def curve(record: Record, points: int = 200) -> tuple[np.ndarray, np.ndarray]:
+    """Each seed's learning curve on a common grid: (steps [P], returns [S, P]).
+
+    The return at a step is the mean over the last 100 training episodes that had ended by then, fewer where there were
+    fewer; nan before the first had ended. The grid ends at the budget, or where the run has got to so far.
+    """
+    reached = np.nanmax(record.steps)
+    steps = np.linspace(0.0, min(float(record.config.steps), reached), points + 1)[1:]
+    return steps, returns_at(record, steps)
+
+
+def returns_at(record: Record, steps: np.ndarray) -> np.ndarray:
+    """Each seed's mean over the last 100 training episodes that had ended by each of these steps [S, P]."""
+    found = np.full((len(record.seeds), len(steps)), np.nan)
+    for s, seed in enumerate(record.seeds):
+        episodes = record.episodes_of(seed)
+        sums = np.concatenate([[0.0], np.cumsum(episodes["return"])])
+        last = np.searchsorted(episodes["step"], steps, side="right")
+        first = np.maximum(last - WINDOW, 0)
+        np.divide(sums[last] - sums[first], last - first, out=found[s], where=last > 0)
+    return found

@@ -1,0 +1,145 @@
+"""Bias and variance of the advantage: one step, many steps, and λ between them."""
+
+import math
+from collections.abc import Sequence
+from functools import cache
+
+import jax.numpy as jnp
+import numpy as np
+from jaxtyping import Array, Float
+from scipy.special import softmax
+
+from upslope.agent import Agent
+from upslope.environments.tabular import Tabular, gridworld
+from upslope.estimators import GAE, Baseline, NStep
+from upslope.lab.finding import (
+    ABOVE_ZERO,
+    BELOW_ZERO,
+    Finding,
+    Line,
+    Outcome,
+    Panel,
+    exactly,
+    mean_of,
+)
+from upslope.lab.play import credits_of, play, size_of, table_agent
+from upslope.types import Rollout
+
+GAMMA = 0.95
+LAMBDAS = (0.0, 0.2, 0.4, 0.6, 0.8, 0.9, 0.95, 1.0)
+STEPS = (1, 2, 3, 5, 10, 20, 50, 200)
+"""n of A^n; the last is longer than any episode."""
+SHORT = 10
+ROUNDING = (-math.inf, 1e-3)
+"""Equal in 32 bits: sums of up to 200 terms of about 1."""
+GROUPS = 20
+
+
+@cache
+def world() -> Tabular:
+    """Nine cells, −0.1 a step and +1 at the goal; four moves in ten slip. The limit cuts hardly any episode."""
+    return gridworld(3, 3, step_cost=0.1, slip=0.4, max_episode_steps=200)
+
+
+def some_policy() -> Float[np.ndarray, "O A"]:
+    """Logits of a policy with opinions of its own."""
+    return 0.5 * np.random.default_rng(0).normal(size=size_of(world()))
+
+
+def imperfect_critic() -> Float[np.ndarray, "O"]:
+    """The exact V, and in each cell an error of its own, as a critic has that is still learning."""
+    exact = world().state_values(softmax(some_policy(), axis=-1), GAMMA)
+    error = np.random.default_rng(1).normal(size=exact.shape) * exact.std()
+    return np.where(world().terminal, 0.0, exact + error)
+
+
+def moments(value: Array, rollout: Rollout, columns: np.ndarray) -> Float[np.ndarray, "3 K"]:
+    """How often each (s, a) was visited in these episodes, and mean and variance of `value` there."""
+    num_observations, num_actions = size_of(world())
+    valid = np.asarray(rollout.valid)[:, columns]
+    pair = np.asarray(rollout.observation * num_actions + rollout.action)[:, columns][valid]
+    mine = np.asarray(value, np.float64)[:, columns][valid]
+    size = num_observations * num_actions
+    count = np.bincount(pair, minlength=size)
+    seen = np.maximum(count, 1)
+    mean = np.bincount(pair, mine, size) / seen
+    return np.array([count, mean, np.bincount(pair, mine**2, size) / seen - mean**2])
+
+
+def error_parts(believed: Array, rollout: Rollout) -> Float[np.ndarray, "G 2"]:
+    """Squared bias and variance of Ψ + V(s) as an estimate of q_π(s, a), in each group of episodes.
+
+    −V(s) is the same for all actions, a baseline that bends no gradient: so it is left out. Both parts are of the
+    estimate given (s, a), averaged over (s, a) as often as they were visited. The squared bias is the product of the
+    errors of two independent halves, which no variance adds to.
+    """
+    exact = world().action_values(softmax(some_policy(), axis=-1), GAMMA).ravel()
+    parts = []
+    for columns in np.array_split(np.arange(believed.shape[1]), GROUPS):
+        (n, mean, variance), (m, other, _) = (moments(believed, rollout, half) for half in np.array_split(columns, 2))
+        squared_bias = (mean - exact) * (other - exact)
+        parts.append(np.average([squared_bias, variance], axis=1, weights=np.minimum(n, m)))
+    return np.array(parts)
+
+
+def advantages(seed: int = 0, episodes: int = 8_000) -> Outcome:
+    """A¹ has low variance and high bias, Monte Carlo the reverse; λ moves between them."""
+    agent = table_agent(some_policy(), imperfect_critic())
+    rollout = play(world(), agent, seed, episodes)
+    by_lambda = credits_of([GAE(x) for x in LAMBDAS], agent, rollout, GAMMA)
+    *by_step, monte_carlo = credits_of([*(NStep(n) for n in STEPS), Baseline()], agent, rollout, GAMMA)
+    parts, steps = (np.array([error_parts(c.target, rollout) for c in each]) for each in (by_lambda, by_step))
+    (bias_1, variance_1), (bias_t, variance_t) = steps[0].T, steps[-1].T
+    # λ is chosen on one half of the episodes and judged on the other, or it would look too good.
+    chosen, judged = parts.sum(axis=-1)[:, : GROUPS // 2], parts.sum(axis=-1)[:, GROUPS // 2 :]
+    best = int(np.argmin(chosen.mean(axis=1)))
+    ended = np.asarray((rollout.terminated & rollout.valid).any(axis=0))
+    apart = {
+        "lambda_0": float(jnp.abs(by_lambda[0].weight - by_step[0].weight).max()),
+        "lambda_1": float(jnp.abs(by_lambda[-1].weight - monte_carlo.weight)[:, ended].max()),
+        **sums(agent, rollout, 0.9),
+    }
+    return Outcome(
+        findings=(
+            Finding("variance", mean_of(variance_1 - variance_t), BELOW_ZERO),
+            Finding("bias", mean_of(bias_1 - bias_t), ABOVE_ZERO),
+            *(Finding(name, exactly(x), ROUNDING) for name, x in apart.items()),
+            Finding("middle", mean_of(np.minimum(judged[0], judged[-1]) - judged[best]), ABOVE_ZERO),
+        ),
+        panels=(
+            Panel("lambdas", curves(LAMBDAS, parts)),
+            Panel("steps", curves(STEPS, steps), log_x=True),
+        ),
+        numbers={"episodes": episodes, "gamma": GAMMA, "best": LAMBDAS[best]},
+    )
+
+
+def curves(x: Sequence[float | int], parts: Float[np.ndarray, "K G 2"]) -> tuple[Line, ...]:
+    """Squared bias, variance, and their sum, the mean squared error."""
+    squared_bias, variance = parts.mean(axis=1).T
+    return (
+        Line("squared_bias", x, np.maximum(squared_bias, 0.0)),
+        Line("variance", x, variance),
+        Line("squared_error", x, squared_bias + variance),
+    )
+
+
+def sums(agent: Agent, rollout: Rollout, lambda_: float) -> dict[str, float]:
+    """How far GAE lies from sums of A¹ … A^T, at most, over episodes of at most SHORT steps.
+
+    From there on all A^n are equal, so the last one stands for the rest of the series: weight (1−λ)(λ^(T−1) + …) =
+    λ^(T−1). `as_written` is the sum without weights.
+    """
+    is_short = np.asarray((rollout.terminated & rollout.valid)[:SHORT].any(axis=0))
+    short = Rollout(*(x[:SHORT, is_short] for x in rollout))
+    *steps, mixed, end = (
+        np.asarray(credit.weight, np.float64)
+        for credit in credits_of(
+            [*(NStep(n) for n in range(1, SHORT + 1)), GAE(lambda_), GAE(1.0)], agent, short, GAMMA
+        )
+    )
+    share = [(1 - lambda_) * lambda_**n for n in range(SHORT - 1)] + [lambda_ ** (SHORT - 1)]
+    return {
+        "mixture": float(np.abs(mixed - np.tensordot(share, steps, axes=1)).max()),
+        "as_written": float(np.abs(end - np.sum(steps, axis=0)).max()),
+    }

@@ -1,0 +1,22 @@
+"""The experiments in the order of the lecture."""
+
+from upslope.lab.advantages import advantages
+from upslope.lab.credit import credit
+from upslope.lab.finding import Experiment
+from upslope.lab.gradients import gradient, variance
+from upslope.lab.reuse import reuse
+from upslope.lab.sampling import expectation, importance
+from upslope.lab.seeds import seeds
+from upslope.lab.table1 import table1
+
+EXPERIMENTS = (
+    Experiment("expectation", expectation, {"repetitions": 64, "largest": 1024}),
+    Experiment("gradient", gradient, {"repetitions": 32, "largest": 256}),
+    Experiment("variance", variance, {"episodes": 4_000}),
+    Experiment("advantages", advantages, {"episodes": 2_000}),
+    Experiment("importance", importance, {"repetitions": 128, "largest": 512}),
+    Experiment("reuse", reuse, {"seeds": 4, "epochs": (1, 48), "iterations": 8}),
+    Experiment("table1", table1, {"seeds": 2, "steps": 8_192}),
+    Experiment("credit", credit, {"seeds": 4, "others": (12,), "iterations": 60}),
+    Experiment("seeds", seeds, {"pool": 24, "draws": 200}),
+)

@@ -1,0 +1,143 @@
+"""Play and train in finite worlds, where every exact value is known: what most experiments share."""
+
+import dataclasses
+from collections.abc import Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from functools import partial
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from gymnasium import spaces
+from jaxtyping import Array, Float
+
+from upslope.agent import Actor, Agent, Perceptron, RunningStatistics
+from upslope.devices import num_cores
+from upslope.environments.tabular import Tabular
+from upslope.estimators import Estimator
+from upslope.iteration import Task, TrainState, initialise_all, iterate, over_seeds
+from upslope.objectives import Objective, PolicyGradient, Sample
+from upslope.rollout import collect_episodes
+from upslope.spaces import DiscreteCoding, DiscreteHead, coding_of, head_of
+from upslope.types import Credit, Metrics, Rollout
+from upslope.update import Update, evaluate
+
+# Most of a small program's time is XLA's, and half of that is the optimisation of code that runs once.
+quick_jit = partial(jax.jit, compiler_options={"xla_backend_optimization_level": 0})
+
+
+def side_by_side(measurements: Sequence[Callable[[], Any]]) -> list[Any]:
+    """The results of independent measurements, in threads: most of their time is XLA compiling, which needs no lock."""
+    with ThreadPoolExecutor(num_cores()) as pool:
+        return [running.result() for running in [pool.submit(measure) for measure in measurements]]
+
+
+def size_of(world: Tabular) -> tuple[int, int]:
+    """How many observations and actions a finite world has."""
+    assert isinstance(world.observation_space, spaces.Discrete)
+    assert isinstance(world.action_space, spaces.Discrete)
+    return int(world.observation_space.n), int(world.action_space.n)
+
+
+def table_agent(logits: Float[np.ndarray, "O A"], value: Float[np.ndarray, "O"] | None = None) -> Agent:
+    """An agent over Discrete observations with π = softmax(logits[o]) and V = value[o]: tables, no hidden layer."""
+    num_observations, num_actions = logits.shape
+    value = np.zeros(num_observations) if value is None else value
+    network = Perceptron((jnp.asarray(logits, jnp.float32),), (jnp.zeros(num_actions),), "tanh")
+    return Agent(
+        actor=Actor(network, jnp.zeros(0), DiscreteHead(num_actions)),
+        critic=Perceptron((jnp.asarray(value, jnp.float32)[:, None],), (jnp.zeros(1),), "tanh"),
+        observation_statistics=RunningStatistics.start((num_observations,)),
+        return_statistics=RunningStatistics.start(()),
+        coding=DiscreteCoding(num_observations),
+        normalize_observations=False,
+        normalize_rewards=False,
+    )
+
+
+def play(world: Tabular, agent: Agent, seed: int, episodes: int) -> Rollout:
+    """So many whole episodes, one a column."""
+    assert world.max_episode_steps is not None
+    collect = partial(collect_episodes, world, num_envs=episodes, max_episode_steps=world.max_episode_steps)
+    return quick_jit(collect)(agent, jax.random.key(seed))[0]
+
+
+def credits_of(estimators: Sequence[Estimator], agent: Agent, rollout: Rollout, gamma: float) -> list[Credit]:
+    """What each estimator says of the same facts, with the agent's own critic; one program for all."""
+
+    def weigh(agent: Agent, rollout: Rollout) -> list[Credit]:
+        values = evaluate(agent, rollout)
+        return [estimator(rollout, values, gamma) for estimator in estimators]
+
+    return quick_jit(weigh)(agent, rollout)
+
+
+def episode_gradients(
+    agent: Agent, rollout: Rollout, weight: Float[Array, "T N"], objective: Objective | None = None
+) -> Float[np.ndarray, "N K"]:
+    """Each episode's own estimate of the policy gradient, Σ_t Ψ_t ∇log π(a_t|s_t), flattened over the K logits."""
+    objective = objective or PolicyGradient()
+
+    def gain(logits: Array, observation: Array, action: Array, log_mu: Array, weight: Array, valid: Array) -> Array:
+        network = dataclasses.replace(agent.actor.network, weights=(logits,))
+        actor = dataclasses.replace(agent.actor, network=network)
+        log_prob = dataclasses.replace(agent, actor=actor).policy(observation).log_prob(action)
+        loss = objective.loss(objective.init(), Sample(log_prob, log_mu, weight, jnp.zeros_like(weight)))
+        return -jnp.sum(jnp.where(valid, loss, 0.0))
+
+    facts = (rollout.observation, rollout.action, rollout.behaviour_log_prob, weight, rollout.valid)
+    gradient = quick_jit(jax.vmap(jax.grad(gain), in_axes=(None, 1, 1, 1, 1, 1)))
+    found = gradient(agent.actor.network.weights[0], *facts)
+    return np.asarray(found, np.float64).reshape(weight.shape[1], -1)
+
+
+def small_task(world: Tabular, estimator: Estimator, objective: Objective, **changes: Any) -> Task:
+    """A task in a finite world; `changes` are fields of `Task` or of `Update`."""
+    update: dict[str, Any] = {
+        "objective": objective,
+        "needs_critic": estimator.needs_critic,
+        "epochs": 1,
+        "critic_epochs": 1,
+        "minibatches": 1,
+        "max_grad_norm": 1e6,
+        "entropy_coefficient": 0.0,
+        "target_kl": None,
+        "min_effective_sample_size": None,
+        "normalize_advantage": False,
+    }
+    update |= {name: changes.pop(name) for name in set(update) & set(changes)}
+    fields: dict[str, Any] = {
+        "estimator": estimator,
+        "update": Update(**update),
+        "coding": coding_of(world.observation_space, "world"),
+        "head": head_of(world.action_space, "world"),
+        "network": {"hidden_sizes": (32,)},
+        "gamma": 0.99,
+        "steps": 10**9,
+        "num_envs": 8,
+        "rollout_steps": 32,
+        "max_episode_steps": world.max_episode_steps,
+        "learning_rate": 0.01,
+        "learning_rate_decay": False,
+        "imitation_iterations": 0,
+    }
+    return Task(**(fields | changes))
+
+
+def train_and_watch(
+    task: Task, world: Tabular, seeds: Sequence[int], iterations: int
+) -> tuple[Float[np.ndarray, "S I O A"], Metrics]:
+    """Train, and keep the whole policy after every iteration: its exact return can then be computed."""
+    every_observation = jnp.arange(size_of(world)[0])
+
+    def one(state: TrainState, _: None) -> tuple[TrainState, Any]:
+        state, metrics, _finished = iterate(task, world, state)
+        agent = state.learner.agent
+        return state, (agent.actor.network(agent.encode(every_observation)), metrics)
+
+    def train(state: TrainState) -> Any:
+        return jax.lax.scan(one, state, length=iterations)[1]
+
+    logits, metrics = quick_jit(over_seeds(train))(initialise_all(task, seeds, world))
+    return np.asarray(jax.nn.softmax(logits), np.float64), metrics

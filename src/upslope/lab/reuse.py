@@ -1,0 +1,63 @@
+"""One batch used many times: plain policy gradient breaks, a KL penalty and clipping mend it."""
+
+from collections.abc import Sequence
+from functools import partial
+
+import numpy as np
+from jaxtyping import Float
+
+from upslope.environments.tabular import gridworld
+from upslope.estimators import GAE
+from upslope.lab.finding import ABOVE_ZERO, BELOW_ZERO, Finding, Line, Outcome, Panel, mean_of
+from upslope.lab.play import side_by_side, small_task, train_and_watch
+from upslope.objectives import Clip, KLPenalty, Objective, PolicyGradient
+
+OBJECTIVES: dict[str, Objective] = {"plain": PolicyGradient(), "kl": KLPenalty(1.0, 0.01), "clip": Clip(0.2)}
+WORLD = gridworld(4, 4, step_cost=0.05, slip=0.2, max_episode_steps=50)
+
+
+def trained(objective: Objective, epochs: int, seeds: Sequence[int], iterations: int) -> Float[np.ndarray, "2 S"]:
+    """Each seed's exact expected return after training, and its mean KL of an update."""
+    task = small_task(
+        WORLD, GAE(0.95), objective, epochs=epochs, critic_epochs=8, normalize_advantage=True, num_envs=8
+    )  # fmt: skip
+    policies, metrics = train_and_watch(task, WORLD, seeds, iterations)
+    returns = [WORLD.expected_return(policy[-1], 1.0, WORLD.max_episode_steps) for policy in policies]
+    return np.array([returns, np.mean(metrics["policy/kl"], axis=1)])
+
+
+def reuse(seed: int = 0, seeds: int = 8, epochs: Sequence[int] = (1, 4, 16, 48), iterations: int = 20) -> Outcome:
+    """Return and KL against the number of epochs on each batch."""
+    each = range(seed, seed + seeds)
+    cases = [(objective, count) for objective in OBJECTIVES.values() for count in epochs]
+    values = side_by_side([partial(trained, *case, each, iterations) for case in cases])
+    found = dict(zip(OBJECTIVES, np.array(values).reshape(len(OBJECTIVES), len(epochs), 2, seeds), strict=True))
+    (first, last), returns = (0, -1), {name: values[:, 0] for name, values in found.items()}
+    divergence = {name: values[:, 1] for name, values in found.items()}
+    return Outcome(
+        findings=(
+            Finding("breaks", mean_of(returns["plain"][last] - returns["plain"][first]), BELOW_ZERO),
+            Finding("kl_mends", mean_of(returns["kl"][last] - returns["plain"][last]), ABOVE_ZERO),
+            Finding("clip_mends", mean_of(returns["clip"][last] - returns["plain"][last]), ABOVE_ZERO),
+            Finding("clip_near", mean_of(divergence["clip"][last] - divergence["plain"][last]), BELOW_ZERO),
+            Finding("kl_near", mean_of(divergence["kl"][last] - divergence["plain"][last]), BELOW_ZERO),
+            Finding("pays", mean_of(returns["clip"][last] - returns["clip"][first]), ABOVE_ZERO),
+        ),
+        panels=(
+            Panel("returns", tuple(banded(name, epochs, values) for name, values in returns.items()), log_x=True),
+            Panel(
+                "divergence",
+                tuple(Line(name, epochs, values.mean(axis=1)) for name, values in divergence.items()),
+                log_x=True,
+                log_y=True,
+            ),
+        ),
+        numbers={"seeds": seeds, "most": max(epochs), "iterations": iterations, "samples": 8 * 32},
+    )
+
+
+def banded(name: str, x: Sequence[int], values: Float[np.ndarray, "K S"]) -> Line:
+    """The mean over seeds with its interval."""
+    estimates = [mean_of(row) for row in values]
+    low, high = zip(*(e.interval for e in estimates), strict=True)
+    return Line(name, x, [e.value for e in estimates], low, high)

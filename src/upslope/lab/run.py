@@ -1,0 +1,142 @@
+"""Run experiments one after another, and say what came out: live, as a table, as JSON."""
+
+from collections import Counter
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from time import perf_counter
+from typing import Any
+
+import numpy as np
+from rich.console import Console
+from rich.table import Table
+
+from upslope.errors import UpslopeError
+from upslope.lab.experiments import EXPERIMENTS
+from upslope.lab.finding import Experiment, Finding, Outcome
+from upslope.lab.texts import Language, measured, region, texts
+from upslope.runs import versions
+
+STYLES = {"supported": "green", "refuted": "red", "undecided": "yellow"}
+
+
+@dataclass(frozen=True)
+class Result:
+    """What an experiment found, and how long it took."""
+
+    name: str
+    outcome: Outcome
+    seconds: float
+
+
+def chosen(names: Sequence[str]) -> list[Experiment]:
+    """The named experiments in the lecture's order; all, where none is named."""
+    known = [experiment.name for experiment in EXPERIMENTS]
+    for name in names:
+        if name not in known:
+            raise UpslopeError(f'The lab has no experiment "{name}". It has: {", ".join(known)}.')
+    return [experiment for experiment in EXPERIMENTS if not names or experiment.name in names]
+
+
+def run(names: Sequence[str], language: Language, seed: int, quick: bool, console: Console) -> list[Result]:
+    """Run them, with a line for each as it ends."""
+    words, results, experiments = texts(language), [], chosen(names)
+    for place, experiment in enumerate(experiments, start=1):
+        title = f"{place}/{len(experiments)}  {words['experiments'][experiment.name]['title']}"
+        started = perf_counter()
+        with console.status(title):
+            outcome = experiment.measure(seed=seed, **(experiment.quick if quick else {}))
+        results.append(Result(experiment.name, outcome, perf_counter() - started))
+        seconds = words["page"]["headings"]["seconds"].format(seconds=results[-1].seconds)
+        console.print(f"{title}  [dim]{counts_of(outcome.findings, words)}  {seconds}[/dim]", highlight=False)
+    return results
+
+
+def counts_of(findings: Sequence[Finding], words: dict[str, Any]) -> str:
+    """How many claims held, did not, or could not be decided."""
+    counts = Counter(finding.verdict for finding in findings)
+    return words["page"]["counts"].format(**{verdict: counts[verdict] for verdict in STYLES})
+
+
+def made_of(results: Sequence[Result], words: dict[str, Any], seed: int, quick: bool) -> str:
+    """With what, and in what time."""
+    total = sum(result.seconds for result in results)
+    short = words["page"]["quick"] if quick else ""
+    return words["page"]["made"].format(version=versions()["upslope"], seed=seed, seconds=total, quick=short)
+
+
+def closing(results: Sequence[Result], language: Language, seed: int, quick: bool, path: Path) -> str:
+    """All counts, with what and how long, and where the page is."""
+    words = texts(language)
+    findings = [finding for result in results for finding in result.outcome.findings]
+    written = words["page"]["written"].format(path=path)
+    return "\n".join((counts_of(findings, words), made_of(results, words, seed, quick), written))
+
+
+def verdict_table(results: Sequence[Result], language: Language) -> Table:
+    """Every claim, what it predicted, what was measured, and the verdict."""
+    words = texts(language)
+    headings = words["page"]["headings"]
+    table = Table(title=headings["summary"], title_justify="left", show_lines=False)
+    for name in ("claim", "predicted", "measured", "verdict"):
+        table.add_column(headings[name], overflow="fold")
+    for result in results:
+        mine = words["experiments"][result.name]
+        table.add_section()
+        table.add_row(f"[bold]{mine['title']}[/bold]")
+        for finding in result.outcome.findings:
+            verdict = f"[{STYLES[finding.verdict]}]{words['page']['verdicts'][finding.verdict]}[/]"
+            claim = mine["claims"][finding.name]["claim"].format(**result.outcome.numbers)
+            value = " ".join(measured(finding.estimate)).strip().replace("[", r"\[")
+            table.add_row(claim, region(finding.predicted), value, verdict)
+    return table
+
+
+def as_json(results: Sequence[Result], language: Language, seed: int, quick: bool) -> dict[str, Any]:
+    """Everything in strict JSON: an endless bound is null."""
+    experiments = []
+    for result in results:
+        mine = texts(language)["experiments"][result.name]
+        numbers = {key: float(value) for key, value in result.outcome.numbers.items()}
+        findings = [
+            {
+                "name": finding.name,
+                "claim": mine["claims"][finding.name]["claim"].format(**numbers),
+                "number": mine["claims"][finding.name]["number"].format(**numbers),
+                "predicted": bounds(finding.predicted),
+                "measured": finite(finding.estimate.value),
+                "interval": bounds(finding.estimate.interval),
+                "verdict": finding.verdict,
+            }
+            for finding in result.outcome.findings
+        ]
+        words = {key: mine[key].format(**numbers) for key in ("title", "source", "asks")}
+        panels = [
+            plain(vars(panel) | {"lines": [line._asdict() for line in panel.lines]}) for panel in result.outcome.panels
+        ]
+        experiments.append(
+            {"name": result.name, **words, "seconds": round(result.seconds, 1), "numbers": numbers}
+            | {"findings": findings, "panels": panels}
+        )
+    return {"seed": seed, "quick": quick, "versions": versions(), "experiments": experiments}
+
+
+def bounds(interval: Sequence[float]) -> list[float | None]:
+    """Both ends."""
+    return [finite(bound) for bound in interval]
+
+
+def finite(value: float) -> float | None:
+    """A number that JSON knows."""
+    return float(value) if np.isfinite(value) else None
+
+
+def plain(tree: Any) -> Any:
+    """Dictionaries, lists, text and numbers only."""
+    if isinstance(tree, dict):
+        return {key: plain(value) for key, value in tree.items()}
+    if isinstance(tree, list | tuple | np.ndarray):
+        return [plain(value) for value in tree]
+    if isinstance(tree, bool | str) or tree is None:
+        return tree
+    return finite(float(tree))

@@ -1,0 +1,77 @@
+"""One seed misleads: how often does a comparison with few seeds name the wrong winner?"""
+
+import math
+from collections.abc import Sequence
+from functools import partial
+
+import numpy as np
+from jaxtyping import Float
+from scipy.stats import norm
+
+from upslope.lab.credit import ESTIMATORS, learn
+from upslope.lab.finding import ABOVE_ZERO, BELOW_ZERO, Estimate, Finding, Line, Outcome, Panel, difference_of
+from upslope.lab.play import side_by_side
+
+LENGTH = 8
+
+
+def wrong(
+    better: Float[np.ndarray, "S"],
+    worse: Float[np.ndarray, "S"],
+    count: int,
+    generator: np.random.Generator,
+    draws: int,
+) -> float:
+    """How often the mean of `count` seeds of the worse setting beats that of the better one."""
+    left, right = (generator.choice(pool, (draws, count)).mean(axis=1) for pool in (better, worse))
+    return float(np.mean(right > left))
+
+
+def resampled(
+    better: Float[np.ndarray, "S"], worse: Float[np.ndarray, "S"], counts: Sequence[int], seed: int, draws: int
+) -> Float[np.ndarray, "R K"]:
+    """The same for each number of seeds, over pools that are themselves resampled: the pools are samples too."""
+    generator = np.random.default_rng(seed)
+    rows = []
+    for _ in range(200):
+        pools = [generator.choice(pool, len(pool)) for pool in (better, worse)]
+        rows.append([wrong(pools[0], pools[1], count, generator, draws) for count in counts])
+    return np.array(rows)
+
+
+def seeds(
+    seed: int = 0, pool: int = 128, iterations: int = 14, counts: Sequence[int] = (1, 3, 5, 10), draws: int = 2000
+) -> Outcome:
+    """Two settings with a true difference, compared by 1, 3, 5 and 10 seeds drawn from many."""
+    each = range(seed, seed + pool)
+    runs = [partial(learn, ESTIMATORS[name], LENGTH, each, iterations) for name in ("baseline", "to_go")]
+    better, worse = (key[:, -1] for key in side_by_side(runs))
+    difference = difference_of(better, worse)
+    generator = np.random.default_rng(seed)
+    rate = np.array([wrong(better, worse, count, generator, 20 * draws) for count in counts])
+    again = resampled(better, worse, counts, seed + 1, draws)
+    low, high = np.quantile(again, [0.025, 0.975], axis=0)
+    deviation = np.sqrt(better.var(ddof=1) + worse.var(ddof=1))
+    theory = norm.cdf(-difference.value * np.sqrt(counts) / deviation)
+    fall = np.quantile(again[:, -1] - again[:, 0], [0.025, 0.975])
+    return Outcome(
+        findings=(
+            Finding("true_difference", difference, ABOVE_ZERO),
+            Finding("one_seed", Estimate(rate[0], (low[0], high[0])), (0.1, math.inf)),
+            Finding("many_seeds", Estimate(rate[-1] - rate[0], (fall[0], fall[1])), BELOW_ZERO),
+        ),
+        panels=(
+            Panel(
+                "wrong",
+                (Line("measured", counts, rate, low, high), Line("theory", counts, theory, is_reference=True)),
+            ),
+            Panel("pools", (Line("baseline", *histogram(better)), Line("to_go", *histogram(worse))), is_bars=True),
+        ),
+        numbers={"pool": pool, "episodes": 8 * iterations, "length": LENGTH, "most": max(counts)},
+    )
+
+
+def histogram(values: Float[np.ndarray, "S"]) -> tuple[list[str], list[float]]:
+    """Where the seeds lie, in tenths."""
+    counts, edges = np.histogram(values, bins=10, range=(0.0, 1.0))
+    return [f"{left:.1f}–{left + 0.1:.1f}" for left in edges[:-1]], [float(c) for c in counts]

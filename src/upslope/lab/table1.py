@@ -1,0 +1,110 @@
+"""Table 1 of the PPO paper in small: surrogate objectives compared on compiled Pendulum."""
+
+from collections.abc import Mapping, Sequence
+from typing import Any, NamedTuple
+
+import numpy as np
+from jaxtyping import Float
+from scipy.stats import spearmanr
+
+from upslope.config import configure
+from upslope.environments.pendulum import Pendulum
+from upslope.lab.finding import ABOVE_ZERO, Estimate, Finding, Line, Outcome, Panel, difference_of, mean_of
+from upslope.programs import CompiledEngine
+from upslope.tasks import task_of
+
+
+class Surrogate(NamedTuple):
+    """A row of the paper's Table 1: what to set, and the score that it reports (Schulman et al. 2017)."""
+
+    settings: Mapping[str, Any]
+    paper: float
+
+
+def clip(epsilon: float) -> dict[str, Any]:
+    """Clipping with ε."""
+    return {"objective": "clip", "epsilon": epsilon}
+
+
+def penalty(beta: float, target: float | None) -> dict[str, Any]:
+    """A KL penalty, fixed or adaptive."""
+    return {"objective": "kl_penalty", "beta": beta, "beta_target": target}
+
+
+SURROGATES = {
+    "no clipping or penalty": Surrogate({"objective": "importance_sampled"}, -0.39),
+    "clip, ε = 0.1": Surrogate(clip(0.1), 0.76),
+    "clip, ε = 0.2": Surrogate(clip(0.2), 0.82),
+    "clip, ε = 0.3": Surrogate(clip(0.3), 0.70),
+    "adaptive KL, d = 0.003": Surrogate(penalty(1.0, 0.003), 0.68),
+    "adaptive KL, d = 0.01": Surrogate(penalty(1.0, 0.01), 0.74),
+    "adaptive KL, d = 0.03": Surrogate(penalty(1.0, 0.03), 0.71),
+    "fixed KL, β = 0.3": Surrogate(penalty(0.3, None), 0.62),
+    "fixed KL, β = 1": Surrogate(penalty(1.0, None), 0.71),
+    "fixed KL, β = 3": Surrogate(penalty(3.0, None), 0.72),
+    "fixed KL, β = 10": Surrogate(penalty(10.0, None), 0.69),
+}
+NONE, BEST, ADAPTIVE, FIXED = "no clipping or penalty", "clip, ε = 0.2", "adaptive KL, d = 0.01", "fixed KL, β = 1"
+IN_SMALL = (NONE, "clip, ε = 0.1", BEST, "clip, ε = 0.3", ADAPTIVE, FIXED)
+
+
+def scores(settings: Mapping[str, Any], seeds: Sequence[int], steps: int) -> Float[np.ndarray, "2 S"]:
+    """Each seed's mean return before it has learned anything, and over its last 50 episodes, on Pendulum."""
+    world = Pendulum()
+    small = {"steps": steps, "rollout_steps": 512, "minibatches": 16, "hidden_sizes": (32, 32)}
+    config = configure("jax:Pendulum-v1", is_continuous=True, **small, **settings)
+    task = task_of(config, world)
+    per_iteration = task.num_envs * task.rollout_steps
+    engine = CompiledEngine(task, seeds, steps // per_iteration, world)
+    _, chunk = engine.advance(engine.start())
+    first = [np.mean([r for step, _, r, _ in rows if step <= per_iteration]) for rows in chunk.episodes]
+    return np.array([first, [np.mean([row[2] for row in rows[-50:]]) for rows in chunk.episodes]])
+
+
+def normalise(scores: Float[np.ndarray, "K S"], untrained: float) -> Float[np.ndarray, "K S"]:
+    """The paper's scale: the untrained policy is 0, the best run 1."""
+    return (scores - untrained) / (scores.max() - untrained)
+
+
+def correlation(left: Float[np.ndarray, "K"], right: Sequence[float]) -> float:
+    """Spearman's rank correlation."""
+    return float(np.asarray(spearmanr(left, right)[0]))
+
+
+def order(found: Float[np.ndarray, "K S"], paper: Sequence[float], seed: int) -> Estimate:
+    """Spearman's rank correlation with the paper's scores, its interval over resampled seeds."""
+    generator = np.random.default_rng(seed)
+    drawn = generator.choice(found, (1000, found.shape[1]), axis=1).mean(axis=2).T
+    again = [correlation(row, paper) for row in drawn]
+    low, high = np.quantile(again, [0.025, 0.975])
+    return Estimate(correlation(found.mean(axis=1), paper), (float(low), float(high)))
+
+
+def table1(seed: int = 0, seeds: int = 5, steps: int = 40_960, names: Sequence[str] = IN_SMALL) -> Outcome:
+    """Normalised scores beside the paper's."""
+    measured = np.array([scores(SURROGATES[name].settings, range(seed, seed + seeds), steps) for name in names])
+    found = dict(zip(names, normalise(measured[:, 1], float(measured[:, 0].mean())), strict=True))
+    paper = [SURROGATES[name].paper for name in names]
+    estimates = [mean_of(found[name]) for name in names]
+    low, high = zip(*(e.interval for e in estimates), strict=True)
+    return Outcome(
+        findings=(
+            *(
+                Finding(f"{label}_over_none", difference_of(found[name], found[NONE]), ABOVE_ZERO)
+                for label, name in (("clip", BEST), ("adaptive", ADAPTIVE), ("fixed", FIXED))
+            ),
+            Finding("clip_over_adaptive", difference_of(found[BEST], found[ADAPTIVE]), ABOVE_ZERO),
+            Finding("order", order(np.array(list(found.values())), paper, seed), ABOVE_ZERO),
+        ),
+        panels=(
+            Panel(
+                "scores",
+                (
+                    Line("measured", names, [e.value for e in estimates], low, high),
+                    Line("paper", names, paper, is_reference=True),
+                ),
+                is_bars=True,
+            ),
+        ),
+        numbers={"seeds": seeds, "steps": steps},
+    )

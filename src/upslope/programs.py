@@ -1,0 +1,144 @@
+"""Engines whose whole iteration is compiled: in a compiled world, and on recorded data."""
+
+from collections.abc import Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax.sharding import Mesh, NamedSharding, PartitionSpec
+
+from upslope.devices import SEEDS, shares_of
+from upslope.diagnostics import spell_out
+from upslope.engines import Chunk, EpisodeRow, clock
+from upslope.environments.base import CompiledEnvironment
+from upslope.iteration import (
+    Task,
+    TrainState,
+    initialise_all,
+    iterate_many,
+    iteration_keys,
+    move,
+    repeat,
+    spread_seeds,
+    weigh,
+)
+from upslope.rollout import Finished
+from upslope.types import Metrics, Rollout
+
+
+class Program:
+    """The program of some of the seeds, on some of the devices."""
+
+    def __init__(self, one_seed: Callable[[Any, Any], Any], mesh: Mesh):
+        self.run, self.mesh = one_seed, mesh
+        self.split, self.everywhere = (NamedSharding(mesh, PartitionSpec(*axes)) for axes in ((SEEDS,), ()))
+        self.compiled: Any = None
+
+    def put(self, data: Rollout | None, state: TrainState) -> tuple[Rollout | None, TrainState]:
+        """What the program reads, on its devices."""
+        return jax.device_put(data, self.everywhere), jax.device_put(state, self.split)
+
+    def compile(self, data: Rollout | None, state: TrainState) -> None:
+        """Make the program ready."""
+        spread = jax.jit(spread_seeds(self.run, self.mesh), out_shardings=self.split)
+        self.compiled = spread.lower(*self.put(data, state)).compile()
+
+    def __call__(self, data: Rollout | None, state: TrainState) -> Any:
+        """Run it, and wait for it."""
+        return jax.block_until_ready(self.compiled(*self.put(data, state)))
+
+
+class ProgramEngine:
+    """An engine whose whole iteration is compiled: compiled worlds and recorded data."""
+
+    def __init__(self, task: Task, seeds: Sequence[int], iterations: int, world: CompiledEnvironment | None):
+        self.task, self.seeds, self.iterations, self.world = task, seeds, iterations, world
+        self.data: Rollout | None = None
+        self.phases: dict[str, float] = {}
+        self.shares, meshes = zip(*shares_of(len(seeds)), strict=True)
+        self.programs = [Program(self.one_seed, mesh) for mesh in meshes]
+        self.is_compiled = False
+        self.cut, self.join = jax.jit(self.parts_of), jax.jit(joined)
+
+    def start(self) -> TrainState:
+        return initialise_all(self.task, self.seeds, self.world)
+
+    def one_seed(self, data: Rollout | None, state: TrainState) -> Any:
+        """One seed's program: state → (state, (metrics, finished, steps before, steps after))."""
+        assert self.world is not None
+        return iterate_many(self.task, self.world, state, self.iterations)
+
+    def parts_of(self, state: TrainState) -> list[TrainState]:
+        """Each program's seeds."""
+        return [jax.tree.map(lambda x, share=share: x[share], state) for share in self.shares]
+
+    def advance(self, state: TrainState) -> tuple[TrainState, Chunk]:
+        is_whole = len(self.programs) == 1
+        parts = [state] if is_whole else self.cut(state)
+        if not self.is_compiled:
+            with clock(self.phases, "compile"), ThreadPoolExecutor() as threads:
+                list(threads.map(lambda program, part: program.compile(self.data, part), self.programs, parts))
+            self.is_compiled = True
+        with clock(self.phases, "compiled"):
+            states, facts = zip(
+                *[p(self.data, part) for p, part in zip(self.programs, parts, strict=True)], strict=True
+            )
+        after = states[0] if is_whole else self.join(jax.device_put(states, jax.local_devices()[0]))
+        metrics, finished, before, steps = jax.tree.map(lambda *x: np.concatenate(x), *facts)
+        before, steps = before.astype(np.int64), steps.astype(np.int64)
+        episodes = [[] for _ in self.seeds] if finished is None else self.rows(finished, before)
+        return after, Chunk(spell_out(metrics), steps, before, episodes)
+
+    def rows(self, finished: Finished, before: np.ndarray) -> list[list[EpisodeRow]]:
+        """[S, I, T, N] → each seed's finished episodes with the step at which they ended."""
+        done, returns, lengths = (np.asarray(x) for x in finished)
+        rows: list[list[EpisodeRow]] = []
+        for s in range(len(self.seeds)):
+            i, t, n = np.nonzero(done[s])
+            if self.task.estimator.whole_episodes:
+                stopped = np.cumsum(done[s].sum(axis=-1), axis=-1)
+                running = done.shape[-1] - np.concatenate([np.zeros_like(stopped[:, :1]), stopped[:, :-1]], axis=1)
+                steps = before[s, i] + np.cumsum(running, axis=1)[i, t]
+            else:
+                steps = before[s, i] + (t + 1) * done.shape[-1]
+            values = (steps.tolist(), returns[s, i, t, n].tolist(), lengths[s, i, t, n].tolist())
+            rows.append([(step, s, r, length) for step, r, length in zip(*values, strict=True)])
+        return rows
+
+    def snapshot(self) -> dict[str, np.ndarray]:
+        return {}
+
+    def restore(self, snapshot: dict[str, np.ndarray], say: Callable[[str], None]) -> None:
+        """Nothing to do: a compiled world's state is part of the `TrainState`."""
+
+    def close(self) -> None:
+        """Nothing to do."""
+
+
+class CompiledEngine(ProgramEngine):
+    """Acts in a compiled world."""
+
+
+class RecordedEngine(ProgramEngine):
+    """Learns from a recorded rollout; an iteration reads all of it."""
+
+    def __init__(self, task: Task, seeds: Sequence[int], rollout: Rollout):
+        super().__init__(task, seeds, 1, None)
+        self.data = rollout
+
+    def one_seed(self, data: Rollout | None, state: TrainState) -> Any:
+        assert data is not None
+
+        def read(state: TrainState) -> tuple[TrainState, Metrics, None]:
+            state, scaled, credit, assessed = weigh(self.task, state, data)
+            state, metrics = move(self.task, state, scaled, credit, iteration_keys(state)[1])
+            return state, metrics | assessed, None
+
+        return repeat(self.task, read, state, self.iterations)
+
+
+def joined(states: Sequence[TrainState]) -> TrainState:
+    """The seeds of several programs as one [S, …]."""
+    return jax.tree.map(lambda *parts: jnp.concatenate(parts), *states)

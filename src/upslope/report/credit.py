@@ -1,0 +1,231 @@
+"""The credit view: a frame, a slider, and what every estimator makes of each action."""
+
+import base64
+import json
+from collections.abc import Sequence
+from html import escape
+from typing import Any
+
+import numpy as np
+
+from upslope.analysis.credit import EpisodeCredit
+from upslope.report.figures import Figures, axis, typed
+
+ROW_HEIGHT = 30
+"""Pixels of an estimator's row of the heat strip."""
+PANEL_HEIGHT = 85
+GAP = 26
+MARGINS = 56
+MAX_LINES = 6
+"""Actions or dimensions of the policy that are drawn."""
+SCALE = [[0, "@down"], [0.5, "@mid"], [1, "@up"]]
+
+
+def credit_view(figures: Figures, credit: EpisodeCredit, title: str, picture_bytes: int) -> str:
+    """An episode's card. At most about `picture_bytes` of pictures are kept, evenly spaced."""
+    if credit.own:
+        trained = f"trained with <b>{escape(credit.own)}</b>"
+    else:
+        trained = "trained with an estimator that is not the library's"
+    end = "terminated" if credit.terminated else "was cut off (truncated)"
+    about = (
+        f"Seed {credit.seed}, {escape(credit.checkpoint)} checkpoint, {trained}, γ = {credit.gamma:g}. "
+        f"The episode {end} after {credit.num_steps:,} steps with a return of {credit.reward.sum():.5g}."
+    )
+    if credit.value is None:
+        about += (
+            " This run trained no critic, so there is no V(s), no TD error, and none of the estimators that need them."
+        )
+    place = credit_figure(figures, credit, title)
+    data = view_data(figures.found[-1]["name"], credit, picture_bytes)
+    figures.found[-1]["credit"] = data
+    picture = '<img alt="The state at the chosen step">' if data["pictures"] else no_picture(credit)
+    last = credit.num_steps - 1
+    start = start_of(credit)
+    return (
+        f'<article class="card credit" data-figure="{data["figure"]}"><h3>{escape(title)}</h3><p>{about}</p>'
+        f'<div class="stage"><div class="frame">{picture}</div><div class="readout"></div></div>'
+        f'<label class="slider">step <output>{start}</output> of {last}'
+        f'<input type="range" min="0" max="{last}" value="{start}" aria-label="Step of the episode"></label>'
+        f'{place}<p class="about">{policy_key(credit)}</p></article>'
+    )
+
+
+def policy_key(credit: EpisodeCredit) -> str:
+    """What the colours of the policy's panel mean, and what it leaves out."""
+    if "mean" in credit.policy:
+        count, what = credit.policy["mean"].shape[1], "dimension"
+        words = "Last panel: each dimension's mean and the area ±σ around it; points are the actions taken."
+    elif "probability" in credit.policy:
+        count, what = credit.policy["probability"].shape[1], "action"
+        words = "Last panel: probabilities of the actions; points mark the one taken."
+    else:
+        return "Last panel: the probability of the action taken, over all its choices."
+    key = " ".join(f'<span style="color:var(--run-{k})">■</span> {what} {k}' for k in range(min(count, MAX_LINES)))
+    left_out = f" The other {count - MAX_LINES} are not drawn." if count > MAX_LINES else ""
+    return f"{words} {key}.{left_out}"
+
+
+def no_picture(credit: EpisodeCredit) -> str:
+    """Why there is none."""
+    return f'<p class="note">No picture: {escape(credit.picture_note or "none was kept")}.</p>'
+
+
+def start_of(credit: EpisodeCredit) -> int:
+    """The step that the view opens at: the one that the last estimator, GAE where there is one, singles out."""
+    return credit.most_blamed(list(credit.weights)[-1])
+
+
+def panels_of(credit: EpisodeCredit) -> list[tuple[str, list[dict[str, Any]], dict[str, Any]]]:
+    """The panels under the heat strip: title, traces, settings of the axis."""
+    panels = []
+    if credit.td_error is not None and credit.value is not None:
+        colours = np.where(credit.td_error < 0, "@down", "@up").tolist()
+        panels.append(("TD error δ<br>(reward)", [bars(credit.td_error, colours)], {"zeroline": True}))
+        panels.append(("V(s)<br>(reward)", [line(credit.value, "V(s)", "@0")], {}))
+    panels.append(("reward", [bars(credit.reward, "@ink/0.6")], {"zeroline": True}))
+    panels.append(policy_panel(credit))
+    return panels
+
+
+def policy_panel(credit: EpisodeCredit) -> tuple[str, list[dict[str, Any]], dict[str, Any]]:
+    """Probabilities of the actions with the taken one marked, or means with a standard deviation around them."""
+    if "mean" in credit.policy:
+        mean, std, action = (np.asarray(x) for x in (credit.policy["mean"], credit.policy["std"], credit.action))
+        traces = []
+        for k in range(min(mean.shape[1], MAX_LINES)):
+            name = f"dimension {k}"
+            traces += [spread_area(mean[:, k], std[:, k], k), line(mean[:, k], f"mean, {name}", f"@{k}")]
+            traces.append(marks(np.arange(len(action)), action[:, k], f"action, {name}", k))
+        return "action: mean ± σ", traces, {}
+    if "probability" in credit.policy:
+        probability = np.asarray(credit.policy["probability"])
+        # Of two actions one line says all.
+        drawn = [1] if probability.shape[1] == 2 else list(range(min(probability.shape[1], MAX_LINES)))
+        traces = [line(probability[:, a], f"π({a}|s)", f"@{a}") for a in drawn]
+        for a in range(min(probability.shape[1], MAX_LINES)):
+            taken = np.flatnonzero(credit.action == a)
+            traces.append(marks(taken, probability[taken, a if a in drawn else drawn[0]], f"took {a}", a))
+        return "π(1|s)" if drawn == [1] else "π(a|s)", traces, {"range": [-0.08, 1.08]}
+    chosen = chosen_probability(credit)
+    return "π(action)", [line(chosen, "probability of the action taken", "@0")], {}
+
+
+def chosen_probability(credit: EpisodeCredit) -> np.ndarray:
+    """Of several choices or switches at once: the product of their probabilities [T]."""
+    if "probability of 1" in credit.policy:
+        one = np.asarray(credit.policy["probability of 1"])
+        return np.where(credit.action == 1, one, 1 - one).prod(axis=1)
+    heads = list(credit.policy.values())
+    picked = [np.take_along_axis(p, credit.action[:, [k]], axis=1)[:, 0] for k, p in enumerate(heads)]
+    return np.prod(picked, axis=0)
+
+
+def credit_figure(figures: Figures, credit: EpisodeCredit, title: str) -> str:
+    """The heat strip, and the panels below it, on one axis of steps."""
+    panels = panels_of(credit)
+    strip = ROW_HEIGHT * len(credit.weights)
+    inner = strip + len(panels) * (PANEL_HEIGHT + GAP)
+    traces = [heat_strip(credit)]
+    layout: dict[str, Any] = {
+        "xaxis": axis("step t of the episode", anchor=f"y{len(panels) + 1}", range=[-0.5, credit.num_steps - 0.5]),
+        "yaxis": {"domain": [1 - strip / inner, 1], "autorange": "reversed", "fixedrange": True, "ticks": ""},
+        "shapes": [{"type": "line", "x0": 0, "x1": 0, "y0": 0, "y1": 1, "yref": "paper", "line": {"color": "@ink"}}],
+        "hovermode": "closest",
+        "bargap": 0,
+    }
+    top = inner - strip
+    for number, (name, drawn, settings) in enumerate(panels, 2):
+        low, high = (top - GAP - PANEL_HEIGHT) / inner, (top - GAP) / inner
+        layout[f"yaxis{number}"] = {**axis(name), "domain": [max(low, 0), high], "fixedrange": True, **settings}
+        traces += [{**trace, "yaxis": f"y{number}"} for trace in drawn]
+        top -= GAP + PANEL_HEIGHT
+    return figures.add(traces, layout, height=inner + MARGINS, label=f"Credit in an episode of {title}")
+
+
+def heat_strip(credit: EpisodeCredit) -> dict[str, Any]:
+    """Ψ_t over the largest |Ψ| of its estimator. Not centred: that TotalReturn's are all alike is shown."""
+    weights = np.stack(list(credit.weights.values()))
+    largest = np.abs(weights).max(axis=1, keepdims=True)
+    scaled = weights / np.where(largest > 0, largest, 1)
+    return {
+        "type": "heatmap",
+        "z": typed(scaled),
+        "y": [f"<b>{name}</b>" if name == credit.own else name for name in credit.weights],
+        "customdata": typed(weights),
+        "hovertemplate": "%{y}, t = %{x}: Ψ = %{customdata:.4~g}<extra></extra>",
+        "zmin": -1,
+        "zmax": 1,
+        "colorscale": SCALE,
+        "showscale": False,
+        "ygap": 3,
+    }
+
+
+def bars(y: np.ndarray, colour: str | list[str]) -> dict[str, Any]:
+    """A bar a step."""
+    marker = {"color": colour, "line": {"width": 0}}
+    return {"type": "bar", "y": typed(y), "marker": marker, "showlegend": False, "hovertemplate": "%{y:.4~g}"}
+
+
+def line(y: np.ndarray, name: str, colour: str) -> dict[str, Any]:
+    """A line over all steps."""
+    look = {"mode": "lines", "line": {"color": colour, "width": 1.5}, "showlegend": False}
+    return {"type": "scatter", "name": name, "y": typed(y), **look, "hovertemplate": "%{y:.4~g}"}
+
+
+def marks(steps: np.ndarray, y: np.ndarray, name: str, k: int) -> dict[str, Any]:
+    """The actions taken, as points."""
+    look = {"mode": "markers", "marker": {"color": f"@{k}", "size": 5}, "showlegend": False}
+    return {"type": "scatter", "name": name, "x": typed(steps), "y": typed(y), **look, "hovertemplate": "%{y:.4~g}"}
+
+
+def spread_area(mean: np.ndarray, std: np.ndarray, k: int) -> dict[str, Any]:
+    """mean ± σ as an area."""
+    steps = np.arange(len(mean))
+    x, y = np.concatenate([steps, steps[::-1]]), np.concatenate([mean + std, (mean - std)[::-1]])
+    look = {"fill": "toself", "fillcolor": f"@{k}/0.15", "mode": "lines", "line": {"width": 0}}
+    return {"type": "scatter", "x": typed(x), "y": typed(y), **look, "hoverinfo": "skip", "showlegend": False}
+
+
+def view_data(figure: str, credit: EpisodeCredit, picture_bytes: int) -> dict[str, Any]:
+    """What the slider shows, step by step."""
+    kept = evenly(credit.pictures, picture_bytes)
+    columns = {"reward r": credit.reward}
+    if credit.value is not None and credit.td_error is not None:
+        columns |= {"V(s)": credit.value, "TD error δ": credit.td_error}
+    return {
+        "figure": figure,
+        "columns": {name: typed(x) for name, x in columns.items()},
+        "weights": {name: typed(x) for name, x in credit.weights.items()},
+        "spread": {name: round(credit.spread(name), 1) for name in credit.weights},
+        "most": {name: credit.most_blamed(name) for name in credit.weights},
+        "own": credit.own,
+        "actions": [action_text(credit, t) for t in range(credit.num_steps)],
+        "pictures": [base64.b64encode(credit.pictures[k]).decode() for k in kept],
+        "picture_steps": [int(credit.picture_steps[k]) for k in kept],
+    }
+
+
+def evenly(pictures: Sequence[bytes], limit: int) -> range:
+    """Every k-th picture, with the smallest k that keeps their sum within the limit."""
+    stride = 1
+    while sum(map(len, pictures[::stride])) > limit and stride < len(pictures):
+        stride += 1
+    return range(0, len(pictures), stride)
+
+
+def action_text(credit: EpisodeCredit, t: int) -> str:
+    """The action taken and how probable it was."""
+    action = rounded(credit.action[t])
+    if "mean" in credit.policy:
+        return f"{action}, from mean {rounded(credit.policy['mean'][t])} with σ {rounded(credit.policy['std'][t])}"
+    if "probability" in credit.policy:
+        probability = credit.policy["probability"][t]
+        return f"{action}, with π = {probability[int(credit.action[t])]:.3f}"
+    return f"{action}, with π = {chosen_probability(credit)[t]:.3f}"
+
+
+def rounded(x: np.ndarray | np.generic) -> str:
+    """A number or a vector with three decimals at most."""
+    return json.dumps(np.round(np.asarray(x, np.float64), 3).tolist()) if x.dtype.kind == "f" else str(x.tolist())

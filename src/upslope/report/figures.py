@@ -1,0 +1,105 @@
+"""Plotly figures as data: what the page's script draws.
+
+A colour is a name that the script looks up in the light or the dark theme: `@0` … for runs, `@ink`, `@up`, `@down`;
+`@0/0.2` is a fifth as opaque.
+"""
+
+import base64
+from dataclasses import dataclass, field
+from html import escape
+from typing import Any
+
+import numpy as np
+
+NUM_COLOURS = 7
+DASHES = ("solid", "dash", "dot", "dashdot")
+"""Beyond seven runs the colours repeat with another dash."""
+
+
+@dataclass
+class Figures:
+    """The figures of a page, in its order."""
+
+    found: list[dict[str, Any]] = field(default_factory=list)
+
+    def add(
+        self, traces: list[dict[str, Any]], layout: dict[str, Any], *, height: int, label: str, linked: bool = False
+    ) -> str:
+        """Take a figure; return the HTML of its place. `linked` figures share the axis of environment steps."""
+        name = f"figure-{len(self.found)}"
+        self.found.append({"name": name, "data": traces, "layout": layout, "linked": linked})
+        return (
+            f'<div class="chart" id="{name}" style="height:{height}px" role="img" aria-label="{escape(label)}"></div>'
+        )
+
+
+def typed(x: np.ndarray) -> dict[str, Any]:
+    """Numbers as Plotly reads them at once: 32-bit floats in base64."""
+    array = np.ascontiguousarray(x, "<f4")
+    shape = {"shape": ", ".join(map(str, array.shape))} if array.ndim > 1 else {}
+    return {"dtype": "f4", "bdata": base64.b64encode(array.tobytes()).decode(), **shape}
+
+
+def colour(run: int, opacity: float = 1.0) -> str:
+    """The colour of a run."""
+    return f"@{run % NUM_COLOURS}/{opacity:g}"
+
+
+def dash(run: int) -> str:
+    """The dash of a run's mean."""
+    return DASHES[run // NUM_COLOURS % len(DASHES)]
+
+
+def mean_and_band(run: int, name: str, steps: np.ndarray, band: Any) -> list[dict[str, Any]]:
+    """The mean over seeds as a line, and its interval as an area around it; no area where there is no interval."""
+    traces = []
+    if np.isfinite(band.low).any():
+        x, y = area_around(steps, band.low, band.high)
+        area = {"fill": "toself", "fillcolor": colour(run, 0.18), "line": {"width": 0}, "mode": "lines"}
+        traces.append({**base(run, name), "x": typed(x), "y": typed(y), **area, "hoverinfo": "skip"})
+    line = {"color": colour(run), "width": 2.5, "dash": dash(run)}
+    shown = np.isfinite(band.mean)
+    traces.append(
+        {**base(run, name), "x": typed(steps[shown]), "y": typed(band.mean[shown]), "mode": "lines", "line": line}
+        | {"hovertemplate": "%{y:.4~g}"}
+    )
+    return traces
+
+
+def area_around(x: np.ndarray, low: np.ndarray, high: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """The outline of each stretch of x on which both curves are known, with gaps between them."""
+    known = np.isfinite(low) & np.isfinite(high)
+    stretches = np.split(np.arange(len(x)), np.flatnonzero(np.diff(known)) + 1)
+    gap, along, around = np.array([np.nan]), [], []
+    for stretch in stretches:
+        if known[stretch[0]]:
+            along += [x[stretch], x[stretch][::-1], gap]
+            around += [high[stretch], low[stretch][::-1], gap]
+    return np.concatenate(along), np.concatenate(around)
+
+
+def seeds_trace(run: int, name: str, curves: list[tuple[np.ndarray, np.ndarray]]) -> dict[str, Any]:
+    """The curves of all seeds in one trace, thin, with gaps between them."""
+    gap = np.array([np.nan])
+    x = np.concatenate([part for steps, _ in curves for part in (steps, gap)])
+    y = np.concatenate([part for _, values in curves for part in (values, gap)])
+    line = {"color": colour(run, 0.35), "width": 1}
+    return {**base(run, name), "x": typed(x), "y": typed(y), "mode": "lines", "line": line, "hoverinfo": "skip"}
+
+
+def base(run: int, name: str) -> dict[str, Any]:
+    """What all traces of a run share."""
+    return {"type": "scatter", "name": escape(name), "meta": {"run": run}, "showlegend": False}
+
+
+def around(values: list[np.ndarray]) -> dict[str, Any]:
+    """The range of an axis that shows all these values; the interval of few seeds may reach beyond the picture."""
+    finite = [x[np.isfinite(x)] for x in values]
+    low, high = (float(f(np.concatenate(finite))) for f in (np.min, np.max))
+    margin = 0.06 * (high - low)
+    return {"range": [low - margin, high + margin]} if margin > 0 else {}
+
+
+def axis(title: str, **settings: Any) -> dict[str, Any]:
+    """An axis with its title."""
+    return {"title": {"text": title}, **settings}

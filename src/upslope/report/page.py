@@ -1,0 +1,217 @@
+"""One self-contained page: it opens without a network or a server, and is sent as one file."""
+
+import base64
+import gzip
+import json
+from collections.abc import Sequence
+from datetime import UTC, datetime
+from html import escape
+from importlib.resources import files
+from importlib.util import find_spec
+from pathlib import Path
+from string import Template
+from typing import Literal
+
+from upslope.analysis.compare import compare_records
+from upslope.analysis.comparison import Comparison
+from upslope.analysis.credit import FILE_NAME, load_credit, save_credit
+from upslope.analysis.records import Record, read_record
+from upslope.errors import UpslopeError
+from upslope.report.credit import credit_view
+from upslope.report.curves import diagnostics_section, learning_section
+from upslope.report.evaluations import evaluation_section
+from upslope.report.figures import DASHES, NUM_COLOURS, Figures
+from upslope.report.tables import comparison_section, settings_section
+from upslope.runs import versions
+from upslope.storage import write_atomically
+
+MARK = "<!-- a page of upslope -->"
+"""Every page holds it, so that only a page is ever replaced."""
+REPORT_PICTURES, CREDIT_PICTURES = 1_200_000, 2_500_000
+"""Bytes of pictures in a page, all runs together."""
+
+
+def write_report(runs: Sequence[str | Path], output: str | Path = "report.html") -> Path:
+    """Write a page about these runs: curves, comparison, evaluations, settings, diagnostics, credit.
+
+    It reads run directories and nothing else, so it is quick and executes nothing of theirs. Evaluation episodes and
+    credit are shown where `upslope evaluate` and `upslope credit` have left some.
+
+    Raises:
+        UpslopeError: no run, one that is none, one given twice, or an output that cannot be written.
+    """
+    path = checked_output(output)
+    script = plotly_script()
+    records = read_all(runs)
+    names = unique_names(records)
+    comparison, warnings = compared(records)
+    figures = Figures()
+    sections = {
+        "Learning": learning_section(figures, records, names),
+        "Comparison": comparison_section(figures, comparison) if comparison else "<p>See the warning above.</p>",
+        "Evaluation": evaluation_section(figures, records, names),
+        "Settings": settings_section(records, names),
+        "Diagnostics": diagnostics_section(figures, records, names),
+        "Credit": credit_section(figures, records, names),
+    }
+    title = ", ".join(dict.fromkeys(r.config.environment for r in records))
+    html = page_of(f"upslope · {title}", sections, figures, script, names=names, warnings=warnings)
+    return write_page(path, html)
+
+
+def write_credit(
+    run: str | Path,
+    *,
+    output: str | Path | None = None,
+    seed: int | None = None,
+    episode_seed: int = 0,
+    checkpoint: Literal["last", "best"] = "last",
+) -> Path:
+    """Play an episode of a run's agent, and write a page of who is blamed in it; by default RUN/credit.html.
+
+    The numbers are kept in RUN/credit.npz, from which a report shows them too.
+
+    Raises:
+        UpslopeError: no such run, seed or checkpoint, or an output that cannot be written.
+    """
+    from upslope.analysis.weighing import credit_of  # it brings JAX's programs, which a report does without
+
+    path = checked_output(Path(run) / "credit.html" if output is None else output, needs_folder=output is not None)
+    script = plotly_script()
+    credit = credit_of(run, seed=seed, episode_seed=episode_seed, checkpoint=checkpoint)
+    save_credit(Path(run) / FILE_NAME, credit)
+    figures = Figures()
+    title = f"{credit.algorithm} · {credit.environment}"
+    sections = {"Credit": explanation() + credit_view(figures, credit, title, CREDIT_PICTURES)}
+    return write_page(path, page_of(f"upslope · credit · {title}", sections, figures, script))
+
+
+def compared(records: Sequence[Record]) -> tuple[Comparison | None, Sequence[str]]:
+    """The comparison of the runs that have a score, and its warnings; where there is none, the reason is a warning."""
+    scored = [r for r in records if len(r.episodes) or len(r.evaluations)]
+    warnings = [
+        f"{r.path} is not in the comparison: it has no finished training episode and was not evaluated. Run "
+        f"upslope evaluate {r.path}"
+        for r in records
+        if r not in scored
+    ]
+    try:
+        comparison = compare_records(scored)
+    except UpslopeError as error:
+        return None, [*warnings, f"The runs could not be compared. {error}"]
+    return comparison, [*warnings, *comparison.warnings]
+
+
+def credit_section(figures: Figures, records: Sequence[Record], names: Sequence[str]) -> str:
+    """The credit views that are kept with the runs, and how to add those that are not."""
+    there = {k: load_credit(r.path / FILE_NAME) for k, r in enumerate(records) if (r.path / FILE_NAME).exists()}
+    parts = []
+    if there:
+        parts.append(explanation())
+        limit = REPORT_PICTURES // len(there)
+        parts += [credit_view(figures, credit, names[k], limit) for k, credit in there.items()]
+    without = "\n".join(f"upslope credit {r.path}" for k, r in enumerate(records) if k not in there)
+    if without:
+        parts.append(f"<p>To see who is blamed in an episode of another run:</p><pre>{escape(without)}</pre>")
+    return "\n".join(parts)
+
+
+def explanation() -> str:
+    """How a credit view is read."""
+    more, less = (f'<span style="color:var(--{which})">■</span>' for which in ("up", "down"))
+    return (
+        "<p>Each row of the strip is an estimator, each column an action of the episode. The colour is the weight Ψ "
+        f"that the gradient of log π(a|s) gets, over the largest of its row: {more} made more probable, {less} made "
+        "less probable. The learner's batch is centred and scaled besides, where its settings say so. <i>Actions "
+        "sharing it</i>: (Σ|Ψ|)²/ΣΨ², 1 where one action takes all credit and T where all take the same. Move the "
+        "slider, or click a column.</p>"
+    )
+
+
+def read_all(runs: Sequence[str | Path]) -> list[Record]:
+    """The runs' records."""
+    if not runs:
+        raise UpslopeError("A report needs a run, e.g. `upslope report runs/CartPole-v1-ppo`.")
+    places = [Path(run).resolve() for run in runs]
+    for run, place in zip(runs, places, strict=True):
+        if places.count(place) > 1:
+            raise UpslopeError(f"{run} is given more than once. Give each run once.")
+    return [read_record(run) for run in runs]
+
+
+def unique_names(records: Sequence[Record]) -> list[str]:
+    """Each run's own name; with as much of its path as tells it from the others."""
+    parts = [r.path.resolve().parts for r in records]
+    names = []
+    for mine in parts:
+        depth = 1
+        while sum(other[-depth:] == mine[-depth:] for other in parts) > 1:
+            depth += 1
+        names.append("/".join(mine[-depth:]))
+    return names
+
+
+def checked_output(output: str | Path, *, needs_folder: bool = True) -> Path:
+    """A path that may be written: in a folder that exists, and nobody else's file."""
+    path = Path(output)
+    if path.suffix not in (".html", ".htm"):
+        path = path.with_name(path.name + ".html")
+    if needs_folder and not path.parent.is_dir():
+        raise UpslopeError(f"There is no folder {path.parent} to write {path.name} into. Make it, or give --output.")
+    if path.is_dir() or (path.exists() and MARK.encode() not in path.read_bytes()[:500]):
+        raise UpslopeError(f"{path} exists and is not a page of upslope, so it is not replaced. Give another --output.")
+    return path
+
+
+def plotly_script() -> str:
+    """Plotly's own script, from its Python package."""
+    if find_spec("plotly") is None:
+        raise UpslopeError('A page needs Plotly, which is not installed: pip install "upslope[report]"')
+    return (files("plotly") / "package_data" / "plotly.min.js").read_text("utf-8")
+
+
+def page_of(
+    title: str,
+    sections: dict[str, str],
+    figures: Figures,
+    script: str,
+    *,
+    names: Sequence[str] = (),
+    warnings: Sequence[str] = (),
+) -> str:
+    """The page as HTML: the text is plain, the script and the numbers are compressed."""
+    assets = files("upslope.report") / "assets"
+    body = "".join(f'<section id="{n.lower()}"><h2>{n}</h2>{html}</section>' for n, html in sections.items())
+    links = "".join(f'<a href="#{n.lower()}">{n}</a>' for n in sections) if len(sections) > 1 else ""
+    return Template((assets / "page.html").read_text("utf-8")).substitute(
+        mark=MARK,
+        title=escape(title),
+        links=links,
+        legend="".join(chip(k, name) for k, name in enumerate(names)) if len(names) > 1 else "",
+        warnings="".join(f"<li>{escape(text)}</li>" for text in warnings),
+        sections=body,
+        written=f"upslope {versions()['upslope']}, {datetime.now(UTC):%Y-%m-%d %H:%M} UTC",
+        style=(assets / "page.css").read_text("utf-8"),
+        code=(assets / "page.js").read_text("utf-8"),
+        plotly=packed(script),
+        data=packed(json.dumps(figures.found, allow_nan=False, separators=(",", ":"))),
+    )
+
+
+def chip(run: int, name: str) -> str:
+    """A run in the legend; pressed, its curves disappear."""
+    line = DASHES[run // NUM_COLOURS % len(DASHES)].replace("dashdot", "dash")
+    style = {"solid": "solid", "dash": "dashed", "dot": "dotted"}[line]
+    mark = f'<i style="border-top:3px {style} var(--run-{run % NUM_COLOURS})"></i>'
+    return f'<button class="chip" data-run="{run}" aria-pressed="true">{mark}{escape(name)}</button>'
+
+
+def packed(text: str) -> str:
+    """gzip in base64: a third of the size, and free of anything that HTML could read."""
+    return base64.b64encode(gzip.compress(text.encode(), 6, mtime=0)).decode()
+
+
+def write_page(path: Path, html: str) -> Path:
+    """Write it whole or not at all."""
+    write_atomically(path, html.encode())
+    return path

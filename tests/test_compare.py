@@ -1,0 +1,244 @@
+"""Comparisons of runs written by hand: groups, scores, warnings, and nothing averaged silently."""
+
+import json
+import math
+
+import numpy as np
+import pytest
+from scipy import stats
+
+import upslope
+from upslope.analysis.statistics import interval_of_mean
+from upslope.cli import main
+
+
+def ending(*scores, first=0, step=100):
+    """Seeds with one episode each, so that its return is their score."""
+    return {first + i: [(step, score)] for i, score in enumerate(scores)}
+
+
+def evaluation(seed, score, mode="stochastic", checkpoint="last"):
+    return (seed, mode, checkpoint, 0, score, 1, 1)
+
+
+def warned(comparison, *words):
+    return any(all(word in warning for word in words) for warning in comparison.warnings)
+
+
+def test_a_group_has_its_statistics_over_seeds(run_of):
+    scores = np.asarray([10.0, 20.0, 60.0, 70.0, 90.0])
+    found = upslope.compare([run_of(episodes=ending(*scores), steps=100)])
+    (group,) = found.groups
+    assert (group.label, group.environment, group.seeds, group.budget) == ("ppo", "CartPole-v1", (0, 1, 2, 3, 4), 100)
+    assert group.scores.tolist() == scores.tolist() and group.differs == {}
+    assert (group.mean.value, group.mean.interval) == (50.0, interval_of_mean(scores))
+    assert (group.iqm.value, group.median.value) == (50.0, 60.0)
+    assert found.score.startswith("mean return of the last 100 training episodes")
+    assert found.improvements == () and found.warnings == ()
+
+
+def test_runs_that_share_everything_but_seeds_are_one_group(run_of):
+    a = run_of("a", episodes=ending(1, 2), steps=100)
+    b = run_of("b", episodes=ending(3, 4, 5, first=2), steps=100)
+    c = run_of("c", episodes=ending(1, 2, 3, 4, 6), steps=100, gamma=0.9)
+    d = run_of("d", episodes=ending(1, 2, 3, 4, 7), steps=100, algorithm="a2c")
+    found = upslope.compare([a, b, c, d])
+    assert [g.label for g in found.groups] == ["ppo gamma=0.99", "ppo gamma=0.9", "a2c"]
+    pooled = found.groups[0]
+    assert pooled.runs == (a, b) and pooled.seeds == (0, 1, 2, 3, 4) and pooled.scores.tolist() == [1, 2, 3, 4, 5]
+    assert pooled.differs["gamma"] == 0.99 and pooled.differs["objective"] == "clip"
+    assert "lambda" not in pooled.differs  # the same in all
+    assert all(i.is_paired for i in found.improvements)
+
+
+def test_the_same_seed_twice_is_refused(run_of):
+    a = run_of("a", episodes=ending(1, 2, 3), steps=100)
+    b = run_of("b", episodes=ending(3, 4, first=2), steps=100)
+    with pytest.raises(upslope.UpslopeError, match=r"same seeds \[2\].*/a.*/b"):
+        upslope.compare([a, b])
+    with pytest.raises(upslope.UpslopeError, match="same seeds"):
+        upslope.compare([a, a])
+
+
+def test_pairs_are_compared_the_higher_mean_first(run_of):
+    low = run_of("low", episodes=ending(1, 2, 3, 4, 9), steps=100, algorithm="a2c")
+    high = run_of("high", episodes=ending(5, 6, 7, 8, 9), steps=100)
+    (found,) = upslope.compare([low, high]).improvements
+    assert (found.label, found.other, found.environments) == ("ppo", "a2c", ("CartPole-v1",))
+    u = stats.mannwhitneyu([5, 6, 7, 8, 9], [1, 2, 3, 4, 9]).statistic
+    assert found.probability.value == pytest.approx(u / 25)
+
+
+def test_one_seed_has_no_interval_and_few_are_thin(run_of):
+    one = run_of("one", episodes=ending(1), steps=100)
+    three = run_of("three", episodes=ending(1, 2, 3), steps=100, algorithm="a2c")
+    found = upslope.compare([one, three])
+    group = found.groups[0]
+    assert (group.mean.interval, group.median.interval, group.iqm.interval) == (None, None, None)
+    assert group.efficiency.area.interval is None and found.improvements[0].probability.interval is None
+    assert warned(found, "one seed gives no interval", "ppo") and warned(found, "3 seeds are thin evidence", "a2c")
+
+
+def test_seeds_that_agree_have_no_interval_and_it_is_said_why(run_of):
+    found = upslope.compare([run_of(episodes=ending(500, 500, 500, 500, 500), steps=100)])
+    assert found.groups[0].mean.interval is None
+    # (1 − p)^5 = 0.05 at p = 45 %.
+    assert warned(found, "all 5 seeds have the same score", "45%")
+
+
+def test_a_seed_without_an_episode_has_no_score(run_of):
+    episodes = ending(1, 2, 3, 4) | {4: []}
+    found = upslope.compare([run_of(episodes=episodes, steps=100)])
+    assert math.isnan(found.groups[0].mean.value) and found.groups[0].mean.interval is None
+    assert math.isnan(found.groups[0].iqm.value) and warned(found, "seed 4", "no score")
+
+
+def test_unequal_budgets_are_told_and_compared_at_the_smaller(run_of):
+    short = run_of("short", episodes={s: [(20, 1.0), (100, 3.0 + s)] for s in range(5)}, steps=100)
+    long = run_of("long", episodes={s: [(50, 2.0), (150, 9.0)] for s in range(5)}, steps=200, algorithm="a2c")
+    found = upslope.compare([short, long])
+    assert warned(found, "unequal budgets", "ppo 100", "a2c 200")
+    first, second = (g.efficiency for g in found.groups)
+    assert first.steps == second.steps == (25, 50, 75, 100)
+    assert [e.value for e in first.at] == [1, 1, 1, 3.0]  # the mean of 1 and 3 + s, over s = 0 … 4
+    assert [e.value for e in second.at][1:] == [2, 2, 2] and math.isnan(second.at[0].value)
+    # Read at the 200 points ½, 1 … 100: 1 from 20 on (160 points), 3 at the last one.
+    assert first.area.value == pytest.approx((160 * 1 + 3) / 161)
+
+
+def test_a_run_that_is_not_finished_is_told(run_of):
+    found = upslope.compare([run_of(episodes=ending(1, 2, 3, 4, 5, step=40), steps=100, reached=40)])
+    assert warned(found, "not finished: 40 of 100") and found.groups[0].efficiency.steps[-1] == 40
+
+
+@pytest.mark.parametrize("package", ["jax", "upslope", "gymnasium", "machine"])
+def test_mixed_versions_are_told(run_of, package):
+    a = run_of("a", episodes=ending(1, 2, 3, 4, 5), steps=100)
+    b = run_of("b", episodes=ending(1, 2, 3, 4, 5, first=5), steps=100, versions={package: "0.0"})
+    found = upslope.compare([a, b])
+    assert len(found.groups) == 1 and warned(found, package, "0.0: ", "/b")
+
+
+def test_different_environments_are_not_averaged(run_of):
+    a = run_of("a", episodes=ending(1, 2, 3, 4, 5), steps=100)
+    b = run_of("b", episodes=ending(1, 2, 3, 4, 6), steps=100, environment="Acrobot-v1")
+    c = run_of("c", episodes=ending(1, 2, 3, 4, 7), steps=100, max_episode_steps=50)
+    found = upslope.compare([a, b, c])
+    assert [g.environment for g in found.groups] == ["CartPole-v1", "Acrobot-v1", "CartPole-v1 max_episode_steps=50"]
+    assert [g.label for g in found.groups] == ["ppo"] * 3
+    assert found.improvements == found.aggregates == found.references == () and warned(
+        found, "3 environments", "--norm"
+    )
+
+
+def two_environments(run_of):
+    scores = {
+        ("ppo", "CartPole-v1"): (100, 300, 500),
+        ("a2c", "CartPole-v1"): (0, 100, 200),
+        ("ppo", "Acrobot-v1"): (-100, -80, -90),
+        ("a2c", "Acrobot-v1"): (-180, -100, -140),
+    }
+    return [
+        run_of(f"{rung}-{world}", episodes=ending(*each), steps=100, algorithm=rung, environment=world)
+        for (rung, world), each in scores.items()
+    ]
+
+
+def test_scores_in_one_unit_are_averaged(run_of):
+    found = upslope.compare(two_environments(run_of), normalize="range")
+    assert [(r.environment, r.zero, r.one) for r in found.references] == [
+        ("CartPole-v1", 0.0, 500.0),
+        ("Acrobot-v1", -180.0, -80.0),
+    ]
+    ppo, a2c = found.aggregates
+    # Means by hand: (0.6 + 0.9) / 2 and (0.2 + 0.4) / 2.
+    assert (ppo.mean.value, a2c.mean.value) == pytest.approx((0.75, 0.3))
+    # Pooled and sorted: 0.2 0.6 0.8 0.9 1 1, without the lowest and the highest.
+    assert ppo.iqm.value == pytest.approx((0.6 + 0.8 + 0.9 + 1) / 4)
+    over = [i for i in found.improvements if len(i.environments) == 2]
+    # In CartPole 7.5 of 9 pairs (100 beats 0, ties 100; 300 and 500 beat all), in Acrobot 8.5.
+    assert [(i.label, i.other) for i in over] == [("ppo", "a2c")]
+    assert over[0].probability.value == pytest.approx((7.5 / 9 + 8.5 / 9) / 2)
+    profile = found.profiles[0]
+    assert profile.share_above(0.5) == pytest.approx((2 / 3 + 1) / 2) and profile.share_above(-1.0) == 1.0
+
+
+def test_a_label_that_is_not_everywhere_is_left_out_and_told(run_of):
+    found = upslope.compare(two_environments(run_of)[:3], normalize="range")
+    assert [a.label for a in found.aggregates] == ["ppo"] and warned(found, "a2c is not in every environment")
+
+
+def test_the_reward_threshold_is_one_and_a_random_policy_zero(run_of):
+    runs = [run_of(episodes=ending(10, 200, 475), steps=100)]
+    (reference,) = upslope.compare(runs, normalize="threshold").references
+    assert reference.one == 475.0 and 15 < reference.zero < 30  # a random policy holds the pole for about 22 steps
+    assert upslope.compare(runs, normalize="threshold").references == (reference,)
+    pendulum = run_of("p", episodes=ending(1, 2), steps=100, environment="Pendulum-v1")
+    with pytest.raises(upslope.UpslopeError, match="no reward threshold"):
+        upslope.compare([pendulum], normalize="threshold")
+
+
+def test_evaluation_is_the_score_where_all_have_it(run_of):
+    rows = [evaluation(0, 5.0), evaluation(0, 7.0), evaluation(1, 9.0), evaluation(1, 9.0)]
+    others = [evaluation(s, 99.0, *kind) for s in (0, 1) for kind in (("deterministic",), ("stochastic", "best"))]
+    a = run_of("a", episodes=ending(1, 2), steps=100, evaluations=[*rows, *others])
+    b = run_of("b", episodes=ending(3, 4), steps=100, algorithm="a2c")
+    found = upslope.compare([a])
+    assert found.groups[0].scores.tolist() == [6.0, 9.0] and "2 evaluation episodes, stochastic" in found.score
+    assert upslope.compare([a], score="deterministic").groups[0].scores.tolist() == [99.0, 99.0]
+    assert upslope.compare([a], score="training").groups[0].scores.tolist() == [1.0, 2.0]
+    mixed = upslope.compare([a, b])
+    assert mixed.groups[0].scores.tolist() == [1.0, 2.0] and "training" in mixed.score
+    assert warned(mixed, "evaluation episodes are left aside", "/b has none")
+    with pytest.raises(upslope.UpslopeError, match=r"--score stochastic needs evaluation.*/b"):
+        upslope.compare([a, b], score="stochastic")
+
+
+def test_different_numbers_of_evaluation_episodes_are_told(run_of):
+    a = run_of("a", episodes=ending(1), steps=100, evaluations=[evaluation(0, 5.0)])
+    b = run_of("b", episodes=ending(1), steps=100, algorithm="a2c", evaluations=[evaluation(0, 5.0)] * 3)
+    assert warned(upslope.compare([a, b]), "different numbers of evaluation episodes", "1: ", "3: ")
+
+
+def test_recorded_data_need_an_evaluation(run_of):
+    path = run_of(episodes={0: [], 1: []}, steps=100, algorithm="clone", data="x.npz")
+    with pytest.raises(upslope.UpslopeError, match=r"learned from recorded data.*upslope evaluate"):
+        upslope.compare([path])
+
+
+def test_nothing_to_compare():
+    with pytest.raises(upslope.UpslopeError, match="nothing to compare"):
+        upslope.compare([])
+
+
+def test_the_table_and_the_json_say_the_same(run_of, capsys):
+    runs = [str(path) for path in two_environments(run_of)]
+    main(["compare", *runs, "--normalize", "range"])
+    shown = capsys.readouterr().out
+    for words in (
+        "300.0 ± 496.8",
+        "CartPole-v1 · scores",
+        "0.75 ±",
+        "! ",
+        "P(ppo > a2c)",
+        "lowest and highest score of",
+    ):
+        assert words in shown, words
+    main(["compare", *runs, "--normalize", "range", "--json"])
+    found = json.loads(capsys.readouterr().out)
+    assert found == json.loads(json.dumps(upslope.compare(runs, normalize="range").to_json()))
+    assert found["groups"][0]["mean"]["value"] == 300.0 and found["groups"][0]["runs"] == [runs[0]]
+
+
+def test_json_is_strict(run_of, capsys):
+    main(["compare", str(run_of(episodes={0: []}, steps=100)), "--json"])
+    text = capsys.readouterr().out
+    assert "NaN" not in text and json.loads(text)["groups"][0]["scores"] == [None]
+
+
+def test_bad_input_is_one_line(run_of, tmp_path, capsys):
+    for words in (["compare", str(tmp_path / "none")], ["compare"]):
+        with pytest.raises(SystemExit) as end:
+            main(words)
+        error = capsys.readouterr().err
+        assert end.value.code == 2 and error.startswith("upslope: ") and error.count("\n") == 1
