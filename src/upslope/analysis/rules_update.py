@@ -16,9 +16,9 @@ def update_too_large(s: Signs) -> Finding | None:
     return Finding(
         "update_too_large", "Each update moves the policy far.",
         "The learning rate is too high, or a batch is used for too many epochs.",
-        f"Lower --learning-rate (now {s.config.learning_rate:g}), --epochs (now {s.config.epochs}); or --target-kl 0.02.",
-        0.86 * part, 0.95, evidence=(s.evidence("policy/kl", kl, "below 0.02", 0, 0.6),
-                                     s.evidence("policy/clip_fraction", clipped, "0.05 to 0.3", 0, 0.6)),
+        f"Lower --learning-rate (now {s.config.learning_rate:g}) or --epochs ({s.config.epochs}); or --target-kl 0.02.",
+        0.86 * part, 0.95, evidence=(s.evidence("policy/kl", kl, "below 0.02", 0.0, 0.6),
+                                     s.evidence("policy/clip_fraction", clipped, "0.05 to 0.3", 0.0, 0.6)),
         rivals=("minibatches too small",), experiment="the same seeds with a third of the learning rate",
     ) if part else None  # fmt: skip
 
@@ -69,7 +69,7 @@ def no_exploration(s: Signs) -> Finding | None:
     return Finding(
         "no_exploration", "The policy hardly varies from early on.",
         "It begins with, or fell early to, one action: nothing better can be found.", remedy, 0.88 * part, 0.95,
-        evidence=(s.evidence(name, x, f"above {limit}", 0, 0.25),), experiment=SEED,
+        evidence=(s.evidence(name, x, f"above {limit}", 0.0, 0.25),), experiment=SEED,
         rivals=("the learning rate is too high",),
     ) if part else None  # fmt: skip
 
@@ -83,7 +83,7 @@ def actions_clipped(s: Signs) -> Finding | None:
         "actions_clipped", "Most sampled actions are outside their bounds.",
         "σ is larger than the action range, so the world sees only the bounds.",
         f"Lower --log-std-init (now {s.config.log_std_init:g}) to 0 or −1.", 0.92 * part,
-        evidence=(s.evidence("action_clipped", x, "below 0.5", 0, 0.2),),
+        evidence=(s.evidence("action_clipped", x, "below 0.5", 0.0, 0.2),),
         rivals=("an action space whose bounds are not those of the environment",),
     ) if part else None  # fmt: skip
 
@@ -156,6 +156,6 @@ def not_learning(s: Signs) -> Finding | None:
     return Finding(
         "not_learning", "The return has not risen.", "Too short a budget, or a cause named beside this.",
         "Train longer (--steps), after `upslope check` and `upslope probe`.", 0.3,
-        evidence=(s.evidence("episode/return", first, "", 0, 0.1), s.evidence("episode/return", last, "", 0.8)),
+        evidence=(s.evidence("episode/return", first, "", 0.0, 0.1), s.evidence("episode/return", last, "", 0.8)),
         experiment="upslope probe",
     )  # fmt: skip
