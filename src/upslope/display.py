@@ -138,6 +138,9 @@ class PlainDisplay(Display):
         if tenth > self.tenth or snapshot.elapsed - self.told >= 30:
             self.tenth, self.told = tenth, snapshot.elapsed
             self.message(summary(snapshot))
+        if snapshot.finding not in ("", self.finding):
+            self.finding = snapshot.finding
+            self.message(f"doctor: {snapshot.finding}")
 
     def message(self, text: str) -> None:
         # A StringIO names no encoding and holds any character.
