@@ -1,50 +1,26 @@
-"""upslope train | resume | evaluate | record | compare | report | credit | ladder | lab | doctor | check | probe.
+"""upslope train | resume | evaluate | record | list, and those of `evidence.py` and `clinic.py`.
 
 Heavy imports happen inside the commands, so that `--help` answers at once.
 """
 
-import json
-import shutil
 import sys
 from pathlib import Path
 from typing import Annotated, Any
 
 import tyro
 
+from upslope import clinic, evidence
 from upslope.errors import UpslopeError
-from upslope.flags import (
-    Compare,
-    Credit,
-    Evaluate,
-    Lab,
-    Ladder,
-    List,
-    Record,
-    Report,
-    Resume,
-    Train,
-    parse_train,
-)
-from upslope.flags_health import Check, Doctor, Probe
+from upslope.evidence import console
+from upslope.flags import Evaluate, List, Record, Resume, Train, parse_train
 
 EXIT_BAD_INPUT = 2
 EXIT_INTERRUPTED = 130
-PIPE_WIDTH = 160
-"""Columns of a table that nobody's terminal limits."""
 
 COMMANDS = {
-    "train": Train,
-    "resume": Resume,
-    "evaluate": Evaluate,
-    "record": Record,
-    "doctor": Doctor,
-    "check": Check,
-    "probe": Probe,
-    "compare": Compare,
-    "report": Report,
-    "credit": Credit,
-    "ladder": Ladder,
-    "lab": Lab,
+    **{"train": Train, "resume": Resume, "evaluate": Evaluate, "record": Record},
+    **evidence.COMMANDS,
+    **clinic.COMMANDS,
     "list": List,
 }
 
@@ -145,114 +121,6 @@ def record(flags: Record) -> None:
     print(f"learn from them: upslope train ENVIRONMENT --algorithm off_policy --data {path}")
 
 
-def doctor(flags: Doctor) -> None:
-    """upslope doctor."""
-    from upslope.analysis.doctor import diagnose
-    from upslope.verdicts import diagnosis_view
-
-    found = diagnose(flags.run)
-    answer(flags.json, found.to_json(), [diagnosis_view(found)])
-
-
-def check(flags: Check) -> None:
-    """upslope check; the exit status is 1 where there is an error."""
-    from upslope import checking
-    from upslope.verdicts import check_view
-
-    found = checking.check(flags.environment, env_kwargs=flags.env_kwargs, max_episode_steps=flags.max_episode_steps)
-    answer(flags.json, found.to_json(), check_view(found))
-    sys.exit(int(found.worst == "error"))
-
-
-def probe(flags: Probe) -> None:
-    """upslope probe; the exit status is 1 where a probe is not solved."""
-    from upslope import probing
-    from upslope.verdicts import probe_view
-
-    settings = {name: value for name, value in vars(flags).items() if name not in ("json",) and value is not None}
-    found = probing.probe(**settings)
-    title = " ".join(str(x) for x in (flags.algorithm, flags.estimator, flags.objective) if x)
-    answer(flags.json, probing.to_json(found), probe_view(title, found))
-    sys.exit(int(not all(one.solved for one in found)))
-
-
-def answer(as_json: bool, found: dict[str, Any], views: Any) -> None:
-    """Print what was found, for a program or for a person."""
-    if as_json:
-        print(json.dumps(found, indent=1, default=str))
-        return
-    for view in views:
-        console().print(view)
-
-
-def compare(flags: Compare) -> None:
-    """upslope compare."""
-    from upslope.analysis.compare import compare
-    from upslope.analysis.comparison_tables import comparison_page
-
-    found = compare(flags.runs, score=flags.score, normalize=flags.normalize)
-    if flags.json:
-        print(json.dumps(found.to_json(), indent=2, ensure_ascii=False, allow_nan=False))
-    else:
-        console().print(comparison_page(found))
-
-
-def report(flags: Report) -> None:
-    """upslope report."""
-    from upslope.report.page import write_report
-
-    say_written(write_report(flags.runs, flags.output))
-
-
-def credit(flags: Credit) -> None:
-    """upslope credit."""
-    from upslope.report.page import write_credit
-
-    options = {name: value for name, value in vars(flags).items() if name != "run"}
-    say_written(write_credit(flags.run, **options))
-
-
-def say_written(path: Path) -> None:
-    """Where the page is and how large."""
-    print(f"wrote {path} ({path.stat().st_size / 1e6:.1f} MB): open it in a browser")
-
-
-def ladder(flags: Ladder) -> None:
-    """upslope ladder."""
-    from upslope.analysis.comparison_tables import comparison_page
-    from upslope.race import ladder
-
-    found = ladder(**vars(flags))
-    if not flags.quiet:
-        console().print(comparison_page(found.comparison))
-        print(f"compare again:  upslope compare {found.path}/*/")
-        print(f"report:  {found.report or f'upslope report {found.path}/*/'}")
-
-
-def lab(flags: Lab) -> None:
-    """upslope lab."""
-    from upslope.devices import prepare
-
-    try:
-        import plotly  # noqa: F401
-    except ImportError as error:
-        raise UpslopeError('The lab draws with Plotly: pip install "upslope[report]".') from error
-    from rich.console import Console
-
-    from upslope.lab import page, run
-
-    prepare(on_host=False)
-    if not flags.output.parent.is_dir():
-        raise UpslopeError(f"There is no folder {flags.output.parent} to write {flags.output.name} to.")
-    say = Console(stderr=True) if flags.json else console()
-    results = run.run(flags.only, flags.language, flags.seed, flags.quick, say)
-    flags.output.write_text(page.page(results, flags.language, flags.seed, flags.quick), "utf-8")
-    say.print(run.verdict_table(results, flags.language))
-    say.print(run.closing(results, flags.language, flags.seed, flags.quick, flags.output), highlight=False)
-    if flags.json:
-        print(json.dumps(run.as_json(results, flags.language, flags.seed, flags.quick), ensure_ascii=False, indent=1))
-
-
 def show_list(flags: List) -> None:
     """upslope list."""
     from upslope import tables
@@ -261,24 +129,4 @@ def show_list(flags: List) -> None:
         console().print(table)
 
 
-def console() -> Any:
-    """Where tables go: as wide as the terminal, and wide enough for every name where there is none."""
-    from rich.console import Console
-
-    return Console(width=shutil.get_terminal_size().columns if sys.stdout.isatty() else PIPE_WIDTH)
-
-
-DO = {
-    Resume: resume,
-    Evaluate: evaluate,
-    Record: record,
-    Doctor: doctor,
-    Check: check,
-    Probe: probe,
-    Compare: compare,
-    Report: report,
-    Credit: credit,
-    Ladder: ladder,
-    Lab: lab,
-    List: show_list,
-}
+DO = {Resume: resume, Evaluate: evaluate, Record: record, List: show_list, **evidence.DO, **clinic.DO}

@@ -128,6 +128,7 @@ class PlainDisplay(Display):
         self.stream = sys.stdout if stream is None else stream
         self.tenth = -1
         self.told = 0.0
+        self.finding = ""
 
     def start(self, title: str, lines: Sequence[str]) -> None:
         for line in (title, *lines):

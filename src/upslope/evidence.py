@@ -1,0 +1,203 @@
+"""upslope compare | report | credit | ladder | lab: the commands that look at evidence, and their flags.
+
+Heavy imports happen inside the commands, as in `cli.py`.
+"""
+
+import json
+import shutil
+import sys
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+import tyro
+
+from upslope.errors import UpslopeError
+from upslope.flags import JSON, Quiet, Run
+
+PIPE_WIDTH = 160
+"""Columns of a table that nobody's terminal limits."""
+
+
+@dataclass(frozen=True)
+class Compare:
+    """Compare runs: means with intervals, sample efficiency, and how probable it is that one beats another.
+
+    Runs that share everything but their seeds are pooled. What makes a comparison doubtful is listed below it.
+    """
+
+    runs: tyro.conf.Positional[tuple[Path, ...]]
+    """Run directories."""
+    score: Literal["auto", "stochastic", "deterministic", "training"] = "auto"
+    """What a seed is judged by: evaluation episodes of one mode, by the last checkpoint; the last 100 training
+    episodes; or auto: stochastic evaluation where all runs have it, else training."""
+    normalize: Literal["threshold", "range"] | None = None
+    """Average over several environments, in scores made comparable: 0 is a random policy and 1 the reward threshold, or
+    0 and 1 are the lowest and highest score of these runs."""
+    json: Annotated[bool, tyro.conf.FlagCreatePairsOff] = False
+    """Print everything as JSON."""
+
+
+@dataclass(frozen=True)
+class Report:
+    """Write one self-contained page about runs: curves, comparison, evaluations, settings, diagnostics, credit.
+
+    It only reads. What `upslope evaluate` and `upslope credit` left in the runs is shown too.
+    """
+
+    runs: tyro.conf.Positional[tuple[Path, ...]]
+    """Run directories."""
+    output: Annotated[Path, tyro.conf.arg(aliases=["-o"])] = Path("report.html")
+    """The page to write; an older page of upslope there is replaced, nothing else is."""
+
+
+@dataclass(frozen=True)
+class Credit:
+    """Play an episode, and show which action the outcome is blamed on by each estimator, on one self-contained page."""
+
+    run: Run
+    """The run directory."""
+    seed: int | None = None
+    """Which of the run's seeds; by default the first."""
+    episode_seed: int = 0
+    """Another number gives another episode."""
+    checkpoint: Literal["last", "best"] = "last"
+    """Which agent."""
+    output: Annotated[Path | None, tyro.conf.arg(aliases=["-o"])] = None
+    """The page to write; by default credit.html in the run directory."""
+
+
+@dataclass(frozen=True)
+class Ladder:
+    """Race all rungs that fit an environment, on the same seeds and budget, and compare them.
+
+    Each is set as `upslope train ENVIRONMENT --algorithm RUNG` sets it.
+    """
+
+    environment: Annotated[tyro.conf.Positional[str], tyro.conf.arg(metavar="ENVIRONMENT")]
+    """A Gymnasium id (`CartPole-v1`), `module:Id`, or a compiled world (`jax:CartPole-v1`)."""
+    algorithms: tuple[str, ...] | None = None
+    """Only these rungs."""
+    steps: int = 50_000
+    """Environment steps per seed, the same for every rung."""
+    seeds: int = 10
+    """How many seeds."""
+    seed: int = 0
+    """The first seed; the others follow it."""
+    name: str | None = None
+    """Name of the folder that holds the rungs' run directories. An existing one is refused."""
+    folder: Path = Path("runs")
+    """Where it is kept."""
+    resume: Annotated[bool, tyro.conf.FlagCreatePairsOff] = False
+    """Go on with the race of this --name: finished rungs stay, one that was begun goes on."""
+    preset: bool = True
+    """Use the environment's tuned settings where there are any, as `upslope train` does."""
+    env_kwargs: Annotated[dict[str, Any], JSON] = field(default_factory=dict)
+    """Keyword arguments for the environment, as JSON."""
+    max_episode_steps: int | None = None
+    """Truncate episodes after so many steps; by default at the environment's own limit."""
+    workers: int | None = None
+    """Processes among which the seeds of a Gymnasium environment are shared out; by default one a core."""
+    quiet: Quiet = False
+    """Print nothing but warnings."""
+
+
+@dataclass(frozen=True)
+class Lab:
+    """Run the lecture's claims as experiments, each with a prediction, a measurement and a verdict, into one HTML page.
+
+    Takes some minutes on two cores. The exit status is 0 also when a claim is refuted: that is a finding. Needs the
+    extra `report`.
+    """
+
+    only: tuple[str, ...] = ()
+    """Only these experiments: expectation, gradient, variance, advantages, importance, reuse, table1, credit, seeds."""
+    language: Literal["en", "zh"] = "en"
+    """English or Chinese."""
+    output: Path = Path("lab.html")
+    """The page to write; an existing one is replaced."""
+    seed: int = 0
+    """Another number draws everything anew."""
+    quick: Annotated[bool, tyro.conf.FlagCreatePairsOff] = False
+    """Small sizes: see that it works, with wide intervals and more that stays undecided."""
+    json: Annotated[bool, tyro.conf.FlagCreatePairsOff] = False
+    """Also print all findings and curves as JSON; what is said besides goes to standard error."""
+
+
+def compare(flags: Compare) -> None:
+    """upslope compare."""
+    from upslope.analysis.compare import compare
+    from upslope.analysis.comparison_tables import comparison_page
+
+    found = compare(flags.runs, score=flags.score, normalize=flags.normalize)
+    if flags.json:
+        print(json.dumps(found.to_json(), indent=2, ensure_ascii=False, allow_nan=False))
+    else:
+        console().print(comparison_page(found))
+
+
+def report(flags: Report) -> None:
+    """upslope report."""
+    from upslope.report.page import write_report
+
+    say_written(write_report(flags.runs, flags.output))
+
+
+def credit(flags: Credit) -> None:
+    """upslope credit."""
+    from upslope.report.page import write_credit
+
+    options = {name: value for name, value in vars(flags).items() if name != "run"}
+    say_written(write_credit(flags.run, **options))
+
+
+def say_written(path: Path) -> None:
+    """Where the page is and how large."""
+    print(f"wrote {path} ({path.stat().st_size / 1e6:.1f} MB): open it in a browser")
+
+
+def ladder(flags: Ladder) -> None:
+    """upslope ladder."""
+    from upslope.analysis.comparison_tables import comparison_page
+    from upslope.race import ladder
+
+    found = ladder(**vars(flags))
+    if not flags.quiet:
+        console().print(comparison_page(found.comparison))
+        print(f"compare again:  upslope compare {found.path}/*/")
+        print(f"report:  {found.report or f'upslope report {found.path}/*/'}")
+
+
+def lab(flags: Lab) -> None:
+    """upslope lab."""
+    from upslope.devices import prepare
+
+    try:
+        import plotly  # noqa: F401
+    except ImportError as error:
+        raise UpslopeError('The lab draws with Plotly: pip install "upslope[report]".') from error
+    from rich.console import Console
+
+    from upslope.lab import page, run
+
+    prepare(on_host=False)
+    if not flags.output.parent.is_dir():
+        raise UpslopeError(f"There is no folder {flags.output.parent} to write {flags.output.name} to.")
+    say = Console(stderr=True) if flags.json else console()
+    results = run.run(flags.only, flags.language, flags.seed, flags.quick, say)
+    flags.output.write_text(page.page(results, flags.language, flags.seed, flags.quick), "utf-8")
+    say.print(run.verdict_table(results, flags.language))
+    say.print(run.closing(results, flags.language, flags.seed, flags.quick, flags.output), highlight=False)
+    if flags.json:
+        print(json.dumps(run.as_json(results, flags.language, flags.seed, flags.quick), ensure_ascii=False, indent=1))
+
+
+def console() -> Any:
+    """Where tables go: as wide as the terminal, and wide enough for every name where there is none."""
+    from rich.console import Console
+
+    return Console(width=shutil.get_terminal_size().columns if sys.stdout.isatty() else PIPE_WIDTH)
+
+
+COMMANDS = {"compare": Compare, "report": Report, "credit": Credit, "ladder": Ladder, "lab": Lab}
+DO = {Compare: compare, Report: report, Credit: credit, Ladder: ladder, Lab: lab}
