@@ -1,4 +1,4 @@
-"""upslope train | resume | evaluate | record | list, and those of `health.py` and `evidence.py`.
+"""upslope train | resume | evaluate | record | list, and those of `evidence.py` and `clinic.py`.
 
 Heavy imports happen inside the commands, so that `--help` answers at once.
 """
@@ -9,7 +9,7 @@ from typing import Annotated, Any
 
 import tyro
 
-from upslope import evidence, health
+from upslope import clinic, evidence
 from upslope.errors import UpslopeError
 from upslope.flags import Evaluate, List, Record, Resume, Train, parse_train
 from upslope.terminal import console
@@ -19,8 +19,8 @@ EXIT_INTERRUPTED = 130
 
 COMMANDS = {
     **{"train": Train, "resume": Resume, "evaluate": Evaluate, "record": Record},
-    **health.COMMANDS,
     **evidence.COMMANDS,
+    **clinic.COMMANDS,
     "list": List,
 }
 
@@ -129,4 +129,4 @@ def show_list(flags: List) -> None:
         console().print(table)
 
 
-DO = {Resume: resume, Evaluate: evaluate, Record: record, List: show_list, **health.DO, **evidence.DO}
+DO = {Resume: resume, Evaluate: evaluate, Record: record, List: show_list, **evidence.DO, **clinic.DO}

@@ -1,6 +1,7 @@
 """How commands answer: tables for a person, JSON for a program."""
 
 import json
+import math
 import shutil
 import sys
 from collections.abc import Iterable
@@ -13,10 +14,19 @@ PIPE_WIDTH = 160
 def answer(as_json: bool, found: dict[str, Any], views: Iterable[Any]) -> None:
     """Print what was found."""
     if as_json:
-        print(json.dumps(found, indent=2, ensure_ascii=False, allow_nan=False))
+        print(json.dumps(plain(found), indent=2, ensure_ascii=False, allow_nan=False))
         return
     for view in views:
         console().print(view)
+
+
+def plain(value: Any) -> Any:
+    """The same in strict JSON, which knows no nan."""
+    if isinstance(value, dict):
+        return {key: plain(x) for key, x in value.items()}
+    if isinstance(value, list | tuple):
+        return [plain(x) for x in value]
+    return None if isinstance(value, float) and not math.isfinite(value) else value
 
 
 def console() -> Any:

@@ -142,7 +142,7 @@ def objective_descends(s: Signs) -> Finding | None:
 def no_policy_signal(s: Signs) -> Finding | None:
     """Without weights or gradient a policy cannot move."""
     weight, gradient = s.taken("weight_std"), s.taken("policy/gradient_norm")
-    part = share(~(weight > 1e-7) | (gradient < 3e-3))
+    part = share((weight < 1e-7) | (gradient < 3e-3))
     return Finding(
         "no_policy_signal", "The policy gets no gradient.",
         "All weights are equal or zero, or the objective's loss does not depend on the policy.",

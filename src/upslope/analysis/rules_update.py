@@ -120,9 +120,11 @@ def late_collapse(s: Signs) -> Finding | None:
     lost = []
     for seed in s.record.seeds:
         r = s.record.episodes_of(seed)["return"]
-        parts = [p.mean() for p in np.array_split(r, 10)] if len(r) >= 100 else [0.0, 0.0]
+        tenths = np.array_split(r, 10) if len(r) >= 100 else [np.zeros(2)] * 2
+        parts = [tenth.mean() for tenth in tenths]
         low, best = min(parts[: int(np.argmax(parts)) + 1]), max(parts)
-        lost.append((best - parts[-1]) / max(best - low, 1e-9) if best > low else 0.0)
+        has_risen = best - low > 1.5 * tenths[0].std() > 0
+        lost.append((best - parts[-1]) / (best - low) if has_risen else 0.0)
     x = np.asarray(lost)
     part = float(np.mean(x > 0.7))
     return Finding(

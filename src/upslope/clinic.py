@@ -1,4 +1,7 @@
-"""upslope doctor | check | probe: the commands that look for faults, and their flags."""
+"""upslope doctor | check | probe: the commands that look for faults, and their flags.
+
+Heavy imports happen inside the commands, so that `--help` answers at once.
+"""
 
 import sys
 from dataclasses import dataclass, field
@@ -86,7 +89,7 @@ def probe(flags: Probe) -> None:
     from upslope import probing
     from upslope.verdicts import probe_view
 
-    settings = {name: value for name, value in vars(flags).items() if name not in ("json",) and value is not None}
+    settings = {name: value for name, value in vars(flags).items() if name != "json" and value is not None}
     found = probing.probe(**settings)
     title = " ".join(str(x) for x in (flags.algorithm, flags.estimator, flags.objective) if x)
     answer(flags.json, probing.to_json(found), probe_view(title, found))
