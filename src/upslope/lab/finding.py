@@ -81,7 +81,7 @@ class Experiment:
 
 
 def judge(interval: Interval, predicted: Interval) -> Verdict:
-    """Supported if the interval lies inside the predicted region, refuted if it lies outside, undecided on the border."""
+    """Supported if the interval lies inside the predicted region, refuted if outside, undecided across the border."""
     (low, high), (least, most) = interval, predicted
     if math.isnan(low) or math.isnan(high):
         return "undecided"
