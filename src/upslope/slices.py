@@ -24,6 +24,8 @@ HANDING_OVER = 0.3e-3
 """Seconds that a step of all slices costs besides the environments' own."""
 TRIAL = 0.25
 """Seconds for which an environment is tried out."""
+WORTH_STARTING = 5.0
+"""Seconds that must be saved before processes are started."""
 WORTH_TRYING = 5_000
 """Environment steps of all seeds below which it is not."""
 
@@ -164,7 +166,7 @@ def num_slices(config: Config, world: HostWorld, asked: int | None) -> int:
         by_seeds * min(config.seeds, cores) * len(np.array_split(range(config.num_envs), slices)[0]) / config.num_envs
     )
     saved = (by_seeds - sliced - HANDING_OVER) * config.steps / config.num_envs
-    return slices if sliced + HANDING_OVER < 0.8 * by_seeds and saved > 10.0 else 1
+    return slices if sliced + HANDING_OVER < 0.8 * by_seeds and saved > WORTH_STARTING else 1
 
 
 def step_seconds(world: HostWorld) -> float:
