@@ -236,8 +236,8 @@ RAW, PLAIN = {"normalize_rewards": False}, {"normalize_observations": False}
 RATE, BONUS = "learning_rate", "entropy_coefficient"
 TINY = {"num_envs": 1, "rollout_steps": 4, "minibatches": 1, RATE: 1e-3}
 FAULTS = (
-    Fault("learning rate far too high", "update_too_large", C + P, A + HC, {RATE: 0.05}, {RATE: 0.1}),
-    Fault("learning rate too high", "update_too_large", C, A + HP, {RATE: 0.02}, {RATE: 0.03}),
+    Fault("learning rate far too high", "update_too_large", C + P, A + HC, {RATE: 1.0}, {RATE: 0.5}),
+    Fault("learning rate too high", "update_too_large", C, A + HP, {RATE: 0.3}, {RATE: 0.2}),
     Fault("too many epochs", "update_too_large", P, HC, {"epochs": 60, RATE: 3e-3}),
     Fault("learning rate too low", "update_too_small", C + P, A + HC, {RATE: 1e-6}, {RATE: 3e-7}),
     Fault("KL limit too strict", "update_too_small", P, C, {"target_kl": 1e-7}),
