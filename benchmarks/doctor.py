@@ -19,6 +19,8 @@ from doctor_bank import HALVES, jobs, place, train
 import upslope
 
 RESULTS = Path(__file__).parent / "results" / "doctor.json"
+PAGE = Path(__file__).parents[1] / "docs" / "doctor.md"
+MARKS = ("<!-- figures: begin -->\n", "<!-- figures: end -->")
 
 
 def judge(bank: Path, halves: tuple[str, ...] = HALVES, verbose: bool = True) -> dict[str, Any]:
@@ -60,6 +62,25 @@ def figures(rows: list[dict[str, Any]]) -> dict[str, Any]:
     }
 
 
+def write_page(results: dict[str, Any]) -> None:
+    """Put the figures and the confusion table of the half `test` into the page."""
+    shown = [name for name in results["test"] if name not in ("confusion", "runs")]
+    lines = ["| | " + " | ".join(HALVES) + " |", "|---|" + "---|" * len(HALVES)]
+    lines += [f"| {name} | " + " | ".join(percent(results[half][name]) for half in HALVES) + " |" for name in shown]
+    lines += ["", "| planted (half `test`) | first finding: runs |", "|---|---|"]
+    for cause, counts in results["test"]["confusion"].items():
+        words = ", ".join(f"{'**' if found == cause else ''}`{found}`{'**' if found == cause else ''}: {n}"
+                          for found, n in sorted(counts.items(), key=lambda item: -item[1]))  # fmt: skip
+        lines.append(f"| `{cause}` | {words} |")
+    before, _, rest = PAGE.read_text("utf-8").partition(MARKS[0])
+    PAGE.write_text(before + MARKS[0] + "\n".join(lines) + "\n" + MARKS[1] + rest.partition(MARKS[1])[2], "utf-8")
+
+
+def percent(x: float | None) -> str:
+    """A share in percent; a count as it is."""
+    return "–" if x is None else f"{100 * x:.0f} %" if isinstance(x, float) else str(x)
+
+
 if __name__ == "__main__":
     if len(sys.argv) < 3 or sys.argv[1] not in ("train", "judge"):
         sys.exit(__doc__)
@@ -70,3 +91,4 @@ if __name__ == "__main__":
         results = judge(Path(sys.argv[2]), halves)
         if halves == HALVES:
             RESULTS.write_text(json.dumps(results, indent=1, ensure_ascii=False) + "\n", "utf-8")
+            write_page(results)

@@ -66,7 +66,7 @@ def ends_not_recorded(s: Signs) -> Finding | None:
 def credit_inconsistent(s: Signs) -> Finding | None:
     """Weight and target must tell of the same advantage."""
     x = s.taken("weight_agreement")
-    part = share(x < 0.5) if s.needs_critic else 0.0
+    part = share(x < 0.9) if s.needs_critic else 0.0
     return Finding(
         "credit_inconsistent", "The weight Ψ is not target − V.",
         "The estimator's weight has another sign, another time step, or its target lacks V.",
@@ -94,7 +94,9 @@ def truncation_not_bootstrapped(s: Signs) -> Finding | None:
     """At a time limit the target is more than the last reward."""
     x = s.late("truncation_bootstrap")
     applies = s.needs_critic and not s.is_whole and s.config.gamma > 0
-    part = share((x < 1e-3) & (np.abs(s.late("value_mean")) > 0.01)) if applies else 0.0
+    reward = np.maximum(np.abs(s.late("reward_mean") * s.late("reward_scale")), 1e-8)
+    believed = np.abs(s.late("value_mean")) / reward
+    part = share((x < 0.1 * believed) & (believed > 1e-4)) if applies else 0.0
     return Finding(
         "truncation_not_bootstrapped", "Targets at time limits are the last reward alone.",
         "The time limit is taken for death: the value of the final observation is left out.",

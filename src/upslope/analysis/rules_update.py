@@ -28,7 +28,7 @@ def update_too_small(s: Signs) -> Finding | None:
     """All updates together move the policy hardly at all."""
     kl = np.maximum(s.record.metrics.get("policy/kl", np.zeros(s.record.steps.shape)), 0)
     path = np.nansum(np.sqrt(2 * kl), axis=1)
-    part = share(path < 0.3) if not s.is_recorded else 0.0
+    part = share(path < 0.2) if s.is_flat and not s.is_recorded else 0.0
     return Finding(
         "update_too_small", "All updates together hardly move the policy.",
         "The learning rate, the clip range, or the KL limit is too small, or the KL penalty too strong.",
@@ -78,7 +78,7 @@ def no_exploration(s: Signs) -> Finding | None:
 def actions_clipped(s: Signs) -> Finding | None:
     """Most of what a Gaussian policy samples is cut off by the bounds."""
     x = s.early("action_clipped")
-    part = share(x > 0.65)
+    part = share(x > 0.85)
     return Finding(
         "actions_clipped", "Most sampled actions are outside their bounds.",
         "σ is larger than the action range, so the world sees only the bounds.",
