@@ -61,7 +61,7 @@ def outcome(found: dict[str, Any]) -> Outcome:
         )
         for f in found["findings"]
     )
-    panels = tuple(Panel(**panel | {"lines": tuple(Line(**line) for line in panel["lines"])}) for panel in found["panels"])
+    panels = tuple(Panel(**panel | {"lines": tuple(Line(**line) for line in panel["lines"])}) for panel in found.get("panels", ()))
     return Outcome(findings, panels, found["numbers"])
 
 
