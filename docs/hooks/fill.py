@@ -4,7 +4,7 @@
     <!-- lab: variance -->                             the lab's verdicts and figures
     <!-- metrics: analysis.metrics.METRICS -->         what each metric means
     <!-- help -->                                      --help of every command
-    <!-- api: estimators -->                           the public names of that module
+    <!-- api -->                                       the public names
 
 A name that does not exist ends the build.
 """
@@ -30,7 +30,7 @@ FILL: dict[str, Callable[[str, str], str]] = {
     "lab": lab_figures.section,
     "metrics": metric_tables.tables,
     "help": command_help.all_commands,
-    "api": api_reference.names,
+    "api": api_reference.all_names,
 }
 
 

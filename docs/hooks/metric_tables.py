@@ -16,6 +16,8 @@ from upslope.analysis.metrics import METRICS
 
 RULES = Path(__file__).resolve().parents[2] / "src" / "upslope" / "analysis"
 KNOWN = METRICS | HEALTH
+DERIVED = {"relative entropy": "policy/entropy", "σ in half ranges": "policy/entropy", "Σ √(2 KL)": "policy/kl"}
+"""Numbers that rules compute from a metric."""
 
 
 class Rule(NamedTuple):
@@ -80,7 +82,7 @@ def is_name(node: ast.AST) -> bool:
 def metrics_in(*nodes: ast.AST) -> frozenset[str]:
     """The metrics that are named in a piece of source."""
     found = {n.value for node in nodes for n in ast.walk(node) if isinstance(n, ast.Constant) and isinstance(n.value, str)}
-    return frozenset(full for name in found for full in (name, f"health/{name}") if full in KNOWN)
+    return frozenset(full for name in found for full in (name, f"health/{name}", DERIVED.get(name, "")) if full in KNOWN)
 
 
 def words(node: ast.AST, known: dict[str, ast.expr]) -> str:
