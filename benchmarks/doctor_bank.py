@@ -1,7 +1,7 @@
 """Trains the bank of `benchmarks/doctor.py`: many runs, few compiled programs.
 
-Most of a short run's time is compiling. What a fault or a variant changes in numbers (learning rate, γ, entropy coefficient,
-what is planted) is therefore an argument of the program, and runs that differ in nothing else share one.
+Most of a short run's time is compiling. What a fault or a variant changes in numbers (learning rate, γ, entropy
+coefficient, what is planted) is therefore an argument of the program, and runs that differ in nothing else share one.
 """
 
 import dataclasses
@@ -14,14 +14,13 @@ from zlib import crc32
 import jax
 import jax.numpy as jnp
 from doctor_faults import BASE, FAULTS, HEALTHY, SOUND, Fault, Now, PlantedClip, PlantedGAE, broken_rollout, world_of
-from jax.sharding import NamedSharding, PartitionSpec
 
 import upslope
 from upslope import choose, iteration
 from upslope.collect_host import Act
 from upslope.host_engine import HostEngine
-from upslope.programs import CompiledEngine
 from upslope.iteration import Task, iterate_many, move, weigh
+from upslope.programs import CompiledEngine
 
 HALVES = ("calibrate", "test")
 COMMON: dict[str, Any] = {"seeds": 5, "quiet": True}
@@ -124,7 +123,7 @@ def with_numbers(task: Task, numbers: dict[str, Any]) -> Task:
     return dataclasses.replace(task, update=update, learning_rate=numbers["learning_rate"], gamma=numbers["gamma"])
 
 
-class planted:
+class Planting:
     """Lets `Now` say the numbers of a program while it is traced."""
 
     def __init__(self, numbers: dict[str, Any]):
@@ -147,19 +146,20 @@ class Shared(CompiledEngine):
 
     def __init__(self, task: Task, seeds: Any, iterations: int, world: Any):
         super().__init__(task, seeds, iterations, world)
-        everywhere = NamedSharding(self.mesh, PartitionSpec())
-        self.data = jax.tree.map(lambda x: jax.device_put(x, everywhere), numbers_of(task))  # type: ignore[assignment]
+        self.data = numbers_of(task)  # type: ignore[assignment]
         self.key = key_of(task, iterations, len(seeds), type(getattr(world, "inner", world)), type(world))
-        self.compiled = PROGRAMS.get(self.key)
+        if self.key in PROGRAMS:
+            self.programs, self.cut, self.join = PROGRAMS[self.key]
+            self.is_compiled = True
 
     def one_seed(self, data: Any, state: Any) -> Any:
         assert self.world is not None
-        with planted(data):
+        with Planting(data):
             return iterate_many(with_numbers(self.task, data), self.world, state, self.iterations)
 
     def advance(self, state: Any) -> Any:
         answer = super().advance(state)
-        PROGRAMS[self.key] = self.compiled
+        PROGRAMS[self.key] = self.programs, self.cut, self.join
         return answer
 
 
@@ -173,12 +173,12 @@ class SharedHost(HostEngine):
         if key not in PROGRAMS:
 
             def weigh_one(numbers: Any, state: Any, rollout: Any) -> Any:
-                with planted(numbers):
+                with Planting(numbers):
                     broken = broken_rollout(rollout) if is_planted else rollout
                     return weigh(with_numbers(task, numbers), state, broken)
 
             def move_one(numbers: Any, *arguments: Any) -> Any:
-                with planted(numbers):
+                with Planting(numbers):
                     return move(with_numbers(task, numbers), *arguments)
 
             PROGRAMS[key] = (jax.jit(weigh_one), jax.jit(move_one), Act(), self.keys, self.take, self.stack)

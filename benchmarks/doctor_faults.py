@@ -1,7 +1,7 @@
-"""The faults that `benchmarks/doctor.py` plants, and the healthy runs beside them. Nothing here is part of the library.
+"""The faults that `benchmarks/doctor.py` plants, and the healthy runs beside them. Nothing of it is in the library.
 
-A fault is in the configuration, in the environment (a wrapped world, compiled or on the host), or in a broken copy of the
-estimator, the objective or the rollout. Each names the cause that a diagnosis should give. `plant` says what is broken,
+A fault is in the configuration, in the environment (a wrapped world, compiled or on the host), or in a broken copy of
+the estimator, the objective or the rollout. Each names the cause that a diagnosis should give. `plant` says what is broken,
 in numbers that are arguments of the compiled program, so that many faults share one.
 """
 

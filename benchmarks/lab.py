@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from upslope.lab.finding import Estimate
-from upslope.lab.texts import measured, region
+from upslope.lab.texts import measured, region, texts
 
 ROOT = Path(__file__).parents[1]
 RESULT = ROOT / "benchmarks" / "results" / "lab.json"
@@ -41,29 +41,26 @@ def write_page() -> None:
 
 
 def findings(found: dict[str, Any]) -> str:
-    """Each experiment with its question and a table."""
+    """Each experiment with its question and a table; words are not measurements, so they are always today's."""
     parts = []
     for experiment in found["experiments"]:
-        parts += [f"### {experiment['title']}\n", f"`{experiment['name']}` · {experiment['source']}\n"]
-        parts += [
-            f"{experiment['asks']}\n",
-            "| claim | number | predicted | measured | verdict |",
-            "|---|---|---|---|---|",
-        ]
-        parts += [row(finding) for finding in experiment["findings"]]
+        words, numbers = texts("en")["experiments"][experiment["name"]], experiment["numbers"]
+        parts += [f"### {words['title']}\n", f"`{experiment['name']}` · {words['source']}\n"]
+        parts += [f"{words['asks'].format(**numbers)}\n", HEADING]
+        parts += [row(finding, words["claims"][finding["name"]], numbers) for finding in experiment["findings"]]
         parts.append("")
-    seconds = sum(experiment["seconds"] for experiment in found["experiments"])
-    parts.append(f"Seed {found['seed']}, {seconds:.0f} s in all, upslope {found['versions']['upslope']}.\n")
+    parts.append(f"Seed {found['seed']}, upslope {found['versions']['upslope']}.\n")
     return "\n".join(parts)
 
 
-def row(finding: dict[str, Any]) -> str:
+def row(finding: dict[str, Any], words: dict[str, str], numbers: dict[str, float]) -> str:
     """A line of the table."""
     low, high = finding["interval"]
     least, most = finding["predicted"]
     predicted = (float("-inf") if least is None else least, float("inf") if most is None else most)
     value = " ".join(measured(Estimate(finding["measured"], (low, high)))).strip()
-    cells = [finding["claim"], finding["number"], region(predicted), value, finding["verdict"]]
+    said = [words[key].format(**numbers) for key in ("claim", "number")]
+    cells = [*said, region(predicted), value, finding["verdict"]]
     return "| " + " | ".join(cell.replace("|", "\\|") for cell in cells) + " |"
 
 

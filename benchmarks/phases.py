@@ -18,7 +18,7 @@ import jax
 
 from upslope.config import configure
 from upslope.environments.make import HostWorld, make
-from upslope.host_engine import HostEngine
+from upslope.host_engine import HostEngine, columns_of
 from upslope.iteration import initialise, iterate, move, weigh
 from upslope.rollout import collect
 from upslope.shuffle import shuffle
@@ -64,7 +64,8 @@ def host(environment: str, is_continuous: bool, seconds: float = 10.0) -> dict[s
     world = make(environment)
     assert isinstance(world, HostWorld)
     config = configure(environment, is_continuous=is_continuous, use_preset=False, seeds=8, steps=10**9)
-    engine = HostEngine(task_of(config, world), config.seed_list(), world)
+    task = task_of(config, world)
+    engine = HostEngine(task, config.seed_list(), columns_of(task, config.seed_list(), world))
     state = engine.start()
     for _ in range(3):
         state, _ = engine.advance(state)

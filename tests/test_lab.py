@@ -51,6 +51,7 @@ SURE = {
         ((87.9, 88.6), (87.5, 88.5), "undecided"),
         ((88.6, 88.7), (87.5, 88.5), "refuted"),
         ((80.0, 90.0), (87.5, 88.5), "undecided"),
+        ((0.0, 0.0), ABOVE_ZERO, "undecided"),
         ((2.0, 2.0), (-math.inf, 1.0), "refuted"),
         ((math.nan, math.nan), ABOVE_ZERO, "undecided"),
     ],

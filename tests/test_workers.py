@@ -14,9 +14,10 @@ from test_resume import assert_same_run, before_chunk
 from user_environments import Walk
 
 import upslope
-from upslope import workers
+from upslope import processes
 from upslope.host import split_snapshot
-from upslope.workers import Worker, WorkersEngine
+from upslope.processes import Worker
+from upslope.workers import WorkersEngine
 
 SEGMENTS: dict[str, Any] = {"num_envs": 2, "rollout_steps": 8, "minibatches": 2, "epochs": 2, "preset": False}
 CASES: dict[str, tuple[str, str, dict[str, Any]]] = {
@@ -102,7 +103,7 @@ def test_a_fault_in_one_process_is_named_and_loses_nothing(
 
 
 def test_a_process_that_hangs_is_named(folder: Path, curse: Path, monkeypatch: Any, capsys: Any):
-    monkeypatch.setattr(workers, "PATIENCE", 0.5)
+    monkeypatch.setattr(processes, "PATIENCE", 0.5)
     curse.write_text("sleeps")
     train("cursed", folder, "slept", workers=3)
     assert "seeds 1) has not answered for" in capsys.readouterr().err

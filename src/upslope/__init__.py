@@ -15,8 +15,8 @@ if TYPE_CHECKING:
     from upslope.api import Run as Run
     from upslope.api import resume as resume
     from upslope.api import train as train
-    from upslope.check import Checked as Checked
-    from upslope.check import check as check
+    from upslope.checking import Checked as Checked
+    from upslope.checking import check as check
     from upslope.config import Config as Config
     from upslope.environments.base import CompiledEnvironment as CompiledEnvironment
     from upslope.environments.make import make as make
@@ -39,6 +39,8 @@ if TYPE_CHECKING:
     from upslope.objectives import Sample as Sample
     from upslope.policy import Policy as Policy
     from upslope.policy import load as load
+    from upslope.probing import Probed as Probed
+    from upslope.probing import probe as probe
     from upslope.race import Ladder as Ladder
     from upslope.race import ladder as ladder
     from upslope.types import Credit as Credit
@@ -51,7 +53,7 @@ ROOMS = {
     "analysis.compare": ("compare",),
     "analysis.comparison": ("Comparison",),
     "api": ("Run", "resume", "train"),
-    "check": ("Checked", "check"),
+    "checking": ("Checked", "check"),
     "config": ("Config",),
     "environments.base": ("CompiledEnvironment",),
     "environments.make": ("make",),
@@ -60,6 +62,7 @@ ROOMS = {
     "evaluation": ("Evaluation", "evaluate", "record"),
     "objectives": ("Clip", "ImportanceSampled", "KLPenalty", "Objective", "PolicyGradient", "Sample"),
     "policy": ("Policy", "load"),
+    "probing": ("Probed", "probe"),
     "race": ("Ladder", "ladder"),
     "types": ("Credit", "Rollout", "Transition", "Values"),
 }

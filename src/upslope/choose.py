@@ -12,11 +12,12 @@ from upslope.environments.base import CompiledEnvironment
 from upslope.environments.make import World
 from upslope.errors import UpslopeError
 from upslope.estimators import Estimator
-from upslope.host_engine import HostEngine
+from upslope.host_engine import HostEngine, columns_of
 from upslope.iteration import Task
 from upslope.objectives import Objective
 from upslope.programs import CompiledEngine, RecordedEngine
 from upslope.recording import load_dataset
+from upslope.slices import SlicedColumns, num_slices
 from upslope.tasks import estimator_of, objective_of
 from upslope.workers import WorkersEngine, num_workers
 
@@ -61,15 +62,21 @@ def engine_of(config: Config, task: Task, world: World, axes: Axes, workers: int
         )
         iterations = max(1, min(task.steps // CHUNKS, MAX_CHUNK_STEPS) // per_iteration)
         return CompiledEngine(task, seeds, iterations, world)
-    count = num_workers(config, workers)
+    if workers is not None and workers < 1:
+        raise UpslopeError(f"--workers must be 1 or more, not {workers}.")
     # A worker knows of the run what its config says.
     is_said = world.is_named and world.name == config.environment
-    if count > 1 and is_said and axes == Axes(estimator_of(config), objective_of(config)):
-        try:
+    try:
+        slices = num_slices(config, world, workers) if is_said else 1
+        if slices > 1:
+            columns = SlicedColumns(config, task.coding, task.head, slices, display.message)
+            return HostEngine(task, seeds, columns)
+        count = num_workers(config, workers)
+        if count > 1 and is_said and axes == Axes(estimator_of(config), objective_of(config)):
             return WorkersEngine(task, config, count, display.message)
-        except UpslopeError as error:
-            display.message(f"training in one process: {error}")
-    return HostEngine(task, seeds, world)
+    except UpslopeError as error:
+        display.message(f"training in one process: {error}")
+    return HostEngine(task, seeds, columns_of(task, seeds, world))
 
 
 def recorded_engine(config: Config, task: Task) -> Engine:

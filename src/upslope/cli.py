@@ -1,4 +1,4 @@
-"""upslope train | resume | evaluate | record | list, and those of `evidence.py`.
+"""upslope train | resume | evaluate | record | list, and those of `evidence.py` and `clinic.py`.
 
 Heavy imports happen inside the commands, so that `--help` answers at once.
 """
@@ -9,10 +9,10 @@ from typing import Annotated, Any
 
 import tyro
 
-from upslope import evidence
+from upslope import clinic, evidence
 from upslope.errors import UpslopeError
-from upslope.evidence import console
 from upslope.flags import Evaluate, List, Record, Resume, Train, parse_train
+from upslope.terminal import console
 
 EXIT_BAD_INPUT = 2
 EXIT_INTERRUPTED = 130
@@ -20,6 +20,7 @@ EXIT_INTERRUPTED = 130
 COMMANDS = {
     **{"train": Train, "resume": Resume, "evaluate": Evaluate, "record": Record},
     **evidence.COMMANDS,
+    **clinic.COMMANDS,
     "list": List,
 }
 
@@ -128,4 +129,4 @@ def show_list(flags: List) -> None:
         console().print(table)
 
 
-DO = {Resume: resume, Evaluate: evaluate, Record: record, List: show_list, **evidence.DO}
+DO = {Resume: resume, Evaluate: evaluate, Record: record, List: show_list, **evidence.DO, **clinic.DO}

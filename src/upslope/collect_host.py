@@ -1,18 +1,41 @@
 """collect on the host: the same rollout as in a compiled world, from Gymnasium environments."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from functools import partial
 from time import perf_counter
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, Protocol, runtime_checkable
 
 import jax
 import numpy as np
 
-from upslope.host import HostColumns
+from upslope.spaces import Coding
 from upslope.types import Rollout, host_rollout
 
 Choose = Callable[[np.ndarray, Any], tuple[Any, Any]]
 """(observation [S, N, …], t) → action [S, N, …], log μ(a|s) [S, N]."""
+
+
+@runtime_checkable
+class Steppable(Protocol):
+    """What collecting needs of S × N environments: `HostColumns`, or `SlicedColumns` in other processes."""
+
+    shape: tuple[int, int]
+    coding: Coding
+    dtype: np.dtype
+    observation: np.ndarray
+
+    @property
+    def episodes(self) -> Sequence[Any]:
+        """[S·N], each with `episode_return` and `length`."""
+        ...
+
+    def begin(self, rows: Sequence[int]) -> None:
+        """Begin a new episode in each of the rows."""
+        ...
+
+    def step(self, action: np.ndarray, rows: Sequence[int], next_observation: np.ndarray) -> tuple[np.ndarray, ...]:
+        """Step the rows; reward, terminated, truncated."""
+        ...
 
 
 class EpisodeEnds(NamedTuple):
@@ -27,7 +50,7 @@ class EpisodeEnds(NamedTuple):
 class HostRollout:
     """A rollout [S, T, N, …] in NumPy while it grows."""
 
-    def __init__(self, columns: HostColumns, num_steps: int):
+    def __init__(self, columns: Steppable, num_steps: int):
         s, n = columns.shape
         lead = (s, num_steps, n)
         self.rows: dict[str, np.ndarray] = {
@@ -87,7 +110,7 @@ def act(structure: Any, leaves: Any, keys: jax.Array, observation: jax.Array, t:
 
 
 def collect_host(
-    columns: HostColumns, choose: Choose, num_steps: int, phases: dict[str, float]
+    columns: Steppable, choose: Choose, num_steps: int, phases: dict[str, float]
 ) -> tuple[Rollout, EpisodeEnds]:
     """`num_steps` steps of every environment, going on from where it is; a new episode begins when one ends."""
     every_row = np.arange(len(columns.episodes))
@@ -102,7 +125,7 @@ def collect_host(
 
 
 def collect_host_episodes(
-    columns: HostColumns,
+    columns: Steppable,
     choose: Choose,
     active: np.ndarray,
     phases: dict[str, float],
@@ -120,7 +143,7 @@ def collect_host_episodes(
 
 
 def step_all(
-    columns: HostColumns,
+    columns: Steppable,
     choose: Choose,
     t: int,
     rows: np.ndarray,
@@ -155,7 +178,7 @@ def step_all(
     return np.flatnonzero(terminated | truncated)
 
 
-def ended(columns: HostColumns, t: int, rows: np.ndarray) -> list[tuple[int, int, float, int]]:
+def ended(columns: Steppable, t: int, rows: np.ndarray) -> list[tuple[int, int, float, int]]:
     """The episodes that end in these rows."""
     episodes = [(row, columns.episodes[row]) for row in rows.tolist()]
     return [(row // columns.shape[1], t, e.episode_return, e.length) for row, e in episodes]

@@ -128,6 +128,7 @@ class PlainDisplay(Display):
         self.stream = sys.stdout if stream is None else stream
         self.tenth = -1
         self.told = 0.0
+        self.finding = ""
 
     def start(self, title: str, lines: Sequence[str]) -> None:
         for line in (title, *lines):
@@ -138,6 +139,9 @@ class PlainDisplay(Display):
         if tenth > self.tenth or snapshot.elapsed - self.told >= 30:
             self.tenth, self.told = tenth, snapshot.elapsed
             self.message(summary(snapshot))
+        if snapshot.finding not in ("", self.finding):
+            self.finding = snapshot.finding
+            self.message(f"doctor: {snapshot.finding}")
 
     def message(self, text: str) -> None:
         # A StringIO names no encoding and holds any character.

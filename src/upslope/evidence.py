@@ -4,8 +4,6 @@ Heavy imports happen inside the commands, as in `cli.py`.
 """
 
 import json
-import shutil
-import sys
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Annotated, Any, Literal
@@ -14,9 +12,7 @@ import tyro
 
 from upslope.errors import UpslopeError
 from upslope.flags import JSON, Quiet, Run
-
-PIPE_WIDTH = 160
-"""Columns of a table that nobody's terminal limits."""
+from upslope.terminal import answer, console
 
 
 @dataclass(frozen=True)
@@ -130,10 +126,7 @@ def compare(flags: Compare) -> None:
     from upslope.analysis.comparison_tables import comparison_page
 
     found = compare(flags.runs, score=flags.score, normalize=flags.normalize)
-    if flags.json:
-        print(json.dumps(found.to_json(), indent=2, ensure_ascii=False, allow_nan=False))
-    else:
-        console().print(comparison_page(found))
+    answer(flags.json, found.to_json(), [comparison_page(found)])
 
 
 def report(flags: Report) -> None:
@@ -190,13 +183,6 @@ def lab(flags: Lab) -> None:
     say.print(run.closing(results, flags.language, flags.seed, flags.quick, flags.output), highlight=False)
     if flags.json:
         print(json.dumps(run.as_json(results, flags.language, flags.seed, flags.quick), ensure_ascii=False, indent=1))
-
-
-def console() -> Any:
-    """Where tables go: as wide as the terminal, and wide enough for every name where there is none."""
-    from rich.console import Console
-
-    return Console(width=shutil.get_terminal_size().columns if sys.stdout.isatty() else PIPE_WIDTH)
 
 
 COMMANDS = {"compare": Compare, "report": Report, "credit": Credit, "ladder": Ladder, "lab": Lab}

@@ -61,12 +61,16 @@ class HostColumns:
         seeds: Sequence[int],
         num_envs: int,
         limit: int | None,
+        indices: Sequence[int] | None = None,
     ):
+        """`indices` are those of the environments that are a part of a seed's; by default 0 … N−1."""
         self.world, self.coding, self.head, self.limit = world, coding, head, limit
         self.shape = (len(seeds), num_envs)
         dtype = np.dtype(world.observation_space.dtype or np.float32)
         self.dtype = np.dtype(np.float32) if dtype == np.float64 else dtype
-        self.episodes = [HostEpisode(world.create(), seed, index) for seed in seeds for index in range(num_envs)]
+        self.episodes = [
+            HostEpisode(world.create(), seed, index) for seed in seeds for index in indices or range(num_envs)
+        ]
         if len({id(episode.env) for episode in self.episodes}) < len(self.episodes):
             raise UpslopeError(
                 f"{world.name} returned the same environment more than once, and columns would step each other's "

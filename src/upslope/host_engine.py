@@ -13,15 +13,15 @@ from upslope.engines import Chunk, EpisodeRow, clock
 from upslope.environments.make import HostWorld
 from upslope.host import HostColumns
 from upslope.iteration import Task, TrainState, initialise_all, iteration_keys, move, over_seeds, stack, weigh
+from upslope.slices import SlicedColumns
 from upslope.types import Metrics, Rollout, host_rollout
 
 
 class HostEngine:
     """Acts in Gymnasium environments. Only acting is batched over seeds; each seed learns by itself."""
 
-    def __init__(self, task: Task, seeds: Sequence[int], world: HostWorld):
-        self.task, self.seeds = task, seeds
-        self.columns = HostColumns(world, task.coding, task.head, seeds, task.num_envs, task.max_episode_steps)
+    def __init__(self, task: Task, seeds: Sequence[int], columns: HostColumns | SlicedColumns):
+        self.task, self.seeds, self.columns = task, seeds, columns
         self.phases: dict[str, float] = {}
         self.act = Act()
         self.is_whole = True
@@ -102,6 +102,11 @@ class HostEngine:
 
     def close(self) -> None:
         self.columns.close()
+
+
+def columns_of(task: Task, seeds: Sequence[int], world: HostWorld) -> HostColumns:
+    """A task's environments in this process."""
+    return HostColumns(world, task.coding, task.head, seeds, task.num_envs, task.max_episode_steps)
 
 
 def take(tree: Any, s: Any) -> Any:

@@ -19,9 +19,10 @@ import jax
 import numpy as np
 
 from upslope.agent import Agent
+from upslope.analysis.doctor import Watch
 from upslope.checkpoints import save_checkpoint
 from upslope.diagnostics import PREFIX
-from upslope.display import Display, Snapshot
+from upslope.display import Display, QuietDisplay, Snapshot
 from upslope.engines import Chunk, Ended, Engine, clock
 from upslope.errors import UpslopeError
 from upslope.iteration import TrainState
@@ -100,6 +101,7 @@ class Loop:
     ):
         self.engine, self.directory, self.seeds, self.total = engine, directory, seeds, total_steps
         self.display, self.tensorboard = display, tensorboard
+        self.watch = None if isinstance(display, QuietDisplay) else Watch(directory.path)
 
     def run(self, state: TrainState, progress: Progress) -> tuple[TrainState, Progress]:
         """Train to the end. On a signal: save, then raise `Stopped`. On an error: save, then raise it."""
@@ -218,6 +220,7 @@ class Loop:
             phases=dict(self.engine.phases),
             elapsed=progress.elapsed,
             steps_per_second=rate,
+            finding="" if self.watch is None else self.watch.look(),
         )
 
     def check_alive(self, chunk: Chunk, progress: Progress) -> None:

@@ -63,6 +63,8 @@ class Snapshot:
     phases: Mapping[str, float]
     elapsed: float
     steps_per_second: float
+    finding: str = ""
+    """What the doctor has found so far, in one line."""
 
     @property
     def fraction(self) -> float:
@@ -239,6 +241,9 @@ def panel(title: str, snapshot: Snapshot, curve: Sequence[float], width: int, br
     if not brief:
         table.add_row("", "")
         diagnostic_rows(table, snapshot)
+    if snapshot.finding:
+        table.add_row("", "")
+        table.add_row("doctor", Text(snapshot.finding, "bold yellow"))
     phase_rows(table, snapshot, room)
     heading = Text(title, "bold")
     return Panel(table, title=heading, title_align="left", border_style="bright_black", width=width)

@@ -1,7 +1,7 @@
 """What a diagnosis is made of: findings with evidence, and the view of a run that rules look at.
 
-A rule is a function `(Signs) → Finding | None` under `@rule`. To add one: write it, give its source, and plant its fault in
-`benchmarks/doctor_faults.py`, which measures how often it is right.
+A rule is a function `(Signs) → Finding | None` under `@rule`. To add one: write it, give its source, and plant its
+fault in `benchmarks/doctor_faults.py`, so that how often it is right is measured.
 """
 
 import math

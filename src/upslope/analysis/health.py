@@ -95,15 +95,9 @@ HEALTH: dict[str, Explanation] = {
     ),
     "health/target_max": Explanation(
         "Critic's target: highest",
-        "scaled reward",
-        "Highest target of the batch.",
-        "Within about 10 standard deviations of the mean.",
-    ),
-    "health/target_impossible": Explanation(
-        "Impossible targets",
-        "share of steps",
-        "How many targets lie outside what rewards of the batch's range could add up to.",
-        "0; otherwise the critic believes in its own mistakes.",
+        "value",
+        "Highest target of a step.",
+        "At most the highest reward times 1/(1 − γ); thousands want --normalize-rewards.",
     ),
     "health/weight_mean": Explanation(
         "Weights Ψ: mean",
@@ -177,12 +171,6 @@ HEALTH: dict[str, Explanation] = {
         "How much of a Box action the bounds cut off.",
         "Below 0.3; near 1 the policy pushes against the bounds without effect.",
     ),
-    "health/policy_step": Explanation(
-        "Step of the policy",
-        "share of its length",
-        "How far an update moved the parameters, over how long they are.",
-        "1e-4 to 1e-2.",
-    ),
     "health/policy_signal": Explanation(
         "Signal in the policy's gradient",
         "share",
@@ -200,12 +188,6 @@ HEALTH: dict[str, Explanation] = {
         "share of units",
         "Units of the first layer that pass nothing on: |tanh| > 0.99, or relu at 0 everywhere.",
         "Below 0.5.",
-    ),
-    "health/critic_step": Explanation(
-        "Step of the critic",
-        "share of its length",
-        "How far an update moved the parameters, over how long they are.",
-        "1e-4 to 1e-1.",
     ),
     "health/critic_signal": Explanation(
         "Signal in the critic's gradient",

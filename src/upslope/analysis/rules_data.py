@@ -29,7 +29,7 @@ def reset_as_successor(s: Signs) -> Finding | None:
     part = share((x > 0.9) & ~(s.taken("observation_constant") > 0.99))
     return Finding(
         "reset_as_successor", "The successor stored at an episode's end is the next episode's first observation.",
-        "The true final observation was overwritten by the reset, so the bootstrap at a time limit is another state's value.",
+        "The final observation was overwritten by the reset: at a time limit another state's value is bootstrapped.",
         "Store info['final_obs'] (same-step autoreset), or reset only after the row is written.",
         0.98 * part, 0.95, evidence=(s.evidence("reset_as_successor", x, "0"),),
     ) if part else None  # fmt: skip
@@ -142,12 +142,13 @@ def objective_descends(s: Signs) -> Finding | None:
 def no_policy_signal(s: Signs) -> Finding | None:
     """Without weights or gradient a policy cannot move."""
     weight, gradient = s.taken("weight_std"), s.taken("policy/gradient_norm")
-    part = share(~(weight > 1e-7) | (gradient < 3e-3))
+    part = share((weight < 1e-7) | (gradient < 3e-3))
     return Finding(
         "no_policy_signal", "The policy gets no gradient.",
         "All weights are equal or zero, or the objective's loss does not depend on the policy.",
         "Return weights that differ in your estimator; in your objective keep log_prob out of stop_gradient.",
         0.9 * part, experiment="upslope probe: probe/action fails",
-        evidence=(s.evidence("weight_std", weight, "above 0"), s.evidence("policy/gradient_norm", gradient, "0.01 to 1")),
+        evidence=(s.evidence("weight_std", weight, "above 0"),
+                  s.evidence("policy/gradient_norm", gradient, "0.01 to 1")),
         rivals=("the reward never differs",),
     ) if part else None  # fmt: skip

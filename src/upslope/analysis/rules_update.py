@@ -16,9 +16,9 @@ def update_too_large(s: Signs) -> Finding | None:
     return Finding(
         "update_too_large", "Each update moves the policy far.",
         "The learning rate is too high, or a batch is used for too many epochs.",
-        f"Lower --learning-rate (now {s.config.learning_rate:g}) or --epochs (now {s.config.epochs}), or add --target-kl 0.02.",
-        0.86 * part, 0.95, evidence=(s.evidence("policy/kl", kl, "below 0.02", 0, 0.6),
-                                     s.evidence("policy/clip_fraction", clipped, "0.05 to 0.3", 0, 0.6)),
+        f"Lower --learning-rate (now {s.config.learning_rate:g}) or --epochs ({s.config.epochs}); or --target-kl 0.02.",
+        0.86 * part, 0.95, evidence=(s.evidence("policy/kl", kl, "below 0.02", 0.0, 0.6),
+                                     s.evidence("policy/clip_fraction", clipped, "0.05 to 0.3", 0.0, 0.6)),
         rivals=("minibatches too small",), experiment="the same seeds with a third of the learning rate",
     ) if part else None  # fmt: skip
 
@@ -69,7 +69,8 @@ def no_exploration(s: Signs) -> Finding | None:
     return Finding(
         "no_exploration", "The policy hardly varies from early on.",
         "It begins with, or fell early to, one action: nothing better can be found.", remedy, 0.88 * part, 0.95,
-        evidence=(s.evidence(name, x, f"above {limit}", 0, 0.25),), rivals=("the learning rate is too high",), experiment=SEED,
+        evidence=(s.evidence(name, x, f"above {limit}", 0.0, 0.25),), experiment=SEED,
+        rivals=("the learning rate is too high",),
     ) if part else None  # fmt: skip
 
 
@@ -82,7 +83,7 @@ def actions_clipped(s: Signs) -> Finding | None:
         "actions_clipped", "Most sampled actions are outside their bounds.",
         "σ is larger than the action range, so the world sees only the bounds.",
         f"Lower --log-std-init (now {s.config.log_std_init:g}) to 0 or −1.", 0.92 * part,
-        evidence=(s.evidence("action_clipped", x, "below 0.5", 0, 0.2),),
+        evidence=(s.evidence("action_clipped", x, "below 0.5", 0.0, 0.2),),
         rivals=("an action space whose bounds are not those of the environment",),
     ) if part else None  # fmt: skip
 
@@ -94,7 +95,7 @@ def horizon_too_short(s: Signs) -> Finding | None:
     if not (s.horizon < 3 and length > 5 * s.horizon):
         return None
     return Finding(
-        "horizon_too_short", f"γ = {s.config.gamma:g} looks {s.horizon:.1f} steps ahead, and episodes have {length:.0f}.",
+        "horizon_too_short", f"γ = {s.config.gamma:g} sees {s.horizon:.1f} steps ahead; episodes have {length:.0f}.",
         "Rewards further away count for nothing.", "Raise --gamma to 0.99.", 0.9 if s.is_flat else 0.8,
         evidence=(s.evidence("episode/length", s.taken("episode/length")),), rivals=("rewards that come at once",),
     )  # fmt: skip
@@ -119,14 +120,17 @@ def late_collapse(s: Signs) -> Finding | None:
     lost = []
     for seed in s.record.seeds:
         r = s.record.episodes_of(seed)["return"]
-        parts = [p.mean() for p in np.array_split(r, 10)] if len(r) >= 100 else [0.0, 0.0]
+        tenths = np.array_split(r, 10) if len(r) >= 100 else [np.zeros(2)] * 2
+        parts = [tenth.mean() for tenth in tenths]
         low, best = min(parts[: int(np.argmax(parts)) + 1]), max(parts)
-        lost.append((best - parts[-1]) / max(best - low, 1e-9) if best > low else 0.0)
+        has_risen = best - low > 1.5 * tenths[0].std() > 0
+        lost.append((best - parts[-1]) / (best - low) if has_risen else 0.0)
     x = np.asarray(lost)
     part = float(np.mean(x > 0.7))
     return Finding(
         "late_collapse", f"{np.sum(x > 0.7)} of {len(x)} seeds lost most of what they had learned.",
-        "An update too large late in the run.", "Keep --learning-rate-decay, add --target-kl 0.02; `best` holds the best agents.",
+        "An update too large late in the run.",
+        "Keep --learning-rate-decay, add --target-kl 0.02; `best` holds the best agents.",
         0.6 * part, 0.8, evidence=(s.evidence("share of the rise lost", x, "0"),), experiment=SEED,
     ) if part >= 0.4 else None  # fmt: skip
 
@@ -154,6 +158,6 @@ def not_learning(s: Signs) -> Finding | None:
     return Finding(
         "not_learning", "The return has not risen.", "Too short a budget, or a cause named beside this.",
         "Train longer (--steps), after `upslope check` and `upslope probe`.", 0.3,
-        evidence=(s.evidence("episode/return", first, "", 0, 0.1), s.evidence("episode/return", last, "", 0.8)),
+        evidence=(s.evidence("episode/return", first, "", 0.0, 0.1), s.evidence("episode/return", last, "", 0.8)),
         experiment="upslope probe",
     )  # fmt: skip

@@ -59,7 +59,7 @@ def fake_rows(s: Signs) -> Finding | None:
         "fake_rows", "The first step of every episode has reward 0, and other steps do not.",
         "The environment resets itself, and a row that belongs to no action is inserted after each end.",
         "Use AutoresetMode.SAME_STEP or DISABLED, or leave such rows out.",
-        0.9 * part, 0.8, evidence=(s.evidence("zero_after_end", x, f"{1 - np.nanmedian(s.taken('reward_nonzero')):.2g}"),),
+        0.9 * part, 0.8, evidence=(s.evidence("zero_after_end", x, "as at other steps"),),
         experiment=CHECK,
     ) if part else None  # fmt: skip
 
@@ -102,7 +102,7 @@ def limit_as_termination(s: Signs) -> Finding | None:
     truncated = s.taken("truncated_share", how=np.mean)
     part = share((at_longest > 0.15) & (truncated < 0.01)) if longest > 3 else 0.0
     return Finding(
-        "limit_as_termination", f"{at_longest.mean():.0%} of episodes terminate after exactly {longest} steps, the longest there are.",
+        "limit_as_termination", f"{at_longest.mean():.0%} of episodes terminate after {longest} steps, the longest.",
         "The environment returns terminated at its time limit, so the value there is taken for 0.",
         f"Return truncated at the limit, e.g. gymnasium.wrappers.TimeLimit(env, {longest}).",
         0.85 * part, 0.8, evidence=(s.evidence("truncated_share", truncated, "above 0 at a time limit"),),
@@ -133,7 +133,8 @@ def observations_unscaled(s: Signs) -> Finding | None:
         "observations_unscaled", "Observations are far from mean 0 and deviation 1.",
         "The first layer saturates, so the networks see little of the differences.",
         "Add --normalize-observations.", 0.88 * part, 0.9,
-        evidence=(s.evidence("observation_mean", centre, "below 10"), s.evidence("observation_std_max", width, "below 10"),
+        evidence=(s.evidence("observation_mean", centre, "below 10"),
+                  s.evidence("observation_std_max", width, "below 10"),
                   s.evidence("policy_saturation", saturated, "below 0.3")),
     ) if part else None  # fmt: skip
 
@@ -150,8 +151,9 @@ def actions_without_effect(s: Signs) -> Finding | None:
         "actions_without_effect", "The return stays where it began, and the policy gradient is noise.",
         "Actions do not change what the return depends on.",
         "See that step() uses the action that it gets, in its own units.", 0.6 * part,
-        evidence=(s.evidence("policy_signal", signal, "above 0.1"), s.evidence("critic/explained_variance", explained)),
-        rivals=("too little exploration", "a batch too small to see the effect", "too short a budget"), experiment=CHECK,
+        evidence=(s.evidence("policy_signal", signal, "above 0.1"),
+                  s.evidence("critic/explained_variance", explained)), experiment=CHECK,
+        rivals=("too little exploration", "a batch too small to see the effect", "too short a budget"),
     ) if part else None  # fmt: skip
 
 

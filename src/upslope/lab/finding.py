@@ -81,11 +81,11 @@ class Experiment:
 
 
 def judge(interval: Interval, predicted: Interval) -> Verdict:
-    """Supported if the whole interval lies in the predicted region, refuted if none of it does, else undecided."""
+    """Supported if the interval lies inside the predicted region, refuted if outside, undecided across the border."""
     (low, high), (least, most) = interval, predicted
     if math.isnan(low) or math.isnan(high):
         return "undecided"
-    if least <= low and high <= most:
+    if least < low and high < most:
         return "supported"
     return "refuted" if high < least or low > most else "undecided"
 

@@ -26,7 +26,7 @@ def trained(objective: Objective, epochs: int, seeds: Sequence[int], iterations:
     return np.array([returns, np.mean(metrics["policy/kl"], axis=1)])
 
 
-def reuse(seed: int = 0, seeds: int = 8, epochs: Sequence[int] = (1, 4, 16, 48), iterations: int = 20) -> Outcome:
+def reuse(seed: int = 0, seeds: int = 8, epochs: Sequence[int] = (1, 8, 48), iterations: int = 20) -> Outcome:
     """Return and KL against the number of epochs on each batch."""
     each = range(seed, seed + seeds)
     cases = [(objective, count) for objective in OBJECTIVES.values() for count in epochs]

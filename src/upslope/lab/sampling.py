@@ -98,8 +98,10 @@ def expectation(seed: int = 0, repetitions: int = 320, largest: int = 4096, beli
 
 def ratios(behaviour: DiagonalGaussian, target: DiagonalGaussian, action: jax.Array) -> jax.Array:
     """ρ = p/q of samples from q."""
-    log_p, log_q = target.log_prob(action), behaviour.log_prob(action)
-    return importance_ratio(Sample(log_p, log_q, jnp.zeros_like(log_p), jnp.zeros_like(log_p)))
+    samples = action.reshape(-1, action.shape[-1])
+    log_p, log_q = target.log_prob(samples), behaviour.log_prob(samples)
+    ratio = importance_ratio(Sample(log_p, log_q, jnp.zeros_like(log_p), jnp.zeros_like(log_p)))
+    return ratio.reshape(action.shape[:-1])
 
 
 def gaussian(mean: float, deviation: float) -> DiagonalGaussian:

@@ -1,21 +1,16 @@
-"""A self-test of an environment, in seconds, before anything is trained on it.
-
-Every check is a function of an `Examined` environment that yields `Check`s; to add one, write it and put it into
-`CHECKS`. What cannot be found out is said to be skipped, never passed.
-"""
+"""What is asked of an environment: each check is a function of what was seen of it, and yields what it found."""
 
 import warnings
-from collections.abc import Callable, Iterator
-from dataclasses import asdict, dataclass
+from collections.abc import Iterator
+from dataclasses import dataclass
 from typing import Any, Literal
 
 import numpy as np
 from gymnasium import spaces
 from gymnasium.utils.env_checker import check_env
 
-from upslope.config import preset_of
 from upslope.environments.base import CompiledEnvironment
-from upslope.environments.make import HostWorld, World, make, name_of
+from upslope.environments.make import HostWorld, World
 from upslope.errors import UpslopeError
 from upslope.spaces import coding_of, head_of
 from upslope.trials import Trial, actions_of, play, player_of, same
@@ -42,24 +37,6 @@ class Check:
     remedy: str = ""
 
 
-@dataclass(frozen=True)
-class Checked:
-    """All checks of an environment, and the line to begin training with."""
-
-    environment: str
-    checks: tuple[Check, ...]
-    command: str
-
-    @property
-    def worst(self) -> Status:
-        """The gravest status."""
-        return next((s for s in ("error", "warning") if any(c.status == s for c in self.checks)), "ok")
-
-    def to_json(self) -> dict[str, Any]:
-        """For `--json`."""
-        return asdict(self) | {"worst": self.worst}
-
-
 @dataclass
 class Examined:
     """An environment and what was seen of it."""
@@ -76,36 +53,6 @@ class Examined:
             return play(player, actions_of(self.world, actions), SHORT, SECONDS, seed)
         finally:
             player.close()
-
-
-def check(
-    environment: Any, *, env_kwargs: dict[str, Any] | None = None, max_episode_steps: int | None = None
-) -> Checked:
-    """Try an environment out: a Gymnasium id, `module:Id`, `jax:Name`, a callable, or a compiled world.
-
-    Raises:
-        UpslopeError: it cannot be made at all.
-    """
-    world = make(environment, env_kwargs, max_episode_steps)
-    name = environment if isinstance(environment, str) else name_of(environment)
-    limit = max_episode_steps or world.max_episode_steps
-    checks = [*of_spaces(name, world)]
-    if any(c.status == "error" for c in checks):
-        return Checked(name, tuple(checks), "")
-    try:
-        player = player_of(world, limit)
-        trial = play(player, actions_of(world, 0), STEPS, SECONDS)
-        player.close()
-    except Exception as error:
-        found = f"{type(error).__name__}: {error}"
-        checks.append(
-            Check("random actions", "error", found, "Correct the environment: it failed under random actions.")
-        )
-        return Checked(name, tuple(checks), "")
-    examined = Examined(name, world, limit, trial)
-    for one in CHECKS:
-        checks += one(examined)
-    return Checked(name, tuple(checks), proposal(examined))
 
 
 def of_spaces(name: str, world: World) -> Iterator[Check]:
@@ -281,7 +228,7 @@ def of_ends(e: Examined) -> Iterator[Check]:
         yield Check("episodes end", "warning", words, "Every episode is one step: is that meant?")
     elif is_alike and all(terminated) and e.limit != lengths[0]:
         yield Check("episodes end", "warning", f"{words}: always after {lengths[0]} steps",
-                    "If that is a time limit, return truncated, not terminated: the value after it is not 0.")  # fmt: skip
+                    "If that is a time limit, return truncated: the value after it is not 0.")  # fmt: skip
     elif e.limit is None and not any(terminated):
         yield Check("episodes end", "ok", f"{words}; it truncates by itself")
     else:
@@ -295,7 +242,8 @@ def of_speed(e: Examined) -> Iterator[Check]:
         yield Check("speed", "skipped", "a compiled world is fast inside a program only")
         return
     rate, total = t.steps / max(t.step_seconds, 1e-9), t.step_seconds + t.reset_seconds
-    words = f"{rate:,.0f} steps/s in one process; reset {1e3 * t.reset_seconds / t.resets:.2g} ms, {t.reset_seconds / total:.0%} of the time"
+    reset = f"reset {1e3 * t.reset_seconds / t.resets:.2g} ms, {t.reset_seconds / total:.0%} of the time"
+    words = f"{rate:,.0f} steps/s in one process; {reset}"
     slow = rate < SLOW
     yield Check(
         "speed", "warning" if slow else "ok", words, "The environment will take most of the time." if slow else ""
@@ -305,21 +253,5 @@ def of_speed(e: Examined) -> Iterator[Check]:
 def of_returns(e: Examined) -> Iterator[Check]:
     """What a random policy gets: the first number to beat."""
     r = e.trial.returns
-    yield Check("a random policy's return", "ok", f"{np.mean(r):.4g} ± {np.std(r):.3g} (deviation), {min(r):.4g} to {max(r):.4g}"
-                if r else "no episode ended")  # fmt: skip
-
-
-CHECKS: tuple[Callable[[Examined], Iterator[Check]], ...] = (
-    of_gymnasium, of_repetition, of_observations, of_rewards, of_actions, of_ends, of_speed, of_returns,
-)  # fmt: skip
-
-
-def proposal(e: Examined) -> str:
-    """The line to begin training with."""
-    words = ["upslope", "train", e.name, "--seeds", "5"]
-    if preset_of(e.name, "ppo") is None:
-        if wants_normalising(e):
-            words.append("--normalize-observations")
-        if e.limit is None and not e.trial.lengths:
-            words += ["--max-episode-steps", "1000"]
-    return " ".join(words)
+    words = f"{np.mean(r):.4g} ± {np.std(r):.3g} (deviation), {min(r):.4g} to {max(r):.4g}" if r else "no episode ended"
+    yield Check("a random policy's return", "ok", words)

@@ -1,0 +1,71 @@
+"""One seed on a slow environment: one process against slices of its environments in one process a core.
+
+    python benchmarks/slow_world.py
+
+Each step of the environment computes for 2 ms, as a simulator does. Rounds alternate, and the ratio is taken within a
+round. Stores benchmarks/results/slow_world.json.
+"""
+
+import json
+import statistics
+import tempfile
+from pathlib import Path
+from time import perf_counter
+from typing import Any
+
+import gymnasium
+import numpy as np
+
+import upslope
+from upslope.devices import num_cores
+from upslope.runs import versions
+
+RESULTS = Path(__file__).parent / "results" / "slow_world.json"
+SECONDS, ROUNDS, STEPS = 2e-3, 5, 8192
+
+
+class Slow(gymnasium.Env):
+    """Computes for a while at each step; an episode has 100 steps."""
+
+    observation_space = gymnasium.spaces.Box(-1.0, 1.0, (4,), np.float32)
+    action_space = gymnasium.spaces.Discrete(2)
+
+    def reset(self, *, seed: int | None = None, options: dict[str, Any] | None = None) -> tuple[np.ndarray, dict]:
+        super().reset(seed=seed)
+        self.steps = 0
+        return np.zeros(4, np.float32), {}
+
+    def step(self, action: Any) -> tuple[np.ndarray, float, bool, bool, dict]:
+        self.steps += 1
+        end = perf_counter() + SECONDS
+        while perf_counter() < end:
+            pass
+        return np.zeros(4, np.float32), float(action), self.steps == 100, False, {}
+
+
+def steps_per_second(folder: str, name: str, workers: int | None) -> float:
+    """Of the training alone, without the first iteration."""
+    settings: dict[str, Any] = {"num_envs": 8, "rollout_steps": 64, "steps": STEPS}
+    environment = f"{Path(__file__).stem}:Slow"
+    run = upslope.train(environment, quiet=True, folder=folder, name=name, workers=workers, **settings)
+    rows = run.metrics()
+    taken = rows[-1]["time/elapsed"] - rows[0]["time/elapsed"]
+    return (rows[-1]["step"] - rows[0]["step"]) / taken
+
+
+def main() -> None:
+    """Measure and store."""
+    rounds = []
+    with tempfile.TemporaryDirectory() as folder:
+        for number in range(ROUNDS):
+            one = steps_per_second(folder, f"one-{number}", 1)
+            chosen = steps_per_second(folder, f"chosen-{number}", None)
+            rounds.append({"one process": round(one), "as chosen": round(chosen), "ratio": round(chosen / one, 3)})
+            print(rounds[-1], flush=True)
+    ratio = statistics.median(r["ratio"] for r in rounds)
+    result = {"seconds a step": SECONDS, "cores": num_cores(), "ratio": ratio, "rounds": rounds, "versions": versions()}
+    RESULTS.write_text(json.dumps(result, indent=1) + "\n")
+
+
+if __name__ == "__main__":
+    main()

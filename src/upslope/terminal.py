@@ -1,0 +1,36 @@
+"""How commands answer: tables for a person, JSON for a program."""
+
+import json
+import math
+import shutil
+import sys
+from collections.abc import Iterable
+from typing import Any
+
+PIPE_WIDTH = 160
+"""Columns of a table that nobody's terminal limits."""
+
+
+def answer(as_json: bool, found: dict[str, Any], views: Iterable[Any]) -> None:
+    """Print what was found."""
+    if as_json:
+        print(json.dumps(plain(found), indent=2, ensure_ascii=False, allow_nan=False))
+        return
+    for view in views:
+        console().print(view)
+
+
+def plain(value: Any) -> Any:
+    """The same in strict JSON, which knows no nan."""
+    if isinstance(value, dict):
+        return {key: plain(x) for key, x in value.items()}
+    if isinstance(value, list | tuple):
+        return [plain(x) for x in value]
+    return None if isinstance(value, float) and not math.isfinite(value) else value
+
+
+def console() -> Any:
+    """Where tables go: as wide as the terminal, and wide enough for every name where there is none."""
+    from rich.console import Console
+
+    return Console(width=shutil.get_terminal_size().columns if sys.stdout.isatty() else PIPE_WIDTH)

@@ -1,0 +1,90 @@
+"""The health metrics, against numbers worked by hand or by NumPy; and what reaches a run's rows."""
+
+import json
+
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from helpers import rollout_of
+
+import upslope
+from upslope.diagnostics import (
+    OTHERS,
+    PAIRS,
+    RAW,
+    SERIES,
+    correlations,
+    ends_together,
+    facts,
+    moments,
+    returns_before_the_end,
+    spell_out,
+)
+
+
+def test_the_return_before_an_end_is_summed_from_the_facts():
+    # Column 0 terminates at step 2; column 1 is truncated at step 1, so nothing is known of it.
+    reward = [[1.0, 5.0], [2.0, 5.0], [4.0, 5.0], [7.0, 5.0]]
+    terminated = [[False, False], [False, False], [True, False], [False, False]]
+    truncated = [[False, False], [False, True], [False, False], [False, False]]
+    following, known = returns_before_the_end(0.5, rollout_of(reward, terminated, truncated))
+    assert np.asarray(known).tolist() == [[True, False], [True, False], [True, False], [False, False]]
+    # 1 + 0.5·2 + 0.25·4 = 3, 2 + 0.5·4 = 4, 4.
+    np.testing.assert_allclose(np.asarray(following)[:3, 0], [3.0, 4.0, 4.0])
+
+
+def test_ends_that_fall_together_are_counted_in_pairs():
+    over = np.zeros((4, 4), bool)
+    over[1, :3] = over[3, 0] = True
+    # Four ends, of which three pairs of six fall on the same step.
+    assert float(ends_together(rollout_of(np.zeros((4, 4)), over))) == pytest.approx(0.5)
+    assert np.isnan(ends_together(rollout_of(np.zeros((4, 4)))))
+
+
+def test_rows_that_do_not_go_on_are_seen_and_resets_are_not_taken_for_them():
+    rollout = rollout_of(np.ones((4, 1)), terminated=[[False], [True], [False], [False]])
+    observation = jnp.asarray([0.0, 1.0, 7.0, 9.0]).reshape(4, 1, 1)
+    successor = jnp.asarray([1.0, 2.0, 8.0, 10.0]).reshape(4, 1, 1)
+    found = facts(rollout._replace(observation=observation, next_observation=successor))
+    means = {name: float(np.asarray(x, float)[np.asarray(where)].mean()) for name, (x, where) in found.items()}
+    assert means["broken_links"] == 0.5  # 0 → 1 goes on; 8 → 9 does not; 2 → 7 is a reset
+    assert means["reset_as_successor"] == 0.0 and means["end_share"] == 0.25
+    leaked = facts(rollout._replace(observation=observation, next_observation=observation[jnp.asarray([1, 2, 3, 3])]))
+    x, where = leaked["reset_as_successor"]
+    assert np.asarray(x)[np.asarray(where)].all()
+
+
+def test_moments_and_correlations_are_numpys_where_they_count():
+    generator = np.random.default_rng(0)
+    x, y = generator.normal(3, 2, (2, 6, 5)).astype(np.float32)
+    where = generator.random((6, 5)) < 0.6
+    found = np.asarray(moments({name: (jnp.asarray(x), jnp.asarray(where)) for name in SERIES})).reshape(4, -1)[:, 0]
+    inside = x[where]
+    np.testing.assert_allclose(found, [inside.mean(), inside.std(), inside.min(), inside.max()], rtol=1e-5)
+    pair = (jnp.asarray(x), jnp.asarray(y), jnp.asarray(where))
+    constant = (jnp.ones((6, 5)), pair[1], pair[2])
+    got = np.asarray(correlations([pair, constant]))
+    np.testing.assert_allclose(got[0], np.corrcoef(inside, y[where])[0, 1], rtol=1e-4)
+    assert np.isnan(got[1])
+
+
+def test_every_number_of_the_vector_has_a_name_and_other_metrics_pass():
+    vector = np.arange(4 * len(SERIES) + len(PAIRS) + len(OTHERS), dtype=np.float32) + 1
+    found = spell_out({RAW: np.tile(vector, (2, 3, 1)), "policy/kl": np.zeros((2, 3))})
+    assert RAW not in found and all(x.shape == (2, 3) for x in found.values())
+    assert found["health/weight_agreement"][0, 0] == 4 * len(SERIES) + PAIRS.index("weight_agreement") + 1
+    assert spell_out({"policy/kl": vector}) == {"policy/kl": vector}
+
+
+def test_a_row_leaves_out_what_was_not_measured(tmp_path):
+    settings = {"num_envs": 2, "rollout_steps": 8, "minibatches": 1, "epochs": 1, "hidden_sizes": (4,), "quiet": True}
+    run = upslope.train("jax:CartPole-v1", steps=16 * 600, folder=tmp_path, preset=False, **settings)
+    rows = [json.loads(line) for line in (run.path / "metrics.jsonl").read_text().splitlines()]
+    looked = ["health/reward_mean" in row for row in rows]
+    assert looked[0] and 190 <= sum(looked) <= 210 and len(rows) == 600
+    health = [row for row in rows if "health/reward_mean" in row]
+    assert all(row["health/broken_links"] == 0 and row["health/reward_mean"] == 1 for row in health)
+    assert all(abs(row["health/log_prob_mismatch"]) < 1e-5 and row["health/weight_agreement"] > 0.999 for row in health)
+    # Wherever an episode ended, the target there is the last reward alone.
+    ends = [row["health/terminal_error"] for row in health if "health/terminal_error" in row]
+    assert ends and max(ends) < 1e-5

@@ -1,0 +1,132 @@
+"""The doctor, on runs whose metrics are written by hand: each signature is found, and a healthy run is not sick."""
+
+import json
+
+import numpy as np
+import pytest
+from gymnasium import spaces
+
+import upslope
+from upslope.analysis import findings
+from upslope.cli import run as run_command
+from upslope.config import configure
+from upslope.runs import RunDirectory
+from upslope.spaces import coding_of, head_of
+
+SEEDS, ITERATIONS = 5, 40
+HEALTHY = {
+    "policy/kl": 0.008, "policy/clip_fraction": 0.1, "policy/entropy": 0.5, "policy/gradient_norm": 0.2,
+    "critic/explained_variance": 0.7, "health/broken_links": 0.0, "health/reset_as_successor": 0.0,
+    "health/log_prob_mismatch": 1e-7, "health/end_share": 0.02, "health/weight_agreement": 1.0,
+    "health/terminal_error": 0.0, "health/truncation_bootstrap": 8.0, "health/truncated_share": 0.2,
+    "health/value_mean": 8.0, "health/target_mean": 9.0, "health/target_max": 15.0, "health/target_min": 1.0,
+    "health/reward_mean": 1.0, "health/reward_std": 0.3, "health/reward_min": 0.5, "health/reward_max": 1.5,
+    "health/reward_scale": 0.2, "health/reward_nonzero": 1.0, "health/zero_after_end": 0.0,
+    "health/surrogate_gain": 0.01, "health/weight_std": 1.0, "health/policy_signal": 0.2,
+    "health/observation_constant": 0.0, "health/observation_mean": 0.3, "health/observation_std_max": 1.2,
+    "health/policy_saturation": 0.01,
+}  # fmt: skip
+
+
+def write_run(folder, changes=None, rise=50.0, lengths=None, box=False, **settings):
+    """A run whose metrics are those of `HEALTHY`, but for the changes."""
+    config = configure("World-v0", "ppo", is_continuous=box, use_preset=False, seeds=SEEDS, **settings)
+    directory, generator = RunDirectory(folder / "run"), np.random.default_rng(0)
+    action = spaces.Box(-1.0, 1.0, (1,), np.float32) if box else spaces.Discrete(2)
+    head = head_of(action, "World-v0")
+    directory.create(config, coding_of(spaces.Box(-1, 1, (3,)), "World-v0"), head, {"needs_critic": True})
+    for seed in range(SEEDS):
+        for i in range(ITERATIONS):
+            step = (i + 1) * 1024
+            row = {"iteration": i, "seed": seed, "step": step, "episode/count": 10, "episode/length": 40.0}
+            row |= {name: x * (1 + 0.05 * generator.normal()) for name, x in (HEALTHY | (changes or {})).items()}
+            directory.append(directory.metrics_path, json.dumps(row | {"time/elapsed": i * 1.0}) + "\n")
+            for k in range(10):
+                length = int(generator.integers(20, 60)) if lengths is None else lengths(generator)
+                value = 20 + rise * i / ITERATIONS + 5 * generator.normal()
+                directory.append(directory.episodes_path, f"{step - 10 + k},{seed},{value},{length}\n")
+    return directory.path
+
+
+SIGNATURES = {
+    "rows_misaligned": {"changes": {"health/broken_links": 1.0}},
+    "reset_as_successor": {"changes": {"health/reset_as_successor": 1.0}},
+    "log_prob_mismatch": {"changes": {"health/log_prob_mismatch": 0.2}},
+    "ends_not_recorded": {"changes": {"health/end_share": 0.0}},
+    "credit_inconsistent": {"changes": {"health/weight_agreement": -1.0}},
+    "ends_ignored": {"changes": {"health/terminal_error": 5.0}},
+    "truncation_not_bootstrapped": {"changes": {"health/truncation_bootstrap": 0.0}},
+    "return_not_propagated": {"changes": {"health/target_mean": 0.2}},
+    "objective_descends": {"changes": {"health/surrogate_gain": -0.01}, "rise": 0.0},
+    "no_policy_signal": {"changes": {"health/weight_std": 0.0}, "rise": 0.0},
+    "no_reward_signal": {"changes": {"health/reward_nonzero": 0.0}, "rise": 0.0},
+    "rewards_unscaled": {"changes": {"health/target_max": 1e5}, "rise": 0.0},
+    "fake_rows": {"changes": {"health/zero_after_end": 1.0}},
+    "episodes_end_at_once": {"lengths": lambda g: 1, "rise": 0.0},
+    "limit_as_termination": {
+        "lengths": lambda g: min(50, int(g.integers(20, 80))),
+        "changes": {"health/truncated_share": 0.0},
+    },
+    "observations_uninformative": {"changes": {"health/observation_constant": 1.0}, "rise": 0.0},
+    "observations_unscaled": {"changes": {"health/observation_std_max": 400.0}},
+    "update_too_large": {"changes": {"policy/kl": 0.5, "policy/clip_fraction": 0.7}},
+    "update_too_small": {"changes": {"policy/kl": 1e-9}, "rise": 0.0},
+    "entropy_dominates": {"changes": {"policy/entropy": 0.693}, "rise": 0.0, "entropy_coefficient": 1.0},
+    "actions_clipped": {"changes": {"health/action_clipped": 0.9, "policy/entropy": 3.0}, "box": True},
+    "no_exploration": {"changes": {"policy/entropy": -5.0}, "box": True},
+    "horizon_too_short": {"gamma": 0.3},
+    "batch_too_small": {"num_envs": 1, "rollout_steps": 4, "minibatches": 1},
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("cause", SIGNATURES)
+def test_a_signature_is_found_first(cause, tmp_path):
+    found = upslope.diagnose(write_run(tmp_path, **SIGNATURES[cause]))
+    assert [f.cause for f in found.alarms][:1] == [cause], [(f.cause, f.rank) for f in found.findings]
+    first = found.alarms[0]
+    assert first.symptom and first.likely and first.remedy and first.evidence
+    assert all(len(one.values) in (SEEDS, 8) for one in first.evidence)
+
+
+@pytest.mark.parametrize("rise", [50.0, 0.0])
+def test_a_healthy_run_gets_a_clean_bill(rise, tmp_path):
+    found = upslope.diagnose(write_run(tmp_path, rise=rise))
+    assert found.alarms == () and len(found.checked) == len(findings.RULES) > 20
+    assert [f.cause for f in found.findings] == ([] if rise else ["not_learning"])
+
+
+def test_a_fault_in_two_of_five_seeds_is_no_alarm_but_one_in_most_is(tmp_path):
+    path = write_run(tmp_path)
+    rows = [json.loads(line) for line in (path / "metrics.jsonl").read_text().splitlines()]
+
+    def planted(seeds):
+        text = "".join(
+            json.dumps(r | ({"health/broken_links": 1.0} if r["seed"] in seeds else {})) + "\n" for r in rows
+        )
+        (path / "metrics.jsonl").write_text(text)
+        return [f.cause for f in upslope.diagnose(path).alarms]
+
+    assert planted((0, 1)) == [] and planted((0, 1, 2, 3)) == ["rows_misaligned"]
+
+
+def test_a_run_without_health_metrics_is_diagnosed_by_what_it_has(tmp_path):
+    path = write_run(tmp_path, changes={"policy/kl": 0.5})
+    rows = [json.loads(line) for line in (path / "metrics.jsonl").read_text().splitlines()]
+    kept = [{name: x for name, x in row.items() if not name.startswith("health/")} for row in rows]
+    (path / "metrics.jsonl").write_text("".join(json.dumps(row) + "\n" for row in kept))
+    assert [f.cause for f in upslope.diagnose(path).alarms] == ["update_too_large"]
+
+
+def test_the_command_answers_a_person_and_a_program(tmp_path, capsys):
+    path = write_run(tmp_path, changes={"health/broken_links": 1.0})
+    run_command(["doctor", str(path)])
+    words = capsys.readouterr().out
+    assert "Rows do not go on" in words and "health/broken_links" in words and "remedy" in words
+    run_command(["doctor", str(path), "--json"])
+    found = json.loads(capsys.readouterr().out)
+    assert not found["healthy"] and found["findings"][0]["cause"] == "rows_misaligned"
+
+
+def test_what_is_not_a_run_is_refused(tmp_path):
+    with pytest.raises(upslope.UpslopeError, match="not a run directory"):
+        upslope.diagnose(tmp_path)
