@@ -21,7 +21,7 @@ EMBEDDED = re.compile(r"(?P<marker><!-- file: (?P<path>\S+) -->)\n```python\n(?P
 
 def pages() -> list[Path]:
     """Every page of documentation."""
-    return [*sorted((ROOT / "docs").glob("*.md")), *sorted(ROOT.glob("*.md"))]
+    return [*sorted((ROOT / "docs").rglob("*.md")), *sorted(ROOT.glob("*.md"))]
 
 
 def definitions(body: list[ast.stmt], prefix: str = "") -> Iterator[tuple[str, int, int]]:

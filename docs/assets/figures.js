@@ -1,0 +1,15 @@
+// Plotly's figures take the page's colours, and change with them.
+addEventListener("load", () => {
+  const plots = document.querySelectorAll(".lab .plotly-graph-div");
+  const colour = () => {
+    const page = getComputedStyle(document.body);
+    const ink = page.getPropertyValue("--md-default-fg-color--light"), grid = page.getPropertyValue("--md-default-fg-color--lightest");
+    const change = { "font.color": ink, "font.family": page.fontFamily };
+    for (const axis of ["xaxis", "yaxis"]) { change[axis + ".gridcolor"] = grid; change[axis + ".linecolor"] = grid; }
+    plots.forEach((plot) => Plotly.relayout(plot, change));
+  };
+  if (plots.length) {
+    colour();
+    new MutationObserver(colour).observe(document.body, { attributes: true, attributeFilter: ["data-md-color-scheme"] });
+  }
+});

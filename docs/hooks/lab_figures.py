@@ -1,0 +1,80 @@
+"""The lab's verdicts and figures for a claim, from the stored result of `python benchmarks/lab.py`."""
+
+from __future__ import annotations
+
+import json
+import math
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+from plotly.offline import get_plotlyjs
+
+from upslope.lab.experiments import EXPERIMENTS
+from upslope.lab.finding import Estimate, Finding, Line, Outcome, Panel
+from upslope.lab.page import plot, row
+from upslope.lab.texts import texts, typeset
+
+STORED = Path(__file__).resolve().parents[2] / "benchmarks" / "results" / "lab.json"
+SCRIPT = "assets/plotly.min.js"
+NOT_STORED = {
+    "en": "Not measured in this copy. Measure it: `upslope lab --only {name}`.",
+    "zh": "这份文档里没有实测结果。自己测：`upslope lab --only {name} --language zh`。",
+}
+HEADING = {"en": "The lab:", "zh": "实验室："}
+
+
+def section(name: str, language: str = "en") -> str:
+    """One experiment: what was asked, the claims with their verdicts, the figures."""
+    if name not in [experiment.name for experiment in EXPERIMENTS]:
+        raise LookupError(f'the lab has no experiment "{name}"')
+    words: dict[str, Any] = texts(language)  # type: ignore[arg-type]
+    mine = words["experiments"][name]
+    head = f"## {HEADING[language]} {mine['title']}\n\n"
+    outcome = stored().get(name)
+    if outcome is None:
+        return head + NOT_STORED[language].format(name=name) + "\n"
+    rows = "".join(row(finding, outcome, mine, words["page"]) for finding in outcome.findings)
+    places = range(len(outcome.panels))
+    plots = "".join(f"<div>{plot(name, place, outcome, mine, words)}</div>" for place in places)
+    asks = typeset(mine["asks"].format(**outcome.numbers))
+    shown = f'<p>{asks}</p><div class="findings">{rows}</div><div class="plots">{plots}</div>'
+    # A blank line would end the HTML block.
+    return head + f'<div class="lab">{" ".join(shown.split())}</div>\n'
+
+
+@cache
+def stored() -> dict[str, Outcome]:
+    """What was measured, by experiment; empty where nothing is stored."""
+    if not STORED.is_file():
+        return {}
+    return {found["name"]: outcome(found) for found in json.loads(STORED.read_text("utf-8"))["experiments"]}
+
+
+def outcome(found: dict[str, Any]) -> Outcome:
+    """An experiment's JSON as the lab's own data."""
+    findings = tuple(
+        Finding(
+            f["name"],
+            Estimate(number(f["measured"]), (number(f["interval"][0]), number(f["interval"][1]))),
+            (bound(f["predicted"][0], -math.inf), bound(f["predicted"][1], math.inf)),
+        )
+        for f in found["findings"]
+    )
+    panels = tuple(Panel(**panel | {"lines": tuple(Line(**line) for line in panel["lines"])}) for panel in found.get("panels", ()))
+    return Outcome(findings, panels, found["numbers"])
+
+
+def number(value: float | None) -> float:
+    """JSON has no nan."""
+    return math.nan if value is None else value
+
+
+def bound(value: float | None, endless: float) -> float:
+    """JSON has no infinity."""
+    return endless if value is None else value
+
+
+def write_script(site: Path) -> None:
+    """Plotly beside the pages, from the installed package."""
+    (site / SCRIPT).write_text(get_plotlyjs(), "utf-8")

@@ -1,0 +1,99 @@
+"""What each metric means, from the tables in analysis/, and what to do about it, from the doctor's rules."""
+
+from __future__ import annotations
+
+import ast
+import re
+from collections.abc import Iterator
+from functools import cache
+from importlib import import_module
+from pathlib import Path
+from typing import NamedTuple
+
+from upslope.analysis.explanation import Explanation
+from upslope.analysis.health import HEALTH
+from upslope.analysis.metrics import METRICS
+
+RULES = Path(__file__).resolve().parents[2] / "src" / "upslope" / "analysis"
+KNOWN = METRICS | HEALTH
+DERIVED = {"relative entropy": "policy/entropy", "σ in half ranges": "policy/entropy", "Σ √(2 KL)": "policy/kl"}
+"""Numbers that rules compute from a metric."""
+
+
+class Rule(NamedTuple):
+    """What a rule of the doctor says of the metrics that it rests on."""
+
+    metrics: frozenset[str]
+    symptom: str
+    likely: str
+    remedy: str
+
+
+def tables(name: str, language: str = "en") -> str:
+    """One section a metric of the table `analysis.metrics.METRICS`."""
+    module, _, attribute = name.rpartition(".")
+    explained: dict[str, Explanation] | None = getattr(import_module(f"upslope.{module}"), attribute, None)
+    if explained is None:
+        raise LookupError(f"upslope.{module} has no {attribute}")
+    return "\n".join(section(metric, explanation) for metric, explanation in explained.items())
+
+
+def section(metric: str, explanation: Explanation) -> str:
+    """A metric: its name and unit, what it means, what is healthy, and what to do where it is not."""
+    advice = [
+        f"    - {rule.symptom} {rule.likely} *{rule.remedy}*" for rule in rules() if metric in rule.metrics
+    ]
+    lines = [
+        f"### `{metric}` {{ #{metric.replace('/', '-')} }}\n",
+        f"{explanation.title}, in *{explanation.unit}*. {explanation.meaning}\n",
+        f"- **Healthy:** {explanation.healthy}",
+    ]
+    return "\n".join(lines + (["- **When it is not:**\n", *advice] if advice else [])) + "\n"
+
+
+@cache
+def rules() -> tuple[Rule, ...]:
+    """All rules that `upslope.analysis` has, read and not run: their advice names the flags of no particular run."""
+    functions = [
+        node
+        for path in sorted(RULES.glob("rules_*.py"))
+        for node in ast.parse(path.read_text("utf-8")).body
+        if isinstance(node, ast.FunctionDef)
+    ]
+    return tuple(rule for function in functions for rule in rules_of(function))
+
+
+def rules_of(function: ast.FunctionDef) -> Iterator[Rule]:
+    """The findings that a rule returns."""
+    known = {n.targets[0].id: n.value for n in ast.walk(function) if isinstance(n, ast.Assign) and is_name(n.targets[0])}
+    for call in ast.walk(function):
+        if isinstance(call, ast.Call) and is_name(call.func) and call.func.id == "Finding" and len(call.args) >= 4:
+            symptom, likely, remedy = (words(node, known) for node in call.args[1:4])
+            evidence = [n for n in ast.walk(call) if isinstance(n, ast.Call) and getattr(n.func, "attr", "") == "evidence"]
+            named = metrics_in(*(n.args[0] for n in evidence)) or metrics_in(function)
+            if remedy:
+                yield Rule(named, symptom, likely, remedy)
+
+
+def is_name(node: ast.AST) -> bool:
+    return isinstance(node, ast.Name)
+
+
+def metrics_in(*nodes: ast.AST) -> frozenset[str]:
+    """The metrics that are named in a piece of source."""
+    found = {n.value for node in nodes for n in ast.walk(node) if isinstance(n, ast.Constant) and isinstance(n.value, str)}
+    return frozenset(full for name in found for full in (name, f"health/{name}", DERIVED.get(name, "")) if full in KNOWN)
+
+
+def words(node: ast.AST, known: dict[str, ast.expr]) -> str:
+    """Text in the source, without the numbers of a run."""
+    if isinstance(node, ast.Constant) and isinstance(node.value, str):
+        return node.value
+    if isinstance(node, ast.JoinedStr):
+        text = "".join(part.value if isinstance(part, ast.Constant) else "…" for part in node.values)
+        return re.sub(r" \((?:now|here) [^()]*…[^()]*\)", "", text)
+    if isinstance(node, ast.IfExp):
+        return " Or: ".join(filter(None, (words(node.body, known), words(node.orelse, known))))
+    if isinstance(node, ast.Name) and node.id in known:
+        return words(known[node.id], {})
+    return ""

@@ -1,0 +1,100 @@
+"""Pages from outside docs/: the repository's own pages, and every file of code that a page links to, with its lines.
+
+So the site stands alone: a link that leads out of docs/ leads to a page of the site.
+"""
+
+from __future__ import annotations
+
+import os
+import re
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+from mkdocs.exceptions import PluginError
+from mkdocs.structure.files import File, Files
+
+ROOT = Path(__file__).resolve().parents[2]
+DOCS = ROOT / "docs"
+ROOT_PAGES = {
+    "README.md": "index.md",
+    "ARCHITECTURE.md": "architecture.md",
+    "CONTRIBUTING.md": "contributing.md",
+    "CHANGELOG.md": "changelog.md",
+}
+LINK = re.compile(r"(?P<text>\[[^\[\]]*\])\((?P<path>(?!https?:|mailto:|#)[^()\s#]+)(?:#L(?P<line>\d+)(?:-L\d+)?)?\)")
+FENCE = re.compile(r"^(?:```|~~~).*?^(?:```|~~~)$", re.DOTALL | re.MULTILINE)
+LANGUAGES = {".py": "python", ".yaml": "yaml", ".json": "json"}
+
+
+def on_files(files: Files, config: Any) -> Files:
+    """Add the pages of the repository, and the code that any page links to."""
+    wanted = {page: DOCS / page for page in files.src_uris if page.endswith(".md")}
+    for name, uri in ROOT_PAGES.items():
+        wanted[uri] = ROOT / name
+    linked: set[Path] = set()
+    for uri, source in wanted.items():
+        rewritten = rewrite(source.read_text("utf-8"), uri, source, linked)
+        if source.parent == ROOT:
+            files.append(File.generated(config, uri, content=rewritten))
+    for path in sorted(linked):
+        files.append(File.generated(config, code_uri(path), content=listing(path)))
+    return files
+
+
+def on_page_markdown(markdown: str, page: Any, **_: Any) -> str:
+    """Lead links that leave docs/ to the site's own pages."""
+    uri = page.file.src_uri
+    return rewrite(markdown, uri, DOCS / uri, set()) if (DOCS / uri).is_file() else markdown
+
+
+def rewrite(markdown: str, uri: str, source: Path, linked: set[Path]) -> str:
+    """The links of a page as the site has them; the files of code among them are added to `linked`."""
+    parts, done = [], 0
+    to_site = partial(link, uri=uri, source=source, linked=linked)
+    for fence in FENCE.finditer(markdown):
+        parts += [LINK.sub(to_site, markdown[done : fence.start()]), fence[0]]
+        done = fence.end()
+    return "".join([*parts, LINK.sub(to_site, markdown[done:])])
+
+
+def link(found: re.Match[str], uri: str, source: Path, linked: set[Path]) -> str:
+    """One link as the site has it."""
+    target = (source.parent / found["path"]).resolve()
+    if not target.is_relative_to(ROOT) or not target.is_file():
+        raise PluginError(f"{source.relative_to(ROOT)} links to {found['path']}, which is not a file of the repository.")
+    if target.is_relative_to(DOCS) and source.is_relative_to(DOCS) and target.suffix != ".py":
+        return found[0]
+    anchor = f"#__codelineno-0-{found['line']}" if found["line"] else ""
+    return f"{found['text']}({relative(site_uri(target, linked), uri)}{anchor})"
+
+
+def site_uri(target: Path, linked: set[Path]) -> str:
+    """Where the site has a file."""
+    if target.parent == ROOT and target.name in ROOT_PAGES:
+        return ROOT_PAGES[target.name]
+    if target.is_relative_to(DOCS) and target.suffix != ".py":
+        return target.relative_to(DOCS).as_posix()
+    linked.add(target)
+    return code_uri(target)
+
+
+def code_uri(path: Path) -> str:
+    """`src/upslope/estimators.py` → `code/src/upslope/estimators.py.md`."""
+    return f"code/{path.relative_to(ROOT).as_posix()}.md"
+
+
+def listing(path: Path) -> str:
+    """A page with the lines of a file, each with an anchor."""
+    name = path.relative_to(ROOT).as_posix()
+    language = LANGUAGES.get(path.suffix, "text")
+    text = path.read_text("utf-8").rstrip()
+    head = f"---\ntitle: {path.name}\nhide: [toc]\nsearch:\n  exclude: true\n---\n\n# `{name}`\n\n"
+    return f'{head}~~~~{language} linenums="1"\n{text}\n~~~~\n'
+
+
+def relative(target: str, page: str) -> str:
+    """From one page to another."""
+    return Path(os.path.relpath(target, Path(page).parent)).as_posix()
+
+
