@@ -161,7 +161,7 @@ def probe_group(
     index = jnp.repeat(jnp.asarray(indices, jnp.int32), config.seeds)
     judged = jax.jit(partial(train_and_judge, task, probes, iterations))(index, stacked)
     parts = (np.asarray(x).reshape(len(names), config.seeds, FIRST) for x in judged)
-    return {name: verdict(name, *arrays, task) for name, *arrays in zip(names, *parts, strict=True)}
+    return {name: verdict(name, *arrays, task=task) for name, *arrays in zip(names, *parts, strict=True)}
 
 
 def train_and_judge(task: Task, probes: tuple[Probe, ...], iterations: int, index: Any, states: Any) -> Any:
