@@ -87,7 +87,7 @@ def test_a_row_leaves_out_what_was_not_measured(tmp_path):
     run = upslope.train("jax:CartPole-v1", steps=16 * 600, folder=tmp_path, preset=False, **settings)
     rows = [json.loads(line) for line in (run.path / "metrics.jsonl").read_text().splitlines()]
     looked = ["health/reward_mean" in row for row in rows]
-    assert looked[0] and 190 <= sum(looked) <= 210 and len(rows) == 600
+    assert looked[0] and 95 <= sum(looked) <= 105 and len(rows) == 600
     health = [row for row in rows if "health/reward_mean" in row]
     assert all(row["health/broken_links"] == 0 and row["health/reward_mean"] == pytest.approx(1) for row in health)
     assert all(abs(row["health/log_prob_mismatch"]) < 1e-5 and row["health/weight_agreement"] > 0.999 for row in health)

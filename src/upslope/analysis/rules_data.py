@@ -8,11 +8,16 @@ CHECK = "upslope check ENVIRONMENT"
 PROBE = "upslope probe, with your own estimator and objective"
 
 
+def loses_ends(s: Signs) -> np.ndarray:
+    """In which seeds episodes finish and no rollout has an end [S]."""
+    return (s.taken("end_share", how=np.max) == 0) & (s.taken("episode/count", how=np.sum) > 20)
+
+
 @rule("Gymnasium issue 785; Jones 2021")
 def rows_misaligned(s: Signs) -> Finding | None:
     """s_{t+1} of one row is s_t of the next, unless an episode ended between."""
     x = s.taken("broken_links")
-    part = share(x > 0.01)
+    part = share((x > 0.01) & ~loses_ends(s))
     return Finding(
         "rows_misaligned", "Rows do not go on where the row before stopped.",
         "Observations are stored against the actions of other steps.",
@@ -52,8 +57,7 @@ def log_prob_mismatch(s: Signs) -> Finding | None:
 @rule("Jones 2021")
 def ends_not_recorded(s: Signs) -> Finding | None:
     """Finished episodes must show in the rollouts."""
-    x = s.taken("end_share", how=np.max)
-    part = share((x == 0) & (s.taken("episode/count", how=np.sum) > 20))
+    x, part = s.taken("end_share", how=np.max), share(loses_ends(s))
     return Finding(
         "ends_not_recorded", "Episodes finish, but no rollout has an end.",
         "terminated and truncated are lost between the environment and the rollout.",
