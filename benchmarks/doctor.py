@@ -8,6 +8,7 @@ of the half `test`: other worlds, and for many faults another strength.
 """
 
 import json
+import subprocess
 import sys
 from collections import Counter
 from pathlib import Path
@@ -20,6 +21,8 @@ import upslope
 
 RESULTS = Path(__file__).parent / "results" / "doctor.json"
 PAGE = Path(__file__).parents[1] / "docs" / "doctor.md"
+AT_ONCE, MORE = 30, 3
+"""Runs that one process trains, and its exit status if there may be more."""
 MARKS = ("<!-- figures: begin -->\n", "<!-- figures: end -->")
 
 
@@ -82,10 +85,13 @@ def percent(x: float | None) -> str:
 
 
 if __name__ == "__main__":
-    if len(sys.argv) < 3 or sys.argv[1] not in ("train", "judge"):
+    if len(sys.argv) < 3 or sys.argv[1] not in ("train", "some", "judge"):
         sys.exit(__doc__)
     if sys.argv[1] == "train":
-        train(Path(sys.argv[2]))
+        while subprocess.run([sys.executable, __file__, "some", sys.argv[2]]).returncode == MORE:
+            pass
+    elif sys.argv[1] == "some":
+        sys.exit(MORE if train(Path(sys.argv[2]), AT_ONCE) == AT_ONCE else 0)
     else:
         halves = tuple(sys.argv[3:]) or HALVES
         results = judge(Path(sys.argv[2]), halves)
