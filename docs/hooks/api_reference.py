@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import ast
 
-import upslope
 from code_of import SOURCE
+
+import upslope
 
 
 def all_names(_: str, language: str = "en") -> str:

@@ -34,7 +34,11 @@ def on_post_build(config: Any, **_: Any) -> None:
     """Fail the build where a link is dead or the network would be asked."""
     site = Path(config.site_dir)
     pages = {path.resolve(): Page(path.read_text("utf-8")) for path in site.rglob("*.html") if path.name != "404.html"}
-    wrong = [f"{path.relative_to(site.resolve())}: {fault}" for path, page in pages.items() for fault in faults(path, page, pages)]
+    wrong = [
+        f"{path.relative_to(site.resolve())}: {fault}"
+        for path, page in pages.items()
+        for fault in faults(path, page, pages)
+    ]
     if wrong:
         raise PluginError("\n".join(["The built site has dead or foreign links:", *wrong[:20]]))
 

@@ -7,7 +7,7 @@ import textwrap
 from pathlib import Path
 
 sys.path.append(str(Path(__file__).resolve().parents[1]))
-from refresh_links import lines_of  # noqa: E402  MkDocs puts only this folder on the path
+from refresh_links import lines_of
 
 SOURCE = Path(__file__).resolve().parents[2] / "src"
 

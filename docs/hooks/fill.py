@@ -61,7 +61,9 @@ def on_page_content(html: str, page: Any, **_: Any) -> str:
 
 def on_post_page(output: str, page: Any, **_: Any) -> str:
     """Say the page's language, for hyphenation, fonts and readers' voices."""
-    return output.replace('<html lang="en"', '<html lang="zh-CN"', 1) if language_of(page.file.src_uri) == "zh" else output
+    return (
+        output.replace('<html lang="en"', '<html lang="zh-CN"', 1) if language_of(page.file.src_uri) == "zh" else output
+    )
 
 
 def on_post_build(config: Any, **_: Any) -> None:

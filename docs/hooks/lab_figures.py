@@ -61,7 +61,9 @@ def outcome(found: dict[str, Any]) -> Outcome:
         )
         for f in found["findings"]
     )
-    panels = tuple(Panel(**panel | {"lines": tuple(Line(**line) for line in panel["lines"])}) for panel in found.get("panels", ()))
+    panels = tuple(
+        Panel(**panel | {"lines": tuple(Line(**line) for line in panel["lines"])}) for panel in found.get("panels", ())
+    )
     return Outcome(findings, panels, found["numbers"])
 
 

@@ -62,7 +62,9 @@ def link(found: re.Match[str], uri: str, source: Path, linked: set[Path]) -> str
     """One link as the site has it."""
     target = (source.parent / found["path"]).resolve()
     if not target.is_relative_to(ROOT) or not target.is_file():
-        raise PluginError(f"{source.relative_to(ROOT)} links to {found['path']}, which is not a file of the repository.")
+        raise PluginError(
+            f"{source.relative_to(ROOT)} links to {found['path']}, which is not a file of the repository."
+        )
     if target.is_relative_to(DOCS) and source.is_relative_to(DOCS) and target.suffix != ".py":
         return found[0]
     anchor = f"#__codelineno-0-{found['line']}" if found["line"] else ""
@@ -96,5 +98,3 @@ def listing(path: Path) -> str:
 def relative(target: str, page: str) -> str:
     """From one page to another."""
     return Path(os.path.relpath(target, Path(page).parent)).as_posix()
-
-
