@@ -1,6 +1,7 @@
 """The documentation repeats nothing of the source that a change could make false."""
 
 import ast
+import importlib
 import importlib.util
 import json
 import re
@@ -69,6 +70,7 @@ def test_inline_maths_survives_markdown(name):
 
 @pytest.mark.parametrize("arguments", cases(commands))
 def test_commands_parse(arguments, monkeypatch, capsys):
+    monkeypatch.syspath_prepend(str(ROOT / "examples"))
     parsed = []
     monkeypatch.setattr(cli, "train", parsed.append)
     monkeypatch.setattr(cli, "DO", dict.fromkeys(cli.DO, parsed.append))
@@ -131,3 +133,40 @@ def test_the_coverage_in_the_page_is_what_is_stored():
     assert benchmark.tables(stored) in PAGES["docs/compare.md"].read_text("utf-8"), (
         "run: benchmarks/coverage.py --table"
     )
+
+
+DIRECTIVE = re.compile(r"^<!-- source: (\S+) -->$", re.MULTILINE)
+MATHS = re.compile(r"^```math\n(.*?)^```$", re.DOTALL | re.MULTILINE)
+
+
+@pytest.fixture
+def code_of(monkeypatch):
+    """The hook that puts the source of a name into a page."""
+    monkeypatch.syspath_prepend(str(ROOT / "docs" / "hooks"))
+    return importlib.import_module("code_of")
+
+
+@pytest.mark.parametrize("name", [name for name, page in PAGES.items() if DIRECTIVE.search(page.read_text("utf-8"))])
+def test_the_code_that_a_page_shows_exists(name, code_of):
+    for symbol in DIRECTIVE.findall(PAGES[name].read_text("utf-8")):
+        assert symbol.rpartition(".")[2] in code_of.block(symbol).split("\n", 1)[1]
+
+
+def test_code_is_shown_as_it_stands_and_a_wrong_name_is_refused(code_of):
+    shown = code_of.block("upslope.objectives.PolicyGradient.loss")
+    assert shown.endswith("\n    return -sample.weight * sample.log_prob\n~~~~\n")
+    for wrong in ("upslope.estimators.GAE.gone", "upslope.gone.GAE", "gone"):
+        with pytest.raises(LookupError):
+            code_of.block(wrong)
+
+
+def test_the_ladder_has_the_same_steps_formulas_and_code_in_both_languages():
+    def told(page):
+        text = page.read_text("utf-8")
+        formulas = [re.sub(r"&&\\text\{.*", "", formula) for formula in MATHS.findall(text)]
+        return [re.sub(r"\s*(&&.*|\\\\)?$", "", f, flags=re.MULTILINE) for f in formulas], DIRECTIVE.findall(text)
+
+    english, chinese = ((ROOT / "docs" / folder).glob("*.md") for folder in ("ladder", "zh/ladder"))
+    steps = {page.name: told(page) for page in english}
+    assert len(steps) == 13
+    assert {page.name: told(page) for page in chinese} == steps

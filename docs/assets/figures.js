@@ -9,6 +9,8 @@ addEventListener("load", () => {
     plots.forEach((plot) => Plotly.relayout(plot, change));
   };
   if (plots.length) {
+    // Each was drawn before its neighbour was there, and so too wide.
+    plots.forEach((plot) => Plotly.Plots.resize(plot));
     colour();
     new MutationObserver(colour).observe(document.body, { attributes: true, attributeFilter: ["data-md-color-scheme"] });
   }

@@ -63,32 +63,27 @@ def rules() -> tuple[Rule, ...]:
 
 def rules_of(function: ast.FunctionDef) -> Iterator[Rule]:
     """The findings that a rule returns."""
-    known = {
-        n.targets[0].id: n.value for n in ast.walk(function) if isinstance(n, ast.Assign) and is_name(n.targets[0])
-    }
-    for call in ast.walk(function):
-        if isinstance(call, ast.Call) and is_name(call.func) and call.func.id == "Finding" and len(call.args) >= 4:
-            symptom, likely, remedy = (words(node, known) for node in call.args[1:4])
-            evidence = [
-                n for n in ast.walk(call) if isinstance(n, ast.Call) and getattr(n.func, "attr", "") == "evidence"
-            ]
-            named = metrics_in(*(n.args[0] for n in evidence)) or metrics_in(function)
-            if remedy:
-                yield Rule(named, symptom, likely, remedy)
+    assigned = [node for node in ast.walk(function) if isinstance(node, ast.Assign)]
+    known = {node.targets[0].id: node.value for node in assigned if isinstance(node.targets[0], ast.Name)}
+    for call in calls_of("Finding", function):
+        symptom, likely, remedy = (words(node, known) for node in call.args[1:4])
+        evidence = [found.args[0] for found in calls_of("evidence", call)]
+        if remedy:
+            yield Rule(metrics_in(*evidence) or metrics_in(function), symptom, likely, remedy)
 
 
-def is_name(node: ast.AST) -> bool:
-    return isinstance(node, ast.Name)
+def calls_of(name: str, node: ast.AST) -> list[ast.Call]:
+    """The calls of `name(…)` and of `something.name(…)`."""
+    calls = [n for n in ast.walk(node) if isinstance(n, ast.Call)]
+    return [n for n in calls if name in (getattr(n.func, "id", None), getattr(n.func, "attr", None))]
 
 
 def metrics_in(*nodes: ast.AST) -> frozenset[str]:
     """The metrics that are named in a piece of source."""
-    found = {
-        n.value for node in nodes for n in ast.walk(node) if isinstance(n, ast.Constant) and isinstance(n.value, str)
-    }
-    return frozenset(
-        full for name in found for full in (name, f"health/{name}", DERIVED.get(name, "")) if full in KNOWN
-    )
+    constants = (n.value for node in nodes for n in ast.walk(node) if isinstance(n, ast.Constant))
+    found = {name for name in constants if isinstance(name, str)}
+    full = {x for name in found for x in (name, f"health/{name}", DERIVED.get(name, ""))}
+    return frozenset(full & KNOWN.keys())
 
 
 def words(node: ast.AST, known: dict[str, ast.expr]) -> str:
