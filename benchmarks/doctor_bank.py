@@ -170,9 +170,9 @@ class Shared(CompiledEngine):
 class SharedHost(HostEngine):
     """The same on the host, where weighing, moving and acting are programs of their own."""
 
-    def __init__(self, task: Task, seeds: Any, world: Any):
-        super().__init__(task, seeds, world)
-        is_planted = ":" in world.name
+    def __init__(self, task: Task, seeds: Any, columns: Any):
+        super().__init__(task, seeds, columns)
+        is_planted = isinstance(task.estimator, PlantedGAE)
         key = key_of(task, "host", is_planted)
         if key not in PROGRAMS:
 
