@@ -8,6 +8,7 @@ of the half `test`: other worlds, and for many faults another strength.
 """
 
 import json
+import subprocess
 import sys
 from collections import Counter
 from pathlib import Path
@@ -19,6 +20,10 @@ from doctor_bank import HALVES, jobs, place, train
 import upslope
 
 RESULTS = Path(__file__).parent / "results" / "doctor.json"
+PAGE = Path(__file__).parents[1] / "docs" / "doctor.md"
+AT_ONCE, MORE = 30, 3
+"""Runs that one process trains, and its exit status if there may be more."""
+MARKS = ("<!-- figures: begin -->\n", "<!-- figures: end -->")
 
 
 def judge(bank: Path, halves: tuple[str, ...] = HALVES, verbose: bool = True) -> dict[str, Any]:
@@ -60,13 +65,36 @@ def figures(rows: list[dict[str, Any]]) -> dict[str, Any]:
     }
 
 
+def write_page(results: dict[str, Any]) -> None:
+    """Put the figures and the confusion table of the half `test` into the page."""
+    shown = [name for name in results["test"] if name not in ("confusion", "runs")]
+    lines = ["| | " + " | ".join(HALVES) + " |", "|---|" + "---|" * len(HALVES)]
+    lines += [f"| {name} | " + " | ".join(percent(results[half][name]) for half in HALVES) + " |" for name in shown]
+    lines += ["", "| planted (half `test`) | first finding: runs |", "|---|---|"]
+    for cause, counts in results["test"]["confusion"].items():
+        words = ", ".join(f"{'**' if found == cause else ''}`{found}`{'**' if found == cause else ''}: {n}"
+                          for found, n in sorted(counts.items(), key=lambda item: -item[1]))  # fmt: skip
+        lines.append(f"| `{cause}` | {words} |")
+    before, _, rest = PAGE.read_text("utf-8").partition(MARKS[0])
+    PAGE.write_text(before + MARKS[0] + "\n".join(lines) + "\n" + MARKS[1] + rest.partition(MARKS[1])[2], "utf-8")
+
+
+def percent(x: float | None) -> str:
+    """A share in percent; a count as it is."""
+    return "–" if x is None else f"{100 * x:.0f} %" if isinstance(x, float) else str(x)
+
+
 if __name__ == "__main__":
-    if len(sys.argv) < 3 or sys.argv[1] not in ("train", "judge"):
+    if len(sys.argv) < 3 or sys.argv[1] not in ("train", "some", "judge"):
         sys.exit(__doc__)
     if sys.argv[1] == "train":
-        train(Path(sys.argv[2]))
+        while subprocess.run([sys.executable, __file__, "some", sys.argv[2]]).returncode == MORE:
+            pass
+    elif sys.argv[1] == "some":
+        sys.exit(MORE if train(Path(sys.argv[2]), AT_ONCE) == AT_ONCE else 0)
     else:
         halves = tuple(sys.argv[3:]) or HALVES
         results = judge(Path(sys.argv[2]), halves)
         if halves == HALVES:
             RESULTS.write_text(json.dumps(results, indent=1, ensure_ascii=False) + "\n", "utf-8")
+            write_page(results)

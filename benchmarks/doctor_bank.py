@@ -9,7 +9,6 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 from unittest.mock import patch
-from zlib import crc32
 
 import jax
 import jax.numpy as jnp
@@ -67,19 +66,24 @@ def place(bank: Path, job: Job) -> Path:
     return bank / job.half / job.name.replace(":", "-").replace("/", "-").replace(" ", "_")
 
 
-def train(bank: Path) -> None:
-    """Train what is missing, world by world, in an order in which every part of the work is a fair sample of all."""
+def train(bank: Path, at_most: int) -> int:
+    """Train what is missing, world by world so that programs are shared; return how many runs were trained.
+
+    Compiled programs hold memory maps, of which a process may have only so many, hence `at_most`.
+    """
+    missing = [job for job in jobs() if not (place(bank, job) / "done").exists()]
+    missing.sort(key=lambda job: (job.world, job.arguments["algorithm"], job.fault is None, repr(job.arguments)))
     with (
         patch.object(choose, "CompiledEngine", Shared),
         patch.object(choose, "HostEngine", SharedHost),
         patch.object(iteration, "collect", collect),
     ):
-        for job in sorted(jobs(), key=lambda job: crc32(job.name.encode())):
+        for job in missing[:at_most]:
             path = place(bank, job)
-            if not (path / "done").exists():
-                train_one(job, path)
-                (path / "done").touch()
-                print(job.half, job.name, flush=True)
+            train_one(job, path)
+            (path / "done").touch()
+            print(job.half, job.name, flush=True)
+    return len(missing[:at_most])
 
 
 def train_one(job: Job, path: Path) -> None:

@@ -1,8 +1,8 @@
 """The faults that `benchmarks/doctor.py` plants, and the healthy runs beside them. Nothing of it is in the library.
 
 A fault is in the configuration, in the environment (a wrapped world, compiled or on the host), or in a broken copy of
-the estimator, the objective or the rollout. Each names the cause that a diagnosis should give. `plant` says what is broken,
-in numbers that are arguments of the compiled program, so that many faults share one.
+the estimator, the objective or the rollout. Each names the cause that a diagnosis should give. `plant` says what is
+broken, in numbers that are arguments of the compiled program, so that many faults share one.
 """
 
 import time
@@ -231,20 +231,22 @@ def rollout(name: str) -> dict[str, float]:
 
 
 C, A, P, HC, HP = (CARTPOLE,), (ACROBOT,), (PENDULUM,), (HOST_CARTPOLE,), (HOST_PENDULUM,)
+M = (MOUNTAIN,)
 RAW, PLAIN = {"normalize_rewards": False}, {"normalize_observations": False}
-RATE = "learning_rate"
+RATE, BONUS = "learning_rate", "entropy_coefficient"
+TINY = {"num_envs": 1, "rollout_steps": 4, "minibatches": 1, RATE: 1e-3}
 FAULTS = (
-    Fault("learning rate far too high", "update_too_large", C + P, A + HC, {RATE: 0.05}, {RATE: 0.1}),
-    Fault("learning rate too high", "update_too_large", C, A + HP, {RATE: 0.02}, {RATE: 0.03}),
+    Fault("learning rate far too high", "update_too_large", C + P, A + HC, {RATE: 1.0}, {RATE: 0.5}),
+    Fault("learning rate too high", "update_too_large", C, A + HP, {RATE: 0.3}, {RATE: 0.2}),
     Fault("too many epochs", "update_too_large", P, HC, {"epochs": 60, RATE: 3e-3}),
     Fault("learning rate too low", "update_too_small", C + P, A + HC, {RATE: 1e-6}, {RATE: 3e-7}),
     Fault("KL limit too strict", "update_too_small", P, C, {"target_kl": 1e-7}),
     Fault("KL penalty too strong", "update_too_small", C, A, {"beta": 3e4}, {"beta": 1e5}, algorithm="ppo_kl_fixed"),
-    Fault("entropy bonus too strong", "entropy_dominates", C, A + HC, {"entropy_coefficient": 2.0}, {"entropy_coefficient": 1.0}),
+    Fault("entropy bonus too strong", "entropy_dominates", C, A + HC, {BONUS: 2.0}, {BONUS: 1.0}),
     Fault("discount too short", "horizon_too_short", P + C, HC + HP, {"gamma": 0.2}, {"gamma": 0.1}),
     Fault("σ too large", "actions_clipped", P, HP, {"log_std_init": 2.5}, {"log_std_init": 3.0}),
     Fault("σ too small", "no_exploration", P, HP, {"log_std_init": -6.0}, {"log_std_init": -5.0}),
-    Fault("batch too small", "batch_too_small", C, A, {"num_envs": 1, "rollout_steps": 4, "minibatches": 1, RATE: 1e-3}),
+    Fault("batch too small", "batch_too_small", C, A, TINY),
     Fault("observations × 1000", "observations_unscaled", C + P, A + HC, PLAIN, plant={"observe_scale": 1000.0}),
     Fault("observations + 300", "observations_unscaled", C, HC + HP, PLAIN, plant={"observe_shift": 300.0}),
     Fault("observations all zero", "observations_uninformative", C + P, A + HC, plant={"observe_scale": 0.0}),
@@ -271,7 +273,7 @@ FAULTS = (
     Fault("successor is the next reset", "reset_as_successor", P, HC + HP, plant=rollout("reset successor")),
     Fault("observations two steps late", "rows_misaligned", C + P, A + HC, plant=rollout("late observation")),
     Fault("ends are not recorded", "ends_not_recorded", C, HC, plant=rollout("no ends")),
-    Fault("reward never found", "no_reward_signal", (MOUNTAIN,), (MOUNTAIN,), {"log_std_init": -1.0}, {"log_std_init": -2.0}),
+    Fault("reward never found", "no_reward_signal", M, M, {"log_std_init": -1.0}, {"log_std_init": -2.0}),
     Fault("environment slows down", "slows_down", HC, (HOST_ACROBOT,), slower=True),
 )  # fmt: skip
 
@@ -293,6 +295,8 @@ def variants(world: str, *rungs: str) -> tuple[Healthy, ...]:
 
 
 OWN = ("reinforce", "reward_to_go", "reinforce_baseline", "actor_critic", "a2c", "gae", "ppo_kl", "ppo_kl_fixed", "ppo")
+WIDE = {"log_std_init": 1.0, "steps": 100_000, "gamma": 0.999, "num_envs": 8, "rollout_steps": 256}
+BANDIT = {"steps": 20_000, "num_envs": 16, "rollout_steps": 8, "gamma": 0.9, RATE: 1e-3}
 HEALTHY = (
     *variants(CARTPOLE, *OWN),
     *variants(HOST_CARTPOLE, "reward_to_go", "gae", "ppo"),
@@ -306,10 +310,10 @@ HEALTHY = (
         {"activation": "relu"}, {"hidden_sizes": (32,)}, {"num_envs": 32},
     )),
     *(Healthy(PENDULUM, "ppo", s) for s in ({"seed": 20, "learning_rate": 5e-4}, {"seed": 30, "log_std_init": -0.5})),
-    *(Healthy(ACROBOT, "ppo", s) for s in ({"seed": 20, "learning_rate": 5e-4}, {"seed": 30, "entropy_coefficient": 0.0})),
+    *(Healthy(ACROBOT, "ppo", s) for s in ({"seed": 20, RATE: 5e-4}, {"seed": 30, BONUS: 0.0})),
     *(Healthy(CARTPOLE, "ppo", {"seed": s}, preset=True) for s in (0, 5)),
-    Healthy(MOUNTAIN, "ppo", {"log_std_init": 1.0, "steps": 100_000, "gamma": 0.999, "num_envs": 8, "rollout_steps": 256}),
-    *(Healthy(f"jax:probe/{name}", "ppo", {"steps": 20_000, "num_envs": 16, "rollout_steps": 8, "gamma": 0.9, RATE: 1e-3})
+    Healthy(MOUNTAIN, "ppo", WIDE),
+    *(Healthy(f"jax:probe/{name}", "ppo", BANDIT)
       for name in ("both", "delay", "continuous")),
 )  # fmt: skip
 

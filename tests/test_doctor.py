@@ -39,8 +39,11 @@ def write_run(folder, changes=None, rise=50.0, lengths=None, box=False, **settin
         for i in range(ITERATIONS):
             step = (i + 1) * 1024
             row = {"iteration": i, "seed": seed, "step": step, "episode/count": 10, "episode/length": 40.0}
-            row |= {name: x * (1 + 0.05 * generator.normal()) for name, x in (HEALTHY | (changes or {})).items()}
-            directory.append(directory.metrics_path, json.dumps(row | {"time/elapsed": i * 1.0}) + "\n")
+            row |= {"policy/loss": 0.1} | {
+                name: x * (1 + 0.05 * generator.normal()) for name, x in (HEALTHY | (changes or {})).items()
+            }
+            row = {name: None if x != x else x for name, x in row.items()} | {"time/elapsed": i * 1.0}
+            directory.append(directory.metrics_path, json.dumps(row) + "\n")
             for k in range(10):
                 length = int(generator.integers(20, 60)) if lengths is None else lengths(generator)
                 value = 20 + rise * i / ITERATIONS + 5 * generator.normal()
@@ -74,6 +77,8 @@ SIGNATURES = {
     "entropy_dominates": {"changes": {"policy/entropy": 0.693}, "rise": 0.0, "entropy_coefficient": 1.0},
     "actions_clipped": {"changes": {"health/action_clipped": 0.9, "policy/entropy": 3.0}, "box": True},
     "no_exploration": {"changes": {"policy/entropy": -5.0}, "box": True},
+    "targets_impossible": {"changes": {"health/target_mean": -30.0}},
+    "not_finite": {"changes": {"policy/loss": float("nan")}, "rise": 0.0},
     "horizon_too_short": {"gamma": 0.3},
     "batch_too_small": {"num_envs": 1, "rollout_steps": 4, "minibatches": 1},
 }  # fmt: skip

@@ -108,7 +108,7 @@ def test_the_page_is_self_contained_and_escapes_names(report):
     assert not re.search(r"<(?:link|iframe)|<script src|@import|url\(", plain)
     assert "cartpole--b" in plain or "cartpole &lt;b&gt;" in plain
     assert report.stat().st_size < 4e6
-    for heading in ("Learning", "Comparison", "Evaluation", "Settings", "Diagnostics", "Credit"):
+    for heading in ("Learning", "Comparison", "Evaluation", "Health", "Settings", "Diagnostics", "Credit"):
         assert f"<h2>{heading}</h2>" in plain
     assert "thin evidence" in plain  # two seeds: the comparison's warning
 

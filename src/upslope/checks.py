@@ -111,20 +111,20 @@ def of_repetition(e: Examined) -> Iterator[Check]:
     play(used, actions_of(e.world, 5), SHORT, SECONDS, 1000)
     is_clean = same(first, play(used, actions_of(e.world, 0), SHORT, SECONDS))
     used.close()
-    leak = "after other episodes the same seed shows another course"
-    remedy = "Set every attribute of the episode anew in reset()."
-    yield Check(
-        "nothing leaks through reset",
-        "ok" if is_clean else "error",
-        "" if is_clean else leak,
-        "" if is_clean else remedy,
-    )
-    apart = same(first, beside_another(e))
-    words = "another instance stepped beside it changes its course"
-    remedy = "Keep no state in the class, a module or a shared object."
-    yield Check(
-        "instances are independent", "ok" if apart else "error", "" if apart else words, "" if apart else remedy
-    )
+    if is_clean:
+        yield Check("nothing leaks through reset", "ok", "after other episodes the same seed shows the same course")
+    else:
+        words = "after other episodes the same seed shows another course"
+        yield Check(
+            "nothing leaks through reset", "error", words, "Set every attribute of the episode anew in reset()."
+        )
+    if same(first, beside_another(e)):
+        yield Check("instances are independent", "ok", "another instance stepped beside it changes nothing")
+    else:
+        words = "another instance stepped beside it changes its course"
+        yield Check(
+            "instances are independent", "error", words, "Keep no state in the class, a module or a shared object."
+        )
 
 
 def beside_another(e: Examined) -> Trial:
@@ -192,9 +192,8 @@ def of_rewards(e: Examined) -> Iterator[Check]:
         yield Check("rewards", "warning", f"all 0 in {len(rewards)} random steps",
                     "A random policy finds nothing to learn from: shape the reward, or explore wider.")  # fmt: skip
     elif np.ptp(rewards) == 0 and len(set(e.trial.lengths)) <= 1:
-        yield Check(
-            "rewards", "error", f"always {words}, in episodes of one length", "No action can change the return."
-        )
+        yield Check("rewards", "warning", f"{words}, in episodes of one length: every return is the same",
+                    "A random policy cannot tell good from bad: shape the reward, or explore wider.")  # fmt: skip
     elif np.abs(rewards).max() > 100:
         yield Check("rewards", "warning", words, "Large: keep --normalize-rewards.")
     else:

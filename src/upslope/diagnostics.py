@@ -24,7 +24,7 @@ from upslope.types import Credit, Metrics, Rollout
 RAW = "health"
 """The vector among an update's metrics."""
 PREFIX = "health/"
-POINTS = 200
+POINTS = 100
 """How many times a run is looked at."""
 TAIL = 8
 """Steps before an end over which credit is held against the return that followed."""

@@ -159,23 +159,24 @@ def probe_group(
     states = [initialise_all(task, config.seed_list(), Several(probes, index)) for index in indices]
     stacked = jax.tree.map(lambda *x: jnp.concatenate(x), *states)
     index = jnp.repeat(jnp.asarray(indices, jnp.int32), config.seeds)
-    values, returns, exact = jax.jit(partial(train_and_judge, task, probes, iterations))(index, stacked)
-    shape = (len(names), config.seeds, FIRST)
-    parts = (np.asarray(x).reshape(shape) for x in (values, returns, exact))
-    return {
-        name: verdict(name, v, r, e, probes[k], task) for name, k, v, r, e in zip(names, indices, *parts, strict=True)
-    }
+    judged = jax.jit(partial(train_and_judge, task, probes, iterations))(index, stacked)
+    parts = (np.asarray(x).reshape(len(names), config.seeds, FIRST) for x in judged)
+    return {name: verdict(name, *arrays, task=task) for name, *arrays in zip(names, *parts, strict=True)}
 
 
 def train_and_judge(task: Task, probes: tuple[Probe, ...], iterations: int, index: Any, states: Any) -> Any:
-    """V(s_0), the return of the best actions from s_0, and V*(s_0), of every run at `FIRST` first observations."""
+    """Of every run, at first observations: V(s_0) and V*(s_0), the deterministic policy's return and the best."""
 
-    def one(run: tuple[Any, Any]) -> tuple[Any, Any, Any]:
+    def one(run: tuple[Any, Any]) -> tuple[Any, ...]:
         world = Several(probes, run[0])
         agent = iterate_many(task, world, run[1], iterations)[0].learner.agent
         observation = jax.vmap(world.reset)(jax.random.split(jax.random.key(7), FIRST))[1]
-        exact = jax.lax.switch(run[0], [partial(probe.exact_value, gamma=GAMMA) for probe in probes], observation)
-        return agent.value(observation), returns_of(world, agent, observation), exact
+        exact, best = (
+            jax.lax.switch(run[0], [partial(probe.exact_value, gamma=gamma) for probe in probes], observation)
+            for gamma in (GAMMA, 1 - 1e-6)
+        )
+        best = jnp.minimum(best, float(LIMIT))  # the world that never ends pays 1 a step
+        return agent.value(observation), exact, returns_of(world, agent, observation), best
 
     return jax.lax.map(one, (index, states))
 
@@ -195,15 +196,15 @@ def returns_of(world: Several, agent: Any, observation: Any) -> Any:
     return jax.lax.scan(step, start, length=LIMIT)[0][2]
 
 
-def verdict(name: str, value: np.ndarray, returns: np.ndarray, exact: np.ndarray, probe: Probe, task: Task) -> Probed:
-    """Solved: each seed's return within 5 % of the best, and the critic's values within 10 % of the exact ones."""
-    best = float(LIMIT) if name == "truncation" else float(np.mean(exact[0])) / (GAMMA if name == "delay" else 1.0)
-    gap = float(np.max(best - returns.mean(axis=1)))
+def verdict(name: str, value: Any, exact: Any, returns: Any, best: Any, task: Task) -> Probed:
+    """Solved: each seed's return within 5 % of the best, and its critic's values within 10 % of the exact ones."""
+    highest = float(best.mean())
+    gap = float(np.max(best.mean(axis=1) - returns.mean(axis=1)))
     # R_t is what was collected before the limit, so there a critic of whole episodes is right not to believe in more.
-    judged = task.update.needs_critic and not (task.estimator.whole_episodes and name == "truncation")
-    error, size = float(np.max(np.abs(value - exact))) if judged else None, float(np.max(np.abs(exact)))
-    solved = gap < 0.05 * max(1.0, abs(best)) and (error is None or error < 0.1 * max(1.0, size))
-    return Probed(name, gap, best, error, size, bool(solved), PROBES[name])
+    is_judged = task.update.needs_critic and not (task.estimator.whole_episodes and name == "truncation")
+    error, size = float(np.max(np.abs(value - exact))) if is_judged else None, float(np.max(np.abs(exact)))
+    solved = gap < 0.05 * max(1.0, abs(highest)) and (error is None or error < 0.1 * max(1.0, size))
+    return Probed(name, gap, highest, error, size, bool(solved), PROBES[name])
 
 
 def defaults(algorithm: str, estimator: Estimator, objective: Objective) -> dict[str, Any]:

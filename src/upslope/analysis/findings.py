@@ -51,7 +51,7 @@ class Finding:
     remedy: str
     """The flag or the line to change."""
     certainty: float
-    """0 to 1, how often this cause is behind the signature; multiplied by the share of seeds that show it."""
+    """0 to 1, how often this cause is behind the signature, less where only some of the seeds show it."""
     harm: float = 1.0
     """0 to 1, how much it keeps a run from learning."""
     rivals: tuple[str, ...] = ()
@@ -172,6 +172,12 @@ class Signs:
         return first, last, spread
 
     @cached_property
+    def last_spread(self) -> np.ndarray:
+        """The deviation of the last fifth of episode returns a seed [S]."""
+        parts = [self.record.episodes_of(seed)["return"] for seed in self.record.seeds]
+        return np.asarray([np.std(r[-max(5, len(r) // 5) :]) if len(r) else np.nan for r in parts])
+
+    @cached_property
     def improved(self) -> np.ndarray:
         """Of which seeds the return rose by more than half a deviation of the first episodes [S]."""
         first, last, spread = self.returns
@@ -189,9 +195,9 @@ class Signs:
 
 
 def share(holds: np.ndarray) -> float:
-    """The share of seeds in which something holds, or 0 if in fewer than half."""
+    """How much a sign counts: 0 if fewer than half of the seeds show it, 0.75 for half of them, 1 for all."""
     part = float(np.mean(holds))
-    return part if part >= 0.5 else 0.0
+    return 0.5 + 0.5 * part if part >= 0.5 else 0.0
 
 
 def rule(source: str) -> Callable[[Callable[[Signs], Finding | None]], Callable[[Signs], Finding | None]]:

@@ -1,4 +1,4 @@
-"""What each metric of a run's health means: they are measured about 200 times a run, for the doctor and the curious."""
+"""What each metric of a run's health means: they are measured about 100 times a run, for the doctor and the curious."""
 
 from upslope.analysis.explanation import Explanation
 

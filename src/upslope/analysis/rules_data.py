@@ -8,11 +8,16 @@ CHECK = "upslope check ENVIRONMENT"
 PROBE = "upslope probe, with your own estimator and objective"
 
 
+def loses_ends(s: Signs) -> np.ndarray:
+    """In which seeds episodes finish and no rollout has an end [S]."""
+    return (s.taken("end_share", how=np.max) == 0) & (s.taken("episode/count", how=np.sum) > 20)
+
+
 @rule("Gymnasium issue 785; Jones 2021")
 def rows_misaligned(s: Signs) -> Finding | None:
     """s_{t+1} of one row is s_t of the next, unless an episode ended between."""
     x = s.taken("broken_links")
-    part = share(x > 0.01)
+    part = share((x > 0.01) & ~loses_ends(s))
     return Finding(
         "rows_misaligned", "Rows do not go on where the row before stopped.",
         "Observations are stored against the actions of other steps.",
@@ -52,8 +57,7 @@ def log_prob_mismatch(s: Signs) -> Finding | None:
 @rule("Jones 2021")
 def ends_not_recorded(s: Signs) -> Finding | None:
     """Finished episodes must show in the rollouts."""
-    x = s.taken("end_share", how=np.max)
-    part = share((x == 0) & (s.taken("episode/count", how=np.sum) > 20))
+    x, part = s.taken("end_share", how=np.max), share(loses_ends(s))
     return Finding(
         "ends_not_recorded", "Episodes finish, but no rollout has an end.",
         "terminated and truncated are lost between the environment and the rollout.",
@@ -66,7 +70,7 @@ def ends_not_recorded(s: Signs) -> Finding | None:
 def credit_inconsistent(s: Signs) -> Finding | None:
     """Weight and target must tell of the same advantage."""
     x = s.taken("weight_agreement")
-    part = share(x < 0.5) if s.needs_critic else 0.0
+    part = share(x < 0.9) if s.needs_critic else 0.0
     return Finding(
         "credit_inconsistent", "The weight Ψ is not target − V.",
         "The estimator's weight has another sign, another time step, or its target lacks V.",
@@ -94,7 +98,9 @@ def truncation_not_bootstrapped(s: Signs) -> Finding | None:
     """At a time limit the target is more than the last reward."""
     x = s.late("truncation_bootstrap")
     applies = s.needs_critic and not s.is_whole and s.config.gamma > 0
-    part = share((x < 1e-3) & (np.abs(s.late("value_mean")) > 0.01)) if applies else 0.0
+    reward = np.maximum(np.abs(s.late("reward_mean") * s.late("reward_scale")), 1e-8)
+    believed = np.abs(s.late("value_mean")) / reward
+    part = share((x < 0.1 * believed) & (believed > 1e-4)) if applies else 0.0
     return Finding(
         "truncation_not_bootstrapped", "Targets at time limits are the last reward alone.",
         "The time limit is taken for death: the value of the final observation is left out.",

@@ -28,7 +28,7 @@ def update_too_small(s: Signs) -> Finding | None:
     """All updates together move the policy hardly at all."""
     kl = np.maximum(s.record.metrics.get("policy/kl", np.zeros(s.record.steps.shape)), 0)
     path = np.nansum(np.sqrt(2 * kl), axis=1)
-    part = share(path < 0.3) if not s.is_recorded else 0.0
+    part = share(path < 0.2) if s.is_flat and not s.is_recorded else 0.0
     return Finding(
         "update_too_small", "All updates together hardly move the policy.",
         "The learning rate, the clip range, or the KL limit is too small, or the KL penalty too strong.",
@@ -78,7 +78,7 @@ def no_exploration(s: Signs) -> Finding | None:
 def actions_clipped(s: Signs) -> Finding | None:
     """Most of what a Gaussian policy samples is cut off by the bounds."""
     x = s.early("action_clipped")
-    part = share(x > 0.65)
+    part = share(x > 0.85)
     return Finding(
         "actions_clipped", "Most sampled actions are outside their bounds.",
         "σ is larger than the action range, so the world sees only the bounds.",
@@ -112,6 +112,59 @@ def batch_too_small(s: Signs) -> Finding | None:
         "Gradients are mostly noise.", "Raise --num-envs or --rollout-steps, or lower --minibatches.",
         0.85 if s.is_flat else 0.7, 0.9, evidence=(s.evidence("policy_signal", signal, "above 0.1"),), experiment=SEED,
     )  # fmt: skip
+
+
+@rule("Jones 2021: values of an impossible sign or size")
+def targets_impossible(s: Signs) -> Finding | None:
+    """A return lies between the lowest and the highest reward times the horizon."""
+    scale, horizon = s.late("reward_scale"), min(s.horizon, 1e6)
+    low, high = (s.taken(f"reward_{end}", how=of) * scale for end, of in (("min", np.min), ("max", np.max)))
+    x, size = s.late("target_mean"), np.maximum(np.abs(low), np.abs(high))
+    too_low, too_high = (
+        x < np.minimum(low, 1.5 * low * horizon) - size,
+        x > np.maximum(high, 1.5 * high * horizon) + size,
+    )
+    part = share(too_low | too_high) if s.needs_critic else 0.0
+    return Finding(
+        "targets_impossible", "The critic's targets are larger than any return can be, or of the other sign.",
+        "The estimator adds what it should not, or the critic feeds on its own values.",
+        "Test the estimator: upslope probe. With a sound one lower --gamma or --learning-rate.", 0.8 * part,
+        evidence=(s.evidence("target_mean", x, "between the lowest and highest reward × 1/(1 − γ)", 0.5),),
+        rivals=("a critic that diverges",), experiment="upslope probe",
+    ) if part else None  # fmt: skip
+
+
+@rule("SB issue 1143; B: NaN")
+def not_finite(s: Signs) -> Finding | None:
+    """Parameters that are no longer numbers."""
+    loss = s.record.metrics.get("policy/loss")
+    if loss is None:
+        return None
+    last = [row[: int(np.isfinite(steps).sum())][-3:] for row, steps in zip(loss, s.record.steps, strict=True)]
+    lost = np.asarray([not np.isfinite(row).any() for row in last])
+    return Finding(
+        "not_finite", f"{lost.sum()} of {len(lost)} seeds have parameters that are no longer numbers.",
+        "Numbers too large for 32 bits went through the networks.",
+        "Lower --learning-rate, and add --normalize-observations --normalize-rewards.", 0.99,
+        evidence=(s.evidence("policy/loss", np.where(lost, np.nan, 0.0), "a number"),),
+    ) if lost.any() else None  # fmt: skip
+
+
+@rule("SB3 issue 1063: training and evaluation disagree")
+def modes_disagree(s: Signs) -> Finding | None:
+    """The most probable actions get much less than sampled ones: a note, since some tasks need chance."""
+    rows = s.record.evaluations
+    modes = [rows["return"][rows["mode"] == mode] for mode in ("stochastic", "deterministic")]
+    if min(map(len, modes)) < 10:
+        return None
+    sampled, best = (x.mean() for x in modes)
+    return Finding(
+        "modes_disagree", f"Deterministic actions get {best:.4g}, sampled ones {sampled:.4g}.",
+        "The task needs chance, or the policy relies on its noise.",
+        "Report both, or deploy the stochastic policy.", 0.4,
+        evidence=(s.evidence("evaluation: stochastic, deterministic", np.asarray([sampled, best])),),
+        experiment="upslope evaluate RUN --episodes 100",
+    ) if sampled - best > 1.5 * modes[0].std() else None  # fmt: skip
 
 
 @rule("SB issue 837: late collapse")

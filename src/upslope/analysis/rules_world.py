@@ -20,6 +20,22 @@ def no_reward_signal(s: Signs) -> Finding | None:
     ) if part else None  # fmt: skip
 
 
+@rule("Schulman, nuts and bolts; the pendulum's and the mountain car's rewards")
+def only_costs_avoided(s: Signs) -> Finding | None:
+    """A policy that has learned to do nothing, since nothing it ever did was paid for."""
+    highest, ended = s.taken("reward_max", how=np.max), s.taken("truncated_share", how=np.min)
+    explained = s.late("critic/explained_variance")
+    part = share((highest <= 0) & (ended > 0.99) & (explained < 0.1) & s.improved) if s.needs_critic else 0.0
+    return Finding(
+        "no_reward_signal", "Only costs fall: no reward above 0 was ever seen, and no episode ended by itself.",
+        "The goal was never found, so the policy learns to save effort.",
+        "Explore wider: --log-std-init 1 --gamma 0.999; or shape the reward.", 0.75 * part,
+        evidence=(s.evidence("reward_max", highest, "above 0 now and then"),
+                  s.evidence("critic/explained_variance", explained, "towards 1", 0.5)),
+        rivals=("a task that is a cost from beginning to end",), experiment=CHECK,
+    ) if part else None  # fmt: skip
+
+
 @rule("Jones 2021: targets of size 1; Henderson et al. 2018 on reward scale")
 def rewards_unscaled(s: Signs) -> Finding | None:
     """A critic cannot learn numbers of many thousands."""
@@ -98,6 +114,8 @@ def limit_as_termination(s: Signs) -> Finding | None:
     if s.lengths.size < 50:
         return None
     longest = int(s.lengths.max())
+    if np.unique(s.lengths).size < 5:
+        return None
     at_longest = np.asarray([np.mean(s.record.episodes_of(seed)["length"] == longest) for seed in s.record.seeds])
     truncated = s.taken("truncated_share", how=np.mean)
     part = share((at_longest > 0.15) & (truncated < 0.01)) if longest > 3 else 0.0
@@ -145,7 +163,7 @@ def actions_without_effect(s: Signs) -> Finding | None:
     signal, gain = s.taken("policy_signal", 0.2), s.taken("weight_std")
     explained = s.late("critic/explained_variance")
     first, last, spread = s.returns
-    still = np.abs(last - first) < 0.35 * np.maximum(spread, 1e-9)
+    still = (np.abs(last - first) < 0.35 * np.maximum(spread, 1e-9)) & (s.last_spread > 0.5 * spread)
     part = share(still & (signal < 0.12) & (gain > 1e-7)) if s.is_flat and s.needs_critic else 0.0
     return Finding(
         "actions_without_effect", "The return stays where it began, and the policy gradient is noise.",

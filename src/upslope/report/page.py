@@ -21,6 +21,7 @@ from upslope.report.credit import credit_view
 from upslope.report.curves import diagnostics_section, learning_section
 from upslope.report.evaluations import evaluation_section
 from upslope.report.figures import DASHES, NUM_COLOURS, Figures
+from upslope.report.health import health_section
 from upslope.report.tables import comparison_section, settings_section
 from upslope.runs import versions
 from upslope.storage import write_atomically
@@ -32,7 +33,7 @@ REPORT_PICTURES, CREDIT_PICTURES = 1_200_000, 2_500_000
 
 
 def write_report(runs: Sequence[str | Path], output: str | Path = "report.html") -> Path:
-    """Write a page about these runs: curves, comparison, evaluations, settings, diagnostics, credit.
+    """Write a page about these runs: curves, comparison, evaluations, health, settings, diagnostics, credit.
 
     It reads run directories and nothing else, so it is quick and executes nothing of theirs. Evaluation episodes and
     credit are shown where `upslope evaluate` and `upslope credit` have left some.
@@ -50,6 +51,7 @@ def write_report(runs: Sequence[str | Path], output: str | Path = "report.html")
         "Learning": learning_section(figures, records, names),
         "Comparison": comparison_section(figures, comparison) if comparison else "<p>See the warning above.</p>",
         "Evaluation": evaluation_section(figures, records, names),
+        "Health": health_section(records, names),
         "Settings": settings_section(records, names),
         "Diagnostics": diagnostics_section(figures, records, names),
         "Credit": credit_section(figures, records, names),

@@ -1,6 +1,6 @@
 """The sections that are tables: the comparison, and the settings."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from html import escape
 from typing import Any
 
@@ -19,10 +19,15 @@ def number(x: float) -> str:
     return f"{x:,.0f}" if abs(x) >= 1000 else f"{x:.4g}"
 
 
-def estimate(x: Estimate) -> str:
+def estimate(x: Estimate, words: Callable[[float], str] = number) -> str:
     """A number and its interval."""
-    interval = f" <small>[{number(x.interval.low)}, {number(x.interval.high)}]</small>" if x.interval else ""
-    return f"{number(x.value)}{interval}"
+    interval = f" <small>[{words(x.interval.low)}, {words(x.interval.high)}]</small>" if x.interval else ""
+    return f"{words(x.value)}{interval}"
+
+
+def share(x: Estimate) -> str:
+    """A probability in hundredths, which is all that a few seeds tell."""
+    return estimate(x, lambda p: f"{p:.2f}")
 
 
 def table(head: Sequence[str], rows: Sequence[Sequence[str]], caption: str = "") -> str:
@@ -94,8 +99,8 @@ def improvement_table(comparison: Comparison, groups: Sequence[Group]) -> str:
     labels, cells = [g.label for g in groups], {}
     for found in comparison.improvements:
         if found.environments == (groups[0].environment,):
-            cells[found.label, found.other] = estimate(found.probability)
-            cells.setdefault((found.other, found.label), estimate(turned(found.probability)))
+            cells[found.label, found.other] = share(found.probability)
+            cells.setdefault((found.other, found.label), share(turned(found.probability)))
     rows = [[escape(a), *(cells.get((a, b), "") for b in labels)] for a in labels]
     return table(["", *map(escape, labels)], rows, "Probability that a seed of the row beats one of the column")
 

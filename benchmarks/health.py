@@ -1,0 +1,71 @@
+"""What do the health metrics cost? Stores benchmarks/results/health.json.
+
+    python benchmarks/health.py
+
+The compiled loop of one seed with and without them, called in turns, for a budget of 500,000 steps; the least processor
+time of each over all turns. Where a run has fewer than about 100 iterations, every one is looked at.
+"""
+
+import json
+from functools import partial
+from pathlib import Path
+from time import process_time
+from typing import Any
+from unittest.mock import patch
+
+import jax
+
+from upslope import iteration
+from upslope.config import configure
+from upslope.environments.make import make
+from upslope.iteration import initialise, iterate_many
+from upslope.tasks import task_of
+
+RESULTS = Path(__file__).parent / "results" / "health.json"
+TURNS = 12
+CASES: dict[str, tuple[str, str, dict[str, Any], int]] = {
+    "ppo, CartPole, 8 × 128": ("jax:CartPole-v1", "ppo", {}, 10),
+    "ppo, CartPole, 64 × 128": ("jax:CartPole-v1", "ppo", {"num_envs": 64}, 3),
+    "a2c, CartPole, 8 × 5": ("jax:CartPole-v1", "a2c", {}, 1000),
+    "reinforce, CartPole": ("jax:CartPole-v1", "reinforce", {}, 10),
+    "ppo, Pendulum, 2048": ("jax:Pendulum-v1", "ppo", {}, 3),
+}
+
+
+def program(name: str, with_health: bool) -> Any:
+    """One seed's loop, compiled, and its first state."""
+    environment, algorithm, settings, iterations = CASES[name]
+    world: Any = make(environment)
+    is_box = "Pendulum" in environment
+    config = configure(environment, algorithm, is_continuous=is_box, use_preset=False, steps=500_000, **settings)
+    task = task_of(config, world)
+    state = initialise(task, 0, world)
+    with patch.object(iteration, "Look", iteration.Look if with_health else lambda *_: None):
+        return jax.jit(partial(iterate_many, task, world, iterations=iterations)).lower(state).compile(), state
+
+
+def least(name: str) -> dict[str, float]:
+    """The least milliseconds of an iteration, without and with."""
+    programs = {"without": program(name, False), "with": program(name, True)}
+    best = dict.fromkeys(programs, float("inf"))
+    states = {which: state for which, (_, state) in programs.items()}
+    for _ in range(TURNS):
+        for which, (compiled, _) in programs.items():
+            started = process_time()
+            states[which] = jax.block_until_ready(compiled(states[which]))[0]
+            best[which] = min(best[which], 1e3 * (process_time() - started) / CASES[name][3])
+    found = {f"{which}, ms": round(ms, 4) for which, ms in best.items()}
+    return found | {"cost, %": round(100 * (best["with"] / best["without"] - 1), 1)}
+
+
+def main() -> None:
+    """Every case."""
+    results = {}
+    for name in CASES:
+        results[name] = least(name)
+        print(name, results[name], flush=True)
+    RESULTS.write_text(json.dumps(results, indent=1, ensure_ascii=False) + "\n", "utf-8")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,38 @@
+"""What the doctor says of each run."""
+
+from collections.abc import Sequence
+from html import escape
+
+from upslope.analysis.doctor import Diagnosis, diagnosis_of
+from upslope.analysis.findings import Finding
+from upslope.analysis.records import Record
+
+
+def health_section(records: Sequence[Record], names: Sequence[str]) -> str:
+    """Findings of the runs that have any; the others get one clean bill together."""
+    found = [diagnosis_of(record) for record in records]
+    sick = [(name, one) for name, one in zip(names, found, strict=True) if one.alarms]
+    well = [name for name, one in zip(names, found, strict=True) if not one.alarms]
+    parts = [findings_of(name, one) for name, one in sick]
+    if well:
+        words = "Nothing wrong was found in" if sick else "Nothing wrong was found:"
+        count = max(len(one.checked) for one in found)
+        parts.append(f"<p>{words} {escape(', '.join(well))}. {count} rules were checked; <code>upslope doctor</code> "
+                     "names them.</p>")  # fmt: skip
+    return "".join(parts)
+
+
+def findings_of(name: str, found: Diagnosis) -> str:
+    """A run's alarms, surest and most harmful first."""
+    return f"<h3>{escape(name)}</h3>" + "".join(finding_block(finding) for finding in found.alarms)
+
+
+def finding_block(finding: Finding) -> str:
+    """Symptom, cause, evidence, rivals, remedy."""
+    rows = [("likely", f"{finding.likely} (certainty {finding.certainty:.0%})")]
+    rows += [("evidence", one.words()) for one in finding.evidence]
+    rows += [("or", rival) for rival in finding.rivals]
+    rows += [("to tell", finding.experiment)] if finding.experiment else []
+    rows += [("remedy", finding.remedy)]
+    table = "".join(f"<tr><th>{label}</th><td>{escape(words)}</td></tr>" for label, words in rows)
+    return f'<h4>{escape(finding.symptom)}</h4><div class="wide"><table class="finding">{table}</table></div>'
