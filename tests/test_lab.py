@@ -15,7 +15,7 @@ from upslope import cli
 from upslope.environments.tabular import delayed_key
 from upslope.errors import UpslopeError
 from upslope.estimators import NStep, RewardToGo
-from upslope.flags import Lab
+from upslope.evidence import Lab
 from upslope.lab import advantages, finding, gradients, play, sampling
 from upslope.lab.credit import episodes_until_found, key_and_coins
 from upslope.lab.experiments import EXPERIMENTS
