@@ -195,3 +195,15 @@ def test_bad_input_is_refused(runs, tmp_path):
     (tmp_path / "credit.npz").write_bytes(b"nothing")
     with pytest.raises(upslope.UpslopeError, match="not a credit file"):
         load_credit(tmp_path / "credit.npz")
+
+
+def test_an_environment_that_cannot_draw_has_its_credit_without_pictures():
+    from upslope.analysis.pictures import Pictures
+
+    def draw():
+        raise ImportError("pygame is not installed")
+
+    pictures = Pictures()
+    pictures.add(0, draw)
+    pictures.add(1, draw)
+    assert pictures.steps == [] and "pygame is not installed" in pictures.note

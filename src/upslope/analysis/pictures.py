@@ -45,7 +45,11 @@ class Pictures:
         """Draw this step, if it is one of those that are kept."""
         if self.note or step % self.stride:
             return
-        picture = draw()
+        try:
+            picture = draw()
+        except Exception as error:  # an episode is worth its credit without pictures too
+            self.note = f"the environment could not be drawn: {error}"
+            return
         if not isinstance(picture, np.ndarray) or picture.ndim != 3:
             self.note = f'the environment draws no picture (render_mode="rgb_array" gave {type(picture).__name__})'
             return
