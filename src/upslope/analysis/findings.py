@@ -120,6 +120,10 @@ class Signs:
         inside = (done >= start) & (done <= stop) & np.isfinite(values)
         return np.asarray([how(v[m]) if m.any() else np.nan for v, m in zip(values, inside, strict=True)])
 
+    def whole(self, name: str) -> np.ndarray:
+        """A metric of health over the whole run [S, I]; nan where it was not measured."""
+        return self.record.metrics.get(PREFIX + name, np.full(self.record.steps.shape, np.nan))
+
     def late(self, name: str) -> np.ndarray:
         """Over the second half."""
         return self.taken(name, 0.5)

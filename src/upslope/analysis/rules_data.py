@@ -70,12 +70,16 @@ def ends_not_recorded(s: Signs) -> Finding | None:
 def credit_inconsistent(s: Signs) -> Finding | None:
     """Weight and target must tell of the same advantage."""
     x = s.taken("weight_agreement")
-    part = share(x < 0.9) if s.needs_critic else 0.0
+    bias, target, mean, std = (s.whole(n) for n in ("value_bias", "target_std", "weight_mean", "weight_std"))
+    # The same of the means: E[Ψ] = E[target − V], in deviations of Ψ.
+    gap = np.nanmedian(np.abs(bias * target / std + mean), axis=1)
+    part = share((x < 0.9) | (gap > 0.3)) if s.needs_critic else 0.0
     return Finding(
         "credit_inconsistent", "The weight Ψ is not target − V.",
         "The estimator's weight has another sign, another time step, or its target lacks V.",
         "In your estimator return weight = A_t and target = A_t + V(s_t), both of step t.",
-        0.96 * part, evidence=(s.evidence("weight_agreement", x, "1"),), experiment=PROBE,
+        0.96 * part, experiment=PROBE,
+        evidence=(s.evidence("weight_agreement", x, "1"), s.evidence("(E[target − V] − E[Ψ])/σ(Ψ)", gap, "0")),
     ) if part else None  # fmt: skip
 
 
