@@ -83,14 +83,14 @@ def test_a_race_that_was_stopped_goes_on_and_ends_as_if_it_had_not_been(race, tm
         "name": "x",
         "quiet": True,
     } | SMALL
-    advance, count = upslope.engines.ProgramEngine.advance, iter(range(1000))
+    advance, count = upslope.programs.ProgramEngine.advance, iter(range(1000))
 
     def interrupted(self, state):
         if self.task.estimator == upslope.NStep(5) and next(count) == 3:
             raise KeyboardInterrupt
         return advance(self, state)
 
-    monkeypatch.setattr(upslope.engines.ProgramEngine, "advance", interrupted)
+    monkeypatch.setattr(upslope.programs.ProgramEngine, "advance", interrupted)
     with pytest.raises(KeyboardInterrupt, match="--name x --resume"):
         upslope.ladder("jax:CartPole-v1", **options)
     assert sorted(p.name for p in (tmp_path / "x").iterdir()) == ["a2c", "reinforce"]
