@@ -222,19 +222,42 @@ class HostColumns:
         return bool(np.array_equal(self.flat[row], shown))
 
 
+def rows_of(num_seeds: Sequence[int], num_envs: int) -> list[np.ndarray]:
+    """The rows [s, N] of successive shares of the seeds."""
+    every = np.arange(sum(num_seeds) * num_envs).reshape(-1, num_envs)
+    return np.split(every, np.cumsum(num_seeds)[:-1])
+
+
 def split_snapshot(snapshot: dict[str, np.ndarray], num_seeds: Sequence[int]) -> list[dict[str, np.ndarray]]:
     """The snapshots of successive shares of the seeds."""
-    total = sum(num_seeds)
-    columns = len(snapshot["length"]) // total
-    cuts = np.cumsum(num_seeds)[:-1]
-    ends = np.concatenate([[0], np.cumsum(np.maximum(snapshot["length"], 0))])
-    parts = {
-        "episode": np.split(snapshot["episode"], cuts * columns),
-        "length": np.split(snapshot["length"], cuts * columns),
-        "actions": np.split(snapshot["actions"], ends[cuts * columns]),
-        "observation": np.split(snapshot["observation"], cuts),
-    }
-    return [dict(zip(parts, values, strict=True)) for values in zip(*parts.values(), strict=True)]
+    num_envs = len(snapshot["length"]) // sum(num_seeds)
+    return [part_of(snapshot, rows) for rows in rows_of(num_seeds, num_envs)]
+
+
+def part_of(snapshot: dict[str, np.ndarray], rows: np.ndarray) -> dict[str, np.ndarray]:
+    """The snapshot of the environments in these rows [s, n]."""
+    actions, shown = actions_of(snapshot), snapshot["observation"]
+    part = {name: snapshot[name][rows.ravel()] for name in ("episode", "length")}
+    part["actions"] = np.concatenate([actions[row] for row in rows.ravel()])
+    return part | {"observation": shown.reshape(-1, *shown.shape[2:])[rows]}
+
+
+def join_snapshots(
+    parts: Sequence[dict[str, np.ndarray]], rows: Sequence[np.ndarray], shape: tuple[int, int]
+) -> dict[str, np.ndarray]:
+    """The inverse: the snapshot of all S × N environments, given those of parts and the rows of each part."""
+    order = np.argsort(np.concatenate([mine.ravel() for mine in rows]))
+    whole = {name: np.concatenate([part[name] for part in parts])[order] for name in ("episode", "length")}
+    shown = np.concatenate([part["observation"].reshape(-1, *part["observation"].shape[2:]) for part in parts])[order]
+    actions = [taken for part in parts for taken in actions_of(part)]
+    # An environment without a single action does not know the shape of one.
+    some = [actions[k] for k in order if actions[k].size] or actions[:1]
+    return whole | {"actions": np.concatenate(some), "observation": shown.reshape(*shape, *shown.shape[1:])}
+
+
+def actions_of(snapshot: dict[str, np.ndarray]) -> list[np.ndarray]:
+    """The actions of each environment; those without a running episode have none."""
+    return np.split(snapshot["actions"], np.cumsum(np.maximum(snapshot["length"], 0))[:-1])
 
 
 def replayable(episode: HostEpisode) -> int:

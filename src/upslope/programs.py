@@ -35,19 +35,18 @@ class Program:
         self.run, self.mesh = one_seed, mesh
         self.split, self.everywhere = (NamedSharding(mesh, PartitionSpec(*axes)) for axes in ((SEEDS,), ()))
         self.compiled: Any = None
-
-    def put(self, data: Rollout | None, state: TrainState) -> tuple[Rollout | None, TrainState]:
-        """What the program reads, on its devices."""
-        return jax.device_put(data, self.everywhere), jax.device_put(state, self.split)
+        self.data: Rollout | None = None
+        """What all seeds read, on every device."""
 
     def compile(self, data: Rollout | None, state: TrainState) -> None:
-        """Make the program ready."""
+        """Make the program ready for this data."""
+        self.data = jax.device_put(data, self.everywhere)
         spread = jax.jit(spread_seeds(self.run, self.mesh), out_shardings=self.split)
-        self.compiled = spread.lower(*self.put(data, state)).compile()
+        self.compiled = spread.lower(self.data, jax.device_put(state, self.split)).compile()
 
-    def __call__(self, data: Rollout | None, state: TrainState) -> Any:
+    def __call__(self, state: TrainState) -> Any:
         """Run it, and wait for it."""
-        return jax.block_until_ready(self.compiled(*self.put(data, state)))
+        return jax.block_until_ready(self.compiled(self.data, jax.device_put(state, self.split)))
 
 
 class ProgramEngine:
@@ -82,9 +81,8 @@ class ProgramEngine:
                 list(threads.map(lambda program, part: program.compile(self.data, part), self.programs, parts))
             self.is_compiled = True
         with clock(self.phases, "compiled"):
-            states, facts = zip(
-                *[p(self.data, part) for p, part in zip(self.programs, parts, strict=True)], strict=True
-            )
+            done = [program(part) for program, part in zip(self.programs, parts, strict=True)]
+        states, facts = zip(*done, strict=True)
         after = states[0] if is_whole else self.join(jax.device_put(states, jax.local_devices()[0]))
         metrics, finished, before, steps = jax.tree.map(lambda *x: np.concatenate(x), *facts)
         before, steps = before.astype(np.int64), steps.astype(np.int64)

@@ -16,7 +16,7 @@ from upslope.config import Config, canonical
 from upslope.devices import num_cores
 from upslope.environments.make import HostWorld, make
 from upslope.errors import UpslopeError
-from upslope.host import HostColumns
+from upslope.host import HostColumns, join_snapshots, part_of
 from upslope.processes import Worker, answers_of, serve
 from upslope.spaces import Coding, Head, coding_of, head_of
 
@@ -46,10 +46,9 @@ class SlicedColumns:
         self.coding, self.head, self.say = coding, head, say
         self.shape = (config.seeds, config.num_envs)
         self.slices = np.array_split(np.arange(config.num_envs), workers)
-        self.rows = [
-            np.arange(config.seeds * config.num_envs).reshape(self.shape)[:, part].ravel() for part in self.slices
-        ]
-        self.owner, self.place = np.zeros((2, config.seeds * config.num_envs), int)
+        every = np.arange(config.seeds * config.num_envs).reshape(self.shape)
+        self.rows = [every[:, part].ravel() for part in self.slices]
+        self.owner, self.place = np.zeros((2, every.size), int)
         for number, rows in enumerate(self.rows):
             self.owner[rows], self.place[rows] = number, np.arange(len(rows))
         self.episodes = [Shown() for _ in self.owner]
@@ -112,28 +111,11 @@ class SlicedColumns:
 
     def snapshot(self) -> dict[str, np.ndarray]:
         """As `HostColumns.snapshot`."""
-        parts = self.all("snapshot")
-        actions: list[Any] = [None] * len(self.owner)
-        episode, length = np.zeros((2, len(self.owner)), int)
-        observation = np.zeros_like(self.flat)
-        for rows, part in zip(self.rows, parts, strict=True):
-            episode[rows], length[rows] = part["episode"], part["length"]
-            observation[rows] = part["observation"].reshape(len(rows), *self.coding.shape)
-            for row, taken in zip(rows, split_by(part["actions"], part["length"]), strict=True):
-                actions[row] = taken
-        some = [taken for taken in actions if len(taken)] or actions[:1]
-        whole = {"episode": episode, "length": length, "actions": np.concatenate(some)}
-        return whole | {"observation": observation.reshape(self.observation.shape)}
+        return join_snapshots(self.all("snapshot"), self.rows, self.shape)
 
     def restore(self, snapshot: dict[str, np.ndarray], say: Callable[[str], None]) -> None:
         """As `HostColumns.restore`, each environment in its worker."""
-        actions = split_by(snapshot["actions"], snapshot["length"])
-        shown = snapshot["observation"].reshape(self.flat.shape)
-        parts = []
-        for rows in self.rows:
-            mine = {name: snapshot[name][rows] for name in ("episode", "length")}
-            mine |= {"actions": np.concatenate([actions[row] for row in rows]), "observation": shown[rows]}
-            parts.append((mine,))
+        parts = [(part_of(snapshot, rows.reshape(self.shape[0], -1)),) for rows in self.rows]
         for rows, (observation, episodes, words) in zip(self.rows, self.all("restore", parts), strict=True):
             self.flat[rows] = observation
             for row, episode in zip(rows.tolist(), episodes, strict=True):
@@ -147,11 +129,6 @@ class SlicedColumns:
             worker.close()
 
 
-def split_by(actions: np.ndarray, lengths: np.ndarray) -> list[np.ndarray]:
-    """The actions of each environment; those without a running episode have none."""
-    return np.split(actions, np.cumsum(np.maximum(lengths, 0))[:-1])
-
-
 def num_slices(config: Config, world: HostWorld, asked: int | None) -> int:
     """How many processes step a seed's environments; 1 is none. More than the seeds where somebody asked for more, else
     as many as pay, which is found by trying an environment out."""
@@ -161,10 +138,9 @@ def num_slices(config: Config, world: HostWorld, asked: int | None) -> int:
         return slices if slices > config.seeds else 1
     if config.steps * config.seeds < WORTH_TRYING:
         return 1
-    by_seeds = config.seeds * config.num_envs * step_seconds(world) / min(config.seeds, cores)
-    sliced = (
-        by_seeds * min(config.seeds, cores) * len(np.array_split(range(config.num_envs), slices)[0]) / config.num_envs
-    )
+    # A step of all environments, in seconds: each seed in a process of its own, or a slice of every seed.
+    seconds, largest = step_seconds(world), -(-config.num_envs // slices)
+    by_seeds, sliced = config.num_envs * seconds, config.seeds * largest * seconds
     saved = (by_seeds - sliced - HANDING_OVER) * config.steps / config.num_envs
     return slices if sliced + HANDING_OVER < 0.8 * by_seeds and saved > WORTH_STARTING else 1
 

@@ -16,7 +16,7 @@ from upslope.config import Config, canonical
 from upslope.devices import num_cores
 from upslope.engines import Chunk
 from upslope.environments.make import HostWorld, make
-from upslope.host import split_snapshot
+from upslope.host import join_snapshots, rows_of, split_snapshot
 from upslope.host_engine import HostEngine, columns_of
 from upslope.iteration import Task, TrainState, initialise_all
 from upslope.processes import Worker, answers_of, serve
@@ -40,7 +40,8 @@ class WorkersEngine:
         self.task, self.seeds, self.say = task, config.seed_list(), say
         self.phases: dict[str, float] = {}
         shares = np.array_split(np.asarray(self.seeds), workers)
-        self.workers = [Worker("upslope.workers", i, f"seeds {words(share)}") for i, share in enumerate(shares)]
+        names = [f"seeds {', '.join(map(str, share))}" for share in shares]
+        self.workers = [Worker("upslope.workers", i, name) for i, name in enumerate(names)]
         for worker, share in zip(self.workers, shares, strict=True):
             worker.ask("begin", config.to_json(), share.tolist())
         self.counts = [len(share) for share in shares]
@@ -79,8 +80,8 @@ class WorkersEngine:
     def snapshot(self) -> dict[str, np.ndarray]:
         for worker in self.workers:
             worker.ask("snapshot", self.is_whole)
-        parts = self.everybody()
-        return {name: concatenate([part[name] for part in parts]) for name in parts[0]}
+        shape = (len(self.seeds), self.task.num_envs)
+        return join_snapshots(self.everybody(), rows_of(self.counts, shape[1]), shape)
 
     def restore(self, snapshot: dict[str, np.ndarray], say: Callable[[str], None]) -> None:
         parts = split_snapshot(snapshot, self.counts)
@@ -113,11 +114,6 @@ def join(chunks: list[Chunk]) -> Chunk:
     return Chunk(metrics, steps, before, episodes)
 
 
-def concatenate(parts: list[np.ndarray]) -> np.ndarray:
-    """One after another; a share without a single action does not know the shape of one."""
-    return np.concatenate([part for part in parts if part.size] or parts[:1])
-
-
 def leaves_of(state: TrainState) -> list[np.ndarray]:
     """The arrays of a state, random keys as integers."""
     return [np.asarray(raw(leaf)) for leaf in jax.tree.leaves(state)]
@@ -127,11 +123,6 @@ def state_of(leaves: Sequence[Any], like: TrainState) -> TrainState:
     """The inverse of `leaves_of`, given a state of the same structure."""
     pairs = zip(leaves, jax.tree.leaves(like), strict=True)
     return jax.tree.unflatten(jax.tree.structure(like), [typed(x, old) for x, old in pairs])
-
-
-def words(seeds: np.ndarray) -> str:
-    """A list in words."""
-    return ", ".join(map(str, seeds))
 
 
 class Server:
