@@ -1,8 +1,8 @@
 """What survives SIGKILL? Stores benchmarks/results/stress.json, and writes the figures into docs/reliability.md.
 
-    python benchmarks/stress.py kills               # 100 kills in all, compiled and host (about 15 minutes on two cores)
+    python benchmarks/stress.py kills               # 100 kills, compiled and host (about 15 minutes on two cores)
     python benchmarks/stress.py kills --count 12    # fewer
-    python benchmarks/stress.py malformed           # thousands of malformed files for every loader, by tests/test_loaders.py
+    python benchmarks/stress.py malformed           # thousands of malformed files, by tests/test_loaders.py
     python benchmarks/stress.py table               # the page's table from the stored results
 
 A run is trained by the command line in a process group of its own, which is killed at a moment drawn from a seed: any
@@ -36,11 +36,11 @@ MARKS = ("<!-- figures: begin -->\n", "<!-- figures: end -->")
 COMMAND = "from upslope import loop; loop.CHECKPOINT_SECONDS = 0.2; from upslope.cli import main; main()"
 SMALL = "--no-preset --num-envs 4 --rollout-steps 32 --hidden-sizes 16"
 CASES = {
-    "compiled": f"jax:CartPole-v1 {SMALL} --seeds 2 --steps 1000000 --normalize-observations",
-    "compiled, whole episodes": "jax:CartPole-v1 --algorithm reinforce_baseline --no-preset --seeds 2 --steps 400000",
-    "host, one process": f"CartPole-v1 {SMALL} --seeds 1 --steps 30000 --workers 1 --normalize-rewards",
-    "host, a process a seed": f"CartPole-v1 {SMALL} --seeds 2 --steps 25000 --workers 2",
-    "host, slices": f"CartPole-v1 {SMALL} --seeds 1 --steps 12000 --workers 2",
+    "compiled": f"jax:CartPole-v1 {SMALL} --seeds 2 --steps 300000 --normalize-observations",
+    "compiled, whole episodes": "jax:CartPole-v1 --algorithm reinforce_baseline --no-preset --seeds 2 --steps 60000",
+    "host, one process": f"CartPole-v1 {SMALL} --seeds 1 --steps 15000 --workers 1 --normalize-rewards",
+    "host, a process a seed": f"CartPole-v1 {SMALL} --seeds 2 --steps 6000 --workers 2",
+    "host, slices": f"CartPole-v1 {SMALL} --seeds 1 --steps 5000 --workers 2",
 }
 KILLS_OF_A_RUN = 4
 MOMENTS = ("any", "writing", "any", "starting", "writing")
@@ -105,7 +105,7 @@ def half_written(run: Path) -> bool:
 def listing(folder: Path) -> list[str]:
     """The names in a folder; none where it is not there."""
     try:
-        return os.listdir(folder)
+        return [path.name for path in folder.iterdir()]
     except OSError:
         return []
 

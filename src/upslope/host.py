@@ -78,7 +78,17 @@ class HostColumns:
             )
         self.observation = np.zeros((*self.shape, *coding.shape), self.dtype)
         self.flat = self.observation.reshape(-1, *coding.shape)
+        self.row: int | None = None
+        """The row whose environment is being called at this moment."""
         self.mark(between_episodes=True)
+
+    def place_now(self) -> str:
+        """Which environment is being called at this moment; empty if none is."""
+        row = self.row
+        if row is None:
+            return ""
+        episode = self.episodes[row]
+        return f"{self.world.name} is in {'step' if episode.length else 'reset'}(), {episode.describe()}"
 
     @property
     def has_begun(self) -> bool:
@@ -93,13 +103,14 @@ class HostColumns:
     def begin(self, rows: Sequence[int]) -> None:
         """Begin a new episode in each of the rows."""
         for row in rows:
-            episode = self.episodes[row]
+            self.row, episode = row, self.episodes[row]
             try:
                 observation = episode.begin()
             except Exception as error:
                 raise UpslopeError(raised(self.world.name, "reset", episode, error)) from error
             self.place(self.flat, row, observation, episode)
             self.check_finite([row], np.zeros(row + 1), self.flat)
+        self.row = None
 
     def step(self, action: np.ndarray, rows: Sequence[int], next_observation: np.ndarray) -> tuple[np.ndarray, ...]:
         """Step the given rows with the policy's actions [S·N, …]; write the true successors.
@@ -116,7 +127,7 @@ class HostColumns:
         taken = taken.tolist() if taken.ndim == 1 else taken
         limit = self.limit
         for row in rows:
-            episode = self.episodes[row]
+            self.row, episode = row, self.episodes[row]
             episode.length += 1
             if episode.length <= MAX_REPLAY:
                 episode.actions.append(taken[row].copy() if isinstance(taken, np.ndarray) else taken[row])
@@ -128,6 +139,7 @@ class HostColumns:
             if limit is not None and episode.length >= limit:
                 truncated[row] = True
             self.place(next_observation, row, observation, episode)
+        self.row = None
         self.check_finite(rows, reward, next_observation)
         self.flat[rows] = next_observation[rows]
         return reward, terminated, truncated
@@ -209,6 +221,7 @@ class HostColumns:
         self.begin([row])
         observation: Any = self.flat[row]
         for action in actions.tolist() if actions.ndim == 1 else actions:
+            self.row = row
             try:
                 observation, reward, terminated, truncated, _ = episode.env.step(action)
             except Exception:
@@ -218,6 +231,7 @@ class HostColumns:
             episode.episode_return += float(np.float32(reward))
             if terminated or truncated or np.shape(observation) != self.coding.shape:
                 return False
+        self.row = None
         self.flat[row] = observation
         return bool(np.array_equal(self.flat[row], shown))
 

@@ -162,9 +162,10 @@ class RunDirectory:
 
     def unwritable(self, path: Path, error: OSError) -> UpslopeError:
         """A growing file that cannot be written."""
+        remedy = "Make room, and see that the folder can be written, then"
+        again = "do it again" if path == self.evaluation_path else f"go on from it: upslope resume {self.path}"
         return UpslopeError(
-            f"Could not write {path}: {error.strerror or error}. The last checkpoint is intact: make room and see that "
-            f"the folder can be written, then upslope resume {self.path}"
+            f"Could not write {path}: {error.strerror or error}. The last checkpoint is intact. {remedy} {again}"
         )
 
     def sizes(self) -> dict[str, int]:

@@ -6,12 +6,9 @@ A file is a NumPy `.npz` archive (zip with checksums) whose entry `meta` is a JS
 import contextlib
 import io
 import json
-import lzma
 import math
 import os
-import struct
 import zipfile
-import zlib
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -25,12 +22,6 @@ MAX_BYTES = 1 << 36
 """A file that declares more than 64 GiB of arrays is refused before any of it is read."""
 MAX_RATIO, SMALL = 200, 1 << 26
 """So is one that declares more than 200 times its own size, and more than 64 MiB: real data never compress so well."""
-
-UNREADABLE = (
-    OSError, ValueError, TypeError, KeyError, IndexError, EOFError, RuntimeError, MemoryError, NotImplementedError,
-    OverflowError, SyntaxError, struct.error, zipfile.BadZipFile, zlib.error, lzma.LZMAError,
-)  # fmt: skip
-"""What a damaged or foreign file can make the readers raise."""
 
 
 def write_atomically(path: Path, content: bytes) -> None:
@@ -46,8 +37,8 @@ def write_atomically(path: Path, content: bytes) -> None:
         with contextlib.suppress(OSError):
             temporary.unlink(missing_ok=True)
         raise UpslopeError(
-            f"Could not write {path}: {error.strerror or error}. What stood there before is intact. Make room or "
-            "give another folder, then go on."
+            f"Could not write {path}: {error.strerror or error}. What stood there before is intact. Make room, or "
+            "choose a folder that can be written."
         ) from error
 
 
@@ -74,7 +65,7 @@ def load_arrays(path: Path, what: str) -> tuple[dict[str, np.ndarray], dict[str,
         meta = parse_json(str(arrays.pop("meta")[()]))
         if not isinstance(meta, dict):
             raise ValueError("its meta entry is not a JSON object")
-    except UNREADABLE as error:
+    except Exception as error:  # zipfile, its compressors and NumPy's header parser raise a dozen kinds
         raise UpslopeError(
             f"{path} is not a {what} of upslope, or it is damaged: {type(error).__name__}: {brief(error)}. Give "
             "another file, or a copy of this one from before it was damaged."
