@@ -1,7 +1,7 @@
 """What survives SIGKILL? Stores benchmarks/results/stress.json, and writes the figures into docs/reliability.md.
 
     python benchmarks/stress.py kills               # 100 kills, compiled and host (about 15 minutes on two cores)
-    python benchmarks/stress.py kills --count 12    # fewer
+    python benchmarks/stress.py kills --count 12    # fewer; what is stored already is not done again
     python benchmarks/stress.py malformed           # thousands of malformed files, by tests/test_loaders.py
     python benchmarks/stress.py table               # the page's table from the stored results
 
@@ -23,7 +23,7 @@ import tempfile
 import time
 import zipfile
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -32,6 +32,7 @@ import numpy as np
 
 HERE = Path(__file__).parent
 RESULTS, PAGE = HERE / "results" / "stress.json", HERE.parent / "docs" / "reliability.md"
+TESTS = HERE.parent / "tests" / "test_loaders.py"
 MARKS = ("<!-- figures: begin -->\n", "<!-- figures: end -->")
 COMMAND = "from upslope import loop; loop.CHECKPOINT_SECONDS = 0.2; from upslope.cli import main; main()"
 SMALL = "--no-preset --num-envs 4 --rollout-steps 32 --hidden-sizes 16"
@@ -42,10 +43,15 @@ CASES = {
     "host, a process a seed": f"CartPole-v1 {SMALL} --seeds 2 --steps 6000 --workers 2",
     "host, slices": f"CartPole-v1 {SMALL} --seeds 1 --steps 5000 --workers 2",
 }
+COUNTED = (
+    "kills", "while a checkpoint was written", "before the first checkpoint", "at any other moment", "runs",
+    "identical ends", "rows on disk", "lost rows", "corrupt files", "left-over temporary files",
+)  # fmt: skip
+"""What the table says."""
 KILLS_OF_A_RUN = 4
 MOMENTS = ("any", "writing", "any", "starting", "writing")
 """Which moments are drawn, in turn."""
-LONGEST = 180.0
+LONGEST = 900.0
 """Seconds after which a process that has not ended is a failure."""
 
 
@@ -178,9 +184,9 @@ def everything(run: Path) -> dict[str, Any]:
     return found | {k: v for k, v in description.items() if k != "created"}
 
 
-def straight(case: Case) -> None:
+def straight(case: Case, names: Sequence[str] = ("warm", "straight")) -> None:
     """The run that nobody stops; first once, to fill the cache of compiled programs."""
-    for name in ("warm", "straight"):
+    for name in names:
         run, begun = case.folder / name, time.monotonic()
         process = start([*case.arguments, "--name", name], case.folder / f"{name}.log")
         wait_until(process, lambda run=run: (run / "config.json").exists())
@@ -226,8 +232,8 @@ def torment(case: Case, number: int, kills: int, draw: np.random.Generator, tall
 def note(case: Case, run: Path, moment: str, reached: int, on_disk: set[str], tally: Tally) -> None:
     """What a kill left behind."""
     tally.counts["kills"] += 1
-    tally.counts[{"writing": "while a checkpoint was written"}.get(moment, "at any other moment")] += 1
-    tally.counts["before the first checkpoint"] += saved_step(run) < 0
+    other = "before the first checkpoint" if saved_step(run) < 0 else "at any other moment"
+    tally.counts["while a checkpoint was written" if moment == "writing" else other] += 1
     tally.counts["rows on disk"] += len(set(rows_of(run)) - on_disk)
     on_disk |= set(rows_of(run))
     damaged = list(faults_of(run))
@@ -237,22 +243,24 @@ def note(case: Case, run: Path, moment: str, reached: int, on_disk: set[str], ta
     tally.faults += damaged
 
 
-def kills(count: int, seed: int, folder: Path, only: str | None = None) -> dict[str, Any]:
-    """The same number of kills in every case."""
-    results: dict[str, Any] = {}
-    names = [name for name in CASES if only is None or only in name]
-    for k, name in enumerate(names):
+def kills(count: int, seed: int, folder: Path, only: str | None) -> None:
+    """The same number of kills in every case; each is stored when it is done, and not done again."""
+    for k, name in enumerate(CASES):
+        share, done = (count + k) // len(CASES), stored().get("kills", {})
+        if (only is not None and only not in name) or done.get(name, {}).get("kills", 0) >= share:
+            continue
         place, tally, draw = folder / name.replace(" ", "-"), Tally(), np.random.default_rng([seed, k])
         place.mkdir(parents=True)
+        began, number = time.monotonic(), 0
         case = Case(name, ["train", *CASES[name].split(), "--folder", str(place)], place)
         straight(case)
-        share, number = (count + k) // len(names), 0
         while tally.counts["kills"] < share and len(tally.faults) < 10:
             torment(case, number, min(KILLS_OF_A_RUN, share - tally.counts["kills"]), draw, tally)
             number += 1
-        results[name] = dict(tally.counts) | {"seconds of a run": round(case.took, 1), "faults": tally.faults}
-        print(name, results[name], flush=True)
-    return results
+        result = {name: tally.counts.get(name, 0) for name in COUNTED} | {"faults": tally.faults}
+        result["minutes"] = round((time.monotonic() - began) / 60, 1)
+        store(machine=machine(), kills=done | {name: result})
+        print(name, result, flush=True)
 
 
 def machine() -> dict[str, Any]:
@@ -271,26 +279,66 @@ def machine() -> dict[str, Any]:
     }
 
 
+def stored() -> dict[str, Any]:
+    """The results so far."""
+    return json.loads(RESULTS.read_text("utf-8")) if RESULTS.exists() else {}
+
+
 def store(**parts: Any) -> None:
     """Replace parts of the stored results."""
-    before = json.loads(RESULTS.read_text("utf-8")) if RESULTS.exists() else {}
-    RESULTS.write_text(json.dumps(before | parts, indent=1, ensure_ascii=False) + "\n", "utf-8")
+    RESULTS.write_text(json.dumps(stored() | parts, indent=1, ensure_ascii=False) + "\n", "utf-8")
+
+
+def malformed(examples: int) -> None:
+    """So many malformed files for each loader."""
+    with tempfile.TemporaryDirectory() as folder:
+        counts = Path(folder) / "counts.json"
+        chosen = {"UPSLOPE_EXAMPLES": str(examples), "UPSLOPE_COUNTS": str(counts)}
+        command = [sys.executable, "-m", "pytest", "-n", "0", "-q", "--timeout", "0", str(TESTS)]
+        done = subprocess.run(command, cwd=HERE.parent, env=os.environ | chosen)
+        found: dict[str, dict[str, int]] = {}
+        for name, count in json.loads(counts.read_text("utf-8")).items():
+            loader, what = name.split(": ")
+            found.setdefault(loader, {"files": 0, "refused": 0})[what] = count
+        store(malformed=found, malformed_failed=done.returncode != 0)
+
+
+def write_page() -> None:
+    """Put the figures into the page."""
+    found = stored()
+    cases, files = found["kills"], found["malformed"]
+    rows = ["| " + " | ".join(["SIGKILL", *cases, "all"]) + " |", "|---|" + "---:|" * (len(cases) + 1)]
+    for name in COUNTED:
+        numbers = [case[name] for case in cases.values()]
+        rows.append(f"| {name} | " + " | ".join(f"{n:,}" for n in [*numbers, sum(numbers)]) + " |")
+    rows += ["", "| malformed file for the loader of | drawn | refused in one message | loaded | anything else |"]
+    rows += ["|---|---:|---:|---:|---:|"]
+    files = files | {"all": {what: sum(x[what] for x in files.values()) for what in ("files", "refused")}}
+    for name, x in files.items():
+        rows.append(f"| {name} | {x['files']:,} | {x['refused']:,} | {x['files'] - x['refused']:,} | 0 |")
+    rows += ["", "Measured with " + ", ".join(f"{name} {value}" for name, value in found["machine"].items()) + "."]
+    if found["malformed_failed"] or any(case["faults"] for case in cases.values()):
+        sys.exit("There are faults in the stored results; mend them first.")
+    before, _, rest = PAGE.read_text("utf-8").partition(MARKS[0])
+    PAGE.write_text(before + MARKS[0] + "\n".join(rows) + "\n" + MARKS[1] + rest.partition(MARKS[1])[2], "utf-8")
 
 
 def main() -> None:
     """Parse and do."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("what", choices=("kills", "malformed", "table"))
-    parser.add_argument("--count", type=int, default=100)
+    parser.add_argument("--count", type=int, default=100, help="kills")
+    parser.add_argument("--examples", type=int, default=2000, help="malformed files for each loader")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--only", help="part of a case's name")
     flags = parser.parse_args()
     if flags.what == "kills":
         with tempfile.TemporaryDirectory() as folder:
-            began = time.monotonic()
-            results = kills(flags.count, flags.seed, Path(folder), flags.only)
-        if flags.only is None:
-            store(machine=machine(), kills=results, minutes=round((time.monotonic() - began) / 60, 1))
+            kills(flags.count, flags.seed, Path(folder), flags.only)
+    elif flags.what == "malformed":
+        malformed(flags.examples)
+    else:
+        write_page()
 
 
 if __name__ == "__main__":

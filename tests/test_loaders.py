@@ -7,6 +7,8 @@ were refused.
 
 import json
 import os
+import tracemalloc
+import zipfile
 from collections import Counter
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -18,11 +20,7 @@ from helpers import write_run
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from malformed import (
-    spoiled_bytes,
-    spoiled_json,
-    spoiled_lines,
-    spoiled_npz,
-    spoiled_rows,
+    declaring, npy, packed, spoiled_bytes, spoiled_json, spoiled_lines, spoiled_npz, spoiled_rows, unpacked,
 )  # fmt: skip
 
 import upslope
@@ -197,3 +195,121 @@ def test_malformed_files_are_loaded_or_refused(loader: str, run: Run, tmp_path: 
         check()
     finally:
         path.write_bytes(content)
+
+
+MEBIBYTE = 1 << 20
+PETABYTE = b"\0" * 8
+HUGE = "(140737488355328,)"
+
+
+def aliases(levels: int = 40) -> bytes:
+    """A few lines of YAML that stand for 2^40 values."""
+    lines = ["a: &a0 [x, x]", *(f"a{k}: &a{k} [*a{k - 1}, *a{k - 1}]" for k in range(1, levels))]
+    return "\n".join([*lines, f"env_kwargs: {{big: *a{levels - 1}}}"]).encode()
+
+
+def with_config(run: Run, **changes: Any) -> bytes:
+    """A config.json with other settings."""
+    description = json.loads((run.path / "config.json").read_text())
+    description["config"] |= changes
+    return json.dumps(description).encode()
+
+
+def with_arrays(run: Run, name: str, **changes: bytes) -> bytes:
+    """An archive with other members."""
+    return packed(unpacked((run.path / name).read_bytes()) | {f"{k}.npy": x for k, x in changes.items()})
+
+
+def bomb(run: Run) -> bytes:
+    """A gibibyte of zeros, compressed to a mebibyte."""
+    zeros = declaring("'|u1'", f"({1 << 30},)", b"\0" * (1 << 30))
+    return packed({"reward.npy": zeros}, zipfile.ZIP_DEFLATED)
+
+
+def wide(run: Run) -> bytes:
+    """Every row has columns of its own, so that the table would be a thousand times the file."""
+    rows = [{"iteration": 0, "seed": 0, "step": 1, **{f"{i}/{k}": 1 for k in range(20)}} for i in range(4000)]
+    return "".join(json.dumps(row) + "\n" for row in rows).encode()
+
+
+def uneven(run: Run) -> bytes:
+    """A hundred thousand episodes of one step, and one as long as all of them."""
+    many = 100_000
+    length = npy(np.concatenate([np.ones(many, int), [many]]))
+    steps, ends = 2 * many, many + 1
+    facts = {"observation": np.zeros((steps, 4), "f4"), "action": np.zeros(steps, int), "reward": np.zeros(steps, "f4")}
+    whole = facts | {"behaviour_log_prob": np.zeros(steps, "f4"), "terminated": np.zeros(ends, bool)}
+    whole |= {"final_observation": np.zeros((ends, 4), "f4")}
+    return with_arrays(run, "dataset.npz", length=length, **{name: npy(x) for name, x in whole.items()})
+
+
+DECLARED: dict[str, tuple[str, Callable[[Run], bytes]]] = {
+    "a petabyte in an array's header": (
+        "dataset",
+        lambda run: with_arrays(run, "dataset.npz", reward=declaring("'<f8'", HUGE, PETABYTE)),
+    ),
+    "text of a gigabyte a letter": (
+        "arrays",
+        lambda run: with_arrays(run, "dataset.npz", meta=declaring("'<U999999999'", "()", b"{}")),
+    ),
+    "elements of no size": (
+        "arrays",
+        lambda run: with_arrays(run, "dataset.npz", reward=declaring("'<U0'", HUGE)),
+    ),
+    "a zip bomb": ("arrays", bomb),
+    "lengths whose sum overflows": (
+        "dataset",
+        lambda run: with_arrays(run, "dataset.npz", length=npy(np.array([2**62] * 4 + [5]))),
+    ),
+    "one episode as long as all others": ("dataset", uneven),
+    "many seeds": ("config with its checkpoint", lambda run: with_config(run, seeds=2**31 - 1)),
+    "as many seeds as are allowed": ("config with its checkpoint", lambda run: with_config(run, seeds=2**16)),
+    "as many seeds as are allowed, and rows": ("metrics", lambda run: with_config(run, seeds=2**16)),
+    "wide networks": ("config with its checkpoint", lambda run: with_config(run, hidden_sizes=[2**16] * 9)),
+    "deep networks": ("config with its checkpoint", lambda run: with_config(run, hidden_sizes=[8] * 10**5)),
+    "a column a row": ("metrics", wide),
+    "nested JSON": ("config", lambda run: b"[" * 10**6),
+    "nested rows": ("metrics", lambda run: b"[" * 10**6 + b"\n"),
+    "nested YAML": ("settings", lambda run: b"a: " + b"[" * 10**4),
+    "YAML that unfolds": ("settings", lambda run: aliases()),
+}
+
+
+@pytest.mark.parametrize("case", DECLARED)
+def test_a_declared_size_takes_no_memory(case: str, run: Run):
+    loader, make_content = DECLARED[case]
+    name = "config.json" if "seeds" in case else LOADERS[loader][0]
+    path = run.path / name
+    content, new = path.read_bytes(), make_content(run)
+    path.write_bytes(new)
+    tracemalloc.start()
+    try:
+        assert refusal(run, name, loader), "it was loaded"
+        peak = tracemalloc.get_traced_memory()[1]
+    finally:
+        tracemalloc.stop()
+        path.write_bytes(content)
+    assert peak < 64 * MEBIBYTE + 20 * len(new)
+
+
+@pytest.mark.parametrize("name", ["config.json", "metrics.jsonl", "episodes.csv", "evaluation.csv", "dataset.npz"])
+def test_what_is_no_plain_file_is_not_read(name: str, run: Run, tmp_path: Path):
+    loader = next(loader for loader, (file, _) in LOADERS.items() if file == name)
+    path, kept = run.path / name, tmp_path / "kept"
+    path.rename(kept)
+    try:
+        path.symlink_to("/dev/zero")
+        assert refusal(run, name, loader)
+        path.unlink()
+        path.mkdir()
+        assert refusal(run, name, loader)
+        path.rmdir()
+        path.symlink_to(path)
+        assert refusal(run, name, loader) or name == "evaluation.csv"
+        path.unlink()
+        path.symlink_to(kept)
+        assert not refusal(run, name, loader)
+    finally:
+        if path.is_symlink():
+            path.unlink()
+        kept.rename(path)

@@ -71,7 +71,8 @@ class Worker:
                 if stuck - told >= PATIENCE:
                     told = stuck
                     say(f"{self.describe()} has not answered for {stuck:.0f} s: {place}.")
-                if stuck >= limit():
+                # A process that starts gives no sign of life for a while.
+                if stuck >= (max(limit(), PATIENCE) if silent else limit()):
                     raise self.ended_for(stuck, place)
                 continue
             if kind == "done":

@@ -15,6 +15,7 @@ import os
 import platform
 import reprlib
 import shutil
+import threading
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
@@ -68,7 +69,7 @@ class RunDirectory:
             "spaces": {"observation": to_json(coding), "action": to_json(head)},
         }
         place = self.path.resolve()
-        made = place.with_name(f".{place.name[:200]}.{os.getpid()}.tmp")
+        made = place.with_name(f".{place.name[:200]}.{os.getpid()}.{threading.get_ident()}.tmp")
         try:
             self.refuse_taken()
             (made / "checkpoints").mkdir(parents=True)
