@@ -12,6 +12,7 @@ written every few tenths of a second instead of every ten seconds, so that short
 """
 
 import argparse
+import contextlib
 import json
 import os
 import platform
@@ -103,17 +104,21 @@ def wait_until(process: subprocess.Popen[bytes], is_so: Any, seconds: float = LO
     return False
 
 
-def half_written(run: Path) -> bool:
-    """Whether a checkpoint is being written at this moment."""
-    return bool([name for name in listing(run / "checkpoints") if name.endswith(".tmp")])
-
-
 def listing(folder: Path) -> list[str]:
     """The names in a folder; none where it is not there."""
     try:
         return [path.name for path in folder.iterdir()]
     except OSError:
         return []
+
+
+def stamps(run: Path) -> set[tuple[str, int]]:
+    """The files among the checkpoints, and when each was last written to."""
+    found = set()
+    for name in listing(run / "checkpoints"):
+        with contextlib.suppress(OSError):  # it has been moved meanwhile
+            found.add((name, (run / "checkpoints" / name).stat().st_mtime_ns))
+    return found
 
 
 def kill_at(moment: str, process: subprocess.Popen[bytes], case: Case, run: Path, draw: np.random.Generator) -> str:
@@ -128,8 +133,8 @@ def kill_at(moment: str, process: subprocess.Popen[bytes], case: Case, run: Path
         wait_until(process, lambda: rows.exists() and rows.stat().st_mtime_ns > before)
         time.sleep(draw.uniform(0, 0.6 * max(case.took - case.began, 0.5)))
     if moment == "writing":
-        new = lambda: any(n.endswith(".tmp") and n not in left_over for n in listing(run / "checkpoints"))  # noqa: E731
-        wait_until(process, new)
+        now = stamps(run)
+        wait_until(process, lambda: stamps(run) != now)
         time.sleep(draw.choice([0.0, 0.0, 0.001, 0.003]))
     was_alive = kill(process)
     names = set(listing(run / "checkpoints")) - left_over

@@ -20,7 +20,15 @@ from helpers import write_run
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from malformed import (
-    declaring, npy, packed, spoiled_bytes, spoiled_json, spoiled_lines, spoiled_npz, spoiled_rows, unpacked,
+    declaring,
+    npy,
+    packed,
+    spoiled_bytes,
+    spoiled_json,
+    spoiled_lines,
+    spoiled_npz,
+    spoiled_rows,
+    unpacked,
 )  # fmt: skip
 
 import upslope
@@ -266,11 +274,11 @@ DECLARED: dict[str, tuple[str, Callable[[Run], bytes]]] = {
     "as many seeds as are allowed": ("config with its checkpoint", lambda run: with_config(run, seeds=2**16)),
     "as many seeds as are allowed, and rows": ("metrics", lambda run: with_config(run, seeds=2**16)),
     "wide networks": ("config with its checkpoint", lambda run: with_config(run, hidden_sizes=[2**16] * 9)),
-    "deep networks": ("config with its checkpoint", lambda run: with_config(run, hidden_sizes=[8] * 10**5)),
+    "deep networks": ("config with its checkpoint", lambda run: with_config(run, hidden_sizes=[8] * 10**4)),
     "a column a row": ("metrics", wide),
     "nested JSON": ("config", lambda run: b"[" * 10**6),
     "nested rows": ("metrics", lambda run: b"[" * 10**6 + b"\n"),
-    "nested YAML": ("settings", lambda run: b"a: " + b"[" * 10**4),
+    "nested YAML": ("settings", lambda run: b"a: " + b"[" * 2000),
     "YAML that unfolds": ("settings", lambda run: aliases()),
 }
 
