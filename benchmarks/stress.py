@@ -251,8 +251,8 @@ def note(case: Case, run: Path, moment: str, reached: int, on_disk: set[str], ta
 def kills(count: int, seed: int, folder: Path, only: str | None) -> None:
     """The same number of kills in every case; each is stored when it is done, and not done again."""
     for k, name in enumerate(CASES):
-        share, done = (count + k) // len(CASES), stored().get("kills", {})
-        if (only is not None and only not in name) or done.get(name, {}).get("kills", 0) >= share:
+        share, done = (count + k) // len(CASES), stored().get("kills", {}).get(name, {})
+        if (only is not None and only not in name) or done.get("kills", 0) >= share:
             continue
         place, tally, draw = folder / name.replace(" ", "-"), Tally(), np.random.default_rng([seed, k])
         place.mkdir(parents=True)
@@ -264,24 +264,15 @@ def kills(count: int, seed: int, folder: Path, only: str | None) -> None:
             number += 1
         result = {name: tally.counts.get(name, 0) for name in COUNTED} | {"faults": tally.faults}
         result["minutes"] = round((time.monotonic() - began) / 60, 1)
-        store(machine=machine(), kills=done | {name: result})
+        store(machine=machine(), kills=stored().get("kills", {}) | {name: result})
         print(name, result, flush=True)
 
 
 def machine() -> dict[str, Any]:
     """Where this was measured."""
-    import jax
+    from upslope.runs import versions
 
-    import upslope
-
-    return {
-        "cores": len(os.sched_getaffinity(0)),
-        "system": platform.system(),
-        "processor": platform.machine(),
-        "python": platform.python_version(),
-        "jax": jax.__version__,
-        "upslope": upslope.__version__,
-    }
+    return {"cores": len(os.sched_getaffinity(0)), "system": platform.system(), **versions()}
 
 
 def stored() -> dict[str, Any]:

@@ -4,6 +4,7 @@ Every episode begins with its own reset seed, a function of (seed, environment i
 does not depend on what runs beside it, and an episode in progress can be rebuilt from its actions.
 """
 
+import math
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -82,14 +83,6 @@ class HostColumns:
         """The row whose environment is being called at this moment."""
         self.mark(between_episodes=True)
 
-    def place_now(self) -> str:
-        """Which environment is being called at this moment; empty if none is."""
-        row = self.row
-        if row is None:
-            return ""
-        episode = self.episodes[row]
-        return f"{self.world.name} is in {'step' if episode.length else 'reset'}(), {episode.describe()}"
-
     @property
     def has_begun(self) -> bool:
         """Whether every environment is in an episode."""
@@ -112,7 +105,7 @@ class HostColumns:
             self.check_finite([row], np.zeros(row + 1), self.flat)
         self.row = None
 
-    def step(self, action: np.ndarray, rows: Sequence[int], next_observation: np.ndarray) -> tuple[np.ndarray, ...]:
+    def step(self, action: np.ndarray, rows: np.ndarray, next_observation: np.ndarray) -> tuple[np.ndarray, ...]:
         """Step the given rows with the policy's actions [S·N, …]; write the true successors.
 
         Returns reward, terminated, truncated, each [S·N], zero in the other rows.
@@ -126,7 +119,7 @@ class HostColumns:
         taken = self.head.to_environment(action)
         taken = taken.tolist() if taken.ndim == 1 else taken
         limit = self.limit
-        for row in rows:
+        for row in rows.tolist():
             self.row, episode = row, self.episodes[row]
             episode.length += 1
             if episode.length <= MAX_REPLAY:
@@ -140,13 +133,16 @@ class HostColumns:
                 truncated[row] = True
             self.place(next_observation, row, observation, episode)
         self.row = None
-        self.check_finite(rows, reward, next_observation)
+        self.check_finite(rows.tolist(), reward, next_observation)
         self.flat[rows] = next_observation[rows]
         return reward, terminated, truncated
 
     def check_finite(self, rows: Sequence[int], reward: np.ndarray, observation: np.ndarray) -> None:
         """Refuse a reward or an observation that is not a number, and name the first place."""
-        if np.isfinite(reward).all() and (self.dtype.kind != "f" or np.isfinite(observation).all()):
+        # A sum of squares is finite only where all of its terms are, and quicker to test.
+        if math.isfinite(np.vdot(reward, reward)) and (
+            self.dtype.kind != "f" or math.isfinite(np.vdot(observation, observation))
+        ):
             return
         for row in rows:
             for what, value in (("reward", reward[row]), ("observation", observation[row])):

@@ -149,9 +149,7 @@ class Pulse:
         before, stuck = None, 0.0
         while True:
             time.sleep(BEAT)
-            columns = getattr(self.server, "columns", None)
-            # Until there are environments, they are being made.
-            words = "it is making its environments" if columns is None else columns.place_now()
+            words = place_of(getattr(self.server, "columns", None))
             now = (self.request, words)
             stuck = stuck + BEAT if now == before and words and self.is_busy else 0.0
             before = now
@@ -172,6 +170,17 @@ class Pulse:
         with self.lock:
             self.is_busy = False
             send(self.stream, (kind, value))
+
+
+def place_of(columns: Any) -> str:
+    """Which environment of a `HostColumns` is being called at this moment; empty if none is."""
+    if columns is None:
+        return "it is making its environments"
+    row = columns.row
+    if row is None:
+        return ""
+    episode = columns.episodes[row]
+    return f"{columns.world.name} is in {'step' if episode.length else 'reset'}(), {episode.describe()}"
 
 
 def serve(server: Any) -> None:

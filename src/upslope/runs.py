@@ -40,7 +40,7 @@ except ImportError:  # Windows
 RUN_FORMAT = 1
 EPISODE_COLUMNS = ("step", "seed", "return", "length")
 EVALUATION_COLUMNS = ("seed", "mode", "checkpoint", "environment_seed", "return", "length", "terminated")
-PACKAGES = ("upslope", "jax", "jaxlib", "equinox", "optax", "gymnasium", "numpy")
+PACKAGES = ("upslope", "jax", "jaxlib", "optax", "gymnasium", "numpy")
 
 
 class RunDirectory:
