@@ -300,6 +300,17 @@ def test_a_declared_size_takes_no_memory(case: str, run: Run):
     assert peak < 64 * MEBIBYTE + 20 * len(new)
 
 
+def test_a_letter_on_which_the_parser_of_tables_dies(run: Run):
+    # NumPy's loadtxt looks a character of a column of numbers up in C's table of 256: at U+10FFFF the process dies.
+    path = run.path / "evaluation.csv"
+    content = path.read_bytes()
+    path.write_bytes(content + "0,\U0010ffff,last,\U0010ffff,9.5,10,1\n".encode())
+    try:
+        assert "characters" in refusal(run, path.name, "evaluation episodes")
+    finally:
+        path.write_bytes(content)
+
+
 @pytest.mark.parametrize("name", ["config.json", "metrics.jsonl", "episodes.csv", "evaluation.csv", "dataset.npz"])
 def test_what_is_no_plain_file_is_not_read(name: str, run: Run, tmp_path: Path):
     loader = next(loader for loader, (file, _) in LOADERS.items() if file == name)

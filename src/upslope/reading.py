@@ -75,6 +75,9 @@ def read_csv(path: Path, names: Sequence[str], text: Mapping[str, str] = Mapping
     kind = csv_type(names, text)
 
     def parse(content: str) -> np.ndarray:
+        # On other characters in a column of numbers NumPy's parser reads outside its tables, and the process dies.
+        if not content.isascii():
+            raise ValueError("it holds characters that no table of upslope has")
         header, *rows = content.split("\n")[:-1] or [""]
         if header != ",".join(names):
             raise ValueError(f"its first line must be {','.join(names)}")
