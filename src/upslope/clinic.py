@@ -9,6 +9,7 @@ from typing import Annotated, Any, Literal
 
 import tyro
 
+from upslope.config import positive
 from upslope.flags import JSON, Run
 from upslope.terminal import answer
 
@@ -38,6 +39,9 @@ class Check:
     json: Json = False
     """Print JSON for programs."""
 
+    def __post_init__(self) -> None:
+        positive(max_episode_steps=self.max_episode_steps)
+
 
 @dataclass(frozen=True)
 class Probe:
@@ -63,6 +67,9 @@ class Probe:
     """Names of probes; by default all."""
     json: Json = False
     """Print JSON for programs."""
+
+    def __post_init__(self) -> None:
+        positive(seeds=self.seeds, steps=self.steps)
 
 
 def doctor(flags: Doctor) -> None:

@@ -10,6 +10,7 @@ from typing import Annotated, Any, Literal
 
 import tyro
 
+from upslope.config import fresh, positive
 from upslope.errors import UpslopeError
 from upslope.flags import JSON, Quiet, Run
 from upslope.terminal import answer, console
@@ -62,6 +63,9 @@ class Credit:
     output: Annotated[Path | None, tyro.conf.arg(aliases=["-o"])] = None
     """The page to write; by default credit.html in the run directory."""
 
+    def __post_init__(self) -> None:
+        fresh(episode_seed=self.episode_seed)
+
 
 @dataclass(frozen=True)
 class Ladder:
@@ -96,6 +100,9 @@ class Ladder:
     """Processes among which the seeds of a Gymnasium environment are shared out; by default one a core."""
     quiet: Quiet = False
     """Print nothing but warnings."""
+
+    def __post_init__(self) -> None:
+        positive(seeds=self.seeds, steps=self.steps, workers=self.workers, max_episode_steps=self.max_episode_steps)
 
 
 @dataclass(frozen=True)

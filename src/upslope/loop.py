@@ -6,11 +6,8 @@ run's files equal an uninterrupted one's.
 
 import json
 import math
-import signal
-import threading
 from collections import deque
 from collections.abc import Iterator
-from contextlib import contextmanager
 from dataclasses import dataclass, field
 from time import perf_counter
 from typing import Any
@@ -27,6 +24,7 @@ from upslope.engines import Chunk, Ended, Engine, clock
 from upslope.errors import UpslopeError
 from upslope.iteration import TrainState
 from upslope.runs import RunDirectory
+from upslope.signals import stop_on_signal
 from upslope.tensorboard import TensorboardWriter
 
 CHECKPOINT_SECONDS = 10.0
@@ -78,13 +76,18 @@ class Pace:
         self.started, self.first_ended, self.steps = perf_counter(), 0.0, 0
 
     def rate(self, steps: int) -> float:
-        """The rate after a chunk of so many steps."""
+        """The rate after a chunk of so many steps; of the first chunk, which is all there is, with compiling."""
         now = perf_counter()
         if not self.first_ended:
             self.first_ended = now
             return steps / (now - self.started)
         self.steps += steps
         return self.steps / (now - self.first_ended)
+
+    @property
+    def is_steady(self) -> bool:
+        """Whether the rate tells of what is to come."""
+        return self.steps > 0
 
 
 class Loop:
@@ -98,9 +101,10 @@ class Loop:
         total_steps: int,
         display: Display,
         tensorboard: TensorboardWriter | None,
+        is_recorded: bool = False,
     ):
         self.engine, self.directory, self.seeds, self.total = engine, directory, seeds, total_steps
-        self.display, self.tensorboard = display, tensorboard
+        self.display, self.tensorboard, self.is_recorded = display, tensorboard, is_recorded
         self.watch = None if isinstance(display, QuietDisplay) else Watch(directory.path)
 
     def run(self, state: TrainState, progress: Progress) -> tuple[TrainState, Progress]:
@@ -130,7 +134,10 @@ class Loop:
                     with clock(self.engine.phases, "write"):
                         self.save(state, progress)
                     saved = perf_counter()
-                self.display.update(self.snapshot(chunk, progress, rate))
+                try:
+                    self.display.update(self.snapshot(chunk, progress, rate if pace.is_steady else math.nan))
+                except BrokenPipeError:  # whoever read the output has gone
+                    stop.set()
                 self.check_alive(chunk, progress)
             self.save(state, progress)
         return state, progress
@@ -220,6 +227,7 @@ class Loop:
             phases=dict(self.engine.phases),
             elapsed=progress.elapsed,
             steps_per_second=rate,
+            is_recorded=self.is_recorded,
             finding="" if self.watch is None else self.watch.look(),
         )
 
@@ -272,27 +280,3 @@ def last_finite(x: np.ndarray) -> list[float]:
 def finite(x: float) -> float | None:
     """The number, or None where JSON has none."""
     return x if math.isfinite(x) else None
-
-
-@contextmanager
-def stop_on_signal() -> Iterator[threading.Event]:
-    """An event that the first SIGINT or SIGTERM sets; a second one ends the process as usual."""
-    stop = threading.Event()
-    if threading.current_thread() is not threading.main_thread():
-        yield stop
-        return
-    signals = (signal.SIGINT, signal.SIGTERM)
-    before = {s: signal.getsignal(s) for s in signals}
-
-    def handle(number: int, frame: Any) -> None:
-        stop.set()
-        for s in signals:
-            signal.signal(s, before[s])
-
-    for s in signals:
-        signal.signal(s, handle)
-    try:
-        yield stop
-    finally:
-        for s in signals:
-            signal.signal(s, before[s])

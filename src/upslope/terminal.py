@@ -33,4 +33,8 @@ def console() -> Any:
     """Where tables go: as wide as the terminal, and wide enough for every name where there is none."""
     from rich.console import Console
 
-    return Console(width=shutil.get_terminal_size().columns if sys.stdout.isatty() else PIPE_WIDTH)
+    class Pipe(Console):
+        def on_broken_pipe(self) -> None:
+            raise  # for whoever called; rich would end the process
+
+    return Pipe(width=shutil.get_terminal_size().columns if sys.stdout.isatty() else PIPE_WIDTH)
