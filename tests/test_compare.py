@@ -207,7 +207,7 @@ def test_recorded_data_need_an_evaluation(run_of):
 
 
 def test_nothing_to_compare():
-    with pytest.raises(upslope.UpslopeError, match="nothing to compare"):
+    with pytest.raises(upslope.UpslopeError, match="No run is named"):
         upslope.compare([])
 
 

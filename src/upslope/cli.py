@@ -123,7 +123,7 @@ def evaluate(flags: Evaluate) -> None:
         checkpoint=flags.checkpoint,
         environment_seed=flags.environment_seed,
     )
-    console().print(tables.evaluation_table(flags.run, flags.checkpoint, found))
+    console().print(tables.evaluation_view(flags.run, flags.checkpoint, found))
     if flags.video is not None:
         from upslope.video import film
 

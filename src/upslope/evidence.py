@@ -12,7 +12,7 @@ import tyro
 
 from upslope.config import fresh, positive
 from upslope.errors import UpslopeError
-from upslope.flags import JSON, Quiet, Run
+from upslope.flags import JSON, Quiet, Run, Runs
 from upslope.terminal import answer, console
 
 
@@ -23,7 +23,7 @@ class Compare:
     Runs that share everything but their seeds are pooled. What makes a comparison doubtful is listed below it.
     """
 
-    runs: tyro.conf.Positional[tuple[Path, ...]]
+    runs: Runs
     """Run directories."""
     score: Literal["auto", "stochastic", "deterministic", "training"] = "auto"
     """What a seed is judged by: evaluation episodes of one mode, by the last checkpoint; the last 100 training
@@ -42,7 +42,7 @@ class Report:
     It only reads. What `upslope evaluate` and `upslope credit` left in the runs is shown too.
     """
 
-    runs: tyro.conf.Positional[tuple[Path, ...]]
+    runs: Runs
     """Run directories."""
     output: Annotated[Path, tyro.conf.arg(aliases=["-o"])] = Path("report.html")
     """The page to write; an older page of upslope there is replaced, nothing else is."""

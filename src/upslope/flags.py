@@ -15,6 +15,7 @@ from upslope.errors import UpslopeError
 
 Quiet = Annotated[bool, tyro.conf.arg(aliases=["-q"])]
 Run = tyro.conf.Positional[Path]
+Runs = tyro.conf.Positional[tuple[Path, ...]]
 JSON = tyro.constructors.PrimitiveConstructorSpec(
     nargs=1,
     metavar="JSON",

@@ -11,7 +11,7 @@ PIPE_WIDTH = 160
 """Columns of a table that nobody's terminal limits."""
 
 
-def answer(as_json: bool, found: dict[str, Any], views: Iterable[Any]) -> None:
+def answer(as_json: bool, found: dict[str, Any] | list[dict[str, Any]], views: Iterable[Any]) -> None:
     """Print what was found."""
     if as_json:
         print(json.dumps(plain(found), indent=2, ensure_ascii=False, allow_nan=False))

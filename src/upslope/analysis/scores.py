@@ -10,6 +10,7 @@ from upslope.analysis.grouping import Member
 from upslope.analysis.records import Record
 from upslope.analysis.statistics import WINDOW
 from upslope.errors import UpslopeError
+from upslope.words import counted
 
 Score = Literal["auto", "stochastic", "deterministic", "training"]
 
@@ -80,8 +81,8 @@ def evaluated(members: Sequence[Member], mode: str, without: list[Record]) -> Sc
     if len(counts) > 1:
         words = "; ".join(f"{n}: {', '.join(paths)}" for n, paths in counts.items())
         warnings.append(f"different numbers of evaluation episodes a seed: {words}")
-    episodes = " or ".join(str(n) for n in sorted(counts))
-    return Scores(f"mean return of {episodes} evaluation episodes, {mode} policy, last checkpoint", of, warnings)
+    episodes = " or ".join(counted(n, "evaluation episode") for n in sorted(counts))
+    return Scores(f"mean return of {episodes}, {mode} policy, last checkpoint", of, warnings)
 
 
 def trained(members: Sequence[Member], warnings: list[str]) -> Scores:

@@ -15,7 +15,7 @@ from typing import Literal
 from upslope.analysis.compare import compare_records
 from upslope.analysis.comparison import Comparison
 from upslope.analysis.credit import FILE_NAME, load_credit, save_credit
-from upslope.analysis.records import Record, read_record
+from upslope.analysis.records import Record, read_records
 from upslope.errors import UpslopeError
 from upslope.report.credit import credit_view
 from upslope.report.curves import diagnostics_section, learning_section
@@ -39,13 +39,14 @@ def write_report(runs: Sequence[str | Path], output: str | Path = "report.html")
     credit are shown where `upslope evaluate` and `upslope credit` have left some.
 
     Raises:
-        UpslopeError: no run, one that is none, one given twice, or an output that cannot be written.
+        UpslopeError: there is no such folder, no run at all, or an output that cannot be written.
     """
     path = checked_output(output)
     script = plotly_script()
-    records = read_all(runs)
+    records, left_out = read_records(runs)
     names = unique_names(records)
     comparison, warnings = compared(records)
+    warnings = [*left_out, *warnings]
     figures = Figures()
     sections = {
         "Learning": learning_section(figures, records, names),
@@ -128,17 +129,6 @@ def explanation() -> str:
         "sharing it</i>: (Σ|Ψ|)²/ΣΨ², 1 where one action takes all credit and T where all take the same. Move the "
         "slider, or click a column.</p>"
     )
-
-
-def read_all(runs: Sequence[str | Path]) -> list[Record]:
-    """The runs' records."""
-    if not runs:
-        raise UpslopeError("A report needs a run, e.g. `upslope report runs/CartPole-v1-ppo`.")
-    places = [Path(run).resolve() for run in runs]
-    for run, place in zip(runs, places, strict=True):
-        if places.count(place) > 1:
-            raise UpslopeError(f"{run} is given more than once. Give each run once.")
-    return [read_record(run) for run in runs]
 
 
 def unique_names(records: Sequence[Record]) -> list[str]:
