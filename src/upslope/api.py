@@ -1,7 +1,7 @@
 """train and resume: from a name to a run on disk."""
 
 from collections.abc import Callable
-from contextlib import closing
+from contextlib import closing, suppress
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -228,7 +228,8 @@ def run_loop(
     loop = Loop(engine, directory, seeds, config.steps, display, writer, config.data is not None)
     try:
         with display:
-            display.start(title_of(config), lines)
+            with suppress(BrokenPipeError):  # the first update notices it, when there is something to save
+                display.start(title_of(config), lines)
             state, progress = loop.run(state, progress)
             display.finish(None, closing_lines(config, directory, progress))
     except Stopped:

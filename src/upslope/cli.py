@@ -38,18 +38,18 @@ def main(arguments: list[str] | None = None) -> None:
     try:
         try:
             run(arguments)
+        except UpslopeError as error:
+            print(f"upslope: {error}", file=sys.stderr)
+            sys.exit(EXIT_BAD_INPUT)
+        except KeyboardInterrupt as stop:
+            print(f"\n{stop}" if str(stop) else "\nStopped.", file=sys.stderr)
+            sys.exit(EXIT_INTERRUPTED)
         finally:
             sys.stdout.flush()
     except BrokenPipeError:
         # What is still in the buffer would be tried again at the end.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         sys.exit(EXIT_UNREAD)
-    except UpslopeError as error:
-        print(f"upslope: {error}", file=sys.stderr)
-        sys.exit(EXIT_BAD_INPUT)
-    except KeyboardInterrupt as stop:
-        print(f"\n{stop}" if str(stop) else "\nStopped.", file=sys.stderr)
-        sys.exit(EXIT_INTERRUPTED)
 
 
 def run(arguments: list[str]) -> None:
@@ -116,7 +116,10 @@ def resume(flags: Resume) -> None:
 def evaluate(flags: Evaluate) -> None:
     """upslope evaluate."""
     from upslope import evaluation, tables
+    from upslope.video import film, film_path
 
+    if flags.video is not None:
+        film_path(flags.video)
     found = evaluation.evaluate(
         flags.run,
         episodes=flags.episodes,
@@ -125,8 +128,6 @@ def evaluate(flags: Evaluate) -> None:
     )
     console().print(tables.evaluation_view(flags.run, flags.checkpoint, found))
     if flags.video is not None:
-        from upslope.video import film
-
         print(f"filmed {film(flags.run, flags.video, flags.checkpoint)}")
 
 
