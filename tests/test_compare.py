@@ -230,6 +230,13 @@ def test_recorded_data_need_an_evaluation(run_of):
     path = run_of(episodes={0: [], 1: []}, steps=100, algorithm="clone", data="x.npz")
     with pytest.raises(upslope.UpslopeError, match=r"learned from recorded data.*upslope evaluate"):
         upslope.compare([path])
+    played = run_of("played", episodes=ending(1, 2), steps=100)
+    found = upslope.compare([path, played])
+    assert [g.algorithm for g in found.groups] == ["ppo"] and warned(found, f"left out: {path} learned from recorded")
+    rows = [evaluation(seed, 5.0 + seed) for seed in (0, 1)]
+    judged = run_of("judged", episodes={0: [], 1: []}, steps=100, algorithm="clone", data="x.npz", evaluations=rows)
+    assert [g.algorithm for g in upslope.compare([judged]).groups] == ["clone"]
+    assert [g.algorithm for g in upslope.compare([judged, played]).groups] == ["ppo"]
 
 
 def test_nothing_to_compare():

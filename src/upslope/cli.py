@@ -42,7 +42,8 @@ def main(arguments: list[str] | None = None) -> None:
             print(f"upslope: {error}", file=sys.stderr)
             sys.exit(EXIT_BAD_INPUT)
         except KeyboardInterrupt as stop:
-            print(f"\n{stop}" if str(stop) else "\nStopped.", file=sys.stderr)
+            bare = "Stopped before anything was trained." if arguments[:1] == ["train"] else "Stopped."
+            print(f"\n{str(stop) or bare}", file=sys.stderr)
             sys.exit(EXIT_INTERRUPTED)
         finally:
             sys.stdout.flush()

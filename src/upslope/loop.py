@@ -9,6 +9,7 @@ import math
 from collections import deque
 from collections.abc import Iterator
 from dataclasses import dataclass, field
+from statistics import median
 from time import perf_counter
 from typing import Any
 
@@ -33,6 +34,8 @@ WINDOW = 100
 """The return of a seed is the mean over so many of its last finished training episodes."""
 BEST_AFTER = 20
 """Episodes in the window before it may count as the best."""
+RECENT, FEWEST_RECENT = 20, 3
+"""The present rate is that of so many chunks, at most and at least."""
 BEST_CHECKS = 100
 """So many times in a run the window is held against the best so far."""
 
@@ -73,21 +76,24 @@ class Pace:
     """Environment steps per second of all seeds together, without the first chunk, which is spent on compiling."""
 
     def __init__(self) -> None:
-        self.started, self.first_ended, self.steps = perf_counter(), 0.0, 0
+        self.started, self.ended, self.steps = perf_counter(), 0.0, 0
+        self.first_ended = 0.0
+        self.recent: deque[float] = deque(maxlen=RECENT)
 
     def rate(self, steps: int) -> float:
-        """The rate after a chunk of so many steps; of the first chunk, which is all there is, with compiling."""
-        now = perf_counter()
+        """The mean rate after a chunk of so many steps; of the first chunk, which is all there is, with compiling."""
+        before, self.ended = self.ended, perf_counter()
         if not self.first_ended:
-            self.first_ended = now
-            return steps / (now - self.started)
+            self.first_ended = self.ended
+            return steps / (self.ended - self.started)
         self.steps += steps
-        return self.steps / (now - self.first_ended)
+        self.recent.append(steps / (self.ended - before))
+        return self.steps / (self.ended - self.first_ended)
 
     @property
-    def is_steady(self) -> bool:
-        """Whether the rate tells of what is to come."""
-        return self.steps > 0
+    def present(self) -> float:
+        """The median rate of the last chunks, since a later one may compile again; nan while they are too few."""
+        return median(self.recent) if len(self.recent) >= FEWEST_RECENT else math.nan
 
 
 class Loop:
@@ -135,7 +141,7 @@ class Loop:
                         self.save(state, progress)
                     saved = perf_counter()
                 try:
-                    self.display.update(self.snapshot(chunk, progress, rate if pace.is_steady else math.nan))
+                    self.display.update(self.snapshot(chunk, progress, pace.present))
                 except BrokenPipeError:  # whoever read the output has gone
                     stop.set()
                 self.check_alive(chunk, progress)

@@ -153,15 +153,16 @@ class RunDirectory:
 
 def not_a_run(path: Path) -> str:
     """Why a path is no run; where there is nothing at all, which near ones are."""
-    inside, beside = runs_in(path), runs_in(path.parent) + runs_in(Path("runs"))
-    near = get_close_matches(str(path), beside, n=3) or [run for run in beside if Path(run).name == path.name]
+    inside = runs_in(path)
+    beside = {Path(run).name: run for run in (*runs_in(path.parent), *runs_in(Path("runs")))}
+    near = [beside[name] for name in get_close_matches(path.name, beside, n=3)]
     if inside:
         why, hint = "it has no config.json", f"It holds runs: {', '.join(inside[:MANY])}{' …' * (len(inside) > MANY)}"
     elif path.exists():
         why, hint = "it has no config.json" if path.is_dir() else "it is a file", "`ls runs` shows yours."
     else:
         why = f"there is no such folder{'' if path.is_absolute() else f' in {Path.cwd()}'}"
-        hint = f"Did you mean {' or '.join(dict.fromkeys(near))}?" if near else "`upslope train` makes one."
+        hint = f"Did you mean {' or '.join(near)}?" if near else "`upslope train` makes one."
     return f"{path} is not a run directory: {why}. {hint}"
 
 

@@ -1,5 +1,6 @@
 """Film an episode (extra `video`)."""
 
+import warnings
 from importlib.util import find_spec
 from pathlib import Path
 
@@ -34,7 +35,10 @@ def film(run: str | Path, path: str | Path, checkpoint: Which = "last", environm
         if terminated or truncated:
             break
     env.close()
-    imageio.mimwrite(path, frames, fps=env.metadata.get("render_fps", 30), macro_block_size=2)
+    with warnings.catch_warnings():
+        # JAX warns of every fork; this one runs ffmpeg at once and shares nothing.
+        warnings.filterwarnings("ignore", "os.fork", RuntimeWarning)
+        imageio.mimwrite(path, frames, fps=env.metadata.get("render_fps", 30), macro_block_size=2)
     return path
 
 

@@ -11,7 +11,7 @@ from upslope.analysis.comparison import BUDGET_SHARES, Comparison, Efficiency, G
 from upslope.analysis.grouping import Member, environments_of, group, reached, warnings_of
 from upslope.analysis.normalize import Normalize, normalised
 from upslope.analysis.records import Record, read_records
-from upslope.analysis.scores import Score, scores_of
+from upslope.analysis.scores import Score, scorable, scores_of
 from upslope.analysis.statistics import (
     agreement,
     iqm_of,
@@ -50,18 +50,15 @@ def compare_records(
     records: Sequence[Record], *, score: Score = "auto", normalize: Normalize | None = None
 ) -> Comparison:
     """`compare` of runs that are read already."""
-    members, repeated = group(records)
+    rest, unscored = scorable(records, score)
+    members, repeated = group(rest)
     scored = scores_of(members, score)
     groups = tuple(
         group_of(member, scores, budget_of(member.environment, members))
         for member, scores in zip(members, scored.of, strict=True)
     )
-    warnings = (
-        repeated
-        + warnings_of(members)
-        + scored.warnings
-        + [f"{g.label} on {g.environment}: {agreed}" for g in groups if (agreed := agreement(g.scores))]
-    )
+    warnings = [*unscored, *repeated, *warnings_of(members), *scored.warnings]
+    warnings += [f"{g.label} on {g.environment}: {agreed}" for g in groups if (agreed := agreement(g.scores))]
     environments = environments_of(members)
     if len(environments) > 1 and normalize is None:
         warnings.append(
