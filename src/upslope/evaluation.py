@@ -9,12 +9,13 @@ from functools import partial
 from pathlib import Path
 from typing import Any, Literal
 
-import equinox as eqx
 import jax
 import numpy as np
-from jaxtyping import Array, PRNGKeyArray, Shaped
+from jaxtyping import PRNGKeyArray, Shaped
 
 from upslope.agent import Actor, Agent
+from upslope.arrays import AnyArray as Array
+from upslope.arrays import pytree
 from upslope.collect_host import Act, collect_host_episodes
 from upslope.config import Config, fresh, positive
 from upslope.devices import prepare
@@ -42,10 +43,17 @@ RECORDING_SEED = 500_009
 """The same for recorded episodes, so that whoever learns from them is not evaluated on them."""
 
 
-class AlwaysMode(eqx.Module):
+@pytree
+class AlwaysMode:
     """A distribution that gives its mode."""
 
     distribution: Distribution
+
+    def noise(self, key: PRNGKeyArray) -> Array:
+        return self.distribution.noise(key)
+
+    def choose(self, noise: Array) -> Array:
+        return self.distribution.mode()
 
     def sample(self, key: PRNGKeyArray) -> Array:
         return self.distribution.mode()
@@ -54,7 +62,8 @@ class AlwaysMode(eqx.Module):
         return self.distribution.log_prob(action)
 
 
-class GreedyAgent(eqx.Module):
+@pytree
+class GreedyAgent:
     """An agent that takes its most probable action."""
 
     agent: Agent

@@ -4,6 +4,7 @@ Every episode begins with its own reset seed, a function of (seed, environment i
 does not depend on what runs beside it, and an episode in progress can be rebuilt from its actions.
 """
 
+import math
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -101,7 +102,7 @@ class HostColumns:
             self.place(self.flat, row, observation, episode)
             self.check_finite([row], np.zeros(row + 1), self.flat)
 
-    def step(self, action: np.ndarray, rows: Sequence[int], next_observation: np.ndarray) -> tuple[np.ndarray, ...]:
+    def step(self, action: np.ndarray, rows: np.ndarray, next_observation: np.ndarray) -> tuple[np.ndarray, ...]:
         """Step the given rows with the policy's actions [S·N, …]; write the true successors.
 
         Returns reward, terminated, truncated, each [S·N], zero in the other rows.
@@ -115,7 +116,7 @@ class HostColumns:
         taken = self.head.to_environment(action)
         taken = taken.tolist() if taken.ndim == 1 else taken
         limit = self.limit
-        for row in rows:
+        for row in rows.tolist():
             episode = self.episodes[row]
             episode.length += 1
             if episode.length <= MAX_REPLAY:
@@ -128,13 +129,16 @@ class HostColumns:
             if limit is not None and episode.length >= limit:
                 truncated[row] = True
             self.place(next_observation, row, observation, episode)
-        self.check_finite(rows, reward, next_observation)
+        self.check_finite(rows.tolist(), reward, next_observation)
         self.flat[rows] = next_observation[rows]
         return reward, terminated, truncated
 
     def check_finite(self, rows: Sequence[int], reward: np.ndarray, observation: np.ndarray) -> None:
         """Refuse a reward or an observation that is not a number, and name the first place."""
-        if np.isfinite(reward).all() and (self.dtype.kind != "f" or np.isfinite(observation).all()):
+        # A sum of squares is finite only where all of its terms are, and quicker to test.
+        if math.isfinite(np.vdot(reward, reward)) and (
+            self.dtype.kind != "f" or math.isfinite(np.vdot(observation, observation))
+        ):
             return
         for row in rows:
             for what, value in (("reward", reward[row]), ("observation", observation[row])):

@@ -26,10 +26,10 @@ class Policy:
 
     def __init__(self, agent: Agent, seed: int, checkpoint: Which, has_critic: bool = True, random_seed: int = 0):
         self.agent, self.seed, self.checkpoint, self.has_critic = agent, seed, checkpoint, has_critic
+        self.here: Agent = jax.tree.map(np.asarray, agent)
         self.key = jax.random.key(random_seed)
         self.calls = 0
-        self.mode = jax.jit(lambda agent, x: with_log_prob(agent.policy(x), None))
-        self.sample = jax.jit(lambda agent, x, key, n: with_log_prob(agent.policy(x), jax.random.fold_in(key, n)))
+        self.noise = jax.jit(lambda agent, x, key, n: agent.policy(x).noise(jax.random.fold_in(key, n)))
 
     def __call__(self, observation: Any, deterministic: bool = True) -> Any:
         """Observation [*shape] → action, or [B, *shape] → actions [B, …]."""
@@ -50,13 +50,13 @@ class Policy:
                 f"{observation.shape}."
             )
         batch = observation if is_batch else observation[None]
+        policy: Any = self.here.policy(batch)
         if deterministic:
-            action, log_prob = self.mode(self.agent, batch)
+            action = policy.mode()
         else:
-            action, log_prob = self.sample(self.agent, batch, self.key, np.int32(self.calls))
+            action = policy.choose(np.asarray(self.noise(self.agent, batch, self.key, self.calls)))
             self.calls += 1
-        taken = self.agent.actor.head.to_environment(np.asarray(action))
-        log_prob = np.asarray(log_prob)
+        taken, log_prob = self.agent.actor.head.to_environment(action), policy.log_prob(action)
         return (taken, log_prob) if is_batch else (taken[0], log_prob[0])
 
     def value(self, observation: Any) -> np.ndarray:
@@ -68,12 +68,6 @@ class Policy:
         if not self.has_critic:
             raise UpslopeError("This policy was trained without a critic, so it has no values. Use --estimator gae.")
         return np.asarray(self.agent.value(jnp.asarray(observation)) / self.agent.reward_scale())
-
-
-def with_log_prob(policy: Any, key: Any) -> tuple[jax.Array, jax.Array]:
-    """The mode, or a sample if a key is given, and its log-probability."""
-    action = policy.mode() if key is None else policy.sample(key)
-    return action, policy.log_prob(action)
 
 
 def load(run: str | Path, *, seed: int | None = None, checkpoint: Which = "best", random_seed: int = 0) -> Policy:

@@ -33,7 +33,7 @@ EPISODE_COLUMNS = ("step", "seed", "return", "length")
 EVALUATION_COLUMNS = ("seed", "mode", "checkpoint", "environment_seed", "return", "length", "terminated")
 MANY = 5
 """So many runs are named in a hint."""
-PACKAGES = ("upslope", "jax", "jaxlib", "equinox", "optax", "gymnasium", "numpy")
+PACKAGES = ("upslope", "jax", "jaxlib", "optax", "gymnasium", "numpy")
 
 
 class RunDirectory:

@@ -5,16 +5,17 @@ and its actions into what the environment takes. Both are small hashable records
 saved agent can be rebuilt without its environment.
 """
 
+import math
 from dataclasses import asdict, dataclass
 from typing import Any
 
 import gymnasium
-import jax
-import jax.numpy as jnp
 import numpy as np
 from gymnasium import spaces
-from jaxtyping import Array, Float, Shaped
+from jaxtyping import Float, Shaped
 
+from upslope.arrays import AnyArray as Array
+from upslope.arrays import namespace
 from upslope.distributions import Bernoulli, Categorical, DiagonalGaussian, Distribution, MultiCategorical
 from upslope.errors import UpslopeError
 
@@ -29,12 +30,12 @@ class BoxCoding:
 
     @property
     def num_features(self) -> int:
-        return int(np.prod(self.shape))
+        return math.prod(self.shape)
 
     def encode(self, observation: Shaped[Array, "..."]) -> Float[Array, "... D"]:
         """[..., *shape] → [..., D]."""
         batch = observation.shape[: observation.ndim - len(self.shape)]
-        return observation.astype(jnp.float32).reshape(*batch, self.num_features)
+        return observation.astype(np.float32).reshape(*batch, self.num_features)
 
 
 @dataclass(frozen=True)
@@ -54,7 +55,8 @@ class DiscreteCoding:
 
     def encode(self, observation: Shaped[Array, "..."]) -> Float[Array, "... D"]:
         """[...] → [..., n]."""
-        return jax.nn.one_hot(observation - self.start, self.n, dtype=jnp.float32)
+        every = namespace(observation).arange(self.n)
+        return (observation[..., None] - self.start == every).astype(np.float32)
 
 
 Coding = BoxCoding | DiscreteCoding
@@ -75,7 +77,7 @@ class DiscreteHead:
     def shape(self) -> tuple[int, ...]:
         return ()
 
-    def distribution(self, outputs: Float[Array, "... K"], log_std: Float[Array, "0"]) -> Distribution:
+    def distribution(self, outputs: Float[Array, "... K"], log_std: Float[Array, "... 0"]) -> Distribution:
         return Categorical(outputs)
 
     def to_environment(self, action: np.ndarray) -> Any:
@@ -107,10 +109,11 @@ class BoxHead:
         low, high = np.where(is_finite, low, -1.0), np.where(is_finite, high, 1.0)
         return ((low + high) / 2).astype(np.float32), ((high - low) / 2).astype(np.float32)
 
-    def distribution(self, outputs: Float[Array, "... K"], log_std: Float[Array, "K"]) -> Distribution:
+    def distribution(self, outputs: Float[Array, "... K"], log_std: Float[Array, "... K"]) -> Distribution:
         centre, half = self.scaling()
-        log_std = jnp.broadcast_to(log_std + np.log(half), outputs.shape)
-        return DiagonalGaussian(jnp.asarray(centre) + half * outputs, log_std)
+        xp = namespace(outputs)
+        log_std = xp.broadcast_to(log_std + np.log(half), outputs.shape)
+        return DiagonalGaussian(xp.asarray(centre) + half * outputs, log_std)
 
     def to_environment(self, action: np.ndarray) -> Any:
         """Clip to the bounds and give the space's own shape."""
@@ -130,8 +133,8 @@ class MultiDiscreteHead:
     def num_outputs(self) -> int:
         return sum(self.sizes)
 
-    def distribution(self, outputs: Float[Array, "... K"], log_std: Float[Array, "0"]) -> Distribution:
-        heads = jnp.split(outputs, np.cumsum(self.sizes)[:-1].tolist(), axis=-1)
+    def distribution(self, outputs: Float[Array, "... K"], log_std: Float[Array, "... 0"]) -> Distribution:
+        heads = namespace(outputs).split(outputs, np.cumsum(self.sizes)[:-1].tolist(), axis=-1)
         return MultiCategorical(tuple(Categorical(head) for head in heads))
 
     def to_environment(self, action: np.ndarray) -> Any:
@@ -147,9 +150,9 @@ class MultiBinaryHead:
 
     @property
     def num_outputs(self) -> int:
-        return int(np.prod(self.shape))
+        return math.prod(self.shape)
 
-    def distribution(self, outputs: Float[Array, "... K"], log_std: Float[Array, "0"]) -> Distribution:
+    def distribution(self, outputs: Float[Array, "... K"], log_std: Float[Array, "... 0"]) -> Distribution:
         return Bernoulli(outputs)
 
     def to_environment(self, action: np.ndarray) -> Any:
