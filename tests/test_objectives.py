@@ -5,14 +5,14 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 import rlax
-from helpers import DISTRIBUTIONS, LAWS, SEEDS, quick_jit, random_policy, rollout_of, values_of
+from helpers import DISTRIBUTIONS, LAWS, SEEDS, random_policy, rollout_of, values_of
 from hypothesis import given
 from scipy.special import roots_hermitenorm
 
 from upslope.distributions import Categorical, DiagonalGaussian
 from upslope.errors import UpslopeError
 from upslope.estimators import Baseline, RewardToGo, TotalReturn
-from upslope.lab.play import small_update
+from upslope.lab.play import quick_jit, small_update
 from upslope.objectives import Clip, ImportanceSampled, KLPenalty, PolicyGradient, Sample, importance_ratio
 from upslope.update import policy_metrics
 

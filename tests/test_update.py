@@ -9,7 +9,7 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 import pytest
-from helpers import LAWS, SEEDS, quick_jit, same, task_of
+from helpers import LAWS, SEEDS, same, task_of
 from hypothesis import given
 from hypothesis import strategies as st
 from scipy.special import log_softmax
@@ -19,7 +19,7 @@ from upslope.environments.cartpole import CartPole
 from upslope.environments.pendulum import Pendulum
 from upslope.estimators import GAE, RewardToGo
 from upslope.iteration import initialise, iterate_many, move, weigh
-from upslope.lab.play import small_update
+from upslope.lab.play import quick_jit, small_update
 from upslope.objectives import Clip, KLPenalty, Objective, PolicyGradient, importance_ratio
 from upslope.rollout import collect_episodes
 from upslope.shuffle import shuffle
