@@ -160,6 +160,8 @@ class Shared(CompiledEngine):
         if self.key in PROGRAMS:
             self.programs, self.cut, self.join = PROGRAMS[self.key]
             self.is_compiled = True
+            for program in self.programs:
+                program.data = jax.device_put(self.data, program.everywhere)
 
     def one_seed(self, data: Any, state: Any) -> Any:
         assert self.world is not None

@@ -9,7 +9,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 from gymnasium import spaces
-from helpers import LAWS, NUM_ENVS, SEEDS, quick_jit, same, segments, softmax_agent, task_of
+from helpers import LAWS, NUM_ENVS, SEEDS, same, segments, softmax_agent, task_of
 from hypothesis import given
 
 from upslope.agent import RunningStatistics, initialise_agent
@@ -18,6 +18,7 @@ from upslope.collect_host import AHEAD, Act
 from upslope.environments.cartpole import CartPole
 from upslope.errors import UpslopeError
 from upslope.iteration import initialise, stack, weigh
+from upslope.lab.play import quick_jit
 from upslope.spaces import BoxCoding, BoxHead, DiscreteHead, coding_of, from_json, head_of, to_json
 
 include = quick_jit(RunningStatistics.update)

@@ -1,8 +1,8 @@
 """train and resume: from a name to a run on disk."""
 
 from collections.abc import Callable
-from contextlib import closing
-from dataclasses import dataclass
+from contextlib import closing, suppress
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -11,7 +11,8 @@ import numpy as np
 from gymnasium.spaces import Box
 
 from upslope.choose import Axes, engine_of
-from upslope.config import Config, canonical, configure, presets
+from upslope.command import command_of
+from upslope.config import MAX_STEPS, Config, canonical, configure, presets
 from upslope.devices import prepare
 from upslope.display import Display, choose
 from upslope.engines import Engine
@@ -24,6 +25,7 @@ from upslope.objectives import Objective
 from upslope.policy import Policy, Which, load
 from upslope.restore import check_room, standstill_of
 from upslope.runs import RunDirectory, free_name, versions
+from upslope.spaces import BoxHead
 from upslope.tasks import estimator_of, objective_of, settings_of, task_of
 from upslope.tensorboard import TensorboardWriter, require_tensorboard
 
@@ -191,6 +193,10 @@ def go_on(
         is_on_host = isinstance(world, HostWorld) and config.data is None
         stand = standstill_of(directory, config, task, engine.start(), is_on_host)
         directory.cut(stand.sizes)
+        if stand.is_finished(config):
+            with display:
+                display.finish(None, finished_lines(config, directory))
+            return Run(directory.path, config, tuple(config.seed_list()), np.asarray(mean_of(stand.progress, 0)))
         lines = [f"going on with {directory.path} at step {stand.step:,} of {config.steps:,}"]
         if changed:
             words = ", ".join(f"{name} {old} → {new}" for name, (old, new) in changed.items())
@@ -213,10 +219,11 @@ def run_loop(
 ) -> Run:
     """Run the loop inside the display, and say how to go on when it is stopped."""
     seeds = config.seed_list()
-    loop = Loop(engine, directory, seeds, config.steps, display, writer)
+    loop = Loop(engine, directory, seeds, config.steps, display, writer, config.data is not None)
     try:
         with display:
-            display.start(title_of(config), lines)
+            with suppress(BrokenPipeError):  # the first update notices it, when there is something to save
+                display.start(title_of(config), lines)
             state, progress = loop.run(state, progress)
             display.finish(None, closing_lines(config, directory, progress))
     except Stopped:
@@ -245,6 +252,19 @@ def opening_lines(config: Config, directory: RunDirectory) -> list[str]:
     if config.seeds == 1:
         lines.append("one seed gives no interval: --seeds 5 shows how far the result can be trusted")
     return lines
+
+
+def finished_lines(config: Config, directory: RunDirectory) -> list[str]:
+    """That there is nothing to go on with, and how to train longer."""
+    longer = replace(config, steps=min(2 * config.steps, MAX_STEPS))
+    is_continuous = isinstance(directory.spaces()[1], BoxHead)
+    return [
+        f"{directory.path} is finished: each seed has spent its {config.steps:,} steps, so there is nothing to go on "
+        "with, and nothing was changed. The budget belongs to a run, since the learning rate may fall over it. To "
+        "train longer, begin a new run with more --steps:",
+        f"    {command_of(longer, is_continuous=is_continuous)}",
+        f"judge this one:  upslope evaluate {directory.path}",
+    ]
 
 
 def closing_lines(config: Config, directory: RunDirectory, progress: Any) -> list[str]:

@@ -2,9 +2,8 @@
 
 import math
 import reprlib
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
-from difflib import get_close_matches
 from functools import cache
 from importlib import resources
 from typing import Annotated, Any, Literal, get_type_hints
@@ -15,6 +14,7 @@ import yaml
 from upslope.algorithms import ALGORITHMS, CONTINUOUS_DEFAULTS, DISCRETE_DEFAULTS, ESTIMATORS, OBJECTIVES
 from upslope.errors import UpslopeError
 from upslope.settings import coerce
+from upslope.words import unknown
 
 Positional = tyro.conf.Positional
 
@@ -129,6 +129,22 @@ POSITIVE = (
 MAX_STEPS, MAX_WIDTH, MAX_LAYERS = 2**31, 2**16, 256
 MOST = {"seeds": 2**16, "num_envs": 2**24, "rollout_steps": 2**24, "minibatches": 2**24}
 """What no machine could hold in memory is refused before anything is allocated."""
+FRESH_SEEDS = 2000
+"""Evaluation can draw so many sets of episodes, all different from those of training."""
+
+
+def positive(**counts: int | None) -> None:
+    """Refuse counts below 1, each by the name of its flag; None was left to a default."""
+    for name, count in counts.items():
+        if count is not None and count < 1:
+            raise UpslopeError(f"--{name.replace('_', '-')} must be 1 or more, not {count}.")
+
+
+def fresh(**seeds: int) -> None:
+    """Refuse numbers of fresh episodes beyond those set aside for them, each by the name of its flag."""
+    for name, seed in seeds.items():
+        if not 0 <= seed < FRESH_SEEDS:
+            raise UpslopeError(f"--{name.replace('_', '-')} must be from 0 to {FRESH_SEEDS - 1}, not {seed}.")
 
 
 def check_ranges(config: Config) -> None:
@@ -176,14 +192,6 @@ def check_ranges(config: Config) -> None:
         value = getattr(config, role)
         if value not in known and ":" not in value:
             raise UpslopeError(unknown(role, value, known))
-
-
-def unknown(role: str, name: str, known: Iterable[str]) -> str:
-    """Say that a name is not known, and which near ones are."""
-    known = sorted(known)
-    near = get_close_matches(name, known, n=3, cutoff=0.5)
-    hint = f"Did you mean {' or '.join(near)}?" if near else f"Known: {', '.join(known)}."
-    return f'There is no {role} "{name}". {hint} `upslope list` shows all.'
 
 
 @cache

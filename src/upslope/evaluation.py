@@ -17,7 +17,7 @@ from upslope.agent import Actor, Agent
 from upslope.arrays import AnyArray as Array
 from upslope.arrays import pytree
 from upslope.collect_host import Act, collect_host_episodes
-from upslope.config import Config
+from upslope.config import Config, fresh, positive
 from upslope.devices import prepare
 from upslope.distributions import Distribution
 from upslope.environments.base import CompiledEnvironment
@@ -102,7 +102,8 @@ def evaluate(
     Raises:
         UpslopeError: no such run or checkpoint, or the environment cannot be made.
     """
-    check_counts(episodes, environment_seed)
+    positive(episodes=episodes)
+    fresh(environment_seed=environment_seed)
     directory = RunDirectory(run)
     config = directory.config()
     world = make(config.environment, config.env_kwargs, config.max_episode_steps)
@@ -130,7 +131,8 @@ def record(
 
     Returns the path of the dataset, by default `dataset.npz` in the run directory. An existing file is refused.
     """
-    check_counts(episodes, environment_seed)
+    positive(episodes=episodes)
+    fresh(environment_seed=environment_seed)
     directory = RunDirectory(run)
     config = directory.config()
     seed = config.seed if seed is None else seed
@@ -159,14 +161,6 @@ def record(
     }
     save_dataset(path, rollouts, meta | {"episodes": episodes})
     return path
-
-
-def check_counts(episodes: int, environment_seed: int) -> None:
-    """Refuse what cannot be counted."""
-    if episodes < 1:
-        raise UpslopeError(f"--episodes must be 1 or more, not {episodes}.")
-    if not 0 <= environment_seed < 2000:
-        raise UpslopeError(f"--environment-seed must be from 0 to 1999, not {environment_seed}.")
 
 
 @dataclass(frozen=True)

@@ -10,6 +10,7 @@ from collections import deque
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
+from statistics import median
 from time import perf_counter
 from typing import Any
 
@@ -36,6 +37,8 @@ WINDOW = 100
 """The return of a seed is the mean over so many of its last finished training episodes."""
 BEST_AFTER = 20
 """Episodes in the window before it may count as the best."""
+RECENT, FEWEST_RECENT = 20, 3
+"""The present rate is that of so many chunks, at most and at least."""
 BEST_CHECKS = 100
 """So many times in a run the window is held against the best so far."""
 
@@ -76,16 +79,24 @@ class Pace:
     """Environment steps per second of all seeds together, without the first chunk, which is spent on compiling."""
 
     def __init__(self) -> None:
-        self.started, self.first_ended, self.steps = perf_counter(), 0.0, 0
+        self.started, self.ended, self.steps = perf_counter(), 0.0, 0
+        self.first_ended = 0.0
+        self.recent: deque[float] = deque(maxlen=RECENT)
 
     def rate(self, steps: int) -> float:
-        """The rate after a chunk of so many steps."""
-        now = perf_counter()
+        """The mean rate after a chunk of so many steps; of the first chunk, which is all there is, with compiling."""
+        before, self.ended = self.ended, perf_counter()
         if not self.first_ended:
-            self.first_ended = now
-            return steps / max(now - self.started, TICK)
+            self.first_ended = self.ended
+            return steps / max(self.ended - self.started, TICK)
         self.steps += steps
-        return self.steps / max(now - self.first_ended, TICK)
+        self.recent.append(steps / max(self.ended - before, TICK))
+        return self.steps / max(self.ended - self.first_ended, TICK)
+
+    @property
+    def present(self) -> float:
+        """The median rate of the last chunks, since a later one may compile again; nan while they are too few."""
+        return median(self.recent) if len(self.recent) >= FEWEST_RECENT else math.nan
 
 
 class Loop:
@@ -99,9 +110,10 @@ class Loop:
         total_steps: int,
         display: Display,
         tensorboard: TensorboardWriter | None,
+        is_recorded: bool = False,
     ):
         self.engine, self.directory, self.seeds, self.total = engine, directory, seeds, total_steps
-        self.display, self.tensorboard = display, tensorboard
+        self.display, self.tensorboard, self.is_recorded = display, tensorboard, is_recorded
         self.watch = None if isinstance(display, QuietDisplay) else Watch(directory.path)
 
     def run(self, state: TrainState, progress: Progress) -> tuple[TrainState, Progress]:
@@ -131,7 +143,10 @@ class Loop:
                     with clock(self.engine.phases, "write"):
                         self.save(state, progress)
                     saved = perf_counter()
-                self.display.update(self.snapshot(chunk, progress, rate))
+                try:
+                    self.display.update(self.snapshot(chunk, progress, pace.present))
+                except BrokenPipeError:  # whoever read the output has gone
+                    stop.set()
                 self.check_alive(chunk, progress)
             self.save(state, progress)
         return state, progress
@@ -228,6 +243,7 @@ class Loop:
             phases=dict(self.engine.phases),
             elapsed=progress.elapsed,
             steps_per_second=rate,
+            is_recorded=self.is_recorded,
             finding="" if self.watch is None else self.watch.look(),
         )
 

@@ -20,6 +20,7 @@ from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
 from datetime import UTC, datetime
+from difflib import get_close_matches
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
@@ -40,6 +41,8 @@ except ImportError:  # Windows
 RUN_FORMAT = 1
 EPISODE_COLUMNS = ("step", "seed", "return", "length")
 EVALUATION_COLUMNS = ("seed", "mode", "checkpoint", "environment_seed", "return", "length", "terminated")
+MANY = 5
+"""So many runs are named in a hint."""
 PACKAGES = ("upslope", "jax", "jaxlib", "optax", "gymnasium", "numpy")
 
 
@@ -120,7 +123,7 @@ class RunDirectory:
         """config.json, checked."""
         path = self.path / "config.json"
         if not path.is_file():
-            raise UpslopeError(f"{self.path} is not a run directory: it has no config.json. `ls runs` shows yours.")
+            raise UpslopeError(not_a_run(self.path))
         try:
             description = parse_json(path.read_text("utf-8"))
             number, _ = description["format"], description["config"]["environment"]
@@ -211,6 +214,26 @@ class RunDirectory:
         text = "".join(",".join(map(str, row)) + "\n" for row in rows)
         header = "" if self.evaluation_path.exists() else ",".join(EVALUATION_COLUMNS) + "\n"
         self.append(self.evaluation_path, header + text)
+
+
+def not_a_run(path: Path) -> str:
+    """Why a path is no run; where there is nothing at all, which near ones are."""
+    inside = runs_in(path)
+    beside = {Path(run).name: run for run in (*runs_in(path.parent), *runs_in(Path("runs")))}
+    near = [beside[name] for name in get_close_matches(path.name, beside, n=3)]
+    if inside:
+        why, hint = "it has no config.json", f"It holds runs: {', '.join(inside[:MANY])}{' …' * (len(inside) > MANY)}"
+    elif path.exists():
+        why, hint = "it has no config.json" if path.is_dir() else "it is a file", "`ls runs` shows yours."
+    else:
+        why = f"there is no such folder{'' if path.is_absolute() else f' in {Path.cwd()}'}"
+        hint = f"Did you mean {' or '.join(near)}?" if near else "`upslope train` makes one."
+    return f"{path} is not a run directory: {why}. {hint}"
+
+
+def runs_in(folder: Path) -> list[str]:
+    """The runs directly in a folder."""
+    return sorted(str(found.parent) for found in folder.glob("*/config.json"))
 
 
 def same_run(path: Path, config: Config) -> Path:

@@ -1,4 +1,4 @@
-"""Ctrl-C and its kin: finish what is being done, save, and stop."""
+"""Stop cleanly: a first signal asks, a second one ends."""
 
 import signal
 import threading

@@ -4,7 +4,8 @@ Analysis reads what training left on disk and nothing else, so that it works on 
 or was broken off.
 """
 
-from dataclasses import dataclass
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -52,6 +53,39 @@ class Record:
         """One seed's training episodes, in the order in which they ended."""
         mine = self.episodes[self.episodes["seed"] == seed]
         return mine[np.argsort(mine["step"], kind="stable")]
+
+    def of(self, seeds: tuple[int, ...]) -> "Record":
+        """The same run with only some of its seeds."""
+        rows = [self.seeds.index(seed) for seed in seeds]
+        metrics = {name: x[rows] for name, x in self.metrics.items()}
+        episodes = self.episodes[np.isin(self.episodes["seed"], seeds)]
+        return replace(self, seeds=seeds, steps=self.steps[rows], metrics=metrics, episodes=episodes)
+
+
+def read_records(runs: Sequence[str | Path]) -> tuple[list[Record], list[str]]:
+    """Those of these folders that can be read, each once, and a warning for each that is left out: `runs/*` may hold
+    other things beside runs.
+
+    Raises:
+        UpslopeError: there is no such folder, or no run is left.
+    """
+    if not runs:
+        raise UpslopeError("No run is named: give one run directory or more, e.g. runs/*")
+    records: list[Record] = []
+    warnings = []
+    for run in runs:
+        if any(record.path.resolve() == Path(run).resolve() for record in records):
+            warnings.append(f"left out: {run} is given more than once")
+            continue
+        try:
+            records.append(read_record(run))
+        except UpslopeError as error:
+            if len(runs) == 1 or not Path(run).exists():
+                raise
+            warnings.append(f"left out: {error}")
+    if not records:
+        raise UpslopeError(f"None of these {len(runs)} can be read. " + " ".join(warnings))
+    return records, warnings
 
 
 def read_record(run: str | Path) -> Record:

@@ -155,7 +155,7 @@ def modes_disagree(s: Signs) -> Finding | None:
     """The most probable actions get much less than sampled ones: a note, since some tasks need chance."""
     rows = s.record.evaluations
     modes = [rows["return"][rows["mode"] == mode] for mode in ("stochastic", "deterministic")]
-    if min(map(len, modes)) < 10:
+    if s.lacks("10 evaluation episodes of each mode", min(map(len, modes)) < 10):
         return None
     sampled, best = (x.mean() for x in modes)
     return Finding(
@@ -171,6 +171,8 @@ def modes_disagree(s: Signs) -> Finding | None:
 def late_collapse(s: Signs) -> Finding | None:
     """The return falls far below the best that it had been."""
     lost = []
+    if s.lacks("100 finished episodes of a seed", max(len(s.record.episodes_of(x)) for x in s.record.seeds) < 100):
+        return None
     for seed in s.record.seeds:
         r = s.record.episodes_of(seed)["return"]
         tenths = np.array_split(r, 10) if len(r) >= 100 else [np.zeros(2)] * 2
