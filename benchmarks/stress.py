@@ -1,7 +1,7 @@
 """What survives SIGKILL? Stores benchmarks/results/stress.json, and writes the figures into docs/reliability.md.
 
     python benchmarks/stress.py kills               # 100 kills, compiled and host (about 15 minutes on two cores)
-    python benchmarks/stress.py kills --count 12    # fewer; what is stored already is not done again
+    python benchmarks/stress.py kills --count 12    # fewer; a case that is stored is not done again
     python benchmarks/stress.py malformed           # thousands of malformed files, by tests/test_loaders.py
     python benchmarks/stress.py table               # the page's table from the stored results
 
@@ -121,16 +121,30 @@ def stamps(run: Path) -> set[tuple[str, int]]:
     return found
 
 
+class Growth:
+    """Whether a file has grown: a resumed run first cuts its rows, and has not trained before it appends some."""
+
+    def __init__(self, path: Path):
+        self.path = path
+        self.least = self.size()
+
+    def size(self) -> int:
+        """Bytes; 0 where there is no file."""
+        return self.path.stat().st_size if self.path.exists() else 0
+
+    def __call__(self) -> bool:
+        now = self.size()
+        self.least = min(self.least, now)
+        return now > self.least
+
+
 def kill_at(moment: str, process: subprocess.Popen[bytes], case: Case, run: Path, draw: np.random.Generator) -> str:
     """Kill at such a moment; what it was, in fact: `ended` where the process was quicker."""
     left_over = set(listing(run / "checkpoints"))
     if moment == "starting":
         time.sleep(draw.uniform(0, case.began * 1.5))
     else:
-        # Up to here a resumed run has not trained yet.
-        rows = run / "metrics.jsonl"
-        before = rows.stat().st_mtime_ns if rows.exists() else 0
-        wait_until(process, lambda: rows.exists() and rows.stat().st_mtime_ns > before)
+        wait_until(process, Growth(run / "metrics.jsonl"))
         time.sleep(draw.uniform(0, 0.6 * max(case.took - case.began, 0.5)))
     if moment == "writing":
         now = stamps(run)
