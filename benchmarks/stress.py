@@ -181,11 +181,11 @@ def faults_of(run: Path) -> Iterator[str]:
 
 
 def saved_step(run: Path) -> int:
-    """How far the last checkpoint reached, −1 where there is none."""
+    """How far the last checkpoint reached; −1 where there is none, or a damaged one, which `faults_of` tells."""
     try:
         with np.load(run / "checkpoints" / "last.npz") as archive:
             return max(json.loads(str(archive["meta"][()]))["steps"])
-    except FileNotFoundError:
+    except Exception:
         return -1
 
 
