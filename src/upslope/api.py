@@ -10,7 +10,6 @@ import gymnasium
 import numpy as np
 from gymnasium.spaces import Box
 
-from upslope.checkpoints import load_checkpoint
 from upslope.choose import Axes, engine_of
 from upslope.command import command_of
 from upslope.config import MAX_STEPS, Config, canonical, configure, presets
@@ -24,6 +23,7 @@ from upslope.estimators import Estimator
 from upslope.loop import Loop, Stopped, begin_progress, mean_of
 from upslope.objectives import Objective
 from upslope.policy import Policy, Which, load
+from upslope.restore import check_room, standstill_of
 from upslope.runs import RunDirectory, free_name, versions
 from upslope.spaces import BoxHead
 from upslope.tasks import estimator_of, objective_of, settings_of, task_of
@@ -136,7 +136,9 @@ def train_config(
         progress = begin_progress(state, config.seed_list())
         directory.create(config, task.coding, task.head, axes.described())
         writer = TensorboardWriter(directory.path / "tensorboard", config.seed_list()) if tensorboard else None
-        return run_loop(config, engine, directory, display, writer, state, progress, opening_lines(config, directory))
+        with directory.held():
+            lines = opening_lines(config, directory)
+            return run_loop(config, engine, directory, display, writer, state, progress, lines)
 
 
 def resume(
@@ -186,31 +188,24 @@ def go_on(
     """Train from the last checkpoint."""
     prepare(on_host=isinstance(world, HostWorld))
     task = task_of(config, world, axes.estimator, axes.objective)
-    with closing(engine_of(config, task, world, axes, workers, display)) as engine:
-        like = engine.start()
-        state, snapshot, meta = load_checkpoint(directory.last, like)
-        best, _, scores = load_checkpoint(directory.best, like.learner.agent)
-        progress = begin_progress(state, config.seed_list())
-        progress.best = best
-        progress.best_return = np.asarray([-np.inf if r is None else r for r in scores["best_return"]])
-        progress.best_step = np.asarray(scores["best_step"])
-        progress.elapsed, progress.iteration = meta["elapsed"], meta["iteration"]
-        progress.checks = np.asarray(meta["checks"])
-        for window, episodes in zip(progress.windows, meta["windows"], strict=True):
-            window.extend((float(r), int(n)) for r, n in episodes)
-        directory.cut(meta["sizes"])
-        if min(meta["steps"]) >= config.steps:
+    check_room(directory, config, task)
+    with directory.held(), closing(engine_of(config, task, world, axes, workers, display)) as engine:
+        is_on_host = isinstance(world, HostWorld) and config.data is None
+        stand = standstill_of(directory, config, task, engine.start(), is_on_host)
+        directory.cut(stand.sizes)
+        if (np.asarray(stand.state.steps, np.int64) >= config.steps).all():
             with display:
                 display.finish(None, finished_lines(config, directory))
-            return Run(directory.path, config, tuple(config.seed_list()), np.asarray(mean_of(progress, 0)))
-        lines = [f"going on with {directory.path} at step {max(meta['steps']):,} of {config.steps:,}"]
+            returns = np.asarray(mean_of(stand.progress, 0))
+            return Run(directory.path, config, tuple(config.seed_list()), returns)
+        lines = [f"going on with {directory.path} at step {stand.step:,} of {config.steps:,}"]
         if changed:
             words = ", ".join(f"{name} {old} → {new}" for name, (old, new) in changed.items())
             lines.append(f"versions changed since it was started, so the bits may differ: {words}")
-        if snapshot:
-            engine.restore(snapshot, display.message)
+        if stand.snapshot:
+            engine.restore(stand.snapshot, display.message)
         writer = TensorboardWriter(directory.path / "tensorboard", config.seed_list()) if tensorboard else None
-        return run_loop(config, engine, directory, display, writer, state, progress, lines)
+        return run_loop(config, engine, directory, display, writer, stand.state, stand.progress, lines)
 
 
 def run_loop(

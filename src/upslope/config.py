@@ -1,6 +1,7 @@
 """One frozen dataclass: default = flag = help = config.json."""
 
 import math
+import reprlib
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
 from functools import cache
@@ -125,7 +126,6 @@ POSITIVE = (
     "max_grad_norm",
 )
 """Fields that must be greater than zero."""
-MAX_STEPS = 2**31
 FRESH_SEEDS = 2000
 """Evaluation can draw so many sets of episodes, all different from those of training."""
 
@@ -144,6 +144,11 @@ def fresh(**seeds: int) -> None:
             raise UpslopeError(f"--{name.replace('_', '-')} must be from 0 to {FRESH_SEEDS - 1}, not {seed}.")
 
 
+MAX_STEPS, MAX_WIDTH, MAX_LAYERS = 2**31, 2**16, 256
+MOST = {"seeds": 2**16, "num_envs": 2**24, "rollout_steps": 2**24, "minibatches": 2**24}
+"""What no machine could hold in memory is refused before anything is allocated."""
+
+
 def check_ranges(config: Config) -> None:
     """Refuse values that cannot be, each with its reason."""
     for name, value in vars(config).items():
@@ -153,6 +158,11 @@ def check_ranges(config: Config) -> None:
         value = getattr(config, name)
         if not value > 0:
             raise UpslopeError(f"--{name.replace('_', '-')} must be greater than 0, not {value}.")
+    for name, most in MOST.items():
+        if getattr(config, name) > most:
+            raise UpslopeError(
+                f"--{name.replace('_', '-')} can be at most {most:,}, not {reprlib.repr(getattr(config, name))}."
+            )
     for name in ("max_episode_steps", "critic_epochs", "target_kl", "min_effective_sample_size"):
         value = getattr(config, name)
         if value is not None and not value > 0:
@@ -173,6 +183,11 @@ def check_ranges(config: Config) -> None:
             raise UpslopeError(f"--{name.replace('_', '-')} must be 0 or more, not {getattr(config, name)}.")
     if not config.hidden_sizes or min(config.hidden_sizes) < 1:
         raise UpslopeError(f"--hidden-sizes needs positive widths, e.g. 64 64, not {config.hidden_sizes}.")
+    if max(config.hidden_sizes) > MAX_WIDTH or len(config.hidden_sizes) > MAX_LAYERS:
+        raise UpslopeError(
+            f"--hidden-sizes can have at most {MAX_LAYERS} layers of {MAX_WIDTH:,}, not "
+            f"{reprlib.repr(config.hidden_sizes)}."
+        )
     if config.algorithm not in ALGORITHMS:
         raise UpslopeError(unknown("algorithm", config.algorithm, ALGORITHMS))
     for role, known in (("estimator", ESTIMATORS), ("objective", OBJECTIVES)):

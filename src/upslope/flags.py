@@ -187,11 +187,20 @@ def has_continuous_actions(environment: str, env_kwargs: dict[str, Any]) -> bool
     return isinstance(make(environment, env_kwargs).action_space, Box)
 
 
+class PlainLoader(yaml.SafeLoader):
+    """YAML without aliases, by which a few lines can stand for gigabytes."""
+
+    def compose_node(self, parent: Any, index: Any) -> Any:
+        if self.check_event(yaml.AliasEvent):
+            raise yaml.YAMLError("an alias (*name) is not read here; write the value out")
+        return super().compose_node(parent, index)
+
+
 def read_settings(path: Path) -> dict[str, Any]:
     """A YAML file of settings by the names of the flags."""
     try:
-        settings = yaml.safe_load(path.read_text("utf-8"))
-    except (OSError, ValueError, yaml.YAMLError) as error:
+        settings = yaml.load(path.read_text("utf-8"), PlainLoader)
+    except (OSError, ValueError, LookupError, TypeError, AttributeError, RecursionError, yaml.YAMLError) as error:
         raise UpslopeError(f"Could not read the settings in {path}: {error}.") from error
     if not isinstance(settings, dict):
         raise UpslopeError(f"{path} must hold settings as `name: value` lines, e.g. `learning-rate: 0.001`.")

@@ -9,6 +9,7 @@ import math
 from collections import deque
 from collections.abc import Iterator
 from dataclasses import dataclass, field
+from pathlib import Path
 from statistics import median
 from time import perf_counter
 from typing import Any
@@ -30,6 +31,8 @@ from upslope.tensorboard import TensorboardWriter
 
 CHECKPOINT_SECONDS = 10.0
 """`last` is written at most so often, and whenever training stops."""
+TICK = 1e-6
+"""No time is shorter: a clock that stands still or goes back gives no rate."""
 WINDOW = 100
 """The return of a seed is the mean over so many of its last finished training episodes."""
 BEST_AFTER = 20
@@ -85,10 +88,10 @@ class Pace:
         before, self.ended = self.ended, perf_counter()
         if not self.first_ended:
             self.first_ended = self.ended
-            return steps / (self.ended - self.started)
+            return steps / max(self.ended - self.started, TICK)
         self.steps += steps
-        self.recent.append(steps / (self.ended - before))
-        return self.steps / (self.ended - self.first_ended)
+        self.recent.append(steps / max(self.ended - before, TICK))
+        return self.steps / max(self.ended - self.first_ended, TICK)
 
     @property
     def present(self) -> float:
@@ -131,12 +134,12 @@ class Loop:
                     if not isinstance(error, UpslopeError):
                         raise
                     raise UpslopeError(f"{error} {kept}; go on with: upslope resume {self.directory.path}") from error
-                progress.elapsed = perf_counter() - started
+                progress.elapsed = max(progress.elapsed, perf_counter() - started)
                 rate = pace.rate(int((chunk.steps[:, -1] - chunk.before[:, 0]).sum()))
                 with clock(self.engine.phases, "write"):
                     self.write(chunk, progress, rate)
                     self.keep_best(state, chunk, progress)
-                if perf_counter() - saved > CHECKPOINT_SECONDS:
+                if not 0 <= perf_counter() - saved <= CHECKPOINT_SECONDS:
                     with clock(self.engine.phases, "write"):
                         self.save(state, progress)
                     saved = perf_counter()
@@ -202,7 +205,7 @@ class Loop:
             "best_return": [finite(x) for x in progress.best_return.tolist()],
             "best_step": np.where(never, np.asarray(state.steps), progress.best_step).tolist(),
         }
-        save_checkpoint(self.directory.best, best, {}, scores)
+        self.keep(self.directory.best, best, {}, scores)
         meta = scores | {
             "elapsed": progress.elapsed,
             "iteration": progress.iteration,
@@ -211,7 +214,14 @@ class Loop:
             "windows": [list(w) for w in progress.windows],
             "steps": np.asarray(state.steps).tolist(),
         }
-        save_checkpoint(self.directory.last, state, self.engine.snapshot(), meta)
+        self.keep(self.directory.last, state, self.engine.snapshot(), meta)
+
+    def keep(self, path: Path, tree: Any, world: dict[str, np.ndarray], meta: dict[str, Any]) -> None:
+        """Write a checkpoint; where that cannot be, say how to go on."""
+        try:
+            save_checkpoint(path, tree, world, meta)
+        except UpslopeError as error:
+            raise UpslopeError(f"{error} Go on with: upslope resume {self.directory.path}") from error
 
     def save_or_say(self, state: TrainState, progress: Progress) -> str:
         """Save after an error, and say how far; where the world is lost too, the last checkpoint stands."""

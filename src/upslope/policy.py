@@ -1,5 +1,6 @@
 """A trained policy for use: NumPy observations in, NumPy actions out. Needs no environment."""
 
+from itertools import pairwise
 from pathlib import Path
 from typing import Any, Literal
 
@@ -8,11 +9,12 @@ import jax.numpy as jnp
 import numpy as np
 
 from upslope.agent import Agent, initialise_agent
-from upslope.checkpoints import load_checkpoint
+from upslope.checkpoints import check_size, load_checkpoint
 from upslope.config import Config
 from upslope.errors import UpslopeError
 from upslope.iteration import stack
 from upslope.runs import RunDirectory
+from upslope.spaces import Coding, Head
 
 Which = Literal["best", "last"]
 
@@ -102,8 +104,31 @@ def load_agents(directory: RunDirectory, config: Config, checkpoint: Which) -> t
     if checkpoint not in ("best", "last"):
         raise UpslopeError(f'A checkpoint is "best" or "last", not "{checkpoint}".')
     coding, head = directory.spaces()
+    path, prefix = (directory.best, "") if checkpoint == "best" else (directory.last, ".learner.agent")
+    check_size(path, config.seeds * num_parameters(coding, head, config.hidden_sizes))
     network = config.network()
     like = stack([initialise_agent(jax.random.key(s), coding, head, **network) for s in config.seed_list()])
-    path, prefix = (directory.best, "") if checkpoint == "best" else (directory.last, ".learner.agent")
     agents, _, meta = load_checkpoint(path, like, prefix)
+    check_scores(path, meta, config.seeds)
     return agents, meta
+
+
+def check_scores(path: Path, meta: dict[str, Any], seeds: int) -> None:
+    """Refuse a checkpoint that does not say how good each seed was, and when."""
+    returns, steps = meta.get("best_return"), meta.get("best_step")
+    if not is_list(returns, (int, float, type(None)), seeds) or not is_list(steps, (int,), seeds):
+        raise UpslopeError(
+            f"{path} is damaged: it does not say each seed's best return and step. Put a copy of it back."
+        )
+
+
+def is_list(value: Any, kinds: tuple[type, ...], length: int) -> bool:
+    """Whether it is a list of so many values of these types; a bool is no number."""
+    return isinstance(value, list) and len(value) == length and all(type(x) in kinds for x in value)
+
+
+def num_parameters(coding: Coding, head: Head, hidden_sizes: tuple[int, ...]) -> int:
+    """How many weights policy and critic have at least."""
+    sizes = (coding.num_features, *hidden_sizes)
+    hidden = sum(i * o for i, o in pairwise(sizes))
+    return 2 * hidden + hidden_sizes[-1] * (head.num_outputs + 1)
