@@ -70,8 +70,9 @@ def covered(estimates: list[Estimate], truth: float) -> dict[str, float]:
     told = [e.interval for e in estimates if e.interval is not None]
     held = sum(i.low <= truth + 1e-9 and truth - 1e-9 <= i.high for i in told)
     oracle = 2 * float(np.quantile([abs(e.value - truth) for e in estimates], 0.95))
-    width = float(np.median([i.high - i.low for i in told])) / oracle
-    return {"coverage": held / len(estimates), "told": len(told) / len(estimates), "width": round(width, 3)}
+    found = {"coverage": held / len(estimates), "told": len(told) / len(estimates)}
+    # Where nearly every estimate is the truth itself, an oracle needs no width.
+    return found | ({"width": round(float(np.median([i.high - i.low for i in told])) / oracle, 3)} if oracle else {})
 
 
 def one_environment(name: str) -> dict[str, Any]:
@@ -142,7 +143,8 @@ def mixture(draw: Strata, count: int, random: np.random.Generator) -> dict[str, 
 
 def averaged(cells: list[dict[str, float]]) -> dict[str, float]:
     """The mean of each number, and the lowest coverage."""
-    means = {key: round(float(np.mean([cell[key] for cell in cells])), 4) for key in cells[0]}
+    keys = [key for key in cells[0] if all(key in cell for cell in cells)]
+    means = {key: round(float(np.mean([cell[key] for cell in cells])), 4) for key in keys}
     return means | {"lowest": min(cell["coverage"] for cell in cells)}
 
 
@@ -227,7 +229,8 @@ def shown(cell: dict[str, float]) -> str:
     all where some have none."""
     told = cell.get("told", 1.0)
     least = f", least {cell['lowest']:.1%}" if "lowest" in cell else ""
-    return f"{cell['coverage']:.1%}{least}, ×{cell['width']:.2f}" + (f" ({told:.0%} told)" if told < 0.9995 else "")
+    width = f", ×{cell['width']:.2f}" if "width" in cell else ""
+    return f"{cell['coverage']:.1%}{least}{width}" + (f" ({told:.0%} told)" if told < 0.9995 else "")
 
 
 def write_page() -> None:

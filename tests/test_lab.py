@@ -25,6 +25,7 @@ from upslope.lab.run import Result, as_json, chosen
 from upslope.lab.table1 import NONE, order
 from upslope.lab.texts import measured, region, texts, typeset
 from upslope.objectives import Clip, KLPenalty
+from upslope.storage import plain
 
 QUICK = {experiment.name: experiment for experiment in EXPERIMENTS}
 # So sure that a small size suffices; which claims a small size leaves undecided is chance.
@@ -225,7 +226,7 @@ def test_json_is_strict():
     panel = Panel("means", (Line("measured", [1, 2], np.array([0.5, np.nan])),))
     outcome = Outcome((Finding("mean", Estimate(1.0, (math.nan, math.nan)), ABOVE_ZERO),), (panel,), QUANTITIES)
     found = as_json([Result("expectation", outcome, 1.0)], "en", 0, True)
-    again = json.loads(json.dumps(found, allow_nan=False))
+    again = json.loads(json.dumps(plain(found), allow_nan=False))
     assert again["experiments"][0]["findings"][0]["predicted"] == [0.0, None]
     assert again["experiments"][0]["panels"][0]["lines"][0]["y"] == [0.5, None]
 

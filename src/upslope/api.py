@@ -24,6 +24,7 @@ from upslope.loop import Loop, Stopped, begin_progress, mean_of
 from upslope.objectives import Objective
 from upslope.policy import Policy, Which, load
 from upslope.runs import RunDirectory, free_name, versions
+from upslope.spaces import describe
 from upslope.tasks import estimator_of, objective_of, settings_of, task_of
 from upslope.tensorboard import TensorboardWriter, require_tensorboard
 
@@ -132,7 +133,7 @@ def train_config(
     with closing(engine_of(config, task, world, axes, workers, display)) as engine:
         state = engine.start()
         progress = begin_progress(state, config.seed_list())
-        directory.create(config, task.coding, task.head, axes.described())
+        directory.create(config, describe(task.coding, task.head), axes.described())
         writer = TensorboardWriter(directory.path / "tensorboard", config.seed_list()) if tensorboard else None
         return run_loop(config, engine, directory, display, writer, state, progress, opening_lines(config, directory))
 

@@ -13,6 +13,7 @@ from upslope.config import Config
 from upslope.errors import UpslopeError
 from upslope.iteration import stack
 from upslope.runs import RunDirectory
+from upslope.spaces import described
 
 Which = Literal["best", "last"]
 
@@ -107,7 +108,7 @@ def load_agents(directory: RunDirectory, config: Config, checkpoint: Which) -> t
     """All seeds' agents [S] of a checkpoint, and what it says of their returns."""
     if checkpoint not in ("best", "last"):
         raise UpslopeError(f'A checkpoint is "best" or "last", not "{checkpoint}".')
-    coding, head = directory.spaces()
+    coding, head = described(directory.read()["spaces"], f"{directory.path / 'config.json'}")
     network = config.network()
     like = stack([initialise_agent(jax.random.key(s), coding, head, **network) for s in config.seed_list()])
     path, prefix = (directory.best, "") if checkpoint == "best" else (directory.last, ".learner.agent")

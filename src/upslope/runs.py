@@ -24,7 +24,6 @@ import numpy as np
 
 from upslope.config import Config, canonical
 from upslope.errors import UpslopeError
-from upslope.spaces import Coding, Head, from_json, to_json
 from upslope.storage import write_atomically
 
 RUN_FORMAT = 1
@@ -44,7 +43,7 @@ class RunDirectory:
         self.last = self.path / "checkpoints" / "last.npz"
         self.best = self.path / "checkpoints" / "best.npz"
 
-    def create(self, config: Config, coding: Coding, head: Head, axes: dict[str, Any]) -> None:
+    def create(self, config: Config, spaces: dict[str, Any], axes: dict[str, Any]) -> None:
         """Make the folder and write config.json; refuse a folder that holds something."""
         if self.path.exists() and (not self.path.is_dir() or any(self.path.iterdir())):
             raise UpslopeError(
@@ -61,7 +60,7 @@ class RunDirectory:
             "versions": versions(),
             "config": config.to_json(),
             "axes": axes,
-            "spaces": {"observation": to_json(coding), "action": to_json(head)},
+            "spaces": spaces,
         }
         write_atomically(self.path / "config.json", json.dumps(description, indent=2, allow_nan=False).encode())
         self.append(self.episodes_path, ",".join(EPISODE_COLUMNS) + "\n")
@@ -95,14 +94,6 @@ class RunDirectory:
             return Config(**canonical(settings))
         except (TypeError, AttributeError, UpslopeError) as error:
             raise UpslopeError(f"{self.path / 'config.json'} does not hold a config: {error}.") from error
-
-    def spaces(self) -> tuple[Coding, Head]:
-        """How observations are read and actions meant."""
-        try:
-            described = self.read()["spaces"]
-            return from_json(described["observation"]), from_json(described["action"])
-        except (KeyError, TypeError, ValueError) as error:
-            raise UpslopeError(f"{self.path / 'config.json'} does not describe the spaces: {error}.") from error
 
     def append(self, path: Path, text: str) -> None:
         """Append rows; a full disk leaves the last checkpoint valid."""

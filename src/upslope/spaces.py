@@ -216,3 +216,16 @@ def from_json(description: dict[str, Any]) -> Any:
         fields |= {"low": tuple(map(float, fields["low"])), "high": tuple(map(float, fields["high"]))}
     kind: Any = KINDS[description["kind"]]
     return kind(**fields)
+
+
+def describe(coding: Coding, head: Head) -> dict[str, Any]:
+    """How a run reads observations and means actions, for its config.json."""
+    return {"observation": to_json(coding), "action": to_json(head)}
+
+
+def described(spaces: dict[str, Any], where: str) -> tuple[Coding, Head]:
+    """The inverse of `describe`; `where` is the file that says so."""
+    try:
+        return from_json(spaces["observation"]), from_json(spaces["action"])
+    except (KeyError, TypeError, ValueError) as error:
+        raise UpslopeError(f"{where} does not describe the spaces: {error}.") from error
