@@ -1,6 +1,7 @@
 """Rules about the world: rewards, observations, ends, speed."""
 
 import numpy as np
+from scipy.stats import spearmanr
 
 from upslope.analysis.findings import Finding, Signs, rule, share
 
@@ -184,7 +185,10 @@ def slows_down(s: Signs) -> Finding | None:
         return None
     edges = np.linspace(1, len(elapsed) - 1, 9).astype(int)
     rates = np.diff(steps[edges]) / np.maximum(np.diff(elapsed[edges]), 1e-9)
-    steady = np.corrcoef(np.arange(8), rates)[0, 1] < -0.8 and rates[-2:].mean() < 0.5 * rates[:2].mean()
+    # Counted from the fastest eighth, since a run begins with compiling.
+    from_best = rates[int(np.argmax(rates)) :]
+    falls = len(from_best) >= 5 and spearmanr(np.arange(len(from_best)), from_best).statistic < -0.7
+    steady = falls and from_best[-2:].mean() < 0.5 * from_best[:2].mean()
     return Finding(
         "slows_down", f"Training slowed from {rates[0]:,.0f} to {rates[-1]:,.0f} steps/s a seed.",
         "The environment or a wrapper does more work at each step: a growing list, a leak, a log.",
