@@ -151,7 +151,8 @@ def objective_descends(s: Signs) -> Finding | None:
 @rule("Jones 2021: relative entropy stays at 1")
 def no_policy_signal(s: Signs) -> Finding | None:
     """Without weights or gradient a policy cannot move."""
-    weight, gradient = s.taken("weight_std"), s.taken("policy/gradient_norm")
+    # From the start: a policy that has learned all there is has no gradient left either.
+    weight, gradient = (s.taken(name, 0.0, 0.2, np.max) for name in ("weight_std", "policy/gradient_norm"))
     part = share((weight < 1e-7) | (gradient < 3e-3))
     return Finding(
         "no_policy_signal", "The policy gets no gradient.",

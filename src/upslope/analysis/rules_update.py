@@ -49,7 +49,7 @@ def entropy_dominates(s: Signs) -> Finding | None:
     if s.relative_entropy is None or s.config.entropy_coefficient < 0.03:
         return None
     x = np.nanmedian(s.relative_entropy[:, s.relative_entropy.shape[1] // 2 :], axis=1)
-    part = share(x > 0.95) if s.is_flat else 0.0
+    part = share(x > 0.95) * (1.0 if s.is_flat else 0.85)
     return Finding(
         "entropy_dominates", "The policy stays at maximum entropy.",
         "The entropy bonus outweighs what actions are worth.",
