@@ -5,6 +5,7 @@ coefficient, what is planted) is therefore an argument of the program, and runs 
 """
 
 import dataclasses
+import threading
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -128,16 +129,20 @@ def with_numbers(task: Task, numbers: dict[str, Any]) -> Task:
 
 
 class Planting:
-    """Lets `Now` say the numbers of a program while it is traced."""
+    """Lets `Now` say the numbers of a program while it is traced; programs may be traced in several threads."""
+
+    lock = threading.RLock()
 
     def __init__(self, numbers: dict[str, Any]):
         self.numbers = numbers
 
     def __enter__(self) -> None:
+        self.lock.acquire()
         self.before, Now.plant = Now.plant, self.numbers
 
     def __exit__(self, *_: object) -> None:
         Now.plant = self.before
+        self.lock.release()
 
 
 def key_of(task: Task, *more: Any) -> str:
@@ -155,6 +160,8 @@ class Shared(CompiledEngine):
         if self.key in PROGRAMS:
             self.programs, self.cut, self.join = PROGRAMS[self.key]
             self.is_compiled = True
+            for program in self.programs:
+                program.data = jax.device_put(self.data, program.everywhere)
 
     def one_seed(self, data: Any, state: Any) -> Any:
         assert self.world is not None

@@ -28,3 +28,10 @@ def compiled_once(tmp_path_factory: pytest.TempPathFactory) -> None:
 def run_of(tmp_path: Path) -> Callable[..., Path]:
     """Run directories written by hand: `run_of(episodes={seed: [(step, return), …]})`, with rows up to the budget."""
     return partial(write_run, tmp_path)
+
+
+@pytest.fixture
+def curse(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """The file that says how `Cursed` goes wrong; at first it is not there."""
+    monkeypatch.setenv("CURSE", str(tmp_path / "curse"))
+    return tmp_path / "curse"

@@ -2,7 +2,6 @@
 
 import dataclasses
 import json
-from functools import partial
 
 import jax
 import jax.numpy as jnp
@@ -11,26 +10,22 @@ from gymnasium.spaces import Box, Discrete
 from hypothesis import settings
 from hypothesis import strategies as st
 
+import upslope
 from upslope.agent import Actor, Agent, Perceptron, RunningStatistics
 from upslope.config import configure
 from upslope.distributions import Bernoulli, Categorical, DiagonalGaussian, MultiCategorical
 from upslope.estimators import GAE
 from upslope.iteration import Task
-from upslope.objectives import PolicyGradient
+from upslope.lab.play import small_update
 from upslope.runs import RunDirectory
 from upslope.spaces import DiscreteCoding, DiscreteHead, coding_of, describe, head_of
 from upslope.types import Rollout, Values
-from upslope.update import Update
 
 # The same examples in every run: a law that holds up to rounding must not fail once in a thousand runs.
 LAWS = settings(deadline=None, max_examples=20, derandomize=True, database=None)
 SEEDS = st.integers(0, 2**32 - 1)
 DISTRIBUTIONS = ("categorical", "multi_categorical", "bernoulli", "gaussian")
 NUM_STEPS, NUM_ENVS = 8, 8
-
-
-# Most of a test's time is XLA's; half of that is the optimisation of machine code that runs once.
-quick_jit = partial(jax.jit, compiler_options={"xla_backend_optimization_level": 0})
 
 
 def rollout_of(reward, terminated=None, truncated=None, valid=None):
@@ -122,29 +117,12 @@ def random_policy(kind, seed, batch=5):
     return DiagonalGaussian(draw(2), 0.3 * draw(2))
 
 
-def update_of(**changes):
-    """A plain update: one epoch, one batch, no clipping to speak of."""
-    fields = {
-        "objective": PolicyGradient(),
-        "needs_critic": True,
-        "epochs": 1,
-        "critic_epochs": 1,
-        "minibatches": 1,
-        "max_grad_norm": 1e6,
-        "entropy_coefficient": 0.0,
-        "target_kl": None,
-        "min_effective_sample_size": None,
-        "normalize_advantage": False,
-    }
-    return Update(**(fields | changes))
-
-
 def task_of(world, update=None, network=None, **changes):
     """A small task in a compiled world: 8 columns of 32 steps."""
     estimator = changes.pop("estimator", GAE())
     fields = {
         "estimator": estimator,
-        "update": update or update_of(needs_critic=estimator.needs_critic),
+        "update": update or small_update(needs_critic=estimator.needs_critic),
         "coding": coding_of(world.observation_space, "world"),
         "head": head_of(world.action_space, "world"),
         "network": {"hidden_sizes": (16,)} | (network or {}),
@@ -158,6 +136,12 @@ def task_of(world, update=None, network=None, **changes):
         "imitation_iterations": 0,
     }
     return Task(**(fields | changes))
+
+
+def train_case(cases, case, folder, name, **options):
+    """Train one of these cases (environment, rung, settings); the options come on top. The run's path."""
+    environment, algorithm, settings = cases[case]
+    return upslope.train(environment, algorithm, folder=folder, name=name, **(settings | options)).path
 
 
 def same(left, right):

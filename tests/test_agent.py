@@ -9,13 +9,16 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 from gymnasium import spaces
-from helpers import LAWS, NUM_ENVS, SEEDS, quick_jit, same, segments, softmax_agent, task_of
+from helpers import LAWS, NUM_ENVS, SEEDS, same, segments, softmax_agent, task_of
 from hypothesis import given
 
 from upslope.agent import RunningStatistics, initialise_agent
+from upslope.arrays import ACTIVATIONS
+from upslope.collect_host import AHEAD, Act
 from upslope.environments.cartpole import CartPole
 from upslope.errors import UpslopeError
 from upslope.iteration import initialise, stack, weigh
+from upslope.lab.play import quick_jit
 from upslope.spaces import BoxCoding, BoxHead, DiscreteHead, coding_of, from_json, head_of, to_json
 
 include = quick_jit(RunningStatistics.update)
@@ -104,6 +107,41 @@ def test_actions_are_members_of_their_space_for_one_state_and_for_many(name):
     assert all(number.shape == () for number in numbers)
     assert space.contains(to_environment(action)[()]) and space.contains(to_environment(mode)[()])
     np.testing.assert_allclose(numbers[-1], agent.value(observation)[3], rtol=1e-5)
+
+
+@pytest.mark.parametrize("activation", ACTIVATIONS)
+@pytest.mark.parametrize("name", SPACES)
+@pytest.mark.parametrize("observed", ["a vector", "a choice"])
+def test_numpy_acts_as_the_compiled_agents_do(observed, name, activation):
+    generator = np.random.default_rng(0)
+    if observed == "a vector":
+        observation_space, observation = None, 3 * generator.normal(size=(2, 5, 4)).astype(np.float32)
+    else:
+        observation_space, observation = spaces.Discrete(4, start=1), generator.integers(1, 5, (2, 5))
+    settings = {"activation": activation, "normalize_observations": True}
+    fresh = stack([agent_for(SPACES[name], observation_space, seed, **settings) for seed in range(2)])
+    # Every number of both agents says something.
+    agents = jax.tree.map(lambda x: jnp.asarray(generator.uniform(0.2, 1.0, x.shape), jnp.float32), fresh)
+    keys = jax.random.split(jax.random.key(0), 2)
+
+    @quick_jit
+    def compiled(agents, keys, observation, t):
+        def one(agent, key, observation):
+            policy = agent.policy(observation)
+            action = policy.sample(jax.random.fold_in(key, t))
+            return action, policy.log_prob(action), policy.mode()
+
+        return jax.vmap(one)(agents, keys, observation)
+
+    choose = Act().bind(agents, keys)
+    for t in range(AHEAD + 2):
+        action, log_prob = choose(observation, t)
+        theirs, density, mode = compiled(agents, keys, observation, t)
+        assert isinstance(action, np.ndarray) and action.dtype == theirs.dtype
+        np.testing.assert_allclose(action, theirs, rtol=1e-4, atol=1e-5)
+        np.testing.assert_allclose(log_prob, density, rtol=1e-4, atol=1e-5)
+    one = jax.tree.map(lambda x: np.asarray(x)[1], agents)
+    np.testing.assert_allclose(one.policy(observation[1]).mode(), mode[1], rtol=1e-4, atol=1e-5)
 
 
 def test_counting_begins_where_the_space_says():

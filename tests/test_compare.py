@@ -51,13 +51,39 @@ def test_runs_that_share_everything_but_seeds_are_one_group(run_of):
     assert all(i.is_paired for i in found.improvements)
 
 
-def test_the_same_seed_twice_is_refused(run_of):
+def test_a_seed_that_is_there_twice_counts_once(run_of, tmp_path):
     a = run_of("a", episodes=ending(1, 2, 3), steps=100)
-    b = run_of("b", episodes=ending(3, 4, first=2), steps=100)
-    with pytest.raises(upslope.UpslopeError, match=r"same seeds \[2\].*/a.*/b"):
-        upslope.compare([a, b])
-    with pytest.raises(upslope.UpslopeError, match="same seeds"):
-        upslope.compare([a, a])
+    b = run_of("b", episodes=ending(30, 4, first=2), steps=100)
+    found = upslope.compare([a, b])
+    (group,) = found.groups
+    assert (group.seeds, group.scores.tolist()) == ((0, 1, 2, 3), [1.0, 2.0, 3.0, 4.0])
+    assert warned(found, "left out: seeds 2 of", str(b), "same settings", "--seed 4")
+
+    again = upslope.compare([a, a, run_of("c", episodes=ending(5, 6, 7), steps=100)])
+    assert again.groups[0].seeds == (0, 1, 2) and again.groups[0].scores.tolist() == [1.0, 2.0, 3.0]
+    assert warned(again, f"left out: {a} is given more than once") and warned(again, f"left out: {tmp_path / 'c'}:")
+
+    # Of the same seeds those count that were trained to the end, then those that were evaluated.
+    half = run_of("half", episodes=ending(10, 11), steps=100, gamma=0.5, reached=50)
+    whole = run_of("whole", episodes=ending(20, 21), steps=100, gamma=0.5)
+    judged = run_of("judged", episodes=ending(22, 23), steps=100, gamma=0.5, evaluations=[evaluation(0, 24.0)])
+    assert upslope.compare([half, whole]).groups[0].scores.tolist() == [20.0, 21.0]
+    assert upslope.compare([half, whole, judged]).groups[0].scores.tolist() == [22.0, 23.0]
+
+
+def test_what_is_no_run_is_left_out_and_a_wrong_name_is_refused(run_of, tmp_path):
+    run = run_of("run", episodes=ending(1, 2), steps=100)
+    (tmp_path / "notes").mkdir()
+    (tmp_path / "report.html").write_text("a page")
+    found = upslope.compare(sorted(tmp_path.iterdir()))
+    assert found.groups[0].runs == (run,)
+    assert warned(found, "left out", "notes", "no config.json") and warned(found, "left out", "report.html", "a file")
+    with pytest.raises(upslope.UpslopeError, match=r"runn is not a run.*no such folder.*Did you mean .*/run\?"):
+        upslope.compare([run, tmp_path / "runn"])
+    with pytest.raises(upslope.UpslopeError, match=r"None of these 2 can be read.*notes.*report\.html"):
+        upslope.compare([tmp_path / "notes", tmp_path / "report.html"])
+    with pytest.raises(upslope.UpslopeError, match=r"It holds runs: .*/run$"):
+        upslope.compare([tmp_path])
 
 
 def test_pairs_are_compared_the_higher_mean_first(run_of):
@@ -204,10 +230,17 @@ def test_recorded_data_need_an_evaluation(run_of):
     path = run_of(episodes={0: [], 1: []}, steps=100, algorithm="clone", data="x.npz")
     with pytest.raises(upslope.UpslopeError, match=r"learned from recorded data.*upslope evaluate"):
         upslope.compare([path])
+    played = run_of("played", episodes=ending(1, 2), steps=100)
+    found = upslope.compare([path, played])
+    assert [g.algorithm for g in found.groups] == ["ppo"] and warned(found, f"left out: {path} learned from recorded")
+    rows = [evaluation(seed, 5.0 + seed) for seed in (0, 1)]
+    judged = run_of("judged", episodes={0: [], 1: []}, steps=100, algorithm="clone", data="x.npz", evaluations=rows)
+    assert [g.algorithm for g in upslope.compare([judged]).groups] == ["clone"]
+    assert [g.algorithm for g in upslope.compare([judged, played]).groups] == ["ppo"]
 
 
 def test_nothing_to_compare():
-    with pytest.raises(upslope.UpslopeError, match="nothing to compare"):
+    with pytest.raises(upslope.UpslopeError, match="No run is named"):
         upslope.compare([])
 
 

@@ -80,6 +80,23 @@ def test_few_seeds_are_thin_evidence():
     assert "4 seeds · thin evidence" in draw(make_snapshot([1.0, 2.0, 3.0, 4.0]), width=100)
 
 
+def test_seeds_that_agree_have_no_interval():
+    assert "7.00 5 seeds agree: no interval" in draw(make_snapshot([7.0] * 5))
+    assert "7.00 1 of 2 seeds: no interval" in draw(make_snapshot([7.0, NAN]))
+
+
+def test_recorded_data_has_no_episodes_to_wait_for():
+    nothing = make_snapshot([NAN, NAN], is_recorded=True)
+    assert "no episode finished yet" not in display.summary(nothing) + draw(nothing)
+    assert "recorded data: upslope evaluate tells" in display.summary(nothing) and "recorded data" in draw(nothing)
+
+
+def test_no_time_is_promised_before_the_speed_is_known():
+    words = panel.time_words(make_snapshot(steps=[10], elapsed=9.0, steps_per_second=NAN))
+    assert words == "0:09, compiling included · time left not known yet"
+    assert panel.time_words(make_snapshot(steps=[100_000] * 5, elapsed=9.0, steps_per_second=NAN)) == "0:09"
+
+
 def test_seeds_without_an_episode():
     assert "no episode finished yet" in draw(make_snapshot([NAN, NAN]), curve=[NAN])
     text = draw(make_snapshot([NAN, 10.0, 14.0]), width=100)

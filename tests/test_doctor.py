@@ -98,7 +98,12 @@ def test_a_signature_is_found_first(cause, tmp_path):
 @pytest.mark.parametrize("rise", [50.0, 0.0])
 def test_a_healthy_run_gets_a_clean_bill(rise, tmp_path):
     found = upslope.diagnose(write_run(tmp_path, rise=rise))
-    assert found.alarms == () and len(found.checked) == len(findings.RULES) > 20
+    assert found.alarms == () and found.too_little == ""
+    assert found.unchecked == {
+        "actions_clipped": "action_clipped", "modes_disagree": "10 evaluation episodes of each mode"
+    }  # fmt: skip
+    assert len(found.checked) == len(findings.RULES) - len(found.unchecked) > 20
+    assert found.to_json()["healthy"]
     assert [f.cause for f in found.findings] == ([] if rise else ["not_learning"])
 
 
@@ -122,6 +127,44 @@ def test_a_run_without_health_metrics_is_diagnosed_by_what_it_has(tmp_path):
     kept = [{name: x for name, x in row.items() if not name.startswith("health/")} for row in rows]
     (path / "metrics.jsonl").write_text("".join(json.dumps(row) + "\n" for row in kept))
     assert [f.cause for f in upslope.diagnose(path).alarms] == ["update_too_large"]
+
+
+def test_too_little_to_judge_is_no_clean_bill(tmp_path, capsys):
+    path = write_run(tmp_path)
+    rows = [json.loads(line) for line in (path / "metrics.jsonl").read_text().splitlines()]
+    short = [{n: x for n, x in row.items() if n != "health/end_share"} for row in rows if row["iteration"] < 3]
+    (path / "metrics.jsonl").write_text("".join(json.dumps(row) + "\n" for row in short))
+    found = upslope.diagnose(path)
+    assert found.too_little == "it has 3 iterations, and 10 are needed" and found.to_json()["healthy"] is None
+    assert found.unchecked["ends_not_recorded"] == "end_share" and "ends_not_recorded" not in found.checked
+    assert found.unchecked["slows_down"] == "24 iterations"
+    run_command(["doctor", str(path)])
+    words = " ".join(capsys.readouterr().out.split())
+    assert "too little to judge by: it has 3 iterations, and 10 are needed" in words
+    assert "ends not recorded (end_share)" in words
+
+    (path / "metrics.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    (path / "episodes.csv").write_text("step,seed,return,length\n" + "10,0,1.0,5\n" * 9)
+    found = upslope.diagnose(path)
+    assert "no seed has finished 10 episodes" in found.too_little
+    assert found.unchecked["late_collapse"] == "100 finished episodes of a seed"
+
+
+def test_a_run_on_recorded_data_is_not_called_healthy(tmp_path):
+    path = write_run(tmp_path, data="data.npz", estimator="gae")
+    (path / "episodes.csv").write_text("step,seed,return,length\n")
+    found = upslope.diagnose(path)
+    assert "recorded data" in found.too_little and f"upslope evaluate {path}" in found.too_little
+    assert found.unchecked["update_too_large"] == findings.ACTING and found.to_json()["healthy"] is None
+
+
+def test_several_runs_are_diagnosed_one_after_another(tmp_path, capsys):
+    paths = [str(write_run(tmp_path / name)) for name in ("a", "b")]
+    run_command(["doctor", *paths, str(tmp_path)])
+    said = capsys.readouterr()
+    assert said.out.count("run: nothing wrong was found") == 2 and f"left out: {tmp_path} is not a run" in said.err
+    run_command(["doctor", *paths, "--json"])
+    assert [one["healthy"] for one in json.loads(capsys.readouterr().out)] == [True, True]
 
 
 def test_the_command_answers_a_person_and_a_program(tmp_path, capsys):

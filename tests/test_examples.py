@@ -16,11 +16,11 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from helpers import update_of
 
 import upslope
 from upslope.agent import Perceptron, initialise_agent
 from upslope.estimators import GAE, RewardToGo, TotalReturn
+from upslope.lab.play import small_update
 from upslope.objectives import Clip, PolicyGradient
 from upslope.spaces import BoxCoding, DiscreteHead
 from upslope.types import Rollout
@@ -106,7 +106,7 @@ def test_reinforce_has_the_gradient_of_the_library(reward_to_go, estimator):
     rollout = as_arrays(Rollout(observation, action, reward, is_last, never, successor, log_prob, valid))
     credit = estimator(rollout, evaluate(agent, rollout), 0.97)
     np.testing.assert_allclose(credit.weight, batch.weight * valid, rtol=TOLERANCE)
-    (actor, _), metrics = gradients(update_of(objective=PolicyGradient()), agent, rollout, credit)
+    (actor, _), metrics = gradients(small_update(objective=PolicyGradient()), agent, rollout, credit)
     assert_same(expected, actor.network)
     np.testing.assert_allclose(metrics["policy/loss"], REINFORCE.loss(layers, batch), rtol=TOLERANCE)
 
@@ -144,7 +144,7 @@ def test_ppo_has_the_gradient_of_the_library(monkeypatch):
     advantage = PPO.generalised_advantage(reward, terminated, truncated, *(np.asarray(x) for x in values))
     np.testing.assert_allclose(credit.weight, advantage, rtol=TOLERANCE, atol=TOLERANCE)
     np.testing.assert_allclose(credit.target.ravel(), batch[4], rtol=TOLERANCE, atol=TOLERANCE)
-    update = update_of(
+    update = small_update(
         objective=Clip(PPO.EPSILON), entropy_coefficient=PPO.ENTROPY_COEFFICIENT, normalize_advantage=True
     )
     (actor, critic), _ = gradients(update, agent, rollout, credit)

@@ -5,13 +5,14 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 import rlax
-from helpers import DISTRIBUTIONS, LAWS, SEEDS, quick_jit, random_policy, rollout_of, update_of, values_of
+from helpers import DISTRIBUTIONS, LAWS, SEEDS, random_policy, rollout_of, values_of
 from hypothesis import given
 from scipy.special import roots_hermitenorm
 
 from upslope.distributions import Categorical, DiagonalGaussian
 from upslope.errors import UpslopeError
 from upslope.estimators import Baseline, RewardToGo, TotalReturn
+from upslope.lab.play import quick_jit, small_update
 from upslope.objectives import Clip, ImportanceSampled, KLPenalty, PolicyGradient, Sample, importance_ratio
 from upslope.update import policy_metrics
 
@@ -146,7 +147,7 @@ def test_one_step_of_importance_sampling_by_hand():
     gain = -ImportanceSampled().loss(jnp.float32(0), sample)
     assert jnp.mean(gain) == pytest.approx(0.9, rel=1e-6)
     assert jnp.var(gain) == pytest.approx(0.81, rel=1e-5)
-    metrics = policy_metrics(update_of().objective, sample, jnp.ones(2, bool))
+    metrics = policy_metrics(small_update().objective, sample, jnp.ones(2, bool))
     assert metrics["policy/effective_sample_size"] == pytest.approx(1 / 1.64, rel=1e-5)
     assert metrics["policy/clip_fraction"] == 1.0
 

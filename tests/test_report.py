@@ -21,6 +21,7 @@ from upslope.analysis.health import HEALTH
 from upslope.analysis.metrics import METRICS
 from upslope.analysis.records import read_record
 from upslope.cli import main
+from upslope.pages import page_path
 from upslope.report import page as pages
 from upslope.report.figures import area_around
 from upslope.report.page import unique_names, write_credit, write_report
@@ -135,10 +136,34 @@ def test_the_page_is_self_contained_and_escapes_names(report):
     assert "thin evidence" in plain  # two seeds: the comparison's warning
 
 
-def test_runs_that_cannot_be_compared_still_have_a_report(runs, tmp_path):
+def test_runs_that_cannot_be_compared_still_have_a_report(runs, tmp_path, monkeypatch):
+    def refuse(records):
+        raise upslope.UpslopeError("No common measure.")
+
+    monkeypatch.setattr(pages, "compare_records", refuse)
+    html = write_report(runs, tmp_path / "report").read_text("utf-8")
+    assert "could not be compared. No common measure." in html and "<h2>Diagnostics</h2>" in html
+
+
+def test_a_run_that_is_there_twice_is_shown_and_counts_once(runs, tmp_path):
     copy = shutil.copytree(runs[0], tmp_path / "again")
-    html = write_report([runs[0], copy], tmp_path / "report").read_text("utf-8")
-    assert "could not be compared" in html and "<h2>Diagnostics</h2>" in html
+    html = write_report([runs[0], copy, runs[0], tmp_path], tmp_path / "report").read_text("utf-8")
+    assert f"left out: {copy}: {runs[0]} has the same seeds" in html and ">again</button>" in html
+    assert f"left out: {runs[0]} is given more than once" in html and f"left out: {tmp_path} is not a run" in html
+
+
+def test_a_page_goes_where_a_person_expects_it(tmp_path):
+    assert page_path(tmp_path, "report.html") == tmp_path / "report.html"
+    assert page_path(tmp_path / "mine", "report.html") == tmp_path / "mine.html"
+    assert page_path(tmp_path / "mine.HTM", "report.html") == tmp_path / "mine.HTM"
+    for output, words in (
+        ("README.md", "ends in .html"),
+        ("nowhere/", "no folder .*nowhere"),
+        ("no/x.html", "no folder"),
+    ):
+        with pytest.raises(upslope.UpslopeError, match=words):
+            page_path(f"{tmp_path}/{output}", "report.html")
+    assert list(tmp_path.iterdir()) == []
 
 
 def test_bad_input_is_refused(runs, tmp_path, monkeypatch):
@@ -146,8 +171,7 @@ def test_bad_input_is_refused(runs, tmp_path, monkeypatch):
         with pytest.raises(upslope.UpslopeError, match=match):
             write_report(runs, output)
 
-    refused("needs a run", [])
-    refused("more than once", [runs[0], runs[0]])
+    refused("No run is named", [])
     refused("not a run directory", [tmp_path])
     refused("no folder", [runs[0]], tmp_path / "nowhere" / "report.html")
     mine = tmp_path / "mine.html"

@@ -4,21 +4,26 @@ import contextlib
 import itertools
 import json
 import os
+import shlex
 import signal
 import subprocess
 import sys
 import time
 from collections.abc import Callable, Iterator
+from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
+from helpers import train_case
 from user_environments import OwnRandomness
 
 import upslope
 from upslope import loop
 from upslope.cli import main
+from upslope.flags import parse_train
 from upslope.host_engine import HostEngine
 from upslope.programs import ProgramEngine
 
@@ -37,6 +42,7 @@ CASES: dict[str, tuple[str, str, dict[str, Any]]] = {
     "host episodes": ("CartPole-v1", "reinforce", {"steps": 1000, "max_episode_steps": 60, **EPISODES}),
     "host box": ("Pendulum-v1", "ppo", {"steps": 960, "max_episode_steps": 21, **SEGMENTS}),
 }
+train = partial(train_case, CASES, seeds=2, hidden_sizes=(8,), quiet=True)
 STOP_AT = {"compiled segments": 40, "host segments": 45, "host box": 31}
 """The chunk before which a case is stopped."""
 
@@ -59,12 +65,6 @@ def before_chunk(number: int, do: Callable[[], None]) -> Iterator[None]:
 
             patch.setattr(kind, "advance", advance)
         yield
-
-
-def train(case: str, folder: Path, name: str) -> Path:
-    environment, algorithm, settings = CASES[case]
-    options: dict[str, Any] = {"seeds": 2, "hidden_sizes": (8,), "quiet": True}
-    return upslope.train(environment, algorithm, folder=folder, name=name, **options, **settings).path
 
 
 def arrays_of(path: Path) -> dict[str, bytes]:
@@ -160,10 +160,15 @@ def test_stopped_before_the_first_iteration(case: str, straight: Callable[[str],
     assert_same_run(straight(case), folder / f"{case} at once")
 
 
-def test_resuming_a_finished_run_changes_nothing(straight: Callable[[str], Path], folder: Path):
+def test_resuming_a_finished_run_changes_nothing_and_says_so(straight: Callable[[str], Path], capsys: Any):
     run = straight("compiled episodes")
     before = arrays_of(run / "checkpoints" / "last.npz"), (run / "episodes.csv").read_text(), metrics_of(run)
-    upslope.resume(run, quiet=True)
+    capsys.readouterr()
+    upslope.resume(run)
+    said = capsys.readouterr().out
+    assert "is finished: each seed has spent its 2,000 steps" in said and f"upslope evaluate {run}" in said
+    command = next(line for line in said.splitlines() if line.startswith("    upslope train "))
+    assert parse_train(shlex.split(command)[2:]).settings() == replace(upslope.resume(run).config, steps=4000)
     assert before == (arrays_of(run / "checkpoints" / "last.npz"), (run / "episodes.csv").read_text(), metrics_of(run))
 
 

@@ -1,11 +1,13 @@
 """Environments of one seed in several processes: the same run, bit for bit; and only where it pays."""
 
 import time
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
+from helpers import train_case
 from test_resume import assert_same_run, before_chunk
 from user_environments import Walk
 
@@ -23,18 +25,8 @@ CASES: dict[str, tuple[str, str, dict[str, Any]]] = {
     "box": ("Pendulum-v1", "ppo", {"steps": 480, "max_episode_steps": 21, **SEGMENTS}),
     "cursed": ("user_environments:Cursed", "ppo", {"steps": 1600, "seed": 1, **SEGMENTS}),
 }
-
-
-@pytest.fixture(autouse=True)
-def curse(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """The file that says how `Cursed` goes wrong; at first it is not there."""
-    monkeypatch.setenv("CURSE", str(tmp_path / "curse"))
-    return tmp_path / "curse"
-
-
-def train(case: str, folder: Path, name: str, **options: Any) -> Path:
-    environment, algorithm, settings = CASES[case]
-    return upslope.train(environment, algorithm, folder=folder, name=name, **settings, **options).path
+train = partial(train_case, CASES)
+pytestmark = pytest.mark.usefixtures("curse")
 
 
 @pytest.mark.parametrize(("case", "seeds", "workers"), [("segments", 1, 3), ("episodes", 2, 4), ("box", 1, 2)])

@@ -9,7 +9,7 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 import pytest
-from helpers import LAWS, SEEDS, quick_jit, same, task_of, update_of
+from helpers import LAWS, SEEDS, same, task_of
 from hypothesis import given
 from hypothesis import strategies as st
 from scipy.special import log_softmax
@@ -19,6 +19,7 @@ from upslope.environments.cartpole import CartPole
 from upslope.environments.pendulum import Pendulum
 from upslope.estimators import GAE, RewardToGo
 from upslope.iteration import initialise, iterate_many, move, weigh
+from upslope.lab.play import quick_jit, small_update
 from upslope.objectives import Clip, KLPenalty, Objective, PolicyGradient, importance_ratio
 from upslope.rollout import collect_episodes
 from upslope.shuffle import shuffle
@@ -45,7 +46,7 @@ def experience():
 
 def improved(rate=0.01, imitate=False, agent=None, rollout=None, credit=None, **changes):
     """One update of that agent by that experience, or by what is given instead."""
-    update, given = update_of(**changes), (agent, rollout, credit)
+    update, given = small_update(**changes), (agent, rollout, credit)
     agent, rollout, credit = (new or known for new, known in zip(given, experience(), strict=True))
     how = (jax.random.key(0), jnp.float32(rate), jnp.bool_(imitate))
     return run(update, begin_learning(update, agent), rollout, credit, *how)
@@ -73,7 +74,7 @@ def test_the_ratio_is_1_in_the_first_minibatch_of_every_iteration(world, estimat
     # Also with normalisers that moved in the iterations before, and with episodes carried on across them.
     task = task_of(
         world,
-        update=update_of(objective=RatioError(), needs_critic=estimator.needs_critic),
+        update=small_update(objective=RatioError(), needs_critic=estimator.needs_critic),
         network={"normalize_observations": True, "normalize_rewards": True},
         estimator=estimator,
         max_episode_steps=20,

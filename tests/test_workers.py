@@ -4,12 +4,14 @@ import os
 import subprocess
 import sys
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import gymnasium
 import numpy as np
 import pytest
+from helpers import train_case
 from test_resume import assert_same_run, before_chunk
 from user_environments import Walk
 
@@ -26,18 +28,13 @@ CASES: dict[str, tuple[str, str, dict[str, Any]]] = {
     "box": ("Pendulum-v1", "ppo", {"steps": 480, "max_episode_steps": 21, **SEGMENTS}),
     "cursed": ("user_environments:Cursed", "ppo", {"steps": 400, **SEGMENTS}),
 }
+train = partial(train_case, CASES, seeds=3, hidden_sizes=(8,), quiet=True)
+pytestmark = pytest.mark.usefixtures("curse")
 
 
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return tmp_path_factory.mktemp("runs")
-
-
-@pytest.fixture(autouse=True)
-def curse(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """The file that says how `Cursed` goes wrong; at first it is not there."""
-    monkeypatch.setenv("CURSE", str(tmp_path / "curse"))
-    return tmp_path / "curse"
 
 
 @pytest.fixture(scope="module")
@@ -50,12 +47,6 @@ def in_one_process(folder: Path) -> Callable[[str], Path]:
         return done[case]
 
     return run
-
-
-def train(case: str, folder: Path, name: str, **options: Any) -> Path:
-    environment, algorithm, settings = CASES[case]
-    fixed: dict[str, Any] = {"seeds": 3, "hidden_sizes": (8,), "quiet": True, "folder": folder, "name": name}
-    return upslope.train(environment, algorithm, **fixed, **settings, **options).path
 
 
 @pytest.mark.parametrize("case", ["segments", "episodes", "box"])

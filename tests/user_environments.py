@@ -162,6 +162,8 @@ class Cursed(Walk):
                 raise RuntimeError("the simulator is gone")
             if curse.read_text() == "dies":
                 os._exit(3)
+            if curse.read_text() == "hangs":
+                time.sleep(600)
             if curse.read_text() == "sleeps":
                 time.sleep(2)
         return answer

@@ -4,18 +4,19 @@ The statistics are part of the agent, so they are saved, resumed and exported wi
 (Andrychowicz et al. 2021 find that better on four of five tasks), orthogonally initialised, with a small policy head.
 """
 
+from dataclasses import field
 from typing import Any, NamedTuple, Protocol, runtime_checkable
 
-import equinox as eqx
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jaxtyping import Array, Bool, Float, PRNGKeyArray, Shaped
+from jaxtyping import Bool, Float, PRNGKeyArray, Shaped
 
+from upslope.arrays import ACTIVATIONS, STATIC, namespace, pytree
+from upslope.arrays import AnyArray as Array
 from upslope.distributions import Distribution
 from upslope.spaces import BoxCoding, BoxHead, Coding, Head
 
-ACTIVATIONS = {"tanh": jnp.tanh, "relu": jax.nn.relu, "silu": jax.nn.silu}
 OBSERVATION_CLIP = 10.0
 """Normalised observations are kept within ±10 standard deviations, so that one outlier cannot saturate the network."""
 
@@ -67,41 +68,49 @@ def _linear_backwards(kept: tuple[Array, Array], gradient: Array) -> tuple[Array
 linear.defvjp(_linear_forwards, _linear_backwards)
 
 
-class Perceptron(eqx.Module):
+def times(x: Float[Array, "... D"], weight: Float[Array, "... D K"]) -> Float[Array, "... K"]:
+    """x W."""
+    return x @ weight if isinstance(x, np.ndarray) else linear(x, weight)
+
+
+@pytree
+class Perceptron:
     """x → W_L … act(W_2 act(W_1 x + b_1) + b_2) … + b_L, over any leading batch axes."""
 
     weights: tuple[Float[Array, "_ _"], ...]
     biases: tuple[Float[Array, "_"], ...]
-    activation: str = eqx.field(static=True)
+    activation: str = field(metadata=STATIC)
 
     def __call__(self, x: Float[Array, "... D"]) -> Float[Array, "... K"]:
         act = ACTIVATIONS[self.activation]
         for weight, bias in zip(self.weights[:-1], self.biases[:-1], strict=True):
-            x = act(linear(x, weight) + bias)
-        return linear(x, self.weights[-1]) + self.biases[-1]
+            x = act(times(x, weight) + bias)
+        return times(x, self.weights[-1]) + self.biases[-1]
 
 
-class Actor(eqx.Module):
+@pytree
+class Actor:
     """π_θ(·|features). `log_std` is a parameter of its own, independent of the state; empty for discrete actions."""
 
     network: Perceptron
     log_std: Float[Array, "K"]
-    head: Head = eqx.field(static=True)
+    head: Head = field(metadata=STATIC)
 
     def __call__(self, features: Float[Array, "... D"]) -> Distribution:
         return self.head.distribution(self.network(features), self.log_std)
 
 
-class Agent(eqx.Module):
+@pytree
+class Agent:
     """Policy π_θ, critic V_θ and normalisers. Works on single observations and on any leading batch axes."""
 
     actor: Actor
     critic: Perceptron
     observation_statistics: RunningStatistics
     return_statistics: RunningStatistics
-    coding: Coding = eqx.field(static=True)
-    normalize_observations: bool = eqx.field(static=True)
-    normalize_rewards: bool = eqx.field(static=True)
+    coding: Coding = field(metadata=STATIC)
+    normalize_observations: bool = field(metadata=STATIC)
+    normalize_rewards: bool = field(metadata=STATIC)
 
     def encode(self, observation: Shaped[Array, "..."]) -> Float[Array, "... D"]:
         """Observation → features: flattened or one-hot, and normalised if asked for."""
@@ -109,7 +118,8 @@ class Agent(eqx.Module):
         if not self.normalize_observations:
             return features
         mean, variance, _ = self.observation_statistics
-        return jnp.clip((features - mean) / jnp.sqrt(variance + 1e-8), -OBSERVATION_CLIP, OBSERVATION_CLIP)
+        xp = namespace(features)
+        return xp.clip((features - mean) / xp.sqrt(variance + 1e-8), -OBSERVATION_CLIP, OBSERVATION_CLIP)
 
     def policy(self, observation: Shaped[Array, "..."]) -> Distribution:
         """π_θ(·|s)."""

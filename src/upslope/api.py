@@ -1,8 +1,8 @@
 """train and resume: from a name to a run on disk."""
 
 from collections.abc import Callable
-from contextlib import closing
-from dataclasses import dataclass
+from contextlib import closing, suppress
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -10,9 +10,9 @@ import gymnasium
 import numpy as np
 from gymnasium.spaces import Box
 
-from upslope.checkpoints import load_checkpoint
 from upslope.choose import Axes, engine_of
-from upslope.config import Config, canonical, configure, presets
+from upslope.command import command_of
+from upslope.config import MAX_STEPS, Config, canonical, configure, presets
 from upslope.devices import prepare
 from upslope.display import Display, choose
 from upslope.engines import Engine
@@ -22,9 +22,10 @@ from upslope.errors import UpslopeError
 from upslope.estimators import Estimator
 from upslope.loop import Loop, Stopped, begin_progress, mean_of
 from upslope.objectives import Objective
-from upslope.policy import Policy, Which, load
+from upslope.policy import Policy, Which, load, spaces_of
+from upslope.restore import check_room, standstill_of
 from upslope.runs import RunDirectory, free_name, versions
-from upslope.spaces import describe
+from upslope.spaces import BoxHead, describe
 from upslope.tasks import estimator_of, objective_of, settings_of, task_of
 from upslope.tensorboard import TensorboardWriter, require_tensorboard
 
@@ -135,7 +136,9 @@ def train_config(
         progress = begin_progress(state, config.seed_list())
         directory.create(config, describe(task.coding, task.head), axes.described())
         writer = TensorboardWriter(directory.path / "tensorboard", config.seed_list()) if tensorboard else None
-        return run_loop(config, engine, directory, display, writer, state, progress, opening_lines(config, directory))
+        with directory.held():
+            lines = opening_lines(config, directory)
+            return run_loop(config, engine, directory, display, writer, state, progress, lines)
 
 
 def resume(
@@ -185,27 +188,24 @@ def go_on(
     """Train from the last checkpoint."""
     prepare(on_host=isinstance(world, HostWorld))
     task = task_of(config, world, axes.estimator, axes.objective)
-    with closing(engine_of(config, task, world, axes, workers, display)) as engine:
-        like = engine.start()
-        state, snapshot, meta = load_checkpoint(directory.last, like)
-        best, _, scores = load_checkpoint(directory.best, like.learner.agent)
-        progress = begin_progress(state, config.seed_list())
-        progress.best = best
-        progress.best_return = np.asarray([-np.inf if r is None else r for r in scores["best_return"]])
-        progress.best_step = np.asarray(scores["best_step"])
-        progress.elapsed, progress.iteration = meta["elapsed"], meta["iteration"]
-        progress.checks = np.asarray(meta["checks"])
-        for window, episodes in zip(progress.windows, meta["windows"], strict=True):
-            window.extend((float(r), int(n)) for r, n in episodes)
-        directory.cut(meta["sizes"])
-        lines = [f"going on with {directory.path} at step {max(meta['steps']):,} of {config.steps:,}"]
+    check_room(directory, config, task)
+    with directory.held(), closing(engine_of(config, task, world, axes, workers, display)) as engine:
+        is_on_host = isinstance(world, HostWorld) and config.data is None
+        stand = standstill_of(directory, config, task, engine.start(), is_on_host)
+        directory.cut(stand.sizes)
+        if (np.asarray(stand.state.steps, np.int64) >= config.steps).all():
+            with display:
+                display.finish(None, finished_lines(config, directory))
+            returns = np.asarray(mean_of(stand.progress, 0))
+            return Run(directory.path, config, tuple(config.seed_list()), returns)
+        lines = [f"going on with {directory.path} at step {stand.step:,} of {config.steps:,}"]
         if changed:
             words = ", ".join(f"{name} {old} → {new}" for name, (old, new) in changed.items())
             lines.append(f"versions changed since it was started, so the bits may differ: {words}")
-        if snapshot:
-            engine.restore(snapshot, display.message)
+        if stand.snapshot:
+            engine.restore(stand.snapshot, display.message)
         writer = TensorboardWriter(directory.path / "tensorboard", config.seed_list()) if tensorboard else None
-        return run_loop(config, engine, directory, display, writer, state, progress, lines)
+        return run_loop(config, engine, directory, display, writer, stand.state, stand.progress, lines)
 
 
 def run_loop(
@@ -220,10 +220,11 @@ def run_loop(
 ) -> Run:
     """Run the loop inside the display, and say how to go on when it is stopped."""
     seeds = config.seed_list()
-    loop = Loop(engine, directory, seeds, config.steps, display, writer)
+    loop = Loop(engine, directory, seeds, config.steps, display, writer, config.data is not None)
     try:
         with display:
-            display.start(title_of(config), lines)
+            with suppress(BrokenPipeError):  # the first update notices it, when there is something to save
+                display.start(title_of(config), lines)
             state, progress = loop.run(state, progress)
             display.finish(None, closing_lines(config, directory, progress))
     except Stopped:
@@ -252,6 +253,19 @@ def opening_lines(config: Config, directory: RunDirectory) -> list[str]:
     if config.seeds == 1:
         lines.append("one seed gives no interval: --seeds 5 shows how far the result can be trusted")
     return lines
+
+
+def finished_lines(config: Config, directory: RunDirectory) -> list[str]:
+    """That there is nothing to go on with, and how to train longer."""
+    longer = replace(config, steps=min(2 * config.steps, MAX_STEPS))
+    is_continuous = isinstance(spaces_of(directory)[1], BoxHead)
+    return [
+        f"{directory.path} is finished: each seed has spent its {config.steps:,} steps, so there is nothing to go on "
+        "with, and nothing was changed. The budget belongs to a run, since the learning rate may fall over it. To "
+        "train longer, begin a new run with more --steps:",
+        f"    {command_of(longer, is_continuous=is_continuous)}",
+        f"judge this one:  upslope evaluate {directory.path}",
+    ]
 
 
 def closing_lines(config: Config, directory: RunDirectory, progress: Any) -> list[str]:

@@ -47,6 +47,21 @@ def load_checkpoint(path: Path, like: Any, prefix: str = "") -> tuple[Any, dict[
     return jax.tree.unflatten(jax.tree.structure(like), leaves), world, meta
 
 
+def check_size(path: Path, numbers: int) -> None:
+    """Refuse a checkpoint that cannot hold so many 32-bit numbers, before memory for them is asked for.
+
+    Raises:
+        UpslopeError: it is missing or too small.
+    """
+    if not path.is_file():
+        raise UpslopeError(f"There is no checkpoint at {path}.")
+    if path.stat().st_size < 4 * numbers:
+        raise UpslopeError(
+            f"{path} does not belong to this run's config, which describes at least {numbers:,} numbers: it has "
+            f"{path.stat().st_size:,} bytes. One of the two is damaged: put a copy of it back."
+        )
+
+
 def named_leaves(tree: Any) -> list[tuple[str, Any]]:
     """Each array of a pytree under its path, e.g. `.learner.agent.actor.log_std`."""
     return [(jax.tree_util.keystr(path), leaf) for path, leaf in jax.tree_util.tree_leaves_with_path(tree)]

@@ -3,19 +3,25 @@
 Heavy imports happen inside the commands, so that `--help` answers at once.
 """
 
+import os
 import sys
+from importlib.metadata import version
 from pathlib import Path
 from typing import Annotated, Any
 
 import tyro
 
 from upslope import clinic, evidence
+from upslope.config import configure
 from upslope.errors import UpslopeError
 from upslope.flags import Evaluate, List, Record, Resume, Train, parse_train
 from upslope.terminal import console
+from upslope.words import counted, unknown
 
 EXIT_BAD_INPUT = 2
 EXIT_INTERRUPTED = 130
+EXIT_UNREAD = 141
+"""What a shell reports where a program's output was cut off, as by `head`."""
 
 COMMANDS = {
     **{"train": Train, "resume": Resume, "evaluate": Evaluate, "record": Record},
@@ -30,23 +36,37 @@ def main(arguments: list[str] | None = None) -> None:
     arguments = sys.argv[1:] if arguments is None else arguments
     sys.path.append(str(Path.cwd()))
     try:
-        run(arguments)
-    except UpslopeError as error:
-        print(f"upslope: {error}", file=sys.stderr)
-        sys.exit(EXIT_BAD_INPUT)
-    except KeyboardInterrupt as stop:
-        print(f"\n{stop}" if str(stop) else "\nStopped before anything was trained.", file=sys.stderr)
-        sys.exit(EXIT_INTERRUPTED)
+        try:
+            run(arguments)
+        except UpslopeError as error:
+            print(f"upslope: {error}", file=sys.stderr)
+            sys.exit(EXIT_BAD_INPUT)
+        except KeyboardInterrupt as stop:
+            bare = "Stopped before anything was trained." if arguments[:1] == ["train"] else "Stopped."
+            print(f"\n{str(stop) or bare}", file=sys.stderr)
+            sys.exit(EXIT_INTERRUPTED)
+        finally:
+            sys.stdout.flush()
+    except BrokenPipeError:
+        # What is still in the buffer would be tried again at the end.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        sys.exit(EXIT_UNREAD)
 
 
 def run(arguments: list[str]) -> None:
     """Parse and do."""
-    if arguments[:1] == ["train"]:
+    first = arguments[0] if arguments else "--help"
+    if first == "train":
         train(parse_train(arguments[1:]))
         return
+    if first == "--version":
+        print(f"upslope {version('upslope')}")
+        return
+    if not first.startswith("-") and first not in COMMANDS:
+        raise UpslopeError(unknown("command", first, COMMANDS, "upslope --help"))
     types = tuple(Annotated[kind, tyro.conf.subcommand(name)] for name, kind in COMMANDS.items())
     one_of: Any = union_of(types)
-    command: Any = tyro.cli(tyro.conf.OmitSubcommandPrefixes[one_of], prog="upslope", args=arguments)
+    command: Any = tyro.cli(tyro.conf.OmitSubcommandPrefixes[one_of], prog="upslope", args=arguments or [first])
     DO[type(command)](command)
 
 
@@ -97,28 +117,37 @@ def resume(flags: Resume) -> None:
 def evaluate(flags: Evaluate) -> None:
     """upslope evaluate."""
     from upslope import evaluation, tables
+    from upslope.video import film, film_path
 
+    if flags.video is not None:
+        film_path(flags.video)
     found = evaluation.evaluate(
         flags.run,
         episodes=flags.episodes,
         checkpoint=flags.checkpoint,
         environment_seed=flags.environment_seed,
     )
-    console().print(tables.evaluation_table(flags.run, flags.checkpoint, found))
+    console().print(tables.evaluation_view(flags.run, flags.checkpoint, found))
     if flags.video is not None:
-        from upslope.video import film
-
         print(f"filmed {film(flags.run, flags.video, flags.checkpoint)}")
 
 
 def record(flags: Record) -> None:
     """upslope record."""
     from upslope import evaluation
+    from upslope.command import command_of
+    from upslope.policy import spaces_of
+    from upslope.runs import RunDirectory
+    from upslope.spaces import BoxHead
 
     options = {name: value for name, value in vars(flags).items() if name != "run"}
     path = evaluation.record(flags.run, **options)
-    print(f"recorded {flags.episodes} episodes in {path}")
-    print(f"learn from them: upslope train ENVIRONMENT --algorithm off_policy --data {path}")
+    print(f"recorded {counted(flags.episodes, 'episode')} in {path}")
+    directory = RunDirectory(flags.run)
+    run, is_continuous = directory.config(), isinstance(spaces_of(directory)[1], BoxHead)
+    world = {"env_kwargs": run.env_kwargs, "max_episode_steps": run.max_episode_steps}
+    learner = configure(run.environment, "off_policy", is_continuous=is_continuous, data=str(path), **world)
+    print(f"learn from them:  {command_of(learner, is_continuous=is_continuous)}")
 
 
 def show_list(flags: List) -> None:

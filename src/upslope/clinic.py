@@ -9,7 +9,8 @@ from typing import Annotated, Any, Literal
 
 import tyro
 
-from upslope.flags import JSON, Run
+from upslope.config import positive
+from upslope.flags import JSON, Runs
 from upslope.terminal import answer
 
 Json = Annotated[bool, tyro.conf.FlagCreatePairsOff]
@@ -19,10 +20,10 @@ Json = Annotated[bool, tyro.conf.FlagCreatePairsOff]
 class Doctor:
     """Say what is wrong with a run: symptom, evidence, likely cause and its rivals, remedy."""
 
-    run: Run
-    """The run directory; it may still be training."""
+    runs: Runs
+    """The run directory, or several; they may still be training."""
     json: Json = False
-    """Print JSON for programs."""
+    """Print JSON for programs: an object, or a list of them for several runs."""
 
 
 @dataclass(frozen=True)
@@ -37,6 +38,9 @@ class Check:
     """Truncate episodes after so many steps; by default at the environment's own limit."""
     json: Json = False
     """Print JSON for programs."""
+
+    def __post_init__(self) -> None:
+        positive(max_episode_steps=self.max_episode_steps)
 
 
 @dataclass(frozen=True)
@@ -64,14 +68,22 @@ class Probe:
     json: Json = False
     """Print JSON for programs."""
 
+    def __post_init__(self) -> None:
+        positive(seeds=self.seeds, steps=self.steps)
+
 
 def doctor(flags: Doctor) -> None:
     """upslope doctor."""
-    from upslope.analysis.doctor import diagnose
+    from upslope.analysis.doctor import diagnosis_of
+    from upslope.analysis.records import read_records
     from upslope.verdicts import diagnosis_view
 
-    found = diagnose(flags.run)
-    answer(flags.json, found.to_json(), [diagnosis_view(found)])
+    records, left_out = read_records(flags.runs)
+    found = [diagnosis_of(record) for record in records]
+    for warning in left_out:
+        print(warning, file=sys.stderr)
+    told = [one.to_json() for one in found]
+    answer(flags.json, told if len(flags.runs) > 1 else told[0], map(diagnosis_view, found))
 
 
 def check(flags: Check) -> None:

@@ -1,7 +1,6 @@
 """collect on the host: the same rollout as in a compiled world, from Gymnasium environments."""
 
 from collections.abc import Callable, Sequence
-from functools import partial
 from time import perf_counter
 from typing import Any, NamedTuple, Protocol, runtime_checkable
 
@@ -11,7 +10,9 @@ import numpy as np
 from upslope.spaces import Coding
 from upslope.types import Rollout, host_rollout
 
-Choose = Callable[[np.ndarray, Any], tuple[Any, Any]]
+AHEAD = 64
+"""Steps for which chance is asked at once."""
+Choose = Callable[[np.ndarray, int], tuple[np.ndarray, np.ndarray]]
 """(observation [S, N, …], t) → action [S, N, …], log μ(a|s) [S, N]."""
 
 
@@ -33,7 +34,7 @@ class Steppable(Protocol):
         """Begin a new episode in each of the rows."""
         ...
 
-    def step(self, action: np.ndarray, rows: Sequence[int], next_observation: np.ndarray) -> tuple[np.ndarray, ...]:
+    def step(self, action: np.ndarray, rows: np.ndarray, next_observation: np.ndarray) -> tuple[np.ndarray, ...]:
         """Step the rows; reward, terminated, truncated."""
         ...
 
@@ -48,65 +49,57 @@ class EpisodeEnds(NamedTuple):
 
 
 class HostRollout:
-    """A rollout [S, T, N, …] in NumPy while it grows."""
+    """A rollout in NumPy while it grows: a list of each fact [S·N, …], step by step."""
 
-    def __init__(self, columns: Steppable, num_steps: int):
-        s, n = columns.shape
-        lead = (s, num_steps, n)
-        self.rows: dict[str, np.ndarray] = {
-            "observation": np.zeros((*lead, *columns.coding.shape), columns.dtype),
-            "next_observation": np.zeros((*lead, *columns.coding.shape), columns.dtype),
-            "reward": np.zeros(lead, np.float32),
-            "terminated": np.zeros(lead, bool),
-            "truncated": np.zeros(lead, bool),
-            "behaviour_log_prob": np.zeros(lead, np.float32),
-            "valid": np.zeros(lead, bool),
-        }
+    def __init__(self, columns: Steppable):
+        self.shape = columns.shape
+        self.facts: dict[str, list[np.ndarray]] = {name: [] for name in Rollout._fields}
 
-    def write(self, t: int, **values: np.ndarray) -> None:
-        """Write step t; the arrays are made at the first write of a name, and doubled when they are full."""
-        for name, value in values.items():
-            if name not in self.rows:
-                length = self.rows["valid"].shape[1]
-                self.rows[name] = np.zeros((value.shape[0], length, *value.shape[1:]), value.dtype)
-            if t >= self.rows[name].shape[1]:
-                grown = np.zeros_like(self.rows[name])
-                self.rows[name] = np.concatenate([self.rows[name], grown], axis=1)
-            self.rows[name][:, t] = value
+    def write(self, **facts: np.ndarray) -> None:
+        """Add a step."""
+        for name, value in facts.items():
+            self.facts[name].append(value)
 
-    def rollout(self, num_steps: int) -> Rollout:
-        """The first `num_steps` steps, all of which were written."""
-        return host_rollout({name: x[:, :num_steps] for name, x in self.rows.items()})
+    def rollout(self) -> Rollout:
+        """All steps, [S, T, N, …]."""
+
+        def stacked(steps: list[np.ndarray]) -> np.ndarray:
+            return np.moveaxis(np.array(steps).reshape(len(steps), *self.shape, *steps[0].shape[1:]), 0, 1)
+
+        return host_rollout({name: stacked(steps) for name, steps in self.facts.items()})
 
 
 class Act:
-    """a_t ~ π(·|s_t) for every seed and environment, and log π(a_t|s_t), in one compiled call for all seeds.
-
-    A call passes plain arrays alone: to unpack modules and typed keys at every step takes longer than to act.
-    """
+    """a_t ~ π(·|s_t) for every seed and environment, and log π(a_t|s_t): in NumPy, but for what chance decides."""
 
     def __init__(self) -> None:
-        self.programs: dict[Any, Any] = {}
+        self.draw = jax.jit(draw_noise)
 
     def bind(self, agents: Any, keys: jax.Array) -> Choose:
         """How these agents [S] act with these keys [S]."""
-        leaves, structure = jax.tree.flatten(agents)
-        if structure not in self.programs:
-            self.programs[structure] = jax.jit(partial(act, structure))
-        program, integers = self.programs[structure], jax.random.key_data(keys)
-        return lambda observation, t: program(leaves, integers, observation, t)
+        # A parameter of a seed has to meet all environments of that seed; a matrix does so by itself.
+        here = jax.tree.map(lambda x: np.asarray(x)[:, None] if x.ndim == 2 else np.asarray(x), agents)
+        noise = np.zeros(0)
+
+        def choose(observation: np.ndarray, t: int) -> tuple[np.ndarray, np.ndarray]:
+            nonlocal noise
+            if t % AHEAD == 0:
+                noise = np.asarray(self.draw(agents, keys, observation, t))
+            policy = here.policy(observation)
+            action = policy.choose(noise[t % AHEAD])
+            return action, policy.log_prob(action)
+
+        return choose
 
 
-def act(structure: Any, leaves: Any, keys: jax.Array, observation: jax.Array, t: Any) -> tuple[jax.Array, jax.Array]:
-    """Act with the agents that these leaves make up."""
+def draw_noise(agents: Any, keys: jax.Array, observation: jax.Array, t: Any) -> jax.Array:
+    """What chance decides of the actions at t, t + 1 …: [AHEAD, S, N, …]."""
 
-    def one_seed(agent: Any, observation: jax.Array, key: jax.Array) -> tuple[jax.Array, jax.Array]:
-        policy = agent.policy(observation)
-        action = policy.sample(jax.random.fold_in(key, t))
-        return action, policy.log_prob(action)
+    def one_seed(agent: Any, key: jax.Array, observation: jax.Array, t: Any) -> jax.Array:
+        return agent.policy(observation).noise(jax.random.fold_in(key, t))
 
-    agents = jax.tree.unflatten(structure, leaves)
-    return jax.vmap(one_seed)(agents, observation, jax.random.wrap_key_data(keys))
+    one_step = jax.vmap(one_seed, (0, 0, 0, None))
+    return jax.vmap(one_step, (None, None, None, 0))(agents, keys, observation, t + jax.numpy.arange(AHEAD))
 
 
 def collect_host(
@@ -114,14 +107,14 @@ def collect_host(
 ) -> tuple[Rollout, EpisodeEnds]:
     """`num_steps` steps of every environment, going on from where it is; a new episode begins when one ends."""
     every_row = np.arange(len(columns.episodes))
-    grown, finished = HostRollout(columns, num_steps), []
+    grown, finished = HostRollout(columns), []
     for t in range(num_steps):
         done = step_all(columns, choose, t, every_row, grown, phases)
         started = perf_counter()
         finished += ended(columns, t, done)
         columns.begin(done.tolist())
         phases["environment"] = phases.get("environment", 0.0) + perf_counter() - started
-    return grown.rollout(num_steps), ends_of(finished)
+    return grown.rollout(), ends_of(finished)
 
 
 def collect_host_episodes(
@@ -133,13 +126,13 @@ def collect_host_episodes(
     """One whole episode in every column of the active seeds [S]; steps after an end are not valid."""
     rows = np.flatnonzero(np.repeat(active, columns.shape[1]))
     columns.begin(rows.tolist())
-    grown, finished, t = HostRollout(columns, 64), [], 0
+    grown, finished, t = HostRollout(columns), [], 0
     while rows.size:
         done = step_all(columns, choose, t, rows, grown, phases)
         finished += ended(columns, t, done)
         rows = np.setdiff1d(rows, done, assume_unique=True)
         t += 1
-    return grown.rollout(t), ends_of(finished)
+    return grown.rollout(), ends_of(finished)
 
 
 def step_all(
@@ -153,24 +146,22 @@ def step_all(
     """Act once in the given rows and write down what happened; return the rows whose episode ended."""
     before = perf_counter()
     observation = columns.observation.copy()
-    action, log_prob = (np.asarray(x) for x in choose(observation, np.int32(t)))
+    action, log_prob = choose(observation, t)
     acted = perf_counter()
-    s, n = columns.shape
-    successor = observation.reshape(s * n, *columns.coding.shape).copy()
-    flat_action = action.reshape(s * n, *action.shape[2:])
-    reward, terminated, truncated = columns.step(flat_action, rows.tolist(), successor)
-    valid = np.zeros(s * n, bool)
+    observation, action = observation.reshape(-1, *columns.coding.shape), action.reshape(-1, *action.shape[2:])
+    successor = observation.copy()
+    reward, terminated, truncated = columns.step(action, rows, successor)
+    valid = np.zeros(len(reward), bool)
     valid[rows] = True
     grown.write(
-        t,
         observation=observation,
         action=action,
-        reward=reward.reshape(s, n),
-        terminated=terminated.reshape(s, n),
-        truncated=truncated.reshape(s, n),
-        next_observation=successor.reshape(observation.shape),
-        behaviour_log_prob=log_prob,
-        valid=valid.reshape(s, n),
+        reward=reward,
+        terminated=terminated,
+        truncated=truncated,
+        next_observation=successor,
+        behaviour_log_prob=log_prob.ravel(),
+        valid=valid,
     )
     stepped = perf_counter()
     phases["act"] = phases.get("act", 0.0) + acted - before

@@ -1,9 +1,9 @@
 """One frozen dataclass: default = flag = help = config.json."""
 
 import math
-from collections.abc import Iterable, Mapping
+import reprlib
+from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
-from difflib import get_close_matches
 from functools import cache
 from importlib import resources
 from typing import Annotated, Any, Literal, get_type_hints
@@ -14,6 +14,7 @@ import yaml
 from upslope.algorithms import ALGORITHMS, CONTINUOUS_DEFAULTS, DISCRETE_DEFAULTS, ESTIMATORS, OBJECTIVES
 from upslope.errors import UpslopeError
 from upslope.settings import coerce
+from upslope.words import unknown
 
 Positional = tyro.conf.Positional
 
@@ -125,7 +126,27 @@ POSITIVE = (
     "max_grad_norm",
 )
 """Fields that must be greater than zero."""
-MAX_STEPS = 2**31
+FRESH_SEEDS = 2000
+"""Evaluation can draw so many sets of episodes, all different from those of training."""
+
+
+def positive(**counts: int | None) -> None:
+    """Refuse counts below 1, each by the name of its flag; None was left to a default."""
+    for name, count in counts.items():
+        if count is not None and count < 1:
+            raise UpslopeError(f"--{name.replace('_', '-')} must be 1 or more, not {count}.")
+
+
+def fresh(**seeds: int) -> None:
+    """Refuse numbers of fresh episodes beyond those set aside for them, each by the name of its flag."""
+    for name, seed in seeds.items():
+        if not 0 <= seed < FRESH_SEEDS:
+            raise UpslopeError(f"--{name.replace('_', '-')} must be from 0 to {FRESH_SEEDS - 1}, not {seed}.")
+
+
+MAX_STEPS, MAX_WIDTH, MAX_LAYERS = 2**31, 2**16, 256
+MOST = {"seeds": 2**16, "num_envs": 2**24, "rollout_steps": 2**24, "minibatches": 2**24}
+"""What no machine could hold in memory is refused before anything is allocated."""
 
 
 def check_ranges(config: Config) -> None:
@@ -137,6 +158,11 @@ def check_ranges(config: Config) -> None:
         value = getattr(config, name)
         if not value > 0:
             raise UpslopeError(f"--{name.replace('_', '-')} must be greater than 0, not {value}.")
+    for name, most in MOST.items():
+        if getattr(config, name) > most:
+            raise UpslopeError(
+                f"--{name.replace('_', '-')} can be at most {most:,}, not {reprlib.repr(getattr(config, name))}."
+            )
     for name in ("max_episode_steps", "critic_epochs", "target_kl", "min_effective_sample_size"):
         value = getattr(config, name)
         if value is not None and not value > 0:
@@ -157,20 +183,17 @@ def check_ranges(config: Config) -> None:
             raise UpslopeError(f"--{name.replace('_', '-')} must be 0 or more, not {getattr(config, name)}.")
     if not config.hidden_sizes or min(config.hidden_sizes) < 1:
         raise UpslopeError(f"--hidden-sizes needs positive widths, e.g. 64 64, not {config.hidden_sizes}.")
+    if max(config.hidden_sizes) > MAX_WIDTH or len(config.hidden_sizes) > MAX_LAYERS:
+        raise UpslopeError(
+            f"--hidden-sizes can have at most {MAX_LAYERS} layers of {MAX_WIDTH:,}, not "
+            f"{reprlib.repr(config.hidden_sizes)}."
+        )
     if config.algorithm not in ALGORITHMS:
         raise UpslopeError(unknown("algorithm", config.algorithm, ALGORITHMS))
     for role, known in (("estimator", ESTIMATORS), ("objective", OBJECTIVES)):
         value = getattr(config, role)
         if value not in known and ":" not in value:
             raise UpslopeError(unknown(role, value, known))
-
-
-def unknown(role: str, name: str, known: Iterable[str]) -> str:
-    """Say that a name is not known, and which near ones are."""
-    known = sorted(known)
-    near = get_close_matches(name, known, n=3, cutoff=0.5)
-    hint = f"Did you mean {' or '.join(near)}?" if near else f"Known: {', '.join(known)}."
-    return f'There is no {role} "{name}". {hint} `upslope list` shows all.'
 
 
 @cache

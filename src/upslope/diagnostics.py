@@ -40,13 +40,7 @@ DECISIONS = ("log_prob", "log_prob_mismatch", "surrogate_gain", "state_dependenc
 SERIES = (*SHARES, *SIZES, *DECISIONS, "value", "value_bias")
 """What is a number a step; each gives its mean, deviation, lowest and highest."""
 PAIRS = ("tail_correlation", "terminal_correlation", "penultimate_correlation", "weight_agreement")
-OF_FEATURES = (
-    "observation_mean",
-    "observation_std_min",
-    "observation_std_max",
-    "observation_max",
-    "observation_constant",
-)
+OF_FEATURES = tuple(f"observation_{name}" for name in ("mean", "std_min", "std_max", "max", "constant"))
 OF_NETWORK = ("signal", "second_moment", "saturation")
 OTHERS = ("reward_scale", "ends_together", *OF_FEATURES)
 OTHERS += tuple(f"{network}_{name}" for network in ("policy", "critic") for name in OF_NETWORK)
@@ -217,7 +211,9 @@ def pairs(rollout: Rollout, credit: Credit, value: Array, has_value: Array, tail
 def returns_before_the_end(gamma: float, rollout: Rollout) -> tuple[Float[Array, "T N"], Bool[Array, "T N"]]:
     """Σ γ^k r of the at most `TAIL` last steps of episodes that terminated, by the facts alone; and where they are."""
     going_on, last = ~ends(rollout), rollout.terminated & rollout.valid
-    next_row = lambda x: jnp.concatenate([x[1:], jnp.zeros_like(x[:1])])  # noqa: E731
+
+    def next_row(x: Array) -> Array:
+        return jnp.concatenate([x[1:], jnp.zeros_like(x[:1])])
 
     def further(_: Any, found: tuple[Array, Array]) -> tuple[Array, Array]:
         following, known = found
@@ -287,7 +283,10 @@ def correlations(pairs: list[Any]) -> Float[Array, "K"]:
         tuple(jnp.stack([jnp.ravel(x) for x in part]) for part in zip(*pairs, strict=True))
     )
     count = jnp.sum(where, axis=1)
-    average = lambda z: jnp.sum(jnp.where(where, z, 0.0), axis=1) / count  # noqa: E731
+
+    def average(z: Array) -> Array:
+        return jnp.sum(jnp.where(where, z, 0.0), axis=1) / count
+
     x, y = x - average(x)[:, None], y - average(y)[:, None]
     scale = jnp.sqrt(average(x**2) * average(y**2))
     return average(x * y) / jnp.where(scale > 1e-10, scale, jnp.nan)

@@ -41,7 +41,7 @@ def extend_curve(curve: list[float], snapshot: Snapshot) -> None:
 
 def summary(snapshot: Snapshot) -> str:
     """The same in one line, for a log."""
-    value, note, warning = return_words(snapshot.episode_return)
+    value, note, warning = return_words(snapshot.episode_return, snapshot.is_recorded)
     trust = f"{note} · {warning}" if warning else note
     done = f"{percent(snapshot.fraction):>5}  {progress_words(snapshot)} steps per seed"
     return f"{done}  return {value} {trust}  after {time_words(snapshot)}"

@@ -1,27 +1,37 @@
 """Policies as probability distributions over actions: sample, mode, log_prob, entropy, kl.
 
 Each class holds the parameters for a whole batch: leading axes are batch axes, the last axis belongs to the
-action. All quantities are in nats.
+action. All quantities are in nats. To sample and to tell log_prob works with NumPy's arrays too.
 """
 
-from abc import abstractmethod
+from abc import ABC, abstractmethod
 from typing import Any
 
-import equinox as eqx
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jaxtyping import Array, Float, PRNGKeyArray, Shaped
+from jaxtyping import Float, PRNGKeyArray, Shaped
+
+from upslope.arrays import AnyArray as Array
+from upslope.arrays import log_sigmoid, log_softmax, namespace, pytree, sigmoid
 
 LOG_TWO_PI = float(np.log(2 * np.pi))
 
 
-class Distribution(eqx.Module):
+class Distribution(ABC):
     """π(·|s) for a batch of states."""
 
-    @abstractmethod
     def sample(self, key: PRNGKeyArray) -> Array:
         """a ~ π(·|s)."""
+        return self.choose(self.noise(key))
+
+    @abstractmethod
+    def noise(self, key: PRNGKeyArray) -> Float[Array, "..."]:
+        """What chance decides of a sample, whatever the parameters are."""
+
+    @abstractmethod
+    def choose(self, noise: Float[Array, "..."]) -> Array:
+        """The action that the noise makes of the parameters."""
 
     @abstractmethod
     def mode(self) -> Array:
@@ -40,6 +50,7 @@ class Distribution(eqx.Module):
         """KL(self‖other) = E_{a~self}[log self(a) − log other(a)] ≥ 0, in closed form."""
 
 
+@pytree
 class Categorical(Distribution):
     """One of A actions: π(a|s) = softmax(logits)_a. Actions are integers [...]."""
 
@@ -47,13 +58,17 @@ class Categorical(Distribution):
 
     def log_probs(self) -> Float[Array, "... A"]:
         """log π(a|s) of every action."""
-        return jax.nn.log_softmax(self.logits)
+        return log_softmax(self.logits)
 
-    def sample(self, key: PRNGKeyArray) -> Array:
-        return jax.random.categorical(key, self.logits)
+    def noise(self, key: PRNGKeyArray) -> Float[Array, "... A"]:
+        return jax.random.gumbel(key, self.logits.shape)
+
+    def choose(self, noise: Float[Array, "... A"]) -> Array:
+        """Gumbel's trick: argmax_a(logit_a + g_a) is distributed as the softmax."""
+        return (self.logits + noise).argmax(axis=-1).astype(np.int32)
 
     def mode(self) -> Array:
-        return jnp.argmax(self.logits, axis=-1)
+        return self.logits.argmax(axis=-1).astype(np.int32)
 
     def log_prob(self, action: Shaped[Array, "..."]) -> Float[Array, "..."]:
         return select(self.log_probs(), action)
@@ -67,17 +82,24 @@ class Categorical(Distribution):
         return jnp.sum(jnp.exp(log_probs) * (log_probs - other.log_probs()), axis=-1)
 
 
+@pytree
 class MultiCategorical(Distribution):
     """Several independent choices (MultiDiscrete): log π(a|s) = Σ_k log π_k(a_k|s). Actions are integers [..., K]."""
 
     heads: tuple[Categorical, ...]
 
-    def sample(self, key: PRNGKeyArray) -> Array:
+    def noise(self, key: PRNGKeyArray) -> Float[Array, "... A"]:
         keys = jax.random.split(key, len(self.heads))
-        return jnp.stack([head.sample(k) for head, k in zip(self.heads, keys, strict=True)], axis=-1)
+        return jnp.concatenate([head.noise(k) for head, k in zip(self.heads, keys, strict=True)], axis=-1)
+
+    def choose(self, noise: Float[Array, "... A"]) -> Array:
+        xp, ends = namespace(noise), np.cumsum([head.logits.shape[-1] for head in self.heads])
+        parts = xp.split(noise, ends[:-1].tolist(), axis=-1)
+        return xp.stack([head.choose(part) for head, part in zip(self.heads, parts, strict=True)], axis=-1)
 
     def mode(self) -> Array:
-        return jnp.stack([head.mode() for head in self.heads], axis=-1)
+        modes = [head.mode() for head in self.heads]
+        return namespace(modes[0]).stack(modes, axis=-1)
 
     def log_prob(self, action: Shaped[Array, "..."]) -> Float[Array, "..."]:
         return sum_of(head.log_prob(action[..., k]) for k, head in enumerate(self.heads))
@@ -89,48 +111,57 @@ class MultiCategorical(Distribution):
         return sum_of(mine.kl(theirs) for mine, theirs in zip(self.heads, other.heads, strict=True))
 
 
+@pytree
 class Bernoulli(Distribution):
     """K independent switches (MultiBinary): π(a_k=1|s) = σ(logit_k). Actions are 0 or 1, [..., K]."""
 
     logits: Float[Array, "... K"]
 
-    def sample(self, key: PRNGKeyArray) -> Array:
-        return (jax.random.uniform(key, self.logits.shape) < jax.nn.sigmoid(self.logits)).astype(jnp.int8)
+    def noise(self, key: PRNGKeyArray) -> Float[Array, "... K"]:
+        return jax.random.uniform(key, self.logits.shape)
+
+    def choose(self, noise: Float[Array, "... K"]) -> Array:
+        return (noise < sigmoid(self.logits)).astype(np.int8)
 
     def mode(self) -> Array:
-        return (self.logits > 0).astype(jnp.int8)
+        return (self.logits > 0).astype(np.int8)
 
     def log_prob(self, action: Shaped[Array, "..."]) -> Float[Array, "..."]:
-        return jnp.sum(jax.nn.log_sigmoid(jnp.where(action == 1, self.logits, -self.logits)), axis=-1)
+        signed = namespace(self.logits).where(action == 1, self.logits, -self.logits)
+        return log_sigmoid(signed).sum(axis=-1)
 
     def entropy(self) -> Float[Array, "..."]:
-        on = jax.nn.sigmoid(self.logits)
-        return -jnp.sum(on * jax.nn.log_sigmoid(self.logits) + (1 - on) * jax.nn.log_sigmoid(-self.logits), axis=-1)
+        on = sigmoid(self.logits)
+        return -jnp.sum(on * log_sigmoid(self.logits) + (1 - on) * log_sigmoid(-self.logits), axis=-1)
 
     def kl(self, other: "Bernoulli") -> Float[Array, "..."]:
-        on = jax.nn.sigmoid(self.logits)
+        on = sigmoid(self.logits)
         return jnp.sum(
-            on * (jax.nn.log_sigmoid(self.logits) - jax.nn.log_sigmoid(other.logits))
-            + (1 - on) * (jax.nn.log_sigmoid(-self.logits) - jax.nn.log_sigmoid(-other.logits)),
+            on * (log_sigmoid(self.logits) - log_sigmoid(other.logits))
+            + (1 - on) * (log_sigmoid(-self.logits) - log_sigmoid(-other.logits)),
             axis=-1,
         )
 
 
+@pytree
 class DiagonalGaussian(Distribution):
     """Independent normal components: a = μ(s) + σ ⊙ ε, ε ~ N(0, I). Actions are real, [..., K], unbounded."""
 
     mean: Float[Array, "... K"]
     log_std: Float[Array, "... K"]
 
-    def sample(self, key: PRNGKeyArray) -> Array:
-        return self.mean + jnp.exp(self.log_std) * jax.random.normal(key, self.mean.shape)
+    def noise(self, key: PRNGKeyArray) -> Float[Array, "... K"]:
+        return jax.random.normal(key, self.mean.shape)
+
+    def choose(self, noise: Float[Array, "... K"]) -> Array:
+        return self.mean + namespace(self.log_std).exp(self.log_std) * noise
 
     def mode(self) -> Array:
         return self.mean
 
     def log_prob(self, action: Shaped[Array, "..."]) -> Float[Array, "..."]:
-        z = (action - self.mean) * jnp.exp(-self.log_std)
-        return -jnp.sum(0.5 * z**2 + self.log_std + 0.5 * LOG_TWO_PI, axis=-1)
+        z = (action - self.mean) * namespace(self.log_std).exp(-self.log_std)
+        return -(0.5 * z**2 + self.log_std + 0.5 * LOG_TWO_PI).sum(axis=-1)
 
     def entropy(self) -> Float[Array, "..."]:
         return jnp.sum(self.log_std + 0.5 * (1 + LOG_TWO_PI), axis=-1)
@@ -143,10 +174,12 @@ class DiagonalGaussian(Distribution):
 
 def select(table: Float[Array, "... A"], index: Shaped[Array, "..."]) -> Float[Array, "..."]:
     """table[..., index]. A sum against a one-hot mask: on CPUs its gradient is far cheaper than a scatter's."""
-    mask = jnp.arange(table.shape[-1]) == index[..., None]
-    return jnp.sum(jnp.where(mask, table, 0.0), axis=-1)
+    xp = namespace(table)
+    mask = xp.arange(table.shape[-1]) == index[..., None]
+    return xp.where(mask, table, 0.0).sum(axis=-1)
 
 
 def sum_of(terms) -> Float[Array, "..."]:
     """Σ of an iterable of arrays of one shape."""
-    return jnp.sum(jnp.stack(list(terms)), axis=0)
+    first, *others = terms
+    return sum(others, start=first)

@@ -9,14 +9,15 @@ from functools import partial
 from pathlib import Path
 from typing import Any, Literal
 
-import equinox as eqx
 import jax
 import numpy as np
-from jaxtyping import Array, PRNGKeyArray, Shaped
+from jaxtyping import PRNGKeyArray, Shaped
 
 from upslope.agent import Actor, Agent
+from upslope.arrays import AnyArray as Array
+from upslope.arrays import pytree
 from upslope.collect_host import Act, collect_host_episodes
-from upslope.config import Config
+from upslope.config import Config, fresh, positive
 from upslope.devices import prepare
 from upslope.distributions import Distribution
 from upslope.environments.base import CompiledEnvironment
@@ -42,10 +43,17 @@ RECORDING_SEED = 500_009
 """The same for recorded episodes, so that whoever learns from them is not evaluated on them."""
 
 
-class AlwaysMode(eqx.Module):
+@pytree
+class AlwaysMode:
     """A distribution that gives its mode."""
 
     distribution: Distribution
+
+    def noise(self, key: PRNGKeyArray) -> Array:
+        return self.distribution.noise(key)
+
+    def choose(self, noise: Array) -> Array:
+        return self.distribution.mode()
 
     def sample(self, key: PRNGKeyArray) -> Array:
         return self.distribution.mode()
@@ -54,7 +62,8 @@ class AlwaysMode(eqx.Module):
         return self.distribution.log_prob(action)
 
 
-class GreedyAgent(eqx.Module):
+@pytree
+class GreedyAgent:
     """An agent that takes its most probable action."""
 
     agent: Agent
@@ -93,7 +102,8 @@ def evaluate(
     Raises:
         UpslopeError: no such run or checkpoint, or the environment cannot be made.
     """
-    check_counts(episodes, environment_seed)
+    positive(episodes=episodes)
+    fresh(environment_seed=environment_seed)
     directory = RunDirectory(run)
     config = directory.config()
     world = make(config.environment, config.env_kwargs, config.max_episode_steps)
@@ -121,7 +131,8 @@ def record(
 
     Returns the path of the dataset, by default `dataset.npz` in the run directory. An existing file is refused.
     """
-    check_counts(episodes, environment_seed)
+    positive(episodes=episodes)
+    fresh(environment_seed=environment_seed)
     directory = RunDirectory(run)
     config = directory.config()
     seed = config.seed if seed is None else seed
@@ -150,14 +161,6 @@ def record(
     }
     save_dataset(path, rollouts, meta | {"episodes": episodes})
     return path
-
-
-def check_counts(episodes: int, environment_seed: int) -> None:
-    """Refuse what cannot be counted."""
-    if episodes < 1:
-        raise UpslopeError(f"--episodes must be 1 or more, not {episodes}.")
-    if not 0 <= environment_seed < 2000:
-        raise UpslopeError(f"--environment-seed must be from 0 to 1999, not {environment_seed}.")
 
 
 @dataclass(frozen=True)

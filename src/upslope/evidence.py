@@ -9,8 +9,8 @@ from typing import Annotated, Any, Literal
 
 import tyro
 
-from upslope.errors import UpslopeError
-from upslope.flags import JSON, Quiet, Run
+from upslope.config import fresh, positive
+from upslope.flags import JSON, Quiet, Run, Runs
 from upslope.terminal import answer, console
 
 
@@ -21,7 +21,7 @@ class Compare:
     Runs that share everything but their seeds are pooled. What makes a comparison doubtful is listed below it.
     """
 
-    runs: tyro.conf.Positional[tuple[Path, ...]]
+    runs: Runs
     """Run directories."""
     score: Literal["auto", "stochastic", "deterministic", "training"] = "auto"
     """What a seed is judged by: evaluation episodes of one mode, by the last checkpoint; the last 100 training
@@ -40,10 +40,10 @@ class Report:
     It only reads, but with --credit. What `upslope evaluate` and `upslope credit` left in the runs is shown too.
     """
 
-    runs: tyro.conf.Positional[tuple[Path, ...]]
+    runs: Runs
     """Run directories."""
     output: Annotated[Path, tyro.conf.arg(aliases=["-o"])] = Path("report.html")
-    """The page to write; an older page of upslope there is replaced, nothing else is."""
+    """The page to write, or a folder for it; an older page of upslope there is replaced, nothing else is."""
     credit: Annotated[bool, tyro.conf.FlagCreatePairsOff] = False
     """First play an episode of each run that keeps no credit view yet, as `upslope credit` does; some seconds a run."""
 
@@ -61,7 +61,10 @@ class Credit:
     checkpoint: Literal["last", "best"] = "last"
     """Which agent."""
     output: Annotated[Path | None, tyro.conf.arg(aliases=["-o"])] = None
-    """The page to write; by default credit.html in the run directory."""
+    """The page to write, or a folder for it; by default credit.html in the run directory."""
+
+    def __post_init__(self) -> None:
+        fresh(episode_seed=self.episode_seed)
 
 
 @dataclass(frozen=True)
@@ -98,6 +101,9 @@ class Ladder:
     quiet: Quiet = False
     """Print nothing but warnings."""
 
+    def __post_init__(self) -> None:
+        positive(seeds=self.seeds, steps=self.steps, workers=self.workers, max_episode_steps=self.max_episode_steps)
+
 
 @dataclass(frozen=True)
 class Lab:
@@ -112,7 +118,7 @@ class Lab:
     language: Literal["en", "zh"] = "en"
     """English or Chinese."""
     output: Path = Path("lab.html")
-    """The page to write; an existing one is replaced."""
+    """The page to write, or a folder for it; an older page of upslope there is replaced, nothing else is."""
     seed: int = 0
     """Another number draws everything anew."""
     quick: Annotated[bool, tyro.conf.FlagCreatePairsOff] = False
@@ -171,15 +177,16 @@ def lab(flags: Lab) -> None:
 
     plotly_script()  # it says what to install, before minutes are spent
     from upslope.lab import page, run
+    from upslope.pages import page_path
+    from upslope.storage import write_atomically
 
     prepare(on_host=False)
-    if not flags.output.parent.is_dir():
-        raise UpslopeError(f"There is no folder {flags.output.parent} to write {flags.output.name} to.")
+    output = page_path(flags.output, "lab.html")
     say = Console(stderr=True) if flags.json else console()
     results = run.run(flags.only, flags.language, flags.seed, flags.quick, say)
-    flags.output.write_text(page.page(results, flags.language, flags.seed, flags.quick), "utf-8")
+    write_atomically(output, page.page(results, flags.language, flags.seed, flags.quick).encode())
     say.print(run.verdict_table(results, flags.language))
-    say.print(run.closing(results, flags.language, flags.seed, flags.quick, flags.output), highlight=False)
+    say.print(run.closing(results, flags.language, flags.seed, flags.quick, output), highlight=False)
     if flags.json:
         answer(True, run.as_json(results, flags.language, flags.seed, flags.quick), ())
 

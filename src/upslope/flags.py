@@ -10,11 +10,12 @@ from typing import Annotated, Any, Literal
 import tyro
 import yaml
 
-from upslope.config import Config, canonical, configure
+from upslope.config import Config, canonical, configure, fresh, positive
 from upslope.errors import UpslopeError
 
 Quiet = Annotated[bool, tyro.conf.arg(aliases=["-q"])]
 Run = tyro.conf.Positional[Path]
+Runs = tyro.conf.Positional[tuple[Path, ...]]
 JSON = tyro.constructors.PrimitiveConstructorSpec(
     nargs=1,
     metavar="JSON",
@@ -53,6 +54,10 @@ class Train(Config):
     quiet: Quiet = False
     """Print nothing but warnings."""
 
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        positive(workers=self.workers)
+
     def settings(self) -> Config:
         """The config alone."""
         return Config(**{name: getattr(self, name) for name in Config.__dataclass_fields__})
@@ -72,6 +77,9 @@ class Resume:
     quiet: Quiet = False
     """Print nothing but warnings."""
 
+    def __post_init__(self) -> None:
+        positive(workers=self.workers)
+
 
 @dataclass(frozen=True)
 class Evaluate:
@@ -87,6 +95,10 @@ class Evaluate:
     """Another number gives other episodes."""
     video: Path | None = None
     """Also film one deterministic episode of the first seed into this .mp4 (needs the extra `video`)."""
+
+    def __post_init__(self) -> None:
+        positive(episodes=self.episodes)
+        fresh(environment_seed=self.environment_seed)
 
 
 @dataclass(frozen=True)
@@ -105,6 +117,10 @@ class Record:
     """Which of the run's seeds; by default the first."""
     environment_seed: int = 0
     """Another number gives other episodes."""
+
+    def __post_init__(self) -> None:
+        positive(episodes=self.episodes)
+        fresh(environment_seed=self.environment_seed)
 
 
 @dataclass(frozen=True)
@@ -171,11 +187,20 @@ def has_continuous_actions(environment: str, env_kwargs: dict[str, Any]) -> bool
     return isinstance(make(environment, env_kwargs).action_space, Box)
 
 
+class PlainLoader(yaml.SafeLoader):
+    """YAML without aliases, by which a few lines can stand for gigabytes."""
+
+    def compose_node(self, parent: Any, index: Any) -> Any:
+        if self.check_event(yaml.AliasEvent):
+            raise yaml.YAMLError("an alias (*name) is not read here; write the value out")
+        return super().compose_node(parent, index)
+
+
 def read_settings(path: Path) -> dict[str, Any]:
     """A YAML file of settings by the names of the flags."""
     try:
-        settings = yaml.safe_load(path.read_text("utf-8"))
-    except (OSError, ValueError, yaml.YAMLError) as error:
+        settings = yaml.load(path.read_text("utf-8"), PlainLoader)
+    except (OSError, ValueError, LookupError, TypeError, AttributeError, RecursionError, yaml.YAMLError) as error:
         raise UpslopeError(f"Could not read the settings in {path}: {error}.") from error
     if not isinstance(settings, dict):
         raise UpslopeError(f"{path} must hold settings as `name: value` lines, e.g. `learning-rate: 0.001`.")

@@ -4,6 +4,7 @@ Every episode begins with its own reset seed, a function of (seed, environment i
 does not depend on what runs beside it, and an episode in progress can be rebuilt from its actions.
 """
 
+import math
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -78,6 +79,8 @@ class HostColumns:
             )
         self.observation = np.zeros((*self.shape, *coding.shape), self.dtype)
         self.flat = self.observation.reshape(-1, *coding.shape)
+        self.row: int | None = None
+        """The row whose environment is being called at this moment."""
         self.mark(between_episodes=True)
 
     @property
@@ -93,15 +96,16 @@ class HostColumns:
     def begin(self, rows: Sequence[int]) -> None:
         """Begin a new episode in each of the rows."""
         for row in rows:
-            episode = self.episodes[row]
+            self.row, episode = row, self.episodes[row]
             try:
                 observation = episode.begin()
             except Exception as error:
                 raise UpslopeError(raised(self.world.name, "reset", episode, error)) from error
             self.place(self.flat, row, observation, episode)
             self.check_finite([row], np.zeros(row + 1), self.flat)
+        self.row = None
 
-    def step(self, action: np.ndarray, rows: Sequence[int], next_observation: np.ndarray) -> tuple[np.ndarray, ...]:
+    def step(self, action: np.ndarray, rows: np.ndarray, next_observation: np.ndarray) -> tuple[np.ndarray, ...]:
         """Step the given rows with the policy's actions [S·N, …]; write the true successors.
 
         Returns reward, terminated, truncated, each [S·N], zero in the other rows.
@@ -115,8 +119,8 @@ class HostColumns:
         taken = self.head.to_environment(action)
         taken = taken.tolist() if taken.ndim == 1 else taken
         limit = self.limit
-        for row in rows:
-            episode = self.episodes[row]
+        for row in rows.tolist():
+            self.row, episode = row, self.episodes[row]
             episode.length += 1
             if episode.length <= MAX_REPLAY:
                 episode.actions.append(taken[row].copy() if isinstance(taken, np.ndarray) else taken[row])
@@ -128,13 +132,17 @@ class HostColumns:
             if limit is not None and episode.length >= limit:
                 truncated[row] = True
             self.place(next_observation, row, observation, episode)
-        self.check_finite(rows, reward, next_observation)
+        self.row = None
+        self.check_finite(rows.tolist(), reward, next_observation)
         self.flat[rows] = next_observation[rows]
         return reward, terminated, truncated
 
     def check_finite(self, rows: Sequence[int], reward: np.ndarray, observation: np.ndarray) -> None:
         """Refuse a reward or an observation that is not a number, and name the first place."""
-        if np.isfinite(reward).all() and (self.dtype.kind != "f" or np.isfinite(observation).all()):
+        # A sum of squares is finite only where all of its terms are, and quicker to test.
+        if math.isfinite(np.vdot(reward, reward)) and (
+            self.dtype.kind != "f" or math.isfinite(np.vdot(observation, observation))
+        ):
             return
         for row in rows:
             for what, value in (("reward", reward[row]), ("observation", observation[row])):
@@ -209,6 +217,7 @@ class HostColumns:
         self.begin([row])
         observation: Any = self.flat[row]
         for action in actions.tolist() if actions.ndim == 1 else actions:
+            self.row = row
             try:
                 observation, reward, terminated, truncated, _ = episode.env.step(action)
             except Exception:
@@ -218,6 +227,7 @@ class HostColumns:
             episode.episode_return += float(np.float32(reward))
             if terminated or truncated or np.shape(observation) != self.coding.shape:
                 return False
+        self.row = None
         self.flat[row] = observation
         return bool(np.array_equal(self.flat[row], shown))
 

@@ -6,12 +6,11 @@ run's files equal an uninterrupted one's.
 
 import json
 import math
-import signal
-import threading
 from collections import deque
 from collections.abc import Iterator
-from contextlib import contextmanager
 from dataclasses import dataclass, field
+from pathlib import Path
+from statistics import median
 from time import perf_counter
 from typing import Any
 
@@ -27,14 +26,19 @@ from upslope.engines import Chunk, Ended, Engine, clock
 from upslope.errors import UpslopeError
 from upslope.iteration import TrainState
 from upslope.runs import RunDirectory
+from upslope.signals import stop_on_signal
 from upslope.tensorboard import TensorboardWriter
 
 CHECKPOINT_SECONDS = 10.0
 """`last` is written at most so often, and whenever training stops."""
+TICK = 1e-6
+"""No time is shorter: a clock that stands still or goes back gives no rate."""
 WINDOW = 100
 """The return of a seed is the mean over so many of its last finished training episodes."""
 BEST_AFTER = 20
 """Episodes in the window before it may count as the best."""
+RECENT, FEWEST_RECENT = 20, 3
+"""The present rate is that of so many chunks, at most and at least."""
 BEST_CHECKS = 100
 """So many times in a run the window is held against the best so far."""
 
@@ -75,16 +79,24 @@ class Pace:
     """Environment steps per second of all seeds together, without the first chunk, which is spent on compiling."""
 
     def __init__(self) -> None:
-        self.started, self.first_ended, self.steps = perf_counter(), 0.0, 0
+        self.started, self.ended, self.steps = perf_counter(), 0.0, 0
+        self.first_ended = 0.0
+        self.recent: deque[float] = deque(maxlen=RECENT)
 
     def rate(self, steps: int) -> float:
-        """The rate after a chunk of so many steps."""
-        now = perf_counter()
+        """The mean rate after a chunk of so many steps; of the first chunk, which is all there is, with compiling."""
+        before, self.ended = self.ended, perf_counter()
         if not self.first_ended:
-            self.first_ended = now
-            return steps / (now - self.started)
+            self.first_ended = self.ended
+            return steps / max(self.ended - self.started, TICK)
         self.steps += steps
-        return self.steps / (now - self.first_ended)
+        self.recent.append(steps / max(self.ended - before, TICK))
+        return self.steps / max(self.ended - self.first_ended, TICK)
+
+    @property
+    def present(self) -> float:
+        """The median rate of the last chunks, since a later one may compile again; nan while they are too few."""
+        return median(self.recent) if len(self.recent) >= FEWEST_RECENT else math.nan
 
 
 class Loop:
@@ -98,9 +110,10 @@ class Loop:
         total_steps: int,
         display: Display,
         tensorboard: TensorboardWriter | None,
+        is_recorded: bool = False,
     ):
         self.engine, self.directory, self.seeds, self.total = engine, directory, seeds, total_steps
-        self.display, self.tensorboard = display, tensorboard
+        self.display, self.tensorboard, self.is_recorded = display, tensorboard, is_recorded
         self.watch = None if isinstance(display, QuietDisplay) else Watch(directory.path)
 
     def run(self, state: TrainState, progress: Progress) -> tuple[TrainState, Progress]:
@@ -121,16 +134,19 @@ class Loop:
                     if not isinstance(error, UpslopeError):
                         raise
                     raise UpslopeError(f"{error} {kept}; go on with: upslope resume {self.directory.path}") from error
-                progress.elapsed = perf_counter() - started
+                progress.elapsed = max(progress.elapsed, perf_counter() - started)
                 rate = pace.rate(int((chunk.steps[:, -1] - chunk.before[:, 0]).sum()))
                 with clock(self.engine.phases, "write"):
                     self.write(chunk, progress, rate)
                     self.keep_best(state, chunk, progress)
-                if perf_counter() - saved > CHECKPOINT_SECONDS:
+                if not 0 <= perf_counter() - saved <= CHECKPOINT_SECONDS:
                     with clock(self.engine.phases, "write"):
                         self.save(state, progress)
                     saved = perf_counter()
-                self.display.update(self.snapshot(chunk, progress, rate))
+                try:
+                    self.display.update(self.snapshot(chunk, progress, pace.present))
+                except BrokenPipeError:  # whoever read the output has gone
+                    stop.set()
                 self.check_alive(chunk, progress)
             self.save(state, progress)
         return state, progress
@@ -189,7 +205,7 @@ class Loop:
             "best_return": [finite(x) for x in progress.best_return.tolist()],
             "best_step": np.where(never, np.asarray(state.steps), progress.best_step).tolist(),
         }
-        save_checkpoint(self.directory.best, best, {}, scores)
+        self.keep(self.directory.best, best, {}, scores)
         meta = scores | {
             "elapsed": progress.elapsed,
             "iteration": progress.iteration,
@@ -198,7 +214,14 @@ class Loop:
             "windows": [list(w) for w in progress.windows],
             "steps": np.asarray(state.steps).tolist(),
         }
-        save_checkpoint(self.directory.last, state, self.engine.snapshot(), meta)
+        self.keep(self.directory.last, state, self.engine.snapshot(), meta)
+
+    def keep(self, path: Path, tree: Any, world: dict[str, np.ndarray], meta: dict[str, Any]) -> None:
+        """Write a checkpoint; where that cannot be, say how to go on."""
+        try:
+            save_checkpoint(path, tree, world, meta)
+        except UpslopeError as error:
+            raise UpslopeError(f"{error} Go on with: upslope resume {self.directory.path}") from error
 
     def save_or_say(self, state: TrainState, progress: Progress) -> str:
         """Save after an error, and say how far; where the world is lost too, the last checkpoint stands."""
@@ -220,6 +243,7 @@ class Loop:
             phases=dict(self.engine.phases),
             elapsed=progress.elapsed,
             steps_per_second=rate,
+            is_recorded=self.is_recorded,
             finding="" if self.watch is None else self.watch.look(),
         )
 
@@ -272,27 +296,3 @@ def last_finite(x: np.ndarray) -> list[float]:
 def finite(x: float) -> float | None:
     """The number, or None where JSON has none."""
     return x if math.isfinite(x) else None
-
-
-@contextmanager
-def stop_on_signal() -> Iterator[threading.Event]:
-    """An event that the first SIGINT or SIGTERM sets; a second one ends the process as usual."""
-    stop = threading.Event()
-    if threading.current_thread() is not threading.main_thread():
-        yield stop
-        return
-    signals = (signal.SIGINT, signal.SIGTERM)
-    before = {s: signal.getsignal(s) for s in signals}
-
-    def handle(number: int, frame: Any) -> None:
-        stop.set()
-        for s in signals:
-            signal.signal(s, before[s])
-
-    for s in signals:
-        signal.signal(s, handle)
-    try:
-        yield stop
-    finally:
-        for s in signals:
-            signal.signal(s, before[s])

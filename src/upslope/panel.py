@@ -63,6 +63,9 @@ class Snapshot:
     phases: Mapping[str, float]
     elapsed: float
     steps_per_second: float
+    """Of all seeds together; nan while no rate is known."""
+    is_recorded: bool = False
+    """Whether it learns from recorded data, so that no episode is played."""
     finding: str = ""
     """What the doctor has found so far, in one line."""
 
@@ -136,19 +139,23 @@ def progress_words(snapshot: Snapshot) -> str:
 
 def time_words(snapshot: Snapshot) -> str:
     """Time gone, time left and the speed of all seeds together."""
-    left, speed = clock(snapshot.seconds_left), number(snapshot.steps_per_second)
-    return f"{clock(snapshot.elapsed)} · {left} left · {speed} steps/s"
+    spent = clock(snapshot.elapsed)
+    if not math.isfinite(snapshot.steps_per_second):
+        return spent if snapshot.fraction == 1 else f"{spent}, compiling included · time left not known yet"
+    return f"{spent} · {clock(snapshot.seconds_left)} left · {number(snapshot.steps_per_second)} steps/s"
 
 
-def return_words(values: Sequence[float]) -> tuple[str, str, str]:
+def return_words(values: Sequence[float], is_recorded: bool = False) -> tuple[str, str, str]:
     """The mean return, how far to trust it, and a warning where too few seeds stand behind it."""
     numbers = finite(values)
     if not numbers:
-        return "–", "no episode finished yet", ""
+        return "–", "recorded data: upslope evaluate tells" if is_recorded else "no episode finished yet", ""
     average, warning = mean(numbers), "" if len(numbers) >= FEW_SEEDS else "thin evidence"
     seeds = f"{len(values)} seeds" if len(numbers) == len(values) else f"{len(numbers)} of {len(values)} seeds"
     if len(numbers) == 1:
         return number(average), ("one seed" if len(values) == 1 else seeds) + ": no interval", warning
+    if min(numbers) == max(numbers):
+        return number(average), f"{seeds} agree: no interval", warning
     return f"{number(average)} ± {number(half_width(numbers), like=average)}", f"(95 %) · {seeds}", warning
 
 
@@ -174,7 +181,7 @@ def progress_rows(table: Table, snapshot: Snapshot, width: int) -> None:
 
 def return_rows(table: Table, snapshot: Snapshot, curve: Sequence[float], width: int) -> None:
     """The return: its mean and interval, its course over the run, and each seed."""
-    value, note, warning = return_words(snapshot.episode_return)
+    value, note, warning = return_words(snapshot.episode_return, snapshot.is_recorded)
     words = Text.assemble((value, "bold green"), " ", (note, "dim"))
     table.add_row(Text("return", "bold"), words.append(f" · {warning}", "yellow") if warning else words)
     numbers, course = finite(snapshot.episode_return), finite(curve)

@@ -1,5 +1,6 @@
 """A trained policy for use: NumPy observations in, NumPy actions out. Needs no environment."""
 
+from itertools import pairwise
 from pathlib import Path
 from typing import Any, Literal
 
@@ -8,12 +9,12 @@ import jax.numpy as jnp
 import numpy as np
 
 from upslope.agent import Agent, initialise_agent
-from upslope.checkpoints import load_checkpoint
+from upslope.checkpoints import check_size, load_checkpoint
 from upslope.config import Config
 from upslope.errors import UpslopeError
 from upslope.iteration import stack
 from upslope.runs import RunDirectory
-from upslope.spaces import described
+from upslope.spaces import Coding, Head, described
 
 Which = Literal["best", "last"]
 
@@ -27,10 +28,10 @@ class Policy:
 
     def __init__(self, agent: Agent, seed: int, checkpoint: Which, has_critic: bool = True, random_seed: int = 0):
         self.agent, self.seed, self.checkpoint, self.has_critic = agent, seed, checkpoint, has_critic
+        self.here: Agent = jax.tree.map(np.asarray, agent)
         self.key = jax.random.key(random_seed)
         self.calls = 0
-        self.mode = jax.jit(lambda agent, x: with_log_prob(agent.policy(x), None))
-        self.sample = jax.jit(lambda agent, x, key, n: with_log_prob(agent.policy(x), jax.random.fold_in(key, n)))
+        self.noise = jax.jit(lambda agent, x, key, n: agent.policy(x).noise(jax.random.fold_in(key, n)))
 
     def __call__(self, observation: Any, deterministic: bool = True) -> Any:
         """Observation [*shape] → action, or [B, *shape] → actions [B, …]."""
@@ -51,13 +52,13 @@ class Policy:
                 f"{observation.shape}."
             )
         batch = observation if is_batch else observation[None]
+        policy: Any = self.here.policy(batch)
         if deterministic:
-            action, log_prob = self.mode(self.agent, batch)
+            action = policy.mode()
         else:
-            action, log_prob = self.sample(self.agent, batch, self.key, np.int32(self.calls))
+            action = policy.choose(np.asarray(self.noise(self.agent, batch, self.key, self.calls)))
             self.calls += 1
-        taken = self.agent.actor.head.to_environment(np.asarray(action))
-        log_prob = np.asarray(log_prob)
+        taken, log_prob = self.agent.actor.head.to_environment(action), policy.log_prob(action)
         return (taken, log_prob) if is_batch else (taken[0], log_prob[0])
 
     def value(self, observation: Any) -> np.ndarray:
@@ -69,12 +70,6 @@ class Policy:
         if not self.has_critic:
             raise UpslopeError("This policy was trained without a critic, so it has no values. Use --estimator gae.")
         return np.asarray(self.agent.value(jnp.asarray(observation)) / self.agent.reward_scale())
-
-
-def with_log_prob(policy: Any, key: Any) -> tuple[jax.Array, jax.Array]:
-    """The mode, or a sample if a key is given, and its log-probability."""
-    action = policy.mode() if key is None else policy.sample(key)
-    return action, policy.log_prob(action)
 
 
 def load(run: str | Path, *, seed: int | None = None, checkpoint: Which = "best", random_seed: int = 0) -> Policy:
@@ -108,9 +103,37 @@ def load_agents(directory: RunDirectory, config: Config, checkpoint: Which) -> t
     """All seeds' agents [S] of a checkpoint, and what it says of their returns."""
     if checkpoint not in ("best", "last"):
         raise UpslopeError(f'A checkpoint is "best" or "last", not "{checkpoint}".')
-    coding, head = described(directory.read()["spaces"], f"{directory.path / 'config.json'}")
+    coding, head = spaces_of(directory)
+    path, prefix = (directory.best, "") if checkpoint == "best" else (directory.last, ".learner.agent")
+    check_size(path, config.seeds * num_parameters(coding, head, config.hidden_sizes))
     network = config.network()
     like = stack([initialise_agent(jax.random.key(s), coding, head, **network) for s in config.seed_list()])
-    path, prefix = (directory.best, "") if checkpoint == "best" else (directory.last, ".learner.agent")
     agents, _, meta = load_checkpoint(path, like, prefix)
+    check_scores(path, meta, config.seeds)
     return agents, meta
+
+
+def spaces_of(directory: RunDirectory) -> tuple[Coding, Head]:
+    """How a run reads observations and means actions."""
+    return described(directory.read()["spaces"], str(directory.path / "config.json"))
+
+
+def check_scores(path: Path, meta: dict[str, Any], seeds: int) -> None:
+    """Refuse a checkpoint that does not say how good each seed was, and when."""
+    returns, steps = meta.get("best_return"), meta.get("best_step")
+    if not is_list(returns, (int, float, type(None)), seeds) or not is_list(steps, (int,), seeds):
+        raise UpslopeError(
+            f"{path} is damaged: it does not say each seed's best return and step. Put a copy of it back."
+        )
+
+
+def is_list(value: Any, kinds: tuple[type, ...], length: int) -> bool:
+    """Whether it is a list of so many values of these types; a bool is no number."""
+    return isinstance(value, list) and len(value) == length and all(type(x) in kinds for x in value)
+
+
+def num_parameters(coding: Coding, head: Head, hidden_sizes: tuple[int, ...]) -> int:
+    """How many weights policy and critic have at least."""
+    sizes = (coding.num_features, *hidden_sizes)
+    hidden = sum(i * o for i, o in pairwise(sizes))
+    return 2 * hidden + hidden_sizes[-1] * (head.num_outputs + 1)

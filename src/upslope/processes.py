@@ -11,6 +11,7 @@ import signal
 import subprocess
 import sys
 import threading
+import time
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -18,7 +19,12 @@ from upslope.devices import settle
 from upslope.errors import UpslopeError
 
 PATIENCE = 60.0
-"""Seconds after which a worker that has not answered is named."""
+"""Seconds after which a worker is named that does nothing, or whose environment has not come back from a call."""
+LIMIT = "UPSLOPE_WORKER_LIMIT"
+"""After so many seconds, by default ten minutes, it is ended; the environment variable of this name sets another."""
+BEAT = 1.0
+"""Seconds between a worker's signs of life. Time is counted in them, not by a clock, which goes on while everything is
+suspended."""
 
 
 class Worker:
@@ -50,21 +56,39 @@ class Worker:
             self.answers.put(("ended", None))
 
     def answer(self, say: Callable[[str], None]) -> Any:
-        """Wait for the answer; name the worker where it takes long, and raise what went wrong."""
-        waited = 0.0
+        """Wait for the answer; name the worker where it hangs, end it where that lasts, and raise what went wrong."""
+        silent, told, place = 0.0, 0.0, "it gives no sign of life"
         while True:
             try:
-                kind, value = self.answers.get(timeout=PATIENCE)
-                break
+                kind, value = self.answers.get(timeout=min(BEAT, PATIENCE))
             except queue.Empty:
-                waited += PATIENCE
-                say(f"{self.describe()} has not answered for {waited:.0f} s: is its environment still running?")
-        if kind == "ended":
-            self.process.wait()
-            raise UpslopeError(f"{self.describe()} ended with exit status {self.process.returncode}.")
-        if kind == "refused":
+                silent += min(BEAT, PATIENCE)
+                kind, value = "beat", (silent, place)
+            else:
+                silent = 0.0
+            if kind == "beat":
+                stuck, place = value
+                if stuck - told >= PATIENCE:
+                    told = stuck
+                    say(f"{self.describe()} has not answered for {stuck:.0f} s: {place}.")
+                # A process that starts gives no sign of life for a while.
+                if stuck >= (max(limit(), PATIENCE) if silent else limit()):
+                    raise self.ended_for(stuck, place)
+                continue
+            if kind == "done":
+                return value
+            if kind == "ended":
+                self.process.wait()
+                raise UpslopeError(f"{self.describe()} ended with exit status {self.process.returncode}.")
             raise UpslopeError(value)
-        return value
+
+    def ended_for(self, stuck: float, place: str) -> UpslopeError:
+        """End the process."""
+        self.process.kill()
+        return UpslopeError(
+            f"{self.describe()} has not answered for {stuck:.0f} s: {place}. It was ended. If the environment is only "
+            f"slow, allow it more seconds: {LIMIT}={2 * stuck:.0f} upslope …"
+        )
 
     def describe(self) -> str:
         """Which one."""
@@ -102,22 +126,81 @@ def send(stream: Any, message: Any) -> None:
     stream.flush()
 
 
+def limit() -> float:
+    """How long a worker may hang."""
+    text = os.environ.get(LIMIT, "600")
+    try:
+        return float(text)
+    except ValueError as error:
+        raise UpslopeError(f"{LIMIT} must be a number of seconds, not {text!r}.") from error
+
+
+class Pulse:
+    """The worker's signs of life: for how long it has been in the same call of an environment, and which."""
+
+    def __init__(self, server: Any, stream: Any):
+        self.server, self.stream, self.lock = server, stream, threading.Lock()
+        self.request = 0
+        self.is_busy = False
+        threading.Thread(target=self.beat, daemon=True).start()
+
+    def beat(self) -> None:
+        """Once a second."""
+        before, stuck = None, 0.0
+        while True:
+            time.sleep(BEAT)
+            words = place_of(getattr(self.server, "columns", None))
+            now = (self.request, words)
+            stuck = stuck + BEAT if now == before and words and self.is_busy else 0.0
+            before = now
+            with self.lock:
+                if self.is_busy:
+                    try:
+                        send(self.stream, ("beat", (stuck, words)))
+                    except OSError:
+                        return
+
+    def begin(self) -> None:
+        """A request has come."""
+        self.request += 1
+        self.is_busy = True
+
+    def answer(self, kind: str, value: Any) -> None:
+        """Answer it."""
+        with self.lock:
+            self.is_busy = False
+            send(self.stream, (kind, value))
+
+
+def place_of(columns: Any) -> str:
+    """Which environment of a `HostColumns` is being called at this moment; empty if none is."""
+    if columns is None:
+        return "it is making its environments"
+    row = columns.row
+    if row is None:
+        return ""
+    episode = columns.episodes[row]
+    return f"{columns.world.name} is in {'step' if episode.length else 'reset'}(), {episode.describe()}"
+
+
 def serve(server: Any) -> None:
     """The worker's side: answer requests with the server's methods until the main process is gone."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # the main process decides what Ctrl-C means
     answers = os.fdopen(os.dup(1), "wb")
     os.dup2(2, 1)  # what an environment prints must not get between the answers
     settle(on_host=True)
+    pulse = Pulse(server, answers)
     while True:
         try:
             what, arguments = pickle.load(sys.stdin.buffer)
         except EOFError:
             return
+        pulse.begin()
         try:
-            send(answers, ("done", getattr(server, what)(*arguments)))
+            pulse.answer("done", getattr(server, what)(*arguments))
         except BrokenPipeError:
             return
         except UpslopeError as error:
-            send(answers, ("refused", str(error)))
+            pulse.answer("refused", str(error))
         except Exception as error:
-            send(answers, ("refused", f"{type(error).__name__} in a worker process: {error}"))
+            pulse.answer("refused", f"{type(error).__name__} in a worker process: {error}")

@@ -163,7 +163,7 @@ def climb(
 
 def is_finished(path: Path) -> bool:
     """Whether every seed has spent its budget."""
-    if not RunDirectory(path).metrics_path.read_text("utf-8"):
+    if not RunDirectory(path).has_begun or not RunDirectory(path).metrics():
         return False
     record = read_record(path)
     return bool((np.nanmax(record.steps, axis=1) >= record.config.steps).all())

@@ -13,11 +13,14 @@ from typing import Any
 import numpy as np
 
 from upslope.errors import UpslopeError
-from upslope.spaces import BoxHead, Coding, Head, MultiBinaryHead, MultiDiscreteHead
+from upslope.spaces import BoxHead, Coding, DiscreteCoding, Head, MultiBinaryHead, MultiDiscreteHead
 from upslope.storage import load_arrays, save_arrays
 from upslope.types import Rollout, host_rollout
 
 DATASET_FORMAT = 1
+LARGEST = float(np.finfo(np.float32).max)
+MOST_PADDING = 200
+"""Episodes are padded to the longest; not to more than so many times the steps there are."""
 REQUIRED = ("observation", "action", "reward", "length", "terminated", "final_observation")
 
 
@@ -100,7 +103,8 @@ def check_dataset(path: Path, arrays: dict[str, np.ndarray], meta: dict[str, Any
     length = arrays["length"]
     if length.ndim != 1 or length.dtype.kind not in "iu" or length.size == 0 or int(length.min()) < 1:
         raise refuse("`length` must hold the number of steps, 1 or more, of each of at least one episode")
-    steps, episodes = int(length.sum()), length.shape[0]
+    # In Python's numbers, which do not overflow.
+    steps, episodes, longest = sum(length.tolist()), length.shape[0], int(length.max())
     action_shape = (len(head.low),) if isinstance(head, BoxHead) else flat_shape(head)
     expected = {
         "observation": (steps, *coding.shape),
@@ -115,8 +119,16 @@ def check_dataset(path: Path, arrays: dict[str, np.ndarray], meta: dict[str, Any
             raise refuse(f"`{name}` has shape {arrays[name].shape}, and {shape} is needed for this environment")
         if name in arrays and arrays[name].dtype.kind not in "biuf":
             raise refuse(f"`{name}` does not hold numbers")
-        if name in arrays and not np.isfinite(arrays[name]).all():
-            raise refuse(f"`{name}` holds a value that is not finite")
+        if name in arrays and not (np.abs(arrays[name].astype(np.float64)) <= LARGEST).all():
+            raise refuse(f"`{name}` holds a value that is not finite, or too large for 32 bits")
+    if longest * episodes > MOST_PADDING * (steps + 10_000):
+        raise refuse(
+            f"its longest episode has {longest:,} steps and the mean one {steps / episodes:.1f}, and all are padded to "
+            "the longest. Split it into files of episodes of about one length"
+        )
+    if isinstance(coding, DiscreteCoding):
+        for name in ("observation", "final_observation"):
+            check_choices(name, arrays[name] - coding.start, coding.n, refuse)
     check_actions(arrays["action"], head, refuse)
 
 
@@ -125,8 +137,13 @@ def check_actions(action: np.ndarray, head: Head, refuse: Any) -> None:
     if isinstance(head, BoxHead):
         return
     sizes = np.asarray(getattr(head, "sizes", getattr(head, "n", 2)))
-    if action.dtype.kind not in "iub" or action.min() < 0 or (action >= sizes).any():
-        raise refuse(f"`action` must hold integers from 0 to below {sizes.tolist()}")
+    check_choices("action", action, sizes, refuse)
+
+
+def check_choices(name: str, x: np.ndarray, sizes: Any, refuse: Any) -> None:
+    """Whole numbers from 0 to below `sizes`."""
+    if x.dtype.kind not in "iub" or (x < 0).any() or (x >= sizes).any():
+        raise refuse(f"`{name}` must hold integers from 0 to below {np.asarray(sizes).tolist()}")
 
 
 def flat_shape(head: Head) -> tuple[int, ...]:

@@ -13,9 +13,14 @@ run's files equal an uninterrupted one's.
 import json
 import os
 import platform
-from collections.abc import Iterable, Sequence
+import reprlib
+import shutil
+import threading
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import replace
 from datetime import UTC, datetime
+from difflib import get_close_matches
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
@@ -24,12 +29,20 @@ import numpy as np
 
 from upslope.config import Config, canonical
 from upslope.errors import UpslopeError
+from upslope.reading import brief, checked_rows, damaged, parse_json, read_csv, read_text
 from upslope.storage import write_atomically
+
+try:
+    import fcntl
+except ImportError:  # Windows
+    fcntl = None
 
 RUN_FORMAT = 1
 EPISODE_COLUMNS = ("step", "seed", "return", "length")
 EVALUATION_COLUMNS = ("seed", "mode", "checkpoint", "environment_seed", "return", "length", "terminated")
-PACKAGES = ("upslope", "jax", "jaxlib", "equinox", "optax", "gymnasium", "numpy")
+MANY = 5
+"""So many runs are named in a hint."""
+PACKAGES = ("upslope", "jax", "jaxlib", "optax", "gymnasium", "numpy")
 
 
 class RunDirectory:
@@ -44,16 +57,11 @@ class RunDirectory:
         self.best = self.path / "checkpoints" / "best.npz"
 
     def create(self, config: Config, spaces: dict[str, Any], axes: dict[str, Any]) -> None:
-        """Make the folder and write config.json; refuse a folder that holds something."""
-        if self.path.exists() and (not self.path.is_dir() or any(self.path.iterdir())):
-            raise UpslopeError(
-                f"{self.path} exists already, and nothing is overwritten. Go on with it: upslope resume {self.path} "
-                "— or choose another --name."
-            )
-        try:
-            self.last.parent.mkdir(parents=True, exist_ok=True)
-        except OSError as error:
-            raise UpslopeError(f"Could not make {self.path}: {error.strerror}. Choose another folder.") from error
+        """Make the folder with its first files, all at once; refuse a folder that holds something.
+
+        It is made under another name and moved, so that of two runs with one name the second is refused, and no kill
+        leaves half of it.
+        """
         description = {
             "format": RUN_FORMAT,
             "created": datetime.now(UTC).isoformat(timespec="seconds"),
@@ -62,28 +70,72 @@ class RunDirectory:
             "axes": axes,
             "spaces": spaces,
         }
-        write_atomically(self.path / "config.json", json.dumps(description, indent=2, allow_nan=False).encode())
-        self.append(self.episodes_path, ",".join(EPISODE_COLUMNS) + "\n")
-        self.append(self.metrics_path, "")
+        place = self.path.resolve()
+        made = place.with_name(f".{place.name[:200]}.{os.getpid()}.{threading.get_ident()}.tmp")
+        try:
+            self.refuse_taken()
+            (made / "checkpoints").mkdir(parents=True)
+            text = json.dumps(description, indent=2, allow_nan=False)
+            write_atomically(made / "config.json", text.encode())
+            (made / self.episodes_path.name).write_text(",".join(EPISODE_COLUMNS) + "\n", "utf-8")
+            (made / self.metrics_path.name).touch()
+            made.replace(place)
+        except OSError as error:
+            shutil.rmtree(made, ignore_errors=True)
+            self.refuse_taken()
+            words = error.strerror or error
+            raise UpslopeError(f"Could not make {self.path}: {words}. Choose another folder.") from error
+
+    def refuse_taken(self) -> None:
+        """Refuse a folder that holds something."""
+        if self.path.exists() and (not self.path.is_dir() or any(self.path.iterdir())):
+            raise UpslopeError(
+                f"{self.path} exists already, and nothing is overwritten. Go on with it: upslope resume {self.path} "
+                "— or choose another --name."
+            )
+
+    @contextmanager
+    def held(self) -> Iterator[None]:
+        """While this process writes to the run, no other may. If it is killed, the system lets go of the run."""
+        with (self.path / "config.json").open("rb") as file:
+            if fcntl is not None:
+                try:
+                    fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                except BlockingIOError as error:
+                    raise UpslopeError(
+                        f"{self.path} is being trained by another process at this moment, and two would spoil each "
+                        "other's rows. Wait for its end, or stop it and go on: upslope resume "
+                        f"{self.path} — or train under another --name."
+                    ) from error
+                except OSError:
+                    pass  # a file system without locks
+            for left_over in self.last.parent.glob(".*.tmp"):
+                left_over.unlink(missing_ok=True)
+            yield
+
+    @property
+    def has_begun(self) -> bool:
+        """Whether there is a checkpoint or a row. A run that was killed right after it was made has neither."""
+        return self.last.exists() or (self.metrics_path.is_file() and self.metrics_path.stat().st_size > 0)
 
     def read(self) -> dict[str, Any]:
         """config.json, checked."""
         path = self.path / "config.json"
         if not path.is_file():
-            raise UpslopeError(f"{self.path} is not a run directory: it has no config.json. `ls runs` shows yours.")
+            raise UpslopeError(not_a_run(self.path))
         try:
-            description = json.loads(path.read_text("utf-8"))
+            description = parse_json(path.read_text("utf-8"))
             number, _ = description["format"], description["config"]["environment"]
             missing = [k for k in ("versions", "axes", "spaces") if not isinstance(description[k], dict)]
             if missing:
                 raise TypeError(f"{missing} must be objects")
-        except (ValueError, KeyError, TypeError) as error:
-            raise UpslopeError(f"{path} is damaged or not upslope's: {type(error).__name__}: {error}.") from error
+        except (OSError, ValueError, KeyError, TypeError) as error:
+            raise damaged(path, error) from error
         if number != RUN_FORMAT:
-            written_by = description.get("versions", {}).get("upslope", "another version")
+            written_by = description["versions"].get("upslope", "another version")
             raise UpslopeError(
-                f"{self.path} was written by upslope {written_by} in format {number}; this is upslope "
-                f"{versions()['upslope']}, which reads format {RUN_FORMAT}. Use that version for this run."
+                f"{self.path} was written by upslope {reprlib.repr(written_by)} in format {reprlib.repr(number)}; this "
+                f"is upslope {versions()['upslope']}, which reads format {RUN_FORMAT}. Use that version for this run."
             )
         return description
 
@@ -92,8 +144,8 @@ class RunDirectory:
         settings = self.read()["config"]
         try:
             return Config(**canonical(settings))
-        except (TypeError, AttributeError, UpslopeError) as error:
-            raise UpslopeError(f"{self.path / 'config.json'} does not hold a config: {error}.") from error
+        except (TypeError, ValueError, AttributeError, UpslopeError) as error:
+            raise UpslopeError(f"{self.path / 'config.json'} does not hold a config: {brief(error)}.") from error
 
     def append(self, path: Path, text: str) -> None:
         """Append rows; a full disk leaves the last checkpoint valid."""
@@ -101,32 +153,48 @@ class RunDirectory:
             with path.open("a", encoding="utf-8") as file:
                 file.write(text)
         except OSError as error:
-            raise UpslopeError(
-                f"Could not write {path}: {error.strerror or error}. The last checkpoint is intact: make room, then "
-                f"upslope resume {self.path}"
-            ) from error
+            raise self.unwritable(path, error) from error
+
+    def unwritable(self, path: Path, error: OSError) -> UpslopeError:
+        """A growing file that cannot be written."""
+        remedy = "Make room, and see that the folder can be written, then"
+        again = "do it again" if path == self.evaluation_path else f"go on from it: upslope resume {self.path}"
+        return UpslopeError(
+            f"Could not write {path}: {error.strerror or error}. The last checkpoint is intact. {remedy} {again}"
+        )
 
     def sizes(self) -> dict[str, int]:
         """How far the growing files reach, once all of that is on disk."""
+        found = {}
         for path in (self.metrics_path, self.episodes_path):
-            with path.open("ab") as file:
-                os.fsync(file.fileno())
-        return {p.name: p.stat().st_size if p.exists() else 0 for p in (self.metrics_path, self.episodes_path)}
+            try:
+                with path.open("ab") as file:
+                    os.fsync(file.fileno())
+                    found[path.name] = file.tell()
+            except OSError as error:
+                raise self.unwritable(path, error) from error
+        return found
 
     def cut(self, sizes: dict[str, int]) -> None:
-        """Cut the growing files back to where a checkpoint saw them."""
-        for path in (self.metrics_path, self.episodes_path):
-            size = int(sizes.get(path.name, 0))
-            if size == 0 and not path.exists():
-                continue
-            if not path.exists() or path.stat().st_size < size:
-                raise UpslopeError(f"{path} is shorter than its checkpoint remembers, so rows are lost; cannot resume.")
-            with path.open("rb+") as file:
-                file.truncate(size)
+        """Cut the growing files back to where a checkpoint saw them; none, if one is shorter than that."""
+        paths = (self.metrics_path, self.episodes_path)
+        for path in paths:
+            if not path.is_file() or path.stat().st_size < sizes[path.name]:
+                raise UpslopeError(
+                    f"{path} is shorter than its checkpoint remembers, so rows are lost; cannot resume. Put a copy of "
+                    "it back, or train anew under another --name."
+                )
+        for path in paths:
+            try:
+                with path.open("rb+") as file:
+                    file.truncate(sizes[path.name])
+            except OSError as error:
+                raise self.unwritable(path, error) from error
 
     def metrics(self) -> list[dict[str, Any]]:
-        """All rows of metrics.jsonl."""
-        return [json.loads(line) for line in self.metrics_path.read_text("utf-8").splitlines()]
+        """All rows of metrics.jsonl, without a last one that is incomplete."""
+        # One call for the whole file: a call for each line takes twice as long.
+        return read_text(self.metrics_path, lambda text: checked_rows(f"[{','.join(text.split(chr(10))[:-1])}]"))
 
     def episodes(self) -> np.ndarray:
         """All finished training episodes, as a structured array with `step`, `seed`, `return`, `length`."""
@@ -137,6 +205,26 @@ class RunDirectory:
         text = "".join(",".join(map(str, row)) + "\n" for row in rows)
         header = "" if self.evaluation_path.exists() else ",".join(EVALUATION_COLUMNS) + "\n"
         self.append(self.evaluation_path, header + text)
+
+
+def not_a_run(path: Path) -> str:
+    """Why a path is no run; where there is nothing at all, which near ones are."""
+    inside = runs_in(path)
+    beside = {Path(run).name: run for run in (*runs_in(path.parent), *runs_in(Path("runs")))}
+    near = [beside[name] for name in get_close_matches(path.name, beside, n=3)]
+    if inside:
+        why, hint = "it has no config.json", f"It holds runs: {', '.join(inside[:MANY])}{' …' * (len(inside) > MANY)}"
+    elif path.exists():
+        why, hint = "it has no config.json" if path.is_dir() else "it is a file", "`ls runs` shows yours."
+    else:
+        why = f"there is no such folder{'' if path.is_absolute() else f' in {Path.cwd()}'}"
+        hint = f"Did you mean {' or '.join(near)}?" if near else "`upslope train` makes one."
+    return f"{path} is not a run directory: {why}. {hint}"
+
+
+def runs_in(folder: Path) -> list[str]:
+    """The runs directly in a folder."""
+    return sorted(str(found.parent) for found in folder.glob("*/config.json"))
 
 
 def same_run(path: Path, config: Config) -> Path:
@@ -152,13 +240,6 @@ def same_run(path: Path, config: Config) -> Path:
         f"{path} was trained with another config ({words}), and going on with it would be neither run. Use the same "
         f"flags, or upslope resume {path}, or another --name."
     )
-
-
-def read_csv(path: Path, names: Sequence[str]) -> np.ndarray:
-    """A CSV of numbers with a header, as a structured array."""
-    kind = np.dtype([(name, "f8" if name == "return" else "i8") for name in names])
-    rows = path.read_text("utf-8").splitlines()[1:]
-    return np.loadtxt(rows, delimiter=",", dtype=kind, ndmin=1) if rows else np.zeros(0, kind)
 
 
 def versions() -> dict[str, str]:

@@ -2,6 +2,7 @@
 
 import json
 import math
+import reprlib
 from collections.abc import Mapping
 from types import UnionType
 from typing import Any, Literal, Union, get_args, get_origin
@@ -24,16 +25,16 @@ def coerce(name: str, value: Any, kind: Any) -> Any:
     if origin is Literal:
         if value in get_args(kind):
             return value
-        raise UpslopeError(f"{name} must be one of {', '.join(get_args(kind))}, not {value!r}.")
+        raise UpslopeError(f"{name} must be one of {', '.join(get_args(kind))}, not {reprlib.repr(value)}.")
     if origin is tuple:
         if not isinstance(value, list | tuple):
-            raise UpslopeError(f"{name} must be a list of whole numbers, e.g. [64, 64], not {value!r}.")
+            raise UpslopeError(f"{name} must be a list of whole numbers, e.g. [64, 64], not {reprlib.repr(value)}.")
         return tuple(coerce(name, item, int) for item in value)
     plain = dict if origin is dict else kind
     try:
         return PLAIN[plain](value)
-    except (TypeError, ValueError) as error:
-        raise UpslopeError(f"{name} must be {WORDS[plain]}, not {value!r}.") from error
+    except (TypeError, ValueError, OverflowError, RecursionError) as error:
+        raise UpslopeError(f"{name} must be {WORDS[plain]}, not {reprlib.repr(value)}.") from error
 
 
 def to_float(value: Any) -> float:

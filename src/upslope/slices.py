@@ -90,13 +90,13 @@ class SlicedColumns:
                 for row in mine.tolist():
                     self.episodes[row] = Shown(self.episodes[row].episode + 1)
 
-    def step(self, action: np.ndarray, rows: Sequence[int], next_observation: np.ndarray) -> tuple[np.ndarray, ...]:
+    def step(self, action: np.ndarray, rows: np.ndarray, next_observation: np.ndarray) -> tuple[np.ndarray, ...]:
         """Step the given rows with the policy's actions [S·N, …]; write the true successors.
 
         Returns reward, terminated, truncated, each [S·N], zero in the other rows.
         """
         found = np.zeros(len(self.owner), np.float32), *np.zeros((2, len(self.owner)), bool)
-        for mine, (successor, ends, *three) in self.some("step", np.asarray(rows), action):
+        for mine, (successor, ends, *three) in self.some("step", rows, action):
             for whole, part in zip((next_observation, *found), (successor, *three), strict=True):
                 whole[mine] = part
             for index, episode_return, length in ends:
@@ -188,7 +188,7 @@ class Server:
         whole = np.zeros((len(columns.episodes), *action.shape[1:]), action.dtype)
         whole[rows] = action
         successor = columns.flat.copy()
-        reward, terminated, truncated = (x[rows] for x in columns.step(whole, rows, successor))
+        reward, terminated, truncated = (x[rows] for x in columns.step(whole, np.asarray(rows), successor))
         ended = [(i, columns.episodes[rows[i]]) for i in np.flatnonzero(terminated | truncated).tolist()]
         return successor[rows], [(i, e.episode_return, e.length) for i, e in ended], reward, terminated, truncated
 

@@ -5,18 +5,20 @@ and its actions into what the environment takes. Both are small hashable records
 saved agent can be rebuilt without its environment.
 """
 
+import math
 from dataclasses import asdict, dataclass
 from typing import Any
 
 import gymnasium
-import jax
-import jax.numpy as jnp
 import numpy as np
 from gymnasium import spaces
-from jaxtyping import Array, Float, Shaped
+from jaxtyping import Float, Shaped
 
+from upslope.arrays import AnyArray as Array
+from upslope.arrays import namespace
 from upslope.distributions import Bernoulli, Categorical, DiagonalGaussian, Distribution, MultiCategorical
 from upslope.errors import UpslopeError
+from upslope.reading import brief
 
 SUPPORTED = "Supported: observations Box and Discrete; actions Discrete, Box, MultiDiscrete, MultiBinary."
 
@@ -29,12 +31,12 @@ class BoxCoding:
 
     @property
     def num_features(self) -> int:
-        return int(np.prod(self.shape))
+        return math.prod(self.shape)
 
     def encode(self, observation: Shaped[Array, "..."]) -> Float[Array, "... D"]:
         """[..., *shape] → [..., D]."""
         batch = observation.shape[: observation.ndim - len(self.shape)]
-        return observation.astype(jnp.float32).reshape(*batch, self.num_features)
+        return observation.astype(np.float32).reshape(*batch, self.num_features)
 
 
 @dataclass(frozen=True)
@@ -54,7 +56,8 @@ class DiscreteCoding:
 
     def encode(self, observation: Shaped[Array, "..."]) -> Float[Array, "... D"]:
         """[...] → [..., n]."""
-        return jax.nn.one_hot(observation - self.start, self.n, dtype=jnp.float32)
+        every = namespace(observation).arange(self.n)
+        return (observation[..., None] - self.start == every).astype(np.float32)
 
 
 Coding = BoxCoding | DiscreteCoding
@@ -75,7 +78,7 @@ class DiscreteHead:
     def shape(self) -> tuple[int, ...]:
         return ()
 
-    def distribution(self, outputs: Float[Array, "... K"], log_std: Float[Array, "0"]) -> Distribution:
+    def distribution(self, outputs: Float[Array, "... K"], log_std: Float[Array, "... 0"]) -> Distribution:
         return Categorical(outputs)
 
     def to_environment(self, action: np.ndarray) -> Any:
@@ -107,10 +110,11 @@ class BoxHead:
         low, high = np.where(is_finite, low, -1.0), np.where(is_finite, high, 1.0)
         return ((low + high) / 2).astype(np.float32), ((high - low) / 2).astype(np.float32)
 
-    def distribution(self, outputs: Float[Array, "... K"], log_std: Float[Array, "K"]) -> Distribution:
+    def distribution(self, outputs: Float[Array, "... K"], log_std: Float[Array, "... K"]) -> Distribution:
         centre, half = self.scaling()
-        log_std = jnp.broadcast_to(log_std + np.log(half), outputs.shape)
-        return DiagonalGaussian(jnp.asarray(centre) + half * outputs, log_std)
+        xp = namespace(outputs)
+        log_std = xp.broadcast_to(log_std + np.log(half), outputs.shape)
+        return DiagonalGaussian(xp.asarray(centre) + half * outputs, log_std)
 
     def to_environment(self, action: np.ndarray) -> Any:
         """Clip to the bounds and give the space's own shape."""
@@ -130,8 +134,8 @@ class MultiDiscreteHead:
     def num_outputs(self) -> int:
         return sum(self.sizes)
 
-    def distribution(self, outputs: Float[Array, "... K"], log_std: Float[Array, "0"]) -> Distribution:
-        heads = jnp.split(outputs, np.cumsum(self.sizes)[:-1].tolist(), axis=-1)
+    def distribution(self, outputs: Float[Array, "... K"], log_std: Float[Array, "... 0"]) -> Distribution:
+        heads = namespace(outputs).split(outputs, np.cumsum(self.sizes)[:-1].tolist(), axis=-1)
         return MultiCategorical(tuple(Categorical(head) for head in heads))
 
     def to_environment(self, action: np.ndarray) -> Any:
@@ -147,9 +151,9 @@ class MultiBinaryHead:
 
     @property
     def num_outputs(self) -> int:
-        return int(np.prod(self.shape))
+        return math.prod(self.shape)
 
-    def distribution(self, outputs: Float[Array, "... K"], log_std: Float[Array, "0"]) -> Distribution:
+    def distribution(self, outputs: Float[Array, "... K"], log_std: Float[Array, "... 0"]) -> Distribution:
         return Bernoulli(outputs)
 
     def to_environment(self, action: np.ndarray) -> Any:
@@ -210,12 +214,37 @@ def to_json(record: Coding | Head) -> dict[str, Any]:
 
 
 def from_json(description: dict[str, Any]) -> Any:
-    """The inverse of `to_json`."""
+    """The inverse of `to_json`.
+
+    Raises:
+        ValueError, TypeError, KeyError: it describes no space.
+    """
     fields = {k: tuple(v) if isinstance(v, list | tuple) else v for k, v in description.items() if k != "kind"}
     if description["kind"] == "BoxHead":
         fields |= {"low": tuple(map(float, fields["low"])), "high": tuple(map(float, fields["high"]))}
     kind: Any = KINDS[description["kind"]]
+    check_fields(fields)
     return kind(**fields)
+
+
+def check_fields(fields: dict[str, Any]) -> None:
+    """Refuse sizes that are not whole and positive, and bounds that do not fit the shape."""
+    for name, value in fields.items():
+        if name in ("low", "high"):
+            if len(value) != math.prod(fields["shape"]) or any(map(math.isnan, value)):
+                raise ValueError(f"`{name}` does not hold a bound for each component")
+        elif name == "start":
+            if not all(type(x) is int and abs(x) < 2**63 for x in as_tuple(value)):
+                raise ValueError("`start` is not whole")
+        elif isinstance(value, tuple) is (name == "n") or not all(type(x) is int and x > 0 for x in as_tuple(value)):
+            raise ValueError(f"`{name}` is not made of positive whole numbers")
+    if "sizes" in fields and not len(fields["sizes"]) == len(fields["start"]) == math.prod(fields["shape"]):
+        raise ValueError("`sizes`, `start` and `shape` do not fit")
+
+
+def as_tuple(value: Any) -> tuple[Any, ...]:
+    """The value, or a tuple of it alone."""
+    return value if isinstance(value, tuple) else (value,)
 
 
 def describe(coding: Coding, head: Head) -> dict[str, Any]:
@@ -227,5 +256,5 @@ def described(spaces: dict[str, Any], where: str) -> tuple[Coding, Head]:
     """The inverse of `describe`; `where` is the file that says so."""
     try:
         return from_json(spaces["observation"]), from_json(spaces["action"])
-    except (KeyError, TypeError, ValueError) as error:
-        raise UpslopeError(f"{where} does not describe the spaces: {error}.") from error
+    except (KeyError, TypeError, ValueError, OverflowError) as error:
+        raise UpslopeError(f"{where} does not describe the spaces: {brief(error)}.") from error

@@ -6,9 +6,9 @@ A file is a NumPy `.npz` archive (zip with checksums) whose entry `meta` is a JS
 import contextlib
 import io
 import json
+import math
 import os
 import zipfile
-import zlib
 from collections.abc import Mapping
 from dataclasses import fields, is_dataclass
 from pathlib import Path
@@ -17,15 +17,12 @@ from typing import Any
 import numpy as np
 
 from upslope.errors import UpslopeError
+from upslope.reading import brief, parse_json
 
 MAX_BYTES = 1 << 36
 """A file that declares more than 64 GiB of arrays is refused before any of it is read."""
-
-UNREADABLE = (
-    OSError, ValueError, TypeError, KeyError, IndexError, EOFError, RuntimeError, MemoryError, NotImplementedError,
-    zipfile.BadZipFile, zlib.error,
-)  # fmt: skip
-"""What a damaged or foreign file can make the readers raise."""
+MAX_RATIO, SMALL = 200, 1 << 26
+"""So is one that declares more than 200 times its own size, and more than 64 MiB: real data never compress so well."""
 
 
 def write_atomically(path: Path, content: bytes) -> None:
@@ -41,8 +38,8 @@ def write_atomically(path: Path, content: bytes) -> None:
         with contextlib.suppress(OSError):
             temporary.unlink(missing_ok=True)
         raise UpslopeError(
-            f"Could not write {path}: {error.strerror or error}. What stood there before is intact. Make room or "
-            "give another folder, then go on."
+            f"Could not write {path}: {error.strerror or error}. What stood there before is intact. Make room, or "
+            "choose a folder that can be written."
         ) from error
 
 
@@ -58,28 +55,52 @@ def load_arrays(path: Path, what: str) -> tuple[dict[str, np.ndarray], dict[str,
     """Read such a file; `what` it should be is said when it is not.
 
     Raises:
-        UpslopeError: the file is missing, damaged, foreign, or holds pickled objects.
+        UpslopeError: the file is missing, damaged, foreign, declares more than it holds, or holds pickled objects.
     """
     if not path.is_file():
         raise UpslopeError(f"There is no {what} at {path}.")
     try:
         with zipfile.ZipFile(path) as archive:
-            declared = sum(entry.file_size for entry in archive.infolist())
-            if declared > MAX_BYTES:
-                raise ValueError(f"it declares {declared:,} bytes")
-        with np.load(path, allow_pickle=False) as archive:
-            arrays = {name: archive[name] for name in archive.files}
-        not_arrays = [name for name, x in arrays.items() if not isinstance(x, np.ndarray)]
-        if not_arrays:
-            raise ValueError(f"{', '.join(not_arrays)} is no array")
-        meta = json.loads(str(arrays.pop("meta")[()]))
+            check_declared(archive, path.stat().st_size)
+            arrays = {entry.filename.removesuffix(".npy"): read_array(archive, entry) for entry in archive.infolist()}
+        meta = parse_json(str(arrays.pop("meta")[()]))
         if not isinstance(meta, dict):
             raise ValueError("its meta entry is not a JSON object")
-    except UNREADABLE as error:
+    except Exception as error:  # zipfile, its compressors and NumPy's header parser raise a dozen kinds
         raise UpslopeError(
-            f"{path} is not a {what} of upslope, or it is damaged: {type(error).__name__}: {error}."
+            f"{path} is not a {what} of upslope, or it is damaged: {type(error).__name__}: {brief(error)}. Give "
+            "another file, or a copy of this one from before it was damaged."
         ) from error
     return arrays, meta
+
+
+def check_declared(archive: zipfile.ZipFile, size: int) -> None:
+    """Refuse an archive that would unpack to much more than it is."""
+    declared = sum(entry.file_size for entry in archive.infolist())
+    if declared > MAX_BYTES or declared > max(SMALL, MAX_RATIO * size):
+        raise ValueError(f"it is {size:,} bytes long and declares {declared:,}")
+
+
+def read_array(archive: zipfile.ZipFile, entry: zipfile.ZipInfo) -> np.ndarray:
+    """An array whose header declares numbers or text, exactly as many as there are: nothing is allocated before."""
+    with archive.open(entry) as file:
+        version = np.lib.format.read_magic(file)
+        if version not in HEADERS:
+            raise ValueError(f"{entry.filename} is an array of version {version}")
+        shape, _, dtype = HEADERS[version](file)
+        if dtype.hasobject:
+            raise ValueError(f"{entry.filename} holds Python objects, which are not loaded since that can execute code")
+        if dtype.kind not in "biufcUS" or not dtype.itemsize or any(type(n) is not int or n < 0 for n in shape):
+            raise ValueError(f"{entry.filename} declares {dtype} {shape}")
+        if math.prod(shape) * dtype.itemsize != entry.file_size - file.tell():
+            raise ValueError(f"{entry.filename} declares {dtype}{list(shape)}, which is not what it holds")
+        file.seek(0)
+        array = np.lib.format.read_array(file, allow_pickle=False)
+        file.read()  # at the end zipfile compares the checksum
+    return array
+
+
+HEADERS = {(1, 0): np.lib.format.read_array_header_1_0, (2, 0): np.lib.format.read_array_header_2_0}
 
 
 def plain(x: Any) -> Any:

@@ -3,20 +3,33 @@
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 
-import numpy as np
+from rich.console import Group as Lines
+from rich.console import RenderableType
 from rich.table import Table
-from scipy.stats import t as student_t
 
 from upslope.algorithms import ALGORITHMS, ESTIMATORS, OBJECTIVES
+from upslope.analysis.comparison_tables import warning, words
+from upslope.analysis.grouping import MORE_SEEDS
+from upslope.analysis.statistics import agreement, mean_of, thinness
 from upslope.config import presets
 from upslope.environments.make import compiled_names
 from upslope.evaluation import Evaluation
+from upslope.words import counted
+
+
+def evaluation_view(run: Path, checkpoint: str, found: Mapping[str, Evaluation]) -> RenderableType:
+    """The table, and below it what makes its means doubtful."""
+    means = {mode: e.seed_means() for mode, e in found.items()}
+    thin = thinness(len(next(iter(means.values()))))
+    doubts = [f"{thin}. {MORE_SEEDS}"] if thin else []
+    doubts += [f"{mode}: {agreed}" for mode, x in means.items() if (agreed := agreement(x))]
+    return Lines(evaluation_table(run, checkpoint, found), *map(warning, doubts))
 
 
 def evaluation_table(run: Path, checkpoint: str, found: Mapping[str, Evaluation]) -> Table:
     """Each seed's mean return in both modes, and the mean over seeds with its interval."""
-    episodes = next(iter(found.values())).returns.shape[1]
-    table = Table(title=f"{run} · {checkpoint} · {episodes} episodes a seed and mode", title_justify="left")
+    episodes = counted(next(iter(found.values())).returns.shape[1], "episode")
+    table = Table(title=f"{run} · {checkpoint} · {episodes} a seed and mode · intervals are 95 %", title_justify="left")
     table.add_column("seed")
     for mode in found:
         table.add_column(f"{mode}: return", justify="right")
@@ -30,18 +43,11 @@ def evaluation_table(run: Path, checkpoint: str, found: Mapping[str, Evaluation]
         table.add_row(*cells)
     cells = ["all"]
     for e in found.values():
-        cells += [mean_and_interval(e.seed_means()), "", f"{e.lengths.mean():.0f}"]
+        mean = mean_of(e.seed_means())
+        cells += [words(mean, mean.value), "", f"{e.lengths.mean():.0f}"]
     table.add_section()
     table.add_row(*cells, style="bold")
     return table
-
-
-def mean_and_interval(seed_means: np.ndarray) -> str:
-    """Mean over seeds ± half its 95 % Student-t interval; one seed gives none."""
-    if seed_means.size < 2:
-        return f"{seed_means.mean():.1f} (one seed: no interval)"
-    half = student_t.ppf(0.975, seed_means.size - 1) * seed_means.std(ddof=1) / np.sqrt(seed_means.size)
-    return f"{seed_means.mean():.1f} ± {half:.1f} (95 %)"
 
 
 def everything() -> Iterator[Table]:

@@ -10,7 +10,7 @@ PIPE_WIDTH = 160
 """Columns of a table that nobody's terminal limits."""
 
 
-def answer(as_json: bool, found: dict[str, Any], views: Iterable[Any]) -> None:
+def answer(as_json: bool, found: dict[str, Any] | list[dict[str, Any]], views: Iterable[Any]) -> None:
     """Print what was found."""
     if as_json:
         from upslope.storage import plain
@@ -25,4 +25,8 @@ def console() -> Any:
     """Where tables go: as wide as the terminal, and wide enough for every name where there is none."""
     from rich.console import Console
 
-    return Console(width=shutil.get_terminal_size().columns if sys.stdout.isatty() else PIPE_WIDTH)
+    class Pipe(Console):
+        def on_broken_pipe(self) -> None:
+            raise  # for whoever called; rich would end the process
+
+    return Pipe(width=shutil.get_terminal_size().columns if sys.stdout.isatty() else PIPE_WIDTH)

@@ -11,22 +11,45 @@ from upslope.analysis.doctor import Diagnosis
 from upslope.analysis.findings import Finding
 from upslope.checking import Checked
 from upslope.probing import Probed
+from upslope.words import counted
 
 STYLES = {"ok": "green", "warning": "yellow", "error": "bold red", "skipped": "dim"}
 
 
 def diagnosis_view(found: Diagnosis) -> RenderableType:
-    """Findings, surest and most harmful first; a healthy run gets a short clean bill."""
+    """Findings, surest and most harmful first; a healthy run gets a short clean bill, and what was not looked at is
+    said."""
     parts: list[RenderableType] = []
     alarms, notes = found.alarms, [f for f in found.findings if not f.is_alarm]
+    rules = f"{len(found.checked)} of {len(found.checked) + len(found.unchecked)} rules"
+    if found.too_little:
+        parts.append(Text(f"{found.run}: too little to judge by: {found.too_little}.", "yellow"))
     if not alarms:
-        parts.append(Text(f"{found.run}: nothing wrong was found by {len(found.checked)} rules.", "green"))
-        parts.append(Text("Checked: " + ", ".join(name.replace("_", " ") for name in found.checked) + ".", "dim"))
+        words = (
+            f"so far nothing wrong was found by {rules}" if found.too_little else f"nothing wrong was found by {rules}"
+        )
+        parts.append(Text(f"{found.run}: {words}.", "" if found.too_little else "green"))
+    else:
+        parts.append(Text(f"{found.run}: {counted(len(alarms), 'finding')}.", "bold"))
     parts += [finding_panel(number, finding) for number, finding in enumerate(alarms, 1)]
     for note in notes:
         words = f"note: {note.symptom} {note.likely}"
         parts.append(Text(words + (f" To tell: {note.experiment}." if note.experiment else ""), "dim"))
-    return Group(*parts)
+    return Group(*parts, *looked_at(found))
+
+
+def looked_at(found: Diagnosis) -> Iterator[RenderableType]:
+    """Which rules could judge, where none found anything, and which could not, by what they lacked."""
+    if not found.alarms:
+        yield Text(f"Checked: {spelled(found.checked)}.", "dim")
+    lacking = [f"{spelled([name])} ({what})" for name, what in found.unchecked.items()]
+    if lacking:
+        yield Text(f"Not checked, for want of what is in brackets: {'; '.join(lacking)}.", "dim")
+
+
+def spelled(names: Sequence[str]) -> str:
+    """The names of rules in words."""
+    return ", ".join(name.replace("_", " ") for name in names)
 
 
 def finding_panel(number: int, finding: Finding) -> Panel:

@@ -1,5 +1,7 @@
 """Film an episode (extra `video`)."""
 
+import warnings
+from importlib.util import find_spec
 from pathlib import Path
 
 import numpy as np
@@ -15,19 +17,15 @@ def film(run: str | Path, path: str | Path, checkpoint: Which = "last", environm
     """Film one deterministic episode of the run's first seed; a compiled world is filmed in its Gymnasium twin.
 
     Raises:
-        UpslopeError: imageio is missing, or the environment cannot draw itself.
+        UpslopeError: imageio is missing, nothing can be written there, or the environment cannot draw itself.
     """
-    try:
-        import imageio.v2 as imageio
-    except ImportError as error:
-        raise UpslopeError('Video needs imageio and ffmpeg: pip install "upslope[video]".') from error
+    path = film_path(path)
+    import imageio.v2 as imageio
+
     config = RunDirectory(run).config()
     name = config.environment.removeprefix(COMPILED_PREFIX)
     world = make(name, config.env_kwargs | {"render_mode": "rgb_array"}, config.max_episode_steps)
     assert isinstance(world, HostWorld)
-    path = Path(path) if str(path).endswith(".mp4") else Path(f"{path}.mp4")
-    if path.exists():
-        raise UpslopeError(f"{path} exists already, and nothing is overwritten. Give another --video.")
     policy = load(run, seed=config.seed, checkpoint=checkpoint)
     env, frames = world.create(), []
     observation, _ = env.reset(seed=environment_seed)
@@ -37,7 +35,24 @@ def film(run: str | Path, path: str | Path, checkpoint: Which = "last", environm
         if terminated or truncated:
             break
     env.close()
-    imageio.mimwrite(path, frames, fps=env.metadata.get("render_fps", 30), macro_block_size=2)
+    with warnings.catch_warnings():
+        # JAX warns of every fork; this one runs ffmpeg at once and shares nothing.
+        warnings.filterwarnings("ignore", "os.fork", RuntimeWarning)
+        imageio.mimwrite(path, frames, fps=env.metadata.get("render_fps", 30), macro_block_size=2)
+    return path
+
+
+def film_path(path: str | Path) -> Path:
+    """The file of a film, checked together with what films, so that nobody waits for a film that cannot be."""
+    if find_spec("imageio") is None or find_spec("imageio_ffmpeg") is None:
+        raise UpslopeError('Video needs imageio and ffmpeg: pip install "upslope[video]".')
+    path = Path(path) if Path(path).suffix else Path(f"{path}.mp4")
+    if path.suffix != ".mp4":
+        raise UpslopeError(f"A film is an .mp4, and {path} is named as something else. Give another --video.")
+    if path.exists():
+        raise UpslopeError(f"{path} exists already, and nothing is overwritten. Give another --video.")
+    if not path.parent.is_dir():
+        raise UpslopeError(f"There is no folder {path.parent} to write {path.name} into. Make it first.")
     return path
 
 

@@ -134,7 +134,8 @@ class Server:
         world = make(config.environment, config.env_kwargs, config.max_episode_steps)
         assert isinstance(world, HostWorld)
         task = task_of(config, world)
-        self.engine = HostEngine(task, seeds, columns_of(task, seeds, world))
+        self.columns = columns_of(task, seeds, world)
+        self.engine = HostEngine(task, seeds, self.columns)
         self.state = self.engine.start()
 
     def advance(self, leaves: list[np.ndarray] | None) -> tuple[list[np.ndarray], Chunk, dict[str, float]]:

@@ -1,25 +1,25 @@
 """compare: runs → what can be said about which is better."""
 
 from collections.abc import Sequence
+from dataclasses import replace
 from itertools import combinations
 from pathlib import Path
 
 import numpy as np
 
 from upslope.analysis.comparison import BUDGET_SHARES, Comparison, Efficiency, Group, Improvement
-from upslope.analysis.grouping import Member, environments_of, group, warnings_of
+from upslope.analysis.grouping import Member, environments_of, group, reached, warnings_of
 from upslope.analysis.normalize import Normalize, normalised
-from upslope.analysis.records import Record, read_record
-from upslope.analysis.scores import Score, scores_of
+from upslope.analysis.records import Record, read_records
+from upslope.analysis.scores import Score, scorable, scores_of
 from upslope.analysis.statistics import (
-    FEW_SEEDS,
+    agreement,
     iqm_of,
     mean_of,
     median_of,
     probability_of_improvement,
     returns_at,
 )
-from upslope.errors import UpslopeError
 
 AREA_POINTS = 200
 """Points at which the height of a learning curve is read for its area."""
@@ -27,6 +27,8 @@ AREA_POINTS = 200
 
 def compare(runs: Sequence[str | Path], *, score: Score = "auto", normalize: Normalize | None = None) -> Comparison:
     """Compare runs. The seed is the unit of replication, and runs that share everything but their seeds are one group.
+
+    A folder that holds no run is left out, and so are seeds that are there twice; warnings say so.
 
     Args:
         runs: run directories, in any environments.
@@ -37,24 +39,26 @@ def compare(runs: Sequence[str | Path], *, score: Score = "auto", normalize: Nor
             and highest score of all these runs).
 
     Raises:
-        UpslopeError: a run cannot be read or scored, or the same seed is there twice.
+        UpslopeError: there is no such folder, no run at all, or a run that cannot be scored.
     """
-    if not runs:
-        raise UpslopeError("There is nothing to compare: name one run directory or more, e.g. upslope compare runs/*")
-    return compare_records([read_record(run) for run in runs], score=score, normalize=normalize)
+    records, left_out = read_records(runs)
+    found = compare_records(records, score=score, normalize=normalize)
+    return replace(found, warnings=(*left_out, *found.warnings))
 
 
 def compare_records(
     records: Sequence[Record], *, score: Score = "auto", normalize: Normalize | None = None
 ) -> Comparison:
     """`compare` of runs that are read already."""
-    members = group(records)
+    rest, unscored = scorable(records, score)
+    members, repeated = group(rest)
     scored = scores_of(members, score)
     groups = tuple(
         group_of(member, scores, budget_of(member.environment, members))
         for member, scores in zip(members, scored.of, strict=True)
     )
-    warnings = warnings_of(members, FEW_SEEDS) + scored.warnings + [agree for g in groups if (agree := agreement(g))]
+    warnings = [*unscored, *repeated, *warnings_of(members), *scored.warnings]
+    warnings += [f"{g.label} on {g.environment}: {agreed}" for g in groups if (agreed := agreement(g.scores))]
     environments = environments_of(members)
     if len(environments) > 1 and normalize is None:
         warnings.append(
@@ -96,8 +100,7 @@ def group_of(member: Member, scores: np.ndarray, budget: int | None) -> Group:
 def budget_of(environment: str, members: Sequence[Member]) -> int | None:
     """The steps to which every run of an environment has got, besides those that read recorded data."""
     records = [r for m in members if m.environment == environment for r in m.records if r.config.data is None]
-    reached = [min(r.config.steps, int(np.nanmax(r.steps, axis=1).min())) for r in records]
-    return min(reached, default=None)
+    return min((min(r.config.steps, reached(r)) for r in records), default=None)
 
 
 def efficiency_of(member: Member, budget: int) -> Efficiency:
@@ -124,15 +127,3 @@ def improvements_in(groups: Sequence[Group]) -> list[Improvement]:
         )
         for a, b in combinations(ranked, 2)
     ]
-
-
-def agreement(group: Group) -> str:
-    """Seeds that all have the same score say nothing of how others would do."""
-    n = len(group.seeds)
-    if n < 2 or not np.isfinite(group.scores).all() or np.ptp(group.scores) > 0:
-        return ""
-    at_most = 1 - 0.05 ** (1 / n)
-    return (
-        f"{group.label} on {group.environment}: all {n} seeds have the same score, so there is no spread to make an "
-        f"interval of. Up to {at_most:.0%} of seeds could do otherwise (95 %)"
-    )

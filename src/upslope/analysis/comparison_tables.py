@@ -37,8 +37,12 @@ def parts(comparison: Comparison) -> Iterator[RenderableType]:
             yield improvement_table(comparison, environment, groups)
     if comparison.aggregates:
         yield aggregate_table(comparison)
-    for warning in comparison.warnings:
-        yield Text.assemble(("! ", "bold yellow"), warning)
+    yield from map(warning, comparison.warnings)
+
+
+def warning(text: str) -> Text:
+    """What must be known before numbers are believed."""
+    return Text.assemble(("! ", "bold yellow"), text)
 
 
 def ranked(groups: list[Group]) -> list[Group]:

@@ -1,12 +1,14 @@
 """Who is blamed? The weights that every estimator gives to each action of one episode, as data and as a file."""
 
+import reprlib
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, get_type_hints
 
 import numpy as np
 
 from upslope.errors import UpslopeError
+from upslope.reading import brief
 from upslope.storage import load_arrays, save_arrays
 
 CREDIT_FORMAT = 1
@@ -96,6 +98,8 @@ def load_credit(path: Path) -> EpisodeCredit:
     try:
         if (meta["kind"], meta["format"]) != ("credit", CREDIT_FORMAT):
             raise ValueError(f"it is a {meta['kind']} of format {meta['format']}")
+        check_arrays(arrays)
+        check_numbers(meta)
         cuts = np.cumsum(arrays["picture_sizes"])[:-1]
         pictures = np.split(arrays["picture_bytes"], cuts) if len(arrays["picture_sizes"]) else []
         fields: dict[str, Any] = {name: meta[name] for name in (*NUMBERS, "picture_note")}
@@ -110,5 +114,64 @@ def load_credit(path: Path) -> EpisodeCredit:
         )
     except (KeyError, ValueError, TypeError) as error:
         raise UpslopeError(
-            f"{path} is damaged or of another version: {error}. Make it anew: upslope credit {path.parent}"
+            f"{path} is damaged or of another version: {brief(error)}. Make it anew: upslope credit {path.parent}"
         ) from error
+
+
+def check_numbers(meta: dict[str, Any]) -> None:
+    """Refuse fields of another type than an `EpisodeCredit` has."""
+    for name, kind in get_type_hints(EpisodeCredit).items():
+        if name in (*NUMBERS, "picture_note") and not isinstance(meta[name], (float, int) if kind is float else kind):
+            raise TypeError(f"its {name} is {reprlib.repr(meta[name])}")
+    if not abs(meta["gamma"]) <= 1:
+        raise ValueError(f"its gamma is {reprlib.repr(meta['gamma'])}")
+
+
+def check_arrays(arrays: dict[str, np.ndarray]) -> None:
+    """Refuse arrays that are not those of one episode of T steps."""
+    steps, weights = arrays["reward"].shape[0] if arrays["reward"].ndim else 0, 0
+    for name, x in arrays.items():
+        if x.dtype.kind not in "biuf" or not (np.abs(x.astype(np.float64)) <= np.finfo(np.float32).max).all():
+            raise ValueError(f"its {name} holds a value that is not a finite number of 32 bits")
+        is_row = name in ("reward", "value", "td_error") or name.startswith("weight/")
+        if (is_row and x.shape != (steps,)) or (name.startswith("policy/") and (x.ndim != 2 or len(x) != steps)):
+            raise ValueError(f"its {name} has shape {x.shape}, and the episode {steps} steps")
+        weights += name.startswith("weight/")
+    if not steps or not weights or ("value" in arrays) != ("td_error" in arrays):
+        raise ValueError("it holds no step, no weight, or only one of value and td_error")
+    check_policy(arrays, steps)
+    shown, sizes = arrays["picture_steps"], arrays["picture_sizes"]
+    is_whole = (
+        shown.ndim == sizes.ndim == arrays["picture_bytes"].ndim == 1 and shown.dtype.kind == sizes.dtype.kind == "i"
+    )
+    if not is_whole or len(shown) != len(sizes) or (np.diff(shown) <= 0).any() or (shown % steps != shown).any():
+        raise ValueError("its pictures are not of steps of the episode")
+    if (
+        (sizes < 0).any()
+        or sum(sizes.tolist()) != len(arrays["picture_bytes"])
+        or arrays["picture_bytes"].dtype != np.uint8
+    ):
+        raise ValueError("its pictures do not have the sizes that it says")
+
+
+def check_policy(arrays: dict[str, np.ndarray], steps: int) -> None:
+    """Refuse actions that are not those of the policy's distribution."""
+    action, policy = arrays["action"], {n.removeprefix("policy/"): x for n, x in arrays.items() if "policy/" in n}
+    if not policy or not action.ndim or len(action) != steps:
+        raise ValueError("its action and policy are not of the episode's steps")
+    if "mean" in policy:
+        fits = action.shape == policy["mean"].shape == policy["std"].shape
+    elif "probability" in policy:
+        fits = action.ndim == 1 and is_choice(action, policy["probability"].shape[1])
+    elif "probability of 1" in policy:
+        fits = action.shape == policy["probability of 1"].shape
+    else:
+        sizes = [x.shape[1] for x in policy.values()]
+        fits = action.shape == (steps, len(sizes)) and is_choice(action, np.asarray(sizes))
+    if not fits:
+        raise ValueError("its actions do not fit its policy")
+
+
+def is_choice(action: np.ndarray, sizes: Any) -> bool:
+    """Whether all are whole numbers from 0 to below `sizes`."""
+    return action.dtype.kind in "iu" and bool(((action >= 0) & (action < sizes)).all())

@@ -9,15 +9,18 @@ from typing import Any
 import numpy as np
 
 from upslope.analysis import rules_data, rules_update, rules_world
-from upslope.analysis.findings import RULES, Finding, Signs
+from upslope.analysis.findings import ACTING, CRITIC, ENDS, RULES, Finding, Signs
 from upslope.analysis.records import Record, read_record
 from upslope.errors import UpslopeError
+from upslope.words import counted
 
 ROOMS = (rules_data, rules_world, rules_update)
 SURE = 0.8
 """While a run is still going on, only what is at least so certain is told."""
 FEWEST = 10
-"""Iterations before anything is told."""
+"""Iterations before anything is told while it trains, and before a run is called healthy."""
+DECISIVE = {CRITIC, ACTING}
+"""Without these a rule does not apply, whatever else is lacking."""
 
 
 @dataclass(frozen=True)
@@ -27,7 +30,11 @@ class Diagnosis:
     run: str
     findings: tuple[Finding, ...]
     checked: tuple[str, ...]
-    """The names of all rules that were asked."""
+    """The names of the rules that could judge."""
+    unchecked: dict[str, str]
+    """The names of those that could not, and what they lacked."""
+    too_little: str
+    """Why this is too little to call a run healthy; empty where it is enough."""
 
     @property
     def alarms(self) -> tuple[Finding, ...]:
@@ -35,9 +42,11 @@ class Diagnosis:
         return tuple(f for f in self.findings if f.is_alarm)
 
     def to_json(self) -> dict[str, Any]:
-        """For `--json`."""
+        """For `--json`; `healthy` is null where too little is known."""
         found = [asdict(f) | {"is_alarm": f.is_alarm} for f in self.findings]
-        return {"run": self.run, "healthy": not self.alarms, "findings": found, "checked": list(self.checked)}
+        healthy = False if self.alarms else None if self.too_little else True
+        told = {"checked": list(self.checked), "unchecked": self.unchecked, "too_little": self.too_little}
+        return {"run": self.run, "healthy": healthy, "findings": found, **told}
 
 
 def diagnose(run: str | Path | Any) -> Diagnosis:
@@ -51,12 +60,33 @@ def diagnose(run: str | Path | Any) -> Diagnosis:
 
 def diagnosis_of(record: Record) -> Diagnosis:
     """The same for a record that is at hand."""
-    signs = Signs(record)
+    signs, found, unchecked = Signs(record), [], {}
     with warnings.catch_warnings(), np.errstate(all="ignore"):
         warnings.simplefilter("ignore", RuntimeWarning)
-        found = [finding for one in RULES if (finding := one(signs)) is not None]
+        for one in RULES:
+            signs.lacking.clear()
+            finding = one(signs)
+            if finding is not None:
+                found.append(finding)
+            elif signs.lacking:
+                unchecked[one.__name__] = ", ".join(sorted(signs.lacking & DECISIVE or signs.lacking))
     found.sort(key=lambda f: -f.rank)
-    return Diagnosis(record.name, tuple(found), tuple(one.__name__ for one in RULES))
+    checked = tuple(one.__name__ for one in RULES if one.__name__ not in unchecked)
+    return Diagnosis(record.name, tuple(found), checked, unchecked, too_little(signs, len(checked)))
+
+
+def too_little(signs: Signs, num_checked: int) -> str:
+    """Why a run cannot be called healthy, though nothing be wrong with what is known of it."""
+    iterations = int(np.isfinite(signs.record.steps).sum(axis=1).max())
+    if iterations < FEWEST:
+        return f"it has {counted(iterations, 'iteration')}, and {FEWEST} are needed"
+    if signs.is_recorded:
+        return f"it learned from recorded data and played no episodes; upslope evaluate {signs.record.path} tells more"
+    if not np.isfinite(signs.returns[0]).any():
+        return f"no seed has finished {ENDS} episodes, so whether the return rises is not known"
+    if num_checked < len(RULES) / 2:
+        return "it does not hold what most rules look at; an older version of upslope may have trained it"
+    return ""
 
 
 class Watch:

@@ -19,6 +19,10 @@ PREFIX = "health/"
 """Of the metrics of a run's health. `diagnostics` has it too, and brings JAX with it, which a report does without."""
 ALARM = 0.5
 """A finding of at least this certainty is an alarm; the others are notes."""
+ENDS = 10
+"""Finished episodes of a seed before its return is said to rise or not."""
+CRITIC, ACTING = "a critic", "a policy that acts while it learns"
+"""What a run may be without by its settings."""
 RULES: list[Callable[["Signs"], "Finding | None"]] = []
 
 
@@ -76,7 +80,14 @@ class Signs:
     """A run as rules see it: each metric as one number a seed [S], over a part of the run."""
 
     record: Record
-    used: list[Evidence] = field(default_factory=list)
+    lacking: set[str] = field(default_factory=set)
+    """What rules asked for since it was last cleared, and the run does not have."""
+
+    def lacks(self, what: str, is_missing: bool) -> bool:
+        """Note it where something is missing; whether it is."""
+        if is_missing:
+            self.lacking.add(what)
+        return is_missing
 
     @property
     def config(self) -> Config:
@@ -84,11 +95,11 @@ class Signs:
 
     @property
     def needs_critic(self) -> bool:
-        return bool(self.record.description["axes"].get("needs_critic"))
+        return not self.lacks(CRITIC, not self.record.description["axes"].get("needs_critic"))
 
     @property
     def is_recorded(self) -> bool:
-        return self.config.data is not None
+        return self.lacks(ACTING, self.config.data is not None)
 
     @property
     def is_whole(self) -> bool:
@@ -115,7 +126,8 @@ class Signs:
     ) -> np.ndarray:
         """A metric's median (or another summary) a seed, over a part of the run; nan where there is nothing."""
         values = self.record.metrics.get(name, self.record.metrics.get(PREFIX + name))
-        if values is None:
+        if values is None or not np.isfinite(values).any():
+            self.lacking.add(name)
             return np.full(len(self.record.seeds), np.nan)
         done = self.record.steps / np.nanmax(self.record.steps)
         inside = (done >= start) & (done <= stop) & np.isfinite(values)
@@ -123,7 +135,9 @@ class Signs:
 
     def whole(self, name: str) -> np.ndarray:
         """A metric of health over the whole run [S, I]; nan where it was not measured."""
-        return self.record.metrics.get(PREFIX + name, np.full(self.record.steps.shape, np.nan))
+        values = self.record.metrics.get(PREFIX + name, np.full(self.record.steps.shape, np.nan))
+        self.lacks(name, not np.isfinite(values).any())
+        return values
 
     def late(self, name: str) -> np.ndarray:
         """Over the second half."""
@@ -164,15 +178,21 @@ class Signs:
         log_sigma = self.record.metrics["policy/entropy"] / len(low) - 0.5 * math.log(2 * math.pi * math.e)
         return np.exp(log_sigma - np.log(half).mean())
 
-    @cached_property
+    @property
     def returns(self) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
         """Mean episode return a seed at the beginning (first tenth) and the end (last fifth), and the deviation [S]."""
+        self.lacks(f"{ENDS} finished episodes of a seed", not np.isfinite(self.known_returns[0]).any())
+        return self.known_returns
+
+    @cached_property
+    def known_returns(self) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+        """The same; nan for seeds with too few episodes."""
         parts = []
         for seed in self.record.seeds:
             r = self.record.episodes_of(seed)["return"]
             n = len(r)
             first, last = r[: max(5, n // 10)], r[-max(5, n // 5) :]
-            parts.append((np.mean(first), np.mean(last), np.std(first)) if n >= 10 else (np.nan,) * 3)
+            parts.append((np.mean(first), np.mean(last), np.std(first)) if n >= ENDS else (np.nan,) * 3)
         first, last, spread = np.asarray(parts).T
         return first, last, spread
 
@@ -182,13 +202,13 @@ class Signs:
         parts = [self.record.episodes_of(seed)["return"] for seed in self.record.seeds]
         return np.asarray([np.std(r[-max(5, len(r) // 5) :]) if len(r) else np.nan for r in parts])
 
-    @cached_property
+    @property
     def improved(self) -> np.ndarray:
         """Of which seeds the return rose by more than half a deviation of the first episodes [S]."""
         first, last, spread = self.returns
         return last - first > 0.5 * np.maximum(spread, 1e-9)
 
-    @cached_property
+    @property
     def is_flat(self) -> bool:
         """Whether most seeds did not improve."""
         return float(np.mean(self.improved)) < 0.5

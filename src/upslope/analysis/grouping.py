@@ -1,6 +1,5 @@
 """Which runs belong together: a group shares everything but its seeds. And what a reader must be warned of."""
 
-from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -8,11 +7,12 @@ from typing import Any
 import numpy as np
 
 from upslope.analysis.records import Record
+from upslope.analysis.statistics import thinness
 from upslope.config import Config
-from upslope.errors import UpslopeError
 
 NOT_SETTINGS = ("environment", "env_kwargs", "max_episode_steps", "algorithm", "seed", "seeds", "preset")
 """Fields of a config that do not set groups of an algorithm in an environment apart."""
+MORE_SEEDS = "Train more, e.g. --seeds 10"
 DECIDING_PACKAGES = ("upslope", "jax", "gymnasium")
 """Whose versions a comparison must not mix silently."""
 
@@ -34,25 +34,51 @@ class Member:
         return tuple(seed for record in self.records for seed in record.seeds)
 
 
-def group(records: Sequence[Record]) -> list[Member]:
+def group(records: Sequence[Record]) -> tuple[list[Member], list[str]]:
     """Pool runs that share everything but their seeds, and give each group a name that tells it from the others.
 
-    Raises:
-        UpslopeError: a seed is there twice in one group: it would count twice, and is one piece of evidence.
+    A seed is one piece of evidence, however often it was trained: what repeats another run is left out, with a warning.
     """
     pools: dict[str, list[Record]] = {}
     for record in records:
         key = repr((environment_of(record.config), record.config.algorithm, sorted(settings_of(record).items())))
         pools.setdefault(key, []).append(record)
-    for pool in pools.values():
-        refuse_twice(pool)
-    members = []
+    members, warnings = [], []
     for pool in pools.values():
         rivals = [p for p in pools.values() if environment_of(p[0].config) == environment_of(pool[0].config)]
         same = [p for p in rivals if p[0].config.algorithm == pool[0].config.algorithm]
         label = " ".join([pool[0].config.algorithm, *(f"{k}={v}" for k, v in differing(pool, same).items())])
-        members.append(Member(tuple(pool), label, differing(pool, rivals)))
-    return members
+        kept, repeated = without_repeats(pool)
+        members.append(Member(tuple(kept), label, differing(pool, rivals)))
+        warnings += repeated
+    return members, warnings
+
+
+def without_repeats(pool: list[Record]) -> tuple[list[Record], list[str]]:
+    """Every seed once: of the run that got furthest, then of one that was evaluated, then of the one named first."""
+    chosen: dict[int, Record] = {}
+    for record in sorted(pool, key=lambda r: (-reached(r), not len(r.evaluations))):
+        for seed in record.seeds:
+            chosen.setdefault(seed, record)
+    kept, warnings = [], []
+    for record in pool:
+        own = tuple(seed for seed in record.seeds if chosen[seed] is record)
+        if own:
+            kept.append(record if own == record.seeds else record.of(own))
+        repeats = [seed for seed in record.seeds if seed not in own]
+        if repeats:
+            others = ", ".join(dict.fromkeys(str(chosen[seed].path) for seed in repeats))
+            what = f"seeds {', '.join(map(str, repeats))} of {record.path}" if own else str(record.path)
+            warnings.append(
+                f"left out: {what}: {others} has the same seeds with the same settings, and they would count twice. "
+                f"Other seeds are more evidence: train with --seed {max(chosen) + 1}"
+            )
+    return kept, warnings
+
+
+def reached(record: Record) -> int:
+    """The step to which every seed has got."""
+    return int(np.nanmax(record.steps, axis=1).min())
 
 
 def environment_of(config: Config) -> str:
@@ -79,25 +105,13 @@ def differing(pool: list[Record], rivals: list[list[Record]]) -> dict[str, Any]:
     return {name: value for name, value in mine.items() if any(other[name] != value for other in others)}
 
 
-def refuse_twice(pool: list[Record]) -> None:
-    """A seed is one piece of evidence, however often it is named."""
-    counts = Counter(seed for record in pool for seed in record.seeds)
-    twice = sorted(seed for seed, count in counts.items() if count > 1)
-    if twice:
-        paths = ", ".join(str(record.path) for record in pool if set(record.seeds) & set(twice))
-        raise UpslopeError(
-            f"The same seeds {twice} are in several runs of the same config: {paths}. The same seed is the same run, "
-            "and would count twice. Leave one out, or train other seeds with --seed."
-        )
-
-
-def warnings_of(members: Sequence[Member], few: int) -> list[str]:
+def warnings_of(members: Sequence[Member]) -> list[str]:
     """What must be known before the numbers are believed, besides how they were scored."""
     records = [record for member in members for record in member.records]
     found = [unequal_budgets(e, [m for m in members if m.environment == e]) for e in environments_of(members)]
     found += [unfinished(record) for record in records]
     found += [mixed_versions(records, package) for package in (*DECIDING_PACKAGES, "machine")]
-    found += thin(members, few)
+    found += thin(members)
     return [warning for warning in found if warning]
 
 
@@ -120,10 +134,9 @@ def unequal_budgets(environment: str, members: list[Member]) -> str:
 
 def unfinished(record: Record) -> str:
     """A run that was stopped before its budget was spent."""
-    reached = np.nanmax(record.steps, axis=1).min()
-    if reached >= record.config.steps or record.config.data is not None:
+    if reached(record) >= record.config.steps or record.config.data is not None:
         return ""
-    done = f"{int(reached):,} of {record.config.steps:,} steps"
+    done = f"{reached(record):,} of {record.config.steps:,} steps"
     return f"{record.path} is not finished: {done}. Go on with it: upslope resume {record.path}"
 
 
@@ -138,14 +151,11 @@ def mixed_versions(records: list[Record], package: str) -> str:
     return f"different {'machines' if package == 'machine' else f'versions of {package}'}: {words}"
 
 
-def thin(members: Sequence[Member], few: int) -> list[str]:
+def thin(members: Sequence[Member]) -> list[str]:
     """Groups of few seeds, those with as many together."""
     names: dict[int, list[str]] = {}
     for member in members:
         names.setdefault(len(member.seeds), []).append(f"{member.label} on {member.environment}")
     return [
-        f"{f'{n} seeds are thin evidence' if n > 1 else 'one seed gives no interval'}: {', '.join(which)}. Train more, "
-        "e.g. --seeds 10"
-        for n, which in sorted(names.items())
-        if n < few
+        f"{words}: {', '.join(which)}. {MORE_SEEDS}" for n, which in sorted(names.items()) if (words := thinness(n))
     ]

@@ -4,8 +4,8 @@ Analysis reads what training left on disk and nothing else, so that it works on 
 or was broken off.
 """
 
-import json
-from dataclasses import dataclass
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -14,9 +14,12 @@ import numpy as np
 
 from upslope.config import Config
 from upslope.errors import UpslopeError
+from upslope.reading import csv_type, damaged, read_csv
 from upslope.runs import EVALUATION_COLUMNS, RunDirectory
 
 NOT_METRICS = ("iteration", "seed", "step")
+MOST_COLUMNS, MOST_PADDING = 2000, 200
+"""A table that would be mostly empty is no run's, and could be larger than the memory."""
 
 
 @dataclass(frozen=True)
@@ -51,6 +54,39 @@ class Record:
         mine = self.episodes[self.episodes["seed"] == seed]
         return mine[np.argsort(mine["step"], kind="stable")]
 
+    def of(self, seeds: tuple[int, ...]) -> "Record":
+        """The same run with only some of its seeds."""
+        rows = [self.seeds.index(seed) for seed in seeds]
+        metrics = {name: x[rows] for name, x in self.metrics.items()}
+        episodes = self.episodes[np.isin(self.episodes["seed"], seeds)]
+        return replace(self, seeds=seeds, steps=self.steps[rows], metrics=metrics, episodes=episodes)
+
+
+def read_records(runs: Sequence[str | Path]) -> tuple[list[Record], list[str]]:
+    """Those of these folders that can be read, each once, and a warning for each that is left out: `runs/*` may hold
+    other things beside runs.
+
+    Raises:
+        UpslopeError: there is no such folder, or no run is left.
+    """
+    if not runs:
+        raise UpslopeError("No run is named: give one run directory or more, e.g. runs/*")
+    records: list[Record] = []
+    warnings = []
+    for run in runs:
+        if any(record.path.resolve() == Path(run).resolve() for record in records):
+            warnings.append(f"left out: {run} is given more than once")
+            continue
+        try:
+            records.append(read_record(run))
+        except UpslopeError as error:
+            if len(runs) == 1 or not Path(run).exists():
+                raise
+            warnings.append(f"left out: {error}")
+    if not records:
+        raise UpslopeError(f"None of these {len(runs)} can be read. " + " ".join(warnings))
+    return records, warnings
+
 
 def read_record(run: str | Path) -> Record:
     """Read a run directory.
@@ -63,9 +99,11 @@ def read_record(run: str | Path) -> Record:
     directory = RunDirectory(run)
     config = directory.config()
     seeds = tuple(config.seed_list())
-    names, table = metric_table(directory.metrics_path)
+    names, table = metric_table(directory)
+    table = table[np.isin(table[:, names.index("seed")], seeds)]
     if not len(table):
         raise UpslopeError(f"{run} holds no iteration yet: nothing was trained, so there is nothing to look at.")
+    check_lengths(directory, table[:, names.index("seed")], seeds)
     arrays = by_seed(names, table, seeds)
     return Record(
         path=Path(run),
@@ -74,27 +112,33 @@ def read_record(run: str | Path) -> Record:
         seeds=seeds,
         steps=arrays["step"],
         metrics={name: arrays[name] for name in names if name not in NOT_METRICS},
-        episodes=read_episodes(directory),
+        episodes=directory.episodes(),
     )
 
 
-def metric_table(path: Path) -> tuple[list[str], np.ndarray]:
+def metric_table(directory: RunDirectory) -> tuple[list[str], np.ndarray]:
     """The columns and rows [R, C] of metrics.jsonl, without a last row that is incomplete; nan where a row has none."""
+    rows = directory.metrics()
     try:
-        lines = path.read_text("utf-8").split("\n")[:-1]
-        # One call for the whole file: a call for each line takes twice as long.
-        rows = json.loads(f"[{','.join(lines)}]")
-        if not all(isinstance(row, dict) for row in rows):
-            raise TypeError("a row must be an object")
         names = [*NOT_METRICS, *sorted(set().union(*rows) - set(NOT_METRICS))]
+        if len(names) > MOST_COLUMNS:
+            raise ValueError(f"its rows have {len(names):,} different columns")
         table = np.array([list(map(row.get, names)) for row in rows], float).reshape(-1, len(names))
         if (table[:, : len(NOT_METRICS)] % 1 != 0).any():
             raise TypeError(f"a row must have whole numbers {', '.join(NOT_METRICS)}")
-    except OSError as error:
-        raise UpslopeError(f"Could not read {path}: {error.strerror}.") from error
-    except (ValueError, KeyError, TypeError) as error:
-        raise UpslopeError(f"{path} is damaged or not upslope's: {type(error).__name__}: {error}.") from error
+    except (ValueError, TypeError, OverflowError) as error:
+        raise damaged(directory.metrics_path, error) from error
     return names, table
+
+
+def check_lengths(directory: RunDirectory, seed: np.ndarray, seeds: tuple[int, ...]) -> None:
+    """Padded to the longest, the seeds' rows may not take up much more than they are."""
+    longest = int(np.unique(seed, return_counts=True)[1].max())
+    if len(seeds) * longest > MOST_PADDING * (len(seed) + 100):
+        raise UpslopeError(
+            f"{directory.metrics_path} has {len(seed):,} rows, {longest:,} of them of one seed, and config.json says "
+            f"{len(seeds):,} seeds: one of the two is damaged. Put a copy of it back, or leave this run out."
+        )
 
 
 def by_seed(names: list[str], table: np.ndarray, seeds: tuple[int, ...]) -> dict[str, np.ndarray]:
@@ -106,21 +150,9 @@ def by_seed(names: list[str], table: np.ndarray, seeds: tuple[int, ...]) -> dict
     return dict(zip(names, np.moveaxis(padded, -1, 0), strict=True))
 
 
-def read_episodes(directory: RunDirectory) -> np.ndarray:
-    """The training episodes; an unreadable file is named."""
-    try:
-        return directory.episodes()
-    except (OSError, ValueError) as error:
-        raise UpslopeError(f"{directory.episodes_path} is damaged or not upslope's: {error}.") from error
-
-
 def read_evaluations(path: Path) -> np.ndarray:
     """evaluation.csv as a structured array."""
     text = {"mode": "U16", "checkpoint": "U8"}
-    kind = np.dtype([(n, text.get(n, "f8" if n == "return" else "i8")) for n in EVALUATION_COLUMNS])
-    if not path.exists():
-        return np.zeros(0, kind)
-    try:
-        return np.loadtxt(path.read_text("utf-8").splitlines()[1:], delimiter=",", dtype=kind, ndmin=1)
-    except (OSError, ValueError) as error:
-        raise UpslopeError(f"{path} is damaged or not upslope's: {error}.") from error
+    return (
+        read_csv(path, EVALUATION_COLUMNS, text) if path.exists() else np.zeros(0, csv_type(EVALUATION_COLUMNS, text))
+    )

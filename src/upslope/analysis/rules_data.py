@@ -43,7 +43,7 @@ def reset_as_successor(s: Signs) -> Finding | None:
 @rule("Huang et al. 2022, the 37 implementation details: the first ratio is 1")
 def log_prob_mismatch(s: Signs) -> Finding | None:
     """Before the first step of an update π_θ is the policy that acted."""
-    x = s.taken("log_prob_mismatch")
+    x = s.early("log_prob_mismatch")  # later, policies that have diverged disagree by rounding
     part = share(x > 1e-3) if not s.is_recorded else 0.0
     return Finding(
         "log_prob_mismatch", "The ratio is not 1 before the first step of an update.",

@@ -1,10 +1,12 @@
 """Rules about the world: rewards, observations, ends, speed."""
 
 import numpy as np
+from scipy.stats import spearmanr
 
 from upslope.analysis.findings import Finding, Signs, rule, share
 
 CHECK = "upslope check ENVIRONMENT"
+EPISODES = "50 finished episodes"
 
 
 @rule("Schulman, nuts and bolts: can a random policy ever succeed?")
@@ -96,7 +98,7 @@ def episodes_never_end(s: Signs) -> Finding | None:
 @rule("Jones 2021: all lengths equal")
 def episodes_end_at_once(s: Signs) -> Finding | None:
     """Every episode is over in a step or two, and nothing is learned from them."""
-    if s.lengths.size < 50 or np.percentile(s.lengths, 95) > 2 or not s.is_flat:
+    if s.lacks(EPISODES, s.lengths.size < 50) or np.percentile(s.lengths, 95) > 2 or not s.is_flat:
         return None
     varies = np.ptp(s.record.episodes["return"]) > 0
     lengths = s.taken("episode/length")
@@ -111,7 +113,7 @@ def episodes_end_at_once(s: Signs) -> Finding | None:
 @rule("Pardo et al. 2018; cleanrl issue 198")
 def limit_as_termination(s: Signs) -> Finding | None:
     """Many episodes of the same, longest length, all of which terminated."""
-    if s.lengths.size < 50:
+    if s.lacks(EPISODES, s.lengths.size < 50):
         return None
     longest = int(s.lengths.max())
     if np.unique(s.lengths).size < 5:
@@ -179,11 +181,14 @@ def actions_without_effect(s: Signs) -> Finding | None:
 def slows_down(s: Signs) -> Finding | None:
     """Steps per second that fall steadily."""
     steps, elapsed = s.record.steps[0], s.record.metrics.get("time/elapsed", np.zeros((1, 0)))[0]
-    if len(elapsed) < 24:
+    if s.lacks("24 iterations", len(elapsed) < 24):
         return None
     edges = np.linspace(1, len(elapsed) - 1, 9).astype(int)
     rates = np.diff(steps[edges]) / np.maximum(np.diff(elapsed[edges]), 1e-9)
-    steady = np.corrcoef(np.arange(8), rates)[0, 1] < -0.8 and rates[-2:].mean() < 0.5 * rates[:2].mean()
+    # Counted from the fastest eighth, since a run begins with compiling.
+    from_best = rates[int(np.argmax(rates)) :]
+    falls = len(from_best) >= 5 and spearmanr(np.arange(len(from_best)), from_best).statistic < -0.7
+    steady = falls and from_best[-2:].mean() < 0.5 * from_best[:2].mean()
     return Finding(
         "slows_down", f"Training slowed from {rates[0]:,.0f} to {rates[-1]:,.0f} steps/s a seed.",
         "The environment or a wrapper does more work at each step: a growing list, a leak, a log.",

@@ -10,6 +10,7 @@ from upslope.analysis.grouping import Member
 from upslope.analysis.records import Record
 from upslope.analysis.statistics import WINDOW
 from upslope.errors import UpslopeError
+from upslope.words import counted
 
 Score = Literal["auto", "stochastic", "deterministic", "training"]
 
@@ -22,6 +23,29 @@ class Scores:
     of: list[np.ndarray]
     """For each group, a score for each of its seeds [S]."""
     warnings: list[str]
+
+
+def scorable(records: Sequence[Record], score: Score) -> tuple[list[Record], list[str]]:
+    """Runs that can be judged in the same way, and a warning for each left out: one that learned from recorded data has
+    no training episodes.
+
+    Raises:
+        UpslopeError: none is left.
+    """
+    if score in ("stochastic", "deterministic"):
+        return list(records), []
+    rest = [r for r in records if r.config.data is None or len(r.evaluations)]
+    if score == "training" or not all(is_evaluated(r, "stochastic") for r in rest):
+        rest = [r for r in rest if r.config.data is None]
+    warnings = [
+        f"left out: {r.path} learned from recorded data and has no training episodes to be scored by. To compare it, "
+        "run upslope evaluate on it and on all others"
+        for r in records
+        if not any(r is kept for kept in rest)
+    ]
+    if not rest:
+        raise UpslopeError(f"No run has a score. {'. '.join(warnings)}.")
+    return rest, warnings
 
 
 def scores_of(members: Sequence[Member], score: Score = "auto") -> Scores:
@@ -80,8 +104,8 @@ def evaluated(members: Sequence[Member], mode: str, without: list[Record]) -> Sc
     if len(counts) > 1:
         words = "; ".join(f"{n}: {', '.join(paths)}" for n, paths in counts.items())
         warnings.append(f"different numbers of evaluation episodes a seed: {words}")
-    episodes = " or ".join(str(n) for n in sorted(counts))
-    return Scores(f"mean return of {episodes} evaluation episodes, {mode} policy, last checkpoint", of, warnings)
+    episodes = " or ".join(counted(n, "evaluation episode") for n in sorted(counts))
+    return Scores(f"mean return of {episodes}, {mode} policy, last checkpoint", of, warnings)
 
 
 def trained(members: Sequence[Member], warnings: list[str]) -> Scores:
@@ -90,11 +114,6 @@ def trained(members: Sequence[Member], warnings: list[str]) -> Scores:
     for member in members:
         scores = []
         for record in member.records:
-            if record.config.data is not None:
-                raise UpslopeError(
-                    f"{record.path} learned from recorded data and has no training episodes to be scored by. Run "
-                    "upslope evaluate on it and on the runs it is compared with."
-                )
             for seed in record.seeds:
                 returns = record.episodes_of(seed)["return"][-WINDOW:]
                 scores.append(float(np.mean(returns)) if len(returns) else np.nan)

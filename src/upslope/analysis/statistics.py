@@ -113,6 +113,24 @@ def iqm_of(x: np.ndarray) -> Estimate:
     return Estimate(value, around(value, half))
 
 
+def thinness(num_seeds: int) -> str:
+    """That there are few seeds; empty where there are enough."""
+    if num_seeds >= FEW_SEEDS:
+        return ""
+    return f"{num_seeds} seeds are thin evidence" if num_seeds > 1 else "one seed gives no interval"
+
+
+def agreement(x: np.ndarray) -> str:
+    """That all seeds x [S] have the same score, which says nothing of how others would do; empty where they differ."""
+    n = len(x)
+    if n < 2 or not np.isfinite(x).all() or np.ptp(x) > 0:
+        return ""
+    return (
+        f"all {n} seeds have the same score, so there is no spread to make an interval of. Up to "
+        f"{1 - (1 - LEVEL) ** (1 / n):.0%} of seeds could do otherwise (95 %)"
+    )
+
+
 def trimmed_half_width(x: np.ndarray) -> float:
     """t_{0.975, h−1} · √((S−1) s_w² / (h(h−1))): g = ⌊S/4⌋ trimmed on each side, h = S − 2g left, s_w² the winsorised
     variance (Tukey & McLaughlin 1963)."""

@@ -10,13 +10,13 @@ import numpy as np
 from upslope.agent import Agent
 from upslope.analysis.credit import EpisodeCredit
 from upslope.analysis.pictures import Pictures, draw_compiled, watched
-from upslope.config import Config
+from upslope.config import Config, fresh
 from upslope.devices import prepare
 from upslope.distributions import Bernoulli, Categorical, DiagonalGaussian, Distribution, MultiCategorical
 from upslope.environments.make import HostWorld, make
 from upslope.errors import UpslopeError
 from upslope.estimators import GAE, Baseline, Estimator, NStep, RewardToGo, TotalReturn, td_error
-from upslope.evaluation import EVALUATION_SEED, RunSeeds, check_counts, episodes_of, take
+from upslope.evaluation import EVALUATION_SEED, RunSeeds, episodes_of, take
 from upslope.policy import Which, load_agents
 from upslope.runs import RunDirectory
 from upslope.types import Rollout, Values, host_rollout
@@ -70,7 +70,7 @@ def credit_of(
     Raises:
         UpslopeError: no such run, seed or checkpoint, or the environment cannot be made.
     """
-    check_counts(1, episode_seed)
+    fresh(episode_seed=episode_seed)
     directory = RunDirectory(run)
     config = directory.config()
     seeds = config.seed_list()

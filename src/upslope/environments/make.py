@@ -84,6 +84,8 @@ def host_world(name: str, create: Callable[[], Any], *, is_named: bool) -> HostW
     """Make one environment to learn its spaces and its step limit."""
     if sys.platform == "linux":
         os.environ.setdefault("MUJOCO_GL", "egl")
+        if not {"DISPLAY", "WAYLAND_DISPLAY"} & set(os.environ):
+            os.environ.setdefault("SDL_VIDEODRIVER", "dummy")  # SDL complains where there is no screen
     env = create()
     if not isinstance(env, gymnasium.Env):
         raise UpslopeError(

@@ -12,6 +12,7 @@ from upslope.lab.figures import figure
 from upslope.lab.finding import Finding, Outcome
 from upslope.lab.run import Result, counts_of, made_of
 from upslope.lab.texts import Language, measured, region, texts, typeset
+from upslope.pages import MARK
 from upslope.report.page import plotly_script
 
 
@@ -20,6 +21,7 @@ def page(results: Sequence[Result], language: Language, seed: int, quick: bool) 
     words = texts(language)
     template = Template(resources.files("upslope").joinpath("data/lab_page.html").read_text("utf-8"))
     return template.substitute(
+        mark=MARK,
         language={"en": "en", "zh": "zh-CN"}[language],
         title=escape(words["page"]["title"]),
         subtitle=escape(words["page"]["subtitle"]),

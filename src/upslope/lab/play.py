@@ -124,11 +124,11 @@ def episode_gradients(
     return np.asarray(found, np.float64).reshape(weight.shape[1], -1)
 
 
-def small_task(world: Tabular, estimator: Estimator, objective: Objective, **changes: Any) -> Task:
-    """A task in a finite world; `changes` are fields of `Task` or of `Update`."""
-    update: dict[str, Any] = {
-        "objective": objective,
-        "needs_critic": estimator.needs_critic,
+def small_update(**changes: Any) -> Update:
+    """A plain update: one epoch, one batch, no clipping to speak of."""
+    fields: dict[str, Any] = {
+        "objective": PolicyGradient(),
+        "needs_critic": True,
         "epochs": 1,
         "critic_epochs": 1,
         "minibatches": 1,
@@ -138,10 +138,16 @@ def small_task(world: Tabular, estimator: Estimator, objective: Objective, **cha
         "min_effective_sample_size": None,
         "normalize_advantage": False,
     }
-    update |= {name: changes.pop(name) for name in set(update) & set(changes)}
+    return Update(**(fields | changes))
+
+
+def small_task(world: Tabular, estimator: Estimator, objective: Objective, **changes: Any) -> Task:
+    """A task in a finite world; `changes` are fields of `Task` or of `Update`."""
+    of_update = {field.name for field in dataclasses.fields(Update)} & set(changes)
+    update = {name: changes.pop(name) for name in of_update}
     fields: dict[str, Any] = {
         "estimator": estimator,
-        "update": Update(**update),
+        "update": small_update(objective=objective, needs_critic=estimator.needs_critic, **update),
         "coding": coding_of(world.observation_space, "world"),
         "head": head_of(world.action_space, "world"),
         "network": {"hidden_sizes": (32,)},

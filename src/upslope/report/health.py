@@ -12,13 +12,13 @@ def health_section(records: Sequence[Record], names: Sequence[str]) -> str:
     """Findings of the runs that have any; the others get one clean bill together."""
     found = [diagnosis_of(record) for record in records]
     sick = [(name, one) for name, one in zip(names, found, strict=True) if one.alarms]
-    well = [name for name, one in zip(names, found, strict=True) if not one.alarms]
+    well = [name for name, one in zip(names, found, strict=True) if not one.alarms and not one.too_little]
+    unsure = [(name, one.too_little) for name, one in zip(names, found, strict=True) if one.too_little]
     parts = [findings_of(name, one) for name, one in sick]
     if well:
-        words = "Nothing wrong was found in" if sick else "Nothing wrong was found:"
-        count = max(len(one.checked) for one in found)
-        parts.append(f"<p>{words} {escape(', '.join(well))}. {count} rules were checked; <code>upslope doctor</code> "
-                     "names them.</p>")  # fmt: skip
+        words = "Nothing wrong was found in" if sick or unsure else "Nothing wrong was found:"
+        parts.append(f"<p>{words} {escape(', '.join(well))}. <code>upslope doctor</code> says what was checked.</p>")
+    parts += [f"<p>Too little to judge {escape(name)} by: {escape(why)}.</p>" for name, why in unsure]
     return "".join(parts)
 
 

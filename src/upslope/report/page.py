@@ -15,19 +15,18 @@ from typing import Literal
 from upslope.analysis.compare import compare_records
 from upslope.analysis.comparison import Comparison
 from upslope.analysis.credit import FILE_NAME, load_credit, save_credit
-from upslope.analysis.records import Record, read_record
+from upslope.analysis.records import Record, read_records
 from upslope.errors import UpslopeError
+from upslope.pages import MARK, page_path
 from upslope.report.credit import credit_view
 from upslope.report.curves import diagnostics_section, learning_section
 from upslope.report.evaluations import evaluation_section
 from upslope.report.figures import DASHES, NUM_COLOURS, Figures
 from upslope.report.health import health_section
 from upslope.report.tables import comparison_section, settings_section
-from upslope.runs import versions
+from upslope.runs import RunDirectory, versions
 from upslope.storage import write_atomically
 
-MARK = "<!-- a page of upslope -->"
-"""Every page holds it, so that only a page is ever replaced."""
 REPORT_PICTURES, CREDIT_PICTURES = 1_200_000, 2_500_000
 """Bytes of pictures in a page, all runs together."""
 
@@ -40,14 +39,15 @@ def write_report(runs: Sequence[str | Path], output: str | Path = "report.html",
     first for each run that keeps none, which takes seconds a run.
 
     Raises:
-        UpslopeError: no run, one that is none, one given twice, or an output that cannot be written.
+        UpslopeError: there is no such folder, no run at all, or an output that cannot be written.
     """
-    path = checked_output(output)
+    path = page_path(output, "report.html")
     script = plotly_script()
-    records = read_all(runs)
+    records, left_out = read_records(runs)
     names = unique_names(records)
     missing = add_credit([record.path for record in records]) if credit else []
     comparison, warnings = compared(records)
+    warnings = [*left_out, *warnings]
     figures = Figures()
     sections = {
         "Learning": learning_section(figures, records, names),
@@ -80,7 +80,8 @@ def write_credit(
     """
     from upslope.analysis.weighing import credit_of  # it brings JAX's programs, which a report does without
 
-    path = checked_output(Path(run) / "credit.html" if output is None else output, needs_folder=output is not None)
+    RunDirectory(run).read()
+    path = page_path(run if output is None else output, "credit.html")
     script = plotly_script()
     credit = credit_of(run, seed=seed, episode_seed=episode_seed, checkpoint=checkpoint)
     save_credit(Path(run) / FILE_NAME, credit)
@@ -150,17 +151,6 @@ def explanation() -> str:
     )
 
 
-def read_all(runs: Sequence[str | Path]) -> list[Record]:
-    """The runs' records."""
-    if not runs:
-        raise UpslopeError("A report needs a run, e.g. `upslope report runs/CartPole-v1-ppo`.")
-    places = [Path(run).resolve() for run in runs]
-    for run, place in zip(runs, places, strict=True):
-        if places.count(place) > 1:
-            raise UpslopeError(f"{run} is given more than once. Give each run once.")
-    return [read_record(run) for run in runs]
-
-
 def unique_names(records: Sequence[Record]) -> list[str]:
     """Each run's own name; with as much of its path as tells it from the others."""
     parts = [r.path.resolve().parts for r in records]
@@ -171,18 +161,6 @@ def unique_names(records: Sequence[Record]) -> list[str]:
             depth += 1
         names.append("/".join(mine[-depth:]))
     return names
-
-
-def checked_output(output: str | Path, *, needs_folder: bool = True) -> Path:
-    """A path that may be written: in a folder that exists, and nobody else's file."""
-    path = Path(output)
-    if path.suffix not in (".html", ".htm"):
-        path = path.with_name(path.name + ".html")
-    if needs_folder and not path.parent.is_dir():
-        raise UpslopeError(f"There is no folder {path.parent} to write {path.name} into. Make it, or give --output.")
-    if path.is_dir() or (path.exists() and MARK.encode() not in path.read_bytes()[:500]):
-        raise UpslopeError(f"{path} exists and is not a page of upslope, so it is not replaced. Give another --output.")
-    return path
 
 
 def plotly_script() -> str:

@@ -1,0 +1,139 @@
+"""What do the live display and the logs cost, and does memory grow? Stores benchmarks/results/costs.json.
+
+    python benchmarks/costs.py display      # about 3 minutes
+    python benchmarks/costs.py memory       # about 4 minutes
+    python benchmarks/costs.py long         # a million iterations: about 15 minutes
+
+display: the same command in a pseudo-terminal with its live display, and with --quiet, in turns; the ratio is taken
+within a turn. memory: the largest resident memory of runs that differ in one thing. long: resident memory while one run
+goes through a million iterations.
+"""
+
+import json
+import os
+import pty
+import re
+import statistics
+import subprocess
+import sys
+import tempfile
+from pathlib import Path
+from threading import Thread
+from time import sleep
+from typing import Any
+
+RESULTS = Path(__file__).parent / "results" / "costs.json"
+TURNS = 7
+UPSLOPE = [sys.executable, "-c", "from upslope.cli import main; main()"]
+DISPLAYED = {
+    "jax:CartPole-v1, 8 seeds": ["jax:CartPole-v1", "--seeds", "8", "--num-envs", "64", "--steps", "1500000"],
+    "CartPole-v1, 8 seeds": ["CartPole-v1", "--seeds", "8", "--steps", "100000"],
+}
+SMALL = ["jax:CartPole-v1", "--num-envs", "64", "--rollout-steps", "128", "--no-preset"]
+MEMORY: dict[str, list[str]] = {
+    f"{seeds} seeds, {envs} environments, {steps:,} steps": [
+        *SMALL, "--seeds", str(seeds), "--num-envs", str(envs), "--steps", str(steps)
+    ]
+    for seeds, envs, steps in (
+        (1, 64, 1_000_000), (8, 64, 1_000_000), (32, 64, 1_000_000),
+        (8, 256, 1_000_000), (8, 1024, 2_000_000), (8, 64, 4_000_000),
+    )
+}  # fmt: skip
+LONG = ["jax:CartPole-v1", "--algorithm", "a2c", "--num-envs", "1", "--steps", "5000000", "--no-preset"]
+"""A2C's rollout has 5 steps, so this is a million iterations."""
+
+
+def train(arguments: list[str], folder: str, quiet: bool = True) -> subprocess.Popen[bytes]:
+    """The command as a user starts it; with a terminal of its own if it is not quiet."""
+    command = [*UPSLOPE, "train", *arguments, "--folder", folder, "--name", "run"]
+    if quiet:
+        return subprocess.Popen([*command, "--quiet"], stdout=subprocess.DEVNULL)
+    main, terminal = pty.openpty()
+    os.set_inheritable(terminal, True)
+    environment = os.environ | {"TERM": "xterm-256color", "COLUMNS": "120", "LINES": "40"}
+    process = subprocess.Popen(command, stdin=terminal, stdout=terminal, stderr=terminal, env=environment)
+    os.close(terminal)
+    Thread(target=drain, args=(main,), daemon=True).start()
+    return process
+
+
+def drain(terminal: int) -> None:
+    """Read what is shown, as a terminal does."""
+    try:
+        while os.read(terminal, 1 << 16):
+            pass
+    except OSError:
+        os.close(terminal)
+
+
+def rate(arguments: list[str], quiet: bool) -> float:
+    """Steps per second without the first chunk."""
+    with tempfile.TemporaryDirectory() as folder:
+        if train(arguments, folder, quiet).wait():
+            raise SystemExit(f"training failed: {arguments}")
+        last = (Path(folder) / "run" / "metrics.jsonl").read_text("utf-8").splitlines()[-1]
+        return json.loads(last)["time/steps_per_second"]
+
+
+def display() -> dict[str, Any]:
+    """The rate with the live display over that without."""
+    found = {}
+    for name, arguments in DISPLAYED.items():
+        ratios = []
+        for turn in range(TURNS):
+            order = (True, False) if turn % 2 else (False, True)
+            rates = {quiet: rate(arguments, quiet) for quiet in order}
+            ratios.append(round(rates[False] / rates[True], 4))
+        cost = round(100 * (1 - statistics.median(ratios)), 2)
+        found[name] = {"with over without": ratios, "cost of the median, %": cost}
+        print(name, found[name], flush=True)
+    return found
+
+
+def memory() -> dict[str, Any]:
+    """The largest resident memory of each run, MB."""
+    found = {}
+    for name, arguments in MEMORY.items():
+        with tempfile.TemporaryDirectory() as folder:
+            process = train(arguments, folder)
+            _, status, usage = os.wait4(process.pid, 0)
+            if status:
+                raise SystemExit(f"training failed: {arguments}")
+        found[name] = round(usage.ru_maxrss / 1024)
+        print(name, found[name], "MB", flush=True)
+    return found
+
+
+def long() -> dict[str, Any]:
+    """Resident memory in MB against iterations."""
+    found: dict[str, int] = {}
+    with tempfile.TemporaryDirectory() as folder:
+        process = train(LONG, folder)
+        metrics = Path(folder) / "run" / "metrics.jsonl"
+        while process.poll() is None:
+            sleep(15)
+            iterations = last_iteration(metrics)
+            status = Path(f"/proc/{process.pid}/status")
+            resident = re.search(r"VmRSS:\s+(\d+)", status.read_text()) if status.exists() else None
+            if iterations and resident:
+                found[f"{iterations:,}"] = int(resident.group(1)) // 1024
+                print(f"{iterations:,}", found[f"{iterations:,}"], "MB", flush=True)
+    return found
+
+
+def last_iteration(path: Path) -> int:
+    """How many iterations a run has written."""
+    if not path.exists() or path.stat().st_size < 10_000:
+        return 0
+    with path.open("rb") as file:
+        file.seek(-9_000, os.SEEK_END)
+        lines = file.read().splitlines()
+    return json.loads(lines[-2])["iteration"] + 1
+
+
+if __name__ == "__main__":
+    if sys.argv[1:] not in (["display"], ["memory"], ["long"]):
+        sys.exit(__doc__)
+    results = json.loads(RESULTS.read_text("utf-8")) if RESULTS.exists() else {}
+    results[sys.argv[1]] = {"display": display, "memory": memory, "long": long}[sys.argv[1]]()
+    RESULTS.write_text(json.dumps(results, indent=1, ensure_ascii=False) + "\n", "utf-8")

@@ -1,0 +1,31 @@
+"""Stop cleanly: a first signal asks, a second one ends."""
+
+import signal
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any
+
+
+@contextmanager
+def stop_on_signal() -> Iterator[threading.Event]:
+    """An event that the first SIGINT or SIGTERM sets; a second one ends the process as usual."""
+    stop = threading.Event()
+    if threading.current_thread() is not threading.main_thread():
+        yield stop
+        return
+    signals = (signal.SIGINT, signal.SIGTERM)
+    before = {s: signal.getsignal(s) for s in signals}
+
+    def handle(number: int, frame: Any) -> None:
+        stop.set()
+        for s in signals:
+            signal.signal(s, before[s])
+
+    for s in signals:
+        signal.signal(s, handle)
+    try:
+        yield stop
+    finally:
+        for s in signals:
+            signal.signal(s, before[s])

@@ -1,0 +1,17 @@
+"""Words that many messages share."""
+
+from collections.abc import Iterable
+from difflib import get_close_matches
+
+
+def counted(number: int, noun: str) -> str:
+    """`1 episode`, `2 episodes`, `10,000 episodes`."""
+    return f"{number:,} {noun}{'' if number == 1 else 's'}"
+
+
+def unknown(role: str, name: str, known: Iterable[str], where: str = "upslope list") -> str:
+    """Say that a name is not known, and which near ones are; `where` is the command that shows all."""
+    known = sorted(known)
+    near = get_close_matches(name, known, n=3, cutoff=0.5)
+    hint = f"Did you mean {' or '.join(near)}?" if near else f"Known: {', '.join(known)}."
+    return f'There is no {role} "{name}". {hint} `{where}` shows all.'
