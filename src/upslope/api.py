@@ -193,7 +193,7 @@ def go_on(
         is_on_host = isinstance(world, HostWorld) and config.data is None
         stand = standstill_of(directory, config, task, engine.start(), is_on_host)
         directory.cut(stand.sizes)
-        if (np.asarray(stand.state.steps, np.int64) >= config.steps).all():
+        if stand.is_finished(config):
             with display:
                 display.finish(None, finished_lines(config, directory))
             returns = np.asarray(mean_of(stand.progress, 0))

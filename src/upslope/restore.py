@@ -29,6 +29,10 @@ class Standstill:
     """How far the growing files reached."""
     step: int
 
+    def is_finished(self, config: Config) -> bool:
+        """Whether every seed's budget is spent."""
+        return bool((np.asarray(self.state.steps, np.int64) >= config.steps).all())
+
 
 def check_room(directory: RunDirectory, config: Config, task: Task) -> None:
     """Refuse a config that describes more than the checkpoint holds, before memory for it is asked for."""
