@@ -187,7 +187,7 @@ def slows_down(s: Signs) -> Finding | None:
     rates = np.diff(steps[edges]) / np.maximum(np.diff(elapsed[edges]), 1e-9)
     # Counted from the fastest eighth, since a run begins with compiling.
     from_best = rates[int(np.argmax(rates)) :]
-    falls = len(from_best) >= 5 and spearmanr(np.arange(len(from_best)), from_best).statistic < -0.7
+    falls = len(from_best) >= 5 and spearmanr(np.arange(len(from_best)), from_best)[0] < -0.7
     steady = falls and from_best[-2:].mean() < 0.5 * from_best[:2].mean()
     return Finding(
         "slows_down", f"Training slowed from {rates[0]:,.0f} to {rates[-1]:,.0f} steps/s a seed.",
