@@ -1,7 +1,6 @@
 """Rules about the world: rewards, observations, ends, speed."""
 
 import numpy as np
-from scipy.stats import spearmanr
 
 from upslope.analysis.findings import Finding, Signs, rule, share
 
@@ -187,7 +186,8 @@ def slows_down(s: Signs) -> Finding | None:
     rates = np.diff(steps[edges]) / np.maximum(np.diff(elapsed[edges]), 1e-9)
     # Counted from the fastest eighth, since a run begins with compiling.
     from_best = rates[int(np.argmax(rates)) :]
-    falls = len(from_best) >= 5 and spearmanr(np.arange(len(from_best)), from_best)[0] < -0.7
+    ranks = np.argsort(np.argsort(from_best))
+    falls = len(ranks) >= 5 and np.corrcoef(np.arange(len(ranks)), ranks)[0, 1] < -0.7
     steady = falls and from_best[-2:].mean() < 0.5 * from_best[:2].mean()
     return Finding(
         "slows_down", f"Training slowed from {rates[0]:,.0f} to {rates[-1]:,.0f} steps/s a seed.",
