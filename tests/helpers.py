@@ -18,7 +18,7 @@ from upslope.estimators import GAE
 from upslope.iteration import Task
 from upslope.lab.play import small_update
 from upslope.runs import RunDirectory
-from upslope.spaces import DiscreteCoding, DiscreteHead, coding_of, head_of
+from upslope.spaces import DiscreteCoding, DiscreteHead, coding_of, describe, head_of
 from upslope.types import Rollout, Values
 
 # The same examples in every run: a law that holds up to rounding must not fail once in a thousand runs.
@@ -160,7 +160,7 @@ def write_run(
     config = configure(environment, algorithm, is_continuous=False, use_preset=False, **settings)
     directory = RunDirectory(folder / name)
     coding, head = coding_of(Box(-1, 1, (2,)), environment), head_of(Discrete(2), environment)
-    directory.create(config, coding, head, {"estimator": config.estimator, "objective": config.objective})
+    directory.create(config, describe(coding, head), {"estimator": config.estimator, "objective": config.objective})
     rows = [
         {"iteration": i, "seed": s, "step": round((i + 1) / 4 * (reached or steps))} for s in seeds for i in range(4)
     ]

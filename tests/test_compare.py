@@ -179,8 +179,8 @@ def test_scores_in_one_unit_are_averaged(run_of):
     ppo, a2c = found.aggregates
     # Means by hand: (0.6 + 0.9) / 2 and (0.2 + 0.4) / 2.
     assert (ppo.mean.value, a2c.mean.value) == pytest.approx((0.75, 0.3))
-    # Pooled and sorted: 0.2 0.6 0.8 0.9 1 1, without the lowest and the highest.
-    assert ppo.iqm.value == pytest.approx((0.6 + 0.8 + 0.9 + 1) / 4)
+    # Pooled and sorted: 0.2 0.6 0.8 0.9 1 1; a quarter is one and a half, so 0.6 and the lower 1 count half.
+    assert ppo.iqm.value == pytest.approx((0.6 / 2 + 0.8 + 0.9 + 1 / 2) / 3)
     over = [i for i in found.improvements if len(i.environments) == 2]
     # In CartPole 7.5 of 9 pairs (100 beats 0, ties 100; 300 and 500 beat all), in Acrobot 8.5.
     assert [(i.label, i.other) for i in over] == [("ppo", "a2c")]

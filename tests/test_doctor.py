@@ -11,7 +11,7 @@ from upslope.analysis import findings
 from upslope.cli import run as run_command
 from upslope.config import configure
 from upslope.runs import RunDirectory
-from upslope.spaces import coding_of, head_of
+from upslope.spaces import coding_of, describe, head_of
 
 SEEDS, ITERATIONS = 5, 40
 HEALTHY = {
@@ -35,7 +35,8 @@ def write_run(folder, changes=None, rise=50.0, lengths=None, box=False, **settin
     directory, generator = RunDirectory(folder / "run"), np.random.default_rng(0)
     action = spaces.Box(-1.0, 1.0, (1,), np.float32) if box else spaces.Discrete(2)
     head = head_of(action, "World-v0")
-    directory.create(config, coding_of(spaces.Box(-1, 1, (3,)), "World-v0"), head, {"needs_critic": True})
+    coding = coding_of(spaces.Box(-1, 1, (3,)), "World-v0")
+    directory.create(config, describe(coding, head), {"needs_critic": True})
     for seed in range(SEEDS):
         for i in range(ITERATIONS):
             step = (i + 1) * 1024

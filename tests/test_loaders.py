@@ -40,6 +40,7 @@ from upslope.environments.make import make
 from upslope.flags import read_settings
 from upslope.host_engine import HostEngine, columns_of
 from upslope.loop import Loop, begin_progress
+from upslope.policy import spaces_of
 from upslope.recording import load_dataset
 from upslope.report.credit import credit_view
 from upslope.report.figures import Figures
@@ -127,7 +128,7 @@ class Run:
 
     def dataset(self) -> Any:
         """What learning from a dataset reads."""
-        return load_dataset(self.path / "dataset.npz", *self.directory.spaces(), True)
+        return load_dataset(self.path / "dataset.npz", *spaces_of(self.directory), True)
 
     def settings(self) -> Any:
         """What `--config` reads."""
@@ -138,7 +139,7 @@ class Run:
 
 
 LOADERS: dict[str, tuple[str, Callable[[Run], Any]]] = {
-    "config": ("config.json", lambda run: (run.directory.config(), run.directory.spaces())),
+    "config": ("config.json", lambda run: (run.directory.config(), spaces_of(run.directory))),
     "config with its checkpoint": ("config.json", lambda run: (upslope.load(run.path), run.stand())),
     "metrics": ("metrics.jsonl", lambda run: (run.directory.metrics(), upslope.diagnose(run.path))),
     "training episodes": ("episodes.csv", lambda run: read_record(run.path)),

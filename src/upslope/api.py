@@ -22,10 +22,10 @@ from upslope.errors import UpslopeError
 from upslope.estimators import Estimator
 from upslope.loop import Loop, Stopped, begin_progress, mean_of
 from upslope.objectives import Objective
-from upslope.policy import Policy, Which, load
+from upslope.policy import Policy, Which, load, spaces_of
 from upslope.restore import check_room, standstill_of
 from upslope.runs import RunDirectory, free_name, versions
-from upslope.spaces import BoxHead
+from upslope.spaces import BoxHead, describe
 from upslope.tasks import estimator_of, objective_of, settings_of, task_of
 from upslope.tensorboard import TensorboardWriter, require_tensorboard
 
@@ -134,7 +134,7 @@ def train_config(
     with closing(engine_of(config, task, world, axes, workers, display)) as engine:
         state = engine.start()
         progress = begin_progress(state, config.seed_list())
-        directory.create(config, task.coding, task.head, axes.described())
+        directory.create(config, describe(task.coding, task.head), axes.described())
         writer = TensorboardWriter(directory.path / "tensorboard", config.seed_list()) if tensorboard else None
         with directory.held():
             lines = opening_lines(config, directory)
@@ -196,7 +196,8 @@ def go_on(
         if stand.is_finished(config):
             with display:
                 display.finish(None, finished_lines(config, directory))
-            return Run(directory.path, config, tuple(config.seed_list()), np.asarray(mean_of(stand.progress, 0)))
+            returns = np.asarray(mean_of(stand.progress, 0))
+            return Run(directory.path, config, tuple(config.seed_list()), returns)
         lines = [f"going on with {directory.path} at step {stand.step:,} of {config.steps:,}"]
         if changed:
             words = ", ".join(f"{name} {old} → {new}" for name, (old, new) in changed.items())
@@ -257,7 +258,7 @@ def opening_lines(config: Config, directory: RunDirectory) -> list[str]:
 def finished_lines(config: Config, directory: RunDirectory) -> list[str]:
     """That there is nothing to go on with, and how to train longer."""
     longer = replace(config, steps=min(2 * config.steps, MAX_STEPS))
-    is_continuous = isinstance(directory.spaces()[1], BoxHead)
+    is_continuous = isinstance(spaces_of(directory)[1], BoxHead)
     return [
         f"{directory.path} is finished: each seed has spent its {config.steps:,} steps, so there is nothing to go on "
         "with, and nothing was changed. The budget belongs to a run, since the learning rate may fall over it. To "

@@ -136,6 +136,7 @@ def record(flags: Record) -> None:
     """upslope record."""
     from upslope import evaluation
     from upslope.command import command_of
+    from upslope.policy import spaces_of
     from upslope.runs import RunDirectory
     from upslope.spaces import BoxHead
 
@@ -143,7 +144,7 @@ def record(flags: Record) -> None:
     path = evaluation.record(flags.run, **options)
     print(f"recorded {counted(flags.episodes, 'episode')} in {path}")
     directory = RunDirectory(flags.run)
-    run, is_continuous = directory.config(), isinstance(directory.spaces()[1], BoxHead)
+    run, is_continuous = directory.config(), isinstance(spaces_of(directory)[1], BoxHead)
     world = {"env_kwargs": run.env_kwargs, "max_episode_steps": run.max_episode_steps}
     learner = configure(run.environment, "off_policy", is_continuous=is_continuous, data=str(path), **world)
     print(f"learn from them:  {command_of(learner, is_continuous=is_continuous)}")

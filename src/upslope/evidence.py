@@ -3,7 +3,6 @@
 Heavy imports happen inside the commands, as in `cli.py`.
 """
 
-import json
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Annotated, Any, Literal
@@ -11,7 +10,6 @@ from typing import Annotated, Any, Literal
 import tyro
 
 from upslope.config import fresh, positive
-from upslope.errors import UpslopeError
 from upslope.flags import JSON, Quiet, Run, Runs
 from upslope.terminal import answer, console
 
@@ -39,13 +37,15 @@ class Compare:
 class Report:
     """Write one self-contained page about runs: curves, comparison, evaluations, settings, diagnostics, credit.
 
-    It only reads. What `upslope evaluate` and `upslope credit` left in the runs is shown too.
+    It only reads, but with --credit. What `upslope evaluate` and `upslope credit` left in the runs is shown too.
     """
 
     runs: Runs
     """Run directories."""
     output: Annotated[Path, tyro.conf.arg(aliases=["-o"])] = Path("report.html")
     """The page to write, or a folder for it; an older page of upslope there is replaced, nothing else is."""
+    credit: Annotated[bool, tyro.conf.FlagCreatePairsOff] = False
+    """First play an episode of each run that keeps no credit view yet, as `upslope credit` does; some seconds a run."""
 
 
 @dataclass(frozen=True)
@@ -109,8 +109,8 @@ class Ladder:
 class Lab:
     """Run the lecture's claims as experiments, each with a prediction, a measurement and a verdict, into one HTML page.
 
-    Takes some minutes on two cores. The exit status is 0 also when a claim is refuted: that is a finding. Needs the
-    extra `report`.
+    Takes about 100 seconds on two cores. The exit status is 0 also when a claim is refuted: that is a finding. Needs
+    the extra `report`.
     """
 
     only: tuple[str, ...] = ()
@@ -140,7 +140,7 @@ def report(flags: Report) -> None:
     """upslope report."""
     from upslope.report.page import write_report
 
-    say_written(write_report(flags.runs, flags.output))
+    say_written(write_report(flags.runs, flags.output, credit=flags.credit))
 
 
 def credit(flags: Credit) -> None:
@@ -170,14 +170,12 @@ def ladder(flags: Ladder) -> None:
 
 def lab(flags: Lab) -> None:
     """upslope lab."""
-    from upslope.devices import prepare
-
-    try:
-        import plotly  # noqa: F401
-    except ImportError as error:
-        raise UpslopeError('The lab draws with Plotly: pip install "upslope[report]".') from error
     from rich.console import Console
 
+    from upslope.devices import prepare
+    from upslope.report.page import plotly_script
+
+    plotly_script()  # it says what to install, before minutes are spent
     from upslope.lab import page, run
     from upslope.pages import page_path
     from upslope.storage import write_atomically
@@ -190,7 +188,7 @@ def lab(flags: Lab) -> None:
     say.print(run.verdict_table(results, flags.language))
     say.print(run.closing(results, flags.language, flags.seed, flags.quick, output), highlight=False)
     if flags.json:
-        print(json.dumps(run.as_json(results, flags.language, flags.seed, flags.quick), ensure_ascii=False, indent=1))
+        answer(True, run.as_json(results, flags.language, flags.seed, flags.quick), ())
 
 
 COMMANDS = {"compare": Compare, "report": Report, "credit": Credit, "ladder": Ladder, "lab": Lab}

@@ -14,7 +14,7 @@ from upslope.config import Config
 from upslope.errors import UpslopeError
 from upslope.iteration import stack
 from upslope.runs import RunDirectory
-from upslope.spaces import Coding, Head
+from upslope.spaces import Coding, Head, described
 
 Which = Literal["best", "last"]
 
@@ -103,7 +103,7 @@ def load_agents(directory: RunDirectory, config: Config, checkpoint: Which) -> t
     """All seeds' agents [S] of a checkpoint, and what it says of their returns."""
     if checkpoint not in ("best", "last"):
         raise UpslopeError(f'A checkpoint is "best" or "last", not "{checkpoint}".')
-    coding, head = directory.spaces()
+    coding, head = spaces_of(directory)
     path, prefix = (directory.best, "") if checkpoint == "best" else (directory.last, ".learner.agent")
     check_size(path, config.seeds * num_parameters(coding, head, config.hidden_sizes))
     network = config.network()
@@ -111,6 +111,11 @@ def load_agents(directory: RunDirectory, config: Config, checkpoint: Which) -> t
     agents, _, meta = load_checkpoint(path, like, prefix)
     check_scores(path, meta, config.seeds)
     return agents, meta
+
+
+def spaces_of(directory: RunDirectory) -> tuple[Coding, Head]:
+    """How a run reads observations and means actions."""
+    return described(directory.read()["spaces"], str(directory.path / "config.json"))
 
 
 def check_scores(path: Path, meta: dict[str, Any], seeds: int) -> None:

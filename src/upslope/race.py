@@ -22,7 +22,7 @@ from upslope.api import Environment
 from upslope.config import Config, canonical, configure
 from upslope.environments.make import World, make, name_of
 from upslope.errors import UpslopeError
-from upslope.report.page import write_report
+from upslope.report.page import add_credit, write_report
 from upslope.runs import RunDirectory, free_name, same_run
 from upslope.standing import Standing, left_out_lines
 from upslope.tasks import task_of
@@ -94,7 +94,8 @@ def ladder(
     runs = [path / rung for rung in configs if rung not in left_out]
     if not runs:
         raise UpslopeError(f"No rung could be trained on {label}. {' '.join(left_out_lines(left_out))}")
-    return Ladder(path, compare(runs), left_out, report_of(runs, path / "report.html"))
+    comparison = compare(runs)
+    return Ladder(path, comparison, left_out, report_of(runs, comparison.groups[0].runs, path / "report.html"))
 
 
 def fitting(
@@ -168,6 +169,9 @@ def is_finished(path: Path) -> bool:
     return bool((np.nanmax(record.steps, axis=1) >= record.config.steps).all())
 
 
-def report_of(runs: Sequence[Path], output: Path) -> Path | None:
-    """A page about the race, where what draws it is installed."""
-    return write_report(runs, output) if find_spec("plotly") else None
+def report_of(runs: Sequence[Path], best: Sequence[Path], output: Path) -> Path | None:
+    """A page about the race, with the credit in an episode of the best, where what draws it is installed."""
+    if not find_spec("plotly"):
+        return None
+    add_credit(best)
+    return write_report(runs, output)

@@ -30,7 +30,6 @@ import numpy as np
 from upslope.config import Config, canonical
 from upslope.errors import UpslopeError
 from upslope.reading import brief, checked_rows, damaged, parse_json, read_csv, read_text
-from upslope.spaces import Coding, Head, from_json, to_json
 from upslope.storage import write_atomically
 
 try:
@@ -57,7 +56,7 @@ class RunDirectory:
         self.last = self.path / "checkpoints" / "last.npz"
         self.best = self.path / "checkpoints" / "best.npz"
 
-    def create(self, config: Config, coding: Coding, head: Head, axes: dict[str, Any]) -> None:
+    def create(self, config: Config, spaces: dict[str, Any], axes: dict[str, Any]) -> None:
         """Make the folder with its first files, all at once; refuse a folder that holds something.
 
         It is made under another name and moved, so that of two runs with one name the second is refused, and no kill
@@ -69,7 +68,7 @@ class RunDirectory:
             "versions": versions(),
             "config": config.to_json(),
             "axes": axes,
-            "spaces": {"observation": to_json(coding), "action": to_json(head)},
+            "spaces": spaces,
         }
         place = self.path.resolve()
         made = place.with_name(f".{place.name[:200]}.{os.getpid()}.{threading.get_ident()}.tmp")
@@ -147,14 +146,6 @@ class RunDirectory:
             return Config(**canonical(settings))
         except (TypeError, ValueError, AttributeError, UpslopeError) as error:
             raise UpslopeError(f"{self.path / 'config.json'} does not hold a config: {brief(error)}.") from error
-
-    def spaces(self) -> tuple[Coding, Head]:
-        """How observations are read and actions meant."""
-        try:
-            described = self.read()["spaces"]
-            return from_json(described["observation"]), from_json(described["action"])
-        except (KeyError, TypeError, ValueError, OverflowError) as error:
-            raise UpslopeError(f"{self.path / 'config.json'} does not describe the spaces: {brief(error)}.") from error
 
     def append(self, path: Path, text: str) -> None:
         """Append rows; a full disk leaves the last checkpoint valid."""

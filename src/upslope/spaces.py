@@ -18,6 +18,7 @@ from upslope.arrays import AnyArray as Array
 from upslope.arrays import namespace
 from upslope.distributions import Bernoulli, Categorical, DiagonalGaussian, Distribution, MultiCategorical
 from upslope.errors import UpslopeError
+from upslope.reading import brief
 
 SUPPORTED = "Supported: observations Box and Discrete; actions Discrete, Box, MultiDiscrete, MultiBinary."
 
@@ -244,3 +245,16 @@ def check_fields(fields: dict[str, Any]) -> None:
 def as_tuple(value: Any) -> tuple[Any, ...]:
     """The value, or a tuple of it alone."""
     return value if isinstance(value, tuple) else (value,)
+
+
+def describe(coding: Coding, head: Head) -> dict[str, Any]:
+    """How a run reads observations and means actions, for its config.json."""
+    return {"observation": to_json(coding), "action": to_json(head)}
+
+
+def described(spaces: dict[str, Any], where: str) -> tuple[Coding, Head]:
+    """The inverse of `describe`; `where` is the file that says so."""
+    try:
+        return from_json(spaces["observation"]), from_json(spaces["action"])
+    except (KeyError, TypeError, ValueError, OverflowError) as error:
+        raise UpslopeError(f"{where} does not describe the spaces: {brief(error)}.") from error

@@ -10,6 +10,7 @@ import math
 import os
 import zipfile
 from collections.abc import Mapping
+from dataclasses import fields, is_dataclass
 from pathlib import Path
 from typing import Any
 
@@ -100,3 +101,18 @@ def read_array(archive: zipfile.ZipFile, entry: zipfile.ZipInfo) -> np.ndarray:
 
 
 HEADERS = {(1, 0): np.lib.format.read_array_header_1_0, (2, 0): np.lib.format.read_array_header_2_0}
+
+
+def plain(x: Any) -> Any:
+    """Dataclasses, arrays and paths → what strict JSON can hold; nan and infinity are null."""
+    if is_dataclass(x):
+        return {f.name: plain(getattr(x, f.name)) for f in fields(x)}
+    if isinstance(x, dict):
+        return {str(key): plain(value) for key, value in x.items()}
+    if isinstance(x, tuple | list | np.ndarray):
+        return [plain(value) for value in x]
+    if isinstance(x, bool | np.bool_):
+        return bool(x)
+    if isinstance(x, float | np.floating):
+        return float(x) if np.isfinite(x) else None
+    return int(x) if isinstance(x, np.integer) else x if isinstance(x, int | str | None) else str(x)

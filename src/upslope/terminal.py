@@ -1,7 +1,6 @@
 """How commands answer: tables for a person, JSON for a program."""
 
 import json
-import math
 import shutil
 import sys
 from collections.abc import Iterable
@@ -14,19 +13,12 @@ PIPE_WIDTH = 160
 def answer(as_json: bool, found: dict[str, Any] | list[dict[str, Any]], views: Iterable[Any]) -> None:
     """Print what was found."""
     if as_json:
+        from upslope.storage import plain
+
         print(json.dumps(plain(found), indent=2, ensure_ascii=False, allow_nan=False))
         return
     for view in views:
         console().print(view)
-
-
-def plain(value: Any) -> Any:
-    """The same in strict JSON, which knows no nan."""
-    if isinstance(value, dict):
-        return {key: plain(x) for key, x in value.items()}
-    if isinstance(value, list | tuple):
-        return [plain(x) for x in value]
-    return None if isinstance(value, float) and not math.isfinite(value) else value
 
 
 def console() -> Any:

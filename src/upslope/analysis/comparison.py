@@ -1,12 +1,13 @@
 """What a comparison of runs says, as data: `compare` makes it, tables and reports show it."""
 
-from dataclasses import dataclass, fields, is_dataclass
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 from upslope.analysis.statistics import Estimate
+from upslope.storage import plain
 
 BUDGET_SHARES = (0.25, 0.5, 0.75, 1.0)
 """Where sample efficiency is read off, as shares of the budget."""
@@ -117,18 +118,3 @@ class Comparison:
     def to_json(self) -> dict[str, Any]:
         """All of it in strict JSON; a number that is none is null."""
         return plain(self)
-
-
-def plain(x: Any) -> Any:
-    """Dataclasses, arrays and paths → what JSON can hold."""
-    if is_dataclass(x):
-        return {f.name: plain(getattr(x, f.name)) for f in fields(x)}
-    if isinstance(x, dict):
-        return {str(key): plain(value) for key, value in x.items()}
-    if isinstance(x, tuple | list | np.ndarray):
-        return [plain(value) for value in x]
-    if isinstance(x, bool | np.bool_):
-        return bool(x)
-    if isinstance(x, float | np.floating):
-        return float(x) if np.isfinite(x) else None
-    return int(x) if isinstance(x, np.integer) else x if isinstance(x, int | str | None) else str(x)

@@ -14,10 +14,13 @@ import numpy as np
 
 from upslope.analysis.records import Record
 from upslope.config import Config
-from upslope.diagnostics import PREFIX
 
+PREFIX = "health/"
+"""Of the metrics of a run's health. `diagnostics` has it too, and brings JAX with it, which a report does without."""
 ALARM = 0.5
 """A finding of at least this certainty is an alarm; the others are notes."""
+UNTRAINED = 20
+"""Finished episodes of a seed that tell what it got before it had learned anything."""
 ENDS = 10
 """Finished episodes of a seed before its return is said to rise or not."""
 CRITIC, ACTING = "a critic", "a policy that acts while it learns"
@@ -179,7 +182,11 @@ class Signs:
 
     @property
     def returns(self) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-        """Mean episode return a seed at the beginning (first tenth) and the end (last fifth), and the deviation [S]."""
+        """Mean episode return a seed at the beginning and the end (last fifth), and the deviation at the beginning [S].
+
+        The beginning is the first iteration, where enough episodes end in it, since what is easy is learned within a
+        few; otherwise the first tenth.
+        """
         self.lacks(f"{ENDS} finished episodes of a seed", not np.isfinite(self.known_returns[0]).any())
         return self.known_returns
 
@@ -187,10 +194,11 @@ class Signs:
     def known_returns(self) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
         """The same; nan for seeds with too few episodes."""
         parts = []
-        for seed in self.record.seeds:
-            r = self.record.episodes_of(seed)["return"]
-            n = len(r)
-            first, last = r[: max(5, n // 10)], r[-max(5, n // 5) :]
+        for seed, steps in zip(self.record.seeds, self.record.steps, strict=True):
+            episodes = self.record.episodes_of(seed)
+            r, n, untrained = episodes["return"], len(episodes), int((episodes["step"] <= steps[0]).sum())
+            first = r[: untrained if untrained >= UNTRAINED else max(5, n // 10)]
+            last = r[-max(5, n // 5) :]
             parts.append((np.mean(first), np.mean(last), np.std(first)) if n >= ENDS else (np.nan,) * 3)
         first, last, spread = np.asarray(parts).T
         return first, last, spread

@@ -5,14 +5,12 @@ from dataclasses import dataclass
 from itertools import combinations
 from typing import Any, Literal
 
-import gymnasium
 import numpy as np
 
 from upslope.analysis.comparison import Aggregate, Group, Improvement, Profile, Reference
 from upslope.analysis.statistics import probability_of_improvement
 from upslope.analysis.strata import mean_estimate, profile, stratified_iqm, stratified_mean
 from upslope.config import Config
-from upslope.environments.make import COMPILED_PREFIX, make
 from upslope.errors import UpslopeError
 
 Normalize = Literal["threshold", "range"]
@@ -78,6 +76,8 @@ def reference_of(environment: str, groups: Sequence[Group], config: Config, norm
 
 def threshold_of(environment: str, config: Config) -> Reference:
     """0 is the measured return of a random policy, 1 Gymnasium's reward threshold: where it counts as solved."""
+    from upslope.environments.make import COMPILED_PREFIX, make  # it brings JAX, which a report does without
+
     world: Any = make(config.environment.removeprefix(COMPILED_PREFIX), config.env_kwargs, config.max_episode_steps)
     env = world.create()
     try:
@@ -98,7 +98,7 @@ def threshold_of(environment: str, config: Config) -> Reference:
     return Reference(environment, random, float(threshold), words)
 
 
-def random_return(env: gymnasium.Env) -> float:
+def random_return(env: Any) -> float:
     """The mean return of actions drawn from the action space, the same in every call."""
     env.action_space.seed(0)
     returns = []

@@ -43,7 +43,7 @@ def reset_as_successor(s: Signs) -> Finding | None:
 @rule("Huang et al. 2022, the 37 implementation details: the first ratio is 1")
 def log_prob_mismatch(s: Signs) -> Finding | None:
     """Before the first step of an update π_θ is the policy that acted."""
-    x = s.taken("log_prob_mismatch")
+    x = s.early("log_prob_mismatch")  # later, policies that have diverged disagree by rounding
     part = share(x > 1e-3) if not s.is_recorded else 0.0
     return Finding(
         "log_prob_mismatch", "The ratio is not 1 before the first step of an update.",
@@ -151,7 +151,8 @@ def objective_descends(s: Signs) -> Finding | None:
 @rule("Jones 2021: relative entropy stays at 1")
 def no_policy_signal(s: Signs) -> Finding | None:
     """Without weights or gradient a policy cannot move."""
-    weight, gradient = s.taken("weight_std"), s.taken("policy/gradient_norm")
+    # From the start: a policy that has learned all there is has no gradient left either.
+    weight, gradient = (s.taken(name, 0.0, 0.2, np.max) for name in ("weight_std", "policy/gradient_norm"))
     part = share((weight < 1e-7) | (gradient < 3e-3))
     return Finding(
         "no_policy_signal", "The policy gets no gradient.",

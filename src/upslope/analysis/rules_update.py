@@ -10,17 +10,22 @@ SEED = "another seed: --seed 100 --seeds 5"
 @rule("Huang et al. 2022: KL above 0.02 for long; Schulman, nuts and bolts: KL spikes")
 def update_too_large(s: Signs) -> Finding | None:
     """Updates that leave the region in which the batch tells about the policy."""
+    if s.is_recorded:
+        return None
     kl, clipped = s.taken("policy/kl", 0.0, 0.6), s.taken("policy/clip_fraction", 0.0, 0.6)
-    peak = s.taken("policy/kl", how=lambda x: np.percentile(x, 90))
-    part = share((kl > 0.06) | (peak > 0.3) | (clipped > 0.5) & (kl > 0.03)) if not s.is_recorded else 0.0
+    high, peak = (s.taken("policy/kl", how=how) for how in (lambda x: np.percentile(x, 90), np.max))
+    descends = s.taken("surrogate_gain", how=lambda x: np.mean(x < 0)) > 0.8  # a cause of its own
+    # One update of a nat and more leaves a policy that may never move again, which other signs are then of.
+    part, burst = share((kl > 0.06) | (high > 0.3) | (clipped > 0.5) & (kl > 0.03)), share((peak > 1) & ~descends)
     return Finding(
-        "update_too_large", "Each update moves the policy far.",
+        "update_too_large", "Each update moves the policy far." if not burst else "An update destroyed the policy.",
         "The learning rate is too high, or a batch is used for too many epochs.",
         f"Lower --learning-rate (now {s.config.learning_rate:g}) or --epochs ({s.config.epochs}); or --target-kl 0.02.",
-        0.86 * part, 0.95, evidence=(s.evidence("policy/kl", kl, "below 0.02", 0.0, 0.6),
-                                     s.evidence("policy/clip_fraction", clipped, "0.05 to 0.3", 0.0, 0.6)),
+        max(0.86 * part, 0.91 * burst), 1.0 if burst else 0.95,
+        evidence=(s.evidence("policy/kl", peak if burst else kl, "below 0.02", 0.0, 1.0 if burst else 0.6),
+                  s.evidence("policy/clip_fraction", clipped, "0.05 to 0.3", 0.0, 0.6)),
         rivals=("minibatches too small",), experiment="the same seeds with a third of the learning rate",
-    ) if part else None  # fmt: skip
+    ) if part or burst else None  # fmt: skip
 
 
 @rule("Jones 2021: KL and clip fraction near 0")
@@ -44,7 +49,7 @@ def entropy_dominates(s: Signs) -> Finding | None:
     if s.relative_entropy is None or s.config.entropy_coefficient < 0.03:
         return None
     x = np.nanmedian(s.relative_entropy[:, s.relative_entropy.shape[1] // 2 :], axis=1)
-    part = share(x > 0.95) if s.is_flat else 0.0
+    part = share(x > 0.95) * (1.0 if s.is_flat else 0.85)
     return Finding(
         "entropy_dominates", "The policy stays at maximum entropy.",
         "The entropy bonus outweighs what actions are worth.",
@@ -66,9 +71,11 @@ def no_exploration(s: Signs) -> Finding | None:
     else:
         return None
     part = share(x < limit) if s.is_flat or s.sigma is not None else 0.0
+    from_start = s.sigma is not None and share(s.sigma[:, 0] < limit) > 0
     return Finding(
         "no_exploration", "The policy hardly varies from early on.",
-        "It begins with, or fell early to, one action: nothing better can be found.", remedy, 0.88 * part, 0.95,
+        "It begins with, or fell early to, one action: nothing better can be found.", remedy,
+        (0.93 if from_start else 0.88) * part, 1.0 if from_start else 0.95,
         evidence=(s.evidence(name, x, f"above {limit}", 0.0, 0.25),), experiment=SEED,
         rivals=("the learning rate is too high",),
     ) if part else None  # fmt: skip
@@ -77,7 +84,8 @@ def no_exploration(s: Signs) -> Finding | None:
 @rule("baselines issue 371")
 def actions_clipped(s: Signs) -> Finding | None:
     """Most of what a Gaussian policy samples is cut off by the bounds."""
-    x = s.early("action_clipped")
+    # Of the first policy, since an update that went wrong may do it later.
+    x = s.taken("action_clipped", 0.0, 0.2, lambda x: x[0])
     part = share(x > 0.85)
     return Finding(
         "actions_clipped", "Most sampled actions are outside their bounds.",

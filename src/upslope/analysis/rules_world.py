@@ -184,7 +184,11 @@ def slows_down(s: Signs) -> Finding | None:
         return None
     edges = np.linspace(1, len(elapsed) - 1, 9).astype(int)
     rates = np.diff(steps[edges]) / np.maximum(np.diff(elapsed[edges]), 1e-9)
-    steady = np.corrcoef(np.arange(8), rates)[0, 1] < -0.8 and rates[-2:].mean() < 0.5 * rates[:2].mean()
+    # Counted from the fastest eighth, since a run begins with compiling.
+    from_best = rates[int(np.argmax(rates)) :]
+    ranks = np.argsort(np.argsort(from_best))
+    falls = len(ranks) >= 5 and np.corrcoef(np.arange(len(ranks)), ranks)[0, 1] < -0.7
+    steady = falls and from_best[-2:].mean() < 0.5 * from_best[:2].mean()
     return Finding(
         "slows_down", f"Training slowed from {rates[0]:,.0f} to {rates[-1]:,.0f} steps/s a seed.",
         "The environment or a wrapper does more work at each step: a growing list, a leak, a log.",

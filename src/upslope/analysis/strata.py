@@ -7,11 +7,12 @@ uncertainty. The intervals are about these environments, and say nothing of othe
 import math
 from collections.abc import Sequence
 from functools import cache
+from typing import Literal
 
 import numpy as np
 from scipy import stats
 
-from upslope.analysis.statistics import LEVEL, TAIL, Band, Estimate, Interval, around
+from upslope.analysis.statistics import LEVEL, Band, Estimate, Interval, around
 
 
 def stratified_mean(strata: Sequence[np.ndarray]) -> Estimate:
@@ -26,17 +27,34 @@ def stratified_mean(strata: Sequence[np.ndarray]) -> Estimate:
 def stratified_iqm(strata: Sequence[np.ndarray]) -> Estimate:
     """The interquartile mean of all seeds of all environments together (Agarwal et al. 2021).
 
-    Its variance is Tukey and McLaughlin's, taken within environments: with all scores winsorised at the ends of what is
-    kept, Σ S_m s_{w,m}² / h², h the number of scores kept. Degrees of freedom by Welch and Satterthwaite.
+    A score on a quartile counts in part: left out whole or not at all, it would give the environment that it is from
+    too much or too little weight. The variance is Σ v_m, v_m the larger of two, for of few seeds either is often too
+    small: W_m² s_m²/S_m, as if the weight W_m of the environment's scores were always that of the same places (the
+    delta method); and Tukey and McLaughlin's S_m s²_{w,m}/h², of the scores winsorised at the ends of the h = N/2 that
+    are kept, which knows that others might have been. Degrees of freedom by Welch and Satterthwaite.
     """
-    every = np.sort(np.concatenate(strata))
-    if not np.isfinite(every).all():
+    scores = np.concatenate(strata)
+    if not np.isfinite(scores).all():
         return Estimate(math.nan, None)
-    value = float(stats.trim_mean(every, TAIL))
-    cut = int(TAIL * len(every))
-    kept = len(every) - 2 * cut
-    clipped = [np.clip(x, every[cut], every[-1 - cut]) for x in strata]
-    return Estimate(value, welch(value, [mean_variance(x) * (len(x) / kept) ** 2 for x in clipped], strata))
+    weights = np.empty(len(scores))
+    order = np.argsort(scores)
+    weights[order] = between_quartiles(len(scores))
+    cut = len(scores) // 4
+    ends = np.sort(scores)[[cut, -1 - cut]]
+    each = np.split(weights, np.cumsum([len(x) for x in strata])[:-1])
+    variances = [
+        max(mean_variance(x) * w.sum() ** 2, mean_variance(np.clip(x, *ends)) * (len(x) / (len(scores) / 2)) ** 2)
+        for x, w in zip(strata, each, strict=True)
+    ]
+    value = float(scores @ weights)
+    return Estimate(value, welch(value, variances, strata))
+
+
+def between_quartiles(n: int) -> np.ndarray:
+    """The weight of each of n ordered scores in the mean of the middle half: of its n-th part of the whole, as much as
+    lies between a quarter and three quarters."""
+    place = np.arange(n)
+    return np.clip(np.minimum(place + 1, 3 * n / 4) - np.maximum(place, n / 4), 0, None) / (n / 2)
 
 
 def mean_variance(x: np.ndarray) -> float:
@@ -71,18 +89,20 @@ def mean_estimate(parts: Sequence[Estimate]) -> Estimate:
 def profile(strata: Sequence[np.ndarray], thresholds: np.ndarray) -> Band:
     """The share of seeds above each threshold [K], averaged over environments, with its pointwise interval.
 
-    In one environment the interval is Wilson's (1927); over several, `mean_estimate`.
+    In one environment the interval is Clopper and Pearson's (1934), which holds the truth at least as often as it
+    says; over several, Wilson's (1927) of each, put together by `mean_estimate`.
     """
-    at = [mean_estimate([share_of(int((x > tau).sum()), len(x)) for x in strata]) for tau in thresholds]
+    method = "exact" if len(strata) == 1 else "wilson"
+    at = [mean_estimate([share_of(int((x > tau).sum()), len(x), method) for x in strata]) for tau in thresholds]
     low = [math.nan if e.interval is None else e.interval.low for e in at]
     high = [math.nan if e.interval is None else e.interval.high for e in at]
     return Band(np.asarray([e.value for e in at]), np.asarray(low), np.asarray(high))
 
 
 @cache
-def share_of(count: int, n: int) -> Estimate:
-    """count of n seeds, with Wilson's interval; none for one seed."""
+def share_of(count: int, n: int, method: Literal["exact", "wilson"]) -> Estimate:
+    """count of n seeds, and its interval; none for one seed."""
     if n < 2:
         return Estimate(count / n, None)
-    found = stats.binomtest(count, n).proportion_ci(LEVEL, method="wilson")
+    found = stats.binomtest(count, n).proportion_ci(LEVEL, method=method)
     return Estimate(count / n, Interval(float(found.low), float(found.high)))

@@ -18,5 +18,5 @@ EXPERIMENTS = (
     Experiment("reuse", reuse, {"seeds": 4, "epochs": (1, 48), "iterations": 8}),
     Experiment("table1", table1, {"seeds": 2, "steps": 8_192}),
     Experiment("credit", credit, {"seeds": 4, "others": (12,), "iterations": 60}),
-    Experiment("seeds", seeds, {"pool": 24, "draws": 200}),
+    Experiment("seeds", seeds, {"pool": 32, "draws": 200, "iterations": 10}),
 )

@@ -7,13 +7,13 @@ from string import Template
 from typing import Any
 
 from plotly.io import to_html
-from plotly.offline import get_plotlyjs
 
 from upslope.lab.figures import figure
 from upslope.lab.finding import Finding, Outcome
 from upslope.lab.run import Result, counts_of, made_of
 from upslope.lab.texts import Language, measured, region, texts, typeset
 from upslope.pages import MARK
+from upslope.report.page import plotly_script
 
 
 def page(results: Sequence[Result], language: Language, seed: int, quick: bool) -> str:
@@ -30,7 +30,7 @@ def page(results: Sequence[Result], language: Language, seed: int, quick: bool) 
         counts=escape(counts_of([f for r in results for f in r.outcome.findings], words)),
         experiments="\n".join(section(result, words) for result in results),
         made=escape(made_of(results, words, seed, quick)),
-        plotly=get_plotlyjs(),
+        plotly=plotly_script(),
     )
 
 

@@ -3,6 +3,7 @@
 import dataclasses
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
 from functools import partial
 from typing import Any
 
@@ -25,6 +26,37 @@ from upslope.update import Update, evaluate
 
 # Most of a small program's time is XLA's, and half of that is the optimisation of code that runs once.
 quick_jit = partial(jax.jit, compiler_options={"xla_backend_optimization_level": 0})
+
+
+@dataclass(frozen=True)
+class OneOf(Objective):
+    """Several objectives in one program, for compiling takes longer than training: the state says which is meant.
+
+    The state is [which, the state of that objective].
+    """
+
+    objectives: tuple[Objective, ...]
+
+    def init(self) -> Float[Array, "2"]:
+        return self.start(0)
+
+    def start(self, which: int) -> Float[Array, "2"]:
+        """The state at the start of training by this one."""
+        return jnp.stack([jnp.float32(which), self.objectives[which].init()])
+
+    def loss(self, state: Float[Array, "2"], sample: Sample) -> Float[Array, "B"]:
+        losses = [objective.loss for objective in self.objectives]
+        return jax.lax.switch(state[0].astype(jnp.int32), losses, state[1], sample)
+
+    def adapt(self, state: Float[Array, "2"], kl: Float[Array, ""]) -> Float[Array, "2"]:
+        adapts = [objective.adapt for objective in self.objectives]
+        return state.at[1].set(jax.lax.switch(state[0].astype(jnp.int32), adapts, state[1], kl))
+
+    def each_from(self, state: TrainState) -> TrainState:
+        """A state [K·S] before training, of the same S seeds K times over: the k-th time they train by the k-th."""
+        starts = jnp.stack([self.start(k) for k in range(len(self.objectives))])
+        times = state.iteration.shape[0] // len(self.objectives)
+        return state._replace(learner=state.learner._replace(objective=jnp.repeat(starts, times, axis=0)))
 
 
 def side_by_side(measurements: Sequence[Callable[[], Any]]) -> list[Any]:
@@ -134,7 +166,10 @@ def small_task(world: Tabular, estimator: Estimator, objective: Objective, **cha
 def train_and_watch(
     task: Task, world: Tabular, seeds: Sequence[int], iterations: int
 ) -> tuple[Float[np.ndarray, "S I O A"], Metrics]:
-    """Train, and keep the whole policy after every iteration: its exact return can then be computed."""
+    """Train, and keep the whole policy after every iteration: its exact return can then be computed.
+
+    By `OneOf` K objectives, `seeds` are trained by each, S = K · len(seeds).
+    """
     every_observation = jnp.arange(size_of(world)[0])
 
     def one(state: TrainState, _: None) -> tuple[TrainState, Any]:
@@ -145,5 +180,10 @@ def train_and_watch(
     def train(state: TrainState) -> Any:
         return jax.lax.scan(one, state, length=iterations)[1]
 
-    logits, metrics = quick_jit(over_seeds(train))(initialise_all(task, seeds, world))
+    objective = task.update.objective
+    if isinstance(objective, OneOf):
+        state = objective.each_from(initialise_all(task, [*seeds] * len(objective.objectives), world))
+    else:
+        state = initialise_all(task, seeds, world)
+    logits, metrics = quick_jit(over_seeds(train))(state)
     return np.asarray(jax.nn.softmax(logits), np.float64), metrics

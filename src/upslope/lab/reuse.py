@@ -9,31 +9,31 @@ from jaxtyping import Float
 from upslope.environments.tabular import gridworld
 from upslope.estimators import GAE
 from upslope.lab.finding import ABOVE_ZERO, BELOW_ZERO, Finding, Line, Outcome, Panel, mean_of
-from upslope.lab.play import side_by_side, small_task, train_and_watch
+from upslope.lab.play import OneOf, side_by_side, small_task, train_and_watch
 from upslope.objectives import Clip, KLPenalty, Objective, PolicyGradient
 
 OBJECTIVES: dict[str, Objective] = {"plain": PolicyGradient(), "kl": KLPenalty(1.0, 0.01), "clip": Clip(0.2)}
 WORLD = gridworld(4, 4, step_cost=0.05, slip=0.2, max_episode_steps=50)
 
 
-def trained(objective: Objective, epochs: int, seeds: Sequence[int], iterations: int) -> Float[np.ndarray, "2 S"]:
-    """Each seed's exact expected return after training, and its mean KL of an update."""
+def trained(epochs: int, seeds: Sequence[int], iterations: int) -> Float[np.ndarray, "2 K S"]:
+    """By each objective, each seed's exact expected return after training, and its mean KL of an update."""
+    every = OneOf(tuple(OBJECTIVES.values()))
     task = small_task(
-        WORLD, GAE(0.95), objective, epochs=epochs, critic_epochs=8, normalize_advantage=True, num_envs=8
+        WORLD, GAE(0.95), every, epochs=epochs, critic_epochs=8, normalize_advantage=True, num_envs=8
     )  # fmt: skip
     policies, metrics = train_and_watch(task, WORLD, seeds, iterations)
     returns = [WORLD.expected_return(policy[-1], 1.0, WORLD.max_episode_steps) for policy in policies]
-    return np.array([returns, np.mean(metrics["policy/kl"], axis=1)])
+    found = np.array([returns, np.mean(metrics["policy/kl"], axis=1)])
+    return found.reshape(2, len(OBJECTIVES), len(seeds))
 
 
 def reuse(seed: int = 0, seeds: int = 8, epochs: Sequence[int] = (1, 8, 48), iterations: int = 20) -> Outcome:
     """Return and KL against the number of epochs on each batch."""
     each = range(seed, seed + seeds)
-    cases = [(objective, count) for objective in OBJECTIVES.values() for count in epochs]
-    values = side_by_side([partial(trained, *case, each, iterations) for case in cases])
-    found = dict(zip(OBJECTIVES, np.array(values).reshape(len(OBJECTIVES), len(epochs), 2, seeds), strict=True))
-    (first, last), returns = (0, -1), {name: values[:, 0] for name, values in found.items()}
-    divergence = {name: values[:, 1] for name, values in found.items()}
+    found = np.array(side_by_side([partial(trained, count, each, iterations) for count in epochs]))
+    first, last = 0, -1
+    returns, divergence = (dict(zip(OBJECTIVES, found[:, k].swapaxes(0, 1), strict=True)) for k in (0, 1))
     return Outcome(
         findings=(
             Finding("breaks", mean_of(returns["plain"][last] - returns["plain"][first]), BELOW_ZERO),

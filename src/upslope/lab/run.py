@@ -7,7 +7,6 @@ from pathlib import Path
 from time import perf_counter
 from typing import Any
 
-import numpy as np
 from rich.console import Console
 from rich.table import Table
 
@@ -93,7 +92,7 @@ def verdict_table(results: Sequence[Result], language: Language) -> Table:
 
 
 def as_json(results: Sequence[Result], language: Language, seed: int, quick: bool) -> dict[str, Any]:
-    """Everything in strict JSON: an endless bound is null."""
+    """Everything as data, strict JSON once `plain` has made endless bounds null."""
     experiments = []
     for result in results:
         mine = texts(language)["experiments"][result.name]
@@ -103,40 +102,17 @@ def as_json(results: Sequence[Result], language: Language, seed: int, quick: boo
                 "name": finding.name,
                 "claim": mine["claims"][finding.name]["claim"].format(**numbers),
                 "number": mine["claims"][finding.name]["number"].format(**numbers),
-                "predicted": bounds(finding.predicted),
-                "measured": finite(finding.estimate.value),
-                "interval": bounds(finding.estimate.interval),
+                "predicted": finding.predicted,
+                "measured": finding.estimate.value,
+                "interval": finding.estimate.interval,
                 "verdict": finding.verdict,
             }
             for finding in result.outcome.findings
         ]
         words = {key: mine[key].format(**numbers) for key in ("title", "source", "asks")}
-        panels = [
-            plain(vars(panel) | {"lines": [line._asdict() for line in panel.lines]}) for panel in result.outcome.panels
-        ]
+        panels = [vars(panel) | {"lines": [line._asdict() for line in panel.lines]} for panel in result.outcome.panels]
         experiments.append(
             {"name": result.name, **words, "seconds": round(result.seconds, 1), "numbers": numbers}
             | {"findings": findings, "panels": panels}
         )
     return {"seed": seed, "quick": quick, "versions": versions(), "experiments": experiments}
-
-
-def bounds(interval: Sequence[float]) -> list[float | None]:
-    """Both ends."""
-    return [finite(bound) for bound in interval]
-
-
-def finite(value: float) -> float | None:
-    """A number that JSON knows."""
-    return float(value) if np.isfinite(value) else None
-
-
-def plain(tree: Any) -> Any:
-    """Dictionaries, lists, text and numbers only."""
-    if isinstance(tree, dict):
-        return {key: plain(value) for key, value in tree.items()}
-    if isinstance(tree, list | tuple | np.ndarray):
-        return [plain(value) for value in tree]
-    if isinstance(tree, bool | str) or tree is None:
-        return tree
-    return finite(float(tree))

@@ -31,11 +31,12 @@ REPORT_PICTURES, CREDIT_PICTURES = 1_200_000, 2_500_000
 """Bytes of pictures in a page, all runs together."""
 
 
-def write_report(runs: Sequence[str | Path], output: str | Path = "report.html") -> Path:
+def write_report(runs: Sequence[str | Path], output: str | Path = "report.html", *, credit: bool = False) -> Path:
     """Write a page about these runs: curves, comparison, evaluations, health, settings, diagnostics, credit.
 
     It reads run directories and nothing else, so it is quick and executes nothing of theirs. Evaluation episodes and
-    credit are shown where `upslope evaluate` and `upslope credit` have left some.
+    credit are shown where `upslope evaluate` and `upslope credit` have left some. With `credit`, an episode is played
+    first for each run that keeps none, which takes seconds a run.
 
     Raises:
         UpslopeError: there is no such folder, no run at all, or an output that cannot be written.
@@ -44,6 +45,7 @@ def write_report(runs: Sequence[str | Path], output: str | Path = "report.html")
     script = plotly_script()
     records, left_out = read_records(runs)
     names = unique_names(records)
+    missing = add_credit([record.path for record in records]) if credit else []
     comparison, warnings = compared(records)
     warnings = [*left_out, *warnings]
     figures = Figures()
@@ -57,7 +59,7 @@ def write_report(runs: Sequence[str | Path], output: str | Path = "report.html")
         "Credit": credit_section(figures, records, names),
     }
     title = ", ".join(dict.fromkeys(r.config.environment for r in records))
-    html = page_of(f"upslope · {title}", sections, figures, script, names=names, warnings=warnings)
+    html = page_of(f"upslope · {title}", sections, figures, script, names=names, warnings=[*warnings, *missing])
     return write_page(path, html)
 
 
@@ -89,6 +91,20 @@ def write_credit(
     return write_page(path, page_of(f"upslope · credit · {title}", sections, figures, script))
 
 
+def add_credit(runs: Sequence[Path]) -> list[str]:
+    """Play an episode of each run that keeps no credit yet, of its first seed; why it could not be done, where so."""
+    from upslope.analysis.weighing import credit_of
+
+    reasons = []
+    for path in (run / FILE_NAME for run in runs):
+        try:
+            if not path.exists():
+                save_credit(path, credit_of(path.parent))
+        except UpslopeError as error:
+            reasons.append(f"{path.parent} has no credit view: {error}")
+    return reasons
+
+
 def compared(records: Sequence[Record]) -> tuple[Comparison | None, Sequence[str]]:
     """The comparison of the runs that have a score, and its warnings; where there is none, the reason is a warning."""
     scored = [r for r in records if len(r.episodes) or len(r.evaluations)]
@@ -115,7 +131,11 @@ def credit_section(figures: Figures, records: Sequence[Record], names: Sequence[
         parts += [credit_view(figures, credit, names[k], limit) for k, credit in there.items()]
     without = "\n".join(f"upslope credit {r.path}" for k, r in enumerate(records) if k not in there)
     if without:
-        parts.append(f"<p>To see who is blamed in an episode of another run:</p><pre>{escape(without)}</pre>")
+        which = "another" if there else "a"
+        parts.append(
+            f"<p>Who is blamed in an episode of {which} run? That takes playing one: a report only reads, unless it is "
+            f"made with <code>--credit</code>. Afterwards it is shown here too.</p><pre>{escape(without)}</pre>"
+        )
     return "\n".join(parts)
 
 
