@@ -18,7 +18,7 @@ import upslope
 from upslope import api, loop, processes
 from upslope.config import configure
 from upslope.runs import RunDirectory
-from upslope.spaces import BoxCoding, DiscreteHead
+from upslope.spaces import BoxCoding, DiscreteHead, describe
 
 sys.path.insert(0, str(Path(__file__).parents[1] / "benchmarks"))
 import stress
@@ -27,7 +27,7 @@ SMALL: dict[str, Any] = {
     "num_envs": 2, "rollout_steps": 8, "minibatches": 2, "epochs": 1, "hidden_sizes": (8,), "quiet": True,
     "preset": False,
 }  # fmt: skip
-PARTS = BoxCoding((4,)), DiscreteHead(2), {"needs_critic": True}
+PARTS = describe(BoxCoding((4,)), DiscreteHead(2)), {"needs_critic": True}
 
 
 def train(folder: Path, name: str, **settings: Any) -> Path:
