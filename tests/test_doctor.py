@@ -77,7 +77,7 @@ SIGNATURES = {
     "update_too_large": {"changes": {"policy/kl": 0.5, "policy/clip_fraction": 0.7}},
     "update_too_small": {"changes": {"policy/kl": 1e-9}, "rise": 0.0},
     "entropy_dominates": {"changes": {"policy/entropy": 0.693}, "rise": 0.0, "entropy_coefficient": 1.0},
-    "actions_clipped": {"changes": {"health/action_clipped": 0.9, "policy/entropy": 3.0}, "box": True},
+    "actions_clipped": {"changes": {"health/action_clipped": 0.98, "policy/entropy": 3.0}, "box": True},
     "no_exploration": {"changes": {"policy/entropy": -5.0}, "box": True},
     "targets_impossible": {"changes": {"health/target_mean": -30.0}},
     "not_finite": {"changes": {"policy/loss": float("nan")}, "rise": 0.0},
