@@ -38,11 +38,11 @@ MARKS = ("<!-- figures: begin -->\n", "<!-- figures: end -->")
 COMMAND = "from upslope import loop; loop.CHECKPOINT_SECONDS = 0.2; from upslope.cli import main; main()"
 SMALL = "--no-preset --num-envs 4 --rollout-steps 32 --hidden-sizes 16"
 CASES = {
-    "compiled, segments": f"jax:CartPole-v1 {SMALL} --seeds 2 --steps 150000 --normalize-observations",
-    "compiled, whole episodes": "jax:CartPole-v1 --algorithm reinforce_baseline --no-preset --seeds 2 --steps 30000",
-    "host, one process": f"CartPole-v1 {SMALL} --seeds 1 --steps 10000 --workers 1 --normalize-rewards",
-    "host, a process a seed": f"CartPole-v1 {SMALL} --seeds 2 --steps 6000 --workers 2",
-    "host, slices": f"CartPole-v1 {SMALL} --seeds 1 --steps 5000 --workers 2",
+    "compiled, segments": f"jax:CartPole-v1 {SMALL} --seeds 2 --steps 400000 --normalize-observations",
+    "compiled, whole episodes": "jax:CartPole-v1 --algorithm reinforce_baseline --no-preset --seeds 2 --steps 60000",
+    "host, one process": f"CartPole-v1 {SMALL} --seeds 1 --steps 60000 --workers 1 --normalize-rewards",
+    "host, a process a seed": f"CartPole-v1 {SMALL} --seeds 2 --steps 40000 --workers 2",
+    "host, slices": f"CartPole-v1 {SMALL} --seeds 1 --steps 12000 --workers 2",
 }
 COUNTED = (
     "kills", "while a checkpoint was written", "before the first checkpoint", "at any other moment", "runs",
