@@ -1,6 +1,6 @@
 """What survives SIGKILL? Stores benchmarks/results/stress.json, and writes the figures into docs/reliability.md.
 
-    python benchmarks/stress.py kills               # 100 kills, compiled and host (about 15 minutes on two cores)
+    python benchmarks/stress.py kills               # 100 kills, compiled and host (about 13 minutes on two cores)
     python benchmarks/stress.py kills --count 12    # fewer; a case that is stored is not done again
     python benchmarks/stress.py malformed           # thousands of malformed files, by tests/test_loaders.py
     python benchmarks/stress.py table               # the page's table from the stored results
