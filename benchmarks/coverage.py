@@ -9,13 +9,13 @@ oracle's interval, who knows how far estimates fall from the truth: estimate ± 
 """
 
 import json
-import re
 import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+from pages import fill
 from scipy import stats
 
 from upslope.analysis.statistics import Estimate, Interval, iqm_of, mean_of, median_of, probability_of_improvement
@@ -236,9 +236,7 @@ def shown(cell: dict[str, float]) -> str:
 def write_page() -> None:
     """The tables between the marks in docs/compare.md."""
     result = json.loads(RESULTS.read_text("utf-8"))
-    text = PAGE.read_text("utf-8")
-    between = re.compile(r"(?<=<!-- coverage: begin -->\n).*?(?=\n<!-- coverage: end -->)", re.DOTALL)
-    PAGE.write_text(between.sub(lambda _: tables(result), text), "utf-8")
+    fill(PAGE, "coverage", tables(result))
 
 
 if __name__ == "__main__":

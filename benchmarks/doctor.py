@@ -16,6 +16,7 @@ from typing import Any
 
 sys.path.insert(0, str(Path(__file__).parent))
 from doctor_bank import HALVES, jobs, place, train
+from pages import fill
 
 import upslope
 
@@ -23,7 +24,6 @@ RESULTS = Path(__file__).parent / "results" / "doctor.json"
 PAGE = Path(__file__).parents[1] / "docs" / "doctor.md"
 AT_ONCE, MORE = 30, 3
 """Runs that one process trains, and its exit status if there may be more."""
-MARKS = ("<!-- figures: begin -->\n", "<!-- figures: end -->")
 
 
 def judge(bank: Path, halves: tuple[str, ...] = HALVES, verbose: bool = True) -> dict[str, Any]:
@@ -75,8 +75,7 @@ def write_page(results: dict[str, Any]) -> None:
         words = ", ".join(f"{'**' if found == cause else ''}`{found}`{'**' if found == cause else ''}: {n}"
                           for found, n in sorted(counts.items(), key=lambda item: -item[1]))  # fmt: skip
         lines.append(f"| `{cause}` | {words} |")
-    before, _, rest = PAGE.read_text("utf-8").partition(MARKS[0])
-    PAGE.write_text(before + MARKS[0] + "\n".join(lines) + "\n" + MARKS[1] + rest.partition(MARKS[1])[2], "utf-8")
+    fill(PAGE, "figures", "\n".join(lines))
 
 
 def percent(x: float | None) -> str:

@@ -11,6 +11,8 @@ import tempfile
 from pathlib import Path
 from typing import Any
 
+from pages import fill
+
 from upslope.lab.finding import Estimate
 from upslope.lab.texts import measured, region, texts
 
@@ -18,7 +20,6 @@ ROOT = Path(__file__).parents[1]
 RESULT = ROOT / "benchmarks" / "results" / "lab.json"
 PAGE = ROOT / "docs" / "lab.md"
 HEADING = "| claim | number | predicted | measured | verdict |\n|---|---|---|---|---|"
-BEGIN, END = "<!-- findings: begin -->", "<!-- findings: end -->"
 
 
 def run() -> None:
@@ -31,10 +32,7 @@ def run() -> None:
 
 def write_page() -> None:
     """The findings into docs/lab.md."""
-    text = PAGE.read_text("utf-8")
-    before, rest = text.split(BEGIN)
-    after = rest.split(END)[1]
-    PAGE.write_text(before + BEGIN + "\n" + findings(json.loads(RESULT.read_text("utf-8"))) + END + after, "utf-8")
+    fill(PAGE, "findings", findings(json.loads(RESULT.read_text("utf-8"))))
 
 
 def findings(found: dict[str, Any]) -> str:

@@ -22,6 +22,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from pages import fill
+
 HERE = Path(__file__).parent
 RESULTS = HERE / "results" / "speed"
 PAGE = HERE.parent / "docs" / "performance.md"
@@ -246,12 +248,8 @@ def phases_table() -> str:
 
 def write_page() -> None:
     """Put the tables between their marks, and draw the plot."""
-    text = PAGE.read_text("utf-8")
-    for name, content in (("speed", table()), ("phases", phases_table())):
-        begin, end = f"<!-- {name}: begin -->", f"<!-- {name}: end -->"
-        head, rest = text.split(begin)
-        text = f"{head}{begin}\n{content}\n{end}{rest.split(end)[1]}"
-    PAGE.write_text(text, "utf-8")
+    fill(PAGE, "speed", table())
+    fill(PAGE, "phases", phases_table())
     plot()
 
 

@@ -12,30 +12,23 @@ written every few tenths of a second instead of every ten seconds, so that short
 """
 
 import argparse
-import contextlib
 import json
 import os
 import platform
-import re
-import signal
 import subprocess
 import sys
 import tempfile
 import time
-import zipfile
-from collections import Counter
-from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+from pages import fill
+from stress_kills import Case, Tally, straight, torment
 
 HERE = Path(__file__).parent
 RESULTS, PAGE = HERE / "results" / "stress.json", HERE.parent / "docs" / "reliability.md"
 TESTS = HERE.parent / "tests" / "test_loaders.py"
-MARKS = ("<!-- figures: begin -->\n", "<!-- figures: end -->")
-COMMAND = "from upslope import loop; loop.CHECKPOINT_SECONDS = 0.2; from upslope.cli import main; main()"
 SMALL = "--no-preset --num-envs 4 --rollout-steps 32 --hidden-sizes 16"
 CASES = {
     "compiled, segments": f"jax:CartPole-v1 {SMALL} --seeds 2 --steps 400000 --normalize-observations",
@@ -50,216 +43,6 @@ COUNTED = (
 )  # fmt: skip
 """What the table says."""
 KILLS_OF_A_RUN = 4
-MOMENTS = ("any", "writing", "any", "starting", "writing")
-"""Which moments are drawn, in turn."""
-LONGEST = 900.0
-"""Seconds after which a process that has not ended is a failure."""
-
-
-@dataclass
-class Case:
-    """A training command, and how long the run that nobody stopped took."""
-
-    name: str
-    arguments: list[str]
-    folder: Path
-    began: float = 0.0
-    """Seconds until the run directory was there."""
-    took: float = 0.0
-
-
-@dataclass
-class Tally:
-    """What happened in a case."""
-
-    counts: Counter[str] = field(default_factory=Counter)
-    faults: list[str] = field(default_factory=list)
-
-
-def start(arguments: list[str], log: Path) -> subprocess.Popen[bytes]:
-    """The command line in a process group of its own."""
-    with log.open("ab") as output:
-        command = [sys.executable, "-c", COMMAND, *arguments]
-        return subprocess.Popen(command, stdout=output, stderr=output, start_new_session=True)
-
-
-def kill(process: subprocess.Popen[bytes]) -> bool:
-    """SIGKILL for the whole group; whether it was still alive."""
-    is_alive = process.poll() is None
-    try:
-        os.killpg(process.pid, signal.SIGKILL)
-    except ProcessLookupError:
-        is_alive = False
-    process.wait()
-    return is_alive
-
-
-def wait_until(process: subprocess.Popen[bytes], is_so: Any, seconds: float = LONGEST) -> bool:
-    """Look every half millisecond; False if the process ended or the time is over before."""
-    deadline = time.monotonic() + seconds
-    while time.monotonic() < deadline and process.poll() is None:
-        if is_so():
-            return True
-        time.sleep(0.0005)
-    return False
-
-
-def listing(folder: Path) -> list[str]:
-    """The names in a folder; none where it is not there."""
-    try:
-        return [path.name for path in folder.iterdir()]
-    except OSError:
-        return []
-
-
-def stamps(run: Path) -> set[tuple[str, int]]:
-    """The files among the checkpoints, and when each was last written to."""
-    found = set()
-    for name in listing(run / "checkpoints"):
-        with contextlib.suppress(OSError):  # it has been moved meanwhile
-            found.add((name, (run / "checkpoints" / name).stat().st_mtime_ns))
-    return found
-
-
-class Growth:
-    """Whether a file has grown: a resumed run first cuts its rows, and has not trained before it appends some."""
-
-    def __init__(self, path: Path):
-        self.path = path
-        self.least = self.size()
-
-    def size(self) -> int:
-        """Bytes; 0 where there is no file."""
-        return self.path.stat().st_size if self.path.exists() else 0
-
-    def __call__(self) -> bool:
-        now = self.size()
-        self.least = min(self.least, now)
-        return now > self.least
-
-
-def kill_at(moment: str, process: subprocess.Popen[bytes], case: Case, run: Path, draw: np.random.Generator) -> str:
-    """Kill at such a moment; what it was, in fact: `ended` where the process was quicker."""
-    left_over = set(listing(run / "checkpoints"))
-    if moment == "starting":
-        time.sleep(draw.uniform(0, case.began * 1.5))
-    else:
-        wait_until(process, Growth(run / "metrics.jsonl"))
-        time.sleep(draw.uniform(0, 0.6 * max(case.took - case.began, 0.5)))
-    if moment == "writing":
-        now = stamps(run)
-        wait_until(process, lambda: stamps(run) != now)
-        time.sleep(draw.choice([0.0, 0.0, 0.001, 0.003]))
-    was_alive = kill(process)
-    names = set(listing(run / "checkpoints")) - left_over
-    if not was_alive:
-        return "ended"
-    return "writing" if any(name.endswith(".tmp") for name in names) else moment
-
-
-def rows_of(run: Path) -> list[str]:
-    """Every whole row on disk, metrics and episodes, without what the clock says."""
-    found = []
-    for name in ("metrics.jsonl", "episodes.csv"):
-        path = run / name
-        lines = path.read_text("utf-8").split("\n")[:-1] if path.exists() else []
-        found += [re.sub(r', "time/[a-z_]+": [^,}]+', "", line) for line in lines]
-    return found
-
-
-def faults_of(run: Path) -> Iterator[str]:
-    """Files that somebody else's reader cannot read: a checkpoint is a zip with checksums, config.json is JSON."""
-    for path in run.rglob("*"):
-        try:
-            if path.suffix == ".npz":
-                with zipfile.ZipFile(path) as archive:
-                    assert archive.testzip() is None
-            elif path.suffix == ".json":
-                json.loads(path.read_text("utf-8"))
-        except Exception as error:
-            yield f"{path.name}: {type(error).__name__}: {error}"
-
-
-def saved_step(run: Path) -> int:
-    """How far the last checkpoint reached; −1 where there is none, or a damaged one, which `faults_of` tells."""
-    try:
-        with np.load(run / "checkpoints" / "last.npz") as archive:
-            return max(json.loads(str(archive["meta"][()]))["steps"])
-    except Exception:
-        return -1
-
-
-def everything(run: Path) -> dict[str, Any]:
-    """All that is promised to be equal: every array, what the checkpoints say besides, all rows, the config."""
-    found: dict[str, Any] = {"rows": rows_of(run)}
-    for name in ("last", "best"):
-        with np.load(run / "checkpoints" / f"{name}.npz") as archive:
-            arrays = {key: archive[key] for key in archive.files}
-        meta = json.loads(str(arrays.pop("meta")[()]))
-        found |= {f"{name}{key}": (x.dtype.str, x.shape, x.tobytes()) for key, x in arrays.items()}
-        # The sizes of the files count the digits of the clock's columns.
-        found[f"{name} meta"] = {k: v for k, v in meta.items() if k not in ("elapsed", "sizes")}
-    description = json.loads((run / "config.json").read_text("utf-8"))
-    return found | {k: v for k, v in description.items() if k != "created"}
-
-
-def straight(case: Case, names: Sequence[str] = ("warm", "straight")) -> None:
-    """The run that nobody stops; first once, to fill the cache of compiled programs."""
-    for name in names:
-        run, begun = case.folder / name, time.monotonic()
-        process = start([*case.arguments, "--name", name], case.folder / f"{name}.log")
-        wait_until(process, lambda run=run: (run / "config.json").exists())
-        case.began = time.monotonic() - begun
-        assert process.wait(LONGEST) == 0, (case.folder / f"{name}.log").read_text()
-        case.took = time.monotonic() - begun
-
-
-def torment(case: Case, number: int, kills: int, draw: np.random.Generator, tally: Tally) -> None:
-    """Train one run to its end through some kills, and compare it with the one that nobody stopped."""
-    name = f"run{number}"
-    run, log = case.folder / name, case.folder / f"{name}.log"
-    on_disk: set[str] = set()
-    done = 0
-    while True:
-        resume = (run / "config.json").exists()
-        reached = saved_step(run) if resume else -1
-        process = start(["resume", str(run)] if resume else [*case.arguments, "--name", name], log)
-        if done == kills:
-            break
-        moment = kill_at(MOMENTS[draw.integers(len(MOMENTS))], process, case, run, draw)
-        if moment == "ended" and process.returncode == 0:
-            break
-        if moment == "ended":
-            tally.faults.append(f"{name}: {log.read_text()[-600:]}")
-            return
-        done += 1
-        note(case, run, moment, reached, on_disk, tally)
-    if process.wait(LONGEST) != 0:
-        tally.faults.append(f"{name}: {log.read_text()[-600:]}")
-        return
-    tally.counts["runs"] += 1
-    final, expected = everything(run), everything(case.folder / "straight")
-    missing = on_disk - set(final["rows"])
-    tally.counts["lost rows"] += len(missing)
-    differ = [key for key in {*final, *expected} if final.get(key) != expected.get(key)]
-    tally.counts["identical ends"] += not differ
-    tally.counts["left-over temporary files"] += sum(p.name.endswith(".tmp") for p in run.rglob("*"))
-    if differ or missing:
-        tally.faults.append(f"{name}: differs in {differ}, {len(missing)} rows are lost")
-
-
-def note(case: Case, run: Path, moment: str, reached: int, on_disk: set[str], tally: Tally) -> None:
-    """What a kill left behind."""
-    tally.counts["kills"] += 1
-    other = "before the first checkpoint" if saved_step(run) < 0 else "at any other moment"
-    tally.counts["while a checkpoint was written" if moment == "writing" else other] += 1
-    tally.counts["rows on disk"] += len(set(rows_of(run)) - on_disk)
-    on_disk |= set(rows_of(run))
-    damaged = list(faults_of(run))
-    tally.counts["corrupt files"] += len(damaged)
-    if saved_step(run) < reached:
-        damaged.append(f"the checkpoint fell back from step {reached} to {saved_step(run)}")
-    tally.faults += damaged
 
 
 def kills(count: int, seed: int, folder: Path, only: str | None) -> None:
@@ -329,8 +112,7 @@ def write_page() -> None:
     rows += ["", "Measured with " + ", ".join(f"{name} {value}" for name, value in found["machine"].items()) + "."]
     if found["malformed_failed"] or any(case["faults"] for case in cases.values()):
         sys.exit("There are faults in the stored results; mend them first.")
-    before, _, rest = PAGE.read_text("utf-8").partition(MARKS[0])
-    PAGE.write_text(before + MARKS[0] + "\n".join(rows) + "\n" + MARKS[1] + rest.partition(MARKS[1])[2], "utf-8")
+    fill(PAGE, "figures", "\n".join(rows))
 
 
 def main() -> None:

@@ -13,6 +13,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+from malformed import packed
 from test_resume import arrays_of
 
 import upslope
@@ -49,18 +50,10 @@ def flip(content: bytes) -> bytes:
     return content[:middle] + bytes(b ^ 255 for b in content[middle : middle + 64]) + content[middle + 64 :]
 
 
-def zipped(members: dict[str, bytes], method: int = zipfile.ZIP_STORED) -> bytes:
-    buffer = io.BytesIO()
-    with zipfile.ZipFile(buffer, "w", method) as archive:
-        for name, content in members.items():
-            archive.writestr(name, content)
-    return buffer.getvalue()
-
-
 def flip_compressed(content: bytes) -> bytes:
     """The same arrays, compressed, with a damaged stream."""
     with zipfile.ZipFile(io.BytesIO(content)) as archive:
-        return flip(zipped({name: archive.read(name) for name in archive.namelist()}, zipfile.ZIP_DEFLATED))
+        return flip(packed({name: archive.read(name) for name in archive.namelist()}, zipfile.ZIP_DEFLATED))
 
 
 def with_objects(content: bytes) -> bytes:
@@ -71,7 +64,7 @@ def with_objects(content: bytes) -> bytes:
 
 def encrypted(content: bytes) -> bytes:
     """Members flagged as encrypted, locally and in the directory."""
-    marked = bytearray(zipped({"meta.npy": b"secret"}))
+    marked = bytearray(packed({"meta.npy": b"secret"}))
     marked[6] |= 1
     marked[marked.index(b"PK\x01\x02") + 8] |= 1
     return bytes(marked)
@@ -82,14 +75,14 @@ def not_an_array(content: bytes) -> bytes:
     with zipfile.ZipFile(io.BytesIO(content)) as archive:
         members = {name: archive.read(name) for name in archive.namelist()}
     first = next(name for name in members if name != "meta.npy")
-    return zipped({name: b"hello" if name == first else text for name, text in members.items()})
+    return packed({name: b"hello" if name == first else text for name, text in members.items()})
 
 
 def promises_too_much(content: bytes) -> bytes:
     """A header of a few bytes that declares a petabyte."""
     array = b"{'descr': '<f8', 'fortran_order': False, 'shape': (140737488355328,), }".ljust(117) + b"\n"
     npy = b"\x93NUMPY\x01\x00" + len(array).to_bytes(2, "little") + array
-    return zipped({"meta.npy": npy, "reward.npy": npy})
+    return packed({"meta.npy": npy, "reward.npy": npy})
 
 
 DAMAGES: dict[str, Callable[[bytes], bytes]] = {
@@ -98,7 +91,7 @@ DAMAGES: dict[str, Callable[[bytes], bytes]] = {
     "flipped in a compressed stream": flip_compressed,
     "empty": lambda content: b"",
     "text": lambda content: b"hello, this is text",
-    "another zip": lambda content: zipped({"word/document.xml": b"<w/>"}),
+    "another zip": lambda content: packed({"word/document.xml": b"<w/>"}),
     "pickled objects": with_objects,
     "a pickle": lambda content: b"\x80\x04\x95\x05\x00\x00\x00\x00\x00\x00\x00]\x94.",
     "encrypted": encrypted,

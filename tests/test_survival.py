@@ -21,7 +21,7 @@ from upslope.runs import RunDirectory
 from upslope.spaces import BoxCoding, DiscreteHead, describe
 
 sys.path.insert(0, str(Path(__file__).parents[1] / "benchmarks"))
-import stress
+import stress_kills
 
 SMALL: dict[str, Any] = {
     "num_envs": 2, "rollout_steps": 8, "minibatches": 2, "epochs": 1, "hidden_sizes": (8,), "quiet": True,
@@ -42,13 +42,13 @@ def straight(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 def test_three_kills_lose_nothing(tmp_path: Path):
     words = "CartPole-v1 --no-preset --num-envs 4 --rollout-steps 32 --hidden-sizes 8 --steps 20000 --workers 1"
-    case = stress.Case("small", ["train", *words.split(), "--folder", str(tmp_path)], tmp_path)
-    stress.straight(case, ["straight"])
+    case = stress_kills.Case("small", ["train", *words.split(), "--folder", str(tmp_path)], tmp_path)
+    stress_kills.straight(case, ["straight"])
     case.took = case.began  # kills soon after the first rows, so that no run is at its end before
-    tally = stress.Tally()
+    tally = stress_kills.Tally()
     draw = np.random.default_rng(1)
     for number in range(3):
-        stress.torment(case, number, 3 - tally.counts["kills"], draw, tally)
+        stress_kills.torment(case, number, 3 - tally.counts["kills"], draw, tally)
         if tally.counts["kills"] == 3:
             break
     assert tally.faults == []

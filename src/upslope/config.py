@@ -126,6 +126,9 @@ POSITIVE = (
     "max_grad_norm",
 )
 """Fields that must be greater than zero."""
+MAX_STEPS, MAX_WIDTH, MAX_LAYERS = 2**31, 2**16, 256
+MOST = {"seeds": 2**16, "num_envs": 2**24, "rollout_steps": 2**24, "minibatches": 2**24}
+"""What no machine could hold in memory is refused before anything is allocated."""
 FRESH_SEEDS = 2000
 """Evaluation can draw so many sets of episodes, all different from those of training."""
 
@@ -142,11 +145,6 @@ def fresh(**seeds: int) -> None:
     for name, seed in seeds.items():
         if not 0 <= seed < FRESH_SEEDS:
             raise UpslopeError(f"--{name.replace('_', '-')} must be from 0 to {FRESH_SEEDS - 1}, not {seed}.")
-
-
-MAX_STEPS, MAX_WIDTH, MAX_LAYERS = 2**31, 2**16, 256
-MOST = {"seeds": 2**16, "num_envs": 2**24, "rollout_steps": 2**24, "minibatches": 2**24}
-"""What no machine could hold in memory is refused before anything is allocated."""
 
 
 def check_ranges(config: Config) -> None:

@@ -20,10 +20,10 @@ from upslope.estimators import ends
 from upslope.objectives import Sample, importance_ratio
 from upslope.spaces import BoxHead
 from upslope.types import Credit, Metrics, Rollout
+from upslope.words import PREFIX
 
 RAW = "health"
 """The vector among an update's metrics."""
-PREFIX = "health/"
 POINTS = 100
 """How many times a run is looked at."""
 TAIL = 8

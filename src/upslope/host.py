@@ -119,7 +119,8 @@ class HostColumns:
         taken = self.head.to_environment(action)
         taken = taken.tolist() if taken.ndim == 1 else taken
         limit = self.limit
-        for row in rows.tolist():
+        listed = rows.tolist()
+        for row in listed:
             self.row, episode = row, self.episodes[row]
             episode.length += 1
             if episode.length <= MAX_REPLAY:
@@ -133,7 +134,7 @@ class HostColumns:
                 truncated[row] = True
             self.place(next_observation, row, observation, episode)
         self.row = None
-        self.check_finite(rows.tolist(), reward, next_observation)
+        self.check_finite(listed, reward, next_observation)
         self.flat[rows] = next_observation[rows]
         return reward, terminated, truncated
 

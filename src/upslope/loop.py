@@ -20,7 +20,6 @@ import numpy as np
 from upslope.agent import Agent
 from upslope.analysis.doctor import Watch
 from upslope.checkpoints import save_checkpoint
-from upslope.diagnostics import PREFIX
 from upslope.display import Display, QuietDisplay, Snapshot
 from upslope.engines import Chunk, Ended, Engine, clock
 from upslope.errors import UpslopeError
@@ -28,6 +27,7 @@ from upslope.iteration import TrainState
 from upslope.runs import RunDirectory
 from upslope.signals import stop_on_signal
 from upslope.tensorboard import TensorboardWriter
+from upslope.words import PREFIX
 
 CHECKPOINT_SECONDS = 10.0
 """`last` is written at most so often, and whenever training stops."""

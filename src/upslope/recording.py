@@ -14,11 +14,10 @@ import numpy as np
 
 from upslope.errors import UpslopeError
 from upslope.spaces import BoxHead, Coding, DiscreteCoding, Head, MultiBinaryHead, MultiDiscreteHead
-from upslope.storage import load_arrays, save_arrays
+from upslope.storage import fits_32_bits, load_arrays, save_arrays
 from upslope.types import Rollout, host_rollout
 
 DATASET_FORMAT = 1
-LARGEST = float(np.finfo(np.float32).max)
 MOST_PADDING = 200
 """Episodes are padded to the longest; not to more than so many times the steps there are."""
 REQUIRED = ("observation", "action", "reward", "length", "terminated", "final_observation")
@@ -119,7 +118,7 @@ def check_dataset(path: Path, arrays: dict[str, np.ndarray], meta: dict[str, Any
             raise refuse(f"`{name}` has shape {arrays[name].shape}, and {shape} is needed for this environment")
         if name in arrays and arrays[name].dtype.kind not in "biuf":
             raise refuse(f"`{name}` does not hold numbers")
-        if name in arrays and not (np.abs(arrays[name].astype(np.float64)) <= LARGEST).all():
+        if name in arrays and not fits_32_bits(arrays[name]):
             raise refuse(f"`{name}` holds a value that is not finite, or too large for 32 bits")
     if longest * episodes > MOST_PADDING * (steps + 10_000):
         raise refuse(

@@ -7,6 +7,7 @@ saved agent can be rebuilt without its environment.
 
 import math
 from dataclasses import asdict, dataclass
+from functools import cached_property
 from typing import Any
 
 import gymnasium
@@ -102,6 +103,7 @@ class BoxHead:
     def num_outputs(self) -> int:
         return len(self.low)
 
+    @cached_property
     def scaling(self) -> tuple[np.ndarray, np.ndarray]:
         """(centre, half range) of each component; (0, 1) where it has an infinite bound."""
         low, high = np.asarray(self.low), np.asarray(self.high)
@@ -110,15 +112,20 @@ class BoxHead:
         low, high = np.where(is_finite, low, -1.0), np.where(is_finite, high, 1.0)
         return ((low + high) / 2).astype(np.float32), ((high - low) / 2).astype(np.float32)
 
+    @cached_property
+    def bounds(self) -> tuple[np.ndarray, np.ndarray]:
+        """(low, high) in 32 bits."""
+        return np.asarray(self.low, np.float32), np.asarray(self.high, np.float32)
+
     def distribution(self, outputs: Float[Array, "... K"], log_std: Float[Array, "... K"]) -> Distribution:
-        centre, half = self.scaling()
+        centre, half = self.scaling
         xp = namespace(outputs)
         log_std = xp.broadcast_to(log_std + np.log(half), outputs.shape)
         return DiagonalGaussian(xp.asarray(centre) + half * outputs, log_std)
 
     def to_environment(self, action: np.ndarray) -> Any:
         """Clip to the bounds and give the space's own shape."""
-        clipped = np.clip(action, np.asarray(self.low, np.float32), np.asarray(self.high, np.float32))
+        clipped = np.clip(action, *self.bounds)
         return clipped.reshape(*action.shape[:-1], *self.shape)
 
 

@@ -103,6 +103,11 @@ def read_array(archive: zipfile.ZipFile, entry: zipfile.ZipInfo) -> np.ndarray:
 HEADERS = {(1, 0): np.lib.format.read_array_header_1_0, (2, 0): np.lib.format.read_array_header_2_0}
 
 
+def fits_32_bits(x: np.ndarray) -> bool:
+    """Whether all are finite, and no larger than a 32-bit float can be."""
+    return bool((np.abs(x.astype(np.float64)) <= np.finfo(np.float32).max).all())
+
+
 def plain(x: Any) -> Any:
     """Dataclasses, arrays and paths → what strict JSON can hold; nan and infinity are null."""
     if is_dataclass(x):

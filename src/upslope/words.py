@@ -1,7 +1,10 @@
-"""Words that many messages share."""
+"""Words that many share, in messages and in files."""
 
 from collections.abc import Iterable
 from difflib import get_close_matches
+
+PREFIX = "health/"
+"""Of the metrics of a run's health."""
 
 
 def counted(number: int, noun: str) -> str:

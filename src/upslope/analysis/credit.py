@@ -9,7 +9,7 @@ import numpy as np
 
 from upslope.errors import UpslopeError
 from upslope.reading import brief
-from upslope.storage import load_arrays, save_arrays
+from upslope.storage import fits_32_bits, load_arrays, save_arrays
 
 CREDIT_FORMAT = 1
 FILE_NAME = "credit.npz"
@@ -131,7 +131,7 @@ def check_arrays(arrays: dict[str, np.ndarray]) -> None:
     """Refuse arrays that are not those of one episode of T steps."""
     steps, weights = arrays["reward"].shape[0] if arrays["reward"].ndim else 0, 0
     for name, x in arrays.items():
-        if x.dtype.kind not in "biuf" or not (np.abs(x.astype(np.float64)) <= np.finfo(np.float32).max).all():
+        if x.dtype.kind not in "biuf" or not fits_32_bits(x):
             raise ValueError(f"its {name} holds a value that is not a finite number of 32 bits")
         is_row = name in ("reward", "value", "td_error") or name.startswith("weight/")
         if (is_row and x.shape != (steps,)) or (name.startswith("policy/") and (x.ndim != 2 or len(x) != steps)):

@@ -14,9 +14,8 @@ import numpy as np
 
 from upslope.analysis.records import Record
 from upslope.config import Config
+from upslope.words import PREFIX
 
-PREFIX = "health/"
-"""Of the metrics of a run's health. `diagnostics` has it too, and brings JAX with it, which a report does without."""
 ALARM = 0.5
 """A finding of at least this certainty is an alarm; the others are notes."""
 UNTRAINED = 20
