@@ -164,10 +164,10 @@ class Shared(CompiledEngine):
             for program in self.programs:
                 program.data = jax.device_put(self.data, program.everywhere)
 
-    def one_seed(self, data: Any, state: Any) -> Any:
+    def one_seed(self, task: Task, data: Any, state: Any) -> Any:
         assert self.world is not None
         with Planting(data):
-            return iterate_many(with_numbers(self.task, data), self.world, state, self.iterations)
+            return iterate_many(with_numbers(task, data), self.world, state, self.iterations)
 
     def advance(self, state: Any) -> Any:
         answer = super().advance(state)

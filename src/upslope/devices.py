@@ -13,8 +13,8 @@ import numpy as np
 from jax.sharding import Mesh
 from platformdirs import user_cache_path
 
-SEEDS = "seeds"
-"""The axis of the mesh."""
+SEEDS, NETWORKS = "seeds", "networks"
+"""The axes of a mesh: seeds are spread over the first; the second has two devices, for policy and critic, or one."""
 
 
 @cache
@@ -53,12 +53,19 @@ def cache_folder() -> Path:
     return user_cache_path("upslope") / f"programs-jaxlib-{version('jaxlib')}"
 
 
-def shares_of(num_seeds: int) -> list[tuple[slice, Mesh]]:
+def shares_of(num_seeds: int, has_critic: bool) -> list[tuple[slice, Mesh]]:
     """Which seeds run together on which devices: as many whole rounds of all devices as there are, then the rest.
 
-    The rest is a program of its own, for then XLA gives it the cores that the rounds no longer need.
+    The rest is a program of its own; where it leaves enough devices idle, its policies and critics get one each.
     """
     devices = np.asarray(jax.local_devices())
     rest = num_seeds % len(devices)
-    shares = [(slice(0, num_seeds - rest), Mesh(devices, (SEEDS,)))] if num_seeds > rest else []
-    return shares + ([(slice(num_seeds - rest, num_seeds), Mesh(devices[:rest], (SEEDS,)))] if rest else [])
+    width = 2 if has_critic and 2 * rest <= len(devices) and devices[0].platform == "cpu" else 1
+    whole = (slice(0, num_seeds - rest), mesh_of(devices, 1))
+    last = (slice(num_seeds - rest, num_seeds), mesh_of(devices[: rest * width], width))
+    return ([whole] if num_seeds > rest else []) + ([last] if rest else [])
+
+
+def mesh_of(devices: np.ndarray, width: int) -> Mesh:
+    """These devices, so many a seed."""
+    return Mesh(devices.reshape(-1, width), (SEEDS, NETWORKS))

@@ -1,7 +1,9 @@
 """Engines whose whole iteration is compiled: in a compiled world, and on recorded data."""
 
+import dataclasses
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from functools import partial
 from typing import Any
 
 import jax
@@ -9,7 +11,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
-from upslope.devices import SEEDS, shares_of
+from upslope.devices import NETWORKS, SEEDS, shares_of
 from upslope.diagnostics import spell_out
 from upslope.engines import Chunk, EpisodeRow, clock
 from upslope.environments.base import CompiledEnvironment
@@ -27,6 +29,12 @@ from upslope.iteration import (
 from upslope.rollout import Finished
 from upslope.types import Metrics, Rollout
 
+PATIENT: dict[str, str | bool] = {
+    "xla_cpu_collective_call_warn_stuck_seconds": "1000000",
+    "xla_cpu_collective_call_terminate_timeout_seconds": "1000000",
+}
+"""XLA ends a process whose devices wait for each other for 40 seconds; a large network may well take that long."""
+
 
 class Program:
     """The program of some of the seeds, on some of the devices."""
@@ -42,7 +50,9 @@ class Program:
         """Make the program ready for this data."""
         self.data = jax.device_put(data, self.everywhere)
         spread = jax.jit(spread_seeds(self.run, self.mesh), out_shardings=self.split)
-        self.compiled = spread.lower(self.data, jax.device_put(state, self.split)).compile()
+        self.compiled = spread.lower(self.data, jax.device_put(state, self.split)).compile(
+            PATIENT if self.mesh.shape[NETWORKS] > 1 else None
+        )
 
     def __call__(self, state: TrainState) -> Any:
         """Run it, and wait for it."""
@@ -56,18 +66,18 @@ class ProgramEngine:
         self.task, self.seeds, self.iterations, self.world = task, seeds, iterations, world
         self.data: Rollout | None = None
         self.phases: dict[str, float] = {}
-        self.shares, meshes = zip(*shares_of(len(seeds)), strict=True)
-        self.programs = [Program(self.one_seed, mesh) for mesh in meshes]
+        self.shares, meshes = zip(*shares_of(len(seeds), task.update.needs_critic), strict=True)
+        self.programs = [Program(partial(self.one_seed, on_mesh(task, mesh)), mesh) for mesh in meshes]
         self.is_compiled = False
         self.cut, self.join = jax.jit(self.parts_of), jax.jit(joined)
 
     def start(self) -> TrainState:
         return initialise_all(self.task, self.seeds, self.world)
 
-    def one_seed(self, data: Rollout | None, state: TrainState) -> Any:
+    def one_seed(self, task: Task, data: Rollout | None, state: TrainState) -> Any:
         """One seed's program: state → (state, (metrics, finished, steps before, steps after))."""
         assert self.world is not None
-        return iterate_many(self.task, self.world, state, self.iterations)
+        return iterate_many(task, self.world, state, self.iterations)
 
     def parts_of(self, state: TrainState) -> list[TrainState]:
         """Each program's seeds."""
@@ -126,15 +136,20 @@ class RecordedEngine(ProgramEngine):
         super().__init__(task, seeds, 1, None)
         self.data = rollout
 
-    def one_seed(self, data: Rollout | None, state: TrainState) -> Any:
+    def one_seed(self, task: Task, data: Rollout | None, state: TrainState) -> Any:
         assert data is not None
 
         def read(state: TrainState) -> tuple[TrainState, Metrics, None]:
-            state, scaled, credit, assessed = weigh(self.task, state, data)
-            state, metrics = move(self.task, state, scaled, credit, iteration_keys(state)[1])
+            state, scaled, credit, assessed = weigh(task, state, data)
+            state, metrics = move(task, state, scaled, credit, iteration_keys(state)[1])
             return state, metrics | assessed, None
 
-        return repeat(self.task, read, state, self.iterations)
+        return repeat(task, read, state, self.iterations)
+
+
+def on_mesh(task: Task, mesh: Mesh) -> Task:
+    """The task as a program of this mesh does it."""
+    return dataclasses.replace(task, update=dataclasses.replace(task.update, apart=mesh.shape[NETWORKS] > 1))
 
 
 def joined(states: Sequence[TrainState]) -> TrainState:

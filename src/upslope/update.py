@@ -5,7 +5,6 @@ leaves the other alone.
 """
 
 import dataclasses
-from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
@@ -15,10 +14,9 @@ import optax
 from jaxtyping import Array, Bool, Float, PRNGKeyArray, Shaped
 
 from upslope.agent import Actor, Agent
+from upslope.descent import Batch, Descent, Plan, descend, on_two_devices, one_after_another
 from upslope.diagnostics import Look, Seen
-from upslope.distributions import Distribution
 from upslope.objectives import Clip, Objective, ObjectiveState, Sample, importance_ratio
-from upslope.shuffle import shuffle
 from upslope.types import Credit, Metrics, Rollout, Values
 
 
@@ -36,19 +34,29 @@ class Update:
     target_kl: float | None
     min_effective_sample_size: float | None
     normalize_advantage: bool
+    apart: bool = False
+    """Whether policy and critic descend on a device each, along a mesh's axis `NETWORKS`; the numbers are the same."""
 
-    def has_gone_too_far(self, sample: Sample, valid: Bool[Array, "B"]) -> Bool[Array, ""]:
+    def may_stop(self) -> bool:
+        """Whether `has_gone_too_far` can say so."""
+        return self.target_kl is not None or self.min_effective_sample_size is not None
+
+    def has_gone_too_far(self, distance: "Distance") -> Bool[Array, ""]:
         """Whether the policy has left the region in which the batch still tells about it."""
         too_far = jnp.bool_(False)
         if self.target_kl is not None:
-            too_far |= mean(sample.kl, valid) > self.target_kl
+            too_far |= distance.kl > self.target_kl
         if self.min_effective_sample_size is not None:
-            too_far |= ~(effective_sample_size(importance_ratio(sample), valid) >= self.min_effective_sample_size)
+            too_far |= ~(distance.ratio**2 / distance.squared_ratio >= self.min_effective_sample_size)
         return too_far
 
     def optimiser(self) -> optax.GradientTransformation:
         """Adam's direction for a gradient clipped to a global norm; the step size is applied by `descend`."""
         return optax.chain(optax.clip_by_global_norm(self.max_grad_norm), optax.scale_by_adam(eps=1e-5))
+
+    def plan(self, epochs: int) -> Plan:
+        """How one network descends."""
+        return Plan(self.optimiser(), epochs, self.minibatches)
 
 
 ROOM_FOR_NEW = 16
@@ -64,24 +72,12 @@ class Learner(NamedTuple):
     objective: ObjectiveState
 
 
-class Batch(NamedTuple):
-    """B samples, flattened from [T, N]."""
+class Distance(NamedTuple):
+    """How far the policy is from the one that the batch tells about: means over a minibatch."""
 
-    features: Float[Array, "B D"]
-    action: Shaped[Array, "B ..."]
-    behaviour_log_prob: Float[Array, "B"]
-    weight: Float[Array, "B"]
-    target: Float[Array, "B"]
-    valid: Bool[Array, "B"]
-    old_policy: Distribution
-
-
-class Descent(NamedTuple):
-    """The state of a descent."""
-
-    parameters: Any
-    optimiser: Any
-    stopped: Bool[Array, ""]
+    kl: Float[Array, ""]
+    ratio: Float[Array, ""]
+    squared_ratio: Float[Array, ""]
 
 
 def begin_learning(update: Update, agent: Agent) -> Learner:
@@ -136,89 +132,45 @@ def improve(
         batch = batch._replace(weight=standardise(batch.weight, batch.valid))
     actor_key, critic_key = jax.random.split(key)
 
-    def actor_loss(actor: Actor, batch: Batch) -> tuple[Array, Array]:
+    def actor_loss(actor: Actor, batch: Batch) -> tuple[Array, Distance]:
         sample, entropy = sample_of(actor, batch)
         loss = update.objective.loss(objective, sample) - update.entropy_coefficient * entropy
-        loss = jnp.where(imitate, -sample.log_prob, loss)
-        return mean(loss, batch.valid), ~imitate & update.has_gone_too_far(sample, batch.valid)
+        ratio = importance_ratio(sample)
+        return jnp.where(imitate, -sample.log_prob, loss), Distance(sample.kl, ratio, ratio**2)
 
-    def critic_loss(critic: Any, batch: Batch) -> tuple[Array, Array]:
-        error = critic(batch.features)[..., 0] - batch.target
-        return 0.5 * mean(error**2, batch.valid), jnp.bool_(False)
+    def critic_loss(critic: Any, batch: Batch) -> tuple[Array, None]:
+        return 0.5 * (critic(batch.features)[..., 0] - batch.target) ** 2, None
 
-    actor, metrics = descend(
-        update, actor_loss, agent.actor, learner.actor_optimiser, batch, actor_key, learning_rate,
-        update.epochs, update.target_kl is not None or update.min_effective_sample_size is not None,
-    )  # fmt: skip
+    def is_too_far(distance: Distance) -> Bool[Array, ""]:
+        return ~imitate & update.has_gone_too_far(distance)
+
+    def actor_descent() -> tuple[Descent, Metrics]:
+        start = Descent(agent.actor, learner.actor_optimiser, jnp.bool_(False))
+        must_stop = is_too_far if update.may_stop() else None
+        return descend(update.plan(update.epochs), actor_loss, start, batch, actor_key, learning_rate, must_stop)
+
+    def critic_descent() -> tuple[Descent, Metrics]:
+        start = Descent(agent.critic, learner.critic_optimiser, jnp.bool_(False))
+        if not update.needs_critic:
+            return start, {}
+        return descend(update.plan(update.critic_epochs), critic_loss, start, batch, critic_key, learning_rate, None)
+
+    run = on_two_devices if update.apart and update.needs_critic else one_after_another
+    (actor, actor_metrics), (critic, critic_metrics) = run(actor_descent, critic_descent)
     after, entropy = sample_of(actor.parameters, batch)
     kl = mean(after.kl, batch.valid)
-    metrics = {f"policy/{name}": value for name, value in metrics.items()}
+    metrics = {f"policy/{name}": value for name, value in actor_metrics.items()}
     metrics |= policy_metrics(update.objective, after, batch.valid) | {"policy/entropy": mean(entropy, batch.valid)}
     metrics["policy/kl"] = kl
     if update.objective.state_name is not None:
         metrics[f"objective/{update.objective.state_name}"] = objective
-    critic = Descent(agent.critic, learner.critic_optimiser, jnp.bool_(False))
-    if update.needs_critic:
-        critic, critic_metrics = descend(
-            update, critic_loss, agent.critic, learner.critic_optimiser, batch, critic_key, learning_rate,
-            update.critic_epochs, False,
-        )  # fmt: skip
-        metrics |= {f"critic/{name}": value for name, value in critic_metrics.items()}
+    metrics |= {f"critic/{name}": value for name, value in critic_metrics.items()}
     if look is not None:
         metrics |= look(Seen(agent, actor, critic if update.needs_critic else None, rollout, credit, batch, after))
     agent = dataclasses.replace(agent, actor=actor.parameters, critic=critic.parameters)
     adapted = jnp.where(imitate, objective, update.objective.adapt(objective, kl))
     moved = Learner(agent, actor.optimiser, critic.optimiser, adapted)
     return moved, metrics
-
-
-def descend(
-    update: Update,
-    loss: Callable[[Any, Batch], tuple[Array, Array]],
-    parameters: Any,
-    optimiser_state: Any,
-    batch: Batch,
-    key: PRNGKeyArray,
-    learning_rate: Float[Array, ""],
-    epochs: int,
-    may_stop: bool,
-) -> tuple[Descent, Metrics]:
-    """Minimise `loss` over `epochs` passes of shuffled, disjoint minibatches.
-
-    `loss` gives its value and whether to stop; if it `may_stop`, the descent ends for good before the first minibatch
-    that says so. Samples left over by an uneven division are others in each epoch.
-    """
-    optimiser = update.optimiser()
-    num_samples = batch.weight.shape[0]
-    size = num_samples // update.minibatches
-
-    def move(descent: Descent, indices: Array) -> tuple[Descent, tuple[Array, Array]]:
-        part = (
-            jax.tree.map(lambda x: jnp.take(x, indices, axis=0, mode="clip"), batch)
-            if update.minibatches > 1
-            else batch
-        )
-        (value, stop), gradient = jax.value_and_grad(loss, has_aux=True)(descent.parameters, part)
-        direction, state = optimiser.update(gradient, descent.optimiser)
-        moved = jax.tree.map(lambda p, d: p - learning_rate * d, descent.parameters, direction)
-        after = Descent(moved, state, jnp.bool_(False))
-        if may_stop:
-            after = jax.lax.cond(stop, lambda: descent._replace(stopped=jnp.bool_(True)), lambda: after)
-        return after, (value, optax.tree.norm(gradient))
-
-    def step(descent: Descent, indices: Array) -> tuple[Descent, tuple[Array, Array]]:
-        if not may_stop:
-            return move(descent, indices)
-        skip = (jnp.float32(jnp.nan), jnp.float32(jnp.nan))
-        return jax.lax.cond(descent.stopped, lambda: (descent, skip), lambda: move(descent, indices))
-
-    def epoch(descent: Descent, key: PRNGKeyArray) -> tuple[Descent, tuple[Array, Array]]:
-        indices = shuffle(key, num_samples)[: size * update.minibatches].reshape(update.minibatches, size)
-        return jax.lax.scan(step, descent, indices)
-
-    start = Descent(parameters, optimiser_state, jnp.bool_(False))
-    descent, (losses, norms) = jax.lax.scan(epoch, start, jax.random.split(key, epochs))
-    return descent, {"loss": jnp.nanmean(losses), "gradient_norm": jnp.nanmean(norms)}
 
 
 def flatten(agent: Agent, rollout: Rollout, credit: Credit) -> Batch:
