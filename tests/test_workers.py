@@ -26,6 +26,7 @@ CASES: dict[str, tuple[str, str, dict[str, Any]]] = {
     "segments": ("CartPole-v1", "ppo", {"steps": 800, **SEGMENTS, "normalize_observations": True}),
     "episodes": ("CartPole-v1", "reinforce", {"steps": 700, "max_episode_steps": 60, "num_envs": 2, "preset": False}),
     "box": ("Pendulum-v1", "ppo", {"steps": 480, "max_episode_steps": 21, **SEGMENTS}),
+    "mujoco": ("InvertedPendulum-v5", "ppo", {"steps": 320, **SEGMENTS}),
     "cursed": ("user_environments:Cursed", "ppo", {"steps": 400, **SEGMENTS}),
 }
 train = partial(train_case, CASES, seeds=3, hidden_sizes=(8,), quiet=True)
@@ -49,7 +50,7 @@ def in_one_process(folder: Path) -> Callable[[str], Path]:
     return run
 
 
-@pytest.mark.parametrize("case", ["segments", "episodes", "box"])
+@pytest.mark.parametrize("case", ["segments", "episodes", "box", "mujoco"])
 def test_the_result_does_not_depend_on_the_processes(case: str, in_one_process: Any, folder: Path, capsys: Any):
     several = train(case, folder, f"{case} several", workers=2)
     assert_same_run(in_one_process(case), several)
@@ -146,6 +147,25 @@ def test_a_script_without_a_main_guard(tmp_path: Path):
 def test_workers_that_cannot_be(environment: str, count: int, folder: Path):
     with pytest.raises(upslope.UpslopeError, match="--workers"):
         upslope.train(environment, steps=64, seeds=2, workers=count, quiet=True, folder=folder)
+
+
+def test_mujoco_measures_no_times_in_a_worker():
+    """Its own timers say whether it asks for the time; in another process, for the switch is global."""
+    script = (
+        "import gymnasium\n"
+        "from upslope.stopwatch import stop_stopwatch\n"
+        "env = gymnasium.make('InvertedPendulum-v5')\n"
+        "def spent():\n"
+        "    env.reset(seed=0)\n"
+        "    shown = env.step(env.action_space.high)[0].tolist()\n"
+        "    return max(t.duration for t in env.unwrapped.data.timer), shown\n"
+        "before, shown = spent()\n"
+        "stop_stopwatch()\n"
+        "after, again = spent()\n"
+        "print(before > 0, after, shown == again)\n"
+    )
+    done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, timeout=120)
+    assert done.stdout.splitlines()[-1:] == ["True 0.0 True"], done.stderr
 
 
 def test_a_split_snapshot_holds_each_share():

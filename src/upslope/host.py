@@ -106,36 +106,32 @@ class HostColumns:
         self.row = None
 
     def step(self, action: np.ndarray, rows: np.ndarray, next_observation: np.ndarray) -> tuple[np.ndarray, ...]:
-        """Step the given rows with the policy's actions [S·N, …]; write the true successors.
+        """Step the given rows with the policy's actions [S·N, …]; write the true successors into a copy of `flat`.
 
         Returns reward, terminated, truncated, each [S·N], zero in the other rows.
         """
         count = len(self.episodes)
-        reward, terminated, truncated = (
-            np.zeros(count, np.float32),
-            np.zeros(count, bool),
-            np.zeros(count, bool),
-        )
+        reward, (terminated, truncated) = np.zeros(count, np.float32), np.zeros((2, count), bool)
         taken = self.head.to_environment(action)
-        taken = taken.tolist() if taken.ndim == 1 else taken
-        limit = self.limit
-        listed = rows.tolist()
+        # What is kept is not what the environment gets, which may write into it.
+        given, kept = (taken.tolist(),) * 2 if taken.ndim == 1 else (list(taken), list(taken.copy()))
+        listed, episodes, limit = rows.tolist(), self.episodes, self.limit
         for row in listed:
-            self.row, episode = row, self.episodes[row]
-            episode.length += 1
-            if episode.length <= MAX_REPLAY:
-                episode.actions.append(taken[row].copy() if isinstance(taken, np.ndarray) else taken[row])
+            self.row, episode = row, episodes[row]
+            episode.length = length = episode.length + 1
+            if length <= MAX_REPLAY:
+                episode.actions.append(kept[row])
             try:
-                observation, reward[row], terminated[row], truncated[row], _ = episode.env.step(taken[row])
+                observation, reward[row], terminated[row], truncated[row], _ = episode.env.step(given[row])
             except Exception as error:
                 raise UpslopeError(raised(self.world.name, "step", episode, error)) from error
             episode.episode_return += float(reward[row])
-            if limit is not None and episode.length >= limit:
+            if limit is not None and length >= limit:
                 truncated[row] = True
             self.place(next_observation, row, observation, episode)
         self.row = None
         self.check_finite(listed, reward, next_observation)
-        self.flat[rows] = next_observation[rows]
+        self.flat[...] = next_observation
         return reward, terminated, truncated
 
     def check_finite(self, rows: Sequence[int], reward: np.ndarray, observation: np.ndarray) -> None:

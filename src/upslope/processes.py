@@ -4,6 +4,7 @@ A worker is `python -m upslope.<module>`: it does not import the user's script a
 """
 
 import contextlib
+import gc
 import os
 import pickle
 import queue
@@ -17,6 +18,7 @@ from typing import Any
 
 from upslope.devices import settle
 from upslope.errors import UpslopeError
+from upslope.stopwatch import stop_stopwatch
 
 PATIENCE = 60.0
 """Seconds after which a worker is named that does nothing, or whose environment has not come back from a call."""
@@ -181,6 +183,13 @@ def place_of(columns: Any) -> str:
         return ""
     episode = columns.episodes[row]
     return f"{columns.world.name} is in {'step' if episode.length else 'reset'}(), {episode.describe()}"
+
+
+def settle_down() -> None:
+    """In a worker whose environments are made: what takes time and serves nobody."""
+    stop_stopwatch()
+    # What is there by now lives as long as the process, and need not be searched for garbage again and again.
+    gc.freeze()
 
 
 def serve(server: Any) -> None:

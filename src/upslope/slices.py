@@ -17,7 +17,7 @@ from upslope.devices import num_cores
 from upslope.environments.make import HostWorld, make
 from upslope.errors import UpslopeError
 from upslope.host import HostColumns, join_snapshots, part_of
-from upslope.processes import Worker, answers_of, serve
+from upslope.processes import Worker, answers_of, serve, settle_down
 from upslope.spaces import Coding, Head, coding_of, head_of
 
 HANDING_OVER = 0.3e-3
@@ -175,6 +175,7 @@ class Server:
         coding, head = coding_of(world.observation_space, world.name), head_of(world.action_space, world.name)
         limit = config.max_episode_steps or world.max_episode_steps
         self.columns = HostColumns(world, coding, head, config.seed_list(), len(indices), limit, indices)
+        settle_down()
         return self.columns.dtype
 
     def begin(self, rows: list[int]) -> np.ndarray:

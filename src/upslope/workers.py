@@ -19,7 +19,7 @@ from upslope.environments.make import HostWorld, make
 from upslope.host import join_snapshots, rows_of, split_snapshot
 from upslope.host_engine import HostEngine, columns_of
 from upslope.iteration import Task, TrainState, initialise_all
-from upslope.processes import Worker, answers_of, serve
+from upslope.processes import Worker, answers_of, serve, settle_down
 from upslope.tasks import task_of
 
 WORTH_IT = 50_000
@@ -137,6 +137,7 @@ class Server:
         self.columns = columns_of(task, seeds, world)
         self.engine = HostEngine(task, seeds, self.columns)
         self.state = self.engine.start()
+        settle_down()
 
     def advance(self, leaves: list[np.ndarray] | None) -> tuple[list[np.ndarray], Chunk, dict[str, float]]:
         """Go on, from another state where one is given."""
