@@ -42,7 +42,7 @@ SERIES = (*SHARES, *SIZES, *DECISIONS, "value", "value_bias")
 PAIRS = ("tail_correlation", "terminal_correlation", "penultimate_correlation", "weight_agreement")
 OF_FEATURES = tuple(f"observation_{name}" for name in ("mean", "std_min", "std_max", "max", "constant"))
 OF_NETWORK = ("signal", "second_moment", "saturation")
-OTHERS = ("reward_scale", "ends_together", *OF_FEATURES)
+OTHERS = ("reward_scale", "ends_together", "action_effect", *OF_FEATURES)
 OTHERS += tuple(f"{network}_{name}" for network in ("policy", "critic") for name in OF_NETWORK)
 
 
@@ -91,7 +91,7 @@ class Look:
         parts = [
             moments(series),
             correlations(pairs(rollout, credit, value, has_value, tail)),
-            jnp.stack([seen.agent.reward_scale(), ends_together(rollout)]),
+            jnp.stack([seen.agent.reward_scale(), ends_together(rollout), action_effect(batch, rollout)]),
             of_features(batch.features, batch.valid),
             of_network(seen.actor, seen.actor.parameters.network, batch),
             jnp.full(len(OF_NETWORK), jnp.nan) if critic is None else of_network(critic, critic.parameters, batch),
@@ -230,6 +230,29 @@ def ends_together(rollout: Rollout) -> Float[Array, ""]:
     at_once = jnp.sum(over, axis=1).astype(jnp.float32)
     count = jnp.sum(at_once)
     return jnp.sum(at_once * (at_once - 1)) / (count * (count - 1))
+
+
+def action_effect(batch: Any, rollout: Rollout) -> Float[Array, ""]:
+    """Mean z² of what chance chose with what came next: the reward, the end, the change of each observed number.
+
+    The score ∂ log π(a|s)/∂(logits, mean) has mean 0 given s. If nothing depends on the action, it also has given what
+    follows, whatever the policy is; z = Σ score·y / √Σ (score·y)² then has a mean square of 1, and more where the policy
+    is nearly deterministic, whose scores are skew.
+    """
+    scores = jax.grad(lambda policy: jnp.sum(policy.log_prob(batch.action)))(batch.old_policy)
+    # A σ that all states share has one score for the batch, not one a sample.
+    score = jnp.concatenate([x for x in jax.tree.leaves(scores) if x.ndim == 2], axis=1)
+    valid = batch.valid[:, None].astype(jnp.float32)
+    before, after = (
+        x.reshape(len(valid), -1).astype(jnp.float32) for x in (rollout.observation, rollout.next_observation)
+    )
+    facts = [x.reshape(-1, 1).astype(jnp.float32) for x in (rollout.reward, rollout.terminated)]
+    following = jnp.concatenate([*facts, after - before], axis=1)
+    centre = valid.T @ following / jnp.maximum(jnp.sum(valid), 1)
+    score, following = jax.lax.optimization_barrier((score * valid, following - centre))
+    together, square = score.T @ following, jnp.square(score).T @ jnp.square(following)
+    varies = square > 1e-12
+    return jnp.sum(jnp.where(varies, together**2 / jnp.where(varies, square, 1), 0)) / jnp.sum(varies)
 
 
 def of_network(descent: Any, network: Any, batch: Any) -> Float[Array, "3"]:
