@@ -236,8 +236,8 @@ def action_effect(batch: Any, rollout: Rollout) -> Float[Array, ""]:
     """Mean z² of what chance chose with what came next: the reward, the end, the change of each observed number.
 
     The score ∂ log π(a|s)/∂(logits, mean) has mean 0 given s. If nothing depends on the action, it also has given what
-    follows, whatever the policy is; z = Σ score·y / √Σ (score·y)² then has a mean square of 1, and more where the policy
-    is nearly deterministic, whose scores are skew.
+    follows, whatever the policy is; z = Σ score·y / √Σ (score·y)² then has a mean square of 1, and more where the
+    policy is nearly deterministic, whose scores are skew.
     """
     scores = jax.grad(lambda policy: jnp.sum(policy.log_prob(batch.action)))(batch.old_policy)
     # A σ that all states share has one score for the batch, not one a sample.
