@@ -22,6 +22,7 @@ import upslope
 
 RESULTS = Path(__file__).parent / "results" / "doctor.json"
 PAGE = Path(__file__).parents[1] / "docs" / "doctor.md"
+ANALYSIS = Path(__file__).parents[1] / "src" / "upslope" / "analysis"
 AT_ONCE, MORE = 30, 3
 """Runs that one process trains, and its exit status if there may be more."""
 
@@ -40,9 +41,15 @@ def judge(bank: Path, parts: tuple[str, ...]) -> dict[str, Any]:
             right = not found if job.cause == "healthy" else job.cause in found[:1]
             if not right:
                 print(f"{part:10s} {job.name:50s} {job.cause:28s} {', '.join(found[:3]) or 'nothing'}")
-        results[part] = figures(rows) | {"runs": rows}
+        results[part] = {"rules of commit": commit_of_rules()} | figures(rows) | {"runs": rows}
         print(part, {k: v for k, v in results[part].items() if k not in ("runs", "confusion")})
     return results
+
+
+def commit_of_rules() -> str:
+    """The last commit that changed what a diagnosis is made of."""
+    command = ["git", "log", "-1", "--format=%h", "--", str(ANALYSIS)]
+    return subprocess.run(command, capture_output=True, text=True, check=True, cwd=ANALYSIS).stdout.strip()
 
 
 def figures(rows: list[dict[str, Any]]) -> dict[str, Any]:
@@ -78,8 +85,8 @@ def write_page(results: dict[str, Any]) -> None:
     fill(PAGE, "figures", "\n".join(lines))
 
 
-def percent(x: float | None) -> str:
-    """A share in percent; a count as it is."""
+def percent(x: float | str | None) -> str:
+    """A share in percent; a count or a word as it is."""
     return "–" if x is None else f"{100 * x:.0f} %" if isinstance(x, float) else str(x)
 
 
