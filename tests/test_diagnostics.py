@@ -14,7 +14,6 @@ from upslope.diagnostics import (
     PAIRS,
     RAW,
     SERIES,
-    action_effect,
     correlations,
     ends_together,
     facts,
@@ -23,6 +22,7 @@ from upslope.diagnostics import (
     spell_out,
 )
 from upslope.distributions import Categorical, DiagonalGaussian
+from upslope.effects import action_effect
 
 
 def test_the_return_before_an_end_is_summed_from_the_facts():

@@ -118,8 +118,7 @@ class Loop:
 
     def run(self, state: TrainState, progress: Progress) -> tuple[TrainState, Progress]:
         """Train to the end. On a signal: save, then raise `Stopped`. On an error: save, then raise it."""
-        started, saved = perf_counter() - progress.elapsed, perf_counter()
-        pace = Pace()
+        started, saved, pace = perf_counter() - progress.elapsed, perf_counter(), Pace()
         with stop_on_signal(lambda: self.engine.hangs) as stop:
             if progress.iteration == 0:
                 self.save(state, progress)
