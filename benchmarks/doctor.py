@@ -1,10 +1,10 @@
 """How often is `upslope doctor` right? Stores benchmarks/results/doctor.json.
 
-    python benchmarks/doctor.py train BANK    # trains what is missing in the folder BANK: planted faults, healthy runs
-    python benchmarks/doctor.py judge BANK    # diagnoses every run of the bank, in seconds, and stores the figures
+    python benchmarks/doctor.py train BANK [PART …]    # trains what is missing in the folder BANK
+    python benchmarks/doctor.py judge BANK [PART …]    # diagnoses every run of these parts, and stores the figures
 
-Every run has five seeds. Thresholds were set by looking at the half `calibrate` alone; the figures that count are those
-of the half `test`: other worlds, and for many faults another strength.
+Planted faults and healthy runs, of five seeds each, in three parts: `calibrate`, by which thresholds were set; `test`,
+which was looked at while rules changed; and `fresh`, which was trained and judged once, after the rules were frozen.
 """
 
 import json
@@ -15,34 +15,41 @@ from pathlib import Path
 from typing import Any
 
 sys.path.insert(0, str(Path(__file__).parent))
-from doctor_bank import HALVES, jobs, place, train
+from doctor_bank import PARTS, jobs, place, train
 from pages import fill
 
 import upslope
 
 RESULTS = Path(__file__).parent / "results" / "doctor.json"
 PAGE = Path(__file__).parents[1] / "docs" / "doctor.md"
+ANALYSIS = Path(__file__).parents[1] / "src" / "upslope" / "analysis"
 AT_ONCE, MORE = 30, 3
 """Runs that one process trains, and its exit status if there may be more."""
 
 
-def judge(bank: Path, halves: tuple[str, ...] = HALVES, verbose: bool = True) -> dict[str, Any]:
-    """Diagnose every run of the bank."""
+def judge(bank: Path, parts: tuple[str, ...]) -> dict[str, Any]:
+    """Diagnose every run of these parts of the bank."""
     results: dict[str, Any] = {}
-    for half in halves:
+    for part in parts:
         rows = []
         for job in jobs():
             path = place(bank, job)
-            if job.half != half or not (path / "done").exists():
+            if job.part != part or not (path / "done").exists():
                 continue
             found = [finding.cause for finding in upslope.diagnose(path).alarms]
             rows.append({"run": job.name, "cause": job.cause, "found": found})
             right = not found if job.cause == "healthy" else job.cause in found[:1]
-            if verbose and not right:
-                print(f"{half:10s} {job.name:50s} {job.cause:28s} {', '.join(found[:3]) or 'nothing'}")
-        results[half] = figures(rows) | {"runs": rows}
-        print(half, {k: v for k, v in results[half].items() if k not in ("runs", "confusion")})
+            if not right:
+                print(f"{part:10s} {job.name:50s} {job.cause:28s} {', '.join(found[:3]) or 'nothing'}")
+        results[part] = {"rules of commit": commit_of_rules()} | figures(rows) | {"runs": rows}
+        print(part, {k: v for k, v in results[part].items() if k not in ("runs", "confusion")})
     return results
+
+
+def commit_of_rules() -> str:
+    """The last commit that changed what a diagnosis is made of."""
+    command = ["git", "log", "-1", "--format=%h", "--", str(ANALYSIS)]
+    return subprocess.run(command, capture_output=True, text=True, check=True, cwd=ANALYSIS).stdout.strip()
 
 
 def figures(rows: list[dict[str, Any]]) -> dict[str, Any]:
@@ -66,34 +73,34 @@ def figures(rows: list[dict[str, Any]]) -> dict[str, Any]:
 
 
 def write_page(results: dict[str, Any]) -> None:
-    """Put the figures and the confusion table of the half `test` into the page."""
-    shown = [name for name in results["test"] if name not in ("confusion", "runs")]
-    lines = ["| | " + " | ".join(HALVES) + " |", "|---|" + "---|" * len(HALVES)]
-    lines += [f"| {name} | " + " | ".join(percent(results[half][name]) for half in HALVES) + " |" for name in shown]
-    lines += ["", "| planted (half `test`) | first finding: runs |", "|---|---|"]
-    for cause, counts in results["test"]["confusion"].items():
+    """Put the figures, and the confusion table of the part `fresh`, into the page."""
+    shown = [name for name in results["fresh"] if name not in ("confusion", "runs")]
+    lines = ["| | " + " | ".join(results) + " |", "|---|" + "---|" * len(results)]
+    lines += [f"| {name} | " + " | ".join(percent(x[name]) for x in results.values()) + " |" for name in shown]
+    lines += ["", "| planted (part `fresh`) | first finding: runs |", "|---|---|"]
+    for cause, counts in results["fresh"]["confusion"].items():
         words = ", ".join(f"{'**' if found == cause else ''}`{found}`{'**' if found == cause else ''}: {n}"
                           for found, n in sorted(counts.items(), key=lambda item: -item[1]))  # fmt: skip
         lines.append(f"| `{cause}` | {words} |")
     fill(PAGE, "figures", "\n".join(lines))
 
 
-def percent(x: float | None) -> str:
-    """A share in percent; a count as it is."""
+def percent(x: float | str | None) -> str:
+    """A share in percent; a count or a word as it is."""
     return "–" if x is None else f"{100 * x:.0f} %" if isinstance(x, float) else str(x)
 
 
 if __name__ == "__main__":
     if len(sys.argv) < 3 or sys.argv[1] not in ("train", "some", "judge"):
         sys.exit(__doc__)
+    bank, parts = Path(sys.argv[2]), tuple(sys.argv[3:]) or PARTS
     if sys.argv[1] == "train":
-        while subprocess.run([sys.executable, __file__, "some", sys.argv[2]]).returncode == MORE:
+        while subprocess.run([sys.executable, __file__, "some", *sys.argv[2:]]).returncode == MORE:
             pass
     elif sys.argv[1] == "some":
-        sys.exit(MORE if train(Path(sys.argv[2]), AT_ONCE) == AT_ONCE else 0)
+        sys.exit(MORE if train(bank, AT_ONCE, parts) == AT_ONCE else 0)
     else:
-        halves = tuple(sys.argv[3:]) or HALVES
-        results = judge(Path(sys.argv[2]), halves)
-        if halves == HALVES:
-            RESULTS.write_text(json.dumps(results, indent=1, ensure_ascii=False) + "\n", "utf-8")
-            write_page(results)
+        stored = json.loads(RESULTS.read_text("utf-8")) if RESULTS.exists() else {}
+        stored |= judge(bank, parts)
+        RESULTS.write_text(json.dumps(stored, indent=1, ensure_ascii=False) + "\n", "utf-8")
+        write_page(stored)

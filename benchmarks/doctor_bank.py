@@ -13,7 +13,21 @@ from unittest.mock import patch
 
 import jax
 import jax.numpy as jnp
-from doctor_faults import BASE, FAULTS, HEALTHY, SOUND, Fault, Now, PlantedClip, PlantedGAE, broken_rollout, world_of
+from doctor_faults import (
+    BASE,
+    FAULTS,
+    FRESH_HEALTHY,
+    FRESH_SEED,
+    HEALTHY,
+    SOUND,
+    Fault,
+    Healthy,
+    Now,
+    PlantedClip,
+    PlantedGAE,
+    broken_rollout,
+    world_of,
+)
 
 import upslope
 from upslope import choose, iteration
@@ -22,7 +36,7 @@ from upslope.host_engine import HostEngine
 from upslope.iteration import Task, iterate_many, move, weigh
 from upslope.programs import CompiledEngine
 
-HALVES = ("calibrate", "test")
+PARTS = ("calibrate", "test", "fresh")
 COMMON: dict[str, Any] = {"seeds": 5, "quiet": True}
 PROGRAMS: dict[str, Any] = {}
 
@@ -31,7 +45,7 @@ PROGRAMS: dict[str, Any] = {}
 class Job:
     """One run of the bank."""
 
-    half: str
+    part: str
     name: str
     cause: str
     arguments: dict[str, Any]
@@ -42,38 +56,43 @@ class Job:
 def jobs() -> Iterator[Job]:
     """Every run of the bank."""
     for fault in FAULTS:
-        for half in HALVES:
-            settings = fault.settings if half == "calibrate" or fault.test_settings is None else fault.test_settings
-            for world in getattr(fault, half):
-                arguments = {"algorithm": fault.algorithm, "preset": False, **BASE[world], **settings}
-                yield Job(half, f"{fault.name} in {world}", fault.cause, arguments, fault, world)
+        for part in PARTS:
+            for world in getattr(fault, part):
+                settings = {**BASE[world], **fault.settings_in(part, world)}
+                arguments = {"algorithm": fault.algorithm, "preset": False, **seeds_of(part), **settings}
+                yield Job(part, f"{fault.name} in {world}", fault.cause, arguments, fault, world)
     for number, run in enumerate(HEALTHY):
-        own = {} if run.preset else BASE.get(run.world, {})
-        if run.algorithm not in ("ppo", "ppo_kl", "ppo_kl_fixed"):
-            own = {"steps": own["steps"]} | ({"gamma": 0.95} if "Pendulum" in run.world else {})
-        arguments = {"algorithm": run.algorithm, "preset": run.preset, **own, **run.settings}
-        yield Job(
-            HALVES[number % 2],
-            f"healthy {number} {run.algorithm} in {run.world}",
-            "healthy",
-            arguments,
-            None,
-            run.world,
-        )
+        yield healthy(PARTS[number % 2], number, run)
+    for number, run in enumerate(FRESH_HEALTHY):
+        yield healthy("fresh", number, run)
+
+
+def seeds_of(part: str) -> dict[str, int]:
+    """Where the seeds of a part begin."""
+    return {"seed": FRESH_SEED} if part == "fresh" else {}
+
+
+def healthy(part: str, number: int, run: Healthy) -> Job:
+    """A run with nothing wrong."""
+    own = {} if run.preset else BASE.get(run.world, {})
+    if run.algorithm not in ("ppo", "ppo_kl", "ppo_kl_fixed"):
+        own = {"steps": own["steps"]} | ({"gamma": 0.95} if "Pendulum" in run.world else {})
+    arguments = {"algorithm": run.algorithm, "preset": run.preset, **seeds_of(part), **own, **run.settings}
+    return Job(part, f"healthy {number} {run.algorithm} in {run.world}", "healthy", arguments, None, run.world)
 
 
 def place(bank: Path, job: Job) -> Path:
     """The run directory of a job."""
-    return bank / job.half / job.name.replace(":", "-").replace("/", "-").replace(" ", "_")
+    return bank / job.part / job.name.replace(":", "-").replace("/", "-").replace(" ", "_")
 
 
-def train(bank: Path, at_most: int) -> int:
+def train(bank: Path, at_most: int, parts: tuple[str, ...] = PARTS) -> int:
     """Train what is missing, world by world so that programs are shared; return how many runs were trained.
 
     Compiled programs hold memory maps, of which a process may have only so many, hence `at_most`.
     """
-    missing = [job for job in jobs() if not (place(bank, job) / "done").exists()]
-    missing.sort(key=lambda job: (job.world, job.arguments["algorithm"], job.fault is None, repr(job.arguments)))
+    missing = [job for job in jobs() if job.part in parts and not (place(bank, job) / "done").exists()]
+    missing.sort(key=lambda job: (-job.world.find(":"), job.world, job.arguments["algorithm"], job.fault is None))
     with (
         patch.object(choose, "CompiledEngine", Shared),
         patch.object(choose, "HostEngine", SharedHost),
@@ -83,7 +102,7 @@ def train(bank: Path, at_most: int) -> int:
             path = place(bank, job)
             train_one(job, path)
             (path / "done").touch()
-            print(job.half, job.name, flush=True)
+            print(job.part, job.name, flush=True)
     return len(missing[:at_most])
 
 
@@ -93,7 +112,9 @@ def train_one(job: Job, path: Path) -> None:
         path.rename(path.with_name(f".{path.name}.cut.{len(list(path.parent.iterdir()))}"))
     arguments = dict(job.arguments)
     slower = arguments.pop("slower", None)
-    Now.plant = SOUND | {"epsilon": 0.2, "rate_factor": slower or 1.0} | (job.fault.plant if job.fault else {})
+    Now.plant = (
+        SOUND | {"epsilon": 0.2, "rate_factor": slower or 1.0} | (job.fault.plant_in(job.part) if job.fault else {})
+    )
     environment: Any = job.world
     if job.fault is not None and job.fault.algorithm == "ppo":
         arguments |= {"estimator": PlantedGAE(), "objective": PlantedClip()}

@@ -63,12 +63,14 @@ class Now:
 
 @dataclass(frozen=True)
 class Fault:
-    """One planted fault. `calibrate` and `test` are the worlds in which the two halves train it."""
+    """One planted fault. `calibrate`, `test` and `fresh` are the worlds in which the three parts train it."""
 
     name: str
     cause: str
     calibrate: tuple[str, ...]
     test: tuple[str, ...]
+    fresh: tuple[str, ...]
+    """Where there are two, the first is one that `calibrate` has too, and the second is in neither half."""
     settings: dict[str, Any] = field(default_factory=dict)
     test_settings: dict[str, Any] | None = None
     """Another strength of the same fault."""
@@ -76,6 +78,25 @@ class Fault:
     algorithm: str = "ppo"
     unlimited: bool = False
     slower: bool = False
+
+    def settings_in(self, part: str, world: str) -> dict[str, Any]:
+        """How strong it is; `fresh` has the strength of `test` in a world of `calibrate`, and the other way round."""
+        is_other = part == "test" or (part == "fresh" and world in self.calibrate)
+        return self.test_settings if is_other and self.test_settings is not None else self.settings
+
+    def plant_in(self, part: str) -> dict[str, float]:
+        """What is planted: in `fresh` a little less or more of it."""
+        return {name: MILDER.get((name, x), x) if part == "fresh" else x for name, x in self.plant.items()}
+
+
+MILDER = {
+    ("observe_scale", 1000.0): 300.0,
+    ("observe_shift", 300.0): 100.0,
+    ("pay_scale", 1e4): 2e3,
+    ("pay_noise", 30.0): 20.0,
+    ("over_at", 20.0): 25.0,
+}
+"""Strengths of the part `fresh`."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -231,50 +252,51 @@ def rollout(name: str) -> dict[str, float]:
 
 
 C, A, P, HC, HP = (CARTPOLE,), (ACROBOT,), (PENDULUM,), (HOST_CARTPOLE,), (HOST_PENDULUM,)
-M = (MOUNTAIN,)
+M, HA = (MOUNTAIN,), (HOST_ACROBOT,)
 RAW, PLAIN = {"normalize_rewards": False}, {"normalize_observations": False}
-RATE, BONUS = "learning_rate", "entropy_coefficient"
+RATE, BONUS, BETA = "learning_rate", "entropy_coefficient", "beta"
+SCALE, LIMIT = "observe_scale", "limit is death"
 TINY = {"num_envs": 1, "rollout_steps": 4, "minibatches": 1, RATE: 1e-3}
 FAULTS = (
-    Fault("learning rate far too high", "update_too_large", C + P, A + HC, {RATE: 1.0}, {RATE: 0.5}),
-    Fault("learning rate too high", "update_too_large", C, A + HP, {RATE: 0.3}, {RATE: 0.2}),
-    Fault("too many epochs", "update_too_large", P, HC, {"epochs": 60, RATE: 3e-3}),
-    Fault("learning rate too low", "update_too_small", C + P, A + HC, {RATE: 1e-6}, {RATE: 3e-7}),
-    Fault("KL limit too strict", "update_too_small", P, C, {"target_kl": 1e-7}),
-    Fault("KL penalty too strong", "update_too_small", C, A, {"beta": 3e4}, {"beta": 1e5}, algorithm="ppo_kl_fixed"),
-    Fault("entropy bonus too strong", "entropy_dominates", C, A + HC, {BONUS: 2.0}, {BONUS: 1.0}),
-    Fault("discount too short", "horizon_too_short", P + C, HC + HP, {"gamma": 0.2}, {"gamma": 0.1}),
-    Fault("σ too large", "actions_clipped", P, HP, {"log_std_init": 2.5}, {"log_std_init": 3.0}),
-    Fault("σ too small", "no_exploration", P, HP, {"log_std_init": -6.0}, {"log_std_init": -5.0}),
-    Fault("batch too small", "batch_too_small", C, A, TINY),
-    Fault("observations × 1000", "observations_unscaled", C + P, A + HC, PLAIN, plant={"observe_scale": 1000.0}),
-    Fault("observations + 300", "observations_unscaled", C, HC + HP, PLAIN, plant={"observe_shift": 300.0}),
-    Fault("observations all zero", "observations_uninformative", C + P, A + HC, plant={"observe_scale": 0.0}),
-    Fault("rewards × 10⁴", "rewards_unscaled", C + P, A + HC, RAW, plant={"pay_scale": 1e4}),
-    Fault("rewards all zero", "no_reward_signal", C + P, A + HC, plant={"pay_scale": 0.0}),
-    Fault("reward is noise", "reward_noise", C, A + HC, plant={"pay_noise": 30.0}),
-    Fault("actions are ignored", "actions_without_effect", C + P, HC + HP, plant={"random_actions": 1.0}),
-    Fault("time limit told as death", "limit_as_termination", C, HC, plant={"over_at": 20.0}),
-    Fault("fake rows after resets", "fake_rows", C, A + HC, plant={"fake_row": 1.0}),
-    Fault("episodes never end", "episodes_never_end", C, HC, plant={"never_over": 1.0}, unlimited=True),
-    Fault("episodes end at once", "episodes_end_at_once", C, A + HC, plant={"over_at": 1.0}),
-    Fault("bootstraps past death", "ends_ignored", C, A + HC, plant=estimator("bootstraps")),
-    Fault("leaks across resets", "ends_ignored", C, HC, plant=estimator("leaks")),
-    Fault("no bootstrap at limits", "truncation_not_bootstrapped", P, HP + A, plant=estimator("limit is death")),
-    Fault("return not propagated", "return_not_propagated", C + P, A + HC, plant=estimator("one reward")),
-    Fault("weight of the wrong sign", "credit_inconsistent", C + P, A, plant=estimator("sign")),
-    Fault("weight five steps late", "credit_inconsistent", C, HC + HP, plant=estimator("late")),
-    Fault("target without V", "credit_inconsistent", C, A + HP, plant=estimator("target without value")),
-    Fault("weight always zero", "no_policy_signal", C + P, A + HC, plant=estimator("zero")),
-    Fault("loss of the wrong sign", "objective_descends", C + P, A + HC, plant={"loss_factor": -1.0}),
-    Fault("loss without gradient", "no_policy_signal", C, HP, plant={"loss_factor": 0.0}),
-    Fault("log-probabilities of others", "log_prob_mismatch", C + P, A + HC, plant=rollout("log_prob")),
-    Fault("clipped actions stored", "log_prob_mismatch", P, HP, plant=rollout("cut actions")),
-    Fault("successor is the next reset", "reset_as_successor", P, HC + HP, plant=rollout("reset successor")),
-    Fault("observations two steps late", "rows_misaligned", C + P, A + HC, plant=rollout("late observation")),
-    Fault("ends are not recorded", "ends_not_recorded", C, HC, plant=rollout("no ends")),
-    Fault("reward never found", "no_reward_signal", M, M, {"log_std_init": -1.0}, {"log_std_init": -2.0}),
-    Fault("environment slows down", "slows_down", HC, (HOST_ACROBOT,), slower=True),
+    Fault("learning rate far too high", "update_too_large", C + P, A + HC, C, {RATE: 1.0}, {RATE: 0.5}),
+    Fault("learning rate too high", "update_too_large", C, A + HP, C + P, {RATE: 0.3}, {RATE: 0.2}),
+    Fault("too many epochs", "update_too_large", P, HC, P + C, {"epochs": 60, RATE: 3e-3}),
+    Fault("learning rate too low", "update_too_small", C + P, A + HC, P, {RATE: 1e-6}, {RATE: 3e-7}),
+    Fault("KL limit too strict", "update_too_small", P, C, P + A, {"target_kl": 1e-7}),
+    Fault("KL penalty too strong", "update_too_small", C, A, C + P, {BETA: 3e4}, {BETA: 1e5}, algorithm="ppo_kl_fixed"),
+    Fault("entropy bonus too strong", "entropy_dominates", C, A + HC, C + HA, {BONUS: 2.0}, {BONUS: 1.0}),
+    Fault("discount too short", "horizon_too_short", P + C, HC + HP, C + A, {"gamma": 0.2}, {"gamma": 0.1}),
+    Fault("σ too large", "actions_clipped", P, HP, P, {"log_std_init": 2.5}, {"log_std_init": 3.0}),
+    Fault("σ too small", "no_exploration", P, HP, P, {"log_std_init": -6.0}, {"log_std_init": -5.0}),
+    Fault("batch too small", "batch_too_small", C, A, C, TINY),
+    Fault("observations × 1000", "observations_unscaled", C + P, A + HC, P, PLAIN, plant={SCALE: 1000.0}),
+    Fault("observations + 300", "observations_unscaled", C, HC + HP, C + A, PLAIN, plant={"observe_shift": 300.0}),
+    Fault("observations all zero", "observations_uninformative", C + P, A + HC, C, plant={"observe_scale": 0.0}),
+    Fault("rewards × 10⁴", "rewards_unscaled", C + P, A + HC, C, RAW, plant={"pay_scale": 1e4}),
+    Fault("rewards all zero", "no_reward_signal", C + P, A + HC, P + HA, plant={"pay_scale": 0.0}),
+    Fault("reward is noise", "reward_noise", C, A + HC, C, plant={"pay_noise": 30.0}),
+    Fault("actions are ignored", "actions_without_effect", C + P, HC + HP, C + A, plant={"random_actions": 1.0}),
+    Fault("time limit told as death", "limit_as_termination", C, HC, C, plant={"over_at": 20.0}),
+    Fault("fake rows after resets", "fake_rows", C, A + HC, C, plant={"fake_row": 1.0}),
+    Fault("episodes never end", "episodes_never_end", C, HC, C + A, plant={"never_over": 1.0}, unlimited=True),
+    Fault("episodes end at once", "episodes_end_at_once", C, A + HC, C, plant={"over_at": 1.0}),
+    Fault("bootstraps past death", "ends_ignored", C, A + HC, C, plant=estimator("bootstraps")),
+    Fault("leaks across resets", "ends_ignored", C, HC, C + A, plant=estimator("leaks")),
+    Fault("no bootstrap at limits", "truncation_not_bootstrapped", P, HP + A, P + HA, plant=estimator(LIMIT)),
+    Fault("return not propagated", "return_not_propagated", C + P, A + HC, P, plant=estimator("one reward")),
+    Fault("weight of the wrong sign", "credit_inconsistent", C + P, A, C, plant=estimator("sign")),
+    Fault("weight five steps late", "credit_inconsistent", C, HC + HP, C + A, plant=estimator("late")),
+    Fault("target without V", "credit_inconsistent", C, A + HP, C + P, plant=estimator("target without value")),
+    Fault("weight always zero", "no_policy_signal", C + P, A + HC, P, plant=estimator("zero")),
+    Fault("loss of the wrong sign", "objective_descends", C + P, A + HC, C, plant={"loss_factor": -1.0}),
+    Fault("loss without gradient", "no_policy_signal", C, HP, C + A, plant={"loss_factor": 0.0}),
+    Fault("log-probabilities of others", "log_prob_mismatch", C + P, A + HC, P, plant=rollout("log_prob")),
+    Fault("clipped actions stored", "log_prob_mismatch", P, HP, P, plant=rollout("cut actions")),
+    Fault("successor is the next reset", "reset_as_successor", P, HC + HP, P + C, plant=rollout("reset successor")),
+    Fault("observations two steps late", "rows_misaligned", C + P, A + HC, C, plant=rollout("late observation")),
+    Fault("ends are not recorded", "ends_not_recorded", C, HC, C + A, plant=rollout("no ends")),
+    Fault("reward never found", "no_reward_signal", M, M, M, {"log_std_init": -1.0}, {"log_std_init": -2.0}),
+    Fault("environment slows down", "slows_down", HC, HA, (), slower=True),
 )  # fmt: skip
 
 
@@ -297,6 +319,8 @@ def variants(world: str, *rungs: str) -> tuple[Healthy, ...]:
 OWN = ("reinforce", "reward_to_go", "reinforce_baseline", "actor_critic", "a2c", "gae", "ppo_kl", "ppo_kl_fixed", "ppo")
 WIDE = {"log_std_init": 1.0, "steps": 100_000, "gamma": 0.999, "num_envs": 8, "rollout_steps": 256}
 BANDIT = {"steps": 20_000, "num_envs": 16, "rollout_steps": 8, "gamma": 0.9, RATE: 1e-3}
+FRESH_SEED = 100
+"""Where the seeds of the part `fresh` begin; no other run has them."""
 HEALTHY = (
     *variants(CARTPOLE, *OWN),
     *variants(HOST_CARTPOLE, "reward_to_go", "gae", "ppo"),
@@ -315,6 +339,23 @@ HEALTHY = (
     Healthy(MOUNTAIN, "ppo", WIDE),
     *(Healthy(f"jax:probe/{name}", "ppo", BANDIT)
       for name in ("both", "delay", "continuous")),
+)  # fmt: skip
+
+SLOWER = {"slower": 0.8}
+FRESH_HEALTHY = (
+    *(Healthy(CARTPOLE, rung, SLOWER) for rung in OWN),
+    *(Healthy(PENDULUM, rung, {**SLOWER, "gamma": 0.97}) for rung in ("gae", "ppo_kl", "ppo")),
+    *(Healthy(ACROBOT, rung, SLOWER) for rung in ("reinforce_baseline", "a2c", "ppo")),
+    *(Healthy(HOST_ACROBOT, rung) for rung in ("gae", "ppo")),
+    *(Healthy(GRID, rung) for rung in ("actor_critic", "ppo_kl")),
+    *(Healthy(KEY, rung, SLOWER) for rung in ("gae", "ppo")),
+    *(Healthy(CARTPOLE, "ppo", s) for s in (
+        {"hidden_sizes": (16,)}, {"gamma": 0.999}, {RATE: 1e-4}, {"epochs": 10}, {BONUS: 0.02}, {"steps": 20_000},
+    )),
+    *(Healthy(PENDULUM, "ppo", s) for s in ({"log_std_init": 0.3}, {"num_envs": 8, "rollout_steps": 256})),
+    *(Healthy(f"jax:probe/{name}", "ppo", {**BANDIT, "minibatches": 4})
+      for name in ("both", "continuous", "multidiscrete", "multibinary")),
+    Healthy(MOUNTAIN, "ppo", WIDE),
 )  # fmt: skip
 
 

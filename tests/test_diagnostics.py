@@ -1,6 +1,7 @@
 """The health metrics, against numbers worked by hand or by NumPy; and what reaches a run's rows."""
 
 import json
+from types import SimpleNamespace
 
 import jax.numpy as jnp
 import numpy as np
@@ -20,6 +21,8 @@ from upslope.diagnostics import (
     returns_before_the_end,
     spell_out,
 )
+from upslope.distributions import Categorical, DiagonalGaussian
+from upslope.effects import action_effect
 
 
 def test_the_return_before_an_end_is_summed_from_the_facts():
@@ -66,6 +69,41 @@ def test_moments_and_correlations_are_numpys_where_they_count():
     got = np.asarray(correlations([pair, constant]))
     np.testing.assert_allclose(got[0], np.corrcoef(inside, y[where])[0, 1], rtol=1e-4)
     assert np.isnan(got[1])
+
+
+def effect(policy, action, before, after, reward):
+    """`action_effect` of columns of one step each."""
+    rollout = rollout_of(np.asarray(reward, np.float32)[:, None])._replace(
+        observation=jnp.asarray(before, jnp.float32)[:, None, None],
+        next_observation=jnp.asarray(after, jnp.float32)[:, None, None],
+    )
+    batch = SimpleNamespace(action=jnp.asarray(action), old_policy=policy, valid=jnp.ones(len(action), bool))
+    return float(action_effect(batch, rollout))
+
+
+def test_a_reward_that_is_the_action_has_the_largest_effect_and_one_beside_it_none():
+    uniform, still = Categorical(jnp.zeros((4, 2))), np.zeros(4)
+    # Scores ±½, rewards ±½ about their mean: z = 4·¼ / √(4·1/16) = 2. What never changes does not count.
+    assert effect(uniform, [0, 1, 0, 1], still, still, [1, 0, 1, 0]) == pytest.approx(4.0)
+    assert effect(uniform, [0, 1, 0, 1], still, still, [1, 1, 0, 0]) == pytest.approx(0.0)
+    assert np.isnan(effect(uniform, [0, 1, 0, 1], still, still, [1, 1, 1, 1]))
+
+
+def test_what_goes_with_the_state_alone_is_no_effect_however_the_action_follows_the_state():
+    generator, found = np.random.default_rng(0), {"ignored": [], "discrete": [], "continuous": []}
+    for _ in range(200):
+        state, chance = generator.normal(size=(2, 300))
+        mean, zero = jnp.asarray(state[:, None]), np.zeros(300)
+        action = (generator.random(300) < 1 / (1 + np.exp(-state))).astype(np.int32)
+        policy = Categorical(jnp.concatenate([0 * mean, mean], axis=1))
+        found["ignored"].append(effect(policy, action, zero, state, zero))
+        found["discrete"].append(effect(policy, action, zero, state + action, zero))
+        gaussian = DiagonalGaussian(mean, jnp.zeros_like(mean))
+        pushed = state + chance
+        found["continuous"].append(effect(gaussian, pushed[:, None], zero, state + pushed, zero))
+    assert abs(np.corrcoef(action, state)[0, 1]) > 0.3
+    assert np.mean(found["ignored"]) == pytest.approx(1.0, abs=0.3)  # χ² of one degree of freedom: ±0.1
+    assert np.mean(found["discrete"]) > 5 and np.mean(found["continuous"]) > 5
 
 
 def test_deviations_are_spelled_out_as_such():

@@ -25,7 +25,7 @@ HEALTHY = {
     "health/reward_scale": 0.2, "health/reward_nonzero": 1.0, "health/zero_after_end": 0.0,
     "health/surrogate_gain": 0.01, "health/weight_std": 1.0, "health/policy_signal": 0.2,
     "health/observation_constant": 0.0, "health/observation_mean": 0.3, "health/observation_std_max": 1.2,
-    "health/policy_saturation": 0.01,
+    "health/policy_saturation": 0.01, "health/action_effect": 20.0,
 }  # fmt: skip
 
 
@@ -41,9 +41,8 @@ def write_run(folder, changes=None, rise=50.0, lengths=None, box=False, **settin
         for i in range(ITERATIONS):
             step = (i + 1) * 1024
             row = {"iteration": i, "seed": seed, "step": step, "episode/count": 10, "episode/length": 40.0}
-            row |= {"policy/loss": 0.1} | {
-                name: x * (1 + 0.05 * generator.normal()) for name, x in (HEALTHY | (changes or {})).items()
-            }
+            row |= {name: x * (1 + 0.05 * generator.normal()) for name, x in HEALTHY.items()}
+            row |= {"policy/loss": 0.1} | (changes or {})
             row = {name: None if x != x else x for name, x in row.items()} | {"time/elapsed": i * 1.0}
             directory.append(directory.metrics_path, json.dumps(row) + "\n")
             for k in range(10):
@@ -74,6 +73,7 @@ SIGNATURES = {
     },
     "observations_uninformative": {"changes": {"health/observation_constant": 1.0}, "rise": 0.0},
     "observations_unscaled": {"changes": {"health/observation_std_max": 400.0}},
+    "actions_without_effect": {"changes": {"health/action_effect": 1.0}, "rise": 0.0},
     "update_too_large": {"changes": {"policy/kl": 0.5, "policy/clip_fraction": 0.7}},
     "update_too_small": {"changes": {"policy/kl": 1e-9}, "rise": 0.0},
     "entropy_dominates": {"changes": {"policy/entropy": 0.693}, "rise": 0.0, "entropy_coefficient": 1.0},

@@ -2,6 +2,7 @@
 that hangs. Kills without number: `benchmarks/stress.py`."""
 
 import os
+import signal
 import subprocess
 import sys
 import threading
@@ -15,7 +16,7 @@ import pytest
 from test_resume import Killed, assert_same_run
 
 import upslope
-from upslope import api, loop, processes
+from upslope import api, display, loop, processes
 from upslope.config import configure
 from upslope.runs import RunDirectory
 from upslope.spaces import BoxCoding, DiscreteHead, describe
@@ -185,6 +186,34 @@ def test_a_clock_that_jumps_or_stands_still(jump: float, straight: Path, tmp_pat
     elapsed = [row["time/elapsed"] for row in rows]
     assert elapsed == sorted(elapsed) and elapsed[0] >= 0
     assert all(0 <= row["time/steps_per_second"] < 1e12 for row in rows)
+
+
+def test_an_environment_that_hangs_in_the_only_process_is_named_and_an_interrupt_saves(
+    tmp_path: Path, monkeypatch: Any
+):
+    monkeypatch.setenv("CURSE", str(tmp_path / "curse"))
+    settings: dict[str, Any] = {"seeds": 2, "steps": 400, "folder": tmp_path, **SMALL}
+    whole = upslope.train("user_environments:Cursed", name="whole", **settings).path
+    (tmp_path / "curse").write_text("hangs")
+    monkeypatch.setattr(processes, "PATIENCE", 0.9)
+    monkeypatch.setattr(processes, "BEAT", 0.3)
+    said: list[str] = []
+
+    def message(self: Any, text: str) -> None:
+        said.append(text)
+        if len(said) == 2:
+            os.kill(os.getpid(), signal.SIGINT)
+
+    monkeypatch.setattr(display.QuietDisplay, "message", message)
+    with pytest.raises(KeyboardInterrupt, match="Stopped and saved"):
+        upslope.train("user_environments:Cursed", name="hung", **settings)
+    assert "user_environments:Cursed is in step(), environment 0 of seed 1, episode 3" in said[0]
+    assert "step 2, has not come back for 1 s" in said[0] and "Ctrl-C" in said[0] and "for 2 s" in said[1]
+    (tmp_path / "curse").unlink()
+    rows = RunDirectory(tmp_path / "hung").metrics()
+    assert rows and max(row["step"] for row in rows) < 400
+    upslope.resume(tmp_path / "hung", quiet=True)
+    assert_same_run(whole, tmp_path / "hung")
 
 
 def test_a_worker_that_hangs_is_ended_and_its_environment_named(tmp_path: Path, monkeypatch: Any):

@@ -76,7 +76,7 @@ def engine_of(config: Config, task: Task, world: World, axes: Axes, workers: int
             return WorkersEngine(task, config, count, display.message)
     except UpslopeError as error:
         display.message(f"training in one process: {error}")
-    return HostEngine(task, seeds, columns_of(task, seeds, world))
+    return HostEngine(task, seeds, columns_of(task, seeds, world), display.message)
 
 
 def recorded_engine(config: Config, task: Task) -> Engine:

@@ -16,6 +16,7 @@ import optax
 from jaxtyping import Array, Bool, Float, Shaped
 
 from upslope.agent import Agent
+from upslope.effects import action_effect
 from upslope.estimators import ends
 from upslope.objectives import Sample, importance_ratio
 from upslope.spaces import BoxHead
@@ -42,7 +43,7 @@ SERIES = (*SHARES, *SIZES, *DECISIONS, "value", "value_bias")
 PAIRS = ("tail_correlation", "terminal_correlation", "penultimate_correlation", "weight_agreement")
 OF_FEATURES = tuple(f"observation_{name}" for name in ("mean", "std_min", "std_max", "max", "constant"))
 OF_NETWORK = ("signal", "second_moment", "saturation")
-OTHERS = ("reward_scale", "ends_together", *OF_FEATURES)
+OTHERS = ("reward_scale", "ends_together", "action_effect", *OF_FEATURES)
 OTHERS += tuple(f"{network}_{name}" for network in ("policy", "critic") for name in OF_NETWORK)
 
 
@@ -91,7 +92,7 @@ class Look:
         parts = [
             moments(series),
             correlations(pairs(rollout, credit, value, has_value, tail)),
-            jnp.stack([seen.agent.reward_scale(), ends_together(rollout)]),
+            jnp.stack([seen.agent.reward_scale(), ends_together(rollout), action_effect(batch, rollout)]),
             of_features(batch.features, batch.valid),
             of_network(seen.actor, seen.actor.parameters.network, batch),
             jnp.full(len(OF_NETWORK), jnp.nan) if critic is None else of_network(critic, critic.parameters, batch),

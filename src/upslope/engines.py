@@ -56,6 +56,11 @@ class Engine(Protocol):
     phases: dict[str, float]
     """Seconds by phase so far."""
 
+    @property
+    def hangs(self) -> bool:
+        """Whether `advance` waits for an environment of this process, so that an interrupt may end it at once."""
+        ...
+
     def start(self) -> TrainState:
         """The state before training, [S]."""
         ...

@@ -13,6 +13,7 @@ from upslope.engines import Chunk, EpisodeRow, clock
 from upslope.environments.make import HostWorld
 from upslope.host import HostColumns
 from upslope.iteration import Task, TrainState, initialise_all, iteration_keys, move, over_seeds, stack, weigh
+from upslope.processes import Lookout
 from upslope.slices import SlicedColumns
 from upslope.types import Metrics, Rollout, host_rollout
 
@@ -20,8 +21,16 @@ from upslope.types import Metrics, Rollout, host_rollout
 class HostEngine:
     """Acts in Gymnasium environments. Only acting is batched over seeds; each seed learns by itself."""
 
-    def __init__(self, task: Task, seeds: Sequence[int], columns: HostColumns | SlicedColumns):
+    def __init__(
+        self,
+        task: Task,
+        seeds: Sequence[int],
+        columns: HostColumns | SlicedColumns,
+        say: Callable[[str], None] | None = None,
+    ):
+        """With `say`, an environment of this process that hangs is named."""
         self.task, self.seeds, self.columns = task, seeds, columns
+        self.lookout = None if say is None else Lookout(columns, say)
         self.phases: dict[str, float] = {}
         self.act = Act()
         self.is_whole = True
@@ -31,6 +40,10 @@ class HostEngine:
         self.weigh = jax.jit(partial(weigh, task))
         self.move = jax.jit(partial(move, task))
         self.take, self.stack = jax.jit(take), jax.jit(stack)
+
+    @property
+    def hangs(self) -> bool:
+        return self.lookout is not None and self.lookout.hangs
 
     def start(self) -> TrainState:
         return initialise_all(self.task, self.seeds)
@@ -101,6 +114,8 @@ class HostEngine:
         self.columns.restore(snapshot, say)
 
     def close(self) -> None:
+        if self.lookout is not None:
+            self.lookout.close()
         self.columns.close()
 
 

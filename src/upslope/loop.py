@@ -25,7 +25,7 @@ from upslope.engines import Chunk, Ended, Engine, clock
 from upslope.errors import UpslopeError
 from upslope.iteration import TrainState
 from upslope.runs import RunDirectory
-from upslope.signals import stop_on_signal
+from upslope.signals import Interrupted, stop_on_signal
 from upslope.tensorboard import TensorboardWriter
 from upslope.words import PREFIX
 
@@ -118,9 +118,8 @@ class Loop:
 
     def run(self, state: TrainState, progress: Progress) -> tuple[TrainState, Progress]:
         """Train to the end. On a signal: save, then raise `Stopped`. On an error: save, then raise it."""
-        started, saved = perf_counter() - progress.elapsed, perf_counter()
-        pace = Pace()
-        with stop_on_signal() as stop:
+        started, saved, pace = perf_counter() - progress.elapsed, perf_counter(), Pace()
+        with stop_on_signal(lambda: self.engine.hangs) as stop:
             if progress.iteration == 0:
                 self.save(state, progress)
             while (np.asarray(state.steps, np.int64) < self.total).any():
@@ -129,6 +128,9 @@ class Loop:
                     raise Stopped
                 try:
                     state, chunk = self.engine.advance(state)
+                except Interrupted:
+                    self.save(state, progress)
+                    raise Stopped from None
                 except Exception as error:
                     kept = self.save_or_say(state, progress)
                     if not isinstance(error, UpslopeError):

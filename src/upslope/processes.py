@@ -1,4 +1,4 @@
-"""Worker processes: ask and answer through pipes, and name whoever dies or hangs.
+"""Worker processes: ask and answer through pipes, and name whoever dies or hangs, in this process too.
 
 A worker is `python -m upslope.<module>`: it does not import the user's script again, as Python's own process pools do.
 """
@@ -172,6 +172,42 @@ class Pulse:
         with self.lock:
             self.is_busy = False
             send(self.stream, (kind, value))
+
+
+class Lookout:
+    """Names the environment of this process that has not come back from a call for long; nothing can end it but the
+    user's interrupt."""
+
+    def __init__(self, columns: Any, say: Callable[[str], None]):
+        self.columns, self.say = columns, say
+        self.is_over = threading.Event()
+        self.is_named = False
+        threading.Thread(target=self.watch, daemon=True).start()
+
+    @property
+    def hangs(self) -> bool:
+        """Whether such an environment was named, and is still in a call: between two beats it may have come back."""
+        return self.is_named and self.columns.row is not None
+
+    def watch(self) -> None:
+        """In beats, as workers are counted."""
+        before, stuck, told = "", 0.0, 0.0
+        while not self.is_over.wait(BEAT):
+            words = place_of(self.columns)
+            stuck = stuck + BEAT if words and words == before else 0.0
+            before = words
+            self.is_named = stuck >= PATIENCE
+            told = told if self.is_named else 0.0
+            if stuck - told >= PATIENCE:
+                told = stuck
+                self.say(
+                    f"{words}, has not come back for {stuck:.0f} s. If it hangs, press Ctrl-C: that ends the call, "
+                    "saves what came before this iteration, and stops."
+                )
+
+    def close(self) -> None:
+        """Let the thread end."""
+        self.is_over.set()
 
 
 def place_of(columns: Any) -> str:

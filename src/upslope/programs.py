@@ -62,6 +62,8 @@ class Program:
 class ProgramEngine:
     """An engine whose whole iteration is compiled: compiled worlds and recorded data."""
 
+    hangs = False
+
     def __init__(self, task: Task, seeds: Sequence[int], iterations: int, world: CompiledEnvironment | None):
         self.task, self.seeds, self.iterations, self.world = task, seeds, iterations, world
         self.data: Rollout | None = None

@@ -36,6 +36,8 @@ def num_workers(config: Config, asked: int | None) -> int:
 class WorkersEngine:
     """Advances all seeds, a share of them in each worker."""
 
+    hangs = False
+
     def __init__(self, task: Task, config: Config, workers: int, say: Callable[[str], None]):
         self.task, self.seeds, self.say = task, config.seed_list(), say
         self.phases: dict[str, float] = {}

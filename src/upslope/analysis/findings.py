@@ -187,37 +187,39 @@ class Signs:
         few; otherwise the first tenth.
         """
         self.lacks(f"{ENDS} finished episodes of a seed", not np.isfinite(self.known_returns[0]).any())
-        return self.known_returns
+        first, last, spread, _ = self.known_returns
+        return first, last, spread
 
     @cached_property
-    def known_returns(self) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-        """The same; nan for seeds with too few episodes."""
+    def known_returns(self) -> np.ndarray:
+        """The same, and the standard error of the rise [4, S]; nan for seeds with too few episodes."""
         parts = []
         for seed, steps in zip(self.record.seeds, self.record.steps, strict=True):
             episodes = self.record.episodes_of(seed)
             r, n, untrained = episodes["return"], len(episodes), int((episodes["step"] <= steps[0]).sum())
             first = r[: untrained if untrained >= UNTRAINED else max(5, n // 10)]
             last = r[-max(5, n // 5) :]
-            parts.append((np.mean(first), np.mean(last), np.std(first)) if n >= ENDS else (np.nan,) * 3)
-        first, last, spread = np.asarray(parts).T
-        return first, last, spread
-
-    @cached_property
-    def last_spread(self) -> np.ndarray:
-        """The deviation of the last fifth of episode returns a seed [S]."""
-        parts = [self.record.episodes_of(seed)["return"] for seed in self.record.seeds]
-        return np.asarray([np.std(r[-max(5, len(r) // 5) :]) if len(r) else np.nan for r in parts])
+            error = np.sqrt(np.var(first) / len(first) + np.var(last) / len(last)) if n >= ENDS else np.nan
+            parts.append((np.mean(first), np.mean(last), np.std(first), error) if n >= ENDS else (np.nan,) * 4)
+        return np.asarray(parts).T
 
     @property
     def improved(self) -> np.ndarray:
-        """Of which seeds the return rose by more than half a deviation of the first episodes [S]."""
+        """Of which seeds the return rose by more than half a deviation of the first episodes, and not by chance [S]."""
         first, last, spread = self.returns
-        return last - first > 0.5 * np.maximum(spread, 1e-9)
+        return last - first > np.maximum(0.5 * np.maximum(spread, 1e-9), 2 * self.known_returns[3])
 
     @property
     def is_flat(self) -> bool:
         """Whether most seeds did not improve."""
         return float(np.mean(self.improved)) < 0.5
+
+    @cached_property
+    def descends(self) -> np.ndarray:
+        """In which seeds updates lower E[Ψ (ρ − 1)] more often than chance does, by two standard errors [S]."""
+        gain = self.whole("surrogate_gain")
+        count = np.isfinite(gain).sum(axis=1)
+        return (gain < 0).sum(axis=1) / count > 0.5 + 1 / np.sqrt(count)
 
     @cached_property
     def lengths(self) -> np.ndarray:

@@ -171,6 +171,12 @@ HEALTH: dict[str, Explanation] = {
         "How much of a Box action the bounds cut off.",
         "Below 0.3; near 1 the policy pushes against the bounds without effect.",
     ),
+    "health/action_effect": Explanation(
+        "Effect of actions",
+        "mean squared z",
+        "How much rewards, ends and changes of the observation go with what chance chose of the actions.",
+        "Well above 1; 1 is what chance alone gives: nothing that comes next depends on the action.",
+    ),
     "health/policy_signal": Explanation(
         "Signal in the policy's gradient",
         "share",

@@ -14,9 +14,10 @@ def update_too_large(s: Signs) -> Finding | None:
         return None
     kl, clipped = s.taken("policy/kl", 0.0, 0.6), s.taken("policy/clip_fraction", 0.0, 0.6)
     high, peak = (s.taken("policy/kl", how=how) for how in (lambda x: np.percentile(x, 90), np.max))
-    descends = s.taken("surrogate_gain", how=lambda x: np.mean(x < 0)) > 0.8  # a cause of its own
-    # One update of a nat and more leaves a policy that may never move again, which other signs are then of.
-    part, burst = share((kl > 0.06) | (high > 0.3) | (clipped > 0.5) & (kl > 0.03)), share((peak > 1) & ~descends)
+    # One update of a nat and more leaves a policy that may never move again, which other signs are then of; a descent
+    # is a cause of its own.
+    part = share((kl > 0.06) | (high > 0.3) | (clipped > 0.5) & (kl > 0.03))
+    burst = share((peak > 1) & ~s.descends) if s.is_flat else 0.0
     return Finding(
         "update_too_large", "Each update moves the policy far." if not burst else "An update destroyed the policy.",
         "The learning rate is too high, or a batch is used for too many epochs.",
