@@ -15,9 +15,10 @@ import numpy as np
 import optax
 from jaxtyping import Array, Bool, Float, Shaped
 
-from upslope.agent import Agent
+from upslope.agent import Perceptron
 from upslope.effects import action_effect
 from upslope.estimators import ends
+from upslope.measures import correlations, of_features, saturation, shifted, totals
 from upslope.objectives import Sample, importance_ratio
 from upslope.spaces import BoxHead
 from upslope.types import Credit, Metrics, Rollout
@@ -31,7 +32,7 @@ TAIL = 8
 """Steps before an end over which credit is held against the return that followed."""
 ROWS = 256
 """Samples enough to see whether units are saturated."""
-SAMPLES = 2048
+SAMPLES = 1024
 """Samples enough for all else: so many columns are looked at, but at least four."""
 ADAM_BETAS = (0.9, 0.999)
 
@@ -50,8 +51,9 @@ OTHERS += tuple(f"{network}_{name}" for network in ("policy", "critic") for name
 class Seen(NamedTuple):
     """What an update has at hand when it is done; T·N samples."""
 
-    agent: Agent
-    """Before the update."""
+    value: Float[Array, "T C"]
+    """The critic's before the update, of the first columns alone; 0 without one."""
+    reward_scale: Float[Array, ""]
     actor: Any
     """The descent of the actor: its `parameters` after, and Adam's state."""
     critic: Any
@@ -76,23 +78,29 @@ class Look:
         self.gamma = gamma
         self.is_due = (before == 0) | (jnp.floor(before * POINTS) < jnp.floor(after * POINTS))
 
+    def values(self, critic: Perceptron | None, features: Float[Array, "B D"], rollout: Rollout) -> Array:
+        """V [T, C] where it is due. Taken before the update, so that the parameters before it need not be kept."""
+        nothing = jnp.zeros_like(rollout.reward)[:, : num_columns(rollout)]
+        if critic is None:
+            return nothing
+        few = first_columns(features, rollout)
+        return jax.lax.cond(self.is_due, lambda: critic(few)[..., 0].reshape(nothing.shape), lambda: nothing)
+
     def __call__(self, seen: Seen) -> Metrics:
         nothing = jnp.full(4 * len(SERIES) + len(PAIRS) + len(OTHERS), jnp.nan)
-        return {RAW: jax.lax.cond(self.is_due, lambda seen: self.measure(narrow(seen)), lambda _: nothing, seen)}
+        return {RAW: jax.lax.cond(self.is_due, self.measure, lambda _: nothing, narrow(seen))}
 
     def measure(self, seen: Seen) -> Float[Array, "K"]:
         """All of them, in the order of the names."""
-        rollout, credit, batch, critic = seen.rollout, seen.credit, seen.batch, seen.critic
-        has_value, value = jnp.zeros_like(rollout.valid), jnp.zeros_like(rollout.reward)
-        if critic is not None:
-            has_value, value = rollout.valid, seen.agent.critic(batch.features)[..., 0].reshape(value.shape)
+        rollout, credit, batch, critic, value = seen.rollout, seen.credit, seen.batch, seen.critic, seen.value
+        has_value = jnp.zeros_like(rollout.valid) if critic is None else rollout.valid
         tail = returns_before_the_end(self.gamma, rollout)
         series = facts(rollout) | weights(rollout, credit, tail) | decisions(seen)
         series |= {"value": (value, has_value), "value_bias": (value - credit.target, has_value)}
         parts = [
             moments(series),
             correlations(pairs(rollout, credit, value, has_value, tail)),
-            jnp.stack([seen.agent.reward_scale(), ends_together(rollout), action_effect(batch, rollout)]),
+            jnp.stack([seen.reward_scale, ends_together(rollout), action_effect(batch, rollout)]),
             of_features(batch.features, batch.valid),
             of_network(seen.actor, seen.actor.parameters.network, batch),
             jnp.full(len(OF_NETWORK), jnp.nan) if critic is None else of_network(critic, critic.parameters, batch),
@@ -100,16 +108,23 @@ class Look:
         return jnp.concatenate(parts)
 
 
+def num_columns(rollout: Rollout) -> int:
+    """How many columns are looked at."""
+    length, count = rollout.reward.shape
+    return min(count, max(4, SAMPLES // length))
+
+
+def first_columns(x: Array, rollout: Rollout) -> Array:
+    """Of a batch's rows [T·N, …] those of the first columns."""
+    columns = x.reshape(*rollout.reward.shape, *x.shape[1:])[:, : num_columns(rollout)]
+    return columns.reshape(-1, *x.shape[1:])
+
+
 def narrow(seen: Seen) -> Seen:
     """The first columns alone."""
-    length, count = seen.rollout.reward.shape
-    columns = min(count, max(4, SAMPLES // length))
-
-    def of_batch(x: Array) -> Array:
-        return x.reshape(length, count, *x.shape[1:])[:, :columns].reshape(length * columns, *x.shape[1:])
-
+    columns = num_columns(seen.rollout)
     rollout, credit = jax.tree.map(lambda x: x[:, :columns], (seen.rollout, seen.credit))
-    batch, after = jax.tree.map(of_batch, (seen.batch, seen.after))
+    batch, after = jax.tree.map(lambda x: first_columns(x, seen.rollout), (seen.batch, seen.after))
     return seen._replace(rollout=rollout, credit=credit, batch=batch, after=after)
 
 
@@ -179,7 +194,7 @@ def weights(rollout: Rollout, credit: Credit, tail: tuple[Array, Array]) -> Seri
 
 def decisions(seen: Seen) -> Series:
     """What the policy did and how the update changed it. An ascent makes the mean of Ψ (ρ − 1) positive."""
-    batch, valid, head = seen.batch, seen.rollout.valid, seen.agent.actor.head
+    batch, valid, head = seen.batch, seen.rollout.valid, seen.actor.parameters.head
     log_prob = batch.old_policy.log_prob(batch.action)
     elsewhere = jax.tree.map(lambda x: jnp.roll(x, 1, axis=0), batch.old_policy)
     clipped = jnp.full_like(log_prob, jnp.nan)
@@ -242,57 +257,17 @@ def of_network(descent: Any, network: Any, batch: Any) -> Float[Array, "3"]:
     count, first, second = (optax.tree.get(descent.optimiser, moment) for moment in ("count", "mu", "nu"))
     first_left, second_left = (1 - jnp.float32(beta) ** count for beta in ADAM_BETAS)
     first, second = (jnp.concatenate([jnp.ravel(x) for x in jax.tree.leaves(tree)]) for tree in (first, second))
-    signal = jnp.sum(first**2) / first_left**2 / (jnp.sum(second) / second_left)
+    signal = first @ first / first_left**2 / (second @ jnp.ones_like(second) / second_left)
     silent = saturation(network, batch.features[:ROWS], batch.valid[:ROWS])
     return jnp.stack([signal, jnp.max(second) / second_left, silent])
-
-
-def saturation(network: Any, features: Float[Array, "B D"], valid: Bool[Array, "B"]) -> Float[Array, ""]:
-    """The share of the first layer that passes nothing on: |tanh| > 0.99, or a unit that is 0 for every sample."""
-    inner = features @ network.weights[0] + network.biases[0]
-    if network.activation != "tanh":
-        return jnp.mean(jnp.max(inner, axis=0, initial=-jnp.inf, where=valid[:, None]) <= 0, dtype=jnp.float32)
-    is_flat = jnp.mean(jnp.abs(jnp.tanh(inner)) > 0.99, axis=1, dtype=jnp.float32)
-    return jnp.sum(jnp.where(valid, is_flat, 0.0)) / jnp.sum(valid)
-
-
-def of_features(features: Float[Array, "B D"], valid: Bool[Array, "B"]) -> Float[Array, "5"]:
-    """Observations as the networks see them: how far from 0, how wide, and the share that never changes."""
-    # As products: a sum is rounded differently where another program fuses it with other neighbours.
-    weight = valid / jnp.maximum(jnp.sum(valid), 1)
-    centre = weight @ features
-    variance = weight @ jax.lax.optimization_barrier((features - centre) ** 2)
-    largest = jnp.max(jnp.where(valid[:, None], jnp.abs(features), 0.0))
-    is_constant = jnp.mean(variance < 1e-12, dtype=jnp.float32)
-    return jnp.stack([jnp.max(jnp.abs(centre)), jnp.min(variance), jnp.max(variance), largest, is_constant])
 
 
 def moments(series: Series) -> Float[Array, "K"]:
     """Means, then variances, lowest and highest, of every series where it counts; nan where it does so nowhere."""
     x = jnp.stack([jnp.ravel(series[name][0]).astype(jnp.float32) for name in SERIES])
     x, where = jax.lax.optimization_barrier((x, jnp.stack([jnp.ravel(series[name][1]) for name in SERIES])))
-    count = jnp.sum(where, axis=1)
-    average = jnp.sum(jnp.where(where, x, 0.0), axis=1) / count
-    variance = jnp.sum(jnp.where(where, (x - average[:, None]) ** 2, 0.0), axis=1) / count
+    count = totals(where)
+    average = totals(jnp.where(where, x, 0.0)) / count
+    variance = totals(jnp.where(where, (x - average[:, None]) ** 2, 0.0)) / count
     low, high = jnp.min(jnp.where(where, x, jnp.inf), axis=1), jnp.max(jnp.where(where, x, -jnp.inf), axis=1)
     return jnp.concatenate([average, variance, low, high])
-
-
-def correlations(pairs: list[Any]) -> Float[Array, "K"]:
-    """Pearson's of every (x, y, where), nan where one of the two does not vary."""
-    x, y, where = jax.lax.optimization_barrier(
-        tuple(jnp.stack([jnp.ravel(x) for x in part]) for part in zip(*pairs, strict=True))
-    )
-    count = jnp.sum(where, axis=1)
-
-    def average(z: Array) -> Array:
-        return jnp.sum(jnp.where(where, z, 0.0), axis=1) / count
-
-    x, y = x - average(x)[:, None], y - average(y)[:, None]
-    scale = jnp.sqrt(average(x**2) * average(y**2))
-    return average(x * y) / jnp.where(scale > 1e-10, scale, jnp.nan)
-
-
-def shifted(x: Bool[Array, "_ N"]) -> Bool[Array, "T N"]:
-    """One row later; the first row is false."""
-    return jnp.concatenate([jnp.zeros_like(x[:1], shape=(1, *x.shape[1:])), x])

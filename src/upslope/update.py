@@ -131,6 +131,9 @@ def improve(
     if update.normalize_advantage:
         batch = batch._replace(weight=standardise(batch.weight, batch.valid))
     actor_key, critic_key = jax.random.split(key)
+    value = (
+        None if look is None else look.values(agent.critic if update.needs_critic else None, batch.features, rollout)
+    )
 
     def actor_loss(actor: Actor, batch: Batch) -> tuple[Array, Distance]:
         sample, entropy = sample_of(actor, batch)
@@ -165,8 +168,9 @@ def improve(
     if update.objective.state_name is not None:
         metrics[f"objective/{update.objective.state_name}"] = objective
     metrics |= {f"critic/{name}": value for name, value in critic_metrics.items()}
-    if look is not None:
-        metrics |= look(Seen(agent, actor, critic if update.needs_critic else None, rollout, credit, batch, after))
+    if look is not None and value is not None:
+        descended = critic if update.needs_critic else None
+        metrics |= look(Seen(value, agent.reward_scale(), actor, descended, rollout, credit, batch, after))
     agent = dataclasses.replace(agent, actor=actor.parameters, critic=critic.parameters)
     adapted = jnp.where(imitate, objective, update.objective.adapt(objective, kl))
     moved = Learner(agent, actor.optimiser, critic.optimiser, adapted)

@@ -1,0 +1,52 @@
+"""Sums and correlations over the samples of a batch, as the metrics of a run's health take them."""
+
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array, Bool, Float, Shaped
+
+
+def of_features(features: Float[Array, "B D"], valid: Bool[Array, "B"]) -> Float[Array, "5"]:
+    """Observations as the networks see them: how far from 0, how wide, and the share that never changes."""
+    # As products: a sum is rounded differently where another program fuses it with other neighbours.
+    weight = valid / jnp.maximum(jnp.sum(valid), 1)
+    centre = weight @ features
+    variance = weight @ jax.lax.optimization_barrier((features - centre) ** 2)
+    largest = jnp.max(jnp.where(valid[:, None], jnp.abs(features), 0.0))
+    is_constant = jnp.mean(variance < 1e-12, dtype=jnp.float32)
+    return jnp.stack([jnp.max(jnp.abs(centre)), jnp.min(variance), jnp.max(variance), largest, is_constant])
+
+
+def correlations(pairs: list[Any]) -> Float[Array, "K"]:
+    """Pearson's of every (x, y, where), nan where one of the two does not vary."""
+    x, y, where = jax.lax.optimization_barrier(
+        tuple(jnp.stack([jnp.ravel(x) for x in part]) for part in zip(*pairs, strict=True))
+    )
+    count = totals(where)
+
+    def average(z: Array) -> Array:
+        return totals(jnp.where(where, z, 0.0)) / count
+
+    x, y = x - average(x)[:, None], y - average(y)[:, None]
+    scale = jnp.sqrt(average(x**2) * average(y**2))
+    return average(x * y) / jnp.where(scale > 1e-10, scale, jnp.nan)
+
+
+def saturation(network: Any, features: Float[Array, "B D"], valid: Bool[Array, "B"]) -> Float[Array, ""]:
+    """The share of the first layer that passes nothing on: |tanh| > 0.99, or a unit that is 0 for every sample."""
+    inner = features @ network.weights[0] + network.biases[0]
+    if network.activation != "tanh":
+        return jnp.mean(jnp.max(inner, axis=0, initial=-jnp.inf, where=valid[:, None]) <= 0, dtype=jnp.float32)
+    is_flat = jnp.mean(jnp.abs(jnp.tanh(inner)) > 0.99, axis=1, dtype=jnp.float32)
+    return jnp.sum(jnp.where(valid, is_flat, 0.0)) / jnp.sum(valid)
+
+
+def totals(x: Shaped[Array, "K B"]) -> Float[Array, "K"]:
+    """The sum of each row. As a product, which is several times as fast, and rounded the same in every program."""
+    return jax.lax.optimization_barrier(x.astype(jnp.float32)) @ jnp.ones(x.shape[1])
+
+
+def shifted(x: Bool[Array, "_ N"]) -> Bool[Array, "T N"]:
+    """One row later; the first row is false."""
+    return jnp.concatenate([jnp.zeros_like(x[:1], shape=(1, *x.shape[1:])), x])
