@@ -53,14 +53,15 @@ def cache_folder() -> Path:
     return user_cache_path("upslope") / f"programs-jaxlib-{version('jaxlib')}"
 
 
-def shares_of(num_seeds: int, has_critic: bool) -> list[tuple[slice, Mesh]]:
+def shares_of(num_seeds: int, is_worth_two: bool) -> list[tuple[slice, Mesh]]:
     """Which seeds run together on which devices: as many whole rounds of all devices as there are, then the rest.
 
-    The rest is a program of its own; where it leaves enough devices idle, its policies and critics get one each.
+    The rest is a program of its own; where it leaves enough devices idle and that is worth it, each of its seeds has
+    two, one for its policy and one for its critic.
     """
     devices = np.asarray(jax.local_devices())
     rest = num_seeds % len(devices)
-    width = 2 if has_critic and 2 * rest <= len(devices) and devices[0].platform == "cpu" else 1
+    width = 2 if is_worth_two and 2 * rest <= len(devices) and devices[0].platform == "cpu" else 1
     whole = (slice(0, num_seeds - rest), mesh_of(devices, 1))
     last = (slice(num_seeds - rest, num_seeds), mesh_of(devices[: rest * width], width))
     return ([whole] if num_seeds > rest else []) + ([last] if rest else [])

@@ -35,6 +35,9 @@ PATIENT: dict[str, str | bool] = {
 }
 """XLA ends a process whose devices wait for each other for 40 seconds; a large network may well take that long."""
 
+WORTH_TWO_DEVICES = 1024
+"""Samples that policy and critic both descend on in an iteration, over all epochs, from which a device each pays."""
+
 
 class Program:
     """The program of some of the seeds, on some of the devices."""
@@ -64,11 +67,17 @@ class ProgramEngine:
 
     hangs = False
 
-    def __init__(self, task: Task, seeds: Sequence[int], iterations: int, world: CompiledEnvironment | None):
-        self.task, self.seeds, self.iterations, self.world = task, seeds, iterations, world
-        self.data: Rollout | None = None
+    def __init__(
+        self,
+        task: Task,
+        seeds: Sequence[int],
+        iterations: int,
+        world: CompiledEnvironment | None,
+        data: Rollout | None = None,
+    ):
+        self.task, self.seeds, self.iterations, self.world, self.data = task, seeds, iterations, world, data
         self.phases: dict[str, float] = {}
-        self.shares, meshes = zip(*shares_of(len(seeds), task.update.needs_critic), strict=True)
+        self.shares, meshes = zip(*shares_of(len(seeds), is_worth_two_devices(task, data)), strict=True)
         self.programs = [Program(partial(self.one_seed, on_mesh(task, mesh)), mesh) for mesh in meshes]
         self.is_compiled = False
         self.cut, self.join = jax.jit(self.parts_of), jax.jit(joined)
@@ -135,8 +144,7 @@ class RecordedEngine(ProgramEngine):
     """Learns from a recorded rollout; an iteration reads all of it."""
 
     def __init__(self, task: Task, seeds: Sequence[int], rollout: Rollout):
-        super().__init__(task, seeds, 1, None)
-        self.data = rollout
+        super().__init__(task, seeds, 1, None, rollout)
 
     def one_seed(self, task: Task, data: Rollout | None, state: TrainState) -> Any:
         assert data is not None
@@ -147,6 +155,14 @@ class RecordedEngine(ProgramEngine):
             return state, metrics | assessed, None
 
         return repeat(task, read, state, self.iterations)
+
+
+def is_worth_two_devices(task: Task, data: Rollout | None) -> bool:
+    """Whether policy and critic descend for longer than it takes to hand over what they learned."""
+    length = task.max_episode_steps if task.estimator.whole_episodes else task.rollout_steps
+    num_samples = data.reward.size if data is not None else task.num_envs * (length or 0)
+    epochs = min(task.update.epochs, task.update.critic_epochs)
+    return task.update.needs_critic and num_samples * epochs >= WORTH_TWO_DEVICES
 
 
 def on_mesh(task: Task, mesh: Mesh) -> Task:

@@ -1,0 +1,97 @@
+"""A descent: the gradient of a product, halves of a minibatch, and two networks on two devices."""
+
+from functools import partial
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from jax.sharding import Mesh, PartitionSpec
+
+from upslope.agent import linear
+from upslope.descent import SPLIT_FROM, Batch, on_two_devices, one_after_another, slope
+from upslope.devices import NETWORKS, SEEDS, shares_of
+
+
+@pytest.mark.parametrize("leading", [(7,), (3, 5), ()])
+@pytest.mark.parametrize(("inputs", "outputs"), [(4, 64), (64, 64), (64, 2), (1, 1)])
+def test_the_gradient_of_a_product_is_that_of_matrix_calculus(inputs, outputs, leading):
+    generator = np.random.default_rng(0)
+    x, weight = generator.normal(size=(*leading, inputs)), generator.normal(size=(inputs, outputs))
+    above = generator.normal(size=(*leading, outputs))
+    found = jax.grad(lambda x, w: jnp.sum(linear(x, w) * above), argnums=(0, 1))(jnp.float32(x), jnp.float32(weight))
+    np.testing.assert_allclose(found[0], above @ weight.T, rtol=1e-4, atol=1e-5)
+    outer = np.einsum("bi,bo->io", x.reshape(-1, inputs), above.reshape(-1, outputs))
+    np.testing.assert_allclose(found[1], outer, rtol=1e-4, atol=1e-5)
+
+
+def batch_of(num_samples):
+    """y = 2x + noise, of which every third sample does not count and holds nan in its target."""
+    generator = np.random.default_rng(1)
+    x = generator.normal(size=num_samples)
+    valid = np.arange(num_samples) % 3 != 0
+    y = np.where(valid, 2 * x + generator.normal(size=num_samples), np.nan)
+    zeros = jnp.zeros(num_samples)
+    batch = Batch(jnp.float32(x)[:, None], zeros, zeros, zeros, jnp.float32(y), jnp.asarray(valid), None)
+    return batch, x, y, valid
+
+
+def squared_error(weight, batch):
+    y = jnp.where(batch.valid, batch.target, 0.0)
+    return (weight * batch.features[:, 0] - y) ** 2, jnp.abs(batch.features[:, 0])
+
+
+@pytest.mark.parametrize("num_samples", [SPLIT_FROM - 2, SPLIT_FROM, SPLIT_FROM + 1, SPLIT_FROM + 2])
+@pytest.mark.parametrize("is_chosen", [True, False])
+def test_in_halves_or_whole_the_slope_is_that_of_the_mean_over_what_counts(num_samples, is_chosen):
+    batch, x, y, valid = batch_of(num_samples + 500 if is_chosen else num_samples)
+    chosen = np.random.default_rng(2).permutation(len(x))[:num_samples] if is_chosen else np.arange(num_samples)
+    indices = jnp.asarray(chosen, jnp.int32) if is_chosen else None
+    (value, size), gradient = slope(squared_error, jnp.float32(0.5), batch, indices)
+    x, y, valid = x[chosen], y[chosen], valid[chosen]
+    np.testing.assert_allclose(value, np.mean((0.5 * x[valid] - y[valid]) ** 2), rtol=1e-5)
+    np.testing.assert_allclose(size, np.mean(np.abs(x[valid])), rtol=1e-5)
+    np.testing.assert_allclose(gradient, np.mean(2 * x[valid] * (0.5 * x[valid] - y[valid])), rtol=1e-4)
+
+
+def test_two_devices_know_both_answers_bit_for_bit():
+    # What words must carry: -0.0 and nan, counts beyond what a float holds, flags, scalars, nothing at all.
+    def first(x):
+        return {"count": jnp.int32(2**24 + 1), "odd": jnp.stack([x * -0.0, x / 0.0 * 0.0]), "flag": x > 0, "none": {}}
+
+    def second(x):
+        return jnp.uint32(2**32 - 1), jnp.sin(x) * jnp.ones((3, 2)), jnp.array([True, False])
+
+    def both(run, x):
+        return run(partial(first, x), partial(second, x))
+
+    mesh = Mesh(np.asarray(jax.devices()).reshape(1, 2), (SEEDS, NETWORKS))
+    apart = jax.jit(partial(what_each_knows, mesh, partial(both, on_two_devices)))(jnp.float32(1.5))
+    alone = jax.jit(partial(both, one_after_another))(jnp.float32(1.5))
+    assert jax.tree.structure(apart) == jax.tree.structure(alone)
+    for ours, theirs in zip(jax.tree.leaves(apart), jax.tree.leaves(alone), strict=True):
+        assert ours.dtype == theirs.dtype
+        for device in range(2):
+            assert np.asarray(ours[device]).tobytes() == np.asarray(theirs).tobytes()
+
+
+def what_each_knows(mesh, function, x):
+    """The answer on every device of the mesh, [2, …]."""
+    return jax.shard_map(
+        lambda x: jax.tree.map(lambda y: y[None], function(x)),
+        mesh=mesh, in_specs=PartitionSpec(), out_specs=PartitionSpec(NETWORKS), check_vma=False,
+    )(x)  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    ("num_seeds", "is_worth_two", "expected"),
+    [
+        (1, True, [(slice(0, 1), (1, 2))]),
+        (1, False, [(slice(0, 1), (1, 1))]),
+        (2, True, [(slice(0, 2), (2, 1))]),
+        (5, True, [(slice(0, 4), (2, 1)), (slice(4, 5), (1, 2))]),
+    ],
+)
+def test_seeds_share_two_devices_so_that_none_is_idle(num_seeds, is_worth_two, expected):
+    shares = shares_of(num_seeds, is_worth_two)
+    assert [(seeds, mesh.devices.shape) for seeds, mesh in shares] == expected
