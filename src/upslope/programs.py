@@ -36,7 +36,8 @@ PATIENT: dict[str, str | bool] = {
 """XLA ends a process whose devices wait for each other for 40 seconds; a large network may well take that long."""
 
 WORTH_TWO_DEVICES = 1024
-"""Samples that policy and critic both descend on in an iteration, over all epochs, from which a device each pays."""
+"""Samples that policy and critic both descend on in an iteration, over all epochs, from which a device each pays. With
+one epoch it never does: acting, which both devices do, is then most of the work."""
 
 
 class Program:
@@ -162,7 +163,7 @@ def is_worth_two_devices(task: Task, data: Rollout | None) -> bool:
     length = task.max_episode_steps if task.estimator.whole_episodes else task.rollout_steps
     num_samples = data.reward.size if data is not None else task.num_envs * (length or 0)
     epochs = min(task.update.epochs, task.update.critic_epochs)
-    return task.update.needs_critic and num_samples * epochs >= WORTH_TWO_DEVICES
+    return task.update.needs_critic and epochs > 1 and num_samples * epochs >= WORTH_TWO_DEVICES
 
 
 def on_mesh(task: Task, mesh: Mesh) -> Task:
