@@ -26,6 +26,9 @@ from upslope.spaces import Coding, Head
 from upslope.types import Credit, Metrics, Rollout, Values
 from upslope.update import Learner, Update, begin_learning, evaluate, explained_variance, improve
 
+QUICK = {"xla_backend_optimization_level": 1}
+"""For programs that run once: compiled in half the time."""
+
 
 @dataclass(frozen=True)
 class Task:
@@ -71,10 +74,11 @@ def initialise_all(task: Task, seeds: Sequence[int], world: CompiledEnvironment 
     Networks are drawn in NumPy, all the rest in one program: one by one, its small operations would each be compiled.
     """
     numbers = np.asarray(seeds, np.uint32)
-    keys = jax.jit(jax.vmap(lambda seed: jax.random.split(jax.random.key(seed), 3)))(numbers)
+    split = jax.vmap(lambda seed: jax.random.split(jax.random.key(seed), 3))
+    keys = jax.jit(split, compiler_options=QUICK)(numbers)
     agents = [initialise_agent(key, task.coding, task.head, **task.network) for key in keys[:, 0]]
     begin_all = over_seeds(partial(begin_training, task, world))
-    return jax.jit(lambda agents, keys: begin_all(stack(agents), keys))(agents, keys)
+    return jax.jit(lambda agents, keys: begin_all(stack(agents), keys), compiler_options=QUICK)(agents, keys)
 
 
 def begin_training(task: Task, world: CompiledEnvironment | None, agent: Agent, keys: Key[Array, "3"]) -> TrainState:
@@ -159,6 +163,8 @@ def repeat(
 
     Returns the state, and for each iteration the metrics, what finished, and the steps before and after.
     """
+
+    go = jax.jit(go, inline=True)  # traced once for its shapes and itself
 
     def stay(state: TrainState) -> tuple[TrainState, Metrics, Any]:
         _, metrics, finished = jax.eval_shape(go, state)
