@@ -1,12 +1,14 @@
-"""What do the live display and the logs cost, and does memory grow? Stores benchmarks/results/costs.json.
+"""What do a start, the live display and the logs cost, and does memory grow? Stores benchmarks/results/costs.json.
 
+    python benchmarks/costs.py start        # about a minute
     python benchmarks/costs.py display      # about 3 minutes
     python benchmarks/costs.py memory       # about 4 minutes
     python benchmarks/costs.py long         # a million iterations: about 15 minutes
 
-display: the same command in a pseudo-terminal with its live display, and with --quiet, in turns; the ratio is taken
-within a turn. memory: the largest resident memory of runs that differ in one thing. long: resident memory while one run
-goes through a million iterations.
+start: from the shell to eight trained seeds of the compiled CartPole, by its preset, with an empty cache of compiled
+programs and with what that run left there; and `upslope --help`. display: the same command in a pseudo-terminal with its
+live display, and with --quiet, in turns; the ratio is taken within a turn. memory: the largest resident memory of runs
+that differ in one thing. long: resident memory while one run goes through a million iterations.
 """
 
 import json
@@ -17,13 +19,14 @@ import statistics
 import subprocess
 import sys
 import tempfile
+from collections.abc import Callable
 from pathlib import Path
 from threading import Thread
-from time import sleep
+from time import perf_counter, sleep
 from typing import Any
 
 RESULTS = Path(__file__).parent / "results" / "costs.json"
-TURNS = 7
+TURNS, STARTS = 7, 5
 UPSLOPE = [sys.executable, "-c", "from upslope.cli import main; main()"]
 DISPLAYED = {
     "jax:CartPole-v1, 8 seeds": ["jax:CartPole-v1", "--seeds", "8", "--num-envs", "64", "--steps", "1500000"],
@@ -73,6 +76,21 @@ def rate(arguments: list[str], quiet: bool) -> float:
             raise SystemExit(f"training failed: {arguments}")
         last = (Path(folder) / "run" / "metrics.jsonl").read_text("utf-8").splitlines()[-1]
         return json.loads(last)["time/steps_per_second"]
+
+
+def start() -> dict[str, Any]:
+    """Seconds from the shell to the end, each turn with a cache of its own (on Linux, where XDG_CACHE_HOME says so)."""
+    found: dict[str, list[float]] = {"--help": [], "first time": [], "second time": []}
+    for _ in range(STARTS):
+        with tempfile.TemporaryDirectory() as folder:
+            environment = os.environ | {"XDG_CACHE_HOME": f"{folder}/cache"}
+            trained = ["train", "jax:CartPole-v1", "--seeds", "8", "--folder", folder]
+            for name, words in {"--help": ["--help"], "first time": trained, "second time": trained}.items():
+                started = perf_counter()
+                subprocess.run([*UPSLOPE, *words], env=environment, stdout=subprocess.DEVNULL, check=True)
+                found[name].append(round(perf_counter() - started, 2))
+    print(found, flush=True)
+    return found
 
 
 def display() -> dict[str, Any]:
@@ -132,8 +150,14 @@ def last_iteration(path: Path) -> int:
 
 
 if __name__ == "__main__":
-    if sys.argv[1:] not in (["display"], ["memory"], ["long"]):
+    modes: dict[str, Callable[[], dict[str, Any]]] = {
+        "start": start,
+        "display": display,
+        "memory": memory,
+        "long": long,
+    }
+    if len(sys.argv) != 2 or sys.argv[1] not in modes:
         sys.exit(__doc__)
     results = json.loads(RESULTS.read_text("utf-8")) if RESULTS.exists() else {}
-    results[sys.argv[1]] = {"display": display, "memory": memory, "long": long}[sys.argv[1]]()
+    results[sys.argv[1]] = modes[sys.argv[1]]()
     RESULTS.write_text(json.dumps(results, indent=1, ensure_ascii=False) + "\n", "utf-8")
