@@ -6,9 +6,9 @@
     python benchmarks/costs.py long         # a million iterations: about 15 minutes
 
 start: from the shell to eight trained seeds of the compiled CartPole, by its preset, with an empty cache of compiled
-programs and with what that run left there; and `upslope --help`. display: the same command in a pseudo-terminal with its
-live display, and with --quiet, in turns; the ratio is taken within a turn. memory: the largest resident memory of runs
-that differ in one thing. long: resident memory while one run goes through a million iterations.
+programs and with what that run left there; and `upslope --help`. display: the same command in a pseudo-terminal with
+its live display, and with --quiet, in turns; the ratio is taken within a turn. memory: the largest resident memory of
+runs that differ in one thing. long: resident memory while one run goes through a million iterations.
 """
 
 import json
