@@ -1,7 +1,7 @@
 """What do a start, the live display and the logs cost, and does memory grow? Stores benchmarks/results/costs.json.
 
     python benchmarks/costs.py start        # about a minute
-    python benchmarks/costs.py display      # about 3 minutes
+    python benchmarks/costs.py display      # about 4 minutes
     python benchmarks/costs.py memory       # about 4 minutes
     python benchmarks/costs.py long         # a million iterations: about 15 minutes
 
@@ -25,11 +25,14 @@ from threading import Thread
 from time import perf_counter, sleep
 from typing import Any
 
+from pages import fill
+
 RESULTS = Path(__file__).parent / "results" / "costs.json"
-TURNS, STARTS = 7, 5
+PAGE = Path(__file__).parents[1] / "docs" / "performance.md"
+TURNS, STARTS = 5, 5
 UPSLOPE = [sys.executable, "-c", "from upslope.cli import main; main()"]
 DISPLAYED = {
-    "jax:CartPole-v1, 8 seeds": ["jax:CartPole-v1", "--seeds", "8", "--num-envs", "64", "--steps", "1500000"],
+    "jax:CartPole-v1, 8 seeds": ["jax:CartPole-v1", "--seeds", "8", "--num-envs", "64", "--steps", "600000"],
     "CartPole-v1, 8 seeds": ["CartPole-v1", "--seeds", "8", "--steps", "100000"],
 }
 SMALL = ["jax:CartPole-v1", "--num-envs", "64", "--rollout-steps", "128", "--no-preset"]
@@ -149,6 +152,24 @@ def last_iteration(path: Path) -> int:
     return json.loads(lines[-2])["iteration"] + 1
 
 
+def page(results: dict[str, Any]) -> str:
+    """What is stored, in words."""
+    lines = ["| what | measured |", "|---|---|"]
+    for name, seconds in results.get("start", {}).items():
+        middle = f"{statistics.median(seconds):.2f} s ({min(seconds):.2f} – {max(seconds):.2f})"
+        lines.append(
+            f"| {'`upslope --help`' if name == '--help' else f'from the shell to trained, {name}'} | {middle} |"
+        )
+    for name, cost in results.get("display", {}).items():
+        lines.append(f"| the live display, {name} | {cost['cost of the median, %']} % of the rate |")
+    for name, megabytes in results.get("memory", {}).items():
+        lines.append(f"| largest resident memory, {name} | {megabytes} MB |")
+    if "long" in results:
+        reached = ", ".join(f"{megabytes} at {iterations}" for iterations, megabytes in results["long"].items())
+        lines.append(f"| resident memory, MB at iteration | {reached} |")
+    return "\n".join(lines)
+
+
 if __name__ == "__main__":
     modes: dict[str, Callable[[], dict[str, Any]]] = {
         "start": start,
@@ -161,3 +182,4 @@ if __name__ == "__main__":
     results = json.loads(RESULTS.read_text("utf-8")) if RESULTS.exists() else {}
     results[sys.argv[1]] = modes[sys.argv[1]]()
     RESULTS.write_text(json.dumps(results, indent=1, ensure_ascii=False) + "\n", "utf-8")
+    fill(PAGE, "costs", page(results))
