@@ -79,7 +79,8 @@ class LiveDisplay(Display):
         self.curve: list[float] = []
         self.snapshot: Snapshot | None = None
         self.updated = time.monotonic()
-        self.live = Live(console=self.console, get_renderable=self.render, refresh_per_second=4)
+        # Drawing takes some 30 ms of a core that training would use.
+        self.live = Live(console=self.console, get_renderable=self.render, refresh_per_second=1)
 
     def start(self, title: str, lines: Sequence[str]) -> None:
         self.title, self.updated = title, time.monotonic()
