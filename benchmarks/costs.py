@@ -157,9 +157,8 @@ def page(results: dict[str, Any]) -> str:
     lines = ["| what | measured |", "|---|---|"]
     for name, seconds in results.get("start", {}).items():
         middle = f"{statistics.median(seconds):.2f} s ({min(seconds):.2f} – {max(seconds):.2f})"
-        lines.append(
-            f"| {'`upslope --help`' if name == '--help' else f'from the shell to trained, {name}'} | {middle} |"
-        )
+        what = "`upslope --help`" if name == "--help" else f"from the shell to trained, {name}"
+        lines.append(f"| {what} | {middle} |")
     for name, cost in results.get("display", {}).items():
         lines.append(f"| the live display, {name} | {cost['cost of the median, %']} % of the rate |")
     for name, megabytes in results.get("memory", {}).items():

@@ -13,21 +13,8 @@ from unittest.mock import patch
 
 import jax
 import jax.numpy as jnp
-from doctor_faults import (
-    BASE,
-    FAULTS,
-    FRESH_HEALTHY,
-    FRESH_SEED,
-    HEALTHY,
-    SOUND,
-    Fault,
-    Healthy,
-    Now,
-    PlantedClip,
-    PlantedGAE,
-    broken_rollout,
-    world_of,
-)
+from doctor_faults import BASE, FAULTS, FRESH_HEALTHY, FRESH_SEED, HEALTHY, Fault, Healthy, world_of
+from doctor_planting import SOUND, Now, PlantedClip, PlantedGAE, broken_rollout
 
 import upslope
 from upslope import choose, iteration
@@ -112,9 +99,8 @@ def train_one(job: Job, path: Path) -> None:
         path.rename(path.with_name(f".{path.name}.cut.{len(list(path.parent.iterdir()))}"))
     arguments = dict(job.arguments)
     slower = arguments.pop("slower", None)
-    Now.plant = (
-        SOUND | {"epsilon": 0.2, "rate_factor": slower or 1.0} | (job.fault.plant_in(job.part) if job.fault else {})
-    )
+    planted = job.fault.plant_in(job.part) if job.fault else {}
+    Now.plant = SOUND | {"epsilon": 0.2, "rate_factor": slower or 1.0} | planted
     environment: Any = job.world
     if job.fault is not None and job.fault.algorithm == "ppo":
         arguments |= {"estimator": PlantedGAE(), "objective": PlantedClip()}

@@ -8,7 +8,6 @@ for each other count as busy. Where a run has fewer than about 100 iterations, e
 """
 
 import json
-import os
 import statistics
 from functools import partial
 from pathlib import Path
@@ -16,10 +15,8 @@ from time import process_time
 from typing import Any
 from unittest.mock import patch
 
-if hasattr(os, "sched_setaffinity"):
-    os.sched_setaffinity(0, {min(os.sched_getaffinity(0))})
-
 import jax
+from cores import stay_on_one_core
 
 from upslope import iteration
 from upslope.config import configure
@@ -67,6 +64,7 @@ def cost(name: str) -> dict[str, float]:
 
 def main() -> None:
     """Every case."""
+    stay_on_one_core()
     results = {}
     for name in CASES:
         results[name] = cost(name)

@@ -8,7 +8,6 @@ shares are those that the live display shows.
 """
 
 import json
-import os
 import statistics
 from collections.abc import Callable
 from functools import partial
@@ -16,11 +15,9 @@ from pathlib import Path
 from time import perf_counter
 from typing import Any
 
-if hasattr(os, "sched_setaffinity"):
-    os.sched_setaffinity(0, {min(os.sched_getaffinity(0))})
-
 import jax
 import jax.numpy as jnp
+from cores import stay_on_one_core
 from jax import Array
 
 from upslope.config import configure
@@ -98,6 +95,7 @@ def host(environment: str, is_continuous: bool, seconds: float = 10.0) -> dict[s
 
 
 if __name__ == "__main__":
+    stay_on_one_core()
     result = {
         "compiled CartPole, milliseconds": compiled(),
         "Gymnasium CartPole-v1, shares": host("CartPole-v1", False),

@@ -47,7 +47,8 @@ class Update:
         if self.target_kl is not None:
             too_far |= distance.kl > self.target_kl
         if self.min_effective_sample_size is not None:
-            too_far |= ~(distance.ratio**2 / distance.squared_ratio >= self.min_effective_sample_size)
+            share = effective_share(distance.ratio, distance.squared_ratio)
+            too_far |= ~(share >= self.min_effective_sample_size)
         return too_far
 
     def optimiser(self) -> optax.GradientTransformation:
@@ -130,10 +131,37 @@ def improve(
     batch = flatten(agent, rollout, credit)
     if update.normalize_advantage:
         batch = batch._replace(weight=standardise(batch.weight, batch.valid))
+    seen_critic = agent.critic if update.needs_critic else None
+    value = None if look is None else look.values(seen_critic, batch.features, rollout)
+    (actor, actor_metrics), (critic, critic_metrics) = descend_both(update, learner, batch, key, learning_rate, imitate)
+    after, entropy = sample_of(actor.parameters, batch)
+    kl = mean(after.kl, batch.valid)
+    metrics = {f"policy/{name}": value for name, value in actor_metrics.items()}
+    metrics |= policy_metrics(update.objective, after, batch.valid) | {"policy/entropy": mean(entropy, batch.valid)}
+    metrics["policy/kl"] = kl
+    if update.objective.state_name is not None:
+        metrics[f"objective/{update.objective.state_name}"] = objective
+    metrics |= {f"critic/{name}": value for name, value in critic_metrics.items()}
+    if look is not None and value is not None:
+        descended = critic if update.needs_critic else None
+        metrics |= look(Seen(value, agent.reward_scale(), actor, descended, rollout, credit, batch, after))
+    agent = dataclasses.replace(agent, actor=actor.parameters, critic=critic.parameters)
+    adapted = jnp.where(imitate, objective, update.objective.adapt(objective, kl))
+    moved = Learner(agent, actor.optimiser, critic.optimiser, adapted)
+    return moved, metrics
+
+
+def descend_both(
+    update: Update,
+    learner: Learner,
+    batch: Batch,
+    key: PRNGKeyArray,
+    learning_rate: Float[Array, ""],
+    imitate: Bool[Array, ""],
+) -> tuple[tuple[Descent, Metrics], tuple[Descent, Metrics]]:
+    """Policy and critic, each down its own loss."""
+    agent, objective = learner.agent, learner.objective
     actor_key, critic_key = jax.random.split(key)
-    value = (
-        None if look is None else look.values(agent.critic if update.needs_critic else None, batch.features, rollout)
-    )
 
     def actor_loss(actor: Actor, batch: Batch) -> tuple[Array, Distance]:
         sample, entropy = sample_of(actor, batch)
@@ -158,23 +186,8 @@ def improve(
             return start, {}
         return descend(update.plan(update.critic_epochs), critic_loss, start, batch, critic_key, learning_rate, None)
 
-    run = on_two_devices if update.apart and update.needs_critic else one_after_another
-    (actor, actor_metrics), (critic, critic_metrics) = run(actor_descent, critic_descent)
-    after, entropy = sample_of(actor.parameters, batch)
-    kl = mean(after.kl, batch.valid)
-    metrics = {f"policy/{name}": value for name, value in actor_metrics.items()}
-    metrics |= policy_metrics(update.objective, after, batch.valid) | {"policy/entropy": mean(entropy, batch.valid)}
-    metrics["policy/kl"] = kl
-    if update.objective.state_name is not None:
-        metrics[f"objective/{update.objective.state_name}"] = objective
-    metrics |= {f"critic/{name}": value for name, value in critic_metrics.items()}
-    if look is not None and value is not None:
-        descended = critic if update.needs_critic else None
-        metrics |= look(Seen(value, agent.reward_scale(), actor, descended, rollout, credit, batch, after))
-    agent = dataclasses.replace(agent, actor=actor.parameters, critic=critic.parameters)
-    adapted = jnp.where(imitate, objective, update.objective.adapt(objective, kl))
-    moved = Learner(agent, actor.optimiser, critic.optimiser, adapted)
-    return moved, metrics
+    run = on_two_devices if update.apart else one_after_another
+    return run(actor_descent, critic_descent)
 
 
 def flatten(agent: Agent, rollout: Rollout, credit: Credit) -> Batch:
@@ -218,7 +231,12 @@ def policy_metrics(objective: Objective, sample: Sample, valid: Bool[Array, "B"]
 
 def effective_sample_size(ratio: Float[Array, "B"], valid: Bool[Array, "B"]) -> Float[Array, ""]:
     """ESS/n = (Σρ)² / (n Σρ²): 1 when the policies agree, towards 0 as they part (Kong 1992)."""
-    return mean(ratio, valid) ** 2 / mean(ratio**2, valid)
+    return effective_share(mean(ratio, valid), mean(ratio**2, valid))
+
+
+def effective_share(ratio: Float[Array, ""], squared_ratio: Float[Array, ""]) -> Float[Array, ""]:
+    """ESS/n from the means of ρ and ρ²."""
+    return ratio**2 / squared_ratio
 
 
 def mean(x: Shaped[Array, "..."], valid: Bool[Array, "..."]) -> Float[Array, ""]:
