@@ -176,8 +176,8 @@ class Shared(CompiledEngine):
         with Planting(data):
             return iterate_many(with_numbers(task, data), self.world, state, self.iterations)
 
-    def advance(self, state: Any) -> Any:
-        answer = super().advance(state)
+    def advance(self, state: Any, *more: Any) -> Any:
+        answer = super().advance(state, *more)
         PROGRAMS[self.key] = self.programs, self.cut, self.join
         return answer
 
@@ -200,8 +200,9 @@ class SharedHost(HostEngine):
                 with Planting(numbers):
                     return move(with_numbers(task, numbers), *arguments)
 
-            PROGRAMS[key] = (jax.jit(weigh_one), jax.jit(move_one), Act(), self.keys, self.take, self.stack)
-        weigh_program, move_program, self.act, self.keys, self.take, self.stack = PROGRAMS[key]
+            others = (self.measure, self.keys, self.take, self.stack)
+            PROGRAMS[key] = (jax.jit(weigh_one), jax.jit(move_one), Act(), *others)
+        weigh_program, move_program, self.act, self.measure, self.keys, self.take, self.stack = PROGRAMS[key]
         numbers = numbers_of(task)
         self.weigh: Any = lambda *arguments: weigh_program(numbers, *arguments)
         self.move: Any = lambda *arguments: move_program(numbers, *arguments)

@@ -1,24 +1,31 @@
 """Table 1 of the PPO paper (Schulman et al. 2017) in full: eleven surrogate objectives on seven MuJoCo tasks.
 
-    python benchmarks/table1.py                    # hours: 77 settings × 3 seeds × 10⁶ steps; Ctrl-C and go on
+    python benchmarks/table1.py                    # hours: 77 settings × 3 seeds × 10⁶ steps, a process a core
     python benchmarks/table1.py HalfCheetah-v5     # these tasks only
     python benchmarks/table1.py --table            # the table from what is stored
 
-Each task has a file in `benchmarks/results/table1/`; what is there is not trained again. Settings are the defaults for
+Each task has a file in `benchmarks/results/table1/`; a run that is there is not trained again, so the script can be
+stopped and started again at any time. Settings are the defaults for
 continuous actions: Table 3 of the paper (horizon 2048, 10 epochs, minibatches of 64, γ 0.99, λ 0.95), and observations
 and rewards normalised. The paper's tasks were -v1 on another MuJoCo.
 """
 
 import argparse
+import itertools
 import json
+import multiprocessing
 import tempfile
+from collections.abc import Sequence
+from concurrent.futures import ProcessPoolExecutor, as_completed
 from pathlib import Path
 from typing import Any
 
 import gymnasium
 import numpy as np
+from cores import cores, stay_on_a_core_of_ones_own
 
 import upslope
+from upslope.devices import num_cores
 from upslope.lab.finding import mean_of
 from upslope.lab.table1 import SURROGATES, order
 from upslope.lab.texts import measured
@@ -53,23 +60,44 @@ def chance(task: str) -> float:
     return float(np.mean(returns))
 
 
-def measure(task: str, steps: int, seeds: int, folder: Path) -> None:
-    """Train every setting of a task that is not stored yet, and store each as it ends."""
+def measure(tasks: Sequence[str], steps: int, seeds: int, folder: Path) -> None:
+    """Train what is not stored yet, seed by seed so that the table is whole early, and store each run as it ends."""
+    for task in tasks:
+        begin(task, steps, folder)
+    jobs = list(itertools.product(range(seeds), tasks, SURROGATES))
+    missing = [(s, t, n) for s, t, n in jobs if str(s) not in read(folder / f"{t}.json")["scores"].get(n, {})]
+    context = multiprocessing.get_context("spawn")
+    free = context.Queue()
+    for core in cores():
+        free.put(core)
+    with ProcessPoolExecutor(num_cores(), context, stay_on_a_core_of_ones_own, (free,)) as pool:
+        running = {pool.submit(train, task, name, seed, steps): (seed, task, name) for seed, task, name in missing}
+        for done in as_completed(running):
+            seed, task, name = running[done]
+            path = folder / f"{task}.json"
+            stored = read(path)
+            stored["scores"].setdefault(name, {})[str(seed)] = done.result()
+            write(path, stored)
+            print(f"{task}: {name}: seed {seed}: {done.result():.1f}", flush=True)
+
+
+def begin(task: str, steps: int, folder: Path) -> None:
+    """A task's file, where it is not there yet."""
     path = folder / f"{task}.json"
-    asked = {"task": task, "steps": steps, "seeds": seeds}
-    stored = read(path) if path.exists() else asked | {"chance": chance(task), "versions": versions(), "scores": {}}
-    if any(stored[key] != value for key, value in asked.items()):
-        raise SystemExit(f"{path} holds {stored['steps']:,} steps and {stored['seeds']} seeds: use another --folder.")
-    for name, surrogate in SURROGATES.items():
-        if name in stored["scores"]:
-            continue
-        with tempfile.TemporaryDirectory() as runs:
-            run = upslope.train(
-                task, folder=runs, name="run", steps=steps, seeds=seeds, preset=False, quiet=True, **surrogate.settings
-            )
-        stored["scores"][name] = [float(score) for score in run.returns]
-        write(path, stored)
-        print(f"{task}: {name}:", *measured(mean_of(run.returns)), flush=True)
+    if not path.exists():
+        write(path, {"task": task, "steps": steps, "chance": chance(task), "versions": versions(), "scores": {}})
+    if (known := read(path)["steps"]) != steps:
+        raise SystemExit(f"{path} holds runs of {known:,} steps: use another --folder.")
+
+
+def train(task: str, name: str, seed: int, steps: int) -> float:
+    """The mean return of the last 100 training episodes, as in the paper."""
+    settings = dict(SURROGATES[name].settings)
+    with tempfile.TemporaryDirectory() as runs:
+        run = upslope.train(
+            task, folder=runs, name="run", steps=steps, seed=seed, preset=False, quiet=True, workers=1, **settings
+        )
+    return float(run.returns[0])
 
 
 def write(path: Path, stored: dict[str, Any]) -> None:
@@ -85,22 +113,23 @@ def read(path: Path) -> dict[str, Any]:
     return json.loads(path.read_text("utf-8"))
 
 
-def normalised(stored: dict[str, Any]) -> np.ndarray:
+def normalised(stored: dict[str, Any], seeds: Sequence[str]) -> np.ndarray:
     """[settings, seeds] of a task: random actions are 0, the best run 1."""
-    scores = np.array([stored["scores"][name] for name in SURROGATES])
+    scores = np.array([[stored["scores"][name][seed] for seed in seeds] for name in SURROGATES])
     return (scores - stored["chance"]) / (scores.max() - stored["chance"])
 
 
 def table(folder: Path) -> None:
-    """Average normalised scores over the tasks that are complete, beside the paper's."""
+    """Average normalised scores over all tasks and the seeds that are complete in each, beside the paper's."""
     files = [read(folder / f"{task}.json") for task in TASKS if (folder / f"{task}.json").exists()]
-    complete = [stored for stored in files if len(stored["scores"]) == len(SURROGATES)]
-    if not complete:
-        print("No task is complete yet.")
+    runs = [stored["scores"].get(name, {}) for stored in files for name in SURROGATES]
+    seeds = sorted(set.intersection(*(set(scores) for scores in runs))) if len(files) == len(TASKS) else []
+    if not seeds:
+        print("No seed is complete yet.")
         return
     # A seed's runs are one repetition of the whole table: the interval is over seeds.
-    found = np.mean([normalised(stored) for stored in complete], axis=0)
-    print(f"{len(complete)} of {len(TASKS)} tasks: {', '.join(stored['task'] for stored in complete)}")
+    found = np.mean([normalised(stored, seeds) for stored in files], axis=0)
+    print(f"{len(seeds)} seeds on {len(files)} tasks, {files[0]['steps']:,} steps each")
     print("| surrogate | score | 95 % interval | paper |\n|---|---|---|---|")
     for name, row in zip(SURROGATES, found, strict=True):
         value, interval = measured(mean_of(row))
@@ -119,8 +148,7 @@ def main() -> None:
     parser.add_argument("--table", action="store_true")
     flags = parser.parse_args()
     if not flags.table:
-        for task in flags.tasks:
-            measure(task, flags.steps, flags.seeds, flags.folder)
+        measure(flags.tasks, flags.steps, flags.seeds, flags.folder)
     table(flags.folder)
 
 

@@ -85,10 +85,10 @@ def test_a_race_that_was_stopped_goes_on_and_ends_as_if_it_had_not_been(race, tm
     } | SMALL
     advance, count = upslope.programs.ProgramEngine.advance, iter(range(1000))
 
-    def interrupted(self, state):
+    def interrupted(self, state, *more):
         if self.task.estimator == upslope.NStep(5) and next(count) == 3:
             raise KeyboardInterrupt
-        return advance(self, state)
+        return advance(self, state, *more)
 
     monkeypatch.setattr(upslope.programs.ProgramEngine, "advance", interrupted)
     with pytest.raises(KeyboardInterrupt, match="--name x --resume"):

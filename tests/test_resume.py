@@ -58,10 +58,10 @@ def before_chunk(number: int, do: Callable[[], None]) -> Iterator[None]:
     with pytest.MonkeyPatch.context() as patch:
         for kind in (ProgramEngine, HostEngine):
 
-            def advance(self: Any, state: Any, original: Callable = kind.advance) -> Any:
+            def advance(self: Any, *arguments: Any, original: Callable = kind.advance) -> Any:
                 if next(count) == number:
                     do()
-                return original(self, state)
+                return original(self, *arguments)
 
             patch.setattr(kind, "advance", advance)
         yield

@@ -64,7 +64,7 @@ def test_a_run_is_resumed_by_another_number_of_processes(in_one_process: Any, fo
     count = iter(range(1000))
     original = WorkersEngine.advance
     monkeypatch.setattr(
-        WorkersEngine, "advance", lambda self, state: stop() if next(count) == 21 else original(self, state)
+        WorkersEngine, "advance", lambda self, *arguments: stop() if next(count) == 21 else original(self, *arguments)
     )
     with pytest.raises(upslope.UpslopeError, match=r"Enough.*All up to step 336 is saved"):
         train("segments", folder, "resumed", workers=3)

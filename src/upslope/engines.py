@@ -8,7 +8,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from time import perf_counter
-from typing import Any, Protocol, runtime_checkable
+from typing import Protocol, runtime_checkable
 
 import numpy as np
 
@@ -32,21 +32,9 @@ class Chunk:
     """For each seed, its finished episodes in order."""
 
 
-class Ended:
-    """A seed's finished episodes of a chunk, in order of their step; sums by prefix, since a chunk may hold many."""
-
-    def __init__(self, rows: list[EpisodeRow]):
-        self.steps = np.asarray([row[0] for row in rows])
-        self.returns = np.cumsum([0.0, *(row[2] for row in rows)])
-        self.lengths = np.cumsum([0, *(row[3] for row in rows)])
-
-    def between(self, before: int, after: int) -> dict[str, Any]:
-        """Number, mean return and mean length of the episodes that ended in (before, after]."""
-        first, last = np.searchsorted(self.steps, [before, after], side="right")
-        count = int(last - first)
-        mean_return = (self.returns[last] - self.returns[first]) / count if count else None
-        mean_length = (self.lengths[last] - self.lengths[first]) / count if count else None
-        return {"episode/count": count, "episode/return": mean_return, "episode/length": mean_length}
+def never() -> bool:
+    """No."""
+    return False
 
 
 @runtime_checkable
@@ -65,8 +53,11 @@ class Engine(Protocol):
         """The state before training, [S]."""
         ...
 
-    def advance(self, state: TrainState) -> tuple[TrainState, Chunk]:
-        """Go on by one chunk. If it raises, `state` is still usable."""
+    def advance(self, state: TrainState, may_go_on: Callable[[], bool] = never) -> tuple[TrainState, Chunk]:
+        """Go on by one chunk. If it raises, `state` is still usable.
+
+        Where `may_go_on` says so at the end, the next chunk may be begun, in the hope that it is asked for.
+        """
         ...
 
     def snapshot(self) -> dict[str, np.ndarray]:

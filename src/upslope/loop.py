@@ -4,10 +4,8 @@ Everything that is written here depends on the config and the seeds alone, besid
 run's files equal an uninterrupted one's.
 """
 
-import json
 import math
 from collections import deque
-from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 from statistics import median
@@ -21,13 +19,13 @@ from upslope.agent import Agent
 from upslope.analysis.doctor import Watch
 from upslope.checkpoints import save_checkpoint
 from upslope.display import Display, QuietDisplay, Snapshot
-from upslope.engines import Chunk, Ended, Engine, clock
+from upslope.engines import Chunk, Engine, clock
 from upslope.errors import UpslopeError
 from upslope.iteration import TrainState
+from upslope.rows import finite, last_finite, metric_rows
 from upslope.runs import RunDirectory
 from upslope.signals import Interrupted, stop_on_signal
 from upslope.tensorboard import TensorboardWriter
-from upslope.words import PREFIX
 
 CHECKPOINT_SECONDS = 10.0
 """`last` is written at most so often, and whenever training stops."""
@@ -127,7 +125,7 @@ class Loop:
                     self.save(state, progress)
                     raise Stopped
                 try:
-                    state, chunk = self.engine.advance(state)
+                    state, chunk = self.engine.advance(state, lambda: not stop.is_set())
                 except Interrupted:
                     self.save(state, progress)
                     raise Stopped from None
@@ -161,29 +159,15 @@ class Loop:
         rows = [row for seed_rows in chunk.episodes for row in seed_rows]
         text = "".join(f"{step},{self.seeds[s]},{r!r},{length}\n" for step, s, r, length in rows)
         self.directory.append(self.directory.episodes_path, text)
-        self.directory.append(self.directory.metrics_path, "".join(self.metric_rows(chunk, progress, rate)))
+        clocks = {"time/elapsed": round(progress.elapsed, 3), "time/steps_per_second": round(rate, 1)}
+        self.directory.append(
+            self.directory.metrics_path, "".join(metric_rows(chunk, self.seeds, progress.iteration, clocks))
+        )
         progress.iteration += chunk.steps.shape[1]
         progress.latest = {name: last_finite(x) for name, x in chunk.metrics.items()}
         if self.tensorboard is not None:
             returns = {"episode/return": mean_of(progress, 0), "episode/length": mean_of(progress, 1)}
             self.tensorboard.write(chunk.steps[:, -1].tolist(), progress.latest | returns)
-
-    def metric_rows(self, chunk: Chunk, progress: Progress, rate: float) -> Iterator[str]:
-        """A JSON line per iteration and seed; null where there is no finite number, but for what is measured seldom."""
-        names, values = list(chunk.metrics), np.asarray(list(chunk.metrics.values()))
-        for s, seed in enumerate(self.seeds):
-            ended = Ended(chunk.episodes[s])
-            for i in range(chunk.steps.shape[1]):
-                before, after = int(chunk.before[s, i]), int(chunk.steps[s, i])
-                if after == before:
-                    continue
-                row: dict[str, Any] = {"iteration": progress.iteration + i, "seed": seed, "step": after}
-                row |= ended.between(before, after)
-                now = zip(names, values[:, s, i].tolist(), strict=True)
-                row |= {n: finite(v) for n, v in now if math.isfinite(v) or not n.startswith(PREFIX)}
-                row["time/elapsed"] = round(progress.elapsed, 3)
-                row["time/steps_per_second"] = round(rate, 1)
-                yield json.dumps(row) + "\n"
 
     def keep_best(self, state: TrainState, chunk: Chunk, progress: Progress) -> None:
         """A hundred times a run, keep each seed's agent if its window of returns is the best so far."""
@@ -287,14 +271,3 @@ def where_seeds(mask: np.ndarray, chosen: Any, otherwise: Any) -> Any:
 def mean_of(progress: Progress, part: int) -> list[float]:
     """Each seed's mean return (0) or length (1) over its window; nan where no episode has ended."""
     return [float(np.mean([x[part] for x in w])) if w else math.nan for w in progress.windows]
-
-
-def last_finite(x: np.ndarray) -> list[float]:
-    """Each seed's last finite value of a metric [S, I], else nan."""
-    rows = [row[np.isfinite(row)] for row in x]
-    return [float(row[-1]) if row.size else math.nan for row in rows]
-
-
-def finite(x: float) -> float | None:
-    """The number, or None where JSON has none."""
-    return x if math.isfinite(x) else None

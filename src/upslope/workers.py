@@ -14,7 +14,7 @@ import numpy as np
 from upslope.checkpoints import raw, typed
 from upslope.config import Config, canonical
 from upslope.devices import num_cores
-from upslope.engines import Chunk
+from upslope.engines import Chunk, never
 from upslope.environments.make import HostWorld, make
 from upslope.host import join_snapshots, rows_of, split_snapshot
 from upslope.host_engine import HostEngine, columns_of
@@ -63,7 +63,7 @@ class WorkersEngine:
     def start(self) -> TrainState:
         return initialise_all(self.task, self.seeds)
 
-    def advance(self, state: TrainState) -> tuple[TrainState, Chunk]:
+    def advance(self, state: TrainState, may_go_on: Callable[[], bool] = never) -> tuple[TrainState, Chunk]:
         leaves = None if state is self.state else leaves_of(state)
         first = 0
         for worker, count in zip(self.workers, self.counts, strict=True):
