@@ -4,7 +4,7 @@
     python benchmarks/table1.py HalfCheetah-v5     # these tasks only
     python benchmarks/table1.py --table            # the table from what is stored
 
-Each task has a file in `benchmarks/results/table1/`; a run that is there is not trained again, so the script can be
+Each task has a file in `benchmarks/results/table1/`; a setting that is there is not trained again, so the script can be
 stopped and started again at any time. Settings are the defaults for
 continuous actions: Table 3 of the paper (horizon 2048, 10 epochs, minibatches of 64, γ 0.99, λ 0.95), and observations
 and rewards normalised. The paper's tasks were -v1 on another MuJoCo.
@@ -32,12 +32,12 @@ from upslope.lab.texts import measured
 from upslope.runs import versions
 
 TASKS = (
-    "HalfCheetah-v5",
-    "Hopper-v5",
-    "InvertedDoublePendulum-v5",
     "InvertedPendulum-v5",
-    "Reacher-v5",
+    "InvertedDoublePendulum-v5",
     "Swimmer-v5",
+    "Reacher-v5",
+    "Hopper-v5",
+    "HalfCheetah-v5",
     "Walker2d-v5",
 )
 FOLDER = Path(__file__).parent / "results" / "table1"
@@ -61,43 +61,45 @@ def chance(task: str) -> float:
 
 
 def measure(tasks: Sequence[str], steps: int, seeds: int, folder: Path) -> None:
-    """Train what is not stored yet, seed by seed so that the table is whole early, and store each run as it ends."""
+    """Train what is not stored yet, task by task, a setting on each core; store each as it ends."""
     for task in tasks:
-        begin(task, steps, folder)
-    jobs = list(itertools.product(range(seeds), tasks, SURROGATES))
-    missing = [(s, t, n) for s, t, n in jobs if str(s) not in read(folder / f"{t}.json")["scores"].get(n, {})]
+        begin(task, steps, seeds, folder)
+    jobs = itertools.product(tasks, SURROGATES)
+    missing = [(task, name) for task, name in jobs if name not in read(folder / f"{task}.json")["scores"]]
     context = multiprocessing.get_context("spawn")
     free = context.Queue()
     for core in cores():
         free.put(core)
     with ProcessPoolExecutor(num_cores(), context, stay_on_a_core_of_ones_own, (free,)) as pool:
-        running = {pool.submit(train, task, name, seed, steps): (seed, task, name) for seed, task, name in missing}
+        running = {pool.submit(train, task, name, steps, seeds): (task, name) for task, name in missing}
         for done in as_completed(running):
-            seed, task, name = running[done]
+            task, name = running[done]
             path = folder / f"{task}.json"
             stored = read(path)
-            stored["scores"].setdefault(name, {})[str(seed)] = done.result()
+            stored["scores"][name] = done.result()
             write(path, stored)
-            print(f"{task}: {name}: seed {seed}: {done.result():.1f}", flush=True)
+            print(f"{task}: {name}:", *measured(mean_of(np.asarray(done.result()))), flush=True)
 
 
-def begin(task: str, steps: int, folder: Path) -> None:
+def begin(task: str, steps: int, seeds: int, folder: Path) -> None:
     """A task's file, where it is not there yet."""
-    path = folder / f"{task}.json"
+    path, asked = folder / f"{task}.json", {"task": task, "steps": steps, "seeds": seeds}
     if not path.exists():
-        write(path, {"task": task, "steps": steps, "chance": chance(task), "versions": versions(), "scores": {}})
-    if (known := read(path)["steps"]) != steps:
-        raise SystemExit(f"{path} holds runs of {known:,} steps: use another --folder.")
+        write(path, asked | {"chance": chance(task), "versions": versions(), "scores": {}})
+    stored = read(path)
+    if any(stored[key] != value for key, value in asked.items()):
+        raise SystemExit(f"{path} holds {stored['steps']:,} steps and {stored['seeds']} seeds: use another --folder.")
 
 
-def train(task: str, name: str, seed: int, steps: int) -> float:
-    """The mean return of the last 100 training episodes, as in the paper."""
+def train(task: str, name: str, steps: int, seeds: int) -> list[float]:
+    """Each seed's mean return over its last 100 training episodes, as in the paper. All seeds in one process, which
+    acts for them at once."""
     settings = dict(SURROGATES[name].settings)
     with tempfile.TemporaryDirectory() as runs:
         run = upslope.train(
-            task, folder=runs, name="run", steps=steps, seed=seed, preset=False, quiet=True, workers=1, **settings
+            task, folder=runs, name="run", steps=steps, seeds=seeds, preset=False, quiet=True, workers=1, **settings
         )
-    return float(run.returns[0])
+    return [float(score) for score in run.returns]
 
 
 def write(path: Path, stored: dict[str, Any]) -> None:
@@ -113,23 +115,22 @@ def read(path: Path) -> dict[str, Any]:
     return json.loads(path.read_text("utf-8"))
 
 
-def normalised(stored: dict[str, Any], seeds: Sequence[str]) -> np.ndarray:
+def normalised(stored: dict[str, Any]) -> np.ndarray:
     """[settings, seeds] of a task: random actions are 0, the best run 1."""
-    scores = np.array([[stored["scores"][name][seed] for seed in seeds] for name in SURROGATES])
+    scores = np.array([stored["scores"][name] for name in SURROGATES])
     return (scores - stored["chance"]) / (scores.max() - stored["chance"])
 
 
 def table(folder: Path) -> None:
-    """Average normalised scores over all tasks and the seeds that are complete in each, beside the paper's."""
+    """Average normalised scores over the tasks that are complete, beside the paper's."""
     files = [read(folder / f"{task}.json") for task in TASKS if (folder / f"{task}.json").exists()]
-    runs = [stored["scores"].get(name, {}) for stored in files for name in SURROGATES]
-    seeds = sorted(set.intersection(*(set(scores) for scores in runs))) if len(files) == len(TASKS) else []
-    if not seeds:
-        print("No seed is complete yet.")
+    complete = [stored for stored in files if len(stored["scores"]) == len(SURROGATES)]
+    if not complete:
+        print("No task is complete yet.")
         return
     # A seed's runs are one repetition of the whole table: the interval is over seeds.
-    found = np.mean([normalised(stored, seeds) for stored in files], axis=0)
-    print(f"{len(seeds)} seeds on {len(files)} tasks, {files[0]['steps']:,} steps each")
+    found = np.mean([normalised(stored) for stored in complete], axis=0)
+    print(f"{len(complete)} of {len(TASKS)} tasks: {', '.join(stored['task'] for stored in complete)}")
     print("| surrogate | score | 95 % interval | paper |\n|---|---|---|---|")
     for name, row in zip(SURROGATES, found, strict=True):
         value, interval = measured(mean_of(row))
