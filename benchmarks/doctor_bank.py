@@ -200,9 +200,8 @@ class SharedHost(HostEngine):
                 with Planting(numbers):
                     return move(with_numbers(task, numbers), *arguments)
 
-            others = (self.measure, self.keys, self.take, self.stack)
-            PROGRAMS[key] = (jax.jit(weigh_one), jax.jit(move_one), Act(), *others)
-        weigh_program, move_program, self.act, self.measure, self.keys, self.take, self.stack = PROGRAMS[key]
+            PROGRAMS[key] = (jax.jit(weigh_one), jax.jit(move_one), Act(), self.keys, self.take, self.stack)
+        weigh_program, move_program, self.act, self.keys, self.take, self.stack = PROGRAMS[key]
         numbers = numbers_of(task)
         self.weigh: Any = lambda *arguments: weigh_program(numbers, *arguments)
         self.move: Any = lambda *arguments: move_program(numbers, *arguments)

@@ -55,8 +55,8 @@ def compiled() -> dict[str, float]:
     (_, rollout, _), act_time = milliseconds(
         lambda s, k: act(agent=s.learner.agent, columns=s.columns, key=k), state, key
     )
-    (state, weighed, _), weigh_time = milliseconds(partial(weigh, task), state, rollout)
-    _, move_time = milliseconds(partial(move, task), state, weighed, key)
+    (state, scaled, credit, _), weigh_time = milliseconds(partial(weigh, task), state, rollout)
+    _, move_time = milliseconds(partial(move, task), state, scaled, credit, key)
     _, shuffle_time = milliseconds(lambda k: shuffle(k, 64 * 128), key)
     _, whole = milliseconds(lambda s: iterate(task, world, s), state)
     parts = {"act": act_time, "weigh": weigh_time, "move": move_time, "whole iteration": whole}

@@ -158,14 +158,3 @@ def test_a_policy_that_is_sure_stays_finite(scale):
 
         assert np.isfinite(quantities(policy)).all()
         assert np.isfinite(jax.jacrev(quantities)(policy).logits).all()
-
-
-@pytest.mark.parametrize("kind", DISTRIBUTIONS)
-def test_the_score_is_the_gradient_of_the_log_probability(kind):
-    policy = random_policy(kind, 0)
-    action = policy.sample(jax.random.key(1))
-    gradient = jax.grad(lambda p: jnp.sum(p.log_prob(action)))(policy)
-    expected = np.concatenate([np.asarray(x) for x in jax.tree.leaves(gradient)], axis=-1)
-    np.testing.assert_allclose(policy.score(action), expected, rtol=1e-4, atol=1e-5)
-    in_numpy = jax.tree.map(np.asarray, policy).score(np.asarray(action))
-    np.testing.assert_allclose(in_numpy, expected, rtol=1e-4, atol=1e-5)

@@ -65,7 +65,7 @@ def agent_of(actor, critic=None):
 def gradients(update, agent, rollout, credit):
     """The library's gradients for actor and critic, as `improve` sees them."""
     learner, key, rate = begin_learning(update, agent), jax.random.key(0), jnp.float32(1e-3)
-    moved, metrics, _ = move(update, learner, rollout, credit, key, rate, jnp.bool_(False))
+    moved, metrics = move(update, learner, rollout, credit, key, rate, jnp.bool_(False))
     (_, actor), (_, critic) = moved.actor_optimiser, moved.critic_optimiser
     return [jax.tree.map(lambda m: m / ADAM_FIRST_MOMENT, state.mu) for state in (actor, critic)], metrics
 

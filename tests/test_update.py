@@ -18,12 +18,12 @@ from scipy.stats import chisquare
 from upslope.environments.cartpole import CartPole
 from upslope.environments.pendulum import Pendulum
 from upslope.estimators import GAE, RewardToGo
-from upslope.iteration import Weighed, initialise, iterate_many, move, weigh
+from upslope.iteration import initialise, iterate_many, move, weigh
 from upslope.lab.play import quick_jit, small_update
 from upslope.objectives import Clip, KLPenalty, Objective, PolicyGradient, importance_ratio
 from upslope.rollout import collect_episodes
 from upslope.shuffle import shuffle
-from upslope.types import Credit, Values
+from upslope.types import Credit
 from upslope.update import begin_learning, evaluate, explained_variance, improve, mean, standardise
 
 SEVERAL_STEPS = {"epochs": 2, "minibatches": 2, "target_kl": 0.5, "normalize_advantage": True}
@@ -41,7 +41,7 @@ def experience():
     collect = quick_jit(partial(collect_episodes, CartPole(), num_envs=8, max_episode_steps=30))
     rollout = collect(state.learner.agent, jax.random.key(1))[0]
     assert 0 < int(jnp.sum(~rollout.valid)) < rollout.valid.size
-    return state.learner.agent, rollout, weigh(task, state, rollout)[1].credit
+    return state.learner.agent, rollout, weigh(task, state, rollout)[2]
 
 
 def improved(rate=0.01, imitate=False, agent=None, rollout=None, credit=None, **changes):
@@ -49,7 +49,7 @@ def improved(rate=0.01, imitate=False, agent=None, rollout=None, credit=None, **
     update, given = small_update(**changes), (agent, rollout, credit)
     agent, rollout, credit = (new or known for new, known in zip(given, experience(), strict=True))
     how = (jax.random.key(0), jnp.float32(rate), jnp.bool_(imitate))
-    return run(update, begin_learning(update, agent), rollout, credit, *how)[:2]
+    return run(update, begin_learning(update, agent), rollout, credit, *how)
 
 
 def norm(tree):
@@ -80,7 +80,7 @@ def test_the_ratio_is_1_in_the_first_minibatch_of_every_iteration(world, estimat
         max_episode_steps=20,
     )
     five = quick_jit(lambda state: iterate_many(task, world, state, 5))
-    state, (metrics, finished, before, after), _ = five(initialise(task, 3, world))
+    state, (metrics, finished, before, after) = five(initialise(task, 3, world))
     agent = state.learner.agent
     assert float(agent.observation_statistics.num_samples) == float(after[-1]) and float(agent.reward_scale()) != 1.0
     assert np.all(after > before) and np.all(metrics["policy/kl"] > 1e-6), "the policy moved in between"
@@ -133,7 +133,7 @@ def test_more_epochs_bring_the_critic_nearer_to_its_target():
 def test_the_explained_variance_is_that_of_the_critic_that_was_asked():
     agent, rollout, credit = experience()
     task = task_of(CartPole(), estimator=GAE())
-    assessed = quick_jit(partial(weigh, task))(initialise(task, 0), rollout)[2]
+    assessed = quick_jit(partial(weigh, task))(initialise(task, 0), rollout)[3]
     target, value = credit.target[rollout.valid], agent.value(rollout.observation[rollout.valid])
     expected = float(1 - np.var(target - value) / np.var(target))
     assert assessed["critic/explained_variance"] == pytest.approx(expected, abs=1e-4)
@@ -203,8 +203,7 @@ def test_the_learning_rate_falls_linearly_to_zero_at_the_budget():
     task = task_of(CartPole(), learning_rate_decay=True, steps=1000)
     _, rollout, credit = experience()
     start = initialise(task, 0)
-    weighed = Weighed(rollout, Values(*jnp.zeros((2, *rollout.reward.shape))), credit)
-    move_once = quick_jit(lambda steps: move(task, start._replace(steps=steps), weighed, jax.random.key(0))[0])
+    move_once = quick_jit(lambda steps: move(task, start._replace(steps=steps), rollout, credit, jax.random.key(0))[0])
 
     def distances(steps):
         agent, before = move_once(jnp.uint32(steps)).learner.agent, start.learner.agent

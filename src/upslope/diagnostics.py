@@ -1,10 +1,9 @@
 """What a run says of its own health: metrics `health/…`, from what an update has at hand anyway.
 
 They are taken about `POINTS` times a run, so that they cost little and rows stay small; `upslope doctor` reads them.
-An iteration leaves a sample of itself behind, from which a program of its own takes them where that is due; it serves
-every setting of an algorithm, and within the loop would be half of what is compiled. A metric that means nothing in a
-batch (no episode ended, no bounds) is nan, and a row leaves it out. All series are reduced together to one vector,
-which the host spells out: many small reductions would take as long again to compile.
+A metric that means nothing in a batch (no episode ended, no bounds) is nan, and a row leaves it out. On the device all
+series are reduced together to one vector, which the host spells out: many small reductions, each a kernel of its own,
+would take longer to compile than the update does.
 Source: Jones (2021), Debugging RL, Without the Agonizing Pain, for most; others are named where they are computed.
 """
 
@@ -16,14 +15,17 @@ import numpy as np
 import optax
 from jaxtyping import Array, Bool, Float, Shaped
 
+from upslope.agent import Perceptron
 from upslope.effects import action_effect
 from upslope.estimators import ends
-from upslope.measures import correlations, moments, next_row, of_features, saturation, shifted
-from upslope.spaces import BoxHead, Head
-from upslope.types import Credit, Rollout
-from upslope.update import Learner, Trace, valid_rows
+from upslope.measures import correlations, of_features, saturation, shifted, totals
+from upslope.objectives import Sample, importance_ratio
+from upslope.spaces import BoxHead
+from upslope.types import Credit, Metrics, Rollout
 from upslope.words import PREFIX
 
+RAW = "health"
+"""The vector among an update's metrics."""
 POINTS = 100
 """How many times a run is looked at."""
 TAIL = 8
@@ -31,7 +33,7 @@ TAIL = 8
 ROWS = 256
 """Samples enough to see whether units are saturated."""
 SAMPLES = 1024
-"""Samples enough for all else."""
+"""Samples enough for all else: so many columns are looked at, but at least four."""
 ADAM_BETAS = (0.9, 0.999)
 
 SHARES = ("reward_nonzero", "end_share", "truncated_share", "broken_links", "reset_as_successor", "zero_after_end")
@@ -46,68 +48,94 @@ OTHERS = ("reward_scale", "ends_together", "action_effect", *OF_FEATURES)
 OTHERS += tuple(f"{network}_{name}" for network in ("policy", "critic") for name in OF_NETWORK)
 
 
-NOTHING = np.full(4 * len(SERIES) + len(PAIRS) + len(OTHERS), np.nan, np.float32)
-"""The vector where it was not due."""
-
-
 class Seen(NamedTuple):
-    """An iteration, or a sample of it."""
+    """What an update has at hand when it is done; T·N samples."""
 
+    value: Float[Array, "T C"]
+    """The critic's before the update, of the first columns alone; 0 without one."""
+    reward_scale: Float[Array, ""]
+    actor: Any
+    """The descent of the actor: its `parameters` after, and Adam's state."""
+    critic: Any
+    """That of the critic; None without one."""
     rollout: Rollout
     """Its rewards are in the learner's unit."""
-    value: Float[Array, "T N"]
-    """The critic's before the update; 0 without one."""
     credit: Credit
-    trace: Trace
+    batch: Any
+    """The same, flattened, with features and the policy before."""
+    after: Sample
+    """What the objective sees of the batch after the update."""
 
 
-Series = dict[str, tuple[Any, Any]]
-"""Name → (a number a step [T, N], where it counts)."""
+Series = dict[str, tuple[Shaped[Array, "T N"], Bool[Array, "T N"]]]
+"""Name → (a number a step, where it counts)."""
 
 
-def is_due(before: np.ndarray, after: np.ndarray, total: int) -> np.ndarray:
-    """Where the share of the budget that was spent crosses a multiple of 1/`POINTS`, or is spent for the first time."""
-    return (after > before) & ((before == 0) | (before * POINTS // total < after * POINTS // total))
+class Look:
+    """Takes the metrics where it is due: where the share of the budget crosses a multiple of 1/`POINTS`."""
+
+    def __init__(self, gamma: float, before: Float[Array, ""], after: Float[Array, ""]):
+        self.gamma = gamma
+        self.is_due = (before == 0) | (jnp.floor(before * POINTS) < jnp.floor(after * POINTS))
+
+    def values(self, critic: Perceptron | None, features: Float[Array, "B D"], rollout: Rollout) -> Array:
+        """V [T, C] where it is due. Taken before the update, so that the parameters before it need not be kept."""
+        nothing = jnp.zeros_like(rollout.reward)[:, : num_columns(rollout)]
+        if critic is None:
+            return nothing
+        few = first_columns(features, rollout)
+        return jax.lax.cond(self.is_due, lambda: critic(few)[..., 0].reshape(nothing.shape), lambda: nothing)
+
+    def __call__(self, seen: Seen) -> Metrics:
+        nothing = jnp.full(4 * len(SERIES) + len(PAIRS) + len(OTHERS), jnp.nan)
+        return {RAW: jax.lax.cond(self.is_due, self.measure, lambda _: nothing, narrow(seen))}
+
+    def measure(self, seen: Seen) -> Float[Array, "K"]:
+        """All of them, in the order of the names."""
+        rollout, credit, batch, critic, value = seen.rollout, seen.credit, seen.batch, seen.critic, seen.value
+        has_value = jnp.zeros_like(rollout.valid) if critic is None else rollout.valid
+        tail = returns_before_the_end(self.gamma, rollout)
+        series = facts(rollout) | weights(rollout, credit, tail) | decisions(seen)
+        series |= {"value": (value, has_value), "value_bias": (value - credit.target, has_value)}
+        parts = [
+            moments(series),
+            correlations(pairs(rollout, credit, value, has_value, tail)),
+            jnp.stack([seen.reward_scale, ends_together(rollout), action_effect(batch, rollout)]),
+            of_features(batch.features, batch.valid),
+            of_network(seen.actor, seen.actor.parameters.network, batch),
+            jnp.full(len(OF_NETWORK), jnp.nan) if critic is None else of_network(critic, critic.parameters, batch),
+        ]
+        return jnp.concatenate(parts)
+
+
+def num_columns(rollout: Rollout) -> int:
+    """How many columns are looked at."""
+    length, count = rollout.reward.shape
+    return min(count, max(4, SAMPLES // length))
+
+
+def first_columns(x: Array, rollout: Rollout) -> Array:
+    """Of a batch's rows [T·N, …] those of the first columns."""
+    columns = x.reshape(*rollout.reward.shape, *x.shape[1:])[:, : num_columns(rollout)]
+    return columns.reshape(-1, *x.shape[1:])
 
 
 def narrow(seen: Seen) -> Seen:
-    """The first columns alone: enough for `SAMPLES` steps, but at least four."""
-    length, width = seen.rollout.reward.shape
-    columns = min(width, max(4, SAMPLES // length))
-
-    def of_rows(x: Array) -> Array:
-        return x.reshape(length, width, *x.shape[1:])[:, :columns].reshape(-1, *x.shape[1:])
-
-    trace = jax.tree.map(of_rows, seen.trace)
-    return jax.tree.map(lambda x: x[:, :columns], seen._replace(trace=()))._replace(trace=trace)
+    """The first columns alone."""
+    columns = num_columns(seen.rollout)
+    rollout, credit = jax.tree.map(lambda x: x[:, :columns], (seen.rollout, seen.credit))
+    batch, after = jax.tree.map(lambda x: first_columns(x, seen.rollout), (seen.batch, seen.after))
+    return seen._replace(rollout=rollout, credit=credit, batch=batch, after=after)
 
 
-def measure(gamma: Float[Array, ""], learner: Learner, seen: Seen, has_critic: bool) -> Float[Array, "K"]:
-    """All of them, in the order of the names, once the learner has moved."""
-    agent, rollout, credit, value, features = learner.agent, seen.rollout, seen.credit, seen.value, seen.trace.features
-    has_value = rollout.valid & has_critic
-    action, valid = valid_rows(rollout.valid, rollout.action), rollout.valid.reshape(-1)
-    tail = returns_before_the_end(gamma, rollout)
-    series = facts(rollout) | weights(rollout, credit, tail) | decisions(seen, action, agent.actor.head)
-    series |= {"value": (value, has_value), "value_bias": (value - credit.target, has_value)}
-    of_actor = of_network(learner.actor_optimiser, agent.actor.network, features, valid)
-    none = jnp.full_like(of_actor, jnp.nan)
-    parts = [
-        moments([series[name] for name in SERIES]).reshape(-1),
-        correlations(pairs(rollout, credit, value, has_value, tail)),
-        jnp.stack([agent.reward_scale(), ends_together(rollout), action_effect(seen.trace.policy, action, rollout)]),
-        of_features(features, valid),
-        of_actor,
-        of_network(learner.critic_optimiser, agent.critic, features, valid) if has_critic else none,
-    ]
-    return jnp.concatenate(parts)
-
-
-def spell_out(vectors: Float[np.ndarray, "S K"]) -> dict[str, np.ndarray]:
-    """The vectors as `health/…` [S], in units that do not depend on the world."""
+def spell_out(metrics: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
+    """Metrics [S, I], with the vector [S, I, K] replaced by `health/…` in units that do not depend on the world."""
+    if RAW not in metrics:
+        return metrics
+    raw = np.moveaxis(metrics[RAW], -1, 0)
     with np.errstate(divide="ignore", invalid="ignore"):
-        found = in_units(*np.split(vectors.T, [4 * len(SERIES), 4 * len(SERIES) + len(PAIRS)]))
-    return {PREFIX + name: x for name, x in found.items()}
+        found = in_units(*np.split(raw, [4 * len(SERIES), 4 * len(SERIES) + len(PAIRS)]))
+    return {n: x for n, x in metrics.items() if n != RAW} | {PREFIX + name: x for name, x in found.items()}
 
 
 def in_units(moments: np.ndarray, correlations: np.ndarray, others: np.ndarray) -> dict[str, np.ndarray]:
@@ -164,21 +192,20 @@ def weights(rollout: Rollout, credit: Credit, tail: tuple[Array, Array]) -> Seri
     }
 
 
-def decisions(seen: Seen, action: Shaped[Array, "B ..."], head: Head) -> Series:
+def decisions(seen: Seen) -> Series:
     """What the policy did and how the update changed it. An ascent makes the mean of Ψ (ρ − 1) positive."""
-    valid, trace = seen.rollout.valid, seen.trace
-    behaviour = valid_rows(valid, seen.rollout.behaviour_log_prob)
-    log_prob = trace.policy.log_prob(action)
-    elsewhere = jax.tree.map(lambda x: jnp.roll(x, 1, axis=0), trace.policy)
+    batch, valid, head = seen.batch, seen.rollout.valid, seen.actor.parameters.head
+    log_prob = batch.old_policy.log_prob(batch.action)
+    elsewhere = jax.tree.map(lambda x: jnp.roll(x, 1, axis=0), batch.old_policy)
     clipped = jnp.full_like(log_prob, jnp.nan)
     if isinstance(head, BoxHead) and np.isfinite([*head.low, *head.high]).all():
-        outside = (action < jnp.asarray(head.low)) | (action > jnp.asarray(head.high))
+        outside = (batch.action < jnp.asarray(head.low)) | (batch.action > jnp.asarray(head.high))
         clipped = jnp.mean(outside, axis=-1, dtype=jnp.float32)
     series = {
         "log_prob": log_prob,
-        "log_prob_mismatch": jnp.abs(log_prob - behaviour),
-        "surrogate_gain": trace.weight * (jnp.exp(trace.log_prob - behaviour) - 1),
-        "state_dependence": trace.policy.kl(elsewhere),
+        "log_prob_mismatch": jnp.abs(log_prob - batch.behaviour_log_prob),
+        "surrogate_gain": batch.weight * (importance_ratio(seen.after) - 1),
+        "state_dependence": batch.old_policy.kl(elsewhere),
         "action_clipped": clipped,
     }
     return {name: (x.reshape(valid.shape), valid) for name, x in series.items()}
@@ -188,7 +215,7 @@ def pairs(rollout: Rollout, credit: Credit, value: Array, has_value: Array, tail
     """Targets against the return that followed; values against targets at the last and the last but one step; and Ψ
     against target − V, which it is for every advantage."""
     last = rollout.terminated & has_value
-    before_last = next_row(last) & ~ends(rollout)
+    before_last = jnp.concatenate([last[1:], jnp.zeros_like(last[:1])]) & ~ends(rollout)
     return [
         (credit.target, *tail),
         (value, credit.target, last),
@@ -197,9 +224,12 @@ def pairs(rollout: Rollout, credit: Credit, value: Array, has_value: Array, tail
     ]
 
 
-def returns_before_the_end(gamma: Any, rollout: Rollout) -> tuple[Float[Array, "T N"], Bool[Array, "T N"]]:
+def returns_before_the_end(gamma: float, rollout: Rollout) -> tuple[Float[Array, "T N"], Bool[Array, "T N"]]:
     """Σ γ^k r of the at most `TAIL` last steps of episodes that terminated, by the facts alone; and where they are."""
     going_on, last = ~ends(rollout), rollout.terminated & rollout.valid
+
+    def next_row(x: Array) -> Array:
+        return jnp.concatenate([x[1:], jnp.zeros_like(x[:1])])
 
     def further(_: Any, found: tuple[Array, Array]) -> tuple[Array, Array]:
         following, known = found
@@ -218,17 +248,26 @@ def ends_together(rollout: Rollout) -> Float[Array, ""]:
     return jnp.sum(at_once * (at_once - 1)) / (count * (count - 1))
 
 
-def of_network(
-    optimiser: Any, network: Any, features: Float[Array, "B D"], valid: Bool[Array, "B"]
-) -> Float[Array, "3"]:
+def of_network(descent: Any, network: Any, batch: Any) -> Float[Array, "3"]:
     """What Adam's moments tell of the gradient, and the share of silent units.
 
     `signal` = ‖m̂‖² / Σ v̂: 1 for a gradient that is always the same, (1 − β₁)/(1 + β₁) = 0.05 for noise alone. It is the
     gradient noise scale of McCandlish et al. (2018) from moments that are there anyway.
     """
-    count, first, second = (optax.tree.get(optimiser, moment) for moment in ("count", "mu", "nu"))
+    count, first, second = (optax.tree.get(descent.optimiser, moment) for moment in ("count", "mu", "nu"))
     first_left, second_left = (1 - jnp.float32(beta) ** count for beta in ADAM_BETAS)
     first, second = (jnp.concatenate([jnp.ravel(x) for x in jax.tree.leaves(tree)]) for tree in (first, second))
     signal = first @ first / first_left**2 / (second @ jnp.ones_like(second) / second_left)
-    silent = saturation(network, features[:ROWS], valid[:ROWS])
+    silent = saturation(network, batch.features[:ROWS], batch.valid[:ROWS])
     return jnp.stack([signal, jnp.max(second) / second_left, silent])
+
+
+def moments(series: Series) -> Float[Array, "K"]:
+    """Means, then variances, lowest and highest, of every series where it counts; nan where it does so nowhere."""
+    x = jnp.stack([jnp.ravel(series[name][0]).astype(jnp.float32) for name in SERIES])
+    x, where = jax.lax.optimization_barrier((x, jnp.stack([jnp.ravel(series[name][1]) for name in SERIES])))
+    count = totals(where)
+    average = totals(jnp.where(where, x, 0.0)) / count
+    variance = totals(jnp.where(where, (x - average[:, None]) ** 2, 0.0)) / count
+    low, high = jnp.min(jnp.where(where, x, jnp.inf), axis=1), jnp.max(jnp.where(where, x, -jnp.inf), axis=1)
+    return jnp.concatenate([average, variance, low, high])

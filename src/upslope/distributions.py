@@ -1,7 +1,7 @@
 """Policies as probability distributions over actions: sample, mode, log_prob, entropy, kl.
 
 Each class holds the parameters for a whole batch: leading axes are batch axes, the last axis belongs to the
-action. All quantities are in nats. All but the entropy works with NumPy's arrays too.
+action. All quantities are in nats. To sample and to tell log_prob works with NumPy's arrays too.
 """
 
 from abc import ABC, abstractmethod
@@ -49,10 +49,6 @@ class Distribution(ABC):
     def kl(self, other: Any) -> Float[Array, "..."]:
         """KL(self‖other) = E_{a~self}[log self(a) − log other(a)] ≥ 0, in closed form."""
 
-    @abstractmethod
-    def score(self, action: Shaped[Array, "..."]) -> Float[Array, "... P"]:
-        """∂ log π(a|s) / ∂ each parameter of the distribution; its expectation under π is 0."""
-
 
 @pytree
 class Categorical(Distribution):
@@ -83,11 +79,7 @@ class Categorical(Distribution):
 
     def kl(self, other: "Categorical") -> Float[Array, "..."]:
         log_probs = self.log_probs()
-        return (namespace(log_probs).exp(log_probs) * (log_probs - other.log_probs())).sum(axis=-1)
-
-    def score(self, action: Shaped[Array, "..."]) -> Float[Array, "... A"]:
-        xp, log_probs = namespace(self.logits), self.log_probs()
-        return (xp.arange(log_probs.shape[-1]) == action[..., None]) - xp.exp(log_probs)
+        return jnp.sum(jnp.exp(log_probs) * (log_probs - other.log_probs()), axis=-1)
 
 
 @pytree
@@ -118,10 +110,6 @@ class MultiCategorical(Distribution):
     def kl(self, other: "MultiCategorical") -> Float[Array, "..."]:
         return sum_of(mine.kl(theirs) for mine, theirs in zip(self.heads, other.heads, strict=True))
 
-    def score(self, action: Shaped[Array, "..."]) -> Float[Array, "... P"]:
-        scores = [head.score(action[..., k]) for k, head in enumerate(self.heads)]
-        return namespace(scores[0]).concatenate(scores, axis=-1)
-
 
 @pytree
 class Bernoulli(Distribution):
@@ -148,11 +136,11 @@ class Bernoulli(Distribution):
 
     def kl(self, other: "Bernoulli") -> Float[Array, "..."]:
         on = sigmoid(self.logits)
-        parts = on * (log_sigmoid(self.logits) - log_sigmoid(other.logits))
-        return (parts + (1 - on) * (log_sigmoid(-self.logits) - log_sigmoid(-other.logits))).sum(axis=-1)
-
-    def score(self, action: Shaped[Array, "..."]) -> Float[Array, "... K"]:
-        return action - sigmoid(self.logits)
+        return jnp.sum(
+            on * (log_sigmoid(self.logits) - log_sigmoid(other.logits))
+            + (1 - on) * (log_sigmoid(-self.logits) - log_sigmoid(-other.logits)),
+            axis=-1,
+        )
 
 
 @pytree
@@ -179,15 +167,9 @@ class DiagonalGaussian(Distribution):
         return jnp.sum(self.log_std + 0.5 * (1 + LOG_TWO_PI), axis=-1)
 
     def kl(self, other: "DiagonalGaussian") -> Float[Array, "..."]:
-        exp = namespace(self.log_std).exp
-        ratio = exp(2 * (self.log_std - other.log_std))
-        shift = ((self.mean - other.mean) * exp(-other.log_std)) ** 2
-        return (0.5 * (ratio + shift - 1) + other.log_std - self.log_std).sum(axis=-1)
-
-    def score(self, action: Shaped[Array, "..."]) -> Float[Array, "... P"]:
-        xp = namespace(self.log_std)
-        z = (action - self.mean) * xp.exp(-self.log_std)
-        return xp.concatenate([z * xp.exp(-self.log_std), z**2 - 1], axis=-1)
+        ratio = jnp.exp(2 * (self.log_std - other.log_std))
+        shift = ((self.mean - other.mean) * jnp.exp(-other.log_std)) ** 2
+        return jnp.sum(0.5 * (ratio + shift - 1) + other.log_std - self.log_std, axis=-1)
 
 
 def select(table: Float[Array, "... A"], index: Shaped[Array, "..."]) -> Float[Array, "..."]:

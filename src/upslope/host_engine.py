@@ -8,7 +8,7 @@ import jax
 import numpy as np
 
 from upslope.collect_host import Act, EpisodeEnds, collect_host, collect_host_episodes
-from upslope.diagnostics import NOTHING, Seen, is_due, measure, spell_out
+from upslope.diagnostics import spell_out
 from upslope.engines import Chunk, EpisodeRow, clock, never
 from upslope.environments.make import HostWorld
 from upslope.host import HostColumns
@@ -39,7 +39,6 @@ class HostEngine:
         # Programs of one seed alone, so that they do not depend on how many others there are.
         self.weigh = jax.jit(partial(weigh, task))
         self.move = jax.jit(partial(move, task))
-        self.measure = jax.jit(partial(measure, has_critic=task.update.needs_critic))
         self.take, self.stack = jax.jit(take), jax.jit(stack)
 
     @property
@@ -59,34 +58,21 @@ class HostEngine:
         self.is_whole = False
         rollout, ends = self.collect(state, act_keys, active)
         metrics: list[Metrics | None] = []
-        seen: list[Seen | None] = []
         ones = [self.take(state, s) for s in range(len(self.seeds))]
         for s in range(len(self.seeds)):
             if not active[s]:
                 metrics.append(None)
-                seen.append(None)
                 continue
             with clock(self.phases, "weigh"):
                 facts = self.rollout_of(rollout, s)
-                ones[s], weighed, assessed = jax.block_until_ready(self.weigh(ones[s], facts))
+                ones[s], scaled, credit, assessed = jax.block_until_ready(self.weigh(ones[s], facts))
             with clock(self.phases, "move"):
-                ones[s], measured, sample = jax.block_until_ready(self.move(ones[s], weighed, move_keys[s]))
+                ones[s], measured = jax.block_until_ready(self.move(ones[s], scaled, credit, move_keys[s]))
             metrics.append(measured | assessed)
-            seen.append(sample)
         state = self.stack(ones)
         self.is_whole = True
         steps = np.asarray(state.steps, np.int64)
-        with clock(self.phases, "look"):
-            found = by_name(metrics) | self.look(ones, seen, is_due(before, steps, self.task.steps))
-        return state, Chunk(found, steps[:, None], before[:, None], self.rows(rollout, ends, before))
-
-    def look(self, ones: Sequence[TrainState], seen: Sequence[Seen | None], due: np.ndarray) -> dict[str, np.ndarray]:
-        """The metrics `health/…` [S, 1], where they are due."""
-        vectors = [
-            np.asarray(self.measure(np.float32(self.task.gamma), one.learner, sample)) if is_now else NOTHING
-            for one, sample, is_now in zip(ones, seen, due, strict=True)
-        ]
-        return {name: x[:, None] for name, x in spell_out(np.stack(vectors)).items()}
+        return state, Chunk(by_name(metrics), steps[:, None], before[:, None], self.rows(rollout, ends, before))
 
     def collect(self, state: TrainState, keys: jax.Array, active: np.ndarray) -> tuple[Rollout, EpisodeEnds]:
         """Act for an iteration: facts [S, T, N]."""
@@ -155,4 +141,4 @@ def by_name(metrics: list[Metrics | None]) -> dict[str, np.ndarray]:
     fetched = jax.device_get(metrics)
     some = next(m for m in fetched if m is not None)
     rows = {n: [np.full_like(some[n], np.nan) if m is None else m[n] for m in fetched] for n in some}
-    return {n: np.stack(x)[:, None] for n, x in rows.items()}
+    return spell_out({n: np.stack(x)[:, None] for n, x in rows.items()})

@@ -18,7 +18,7 @@ from jaxtyping import Array, Float, Integer, Key, PRNGKeyArray
 
 from upslope.agent import Agent, initialise_agent
 from upslope.devices import SEEDS
-from upslope.diagnostics import Seen, narrow
+from upslope.diagnostics import Look
 from upslope.environments.base import CompiledEnvironment
 from upslope.estimators import Estimator, ends
 from upslope.rollout import Columns, Finished, begin, collect, collect_episodes
@@ -48,15 +48,6 @@ class Task:
     learning_rate: float
     learning_rate_decay: bool
     imitation_iterations: int
-
-
-class Weighed(NamedTuple):
-    """Facts, estimates and credit of an iteration."""
-
-    rollout: Rollout
-    """Its rewards are in the learner's unit."""
-    values: Values
-    credit: Credit
 
 
 class TrainState(NamedTuple):
@@ -103,7 +94,7 @@ def begin_training(task: Task, world: CompiledEnvironment | None, agent: Agent, 
     )
 
 
-def iterate(task: Task, world: CompiledEnvironment, state: TrainState) -> tuple[TrainState, Metrics, Finished, Seen]:
+def iterate(task: Task, world: CompiledEnvironment, state: TrainState) -> tuple[TrainState, Metrics, Finished]:
     """One policy iteration in a compiled world: act, weigh, move."""
     act_key, move_key = iteration_keys(state)
     agent, columns = state.learner.agent, state.columns
@@ -113,13 +104,14 @@ def iterate(task: Task, world: CompiledEnvironment, state: TrainState) -> tuple[
     else:
         assert columns is not None
         columns, rollout, finished = collect(world, agent, columns, act_key, task.rollout_steps, task.max_episode_steps)
-    state, weighed, assessed = weigh(task, state._replace(columns=columns), rollout)
-    state, metrics, seen = move(task, state, weighed, move_key)
-    return state, metrics | assessed, finished, seen
+    state, rollout, credit, assessed = weigh(task, state._replace(columns=columns), rollout)
+    state, metrics = move(task, state, rollout, credit, move_key)
+    return state, metrics | assessed, finished
 
 
-def weigh(task: Task, state: TrainState, rollout: Rollout) -> tuple[TrainState, Weighed, Metrics]:
-    """Facts → credit, and how good the critic was that gave it."""
+def weigh(task: Task, state: TrainState, rollout: Rollout) -> tuple[TrainState, Rollout, Credit, Metrics]:
+    """Facts → credit, and how good the critic was that gave it. The returned rollout has its rewards in the learner's
+    unit; the facts keep theirs."""
     agent = state.learner.agent
     discounted, carry = discounted_returns(task, state.discounted_return, rollout)
     if agent.normalize_rewards:
@@ -132,63 +124,59 @@ def weigh(task: Task, state: TrainState, rollout: Rollout) -> tuple[TrainState, 
     if task.update.needs_critic:
         assessed["critic/explained_variance"] = explained_variance(values.value, credit.target, rollout.valid)
     learner = state.learner._replace(agent=agent)
-    return state._replace(learner=learner, discounted_return=carry), Weighed(scaled, values, credit), assessed
+    return state._replace(learner=learner, discounted_return=carry), scaled, credit, assessed
 
 
-def move(task: Task, state: TrainState, weighed: Weighed, key: PRNGKeyArray) -> tuple[TrainState, Metrics, Seen]:
+def move(
+    task: Task, state: TrainState, rollout: Rollout, credit: Credit, key: PRNGKeyArray
+) -> tuple[TrainState, Metrics]:
     """Credit → a better agent; then let its normaliser see the observations, for the next iteration.
 
     Only then: with other statistics π_θ would be another policy than the one that acted, and the ratio not 1.
     """
-    rollout, values, credit = weighed
     progress = state.steps.astype(jnp.float32) / task.steps
     decay = jnp.maximum(1 - progress, 0.0) if task.learning_rate_decay else 1.0
     learning_rate = jnp.float32(task.learning_rate * decay)
     imitate = state.iteration < task.imitation_iterations
     steps = state.steps + jnp.sum(rollout.valid, dtype=jnp.uint32)
-    learner, metrics, trace = improve(task.update, state.learner, rollout, credit, key, learning_rate, imitate)
+    look = Look(task.gamma, progress, steps.astype(jnp.float32) / task.steps)
+    learner, metrics = improve(task.update, state.learner, rollout, credit, key, learning_rate, imitate, look)
     agent = learner.agent
     if agent.normalize_observations:
         features = agent.coding.encode(rollout.observation)
         statistics = agent.observation_statistics.update(features, rollout.valid)
         learner = learner._replace(agent=dataclasses.replace(agent, observation_statistics=statistics))
-    seen = narrow(Seen(rollout, values.value, credit, trace))
-    return state._replace(learner=learner, steps=steps, iteration=state.iteration + 1), metrics, seen
+    return state._replace(learner=learner, steps=steps, iteration=state.iteration + 1), metrics
 
 
 def iterate_many(
     task: Task, world: CompiledEnvironment, state: TrainState, iterations: int
-) -> tuple[TrainState, tuple[Metrics, Finished, Integer[Array, "I"], Integer[Array, "I"]], Seen]:
+) -> tuple[TrainState, tuple[Metrics, Finished, Integer[Array, "I"], Integer[Array, "I"]]]:
     """Several iterations of one seed in one program."""
     return repeat(task, lambda state: iterate(task, world, state), state, iterations)
 
 
 def repeat(
-    task: Task, go: Callable[[TrainState], tuple[TrainState, Metrics, Any, Seen]], state: TrainState, times: int
+    task: Task, go: Callable[[TrainState], tuple[TrainState, Metrics, Any]], state: TrainState, times: int
 ) -> Any:
     """Iterate several times; a seed whose budget is spent stands still.
 
-    Returns the state; for each iteration the metrics, what finished, and the steps before and after; and what was seen
-    of the last that was made.
+    Returns the state, and for each iteration the metrics, what finished, and the steps before and after.
     """
 
     go = jax.jit(go, inline=True)  # traced once for its shapes and itself
-    _, metric_shapes, finished_shapes, seen_shapes = jax.eval_shape(go, state)
 
-    def zeros(shapes: Any) -> Any:
-        return jax.tree.map(lambda x: jnp.zeros(x.shape, x.dtype), shapes)
+    def stay(state: TrainState) -> tuple[TrainState, Metrics, Any]:
+        _, metrics, finished = jax.eval_shape(go, state)
+        nothing = jax.tree.map(lambda m: jnp.full(m.shape, jnp.nan, m.dtype), metrics)
+        return state, nothing, jax.tree.map(lambda x: jnp.zeros(x.shape, x.dtype), finished)
 
-    def stay(state: TrainState, seen: Seen) -> tuple[TrainState, Metrics, Any, Seen]:
-        nothing = jax.tree.map(lambda m: jnp.full(m.shape, jnp.nan, m.dtype), metric_shapes)
-        return state, nothing, zeros(finished_shapes), seen
+    def body(state: TrainState, _: None) -> tuple[TrainState, tuple[Metrics, Any, Array, Array]]:
+        before = state.steps
+        state, metrics, finished = jax.lax.cond(state.steps < task.steps, go, stay, state)
+        return state, (metrics, finished, before, state.steps)
 
-    def body(carry: tuple[TrainState, Seen], _: None) -> tuple[tuple[TrainState, Seen], Any]:
-        before = carry[0].steps
-        state, metrics, finished, seen = jax.lax.cond(before < task.steps, lambda state, _: go(state), stay, *carry)
-        return (state, seen), (metrics, finished, before, state.steps)
-
-    (state, seen), rows = jax.lax.scan(body, (state, zeros(seen_shapes)), length=times)
-    return state, rows, seen
+    return jax.lax.scan(body, state, length=times)
 
 
 def over_seeds(function: Callable[..., Any]) -> Callable[..., Any]:

@@ -1,6 +1,5 @@
 """Sums and correlations over the samples of a batch, as the metrics of a run's health take them."""
 
-from collections.abc import Sequence
 from typing import Any
 
 import jax
@@ -34,17 +33,6 @@ def correlations(pairs: list[Any]) -> Float[Array, "K"]:
     return average(x * y) / jnp.where(scale > 1e-10, scale, jnp.nan)
 
 
-def moments(series: Sequence[tuple[Any, Any]]) -> Float[Array, "4 K"]:
-    """The mean, variance, lowest and highest of each (x, where); nan where it counts nowhere."""
-    x = jnp.stack([jnp.ravel(x).astype(jnp.float32) for x, _ in series])
-    x, where = jax.lax.optimization_barrier((x, jnp.stack([jnp.ravel(where) for _, where in series])))
-    count = totals(where)
-    average = totals(jnp.where(where, x, 0.0)) / count
-    variance = totals(jnp.where(where, (x - average[:, None]) ** 2, 0.0)) / count
-    low, high = jnp.min(jnp.where(where, x, jnp.inf), axis=1), jnp.max(jnp.where(where, x, -jnp.inf), axis=1)
-    return jnp.stack([average, variance, low, high])
-
-
 def saturation(network: Any, features: Float[Array, "B D"], valid: Bool[Array, "B"]) -> Float[Array, ""]:
     """The share of the first layer that passes nothing on: |tanh| > 0.99, or a unit that is 0 for every sample."""
     inner = features @ network.weights[0] + network.biases[0]
@@ -62,8 +50,3 @@ def totals(x: Shaped[Array, "K B"]) -> Float[Array, "K"]:
 def shifted(x: Bool[Array, "_ N"]) -> Bool[Array, "T N"]:
     """One row later; the first row is false."""
     return jnp.concatenate([jnp.zeros_like(x[:1], shape=(1, *x.shape[1:])), x])
-
-
-def next_row(x: Shaped[Array, "T N"]) -> Shaped[Array, "T N"]:
-    """One row earlier; the last row is 0."""
-    return jnp.concatenate([x[1:], jnp.zeros_like(x[:1])])

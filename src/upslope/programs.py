@@ -12,7 +12,7 @@ import numpy as np
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
 from upslope.devices import NETWORKS, SEEDS, shares_of
-from upslope.diagnostics import NOTHING, Seen, is_due, measure, spell_out
+from upslope.diagnostics import spell_out
 from upslope.engines import Chunk, EpisodeRow, clock, never
 from upslope.environments.base import CompiledEnvironment
 from upslope.iteration import (
@@ -28,7 +28,6 @@ from upslope.iteration import (
 )
 from upslope.rollout import Finished
 from upslope.types import Metrics, Rollout
-from upslope.update import Learner
 
 PATIENT: dict[str, str | bool] = {
     "xla_cpu_collective_call_warn_stuck_seconds": "1000000",
@@ -42,41 +41,26 @@ one epoch it never does: acting, which both devices do, is then most of the work
 
 
 class Program:
-    """The program of some of the seeds, on some of the devices, and the one that takes their metrics `health/…`."""
+    """The program of some of the seeds, on some of the devices."""
 
-    def __init__(self, one_seed: Callable[[Any, Any], Any], measure: Callable[[Any, Any], Any], mesh: Mesh):
-        self.run, self.measure, self.mesh = one_seed, measure, mesh
+    def __init__(self, one_seed: Callable[[Any, Any], Any], mesh: Mesh):
+        self.run, self.mesh = one_seed, mesh
         self.split, self.everywhere = (NamedSharding(mesh, PartitionSpec(*axes)) for axes in ((SEEDS,), ()))
         self.compiled: Any = None
-        self.compiled_measure: Any = None
         self.data: Rollout | None = None
         """What all seeds read, on every device."""
 
     def compile(self, data: Rollout | None, state: TrainState) -> None:
-        """Make both ready for this data, the second while the first is compiled."""
+        """Make the program ready for this data."""
         self.data = jax.device_put(data, self.everywhere)
-        lowered = self.spread(self.run).lower(self.data, jax.device_put(state, self.split))
-        with ThreadPoolExecutor() as threads:
-            main = threads.submit(lowered.compile, PATIENT if self.mesh.shape[NETWORKS] > 1 else None)
-            after, _, seen = jax.tree.map(self.placed, lowered.out_info)
-            self.compiled_measure = self.spread(self.measure).lower(np.float32(0), (after.learner, seen)).compile()
-            self.compiled = main.result()
-
-    def spread(self, one_seed: Callable[[Any, Any], Any]) -> Any:
-        """One seed's function as a program for all."""
-        return jax.jit(spread_seeds(one_seed, self.mesh), out_shardings=self.split)
-
-    def placed(self, x: Any) -> jax.ShapeDtypeStruct:
-        """An answer of this shape."""
-        return jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=self.split)
+        spread = jax.jit(spread_seeds(self.run, self.mesh), out_shardings=self.split)
+        self.compiled = spread.lower(self.data, jax.device_put(state, self.split)).compile(
+            PATIENT if self.mesh.shape[NETWORKS] > 1 else None
+        )
 
     def __call__(self, state: TrainState) -> Any:
         """Begin; the answer is there later."""
         return self.compiled(self.data, jax.device_put(state, self.split))
-
-    def look(self, gamma: float, after: TrainState, seen: Seen) -> jax.Array:
-        """Begin to take the metrics `health/…` [S, K] of the last iterations."""
-        return self.compiled_measure(np.float32(gamma), (after.learner, seen))
 
 
 class ProgramEngine:
@@ -95,8 +79,7 @@ class ProgramEngine:
         self.task, self.seeds, self.iterations, self.world, self.data = task, seeds, iterations, world, data
         self.phases: dict[str, float] = {}
         self.shares, meshes = zip(*shares_of(len(seeds), is_worth_two_devices(task, data)), strict=True)
-        look = partial(measure_one, task.update.needs_critic)
-        self.programs = [Program(partial(self.one_seed, on_mesh(task, mesh)), look, mesh) for mesh in meshes]
+        self.programs = [Program(partial(self.one_seed, on_mesh(task, mesh)), mesh) for mesh in meshes]
         self.is_compiled = False
         self.ahead: tuple[TrainState, Any] | None = None
         """A state, and the answer of the first program to it, which is on its way."""
@@ -106,7 +89,7 @@ class ProgramEngine:
         return initialise_all(self.task, self.seeds, self.world)
 
     def one_seed(self, task: Task, data: Rollout | None, state: TrainState) -> Any:
-        """One seed's program: state → (state, (metrics, finished, steps before, steps after), seen)."""
+        """One seed's program: state → (state, (metrics, finished, steps before, steps after))."""
         assert self.world is not None
         return iterate_many(task, self.world, state, self.iterations)
 
@@ -127,20 +110,15 @@ class ProgramEngine:
             # One after another, since those that share devices would only be in each other's way.
             done = [jax.block_until_ready(first)]
             done += [jax.block_until_ready(run(part)) for run, part in zip(self.programs[1:], parts[1:], strict=True)]
-        states, facts, seen = zip(*done, strict=True)
+        states, facts = zip(*done, strict=True)
         after = states[0] if is_whole else self.join(jax.device_put(states, jax.local_devices()[0]))
         metrics, finished, before, steps = jax.tree.map(lambda *x: np.concatenate(x), *facts)
         before, steps = before.astype(np.int64), steps.astype(np.int64)
-        due = is_due(before[:, 0], steps[:, -1], self.task.steps)
-        parts = zip(self.programs, states, seen, strict=True) if due.any() else ()
-        looks = [program.look(self.task.gamma, state, sample) for program, state, sample in parts]
         if may_go_on() and (steps[:, -1] < self.task.steps).any():
             # The next chunk is computed while the rows of this one are made and written.
             self.ahead = after, self.programs[0](after if is_whole else self.cut(after)[0])
-        with clock(self.phases, "look"):
-            metrics |= health(looks, due, steps > before)
         episodes = [[] for _ in self.seeds] if finished is None else self.rows(finished, before)
-        return after, Chunk(metrics, steps, before, episodes)
+        return after, Chunk(spell_out(metrics), steps, before, episodes)
 
     def rows(self, finished: Finished, before: np.ndarray) -> list[list[EpisodeRow]]:
         """[S, I, T, N] → each seed's finished episodes with the step at which they ended."""
@@ -181,10 +159,10 @@ class RecordedEngine(ProgramEngine):
     def one_seed(self, task: Task, data: Rollout | None, state: TrainState) -> Any:
         assert data is not None
 
-        def read(state: TrainState) -> tuple[TrainState, Metrics, None, Seen]:
-            state, weighed, assessed = weigh(task, state, data)
-            state, metrics, seen = move(task, state, weighed, iteration_keys(state)[1])
-            return state, metrics | assessed, None, seen
+        def read(state: TrainState) -> tuple[TrainState, Metrics, None]:
+            state, scaled, credit, assessed = weigh(task, state, data)
+            state, metrics = move(task, state, scaled, credit, iteration_keys(state)[1])
+            return state, metrics | assessed, None
 
         return repeat(task, read, state, self.iterations)
 
@@ -200,21 +178,6 @@ def is_worth_two_devices(task: Task, data: Rollout | None) -> bool:
 def on_mesh(task: Task, mesh: Mesh) -> Task:
     """The task as a program of this mesh does it."""
     return dataclasses.replace(task, update=dataclasses.replace(task.update, apart=mesh.shape[NETWORKS] > 1))
-
-
-def measure_one(has_critic: bool, gamma: Any, moved: tuple[Learner, Seen]) -> Any:
-    """The metrics `health/…` of one seed."""
-    return measure(gamma, *moved, has_critic)
-
-
-def health(looks: Sequence[jax.Array], due: np.ndarray, moved: np.ndarray) -> dict[str, np.ndarray]:
-    """The metrics `health/…` [S, I] of each seed's last iteration in which it moved, where they are due."""
-    found = spell_out(np.concatenate(looks) if looks else np.tile(NOTHING, (len(due), 1)))
-    last = moved.sum(axis=1) - 1
-    rows = {name: np.full(moved.shape, np.nan, np.float32) for name in found}
-    for name, x in found.items():
-        rows[name][due, last[due]] = x[due]
-    return rows
 
 
 def joined(states: Sequence[TrainState]) -> TrainState:

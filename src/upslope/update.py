@@ -6,7 +6,6 @@ leaves the other alone.
 
 import dataclasses
 from dataclasses import dataclass
-from functools import partial
 from typing import Any, NamedTuple
 
 import jax
@@ -16,7 +15,7 @@ from jaxtyping import Array, Bool, Float, PRNGKeyArray, Shaped
 
 from upslope.agent import Actor, Agent
 from upslope.descent import Batch, Descent, Plan, descend, on_two_devices, one_after_another
-from upslope.distributions import Distribution
+from upslope.diagnostics import Look, Seen
 from upslope.objectives import Clip, Objective, ObjectiveState, Sample, importance_ratio
 from upslope.types import Credit, Metrics, Rollout, Values
 
@@ -74,18 +73,6 @@ class Learner(NamedTuple):
     objective: ObjectiveState
 
 
-class Trace(NamedTuple):
-    """What an update worked on, in B samples, and what became of it."""
-
-    features: Float[Array, "B D"]
-    policy: Distribution
-    """Before the update."""
-    weight: Float[Array, "B"]
-    """As the objective saw it."""
-    log_prob: Float[Array, "B"]
-    """Of the action, after the update."""
-
-
 class Distance(NamedTuple):
     """How far the policy is from the one that the batch tells about: means over a minibatch."""
 
@@ -133,15 +120,19 @@ def improve(
     key: PRNGKeyArray,
     learning_rate: Float[Array, ""],
     imitate: Bool[Array, ""],
-) -> tuple[Learner, Metrics, Trace]:
+    look: Look | None = None,
+) -> tuple[Learner, Metrics]:
     """Move policy and critic over epochs of shuffled minibatches, then adapt the objective's state.
 
-    While `imitate`, the policy learns the recorded actions by maximum likelihood instead.
+    While `imitate`, the policy learns the recorded actions by maximum likelihood instead. A `look` adds the metrics
+    `health/…`.
     """
     agent, objective = learner.agent, learner.objective
     batch = flatten(agent, rollout, credit)
     if update.normalize_advantage:
         batch = batch._replace(weight=standardise(batch.weight, batch.valid))
+    seen_critic = agent.critic if update.needs_critic else None
+    value = None if look is None else look.values(seen_critic, batch.features, rollout)
     (actor, actor_metrics), (critic, critic_metrics) = descend_both(update, learner, batch, key, learning_rate, imitate)
     after, entropy = sample_of(actor.parameters, batch)
     kl = mean(after.kl, batch.valid)
@@ -151,10 +142,13 @@ def improve(
     if update.objective.state_name is not None:
         metrics[f"objective/{update.objective.state_name}"] = objective
     metrics |= {f"critic/{name}": value for name, value in critic_metrics.items()}
+    if look is not None and value is not None:
+        descended = critic if update.needs_critic else None
+        metrics |= look(Seen(value, agent.reward_scale(), actor, descended, rollout, credit, batch, after))
     agent = dataclasses.replace(agent, actor=actor.parameters, critic=critic.parameters)
     adapted = jnp.where(imitate, objective, update.objective.adapt(objective, kl))
     moved = Learner(agent, actor.optimiser, critic.optimiser, adapted)
-    return moved, metrics, Trace(batch.features, batch.old_policy, batch.weight, after.log_prob)
+    return moved, metrics
 
 
 def descend_both(
@@ -198,7 +192,13 @@ def descend_both(
 
 def flatten(agent: Agent, rollout: Rollout, credit: Credit) -> Batch:
     """[T, N] → [B], with the features and the old policy computed once."""
-    rows = partial(valid_rows, rollout.valid)
+    valid = rollout.valid
+
+    def rows(x: Array) -> Array:
+        # Padding may hold anything, and a gradient through nan is nan even where the loss is masked.
+        is_row = valid.reshape(valid.shape + (1,) * (x.ndim - 2))
+        return jnp.where(is_row, x, jnp.zeros((), x.dtype)).reshape(-1, *x.shape[2:])
+
     features = rows(agent.encode(rollout.observation))
     return Batch(
         features=features,
@@ -206,16 +206,9 @@ def flatten(agent: Agent, rollout: Rollout, credit: Credit) -> Batch:
         behaviour_log_prob=rows(rollout.behaviour_log_prob),
         weight=rows(credit.weight),
         target=rows(credit.target),
-        valid=rollout.valid.reshape(-1),
+        valid=valid.reshape(-1),
         old_policy=agent.actor(features),
     )
-
-
-def valid_rows(valid: Bool[Array, "T N"], x: Shaped[Array, "T N ..."]) -> Shaped[Array, "B ..."]:
-    """[T, N, …] → [B, …], 0 where nothing happened: padding may hold anything, and a gradient through nan is nan even
-    where the loss is masked."""
-    is_row = valid.reshape(valid.shape + (1,) * (x.ndim - 2))
-    return jnp.where(is_row, x, jnp.zeros((), x.dtype)).reshape(-1, *x.shape[2:])
 
 
 def sample_of(actor: Actor, batch: Batch) -> tuple[Sample, Float[Array, "B"]]:

@@ -173,7 +173,7 @@ def train_and_watch(
     every_observation = jnp.arange(size_of(world)[0])
 
     def one(state: TrainState, _: None) -> tuple[TrainState, Any]:
-        state, metrics, _finished, _seen = iterate(task, world, state)
+        state, metrics, _finished = iterate(task, world, state)
         agent = state.learner.agent
         return state, (agent.actor.network(agent.encode(every_observation)), metrics)
 
