@@ -1,17 +1,19 @@
 """What a person sees while training runs: a live panel, plain lines, or nothing.
 
 Training hands over a `Snapshot` after each iteration and never waits for the screen: `update` only stores it,
-and the panel is drawn a few times a second from the latest one.
+and the panel is drawn about once a second from the latest one.
 """
 
 import math
 import sys
 import time
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from typing import Any, Protocol, runtime_checkable
 
-from rich.console import Console, RenderableType
+from rich.console import Console, ConsoleOptions, RenderableType
 from rich.live import Live
+from rich.panel import Panel
+from rich.segment import Segment
 from rich.text import Text
 
 from upslope.panel import (
@@ -27,6 +29,10 @@ from upslope.panel import (
 )
 
 WIDEST_PANEL = 100
+LONGEST_PAUSE = 3.0
+"""Seconds between two pictures, whatever drawing costs."""
+SHARE = 0.02
+"""Of one core's time, which training would use too, at most so much goes into drawing."""
 TO_ASCII = str.maketrans({"±": "+/-", "·": "-", "–": "-", "—": "-", "−": "-", "→": "->", "…": "..."})
 
 
@@ -70,6 +76,35 @@ class Display(Protocol):
         return None
 
 
+class SparingLive(Live):
+    """Redraws so seldom that it takes `SHARE` of a core's time at most."""
+
+    due = 0.0
+    """Seconds on the monotonic clock."""
+
+    def refresh(self) -> None:
+        if time.monotonic() >= self.due:
+            before = time.thread_time()
+            super().refresh()
+            self.due = time.monotonic() + min((time.thread_time() - before) / SHARE, LONGEST_PAUSE)
+
+    def stop(self) -> None:
+        self.due = 0.0
+        super().stop()
+
+
+class Drawn:
+    """Lines that are laid out already."""
+
+    def __init__(self, lines: list[list[Segment]]):
+        self.lines = lines
+
+    def __rich_console__(self, console: Console, options: ConsoleOptions) -> Iterator[Segment]:
+        for line in self.lines:
+            yield from line
+            yield Segment.line()
+
+
 class LiveDisplay(Display):
     """A panel that is redrawn in place, for a terminal. It stays on the screen when the run has ended."""
 
@@ -79,8 +114,7 @@ class LiveDisplay(Display):
         self.curve: list[float] = []
         self.snapshot: Snapshot | None = None
         self.updated = time.monotonic()
-        # Drawing takes some 30 ms of a core that training would use.
-        self.live = Live(console=self.console, get_renderable=self.render, refresh_per_second=1)
+        self.live = SparingLive(console=self.console, get_renderable=self.render, refresh_per_second=1)
 
     def start(self, title: str, lines: Sequence[str]) -> None:
         self.title, self.updated = title, time.monotonic()
@@ -108,15 +142,21 @@ class LiveDisplay(Display):
     def render(self) -> RenderableType:
         """The panel as of now, low enough to redraw in place while the run goes on."""
         snapshot, silence = self.snapshot, time.monotonic() - self.updated
-        # Ctrl-C makes the terminal write ^C after the panel: two free columns keep it on that line.
-        width = min(self.console.width - 2, WIDEST_PANEL)
         if snapshot is None:
             return Text(f"{self.title}: waiting for the first iteration, {clock(silence)}", "dim")
-        picture = panel(self.title, snapshot, list(self.curve), width)
+        picture = self.panel_of(snapshot, silence)
         if not self.live.is_started:
             return picture
-        if len(self.console.render_lines(picture)) > self.console.height:
-            picture = panel(self.title, snapshot, list(self.curve), width, brief=True)
+        lines = self.console.render_lines(picture)
+        if len(lines) > self.console.height:
+            lines = self.console.render_lines(self.panel_of(snapshot, silence, brief=True))
+        return Drawn(lines)
+
+    def panel_of(self, snapshot: Snapshot, silence: float, brief: bool = False) -> Panel:
+        """The panel, with a word on how old it is."""
+        # Ctrl-C makes the terminal write ^C after the panel: two free columns keep it on that line.
+        width = min(self.console.width - 2, WIDEST_PANEL)
+        picture = panel(self.title, snapshot, list(self.curve), width, brief)
         if silence >= 5:
             picture.subtitle, picture.subtitle_align = Text(f"updated {clock(silence)} ago", "dim"), "right"
         return picture

@@ -90,7 +90,7 @@ def too_little(signs: Signs, num_checked: int) -> str:
 
 
 class Watch:
-    """Diagnoses a run while it trains, so seldom that it takes 2 % of the time at most."""
+    """Diagnoses a run while it trains, so seldom that it takes 1 % of the time at most."""
 
     def __init__(self, path: Path, seconds: float = 10.0):
         self.path, self.seconds, self.line = path, seconds, ""
@@ -102,7 +102,7 @@ class Watch:
         if started >= self.next:
             self.line = self.words()
             now = perf_counter()
-            self.next = now + max(self.seconds, 50 * (now - started))
+            self.next = now + max(self.seconds, 100 * (now - started))
         return self.line
 
     def words(self) -> str:
