@@ -160,7 +160,9 @@ def page(results: dict[str, Any]) -> str:
         what = "`upslope --help`" if name == "--help" else f"from the shell to trained, {name}"
         lines.append(f"| {what} | {middle} |")
     for name, cost in results.get("display", {}).items():
-        lines.append(f"| the live display, {name} | {cost['cost of the median, %']} % of the rate |")
+        costs = [100 * (1 - ratio) for ratio in cost["with over without"]]
+        spread = f"{statistics.median(costs):.1f} % of the rate ({min(costs):.1f} – {max(costs):.1f})"
+        lines.append(f"| the live display, {name} | {spread} |")
     for name, megabytes in results.get("memory", {}).items():
         lines.append(f"| largest resident memory, {name} | {megabytes} MB |")
     if "long" in results:
