@@ -4,18 +4,12 @@ import os
 from typing import Any
 
 
-def cores() -> list[int]:
-    """The numbers of the cores that this process may use; none where the system does not tell."""
-    return sorted(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else []
-
-
-def stay_on_one_core() -> None:
+def stay_on_one_core(number: int = 0) -> None:
     """Of the cores that this process may use; before JAX's first computation, which starts its threads."""
-    for core in cores()[:1]:
-        os.sched_setaffinity(0, {core})
+    if hasattr(os, "sched_setaffinity"):
+        os.sched_setaffinity(0, {sorted(os.sched_getaffinity(0))[number]})
 
 
-def stay_on_a_core_of_ones_own(free: Any) -> None:
-    """The next in a queue of cores."""
-    if not free.empty():
-        os.sched_setaffinity(0, {free.get()})
+def stay_on_a_core_of_ones_own(numbers: Any) -> None:
+    """The next of a queue of numbers."""
+    stay_on_one_core(numbers.get())

@@ -105,8 +105,7 @@ def display() -> dict[str, Any]:
             order = (True, False) if turn % 2 else (False, True)
             rates = {quiet: rate(arguments, quiet) for quiet in order}
             ratios.append(round(rates[False] / rates[True], 4))
-        cost = round(100 * (1 - statistics.median(ratios)), 2)
-        found[name] = {"with over without": ratios, "cost of the median, %": cost}
+        found[name] = {"with over without": ratios}
         print(name, found[name], flush=True)
     return found
 

@@ -5,9 +5,9 @@
     python benchmarks/table1.py --table            # the table from what is stored
 
 Each task has a file in `benchmarks/results/table1/`; a setting that is there is not trained again, so the script can be
-stopped and started again at any time. Settings are the defaults for
-continuous actions: Table 3 of the paper (horizon 2048, 10 epochs, minibatches of 64, γ 0.99, λ 0.95), and observations
-and rewards normalised. The paper's tasks were -v1 on another MuJoCo.
+stopped and started again at any time. Settings are the defaults for continuous actions: Table 3 of the paper (horizon
+2048, 10 epochs, minibatches of 64, γ 0.99, λ 0.95), and observations and rewards normalised. The paper's tasks were -v1
+on another MuJoCo.
 """
 
 import argparse
@@ -22,7 +22,7 @@ from typing import Any
 
 import gymnasium
 import numpy as np
-from cores import cores, stay_on_a_core_of_ones_own
+from cores import stay_on_a_core_of_ones_own
 
 import upslope
 from upslope.devices import num_cores
@@ -67,18 +67,28 @@ def measure(tasks: Sequence[str], steps: int, seeds: int, folder: Path) -> None:
     jobs = itertools.product(tasks, SURROGATES)
     missing = [(task, name) for task, name in jobs if name not in read(folder / f"{task}.json")["scores"]]
     context = multiprocessing.get_context("spawn")
-    free = context.Queue()
-    for core in cores():
-        free.put(core)
-    with ProcessPoolExecutor(num_cores(), context, stay_on_a_core_of_ones_own, (free,)) as pool:
+    numbers = context.Queue()
+    for number in range(num_cores()):
+        numbers.put(number)
+    with ProcessPoolExecutor(num_cores(), context, stay_on_a_core_of_ones_own, (numbers,)) as pool:
         running = {pool.submit(train, task, name, steps, seeds): (task, name) for task, name in missing}
-        for done in as_completed(running):
-            task, name = running[done]
-            path = folder / f"{task}.json"
-            stored = read(path)
-            stored["scores"][name] = done.result()
-            write(path, stored)
-            print(f"{task}: {name}:", *measured(mean_of(np.asarray(done.result()))), flush=True)
+        try:
+            for done in as_completed(running):
+                task, name = running[done]
+                store(folder / f"{task}.json", name, done.result())
+        except BaseException:
+            # The pool would wait for what is running and begin what is next in its queue.
+            for process in multiprocessing.active_children():
+                process.kill()
+            raise
+
+
+def store(path: Path, name: str, scores: list[float]) -> None:
+    """Add a setting to its task's file."""
+    stored = read(path)
+    stored["scores"][name] = scores
+    write(path, stored)
+    print(f"{stored['task']}: {name}:", *measured(mean_of(np.asarray(scores))), flush=True)
 
 
 def begin(task: str, steps: int, seeds: int, folder: Path) -> None:

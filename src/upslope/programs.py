@@ -81,8 +81,8 @@ class ProgramEngine:
         self.shares, meshes = zip(*shares_of(len(seeds), is_worth_two_devices(task, data)), strict=True)
         self.programs = [Program(partial(self.one_seed, on_mesh(task, mesh)), mesh) for mesh in meshes]
         self.is_compiled = False
-        self.ahead: tuple[TrainState, Any] | None = None
-        """A state, and the answer of the first program to it, which is on its way."""
+        self.ahead: tuple[TrainState, list[TrainState], Any] | None = None
+        """A state, its parts, and the first program's answer to them, which is on its way."""
         self.cut, self.join = jax.jit(self.parts_of), jax.jit(joined)
 
     def start(self) -> TrainState:
@@ -99,14 +99,16 @@ class ProgramEngine:
 
     def advance(self, state: TrainState, may_go_on: Callable[[], bool] = never) -> tuple[TrainState, Chunk]:
         is_whole = len(self.programs) == 1
-        parts = [state] if is_whole else self.cut(state)
+        ahead, self.ahead = self.ahead, None
+        if ahead is not None and ahead[0] is not state:
+            ahead = None
+        parts = ahead[1] if ahead else [state] if is_whole else self.cut(state)
         if not self.is_compiled:
             with clock(self.phases, "compile"), ThreadPoolExecutor() as threads:
                 list(threads.map(lambda program, part: program.compile(self.data, part), self.programs, parts))
             self.is_compiled = True
         with clock(self.phases, "compiled"):
-            ahead, self.ahead = self.ahead, None
-            first = ahead[1] if ahead is not None and ahead[0] is state else self.programs[0](parts[0])
+            first = ahead[2] if ahead else self.programs[0](parts[0])
             # One after another, since those that share devices would only be in each other's way.
             done = [jax.block_until_ready(first)]
             done += [jax.block_until_ready(run(part)) for run, part in zip(self.programs[1:], parts[1:], strict=True)]
@@ -116,7 +118,8 @@ class ProgramEngine:
         before, steps = before.astype(np.int64), steps.astype(np.int64)
         if may_go_on() and (steps[:, -1] < self.task.steps).any():
             # The next chunk is computed while the rows of this one are made and written.
-            self.ahead = after, self.programs[0](after if is_whole else self.cut(after)[0])
+            parts = [after] if is_whole else self.cut(after)
+            self.ahead = after, parts, self.programs[0](parts[0])
         episodes = [[] for _ in self.seeds] if finished is None else self.rows(finished, before)
         return after, Chunk(spell_out(metrics), steps, before, episodes)
 

@@ -33,8 +33,8 @@ def metric_rows(chunk: Chunk, seeds: Sequence[int], iteration: int, clocks: dict
     measured seldom, which is then left out."""
     seldom = {name: x for name, x in chunk.metrics.items() if name.startswith(PREFIX)}
     always = {name: x for name, x in chunk.metrics.items() if name not in seldom}
-    values, looks = (np.asarray(list(metrics.values())) for metrics in (always, seldom))
-    has_look = np.asarray(np.isfinite(looks).any(axis=0)) if seldom else np.zeros(chunk.steps.shape, bool)
+    values, looks = (np.asarray(list(metrics.values())).reshape(-1, *chunk.steps.shape) for metrics in (always, seldom))
+    has_look = np.asarray(np.isfinite(looks).any(axis=0))
     for s, seed in enumerate(seeds):
         ended = Ended(chunk.episodes[s])
         for i in range(chunk.steps.shape[1]):
