@@ -20,6 +20,9 @@ CASES: dict[str, tuple[str, str, dict[str, Any]]] = {
     "host episodes": ("CartPole-v1", "reinforce", {"steps": 600, "max_episode_steps": 60, **EPISODES}),
 }
 MANY = 4
+ONE_AFTER_ANOTHER = pytest.mark.skipif(
+    jax.default_backend() != "cpu", reason="an accelerator does all seeds at once, and rounds as their number asks"
+)
 
 
 def train(case: str, folder: Path, name: str, seed: int, seeds: int) -> Path:
@@ -68,6 +71,7 @@ def together(folder: Path) -> Callable[[str], Path]:
     return run
 
 
+@ONE_AFTER_ANOTHER
 @pytest.mark.parametrize("case", CASES)
 def test_a_seed_alone_is_that_seed_among_others(case: str, together: Callable[[str], Path], folder: Path):
     seed = 2
@@ -79,6 +83,7 @@ def test_a_seed_alone_is_that_seed_among_others(case: str, together: Callable[[s
         assert one == one_seed(among / "checkpoints" / name, seed, MANY), name
 
 
+@ONE_AFTER_ANOTHER
 @pytest.mark.parametrize("seeds", [2, 3])
 def test_a_seed_of_full_size_is_that_seed_however_many_devices_share_the_work(seeds: int, folder: Path):
     # Networks and minibatches large enough for XLA to use several threads; 3 seeds do not divide among 2 devices.
@@ -108,6 +113,7 @@ def test_different_seeds_differ(case: str, together: Callable[[str], Path]):
     assert len(lengths) == MANY
 
 
+@ONE_AFTER_ANOTHER
 def test_the_best_agent_of_a_seed_does_not_depend_on_the_others(folder: Path):
     # Whole episodes give each seed steps of its own, and chunks far below a hundredth of the budget make it matter
     # when the window is held against the best.
@@ -157,3 +163,28 @@ def test_box_actions_stay_within_their_bounds(folder: Path):
     assert action.shape == (200, 1) and np.abs(action).max() == 2.0 and np.isfinite(log_prob).all()
     assert np.abs(policy(batch)).max() <= 2.0
     assert policy(batch[0], deterministic=False).shape == (1,)
+
+
+@pytest.mark.parametrize(
+    ("environment", "algorithm", "settings"),
+    [
+        ("jax:CartPole-v1", "ppo", SEGMENTS | {"target_kl": 0.01}),
+        ("jax:CartPole-v1", "reinforce", EPISODES | {"max_episode_steps": 30}),
+        ("jax:Pendulum-v1", "ppo_kl", SEGMENTS),
+    ],
+)
+def test_seeds_at_once_are_seeds_one_after_another(
+    environment: str, algorithm: str, settings: dict[str, Any], folder: Path, monkeypatch: pytest.MonkeyPatch
+):
+    # What an accelerator does, on a CPU: the same but for the rounding of sums taken in another order.
+    options: dict[str, Any] = {"steps": 400, "seeds": 3, "hidden_sizes": (8,), "quiet": True, "folder": folder}
+    for at_once in (False, True):
+        for module in ("upslope.iteration", "upslope.programs"):
+            monkeypatch.setattr(f"{module}.does_at_once", lambda mesh, at_once=at_once: at_once)
+        upslope.train(environment, algorithm, name=f"{algorithm} {at_once}", **options, **settings)
+    apart, together = (metrics_of(folder / f"{algorithm} {at_once}") for at_once in (False, True))
+    assert any(name.startswith("health/") for name in apart[0])
+    assert [row.keys() for row in together] == [row.keys() for row in apart] != []
+    for one, other in zip(apart, together, strict=True):
+        for name, value in one.items():
+            assert other[name] == (None if value is None else pytest.approx(value, rel=1e-3, abs=1e-4)), name

@@ -49,8 +49,7 @@ class RunningStatistics(NamedTuple):
 
 @jax.custom_vjp
 def linear(x: Float[Array, "... D"], weight: Float[Array, "D K"]) -> Float[Array, "... K"]:
-    """x W. Its gradient for W, xᵀg, is taken with the narrower of the two transposed first: on CPUs a product of long
-    transposed columns is otherwise mostly spent on transposing the wider."""
+    """x W, whose gradient for W, xᵀg, is taken as the processor likes it."""
     return x @ weight
 
 
@@ -61,11 +60,17 @@ def _linear_forwards(x: Array, weight: Array) -> tuple[Array, tuple[Array, Array
 def _linear_backwards(kept: tuple[Array, Array], gradient: Array) -> tuple[Array, Array]:
     x, weight = kept
     rows, slopes = x.reshape(-1, x.shape[-1]), gradient.reshape(-1, gradient.shape[-1])
-    # Without the barriers XLA folds the transpositions into the product again.
+    outer = jax.lax.platform_dependent(rows, slopes, cpu=_narrower_first, default=lambda x, g: x.T @ g)
+    return gradient @ weight.T, outer
+
+
+def _narrower_first(rows: Array, slopes: Array) -> Array:
+    """xᵀg with the narrower of the two transposed first: on CPUs a product of long transposed columns is otherwise
+    mostly spent on transposing the wider. Without the barriers XLA folds the transpositions into the product again."""
     fixed = jax.lax.optimization_barrier
     if slopes.shape[1] <= rows.shape[1]:
-        return gradient @ weight.T, fixed(fixed(slopes.T) @ rows).T
-    return gradient @ weight.T, fixed(rows.T) @ slopes
+        return fixed(fixed(slopes.T) @ rows).T
+    return fixed(rows.T) @ slopes
 
 
 linear.defvjp(_linear_forwards, _linear_backwards)

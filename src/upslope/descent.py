@@ -14,7 +14,7 @@ from upslope.shuffle import shuffle
 from upslope.types import Metrics
 
 SPLIT_FROM = 1024
-"""Samples from which the gradient of a minibatch is the sum of those of its halves."""
+"""Samples from which the gradient of a minibatch is the sum of those of its halves, on a core."""
 
 
 class Batch(NamedTuple):
@@ -39,6 +39,8 @@ class Plan(NamedTuple):
     optimiser: optax.GradientTransformation
     epochs: int
     minibatches: int
+    in_halves: bool
+    """Whether a large minibatch goes in halves."""
 
 
 class Descent(NamedTuple):
@@ -67,7 +69,8 @@ def descend(
     size = num_samples // plan.minibatches
 
     def move(descent: Descent, indices: Array) -> tuple[Descent, tuple[Array, Array]]:
-        (value, means), gradient = slope(loss, descent.parameters, batch, indices if plan.minibatches > 1 else None)
+        chosen = indices if plan.minibatches > 1 else None
+        (value, means), gradient = slope(loss, descent.parameters, batch, chosen, plan.in_halves)
         direction, state = plan.optimiser.update(gradient, descent.optimiser)
         moved = jax.tree.map(lambda p, d: p - learning_rate * d, descent.parameters, direction)
         after = Descent(moved, state, jnp.bool_(False))
@@ -91,14 +94,15 @@ def descend(
 
 
 def slope(
-    loss: Loss, parameters: Any, batch: Batch, indices: Integer[Array, "M"] | None
+    loss: Loss, parameters: Any, batch: Batch, indices: Integer[Array, "M"] | None, in_halves: bool = True
 ) -> tuple[tuple[Float[Array, ""], Any], Any]:
     """The means of `loss` over these samples (all if None), and the gradient of the first.
 
-    Of a large minibatch both are sums over its halves: what a half computes on the way stays in a core's cache.
+    Of a large minibatch that goes `in_halves` both are sums over these: what a half computes on the way stays in a
+    core's cache.
     """
     num_samples = batch.weight.shape[0] if indices is None else indices.shape[0]
-    num_parts = 2 if num_samples >= SPLIT_FROM and num_samples % 2 == 0 else 1
+    num_parts = 2 if in_halves and num_samples >= SPLIT_FROM and num_samples % 2 == 0 else 1
     size = num_samples // num_parts
 
     def rows(x: Array, place: slice) -> Array:

@@ -15,15 +15,25 @@ from platformdirs import user_cache_path
 
 SEEDS, NETWORKS = "seeds", "networks"
 """The axes of a mesh: seeds are spread over the first; the second has two devices, for policy and critic, or one."""
+AT_ONCE = "at_once"
+"""The axis of the seeds that a device does all at once."""
 
 
-@cache
 def prepare(*, on_host: bool) -> None:
     """Make every CPU core a device of its own, and keep compiled programs for the next run.
 
-    `on_host` says that environments are stepped in Python. Where JAX has already computed something, its devices stay
-    as they are: then seeds share what there is.
+    `on_host` says that environments are stepped in Python: then the CPU learns, also where there is an accelerator,
+    which a handful of samples at a time would only keep waiting. Where JAX has already computed something, its devices
+    stay as they are: then seeds share what there is.
     """
+    prepare_once(on_host)
+    if jax.default_backend() != "cpu":
+        jax.config.update("jax_default_device", jax.local_devices(backend="cpu")[0] if on_host else None)
+
+
+@cache
+def prepare_once(on_host: bool) -> None:
+    """What a process needs before its first computation of this kind."""
     try:
         jax.config.update("jax_num_cpu_devices", num_cores())
     except RuntimeError:
@@ -70,3 +80,9 @@ def shares_of(num_seeds: int, is_worth_two: bool) -> list[tuple[slice, Mesh]]:
 def mesh_of(devices: np.ndarray, width: int) -> Mesh:
     """These devices, so many a seed."""
     return Mesh(devices.reshape(-1, width), (SEEDS, NETWORKS))
+
+
+def does_at_once(mesh: Mesh) -> bool:
+    """Whether a device of this mesh does the seeds that it has all at once. A core does one after another, whose
+    numbers stay in its cache; an accelerator has little to do with one seed's numbers."""
+    return mesh.devices.flat[0].platform != "cpu"

@@ -16,6 +16,7 @@ import optax
 from jaxtyping import Array, Bool, Float, Shaped
 
 from upslope.agent import Perceptron
+from upslope.devices import AT_ONCE
 from upslope.effects import action_effect
 from upslope.estimators import ends
 from upslope.measures import correlations, of_features, saturation, shifted, totals
@@ -74,9 +75,12 @@ Series = dict[str, tuple[Shaped[Array, "T N"], Bool[Array, "T N"]]]
 class Look:
     """Takes the metrics where it is due: where the share of the budget crosses a multiple of 1/`POINTS`."""
 
-    def __init__(self, gamma: float, before: Float[Array, ""], after: Float[Array, ""]):
+    def __init__(self, gamma: float, before: Float[Array, ""], after: Float[Array, ""], at_once: bool = False):
+        """With `at_once` it is one of several seeds that go along the axis `AT_ONCE`."""
         self.gamma = gamma
         self.is_due = (before == 0) | (jnp.floor(before * POINTS) < jnp.floor(after * POINTS))
+        # One answer for all seeds, since where they differed both branches would be computed, every time.
+        self.is_due_for_any = jax.lax.psum(self.is_due.astype(jnp.int32), AT_ONCE) > 0 if at_once else self.is_due
 
     def values(self, critic: Perceptron | None, features: Float[Array, "B D"], rollout: Rollout) -> Array:
         """V [T, C] where it is due. Taken before the update, so that the parameters before it need not be kept."""
@@ -84,11 +88,12 @@ class Look:
         if critic is None:
             return nothing
         few = first_columns(features, rollout)
-        return jax.lax.cond(self.is_due, lambda: critic(few)[..., 0].reshape(nothing.shape), lambda: nothing)
+        return jax.lax.cond(self.is_due_for_any, lambda: critic(few)[..., 0].reshape(nothing.shape), lambda: nothing)
 
     def __call__(self, seen: Seen) -> Metrics:
         nothing = jnp.full(4 * len(SERIES) + len(PAIRS) + len(OTHERS), jnp.nan)
-        return {RAW: jax.lax.cond(self.is_due, self.measure, lambda _: nothing, narrow(seen))}
+        found = jax.lax.cond(self.is_due_for_any, self.measure, lambda _: nothing, narrow(seen))
+        return {RAW: jnp.where(self.is_due, found, nothing)}
 
     def measure(self, seen: Seen) -> Float[Array, "K"]:
         """All of them, in the order of the names."""

@@ -17,10 +17,10 @@ from jax.sharding import Mesh, PartitionSpec
 from jaxtyping import Array, Float, Integer, Key, PRNGKeyArray
 
 from upslope.agent import Agent, initialise_agent
-from upslope.devices import SEEDS
+from upslope.devices import AT_ONCE, SEEDS, does_at_once
 from upslope.diagnostics import Look
 from upslope.environments.base import CompiledEnvironment
-from upslope.estimators import Estimator, ends
+from upslope.estimators import UNROLL, Estimator, ends
 from upslope.rollout import Columns, Finished, begin, collect, collect_episodes
 from upslope.spaces import Coding, Head
 from upslope.types import Credit, Metrics, Rollout, Values
@@ -57,7 +57,7 @@ class TrainState(NamedTuple):
     columns: Columns | None
     """The running episodes of a compiled world; None where the world lives elsewhere or episodes are whole."""
     discounted_return: Float[Array, "N"]
-    """Σ γ^k r of each running episode so far: reward normalisation needs its variance."""
+    """Σ γ^k r of each running episode so far, where reward normalisation needs its variance."""
     key: PRNGKeyArray
     steps: Integer[Array, ""]
     iteration: Integer[Array, ""]
@@ -113,8 +113,9 @@ def weigh(task: Task, state: TrainState, rollout: Rollout) -> tuple[TrainState, 
     """Facts → credit, and how good the critic was that gave it. The returned rollout has its rewards in the learner's
     unit; the facts keep theirs."""
     agent = state.learner.agent
-    discounted, carry = discounted_returns(task, state.discounted_return, rollout)
+    carry = state.discounted_return
     if agent.normalize_rewards:
+        discounted, carry = discounted_returns(task, carry, rollout)
         statistics = agent.return_statistics.update(discounted, rollout.valid)
         agent = dataclasses.replace(agent, return_statistics=statistics)
     scaled = rollout._replace(reward=rollout.reward * agent.reward_scale())
@@ -139,7 +140,7 @@ def move(
     learning_rate = jnp.float32(task.learning_rate * decay)
     imitate = state.iteration < task.imitation_iterations
     steps = state.steps + jnp.sum(rollout.valid, dtype=jnp.uint32)
-    look = Look(task.gamma, progress, steps.astype(jnp.float32) / task.steps)
+    look = Look(task.gamma, progress, steps.astype(jnp.float32) / task.steps, task.update.at_once)
     learner, metrics = improve(task.update, state.learner, rollout, credit, key, learning_rate, imitate, look)
     agent = learner.agent
     if agent.normalize_observations:
@@ -179,15 +180,18 @@ def repeat(
     return jax.lax.scan(body, state, length=times)
 
 
-def over_seeds(function: Callable[..., Any]) -> Callable[..., Any]:
-    """Run one seed's program on every seed, one after another: [S, …] → [S, …]."""
+def over_seeds(function: Callable[..., Any], at_once: bool = False) -> Callable[..., Any]:
+    """Run one seed's program on every seed, one after another or all at once: [S, …] → [S, …]."""
+    if at_once:
+        return jax.vmap(function, axis_name=AT_ONCE)
     return lambda *arguments: jax.lax.map(lambda one: function(*one), arguments)
 
 
 def spread_seeds(function: Callable[[Any, Any], Any], mesh: Mesh) -> Callable[..., Any]:
     """`function(shared, one)` for every seed, spread evenly over the devices of a mesh: (shared, [S, …]) → [S, …]."""
+    at_once = does_at_once(mesh)
     return jax.shard_map(
-        lambda shared, states: over_seeds(partial(function, shared))(states),
+        lambda shared, states: over_seeds(partial(function, shared), at_once)(states),
         mesh=mesh,
         in_specs=(PartitionSpec(), PartitionSpec(SEEDS)),
         out_specs=PartitionSpec(SEEDS),
@@ -222,5 +226,5 @@ def discounted_returns(
         total = reward + task.gamma * before
         return jnp.where(end, 0.0, total), total
 
-    carry, discounted = jax.lax.scan(forwards, carry, (rollout.reward, ends(rollout)))
+    carry, discounted = jax.lax.scan(forwards, carry, (rollout.reward, ends(rollout)), unroll=UNROLL)
     return discounted, jnp.zeros_like(carry) if task.estimator.whole_episodes else carry

@@ -34,7 +34,9 @@ class Worker:
 
     def __init__(self, module: str, index: int, whose: str):
         self.index, self.whose = index, whose
-        environment = os.environ | {"NPROC": "1", "PYTHONPATH": os.pathsep.join(p for p in sys.path if p)}
+        # An accelerator's memory is for one process.
+        environment = os.environ | {"NPROC": "1", "JAX_PLATFORMS": "cpu"}
+        environment["PYTHONPATH"] = os.pathsep.join(p for p in sys.path if p)
         command = [sys.executable, "-m", module]
         self.process = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, env=environment)
         self.answers: queue.SimpleQueue[tuple[str, Any]] = queue.SimpleQueue()

@@ -11,7 +11,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
-from upslope.devices import NETWORKS, SEEDS, shares_of
+from upslope.devices import NETWORKS, SEEDS, does_at_once, shares_of
 from upslope.diagnostics import spell_out
 from upslope.engines import Chunk, EpisodeRow, clock, never
 from upslope.environments.base import CompiledEnvironment
@@ -54,9 +54,10 @@ class Program:
         """Make the program ready for this data."""
         self.data = jax.device_put(data, self.everywhere)
         spread = jax.jit(spread_seeds(self.run, self.mesh), out_shardings=self.split)
-        self.compiled = spread.lower(self.data, jax.device_put(state, self.split)).compile(
-            PATIENT if self.mesh.shape[NETWORKS] > 1 else None
-        )
+        # By default some accelerators round to fewer bits before they multiply.
+        with jax.default_matmul_precision("float32" if does_at_once(self.mesh) else None):
+            lowered = spread.lower(self.data, jax.device_put(state, self.split))
+        self.compiled = lowered.compile(PATIENT if self.mesh.shape[NETWORKS] > 1 else None)
 
     def __call__(self, state: TrainState) -> Any:
         """Begin; the answer is there later."""
@@ -180,7 +181,8 @@ def is_worth_two_devices(task: Task, data: Rollout | None) -> bool:
 
 def on_mesh(task: Task, mesh: Mesh) -> Task:
     """The task as a program of this mesh does it."""
-    return dataclasses.replace(task, update=dataclasses.replace(task.update, apart=mesh.shape[NETWORKS] > 1))
+    apart, at_once = mesh.shape[NETWORKS] > 1, does_at_once(mesh)
+    return dataclasses.replace(task, update=dataclasses.replace(task.update, apart=apart, at_once=at_once))
 
 
 def joined(states: Sequence[TrainState]) -> TrainState:

@@ -36,6 +36,8 @@ class Update:
     normalize_advantage: bool
     apart: bool = False
     """Whether policy and critic descend on a device each, along a mesh's axis `NETWORKS`; the numbers are the same."""
+    at_once: bool = False
+    """Whether this is one of several seeds that go along the axis `AT_ONCE`."""
 
     def may_stop(self) -> bool:
         """Whether `has_gone_too_far` can say so."""
@@ -57,7 +59,7 @@ class Update:
 
     def plan(self, epochs: int) -> Plan:
         """How one network descends."""
-        return Plan(self.optimiser(), epochs, self.minibatches)
+        return Plan(self.optimiser(), epochs, self.minibatches, in_halves=not self.at_once)
 
 
 ROOM_FOR_NEW = 16
