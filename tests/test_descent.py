@@ -5,11 +5,12 @@ from functools import partial
 import jax
 import jax.numpy as jnp
 import numpy as np
+import optax
 import pytest
 from jax.sharding import Mesh, PartitionSpec
 
 from upslope.agent import linear
-from upslope.descent import SPLIT_FROM, Batch, on_two_devices, one_after_another, slope
+from upslope.descent import SPLIT_FROM, Batch, on_two_devices, one_after_another, packing, slope
 from upslope.devices import NETWORKS, SEEDS, shares_of
 
 
@@ -23,6 +24,22 @@ def test_the_gradient_of_a_product_is_that_of_matrix_calculus(inputs, outputs, l
     np.testing.assert_allclose(found[0], above @ weight.T, rtol=1e-4, atol=1e-5)
     outer = np.einsum("bi,bo->io", x.reshape(-1, inputs), above.reshape(-1, outputs))
     np.testing.assert_allclose(found[1], outer, rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.parametrize("parameters", [{"w": np.arange(6.0).reshape(2, 3), "b": np.ones(2)}, np.arange(3.0)])
+def test_an_optimiser_on_packed_parameters_is_that_on_each_array(parameters):
+    parameters = jax.tree.map(jnp.float32, parameters)
+    optimiser = optax.chain(optax.clip_by_global_norm(0.5), optax.scale_by_adam())
+    pack, unpack = packing(parameters)
+    gradient, state = jax.tree.map(lambda x: 0.3 * x**2 - 1, parameters), optimiser.init(parameters)
+    packed = pack(state)
+    for _ in range(3):
+        direction, state = optimiser.update(gradient, state)
+        packed_direction, packed = optimiser.update(pack(gradient), packed)
+    assert packed_direction.ndim == 1
+    for found, expected in ((unpack(packed_direction), direction), (unpack(packed), state)):
+        assert jax.tree.structure(found) == jax.tree.structure(expected)
+        jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-5), found, expected)
 
 
 def batch_of(num_samples):

@@ -6,6 +6,7 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 import optax
+from jax.flatten_util import ravel_pytree
 from jaxtyping import Array, Bool, Float, Integer, PRNGKeyArray, Shaped
 
 from upslope.devices import NETWORKS
@@ -67,13 +68,14 @@ def descend(
     """
     num_samples = batch.weight.shape[0]
     size = num_samples // plan.minibatches
+    pack, unpack = packing(start.parameters)
 
     def move(descent: Descent, indices: Array) -> tuple[Descent, tuple[Array, Array]]:
         chosen = indices if plan.minibatches > 1 else None
-        (value, means), gradient = slope(loss, descent.parameters, batch, chosen, plan.in_halves)
+        (value, means), slopes = slope(loss, unpack(descent.parameters), batch, chosen, plan.in_halves)
+        gradient = pack(slopes)
         direction, state = plan.optimiser.update(gradient, descent.optimiser)
-        moved = jax.tree.map(lambda p, d: p - learning_rate * d, descent.parameters, direction)
-        after = Descent(moved, state, jnp.bool_(False))
+        after = Descent(descent.parameters - learning_rate * direction, state, jnp.bool_(False))
         if must_stop is not None:
             stopped = descent._replace(stopped=jnp.bool_(True))
             after = jax.lax.cond(must_stop(means), lambda: stopped, lambda: after)
@@ -89,8 +91,30 @@ def descend(
         indices = shuffle(key, num_samples)[: size * plan.minibatches].reshape(plan.minibatches, size)
         return jax.lax.scan(step, descent, indices)
 
-    descent, (losses, norms) = jax.lax.scan(epoch, start, jax.random.split(key, plan.epochs))
-    return descent, {"loss": jnp.nanmean(losses), "gradient_norm": jnp.nanmean(norms)}
+    packed = Descent(*pack(start[:2]), start.stopped)
+    descent, (losses, norms) = jax.lax.scan(epoch, packed, jax.random.split(key, plan.epochs))
+    metrics = {"loss": jnp.nanmean(losses), "gradient_norm": jnp.nanmean(norms)}
+    return Descent(*unpack(descent[:2]), descent.stopped), metrics
+
+
+def packing(parameters: Any) -> tuple[Callable[[Any], Any], Callable[[Any], Any]]:
+    """From every part of a tree that is built as the parameters are to one vector, and back.
+
+    An optimiser's arithmetic is then one operation rather than one for each array.
+    """
+    structure, shapes = jax.tree.structure(parameters), [x.shape for x in jax.tree.leaves(parameters)]
+    flat, unravel = ravel_pytree(parameters)
+
+    def is_like(x: Any) -> bool:
+        return jax.tree.structure(x) == structure and [jnp.shape(leaf) for leaf in jax.tree.leaves(x)] == shapes
+
+    def pack(tree: Any) -> Any:
+        return jax.tree.map(lambda x: ravel_pytree(x)[0] if is_like(x) else x, tree, is_leaf=is_like)
+
+    def unpack(tree: Any) -> Any:
+        return jax.tree.map(lambda x: unravel(x) if x.shape == flat.shape else x, tree)
+
+    return pack, unpack
 
 
 def slope(
