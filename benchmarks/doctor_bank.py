@@ -13,7 +13,7 @@ from unittest.mock import patch
 
 import jax
 import jax.numpy as jnp
-from doctor_faults import BASE, FAULTS, FRESH_HEALTHY, FRESH_SEED, HEALTHY, Fault, Healthy, world_of
+from doctor_faults import BASE, CONFIRM_HEALTHY, FAULTS, FIRST_SEED, FRESH_HEALTHY, HEALTHY, Fault, Healthy, world_of
 from doctor_planting import SOUND, Now, PlantedClip, PlantedGAE, broken_rollout
 
 import upslope
@@ -23,7 +23,7 @@ from upslope.host_engine import HostEngine
 from upslope.iteration import Task, iterate_many, move, weigh
 from upslope.programs import CompiledEngine
 
-PARTS = ("calibrate", "test", "fresh")
+PARTS = ("calibrate", "test", "fresh", "confirm")
 COMMON: dict[str, Any] = {"seeds": 5, "quiet": True}
 PROGRAMS: dict[str, Any] = {}
 
@@ -44,19 +44,20 @@ def jobs() -> Iterator[Job]:
     """Every run of the bank."""
     for fault in FAULTS:
         for part in PARTS:
-            for world in getattr(fault, part):
+            for world in fault.worlds_of(part):
                 settings = {**BASE[world], **fault.settings_in(part, world)}
                 arguments = {"algorithm": fault.algorithm, "preset": False, **seeds_of(part), **settings}
                 yield Job(part, f"{fault.name} in {world}", fault.cause, arguments, fault, world)
     for number, run in enumerate(HEALTHY):
         yield healthy(PARTS[number % 2], number, run)
-    for number, run in enumerate(FRESH_HEALTHY):
-        yield healthy("fresh", number, run)
+    for part, runs in (("fresh", FRESH_HEALTHY), ("confirm", CONFIRM_HEALTHY)):
+        for number, run in enumerate(runs):
+            yield healthy(part, number, run)
 
 
 def seeds_of(part: str) -> dict[str, int]:
     """Where the seeds of a part begin."""
-    return {"seed": FRESH_SEED} if part == "fresh" else {}
+    return {"seed": FIRST_SEED[part]} if part in FIRST_SEED else {}
 
 
 def healthy(part: str, number: int, run: Healthy) -> Job:

@@ -34,7 +34,7 @@ BASE: dict[str, dict[str, Any]] = {
 
 @dataclass(frozen=True)
 class Fault:
-    """One planted fault. `calibrate`, `test` and `fresh` are the worlds in which the three parts train it."""
+    """One planted fault. `calibrate`, `test` and `fresh` are the worlds in which these parts train it."""
 
     name: str
     cause: str
@@ -47,12 +47,21 @@ class Fault:
     """Another strength of the same fault."""
     plant: dict[str, float] = field(default_factory=dict)
     algorithm: str = "ppo"
+    confirm: tuple[str, ...] = ()
+    """The worlds of the part `confirm`, where they are not those of `fresh`."""
     unlimited: bool = False
     slower: bool = False
 
+    def worlds_of(self, part: str) -> tuple[str, ...]:
+        """In which worlds a part trains it."""
+        return {"calibrate": self.calibrate, "test": self.test, "fresh": self.fresh}.get(
+            part, self.confirm or self.fresh
+        )
+
     def settings_in(self, part: str, world: str) -> dict[str, Any]:
-        """How strong it is; `fresh` has the strength of `test` in a world of `calibrate`, and the other way round."""
-        is_other = part == "test" or (part == "fresh" and world in self.calibrate)
+        """How strong it is; `fresh` has the strength of `test` in a world of `calibrate`, and the other way round;
+        `confirm` has in each world of `fresh` the strength that `fresh` has not."""
+        is_other = part == "test" or (part in ("fresh", "confirm") and (world in self.calibrate) == (part == "fresh"))
         return self.test_settings if is_other and self.test_settings is not None else self.settings
 
     def plant_in(self, part: str) -> dict[str, float]:
@@ -123,7 +132,7 @@ FAULTS = (
     Fault("observations two steps late", "rows_misaligned", C + P, A + HC, C, plant=rollout("late observation")),
     Fault("ends are not recorded", "ends_not_recorded", C, HC, C + A, plant=rollout("no ends")),
     Fault("reward never found", "no_reward_signal", M, M, M, {"log_std_init": -1.0}, {"log_std_init": -2.0}),
-    Fault("environment slows down", "slows_down", HC, HA, (), slower=True),
+    Fault("environment slows down", "slows_down", HC, HA, (), confirm=HP, slower=True),
 )  # fmt: skip
 
 
@@ -146,8 +155,8 @@ def variants(world: str, *rungs: str) -> tuple[Healthy, ...]:
 OWN = ("reinforce", "reward_to_go", "reinforce_baseline", "actor_critic", "a2c", "gae", "ppo_kl", "ppo_kl_fixed", "ppo")
 WIDE = {"log_std_init": 1.0, "steps": 100_000, "gamma": 0.999, "num_envs": 8, "rollout_steps": 256}
 BANDIT = {"steps": 20_000, "num_envs": 16, "rollout_steps": 8, "gamma": 0.9, RATE: 1e-3}
-FRESH_SEED = 100
-"""Where the seeds of the part `fresh` begin; no other run has them."""
+FIRST_SEED = {"fresh": 100, "confirm": 200}
+"""Where the seeds of a part begin; no other part has them."""
 HEALTHY = (
     *variants(CARTPOLE, *OWN),
     *variants(HOST_CARTPOLE, "reward_to_go", "gae", "ppo"),
@@ -182,6 +191,29 @@ FRESH_HEALTHY = (
     *(Healthy(PENDULUM, "ppo", s) for s in ({"log_std_init": 0.3}, {"num_envs": 8, "rollout_steps": 256})),
     *(Healthy(f"jax:probe/{name}", "ppo", {**BANDIT, "minibatches": 4})
       for name in ("both", "continuous", "multidiscrete", "multibinary")),
+    Healthy(MOUNTAIN, "ppo", WIDE),
+)  # fmt: skip
+
+
+SLOW = {"slower": 0.7}
+CONFIRM_HEALTHY = (
+    *(Healthy(CARTPOLE, rung, {"slower": 0.9}) for rung in OWN),
+    *(Healthy(HOST_CARTPOLE, rung) for rung in ("reinforce_baseline", "actor_critic", "a2c", "gae", "ppo_kl", "ppo")),
+    *(Healthy(PENDULUM, rung, {**SLOW, "gamma": 0.93}) for rung in ("gae", "ppo_kl", "ppo")),
+    *(Healthy(HOST_PENDULUM, rung) for rung in ("gae", "ppo")),
+    *(Healthy(ACROBOT, rung, SLOW) for rung in ("actor_critic", "gae", "ppo_kl_fixed", "ppo")),
+    *(Healthy(HOST_ACROBOT, rung) for rung in ("a2c", "ppo_kl")),
+    *(Healthy(GRID, rung) for rung in ("actor_critic", "a2c", "gae", "ppo_kl", "ppo")),
+    *(Healthy(KEY, rung, SLOW) for rung in ("reward_to_go", "gae", "ppo_kl", "ppo")),
+    *(Healthy(CARTPOLE, "ppo", s) for s in (
+        {"hidden_sizes": (128,)}, {"gamma": 0.97}, {RATE: 2e-4}, {"epochs": 6}, {BONUS: 0.005}, {"steps": 30_000},
+        {"activation": "relu", "gamma": 0.995}, {"num_envs": 16}, {"minibatches": 8}, {"lambda_": 0.9},
+    )),
+    *(Healthy(PENDULUM, "ppo", s) for s in ({"log_std_init": -0.3}, {"rollout_steps": 256}, {"lambda_": 0.9})),
+    *(Healthy(ACROBOT, "ppo", s) for s in ({"num_envs": 16}, {"lambda_": 0.9}, {"epochs": 6})),
+    *(Healthy(f"jax:probe/{name}", "ppo", {**BANDIT, "minibatches": 2})
+      for name in ("both", "delay", "continuous", "multidiscrete", "multibinary")),
+    *(Healthy(CARTPOLE, "ppo", {"steps": n}, preset=True) for n in (60_000, 100_000)),
     Healthy(MOUNTAIN, "ppo", WIDE),
 )  # fmt: skip
 

@@ -29,9 +29,9 @@ HEALTHY = {
 }  # fmt: skip
 
 
-def write_run(folder, changes=None, rise=50.0, lengths=None, box=False, **settings):
+def write_run(folder, changes=None, rise=50.0, lengths=None, box=False, world="World-v0", slowing=0.0, **settings):
     """A run whose metrics are those of `HEALTHY`, but for the changes."""
-    config = configure("World-v0", "ppo", is_continuous=box, use_preset=False, seeds=SEEDS, **settings)
+    config = configure(world, "ppo", is_continuous=box, use_preset=False, seeds=SEEDS, **settings)
     directory, generator = RunDirectory(folder / "run"), np.random.default_rng(0)
     action = spaces.Box(-1.0, 1.0, (1,), np.float32) if box else spaces.Discrete(2)
     head = head_of(action, "World-v0")
@@ -43,7 +43,7 @@ def write_run(folder, changes=None, rise=50.0, lengths=None, box=False, **settin
             row = {"iteration": i, "seed": seed, "step": step, "episode/count": 10, "episode/length": 40.0}
             row |= {name: x * (1 + 0.05 * generator.normal()) for name, x in HEALTHY.items()}
             row |= {"policy/loss": 0.1} | (changes or {})
-            row = {name: None if x != x else x for name, x in row.items()} | {"time/elapsed": i * 1.0}
+            row = {name: None if x != x else x for name, x in row.items()} | {"time/elapsed": i + slowing * i**2}
             directory.append(directory.metrics_path, json.dumps(row) + "\n")
             for k in range(10):
                 length = int(generator.integers(20, 60)) if lengths is None else lengths(generator)
@@ -75,7 +75,7 @@ SIGNATURES = {
     "observations_unscaled": {"changes": {"health/observation_std_max": 400.0}},
     "actions_without_effect": {"changes": {"health/action_effect": 1.0}, "rise": 0.0},
     "update_too_large": {"changes": {"policy/kl": 0.5, "policy/clip_fraction": 0.7}},
-    "update_too_small": {"changes": {"policy/kl": 1e-9}, "rise": 0.0},
+    "update_too_small": {"changes": {"policy/kl": 1e-9}, "rise": 0.0, "learning_rate": 1e-6},
     "entropy_dominates": {"changes": {"policy/entropy": 0.693}, "rise": 0.0, "entropy_coefficient": 1.0},
     "actions_clipped": {"changes": {"health/action_clipped": 0.98, "policy/entropy": 3.0}, "box": True},
     "no_exploration": {"changes": {"policy/entropy": -5.0}, "box": True},
@@ -93,6 +93,24 @@ def test_a_signature_is_found_first(cause, tmp_path):
     first = found.alarms[0]
     assert first.symptom and first.likely and first.remedy and first.evidence
     assert all(len(one.values) in (SEEDS, 8) for one in first.evidence)
+
+
+def alarms_and_notes(path):
+    found = upslope.diagnose(path)
+    alarms = {finding.cause for finding in found.alarms}
+    return alarms, {finding.cause for finding in found.findings} - alarms
+
+
+def test_a_policy_that_stands_still_with_usual_settings_is_a_note(tmp_path):
+    # It may have begun where nothing is left to gain.
+    alarms, notes = alarms_and_notes(write_run(tmp_path, {"policy/kl": 1e-9}, rise=0.0))
+    assert not alarms and "update_too_small" in notes
+
+
+@pytest.mark.parametrize(("world", "is_alarm"), [("World-v0", True), ("jax:CartPole-v1", False)])
+def test_only_an_environment_of_ones_own_can_be_what_slows_down(world, is_alarm, tmp_path):
+    alarms, notes = alarms_and_notes(write_run(tmp_path, slowing=0.1, world=world))
+    assert "slows_down" in (alarms if is_alarm else notes)
 
 
 @pytest.mark.parametrize("rise", [50.0, 0.0])

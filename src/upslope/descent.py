@@ -75,7 +75,8 @@ def descend(
         (value, means), slopes = slope(loss, unpack(descent.parameters), batch, chosen, plan.in_halves)
         gradient = pack(slopes)
         direction, state = plan.optimiser.update(gradient, descent.optimiser)
-        after = Descent(descent.parameters - learning_rate * direction, state, jnp.bool_(False))
+        moved = jax.tree.map(lambda p, d: p - learning_rate * d, descent.parameters, direction)
+        after = Descent(moved, state, jnp.bool_(False))
         if must_stop is not None:
             stopped = descent._replace(stopped=jnp.bool_(True))
             after = jax.lax.cond(must_stop(means), lambda: stopped, lambda: after)
@@ -91,10 +92,9 @@ def descend(
         indices = shuffle(key, num_samples)[: size * plan.minibatches].reshape(plan.minibatches, size)
         return jax.lax.scan(step, descent, indices)
 
-    packed = Descent(*pack(start[:2]), start.stopped)
-    descent, (losses, norms) = jax.lax.scan(epoch, packed, jax.random.split(key, plan.epochs))
+    descent, (losses, norms) = jax.lax.scan(epoch, pack(start), jax.random.split(key, plan.epochs))
     metrics = {"loss": jnp.nanmean(losses), "gradient_norm": jnp.nanmean(norms)}
-    return Descent(*unpack(descent[:2]), descent.stopped), metrics
+    return unpack(descent), metrics
 
 
 def packing(parameters: Any) -> tuple[Callable[[Any], Any], Callable[[Any], Any]]:

@@ -3,6 +3,7 @@
 import numpy as np
 
 from upslope.analysis.findings import Finding, Signs, rule, share
+from upslope.config import Config
 
 SEED = "another seed: --seed 100 --seeds 5"
 
@@ -29,18 +30,26 @@ def update_too_large(s: Signs) -> Finding | None:
     ) if part or burst else None  # fmt: skip
 
 
+def holds_back(config: Config) -> bool:
+    """Whether a setting is far below what is usual, or a penalty far above."""
+    limits = (config.target_kl is not None and config.target_kl < 1e-3, config.beta > 100)
+    return config.learning_rate < 3e-5 or config.epsilon < 0.02 or any(limits)
+
+
 @rule("Jones 2021: KL and clip fraction near 0")
 def update_too_small(s: Signs) -> Finding | None:
     """All updates together move the policy hardly at all."""
     kl = np.maximum(s.record.metrics.get("policy/kl", np.zeros(s.record.steps.shape)), 0)
     path = np.nansum(np.sqrt(2 * kl), axis=1)
     part = share(path < 0.2) if s.is_flat and not s.is_recorded else 0.0
+    # A run that begins near the best return does not move either, and has nothing to.
+    sureness = 0.86 if holds_back(s.config) else 0.45
     return Finding(
         "update_too_small", "All updates together hardly move the policy.",
         "The learning rate, the clip range, or the KL limit is too small, or the KL penalty too strong.",
         f"Raise --learning-rate (now {s.config.learning_rate:g}); see --epsilon, --target-kl, --beta.",
-        0.86 * part, 0.95, evidence=(s.evidence("Σ √(2 KL)", path, "above 1"),),
-        rivals=("no gradient",), experiment="the same seeds with ten times the learning rate",
+        sureness * part, 0.95, evidence=(s.evidence("Σ √(2 KL)", path, "above 1"),),
+        rivals=("no gradient", "nothing left to gain"), experiment="the same seeds with ten times the learning rate",
     ) if part else None  # fmt: skip
 
 
