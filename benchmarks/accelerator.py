@@ -57,7 +57,9 @@ def measure(rejax: Path, output: Path) -> None:
 
 
 def spread(values: list[float], digits: int) -> str:
-    """Median and range."""
+    """Median and range, or the one value."""
+    if len(values) == 1:
+        return f"{values[0]:,.{digits}f}"
     return f"{statistics.median(values):,.{digits}f} ({min(values):,.{digits}f} – {max(values):,.{digits}f})"
 
 

@@ -3,9 +3,9 @@
     python benchmarks/doctor.py train BANK [PART …]    # trains what is missing in the folder BANK
     python benchmarks/doctor.py judge BANK [PART …]    # diagnoses every run of these parts, and stores the figures
 
-Planted faults and healthy runs, of five seeds each, in four parts: `calibrate`, by which thresholds were set; `test`,
-which was looked at while rules changed; `fresh`, which was trained and judged once, before two rules were amended for
-its two false alarms; and `confirm`, which was trained and judged once after that.
+Planted faults and healthy runs, of five seeds each: `calibrate`, by which thresholds were set; `test`, which was looked
+at while rules changed; and `fresh`, which was trained and judged once. For its two false alarms two rules were amended;
+`confirm`, other healthy runs alone, is for the rate of false alarms after that.
 """
 
 import json

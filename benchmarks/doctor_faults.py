@@ -47,21 +47,16 @@ class Fault:
     """Another strength of the same fault."""
     plant: dict[str, float] = field(default_factory=dict)
     algorithm: str = "ppo"
-    confirm: tuple[str, ...] = ()
-    """The worlds of the part `confirm`, where they are not those of `fresh`."""
     unlimited: bool = False
     slower: bool = False
 
     def worlds_of(self, part: str) -> tuple[str, ...]:
         """In which worlds a part trains it."""
-        return {"calibrate": self.calibrate, "test": self.test, "fresh": self.fresh}.get(
-            part, self.confirm or self.fresh
-        )
+        return getattr(self, part, ())
 
     def settings_in(self, part: str, world: str) -> dict[str, Any]:
-        """How strong it is; `fresh` has the strength of `test` in a world of `calibrate`, and the other way round;
-        `confirm` has in each world of `fresh` the strength that `fresh` has not."""
-        is_other = part == "test" or (part in ("fresh", "confirm") and (world in self.calibrate) == (part == "fresh"))
+        """How strong it is; `fresh` has the strength of `test` in a world of `calibrate`, and the other way round."""
+        is_other = part == "test" or (part == "fresh" and world in self.calibrate)
         return self.test_settings if is_other and self.test_settings is not None else self.settings
 
     def plant_in(self, part: str) -> dict[str, float]:
@@ -132,7 +127,7 @@ FAULTS = (
     Fault("observations two steps late", "rows_misaligned", C + P, A + HC, C, plant=rollout("late observation")),
     Fault("ends are not recorded", "ends_not_recorded", C, HC, C + A, plant=rollout("no ends")),
     Fault("reward never found", "no_reward_signal", M, M, M, {"log_std_init": -1.0}, {"log_std_init": -2.0}),
-    Fault("environment slows down", "slows_down", HC, HA, (), confirm=HP, slower=True),
+    Fault("environment slows down", "slows_down", HC, HA, (), slower=True),
 )  # fmt: skip
 
 

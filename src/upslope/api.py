@@ -13,7 +13,7 @@ from gymnasium.spaces import Box
 from upslope.choose import Axes, engine_of
 from upslope.command import command_of
 from upslope.config import MAX_STEPS, Config, canonical, configure, presets
-from upslope.devices import prepare
+from upslope.devices import computing
 from upslope.display import Display, choose
 from upslope.engines import Engine
 from upslope.environments.base import CompiledEnvironment
@@ -123,7 +123,6 @@ def train_config(
     display: Display | None = None,
 ) -> Run:
     """Train from the beginning, all settings decided."""
-    prepare(on_host=isinstance(world, HostWorld))
     axes = axes or Axes(estimator_of(config), objective_of(config))
     label = f"{config.environment}-{config.algorithm}"
     directory = RunDirectory(Path(folder) / name if name else free_name(Path(folder), label))
@@ -131,7 +130,8 @@ def train_config(
     display = display or choose(quiet)
     if tensorboard:
         require_tensorboard()
-    with closing(engine_of(config, task, world, axes, workers, display)) as engine:
+    is_on_host = isinstance(world, HostWorld) and config.data is None
+    with computing(on_host=is_on_host), closing(engine_of(config, task, world, axes, workers, display)) as engine:
         state = engine.start()
         progress = begin_progress(state, config.seed_list())
         directory.create(config, describe(task.coding, task.head), axes.described())
@@ -186,11 +186,14 @@ def go_on(
     workers: int | None,
 ) -> Run:
     """Train from the last checkpoint."""
-    prepare(on_host=isinstance(world, HostWorld))
     task = task_of(config, world, axes.estimator, axes.objective)
     check_room(directory, config, task)
-    with directory.held(), closing(engine_of(config, task, world, axes, workers, display)) as engine:
-        is_on_host = isinstance(world, HostWorld) and config.data is None
+    is_on_host = isinstance(world, HostWorld) and config.data is None
+    with (
+        directory.held(),
+        computing(on_host=is_on_host),
+        closing(engine_of(config, task, world, axes, workers, display)) as engine,
+    ):
         stand = standstill_of(directory, config, task, engine.start(), is_on_host)
         directory.cut(stand.sizes)
         if stand.is_finished(config):

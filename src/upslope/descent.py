@@ -74,9 +74,9 @@ def descend(
         chosen = indices if plan.minibatches > 1 else None
         (value, means), slopes = slope(loss, unpack(descent.parameters), batch, chosen, plan.in_halves)
         gradient = pack(slopes)
-        direction, state = plan.optimiser.update(gradient, descent.optimiser)
-        moved = jax.tree.map(lambda p, d: p - learning_rate * d, descent.parameters, direction)
-        after = Descent(moved, state, jnp.bool_(False))
+        update: tuple[Any, Any] = plan.optimiser.update(gradient, descent.optimiser)
+        direction, state = update
+        after = Descent(descent.parameters - learning_rate * direction, state, jnp.bool_(False))
         if must_stop is not None:
             stopped = descent._replace(stopped=jnp.bool_(True))
             after = jax.lax.cond(must_stop(means), lambda: stopped, lambda: after)
@@ -100,7 +100,8 @@ def descend(
 def packing(parameters: Any) -> tuple[Callable[[Any], Any], Callable[[Any], Any]]:
     """From every part of a tree that is built as the parameters are to one vector, and back.
 
-    An optimiser's arithmetic is then one operation rather than one for each array.
+    An optimiser's arithmetic is then one operation rather than one for each array. It must treat every number alike,
+    as Adam and a global norm do.
     """
     structure, shapes = jax.tree.structure(parameters), [x.shape for x in jax.tree.leaves(parameters)]
     flat, unravel = ravel_pytree(parameters)

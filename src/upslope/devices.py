@@ -1,12 +1,15 @@
 """The processors that seeds are spread over, and the cache of compiled programs.
 
-Both must be settled before JAX does its first computation, so every command calls `prepare` first.
+Both must be settled before JAX does its first computation, so every command calls `prepare` or `computing` first.
 """
 
 import os
+from collections.abc import Iterator
+from contextlib import AbstractContextManager, ExitStack, contextmanager, nullcontext, suppress
 from functools import cache
 from importlib.metadata import version
 from pathlib import Path
+from typing import Any
 
 import jax
 import numpy as np
@@ -19,26 +22,37 @@ AT_ONCE = "at_once"
 """The axis of the seeds that a device does all at once."""
 
 
+@cache
 def prepare(*, on_host: bool) -> None:
     """Make every CPU core a device of its own, and keep compiled programs for the next run.
 
-    `on_host` says that environments are stepped in Python: then the CPU learns, also where there is an accelerator,
-    which a handful of samples at a time would only keep waiting. Where JAX has already computed something, its devices
-    stay as they are: then seeds share what there is.
+    `on_host` says that environments are stepped in Python. Where JAX has already computed something, its devices stay
+    as they are: then seeds share what there is.
     """
-    prepare_once(on_host)
-    if jax.default_backend() != "cpu":
-        jax.config.update("jax_default_device", jax.local_devices(backend="cpu")[0] if on_host else None)
-
-
-@cache
-def prepare_once(on_host: bool) -> None:
-    """What a process needs before its first computation of this kind."""
     try:
         jax.config.update("jax_num_cpu_devices", num_cores())
     except RuntimeError:
         return
     settle(on_host=on_host)
+
+
+@contextmanager
+def computing(*, on_host: bool) -> Iterator[None]:
+    """Prepared, and where there is an accelerator: on the CPU if `on_host`, since a handful of samples at a time would
+    only keep an accelerator waiting, and with products of full 32 bits."""
+    prepare(on_host=on_host)
+    with ExitStack() as stack:
+        if jax.default_backend() != "cpu":
+            stack.enter_context(in_full(True))
+            with suppress(RuntimeError):  # JAX may have been told to leave the CPU alone
+                if on_host:
+                    stack.enter_context(jax.default_device(jax.local_devices(backend="cpu")[0]))
+        yield
+
+
+def in_full(is_accelerator: bool) -> AbstractContextManager[Any]:
+    """Products of full 32 bits, which accelerators by default round to fewer; a CPU's are full."""
+    return jax.default_matmul_precision("float32") if is_accelerator else nullcontext()
 
 
 def settle(*, on_host: bool) -> None:

@@ -20,7 +20,7 @@ from upslope.errors import UpslopeError
 from upslope.types import Credit, Rollout, Values
 
 UNROLL = 8
-"""Steps in one turn of a scan that does next to nothing in a step: each turn costs an accelerator some 10 µs."""
+"""Steps in a turn of a scan that does next to nothing in a step, since a turn itself costs an accelerator far more."""
 
 
 class Estimator(ABC):

@@ -19,7 +19,7 @@ from upslope.arrays import AnyArray as Array
 from upslope.arrays import pytree
 from upslope.collect_host import Act, collect_host_episodes
 from upslope.config import Config, fresh, positive
-from upslope.devices import prepare
+from upslope.devices import computing
 from upslope.distributions import Distribution
 from upslope.environments.base import CompiledEnvironment
 from upslope.environments.make import HostWorld, World, make
@@ -109,14 +109,14 @@ def evaluate(
     directory = RunDirectory(run)
     config = directory.config()
     world = make(config.environment, config.env_kwargs, config.max_episode_steps)
-    prepare(on_host=isinstance(world, HostWorld))
-    agents, _ = load_agents(directory, config, checkpoint)
     found = {}
-    for mode in MODES:
-        offset = EVALUATION_SEED * (1 + environment_seed)
-        rollouts = list(episodes_of(config, world, agents, mode, episodes, offset))
-        found[mode] = summarise(mode, config, rollouts)
-        directory.add_evaluation(rows_of(found[mode], checkpoint, environment_seed))
+    with computing(on_host=isinstance(world, HostWorld)):
+        agents, _ = load_agents(directory, config, checkpoint)
+        for mode in MODES:
+            offset = EVALUATION_SEED * (1 + environment_seed)
+            rollouts = list(episodes_of(config, world, agents, mode, episodes, offset))
+            found[mode] = summarise(mode, config, rollouts)
+            directory.add_evaluation(rows_of(found[mode], checkpoint, environment_seed))
     return found
 
 
@@ -148,13 +148,13 @@ def record(
             f"There is no folder {path.parent} to write {path.name} into. Make it, or give another --output."
         )
     world = make(config.environment, config.env_kwargs, config.max_episode_steps)
-    prepare(on_host=isinstance(world, HostWorld))
-    agents, _ = load_agents(directory, config, checkpoint)
-    index = config.seed_list().index(seed)
-    one = jax.tree.map(lambda x: x[index : index + 1], agents)
-    alone = RunSeeds(config, (seed,))
-    offset = RECORDING_SEED + EVALUATION_SEED * environment_seed
-    rollouts = [take(r, 0) for r in episodes_of(alone, world, one, "stochastic", episodes, offset)]
+    with computing(on_host=isinstance(world, HostWorld)):
+        agents, _ = load_agents(directory, config, checkpoint)
+        index = config.seed_list().index(seed)
+        one = jax.tree.map(lambda x: x[index : index + 1], agents)
+        alone = RunSeeds(config, (seed,))
+        offset = RECORDING_SEED + EVALUATION_SEED * environment_seed
+        rollouts = [take(r, 0) for r in episodes_of(alone, world, one, "stochastic", episodes, offset)]
     meta = {
         "environment": config.environment,
         "algorithm": config.algorithm,

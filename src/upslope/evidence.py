@@ -172,7 +172,7 @@ def lab(flags: Lab) -> None:
     """upslope lab."""
     from rich.console import Console
 
-    from upslope.devices import prepare
+    from upslope.devices import computing
     from upslope.report.page import plotly_script
 
     plotly_script()  # it says what to install, before minutes are spent
@@ -180,10 +180,10 @@ def lab(flags: Lab) -> None:
     from upslope.pages import page_path
     from upslope.storage import write_atomically
 
-    prepare(on_host=False)
     output = page_path(flags.output, "lab.html")
     say = Console(stderr=True) if flags.json else console()
-    results = run.run(flags.only, flags.language, flags.seed, flags.quick, say)
+    with computing(on_host=False):
+        results = run.run(flags.only, flags.language, flags.seed, flags.quick, say)
     write_atomically(output, page.page(results, flags.language, flags.seed, flags.quick).encode())
     say.print(run.verdict_table(results, flags.language))
     say.print(run.closing(results, flags.language, flags.seed, flags.quick, output), highlight=False)

@@ -119,7 +119,7 @@ def weigh(task: Task, state: TrainState, rollout: Rollout) -> tuple[TrainState, 
         statistics = agent.return_statistics.update(discounted, rollout.valid)
         agent = dataclasses.replace(agent, return_statistics=statistics)
     scaled = rollout._replace(reward=rollout.reward * agent.reward_scale())
-    values = evaluate(agent, scaled) if task.update.needs_critic else no_values(scaled)
+    values = evaluate(agent, scaled, task.update.at_once) if task.update.needs_critic else no_values(scaled)
     credit = task.estimator(scaled, values, task.gamma)
     assessed = {}
     if task.update.needs_critic:

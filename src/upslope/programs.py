@@ -11,7 +11,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
-from upslope.devices import NETWORKS, SEEDS, does_at_once, shares_of
+from upslope.devices import NETWORKS, SEEDS, does_at_once, in_full, shares_of
 from upslope.diagnostics import spell_out
 from upslope.engines import Chunk, EpisodeRow, clock, never
 from upslope.environments.base import CompiledEnvironment
@@ -54,8 +54,7 @@ class Program:
         """Make the program ready for this data."""
         self.data = jax.device_put(data, self.everywhere)
         spread = jax.jit(spread_seeds(self.run, self.mesh), out_shardings=self.split)
-        # By default some accelerators round to fewer bits before they multiply.
-        with jax.default_matmul_precision("float32" if does_at_once(self.mesh) else None):
+        with in_full(does_at_once(self.mesh)):  # here too, since what `computing` says is not known in other threads
             lowered = spread.lower(self.data, jax.device_put(state, self.split))
         self.compiled = lowered.compile(PATIENT if self.mesh.shape[NETWORKS] > 1 else None)
 

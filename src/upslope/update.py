@@ -91,10 +91,11 @@ def begin_learning(update: Update, agent: Agent) -> Learner:
     return Learner(agent, optimiser.init(actor), optimiser.init(critic), update.objective.init())
 
 
-def evaluate(agent: Agent, rollout: Rollout) -> Values:
+def evaluate(agent: Agent, rollout: Rollout, at_once: bool = False) -> Values:
     """V(s_t) and V(s_{t+1}); the latter from the true successor, also at an episode's end.
 
-    Where s_{t+1} is the next row's observation, its value is that row's, and it is not computed again.
+    Where s_{t+1} is the next row's observation, its value is that row's, and it is not computed again; but for seeds
+    that go `at_once`, of which one could not be spared what another needs.
     """
     value = agent.value(rollout.observation)
     observation, successor = rollout.observation, rollout.next_observation
@@ -111,6 +112,8 @@ def evaluate(agent: Agent, rollout: Rollout) -> Values:
     def many() -> Array:
         return jnp.where(is_new, agent.value(flat), shifted)
 
+    if at_once:
+        return Values(value, many().reshape(value.shape))
     return Values(value, jax.lax.cond(jnp.sum(is_new) <= room, few, many).reshape(value.shape))
 
 

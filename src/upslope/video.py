@@ -6,11 +6,12 @@ from pathlib import Path
 
 import numpy as np
 
-from upslope.environments.make import COMPILED_PREFIX, HostWorld, make
+from upslope.environments.make import HostWorld, make
 from upslope.errors import UpslopeError
 from upslope.evaluation import LIMIT
 from upslope.policy import Which, load
 from upslope.runs import RunDirectory
+from upslope.words import COMPILED_PREFIX
 
 
 def film(run: str | Path, path: str | Path, checkpoint: Which = "last", environment_seed: int = 0) -> Path:

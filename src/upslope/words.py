@@ -5,6 +5,8 @@ from difflib import get_close_matches
 
 PREFIX = "health/"
 """Of the metrics of a run's health."""
+COMPILED_PREFIX = "jax:"
+"""Of the ids of compiled worlds."""
 
 
 def counted(number: int, noun: str) -> str:

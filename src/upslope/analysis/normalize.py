@@ -12,6 +12,7 @@ from upslope.analysis.statistics import probability_of_improvement
 from upslope.analysis.strata import mean_estimate, profile, stratified_iqm, stratified_mean
 from upslope.config import Config
 from upslope.errors import UpslopeError
+from upslope.words import COMPILED_PREFIX
 
 Normalize = Literal["threshold", "range"]
 RANDOM_EPISODES = 50
@@ -76,7 +77,7 @@ def reference_of(environment: str, groups: Sequence[Group], config: Config, norm
 
 def threshold_of(environment: str, config: Config) -> Reference:
     """0 is the measured return of a random policy, 1 Gymnasium's reward threshold: where it counts as solved."""
-    from upslope.environments.make import COMPILED_PREFIX, make  # it brings JAX, which a report does without
+    from upslope.environments.make import make  # it brings JAX, which a report does without
 
     world: Any = make(config.environment.removeprefix(COMPILED_PREFIX), config.env_kwargs, config.max_episode_steps)
     env = world.create()

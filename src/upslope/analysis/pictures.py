@@ -9,10 +9,11 @@ import gymnasium
 import numpy as np
 
 from upslope.config import Config
-from upslope.environments.make import COMPILED_PREFIX, HostWorld, World, make
+from upslope.environments.make import HostWorld, World, make
 from upslope.environments.tabular import Tabular
 from upslope.errors import UpslopeError
 from upslope.types import Rollout
+from upslope.words import COMPILED_PREFIX
 
 MAX_PICTURES = 200
 """When there are more, every second one is dropped."""

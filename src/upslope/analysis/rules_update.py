@@ -32,8 +32,9 @@ def update_too_large(s: Signs) -> Finding | None:
 
 def holds_back(config: Config) -> bool:
     """Whether a setting is far below what is usual, or a penalty far above."""
-    limits = (config.target_kl is not None and config.target_kl < 1e-3, config.beta > 100)
-    return config.learning_rate < 3e-5 or config.epsilon < 0.02 or any(limits)
+    share_kept = config.min_effective_sample_size or 0.0
+    stops_early = (config.target_kl is not None and config.target_kl < 1e-3) or share_kept > 0.99
+    return config.learning_rate < 3e-5 or config.epsilon < 0.02 or config.beta > 100 or stops_early
 
 
 @rule("Jones 2021: KL and clip fraction near 0")

@@ -3,7 +3,7 @@
 import numpy as np
 
 from upslope.analysis.findings import Finding, Signs, rule, share
-from upslope.environments.make import COMPILED_PREFIX
+from upslope.words import COMPILED_PREFIX
 
 CHECK = "upslope check ENVIRONMENT"
 EPISODES = "50 finished episodes"
@@ -196,7 +196,7 @@ def slows_down(s: Signs) -> Finding | None:
     ranks = np.argsort(np.argsort(from_best))
     falls = len(ranks) >= 5 and np.corrcoef(np.arange(len(ranks)), ranks)[0, 1] < -0.7
     steady = falls and from_best[-2:].mean() < 0.5 * from_best[:2].mean()
-    # A compiled world's step is the same program from first to last: then the machine itself had other work.
+    # A compiled world's step is one program from first to last: then the machine itself has had other work.
     sureness = 0.4 if s.config.environment.startswith(COMPILED_PREFIX) else 0.75
     return Finding(
         "slows_down", f"Training slowed from {rates[0]:,.0f} to {rates[-1]:,.0f} steps/s a seed.",

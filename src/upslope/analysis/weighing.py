@@ -11,7 +11,7 @@ from upslope.agent import Agent
 from upslope.analysis.credit import EpisodeCredit
 from upslope.analysis.pictures import Pictures, draw_compiled, watched
 from upslope.config import Config, fresh
-from upslope.devices import prepare
+from upslope.devices import computing
 from upslope.distributions import Bernoulli, Categorical, DiagonalGaussian, Distribution, MultiCategorical
 from upslope.environments.make import HostWorld, make
 from upslope.errors import UpslopeError
@@ -78,35 +78,35 @@ def credit_of(
     if seed not in seeds:
         raise UpslopeError(f"{run} has no seed {seed}; it has {seeds[0]} to {seeds[-1]}.")
     world = make(config.environment, config.env_kwargs, config.max_episode_steps)
-    prepare(on_host=isinstance(world, HostWorld))
-    agents, _ = load_agents(directory, config, checkpoint)
-    agent: Agent = jax.tree.map(lambda x: x[seeds.index(seed)], agents)
-    pictures = Pictures()
-    played = watched(config, world, pictures) if isinstance(world, HostWorld) else world
-    rollout = play(config, played, agent, seed, episode_seed)
-    if not isinstance(world, HostWorld):
-        draw_compiled(config, world, rollout, pictures)
-    has_critic = bool(directory.read()["axes"].get("needs_critic", True))
-    values = values_of(agent, rollout) if has_critic else None
-    return EpisodeCredit(
-        environment=config.environment,
-        algorithm=config.algorithm,
-        seed=seed,
-        checkpoint=checkpoint,
-        episode_seed=episode_seed,
-        gamma=config.gamma,
-        terminated=bool(np.asarray(rollout.terminated)[-1, 0]),
-        own=own_label(config),
-        reward=np.asarray(rollout.reward, np.float64)[:, 0],
-        value=None if values is None else np.asarray(values.value, np.float64)[:, 0],
-        td_error=None if values is None else np.asarray(td_error(rollout, values, config.gamma), np.float64)[:, 0],
-        weights={n: w[:, 0] for n, w in weigh_all(estimators_for(config), rollout, values, config.gamma).items()},
-        policy=describe(agent.policy(jnp.asarray(rollout.observation[:, 0]))),
-        action=np.asarray(rollout.action)[:, 0],
-        picture_steps=np.asarray([s for s in pictures.steps if s < len(rollout.reward)], np.int64),
-        pictures=tuple(x for s, x in zip(pictures.steps, pictures.images, strict=True) if s < len(rollout.reward)),
-        picture_note=pictures.note,
-    )
+    with computing(on_host=isinstance(world, HostWorld)):
+        agents, _ = load_agents(directory, config, checkpoint)
+        agent: Agent = jax.tree.map(lambda x: x[seeds.index(seed)], agents)
+        pictures = Pictures()
+        played = watched(config, world, pictures) if isinstance(world, HostWorld) else world
+        rollout = play(config, played, agent, seed, episode_seed)
+        if not isinstance(world, HostWorld):
+            draw_compiled(config, world, rollout, pictures)
+        has_critic = bool(directory.read()["axes"].get("needs_critic", True))
+        values = values_of(agent, rollout) if has_critic else None
+        return EpisodeCredit(
+            environment=config.environment,
+            algorithm=config.algorithm,
+            seed=seed,
+            checkpoint=checkpoint,
+            episode_seed=episode_seed,
+            gamma=config.gamma,
+            terminated=bool(np.asarray(rollout.terminated)[-1, 0]),
+            own=own_label(config),
+            reward=np.asarray(rollout.reward, np.float64)[:, 0],
+            value=None if values is None else np.asarray(values.value, np.float64)[:, 0],
+            td_error=None if values is None else np.asarray(td_error(rollout, values, config.gamma), np.float64)[:, 0],
+            weights={n: w[:, 0] for n, w in weigh_all(estimators_for(config), rollout, values, config.gamma).items()},
+            policy=describe(agent.policy(jnp.asarray(rollout.observation[:, 0]))),
+            action=np.asarray(rollout.action)[:, 0],
+            picture_steps=np.asarray([s for s in pictures.steps if s < len(rollout.reward)], np.int64),
+            pictures=tuple(x for s, x in zip(pictures.steps, pictures.images, strict=True) if s < len(rollout.reward)),
+            picture_note=pictures.note,
+        )
 
 
 def play(config: Config, world: Any, agent: Agent, seed: int, episode_seed: int) -> Rollout:

@@ -13,8 +13,8 @@ import gymnasium
 from upslope.environments.base import CompiledEnvironment
 from upslope.environments.compiled import COMPILED
 from upslope.errors import UpslopeError
+from upslope.words import COMPILED_PREFIX
 
-COMPILED_PREFIX = "jax:"
 EXTRAS = {"mujoco": "mujoco", "Box2D": "box2d", "box2d": "box2d"}
 """What a missing dependency is called in Gymnasium's message → the extra that brings it."""
 
