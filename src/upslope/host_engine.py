@@ -12,7 +12,7 @@ from upslope.diagnostics import spell_out
 from upslope.engines import Chunk, EpisodeRow, clock, never
 from upslope.environments.make import HostWorld
 from upslope.host import HostColumns
-from upslope.iteration import Task, TrainState, initialise_all, iteration_keys, move, over_seeds, stack, weigh
+from upslope.iteration import QUICK, Task, TrainState, initialise_all, iteration_keys, move, over_seeds, stack, weigh
 from upslope.processes import Lookout
 from upslope.slices import SlicedColumns
 from upslope.types import Metrics, Rollout, host_rollout
@@ -37,8 +37,8 @@ class HostEngine:
         """Whether the last `advance` came to its end."""
         self.keys = jax.jit(over_seeds(iteration_keys))
         # Programs of one seed alone, so that they do not depend on how many others there are.
-        self.weigh = jax.jit(partial(weigh, task))
-        self.move = jax.jit(partial(move, task))
+        self.weigh = jax.jit(partial(weigh, task), compiler_options=QUICK)
+        self.move = jax.jit(partial(move, task), compiler_options=QUICK)
         self.take, self.stack = jax.jit(take), jax.jit(stack)
 
     @property

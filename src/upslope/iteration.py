@@ -26,8 +26,8 @@ from upslope.spaces import Coding, Head
 from upslope.types import Credit, Metrics, Rollout, Values
 from upslope.update import Learner, Update, begin_learning, evaluate, explained_variance, improve
 
-QUICK = {"xla_backend_optimization_level": 1}
-"""For programs that run once: compiled in half the time."""
+QUICK: dict[str, str | bool] = {"xla_backend_optimization_level": "1"}
+"""For a CPU: compiled sooner, a small program in half the time, and a training loop runs as fast."""
 
 
 @dataclass(frozen=True)

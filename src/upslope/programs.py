@@ -16,6 +16,7 @@ from upslope.diagnostics import spell_out
 from upslope.engines import Chunk, EpisodeRow, clock, never
 from upslope.environments.base import CompiledEnvironment
 from upslope.iteration import (
+    QUICK,
     Task,
     TrainState,
     initialise_all,
@@ -56,7 +57,8 @@ class Program:
         spread = jax.jit(spread_seeds(self.run, self.mesh), out_shardings=self.split)
         with in_full(does_at_once(self.mesh)):  # here too, since what `computing` says is not known in other threads
             lowered = spread.lower(self.data, jax.device_put(state, self.split))
-        self.compiled = lowered.compile(PATIENT if self.mesh.shape[NETWORKS] > 1 else None)
+        patient = PATIENT if self.mesh.shape[NETWORKS] > 1 else {}
+        self.compiled = lowered.compile(None if does_at_once(self.mesh) else QUICK | patient)
 
     def __call__(self, state: TrainState) -> Any:
         """Begin; the answer is there later."""
