@@ -5,7 +5,7 @@
 
 Planted faults and healthy runs, of five seeds each: `calibrate`, by which thresholds were set; `test`, which was looked
 at while rules changed; and `fresh`, which was trained and judged once. For its two false alarms two rules were amended;
-`confirm`, other healthy runs alone, is for the rate of false alarms after that.
+`confirm`, further healthy runs alone, is for the rate of false alarms after that.
 """
 
 import json

@@ -44,7 +44,8 @@ def program(name: str, with_health: bool) -> Any:
     task = task_of(config, world)
     state = initialise(task, 0, world)
     with patch.object(iteration, "Look", iteration.Look if with_health else lambda *_: None):
-        return jax.jit(partial(iterate_many, task, world, iterations=iterations)).lower(state).compile(), state
+        lowered = jax.jit(partial(iterate_many, task, world, iterations=iterations)).lower(state)
+        return lowered.compile(iteration.QUICK), state
 
 
 def cost(name: str) -> dict[str, float]:

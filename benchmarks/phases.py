@@ -23,7 +23,7 @@ from jax import Array
 from upslope.config import configure
 from upslope.environments.make import HostWorld, make
 from upslope.host_engine import HostEngine, columns_of
-from upslope.iteration import initialise, iterate, move, weigh
+from upslope.iteration import QUICK, initialise, iterate, move, weigh
 from upslope.rollout import collect
 from upslope.shuffle import shuffle
 from upslope.tasks import task_of
@@ -34,7 +34,7 @@ CALLS = 15
 
 def milliseconds(function: Callable[..., Any], *arguments: Any) -> tuple[Any, float]:
     """The answer, and the median time of a call."""
-    compiled = jax.jit(function)
+    compiled = jax.jit(function, compiler_options=QUICK)
     answer = jax.block_until_ready(compiled(*arguments))
     times = []
     for _ in range(CALLS):

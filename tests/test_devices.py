@@ -32,6 +32,7 @@ def test_beside_an_accelerator_alone_a_host_learns_on_it(monkeypatch: pytest.Mon
         assert settings() == (before[0], "float32")
 
 
-def test_on_a_cpu_the_users_own_settings_stay():
+def test_on_a_cpu_the_users_own_settings_stay(monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setattr(jax, "default_backend", lambda: "cpu")
     with jax.default_matmul_precision("bfloat16"), computing(on_host=True):
         assert settings()[1] == "bfloat16"

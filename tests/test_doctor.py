@@ -108,8 +108,12 @@ HOLDING = ({"learning_rate": 1e-6}, {"epsilon": 1e-3}, {"target_kl": 1e-6}, {"mi
 @pytest.mark.parametrize("settings", [{}, *HOLDING])
 def test_a_policy_that_stands_still_is_an_alarm_only_where_a_setting_holds_it(settings, tmp_path):
     # With usual settings it may have begun where nothing is left to gain.
-    alarms, notes = alarms_and_notes(write_run(tmp_path, {"policy/kl": 1e-9}, rise=0.0, **settings))
+    path = write_run(tmp_path, {"policy/kl": 1e-9}, rise=0.0, **settings)
+    alarms, notes = alarms_and_notes(path)
     assert "update_too_small" in (alarms if settings else notes)
+    (found,) = (f for f in upslope.diagnose(path).findings if f.cause == "update_too_small")
+    name = list(settings)[-1] if settings else "learning_rate"
+    assert f"--{name.replace('_', '-')} (now " in found.remedy
 
 
 @pytest.mark.parametrize(("world", "is_alarm"), [("World-v0", True), ("jax:CartPole-v1", False)])

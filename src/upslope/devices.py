@@ -1,6 +1,6 @@
-"""The processors that seeds are spread over, and the cache of compiled programs.
+"""The processors that compute, how exactly, and the cache of compiled programs.
 
-Both must be settled before JAX does its first computation, so every command calls `prepare` or `computing` first.
+They must be settled before JAX does its first computation, so every command calls `prepare` or `computing` first.
 """
 
 import os
@@ -99,4 +99,9 @@ def mesh_of(devices: np.ndarray, width: int) -> Mesh:
 def does_at_once(mesh: Mesh) -> bool:
     """Whether a device of this mesh does the seeds that it has all at once. A core does one after another, whose
     numbers stay in its cache; an accelerator has little to do with one seed's numbers."""
-    return mesh.devices.flat[0].platform != "cpu"
+    return not is_of_cores(mesh)
+
+
+def is_of_cores(mesh: Mesh) -> bool:
+    """Whether the devices of this mesh are CPU cores."""
+    return mesh.devices.flat[0].platform == "cpu"

@@ -27,7 +27,7 @@ from upslope.types import Credit, Metrics, Rollout, Values
 from upslope.update import Learner, Update, begin_learning, evaluate, explained_variance, improve
 
 QUICK: dict[str, str | bool] = {"xla_backend_optimization_level": "1"}
-"""For a CPU: compiled sooner, a small program in half the time, and a training loop runs as fast."""
+"""Compiled sooner: for programs that run once, and on CPU cores for training too."""
 
 
 @dataclass(frozen=True)

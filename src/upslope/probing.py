@@ -17,7 +17,7 @@ from gymnasium.spaces import Box
 
 from upslope.algorithms import ALGORITHMS
 from upslope.config import configure
-from upslope.devices import prepare
+from upslope.devices import computing
 from upslope.environments.base import CompiledEnvironment
 from upslope.environments.compiled import COMPILED
 from upslope.environments.probes import Probe
@@ -126,13 +126,13 @@ def probe(
         estimator if isinstance(estimator, Estimator) else estimator_of(config),
         objective if isinstance(objective, Objective) else objective_of(config),
     )
-    prepare(on_host=False)
     found: dict[str, Probed] = {}
-    for group in GROUPS:
-        names = [name for name in group if not only or name in only]
-        if names:
-            chosen = defaults(algorithm, *axes) | {"steps": steps, "seeds": seeds} | settings
-            found |= probe_group(group, names, algorithm, *axes, chosen)
+    with computing(on_host=False):
+        for group in GROUPS:
+            names = [name for name in group if not only or name in only]
+            if names:
+                chosen = defaults(algorithm, *axes) | {"steps": steps, "seeds": seeds} | settings
+                found |= probe_group(group, names, algorithm, *axes, chosen)
     return tuple(found[name] for name in PROBES if name in found)
 
 

@@ -11,7 +11,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
-from upslope.devices import NETWORKS, SEEDS, does_at_once, in_full, shares_of
+from upslope.devices import NETWORKS, SEEDS, does_at_once, in_full, is_of_cores, shares_of
 from upslope.diagnostics import spell_out
 from upslope.engines import Chunk, EpisodeRow, clock, never
 from upslope.environments.base import CompiledEnvironment
@@ -55,10 +55,10 @@ class Program:
         """Make the program ready for this data."""
         self.data = jax.device_put(data, self.everywhere)
         spread = jax.jit(spread_seeds(self.run, self.mesh), out_shardings=self.split)
-        with in_full(does_at_once(self.mesh)):  # here too, since what `computing` says is not known in other threads
+        with in_full(not is_of_cores(self.mesh)):  # here too, since what `computing` says is not known in other threads
             lowered = spread.lower(self.data, jax.device_put(state, self.split))
         patient = PATIENT if self.mesh.shape[NETWORKS] > 1 else {}
-        self.compiled = lowered.compile(None if does_at_once(self.mesh) else QUICK | patient)
+        self.compiled = lowered.compile(QUICK | patient if is_of_cores(self.mesh) else None)
 
     def __call__(self, state: TrainState) -> Any:
         """Begin; the answer is there later."""

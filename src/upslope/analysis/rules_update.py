@@ -30,11 +30,16 @@ def update_too_large(s: Signs) -> Finding | None:
     ) if part or burst else None  # fmt: skip
 
 
-def holds_back(config: Config) -> bool:
-    """Whether a setting is far below what is usual, or a penalty far above."""
-    share_kept = config.min_effective_sample_size or 0.0
-    stops_early = (config.target_kl is not None and config.target_kl < 1e-3) or share_kept > 0.99
-    return config.learning_rate < 3e-5 or config.epsilon < 0.02 or config.beta > 100 or stops_early
+def held_back_by(config: Config) -> str:
+    """The setting that is far below what is usual, or the penalty far above; empty if none is."""
+    is_extreme = {
+        "learning_rate": config.learning_rate < 3e-5,
+        "epsilon": config.epsilon < 0.02,
+        "target_kl": config.target_kl is not None and config.target_kl < 1e-3,
+        "beta": config.beta > 100,
+        "min_effective_sample_size": (config.min_effective_sample_size or 0.0) > 0.99,
+    }
+    return next((name for name, extreme in is_extreme.items() if extreme), "")
 
 
 @rule("Jones 2021: KL and clip fraction near 0")
@@ -44,12 +49,13 @@ def update_too_small(s: Signs) -> Finding | None:
     path = np.nansum(np.sqrt(2 * kl), axis=1)
     part = share(path < 0.2) if s.is_flat and not s.is_recorded else 0.0
     # A run that begins near the best return does not move either, and has nothing to.
-    sureness = 0.86 if holds_back(s.config) else 0.45
+    name = held_back_by(s.config) or "learning_rate"
+    flag = f"--{name.replace('_', '-')} (now {getattr(s.config, name):g})"
     return Finding(
         "update_too_small", "All updates together hardly move the policy.",
-        "The learning rate, the clip range, or the KL limit is too small, or the KL penalty too strong.",
-        f"Raise --learning-rate (now {s.config.learning_rate:g}); see --epsilon, --target-kl, --beta.",
-        sureness * part, 0.95, evidence=(s.evidence("Σ √(2 KL)", path, "above 1"),),
+        "The learning rate, the clip range or the KL limit is too small, or the KL penalty or another limit is strict.",
+        f"Set {flag} back to its default." if held_back_by(s.config) else f"Raise {flag}.",
+        (0.86 if held_back_by(s.config) else 0.45) * part, 0.95, evidence=(s.evidence("Σ √(2 KL)", path, "above 1"),),
         rivals=("no gradient", "nothing left to gain"), experiment="the same seeds with ten times the learning rate",
     ) if part else None  # fmt: skip
 

@@ -196,12 +196,16 @@ def slows_down(s: Signs) -> Finding | None:
     ranks = np.argsort(np.argsort(from_best))
     falls = len(ranks) >= 5 and np.corrcoef(np.arange(len(ranks)), ranks)[0, 1] < -0.7
     steady = falls and from_best[-2:].mean() < 0.5 * from_best[:2].mean()
-    # A compiled world's step is one program from first to last: then the machine itself has had other work.
-    sureness = 0.4 if s.config.environment.startswith(COMPILED_PREFIX) else 0.75
+    # The step of a compiled world by name is one program from first to last.
+    own = "The environment or a wrapper does more work at each step: a growing list, a leak, a log."
+    advice = "Time env.step() after 1,000 and after 100,000 steps."
+    is_program = s.config.environment.startswith(COMPILED_PREFIX)
     return Finding(
         "slows_down", f"Training slowed from {rates[0]:,.0f} to {rates[-1]:,.0f} steps/s a seed.",
-        "The environment or a wrapper does more work at each step: a growing list, a leak, a log.",
-        "Time env.step() after 1,000 and after 100,000 steps.", sureness, 0.7,
-        evidence=(s.evidence("time/steps_per_second", rates),), rivals=("other work on the machine", "longer episodes"),
+        "The machine had other work." if is_program else own,
+        "Train again with nothing else to do." if is_program else advice,
+        0.4 if is_program else 0.75, 0.7,
+        evidence=(s.evidence("time/steps_per_second", rates),),
+        rivals=("longer episodes",) if is_program else ("other work on the machine", "longer episodes"),
         experiment=CHECK,
     ) if steady else None  # fmt: skip

@@ -14,7 +14,7 @@ from gymnasium import spaces
 from jaxtyping import Array, Float
 
 from upslope.agent import Actor, Agent, Perceptron, RunningStatistics
-from upslope.devices import num_cores
+from upslope.devices import in_full, num_cores
 from upslope.environments.tabular import Tabular
 from upslope.estimators import Estimator
 from upslope.iteration import Task, TrainState, initialise_all, iterate, over_seeds
@@ -61,8 +61,13 @@ class OneOf(Objective):
 
 def side_by_side(measurements: Sequence[Callable[[], Any]]) -> list[Any]:
     """The results of independent measurements, in threads: most of their time is XLA compiling, which needs no lock."""
+
+    def run(measure: Callable[[], Any]) -> Any:
+        with in_full(jax.default_backend() != "cpu"):  # another thread does not know what `computing` says
+            return measure()
+
     with ThreadPoolExecutor(num_cores()) as pool:
-        return [running.result() for running in [pool.submit(measure) for measure in measurements]]
+        return list(pool.map(run, measurements))
 
 
 def size_of(world: Tabular) -> tuple[int, int]:
