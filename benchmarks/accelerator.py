@@ -11,7 +11,6 @@ together, without compilation; upslope's is that of a whole `upslope.train` with
 import argparse
 import json
 import os
-import statistics
 import subprocess
 import sys
 import tempfile
@@ -19,7 +18,7 @@ from pathlib import Path
 from typing import Any
 
 from pages import fill
-from speed import SAME
+from speed import SAME, spread
 
 HERE = Path(__file__).parent
 RESULTS = HERE / "results" / "accelerator.json"
@@ -54,13 +53,6 @@ def measure(rejax: Path, output: Path) -> None:
             print(f"{seeds} × {num_envs}", {n: round(r["steps_per_second"]) for n, r in rounds[-1].items()}, flush=True)
         found = {"device": device, "jax": version, "cores": os.cpu_count(), "rounds": cases}
         output.write_text(json.dumps(found, indent=1) + "\n", "utf-8")
-
-
-def spread(values: list[float], digits: int) -> str:
-    """Median and range, or the one value."""
-    if len(values) == 1:
-        return f"{values[0]:,.{digits}f}"
-    return f"{statistics.median(values):,.{digits}f} ({min(values):,.{digits}f} – {max(values):,.{digits}f})"
 
 
 def table() -> str:

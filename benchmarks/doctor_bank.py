@@ -164,7 +164,7 @@ class Shared(CompiledEngine):
     def __init__(self, task: Task, seeds: Any, iterations: int, world: Any):
         super().__init__(task, seeds, iterations, world)
         # Where an engine on recorded data has its rollout, so that the program takes it as an argument.
-        self.data = numbers_of(task)  # type: ignore[assignment]
+        self.data = numbers_of(task)  # type: ignore[assignment]  # numbers in place of data: arguments of the program
         self.key = key_of(task, iterations, len(seeds), type(getattr(world, "inner", world)), type(world))
         if self.key in PROGRAMS:
             self.programs, self.cut, self.join = PROGRAMS[self.key]

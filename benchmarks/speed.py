@@ -174,7 +174,9 @@ def measure(name: str, folder: Path) -> None:
 
 
 def spread(values: list[float], digits: int = 0) -> str:
-    """Median and range."""
+    """Median and range, or the one value."""
+    if len(values) == 1:
+        return f"{values[0]:,.{digits}f}"
     return f"{statistics.median(values):,.{digits}f} ({min(values):,.{digits}f} – {max(values):,.{digits}f})"
 
 

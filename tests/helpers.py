@@ -107,7 +107,7 @@ def with_logits(agent, logits):
 def random_policy(kind, seed, batch=5):
     """A batch of random policies of one kind, far from uniform."""
     generator = np.random.default_rng(seed)
-    draw = lambda *shape: jnp.asarray(generator.normal(size=(batch, *shape)) * 1.5, jnp.float32)  # noqa: E731
+    draw = lambda *shape: jnp.asarray(generator.normal(size=(batch, *shape)) * 1.5, jnp.float32)  # noqa: E731 - one expression with a name
     if kind == "categorical":
         return Categorical(draw(4))
     if kind == "multi_categorical":

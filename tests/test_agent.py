@@ -101,7 +101,7 @@ def test_actions_are_members_of_their_space_for_one_state_and_for_many(name):
     observation = jax.random.normal(jax.random.key(1), (5, 4))
     actions, _, *numbers = ask(observation, jax.random.key(2))
     assert all(number.shape == (5,) for number in numbers)
-    to_environment = lambda action: agent.actor.head.to_environment(np.asarray(action)).astype(space.dtype)  # noqa: E731
+    to_environment = lambda action: agent.actor.head.to_environment(np.asarray(action)).astype(space.dtype)  # noqa: E731 - one expression with a name
     assert all(space.contains(action) for action in to_environment(actions))
     action, mode, *numbers = ask(observation[3], jax.random.key(2))
     assert all(number.shape == () for number in numbers)
@@ -145,7 +145,7 @@ def test_numpy_acts_as_the_compiled_agents_do(observed, name, activation):
 
 
 def test_counting_begins_where_the_space_says():
-    to_environment = lambda name, action: head_of(SPACES[name], "world").to_environment(np.array(action))  # noqa: E731
+    to_environment = lambda name, action: head_of(SPACES[name], "world").to_environment(np.array(action))  # noqa: E731 - one expression with a name
     np.testing.assert_array_equal(to_environment("a choice", [0, 2]), [5, 7])
     np.testing.assert_array_equal(to_environment("several choices", [[0, 0], [1, 2]]), [[10, 20], [11, 22]])
     np.testing.assert_array_equal(to_environment("a grid of choices", [1, 2, 3, 4]), [[1, 2], [3, 4]])
@@ -166,7 +166,7 @@ def test_the_network_works_in_units_of_the_half_range(name, centre, half):
 
 
 def test_box_actions_are_clipped_for_the_world_and_take_its_shape():
-    clip = lambda name, action: head_of(SPACES[name], "world").to_environment(np.array(action, np.float32))  # noqa: E731
+    clip = lambda name, action: head_of(SPACES[name], "world").to_environment(np.array(action, np.float32))  # noqa: E731 - one expression with a name
     np.testing.assert_array_equal(clip("a box", [[-3, 11], [1, 5]]), [[-2, 10], [1, 5]])
     np.testing.assert_array_equal(clip("a box with one bound", [-1e9, -1e9]), [0, -1e9])
     np.testing.assert_array_equal(clip("a box with one bound", [1e9, 1e9]), [1e9, 1])

@@ -145,7 +145,7 @@ def test_the_proposal_follows_from_what_was_found():
 
 
 def test_a_box_of_actions_without_bounds_is_named():
-    endless = lambda: Spaced(action_space=spaces.Box(-np.inf, np.inf, (2,), np.float32))  # noqa: E731
+    endless = lambda: Spaced(action_space=spaces.Box(-np.inf, np.inf, (2,), np.float32))  # noqa: E731 - one expression with a name
     by_name = {check.name: check for check in upslope.check(endless).checks}
     assert by_name["action range"].status == "warning"
 

@@ -16,7 +16,7 @@ from upslope.algorithms import ALGORITHMS
 from upslope.cli import main
 from upslope.flags import parse_train
 
-FLAGS = "--steps 64 --num-envs 2 --rollout-steps 8 --minibatches 2 --epochs 1 --hidden-sizes 8".split()  # noqa: SIM905
+FLAGS = "--steps 64 --num-envs 2 --rollout-steps 8 --minibatches 2 --epochs 1 --hidden-sizes 8".split()  # noqa: SIM905 - as one types it
 OWN_ESTIMATOR = """
 from dataclasses import dataclass
 from typing import ClassVar

@@ -28,7 +28,7 @@ def section(name: str, language: str = "en") -> str:
     """One experiment: what was asked, the claims with their verdicts, the figures."""
     if name not in [experiment.name for experiment in EXPERIMENTS]:
         raise LookupError(f'the lab has no experiment "{name}"')
-    words: dict[str, Any] = texts(language)  # type: ignore[arg-type]
+    words: dict[str, Any] = texts(language)  # type: ignore[arg-type]  # both languages have pages
     mine = words["experiments"][name]
     head = f"## {HEADING[language]} {mine['title']}\n\n"
     outcome = stored().get(name)

@@ -34,14 +34,14 @@ def block(source: str, *_: Any, **__: Any) -> str:
 class Inline(InlineProcessor):
     """`$…$` in running text and in tables."""
 
-    def handleMatch(self, m: Any, data: str) -> tuple[str, int, int]:  # noqa: N802
+    def handleMatch(self, m: Any, data: str) -> tuple[str, int, int]:  # noqa: N802 - Markdown's name
         return self.md.htmlStash.store(mathml(m["formula"], "inline")), m.start(0), m.end(0)
 
 
 class Formulas(Extension):
     """The extension for Markdown."""
 
-    def extendMarkdown(self, md: Markdown) -> None:  # noqa: N802
+    def extendMarkdown(self, md: Markdown) -> None:  # noqa: N802 - Markdown's name
         md.inlinePatterns.register(Inline(INLINE, md), "formula", ABOVE_ESCAPES)
 
 

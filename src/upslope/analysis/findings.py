@@ -237,7 +237,7 @@ def rule(source: str) -> Callable[[Callable[[Signs], Finding | None]], Callable[
     """Enter a rule. `source` is where the signature is from; thresholds without one are set in benchmarks/doctor.py."""
 
     def enter(function: Callable[[Signs], Finding | None]) -> Callable[[Signs], Finding | None]:
-        function.source = source  # type: ignore[attr-defined]
+        function.source = source  # type: ignore[attr-defined]  # functions may carry one
         RULES.append(function)
         return function
 

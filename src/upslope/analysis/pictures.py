@@ -161,7 +161,7 @@ def draw_cells(cells: np.ndarray, world: Tabular, rollout: Rollout, pictures: Pi
 def can_encode(pictures: Pictures) -> bool:
     """Whether Pillow is installed; if not, say so."""
     try:
-        import PIL.Image  # noqa: F401
+        import PIL.Image  # noqa: F401 - only whether it is there
     except ImportError:
         pictures.note = 'pictures need Pillow: pip install "upslope[report]"'
     return not pictures.note

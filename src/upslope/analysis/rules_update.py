@@ -49,13 +49,14 @@ def update_too_small(s: Signs) -> Finding | None:
     path = np.nansum(np.sqrt(2 * kl), axis=1)
     part = share(path < 0.2) if s.is_flat and not s.is_recorded else 0.0
     # A run that begins near the best return does not move either, and has nothing to.
-    name = held_back_by(s.config) or "learning_rate"
+    held_back = held_back_by(s.config)
+    name = held_back or "learning_rate"
     flag = f"--{name.replace('_', '-')} (now {getattr(s.config, name):g})"
     return Finding(
         "update_too_small", "All updates together hardly move the policy.",
         "The learning rate, the clip range or the KL limit is too small, or the KL penalty or another limit is strict.",
-        f"Set {flag} back to its default." if held_back_by(s.config) else f"Raise {flag}.",
-        (0.86 if held_back_by(s.config) else 0.45) * part, 0.95, evidence=(s.evidence("Σ √(2 KL)", path, "above 1"),),
+        f"Set {flag} back to its default." if held_back else f"Raise {flag}.",
+        (0.86 if held_back else 0.45) * part, 0.95, evidence=(s.evidence("Σ √(2 KL)", path, "above 1"),),
         rivals=("no gradient", "nothing left to gain"), experiment="the same seeds with ten times the learning rate",
     ) if part else None  # fmt: skip
 
