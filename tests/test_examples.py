@@ -16,6 +16,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from jax.flatten_util import ravel_pytree
 
 import upslope
 from upslope.agent import Perceptron, initialise_agent
@@ -67,7 +68,8 @@ def gradients(update, agent, rollout, credit):
     learner, key, rate = begin_learning(update, agent), jax.random.key(0), jnp.float32(1e-3)
     moved, metrics = move(update, learner, rollout, credit, key, rate, jnp.bool_(False))
     (_, actor), (_, critic) = moved.actor_optimiser, moved.critic_optimiser
-    return [jax.tree.map(lambda m: m / ADAM_FIRST_MOMENT, state.mu) for state in (actor, critic)], metrics
+    seen = ((agent.actor, actor), (agent.critic, critic))
+    return [ravel_pytree(network)[1](state.mu / ADAM_FIRST_MOMENT) for network, state in seen], metrics
 
 
 def assert_same(layers, network):

@@ -49,6 +49,8 @@ class Descent(NamedTuple):
 
     parameters: Any
     optimiser: Any
+    """Of all parameters end to end in one vector, so that its arithmetic is one operation, not one for each array. It
+    must treat every number alike, as Adam and a global norm do."""
     stopped: Bool[Array, ""]
 
 
@@ -68,12 +70,12 @@ def descend(
     """
     num_samples = batch.weight.shape[0]
     size = num_samples // plan.minibatches
-    pack, unpack = packing(start.parameters)
+    flat, unpack = ravel_pytree(start.parameters)
 
     def move(descent: Descent, indices: Array) -> tuple[Descent, tuple[Array, Array]]:
         chosen = indices if plan.minibatches > 1 else None
         (value, means), slopes = slope(loss, unpack(descent.parameters), batch, chosen, plan.in_halves)
-        gradient = pack(slopes)
+        gradient, _ = ravel_pytree(slopes)
         update: tuple[Any, Any] = plan.optimiser.update(gradient, descent.optimiser)
         direction, state = update
         after = Descent(descent.parameters - learning_rate * direction, state, jnp.bool_(False))
@@ -92,30 +94,10 @@ def descend(
         indices = shuffle(key, num_samples)[: size * plan.minibatches].reshape(plan.minibatches, size)
         return jax.lax.scan(step, descent, indices)
 
-    descent, (losses, norms) = jax.lax.scan(epoch, pack(start), jax.random.split(key, plan.epochs))
+    flat_start = start._replace(parameters=flat)
+    descent, (losses, norms) = jax.lax.scan(epoch, flat_start, jax.random.split(key, plan.epochs))
     metrics = {"loss": jnp.nanmean(losses), "gradient_norm": jnp.nanmean(norms)}
-    return unpack(descent), metrics
-
-
-def packing(parameters: Any) -> tuple[Callable[[Any], Any], Callable[[Any], Any]]:
-    """From every part of a tree that is built as the parameters are to one vector, and back.
-
-    An optimiser's arithmetic is then one operation rather than one for each array. It must treat every number alike,
-    as Adam and a global norm do.
-    """
-    structure, shapes = jax.tree.structure(parameters), [x.shape for x in jax.tree.leaves(parameters)]
-    flat, unravel = ravel_pytree(parameters)
-
-    def is_like(x: Any) -> bool:
-        return jax.tree.structure(x) == structure and [jnp.shape(leaf) for leaf in jax.tree.leaves(x)] == shapes
-
-    def pack(tree: Any) -> Any:
-        return jax.tree.map(lambda x: ravel_pytree(x)[0] if is_like(x) else x, tree, is_leaf=is_like)
-
-    def unpack(tree: Any) -> Any:
-        return jax.tree.map(lambda x: unravel(x) if x.shape == flat.shape else x, tree)
-
-    return pack, unpack
+    return descent._replace(parameters=unpack(descent.parameters)), metrics
 
 
 def slope(

@@ -261,7 +261,6 @@ def of_network(descent: Any, network: Any, batch: Any) -> Float[Array, "3"]:
     """
     count, first, second = (optax.tree.get(descent.optimiser, moment) for moment in ("count", "mu", "nu"))
     first_left, second_left = (1 - jnp.float32(beta) ** count for beta in ADAM_BETAS)
-    first, second = (jnp.concatenate([jnp.ravel(x) for x in jax.tree.leaves(tree)]) for tree in (first, second))
     signal = first @ first / first_left**2 / (second @ jnp.ones_like(second) / second_left)
     silent = saturation(network, batch.features[:ROWS], batch.valid[:ROWS])
     return jnp.stack([signal, jnp.max(second) / second_left, silent])

@@ -11,6 +11,7 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 import optax
+from jax.flatten_util import ravel_pytree
 from jaxtyping import Array, Bool, Float, PRNGKeyArray, Shaped
 
 from upslope.agent import Actor, Agent
@@ -86,9 +87,8 @@ class Distance(NamedTuple):
 def begin_learning(update: Update, agent: Agent) -> Learner:
     """A learner that has not moved yet."""
     optimiser = update.optimiser()
-    actor: Any = agent.actor
-    critic: Any = agent.critic
-    return Learner(agent, optimiser.init(actor), optimiser.init(critic), update.objective.init())
+    actor, critic = (optimiser.init(ravel_pytree(network)[0]) for network in (agent.actor, agent.critic))
+    return Learner(agent, actor, critic, update.objective.init())
 
 
 def evaluate(agent: Agent, rollout: Rollout, at_once: bool = False) -> Values:
