@@ -2,9 +2,10 @@
 
     python benchmarks/health.py
 
-The compiled loop of one seed on one core with and without them, from the same beginning of a budget of 500,000 steps and
-in turns: the least processor time of each over all turns, and the median ratio within a turn. On one core, since threads that wait
-for each other count as busy. Where a run has fewer than about 100 iterations, every one is looked at.
+The compiled loop of one seed on one core with and without them, from the same beginning of a budget of 500,000
+steps and in turns: the least processor time of each over all turns, and the median ratio within a turn. On one core,
+since threads that wait for each other count as busy. Where a run has fewer than about 100 iterations, every one is
+looked at.
 """
 
 import json
