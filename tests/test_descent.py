@@ -1,4 +1,4 @@
-"""A descent: the gradient of a product, halves of a minibatch, and two networks on two devices."""
+"""A descent: the gradient of a product, halves of a minibatch, rows in blocks, and two networks on two devices."""
 
 from functools import partial
 
@@ -11,7 +11,18 @@ from jax.flatten_util import ravel_pytree
 from jax.sharding import Mesh, PartitionSpec
 
 from upslope.agent import linear
-from upslope.descent import SPLIT_FROM, Batch, Descent, Plan, descend, on_two_devices, one_after_another, slope
+from upslope.descent import (
+    BLOCK,
+    SPLIT_FROM,
+    Batch,
+    Descent,
+    Plan,
+    descend,
+    in_blocks,
+    on_two_devices,
+    one_after_another,
+    slope,
+)
 from upslope.devices import NETWORKS, SEEDS, shares_of
 
 
@@ -77,6 +88,15 @@ def test_in_halves_or_whole_the_slope_is_that_of_the_mean_over_what_counts(num_s
     np.testing.assert_allclose(value, np.mean((0.5 * x[valid] - y[valid]) ** 2), rtol=1e-5)
     np.testing.assert_allclose(size, np.mean(np.abs(x[valid])), rtol=1e-5)
     np.testing.assert_allclose(gradient, np.mean(2 * x[valid] * (0.5 * x[valid] - y[valid])), rtol=1e-4)
+
+
+@pytest.mark.parametrize("at_once", [False, True])
+@pytest.mark.parametrize("num_rows", [3, BLOCK, BLOCK + 1, 3 * BLOCK])
+def test_in_blocks_each_row_has_its_own_answer_at_its_place(num_rows, at_once):
+    rows = {"x": np.arange(2 * num_rows).reshape(num_rows, 2), "y": np.arange(num_rows)}
+    found = in_blocks(lambda r: (r["x"].sum(axis=-1), r["x"] * r["y"][:, None]), rows, at_once)
+    np.testing.assert_array_equal(found[0], rows["x"].sum(axis=-1))
+    np.testing.assert_array_equal(found[1], rows["x"] * rows["y"][:, None])
 
 
 def test_two_devices_know_both_answers_bit_for_bit():

@@ -95,6 +95,18 @@ def test_host_and_compiled_give_the_same_facts(weights: list[float], steps: int)
         assert is_end.sum() > 2 and not np.asarray(host.truncated).any()
 
 
+def test_each_step_and_column_of_a_compiled_rollout_has_chances_of_its_own():
+    # Both pushes are equally likely, so pairs that share nothing agree half of the time; 5 deviations of 1/(2√n).
+    world, undecided = CartPole(), decided_agent([0.0] * 4)
+    start = begin(world, jax.random.key(0), 32)
+    _, rollout, finished = collect(world, undecided, start, jax.random.key(2), 512, 5)
+    right = np.asarray(rollout.action)
+    for agreed in (right == 1, right[1:] == right[:-1], right[:, 1:] == right[:, :-1]):
+        assert abs(agreed.mean() - 0.5) < 5 / (2 * agreed.size**0.5)
+    begun = np.asarray(rollout.observation)[1:][np.asarray(finished.done)[:-1]]
+    assert len(begun) > 1000 and len(np.unique(begun, axis=0)) == len(begun)
+
+
 def test_the_compiled_cartpole_is_gymnasiums_step_by_step():
     # Gymnasium computes in float64, so each step is compared from the state that Gymnasium was in.
     world = make("CartPole-v1")

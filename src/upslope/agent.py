@@ -154,7 +154,7 @@ class Acting(Protocol):
         ...
 
     def policy(self, observation: Shaped[Array, "..."]) -> Any:
-        """Something with `sample(key)` and `log_prob(action)`."""
+        """Something with `noise(key)`, `choose(noise)` and `log_prob(action)`."""
         ...
 
 

@@ -16,6 +16,8 @@ from upslope.types import Metrics
 
 SPLIT_FROM = 1024
 """Samples from which the gradient of a minibatch is the sum of those of its halves, on a core."""
+BLOCK = 1024
+"""Samples whose numbers inside a network stay in a core's cache."""
 
 
 class Batch(NamedTuple):
@@ -125,6 +127,15 @@ def slope(
 
     shares = [jax.value_and_grad(share, has_aux=True)(parameters, part) for part in parts]
     return jax.tree.map(lambda *x: sum(x[1:], x[0]), *shares)
+
+
+def in_blocks(function: Callable[[Any], Any], rows: Any, at_once: bool = False) -> Any:
+    """`function(rows)`, of which each row's answer depends on that row alone; block after block, if not `at_once`."""
+    num_rows = jax.tree.leaves(rows)[0].shape[0]
+    if at_once or num_rows <= BLOCK or num_rows % BLOCK:
+        return function(rows)
+    blocks = jax.tree.map(lambda x: x.reshape(-1, BLOCK, *x.shape[1:]), rows)
+    return jax.tree.map(lambda x: x.reshape(num_rows, *x.shape[2:]), jax.lax.map(function, blocks))
 
 
 def one_after_another(first: Callable[[], Any], second: Callable[[], Any]) -> tuple[Any, Any]:

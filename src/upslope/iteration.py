@@ -26,8 +26,9 @@ from upslope.spaces import Coding, Head
 from upslope.types import Credit, Metrics, Rollout, Values
 from upslope.update import Learner, Update, begin_learning, evaluate, explained_variance, improve
 
-QUICK: dict[str, str | bool] = {"xla_backend_optimization_level": "1"}
-"""Compiled sooner: for programs that run once, and on CPU cores for training too."""
+QUICK: dict[str, str | bool] = {"xla_backend_optimization_level": "1", "xla_cpu_prefer_vector_width": "512"}
+"""Compiled sooner: for programs that run once, and on CPU cores for training too; and for vectors of 512 bits where a
+core has them, of which XLA alone uses half."""
 
 
 @dataclass(frozen=True)

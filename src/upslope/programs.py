@@ -116,12 +116,12 @@ class ProgramEngine:
             done += [jax.block_until_ready(run(part)) for run, part in zip(self.programs[1:], parts[1:], strict=True)]
         states, facts = zip(*done, strict=True)
         after = states[0] if is_whole else self.join(jax.device_put(states, jax.local_devices()[0]))
-        metrics, finished, before, steps = jax.tree.map(lambda *x: np.concatenate(x), *facts)
-        before, steps = before.astype(np.int64), steps.astype(np.int64)
-        if may_go_on() and (steps[:, -1] < self.task.steps).any():
-            # The next chunk is computed while the rows of this one are made and written.
+        if may_go_on() and (np.asarray(after.steps) < self.task.steps).any():
+            # The next chunk is computed while what this one found is copied, made into rows, and written.
             parts = [after] if is_whole else self.cut(after)
             self.ahead = after, parts, self.programs[0](parts[0])
+        metrics, finished, before, steps = jax.tree.map(lambda *x: np.concatenate(x), *facts)
+        before, steps = before.astype(np.int64), steps.astype(np.int64)
         episodes = [[] for _ in self.seeds] if finished is None else self.rows(finished, before)
         return after, Chunk(spell_out(metrics), steps, before, episodes)
 

@@ -26,6 +26,15 @@ class Columns(NamedTuple):
     episode_return: Float[Array, "N"]
 
 
+class Chance(NamedTuple):
+    """What chance decides in a step of N columns."""
+
+    noise: Float[Array, "..."]
+    """Of the policy's samples."""
+    keys: Key[Array, "N"]
+    """The world's."""
+
+
 class Finished(NamedTuple):
     """Where an episode ended, and the return and length that it had; meaningless where `done` is false."""
 
@@ -36,8 +45,13 @@ class Finished(NamedTuple):
 
 def begin(world: CompiledEnvironment, key: PRNGKeyArray, num_envs: int) -> Columns:
     """N fresh episodes."""
-    state, observation = jax.vmap(world.reset)(jax.random.split(key, num_envs))
-    zeros = jnp.zeros(num_envs, jnp.int32)
+    return begin_with(world, jax.random.split(key, num_envs))
+
+
+def begin_with(world: CompiledEnvironment, keys: Key[Array, "N"]) -> Columns:
+    """A fresh episode for each key."""
+    state, observation = jax.vmap(world.reset)(keys)
+    zeros = jnp.zeros(len(keys), jnp.int32)
     return Columns(state, observation, zeros, zeros.astype(jnp.float32))
 
 
@@ -52,20 +66,21 @@ def collect(
     """Act for `num_steps` steps in N columns, going on from `columns`, and begin anew whenever an episode ends."""
     num_envs = columns.length.shape[0]
 
-    def step(columns: Columns, keys: tuple[Array, Array]) -> tuple[Columns, tuple[Rollout, Finished]]:
-        reset_key, act_keys = keys
-        after, row, finished = advance(world, agent, columns, act_keys, max_episode_steps)
+    def step(columns: Columns, chance: tuple[Array, Chance]) -> tuple[Columns, tuple[Rollout, Finished]]:
+        reset_keys, decided = chance
+        after, row, finished = advance(world, agent, columns, decided, max_episode_steps)
         after = jax.lax.cond(
             jnp.any(finished.done),
-            lambda: where_rows(finished.done, begin(world, reset_key, num_envs), after),
+            lambda: where_rows(finished.done, begin_with(world, reset_keys), after),
             lambda: after,
         )
         return after, (row, finished)
 
-    # All splitting in one go: in a cheap world, splitting keys step by step is a good part of a step.
     split = jax.vmap(jax.random.split)
     keys = split(jax.random.split(key, num_steps))
-    columns, (rollout, finished) = jax.lax.scan(step, columns, (keys[:, 0], split(keys[:, 1])))
+    reset_keys = jax.vmap(lambda key: jax.random.split(key, num_envs))(keys[:, 0])
+    chance = (reset_keys, all_chance(agent, columns, split(keys[:, 1])))
+    columns, (rollout, finished) = jax.lax.scan(step, columns, chance)
     return columns, rollout, finished
 
 
@@ -75,31 +90,41 @@ def collect_episodes(
     """One whole episode in each of N columns, padded to `max_episode_steps`."""
     begin_key, act_key = jax.random.split(key)
 
-    def step(carry: tuple[Columns, Array], keys: Array) -> tuple[Any, tuple[Rollout, Finished]]:
+    def step(carry: tuple[Columns, Array], chance: Chance) -> tuple[Any, tuple[Rollout, Finished]]:
         columns, running = carry
-        after, row, finished = advance(world, agent, columns, keys, max_episode_steps)
+        after, row, finished = advance(world, agent, columns, chance, max_episode_steps)
         row = row._replace(valid=running, reward=jnp.where(running, row.reward, 0.0))
         finished = finished._replace(done=finished.done & running)
         return (after, running & ~finished.done), (row, finished)
 
-    start = (begin(world, begin_key, num_envs), jnp.ones(num_envs, bool))
+    columns = begin(world, begin_key, num_envs)
     keys = jax.vmap(jax.random.split)(jax.random.split(act_key, max_episode_steps))
-    return jax.lax.scan(step, start, keys)[1]
+    chance = all_chance(agent, columns, keys)
+    return jax.lax.scan(step, (columns, jnp.ones(num_envs, bool)), chance)[1]
+
+
+def all_chance(agent: Acting, columns: Columns, keys: Key[Array, "T 2"]) -> Chance:
+    """What chance decides in T steps; of each step's keys one is the policy's and one the world's.
+
+    All in one go: in a cheap world, to split keys and draw numbers step by step is a good part of a step. The policy
+    gives no more than its shape.
+    """
+    noise = jax.vmap(lambda key: agent.policy(columns.observation).noise(key))(keys[:, 0])
+    num_envs = columns.length.shape[0]
+    return Chance(noise, jax.vmap(lambda key: jax.random.split(key, num_envs))(keys[:, 1]))
 
 
 def advance(
     world: CompiledEnvironment,
     agent: Acting,
     columns: Columns,
-    keys: Key[Array, "2"],
+    chance: Chance,
     max_episode_steps: int | None,
 ) -> tuple[Columns, Rollout, Finished]:
-    """One step of every column, without beginning anew. `keys` are two: the policy's and the world's."""
-    sample_key, world_key = keys
+    """One step of every column, without beginning anew."""
     policy = agent.policy(columns.observation)
-    action = policy.sample(sample_key)
-    keys = jax.random.split(world_key, columns.length.shape[0])
-    state, transition = jax.vmap(world.step)(keys, columns.state, to_world(agent, action))
+    action = policy.choose(chance.noise)
+    state, transition = jax.vmap(world.step)(chance.keys, columns.state, to_world(agent, action))
     length = columns.length + 1
     at_limit = jnp.zeros_like(transition.truncated) if max_episode_steps is None else length >= max_episode_steps
     truncated = transition.truncated | at_limit

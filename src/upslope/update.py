@@ -6,6 +6,7 @@ leaves the other alone.
 
 import dataclasses
 from dataclasses import dataclass
+from functools import partial
 from typing import Any, NamedTuple
 
 import jax
@@ -15,7 +16,7 @@ from jax.flatten_util import ravel_pytree
 from jaxtyping import Array, Bool, Float, PRNGKeyArray, Shaped
 
 from upslope.agent import Actor, Agent
-from upslope.descent import Batch, Descent, Plan, descend, on_two_devices, one_after_another
+from upslope.descent import Batch, Descent, Plan, descend, in_blocks, on_two_devices, one_after_another
 from upslope.diagnostics import Look, Seen
 from upslope.objectives import Clip, Objective, ObjectiveState, Sample, importance_ratio
 from upslope.types import Credit, Metrics, Rollout, Values
@@ -97,20 +98,21 @@ def evaluate(agent: Agent, rollout: Rollout, at_once: bool = False) -> Values:
     Where s_{t+1} is the next row's observation, its value is that row's, and it is not computed again; but for seeds
     that go `at_once`, of which one could not be spared what another needs.
     """
-    value = agent.value(rollout.observation)
     observation, successor = rollout.observation, rollout.next_observation
+    axes = observation.shape[2:]
+    value = in_blocks(agent.value, observation.reshape(-1, *axes), at_once).reshape(observation.shape[:2])
     differs = jnp.any(successor[:-1] != observation[1:], axis=tuple(range(2, observation.ndim)))
     is_new = jnp.concatenate([differs, jnp.ones_like(differs, shape=(1, *differs.shape[1:]))]).reshape(-1)
     shifted = jnp.concatenate([value[1:], value[-1:]]).reshape(-1)
     room = max(value.shape[1], value.size // ROOM_FOR_NEW)
-    flat = successor.reshape(-1, *successor.shape[2:])
+    flat = successor.reshape(-1, *axes)
 
     def few() -> Array:
         (rows,) = jnp.nonzero(is_new, size=room, fill_value=value.size)
         return shifted.at[rows].set(agent.value(flat.at[rows].get(mode="clip")), mode="drop")
 
     def many() -> Array:
-        return jnp.where(is_new, agent.value(flat), shifted)
+        return jnp.where(is_new, in_blocks(agent.value, flat, at_once), shifted)
 
     if at_once:
         return Values(value, many().reshape(value.shape))
@@ -133,13 +135,13 @@ def improve(
     `health/…`.
     """
     agent, objective = learner.agent, learner.objective
-    batch = flatten(agent, rollout, credit)
+    batch = flatten(agent, rollout, credit, update.at_once)
     if update.normalize_advantage:
         batch = batch._replace(weight=standardise(batch.weight, batch.valid))
     seen_critic = agent.critic if update.needs_critic else None
     value = None if look is None else look.values(seen_critic, batch.features, rollout)
     (actor, actor_metrics), (critic, critic_metrics) = descend_both(update, learner, batch, key, learning_rate, imitate)
-    after, entropy = sample_of(actor.parameters, batch)
+    after, entropy = in_blocks(partial(sample_of, actor.parameters), batch, update.at_once)
     kl = mean(after.kl, batch.valid)
     metrics = {f"policy/{name}": value for name, value in actor_metrics.items()}
     metrics |= policy_metrics(update.objective, after, batch.valid) | {"policy/entropy": mean(entropy, batch.valid)}
@@ -195,7 +197,7 @@ def descend_both(
     return run(actor_descent, critic_descent)
 
 
-def flatten(agent: Agent, rollout: Rollout, credit: Credit) -> Batch:
+def flatten(agent: Agent, rollout: Rollout, credit: Credit, at_once: bool) -> Batch:
     """[T, N] → [B], with the features and the old policy computed once."""
     valid = rollout.valid
 
@@ -212,7 +214,7 @@ def flatten(agent: Agent, rollout: Rollout, credit: Credit) -> Batch:
         weight=rows(credit.weight),
         target=rows(credit.target),
         valid=valid.reshape(-1),
-        old_policy=agent.actor(features),
+        old_policy=in_blocks(agent.actor, features, at_once),
     )
 
 
