@@ -24,12 +24,14 @@ from upslope.config import configure
 from upslope.environments.make import HostWorld, make
 from upslope.host_engine import HostEngine, columns_of
 from upslope.iteration import QUICK, initialise, iterate, move, weigh
+from upslope.processes import settle_down
 from upslope.rollout import collect
 from upslope.shuffle import shuffle
 from upslope.tasks import task_of
 
 RESULTS = Path(__file__).parent / "results" / "phases.json"
 CALLS = 15
+WIDE = {"num_envs": 8, "rollout_steps": 256, "epochs": 4, "minibatches": 4}
 
 
 def milliseconds(function: Callable[..., Any], *arguments: Any) -> tuple[Any, float]:
@@ -74,14 +76,15 @@ def products(rows: int = 2048, width: int = 64, times: int = 500) -> int:
     return round(times * 2 * rows * width * width / milli / 1e6)
 
 
-def host(environment: str, is_continuous: bool, seconds: float = 10.0) -> dict[str, float]:
-    """Shares of an iteration of 8 seeds in one process."""
+def host(environment: str, is_continuous: bool, seconds: float = 10.0, **settings: Any) -> dict[str, float]:
+    """Shares of an iteration of 8 seeds in one process, as a worker does it."""
     world = make(environment)
     assert isinstance(world, HostWorld)
-    config = configure(environment, is_continuous=is_continuous, use_preset=False, seeds=8, steps=10**9)
+    config = configure(environment, is_continuous=is_continuous, use_preset=False, seeds=8, steps=10**9, **settings)
     task = task_of(config, world)
     engine = HostEngine(task, config.seed_list(), columns_of(task, config.seed_list(), world))
     state = engine.start()
+    settle_down()
     for _ in range(3):
         state, _ = engine.advance(state)
     engine.phases.clear()
@@ -100,6 +103,7 @@ if __name__ == "__main__":
         "compiled CartPole, milliseconds": compiled(),
         "Gymnasium CartPole-v1, shares": host("CartPole-v1", False),
         "HalfCheetah-v5, shares": host("HalfCheetah-v5", True),
+        "HalfCheetah-v5, 8 × 256, 4 epochs × 4 minibatches, shares": host("HalfCheetah-v5", True, **WIDE),
     }
     RESULTS.write_text(json.dumps(result, indent=1) + "\n", "utf-8")
     print(json.dumps(result, indent=1))

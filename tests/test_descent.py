@@ -13,11 +13,13 @@ from jax.sharding import Mesh, PartitionSpec
 from upslope.agent import linear
 from upslope.descent import (
     BLOCK,
+    MANY,
     SPLIT_FROM,
     Batch,
     Descent,
     Plan,
     descend,
+    end_to_end,
     in_blocks,
     on_two_devices,
     one_after_another,
@@ -59,6 +61,15 @@ def test_a_descent_moves_as_the_optimiser_does_on_each_array():
         direction, state = optimiser.update(gradient, state)
         expected = jax.tree.map(lambda p, d: p - 0.1 * d, expected, direction)
     jax.tree.map(lambda found, known: np.testing.assert_allclose(found, known, rtol=1e-5), moved.parameters, expected)
+
+
+@pytest.mark.parametrize("num_wide", [1, MANY])
+def test_parameters_end_to_end_are_where_the_optimiser_unpacks_them(num_wide):
+    numbers = np.arange(7 + num_wide, dtype=np.float32)
+    tree = {"b": numbers[6:7], "c": numbers[7:].reshape(1, -1), "a": numbers[:6].reshape(3, 2)}
+    found = jax.jit(end_to_end)(tree)
+    np.testing.assert_array_equal(found, numbers)
+    jax.tree.map(np.testing.assert_array_equal, ravel_pytree(tree)[1](found), tree)
 
 
 def batch_of(num_samples):

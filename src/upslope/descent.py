@@ -18,6 +18,8 @@ SPLIT_FROM = 1024
 """Samples from which the gradient of a minibatch is the sum of those of its halves, on a core."""
 BLOCK = 1024
 """Samples whose numbers inside a network stay in a core's cache."""
+MANY = 1 << 14
+"""Parameters from which they are joined part by part."""
 
 
 class Batch(NamedTuple):
@@ -77,7 +79,7 @@ def descend(
     def move(descent: Descent, indices: Array) -> tuple[Descent, tuple[Array, Array]]:
         chosen = indices if plan.minibatches > 1 else None
         (value, means), slopes = slope(loss, unpack(descent.parameters), batch, chosen, plan.in_halves)
-        gradient, _ = ravel_pytree(slopes)
+        gradient = end_to_end(slopes)
         update: tuple[Any, Any] = plan.optimiser.update(gradient, descent.optimiser)
         direction, state = update
         after = Descent(descent.parameters - learning_rate * direction, state, jnp.bool_(False))
@@ -100,6 +102,20 @@ def descend(
     descent, (losses, norms) = jax.lax.scan(epoch, flat_start, jax.random.split(key, plan.epochs))
     metrics = {"loss": jnp.nanmean(losses), "gradient_norm": jnp.nanmean(norms)}
     return descent._replace(parameters=unpack(descent.parameters)), metrics
+
+
+def end_to_end(tree: Any) -> Float[Array, "P"]:
+    """All numbers in one vector, as `ravel_pytree` has them; where they are many, part by part: XLA's concatenation on
+    CPUs asks of each number which part it is from, which for a wide layer takes longer than its gradient."""
+    leaves = jax.tree.leaves(tree)
+    size = sum(x.size for x in leaves)
+    if size < MANY:
+        return ravel_pytree(tree)[0]
+    vector, place = jnp.zeros(size), 0
+    for x in leaves:
+        vector = jax.lax.dynamic_update_slice(vector, x.ravel(), (place,))
+        place += x.size
+    return vector
 
 
 def slope(
