@@ -1,7 +1,7 @@
 """What do a start, the live display and the logs cost, and does memory grow? Stores benchmarks/results/costs.json.
 
     python benchmarks/costs.py start        # about a minute
-    python benchmarks/costs.py display      # about 4 minutes
+    python benchmarks/costs.py display      # about 8 minutes
     python benchmarks/costs.py memory       # about 4 minutes
     python benchmarks/costs.py long         # a million iterations: about 15 minutes
 
@@ -29,11 +29,11 @@ from pages import fill
 
 RESULTS = Path(__file__).parent / "results" / "costs.json"
 PAGE = Path(__file__).parents[1] / "docs" / "performance.md"
-TURNS, STARTS = 3, 5
+TURNS, STARTS = 5, 5
 UPSLOPE = [sys.executable, "-c", "from upslope.cli import main; main()"]
 DISPLAYED = {
-    "jax:CartPole-v1, 8 seeds": ["jax:CartPole-v1", "--seeds", "8", "--num-envs", "64", "--steps", "600000"],
-    "CartPole-v1, 8 seeds": ["CartPole-v1", "--seeds", "8", "--steps", "100000"],
+    "jax:CartPole-v1, 8 seeds": ["jax:CartPole-v1", "--seeds", "8", "--num-envs", "64", "--steps", "2400000"],
+    "CartPole-v1, 8 seeds": ["CartPole-v1", "--seeds", "8", "--steps", "400000"],
 }
 SMALL = ["jax:CartPole-v1", "--num-envs", "64", "--rollout-steps", "128", "--no-preset"]
 MEMORY: dict[str, list[str]] = {
