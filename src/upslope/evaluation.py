@@ -57,9 +57,6 @@ class AlwaysMode:
     def choose(self, noise: Array) -> Array:
         return self.distribution.mode()
 
-    def sample(self, key: PRNGKeyArray) -> Array:
-        return self.choose(self.noise(key))
-
     def log_prob(self, action: Shaped[Array, "..."]) -> Array:
         return self.distribution.log_prob(action)
 
