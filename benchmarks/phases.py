@@ -9,13 +9,14 @@ shares are those that the live display shows.
 
 import json
 import statistics
+import subprocess
+import sys
 from collections.abc import Callable
 from functools import partial
 from pathlib import Path
 from time import perf_counter
 from typing import Any
 
-import gymnasium
 import jax
 import jax.numpy as jnp
 from cores import stay_on_one_core
@@ -28,10 +29,10 @@ from upslope.iteration import QUICK, initialise, iterate, move, weigh
 from upslope.processes import settle_down
 from upslope.rollout import collect
 from upslope.shuffle import shuffle
-from upslope.stopwatch import stop_stopwatch
 from upslope.tasks import task_of
 
-RESULTS = Path(__file__).parent / "results" / "phases.json"
+HERE = Path(__file__).parent
+RESULTS = HERE / "results" / "phases.json"
 CALLS = 15
 WIDE = {"num_envs": 8, "rollout_steps": 256, "epochs": 4, "minibatches": 4}
 
@@ -99,29 +100,14 @@ def host(environment: str, is_continuous: bool, seconds: float = 10.0, **setting
     return shares | {"the rest": round(1 - sum(engine.phases.values()) / whole, 3)}
 
 
-def a_step(environment: str, times: int = 10_000) -> float:
-    """Microseconds of a step with random actions, the best of five stretches."""
-    env = gymnasium.make(environment, disable_env_checker=True)
-    env.action_space.seed(0)
-    actions = [env.action_space.sample() for _ in range(times)]
-    stretches = []
-    for _ in range(5):
-        env.reset(seed=0)
-        started = perf_counter()
-        for action in actions:
-            _, _, terminated, truncated, _ = env.step(action)
-            if terminated or truncated:
-                env.reset()
-        stretches.append(1e6 * (perf_counter() - started) / times)
-    env.close()
-    return round(min(stretches), 1)
-
-
 def stopwatch(environment: str) -> dict[str, float]:
-    """A step as it comes, and with MuJoCo's stopwatch stopped."""
-    running = a_step(environment)
-    stop_stopwatch()
-    return {"as it comes": running, "its stopwatch stopped": a_step(environment)}
+    """A step with random actions as it comes, and with MuJoCo's stopwatch stopped, each in a process of its own."""
+    found = {}
+    for name, how in {"as it comes": [], "its stopwatch stopped": ["still"]}.items():
+        command = [sys.executable, HERE / "peers" / "measure_raw.py", environment, "1", *how]
+        answer = subprocess.run(command, check=True, capture_output=True, text=True).stdout.splitlines()[-1]
+        found[name] = round(1e6 / json.loads(answer)["steps_per_second"], 1)
+    return found
 
 
 if __name__ == "__main__":

@@ -1,6 +1,7 @@
 """How fast Gymnasium steps an environment with random actions and nothing else; prints a JSON line.
 
-python measure_raw.py ENVIRONMENT PROCESSES
+python measure_raw.py ENVIRONMENT PROCESSES          # as it comes
+python measure_raw.py ENVIRONMENT PROCESSES still    # MuJoCo's stopwatch stopped
 """
 
 import json
@@ -10,12 +11,16 @@ from time import perf_counter
 import gymnasium
 from measure import at_once
 
+from upslope.stopwatch import stop_stopwatch
+
 SECONDS = 5.0
 
 
-def one(environment: str) -> float:
+def one(environment: str, is_still: bool) -> float:
     """Steps per second of this process."""
     env = gymnasium.make(environment, disable_env_checker=True)
+    if is_still:
+        stop_stopwatch()
     env.action_space.seed(0)
     actions = [env.action_space.sample() for _ in range(1000)]
     env.reset(seed=0)
@@ -30,9 +35,9 @@ def one(environment: str) -> float:
 
 
 if __name__ == "__main__":
-    environment, processes = sys.argv[1], int(sys.argv[2])
+    environment, processes, how = sys.argv[1], int(sys.argv[2]), sys.argv[3:]
     if processes == 1:
-        total = one(environment)
+        total = one(environment, how == ["still"])
     else:
-        total = sum(a["steps_per_second"] for a in at_once(processes, __file__, environment, "1"))
+        total = sum(a["steps_per_second"] for a in at_once(processes, __file__, environment, "1", *how))
     print(json.dumps({"steps_per_second": total}))

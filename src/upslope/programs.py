@@ -116,7 +116,7 @@ class ProgramEngine:
             done += [jax.block_until_ready(run(part)) for run, part in zip(self.programs[1:], parts[1:], strict=True)]
         states, facts = zip(*done, strict=True)
         after = states[0] if is_whole else self.join(jax.device_put(states, jax.local_devices()[0]))
-        if may_go_on() and (np.asarray(after.steps) < self.task.steps).any():
+        if may_go_on() and (np.asarray(after.steps, np.int64) < self.task.steps).any():
             # The next chunk is computed while what this one found is copied, made into rows, and written.
             parts = [after] if is_whole else self.cut(after)
             self.ahead = after, parts, self.programs[0](parts[0])

@@ -76,10 +76,8 @@ def collect(
         )
         return after, (row, finished)
 
-    split = jax.vmap(jax.random.split)
-    keys = split(jax.random.split(key, num_steps))
-    reset_keys = jax.vmap(lambda key: jax.random.split(key, num_envs))(keys[:, 0])
-    chance = (reset_keys, all_chance(agent, columns, split(keys[:, 1])))
+    keys = split_each(jax.random.split(key, num_steps))
+    chance = split_each(keys[:, 0], num_envs), all_chance(agent, columns, keys[:, 1])
     columns, (rollout, finished) = jax.lax.scan(step, columns, chance)
     return columns, rollout, finished
 
@@ -98,20 +96,24 @@ def collect_episodes(
         return (after, running & ~finished.done), (row, finished)
 
     columns = begin(world, begin_key, num_envs)
-    keys = jax.vmap(jax.random.split)(jax.random.split(act_key, max_episode_steps))
-    chance = all_chance(agent, columns, keys)
+    chance = all_chance(agent, columns, jax.random.split(act_key, max_episode_steps))
     return jax.lax.scan(step, (columns, jnp.ones(num_envs, bool)), chance)[1]
 
 
-def all_chance(agent: Acting, columns: Columns, keys: Key[Array, "T 2"]) -> Chance:
-    """What chance decides in T steps; of each step's keys one is the policy's and one the world's.
+def all_chance(agent: Acting, columns: Columns, keys: Key[Array, "T"]) -> Chance:
+    """What chance decides in T steps.
 
     All in one go: in a cheap world, to split keys and draw numbers step by step is a good part of a step. The policy
     gives no more than its shape.
     """
+    keys = split_each(keys)
     noise = jax.vmap(lambda key: agent.policy(columns.observation).noise(key))(keys[:, 0])
-    num_envs = columns.length.shape[0]
-    return Chance(noise, jax.vmap(lambda key: jax.random.split(key, num_envs))(keys[:, 1]))
+    return Chance(noise, split_each(keys[:, 1], columns.length.shape[0]))
+
+
+def split_each(keys: Key[Array, "T"], num: int = 2) -> Key[Array, "T num"]:
+    """Each key split into so many."""
+    return jax.vmap(lambda key: jax.random.split(key, num))(keys)
 
 
 def advance(

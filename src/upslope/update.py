@@ -99,13 +99,13 @@ def evaluate(agent: Agent, rollout: Rollout, at_once: bool = False) -> Values:
     that go `at_once`, of which one could not be spared what another needs.
     """
     observation, successor = rollout.observation, rollout.next_observation
-    axes = observation.shape[2:]
-    value = in_blocks(agent.value, observation.reshape(-1, *axes), at_once).reshape(observation.shape[:2])
+    shape = observation.shape[2:]
+    value = in_blocks(agent.value, observation.reshape(-1, *shape), at_once).reshape(observation.shape[:2])
     differs = jnp.any(successor[:-1] != observation[1:], axis=tuple(range(2, observation.ndim)))
     is_new = jnp.concatenate([differs, jnp.ones_like(differs, shape=(1, *differs.shape[1:]))]).reshape(-1)
     shifted = jnp.concatenate([value[1:], value[-1:]]).reshape(-1)
     room = max(value.shape[1], value.size // ROOM_FOR_NEW)
-    flat = successor.reshape(-1, *axes)
+    flat = successor.reshape(-1, *shape)
 
     def few() -> Array:
         (rows,) = jnp.nonzero(is_new, size=room, fill_value=value.size)
