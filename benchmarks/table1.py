@@ -2,7 +2,7 @@
 
     python benchmarks/table1.py                    # hours: 77 settings × 3 seeds × 10⁶ steps, a process a core
     python benchmarks/table1.py HalfCheetah-v5     # these tasks only
-    python benchmarks/table1.py --table            # the table from what is stored
+    python benchmarks/table1.py --table            # the tables from what is stored, also into docs/lab.md
 
 Each task has a file in `benchmarks/results/table1/`; a setting that is there is not trained again, so the script can be
 stopped and started again at any time. Settings are the defaults for continuous actions: Table 3 of the paper (horizon
@@ -13,6 +13,7 @@ on another MuJoCo.
 import argparse
 import itertools
 import json
+import math
 import multiprocessing
 import tempfile
 from collections.abc import Sequence
@@ -24,12 +25,14 @@ import gymnasium
 import mujoco  # noqa: F401  so that its stopwatch can be stopped before the first environment is made
 import numpy as np
 from cores import stay_on_a_core_of_ones_own
+from pages import fill
+from scipy.stats import spearmanr
 
 import upslope
+from upslope.analysis.statistics import Estimate, Interval, mean_of
+from upslope.analysis.strata import stratified_mean
 from upslope.devices import num_cores
-from upslope.lab.finding import mean_of
-from upslope.lab.table1 import SURROGATES, order
-from upslope.lab.texts import measured
+from upslope.lab.table1 import SURROGATES
 from upslope.runs import versions
 from upslope.stopwatch import stop_stopwatch
 
@@ -43,7 +46,10 @@ TASKS = (
     "Walker2d-v5",
 )
 FOLDER = Path(__file__).parent / "results" / "table1"
+PAGE = Path(__file__).parents[1] / "docs" / "lab.md"
 EPISODES_OF_CHANCE = 100
+DRAWS = 2000
+NORMAL = 1.96  # standard deviations to the end of a 95 % interval
 
 
 def chance(task: str) -> float:
@@ -90,7 +96,7 @@ def store(path: Path, name: str, scores: list[float]) -> None:
     stored = read(path)
     stored["scores"][name] = scores
     write(path, stored)
-    print(f"{stored['task']}: {name}:", *measured(mean_of(np.asarray(scores))), flush=True)
+    print(f"{stored['task']}: {name}:", shown(mean_of(np.asarray(scores)), 0), flush=True)
 
 
 def begin(task: str, steps: int, seeds: int, folder: Path) -> None:
@@ -128,28 +134,68 @@ def read(path: Path) -> dict[str, Any]:
     return json.loads(path.read_text("utf-8"))
 
 
+def table(folder: Path) -> str:
+    """The tasks that are complete: average normalised scores beside the paper's, and each task's mean return."""
+    files = [read(folder / f"{task}.json") for task in TASKS if (folder / f"{task}.json").exists()]
+    complete = [stored for stored in files if len(stored["scores"]) == len(SURROGATES)]
+    if not complete:
+        return "No task is complete yet."
+    size = f"{complete[0]['steps']:,} steps, {complete[0]['seeds']} seeds, {len(complete)} of {len(TASKS)} tasks."
+    return f"{size}\n\n{averages(complete)}\n\n{returns(complete)}"
+
+
+def averages(complete: Sequence[dict[str, Any]]) -> str:
+    """Average normalised scores, whose interval is over the seeds of each task."""
+    by_task = [normalised(stored) for stored in complete]
+    found = [stratified_mean([scores[place] for scores in by_task]) for place in range(len(SURROGATES))]
+    paper = [surrogate.paper for surrogate in SURROGATES.values()]
+    rows = [
+        [name, shown(score), f"{own:.2f}".replace("-", "−")]
+        for name, score, own in zip(SURROGATES, found, paper, strict=True)
+    ]
+    correlation = shown(rank_correlation(found, paper))
+    return (
+        markdown(["surrogate", "score [95 % interval]", "the paper"], rows)
+        + f"\n\nSpearman's rank correlation with the paper's scores: {correlation}."
+    )
+
+
 def normalised(stored: dict[str, Any]) -> np.ndarray:
     """[settings, seeds] of a task: random actions are 0, the best run 1."""
     scores = np.array([stored["scores"][name] for name in SURROGATES])
     return (scores - stored["chance"]) / (scores.max() - stored["chance"])
 
 
-def table(folder: Path) -> None:
-    """Average normalised scores over the tasks that are complete, beside the paper's."""
-    files = [read(folder / f"{task}.json") for task in TASKS if (folder / f"{task}.json").exists()]
-    complete = [stored for stored in files if len(stored["scores"]) == len(SURROGATES)]
-    if not complete:
-        print("No task is complete yet.")
-        return
-    # A seed's runs are one repetition of the whole table: the interval is over seeds.
-    found = np.mean([normalised(stored) for stored in complete], axis=0)
-    print(f"{len(complete)} of {len(TASKS)} tasks: {', '.join(stored['task'] for stored in complete)}")
-    print("| surrogate | score | 95 % interval | paper |\n|---|---|---|---|")
-    for name, row in zip(SURROGATES, found, strict=True):
-        value, interval = measured(mean_of(row))
-        print(f"| {name} | {value} | {interval} | {SURROGATES[name].paper} |")
-    paper = [surrogate.paper for surrogate in SURROGATES.values()]
-    print("rank correlation with the paper:", *measured(order(found, paper, 0)))
+def rank_correlation(found: Sequence[Estimate], paper: Sequence[float]) -> Estimate:
+    """Spearman's; its interval is what remains when each score is drawn anew from a normal distribution as wide as the
+    score's own interval."""
+    values = np.array([score.value for score in found])
+    halves = np.array([score.interval.high - score.value if score.interval else math.nan for score in found])
+    drawn = np.random.default_rng(0).normal(values, halves / NORMAL, (DRAWS, len(values)))
+    low, high = np.quantile([spearmanr(row, paper).statistic for row in drawn], [0.025, 0.975])
+    return Estimate(float(spearmanr(values, paper).statistic), Interval(float(low), float(high)))
+
+
+def returns(complete: Sequence[dict[str, Any]]) -> str:
+    """Each task's mean return, and what random actions get."""
+    rows = [["random actions", *(f"{stored['chance']:.0f}" for stored in complete)]]
+    for name in SURROGATES:
+        scores = [mean_of(np.array(stored["scores"][name])) for stored in complete]
+        rows.append([name, *(shown(score, 0) for score in scores)])
+    return markdown(["mean return [95 % interval]", *(stored["task"] for stored in complete)], rows)
+
+
+def shown(estimate: Estimate, digits: int = 2) -> str:
+    """0.82 [0.75, 0.89]"""
+    interval = estimate.interval
+    ends = f" [{interval.low:.{digits}f}, {interval.high:.{digits}f}]" if interval else ""
+    return f"{estimate.value:.{digits}f}{ends}".replace("-", "−")
+
+
+def markdown(heading: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
+    """A table."""
+    lines = [heading, ["---"] * len(heading), *rows]
+    return "\n".join(f"| {' | '.join(line)} |" for line in lines)
 
 
 def main() -> None:
@@ -163,7 +209,9 @@ def main() -> None:
     flags = parser.parse_args()
     if not flags.table:
         measure(flags.tasks, flags.steps, flags.seeds, flags.folder)
-    table(flags.folder)
+    print(table(flags.folder))
+    if flags.folder == FOLDER:
+        fill(PAGE, "table1", table(FOLDER))
 
 
 if __name__ == "__main__":
