@@ -26,13 +26,12 @@ import mujoco  # noqa: F401  so that its stopwatch can be stopped before the fir
 import numpy as np
 from cores import stay_on_a_core_of_ones_own
 from pages import fill
-from scipy.stats import spearmanr
 
 import upslope
 from upslope.analysis.statistics import Estimate, Interval, mean_of
 from upslope.analysis.strata import stratified_mean
 from upslope.devices import num_cores
-from upslope.lab.table1 import SURROGATES
+from upslope.lab.table1 import SURROGATES, correlation
 from upslope.runs import versions
 from upslope.stopwatch import stop_stopwatch
 
@@ -153,10 +152,10 @@ def averages(complete: Sequence[dict[str, Any]]) -> str:
         [name, shown(score), f"{own:.2f}".replace("-", "−")]
         for name, score, own in zip(SURROGATES, found, paper, strict=True)
     ]
-    correlation = shown(rank_correlation(found, paper))
+    ranks = shown(rank_correlation(found, paper))
     return (
         markdown(["surrogate", "score [95 % interval]", "the paper"], rows)
-        + f"\n\nSpearman's rank correlation with the paper's scores: {correlation}."
+        + f"\n\nSpearman's rank correlation with the paper's scores: {ranks}."
     )
 
 
@@ -172,8 +171,8 @@ def rank_correlation(found: Sequence[Estimate], paper: Sequence[float]) -> Estim
     values = np.array([score.value for score in found])
     halves = np.array([score.interval.high - score.value if score.interval else math.nan for score in found])
     drawn = np.random.default_rng(0).normal(values, halves / NORMAL, (DRAWS, len(values)))
-    low, high = np.quantile([spearmanr(row, paper).statistic for row in drawn], [0.025, 0.975])
-    return Estimate(float(spearmanr(values, paper).statistic), Interval(float(low), float(high)))
+    low, high = np.quantile([correlation(row, paper) for row in drawn], [0.025, 0.975])
+    return Estimate(correlation(values, paper), Interval(float(low), float(high)))
 
 
 def returns(complete: Sequence[dict[str, Any]]) -> str:
