@@ -145,6 +145,17 @@ def test_mixed_versions_are_told(run_of, package):
     assert len(found.groups) == 1 and warned(found, package, "0.0: ", "/b")
 
 
+def test_mixed_engines_are_told_but_not_one_that_only_some_needed(run_of):
+    seeds = iter(range(0, 15, 5))
+
+    def made_with(name, **versions):
+        return run_of(name, episodes=ending(1, 2, 3, 4, 5, first=next(seeds)), steps=100, versions=versions)
+
+    a, b, c = made_with("a", mujoco="3.2.0"), made_with("b", mujoco="4.0.0"), made_with("c")
+    assert warned(upslope.compare([a, b, c]), "versions of mujoco", "3.2.0: ", "4.0.0: ", "/b")
+    assert not warned(upslope.compare([a, c]), "mujoco")
+
+
 def test_different_environments_are_not_averaged(run_of):
     a = run_of("a", episodes=ending(1, 2, 3, 4, 5), steps=100)
     b = run_of("b", episodes=ending(1, 2, 3, 4, 6), steps=100, environment="Acrobot-v1")

@@ -15,6 +15,7 @@ import os
 import platform
 import reprlib
 import shutil
+import sys
 import threading
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
@@ -43,6 +44,8 @@ EVALUATION_COLUMNS = ("seed", "mode", "checkpoint", "environment_seed", "return"
 MANY = 5
 """So many runs are named in a hint."""
 PACKAGES = ("upslope", "jax", "jaxlib", "optax", "gymnasium", "numpy")
+ENGINES = {"mujoco": "mujoco", "box2d": "Box2D", "ale-py": "ale_py"}
+"""Packages that move Gymnasium's worlds, by the module that a world which needs one has loaded."""
 
 
 class RunDirectory:
@@ -243,9 +246,9 @@ def same_run(path: Path, config: Config) -> Path:
 
 
 def versions() -> dict[str, str]:
-    """Python, the machine, and the packages that decide the numbers."""
+    """Python, the machine, and the packages that decide the numbers; of engines, those that are loaded."""
     found = {"python": platform.python_version(), "machine": platform.machine()}
-    for package in PACKAGES:
+    for package in (*PACKAGES, *(name for name, module in ENGINES.items() if module in sys.modules)):
         try:
             found[package] = version(package)
         except PackageNotFoundError:

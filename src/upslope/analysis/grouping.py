@@ -9,6 +9,7 @@ import numpy as np
 from upslope.analysis.records import Record
 from upslope.analysis.statistics import thinness
 from upslope.config import Config
+from upslope.runs import ENGINES
 
 NOT_SETTINGS = ("environment", "env_kwargs", "max_episode_steps", "algorithm", "seed", "seeds", "preset")
 """Fields of a config that do not set groups of an algorithm in an environment apart."""
@@ -111,6 +112,7 @@ def warnings_of(members: Sequence[Member]) -> list[str]:
     found = [unequal_budgets(e, [m for m in members if m.environment == e]) for e in environments_of(members)]
     found += [unfinished(record) for record in records]
     found += [mixed_versions(records, package) for package in (*DECIDING_PACKAGES, "machine")]
+    found += [mixed_versions([r for r in records if engine in versions_of(r)], engine) for engine in ENGINES]
     found += thin(members)
     return [warning for warning in found if warning]
 
@@ -144,11 +146,16 @@ def mixed_versions(records: list[Record], package: str) -> str:
     """Runs that were made with different versions."""
     versions: dict[str, list[str]] = {}
     for record in records:
-        versions.setdefault(str(record.description["versions"].get(package, "unknown")), []).append(str(record.path))
+        versions.setdefault(str(versions_of(record).get(package, "unknown")), []).append(str(record.path))
     if len(versions) < 2:
         return ""
     words = "; ".join(f"{version}: {', '.join(paths)}" for version, paths in versions.items())
     return f"different {'machines' if package == 'machine' else f'versions of {package}'}: {words}"
+
+
+def versions_of(record: Record) -> dict[str, Any]:
+    """What a run was made with."""
+    return record.description["versions"]
 
 
 def thin(members: Sequence[Member]) -> list[str]:
