@@ -99,8 +99,7 @@ def test_the_test_in_the_guide_passes(monkeypatch):
 
 def test_the_ladder_has_every_rung_in_order():
     text = PAGES["docs/ladder.md"].read_text("utf-8")
-    rows = re.findall(r"^\| `(\w+)` \|.*\| `upslope train \S+ --algorithm (\w+)[^`]*` \|$", text, re.MULTILINE)
-    assert rows == [(name, name) for name in ALGORITHMS]
+    assert re.findall(r"^\| `(\w+)` \|", text, re.MULTILINE) == list(ALGORITHMS)
 
 
 def test_a_drifted_line_is_noticed(tmp_path, monkeypatch):

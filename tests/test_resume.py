@@ -26,6 +26,7 @@ from upslope.cli import main
 from upslope.flags import parse_train
 from upslope.host_engine import HostEngine
 from upslope.programs import ProgramEngine
+from upslope.signals import stop_on_signal
 
 SEGMENTS: dict[str, Any] = {"num_envs": 2, "rollout_steps": 8, "minibatches": 2, "epochs": 2, "preset": False}
 EPISODES: dict[str, Any] = {"num_envs": 2, "critic_epochs": 2, "preset": False}
@@ -202,12 +203,24 @@ def test_a_signal_stops_the_command_cleanly(tmp_path: Path):
         while not (rows.exists() and rows.stat().st_size) and process.poll() is None and time.monotonic() < deadline:
             time.sleep(0.1)
         process.send_signal(number)
+        process.send_signal(number)  # as `timeout` does: once to the process, once to its group
     for number, process in zip(signals, processes, strict=True):
         said = process.communicate(timeout=120)[1]
         assert process.returncode == 130, said
-        assert f"upslope resume {Path('runs') / number.name}" in said
+        assert f"Stopped and saved. Go on with: upslope resume {Path('runs') / number.name}" in said
         assert "Traceback" not in said
         assert (tmp_path / "runs" / number.name / "checkpoints" / "last.npz").exists()
+
+
+def test_a_second_wish_to_stop_does_not_wait(monkeypatch):
+    clock = iter([0.0, 0.1, 0.6])
+    monkeypatch.setattr("upslope.signals.monotonic", lambda: next(clock))
+    with stop_on_signal(lambda: False) as stop:
+        for _ in range(2):
+            signal.raise_signal(signal.SIGINT)
+        assert stop.is_set()
+        with pytest.raises(KeyboardInterrupt):
+            signal.raise_signal(signal.SIGINT)
 
 
 def test_train_resume_goes_on_with_the_same_config_only(tmp_path: Path, capsys):

@@ -17,6 +17,7 @@ from pathlib import Path
 from typing import Any
 
 import api_reference
+import chinese
 import code_of
 import command_help
 import lab_figures
@@ -43,7 +44,8 @@ def on_page_markdown(markdown: str, page: Any, **_: Any) -> str:
         except LookupError as error:
             raise PluginError(f"{page.file.src_uri}: {found[0]}: {error}") from error
 
-    return DIRECTIVE.sub(fill, markdown)
+    language = language_of(page.file.src_uri)
+    return DIRECTIVE.sub(fill, chinese.joined(markdown) if language == "zh" else markdown)
 
 
 def language_of(uri: str) -> str:
@@ -60,10 +62,8 @@ def on_page_content(html: str, page: Any, **_: Any) -> str:
 
 
 def on_post_page(output: str, page: Any, **_: Any) -> str:
-    """Say the page's language, for hyphenation, fonts and readers' voices."""
-    return (
-        output.replace('<html lang="en"', '<html lang="zh-CN"', 1) if language_of(page.file.src_uri) == "zh" else output
-    )
+    """A page's interface in the page's language."""
+    return chinese.interface(output) if language_of(page.file.src_uri) == "zh" else output
 
 
 def on_post_build(config: Any, **_: Any) -> None:

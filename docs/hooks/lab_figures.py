@@ -21,7 +21,7 @@ NOT_STORED = {
     "en": "Not measured in this copy. Measure it: `upslope lab --only {name}`.",
     "zh": "这份文档里没有实测结果。自己测：`upslope lab --only {name} --language zh`。",
 }
-HEADING = {"en": "The lab:", "zh": "实验室："}
+HEADING = {"en": "The lab: ", "zh": "实验室："}
 
 
 def section(name: str, language: str = "en") -> str:
@@ -30,7 +30,7 @@ def section(name: str, language: str = "en") -> str:
         raise LookupError(f'the lab has no experiment "{name}"')
     words: dict[str, Any] = texts(language)  # type: ignore[arg-type]  # both languages have pages
     mine = words["experiments"][name]
-    head = f"## {HEADING[language]} {mine['title']}\n\n"
+    head = f"## {HEADING[language]}{mine['title']}\n\n"
     outcome = stored().get(name)
     if outcome is None:
         return head + NOT_STORED[language].format(name=name) + "\n"

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from typing import Any
 from xml.etree import ElementTree
 
@@ -20,6 +21,9 @@ def mathml(formula: str, display: str) -> str:
     # The converter knows the outer environment's name for the same layout.
     known = formula.strip().replace("{aligned}", "{align*}")
     drawn = convert(known, display=display)
+    # A raised prime inside an index is too small to be seen; a plain one is raised by its own shape.
+    drawn = re.sub(r"<msup>(<mi>[^<]*</mi>)<mi>&#x02032;</mi></msup>", r"<mrow>\1<mtext>′</mtext></mrow>", drawn)
+    drawn = re.sub(r"<mi>log</mi>(?!<mo stretchy)", '<mi>log</mi><mspace width="0.17em"/>', drawn)
     ElementTree.fromstring(drawn)
     if "\\" in drawn:
         raise ValueError(f"a command in this formula is not known to latex2mathml: {formula}")

@@ -10,14 +10,36 @@ from importlib import import_module
 from pathlib import Path
 from typing import NamedTuple
 
+import yaml
+
 from upslope.analysis.explanation import Explanation
 from upslope.analysis.health import HEALTH
 from upslope.analysis.metrics import METRICS
 
 RULES = Path(__file__).resolve().parents[2] / "src" / "upslope" / "analysis"
+OTHERWISE: dict[str, str] = yaml.safe_load(Path(__file__).with_name("advice.yaml").read_text("utf-8"))
 KNOWN = METRICS | HEALTH
 DERIVED = {"relative entropy": "policy/entropy", "σ in half ranges": "policy/entropy", "Σ √(2 KL)": "policy/kl"}
+DERIVED |= {"truncation_bootstrap / |V|": "health/truncation_bootstrap", "share of the rise lost": "episode/return"}
 """Numbers that rules compute from a metric."""
+STANDS_FOR = {
+    "flag": "--learning-rate or the limit that is strict",
+    "s.config.gamma": "0.9, say,",
+    "s.horizon": "1/(1 − γ)",
+    "length": "many more",
+    "s.samples": "few",
+    "lost.sum()": "some",
+    "np.sum(x > 0.7)": "some",
+    "len(lost)": "the",
+    "len(x)": "the",
+    "best": "one return",
+    "sampled": "another",
+    "at_longest.mean()": "many",
+    "longest": "n",
+    "rates[0]": "many",
+    "rates[-1]": "fewer",
+}
+"""A run's own numbers in the rules' texts, without a run."""
 
 
 class Rule(NamedTuple):
@@ -41,12 +63,15 @@ def tables(name: str, language: str = "en") -> str:
 def section(metric: str, explanation: Explanation) -> str:
     """A metric: its name and unit, what it means, what is healthy, and what to do where it is not."""
     advice = [f"    - {rule.symptom} {rule.likely} *{rule.remedy}*" for rule in rules() if metric in rule.metrics]
+    advice += [f"    - {OTHERWISE[metric]}"] if metric in OTHERWISE else []
+    if not advice:
+        raise LookupError(f"{metric}: no rule and no advice says what to do where it is not healthy")
     lines = [
         f"### `{metric}` {{ #{metric.replace('/', '-')} }}\n",
         f"{explanation.title}, in *{explanation.unit}*. {explanation.meaning}\n",
         f"- **Healthy:** {explanation.healthy}",
     ]
-    return "\n".join(lines + (["- **When it is not:**\n", *advice] if advice else [])) + "\n"
+    return "\n".join([*lines, "- **When it is not:**\n", *advice]) + "\n"
 
 
 @cache
@@ -86,13 +111,21 @@ def metrics_in(*nodes: ast.AST) -> frozenset[str]:
     return frozenset(full & KNOWN.keys())
 
 
+def standing_for(part: ast.expr) -> str:
+    """A number of a run in words; … if there are none, which is right in brackets only."""
+    return STANDS_FOR.get(ast.unparse(part.value), "…") if isinstance(part, ast.FormattedValue) else "…"
+
+
 def words(node: ast.AST, known: dict[str, ast.expr]) -> str:
     """Text in the source, without the numbers of a run."""
     if isinstance(node, ast.Constant) and isinstance(node.value, str):
         return node.value
     if isinstance(node, ast.JoinedStr):
-        text = "".join(part.value if isinstance(part, ast.Constant) else "…" for part in node.values)
-        return re.sub(r" \((?:now|here) [^()]*…[^()]*\)", "", text)
+        parts = [part.value if isinstance(part, ast.Constant) else standing_for(part) for part in node.values]
+        text = re.sub(r" \([^()]*…[^()]*\)", "", "".join(map(str, parts)))
+        if "…" in text:
+            raise LookupError(f"{ast.unparse(node)}: STANDS_FOR has no words for one of its numbers")
+        return text[:1].upper() + text[1:] if text[:1].isascii() else text
     if isinstance(node, ast.IfExp):
         return " Or: ".join(filter(None, (words(node.body, known), words(node.orelse, known))))
     if isinstance(node, ast.Name) and node.id in known:

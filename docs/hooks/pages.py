@@ -45,7 +45,16 @@ def on_files(files: Files, config: Any) -> Files:
 def on_page_markdown(markdown: str, page: Any, **_: Any) -> str:
     """Lead links that leave docs/ to the site's own pages."""
     uri = page.file.src_uri
-    return rewrite(markdown, uri, DOCS / uri, set()) if (DOCS / uri).is_file() else markdown
+    return rewrite(with_counterpart(markdown, uri), uri, DOCS / uri, set()) if (DOCS / uri).is_file() else markdown
+
+
+def with_counterpart(markdown: str, uri: str) -> str:
+    """Below the heading, where the same page is in the other language."""
+    other, name = (uri.removeprefix("zh/"), "English") if uri.startswith("zh/") else (f"zh/{uri}", "中文")
+    if not (DOCS / other).is_file():
+        return markdown
+    heading, rest = markdown.split("\n", 1)
+    return f"{heading}\n\n[{name}]({relative(other, uri)})\n{rest}"
 
 
 def rewrite(markdown: str, uri: str, source: Path, linked: set[Path]) -> str:

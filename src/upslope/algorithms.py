@@ -70,7 +70,7 @@ ALGORITHMS: dict[str, Rung] = {
     "gae": Rung(
         "gae",
         "policy_gradient",
-        "Mix all n-step advantages with weights λ^n.",
+        "Mix all n-step advantages with weights (1−λ)λ^(n−1).",
         settings=SEGMENT_GRADIENT,
     ),
     "off_policy": Rung(

@@ -4,7 +4,12 @@ import signal
 import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from time import monotonic
 from typing import Any
+
+SAME_WISH = 0.5
+"""Seconds within which a signal that comes again is the same wish: `timeout` sends it to the process, and then to its
+group, which is the process again."""
 
 
 class Interrupted(BaseException):
@@ -24,13 +29,17 @@ def stop_on_signal(hangs: Callable[[], bool]) -> Iterator[threading.Event]:
         return
     signals = (signal.SIGINT, signal.SIGTERM)
     before = {s: signal.getsignal(s) for s in signals}
+    asked: list[float] = []
 
     def handle(number: int, frame: Any) -> None:
+        asked.append(monotonic())
         stop.set()
-        for s in signals:
-            signal.signal(s, before[s])
-        if hangs():
+        if len(asked) == 1 and hangs():
             raise Interrupted
+        if asked[-1] - asked[0] > SAME_WISH:
+            for s in signals:
+                signal.signal(s, before[s])
+            signal.raise_signal(number)
 
     for s in signals:
         signal.signal(s, handle)

@@ -95,7 +95,7 @@ HEALTH: dict[str, Explanation] = {
     ),
     "health/target_max": Explanation(
         "Critic's target: highest",
-        "value",
+        "scaled reward",
         "Highest target of a step.",
         "At most the highest reward times 1/(1 − γ); thousands want --normalize-rewards.",
     ),

@@ -22,10 +22,11 @@ def figure(panel: Panel, words: dict[str, Any], names: dict[str, str]) -> graph_
         seen.add(line.name)
     drawn.update_layout(
         title={"text": typeset(words["title"]), "font": {"size": 14}, "x": 0, "xref": "paper"},
-        margin={"l": 8, "r": 12, "t": 44, "b": 8},
-        height=330,
+        margin={"l": 8, "r": 12, "t": 44, "b": 92 if len(seen) > 1 else 8},
+        height=350,
         showlegend=len(seen) > 1,
-        legend={"orientation": "h", "yanchor": "top", "y": -0.24, "x": 0, "xanchor": "left"},
+        # Room for two rows below the axis, whatever its labels leave to the plot.
+        legend={"orientation": "h", "yref": "container", "yanchor": "bottom", "y": 0, "x": 0, "xanchor": "left"},
         paper_bgcolor="rgba(0,0,0,0)",
         plot_bgcolor="rgba(0,0,0,0)",
         barmode="group",

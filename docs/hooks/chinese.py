@@ -1,0 +1,31 @@
+"""What a Chinese page needs besides its words: no spaces from line ends, its language, an interface in Chinese."""
+
+from __future__ import annotations
+
+import re
+
+SIGN = r"[\u3000-\u303f\u4e00-\u9fff\uff00-\uffef“”]"
+LINE_END = re.compile(rf"(?<={SIGN})\n *(?={SIGN})")
+FENCE = re.compile(r"(^(?:```|~~~).*?^(?:```|~~~)$)", re.DOTALL | re.MULTILINE)
+WORDS = {
+    "Table of contents": "目录",
+    "Previous": "上一页",
+    "Next": "下一页",
+    "Back to top": "回到顶部",
+    "Search": "搜索",
+}
+"""Of the theme, which is built in one language only."""
+
+
+def joined(markdown: str) -> str:
+    """Lines of a paragraph as one, where both sides are Chinese: a browser would show a space between them."""
+    parts = FENCE.split(markdown)
+    return "".join(part if at % 2 else LINE_END.sub("", part) for at, part in enumerate(parts))
+
+
+def interface(html: str) -> str:
+    """Say the page's language, for hyphenation, fonts and readers' voices, and the theme's words in it."""
+    html = html.replace('<html lang="en"', '<html lang="zh-CN"', 1)
+    for english, chinese in WORDS.items():
+        html = re.sub(rf'(>\s*|(?:aria-label|placeholder|title)="){english}(?=\s*<|"|:)', rf"\g<1>{chinese}", html)
+    return html
