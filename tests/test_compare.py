@@ -57,7 +57,7 @@ def test_a_seed_that_is_there_twice_counts_once(run_of, tmp_path):
     found = upslope.compare([a, b])
     (group,) = found.groups
     assert (group.seeds, group.scores.tolist()) == ((0, 1, 2, 3), [1.0, 2.0, 3.0, 4.0])
-    assert warned(found, "left out: seeds 2 of", str(b), "same settings", "--seed 4")
+    assert warned(found, "left out: seed 2 of", str(b), "same settings", "--seed 4")
 
     again = upslope.compare([a, a, run_of("c", episodes=ending(5, 6, 7), steps=100)])
     assert again.groups[0].seeds == (0, 1, 2) and again.groups[0].scores.tolist() == [1.0, 2.0, 3.0]
@@ -130,6 +130,18 @@ def test_unequal_budgets_are_told_and_compared_at_the_smaller(run_of):
     assert [e.value for e in second.at][1:] == [2, 2, 2] and math.isnan(second.at[0].value)
     # Read at the 200 points ½, 1 … 100: 1 from 20 on (160 points), 3 at the last one.
     assert first.area.value == pytest.approx((160 * 1 + 3) / 161)
+
+
+def test_steps_beyond_the_budget_are_told(run_of):
+    assert warned(
+        upslope.compare([run_of(episodes=ending(1, 2), steps=100, reached=110)]), "beyond the budget", "ppo", "10%"
+    )
+    assert not warned(upslope.compare([run_of("b", episodes=ending(1, 2), steps=100, reached=104)]), "beyond")
+
+
+def test_one_run_is_named_without_a_list(run_of):
+    run = run_of(episodes=ending(1, 2, 3), steps=100)
+    assert upslope.compare(run).groups[0].runs == upslope.compare(str(run)).groups[0].runs == (run,)
 
 
 def test_a_run_that_is_not_finished_is_told(run_of):

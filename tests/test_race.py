@@ -40,7 +40,28 @@ def test_each_rung_is_an_ordinary_run_with_the_same_seeds_and_budget(race):
 def test_a_rung_is_set_as_train_sets_it(race, tmp_path):
     alone = upslope.train("jax:CartPole-v1", "a2c", folder=tmp_path, quiet=True, **SMALL)
     assert alone.config == RunDirectory(race.path / "a2c").config()
-    np.testing.assert_array_equal(alone.returns, race.comparison.groups[1].scores)
+    trained = upslope.compare([race.path / "a2c"], score="training").groups[0]
+    np.testing.assert_array_equal(alone.returns, trained.scores)
+
+
+def test_rungs_are_judged_by_fresh_episodes_and_once(race, tmp_path):
+    assert "20 evaluation episodes" in race.comparison.score
+    path = race.path / "a2c" / "evaluation.csv"
+    before = path.read_text()
+    options = {"algorithms": ["reinforce", "a2c"], "folder": race.path.parent, "name": "three", "quiet": True}
+    upslope.ladder("jax:CartPole-v1", resume=True, **options, **SMALL)
+    assert path.read_text() == before
+    quick = upslope.ladder(
+        "jax:CartPole-v1", algorithms=["a2c"], folder=tmp_path, quiet=True, evaluation_episodes=0, **SMALL
+    )
+    assert "last 100 training episodes" in quick.comparison.score
+    assert not (quick.path / "a2c" / "evaluation.csv").exists()
+
+
+def test_the_page_shows_who_is_blamed_by_a_critic_where_there_is_one(race):
+    """Though reinforce is named first, and may have the better score."""
+    kept = [p.parent.name for p in race.path.glob("*/credit.npz")]
+    assert kept == ["a2c"]
 
 
 def test_all_rungs_that_act_for_themselves_take_part(tmp_path):

@@ -12,7 +12,7 @@ from gymnasium.spaces import Box
 
 from upslope.choose import Axes, engine_of
 from upslope.command import command_of
-from upslope.config import MAX_STEPS, Config, canonical, configure, presets
+from upslope.config import MAX_STEPS, Config, canonical, configure, preset_of
 from upslope.devices import computing
 from upslope.display import Display, choose
 from upslope.engines import Engine
@@ -251,7 +251,7 @@ def opening_lines(config: Config, directory: RunDirectory) -> list[str]:
     """What is worth knowing before it begins."""
     lines = [f"writing to {directory.path}"]
     if config.preset is not None:
-        note = presets().get(config.environment.removeprefix("jax:"), {}).get("note")
+        note = (preset_of(config.environment, config.algorithm) or {}).get("note")
         lines.append(f"preset: {config.preset}" + (f" ({note})" if note else "") + "; --no-preset turns it off")
     if config.seeds == 1:
         lines.append("one seed gives no interval: --seeds 5 shows how far the result can be trusted")

@@ -13,6 +13,10 @@ from upslope.config import fresh, positive
 from upslope.flags import JSON, Quiet, Run, Runs
 from upslope.terminal import answer, console
 
+ScoreFlag = Literal["auto", "stochastic", "deterministic", "training"]
+NormalizeFlag = Literal["threshold", "range"] | None
+"""As `analysis.scores` and `analysis.normalize` have them, which import too much to be asked for `--help`."""
+
 
 @dataclass(frozen=True)
 class Compare:
@@ -23,10 +27,10 @@ class Compare:
 
     runs: Runs
     """Run directories."""
-    score: Literal["auto", "stochastic", "deterministic", "training"] = "auto"
+    score: ScoreFlag = "auto"
     """What a seed is judged by: evaluation episodes of one mode, by the last checkpoint; the last 100 training
     episodes; or auto: stochastic evaluation where all runs have it, else training."""
-    normalize: Literal["threshold", "range"] | None = None
+    normalize: NormalizeFlag = None
     """Average over several environments, in scores made comparable: 0 is a random policy and 1 the reward threshold, or
     0 and 1 are the lowest and highest score of these runs."""
     json: Annotated[bool, tyro.conf.FlagCreatePairsOff] = False
@@ -42,6 +46,10 @@ class Report:
 
     runs: Runs
     """Run directories."""
+    score: ScoreFlag = "auto"
+    """What a seed is judged by, as in `upslope compare`."""
+    normalize: NormalizeFlag = None
+    """Also compare over several environments, as in `upslope compare`; threshold makes each of them once."""
     output: Annotated[Path, tyro.conf.arg(aliases=["-o"])] = Path("report.html")
     """The page to write, or a folder for it; an older page of upslope there is replaced, nothing else is."""
     credit: Annotated[bool, tyro.conf.FlagCreatePairsOff] = False
@@ -98,10 +106,14 @@ class Ladder:
     """Truncate episodes after so many steps; by default at the environment's own limit."""
     workers: int | None = None
     """Processes among which the seeds of a Gymnasium environment are shared out; by default one a core."""
+    evaluation_episodes: int = 20
+    """Fresh episodes a seed and mode that judge each rung at its end; 0: judge by the last training episodes."""
     quiet: Quiet = False
     """Print nothing but warnings."""
 
     def __post_init__(self) -> None:
+        if self.evaluation_episodes:
+            positive(evaluation_episodes=self.evaluation_episodes)
         positive(seeds=self.seeds, steps=self.steps, workers=self.workers, max_episode_steps=self.max_episode_steps)
 
 
@@ -140,7 +152,8 @@ def report(flags: Report) -> None:
     """upslope report."""
     from upslope.report.page import write_report
 
-    say_written(write_report(flags.runs, flags.output, credit=flags.credit))
+    options = {name: value for name, value in vars(flags).items() if name not in ("runs", "output")}
+    say_written(write_report(flags.runs, flags.output, **options))
 
 
 def credit(flags: Credit) -> None:

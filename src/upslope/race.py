@@ -3,7 +3,7 @@
 Rungs train one after another, each with its seeds on all cores, so every one has the whole machine and times compare.
 """
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from importlib.util import find_spec
 from pathlib import Path
@@ -15,21 +15,26 @@ from gymnasium.spaces import Box
 from upslope import api
 from upslope.algorithms import ALGORITHMS
 from upslope.analysis.compare import compare
-from upslope.analysis.comparison import Comparison
+from upslope.analysis.comparison import Comparison, Group
 from upslope.analysis.records import read_record
+from upslope.analysis.scores import is_evaluated
 from upslope.analysis.statistics import returns_at
 from upslope.api import Environment
 from upslope.config import Config, canonical, configure
 from upslope.environments.make import World, make, name_of
 from upslope.errors import UpslopeError
+from upslope.evaluation import evaluate
+from upslope.panel import return_words
 from upslope.report.page import add_credit, write_report
 from upslope.runs import RunDirectory, free_name, same_run
 from upslope.standing import Standing, left_out_lines
-from upslope.tasks import task_of
+from upslope.tasks import estimator_of, task_of
 
 STEPS = 50_000
 """Environment steps per seed and rung, by default."""
 SEEDS = 10
+EVALUATION_EPISODES = 20
+"""Of each seed in each mode, by which a rung is judged."""
 
 
 @dataclass(frozen=True)
@@ -57,6 +62,7 @@ def ladder(
     preset: bool = True,
     quiet: bool = False,
     workers: int | None = None,
+    evaluation_episodes: int = EVALUATION_EPISODES,
     **settings: Any,
 ) -> Ladder:
     """Train every rung that fits an environment, on the same seeds and budget, and compare them.
@@ -68,6 +74,8 @@ def ladder(
         steps: environment steps per seed, the same for every rung.
         name: of the folder of the race; made from the environment by default. An existing one is refused.
         resume: go on with the race of this name, if it is there: what is finished stays, what was begun goes on.
+        evaluation_episodes: fresh episodes a seed and mode that judge each rung at its end, for the last training
+            episodes are those of a policy that was still learning; 0 judges by these.
         settings: any field of `Config`, for every rung.
 
     Raises:
@@ -88,6 +96,8 @@ def ladder(
         try:
             for rung, config in configs.items():
                 left_out |= climb(rung, config, environment, world, path / rung, standing, workers)
+                if rung not in left_out and evaluation_episodes:
+                    judge(rung, path / rung, evaluation_episodes, standing)
         except KeyboardInterrupt:
             words = f"Stopped and saved. Go on with the same command and: --name {path.name} --resume"
             raise KeyboardInterrupt(words) from None
@@ -95,7 +105,7 @@ def ladder(
     if not runs:
         raise UpslopeError(f"No rung could be trained on {label}. {' '.join(left_out_lines(left_out))}")
     comparison = compare(runs)
-    return Ladder(path, comparison, left_out, report_of(runs, comparison.groups[0].runs, path / "report.html"))
+    return Ladder(path, comparison, left_out, report_of(runs, most_telling(comparison, configs), path / "report.html"))
 
 
 def fitting(
@@ -161,12 +171,34 @@ def climb(
     return {}
 
 
+def judge(rung: str, path: Path, episodes: int, standing: Standing) -> None:
+    """Evaluate a rung that is finished, unless it was before."""
+    if is_evaluated(read_record(path), "stochastic"):
+        return
+    standing.mark(rung, "evaluating")
+    try:
+        found = evaluate(path, episodes=episodes)["stochastic"]
+    except UpslopeError as error:
+        standing.warn(f"{rung} is judged by its training episodes: {error}")
+        return
+    standing.mark(rung, f"evaluated: {return_words(found.seed_means().tolist())[0]}")
+
+
 def is_finished(path: Path) -> bool:
     """Whether every seed has spent its budget."""
     if not RunDirectory(path).has_begun or not RunDirectory(path).metrics():
         return False
     record = read_record(path)
     return bool((np.nanmax(record.steps, axis=1) >= record.config.steps).all())
+
+
+def most_telling(comparison: Comparison, configs: Mapping[str, Config]) -> Sequence[Path]:
+    """The runs of the best rung whose critic lets every estimator weigh its actions; without any such, of the best."""
+
+    def rank(group: Group) -> tuple[bool, float]:
+        return estimator_of(configs[group.algorithm]).needs_critic, float(np.nan_to_num(group.mean.value, nan=-np.inf))
+
+    return max(comparison.groups, key=rank).runs
 
 
 def report_of(runs: Sequence[Path], best: Sequence[Path], output: Path) -> Path | None:

@@ -12,9 +12,9 @@ from upslope.analysis.comparison_tables import warning, words
 from upslope.analysis.grouping import MORE_SEEDS
 from upslope.analysis.statistics import agreement, mean_of, thinness
 from upslope.config import presets
-from upslope.environments.make import compiled_names
+from upslope.environments.compiled import COMPILED
 from upslope.evaluation import Evaluation
-from upslope.words import counted
+from upslope.words import COMPILED_PREFIX, counted
 
 
 def evaluation_view(run: Path, checkpoint: str, found: Mapping[str, Evaluation]) -> RenderableType:
@@ -61,7 +61,8 @@ def everything() -> Iterator[Table]:
     for title, rows in (("Estimators: --estimator", ESTIMATORS), ("Objectives: --objective", OBJECTIVES)):
         yield two_columns(title, "weight Ψ_t" if "Est" in title else "maximised", rows)
     yield two_columns("Presets, used unless --no-preset", "source", {k: v["source"] for k, v in presets().items()})
-    yield two_columns("Compiled worlds", "", dict.fromkeys(compiled_names(), ""))
+    worlds = {COMPILED_PREFIX + name: str(world.__doc__).splitlines()[0] for name, world in COMPILED.items()}
+    yield two_columns("Compiled worlds", "meaning", worlds)
 
 
 def two_columns(title: str, heading: str, rows: Mapping[str, str]) -> Table:

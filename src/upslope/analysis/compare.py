@@ -20,12 +20,15 @@ from upslope.analysis.statistics import (
     probability_of_improvement,
     returns_at,
 )
+from upslope.settings import coerce
 
 AREA_POINTS = 200
 """Points at which the height of a learning curve is read for its area."""
 
 
-def compare(runs: Sequence[str | Path], *, score: Score = "auto", normalize: Normalize | None = None) -> Comparison:
+def compare(
+    runs: str | Path | Sequence[str | Path], *, score: Score = "auto", normalize: Normalize | None = None
+) -> Comparison:
     """Compare runs. The seed is the unit of replication, and runs that share everything but their seeds are one group.
 
     A folder that holds no run is left out, and so are seeds that are there twice; warnings say so.
@@ -39,7 +42,7 @@ def compare(runs: Sequence[str | Path], *, score: Score = "auto", normalize: Nor
             and highest score of all these runs).
 
     Raises:
-        UpslopeError: there is no such folder, no run at all, or a run that cannot be scored.
+        UpslopeError: there is no such folder, no run at all, a run that cannot be scored, or another score or unit.
     """
     records, left_out = read_records(runs)
     found = compare_records(records, score=score, normalize=normalize)
@@ -50,6 +53,8 @@ def compare_records(
     records: Sequence[Record], *, score: Score = "auto", normalize: Normalize | None = None
 ) -> Comparison:
     """`compare` of runs that are read already."""
+    coerce("score", score, Score)
+    coerce("normalize", normalize, Normalize | None)
     rest, unscored = scorable(records, score)
     members, repeated = group(rest)
     scored = scores_of(members, score)

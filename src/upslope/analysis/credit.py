@@ -66,6 +66,16 @@ class EpisodeCredit:
         size = np.abs(self.weights[estimator])
         return float(size.sum() ** 2 / (size**2).sum()) if size.any() else 0.0
 
+    def singles_out(self, estimator: str) -> bool:
+        """Whether the weights differ in size at all."""
+        size = np.abs(self.weights[estimator])
+        return bool(np.ptp(size) > 1e-6 * size.max())
+
+    @property
+    def discounted_return(self) -> float:
+        """Σγ^t r_t, which R(τ) and R_t are sums of."""
+        return float(self.reward @ self.gamma ** np.arange(len(self.reward)))
+
     def most_blamed(self, estimator: str) -> int:
         """The step with the largest |Ψ_t|; the first of several."""
         return int(np.argmax(np.abs(self.weights[estimator])))

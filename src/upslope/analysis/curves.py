@@ -27,8 +27,9 @@ def thin(x: np.ndarray, y: np.ndarray, buckets: int) -> tuple[np.ndarray, np.nda
 
 
 def common_steps(record: Record, points: int) -> np.ndarray:
-    """Equally spaced environment steps [P] from the first that every seed has reached to the last that any has."""
-    first, last = np.nanmax(record.steps[:, 0]), np.nanmax(record.steps)
+    """Equally spaced environment steps [P] from the first to the last that every seed has reached, so that a mean is
+    nowhere one of fewer seeds."""
+    first, last = np.nanmax(record.steps[:, 0]), np.nanmax(record.steps, axis=1).min()
     return np.linspace(first, last, min(points, record.steps.shape[1]))
 
 

@@ -14,6 +14,8 @@ from upslope.runs import ENGINES
 NOT_SETTINGS = ("environment", "env_kwargs", "max_episode_steps", "algorithm", "seed", "seeds", "preset")
 """Fields of a config that do not set groups of an algorithm in an environment apart."""
 MORE_SEEDS = "Train more, e.g. --seeds 10"
+OVERSHOOT = 0.05
+"""So much of its budget may a group train beyond it without a word."""
 DECIDING_PACKAGES = ("upslope", "jax", "gymnasium")
 """Whose versions a comparison must not mix silently."""
 
@@ -69,7 +71,8 @@ def without_repeats(pool: list[Record]) -> tuple[list[Record], list[str]]:
         repeats = [seed for seed in record.seeds if seed not in own]
         if repeats:
             others = ", ".join(dict.fromkeys(str(chosen[seed].path) for seed in repeats))
-            what = f"seeds {', '.join(map(str, repeats))} of {record.path}" if own else str(record.path)
+            named = f"seed{'s' if len(repeats) > 1 else ''} {', '.join(map(str, repeats))} of {record.path}"
+            what = named if own else str(record.path)
             warnings.append(
                 f"left out: {what}: {others} has the same seeds with the same settings, and they would count twice. "
                 f"Other seeds are more evidence: train with --seed {max(chosen) + 1}"
@@ -110,6 +113,7 @@ def warnings_of(members: Sequence[Member]) -> list[str]:
     """What must be known before the numbers are believed, besides how they were scored."""
     records = [record for member in members for record in member.records]
     found = [unequal_budgets(e, [m for m in members if m.environment == e]) for e in environments_of(members)]
+    found += [past_budget(e, [m for m in members if m.environment == e]) for e in environments_of(members)]
     found += [unfinished(record) for record in records]
     found += [mixed_versions(records, package) for package in (*DECIDING_PACKAGES, "machine")]
     found += [mixed_versions([r for r in records if engine in versions_of(r)], engine) for engine in ENGINES]
@@ -131,6 +135,22 @@ def unequal_budgets(environment: str, members: list[Member]) -> str:
     return (
         f"unequal budgets in {environment}, in steps per seed: {words}. The scores are those at the end of each; "
         "compare at equal steps in the table of sample efficiency"
+    )
+
+
+def past_budget(environment: str, members: list[Member]) -> str:
+    """Groups that a whole rollout or a whole episode took well beyond their budget."""
+    words = []
+    for member in members:
+        records = [r for r in member.records if r.config.data is None]
+        most = max((float(np.nanmax(r.steps)) / r.config.steps for r in records), default=1.0)
+        if most > 1 + OVERSHOOT:
+            words.append(f"{member.label} by up to {most - 1:.0%}")
+    if not words:
+        return ""
+    return (
+        f"steps beyond the budget in {environment}, since the last rollout is taken whole: {', '.join(words)}. Returns "
+        "by then, in the table of sample efficiency, do not count them"
     )
 
 

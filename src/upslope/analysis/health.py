@@ -13,7 +13,7 @@ HEALTH: dict[str, Explanation] = {
         "Reward: standard deviation",
         "reward",
         "Spread of the rewards of single steps.",
-        "Above 0: otherwise no action is better than another.",
+        "Above 0 where rewards differ; 0 where every step pays the same, as in CartPole.",
     ),
     "health/reward_min": Explanation(
         "Reward: lowest",

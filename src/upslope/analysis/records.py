@@ -62,13 +62,14 @@ class Record:
         return replace(self, seeds=seeds, steps=self.steps[rows], metrics=metrics, episodes=episodes)
 
 
-def read_records(runs: Sequence[str | Path]) -> tuple[list[Record], list[str]]:
+def read_records(runs: str | Path | Sequence[str | Path]) -> tuple[list[Record], list[str]]:
     """Those of these folders that can be read, each once, and a warning for each that is left out: `runs/*` may hold
     other things beside runs.
 
     Raises:
         UpslopeError: there is no such folder, or no run is left.
     """
+    runs = [runs] if isinstance(runs, str | Path) else runs
     if not runs:
         raise UpslopeError("No run is named: give one run directory or more, e.g. runs/*")
     records: list[Record] = []

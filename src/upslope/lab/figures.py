@@ -1,5 +1,6 @@
 """Panels → Plotly figures. Colours of paper and ink are the page's, set where it is shown."""
 
+import math
 from typing import Any
 
 import numpy as np
@@ -34,6 +35,8 @@ def figure(panel: Panel, words: dict[str, Any], names: dict[str, str]) -> graph_
     axis = {"automargin": True, "zeroline": False}
     drawn.update_xaxes(**axis, title=typeset(words["x"]), type="log" if panel.log_x else None)
     drawn.update_yaxes(**axis, title=typeset(words["y"]), type="log" if panel.log_y else None, nticks=6)
+    if panel.log_y:
+        drawn.update_yaxes(**decades(panel))
     if panel.is_bars:
         drawn.update_yaxes(autorange="reversed")
     elif panel.log_x:
@@ -41,6 +44,16 @@ def figure(panel: Panel, words: dict[str, Any], names: dict[str, str]) -> graph_
         step = -(-len(shown) // 6)
         drawn.update_xaxes(tickvals=shown[::step], ticktext=[f"{x:,.0f}" for x in shown[::step]])
     return drawn
+
+
+def decades(panel: Panel) -> dict[str, Any]:
+    """The labels of a logarithmic axis: powers of ten, with 2 and 5 between them where there are few."""
+    values = np.concatenate([np.asarray(line.y, np.float64) for line in panel.lines])
+    exponents = np.log10(values[values > 0])
+    low, high = math.floor(exponents.min()), math.ceil(exponents.max())
+    steps = (1, 2, 5) if high - low <= 2 else (1,)
+    ticks = [step * 10.0**power for power in range(low, high + 1) for step in steps]
+    return {"tickvals": ticks, "ticktext": [f"{tick:.10g}" for tick in ticks]}
 
 
 def curve(line: Line, panel: Panel, names: dict[str, str], colour: str, is_first: bool) -> graph_objects.Scatter:

@@ -30,7 +30,8 @@ def credit_view(figures: Figures, credit: EpisodeCredit, title: str, picture_byt
     end = "terminated" if credit.terminated else "was cut off (truncated)"
     about = (
         f"Seed {credit.seed}, {escape(credit.checkpoint)} checkpoint, {trained}, γ = {credit.gamma:g}. "
-        f"The episode {end} after {credit.num_steps:,} steps with a return of {credit.reward.sum():.5g}."
+        f"The episode {end} after {credit.num_steps:,} steps with a return of {credit.reward.sum():.5g}, "
+        f"discounted {credit.discounted_return:.5g}."
     )
     if credit.value is None:
         about += (
@@ -68,7 +69,7 @@ def policy_key(credit: EpisodeCredit) -> str:
 
 def no_picture(credit: EpisodeCredit) -> str:
     """Why there is none."""
-    return f'<p class="note">No picture: {escape(credit.picture_note or "none was kept")}.</p>'
+    return f'<p class="note">No picture: {escape(credit.picture_note.replace("`", "") or "none was kept")}.</p>'
 
 
 def start_of(credit: EpisodeCredit) -> int:
@@ -199,7 +200,7 @@ def view_data(figure: str, credit: EpisodeCredit, picture_bytes: int) -> dict[st
         "columns": {name: typed(x) for name, x in columns.items()},
         "weights": {name: typed(x) for name, x in credit.weights.items()},
         "spread": {name: round(credit.spread(name), 1) for name in credit.weights},
-        "most": {name: credit.most_blamed(name) for name in credit.weights},
+        "most": {name: credit.most_blamed(name) if credit.singles_out(name) else None for name in credit.weights},
         "own": credit.own,
         "actions": [action_text(credit, t) for t in range(credit.num_steps)],
         "pictures": [base64.b64encode(credit.pictures[k]).decode() for k in kept],

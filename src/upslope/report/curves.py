@@ -92,7 +92,12 @@ def metric_card(figures: Figures, records: Sequence[Record], names: Sequence[str
 
 def steps_axis(records: Sequence[Record]) -> dict[str, Any]:
     """The axis that all share: from 0 to the last step of any run."""
-    return axis("environment steps", tickformat="~s", range=[0, max(float(np.nanmax(r.steps)) for r in records)])
+    return axis(
+        "environment steps",
+        tickformat="~s",
+        hoverformat=",.0f",
+        range=[0, max(float(np.nanmax(r.steps)) for r in records)],
+    )
 
 
 def grid_of(cards: list[str]) -> str:

@@ -101,5 +101,5 @@ def around(values: list[np.ndarray]) -> dict[str, Any]:
 
 
 def axis(title: str, **settings: Any) -> dict[str, Any]:
-    """An axis with its title."""
-    return {"title": {"text": title}, **settings}
+    """An axis with its title; powers of ten rather than letters for the very small."""
+    return {"title": {"text": title}, "exponentformat": "power", **settings}

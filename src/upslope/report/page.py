@@ -15,7 +15,9 @@ from typing import Literal
 from upslope.analysis.compare import compare_records
 from upslope.analysis.comparison import Comparison
 from upslope.analysis.credit import FILE_NAME, load_credit, save_credit
+from upslope.analysis.normalize import Normalize
 from upslope.analysis.records import Record, read_records
+from upslope.analysis.scores import Score
 from upslope.errors import UpslopeError
 from upslope.pages import MARK, page_path
 from upslope.report.credit import credit_view
@@ -31,12 +33,20 @@ REPORT_PICTURES, CREDIT_PICTURES = 1_200_000, 2_500_000
 """Bytes of pictures in a page, all runs together."""
 
 
-def write_report(runs: Sequence[str | Path], output: str | Path = "report.html", *, credit: bool = False) -> Path:
+def write_report(
+    runs: str | Path | Sequence[str | Path],
+    output: str | Path = "report.html",
+    *,
+    credit: bool = False,
+    score: Score = "auto",
+    normalize: Normalize | None = None,
+) -> Path:
     """Write a page about these runs: curves, comparison, evaluations, health, settings, diagnostics, credit.
 
     It reads run directories and nothing else, so it is quick and executes nothing of theirs. Evaluation episodes and
     credit are shown where `upslope evaluate` and `upslope credit` have left some. With `credit`, an episode is played
-    first for each run that keeps none, which takes seconds a run.
+    first for each run that keeps none, which takes seconds a run. `score` and `normalize` are those of
+    `upslope.compare`; "threshold" makes each environment, to see what a random policy gets.
 
     Raises:
         UpslopeError: there is no such folder, no run at all, or an output that cannot be written.
@@ -46,7 +56,7 @@ def write_report(runs: Sequence[str | Path], output: str | Path = "report.html",
     records, left_out = read_records(runs)
     names = unique_names(records)
     missing = add_credit([record.path for record in records]) if credit else []
-    comparison, warnings = compared(records)
+    comparison, warnings = compared(records, score, normalize)
     warnings = [*left_out, *warnings]
     figures = Figures()
     sections = {
@@ -105,7 +115,9 @@ def add_credit(runs: Sequence[Path]) -> list[str]:
     return reasons
 
 
-def compared(records: Sequence[Record]) -> tuple[Comparison | None, Sequence[str]]:
+def compared(
+    records: Sequence[Record], score: Score, normalize: Normalize | None
+) -> tuple[Comparison | None, Sequence[str]]:
     """The comparison of the runs that have a score, and its warnings; where there is none, the reason is a warning."""
     scored = [r for r in records if len(r.episodes) or len(r.evaluations)]
     warnings = [
@@ -115,7 +127,7 @@ def compared(records: Sequence[Record]) -> tuple[Comparison | None, Sequence[str
         if r not in scored
     ]
     try:
-        comparison = compare_records(scored)
+        comparison = compare_records(scored, score=score, normalize=normalize)
     except UpslopeError as error:
         return None, [*warnings, f"The runs could not be compared. {error}"]
     return comparison, [*warnings, *comparison.warnings]

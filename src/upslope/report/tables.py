@@ -8,8 +8,11 @@ import numpy as np
 
 from upslope.analysis.comparison import Comparison, Group
 from upslope.analysis.records import Record
-from upslope.analysis.statistics import Estimate
-from upslope.report.figures import Figures, axis, typed
+from upslope.analysis.statistics import Band, Estimate
+from upslope.report.figures import Figures, axis, mean_and_band, typed
+
+LONG = 30
+"""Characters of a setting that may take several lines."""
 
 
 def number(x: float) -> str:
@@ -47,8 +50,52 @@ def comparison_section(figures: Figures, comparison: Comparison) -> str:
         groups = [g for g in comparison.groups if g.environment == environment]
         parts += [f"<h3>{escape(environment)}</h3>", score_figure(figures, groups), score_table(groups)]
         if len(groups) > 1:
-            parts.append(improvement_table(comparison, groups))
+            parts.append(improvement_table(comparison, [g.label for g in groups], (environment,)))
+    if comparison.aggregates:
+        parts.append(overall(figures, comparison))
     return "\n".join(parts)
+
+
+def overall(figures: Figures, comparison: Comparison) -> str:
+    """All environments together, in normalised scores: aggregates, who beats whom, performance profiles."""
+    meaning = "; ".join(
+        f"in {escape(r.environment)} 0 is {number(r.zero)} and 1 is {number(r.one)} ({escape(r.source)})"
+        for r in comparison.references
+    )
+    rows = [[escape(a.label), share(a.mean), share(a.iqm)] for a in comparison.aggregates]
+    parts = [
+        "<h3>All environments</h3>",
+        f"<p>Normalised scores: {meaning}. Every environment counts the same.</p>",
+        table(["", "mean", "IQM"], rows),
+    ]
+    environments = tuple(r.environment for r in comparison.references)
+    if len(comparison.aggregates) > 1 and len(environments) > 1:
+        labels = [a.label for a in comparison.aggregates]
+        parts.append(improvement_table(comparison, labels, environments))
+    parts += [
+        "<p>Performance profiles: which share of the seeds scores more than τ.</p>",
+        profile_figure(figures, comparison),
+    ]
+    return "\n".join(parts)
+
+
+def profile_figure(figures: Figures, comparison: Comparison) -> str:
+    """The share of seeds above each normalised score, and its interval."""
+    traces = []
+    for place, profile in enumerate(comparison.profiles):
+        band = Band(profile.share, profile.low, profile.high)
+        lines = mean_and_band(place, profile.label, profile.thresholds, band)
+        traces += [
+            {**trace, "meta": {}, "showlegend": trace["mode"] == "lines" and "fill" not in trace} for trace in lines
+        ]
+    layout = {
+        "xaxis": axis("normalised score τ"),
+        "yaxis": axis("share of seeds above τ", range=[-0.03, 1.03]),
+        "showlegend": True,
+        "legend": {"orientation": "h", "yref": "container", "yanchor": "bottom", "y": 0},
+        "margin": {"b": 90},
+    }
+    return figures.add(traces, layout, height=380, label="Performance profiles over all environments")
 
 
 def score_figure(figures: Figures, groups: Sequence[Group]) -> str:
@@ -81,24 +128,24 @@ def number_or_none(x: float) -> float | None:
 
 
 def score_table(groups: Sequence[Group]) -> str:
-    """Mean, interquartile mean, median, and how early it learned."""
+    """Mean, interquartile mean, median, and how early it learned. The mean is first: a phone shows no more."""
     known = [g.efficiency for g in groups if g.efficiency]
     early = [f"return at<br>{steps:,} steps" for steps in known[0].steps] if known else []
-    head = ["", "seeds", "budget (steps)", "mean", "IQM", "median", *early]
+    head = ["", "mean", "IQM", "median", "seeds", "budget<br>(steps)", *early, "area /<br>length"]
     rows = []
     for g in groups:
-        cells = [escape(g.label), str(len(g.seeds)), f"{g.budget:,}"]
-        cells += [estimate(g.mean), estimate(g.iqm), estimate(g.median)]
+        cells = [escape(g.label), estimate(g.mean), estimate(g.iqm), estimate(g.median)]
+        cells += [str(len(g.seeds)), f"{g.budget:,}"]
         cells += [estimate(e) for e in g.efficiency.at] if g.efficiency else ["–"] * len(early)
         rows.append([*cells, estimate(g.efficiency.area) if g.efficiency else "–"])
-    return table([*head, "area under<br>the curve"], rows)
+    return table(head, rows)
 
 
-def improvement_table(comparison: Comparison, groups: Sequence[Group]) -> str:
+def improvement_table(comparison: Comparison, labels: Sequence[str], environments: tuple[str, ...]) -> str:
     """P(a seed of the row scores higher than one of the column)."""
-    labels, cells = [g.label for g in groups], {}
+    cells: dict[tuple[str, str], str] = {}
     for found in comparison.improvements:
-        if found.environments == (groups[0].environment,):
+        if found.environments == environments:
             cells[found.label, found.other] = share(found.probability)
             cells.setdefault((found.other, found.label), share(turned(found.probability)))
     rows = [[escape(a), *(cells.get((a, b), "") for b in labels)] for a in labels]
@@ -140,4 +187,5 @@ def created(record: Record) -> str:
 
 def shown(value: Any) -> str:
     """A setting as text."""
-    return "–" if value is None else escape(f"{value:,}" if type(value) is int else str(value))
+    text = "–" if value is None else escape(f"{value:,}" if type(value) is int else str(value))
+    return f'<span class="long">{text}</span>' if len(text) > LONG else text

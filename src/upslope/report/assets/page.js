@@ -145,7 +145,7 @@
         table([
           row(cell("th", "estimator"), cell("th", "Ψ here"), cell("th", "actions sharing it"), cell("th", "largest at")),
           ...weights.map(([name, x]) =>
-            row(cell("th", named(name)), cell("td", short(x[t])), cell("td", String(credit.spread[name])), cell("td", jump(credit.most[name])))),
+            row(cell("th", named(name)), cell("td", short(x[t])), cell("td", String(credit.spread[name])), cell("td", credit.most[name] === null ? "all alike" : jump(credit.most[name])))),
         ]),
       );
       return Plotly.relayout(place, { "shapes[0].x0": t, "shapes[0].x1": t });
