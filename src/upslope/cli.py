@@ -62,12 +62,15 @@ def run(arguments: list[str]) -> None:
     if first == "--version":
         print(f"upslope {version('upslope')}")
         return
-    if not first.startswith("-") and first not in COMMANDS:
+    if first in COMMANDS:
+        command: Any = tyro.cli(COMMANDS[first], prog=f"upslope {first}", args=arguments[1:])
+        DO[type(command)](command)
+        return
+    if not first.startswith("-"):
         raise UpslopeError(unknown("command", first, COMMANDS, "upslope --help"))
     types = tuple(Annotated[kind, tyro.conf.subcommand(name)] for name, kind in COMMANDS.items())
     one_of: Any = union_of(types)
-    command: Any = tyro.cli(tyro.conf.OmitSubcommandPrefixes[one_of], prog="upslope", args=arguments or [first])
-    DO[type(command)](command)
+    tyro.cli(tyro.conf.OmitSubcommandPrefixes[one_of], prog="upslope", args=arguments or [first])  # --help, or refused
 
 
 def union_of(types: tuple[Any, ...]) -> Any:

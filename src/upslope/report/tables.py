@@ -14,6 +14,9 @@ from upslope.report.figures import Figures, axis, mean_and_band, typed
 LONG = 30
 """Characters of a setting that may take several lines."""
 
+MANY_PROFILES = 4
+"""Above so many, intervals are not drawn; `--json` has them."""
+
 
 def number(x: float) -> str:
     """Four digits; a dash for what is not known."""
@@ -84,16 +87,16 @@ def profile_figure(figures: Figures, comparison: Comparison) -> str:
     traces = []
     for place, profile in enumerate(comparison.profiles):
         band = Band(profile.share, profile.low, profile.high)
-        lines = mean_and_band(place, profile.label, profile.thresholds, band)
-        traces += [
-            {**trace, "meta": {}, "showlegend": trace["mode"] == "lines" and "fill" not in trace} for trace in lines
-        ]
+        drawn = mean_and_band(place, profile.label, profile.thresholds, band)
+        # Many areas over each other tell nothing.
+        kept = drawn if len(comparison.profiles) <= MANY_PROFILES else drawn[-1:]
+        traces += [{**trace, "meta": {}, "showlegend": trace is drawn[-1]} for trace in kept]
     layout = {
         "xaxis": axis("normalised score τ"),
         "yaxis": axis("share of seeds above τ", range=[-0.03, 1.03]),
         "showlegend": True,
-        "legend": {"orientation": "h", "yref": "container", "yanchor": "bottom", "y": 0},
-        "margin": {"b": 90},
+        "legend": {"orientation": "h", "yref": "container", "yanchor": "bottom", "y": 0, "x": 0, "xanchor": "left"},
+        "margin": {"l": 10, "r": 10, "t": 8, "b": 90},
     }
     return figures.add(traces, layout, height=380, label="Performance profiles over all environments")
 
