@@ -180,6 +180,61 @@ def test_different_environments_are_not_averaged(run_of):
     )
 
 
+def test_environments_of_other_arguments_are_others_whatever_their_order(run_of):
+    def scored(name, first, **env_kwargs):
+        return run_of(name, episodes=ending(1, 2, 3, 4, 5, first=first), steps=100, env_kwargs=env_kwargs)
+
+    runs = [scored("a", 0, x=1, y=2), scored("b", 5, y=2, x=1), scored("c", 10, x=2, y=2)]
+    found = upslope.compare(runs)
+    assert [(g.environment, len(g.seeds)) for g in found.groups] == [
+        ("CartPole-v1 x=1 y=2", 10),
+        ("CartPole-v1 x=2 y=2", 5),
+    ]
+
+
+def test_the_score_of_training_is_that_of_the_last_hundred_episodes(run_of):
+    episodes = {0: [(i, 7.0 if i <= 50 else 1.0 if i <= 100 else 3.0) for i in range(1, 151)], 1: [(9, 5.0)]}
+    group = upslope.compare(run_of(episodes=episodes, steps=150)).groups[0]
+    assert group.scores.tolist() == [2.0, 5.0]  # of seed 0: fifty times 1, fifty times 3
+
+
+def test_a_seed_that_has_no_row_yet_is_compared_as_far_as_it_got(run_of):
+    """A run that was broken off within its first write."""
+    run = run_of(episodes=ending(1, 2, 3), steps=100)
+    lines = (run / "metrics.jsonl").read_text().splitlines(keepends=True)
+    (run / "metrics.jsonl").write_text("".join(line for line in lines if '"seed": 2' not in line))
+    assert warned(upslope.compare(run), "not finished: 0 of 100")
+
+
+def test_pairs_say_whether_their_seeds_are_the_same(run_of):
+    worlds = ("CartPole-v1", "Acrobot-v1")
+    same = [run_of(f"p{w}", episodes=ending(1, 2, 3), steps=100, environment=w) for w in worlds]
+    same += [run_of(f"a{w}", episodes=ending(0, 1, 2), steps=100, algorithm="a2c", environment=w) for w in worlds[:1]]
+    other = run_of("a other", episodes=ending(0, 1, 2, first=9), steps=100, algorithm="a2c", environment=worlds[1])
+    found = upslope.compare([*same, other], normalize="range")
+    assert {i.environments: i.is_paired for i in found.improvements} == {
+        worlds[:1]: True, worlds[1:]: False, worlds: False,
+    }  # fmt: skip
+
+
+def test_what_an_average_over_environments_hides_is_told(run_of):
+    """Other settings under one name, and seeds that agree."""
+    a = run_of("a", episodes=ending(1, 2, 3), steps=100, gamma=0.5)
+    b = run_of("b", episodes=ending(4, 4, 4), steps=200, environment="Acrobot-v1")
+    c = run_of("c", episodes=ending(5, 6, 7), steps=200, environment="Acrobot-v1", algorithm="a2c")
+    d = run_of("d", episodes=ending(0, 1, 2), steps=100, algorithm="a2c", gamma=0.5)
+    found = upslope.compare([a, b, c, d], normalize="range")
+    assert warned(found, "ppo has other settings in other environments: gamma, steps")
+    assert warned(found, "the intervals of ppo over all environments take Acrobot-v1", "for certain")
+    assert not warned(found, "the intervals of a2c")
+
+
+def test_a_threshold_is_of_the_environment_as_it_is_registered(run_of):
+    run = run_of(episodes=ending(50, 50, 49), steps=100, max_episode_steps=50)
+    with pytest.raises(upslope.UpslopeError, match="not the environment that its reward threshold is about"):
+        upslope.compare(run, normalize="threshold")
+
+
 def two_environments(run_of):
     scores = {
         ("ppo", "CartPole-v1"): (100, 300, 500),

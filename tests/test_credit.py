@@ -179,6 +179,14 @@ def test_a_run_without_a_critic_says_nothing_of_values(runs):
     assert credit.most_blamed("RewardToGo") == 0
 
 
+def test_whom_an_estimator_blames(runs):
+    """By hand: (1 + 5)²/(1 + 25) actions share it, and the second is blamed, though its weight is negative."""
+    credit = credit_of(runs["key"])
+    one = dataclasses.replace(credit, weights={"mine": np.asarray([1.0, -5.0]), "flat": np.asarray([2.0, -2.0])})
+    assert one.spread("mine") == pytest.approx(36 / 26)
+    assert one.most_blamed("mine") == 1 and one.singles_out("mine") and not one.singles_out("flat")
+
+
 def test_it_is_kept_in_a_file(runs, tmp_path):
     credit = credit_of(runs["key"])
     save_credit(tmp_path / "credit.npz", credit)

@@ -81,6 +81,10 @@ def test_the_trimmed_interval_is_yuens():
     assert ends(iqm_of(x))[1] - center == pytest.approx(
         max(trimmed_half_width(x), calibrated("iqm", 12) * x.std(ddof=1))
     )
+    # Two far apart clusters: the middle half spreads more than its distance from the mean lets normal seeds do.
+    y = np.concatenate([np.zeros(6), np.ones(6)]) + 0.001 * np.arange(12)
+    assert trimmed_half_width(y) > calibrated("iqm", 12) * y.std(ddof=1)
+    assert ends(iqm_of(y))[1] - iqm_of(y).value == pytest.approx(trimmed_half_width(y))
 
 
 def test_calibration_is_the_quantile_that_integration_gives():
@@ -183,10 +187,20 @@ def test_the_interquartile_mean_of_strata_pools_them():
 
 def test_scores_on_a_quartile_count_in_part():
     # Of six, the quartiles lie at 1.5 and 4.5: weights (0, ½, 1, 1, ½, 0)/3.
-    assert between_quartiles(6) == pytest.approx(np.asarray([0, 1, 2, 2, 1, 0]) / 6)
-    assert between_quartiles(8) == pytest.approx(np.asarray([0, 0, 1, 1, 1, 1, 0, 0]) / 4)
+    assert between_quartiles(np.full(6, 1 / 6)) == pytest.approx(np.asarray([0, 1, 2, 2, 1, 0]) / 6)
+    assert between_quartiles(np.full(8, 1 / 8)) == pytest.approx(np.asarray([0, 0, 1, 1, 1, 1, 0, 0]) / 4)
     strata = [np.asarray([0.0, 6.0]), np.asarray([12.0, 18.0]), np.asarray([30.0, 99.0])]
     assert stratified_iqm(strata).value == pytest.approx((6 + 2 * 12 + 2 * 18 + 30) / 6)
+
+
+def test_environments_weigh_the_same_whatever_their_seeds():
+    """One environment at 0 and one at 1: the middle half is half of each, however many seeds tell of it."""
+    low, high = np.asarray([0.0, 0.01, -0.01]), 1 + 0.001 * np.arange(10)
+    for strata in ([low, high], [high, low]):
+        found = stratified_iqm(strata)
+        # Of low (a share 1/6 each) the middle half holds half of the second and the third, 0 and 0.01; of high the
+        # five lowest.
+        assert found.value == pytest.approx((0.0 / 12 + 0.01 / 6 + np.sum(high[:5]) / 20) / 0.5)
 
 
 def test_seeds_outside_the_quartiles_count_by_their_winsorised_spread():
@@ -226,7 +240,9 @@ def test_a_mean_of_estimates_adds_their_distances_by_squares():
     parts = [probability_of_improvement(np.asarray(x), np.asarray([1.0, 2, 3])) for x in ([2.0, 5, 6], [0.0, 1, 2])]
     found = mean_estimate(parts)
     below = math.hypot(*(p.value - p.interval.low for p in parts)) / 2
-    assert found.value == np.mean([p.value for p in parts]) and found.interval.low == found.value - below
+    above = math.hypot(*(p.interval.high - p.value for p in parts)) / 2
+    assert found.value == np.mean([p.value for p in parts])
+    assert ends(found) == (found.value - below, found.value + above) and above != pytest.approx(below)
 
 
 def test_a_profile_is_the_share_above_with_its_interval():

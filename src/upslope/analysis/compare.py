@@ -8,7 +8,7 @@ from pathlib import Path
 import numpy as np
 
 from upslope.analysis.comparison import BUDGET_SHARES, Comparison, Efficiency, Group, Improvement
-from upslope.analysis.grouping import Member, environments_of, group, reached, warnings_of
+from upslope.analysis.grouping import Member, environments_of, group, reached, settings_of, warnings_of
 from upslope.analysis.normalize import Normalize, normalised
 from upslope.analysis.records import Record, read_records
 from upslope.analysis.scores import Score, scorable, scores_of
@@ -92,6 +92,7 @@ def group_of(member: Member, scores: np.ndarray, budget: int | None) -> Group:
         algorithm=config.algorithm,
         runs=tuple(record.path for record in member.records),
         differs=member.differs,
+        settings=settings_of(member.records[0]),
         budget=config.steps,
         seeds=member.seeds,
         scores=scores,

@@ -36,6 +36,8 @@ class Group:
     runs: tuple[Path, ...]
     differs: dict[str, Any]
     """The settings in which the groups of this environment differ, with this group's values."""
+    settings: dict[str, Any]
+    """All settings that make it what it is, besides the environment and the seeds."""
     budget: int
     """Environment steps per seed that it was trained for."""
     seeds: tuple[int, ...]

@@ -82,7 +82,7 @@ def without_repeats(pool: list[Record]) -> tuple[list[Record], list[str]]:
 
 def reached(record: Record) -> int:
     """The step to which every seed has got."""
-    return int(np.nanmax(record.steps, axis=1).min())
+    return int(np.fmax.reduce(record.steps, axis=1, initial=0).min())
 
 
 def environment_of(config: Config) -> str:
@@ -90,7 +90,7 @@ def environment_of(config: Config) -> str:
     changes = dict(config.env_kwargs)
     if config.max_episode_steps is not None:
         changes["max_episode_steps"] = config.max_episode_steps
-    return " ".join([config.environment, *(f"{name}={value}" for name, value in changes.items())])
+    return " ".join([config.environment, *(f"{name}={value}" for name, value in sorted(changes.items()))])
 
 
 def settings_of(record: Record) -> dict[str, Any]:
@@ -143,7 +143,7 @@ def past_budget(environment: str, members: list[Member]) -> str:
     words = []
     for member in members:
         records = [r for r in member.records if r.config.data is None]
-        most = max((float(np.nanmax(r.steps)) / r.config.steps for r in records), default=1.0)
+        most = max((float(np.fmax.reduce(r.steps, axis=None)) / r.config.steps for r in records), default=1.0)
         if most > 1 + OVERSHOOT:
             words.append(f"{member.label} by up to {most - 1:.0%}")
     if not words:

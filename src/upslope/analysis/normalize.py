@@ -8,7 +8,7 @@ from typing import Any, Literal
 import numpy as np
 
 from upslope.analysis.comparison import Aggregate, Group, Improvement, Profile, Reference
-from upslope.analysis.statistics import probability_of_improvement
+from upslope.analysis.statistics import agreement, probability_of_improvement
 from upslope.analysis.strata import mean_estimate, profile, stratified_iqm, stratified_mean
 from upslope.config import Config
 from upslope.errors import UpslopeError
@@ -52,6 +52,9 @@ def normalised(groups: Sequence[Group], configs: Mapping[str, Config], normalize
         for label in labels
         if label not in everywhere
     ]
+    for label in everywhere if len(configs) > 1 else []:
+        mine = [g for g in groups if g.label == label]
+        warnings += filter(None, (differing_settings(label, mine), certain_environments(label, mine)))
     return Normalised(
         tuple(references.values()),
         tuple(improvements_over(everywhere, groups, list(configs)) if len(configs) > 1 else ()),
@@ -59,6 +62,24 @@ def normalised(groups: Sequence[Group], configs: Mapping[str, Config], normalize
         tuple(profiles_of(scores)),
         tuple(warnings),
     )
+
+
+def differing_settings(label: str, groups: Sequence[Group]) -> str:
+    """That a label stands for other settings in other environments, which may well be meant; empty if it does not."""
+    differ = sorted(
+        name for name in groups[0].settings if any(g.settings[name] != groups[0].settings[name] for g in groups[1:])
+    )
+    if not differ:
+        return ""
+    return f"{label} has other settings in other environments: {', '.join(differ)}. Its average is over all of them"
+
+
+def certain_environments(label: str, groups: Sequence[Group]) -> str:
+    """That seeds which agree add nothing to an interval over environments, though others might do otherwise."""
+    agree = [g.environment for g in groups if agreement(g.scores)]
+    if not agree:
+        return ""
+    return f"the intervals of {label} over all environments take {', '.join(agree)}, where all seeds agree, for certain"
 
 
 def reference_of(environment: str, groups: Sequence[Group], config: Config, normalize: Normalize) -> Reference:
@@ -79,7 +100,11 @@ def threshold_of(environment: str, config: Config) -> Reference:
     """0 is the measured return of a random policy, 1 Gymnasium's reward threshold: where it counts as solved."""
     from upslope.environments.make import make  # it brings JAX, which a report does without
 
-    world: Any = make(config.environment.removeprefix(COMPILED_PREFIX), config.env_kwargs, config.max_episode_steps)
+    if config.env_kwargs or config.max_episode_steps is not None:
+        raise UpslopeError(
+            f"{environment} is not the environment that its reward threshold is about. Use --normalize range."
+        )
+    world: Any = make(config.environment.removeprefix(COMPILED_PREFIX))
     env = world.create()
     try:
         threshold = env.spec.reward_threshold if env.spec is not None else None

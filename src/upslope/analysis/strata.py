@@ -25,36 +25,40 @@ def stratified_mean(strata: Sequence[np.ndarray]) -> Estimate:
 
 
 def stratified_iqm(strata: Sequence[np.ndarray]) -> Estimate:
-    """The interquartile mean of all seeds of all environments together (Agarwal et al. 2021).
+    """The interquartile mean of all seeds of all environments together, after Agarwal et al. 2021.
 
-    A score on a quartile counts in part: left out whole or not at all, it would give the environment that it is from
-    too much or too little weight. The variance is Σ v_m, v_m the larger of two, for of few seeds either is often too
-    small: W_m² s_m²/S_m, as if the weight W_m of the environment's scores were always that of the same places (the
-    delta method); and Tukey and McLaughlin's S_m s²_{w,m}/h², of the scores winsorised at the ends of the h = N/2 that
-    are kept, which knows that others might have been. Degrees of freedom by Welch and Satterthwaite.
+    Every environment has the same weight, so that of several with unequal numbers of seeds none leads; theirs have
+    equal numbers. A score on a quartile counts in part: left out whole or not at all, it would give the environment
+    that it is from too much or too little weight.
+
+    The variance is Σ v_m, v_m the larger of two, for of few seeds either is often too small: W_m² s_m²/S_m, as if the
+    weight W_m of the environment's scores were always that of the same places (the delta method); and Tukey and
+    McLaughlin's (2/M)² s²_{w,m}/S_m, of the scores winsorised at the ends of the half that is kept, which knows that
+    others might have been. Degrees of freedom by Welch and Satterthwaite.
     """
     scores = np.concatenate(strata)
     if not np.isfinite(scores).all():
         return Estimate(math.nan, None)
-    weights = np.empty(len(scores))
-    order = np.argsort(scores)
-    weights[order] = between_quartiles(len(scores))
-    cut = len(scores) // 4
-    ends = np.sort(scores)[[cut, -1 - cut]]
+    weights, order = np.empty(len(scores)), np.argsort(scores)
+    shares = np.concatenate([np.full(len(x), 1 / len(x) / len(strata)) for x in strata])
+    weights[order] = between_quartiles(shares[order])
+    kept = scores[weights > 0]
+    ends = kept.min(), kept.max()
     each = np.split(weights, np.cumsum([len(x) for x in strata])[:-1])
     variances = [
-        max(mean_variance(x) * w.sum() ** 2, mean_variance(np.clip(x, *ends)) * (len(x) / (len(scores) / 2)) ** 2)
+        max(mean_variance(x) * w.sum() ** 2, mean_variance(np.clip(x, *ends)) * (2 / len(strata)) ** 2)
         for x, w in zip(strata, each, strict=True)
     ]
     value = float(scores @ weights)
     return Estimate(value, welch(value, variances, strata))
 
 
-def between_quartiles(n: int) -> np.ndarray:
-    """The weight of each of n ordered scores in the mean of the middle half: of its n-th part of the whole, as much as
-    lies between a quarter and three quarters."""
-    place = np.arange(n)
-    return np.clip(np.minimum(place + 1, 3 * n / 4) - np.maximum(place, n / 4), 0, None) / (n / 2)
+def between_quartiles(shares: np.ndarray) -> np.ndarray:
+    """The weight of each ordered score in the mean of the middle half: of its share of the whole, as much as lies
+    between a quarter and three quarters. What only rounding leaves there is none."""
+    until = np.cumsum(shares)
+    inside = np.minimum(until, 0.75) - np.maximum(until - shares, 0.25)
+    return np.where(inside > 1e-9, inside, 0.0) / 0.5
 
 
 def mean_variance(x: np.ndarray) -> float:

@@ -98,6 +98,7 @@ def credit(
             "short": short,
             "long": long,
             "budget": COLUMNS * iterations,
+            "never": 100 * float(np.mean(learned["one_step", long].max(axis=1) < FOUND)),
             "found": FOUND,
         },
     )

@@ -6,7 +6,8 @@ from dataclasses import dataclass, field
 from typing import Any, Literal, NamedTuple
 
 import numpy as np
-from jaxtyping import Float
+from jaxtyping import Bool, Float
+from scipy.stats import binomtest
 from scipy.stats import t as student_t
 
 Verdict = Literal["supported", "refuted", "undecided"]
@@ -125,10 +126,10 @@ def ratio_of(log_ratio: Estimate) -> Estimate:
     return Estimate(float(np.exp(log_ratio.value)), (float(np.exp(low)), float(np.exp(high))))
 
 
-def quantile_interval(samples: Float[np.ndarray, "K"], value: float) -> Estimate:
-    """A value with the 95 % percentile interval of its resamples."""
-    low, high = np.quantile(samples, [0.025, 0.975])
-    return Estimate(float(value), (float(low), float(high)))
+def share_of(happened: Bool[np.ndarray, "R"]) -> Estimate:
+    """How often something happened in R independent repetitions, with Clopper and Pearson's 95 % interval."""
+    found = binomtest(int(happened.sum()), len(happened)).proportion_ci(0.95)
+    return Estimate(float(happened.mean()), (float(found.low), float(found.high)))
 
 
 def root_mean_square(errors: Float[np.ndarray, "R K"]) -> Float[np.ndarray, "K"]:

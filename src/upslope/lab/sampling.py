@@ -10,18 +10,17 @@ from jaxtyping import Float
 from upslope.distributions import DiagonalGaussian
 from upslope.environments.tabular import Tabular
 from upslope.lab.finding import (
-    ABOVE_ZERO,
     BELOW_ZERO,
     Finding,
     Line,
     Outcome,
     Panel,
     around,
-    difference_of,
     mean_of,
     median,
     power_law,
     root_mean_square,
+    share_of,
 )
 from upslope.lab.play import play, quick_jit, table_agent
 from upslope.objectives import Sample, importance_ratio
@@ -157,7 +156,7 @@ def importance(seed: int = 0, repetitions: int = 320, largest: int = 2048) -> Ou
             Finding("plain", mean_of(plain.mean(axis=1) - truth), BELOW_ZERO),
             Finding("weighted", mean_of(weighted.mean(axis=1)), around(truth, 0.02)),
             Finding("share", mean_of(shares[distances.index(1.0)]), around(np.exp(-1), 0.02)),
-            Finding("grows", difference_of(errors[far] ** 2, errors[near] ** 2), ABOVE_ZERO),
+            Finding("grows", share_of(np.abs(errors[far]) > np.abs(errors[near])), (0.5, math.inf)),
             Finding("finite", power_law(sizes, wide, median), around(-0.5, 0.1)),
             Finding("infinite", power_law(sizes, narrow, median), (-0.4, math.inf)),
         ),
