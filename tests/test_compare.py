@@ -218,15 +218,13 @@ def test_pairs_say_whether_their_seeds_are_the_same(run_of):
 
 
 def test_what_an_average_over_environments_hides_is_told(run_of):
-    """Other settings under one name, and seeds that agree."""
+    """Other settings under one name."""
     a = run_of("a", episodes=ending(1, 2, 3), steps=100, gamma=0.5)
     b = run_of("b", episodes=ending(4, 4, 4), steps=200, environment="Acrobot-v1")
     c = run_of("c", episodes=ending(5, 6, 7), steps=200, environment="Acrobot-v1", algorithm="a2c")
     d = run_of("d", episodes=ending(0, 1, 2), steps=100, algorithm="a2c", gamma=0.5)
     found = upslope.compare([a, b, c, d], normalize="range")
     assert warned(found, "ppo has other settings in other environments: gamma, steps")
-    assert warned(found, "the intervals of ppo over all environments take Acrobot-v1", "for certain")
-    assert not warned(found, "the intervals of a2c")
 
 
 def test_a_threshold_is_of_the_environment_as_it_is_registered(run_of):

@@ -169,6 +169,15 @@ def test_one_stratum_is_one_sample():
     assert stratified_mean([x, x[:1]]).interval is None
 
 
+def test_an_environment_whose_seeds_agree_is_not_known_for_certain():
+    """By hand: three that agree leave up to 1 − 0.05^(1/3) = 0.6316 of others, s² = 0.6316 · 0.3684 = 0.23268; the rest
+    has s² = 0.01. Standard error √(0.23268/3 + 0.01/3)/2 = 0.14222, ν = 0.24268²/((0.23268² + 0.01²)/2)."""
+    found = stratified_mean([np.ones(3), np.asarray([0.4, 0.5, 0.6])])
+    freedom = 0.24268**2 / ((0.23268**2 + 0.01**2) / 2)
+    assert ends(found)[1] - 0.75 == pytest.approx(stats.t.ppf(0.975, freedom) * 0.14222, rel=1e-3)
+    assert stratified_mean([np.ones(3), np.zeros(3)]).interval is None
+
+
 def test_two_strata_have_welchs_standard_error():
     """SciPy's Welch interval of x̄ − (−ȳ) is twice that of (x̄ + ȳ)/2."""
     x, y = np.asarray([3.0, 1, 4, 1, 5]), np.asarray([90.0, 40, 65])

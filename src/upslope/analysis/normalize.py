@@ -8,7 +8,7 @@ from typing import Any, Literal
 import numpy as np
 
 from upslope.analysis.comparison import Aggregate, Group, Improvement, Profile, Reference
-from upslope.analysis.statistics import agreement, probability_of_improvement
+from upslope.analysis.statistics import probability_of_improvement
 from upslope.analysis.strata import mean_estimate, profile, stratified_iqm, stratified_mean
 from upslope.config import Config
 from upslope.errors import UpslopeError
@@ -54,7 +54,7 @@ def normalised(groups: Sequence[Group], configs: Mapping[str, Config], normalize
     ]
     for label in everywhere if len(configs) > 1 else []:
         mine = [g for g in groups if g.label == label]
-        warnings += filter(None, (differing_settings(label, mine), certain_environments(label, mine)))
+        warnings += filter(None, [differing_settings(label, mine)])
     return Normalised(
         tuple(references.values()),
         tuple(improvements_over(everywhere, groups, list(configs)) if len(configs) > 1 else ()),
@@ -72,14 +72,6 @@ def differing_settings(label: str, groups: Sequence[Group]) -> str:
     if not differ:
         return ""
     return f"{label} has other settings in other environments: {', '.join(differ)}. Its average is over all of them"
-
-
-def certain_environments(label: str, groups: Sequence[Group]) -> str:
-    """That seeds which agree add nothing to an interval over environments, though others might do otherwise."""
-    agree = [g.environment for g in groups if agreement(g.scores)]
-    if not agree:
-        return ""
-    return f"the intervals of {label} over all environments take {', '.join(agree)}, where all seeds agree, for certain"
 
 
 def reference_of(environment: str, groups: Sequence[Group], config: Config, normalize: Normalize) -> Reference:

@@ -18,7 +18,8 @@ from upslope.analysis.statistics import LEVEL, Band, Estimate, Interval, around
 def stratified_mean(strata: Sequence[np.ndarray]) -> Estimate:
     """The mean of the M environments' means: Σ x̄_m / M ± t_ν √(Σ s_m²/S_m) / M, ν by Welch and Satterthwaite.
 
-    For one environment this is Student's interval.
+    For one environment this is Student's interval. Of several, one whose seeds all agree is not known for certain:
+    see `mean_variance`.
     """
     value = float(np.mean([np.mean(x) for x in strata]))
     return Estimate(value, welch(value, [mean_variance(x) / len(strata) ** 2 for x in strata], strata))
@@ -46,7 +47,7 @@ def stratified_iqm(strata: Sequence[np.ndarray]) -> Estimate:
     ends = kept.min(), kept.max()
     each = np.split(weights, np.cumsum([len(x) for x in strata])[:-1])
     variances = [
-        max(mean_variance(x) * w.sum() ** 2, mean_variance(np.clip(x, *ends)) * (2 / len(strata)) ** 2)
+        max(mean_variance(x) * w.sum() ** 2, mean_variance(x, *ends) * (2 / len(strata)) ** 2)
         for x, w in zip(strata, each, strict=True)
     ]
     value = float(scores @ weights)
@@ -61,16 +62,25 @@ def between_quartiles(shares: np.ndarray) -> np.ndarray:
     return np.where(inside > 1e-9, inside, 0.0) / 0.5
 
 
-def mean_variance(x: np.ndarray) -> float:
-    """s²/S; nan for one seed."""
-    return float(np.var(x, ddof=1)) / len(x) if len(x) > 1 else math.nan
+def mean_variance(x: np.ndarray, low: float = -math.inf, high: float = math.inf) -> float:
+    """s²/S of the scores winsorised at two ends; nan for one seed.
+
+    Where all seeds agree, s² is q(1 − q), of a share q = 1 − 0.05^(1/S) that is one unit elsewhere: so many could be,
+    and normalised scores have 0 where nothing is achieved and 1 where all is.
+    """
+    if len(x) < 2:
+        return math.nan
+    if np.ptp(x) > 0:
+        return float(np.var(np.clip(x, low, high), ddof=1)) / len(x)
+    others = 1 - (1 - LEVEL) ** (1 / len(x))
+    return others * (1 - others) / len(x)
 
 
 def welch(value: float, variances: Sequence[float], strata: Sequence[np.ndarray]) -> Interval | None:
     """value ± t_ν √Σv_m, ν = (Σv_m)² / Σ v_m²/(S_m − 1). None where an environment has one seed, or none a spread."""
-    total = math.fsum(variances)
-    if not total > 0 or min(map(len, strata)) < 2:
+    if min(map(len, strata)) < 2 or not any(np.ptp(x) > 0 for x in strata):
         return None
+    total = math.fsum(variances)
     freedom = total**2 / math.fsum(v**2 / (len(x) - 1) for v, x in zip(variances, strata, strict=True))
     return around(value, float(stats.t.ppf((1 + LEVEL) / 2, freedom)) * math.sqrt(total))
 
