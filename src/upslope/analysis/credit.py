@@ -68,7 +68,7 @@ class EpisodeCredit:
 
     def singles_out(self, estimator: str) -> bool:
         """Whether the weights differ in size at all."""
-        size = np.abs(self.weights[estimator])
+        size = np.abs(self.weights[estimator].astype(np.float64))
         return bool(np.ptp(size) > 1e-6 * size.max())
 
     @property
