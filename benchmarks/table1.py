@@ -164,10 +164,12 @@ def normalised(stored: dict[str, Any]) -> np.ndarray:
 
 def returns(complete: Sequence[dict[str, Any]]) -> str:
     """Each task's mean return, and what random actions get."""
-    rows = [["random actions", *(f"{stored['chance']:.0f}" for stored in complete)]]
+    digits = [1 if np.ptp([*stored["scores"].values()]) < 100 else 0 for stored in complete]
+    chances = [Estimate(stored["chance"], None) for stored in complete]
+    rows = [["random actions", *map(shown, chances, digits)]]
     for name in SURROGATES:
         scores = [mean_of(np.array(stored["scores"][name])) for stored in complete]
-        rows.append([name, *(shown(score, 0) for score in scores)])
+        rows.append([name, *map(shown, scores, digits)])
     return markdown(["mean return [95 % interval]", *(stored["task"] for stored in complete)], rows)
 
 
