@@ -9,7 +9,7 @@ import gymnasium
 import numpy as np
 
 from upslope.config import Config
-from upslope.environments.make import HostWorld, World, make
+from upslope.environments.make import HostWorld, World, draw_without_screen, make
 from upslope.environments.tabular import Tabular
 from upslope.errors import UpslopeError
 from upslope.types import Rollout
@@ -121,6 +121,7 @@ def draw_compiled(config: Config, world: World, rollout: Rollout, pictures: Pict
 
 def draw_twin(name: str, config: Config, rollout: Rollout, pictures: Pictures) -> None:
     """Set the state of Gymnasium's environment to each of the episode's, and let it draw."""
+    draw_without_screen()
     try:
         env = gymnasium.make(name, render_mode="rgb_array", **config.env_kwargs)
         env.reset(seed=0)

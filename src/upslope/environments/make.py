@@ -80,12 +80,17 @@ def compiled_world(environment: str, env_kwargs: dict[str, Any]) -> CompiledEnvi
         raise UpslopeError(f"{environment} does not take {env_kwargs}: {error}.") from error
 
 
-def host_world(name: str, create: Callable[[], Any], *, is_named: bool) -> HostWorld:
-    """Make one environment to learn its spaces and its step limit."""
+def draw_without_screen() -> None:
+    """Let MuJoCo and pygame draw pictures where there is no screen, and say nothing of it."""
     if sys.platform == "linux":
         os.environ.setdefault("MUJOCO_GL", "egl")
         if not {"DISPLAY", "WAYLAND_DISPLAY"} & set(os.environ):
-            os.environ.setdefault("SDL_VIDEODRIVER", "dummy")  # SDL complains where there is no screen
+            os.environ.setdefault("SDL_VIDEODRIVER", "dummy")
+
+
+def host_world(name: str, create: Callable[[], Any], *, is_named: bool) -> HostWorld:
+    """Make one environment to learn its spaces and its step limit."""
+    draw_without_screen()
     env = create()
     if not isinstance(env, gymnasium.Env):
         raise UpslopeError(
