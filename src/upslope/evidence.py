@@ -121,7 +121,7 @@ class Ladder:
 class Lab:
     """Run the lecture's claims as experiments, each with a prediction, a measurement and a verdict, into one HTML page.
 
-    Takes about 100 seconds on two cores. The exit status is 0 also when a claim is refuted: that is a finding. Needs
+    Takes one to two minutes on two cores. The exit status is 0 also when a claim is refuted: that is a finding. Needs
     the extra `report`.
     """
 

@@ -28,7 +28,7 @@ def trained(epochs: int, seeds: Sequence[int], iterations: int) -> Float[np.ndar
     return found.reshape(2, len(OBJECTIVES), len(seeds))
 
 
-def reuse(seed: int = 0, seeds: int = 8, epochs: Sequence[int] = (1, 8, 48), iterations: int = 20) -> Outcome:
+def reuse(seed: int = 0, seeds: int = 16, epochs: Sequence[int] = (1, 8, 48), iterations: int = 20) -> Outcome:
     """Return and KL against the number of epochs on each batch."""
     each = range(seed, seed + seeds)
     found = np.array(side_by_side([partial(trained, count, each, iterations) for count in epochs]))
