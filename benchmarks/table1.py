@@ -144,10 +144,9 @@ def averages(complete: Sequence[dict[str, Any]]) -> str:
     """Average normalised scores, whose interval is over the seeds of each task."""
     by_task = [normalised(stored) for stored in complete]
     found = [stratified_mean([scores[place] for scores in by_task]) for place in range(len(SURROGATES))]
-    paper = [surrogate.paper for surrogate in SURROGATES.values()]
     rows = [
-        [name, shown(score), f"{own:.2f}".replace("-", "−")]
-        for name, score, own in zip(SURROGATES, found, paper, strict=True)
+        [name, shown(score), shown(Estimate(row.paper, None))]
+        for (name, row), score in zip(SURROGATES.items(), found, strict=True)
     ]
     slope = shown(stratified_mean([slopes(dict(zip(SURROGATES, scores, strict=True))) for scores in by_task]))
     return (
@@ -197,9 +196,10 @@ def main() -> None:
     flags = parser.parse_args()
     if not flags.table:
         measure(flags.tasks, flags.steps, flags.seeds, flags.folder)
-    print(table(flags.folder))
+    found = table(flags.folder)
+    print(found)
     if flags.folder == FOLDER:
-        fill(PAGE, "table1", table(FOLDER))
+        fill(PAGE, "table1", found)
 
 
 if __name__ == "__main__":

@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import re
+from functools import partial
+
+from pages import outside_fences
 
 SIGN = r"[\u3000-\u303f\u4e00-\u9fff\uff00-\uffef“”]"
 LINE_END = re.compile(rf"(?<={SIGN})\n *(?={SIGN})")
-FENCE = re.compile(r"(^(?:```|~~~).*?^(?:```|~~~)$)", re.DOTALL | re.MULTILINE)
 WORDS = {
     "Table of contents": "目录",
     "Previous": "上一页",
@@ -19,8 +21,7 @@ WORDS = {
 
 def joined(markdown: str) -> str:
     """Lines of a paragraph as one, where both sides are Chinese: a browser would show a space between them."""
-    parts = FENCE.split(markdown)
-    return "".join(part if at % 2 else LINE_END.sub("", part) for at, part in enumerate(parts))
+    return outside_fences(markdown, partial(LINE_END.sub, ""))
 
 
 def interface(html: str) -> str:

@@ -19,8 +19,13 @@ from upslope.analysis.metrics import METRICS
 RULES = Path(__file__).resolve().parents[2] / "src" / "upslope" / "analysis"
 OTHERWISE: dict[str, str] = yaml.safe_load(Path(__file__).with_name("advice.yaml").read_text("utf-8"))
 KNOWN = METRICS | HEALTH
-DERIVED = {"relative entropy": "policy/entropy", "σ in half ranges": "policy/entropy", "Σ √(2 KL)": "policy/kl"}
-DERIVED |= {"truncation_bootstrap / |V|": "health/truncation_bootstrap", "share of the rise lost": "episode/return"}
+DERIVED = {
+    "relative entropy": "policy/entropy",
+    "σ in half ranges": "policy/entropy",
+    "Σ √(2 KL)": "policy/kl",
+    "truncation_bootstrap / |V|": "health/truncation_bootstrap",
+    "share of the rise lost": "episode/return",
+}
 """Numbers that rules compute from a metric."""
 STANDS_FOR = {
     "flag": "--learning-rate or the limit that is strict",
@@ -111,9 +116,11 @@ def metrics_in(*nodes: ast.AST) -> frozenset[str]:
     return frozenset(full & KNOWN.keys())
 
 
-def standing_for(part: ast.expr) -> str:
-    """A number of a run in words; … if there are none, which is right in brackets only."""
-    return STANDS_FOR.get(ast.unparse(part.value), "…") if isinstance(part, ast.FormattedValue) else "…"
+def part_in_words(part: ast.expr) -> str:
+    """Text as it is; a number of a run in words, … if there are none, which is right in brackets only."""
+    if isinstance(part, ast.FormattedValue):
+        return STANDS_FOR.get(ast.unparse(part.value), "…")
+    return str(part.value) if isinstance(part, ast.Constant) else "…"
 
 
 def words(node: ast.AST, known: dict[str, ast.expr]) -> str:
@@ -121,8 +128,7 @@ def words(node: ast.AST, known: dict[str, ast.expr]) -> str:
     if isinstance(node, ast.Constant) and isinstance(node.value, str):
         return node.value
     if isinstance(node, ast.JoinedStr):
-        parts = [part.value if isinstance(part, ast.Constant) else standing_for(part) for part in node.values]
-        text = re.sub(r" \([^()]*…[^()]*\)", "", "".join(map(str, parts)))
+        text = re.sub(r" \([^()]*…[^()]*\)", "", "".join(map(part_in_words, node.values)))
         if "…" in text:
             raise LookupError(f"{ast.unparse(node)}: STANDS_FOR has no words for one of its numbers")
         return text[:1].upper() + text[1:] if text[:1].isascii() else text

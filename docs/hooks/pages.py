@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import os
 import re
+from collections.abc import Callable
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -23,7 +24,7 @@ ROOT_PAGES = {
     "CHANGELOG.md": "changelog.md",
 }
 LINK = re.compile(r"(?P<text>\[[^\[\]]*\])\((?P<path>(?!https?:|mailto:|#)[^()\s#]+)(?:#L(?P<line>\d+)(?:-L\d+)?)?\)")
-FENCE = re.compile(r"^(?:```|~~~).*?^(?:```|~~~)$", re.DOTALL | re.MULTILINE)
+FENCE = re.compile(r"(^(?:```|~~~).*?^(?:```|~~~)$)", re.DOTALL | re.MULTILINE)
 LANGUAGES = {".py": "python", ".yaml": "yaml", ".json": "json"}
 
 
@@ -59,12 +60,14 @@ def with_counterpart(markdown: str, uri: str) -> str:
 
 def rewrite(markdown: str, uri: str, source: Path, linked: set[Path]) -> str:
     """The links of a page as the site has them; the files of code among them are added to `linked`."""
-    parts, done = [], 0
     to_site = partial(link, uri=uri, source=source, linked=linked)
-    for fence in FENCE.finditer(markdown):
-        parts += [LINK.sub(to_site, markdown[done : fence.start()]), fence[0]]
-        done = fence.end()
-    return "".join([*parts, LINK.sub(to_site, markdown[done:])])
+    return outside_fences(markdown, partial(LINK.sub, to_site))
+
+
+def outside_fences(markdown: str, change: Callable[[str], str]) -> str:
+    """A page with its text changed, and its fenced blocks as they are."""
+    parts = FENCE.split(markdown)
+    return "".join(part if place % 2 else change(part) for place, part in enumerate(parts))
 
 
 def link(found: re.Match[str], uri: str, source: Path, linked: set[Path]) -> str:

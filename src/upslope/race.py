@@ -189,7 +189,7 @@ def is_finished(path: Path) -> bool:
     if not RunDirectory(path).has_begun or not RunDirectory(path).metrics():
         return False
     record = read_record(path)
-    return bool((np.nanmax(record.steps, axis=1) >= record.config.steps).all())
+    return record.reached >= record.config.steps
 
 
 def most_telling(comparison: Comparison, configs: Mapping[str, Config]) -> Sequence[Path]:

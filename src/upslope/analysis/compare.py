@@ -8,7 +8,7 @@ from pathlib import Path
 import numpy as np
 
 from upslope.analysis.comparison import BUDGET_SHARES, Comparison, Efficiency, Group, Improvement
-from upslope.analysis.grouping import Member, environments_of, group, reached, settings_of, warnings_of
+from upslope.analysis.grouping import Member, environments_of, group, settings_of, warnings_of
 from upslope.analysis.normalize import Normalize, normalised
 from upslope.analysis.records import Record, read_records
 from upslope.analysis.scores import Score, scorable, scores_of
@@ -106,7 +106,7 @@ def group_of(member: Member, scores: np.ndarray, budget: int | None) -> Group:
 def budget_of(environment: str, members: Sequence[Member]) -> int | None:
     """The steps to which every run of an environment has got, besides those that read recorded data."""
     records = [r for m in members if m.environment == environment for r in m.records if r.config.data is None]
-    return min((min(r.config.steps, reached(r)) for r in records), default=None)
+    return min((min(r.config.steps, r.reached) for r in records), default=None)
 
 
 def efficiency_of(member: Member, budget: int) -> Efficiency:

@@ -29,7 +29,7 @@ def thin(x: np.ndarray, y: np.ndarray, buckets: int) -> tuple[np.ndarray, np.nda
 def common_steps(record: Record, points: int) -> np.ndarray:
     """Equally spaced environment steps [P] from the first to the last that every seed has reached, so that a mean is
     nowhere one of fewer seeds."""
-    first, last = np.nanmax(record.steps[:, 0]), np.fmax.reduce(record.steps, axis=1, initial=0).min()
+    first, last = np.nanmax(record.steps[:, 0]), record.reached
     return np.linspace(first, last, min(points, record.steps.shape[1]))
 
 

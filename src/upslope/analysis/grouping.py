@@ -60,7 +60,7 @@ def group(records: Sequence[Record]) -> tuple[list[Member], list[str]]:
 def without_repeats(pool: list[Record]) -> tuple[list[Record], list[str]]:
     """Every seed once: of the run that got furthest, then of one that was evaluated, then of the one named first."""
     chosen: dict[int, Record] = {}
-    for record in sorted(pool, key=lambda r: (-reached(r), not len(r.evaluations))):
+    for record in sorted(pool, key=lambda r: (-r.reached, not len(r.evaluations))):
         for seed in record.seeds:
             chosen.setdefault(seed, record)
     kept, warnings = [], []
@@ -78,11 +78,6 @@ def without_repeats(pool: list[Record]) -> tuple[list[Record], list[str]]:
                 f"Other seeds are more evidence: train with --seed {max(chosen) + 1}"
             )
     return kept, warnings
-
-
-def reached(record: Record) -> int:
-    """The step to which every seed has got."""
-    return int(np.fmax.reduce(record.steps, axis=1, initial=0).min())
 
 
 def environment_of(config: Config) -> str:
@@ -116,7 +111,7 @@ def warnings_of(members: Sequence[Member]) -> list[str]:
     found += [past_budget(e, [m for m in members if m.environment == e]) for e in environments_of(members)]
     found += [unfinished(record) for record in records]
     found += [mixed_versions(records, package) for package in (*DECIDING_PACKAGES, "machine")]
-    found += [mixed_versions([r for r in records if engine in versions_of(r)], engine) for engine in ENGINES]
+    found += [mixed_versions([r for r in records if engine in r.versions], engine) for engine in ENGINES]
     found += thin(members)
     return [warning for warning in found if warning]
 
@@ -156,9 +151,9 @@ def past_budget(environment: str, members: list[Member]) -> str:
 
 def unfinished(record: Record) -> str:
     """A run that was stopped before its budget was spent."""
-    if reached(record) >= record.config.steps or record.config.data is not None:
+    if record.reached >= record.config.steps or record.config.data is not None:
         return ""
-    done = f"{reached(record):,} of {record.config.steps:,} steps"
+    done = f"{record.reached:,} of {record.config.steps:,} steps"
     return f"{record.path} is not finished: {done}. Go on with it: upslope resume {record.path}"
 
 
@@ -166,16 +161,11 @@ def mixed_versions(records: list[Record], package: str) -> str:
     """Runs that were made with different versions."""
     versions: dict[str, list[str]] = {}
     for record in records:
-        versions.setdefault(str(versions_of(record).get(package, "unknown")), []).append(str(record.path))
+        versions.setdefault(str(record.versions.get(package, "unknown")), []).append(str(record.path))
     if len(versions) < 2:
         return ""
     words = "; ".join(f"{version}: {', '.join(paths)}" for version, paths in versions.items())
     return f"different {'machines' if package == 'machine' else f'versions of {package}'}: {words}"
-
-
-def versions_of(record: Record) -> dict[str, Any]:
-    """What a run was made with."""
-    return record.description["versions"]
 
 
 def thin(members: Sequence[Member]) -> list[str]:

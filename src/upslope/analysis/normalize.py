@@ -52,9 +52,8 @@ def normalised(groups: Sequence[Group], configs: Mapping[str, Config], normalize
         for label in labels
         if label not in everywhere
     ]
-    for label in everywhere if len(configs) > 1 else []:
-        mine = [g for g in groups if g.label == label]
-        warnings += filter(None, [differing_settings(label, mine)])
+    told = [differing_settings(label, [g for g in groups if g.label == label]) for label in everywhere]
+    warnings += [warning for warning in told if warning]
     return Normalised(
         tuple(references.values()),
         tuple(improvements_over(everywhere, groups, list(configs)) if len(configs) > 1 else ()),

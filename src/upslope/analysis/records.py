@@ -44,6 +44,16 @@ class Record:
         """The run directory's own name."""
         return self.path.resolve().name
 
+    @property
+    def versions(self) -> dict[str, Any]:
+        """What it was made with."""
+        return self.description["versions"]
+
+    @cached_property
+    def reached(self) -> int:
+        """The step to which every seed has got; 0 where one has no row yet."""
+        return int(np.fmax.reduce(self.steps, axis=1, initial=0).min())
+
     @cached_property
     def evaluations(self) -> np.ndarray:
         """Evaluation episodes: a structured array with the columns of evaluation.csv; empty where there are none."""

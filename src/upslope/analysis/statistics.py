@@ -127,8 +127,14 @@ def agreement(x: np.ndarray) -> str:
         return ""
     return (
         f"all {n} seeds have the same score, so there is no spread to make an interval of. Up to "
-        f"{1 - (1 - LEVEL) ** (1 / n):.0%} of seeds could do otherwise (95 %)"
+        f"{share_otherwise(n):.0%} of seeds could do otherwise (95 %)"
     )
+
+
+def share_otherwise(n: int) -> float:
+    """1 − 0.05^(1/n): the largest share of seeds that could do otherwise where n agree, for with more of them n would
+    agree by chance less than once in twenty times."""
+    return 1 - (1 - LEVEL) ** (1 / n)
 
 
 def trimmed_half_width(x: np.ndarray) -> float:

@@ -12,7 +12,7 @@ from typing import Literal
 import numpy as np
 from scipy import stats
 
-from upslope.analysis.statistics import LEVEL, Band, Estimate, Interval, around
+from upslope.analysis.statistics import LEVEL, Band, Estimate, Interval, around, share_otherwise
 
 
 def stratified_mean(strata: Sequence[np.ndarray]) -> Estimate:
@@ -65,14 +65,14 @@ def between_quartiles(shares: np.ndarray) -> np.ndarray:
 def mean_variance(x: np.ndarray, low: float = -math.inf, high: float = math.inf) -> float:
     """s²/S of the scores winsorised at two ends; nan for one seed.
 
-    Where all seeds agree, s² is q(1 − q), of a share q = 1 − 0.05^(1/S) that is one unit elsewhere: so many could be,
-    and normalised scores have 0 where nothing is achieved and 1 where all is.
+    Where all seeds agree, s² is q(1 − q), of the share q that could be one unit elsewhere (`share_otherwise`), for
+    normalised scores have 0 where nothing is achieved and 1 where all is.
     """
     if len(x) < 2:
         return math.nan
     if np.ptp(x) > 0:
         return float(np.var(np.clip(x, low, high), ddof=1)) / len(x)
-    others = 1 - (1 - LEVEL) ** (1 / len(x))
+    others = share_otherwise(len(x))
     return others * (1 - others) / len(x)
 
 

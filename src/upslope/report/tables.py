@@ -168,7 +168,7 @@ def settings_section(records: Sequence[Record], names: Sequence[str]) -> str:
     keys = list(dict.fromkeys(key for one in settings for key in one))
     differ = [k for k in keys if len({repr(one.get(k)) for one in settings}) > 1]
     same = [k for k in keys if k not in differ]
-    versions = [r.description["versions"] for r in records]
+    versions = [r.versions for r in records]
     packages = list(dict.fromkeys(key for one in versions for key in one))
     parts = []
     if len(records) > 1:
