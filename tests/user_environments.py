@@ -123,6 +123,25 @@ def several_choices() -> Spaced:
     return Spaced(action_space=spaces.MultiDiscrete([2, 3]))
 
 
+class Levers(Walk):
+    """A walk that several levers push, each to the right with its value and to the left without; repeatable."""
+
+    def __init__(self, action_space: spaces.Space):
+        super().__init__()
+        self.action_space = action_space
+
+    def step(self, action: Any) -> tuple[Any, float, bool, bool, dict]:
+        return super().step(int(np.sum(action) % 2))
+
+
+def many_choices() -> Levers:
+    return Levers(spaces.MultiDiscrete([2, 3]))
+
+
+def switches() -> Levers:
+    return Levers(spaces.MultiBinary(3))
+
+
 def dictionary() -> Spaced:
     return Spaced(spaces.Dict({"position": spaces.Discrete(3)}))
 

@@ -1,0 +1,162 @@
+"""Twenty-four short runs whose rows of metrics and final parameters are stored in `golden/`.
+
+They pin behaviour through changes of structure: the numbers must be bit for bit those stored, on the machine and the
+versions that stored them, and within the stored tolerance elsewhere. Store them anew only in a commit that changes
+numbers on purpose, and that says so:
+
+    python tests/golden_runs.py              # trains, and writes golden/runs.npz
+    python tests/golden_runs.py --tolerance  # the same on a narrower instruction set; widens the stored tolerance
+"""
+
+import json
+import os
+import platform
+import subprocess
+import sys
+import tempfile
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+STORED = Path(__file__).parent / "golden" / "runs.npz"
+SMALL: dict[str, Any] = {"hidden_sizes": (8,), "quiet": True, "preset": False}
+SEGMENTS: dict[str, Any] = {"num_envs": 4, "rollout_steps": 16, "minibatches": 2, "epochs": 2, "steps": 256}
+EPISODES: dict[str, Any] = {"num_envs": 2, "max_episode_steps": 40, "critic_epochs": 2, "steps": 200}
+RECORDED: dict[str, Any] = {"epochs": 1, "minibatches": 2, "steps": 600}
+OFF_POLICY = {"imitation_iterations": 2, "seeds": 2}
+BOTH = {"normalize_observations": True, "normalize_rewards": True}
+CASES: dict[str, tuple[str, str, dict[str, Any]]] = {
+    "compiled discrete reinforce": ("jax:CartPole-v1", "reinforce", EPISODES | {"seeds": 3}),
+    "compiled discrete reward_to_go": ("jax:CartPole-v1", "reward_to_go", EPISODES),
+    "compiled discrete reinforce_baseline": ("jax:CartPole-v1", "reinforce_baseline", EPISODES | {"seeds": 2}),
+    "compiled discrete actor_critic": ("jax:CartPole-v1", "actor_critic", SEGMENTS),
+    "compiled discrete a2c": ("jax:CartPole-v1", "a2c", SEGMENTS | {"rollout_steps": 5, "seeds": 3}),
+    "compiled discrete gae": ("jax:CartPole-v1", "gae", SEGMENTS | BOTH),
+    "compiled discrete ppo": ("jax:CartPole-v1", "ppo", SEGMENTS | BOTH | {"seeds": 3}),
+    "compiled discrete ppo_kl": ("jax:CartPole-v1", "ppo_kl", SEGMENTS | {"activation": "relu"}),
+    "compiled box ppo": ("jax:Pendulum-v1", "ppo", SEGMENTS | {"max_episode_steps": 20, "seeds": 2}),
+    "compiled box ppo_kl_fixed": ("jax:Pendulum-v1", "ppo_kl_fixed", SEGMENTS | {"hidden_sizes": (8, 8)}),
+    "compiled multidiscrete ppo": ("jax:probe/multidiscrete", "ppo", SEGMENTS | {"seeds": 2, "target_kl": 0.001}),
+    "compiled multibinary gae": ("jax:probe/multibinary", "gae", SEGMENTS),
+    "compiled one-hot ppo": ("jax:GridWorld-v0", "ppo", SEGMENTS | BOTH | {"activation": "silu"}),
+    "compiled wide ppo": ("jax:CartPole-v1", "ppo", SEGMENTS | {"num_envs": 64, "epochs": 4, "steps": 4096}),
+    "host discrete reinforce": ("CartPole-v1", "reinforce", EPISODES),
+    "host discrete reinforce_baseline": ("CartPole-v1", "reinforce_baseline", EPISODES | {"seeds": 3}),
+    "host discrete ppo": ("CartPole-v1", "ppo", SEGMENTS | BOTH | {"seeds": 3}),
+    "host discrete a2c workers": ("CartPole-v1", "a2c", SEGMENTS | {"seeds": 2, "workers": 2}),
+    "host box ppo": ("Pendulum-v1", "ppo", SEGMENTS | {"max_episode_steps": 20}),
+    "host box ppo_kl": ("Pendulum-v1", "ppo_kl", SEGMENTS | BOTH | {"seeds": 2, "max_episode_steps": 20}),
+    "host multidiscrete ppo": ("user_environments:many_choices", "ppo", SEGMENTS | {"seeds": 2}),
+    "host multibinary actor_critic": ("user_environments:switches", "actor_critic", SEGMENTS),
+    "recorded discrete off_policy": (
+        "jax:CartPole-v1",
+        "off_policy",
+        RECORDED | {"imitation_iterations": 2, "seeds": 2},
+    ),
+    "recorded box clone": ("Pendulum-v1", "clone", RECORDED),
+}
+TEACHERS = {
+    "recorded discrete off_policy": "compiled discrete ppo",
+    "recorded box clone": "host box ppo",
+}
+"""The run whose recorded episodes a case learns from."""
+
+
+def fingerprint() -> dict[str, str]:
+    """What decides how numbers are rounded: the versions and the processor."""
+    found = {name: version(name) for name in ("jax", "jaxlib", "numpy", "optax", "gymnasium")}
+    found["python"] = ".".join(platform.python_version_tuple()[:2])
+    path = Path("/proc/cpuinfo")
+    lines = path.read_text().splitlines() if path.is_file() else []
+    flags = next((line.partition(":")[2] for line in lines if line.startswith("flags")), platform.processor())
+    model = next((line.partition(":")[2] for line in lines if line.startswith("model name")), platform.machine())
+    return found | {"processor": model.strip(), "features": " ".join(sorted(flags.split()))}
+
+
+def train_all(folder: Path) -> dict[str, Any]:
+    """Train every case; its facts by name."""
+    import upslope
+
+    paths, found = {}, {}
+    for name, (environment, algorithm, settings) in CASES.items():
+        settings = SMALL | settings
+        if name in TEACHERS:
+            teacher = paths[TEACHERS[name]]
+            data = upslope.record(teacher, episodes=6, output=folder / f"{teacher.name}.npz")
+            settings |= {"data": str(data)}
+        run = upslope.train(environment, algorithm, folder=folder, name=name.replace(" ", "-"), **settings)
+        paths[name] = run.path
+        found[name] = facts_of(run)
+    return found
+
+
+def facts_of(run: Any) -> dict[str, Any]:
+    """The rows of a run without the clock's columns, and the parameters of every seed's last agent."""
+    rows = [{k: v for k, v in row.items() if not k.startswith("time/")} for row in run.metrics()]
+    parameters = [parameters_of(run.load(seed=seed, checkpoint="last")) for seed in run.seeds]
+    return {"rows": rows, "parameters": np.concatenate(parameters)}
+
+
+def parameters_of(policy: Any) -> np.ndarray:
+    """Policy, log σ, critic and normalisers, end to end; independent of how the agent is structured."""
+    agent = policy.agent
+    parts = [*agent.actor.network.weights, *agent.actor.network.biases, agent.actor.log_std]
+    parts += [*agent.critic.weights, *agent.critic.biases]
+    parts += [*agent.observation_statistics, *agent.return_statistics]
+    return np.concatenate([np.ravel(np.asarray(x, np.float32)) for x in parts])
+
+
+def save(found: dict[str, Any], tolerance: dict[str, float]) -> None:
+    """Write all that was found."""
+    arrays = {f"parameters/{name}": facts["parameters"] for name, facts in found.items()}
+    rows = {name: facts["rows"] for name, facts in found.items()}
+    meta = json.dumps({"fingerprint": fingerprint(), "rows": rows, "tolerance": tolerance})
+    np.savez_compressed(STORED, meta=np.asarray(meta), **arrays)
+
+
+def stored() -> tuple[dict[str, Any], dict[str, Any]]:
+    """(the facts of each case, the rest: `fingerprint`, `tolerance`)."""
+    with np.load(STORED) as archive:
+        meta = json.loads(str(archive["meta"][()]))
+        parameters = {name: archive[f"parameters/{name}"] for name in CASES}
+    return {name: {"rows": meta["rows"][name], "parameters": parameters[name]} for name in CASES}, meta
+
+
+def distance(found: dict[str, Any], expected: dict[str, Any]) -> float:
+    """The largest |a − b| / (1 + |b|) over rows and parameters; infinite where the columns differ."""
+    gaps = [np.abs(found["parameters"] - expected["parameters"]) / (1 + np.abs(expected["parameters"]))]
+    if len(found["rows"]) != len(expected["rows"]):
+        return float("inf")
+    for mine, theirs in zip(found["rows"], expected["rows"], strict=True):
+        if set(mine) != set(theirs):
+            return float("inf")
+        values = np.asarray([[mine[k], theirs[k]] for k in mine if isinstance(theirs[k], int | float)], float)
+        gaps.append(np.abs(values[:, 0] - values[:, 1]) / (1 + np.abs(values[:, 1])))
+    return float(np.max(np.concatenate(gaps)))
+
+
+def main() -> None:
+    """Store the runs, or how far they are from the stored ones on a narrower instruction set."""
+    sys.path.insert(0, str(Path(__file__).parent))
+    if "--compare" in sys.argv:
+        with tempfile.TemporaryDirectory() as folder:
+            found, (expected, _) = train_all(Path(folder)), stored()
+        print(json.dumps({name: distance(found[name], expected[name]) for name in CASES}))
+        return
+    if "--tolerance" in sys.argv:
+        environment = os.environ | {"XLA_FLAGS": "--xla_cpu_max_isa=AVX", "NPY_DISABLE_CPU_FEATURES": "AVX512F"}
+        command = [sys.executable, __file__, "--compare"]
+        answer = subprocess.run(command, env=environment, capture_output=True, text=True, check=True)
+        gaps = json.loads(answer.stdout.splitlines()[-1])
+        found, _ = stored()
+        save(found, {name: max(10 * gap, 1e-5) for name, gap in gaps.items()})
+        print(json.dumps(gaps, indent=1))
+        return
+    with tempfile.TemporaryDirectory() as folder:
+        save(train_all(Path(folder)), dict.fromkeys(CASES, 0.0))
+
+
+if __name__ == "__main__":
+    main()
