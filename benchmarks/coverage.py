@@ -18,8 +18,8 @@ import numpy as np
 from pages import fill
 from scipy import stats
 
+from upslope.analysis.across_environments import mean_estimate, profile, stratified_iqm, stratified_mean
 from upslope.analysis.statistics import Estimate, Interval, iqm_of, mean_of, median_of, probability_of_improvement
-from upslope.analysis.strata import mean_estimate, profile, stratified_iqm, stratified_mean
 
 RESULTS = Path(__file__).parent / "results" / "coverage.json"
 PAGE = Path(__file__).parents[1] / "docs" / "compare.md"

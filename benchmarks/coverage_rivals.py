@@ -11,8 +11,8 @@ from pathlib import Path
 import numpy as np
 from coverage import MIXTURES, SEEDS, averaged, covered
 
+from upslope.analysis.across_environments import between_quartiles, mean_variance, stratified_iqm, welch
 from upslope.analysis.statistics import Estimate
-from upslope.analysis.strata import between_quartiles, mean_variance, stratified_iqm, welch
 
 RESULTS = Path(__file__).parent / "results" / "coverage_rivals.json"
 SAMPLES, RESAMPLES = 400, 200

@@ -17,11 +17,12 @@ from doctor_faults import BASE, CONFIRM_HEALTHY, FAULTS, FIRST_SEED, FRESH_HEALT
 from doctor_planting import SOUND, Now, PlantedClip, PlantedGAE, broken_rollout
 
 import upslope
-from upslope import choose, iteration
-from upslope.collect_host import Act
-from upslope.host_engine import HostEngine
-from upslope.iteration import Task, iterate_many, move, weigh
-from upslope.programs import CompiledEngine
+from upslope.engines import selection as choose
+from upslope.engines.collect import Act
+from upslope.engines.compiled import CompiledEngine
+from upslope.engines.host import HostEngine
+from upslope.learning import iteration
+from upslope.learning.iteration import Task, iterate_many, move, weigh
 
 PARTS = ("calibrate", "test", "fresh", "confirm")
 COMMON: dict[str, Any] = {"seeds": 5, "quiet": True}

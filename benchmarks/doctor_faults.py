@@ -216,7 +216,7 @@ CONFIRM_HEALTHY = (
 def world_of(fault: Fault, name: str) -> str | Callable[[], gymnasium.Env] | CompiledEnvironment:
     """The world with the fault in it."""
     if name.startswith("jax:"):
-        from upslope.environments.make import make
+        from upslope.environments.registry import make
 
         return Planted(make(name), fault.unlimited)
 

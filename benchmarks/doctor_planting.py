@@ -14,8 +14,8 @@ import numpy as np
 from gymnasium import spaces
 
 import upslope
+from upslope.core.estimators import advantage_credit, discounted_sum, ends, td_error
 from upslope.environments.base import CompiledEnvironment
-from upslope.estimators import advantage_credit, discounted_sum, ends, td_error
 
 SOUND: dict[str, float] = {
     "observe_scale": 1.0, "observe_shift": 0.0, "pay_scale": 1.0, "pay_noise": 0.0, "random_actions": 0.0,

@@ -19,11 +19,11 @@ from unittest.mock import patch
 import jax
 from cores import stay_on_one_core
 
-from upslope import iteration
-from upslope.config import configure
-from upslope.environments.make import make
-from upslope.iteration import initialise, iterate_many
-from upslope.tasks import task_of
+from upslope.config.config import configure
+from upslope.config.task import task_of
+from upslope.environments.registry import make
+from upslope.learning import iteration
+from upslope.learning.iteration import initialise, iterate_many
 
 RESULTS = Path(__file__).parent / "results" / "health.json"
 TURNS = 20

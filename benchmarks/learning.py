@@ -20,7 +20,7 @@ import numpy as np
 from scipy.stats import t as student_t
 
 import upslope
-from upslope.runs import versions
+from upslope.runs.directory import versions
 
 RESULTS = Path(__file__).parent / "results" / "learning"
 PAGE = Path(__file__).parents[1] / "docs" / "learning.md"

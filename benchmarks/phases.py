@@ -22,14 +22,14 @@ import jax.numpy as jnp
 from cores import stay_on_one_core
 from jax import Array
 
-from upslope.config import configure
-from upslope.environments.make import HostWorld, make
-from upslope.host_engine import HostEngine, columns_of
-from upslope.iteration import QUICK, initialise, iterate, move, weigh
-from upslope.processes import settle_down
-from upslope.rollout import collect
-from upslope.shuffle import shuffle
-from upslope.tasks import task_of
+from upslope.config.config import configure
+from upslope.config.task import task_of
+from upslope.engines.host import HostEngine, columns_of
+from upslope.engines.processes import settle_down
+from upslope.environments.registry import HostWorld, make
+from upslope.learning.collect import collect
+from upslope.learning.iteration import QUICK, initialise, iterate, move, weigh
+from upslope.learning.shuffle import shuffle
 
 HERE = Path(__file__).parent
 RESULTS = HERE / "results" / "phases.json"

@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any
 
 import upslope
-from upslope.algorithms import ALGORITHMS
+from upslope.config.ladder import ALGORITHMS
 
 RESULTS = Path(__file__).parent / "results" / "probes.json"
 RUNGS = [name for name, rung in ALGORITHMS.items() if rung.source == "own"]

@@ -22,9 +22,9 @@ from typing import Any
 
 import upslope
 from upslope.analysis.records import read_record
-from upslope.devices import num_cores
+from upslope.learning.devices import num_cores
 from upslope.report.page import add_credit, write_report
-from upslope.runs import versions
+from upslope.runs.directory import versions
 
 RESULTS = Path(__file__).parent / "results" / "report.json"
 WORLD, STEPS, SEEDS, EPISODES = "jax:CartPole-v1", 50_000, 10, 20

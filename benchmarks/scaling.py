@@ -32,11 +32,11 @@ ENOUGH = 400_000
 
 def measure(point: dict[str, int]) -> dict[str, float]:
     """Steps per second of all seeds together."""
-    from upslope.config import configure
-    from upslope.devices import prepare
-    from upslope.environments.make import make
-    from upslope.programs import CompiledEngine
-    from upslope.tasks import task_of
+    from upslope.config.config import configure
+    from upslope.config.task import task_of
+    from upslope.engines.compiled import CompiledEngine
+    from upslope.environments.registry import make
+    from upslope.learning.devices import prepare
 
     prepare(on_host=False)
     world: Any = make("jax:CartPole-v1")
@@ -68,7 +68,7 @@ def main() -> None:
         for value in values:
             found[name][value] = in_a_process(BASE | {name: value})
             print(name, value, found[name][value], flush=True)
-    from upslope.runs import versions
+    from upslope.runs.directory import versions
 
     RESULTS.write_text(json.dumps({"base": BASE, "steps per second": found, "versions": versions()}, indent=1) + "\n")
 

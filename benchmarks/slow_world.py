@@ -17,8 +17,8 @@ import gymnasium
 import numpy as np
 
 import upslope
-from upslope.devices import num_cores
-from upslope.runs import versions
+from upslope.learning.devices import num_cores
+from upslope.runs.directory import versions
 
 RESULTS = Path(__file__).parent / "results" / "slow_world.json"
 SECONDS, ROUNDS, STEPS = 2e-3, 5, 8192

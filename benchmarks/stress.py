@@ -67,7 +67,7 @@ def kills(count: int, seed: int, folder: Path, only: str | None) -> None:
 
 def machine() -> dict[str, Any]:
     """Where this was measured."""
-    from upslope.runs import versions
+    from upslope.runs.directory import versions
 
     return {"cores": len(os.sched_getaffinity(0)), "system": platform.system(), **versions()}
 

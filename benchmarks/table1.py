@@ -27,12 +27,12 @@ from cores import stay_on_a_core_of_ones_own
 from pages import fill
 
 import upslope
+from upslope.analysis.across_environments import stratified_mean
 from upslope.analysis.statistics import Estimate, mean_of
-from upslope.analysis.strata import stratified_mean
-from upslope.devices import num_cores
+from upslope.engines.mujoco_timer import stop_stopwatch
 from upslope.lab.table1 import SURROGATES, slopes
-from upslope.runs import versions
-from upslope.stopwatch import stop_stopwatch
+from upslope.learning.devices import num_cores
+from upslope.runs.directory import versions
 
 TASKS = (
     "InvertedPendulum-v5",

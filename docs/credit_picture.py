@@ -16,7 +16,7 @@ from selenium import webdriver
 from selenium.webdriver.support.ui import WebDriverWait
 
 import upslope
-from upslope.analysis.weighing import credit_of
+from upslope.analysis.episode_credit import credit_of
 from upslope.report.page import write_credit
 
 PICTURE = Path(__file__).parent / "images" / "credit.png"

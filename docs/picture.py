@@ -10,7 +10,7 @@ from pathlib import Path
 from rich.console import Console
 
 from upslope import api
-from upslope.display import LiveDisplay
+from upslope.runs.display import LiveDisplay
 
 PICTURE = Path(__file__).parent / "images" / "live.svg"
 

@@ -2,7 +2,7 @@
 
     python docs/refresh_links.py
 
-A link [`GAE`](../src/upslope/estimators.py#L1-L2) names a symbol, and gets the lines on which it is defined; dots
+A link [`GAE`](../src/upslope/core/estimators.py#L1-L2) names a symbol, and gets the lines on which it is defined; dots
 lead inside: `GAE.__call__`, `descend_both.actor_loss`. A Python block after a comment `<!-- file: PATH -->` becomes the
 text of that file. Paths are relative to the page.
 """

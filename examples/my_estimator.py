@@ -14,7 +14,7 @@ from typing import ClassVar
 import jax.numpy as jnp
 
 import upslope
-from upslope.estimators import reward_to_go
+from upslope.core.estimators import reward_to_go
 
 
 @dataclass(frozen=True)

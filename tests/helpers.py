@@ -11,15 +11,15 @@ from hypothesis import settings
 from hypothesis import strategies as st
 
 import upslope
-from upslope.agent import Actor, Agent, Perceptron, RunningStatistics
-from upslope.config import configure
-from upslope.distributions import Bernoulli, Categorical, DiagonalGaussian, MultiCategorical
-from upslope.estimators import GAE
-from upslope.iteration import Task
+from upslope.config.config import configure
+from upslope.core.distributions import Bernoulli, Categorical, DiagonalGaussian, MultiCategorical
+from upslope.core.estimators import GAE
+from upslope.core.types import Rollout, Values
 from upslope.lab.play import small_update
-from upslope.runs import RunDirectory
-from upslope.spaces import DiscreteCoding, DiscreteHead, coding_of, describe, head_of
-from upslope.types import Rollout, Values
+from upslope.learning.iteration import Task
+from upslope.models.agent import Actor, Agent, Perceptron, RunningStatistics
+from upslope.models.spaces import DiscreteCoding, DiscreteHead, coding_of, describe, head_of
+from upslope.runs.directory import RunDirectory
 
 # The same examples in every run: a law that holds up to rounding must not fail once in a thousand runs.
 LAWS = settings(deadline=None, max_examples=20, derandomize=True, database=None)

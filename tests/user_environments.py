@@ -9,7 +9,7 @@ import gymnasium
 import numpy as np
 from gymnasium import spaces
 
-from upslope.host import reset_seed
+from upslope.engines.columns import reset_seed
 
 
 class Walk(gymnasium.Env):

@@ -11,7 +11,7 @@ from time import perf_counter
 import gymnasium
 from measure import at_once
 
-from upslope.stopwatch import stop_stopwatch
+from upslope.engines.mujoco_timer import stop_stopwatch
 
 SECONDS = 5.0
 

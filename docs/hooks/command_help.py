@@ -8,7 +8,7 @@ import os
 import re
 from unittest import mock
 
-from upslope import cli
+from upslope.cli import main as cli
 
 COLUMNS = "100"
 ESCAPES = re.compile(r"\x1b\[[0-9;]*m")

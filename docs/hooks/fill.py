@@ -1,6 +1,6 @@
 """What pages repeat of the source is put in when the site is built, and so is never out of date.
 
-    <!-- source: upslope.estimators.GAE.__call__ -->   the code of that name
+    <!-- source: upslope.core.estimators.GAE.__call__ -->   the code of that name
     <!-- lab: variance -->                             the lab's verdicts and figures
     <!-- metrics: analysis.metrics.METRICS -->         what each metric means
     <!-- help -->                                      --help of every command

@@ -13,7 +13,7 @@ from typing import NamedTuple
 import yaml
 
 from upslope.analysis.explanation import Explanation
-from upslope.analysis.health import HEALTH
+from upslope.analysis.health_metrics import HEALTH
 from upslope.analysis.metrics import METRICS
 
 RULES = Path(__file__).resolve().parents[2] / "src" / "upslope" / "analysis"

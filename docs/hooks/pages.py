@@ -94,7 +94,7 @@ def site_uri(target: Path, linked: set[Path]) -> str:
 
 
 def code_uri(path: Path) -> str:
-    """`src/upslope/estimators.py` → `code/src/upslope/estimators.py.md`."""
+    """`src/upslope/core/estimators.py` → `code/src/upslope/core/estimators.py.md`."""
     return f"code/{path.relative_to(ROOT).as_posix()}.md"
 
 

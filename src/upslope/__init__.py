@@ -10,61 +10,61 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from upslope.analysis.compare import compare as compare
     from upslope.analysis.comparison import Comparison as Comparison
-    from upslope.analysis.doctor import Diagnosis as Diagnosis
-    from upslope.analysis.doctor import diagnose as diagnose
     from upslope.api import Run as Run
     from upslope.api import resume as resume
     from upslope.api import train as train
-    from upslope.checking import Checked as Checked
-    from upslope.checking import check as check
-    from upslope.config import Config as Config
+    from upslope.config.config import Config as Config
+    from upslope.core.estimators import GAE as GAE
+    from upslope.core.estimators import Baseline as Baseline
+    from upslope.core.estimators import Estimator as Estimator
+    from upslope.core.estimators import NStep as NStep
+    from upslope.core.estimators import RewardToGo as RewardToGo
+    from upslope.core.estimators import TotalReturn as TotalReturn
+    from upslope.core.estimators import UnitWeight as UnitWeight
+    from upslope.core.objectives import Clip as Clip
+    from upslope.core.objectives import ImportanceSampled as ImportanceSampled
+    from upslope.core.objectives import KLPenalty as KLPenalty
+    from upslope.core.objectives import Objective as Objective
+    from upslope.core.objectives import PolicyGradient as PolicyGradient
+    from upslope.core.objectives import Sample as Sample
+    from upslope.core.types import Credit as Credit
+    from upslope.core.types import Rollout as Rollout
+    from upslope.core.types import Transition as Transition
+    from upslope.core.types import Values as Values
+    from upslope.diagnosis.check import Checked as Checked
+    from upslope.diagnosis.check import check as check
+    from upslope.diagnosis.doctor import Diagnosis as Diagnosis
+    from upslope.diagnosis.doctor import diagnose as diagnose
+    from upslope.diagnosis.probe import Probed as Probed
+    from upslope.diagnosis.probe import probe as probe
     from upslope.environments.base import CompiledEnvironment as CompiledEnvironment
-    from upslope.environments.make import make as make
+    from upslope.environments.registry import make as make
     from upslope.errors import UpslopeError as UpslopeError
-    from upslope.estimators import GAE as GAE
-    from upslope.estimators import Baseline as Baseline
-    from upslope.estimators import Estimator as Estimator
-    from upslope.estimators import NStep as NStep
-    from upslope.estimators import RewardToGo as RewardToGo
-    from upslope.estimators import TotalReturn as TotalReturn
-    from upslope.estimators import UnitWeight as UnitWeight
-    from upslope.evaluation import Evaluation as Evaluation
-    from upslope.evaluation import evaluate as evaluate
-    from upslope.evaluation import record as record
-    from upslope.objectives import Clip as Clip
-    from upslope.objectives import ImportanceSampled as ImportanceSampled
-    from upslope.objectives import KLPenalty as KLPenalty
-    from upslope.objectives import Objective as Objective
-    from upslope.objectives import PolicyGradient as PolicyGradient
-    from upslope.objectives import Sample as Sample
-    from upslope.policy import Policy as Policy
-    from upslope.policy import load as load
-    from upslope.probing import Probed as Probed
-    from upslope.probing import probe as probe
-    from upslope.race import Ladder as Ladder
-    from upslope.race import ladder as ladder
-    from upslope.types import Credit as Credit
-    from upslope.types import Rollout as Rollout
-    from upslope.types import Transition as Transition
-    from upslope.types import Values as Values
+    from upslope.lab.race import Ladder as Ladder
+    from upslope.lab.race import ladder as ladder
+    from upslope.runs.evaluation import Evaluation as Evaluation
+    from upslope.runs.evaluation import evaluate as evaluate
+    from upslope.runs.evaluation import record as record
+    from upslope.runs.policy import Policy as Policy
+    from upslope.runs.policy import load as load
 
 ROOMS = {
-    "analysis.doctor": ("Diagnosis", "diagnose"),
+    "diagnosis.doctor": ("Diagnosis", "diagnose"),
     "analysis.compare": ("compare",),
     "analysis.comparison": ("Comparison",),
     "api": ("Run", "resume", "train"),
-    "checking": ("Checked", "check"),
-    "config": ("Config",),
+    "diagnosis.check": ("Checked", "check"),
+    "config.config": ("Config",),
     "environments.base": ("CompiledEnvironment",),
-    "environments.make": ("make",),
+    "environments.registry": ("make",),
     "errors": ("UpslopeError",),
-    "estimators": ("GAE", "Baseline", "Estimator", "NStep", "RewardToGo", "TotalReturn", "UnitWeight"),
-    "evaluation": ("Evaluation", "evaluate", "record"),
-    "objectives": ("Clip", "ImportanceSampled", "KLPenalty", "Objective", "PolicyGradient", "Sample"),
-    "policy": ("Policy", "load"),
-    "probing": ("Probed", "probe"),
-    "race": ("Ladder", "ladder"),
-    "types": ("Credit", "Rollout", "Transition", "Values"),
+    "core.estimators": ("GAE", "Baseline", "Estimator", "NStep", "RewardToGo", "TotalReturn", "UnitWeight"),
+    "runs.evaluation": ("Evaluation", "evaluate", "record"),
+    "core.objectives": ("Clip", "ImportanceSampled", "KLPenalty", "Objective", "PolicyGradient", "Sample"),
+    "runs.policy": ("Policy", "load"),
+    "diagnosis.probe": ("Probed", "probe"),
+    "lab.race": ("Ladder", "ladder"),
+    "core.types": ("Credit", "Rollout", "Transition", "Values"),
 }
 """Where each public name lives."""
 HOME = {name: room for room, names in ROOMS.items() for name in names}

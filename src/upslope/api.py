@@ -10,24 +10,24 @@ import gymnasium
 import numpy as np
 from gymnasium.spaces import Box
 
-from upslope.choose import Axes, engine_of
-from upslope.command import command_of
-from upslope.config import MAX_STEPS, Config, canonical, configure, preset_of
-from upslope.devices import computing
-from upslope.display import Display, choose
-from upslope.engines import Engine
+from upslope.config.command import command_of
+from upslope.config.config import MAX_STEPS, Config, canonical, configure, preset_of
+from upslope.config.task import estimator_of, objective_of, settings_of, task_of
+from upslope.core.estimators import Estimator
+from upslope.core.objectives import Objective
+from upslope.engines.base import Engine
+from upslope.engines.selection import Axes, engine_of
 from upslope.environments.base import CompiledEnvironment
-from upslope.environments.make import HostWorld, World, make, name_of
+from upslope.environments.registry import HostWorld, World, make, name_of
 from upslope.errors import UpslopeError
-from upslope.estimators import Estimator
-from upslope.loop import Loop, Stopped, begin_progress, mean_of
-from upslope.objectives import Objective
-from upslope.policy import Policy, Which, load, spaces_of
-from upslope.restore import check_room, standstill_of
-from upslope.runs import RunDirectory, free_name, versions
-from upslope.spaces import BoxHead, describe
-from upslope.tasks import estimator_of, objective_of, settings_of, task_of
-from upslope.tensorboard import TensorboardWriter, require_tensorboard
+from upslope.learning.devices import computing
+from upslope.models.spaces import BoxHead, describe
+from upslope.runs.directory import RunDirectory, free_name, versions
+from upslope.runs.display import Display, choose
+from upslope.runs.loop import Loop, Stopped, begin_progress, mean_of
+from upslope.runs.policy import Policy, Which, load, spaces_of
+from upslope.runs.resume_point import check_room, standstill_of
+from upslope.runs.tensorboard import TensorboardWriter, require_tensorboard
 
 Environment = str | Callable[..., gymnasium.Env] | CompiledEnvironment
 

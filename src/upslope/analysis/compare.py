@@ -9,7 +9,7 @@ import numpy as np
 
 from upslope.analysis.comparison import BUDGET_SHARES, Comparison, Efficiency, Group, Improvement
 from upslope.analysis.grouping import Member, environments_of, group, settings_of, warnings_of
-from upslope.analysis.normalize import Normalize, normalised
+from upslope.analysis.normalization import Normalize, normalised
 from upslope.analysis.records import Record, read_records
 from upslope.analysis.scores import Score, scorable, scores_of
 from upslope.analysis.statistics import (
@@ -20,7 +20,7 @@ from upslope.analysis.statistics import (
     probability_of_improvement,
     returns_at,
 )
-from upslope.settings import coerce
+from upslope.config.coercion import coerce
 
 AREA_POINTS = 200
 """Points at which the height of a learning curve is read for its area."""

@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 
 from upslope.analysis.statistics import Estimate
-from upslope.storage import plain
+from upslope.core.storage import plain
 
 BUDGET_SHARES = (0.25, 0.5, 0.75, 1.0)
 """Where sample efficiency is read off, as shares of the budget."""

@@ -7,9 +7,9 @@ from typing import Any, get_type_hints
 
 import numpy as np
 
+from upslope.core.reading import brief
+from upslope.core.storage import fits_32_bits, load_arrays, save_arrays
 from upslope.errors import UpslopeError
-from upslope.reading import brief
-from upslope.storage import fits_32_bits, load_arrays, save_arrays
 
 CREDIT_FORMAT = 1
 FILE_NAME = "credit.npz"

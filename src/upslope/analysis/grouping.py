@@ -8,8 +8,8 @@ import numpy as np
 
 from upslope.analysis.records import Record
 from upslope.analysis.statistics import thinness
-from upslope.config import Config
-from upslope.runs import ENGINES
+from upslope.config.config import Config
+from upslope.runs.directory import ENGINES
 
 NOT_SETTINGS = ("environment", "env_kwargs", "max_episode_steps", "algorithm", "seed", "seeds", "preset")
 """Fields of a config that do not set groups of an algorithm in an environment apart."""

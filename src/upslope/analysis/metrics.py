@@ -1,7 +1,7 @@
 """What each logged metric means, and what is healthy: one table, for reports, the doctor and the documentation."""
 
 from upslope.analysis.explanation import Explanation
-from upslope.analysis.health import HEALTH
+from upslope.analysis.health_metrics import HEALTH
 
 METRICS: dict[str, Explanation] = {
     "episode/return": Explanation(

@@ -12,10 +12,10 @@ from typing import Any
 
 import numpy as np
 
-from upslope.config import Config
+from upslope.config.config import Config
+from upslope.core.reading import csv_type, damaged, read_csv
 from upslope.errors import UpslopeError
-from upslope.reading import csv_type, damaged, read_csv
-from upslope.runs import EVALUATION_COLUMNS, RunDirectory
+from upslope.runs.directory import EVALUATION_COLUMNS, RunDirectory
 
 NOT_METRICS = ("iteration", "seed", "step")
 MOST_COLUMNS, MOST_PADDING = 2000, 200

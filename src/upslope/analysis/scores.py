@@ -9,8 +9,8 @@ import numpy as np
 from upslope.analysis.grouping import Member
 from upslope.analysis.records import Record
 from upslope.analysis.statistics import WINDOW
+from upslope.core.messages import counted
 from upslope.errors import UpslopeError
-from upslope.words import counted
 
 Score = Literal["auto", "stochastic", "deterministic", "training"]
 

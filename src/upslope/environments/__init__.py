@@ -1,1 +1,1 @@
-"""Worlds: compiled ones of ours, and any Gymnasium environment on the host."""
+"""Compiled environments, and how any name becomes an environment."""

@@ -6,7 +6,7 @@ from typing import Any
 from gymnasium.spaces import Space
 from jaxtyping import Array, PRNGKeyArray
 
-from upslope.types import Action, Transition
+from upslope.core.types import Action, Transition
 
 
 class CompiledEnvironment(ABC):

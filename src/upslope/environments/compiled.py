@@ -3,11 +3,11 @@
 from collections.abc import Callable
 
 from upslope.environments import probes
-from upslope.environments.acrobot import Acrobot
 from upslope.environments.base import CompiledEnvironment
-from upslope.environments.cartpole import CartPole
-from upslope.environments.mountain_car import MountainCarContinuous
-from upslope.environments.pendulum import Pendulum
+from upslope.environments.classic.acrobot import Acrobot
+from upslope.environments.classic.cartpole import CartPole
+from upslope.environments.classic.mountain_car import MountainCarContinuous
+from upslope.environments.classic.pendulum import Pendulum
 from upslope.environments.tabular import delayed_key, gridworld, short_corridor
 
 COMPILED: dict[str, Callable[..., CompiledEnvironment]] = {

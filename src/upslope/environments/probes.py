@@ -17,8 +17,8 @@ import numpy as np
 from gymnasium import spaces
 from jaxtyping import Array, Bool, Float, Float32, PRNGKeyArray
 
+from upslope.core.types import Action, Transition
 from upslope.environments.base import CompiledEnvironment
-from upslope.types import Action, Transition
 
 Observation = Float32[Array, "D"]
 Answer = tuple[Observation, Float32[Array, ""], Bool[Array, ""]]

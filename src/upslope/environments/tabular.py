@@ -10,9 +10,9 @@ import numpy as np
 from gymnasium import spaces
 from jaxtyping import Array, Bool, Float, Int, Int32, PRNGKeyArray
 
+from upslope.core.types import Action, Transition
 from upslope.environments.base import CompiledEnvironment
 from upslope.errors import UpslopeError
-from upslope.types import Action, Transition
 
 Index = Int32[Array, ""]
 PerObservation = Float[np.ndarray, "O A"]

@@ -1,1 +1,1 @@
-"""The lecture's claims as experiments."""
+"""The theory's claims as experiments, and the race up the ladder."""

@@ -9,9 +9,9 @@ import numpy as np
 from jaxtyping import Array, Float
 from scipy.special import softmax
 
-from upslope.agent import Agent
+from upslope.core.estimators import GAE, Baseline, NStep
+from upslope.core.types import Rollout
 from upslope.environments.tabular import Tabular, gridworld
-from upslope.estimators import GAE, Baseline, NStep
 from upslope.lab.finding import (
     ABOVE_ZERO,
     BELOW_ZERO,
@@ -23,7 +23,7 @@ from upslope.lab.finding import (
     mean_of,
 )
 from upslope.lab.play import credits_of, play, size_of, table_agent
-from upslope.types import Rollout
+from upslope.models.agent import Agent
 
 GAMMA = 0.95
 LAMBDAS = (0.0, 0.2, 0.4, 0.6, 0.8, 0.9, 0.95, 1.0)

@@ -7,11 +7,11 @@ from functools import partial
 import numpy as np
 from jaxtyping import Float
 
+from upslope.core.estimators import GAE, Baseline, Estimator, NStep, RewardToGo, TotalReturn
+from upslope.core.objectives import PolicyGradient
 from upslope.environments.tabular import Tabular, delayed_key
-from upslope.estimators import GAE, Baseline, Estimator, NStep, RewardToGo, TotalReturn
 from upslope.lab.finding import Estimate, Finding, Line, Outcome, Panel, difference_of, ratio_of
 from upslope.lab.play import side_by_side, small_task, train_and_watch
-from upslope.objectives import PolicyGradient
 
 ESTIMATORS: dict[str, Estimator] = {
     "total": TotalReturn(),

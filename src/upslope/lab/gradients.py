@@ -7,9 +7,9 @@ import numpy as np
 from jaxtyping import Float
 from scipy.special import softmax
 
-from upslope.agent import Agent
+from upslope.core.estimators import Baseline, Estimator, RewardToGo, TotalReturn
+from upslope.core.types import Rollout
 from upslope.environments.tabular import Tabular, gridworld
-from upslope.estimators import Baseline, Estimator, RewardToGo, TotalReturn
 from upslope.lab.finding import (
     BELOW_ZERO,
     Estimate,
@@ -24,7 +24,7 @@ from upslope.lab.finding import (
     root_mean_square,
 )
 from upslope.lab.play import credits_of, episode_gradients, play, size_of, table_agent
-from upslope.types import Rollout
+from upslope.models.agent import Agent
 
 STEPS = 20
 """The time limit, which is part of the world here: the exact gradient is that of the return within it."""

@@ -12,14 +12,14 @@ from upslope.lab.figures import figure
 from upslope.lab.finding import Finding, Outcome
 from upslope.lab.run import Result, counts_of, made_of
 from upslope.lab.texts import Language, measured, region, texts, typeset
-from upslope.pages import MARK
+from upslope.report.output import MARK
 from upslope.report.page import plotly_script
 
 
 def page(results: Sequence[Result], language: Language, seed: int, quick: bool) -> str:
     """The page, Plotly included."""
     words = texts(language)
-    template = Template(resources.files("upslope").joinpath("data/lab_page.html").read_text("utf-8"))
+    template = Template(resources.files("upslope.lab").joinpath("lab_page.html").read_text("utf-8"))
     return template.substitute(
         mark=MARK,
         language={"en": "en", "zh": "zh-CN"}[language],

@@ -13,16 +13,16 @@ import numpy as np
 from gymnasium import spaces
 from jaxtyping import Array, Float
 
-from upslope.agent import Actor, Agent, Perceptron, RunningStatistics
-from upslope.devices import in_full, num_cores
+from upslope.core.estimators import Estimator
+from upslope.core.objectives import Objective, PolicyGradient, Sample
+from upslope.core.types import Credit, Metrics, Rollout
 from upslope.environments.tabular import Tabular
-from upslope.estimators import Estimator
-from upslope.iteration import Task, TrainState, initialise_all, iterate, over_seeds
-from upslope.objectives import Objective, PolicyGradient, Sample
-from upslope.rollout import collect_episodes
-from upslope.spaces import DiscreteCoding, DiscreteHead, coding_of, head_of
-from upslope.types import Credit, Metrics, Rollout
-from upslope.update import Update, evaluate
+from upslope.learning.collect import collect_episodes
+from upslope.learning.devices import in_full, num_cores
+from upslope.learning.iteration import Task, TrainState, initialise_all, iterate, over_seeds
+from upslope.learning.update import Update, evaluate
+from upslope.models.agent import Actor, Agent, Perceptron, RunningStatistics
+from upslope.models.spaces import DiscreteCoding, DiscreteHead, coding_of, head_of
 
 # Most of a small program's time is XLA's, and half of that is the optimisation of code that runs once.
 quick_jit = partial(jax.jit, compiler_options={"xla_backend_optimization_level": 0})

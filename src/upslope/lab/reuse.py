@@ -6,11 +6,11 @@ from functools import partial
 import numpy as np
 from jaxtyping import Float
 
+from upslope.core.estimators import GAE
+from upslope.core.objectives import Clip, KLPenalty, Objective, PolicyGradient
 from upslope.environments.tabular import gridworld
-from upslope.estimators import GAE
 from upslope.lab.finding import ABOVE_ZERO, BELOW_ZERO, Finding, Line, Outcome, Panel, mean_of
 from upslope.lab.play import OneOf, side_by_side, small_task, train_and_watch
-from upslope.objectives import Clip, KLPenalty, Objective, PolicyGradient
 
 OBJECTIVES: dict[str, Objective] = {"plain": PolicyGradient(), "kl": KLPenalty(1.0, 0.01), "clip": Clip(0.2)}
 WORLD = gridworld(4, 4, step_cost=0.05, slip=0.2, max_episode_steps=50)

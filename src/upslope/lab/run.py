@@ -14,7 +14,7 @@ from upslope.errors import UpslopeError
 from upslope.lab.experiments import EXPERIMENTS
 from upslope.lab.finding import Experiment, Finding, Outcome
 from upslope.lab.texts import Language, measured, region, texts
-from upslope.runs import versions
+from upslope.runs.directory import versions
 
 STYLES = {"supported": "green", "refuted": "red", "undecided": "yellow"}
 

@@ -7,7 +7,8 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Float
 
-from upslope.distributions import DiagonalGaussian
+from upslope.core.distributions import DiagonalGaussian
+from upslope.core.objectives import Sample, importance_ratio
 from upslope.environments.tabular import Tabular
 from upslope.lab.finding import (
     BELOW_ZERO,
@@ -23,8 +24,7 @@ from upslope.lab.finding import (
     share_of,
 )
 from upslope.lab.play import play, quick_jit, table_agent
-from upslope.objectives import Sample, importance_ratio
-from upslope.update import effective_sample_size
+from upslope.learning.update import effective_sample_size
 
 CARP, BASS, OTHER = 0, 1, 2
 LAKE_A = np.array([0.1, 0.4, 0.5])

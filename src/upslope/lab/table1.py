@@ -6,12 +6,12 @@ from typing import Any, NamedTuple
 import numpy as np
 from jaxtyping import Float
 
-from upslope.config import configure
-from upslope.environments.pendulum import Pendulum
+from upslope.config.config import configure
+from upslope.config.task import objective_of, task_of
+from upslope.engines.compiled import CompiledEngine
+from upslope.environments.classic.pendulum import Pendulum
 from upslope.lab.finding import ABOVE_ZERO, Finding, Line, Outcome, Panel, difference_of, mean_of
 from upslope.lab.play import OneOf
-from upslope.programs import CompiledEngine
-from upslope.tasks import objective_of, task_of
 
 
 class Surrogate(NamedTuple):

@@ -17,7 +17,7 @@ Language = Literal["en", "zh"]
 @cache
 def texts(language: Language) -> dict[str, Any]:
     """All words: of the page, of the curves, of each experiment."""
-    return yaml.safe_load(resources.files("upslope").joinpath(f"data/lab_{language}.yaml").read_text("utf-8"))
+    return yaml.safe_load(resources.files("upslope.lab").joinpath(f"lab_{language}.yaml").read_text("utf-8"))
 
 
 def number(value: float, width: float = 0.0) -> str:

@@ -3,9 +3,9 @@
 from collections.abc import Sequence
 from html import escape
 
-from upslope.analysis.doctor import Diagnosis, diagnosis_of
-from upslope.analysis.findings import Finding
 from upslope.analysis.records import Record
+from upslope.diagnosis.doctor import Diagnosis, diagnosis_of
+from upslope.diagnosis.findings import Finding
 
 
 def health_section(records: Sequence[Record], names: Sequence[str]) -> str:

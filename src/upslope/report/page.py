@@ -15,19 +15,19 @@ from typing import Literal
 from upslope.analysis.compare import compare_records
 from upslope.analysis.comparison import Comparison
 from upslope.analysis.credit import FILE_NAME, load_credit, save_credit
-from upslope.analysis.normalize import Normalize
+from upslope.analysis.normalization import Normalize
 from upslope.analysis.records import Record, read_records
 from upslope.analysis.scores import Score
+from upslope.core.storage import write_atomically
 from upslope.errors import UpslopeError
-from upslope.pages import MARK, page_path
 from upslope.report.credit import credit_view
 from upslope.report.curves import diagnostics_section, learning_section
 from upslope.report.evaluations import evaluation_section
 from upslope.report.figures import DASHES, NUM_COLOURS, Figures
 from upslope.report.health import health_section
+from upslope.report.output import MARK, page_path
 from upslope.report.tables import comparison_section, settings_section
-from upslope.runs import RunDirectory, versions
-from upslope.storage import write_atomically
+from upslope.runs.directory import RunDirectory, versions
 
 REPORT_PICTURES, CREDIT_PICTURES = 1_200_000, 2_500_000
 """Bytes of pictures in a page, all runs together."""
@@ -88,7 +88,7 @@ def write_credit(
     Raises:
         UpslopeError: no such run, seed or checkpoint, or an output that cannot be written.
     """
-    from upslope.analysis.weighing import credit_of  # it brings JAX's programs, which a report does without
+    from upslope.analysis.episode_credit import credit_of  # it brings JAX's programs, which a report does without
 
     RunDirectory(run).read()
     path = page_path(run if output is None else output, "credit.html")
@@ -103,7 +103,7 @@ def write_credit(
 
 def add_credit(runs: Sequence[Path]) -> list[str]:
     """Play an episode of each run that keeps no credit yet, of its first seed; why it could not be done, where so."""
-    from upslope.analysis.weighing import credit_of
+    from upslope.analysis.episode_credit import credit_of
 
     reasons = []
     for path in (run / FILE_NAME for run in runs):

@@ -1,0 +1,138 @@
+"""Play an episode of a trained agent, and weigh every action of it by every estimator."""
+
+from pathlib import Path
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from upslope.analysis.credit import EpisodeCredit
+from upslope.analysis.episode_pictures import Pictures, draw_compiled, watched
+from upslope.config.config import Config, fresh
+from upslope.core.distributions import Bernoulli, Categorical, DiagonalGaussian, Distribution, MultiCategorical
+from upslope.core.estimators import GAE, Baseline, Estimator, NStep, RewardToGo, TotalReturn, td_error
+from upslope.core.types import Rollout, Values, host_rollout
+from upslope.environments.registry import HostWorld, make
+from upslope.errors import UpslopeError
+from upslope.learning.devices import computing
+from upslope.learning.update import evaluate
+from upslope.models.agent import Agent
+from upslope.runs.directory import RunDirectory
+from upslope.runs.evaluation import EVALUATION_SEED, RunSeeds, episodes_of, take
+from upslope.runs.policy import Which, load_agents
+
+
+def estimators_for(config: Config) -> dict[str, Estimator]:
+    """The library's estimators in the ladder's order, with the run's λ, and with its n where that is another one."""
+    steps = sorted({1, 5, config.n} if config.estimator == "n_step" else {1, 5})
+    several = [NStep(n) for n in steps]
+    estimators = [TotalReturn(), RewardToGo(), Baseline(), *several, GAE(config.lambda_)]
+    return {label(e): e for e in estimators}
+
+
+def label(estimator: Estimator) -> str:
+    """`NStep(5)`, `GAE(0.95)`, `TotalReturn`."""
+    settings = ", ".join(f"{x:g}" for x in vars(estimator).values())
+    return type(estimator).__name__ + (f"({settings})" if settings else "")
+
+
+def own_label(config: Config) -> str | None:
+    """The name of the estimator that a run was trained with; None for a user's own and for imitation."""
+    names = {"total_return": TotalReturn(), "reward_to_go": RewardToGo(), "baseline": Baseline()}
+    ours = names | {"n_step": NStep(config.n), "gae": GAE(config.lambda_)}
+    return label(ours[config.estimator]) if config.estimator in ours else None
+
+
+def weigh_all(
+    estimators: dict[str, Estimator], rollout: Rollout, values: Values | None, gamma: float
+) -> dict[str, np.ndarray]:
+    """Estimator → Ψ [T, N]; without values only the estimators that need none."""
+    nothing = jnp.zeros(rollout.reward.shape)
+    given = values or Values(nothing, nothing)
+    usable = {name: e for name, e in estimators.items() if values is not None or not e.needs_critic}
+    weigh = jax.jit(lambda rollout, given: {name: e(rollout, given, gamma).weight for name, e in usable.items()})
+    found = weigh(rollout, given)
+    return {name: np.asarray(found[name], np.float64) for name in usable}
+
+
+def credit_of(
+    run: str | Path, *, seed: int | None = None, episode_seed: int = 0, checkpoint: Which = "last"
+) -> EpisodeCredit:
+    """Play one fresh episode of a run's agent, its actions sampled as in training, and weigh every action of it.
+
+    Args:
+        run: the run directory.
+        seed: which of its seeds; by default the first.
+        episode_seed: another number gives another episode.
+        checkpoint: `last` or `best`.
+
+    Raises:
+        UpslopeError: no such run, seed or checkpoint, or the environment cannot be made.
+    """
+    fresh(episode_seed=episode_seed)
+    directory = RunDirectory(run)
+    config = directory.config()
+    seeds = config.seed_list()
+    seed = config.seed if seed is None else seed
+    if seed not in seeds:
+        raise UpslopeError(f"{run} has no seed {seed}; it has {seeds[0]} to {seeds[-1]}.")
+    world = make(config.environment, config.env_kwargs, config.max_episode_steps)
+    with computing(on_host=isinstance(world, HostWorld)):
+        agents, _ = load_agents(directory, config, checkpoint)
+        agent: Agent = jax.tree.map(lambda x: x[seeds.index(seed)], agents)
+        pictures = Pictures()
+        played = watched(config, world, pictures) if isinstance(world, HostWorld) else world
+        rollout = play(config, played, agent, seed, episode_seed)
+        if not isinstance(world, HostWorld):
+            draw_compiled(config, world, rollout, pictures)
+        has_critic = bool(directory.read()["axes"].get("needs_critic", True))
+        values = values_of(agent, rollout) if has_critic else None
+        return EpisodeCredit(
+            environment=config.environment,
+            algorithm=config.algorithm,
+            seed=seed,
+            checkpoint=checkpoint,
+            episode_seed=episode_seed,
+            gamma=config.gamma,
+            terminated=bool(np.asarray(rollout.terminated)[-1, 0]),
+            own=own_label(config),
+            reward=np.asarray(rollout.reward, np.float64)[:, 0],
+            value=None if values is None else np.asarray(values.value, np.float64)[:, 0],
+            td_error=None if values is None else np.asarray(td_error(rollout, values, config.gamma), np.float64)[:, 0],
+            weights={n: w[:, 0] for n, w in weigh_all(estimators_for(config), rollout, values, config.gamma).items()},
+            policy=describe(agent.policy(jnp.asarray(rollout.observation[:, 0]))),
+            action=np.asarray(rollout.action)[:, 0],
+            picture_steps=np.asarray([s for s in pictures.steps if s < len(rollout.reward)], np.int64),
+            pictures=tuple(x for s, x in zip(pictures.steps, pictures.images, strict=True) if s < len(rollout.reward)),
+            picture_note=pictures.note,
+        )
+
+
+def play(config: Config, world: Any, agent: Agent, seed: int, episode_seed: int) -> Rollout:
+    """One whole episode [T, 1] without padding."""
+    alone = RunSeeds(config, (seed,))
+    stacked = jax.tree.map(lambda x: x[None], agent)
+    offset = EVALUATION_SEED * (1 + episode_seed)
+    rollout = take(next(iter(episodes_of(alone, world, stacked, "stochastic", 1, offset))), 0)
+    length = int(np.asarray(rollout.valid).sum())
+    return host_rollout({name: np.asarray(x)[:length] for name, x in rollout._asdict().items()})
+
+
+def values_of(agent: Agent, rollout: Rollout) -> Values:
+    """The critic's values in the world's units of reward; the learner's are scaled."""
+    scale = agent.reward_scale()
+    return Values(*(v / scale for v in evaluate(agent, jax.tree.map(jnp.asarray, rollout))))
+
+
+def describe(policy: Distribution) -> dict[str, np.ndarray]:
+    """The parameters of π(·|s_t) that a person reads, each [T, …]."""
+    if isinstance(policy, DiagonalGaussian):
+        return {"mean": np.asarray(policy.mean), "std": np.asarray(jnp.exp(policy.log_std))}
+    if isinstance(policy, Categorical):
+        return {"probability": np.asarray(jnp.exp(policy.log_probs()))}
+    if isinstance(policy, Bernoulli):
+        return {"probability of 1": np.asarray(jax.nn.sigmoid(policy.logits))}
+    assert isinstance(policy, MultiCategorical)
+    heads = [np.asarray(jnp.exp(head.log_probs())) for head in policy.heads]
+    return {f"probability of choice {k}": p for k, p in enumerate(heads)}

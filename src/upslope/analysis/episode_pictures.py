@@ -1,0 +1,178 @@
+"""Pictures of an episode, small enough to send: of each state that the agent acted in, or every second, fourth …"""
+
+import io
+from collections.abc import Callable
+from dataclasses import replace
+from typing import Any
+
+import gymnasium
+import numpy as np
+
+from upslope.config.config import Config
+from upslope.core.messages import COMPILED_PREFIX
+from upslope.core.types import Rollout
+from upslope.environments.registry import HostWorld, World, draw_without_screen, make
+from upslope.environments.tabular import Tabular
+from upslope.errors import UpslopeError
+
+MAX_PICTURES = 200
+"""When there are more, every second one is dropped."""
+MAX_SIDE = 320
+"""Pixels of a picture's longer side."""
+QUALITY = 75
+"""Of WebP, 0 to 100."""
+CELL = 28
+"""Pixels of a finite world's cell."""
+WALL, FLOOR, END, HERE = (120, 120, 120), (238, 238, 238), (0, 158, 115), (0, 114, 178)
+
+TWIN_STATES: dict[str, Callable[[np.ndarray], Any]] = {
+    "CartPole-v1": lambda o: o,
+    "MountainCarContinuous-v0": lambda o: o,
+    "Pendulum-v1": lambda o: np.array([np.arctan2(o[1], o[0]), o[2]]),
+    "Acrobot-v1": lambda o: np.array([np.arctan2(o[1], o[0]), np.arctan2(o[3], o[2]), o[4], o[5]]),
+}
+"""Compiled world → the state of its Gymnasium twin that shows this observation."""
+
+
+class Pictures:
+    """WebP pictures of the steps 0, k, 2k … of an episode, with the k that leaves at most `MAX_PICTURES`."""
+
+    def __init__(self) -> None:
+        self.stride, self.steps, self.images = 1, [], []
+        self.note = ""
+        """Why there is none."""
+
+    def add(self, step: int, draw: Callable[[], Any]) -> None:
+        """Draw this step, if it is one of those that are kept."""
+        if self.note or step % self.stride:
+            return
+        try:
+            picture = draw()
+        except Exception as error:  # an episode is worth its credit without pictures too
+            self.note = f"the environment could not be drawn: {error}"
+            return
+        if not isinstance(picture, np.ndarray) or picture.ndim != 3:
+            self.note = f'the environment draws no picture (render_mode="rgb_array" gave {type(picture).__name__})'
+            return
+        self.steps.append(step)
+        self.images.append(encode(picture))
+        if len(self.steps) > MAX_PICTURES:
+            self.stride, self.steps, self.images = 2 * self.stride, self.steps[::2], self.images[::2]
+
+
+class Watched(gymnasium.Wrapper):
+    """An environment whose first episode is pictured while it is played."""
+
+    def __init__(self, env: gymnasium.Env, pictures: Pictures):
+        super().__init__(env)
+        follow(env)
+        self.pictures, self.step_number = pictures, 0
+
+    def reset(self, **options: Any) -> Any:
+        answer = super().reset(**options)
+        self.pictures.add(0, self.render)
+        return answer
+
+    def step(self, action: Any) -> Any:
+        answer = super().step(action)
+        self.step_number += 1
+        self.pictures.add(self.step_number, self.render)
+        return answer
+
+
+def follow(env: gymnasium.Env) -> None:
+    """Let MuJoCo's camera follow the body, where the model has a camera that does."""
+    world: Any = env.unwrapped
+    if hasattr(world, "mujoco_renderer"):
+        cameras = [world.model.camera(k).name for k in range(world.model.ncam)]
+        if "track" in cameras:
+            world.mujoco_renderer.camera_id = cameras.index("track")
+
+
+def watched(config: Config, world: HostWorld, pictures: Pictures) -> HostWorld:
+    """The same world, pictured while it is played; as it is where it cannot draw."""
+    if not can_encode(pictures):
+        return world
+    drawn_kwargs = {**config.env_kwargs, "render_mode": "rgb_array"}
+    try:
+        drawn = make(config.environment, drawn_kwargs, config.max_episode_steps)
+    except UpslopeError as error:
+        pictures.note = f"the environment could not be made with pictures: {error}"
+        return world
+    assert isinstance(drawn, HostWorld)
+    return replace(drawn, create=lambda: Watched(drawn.create(), pictures))
+
+
+def draw_compiled(config: Config, world: World, rollout: Rollout, pictures: Pictures) -> None:
+    """Picture an episode [T, 1] of a compiled world from its observations.
+
+    Gymnasium's worlds are drawn by their twin there, whose state is set; finite worlds as their cells.
+    """
+    name = config.environment.removeprefix(COMPILED_PREFIX)
+    if not can_encode(pictures):
+        return
+    if isinstance(world, Tabular):
+        draw_cells(cells_of(name, config, world), world, rollout, pictures)
+    elif name in TWIN_STATES:
+        draw_twin(name, config, rollout, pictures)
+    else:
+        pictures.note = f"{config.environment} has nothing to draw"
+
+
+def draw_twin(name: str, config: Config, rollout: Rollout, pictures: Pictures) -> None:
+    """Set the state of Gymnasium's environment to each of the episode's, and let it draw."""
+    draw_without_screen()
+    try:
+        env = gymnasium.make(name, render_mode="rgb_array", **config.env_kwargs)
+        env.reset(seed=0)
+        twin: Any = env.unwrapped
+        for step, observation in enumerate(np.asarray(rollout.observation)[:, 0]):
+            twin.state = TWIN_STATES[name](observation.astype(np.float64))
+            if name == "Pendulum-v1":
+                # It draws the torque of the step before as an arrow.
+                twin.last_u = None if step == 0 else float(np.clip(rollout.action[step - 1, 0, 0], -2, 2))
+            pictures.add(step, env.render)
+        env.close()
+    except (gymnasium.error.Error, ImportError, AttributeError) as error:
+        pictures.note = f"Gymnasium's {name} could not draw: {error}"
+
+
+def cells_of(name: str, config: Config, world: Tabular) -> np.ndarray:
+    """Where the observations of a finite world are drawn [rows, columns]."""
+    count = int(world.observation_of.max()) + 1
+    if name == "GridWorld-v0":
+        return np.arange(count).reshape(-1, config.env_kwargs.get("columns", 4))
+    return np.arange(count).reshape(-1, 2).T if name == "Key-v0" else np.arange(count)[None]
+
+
+def draw_cells(cells: np.ndarray, world: Tabular, rollout: Rollout, pictures: Pictures) -> None:
+    """The agent's cell, the cells where an episode ends, and the others."""
+    if cells.size == 1:
+        pictures.note = "all states of this world look alike to the agent"
+        return
+    ends = np.isin(cells, world.observation_of[world.terminal])
+    for step, here in enumerate(np.asarray(rollout.observation)[:, 0].tolist()):
+        colours = np.where(ends[..., None], END, FLOOR)
+        colours[cells == here] = HERE
+        picture = colours.repeat(CELL, axis=0).repeat(CELL, axis=1).astype(np.uint8)
+        picture[::CELL], picture[:, ::CELL] = WALL, WALL
+        pictures.add(step, lambda picture=picture: picture)
+
+
+def can_encode(pictures: Pictures) -> bool:
+    """Whether Pillow is installed; if not, say so."""
+    try:
+        import PIL.Image  # noqa: F401 - only whether it is there
+    except ImportError:
+        pictures.note = 'pictures need Pillow: pip install "upslope[report]"'
+    return not pictures.note
+
+
+def encode(picture: np.ndarray) -> bytes:
+    """RGB [height, width, 3] → WebP, its longer side at most `MAX_SIDE`."""
+    from PIL import Image
+
+    image, buffer = Image.fromarray(picture.astype(np.uint8)), io.BytesIO()
+    image.thumbnail((MAX_SIDE, MAX_SIDE))
+    image.save(buffer, "WEBP", quality=QUALITY)
+    return buffer.getvalue()

@@ -1,0 +1,159 @@
+"""Scores of several environments in one unit, so that they can be averaged, and what follows from that."""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from itertools import combinations
+from typing import Any, Literal
+
+import numpy as np
+
+from upslope.analysis.across_environments import mean_estimate, profile, stratified_iqm, stratified_mean
+from upslope.analysis.comparison import Aggregate, Group, Improvement, Profile, Reference
+from upslope.analysis.statistics import probability_of_improvement
+from upslope.config.config import Config
+from upslope.core.messages import COMPILED_PREFIX
+from upslope.errors import UpslopeError
+
+Normalize = Literal["threshold", "range"]
+RANDOM_EPISODES = 50
+"""Episodes of the random policy that say what 0 means."""
+LONGEST = 10_000
+"""A random policy's episode is cut here where the environment has no limit."""
+THRESHOLDS = 101
+"""Points of a performance profile."""
+
+
+@dataclass(frozen=True)
+class Normalised:
+    """What can be said over all environments together."""
+
+    references: tuple[Reference, ...] = ()
+    improvements: tuple[Improvement, ...] = ()
+    aggregates: tuple[Aggregate, ...] = ()
+    profiles: tuple[Profile, ...] = ()
+    warnings: tuple[str, ...] = ()
+
+
+def normalised(groups: Sequence[Group], configs: Mapping[str, Config], normalize: Normalize | None) -> Normalised:
+    """Aggregates of every label that is in every environment; nothing where normalised scores were not asked for."""
+    if normalize is None:
+        return Normalised()
+    references = {
+        environment: reference_of(environment, groups, configs[environment], normalize) for environment in configs
+    }
+    labels = list(dict.fromkeys(g.label for g in groups))
+    everywhere = [label for label in labels if sum(g.label == label for g in groups) == len(configs)]
+    scores = {
+        label: [rescale(g.scores, references[g.environment]) for g in groups if g.label == label]
+        for label in everywhere
+    }
+    warnings = [
+        f"{label} is not in every environment, and left out of what is said over all of them"
+        for label in labels
+        if label not in everywhere
+    ]
+    told = [differing_settings(label, [g for g in groups if g.label == label]) for label in everywhere]
+    warnings += [warning for warning in told if warning]
+    return Normalised(
+        tuple(references.values()),
+        tuple(improvements_over(everywhere, groups, list(configs)) if len(configs) > 1 else ()),
+        tuple(Aggregate(label, stratified_mean(x), stratified_iqm(x)) for label, x in scores.items()),
+        tuple(profiles_of(scores)),
+        tuple(warnings),
+    )
+
+
+def differing_settings(label: str, groups: Sequence[Group]) -> str:
+    """That a label stands for other settings in other environments, which may well be meant; empty if it does not."""
+    differ = sorted(
+        name for name in groups[0].settings if any(g.settings[name] != groups[0].settings[name] for g in groups[1:])
+    )
+    if not differ:
+        return ""
+    return f"{label} has other settings in other environments: {', '.join(differ)}. Its average is over all of them"
+
+
+def reference_of(environment: str, groups: Sequence[Group], config: Config, normalize: Normalize) -> Reference:
+    """What 0 and 1 mean in an environment."""
+    if normalize == "threshold":
+        return threshold_of(environment, config)
+    scores = np.concatenate([g.scores for g in groups if g.environment == environment])
+    low, high = float(np.nanmin(scores)), float(np.nanmax(scores))
+    if not high > low:
+        raise UpslopeError(
+            f"All seeds have the same score in {environment}, so the range of the scores cannot be a unit. Use "
+            "--normalize threshold, or leave this environment out."
+        )
+    return Reference(environment, low, high, "lowest and highest score of these runs")
+
+
+def threshold_of(environment: str, config: Config) -> Reference:
+    """0 is the measured return of a random policy, 1 Gymnasium's reward threshold: where it counts as solved."""
+    from upslope.environments.registry import make  # it brings JAX, which a report does without
+
+    if config.env_kwargs or config.max_episode_steps is not None:
+        raise UpslopeError(
+            f"{environment} is not the environment that its reward threshold is about. Use --normalize range."
+        )
+    world: Any = make(config.environment.removeprefix(COMPILED_PREFIX))
+    env = world.create()
+    try:
+        threshold = env.spec.reward_threshold if env.spec is not None else None
+        if threshold is None:
+            raise UpslopeError(
+                f"{environment} names no reward threshold, so nothing says what 1 should mean. Use --normalize range."
+            )
+        random = random_return(env)
+    finally:
+        env.close()
+    if not threshold > random:
+        raise UpslopeError(
+            f"A random policy reaches {random:.1f} in {environment}, not less than its reward threshold {threshold}, "
+            "so the two cannot be 0 and 1. Use --normalize range."
+        )
+    words = f"random policy ({RANDOM_EPISODES} episodes) and Gymnasium's reward threshold"
+    return Reference(environment, random, float(threshold), words)
+
+
+def random_return(env: Any) -> float:
+    """The mean return of actions drawn from the action space, the same in every call."""
+    env.action_space.seed(0)
+    returns = []
+    for episode in range(RANDOM_EPISODES):
+        env.reset(seed=episode)
+        total, is_over, steps = 0.0, False, 0
+        while not is_over and steps < LONGEST:
+            _, reward, terminated, truncated, _ = env.step(env.action_space.sample())
+            total, is_over, steps = total + float(reward), terminated or truncated, steps + 1
+        returns.append(total)
+    return float(np.mean(returns))
+
+
+def rescale(scores: np.ndarray, reference: Reference) -> np.ndarray:
+    """(score − zero) / (one − zero)."""
+    return (scores - reference.zero) / (reference.one - reference.zero)
+
+
+def improvements_over(labels: Sequence[str], groups: Sequence[Group], environments: list[str]) -> list[Improvement]:
+    """Every pair of labels: the mean over environments of the probability in each."""
+    found = []
+    for a, b in combinations(labels, 2):
+        pairs = [(one(groups, a, environment), one(groups, b, environment)) for environment in environments]
+        parts = [probability_of_improvement(x.scores, y.scores) for x, y in pairs]
+        is_paired = all(sorted(x.seeds) == sorted(y.seeds) for x, y in pairs)
+        found.append(Improvement(a, b, tuple(environments), mean_estimate(parts), is_paired))
+    return found
+
+
+def one(groups: Sequence[Group], label: str, environment: str) -> Group:
+    """The group of a label in an environment."""
+    return next(g for g in groups if (g.label, g.environment) == (label, environment))
+
+
+def profiles_of(scores: Mapping[str, list[np.ndarray]]) -> list[Profile]:
+    """A profile of each label, on thresholds from the lowest to the highest score."""
+    if not scores:
+        return []
+    every = np.concatenate([x for strata in scores.values() for x in strata])
+    thresholds = np.linspace(np.nanmin(every), np.nanmax(every), THRESHOLDS)
+    return [Profile(label, thresholds, *profile(strata, thresholds)) for label, strata in scores.items()]

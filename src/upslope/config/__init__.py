@@ -1,0 +1,1 @@
+"""One frozen dataclass of settings, and what it builds."""

@@ -1,0 +1,165 @@
+"""Config + world → Task: builds the pair of axes, and refuses a pair that cannot work."""
+
+import importlib
+from dataclasses import fields
+from typing import Any
+
+from upslope.config.config import Config
+from upslope.config.ladder import ALGORITHMS
+from upslope.core.estimators import GAE, Baseline, Estimator, NStep, RewardToGo, TotalReturn, UnitWeight
+from upslope.core.objectives import Clip, ImportanceSampled, KLPenalty, Objective, PolicyGradient
+from upslope.environments.registry import World
+from upslope.errors import UpslopeError
+from upslope.learning.iteration import Task
+from upslope.learning.update import Update
+from upslope.models.spaces import coding_of, head_of
+
+ESTIMATOR_TYPES: dict[str, type[Estimator]] = {
+    "total_return": TotalReturn,
+    "reward_to_go": RewardToGo,
+    "baseline": Baseline,
+    "n_step": NStep,
+    "gae": GAE,
+    "unit": UnitWeight,
+}
+OBJECTIVE_TYPES: dict[str, type[Objective]] = {
+    "policy_gradient": PolicyGradient,
+    "importance_sampled": ImportanceSampled,
+    "kl_penalty": KLPenalty,
+    "clip": Clip,
+}
+CONFIG_NAMES = {"target": "beta_target"}
+"""A field of an axis → the config's name for it, where they differ."""
+
+
+def estimator_of(config: Config) -> Estimator:
+    """The estimator that a config names."""
+    return build(config, config.estimator, ESTIMATOR_TYPES, Estimator)
+
+
+def objective_of(config: Config) -> Objective:
+    """The objective that a config names."""
+    return build(config, config.objective, OBJECTIVE_TYPES, Objective)
+
+
+def build(config: Config, name: str, known: dict[str, Any], kind: type) -> Any:
+    """One of ours with its fields from the config, or the user's own by `module:Name`."""
+    if name in known:
+        values = {f.name: getattr(config, CONFIG_NAMES.get(f.name, f.name)) for f in fields(known[name])}
+        return known[name](**values)
+    module_name, _, attribute = name.partition(":")
+    try:
+        found = getattr(importlib.import_module(module_name), attribute)
+    except Exception as error:
+        raise UpslopeError(
+            f"{name} cannot be imported: {error}. From Python, pass the object itself; from the shell, run in the "
+            "folder that holds the module."
+        ) from error
+    try:
+        made = found() if isinstance(found, type) else found
+    except TypeError as error:
+        raise UpslopeError(
+            f"{name} cannot be made without arguments: {error}. Give its fields defaults, or pass the "
+            "object from Python."
+        ) from error
+    if not isinstance(made, kind):
+        raise UpslopeError(f"{name} is a {type(made).__name__}, not an upslope.{kind.__name__}. Subclass it.")
+    return made
+
+
+def settings_of(part: Estimator | Objective) -> dict[str, Any]:
+    """What a config says of an object given in Python: its name and fields, or `module:Name` for a user's own."""
+    known: dict[str, Any]
+    role, known = ("estimator", ESTIMATOR_TYPES) if isinstance(part, Estimator) else ("objective", OBJECTIVE_TYPES)
+    for name, kind in known.items():
+        if type(part) is kind:
+            values = {CONFIG_NAMES.get(f.name, f.name): getattr(part, f.name) for f in fields(kind)}
+            return {role: name, **values}
+    return {role: f"{type(part).__module__}:{type(part).__qualname__}"}
+
+
+def task_of(
+    config: Config, world: World, estimator: Estimator | None = None, objective: Objective | None = None
+) -> Task:
+    """The task of a config in a world; objects given in Python replace what the config names."""
+    estimator = estimator or estimator_of(config)
+    objective = objective or objective_of(config)
+    limit = config.max_episode_steps or world.max_episode_steps
+    check_pair(config, estimator, objective, limit)
+    check_minibatches(config, estimator, limit)
+    update = Update(
+        objective=objective,
+        needs_critic=estimator.needs_critic,
+        epochs=config.epochs,
+        critic_epochs=config.critic_epochs or config.epochs,
+        minibatches=config.minibatches,
+        max_grad_norm=config.max_grad_norm,
+        entropy_coefficient=config.entropy_coefficient,
+        target_kl=config.target_kl,
+        min_effective_sample_size=config.min_effective_sample_size,
+        normalize_advantage=config.normalize_advantage,
+    )
+    return Task(
+        estimator=estimator,
+        update=update,
+        coding=coding_of(world.observation_space, config.environment),
+        head=head_of(world.action_space, config.environment),
+        network=config.network(),
+        gamma=config.gamma,
+        steps=config.steps,
+        num_envs=config.num_envs if config.data is None else 0,
+        rollout_steps=config.rollout_steps,
+        max_episode_steps=limit,
+        learning_rate=config.learning_rate,
+        learning_rate_decay=config.learning_rate_decay,
+        imitation_iterations=config.imitation_iterations,
+    )
+
+
+def check_pair(config: Config, estimator: Estimator, objective: Objective, limit: int | None) -> None:
+    """Refuse what cannot work, with the reason and the remedy."""
+    name, is_recorded = type(estimator).__name__, config.data is not None
+    if ALGORITHMS[config.algorithm].source == "recorded" and not is_recorded:
+        raise UpslopeError(
+            f"{config.algorithm} learns from recorded episodes, and none are given. Record some with `upslope record "
+            "RUN --episodes 100`, then pass the file with --data."
+        )
+    if estimator.whole_episodes and not is_recorded and limit is None:
+        raise UpslopeError(
+            f'{name} needs whole episodes, but "{config.environment}" has no step limit: R_t is known only when an '
+            "episode ends. Use --estimator gae, or set --max-episode-steps."
+        )
+    if not estimator.is_advantage and config.normalize_advantage:
+        raise UpslopeError(
+            f"{name} gives every action the same weight, and centring makes that 0, so nothing would be learned. "
+            "Add --no-normalize-advantage."
+        )
+    if not estimator.is_advantage and not is_recorded:
+        raise UpslopeError(
+            f"{name} imitates whoever acted, and imitating itself teaches an agent nothing: E[∇log π] = 0. Give "
+            "recorded episodes with --data, or use --estimator gae."
+        )
+    if config.imitation_iterations and not is_recorded:
+        raise UpslopeError(
+            "--imitation-iterations imitates recorded actions, and none are given. Leave it out, or pass a file "
+            "with --data."
+        )
+    if is_recorded and estimator.is_advantage and not objective.needs_behaviour:
+        raise UpslopeError(
+            f"{type(objective).__name__} weighs recorded actions as if the learner had taken them, which is the "
+            "gradient of another policy's return. Use --objective importance_sampled (or clip, kl_penalty), or "
+            "--algorithm clone to imitate."
+        )
+
+
+def check_minibatches(config: Config, estimator: Estimator, limit: int | None) -> None:
+    """Every minibatch needs a sample."""
+    if config.data is not None:
+        return
+    per_column = limit if estimator.whole_episodes else config.rollout_steps
+    samples = config.num_envs * (per_column or 1)
+    if config.minibatches > samples:
+        raise UpslopeError(
+            f"--minibatches {config.minibatches} is more than the {samples} samples of an iteration "
+            f"({config.num_envs} environments × {per_column} steps). Lower it, or raise --rollout-steps."
+        )

@@ -1,0 +1,185 @@
+"""Policies as probability distributions over actions: sample, mode, log_prob, entropy, kl.
+
+Each class holds the parameters for a whole batch: leading axes are batch axes, the last axis belongs to the
+action. All quantities are in nats. To sample and to tell log_prob works with NumPy's arrays too.
+"""
+
+from abc import ABC, abstractmethod
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jaxtyping import Float, PRNGKeyArray, Shaped
+
+from upslope.core.arrays import AnyArray as Array
+from upslope.core.arrays import log_sigmoid, log_softmax, namespace, pytree, sigmoid
+
+LOG_TWO_PI = float(np.log(2 * np.pi))
+
+
+class Distribution(ABC):
+    """π(·|s) for a batch of states."""
+
+    def sample(self, key: PRNGKeyArray) -> Array:
+        """a ~ π(·|s)."""
+        return self.choose(self.noise(key))
+
+    @abstractmethod
+    def noise(self, key: PRNGKeyArray) -> Float[Array, "..."]:
+        """What chance decides of a sample, whatever the parameters are."""
+
+    @abstractmethod
+    def choose(self, noise: Float[Array, "..."]) -> Array:
+        """The action that the noise makes of the parameters."""
+
+    @abstractmethod
+    def mode(self) -> Array:
+        """argmax_a π(a|s), the deterministic action."""
+
+    @abstractmethod
+    def log_prob(self, action: Shaped[Array, "..."]) -> Float[Array, "..."]:
+        """log π(a|s); a density for continuous actions."""
+
+    @abstractmethod
+    def entropy(self) -> Float[Array, "..."]:
+        """H(π(·|s)) = −E[log π(a|s)]."""
+
+    @abstractmethod
+    def kl(self, other: Any) -> Float[Array, "..."]:
+        """KL(self‖other) = E_{a~self}[log self(a) − log other(a)] ≥ 0, in closed form."""
+
+
+@pytree
+class Categorical(Distribution):
+    """One of A actions: π(a|s) = softmax(logits)_a. Actions are integers [...]."""
+
+    logits: Float[Array, "... A"]
+
+    def log_probs(self) -> Float[Array, "... A"]:
+        """log π(a|s) of every action."""
+        return log_softmax(self.logits)
+
+    def noise(self, key: PRNGKeyArray) -> Float[Array, "... A"]:
+        return jax.random.gumbel(key, self.logits.shape)
+
+    def choose(self, noise: Float[Array, "... A"]) -> Array:
+        """Gumbel's trick: argmax_a(logit_a + g_a) is distributed as the softmax."""
+        return (self.logits + noise).argmax(axis=-1).astype(np.int32)
+
+    def mode(self) -> Array:
+        return self.logits.argmax(axis=-1).astype(np.int32)
+
+    def log_prob(self, action: Shaped[Array, "..."]) -> Float[Array, "..."]:
+        return select(self.log_probs(), action)
+
+    def entropy(self) -> Float[Array, "..."]:
+        log_probs = self.log_probs()
+        return -jnp.sum(jnp.exp(log_probs) * log_probs, axis=-1)
+
+    def kl(self, other: "Categorical") -> Float[Array, "..."]:
+        log_probs = self.log_probs()
+        return jnp.sum(jnp.exp(log_probs) * (log_probs - other.log_probs()), axis=-1)
+
+
+@pytree
+class MultiCategorical(Distribution):
+    """Several independent choices (MultiDiscrete): log π(a|s) = Σ_k log π_k(a_k|s). Actions are integers [..., K]."""
+
+    heads: tuple[Categorical, ...]
+
+    def noise(self, key: PRNGKeyArray) -> Float[Array, "... A"]:
+        keys = jax.random.split(key, len(self.heads))
+        return jnp.concatenate([head.noise(k) for head, k in zip(self.heads, keys, strict=True)], axis=-1)
+
+    def choose(self, noise: Float[Array, "... A"]) -> Array:
+        xp, ends = namespace(noise), np.cumsum([head.logits.shape[-1] for head in self.heads])
+        parts = xp.split(noise, ends[:-1].tolist(), axis=-1)
+        return xp.stack([head.choose(part) for head, part in zip(self.heads, parts, strict=True)], axis=-1)
+
+    def mode(self) -> Array:
+        modes = [head.mode() for head in self.heads]
+        return namespace(modes[0]).stack(modes, axis=-1)
+
+    def log_prob(self, action: Shaped[Array, "..."]) -> Float[Array, "..."]:
+        return sum_of(head.log_prob(action[..., k]) for k, head in enumerate(self.heads))
+
+    def entropy(self) -> Float[Array, "..."]:
+        return sum_of(head.entropy() for head in self.heads)
+
+    def kl(self, other: "MultiCategorical") -> Float[Array, "..."]:
+        return sum_of(mine.kl(theirs) for mine, theirs in zip(self.heads, other.heads, strict=True))
+
+
+@pytree
+class Bernoulli(Distribution):
+    """K independent switches (MultiBinary): π(a_k=1|s) = σ(logit_k). Actions are 0 or 1, [..., K]."""
+
+    logits: Float[Array, "... K"]
+
+    def noise(self, key: PRNGKeyArray) -> Float[Array, "... K"]:
+        return jax.random.uniform(key, self.logits.shape)
+
+    def choose(self, noise: Float[Array, "... K"]) -> Array:
+        return (noise < sigmoid(self.logits)).astype(np.int8)
+
+    def mode(self) -> Array:
+        return (self.logits > 0).astype(np.int8)
+
+    def log_prob(self, action: Shaped[Array, "..."]) -> Float[Array, "..."]:
+        signed = namespace(self.logits).where(action == 1, self.logits, -self.logits)
+        return log_sigmoid(signed).sum(axis=-1)
+
+    def entropy(self) -> Float[Array, "..."]:
+        on = sigmoid(self.logits)
+        return -jnp.sum(on * log_sigmoid(self.logits) + (1 - on) * log_sigmoid(-self.logits), axis=-1)
+
+    def kl(self, other: "Bernoulli") -> Float[Array, "..."]:
+        on = sigmoid(self.logits)
+        return jnp.sum(
+            on * (log_sigmoid(self.logits) - log_sigmoid(other.logits))
+            + (1 - on) * (log_sigmoid(-self.logits) - log_sigmoid(-other.logits)),
+            axis=-1,
+        )
+
+
+@pytree
+class DiagonalGaussian(Distribution):
+    """Independent normal components: a = μ(s) + σ ⊙ ε, ε ~ N(0, I). Actions are real, [..., K], unbounded."""
+
+    mean: Float[Array, "... K"]
+    log_std: Float[Array, "... K"]
+
+    def noise(self, key: PRNGKeyArray) -> Float[Array, "... K"]:
+        return jax.random.normal(key, self.mean.shape)
+
+    def choose(self, noise: Float[Array, "... K"]) -> Array:
+        return self.mean + namespace(self.log_std).exp(self.log_std) * noise
+
+    def mode(self) -> Array:
+        return self.mean
+
+    def log_prob(self, action: Shaped[Array, "..."]) -> Float[Array, "..."]:
+        z = (action - self.mean) * namespace(self.log_std).exp(-self.log_std)
+        return -(0.5 * z**2 + self.log_std + 0.5 * LOG_TWO_PI).sum(axis=-1)
+
+    def entropy(self) -> Float[Array, "..."]:
+        return jnp.sum(self.log_std + 0.5 * (1 + LOG_TWO_PI), axis=-1)
+
+    def kl(self, other: "DiagonalGaussian") -> Float[Array, "..."]:
+        ratio = jnp.exp(2 * (self.log_std - other.log_std))
+        shift = ((self.mean - other.mean) * jnp.exp(-other.log_std)) ** 2
+        return jnp.sum(0.5 * (ratio + shift - 1) + other.log_std - self.log_std, axis=-1)
+
+
+def select(table: Float[Array, "... A"], index: Shaped[Array, "..."]) -> Float[Array, "..."]:
+    """table[..., index]. A sum against a one-hot mask: on CPUs its gradient is far cheaper than a scatter's."""
+    xp = namespace(table)
+    mask = xp.arange(table.shape[-1]) == index[..., None]
+    return xp.where(mask, table, 0.0).sum(axis=-1)
+
+
+def sum_of(terms) -> Float[Array, "..."]:
+    """Σ of an iterable of arrays of one shape."""
+    first, *others = terms
+    return sum(others, start=first)

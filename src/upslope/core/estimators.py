@@ -1,0 +1,176 @@
+"""Axis 1: what weight Ψ_t does ∇log π(a_t|s_t) get?
+
+An estimator maps facts and estimates to credit, `(rollout, values, gamma) → Credit`: the weight Ψ_t of each action
+(Schulman et al. 2016, "High-Dimensional Continuous Control Using Generalized Advantage Estimation", eq. 1) and the
+target that the critic is to learn. To write your own, subclass `Estimator` and define `__call__`.
+
+Everywhere: only `terminated` cuts the bootstrap; `truncated` ends the sum and keeps its bootstrap, from the true
+final observation; nothing crosses the end of an episode or of the collected segment.
+"""
+
+from abc import ABC, abstractmethod
+from dataclasses import dataclass
+from typing import ClassVar
+
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array, Bool, Float
+
+from upslope.core.types import Credit, Rollout, Values
+from upslope.errors import UpslopeError
+
+UNROLL = 8
+"""Steps in a turn of a scan that does next to nothing in a step, since a turn itself costs an accelerator far more."""
+
+
+class Estimator(ABC):
+    """Weighs actions. Frozen dataclasses: the fields are the hyperparameters."""
+
+    needs_critic: ClassVar[bool]
+    """Whether it reads `values`, so that a critic is trained."""
+    whole_episodes: ClassVar[bool]
+    """Whether R_t must be known to the end: one episode a column is collected rather than a fixed segment."""
+    is_advantage: ClassVar[bool] = True
+    """Whether centring and scaling the weights over a batch leaves their meaning (false for constant weights)."""
+
+    @abstractmethod
+    def __call__(self, rollout: Rollout, values: Values, gamma: float) -> Credit:
+        """Return Ψ_t and the critic's target, [T, N], zero where `rollout.valid` is false."""
+
+
+@dataclass(frozen=True)
+class TotalReturn(Estimator):
+    """Ψ_t = R(τ) = Σ_t' γ^t' r_t': every action is weighed by the whole episode (Williams 1992, REINFORCE)."""
+
+    needs_critic: ClassVar[bool] = False
+    whole_episodes: ClassVar[bool] = True
+
+    def __call__(self, rollout: Rollout, values: Values, gamma: float) -> Credit:
+        total = reward_to_go(rollout, gamma)[0]
+        weight = jnp.where(rollout.valid, total, 0.0)
+        return Credit(weight=weight, target=weight)
+
+
+@dataclass(frozen=True)
+class RewardToGo(Estimator):
+    """Ψ_t = R_t = Σ_{t'≥t} γ^(t'−t) r_t': an action answers only for what comes after it."""
+
+    needs_critic: ClassVar[bool] = False
+    whole_episodes: ClassVar[bool] = True
+
+    def __call__(self, rollout: Rollout, values: Values, gamma: float) -> Credit:
+        weight = reward_to_go(rollout, gamma)
+        return Credit(weight=weight, target=weight)
+
+
+@dataclass(frozen=True)
+class Baseline(Estimator):
+    """Ψ_t = R_t − B(s_t), with the critic's V(s_t) as B: better or worse than usual? (Williams 1992; Sutton 2018, 13.4)
+
+    R_t is what was really collected, so a truncated episode's return is not bootstrapped.
+    """
+
+    needs_critic: ClassVar[bool] = True
+    whole_episodes: ClassVar[bool] = True
+
+    def __call__(self, rollout: Rollout, values: Values, gamma: float) -> Credit:
+        target = reward_to_go(rollout, gamma)
+        return Credit(weight=jnp.where(rollout.valid, target - values.value, 0.0), target=target)
+
+
+@dataclass(frozen=True)
+class NStep(Estimator):
+    """Ψ_t = A^n_t = Σ_{b<n} γ^b δ_{t+b} = r_t + … + γ^(n−1) r_{t+n−1} + γ^n V(s_{t+n}) − V(s_t).
+
+    n = 1 is the TD error (low variance, high bias); n = ∞ is Monte Carlo (the reverse). Near the end of a segment
+    the sum has fewer terms. Usual: 1 to 20. Source: Mnih et al. 2016 (A3C), section 4.
+    """
+
+    n: int = 5
+    needs_critic: ClassVar[bool] = True
+    whole_episodes: ClassVar[bool] = False
+
+    def __post_init__(self) -> None:
+        if self.n < 1:
+            raise UpslopeError(f"NStep needs n ≥ 1 steps, not {self.n}: A^n sums n TD errors.")
+
+    def __call__(self, rollout: Rollout, values: Values, gamma: float) -> Credit:
+        delta, going_on = td_error(rollout, values, gamma), ~ends(rollout)
+
+        def one_more(_, advantage: Float[Array, "T N"]) -> Float[Array, "T N"]:
+            following = jnp.concatenate([advantage[1:], jnp.zeros_like(advantage[:1])])
+            return delta + gamma * going_on * following
+
+        steps = min(self.n, delta.shape[0])
+        advantage = jax.lax.fori_loop(0, steps, one_more, jnp.zeros_like(delta))
+        return advantage_credit(advantage, rollout, values)
+
+
+@dataclass(frozen=True)
+class GAE(Estimator):
+    """Ψ_t = Σ_b (γλ)^b δ_{t+b} = (1−λ)(A^1 + λA^2 + λ²A^3 + …)  (Schulman et al. 2016, eq. 16).
+
+    λ = 0 is the TD error, λ = 1 is Monte Carlo minus V. Usual: 0.9 to 0.98.
+    """
+
+    lambda_: float = 0.95
+    needs_critic: ClassVar[bool] = True
+    whole_episodes: ClassVar[bool] = False
+
+    def __post_init__(self) -> None:
+        if not 0 <= self.lambda_ <= 1:
+            raise UpslopeError(f"GAE needs λ in [0, 1], not {self.lambda_}: it is a weight between A¹ and A^∞.")
+
+    def __call__(self, rollout: Rollout, values: Values, gamma: float) -> Credit:
+        delta = td_error(rollout, values, gamma)
+        advantage = discounted_sum(delta, ends(rollout), gamma * self.lambda_)
+        return advantage_credit(advantage, rollout, values)
+
+
+@dataclass(frozen=True)
+class UnitWeight(Estimator):
+    """Ψ_t = 1: with `PolicyGradient` this is maximum likelihood, i.e. imitation of whoever acted."""
+
+    needs_critic: ClassVar[bool] = False
+    whole_episodes: ClassVar[bool] = False
+    is_advantage: ClassVar[bool] = False
+
+    def __call__(self, rollout: Rollout, values: Values, gamma: float) -> Credit:
+        weight = rollout.valid.astype(jnp.float32)
+        return Credit(weight=weight, target=weight)
+
+
+def ends(rollout: Rollout) -> Bool[Array, "T N"]:
+    """Where nothing may be carried back from the step after: the episode is over."""
+    return rollout.terminated | rollout.truncated | ~rollout.valid
+
+
+def reward_to_go(rollout: Rollout, gamma: float) -> Float[Array, "T N"]:
+    """R_t = Σ_{t'≥t} γ^(t'−t) r_t', over the rest of the episode."""
+    return discounted_sum(jnp.where(rollout.valid, rollout.reward, 0.0), ends(rollout), gamma)
+
+
+def td_error(rollout: Rollout, values: Values, gamma: float) -> Float[Array, "T N"]:
+    """δ_t = r_t + γ V(s_{t+1}) − V(s_t), where V(s_{t+1}) = 0 if the episode terminated there."""
+    next_value = jnp.where(rollout.terminated, 0.0, values.next_value)
+    delta = rollout.reward + gamma * next_value - values.value
+    return jnp.where(rollout.valid, delta, 0.0)
+
+
+def discounted_sum(x: Float[Array, "T N"], end: Bool[Array, "T N"], discount: float) -> Float[Array, "T N"]:
+    """y_t = x_t + discount · y_{t+1}, started afresh after every end."""
+
+    def backwards(following: Float[Array, "N"], now: tuple[Array, Array]) -> tuple[Array, Array]:
+        x_t, end_t = now
+        y_t = x_t + discount * jnp.where(end_t, 0.0, following)
+        return y_t, y_t
+
+    return jax.lax.scan(backwards, jnp.zeros_like(x[0]), (x, end), reverse=True, unroll=UNROLL)[1]
+
+
+def advantage_credit(advantage: Float[Array, "T N"], rollout: Rollout, values: Values) -> Credit:
+    """Ψ = A; the critic's target is A + V, the return that the estimator believes in."""
+    return Credit(
+        weight=jnp.where(rollout.valid, advantage, 0.0),
+        target=jnp.where(rollout.valid, advantage + values.value, 0.0),
+    )

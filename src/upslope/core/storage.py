@@ -1,0 +1,123 @@
+"""Arrays and JSON in one file: written atomically, read without executing anything.
+
+A file is a NumPy `.npz` archive (zip with checksums) whose entry `meta` is a JSON text.
+"""
+
+import contextlib
+import io
+import json
+import math
+import os
+import zipfile
+from collections.abc import Mapping
+from dataclasses import fields, is_dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from upslope.core.reading import brief, parse_json
+from upslope.errors import UpslopeError
+
+MAX_BYTES = 1 << 36
+"""A file that declares more than 64 GiB of arrays is refused before any of it is read."""
+MAX_RATIO, SMALL = 200, 1 << 26
+"""So is one that declares more than 200 times its own size, and more than 64 MiB: real data never compress so well."""
+
+
+def write_atomically(path: Path, content: bytes) -> None:
+    """Write to a temporary file beside it, flush to disk, then rename: a reader sees the old or the new, whole."""
+    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    try:
+        with temporary.open("wb") as file:
+            file.write(content)
+            file.flush()
+            os.fsync(file.fileno())
+        temporary.replace(path)
+    except OSError as error:
+        with contextlib.suppress(OSError):
+            temporary.unlink(missing_ok=True)
+        raise UpslopeError(
+            f"Could not write {path}: {error.strerror or error}. What stood there before is intact. Make room, or "
+            "choose a folder that can be written."
+        ) from error
+
+
+def save_arrays(path: Path, arrays: Mapping[str, np.ndarray], meta: Mapping[str, Any]) -> None:
+    """Write arrays and a JSON-able `meta` into one file, atomically."""
+    buffer = io.BytesIO()
+    members: dict[str, Any] = {"meta": np.asarray(json.dumps(meta)), **arrays}
+    np.savez(buffer, **members)
+    write_atomically(path, buffer.getvalue())
+
+
+def load_arrays(path: Path, what: str) -> tuple[dict[str, np.ndarray], dict[str, Any]]:
+    """Read such a file; `what` it should be is said when it is not.
+
+    Raises:
+        UpslopeError: the file is missing, damaged, foreign, declares more than it holds, or holds pickled objects.
+    """
+    if not path.is_file():
+        raise UpslopeError(f"There is no {what} at {path}.")
+    try:
+        with zipfile.ZipFile(path) as archive:
+            check_declared(archive, path.stat().st_size)
+            arrays = {entry.filename.removesuffix(".npy"): read_array(archive, entry) for entry in archive.infolist()}
+        meta = parse_json(str(arrays.pop("meta")[()]))
+        if not isinstance(meta, dict):
+            raise ValueError("its meta entry is not a JSON object")
+    except Exception as error:  # zipfile, its compressors and NumPy's header parser raise a dozen kinds
+        raise UpslopeError(
+            f"{path} is not a {what} of upslope, or it is damaged: {type(error).__name__}: {brief(error)}. Give "
+            "another file, or a copy of this one from before it was damaged."
+        ) from error
+    return arrays, meta
+
+
+def check_declared(archive: zipfile.ZipFile, size: int) -> None:
+    """Refuse an archive that would unpack to much more than it is."""
+    declared = sum(entry.file_size for entry in archive.infolist())
+    if declared > MAX_BYTES or declared > max(SMALL, MAX_RATIO * size):
+        raise ValueError(f"it is {size:,} bytes long and declares {declared:,}")
+
+
+def read_array(archive: zipfile.ZipFile, entry: zipfile.ZipInfo) -> np.ndarray:
+    """An array whose header declares numbers or text, exactly as many as there are: nothing is allocated before."""
+    with archive.open(entry) as file:
+        version = np.lib.format.read_magic(file)
+        if version not in HEADERS:
+            raise ValueError(f"{entry.filename} is an array of version {version}")
+        shape, _, dtype = HEADERS[version](file)
+        if dtype.hasobject:
+            raise ValueError(f"{entry.filename} holds Python objects, which are not loaded since that can execute code")
+        if dtype.kind not in "biufcUS" or not dtype.itemsize or any(type(n) is not int or n < 0 for n in shape):
+            raise ValueError(f"{entry.filename} declares {dtype} {shape}")
+        if math.prod(shape) * dtype.itemsize != entry.file_size - file.tell():
+            raise ValueError(f"{entry.filename} declares {dtype}{list(shape)}, which is not what it holds")
+        file.seek(0)
+        array = np.lib.format.read_array(file, allow_pickle=False)
+        file.read()  # at the end zipfile compares the checksum
+    return array
+
+
+HEADERS = {(1, 0): np.lib.format.read_array_header_1_0, (2, 0): np.lib.format.read_array_header_2_0}
+
+
+def fits_32_bits(x: np.ndarray) -> bool:
+    """Whether all are finite, and no larger than a 32-bit float can be."""
+    return bool((np.abs(x.astype(np.float64)) <= np.finfo(np.float32).max).all())
+
+
+def plain(x: Any) -> Any:
+    """Dataclasses, arrays and paths → what strict JSON can hold; nan and infinity are null."""
+    if is_dataclass(x):
+        return {f.name: plain(getattr(x, f.name)) for f in fields(x)}
+    if isinstance(x, dict):
+        return {str(key): plain(value) for key, value in x.items()}
+    if isinstance(x, tuple | list | np.ndarray):
+        return [plain(value) for value in x]
+    if isinstance(x, bool | np.bool_):
+        return bool(x)
+    if isinstance(x, float | np.floating):
+        return float(x) if np.isfinite(x) else None
+    return int(x) if isinstance(x, np.integer) else x if isinstance(x, int | str | None) else str(x)

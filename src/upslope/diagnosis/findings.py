@@ -1,0 +1,244 @@
+"""What a diagnosis is made of: findings with evidence, and the view of a run that rules look at.
+
+A rule is a function `(Signs) → Finding | None` under `@rule`. To add one: write it, give its source, and plant its
+fault in `benchmarks/doctor_faults.py`, so that how often it is right is measured.
+"""
+
+import math
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from functools import cached_property
+from typing import Any
+
+import numpy as np
+
+from upslope.analysis.records import Record
+from upslope.config.config import Config
+from upslope.core.messages import PREFIX
+
+ALARM = 0.5
+"""A finding of at least this certainty is an alarm; the others are notes."""
+UNTRAINED = 20
+"""Finished episodes of a seed that tell what it got before it had learned anything."""
+ENDS = 10
+"""Finished episodes of a seed before its return is said to rise or not."""
+CRITIC, ACTING = "a critic", "a policy that acts while it learns"
+"""What a run may be without by its settings."""
+RULES: list[Callable[["Signs"], "Finding | None"]] = []
+
+
+@dataclass(frozen=True)
+class Evidence:
+    """A metric, what it is in each seed, and where in the run."""
+
+    metric: str
+    values: tuple[float, ...]
+    """One a seed; nan where there is none."""
+    steps: tuple[int, int]
+    """First and last environment step that it was taken from."""
+    expected: str = ""
+
+    def words(self) -> str:
+        """One line."""
+        shown = ", ".join(f"{x:.3g}" for x in self.values[:10])
+        expected = f"; expected {self.expected}" if self.expected else ""
+        return f"{self.metric} = {shown} (steps {self.steps[0]:,} to {self.steps[1]:,}{expected})"
+
+
+@dataclass(frozen=True)
+class Finding:
+    """One thing that is wrong, or worth knowing."""
+
+    cause: str
+    """Its name, one word, for programs."""
+    symptom: str
+    likely: str
+    """What probably causes it."""
+    remedy: str
+    """The flag or the line to change."""
+    certainty: float
+    """0 to 1, how often this cause is behind the signature, less where only some of the seeds show it."""
+    harm: float = 1.0
+    """0 to 1, how much it keeps a run from learning."""
+    rivals: tuple[str, ...] = ()
+    experiment: str = ""
+    """What would tell the rivals apart."""
+    evidence: tuple[Evidence, ...] = ()
+
+    @property
+    def is_alarm(self) -> bool:
+        """Whether it is sure enough to act on."""
+        return self.certainty >= ALARM and self.harm >= ALARM
+
+    @property
+    def rank(self) -> float:
+        """How sure and how harmful."""
+        return self.certainty * self.harm
+
+
+@dataclass
+class Signs:
+    """A run as rules see it: each metric as one number a seed [S], over a part of the run."""
+
+    record: Record
+    lacking: set[str] = field(default_factory=set)
+    """What rules asked for since it was last cleared, and the run does not have."""
+
+    def lacks(self, what: str, is_missing: bool) -> bool:
+        """Note it where something is missing; whether it is."""
+        if is_missing:
+            self.lacking.add(what)
+        return is_missing
+
+    @property
+    def config(self) -> Config:
+        return self.record.config
+
+    @property
+    def needs_critic(self) -> bool:
+        return not self.lacks(CRITIC, not self.record.description["axes"].get("needs_critic"))
+
+    @property
+    def is_recorded(self) -> bool:
+        return self.lacks(ACTING, self.config.data is not None)
+
+    @property
+    def is_whole(self) -> bool:
+        """Whether the estimator sums what was collected to the end of the episode, and does not bootstrap."""
+        return self.config.estimator in ("total_return", "reward_to_go", "baseline")
+
+    @property
+    def horizon(self) -> float:
+        """1/(1 − γ), steps."""
+        return 1 / (1 - self.config.gamma) if self.config.gamma < 1 else math.inf
+
+    @property
+    def action(self) -> dict[str, Any]:
+        """The description of the action space."""
+        return self.record.description["spaces"]["action"]
+
+    @property
+    def samples(self) -> int:
+        """Samples per gradient step of an estimator that collects segments."""
+        return self.config.num_envs * self.config.rollout_steps // self.config.minibatches
+
+    def taken(
+        self, name: str, start: float = 0.0, stop: float = 1.0, how: Callable[..., Any] = np.nanmedian
+    ) -> np.ndarray:
+        """A metric's median (or another summary) a seed, over a part of the run; nan where there is nothing."""
+        values = self.record.metrics.get(name, self.record.metrics.get(PREFIX + name))
+        if values is None or not np.isfinite(values).any():
+            self.lacking.add(name)
+            return np.full(len(self.record.seeds), np.nan)
+        done = self.record.steps / np.nanmax(self.record.steps)
+        inside = (done >= start) & (done <= stop) & np.isfinite(values)
+        return np.asarray([how(v[m]) if m.any() else np.nan for v, m in zip(values, inside, strict=True)])
+
+    def whole(self, name: str) -> np.ndarray:
+        """A metric of health over the whole run [S, I]; nan where it was not measured."""
+        values = self.record.metrics.get(PREFIX + name, np.full(self.record.steps.shape, np.nan))
+        self.lacks(name, not np.isfinite(values).any())
+        return values
+
+    def late(self, name: str) -> np.ndarray:
+        """Over the second half."""
+        return self.taken(name, 0.5)
+
+    def early(self, name: str) -> np.ndarray:
+        """Over the first fifth."""
+        return self.taken(name, 0.0, 0.2)
+
+    def evidence(
+        self, name: str, values: np.ndarray, expected: str = "", start: float = 0.0, stop: float = 1.0
+    ) -> Evidence:
+        """Numbers that a finding rests on."""
+        last = float(np.nanmax(self.record.steps))
+        full = PREFIX + name if PREFIX + name in self.record.metrics else name
+        return Evidence(full, tuple(float(x) for x in values), (int(start * last), int(stop * last)), expected)
+
+    @cached_property
+    def relative_entropy(self) -> np.ndarray | None:
+        """Entropy over its maximum [S, I] for discrete actions; None for a Box."""
+        kind, a = self.action["kind"], self.action
+        most = {
+            "DiscreteHead": lambda: math.log(a["n"]) if a["n"] > 1 else math.nan,
+            "MultiDiscreteHead": lambda: sum(math.log(n) for n in a["sizes"]),
+            "MultiBinaryHead": lambda: math.prod(a["shape"]) * math.log(2),
+        }
+        if kind not in most or "policy/entropy" not in self.record.metrics:
+            return None
+        return self.record.metrics["policy/entropy"] / most[kind]()
+
+    @cached_property
+    def sigma(self) -> np.ndarray | None:
+        """Geometric mean of σ over the action's components, in half ranges [S, I]; None for discrete actions."""
+        if self.action["kind"] != "BoxHead" or "policy/entropy" not in self.record.metrics:
+            return None
+        low, high = (np.asarray([float(x) for x in self.action[name]]) for name in ("low", "high"))
+        half = np.where(np.isfinite(low) & np.isfinite(high) & (high > low), (high - low) / 2, 1.0)
+        log_sigma = self.record.metrics["policy/entropy"] / len(low) - 0.5 * math.log(2 * math.pi * math.e)
+        return np.exp(log_sigma - np.log(half).mean())
+
+    @property
+    def returns(self) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+        """Mean episode return a seed at the beginning and the end (last fifth), and the deviation at the beginning [S].
+
+        The beginning is the first iteration, where enough episodes end in it, since what is easy is learned within a
+        few; otherwise the first tenth.
+        """
+        self.lacks(f"{ENDS} finished episodes of a seed", not np.isfinite(self.known_returns[0]).any())
+        first, last, spread, _ = self.known_returns
+        return first, last, spread
+
+    @cached_property
+    def known_returns(self) -> np.ndarray:
+        """The same, and the standard error of the rise [4, S]; nan for seeds with too few episodes."""
+        parts = []
+        for seed, steps in zip(self.record.seeds, self.record.steps, strict=True):
+            episodes = self.record.episodes_of(seed)
+            r, n, untrained = episodes["return"], len(episodes), int((episodes["step"] <= steps[0]).sum())
+            first = r[: untrained if untrained >= UNTRAINED else max(5, n // 10)]
+            last = r[-max(5, n // 5) :]
+            error = np.sqrt(np.var(first) / len(first) + np.var(last) / len(last)) if n >= ENDS else np.nan
+            parts.append((np.mean(first), np.mean(last), np.std(first), error) if n >= ENDS else (np.nan,) * 4)
+        return np.asarray(parts).T
+
+    @property
+    def improved(self) -> np.ndarray:
+        """Of which seeds the return rose by more than half a deviation of the first episodes, and not by chance [S]."""
+        first, last, spread = self.returns
+        return last - first > np.maximum(0.5 * np.maximum(spread, 1e-9), 2 * self.known_returns[3])
+
+    @property
+    def is_flat(self) -> bool:
+        """Whether most seeds did not improve."""
+        return float(np.mean(self.improved)) < 0.5
+
+    @cached_property
+    def descends(self) -> np.ndarray:
+        """In which seeds updates lower E[Ψ (ρ − 1)] more often than chance does, by two standard errors [S]."""
+        gain = self.whole("surrogate_gain")
+        count = np.isfinite(gain).sum(axis=1)
+        return (gain < 0).sum(axis=1) / count > 0.5 + 1 / np.sqrt(count)
+
+    @cached_property
+    def lengths(self) -> np.ndarray:
+        """Of all finished episodes."""
+        return self.record.episodes["length"]
+
+
+def share(holds: np.ndarray) -> float:
+    """How much a sign counts: 0 if fewer than half of the seeds show it, 0.75 for half of them, 1 for all."""
+    part = float(np.mean(holds))
+    return 0.5 + 0.5 * part if part >= 0.5 else 0.0
+
+
+def rule(source: str) -> Callable[[Callable[[Signs], Finding | None]], Callable[[Signs], Finding | None]]:
+    """Enter a rule. `source` is where the signature is from; thresholds without one are set in benchmarks/doctor.py."""
+
+    def enter(function: Callable[[Signs], Finding | None]) -> Callable[[Signs], Finding | None]:
+        function.source = source  # type: ignore[attr-defined]  # functions may carry one
+        RULES.append(function)
+        return function
+
+    return enter

@@ -1,0 +1,227 @@
+"""The probe ladder: does an algorithm, an estimator or an objective solve worlds whose answer is known?
+
+Each probe fails for one reason only, so the first that fails says where the mistake is. Probes with the same spaces
+share one compiled program, so that the ladder takes seconds.
+Source: Jones (2021), Debugging RL, Without the Agonizing Pain, for the first five.
+"""
+
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
+from functools import partial
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from gymnasium.spaces import Box
+
+from upslope.config.config import configure
+from upslope.config.ladder import ALGORITHMS
+from upslope.config.task import estimator_of, objective_of, task_of
+from upslope.core.estimators import Estimator
+from upslope.core.objectives import Objective, PolicyGradient
+from upslope.core.types import Transition
+from upslope.environments.base import CompiledEnvironment
+from upslope.environments.compiled import COMPILED
+from upslope.environments.probes import Probe
+from upslope.errors import UpslopeError
+from upslope.learning.devices import computing
+from upslope.learning.iteration import Task, initialise_all, iterate_many
+
+PROBES = {
+    "constant": "the critic's loss, its optimiser, or the network",
+    "observation": "how observations reach the critic",
+    "delay": "the discount, the bootstrap, or the sum over time",
+    "action": "the objective, the sign or the pairing of weights and actions",
+    "both": "the pairing of observations and actions",
+    "truncation": "truncation taken for termination: nothing is bootstrapped at the limit",
+    "continuous": "the Gaussian's log-probability, or actions in another unit",
+    "multidiscrete": "the log-probabilities of several heads",
+    "multibinary": "the log-probabilities of several switches",
+}
+"""Probe → what is at fault if this is the first that fails. From the simplest to the hardest."""
+GROUPS = (
+    ("constant", "observation", "delay", "action", "both", "truncation"),
+    ("continuous",),
+    ("multidiscrete",),
+    ("multibinary",),
+)
+"""Probes with the same spaces."""
+GAMMA = 0.9
+STEPS, SEEDS = 60_000, 3
+LIMIT = 8
+"""Steps of the longest probe; the others end by themselves."""
+FIRST = 64
+"""First observations at which values and returns are judged."""
+
+
+@dataclass(frozen=True)
+class Probed:
+    """One probe's verdict."""
+
+    name: str
+    return_gap: float
+    """Best return − deterministic return, in the worst seed."""
+    best: float
+    value_error: float | None
+    """Largest |V(s_0) − V*(s_0)| over first observations and seeds; None without a critic, or where it may differ."""
+    value: float
+    """How large V* is."""
+    solved: bool
+    meaning: str
+    """What is at fault if this is the first that fails."""
+
+
+@dataclass(frozen=True, eq=False)
+class Several(CompiledEnvironment):
+    """Probes with the same spaces; `index`, an argument of the program, says which one it is."""
+
+    probes: tuple[Probe, ...]
+    index: Any
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "observation_space", self.probes[0].observation_space)
+        object.__setattr__(self, "action_space", self.probes[0].action_space)
+        object.__setattr__(self, "max_episode_steps", LIMIT)
+
+    def reset(self, key: Any) -> tuple[Any, Any]:
+        observation = jax.lax.switch(self.index, [probe.draw for probe in self.probes], key)
+        return observation, observation
+
+    def step(self, key: Any, state: Any, action: Any) -> tuple[Any, Transition]:
+        observation, reward, over = jax.lax.switch(self.index, [probe.answer for probe in self.probes], state, action)
+        return observation, Transition(observation, reward, over, jnp.zeros((), bool))
+
+
+def probe(
+    algorithm: str = "ppo",
+    *,
+    estimator: Estimator | str | None = None,
+    objective: Objective | str | None = None,
+    seeds: int = SEEDS,
+    steps: int = STEPS,
+    only: Sequence[str] = (),
+    **settings: Any,
+) -> tuple[Probed, ...]:
+    """Train on every probe and compare with the exact answer.
+
+    Args:
+        algorithm: a rung of the ladder.
+        estimator: axis 1 instead of the rung's: a name, or an object such as your own.
+        objective: axis 2 instead of the rung's, likewise.
+        only: names of probes; by default all.
+        settings: any field of `Config`, e.g. `hidden_sizes=(32,)`. Rewards and observations are not normalised.
+
+    Raises:
+        UpslopeError: an unknown probe, or an algorithm that learns from recorded data.
+    """
+    unknown = [name for name in only if name not in PROBES]
+    if unknown:
+        raise UpslopeError(f"There is no probe {', '.join(unknown)}. Known: {', '.join(PROBES)}.")
+    if algorithm in ALGORITHMS and ALGORITHMS[algorithm].source == "recorded":
+        raise UpslopeError(f"{algorithm} learns from recorded data, and a probe is acted in. Probe another rung.")
+    settings |= {role: x for role, x in (("estimator", estimator), ("objective", objective)) if isinstance(x, str)}
+    config = configure("", algorithm, is_continuous=False, use_preset=False, **settings)
+    axes = (
+        estimator if isinstance(estimator, Estimator) else estimator_of(config),
+        objective if isinstance(objective, Objective) else objective_of(config),
+    )
+    found: dict[str, Probed] = {}
+    with computing(on_host=False):
+        for group in GROUPS:
+            names = [name for name in group if not only or name in only]
+            if names:
+                chosen = defaults(algorithm, *axes) | {"steps": steps, "seeds": seeds} | settings
+                found |= probe_group(group, names, algorithm, *axes, chosen)
+    return tuple(found[name] for name in PROBES if name in found)
+
+
+def probe_group(
+    group: Sequence[str],
+    names: Sequence[str],
+    algorithm: str,
+    estimator: Estimator,
+    objective: Objective,
+    settings: dict[str, Any],
+) -> dict[str, Probed]:
+    """Train and judge the probes of one group, all seeds, in one program."""
+    probes: tuple[Any, ...] = tuple(COMPILED[f"probe/{name}"]() for name in group)
+    world, label = Several(probes, 0), f"jax:probe/{group[0]}"
+    is_box = isinstance(world.action_space, Box)
+    config = configure(label, algorithm, is_continuous=is_box, use_preset=False, **settings)
+    task = task_of(config, world, estimator, objective)
+    iterations = max(
+        1, config.steps // (task.num_envs * (LIMIT if task.estimator.whole_episodes else task.rollout_steps))
+    )
+    if task.estimator.whole_episodes:
+        iterations *= LIMIT  # most probes' episodes are one step long; a spent budget costs nothing
+    indices = [group.index(name) for name in names]
+    states = [initialise_all(task, config.seed_list(), Several(probes, index)) for index in indices]
+    stacked = jax.tree.map(lambda *x: jnp.concatenate(x), *states)
+    index = jnp.repeat(jnp.asarray(indices, jnp.int32), config.seeds)
+    judged = jax.jit(partial(train_and_judge, task, probes, iterations))(index, stacked)
+    parts = (np.asarray(x).reshape(len(names), config.seeds, FIRST) for x in judged)
+    return {name: verdict(name, *arrays, task=task) for name, *arrays in zip(names, *parts, strict=True)}
+
+
+def train_and_judge(task: Task, probes: tuple[Probe, ...], iterations: int, index: Any, states: Any) -> Any:
+    """Of every run, at first observations: V(s_0) and V*(s_0), the deterministic policy's return and the best."""
+
+    def one(run: tuple[Any, Any]) -> tuple[Any, ...]:
+        world = Several(probes, run[0])
+        agent = iterate_many(task, world, run[1], iterations)[0].learner.agent
+        observation = jax.vmap(world.reset)(jax.random.split(jax.random.key(7), FIRST))[1]
+        exact, best = (
+            jax.lax.switch(run[0], [partial(probe.exact_value, gamma=gamma) for probe in probes], observation)
+            for gamma in (GAMMA, 1 - 1e-6)
+        )
+        best = jnp.minimum(best, float(LIMIT))  # the world that never ends pays 1 a step
+        return agent.value(observation), exact, returns_of(world, agent, observation), best
+
+    return jax.lax.map(one, (index, states))
+
+
+def returns_of(world: Several, agent: Any, observation: Any) -> Any:
+    """The undiscounted return of the deterministic policy from each first observation."""
+
+    def step(carry: Any, _: None) -> Any:
+        state, going, total = carry
+        action = agent.policy(state).mode()
+        if isinstance(world.action_space, Box):
+            action = jnp.clip(action, world.action_space.low, world.action_space.high)
+        state, transition = jax.vmap(world.step, (None, 0, 0))(jax.random.key(0), state, action)
+        return (state, going & ~transition.terminated, total + jnp.where(going, transition.reward, 0.0)), None
+
+    start = (observation, jnp.ones(len(observation), bool), jnp.zeros(len(observation)))
+    return jax.lax.scan(step, start, length=LIMIT)[0][2]
+
+
+def verdict(name: str, value: Any, exact: Any, returns: Any, best: Any, task: Task) -> Probed:
+    """Solved: each seed's return within 5 % of the best, and its critic's values within 10 % of the exact ones."""
+    highest = float(best.mean())
+    gap = float(np.max(best.mean(axis=1) - returns.mean(axis=1)))
+    # R_t is what was collected before the limit, so there a critic of whole episodes is right not to believe in more.
+    is_judged = task.update.needs_critic and not (task.estimator.whole_episodes and name == "truncation")
+    error, size = float(np.max(np.abs(value - exact))) if is_judged else None, float(np.max(np.abs(exact)))
+    solved = gap < 0.05 * max(1.0, abs(highest)) and (error is None or error < 0.1 * max(1.0, size))
+    return Probed(name, gap, highest, error, size, bool(solved), PROBES[name])
+
+
+def defaults(algorithm: str, estimator: Estimator, objective: Objective) -> dict[str, Any]:
+    """Settings under which every rung solves every probe.
+
+    3e-3 for one step a batch on a critic's word; 1e-3 where weights are whole returns, or where a batch is reused. Both
+    kinds fail a probe with the other's rate: raw returns lock a bit in before it is known, and a reused batch leaves
+    `continuous` once it is solved, as σ shrinks and a step of Adam moves the mean by many σ.
+    """
+    whole, is_one_step = estimator.whole_episodes, isinstance(objective, PolicyGradient)
+    chosen: dict[str, Any] = {"learning_rate": 3e-3 if is_one_step and not whole else 1e-3, "num_envs": 16}
+    chosen |= {"gamma": GAMMA, "normalize_rewards": False, "normalize_observations": False}
+    if algorithm != "a2c" and not whole:
+        chosen["rollout_steps"] = 8
+    return chosen if is_one_step else chosen | {"minibatches": 4}
+
+
+def to_json(found: Sequence[Probed]) -> dict[str, Any]:
+    """For `--json`."""
+    return {"solved": all(p.solved for p in found), "probes": [asdict(p) for p in found]}

@@ -1,0 +1,211 @@
+"""Rules about the world: rewards, observations, ends, speed."""
+
+import numpy as np
+
+from upslope.core.messages import COMPILED_PREFIX
+from upslope.diagnosis.findings import Finding, Signs, rule, share
+
+CHECK = "upslope check ENVIRONMENT"
+EPISODES = "50 finished episodes"
+SAMPLES = 256
+"""Fewest samples of an iteration in which the effect of actions would show."""
+
+
+@rule("Schulman, nuts and bolts: can a random policy ever succeed?")
+def no_reward_signal(s: Signs) -> Finding | None:
+    """A return that never differs teaches nothing."""
+    nonzero = s.taken("reward_nonzero", how=np.max)
+    part = share(nonzero == 0)
+    return Finding(
+        "no_reward_signal", "No reward was ever seen.",
+        "The reward is too sparse for this exploration, or the environment does not pay.",
+        "Shape the reward, or explore wider: --entropy-coefficient 0.02, --log-std-init 0.5; or begin from --data.",
+        0.97 * part, evidence=(s.evidence("reward_nonzero", nonzero, "above 0"),), experiment=CHECK,
+    ) if part else None  # fmt: skip
+
+
+@rule("Schulman, nuts and bolts; the pendulum's and the mountain car's rewards")
+def only_costs_avoided(s: Signs) -> Finding | None:
+    """A policy that has learned to do nothing, since nothing it ever did was paid for."""
+    highest, ended = s.taken("reward_max", how=np.max), s.taken("truncated_share", how=np.min)
+    explained = s.late("critic/explained_variance")
+    part = share((highest <= 0) & (ended > 0.99) & (explained < 0.1) & s.improved) if s.needs_critic else 0.0
+    return Finding(
+        "no_reward_signal", "Only costs fall: no reward above 0 was ever seen, and no episode ended by itself.",
+        "The goal was never found, so the policy learns to save effort.",
+        "Explore wider: --log-std-init 1 --gamma 0.999; or shape the reward.", 0.75 * part,
+        evidence=(s.evidence("reward_max", highest, "above 0 now and then"),
+                  s.evidence("critic/explained_variance", explained, "towards 1", 0.5)),
+        rivals=("a task that is a cost from beginning to end",), experiment=CHECK,
+    ) if part else None  # fmt: skip
+
+
+@rule("Jones 2021: targets of size 1; Henderson et al. 2018 on reward scale")
+def rewards_unscaled(s: Signs) -> Finding | None:
+    """A critic cannot learn numbers of many thousands."""
+    x = s.taken("target_max", how=lambda v: np.max(np.abs(v)))
+    part = share(x > 1000) if s.needs_critic else 0.0
+    return Finding(
+        "rewards_unscaled", "The critic's targets are in the thousands.",
+        "Rewards are far from size 1, and a network learns such numbers only after many steps.",
+        "Add --normalize-rewards, or divide the rewards.",
+        0.85 * part, 0.9, evidence=(s.evidence("target_max", x, "below 100"),),
+        rivals=("targets that explode by bootstrapping: lower --gamma",),
+    ) if part else None  # fmt: skip
+
+
+@rule("Jones 2021: residual variance near 1")
+def reward_noise(s: Signs) -> Finding | None:
+    """A reward whose deviation is far above what any state explains."""
+    ratio = s.taken("reward_std") / np.maximum(np.abs(s.taken("reward_mean")), 1e-8)
+    explained = s.late("critic/explained_variance")
+    part = share((ratio > 5) & (explained < 0.15)) if s.needs_critic and s.is_flat else 0.0
+    return Finding(
+        "reward_noise", "Rewards vary much, and neither policy nor critic finds what they depend on.",
+        "The reward is mostly noise, or depends on what is not observed.",
+        "Average more: --num-envs 64 --rollout-steps 512; and see what the reward depends on.",
+        0.75 * part, evidence=(s.evidence("reward_std", s.taken("reward_std")),
+                               s.evidence("critic/explained_variance", explained, "towards 1", 0.5)),
+        rivals=("observations without what matters",), experiment=CHECK,
+    ) if part else None  # fmt: skip
+
+
+@rule("Gymnasium issue 785")
+def fake_rows(s: Signs) -> Finding | None:
+    """Next-step autoreset inserts a row of reward 0 after each end."""
+    x = s.taken("zero_after_end")
+    part = share((x > 0.95) & (s.taken("reward_nonzero") > 0.5))
+    return Finding(
+        "fake_rows", "The first step of every episode has reward 0, and other steps do not.",
+        "The environment resets itself, and a row that belongs to no action is inserted after each end.",
+        "Use AutoresetMode.SAME_STEP or DISABLED, or leave such rows out.",
+        0.9 * part, 0.8, evidence=(s.evidence("zero_after_end", x, "as at other steps"),),
+        experiment=CHECK,
+    ) if part else None  # fmt: skip
+
+
+@rule("Jones 2021: an episode never ends")
+def episodes_never_end(s: Signs) -> Finding | None:
+    """No end in many steps."""
+    count, steps = s.taken("episode/count", how=np.sum), np.nanmax(s.record.steps) / max(s.config.num_envs, 1)
+    part = share(count == 0) if steps > 1500 and not s.is_recorded else 0.0
+    return Finding(
+        "episodes_never_end", "No episode has ended.",
+        "The environment has no step limit and does not terminate.",
+        "Set a limit: --max-episode-steps 1000; or return terminated where the task is over.",
+        0.95 * part, 0.9, evidence=(s.evidence("episode/count", count, "above 0"),), experiment=CHECK,
+    ) if part else None  # fmt: skip
+
+
+@rule("Jones 2021: all lengths equal")
+def episodes_end_at_once(s: Signs) -> Finding | None:
+    """Every episode is over in a step or two, and nothing is learned from them."""
+    if s.lacks(EPISODES, s.lengths.size < 50) or np.percentile(s.lengths, 95) > 2 or not s.is_flat:
+        return None
+    varies = np.ptp(s.record.episodes["return"]) > 0
+    lengths = s.taken("episode/length")
+    return Finding(
+        "episodes_end_at_once", "Every episode ends within two steps.",
+        "The environment terminates at once: a state left over from before, or a reversed test.",
+        "See what step() returns as terminated after a reset.", 0.6 if varies else 0.95,
+        evidence=(s.evidence("episode/length", lengths),), experiment=CHECK,
+    )  # fmt: skip
+
+
+@rule("Pardo et al. 2018; cleanrl issue 198")
+def limit_as_termination(s: Signs) -> Finding | None:
+    """Many episodes of the same, longest length, all of which terminated."""
+    if s.lacks(EPISODES, s.lengths.size < 50):
+        return None
+    longest = int(s.lengths.max())
+    if np.unique(s.lengths).size < 5:
+        return None
+    at_longest = np.asarray([np.mean(s.record.episodes_of(seed)["length"] == longest) for seed in s.record.seeds])
+    truncated = s.taken("truncated_share", how=np.mean)
+    part = share((at_longest > 0.15) & (truncated < 0.01)) if longest > 3 else 0.0
+    return Finding(
+        "limit_as_termination", f"{at_longest.mean():.0%} of episodes terminate after {longest} steps, the longest.",
+        "The environment returns terminated at its time limit, so the value there is taken for 0.",
+        f"Return truncated at the limit, e.g. gymnasium.wrappers.TimeLimit(env, {longest}).",
+        0.85 * part, 0.8, evidence=(s.evidence("truncated_share", truncated, "above 0 at a time limit"),),
+        rivals=("a task that really ends then",), experiment=CHECK,
+    ) if part else None  # fmt: skip
+
+
+@rule("Jones 2021; Schulman, nuts and bolts")
+def observations_uninformative(s: Signs) -> Finding | None:
+    """Observations that never change."""
+    x = s.taken("observation_constant")
+    part = share(x > 0.999) if not (s.lengths.size and s.lengths.max() <= 1) else 0.0
+    return Finding(
+        "observations_uninformative", "The observation never changes.",
+        "The environment returns the same array, or a copy made before the step.",
+        "Return a new observation from each step().", 0.97 * part,
+        evidence=(s.evidence("observation_constant", x, "0"),), experiment=CHECK,
+    ) if part else None  # fmt: skip
+
+
+@rule("Schulman, nuts and bolts: observations of mean 0 and deviation 1")
+def observations_unscaled(s: Signs) -> Finding | None:
+    """Numbers in the tens and hundreds saturate the first layer."""
+    centre, width = s.taken("observation_mean"), s.taken("observation_std_max")
+    saturated = s.taken("policy_saturation")
+    part = share((centre > 20) | (width > 20) | (saturated > 0.5))
+    return Finding(
+        "observations_unscaled", "Observations are far from mean 0 and deviation 1.",
+        "The first layer saturates, so the networks see little of the differences.",
+        "Add --normalize-observations.", 0.88 * part, 0.9,
+        evidence=(s.evidence("observation_mean", centre, "below 10"),
+                  s.evidence("observation_std_max", width, "below 10"),
+                  s.evidence("policy_saturation", saturated, "below 0.3")),
+    ) if part else None  # fmt: skip
+
+
+@rule("Jones 2021: check that the environment reacts; a score has mean 0 given what its action does not change")
+def actions_without_effect(s: Signs) -> Finding | None:
+    """Nothing that comes next goes with what chance chose, and the return has not risen."""
+    # A mean of squared z-scores, 1 by chance; a weak effect shows in many samples only.
+    effect, gain = s.taken("action_effect", how=np.mean), s.taken("weight_std")
+    few = s.lacks(
+        f"{SAMPLES} samples an iteration", not s.is_whole and s.config.num_envs * s.config.rollout_steps < SAMPLES
+    )
+    part = share((effect < 1.5) & (gain > 1e-7)) if s.is_flat and not few and not s.is_recorded else 0.0
+    return Finding(
+        "actions_without_effect", "What comes next does not depend on the actions, and the return has not risen.",
+        "step() does not use its action, or not in the units in which it comes.",
+        "See that step() uses the action that it gets, in its own units.", 0.85 * part,
+        evidence=(s.evidence("action_effect", effect, "well above 1"),), experiment=CHECK,
+        rivals=("effects that come many steps later only", "effects too weak to show in a batch"),
+    ) if part else None  # fmt: skip
+
+
+@rule("Jones 2021; navix issue 129")
+def slows_down(s: Signs) -> Finding | None:
+    """Steps per second that fall steadily."""
+    steps, elapsed = s.record.steps[0], s.record.metrics.get("time/elapsed", np.zeros((1, 0)))[0]
+    if s.lacks("24 iterations", len(elapsed) < 24):
+        return None
+    # Rows of one chunk carry one time. The median of each eighth, since other work on the machine comes in bursts.
+    ticks = np.flatnonzero(np.diff(elapsed, prepend=-np.inf) > 0)
+    paces = np.diff(steps[ticks]) / np.diff(elapsed[ticks])
+    if len(paces) < 16:
+        return None
+    rates = np.asarray([np.median(part) for part in np.array_split(paces[1:], 8)])
+    # Counted from the fastest eighth, since a run begins with compiling.
+    from_best = rates[int(np.argmax(rates)) :]
+    ranks = np.argsort(np.argsort(from_best))
+    falls = len(ranks) >= 5 and np.corrcoef(np.arange(len(ranks)), ranks)[0, 1] < -0.7
+    steady = falls and from_best[-2:].mean() < 0.5 * from_best[:2].mean()
+    # The step of a compiled world by name is one program from first to last.
+    own = "The environment or a wrapper does more work at each step: a growing list, a leak, a log."
+    advice = "Time env.step() after 1,000 and after 100,000 steps."
+    is_program = s.config.environment.startswith(COMPILED_PREFIX)
+    return Finding(
+        "slows_down", f"Training slowed from {rates[0]:,.0f} to {rates[-1]:,.0f} steps/s a seed.",
+        "The machine had other work." if is_program else own,
+        "Train again with nothing else to do." if is_program else advice,
+        0.4 if is_program else 0.75, 0.7,
+        evidence=(s.evidence("time/steps_per_second", rates),),
+        rivals=("longer episodes",) if is_program else ("other work on the machine", "longer episodes"),
+        experiment=CHECK,
+    ) if steady else None  # fmt: skip

@@ -1,0 +1,244 @@
+"""Rules about how the policy and the critic move."""
+
+import numpy as np
+
+from upslope.config.config import Config
+from upslope.diagnosis.findings import Finding, Signs, rule, share
+
+SEED = "another seed: --seed 100 --seeds 5"
+
+
+@rule("Huang et al. 2022: KL above 0.02 for long; Schulman, nuts and bolts: KL spikes")
+def update_too_large(s: Signs) -> Finding | None:
+    """Updates that leave the region in which the batch tells about the policy."""
+    if s.is_recorded:
+        return None
+    kl, clipped = s.taken("policy/kl", 0.0, 0.6), s.taken("policy/clip_fraction", 0.0, 0.6)
+    high, peak = (s.taken("policy/kl", how=how) for how in (lambda x: np.percentile(x, 90), np.max))
+    # One update of a nat and more leaves a policy that may never move again, which other signs are then of; a descent
+    # is a cause of its own.
+    part = share((kl > 0.06) | (high > 0.3) | (clipped > 0.5) & (kl > 0.03))
+    burst = share((peak > 1) & ~s.descends) if s.is_flat else 0.0
+    return Finding(
+        "update_too_large", "Each update moves the policy far." if not burst else "An update destroyed the policy.",
+        "The learning rate is too high, or a batch is used for too many epochs.",
+        f"Lower --learning-rate (now {s.config.learning_rate:g}) or --epochs ({s.config.epochs}); or --target-kl 0.02.",
+        max(0.86 * part, 0.91 * burst), 1.0 if burst else 0.95,
+        evidence=(s.evidence("policy/kl", peak if burst else kl, "below 0.02", 0.0, 1.0 if burst else 0.6),
+                  s.evidence("policy/clip_fraction", clipped, "0.05 to 0.3", 0.0, 0.6)),
+        rivals=("minibatches too small",), experiment="the same seeds with a third of the learning rate",
+    ) if part or burst else None  # fmt: skip
+
+
+def held_back_by(config: Config) -> str:
+    """The setting that is far below what is usual, or the penalty far above; empty if none is."""
+    is_extreme = {
+        "learning_rate": config.learning_rate < 3e-5,
+        "epsilon": config.epsilon < 0.02,
+        "target_kl": config.target_kl is not None and config.target_kl < 1e-3,
+        "beta": config.beta > 100,
+        "min_effective_sample_size": (config.min_effective_sample_size or 0.0) > 0.99,
+    }
+    return next((name for name, extreme in is_extreme.items() if extreme), "")
+
+
+@rule("Jones 2021: KL and clip fraction near 0")
+def update_too_small(s: Signs) -> Finding | None:
+    """All updates together move the policy hardly at all."""
+    kl = np.maximum(s.record.metrics.get("policy/kl", np.zeros(s.record.steps.shape)), 0)
+    path = np.nansum(np.sqrt(2 * kl), axis=1)
+    part = share(path < 0.2) if s.is_flat and not s.is_recorded else 0.0
+    # A run that begins near the best return does not move either, and has nothing to.
+    held_back = held_back_by(s.config)
+    name = held_back or "learning_rate"
+    flag = f"--{name.replace('_', '-')} (now {getattr(s.config, name):g})"
+    return Finding(
+        "update_too_small", "All updates together hardly move the policy.",
+        "The learning rate, the clip range or the KL limit is too small, or the KL penalty or another limit is strict.",
+        f"Set {flag} back to its default." if held_back else f"Raise {flag}.",
+        (0.86 if held_back else 0.45) * part, 0.95, evidence=(s.evidence("Σ √(2 KL)", path, "above 1"),),
+        rivals=("no gradient", "nothing left to gain"), experiment="the same seeds with ten times the learning rate",
+    ) if part else None  # fmt: skip
+
+
+@rule("SB3 issue 2240: entropy near its maximum")
+def entropy_dominates(s: Signs) -> Finding | None:
+    """The bonus for entropy outweighs the weights."""
+    if s.relative_entropy is None or s.config.entropy_coefficient < 0.03:
+        return None
+    x = np.nanmedian(s.relative_entropy[:, s.relative_entropy.shape[1] // 2 :], axis=1)
+    part = share(x > 0.95) * (1.0 if s.is_flat else 0.85)
+    return Finding(
+        "entropy_dominates", "The policy stays at maximum entropy.",
+        "The entropy bonus outweighs what actions are worth.",
+        f"Cut --entropy-coefficient (now {s.config.entropy_coefficient:g}) to 0.01 or 0.", 0.93 * part,
+        evidence=(s.evidence("relative entropy", x, "falls below 0.9", 0.5),),
+    ) if part else None  # fmt: skip
+
+
+@rule("Schulman, nuts and bolts: premature drop of entropy; Jones 2021")
+def no_exploration(s: Signs) -> Finding | None:
+    """A policy that hardly varies from early on cannot find anything better."""
+    early = max(1, s.record.steps.shape[1] // 4)
+    if s.sigma is not None:
+        x, limit, name = np.nanmedian(s.sigma[:, :early], axis=1), 0.03, "σ in half ranges"
+        remedy = f"Raise --log-std-init (now {s.config.log_std_init:g}) to 0, or add --entropy-coefficient 0.001."
+    elif s.relative_entropy is not None:
+        x, limit, name = np.nanmedian(s.relative_entropy[:, early : 2 * early + 1], axis=1), 0.05, "relative entropy"
+        remedy = "Add --entropy-coefficient 0.01, or lower --learning-rate."
+    else:
+        return None
+    part = share(x < limit) if s.is_flat or s.sigma is not None else 0.0
+    from_start = s.sigma is not None and share(s.sigma[:, 0] < limit) > 0
+    return Finding(
+        "no_exploration", "The policy hardly varies from early on.",
+        "It begins with, or fell early to, one action: nothing better can be found.", remedy,
+        (0.93 if from_start else 0.88) * part, 1.0 if from_start else 0.95,
+        evidence=(s.evidence(name, x, f"above {limit}", 0.0, 0.25),), experiment=SEED,
+        rivals=("the learning rate is too high",),
+    ) if part else None  # fmt: skip
+
+
+@rule("baselines issue 371")
+def actions_clipped(s: Signs) -> Finding | None:
+    """Most of what a Gaussian policy samples is cut off by the bounds."""
+    # Of the first policy, since an update that went wrong may do it later.
+    x = s.taken("action_clipped", 0.0, 0.2, lambda x: x[0])
+    part = share(x > 0.85)
+    return Finding(
+        "actions_clipped", "Most sampled actions are outside their bounds.",
+        "σ is larger than the action range, so the world sees only the bounds.",
+        f"Lower --log-std-init (now {s.config.log_std_init:g}) to 0 or −1.", 0.92 * part,
+        evidence=(s.evidence("action_clipped", x, "below 0.5", 0.0, 0.2),),
+        rivals=("an action space whose bounds are not those of the environment",),
+    ) if part else None  # fmt: skip
+
+
+@rule("Jones 2021; the meaning of γ")
+def horizon_too_short(s: Signs) -> Finding | None:
+    """γ that forgets within a few steps of long episodes."""
+    length = float(s.lengths.mean()) if s.lengths.size else np.inf
+    if not (s.horizon < 3 and length > 5 * s.horizon):
+        return None
+    return Finding(
+        "horizon_too_short", f"γ = {s.config.gamma:g} sees {s.horizon:.1f} steps ahead; episodes have {length:.0f}.",
+        "Rewards further away count for nothing.", "Raise --gamma to 0.99.", 0.9 if s.is_flat else 0.8,
+        evidence=(s.evidence("episode/length", s.taken("episode/length")),), rivals=("rewards that come at once",),
+    )  # fmt: skip
+
+
+@rule("McCandlish et al. 2018; Jones 2021")
+def batch_too_small(s: Signs) -> Finding | None:
+    """A handful of samples a gradient step."""
+    if s.is_whole or s.is_recorded or s.samples >= 16:
+        return None
+    signal = s.taken("policy_signal")
+    return Finding(
+        "batch_too_small", f"Each gradient step sees {s.samples} samples.",
+        "Gradients are mostly noise.", "Raise --num-envs or --rollout-steps, or lower --minibatches.",
+        0.85 if s.is_flat else 0.7, 0.9, evidence=(s.evidence("policy_signal", signal, "above 0.1"),), experiment=SEED,
+    )  # fmt: skip
+
+
+@rule("Jones 2021: values of an impossible sign or size")
+def targets_impossible(s: Signs) -> Finding | None:
+    """A return lies between the lowest and the highest reward times the horizon."""
+    scale, horizon = s.late("reward_scale"), min(s.horizon, 1e6)
+    low, high = (s.taken(f"reward_{end}", how=of) * scale for end, of in (("min", np.min), ("max", np.max)))
+    x, size = s.late("target_mean"), np.maximum(np.abs(low), np.abs(high))
+    too_low, too_high = (
+        x < np.minimum(low, 1.5 * low * horizon) - size,
+        x > np.maximum(high, 1.5 * high * horizon) + size,
+    )
+    part = share(too_low | too_high) if s.needs_critic else 0.0
+    return Finding(
+        "targets_impossible", "The critic's targets are larger than any return can be, or of the other sign.",
+        "The estimator adds what it should not, or the critic feeds on its own values.",
+        "Test the estimator: upslope probe. With a sound one lower --gamma or --learning-rate.", 0.8 * part,
+        evidence=(s.evidence("target_mean", x, "between the lowest and highest reward × 1/(1 − γ)", 0.5),),
+        rivals=("a critic that diverges",), experiment="upslope probe",
+    ) if part else None  # fmt: skip
+
+
+@rule("SB issue 1143; B: NaN")
+def not_finite(s: Signs) -> Finding | None:
+    """Parameters that are no longer numbers."""
+    loss = s.record.metrics.get("policy/loss")
+    if loss is None:
+        return None
+    last = [row[: int(np.isfinite(steps).sum())][-3:] for row, steps in zip(loss, s.record.steps, strict=True)]
+    lost = np.asarray([not np.isfinite(row).any() for row in last])
+    return Finding(
+        "not_finite", f"{lost.sum()} of {len(lost)} seeds have parameters that are no longer numbers.",
+        "Numbers too large for 32 bits went through the networks.",
+        "Lower --learning-rate, and add --normalize-observations --normalize-rewards.", 0.99,
+        evidence=(s.evidence("policy/loss", np.where(lost, np.nan, 0.0), "a number"),),
+    ) if lost.any() else None  # fmt: skip
+
+
+@rule("SB3 issue 1063: training and evaluation disagree")
+def modes_disagree(s: Signs) -> Finding | None:
+    """The most probable actions get much less than sampled ones: a note, since some tasks need chance."""
+    rows = s.record.evaluations
+    modes = [rows["return"][rows["mode"] == mode] for mode in ("stochastic", "deterministic")]
+    if s.lacks("10 evaluation episodes of each mode", min(map(len, modes)) < 10):
+        return None
+    sampled, best = (x.mean() for x in modes)
+    return Finding(
+        "modes_disagree", f"Deterministic actions get {best:.4g}, sampled ones {sampled:.4g}.",
+        "The task needs chance, or the policy relies on its noise.",
+        "Report both, or deploy the stochastic policy.", 0.4,
+        evidence=(s.evidence("evaluation: stochastic, deterministic", np.asarray([sampled, best])),),
+        experiment="upslope evaluate RUN --episodes 100",
+    ) if sampled - best > 1.5 * modes[0].std() else None  # fmt: skip
+
+
+@rule("SB issue 837: late collapse")
+def late_collapse(s: Signs) -> Finding | None:
+    """The return falls far below the best that it had been."""
+    lost = []
+    if s.lacks("100 finished episodes of a seed", max(len(s.record.episodes_of(x)) for x in s.record.seeds) < 100):
+        return None
+    for seed in s.record.seeds:
+        r = s.record.episodes_of(seed)["return"]
+        tenths = np.array_split(r, 10) if len(r) >= 100 else [np.zeros(2)] * 2
+        parts = [tenth.mean() for tenth in tenths]
+        low, best = min(parts[: int(np.argmax(parts)) + 1]), max(parts)
+        has_risen = best - low > 1.5 * tenths[0].std() > 0
+        lost.append((best - parts[-1]) / (best - low) if has_risen else 0.0)
+    x = np.asarray(lost)
+    part = float(np.mean(x > 0.7))
+    return Finding(
+        "late_collapse", f"{np.sum(x > 0.7)} of {len(x)} seeds lost most of what they had learned.",
+        "An update too large late in the run.",
+        "Keep --learning-rate-decay, add --target-kl 0.02; `best` holds the best agents.",
+        0.6 * part, 0.8, evidence=(s.evidence("share of the rise lost", x, "0"),), experiment=SEED,
+    ) if part >= 0.4 else None  # fmt: skip
+
+
+@rule("Jones 2021; Schulman: explained variance below 0")
+def critic_blind(s: Signs) -> Finding | None:
+    """A critic no better than a constant: a symptom with many causes, so a note."""
+    x = s.late("critic/explained_variance")
+    part = share(x < 0.05) if s.needs_critic and s.is_flat else 0.0
+    return Finding(
+        "critic_blind", "The critic is no better than a constant.", "It cannot be told from these metrics alone.",
+        "First `upslope check`, then --critic-epochs 20.", 0.4 * part,
+        evidence=(s.evidence("critic/explained_variance", x, "towards 1", 0.5),),
+        rivals=("observations that do not tell the value", "noisy rewards", "targets of another scale"),
+        experiment="upslope check ENVIRONMENT; upslope probe",
+    ) if part else None  # fmt: skip
+
+
+@rule("the return itself")
+def not_learning(s: Signs) -> Finding | None:
+    """No rise of the return: a note, since slow is not sick."""
+    first, last, _ = s.returns
+    if not s.is_flat or s.is_recorded or not np.isfinite(first).any():
+        return None
+    return Finding(
+        "not_learning", "The return has not risen.", "Too short a budget, or a cause named beside this.",
+        "Train longer (--steps), after `upslope check` and `upslope probe`.", 0.3,
+        evidence=(s.evidence("episode/return", first, "", 0.0, 0.1), s.evidence("episode/return", last, "", 0.8)),
+        experiment="upslope probe",
+    )  # fmt: skip

@@ -1,0 +1,1 @@
+"""Where training runs: compiled programs, host loops, worker processes."""

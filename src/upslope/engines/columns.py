@@ -1,0 +1,285 @@
+"""Act in Gymnasium environments, on the host: one Python loop steps S × N environments.
+
+Every episode begins with its own reset seed, a function of (seed, environment index, episode number) alone. So a run
+does not depend on what runs beside it, and an episode in progress can be rebuilt from its actions.
+"""
+
+import math
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import gymnasium
+import numpy as np
+
+from upslope.environments.registry import HostWorld
+from upslope.errors import UpslopeError
+from upslope.models.spaces import Coding, Head
+
+MAX_REPLAY = 100_000
+"""Actions kept of a running episode; beyond that a resumed run begins a fresh one."""
+NOT_RUNNING, TOO_LONG = -2, -1
+"""Instead of a length in a snapshot: no episode is in progress; or it is too long to be replayed."""
+
+
+class HostEpisode:
+    """One environment and the episode that it is in."""
+
+    __slots__ = ("actions", "env", "episode", "episode_return", "index", "length", "seed")
+
+    def __init__(self, env: gymnasium.Env, seed: int, index: int):
+        self.env, self.seed, self.index = env, seed, index
+        self.episode = -1
+        self.actions: list[Any] = []
+        self.episode_return, self.length = 0.0, 0
+
+    def begin(self) -> Any:
+        """Reset to the next episode with its own seed; return the first observation."""
+        self.episode += 1
+        self.actions = []
+        self.episode_return, self.length = 0.0, 0
+        return self.env.reset(seed=reset_seed(self.seed, self.index, self.episode))[0]
+
+    def describe(self) -> str:
+        """Enough to find the place again."""
+        reset = reset_seed(self.seed, self.index, self.episode)
+        place = f"environment {self.index} of seed {self.seed}, episode {self.episode}"
+        return f"{place} (reset seed {reset}), step {self.length}"
+
+
+def reset_seed(seed: int, index: int, episode: int) -> int:
+    """The reset seed of an episode."""
+    return int(np.random.SeedSequence([seed, index, episode]).generate_state(1)[0])
+
+
+class HostColumns:
+    """S × N Gymnasium environments; `observation` [S, N, …] is what each shows now."""
+
+    def __init__(
+        self,
+        world: HostWorld,
+        coding: Coding,
+        head: Head,
+        seeds: Sequence[int],
+        num_envs: int,
+        limit: int | None,
+        indices: Sequence[int] | None = None,
+    ):
+        """`indices` are those of the environments that are a part of a seed's; by default 0 … N−1."""
+        self.world, self.coding, self.head, self.limit = world, coding, head, limit
+        self.shape = (len(seeds), num_envs)
+        dtype = np.dtype(world.observation_space.dtype or np.float32)
+        self.dtype = np.dtype(np.float32) if dtype == np.float64 else dtype
+        self.episodes = [
+            HostEpisode(world.create(), seed, index) for seed in seeds for index in indices or range(num_envs)
+        ]
+        if len({id(episode.env) for episode in self.episodes}) < len(self.episodes):
+            raise UpslopeError(
+                f"{world.name} returned the same environment more than once, and columns would step each other's "
+                "episodes. Give a callable that makes a new one each time."
+            )
+        self.observation = np.zeros((*self.shape, *coding.shape), self.dtype)
+        self.flat = self.observation.reshape(-1, *coding.shape)
+        self.row: int | None = None
+        """The row whose environment is being called at this moment."""
+        self.mark(between_episodes=True)
+
+    @property
+    def has_begun(self) -> bool:
+        """Whether every environment is in an episode."""
+        return all(episode.episode >= 0 for episode in self.episodes)
+
+    def close(self) -> None:
+        """Close every environment."""
+        for episode in self.episodes:
+            episode.env.close()
+
+    def begin(self, rows: Sequence[int]) -> None:
+        """Begin a new episode in each of the rows."""
+        for row in rows:
+            self.row, episode = row, self.episodes[row]
+            try:
+                observation = episode.begin()
+            except Exception as error:
+                raise UpslopeError(raised(self.world.name, "reset", episode, error)) from error
+            self.place(self.flat, row, observation, episode)
+            self.check_finite([row], np.zeros(row + 1), self.flat)
+        self.row = None
+
+    def step(self, action: np.ndarray, rows: np.ndarray, next_observation: np.ndarray) -> tuple[np.ndarray, ...]:
+        """Step the given rows with the policy's actions [S·N, …]; write the true successors into a copy of `flat`.
+
+        Returns reward, terminated, truncated, each [S·N], zero in the other rows.
+        """
+        count = len(self.episodes)
+        reward, (terminated, truncated) = np.zeros(count, np.float32), np.zeros((2, count), bool)
+        taken = self.head.to_environment(action)
+        # What is kept is not what the environment gets, which may write into it.
+        given, kept = (taken.tolist(),) * 2 if taken.ndim == 1 else (list(taken), list(taken.copy()))
+        listed, episodes, limit = rows.tolist(), self.episodes, self.limit
+        for row in listed:
+            self.row, episode = row, episodes[row]
+            episode.length = length = episode.length + 1
+            if length <= MAX_REPLAY:
+                episode.actions.append(kept[row])
+            try:
+                observation, reward[row], terminated[row], truncated[row], _ = episode.env.step(given[row])
+            except Exception as error:
+                raise UpslopeError(raised(self.world.name, "step", episode, error)) from error
+            episode.episode_return += float(reward[row])
+            if limit is not None and length >= limit:
+                truncated[row] = True
+            self.place(next_observation, row, observation, episode)
+        self.row = None
+        self.check_finite(listed, reward, next_observation)
+        self.flat[...] = next_observation
+        return reward, terminated, truncated
+
+    def check_finite(self, rows: Sequence[int], reward: np.ndarray, observation: np.ndarray) -> None:
+        """Refuse a reward or an observation that is not a number, and name the first place."""
+        # A sum of squares is finite only where all of its terms are, and quicker to test.
+        if math.isfinite(np.vdot(reward, reward)) and (
+            self.dtype.kind != "f" or math.isfinite(np.vdot(observation, observation))
+        ):
+            return
+        for row in rows:
+            for what, value in (("reward", reward[row]), ("observation", observation[row])):
+                if not np.isfinite(value).all():
+                    raise UpslopeError(not_finite(self.world.name, what, value, self.episodes[row]))
+
+    def place(self, into: np.ndarray, row: int, observation: Any, episode: HostEpisode) -> None:
+        """Write an observation, if it has the shape that its space promises."""
+        shape = observation.shape if isinstance(observation, np.ndarray) else np.shape(observation)
+        if shape != self.coding.shape:
+            raise UpslopeError(
+                f"{self.world.name} returned an observation of shape {shape}, but its observation "
+                f"space says {self.coding.shape}: {episode.describe()}. Correct the environment "
+                "or its observation_space."
+            )
+        into[row] = observation
+
+    def mark(self, *, between_episodes: bool) -> None:
+        """Remember this moment for `snapshot`: the start of an iteration, to which a run can be taken back.
+
+        An action list only grows until its episode ends, so its length now is enough to cut it later.
+        """
+        observation = self.observation.copy()
+        lengths = [NOT_RUNNING if between_episodes or e.episode < 0 else replayable(e) for e in self.episodes]
+        marks = [(e.episode, n, e.actions) for e, n in zip(self.episodes, lengths, strict=True)]
+        self.marked = marks, observation
+
+    def snapshot(self) -> dict[str, np.ndarray]:
+        """Enough to rebuild every episode running at the mark: its number, its actions, and what it showed."""
+        marks, observation = self.marked
+        return {
+            "episode": np.asarray([episode for episode, _, _ in marks]),
+            "length": np.asarray([length for _, length, _ in marks]),
+            "actions": np.asarray([a for _, length, actions in marks for a in actions[: max(length, 0)]]),
+            "observation": observation,
+        }
+
+    def restore(self, snapshot: dict[str, np.ndarray], say: Callable[[str], None]) -> None:
+        """Replay each running episode; where the replay shows something else, say so and begin a fresh one."""
+        lengths = snapshot["length"].tolist()
+        ends = np.cumsum(np.maximum(snapshot["length"], 0))
+        shown = snapshot["observation"].reshape(self.flat.shape)
+        not_repeatable, too_long = [], 0
+        for row, (episode, length) in enumerate(zip(self.episodes, lengths, strict=True)):
+            episode.episode = int(snapshot["episode"][row])
+            if length == NOT_RUNNING:
+                continue
+            actions = snapshot["actions"][ends[row] - max(length, 0) : ends[row]]
+            if length == TOO_LONG:
+                too_long += 1
+                self.begin([row])
+            elif not self.replay(row, actions, shown[row]):
+                not_repeatable.append(episode)
+                self.begin([row])
+        self.mark(between_episodes=NOT_RUNNING in lengths)
+        if too_long:
+            say(
+                f"{too_long} of {len(self.episodes)} episodes in progress had more than {MAX_REPLAY:,} steps, too "
+                "many to replay. They begin afresh, so this run is a continuation, but not bit for bit."
+            )
+        if not_repeatable:
+            say(
+                f"{len(not_repeatable)} of {len(self.episodes)} episodes in progress could not be replayed (now at "
+                f"{not_repeatable[0].describe()}): the environment is not a function of its reset seed and actions. "
+                "They begin afresh, so this run is a continuation, but not bit for bit."
+            )
+
+    def replay(self, row: int, actions: np.ndarray, shown: np.ndarray) -> bool:
+        """Begin the episode again and repeat its actions; whether it then shows what it showed before."""
+        episode = self.episodes[row]
+        episode.episode -= 1
+        self.begin([row])
+        observation: Any = self.flat[row]
+        for action in actions.tolist() if actions.ndim == 1 else actions:
+            self.row = row
+            try:
+                observation, reward, terminated, truncated, _ = episode.env.step(action)
+            except Exception:
+                return False
+            episode.actions.append(action)
+            episode.length += 1
+            episode.episode_return += float(np.float32(reward))
+            if terminated or truncated or np.shape(observation) != self.coding.shape:
+                return False
+        self.row = None
+        self.flat[row] = observation
+        return bool(np.array_equal(self.flat[row], shown))
+
+
+def rows_of(num_seeds: Sequence[int], num_envs: int) -> list[np.ndarray]:
+    """The rows [s, N] of successive shares of the seeds."""
+    every = np.arange(sum(num_seeds) * num_envs).reshape(-1, num_envs)
+    return np.split(every, np.cumsum(num_seeds)[:-1])
+
+
+def split_snapshot(snapshot: dict[str, np.ndarray], num_seeds: Sequence[int]) -> list[dict[str, np.ndarray]]:
+    """The snapshots of successive shares of the seeds."""
+    num_envs = len(snapshot["length"]) // sum(num_seeds)
+    return [part_of(snapshot, rows) for rows in rows_of(num_seeds, num_envs)]
+
+
+def part_of(snapshot: dict[str, np.ndarray], rows: np.ndarray) -> dict[str, np.ndarray]:
+    """The snapshot of the environments in these rows [s, n]."""
+    actions, shown = actions_of(snapshot), snapshot["observation"]
+    part = {name: snapshot[name][rows.ravel()] for name in ("episode", "length")}
+    part["actions"] = np.concatenate([actions[row] for row in rows.ravel()])
+    return part | {"observation": shown.reshape(-1, *shown.shape[2:])[rows]}
+
+
+def join_snapshots(
+    parts: Sequence[dict[str, np.ndarray]], rows: Sequence[np.ndarray], shape: tuple[int, int]
+) -> dict[str, np.ndarray]:
+    """The inverse: the snapshot of all S × N environments, given those of parts and the rows of each part."""
+    order = np.argsort(np.concatenate([mine.ravel() for mine in rows]))
+    whole = {name: np.concatenate([part[name] for part in parts])[order] for name in ("episode", "length")}
+    shown = np.concatenate([part["observation"].reshape(-1, *part["observation"].shape[2:]) for part in parts])[order]
+    actions = [taken for part in parts for taken in actions_of(part)]
+    # An environment without a single action does not know the shape of one.
+    some = [actions[k] for k in order if actions[k].size] or actions[:1]
+    return whole | {"actions": np.concatenate(some), "observation": shown.reshape(*shape, *shown.shape[1:])}
+
+
+def actions_of(snapshot: dict[str, np.ndarray]) -> list[np.ndarray]:
+    """The actions of each environment; those without a running episode have none."""
+    return np.split(snapshot["actions"], np.cumsum(np.maximum(snapshot["length"], 0))[:-1])
+
+
+def replayable(episode: HostEpisode) -> int:
+    """How many actions rebuild the episode."""
+    return len(episode.actions) if episode.length <= MAX_REPLAY else TOO_LONG
+
+
+def not_finite(name: str, what: str, value: Any, episode: HostEpisode) -> str:
+    """An observation or a reward that is not a number, with the place."""
+    return (
+        f"{name} returned a {what} that is not finite, {value}: {episode.describe()}. Training on it would destroy the "
+        "agent; correct the environment, or clip what it returns."
+    )
+
+
+def raised(name: str, where: str, episode: HostEpisode, error: Exception) -> str:
+    """An environment's own exception, with the place."""
+    return f"{name} raised {type(error).__name__} in {where}(): {error} — {episode.describe()}."

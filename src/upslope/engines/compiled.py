@@ -1,0 +1,191 @@
+"""Engines whose whole iteration is compiled: in a compiled world, and on recorded data."""
+
+import dataclasses
+from collections.abc import Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from functools import partial
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax.sharding import Mesh, NamedSharding, PartitionSpec
+
+from upslope.core.types import Metrics, Rollout
+from upslope.engines.base import Chunk, EpisodeRow, clock, never
+from upslope.environments.base import CompiledEnvironment
+from upslope.learning.collect import Finished
+from upslope.learning.devices import NETWORKS, SEEDS, does_at_once, in_full, is_of_cores, shares_of
+from upslope.learning.health import spell_out
+from upslope.learning.iteration import (
+    QUICK,
+    Task,
+    TrainState,
+    initialise_all,
+    iterate_many,
+    iteration_keys,
+    move,
+    repeat,
+    spread_seeds,
+    weigh,
+)
+
+PATIENT: dict[str, str | bool] = {
+    "xla_cpu_collective_call_warn_stuck_seconds": "1000000",
+    "xla_cpu_collective_call_terminate_timeout_seconds": "1000000",
+}
+"""XLA ends a process whose devices wait for each other for 40 seconds; a large network may well take that long."""
+
+WORTH_TWO_DEVICES = 1024
+"""Samples that policy and critic both descend on in an iteration, over all epochs, from which a device each pays. With
+one epoch it never does: acting, which both devices do, is then most of the work."""
+
+
+class Program:
+    """The program of some of the seeds, on some of the devices."""
+
+    def __init__(self, one_seed: Callable[[Any, Any], Any], mesh: Mesh):
+        self.run, self.mesh = one_seed, mesh
+        self.split, self.everywhere = (NamedSharding(mesh, PartitionSpec(*axes)) for axes in ((SEEDS,), ()))
+        self.compiled: Any = None
+        self.data: Rollout | None = None
+        """What all seeds read, on every device."""
+
+    def compile(self, data: Rollout | None, state: TrainState) -> None:
+        """Make the program ready for this data."""
+        self.data = jax.device_put(data, self.everywhere)
+        spread = jax.jit(spread_seeds(self.run, self.mesh), out_shardings=self.split)
+        with in_full(not is_of_cores(self.mesh)):  # here too, since what `computing` says is not known in other threads
+            lowered = spread.lower(self.data, jax.device_put(state, self.split))
+        patient = PATIENT if self.mesh.shape[NETWORKS] > 1 else {}
+        self.compiled = lowered.compile(QUICK | patient if is_of_cores(self.mesh) else None)
+
+    def __call__(self, state: TrainState) -> Any:
+        """Begin; the answer is there later."""
+        return self.compiled(self.data, jax.device_put(state, self.split))
+
+
+class ProgramEngine:
+    """An engine whose whole iteration is compiled: compiled worlds and recorded data."""
+
+    hangs = False
+
+    def __init__(
+        self,
+        task: Task,
+        seeds: Sequence[int],
+        iterations: int,
+        world: CompiledEnvironment | None,
+        data: Rollout | None = None,
+    ):
+        self.task, self.seeds, self.iterations, self.world, self.data = task, seeds, iterations, world, data
+        self.phases: dict[str, float] = {}
+        self.shares, meshes = zip(*shares_of(len(seeds), is_worth_two_devices(task, data)), strict=True)
+        self.programs = [Program(partial(self.one_seed, on_mesh(task, mesh)), mesh) for mesh in meshes]
+        self.is_compiled = False
+        self.ahead: tuple[TrainState, list[TrainState], Any] | None = None
+        """A state, its parts, and the first program's answer to them, which is on its way."""
+        self.cut, self.join = jax.jit(self.parts_of), jax.jit(joined)
+
+    def start(self) -> TrainState:
+        return initialise_all(self.task, self.seeds, self.world)
+
+    def one_seed(self, task: Task, data: Rollout | None, state: TrainState) -> Any:
+        """One seed's program: state → (state, (metrics, finished, steps before, steps after))."""
+        assert self.world is not None
+        return iterate_many(task, self.world, state, self.iterations)
+
+    def parts_of(self, state: TrainState) -> list[TrainState]:
+        """Each program's seeds."""
+        return [jax.tree.map(lambda x, share=share: x[share], state) for share in self.shares]
+
+    def advance(self, state: TrainState, may_go_on: Callable[[], bool] = never) -> tuple[TrainState, Chunk]:
+        is_whole = len(self.programs) == 1
+        ahead, self.ahead = self.ahead, None
+        if ahead is not None and ahead[0] is not state:
+            ahead = None
+        parts = ahead[1] if ahead else [state] if is_whole else self.cut(state)
+        if not self.is_compiled:
+            with clock(self.phases, "compile"), ThreadPoolExecutor() as threads:
+                list(threads.map(lambda program, part: program.compile(self.data, part), self.programs, parts))
+            self.is_compiled = True
+        with clock(self.phases, "compiled"):
+            first = ahead[2] if ahead else self.programs[0](parts[0])
+            # One after another, since those that share devices would only be in each other's way.
+            done = [jax.block_until_ready(first)]
+            done += [jax.block_until_ready(run(part)) for run, part in zip(self.programs[1:], parts[1:], strict=True)]
+        states, facts = zip(*done, strict=True)
+        after = states[0] if is_whole else self.join(jax.device_put(states, jax.local_devices()[0]))
+        if may_go_on() and (np.asarray(after.steps, np.int64) < self.task.steps).any():
+            # The next chunk is computed while what this one found is copied, made into rows, and written.
+            parts = [after] if is_whole else self.cut(after)
+            self.ahead = after, parts, self.programs[0](parts[0])
+        metrics, finished, before, steps = jax.tree.map(lambda *x: np.concatenate(x), *facts)
+        before, steps = before.astype(np.int64), steps.astype(np.int64)
+        episodes = [[] for _ in self.seeds] if finished is None else self.rows(finished, before)
+        return after, Chunk(spell_out(metrics), steps, before, episodes)
+
+    def rows(self, finished: Finished, before: np.ndarray) -> list[list[EpisodeRow]]:
+        """[S, I, T, N] → each seed's finished episodes with the step at which they ended."""
+        done, returns, lengths = (np.asarray(x) for x in finished)
+        rows: list[list[EpisodeRow]] = []
+        for s in range(len(self.seeds)):
+            i, t, n = np.nonzero(done[s])
+            if self.task.estimator.whole_episodes:
+                stopped = np.cumsum(done[s].sum(axis=-1), axis=-1)
+                running = done.shape[-1] - np.concatenate([np.zeros_like(stopped[:, :1]), stopped[:, :-1]], axis=1)
+                steps = before[s, i] + np.cumsum(running, axis=1)[i, t]
+            else:
+                steps = before[s, i] + (t + 1) * done.shape[-1]
+            values = (steps.tolist(), returns[s, i, t, n].tolist(), lengths[s, i, t, n].tolist())
+            rows.append([(step, s, r, length) for step, r, length in zip(*values, strict=True)])
+        return rows
+
+    def snapshot(self) -> dict[str, np.ndarray]:
+        return {}
+
+    def restore(self, snapshot: dict[str, np.ndarray], say: Callable[[str], None]) -> None:
+        """Nothing to do: a compiled world's state is part of the `TrainState`."""
+
+    def close(self) -> None:
+        """Nothing to do."""
+
+
+class CompiledEngine(ProgramEngine):
+    """Acts in a compiled world."""
+
+
+class RecordedEngine(ProgramEngine):
+    """Learns from a recorded rollout; an iteration reads all of it."""
+
+    def __init__(self, task: Task, seeds: Sequence[int], rollout: Rollout):
+        super().__init__(task, seeds, 1, None, rollout)
+
+    def one_seed(self, task: Task, data: Rollout | None, state: TrainState) -> Any:
+        assert data is not None
+
+        def read(state: TrainState) -> tuple[TrainState, Metrics, None]:
+            state, scaled, credit, assessed = weigh(task, state, data)
+            state, metrics = move(task, state, scaled, credit, iteration_keys(state)[1])
+            return state, metrics | assessed, None
+
+        return repeat(task, read, state, self.iterations)
+
+
+def is_worth_two_devices(task: Task, data: Rollout | None) -> bool:
+    """Whether policy and critic descend for longer than it takes to hand over what they learned."""
+    length = task.max_episode_steps if task.estimator.whole_episodes else task.rollout_steps
+    num_samples = data.reward.size if data is not None else task.num_envs * (length or 0)
+    epochs = min(task.update.epochs, task.update.critic_epochs)
+    return task.update.needs_critic and epochs > 1 and num_samples * epochs >= WORTH_TWO_DEVICES
+
+
+def on_mesh(task: Task, mesh: Mesh) -> Task:
+    """The task as a program of this mesh does it."""
+    apart, at_once = mesh.shape[NETWORKS] > 1, does_at_once(mesh)
+    return dataclasses.replace(task, update=dataclasses.replace(task.update, apart=apart, at_once=at_once))
+
+
+def joined(states: Sequence[TrainState]) -> TrainState:
+    """The seeds of several programs as one [S, …]."""
+    return jax.tree.map(lambda *parts: jnp.concatenate(parts), *states)

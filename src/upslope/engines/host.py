@@ -1,0 +1,154 @@
+"""The engine that acts in Gymnasium environments, one iteration at a time."""
+
+from collections.abc import Callable, Sequence
+from functools import partial
+from typing import Any
+
+import jax
+import numpy as np
+
+from upslope.core.types import Metrics, Rollout, host_rollout
+from upslope.engines.base import Chunk, EpisodeRow, clock, never
+from upslope.engines.collect import Act, EpisodeEnds, collect_host, collect_host_episodes
+from upslope.engines.columns import HostColumns
+from upslope.engines.processes import Lookout
+from upslope.engines.slices import SlicedColumns
+from upslope.environments.registry import HostWorld
+from upslope.learning.health import spell_out
+from upslope.learning.iteration import (
+    QUICK,
+    Task,
+    TrainState,
+    initialise_all,
+    iteration_keys,
+    move,
+    over_seeds,
+    stack,
+    weigh,
+)
+
+
+class HostEngine:
+    """Acts in Gymnasium environments. Only acting is batched over seeds; each seed learns by itself."""
+
+    def __init__(
+        self,
+        task: Task,
+        seeds: Sequence[int],
+        columns: HostColumns | SlicedColumns,
+        say: Callable[[str], None] | None = None,
+    ):
+        """With `say`, an environment of this process that hangs is named."""
+        self.task, self.seeds, self.columns = task, seeds, columns
+        self.lookout = None if say is None else Lookout(columns, say)
+        self.phases: dict[str, float] = {}
+        self.act = Act()
+        self.is_whole = True
+        """Whether the last `advance` came to its end."""
+        self.keys = jax.jit(over_seeds(iteration_keys))
+        # Programs of one seed alone, so that they do not depend on how many others there are.
+        self.weigh = jax.jit(partial(weigh, task), compiler_options=QUICK)
+        self.move = jax.jit(partial(move, task), compiler_options=QUICK)
+        self.take, self.stack = jax.jit(take), jax.jit(stack)
+
+    @property
+    def hangs(self) -> bool:
+        return self.lookout is not None and self.lookout.hangs
+
+    def start(self) -> TrainState:
+        return initialise_all(self.task, self.seeds)
+
+    def advance(self, state: TrainState, may_go_on: Callable[[], bool] = never) -> tuple[TrainState, Chunk]:
+        before = np.asarray(state.steps, np.int64)
+        active = before < self.task.steps
+        if not active.any():
+            return state, Chunk({}, before[:, None], before[:, None], [[] for _ in self.seeds])
+        act_keys, move_keys = self.keys(state)
+        self.mark()
+        self.is_whole = False
+        rollout, ends = self.collect(state, act_keys, active)
+        metrics: list[Metrics | None] = []
+        ones = [self.take(state, s) for s in range(len(self.seeds))]
+        for s in range(len(self.seeds)):
+            if not active[s]:
+                metrics.append(None)
+                continue
+            with clock(self.phases, "weigh"):
+                facts = self.rollout_of(rollout, s)
+                ones[s], scaled, credit, assessed = jax.block_until_ready(self.weigh(ones[s], facts))
+            with clock(self.phases, "move"):
+                ones[s], measured = jax.block_until_ready(self.move(ones[s], scaled, credit, move_keys[s]))
+            metrics.append(measured | assessed)
+        state = self.stack(ones)
+        self.is_whole = True
+        steps = np.asarray(state.steps, np.int64)
+        return state, Chunk(by_name(metrics), steps[:, None], before[:, None], self.rows(rollout, ends, before))
+
+    def collect(self, state: TrainState, keys: jax.Array, active: np.ndarray) -> tuple[Rollout, EpisodeEnds]:
+        """Act for an iteration: facts [S, T, N]."""
+        choose = self.act.bind(state.learner.agent, keys)
+        if self.task.estimator.whole_episodes:
+            return collect_host_episodes(self.columns, choose, active, self.phases)
+        if not self.columns.has_begun:
+            self.columns.begin(range(len(self.columns.episodes)))
+        return collect_host(self.columns, choose, self.task.rollout_steps, self.phases)
+
+    def rollout_of(self, rollout: Rollout, s: int) -> Rollout:
+        """One seed's facts [T, N]. Whole episodes are padded to a power of two, so that few programs are compiled
+        and a seed's padding does not depend on the other seeds."""
+        one = Rollout(*(x[s] for x in rollout))
+        if not self.task.estimator.whole_episodes:
+            return one
+        longest = int(one.valid.any(axis=1).sum())
+        length = max(32, self.task.update.minibatches, 1 << (longest - 1).bit_length())
+        return host_rollout({name: fit(np.asarray(x), length) for name, x in one._asdict().items()})
+
+    def rows(self, rollout: Rollout, ends: EpisodeEnds, before: np.ndarray) -> list[list[EpisodeRow]]:
+        """Each seed's finished episodes with the step at which they ended."""
+        taken = np.cumsum(np.asarray(rollout.valid).sum(axis=2), axis=1)
+        rows: list[list[EpisodeRow]] = [[] for _ in self.seeds]
+        for s, t, episode_return, length in zip(*(x.tolist() for x in ends), strict=True):
+            rows[s].append((int(before[s] + taken[s, t]), s, episode_return, length))
+        return rows
+
+    def mark(self) -> None:
+        """Remember the moment between two iterations, to which a run can be taken back."""
+        self.columns.mark(between_episodes=self.task.estimator.whole_episodes or not self.columns.has_begun)
+
+    def snapshot(self) -> dict[str, np.ndarray]:
+        if self.is_whole:
+            self.mark()
+        return self.columns.snapshot()
+
+    def restore(self, snapshot: dict[str, np.ndarray], say: Callable[[str], None]) -> None:
+        self.columns.restore(snapshot, say)
+
+    def close(self) -> None:
+        if self.lookout is not None:
+            self.lookout.close()
+        self.columns.close()
+
+
+def columns_of(task: Task, seeds: Sequence[int], world: HostWorld) -> HostColumns:
+    """A task's environments in this process."""
+    return HostColumns(world, task.coding, task.head, seeds, task.num_envs, task.max_episode_steps)
+
+
+def take(tree: Any, s: Any) -> Any:
+    """Seed s of a stacked pytree."""
+    return jax.tree.map(lambda x: x[s], tree)
+
+
+def fit(x: np.ndarray, length: int) -> np.ndarray:
+    """Cut or pad with zeros to `length` along the first axis."""
+    if x.shape[0] >= length:
+        return x[:length]
+    return np.concatenate([x, np.zeros((length - x.shape[0], *x.shape[1:]), x.dtype)])
+
+
+def by_name(metrics: list[Metrics | None]) -> dict[str, np.ndarray]:
+    """One dictionary a seed → name → [S, 1]; nan for a seed that stood still."""
+    fetched = jax.device_get(metrics)
+    some = next(m for m in fetched if m is not None)
+    rows = {n: [np.full_like(some[n], np.nan) if m is None else m[n] for m in fetched] for n in some}
+    return spell_out({n: np.stack(x)[:, None] for n, x in rows.items()})

@@ -1,0 +1,212 @@
+"""Columns of slow Gymnasium environments: worker processes step a slice of every seed's environments each.
+
+Where a step takes a millisecond, handing observations between processes costs little beside it, and also one seed uses
+every core. Acting and learning stay in the main process, and episodes have their own reset seeds, so that a run is bit
+for bit the same in any number of slices.
+"""
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from time import perf_counter
+from typing import Any
+
+import numpy as np
+
+from upslope.config.config import Config, canonical
+from upslope.engines.columns import HostColumns, join_snapshots, part_of
+from upslope.engines.processes import Worker, answers_of, serve, settle_down
+from upslope.environments.registry import HostWorld, make
+from upslope.errors import UpslopeError
+from upslope.learning.devices import num_cores
+from upslope.models.spaces import Coding, Head, coding_of, head_of
+
+HANDING_OVER = 0.3e-3
+"""Seconds that a step of all slices costs besides the environments' own."""
+TRIAL = 0.25
+"""Seconds for which an environment is tried out."""
+WORTH_STARTING = 5.0
+"""Seconds that must be saved before processes are started."""
+WORTH_TRYING = 5_000
+"""Environment steps of all seeds below which it is not."""
+
+
+@dataclass
+class Shown:
+    """What the main process knows of an environment's episode."""
+
+    episode: int = -1
+    episode_return: float = 0.0
+    length: int = 0
+
+
+class SlicedColumns:
+    """`HostColumns` whose environments live in worker processes."""
+
+    def __init__(self, config: Config, coding: Coding, head: Head, workers: int, say: Callable[[str], None]):
+        self.coding, self.head, self.say = coding, head, say
+        self.shape = (config.seeds, config.num_envs)
+        self.slices = np.array_split(np.arange(config.num_envs), workers)
+        every = np.arange(config.seeds * config.num_envs).reshape(self.shape)
+        self.rows = [every[:, part].ravel() for part in self.slices]
+        self.owner, self.place = np.zeros((2, every.size), int)
+        for number, rows in enumerate(self.rows):
+            self.owner[rows], self.place[rows] = number, np.arange(len(rows))
+        self.episodes = [Shown() for _ in self.owner]
+        names = [f"environments {part[0]} to {part[-1]} of each seed" for part in self.slices]
+        self.workers = [Worker("upslope.engines.slices", i, name) for i, name in enumerate(names)]
+        try:
+            self.dtype = self.all("open", [(config.to_json(), part.tolist()) for part in self.slices])[0]
+        except BaseException:
+            self.close()
+            raise
+        self.observation = np.zeros((*self.shape, *coding.shape), self.dtype)
+        self.flat = self.observation.reshape(-1, *coding.shape)
+
+    def all(self, what: str, arguments: Sequence[tuple[Any, ...]] | None = None) -> list[Any]:
+        """Ask every worker, each with its own arguments, and wait for all."""
+        for worker, mine in zip(self.workers, arguments or [()] * len(self.workers), strict=True):
+            worker.ask(what, *mine)
+        return answers_of(self.workers, self.say)
+
+    def some(self, what: str, rows: np.ndarray, *arguments: np.ndarray) -> list[tuple[np.ndarray, Any]]:
+        """Ask the workers that own the rows, with their parts of the arguments; (rows, answer) of each."""
+        parts = [(worker, rows[self.owner[rows] == number]) for number, worker in enumerate(self.workers)]
+        parts = [(worker, mine) for worker, mine in parts if len(mine)]
+        for worker, mine in parts:
+            worker.ask(what, self.place[mine].tolist(), *(x[mine] for x in arguments))
+        answers = answers_of([worker for worker, _ in parts], self.say)
+        return [(mine, answer) for (_, mine), answer in zip(parts, answers, strict=True)]
+
+    @property
+    def has_begun(self) -> bool:
+        """Whether every environment is in an episode."""
+        return all(episode.episode >= 0 for episode in self.episodes)
+
+    def begin(self, rows: Sequence[int]) -> None:
+        """Begin a new episode in each of the rows."""
+        if len(rows):
+            for mine, observation in self.some("begin", np.asarray(rows)):
+                self.flat[mine] = observation
+                for row in mine.tolist():
+                    self.episodes[row] = Shown(self.episodes[row].episode + 1)
+
+    def step(self, action: np.ndarray, rows: np.ndarray, next_observation: np.ndarray) -> tuple[np.ndarray, ...]:
+        """Step the given rows with the policy's actions [S·N, …]; write the true successors.
+
+        Returns reward, terminated, truncated, each [S·N], zero in the other rows.
+        """
+        found = np.zeros(len(self.owner), np.float32), *np.zeros((2, len(self.owner)), bool)
+        for mine, (successor, ends, *three) in self.some("step", rows, action):
+            for whole, part in zip((next_observation, *found), (successor, *three), strict=True):
+                whole[mine] = part
+            for index, episode_return, length in ends:
+                shown = self.episodes[mine[index]]
+                shown.episode_return, shown.length = episode_return, length
+        self.flat[rows] = next_observation[rows]
+        return found
+
+    def mark(self, *, between_episodes: bool) -> None:
+        """Remember this moment for `snapshot`."""
+        self.all("mark", [(between_episodes,)] * len(self.workers))
+
+    def snapshot(self) -> dict[str, np.ndarray]:
+        """As `HostColumns.snapshot`."""
+        return join_snapshots(self.all("snapshot"), self.rows, self.shape)
+
+    def restore(self, snapshot: dict[str, np.ndarray], say: Callable[[str], None]) -> None:
+        """As `HostColumns.restore`, each environment in its worker."""
+        parts = [(part_of(snapshot, rows.reshape(self.shape[0], -1)),) for rows in self.rows]
+        for rows, (observation, episodes, words) in zip(self.rows, self.all("restore", parts), strict=True):
+            self.flat[rows] = observation
+            for row, episode in zip(rows.tolist(), episodes, strict=True):
+                self.episodes[row] = Shown(episode)
+            for line in words:
+                say(line)
+
+    def close(self) -> None:
+        """Let the worker processes end."""
+        for worker in self.workers:
+            worker.close()
+
+
+def num_slices(config: Config, world: HostWorld, asked: int | None) -> int:
+    """How many processes step a seed's environments; 1 is none. More than the seeds where somebody asked for more, else
+    as many as pay, which is found by trying an environment out."""
+    cores = num_cores()
+    slices = min(asked or cores, config.num_envs)
+    if slices <= config.seeds or asked is not None:
+        return slices if slices > config.seeds else 1
+    if config.steps * config.seeds < WORTH_TRYING:
+        return 1
+    # A step of all environments, in seconds: each seed in a process of its own, or a slice of every seed.
+    seconds, largest = step_seconds(world), -(-config.num_envs // slices)
+    by_seeds, sliced = config.num_envs * seconds, config.seeds * largest * seconds
+    saved = (by_seeds - sliced - HANDING_OVER) * config.steps / config.num_envs
+    return slices if sliced + HANDING_OVER < 0.8 * by_seeds and saved > WORTH_STARTING else 1
+
+
+def step_seconds(world: HostWorld) -> float:
+    """How long a step of one environment takes, by random actions for a moment."""
+    environment = world.create()
+    try:
+        environment.action_space.seed(0)
+        environment.reset(seed=0)
+        steps, started = 0, perf_counter()
+        while perf_counter() - started < TRIAL and steps < 1000:
+            _, _, terminated, truncated, _ = environment.step(environment.action_space.sample())
+            steps += 1
+            if terminated or truncated:
+                environment.reset()
+        return (perf_counter() - started) / max(steps, 1)
+    except Exception as error:
+        raise UpslopeError(f"{world.name} raised {type(error).__name__} when it was tried out: {error}.") from error
+    finally:
+        environment.close()
+
+
+class Server:
+    """The worker's side: `HostColumns` of a slice."""
+
+    def open(self, settings: dict[str, Any], indices: list[int]) -> np.dtype:
+        """Make the environments."""
+        config = Config(**canonical(settings))
+        world = make(config.environment, config.env_kwargs, config.max_episode_steps)
+        assert isinstance(world, HostWorld)
+        coding, head = coding_of(world.observation_space, world.name), head_of(world.action_space, world.name)
+        limit = config.max_episode_steps or world.max_episode_steps
+        self.columns = HostColumns(world, coding, head, config.seed_list(), len(indices), limit, indices)
+        settle_down()
+        return self.columns.dtype
+
+    def begin(self, rows: list[int]) -> np.ndarray:
+        """Their first observations."""
+        self.columns.begin(rows)
+        return self.columns.flat[rows]
+
+    def step(self, rows: list[int], action: np.ndarray) -> tuple[Any, ...]:
+        """Successors, the episodes that ended, reward, terminated, truncated of these rows."""
+        columns = self.columns
+        whole = np.zeros((len(columns.episodes), *action.shape[1:]), action.dtype)
+        whole[rows] = action
+        successor = columns.flat.copy()
+        reward, terminated, truncated = (x[rows] for x in columns.step(whole, np.asarray(rows), successor))
+        ended = [(i, columns.episodes[rows[i]]) for i in np.flatnonzero(terminated | truncated).tolist()]
+        return successor[rows], [(i, e.episode_return, e.length) for i, e in ended], reward, terminated, truncated
+
+    def mark(self, between_episodes: bool) -> None:
+        """Remember this moment."""
+        self.columns.mark(between_episodes=between_episodes)
+
+    def snapshot(self) -> dict[str, np.ndarray]:
+        """Where the mark was."""
+        return self.columns.snapshot()
+
+    def restore(self, snapshot: dict[str, np.ndarray]) -> tuple[np.ndarray, list[int], list[str]]:
+        """Put the environments back; what they show, their episodes' numbers, and what is to be said."""
+        words: list[str] = []
+        self.columns.restore(snapshot, words.append)
+        return self.columns.flat, [e.episode for e in self.columns.episodes], words
+
+
+if __name__ == "__main__":
+    serve(Server())

@@ -1,0 +1,164 @@
+"""Train the seeds of a Gymnasium environment in several processes, a share of the seeds in each.
+
+Seeds need nothing of each other, so each process is a `HostEngine` of its own, and the main process puts their states,
+rows and snapshots together. To split the environments of one seed instead (`slices.py`) hands every observation to
+another process and back, which for cheap environments takes longer than the step itself.
+"""
+
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import jax
+import numpy as np
+
+from upslope.config.config import Config, canonical
+from upslope.config.task import task_of
+from upslope.engines.base import Chunk, never
+from upslope.engines.columns import join_snapshots, rows_of, split_snapshot
+from upslope.engines.host import HostEngine, columns_of
+from upslope.engines.processes import Worker, answers_of, serve, settle_down
+from upslope.environments.registry import HostWorld, make
+from upslope.learning.devices import num_cores
+from upslope.learning.iteration import Task, TrainState, initialise_all
+from upslope.runs.checkpoints import raw, typed
+
+WORTH_IT = 50_000
+"""Environment steps of all seeds below which starting processes takes longer than it saves."""
+
+
+def num_workers(config: Config, asked: int | None) -> int:
+    """How many processes train this run: as many as there are seeds, at most one a core."""
+    if asked is None and config.steps * config.seeds < WORTH_IT:
+        return 1
+    return min(config.seeds, asked or num_cores())
+
+
+class WorkersEngine:
+    """Advances all seeds, a share of them in each worker."""
+
+    hangs = False
+
+    def __init__(self, task: Task, config: Config, workers: int, say: Callable[[str], None]):
+        self.task, self.seeds, self.say = task, config.seed_list(), say
+        self.phases: dict[str, float] = {}
+        shares = np.array_split(np.asarray(self.seeds), workers)
+        names = [f"seeds {', '.join(map(str, share))}" for share in shares]
+        self.workers = [Worker("upslope.engines.workers", i, name) for i, name in enumerate(names)]
+        for worker, share in zip(self.workers, shares, strict=True):
+            worker.ask("begin", config.to_json(), share.tolist())
+        self.counts = [len(share) for share in shares]
+        self.state: TrainState | None = None
+        """What the workers have."""
+        self.is_whole = True
+        try:
+            self.everybody()
+        except BaseException:
+            self.close()
+            raise
+
+    def everybody(self) -> list[Any]:
+        """The answers of all workers."""
+        return answers_of(self.workers, self.say)
+
+    def start(self) -> TrainState:
+        return initialise_all(self.task, self.seeds)
+
+    def advance(self, state: TrainState, may_go_on: Callable[[], bool] = never) -> tuple[TrainState, Chunk]:
+        leaves = None if state is self.state else leaves_of(state)
+        first = 0
+        for worker, count in zip(self.workers, self.counts, strict=True):
+            last = first + count
+            worker.ask("advance", None if leaves is None else [x[first:last] for x in leaves])
+            first = last
+        self.is_whole, self.state = False, None
+        answers = self.everybody()
+        self.is_whole = True
+        names = {name for _, _, phases in answers for name in phases}
+        self.phases |= {n: float(np.mean([phases.get(n, 0.0) for _, _, phases in answers])) for n in names}
+        parts = [np.concatenate(xs) for xs in zip(*(leaves for leaves, _, _ in answers), strict=True)]
+        self.state = state_of(parts, state)
+        return self.state, join([chunk for _, chunk, _ in answers])
+
+    def snapshot(self) -> dict[str, np.ndarray]:
+        for worker in self.workers:
+            worker.ask("snapshot", self.is_whole)
+        shape = (len(self.seeds), self.task.num_envs)
+        return join_snapshots(self.everybody(), rows_of(self.counts, shape[1]), shape)
+
+    def restore(self, snapshot: dict[str, np.ndarray], say: Callable[[str], None]) -> None:
+        parts = split_snapshot(snapshot, self.counts)
+        for worker, part in zip(self.workers, parts, strict=True):
+            worker.ask("restore", part)
+        for words in self.everybody():
+            for line in words:
+                say(line)
+
+    def close(self) -> None:
+        for worker in self.workers:
+            worker.close()
+
+
+def join(chunks: list[Chunk]) -> Chunk:
+    """The chunks of several shares of the seeds as one; a worker counts its own seeds from 0."""
+    episodes, count = [], 0
+    for chunk in chunks:
+        episodes += [[(step, count + s, r, n) for step, s, r, n in rows] for rows in chunk.episodes]
+        count += len(chunk.episodes)
+    shapes = [chunk.steps.shape for chunk in chunks]
+    names = next((list(chunk.metrics) for chunk in chunks if chunk.metrics), [])
+    metrics = {
+        name: np.concatenate(
+            [c.metrics.get(name, np.full(shape, np.nan)) for c, shape in zip(chunks, shapes, strict=True)]
+        )
+        for name in names
+    }
+    steps, before = (np.concatenate([getattr(c, name) for c in chunks]) for name in ("steps", "before"))
+    return Chunk(metrics, steps, before, episodes)
+
+
+def leaves_of(state: TrainState) -> list[np.ndarray]:
+    """The arrays of a state, random keys as integers."""
+    return [np.asarray(raw(leaf)) for leaf in jax.tree.leaves(state)]
+
+
+def state_of(leaves: Sequence[Any], like: TrainState) -> TrainState:
+    """The inverse of `leaves_of`, given a state of the same structure."""
+    pairs = zip(leaves, jax.tree.leaves(like), strict=True)
+    return jax.tree.unflatten(jax.tree.structure(like), [typed(x, old) for x, old in pairs])
+
+
+class Server:
+    """The worker's side: a `HostEngine` and the state of its seeds."""
+
+    def begin(self, settings: dict[str, Any], seeds: list[int]) -> None:
+        """Make the environments."""
+        config = Config(**canonical(settings))
+        world = make(config.environment, config.env_kwargs, config.max_episode_steps)
+        assert isinstance(world, HostWorld)
+        task = task_of(config, world)
+        self.columns = columns_of(task, seeds, world)
+        self.engine = HostEngine(task, seeds, self.columns)
+        self.state = self.engine.start()
+        settle_down()
+
+    def advance(self, leaves: list[np.ndarray] | None) -> tuple[list[np.ndarray], Chunk, dict[str, float]]:
+        """Go on, from another state where one is given."""
+        if leaves is not None:
+            self.state = state_of(leaves, self.state)
+        self.state, chunk = self.engine.advance(self.state)
+        return leaves_of(self.state), chunk, self.engine.phases
+
+    def snapshot(self, is_whole: bool) -> dict[str, np.ndarray]:
+        """Where the last iteration that all workers finished ended."""
+        self.engine.is_whole &= is_whole
+        return self.engine.snapshot()
+
+    def restore(self, snapshot: dict[str, np.ndarray]) -> list[str]:
+        """Put the environments back; returns what is to be said."""
+        words: list[str] = []
+        self.engine.restore(snapshot, words.append)
+        return words
+
+
+if __name__ == "__main__":
+    serve(Server())

@@ -1,0 +1,73 @@
+"""A car too weak to climb the hill directly, with a continuous force."""
+
+from dataclasses import dataclass, field
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from gymnasium import spaces
+from jaxtyping import Array, Float, PRNGKeyArray
+
+from upslope.core.types import Action, Transition
+from upslope.environments.base import CompiledEnvironment
+
+MAX_FORCE = 1.0
+POWER = 0.0015
+SLOPE = 0.0025
+MIN_POSITION, MAX_POSITION = -1.2, 0.6
+MAX_SPEED = 0.07
+GOAL_POSITION = 0.45
+
+State = Float[Array, "2"]
+
+
+def _observation_space() -> spaces.Box:
+    low = np.array([MIN_POSITION, -MAX_SPEED], dtype=np.float32)
+    high = np.array([MAX_POSITION, MAX_SPEED], dtype=np.float32)
+    return spaces.Box(low=low, high=high, dtype=np.float32)
+
+
+def _action_space() -> spaces.Box:
+    return spaces.Box(low=-MAX_FORCE, high=MAX_FORCE, shape=(1,), dtype=np.float32)
+
+
+@dataclass(frozen=True, eq=False)
+class MountainCarContinuous(CompiledEnvironment):
+    """`MountainCarContinuous-v0` of Gymnasium: reach the hilltop with little force, 999 steps at most.
+
+    State and observation [2]: position x in [−1.2, 0.6], velocity v in [−0.07, 0.07]. Action [1]: force u,
+    clipped to ±1 where it moves the car.
+
+        v ← clip(v + 0.0015 clip(u, ±1) − 0.0025 cos 3x, ±0.07),    x ← clip(x + v, −1.2, 0.6)
+        r = 100 · terminated − 0.1 u²
+
+    The left wall stops the car. It terminates where x ≥ 0.45 and v ≥ `goal_velocity`. Doing nothing returns
+    0, a local optimum; a good policy returns about 95.
+    Source: Moore (1990); Gymnasium's continuous_mountain_car.py.
+    """
+
+    goal_velocity: float = 0.0
+    max_episode_steps: int | None = 999
+    observation_space: spaces.Space[Any] = field(init=False, default_factory=_observation_space)
+    action_space: spaces.Space[Any] = field(init=False, default_factory=_action_space)
+
+    def reset(self, key: PRNGKeyArray) -> tuple[State, State]:
+        """x_0 ~ U(−0.6, −0.4), v_0 = 0."""
+        position = jax.random.uniform(key, (), jnp.float32, minval=-0.6, maxval=-0.4)
+        state = jnp.stack([position, jnp.zeros_like(position)])
+        return state, state
+
+    def step(self, key: PRNGKeyArray, state: State, action: Action) -> tuple[State, Transition]:
+        """One step; deterministic. The cost is of the force that was asked for, before it is clipped."""
+        position, velocity = state
+        force = jnp.clip(action[0], -MAX_FORCE, MAX_FORCE)
+        velocity = velocity + force * POWER - SLOPE * jnp.cos(3 * position)
+        velocity = jnp.clip(velocity, -MAX_SPEED, MAX_SPEED)
+        position = jnp.clip(position + velocity, MIN_POSITION, MAX_POSITION)
+        velocity = jnp.where((position <= MIN_POSITION) & (velocity < 0), 0.0, velocity)
+
+        terminated = (position >= GOAL_POSITION) & (velocity >= self.goal_velocity)
+        reward = 100.0 * terminated.astype(jnp.float32) - 0.1 * action[0] ** 2
+        state = jnp.stack([position, velocity])
+        return state, Transition(state, reward, terminated, jnp.zeros((), bool))

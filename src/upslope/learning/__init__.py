@@ -1,0 +1,1 @@
+"""Act, weigh, move: one seed's policy iteration."""

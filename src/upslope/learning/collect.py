@@ -1,0 +1,158 @@
+"""Act in a compiled world: collect(agent, world) → Rollout.
+
+`collect` is one scan. It counts the steps of each episode, sets `truncated` at the time limit, records the true
+successor observation, and begins the next episode itself. For whole-episode estimators every column holds one
+episode from its start to its end, and the steps after the end are padding (`valid` is false).
+"""
+
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array, Bool, Float, Int, Key, PRNGKeyArray, Shaped
+
+from upslope.core.types import Rollout
+from upslope.environments.base import CompiledEnvironment
+from upslope.models.agent import Acting
+from upslope.models.spaces import BoxHead
+
+
+class Columns(NamedTuple):
+    """N running episodes, one a column."""
+
+    state: Any
+    observation: Shaped[Array, "N ..."]
+    length: Int[Array, "N"]
+    episode_return: Float[Array, "N"]
+
+
+class Chance(NamedTuple):
+    """What chance decides in a step of N columns."""
+
+    noise: Float[Array, "..."]
+    """Of the policy's samples."""
+    keys: Key[Array, "N"]
+    """The world's."""
+
+
+class Finished(NamedTuple):
+    """Where an episode ended, and the return and length that it had; meaningless where `done` is false."""
+
+    done: Bool[Array, "T N"]
+    episode_return: Float[Array, "T N"]
+    length: Int[Array, "T N"]
+
+
+def begin(world: CompiledEnvironment, key: PRNGKeyArray, num_envs: int) -> Columns:
+    """N fresh episodes."""
+    return begin_with(world, jax.random.split(key, num_envs))
+
+
+def begin_with(world: CompiledEnvironment, keys: Key[Array, "N"]) -> Columns:
+    """A fresh episode for each key."""
+    state, observation = jax.vmap(world.reset)(keys)
+    zeros = jnp.zeros(len(keys), jnp.int32)
+    return Columns(state, observation, zeros, zeros.astype(jnp.float32))
+
+
+def collect(
+    world: CompiledEnvironment,
+    agent: Acting,
+    columns: Columns,
+    key: PRNGKeyArray,
+    num_steps: int,
+    max_episode_steps: int | None,
+) -> tuple[Columns, Rollout, Finished]:
+    """Act for `num_steps` steps in N columns, going on from `columns`, and begin anew whenever an episode ends."""
+    num_envs = columns.length.shape[0]
+
+    def step(columns: Columns, chance: tuple[Array, Chance]) -> tuple[Columns, tuple[Rollout, Finished]]:
+        reset_keys, decided = chance
+        after, row, finished = advance(world, agent, columns, decided, max_episode_steps)
+        after = jax.lax.cond(
+            jnp.any(finished.done),
+            lambda: where_rows(finished.done, begin_with(world, reset_keys), after),
+            lambda: after,
+        )
+        return after, (row, finished)
+
+    keys = split_each(jax.random.split(key, num_steps))
+    chance = split_each(keys[:, 0], num_envs), all_chance(agent, columns, keys[:, 1])
+    columns, (rollout, finished) = jax.lax.scan(step, columns, chance)
+    return columns, rollout, finished
+
+
+def collect_episodes(
+    world: CompiledEnvironment, agent: Acting, key: PRNGKeyArray, num_envs: int, max_episode_steps: int
+) -> tuple[Rollout, Finished]:
+    """One whole episode in each of N columns, padded to `max_episode_steps`."""
+    begin_key, act_key = jax.random.split(key)
+
+    def step(carry: tuple[Columns, Array], chance: Chance) -> tuple[Any, tuple[Rollout, Finished]]:
+        columns, running = carry
+        after, row, finished = advance(world, agent, columns, chance, max_episode_steps)
+        row = row._replace(valid=running, reward=jnp.where(running, row.reward, 0.0))
+        finished = finished._replace(done=finished.done & running)
+        return (after, running & ~finished.done), (row, finished)
+
+    columns = begin(world, begin_key, num_envs)
+    chance = all_chance(agent, columns, jax.random.split(act_key, max_episode_steps))
+    return jax.lax.scan(step, (columns, jnp.ones(num_envs, bool)), chance)[1]
+
+
+def all_chance(agent: Acting, columns: Columns, keys: Key[Array, "T"]) -> Chance:
+    """What chance decides in T steps.
+
+    All in one go: in a cheap world, to split keys and draw numbers step by step is a good part of a step. The policy
+    gives no more than its shape.
+    """
+    keys = split_each(keys)
+    noise = jax.vmap(lambda key: agent.policy(columns.observation).noise(key))(keys[:, 0])
+    return Chance(noise, split_each(keys[:, 1], columns.length.shape[0]))
+
+
+def split_each(keys: Key[Array, "T"], num: int = 2) -> Key[Array, "T num"]:
+    """Each key split into so many."""
+    return jax.vmap(lambda key: jax.random.split(key, num))(keys)
+
+
+def advance(
+    world: CompiledEnvironment,
+    agent: Acting,
+    columns: Columns,
+    chance: Chance,
+    max_episode_steps: int | None,
+) -> tuple[Columns, Rollout, Finished]:
+    """One step of every column, without beginning anew."""
+    policy = agent.policy(columns.observation)
+    action = policy.choose(chance.noise)
+    state, transition = jax.vmap(world.step)(chance.keys, columns.state, to_world(agent, action))
+    length = columns.length + 1
+    at_limit = jnp.zeros_like(transition.truncated) if max_episode_steps is None else length >= max_episode_steps
+    truncated = transition.truncated | at_limit
+    episode_return = columns.episode_return + transition.reward
+    row = Rollout(
+        observation=columns.observation,
+        action=action,
+        reward=transition.reward,
+        terminated=transition.terminated,
+        truncated=truncated,
+        next_observation=transition.observation,
+        behaviour_log_prob=policy.log_prob(action),
+        valid=jnp.ones_like(truncated),
+    )
+    after = Columns(state, transition.observation, length, episode_return)
+    return after, row, Finished(transition.terminated | truncated, episode_return, length)
+
+
+def to_world(agent: Acting, action: Shaped[Array, "N ..."]) -> Shaped[Array, "N ..."]:
+    """The policy's actions as the compiled world takes them: a Box action is clipped to its bounds."""
+    head = agent.actor.head
+    if isinstance(head, BoxHead):
+        return jnp.clip(action, jnp.asarray(head.low), jnp.asarray(head.high)).reshape(-1, *head.shape)
+    return action
+
+
+def where_rows(mask: Bool[Array, "N"], chosen: Any, otherwise: Any) -> Any:
+    """Row by row, `chosen` where the mask is true."""
+    return jax.tree.map(lambda a, b: jnp.where(mask.reshape(mask.shape + (1,) * (a.ndim - 1)), a, b), chosen, otherwise)

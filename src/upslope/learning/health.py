@@ -1,0 +1,277 @@
+"""What a run says of its own health: metrics `health/…`, from what an update has at hand anyway.
+
+They are taken about `POINTS` times a run, so that they cost little and rows stay small; `upslope doctor` reads them.
+A metric that means nothing in a batch (no episode ended, no bounds) is nan, and a row leaves it out. On the device all
+series are reduced together to one vector, which the host spells out: many small reductions, each a kernel of its own,
+would take longer to compile than the update does.
+Source: Jones (2021), Debugging RL, Without the Agonizing Pain, for most; others are named where they are computed.
+"""
+
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+from jaxtyping import Array, Bool, Float, Shaped
+
+from upslope.core.estimators import ends
+from upslope.core.messages import PREFIX
+from upslope.core.objectives import Sample, importance_ratio
+from upslope.core.types import Credit, Metrics, Rollout
+from upslope.learning.action_effect import action_effect
+from upslope.learning.devices import AT_ONCE
+from upslope.learning.measures import correlations, of_features, saturation, shifted, totals
+from upslope.models.agent import Perceptron
+from upslope.models.spaces import BoxHead
+
+RAW = "health"
+"""The vector among an update's metrics."""
+POINTS = 100
+"""How many times a run is looked at."""
+TAIL = 8
+"""Steps before an end over which credit is held against the return that followed."""
+ROWS = 256
+"""Samples enough to see whether units are saturated."""
+SAMPLES = 1024
+"""Samples enough for all else: so many columns are looked at, but at least four."""
+ADAM_BETAS = (0.9, 0.999)
+
+SHARES = ("reward_nonzero", "end_share", "truncated_share", "broken_links", "reset_as_successor", "zero_after_end")
+SIZES = ("reward", "reward_size", "target", "weight", "terminal_error", "truncation_bootstrap", "tail", "tail_bias")
+DECISIONS = ("log_prob", "log_prob_mismatch", "surrogate_gain", "state_dependence", "action_clipped")
+SERIES = (*SHARES, *SIZES, *DECISIONS, "value", "value_bias")
+"""What is a number a step; each gives its mean, deviation, lowest and highest."""
+PAIRS = ("tail_correlation", "terminal_correlation", "penultimate_correlation", "weight_agreement")
+OF_FEATURES = tuple(f"observation_{name}" for name in ("mean", "std_min", "std_max", "max", "constant"))
+OF_NETWORK = ("signal", "second_moment", "saturation")
+OTHERS = ("reward_scale", "ends_together", "action_effect", *OF_FEATURES)
+OTHERS += tuple(f"{network}_{name}" for network in ("policy", "critic") for name in OF_NETWORK)
+
+
+class Seen(NamedTuple):
+    """What an update has at hand when it is done; T·N samples."""
+
+    value: Float[Array, "T C"]
+    """The critic's before the update, of the first columns alone; 0 without one."""
+    reward_scale: Float[Array, ""]
+    actor: Any
+    """The descent of the actor: its `parameters` after, and Adam's state."""
+    critic: Any
+    """That of the critic; None without one."""
+    rollout: Rollout
+    """Its rewards are in the learner's unit."""
+    credit: Credit
+    batch: Any
+    """The same, flattened, with features and the policy before."""
+    after: Sample
+    """What the objective sees of the batch after the update."""
+
+
+Series = dict[str, tuple[Shaped[Array, "T N"], Bool[Array, "T N"]]]
+"""Name → (a number a step, where it counts)."""
+
+
+class Look:
+    """Takes the metrics where it is due: where the share of the budget crosses a multiple of 1/`POINTS`."""
+
+    def __init__(self, gamma: float, before: Float[Array, ""], after: Float[Array, ""], at_once: bool = False):
+        """With `at_once` it is one of several seeds that go along the axis `AT_ONCE`."""
+        self.gamma = gamma
+        self.is_due = (before == 0) | (jnp.floor(before * POINTS) < jnp.floor(after * POINTS))
+        # One answer for all seeds, since where they differed both branches would be computed, every time.
+        self.is_due_for_any = jax.lax.psum(self.is_due.astype(jnp.int32), AT_ONCE) > 0 if at_once else self.is_due
+
+    def values(self, critic: Perceptron | None, features: Float[Array, "B D"], rollout: Rollout) -> Array:
+        """V [T, C] where it is due. Taken before the update, so that the parameters before it need not be kept."""
+        nothing = jnp.zeros_like(rollout.reward)[:, : num_columns(rollout)]
+        if critic is None:
+            return nothing
+        few = first_columns(features, rollout)
+        return jax.lax.cond(self.is_due_for_any, lambda: critic(few)[..., 0].reshape(nothing.shape), lambda: nothing)
+
+    def __call__(self, seen: Seen) -> Metrics:
+        nothing = jnp.full(4 * len(SERIES) + len(PAIRS) + len(OTHERS), jnp.nan)
+        found = jax.lax.cond(self.is_due_for_any, self.measure, lambda _: nothing, narrow(seen))
+        return {RAW: jnp.where(self.is_due, found, nothing)}
+
+    def measure(self, seen: Seen) -> Float[Array, "K"]:
+        """All of them, in the order of the names."""
+        rollout, credit, batch, critic, value = seen.rollout, seen.credit, seen.batch, seen.critic, seen.value
+        has_value = jnp.zeros_like(rollout.valid) if critic is None else rollout.valid
+        tail = returns_before_the_end(self.gamma, rollout)
+        series = facts(rollout) | weights(rollout, credit, tail) | decisions(seen)
+        series |= {"value": (value, has_value), "value_bias": (value - credit.target, has_value)}
+        parts = [
+            moments(series),
+            correlations(pairs(rollout, credit, value, has_value, tail)),
+            jnp.stack([seen.reward_scale, ends_together(rollout), action_effect(batch, rollout)]),
+            of_features(batch.features, batch.valid),
+            of_network(seen.actor, seen.actor.parameters.network, batch),
+            jnp.full(len(OF_NETWORK), jnp.nan) if critic is None else of_network(critic, critic.parameters, batch),
+        ]
+        return jnp.concatenate(parts)
+
+
+def num_columns(rollout: Rollout) -> int:
+    """How many columns are looked at."""
+    length, count = rollout.reward.shape
+    return min(count, max(4, SAMPLES // length))
+
+
+def first_columns(x: Array, rollout: Rollout) -> Array:
+    """Of a batch's rows [T·N, …] those of the first columns."""
+    columns = x.reshape(*rollout.reward.shape, *x.shape[1:])[:, : num_columns(rollout)]
+    return columns.reshape(-1, *x.shape[1:])
+
+
+def narrow(seen: Seen) -> Seen:
+    """The first columns alone."""
+    columns = num_columns(seen.rollout)
+    rollout, credit = jax.tree.map(lambda x: x[:, :columns], (seen.rollout, seen.credit))
+    batch, after = jax.tree.map(lambda x: first_columns(x, seen.rollout), (seen.batch, seen.after))
+    return seen._replace(rollout=rollout, credit=credit, batch=batch, after=after)
+
+
+def spell_out(metrics: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
+    """Metrics [S, I], with the vector [S, I, K] replaced by `health/…` in units that do not depend on the world."""
+    if RAW not in metrics:
+        return metrics
+    raw = np.moveaxis(metrics[RAW], -1, 0)
+    with np.errstate(divide="ignore", invalid="ignore"):
+        found = in_units(*np.split(raw, [4 * len(SERIES), 4 * len(SERIES) + len(PAIRS)]))
+    return {n: x for n, x in metrics.items() if n != RAW} | {PREFIX + name: x for name, x in found.items()}
+
+
+def in_units(moments: np.ndarray, correlations: np.ndarray, others: np.ndarray) -> dict[str, np.ndarray]:
+    """The parts of the vector by name."""
+    mean, std, low, high = (dict(zip(SERIES, part, strict=True)) for part in np.split(moments, 4))
+    std = {name: np.sqrt(variance) for name, variance in std.items()}
+    found = dict(zip(OTHERS, others, strict=True)) | dict(zip(PAIRS, correlations, strict=True))
+    found |= {name: np.sqrt(found[name]) for name in ("observation_std_min", "observation_std_max")}
+    unit, scale = np.maximum(mean["reward_size"], 1e-8), found["reward_scale"]
+    found |= {name: mean[name] for name in (*SHARES, *DECISIONS[1:])}
+    for name, part in {"mean": mean, "std": std, "min": low, "max": high}.items():
+        found |= {f"reward_{name}": part["reward"] / scale, f"target_{name}": part["target"]}
+    found |= {"weight_mean": mean["weight"] / std["weight"], "weight_std": std["weight"]}
+    found["weight_max"] = np.maximum(high["weight"], -low["weight"]) / std["weight"]
+    found |= {name: mean[name] / unit for name in ("terminal_error", "truncation_bootstrap")}
+    found["tail_bias"] = mean["tail_bias"] / np.maximum(std["tail"], unit)
+    found |= {"value_mean": mean["value"], "value_std": std["value"]}
+    found["value_bias"] = mean["value_bias"] / std["target"]
+    return found | {"log_prob_min": low["log_prob"]}
+
+
+def facts(rollout: Rollout) -> Series:
+    """Rewards, how episodes end, and whether a row goes on where the row before it stopped."""
+    valid, over = rollout.valid, (rollout.terminated | rollout.truncated) & rollout.valid
+    axes = tuple(range(2, rollout.observation.ndim))
+    follows = shifted(jnp.all(rollout.observation[1:] == rollout.next_observation[:-1], axis=axes))
+    begins, goes_on = valid & shifted(over[:-1]), valid & shifted((valid & ~over)[:-1])
+    return {
+        "reward_nonzero": (rollout.reward != 0, valid),
+        "end_share": (over, valid),
+        "truncated_share": (rollout.truncated & ~rollout.terminated, over),
+        "broken_links": (~follows, goes_on),
+        "reset_as_successor": (follows, begins),
+        "zero_after_end": (rollout.reward == 0, begins),
+        "reward": (rollout.reward, valid),
+        "reward_size": (jnp.abs(rollout.reward), valid),
+    }
+
+
+def weights(rollout: Rollout, credit: Credit, tail: tuple[Array, Array]) -> Series:
+    """Weights and targets, held against the rewards that came before an end.
+
+    Where an episode terminated nothing follows, so the target is the last reward; at a time limit it is more.
+    """
+    following, known = tail
+    last_only = jnp.abs(credit.target - rollout.reward)
+    return {
+        "target": (credit.target, rollout.valid),
+        "weight": (credit.weight, rollout.valid),
+        "terminal_error": (last_only, rollout.terminated & rollout.valid),
+        "truncation_bootstrap": (last_only, rollout.truncated & ~rollout.terminated & rollout.valid),
+        "tail": (following, known),
+        "tail_bias": (credit.target - following, known),
+    }
+
+
+def decisions(seen: Seen) -> Series:
+    """What the policy did and how the update changed it. An ascent makes the mean of Ψ (ρ − 1) positive."""
+    batch, valid, head = seen.batch, seen.rollout.valid, seen.actor.parameters.head
+    log_prob = batch.old_policy.log_prob(batch.action)
+    elsewhere = jax.tree.map(lambda x: jnp.roll(x, 1, axis=0), batch.old_policy)
+    clipped = jnp.full_like(log_prob, jnp.nan)
+    if isinstance(head, BoxHead) and np.isfinite([*head.low, *head.high]).all():
+        outside = (batch.action < jnp.asarray(head.low)) | (batch.action > jnp.asarray(head.high))
+        clipped = jnp.mean(outside, axis=-1, dtype=jnp.float32)
+    series = {
+        "log_prob": log_prob,
+        "log_prob_mismatch": jnp.abs(log_prob - batch.behaviour_log_prob),
+        "surrogate_gain": batch.weight * (importance_ratio(seen.after) - 1),
+        "state_dependence": batch.old_policy.kl(elsewhere),
+        "action_clipped": clipped,
+    }
+    return {name: (x.reshape(valid.shape), valid) for name, x in series.items()}
+
+
+def pairs(rollout: Rollout, credit: Credit, value: Array, has_value: Array, tail: tuple[Array, Array]) -> list[Any]:
+    """Targets against the return that followed; values against targets at the last and the last but one step; and Ψ
+    against target − V, which it is for every advantage."""
+    last = rollout.terminated & has_value
+    before_last = jnp.concatenate([last[1:], jnp.zeros_like(last[:1])]) & ~ends(rollout)
+    return [
+        (credit.target, *tail),
+        (value, credit.target, last),
+        (value, credit.target, before_last & has_value),
+        (credit.weight, credit.target - value, has_value),
+    ]
+
+
+def returns_before_the_end(gamma: float, rollout: Rollout) -> tuple[Float[Array, "T N"], Bool[Array, "T N"]]:
+    """Σ γ^k r of the at most `TAIL` last steps of episodes that terminated, by the facts alone; and where they are."""
+    going_on, last = ~ends(rollout), rollout.terminated & rollout.valid
+
+    def next_row(x: Array) -> Array:
+        return jnp.concatenate([x[1:], jnp.zeros_like(x[:1])])
+
+    def further(_: Any, found: tuple[Array, Array]) -> tuple[Array, Array]:
+        following, known = found
+        known = last | (going_on & next_row(known))
+        return jnp.where(known, rollout.reward + gamma * jnp.where(last, 0.0, next_row(following)), 0.0), known
+
+    start = jnp.where(last, rollout.reward, 0.0), last
+    return jax.lax.fori_loop(0, TAIL - 1, further, start)
+
+
+def ends_together(rollout: Rollout) -> Float[Array, ""]:
+    """The probability that two ends, drawn at random, fall on the same step."""
+    over = (rollout.terminated | rollout.truncated) & rollout.valid
+    at_once = jnp.sum(over, axis=1).astype(jnp.float32)
+    count = jnp.sum(at_once)
+    return jnp.sum(at_once * (at_once - 1)) / (count * (count - 1))
+
+
+def of_network(descent: Any, network: Any, batch: Any) -> Float[Array, "3"]:
+    """What Adam's moments tell of the gradient, and the share of silent units.
+
+    `signal` = ‖m̂‖² / Σ v̂: 1 for a gradient that is always the same, (1 − β₁)/(1 + β₁) = 0.05 for noise alone. It is the
+    gradient noise scale of McCandlish et al. (2018) from moments that are there anyway.
+    """
+    count, first, second = (optax.tree.get(descent.optimiser, moment) for moment in ("count", "mu", "nu"))
+    first_left, second_left = (1 - jnp.float32(beta) ** count for beta in ADAM_BETAS)
+    signal = first @ first / first_left**2 / (second @ jnp.ones_like(second) / second_left)
+    silent = saturation(network, batch.features[:ROWS], batch.valid[:ROWS])
+    return jnp.stack([signal, jnp.max(second) / second_left, silent])
+
+
+def moments(series: Series) -> Float[Array, "K"]:
+    """Means, then variances, lowest and highest, of every series where it counts; nan where it does so nowhere."""
+    x = jnp.stack([jnp.ravel(series[name][0]).astype(jnp.float32) for name in SERIES])
+    x, where = jax.lax.optimization_barrier((x, jnp.stack([jnp.ravel(series[name][1]) for name in SERIES])))
+    count = totals(where)
+    average = totals(jnp.where(where, x, 0.0)) / count
+    variance = totals(jnp.where(where, (x - average[:, None]) ** 2, 0.0)) / count
+    low, high = jnp.min(jnp.where(where, x, jnp.inf), axis=1), jnp.max(jnp.where(where, x, -jnp.inf), axis=1)
+    return jnp.concatenate([average, variance, low, high])

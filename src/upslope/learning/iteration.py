@@ -1,0 +1,231 @@
+"""The loop, on one page: act, weigh, move.
+
+A `TrainState` always has a leading axis S of seeds, and `over_seeds` runs one seed's program on each. One seed is
+S = 1, not another path.
+"""
+
+import dataclasses
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from functools import partial
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax.sharding import Mesh, PartitionSpec
+from jaxtyping import Array, Float, Integer, Key, PRNGKeyArray
+
+from upslope.core.estimators import UNROLL, Estimator, ends
+from upslope.core.types import Credit, Metrics, Rollout, Values
+from upslope.environments.base import CompiledEnvironment
+from upslope.learning.collect import Columns, Finished, begin, collect, collect_episodes
+from upslope.learning.devices import AT_ONCE, SEEDS, does_at_once
+from upslope.learning.health import Look
+from upslope.learning.update import Learner, Update, begin_learning, evaluate, explained_variance, improve
+from upslope.models.agent import Agent, initialise_agent
+from upslope.models.spaces import Coding, Head
+
+QUICK: dict[str, str | bool] = {"xla_backend_optimization_level": "1", "xla_cpu_prefer_vector_width": "512"}
+"""Compiled sooner: for programs that run once, and on CPU cores for training too; and for vectors of 512 bits where a
+core has them, of which XLA alone uses half."""
+
+
+@dataclass(frozen=True)
+class Task:
+    """What is to be learned and how: the pair of axes, the budget, the spaces."""
+
+    estimator: Estimator
+    update: Update
+    coding: Coding
+    head: Head
+    network: dict[str, Any]
+    """Keyword arguments of `initialise_agent`."""
+    gamma: float
+    steps: int
+    num_envs: int
+    rollout_steps: int
+    max_episode_steps: int | None
+    learning_rate: float
+    learning_rate_decay: bool
+    imitation_iterations: int
+
+
+class TrainState(NamedTuple):
+    """Everything that training changes, for each of S seeds."""
+
+    learner: Learner
+    columns: Columns | None
+    """The running episodes of a compiled world; None where the world lives elsewhere or episodes are whole."""
+    discounted_return: Float[Array, "N"]
+    """Σ γ^k r of each running episode so far, where reward normalisation needs its variance."""
+    key: PRNGKeyArray
+    steps: Integer[Array, ""]
+    iteration: Integer[Array, ""]
+
+
+def initialise(task: Task, seed: int, world: CompiledEnvironment | None = None) -> TrainState:
+    """The state of one seed before training."""
+    return jax.tree.map(lambda x: x[0], initialise_all(task, [seed], world))
+
+
+def initialise_all(task: Task, seeds: Sequence[int], world: CompiledEnvironment | None = None) -> TrainState:
+    """The state of all seeds [S] before training.
+
+    Networks are drawn in NumPy, all the rest in one program: one by one, its small operations would each be compiled.
+    """
+    numbers = np.asarray(seeds, np.uint32)
+    split = jax.vmap(lambda seed: jax.random.split(jax.random.key(seed), 3))
+    keys = jax.jit(split, compiler_options=QUICK)(numbers)
+    agents = [initialise_agent(key, task.coding, task.head, **task.network) for key in keys[:, 0]]
+    begin_all = over_seeds(partial(begin_training, task, world))
+    return jax.jit(lambda agents, keys: begin_all(stack(agents), keys), compiler_options=QUICK)(agents, keys)
+
+
+def begin_training(task: Task, world: CompiledEnvironment | None, agent: Agent, keys: Key[Array, "3"]) -> TrainState:
+    """The state of one seed with this agent; of its three keys the first made the agent."""
+    _, world_key, key = keys
+    return TrainState(
+        learner=begin_learning(task.update, agent),
+        columns=None if world is None or task.estimator.whole_episodes else begin(world, world_key, task.num_envs),
+        discounted_return=jnp.zeros(task.num_envs),
+        key=key,
+        steps=jnp.uint32(0),
+        iteration=jnp.int32(0),
+    )
+
+
+def iterate(task: Task, world: CompiledEnvironment, state: TrainState) -> tuple[TrainState, Metrics, Finished]:
+    """One policy iteration in a compiled world: act, weigh, move."""
+    act_key, move_key = iteration_keys(state)
+    agent, columns = state.learner.agent, state.columns
+    if task.estimator.whole_episodes:
+        assert task.max_episode_steps is not None
+        rollout, finished = collect_episodes(world, agent, act_key, task.num_envs, task.max_episode_steps)
+    else:
+        assert columns is not None
+        columns, rollout, finished = collect(world, agent, columns, act_key, task.rollout_steps, task.max_episode_steps)
+    state, rollout, credit, assessed = weigh(task, state._replace(columns=columns), rollout)
+    state, metrics = move(task, state, rollout, credit, move_key)
+    return state, metrics | assessed, finished
+
+
+def weigh(task: Task, state: TrainState, rollout: Rollout) -> tuple[TrainState, Rollout, Credit, Metrics]:
+    """Facts → credit, and how good the critic was that gave it. The returned rollout has its rewards in the learner's
+    unit; the facts keep theirs."""
+    agent = state.learner.agent
+    carry = state.discounted_return
+    if agent.normalize_rewards:
+        discounted, carry = discounted_returns(task, carry, rollout)
+        statistics = agent.return_statistics.update(discounted, rollout.valid)
+        agent = dataclasses.replace(agent, return_statistics=statistics)
+    scaled = rollout._replace(reward=rollout.reward * agent.reward_scale())
+    values = evaluate(agent, scaled, task.update.at_once) if task.update.needs_critic else no_values(scaled)
+    credit = task.estimator(scaled, values, task.gamma)
+    assessed = {}
+    if task.update.needs_critic:
+        assessed["critic/explained_variance"] = explained_variance(values.value, credit.target, rollout.valid)
+    learner = state.learner._replace(agent=agent)
+    return state._replace(learner=learner, discounted_return=carry), scaled, credit, assessed
+
+
+def move(
+    task: Task, state: TrainState, rollout: Rollout, credit: Credit, key: PRNGKeyArray
+) -> tuple[TrainState, Metrics]:
+    """Credit → a better agent; then let its normaliser see the observations, for the next iteration.
+
+    Only then: with other statistics π_θ would be another policy than the one that acted, and the ratio not 1.
+    """
+    progress = state.steps.astype(jnp.float32) / task.steps
+    decay = jnp.maximum(1 - progress, 0.0) if task.learning_rate_decay else 1.0
+    learning_rate = jnp.float32(task.learning_rate * decay)
+    imitate = state.iteration < task.imitation_iterations
+    steps = state.steps + jnp.sum(rollout.valid, dtype=jnp.uint32)
+    look = Look(task.gamma, progress, steps.astype(jnp.float32) / task.steps, task.update.at_once)
+    learner, metrics = improve(task.update, state.learner, rollout, credit, key, learning_rate, imitate, look)
+    agent = learner.agent
+    if agent.normalize_observations:
+        features = agent.coding.encode(rollout.observation)
+        statistics = agent.observation_statistics.update(features, rollout.valid)
+        learner = learner._replace(agent=dataclasses.replace(agent, observation_statistics=statistics))
+    return state._replace(learner=learner, steps=steps, iteration=state.iteration + 1), metrics
+
+
+def iterate_many(
+    task: Task, world: CompiledEnvironment, state: TrainState, iterations: int
+) -> tuple[TrainState, tuple[Metrics, Finished, Integer[Array, "I"], Integer[Array, "I"]]]:
+    """Several iterations of one seed in one program."""
+    return repeat(task, lambda state: iterate(task, world, state), state, iterations)
+
+
+def repeat(
+    task: Task, go: Callable[[TrainState], tuple[TrainState, Metrics, Any]], state: TrainState, times: int
+) -> Any:
+    """Iterate several times; a seed whose budget is spent stands still.
+
+    Returns the state, and for each iteration the metrics, what finished, and the steps before and after.
+    """
+
+    go = jax.jit(go, inline=True)  # traced once for its shapes and itself
+
+    def stay(state: TrainState) -> tuple[TrainState, Metrics, Any]:
+        _, metrics, finished = jax.eval_shape(go, state)
+        nothing = jax.tree.map(lambda m: jnp.full(m.shape, jnp.nan, m.dtype), metrics)
+        return state, nothing, jax.tree.map(lambda x: jnp.zeros(x.shape, x.dtype), finished)
+
+    def body(state: TrainState, _: None) -> tuple[TrainState, tuple[Metrics, Any, Array, Array]]:
+        before = state.steps
+        state, metrics, finished = jax.lax.cond(state.steps < task.steps, go, stay, state)
+        return state, (metrics, finished, before, state.steps)
+
+    return jax.lax.scan(body, state, length=times)
+
+
+def over_seeds(function: Callable[..., Any], at_once: bool = False) -> Callable[..., Any]:
+    """Run one seed's program on every seed, one after another or all at once: [S, …] → [S, …]."""
+    if at_once:
+        return jax.vmap(function, axis_name=AT_ONCE)
+    return lambda *arguments: jax.lax.map(lambda one: function(*one), arguments)
+
+
+def spread_seeds(function: Callable[[Any, Any], Any], mesh: Mesh) -> Callable[..., Any]:
+    """`function(shared, one)` for every seed, spread evenly over the devices of a mesh: (shared, [S, …]) → [S, …]."""
+    at_once = does_at_once(mesh)
+    return jax.shard_map(
+        lambda shared, states: over_seeds(partial(function, shared), at_once)(states),
+        mesh=mesh,
+        in_specs=(PartitionSpec(), PartitionSpec(SEEDS)),
+        out_specs=PartitionSpec(SEEDS),
+        check_vma=False,
+    )
+
+
+def stack(states: list[Any]) -> Any:
+    """Give a list of S like pytrees the leading axis S."""
+    return jax.tree.map(lambda *leaves: jnp.stack(leaves), *states)
+
+
+def iteration_keys(state: TrainState) -> tuple[PRNGKeyArray, PRNGKeyArray]:
+    """This iteration's keys to act and to move; they depend on the seed and the iteration alone."""
+    act_key, move_key = jax.random.split(jax.random.fold_in(state.key, state.iteration))
+    return act_key, move_key
+
+
+def no_values(rollout: Rollout) -> Values:
+    """For an estimator without a critic."""
+    zeros = jnp.zeros_like(rollout.reward)
+    return Values(zeros, zeros)
+
+
+def discounted_returns(
+    task: Task, carry: Float[Array, "N"], rollout: Rollout
+) -> tuple[Float[Array, "T N"], Float[Array, "N"]]:
+    """G_t = r_t + γ G_{t−1} within each episode, forwards in time, and G at the end to go on from."""
+
+    def forwards(before: Array, now: tuple[Array, Array]) -> tuple[Array, Array]:
+        reward, end = now
+        total = reward + task.gamma * before
+        return jnp.where(end, 0.0, total), total
+
+    carry, discounted = jax.lax.scan(forwards, carry, (rollout.reward, ends(rollout)), unroll=UNROLL)
+    return discounted, jnp.zeros_like(carry) if task.estimator.whole_episodes else carry

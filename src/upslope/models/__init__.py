@@ -1,0 +1,1 @@
+"""What acts and judges: how observations are read, networks, action heads, normalisers."""

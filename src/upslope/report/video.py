@@ -1,0 +1,64 @@
+"""Film an episode (extra `video`)."""
+
+import warnings
+from importlib.util import find_spec
+from pathlib import Path
+
+import numpy as np
+
+from upslope.core.messages import COMPILED_PREFIX
+from upslope.environments.registry import HostWorld, make
+from upslope.errors import UpslopeError
+from upslope.runs.directory import RunDirectory
+from upslope.runs.evaluation import LIMIT
+from upslope.runs.policy import Which, load
+
+
+def film(run: str | Path, path: str | Path, checkpoint: Which = "last", environment_seed: int = 0) -> Path:
+    """Film one deterministic episode of the run's first seed; a compiled world is filmed in its Gymnasium twin.
+
+    Raises:
+        UpslopeError: imageio is missing, nothing can be written there, or the environment cannot draw itself.
+    """
+    path = film_path(path)
+    import imageio.v2 as imageio
+
+    config = RunDirectory(run).config()
+    name = config.environment.removeprefix(COMPILED_PREFIX)
+    world = make(name, config.env_kwargs | {"render_mode": "rgb_array"}, config.max_episode_steps)
+    assert isinstance(world, HostWorld)
+    policy = load(run, seed=config.seed, checkpoint=checkpoint)
+    env, frames = world.create(), []
+    observation, _ = env.reset(seed=environment_seed)
+    for _ in range(config.max_episode_steps or world.max_episode_steps or LIMIT):
+        frames.append(frame_of(env.render(), name))
+        observation, _, terminated, truncated, _ = env.step(policy(observation))
+        if terminated or truncated:
+            break
+    env.close()
+    with warnings.catch_warnings():
+        # JAX warns of every fork; this one runs ffmpeg at once and shares nothing.
+        warnings.filterwarnings("ignore", "os.fork", RuntimeWarning)
+        imageio.mimwrite(path, frames, fps=env.metadata.get("render_fps", 30), macro_block_size=2)
+    return path
+
+
+def film_path(path: str | Path) -> Path:
+    """The file of a film, checked together with what films, so that nobody waits for a film that cannot be."""
+    if find_spec("imageio") is None or find_spec("imageio_ffmpeg") is None:
+        raise UpslopeError('Video needs imageio and ffmpeg: pip install "upslope[video]".')
+    path = Path(path) if Path(path).suffix else Path(f"{path}.mp4")
+    if path.suffix != ".mp4":
+        raise UpslopeError(f"A film is an .mp4, and {path} is named as something else. Give another --video.")
+    if path.exists():
+        raise UpslopeError(f"{path} exists already, and nothing is overwritten. Give another --video.")
+    if not path.parent.is_dir():
+        raise UpslopeError(f"There is no folder {path.parent} to write {path.name} into. Make it first.")
+    return path
+
+
+def frame_of(picture: object, name: str) -> np.ndarray:
+    """What an environment drew, if it drew a picture."""
+    if not isinstance(picture, np.ndarray):
+        raise UpslopeError(f'{name} cannot draw itself: render_mode="rgb_array" gave {type(picture).__name__}.')
+    return picture

@@ -1,0 +1,1 @@
+"""A run on disk, and what writes and reads it."""

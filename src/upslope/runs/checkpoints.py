@@ -1,0 +1,77 @@
+"""A pytree of arrays ↔ a file: leaves by their path, checked against the state that the config describes."""
+
+from pathlib import Path
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from upslope.core.storage import load_arrays, save_arrays
+from upslope.errors import UpslopeError
+
+CHECKPOINT_FORMAT = 1
+
+
+def save_checkpoint(path: Path, tree: Any, world: dict[str, np.ndarray], meta: dict[str, Any]) -> None:
+    """Write a state, and what a world on the host needs to go on, atomically."""
+    arrays = {f"state{name}": np.asarray(raw(leaf)) for name, leaf in named_leaves(tree)}
+    arrays |= {f"world/{name}": x for name, x in world.items()}
+    save_arrays(path, arrays, {"kind": "checkpoint", "format": CHECKPOINT_FORMAT, **meta})
+
+
+def load_checkpoint(path: Path, like: Any, prefix: str = "") -> tuple[Any, dict[str, np.ndarray], dict[str, Any]]:
+    """Read a state with the structure, shapes and dtypes of `like`, or the part of it under a path `prefix`.
+
+    Raises:
+        UpslopeError: the file is missing, damaged, of another version, or holds another state.
+    """
+    arrays, meta = load_arrays(path, "checkpoint")
+    if meta.get("kind") != "checkpoint" or meta.get("format") != CHECKPOINT_FORMAT:
+        raise UpslopeError(
+            f"{path} says that it is a {meta.get('kind')} of format {meta.get('format')}; a checkpoint of format "
+            f"{CHECKPOINT_FORMAT} is needed. Was it written by another version of upslope?"
+        )
+    leaves = []
+    for name, leaf in named_leaves(like):
+        expected = jax.eval_shape(raw, leaf)
+        found = arrays.get(f"state{prefix}{name}")
+        if found is None or found.shape != expected.shape or found.dtype != expected.dtype:
+            said = "missing" if found is None else f"{found.dtype}{list(found.shape)}"
+            raise UpslopeError(
+                f"{path} does not belong to this run's config: its {name} is {said}, and "
+                f"{expected.dtype}{list(expected.shape)} is needed."
+            )
+        leaves.append(typed(jnp.asarray(found), leaf))
+    world = {name.removeprefix("world/"): x for name, x in arrays.items() if name.startswith("world/")}
+    return jax.tree.unflatten(jax.tree.structure(like), leaves), world, meta
+
+
+def check_size(path: Path, numbers: int) -> None:
+    """Refuse a checkpoint that cannot hold so many 32-bit numbers, before memory for them is asked for.
+
+    Raises:
+        UpslopeError: it is missing or too small.
+    """
+    if not path.is_file():
+        raise UpslopeError(f"There is no checkpoint at {path}.")
+    if path.stat().st_size < 4 * numbers:
+        raise UpslopeError(
+            f"{path} does not belong to this run's config, which describes at least {numbers:,} numbers: it has "
+            f"{path.stat().st_size:,} bytes. One of the two is damaged: put a copy of it back."
+        )
+
+
+def named_leaves(tree: Any) -> list[tuple[str, Any]]:
+    """Each array of a pytree under its path, e.g. `.learner.agent.actor.log_std`."""
+    return [(jax.tree_util.keystr(path), leaf) for path, leaf in jax.tree_util.tree_leaves_with_path(tree)]
+
+
+def raw(leaf: Any) -> Any:
+    """An array, of JAX or NumPy, as it is; random keys as the integers that they are."""
+    return jax.random.key_data(leaf) if jnp.issubdtype(leaf.dtype, jax.dtypes.prng_key) else leaf
+
+
+def typed(x: Any, like: Any) -> Any:
+    """The inverse of `raw`, given the leaf that it came from or one of its type."""
+    return jax.random.wrap_key_data(x) if jnp.issubdtype(like.dtype, jax.dtypes.prng_key) else x

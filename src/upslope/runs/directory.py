@@ -1,0 +1,266 @@
+"""The run directory: training writes it, and nothing else changes what training wrote.
+
+    config.json        format, versions, the full config, the spaces
+    metrics.jsonl      a row per iteration and seed
+    episodes.csv       every finished training episode: step, seed, return, length
+    evaluation.csv     evaluation episodes
+    checkpoints/       last.npz and best.npz
+
+Rows are appended, and a checkpoint records how far the files reached; resuming cuts them there, so that a resumed
+run's files equal an uninterrupted one's.
+"""
+
+import json
+import os
+import platform
+import reprlib
+import shutil
+import sys
+import threading
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import replace
+from datetime import UTC, datetime
+from difflib import get_close_matches
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from upslope.config.config import Config, canonical
+from upslope.core.reading import brief, checked_rows, damaged, parse_json, read_csv, read_text
+from upslope.core.storage import write_atomically
+from upslope.errors import UpslopeError
+
+try:
+    import fcntl
+except ImportError:  # Windows
+    fcntl = None
+
+RUN_FORMAT = 1
+EPISODE_COLUMNS = ("step", "seed", "return", "length")
+EVALUATION_COLUMNS = ("seed", "mode", "checkpoint", "environment_seed", "return", "length", "terminated")
+MANY = 5
+"""So many runs are named in a hint."""
+PACKAGES = ("upslope", "jax", "jaxlib", "optax", "gymnasium", "numpy")
+ENGINES = {"mujoco": "mujoco", "box2d": "Box2D", "ale-py": "ale_py"}
+"""Packages that move Gymnasium's worlds, by the module that a world which needs one has loaded."""
+
+
+class RunDirectory:
+    """A run on disk."""
+
+    def __init__(self, path: Path | str):
+        self.path = Path(path)
+        self.metrics_path = self.path / "metrics.jsonl"
+        self.episodes_path = self.path / "episodes.csv"
+        self.evaluation_path = self.path / "evaluation.csv"
+        self.last = self.path / "checkpoints" / "last.npz"
+        self.best = self.path / "checkpoints" / "best.npz"
+
+    def create(self, config: Config, spaces: dict[str, Any], axes: dict[str, Any]) -> None:
+        """Make the folder with its first files, all at once; refuse a folder that holds something.
+
+        It is made under another name and moved, so that of two runs with one name the second is refused, and no kill
+        leaves half of it.
+        """
+        description = {
+            "format": RUN_FORMAT,
+            "created": datetime.now(UTC).isoformat(timespec="seconds"),
+            "versions": versions(),
+            "config": config.to_json(),
+            "axes": axes,
+            "spaces": spaces,
+        }
+        place = self.path.resolve()
+        made = place.with_name(f".{place.name[:200]}.{os.getpid()}.{threading.get_ident()}.tmp")
+        try:
+            self.refuse_taken()
+            (made / "checkpoints").mkdir(parents=True)
+            text = json.dumps(description, indent=2, allow_nan=False)
+            write_atomically(made / "config.json", text.encode())
+            (made / self.episodes_path.name).write_text(",".join(EPISODE_COLUMNS) + "\n", "utf-8")
+            (made / self.metrics_path.name).touch()
+            made.replace(place)
+        except OSError as error:
+            shutil.rmtree(made, ignore_errors=True)
+            self.refuse_taken()
+            words = error.strerror or error
+            raise UpslopeError(f"Could not make {self.path}: {words}. Choose another folder.") from error
+
+    def refuse_taken(self) -> None:
+        """Refuse a folder that holds something."""
+        if self.path.exists() and (not self.path.is_dir() or any(self.path.iterdir())):
+            raise UpslopeError(
+                f"{self.path} exists already, and nothing is overwritten. Go on with it: upslope resume {self.path} "
+                "— or choose another --name."
+            )
+
+    @contextmanager
+    def held(self) -> Iterator[None]:
+        """While this process writes to the run, no other may. If it is killed, the system lets go of the run."""
+        with (self.path / "config.json").open("rb") as file:
+            if fcntl is not None:
+                try:
+                    fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                except BlockingIOError as error:
+                    raise UpslopeError(
+                        f"{self.path} is being trained by another process at this moment, and two would spoil each "
+                        "other's rows. Wait for its end, or stop it and go on: upslope resume "
+                        f"{self.path} — or train under another --name."
+                    ) from error
+                except OSError:
+                    pass  # a file system without locks
+            for left_over in self.last.parent.glob(".*.tmp"):
+                left_over.unlink(missing_ok=True)
+            yield
+
+    @property
+    def has_begun(self) -> bool:
+        """Whether there is a checkpoint or a row. A run that was killed right after it was made has neither."""
+        return self.last.exists() or (self.metrics_path.is_file() and self.metrics_path.stat().st_size > 0)
+
+    def read(self) -> dict[str, Any]:
+        """config.json, checked."""
+        path = self.path / "config.json"
+        if not path.is_file():
+            raise UpslopeError(not_a_run(self.path))
+        try:
+            description = parse_json(path.read_text("utf-8"))
+            number, _ = description["format"], description["config"]["environment"]
+            missing = [k for k in ("versions", "axes", "spaces") if not isinstance(description[k], dict)]
+            if missing:
+                raise TypeError(f"{missing} must be objects")
+        except (OSError, ValueError, KeyError, TypeError) as error:
+            raise damaged(path, error) from error
+        if number != RUN_FORMAT:
+            written_by = description["versions"].get("upslope", "another version")
+            raise UpslopeError(
+                f"{self.path} was written by upslope {reprlib.repr(written_by)} in format {reprlib.repr(number)}; this "
+                f"is upslope {versions()['upslope']}, which reads format {RUN_FORMAT}. Use that version for this run."
+            )
+        return description
+
+    def config(self) -> Config:
+        """The run's config."""
+        settings = self.read()["config"]
+        try:
+            return Config(**canonical(settings))
+        except (TypeError, ValueError, AttributeError, UpslopeError) as error:
+            raise UpslopeError(f"{self.path / 'config.json'} does not hold a config: {brief(error)}.") from error
+
+    def append(self, path: Path, text: str) -> None:
+        """Append rows; a full disk leaves the last checkpoint valid."""
+        try:
+            with path.open("a", encoding="utf-8") as file:
+                file.write(text)
+        except OSError as error:
+            raise self.unwritable(path, error) from error
+
+    def unwritable(self, path: Path, error: OSError) -> UpslopeError:
+        """A growing file that cannot be written."""
+        remedy = "Make room, and see that the folder can be written, then"
+        again = "do it again" if path == self.evaluation_path else f"go on from it: upslope resume {self.path}"
+        return UpslopeError(
+            f"Could not write {path}: {error.strerror or error}. The last checkpoint is intact. {remedy} {again}"
+        )
+
+    def sizes(self) -> dict[str, int]:
+        """How far the growing files reach, once all of that is on disk."""
+        found = {}
+        for path in (self.metrics_path, self.episodes_path):
+            try:
+                with path.open("ab") as file:
+                    os.fsync(file.fileno())
+                    found[path.name] = file.tell()
+            except OSError as error:
+                raise self.unwritable(path, error) from error
+        return found
+
+    def cut(self, sizes: dict[str, int]) -> None:
+        """Cut the growing files back to where a checkpoint saw them; none, if one is shorter than that."""
+        paths = (self.metrics_path, self.episodes_path)
+        for path in paths:
+            if not path.is_file() or path.stat().st_size < sizes[path.name]:
+                raise UpslopeError(
+                    f"{path} is shorter than its checkpoint remembers, so rows are lost; cannot resume. Put a copy of "
+                    "it back, or train anew under another --name."
+                )
+        for path in paths:
+            try:
+                with path.open("rb+") as file:
+                    file.truncate(sizes[path.name])
+            except OSError as error:
+                raise self.unwritable(path, error) from error
+
+    def metrics(self) -> list[dict[str, Any]]:
+        """All rows of metrics.jsonl, without a last one that is incomplete."""
+        # One call for the whole file: a call for each line takes twice as long. Ends of lines are kept, to be told.
+        return read_text(self.metrics_path, lambda text: checked_rows("[" + ",\n".join(text.split("\n")[:-1]) + "]"))
+
+    def episodes(self) -> np.ndarray:
+        """All finished training episodes, as a structured array with `step`, `seed`, `return`, `length`."""
+        return read_csv(self.episodes_path, EPISODE_COLUMNS)
+
+    def add_evaluation(self, rows: Iterable[Sequence[Any]]) -> None:
+        """Append evaluation episodes."""
+        text = "".join(",".join(map(str, row)) + "\n" for row in rows)
+        header = "" if self.evaluation_path.exists() else ",".join(EVALUATION_COLUMNS) + "\n"
+        self.append(self.evaluation_path, header + text)
+
+
+def not_a_run(path: Path) -> str:
+    """Why a path is no run; where there is nothing at all, which near ones are."""
+    inside = runs_in(path)
+    beside = {Path(run).name: run for run in (*runs_in(path.parent), *runs_in(Path("runs")))}
+    near = [beside[name] for name in get_close_matches(path.name, beside, n=3)]
+    if inside:
+        why, hint = "it has no config.json", f"It holds runs: {', '.join(inside[:MANY])}{' …' * (len(inside) > MANY)}"
+    elif path.exists():
+        why, hint = "it has no config.json" if path.is_dir() else "it is a file", "`ls runs` shows yours."
+    else:
+        why = f"there is no such folder{'' if path.is_absolute() else f' in {Path.cwd()}'}"
+        hint = f"Did you mean {' or '.join(near)}?" if near else "`upslope train` makes one."
+    return f"{path} is not a run directory: {why}. {hint}"
+
+
+def runs_in(folder: Path) -> list[str]:
+    """The runs directly in a folder."""
+    return sorted(str(found.parent) for found in folder.glob("*/config.json"))
+
+
+def same_run(path: Path, config: Config) -> Path:
+    """The path, if the run there has this config; otherwise say what differs."""
+    there = RunDirectory(path).config()
+    if replace(there, preset=None) == replace(config, preset=None):
+        return path
+    differ = {
+        n: (getattr(there, n), getattr(config, n)) for n in vars(there) if getattr(there, n) != getattr(config, n)
+    }
+    words = ", ".join(f"{name} was {old}, now {new}" for name, (old, new) in differ.items())
+    raise UpslopeError(
+        f"{path} was trained with another config ({words}), and going on with it would be neither run. Use the same "
+        f"flags, or upslope resume {path}, or another --name."
+    )
+
+
+def versions() -> dict[str, str]:
+    """Python, the machine, and the packages that decide the numbers; of engines, those that are loaded."""
+    found = {"python": platform.python_version(), "machine": platform.machine()}
+    for package in (*PACKAGES, *(name for name, module in ENGINES.items() if module in sys.modules)):
+        try:
+            found[package] = version(package)
+        except PackageNotFoundError:
+            found[package] = "not installed"
+    return found
+
+
+def free_name(folder: Path, name: str) -> Path:
+    """`folder/name`, or the first of `name-2`, `name-3` … that is free."""
+    safe = "".join(c if c.isalnum() or c in "-_." else "-" for c in name).strip("-.")
+    path, count = folder / safe, 1
+    while path.exists():
+        count += 1
+        path = folder / f"{safe}-{count}"
+    return path

@@ -1,0 +1,248 @@
+"""Judge and record trained agents: fresh environments, whole episodes, every return kept.
+
+Each episode has its own column, so that short episodes are not favoured by finishing first.
+"""
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+from typing import Any, Literal
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jaxtyping import PRNGKeyArray, Shaped
+
+from upslope.config.config import Config, fresh, positive
+from upslope.core.arrays import AnyArray as Array
+from upslope.core.arrays import pytree
+from upslope.core.distributions import Distribution
+from upslope.core.types import Rollout, host_rollout
+from upslope.engines.collect import Act, collect_host_episodes
+from upslope.engines.columns import HostColumns
+from upslope.environments.base import CompiledEnvironment
+from upslope.environments.registry import HostWorld, World, make
+from upslope.errors import UpslopeError
+from upslope.learning.collect import collect_episodes
+from upslope.learning.devices import computing
+from upslope.learning.iteration import stack
+from upslope.models.agent import Actor, Agent
+from upslope.runs.datasets import save_dataset
+from upslope.runs.directory import RunDirectory
+from upslope.runs.policy import Which, load_agents
+
+Mode = Literal["stochastic", "deterministic"]
+MODES: tuple[Mode, ...] = ("stochastic", "deterministic")
+COLUMNS = 10
+"""Episodes run side by side."""
+LIMIT = 10_000
+"""Where a world has no step limit of its own, an evaluation episode is truncated here."""
+EVALUATION_SEED = 1_000_003
+"""Added to a run's seeds, so that evaluation episodes are none that it was trained on."""
+RECORDING_SEED = 500_009
+"""The same for recorded episodes, so that whoever learns from them is not evaluated on them."""
+
+
+@pytree
+class AlwaysMode:
+    """A distribution that gives its mode."""
+
+    distribution: Distribution
+
+    def noise(self, key: PRNGKeyArray) -> Array:
+        """Nothing is left to chance."""
+        return jnp.zeros(())
+
+    def choose(self, noise: Array) -> Array:
+        return self.distribution.mode()
+
+    def log_prob(self, action: Shaped[Array, "..."]) -> Array:
+        return self.distribution.log_prob(action)
+
+
+@pytree
+class GreedyAgent:
+    """An agent that takes its most probable action."""
+
+    agent: Agent
+
+    @property
+    def actor(self) -> Actor:
+        return self.agent.actor
+
+    def policy(self, observation: Shaped[Array, "..."]) -> AlwaysMode:
+        """The mode of π(·|s)."""
+        return AlwaysMode(self.agent.policy(observation))
+
+
+@dataclass(frozen=True)
+class Evaluation:
+    """Raw episodes of one mode: returns, lengths and whether they terminated, each [S, E]."""
+
+    mode: Mode
+    seeds: tuple[int, ...]
+    returns: np.ndarray
+    lengths: np.ndarray
+    terminated: np.ndarray
+
+    def seed_means(self) -> np.ndarray:
+        """Each seed's mean return [S]; the seed is the unit of replication."""
+        return self.returns.mean(axis=1)
+
+
+def evaluate(
+    run: str | Path, *, episodes: int = 20, checkpoint: Which = "last", environment_seed: int = 0
+) -> dict[str, Evaluation]:
+    """Run every seed's agent for `episodes` fresh episodes in both modes, and append them to `evaluation.csv`.
+
+    Returns `{"stochastic": …, "deterministic": …}`.
+
+    Raises:
+        UpslopeError: no such run or checkpoint, or the environment cannot be made.
+    """
+    positive(episodes=episodes)
+    fresh(environment_seed=environment_seed)
+    directory = RunDirectory(run)
+    config = directory.config()
+    world = make(config.environment, config.env_kwargs, config.max_episode_steps)
+    found = {}
+    with computing(on_host=isinstance(world, HostWorld)):
+        agents, _ = load_agents(directory, config, checkpoint)
+        for mode in MODES:
+            offset = EVALUATION_SEED * (1 + environment_seed)
+            rollouts = list(episodes_of(config, world, agents, mode, episodes, offset))
+            found[mode] = summarise(mode, config, rollouts)
+            directory.add_evaluation(rows_of(found[mode], checkpoint, environment_seed))
+    return found
+
+
+def record(
+    run: str | Path,
+    *,
+    episodes: int = 100,
+    output: str | Path | None = None,
+    checkpoint: Which = "last",
+    seed: int | None = None,
+    environment_seed: int = 0,
+) -> Path:
+    """Record fresh episodes of one seed's agent, sampled from its policy, with their log-probabilities.
+
+    Returns the path of the dataset, by default `dataset.npz` in the run directory. An existing file is refused.
+    """
+    positive(episodes=episodes)
+    fresh(environment_seed=environment_seed)
+    directory = RunDirectory(run)
+    config = directory.config()
+    seed = config.seed if seed is None else seed
+    if seed not in config.seed_list():
+        raise UpslopeError(f"{run} has no seed {seed}; it has {config.seed_list()}.")
+    path = Path(output) if output is not None else directory.path / "dataset.npz"
+    if path.exists():
+        raise UpslopeError(f"{path} exists already, and nothing is overwritten. Give another --output.")
+    if not path.parent.is_dir():
+        raise UpslopeError(
+            f"There is no folder {path.parent} to write {path.name} into. Make it, or give another --output."
+        )
+    world = make(config.environment, config.env_kwargs, config.max_episode_steps)
+    with computing(on_host=isinstance(world, HostWorld)):
+        agents, _ = load_agents(directory, config, checkpoint)
+        index = config.seed_list().index(seed)
+        one = jax.tree.map(lambda x: x[index : index + 1], agents)
+        alone = RunSeeds(config, (seed,))
+        offset = RECORDING_SEED + EVALUATION_SEED * environment_seed
+        rollouts = [take(r, 0) for r in episodes_of(alone, world, one, "stochastic", episodes, offset)]
+    meta = {
+        "environment": config.environment,
+        "algorithm": config.algorithm,
+        "seed": seed,
+        "checkpoint": checkpoint,
+    }
+    save_dataset(path, rollouts, meta | {"episodes": episodes})
+    return path
+
+
+@dataclass(frozen=True)
+class RunSeeds:
+    """A config with only some of its seeds."""
+
+    config: Config
+    seeds: tuple[int, ...]
+
+    def seed_list(self) -> list[int]:
+        """These seeds."""
+        return list(self.seeds)
+
+    @property
+    def max_episode_steps(self) -> int | None:
+        return self.config.max_episode_steps
+
+
+def episodes_of(
+    config: Config | RunSeeds, world: World, agents: Agent, mode: Mode, episodes: int, offset: int
+) -> Iterator[Rollout]:
+    """Whole-episode rollouts [S, T, N] until every seed has had `episodes` episodes."""
+    actors = GreedyAgent(agents) if mode == "deterministic" else agents
+    limit = config.max_episode_steps or world.max_episode_steps or LIMIT
+    seeds = [offset + s for s in config.seed_list()]
+    keys = stack([jax.random.key(s) for s in seeds])
+    batches = [min(COLUMNS, episodes - start) for start in range(0, episodes, COLUMNS)]
+    if isinstance(world, CompiledEnvironment):
+        run = jax.jit(partial(compiled_episodes, world, min(COLUMNS, episodes), limit))
+        for number, n in enumerate(batches):
+            yield jax.tree.map(lambda x, n=n: np.asarray(x)[:, :, :n], run(actors, keys, number))
+    else:
+        yield from host_episodes(world, actors, seeds, keys, batches, limit)
+
+
+def compiled_episodes(
+    world: CompiledEnvironment, num_envs: int, limit: int, agents: Any, keys: Array, number: Any
+) -> Rollout:
+    """A batch of episodes of every seed in a compiled world."""
+
+    def one_seed(inputs: tuple[Any, Array]) -> Rollout:
+        agent, key = inputs
+        return collect_episodes(world, agent, jax.random.fold_in(key, number), num_envs, limit)[0]
+
+    return jax.lax.map(one_seed, (agents, keys))
+
+
+def host_episodes(
+    world: HostWorld, agents: Any, seeds: list[int], keys: Array, batches: list[int], limit: int
+) -> Iterator[Rollout]:
+    """Batches of episodes of every seed in Gymnasium environments."""
+    inner = agents.agent if isinstance(agents, GreedyAgent) else agents
+    columns = HostColumns(world, inner.coding, inner.actor.head, seeds, batches[0], limit)
+    act, active = Act(), np.ones(len(seeds), bool)
+    try:
+        for number, n in enumerate(batches):
+            now = jax.vmap(jax.random.fold_in, (0, None))(keys, number)
+            rollout, _ = collect_host_episodes(columns, act.bind(agents, now), active, {})
+            yield jax.tree.map(lambda x, n=n: x[:, :, :n], rollout)
+    finally:
+        columns.close()
+
+
+def summarise(mode: Mode, config: Config, rollouts: list[Rollout]) -> Evaluation:
+    """Returns, lengths and ends of all episodes."""
+    returns = np.concatenate([np.sum(r.reward * r.valid, axis=1, dtype=np.float64) for r in rollouts], axis=1)
+    lengths = np.concatenate([np.asarray(r.valid).sum(axis=1) for r in rollouts], axis=1)
+    terminated = np.concatenate([np.asarray(r.terminated & r.valid).any(axis=1) for r in rollouts], axis=1)
+    return Evaluation(mode, tuple(config.seed_list()), returns, lengths, terminated)
+
+
+def rows_of(evaluation: Evaluation, checkpoint: Which, environment_seed: int) -> Iterator[tuple[Any, ...]]:
+    """Rows of evaluation.csv."""
+    for s, seed in enumerate(evaluation.seeds):
+        for e in range(evaluation.returns.shape[1]):
+            numbers = (
+                float(evaluation.returns[s, e]),
+                int(evaluation.lengths[s, e]),
+                int(evaluation.terminated[s, e]),
+            )
+            yield (seed, evaluation.mode, checkpoint, environment_seed, *numbers)
+
+
+def take(rollout: Rollout, s: int) -> Rollout:
+    """One seed's facts [T, N]."""
+    return host_rollout({name: np.asarray(x)[s] for name, x in rollout._asdict().items()})

@@ -1,0 +1,60 @@
+"""The rows of metrics.jsonl: one an iteration and seed."""
+
+import json
+import math
+from collections.abc import Iterator, Sequence
+from typing import Any
+
+import numpy as np
+
+from upslope.core.messages import PREFIX
+from upslope.engines.base import Chunk, EpisodeRow
+
+
+class Ended:
+    """A seed's finished episodes of a chunk, in order of their step; sums by prefix, since a chunk may hold many."""
+
+    def __init__(self, rows: list[EpisodeRow]):
+        self.steps = np.asarray([row[0] for row in rows])
+        self.returns = np.cumsum([0.0, *(row[2] for row in rows)])
+        self.lengths = np.cumsum([0, *(row[3] for row in rows)])
+
+    def between(self, before: int, after: int) -> dict[str, Any]:
+        """Number, mean return and mean length of the episodes that ended in (before, after]."""
+        first, last = np.searchsorted(self.steps, [before, after], side="right")
+        count = int(last - first)
+        mean_return = (self.returns[last] - self.returns[first]) / count if count else None
+        mean_length = (self.lengths[last] - self.lengths[first]) / count if count else None
+        return {"episode/count": count, "episode/return": mean_return, "episode/length": mean_length}
+
+
+def metric_rows(chunk: Chunk, seeds: Sequence[int], iteration: int, clocks: dict[str, float]) -> Iterator[str]:
+    """A JSON line per iteration, from this number on, and seed; null where there is no finite number, but for what is
+    measured seldom, which is then left out."""
+    seldom = {name: x for name, x in chunk.metrics.items() if name.startswith(PREFIX)}
+    always = {name: x for name, x in chunk.metrics.items() if name not in seldom}
+    values, looks = (np.asarray(list(metrics.values())).reshape(-1, *chunk.steps.shape) for metrics in (always, seldom))
+    has_look = np.asarray(np.isfinite(looks).any(axis=0))
+    for s, seed in enumerate(seeds):
+        ended = Ended(chunk.episodes[s])
+        for i in range(chunk.steps.shape[1]):
+            before, after = int(chunk.before[s, i]), int(chunk.steps[s, i])
+            if after == before:
+                continue
+            row: dict[str, Any] = {"iteration": iteration + i, "seed": seed, "step": after}
+            row |= ended.between(before, after)
+            row |= {n: finite(v) for n, v in zip(always, values[:, s, i].tolist(), strict=True)}
+            if has_look[s, i]:
+                row |= {n: v for n, v in zip(seldom, looks[:, s, i].tolist(), strict=True) if math.isfinite(v)}
+            yield json.dumps(row | clocks) + "\n"
+
+
+def last_finite(x: np.ndarray) -> list[float]:
+    """Each seed's last finite value of a metric [S, I], else nan."""
+    rows = [row[np.isfinite(row)] for row in x]
+    return [float(row[-1]) if row.size else math.nan for row in rows]
+
+
+def finite(x: float) -> float | None:
+    """The number, or None where JSON has none."""
+    return x if math.isfinite(x) else None

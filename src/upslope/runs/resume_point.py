@@ -1,0 +1,114 @@
+"""The last checkpoint → where training goes on: all of it is checked before anything is changed."""
+
+import math
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+from upslope.config.config import Config
+from upslope.engines.columns import NOT_RUNNING
+from upslope.errors import UpslopeError
+from upslope.learning.iteration import Task, TrainState
+from upslope.models.spaces import BoxHead
+from upslope.runs.checkpoints import check_size, load_checkpoint
+from upslope.runs.directory import RunDirectory
+from upslope.runs.loop import WINDOW, Progress, begin_progress
+from upslope.runs.policy import check_scores, is_list, num_parameters
+
+
+@dataclass(frozen=True)
+class Standstill:
+    """Where a run stands."""
+
+    state: TrainState
+    progress: Progress
+    snapshot: dict[str, np.ndarray]
+    """What the world needs to go on; empty where the state holds it."""
+    sizes: dict[str, int]
+    """How far the growing files reached."""
+    step: int
+
+    def is_finished(self, config: Config) -> bool:
+        """Whether every seed's budget is spent."""
+        return bool((np.asarray(self.state.steps, np.int64) >= config.steps).all())
+
+
+def check_room(directory: RunDirectory, config: Config, task: Task) -> None:
+    """Refuse a config that describes more than the checkpoint holds, before memory for it is asked for."""
+    if directory.has_begun:
+        parameters = num_parameters(task.coding, task.head, config.hidden_sizes)
+        check_size(directory.last, config.seeds * (parameters + task.num_envs))
+
+
+def standstill_of(
+    directory: RunDirectory, config: Config, task: Task, like: TrainState, needs_snapshot: bool
+) -> Standstill:
+    """Read the last checkpoint; a run that was killed before its first one stands at its beginning.
+
+    Raises:
+        UpslopeError: a checkpoint is missing, damaged, or of another run.
+    """
+    if not directory.has_begun:
+        sizes = directory.sizes() | {directory.metrics_path.name: 0}
+        return Standstill(like, begin_progress(like, config.seed_list()), {}, sizes, 0)
+    state, snapshot, meta = load_checkpoint(directory.last, like)
+    best, _, scores = load_checkpoint(directory.best, like.learner.agent)
+    check_scores(directory.best, scores, config.seeds)
+    problem = problem_of(meta, config.seeds) or snapshot_problem(snapshot, config, task, needs_snapshot)
+    if problem:
+        raise UpslopeError(f"{directory.last} is damaged: {problem}. Put a copy of it back.")
+    progress = begin_progress(state, config.seed_list())
+    progress.best = best
+    progress.best_return = np.asarray([-np.inf if r is None else r for r in scores["best_return"]])
+    progress.best_step = np.asarray(scores["best_step"])
+    progress.elapsed, progress.iteration = meta["elapsed"], meta["iteration"]
+    progress.checks = np.asarray(meta["checks"])
+    for window, episodes in zip(progress.windows, meta["windows"], strict=True):
+        window.extend((float(r), int(n)) for r, n in episodes)
+    return Standstill(state, progress, snapshot, meta["sizes"], max(meta["steps"]))
+
+
+def problem_of(meta: dict[str, Any], seeds: int) -> str:
+    """What is wrong with a checkpoint's notes; empty if nothing is."""
+    names = ("metrics.jsonl", "episodes.csv")
+    windows, sizes = meta.get("windows"), meta.get("sizes")
+    sound = {
+        "elapsed": type(meta.get("elapsed")) in (int, float) and 0 <= meta["elapsed"] < math.inf,
+        "iteration": type(meta.get("iteration")) is int and 0 <= meta["iteration"] < 2**62,
+        "checks": is_list(meta.get("checks"), (int,), seeds),
+        "steps": is_list(meta.get("steps"), (int,), seeds),
+        "sizes": isinstance(sizes, dict) and all(type(sizes.get(n)) is int and sizes[n] >= 0 for n in names),
+        "windows": is_list(windows, (list,), seeds) and all(map(is_window, windows or [])),
+    }
+    wrong = [name for name, is_sound in sound.items() if not is_sound]
+    return f"its notes hold no usable {', '.join(wrong)}" if wrong else ""
+
+
+def is_window(window: list[Any]) -> bool:
+    """Whether it is a seed's last returns and lengths."""
+    return len(window) <= WINDOW and all(
+        isinstance(row, list) and len(row) == 2 and type(row[0]) in (int, float) and type(row[1]) is int
+        for row in window
+    )
+
+
+def snapshot_problem(snapshot: dict[str, np.ndarray], config: Config, task: Task, needed: bool) -> str:
+    """What is wrong with what a world on the host needs to go on; empty if nothing is."""
+    if not needed:
+        return ""
+    missing = {"episode", "length", "actions", "observation"} - set(snapshot)
+    if missing:
+        return f"it lacks the world's {', '.join(sorted(missing))}"
+    count = config.seeds * config.num_envs
+    episode, length, actions, shown = (snapshot[n] for n in ("episode", "length", "actions", "observation"))
+    for name, numbers, least in (("episode", episode, -1), ("length", length, NOT_RUNNING)):
+        if numbers.shape != (count,) or numbers.dtype.kind != "i" or numbers.min() < least:
+            return f"the world's {name} is not a whole number for each of {count} environments"
+    if shown.shape != (config.seeds, config.num_envs, *task.coding.shape) or shown.dtype.kind not in "biuf":
+        return "the world's observation does not fit its space"
+    taken = sum(n for n in length.tolist() if n > 0)
+    shape = (len(task.head.low),) if isinstance(task.head, BoxHead) else task.head.shape
+    if len(actions) != taken or (taken and actions.shape[1:] != shape) or actions.dtype.kind not in "biuf":
+        return "the world's actions do not fit its episodes"
+    return ""

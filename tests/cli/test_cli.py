@@ -1,0 +1,218 @@
+"""The command line and the public names, as a user meets them."""
+
+import csv
+import inspect
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+import upslope
+from upslope.cli.flags import parse_train
+from upslope.cli.main import main
+from upslope.config.ladder import ALGORITHMS
+
+FLAGS = "--steps 64 --num-envs 2 --rollout-steps 8 --minibatches 2 --epochs 1 --hidden-sizes 8".split()  # noqa: SIM905 - as one types it
+OWN_ESTIMATOR = """
+from dataclasses import dataclass
+from typing import ClassVar
+import jax.numpy as jnp
+import upslope
+
+@dataclass(frozen=True)
+class Impatient(upslope.Estimator):
+    scale: float = 2.0
+    needs_critic: ClassVar[bool] = False
+    whole_episodes: ClassVar[bool] = False
+
+    def __call__(self, rollout, values, gamma):
+        weight = jnp.where(rollout.valid, self.scale * rollout.reward, 0.0)
+        return upslope.Credit(weight, weight)
+"""
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return tmp_path_factory.mktemp("cli")
+
+
+@pytest.fixture(scope="module")
+def trained(folder: Path) -> Path:
+    """A small run of two seeds, trained by the command in a folder of its own; its output is kept beside it."""
+    words = ["train", "jax:CartPole-v1", *FLAGS, "--seeds", "2", "--no-preset", "--name", "two"]
+    done = shell(words, folder)
+    assert done.returncode == 0, done.stderr
+    (folder / "stdout.txt").write_text(done.stdout)
+    return folder / "runs" / "two"
+
+
+@pytest.fixture
+def here(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    monkeypatch.chdir(tmp_path)
+    return tmp_path
+
+
+def shell(words: list[str], folder: Path, after: str = "pass") -> subprocess.CompletedProcess[str]:
+    """The command in a process of its own, piped."""
+    script = f"import sys\nfrom upslope.cli import main\ntry:\n    main()\nfinally:\n    {after}"
+    environment = os.environ | {"PYTHONPATH": os.pathsep.join(sys.path), "PYTHONIOENCODING": "utf-8"}
+    return subprocess.run(
+        [sys.executable, "-c", script, *words], cwd=folder, env=environment, capture_output=True, text=True, timeout=120
+    )
+
+
+def settings_of(run: Path) -> dict[str, Any]:
+    return json.loads((run / "config.json").read_text())["config"]
+
+
+@pytest.mark.parametrize("command", ["", "train", "resume", "evaluate", "record", "compare", "ladder", "list"])
+def test_help_answers_at_once(command: str, folder: Path):
+    after = "print('HEAVY', sorted({'jax', 'gymnasium', 'optax'} & set(sys.modules)))"
+    done = shell([*command.split(), "--help"], folder, after)
+    assert done.returncode == 0, done.stderr
+    assert "usage: upslope" in done.stdout
+    assert "HEAVY []" in done.stdout
+    assert done.stderr == ""
+
+
+def test_help_shows_what_an_environment_and_a_rung_imply(capsys):
+    with pytest.raises(SystemExit) as end:
+        main(["train", "jax:Pendulum-v1", "--algorithm", "ppo", "--help"])
+    assert end.value.code == 0
+    shown = " ".join(capsys.readouterr().out.split())
+    assert "--learning-rate" in shown and "(default: 0.001)" in shown  # the preset's
+
+
+def test_list_shows_every_rung(capsys):
+    main(["list"])
+    shown = capsys.readouterr().out
+    for name in (*ALGORITHMS, "jax:CartPole-v1", "reward_to_go", "importance_sampled", "HalfCheetah-v5"):
+        assert name in shown, name
+
+
+def test_piped_output_is_plain(trained: Path, folder: Path):
+    output = (folder / "stdout.txt").read_text()
+    assert "\x1b" not in output and "\r" not in output
+    assert "ppo on jax:CartPole-v1 · 2 seeds" in output
+    assert f"writing to {Path('runs') / 'two'}" in output
+    assert f"upslope evaluate {Path('runs') / 'two'}" in output
+
+
+def test_evaluate_keeps_every_episode(trained: Path, here: Path, capsys):
+    main(["evaluate", str(trained), "--episodes", "12"])
+    with (trained / "evaluation.csv").open() as file:
+        rows = list(csv.DictReader(file))
+    assert len(rows) == 2 * 2 * 12
+    assert {(row["seed"], row["mode"]) for row in rows} == {
+        (seed, mode) for seed in "01" for mode in ("stochastic", "deterministic")
+    }
+    assert all(float(row["return"]) == int(row["length"]) for row in rows)
+    shown = capsys.readouterr().out
+    assert "12 episodes" in shown and "\x1b" not in shown
+    main(["evaluate", str(trained), "--episodes", "3", "--checkpoint", "best", "--environment-seed", "1"])
+    with (trained / "evaluation.csv").open() as file:
+        assert len(list(csv.DictReader(file))) == 2 * 2 * 15
+
+
+def test_record_says_what_to_do_next(trained: Path, here: Path, capsys):
+    main(["record", str(trained), "--episodes", "3", "--output", "three.npz"])
+    assert "--algorithm off_policy --data three.npz" in capsys.readouterr().out
+    assert (here / "three.npz").exists()
+
+
+def test_quiet_prints_nothing_and_tensorboard_writes(here: Path, capsys):
+    pytest.importorskip("tensorboardX")
+    main(["train", "jax:CartPole-v1", *FLAGS, "--seeds", "2", "--name", "board", "--tensorboard", "--quiet"])
+    assert capsys.readouterr().out == ""
+    for seed in (0, 1):
+        events = list((here / "runs" / "board" / "tensorboard" / f"seed_{seed}").glob("events*"))
+        assert events and events[0].stat().st_size > 100
+
+
+def test_a_flag_beats_the_file_beats_the_preset_beats_the_defaults(here: Path, capsys):
+    (here / "settings.yaml").write_text("learning-rate: 0.01\ngamma: 0.5\nlambda: 0.7\nhidden_sizes: [8]\n")
+    common = ["--num-envs", "2", "--rollout-steps", "8", "--epochs", "1", "--steps", "64"]
+    main(["train", "jax:CartPole-v1", "--config", "settings.yaml", "--gamma", "0.25", "--name", "a", *common])
+    config = settings_of(here / "runs" / "a")
+    assert config["gamma"] == 0.25  # flag
+    assert (config["learning_rate"], config["lambda_"], config["hidden_sizes"]) == (0.01, 0.7, [8])  # file
+    assert config["minibatches"] == 8 and "benchmarks" in config["preset"]  # preset
+    assert config["epsilon"] == 0.2  # default
+    said = capsys.readouterr().out
+    assert "preset: " in said and "--no-preset turns it off" in said
+
+    main(["train", "jax:CartPole-v1", *FLAGS, "--no-preset", "--name", "b"])
+    config = settings_of(here / "runs" / "b")
+    assert config["preset"] is None and (config["learning_rate"], config["gamma"]) == (2.5e-4, 0.99)
+    assert "preset:" not in capsys.readouterr().out
+
+
+def test_a_file_may_write_numbers_with_an_exponent(here: Path):
+    # YAML reads 1e-3 as text; nobody who writes it means text.
+    (here / "settings.yaml").write_text("learning-rate: 1e-3\nsteps: 1e5\n")
+    config = parse_train(["CartPole-v1", "--config", "settings.yaml"])
+    assert (config.learning_rate, config.steps) == (0.001, 100_000)
+
+
+@pytest.mark.parametrize(
+    "words",
+    [
+        ["--steps", "64", "--gamma", "0.5", "jax:Pendulum-v1"],
+        ["--algorithm", "ppo", "jax:Pendulum-v1"],
+        ["--algorithm=ppo", "--gamma=0.5", "jax:Pendulum-v1"],
+    ],
+)
+def test_flags_may_come_before_the_environment(words: list[str]):
+    config = parse_train(words)
+    assert config.environment == "jax:Pendulum-v1"
+    assert config.preset is not None and config.learning_rate == 1e-3
+
+
+def test_keyword_arguments_reach_the_environment(here: Path):
+    words = ["train", "user_environments:configurable", *FLAGS, "--quiet", "--name", "k"]
+    main([*words, "--env-kwargs", json.dumps({"continuous": True})])
+    description = json.loads((here / "runs" / "k" / "config.json").read_text())
+    assert description["config"]["env_kwargs"] == {"continuous": True}
+    assert description["spaces"]["action"]["kind"] == "BoxHead"
+    assert description["config"]["normalize_observations"]  # the default for Box actions
+
+
+def test_the_public_names_are_few_and_documented():
+    names = [name for name in dir(upslope) if not name.startswith("_")]
+    assert 10 < len(names) <= 45
+    for name in names:
+        thing = getattr(upslope, name)
+        assert inspect.getdoc(thing), name
+    with pytest.raises(AttributeError, match="no attribute 'no_such_name'"):
+        _ = upslope.no_such_name
+
+
+def test_an_estimator_of_ones_own_trains(here: Path, monkeypatch, capsys):
+    assert len(OWN_ESTIMATOR.strip().splitlines()) < 20
+    (here / "impatient.py").write_text(OWN_ESTIMATOR)
+    monkeypatch.syspath_prepend(str(here))
+    import impatient  # type: ignore[import-not-found]
+
+    options: dict[str, Any] = {"steps": 64, "num_envs": 2, "rollout_steps": 8, "hidden_sizes": (8,), "quiet": True}
+    own = impatient.Impatient(scale=3.0)
+    run = upslope.train("jax:CartPole-v1", "a2c", estimator=own, folder=here, name="object", **options)
+    assert run.config.estimator == "impatient:Impatient"
+    assert run.metrics()[-1]["step"] == 64 and "critic/loss" not in run.metrics()[-1]
+
+    main(["train", "jax:CartPole-v1", "--algorithm", "a2c", "--estimator", "impatient:Impatient", *FLAGS,
+          "--name", "shell", "-q"])  # fmt: skip
+    assert (
+        json.loads((here / "runs" / "shell" / "config.json").read_text())["axes"]["estimator"] == "Impatient(scale=2.0)"
+    )
+    main(["resume", str(here / "runs" / "shell"), "-q"])
+
+    # By its name alone it would have another scale than the run's.
+    with pytest.raises(upslope.UpslopeError, match=r"Impatient\(scale=3.0\).*Impatient\(scale=2.0\)"):
+        upslope.resume(run.path, quiet=True)
+    with pytest.raises(upslope.UpslopeError, match="Pass the same"):
+        upslope.resume(run.path, estimator=upslope.GAE(), quiet=True)
+    upslope.resume(run.path, estimator=own, quiet=True)

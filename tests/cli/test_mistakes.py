@@ -1,0 +1,182 @@
+"""What a beginner does wrong at the command line, and what it answers: one message, at once."""
+
+import os
+import shlex
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+import upslope
+from upslope.cli.flags import parse_train
+from upslope.cli.main import EXIT_INTERRUPTED, EXIT_UNREAD, main
+from upslope.config.command import command_of
+from upslope.core.messages import counted
+from upslope.report import video
+from upslope.runs import evaluation
+from upslope.runs.directory import versions
+
+SMALL: dict[str, Any] = {
+    "num_envs": 2,
+    "rollout_steps": 8,
+    "minibatches": 2,
+    "epochs": 1,
+    "hidden_sizes": (8,),
+    "quiet": True,
+}
+
+
+def start(script: str, words: list[str], folder: Path, **streams: Any) -> subprocess.Popen[str]:
+    """The command in a process of its own."""
+    environment = os.environ | {"PYTHONPATH": os.pathsep.join(sys.path), "PYTHONIOENCODING": "utf-8"}
+    streams = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE} | streams
+    return subprocess.Popen([sys.executable, "-c", script, *words], cwd=folder, env=environment, text=True, **streams)
+
+
+def command(script: str, words: list[str], folder: Path, **streams: Any) -> subprocess.CompletedProcess[str]:
+    """The same, to its end."""
+    process = start(script, words, folder, **streams)
+    out, err = process.communicate(timeout=240)
+    return subprocess.CompletedProcess(words, process.returncode, out, err)
+
+
+def refused(words: str, capsys: pytest.CaptureFixture) -> str:
+    """What the command says when it refuses."""
+    with pytest.raises(SystemExit) as end:
+        main(shlex.split(words))
+    assert end.value.code == 2
+    return capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("words", "answer"),
+    [
+        ("trian CartPole-v1", 'There is no command "trian". Did you mean train?'),
+        ("evalute runs/one", "Did you mean evaluate?"),
+        ("frobnicate", "`upslope --help` shows all"),
+        ("evaluate nowhere --episodes 0", "--episodes must be 1 or more, not 0."),
+        ("record nowhere --episodes -3", "--episodes must be 1 or more, not -3."),
+        ("evaluate nowhere --environment-seed 2000", "--environment-seed must be from 0 to 1999, not 2000."),
+        ("credit nowhere --episode-seed -1", "--episode-seed must be from 0 to 1999, not -1."),
+        ("train CartPole-v1 --seeds 0", "--seeds must be greater than 0, not 0."),
+        ("train CartPole-v1 --steps 0", "--steps must be greater than 0, not 0."),
+        ("train CartPole-v1 --num-envs 0", "--num-envs must be greater than 0, not 0."),
+        ("train CartPole-v1 --gamma 2", "--gamma must be in [0, 1], not 2.0"),
+        ("train CartPole-v1 --workers 0", "--workers must be 1 or more, not 0."),
+        ("resume nowhere --workers 0", "--workers must be 1 or more, not 0."),
+        ("ladder CartPole-v1 --seeds 0", "--seeds must be 1 or more, not 0."),
+        ("probe --steps 0", "--steps must be 1 or more, not 0."),
+        ("check CartPole-v1 --max-episode-steps 0", "--max-episode-steps must be 1 or more, not 0."),
+        ("doctor", "No run is named"),
+    ],
+)
+def test_a_mistake_gets_its_answer(words: str, answer: str, capsys: pytest.CaptureFixture):
+    assert answer in refused(words, capsys)
+
+
+def test_plain_mistakes_are_refused_before_anything_heavy_is_imported(tmp_path: Path):
+    script = "import sys\nfrom upslope.cli import main\ntry:\n    main()\nfinally:\n    print('jax' in sys.modules)"
+    for words in ("evaluate x --episodes 0", "probe --seeds 0", "ladder X --seeds 0", "train X --seeds 0", "trian"):
+        done = command(script, words.split(), tmp_path)
+        assert (done.returncode, done.stdout) == (2, "False\n"), done.stderr
+
+
+@pytest.mark.parametrize("words", ["list", "train --help"])
+def test_output_that_nobody_reads_ends_a_command_quietly(words: str, tmp_path: Path):
+    reading, writing = os.pipe()
+    os.close(reading)
+    done = command("from upslope.cli import main; main()", words.split(), tmp_path, stdout=writing)
+    os.close(writing)
+    assert (done.returncode, done.stderr) == (EXIT_UNREAD, "")
+
+
+def test_training_that_nobody_reads_is_saved(tmp_path: Path):
+    words = "train jax:CartPole-v1 --no-preset --steps 10000000 --hidden-sizes 8 --name cut"
+    process = start("from upslope.cli import main; main()", words.split(), tmp_path, stderr=subprocess.PIPE)
+    assert process.stdout is not None
+    process.stdout.readline()
+    process.stdout.close()  # as `head -1` does
+    process.stdout = None
+    said = process.communicate(timeout=240)[1]
+    assert process.returncode == EXIT_INTERRUPTED and "Traceback" not in said
+    assert f"Stopped and saved. Go on with: upslope resume {Path('runs') / 'cut'}" in said
+    assert (tmp_path / "runs" / "cut" / "checkpoints" / "last.npz").exists()
+
+
+def test_without_words_it_shows_its_help_and_tells_its_version(capsys: pytest.CaptureFixture):
+    with pytest.raises(SystemExit) as end:
+        main([])
+    assert end.value.code == 0 and "usage: upslope" in capsys.readouterr().out
+    main(["--version"])
+    assert capsys.readouterr().out == f"upslope {versions()['upslope']}\n"
+
+
+def test_a_run_that_is_elsewhere_is_looked_for(tmp_path: Path, monkeypatch, capsys: pytest.CaptureFixture):
+    made = tmp_path / "runs" / "CartPole-v1-ppo"
+    made.mkdir(parents=True)
+    (made / "config.json").write_text("{}")
+    monkeypatch.chdir(tmp_path)
+    assert "Did you mean runs/CartPole-v1-ppo?" in refused("evaluate CartPole-v1-ppo", capsys)
+    assert "Did you mean runs/CartPole-v1-ppo?" in refused("resume runs/CartPole-v1-pp", capsys)
+    assert "It holds runs: runs/CartPole-v1-ppo" in refused("report runs", capsys)
+    monkeypatch.chdir(made)
+    assert f"there is no such folder in {made}" in refused("evaluate runs/CartPole-v1-ppo", capsys)
+
+
+@pytest.mark.parametrize(
+    "words",
+    [
+        "CartPole-v1",
+        "jax:CartPole-v1 --no-preset --seeds 3 --lambda 0.5 --no-normalize-advantage --hidden-sizes 8 8",
+        """CartPole-v1 --algorithm a2c --env-kwargs '{"render_mode": null}' --max-episode-steps 20 --n 3""",
+        "Pendulum-v1 --steps 1000 --activation relu --target-kl 0.5",
+    ],
+)
+def test_the_command_of_a_config_gives_that_config(words: str):
+    config = parse_train(shlex.split(words)).settings()
+    found = command_of(config, is_continuous="Pendulum" in words)
+    assert parse_train(shlex.split(found)[2:]).settings() == config
+    assert len(shlex.split(found)) <= len(shlex.split(words)) + 2  # and says no more than is needed
+
+
+def test_record_gives_a_command_that_trains(tmp_path: Path, monkeypatch, capsys: pytest.CaptureFixture):
+    monkeypatch.chdir(tmp_path)
+    run = upslope.train("jax:CartPole-v1", steps=64, max_episode_steps=9, name="own", preset=False, **SMALL)
+    main(["record", str(run.path), "--episodes", "1", "--output", "a file.npz"])
+    said = capsys.readouterr().out
+    assert "recorded 1 episode in a file.npz" in said
+    words = shlex.split(said.split("learn from them:")[1])
+    assert words[:3] == ["upslope", "train", "jax:CartPole-v1"]
+    config = parse_train(words[2:])
+    assert (config.algorithm, config.data, config.max_episode_steps) == ("off_policy", "a file.npz", 9)
+
+
+def test_evaluate_and_compare_say_the_same_of_few_seeds_that_agree(tmp_path: Path, monkeypatch, capsys):
+    options = SMALL | {"folder": tmp_path, "steps": 64, "preset": False}
+    run = upslope.train("jax:CartPole-v1", seeds=2, name="two", max_episode_steps=3, **options)
+    main(["evaluate", str(run.path), "--episodes", "1"])
+    judged = " ".join(capsys.readouterr().out.split())
+    main(["compare", str(run.path)])
+    compared = " ".join(capsys.readouterr().out.split())
+    for words in ("2 seeds are thin evidence", "all 2 seeds have the same score, so there is no spread"):
+        assert words in judged and words in compared
+    assert "±" not in judged and "1 episode a seed and mode" in judged
+
+
+def test_a_film_that_cannot_be_is_refused_before_anything_is_played(tmp_path: Path, monkeypatch, capsys):
+    monkeypatch.setattr(evaluation, "evaluate", lambda *_, **__: pytest.fail("episodes were played"))
+    assert "A film is an .mp4" in refused(f"evaluate nowhere --video {tmp_path / 'film.gif'}", capsys)
+    assert "There is no folder" in refused(f"evaluate nowhere --video {tmp_path / 'no' / 'film.mp4'}", capsys)
+    monkeypatch.setattr(video, "find_spec", lambda name: None)
+    assert 'pip install "upslope[video]"' in refused(f"evaluate nowhere --video {tmp_path / 'film.mp4'}", capsys)
+
+
+def test_numbers_have_their_plural():
+    assert [counted(n, "episode") for n in (0, 1, 2, 1000)] == [
+        "0 episodes",
+        "1 episode",
+        "2 episodes",
+        "1,000 episodes",
+    ]

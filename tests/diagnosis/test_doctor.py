@@ -1,0 +1,209 @@
+"""The doctor, on runs whose metrics are written by hand: each signature is found, and a healthy run is not sick."""
+
+import json
+
+import numpy as np
+import pytest
+from gymnasium import spaces
+
+import upslope
+from upslope.cli.main import run as run_command
+from upslope.config.config import configure
+from upslope.diagnosis import findings
+from upslope.models.spaces import coding_of, describe, head_of
+from upslope.runs.directory import RunDirectory
+
+SEEDS, ITERATIONS = 5, 40
+HEALTHY = {
+    "policy/kl": 0.008, "policy/clip_fraction": 0.1, "policy/entropy": 0.5, "policy/gradient_norm": 0.2,
+    "critic/explained_variance": 0.7, "health/broken_links": 0.0, "health/reset_as_successor": 0.0,
+    "health/log_prob_mismatch": 1e-7, "health/end_share": 0.02, "health/weight_agreement": 1.0,
+    "health/terminal_error": 0.0, "health/truncation_bootstrap": 8.0, "health/truncated_share": 0.2,
+    "health/value_mean": 8.0, "health/value_bias": -0.5, "health/target_std": 1.0, "health/weight_mean": 0.5,
+    "health/target_mean": 9.0, "health/target_max": 15.0, "health/target_min": 1.0,
+    "health/reward_mean": 1.0, "health/reward_std": 0.3, "health/reward_min": 0.5, "health/reward_max": 1.5,
+    "health/reward_scale": 0.2, "health/reward_nonzero": 1.0, "health/zero_after_end": 0.0,
+    "health/surrogate_gain": 0.01, "health/weight_std": 1.0, "health/policy_signal": 0.2,
+    "health/observation_constant": 0.0, "health/observation_mean": 0.3, "health/observation_std_max": 1.2,
+    "health/policy_saturation": 0.01, "health/action_effect": 20.0,
+}  # fmt: skip
+
+
+def write_run(folder, changes=None, rise=50.0, lengths=None, box=False, world="World-v0", slowing=0.0, **settings):
+    """A run whose metrics are those of `HEALTHY`, but for the changes."""
+    config = configure(world, "ppo", is_continuous=box, use_preset=False, seeds=SEEDS, **settings)
+    directory, generator = RunDirectory(folder / "run"), np.random.default_rng(0)
+    action = spaces.Box(-1.0, 1.0, (1,), np.float32) if box else spaces.Discrete(2)
+    head = head_of(action, "World-v0")
+    coding = coding_of(spaces.Box(-1, 1, (3,)), "World-v0")
+    directory.create(config, describe(coding, head), {"needs_critic": True})
+    for seed in range(SEEDS):
+        for i in range(ITERATIONS):
+            step = (i + 1) * 1024
+            row = {"iteration": i, "seed": seed, "step": step, "episode/count": 10, "episode/length": 40.0}
+            row |= {name: x * (1 + 0.05 * generator.normal()) for name, x in HEALTHY.items()}
+            row |= {"policy/loss": 0.1} | (changes or {})
+            row = {name: None if x != x else x for name, x in row.items()} | {"time/elapsed": i + slowing * i**2}
+            directory.append(directory.metrics_path, json.dumps(row) + "\n")
+            for k in range(10):
+                length = int(generator.integers(20, 60)) if lengths is None else lengths(generator)
+                value = 20 + rise * i / ITERATIONS + 5 * generator.normal()
+                directory.append(directory.episodes_path, f"{step - 10 + k},{seed},{value},{length}\n")
+    return directory.path
+
+
+SIGNATURES = {
+    "rows_misaligned": {"changes": {"health/broken_links": 1.0}},
+    "reset_as_successor": {"changes": {"health/reset_as_successor": 1.0}},
+    "log_prob_mismatch": {"changes": {"health/log_prob_mismatch": 0.2}},
+    "ends_not_recorded": {"changes": {"health/end_share": 0.0}},
+    "credit_inconsistent": {"changes": {"health/weight_agreement": -1.0}},
+    "ends_ignored": {"changes": {"health/terminal_error": 5.0}},
+    "truncation_not_bootstrapped": {"changes": {"health/truncation_bootstrap": 0.0}},
+    "return_not_propagated": {"changes": {"health/target_mean": 0.2}},
+    "objective_descends": {"changes": {"health/surrogate_gain": -0.01}, "rise": 0.0},
+    "no_policy_signal": {"changes": {"health/weight_std": 0.0, "health/weight_mean": float("nan")}, "rise": 0.0},
+    "no_reward_signal": {"changes": {"health/reward_nonzero": 0.0}, "rise": 0.0},
+    "rewards_unscaled": {"changes": {"health/target_max": 1e5}, "rise": 0.0},
+    "fake_rows": {"changes": {"health/zero_after_end": 1.0}},
+    "episodes_end_at_once": {"lengths": lambda g: 1, "rise": 0.0},
+    "limit_as_termination": {
+        "lengths": lambda g: min(50, int(g.integers(20, 80))),
+        "changes": {"health/truncated_share": 0.0},
+    },
+    "observations_uninformative": {"changes": {"health/observation_constant": 1.0}, "rise": 0.0},
+    "observations_unscaled": {"changes": {"health/observation_std_max": 400.0}},
+    "actions_without_effect": {"changes": {"health/action_effect": 1.0}, "rise": 0.0},
+    "update_too_large": {"changes": {"policy/kl": 0.5, "policy/clip_fraction": 0.7}},
+    "update_too_small": {"changes": {"policy/kl": 1e-9}, "rise": 0.0, "learning_rate": 1e-6},
+    "entropy_dominates": {"changes": {"policy/entropy": 0.693}, "rise": 0.0, "entropy_coefficient": 1.0},
+    "actions_clipped": {"changes": {"health/action_clipped": 0.98, "policy/entropy": 3.0}, "box": True},
+    "no_exploration": {"changes": {"policy/entropy": -5.0}, "box": True},
+    "targets_impossible": {"changes": {"health/target_mean": -30.0}},
+    "not_finite": {"changes": {"policy/loss": float("nan")}, "rise": 0.0},
+    "horizon_too_short": {"gamma": 0.3},
+    "batch_too_small": {"num_envs": 1, "rollout_steps": 4, "minibatches": 1},
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("cause", SIGNATURES)
+def test_a_signature_is_found_first(cause, tmp_path):
+    found = upslope.diagnose(write_run(tmp_path, **SIGNATURES[cause]))
+    assert [f.cause for f in found.alarms][:1] == [cause], [(f.cause, f.rank) for f in found.findings]
+    first = found.alarms[0]
+    assert first.symptom and first.likely and first.remedy and first.evidence
+    assert all(len(one.values) in (SEEDS, 8) for one in first.evidence)
+
+
+def alarms_and_notes(path):
+    found = upslope.diagnose(path)
+    alarms = {finding.cause for finding in found.alarms}
+    return alarms, {finding.cause for finding in found.findings} - alarms
+
+
+HOLDING = ({"learning_rate": 1e-6}, {"epsilon": 1e-3}, {"target_kl": 1e-6}, {"min_effective_sample_size": 0.9999},
+           {"objective": "kl_penalty", "beta": 1e4})  # fmt: skip
+
+
+@pytest.mark.parametrize("settings", [{}, *HOLDING])
+def test_a_policy_that_stands_still_is_an_alarm_only_where_a_setting_holds_it(settings, tmp_path):
+    # With usual settings it may have begun where nothing is left to gain.
+    path = write_run(tmp_path, {"policy/kl": 1e-9}, rise=0.0, **settings)
+    alarms, notes = alarms_and_notes(path)
+    assert "update_too_small" in (alarms if settings else notes)
+    (found,) = (f for f in upslope.diagnose(path).findings if f.cause == "update_too_small")
+    name = list(settings)[-1] if settings else "learning_rate"
+    assert f"--{name.replace('_', '-')} (now " in found.remedy
+
+
+@pytest.mark.parametrize(("world", "is_alarm"), [("World-v0", True), ("jax:CartPole-v1", False)])
+def test_only_an_environment_of_ones_own_can_be_what_slows_down(world, is_alarm, tmp_path):
+    alarms, notes = alarms_and_notes(write_run(tmp_path, slowing=0.1, world=world))
+    assert "slows_down" in (alarms if is_alarm else notes)
+
+
+@pytest.mark.parametrize("rise", [50.0, 0.0])
+def test_a_healthy_run_gets_a_clean_bill(rise, tmp_path):
+    found = upslope.diagnose(write_run(tmp_path, rise=rise))
+    assert found.alarms == () and found.too_little == ""
+    assert found.unchecked == {
+        "actions_clipped": "action_clipped", "modes_disagree": "10 evaluation episodes of each mode"
+    }  # fmt: skip
+    assert len(found.checked) == len(findings.RULES) - len(found.unchecked) > 20
+    assert found.to_json()["healthy"]
+    assert [f.cause for f in found.findings] == ([] if rise else ["not_learning"])
+
+
+def test_a_fault_in_two_of_five_seeds_is_no_alarm_but_one_in_most_is(tmp_path):
+    path = write_run(tmp_path)
+    rows = [json.loads(line) for line in (path / "metrics.jsonl").read_text().splitlines()]
+
+    def planted(seeds):
+        text = "".join(
+            json.dumps(r | ({"health/broken_links": 1.0} if r["seed"] in seeds else {})) + "\n" for r in rows
+        )
+        (path / "metrics.jsonl").write_text(text)
+        return [f.cause for f in upslope.diagnose(path).alarms]
+
+    assert planted((0, 1)) == [] and planted((0, 1, 2, 3)) == ["rows_misaligned"]
+
+
+def test_a_run_without_health_metrics_is_diagnosed_by_what_it_has(tmp_path):
+    path = write_run(tmp_path, changes={"policy/kl": 0.5})
+    rows = [json.loads(line) for line in (path / "metrics.jsonl").read_text().splitlines()]
+    kept = [{name: x for name, x in row.items() if not name.startswith("health/")} for row in rows]
+    (path / "metrics.jsonl").write_text("".join(json.dumps(row) + "\n" for row in kept))
+    assert [f.cause for f in upslope.diagnose(path).alarms] == ["update_too_large"]
+
+
+def test_too_little_to_judge_is_no_clean_bill(tmp_path, capsys):
+    path = write_run(tmp_path)
+    rows = [json.loads(line) for line in (path / "metrics.jsonl").read_text().splitlines()]
+    short = [{n: x for n, x in row.items() if n != "health/end_share"} for row in rows if row["iteration"] < 3]
+    (path / "metrics.jsonl").write_text("".join(json.dumps(row) + "\n" for row in short))
+    found = upslope.diagnose(path)
+    assert found.too_little == "it has 3 iterations, and 10 are needed" and found.to_json()["healthy"] is None
+    assert found.unchecked["ends_not_recorded"] == "end_share" and "ends_not_recorded" not in found.checked
+    assert found.unchecked["slows_down"] == "24 iterations"
+    run_command(["doctor", str(path)])
+    words = " ".join(capsys.readouterr().out.split())
+    assert "too little to judge by: it has 3 iterations, and 10 are needed" in words
+    assert "ends not recorded (end_share)" in words
+
+    (path / "metrics.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    (path / "episodes.csv").write_text("step,seed,return,length\n" + "10,0,1.0,5\n" * 9)
+    found = upslope.diagnose(path)
+    assert "no seed has finished 10 episodes" in found.too_little
+    assert found.unchecked["late_collapse"] == "100 finished episodes of a seed"
+
+
+def test_a_run_on_recorded_data_is_not_called_healthy(tmp_path):
+    path = write_run(tmp_path, data="data.npz", estimator="gae")
+    (path / "episodes.csv").write_text("step,seed,return,length\n")
+    found = upslope.diagnose(path)
+    assert "recorded data" in found.too_little and f"upslope evaluate {path}" in found.too_little
+    assert found.unchecked["update_too_large"] == findings.ACTING and found.to_json()["healthy"] is None
+
+
+def test_several_runs_are_diagnosed_one_after_another(tmp_path, capsys):
+    paths = [str(write_run(tmp_path / name)) for name in ("a", "b")]
+    run_command(["doctor", *paths, str(tmp_path)])
+    said = capsys.readouterr()
+    assert said.out.count("run: nothing wrong was found") == 2 and f"left out: {tmp_path} is not a run" in said.err
+    run_command(["doctor", *paths, "--json"])
+    assert [one["healthy"] for one in json.loads(capsys.readouterr().out)] == [True, True]
+
+
+def test_the_command_answers_a_person_and_a_program(tmp_path, capsys):
+    path = write_run(tmp_path, changes={"health/broken_links": 1.0})
+    run_command(["doctor", str(path)])
+    words = capsys.readouterr().out
+    assert "Rows do not go on" in words and "health/broken_links" in words and "remedy" in words
+    run_command(["doctor", str(path), "--json"])
+    found = json.loads(capsys.readouterr().out)
+    assert not found["healthy"] and found["findings"][0]["cause"] == "rows_misaligned"
+
+
+def test_what_is_not_a_run_is_refused(tmp_path):
+    with pytest.raises(upslope.UpslopeError, match="not a run directory"):
+        upslope.diagnose(tmp_path)

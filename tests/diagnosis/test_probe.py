@@ -1,0 +1,75 @@
+"""The probe ladder: a sound pair solves it, and each mistake fails first at the probe that is for it."""
+
+import json
+from dataclasses import dataclass
+from typing import Any, ClassVar
+
+import pytest
+
+import upslope
+from upslope.cli.main import run as run_command
+from upslope.core.estimators import advantage_credit, discounted_sum, ends, td_error
+from upslope.diagnosis.probe import PROBES
+
+
+@dataclass(frozen=True)
+class LimitIsDeath(upslope.Estimator):
+    """GAE that takes the time limit for an end."""
+
+    needs_critic: ClassVar[bool] = True
+    whole_episodes: ClassVar[bool] = False
+
+    def __call__(self, rollout: Any, values: Any, gamma: float) -> Any:
+        rollout = rollout._replace(terminated=rollout.terminated | rollout.truncated)
+        advantage = discounted_sum(td_error(rollout, values, gamma), ends(rollout), gamma * 0.95)
+        return advantage_credit(advantage, rollout, values)
+
+
+@dataclass(frozen=True)
+class WrongSign(upslope.Objective):
+    """PPO that descends."""
+
+    def loss(self, state: Any, sample: Any) -> Any:
+        return -upslope.Clip(0.2).loss(state, sample)
+
+
+def failed(**options):
+    return [p.name for p in upslope.probe(steps=30_000, seeds=2, **options) if not p.solved]
+
+
+def test_ppo_solves_the_probes_of_one_program():
+    found = upslope.probe(seeds=2, only=list(PROBES)[:6])
+    assert [p.name for p in found] == list(PROBES)[:6]
+    assert all(p.solved for p in found), found
+    assert {p.name: p.value for p in found} == pytest.approx(
+        {"constant": 1, "observation": 1, "delay": 0.9, "action": 1, "both": 1, "truncation": 10}
+    )
+    best = {p.name: p.best for p in found}
+    assert best == pytest.approx(
+        {"constant": 1, "observation": 0, "delay": 1, "action": 1, "both": 1, "truncation": 8}, abs=0.3
+    )
+
+
+def test_a_limit_taken_for_death_fails_at_truncation_alone():
+    assert failed(estimator=LimitIsDeath(), only=["constant", "delay", "action", "truncation"]) == ["truncation"]
+
+
+def test_a_wrong_sign_fails_where_actions_matter():
+    assert failed(objective=WrongSign(), only=["constant", "observation", "delay", "action", "both"]) == [
+        "action",
+        "both",
+    ]
+
+
+def test_what_cannot_be_probed_is_refused():
+    with pytest.raises(upslope.UpslopeError, match="no probe nothing"):
+        upslope.probe(only=["nothing"])
+    with pytest.raises(upslope.UpslopeError, match="recorded data"):
+        upslope.probe("clone")
+
+
+def test_the_command_answers(capsys):
+    with pytest.raises(SystemExit) as stop:
+        run_command(["probe", "--only", "constant", "--steps", "30000", "--seeds", "1", "--json"])
+    found = json.loads(capsys.readouterr().out)
+    assert stop.value.code == 0 and found["solved"] and found["probes"][0]["name"] == "constant"

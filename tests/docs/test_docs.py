@@ -1,0 +1,172 @@
+"""The documentation repeats nothing of the source that a change could make false."""
+
+import ast
+import importlib
+import importlib.util
+import json
+import re
+import shlex
+import sys
+from pathlib import Path
+
+import pytest
+
+from upslope.cli import main as cli
+from upslope.config.ladder import ALGORITHMS
+
+ROOT = Path(__file__).parent.parent
+specification = importlib.util.spec_from_file_location("refresh_links", ROOT / "docs" / "refresh_links.py")
+refresh = importlib.util.module_from_spec(specification)
+specification.loader.exec_module(refresh)
+
+PAGES = {str(page.relative_to(ROOT)): page for page in refresh.pages()}
+ANY_LINK = re.compile(r"\[[^\[\]]*\]\((?!https?:|mailto:|#)([^()\s#]+)(?:#[^()\s]*)?\)")
+BLOCK = re.compile(r"^```(\w*)\n(.*?)^```$", re.DOTALL | re.MULTILINE)
+INLINE_CODE = re.compile(r"(?<!`)`([^`\n]+)`(?!`)")
+INLINE_MATHS = re.compile(r"(?<![\\$`])\$([^$\n]+)\$(?![$`])")
+SHELLS = ("bash", "sh", "shell", "console")
+
+
+def blocks(text, *languages):
+    """The fenced blocks in one of these languages."""
+    return [code for language, code in BLOCK.findall(text) if language in languages]
+
+
+def commands(text):
+    """Every `upslope …` command that a page shows, as its list of arguments."""
+    lines = [line for code in blocks(text, *SHELLS) for line in code.replace("\\\n", " ").splitlines()]
+    pieces = [piece.strip().removeprefix("$ ") for line in lines for piece in line.split("&&")]
+    # In running text a command without anything after it is only a mention of it.
+    pieces += [code for code in INLINE_CODE.findall(BLOCK.sub("", text)) if len(code.split()) > 2]
+    return [shlex.split(piece, comments=True)[1:] for piece in pieces if piece.startswith("upslope ")]
+
+
+def cases(extract):
+    """(page, item) of every page, as parameters with readable names."""
+    found = [(name, item) for name, page in PAGES.items() for item in extract(page.read_text("utf-8"))]
+    return [pytest.param(item, id=f"{name}-{i}") for i, (name, item) in enumerate(found)]
+
+
+@pytest.mark.parametrize("name", PAGES)
+def test_lines_and_code_are_those_of_the_source(name):
+    text = PAGES[name].read_text("utf-8")
+    assert refresh.refreshed(PAGES[name], text) == text, "run: python docs/refresh_links.py"
+
+
+@pytest.mark.parametrize("name", PAGES)
+def test_links_lead_somewhere(name):
+    missing = [
+        path for path in ANY_LINK.findall(PAGES[name].read_text("utf-8")) if not (PAGES[name].parent / path).exists()
+    ]
+    assert not missing
+
+
+@pytest.mark.parametrize("name", PAGES)
+def test_inline_maths_survives_markdown(name):
+    """In $…$ a backslash before punctuation is eaten by Markdown; a ```math block keeps it."""
+    prose = INLINE_CODE.sub("", BLOCK.sub("", PAGES[name].read_text("utf-8")))
+    assert not [maths for maths in INLINE_MATHS.findall(prose) if re.search(r"\\[^A-Za-z]", maths)]
+
+
+@pytest.mark.parametrize("arguments", cases(commands))
+def test_commands_parse(arguments, monkeypatch, capsys):
+    monkeypatch.syspath_prepend(str(ROOT / "examples"))
+    parsed = []
+    monkeypatch.setattr(cli, "train", parsed.append)
+    monkeypatch.setattr(cli, "DO", dict.fromkeys(cli.DO, parsed.append))
+    try:
+        cli.run(arguments)
+    except SystemExit as stop:
+        assert stop.code == 0, capsys.readouterr().err  # --help
+    else:
+        assert len(parsed) == 1
+
+
+@pytest.mark.parametrize("code", cases(lambda text: blocks(text, "python")))
+def test_python_compiles(code):
+    compile(code, "documentation", "exec")
+
+
+def test_the_test_in_the_guide_passes(monkeypatch):
+    monkeypatch.syspath_prepend(str(ROOT / "examples"))
+    monkeypatch.delitem(sys.modules, "my_estimator", raising=False)
+    code = [c for c in blocks(PAGES["docs/write_an_estimator.md"].read_text("utf-8"), "python") if "def test_" in c]
+    assert len(code) == 1
+    names = {}
+    exec(compile(code[0], "documentation", "exec"), names)
+    names["test_leave_one_out"]()
+
+
+def test_the_ladder_has_every_rung_in_order():
+    text = PAGES["docs/ladder.md"].read_text("utf-8")
+    assert re.findall(r"^\| `(\w+)` \|", text, re.MULTILINE) == list(ALGORITHMS)
+
+
+def test_a_drifted_line_is_noticed(tmp_path, monkeypatch):
+    """Written by hand: `One` is on lines 4 to 6 with its decorator, `One.two` on line 6, `THREE` on line 8."""
+    monkeypatch.setattr(refresh, "ROOT", tmp_path)
+    (tmp_path / "src").mkdir()
+    (tmp_path / "src" / "a.py").write_text(
+        "import functools\n\n\n@functools.total_ordering\nclass One:\n    def two(self): ...\n\nTHREE = 3\n"
+    )
+    page = tmp_path / "page.md"
+    before = "[`One`](src/a.py#L1-L2) [`One.two`](src/a.py#L9) [`THREE`](src/gone.py#L8-L8)"
+    after = "[`One`](src/a.py#L4-L6) [`One.two`](src/a.py#L6-L6) [`THREE`](src/a.py#L8-L8)"
+    assert refresh.refreshed(page, before) == after
+    assert refresh.refreshed(page, after) == after
+    for wrong in ("[`Four`](src/a.py#L1-L2)", "[here](src/a.py#L1-L2)"):
+        with pytest.raises(LookupError):
+            refresh.refreshed(page, wrong)
+
+
+def test_every_definition_is_found_at_any_depth():
+    body = ast.parse("class A:\n    x: int = 1\n    def f(self):\n        def g(): ...\n").body
+    assert [name for name, _, _ in refresh.definitions(body)] == ["A", "A.x", "A.f", "A.f.g"]
+
+
+def test_the_coverage_in_the_page_is_what_is_stored(monkeypatch):
+    monkeypatch.syspath_prepend(ROOT / "benchmarks")  # of which it imports others
+    found = importlib.util.spec_from_file_location("coverage_benchmark", ROOT / "benchmarks" / "coverage.py")
+    benchmark = importlib.util.module_from_spec(found)
+    found.loader.exec_module(benchmark)
+    stored = json.loads(benchmark.RESULTS.read_text("utf-8"))
+    assert benchmark.tables(stored) in PAGES["docs/compare.md"].read_text("utf-8"), (
+        "run: benchmarks/coverage.py --table"
+    )
+
+
+DIRECTIVE = re.compile(r"^<!-- source: (\S+) -->$", re.MULTILINE)
+MATHS = re.compile(r"^```math\n(.*?)^```$", re.DOTALL | re.MULTILINE)
+
+
+@pytest.fixture
+def code_of(monkeypatch):
+    """The hook that puts the source of a name into a page."""
+    monkeypatch.syspath_prepend(str(ROOT / "docs" / "hooks"))
+    return importlib.import_module("code_of")
+
+
+@pytest.mark.parametrize("name", [name for name, page in PAGES.items() if DIRECTIVE.search(page.read_text("utf-8"))])
+def test_the_code_that_a_page_shows_exists(name, code_of):
+    for symbol in DIRECTIVE.findall(PAGES[name].read_text("utf-8")):
+        assert symbol.rpartition(".")[2] in code_of.block(symbol).split("\n", 1)[1]
+
+
+def test_code_is_shown_as_it_stands_and_a_wrong_name_is_refused(code_of):
+    shown = code_of.block("upslope.objectives.PolicyGradient.loss")
+    assert shown.endswith("\n    return -sample.weight * sample.log_prob\n~~~~\n")
+    for wrong in ("upslope.estimators.GAE.gone", "upslope.gone.GAE", "gone"):
+        with pytest.raises(LookupError):
+            code_of.block(wrong)
+
+
+def test_the_ladder_has_the_same_steps_formulas_and_code_in_both_languages():
+    def told(page):
+        text = page.read_text("utf-8")
+        formulas = [re.sub(r"&&\\text\{.*", "", formula) for formula in MATHS.findall(text)]
+        return [re.sub(r"\s*(&&.*|\\\\)?$", "", f, flags=re.MULTILINE) for f in formulas], DIRECTIVE.findall(text)
+
+    english, chinese = ((ROOT / "docs" / folder).glob("*.md") for folder in ("ladder", "zh/ladder"))
+    steps = {page.name: told(page) for page in english}
+    assert len(steps) == 13
+    assert {page.name: told(page) for page in chinese} == steps

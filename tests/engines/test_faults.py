@@ -1,0 +1,198 @@
+"""What goes wrong is told in one message: what was asked, why it cannot be, and what to do."""
+
+import re
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from test_resume import assert_same_run
+from user_environments import Faulty
+
+import upslope
+from upslope.cli.main import main
+from upslope.runs.directory import RunDirectory
+
+SMALL: dict[str, Any] = {"num_envs": 2, "rollout_steps": 8, "minibatches": 2, "epochs": 1, "hidden_sizes": (8,)}
+FLAGS = "--num-envs 2 --rollout-steps 8 --minibatches 2 --epochs 1 --hidden-sizes 8 --quiet"
+KINDS = ("raises", "observation is nan", "reward is nan", "wrong shape")
+
+Refused = Callable[[str], str]
+
+
+@pytest.fixture
+def refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> Refused:
+    """Run a command that is to end with status 2 and one message, which is returned."""
+    monkeypatch.chdir(tmp_path)
+
+    def run(command: str) -> str:
+        with pytest.raises(SystemExit) as end:
+            main(command.split())
+        assert end.value.code == 2
+        said = capsys.readouterr()
+        assert "Traceback" not in said.err
+        assert said.out == ""
+        return said.err
+
+    return run
+
+
+@pytest.mark.parametrize(
+    ("command", "words"),
+    [
+        ("train CartPoll-v1", 'There is no environment "CartPoll-v1".*Did you mean .*CartPole-v1'),
+        ("train jax:CartPol-v1", 'no compiled world "jax:CartPol-v1".*jax:CartPole-v1'),
+        ("train no_such_module:Id", "no_such_module.*cannot be imported.*Install it"),
+        ("train user_environments:Wlak", 'There is no environment "user_environments:Wlak"'),
+        ("train user_environments:needs_an_argument", "user_environments:needs_an_argument.*size"),
+        ("train user_environments:cannot_be_made", "user_environments:cannot_be_made.*no licence found"),
+        ("train user_environments:dictionary", "observation space Dict.*FlattenObservation.*Supported"),
+        ("train user_environments:image", "observes images.*features"),
+        ("train user_environments:tuple_actions", "action space Tuple.*Supported"),
+        (
+            "train user_environments:Walk --algorithm reinforce",
+            "needs whole episodes.*no step limit.*--max-episode",
+        ),
+        ("train CartPole-v1 --gamma 2", r"--gamma must be in \[0, 1\], not 2"),
+        ("train CartPole-v1 --gamma nan", r"--gamma must be a finite number, not nan"),
+        ("train CartPole-v1 --lambda 1.5", r"λ in \[0, 1\], not 1.5"),
+        ("train CartPole-v1 --epsilon 0", "0 < ε < 1, not 0"),
+        ("train CartPole-v1 --steps 0", "--steps must be greater than 0"),
+        ("train CartPole-v1 --steps 5000000000", "--steps can be at most"),
+        ("train CartPole-v1 --seeds 0", "--seeds must be greater than 0"),
+        ("train CartPole-v1 --seed -1", "--seed must be between 0"),
+        ("train CartPole-v1 --learning-rate inf", "--learning-rate"),
+        ("train CartPole-v1 --entropy-coefficient nan", "--entropy-coefficient"),
+        ("train CartPole-v1 --max-episode-steps abc", "--max-episode-steps"),
+        ("train CartPole-v1 --config", "--config"),
+        ("train CartPole-v1 --num-envs 2 --rollout-steps 8 --minibatches 17", "17 is more than the 16 samples"),
+        ("train CartPole-v1 --algorithm pppo", 'no algorithm "pppo".*Did you mean ppo'),
+        ("train CartPole-v1 --estimator gaee", 'no estimator "gaee".*Did you mean gae'),
+        ("train CartPole-v1 --objective clipp", 'no objective "clipp".*Did you mean clip'),
+        ("train CartPole-v1 --objective no_such_module:Mine", "no_such_module:Mine cannot be imported"),
+        ("train CartPole-v1 --estimator upslope.objectives:Clip", "not an upslope.Estimator.*Subclass"),
+        ("train CartPole-v1 --estimator unit --no-normalize-advantage", "imitat.*--data"),
+        ("train CartPole-v1 --algorithm off_policy", "off_policy learns from recorded episodes.*--data"),
+        ("train CartPole-v1 --algorithm clone", "clone learns from recorded episodes.*--data"),
+        ("train CartPole-v1 --algorithm gae --data some.npz", "PolicyGradient.*importance_sampled.*clone"),
+        ("train CartPole-v1 --algorithm off_policy --data none.npz", "There is no dataset at none.npz"),
+        ("train CartPole-v1 --no-such-flag 3", "--no-such-flag"),
+        ("resume runs/none", "runs/none is not a run directory"),
+        ("evaluate runs/none", "runs/none is not a run directory"),
+        ("record runs/none", "runs/none is not a run directory"),
+    ],
+)
+def test_bad_input_is_refused_with_the_reason(command: str, words: str, refused: Refused, tmp_path: Path):
+    said = refused(command)
+    # The terminal may break lines where it likes.
+    assert re.search(words, " ".join(said.split())), said
+    assert not (tmp_path / "runs").exists()
+
+
+@pytest.mark.parametrize(
+    ("text", "words"),
+    [
+        ("learning_rat: 0.1", 'no setting "learning_rat".*learning_rate'),
+        ("- 1\n- 2", "must hold settings as `name: value` lines"),
+        ("just words", "must hold settings as `name: value` lines"),
+        ("", "must hold settings as `name: value` lines"),
+        ("steps: [1", "Could not read the settings"),
+        ("steps: many", "steps"),
+        ("hidden_sizes: wide", "hidden.sizes"),
+    ],
+)
+def test_a_settings_file_that_cannot_be_used(text: str, words: str, refused: Refused, tmp_path: Path):
+    (tmp_path / "settings.yaml").write_text(text)
+    assert re.search(words, " ".join(refused("train CartPole-v1 --config settings.yaml").split()))
+    assert "Could not read" in refused("train CartPole-v1 --config none.yaml")
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return tmp_path_factory.mktemp("runs")
+
+
+@pytest.fixture(scope="module")
+def faultless(folder: Path) -> Path:
+    """The run that a faulty environment would have had if it had been sound."""
+    Faulty.kind = None
+    return upslope.train(Faulty, steps=320, folder=folder, name="faultless", quiet=True, **SMALL).path
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_a_fault_in_the_environment_is_placed_and_survived(kind: str, folder: Path, faultless: Path, monkeypatch):
+    # Step 83 of an environment's life is in iteration 11 of 20: there is something to lose.
+    monkeypatch.setattr(Faulty, "kind", kind)
+    monkeypatch.setattr(Faulty, "at", 83)
+    with pytest.raises(upslope.UpslopeError) as fault:
+        upslope.train(Faulty, steps=320, folder=folder, name=kind, quiet=True, **SMALL)
+    said = str(fault.value)
+    assert "user_environments:Faulty" in said
+    assert re.search(r"environment 0 of seed 0, episode \d+ \(reset seed \d+\), step \d+", said), said
+    essential = {
+        "raises": "raised RuntimeError in step.*the simulator is gone",
+        "observation is nan": "observation that is not finite.*correct the environment",
+        "reward is nan": "reward that is not finite, nan.*correct the environment",
+        "wrong shape": r"shape \(3,\).*says \(2,\).*Correct the environment",
+    }
+    assert re.search(essential[kind], said), said
+    # What was learned before is there: ten iterations of sixteen steps.
+    assert RunDirectory(folder / kind).metrics()[-1]["step"] == 160
+    assert upslope.load(folder / kind, checkpoint="last")(np.zeros(2, np.float32)) in (0, 1)
+
+
+def test_faults_name_the_same_place(folder: Path, monkeypatch):
+    places = set()
+    monkeypatch.setattr(Faulty, "at", 3)
+    for kind in KINDS:
+        monkeypatch.setattr(Faulty, "kind", kind)
+        with pytest.raises(upslope.UpslopeError) as fault:
+            upslope.train(Faulty, steps=64, folder=folder, quiet=True, **SMALL)
+        places.add(re.search(r"environment .*?\), step \d+", str(fault.value)).group())  # type: ignore[union-attr]
+    assert len(places) == 1, places
+
+
+@pytest.mark.parametrize("kind", ["raises", "reward is nan"])
+@pytest.mark.parametrize("at", [3, 83])
+def test_a_repaired_environment_goes_on_as_if_nothing_had_been(
+    kind: str, at: int, folder: Path, faultless: Path, monkeypatch, capsys
+):
+    name = f"{kind} at {at}"
+    monkeypatch.setattr(Faulty, "kind", kind)
+    monkeypatch.setattr(Faulty, "at", at)
+    with pytest.raises(upslope.UpslopeError):
+        upslope.train(Faulty, steps=320, folder=folder, name=name, quiet=True, **SMALL)
+    monkeypatch.setattr(Faulty, "kind", None)
+    capsys.readouterr()
+    upslope.resume(folder / name, quiet=True)
+    # The environment does repeat itself, so nothing may be said against it, and no episode may be lost.
+    assert capsys.readouterr().err == ""
+    assert_same_run(faultless, folder / name)
+
+
+def test_a_fault_through_the_command_line(refused: Refused, tmp_path: Path, monkeypatch):
+    monkeypatch.setattr(Faulty, "kind", "raises")
+    monkeypatch.setattr(Faulty, "at", 20)
+    said = refused(f"train user_environments:Faulty --steps 320 --name faulty {FLAGS}")
+    assert said.startswith("upslope: user_environments:Faulty raised RuntimeError")
+    assert (tmp_path / "runs" / "faulty" / "checkpoints" / "last.npz").exists()
+
+
+def test_a_loss_that_is_no_number_is_told(refused: Refused, tmp_path: Path):
+    said = refused(f"train user_environments:Walk --steps 320 --learning-rate 1e30 --name broken {FLAGS}")
+    assert "seed 0: the agent's parameters are no longer numbers" in said
+    assert "in any seed, so training stopped" in said
+    best = tmp_path / "runs" / "broken" / "checkpoints" / "best.npz"
+    assert "best.npz" not in said or best.exists()
+    with np.load(best) as archive:
+        assert all(np.isfinite(archive[name]).all() for name in archive.files if name != "meta")
+
+
+@pytest.mark.parametrize("part", ["estimator", "objective"])
+def test_a_class_instead_of_an_object_is_not_ignored(part: str, tmp_path: Path):
+    # Silently training with the rung's own part would be another experiment than the one asked for.
+    given: Any = {"estimator": upslope.NStep, "objective": upslope.KLPenalty}[part]
+    train = getattr(upslope.train, "__wrapped__", upslope.train)
+    with pytest.raises(Exception, match=part):
+        train("jax:CartPole-v1", steps=16, folder=tmp_path, quiet=True, preset=False, **{part: given}, **SMALL)

@@ -1,0 +1,192 @@
+"""Recorded episodes: what was written is what is read, and learning from it is what it says."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+import upslope
+from upslope.core.types import Rollout
+from upslope.environments.registry import make
+from upslope.models.spaces import coding_of, head_of
+from upslope.runs import evaluation
+from upslope.runs.datasets import load_dataset
+from upslope.runs.directory import RunDirectory
+from upslope.runs.policy import load_agents
+
+SMALL: dict[str, Any] = {"hidden_sizes": (8,), "quiet": True}
+CARTPOLE = make("jax:CartPole-v1")
+SPACES = (coding_of(CARTPOLE.observation_space, ""), head_of(CARTPOLE.action_space, ""))
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return tmp_path_factory.mktemp("runs")
+
+
+@pytest.fixture(scope="module", params=["jax:CartPole-v1", "CartPole-v1"])
+def teacher(request: pytest.FixtureRequest, folder: Path) -> Path:
+    settings: dict[str, Any] = {"steps": 64, "num_envs": 2, "rollout_steps": 16, "seeds": 2, "max_episode_steps": 40}
+    return upslope.train(request.param, folder=folder, minibatches=2, epochs=1, preset=False, **settings, **SMALL).path
+
+
+def hand_made(path: Path, **changes: Any) -> Path:
+    """Two episodes of three and two steps in CartPole's spaces: the first terminated, the second truncated."""
+    observation = np.arange(20, dtype=np.float32).reshape(5, 4)
+    arrays: dict[str, Any] = {
+        "observation": observation,
+        "action": np.array([0, 1, 1, 0, 1]),
+        "reward": np.array([1.0, 2.0, 3.0, 4.0, 5.0]),
+        "length": np.array([3, 2]),
+        "terminated": np.array([True, False]),
+        "final_observation": np.array([[-1.0] * 4, [-2.0] * 4], np.float32),
+        "behaviour_log_prob": np.log(np.array([0.5, 0.6, 0.7, 0.8, 0.9])),
+        "meta": json.dumps({}),
+    }
+    arrays |= changes
+    np.savez(path, **{name: x for name, x in arrays.items() if x is not None})
+    return path
+
+
+def test_a_hand_written_dataset_is_read_as_its_docstring_says(tmp_path: Path):
+    rollout = load_dataset(hand_made(tmp_path / "hand.npz"), *SPACES, True)
+    steps = np.arange(20, dtype=np.float32).reshape(5, 4)
+    zeros = np.zeros(4, np.float32)
+    np.testing.assert_array_equal(rollout.valid, [[True, True], [True, True], [True, False]])
+    np.testing.assert_array_equal(rollout.observation[:, 0], steps[:3])
+    np.testing.assert_array_equal(rollout.observation[:, 1], [steps[3], steps[4], zeros])
+    np.testing.assert_array_equal(rollout.next_observation[:, 0], [steps[1], steps[2], [-1] * 4])
+    np.testing.assert_array_equal(rollout.next_observation[:2, 1], [steps[4], [-2] * 4])
+    np.testing.assert_array_equal(rollout.action, [[0, 0], [1, 1], [1, 0]])
+    np.testing.assert_array_equal(rollout.reward, [[1, 4], [2, 5], [3, 0]])
+    np.testing.assert_array_equal(rollout.terminated, [[False, False], [False, False], [True, False]])
+    np.testing.assert_array_equal(rollout.truncated, [[False, False], [False, True], [False, False]])
+    np.testing.assert_allclose(np.exp(rollout.behaviour_log_prob)[rollout.valid], [0.5, 0.8, 0.6, 0.9, 0.7], rtol=1e-6)
+
+
+def test_recorded_and_loaded_equals_the_rollouts(teacher: Path):
+    directory = RunDirectory(teacher)
+    path = upslope.record(teacher, episodes=13, seed=1)
+    config, world = directory.config(), make(directory.config().environment, {}, 40)
+    agents, _ = load_agents(directory, config, "last")
+    one = evaluation.RunSeeds(config, (1,))
+    second = evaluation.jax.tree.map(lambda x: x[1:2], agents)
+    offset = evaluation.RECORDING_SEED
+    rollouts = [evaluation.take(r, 0) for r in evaluation.episodes_of(one, world, second, "stochastic", 13, offset)]
+    assert [r.valid.shape[1] for r in rollouts] == [10, 3]
+    read, number = load_dataset(path, *SPACES, True), 0
+    assert read.valid.shape[1] == 13
+    for rollout in rollouts:
+        for column in range(rollout.valid.shape[1]):
+            length = int(rollout.valid[:, column].sum())
+            assert int(read.valid[:, number].sum()) == length
+            for name in Rollout._fields:
+                written, found = getattr(rollout, name)[:length, column], getattr(read, name)[:length, number]
+                # A world may say that an episode both terminated and was cut; a file keeps the former.
+                written = written & ~rollout.terminated[:length, column] if name == "truncated" else written
+                np.testing.assert_array_equal(written, found, err_msg=name)
+            assert not read.valid[length:, number].any()
+            number += 1
+    assert number == 13
+    with pytest.raises(upslope.UpslopeError, match=r"exists already.*--output"):
+        upslope.record(teacher, episodes=1)
+
+
+def test_recorded_probabilities_are_the_teachers(teacher: Path):
+    path = upslope.record(teacher, episodes=4, output=teacher / "four.npz")
+    read = load_dataset(path, *SPACES, True)
+    policy = upslope.load(teacher, seed=0, checkpoint="last")
+    observation, action = read.observation[read.valid], read.action[read.valid]
+    distribution = policy.agent.policy(jnp.asarray(observation))
+    np.testing.assert_allclose(
+        distribution.log_prob(jnp.asarray(action)), read.behaviour_log_prob[read.valid], atol=1e-5
+    )
+    assert {0, 1} == set(action.tolist())
+
+
+@pytest.mark.parametrize("teacher", ["CartPole-v1"], indirect=True)
+def test_off_policy_learns_and_logs_its_effective_sample_size(teacher: Path, folder: Path):
+    path = teacher / "for_off_policy.npz"
+    upslope.record(teacher, episodes=20, output=path)
+    steps = int(np.load(path)["length"].sum())
+    run = upslope.train("jax:CartPole-v1", "off_policy", data=str(path), folder=folder, steps=3 * steps, **SMALL)
+    metrics = run.metrics()
+    assert [row["step"] for row in metrics] == [steps, 2 * steps, 3 * steps]
+    for row in metrics:
+        # (Σρ)² ≤ n Σρ², so it is a share in (0, 1]; after one small update it is near 1.
+        assert 0.2 < row["policy/effective_sample_size"] <= 1 + 1e-6
+        assert row["episode/count"] == 0
+    assert run.episodes().size == 0
+
+
+def test_clone_learns_the_experts_action(folder: Path):
+    generator = np.random.default_rng(0)
+    # The expert pushes towards where the pole leans; 400 steps in episodes of 10.
+    observation = generator.normal(size=(400, 4)).astype(np.float32)
+    path = hand_made(
+        folder / "expert.npz",
+        observation=observation,
+        action=(observation[:, 2] > 0).astype(np.int64),
+        reward=np.ones(400),
+        length=np.full(40, 10),
+        terminated=np.zeros(40, bool),
+        final_observation=np.zeros((40, 4), np.float32),
+        behaviour_log_prob=None,
+    )
+    run = upslope.train(
+        "jax:CartPole-v1", "clone", data=str(path), folder=folder, steps=400 * 40, learning_rate=1e-2, **SMALL
+    )
+    policy = run.load(checkpoint="last")
+    unseen = generator.normal(size=(500, 4)).astype(np.float32)
+    assert (policy(unseen) == (unseen[:, 2] > 0)).mean() > 0.95
+    found = upslope.evaluate(run.path, episodes=5)["deterministic"]
+    assert found.returns.mean() > 30  # a policy that does not act is down after about nine steps
+
+
+def test_data_without_probabilities_is_for_clone_only(tmp_path: Path):
+    path = hand_made(tmp_path / "no_mu.npz", behaviour_log_prob=None)
+    with pytest.raises(upslope.UpslopeError, match=r"no behaviour_log_prob.*--algorithm clone"):
+        upslope.train("jax:CartPole-v1", "off_policy", data=str(path), folder=tmp_path, **SMALL)
+    run = upslope.train("jax:CartPole-v1", "clone", data=str(path), folder=tmp_path, steps=10, minibatches=1, **SMALL)
+    assert np.isfinite(run.metrics()[-1]["policy/loss"])
+
+
+def test_more_minibatches_than_recorded_steps_is_refused(tmp_path: Path):
+    path = hand_made(tmp_path / "short.npz")
+    with pytest.raises(upslope.UpslopeError, match="minibatches"):
+        upslope.train("jax:CartPole-v1", "clone", data=str(path), folder=tmp_path, steps=10, minibatches=8, **SMALL)
+
+
+@pytest.mark.parametrize(
+    ("changes", "words"),
+    [
+        ({"reward": None}, "lacks reward"),
+        ({"observation": np.zeros((5, 3), np.float32)}, r"`observation` has shape \(5, 3\), and \(5, 4\) is needed"),
+        ({"final_observation": np.zeros((1, 4))}, r"`final_observation` has shape \(1, 4\)"),
+        ({"action": np.array([0, 1, 2, 0, 1])}, "integers from 0 to below 2"),
+        ({"action": np.array([0.0, 1.0, 1.0, 0.0, 1.0])}, "integers from 0 to below 2"),
+        ({"reward": np.array([1.0, np.nan, 3.0, 4.0, 5.0])}, "`reward` holds a value that is not finite"),
+        ({"length": np.array([3, 0, 2])}, "number of steps, 1 or more"),
+        ({"length": np.array([3, 3])}, "has shape .* is needed"),
+        ({"length": np.array([], int)}, "at least one episode"),
+        ({"length": np.array(5)}, "`length` must hold"),
+        ({"length": np.array(["three", "two"])}, "`length` must hold"),
+        ({"length": np.array([3.0, 2.0])}, "`length` must hold"),
+        ({"action": np.array(list("abcde"))}, "does not hold numbers"),
+        ({"meta": json.dumps({"kind": "checkpoint", "format": 1})}, "it is a checkpoint"),
+    ],
+)
+def test_a_dataset_that_does_not_fit_is_refused(changes: dict[str, Any], words: str, tmp_path: Path):
+    path = hand_made(tmp_path / "bad.npz", **changes)
+    with pytest.raises(upslope.UpslopeError, match=words) as refusal:
+        load_dataset(path, *SPACES, False)
+    assert str(path) in str(refusal.value)
+
+
+@pytest.mark.parametrize("teacher", ["CartPole-v1", "jax:CartPole-v1"], indirect=True)
+def test_recording_nothing_is_refused(teacher: Path):
+    with pytest.raises(upslope.UpslopeError, match="--episodes must be 1 or more"):
+        upslope.record(teacher, episodes=0, output=teacher / "none.npz")

@@ -1,0 +1,110 @@
+"""Environments of one seed in several processes: the same run, bit for bit; and only where it pays."""
+
+import time
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from helpers import train_case
+from test_resume import assert_same_run, before_chunk
+from user_environments import Walk
+
+import upslope
+from upslope.config.config import configure
+from upslope.engines import processes, slices
+from upslope.engines.slices import SlicedColumns, num_slices
+from upslope.environments.registry import make
+
+SMALL: dict[str, Any] = {"num_envs": 4, "hidden_sizes": (8,), "quiet": True, "preset": False}
+SEGMENTS: dict[str, Any] = {"rollout_steps": 8, "minibatches": 2, "epochs": 2, **SMALL}
+CASES: dict[str, tuple[str, str, dict[str, Any]]] = {
+    "segments": ("CartPole-v1", "ppo", {"steps": 960, "normalize_observations": True, **SEGMENTS}),
+    "episodes": ("CartPole-v1", "reinforce", {"steps": 900, "max_episode_steps": 60, **SMALL}),
+    "box": ("Pendulum-v1", "ppo", {"steps": 480, "max_episode_steps": 21, **SEGMENTS}),
+    "cursed": ("user_environments:Cursed", "ppo", {"steps": 1600, "seed": 1, **SEGMENTS}),
+}
+train = partial(train_case, CASES)
+pytestmark = pytest.mark.usefixtures("curse")
+
+
+@pytest.mark.parametrize(("case", "seeds", "workers"), [("segments", 1, 3), ("episodes", 2, 4), ("box", 1, 2)])
+def test_the_result_does_not_depend_on_the_slices(case: str, seeds: int, workers: int, tmp_path: Path, capsys: Any):
+    alone = train(case, tmp_path, "alone", seeds=seeds, workers=1)
+    sliced = train(case, tmp_path, "sliced", seeds=seeds, workers=workers)
+    assert_same_run(alone, sliced)
+    assert "in one process" not in capsys.readouterr().err
+
+
+def test_a_run_is_resumed_in_other_slices(tmp_path: Path):
+    def stop() -> None:
+        raise upslope.UpslopeError("Enough.")
+
+    whole = train("segments", tmp_path, "whole", workers=1)
+    with before_chunk(9, stop), pytest.raises(upslope.UpslopeError, match="Enough"):
+        train("segments", tmp_path, "resumed", workers=4)
+    with before_chunk(10, stop), pytest.raises(upslope.UpslopeError, match="Enough"):
+        upslope.resume(tmp_path / "resumed", workers=1, quiet=True)
+    upslope.resume(tmp_path / "resumed", workers=3, quiet=True)
+    assert_same_run(whole, tmp_path / "resumed")
+
+
+@pytest.mark.parametrize(
+    ("kind", "words"),
+    [("raises", "the simulator is gone"), ("dies", r"environments 0 to 1 of each seed\) ended with exit status 3")],
+)
+def test_a_fault_in_a_slice_is_named_and_loses_nothing(kind: str, words: str, tmp_path: Path, curse: Path):
+    whole = train("cursed", tmp_path, "whole", workers=1)
+    curse.write_text(kind)
+    with pytest.raises(upslope.UpslopeError, match=words):
+        train("cursed", tmp_path, kind, workers=2)
+    curse.unlink()
+    upslope.resume(tmp_path / kind, workers=2, quiet=True)
+    assert_same_run(whole, tmp_path / kind)
+
+
+def test_a_slice_that_hangs_is_named(tmp_path: Path, curse: Path, monkeypatch: Any, capsys: Any):
+    monkeypatch.setattr(processes, "PATIENCE", 0.5)
+    curse.write_text("sleeps")
+    train("cursed", tmp_path, "slept", workers=2)
+    assert "environments 0 to 1 of each seed) has not answered for" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("seconds", "seeds", "asked", "expected"),
+    [(1e-5, 1, None, 1), (2e-3, 1, None, 4), (2e-3, 4, None, 1), (1e-5, 1, 3, 3), (2e-3, 1, 1, 1), (2e-3, 2, 8, 4)],
+)
+def test_environments_are_split_where_it_pays(seconds, seeds, asked, expected, monkeypatch: Any):
+    monkeypatch.setattr(slices, "num_cores", lambda: 4)
+    monkeypatch.setattr(slices, "step_seconds", lambda world: seconds)
+    config = configure("CartPole-v1", is_continuous=False, steps=100_000, seeds=seeds, **{"num_envs": 4})
+    assert num_slices(config, make("CartPole-v1"), asked) == expected  # type: ignore[arg-type]
+
+
+def test_a_slow_environment_is_measured():
+    class Slow(Walk):
+        def step(self, action: Any) -> Any:
+            time.sleep(0.01)
+            return super().step(action)
+
+    world = make(Slow)
+    assert 0.01 < slices.step_seconds(world) < 0.05  # type: ignore[arg-type]
+
+
+def test_rows_of_several_seeds_find_their_worker(tmp_path: Path):
+    config = configure("CartPole-v1", is_continuous=False, seeds=2, **{"num_envs": 3})
+    world: Any = make("CartPole-v1")
+    from upslope.config.task import task_of
+
+    task = task_of(config, world)
+    columns = SlicedColumns(config, task.coding, task.head, 2, print)
+    try:
+        columns.begin(range(6))
+        assert [rows.tolist() for rows in columns.rows] == [[0, 1, 3, 4], [2, 5]]
+        first = columns.observation.copy()
+        columns.begin([2])
+        changed = np.any(columns.observation != first, axis=-1)
+        assert changed.tolist() == [[False, False, True], [False, False, False]]
+    finally:
+        columns.close()

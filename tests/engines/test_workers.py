@@ -1,0 +1,181 @@
+"""Seeds that are trained in several processes are those that one process trains, bit for bit, also after a fault."""
+
+import os
+import subprocess
+import sys
+from collections.abc import Callable
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import gymnasium
+import numpy as np
+import pytest
+from helpers import train_case
+from test_resume import assert_same_run, before_chunk
+from user_environments import Walk
+
+import upslope
+from upslope.engines import processes
+from upslope.engines.columns import split_snapshot
+from upslope.engines.processes import Worker
+from upslope.engines.workers import WorkersEngine
+
+SEGMENTS: dict[str, Any] = {"num_envs": 2, "rollout_steps": 8, "minibatches": 2, "epochs": 2, "preset": False}
+CASES: dict[str, tuple[str, str, dict[str, Any]]] = {
+    "segments": ("CartPole-v1", "ppo", {"steps": 800, **SEGMENTS, "normalize_observations": True}),
+    "episodes": ("CartPole-v1", "reinforce", {"steps": 700, "max_episode_steps": 60, "num_envs": 2, "preset": False}),
+    "box": ("Pendulum-v1", "ppo", {"steps": 480, "max_episode_steps": 21, **SEGMENTS}),
+    "mujoco": ("InvertedPendulum-v5", "ppo", {"steps": 320, **SEGMENTS}),
+    "cursed": ("user_environments:Cursed", "ppo", {"steps": 400, **SEGMENTS}),
+}
+train = partial(train_case, CASES, seeds=3, hidden_sizes=(8,), quiet=True)
+pytestmark = pytest.mark.usefixtures("curse")
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return tmp_path_factory.mktemp("runs")
+
+
+@pytest.fixture(scope="module")
+def in_one_process(folder: Path) -> Callable[[str], Path]:
+    done: dict[str, Path] = {}
+
+    def run(case: str) -> Path:
+        if case not in done:
+            done[case] = train(case, folder, f"{case} alone", workers=1)
+        return done[case]
+
+    return run
+
+
+@pytest.mark.parametrize("case", ["segments", "episodes", "box", "mujoco"])
+def test_the_result_does_not_depend_on_the_processes(case: str, in_one_process: Any, folder: Path, capsys: Any):
+    several = train(case, folder, f"{case} several", workers=2)
+    assert_same_run(in_one_process(case), several)
+    assert "in one process" not in capsys.readouterr().err
+
+
+def test_a_run_is_resumed_by_another_number_of_processes(in_one_process: Any, folder: Path, monkeypatch: Any):
+    def stop() -> None:
+        raise upslope.UpslopeError("Enough.")
+
+    count = iter(range(1000))
+    original = WorkersEngine.advance
+    monkeypatch.setattr(
+        WorkersEngine, "advance", lambda self, *arguments: stop() if next(count) == 21 else original(self, *arguments)
+    )
+    with pytest.raises(upslope.UpslopeError, match=r"Enough.*All up to step 336 is saved"):
+        train("segments", folder, "resumed", workers=3)
+    monkeypatch.undo()
+    with before_chunk(10, stop), pytest.raises(upslope.UpslopeError, match="step 496 is saved"):
+        upslope.resume(folder / "resumed", workers=1, quiet=True)
+    upslope.resume(folder / "resumed", workers=2, quiet=True)
+    assert_same_run(in_one_process("segments"), folder / "resumed")
+
+
+@pytest.mark.parametrize(
+    ("kind", "words"),
+    [
+        ("raises", r"simulator is gone — environment 0 of seed 1, episode 3.*saved"),
+        ("dies", r"Worker process 1 \(process \d+, seeds 1\) ended.*3.*intact"),
+    ],
+)
+def test_a_fault_in_one_process_is_named_and_loses_nothing(
+    kind: str, words: str, in_one_process: Any, folder: Path, curse: Path
+):
+    whole = in_one_process("cursed")
+    curse.write_text(kind)
+    with pytest.raises(upslope.UpslopeError, match=words):
+        train("cursed", folder, kind, workers=3)
+    curse.unlink()
+    upslope.resume(folder / kind, workers=3, quiet=True)
+    assert_same_run(whole, folder / kind)
+
+
+def test_a_process_that_hangs_is_named(folder: Path, curse: Path, monkeypatch: Any, capsys: Any):
+    monkeypatch.setattr(processes, "PATIENCE", 0.5)
+    curse.write_text("sleeps")
+    train("cursed", folder, "slept", workers=3)
+    assert "seeds 1) has not answered for" in capsys.readouterr().err
+
+
+def test_no_process_outlives_the_run(folder: Path, monkeypatch: Any):
+    started: list[Worker] = []
+    original = Worker.__init__
+
+    def begin(self: Worker, *arguments: Any) -> None:
+        original(self, *arguments)
+        started.append(self)
+
+    monkeypatch.setattr(Worker, "__init__", begin)
+    train("box", folder, "ended", workers=2)
+    assert [worker.process.returncode for worker in started] == [0, 0]
+
+
+def test_an_environment_that_only_this_process_knows(folder: Path, capsys: Any):
+    gymnasium.register("OnlyHere-v0", lambda: Walk())
+    upslope.train("OnlyHere-v0", seeds=2, steps=64, workers=2, quiet=True, folder=folder, name="only", **SEGMENTS)
+    assert "training in one process" in capsys.readouterr().err
+    assert (folder / "only" / "checkpoints" / "last.npz").exists()
+
+
+def test_an_environment_other_than_the_config_says_stays_in_this_process(folder: Path, monkeypatch: Any):
+    gymnasium.register("OtherName-v0", "gymnasium.envs.classic_control:CartPoleEnv", max_episode_steps=500)
+    run = train("segments", folder, "renamed", workers=1)
+    monkeypatch.setattr(WorkersEngine, "__init__", lambda *_: pytest.fail("a worker would make the config's own"))
+    assert upslope.resume(run, environment="OtherName-v0", workers=2, quiet=True).path == run
+
+
+def test_a_script_without_a_main_guard(tmp_path: Path):
+    script = tmp_path / "script.py"
+    script.write_text(
+        "import upslope\n"
+        "run = upslope.train('CartPole-v1', seeds=2, steps=256, workers=2, quiet=True, preset=False, num_envs=2,\n"
+        "                    rollout_steps=16, minibatches=2)\n"
+        "print('trained', run.returns.shape)\n"
+    )
+    environment = os.environ | {"JAX_PLATFORMS": "cpu"}
+    done = subprocess.run(
+        [sys.executable, script], cwd=tmp_path, env=environment, capture_output=True, text=True, timeout=120
+    )
+    assert done.stdout == "trained (2,)\n", done.stderr
+
+
+@pytest.mark.parametrize(("environment", "count"), [("jax:CartPole-v1", 2), ("CartPole-v1", 0)])
+def test_workers_that_cannot_be(environment: str, count: int, folder: Path):
+    with pytest.raises(upslope.UpslopeError, match="--workers"):
+        upslope.train(environment, steps=64, seeds=2, workers=count, quiet=True, folder=folder)
+
+
+def test_mujoco_measures_no_times_in_a_worker():
+    """Its own timers say whether it asks for the time; in another process, for the switch is global."""
+    script = (
+        "import gymnasium\n"
+        "from upslope.stopwatch import stop_stopwatch\n"
+        "env = gymnasium.make('InvertedPendulum-v5')\n"
+        "def spent():\n"
+        "    env.reset(seed=0)\n"
+        "    shown = env.step(env.action_space.high)[0].tolist()\n"
+        "    return max(t.duration for t in env.unwrapped.data.timer), shown\n"
+        "before, shown = spent()\n"
+        "stop_stopwatch()\n"
+        "after, again = spent()\n"
+        "print(before > 0, after, shown == again)\n"
+    )
+    done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, timeout=120)
+    assert done.stdout.splitlines()[-1:] == ["True 0.0 True"], done.stderr
+
+
+def test_a_split_snapshot_holds_each_share():
+    snapshot = {
+        "episode": np.arange(6),
+        "length": np.array([2, -1, 0, 1, -2, 3]),
+        "actions": np.array([10, 11, 40, 60, 61, 62]),
+        "observation": np.arange(6.0).reshape(3, 2, 1),
+    }
+    one, two = split_snapshot(snapshot, [1, 2])
+    assert one["actions"].tolist() == [10, 11] and one["length"].tolist() == [2, -1]
+    assert two["actions"].tolist() == [40, 60, 61, 62] and two["episode"].tolist() == [2, 3, 4, 5]
+    assert one["observation"].shape == (1, 2, 1) and two["observation"].ravel().tolist() == [2, 3, 4, 5]

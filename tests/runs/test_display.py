@@ -1,0 +1,296 @@
+"""What people see: the numbers on the panel are the run's numbers, and plain output is plain."""
+
+import io
+import math
+import os
+import struct
+import sys
+import time
+from pathlib import Path
+
+import pytest
+from rich.console import Console
+
+from upslope.errors import UpslopeError
+from upslope.runs import display, panel
+from upslope.runs.display import LiveDisplay, PlainDisplay, QuietDisplay, Snapshot, choose
+from upslope.runs.tensorboard import TensorboardWriter
+
+NAN = math.nan
+
+
+def make_snapshot(returns=(10.0, 12.0, 14.0, 16.0, 18.0), **changes) -> Snapshot:
+    returns = list(returns)
+    fields = {
+        "iteration": 7,
+        "steps": [25_000] * len(returns),
+        "total_steps": 100_000,
+        "episode_return": returns,
+        "episode_length": returns,
+        "metrics": {"policy/kl": [0.01, 0.03] + [0.02] * (len(returns) - 2), "policy/private": [1.0]},
+        "phases": {"environment": 6.0, "act": 3.0, "move": 1.0},
+        "elapsed": 10.0,
+        "steps_per_second": 12_500.0,
+    }
+    return Snapshot(**{**fields, **changes})
+
+
+def draw(snapshot: Snapshot, width: int = 80, curve=(1.0, 2.0, 4.0)) -> str:
+    console = Console(file=io.StringIO(), record=True, width=width, color_system=None)
+    console.print(panel.panel("ppo on CartPole-v1 [seed]", snapshot, list(curve), width))
+    return console.export_text()
+
+
+def test_interval_is_student_t():
+    # 10 12 14 16 18: mean 14, s² = (16 + 4 + 0 + 4 + 16) / 4 = 10, standard error √(10 / 5) = √2.
+    # The table's t for four degrees of freedom at 97.5 % is 2.776445.
+    assert panel.half_width([10.0, 12.0, 14.0, 16.0, 18.0]) == pytest.approx(2.776445 * math.sqrt(2), rel=1e-6)
+    assert "14.0 ± 3.9 (95 %) · 5 seeds" in draw(make_snapshot())
+
+
+def test_interval_agrees_with_scipy():
+    stats = pytest.importorskip("scipy.stats")
+    values = [3.0, -1.5, 8.25, 0.5]
+    low, high = stats.t.interval(0.95, 3, loc=sum(values) / 4, scale=stats.sem(values))
+    assert panel.half_width(values) == pytest.approx((high - low) / 2)
+
+
+def test_panel_shows_the_runs_numbers():
+    text = draw(make_snapshot())
+    assert "ppo on CartPole-v1 [seed]" in text
+    assert "25 %" in text
+    assert "25,000 of 100,000" in text
+    # 5 seeds × 75,000 steps to do at 12,500 steps a second: 30 s.
+    assert "0:10 · 0:30 left · 12,500 steps/s" in text
+    assert "10.0 – 18.0" in text
+    assert "10.0  12.0  14.0  16.0  18.0" in text
+    assert "0.0200  below 0.02" in text
+    assert "private" not in text
+    assert "environment 60 %" in text and "act 30 %" in text and "move 10 %" in text
+    assert "thin evidence" not in text
+
+
+def test_one_seed_has_no_interval():
+    text = draw(make_snapshot([200.0], metrics={}))
+    assert "200.0 one seed: no interval · thin evidence" in text
+    assert "±" not in text and "lowest" not in text
+
+
+def test_few_seeds_are_thin_evidence():
+    assert "4 seeds · thin evidence" in draw(make_snapshot([1.0, 2.0, 3.0, 4.0]), width=100)
+
+
+def test_seeds_that_agree_have_no_interval():
+    assert "7.00 5 seeds agree: no interval" in draw(make_snapshot([7.0] * 5))
+    assert "7.00 1 of 2 seeds: no interval" in draw(make_snapshot([7.0, NAN]))
+
+
+def test_recorded_data_has_no_episodes_to_wait_for():
+    nothing = make_snapshot([NAN, NAN], is_recorded=True)
+    assert "no episode finished yet" not in display.summary(nothing) + draw(nothing)
+    assert "recorded data: upslope evaluate tells" in display.summary(nothing) and "recorded data" in draw(nothing)
+
+
+def test_no_time_is_promised_before_the_speed_is_known():
+    words = panel.time_words(make_snapshot(steps=[10], elapsed=9.0, steps_per_second=NAN))
+    assert words == "0:09, compiling included · time left not known yet"
+    assert panel.time_words(make_snapshot(steps=[100_000] * 5, elapsed=9.0, steps_per_second=NAN)) == "0:09"
+
+
+def test_seeds_without_an_episode():
+    assert "no episode finished yet" in draw(make_snapshot([NAN, NAN]), curve=[NAN])
+    text = draw(make_snapshot([NAN, 10.0, 14.0]), width=100)
+    # t for one degree of freedom is 12.706, the standard error 2.
+    assert "12.0 ± 25.4 (95 %) · 2 of 3 seeds" in text
+    assert "–  10.0  14.0" in text
+    assert "1 of 2 seeds: no interval" in draw(make_snapshot([NAN, 3.0]))
+
+
+def test_a_metric_lost_in_one_seed_is_told():
+    assert "not finite in 1 of 2" in draw(make_snapshot([1.0, 2.0], metrics={"critic/loss": [NAN, 1.0]}))
+
+
+@pytest.mark.parametrize("width", [40, 60, 80, 200])
+@pytest.mark.parametrize("seeds", [1, 3, 10, 11, 64])
+def test_every_width_and_number_of_seeds(width, seeds):
+    returns = [1234.5 * seed - 300 for seed in range(seeds)]
+    metrics = dict.fromkeys(panel.DIAGNOSTICS, returns)
+    lines = draw(make_snapshot(returns, metrics=metrics), width, curve=returns[:60]).splitlines()
+    assert {len(line) for line in lines} == {width}
+    assert any("each seed" in line for line in lines) == (1 < seeds <= 10)
+
+
+def test_an_empty_run_can_be_drawn():
+    empty = Snapshot(0, [], 0, [], [], {"policy/kl": []}, {}, 0.0, 0.0)
+    assert "0 %" in draw(empty, curve=[])
+    assert "unknown left" in draw(empty, curve=[])
+
+
+def test_curve_lies_on_the_budgets_axis():
+    curve: list[float] = []
+    for iteration in range(1, 1001):
+        snapshot = make_snapshot([float(iteration)], steps=[iteration * 50])
+        display.extend_curve(curve, snapshot)
+    # Half of the budget is done, so half of the axis is drawn, and the last point is the latest.
+    assert len(curve) == panel.CURVE_POINTS // 2 + 1
+    assert curve[-1] == 1000.0
+    assert panel.sparkline([0.0, 7.0, NAN, 3.0], panel.CURVE_POINTS) == "▁█ ▄"
+    assert panel.sparkline([5.0] * 60, 20) == "▁" * 20
+
+
+def test_resumed_curve_starts_where_the_run_does():
+    curve: list[float] = []
+    display.extend_curve(curve, make_snapshot([5.0], steps=[50_000]))
+    assert curve[-1] == 5.0 and all(math.isnan(value) for value in curve[:-1])
+
+
+@pytest.mark.parametrize(
+    ("value", "text"),
+    [
+        (0.01234, "0.0123"),
+        (1.5, "1.50"),
+        (12345.6, "12,346"),
+        (-31.26, "-31.3"),
+        (2e-5, "2.0e-05"),
+        (NAN, "nan"),
+    ],
+)
+def test_numbers_are_short(value, text):
+    assert panel.number(value) == text
+
+
+def test_clock():
+    assert [panel.clock(seconds) for seconds in (7.9, 754.0, 3723.0)] == ["0:07", "12:34", "1:02:03"]
+
+
+def test_update_is_cheap():
+    shown = LiveDisplay(Console(file=io.StringIO(), force_terminal=True, width=80))
+    snapshot = make_snapshot([float(seed) for seed in range(64)])
+    costs = []
+    for _ in range(200):
+        start = time.perf_counter()
+        shown.update(snapshot)
+        costs.append(time.perf_counter() - start)
+    assert sorted(costs)[100] < 200e-6
+
+
+def test_live_display_keeps_the_last_panel_and_frees_the_terminal():
+    stream = io.StringIO()
+    hide, show = "\x1b[?25l", "\x1b[?25h"
+    with LiveDisplay(Console(file=stream, force_terminal=True, width=80, height=40)) as shown:
+        shown.start("ppo", ["runs/one"])
+        shown.message("careful [now]")
+        shown.finish(make_snapshot(), ["the end"])
+    text = stream.getvalue()
+    assert text.count(hide) == text.count(show) == 1
+    assert text.index("runs/one") < text.index("careful [now]") < text.rindex("14.0 ± 3.9") < text.index("the end")
+
+
+def test_live_display_frees_the_terminal_when_interrupted():
+    stream = io.StringIO()
+    shown = LiveDisplay(Console(file=stream, force_terminal=True, width=80, height=40))
+    with pytest.raises(KeyboardInterrupt), shown:
+        shown.start("ppo", [])
+        raise KeyboardInterrupt
+    assert "waiting for the first iteration" in stream.getvalue()
+    assert "\x1b[?25h" in stream.getvalue() and not shown.live.is_started
+
+
+def test_low_terminal_gets_a_panel_that_fits():
+    console = Console(file=io.StringIO(), force_terminal=True, width=80, height=14)
+    with LiveDisplay(console) as shown:
+        shown.start("ppo", [])
+        shown.update(make_snapshot())
+        assert len(console.render_lines(shown.render())) <= 14
+        shown.finish(None, [])
+    assert "below 0.02" in console.file.getvalue()  # type: ignore[attr-defined]
+
+
+def test_plain_lines_are_few_and_plain():
+    stream = io.StringIO()
+    shown = PlainDisplay(stream)
+    shown.start("ppo on CartPole-v1", ["runs/one"])
+    for percent in range(1, 101):
+        shown.update(make_snapshot(steps=[percent * 1000] * 5, elapsed=percent / 10))
+    shown.finish(make_snapshot(steps=[100_000] * 5, elapsed=10.0), ["the end"])
+    text = stream.getvalue()
+    assert "\x1b" not in text and "\r" not in text
+    lines = text.splitlines()
+    assert lines[:2] == ["ppo on CartPole-v1", "runs/one"] and lines[-1] == "the end"
+    # The first sign of life, then one line for each tenth.
+    assert len(lines) == 2 + 11 + 1
+    assert "14.0 ± 3.9 (95 %) · 5 seeds" in lines[5]
+    assert lines[-2].startswith("100 %")
+
+
+def test_plain_lines_come_every_thirty_seconds_of_a_slow_run():
+    stream = io.StringIO()
+    shown = PlainDisplay(stream)
+    for second in range(1, 92):
+        shown.update(make_snapshot(steps=[second] * 5, elapsed=float(second)))
+    assert len(stream.getvalue().splitlines()) == 4
+
+
+def test_plain_lines_are_ascii_where_the_stream_is_not_utf8():
+    raw = io.BytesIO()
+    shown = PlainDisplay(io.TextIOWrapper(raw, encoding="latin-1"))
+    shown.start("ppo · λ", ["5 – 6"])
+    shown.update(make_snapshot())
+    text = raw.getvalue().decode("ascii")
+    assert "ppo - ?" in text and "5 - 6" in text and "14.0 +/- 3.9" in text
+
+
+def test_quiet_display_speaks_on_stderr_only(capsys):
+    with choose(quiet=True) as shown:
+        shown.start("ppo", ["runs/one"])
+        shown.update(make_snapshot())
+        shown.message("careful")
+        shown.finish(make_snapshot(), ["the end"])
+    captured = capsys.readouterr()
+    assert captured.out == "" and captured.err == "careful\n"
+
+
+def test_choose_looks_at_the_stream(monkeypatch):
+    assert isinstance(choose(quiet=True), QuietDisplay)
+    # Asking for colour does not turn a pipe into a terminal.
+    monkeypatch.setenv("FORCE_COLOR", "1")
+    assert isinstance(choose(quiet=False, stream=io.StringIO()), PlainDisplay)
+    monkeypatch.setenv("TERM", "xterm-256color")
+    _, terminal = os.openpty()
+    with os.fdopen(terminal, "w", encoding="utf-8") as stream:
+        assert isinstance(choose(quiet=False, stream=stream), LiveDisplay)
+        monkeypatch.setenv("TERM", "dumb")
+        assert isinstance(choose(quiet=False, stream=stream), PlainDisplay)
+
+
+def read_scalars(folder: Path) -> list[tuple[str, int, float]]:
+    """The points in a folder's event file: records of length (8 bytes), check (4), event, check (4)."""
+    from tensorboardX.proto.event_pb2 import Event
+
+    (file,) = folder.iterdir()
+    content, points = file.read_bytes(), []
+    while content:
+        (size,) = struct.unpack("<Q", content[:8])
+        event = Event.FromString(content[12 : 12 + size])
+        points += [(value.tag, event.step, value.simple_value) for value in event.summary.value]
+        content = content[16 + size :]
+    return points
+
+
+def test_tensorboard_has_one_folder_per_seed(tmp_path: Path):
+    pytest.importorskip("tensorboardX")
+    writer = TensorboardWriter(tmp_path / "tensorboard", seeds=[0, 3])
+    writer.write([100, 120], {"policy/kl": [0.25, 0.5], "episode/return": [1.0, NAN]})
+    writer.close()
+    assert read_scalars(tmp_path / "tensorboard" / "seed_0") == [
+        ("policy/kl", 100, 0.25),
+        ("episode/return", 100, 1.0),
+    ]
+    # nan is a hole in the curve, not a point.
+    assert read_scalars(tmp_path / "tensorboard" / "seed_3") == [("policy/kl", 120, 0.5)]
+
+
+def test_tensorboard_missing_is_told_in_one_message(tmp_path, monkeypatch):
+    monkeypatch.setitem(sys.modules, "tensorboardX", None)
+    with pytest.raises(UpslopeError, match=r'pip install "upslope\[tensorboard\]", or leave out --tensorboard'):
+        TensorboardWriter(tmp_path, seeds=[0])

@@ -1,0 +1,236 @@
+"""A run that was stopped and resumed is the run that was never stopped, file by file and bit for bit."""
+
+import contextlib
+import itertools
+import json
+import os
+import shlex
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import replace
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from helpers import train_case
+from user_environments import OwnRandomness
+
+import upslope
+from upslope.cli.flags import parse_train
+from upslope.cli.main import main
+from upslope.engines.compiled import ProgramEngine
+from upslope.engines.host import HostEngine
+from upslope.runs import loop
+from upslope.runs.signals import stop_on_signal
+
+SEGMENTS: dict[str, Any] = {"num_envs": 2, "rollout_steps": 8, "minibatches": 2, "epochs": 2, "preset": False}
+EPISODES: dict[str, Any] = {"num_envs": 2, "critic_epochs": 2, "preset": False}
+NORMALISED = {"normalize_observations": True, "normalize_rewards": True}
+CASES: dict[str, tuple[str, str, dict[str, Any]]] = {
+    # 48 steps a chunk are three iterations a program, so a stop falls between chunks of several iterations.
+    "compiled segments": ("jax:CartPole-v1", "ppo", {"steps": 4800, **SEGMENTS, **NORMALISED}),
+    "compiled episodes": (
+        "jax:CartPole-v1",
+        "reinforce_baseline",
+        {"steps": 2000, "max_episode_steps": 60, **EPISODES},
+    ),
+    "host segments": ("CartPole-v1", "ppo", {"steps": 1600, **SEGMENTS, **NORMALISED}),
+    "host episodes": ("CartPole-v1", "reinforce", {"steps": 1000, "max_episode_steps": 60, **EPISODES}),
+    "host box": ("Pendulum-v1", "ppo", {"steps": 960, "max_episode_steps": 21, **SEGMENTS}),
+}
+train = partial(train_case, CASES, seeds=2, hidden_sizes=(8,), quiet=True)
+STOP_AT = {"compiled segments": 40, "host segments": 45, "host box": 31}
+"""The chunk before which a case is stopped."""
+
+
+class Killed(BaseException):
+    """As abrupt as kill -9: nothing catches it, so nothing is saved."""
+
+
+@contextlib.contextmanager
+def before_chunk(number: int, do: Callable[[], None]) -> Iterator[None]:
+    """Do something when an engine is asked for its chunk of this number, counted from 0."""
+    count = itertools.count()
+    with pytest.MonkeyPatch.context() as patch:
+        for kind in (ProgramEngine, HostEngine):
+
+            def advance(self: Any, *arguments: Any, original: Callable = kind.advance) -> Any:
+                if next(count) == number:
+                    do()
+                return original(self, *arguments)
+
+            patch.setattr(kind, "advance", advance)
+        yield
+
+
+def arrays_of(path: Path) -> dict[str, bytes]:
+    """Every array of a checkpoint, by its bytes."""
+    with np.load(path) as archive:
+        return {name: archive[name].tobytes() for name in archive.files if name != "meta"}
+
+
+def metrics_of(run: Path) -> list[dict[str, Any]]:
+    """The rows of metrics.jsonl without the clock's columns."""
+    rows = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
+    return [{k: v for k, v in row.items() if not k.startswith("time/")} for row in rows]
+
+
+def assert_same_run(one: Path, other: Path) -> None:
+    for name in ("last.npz", "best.npz"):
+        assert arrays_of(one / "checkpoints" / name) == arrays_of(other / "checkpoints" / name), name
+    assert metrics_of(one) == metrics_of(other)
+    assert (one / "episodes.csv").read_text() == (other / "episodes.csv").read_text()
+    assert len(metrics_of(one)) > 10
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return tmp_path_factory.mktemp("runs")
+
+
+@pytest.fixture(scope="module")
+def straight(folder: Path) -> Callable[[str], Path]:
+    """The uninterrupted run of a case, trained once."""
+    done: dict[str, Path] = {}
+
+    def run(case: str) -> Path:
+        if case not in done:
+            done[case] = train(case, folder, f"{case} straight")
+        return done[case]
+
+    return run
+
+
+@pytest.mark.parametrize("case", CASES)
+def test_stopped_and_resumed_is_uninterrupted(case: str, straight: Callable[[str], Path], folder: Path, capsys):
+    name = f"{case} stopped"
+    stop_here = before_chunk(STOP_AT.get(case, 9), lambda: signal.raise_signal(signal.SIGINT))
+    with stop_here, pytest.raises(KeyboardInterrupt, match="upslope resume") as stop:
+        train(case, folder, name)
+    assert str(folder / name) in str(stop.value)
+    half = len(metrics_of(folder / name))
+    upslope.resume(folder / name, quiet=True)
+    assert 0 < half < len(metrics_of(folder / name))
+    # Pendulum and CartPole repeat themselves, so nothing may be said against them.
+    assert "could not be replayed" not in capsys.readouterr().err
+    assert_same_run(straight(case), folder / name)
+
+
+def test_rows_after_the_checkpoint_are_cut(straight: Callable[[str], Path], folder: Path, monkeypatch):
+    case = "compiled segments"
+
+    def kill() -> None:
+        raise Killed
+
+    # A checkpoint after each of the first 30 chunks, then none until the end.
+    monkeypatch.setattr(loop, "CHECKPOINT_SECONDS", 0.0)
+    stop_saving = before_chunk(30, lambda: monkeypatch.setattr(loop, "CHECKPOINT_SECONDS", 1e9))
+    with before_chunk(60, kill), stop_saving, pytest.raises(Killed):
+        train(case, folder, "killed")
+    run = folder / "killed"
+    assert len(metrics_of(run)) == 60 * 3 * 2
+    with (run / "metrics.jsonl").open("a") as file:
+        file.write('{"iteration": 180, "se')  # a row that was being written
+    upslope.resume(run, quiet=True)
+    assert_same_run(straight(case), run)
+
+
+def test_a_run_killed_before_its_first_checkpoint_is_not_lost(straight: Callable[[str], Path], folder: Path):
+    def kill() -> None:
+        raise Killed
+
+    with before_chunk(3, kill), pytest.raises(Killed):
+        train("compiled segments", folder, "early")
+    upslope.resume(folder / "early", quiet=True)
+    assert_same_run(straight("compiled segments"), folder / "early")
+
+
+@pytest.mark.parametrize("case", ["compiled episodes", "host segments"])
+def test_stopped_before_the_first_iteration(case: str, straight: Callable[[str], Path], folder: Path):
+    def stop() -> None:
+        raise RuntimeError("nothing has been done yet")
+
+    with before_chunk(0, stop), pytest.raises(RuntimeError):
+        train(case, folder, f"{case} at once")
+    upslope.resume(folder / f"{case} at once", quiet=True)
+    assert_same_run(straight(case), folder / f"{case} at once")
+
+
+def test_resuming_a_finished_run_changes_nothing_and_says_so(straight: Callable[[str], Path], capsys: Any):
+    run = straight("compiled episodes")
+    before = arrays_of(run / "checkpoints" / "last.npz"), (run / "episodes.csv").read_text(), metrics_of(run)
+    capsys.readouterr()
+    upslope.resume(run)
+    said = capsys.readouterr().out
+    assert "is finished: each seed has spent its 2,000 steps" in said and f"upslope evaluate {run}" in said
+    command = next(line for line in said.splitlines() if line.startswith("    upslope train "))
+    assert parse_train(shlex.split(command)[2:]).settings() == replace(upslope.resume(run).config, steps=4000)
+    assert before == (arrays_of(run / "checkpoints" / "last.npz"), (run / "episodes.csv").read_text(), metrics_of(run))
+
+
+def test_an_environment_that_does_not_repeat_itself_is_named(folder: Path, capsys):
+    with before_chunk(5, lambda: signal.raise_signal(signal.SIGTERM)), pytest.raises(KeyboardInterrupt):
+        upslope.train(OwnRandomness, folder=folder, name="own", quiet=True, steps=320, hidden_sizes=(8,), **SEGMENTS)
+    run = upslope.resume(folder / "own", quiet=True)
+    said = capsys.readouterr().err
+    assert "could not be replayed" in said
+    assert "not a function of its reset seed and actions" in said
+    assert "environment 0 of seed 0" in said
+    assert run.metrics()[-1]["step"] == 320
+    assert len(run.metrics()) == 20
+
+
+def test_a_signal_stops_the_command_cleanly(tmp_path: Path):
+    script = "from upslope.cli import main; main()"
+    words = ["train", "jax:CartPole-v1", "--no-preset", "--steps", "8000000", "--hidden-sizes", "8", "--name"]
+    environment = os.environ | {"PYTHONPATH": os.pathsep.join(sys.path)}
+    signals = (signal.SIGINT, signal.SIGTERM)
+    processes = [
+        subprocess.Popen(
+            [sys.executable, "-c", script, *words, number.name], cwd=tmp_path, env=environment, text=True,
+            stderr=subprocess.PIPE, stdout=subprocess.DEVNULL,
+        )
+        for number in signals
+    ]  # fmt: skip
+    deadline = time.monotonic() + 120
+    for number, process in zip(signals, processes, strict=True):
+        rows = tmp_path / "runs" / number.name / "metrics.jsonl"
+        while not (rows.exists() and rows.stat().st_size) and process.poll() is None and time.monotonic() < deadline:
+            time.sleep(0.1)
+        process.send_signal(number)
+        process.send_signal(number)  # as `timeout` does: once to the process, once to its group
+    for number, process in zip(signals, processes, strict=True):
+        said = process.communicate(timeout=120)[1]
+        assert process.returncode == 130, said
+        assert f"Stopped and saved. Go on with: upslope resume {Path('runs') / number.name}" in said
+        assert "Traceback" not in said
+        assert (tmp_path / "runs" / number.name / "checkpoints" / "last.npz").exists()
+
+
+def test_a_second_wish_to_stop_does_not_wait(monkeypatch):
+    clock = iter([0.0, 0.1, 0.6])
+    monkeypatch.setattr("upslope.signals.monotonic", lambda: next(clock))
+    with stop_on_signal(lambda: False) as stop:
+        for _ in range(2):
+            signal.raise_signal(signal.SIGINT)
+        assert stop.is_set()
+        with pytest.raises(KeyboardInterrupt):
+            signal.raise_signal(signal.SIGINT)
+
+
+def test_train_resume_goes_on_with_the_same_config_only(tmp_path: Path, capsys):
+    # With a preset, whose settings come from another file than the config's.
+    words = f"train jax:CartPole-v1 --folder {tmp_path} --name run --resume --steps 512 -q".split()
+    main(words)
+    main(words)
+    with pytest.raises(SystemExit) as end:
+        main([*words, "--gamma", "0.5"])
+    assert end.value.code == 2
+    said = capsys.readouterr().err
+    assert "gamma was 0.99, now 0.5" in said and "--name" in said
+    assert "hidden_sizes" not in said
