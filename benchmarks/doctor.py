@@ -23,7 +23,7 @@ import upslope
 
 RESULTS = Path(__file__).parent / "results" / "doctor.json"
 PAGE = Path(__file__).parents[1] / "docs" / "doctor.md"
-ANALYSIS = Path(__file__).parents[1] / "src" / "upslope" / "analysis"
+ANALYSIS = Path(__file__).parents[1] / "src" / "upslope" / "diagnosis"
 AT_ONCE, MORE = 12, 3
 """Runs that one process trains, and its exit status if there may be more."""
 

@@ -162,8 +162,9 @@ def key_of(task: Task, *more: Any) -> str:
 class Shared(CompiledEngine):
     """Keeps its program for the next run with the same structure."""
 
-    def __init__(self, task: Task, seeds: Any, iterations: int, world: Any):
-        super().__init__(task, seeds, iterations, world)
+    def __init__(self, task: Task, seeds: Any, iterations: int):
+        super().__init__(task, seeds, iterations)
+        world = task.environment
         # Where an engine on recorded data has its rollout, so that the program takes it as an argument.
         self.data = numbers_of(task)  # type: ignore[assignment]  # numbers in place of data: arguments of the program
         self.key = key_of(task, iterations, len(seeds), type(getattr(world, "inner", world)), type(world))
@@ -174,9 +175,8 @@ class Shared(CompiledEngine):
                 program.data = jax.device_put(self.data, program.everywhere)
 
     def one_seed(self, task: Task, data: Any, state: Any) -> Any:
-        assert self.world is not None
         with Planting(data):
-            return iterate_many(with_numbers(task, data), self.world, state, self.iterations)
+            return iterate_many(with_numbers(task, data), state, self.iterations)
 
     def advance(self, state: Any, *more: Any) -> Any:
         answer = super().advance(state, *more)

@@ -26,7 +26,7 @@ from upslope.config.config import configure
 from upslope.config.task import task_of
 from upslope.engines.host import HostEngine, columns_of
 from upslope.engines.processes import settle_down
-from upslope.environments.registry import HostWorld, make
+from upslope.environments.registry import HostEnvironment, make
 from upslope.learning.collect import collect
 from upslope.learning.iteration import QUICK, initialise, iterate, move, weigh
 from upslope.learning.shuffle import shuffle
@@ -54,7 +54,7 @@ def compiled() -> dict[str, float]:
     world: Any = make("jax:CartPole-v1")
     settings = {"num_envs": 64, "rollout_steps": 128, "normalize_rewards": False}
     task = task_of(configure("jax:CartPole-v1", is_continuous=False, use_preset=False, **settings), world)
-    state, key = initialise(task, 0, world), jax.random.key(1)
+    state, key = initialise(task, 0), jax.random.key(1)
     assert state.columns is not None
     act = partial(collect, world, num_steps=128, max_episode_steps=500)
     (_, rollout, _), act_time = milliseconds(
@@ -63,7 +63,7 @@ def compiled() -> dict[str, float]:
     (state, scaled, credit, _), weigh_time = milliseconds(partial(weigh, task), state, rollout)
     _, move_time = milliseconds(partial(move, task), state, scaled, credit, key)
     _, shuffle_time = milliseconds(lambda k: shuffle(k, 64 * 128), key)
-    _, whole = milliseconds(lambda s: iterate(task, world, s), state)
+    _, whole = milliseconds(lambda s: iterate(task, s), state)
     parts = {"act": act_time, "weigh": weigh_time, "move": move_time, "whole iteration": whole}
     return parts | {"one shuffle (8 in a move)": shuffle_time, "products, GFLOP/s": products()}
 
@@ -82,10 +82,10 @@ def products(rows: int = 2048, width: int = 64, times: int = 500) -> int:
 def host(environment: str, is_continuous: bool, seconds: float = 10.0, **settings: Any) -> dict[str, float]:
     """Shares of an iteration of 8 seeds in one process, as a worker does it."""
     world = make(environment)
-    assert isinstance(world, HostWorld)
+    assert isinstance(world, HostEnvironment)
     config = configure(environment, is_continuous=is_continuous, use_preset=False, seeds=8, steps=10**9, **settings)
     task = task_of(config, world)
-    engine = HostEngine(task, config.seed_list(), columns_of(task, config.seed_list(), world))
+    engine = HostEngine(task, config.seed_list(), columns_of(task, config.seed_list()))
     state = engine.start()
     settle_down()
     for _ in range(3):

@@ -45,7 +45,7 @@ def measure(point: dict[str, int]) -> dict[str, float]:
     task = task_of(configure("jax:CartPole-v1", is_continuous=False, use_preset=False, **settings), world)
     per_iteration = point["seeds"] * point["environments"] * ROLLOUT
     iterations = max(1, ENOUGH // per_iteration)
-    engine = CompiledEngine(task, list(range(point["seeds"])), iterations, world)
+    engine = CompiledEngine(task, list(range(point["seeds"])), iterations)
     state, _ = engine.advance(engine.start())
     rates = []
     for _ in range(CHUNKS):

@@ -121,6 +121,7 @@ def task_of(world, update=None, network=None, **changes):
     """A small task in a compiled world: 8 columns of 32 steps."""
     estimator = changes.pop("estimator", GAE())
     fields = {
+        "environment": world,
         "estimator": estimator,
         "update": update or small_update(needs_critic=estimator.needs_critic),
         "coding": coding_of(world.observation_space, "world"),

@@ -16,7 +16,7 @@ from upslope.analysis.explanation import Explanation
 from upslope.analysis.health_metrics import HEALTH
 from upslope.analysis.metrics import METRICS
 
-RULES = Path(__file__).resolve().parents[2] / "src" / "upslope" / "analysis"
+RULES = Path(__file__).resolve().parents[2] / "src" / "upslope" / "diagnosis"
 OTHERWISE: dict[str, str] = yaml.safe_load(Path(__file__).with_name("advice.yaml").read_text("utf-8"))
 KNOWN = METRICS | HEALTH
 DERIVED = {

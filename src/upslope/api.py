@@ -1,62 +1,25 @@
-"""train and resume: from a name to a run on disk."""
+"""What users call: train, resume, and the rest of the public interface gathered in one place."""
 
-from collections.abc import Callable
-from contextlib import closing, suppress
-from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-import gymnasium
-import numpy as np
 from gymnasium.spaces import Box
 
-from upslope.config.command import command_of
-from upslope.config.config import MAX_STEPS, Config, canonical, configure, preset_of
-from upslope.config.task import estimator_of, objective_of, settings_of, task_of
+from upslope.config.config import canonical, configure
+from upslope.config.task import settings_of, task_of
 from upslope.core.estimators import Estimator
 from upslope.core.objectives import Objective
-from upslope.engines.base import Engine
-from upslope.engines.selection import Axes, engine_of
-from upslope.environments.base import CompiledEnvironment
-from upslope.environments.registry import HostWorld, World, make, name_of
+from upslope.diagnosis.doctor import Watch
+from upslope.engines.base import Resources
+from upslope.environments.registry import EnvironmentLike, make, name_of
 from upslope.errors import UpslopeError
-from upslope.learning.devices import computing
-from upslope.models.spaces import BoxHead, describe
 from upslope.runs.directory import RunDirectory, free_name, versions
 from upslope.runs.display import Display, choose
-from upslope.runs.loop import Loop, Stopped, begin_progress, mean_of
-from upslope.runs.policy import Policy, Which, load, spaces_of
-from upslope.runs.resume_point import check_room, standstill_of
-from upslope.runs.tensorboard import TensorboardWriter, require_tensorboard
-
-Environment = str | Callable[..., gymnasium.Env] | CompiledEnvironment
-
-
-@dataclass(frozen=True)
-class Run:
-    """A finished or interrupted training run."""
-
-    path: Path
-    config: Config
-    seeds: tuple[int, ...]
-    returns: np.ndarray
-    """Each seed's mean return over its last 100 training episodes [S]."""
-
-    def load(self, *, seed: int | None = None, checkpoint: Which = "best") -> Policy:
-        """The trained policy; see `upslope.load`."""
-        return load(self.path, seed=seed, checkpoint=checkpoint)
-
-    def metrics(self) -> list[dict[str, Any]]:
-        """The rows of metrics.jsonl."""
-        return RunDirectory(self.path).metrics()
-
-    def episodes(self) -> np.ndarray:
-        """Every finished training episode, as a structured array."""
-        return RunDirectory(self.path).episodes()
+from upslope.runs.train import Run, Session, begin, go_on
 
 
 def train(
-    environment: Environment,
+    environment: EnvironmentLike,
     algorithm: str = "ppo",
     *,
     estimator: Estimator | str | None = None,
@@ -101,50 +64,30 @@ def train(
     config = configure(
         label, algorithm, is_continuous=isinstance(world.action_space, Box), use_preset=preset, **settings
     )
-    axes = Axes(
-        estimator if isinstance(estimator, Estimator) else estimator_of(config),
-        objective if isinstance(objective, Objective) else objective_of(config),
+    task = task_of(
+        config,
+        world,
+        estimator if isinstance(estimator, Estimator) else None,
+        objective if isinstance(objective, Objective) else None,
     )
-    return train_config(
-        config, world, axes, name=name, folder=folder, quiet=quiet, tensorboard=tensorboard, workers=workers
-    )
+    directory = run_directory(folder, name, f"{config.environment}-{config.algorithm}")
+    return begin(config, task, directory, session_of(quiet, tensorboard, workers))
 
 
-def train_config(
-    config: Config,
-    world: World,
-    axes: Axes | None = None,
-    *,
-    name: str | None,
-    folder: str | Path,
-    quiet: bool,
-    tensorboard: bool,
-    workers: int | None = None,
-    display: Display | None = None,
-) -> Run:
-    """Train from the beginning, all settings decided."""
-    axes = axes or Axes(estimator_of(config), objective_of(config))
-    label = f"{config.environment}-{config.algorithm}"
-    directory = RunDirectory(Path(folder) / name if name else free_name(Path(folder), label))
-    task = task_of(config, world, axes.estimator, axes.objective)
-    display = display or choose(quiet)
-    if tensorboard:
-        require_tensorboard()
-    is_on_host = isinstance(world, HostWorld) and config.data is None
-    with computing(on_host=is_on_host), closing(engine_of(config, task, world, axes, workers, display)) as engine:
-        state = engine.start()
-        progress = begin_progress(state, config.seed_list())
-        directory.create(config, describe(task.coding, task.head), axes.described())
-        writer = TensorboardWriter(directory.path / "tensorboard", config.seed_list()) if tensorboard else None
-        with directory.held():
-            lines = opening_lines(config, directory)
-            return run_loop(config, engine, directory, display, writer, state, progress, lines)
+def session_of(quiet: bool, tensorboard: bool, workers: int | None, display: Display | None = None) -> Session:
+    """A training session watched by the doctor."""
+    return Session(display or choose(quiet), Resources(workers), tensorboard, Watch)
+
+
+def run_directory(folder: str | Path, name: str | None, label: str) -> RunDirectory:
+    """`folder/name`, or a free name made of the label."""
+    return RunDirectory(Path(folder) / name if name else free_name(Path(folder), label))
 
 
 def resume(
     run: str | Path,
     *,
-    environment: Environment | None = None,
+    environment: EnvironmentLike | None = None,
     estimator: Estimator | None = None,
     objective: Objective | None = None,
     quiet: bool = False,
@@ -164,120 +107,13 @@ def resume(
     directory = RunDirectory(run)
     description, config = directory.read(), directory.config()
     world = make(environment or config.environment, config.env_kwargs, config.max_episode_steps)
-    axes = Axes(estimator or estimator_of(config), objective or objective_of(config))
-    if axes.described() != description["axes"]:
+    task = task_of(config, world, estimator, objective)
+    if task.described() != description["axes"]:
         raise UpslopeError(
-            f"{run} was trained with {description['axes']}, and this would go on with {axes.described()}. Pass the "
+            f"{run} was trained with {description['axes']}, and this would go on with {task.described()}. Pass the "
             "same estimator and objective to upslope.resume."
         )
-    display = display or choose(quiet)
     changed = {k: (v, versions()[k]) for k, v in description["versions"].items() if versions().get(k) != v}
-    return go_on(config, world, axes, directory, display, tensorboard, changed, workers)
-
-
-def go_on(
-    config: Config,
-    world: World,
-    axes: Axes,
-    directory: RunDirectory,
-    display: Display,
-    tensorboard: bool,
-    changed: dict[str, tuple[str, str]],
-    workers: int | None,
-) -> Run:
-    """Train from the last checkpoint."""
-    task = task_of(config, world, axes.estimator, axes.objective)
-    check_room(directory, config, task)
-    is_on_host = isinstance(world, HostWorld) and config.data is None
-    with (
-        directory.held(),
-        computing(on_host=is_on_host),
-        closing(engine_of(config, task, world, axes, workers, display)) as engine,
-    ):
-        stand = standstill_of(directory, config, task, engine.start(), is_on_host)
-        directory.cut(stand.sizes)
-        if stand.is_finished(config):
-            with display:
-                display.finish(None, finished_lines(config, directory))
-            returns = np.asarray(mean_of(stand.progress, 0))
-            return Run(directory.path, config, tuple(config.seed_list()), returns)
-        lines = [f"going on with {directory.path} at step {stand.step:,} of {config.steps:,}"]
-        if changed:
-            words = ", ".join(f"{name} {old} → {new}" for name, (old, new) in changed.items())
-            lines.append(f"versions changed since it was started, so the bits may differ: {words}")
-        if stand.snapshot:
-            engine.restore(stand.snapshot, display.message)
-        writer = TensorboardWriter(directory.path / "tensorboard", config.seed_list()) if tensorboard else None
-        return run_loop(config, engine, directory, display, writer, stand.state, stand.progress, lines)
-
-
-def run_loop(
-    config: Config,
-    engine: Engine,
-    directory: RunDirectory,
-    display: Display,
-    writer: TensorboardWriter | None,
-    state: Any,
-    progress: Any,
-    lines: list[str],
-) -> Run:
-    """Run the loop inside the display, and say how to go on when it is stopped."""
-    seeds = config.seed_list()
-    loop = Loop(engine, directory, seeds, config.steps, display, writer, config.data is not None)
-    try:
-        with display:
-            with suppress(BrokenPipeError):  # the first update notices it, when there is something to save
-                display.start(title_of(config), lines)
-            state, progress = loop.run(state, progress)
-            display.finish(None, closing_lines(config, directory, progress))
-    except Stopped:
-        raise KeyboardInterrupt(f"Stopped and saved. Go on with: upslope resume {directory.path}") from None
-    except KeyboardInterrupt:
-        words = f"Stopped at once; go on from the last checkpoint with: upslope resume {directory.path}"
-        raise KeyboardInterrupt(words) from None
-    finally:
-        if writer is not None:
-            writer.close()
-    return Run(directory.path, config, tuple(seeds), np.asarray(mean_of(progress, 0)))
-
-
-def title_of(config: Config) -> str:
-    """One line that says what is trained."""
-    seeds = "1 seed" if config.seeds == 1 else f"{config.seeds} seeds"
-    return f"{config.algorithm} on {config.environment} · {seeds}"
-
-
-def opening_lines(config: Config, directory: RunDirectory) -> list[str]:
-    """What is worth knowing before it begins."""
-    lines = [f"writing to {directory.path}"]
-    if config.preset is not None:
-        note = (preset_of(config.environment, config.algorithm) or {}).get("note")
-        lines.append(f"preset: {config.preset}" + (f" ({note})" if note else "") + "; --no-preset turns it off")
-    if config.seeds == 1:
-        lines.append("one seed gives no interval: --seeds 5 shows how far the result can be trusted")
-    return lines
-
-
-def finished_lines(config: Config, directory: RunDirectory) -> list[str]:
-    """That there is nothing to go on with, and how to train longer."""
-    longer = replace(config, steps=min(2 * config.steps, MAX_STEPS))
-    is_continuous = isinstance(spaces_of(directory)[1], BoxHead)
-    return [
-        f"{directory.path} is finished: each seed has spent its {config.steps:,} steps, so there is nothing to go on "
-        "with, and nothing was changed. The budget belongs to a run, since the learning rate may fall over it. To "
-        "train longer, begin a new run with more --steps:",
-        f"    {command_of(longer, is_continuous=is_continuous)}",
-        f"judge this one:  upslope evaluate {directory.path}",
-    ]
-
-
-def closing_lines(config: Config, directory: RunDirectory, progress: Any) -> list[str]:
-    """What was reached, by seed, and what to do next."""
-    if config.data is not None:
-        return [f"trained in {progress.elapsed:.1f} s", f"judge it:  upslope evaluate {directory.path}"]
-    returns = mean_of(progress, 0)
-    shown = [f"seed {s}: {r:.1f}" for s, r in zip(config.seed_list(), returns, strict=True)]
-    return [
-        f"trained in {progress.elapsed:.1f} s; mean return of the last 100 training episodes: " + ", ".join(shown),
-        f"judge it:  upslope evaluate {directory.path}",
-    ]
+    words = ", ".join(f"{name} {old} → {new}" for name, (old, new) in changed.items())
+    notes = [f"versions changed since it was started, so the bits may differ: {words}"] if changed else []
+    return go_on(config, task, directory, session_of(quiet, tensorboard, workers, display), notes)

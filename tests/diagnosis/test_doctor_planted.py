@@ -6,7 +6,7 @@ from pathlib import Path
 
 import upslope
 
-BENCHMARKS = Path(__file__).parents[1] / "benchmarks"
+BENCHMARKS = Path(__file__).parents[2] / "benchmarks"
 RUNS = (
     "actions are ignored", "bootstraps past death", "weight five steps late", "loss of the wrong sign",
     "log-probabilities of others", "observations all zero", "fake rows after resets", "healthy 16 ppo",

@@ -14,7 +14,7 @@ import pytest
 from upslope.cli import main as cli
 from upslope.config.ladder import ALGORITHMS
 
-ROOT = Path(__file__).parent.parent
+ROOT = Path(__file__).parents[2]
 specification = importlib.util.spec_from_file_location("refresh_links", ROOT / "docs" / "refresh_links.py")
 refresh = importlib.util.module_from_spec(specification)
 specification.loader.exec_module(refresh)

@@ -27,7 +27,7 @@ from upslope.learning.update import begin_learning, evaluate, improve
 from upslope.models.agent import Perceptron, initialise_agent
 from upslope.models.spaces import BoxCoding, DiscreteHead
 
-EXAMPLES = Path(__file__).parent.parent / "examples"
+EXAMPLES = Path(__file__).parents[2] / "examples"
 RANDOM_RETURN = 22.0
 """The mean return of a uniformly random policy in CartPole-v1."""
 ADAM_FIRST_MOMENT = 0.1

@@ -7,7 +7,7 @@ from typing import Any
 
 import numpy as np
 import pytest
-from test_resume import assert_same_run
+from run_helpers import assert_same_run
 from user_environments import Faulty
 
 import upslope

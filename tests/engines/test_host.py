@@ -17,7 +17,7 @@ from upslope.core.types import Rollout
 from upslope.engines.collect import Act, collect_host, collect_host_episodes
 from upslope.engines.columns import HostColumns
 from upslope.environments.classic.cartpole import CartPole
-from upslope.environments.registry import HostWorld, make
+from upslope.environments.registry import HostEnvironment, make
 from upslope.learning.collect import begin, collect, collect_episodes
 from upslope.models.agent import Agent, initialise_agent
 from upslope.models.spaces import coding_of, head_of
@@ -65,12 +65,14 @@ BALANCES = [0.1, 0.3, 1.0, 1.0]
 FALLS = [0.0, 0.0, -1.0, 0.0]
 
 
-def columns_of(world: HostWorld, num_envs: int = 1, limit: int | None = None) -> HostColumns:
+def columns_of(world: HostEnvironment, num_envs: int = 1, limit: int | None = None) -> HostColumns:
     coding, head = coding_of(world.observation_space, world.name), head_of(world.action_space, world.name)
     return HostColumns(world, coding, head, [0], num_envs, limit)
 
 
-def host_facts(world: HostWorld, agent: Agent, num_steps: int, num_envs: int = 1, limit: int | None = None) -> Rollout:
+def host_facts(
+    world: HostEnvironment, agent: Agent, num_steps: int, num_envs: int = 1, limit: int | None = None
+) -> Rollout:
     """`num_steps` steps [T, N] of one seed."""
     columns, agents = columns_of(world, num_envs, limit), jax.tree.map(lambda x: x[None], agent)
     columns.begin(range(num_envs))
@@ -110,7 +112,7 @@ def test_each_step_and_column_of_a_compiled_rollout_has_chances_of_its_own():
 def test_the_compiled_cartpole_is_gymnasiums_step_by_step():
     # Gymnasium computes in float64, so each step is compared from the state that Gymnasium was in.
     world = make("CartPole-v1")
-    assert isinstance(world, HostWorld)
+    assert isinstance(world, HostEnvironment)
     rollout = host_facts(world, decided_agent([0.0, 0.1, 0.3, 1.0]), 200, num_envs=3, limit=world.max_episode_steps)
     step = jax.jit(jax.vmap(jax.vmap(lambda s, a: CartPole().step(jax.random.key(0), s, a)[1])))
     answered = step(rollout.observation, rollout.action)
@@ -121,7 +123,7 @@ def test_the_compiled_cartpole_is_gymnasiums_step_by_step():
 
 def test_the_limit_of_gymnasium_truncates():
     world = make("CartPole-v1")
-    assert isinstance(world, HostWorld)
+    assert isinstance(world, HostEnvironment)
     assert world.max_episode_steps == 500 == CartPole().max_episode_steps
     rollout = host_facts(world, decided_agent(BALANCES), 500, limit=world.max_episode_steps)
     assert np.flatnonzero(rollout.truncated[:, 0]).tolist() == [499]

@@ -8,11 +8,12 @@ from typing import Any
 import numpy as np
 import pytest
 from helpers import train_case
-from test_resume import assert_same_run, before_chunk
+from run_helpers import assert_same_run, before_chunk
 from user_environments import Walk
 
 import upslope
 from upslope.config.config import configure
+from upslope.config.task import task_of
 from upslope.engines import processes, slices
 from upslope.engines.slices import SlicedColumns, num_slices
 from upslope.environments.registry import make
@@ -79,7 +80,8 @@ def test_environments_are_split_where_it_pays(seconds, seeds, asked, expected, m
     monkeypatch.setattr(slices, "num_cores", lambda: 4)
     monkeypatch.setattr(slices, "step_seconds", lambda world: seconds)
     config = configure("CartPole-v1", is_continuous=False, steps=100_000, seeds=seeds, **{"num_envs": 4})
-    assert num_slices(config, make("CartPole-v1"), asked) == expected  # type: ignore[arg-type]
+    task = task_of(config, make("CartPole-v1"))
+    assert num_slices(task, seeds, asked) == expected
 
 
 def test_a_slow_environment_is_measured():
@@ -95,10 +97,8 @@ def test_a_slow_environment_is_measured():
 def test_rows_of_several_seeds_find_their_worker(tmp_path: Path):
     config = configure("CartPole-v1", is_continuous=False, seeds=2, **{"num_envs": 3})
     world: Any = make("CartPole-v1")
-    from upslope.config.task import task_of
-
     task = task_of(config, world)
-    columns = SlicedColumns(config, task.coding, task.head, 2, print)
+    columns = SlicedColumns(task, [0, 1], 2, print)
     try:
         columns.begin(range(6))
         assert [rows.tolist() for rows in columns.rows] == [[0, 1, 3, 4], [2, 5]]

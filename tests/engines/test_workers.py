@@ -12,7 +12,7 @@ import gymnasium
 import numpy as np
 import pytest
 from helpers import train_case
-from test_resume import assert_same_run, before_chunk
+from run_helpers import assert_same_run, before_chunk
 from user_environments import Walk
 
 import upslope

@@ -42,7 +42,7 @@ def test_one_of_several_objectives_trains_as_it_does_alone():
 
     def learned(objective):
         task = play.small_task(world, GAE(0.9), objective, epochs=4, num_envs=4, rollout_steps=8)
-        return play.train_and_watch(task, world, [3, 5], 3)[0]
+        return play.train_and_watch(task, [3, 5], 3)[0]
 
     together = learned(play.OneOf(objectives))
     np.testing.assert_allclose(together, np.concatenate([learned(objective) for objective in objectives]), atol=1e-5)

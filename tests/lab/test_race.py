@@ -11,6 +11,7 @@ from rich.console import Console
 import upslope
 from upslope.cli.main import main
 from upslope.config.ladder import ALGORITHMS
+from upslope.lab import race
 from upslope.lab import race_display as standing
 from upslope.lab.race import fitting
 from upslope.runs.directory import RunDirectory
@@ -104,14 +105,14 @@ def test_a_race_that_was_stopped_goes_on_and_ends_as_if_it_had_not_been(race, tm
         "name": "x",
         "quiet": True,
     } | SMALL
-    advance, count = upslope.programs.ProgramEngine.advance, iter(range(1000))
+    advance, count = "upslope.engines.compiled.ProgramEngine.advance, iter(range(1000))
 
     def interrupted(self, state, *more):
         if self.task.estimator == upslope.NStep(5) and next(count) == 3:
             raise KeyboardInterrupt
         return advance(self, state, *more)
 
-    monkeypatch.setattr(upslope.programs.ProgramEngine, "advance", interrupted)
+    monkeypatch.setattr("upslope.engines.compiled.ProgramEngine.advance", interrupted)
     with pytest.raises(KeyboardInterrupt, match="--name x --resume"):
         upslope.ladder("jax:CartPole-v1", **options)
     assert sorted(p.name for p in (tmp_path / "x").iterdir()) == ["a2c", "reinforce"]
@@ -132,14 +133,14 @@ def test_going_on_with_other_settings_is_refused_before_anything_is_trained(race
 
 
 def test_a_rung_that_breaks_does_not_stop_the_race(tmp_path, monkeypatch, capsys):
-    train_config = upslope.api.train_config
+    begin = race.begin
 
     def broken(config, *arguments, **options):
         if config.algorithm == "reinforce":
             raise upslope.UpslopeError("It broke.")
-        return train_config(config, *arguments, **options)
+        return begin(config, *arguments, **options)
 
-    monkeypatch.setattr(upslope.api, "train_config", broken)
+    monkeypatch.setattr(race, "begin", broken)
     found = upslope.ladder("jax:CartPole-v1", algorithms=["reinforce", "a2c"], folder=tmp_path, quiet=True, **SMALL)
     assert found.left_out == {"reinforce": "It broke."} and [g.label for g in found.comparison.groups] == ["a2c"]
     assert "reinforce: It broke." in capsys.readouterr().err

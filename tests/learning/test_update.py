@@ -79,8 +79,8 @@ def test_the_ratio_is_1_in_the_first_minibatch_of_every_iteration(world, estimat
         estimator=estimator,
         max_episode_steps=20,
     )
-    five = quick_jit(lambda state: iterate_many(task, world, state, 5))
-    state, (metrics, finished, before, after) = five(initialise(task, 3, world))
+    five = quick_jit(lambda state: iterate_many(task, state, 5))
+    state, (metrics, finished, before, after) = five(initialise(task, 3))
     agent = state.learner.agent
     assert float(agent.observation_statistics.num_samples) == float(after[-1]) and float(agent.reward_scale()) != 1.0
     assert np.all(after > before) and np.all(metrics["policy/kl"] > 1e-6), "the policy moved in between"

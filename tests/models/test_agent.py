@@ -233,11 +233,11 @@ def test_weights_begin_orthogonal_with_a_gain_of_their_own(hidden_sizes):
 def test_any_number_of_seeds_is_initialised_each_with_its_own_weights(num_seeds):
     world = CartPole()
     task = task_of(world, network={"hidden_sizes": (64, 64)})
-    states = stack([initialise(task, seed, world) for seed in range(num_seeds)])
+    states = stack([initialise(task, seed) for seed in range(num_seeds)])
     assert all(leaf.shape[0] == num_seeds for leaf in jax.tree.leaves(states))
     first = np.asarray(states.learner.agent.actor.network.weights[0])
     assert len(np.unique(first[:, 0, 0])) == num_seeds
-    assert same(jax.tree.map(lambda x: x[0], states.learner), initialise(task, 0, world).learner)
+    assert same(jax.tree.map(lambda x: x[0], states.learner), initialise(task, 0).learner)
 
 
 def test_rewards_are_scaled_by_the_deviation_of_the_discounted_return_and_nothing_else():
@@ -271,5 +271,5 @@ def test_an_agents_log_std_belongs_to_continuous_actions_alone():
 
 def test_a_fresh_state_has_the_types_of_a_trained_one():
     # A weak type would have every program compiled a second time after the first iteration.
-    state = initialise(task_of(CartPole()), 0, CartPole())
+    state = initialise(task_of(CartPole()), 0)
     assert [leaf for leaf in jax.tree.leaves(state) if leaf.aval.weak_type] == []

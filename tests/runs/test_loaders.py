@@ -85,7 +85,7 @@ class Run:
         description = json.loads((self.path / "config.json").read_text())
         description["spaces"]["observation"] = {"kind": "BoxCoding", "shape": [4]}
         (self.path / "config.json").write_text(json.dumps(description))
-        engine = HostEngine(self.task, [0, 1], columns_of(self.task, [0, 1], self.world))
+        engine = HostEngine(self.task, [0, 1], columns_of(self.task, [0, 1]))
         self.state = engine.start()
         state, _ = engine.advance(self.state)
         Loop(engine, self.directory, [0, 1], 320, QuietDisplay(), None).save(state, begin_progress(state, [0, 1]))

@@ -1,35 +1,28 @@
 """A run that was stopped and resumed is the run that was never stopped, file by file and bit for bit."""
 
-import contextlib
-import itertools
-import json
 import os
 import shlex
 import signal
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import pytest
 from helpers import train_case
+from run_helpers import EPISODES, SEGMENTS, Killed, arrays_of, assert_same_run, before_chunk, metrics_of
 from user_environments import OwnRandomness
 
 import upslope
 from upslope.cli.flags import parse_train
 from upslope.cli.main import main
-from upslope.engines.compiled import ProgramEngine
-from upslope.engines.host import HostEngine
 from upslope.runs import loop
 from upslope.runs.signals import stop_on_signal
 
-SEGMENTS: dict[str, Any] = {"num_envs": 2, "rollout_steps": 8, "minibatches": 2, "epochs": 2, "preset": False}
-EPISODES: dict[str, Any] = {"num_envs": 2, "critic_epochs": 2, "preset": False}
 NORMALISED = {"normalize_observations": True, "normalize_rewards": True}
 CASES: dict[str, tuple[str, str, dict[str, Any]]] = {
     # 48 steps a chunk are three iterations a program, so a stop falls between chunks of several iterations.
@@ -46,46 +39,6 @@ CASES: dict[str, tuple[str, str, dict[str, Any]]] = {
 train = partial(train_case, CASES, seeds=2, hidden_sizes=(8,), quiet=True)
 STOP_AT = {"compiled segments": 40, "host segments": 45, "host box": 31}
 """The chunk before which a case is stopped."""
-
-
-class Killed(BaseException):
-    """As abrupt as kill -9: nothing catches it, so nothing is saved."""
-
-
-@contextlib.contextmanager
-def before_chunk(number: int, do: Callable[[], None]) -> Iterator[None]:
-    """Do something when an engine is asked for its chunk of this number, counted from 0."""
-    count = itertools.count()
-    with pytest.MonkeyPatch.context() as patch:
-        for kind in (ProgramEngine, HostEngine):
-
-            def advance(self: Any, *arguments: Any, original: Callable = kind.advance) -> Any:
-                if next(count) == number:
-                    do()
-                return original(self, *arguments)
-
-            patch.setattr(kind, "advance", advance)
-        yield
-
-
-def arrays_of(path: Path) -> dict[str, bytes]:
-    """Every array of a checkpoint, by its bytes."""
-    with np.load(path) as archive:
-        return {name: archive[name].tobytes() for name in archive.files if name != "meta"}
-
-
-def metrics_of(run: Path) -> list[dict[str, Any]]:
-    """The rows of metrics.jsonl without the clock's columns."""
-    rows = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
-    return [{k: v for k, v in row.items() if not k.startswith("time/")} for row in rows]
-
-
-def assert_same_run(one: Path, other: Path) -> None:
-    for name in ("last.npz", "best.npz"):
-        assert arrays_of(one / "checkpoints" / name) == arrays_of(other / "checkpoints" / name), name
-    assert metrics_of(one) == metrics_of(other)
-    assert (one / "episodes.csv").read_text() == (other / "episodes.csv").read_text()
-    assert len(metrics_of(one)) > 10
 
 
 @pytest.fixture(scope="module")
@@ -214,7 +167,7 @@ def test_a_signal_stops_the_command_cleanly(tmp_path: Path):
 
 def test_a_second_wish_to_stop_does_not_wait(monkeypatch):
     clock = iter([0.0, 0.1, 0.6])
-    monkeypatch.setattr("upslope.signals.monotonic", lambda: next(clock))
+    monkeypatch.setattr("upslope.runs.signals.monotonic", lambda: next(clock))
     with stop_on_signal(lambda: False) as stop:
         for _ in range(2):
             signal.raise_signal(signal.SIGINT)

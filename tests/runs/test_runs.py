@@ -14,7 +14,7 @@ from typing import Any
 import numpy as np
 import pytest
 from malformed import packed
-from test_resume import arrays_of
+from run_helpers import arrays_of
 
 import upslope
 from upslope.models.spaces import BoxCoding, DiscreteHead

@@ -9,7 +9,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from test_resume import EPISODES, SEGMENTS, arrays_of, metrics_of
+from run_helpers import EPISODES, SEGMENTS, arrays_of, metrics_of
 
 import upslope
 

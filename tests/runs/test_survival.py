@@ -13,7 +13,7 @@ from typing import Any
 
 import numpy as np
 import pytest
-from test_resume import Killed, assert_same_run
+from run_helpers import Killed, assert_same_run
 
 import upslope
 from upslope import api
@@ -23,7 +23,7 @@ from upslope.models.spaces import BoxCoding, DiscreteHead, describe
 from upslope.runs import display, loop
 from upslope.runs.directory import RunDirectory
 
-sys.path.insert(0, str(Path(__file__).parents[1] / "benchmarks"))
+sys.path.insert(0, str(Path(__file__).parents[2] / "benchmarks"))
 import stress_kills
 
 SMALL: dict[str, Any] = {

@@ -13,7 +13,7 @@ from upslope.config.config import Config, fresh
 from upslope.core.distributions import Bernoulli, Categorical, DiagonalGaussian, Distribution, MultiCategorical
 from upslope.core.estimators import GAE, Baseline, Estimator, NStep, RewardToGo, TotalReturn, td_error
 from upslope.core.types import Rollout, Values, host_rollout
-from upslope.environments.registry import HostWorld, make
+from upslope.environments.registry import HostEnvironment, make
 from upslope.errors import UpslopeError
 from upslope.learning.devices import computing
 from upslope.learning.update import evaluate
@@ -78,13 +78,13 @@ def credit_of(
     if seed not in seeds:
         raise UpslopeError(f"{run} has no seed {seed}; it has {seeds[0]} to {seeds[-1]}.")
     world = make(config.environment, config.env_kwargs, config.max_episode_steps)
-    with computing(on_host=isinstance(world, HostWorld)):
+    with computing(on_host=isinstance(world, HostEnvironment)):
         agents, _ = load_agents(directory, config, checkpoint)
         agent: Agent = jax.tree.map(lambda x: x[seeds.index(seed)], agents)
         pictures = Pictures()
-        played = watched(config, world, pictures) if isinstance(world, HostWorld) else world
+        played = watched(config, world, pictures) if isinstance(world, HostEnvironment) else world
         rollout = play(config, played, agent, seed, episode_seed)
-        if not isinstance(world, HostWorld):
+        if not isinstance(world, HostEnvironment):
             draw_compiled(config, world, rollout, pictures)
         has_critic = bool(directory.read()["axes"].get("needs_critic", True))
         values = values_of(agent, rollout) if has_critic else None

@@ -11,7 +11,7 @@ import numpy as np
 from upslope.config.config import Config
 from upslope.core.messages import COMPILED_PREFIX
 from upslope.core.types import Rollout
-from upslope.environments.registry import HostWorld, World, draw_without_screen, make
+from upslope.environments.registry import AnyEnvironment, HostEnvironment, draw_without_screen, make
 from upslope.environments.tabular import Tabular
 from upslope.errors import UpslopeError
 
@@ -89,7 +89,7 @@ def follow(env: gymnasium.Env) -> None:
             world.mujoco_renderer.camera_id = cameras.index("track")
 
 
-def watched(config: Config, world: HostWorld, pictures: Pictures) -> HostWorld:
+def watched(config: Config, world: HostEnvironment, pictures: Pictures) -> HostEnvironment:
     """The same world, pictured while it is played; as it is where it cannot draw."""
     if not can_encode(pictures):
         return world
@@ -99,11 +99,11 @@ def watched(config: Config, world: HostWorld, pictures: Pictures) -> HostWorld:
     except UpslopeError as error:
         pictures.note = f"the environment could not be made with pictures: {error}"
         return world
-    assert isinstance(drawn, HostWorld)
+    assert isinstance(drawn, HostEnvironment)
     return replace(drawn, create=lambda: Watched(drawn.create(), pictures))
 
 
-def draw_compiled(config: Config, world: World, rollout: Rollout, pictures: Pictures) -> None:
+def draw_compiled(config: Config, world: AnyEnvironment, rollout: Rollout, pictures: Pictures) -> None:
     """Picture an episode [T, 1] of a compiled world from its observations.
 
     Gymnasium's worlds are drawn by their twin there, whose state is set; finite worlds as their cells.

@@ -84,8 +84,10 @@ def union_of(types: tuple[Any, ...]) -> Any:
 def train(flags: Train) -> None:
     """upslope train."""
     from upslope import api
+    from upslope.config.task import task_of
     from upslope.environments.registry import make
     from upslope.runs.directory import same_run
+    from upslope.runs.train import begin
 
     config = flags.settings()
     if flags.resume and flags.name is None:
@@ -99,15 +101,9 @@ def train(flags: Train) -> None:
         )
         return
     world = make(config.environment, config.env_kwargs, config.max_episode_steps)
-    api.train_config(
-        config,
-        world,
-        name=flags.name,
-        folder=flags.folder,
-        quiet=flags.quiet,
-        tensorboard=flags.tensorboard,
-        workers=flags.workers,
-    )
+    directory = api.run_directory(flags.folder, flags.name, f"{config.environment}-{config.algorithm}")
+    session = api.session_of(flags.quiet, flags.tensorboard, flags.workers)
+    begin(config, task_of(config, world), directory, session)
 
 
 def resume(flags: Resume) -> None:

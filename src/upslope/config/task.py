@@ -8,7 +8,7 @@ from upslope.config.config import Config
 from upslope.config.ladder import ALGORITHMS
 from upslope.core.estimators import GAE, Baseline, Estimator, NStep, RewardToGo, TotalReturn, UnitWeight
 from upslope.core.objectives import Clip, ImportanceSampled, KLPenalty, Objective, PolicyGradient
-from upslope.environments.registry import World
+from upslope.environments.registry import AnyEnvironment
 from upslope.errors import UpslopeError
 from upslope.learning.iteration import Task
 from upslope.learning.update import Update
@@ -79,7 +79,7 @@ def settings_of(part: Estimator | Objective) -> dict[str, Any]:
 
 
 def task_of(
-    config: Config, world: World, estimator: Estimator | None = None, objective: Objective | None = None
+    config: Config, world: AnyEnvironment, estimator: Estimator | None = None, objective: Objective | None = None
 ) -> Task:
     """The task of a config in a world; objects given in Python replace what the config names."""
     estimator = estimator or estimator_of(config)
@@ -100,6 +100,7 @@ def task_of(
         normalize_advantage=config.normalize_advantage,
     )
     return Task(
+        environment=world,
         estimator=estimator,
         update=update,
         coding=coding_of(world.observation_space, config.environment),

@@ -60,3 +60,13 @@ ACTIVATIONS: dict[str, Callable[[Any], Any]] = {
     "silu": lambda x: x * sigmoid(x),
 }
 """What a network may have between its layers."""
+
+
+def raw(leaf: Any) -> Any:
+    """An array, of JAX or NumPy, as it is; random keys as the integers that they are."""
+    return jax.random.key_data(leaf) if jnp.issubdtype(leaf.dtype, jax.dtypes.prng_key) else leaf
+
+
+def typed(x: Any, like: Any) -> Any:
+    """The inverse of `raw`, given the leaf that it came from or one of its type."""
+    return jax.random.wrap_key_data(x) if jnp.issubdtype(like.dtype, jax.dtypes.prng_key) else x

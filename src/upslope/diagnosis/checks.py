@@ -11,7 +11,7 @@ from gymnasium.utils.env_checker import check_env
 
 from upslope.diagnosis.trials import Trial, actions_of, play, player_of, same
 from upslope.environments.base import CompiledEnvironment
-from upslope.environments.registry import HostWorld, World
+from upslope.environments.registry import AnyEnvironment, HostEnvironment
 from upslope.errors import UpslopeError
 from upslope.models.spaces import coding_of, head_of
 
@@ -42,7 +42,7 @@ class Examined:
     """An environment and what was seen of it."""
 
     name: str
-    world: World
+    world: AnyEnvironment
     limit: int | None
     trial: Trial
 
@@ -55,7 +55,7 @@ class Examined:
             player.close()
 
 
-def of_spaces(name: str, world: World) -> Iterator[Check]:
+def of_spaces(name: str, world: AnyEnvironment) -> Iterator[Check]:
     """Whether the spaces can be used."""
     for role, make_one, space in (
         ("observation space", coding_of, world.observation_space),
@@ -70,7 +70,7 @@ def of_spaces(name: str, world: World) -> Iterator[Check]:
 
 def of_gymnasium(e: Examined) -> Iterator[Check]:
     """Gymnasium's own checker, with what it warns of."""
-    if not isinstance(e.world, HostWorld):
+    if not isinstance(e.world, HostEnvironment):
         yield Check("Gymnasium's checker", "skipped", "not a Gymnasium environment")
         return
     env = e.world.create()

@@ -156,7 +156,9 @@ def probe_group(
     if task.estimator.whole_episodes:
         iterations *= LIMIT  # most probes' episodes are one step long; a spent budget costs nothing
     indices = [group.index(name) for name in names]
-    states = [initialise_all(task, config.seed_list(), Several(probes, index)) for index in indices]
+    states = [
+        initialise_all(replace(task, environment=Several(probes, index)), config.seed_list()) for index in indices
+    ]
     stacked = jax.tree.map(lambda *x: jnp.concatenate(x), *states)
     index = jnp.repeat(jnp.asarray(indices, jnp.int32), config.seeds)
     judged = jax.jit(partial(train_and_judge, task, probes, iterations))(index, stacked)
@@ -169,7 +171,7 @@ def train_and_judge(task: Task, probes: tuple[Probe, ...], iterations: int, inde
 
     def one(run: tuple[Any, Any]) -> tuple[Any, ...]:
         world = Several(probes, run[0])
-        agent = iterate_many(task, world, run[1], iterations)[0].learner.agent
+        agent = iterate_many(replace(task, environment=world), run[1], iterations)[0].learner.agent
         observation = jax.vmap(world.reset)(jax.random.split(jax.random.key(7), FIRST))[1]
         exact, best = (
             jax.lax.switch(run[0], [partial(probe.exact_value, gamma=gamma) for probe in probes], observation)

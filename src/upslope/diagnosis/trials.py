@@ -15,7 +15,7 @@ import numpy as np
 from gymnasium import spaces
 
 from upslope.environments.base import CompiledEnvironment
-from upslope.environments.registry import HostWorld, World
+from upslope.environments.registry import AnyEnvironment, HostEnvironment
 
 Answer = tuple[np.ndarray, float, bool, bool]
 """The observation, the reward, terminated, truncated."""
@@ -102,12 +102,12 @@ class Trial:
         return len(self.rewards)
 
 
-def player_of(world: World, limit: int | None) -> Player:
+def player_of(world: AnyEnvironment, limit: int | None) -> Player:
     """A fresh environment of a world."""
-    return HostPlayer(world.create, limit) if isinstance(world, HostWorld) else CompiledPlayer(world, limit)
+    return HostPlayer(world.create, limit) if isinstance(world, HostEnvironment) else CompiledPlayer(world, limit)
 
 
-def actions_of(world: World, seed: int) -> Callable[[], Any]:
+def actions_of(world: AnyEnvironment, seed: int) -> Callable[[], Any]:
     """Random actions of a world, always the same for a seed. A Box without bounds is tried within ±1."""
     generator, space = np.random.default_rng(seed), world.action_space
     if isinstance(space, spaces.Discrete):

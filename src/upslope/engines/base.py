@@ -14,6 +14,15 @@ import numpy as np
 
 from upslope.learning.iteration import TrainState
 
+
+@dataclass(frozen=True)
+class Resources:
+    """What training may use of the machine. Nothing of it changes a number."""
+
+    workers: int | None = None
+    """Processes that share the seeds of a Gymnasium environment, or step slices of slow ones; None: as many as pay."""
+
+
 EpisodeRow = tuple[int, int, float, int]
 """(step, seed index, return, length) of a finished training episode."""
 

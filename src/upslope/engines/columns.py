@@ -11,7 +11,7 @@ from typing import Any
 import gymnasium
 import numpy as np
 
-from upslope.environments.registry import HostWorld
+from upslope.environments.registry import HostEnvironment
 from upslope.errors import UpslopeError
 from upslope.models.spaces import Coding, Head
 
@@ -56,7 +56,7 @@ class HostColumns:
 
     def __init__(
         self,
-        world: HostWorld,
+        world: HostEnvironment,
         coding: Coding,
         head: Head,
         seeds: Sequence[int],

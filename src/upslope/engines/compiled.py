@@ -13,7 +13,6 @@ from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
 from upslope.core.types import Metrics, Rollout
 from upslope.engines.base import Chunk, EpisodeRow, clock, never
-from upslope.environments.base import CompiledEnvironment
 from upslope.learning.collect import Finished
 from upslope.learning.devices import NETWORKS, SEEDS, does_at_once, in_full, is_of_cores, shares_of
 from upslope.learning.health import spell_out
@@ -24,12 +23,17 @@ from upslope.learning.iteration import (
     initialise_all,
     iterate_many,
     iteration_keys,
+    learn,
     move,
     repeat,
     spread_seeds,
     weigh,
 )
 
+CHUNKS = 100
+"""A compiled environment's training is cut into about this many runs of its program; rows are written between them."""
+MAX_CHUNK_STEPS = 1 << 21
+"""Environment steps per seed in a chunk, at most, so that memory does not grow with the budget."""
 PATIENT: dict[str, str | bool] = {
     "xla_cpu_collective_call_warn_stuck_seconds": "1000000",
     "xla_cpu_collective_call_terminate_timeout_seconds": "1000000",
@@ -75,10 +79,9 @@ class ProgramEngine:
         task: Task,
         seeds: Sequence[int],
         iterations: int,
-        world: CompiledEnvironment | None,
         data: Rollout | None = None,
     ):
-        self.task, self.seeds, self.iterations, self.world, self.data = task, seeds, iterations, world, data
+        self.task, self.seeds, self.iterations, self.data = task, seeds, iterations, data
         self.phases: dict[str, float] = {}
         self.shares, meshes = zip(*shares_of(len(seeds), is_worth_two_devices(task, data)), strict=True)
         self.programs = [Program(partial(self.one_seed, on_mesh(task, mesh)), mesh) for mesh in meshes]
@@ -88,12 +91,11 @@ class ProgramEngine:
         self.cut, self.join = jax.jit(self.parts_of), jax.jit(joined)
 
     def start(self) -> TrainState:
-        return initialise_all(self.task, self.seeds, self.world)
+        return initialise_all(self.task, self.seeds)
 
     def one_seed(self, task: Task, data: Rollout | None, state: TrainState) -> Any:
         """One seed's program: state → (state, (metrics, finished, steps before, steps after))."""
-        assert self.world is not None
-        return iterate_many(task, self.world, state, self.iterations)
+        return iterate_many(task, state, self.iterations)
 
     def parts_of(self, state: TrainState) -> list[TrainState]:
         """Each program's seeds."""
@@ -152,22 +154,31 @@ class ProgramEngine:
 
 
 class CompiledEngine(ProgramEngine):
-    """Acts in a compiled world."""
+    """Acts in a compiled environment."""
+
+    def __init__(self, task: Task, seeds: Sequence[int], iterations: int | None = None):
+        """`iterations` of a chunk; by default a hundredth of the budget."""
+        length = (task.max_episode_steps or 1) if task.estimator.whole_episodes else task.rollout_steps
+        hundredth = max(1, min(task.steps // CHUNKS, MAX_CHUNK_STEPS) // (task.num_envs * length))
+        super().__init__(task, seeds, iterations or hundredth)
 
 
 class RecordedEngine(ProgramEngine):
     """Learns from a recorded rollout; an iteration reads all of it."""
 
     def __init__(self, task: Task, seeds: Sequence[int], rollout: Rollout):
-        super().__init__(task, seeds, 1, None, rollout)
+        super().__init__(dataclasses.replace(task, num_envs=rollout.valid.shape[1]), seeds, 1, rollout)
+
+    def start(self) -> TrainState:
+        return initialise_all(self.task, self.seeds, acts=False)
 
     def one_seed(self, task: Task, data: Rollout | None, state: TrainState) -> Any:
         assert data is not None
 
         def read(state: TrainState) -> tuple[TrainState, Metrics, None]:
-            state, scaled, credit, assessed = weigh(task, state, data)
-            state, metrics = move(task, state, scaled, credit, iteration_keys(state)[1])
-            return state, metrics | assessed, None
+            key = iteration_keys(state)[1]
+            state, metrics = learn(partial(weigh, task), partial(move, task), state, data, key)
+            return state, metrics, None
 
         return repeat(task, read, state, self.iterations)
 

@@ -13,7 +13,6 @@ from upslope.engines.collect import Act, EpisodeEnds, collect_host, collect_host
 from upslope.engines.columns import HostColumns
 from upslope.engines.processes import Lookout
 from upslope.engines.slices import SlicedColumns
-from upslope.environments.registry import HostWorld
 from upslope.learning.health import spell_out
 from upslope.learning.iteration import (
     QUICK,
@@ -21,6 +20,7 @@ from upslope.learning.iteration import (
     TrainState,
     initialise_all,
     iteration_keys,
+    learn,
     move,
     over_seeds,
     stack,
@@ -47,9 +47,18 @@ class HostEngine:
         """Whether the last `advance` came to its end."""
         self.keys = jax.jit(over_seeds(iteration_keys))
         # Programs of one seed alone, so that they do not depend on how many others there are.
-        self.weigh = jax.jit(partial(weigh, task), compiler_options=QUICK)
-        self.move = jax.jit(partial(move, task), compiler_options=QUICK)
+        self.weigh = self.timed("weigh", jax.jit(partial(weigh, task), compiler_options=QUICK))
+        self.move = self.timed("move", jax.jit(partial(move, task), compiler_options=QUICK))
         self.take, self.stack = jax.jit(take), jax.jit(stack)
+
+    def timed(self, phase: str, program: Callable[..., Any]) -> Callable[..., Any]:
+        """The program, whose time to the end counts as this phase."""
+
+        def run(*arguments: Any) -> Any:
+            with clock(self.phases, phase):
+                return jax.block_until_ready(program(*arguments))
+
+        return run
 
     @property
     def hangs(self) -> bool:
@@ -73,12 +82,9 @@ class HostEngine:
             if not active[s]:
                 metrics.append(None)
                 continue
-            with clock(self.phases, "weigh"):
-                facts = self.rollout_of(rollout, s)
-                ones[s], scaled, credit, assessed = jax.block_until_ready(self.weigh(ones[s], facts))
-            with clock(self.phases, "move"):
-                ones[s], measured = jax.block_until_ready(self.move(ones[s], scaled, credit, move_keys[s]))
-            metrics.append(measured | assessed)
+            facts = self.rollout_of(rollout, s)
+            ones[s], measured = learn(self.weigh, self.move, ones[s], facts, move_keys[s])
+            metrics.append(measured)
         state = self.stack(ones)
         self.is_whole = True
         steps = np.asarray(state.steps, np.int64)
@@ -129,9 +135,9 @@ class HostEngine:
         self.columns.close()
 
 
-def columns_of(task: Task, seeds: Sequence[int], world: HostWorld) -> HostColumns:
+def columns_of(task: Task, seeds: Sequence[int]) -> HostColumns:
     """A task's environments in this process."""
-    return HostColumns(world, task.coding, task.head, seeds, task.num_envs, task.max_episode_steps)
+    return HostColumns(task.environment, task.coding, task.head, seeds, task.num_envs, task.max_episode_steps)
 
 
 def take(tree: Any, s: Any) -> Any:

@@ -12,13 +12,12 @@ from typing import Any
 
 import numpy as np
 
-from upslope.config.config import Config, canonical
 from upslope.engines.columns import HostColumns, join_snapshots, part_of
 from upslope.engines.processes import Worker, answers_of, serve, settle_down
-from upslope.environments.registry import HostWorld, make
+from upslope.environments.registry import HostEnvironment
 from upslope.errors import UpslopeError
 from upslope.learning.devices import num_cores
-from upslope.models.spaces import Coding, Head, coding_of, head_of
+from upslope.learning.iteration import Task
 
 HANDING_OVER = 0.3e-3
 """Seconds that a step of all slices costs besides the environments' own."""
@@ -42,11 +41,11 @@ class Shown:
 class SlicedColumns:
     """`HostColumns` whose environments live in worker processes."""
 
-    def __init__(self, config: Config, coding: Coding, head: Head, workers: int, say: Callable[[str], None]):
-        self.coding, self.head, self.say = coding, head, say
-        self.shape = (config.seeds, config.num_envs)
-        self.slices = np.array_split(np.arange(config.num_envs), workers)
-        every = np.arange(config.seeds * config.num_envs).reshape(self.shape)
+    def __init__(self, task: Task, seeds: Sequence[int], workers: int, say: Callable[[str], None]):
+        self.coding, self.head, self.say = task.coding, task.head, say
+        self.shape = (len(seeds), task.num_envs)
+        self.slices = np.array_split(np.arange(task.num_envs), workers)
+        every = np.arange(len(seeds) * task.num_envs).reshape(self.shape)
         self.rows = [every[:, part].ravel() for part in self.slices]
         self.owner, self.place = np.zeros((2, every.size), int)
         for number, rows in enumerate(self.rows):
@@ -55,12 +54,12 @@ class SlicedColumns:
         names = [f"environments {part[0]} to {part[-1]} of each seed" for part in self.slices]
         self.workers = [Worker("upslope.engines.slices", i, name) for i, name in enumerate(names)]
         try:
-            self.dtype = self.all("open", [(config.to_json(), part.tolist()) for part in self.slices])[0]
+            self.dtype = self.all("open", [(task, seeds, part.tolist()) for part in self.slices])[0]
         except BaseException:
             self.close()
             raise
-        self.observation = np.zeros((*self.shape, *coding.shape), self.dtype)
-        self.flat = self.observation.reshape(-1, *coding.shape)
+        self.observation = np.zeros((*self.shape, *self.coding.shape), self.dtype)
+        self.flat = self.observation.reshape(-1, *self.coding.shape)
 
     def all(self, what: str, arguments: Sequence[tuple[Any, ...]] | None = None) -> list[Any]:
         """Ask every worker, each with its own arguments, and wait for all."""
@@ -129,23 +128,23 @@ class SlicedColumns:
             worker.close()
 
 
-def num_slices(config: Config, world: HostWorld, asked: int | None) -> int:
+def num_slices(task: Task, num_seeds: int, asked: int | None) -> int:
     """How many processes step a seed's environments; 1 is none. More than the seeds where somebody asked for more, else
     as many as pay, which is found by trying an environment out."""
     cores = num_cores()
-    slices = min(asked or cores, config.num_envs)
-    if slices <= config.seeds or asked is not None:
-        return slices if slices > config.seeds else 1
-    if config.steps * config.seeds < WORTH_TRYING:
+    slices = min(asked or cores, task.num_envs)
+    if slices <= num_seeds or asked is not None:
+        return slices if slices > num_seeds else 1
+    if task.steps * num_seeds < WORTH_TRYING:
         return 1
     # A step of all environments, in seconds: each seed in a process of its own, or a slice of every seed.
-    seconds, largest = step_seconds(world), -(-config.num_envs // slices)
-    by_seeds, sliced = config.num_envs * seconds, config.seeds * largest * seconds
-    saved = (by_seeds - sliced - HANDING_OVER) * config.steps / config.num_envs
+    seconds, largest = step_seconds(task.environment), -(-task.num_envs // slices)
+    by_seeds, sliced = task.num_envs * seconds, num_seeds * largest * seconds
+    saved = (by_seeds - sliced - HANDING_OVER) * task.steps / task.num_envs
     return slices if sliced + HANDING_OVER < 0.8 * by_seeds and saved > WORTH_STARTING else 1
 
 
-def step_seconds(world: HostWorld) -> float:
+def step_seconds(world: HostEnvironment) -> float:
     """How long a step of one environment takes, by random actions for a moment."""
     environment = world.create()
     try:
@@ -167,14 +166,10 @@ def step_seconds(world: HostWorld) -> float:
 class Server:
     """The worker's side: `HostColumns` of a slice."""
 
-    def open(self, settings: dict[str, Any], indices: list[int]) -> np.dtype:
+    def open(self, task: Task, seeds: list[int], indices: list[int]) -> np.dtype:
         """Make the environments."""
-        config = Config(**canonical(settings))
-        world = make(config.environment, config.env_kwargs, config.max_episode_steps)
-        assert isinstance(world, HostWorld)
-        coding, head = coding_of(world.observation_space, world.name), head_of(world.action_space, world.name)
-        limit = config.max_episode_steps or world.max_episode_steps
-        self.columns = HostColumns(world, coding, head, config.seed_list(), len(indices), limit, indices)
+        limit = task.max_episode_steps
+        self.columns = HostColumns(task.environment, task.coding, task.head, seeds, len(indices), limit, indices)
         settle_down()
         return self.columns.dtype
 

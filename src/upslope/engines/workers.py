@@ -11,26 +11,23 @@ from typing import Any
 import jax
 import numpy as np
 
-from upslope.config.config import Config, canonical
-from upslope.config.task import task_of
+from upslope.core.arrays import raw, typed
 from upslope.engines.base import Chunk, never
 from upslope.engines.columns import join_snapshots, rows_of, split_snapshot
 from upslope.engines.host import HostEngine, columns_of
 from upslope.engines.processes import Worker, answers_of, serve, settle_down
-from upslope.environments.registry import HostWorld, make
 from upslope.learning.devices import num_cores
 from upslope.learning.iteration import Task, TrainState, initialise_all
-from upslope.runs.checkpoints import raw, typed
 
 WORTH_IT = 50_000
 """Environment steps of all seeds below which starting processes takes longer than it saves."""
 
 
-def num_workers(config: Config, asked: int | None) -> int:
+def num_workers(task: Task, num_seeds: int, asked: int | None) -> int:
     """How many processes train this run: as many as there are seeds, at most one a core."""
-    if asked is None and config.steps * config.seeds < WORTH_IT:
+    if asked is None and task.steps * num_seeds < WORTH_IT:
         return 1
-    return min(config.seeds, asked or num_cores())
+    return min(num_seeds, asked or num_cores())
 
 
 class WorkersEngine:
@@ -38,14 +35,14 @@ class WorkersEngine:
 
     hangs = False
 
-    def __init__(self, task: Task, config: Config, workers: int, say: Callable[[str], None]):
-        self.task, self.seeds, self.say = task, config.seed_list(), say
+    def __init__(self, task: Task, seeds: Sequence[int], workers: int, say: Callable[[str], None]):
+        self.task, self.seeds, self.say = task, seeds, say
         self.phases: dict[str, float] = {}
         shares = np.array_split(np.asarray(self.seeds), workers)
         names = [f"seeds {', '.join(map(str, share))}" for share in shares]
         self.workers = [Worker("upslope.engines.workers", i, name) for i, name in enumerate(names)]
         for worker, share in zip(self.workers, shares, strict=True):
-            worker.ask("begin", config.to_json(), share.tolist())
+            worker.ask("begin", task, share.tolist())
         self.counts = [len(share) for share in shares]
         self.state: TrainState | None = None
         """What the workers have."""
@@ -130,13 +127,9 @@ def state_of(leaves: Sequence[Any], like: TrainState) -> TrainState:
 class Server:
     """The worker's side: a `HostEngine` and the state of its seeds."""
 
-    def begin(self, settings: dict[str, Any], seeds: list[int]) -> None:
+    def begin(self, task: Task, seeds: list[int]) -> None:
         """Make the environments."""
-        config = Config(**canonical(settings))
-        world = make(config.environment, config.env_kwargs, config.max_episode_steps)
-        assert isinstance(world, HostWorld)
-        task = task_of(config, world)
-        self.columns = columns_of(task, seeds, world)
+        self.columns = columns_of(task, seeds)
         self.engine = HostEngine(task, seeds, self.columns)
         self.state = self.engine.start()
         settle_down()

@@ -1,7 +1,7 @@
 """The protocol of a compiled world."""
 
 from abc import ABC, abstractmethod
-from typing import Any
+from typing import Any, ClassVar
 
 from gymnasium.spaces import Space
 from jaxtyping import Array, PRNGKeyArray
@@ -21,6 +21,8 @@ class CompiledEnvironment(ABC):
     observation_space: Space[Any]
     action_space: Space[Any]
     max_episode_steps: int | None = None
+    is_compiled: ClassVar[bool] = True
+    """Whether acting is part of the compiled program; the environments of Gymnasium say no."""
 
     @abstractmethod
     def reset(self, key: PRNGKeyArray) -> tuple[Any, Array]:

@@ -6,7 +6,7 @@ import sys
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from difflib import get_close_matches
-from typing import Any
+from typing import Any, ClassVar
 
 import gymnasium
 
@@ -20,7 +20,31 @@ EXTRAS = {"mujoco": "mujoco", "Box2D": "box2d", "box2d": "box2d"}
 
 
 @dataclass(frozen=True)
-class HostWorld:
+class ById:
+    """Makes an environment of this id with these arguments; another process can be handed it."""
+
+    environment: str
+    env_kwargs: dict[str, Any]
+    max_episode_steps: int | None
+
+    def __call__(self) -> gymnasium.Env:
+        return create_by_id(self.environment, self.env_kwargs, self.max_episode_steps)
+
+
+@dataclass(frozen=True)
+class ByCallable:
+    """Makes an environment by calling what the user gave."""
+
+    create: Callable[..., Any]
+    name: str
+    env_kwargs: dict[str, Any]
+
+    def __call__(self) -> Any:
+        return call(self.create, self.name, self.env_kwargs)
+
+
+@dataclass(frozen=True)
+class HostEnvironment:
     """A Gymnasium environment, and how to make more of it."""
 
     name: str
@@ -30,16 +54,19 @@ class HostWorld:
     max_episode_steps: int | None
     is_named: bool
     """Whether it was asked for by its name, so that another process can make it too."""
+    is_compiled: ClassVar[bool] = False
 
 
-World = CompiledEnvironment | HostWorld
+AnyEnvironment = CompiledEnvironment | HostEnvironment
+EnvironmentLike = str | Callable[..., gymnasium.Env] | CompiledEnvironment
+"""What users name an environment by."""
 
 
 def make(
-    environment: str | Callable[..., gymnasium.Env] | CompiledEnvironment,
+    environment: EnvironmentLike,
     env_kwargs: dict[str, Any] | None = None,
     max_episode_steps: int | None = None,
-) -> World:
+) -> AnyEnvironment:
     """The world of a name, or of a callable that returns a Gymnasium environment; a compiled world is itself.
 
     `CartPole-v1` and `module:Id` are Gymnasium's, on the host; `jax:CartPole-v1` is compiled. A `max_episode_steps`
@@ -54,10 +81,10 @@ def make(
         return environment
     if not isinstance(environment, str):
         name = name_of(environment)
-        return host_world(name, lambda: call(environment, name, env_kwargs), is_named=False)
+        return host_world(name, ByCallable(environment, name, env_kwargs), is_named=False)
     if environment.startswith(COMPILED_PREFIX):
         return compiled_world(environment, env_kwargs)
-    return host_world(environment, lambda: create_by_id(environment, env_kwargs, max_episode_steps), is_named=True)
+    return host_world(environment, ById(environment, env_kwargs, max_episode_steps), is_named=True)
 
 
 def name_of(environment: Any) -> str:
@@ -88,7 +115,7 @@ def draw_without_screen() -> None:
             os.environ.setdefault("SDL_VIDEODRIVER", "dummy")
 
 
-def host_world(name: str, create: Callable[[], Any], *, is_named: bool) -> HostWorld:
+def host_world(name: str, create: Callable[[], Any], *, is_named: bool) -> HostEnvironment:
     """Make one environment to learn its spaces and its step limit."""
     draw_without_screen()
     env = create()
@@ -99,7 +126,7 @@ def host_world(name: str, create: Callable[[], Any], *, is_named: bool) -> HostW
         )
     spec = env.spec
     limit = spec.max_episode_steps if spec is not None else None
-    world = HostWorld(name, create, env.observation_space, env.action_space, limit, is_named)
+    world = HostEnvironment(name, create, env.observation_space, env.action_space, limit, is_named)
     env.close()
     return world
 

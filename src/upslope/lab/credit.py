@@ -49,7 +49,7 @@ def learn(estimator: Estimator, length: int, seeds: Sequence[int], iterations: i
         world, estimator, PolicyGradient(), critic_epochs=10, num_envs=COLUMNS, rollout_steps=length,
         normalize_advantage=True, learning_rate=0.01,
     )  # fmt: skip
-    policies, _ = train_and_watch(task, world, seeds, iterations)
+    policies, _ = train_and_watch(task, seeds, iterations)
     return policies[:, :, 0, 1]
 
 

@@ -151,6 +151,7 @@ def small_task(world: Tabular, estimator: Estimator, objective: Objective, **cha
     of_update = {field.name for field in dataclasses.fields(Update)} & set(changes)
     update = {name: changes.pop(name) for name in of_update}
     fields: dict[str, Any] = {
+        "environment": world,
         "estimator": estimator,
         "update": small_update(objective=objective, needs_critic=estimator.needs_critic, **update),
         "coding": coding_of(world.observation_space, "world"),
@@ -168,17 +169,15 @@ def small_task(world: Tabular, estimator: Estimator, objective: Objective, **cha
     return Task(**(fields | changes))
 
 
-def train_and_watch(
-    task: Task, world: Tabular, seeds: Sequence[int], iterations: int
-) -> tuple[Float[np.ndarray, "S I O A"], Metrics]:
+def train_and_watch(task: Task, seeds: Sequence[int], iterations: int) -> tuple[Float[np.ndarray, "S I O A"], Metrics]:
     """Train, and keep the whole policy after every iteration: its exact return can then be computed.
 
     By `OneOf` K objectives, `seeds` are trained by each, S = K · len(seeds).
     """
-    every_observation = jnp.arange(size_of(world)[0])
+    every_observation = jnp.arange(size_of(task.environment)[0])
 
     def one(state: TrainState, _: None) -> tuple[TrainState, Any]:
-        state, metrics, _finished = iterate(task, world, state)
+        state, metrics, _finished = iterate(task, state)
         agent = state.learner.agent
         return state, (agent.actor.network(agent.encode(every_observation)), metrics)
 
@@ -187,8 +186,8 @@ def train_and_watch(
 
     objective = task.update.objective
     if isinstance(objective, OneOf):
-        state = objective.each_from(initialise_all(task, [*seeds] * len(objective.objectives), world))
+        state = objective.each_from(initialise_all(task, [*seeds] * len(objective.objectives)))
     else:
-        state = initialise_all(task, seeds, world)
+        state = initialise_all(task, seeds)
     logits, metrics = quick_jit(over_seeds(train))(state)
     return np.asarray(jax.nn.softmax(logits), np.float64), metrics

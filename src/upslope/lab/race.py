@@ -12,23 +12,24 @@ from typing import Any
 import numpy as np
 from gymnasium.spaces import Box
 
-from upslope import api
 from upslope.analysis.compare import compare
 from upslope.analysis.comparison import Comparison, Group
 from upslope.analysis.records import read_record
 from upslope.analysis.scores import is_evaluated
 from upslope.analysis.statistics import returns_at
-from upslope.api import Environment
 from upslope.config.config import Config, canonical, configure
 from upslope.config.ladder import ALGORITHMS
 from upslope.config.task import estimator_of, task_of
-from upslope.environments.registry import World, make, name_of
+from upslope.diagnosis.doctor import Watch
+from upslope.engines.base import Resources
+from upslope.environments.registry import AnyEnvironment, EnvironmentLike, make, name_of
 from upslope.errors import UpslopeError
 from upslope.lab.race_display import Standing, left_out_lines
 from upslope.report.page import add_credit, write_report
 from upslope.runs.directory import RunDirectory, free_name, same_run
 from upslope.runs.evaluation import evaluate
 from upslope.runs.panel import return_words
+from upslope.runs.train import Session, begin, go_on
 
 STEPS = 50_000
 """Environment steps per seed and rung, by default."""
@@ -51,7 +52,7 @@ class Ladder:
 
 
 def ladder(
-    environment: Environment,
+    environment: EnvironmentLike,
     *,
     algorithms: Sequence[str] | None = None,
     steps: int = STEPS,
@@ -95,7 +96,7 @@ def ladder(
             standing.say(line)
         try:
             for rung, config in configs.items():
-                left_out |= climb(rung, config, environment, world, path / rung, standing, workers)
+                left_out |= climb(rung, config, world, path / rung, standing, workers)
                 if rung not in left_out and evaluation_episodes:
                     judge(rung, path / rung, evaluation_episodes, standing)
         except KeyboardInterrupt:
@@ -109,7 +110,7 @@ def ladder(
 
 
 def fitting(
-    label: str, world: World, algorithms: Sequence[str] | None, preset: bool, settings: dict[str, Any]
+    label: str, world: AnyEnvironment, algorithms: Sequence[str] | None, preset: bool, settings: dict[str, Any]
 ) -> tuple[dict[str, Config], dict[str, str]]:
     """The config of each rung that can learn in this world, and the reason why for each that cannot."""
     configs, left_out = {}, {}
@@ -148,8 +149,7 @@ def race_folder(folder: Path, label: str, name: str | None, resume: bool) -> Pat
 def climb(
     rung: str,
     config: Config,
-    environment: Environment,
-    world: World,
+    world: AnyEnvironment,
     path: Path,
     standing: Standing,
     workers: int | None,
@@ -157,13 +157,13 @@ def climb(
     """Train one rung to the end, from where it was left. One that breaks is told, and returned with its reason."""
     try:
         lane = standing.lane(rung)
+        session, directory = Session(lane, Resources(workers), watch=Watch), RunDirectory(path)
         if not path.exists():
-            options: Any = {"quiet": True, "tensorboard": False, "workers": workers, "display": lane}
-            api.train_config(config, world, name=rung, folder=path.parent, **options)
+            begin(config, task_of(config, world), directory, session)
         elif is_finished(path):
             standing.mark(rung, "finished before", returns_at(read_record(path), np.asarray([np.inf]))[:, 0].tolist())
         else:
-            api.resume(path, environment=environment, workers=workers, display=lane)
+            go_on(config, task_of(config, world), directory, session, [])
     except UpslopeError as error:
         standing.mark(rung, "broke")
         standing.warn(f"{rung}: {error}")

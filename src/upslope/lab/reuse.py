@@ -22,7 +22,7 @@ def trained(epochs: int, seeds: Sequence[int], iterations: int) -> Float[np.ndar
     task = small_task(
         WORLD, GAE(0.95), every, epochs=epochs, critic_epochs=8, normalize_advantage=True, num_envs=8
     )  # fmt: skip
-    policies, metrics = train_and_watch(task, WORLD, seeds, iterations)
+    policies, metrics = train_and_watch(task, seeds, iterations)
     returns = [WORLD.expected_return(policy[-1], 1.0, WORLD.max_episode_steps) for policy in policies]
     found = np.array([returns, np.mean(metrics["policy/kl"], axis=1)])
     return found.reshape(2, len(OBJECTIVES), len(seeds))

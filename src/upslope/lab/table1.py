@@ -57,7 +57,7 @@ def scores(names: Sequence[str], seeds: Sequence[int], steps: int) -> Float[np.n
     every = OneOf(tuple(objective_of(config) for config in configs))
     task = task_of(configs[0], world, objective=every)
     per_iteration = task.num_envs * task.rollout_steps
-    engine = CompiledEngine(task, [*seeds] * len(names), steps // per_iteration, world)
+    engine = CompiledEngine(task, [*seeds] * len(names), steps // per_iteration)
     _, chunk = engine.advance(every.each_from(engine.start()))
     first = [np.mean([r for step, _, r, _ in rows if step <= per_iteration]) for rows in chunk.episodes]
     last = [np.mean([row[2] for row in rows[-50:]]) for rows in chunk.episodes]

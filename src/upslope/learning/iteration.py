@@ -18,7 +18,7 @@ from jaxtyping import Array, Float, Integer, Key, PRNGKeyArray
 
 from upslope.core.estimators import UNROLL, Estimator, ends
 from upslope.core.types import Credit, Metrics, Rollout, Values
-from upslope.environments.base import CompiledEnvironment
+from upslope.errors import UpslopeError
 from upslope.learning.collect import Columns, Finished, begin, collect, collect_episodes
 from upslope.learning.devices import AT_ONCE, SEEDS, does_at_once
 from upslope.learning.health import Look
@@ -26,6 +26,8 @@ from upslope.learning.update import Learner, Update, begin_learning, evaluate, e
 from upslope.models.agent import Agent, initialise_agent
 from upslope.models.spaces import Coding, Head
 
+Weigh = Callable[[Any, Rollout], tuple[Any, Rollout, Credit, Metrics]]
+Move = Callable[[Any, Rollout, Credit, PRNGKeyArray], tuple[Any, Metrics]]
 QUICK: dict[str, str | bool] = {"xla_backend_optimization_level": "1", "xla_cpu_prefer_vector_width": "512"}
 """Compiled sooner: for programs that run once, and on CPU cores for training too; and for vectors of 512 bits where a
 core has them, of which XLA alone uses half."""
@@ -33,8 +35,10 @@ core has them, of which XLA alone uses half."""
 
 @dataclass(frozen=True)
 class Task:
-    """What is to be learned and how: the pair of axes, the budget, the spaces."""
+    """What is to be learned and how: the environment, the pair of axes, the budget, the spaces."""
 
+    environment: Any
+    """A `CompiledEnvironment`, or a `HostEnvironment` whose episodes an engine plays."""
     estimator: Estimator
     update: Update
     coding: Coding
@@ -50,6 +54,17 @@ class Task:
     learning_rate_decay: bool
     imitation_iterations: int
 
+    def described(self) -> dict[str, Any]:
+        """The pair of axes with their fields, for config.json."""
+        for part in (self.estimator, self.update.objective):
+            if not dataclasses.is_dataclass(part):
+                raise UpslopeError(
+                    f"{type(part).__name__} must be a dataclass, so that a run can say what it was trained with: put "
+                    "@dataclass(frozen=True) above the class."
+                )
+        described = {"estimator": repr(self.estimator), "objective": repr(self.update.objective)}
+        return described | {"needs_critic": self.estimator.needs_critic}
+
 
 class TrainState(NamedTuple):
     """Everything that training changes, for each of S seeds."""
@@ -64,13 +79,13 @@ class TrainState(NamedTuple):
     iteration: Integer[Array, ""]
 
 
-def initialise(task: Task, seed: int, world: CompiledEnvironment | None = None) -> TrainState:
+def initialise(task: Task, seed: int) -> TrainState:
     """The state of one seed before training."""
-    return jax.tree.map(lambda x: x[0], initialise_all(task, [seed], world))
+    return jax.tree.map(lambda x: x[0], initialise_all(task, [seed]))
 
 
-def initialise_all(task: Task, seeds: Sequence[int], world: CompiledEnvironment | None = None) -> TrainState:
-    """The state of all seeds [S] before training.
+def initialise_all(task: Task, seeds: Sequence[int], *, acts: bool = True) -> TrainState:
+    """The state of all seeds [S] before training; with running episodes if the seed `acts` in a compiled environment.
 
     Networks are drawn in NumPy, all the rest in one program: one by one, its small operations would each be compiled.
     """
@@ -78,16 +93,17 @@ def initialise_all(task: Task, seeds: Sequence[int], world: CompiledEnvironment 
     split = jax.vmap(lambda seed: jax.random.split(jax.random.key(seed), 3))
     keys = jax.jit(split, compiler_options=QUICK)(numbers)
     agents = [initialise_agent(key, task.coding, task.head, **task.network) for key in keys[:, 0]]
-    begin_all = over_seeds(partial(begin_training, task, world))
+    begin_all = over_seeds(partial(begin_training, task, acts))
     return jax.jit(lambda agents, keys: begin_all(stack(agents), keys), compiler_options=QUICK)(agents, keys)
 
 
-def begin_training(task: Task, world: CompiledEnvironment | None, agent: Agent, keys: Key[Array, "3"]) -> TrainState:
+def begin_training(task: Task, acts: bool, agent: Agent, keys: Key[Array, "3"]) -> TrainState:
     """The state of one seed with this agent; of its three keys the first made the agent."""
-    _, world_key, key = keys
+    _, begin_key, key = keys
+    keeps_episodes = acts and task.environment.is_compiled and not task.estimator.whole_episodes
     return TrainState(
         learner=begin_learning(task.update, agent),
-        columns=None if world is None or task.estimator.whole_episodes else begin(world, world_key, task.num_envs),
+        columns=begin(task.environment, begin_key, task.num_envs) if keeps_episodes else None,
         discounted_return=jnp.zeros(task.num_envs),
         key=key,
         steps=jnp.uint32(0),
@@ -95,19 +111,29 @@ def begin_training(task: Task, world: CompiledEnvironment | None, agent: Agent, 
     )
 
 
-def iterate(task: Task, world: CompiledEnvironment, state: TrainState) -> tuple[TrainState, Metrics, Finished]:
-    """One policy iteration in a compiled world: act, weigh, move."""
+def iterate(task: Task, state: TrainState) -> tuple[TrainState, Metrics, Finished]:
+    """One policy iteration in a compiled environment: act, weigh, move."""
     act_key, move_key = iteration_keys(state)
-    agent, columns = state.learner.agent, state.columns
+    agent, columns, world = state.learner.agent, state.columns, task.environment
     if task.estimator.whole_episodes:
         assert task.max_episode_steps is not None
         rollout, finished = collect_episodes(world, agent, act_key, task.num_envs, task.max_episode_steps)
     else:
         assert columns is not None
         columns, rollout, finished = collect(world, agent, columns, act_key, task.rollout_steps, task.max_episode_steps)
-    state, rollout, credit, assessed = weigh(task, state._replace(columns=columns), rollout)
-    state, metrics = move(task, state, rollout, credit, move_key)
-    return state, metrics | assessed, finished
+    state, metrics = learn(
+        partial(weigh, task), partial(move, task), state._replace(columns=columns), rollout, move_key
+    )
+    return state, metrics, finished
+
+
+def learn(
+    weigh: Weigh, move: Move, state: TrainState, rollout: Rollout, key: PRNGKeyArray
+) -> tuple[TrainState, Metrics]:
+    """Learn from a rollout, wherever it came from: weigh, then move. Both may be compiled apart and timed."""
+    state, scaled, credit, assessed = weigh(state, rollout)
+    state, metrics = move(state, scaled, credit, key)
+    return state, metrics | assessed
 
 
 def weigh(task: Task, state: TrainState, rollout: Rollout) -> tuple[TrainState, Rollout, Credit, Metrics]:
@@ -152,10 +178,10 @@ def move(
 
 
 def iterate_many(
-    task: Task, world: CompiledEnvironment, state: TrainState, iterations: int
+    task: Task, state: TrainState, iterations: int
 ) -> tuple[TrainState, tuple[Metrics, Finished, Integer[Array, "I"], Integer[Array, "I"]]]:
     """Several iterations of one seed in one program."""
-    return repeat(task, lambda state: iterate(task, world, state), state, iterations)
+    return repeat(task, partial(iterate, task), state, iterations)
 
 
 def repeat(

@@ -7,7 +7,7 @@ from pathlib import Path
 import numpy as np
 
 from upslope.core.messages import COMPILED_PREFIX
-from upslope.environments.registry import HostWorld, make
+from upslope.environments.registry import HostEnvironment, make
 from upslope.errors import UpslopeError
 from upslope.runs.directory import RunDirectory
 from upslope.runs.evaluation import LIMIT
@@ -26,7 +26,7 @@ def film(run: str | Path, path: str | Path, checkpoint: Which = "last", environm
     config = RunDirectory(run).config()
     name = config.environment.removeprefix(COMPILED_PREFIX)
     world = make(name, config.env_kwargs | {"render_mode": "rgb_array"}, config.max_episode_steps)
-    assert isinstance(world, HostWorld)
+    assert isinstance(world, HostEnvironment)
     policy = load(run, seed=config.seed, checkpoint=checkpoint)
     env, frames = world.create(), []
     observation, _ = env.reset(seed=environment_seed)

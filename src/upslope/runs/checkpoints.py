@@ -7,6 +7,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from upslope.core.arrays import raw, typed
 from upslope.core.storage import load_arrays, save_arrays
 from upslope.errors import UpslopeError
 
@@ -65,13 +66,3 @@ def check_size(path: Path, numbers: int) -> None:
 def named_leaves(tree: Any) -> list[tuple[str, Any]]:
     """Each array of a pytree under its path, e.g. `.learner.agent.actor.log_std`."""
     return [(jax.tree_util.keystr(path), leaf) for path, leaf in jax.tree_util.tree_leaves_with_path(tree)]
-
-
-def raw(leaf: Any) -> Any:
-    """An array, of JAX or NumPy, as it is; random keys as the integers that they are."""
-    return jax.random.key_data(leaf) if jnp.issubdtype(leaf.dtype, jax.dtypes.prng_key) else leaf
-
-
-def typed(x: Any, like: Any) -> Any:
-    """The inverse of `raw`, given the leaf that it came from or one of its type."""
-    return jax.random.wrap_key_data(x) if jnp.issubdtype(like.dtype, jax.dtypes.prng_key) else x

@@ -57,6 +57,11 @@ def summary(snapshot: Snapshot) -> str:
 class Display(Protocol):
     """Where training reports to. Leaving its `with` block restores the terminal, whatever happened inside."""
 
+    @property
+    def is_quiet(self) -> bool:
+        """Whether nothing but messages is shown, so that snapshots need not be interpreted."""
+        return False
+
     def start(self, title: str, lines: Sequence[str]) -> None:
         """Announce the run: its title, and what is worth knowing before it begins."""
 
@@ -199,6 +204,8 @@ class PlainDisplay(Display):
 
 class QuietDisplay(Display):
     """Nothing but messages, on stderr."""
+
+    is_quiet = True
 
     def start(self, title: str, lines: Sequence[str]) -> None:
         pass

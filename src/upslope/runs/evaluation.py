@@ -22,7 +22,7 @@ from upslope.core.types import Rollout, host_rollout
 from upslope.engines.collect import Act, collect_host_episodes
 from upslope.engines.columns import HostColumns
 from upslope.environments.base import CompiledEnvironment
-from upslope.environments.registry import HostWorld, World, make
+from upslope.environments.registry import AnyEnvironment, HostEnvironment, make
 from upslope.errors import UpslopeError
 from upslope.learning.collect import collect_episodes
 from upslope.learning.devices import computing
@@ -107,7 +107,7 @@ def evaluate(
     config = directory.config()
     world = make(config.environment, config.env_kwargs, config.max_episode_steps)
     found = {}
-    with computing(on_host=isinstance(world, HostWorld)):
+    with computing(on_host=isinstance(world, HostEnvironment)):
         agents, _ = load_agents(directory, config, checkpoint)
         for mode in MODES:
             offset = EVALUATION_SEED * (1 + environment_seed)
@@ -145,7 +145,7 @@ def record(
             f"There is no folder {path.parent} to write {path.name} into. Make it, or give another --output."
         )
     world = make(config.environment, config.env_kwargs, config.max_episode_steps)
-    with computing(on_host=isinstance(world, HostWorld)):
+    with computing(on_host=isinstance(world, HostEnvironment)):
         agents, _ = load_agents(directory, config, checkpoint)
         index = config.seed_list().index(seed)
         one = jax.tree.map(lambda x: x[index : index + 1], agents)
@@ -179,7 +179,7 @@ class RunSeeds:
 
 
 def episodes_of(
-    config: Config | RunSeeds, world: World, agents: Agent, mode: Mode, episodes: int, offset: int
+    config: Config | RunSeeds, world: AnyEnvironment, agents: Agent, mode: Mode, episodes: int, offset: int
 ) -> Iterator[Rollout]:
     """Whole-episode rollouts [S, T, N] until every seed has had `episodes` episodes."""
     actors = GreedyAgent(agents) if mode == "deterministic" else agents
@@ -208,7 +208,7 @@ def compiled_episodes(
 
 
 def host_episodes(
-    world: HostWorld, agents: Any, seeds: list[int], keys: Array, batches: list[int], limit: int
+    world: HostEnvironment, agents: Any, seeds: list[int], keys: Array, batches: list[int], limit: int
 ) -> Iterator[Rollout]:
     """Batches of episodes of every seed in Gymnasium environments."""
     inner = agents.agent if isinstance(agents, GreedyAgent) else agents

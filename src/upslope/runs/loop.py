@@ -10,19 +10,18 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from statistics import median
 from time import perf_counter
-from typing import Any
+from typing import Any, Protocol
 
 import jax
 import numpy as np
 
-from upslope.diagnosis.doctor import Watch
 from upslope.engines.base import Chunk, Engine, clock
 from upslope.errors import UpslopeError
 from upslope.learning.iteration import TrainState
 from upslope.models.agent import Agent
 from upslope.runs.checkpoints import save_checkpoint
 from upslope.runs.directory import RunDirectory
-from upslope.runs.display import Display, QuietDisplay, Snapshot
+from upslope.runs.display import Display, Snapshot
 from upslope.runs.metric_rows import finite, last_finite, metric_rows
 from upslope.runs.signals import Interrupted, stop_on_signal
 from upslope.runs.tensorboard import TensorboardWriter
@@ -39,6 +38,14 @@ RECENT, FEWEST_RECENT = 20, 3
 """The present rate is that of so many chunks, at most and at least."""
 BEST_CHECKS = 100
 """So many times in a run the window is held against the best so far."""
+
+
+class Watch(Protocol):
+    """Diagnoses a run while it trains."""
+
+    def look(self) -> str:
+        """The surest finding in one line; empty while there is none."""
+        ...
 
 
 class Stopped(BaseException):
@@ -108,11 +115,13 @@ class Loop:
         total_steps: int,
         display: Display,
         tensorboard: TensorboardWriter | None,
+        watch: Watch | None = None,
+        *,
         is_recorded: bool = False,
     ):
         self.engine, self.directory, self.seeds, self.total = engine, directory, seeds, total_steps
         self.display, self.tensorboard, self.is_recorded = display, tensorboard, is_recorded
-        self.watch = None if isinstance(display, QuietDisplay) else Watch(directory.path)
+        self.watch = watch
 
     def run(self, state: TrainState, progress: Progress) -> tuple[TrainState, Progress]:
         """Train to the end. On a signal: save, then raise `Stopped`. On an error: save, then raise it."""

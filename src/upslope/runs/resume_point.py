@@ -18,7 +18,7 @@ from upslope.runs.policy import check_scores, is_list, num_parameters
 
 
 @dataclass(frozen=True)
-class Standstill:
+class ResumePoint:
     """Where a run stands."""
 
     state: TrainState
@@ -41,9 +41,9 @@ def check_room(directory: RunDirectory, config: Config, task: Task) -> None:
         check_size(directory.last, config.seeds * (parameters + task.num_envs))
 
 
-def standstill_of(
+def resume_point_of(
     directory: RunDirectory, config: Config, task: Task, like: TrainState, needs_snapshot: bool
-) -> Standstill:
+) -> ResumePoint:
     """Read the last checkpoint; a run that was killed before its first one stands at its beginning.
 
     Raises:
@@ -51,7 +51,7 @@ def standstill_of(
     """
     if not directory.has_begun:
         sizes = directory.sizes() | {directory.metrics_path.name: 0}
-        return Standstill(like, begin_progress(like, config.seed_list()), {}, sizes, 0)
+        return ResumePoint(like, begin_progress(like, config.seed_list()), {}, sizes, 0)
     state, snapshot, meta = load_checkpoint(directory.last, like)
     best, _, scores = load_checkpoint(directory.best, like.learner.agent)
     check_scores(directory.best, scores, config.seeds)
@@ -66,7 +66,7 @@ def standstill_of(
     progress.checks = np.asarray(meta["checks"])
     for window, episodes in zip(progress.windows, meta["windows"], strict=True):
         window.extend((float(r), int(n)) for r, n in episodes)
-    return Standstill(state, progress, snapshot, meta["sizes"], max(meta["steps"]))
+    return ResumePoint(state, progress, snapshot, meta["sizes"], max(meta["steps"]))
 
 
 def problem_of(meta: dict[str, Any], seeds: int) -> str:

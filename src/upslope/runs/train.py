@@ -1,0 +1,187 @@
+"""Train a task from the beginning or from its last checkpoint: an engine, a run directory and the loop between them."""
+
+from collections.abc import Callable
+from contextlib import closing, suppress
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from upslope.config.command import command_of
+from upslope.config.config import MAX_STEPS, Config, preset_of
+from upslope.core.types import Rollout
+from upslope.engines.base import Resources
+from upslope.engines.selection import engine_of
+from upslope.errors import UpslopeError
+from upslope.learning.devices import computing
+from upslope.learning.iteration import Task
+from upslope.models.spaces import BoxHead, describe
+from upslope.runs.datasets import load_dataset
+from upslope.runs.directory import RunDirectory
+from upslope.runs.display import Display
+from upslope.runs.loop import Loop, Stopped, Watch, begin_progress, mean_of
+from upslope.runs.policy import Policy, Which, load, spaces_of
+from upslope.runs.resume_point import check_room, resume_point_of
+from upslope.runs.tensorboard import TensorboardWriter, require_tensorboard
+
+
+@dataclass(frozen=True)
+class Session:
+    """Who watches a training session and what it may use. Nothing of it changes a number."""
+
+    display: Display
+    resources: Resources = Resources()
+    tensorboard: bool = False
+    watch: Callable[[Path], Watch] | None = None
+    """Makes what diagnoses the run while it trains, given its directory; the display shows what it finds."""
+
+
+@dataclass(frozen=True)
+class Run:
+    """A finished or interrupted training run."""
+
+    path: Path
+    config: Config
+    seeds: tuple[int, ...]
+    returns: np.ndarray
+    """Each seed's mean return over its last 100 training episodes [S]."""
+
+    def load(self, *, seed: int | None = None, checkpoint: Which = "best") -> Policy:
+        """The trained policy; see `upslope.load`."""
+        return load(self.path, seed=seed, checkpoint=checkpoint)
+
+    def metrics(self) -> list[dict[str, Any]]:
+        """The rows of metrics.jsonl."""
+        return RunDirectory(self.path).metrics()
+
+    def episodes(self) -> np.ndarray:
+        """Every finished training episode, as a structured array."""
+        return RunDirectory(self.path).episodes()
+
+
+def begin(config: Config, task: Task, directory: RunDirectory, session: Session) -> Run:
+    """Train from the beginning, all settings decided."""
+    if session.tensorboard:
+        require_tensorboard()
+    with computing(on_host=is_on_host(config, task)), closing(engine_for(config, task, session)) as engine:
+        state = engine.start()
+        progress = begin_progress(state, config.seed_list())
+        directory.create(config, describe(task.coding, task.head), task.described())
+        with directory.held():
+            return run_loop(config, engine, directory, session, state, progress, opening_lines(config, directory))
+
+
+def go_on(config: Config, task: Task, directory: RunDirectory, session: Session, notes: list[str]) -> Run:
+    """Train from the last checkpoint; `notes` are said after it is known that there is something left to do."""
+    check_room(directory, config, task)
+    with (
+        directory.held(),
+        computing(on_host=is_on_host(config, task)),
+        closing(engine_for(config, task, session)) as engine,
+    ):
+        point = resume_point_of(directory, config, task, engine.start(), is_on_host(config, task))
+        directory.cut(point.sizes)
+        if point.is_finished(config):
+            with session.display as display:
+                display.finish(None, finished_lines(config, directory))
+            return Run(directory.path, config, tuple(config.seed_list()), np.asarray(mean_of(point.progress, 0)))
+        lines = [f"going on with {directory.path} at step {point.step:,} of {config.steps:,}", *notes]
+        if point.snapshot:
+            engine.restore(point.snapshot, session.display.message)
+        return run_loop(config, engine, directory, session, point.state, point.progress, lines)
+
+
+def is_on_host(config: Config, task: Task) -> bool:
+    """Whether environments are stepped by Python in this process or its workers."""
+    return config.data is None and not task.environment.is_compiled
+
+
+def engine_for(config: Config, task: Task, session: Session) -> Any:
+    """The engine for where the experience comes from."""
+    data = None if config.data is None else read_data(config, task)
+    return engine_of(task, config.seed_list(), session.resources, data, session.display.message)
+
+
+def read_data(config: Config, task: Task) -> Rollout:
+    """The recorded episodes to learn from."""
+    rollout = load_dataset(Path(str(config.data)), task.coding, task.head, task.update.objective.needs_behaviour)
+    count = int(rollout.valid.sum())
+    if config.minibatches > count:
+        raise UpslopeError(
+            f"--minibatches {config.minibatches} is more than the {count} steps in {config.data}. Lower it."
+        )
+    return rollout
+
+
+def run_loop(
+    config: Config,
+    engine: Any,
+    directory: RunDirectory,
+    session: Session,
+    state: Any,
+    progress: Any,
+    lines: list[str],
+) -> Run:
+    """Run the loop inside the display, and say how to go on when it is stopped."""
+    seeds, display = config.seed_list(), session.display
+    writer = TensorboardWriter(directory.path / "tensorboard", seeds) if session.tensorboard else None
+    watch = None if session.watch is None or display.is_quiet else session.watch(directory.path)
+    loop = Loop(engine, directory, seeds, config.steps, display, writer, watch, is_recorded=config.data is not None)
+    try:
+        with display:
+            with suppress(BrokenPipeError):  # the first update notices it, when there is something to save
+                display.start(title_of(config), lines)
+            state, progress = loop.run(state, progress)
+            display.finish(None, closing_lines(config, directory, progress))
+    except Stopped:
+        raise KeyboardInterrupt(f"Stopped and saved. Go on with: upslope resume {directory.path}") from None
+    except KeyboardInterrupt:
+        words = f"Stopped at once; go on from the last checkpoint with: upslope resume {directory.path}"
+        raise KeyboardInterrupt(words) from None
+    finally:
+        if writer is not None:
+            writer.close()
+    return Run(directory.path, config, tuple(seeds), np.asarray(mean_of(progress, 0)))
+
+
+def title_of(config: Config) -> str:
+    """One line that says what is trained."""
+    seeds = "1 seed" if config.seeds == 1 else f"{config.seeds} seeds"
+    return f"{config.algorithm} on {config.environment} · {seeds}"
+
+
+def opening_lines(config: Config, directory: RunDirectory) -> list[str]:
+    """What is worth knowing before it begins."""
+    lines = [f"writing to {directory.path}"]
+    if config.preset is not None:
+        note = (preset_of(config.environment, config.algorithm) or {}).get("note")
+        lines.append(f"preset: {config.preset}" + (f" ({note})" if note else "") + "; --no-preset turns it off")
+    if config.seeds == 1:
+        lines.append("one seed gives no interval: --seeds 5 shows how far the result can be trusted")
+    return lines
+
+
+def finished_lines(config: Config, directory: RunDirectory) -> list[str]:
+    """That there is nothing to go on with, and how to train longer."""
+    longer = replace(config, steps=min(2 * config.steps, MAX_STEPS))
+    is_continuous = isinstance(spaces_of(directory)[1], BoxHead)
+    return [
+        f"{directory.path} is finished: each seed has spent its {config.steps:,} steps, so there is nothing to go on "
+        "with, and nothing was changed. The budget belongs to a run, since the learning rate may fall over it. To "
+        "train longer, begin a new run with more --steps:",
+        f"    {command_of(longer, is_continuous=is_continuous)}",
+        f"judge this one:  upslope evaluate {directory.path}",
+    ]
+
+
+def closing_lines(config: Config, directory: RunDirectory, progress: Any) -> list[str]:
+    """What was reached, by seed, and what to do next."""
+    if config.data is not None:
+        return [f"trained in {progress.elapsed:.1f} s", f"judge it:  upslope evaluate {directory.path}"]
+    returns = mean_of(progress, 0)
+    shown = [f"seed {s}: {r:.1f}" for s, r in zip(config.seed_list(), returns, strict=True)]
+    return [
+        f"trained in {progress.elapsed:.1f} s; mean return of the last 100 training episodes: " + ", ".join(shown),
+        f"judge it:  upslope evaluate {directory.path}",
+    ]

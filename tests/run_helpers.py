@@ -1,0 +1,57 @@
+"""What tests of runs share: small settings, stops at a given chunk, and what two equal runs have in common."""
+
+import contextlib
+import itertools
+import json
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from upslope.engines.compiled import ProgramEngine
+from upslope.engines.host import HostEngine
+
+SEGMENTS: dict[str, Any] = {"num_envs": 2, "rollout_steps": 8, "minibatches": 2, "epochs": 2, "preset": False}
+EPISODES: dict[str, Any] = {"num_envs": 2, "critic_epochs": 2, "preset": False}
+
+
+class Killed(BaseException):
+    """As abrupt as kill -9: nothing catches it, so nothing is saved."""
+
+
+@contextlib.contextmanager
+def before_chunk(number: int, do: Callable[[], None]) -> Iterator[None]:
+    """Do something when an engine is asked for its chunk of this number, counted from 0."""
+    count = itertools.count()
+    with pytest.MonkeyPatch.context() as patch:
+        for kind in (ProgramEngine, HostEngine):
+
+            def advance(self: Any, *arguments: Any, original: Callable = kind.advance) -> Any:
+                if next(count) == number:
+                    do()
+                return original(self, *arguments)
+
+            patch.setattr(kind, "advance", advance)
+        yield
+
+
+def arrays_of(path: Path) -> dict[str, bytes]:
+    """Every array of a checkpoint, by its bytes."""
+    with np.load(path) as archive:
+        return {name: archive[name].tobytes() for name in archive.files if name != "meta"}
+
+
+def metrics_of(run: Path) -> list[dict[str, Any]]:
+    """The rows of metrics.jsonl without the clock's columns."""
+    rows = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
+    return [{k: v for k, v in row.items() if not k.startswith("time/")} for row in rows]
+
+
+def assert_same_run(one: Path, other: Path) -> None:
+    for name in ("last.npz", "best.npz"):
+        assert arrays_of(one / "checkpoints" / name) == arrays_of(other / "checkpoints" / name), name
+    assert metrics_of(one) == metrics_of(other)
+    assert (one / "episodes.csv").read_text() == (other / "episodes.csv").read_text()
+    assert len(metrics_of(one)) > 10
