@@ -11,7 +11,8 @@ from rich.console import Console
 import upslope
 from upslope.cli.main import main
 from upslope.config.ladder import ALGORITHMS
-from upslope.lab import race
+from upslope.engines.compiled import ProgramEngine
+from upslope.lab import race as ladder_race
 from upslope.lab import race_display as standing
 from upslope.lab.race import fitting
 from upslope.runs.directory import RunDirectory
@@ -105,14 +106,14 @@ def test_a_race_that_was_stopped_goes_on_and_ends_as_if_it_had_not_been(race, tm
         "name": "x",
         "quiet": True,
     } | SMALL
-    advance, count = "upslope.engines.compiled.ProgramEngine.advance, iter(range(1000))
+    advance, count = ProgramEngine.advance, iter(range(1000))
 
     def interrupted(self, state, *more):
         if self.task.estimator == upslope.NStep(5) and next(count) == 3:
             raise KeyboardInterrupt
         return advance(self, state, *more)
 
-    monkeypatch.setattr("upslope.engines.compiled.ProgramEngine.advance", interrupted)
+    monkeypatch.setattr(ProgramEngine, "advance", interrupted)
     with pytest.raises(KeyboardInterrupt, match="--name x --resume"):
         upslope.ladder("jax:CartPole-v1", **options)
     assert sorted(p.name for p in (tmp_path / "x").iterdir()) == ["a2c", "reinforce"]
@@ -133,14 +134,14 @@ def test_going_on_with_other_settings_is_refused_before_anything_is_trained(race
 
 
 def test_a_rung_that_breaks_does_not_stop_the_race(tmp_path, monkeypatch, capsys):
-    begin = race.begin
+    begin = ladder_race.begin
 
     def broken(config, *arguments, **options):
         if config.algorithm == "reinforce":
             raise upslope.UpslopeError("It broke.")
         return begin(config, *arguments, **options)
 
-    monkeypatch.setattr(race, "begin", broken)
+    monkeypatch.setattr(ladder_race, "begin", broken)
     found = upslope.ladder("jax:CartPole-v1", algorithms=["reinforce", "a2c"], folder=tmp_path, quiet=True, **SMALL)
     assert found.left_out == {"reinforce": "It broke."} and [g.label for g in found.comparison.groups] == ["a2c"]
     assert "reinforce: It broke." in capsys.readouterr().err

@@ -6,7 +6,7 @@ Source: Jones (2021), Debugging RL, Without the Agonizing Pain, for the first fi
 """
 
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from functools import partial
 from typing import Any
 

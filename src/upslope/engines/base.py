@@ -23,6 +23,8 @@ class Resources:
     """Processes that share the seeds of a Gymnasium environment, or step slices of slow ones; None: as many as pay."""
 
 
+EVERYTHING = Resources()
+"""Whatever pays on this machine."""
 EpisodeRow = tuple[int, int, float, int]
 """(step, seed index, return, length) of a finished training episode."""
 

@@ -121,9 +121,8 @@ def iterate(task: Task, state: TrainState) -> tuple[TrainState, Metrics, Finishe
     else:
         assert columns is not None
         columns, rollout, finished = collect(world, agent, columns, act_key, task.rollout_steps, task.max_episode_steps)
-    state, metrics = learn(
-        partial(weigh, task), partial(move, task), state._replace(columns=columns), rollout, move_key
-    )
+    state = state._replace(columns=columns)
+    state, metrics = learn(partial(weigh, task), partial(move, task), state, rollout, move_key)
     return state, metrics, finished
 
 

@@ -57,10 +57,8 @@ def summary(snapshot: Snapshot) -> str:
 class Display(Protocol):
     """Where training reports to. Leaving its `with` block restores the terminal, whatever happened inside."""
 
-    @property
-    def is_quiet(self) -> bool:
-        """Whether nothing but messages is shown, so that snapshots need not be interpreted."""
-        return False
+    is_quiet: bool = False
+    """Whether nothing but messages is shown, so that snapshots need not be interpreted."""
 
     def start(self, title: str, lines: Sequence[str]) -> None:
         """Announce the run: its title, and what is worth knowing before it begins."""

@@ -11,7 +11,7 @@ import numpy as np
 from upslope.config.command import command_of
 from upslope.config.config import MAX_STEPS, Config, preset_of
 from upslope.core.types import Rollout
-from upslope.engines.base import Resources
+from upslope.engines.base import EVERYTHING, Engine, Resources
 from upslope.engines.selection import engine_of
 from upslope.errors import UpslopeError
 from upslope.learning.devices import computing
@@ -31,7 +31,7 @@ class Session:
     """Who watches a training session and what it may use. Nothing of it changes a number."""
 
     display: Display
-    resources: Resources = Resources()
+    resources: Resources = EVERYTHING
     tensorboard: bool = False
     watch: Callable[[Path], Watch] | None = None
     """Makes what diagnoses the run while it trains, given its directory; the display shows what it finds."""
@@ -97,7 +97,7 @@ def is_on_host(config: Config, task: Task) -> bool:
     return config.data is None and not task.environment.is_compiled
 
 
-def engine_for(config: Config, task: Task, session: Session) -> Any:
+def engine_for(config: Config, task: Task, session: Session) -> Engine:
     """The engine for where the experience comes from."""
     data = None if config.data is None else read_data(config, task)
     return engine_of(task, config.seed_list(), session.resources, data, session.display.message)
@@ -116,7 +116,7 @@ def read_data(config: Config, task: Task) -> Rollout:
 
 def run_loop(
     config: Config,
-    engine: Any,
+    engine: Engine,
     directory: RunDirectory,
     session: Session,
     state: Any,
