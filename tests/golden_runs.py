@@ -20,6 +20,8 @@ from typing import Any
 
 import numpy as np
 
+from upslope.models.normaliser import RunningStatistics
+
 STORED = Path(__file__).parent / "golden" / "runs.npz"
 SMALL: dict[str, Any] = {"hidden_sizes": (8,), "quiet": True, "preset": False}
 SEGMENTS: dict[str, Any] = {"num_envs": 4, "rollout_steps": 16, "minibatches": 2, "epochs": 2, "steps": 256}
@@ -75,12 +77,14 @@ def fingerprint() -> dict[str, str]:
     return found | {"processor": model.strip(), "features": " ".join(sorted(flags.split()))}
 
 
-def train_all(folder: Path) -> dict[str, Any]:
-    """Train every case; its facts by name."""
+def train_all(folder: Path, chosen: str = "") -> dict[str, Any]:
+    """Train every case whose name holds `chosen`; its facts by name."""
     import upslope
 
     paths, found = {}, {}
     for name, (environment, algorithm, settings) in CASES.items():
+        if chosen not in name and chosen not in [learner for learner, teacher in TEACHERS.items() if teacher == name]:
+            continue
         settings = SMALL | settings
         if name in TEACHERS:
             teacher = paths[TEACHERS[name]]
@@ -101,10 +105,10 @@ def facts_of(run: Any) -> dict[str, Any]:
 
 def parameters_of(policy: Any) -> np.ndarray:
     """Policy, log σ, critic and normalisers, end to end; independent of how the agent is structured."""
-    agent = policy.agent
-    parts = [*agent.actor.network.weights, *agent.actor.network.biases, agent.actor.log_std]
-    parts += [*agent.critic.weights, *agent.critic.biases]
-    parts += [*agent.observation_statistics, *agent.return_statistics]
+    agent, model = policy.agent, policy.agent.model
+    seen = agent.normaliser or RunningStatistics.start((policy.encoder.num_features,))
+    parts = [*model.actor.network.weights, *model.actor.network.biases, model.actor.log_std]
+    parts += [*model.critic.weights, *model.critic.biases, *seen, *agent.return_statistics]
     return np.concatenate([np.ravel(np.asarray(x, np.float32)) for x in parts])
 
 
@@ -141,9 +145,10 @@ def main() -> None:
     """Store the runs, or how far they are from the stored ones on a narrower instruction set."""
     sys.path.insert(0, str(Path(__file__).parent))
     if "--compare" in sys.argv:
+        chosen = "".join(sys.argv[sys.argv.index("--compare") + 1 :])
         with tempfile.TemporaryDirectory() as folder:
-            found, (expected, _) = train_all(Path(folder)), stored()
-        print(json.dumps({name: distance(found[name], expected[name]) for name in CASES}))
+            found, (expected, _) = train_all(Path(folder), chosen), stored()
+        print(json.dumps({name: distance(found[name], expected[name]) for name in found}))
         return
     if "--tolerance" in sys.argv:
         environment = os.environ | {"XLA_FLAGS": "--xla_cpu_max_isa=AVX", "NPY_DISABLE_CPU_FEATURES": "AVX512F"}

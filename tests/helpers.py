@@ -1,7 +1,7 @@
 """Builders that the tests share: rollouts with given ends, agents with given logits, small tasks."""
 
-import dataclasses
 import json
+from dataclasses import replace
 
 import jax
 import jax.numpy as jnp
@@ -15,11 +15,17 @@ from upslope.config.config import configure
 from upslope.core.distributions import Bernoulli, Categorical, DiagonalGaussian, MultiCategorical
 from upslope.core.estimators import GAE
 from upslope.core.types import Rollout, Values
-from upslope.lab.play import small_update
+from upslope.lab.play import small_update, spec_of
 from upslope.learning.iteration import Task
-from upslope.models.agent import Actor, Agent, Perceptron, RunningStatistics
-from upslope.models.spaces import DiscreteCoding, DiscreteHead, coding_of, describe, head_of
+from upslope.models.agent import Agent, initialise_agent
+from upslope.models.build import ModelSpec
+from upslope.models.encoders import DiscreteEncoder, encoder_of
+from upslope.models.heads import DiscreteHead, head_of
+from upslope.models.networks import Perceptron
+from upslope.models.normaliser import RunningStatistics
+from upslope.models.perceptrons import Actor, Perceptrons
 from upslope.runs.directory import RunDirectory
+from upslope.runs.policy import described_spaces
 
 # The same examples in every run: a law that holds up to rounding must not fail once in a thousand runs.
 LAWS = settings(deadline=None, max_examples=20, derandomize=True, database=None)
@@ -86,22 +92,44 @@ def softmax_agent(logits, value=None):
     logits = jnp.asarray(logits, jnp.float32)
     num_observations, num_actions = logits.shape
     value = jnp.zeros(num_observations) if value is None else jnp.asarray(value, jnp.float32)
+    encoder, head = DiscreteEncoder(num_observations), DiscreteHead(num_actions)
     network = Perceptron((logits,), (jnp.zeros(num_actions),), "tanh")
+    critic = Perceptron((value[:, None],), (jnp.zeros(1),), "tanh")
     return Agent(
-        actor=Actor(network, jnp.zeros(0), DiscreteHead(num_actions)),
-        critic=Perceptron((value[:, None],), (jnp.zeros(1),), "tanh"),
-        observation_statistics=RunningStatistics.start((num_observations,)),
+        model=Perceptrons(Actor(network, jnp.zeros(0), head), critic, encoder),
+        normaliser=None,
         return_statistics=RunningStatistics.start(()),
-        coding=DiscreteCoding(num_observations),
-        normalize_observations=False,
+        head=head,
         normalize_rewards=False,
     )
 
 
+def actor_of(agent):
+    """The policy's network with its head."""
+    return agent.model.actor
+
+
+def critic_of(agent):
+    """The critic's network."""
+    return agent.model.critic
+
+
+def with_networks(agent, actor=None, critic=None):
+    """The agent with other networks."""
+    model = replace(agent.model, actor=actor or agent.model.actor, critic=critic or agent.model.critic)
+    return replace(agent, model=model)
+
+
+def fresh_agent(key, observation_space, action_space, *, normalize=(), **settings):
+    """An untrained agent of two perceptrons; `normalize` names what is normalised: observations, rewards."""
+    spec = ModelSpec(encoder_of(observation_space, "world"), head_of(action_space, "world"), settings)
+    return initialise_agent(key, spec, **{f"normalize_{name}": True for name in normalize})
+
+
 def with_logits(agent, logits):
     """The same table with other logits, for a gradient with respect to them."""
-    network = dataclasses.replace(agent.actor.network, weights=(logits,))
-    return dataclasses.replace(agent, actor=dataclasses.replace(agent.actor, network=network))
+    actor = actor_of(agent)
+    return with_networks(agent, replace(actor, network=replace(actor.network, weights=(logits,))))
 
 
 def random_policy(kind, seed, batch=5):
@@ -124,16 +152,16 @@ def task_of(world, update=None, network=None, **changes):
         "environment": world,
         "estimator": estimator,
         "update": update or small_update(needs_critic=estimator.needs_critic),
-        "coding": coding_of(world.observation_space, "world"),
-        "head": head_of(world.action_space, "world"),
-        "network": {"hidden_sizes": (16,)} | (network or {}),
+        "model": spec_of(world, **({"hidden_sizes": (16,)} | (network or {}))),
+        "normalize_observations": False,
+        "normalize_rewards": False,
         "gamma": 0.99,
         "steps": 100_000,
         "num_envs": 8,
         "rollout_steps": 32,
         "max_episode_steps": world.max_episode_steps,
         "learning_rate": 0.01,
-        "learning_rate_decay": False,
+        "entropy_coefficient": 0.0,
         "imitation_iterations": 0,
     }
     return Task(**(fields | changes))
@@ -160,8 +188,10 @@ def write_run(
     settings |= {"seed": seeds[0], "seeds": len(seeds), "steps": steps}
     config = configure(environment, algorithm, is_continuous=False, use_preset=False, **settings)
     directory = RunDirectory(folder / name)
-    coding, head = coding_of(Box(-1, 1, (2,)), environment), head_of(Discrete(2), environment)
-    directory.create(config, describe(coding, head), {"estimator": config.estimator, "objective": config.objective})
+    encoder, head = encoder_of(Box(-1, 1, (2,)), environment), head_of(Discrete(2), environment)
+    directory.create(
+        config, described_spaces(encoder, head), {"estimator": config.estimator, "objective": config.objective}
+    )
     rows = [
         {"iteration": i, "seed": s, "step": round((i + 1) / 4 * (reached or steps))} for s in seeds for i in range(4)
     ]

@@ -1,13 +1,16 @@
 """What users call: train, resume, and the rest of the public interface gathered in one place."""
 
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
+import optax
 from gymnasium.spaces import Box
 
 from upslope.config.config import canonical, configure
-from upslope.config.task import settings_of, task_of
+from upslope.config.task import Parts, settings_of, task_of
 from upslope.core.estimators import Estimator
+from upslope.core.messages import unknown
 from upslope.core.objectives import Objective
 from upslope.diagnosis.doctor import Watch
 from upslope.engines.base import Resources
@@ -24,6 +27,9 @@ def train(
     *,
     estimator: Estimator | str | None = None,
     objective: Objective | str | None = None,
+    model: Callable[..., Any] | str | None = None,
+    optimiser: optax.GradientTransformation | str | None = None,
+    schedules: Mapping[str, Callable[[Any], Any]] | None = None,
     name: str | None = None,
     folder: str | Path = "runs",
     preset: bool = True,
@@ -40,6 +46,12 @@ def train(
         algorithm: a rung of the ladder; see `upslope list`.
         estimator: axis 1 instead of the rung's: a name, or any `Estimator`.
         objective: axis 2 instead of the rung's: a name, or any `Objective`.
+        model: your own model's class or factory, model(observation_space, action_space, *, key, **model_kwargs), or
+            its name `module:Name`; see `upslope.Model`.
+        optimiser: `adam`, `adamw`, `rmsprop`, `sgd`, or any Optax chain, which is complete: its updates are added as
+            they are, and `learning_rate` and `max_grad_norm` are not read.
+        schedules: own schedules by the name of the setting (`learning_rate`, `epsilon`, `entropy_coefficient`): from
+            the share of the budget that is spent, 0 to 1, to a factor.
         name: of the run; by default made from environment and algorithm. An existing one is refused.
         preset: use the environment's tuned settings, where there are published ones.
         workers: processes among which the seeds of a Gymnasium environment are shared out; by default one a core, where
@@ -50,28 +62,55 @@ def train(
         UpslopeError: something asked for cannot be; nothing trained is lost.
         KeyboardInterrupt: Ctrl-C, after everything is saved.
     """
-    for part in (estimator, objective):
-        if isinstance(part, Estimator | Objective):
-            settings |= settings_of(part)
-        elif part is not None and not isinstance(part, str):
-            raise UpslopeError(f"Pass an estimator or objective as an object, e.g. upslope.NStep(5), not {part!r}.")
-    settings |= {
-        role: part for role, part in (("estimator", estimator), ("objective", objective)) if isinstance(part, str)
-    }
+    parts, named = parts_of(estimator, objective, model, optimiser, schedules)
+    settings |= named
     settings = canonical(settings)
     world = make(environment, settings.get("env_kwargs"), settings.get("max_episode_steps"))
     label = environment if isinstance(environment, str) else name_of(environment)
     config = configure(
         label, algorithm, is_continuous=isinstance(world.action_space, Box), use_preset=preset, **settings
     )
-    task = task_of(
-        config,
-        world,
-        estimator if isinstance(estimator, Estimator) else None,
-        objective if isinstance(objective, Objective) else None,
-    )
+    task = task_of(config, world, parts)
     directory = run_directory(folder, name, f"{config.environment}-{config.algorithm}")
     return begin(config, task, directory, session_of(quiet, tensorboard, workers))
+
+
+def parts_of(
+    estimator: Estimator | str | None,
+    objective: Objective | str | None,
+    model: Callable[..., Any] | str | None,
+    optimiser: optax.GradientTransformation | str | None,
+    schedules: Mapping[str, Callable[[Any], Any]] | None,
+) -> tuple[Parts, dict[str, Any]]:
+    """The objects among what was given, and what the config says of everything that was given."""
+    objects: dict[str, Any] = {}
+    named: dict[str, Any] = {}
+    for role, part, kind in (("estimator", estimator, Estimator), ("objective", objective, Objective)):
+        if isinstance(part, kind):
+            objects[role] = part
+            named |= settings_of(part)
+        elif isinstance(part, str):
+            named[role] = part
+        elif part is not None:
+            raise UpslopeError(f"Pass an estimator or objective as an object, e.g. upslope.NStep(5), not {part!r}.")
+    for role, part in (("model", model), ("optimiser", optimiser)):
+        if isinstance(part, str):
+            named[role] = part
+        elif part is not None:
+            objects[role], named[role] = part, name_of(part)
+    for setting, own in (schedules or {}).items():
+        if setting not in SCHEDULABLE:
+            raise UpslopeError(unknown("scheduled setting", setting, SCHEDULABLE))
+        named[SCHEDULABLE[setting]] = name_of(own)
+    return Parts(**objects, schedules=schedules or {}), named
+
+
+SCHEDULABLE = {
+    "learning_rate": "learning_rate_schedule",
+    "epsilon": "epsilon_schedule",
+    "entropy_coefficient": "entropy_schedule",
+}
+"""A setting that may have an own schedule → the config's name for its schedule."""
 
 
 def session_of(quiet: bool, tensorboard: bool, workers: int | None, display: Display | None = None) -> Session:
@@ -90,6 +129,9 @@ def resume(
     environment: EnvironmentLike | None = None,
     estimator: Estimator | None = None,
     objective: Objective | None = None,
+    model: Callable[..., Any] | None = None,
+    optimiser: optax.GradientTransformation | None = None,
+    schedules: Mapping[str, Callable[[Any], Any]] | None = None,
     quiet: bool = False,
     tensorboard: bool = False,
     workers: int | None = None,
@@ -97,9 +139,9 @@ def resume(
 ) -> Run:
     """Go on with a run that was stopped. The result is the one that the uninterrupted run would have had.
 
-    `environment`, `estimator` and `objective` are needed only where the run was started with objects that cannot be
-    found again by their name. Compiled worlds continue bit for bit; on the host, episodes in progress are replayed, and
-    where the environment does not repeat itself a message says so.
+    `environment`, `estimator`, `objective`, `model`, `optimiser` and `schedules` are needed only where the run was
+    started with objects that cannot be found again by their name. Compiled environments continue bit for bit; on the
+    host, episodes in progress are replayed, and where the environment does not repeat itself a message says so.
 
     Raises:
         UpslopeError: no such run, a damaged checkpoint, another version, or objects other than the run's.
@@ -107,7 +149,8 @@ def resume(
     directory = RunDirectory(run)
     description, config = directory.read(), directory.config()
     world = make(environment or config.environment, config.env_kwargs, config.max_episode_steps)
-    task = task_of(config, world, estimator, objective)
+    parts, _ = parts_of(estimator, objective, model, optimiser, schedules)
+    task = task_of(config, world, parts)
     if task.described() != description["axes"]:
         raise UpslopeError(
             f"{run} was trained with {description['axes']}, and this would go on with {task.described()}. Pass the "

@@ -181,7 +181,7 @@ def test_seeds_at_once_are_seeds_one_after_another(
     options: dict[str, Any] = {"seeds": MANY, "hidden_sizes": (8,), "quiet": True, "folder": folder}
     for at_once in (False, True):
         for module in ("upslope.learning.iteration", "upslope.engines.compiled"):
-            monkeypatch.setattr(f"{module}.does_at_once", lambda mesh, at_once=at_once: at_once)
+            monkeypatch.setattr(f"{module}.is_vmapped", lambda mesh, at_once=at_once: at_once)
         upslope.train(environment, algorithm, name=f"{algorithm} {at_once}", **options, **settings)
     apart, together = (metrics_of(folder / f"{algorithm} {at_once}") for at_once in (False, True))
     looks, others = ([any(name.startswith("health/") for name in row) for row in rows] for rows in (apart, together))

@@ -13,11 +13,12 @@ from upslope.config.config import Config, fresh
 from upslope.core.distributions import Bernoulli, Categorical, DiagonalGaussian, Distribution, MultiCategorical
 from upslope.core.estimators import GAE, Baseline, Estimator, NStep, RewardToGo, TotalReturn, td_error
 from upslope.core.types import Rollout, Values, host_rollout
-from upslope.environments.registry import HostEnvironment, make
+from upslope.environments.registry import make
 from upslope.errors import UpslopeError
 from upslope.learning.devices import computing
-from upslope.learning.update import evaluate
+from upslope.learning.evaluation import evaluate
 from upslope.models.agent import Agent
+from upslope.models.model import unroll
 from upslope.runs.directory import RunDirectory
 from upslope.runs.evaluation import EVALUATION_SEED, RunSeeds, episodes_of, take
 from upslope.runs.policy import Which, load_agents
@@ -77,14 +78,14 @@ def credit_of(
     seed = config.seed if seed is None else seed
     if seed not in seeds:
         raise UpslopeError(f"{run} has no seed {seed}; it has {seeds[0]} to {seeds[-1]}.")
-    world = make(config.environment, config.env_kwargs, config.max_episode_steps)
-    with computing(on_host=isinstance(world, HostEnvironment)):
+    world: Any = make(config.environment, config.env_kwargs, config.max_episode_steps)
+    with computing(on_host=not world.is_compiled):
         agents, _ = load_agents(directory, config, checkpoint)
         agent: Agent = jax.tree.map(lambda x: x[seeds.index(seed)], agents)
         pictures = Pictures()
-        played = watched(config, world, pictures) if isinstance(world, HostEnvironment) else world
+        played = world if world.is_compiled else watched(config, world, pictures)
         rollout = play(config, played, agent, seed, episode_seed)
-        if not isinstance(world, HostEnvironment):
+        if world.is_compiled:
             draw_compiled(config, world, rollout, pictures)
         has_critic = bool(directory.read()["axes"].get("needs_critic", True))
         values = values_of(agent, rollout) if has_critic else None
@@ -101,7 +102,7 @@ def credit_of(
             value=None if values is None else np.asarray(values.value, np.float64)[:, 0],
             td_error=None if values is None else np.asarray(td_error(rollout, values, config.gamma), np.float64)[:, 0],
             weights={n: w[:, 0] for n, w in weigh_all(estimators_for(config), rollout, values, config.gamma).items()},
-            policy=describe(agent.policy(jnp.asarray(rollout.observation[:, 0]))),
+            policy=describe(policies_of(agent, rollout)),
             action=np.asarray(rollout.action)[:, 0],
             picture_steps=np.asarray([s for s in pictures.steps if s < len(rollout.reward)], np.int64),
             pictures=tuple(x for s, x in zip(pictures.steps, pictures.images, strict=True) if s < len(rollout.reward)),
@@ -119,10 +120,18 @@ def play(config: Config, world: Any, agent: Agent, seed: int, episode_seed: int)
     return host_rollout({name: np.asarray(x)[:length] for name, x in rollout._asdict().items()})
 
 
+def policies_of(agent: Agent, rollout: Rollout) -> Distribution:
+    """π(·|s_t) at every step of an episode [T]."""
+    observation = jax.tree.map(jnp.asarray, rollout.observation)
+    fresh = jnp.zeros(rollout.reward.shape, bool)
+    policy = unroll(agent.model, agent.features(observation), agent.model.start(1), fresh)[0].policy
+    return jax.tree.map(lambda x: x[:, 0], policy)
+
+
 def values_of(agent: Agent, rollout: Rollout) -> Values:
     """The critic's values in the world's units of reward; the learner's are scaled."""
     scale = agent.reward_scale()
-    return Values(*(v / scale for v in evaluate(agent, jax.tree.map(jnp.asarray, rollout))))
+    return Values(*(v / scale for v in evaluate(agent, jax.tree.map(jnp.asarray, rollout), agent.model.start(1))))
 
 
 def describe(policy: Distribution) -> dict[str, np.ndarray]:

@@ -135,7 +135,6 @@ def evaluate(flags: Evaluate) -> None:
 def record(flags: Record) -> None:
     """upslope record."""
     from upslope.config.command import command_of
-    from upslope.models.spaces import BoxHead
     from upslope.runs import evaluation
     from upslope.runs.directory import RunDirectory
     from upslope.runs.policy import spaces_of
@@ -144,7 +143,7 @@ def record(flags: Record) -> None:
     path = evaluation.record(flags.run, **options)
     print(f"recorded {counted(flags.episodes, 'episode')} in {path}")
     directory = RunDirectory(flags.run)
-    run, is_continuous = directory.config(), isinstance(spaces_of(directory)[1], BoxHead)
+    run, is_continuous = directory.config(), spaces_of(directory)[1].is_continuous
     world = {"env_kwargs": run.env_kwargs, "max_episode_steps": run.max_episode_steps}
     learner = configure(run.environment, "off_policy", is_continuous=is_continuous, data=str(path), **world)
     print(f"learn from them:  {command_of(learner, is_continuous=is_continuous)}")

@@ -12,7 +12,16 @@ import tyro
 import yaml
 
 from upslope.config.coercion import coerce
-from upslope.config.ladder import ALGORITHMS, CONTINUOUS_DEFAULTS, DISCRETE_DEFAULTS, ESTIMATORS, OBJECTIVES
+from upslope.config.ladder import (
+    ALGORITHMS,
+    CONTINUOUS_DEFAULTS,
+    DIRECTIONS,
+    DISCRETE_DEFAULTS,
+    ESTIMATORS,
+    MODELS,
+    OBJECTIVES,
+    SCHEDULES,
+)
 from upslope.core.messages import unknown
 from upslope.errors import UpslopeError
 
@@ -47,8 +56,12 @@ class Config:
     """Truncate episodes after so many steps; by default at the environment's own limit."""
     learning_rate: float = 2.5e-4
     """Adam's step size. Usual: 1e-5 to 1e-2."""
-    learning_rate_decay: bool = True
-    """Let the learning rate fall linearly to 0 over the budget."""
+    learning_rate_schedule: str = "linear"
+    """How the learning rate falls to 0 over the budget: constant, linear, or cosine."""
+    optimiser: str = "adam"
+    """The direction of a gradient: adam, adamw, rmsprop, or sgd."""
+    weight_decay: float = 0.0
+    """Of adamw: the share of each parameter, times the learning rate, that a step takes away. Usual: 0 to 0.1."""
     gamma: float = 0.99
     """γ, discount per step: rewards 1/(1−γ) steps away still count. Usual: 0.9 to 0.9999."""
     lambda_: Annotated[float, tyro.conf.arg(name="lambda")] = 0.95
@@ -57,6 +70,8 @@ class Config:
     """n of n_step. Usual: 1 to 20."""
     epsilon: float = 0.2
     """ε of clip: the ratio earns nothing outside [1−ε, 1+ε]. Usual: 0.1 to 0.3."""
+    epsilon_schedule: str = "constant"
+    """How ε changes over the budget: constant, linear, or cosine."""
     beta: float = 1.0
     """β of kl_penalty, at the start. Usual: 0.3 to 10."""
     beta_target: float | None = 0.01
@@ -72,6 +87,8 @@ class Config:
     """Minibatches per epoch. Usual: so many that one holds 32 to 4096 samples."""
     entropy_coefficient: float = 0.01
     """Weight of the entropy bonus. Usual: 0 for continuous, 0 to 0.02 for discrete actions."""
+    entropy_schedule: str = "constant"
+    """How the entropy bonus changes over the budget: constant, linear, or cosine."""
     max_grad_norm: float = 0.5
     """Clip the global norm of each network's gradient. Usual: 0.5 to 5."""
     target_kl: float | None = None
@@ -85,6 +102,14 @@ class Config:
     """Scale observations by their running mean and standard deviation, kept in the agent."""
     normalize_rewards: bool = False
     """Scale rewards by the running standard deviation of the discounted return, kept in the agent."""
+    model: str = "perceptron"
+    """What acts and judges: perceptron, two networks as the next flags say, or your own by module:Name."""
+    model_kwargs: dict[str, Any] = field(default_factory=dict)
+    """Keyword arguments of your own model, values that JSON can hold."""
+    sequence_length: int | None = None
+    """L, steps in a row through which the gradient of a model with memory flows; by default the whole rollout."""
+    value_coefficient: float = 0.5
+    """Weight of the critic's loss where policy and critic share parameters. Usual: 0.25 to 1."""
     hidden_sizes: tuple[int, ...] = (64, 64)
     """Widths of the hidden layers, of policy and critic each."""
     activation: Literal["tanh", "relu", "silu"] = "tanh"
@@ -100,11 +125,6 @@ class Config:
         """The seeds of this run."""
         return list(range(self.seed, self.seed + self.seeds))
 
-    def network(self) -> dict[str, Any]:
-        """The keyword arguments of `initialise_agent`."""
-        names = ("hidden_sizes", "activation", "log_std_init", "normalize_observations", "normalize_rewards")
-        return {name: getattr(self, name) for name in names}
-
     def to_json(self) -> dict[str, Any]:
         """A dictionary of all fields in strict JSON, which knows no infinity: it is written as text."""
         finite = {} if math.isfinite(self.max_grad_norm) else {"max_grad_norm": repr(self.max_grad_norm)}
@@ -114,6 +134,7 @@ class Config:
         check_ranges(self)
 
 
+SCHEDULED = ("learning_rate_schedule", "epsilon_schedule", "entropy_schedule")
 POSITIVE = (
     "steps",
     "seeds",
@@ -161,7 +182,7 @@ def check_ranges(config: Config) -> None:
             raise UpslopeError(
                 f"--{name.replace('_', '-')} can be at most {most:,}, not {reprlib.repr(getattr(config, name))}."
             )
-    for name in ("max_episode_steps", "critic_epochs", "target_kl", "min_effective_sample_size"):
+    for name in ("max_episode_steps", "critic_epochs", "sequence_length", "target_kl", "min_effective_sample_size"):
         value = getattr(config, name)
         if value is not None and not value > 0:
             raise UpslopeError(
@@ -176,7 +197,7 @@ def check_ranges(config: Config) -> None:
         raise UpslopeError(f"--steps can be at most {MAX_STEPS:,}, not {config.steps:,}: they are counted in 32 bits.")
     if not 0 <= config.gamma <= 1:
         raise UpslopeError(f"--gamma must be in [0, 1], not {config.gamma}: it is a discount per step.")
-    for name in ("entropy_coefficient", "imitation_iterations", "beta"):
+    for name in ("entropy_coefficient", "imitation_iterations", "beta", "weight_decay", "value_coefficient"):
         if getattr(config, name) < 0:
             raise UpslopeError(f"--{name.replace('_', '-')} must be 0 or more, not {getattr(config, name)}.")
     if not config.hidden_sizes or min(config.hidden_sizes) < 1:
@@ -188,7 +209,12 @@ def check_ranges(config: Config) -> None:
         )
     if config.algorithm not in ALGORITHMS:
         raise UpslopeError(unknown("algorithm", config.algorithm, ALGORITHMS))
-    for role, known in (("estimator", ESTIMATORS), ("objective", OBJECTIVES)):
+    for name in SCHEDULED:
+        if getattr(config, name) not in SCHEDULES and ":" not in getattr(config, name):
+            raise UpslopeError(unknown("schedule", getattr(config, name), SCHEDULES))
+    if config.optimiser not in DIRECTIONS and ":" not in config.optimiser:
+        raise UpslopeError(unknown("optimiser", config.optimiser, DIRECTIONS))
+    for role, known in (("estimator", ESTIMATORS), ("objective", OBJECTIVES), ("model", MODELS)):
         value = getattr(config, role)
         if value not in known and ":" not in value:
             raise UpslopeError(unknown(role, value, known))
@@ -235,6 +261,8 @@ def canonical(settings: Mapping[str, Any]) -> dict[str, Any]:
     for name, value in settings.items():
         key = str(name).replace("-", "_")
         key = "lambda_" if key == "lambda" else key
+        if key == "learning_rate_decay" and isinstance(value, bool):  # what older runs and presets call it
+            key, value = "learning_rate_schedule", "linear" if value else "constant"
         if key not in kinds:
             raise UpslopeError(unknown("setting", str(name), kinds))
         result[key] = coerce(str(name), value, kinds[key])

@@ -123,6 +123,15 @@ OBJECTIVES = {
     "clip": "min(π/μ · Ψ, clip(π/μ) · Ψ)",
 }
 
+MODELS = {"perceptron": "a perceptron for the policy and one for the critic"}
+DIRECTIONS = {
+    "adam": "Kingma & Ba 2015, ε = 1e-5",
+    "adamw": "adam with decoupled weight decay",
+    "rmsprop": "decay 0.99, ε = 1e-5",
+    "sgd": "the gradient itself",
+}
+SCHEDULES = {"constant": "as it is", "linear": "to 0 in a straight line", "cosine": "to 0 along half a cosine"}
+
 DISCRETE_DEFAULTS: dict[str, Any] = {
     "num_envs": 8,
     "rollout_steps": 128,

@@ -1,8 +1,11 @@
 """Config + world → Task: builds the pair of axes, and refuses a pair that cannot work."""
 
 import importlib
-from dataclasses import fields
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field, fields
 from typing import Any
+
+import optax
 
 from upslope.config.config import Config
 from upslope.config.ladder import ALGORITHMS
@@ -11,8 +14,11 @@ from upslope.core.objectives import Clip, ImportanceSampled, KLPenalty, Objectiv
 from upslope.environments.registry import AnyEnvironment
 from upslope.errors import UpslopeError
 from upslope.learning.iteration import Task
+from upslope.learning.optimisers import Optimiser, Schedule, Schedules, schedule_of
 from upslope.learning.update import Update
-from upslope.models.spaces import coding_of, head_of
+from upslope.models.build import ModelSpec
+from upslope.models.encoders import ObservationEncoder, encoder_of
+from upslope.models.heads import ActionHead, head_of
 
 ESTIMATOR_TYPES: dict[str, type[Estimator]] = {
     "total_return": TotalReturn,
@@ -47,14 +53,7 @@ def build(config: Config, name: str, known: dict[str, Any], kind: type) -> Any:
     if name in known:
         values = {f.name: getattr(config, CONFIG_NAMES.get(f.name, f.name)) for f in fields(known[name])}
         return known[name](**values)
-    module_name, _, attribute = name.partition(":")
-    try:
-        found = getattr(importlib.import_module(module_name), attribute)
-    except Exception as error:
-        raise UpslopeError(
-            f"{name} cannot be imported: {error}. From Python, pass the object itself; from the shell, run in the "
-            "folder that holds the module."
-        ) from error
+    found = imported(kind.__name__.lower(), name)
     try:
         made = found() if isinstance(found, type) else found
     except TypeError as error:
@@ -78,13 +77,42 @@ def settings_of(part: Estimator | Objective) -> dict[str, Any]:
     return {role: f"{type(part).__module__}:{type(part).__qualname__}"}
 
 
-def task_of(
-    config: Config, world: AnyEnvironment, estimator: Estimator | None = None, objective: Objective | None = None
-) -> Task:
-    """The task of a config in a world; objects given in Python replace what the config names."""
-    estimator = estimator or estimator_of(config)
-    objective = objective or objective_of(config)
-    limit = config.max_episode_steps or world.max_episode_steps
+def imported(role: str, name: str) -> Any:
+    """The user's own part by `module:Name`.
+
+    Raises:
+        UpslopeError: it cannot be imported.
+    """
+    module_name, _, attribute = name.partition(":")
+    try:
+        return getattr(importlib.import_module(module_name), attribute)
+    except Exception as error:
+        raise UpslopeError(
+            f"The {role} {name} cannot be imported: {error}. From Python, pass the object itself; from the shell, run "
+            "in the folder that holds the module."
+        ) from error
+
+
+@dataclass(frozen=True)
+class Parts:
+    """Objects given in Python, in place of what the config names."""
+
+    estimator: Estimator | None = None
+    objective: Objective | None = None
+    model: Callable[..., Any] | None = None
+    optimiser: optax.GradientTransformation | None = None
+    schedules: Mapping[str, Callable[[Any], Any]] = field(default_factory=dict)
+    """`learning_rate`, `epsilon` or `entropy_coefficient` → progress → factor."""
+
+
+NO_PARTS = Parts()
+
+
+def task_of(config: Config, environment: AnyEnvironment, parts: Parts = NO_PARTS) -> Task:
+    """The task of a config in an environment."""
+    estimator = parts.estimator or estimator_of(config)
+    objective = parts.objective or objective_of(config)
+    limit = config.max_episode_steps or environment.max_episode_steps
     check_pair(config, estimator, objective, limit)
     check_minibatches(config, estimator, limit)
     update = Update(
@@ -93,28 +121,63 @@ def task_of(
         epochs=config.epochs,
         critic_epochs=config.critic_epochs or config.epochs,
         minibatches=config.minibatches,
-        max_grad_norm=config.max_grad_norm,
-        entropy_coefficient=config.entropy_coefficient,
+        optimiser=optimiser_of(config, parts.optimiser),
         target_kl=config.target_kl,
         min_effective_sample_size=config.min_effective_sample_size,
         normalize_advantage=config.normalize_advantage,
+        value_coefficient=config.value_coefficient,
+        sequence_length=config.sequence_length,
     )
+    encoder = encoder_of(environment.observation_space, config.environment)
+    head = head_of(environment.action_space, config.environment)
     return Task(
-        environment=world,
+        environment=environment,
         estimator=estimator,
         update=update,
-        coding=coding_of(world.observation_space, config.environment),
-        head=head_of(world.action_space, config.environment),
-        network=config.network(),
+        model=model_of(config, encoder, head, parts.model),
+        normalize_observations=config.normalize_observations,
+        normalize_rewards=config.normalize_rewards,
         gamma=config.gamma,
         steps=config.steps,
         num_envs=config.num_envs if config.data is None else 0,
         rollout_steps=config.rollout_steps,
         max_episode_steps=limit,
         learning_rate=config.learning_rate,
-        learning_rate_decay=config.learning_rate_decay,
+        entropy_coefficient=config.entropy_coefficient,
         imitation_iterations=config.imitation_iterations,
+        schedules=schedules_of(config, parts.schedules),
     )
+
+
+def model_of(
+    config: Config, encoder: ObservationEncoder, head: ActionHead, own: Callable[..., Any] | None = None
+) -> ModelSpec:
+    """How the model of a config is built for these spaces."""
+    if own is None and config.model == "perceptron":
+        names = ("hidden_sizes", "activation", "log_std_init")
+        return ModelSpec(encoder, head, {name: getattr(config, name) for name in names})
+    return ModelSpec(encoder, head, dict(config.model_kwargs), own or imported("model", config.model))
+
+
+def optimiser_of(config: Config, own: optax.GradientTransformation | None = None) -> Optimiser:
+    """The optimiser that a config names, or the user's own."""
+    if own is None and ":" in config.optimiser:
+        found = imported("optimiser", config.optimiser)
+        own = found if isinstance(found, optax.GradientTransformation) else found()
+    if own is not None and not isinstance(own, optax.GradientTransformation):
+        raise UpslopeError(f"An own optimiser is an optax.GradientTransformation, not {type(own).__name__}.")
+    return Optimiser(config.optimiser, config.max_grad_norm, config.weight_decay, own)
+
+
+def schedules_of(config: Config, own: Mapping[str, Callable[[Any], Any]]) -> Schedules:
+    """The schedules that a config names, or the user's own."""
+    names = {"learning_rate": "learning_rate", "epsilon": "epsilon", "entropy_coefficient": "entropy"}
+
+    def one(field_name: str, prefix: str) -> Schedule | None:
+        name = getattr(config, f"{prefix}_schedule")
+        return schedule_of(own.get(field_name) or (imported("schedule", name) if ":" in name else name))
+
+    return Schedules(**{field_name: one(field_name, prefix) for field_name, prefix in names.items()})
 
 
 def check_pair(config: Config, estimator: Estimator, objective: Objective, limit: int | None) -> None:

@@ -31,6 +31,11 @@ def pytree(cls: type[C]) -> type[C]:
     return jax.tree_util.register_dataclass(dataclass(frozen=True)(cls))
 
 
+def is_shape(node: Any) -> bool:
+    """Whether a node of a pytree of shapes is one shape."""
+    return isinstance(node, tuple) and all(isinstance(n, int) for n in node)
+
+
 def namespace(x: Any) -> Any:
     """NumPy for its own arrays, else `jax.numpy`."""
     return np if isinstance(x, np.ndarray) else jnp
@@ -70,3 +75,15 @@ def raw(leaf: Any) -> Any:
 def typed(x: Any, like: Any) -> Any:
     """The inverse of `raw`, given the leaf that it came from or one of its type."""
     return jax.random.wrap_key_data(x) if jnp.issubdtype(like.dtype, jax.dtypes.prng_key) else x
+
+
+def copied(observation: Any) -> Any:
+    """A copy of every array."""
+    return observation.copy() if isinstance(observation, np.ndarray) else jax.tree.map(np.copy, observation)
+
+
+def in_seeds(flat: Any, shape: tuple[int, int]) -> Any:
+    """[S·N, …] → [S, N, …]."""
+    if isinstance(flat, np.ndarray):  # the usual case, without the price of a walk through a tree
+        return flat.reshape(*shape, *flat.shape[1:])
+    return jax.tree.map(lambda x: x.reshape(*shape, *x.shape[1:]), flat)

@@ -13,7 +13,8 @@ from upslope.diagnosis.trials import Trial, actions_of, play, player_of, same
 from upslope.environments.base import CompiledEnvironment
 from upslope.environments.registry import AnyEnvironment, HostEnvironment
 from upslope.errors import UpslopeError
-from upslope.models.spaces import coding_of, head_of
+from upslope.models.encoders import encoder_of
+from upslope.models.heads import head_of
 
 Status = Literal["ok", "warning", "error", "skipped"]
 STEPS, SECONDS = 5000, 4.0
@@ -58,7 +59,7 @@ class Examined:
 def of_spaces(name: str, world: AnyEnvironment) -> Iterator[Check]:
     """Whether the spaces can be used."""
     for role, make_one, space in (
-        ("observation space", coding_of, world.observation_space),
+        ("observation space", encoder_of, world.observation_space),
         ("action space", head_of, world.action_space),
     ):
         try:

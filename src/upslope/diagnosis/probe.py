@@ -17,7 +17,7 @@ from gymnasium.spaces import Box
 
 from upslope.config.config import configure
 from upslope.config.ladder import ALGORITHMS
-from upslope.config.task import estimator_of, objective_of, task_of
+from upslope.config.task import Parts, estimator_of, objective_of, task_of
 from upslope.core.estimators import Estimator
 from upslope.core.objectives import Objective, PolicyGradient
 from upslope.core.types import Transition
@@ -149,7 +149,7 @@ def probe_group(
     world, label = Several(probes, 0), f"jax:probe/{group[0]}"
     is_box = isinstance(world.action_space, Box)
     config = configure(label, algorithm, is_continuous=is_box, use_preset=False, **settings)
-    task = task_of(config, world, estimator, objective)
+    task = task_of(config, world, Parts(estimator, objective))
     iterations = max(
         1, config.steps // (task.num_envs * (LIMIT if task.estimator.whole_episodes else task.rollout_steps))
     )

@@ -1,19 +1,19 @@
 """collect on the host: the same rollout as in a compiled world, from Gymnasium environments."""
 
-from collections.abc import Callable, Sequence
+import dataclasses
+from collections.abc import Sequence
 from time import perf_counter
 from typing import Any, NamedTuple, Protocol, runtime_checkable
 
 import jax
 import numpy as np
 
+from upslope.core.arrays import copied, in_seeds
 from upslope.core.types import Rollout, host_rollout
-from upslope.models.spaces import Coding
+from upslope.models.model import restarted
 
 AHEAD = 64
 """Steps for which chance is asked at once."""
-Choose = Callable[[np.ndarray, int], tuple[np.ndarray, np.ndarray]]
-"""(observation [S, N, …], t) → action [S, N, …], log μ(a|s) [S, N]."""
 
 
 @runtime_checkable
@@ -21,9 +21,16 @@ class Steppable(Protocol):
     """What collecting needs of S × N environments: `HostColumns`, or `SlicedColumns` in other processes."""
 
     shape: tuple[int, int]
-    coding: Coding
-    dtype: np.dtype
-    observation: np.ndarray
+
+    @property
+    def observation(self) -> Any:
+        """What every environment shows now, [S, N, …]."""
+        ...
+
+    @property
+    def flat(self) -> Any:
+        """The same [S·N, …]; the same arrays."""
+        ...
 
     @property
     def episodes(self) -> Sequence[Any]:
@@ -34,7 +41,7 @@ class Steppable(Protocol):
         """Begin a new episode in each of the rows."""
         ...
 
-    def step(self, action: np.ndarray, rows: np.ndarray, next_observation: np.ndarray) -> tuple[np.ndarray, ...]:
+    def step(self, action: np.ndarray, rows: np.ndarray, next_observation: Any) -> tuple[np.ndarray, ...]:
         """Step the rows; reward, terminated, truncated."""
         ...
 
@@ -53,9 +60,9 @@ class HostRollout:
 
     def __init__(self, columns: Steppable):
         self.shape = columns.shape
-        self.facts: dict[str, list[np.ndarray]] = {name: [] for name in Rollout._fields}
+        self.facts: dict[str, list[Any]] = {name: [] for name in Rollout._fields}
 
-    def write(self, **facts: np.ndarray) -> None:
+    def write(self, **facts: Any) -> None:
         """Add a step."""
         for name, value in facts.items():
             self.facts[name].append(value)
@@ -63,39 +70,110 @@ class HostRollout:
     def rollout(self) -> Rollout:
         """All steps, [S, T, N, …]."""
 
-        def stacked(steps: list[np.ndarray]) -> np.ndarray:
+        def stacked(*steps: np.ndarray) -> np.ndarray:
             return np.moveaxis(np.array(steps).reshape(len(steps), *self.shape, *steps[0].shape[1:]), 0, 1)
 
-        return host_rollout({name: stacked(steps) for name, steps in self.facts.items()})
+        return host_rollout({name: jax.tree.map(stacked, *steps) for name, steps in self.facts.items()})
 
 
 class Act:
-    """a_t ~ π(·|s_t) for every seed and environment, and log π(a_t|s_t): in NumPy, but for what chance decides."""
+    """a_t ~ π(·|s_t) for every seed and environment, and log π(a_t|s_t)."""
 
     def __init__(self) -> None:
-        self.draw = jax.jit(draw_noise)
+        self.draw, self.step = jax.jit(draw_noise), jax.jit(act_with_memory)
 
-    def bind(self, agents: Any, keys: jax.Array) -> Choose:
-        """How these agents [S] act with these keys [S]."""
-        # A parameter of a seed has to meet all environments of that seed; a matrix does so by itself.
-        here = jax.tree.map(lambda x: np.asarray(x)[:, None] if x.ndim == 2 else np.asarray(x), agents)
-        noise = np.zeros(0)
-
-        def choose(observation: np.ndarray, t: int) -> tuple[np.ndarray, np.ndarray]:
-            nonlocal noise
-            if t % AHEAD == 0:
-                noise = np.asarray(self.draw(agents, keys, observation, t))
-            policy = here.policy(observation)
-            action = policy.choose(noise[t % AHEAD])
-            return action, policy.log_prob(action)
-
-        return choose
+    def bind(self, agents: Any, keys: jax.Array, memory: Any = ()) -> "Choose":
+        """How these agents [S] act with these keys [S], given their memory of every column [S, N, …]."""
+        can_act_here = hasattr(agents.model, "policy") and not jax.tree.leaves(memory)
+        return ActHere(self, agents, keys) if can_act_here else ActCompiled(self, agents, keys, memory)
 
 
-def draw_noise(agents: Any, keys: jax.Array, observation: jax.Array, t: Any) -> jax.Array:
+class Choose(Protocol):
+    """Chooses actions, and keeps the memory of the columns that it acts in."""
+
+    memory: Any
+    """[S, N, …], after the last step; () without memory."""
+
+    def __call__(self, observation: Any, t: int) -> tuple[np.ndarray, np.ndarray]:
+        """observation [S, N, …], t → action [S, N, …], log μ(a|s) [S, N]."""
+        ...
+
+    def restart(self, rows: np.ndarray) -> None:
+        """New episodes begin in these of the S·N columns."""
+        ...
+
+
+class ActHere:
+    """In NumPy, but for what chance decides: to ask a compiled program takes longer than a small network does."""
+
+    memory: Any = ()
+
+    def __init__(self, act: Act, agents: Any, keys: jax.Array):
+        self.act, self.agents, self.keys = act, agents, keys
+        self.here = on_host(agents)
+        self.noise = np.zeros(0)
+
+    def __call__(self, observation: Any, t: int) -> tuple[np.ndarray, np.ndarray]:
+        if t % AHEAD == 0:
+            self.noise = np.asarray(self.act.draw(self.agents, self.keys, observation, t))
+        policy = self.here.policy(observation)
+        action = policy.choose(self.noise[t % AHEAD])
+        return action, policy.log_prob(action)
+
+    def restart(self, rows: np.ndarray) -> None:
+        """Nothing is remembered."""
+
+
+class ActCompiled:
+    """In one compiled call a step, seeds one after another: a vmapped product may depend on its neighbours."""
+
+    def __init__(self, act: Act, agents: Any, keys: jax.Array, memory: Any):
+        self.act, self.agents, self.keys, self.memory = act, agents, keys, memory
+        self.fresh: np.ndarray | None = None
+
+    def __call__(self, observation: Any, t: int) -> tuple[np.ndarray, np.ndarray]:
+        shape = jax.tree.leaves(observation)[0].shape[:2]
+        fresh = np.zeros(shape, bool) if self.fresh is None else self.fresh.reshape(shape)
+        action, log_prob, self.memory = self.act.step(self.agents, self.keys, observation, self.memory, fresh, t)
+        self.fresh = np.zeros(fresh.size, bool)
+        return np.asarray(action), np.asarray(log_prob)
+
+    def restart(self, rows: np.ndarray) -> None:
+        if self.fresh is not None:
+            self.fresh[rows] = True
+        elif len(rows):
+            raise AssertionError("restart() follows a step")
+
+
+def on_host(agents: Any) -> Any:
+    """Agents [S] as NumPy arrays that meet all environments of their seed; a matrix does so by itself."""
+
+    def spread(x: Any) -> np.ndarray:
+        return np.asarray(x)[:, None]
+
+    return dataclasses.replace(
+        jax.tree.map(np.asarray, agents),
+        model=jax.tree.map(lambda x: spread(x) if x.ndim == 2 else np.asarray(x), agents.model),
+        normaliser=jax.tree.map(spread, agents.normaliser),
+    )
+
+
+def act_with_memory(agents: Any, keys: jax.Array, observation: Any, memory: Any, fresh: Any, t: Any) -> Any:
+    """Action, log μ and the memory after a step, for every seed [S]."""
+
+    def one_seed(given: tuple[Any, ...]) -> tuple[Any, ...]:
+        agent, key, observation, memory, fresh = given
+        policy, after = agent.act(observation, restarted(agent.model, memory, fresh), fresh)
+        action = policy.choose(policy.noise(jax.random.fold_in(key, t)))
+        return action, policy.log_prob(action), after
+
+    return jax.lax.map(one_seed, (agents, keys, observation, memory, fresh))
+
+
+def draw_noise(agents: Any, keys: jax.Array, observation: Any, t: Any) -> jax.Array:
     """What chance decides of the actions at t, t + 1 …: [AHEAD, S, N, …]."""
 
-    def one_seed(agent: Any, key: jax.Array, observation: jax.Array, t: Any) -> jax.Array:
+    def one_seed(agent: Any, key: jax.Array, observation: Any, t: Any) -> jax.Array:
         return agent.policy(observation).noise(jax.random.fold_in(key, t))
 
     one_step = jax.vmap(one_seed, (0, 0, 0, None))
@@ -113,6 +191,7 @@ def collect_host(
         started = perf_counter()
         finished += ended(columns, t, done)
         columns.begin(done.tolist())
+        choose.restart(done)
         phases["environment"] = phases.get("environment", 0.0) + perf_counter() - started
     return grown.rollout(), ends_of(finished)
 
@@ -145,16 +224,16 @@ def step_all(
 ) -> np.ndarray:
     """Act once in the given rows and write down what happened; return the rows whose episode ended."""
     before = perf_counter()
-    observation = columns.observation.copy()
-    action, log_prob = choose(observation, t)
+    flat = copied(columns.flat)
+    action, log_prob = choose(in_seeds(flat, columns.shape), t)
     acted = perf_counter()
-    observation, action = observation.reshape(-1, *columns.coding.shape), action.reshape(-1, *action.shape[2:])
-    successor = observation.copy()
+    action = action.reshape(-1, *action.shape[2:])
+    successor = copied(flat)
     reward, terminated, truncated = columns.step(action, rows, successor)
     valid = np.zeros(len(reward), bool)
     valid[rows] = True
     grown.write(
-        observation=observation,
+        observation=flat,
         action=action,
         reward=reward,
         terminated=terminated,

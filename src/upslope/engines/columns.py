@@ -5,15 +5,18 @@ does not depend on what runs beside it, and an episode in progress can be rebuil
 """
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import gymnasium
+import jax
 import numpy as np
 
+from upslope.core.arrays import copied, in_seeds, is_shape
 from upslope.environments.registry import HostEnvironment
 from upslope.errors import UpslopeError
-from upslope.models.spaces import Coding, Head
+from upslope.models.encoders import ObservationEncoder
+from upslope.models.heads import ActionHead
 
 MAX_REPLAY = 100_000
 """Actions kept of a running episode; beyond that a resumed run begins a fresh one."""
@@ -57,18 +60,16 @@ class HostColumns:
     def __init__(
         self,
         world: HostEnvironment,
-        coding: Coding,
-        head: Head,
+        encoder: ObservationEncoder,
+        head: ActionHead,
         seeds: Sequence[int],
         num_envs: int,
         limit: int | None,
         indices: Sequence[int] | None = None,
     ):
         """`indices` are those of the environments that are a part of a seed's; by default 0 … N−1."""
-        self.world, self.coding, self.head, self.limit = world, coding, head, limit
+        self.world, self.encoder, self.head, self.limit = world, encoder, head, limit
         self.shape = (len(seeds), num_envs)
-        dtype = np.dtype(world.observation_space.dtype or np.float32)
-        self.dtype = np.dtype(np.float32) if dtype == np.float64 else dtype
         self.episodes = [
             HostEpisode(world.create(), seed, index) for seed in seeds for index in indices or range(num_envs)
         ]
@@ -77,11 +78,16 @@ class HostColumns:
                 f"{world.name} returned the same environment more than once, and columns would step each other's "
                 "episodes. Give a callable that makes a new one each time."
             )
-        self.observation = np.zeros((*self.shape, *coding.shape), self.dtype)
-        self.flat = self.observation.reshape(-1, *coding.shape)
+        self.border = Border(world.name, world.observation_space, encoder)
+        self.flat = self.border.empty(len(self.episodes))
         self.row: int | None = None
         """The row whose environment is being called at this moment."""
         self.mark(between_episodes=True)
+
+    @property
+    def observation(self) -> Any:
+        """What every environment shows now, [S, N, …]."""
+        return in_seeds(self.flat, self.shape)
 
     @property
     def has_begun(self) -> bool:
@@ -101,11 +107,11 @@ class HostColumns:
                 observation = episode.begin()
             except Exception as error:
                 raise UpslopeError(raised(self.world.name, "reset", episode, error)) from error
-            self.place(self.flat, row, observation, episode)
+            self.border.place(self.flat, row, observation, episode)
             self.check_finite([row], np.zeros(row + 1), self.flat)
         self.row = None
 
-    def step(self, action: np.ndarray, rows: np.ndarray, next_observation: np.ndarray) -> tuple[np.ndarray, ...]:
+    def step(self, action: np.ndarray, rows: np.ndarray, next_observation: Any) -> tuple[np.ndarray, ...]:
         """Step the given rows with the policy's actions [S·N, …]; write the true successors into a copy of `flat`.
 
         Returns reward, terminated, truncated, each [S·N], zero in the other rows.
@@ -128,41 +134,31 @@ class HostColumns:
             episode.episode_return += float(reward[row])
             if limit is not None and length >= limit:
                 truncated[row] = True
-            self.place(next_observation, row, observation, episode)
+            self.border.place(next_observation, row, observation, episode)
         self.row = None
         self.check_finite(listed, reward, next_observation)
-        self.flat[...] = next_observation
+        assign(self.flat, slice(None), next_observation)
         return reward, terminated, truncated
 
-    def check_finite(self, rows: Sequence[int], reward: np.ndarray, observation: np.ndarray) -> None:
+    def check_finite(self, rows: Sequence[int], reward: np.ndarray, observation: Any) -> None:
         """Refuse a reward or an observation that is not a number, and name the first place."""
         # A sum of squares is finite only where all of its terms are, and quicker to test.
-        if math.isfinite(np.vdot(reward, reward)) and (
-            self.dtype.kind != "f" or math.isfinite(np.vdot(observation, observation))
-        ):
+        leaves = jax.tree.leaves(observation)
+        real = [x for x in leaves if x.dtype.kind == "f"]
+        if all(math.isfinite(np.vdot(x, x)) for x in (reward, *real)):
             return
         for row in rows:
-            for what, value in (("reward", reward[row]), ("observation", observation[row])):
-                if not np.isfinite(value).all():
-                    raise UpslopeError(not_finite(self.world.name, what, value, self.episodes[row]))
-
-    def place(self, into: np.ndarray, row: int, observation: Any, episode: HostEpisode) -> None:
-        """Write an observation, if it has the shape that its space promises."""
-        shape = observation.shape if isinstance(observation, np.ndarray) else np.shape(observation)
-        if shape != self.coding.shape:
-            raise UpslopeError(
-                f"{self.world.name} returned an observation of shape {shape}, but its observation "
-                f"space says {self.coding.shape}: {episode.describe()}. Correct the environment "
-                "or its observation_space."
-            )
-        into[row] = observation
+            for what, values in (("reward", [reward]), ("observation", real)):
+                for x in values:
+                    if not np.isfinite(x[row]).all():
+                        raise UpslopeError(not_finite(self.world.name, what, x[row], self.episodes[row]))
 
     def mark(self, *, between_episodes: bool) -> None:
         """Remember this moment for `snapshot`: the start of an iteration, to which a run can be taken back.
 
         An action list only grows until its episode ends, so its length now is enough to cut it later.
         """
-        observation = self.observation.copy()
+        observation = copied(self.observation)
         lengths = [NOT_RUNNING if between_episodes or e.episode < 0 else replayable(e) for e in self.episodes]
         marks = [(e.episode, n, e.actions) for e, n in zip(self.episodes, lengths, strict=True)]
         self.marked = marks, observation
@@ -174,14 +170,14 @@ class HostColumns:
             "episode": np.asarray([episode for episode, _, _ in marks]),
             "length": np.asarray([length for _, length, _ in marks]),
             "actions": np.asarray([a for _, length, actions in marks for a in actions[: max(length, 0)]]),
-            "observation": observation,
+            **named_observation(observation),
         }
 
     def restore(self, snapshot: dict[str, np.ndarray], say: Callable[[str], None]) -> None:
         """Replay each running episode; where the replay shows something else, say so and begin a fresh one."""
         lengths = snapshot["length"].tolist()
         ends = np.cumsum(np.maximum(snapshot["length"], 0))
-        shown = snapshot["observation"].reshape(self.flat.shape)
+        shown = jax.tree.map(lambda x, flat: x.reshape(flat.shape), observation_of(snapshot, self.flat), self.flat)
         not_repeatable, too_long = [], 0
         for row, (episode, length) in enumerate(zip(self.episodes, lengths, strict=True)):
             episode.episode = int(snapshot["episode"][row])
@@ -191,7 +187,7 @@ class HostColumns:
             if length == TOO_LONG:
                 too_long += 1
                 self.begin([row])
-            elif not self.replay(row, actions, shown[row]):
+            elif not self.replay(row, actions, jax.tree.map(lambda x, row=row: x[row], shown)):
                 not_repeatable.append(episode)
                 self.begin([row])
         self.mark(between_episodes=NOT_RUNNING in lengths)
@@ -207,12 +203,12 @@ class HostColumns:
                 "They begin afresh, so this run is a continuation, but not bit for bit."
             )
 
-    def replay(self, row: int, actions: np.ndarray, shown: np.ndarray) -> bool:
+    def replay(self, row: int, actions: np.ndarray, shown: Any) -> bool:
         """Begin the episode again and repeat its actions; whether it then shows what it showed before."""
         episode = self.episodes[row]
         episode.episode -= 1
         self.begin([row])
-        observation: Any = self.flat[row]
+        observation: Any = None
         for action in actions.tolist() if actions.ndim == 1 else actions:
             self.row = row
             try:
@@ -222,11 +218,79 @@ class HostColumns:
             episode.actions.append(action)
             episode.length += 1
             episode.episode_return += float(np.float32(reward))
-            if terminated or truncated or np.shape(observation) != self.coding.shape:
+            if terminated or truncated or not self.border.fits(observation):
                 return False
         self.row = None
-        self.flat[row] = observation
-        return bool(np.array_equal(self.flat[row], shown))
+        if len(actions):
+            self.border.place(self.flat, row, observation, episode)
+        now = jax.tree.map(lambda x: x[row], self.flat)
+        return all(np.array_equal(x, y) for x, y in zip(jax.tree.leaves(now), jax.tree.leaves(shown), strict=True))
+
+
+class Border:
+    """Where observations come in: their arrays, and the check that they are what the space promises."""
+
+    def __init__(self, name: str, space: gymnasium.Space, encoder: ObservationEncoder):
+        self.name, self.shapes = name, encoder.shapes
+        self.is_plain = is_shape(self.shapes)
+        self.dtypes = jax.tree.map(lambda _: stored_dtype(space), self.shapes, is_leaf=is_shape)
+
+    def empty(self, count: int) -> Any:
+        """Room for `count` observations."""
+        return jax.tree.map(
+            lambda shape, dtype: np.zeros((count, *shape), dtype), self.shapes, self.dtypes, is_leaf=is_shape
+        )
+
+    def place(self, into: Any, row: int, observation: Any, episode: HostEpisode) -> None:
+        """Write an observation, if it has the shape that its space promises."""
+        if not self.fits(observation):
+            raise UpslopeError(
+                f"{self.name} returned an observation of shape {shape_of(observation)}, but its observation "
+                f"space says {self.shapes}: {episode.describe()}. Correct the environment "
+                "or its observation_space."
+            )
+        assign(into, row, observation)
+
+    def fits(self, observation: Any) -> bool:
+        """Whether an observation has the structure and the shapes of the space."""
+        if self.is_plain:
+            return shape_of(observation) == self.shapes
+        try:
+            found = jax.tree.map(lambda shape, x: shape_of(x) == shape, self.shapes, observation, is_leaf=is_shape)
+        except ValueError:
+            return False
+        return all(jax.tree.leaves(found))
+
+
+def stored_dtype(space: gymnasium.Space) -> np.dtype:
+    """The dtype in which observations are kept: the space's own, 64-bit floats in 32 bits."""
+    dtype = np.dtype(space.dtype or np.float32)
+    return np.dtype(np.float32) if dtype == np.float64 else dtype
+
+
+def shape_of(x: Any) -> Any:
+    """The shape of one array or number."""
+    return x.shape if isinstance(x, np.ndarray) else np.shape(x)
+
+
+def assign(into: Any, rows: Any, values: Any) -> None:
+    """into[rows] = values, for every array of an observation."""
+    if isinstance(into, np.ndarray):
+        into[rows] = values
+    else:
+        jax.tree.map(lambda a, b: a.__setitem__(rows, b), into, values)
+
+
+def named_observation(observation: Any) -> dict[str, np.ndarray]:
+    """The arrays of an observation by name: `observation`, or `observation` and the path of each."""
+    return {
+        f"observation{jax.tree_util.keystr(path)}": x for path, x in jax.tree_util.tree_leaves_with_path(observation)
+    }
+
+
+def observation_of(arrays: Mapping[str, np.ndarray], like: Any) -> Any:
+    """The inverse of `named_observation`, given an observation of the same structure."""
+    return jax.tree_util.tree_map_with_path(lambda path, _: arrays[f"observation{jax.tree_util.keystr(path)}"], like)
 
 
 def rows_of(num_seeds: Sequence[int], num_envs: int) -> list[np.ndarray]:
@@ -243,10 +307,15 @@ def split_snapshot(snapshot: dict[str, np.ndarray], num_seeds: Sequence[int]) ->
 
 def part_of(snapshot: dict[str, np.ndarray], rows: np.ndarray) -> dict[str, np.ndarray]:
     """The snapshot of the environments in these rows [s, n]."""
-    actions, shown = actions_of(snapshot), snapshot["observation"]
+    actions = actions_of(snapshot)
     part = {name: snapshot[name][rows.ravel()] for name in ("episode", "length")}
     part["actions"] = np.concatenate([actions[row] for row in rows.ravel()])
-    return part | {"observation": shown.reshape(-1, *shown.shape[2:])[rows]}
+    return part | {name: x.reshape(-1, *x.shape[2:])[rows] for name, x in shown_in(snapshot).items()}
+
+
+def shown_in(snapshot: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
+    """The arrays of a snapshot that hold what environments show."""
+    return {name: x for name, x in snapshot.items() if name.startswith("observation")}
 
 
 def join_snapshots(
@@ -255,11 +324,13 @@ def join_snapshots(
     """The inverse: the snapshot of all S × N environments, given those of parts and the rows of each part."""
     order = np.argsort(np.concatenate([mine.ravel() for mine in rows]))
     whole = {name: np.concatenate([part[name] for part in parts])[order] for name in ("episode", "length")}
-    shown = np.concatenate([part["observation"].reshape(-1, *part["observation"].shape[2:]) for part in parts])[order]
+    for name in shown_in(parts[0]):
+        shown = np.concatenate([part[name].reshape(-1, *part[name].shape[2:]) for part in parts])[order]
+        whole[name] = shown.reshape(*shape, *shown.shape[1:])
     actions = [taken for part in parts for taken in actions_of(part)]
     # An environment without a single action does not know the shape of one.
     some = [actions[k] for k in order if actions[k].size] or actions[:1]
-    return whole | {"actions": np.concatenate(some), "observation": shown.reshape(*shape, *shown.shape[1:])}
+    return whole | {"actions": np.concatenate(some)}
 
 
 def actions_of(snapshot: dict[str, np.ndarray]) -> list[np.ndarray]:

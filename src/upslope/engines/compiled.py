@@ -14,7 +14,7 @@ from jax.sharding import Mesh, NamedSharding, PartitionSpec
 from upslope.core.types import Metrics, Rollout
 from upslope.engines.base import Chunk, EpisodeRow, clock, never
 from upslope.learning.collect import Finished
-from upslope.learning.devices import NETWORKS, SEEDS, does_at_once, in_full, is_of_cores, shares_of
+from upslope.learning.devices import NETWORKS, SEEDS, in_full, is_of_cores, is_vmapped, shares_of
 from upslope.learning.health import spell_out
 from upslope.learning.iteration import (
     QUICK,
@@ -193,8 +193,8 @@ def is_worth_two_devices(task: Task, data: Rollout | None) -> bool:
 
 def on_mesh(task: Task, mesh: Mesh) -> Task:
     """The task as a program of this mesh does it."""
-    apart, at_once = mesh.shape[NETWORKS] > 1, does_at_once(mesh)
-    return dataclasses.replace(task, update=dataclasses.replace(task.update, apart=apart, at_once=at_once))
+    apart, vmapped = mesh.shape[NETWORKS] > 1, is_vmapped(mesh)
+    return dataclasses.replace(task, update=dataclasses.replace(task.update, apart=apart, vmapped=vmapped))
 
 
 def joined(states: Sequence[TrainState]) -> TrainState:

@@ -5,9 +5,10 @@ from functools import partial
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 
-from upslope.core.types import Metrics, Rollout, host_rollout
+from upslope.core.types import Metrics, Rollout
 from upslope.engines.base import Chunk, EpisodeRow, clock, never
 from upslope.engines.collect import Act, EpisodeEnds, collect_host, collect_host_episodes
 from upslope.engines.columns import HostColumns
@@ -26,6 +27,7 @@ from upslope.learning.iteration import (
     stack,
     weigh,
 )
+from upslope.models.model import restarted
 
 
 class HostEngine:
@@ -75,7 +77,7 @@ class HostEngine:
         act_keys, move_keys = self.keys(state)
         self.mark()
         self.is_whole = False
-        rollout, ends = self.collect(state, act_keys, active)
+        rollout, ends, memory = self.collect(state, act_keys, active)
         metrics: list[Metrics | None] = []
         ones = [self.take(state, s) for s in range(len(self.seeds))]
         for s in range(len(self.seeds)):
@@ -85,29 +87,37 @@ class HostEngine:
             facts = self.rollout_of(rollout, s)
             ones[s], measured = learn(self.weigh, self.move, ones[s], facts, move_keys[s])
             metrics.append(measured)
-        state = self.stack(ones)
+        state = self.stack(ones)._replace(memory=memory)
         self.is_whole = True
         steps = np.asarray(state.steps, np.int64)
         return state, Chunk(by_name(metrics), steps[:, None], before[:, None], self.rows(rollout, ends, before))
 
-    def collect(self, state: TrainState, keys: jax.Array, active: np.ndarray) -> tuple[Rollout, EpisodeEnds]:
-        """Act for an iteration: facts [S, T, N]."""
-        choose = self.act.bind(state.learner.agent, keys)
+    def collect(self, state: TrainState, keys: jax.Array, active: np.ndarray) -> tuple[Rollout, EpisodeEnds, Any]:
+        """Act for an iteration: facts [S, T, N], the finished episodes, and the memory afterwards."""
+        choose = self.act.bind(state.learner.agent, keys, state.memory)
         if self.task.estimator.whole_episodes:
-            return collect_host_episodes(self.columns, choose, active, self.phases)
+            return *collect_host_episodes(self.columns, choose, active, self.phases), state.memory
         if not self.columns.has_begun:
             self.columns.begin(range(len(self.columns.episodes)))
-        return collect_host(self.columns, choose, self.task.rollout_steps, self.phases)
+        rollout, ends = collect_host(self.columns, choose, self.task.rollout_steps, self.phases)
+        return rollout, ends, self.restarted(state.learner.agent.model, choose.memory)
+
+    def restarted(self, model: Any, memory: Any) -> Any:
+        """The memory with which the next rollout begins: at its start where a new episode has begun."""
+        if not jax.tree.leaves(memory):
+            return memory
+        is_new = jnp.asarray([episode.length == 0 for episode in self.columns.episodes]).reshape(self.columns.shape)
+        return jax.vmap(restarted)(model, memory, is_new)
 
     def rollout_of(self, rollout: Rollout, s: int) -> Rollout:
         """One seed's facts [T, N]. Whole episodes are padded to a power of two, so that few programs are compiled
         and a seed's padding does not depend on the other seeds."""
-        one = Rollout(*(x[s] for x in rollout))
+        one = jax.tree.map(lambda x: x[s], rollout)
         if not self.task.estimator.whole_episodes:
             return one
         longest = int(one.valid.any(axis=1).sum())
         length = max(32, self.task.update.minibatches, 1 << (longest - 1).bit_length())
-        return host_rollout({name: fit(np.asarray(x), length) for name, x in one._asdict().items()})
+        return jax.tree.map(lambda x: fit(np.asarray(x), length), one)
 
     def rows(self, rollout: Rollout, ends: EpisodeEnds, before: np.ndarray) -> list[list[EpisodeRow]]:
         """Each seed's finished episodes with the step at which they ended."""
@@ -137,7 +147,9 @@ class HostEngine:
 
 def columns_of(task: Task, seeds: Sequence[int]) -> HostColumns:
     """A task's environments in this process."""
-    return HostColumns(task.environment, task.coding, task.head, seeds, task.num_envs, task.max_episode_steps)
+    return HostColumns(
+        task.environment, task.model.encoder, task.model.head, seeds, task.num_envs, task.max_episode_steps
+    )
 
 
 def take(tree: Any, s: Any) -> Any:

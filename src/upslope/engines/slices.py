@@ -10,9 +10,11 @@ from dataclasses import dataclass
 from time import perf_counter
 from typing import Any
 
+import jax
 import numpy as np
 
-from upslope.engines.columns import HostColumns, join_snapshots, part_of
+from upslope.core.arrays import copied, in_seeds
+from upslope.engines.columns import Border, HostColumns, assign, join_snapshots, part_of
 from upslope.engines.processes import Worker, answers_of, serve, settle_down
 from upslope.environments.registry import HostEnvironment
 from upslope.errors import UpslopeError
@@ -42,7 +44,7 @@ class SlicedColumns:
     """`HostColumns` whose environments live in worker processes."""
 
     def __init__(self, task: Task, seeds: Sequence[int], workers: int, say: Callable[[str], None]):
-        self.coding, self.head, self.say = task.coding, task.head, say
+        self.say = say
         self.shape = (len(seeds), task.num_envs)
         self.slices = np.array_split(np.arange(task.num_envs), workers)
         every = np.arange(len(seeds) * task.num_envs).reshape(self.shape)
@@ -54,12 +56,12 @@ class SlicedColumns:
         names = [f"environments {part[0]} to {part[-1]} of each seed" for part in self.slices]
         self.workers = [Worker("upslope.engines.slices", i, name) for i, name in enumerate(names)]
         try:
-            self.dtype = self.all("open", [(task, seeds, part.tolist()) for part in self.slices])[0]
+            self.all("open", [(task, list(seeds), part.tolist()) for part in self.slices])
         except BaseException:
             self.close()
             raise
-        self.observation = np.zeros((*self.shape, *self.coding.shape), self.dtype)
-        self.flat = self.observation.reshape(-1, *self.coding.shape)
+        environment = task.environment
+        self.flat = Border(environment.name, environment.observation_space, task.model.encoder).empty(every.size)
 
     def all(self, what: str, arguments: Sequence[tuple[Any, ...]] | None = None) -> list[Any]:
         """Ask every worker, each with its own arguments, and wait for all."""
@@ -77,6 +79,11 @@ class SlicedColumns:
         return [(mine, answer) for (_, mine), answer in zip(parts, answers, strict=True)]
 
     @property
+    def observation(self) -> Any:
+        """What every environment shows now, [S, N, …]."""
+        return in_seeds(self.flat, self.shape)
+
+    @property
     def has_begun(self) -> bool:
         """Whether every environment is in an episode."""
         return all(episode.episode >= 0 for episode in self.episodes)
@@ -85,23 +92,24 @@ class SlicedColumns:
         """Begin a new episode in each of the rows."""
         if len(rows):
             for mine, observation in self.some("begin", np.asarray(rows)):
-                self.flat[mine] = observation
+                assign(self.flat, mine, observation)
                 for row in mine.tolist():
                     self.episodes[row] = Shown(self.episodes[row].episode + 1)
 
-    def step(self, action: np.ndarray, rows: np.ndarray, next_observation: np.ndarray) -> tuple[np.ndarray, ...]:
+    def step(self, action: np.ndarray, rows: np.ndarray, next_observation: Any) -> tuple[np.ndarray, ...]:
         """Step the given rows with the policy's actions [S·N, …]; write the true successors.
 
         Returns reward, terminated, truncated, each [S·N], zero in the other rows.
         """
         found = np.zeros(len(self.owner), np.float32), *np.zeros((2, len(self.owner)), bool)
         for mine, (successor, ends, *three) in self.some("step", rows, action):
-            for whole, part in zip((next_observation, *found), (successor, *three), strict=True):
+            assign(next_observation, mine, successor)
+            for whole, part in zip(found, three, strict=True):
                 whole[mine] = part
             for index, episode_return, length in ends:
                 shown = self.episodes[mine[index]]
                 shown.episode_return, shown.length = episode_return, length
-        self.flat[rows] = next_observation[rows]
+        assign(self.flat, rows, jax.tree.map(lambda x: x[rows], next_observation))
         return found
 
     def mark(self, *, between_episodes: bool) -> None:
@@ -116,7 +124,7 @@ class SlicedColumns:
         """As `HostColumns.restore`, each environment in its worker."""
         parts = [(part_of(snapshot, rows.reshape(self.shape[0], -1)),) for rows in self.rows]
         for rows, (observation, episodes, words) in zip(self.rows, self.all("restore", parts), strict=True):
-            self.flat[rows] = observation
+            assign(self.flat, rows, observation)
             for row, episode in zip(rows.tolist(), episodes, strict=True):
                 self.episodes[row] = Shown(episode)
             for line in words:
@@ -166,27 +174,29 @@ def step_seconds(world: HostEnvironment) -> float:
 class Server:
     """The worker's side: `HostColumns` of a slice."""
 
-    def open(self, task: Task, seeds: list[int], indices: list[int]) -> np.dtype:
+    def open(self, task: Task, seeds: list[int], indices: list[int]) -> None:
         """Make the environments."""
         limit = task.max_episode_steps
-        self.columns = HostColumns(task.environment, task.coding, task.head, seeds, len(indices), limit, indices)
+        self.columns = HostColumns(
+            task.environment, task.model.encoder, task.model.head, seeds, len(indices), limit, indices
+        )
         settle_down()
-        return self.columns.dtype
 
-    def begin(self, rows: list[int]) -> np.ndarray:
+    def begin(self, rows: list[int]) -> Any:
         """Their first observations."""
         self.columns.begin(rows)
-        return self.columns.flat[rows]
+        return jax.tree.map(lambda x: x[rows], self.columns.flat)
 
     def step(self, rows: list[int], action: np.ndarray) -> tuple[Any, ...]:
         """Successors, the episodes that ended, reward, terminated, truncated of these rows."""
         columns = self.columns
         whole = np.zeros((len(columns.episodes), *action.shape[1:]), action.dtype)
         whole[rows] = action
-        successor = columns.flat.copy()
+        successor = copied(columns.flat)
         reward, terminated, truncated = (x[rows] for x in columns.step(whole, np.asarray(rows), successor))
         ended = [(i, columns.episodes[rows[i]]) for i in np.flatnonzero(terminated | truncated).tolist()]
-        return successor[rows], [(i, e.episode_return, e.length) for i, e in ended], reward, terminated, truncated
+        shown = jax.tree.map(lambda x: x[rows], successor)
+        return shown, [(i, e.episode_return, e.length) for i, e in ended], reward, terminated, truncated
 
     def mark(self, between_episodes: bool) -> None:
         """Remember this moment."""
@@ -196,7 +206,7 @@ class Server:
         """Where the mark was."""
         return self.columns.snapshot()
 
-    def restore(self, snapshot: dict[str, np.ndarray]) -> tuple[np.ndarray, list[int], list[str]]:
+    def restore(self, snapshot: dict[str, np.ndarray]) -> tuple[Any, list[int], list[str]]:
         """Put the environments back; what they show, their episodes' numbers, and what is to be said."""
         words: list[str] = []
         self.columns.restore(snapshot, words.append)

@@ -19,10 +19,17 @@ from upslope.core.types import Credit, Metrics, Rollout
 from upslope.environments.tabular import Tabular
 from upslope.learning.collect import collect_episodes
 from upslope.learning.devices import in_full, num_cores
+from upslope.learning.evaluation import evaluate
 from upslope.learning.iteration import Task, TrainState, initialise_all, iterate, over_seeds
-from upslope.learning.update import Update, evaluate
-from upslope.models.agent import Actor, Agent, Perceptron, RunningStatistics
-from upslope.models.spaces import DiscreteCoding, DiscreteHead, coding_of, head_of
+from upslope.learning.optimisers import Optimiser
+from upslope.learning.update import Update
+from upslope.models.agent import Agent
+from upslope.models.build import ModelSpec
+from upslope.models.encoders import DiscreteEncoder, encoder_of
+from upslope.models.heads import DiscreteHead, head_of
+from upslope.models.networks import Perceptron
+from upslope.models.normaliser import RunningStatistics
+from upslope.models.perceptrons import Actor, Perceptrons
 
 # Most of a small program's time is XLA's, and half of that is the optimisation of code that runs once.
 quick_jit = partial(jax.jit, compiler_options={"xla_backend_optimization_level": 0})
@@ -81,16 +88,28 @@ def table_agent(logits: Float[np.ndarray, "O A"], value: Float[np.ndarray, "O"] 
     """An agent over Discrete observations with π = softmax(logits[o]) and V = value[o]: tables, no hidden layer."""
     num_observations, num_actions = logits.shape
     value = np.zeros(num_observations) if value is None else value
+    encoder, head = DiscreteEncoder(num_observations), DiscreteHead(num_actions)
     network = Perceptron((jnp.asarray(logits, jnp.float32),), (jnp.zeros(num_actions),), "tanh")
+    critic = Perceptron((jnp.asarray(value, jnp.float32)[:, None],), (jnp.zeros(1),), "tanh")
     return Agent(
-        actor=Actor(network, jnp.zeros(0), DiscreteHead(num_actions)),
-        critic=Perceptron((jnp.asarray(value, jnp.float32)[:, None],), (jnp.zeros(1),), "tanh"),
-        observation_statistics=RunningStatistics.start((num_observations,)),
+        model=Perceptrons(Actor(network, jnp.zeros(0), head), critic, encoder),
+        normaliser=None,
         return_statistics=RunningStatistics.start(()),
-        coding=DiscreteCoding(num_observations),
-        normalize_observations=False,
+        head=head,
         normalize_rewards=False,
     )
+
+
+def with_logits(agent: Agent, logits: Array) -> Agent:
+    """The same table with other logits, for a gradient with respect to them."""
+    network = dataclasses.replace(agent.model.actor.network, weights=(logits,))
+    actor = dataclasses.replace(agent.model.actor, network=network)
+    return dataclasses.replace(agent, model=dataclasses.replace(agent.model, actor=actor))
+
+
+def logits_of(agent: Agent) -> Float[Array, "O A"]:
+    """The table's logits."""
+    return agent.model.actor.network.weights[0]
 
 
 def play(world: Tabular, agent: Agent, seed: int, episodes: int) -> Rollout:
@@ -117,15 +136,13 @@ def episode_gradients(
     objective = objective or PolicyGradient()
 
     def gain(logits: Array, observation: Array, action: Array, log_mu: Array, weight: Array, valid: Array) -> Array:
-        network = dataclasses.replace(agent.actor.network, weights=(logits,))
-        actor = dataclasses.replace(agent.actor, network=network)
-        log_prob = dataclasses.replace(agent, actor=actor).policy(observation).log_prob(action)
+        log_prob = with_logits(agent, logits).policy(observation).log_prob(action)
         loss = objective.loss(objective.init(), Sample(log_prob, log_mu, weight, jnp.zeros_like(weight)))
         return -jnp.sum(jnp.where(valid, loss, 0.0))
 
     facts = (rollout.observation, rollout.action, rollout.behaviour_log_prob, weight, rollout.valid)
     gradient = quick_jit(jax.vmap(jax.grad(gain), in_axes=(None, 1, 1, 1, 1, 1)))
-    found = gradient(agent.actor.network.weights[0], *facts)
+    found = gradient(logits_of(agent), *facts)
     return np.asarray(found, np.float64).reshape(weight.shape[1], -1)
 
 
@@ -137,13 +154,17 @@ def small_update(**changes: Any) -> Update:
         "epochs": 1,
         "critic_epochs": 1,
         "minibatches": 1,
-        "max_grad_norm": 1e6,
-        "entropy_coefficient": 0.0,
+        "optimiser": Optimiser(max_grad_norm=1e6),
         "target_kl": None,
         "min_effective_sample_size": None,
         "normalize_advantage": False,
     }
     return Update(**(fields | changes))
+
+
+def spec_of(world: Any, **settings: Any) -> ModelSpec:
+    """Two perceptrons for an environment's spaces."""
+    return ModelSpec(encoder_of(world.observation_space, "world"), head_of(world.action_space, "world"), settings)
 
 
 def small_task(world: Tabular, estimator: Estimator, objective: Objective, **changes: Any) -> Task:
@@ -154,16 +175,16 @@ def small_task(world: Tabular, estimator: Estimator, objective: Objective, **cha
         "environment": world,
         "estimator": estimator,
         "update": small_update(objective=objective, needs_critic=estimator.needs_critic, **update),
-        "coding": coding_of(world.observation_space, "world"),
-        "head": head_of(world.action_space, "world"),
-        "network": {"hidden_sizes": (32,)},
+        "model": spec_of(world, hidden_sizes=(32,)),
+        "normalize_observations": False,
+        "normalize_rewards": False,
         "gamma": 0.99,
         "steps": 10**9,
         "num_envs": 8,
         "rollout_steps": 32,
         "max_episode_steps": world.max_episode_steps,
         "learning_rate": 0.01,
-        "learning_rate_decay": False,
+        "entropy_coefficient": 0.0,
         "imitation_iterations": 0,
     }
     return Task(**(fields | changes))
@@ -179,7 +200,7 @@ def train_and_watch(task: Task, seeds: Sequence[int], iterations: int) -> tuple[
     def one(state: TrainState, _: None) -> tuple[TrainState, Any]:
         state, metrics, _finished = iterate(task, state)
         agent = state.learner.agent
-        return state, (agent.actor.network(agent.encode(every_observation)), metrics)
+        return state, (agent.model.actor.network(agent.features(every_observation)), metrics)
 
     def train(state: TrainState) -> Any:
         return jax.lax.scan(one, state, length=iterations)[1]

@@ -7,7 +7,7 @@ import numpy as np
 from jaxtyping import Float
 
 from upslope.config.config import configure
-from upslope.config.task import objective_of, task_of
+from upslope.config.task import Parts, objective_of, task_of
 from upslope.engines.compiled import CompiledEngine
 from upslope.environments.classic.pendulum import Pendulum
 from upslope.lab.finding import ABOVE_ZERO, Finding, Line, Outcome, Panel, difference_of, mean_of
@@ -55,7 +55,7 @@ def scores(names: Sequence[str], seeds: Sequence[int], steps: int) -> Float[np.n
     small = {"steps": steps, "rollout_steps": 512, "minibatches": 16, "hidden_sizes": (32, 32)}
     configs = [configure("jax:Pendulum-v1", is_continuous=True, **small, **SURROGATES[name].settings) for name in names]
     every = OneOf(tuple(objective_of(config) for config in configs))
-    task = task_of(configs[0], world, objective=every)
+    task = task_of(configs[0], world, Parts(objective=every))
     per_iteration = task.num_envs * task.rollout_steps
     engine = CompiledEngine(task, [*seeds] * len(names), steps // per_iteration)
     _, chunk = engine.advance(every.each_from(engine.start()))

@@ -9,19 +9,21 @@ from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
-from jaxtyping import Array, Bool, Float, Int, Key, PRNGKeyArray, Shaped
+from jaxtyping import Array, Bool, Float, Int, Key, PRNGKeyArray
 
 from upslope.core.types import Rollout
 from upslope.environments.base import CompiledEnvironment
 from upslope.models.agent import Acting
-from upslope.models.spaces import BoxHead
+from upslope.models.model import Carry
 
 
-class Columns(NamedTuple):
+class EnvState(NamedTuple):
     """N running episodes, one a column."""
 
     state: Any
-    observation: Shaped[Array, "N ..."]
+    observation: Any
+    carry: Carry
+    """The memory of the model that acts in them; () without memory."""
     length: Int[Array, "N"]
     episode_return: Float[Array, "N"]
 
@@ -43,35 +45,35 @@ class Finished(NamedTuple):
     length: Int[Array, "T N"]
 
 
-def begin(world: CompiledEnvironment, key: PRNGKeyArray, num_envs: int) -> Columns:
+def begin(world: CompiledEnvironment, agent: Acting, key: PRNGKeyArray, num_envs: int) -> EnvState:
     """N fresh episodes."""
-    return begin_with(world, jax.random.split(key, num_envs))
+    return begin_with(world, agent, jax.random.split(key, num_envs))
 
 
-def begin_with(world: CompiledEnvironment, keys: Key[Array, "N"]) -> Columns:
+def begin_with(world: CompiledEnvironment, agent: Acting, keys: Key[Array, "N"]) -> EnvState:
     """A fresh episode for each key."""
     state, observation = jax.vmap(world.reset)(keys)
     zeros = jnp.zeros(len(keys), jnp.int32)
-    return Columns(state, observation, zeros, zeros.astype(jnp.float32))
+    return EnvState(state, observation, agent.model.start(len(keys)), zeros, zeros.astype(jnp.float32))
 
 
 def collect(
     world: CompiledEnvironment,
     agent: Acting,
-    columns: Columns,
+    columns: EnvState,
     key: PRNGKeyArray,
     num_steps: int,
     max_episode_steps: int | None,
-) -> tuple[Columns, Rollout, Finished]:
+) -> tuple[EnvState, Rollout, Finished]:
     """Act for `num_steps` steps in N columns, going on from `columns`, and begin anew whenever an episode ends."""
     num_envs = columns.length.shape[0]
 
-    def step(columns: Columns, chance: tuple[Array, Chance]) -> tuple[Columns, tuple[Rollout, Finished]]:
+    def step(columns: EnvState, chance: tuple[Array, Chance]) -> tuple[EnvState, tuple[Rollout, Finished]]:
         reset_keys, decided = chance
         after, row, finished = advance(world, agent, columns, decided, max_episode_steps)
         after = jax.lax.cond(
             jnp.any(finished.done),
-            lambda: where_rows(finished.done, begin_with(world, reset_keys), after),
+            lambda: where_rows(finished.done, begin_with(world, agent, reset_keys), after),
             lambda: after,
         )
         return after, (row, finished)
@@ -88,26 +90,26 @@ def collect_episodes(
     """One whole episode in each of N columns, padded to `max_episode_steps`."""
     begin_key, act_key = jax.random.split(key)
 
-    def step(carry: tuple[Columns, Array], chance: Chance) -> tuple[Any, tuple[Rollout, Finished]]:
+    def step(carry: tuple[EnvState, Array], chance: Chance) -> tuple[Any, tuple[Rollout, Finished]]:
         columns, running = carry
         after, row, finished = advance(world, agent, columns, chance, max_episode_steps)
         row = row._replace(valid=running, reward=jnp.where(running, row.reward, 0.0))
         finished = finished._replace(done=finished.done & running)
         return (after, running & ~finished.done), (row, finished)
 
-    columns = begin(world, begin_key, num_envs)
+    columns = begin(world, agent, begin_key, num_envs)
     chance = all_chance(agent, columns, jax.random.split(act_key, max_episode_steps))
     return jax.lax.scan(step, (columns, jnp.ones(num_envs, bool)), chance)[1]
 
 
-def all_chance(agent: Acting, columns: Columns, keys: Key[Array, "T"]) -> Chance:
+def all_chance(agent: Acting, columns: EnvState, keys: Key[Array, "T"]) -> Chance:
     """What chance decides in T steps.
 
     All in one go: in a cheap world, to split keys and draw numbers step by step is a good part of a step. The policy
     gives no more than its shape.
     """
     keys = split_each(keys)
-    noise = jax.vmap(lambda key: agent.policy(columns.observation).noise(key))(keys[:, 0])
+    noise = jax.vmap(lambda key: acting(agent, columns)[0].noise(key))(keys[:, 0])
     return Chance(noise, split_each(keys[:, 1], columns.length.shape[0]))
 
 
@@ -119,14 +121,14 @@ def split_each(keys: Key[Array, "T"], num: int = 2) -> Key[Array, "T num"]:
 def advance(
     world: CompiledEnvironment,
     agent: Acting,
-    columns: Columns,
+    columns: EnvState,
     chance: Chance,
     max_episode_steps: int | None,
-) -> tuple[Columns, Rollout, Finished]:
+) -> tuple[EnvState, Rollout, Finished]:
     """One step of every column, without beginning anew."""
-    policy = agent.policy(columns.observation)
+    policy, carry = acting(agent, columns)
     action = policy.choose(chance.noise)
-    state, transition = jax.vmap(world.step)(chance.keys, columns.state, to_world(agent, action))
+    state, transition = jax.vmap(world.step)(chance.keys, columns.state, agent.head.to_compiled(action))
     length = columns.length + 1
     at_limit = jnp.zeros_like(transition.truncated) if max_episode_steps is None else length >= max_episode_steps
     truncated = transition.truncated | at_limit
@@ -141,16 +143,13 @@ def advance(
         behaviour_log_prob=policy.log_prob(action),
         valid=jnp.ones_like(truncated),
     )
-    after = Columns(state, transition.observation, length, episode_return)
+    after = EnvState(state, transition.observation, carry, length, episode_return)
     return after, row, Finished(transition.terminated | truncated, episode_return, length)
 
 
-def to_world(agent: Acting, action: Shaped[Array, "N ..."]) -> Shaped[Array, "N ..."]:
-    """The policy's actions as the compiled world takes them: a Box action is clipped to its bounds."""
-    head = agent.actor.head
-    if isinstance(head, BoxHead):
-        return jnp.clip(action, jnp.asarray(head.low), jnp.asarray(head.high)).reshape(-1, *head.shape)
-    return action
+def acting(agent: Acting, columns: EnvState) -> tuple[Any, Carry]:
+    """π(·|s) in every column, and the carry after it. A carry is at its start where an episode begins."""
+    return agent.act(columns.observation, columns.carry, columns.length == 0)
 
 
 def where_rows(mask: Bool[Array, "N"], chosen: Any, otherwise: Any) -> Any:

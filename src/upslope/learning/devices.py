@@ -18,7 +18,7 @@ from platformdirs import user_cache_path
 
 SEEDS, NETWORKS = "seeds", "networks"
 """The axes of a mesh: seeds are spread over the first; the second has two devices, for policy and critic, or one."""
-AT_ONCE = "at_once"
+AT_ONCE = "vmapped"
 """The axis of the seeds that a device does all at once."""
 
 
@@ -96,7 +96,7 @@ def mesh_of(devices: np.ndarray, width: int) -> Mesh:
     return Mesh(devices.reshape(-1, width), (SEEDS, NETWORKS))
 
 
-def does_at_once(mesh: Mesh) -> bool:
+def is_vmapped(mesh: Mesh) -> bool:
     """Whether a device of this mesh does the seeds that it has all at once. A core does one after another, whose
     numbers stay in its cache; an accelerator has little to do with one seed's numbers."""
     return not is_of_cores(mesh)

@@ -19,11 +19,13 @@ from upslope.core.estimators import ends
 from upslope.core.messages import PREFIX
 from upslope.core.objectives import Sample, importance_ratio
 from upslope.core.types import Credit, Metrics, Rollout
-from upslope.learning.action_effect import action_effect
+from upslope.learning.batch import in_time, outputs_of
 from upslope.learning.devices import AT_ONCE
-from upslope.learning.measures import correlations, of_features, saturation, shifted, totals
-from upslope.models.agent import Perceptron
-from upslope.models.spaces import BoxHead
+from upslope.learning.evaluation import differs
+from upslope.learning.measures import action_effect, correlations, of_features, saturation, shifted, totals
+from upslope.models.agent import value_of
+from upslope.models.heads import ActionHead
+from upslope.models.model import POLICY, SHARED, VALUE
 
 RAW = "health"
 """The vector among an update's metrics."""
@@ -55,10 +57,10 @@ class Seen(NamedTuple):
     value: Float[Array, "T C"]
     """The critic's before the update, of the first columns alone; 0 without one."""
     reward_scale: Float[Array, ""]
-    actor: Any
-    """The descent of the actor: its `parameters` after, and Adam's state."""
-    critic: Any
-    """That of the critic; None without one."""
+    model: Any
+    """After the update."""
+    descents: dict[str, Any]
+    """Of each group, the state of its descent."""
     rollout: Rollout
     """Its rewards are in the learner's unit."""
     credit: Credit
@@ -72,23 +74,42 @@ Series = dict[str, tuple[Shaped[Array, "T N"], Bool[Array, "T N"]]]
 """Name → (a number a step, where it counts)."""
 
 
-class Look:
+class HealthProbe:
     """Takes the metrics where it is due: where the share of the budget crosses a multiple of 1/`POINTS`."""
 
-    def __init__(self, gamma: float, before: Float[Array, ""], after: Float[Array, ""], at_once: bool = False):
-        """With `at_once` it is one of several seeds that go along the axis `AT_ONCE`."""
-        self.gamma = gamma
+    def __init__(
+        self,
+        gamma: float,
+        head: ActionHead,
+        before: Float[Array, ""],
+        after: Float[Array, ""],
+        *,
+        needs_critic: bool,
+        vmapped: bool = False,
+    ):
+        """`before` and `after` are shares of the budget. With `vmapped` it is one of several seeds that run along the
+        axis `AT_ONCE`."""
+        self.gamma, self.head, self.needs_critic = gamma, head, needs_critic
         self.is_due = (before == 0) | (jnp.floor(before * POINTS) < jnp.floor(after * POINTS))
         # One answer for all seeds, since where they differed both branches would be computed, every time.
-        self.is_due_for_any = jax.lax.psum(self.is_due.astype(jnp.int32), AT_ONCE) > 0 if at_once else self.is_due
+        self.is_due_for_any = jax.lax.psum(self.is_due.astype(jnp.int32), AT_ONCE) > 0 if vmapped else self.is_due
 
-    def values(self, critic: Perceptron | None, features: Float[Array, "B D"], rollout: Rollout) -> Array:
-        """V [T, C] where it is due. Taken before the update, so that the parameters before it need not be kept."""
+    def values(self, model: Any, batch: Any, rollout: Rollout) -> Array:
+        """V [T, C] where it is due; 0 without a critic. Taken before the update, so that the parameters before it need
+        not be kept."""
         nothing = jnp.zeros_like(rollout.reward)[:, : num_columns(rollout)]
-        if critic is None:
+        if not self.needs_critic:
             return nothing
-        few = first_columns(features, rollout)
-        return jax.lax.cond(self.is_due_for_any, lambda: critic(few)[..., 0].reshape(nothing.shape), lambda: nothing)
+        shape, length = rollout.reward.shape, unit_length(batch)
+
+        def look() -> Array:
+            if length == 1:
+                few = jax.tree.map(lambda x: first_columns(x, rollout), batch.features)
+                return value_of(model, few).reshape(nothing.shape)
+            value = outputs_of(model, batch.features, batch.carry, batch.fresh).value
+            return in_time(value, shape, length).reshape(shape)[:, : nothing.shape[1]]
+
+        return jax.lax.cond(self.is_due_for_any, look, lambda: nothing)
 
     def __call__(self, seen: Seen) -> Metrics:
         nothing = jnp.full(4 * len(SERIES) + len(PAIRS) + len(OTHERS), jnp.nan)
@@ -97,18 +118,18 @@ class Look:
 
     def measure(self, seen: Seen) -> Float[Array, "K"]:
         """All of them, in the order of the names."""
-        rollout, credit, batch, critic, value = seen.rollout, seen.credit, seen.batch, seen.critic, seen.value
-        has_value = jnp.zeros_like(rollout.valid) if critic is None else rollout.valid
+        rollout, credit, batch, value = seen.rollout, seen.credit, seen.batch, seen.value
+        has_value = rollout.valid if self.needs_critic else jnp.zeros_like(rollout.valid)
         tail = returns_before_the_end(self.gamma, rollout)
-        series = facts(rollout) | weights(rollout, credit, tail) | decisions(seen)
+        series = facts(rollout) | weights(rollout, credit, tail) | decisions(seen, self.head)
         series |= {"value": (value, has_value), "value_bias": (value - credit.target, has_value)}
         parts = [
             moments(series),
             correlations(pairs(rollout, credit, value, has_value, tail)),
             jnp.stack([seen.reward_scale, ends_together(rollout), action_effect(batch, rollout)]),
-            of_features(batch.features, batch.valid),
-            of_network(seen.actor, seen.actor.parameters.network, batch),
-            jnp.full(len(OF_NETWORK), jnp.nan) if critic is None else of_network(critic, critic.parameters, batch),
+            of_features(batch.features, batch.valid) if is_vector(batch.features) else unknown(len(OF_FEATURES)),
+            of_group(POLICY, seen, batch),
+            of_group(VALUE, seen, batch) if self.needs_critic else unknown(len(OF_NETWORK)),
         ]
         return jnp.concatenate(parts)
 
@@ -126,11 +147,28 @@ def first_columns(x: Array, rollout: Rollout) -> Array:
 
 
 def narrow(seen: Seen) -> Seen:
-    """The first columns alone."""
-    columns = num_columns(seen.rollout)
+    """The first columns alone, each sample a row."""
+    columns, shape, length = num_columns(seen.rollout), seen.rollout.reward.shape, unit_length(seen.batch)
     rollout, credit = jax.tree.map(lambda x: x[:, :columns], (seen.rollout, seen.credit))
-    batch, after = jax.tree.map(lambda x: first_columns(x, seen.rollout), (seen.batch, seen.after))
+    batch, after = jax.tree.map(
+        lambda x: first_columns(in_time(x, shape, length), seen.rollout), (seen.batch._replace(carry=()), seen.after)
+    )
     return seen._replace(rollout=rollout, credit=credit, batch=batch, after=after)
+
+
+def unit_length(batch: Any) -> int:
+    """L: how many steps a unit of the batch has."""
+    return batch.weight.shape[1] if batch.weight.ndim == 2 else 1
+
+
+def is_vector(features: Any) -> bool:
+    """Whether features are one vector a sample, so that its components can be told apart."""
+    return isinstance(features, jax.Array) and features.ndim == 2
+
+
+def unknown(count: int) -> Float[Array, "K"]:
+    """Numbers that mean nothing here."""
+    return jnp.full(count, jnp.nan)
 
 
 def spell_out(metrics: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
@@ -165,8 +203,7 @@ def in_units(moments: np.ndarray, correlations: np.ndarray, others: np.ndarray) 
 def facts(rollout: Rollout) -> Series:
     """Rewards, how episodes end, and whether a row goes on where the row before it stopped."""
     valid, over = rollout.valid, (rollout.terminated | rollout.truncated) & rollout.valid
-    axes = tuple(range(2, rollout.observation.ndim))
-    follows = shifted(jnp.all(rollout.observation[1:] == rollout.next_observation[:-1], axis=axes))
+    follows = shifted(~differs(rollout.observation, rollout.next_observation))
     begins, goes_on = valid & shifted(over[:-1]), valid & shifted((valid & ~over)[:-1])
     return {
         "reward_nonzero": (rollout.reward != 0, valid),
@@ -197,15 +234,13 @@ def weights(rollout: Rollout, credit: Credit, tail: tuple[Array, Array]) -> Seri
     }
 
 
-def decisions(seen: Seen) -> Series:
+def decisions(seen: Seen, head: ActionHead) -> Series:
     """What the policy did and how the update changed it. An ascent makes the mean of Ψ (ρ − 1) positive."""
-    batch, valid, head = seen.batch, seen.rollout.valid, seen.actor.parameters.head
+    batch, valid = seen.batch, seen.rollout.valid
     log_prob = batch.old_policy.log_prob(batch.action)
     elsewhere = jax.tree.map(lambda x: jnp.roll(x, 1, axis=0), batch.old_policy)
-    clipped = jnp.full_like(log_prob, jnp.nan)
-    if isinstance(head, BoxHead) and np.isfinite([*head.low, *head.high]).all():
-        outside = (batch.action < jnp.asarray(head.low)) | (batch.action > jnp.asarray(head.high))
-        clipped = jnp.mean(outside, axis=-1, dtype=jnp.float32)
+    clipped = head.outside(batch.action)
+    clipped = jnp.full_like(log_prob, jnp.nan) if clipped is None else clipped
     series = {
         "log_prob": log_prob,
         "log_prob_mismatch": jnp.abs(log_prob - batch.behaviour_log_prob),
@@ -248,22 +283,30 @@ def returns_before_the_end(gamma: float, rollout: Rollout) -> tuple[Float[Array,
 def ends_together(rollout: Rollout) -> Float[Array, ""]:
     """The probability that two ends, drawn at random, fall on the same step."""
     over = (rollout.terminated | rollout.truncated) & rollout.valid
-    at_once = jnp.sum(over, axis=1).astype(jnp.float32)
-    count = jnp.sum(at_once)
-    return jnp.sum(at_once * (at_once - 1)) / (count * (count - 1))
+    vmapped = jnp.sum(over, axis=1).astype(jnp.float32)
+    count = jnp.sum(vmapped)
+    return jnp.sum(vmapped * (vmapped - 1)) / (count * (count - 1))
 
 
-def of_network(descent: Any, network: Any, batch: Any) -> Float[Array, "3"]:
-    """What Adam's moments tell of the gradient, and the share of silent units.
+def of_group(name: str, seen: Seen, batch: Any) -> Float[Array, "3"]:
+    """What the optimiser's moments tell of a group's gradient, and the share of silent units; nan where the optimiser
+    keeps no such moments, or the model does not show its units.
 
     `signal` = ‖m̂‖² / Σ v̂: 1 for a gradient that is always the same, (1 − β₁)/(1 + β₁) = 0.05 for noise alone. It is the
     gradient noise scale of McCandlish et al. (2018) from moments that are there anyway.
     """
+    descent = seen.descents[name if name in seen.descents else SHARED]
     count, first, second = (optax.tree.get(descent.optimiser, moment) for moment in ("count", "mu", "nu"))
-    first_left, second_left = (1 - jnp.float32(beta) ** count for beta in ADAM_BETAS)
-    signal = first @ first / first_left**2 / (second @ jnp.ones_like(second) / second_left)
-    silent = saturation(network, batch.features[:ROWS], batch.valid[:ROWS])
-    return jnp.stack([signal, jnp.max(second) / second_left, silent])
+    signal = largest = jnp.float32(jnp.nan)
+    if isinstance(first, jax.Array) and isinstance(second, jax.Array):
+        first_left, second_left = (1 - jnp.float32(beta) ** count for beta in ADAM_BETAS)
+        signal = first @ first / first_left**2 / (second @ jnp.ones_like(second) / second_left)
+        largest = jnp.max(second) / second_left
+    silent = jnp.float32(jnp.nan)
+    if hasattr(seen.model, "hidden_units"):
+        units, activation = seen.model.hidden_units(jax.tree.map(lambda x: x[:ROWS], batch.features))[name]
+        silent = saturation(units, activation, batch.valid[:ROWS])
+    return jnp.stack([signal, largest, silent])
 
 
 def moments(series: Series) -> Float[Array, "K"]:

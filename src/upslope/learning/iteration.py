@@ -19,12 +19,16 @@ from jaxtyping import Array, Float, Integer, Key, PRNGKeyArray
 from upslope.core.estimators import UNROLL, Estimator, ends
 from upslope.core.types import Credit, Metrics, Rollout, Values
 from upslope.errors import UpslopeError
-from upslope.learning.collect import Columns, Finished, begin, collect, collect_episodes
-from upslope.learning.devices import AT_ONCE, SEEDS, does_at_once
-from upslope.learning.health import Look
-from upslope.learning.update import Learner, Update, begin_learning, evaluate, explained_variance, improve
-from upslope.models.agent import Agent, initialise_agent
-from upslope.models.spaces import Coding, Head
+from upslope.learning.collect import EnvState, Finished, begin, collect, collect_episodes
+from upslope.learning.devices import AT_ONCE, SEEDS, is_vmapped
+from upslope.learning.evaluation import evaluate
+from upslope.learning.health import HealthProbe
+from upslope.learning.optimisers import CONSTANT, Schedules, scheduled
+from upslope.learning.update import Learner, Pace, Update, begin_learning, explained_variance, improve
+from upslope.models.agent import Agent, initialise_agents
+from upslope.models.build import ModelSpec
+from upslope.models.model import Carry
+from upslope.models.normaliser import updated
 
 Weigh = Callable[[Any, Rollout], tuple[Any, Rollout, Credit, Metrics]]
 Move = Callable[[Any, Rollout, Credit, PRNGKeyArray], tuple[Any, Metrics]]
@@ -41,18 +45,18 @@ class Task:
     """A `CompiledEnvironment`, or a `HostEnvironment` whose episodes an engine plays."""
     estimator: Estimator
     update: Update
-    coding: Coding
-    head: Head
-    network: dict[str, Any]
-    """Keyword arguments of `initialise_agent`."""
+    model: ModelSpec
+    normalize_observations: bool
+    normalize_rewards: bool
     gamma: float
     steps: int
     num_envs: int
     rollout_steps: int
     max_episode_steps: int | None
     learning_rate: float
-    learning_rate_decay: bool
+    entropy_coefficient: float
     imitation_iterations: int
+    schedules: Schedules = CONSTANT
 
     def described(self) -> dict[str, Any]:
         """The pair of axes with their fields, for config.json."""
@@ -70,8 +74,10 @@ class TrainState(NamedTuple):
     """Everything that training changes, for each of S seeds."""
 
     learner: Learner
-    columns: Columns | None
+    columns: EnvState | None
     """The running episodes of a compiled world; None where the world lives elsewhere or episodes are whole."""
+    memory: Carry
+    """The model's carry in each column at the start of the next rollout; () without memory."""
     discounted_return: Float[Array, "N"]
     """Σ γ^k r of each running episode so far, where reward normalisation needs its variance."""
     key: PRNGKeyArray
@@ -92,7 +98,12 @@ def initialise_all(task: Task, seeds: Sequence[int], *, acts: bool = True) -> Tr
     numbers = np.asarray(seeds, np.uint32)
     split = jax.vmap(lambda seed: jax.random.split(jax.random.key(seed), 3))
     keys = jax.jit(split, compiler_options=QUICK)(numbers)
-    agents = [initialise_agent(key, task.coding, task.head, **task.network) for key in keys[:, 0]]
+    agents = initialise_agents(
+        list(keys[:, 0]),
+        task.model,
+        normalize_observations=task.normalize_observations,
+        normalize_rewards=task.normalize_rewards,
+    )
     begin_all = over_seeds(partial(begin_training, task, acts))
     return jax.jit(lambda agents, keys: begin_all(stack(agents), keys), compiler_options=QUICK)(agents, keys)
 
@@ -103,7 +114,8 @@ def begin_training(task: Task, acts: bool, agent: Agent, keys: Key[Array, "3"]) 
     keeps_episodes = acts and task.environment.is_compiled and not task.estimator.whole_episodes
     return TrainState(
         learner=begin_learning(task.update, agent),
-        columns=begin(task.environment, begin_key, task.num_envs) if keeps_episodes else None,
+        columns=begin(task.environment, agent, begin_key, task.num_envs) if keeps_episodes else None,
+        memory=agent.model.start(task.num_envs),
         discounted_return=jnp.zeros(task.num_envs),
         key=key,
         steps=jnp.uint32(0),
@@ -121,9 +133,9 @@ def iterate(task: Task, state: TrainState) -> tuple[TrainState, Metrics, Finishe
     else:
         assert columns is not None
         columns, rollout, finished = collect(world, agent, columns, act_key, task.rollout_steps, task.max_episode_steps)
-    state = state._replace(columns=columns)
     state, metrics = learn(partial(weigh, task), partial(move, task), state, rollout, move_key)
-    return state, metrics, finished
+    memory = state.memory if columns is None else columns.carry
+    return state._replace(columns=columns, memory=memory), metrics, finished
 
 
 def learn(
@@ -145,7 +157,8 @@ def weigh(task: Task, state: TrainState, rollout: Rollout) -> tuple[TrainState, 
         statistics = agent.return_statistics.update(discounted, rollout.valid)
         agent = dataclasses.replace(agent, return_statistics=statistics)
     scaled = rollout._replace(reward=rollout.reward * agent.reward_scale())
-    values = evaluate(agent, scaled, task.update.at_once) if task.update.needs_critic else no_values(scaled)
+    needs_critic = task.update.needs_critic
+    values = evaluate(agent, scaled, state.memory, task.update.vmapped) if needs_critic else no_values(scaled)
     credit = task.estimator(scaled, values, task.gamma)
     assessed = {}
     if task.update.needs_critic:
@@ -162,18 +175,37 @@ def move(
     Only then: with other statistics π_θ would be another policy than the one that acted, and the ratio not 1.
     """
     progress = state.steps.astype(jnp.float32) / task.steps
-    decay = jnp.maximum(1 - progress, 0.0) if task.learning_rate_decay else 1.0
-    learning_rate = jnp.float32(task.learning_rate * decay)
-    imitate = state.iteration < task.imitation_iterations
     steps = state.steps + jnp.sum(rollout.valid, dtype=jnp.uint32)
-    look = Look(task.gamma, progress, steps.astype(jnp.float32) / task.steps, task.update.at_once)
-    learner, metrics = improve(task.update, state.learner, rollout, credit, key, learning_rate, imitate, look)
+    probe = HealthProbe(
+        task.gamma,
+        task.model.head,
+        progress,
+        steps.astype(jnp.float32) / task.steps,
+        needs_critic=task.update.needs_critic,
+        vmapped=task.update.vmapped,
+    )
+    pace = pace_of(task, progress, state.iteration)
+    learner, metrics = improve(task.update, state.learner, rollout, credit, key, pace, state.memory, probe)
     agent = learner.agent
     if agent.normalize_observations:
-        features = agent.coding.encode(rollout.observation)
-        statistics = agent.observation_statistics.update(features, rollout.valid)
-        learner = learner._replace(agent=dataclasses.replace(agent, observation_statistics=statistics))
+        normaliser = updated(agent.normaliser, rollout.observation, rollout.valid)
+        learner = learner._replace(agent=dataclasses.replace(agent, normaliser=normaliser))
     return state._replace(learner=learner, steps=steps, iteration=state.iteration + 1), metrics
+
+
+def pace_of(task: Task, progress: Float[Array, ""], iteration: Integer[Array, ""]) -> Pace:
+    """What changes over the budget, at this share of it."""
+    schedules = task.schedules
+    objective = task.update.objective
+    if schedules.epsilon is not None and hasattr(objective, "epsilon"):
+        epsilon: Any = objective.epsilon  # pyright: ignore[reportAttributeAccessIssue] - a field of some objectives
+        objective = dataclasses.replace(objective, epsilon=epsilon * schedules.epsilon(progress))  # pyright: ignore
+    return Pace(
+        learning_rate=jnp.float32(scheduled(task.learning_rate, schedules.learning_rate, progress)),
+        entropy_coefficient=scheduled(task.entropy_coefficient, schedules.entropy_coefficient, progress),
+        objective=objective,
+        imitate=iteration < task.imitation_iterations,
+    )
 
 
 def iterate_many(
@@ -206,18 +238,18 @@ def repeat(
     return jax.lax.scan(body, state, length=times)
 
 
-def over_seeds(function: Callable[..., Any], at_once: bool = False) -> Callable[..., Any]:
+def over_seeds(function: Callable[..., Any], vmapped: bool = False) -> Callable[..., Any]:
     """Run one seed's program on every seed, one after another or all at once: [S, …] → [S, …]."""
-    if at_once:
+    if vmapped:
         return jax.vmap(function, axis_name=AT_ONCE)
     return lambda *arguments: jax.lax.map(lambda one: function(*one), arguments)
 
 
 def spread_seeds(function: Callable[[Any, Any], Any], mesh: Mesh) -> Callable[..., Any]:
     """`function(shared, one)` for every seed, spread evenly over the devices of a mesh: (shared, [S, …]) → [S, …]."""
-    at_once = does_at_once(mesh)
+    vmapped = is_vmapped(mesh)
     return jax.shard_map(
-        lambda shared, states: over_seeds(partial(function, shared), at_once)(states),
+        lambda shared, states: over_seeds(partial(function, shared), vmapped)(states),
         mesh=mesh,
         in_specs=(PartitionSpec(), PartitionSpec(SEEDS)),
         out_specs=PartitionSpec(SEEDS),

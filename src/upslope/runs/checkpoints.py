@@ -11,7 +11,9 @@ from upslope.core.arrays import raw, typed
 from upslope.core.storage import load_arrays, save_arrays
 from upslope.errors import UpslopeError
 
-CHECKPOINT_FORMAT = 1
+CHECKPOINT_FORMAT = 2
+OLD_NAMES = {".model.": ".", ".normaliser.": ".observation_statistics."}
+"""What an agent's arrays are called in format 1, which had no model; agents are read from it, states are not."""
 
 
 def save_checkpoint(path: Path, tree: Any, world: dict[str, np.ndarray], meta: dict[str, Any]) -> None:
@@ -28,7 +30,8 @@ def load_checkpoint(path: Path, like: Any, prefix: str = "") -> tuple[Any, dict[
         UpslopeError: the file is missing, damaged, of another version, or holds another state.
     """
     arrays, meta = load_arrays(path, "checkpoint")
-    if meta.get("kind") != "checkpoint" or meta.get("format") != CHECKPOINT_FORMAT:
+    is_old_agent = meta.get("format") == 1 and not hasattr(like, "learner")
+    if meta.get("kind") != "checkpoint" or (meta.get("format") != CHECKPOINT_FORMAT and not is_old_agent):
         raise UpslopeError(
             f"{path} says that it is a {meta.get('kind')} of format {meta.get('format')}; a checkpoint of format "
             f"{CHECKPOINT_FORMAT} is needed. Was it written by another version of upslope?"
@@ -36,7 +39,9 @@ def load_checkpoint(path: Path, like: Any, prefix: str = "") -> tuple[Any, dict[
     leaves = []
     for name, leaf in named_leaves(like):
         expected = jax.eval_shape(raw, leaf)
-        found = arrays.get(f"state{prefix}{name}")
+        found = arrays.get(f"state{prefix}{old_name(name) if is_old_agent else name}")
+        if is_old_agent and found is not None and found.size == np.size(leaf):
+            found = found.reshape(np.shape(leaf))
         if found is None or found.shape != expected.shape or found.dtype != expected.dtype:
             said = "missing" if found is None else f"{found.dtype}{list(found.shape)}"
             raise UpslopeError(
@@ -46,6 +51,14 @@ def load_checkpoint(path: Path, like: Any, prefix: str = "") -> tuple[Any, dict[
         leaves.append(typed(jnp.asarray(found), leaf))
     world = {name.removeprefix("world/"): x for name, x in arrays.items() if name.startswith("world/")}
     return jax.tree.unflatten(jax.tree.structure(like), leaves), world, meta
+
+
+def old_name(name: str) -> str:
+    """What format 1 calls an array of an agent."""
+    for new, old in OLD_NAMES.items():
+        if name.startswith(new):
+            return old + name.removeprefix(new)
+    return name
 
 
 def check_size(path: Path, numbers: int) -> None:

@@ -10,35 +10,55 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+import jax
 import numpy as np
 
+from upslope.core.arrays import is_shape
 from upslope.core.storage import fits_32_bits, load_arrays, save_arrays
 from upslope.core.types import Rollout, host_rollout
 from upslope.errors import UpslopeError
-from upslope.models.spaces import BoxHead, Coding, DiscreteCoding, Head, MultiBinaryHead, MultiDiscreteHead
+from upslope.models.encoders import ObservationEncoder
+from upslope.models.heads import ActionHead
 
-DATASET_FORMAT = 1
+DATASET_FORMAT = 2
+"""2 may hold observations of several arrays; of one array it is as 1."""
+READ = (1, 2)
+"""Formats that are read."""
 MOST_PADDING = 200
 """Episodes are padded to the longest; not to more than so many times the steps there are."""
-REQUIRED = ("observation", "action", "reward", "length", "terminated", "final_observation")
+REQUIRED = ("action", "reward", "length", "terminated")
+EVERY_STEP = ("observation", "action", "reward", "behaviour_log_prob")
+"""What a dataset has of every step."""
 
 
 def save_dataset(path: Path, rollouts: Sequence[Rollout], meta: dict[str, Any]) -> None:
     """Write whole-episode rollouts [T, N] (a column an episode) as one dataset."""
-    parts: dict[str, list[np.ndarray]] = {name: [] for name in (*REQUIRED, "behaviour_log_prob")}
+    parts: dict[str, list[np.ndarray]] = {}
     for rollout in rollouts:
-        facts = {name: np.asarray(x) for name, x in rollout._asdict().items()}
-        for column, length in enumerate(facts["valid"].sum(axis=0).tolist()):
-            for name in ("observation", "action", "reward", "behaviour_log_prob"):
-                parts[name].append(facts[name][:length, column])
-            parts["length"].append(np.asarray([length]))
-            parts["terminated"].append(facts["terminated"][length - 1 : length, column])
-            parts["final_observation"].append(facts["next_observation"][length - 1 : length, column])
+        facts = named_facts(rollout)
+        for column, length in enumerate(np.asarray(rollout.valid).sum(axis=0).tolist()):
+            one = {name: facts[name][:length, column] for name in facts if name.startswith(EVERY_STEP)}
+            one |= {"length": np.asarray([length]), "terminated": facts["terminated"][length - 1 : length, column]}
+            for name in facts:
+                if name.startswith("next_observation"):
+                    final = name.replace("next_", "final_", 1)
+                    one[final] = facts[name][length - 1 : length, column]
+            for name, x in one.items():
+                parts.setdefault(name, []).append(x)
     arrays = {name: np.concatenate(pieces) for name, pieces in parts.items()}
     save_arrays(path, arrays, {"kind": "dataset", "format": DATASET_FORMAT, **meta})
 
 
-def load_dataset(path: Path, coding: Coding, head: Head, needs_behaviour: bool) -> Rollout:
+def named_facts(rollout: Rollout) -> dict[str, np.ndarray]:
+    """Every array of a rollout by its name; an observation of several has the path of each behind."""
+    return {
+        f"{name}{jax.tree_util.keystr(path)}": np.asarray(x)
+        for name, tree in rollout._asdict().items()
+        for path, x in jax.tree_util.tree_leaves_with_path(tree)
+    }
+
+
+def load_dataset(path: Path, encoder: ObservationEncoder, head: ActionHead, needs_behaviour: bool) -> Rollout:
     """Read a dataset as a rollout [T, N], one episode a column, padded to the longest.
 
     Raises:
@@ -46,17 +66,17 @@ def load_dataset(path: Path, coding: Coding, head: Head, needs_behaviour: bool) 
             or lacks the log-probabilities that importance sampling needs.
     """
     arrays, meta = load_arrays(path, "dataset")
-    check_dataset(path, arrays, meta, coding, head)
+    check_dataset(path, arrays, meta, encoder, head)
     if needs_behaviour and "behaviour_log_prob" not in arrays:
         raise UpslopeError(
             f"{path} has no behaviour_log_prob, and an importance weight π/μ needs the probability μ with which each "
             "action was taken. Use --algorithm clone, which imitates without it, or record again with upslope record."
         )
     arrays.setdefault("behaviour_log_prob", np.full(arrays["reward"].shape, np.nan, np.float32))
-    return as_rollout(arrays)
+    return as_rollout(arrays, encoder)
 
 
-def as_rollout(arrays: dict[str, np.ndarray]) -> Rollout:
+def as_rollout(arrays: dict[str, np.ndarray], encoder: ObservationEncoder) -> Rollout:
     """Episodes one after another → one episode a column."""
     length = arrays["length"].astype(np.int64)
     starts, longest, count = np.cumsum(length) - length, int(length.max()), length.shape[0]
@@ -69,34 +89,46 @@ def as_rollout(arrays: dict[str, np.ndarray]) -> Rollout:
         x = arrays[name][index]
         return np.where(valid.reshape(longest, count, *(1,) * (x.ndim - 2)), x, np.zeros((), x.dtype))
 
-    observation = columns("observation")
-    following = np.concatenate([observation[1:], np.zeros_like(observation[:1])])
-    is_last = last.reshape(longest, count, *(1,) * (observation.ndim - 2))
+    def observed(path: Any, shape: tuple[int, ...]) -> tuple[np.ndarray, np.ndarray]:
+        name = jax.tree_util.keystr(path)
+        observation = columns(f"observation{name}")
+        following = np.concatenate([observation[1:], np.zeros_like(observation[:1])])
+        is_last = last.reshape(longest, count, *(1,) * len(shape))
+        return observation, np.where(is_last, arrays[f"final_observation{name}"], following)
+
+    leaves, structure = jax.tree_util.tree_flatten_with_path(encoder.shapes, is_leaf=is_shape)
+    both = [observed(path, shape) for path, shape in leaves]
     return host_rollout(
         {
-            "observation": observation,
+            "observation": jax.tree.unflatten(structure, [x for x, _ in both]),
             "action": columns("action"),
             "reward": columns("reward").astype(np.float32),
             "terminated": last & arrays["terminated"].astype(bool),
             "truncated": last & ~arrays["terminated"].astype(bool),
-            "next_observation": np.where(is_last, arrays["final_observation"], following),
+            "next_observation": jax.tree.unflatten(structure, [x for _, x in both]),
             "behaviour_log_prob": columns("behaviour_log_prob").astype(np.float32),
             "valid": valid,
         }
     )
 
 
-def check_dataset(path: Path, arrays: dict[str, np.ndarray], meta: dict[str, Any], coding: Coding, head: Head) -> None:
+def check_dataset(
+    path: Path, arrays: dict[str, np.ndarray], meta: dict[str, Any], encoder: ObservationEncoder, head: ActionHead
+) -> None:
     """Refuse what is not a dataset for these spaces."""
 
     def refuse(reason: str) -> UpslopeError:
         return UpslopeError(f"{path} cannot be learned from: {reason}.")
 
-    if meta.get("kind", "dataset") != "dataset" or meta.get("format", DATASET_FORMAT) != DATASET_FORMAT:
+    if meta.get("kind", "dataset") != "dataset" or meta.get("format", DATASET_FORMAT) not in READ:
         raise refuse(
-            f"it says that it is a {meta.get('kind')} of format {meta.get('format')}, not a dataset of format 1"
+            f"it says that it is a {meta.get('kind')} of format {meta.get('format')}, not a dataset of format "
+            f"{' or '.join(map(str, READ))}"
         )
-    missing = [name for name in REQUIRED if name not in arrays]
+    leaves = jax.tree_util.tree_leaves_with_path(encoder.shapes, is_leaf=is_shape)
+    shapes = {jax.tree_util.keystr(path): shape for path, shape in leaves}
+    observed = [f"{which}{name}" for which in ("observation", "final_observation") for name in shapes]
+    missing = [name for name in (*observed, *REQUIRED) if name not in arrays]
     if missing:
         raise refuse(f"it lacks {', '.join(missing)}")
     length = arrays["length"]
@@ -104,15 +136,14 @@ def check_dataset(path: Path, arrays: dict[str, np.ndarray], meta: dict[str, Any
         raise refuse("`length` must hold the number of steps, 1 or more, of each of at least one episode")
     # In Python's numbers, which do not overflow.
     steps, episodes, longest = sum(length.tolist()), length.shape[0], int(length.max())
-    action_shape = (len(head.low),) if isinstance(head, BoxHead) else flat_shape(head)
     expected = {
-        "observation": (steps, *coding.shape),
-        "action": (steps, *action_shape),
+        "action": (steps, *head.sample_shape),
         "reward": (steps,),
         "terminated": (episodes,),
-        "final_observation": (episodes, *coding.shape),
         "behaviour_log_prob": (steps,),
     }
+    expected |= {f"observation{name}": (steps, *shape) for name, shape in shapes.items()}
+    expected |= {f"final_observation{name}": (episodes, *shape) for name, shape in shapes.items()}
     for name, shape in expected.items():
         if name in arrays and arrays[name].shape != shape:
             raise refuse(f"`{name}` has shape {arrays[name].shape}, and {shape} is needed for this environment")
@@ -125,28 +156,6 @@ def check_dataset(path: Path, arrays: dict[str, np.ndarray], meta: dict[str, Any
             f"its longest episode has {longest:,} steps and the mean one {steps / episodes:.1f}, and all are padded to "
             "the longest. Split it into files of episodes of about one length"
         )
-    if isinstance(coding, DiscreteCoding):
-        for name in ("observation", "final_observation"):
-            check_choices(name, arrays[name] - coding.start, coding.n, refuse)
-    check_actions(arrays["action"], head, refuse)
-
-
-def check_actions(action: np.ndarray, head: Head, refuse: Any) -> None:
-    """Discrete actions must be among those that there are."""
-    if isinstance(head, BoxHead):
-        return
-    sizes = np.asarray(getattr(head, "sizes", getattr(head, "n", 2)))
-    check_choices("action", action, sizes, refuse)
-
-
-def check_choices(name: str, x: np.ndarray, sizes: Any, refuse: Any) -> None:
-    """Whole numbers from 0 to below `sizes`."""
-    if x.dtype.kind not in "iub" or (x < 0).any() or (x >= sizes).any():
-        raise refuse(f"`{name}` must hold integers from 0 to below {np.asarray(sizes).tolist()}")
-
-
-def flat_shape(head: Head) -> tuple[int, ...]:
-    """The shape of one action as the policy samples it."""
-    if isinstance(head, MultiDiscreteHead):
-        return (len(head.sizes),)
-    return (head.num_outputs,) if isinstance(head, MultiBinaryHead) else ()
+    for which in ("observation", "final_observation"):
+        encoder.check(which, arrays, refuse)
+    head.check(arrays["action"], refuse)

@@ -22,12 +22,15 @@ from upslope.core.types import Rollout, host_rollout
 from upslope.engines.collect import Act, collect_host_episodes
 from upslope.engines.columns import HostColumns
 from upslope.environments.base import CompiledEnvironment
-from upslope.environments.registry import AnyEnvironment, HostEnvironment, make
+from upslope.environments.registry import HostEnvironment, make
 from upslope.errors import UpslopeError
 from upslope.learning.collect import collect_episodes
 from upslope.learning.devices import computing
 from upslope.learning.iteration import stack
-from upslope.models.agent import Actor, Agent
+from upslope.models.agent import Agent
+from upslope.models.encoders import encoder_of
+from upslope.models.heads import ActionHead
+from upslope.models.model import Carry
 from upslope.runs.datasets import save_dataset
 from upslope.runs.directory import RunDirectory
 from upslope.runs.policy import Which, load_agents
@@ -68,11 +71,24 @@ class GreedyAgent:
     agent: Agent
 
     @property
-    def actor(self) -> Actor:
-        return self.agent.actor
+    def model(self) -> Any:
+        return self.agent.model
 
-    def policy(self, observation: Shaped[Array, "..."]) -> AlwaysMode:
-        """The mode of π(·|s)."""
+    @property
+    def normaliser(self) -> Any:
+        return self.agent.normaliser
+
+    @property
+    def head(self) -> ActionHead:
+        return self.agent.head
+
+    def act(self, observation: Any, carry: Carry, fresh: Any) -> tuple[AlwaysMode, Carry]:
+        """The mode of π(·|s), and the carry after it."""
+        policy, carry = self.agent.act(observation, carry, fresh)
+        return AlwaysMode(policy), carry
+
+    def policy(self, observation: Any) -> AlwaysMode:
+        """The same of a model without memory."""
         return AlwaysMode(self.agent.policy(observation))
 
 
@@ -107,7 +123,7 @@ def evaluate(
     config = directory.config()
     world = make(config.environment, config.env_kwargs, config.max_episode_steps)
     found = {}
-    with computing(on_host=isinstance(world, HostEnvironment)):
+    with computing(on_host=not world.is_compiled):
         agents, _ = load_agents(directory, config, checkpoint)
         for mode in MODES:
             offset = EVALUATION_SEED * (1 + environment_seed)
@@ -145,7 +161,7 @@ def record(
             f"There is no folder {path.parent} to write {path.name} into. Make it, or give another --output."
         )
     world = make(config.environment, config.env_kwargs, config.max_episode_steps)
-    with computing(on_host=isinstance(world, HostEnvironment)):
+    with computing(on_host=not world.is_compiled):
         agents, _ = load_agents(directory, config, checkpoint)
         index = config.seed_list().index(seed)
         one = jax.tree.map(lambda x: x[index : index + 1], agents)
@@ -179,7 +195,7 @@ class RunSeeds:
 
 
 def episodes_of(
-    config: Config | RunSeeds, world: AnyEnvironment, agents: Agent, mode: Mode, episodes: int, offset: int
+    config: Config | RunSeeds, world: Any, agents: Agent, mode: Mode, episodes: int, offset: int
 ) -> Iterator[Rollout]:
     """Whole-episode rollouts [S, T, N] until every seed has had `episodes` episodes."""
     actors = GreedyAgent(agents) if mode == "deterministic" else agents
@@ -187,7 +203,7 @@ def episodes_of(
     seeds = [offset + s for s in config.seed_list()]
     keys = stack([jax.random.key(s) for s in seeds])
     batches = [min(COLUMNS, episodes - start) for start in range(0, episodes, COLUMNS)]
-    if isinstance(world, CompiledEnvironment):
+    if world.is_compiled:
         run = jax.jit(partial(compiled_episodes, world, min(COLUMNS, episodes), limit))
         for number, n in enumerate(batches):
             yield jax.tree.map(lambda x, n=n: np.asarray(x)[:, :, :n], run(actors, keys, number))
@@ -211,13 +227,14 @@ def host_episodes(
     world: HostEnvironment, agents: Any, seeds: list[int], keys: Array, batches: list[int], limit: int
 ) -> Iterator[Rollout]:
     """Batches of episodes of every seed in Gymnasium environments."""
-    inner = agents.agent if isinstance(agents, GreedyAgent) else agents
-    columns = HostColumns(world, inner.coding, inner.actor.head, seeds, batches[0], limit)
+    encoder = encoder_of(world.observation_space, world.name)
+    columns = HostColumns(world, encoder, agents.head, seeds, batches[0], limit)
+    memory = jax.vmap(lambda model: model.start(batches[0]))(agents.model)
     act, active = Act(), np.ones(len(seeds), bool)
     try:
         for number, n in enumerate(batches):
             now = jax.vmap(jax.random.fold_in, (0, None))(keys, number)
-            rollout, _ = collect_host_episodes(columns, act.bind(agents, now), active, {})
+            rollout, _ = collect_host_episodes(columns, act.bind(agents, now, memory), active, {})
             yield jax.tree.map(lambda x, n=n: x[:, :, :n], rollout)
     finally:
         columns.close()

@@ -264,7 +264,7 @@ class Loop:
 
 def finite_seeds(agents: Agent) -> np.ndarray:
     """Of which seeds all parameters are numbers [S]."""
-    leaves = jax.tree.leaves((agents.actor, agents.critic))
+    leaves = jax.tree.leaves(agents.model)
     return np.all([np.isfinite(np.asarray(x)).reshape(x.shape[0], -1).all(axis=1) for x in leaves], axis=0)
 
 

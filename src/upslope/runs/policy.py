@@ -1,6 +1,6 @@
 """A trained policy for use: NumPy observations in, NumPy actions out. Needs no environment."""
 
-from itertools import pairwise
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any, Literal
 
@@ -9,10 +9,18 @@ import jax.numpy as jnp
 import numpy as np
 
 from upslope.config.config import Config
+from upslope.config.task import model_of
+from upslope.core.arrays import is_shape
+from upslope.core.reading import brief
 from upslope.errors import UpslopeError
 from upslope.learning.iteration import stack
-from upslope.models.agent import Agent, initialise_agent
-from upslope.models.spaces import Coding, Head, described
+from upslope.models.agent import Agent, initialise_agents
+from upslope.models.build import ModelSpec
+from upslope.models.description import from_json, to_json
+from upslope.models.encoders import ENCODERS, ObservationEncoder
+from upslope.models.heads import HEADS, ActionHead
+from upslope.models.model import has_memory
+from upslope.models.perceptrons import num_parameters
 from upslope.runs.checkpoints import check_size, load_checkpoint
 from upslope.runs.directory import RunDirectory
 
@@ -23,19 +31,36 @@ class Policy:
     """π(a|s) of one trained agent, with its normaliser.
 
     Call it with one observation or a batch: `policy(observation)` gives the action (deterministic unless
-    `deterministic=False`) in the environment's units, clipped to its bounds.
+    `deterministic=False`) in the environment's units, clipped to its bounds. A model with memory keeps it from call to
+    call, one memory for each row of a batch: call `policy.reset()` where episodes begin.
     """
 
-    def __init__(self, agent: Agent, seed: int, checkpoint: Which, has_critic: bool = True, random_seed: int = 0):
-        self.agent, self.seed, self.checkpoint, self.has_critic = agent, seed, checkpoint, has_critic
-        self.here: Agent = jax.tree.map(np.asarray, agent)
+    def __init__(
+        self,
+        agent: Agent,
+        encoder: ObservationEncoder,
+        seed: int,
+        checkpoint: Which,
+        has_critic: bool = True,
+        random_seed: int = 0,
+    ):
+        self.agent, self.encoder, self.seed, self.checkpoint = agent, encoder, seed, checkpoint
+        self.has_critic, self.has_memory = has_critic, has_memory(agent.model)
+        self.memory: Any = None
         self.key = jax.random.key(random_seed)
         self.calls = 0
+        self.acts_here = hasattr(agent.model, "policy") and not self.has_memory
+        self.here: Agent = jax.tree.map(np.asarray, agent) if self.acts_here else agent
         self.noise = jax.jit(lambda agent, x, key, n: agent.policy(x).noise(jax.random.fold_in(key, n)))
+        self.step = jax.jit(lambda agent, x, carry, fresh: agent.act(x, carry, fresh))
 
     def __call__(self, observation: Any, deterministic: bool = True) -> Any:
         """Observation [*shape] → action, or [B, *shape] → actions [B, …]."""
         return self.with_log_prob(observation, deterministic)[0]
+
+    def reset(self) -> None:
+        """Forget: the next call begins an episode. A policy without memory has nothing to forget."""
+        self.memory = None
 
     def with_log_prob(self, observation: Any, deterministic: bool = False) -> tuple[Any, Any]:
         """(action, log π(a|s)); for a Box the log-density of the action before it is clipped.
@@ -43,36 +68,68 @@ class Policy:
         Raises:
             UpslopeError: the observation has neither the shape of the space nor that with one batch axis.
         """
-        shape = self.agent.coding.shape
-        observation = np.asarray(observation)
-        is_batch = observation.shape[1:] == shape and observation.ndim == len(shape) + 1
-        if observation.shape != shape and not is_batch:
-            raise UpslopeError(
-                f"This policy reads observations of shape {shape}, or a batch [B, {', '.join(map(str, shape))}], not "
-                f"{observation.shape}."
-            )
-        batch = observation if is_batch else observation[None]
-        policy: Any = self.here.policy(batch)
+        batch, is_batch = self.as_batch(observation)
+        policy = self.distribution(batch)
         if deterministic:
-            action = policy.mode()
+            action = np.asarray(policy.mode())
         else:
-            action = policy.choose(np.asarray(self.noise(self.agent, batch, self.key, self.calls)))
+            key = jax.random.fold_in(self.key, self.calls)
+            noise = self.noise(self.agent, batch, self.key, self.calls) if self.acts_here else policy.noise(key)
+            action = np.asarray(policy.choose(np.asarray(noise)))
             self.calls += 1
-        taken, log_prob = self.agent.actor.head.to_environment(action), policy.log_prob(action)
+        taken, log_prob = self.agent.head.to_environment(action), np.asarray(policy.log_prob(action))
         return (taken, log_prob) if is_batch else (taken[0], log_prob[0])
+
+    def as_batch(self, observation: Any) -> tuple[Any, bool]:
+        """The observation with a batch axis, and whether it had one."""
+        observation = jax.tree.map(np.asarray, observation)
+        axes = self.encoder.num_batch_axes(observation)
+        if axes is None:
+            found, shapes = jax.tree.map(np.shape, observation), self.encoder.shapes
+            batch = f"[B, {', '.join(map(str, shapes))}]" if is_shape(shapes) else "with a first axis [B] of each array"
+            raise UpslopeError(f"This policy reads observations of shape {shapes}, or a batch {batch}, not {found}.")
+        return (observation, True) if axes else (jax.tree.map(lambda x: x[None], observation), False)
+
+    def distribution(self, batch: Any) -> Any:
+        """π(·|s) of every row; a model with memory remembers the rows."""
+        if not self.has_memory:
+            return self.here.policy(batch)
+        count = jax.tree.leaves(batch)[0].shape[0]
+        if self.memory is None:
+            self.memory = self.agent.model.start(count)
+        known = jax.tree.leaves(self.memory)[0].shape[0]
+        if known != count:
+            raise UpslopeError(
+                f"This policy remembers {known} episodes, and was asked for {count}. Call policy.reset() where other "
+                "episodes begin."
+            )
+        policy, self.memory = self.step(self.agent, batch, self.memory, np.zeros(count, bool))
+        return policy
 
     def value(self, observation: Any) -> np.ndarray:
         """V(s) in the environment's units of reward.
 
         Raises:
-            UpslopeError: the estimator that it was trained with has no critic.
+            UpslopeError: the estimator that it was trained with has no critic, or the model has memory, so that V
+                depends on the whole episode.
         """
         if not self.has_critic:
             raise UpslopeError("This policy was trained without a critic, so it has no values. Use --estimator gae.")
-        return np.asarray(self.agent.value(jnp.asarray(observation)) / self.agent.reward_scale())
+        if self.has_memory:
+            raise UpslopeError("This policy has memory, so V depends on the episode so far. Use upslope credit.")
+        batch, is_batch = self.as_batch(observation)
+        value = np.asarray(self.agent.value(jax.tree.map(jnp.asarray, batch)) / self.agent.reward_scale())
+        return value if is_batch else value[0]
 
 
-def load(run: str | Path, *, seed: int | None = None, checkpoint: Which = "best", random_seed: int = 0) -> Policy:
+def load(
+    run: str | Path,
+    *,
+    seed: int | None = None,
+    checkpoint: Which = "best",
+    random_seed: int = 0,
+    model: Callable[..., Any] | None = None,
+) -> Policy:
     """The policy of a run.
 
     Args:
@@ -81,13 +138,14 @@ def load(run: str | Path, *, seed: int | None = None, checkpoint: Which = "best"
             to judge an algorithm, evaluate all seeds.
         checkpoint: `best` (highest mean return over its last 20 to 100 training episodes) or `last`.
         random_seed: for `deterministic=False`.
+        model: the class or factory of an own model, where it cannot be found by its name.
 
     Raises:
         UpslopeError: no such run, seed or checkpoint, or one that is damaged or of another version.
     """
     directory = RunDirectory(run)
     config = directory.config()
-    agents, scores = load_agents(directory, config, checkpoint)
+    agents, scores = load_agents(directory, config, checkpoint, model)
     seeds = config.seed_list()
     if seed is None:
         returns = [-np.inf if r is None else r for r in scores["best_return"]]
@@ -96,26 +154,55 @@ def load(run: str | Path, *, seed: int | None = None, checkpoint: Which = "best"
         raise UpslopeError(f"{run} has no seed {seed}; it has {seeds[0]} to {seeds[-1]}.")
     index = seeds.index(seed)
     has_critic = bool(directory.read()["axes"].get("needs_critic", True))
-    return Policy(jax.tree.map(lambda x: x[index], agents), seed, checkpoint, has_critic, random_seed)
+    agent = jax.tree.map(lambda x: x[index], agents)
+    return Policy(agent, spaces_of(directory)[0], seed, checkpoint, has_critic, random_seed)
 
 
-def load_agents(directory: RunDirectory, config: Config, checkpoint: Which) -> tuple[Agent, dict[str, Any]]:
+def load_agents(
+    directory: RunDirectory, config: Config, checkpoint: Which, model: Callable[..., Any] | None = None
+) -> tuple[Agent, dict[str, Any]]:
     """All seeds' agents [S] of a checkpoint, and what it says of their returns."""
     if checkpoint not in ("best", "last"):
         raise UpslopeError(f'A checkpoint is "best" or "last", not "{checkpoint}".')
-    coding, head = spaces_of(directory)
+    encoder, head = spaces_of(directory)
     path, prefix = (directory.best, "") if checkpoint == "best" else (directory.last, ".learner.agent")
-    check_size(path, config.seeds * num_parameters(coding, head, config.hidden_sizes))
-    network = config.network()
-    like = stack([initialise_agent(jax.random.key(s), coding, head, **network) for s in config.seed_list()])
-    agents, _, meta = load_checkpoint(path, like, prefix)
+    spec = model_of(config, encoder, head, model)
+    check_room(path, config, spec)
+    keys = [jax.random.key(s) for s in config.seed_list()]
+    agents = initialise_agents(
+        keys,
+        spec,
+        normalize_observations=config.normalize_observations,
+        normalize_rewards=config.normalize_rewards,
+    )
+    loaded, _, meta = load_checkpoint(path, stack(agents), prefix)
     check_scores(path, meta, config.seeds)
-    return agents, meta
+    return loaded, meta
 
 
-def spaces_of(directory: RunDirectory) -> tuple[Coding, Head]:
+def check_room(path: Path, config: Config, spec: ModelSpec, more: int = 0) -> None:
+    """Refuse a config that describes more numbers, and `more` a seed, than the checkpoint holds, before memory for
+    them is asked for. An own model says only when it is made how large it is."""
+    numbers = 0 if spec.own else num_parameters(spec.encoder, spec.head, config.hidden_sizes)
+    check_size(path, config.seeds * (numbers + more))
+
+
+def spaces_of(directory: RunDirectory) -> tuple[ObservationEncoder, ActionHead]:
     """How a run reads observations and means actions."""
-    return described(directory.read()["spaces"], str(directory.path / "config.json"))
+    return spaces_from(directory.read()["spaces"], str(directory.path / "config.json"))
+
+
+def spaces_from(spaces: dict[str, Any], where: str) -> tuple[ObservationEncoder, ActionHead]:
+    """The inverse of `described_spaces`; `where` is the file that says so."""
+    try:
+        return from_json(spaces["observation"], ENCODERS), from_json(spaces["action"], HEADS)
+    except (KeyError, TypeError, ValueError, OverflowError, AttributeError) as error:
+        raise UpslopeError(f"{where} does not describe the spaces: {brief(error)}.") from error
+
+
+def described_spaces(encoder: ObservationEncoder, head: ActionHead) -> dict[str, Any]:
+    """How a run reads observations and means actions, for its config.json."""
+    return {"observation": to_json(encoder), "action": to_json(head)}
 
 
 def check_scores(path: Path, meta: dict[str, Any], seeds: int) -> None:
@@ -130,10 +217,3 @@ def check_scores(path: Path, meta: dict[str, Any], seeds: int) -> None:
 def is_list(value: Any, kinds: tuple[type, ...], length: int) -> bool:
     """Whether it is a list of so many values of these types; a bool is no number."""
     return isinstance(value, list) and len(value) == length and all(type(x) in kinds for x in value)
-
-
-def num_parameters(coding: Coding, head: Head, hidden_sizes: tuple[int, ...]) -> int:
-    """How many weights policy and critic have at least."""
-    sizes = (coding.num_features, *hidden_sizes)
-    hidden = sum(i * o for i, o in pairwise(sizes))
-    return 2 * hidden + hidden_sizes[-1] * (head.num_outputs + 1)

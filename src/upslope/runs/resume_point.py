@@ -4,17 +4,18 @@ import math
 from dataclasses import dataclass
 from typing import Any
 
+import jax
 import numpy as np
 
 from upslope.config.config import Config
-from upslope.engines.columns import NOT_RUNNING
+from upslope.core.arrays import is_shape
+from upslope.engines.columns import NOT_RUNNING, named_observation
 from upslope.errors import UpslopeError
 from upslope.learning.iteration import Task, TrainState
-from upslope.models.spaces import BoxHead
-from upslope.runs.checkpoints import check_size, load_checkpoint
+from upslope.runs.checkpoints import load_checkpoint
 from upslope.runs.directory import RunDirectory
 from upslope.runs.loop import WINDOW, Progress, begin_progress
-from upslope.runs.policy import check_scores, is_list, num_parameters
+from upslope.runs.policy import check_scores, is_list
 
 
 @dataclass(frozen=True)
@@ -32,13 +33,6 @@ class ResumePoint:
     def is_finished(self, config: Config) -> bool:
         """Whether every seed's budget is spent."""
         return bool((np.asarray(self.state.steps, np.int64) >= config.steps).all())
-
-
-def check_room(directory: RunDirectory, config: Config, task: Task) -> None:
-    """Refuse a config that describes more than the checkpoint holds, before memory for it is asked for."""
-    if directory.has_begun:
-        parameters = num_parameters(task.coding, task.head, config.hidden_sizes)
-        check_size(directory.last, config.seeds * (parameters + task.num_envs))
 
 
 def resume_point_of(
@@ -93,22 +87,36 @@ def is_window(window: list[Any]) -> bool:
     )
 
 
+@dataclass(frozen=True)
+class Shape:
+    """The shape of one array of an observation, as one leaf."""
+
+    shape: tuple[int, ...]
+
+
 def snapshot_problem(snapshot: dict[str, np.ndarray], config: Config, task: Task, needed: bool) -> str:
     """What is wrong with what a world on the host needs to go on; empty if nothing is."""
     if not needed:
         return ""
-    missing = {"episode", "length", "actions", "observation"} - set(snapshot)
+    shapes, head = task.model.encoder.shapes, task.model.head
+    named = named_observation(jax.tree.map(lambda shape: Shape(shape), shapes, is_leaf=is_shape))
+    missing = {"episode", "length", "actions", *named} - set(snapshot)
     if missing:
         return f"it lacks the world's {', '.join(sorted(missing))}"
     count = config.seeds * config.num_envs
-    episode, length, actions, shown = (snapshot[n] for n in ("episode", "length", "actions", "observation"))
+    episode, length, actions = (snapshot[n] for n in ("episode", "length", "actions"))
     for name, numbers, least in (("episode", episode, -1), ("length", length, NOT_RUNNING)):
         if numbers.shape != (count,) or numbers.dtype.kind != "i" or numbers.min() < least:
             return f"the world's {name} is not a whole number for each of {count} environments"
-    if shown.shape != (config.seeds, config.num_envs, *task.coding.shape) or shown.dtype.kind not in "biuf":
-        return "the world's observation does not fit its space"
+    for name, leaf in named.items():
+        shown = snapshot[name]
+        if shown.shape != (config.seeds, config.num_envs, *leaf.shape) or shown.dtype.kind not in "biuf":
+            return "the world's observation does not fit its space"
     taken = sum(n for n in length.tolist() if n > 0)
-    shape = (len(task.head.low),) if isinstance(task.head, BoxHead) else task.head.shape
-    if len(actions) != taken or (taken and actions.shape[1:] != shape) or actions.dtype.kind not in "biuf":
+    if (
+        len(actions) != taken
+        or (taken and actions.shape[1:] != head.environment_shape)
+        or actions.dtype.kind not in "biuf"
+    ):
         return "the world's actions do not fit its episodes"
     return ""

@@ -16,13 +16,12 @@ from upslope.engines.selection import engine_of
 from upslope.errors import UpslopeError
 from upslope.learning.devices import computing
 from upslope.learning.iteration import Task
-from upslope.models.spaces import BoxHead, describe
 from upslope.runs.datasets import load_dataset
 from upslope.runs.directory import RunDirectory
 from upslope.runs.display import Display
 from upslope.runs.loop import Loop, Stopped, Watch, begin_progress, mean_of
-from upslope.runs.policy import Policy, Which, load, spaces_of
-from upslope.runs.resume_point import check_room, resume_point_of
+from upslope.runs.policy import Policy, Which, check_room, described_spaces, load, spaces_of
+from upslope.runs.resume_point import resume_point_of
 from upslope.runs.tensorboard import TensorboardWriter, require_tensorboard
 
 
@@ -67,14 +66,15 @@ def begin(config: Config, task: Task, directory: RunDirectory, session: Session)
     with computing(on_host=is_on_host(config, task)), closing(engine_for(config, task, session)) as engine:
         state = engine.start()
         progress = begin_progress(state, config.seed_list())
-        directory.create(config, describe(task.coding, task.head), task.described())
+        directory.create(config, described_spaces(task.model.encoder, task.model.head), task.described())
         with directory.held():
             return run_loop(config, engine, directory, session, state, progress, opening_lines(config, directory))
 
 
 def go_on(config: Config, task: Task, directory: RunDirectory, session: Session, notes: list[str]) -> Run:
     """Train from the last checkpoint; `notes` are said after it is known that there is something left to do."""
-    check_room(directory, config, task)
+    if directory.has_begun:
+        check_room(directory.last, config, task.model, task.num_envs)
     with (
         directory.held(),
         computing(on_host=is_on_host(config, task)),
@@ -105,7 +105,9 @@ def engine_for(config: Config, task: Task, session: Session) -> Engine:
 
 def read_data(config: Config, task: Task) -> Rollout:
     """The recorded episodes to learn from."""
-    rollout = load_dataset(Path(str(config.data)), task.coding, task.head, task.update.objective.needs_behaviour)
+    rollout = load_dataset(
+        Path(str(config.data)), task.model.encoder, task.model.head, task.update.objective.needs_behaviour
+    )
     count = int(rollout.valid.sum())
     if config.minibatches > count:
         raise UpslopeError(
@@ -165,7 +167,7 @@ def opening_lines(config: Config, directory: RunDirectory) -> list[str]:
 def finished_lines(config: Config, directory: RunDirectory) -> list[str]:
     """That there is nothing to go on with, and how to train longer."""
     longer = replace(config, steps=min(2 * config.steps, MAX_STEPS))
-    is_continuous = isinstance(spaces_of(directory)[1], BoxHead)
+    is_continuous = spaces_of(directory)[1].is_continuous
     return [
         f"{directory.path} is finished: each seed has spent its {config.steps:,} steps, so there is nothing to go on "
         "with, and nothing was changed. The budget belongs to a run, since the learning rate may fall over it. To "

@@ -1,0 +1,71 @@
+"""evaluate(agent, rollout) → Values: what the critic says of every state and of every true successor."""
+
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array, Bool
+
+from upslope.core.types import Rollout, Values
+from upslope.learning.batch import beginnings
+from upslope.learning.blocks import in_blocks
+from upslope.models.agent import Agent, value_of
+from upslope.models.model import Carry, has_memory, unroll
+
+ROOM_FOR_NEW = 16
+"""One state in this many may end an episode or a rollout before all successors are evaluated."""
+
+
+def evaluate(agent: Agent, rollout: Rollout, memory: Carry = (), vmapped: bool = False) -> Values:
+    """V(s_t) and V(s_{t+1}); the latter from the true successor, also at an episode's end.
+
+    Where s_{t+1} is the next row's observation, its value is that row's, and it is not computed again.
+    """
+    if has_memory(agent.model):
+        return evaluate_in_time(agent, rollout, memory)
+    observation, successor = rollout.observation, rollout.next_observation
+    shape = rollout.reward.shape
+
+    def values(observation: Any) -> Array:
+        return value_of(agent.model, agent.features(observation))
+
+    value = in_blocks(values, flat_rows(observation), vmapped).reshape(shape)
+    is_new = jnp.concatenate([differs(observation, successor), jnp.ones_like(rollout.valid[:1])]).reshape(-1)
+    shifted = jnp.concatenate([value[1:], value[-1:]]).reshape(-1)
+    room = max(value.shape[1], value.size // ROOM_FOR_NEW)
+    flat = flat_rows(successor)
+
+    def few() -> Array:
+        (rows,) = jnp.nonzero(is_new, size=room, fill_value=value.size)
+        chosen = jax.tree.map(lambda x: x.at[rows].get(mode="clip"), flat)
+        return shifted.at[rows].set(values(chosen), mode="drop")
+
+    def many() -> Array:
+        return jnp.where(is_new, in_blocks(values, flat, vmapped), shifted)
+
+    if vmapped:  # one of several seeds, none of which can be spared what another needs
+        return Values(value, many().reshape(shape))
+    return Values(value, jax.lax.cond(jnp.sum(is_new) <= room, few, many).reshape(shape))
+
+
+def evaluate_in_time(agent: Agent, rollout: Rollout, memory: Carry) -> Values:
+    """The same with memory: V(s_{t+1}) is one step further from the carry after step t, in the same episode."""
+    outputs, after = unroll(agent.model, agent.features(rollout.observation), memory, beginnings(rollout))
+    flat = jax.tree.map(lambda x: x.reshape(-1, *x.shape[2:]), (agent.features(rollout.next_observation), after))
+    following, _ = agent.model.step(*flat, jnp.zeros(rollout.reward.size, bool))
+    return Values(outputs.value, following.value.reshape(rollout.reward.shape))
+
+
+def flat_rows(observation: Any) -> Any:
+    """[T, N, …] → [T·N, …], every array of the observation."""
+    return jax.tree.map(lambda x: x.reshape(-1, *x.shape[2:]), observation)
+
+
+def differs(observation: Any, successor: Any) -> Bool[Array, "T N"]:
+    """Where a row's successor is not the next row's observation; [T−1, N]."""
+
+    def one(x: Array, after: Array) -> Array:
+        return jnp.any(after[:-1] != x[1:], axis=tuple(range(2, x.ndim)))
+
+    found = jax.tree.leaves(jax.tree.map(one, observation, successor))
+    return jax.tree.reduce(jnp.logical_or, found)

@@ -1,0 +1,138 @@
+"""What builds a model: ours, or a user's own by its class or factory."""
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import equinox
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array, Bool, PRNGKeyArray
+
+from upslope.core.arrays import STATIC, is_shape, pytree
+from upslope.core.distributions import Distribution
+from upslope.core.reading import brief
+from upslope.errors import UpslopeError
+from upslope.models.encoders import ObservationEncoder
+from upslope.models.heads import ActionHead
+from upslope.models.model import Model, Outputs, group_places
+from upslope.models.perceptrons import perceptrons
+
+METHODS = ("prepare", "start", "step", "groups")
+
+
+class Rest:
+    """All of a user's model that is no parameter: functions, sizes, flags. It is rebuilt, never stored."""
+
+    def __init__(self, tree: Any):
+        self.tree = tree
+
+
+@pytree
+class OwnModel:
+    """A user's model, parameters apart from the rest, so that training can stack, store and move the former."""
+
+    parameters: Any
+    rest: Rest = field(metadata=STATIC)
+
+    @property
+    def whole(self) -> Any:
+        """The user's object."""
+        return equinox.combine(self.parameters, self.rest.tree)
+
+    def prepare(self, observation: Any) -> Any:
+        return self.whole.prepare(observation)
+
+    def start(self, num: int) -> Any:
+        return self.whole.start(num)
+
+    def step(self, features: Any, carry: Any, fresh: Bool[Array, "N"]) -> tuple[Outputs, Any]:
+        return self.whole.step(features, carry, fresh)
+
+    def groups(self) -> dict[str, Any]:
+        return {name: equinox.filter(tree, is_parameter_like) for name, tree in self.whole.groups().items()}
+
+
+def is_parameter_like(leaf: Any) -> bool:
+    """Whether a leaf is a parameter, or stands for one by its place."""
+    return type(leaf) is int or equinox.is_inexact_array(leaf)
+
+
+@dataclass(frozen=True)
+class ModelSpec:
+    """How to build a model for a pair of spaces."""
+
+    encoder: ObservationEncoder
+    head: ActionHead
+    settings: Mapping[str, Any] = field(default_factory=dict)
+    """Keyword arguments of what builds it."""
+    own: Callable[..., Any] | None = None
+    """A user's class or factory: own(observation_space, action_space, *, key, **settings); None: two perceptrons."""
+
+    def build(self, key: PRNGKeyArray) -> Model:
+        """A fresh model."""
+        return self.build_all([key])[0]
+
+    def build_all(self, keys: Sequence[PRNGKeyArray]) -> list[Any]:
+        """A fresh model for each key, equal in all but their parameters."""
+        if self.own is None:
+            return [perceptrons(self.encoder, self.head, key=key, **self.settings) for key in keys]
+        parts = [equinox.partition(self.call(key), equinox.is_inexact_array) for key in keys]
+        rest = Rest(parts[0][1])
+        models = [OwnModel(parameters, rest) for parameters, _ in parts]
+        self.check(models[0])
+        return models
+
+    def call(self, key: PRNGKeyArray) -> Any:
+        """The user's object."""
+        assert self.own is not None
+        name = name_of_model(self.own)
+        try:
+            made = self.own(self.encoder.space(), self.head.space(), key=key, **self.settings)
+        except Exception as error:
+            raise UpslopeError(
+                f"The model {name} could not be made: {type(error).__name__}: {brief(error)}. It is called as "
+                f"{name}(observation_space, action_space, key=key, **model_kwargs)."
+            ) from error
+        missing = [method for method in METHODS if not callable(getattr(made, method, None))]
+        if missing:
+            raise UpslopeError(
+                f"{name} gives a {type(made).__name__} without the methods {', '.join(missing)}. A model has "
+                f"{', '.join(METHODS)}; see upslope.Model."
+            )
+        return made
+
+    def check(self, model: OwnModel) -> None:
+        """Ask the model for one step of two columns, so that what does not fit is told before training."""
+        name = name_of_model(self.own)
+        try:
+            group_places(model)
+            outputs, carry = jax.eval_shape(lambda m: self.two_columns(m), model)
+        except UpslopeError:
+            raise
+        except Exception as error:
+            raise UpslopeError(
+                f"The model {name} cannot take a step: {type(error).__name__}: {brief(error)}."
+            ) from error
+        wanted = jax.eval_shape(lambda: model.start(2))
+        if jax.tree.map(lambda x: (x.shape, x.dtype), carry) != jax.tree.map(lambda x: (x.shape, x.dtype), wanted):
+            raise UpslopeError(f"{name}.step() returns another carry than {name}.start(): {carry}, not {wanted}.")
+        if outputs.shape != (2,):
+            raise UpslopeError(f"{name}.step() returns values of shape {outputs.shape} for 2 columns; (2,) is needed.")
+
+    def two_columns(self, model: OwnModel) -> Any:
+        """V of two columns and the carry after them; a sampled action must have the head's shape."""
+        observation = jax.tree.map(lambda shape: jnp.zeros((2, *shape)), self.encoder.shapes, is_leaf=is_shape)
+        outputs, carry = model.step(model.prepare(observation), model.start(2), jnp.ones(2, bool))
+        if not isinstance(outputs, Outputs) or not isinstance(outputs.policy, Distribution):
+            raise TypeError("step() must return (upslope.Outputs(policy, value), carry), the policy a distribution")
+        action = outputs.policy.mode()
+        if action.shape != (2, *self.head.sample_shape):
+            raise TypeError(f"actions have shape {action.shape[1:]}, and the space needs {self.head.sample_shape}")
+        outputs.policy.log_prob(action)
+        return outputs.value, carry
+
+
+def name_of_model(own: Any) -> str:
+    """The name of a user's class or factory."""
+    return getattr(own, "__qualname__", type(own).__qualname__)

@@ -1,0 +1,277 @@
+"""What a network's outputs mean: a distribution over actions, and its actions as the environment takes them.
+
+An `ActionHead` is a small hashable record, kept in config.json. It owns the shape of an action, its check, and its
+description. To support another kind of space, add a record here and a line to `HEADS`.
+"""
+
+import math
+from abc import ABC, abstractmethod
+from dataclasses import dataclass
+from functools import cached_property
+from typing import Any
+
+import gymnasium
+import jax.numpy as jnp
+import numpy as np
+from gymnasium import spaces
+from jaxtyping import Float, Shaped
+
+from upslope.core.arrays import AnyArray as Array
+from upslope.core.arrays import namespace
+from upslope.core.distributions import Bernoulli, Categorical, DiagonalGaussian, Distribution, MultiCategorical
+from upslope.errors import UpslopeError
+from upslope.models.description import unsupported
+from upslope.models.encoders import Refuse, check_choices
+
+
+class ActionHead(ABC):
+    """The actions of one space."""
+
+    is_continuous = False
+    """Whether actions are real vectors, which decides the defaults of a run."""
+    num_scales = 0
+    """Parameters log σ that do not depend on the state."""
+
+    @property
+    @abstractmethod
+    def num_outputs(self) -> int:
+        """Numbers that a network has to give."""
+
+    @property
+    @abstractmethod
+    def sample_shape(self) -> tuple[int, ...]:
+        """The shape of one action as the policy samples it."""
+
+    @property
+    @abstractmethod
+    def environment_shape(self) -> tuple[int, ...]:
+        """The shape of one action as the environment takes it."""
+
+    @property
+    def max_entropy(self) -> float | None:
+        """The entropy of the uniform policy in nats; None where there is none."""
+        return None
+
+    @abstractmethod
+    def distribution(self, outputs: Float[Array, "... K"], log_std: Float[Array, "... L"]) -> Distribution:
+        """π(·|s) of a network's outputs."""
+
+    @abstractmethod
+    def to_environment(self, action: np.ndarray) -> Any:
+        """A batch of sampled actions as a Gymnasium environment takes them."""
+
+    def to_compiled(self, action: Shaped[Array, "N ..."]) -> Shaped[Array, "N ..."]:
+        """The same for a compiled environment, which counts from 0."""
+        return action
+
+    def outside(self, action: Shaped[Array, "B ..."]) -> Float[Array, "B"] | None:
+        """The share of components that are clipped on their way to the environment; None where nothing is."""
+        return None
+
+    @abstractmethod
+    def space(self) -> gymnasium.Space:
+        """The space, for a user's model."""
+
+    def check(self, action: np.ndarray, refuse: Refuse) -> None:
+        """Refuse recorded actions that the space does not hold."""
+        return
+
+
+@dataclass(frozen=True)
+class DiscreteHead(ActionHead):
+    """One of n actions."""
+
+    n: int
+    start: int = 0
+
+    @property
+    def num_outputs(self) -> int:
+        return self.n
+
+    @property
+    def sample_shape(self) -> tuple[int, ...]:
+        return ()
+
+    @property
+    def environment_shape(self) -> tuple[int, ...]:
+        return ()
+
+    @property
+    def max_entropy(self) -> float | None:
+        return math.log(self.n)
+
+    def distribution(self, outputs: Float[Array, "... K"], log_std: Float[Array, "... 0"]) -> Distribution:
+        return Categorical(outputs)
+
+    def to_environment(self, action: np.ndarray) -> Any:
+        """Count from the space's own start, in Gymnasium's dtype."""
+        return np.asarray(action, np.int64) + self.start
+
+    def space(self) -> gymnasium.Space:
+        return spaces.Discrete(self.n, start=self.start)
+
+    def check(self, action: np.ndarray, refuse: Refuse) -> None:
+        check_choices("action", action, self.n, refuse)
+
+
+@dataclass(frozen=True)
+class BoxHead(ActionHead):
+    """A real vector, in the environment's units.
+
+    The network works in units of the half range: mean = centre + half · output, σ = half · exp(log_std); where a
+    bound is infinite, centre = 0 and half = 1. The sampled action is stored as it is, and clipped on its way to the
+    environment.
+    """
+
+    shape: tuple[int, ...]
+    low: tuple[float, ...]
+    high: tuple[float, ...]
+    is_continuous = True
+
+    @property
+    def num_outputs(self) -> int:
+        return len(self.low)
+
+    @property
+    def num_scales(self) -> int:  # pyright: ignore[reportIncompatibleVariableOverride] - a constant of the other heads
+        return len(self.low)
+
+    @property
+    def sample_shape(self) -> tuple[int, ...]:
+        return (len(self.low),)
+
+    @property
+    def environment_shape(self) -> tuple[int, ...]:
+        return self.shape
+
+    @cached_property
+    def scaling(self) -> tuple[np.ndarray, np.ndarray]:
+        """(centre, half range) of each component; (0, 1) where it has an infinite bound."""
+        low, high = np.asarray(self.low), np.asarray(self.high)
+        # Bounds that are as good as infinite, or equal, give no scale.
+        is_finite = (np.abs(low) < 1e30) & (np.abs(high) < 1e30) & (high > low)
+        low, high = np.where(is_finite, low, -1.0), np.where(is_finite, high, 1.0)
+        return ((low + high) / 2).astype(np.float32), ((high - low) / 2).astype(np.float32)
+
+    @cached_property
+    def bounds(self) -> tuple[np.ndarray, np.ndarray]:
+        """(low, high) in 32 bits."""
+        return np.asarray(self.low, np.float32), np.asarray(self.high, np.float32)
+
+    def distribution(self, outputs: Float[Array, "... K"], log_std: Float[Array, "... K"]) -> Distribution:
+        centre, half = self.scaling
+        xp = namespace(outputs)
+        log_std = xp.broadcast_to(log_std + np.log(half), outputs.shape)
+        return DiagonalGaussian(xp.asarray(centre) + half * outputs, log_std)
+
+    def to_environment(self, action: np.ndarray) -> Any:
+        """Clip to the bounds and give the space's own shape."""
+        low, high = self.bounds
+        clipped = np.minimum(np.maximum(action, low), high)  # which takes half as long as np.clip
+        return clipped.reshape(*action.shape[:-1], *self.shape)
+
+    def to_compiled(self, action: Shaped[Array, "N ..."]) -> Shaped[Array, "N ..."]:
+        return jnp.clip(action, jnp.asarray(self.low), jnp.asarray(self.high)).reshape(-1, *self.shape)
+
+    def space(self) -> gymnasium.Space:
+        low, high = (np.asarray(x, np.float32).reshape(self.shape) for x in (self.low, self.high))
+        return spaces.Box(low, high, self.shape, np.float32)
+
+    def outside(self, action: Shaped[Array, "B ..."]) -> Float[Array, "B"] | None:
+        if not np.isfinite([*self.low, *self.high]).all():
+            return None
+        is_outside = (action < jnp.asarray(self.low)) | (action > jnp.asarray(self.high))
+        return jnp.mean(is_outside, axis=-1, dtype=jnp.float32)
+
+
+@dataclass(frozen=True)
+class MultiDiscreteHead(ActionHead):
+    """Several independent choices at once."""
+
+    shape: tuple[int, ...]
+    sizes: tuple[int, ...]
+    start: tuple[int, ...]
+
+    @property
+    def num_outputs(self) -> int:
+        return sum(self.sizes)
+
+    @property
+    def sample_shape(self) -> tuple[int, ...]:
+        return (len(self.sizes),)
+
+    @property
+    def environment_shape(self) -> tuple[int, ...]:
+        return self.shape
+
+    @property
+    def max_entropy(self) -> float | None:
+        return sum(math.log(n) for n in self.sizes)
+
+    def distribution(self, outputs: Float[Array, "... K"], log_std: Float[Array, "... 0"]) -> Distribution:
+        heads = namespace(outputs).split(outputs, np.cumsum(self.sizes)[:-1].tolist(), axis=-1)
+        return MultiCategorical(tuple(Categorical(head) for head in heads))
+
+    def to_environment(self, action: np.ndarray) -> Any:
+        action = np.asarray(action, np.int64) + np.asarray(self.start)
+        return action.reshape(*action.shape[:-1], *self.shape)
+
+    def space(self) -> gymnasium.Space:
+        sizes, start = np.reshape(self.sizes, self.shape), np.reshape(self.start, self.shape)
+        return spaces.MultiDiscrete(sizes, start=start)
+
+    def check(self, action: np.ndarray, refuse: Refuse) -> None:
+        check_choices("action", action, np.asarray(self.sizes), refuse)
+
+
+@dataclass(frozen=True)
+class MultiBinaryHead(ActionHead):
+    """Several independent switches."""
+
+    shape: tuple[int, ...]
+
+    @property
+    def num_outputs(self) -> int:
+        return math.prod(self.shape)
+
+    @property
+    def sample_shape(self) -> tuple[int, ...]:
+        return (self.num_outputs,)
+
+    @property
+    def environment_shape(self) -> tuple[int, ...]:
+        return self.shape
+
+    @property
+    def max_entropy(self) -> float | None:
+        return self.num_outputs * math.log(2)
+
+    def distribution(self, outputs: Float[Array, "... K"], log_std: Float[Array, "... 0"]) -> Distribution:
+        return Bernoulli(outputs)
+
+    def to_environment(self, action: np.ndarray) -> Any:
+        return np.asarray(action, np.int8).reshape(*action.shape[:-1], *self.shape)
+
+    def space(self) -> gymnasium.Space:
+        return spaces.MultiBinary(self.shape)
+
+    def check(self, action: np.ndarray, refuse: Refuse) -> None:
+        check_choices("action", action, 2, refuse)
+
+
+def head_of(space: gymnasium.Space, name: str) -> ActionHead:
+    """The head for an action space, or a refusal by name."""
+    if isinstance(space, spaces.Discrete):
+        return DiscreteHead(int(space.n), int(space.start))
+    if isinstance(space, spaces.Box) and np.issubdtype(np.dtype(space.dtype or np.float32), np.floating):
+        low, high = np.asarray(space.low, np.float64).ravel(), np.asarray(space.high, np.float64).ravel()
+        return BoxHead(tuple(space.shape), tuple(low.tolist()), tuple(high.tolist()))
+    if isinstance(space, spaces.MultiDiscrete):
+        sizes, start = np.asarray(space.nvec).ravel(), np.asarray(space.start).ravel()
+        return MultiDiscreteHead(tuple(space.nvec.shape), tuple(sizes.tolist()), tuple(start.tolist()))
+    if isinstance(space, spaces.MultiBinary):
+        return MultiBinaryHead(tuple(int(n) for n in space.shape))
+    raise UpslopeError(unsupported(name, "action", space))
+
+
+HEADS = (DiscreteHead, BoxHead, MultiDiscreteHead, MultiBinaryHead)

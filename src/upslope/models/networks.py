@@ -1,0 +1,64 @@
+"""Networks as pytrees: the perceptron, how it starts, and the product that each of its layers is.
+
+A perceptron works with NumPy's arrays too, so that acting on the host needs no compiled program.
+"""
+
+from dataclasses import field
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jaxtyping import Float
+
+from upslope.core.arrays import ACTIVATIONS, STATIC, pytree
+from upslope.core.arrays import AnyArray as Array
+from upslope.models.products import linear
+
+
+def times(x: Float[Array, "... D"], weight: Float[Array, "... D K"]) -> Float[Array, "... K"]:
+    """x W."""
+    return x @ weight if isinstance(x, np.ndarray) else linear(x, weight)
+
+
+@pytree
+class Perceptron:
+    """x → W_L … act(W_2 act(W_1 x + b_1) + b_2) … + b_L, over any leading batch axes."""
+
+    weights: tuple[Float[Array, "_ _"], ...]
+    biases: tuple[Float[Array, "_"], ...]
+    activation: str = field(metadata=STATIC)
+
+    def __call__(self, x: Float[Array, "... D"]) -> Float[Array, "... K"]:
+        act = ACTIVATIONS[self.activation]
+        for weight, bias in zip(self.weights[:-1], self.biases[:-1], strict=True):
+            x = act(times(x, weight) + bias)
+        return times(x, self.weights[-1]) + self.biases[-1]
+
+    def first_layer(self, x: Float[Array, "B D"]) -> Float[Array, "B K"]:
+        """W_1 x + b_1: what the first layer's activation is applied to."""
+        return x @ self.weights[0] + self.biases[0]
+
+
+def orthogonal(generator: np.random.Generator, rows: int, columns: int, gain: float) -> np.ndarray:
+    """A [rows, columns] matrix with orthonormal rows or columns, times `gain` (Saxe et al. 2014).
+
+    In NumPy: several QR decompositions batched inside one compiled program can hang XLA on few cores.
+    """
+    q, r = np.linalg.qr(generator.standard_normal((max(rows, columns), min(rows, columns))))
+    q = q * np.sign(np.diag(r))
+    return (gain * (q if rows >= columns else q.T)).astype(np.float32)
+
+
+def initialise_perceptron(
+    generator: np.random.Generator, sizes: tuple[int, ...], head_gain: float, activation: str
+) -> Perceptron:
+    """Hidden gain √2, biases 0, and the given gain at the last layer."""
+    gains = [np.sqrt(2)] * (len(sizes) - 2) + [head_gain]
+    weights = [orthogonal(generator, i, o, g) for i, o, g in zip(sizes, sizes[1:], gains, strict=False)]
+    biases = [jnp.asarray(np.zeros(o, np.float32)) for o in sizes[1:]]
+    return Perceptron(tuple(jnp.asarray(w) for w in weights), tuple(biases), activation)
+
+
+def generator_of(key: jax.Array) -> np.random.Generator:
+    """NumPy's generator for a JAX key."""
+    return np.random.default_rng(np.asarray(jax.random.key_data(key), np.uint32))

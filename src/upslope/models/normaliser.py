@@ -1,0 +1,78 @@
+"""Running statistics of what was seen, and the normaliser of observations made of them."""
+
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jaxtyping import Bool, Float
+
+from upslope.core.arrays import AnyArray as Array
+from upslope.core.arrays import is_shape, namespace
+
+OBSERVATION_CLIP = 10.0
+"""Normalised observations are kept within ±10 standard deviations, so that one outlier cannot saturate the network."""
+
+
+class RunningStatistics(NamedTuple):
+    """Mean and variance of all that was seen, by the parallel update of Chan, Golub & LeVeque (1983)."""
+
+    mean: Float[Array, "*D"]
+    variance: Float[Array, "*D"]
+    num_samples: Float[Array, ""]
+
+    @staticmethod
+    def start(shape: tuple[int, ...]) -> "RunningStatistics":
+        """Nothing seen yet: mean 0 and variance 1, which change nothing."""
+        zeros, ones = np.zeros(shape, np.float32), np.ones(shape, np.float32)
+        return RunningStatistics(jnp.asarray(zeros), jnp.asarray(ones), jnp.float32(0.0))
+
+    def update(self, x: Float[Array, "T N *D"], valid: Bool[Array, "T N"]) -> "RunningStatistics":
+        """Include the valid rows of a batch."""
+        is_row = valid.reshape(valid.shape + (1,) * (x.ndim - 2))
+        count = jnp.sum(valid).astype(jnp.float32)
+        mean = jnp.sum(jnp.where(is_row, x, 0.0), axis=(0, 1)) / jnp.maximum(count, 1)
+        variance = jnp.sum(jnp.where(is_row, (x - mean) ** 2, 0.0), axis=(0, 1)) / jnp.maximum(count, 1)
+        total = self.num_samples + count
+        share = count / jnp.maximum(total, 1)
+        shift = mean - self.mean
+        merged = self.variance * (1 - share) + variance * share + shift**2 * share * (1 - share)
+        return RunningStatistics(self.mean + shift * share, jnp.where(total > 0, merged, self.variance), total)
+
+    def normalise(self, x: Float[Array, "..."]) -> Float[Array, "..."]:
+        """(x − mean)/std, clipped."""
+        xp = namespace(x)
+        return xp.clip((x - self.mean) / xp.sqrt(self.variance + 1e-8), -OBSERVATION_CLIP, OBSERVATION_CLIP)
+
+
+def is_statistics(node: Any) -> bool:
+    """Whether a node of a normaliser belongs to one leaf of the observation."""
+    return node is None or isinstance(node, RunningStatistics)
+
+
+def start_normaliser(shapes: Any) -> Any:
+    """A normaliser: an observation's pytree with statistics where `shapes` has a leaf's shape, None where it has None
+    (what is not a real number is not normalised)."""
+
+    def start(shape: tuple[int, ...] | None) -> RunningStatistics | None:
+        return None if shape is None else RunningStatistics.start(shape)
+
+    return jax.tree.map(start, shapes, is_leaf=lambda node: node is None or is_shape(node))
+
+
+def normalised(normaliser: Any, observation: Any) -> Any:
+    """The observation with its real-valued leaves normalised."""
+
+    def one(statistics: RunningStatistics | None, x: Any) -> Any:
+        return x if statistics is None else statistics.normalise(x.astype(np.float32))
+
+    return jax.tree.map(one, normaliser, observation, is_leaf=is_statistics)
+
+
+def updated(normaliser: Any, observation: Any, valid: Bool[Array, "T N"]) -> Any:
+    """The normaliser after it has seen the valid rows of a batch of observations."""
+
+    def one(statistics: RunningStatistics | None, x: Any) -> Any:
+        return None if statistics is None else statistics.update(x.astype(np.float32), valid)
+
+    return jax.tree.map(one, normaliser, observation, is_leaf=is_statistics)
