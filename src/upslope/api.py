@@ -28,6 +28,7 @@ from upslope.runs import RunDirectory, free_name, versions
 from upslope.spaces import BoxHead, describe
 from upslope.tasks import estimator_of, objective_of, settings_of, task_of
 from upslope.tensorboard import TensorboardWriter, require_tensorboard
+from upslope.trust import allow, requested, require
 
 Environment = str | Callable[..., gymnasium.Env] | CompiledEnvironment
 
@@ -135,6 +136,7 @@ def train_config(
         state = engine.start()
         progress = begin_progress(state, config.seed_list())
         directory.create(config, describe(task.coding, task.head), axes.described())
+        allow(requested(config))  # what this machine trains is the user's own
         writer = TensorboardWriter(directory.path / "tensorboard", config.seed_list()) if tensorboard else None
         with directory.held():
             lines = opening_lines(config, directory)
@@ -151,6 +153,7 @@ def resume(
     tensorboard: bool = False,
     workers: int | None = None,
     display: Display | None = None,
+    trust: bool = False,
 ) -> Run:
     """Go on with a run that was stopped. The result is the one that the uninterrupted run would have had.
 
@@ -158,11 +161,17 @@ def resume(
     found again by their name. Compiled worlds continue bit for bit; on the host, episodes in progress are replayed, and
     where the environment does not repeat itself a message says so.
 
+    `trust` allows the code that the run's config.json names, as a run of another machine may need; what is passed here,
+    registered Gymnasium ids and upslope's own names need none, and neither does a run that this machine trained.
+
     Raises:
-        UpslopeError: no such run, a damaged checkpoint, another version, or objects other than the run's.
+        UpslopeError: no such run, a damaged checkpoint, another version, objects other than the run's, or code of the
+            run's own that is not trusted.
     """
     directory = RunDirectory(run)
     description, config = directory.read(), directory.config()
+    passed = {"environment": environment, "estimator": estimator, "objective": objective}
+    require(config, directory.path, trust=trust, given={role for role, part in passed.items() if part is not None})
     world = make(environment or config.environment, config.env_kwargs, config.max_episode_steps)
     axes = Axes(estimator or estimator_of(config), objective or objective_of(config))
     if axes.described() != description["axes"]:

@@ -96,6 +96,7 @@ def train(flags: Train) -> None:
             quiet=flags.quiet,
             tensorboard=flags.tensorboard,
             workers=flags.workers,
+            trust=True,  # it has the settings of this command
         )
         return
     world = make(config.environment, config.env_kwargs, config.max_episode_steps)
@@ -113,7 +114,10 @@ def train(flags: Train) -> None:
 def resume(flags: Resume) -> None:
     """upslope resume."""
     from upslope import api
+    from upslope.runs import RunDirectory
+    from upslope.trust import require
 
+    require(RunDirectory(flags.run).config(), flags.run, trust=flags.trust, ask=True)
     api.resume(flags.run, quiet=flags.quiet, tensorboard=flags.tensorboard, workers=flags.workers)
 
 
@@ -124,6 +128,7 @@ def evaluate(flags: Evaluate) -> None:
 
     if flags.video is not None:
         film_path(flags.video)
+    evidence.decide([flags.run], flags.trust)
     found = evaluation.evaluate(
         flags.run,
         episodes=flags.episodes,
@@ -143,6 +148,7 @@ def record(flags: Record) -> None:
     from upslope.runs import RunDirectory
     from upslope.spaces import BoxHead
 
+    evidence.decide([flags.run], flags.trust)
     options = {name: value for name, value in vars(flags).items() if name != "run"}
     path = evaluation.record(flags.run, **options)
     print(f"recorded {counted(flags.episodes, 'episode')} in {path}")

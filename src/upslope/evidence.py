@@ -3,6 +3,8 @@
 Heavy imports happen inside the commands, as in `cli.py`.
 """
 
+from collections.abc import Iterable
+from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Annotated, Any, Literal
@@ -10,7 +12,8 @@ from typing import Annotated, Any, Literal
 import tyro
 
 from upslope.config import fresh, positive
-from upslope.flags import JSON, Quiet, Run, Runs
+from upslope.errors import UpslopeError
+from upslope.flags import JSON, Quiet, Run, Runs, Trust
 from upslope.terminal import answer, console
 
 ScoreFlag = Literal["auto", "stochastic", "deterministic", "training"]
@@ -33,6 +36,9 @@ class Compare:
     normalize: NormalizeFlag = None
     """Average over several environments, in scores made comparable: 0 is a random policy and 1 the reward threshold, or
     0 and 1 are the lowest and highest score of these runs."""
+    trust: Trust = False
+    """For --normalize threshold: run the code that a run's config.json names; it may do anything. Without this it is
+    shown and asked for, or refused."""
     json: Annotated[bool, tyro.conf.FlagCreatePairsOff] = False
     """Print everything as JSON."""
 
@@ -54,6 +60,9 @@ class Report:
     """The page to write, or a folder for it; an older page of upslope there is replaced, nothing else is."""
     credit: Annotated[bool, tyro.conf.FlagCreatePairsOff] = False
     """First play an episode of each run that keeps no credit view yet, as `upslope credit` does; some seconds a run."""
+    trust: Trust = False
+    """For --credit and --normalize threshold: run the code that a run's config.json names; it may do anything. Without
+    this it is shown and asked for, or refused."""
 
 
 @dataclass(frozen=True)
@@ -70,6 +79,9 @@ class Credit:
     """Which agent."""
     output: Annotated[Path | None, tyro.conf.arg(aliases=["-o"])] = None
     """The page to write, or a folder for it; by default credit.html in the run directory."""
+    trust: Trust = False
+    """Run the code that the run's config.json names; it may do anything. Without this it is shown and asked for, or
+    refused."""
 
     def __post_init__(self) -> None:
         fresh(episode_seed=self.episode_seed)
@@ -144,7 +156,9 @@ def compare(flags: Compare) -> None:
     from upslope.analysis.compare import compare
     from upslope.analysis.comparison_tables import comparison_page
 
-    found = compare(flags.runs, score=flags.score, normalize=flags.normalize)
+    if flags.normalize == "threshold":
+        decide(flags.runs, flags.trust)
+    found = compare(flags.runs, score=flags.score, normalize=flags.normalize, trust=flags.trust)
     answer(flags.json, found.to_json(), [comparison_page(found)])
 
 
@@ -152,6 +166,8 @@ def report(flags: Report) -> None:
     """upslope report."""
     from upslope.report.page import write_report
 
+    if flags.credit or flags.normalize == "threshold":
+        decide(flags.runs, flags.trust)
     options = {name: value for name, value in vars(flags).items() if name not in ("runs", "output")}
     say_written(write_report(flags.runs, flags.output, **options))
 
@@ -160,8 +176,20 @@ def credit(flags: Credit) -> None:
     """upslope credit."""
     from upslope.report.page import write_credit
 
+    decide([flags.run], flags.trust)
     options = {name: value for name, value in vars(flags).items() if name != "run"}
     say_written(write_credit(flags.run, **options))
+
+
+def decide(runs: Iterable[Path], trust: bool) -> None:
+    """Ask, where a person can answer, for the code that these runs' configs name; what is not allowed is refused or
+    left out by whatever needs it."""
+    from upslope.runs import RunDirectory
+    from upslope.trust import AXES, require
+
+    for run in runs:
+        with suppress(UpslopeError):
+            require(RunDirectory(run).config(), run, trust=trust, given=AXES, ask=True)
 
 
 def say_written(path: Path) -> None:

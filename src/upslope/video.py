@@ -11,11 +11,15 @@ from upslope.errors import UpslopeError
 from upslope.evaluation import LIMIT
 from upslope.policy import Which, load
 from upslope.runs import RunDirectory
+from upslope.trust import AXES, require
 from upslope.words import COMPILED_PREFIX
 
 
-def film(run: str | Path, path: str | Path, checkpoint: Which = "last", environment_seed: int = 0) -> Path:
+def film(
+    run: str | Path, path: str | Path, checkpoint: Which = "last", environment_seed: int = 0, trust: bool = False
+) -> Path:
     """Film one deterministic episode of the run's first seed; a compiled world is filmed in its Gymnasium twin.
+    `trust` allows the code that the run's config.json names, as in `evaluate`.
 
     Raises:
         UpslopeError: imageio is missing, nothing can be written there, or the environment cannot draw itself.
@@ -24,6 +28,7 @@ def film(run: str | Path, path: str | Path, checkpoint: Which = "last", environm
     import imageio.v2 as imageio
 
     config = RunDirectory(run).config()
+    require(config, run, trust=trust, given=AXES)
     name = config.environment.removeprefix(COMPILED_PREFIX)
     world = make(name, config.env_kwargs | {"render_mode": "rgb_array"}, config.max_episode_steps)
     assert isinstance(world, HostWorld)

@@ -40,13 +40,15 @@ def write_report(
     credit: bool = False,
     score: Score = "auto",
     normalize: Normalize | None = None,
+    trust: bool = False,
 ) -> Path:
     """Write a page about these runs: curves, comparison, evaluations, health, settings, diagnostics, credit.
 
     It reads run directories and nothing else, so it is quick and executes nothing of theirs. Evaluation episodes and
     credit are shown where `upslope evaluate` and `upslope credit` have left some. With `credit`, an episode is played
     first for each run that keeps none, which takes seconds a run. `score` and `normalize` are those of
-    `upslope.compare`; "threshold" makes each environment, to see what a random policy gets.
+    `upslope.compare`; "threshold" makes each environment, to see what a random policy gets. For these two `trust`
+    allows the code that a run's config.json names, as in `upslope.evaluate`.
 
     Raises:
         UpslopeError: there is no such folder, no run at all, or an output that cannot be written.
@@ -55,8 +57,8 @@ def write_report(
     script = plotly_script()
     records, left_out = read_records(runs)
     names = unique_names(records)
-    missing = add_credit([record.path for record in records]) if credit else []
-    comparison, warnings = compared(records, score, normalize)
+    missing = add_credit([record.path for record in records], trust=trust) if credit else []
+    comparison, warnings = compared(records, score, normalize, trust)
     warnings = [*left_out, *warnings]
     figures = Figures()
     sections = {
@@ -80,20 +82,23 @@ def write_credit(
     seed: int | None = None,
     episode_seed: int = 0,
     checkpoint: Literal["last", "best"] = "last",
+    trust: bool = False,
 ) -> Path:
     """Play an episode of a run's agent, and write a page of who is blamed in it; by default RUN/credit.html.
 
-    The numbers are kept in RUN/credit.npz, from which a report shows them too.
+    The numbers are kept in RUN/credit.npz, from which a report shows them too. `trust` allows the code that the run's
+    config.json names, as in `upslope.evaluate`.
 
     Raises:
-        UpslopeError: no such run, seed or checkpoint, or an output that cannot be written.
+        UpslopeError: no such run, seed or checkpoint, an output that cannot be written, or an environment that is not
+            trusted.
     """
     from upslope.analysis.weighing import credit_of  # it brings JAX's programs, which a report does without
 
     RunDirectory(run).read()
     path = page_path(run if output is None else output, "credit.html")
     script = plotly_script()
-    credit = credit_of(run, seed=seed, episode_seed=episode_seed, checkpoint=checkpoint)
+    credit = credit_of(run, seed=seed, episode_seed=episode_seed, checkpoint=checkpoint, trust=trust)
     save_credit(Path(run) / FILE_NAME, credit)
     figures = Figures()
     title = f"{credit.algorithm} · {credit.environment}"
@@ -101,7 +106,7 @@ def write_credit(
     return write_page(path, page_of(f"upslope · credit · {title}", sections, figures, script))
 
 
-def add_credit(runs: Sequence[Path]) -> list[str]:
+def add_credit(runs: Sequence[Path], *, trust: bool = False) -> list[str]:
     """Play an episode of each run that keeps no credit yet, of its first seed; why it could not be done, where so."""
     from upslope.analysis.weighing import credit_of
 
@@ -109,14 +114,14 @@ def add_credit(runs: Sequence[Path]) -> list[str]:
     for path in (run / FILE_NAME for run in runs):
         try:
             if not path.exists():
-                save_credit(path, credit_of(path.parent))
+                save_credit(path, credit_of(path.parent, trust=trust))
         except UpslopeError as error:
             reasons.append(f"{path.parent} has no credit view: {error}")
     return reasons
 
 
 def compared(
-    records: Sequence[Record], score: Score, normalize: Normalize | None
+    records: Sequence[Record], score: Score, normalize: Normalize | None, trust: bool = False
 ) -> tuple[Comparison | None, Sequence[str]]:
     """The comparison of the runs that have a score, and its warnings; where there is none, the reason is a warning."""
     scored = [r for r in records if len(r.episodes) or len(r.evaluations)]
@@ -127,7 +132,7 @@ def compared(
         if r not in scored
     ]
     try:
-        comparison = compare_records(scored, score=score, normalize=normalize)
+        comparison = compare_records(scored, score=score, normalize=normalize, trust=trust)
     except UpslopeError as error:
         return None, [*warnings, f"The runs could not be compared. {error}"]
     return comparison, [*warnings, *comparison.warnings]
