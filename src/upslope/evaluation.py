@@ -24,6 +24,7 @@ from upslope.distributions import Distribution
 from upslope.environments.base import CompiledEnvironment
 from upslope.environments.make import HostWorld, World, make
 from upslope.errors import UpslopeError
+from upslope.files import own_path
 from upslope.host import HostColumns
 from upslope.iteration import stack
 from upslope.policy import Which, load_agents
@@ -113,6 +114,7 @@ def evaluate(
     directory = RunDirectory(run)
     config = directory.config()
     require(config, directory.path, trust=trust, given=AXES)
+    own_path(directory.path, directory.evaluation_path)
     world = make(config.environment, config.env_kwargs, config.max_episode_steps)
     found = {}
     with computing(on_host=isinstance(world, HostWorld)):

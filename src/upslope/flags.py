@@ -12,6 +12,7 @@ import yaml
 
 from upslope.config import Config, canonical, configure, fresh, positive
 from upslope.errors import UpslopeError
+from upslope.files import MAX_SETTINGS, plain_file
 from upslope.trust import ROLES, Request, requested, require
 
 Quiet = Annotated[bool, tyro.conf.arg(aliases=["-q"])]
@@ -237,6 +238,7 @@ class PlainLoader(yaml.SafeLoader):
 
 def read_settings(path: Path) -> dict[str, Any]:
     """A YAML file of settings by the names of the flags."""
+    plain_file(path, MAX_SETTINGS)
     try:
         settings = yaml.load(path.read_text("utf-8"), PlainLoader)
     except (OSError, ValueError, LookupError, TypeError, AttributeError, RecursionError, yaml.YAMLError) as error:

@@ -18,7 +18,7 @@ import shutil
 import sys
 import threading
 from collections.abc import Iterable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import replace
 from datetime import UTC, datetime
 from difflib import get_close_matches
@@ -30,6 +30,7 @@ import numpy as np
 
 from upslope.config import Config, canonical
 from upslope.errors import UpslopeError
+from upslope.files import MAX_TABLE, MAX_TEXT, open_own, own_path, plain_file
 from upslope.reading import brief, checked_rows, damaged, parse_json, read_csv, read_text
 from upslope.storage import write_atomically
 
@@ -100,6 +101,7 @@ class RunDirectory:
     @contextmanager
     def held(self) -> Iterator[None]:
         """While this process writes to the run, no other may. If it is killed, the system lets go of the run."""
+        self.own()
         with (self.path / "config.json").open("rb") as file:
             if fcntl is not None:
                 try:
@@ -113,8 +115,18 @@ class RunDirectory:
                 except OSError:
                     pass  # a file system without locks
             for left_over in self.last.parent.glob(".*.tmp"):
-                left_over.unlink(missing_ok=True)
+                with suppress(OSError):
+                    left_over.unlink()
             yield
+
+    def own(self) -> None:
+        """Refuse links, pipes and devices where training writes; files with several names get one for themselves."""
+        files = [self.path / "config.json", self.metrics_path, self.episodes_path, self.last, self.best]
+        boards = list((self.path / "tensorboard").glob("seed_*"))
+        for folder in (self.last.parent, self.path / "tensorboard", *boards):
+            own_path(self.path, folder, is_folder=True)
+        for path in files:
+            own_path(self.path, path)
 
     @property
     def has_begun(self) -> bool:
@@ -126,6 +138,7 @@ class RunDirectory:
         path = self.path / "config.json"
         if not path.is_file():
             raise UpslopeError(not_a_run(self.path))
+        plain_file(path, MAX_TEXT)
         try:
             description = parse_json(path.read_text("utf-8"))
             number, _ = description["format"], description["config"]["environment"]
@@ -153,8 +166,9 @@ class RunDirectory:
     def append(self, path: Path, text: str) -> None:
         """Append rows; a full disk leaves the last checkpoint valid."""
         try:
-            with path.open("a", encoding="utf-8") as file:
-                file.write(text)
+            own_path(self.path, path)
+            with os.fdopen(open_own(path, os.O_WRONLY | os.O_APPEND | os.O_CREAT), "ab") as file:
+                file.write(text.encode())
         except OSError as error:
             raise self.unwritable(path, error) from error
 
@@ -171,7 +185,7 @@ class RunDirectory:
         found = {}
         for path in (self.metrics_path, self.episodes_path):
             try:
-                with path.open("ab") as file:
+                with os.fdopen(open_own(path, os.O_WRONLY | os.O_APPEND | os.O_CREAT), "ab") as file:
                     os.fsync(file.fileno())
                     found[path.name] = file.tell()
             except OSError as error:
@@ -189,7 +203,7 @@ class RunDirectory:
                 )
         for path in paths:
             try:
-                with path.open("rb+") as file:
+                with os.fdopen(open_own(path, os.O_RDWR), "rb+") as file:
                     file.truncate(sizes[path.name])
             except OSError as error:
                 raise self.unwritable(path, error) from error
@@ -204,10 +218,50 @@ class RunDirectory:
         return read_csv(self.episodes_path, EPISODE_COLUMNS)
 
     def add_evaluation(self, rows: Iterable[Sequence[Any]]) -> None:
-        """Append evaluation episodes."""
+        """Add evaluation episodes, all or none. A half-written row or header of an earlier write is healed; where a row
+        in the middle cannot be read, the file as it was is kept as `evaluation.csv.damaged`."""
         text = "".join(",".join(map(str, row)) + "\n" for row in rows)
-        header = "" if self.evaluation_path.exists() else ",".join(EVALUATION_COLUMNS) + "\n"
-        self.append(self.evaluation_path, header + text)
+        path = own_path(self.path, self.evaluation_path)
+        with self.one_at_a_time():
+            old = plain_file(path, MAX_TABLE).read_bytes() if path.exists() else b""
+            whole, is_lossless = healed(old.decode("utf-8", "replace"))
+            if not is_lossless:
+                write_atomically(own_path(self.path, path.with_name(path.name + ".damaged")), old)
+            write_atomically(path, (whole + text).encode())
+
+    @contextmanager
+    def one_at_a_time(self) -> Iterator[None]:
+        """While this process adds to a file of the run, others wait."""
+        if fcntl is None:
+            yield
+            return
+        folder = os.open(self.path, os.O_RDONLY)
+        try:
+            with suppress(OSError):  # a file system without locks
+                fcntl.flock(folder, fcntl.LOCK_EX)
+            yield
+        finally:
+            os.close(folder)
+
+
+def healed(content: str) -> tuple[str, bool]:
+    """An evaluation file with its header and the rows that can be read, and whether the others were only the last one,
+    cut off while it was written."""
+    header = ",".join(EVALUATION_COLUMNS)
+    first, *lines = content.split("\n")
+    kept = [line for line in lines if is_evaluation_row(line)]
+    is_lossless = (first == header or (header.startswith(first) and not lines)) and kept in (lines, lines[:-1])
+    return "\n".join([header, *kept]) + "\n", is_lossless
+
+
+def is_evaluation_row(line: str) -> bool:
+    """Whether it holds a whole row."""
+    cells = line.split(",")
+    try:
+        seed, _, _, environment_seed, score, length, terminated = cells
+        return len([int(seed), int(environment_seed), float(score), int(length), int(terminated)]) == 5
+    except ValueError:
+        return False
 
 
 def not_a_run(path: Path) -> str:

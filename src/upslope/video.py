@@ -3,6 +3,7 @@
 import warnings
 from importlib.util import find_spec
 from pathlib import Path
+from secrets import token_hex
 
 import numpy as np
 
@@ -44,7 +45,13 @@ def film(
     with warnings.catch_warnings():
         # JAX warns of every fork; this one runs ffmpeg at once and shares nothing.
         warnings.filterwarnings("ignore", "os.fork", RuntimeWarning)
-        imageio.mimwrite(path, frames, fps=env.metadata.get("render_fps", 30), macro_block_size=2)
+        # Under another name until it is whole, so that a full disk leaves no half of a film.
+        made = path.with_name(f".{path.stem[:200]}.{token_hex(4)}.mp4")
+        try:
+            imageio.mimwrite(made, frames, fps=env.metadata.get("render_fps", 30), macro_block_size=2)
+            made.replace(path)
+        finally:
+            made.unlink(missing_ok=True)
     return path
 
 

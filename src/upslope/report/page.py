@@ -19,6 +19,7 @@ from upslope.analysis.normalize import Normalize
 from upslope.analysis.records import Record, read_records
 from upslope.analysis.scores import Score
 from upslope.errors import UpslopeError
+from upslope.files import own_path
 from upslope.pages import MARK, page_path
 from upslope.report.credit import credit_view
 from upslope.report.curves import diagnostics_section, learning_section
@@ -98,8 +99,9 @@ def write_credit(
     RunDirectory(run).read()
     path = page_path(run if output is None else output, "credit.html")
     script = plotly_script()
+    kept = own_path(Path(run), Path(run) / FILE_NAME)
     credit = credit_of(run, seed=seed, episode_seed=episode_seed, checkpoint=checkpoint, trust=trust)
-    save_credit(Path(run) / FILE_NAME, credit)
+    save_credit(kept, credit)
     figures = Figures()
     title = f"{credit.algorithm} · {credit.environment}"
     sections = {"Credit": explanation() + credit_view(figures, credit, title, CREDIT_PICTURES)}
@@ -114,7 +116,7 @@ def add_credit(runs: Sequence[Path], *, trust: bool = False) -> list[str]:
     for path in (run / FILE_NAME for run in runs):
         try:
             if not path.exists():
-                save_credit(path, credit_of(path.parent, trust=trust))
+                save_credit(own_path(path.parent, path), credit_of(path.parent, trust=trust))
         except UpslopeError as error:
             reasons.append(f"{path.parent} has no credit view: {error}")
     return reasons
