@@ -24,7 +24,7 @@ from upslope.loop import Loop, Stopped, begin_progress, mean_of
 from upslope.objectives import Objective
 from upslope.policy import Policy, Which, load, spaces_of
 from upslope.restore import check_room, standstill_of
-from upslope.runs import RunDirectory, free_name, versions
+from upslope.runs import RunDirectory, check_name, free_name, versions
 from upslope.spaces import BoxHead, describe
 from upslope.tasks import estimator_of, objective_of, settings_of, task_of
 from upslope.tensorboard import TensorboardWriter, require_tensorboard
@@ -88,6 +88,8 @@ def train(
         UpslopeError: something asked for cannot be; nothing trained is lost.
         KeyboardInterrupt: Ctrl-C, after everything is saved.
     """
+    if name is not None:
+        check_name(name)
     for part in (estimator, objective):
         if isinstance(part, Estimator | Objective):
             settings |= settings_of(part)
@@ -124,9 +126,11 @@ def train_config(
     display: Display | None = None,
 ) -> Run:
     """Train from the beginning, all settings decided."""
+    if name is not None:
+        check_name(name)
     axes = axes or Axes(estimator_of(config), objective_of(config))
     label = f"{config.environment}-{config.algorithm}"
-    directory = RunDirectory(Path(folder) / name if name else free_name(Path(folder), label))
+    directory = RunDirectory(Path(folder) / name if name is not None else free_name(Path(folder), label))
     task = task_of(config, world, axes.estimator, axes.objective)
     display = display or choose(quiet)
     if tensorboard:

@@ -15,8 +15,8 @@ from upslope import clinic, evidence
 from upslope.config import configure
 from upslope.errors import UpslopeError
 from upslope.flags import Evaluate, List, Record, Resume, Train, parse_train
-from upslope.terminal import console
-from upslope.words import counted, unknown
+from upslope.terminal import console, say
+from upslope.words import counted, readable, unknown
 
 EXIT_BAD_INPUT = 2
 EXIT_INTERRUPTED = 130
@@ -39,11 +39,11 @@ def main(arguments: list[str] | None = None) -> None:
         try:
             run(arguments)
         except UpslopeError as error:
-            print(f"upslope: {error}", file=sys.stderr)
+            say(f"upslope: {' '.join(str(error).splitlines())}", sys.stderr)
             sys.exit(EXIT_BAD_INPUT)
         except KeyboardInterrupt as stop:
             bare = "Stopped before anything was trained." if arguments[:1] == ["train"] else "Stopped."
-            print(f"\n{str(stop) or bare}", file=sys.stderr)
+            print(f"\n{readable(str(stop) or bare)}", file=sys.stderr)
             sys.exit(EXIT_INTERRUPTED)
         finally:
             sys.stdout.flush()
@@ -85,9 +85,11 @@ def train(flags: Train) -> None:
     """upslope train."""
     from upslope import api
     from upslope.environments.make import make
-    from upslope.runs import same_run
+    from upslope.runs import check_name, same_run
 
     config = flags.settings()
+    if flags.name is not None:
+        check_name(flags.name)
     if flags.resume and flags.name is None:
         raise UpslopeError("--resume goes on with the run of a --name, and none is given. Or: upslope resume RUN")
     if flags.resume and (flags.folder / str(flags.name)).exists():
@@ -137,7 +139,7 @@ def evaluate(flags: Evaluate) -> None:
     )
     console().print(tables.evaluation_view(flags.run, flags.checkpoint, found))
     if flags.video is not None:
-        print(f"filmed {film(flags.run, flags.video, flags.checkpoint)}")
+        say(f"filmed {film(flags.run, flags.video, flags.checkpoint)}")
 
 
 def record(flags: Record) -> None:
@@ -151,12 +153,12 @@ def record(flags: Record) -> None:
     evidence.decide([flags.run], flags.trust)
     options = {name: value for name, value in vars(flags).items() if name != "run"}
     path = evaluation.record(flags.run, **options)
-    print(f"recorded {counted(flags.episodes, 'episode')} in {path}")
+    say(f"recorded {counted(flags.episodes, 'episode')} in {path}")
     directory = RunDirectory(flags.run)
     run, is_continuous = directory.config(), isinstance(spaces_of(directory)[1], BoxHead)
     world = {"env_kwargs": run.env_kwargs, "max_episode_steps": run.max_episode_steps}
     learner = configure(run.environment, "off_policy", is_continuous=is_continuous, data=str(path), **world)
-    print(f"learn from them:  {command_of(learner, is_continuous=is_continuous)}")
+    say(f"learn from them:  {command_of(learner, is_continuous=is_continuous)}")
 
 
 def show_list(flags: List) -> None:

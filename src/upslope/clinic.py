@@ -11,7 +11,7 @@ import tyro
 
 from upslope.config import positive
 from upslope.flags import JSON, Runs
-from upslope.terminal import answer
+from upslope.terminal import answer, say
 
 Json = Annotated[bool, tyro.conf.FlagCreatePairsOff]
 
@@ -81,7 +81,7 @@ def doctor(flags: Doctor) -> None:
     records, left_out = read_records(flags.runs)
     found = [diagnosis_of(record) for record in records]
     for warning in left_out:
-        print(warning, file=sys.stderr)
+        say(warning, sys.stderr)
     told = [one.to_json() for one in found]
     answer(flags.json, told if len(flags.runs) > 1 else told[0], map(diagnosis_view, found))
 

@@ -14,7 +14,7 @@ import tyro
 from upslope.config import fresh, positive
 from upslope.errors import UpslopeError
 from upslope.flags import JSON, Quiet, Run, Runs, Trust
-from upslope.terminal import answer, console
+from upslope.terminal import answer, console, say
 
 ScoreFlag = Literal["auto", "stochastic", "deterministic", "training"]
 NormalizeFlag = Literal["threshold", "range"] | None
@@ -194,7 +194,7 @@ def decide(runs: Iterable[Path], trust: bool) -> None:
 
 def say_written(path: Path) -> None:
     """Where the page is and how large."""
-    print(f"wrote {path} ({path.stat().st_size / 1e6:.1f} MB): open it in a browser")
+    say(f"wrote {path} ({path.stat().st_size / 1e6:.1f} MB): open it in a browser")
 
 
 def ladder(flags: Ladder) -> None:
@@ -205,14 +205,13 @@ def ladder(flags: Ladder) -> None:
     found = ladder(**vars(flags))
     if not flags.quiet:
         console().print(comparison_page(found.comparison))
-        print(f"compare again:  upslope compare {found.path}/*/")
-        print(f"report:  {found.report or f'upslope report {found.path}/*/'}")
+        say(f"compare again:  upslope compare {found.path}/*/")
+        say(f"report:  {found.report or f'upslope report {found.path}/*/'}")
 
 
 def lab(flags: Lab) -> None:
     """upslope lab."""
-    from rich.console import Console
-
+    from upslope.consoles import PlainTextConsole
     from upslope.devices import computing
     from upslope.report.page import plotly_script
 
@@ -222,12 +221,12 @@ def lab(flags: Lab) -> None:
     from upslope.storage import write_atomically
 
     output = page_path(flags.output, "lab.html")
-    say = Console(stderr=True) if flags.json else console()
+    shown = PlainTextConsole(stderr=True) if flags.json else console()
     with computing(on_host=False):
-        results = run.run(flags.only, flags.language, flags.seed, flags.quick, say)
+        results = run.run(flags.only, flags.language, flags.seed, flags.quick, shown)
     write_atomically(output, page.page(results, flags.language, flags.seed, flags.quick).encode())
-    say.print(run.verdict_table(results, flags.language))
-    say.print(run.closing(results, flags.language, flags.seed, flags.quick, output), highlight=False)
+    shown.print(run.verdict_table(results, flags.language))
+    shown.print(run.closing(results, flags.language, flags.seed, flags.quick, output), highlight=False)
     if flags.json:
         answer(True, run.as_json(results, flags.language, flags.seed, flags.quick), ())
 

@@ -14,6 +14,7 @@ from upslope.config import Config, canonical, configure, fresh, positive
 from upslope.errors import UpslopeError
 from upslope.files import MAX_SETTINGS, plain_file
 from upslope.trust import ROLES, Request, requested, require
+from upslope.words import readable
 
 Quiet = Annotated[bool, tyro.conf.arg(aliases=["-q"])]
 Trust = Annotated[bool, tyro.conf.FlagCreatePairsOff]
@@ -245,5 +246,10 @@ def read_settings(path: Path) -> dict[str, Any]:
         raise UpslopeError(f"Could not read the settings in {path}: {error}.") from error
     if not isinstance(settings, dict):
         raise UpslopeError(f"{path} must hold settings as `name: value` lines, e.g. `learning-rate: 0.001`.")
+    strange = [str(name) for name, value in settings.items() if not f"{name}{value}".isprintable()]
+    if strange:
+        raise UpslopeError(
+            f"{path} holds characters that cannot be printed in {', '.join(map(readable, strange))}. Write them out."
+        )
     use_preset = settings.pop("preset", True)
     return canonical(settings) | ({} if use_preset is not False else {"preset": False})

@@ -26,7 +26,7 @@ from upslope.errors import UpslopeError
 from upslope.evaluation import evaluate
 from upslope.panel import return_words
 from upslope.report.page import add_credit, write_report
-from upslope.runs import RunDirectory, free_name, same_run
+from upslope.runs import RunDirectory, check_name, free_name, same_run
 from upslope.standing import Standing, left_out_lines
 from upslope.tasks import estimator_of, task_of
 
@@ -137,7 +137,7 @@ def race_folder(folder: Path, label: str, name: str | None, resume: bool) -> Pat
         if resume:
             raise UpslopeError("A race is gone on with by its --name, and none is given; `ls runs` shows yours.")
         return free_name(folder, f"{label}-ladder")
-    path = folder / name
+    path = folder / check_name(name)
     if path.exists() and not resume:
         raise UpslopeError(
             f"{path} exists already, and nothing is overwritten. Go on with it: --resume — or choose another --name."

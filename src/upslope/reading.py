@@ -10,6 +10,7 @@ import numpy as np
 
 from upslope.errors import UpslopeError
 from upslope.files import MAX_TABLE, plain_file
+from upslope.words import readable
 
 
 def parse_json(text: str) -> Any:
@@ -31,7 +32,7 @@ def parse_json(text: str) -> Any:
 def brief(error: BaseException) -> str:
     """What an error says, in one line that can be read."""
     words = " ".join(str(error).split())
-    words = "".join(c if c.isprintable() else "?" for c in words).rstrip(".")
+    words = readable(words).rstrip(".")
     return words if len(words) <= 200 else words[:200] + "…"
 
 

@@ -33,6 +33,7 @@ from upslope.errors import UpslopeError
 from upslope.files import MAX_TABLE, MAX_TEXT, open_own, own_path, plain_file
 from upslope.reading import brief, checked_rows, damaged, parse_json, read_csv, read_text
 from upslope.storage import write_atomically
+from upslope.words import readable
 
 try:
     import fcntl
@@ -310,9 +311,35 @@ def versions() -> dict[str, str]:
     return found
 
 
+RESERVED = {"con", "prn", "aux", "nul", *(f"{port}{k}" for port in ("com", "lpt") for k in range(1, 10))}
+"""Names that no file can have on Windows."""
+MAX_NAME = 200
+"""Bytes; files beside a run have its name and a little more, and file systems allow 255."""
+
+
+def check_name(name: str) -> str:
+    """The name of a run or a race, if it can be the name of one folder.
+
+    Raises:
+        UpslopeError: it leads elsewhere, or no file system would take it.
+    """
+    shown = readable(name if len(name) <= 60 else name[:60] + "…")
+    if len(name.encode("utf-8", "replace")) > MAX_NAME:
+        why = f"has {len(name):,} characters, and {MAX_NAME} bytes fit"
+    elif not name.strip() or not name.isprintable():
+        why = "is empty, or holds characters that cannot be printed"
+    elif name.startswith(".") or "/" in name or "\\" in name:
+        why = "leads to another folder, or would be hidden; --folder says where runs are kept"
+    elif name.split(".")[0].lower() in RESERVED or name != name.strip():
+        why = "is reserved on some systems, or begins or ends with a space"
+    else:
+        return name
+    raise UpslopeError(f'--name "{shown}" cannot be the name of a folder: it {why}. Choose another --name.')
+
+
 def free_name(folder: Path, name: str) -> Path:
     """`folder/name`, or the first of `name-2`, `name-3` … that is free."""
-    safe = "".join(c if c.isalnum() or c in "-_." else "-" for c in name).strip("-.")
+    safe = "".join(c if c.isalnum() or c in "-_." else "-" for c in name).strip("-.")[: MAX_NAME // 4] or "run"
     path, count = folder / safe, 1
     while path.exists():
         count += 1

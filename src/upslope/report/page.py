@@ -3,6 +3,7 @@
 import base64
 import gzip
 import json
+import re
 from collections.abc import Sequence
 from datetime import UTC, datetime
 from html import escape
@@ -29,7 +30,10 @@ from upslope.report.health import health_section
 from upslope.report.tables import comparison_section, settings_section
 from upslope.runs import RunDirectory, versions
 from upslope.storage import write_atomically
+from upslope.words import spelled_out
 
+UNREADABLE = re.compile("[\x00-\x08\x0b-\x1f\x7f-\x9f\u200e\u200f\u2028-\u202e\u2066-\u2069\ud800-\udfff]")
+"""Characters from files that no page may hold: controls, those that turn the direction of writing, halves of pairs."""
 REPORT_PICTURES, CREDIT_PICTURES = 1_200_000, 2_500_000
 """Bytes of pictures in a page, all runs together."""
 
@@ -202,7 +206,7 @@ def page_of(
     assets = files("upslope.report") / "assets"
     body = "".join(f'<section id="{n.lower()}"><h2>{n}</h2>{html}</section>' for n, html in sections.items())
     links = "".join(f'<a href="#{n.lower()}">{n}</a>' for n in sections) if len(sections) > 1 else ""
-    return Template((assets / "page.html").read_text("utf-8")).substitute(
+    page = Template((assets / "page.html").read_text("utf-8")).substitute(
         mark=MARK,
         title=escape(title),
         links=links,
@@ -215,6 +219,7 @@ def page_of(
         plotly=packed(script),
         data=packed(json.dumps(figures.found, allow_nan=False, separators=(",", ":"))),
     )
+    return UNREADABLE.sub(lambda found: spelled_out(found[0]), page)
 
 
 def chip(run: int, name: str) -> str:
