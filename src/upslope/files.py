@@ -76,36 +76,25 @@ def own_path(folder: Path, path: Path, *, is_folder: bool = False) -> Path:
     return path
 
 
-def open_own(path: Path, flags: int) -> int:
-    """A descriptor of a file to write, never through a link and never of a pipe or device; a file with several names is
-    first replaced by a copy, so that what has the other names stays as it is.
+def writable(folder: Path, path: Path) -> Path:
+    """`own_path` of a file. One that has several names is first replaced by a copy, so that what has the other names
+    stays as it is.
 
     Raises:
-        OSError: it cannot be opened, or is no plain file.
+        UpslopeError: it may not be written.
+        OSError: it cannot be copied.
     """
-    if path.exists() and path.lstat().st_nlink > 1:
-        detach(path)
-    safe = getattr(os, "O_NOFOLLOW", 0) | getattr(os, "O_NONBLOCK", 0) | getattr(os, "O_BINARY", 0)
-    descriptor = os.open(path, flags | safe | getattr(os, "O_CLOEXEC", 0), 0o666)
-    if not stat.S_ISREG(os.fstat(descriptor).st_mode):
-        os.close(descriptor)
-        raise OSError(f"{path.name} is not a plain file")
-    return descriptor
-
-
-def detach(path: Path) -> None:
-    """Let a plain file that has several names have this one alone."""
-    if not stat.S_ISREG(path.lstat().st_mode):
-        return
-    copy = temporary_beside(path)
-    try:
-        with path.open("rb") as old, copy.open("xb") as new:
-            shutil.copyfileobj(old, new)
-        copy.replace(path)
-    finally:
-        copy.unlink(missing_ok=True)
+    own_path(folder, path)
+    if path.exists() and path.stat().st_nlink > 1:
+        copy = temporary_beside(path)
+        try:
+            shutil.copyfile(path, copy)
+            copy.replace(path)
+        finally:
+            copy.unlink(missing_ok=True)
+    return path
 
 
 def temporary_beside(path: Path) -> Path:
     """A name beside a file that nobody can have guessed."""
-    return path.with_name(f".{path.name[:200]}.{os.getpid()}.{token_hex(4)}.tmp")
+    return path.with_name(f".{path.name[:200]}.{os.getpid()}.{token_hex(8)}.tmp")

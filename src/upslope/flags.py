@@ -239,7 +239,8 @@ class PlainLoader(yaml.SafeLoader):
 
 def read_settings(path: Path) -> dict[str, Any]:
     """A YAML file of settings by the names of the flags."""
-    plain_file(path, MAX_SETTINGS)
+    if path.exists():
+        plain_file(path, MAX_SETTINGS)
     try:
         settings = yaml.load(path.read_text("utf-8"), PlainLoader)
     except (OSError, ValueError, LookupError, TypeError, AttributeError, RecursionError, yaml.YAMLError) as error:

@@ -30,7 +30,7 @@ import numpy as np
 
 from upslope.config import Config, canonical
 from upslope.errors import UpslopeError
-from upslope.files import MAX_TABLE, MAX_TEXT, open_own, own_path, plain_file
+from upslope.files import MAX_TABLE, MAX_TEXT, own_path, plain_file, writable
 from upslope.reading import brief, checked_rows, damaged, parse_json, read_csv, read_text
 from upslope.storage import write_atomically
 from upslope.words import readable
@@ -167,9 +167,8 @@ class RunDirectory:
     def append(self, path: Path, text: str) -> None:
         """Append rows; a full disk leaves the last checkpoint valid."""
         try:
-            own_path(self.path, path)
-            with os.fdopen(open_own(path, os.O_WRONLY | os.O_APPEND | os.O_CREAT), "ab") as file:
-                file.write(text.encode())
+            with writable(self.path, path).open("a", encoding="utf-8") as file:
+                file.write(text)
         except OSError as error:
             raise self.unwritable(path, error) from error
 
@@ -186,7 +185,7 @@ class RunDirectory:
         found = {}
         for path in (self.metrics_path, self.episodes_path):
             try:
-                with os.fdopen(open_own(path, os.O_WRONLY | os.O_APPEND | os.O_CREAT), "ab") as file:
+                with writable(self.path, path).open("ab") as file:
                     os.fsync(file.fileno())
                     found[path.name] = file.tell()
             except OSError as error:
@@ -204,7 +203,7 @@ class RunDirectory:
                 )
         for path in paths:
             try:
-                with os.fdopen(open_own(path, os.O_RDWR), "rb+") as file:
+                with writable(self.path, path).open("rb+") as file:
                     file.truncate(sizes[path.name])
             except OSError as error:
                 raise self.unwritable(path, error) from error

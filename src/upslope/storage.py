@@ -30,7 +30,7 @@ def write_atomically(path: Path, content: bytes) -> None:
     """Write to a temporary file beside it, flush to disk, then rename: a reader sees the old or the new, whole."""
     temporary = temporary_beside(path)
     try:
-        with temporary.open("xb") as file:
+        with temporary.open("wb") as file:
             file.write(content)
             file.flush()
             os.fsync(file.fileno())
