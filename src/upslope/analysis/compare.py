@@ -51,7 +51,7 @@ def compare(
     Raises:
         UpslopeError: there is no such folder, no run at all, a run that cannot be scored, or another score or unit.
     """
-    records, left_out = read_records(runs)
+    records, left_out = read_records(runs, with_evaluations=True)
     found = compare_records(records, score=score, normalize=normalize, trust=trust)
     return replace(found, warnings=(*left_out, *found.warnings))
 

@@ -4,7 +4,8 @@ import base64
 import gzip
 import json
 import re
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from datetime import UTC, datetime
 from html import escape
 from importlib.resources import files
@@ -60,7 +61,7 @@ def write_report(
     """
     path = page_path(output, "report.html")
     script = plotly_script()
-    records, left_out = read_records(runs)
+    records, left_out = read_records(runs, with_evaluations=True)
     names = unique_names(records)
     missing = add_credit([record.path for record in records], trust=trust) if credit else []
     comparison, warnings = compared(records, score, normalize, trust)
@@ -73,7 +74,7 @@ def write_report(
         "Health": health_section(records, names),
         "Settings": settings_section(records, names),
         "Diagnostics": diagnostics_section(figures, records, names),
-        "Credit": credit_section(figures, records, names),
+        "Credit": credit_section(figures, records, names, missing),
     }
     title = ", ".join(dict.fromkeys(r.config.environment for r in records))
     html = page_of(f"upslope · {title}", sections, figures, script, names=names, warnings=[*warnings, *missing])
@@ -144,9 +145,14 @@ def compared(
     return comparison, [*warnings, *comparison.warnings]
 
 
-def credit_section(figures: Figures, records: Sequence[Record], names: Sequence[str]) -> str:
-    """The credit views that are kept with the runs, and how to add those that are not."""
-    there = {k: load_credit(r.path / FILE_NAME) for k, r in enumerate(records) if (r.path / FILE_NAME).exists()}
+def credit_section(figures: Figures, records: Sequence[Record], names: Sequence[str], missing: list[str]) -> str:
+    """The credit views that are kept with the runs, and how to add those that are not; `missing` gets a line for each
+    that cannot be read."""
+    there = {}
+    for k, record in enumerate(records):
+        with suppress_into(missing):
+            if (record.path / FILE_NAME).exists():
+                there[k] = load_credit(record.path / FILE_NAME)
     parts = []
     if there:
         parts.append(explanation())
@@ -160,6 +166,15 @@ def credit_section(figures: Figures, records: Sequence[Record], names: Sequence[
             f"made with <code>--credit</code>. Afterwards it is shown here too.</p><pre>{escape(without)}</pre>"
         )
     return "\n".join(parts)
+
+
+@contextmanager
+def suppress_into(reasons: list[str]) -> Iterator[None]:
+    """Keep what is refused as a reason, and go on: one damaged file must not cost the page."""
+    try:
+        yield
+    except UpslopeError as error:
+        reasons.append(str(error))
 
 
 def explanation() -> str:
