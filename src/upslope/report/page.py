@@ -16,7 +16,7 @@ from typing import Literal
 
 from upslope.analysis.compare import compare_records
 from upslope.analysis.comparison import Comparison
-from upslope.analysis.credit import FILE_NAME, load_credit, save_credit
+from upslope.analysis.credit import FILE_NAME, EpisodeCredit, load_credit, save_credit
 from upslope.analysis.normalize import Normalize
 from upslope.analysis.records import Record, read_records
 from upslope.analysis.scores import Score
@@ -148,7 +148,7 @@ def compared(
 def credit_section(figures: Figures, records: Sequence[Record], names: Sequence[str], missing: list[str]) -> str:
     """The credit views that are kept with the runs, and how to add those that are not; `missing` gets a line for each
     that cannot be read."""
-    there = {}
+    there: dict[int, EpisodeCredit] = {}
     for k, record in enumerate(records):
         with suppress_into(missing):
             if (record.path / FILE_NAME).exists():
