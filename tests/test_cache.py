@@ -8,6 +8,7 @@ from pathlib import Path
 import jax
 import jax.numpy as jnp
 import pytest
+from jax._src import compilation_cache as internal
 from jax.experimental.compilation_cache import compilation_cache
 
 from upslope import devices
@@ -19,7 +20,9 @@ def own_cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]
     """A cache in a folder of the test."""
     before = jax.config.values["jax_compilation_cache_dir"]
     monkeypatch.setattr(devices, "cache_folder", lambda: tmp_path / "upslope" / "programs")
+    monkeypatch.setattr(internal, "get_executable_and_time", internal.get_executable_and_time)  # put back afterwards
     devices.usable_cache.cache_clear()
+    devices.replace_damaged_entries.cache_clear()
     yield tmp_path / "upslope" / "programs"
     devices.usable_cache.cache_clear()
     jax.config.update("jax_compilation_cache_dir", before)
@@ -62,10 +65,10 @@ def test_a_folder_of_another_user_and_a_file_are_refused(
 
 
 def test_a_damaged_program_is_replaced(own_cache: Path):
-    private_folder(own_cache.parent)
-    jax.config.update("jax_compilation_cache_dir", str(private_folder(own_cache)))
+    jax.config.update("jax_compilation_cache_dir", None)
+    devices.settle(on_host=True)
+    assert jax.config.values["jax_compilation_cache_dir"] == str(own_cache)
     compilation_cache.reset_cache()
-    devices.replace_damaged_entries()
 
     def compiled() -> dict[str, bytes]:
         jax.clear_caches()

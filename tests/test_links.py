@@ -10,6 +10,8 @@ import numpy as np
 import pytest
 
 import upslope
+from upslope import evaluation
+from upslope.analysis import weighing
 from upslope.analysis.records import read_evaluations
 from upslope.errors import UpslopeError
 from upslope.files import MAX_SETTINGS
@@ -68,7 +70,9 @@ def test_resume_follows_no_link(name: str, run: Path, tmp_path: Path):
 
 
 @pytest.mark.parametrize("is_there", [True, False])
-def test_evaluate_and_credit_follow_no_link(is_there: bool, run: Path, tmp_path: Path):
+def test_evaluate_and_credit_follow_no_link(is_there: bool, run: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    for module in (evaluation, weighing):
+        monkeypatch.setattr(module, "make", lambda *_: pytest.fail("something was played first"))
     for name, call in (("evaluation.csv", upslope.evaluate), ("credit.npz", write_credit)):
         target = tmp_path / f"target-{name}"
         if is_there:
