@@ -49,8 +49,3 @@ def test_a_room_imports_only_from_rooms_above_it() -> None:
 def test_the_reader_of_imports_sees_them() -> None:
     assert {"estimators.py", "update.py"} <= imports_of(SOURCE / "iteration.py")
     assert "evaluation.py" in imports_of(SOURCE / "cli.py")
-
-
-def test_files_stay_small() -> None:
-    lengths = {str(p.relative_to(SOURCE)): len(p.read_text("utf-8").splitlines()) for p in SOURCE.rglob("*.py")}
-    assert {name: n for name, n in lengths.items() if n > 300} == {}

@@ -13,6 +13,7 @@ from gymnasium.spaces import Box
 from upslope.config.command import command_of
 from upslope.config.config import MAX_STEPS, Config, canonical, configure, preset_of
 from upslope.config.task import estimator_of, objective_of, settings_of, task_of
+from upslope.config.trust import allow, requested, require
 from upslope.core.estimators import Estimator
 from upslope.core.objectives import Objective
 from upslope.engines.base import Engine
@@ -22,7 +23,7 @@ from upslope.environments.registry import HostWorld, World, make, name_of
 from upslope.errors import UpslopeError
 from upslope.learning.devices import computing
 from upslope.models.spaces import BoxHead, describe
-from upslope.runs.directory import RunDirectory, free_name, versions
+from upslope.runs.directory import RunDirectory, check_name, free_name, versions
 from upslope.runs.display import Display, choose
 from upslope.runs.loop import Loop, Stopped, begin_progress, mean_of
 from upslope.runs.policy import Policy, Which, load, spaces_of
@@ -87,6 +88,8 @@ def train(
         UpslopeError: something asked for cannot be; nothing trained is lost.
         KeyboardInterrupt: Ctrl-C, after everything is saved.
     """
+    if name is not None:
+        check_name(name)
     for part in (estimator, objective):
         if isinstance(part, Estimator | Objective):
             settings |= settings_of(part)
@@ -123,9 +126,11 @@ def train_config(
     display: Display | None = None,
 ) -> Run:
     """Train from the beginning, all settings decided."""
+    if name is not None:
+        check_name(name)
     axes = axes or Axes(estimator_of(config), objective_of(config))
     label = f"{config.environment}-{config.algorithm}"
-    directory = RunDirectory(Path(folder) / name if name else free_name(Path(folder), label))
+    directory = RunDirectory(Path(folder) / name if name is not None else free_name(Path(folder), label))
     task = task_of(config, world, axes.estimator, axes.objective)
     display = display or choose(quiet)
     if tensorboard:
@@ -135,6 +140,7 @@ def train_config(
         state = engine.start()
         progress = begin_progress(state, config.seed_list())
         directory.create(config, describe(task.coding, task.head), axes.described())
+        allow(requested(config))  # what this machine trains is the user's own
         writer = TensorboardWriter(directory.path / "tensorboard", config.seed_list()) if tensorboard else None
         with directory.held():
             lines = opening_lines(config, directory)
@@ -151,6 +157,7 @@ def resume(
     tensorboard: bool = False,
     workers: int | None = None,
     display: Display | None = None,
+    trust: bool = False,
 ) -> Run:
     """Go on with a run that was stopped. The result is the one that the uninterrupted run would have had.
 
@@ -158,11 +165,17 @@ def resume(
     found again by their name. Compiled worlds continue bit for bit; on the host, episodes in progress are replayed, and
     where the environment does not repeat itself a message says so.
 
+    `trust` allows the code that the run's config.json names, as a run of another machine may need; what is passed here,
+    registered Gymnasium ids and upslope's own names need none, and neither does a run that this machine trained.
+
     Raises:
-        UpslopeError: no such run, a damaged checkpoint, another version, or objects other than the run's.
+        UpslopeError: no such run, a damaged checkpoint, another version, objects other than the run's, or code of the
+            run's own that is not trusted.
     """
     directory = RunDirectory(run)
     description, config = directory.read(), directory.config()
+    passed = {"environment": environment, "estimator": estimator, "objective": objective}
+    require(config, directory.path, trust=trust, given={role for role, part in passed.items() if part is not None})
     world = make(environment or config.environment, config.env_kwargs, config.max_episode_steps)
     axes = Axes(estimator or estimator_of(config), objective or objective_of(config))
     if axes.described() != description["axes"]:

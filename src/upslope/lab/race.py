@@ -26,7 +26,7 @@ from upslope.environments.registry import World, make, name_of
 from upslope.errors import UpslopeError
 from upslope.lab.race_display import Standing, left_out_lines
 from upslope.report.page import add_credit, write_report
-from upslope.runs.directory import RunDirectory, free_name, same_run
+from upslope.runs.directory import RunDirectory, check_name, free_name, same_run
 from upslope.runs.evaluation import evaluate
 from upslope.runs.panel import return_words
 
@@ -137,7 +137,7 @@ def race_folder(folder: Path, label: str, name: str | None, resume: bool) -> Pat
         if resume:
             raise UpslopeError("A race is gone on with by its --name, and none is given; `ls runs` shows yours.")
         return free_name(folder, f"{label}-ladder")
-    path = folder / name
+    path = folder / check_name(name)
     if path.exists() and not resume:
         raise UpslopeError(
             f"{path} exists already, and nothing is overwritten. Go on with it: --resume — or choose another --name."
@@ -163,7 +163,8 @@ def climb(
         elif is_finished(path):
             standing.mark(rung, "finished before", returns_at(read_record(path), np.asarray([np.inf]))[:, 0].tolist())
         else:
-            api.resume(path, environment=environment, workers=workers, display=lane)
+            # The run has the settings of this call, as `same_run` saw.
+            api.resume(path, environment=environment, workers=workers, display=lane, trust=True)
     except UpslopeError as error:
         standing.mark(rung, "broke")
         standing.warn(f"{rung}: {error}")
@@ -177,7 +178,7 @@ def judge(rung: str, path: Path, episodes: int, standing: Standing) -> None:
         return
     standing.mark(rung, "evaluating")
     try:
-        found = evaluate(path, episodes=episodes)["stochastic"]
+        found = evaluate(path, episodes=episodes, trust=True)["stochastic"]
     except UpslopeError as error:
         standing.warn(f"{rung} is judged by its training episodes: {error}")
         return
@@ -205,5 +206,5 @@ def report_of(runs: Sequence[Path], best: Sequence[Path], output: Path) -> Path 
     """A page about the race, with the credit in an episode of the best, where what draws it is installed."""
     if not find_spec("plotly"):
         return None
-    add_credit(best)
+    add_credit(best, trust=True)
     return write_report(runs, output)

@@ -19,6 +19,7 @@ from upslope.core.arrays import AnyArray as Array
 from upslope.core.arrays import namespace
 from upslope.core.distributions import Bernoulli, Categorical, DiagonalGaussian, Distribution, MultiCategorical
 from upslope.core.reading import brief
+from upslope.descriptions import CODINGS, HEADS, space_fields
 from upslope.errors import UpslopeError
 
 SUPPORTED = "Supported: observations Box and Discrete; actions Discrete, Box, MultiDiscrete, MultiBinary."
@@ -221,38 +222,15 @@ def to_json(record: Coding | Head) -> dict[str, Any]:
     return {"kind": type(record).__name__, **fields}
 
 
-def from_json(description: dict[str, Any]) -> Any:
+def from_json(description: Any, kinds: dict[str, tuple[str, ...]] = CODINGS | HEADS) -> Any:
     """The inverse of `to_json`.
 
     Raises:
-        ValueError, TypeError, KeyError: it describes no space.
+        ValueError, TypeError, KeyError, OverflowError: it describes no space of these kinds.
     """
-    fields = {k: tuple(v) if isinstance(v, list | tuple) else v for k, v in description.items() if k != "kind"}
-    if description["kind"] == "BoxHead":
-        fields |= {"low": tuple(map(float, fields["low"])), "high": tuple(map(float, fields["high"]))}
+    fields = space_fields(description, kinds)
     kind: Any = KINDS[description["kind"]]
-    check_fields(fields)
     return kind(**fields)
-
-
-def check_fields(fields: dict[str, Any]) -> None:
-    """Refuse sizes that are not whole and positive, and bounds that do not fit the shape."""
-    for name, value in fields.items():
-        if name in ("low", "high"):
-            if len(value) != math.prod(fields["shape"]) or any(map(math.isnan, value)):
-                raise ValueError(f"`{name}` does not hold a bound for each component")
-        elif name == "start":
-            if not all(type(x) is int and abs(x) < 2**63 for x in as_tuple(value)):
-                raise ValueError("`start` is not whole")
-        elif isinstance(value, tuple) is (name == "n") or not all(type(x) is int and x > 0 for x in as_tuple(value)):
-            raise ValueError(f"`{name}` is not made of positive whole numbers")
-    if "sizes" in fields and not len(fields["sizes"]) == len(fields["start"]) == math.prod(fields["shape"]):
-        raise ValueError("`sizes`, `start` and `shape` do not fit")
-
-
-def as_tuple(value: Any) -> tuple[Any, ...]:
-    """The value, or a tuple of it alone."""
-    return value if isinstance(value, tuple) else (value,)
 
 
 def describe(coding: Coding, head: Head) -> dict[str, Any]:
@@ -263,6 +241,6 @@ def describe(coding: Coding, head: Head) -> dict[str, Any]:
 def described(spaces: dict[str, Any], where: str) -> tuple[Coding, Head]:
     """The inverse of `describe`; `where` is the file that says so."""
     try:
-        return from_json(spaces["observation"]), from_json(spaces["action"])
+        return from_json(spaces["observation"], CODINGS), from_json(spaces["action"], HEADS)
     except (KeyError, TypeError, ValueError, OverflowError) as error:
         raise UpslopeError(f"{where} does not describe the spaces: {brief(error)}.") from error
