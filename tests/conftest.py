@@ -24,6 +24,12 @@ def compiled_once(tmp_path_factory: pytest.TempPathFactory) -> None:
     jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.0)
 
 
+@pytest.fixture(scope="session", autouse=True)
+def trust_of_the_tests(tmp_path_factory: pytest.TempPathFactory) -> None:
+    """What tests trust is not kept in the user's own folder."""
+    os.environ["UPSLOPE_STATE"] = str(tmp_path_factory.mktemp("state"))
+
+
 @pytest.fixture
 def run_of(tmp_path: Path) -> Callable[..., Path]:
     """Run directories written by hand: `run_of(episodes={seed: [(step, return), …]})`, with rows up to the budget."""

@@ -9,6 +9,7 @@ from gymnasium.spaces import Box
 
 from upslope.config.config import canonical, configure
 from upslope.config.task import Parts, settings_of, task_of
+from upslope.config.trust import require
 from upslope.core.estimators import Estimator
 from upslope.core.messages import unknown
 from upslope.core.objectives import Objective
@@ -16,7 +17,7 @@ from upslope.diagnosis.doctor import Watch
 from upslope.engines.base import Resources
 from upslope.environments.registry import EnvironmentLike, make, name_of
 from upslope.errors import UpslopeError
-from upslope.runs.directory import RunDirectory, free_name, versions
+from upslope.runs.directory import RunDirectory, check_name, free_name, versions
 from upslope.runs.display import Display, choose
 from upslope.runs.train import Run, Session, begin, go_on
 
@@ -62,6 +63,8 @@ def train(
         UpslopeError: something asked for cannot be; nothing trained is lost.
         KeyboardInterrupt: Ctrl-C, after everything is saved.
     """
+    if name is not None:
+        check_name(name)
     parts, named = parts_of(estimator, objective, model, optimiser, schedules)
     settings |= named
     settings = canonical(settings)
@@ -120,7 +123,9 @@ def session_of(quiet: bool, tensorboard: bool, workers: int | None, display: Dis
 
 def run_directory(folder: str | Path, name: str | None, label: str) -> RunDirectory:
     """`folder/name`, or a free name made of the label."""
-    return RunDirectory(Path(folder) / name if name else free_name(Path(folder), label))
+    if name is not None:
+        check_name(name)
+    return RunDirectory(Path(folder) / name if name is not None else free_name(Path(folder), label))
 
 
 def resume(
@@ -136,6 +141,7 @@ def resume(
     tensorboard: bool = False,
     workers: int | None = None,
     display: Display | None = None,
+    trust: bool = False,
 ) -> Run:
     """Go on with a run that was stopped. The result is the one that the uninterrupted run would have had.
 
@@ -143,13 +149,19 @@ def resume(
     started with objects that cannot be found again by their name. Compiled environments continue bit for bit; on the
     host, episodes in progress are replayed, and where the environment does not repeat itself a message says so.
 
+    `trust` allows the code that the run's config.json names, as a run of another machine may need; what is passed here,
+    registered Gymnasium ids and upslope's own names need none, and neither does a run that this machine trained.
+
     Raises:
-        UpslopeError: no such run, a damaged checkpoint, another version, or objects other than the run's.
+        UpslopeError: no such run, a damaged checkpoint, another version, objects other than the run's, or code of the
+            run's own that is not trusted.
     """
     directory = RunDirectory(run)
     description, config = directory.read(), directory.config()
+    parts, named = parts_of(estimator, objective, model, optimiser, schedules)
+    given = {*named, *({"environment"} if environment is not None else ())}
+    require(config, directory.path, trust=trust, given=given)
     world = make(environment or config.environment, config.env_kwargs, config.max_episode_steps)
-    parts, _ = parts_of(estimator, objective, model, optimiser, schedules)
     task = task_of(config, world, parts)
     if task.described() != description["axes"]:
         raise UpslopeError(

@@ -21,13 +21,18 @@ from upslope.analysis.statistics import (
     returns_at,
 )
 from upslope.config.coercion import coerce
+from upslope.config.trust import PARTS, require
 
 AREA_POINTS = 200
 """Points at which the height of a learning curve is read for its area."""
 
 
 def compare(
-    runs: str | Path | Sequence[str | Path], *, score: Score = "auto", normalize: Normalize | None = None
+    runs: str | Path | Sequence[str | Path],
+    *,
+    score: Score = "auto",
+    normalize: Normalize | None = None,
+    trust: bool = False,
 ) -> Comparison:
     """Compare runs. The seed is the unit of replication, and runs that share everything but their seeds are one group.
 
@@ -40,17 +45,19 @@ def compare(
         normalize: over several environments nothing is averaged unless this says how scores are made comparable:
             "threshold" (0 is a random policy, 1 the environment's reward threshold) or "range" (0 and 1 are the lowest
             and highest score of all these runs).
+        trust: for "threshold", which makes each environment: allow the code that a run's config.json names. Registered
+            Gymnasium ids, upslope's own worlds and runs that this machine trained need none.
 
     Raises:
         UpslopeError: there is no such folder, no run at all, a run that cannot be scored, or another score or unit.
     """
-    records, left_out = read_records(runs)
-    found = compare_records(records, score=score, normalize=normalize)
+    records, left_out = read_records(runs, with_evaluations=True)
+    found = compare_records(records, score=score, normalize=normalize, trust=trust)
     return replace(found, warnings=(*left_out, *found.warnings))
 
 
 def compare_records(
-    records: Sequence[Record], *, score: Score = "auto", normalize: Normalize | None = None
+    records: Sequence[Record], *, score: Score = "auto", normalize: Normalize | None = None, trust: bool = False
 ) -> Comparison:
     """`compare` of runs that are read already."""
     coerce("score", score, Score)
@@ -71,6 +78,11 @@ def compare_records(
             "nothing is averaged over them. --normalize threshold or --normalize range makes them comparable"
         )
     improvements = tuple(i for e in environments for i in improvements_in([g for g in groups if g.environment == e]))
+    if normalize == "threshold":
+        for member in members:
+            # Of one environment any run's config may be the one that is made.
+            for record in member.records:
+                require(record.config, record.path, trust=trust, given=PARTS)
     over = normalised(groups, {m.environment: m.records[0].config for m in members}, normalize)
     return Comparison(
         scored.words,

@@ -10,6 +10,7 @@ import numpy as np
 from upslope.analysis.credit import EpisodeCredit
 from upslope.analysis.episode_pictures import Pictures, draw_compiled, watched
 from upslope.config.config import Config, fresh
+from upslope.config.trust import LEARNING, require
 from upslope.core.distributions import Bernoulli, Categorical, DiagonalGaussian, Distribution, MultiCategorical
 from upslope.core.estimators import GAE, Baseline, Estimator, NStep, RewardToGo, TotalReturn, td_error
 from upslope.core.types import Rollout, Values, host_rollout
@@ -58,7 +59,12 @@ def weigh_all(
 
 
 def credit_of(
-    run: str | Path, *, seed: int | None = None, episode_seed: int = 0, checkpoint: Which = "last"
+    run: str | Path,
+    *,
+    seed: int | None = None,
+    episode_seed: int = 0,
+    checkpoint: Which = "last",
+    trust: bool = False,
 ) -> EpisodeCredit:
     """Play one fresh episode of a run's agent, its actions sampled as in training, and weigh every action of it.
 
@@ -67,9 +73,11 @@ def credit_of(
         seed: which of its seeds; by default the first.
         episode_seed: another number gives another episode.
         checkpoint: `last` or `best`.
+        trust: allow the code that the run's config.json names; registered Gymnasium ids, upslope's own worlds and runs
+            that this machine trained need none.
 
     Raises:
-        UpslopeError: no such run, seed or checkpoint, or the environment cannot be made.
+        UpslopeError: no such run, seed or checkpoint, or the environment cannot be made or is not trusted.
     """
     fresh(episode_seed=episode_seed)
     directory = RunDirectory(run)
@@ -78,6 +86,7 @@ def credit_of(
     seed = config.seed if seed is None else seed
     if seed not in seeds:
         raise UpslopeError(f"{run} has no seed {seed}; it has {seeds[0]} to {seeds[-1]}.")
+    require(config, directory.path, trust=trust, given=LEARNING)
     world: Any = make(config.environment, config.env_kwargs, config.max_episode_steps)
     with computing(on_host=not world.is_compiled):
         agents, _ = load_agents(directory, config, checkpoint)

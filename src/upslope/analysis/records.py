@@ -14,10 +14,12 @@ import numpy as np
 
 from upslope.config.config import Config
 from upslope.core.reading import csv_type, damaged, read_csv
+from upslope.core.space_descriptions import check_spaces
 from upslope.errors import UpslopeError
 from upslope.runs.directory import EVALUATION_COLUMNS, RunDirectory
 
 NOT_METRICS = ("iteration", "seed", "step")
+MOST_COUNTED, LARGEST = 2**53, 1e60
 MOST_COLUMNS, MOST_PADDING = 2000, 200
 """A table that would be mostly empty is no run's, and could be larger than the memory."""
 
@@ -57,7 +59,8 @@ class Record:
     @cached_property
     def evaluations(self) -> np.ndarray:
         """Evaluation episodes: a structured array with the columns of evaluation.csv; empty where there are none."""
-        return read_evaluations(RunDirectory(self.path).evaluation_path)
+        path = RunDirectory(self.path).evaluation_path
+        return rows_of_seeds(path, read_evaluations(path), self.seeds)
 
     def episodes_of(self, seed: int) -> np.ndarray:
         """One seed's training episodes, in the order in which they ended."""
@@ -72,9 +75,11 @@ class Record:
         return replace(self, seeds=seeds, steps=self.steps[rows], metrics=metrics, episodes=episodes)
 
 
-def read_records(runs: str | Path | Sequence[str | Path]) -> tuple[list[Record], list[str]]:
+def read_records(
+    runs: str | Path | Sequence[str | Path], *, with_evaluations: bool = False
+) -> tuple[list[Record], list[str]]:
     """Those of these folders that can be read, each once, and a warning for each that is left out: `runs/*` may hold
-    other things beside runs.
+    other things beside runs. `with_evaluations` reads those too, and leaves out a run whose evaluation.csv is damaged.
 
     Raises:
         UpslopeError: there is no such folder, or no run is left.
@@ -89,7 +94,10 @@ def read_records(runs: str | Path | Sequence[str | Path]) -> tuple[list[Record],
             warnings.append(f"left out: {run} is given more than once")
             continue
         try:
-            records.append(read_record(run))
+            record = read_record(run)
+            if with_evaluations:
+                _ = record.evaluations
+            records.append(record)
         except UpslopeError as error:
             if len(runs) == 1 or not Path(run).exists():
                 raise
@@ -114,16 +122,21 @@ def read_record(run: str | Path) -> Record:
     table = table[np.isin(table[:, names.index("seed")], seeds)]
     if not len(table):
         raise UpslopeError(f"{run} holds no iteration yet: nothing was trained, so there is nothing to look at.")
+    description = directory.read()
+    try:
+        check_spaces(description["spaces"])
+    except (KeyError, TypeError, ValueError, OverflowError) as error:
+        raise damaged(directory.path / "config.json", error) from error
     check_lengths(directory, table[:, names.index("seed")], seeds)
     arrays = by_seed(names, table, seeds)
     return Record(
         path=Path(run),
-        description=directory.read(),
+        description=description,
         config=config,
         seeds=seeds,
         steps=arrays["step"],
         metrics={name: arrays[name] for name in names if name not in NOT_METRICS},
-        episodes=directory.episodes(),
+        episodes=rows_of_seeds(directory.episodes_path, directory.episodes(), seeds),
     )
 
 
@@ -135,11 +148,35 @@ def metric_table(directory: RunDirectory) -> tuple[list[str], np.ndarray]:
         if len(names) > MOST_COLUMNS:
             raise ValueError(f"its rows have {len(names):,} different columns")
         table = np.array([list(map(row.get, names)) for row in rows], float).reshape(-1, len(names))
-        if (table[:, : len(NOT_METRICS)] % 1 != 0).any():
-            raise TypeError(f"a row must have whole numbers {', '.join(NOT_METRICS)}")
+        counts = table[:, : len(NOT_METRICS)]
+        if (counts % 1 != 0).any() or (counts < 0).any() or (counts > MOST_COUNTED).any():
+            raise TypeError(f"a row must have whole numbers {', '.join(NOT_METRICS)}, none below 0 or beyond 2⁵³")
+        check_size(table)
     except (ValueError, TypeError, OverflowError) as error:
         raise damaged(directory.metrics_path, error) from error
     return names, table
+
+
+def check_size(x: np.ndarray) -> None:
+    """Refuse finite numbers that no sum of 32-bit rewards or losses reaches, and whose squares overflow."""
+    if (np.abs(x[np.isfinite(x)]) > LARGEST).any():
+        raise ValueError(f"it holds a number beyond ±{LARGEST:g}, which no training gives")
+
+
+def rows_of_seeds(path: Path, rows: np.ndarray, seeds: tuple[int, ...]) -> np.ndarray:
+    """The rows of these seeds, if their counts and returns can be those of episodes.
+
+    Raises:
+        UpslopeError: they cannot.
+    """
+    counts = [name for name in rows.dtype.names or () if rows.dtype[name].kind == "i"]
+    try:
+        if any((rows[name] < 0).any() or (rows[name] > MOST_COUNTED).any() for name in counts):
+            raise ValueError(f"{', '.join(counts)} must be 0 or more, and none beyond 2⁵³")
+        check_size(rows["return"])
+    except ValueError as error:
+        raise damaged(path, error) from error
+    return rows[np.isin(rows["seed"], seeds)]
 
 
 def check_lengths(directory: RunDirectory, seed: np.ndarray, seeds: tuple[int, ...]) -> None:

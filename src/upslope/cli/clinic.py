@@ -10,7 +10,7 @@ from typing import Annotated, Any, Literal
 import tyro
 
 from upslope.cli.flags import JSON, Runs
-from upslope.cli.terminal import answer
+from upslope.cli.terminal import answer, say
 from upslope.config.config import positive
 
 Json = Annotated[bool, tyro.conf.FlagCreatePairsOff]
@@ -81,7 +81,7 @@ def doctor(flags: Doctor) -> None:
     records, left_out = read_records(flags.runs)
     found = [diagnosis_of(record) for record in records]
     for warning in left_out:
-        print(warning, file=sys.stderr)
+        say(warning, sys.stderr)
     told = [one.to_json() for one in found]
     answer(flags.json, told if len(flags.runs) > 1 else told[0], map(diagnosis_view, found))
 

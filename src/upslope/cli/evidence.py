@@ -3,15 +3,18 @@
 Heavy imports happen inside the commands, as in `cli.py`.
 """
 
+from collections.abc import Iterable
+from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
 import tyro
 
-from upslope.cli.flags import JSON, Quiet, Run, Runs
-from upslope.cli.terminal import answer, console
+from upslope.cli.flags import JSON, Quiet, Run, Runs, Trust
+from upslope.cli.terminal import answer, console, say
 from upslope.config.config import fresh, positive
+from upslope.errors import UpslopeError
 
 ScoreFlag = Literal["auto", "stochastic", "deterministic", "training"]
 NormalizeFlag = Literal["threshold", "range"] | None
@@ -33,6 +36,9 @@ class Compare:
     normalize: NormalizeFlag = None
     """Average over several environments, in scores made comparable: 0 is a random policy and 1 the reward threshold, or
     0 and 1 are the lowest and highest score of these runs."""
+    trust: Trust = False
+    """For --normalize threshold: run the code that a run's config.json names; it may do anything. Without this it is
+    shown and asked for, or refused."""
     json: Annotated[bool, tyro.conf.FlagCreatePairsOff] = False
     """Print everything as JSON."""
 
@@ -54,6 +60,9 @@ class Report:
     """The page to write, or a folder for it; an older page of upslope there is replaced, nothing else is."""
     credit: Annotated[bool, tyro.conf.FlagCreatePairsOff] = False
     """First play an episode of each run that keeps no credit view yet, as `upslope credit` does; some seconds a run."""
+    trust: Trust = False
+    """For --credit and --normalize threshold: run the code that a run's config.json names; it may do anything. Without
+    this it is shown and asked for, or refused."""
 
 
 @dataclass(frozen=True)
@@ -70,6 +79,9 @@ class Credit:
     """Which agent."""
     output: Annotated[Path | None, tyro.conf.arg(aliases=["-o"])] = None
     """The page to write, or a folder for it; by default credit.html in the run directory."""
+    trust: Trust = False
+    """Run the code that the run's config.json names; it may do anything. Without this it is shown and asked for, or
+    refused."""
 
     def __post_init__(self) -> None:
         fresh(episode_seed=self.episode_seed)
@@ -144,7 +156,9 @@ def compare(flags: Compare) -> None:
     from upslope.analysis.compare import compare
     from upslope.cli.comparison_tables import comparison_page
 
-    found = compare(flags.runs, score=flags.score, normalize=flags.normalize)
+    if flags.normalize == "threshold":
+        decide(flags.runs, flags.trust)
+    found = compare(flags.runs, score=flags.score, normalize=flags.normalize, trust=flags.trust)
     answer(flags.json, found.to_json(), [comparison_page(found)])
 
 
@@ -152,6 +166,8 @@ def report(flags: Report) -> None:
     """upslope report."""
     from upslope.report.page import write_report
 
+    if flags.credit or flags.normalize == "threshold":
+        decide(flags.runs, flags.trust)
     options = {name: value for name, value in vars(flags).items() if name not in ("runs", "output")}
     say_written(write_report(flags.runs, flags.output, **options))
 
@@ -160,13 +176,25 @@ def credit(flags: Credit) -> None:
     """upslope credit."""
     from upslope.report.page import write_credit
 
+    decide([flags.run], flags.trust)
     options = {name: value for name, value in vars(flags).items() if name != "run"}
     say_written(write_credit(flags.run, **options))
 
 
+def decide(runs: Iterable[Path], trust: bool) -> None:
+    """Ask, where a person can answer, for the code that these runs' configs name; what is not allowed is refused or
+    left out by whatever needs it."""
+    from upslope.config.trust import LEARNING, require
+    from upslope.runs.directory import RunDirectory
+
+    for run in runs:
+        with suppress(UpslopeError):
+            require(RunDirectory(run).config(), run, trust=trust, given=LEARNING, ask=True)
+
+
 def say_written(path: Path) -> None:
     """Where the page is and how large."""
-    print(f"wrote {path} ({path.stat().st_size / 1e6:.1f} MB): open it in a browser")
+    say(f"wrote {path} ({path.stat().st_size / 1e6:.1f} MB): open it in a browser")
 
 
 def ladder(flags: Ladder) -> None:
@@ -177,14 +205,13 @@ def ladder(flags: Ladder) -> None:
     found = ladder(**vars(flags))
     if not flags.quiet:
         console().print(comparison_page(found.comparison))
-        print(f"compare again:  upslope compare {found.path}/*/")
-        print(f"report:  {found.report or f'upslope report {found.path}/*/'}")
+        say(f"compare again:  upslope compare {found.path}/*/")
+        say(f"report:  {found.report or f'upslope report {found.path}/*/'}")
 
 
 def lab(flags: Lab) -> None:
     """upslope lab."""
-    from rich.console import Console
-
+    from upslope.core.consoles import PlainTextConsole
     from upslope.learning.devices import computing
     from upslope.report.page import plotly_script
 
@@ -194,12 +221,12 @@ def lab(flags: Lab) -> None:
     from upslope.report.output import page_path
 
     output = page_path(flags.output, "lab.html")
-    say = Console(stderr=True) if flags.json else console()
+    shown = PlainTextConsole(stderr=True) if flags.json else console()
     with computing(on_host=False):
-        results = run.run(flags.only, flags.language, flags.seed, flags.quick, say)
+        results = run.run(flags.only, flags.language, flags.seed, flags.quick, shown)
     write_atomically(output, page.page(results, flags.language, flags.seed, flags.quick).encode())
-    say.print(run.verdict_table(results, flags.language))
-    say.print(run.closing(results, flags.language, flags.seed, flags.quick, output), highlight=False)
+    shown.print(run.verdict_table(results, flags.language))
+    shown.print(run.closing(results, flags.language, flags.seed, flags.quick, output), highlight=False)
     if flags.json:
         answer(True, run.as_json(results, flags.language, flags.seed, flags.quick), ())
 

@@ -11,9 +11,13 @@ import tyro
 import yaml
 
 from upslope.config.config import Config, canonical, configure, fresh, positive
+from upslope.config.trust import ROLES, Request, requested, require
+from upslope.core.files import MAX_SETTINGS, plain_file
+from upslope.core.messages import readable
 from upslope.errors import UpslopeError
 
 Quiet = Annotated[bool, tyro.conf.arg(aliases=["-q"])]
+Trust = Annotated[bool, tyro.conf.FlagCreatePairsOff]
 Run = tyro.conf.Positional[Path]
 Runs = tyro.conf.Positional[tuple[Path, ...]]
 JSON = tyro.constructors.PrimitiveConstructorSpec(
@@ -51,6 +55,8 @@ class Train(Config):
     workers: int | None = None
     """Processes among which the seeds of a Gymnasium environment are shared out; by default one a core, where the run
     is long enough. The result does not depend on it."""
+    trust: Trust = False
+    """Run the code that --config names; it may do anything. Without this it is shown and asked for, or refused."""
     quiet: Quiet = False
     """Print nothing but warnings."""
 
@@ -74,6 +80,9 @@ class Resume:
     workers: int | None = None
     """Processes among which the seeds of a Gymnasium environment are shared out; by default one a core, where the run
     is long enough. The result does not depend on it."""
+    trust: Trust = False
+    """Run the code that the run's config.json names; it may do anything. Without this it is shown and asked for, or
+    refused."""
     quiet: Quiet = False
     """Print nothing but warnings."""
 
@@ -95,6 +104,9 @@ class Evaluate:
     """Another number gives other episodes."""
     video: Path | None = None
     """Also film one deterministic episode of the first seed into this .mp4 (needs the extra `video`)."""
+    trust: Trust = False
+    """Run the code that the run's config.json names; it may do anything. Without this it is shown and asked for, or
+    refused."""
 
     def __post_init__(self) -> None:
         positive(episodes=self.episodes)
@@ -117,6 +129,9 @@ class Record:
     """Which of the run's seeds; by default the first."""
     environment_seed: int = 0
     """Another number gives other episodes."""
+    trust: Trust = False
+    """Run the code that the run's config.json names; it may do anything. Without this it is shown and asked for, or
+    refused."""
 
     def __post_init__(self) -> None:
         positive(episodes=self.episodes)
@@ -136,11 +151,14 @@ def parse_train(arguments: list[str]) -> Train:
         known = parse(arguments, with_file(generic, arguments))
         if not known.environment:
             raise UpslopeError("Say what to train on, e.g. `upslope train CartPole-v1`; see `upslope train --help`.")
+        if known.config is not None:
+            decide(known, given(arguments, generic))
         return parse(arguments, informed(known))
     try:
         with contextlib.redirect_stderr(io.StringIO()), contextlib.redirect_stdout(io.StringIO()):
             known = parse(plain, with_file(generic, plain))
-            known = informed(known) if known.environment else generic
+            is_free = known.environment and not (known.config and asked_by_file(known, given(plain, generic)))
+            known = informed(known) if is_free else generic
     except (SystemExit, UpslopeError):
         known = generic
     return parse(arguments, known)
@@ -163,6 +181,29 @@ def with_file(generic: Train, arguments: list[str]) -> Train:
         named = {key: settings[key] for key in ("environment", "algorithm") if key in settings}
         return Train(**(vars(generic) | named))
     return generic
+
+
+def given(arguments: list[str], generic: Train) -> set[str]:
+    """The settings that can cause an import or a call, as far as the command line itself names them."""
+    plain = parse(arguments, generic)
+    return {role for role in ROLES if getattr(plain, role) != getattr(generic, role)}
+
+
+def asked_by_file(flags: Train, named: set[str]) -> list[Request]:
+    """What the settings file asks to be imported or called."""
+    return requested(settled(flags, named), named)
+
+
+def decide(flags: Train, named: set[str]) -> None:
+    """Refuse what the settings file asks to be imported or called, unless it is allowed."""
+    require(settled(flags, named), str(flags.config), trust=flags.trust, given=named, ask=True)
+
+
+def settled(flags: Train, named: set[str]) -> Config:
+    """A config with the file's settings, but for those that the command line names."""
+    settings = {k: v for k, v in read_settings(Path(str(flags.config))).items() if k in ROLES}
+    settings |= {role: getattr(flags, role) for role in (*named, "environment")}
+    return configure(settings.pop("environment"), is_continuous=False, use_preset=False, **settings)
 
 
 def informed(flags: Train) -> Train:
@@ -198,11 +239,18 @@ class PlainLoader(yaml.SafeLoader):
 
 def read_settings(path: Path) -> dict[str, Any]:
     """A YAML file of settings by the names of the flags."""
+    if path.exists():
+        plain_file(path, MAX_SETTINGS)
     try:
         settings = yaml.load(path.read_text("utf-8"), PlainLoader)
     except (OSError, ValueError, LookupError, TypeError, AttributeError, RecursionError, yaml.YAMLError) as error:
         raise UpslopeError(f"Could not read the settings in {path}: {error}.") from error
     if not isinstance(settings, dict):
         raise UpslopeError(f"{path} must hold settings as `name: value` lines, e.g. `learning-rate: 0.001`.")
+    strange = [str(name) for name, value in settings.items() if not f"{name}{value}".isprintable()]
+    if strange:
+        raise UpslopeError(
+            f"{path} holds characters that cannot be printed in {', '.join(map(readable, strange))}. Write them out."
+        )
     use_preset = settings.pop("preset", True)
     return canonical(settings) | ({} if use_preset is not False else {"preset": False})

@@ -13,9 +13,9 @@ import tyro
 
 from upslope.cli import clinic, evidence
 from upslope.cli.flags import Evaluate, List, Record, Resume, Train, parse_train
-from upslope.cli.terminal import console
+from upslope.cli.terminal import console, say
 from upslope.config.config import configure
-from upslope.core.messages import counted, unknown
+from upslope.core.messages import counted, readable, unknown
 from upslope.errors import UpslopeError
 
 EXIT_BAD_INPUT = 2
@@ -39,11 +39,11 @@ def main(arguments: list[str] | None = None) -> None:
         try:
             run(arguments)
         except UpslopeError as error:
-            print(f"upslope: {error}", file=sys.stderr)
+            say(f"upslope: {' '.join(str(error).splitlines())}", sys.stderr)
             sys.exit(EXIT_BAD_INPUT)
         except KeyboardInterrupt as stop:
             bare = "Stopped before anything was trained." if arguments[:1] == ["train"] else "Stopped."
-            print(f"\n{str(stop) or bare}", file=sys.stderr)
+            print(f"\n{readable(str(stop) or bare)}", file=sys.stderr)
             sys.exit(EXIT_INTERRUPTED)
         finally:
             sys.stdout.flush()
@@ -86,10 +86,12 @@ def train(flags: Train) -> None:
     from upslope import api
     from upslope.config.task import task_of
     from upslope.environments.registry import make
-    from upslope.runs.directory import same_run
+    from upslope.runs.directory import check_name, same_run
     from upslope.runs.train import begin
 
     config = flags.settings()
+    if flags.name is not None:
+        check_name(flags.name)
     if flags.resume and flags.name is None:
         raise UpslopeError("--resume goes on with the run of a --name, and none is given. Or: upslope resume RUN")
     if flags.resume and (flags.folder / str(flags.name)).exists():
@@ -98,6 +100,7 @@ def train(flags: Train) -> None:
             quiet=flags.quiet,
             tensorboard=flags.tensorboard,
             workers=flags.workers,
+            trust=True,  # it has the settings of this command
         )
         return
     world = make(config.environment, config.env_kwargs, config.max_episode_steps)
@@ -109,7 +112,10 @@ def train(flags: Train) -> None:
 def resume(flags: Resume) -> None:
     """upslope resume."""
     from upslope import api
+    from upslope.config.trust import require
+    from upslope.runs.directory import RunDirectory
 
+    require(RunDirectory(flags.run).config(), flags.run, trust=flags.trust, ask=True)
     api.resume(flags.run, quiet=flags.quiet, tensorboard=flags.tensorboard, workers=flags.workers)
 
 
@@ -121,6 +127,7 @@ def evaluate(flags: Evaluate) -> None:
 
     if flags.video is not None:
         film_path(flags.video)
+    evidence.decide([flags.run], flags.trust)
     found = evaluation.evaluate(
         flags.run,
         episodes=flags.episodes,
@@ -129,7 +136,7 @@ def evaluate(flags: Evaluate) -> None:
     )
     console().print(tables.evaluation_view(flags.run, flags.checkpoint, found))
     if flags.video is not None:
-        print(f"filmed {film(flags.run, flags.video, flags.checkpoint)}")
+        say(f"filmed {film(flags.run, flags.video, flags.checkpoint)}")
 
 
 def record(flags: Record) -> None:
@@ -139,14 +146,15 @@ def record(flags: Record) -> None:
     from upslope.runs.directory import RunDirectory
     from upslope.runs.policy import spaces_of
 
+    evidence.decide([flags.run], flags.trust)
     options = {name: value for name, value in vars(flags).items() if name != "run"}
     path = evaluation.record(flags.run, **options)
-    print(f"recorded {counted(flags.episodes, 'episode')} in {path}")
+    say(f"recorded {counted(flags.episodes, 'episode')} in {path}")
     directory = RunDirectory(flags.run)
     run, is_continuous = directory.config(), spaces_of(directory)[1].is_continuous
     world = {"env_kwargs": run.env_kwargs, "max_episode_steps": run.max_episode_steps}
     learner = configure(run.environment, "off_policy", is_continuous=is_continuous, data=str(path), **world)
-    print(f"learn from them:  {command_of(learner, is_continuous=is_continuous)}")
+    say(f"learn from them:  {command_of(learner, is_continuous=is_continuous)}")
 
 
 def show_list(flags: List) -> None:

@@ -8,6 +8,8 @@ from typing import Any
 
 import numpy as np
 
+from upslope.core.files import MAX_TABLE, plain_file
+from upslope.core.messages import readable
 from upslope.errors import UpslopeError
 
 
@@ -30,7 +32,7 @@ def parse_json(text: str) -> Any:
 def brief(error: BaseException) -> str:
     """What an error says, in one line that can be read."""
     words = " ".join(str(error).split())
-    words = "".join(c if c.isprintable() else "?" for c in words).rstrip(".")
+    words = readable(words).rstrip(".")
     return words if len(words) <= 200 else words[:200] + "…"
 
 
@@ -46,10 +48,9 @@ def read_text(path: Path, parse: Callable[[str], Any]) -> Any:
     """What `parse` makes of a text file.
 
     Raises:
-        UpslopeError: it is missing, no plain file, or cannot be parsed.
+        UpslopeError: it is missing, no plain file, absurdly large, or cannot be parsed.
     """
-    if not path.is_file():
-        raise UpslopeError(f"There is no file {path}. Put a copy of it back, or leave this run out.")
+    plain_file(path, MAX_TABLE)
     try:
         return parse(path.read_text("utf-8"))
     except (OSError, ValueError, TypeError, KeyError, IndexError, OverflowError) as error:
@@ -78,6 +79,8 @@ def read_csv(path: Path, names: Sequence[str], text: Mapping[str, str] = Mapping
         # On other characters in a column of numbers NumPy's parser reads outside its tables, and the process dies.
         if not content.isascii():
             raise ValueError("it holds characters that no table of upslope has")
+        if "\n" not in content and ",".join(names).startswith(content):
+            return np.zeros(0, kind)  # the disk was full before the first line was whole
         header, *rows = content.split("\n")[:-1] or [""]
         if header != ",".join(names):
             raise ValueError(f"its first line must be {','.join(names)}")

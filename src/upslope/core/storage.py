@@ -16,6 +16,7 @@ from typing import Any
 
 import numpy as np
 
+from upslope.core.files import kind_of, temporary_beside
 from upslope.core.reading import brief, parse_json
 from upslope.errors import UpslopeError
 
@@ -27,7 +28,7 @@ MAX_RATIO, SMALL = 200, 1 << 26
 
 def write_atomically(path: Path, content: bytes) -> None:
     """Write to a temporary file beside it, flush to disk, then rename: a reader sees the old or the new, whole."""
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    temporary = temporary_beside(path)
     try:
         with temporary.open("wb") as file:
             file.write(content)
@@ -58,7 +59,8 @@ def load_arrays(path: Path, what: str) -> tuple[dict[str, np.ndarray], dict[str,
         UpslopeError: the file is missing, damaged, foreign, declares more than it holds, or holds pickled objects.
     """
     if not path.is_file():
-        raise UpslopeError(f"There is no {what} at {path}.")
+        there = f"{path} is {kind_of(path.stat().st_mode)}, not a {what}" if path.exists() else ""
+        raise UpslopeError(f"{there or f'There is no {what} at {path}'}. Give a file that upslope wrote.")
     try:
         with zipfile.ZipFile(path) as archive:
             check_declared(archive, path.stat().st_size)

@@ -26,7 +26,7 @@ from upslope.environments.registry import AnyEnvironment, EnvironmentLike, make,
 from upslope.errors import UpslopeError
 from upslope.lab.race_display import Standing, left_out_lines
 from upslope.report.page import add_credit, write_report
-from upslope.runs.directory import RunDirectory, free_name, same_run
+from upslope.runs.directory import RunDirectory, check_name, free_name, same_run
 from upslope.runs.evaluation import evaluate
 from upslope.runs.panel import return_words
 from upslope.runs.train import Session, begin, go_on
@@ -138,7 +138,7 @@ def race_folder(folder: Path, label: str, name: str | None, resume: bool) -> Pat
         if resume:
             raise UpslopeError("A race is gone on with by its --name, and none is given; `ls runs` shows yours.")
         return free_name(folder, f"{label}-ladder")
-    path = folder / name
+    path = folder / check_name(name)
     if path.exists() and not resume:
         raise UpslopeError(
             f"{path} exists already, and nothing is overwritten. Go on with it: --resume — or choose another --name."
@@ -177,7 +177,7 @@ def judge(rung: str, path: Path, episodes: int, standing: Standing) -> None:
         return
     standing.mark(rung, "evaluating")
     try:
-        found = evaluate(path, episodes=episodes)["stochastic"]
+        found = evaluate(path, episodes=episodes, trust=True)["stochastic"]
     except UpslopeError as error:
         standing.warn(f"{rung} is judged by its training episodes: {error}")
         return
@@ -205,5 +205,5 @@ def report_of(runs: Sequence[Path], best: Sequence[Path], output: Path) -> Path 
     """A page about the race, with the credit in an episode of the best, where what draws it is installed."""
     if not find_spec("plotly"):
         return None
-    add_credit(best)
+    add_credit(best, trust=True)
     return write_report(runs, output)

@@ -9,6 +9,7 @@ from typing import Any
 
 from rich.console import Console
 from rich.table import Table
+from rich.text import Text
 
 from upslope.errors import UpslopeError
 from upslope.lab.experiments import EXPERIMENTS
@@ -82,7 +83,7 @@ def verdict_table(results: Sequence[Result], language: Language) -> Table:
     for result in results:
         mine = words["experiments"][result.name]
         table.add_section()
-        table.add_row(f"[bold]{mine['title']}[/bold]")
+        table.add_row(Text(mine["title"], "bold"))
         for finding in result.outcome.findings:
             verdict = f"[{STYLES[finding.verdict]}]{words['page']['verdicts'][finding.verdict]}[/]"
             claim = mine["claims"][finding.name]["claim"].format(**result.outcome.numbers)

@@ -4,6 +4,7 @@ They must be settled before JAX does its first computation, so every command cal
 """
 
 import os
+import warnings
 from collections.abc import Iterator
 from contextlib import AbstractContextManager, ExitStack, contextmanager, nullcontext, suppress
 from functools import cache
@@ -13,8 +14,12 @@ from typing import Any
 
 import jax
 import numpy as np
+from jax._src import compilation_cache
 from jax.sharding import Mesh
 from platformdirs import user_cache_path
+
+from upslope.core.private_folders import private_folder
+from upslope.core.reading import brief
 
 SEEDS, NETWORKS = "seeds", "networks"
 """The axes of a mesh: seeds are spread over the first; the second has two devices, for policy and critic, or one."""
@@ -61,9 +66,49 @@ def settle(*, on_host: bool) -> None:
     # that runs for long on several devices is better handed over.
     jax.config.update("jax_cpu_enable_async_dispatch", not on_host)
     if jax.config.values["jax_compilation_cache_dir"] is None:
-        jax.config.update("jax_compilation_cache_dir", str(cache_folder()))
+        folder = usable_cache()
+        if folder is None:
+            return
+        jax.config.update("jax_compilation_cache_dir", str(folder))
+        replace_damaged_entries()
         # Also the smallest: there are dozens of them, and each takes longer to compile than to read.
         jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.0)
+
+
+@cache
+def usable_cache() -> Path | None:
+    """The folder of compiled programs, which are executed as they are: none where another user could have put them
+    there, or where it cannot be made."""
+    folder = cache_folder()
+    try:
+        private_folder(folder.parent)
+        return private_folder(folder)
+    except OSError as error:
+        warnings.warn(
+            f"Compiled programs are not kept, so every start compiles anew: {brief(error)}. Remove it, or set "
+            "JAX_COMPILATION_CACHE_DIR to a folder that only you can write.",
+            stacklevel=2,
+        )
+        return None
+
+
+@cache
+def replace_damaged_entries() -> None:
+    """Let JAX delete an entry that it cannot read; otherwise it keeps it, and warns of it in every process."""
+    read = getattr(compilation_cache, "get_executable_and_time", None)
+    if read is None:  # another JAX, which is not public here
+        return
+
+    def read_or_delete(cache_key: str, *rest: Any) -> Any:
+        try:
+            return read(cache_key, *rest)
+        except Exception:
+            folder = jax.config.values["jax_compilation_cache_dir"]
+            with suppress(OSError):
+                (Path(folder) / f"{cache_key}-cache").unlink()
+            return None, None  # compiled anew, and kept
+
+    compilation_cache.get_executable_and_time = read_or_delete
 
 
 def num_cores() -> int:

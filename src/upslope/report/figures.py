@@ -94,8 +94,10 @@ def base(run: int, name: str) -> dict[str, Any]:
 
 def around(values: list[np.ndarray]) -> dict[str, Any]:
     """The range of an axis that shows all these values; the interval of few seeds may reach beyond the picture."""
-    finite = [x[np.isfinite(x)] for x in values]
-    low, high = (float(f(np.concatenate(finite))) for f in (np.min, np.max))
+    finite = np.concatenate([np.zeros(0), *(x[np.isfinite(x)] for x in values)])
+    if not finite.size:
+        return {}
+    low, high = float(finite.min()), float(finite.max())
     margin = 0.06 * (high - low)
     return {"range": [low - margin, high + margin]} if margin > 0 else {}
 

@@ -27,6 +27,14 @@ def page_path(output: str | Path, default: str) -> Path:
         )
     if not path.parent.is_dir():
         raise UpslopeError(f"There is no folder {path.parent} to write {path.name} into. Make it first.")
-    if path.is_dir() or (path.exists() and MARK.encode() not in path.read_bytes()[:500]):
+    if path.exists() and not is_page(path):
         raise UpslopeError(f"{path} exists and is not a page of upslope, so it is not replaced. Give another --output.")
     return path
+
+
+def is_page(path: Path) -> bool:
+    """Whether a file is a page that upslope wrote."""
+    if not path.is_file():
+        return False
+    with path.open("rb") as file:
+        return MARK.encode() in file.read(500)

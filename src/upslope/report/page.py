@@ -3,7 +3,9 @@
 import base64
 import gzip
 import json
-from collections.abc import Sequence
+import re
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from datetime import UTC, datetime
 from html import escape
 from importlib.resources import files
@@ -14,10 +16,12 @@ from typing import Literal
 
 from upslope.analysis.compare import compare_records
 from upslope.analysis.comparison import Comparison
-from upslope.analysis.credit import FILE_NAME, load_credit, save_credit
+from upslope.analysis.credit import FILE_NAME, EpisodeCredit, load_credit, save_credit
 from upslope.analysis.normalization import Normalize
 from upslope.analysis.records import Record, read_records
 from upslope.analysis.scores import Score
+from upslope.core.files import own_path
+from upslope.core.messages import spelled_out
 from upslope.core.storage import write_atomically
 from upslope.errors import UpslopeError
 from upslope.report.credit import credit_view
@@ -29,6 +33,8 @@ from upslope.report.output import MARK, page_path
 from upslope.report.tables import comparison_section, settings_section
 from upslope.runs.directory import RunDirectory, versions
 
+UNREADABLE = re.compile("[\x00-\x08\x0b-\x1f\x7f-\x9f\u200e\u200f\u2028-\u202e\u2066-\u2069\ud800-\udfff]")
+"""Characters from files that no page may hold: controls, those that turn the direction of writing, halves of pairs."""
 REPORT_PICTURES, CREDIT_PICTURES = 1_200_000, 2_500_000
 """Bytes of pictures in a page, all runs together."""
 
@@ -40,23 +46,25 @@ def write_report(
     credit: bool = False,
     score: Score = "auto",
     normalize: Normalize | None = None,
+    trust: bool = False,
 ) -> Path:
     """Write a page about these runs: curves, comparison, evaluations, health, settings, diagnostics, credit.
 
     It reads run directories and nothing else, so it is quick and executes nothing of theirs. Evaluation episodes and
     credit are shown where `upslope evaluate` and `upslope credit` have left some. With `credit`, an episode is played
     first for each run that keeps none, which takes seconds a run. `score` and `normalize` are those of
-    `upslope.compare`; "threshold" makes each environment, to see what a random policy gets.
+    `upslope.compare`; "threshold" makes each environment, to see what a random policy gets. For these two `trust`
+    allows the code that a run's config.json names, as in `upslope.evaluate`.
 
     Raises:
         UpslopeError: there is no such folder, no run at all, or an output that cannot be written.
     """
     path = page_path(output, "report.html")
     script = plotly_script()
-    records, left_out = read_records(runs)
+    records, left_out = read_records(runs, with_evaluations=True)
     names = unique_names(records)
-    missing = add_credit([record.path for record in records]) if credit else []
-    comparison, warnings = compared(records, score, normalize)
+    missing = add_credit([record.path for record in records], trust=trust) if credit else []
+    comparison, warnings = compared(records, score, normalize, trust)
     warnings = [*left_out, *warnings]
     figures = Figures()
     sections = {
@@ -66,7 +74,7 @@ def write_report(
         "Health": health_section(records, names),
         "Settings": settings_section(records, names),
         "Diagnostics": diagnostics_section(figures, records, names),
-        "Credit": credit_section(figures, records, names),
+        "Credit": credit_section(figures, records, names, missing),
     }
     title = ", ".join(dict.fromkeys(r.config.environment for r in records))
     html = page_of(f"upslope · {title}", sections, figures, script, names=names, warnings=[*warnings, *missing])
@@ -80,28 +88,32 @@ def write_credit(
     seed: int | None = None,
     episode_seed: int = 0,
     checkpoint: Literal["last", "best"] = "last",
+    trust: bool = False,
 ) -> Path:
     """Play an episode of a run's agent, and write a page of who is blamed in it; by default RUN/credit.html.
 
-    The numbers are kept in RUN/credit.npz, from which a report shows them too.
+    The numbers are kept in RUN/credit.npz, from which a report shows them too. `trust` allows the code that the run's
+    config.json names, as in `upslope.evaluate`.
 
     Raises:
-        UpslopeError: no such run, seed or checkpoint, or an output that cannot be written.
+        UpslopeError: no such run, seed or checkpoint, an output that cannot be written, or an environment that is not
+            trusted.
     """
     from upslope.analysis.episode_credit import credit_of  # it brings JAX's programs, which a report does without
 
     RunDirectory(run).read()
     path = page_path(run if output is None else output, "credit.html")
     script = plotly_script()
-    credit = credit_of(run, seed=seed, episode_seed=episode_seed, checkpoint=checkpoint)
-    save_credit(Path(run) / FILE_NAME, credit)
+    kept = own_path(Path(run), Path(run) / FILE_NAME)
+    credit = credit_of(run, seed=seed, episode_seed=episode_seed, checkpoint=checkpoint, trust=trust)
+    save_credit(kept, credit)
     figures = Figures()
     title = f"{credit.algorithm} · {credit.environment}"
     sections = {"Credit": explanation() + credit_view(figures, credit, title, CREDIT_PICTURES)}
     return write_page(path, page_of(f"upslope · credit · {title}", sections, figures, script))
 
 
-def add_credit(runs: Sequence[Path]) -> list[str]:
+def add_credit(runs: Sequence[Path], *, trust: bool = False) -> list[str]:
     """Play an episode of each run that keeps no credit yet, of its first seed; why it could not be done, where so."""
     from upslope.analysis.episode_credit import credit_of
 
@@ -109,14 +121,14 @@ def add_credit(runs: Sequence[Path]) -> list[str]:
     for path in (run / FILE_NAME for run in runs):
         try:
             if not path.exists():
-                save_credit(path, credit_of(path.parent))
+                save_credit(own_path(path.parent, path), credit_of(path.parent, trust=trust))
         except UpslopeError as error:
             reasons.append(f"{path.parent} has no credit view: {error}")
     return reasons
 
 
 def compared(
-    records: Sequence[Record], score: Score, normalize: Normalize | None
+    records: Sequence[Record], score: Score, normalize: Normalize | None, trust: bool = False
 ) -> tuple[Comparison | None, Sequence[str]]:
     """The comparison of the runs that have a score, and its warnings; where there is none, the reason is a warning."""
     scored = [r for r in records if len(r.episodes) or len(r.evaluations)]
@@ -127,15 +139,20 @@ def compared(
         if r not in scored
     ]
     try:
-        comparison = compare_records(scored, score=score, normalize=normalize)
+        comparison = compare_records(scored, score=score, normalize=normalize, trust=trust)
     except UpslopeError as error:
         return None, [*warnings, f"The runs could not be compared. {error}"]
     return comparison, [*warnings, *comparison.warnings]
 
 
-def credit_section(figures: Figures, records: Sequence[Record], names: Sequence[str]) -> str:
-    """The credit views that are kept with the runs, and how to add those that are not."""
-    there = {k: load_credit(r.path / FILE_NAME) for k, r in enumerate(records) if (r.path / FILE_NAME).exists()}
+def credit_section(figures: Figures, records: Sequence[Record], names: Sequence[str], missing: list[str]) -> str:
+    """The credit views that are kept with the runs, and how to add those that are not; `missing` gets a line for each
+    that cannot be read."""
+    there: dict[int, EpisodeCredit] = {}
+    for k, record in enumerate(records):
+        with suppress_into(missing):
+            if (record.path / FILE_NAME).exists():
+                there[k] = load_credit(record.path / FILE_NAME)
     parts = []
     if there:
         parts.append(explanation())
@@ -149,6 +166,15 @@ def credit_section(figures: Figures, records: Sequence[Record], names: Sequence[
             f"made with <code>--credit</code>. Afterwards it is shown here too.</p><pre>{escape(without)}</pre>"
         )
     return "\n".join(parts)
+
+
+@contextmanager
+def suppress_into(reasons: list[str]) -> Iterator[None]:
+    """Keep what is refused as a reason, and go on: one damaged file must not cost the page."""
+    try:
+        yield
+    except UpslopeError as error:
+        reasons.append(str(error))
 
 
 def explanation() -> str:
@@ -195,7 +221,7 @@ def page_of(
     assets = files("upslope.report") / "assets"
     body = "".join(f'<section id="{n.lower()}"><h2>{n}</h2>{html}</section>' for n, html in sections.items())
     links = "".join(f'<a href="#{n.lower()}">{n}</a>' for n in sections) if len(sections) > 1 else ""
-    return Template((assets / "page.html").read_text("utf-8")).substitute(
+    page = Template((assets / "page.html").read_text("utf-8")).substitute(
         mark=MARK,
         title=escape(title),
         links=links,
@@ -208,6 +234,7 @@ def page_of(
         plotly=packed(script),
         data=packed(json.dumps(figures.found, allow_nan=False, separators=(",", ":"))),
     )
+    return UNREADABLE.sub(lambda found: spelled_out(found[0]), page)
 
 
 def chip(run: int, name: str) -> str:

@@ -3,9 +3,11 @@
 import warnings
 from importlib.util import find_spec
 from pathlib import Path
+from secrets import token_hex
 
 import numpy as np
 
+from upslope.config.trust import LEARNING, require
 from upslope.core.messages import COMPILED_PREFIX
 from upslope.environments.registry import HostEnvironment, make
 from upslope.errors import UpslopeError
@@ -14,8 +16,11 @@ from upslope.runs.evaluation import LIMIT
 from upslope.runs.policy import Which, load
 
 
-def film(run: str | Path, path: str | Path, checkpoint: Which = "last", environment_seed: int = 0) -> Path:
+def film(
+    run: str | Path, path: str | Path, checkpoint: Which = "last", environment_seed: int = 0, trust: bool = False
+) -> Path:
     """Film one deterministic episode of the run's first seed; a compiled world is filmed in its Gymnasium twin.
+    `trust` allows the code that the run's config.json names, as in `evaluate`.
 
     Raises:
         UpslopeError: imageio is missing, nothing can be written there, or the environment cannot draw itself.
@@ -24,6 +29,7 @@ def film(run: str | Path, path: str | Path, checkpoint: Which = "last", environm
     import imageio.v2 as imageio
 
     config = RunDirectory(run).config()
+    require(config, run, trust=trust, given=LEARNING)
     name = config.environment.removeprefix(COMPILED_PREFIX)
     world = make(name, config.env_kwargs | {"render_mode": "rgb_array"}, config.max_episode_steps)
     assert isinstance(world, HostEnvironment)
@@ -39,7 +45,13 @@ def film(run: str | Path, path: str | Path, checkpoint: Which = "last", environm
     with warnings.catch_warnings():
         # JAX warns of every fork; this one runs ffmpeg at once and shares nothing.
         warnings.filterwarnings("ignore", "os.fork", RuntimeWarning)
-        imageio.mimwrite(path, frames, fps=env.metadata.get("render_fps", 30), macro_block_size=2)
+        # Under another name until it is whole, so that a full disk leaves no half of a film.
+        made = path.with_name(f".{path.stem[:200]}.{token_hex(4)}.mp4")
+        try:
+            imageio.mimwrite(made, frames, fps=env.metadata.get("render_fps", 30), macro_block_size=2)
+            made.replace(path)
+        finally:
+            made.unlink(missing_ok=True)
     return path
 
 

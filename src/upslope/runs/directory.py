@@ -18,7 +18,7 @@ import shutil
 import sys
 import threading
 from collections.abc import Iterable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import replace
 from datetime import UTC, datetime
 from difflib import get_close_matches
@@ -29,6 +29,8 @@ from typing import Any
 import numpy as np
 
 from upslope.config.config import Config, canonical
+from upslope.core.files import MAX_TABLE, MAX_TEXT, own_path, plain_file, writable
+from upslope.core.messages import readable
 from upslope.core.reading import brief, checked_rows, damaged, parse_json, read_csv, read_text
 from upslope.core.storage import write_atomically
 from upslope.errors import UpslopeError
@@ -100,6 +102,7 @@ class RunDirectory:
     @contextmanager
     def held(self) -> Iterator[None]:
         """While this process writes to the run, no other may. If it is killed, the system lets go of the run."""
+        self.own()
         with (self.path / "config.json").open("rb") as file:
             if fcntl is not None:
                 try:
@@ -113,8 +116,18 @@ class RunDirectory:
                 except OSError:
                     pass  # a file system without locks
             for left_over in self.last.parent.glob(".*.tmp"):
-                left_over.unlink(missing_ok=True)
+                with suppress(OSError):
+                    left_over.unlink()
             yield
+
+    def own(self) -> None:
+        """Refuse links, pipes and devices where training writes; files with several names get one for themselves."""
+        files = [self.path / "config.json", self.metrics_path, self.episodes_path, self.last, self.best]
+        boards = list((self.path / "tensorboard").glob("seed_*"))
+        for folder in (self.last.parent, self.path / "tensorboard", *boards):
+            own_path(self.path, folder, is_folder=True)
+        for path in files:
+            own_path(self.path, path)
 
     @property
     def has_begun(self) -> bool:
@@ -126,6 +139,7 @@ class RunDirectory:
         path = self.path / "config.json"
         if not path.is_file():
             raise UpslopeError(not_a_run(self.path))
+        plain_file(path, MAX_TEXT)
         try:
             description = parse_json(path.read_text("utf-8"))
             number, _ = description["format"], description["config"]["environment"]
@@ -153,7 +167,7 @@ class RunDirectory:
     def append(self, path: Path, text: str) -> None:
         """Append rows; a full disk leaves the last checkpoint valid."""
         try:
-            with path.open("a", encoding="utf-8") as file:
+            with writable(self.path, path).open("a", encoding="utf-8") as file:
                 file.write(text)
         except OSError as error:
             raise self.unwritable(path, error) from error
@@ -171,7 +185,7 @@ class RunDirectory:
         found = {}
         for path in (self.metrics_path, self.episodes_path):
             try:
-                with path.open("ab") as file:
+                with writable(self.path, path).open("ab") as file:
                     os.fsync(file.fileno())
                     found[path.name] = file.tell()
             except OSError as error:
@@ -189,7 +203,7 @@ class RunDirectory:
                 )
         for path in paths:
             try:
-                with path.open("rb+") as file:
+                with writable(self.path, path).open("rb+") as file:
                     file.truncate(sizes[path.name])
             except OSError as error:
                 raise self.unwritable(path, error) from error
@@ -204,10 +218,50 @@ class RunDirectory:
         return read_csv(self.episodes_path, EPISODE_COLUMNS)
 
     def add_evaluation(self, rows: Iterable[Sequence[Any]]) -> None:
-        """Append evaluation episodes."""
+        """Add evaluation episodes, all or none. A half-written row or header of an earlier write is healed; where a row
+        in the middle cannot be read, the file as it was is kept as `evaluation.csv.damaged`."""
         text = "".join(",".join(map(str, row)) + "\n" for row in rows)
-        header = "" if self.evaluation_path.exists() else ",".join(EVALUATION_COLUMNS) + "\n"
-        self.append(self.evaluation_path, header + text)
+        path = own_path(self.path, self.evaluation_path)
+        with self.one_at_a_time():
+            old = plain_file(path, MAX_TABLE).read_bytes() if path.exists() else b""
+            whole, is_lossless = healed(old.decode("utf-8", "replace"))
+            if not is_lossless:
+                write_atomically(own_path(self.path, path.with_name(path.name + ".damaged")), old)
+            write_atomically(path, (whole + text).encode())
+
+    @contextmanager
+    def one_at_a_time(self) -> Iterator[None]:
+        """While this process adds to a file of the run, others wait."""
+        if fcntl is None:
+            yield
+            return
+        folder = os.open(self.path, os.O_RDONLY)
+        try:
+            with suppress(OSError):  # a file system without locks
+                fcntl.flock(folder, fcntl.LOCK_EX)
+            yield
+        finally:
+            os.close(folder)
+
+
+def healed(content: str) -> tuple[str, bool]:
+    """An evaluation file with its header and the rows that can be read, and whether the others were only the last one,
+    cut off while it was written."""
+    header = ",".join(EVALUATION_COLUMNS)
+    first, *lines = content.split("\n")
+    kept = [line for line in lines if is_evaluation_row(line)]
+    is_lossless = (first == header or (header.startswith(first) and not lines)) and kept in (lines, lines[:-1])
+    return "\n".join([header, *kept]) + "\n", is_lossless
+
+
+def is_evaluation_row(line: str) -> bool:
+    """Whether it holds a whole row."""
+    cells = line.split(",")
+    try:
+        seed, _, _, environment_seed, score, length, terminated = cells
+        return len([int(seed), int(environment_seed), float(score), int(length), int(terminated)]) == 5
+    except ValueError:
+        return False
 
 
 def not_a_run(path: Path) -> str:
@@ -256,9 +310,35 @@ def versions() -> dict[str, str]:
     return found
 
 
+RESERVED = {"con", "prn", "aux", "nul", *(f"{port}{k}" for port in ("com", "lpt") for k in range(1, 10))}
+"""Names that no file can have on Windows."""
+MAX_NAME = 200
+"""Bytes; files beside a run have its name and a little more, and file systems allow 255."""
+
+
+def check_name(name: str) -> str:
+    """The name of a run or a race, if it can be the name of one folder.
+
+    Raises:
+        UpslopeError: it leads elsewhere, or no file system would take it.
+    """
+    shown = readable(name if len(name) <= 60 else name[:60] + "…")
+    if len(name.encode("utf-8", "replace")) > MAX_NAME:
+        why = f"has {len(name):,} characters, and {MAX_NAME} bytes fit"
+    elif not name.strip() or not name.isprintable():
+        why = "is empty, or holds characters that cannot be printed"
+    elif name.startswith(".") or "/" in name or "\\" in name:
+        why = "leads to another folder, or would be hidden; --folder says where runs are kept"
+    elif name.split(".")[0].lower() in RESERVED or name != name.strip():
+        why = "is reserved on some systems, or begins or ends with a space"
+    else:
+        return name
+    raise UpslopeError(f'--name "{shown}" cannot be the name of a folder: it {why}. Choose another --name.')
+
+
 def free_name(folder: Path, name: str) -> Path:
     """`folder/name`, or the first of `name-2`, `name-3` … that is free."""
-    safe = "".join(c if c.isalnum() or c in "-_." else "-" for c in name).strip("-.")
+    safe = "".join(c if c.isalnum() or c in "-_." else "-" for c in name).strip("-.")[: MAX_NAME // 4] or "run"
     path, count = folder / safe, 1
     while path.exists():
         count += 1

@@ -16,6 +16,8 @@ from rich.panel import Panel
 from rich.segment import Segment
 from rich.text import Text
 
+from upslope.core.consoles import PlainTextConsole
+from upslope.core.messages import readable
 from upslope.runs.panel import (
     CURVE_POINTS,
     Snapshot,
@@ -112,7 +114,7 @@ class LiveDisplay(Display):
     """A panel that is redrawn in place, for a terminal. It stays on the screen when the run has ended."""
 
     def __init__(self, console: Console | None = None) -> None:
-        self.console = console or Console()
+        self.console = console or PlainTextConsole()
         self.title = ""
         self.curve: list[float] = []
         self.snapshot: Snapshot | None = None
@@ -120,7 +122,7 @@ class LiveDisplay(Display):
         self.live = SparingLive(console=self.console, get_renderable=self.render, refresh_per_second=1)
 
     def start(self, title: str, lines: Sequence[str]) -> None:
-        self.title, self.updated = title, time.monotonic()
+        self.title, self.updated = readable(title), time.monotonic()
         for line in lines:
             self.message(line)
         self.live.start()
@@ -130,7 +132,7 @@ class LiveDisplay(Display):
         extend_curve(self.curve, snapshot)
 
     def message(self, text: str) -> None:
-        self.console.print(Text(text))
+        self.console.print(Text(readable(text)))
 
     def finish(self, snapshot: Snapshot | None, lines: Sequence[str]) -> None:
         if snapshot is not None:
@@ -188,6 +190,7 @@ class PlainDisplay(Display):
             self.message(f"doctor: {snapshot.finding}")
 
     def message(self, text: str) -> None:
+        text = readable(text)
         # A StringIO names no encoding and holds any character.
         if not (getattr(self.stream, "encoding", None) or "utf-8").lower().startswith("utf"):
             text = text.translate(TO_ASCII).encode("ascii", "replace").decode()
@@ -212,7 +215,7 @@ class QuietDisplay(Display):
         pass
 
     def message(self, text: str) -> None:
-        print(text, file=sys.stderr, flush=True)
+        print(readable(text), file=sys.stderr, flush=True)
 
     def finish(self, snapshot: Snapshot | None, lines: Sequence[str]) -> None:
         pass
@@ -223,7 +226,7 @@ def choose(quiet: bool, stream: Any = None) -> Display:
     if quiet:
         return QuietDisplay()
     output = sys.stdout if stream is None else stream
-    console = Console(file=output)
+    console = PlainTextConsole(file=output)
     if output.isatty() and console.encoding.startswith("utf") and not console.is_dumb_terminal:
         return LiveDisplay(console)
     return PlainDisplay(output)

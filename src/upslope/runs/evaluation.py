@@ -15,9 +15,11 @@ import numpy as np
 from jaxtyping import PRNGKeyArray, Shaped
 
 from upslope.config.config import Config, fresh, positive
+from upslope.config.trust import LEARNING, require
 from upslope.core.arrays import AnyArray as Array
 from upslope.core.arrays import pytree
 from upslope.core.distributions import Distribution
+from upslope.core.files import own_path
 from upslope.core.types import Rollout, host_rollout
 from upslope.engines.collect import Act, collect_host_episodes
 from upslope.engines.columns import HostColumns
@@ -108,19 +110,27 @@ class Evaluation:
 
 
 def evaluate(
-    run: str | Path, *, episodes: int = 20, checkpoint: Which = "last", environment_seed: int = 0
+    run: str | Path,
+    *,
+    episodes: int = 20,
+    checkpoint: Which = "last",
+    environment_seed: int = 0,
+    trust: bool = False,
 ) -> dict[str, Evaluation]:
     """Run every seed's agent for `episodes` fresh episodes in both modes, and append them to `evaluation.csv`.
 
-    Returns `{"stochastic": …, "deterministic": …}`.
+    Returns `{"stochastic": …, "deterministic": …}`. `trust` allows the code that the run's config.json names;
+    registered Gymnasium ids, upslope's own worlds and runs that this machine trained need none.
 
     Raises:
-        UpslopeError: no such run or checkpoint, or the environment cannot be made.
+        UpslopeError: no such run or checkpoint, or the environment cannot be made or is not trusted.
     """
     positive(episodes=episodes)
     fresh(environment_seed=environment_seed)
     directory = RunDirectory(run)
     config = directory.config()
+    require(config, directory.path, trust=trust, given=LEARNING)
+    own_path(directory.path, directory.evaluation_path)
     world = make(config.environment, config.env_kwargs, config.max_episode_steps)
     found = {}
     with computing(on_host=not world.is_compiled):
@@ -141,10 +151,12 @@ def record(
     checkpoint: Which = "last",
     seed: int | None = None,
     environment_seed: int = 0,
+    trust: bool = False,
 ) -> Path:
     """Record fresh episodes of one seed's agent, sampled from its policy, with their log-probabilities.
 
     Returns the path of the dataset, by default `dataset.npz` in the run directory. An existing file is refused.
+    `trust` allows the code that the run's config.json names, as in `evaluate`.
     """
     positive(episodes=episodes)
     fresh(environment_seed=environment_seed)
@@ -160,6 +172,7 @@ def record(
         raise UpslopeError(
             f"There is no folder {path.parent} to write {path.name} into. Make it, or give another --output."
         )
+    require(config, directory.path, trust=trust, given=LEARNING)
     world = make(config.environment, config.env_kwargs, config.max_episode_steps)
     with computing(on_host=not world.is_compiled):
         agents, _ = load_agents(directory, config, checkpoint)

@@ -10,6 +10,7 @@ import numpy as np
 
 from upslope.config.config import Config
 from upslope.config.task import model_of
+from upslope.config.trust import ROLES, require
 from upslope.core.arrays import is_shape
 from upslope.core.reading import brief
 from upslope.errors import UpslopeError
@@ -129,6 +130,7 @@ def load(
     checkpoint: Which = "best",
     random_seed: int = 0,
     model: Callable[..., Any] | None = None,
+    trust: bool = False,
 ) -> Policy:
     """The policy of a run.
 
@@ -139,13 +141,14 @@ def load(
         checkpoint: `best` (highest mean return over its last 20 to 100 training episodes) or `last`.
         random_seed: for `deterministic=False`.
         model: the class or factory of an own model, where it cannot be found by its name.
+        trust: allows the own model that the run's config.json names; nothing else of it is imported.
 
     Raises:
         UpslopeError: no such run, seed or checkpoint, or one that is damaged or of another version.
     """
     directory = RunDirectory(run)
     config = directory.config()
-    agents, scores = load_agents(directory, config, checkpoint, model)
+    agents, scores = load_agents(directory, config, checkpoint, model, trust=trust)
     seeds = config.seed_list()
     if seed is None:
         returns = [-np.inf if r is None else r for r in scores["best_return"]]
@@ -159,11 +162,18 @@ def load(
 
 
 def load_agents(
-    directory: RunDirectory, config: Config, checkpoint: Which, model: Callable[..., Any] | None = None
+    directory: RunDirectory,
+    config: Config,
+    checkpoint: Which,
+    model: Callable[..., Any] | None = None,
+    *,
+    trust: bool = False,
 ) -> tuple[Agent, dict[str, Any]]:
     """All seeds' agents [S] of a checkpoint, and what it says of their returns."""
     if checkpoint not in ("best", "last"):
         raise UpslopeError(f'A checkpoint is "best" or "last", not "{checkpoint}".')
+    if model is None:
+        require(config, directory.path, trust=trust, given=set(ROLES) - {"model"})
     encoder, head = spaces_of(directory)
     path, prefix = (directory.best, "") if checkpoint == "best" else (directory.last, ".learner.agent")
     spec = model_of(config, encoder, head, model)

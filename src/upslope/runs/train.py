@@ -10,6 +10,7 @@ import numpy as np
 
 from upslope.config.command import command_of
 from upslope.config.config import MAX_STEPS, Config, preset_of
+from upslope.config.trust import allow, requested
 from upslope.core.types import Rollout
 from upslope.engines.base import EVERYTHING, Engine, Resources
 from upslope.engines.selection import engine_of
@@ -67,6 +68,7 @@ def begin(config: Config, task: Task, directory: RunDirectory, session: Session)
         state = engine.start()
         progress = begin_progress(state, config.seed_list())
         directory.create(config, described_spaces(task.model.encoder, task.model.head), task.described())
+        allow(requested(config))  # what this machine trains is the user's own
         with directory.held():
             return run_loop(config, engine, directory, session, state, progress, opening_lines(config, directory))
 

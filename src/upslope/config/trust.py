@@ -1,0 +1,183 @@
+"""What a file may cause to be imported or called: nothing that the user has not allowed.
+
+A run's config.json and a settings file hold names: of an environment, an estimator, an objective. A name with a colon
+is a module to import and something in it to call, so a file could run any program. Registered Gymnasium ids and
+upslope's own names are safe, with arguments that are numbers. Everything else that only a file names is a `Request`,
+which the user allows with `--trust`, with `trust=True`, or by answering a question. What was allowed is kept in the
+user's own folder, never in the run, by names and arguments alone. What users name themselves counts as allowed.
+"""
+
+import hashlib
+import json
+import os
+import sys
+from collections.abc import Collection, Iterator, Sequence
+from contextlib import contextmanager, suppress
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from platformdirs import user_state_path
+
+from upslope.config.config import Config
+from upslope.core.messages import COMPILED_PREFIX, readable
+from upslope.core.private_folders import private_folder
+from upslope.core.reading import parse_json
+from upslope.core.storage import write_atomically
+from upslope.errors import UpslopeError
+
+try:
+    import fcntl
+except ImportError:  # Windows
+    fcntl = None
+
+STATE_VARIABLE = "UPSLOPE_STATE"
+"""An environment variable that names another folder to keep trust in."""
+FILE_NAME = "trusted.json"
+MAX_STORE = 1 << 24
+"""Bytes; a larger store of trust is damaged."""
+SCHEDULES = ("learning_rate_schedule", "epsilon_schedule", "entropy_schedule")
+PARTS = frozenset(("estimator", "objective", "model", "optimiser", *SCHEDULES))
+"""Settings that can name a module to import; a colon says so."""
+LEARNING = PARTS - {"model"}
+"""Those that only learning reads: acting does without."""
+ROLES = ("environment", "env_kwargs", *sorted(PARTS))
+"""Settings that can cause an import or a call."""
+
+
+@dataclass(frozen=True)
+class Request:
+    """Something that a file asks to be imported or called."""
+
+    role: str
+    name: str
+    arguments: dict[str, Any] = field(default_factory=dict)
+
+    @property
+    def key(self) -> str:
+        """The hash by which it is trusted."""
+        text = json.dumps([self.role, self.name, self.arguments], sort_keys=True, separators=(",", ":"))
+        return hashlib.sha256(text.encode("utf-8", "surrogatepass")).hexdigest()
+
+    def words(self) -> str:
+        """One line, in which nothing can pass for anything else."""
+        arguments = f" with {readable(json.dumps(self.arguments, ensure_ascii=False))}" if self.arguments else ""
+        return f"the {self.role} {readable(self.name)}{arguments}"
+
+
+GRANTED: set[str] = set()
+"""What was allowed in this process."""
+
+
+def requested(config: Config, given: Collection[str] = ()) -> list[Request]:
+    """What a config asks to be imported or called, besides the settings that the user has `given` himself."""
+    found = []
+    is_foreign = "environment" not in given and names_code(config.environment.removeprefix(COMPILED_PREFIX))
+    if is_foreign or ("env_kwargs" not in given and not all(map(is_number, config.env_kwargs.values()))):
+        found.append(Request("environment", config.environment, config.env_kwargs))
+    for role in sorted(PARTS):
+        if role not in given and names_code(getattr(config, role)):
+            arguments = config.model_kwargs if role == "model" else {}
+            found.append(Request(role, getattr(config, role), arguments))
+    return found
+
+
+def names_code(name: str) -> bool:
+    """Whether a name says which module to import."""
+    return ":" in name
+
+
+def is_number(value: Any) -> bool:
+    """Whether an argument is made of numbers. Text could name a file, or another environment to make."""
+    if isinstance(value, list | tuple):
+        return all(map(is_number, value))
+    return value is None or isinstance(value, bool | int | float)
+
+
+def require(
+    config: Config, source: Path | str, *, trust: bool = False, given: Collection[str] = (), ask: bool = False
+) -> None:
+    """Return if everything that the file `source` asks for is allowed; `trust` allows it, and is remembered.
+    `given` are the settings that the user named, and those that are not used.
+
+    With `ask`, and where a person sits at a terminal, what is not allowed yet is shown and asked for.
+
+    Raises:
+        UpslopeError: it asks for something that is not allowed.
+    """
+    wanted = requested(config, given)
+    if trust:
+        allow(wanted)
+    unknown = untrusted(wanted)
+    if unknown and ask and is_interactive() and is_confirmed(unknown, source):
+        allow(unknown)
+    elif unknown:
+        raise UpslopeError(
+            f"{source} asks to run {' and '.join(one.words() for one in unknown)}. A file can name any code on this "
+            "machine, so nothing of it was imported or called. If you know this code and want it to run, add --trust; "
+            "in Python, pass trust=True."
+        )
+
+
+def untrusted(wanted: Sequence[Request]) -> list[Request]:
+    """Those that are not allowed yet."""
+    unknown = [one for one in wanted if one.key not in GRANTED]
+    return [one for one in unknown if one.key not in kept()] if unknown else []
+
+
+def allow(wanted: Sequence[Request]) -> None:
+    """Allow these from now on. Where nothing can be kept, they are allowed in this process."""
+    GRANTED.update(one.key for one in wanted)
+    if wanted:
+        with suppress(OSError, UpslopeError), held() as folder:
+            known = kept()
+            new = {one.key: {"role": one.role, "name": one.name, "arguments": one.arguments} for one in wanted}
+            if new.keys() - known.keys():
+                text = json.dumps({"format": 1, "trusted": known | new}, indent=1)
+                write_atomically(folder / FILE_NAME, text.encode())
+
+
+def kept() -> dict[str, Any]:
+    """What was allowed before, by its key; nothing where the store is damaged, or not this user's alone."""
+    try:
+        path = private_folder(state_folder()) / FILE_NAME
+        if path.is_symlink() or not path.is_file() or path.stat().st_size > MAX_STORE:
+            return {}
+        found = parse_json(path.read_text("utf-8"))
+        trusted = found["trusted"]
+        return trusted if isinstance(trusted, dict) else {}
+    except (OSError, ValueError, KeyError, TypeError):
+        return {}
+
+
+def state_folder() -> Path:
+    """Where trust is kept."""
+    named = os.environ.get(STATE_VARIABLE)
+    return Path(named) if named else user_state_path("upslope")
+
+
+@contextmanager
+def held() -> Iterator[Path]:
+    """The folder of the store, which no other process changes meanwhile."""
+    folder = private_folder(state_folder())
+    with (folder / f".{FILE_NAME}.lock").open("a") as file:
+        if fcntl is not None:
+            fcntl.flock(file, fcntl.LOCK_EX)
+        yield folder
+
+
+def is_interactive() -> bool:
+    """Whether a person can read a question and answer it."""
+    return sys.stdin is not None and sys.stdin.isatty() and sys.stdout.isatty()
+
+
+def is_confirmed(wanted: Sequence[Request], source: Path | str) -> bool:
+    """Show what a file asks for, and ask."""
+    print(f"{readable(str(source))} asks to run code:")
+    for one in wanted:
+        print(f"  {one.words()}")
+    print("This can do anything that you can do on this machine. What you allow is remembered.")
+    try:
+        return input("Run it? [y/N] ").strip().lower() in ("y", "yes")
+    except EOFError:
+        return False

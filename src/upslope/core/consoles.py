@@ -1,0 +1,30 @@
+"""A console on which text is only text: no markup, and no control characters but rich's own."""
+
+from collections.abc import Iterable
+from typing import Any
+
+from rich.console import Console, ConsoleOptions, RenderableType
+from rich.segment import Segment
+from rich.text import Text
+
+from upslope.core.messages import readable
+
+
+class PlainTextConsole(Console):
+    """What files and arguments say may hold `[b]` or an escape: both are shown as they are written."""
+
+    def __init__(self, **options: Any) -> None:
+        super().__init__(markup=False, emoji=False, **options)
+
+    def render_str(self, text: str, **options: Any) -> Text:
+        return super().render_str(readable_lines(text), **options)
+
+    def render(self, renderable: RenderableType, options: ConsoleOptions | None = None) -> Iterable[Segment]:
+        for segment in super().render(renderable, options):
+            is_safe = segment.control or segment.text.isprintable() or segment.text == "\n"
+            yield segment if is_safe else Segment(readable_lines(segment.text), segment.style)
+
+
+def readable_lines(text: str) -> str:
+    """`readable`, but for the ends of lines."""
+    return "\n".join(map(readable, text.split("\n")))

@@ -1,0 +1,82 @@
+"""What a config.json says of spaces, checked without the libraries that use them: it may come from anybody."""
+
+import math
+from typing import Any
+
+ENCODERS = {"BoxEncoder": ("shape",), "DiscreteEncoder": ("n", "start")}
+"""Kinds of observation, and their fields."""
+HEADS = {
+    "DiscreteHead": ("n", "start"),
+    "BoxHead": ("shape", "low", "high"),
+    "MultiDiscreteHead": ("shape", "sizes", "start"),
+    "MultiBinaryHead": ("shape",),
+}
+"""Kinds of action, and their fields."""
+OLD_NAMES = {"BoxCoding": "BoxEncoder", "DiscreteCoding": "DiscreteEncoder"}
+"""What runs of format 1 call an encoder."""
+MAX_FEATURES, MAX_DIMENSIONS = 2**31, 64
+"""No network reads or gives more numbers, and no array has more axes."""
+
+
+def check_spaces(spaces: Any) -> None:
+    """Refuse what describes no observation and action.
+
+    Raises:
+        ValueError, TypeError, KeyError, OverflowError: it does not.
+    """
+    space_fields(spaces["observation"], ENCODERS)
+    space_fields(spaces["action"], HEADS)
+
+
+def space_fields(description: Any, kinds: dict[str, tuple[str, ...]]) -> tuple[str, dict[str, Any]]:
+    """The kind that a description names and its fields, lists as tuples and bounds as numbers.
+
+    Raises:
+        ValueError, TypeError, KeyError, OverflowError: it describes no space of these kinds.
+    """
+    if not isinstance(description, dict) or not isinstance(description.get("kind"), str):
+        raise TypeError("a space must be an object with a `kind`")
+    kind = OLD_NAMES.get(description["kind"], description["kind"])
+    if kind not in kinds:
+        raise ValueError(f"there is no kind {description['kind'][:60]!r} of space here")
+    fields = {k: tuple(v) if isinstance(v, list | tuple) else v for k, v in description.items() if k != "kind"}
+    needed = kinds[kind]
+    if kind in ("DiscreteEncoder", "DiscreteHead"):
+        fields.setdefault("start", 0)
+    if fields.keys() != set(needed):
+        raise ValueError(f"{kind} has the fields {', '.join(needed)}")
+    for name in {"low", "high"} & fields.keys():
+        if not isinstance(fields[name], tuple) or any(isinstance(x, bool) for x in fields[name]):
+            raise TypeError(f"`{name}` must be a list of numbers")
+        fields[name] = tuple(map(float, fields[name]))
+    check_fields(fields)
+    return kind, fields
+
+
+def check_fields(fields: dict[str, Any]) -> None:
+    """Refuse sizes that are not whole, positive and sensible, and bounds that do not fit the shape."""
+    for name, value in fields.items():
+        if name in ("low", "high"):
+            if len(value) != math.prod(fields["shape"]) or any(map(math.isnan, value)):
+                raise ValueError(f"`{name}` does not hold a bound for each component")
+        elif name == "start":
+            if not all(type(x) is int and abs(x) < 2**62 for x in as_tuple(value)):
+                raise ValueError("`start` is not whole")
+        elif isinstance(value, tuple) is (name == "n") or not all(type(x) is int and x > 0 for x in as_tuple(value)):
+            raise ValueError(f"`{name}` is not made of positive whole numbers")
+        elif name == "shape" and (len(value) > MAX_DIMENSIONS or math.prod(value) > MAX_FEATURES):
+            raise ValueError("`shape` is too large")
+        elif name != "shape" and sum(as_tuple(value)) > MAX_FEATURES:
+            raise ValueError(f"`{name}` is too large")
+    if "sizes" in fields:
+        if not isinstance(fields["start"], tuple):
+            raise TypeError("`start` must be a list")
+        if not len(fields["sizes"]) == len(fields["start"]) == math.prod(fields["shape"]):
+            raise ValueError("`sizes`, `start` and `shape` do not fit")
+    elif isinstance(fields.get("start"), tuple):
+        raise TypeError("`start` must be a number")
+
+
+def as_tuple(value: Any) -> tuple[Any, ...]:
+    """The value, or a tuple of it alone."""
+    return value if isinstance(value, tuple) else (value,)

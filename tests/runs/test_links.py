@@ -1,0 +1,216 @@
+"""A run directory of a stranger: links lead no write out of it, pipes and devices are not waited for, and what a full
+disk left is healed."""
+
+import os
+import shutil
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+import upslope
+from upslope.analysis import episode_credit as weighing
+from upslope.analysis.records import read_evaluations
+from upslope.cli.flags import read_settings
+from upslope.core.files import MAX_SETTINGS
+from upslope.core.storage import write_atomically
+from upslope.errors import UpslopeError
+from upslope.models.encoders import BoxEncoder
+from upslope.models.heads import DiscreteHead
+from upslope.report.output import page_path
+from upslope.report.page import write_credit
+from upslope.runs import evaluation
+from upslope.runs.datasets import load_dataset
+from upslope.runs.directory import EVALUATION_COLUMNS, RunDirectory, healed
+
+SMALL: dict[str, Any] = {
+    "num_envs": 2, "rollout_steps": 8, "minibatches": 2, "epochs": 1, "hidden_sizes": (8,), "preset": False,
+    "quiet": True, "max_episode_steps": 9, "steps": 32,
+}  # fmt: skip
+TRAINED = ("metrics.jsonl", "episodes.csv", "checkpoints", "checkpoints/last.npz", "config.json")
+HEADER = ",".join(EVALUATION_COLUMNS)
+ROW = (0, "stochastic", "last", 0, 1.5, 9, 1)
+LINE = "0,stochastic,last,0,1.5,9,1"
+
+
+@pytest.fixture(scope="module")
+def trained(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A finished run."""
+    return upslope.train("jax:CartPole-v1", name="run", folder=tmp_path_factory.mktemp("trained"), **SMALL).path
+
+
+@pytest.fixture
+def run(trained: Path, tmp_path: Path) -> Path:
+    """A copy of it."""
+    return Path(shutil.copytree(trained, tmp_path / "run"))
+
+
+def contents(folder: Path) -> dict[str, bytes]:
+    """Every file of a folder."""
+    return {str(p.relative_to(folder)): p.read_bytes() for p in folder.rglob("*") if p.is_file()}
+
+
+@pytest.mark.parametrize(
+    "name", ["metrics.jsonl", "episodes.csv", "checkpoints", "checkpoints/last.npz", "config.json"]
+)
+def test_resume_follows_no_link(name: str, run: Path, tmp_path: Path):
+    outside = tmp_path / "outside"
+    outside.mkdir()
+    place = outside / Path(name).name
+    shutil.move(run / name, place)
+    (run / name).symlink_to(place)
+    if place.is_dir():
+        (place / ".somebody's.tmp").write_text("kept")
+    elif name != "config.json" and not name.endswith("npz"):
+        place.write_bytes(place.read_bytes() + b"more than the checkpoint knows\n")
+    before = contents(outside)
+    with pytest.raises(UpslopeError, match="is a symbolic link, and upslope writes only into files"):
+        upslope.resume(run, quiet=True)
+    assert contents(outside) == before
+
+
+@pytest.mark.parametrize("is_there", [True, False])
+def test_evaluate_and_credit_follow_no_link(is_there: bool, run: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    for module in (evaluation, weighing):
+        monkeypatch.setattr(module, "make", lambda *_: pytest.fail("something was played first"))
+    for name, call in (("evaluation.csv", upslope.evaluate), ("credit.npz", write_credit)):
+        target = tmp_path / f"target-{name}"
+        if is_there:
+            target.write_text("mine\n")
+        (run / name).symlink_to(target)
+        with pytest.raises(UpslopeError, match="is a symbolic link"):
+            call(run)
+        assert target.exists() is is_there and (not is_there or target.read_text() == "mine\n")
+
+
+@pytest.mark.parametrize("name", ["tensorboard", "tensorboard/seed_0"])
+def test_tensorboard_follows_no_link(name: str, run: Path, tmp_path: Path):
+    (tmp_path / "outside").mkdir()
+    (run / name).parent.mkdir(exist_ok=True)
+    (run / name).symlink_to(tmp_path / "outside")
+    with pytest.raises(UpslopeError, match="is a symbolic link"):
+        upslope.resume(run, quiet=True, tensorboard=True)
+    assert not any((tmp_path / "outside").iterdir())
+
+
+def test_a_file_with_several_names_is_changed_under_one(run: Path, tmp_path: Path):
+    directory = RunDirectory(run)
+    for path in (directory.metrics_path, directory.episodes_path):
+        with path.open("a") as file:
+            file.write("rows after the checkpoint\n")
+        os.link(path, tmp_path / path.name)
+    before = contents(tmp_path)
+    upslope.resume(run, quiet=True)
+    for path in (directory.metrics_path, directory.episodes_path):
+        assert (tmp_path / path.name).read_bytes() == before[path.name]
+        assert path.read_bytes() + b"rows after the checkpoint\n" == before[path.name]
+
+
+@pytest.mark.parametrize(
+    "name", ["metrics.jsonl", "episodes.csv", "evaluation.csv", "config.json", "checkpoints/last.npz"]
+)
+def test_pipes_are_not_waited_for(name: str, run: Path):
+    (run / name).unlink(missing_ok=True)
+    os.mkfifo(run / name)
+    calls = [upslope.resume] if name != "evaluation.csv" else []
+    calls += [upslope.evaluate] if name not in ("metrics.jsonl", "episodes.csv") else [upslope.diagnose]
+    for call in calls:
+        with pytest.raises(UpslopeError, match=r"pipe|not a run directory"):
+            call(run)
+
+
+def test_devices_and_absurd_sizes_are_refused(tmp_path: Path, run: Path):
+    with pytest.raises(UpslopeError, match="/dev/zero is a device or socket, not a plain file"):
+        read_settings(Path("/dev/zero"))
+    with pytest.raises(UpslopeError, match="/dev/zero is a device or socket, not a dataset"):
+        load_dataset(Path("/dev/zero"), BoxEncoder((1,)), DiscreteHead(2), needs_behaviour=False)
+    with pytest.raises(UpslopeError, match="is not a page"):
+        page_path(link(tmp_path / "page.html", Path("/dev/zero")), "report.html")
+    large = tmp_path / "large.yaml"
+    with large.open("wb") as file:
+        file.truncate(MAX_SETTINGS + 1)
+    with pytest.raises(UpslopeError, match="has 1,048,577 bytes"):
+        read_settings(large)
+    for name in ("metrics.jsonl", "config.json"):
+        kept = (run / name).read_bytes()
+        with (run / name).open("r+b") as file:
+            file.truncate(1 << 40)
+        with pytest.raises(UpslopeError, match="has 1,099,511,627,776 bytes"):
+            upslope.diagnose(run)
+        (run / name).write_bytes(kept)
+    (run / "metrics.jsonl").unlink()
+    (run / "metrics.jsonl").symlink_to("/dev/zero")
+    with pytest.raises(UpslopeError, match="is a device or socket"):
+        upslope.diagnose(run)
+
+
+def link(path: Path, target: Path) -> Path:
+    """A symbolic link."""
+    path.symlink_to(target)
+    return path
+
+
+def test_a_temporary_file_is_a_new_one(tmp_path: Path):
+    """Its name could be guessed, and a link put there."""
+    target = tmp_path / "target"
+    target.write_text("mine")
+    (tmp_path / f".file.{os.getpid()}.tmp").symlink_to(target)
+    write_atomically(tmp_path / "file", b"new")
+    assert target.read_text() == "mine" and (tmp_path / "file").read_text() == "new"
+    link(tmp_path / "link", target)
+    write_atomically(tmp_path / "link", b"new")
+    assert target.read_text() == "mine" and not (tmp_path / "link").is_symlink()
+
+
+@pytest.mark.parametrize(
+    ("content", "rows", "is_kept"),
+    [
+        ("", 0, False),
+        (HEADER[:7], 0, False),
+        (HEADER, 0, False),
+        (f"{HEADER}\n", 0, False),
+        (f"{HEADER}\n{LINE}\n{LINE[:9]}", 1, False),
+        (f"{HEADER}\n{LINE}\n{LINE}", 2, False),
+        (f"{HEADER}\n{LINE[:9]}{LINE}\n{LINE}\n", 1, True),
+        (f"{HEADER}\n{LINE}\nnot a row\n\n{LINE}\n", 2, True),
+        (f"{HEADER[:9]}{HEADER}\n{LINE}\n", 1, True),
+        ("another file\n", 0, True),
+    ],
+)
+def test_what_a_full_disk_left_is_healed_at_the_next_use(content: str, rows: int, is_kept: bool, run: Path):
+    directory = RunDirectory(run)
+    directory.evaluation_path.write_text(content)
+    if not is_kept:
+        assert len(read_evaluations(directory.evaluation_path)) <= rows
+    directory.add_evaluation([ROW])
+    assert directory.evaluation_path.read_text() == f"{HEADER}\n" + f"{LINE}\n" * (rows + 1)
+    assert len(read_evaluations(directory.evaluation_path)) == rows + 1
+    kept = run / "evaluation.csv.damaged"
+    assert kept.exists() is is_kept and (not is_kept or kept.read_text() == content)
+    assert healed(directory.evaluation_path.read_text()) == (directory.evaluation_path.read_text(), True)
+
+
+def test_a_full_disk_changes_no_evaluation(run: Path, monkeypatch: pytest.MonkeyPatch):
+    directory = RunDirectory(run)
+
+    def full(_: int) -> None:
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(os, "fsync", full)
+    with pytest.raises(UpslopeError, match="No space left on device"):
+        directory.add_evaluation([ROW])
+    assert not directory.evaluation_path.exists()
+    monkeypatch.undo()
+    directory.add_evaluation([ROW])
+    monkeypatch.setattr(os, "fsync", full)
+    with pytest.raises(UpslopeError, match="No space left on device"):
+        directory.add_evaluation([ROW, ROW])
+    assert len(read_evaluations(directory.evaluation_path)) == 1
+    assert not list(run.glob("*.tmp")) and not list(run.glob(".*.tmp"))
+
+
+def test_episodes_of_a_disk_that_was_full_at_the_header_are_none(run: Path):
+    directory = RunDirectory(run)
+    directory.episodes_path.write_text("step,se")
+    assert np.shape(directory.episodes()) == (0,)
