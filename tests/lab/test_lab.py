@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 from scipy.stats import ttest_1samp, ttest_ind
 
-from upslope.cli import main as cli
+from upslope.cli.main import main as cli
 from upslope.cli.evidence import Lab
 from upslope.core.estimators import NStep, RewardToGo
 from upslope.core.storage import plain
