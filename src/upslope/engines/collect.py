@@ -1,6 +1,5 @@
 """collect on the host: the same rollout as in a compiled world, from Gymnasium environments."""
 
-import dataclasses
 from collections.abc import Sequence
 from time import perf_counter
 from typing import Any, NamedTuple, Protocol, runtime_checkable
@@ -147,16 +146,13 @@ class ActCompiled:
 
 
 def on_host(agents: Any) -> Any:
-    """Agents [S] as NumPy arrays that meet all environments of their seed; a matrix does so by itself."""
+    """Agents [S] as NumPy arrays that meet all environments of their seed; a matrix of a layer does so by itself."""
 
-    def spread(x: Any) -> np.ndarray:
-        return np.asarray(x)[:, None]
+    def meet(path: tuple[Any, ...], x: Any) -> np.ndarray:
+        is_statistic = any(getattr(step, "name", None) == "normaliser" for step in path)
+        return np.asarray(x)[:, None] if is_statistic or x.ndim == 2 else np.asarray(x)
 
-    return dataclasses.replace(
-        jax.tree.map(np.asarray, agents),
-        model=jax.tree.map(lambda x: spread(x) if x.ndim == 2 else np.asarray(x), agents.model),
-        normaliser=jax.tree.map(spread, agents.normaliser),
-    )
+    return jax.tree_util.tree_map_with_path(meet, agents)
 
 
 def act_with_memory(agents: Any, keys: jax.Array, observation: Any, memory: Any, fresh: Any, t: Any) -> Any:

@@ -77,10 +77,6 @@ class GreedyAgent:
         return self.agent.model
 
     @property
-    def normaliser(self) -> Any:
-        return self.agent.normaliser
-
-    @property
     def head(self) -> ActionHead:
         return self.agent.head
 
