@@ -87,19 +87,12 @@ def is_window(window: list[Any]) -> bool:
     )
 
 
-@dataclass(frozen=True)
-class Shape:
-    """The shape of one array of an observation, as one leaf."""
-
-    shape: tuple[int, ...]
-
-
 def snapshot_problem(snapshot: dict[str, np.ndarray], config: Config, task: Task, needed: bool) -> str:
     """What is wrong with what a world on the host needs to go on; empty if nothing is."""
     if not needed:
         return ""
     shapes, head = task.model.encoder.shapes, task.model.head
-    named = named_observation(jax.tree.map(lambda shape: Shape(shape), shapes, is_leaf=is_shape))
+    named = named_observation(jax.tree.map(lambda shape: np.broadcast_to(0, shape), shapes, is_leaf=is_shape))
     missing = {"episode", "length", "actions", *named} - set(snapshot)
     if missing:
         return f"it lacks the world's {', '.join(sorted(missing))}"
