@@ -12,7 +12,8 @@ from typing import Literal
 import numpy as np
 from scipy import stats
 
-from upslope.analysis.statistics import LEVEL, Band, Estimate, Interval, around, share_otherwise
+from upslope.analysis.statistics import Band, Estimate, Interval, around, share_otherwise
+from upslope.core.numbers import LEVEL, t_quantile
 
 
 def stratified_mean(strata: Sequence[np.ndarray]) -> Estimate:
@@ -82,7 +83,7 @@ def welch(value: float, variances: Sequence[float], strata: Sequence[np.ndarray]
         return None
     total = math.fsum(variances)
     freedom = total**2 / math.fsum(v**2 / (len(x) - 1) for v, x in zip(variances, strata, strict=True))
-    return around(value, float(stats.t.ppf((1 + LEVEL) / 2, freedom)) * math.sqrt(total))
+    return around(value, float(t_quantile(freedom)) * math.sqrt(total))
 
 
 def mean_estimate(parts: Sequence[Estimate]) -> Estimate:

@@ -8,7 +8,8 @@ from typing import Any, Literal, NamedTuple
 import numpy as np
 from jaxtyping import Bool, Float
 from scipy.stats import binomtest
-from scipy.stats import t as student_t
+
+from upslope.core.numbers import half_width, t_quantile
 
 Verdict = Literal["supported", "refuted", "undecided"]
 Interval = tuple[float, float]
@@ -103,11 +104,7 @@ def around(value: float, margin: float) -> Interval:
 
 def mean_of(samples: Float[np.ndarray, "R"]) -> Estimate:
     """The mean of R independent samples with its 95 % Student-t interval."""
-    samples = np.asarray(samples, np.float64)
-    mean, count = float(samples.mean()), len(samples)
-    if count < 2:
-        return Estimate(mean, (math.nan, math.nan))
-    half = float(student_t.ppf(0.975, count - 1) * samples.std(ddof=1) / math.sqrt(count))
+    mean, half = float(np.mean(samples, dtype=np.float64)), half_width(samples)
     return Estimate(mean, (mean - half, mean + half))
 
 
@@ -116,7 +113,7 @@ def difference_of(left: Float[np.ndarray, "R"], right: Float[np.ndarray, "Q"]) -
     parts = [np.var(x, ddof=1) / len(x) for x in (left, right)]
     degrees = sum(parts) ** 2 / max(sum(p**2 / (len(x) - 1) for p, x in zip(parts, (left, right), strict=True)), 1e-300)
     difference = float(np.mean(left) - np.mean(right))
-    half = float(student_t.ppf(0.975, max(degrees, 1.0)) * math.sqrt(sum(parts)))
+    half = float(t_quantile(max(degrees, 1.0)) * math.sqrt(sum(parts)))
     return Estimate(difference, (difference - half, difference + half))
 
 

@@ -9,6 +9,7 @@ from typing import Any, Literal
 
 import yaml
 
+from upslope.core.numbers import number, with_interval
 from upslope.lab.finding import Estimate, Interval
 
 Language = Literal["en", "zh"]
@@ -20,33 +21,26 @@ def texts(language: Language) -> dict[str, Any]:
     return yaml.safe_load(resources.files("upslope.lab").joinpath(f"lab_{language}.yaml").read_text("utf-8"))
 
 
-def number(value: float, width: float = 0.0) -> str:
-    """With as many digits as an interval of this width deserves: two that change; three in all where it has none."""
-    if not math.isfinite(value):
-        return "–"
-    if width > 0:
-        return f"{value:.{max(0, min(6, 1 - math.floor(math.log10(width))))}f}".replace("-", "−")
-    return f"{value:.3g}".replace("-", "−").replace("e−0", "e−")
-
-
 def measured(estimate: Estimate) -> tuple[str, str]:
-    """The number, and its interval in brackets; an exact number has none."""
+    """The number and its interval in brackets; an exact number has no interval."""
     low, high = estimate.interval
-    width = high - low if math.isfinite(high - low) else 0.0
-    if low == high:
-        return number(estimate.value), ""
-    return number(estimate.value, width), f"[{number(low, width)}, {number(high, width)}]"
+    value, interval = (number(estimate.value), "") if low == high else with_interval(estimate.value, low, high)
+    return typographic(value), typographic(interval)
 
 
 def region(predicted: Interval) -> str:
     """`> 0`, `< 1`, or `−0.55 … −0.45`."""
     least, most = predicted
     if math.isinf(most):
-        return f"> {number(least)}"
+        return typographic(f"> {number(least)}")
     if math.isinf(least):
-        return f"< {number(most)}"
-    digits = max(0, 1 - math.floor(math.log10(most - least)))
-    return " … ".join(f"{bound:.{digits}f}".replace("-", "−") for bound in predicted)
+        return typographic(f"< {number(most)}")
+    return typographic(" … ".join(number(bound, most - least) for bound in predicted))
+
+
+def typographic(number: str) -> str:
+    """The same number with a real minus sign, and without the leading zero of an exponent."""
+    return number.replace("-", "−").replace("e−0", "e−")
 
 
 def typeset(text: str) -> str:
