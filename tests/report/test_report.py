@@ -13,8 +13,7 @@ from helpers import write_run
 
 import upslope
 from upslope.analysis.curves import at_steps, common_steps
-from upslope.analysis.health_metrics import HEALTH
-from upslope.analysis.metrics import METRICS
+from upslope.analysis.metrics import HEALTH, METRICS
 from upslope.analysis.records import read_record
 from upslope.cli.main import main
 from upslope.diagnosis import findings

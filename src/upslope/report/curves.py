@@ -7,8 +7,7 @@ from typing import Any
 import numpy as np
 
 from upslope.analysis.curves import at_steps, common_steps, thin
-from upslope.analysis.health_metrics import HEALTH
-from upslope.analysis.metrics import METRICS, explain
+from upslope.analysis.metrics import HEALTH, METRICS, explain
 from upslope.analysis.records import Record
 from upslope.analysis.statistics import WINDOW, curve, mean_band
 from upslope.report.figures import Figures, around, axis, mean_and_band, seeds_trace
