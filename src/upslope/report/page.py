@@ -1,16 +1,8 @@
-"""One self-contained page: it opens without a network or a server, and is sent as one file."""
+"""The report and the credit page."""
 
-import base64
-import gzip
-import json
 from collections.abc import Sequence
-from datetime import UTC, datetime
-from html import escape
-from importlib.resources import files
-from importlib.util import find_spec
 from pathlib import Path
-from string import Template
-from typing import Literal
+from typing import Any, Literal
 
 from upslope.analysis.compare import compare_records
 from upslope.analysis.comparison import Comparison
@@ -18,19 +10,21 @@ from upslope.analysis.credit import FILE_NAME, load_credit, save_credit
 from upslope.analysis.normalization import Normalize
 from upslope.analysis.records import Record, read_records
 from upslope.analysis.scores import Score
-from upslope.core.storage import write_atomically
+from upslope.analysis.statistics import WINDOW
+from upslope.diagnosis.doctor import diagnosis_of
 from upslope.errors import UpslopeError
 from upslope.report.credit import credit_view
-from upslope.report.curves import diagnostics_section, learning_section
-from upslope.report.evaluations import evaluation_section
-from upslope.report.figures import DASHES, NUM_COLOURS, Figures
-from upslope.report.health import health_section
-from upslope.report.output import MARK, page_path
-from upslope.report.tables import comparison_section, settings_section
-from upslope.runs.directory import RunDirectory, versions
+from upslope.report.curves import diagnostics_part, learning_part
+from upslope.report.evaluations import evaluation_part
+from upslope.report.figures import DASHES, NUM_COLOURS, Figures, dash
+from upslope.report.output import page_path, plotly_script, render, write_page
+from upslope.report.tables import comparison_part, settings_part
+from upslope.runs.directory import RunDirectory
 
 REPORT_PICTURES, CREDIT_PICTURES = 1_200_000, 2_500_000
 """Bytes of pictures in a page, all runs together."""
+LINE_STYLES = dict(zip(DASHES, ("solid", "dashed", "dotted", "dashed"), strict=True))
+"""The style of a line in CSS for each of Plotly's dashes."""
 
 
 def write_report(
@@ -43,33 +37,42 @@ def write_report(
 ) -> Path:
     """Write a page about these runs: curves, comparison, evaluations, health, settings, diagnostics, credit.
 
-    It reads run directories and nothing else, so it is quick and executes nothing of theirs. Evaluation episodes and
-    credit are shown where `upslope evaluate` and `upslope credit` have left some. With `credit`, an episode is played
-    first for each run that keeps none, which takes seconds a run. `score` and `normalize` are those of
-    `upslope.compare`; "threshold" makes each environment, to see what a random policy gets.
+    It reads run directories and nothing else, so it is quick and executes none of their code. Evaluation episodes and
+    credit are shown where `upslope evaluate` and `upslope credit` have stored them. With `credit`, an episode is played
+    first for each run without stored credit, which takes seconds per run. `score` and `normalize` are those of
+    `upslope.compare`; "threshold" makes each environment, to measure a random policy.
 
     Raises:
-        UpslopeError: there is no such folder, no run at all, or an output that cannot be written.
+        UpslopeError: a folder is missing, no run can be read, or the output cannot be written.
     """
     path = page_path(output, "report.html")
-    script = plotly_script()
+    plotly_script()  # its absence is told before anything is read
     records, left_out = read_records(runs)
     names = unique_names(records)
     missing = add_credit([record.path for record in records]) if credit else []
     comparison, warnings = compared(records, score, normalize)
-    warnings = [*left_out, *warnings]
     figures = Figures()
-    sections = {
-        "Learning": learning_section(figures, records, names),
-        "Comparison": comparison_section(figures, comparison) if comparison else "<p>See the warning above.</p>",
-        "Evaluation": evaluation_section(figures, records, names),
-        "Health": health_section(records, names),
-        "Settings": settings_section(records, names),
-        "Diagnostics": diagnostics_section(figures, records, names),
-        "Credit": credit_section(figures, records, names),
+    # In the order of the page, which is that of the figures.
+    parts = {
+        "learning": learning_part(figures, records, names),
+        "comparison": comparison_part(figures, comparison) if comparison else None,
+        "evaluation": evaluation_part(figures, records, names),
+        "health": [(name, diagnosis_of(record)) for name, record in zip(names, records, strict=True)],
+        "settings": settings_part(records, names),
+        "diagnostics": diagnostics_part(figures, records, names),
+        "credit": credit_part(figures, records, names),
     }
-    title = ", ".join(dict.fromkeys(r.config.environment for r in records))
-    html = page_of(f"upslope · {title}", sections, figures, script, names=names, warnings=[*warnings, *missing])
+    html = render(
+        "report.html",
+        figures,
+        title=f"upslope · {', '.join(dict.fromkeys(r.config.environment for r in records))}",
+        names=names,
+        line_styles=[LINE_STYLES[dash(k)] for k in range(len(names))],
+        num_colours=NUM_COLOURS,
+        warnings=[*left_out, *warnings, *missing],
+        window=WINDOW,
+        **parts,
+    )
     return write_page(path, html)
 
 
@@ -81,28 +84,28 @@ def write_credit(
     episode_seed: int = 0,
     checkpoint: Literal["last", "best"] = "last",
 ) -> Path:
-    """Play an episode of a run's agent, and write a page of who is blamed in it; by default RUN/credit.html.
+    """Play an episode of a run's agent, and write a page of the credit of its actions; by default RUN/credit.html.
 
-    The numbers are kept in RUN/credit.npz, from which a report shows them too.
+    The numbers are kept in RUN/credit.npz, and a report of the run shows them too.
 
     Raises:
-        UpslopeError: no such run, seed or checkpoint, or an output that cannot be written.
+        UpslopeError: the run, seed or checkpoint does not exist, or the output cannot be written.
     """
-    from upslope.analysis.episode_credit import credit_of  # it brings JAX's programs, which a report does without
+    from upslope.analysis.episode_credit import credit_of  # this imports JAX, which a report does not need
 
     RunDirectory(run).read()
     path = page_path(run if output is None else output, "credit.html")
-    script = plotly_script()
+    plotly_script()
     credit = credit_of(run, seed=seed, episode_seed=episode_seed, checkpoint=checkpoint)
     save_credit(Path(run) / FILE_NAME, credit)
     figures = Figures()
     title = f"{credit.algorithm} · {credit.environment}"
-    sections = {"Credit": explanation() + credit_view(figures, credit, title, CREDIT_PICTURES)}
-    return write_page(path, page_of(f"upslope · credit · {title}", sections, figures, script))
+    view = credit_view(figures, credit, title, CREDIT_PICTURES)
+    return write_page(path, render("credit.html", figures, title=f"upslope · credit · {title}", view=view))
 
 
 def add_credit(runs: Sequence[Path]) -> list[str]:
-    """Play an episode of each run that keeps no credit yet, of its first seed; why it could not be done, where so."""
+    """Play an episode of the first seed of each run without credit; the reasons for the runs where this fails."""
     from upslope.analysis.episode_credit import credit_of
 
     reasons = []
@@ -118,7 +121,7 @@ def add_credit(runs: Sequence[Path]) -> list[str]:
 def compared(
     records: Sequence[Record], score: Score, normalize: Normalize | None
 ) -> tuple[Comparison | None, Sequence[str]]:
-    """The comparison of the runs that have a score, and its warnings; where there is none, the reason is a warning."""
+    """The comparison of the runs that have a score, and its warnings; where it fails, the reason is a warning."""
     scored = [r for r in records if len(r.episodes) or len(r.evaluations)]
     warnings = [
         f"{r.path} is not in the comparison: it has no finished training episode and was not evaluated. Run "
@@ -133,34 +136,12 @@ def compared(
     return comparison, [*warnings, *comparison.warnings]
 
 
-def credit_section(figures: Figures, records: Sequence[Record], names: Sequence[str]) -> str:
-    """The credit views that are kept with the runs, and how to add those that are not."""
+def credit_part(figures: Figures, records: Sequence[Record], names: Sequence[str]) -> dict[str, Any]:
+    """The credit views that are kept with the runs, and the runs without one."""
     there = {k: load_credit(r.path / FILE_NAME) for k, r in enumerate(records) if (r.path / FILE_NAME).exists()}
-    parts = []
-    if there:
-        parts.append(explanation())
-        limit = REPORT_PICTURES // len(there)
-        parts += [credit_view(figures, credit, names[k], limit) for k, credit in there.items()]
-    without = "\n".join(f"upslope credit {r.path}" for k, r in enumerate(records) if k not in there)
-    if without:
-        which = "another" if there else "a"
-        parts.append(
-            f"<p>Who is blamed in an episode of {which} run? That takes playing one: a report only reads, unless it is "
-            f"made with <code>--credit</code>. Afterwards it is shown here too.</p><pre>{escape(without)}</pre>"
-        )
-    return "\n".join(parts)
-
-
-def explanation() -> str:
-    """How a credit view is read."""
-    more, less = (f'<span style="color:var(--{which})">■</span>' for which in ("up", "down"))
-    return (
-        "<p>Each row of the strip is an estimator, each column an action of the episode. The colour is the weight Ψ "
-        f"that the gradient of log π(a|s) gets, over the largest of its row: {more} made more probable, {less} made "
-        "less probable. The learner's batch is centred and scaled besides, where its settings say so. <i>Actions "
-        "sharing it</i>: (Σ|Ψ|)²/ΣΨ², 1 where one action takes all credit and T where all take the same. Move the "
-        "slider, or click a column.</p>"
-    )
+    limit = REPORT_PICTURES // max(len(there), 1)
+    views = [credit_view(figures, credit, names[k], limit) for k, credit in there.items()]
+    return {"views": views, "without": [r.path for k, r in enumerate(records) if k not in there]}
 
 
 def unique_names(records: Sequence[Record]) -> list[str]:
@@ -173,57 +154,3 @@ def unique_names(records: Sequence[Record]) -> list[str]:
             depth += 1
         names.append("/".join(mine[-depth:]))
     return names
-
-
-def plotly_script() -> str:
-    """Plotly's own script, from its Python package."""
-    if find_spec("plotly") is None:
-        raise UpslopeError('A page needs Plotly, which is not installed: pip install "upslope[report]"')
-    return (files("plotly") / "package_data" / "plotly.min.js").read_text("utf-8")
-
-
-def page_of(
-    title: str,
-    sections: dict[str, str],
-    figures: Figures,
-    script: str,
-    *,
-    names: Sequence[str] = (),
-    warnings: Sequence[str] = (),
-) -> str:
-    """The page as HTML: the text is plain, the script and the numbers are compressed."""
-    assets = files("upslope.report") / "assets"
-    body = "".join(f'<section id="{n.lower()}"><h2>{n}</h2>{html}</section>' for n, html in sections.items())
-    links = "".join(f'<a href="#{n.lower()}">{n}</a>' for n in sections) if len(sections) > 1 else ""
-    return Template((assets / "page.html").read_text("utf-8")).substitute(
-        mark=MARK,
-        title=escape(title),
-        links=links,
-        legend="".join(chip(k, name) for k, name in enumerate(names)) if len(names) > 1 else "",
-        warnings="".join(f"<li>{escape(text)}</li>" for text in warnings),
-        sections=body,
-        written=f"upslope {versions()['upslope']}, {datetime.now(UTC):%Y-%m-%d %H:%M} UTC",
-        style=(assets / "page.css").read_text("utf-8"),
-        code=(assets / "page.js").read_text("utf-8"),
-        plotly=packed(script),
-        data=packed(json.dumps(figures.found, allow_nan=False, separators=(",", ":"))),
-    )
-
-
-def chip(run: int, name: str) -> str:
-    """A run in the legend; pressed, its curves disappear."""
-    line = DASHES[run // NUM_COLOURS % len(DASHES)].replace("dashdot", "dash")
-    style = {"solid": "solid", "dash": "dashed", "dot": "dotted"}[line]
-    mark = f'<i style="border-top:3px {style} var(--run-{run % NUM_COLOURS})"></i>'
-    return f'<button class="chip" data-run="{run}" aria-pressed="true">{mark}{escape(name)}</button>'
-
-
-def packed(text: str) -> str:
-    """gzip in base64: a third of the size, and free of anything that HTML could read."""
-    return base64.b64encode(gzip.compress(text.encode(), 6, mtime=0)).decode()
-
-
-def write_page(path: Path, html: str) -> Path:
-    """Write it whole or not at all."""
-    write_atomically(path, html.encode())
-    return path
