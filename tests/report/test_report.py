@@ -18,7 +18,7 @@ from upslope.analysis.records import read_record
 from upslope.cli.main import main
 from upslope.diagnosis import findings
 from upslope.learning import health as diagnostics
-from upslope.report import output
+from upslope.report import output as outputs
 from upslope.report import page as pages
 from upslope.report.output import page_path
 from upslope.report.page import unique_names, write_credit, write_report
@@ -169,7 +169,7 @@ def test_bad_input_is_refused(runs, tmp_path, monkeypatch):
     assert mine.read_text() == "<p>my own page</p>"
     with pytest.raises(upslope.UpslopeError, match="not a run directory"):
         write_credit(tmp_path / "nothing")
-    monkeypatch.setattr(output, "find_spec", lambda name: None)
+    monkeypatch.setattr(outputs, "find_spec", lambda name: None)
     refused(re.escape('pip install "upslope[report]"'), [runs[0]])
 
 

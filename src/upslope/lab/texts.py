@@ -1,4 +1,4 @@
-"""The words of the lab in each language, and how numbers are written."""
+"""The lab's texts in each language, and its numbers and formulas as text."""
 
 import math
 import re
@@ -11,13 +11,14 @@ import yaml
 
 from upslope.core.numbers import number, with_interval
 from upslope.lab.finding import Estimate, Interval
+from upslope.report.figures import Html
 
 Language = Literal["en", "zh"]
 
 
 @cache
 def texts(language: Language) -> dict[str, Any]:
-    """All words: of the page, of the curves, of each experiment."""
+    """All texts: of the page, of the curves, of each experiment."""
     return yaml.safe_load(resources.files("upslope.lab").joinpath(f"lab_{language}.yaml").read_text("utf-8"))
 
 
@@ -43,7 +44,7 @@ def typographic(number: str) -> str:
     return number.replace("-", "−").replace("e−0", "e−")
 
 
-def typeset(text: str) -> str:
+def typeset(text: str) -> Html:
     """Plain words → HTML: n^(−1/2) is raised, R_t lowered."""
     raised = re.sub(r"\^\(([^)]*)\)|\^(\w+)", lambda found: f"<sup>{found[1] or found[2]}</sup>", escape(text))
-    return re.sub(r"(?<=\w)_(\w+)", r"<sub>\1</sub>", raised)
+    return Html(re.sub(r"(?<=\w)_(\w+)", r"<sub>\1</sub>", raised))
