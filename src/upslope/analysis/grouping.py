@@ -34,7 +34,11 @@ class Member:
 
     @property
     def seeds(self) -> tuple[int, ...]:
-        return tuple(seed for record in self.records for seed in record.seeds)
+        return tuple(seed for _, seed in self.seeds_of_records())
+
+    def seeds_of_records(self) -> list[tuple[Record, int]]:
+        """Every seed with the run that it belongs to."""
+        return [(record, seed) for record in self.records for seed in record.seeds]
 
 
 def group(records: Sequence[Record]) -> tuple[list[Member], list[str]]:
@@ -151,10 +155,10 @@ def past_budget(environment: str, members: list[Member]) -> str:
 
 def unfinished(record: Record) -> str:
     """A run that was stopped before its budget was spent."""
-    if record.reached >= record.config.steps or record.config.data is not None:
+    if record.is_finished:
         return ""
     done = f"{record.reached:,} of {record.config.steps:,} steps"
-    return f"{record.path} is not finished: {done}. Go on with it: upslope resume {record.path}"
+    return f"{record.path} is not finished: {done}. Continue it: upslope resume {record.path}"
 
 
 def mixed_versions(records: list[Record], package: str) -> str:

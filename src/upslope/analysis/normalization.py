@@ -9,7 +9,6 @@ import numpy as np
 
 from upslope.analysis.across_environments import mean_estimate, profile, stratified_iqm, stratified_mean
 from upslope.analysis.comparison import Aggregate, Group, Improvement, Profile, Reference
-from upslope.analysis.statistics import probability_of_improvement
 from upslope.config.config import Config
 from upslope.core.messages import COMPILED_PREFIX
 from upslope.errors import UpslopeError
@@ -139,7 +138,7 @@ def improvements_over(labels: Sequence[str], groups: Sequence[Group], environmen
     found = []
     for a, b in combinations(labels, 2):
         pairs = [(one(groups, a, environment), one(groups, b, environment)) for environment in environments]
-        parts = [probability_of_improvement(x.scores, y.scores) for x, y in pairs]
+        parts = [x.beats(y) for x, y in pairs]
         is_paired = all(sorted(x.seeds) == sorted(y.seeds) for x, y in pairs)
         found.append(Improvement(a, b, tuple(environments), mean_estimate(parts), is_paired))
     return found

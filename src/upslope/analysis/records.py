@@ -54,6 +54,16 @@ class Record:
         """The step to which every seed has got; 0 where one has no row yet."""
         return int(np.fmax.reduce(self.steps, axis=1, initial=0).min())
 
+    @property
+    def spent(self) -> int:
+        """The steps of its budget that every seed has spent. A run on recorded data spends all of it."""
+        return self.config.steps if self.config.data is not None else min(self.config.steps, self.reached)
+
+    @property
+    def is_finished(self) -> bool:
+        """Whether every seed has spent its budget."""
+        return self.spent >= self.config.steps
+
     @cached_property
     def evaluations(self) -> np.ndarray:
         """Evaluation episodes: a structured array with the columns of evaluation.csv; empty where there are none."""

@@ -49,13 +49,14 @@ def write_report(
     plotly_script()  # its absence is told before anything is read
     records, left_out = read_records(runs)
     names = unique_names(records)
+    called = {record.path: name for record, name in zip(records, names, strict=True)}
     missing = add_credit([record.path for record in records]) if credit else []
     comparison, warnings = compared(records, score, normalize)
     figures = Figures()
     # In the order of the page, which is that of the figures.
     parts = {
         "learning": learning_part(figures, records, names),
-        "comparison": comparison_part(figures, comparison) if comparison else None,
+        "comparison": comparison_part(figures, comparison, called) if comparison else None,
         "evaluation": evaluation_part(figures, records, names),
         "health": [(name, diagnosis_of(record)) for name, record in zip(names, records, strict=True)],
         "settings": settings_part(records, names),

@@ -2,6 +2,7 @@
 
 from collections.abc import Sequence
 from html import escape
+from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -34,13 +35,17 @@ def estimate(x: Estimate, spread: float = np.nan) -> str:
     return Html(f"{value} <small>{interval}</small>")
 
 
-def comparison_part(figures: Figures, comparison: Comparison) -> dict[str, Any]:
-    """Scores with intervals, drawn and in numbers, and who beats whom; one part for each environment."""
+def comparison_part(figures: Figures, comparison: Comparison, names: dict[Path, str]) -> dict[str, Any]:
+    """Scores with intervals, drawn and in numbers, and who beats whom; one part for each environment.
+
+    A group of one run has the run's name, and several runs together the label of the comparison.
+    """
     parts = []
     for environment in dict.fromkeys(g.environment for g in comparison.groups):
         groups = [g for g in comparison.groups if g.environment == environment]
-        pairs = improvement_table(comparison, [g.label for g in groups], (environment,))
-        drawn = {"figure": score_figure(figures, groups), "scores": score_table(groups), "pairs": pairs}
+        called = {g.label: names[g.runs[0]] if len(g.runs) == 1 else g.label for g in groups}
+        pairs = improvement_table(comparison, called, (environment,))
+        drawn = {"figure": score_figure(figures, groups, called), "scores": score_table(groups, called), "pairs": pairs}
         parts.append({"environment": environment, **drawn})
     overall = overall_part(figures, comparison) if comparison.aggregates else None
     return {"score": comparison.score, "environments": parts, "overall": overall}
@@ -50,7 +55,7 @@ def overall_part(figures: Figures, comparison: Comparison) -> dict[str, Any]:
     """All environments together, in normalised scores: aggregates, who beats whom, performance profiles."""
     rows = [[a.label, estimate(a.mean, HUNDREDTHS), estimate(a.iqm, HUNDREDTHS)] for a in comparison.aggregates]
     environments = tuple(r.environment for r in comparison.references)
-    labels = [a.label for a in comparison.aggregates]
+    labels = {a.label: a.label for a in comparison.aggregates}
     return {
         "meaning": [
             f"in {r.environment} 0 is {number(r.zero)} and 1 is {number(r.one)} ({r.source})"
@@ -81,11 +86,11 @@ def profile_figure(figures: Figures, comparison: Comparison) -> Html:
     return figures.add(traces, layout, height=380, label="Performance profiles over all environments")
 
 
-def score_figure(figures: Figures, groups: Sequence[Group]) -> Html:
+def score_figure(figures: Figures, groups: Sequence[Group], called: dict[str, str]) -> Html:
     """Each seed a point, the mean a bar with its interval. One seed is a point without a bar."""
     traces: list[dict[str, Any]] = []
     for place, group in enumerate(groups):
-        shown = {"type": "scatter", "showlegend": False, "name": escape(group.label), "mode": "markers"}
+        shown = {"type": "scatter", "showlegend": False, "name": escape(called[group.label]), "mode": "markers"}
         seeds = {"x": typed(group.scores), "y": [place] * len(group.scores), "text": [f"seed {s}" for s in group.seeds]}
         marker = {"color": "@ink/0.35", "size": 7}
         traces.append({**shown, **seeds, "marker": marker, "hovertemplate": "%{text}: %{x:.5~g}"})
@@ -97,7 +102,7 @@ def score_figure(figures: Figures, groups: Sequence[Group]) -> Html:
             mean["error_x"] = {"type": "data", "array": [up], "color": "@ink", "thickness": 2}
         marker = {"symbol": "line-ns", "size": 18, "line": {"width": 3, "color": "@ink"}}
         traces.append({**shown, **mean, "marker": marker, "hovertemplate": "mean %{x:.5~g}"})
-    ticks = {"tickvals": list(range(len(groups))), "ticktext": [escape(g.label) for g in groups]}
+    ticks = {"tickvals": list(range(len(groups))), "ticktext": [escape(called[g.label]) for g in groups]}
     layout = {
         "xaxis": axis("score (reward)", **without_spread(np.concatenate([g.scores for g in groups]))),
         "yaxis": {**ticks, "range": [len(groups) - 0.5, -0.5], "fixedrange": True},
@@ -115,30 +120,32 @@ def without_spread(scores: np.ndarray) -> dict[str, Any]:
     return {"range": [value - margin, value + margin], "tickvals": [value], "ticktext": [number(value)]}
 
 
-def score_table(groups: Sequence[Group]) -> Table:
+def score_table(groups: Sequence[Group], called: dict[str, str]) -> Table:
     """Mean, interquartile mean, median, and how early it learned. The mean is first: a phone shows no more."""
     known = [g.efficiency for g in groups if g.efficiency]
     early = [Html(f"return at<br>{steps:,} steps") for steps in known[0].steps] if known else []
     head = ["", "mean", "IQM", "median", "seeds", Html("budget<br>(steps)"), *early, Html("area /<br>length")]
     rows = []
     for g in groups:
-        cells = [g.label, estimate(g.mean), estimate(g.iqm), estimate(g.median), str(len(g.seeds)), f"{g.budget:,}"]
+        planned = g.settings["steps"]
+        budget = f"{g.budget:,}" if g.budget == planned else Html(f"{g.budget:,}<br>of {planned:,}")
+        cells = [called[g.label], estimate(g.mean), estimate(g.iqm), estimate(g.median), str(len(g.seeds)), budget]
         cells += [estimate(e) for e in g.efficiency.at] if g.efficiency else [UNKNOWN] * len(early)
         rows.append([*cells, estimate(g.efficiency.area) if g.efficiency else UNKNOWN])
     return Table(head, rows)
 
 
-def improvement_table(comparison: Comparison, labels: Sequence[str], environments: tuple[str, ...]) -> Table | None:
-    """P(a seed of the row scores higher than one of the column); None for a single label."""
-    if len(labels) < 2:
+def improvement_table(comparison: Comparison, called: dict[str, str], environments: tuple[str, ...]) -> Table | None:
+    """P(a seed of the row scores higher than one of the column), by label; None for a single label."""
+    if len(called) < 2:
         return None
     cells: dict[tuple[str, str], str] = {}
     for found in comparison.improvements:
         if found.environments == environments:
             cells[found.label, found.other] = estimate(found.probability, HUNDREDTHS)
             cells.setdefault((found.other, found.label), estimate(turned(found.probability), HUNDREDTHS))
-    rows = [[a, *(cells.get((a, b), "") for b in labels)] for a in labels]
-    return Table(["", *labels], rows, "Probability that a seed of the row beats one of the column")
+    rows = [[called[a], *(cells.get((a, b), "") for b in called)] for a in called]
+    return Table(["", *called.values()], rows, "Probability that a seed of the row beats one of the column")
 
 
 def turned(p: Estimate) -> Estimate:
