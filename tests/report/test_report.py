@@ -307,6 +307,21 @@ def test_a_browser_draws_every_chart_without_an_error_or_the_network(driver, rep
     assert ink == {"light": "rgba(28,28,30,1)", "dark": "rgba(236,236,240,1)"}[theme]
 
 
+def test_tables_of_nine_runs_fit_a_desk(driver, tmp_path):
+    """With negative intervals and long names; on a phone they scroll, and the page itself does not."""
+    runs = [
+        write_run(tmp_path, f"a name of many words {k}", steps=6000, gamma=0.9 + k / 100, hidden_sizes=(64, 64, 64, 64),
+                  episodes={s: [(1000 * e, -1234.5 * k + 99 * s * e) for e in range(1, 6)] for s in range(5)})
+        for k in range(9)
+    ]  # fmt: skip
+    page = write_report(runs, tmp_path / "nine.html")
+    opened(driver, page, 1280)
+    assert driver.execute_script(TOO_WIDE) == []
+    opened(driver, page, PHONE)
+    assert driver.execute_script("return document.documentElement.scrollWidth") <= PHONE
+    assert "comparison" in driver.execute_script(TOO_WIDE)
+
+
 def test_a_chart_shows_the_numbers_of_the_run(driver, report, runs):
     opened(driver, report, DESK)
     drawn = driver.execute_script(

@@ -1,4 +1,4 @@
-"""Play an episode of a trained agent, and weigh every action of it by every estimator."""
+"""Play an episode of a trained agent, and weigh each of its actions by every estimator."""
 
 from pathlib import Path
 from typing import Any
@@ -24,7 +24,7 @@ from upslope.runs.policy import Which, load_agents
 
 
 def estimators_for(config: Config) -> dict[str, Estimator]:
-    """The library's estimators in the ladder's order, with the run's λ, and with its n where that is another one."""
+    """The library's estimators in the ladder's order, with the run's λ and, where it uses n-step returns, its n."""
     steps = sorted({1, 5, config.n} if config.estimator == "n_step" else {1, 5})
     several = [NStep(n) for n in steps]
     estimators = [TotalReturn(), RewardToGo(), Baseline(), *several, GAE(config.lambda_)]
@@ -47,7 +47,7 @@ def own_label(config: Config) -> str | None:
 def weigh_all(
     estimators: dict[str, Estimator], rollout: Rollout, values: Values | None, gamma: float
 ) -> dict[str, np.ndarray]:
-    """Estimator → Ψ [T, N]; without values only the estimators that need none."""
+    """Estimator → Ψ [T, N]. Without values, only the estimators that need no critic."""
     nothing = jnp.zeros(rollout.reward.shape)
     given = values or Values(nothing, nothing)
     usable = {name: e for name, e in estimators.items() if values is not None or not e.needs_critic}
@@ -59,16 +59,16 @@ def weigh_all(
 def credit_of(
     run: str | Path, *, seed: int | None = None, episode_seed: int = 0, checkpoint: Which = "last"
 ) -> EpisodeCredit:
-    """Play one fresh episode of a run's agent, its actions sampled as in training, and weigh every action of it.
+    """Play one fresh episode of a run's agent, with actions sampled as in training, and weigh each action.
 
     Args:
         run: the run directory.
         seed: which of its seeds; by default the first.
-        episode_seed: another number gives another episode.
+        episode_seed: each number gives another episode.
         checkpoint: `last` or `best`.
 
     Raises:
-        UpslopeError: no such run, seed or checkpoint, or the environment cannot be made.
+        UpslopeError: the run, seed or checkpoint does not exist, or the environment cannot be made.
     """
     fresh(episode_seed=episode_seed)
     directory = RunDirectory(run)
@@ -77,15 +77,16 @@ def credit_of(
     seed = config.seed if seed is None else seed
     if seed not in seeds:
         raise UpslopeError(f"{run} has no seed {seed}; it has {seeds[0]} to {seeds[-1]}.")
-    world = make(config.environment, config.env_kwargs, config.max_episode_steps)
-    with computing(on_host=isinstance(world, HostEnvironment)):
+    environment = make(config.environment, config.env_kwargs, config.max_episode_steps)
+    with computing(on_host=isinstance(environment, HostEnvironment)):
         agents, _ = load_agents(directory, config, checkpoint)
         agent: Agent = jax.tree.map(lambda x: x[seeds.index(seed)], agents)
         pictures = Pictures()
-        played = watched(config, world, pictures) if isinstance(world, HostEnvironment) else world
+        is_host = isinstance(environment, HostEnvironment)
+        played = watched(config, environment, pictures) if is_host else environment
         rollout = play(config, played, agent, seed, episode_seed)
-        if not isinstance(world, HostEnvironment):
-            draw_compiled(config, world, rollout, pictures)
+        if not is_host:
+            draw_compiled(config, environment, rollout, pictures)
         has_critic = bool(directory.read()["axes"].get("needs_critic", True))
         values = values_of(agent, rollout) if has_critic else None
         return EpisodeCredit(
@@ -109,24 +110,24 @@ def credit_of(
         )
 
 
-def play(config: Config, world: Any, agent: Agent, seed: int, episode_seed: int) -> Rollout:
+def play(config: Config, environment: Any, agent: Agent, seed: int, episode_seed: int) -> Rollout:
     """One whole episode [T, 1] without padding."""
     alone = RunSeeds(config, (seed,))
     stacked = jax.tree.map(lambda x: x[None], agent)
     offset = EVALUATION_SEED * (1 + episode_seed)
-    rollout = take(next(iter(episodes_of(alone, world, stacked, "stochastic", 1, offset))), 0)
+    rollout = take(next(iter(episodes_of(alone, environment, stacked, "stochastic", 1, offset))), 0)
     length = int(np.asarray(rollout.valid).sum())
     return host_rollout({name: np.asarray(x)[:length] for name, x in rollout._asdict().items()})
 
 
 def values_of(agent: Agent, rollout: Rollout) -> Values:
-    """The critic's values in the world's units of reward; the learner's are scaled."""
+    """The critic's values in the environment's units of reward; the learner scales them."""
     scale = agent.reward_scale()
     return Values(*(v / scale for v in evaluate(agent, jax.tree.map(jnp.asarray, rollout))))
 
 
 def describe(policy: Distribution) -> dict[str, np.ndarray]:
-    """The parameters of π(·|s_t) that a person reads, each [T, …]."""
+    """The parameters of π(·|s_t) that a page shows, each [T, …]."""
     if isinstance(policy, DiagonalGaussian):
         return {"mean": np.asarray(policy.mean), "std": np.asarray(jnp.exp(policy.log_std))}
     if isinstance(policy, Categorical):

@@ -46,11 +46,11 @@ def unfinished_of(members: Sequence[Member]) -> dict[str, list[str]]:
 
 
 def scorable(records: Sequence[Record], score: Score) -> tuple[list[Record], list[str]]:
-    """Runs that can be judged in the same way, and a warning for each left out: one that learned from recorded data has
+    """The runs that can be judged in the same way, and a warning for each that is left out: a run on recorded data has
     no training episodes.
 
     Raises:
-        UpslopeError: none is left.
+        UpslopeError: no run is left.
     """
     if score in ("stochastic", "deterministic"):
         return list(records), []
@@ -71,11 +71,11 @@ def scorable(records: Sequence[Record], score: Score) -> tuple[list[Record], lis
 def scores_of(members: Sequence[Member], score: Score = "auto") -> Scores:
     """Score every seed of every group in the same way.
 
-    `auto` takes evaluation episodes of the stochastic policy, the one that was trained, by the last checkpoint, where
-    all runs have them, and else the end of training.
+    `auto` takes evaluation episodes of the stochastic policy, which was trained, by the last checkpoint, where all runs
+    have them, and otherwise the last training episodes.
 
     Raises:
-        UpslopeError: a run does not have what was asked for.
+        UpslopeError: a run does not have the episodes that were asked for.
     """
     records = [record for member in members for record in member.records]
     without = [r for r in records if not is_evaluated(r, "stochastic" if score == "auto" else score)]

@@ -1,4 +1,4 @@
-"""One batch used many times: plain policy gradient breaks, a KL penalty and clipping mend it."""
+"""One batch used many times: the plain policy gradient fails, a KL penalty or clipping prevents that."""
 
 from collections.abc import Sequence
 from functools import partial
@@ -13,17 +13,17 @@ from upslope.lab.finding import ABOVE_ZERO, BELOW_ZERO, Finding, Line, Outcome, 
 from upslope.lab.play import OneOf, side_by_side, small_task, train_and_watch
 
 OBJECTIVES: dict[str, Objective] = {"plain": PolicyGradient(), "kl": KLPenalty(1.0, 0.01), "clip": Clip(0.2)}
-WORLD = gridworld(4, 4, step_cost=0.05, slip=0.2, max_episode_steps=50)
+MAZE = gridworld(4, 4, step_cost=0.05, slip=0.2, max_episode_steps=50)
 
 
 def trained(epochs: int, seeds: Sequence[int], iterations: int) -> Float[np.ndarray, "2 K S"]:
-    """By each objective, each seed's exact expected return after training, and its mean KL of an update."""
+    """Each seed's exact expected return after training with each objective, and the mean KL of its updates."""
     every = OneOf(tuple(OBJECTIVES.values()))
     task = small_task(
-        WORLD, GAE(0.95), every, epochs=epochs, critic_epochs=8, normalize_advantage=True, num_envs=8
+        MAZE, GAE(0.95), every, epochs=epochs, critic_epochs=8, normalize_advantage=True, num_envs=8
     )  # fmt: skip
     policies, metrics = train_and_watch(task, seeds, iterations)
-    returns = [WORLD.expected_return(policy[-1], 1.0, WORLD.max_episode_steps) for policy in policies]
+    returns = [MAZE.expected_return(policy[-1], 1.0, MAZE.max_episode_steps) for policy in policies]
     found = np.array([returns, np.mean(metrics["policy/kl"], axis=1)])
     return found.reshape(2, len(OBJECTIVES), len(seeds))
 

@@ -29,9 +29,9 @@ from upslope.learning.update import effective_sample_size
 CARP, BASS, OTHER = 0, 1, 2
 LAKE_A = np.array([0.1, 0.4, 0.5])
 LAKE_B = np.array([0.5, 0.1, 0.4])
-"""The lecture gives carp and bass; the rest are other fish."""
+"""The lecture gives the shares of carp and bass; the rest are other fish."""
 KILOGRAMS = np.array([1.0, 3.0, 2.0])
-"""Lake B's fish are mostly small."""
+"""Kilograms of a carp, a bass and another fish. Lake B has mostly small fish."""
 
 
 def exam() -> Tabular:
@@ -141,7 +141,7 @@ def tails(seed: int, deviation: float, sizes: list[int], repetitions: int) -> Fl
 
 
 def importance(seed: int = 0, repetitions: int = 320, largest: int = 2048) -> Outcome:
-    """Weights p/q mend a wrong sampling distribution, until the distributions part."""
+    """Weights p/q correct a wrong sampling distribution, as long as the distributions are similar."""
     plain, weighted = lakes(seed, repetitions, largest)
     truth = float(LAKE_A @ KILOGRAMS)
     distances = [0.25, 0.5, 1.0, 1.5, 2.0, 2.5, 3.0]

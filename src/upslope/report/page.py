@@ -23,7 +23,7 @@ from upslope.runs.directory import RunDirectory
 
 REPORT_PICTURES, CREDIT_PICTURES = 1_200_000, 2_500_000
 """Bytes of pictures in a page, all runs together."""
-LINE_STYLES = dict(zip(DASHES, ("solid", "dashed", "dotted", "dashed"), strict=True))
+LINE_STYLES: dict[str, str] = dict(zip(DASHES, ("solid", "dashed", "dotted", "dashed"), strict=True))
 """The style of a line in CSS for each of Plotly's dashes."""
 
 
