@@ -12,13 +12,7 @@ from upslope.analysis.grouping import Member, environments_of, group, settings_o
 from upslope.analysis.normalization import Normalize, normalised
 from upslope.analysis.records import Record, read_records
 from upslope.analysis.scores import Score, Scores, common_budget, scorable, scores_of
-from upslope.analysis.statistics import (
-    agreement,
-    iqm_of,
-    mean_of,
-    median_of,
-    returns_at,
-)
+from upslope.analysis.statistics import agreement, iqm_of, mean_of, median_of, returns_at
 from upslope.config.coercion import coerce
 
 AREA_POINTS = 200

@@ -12,16 +12,7 @@ from scipy.special import softmax
 from upslope.core.estimators import GAE, Baseline, NStep
 from upslope.core.types import Rollout
 from upslope.environments.tabular import Tabular, gridworld
-from upslope.lab.finding import (
-    ABOVE_ZERO,
-    BELOW_ZERO,
-    Finding,
-    Line,
-    Outcome,
-    Panel,
-    exactly,
-    mean_of,
-)
+from upslope.lab.finding import ABOVE_ZERO, BELOW_ZERO, Finding, Line, Outcome, Panel, exactly, mean_of
 from upslope.lab.play import credits_of, play, size_of, table_agent
 from upslope.models.agent import Agent
 

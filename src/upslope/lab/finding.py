@@ -63,6 +63,17 @@ class Panel:
     is_points: bool = False
 
 
+def with_intervals(name: str, x: Sequence[Any], estimates: Sequence[Estimate]) -> Line:
+    """A line through estimates, with their intervals as its band."""
+    low, high = zip(*(e.interval for e in estimates), strict=True)
+    return Line(name, x, [e.value for e in estimates], low, high)
+
+
+def against_theory(name: str, measured: Line, theory: Sequence[float] | np.ndarray, **axes: bool) -> Panel:
+    """A panel with a measured line, and what theory predicts at the same x."""
+    return Panel(name, (measured, Line("theory", measured.x, theory, is_reference=True)), **axes)
+
+
 @dataclass(frozen=True)
 class Outcome:
     """The result of an experiment."""

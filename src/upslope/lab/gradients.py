@@ -17,11 +17,13 @@ from upslope.lab.finding import (
     Line,
     Outcome,
     Panel,
+    against_theory,
     around,
     mean_of,
     power_law,
     ratio_of,
     root_mean_square,
+    with_intervals,
 )
 from upslope.lab.play import credits_of, episode_gradients, play, size_of, table_agent
 from upslope.models.agent import Agent
@@ -78,12 +80,7 @@ def gradient(
         ),
         panels=(
             Panel("components", (shown, Line("equal", ends, ends, is_reference=True)), is_points=True),
-            Panel(
-                "errors",
-                (Line("measured", sizes, rms), Line("theory", sizes, theory, is_reference=True)),
-                log_x=True,
-                log_y=True,
-            ),
+            against_theory("errors", Line("measured", sizes, rms), theory, log_x=True, log_y=True),
         ),
         numbers={"episodes": len(each), "largest": largest, "repetitions": repetitions, "components": len(exact)},
     )
@@ -114,7 +111,6 @@ def variance(seed: int = 0, episodes: int = 40_000, gamma: float = 0.8) -> Outco
         for name, other in (("to_go", "total"), ("discounted", "to_go"), ("baseline", "to_go"))
     }
     names = list(found)
-    low, high = zip(*(bias[name].interval for name in names), strict=True)
     return Outcome(
         findings=(
             *(Finding(f"{name}_cuts", ratio_of(cut), (-math.inf, 1.0)) for name, cut in cuts.items()),
@@ -123,7 +119,7 @@ def variance(seed: int = 0, episodes: int = 40_000, gamma: float = 0.8) -> Outco
         ),
         panels=(
             Panel("noise", (Line("variance", names, [noise[name].mean() for name in names]),), is_bars=True),
-            Panel("bias", (Line("along", names, [bias[name].value for name in names], low, high),), is_bars=True),
+            Panel("bias", (with_intervals("along", names, list(bias.values())),), is_bars=True),
         ),
         numbers={"episodes": episodes, "gamma": gamma},
     )

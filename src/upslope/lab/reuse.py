@@ -9,7 +9,7 @@ from jaxtyping import Float
 from upslope.core.estimators import GAE
 from upslope.core.objectives import Clip, KLPenalty, Objective, PolicyGradient
 from upslope.environments.tabular import gridworld
-from upslope.lab.finding import ABOVE_ZERO, BELOW_ZERO, Finding, Line, Outcome, Panel, mean_of
+from upslope.lab.finding import ABOVE_ZERO, BELOW_ZERO, Finding, Line, Outcome, Panel, mean_of, with_intervals
 from upslope.lab.play import OneOf, side_by_side, small_task, train_and_watch
 
 OBJECTIVES: dict[str, Objective] = {"plain": PolicyGradient(), "kl": KLPenalty(1.0, 0.01), "clip": Clip(0.2)}
@@ -34,6 +34,7 @@ def reuse(seed: int = 0, seeds: int = 16, epochs: Sequence[int] = (1, 8, 48), it
     found = np.array(side_by_side([partial(trained, count, each, iterations) for count in epochs]))
     first, last = 0, -1
     returns, divergence = (dict(zip(OBJECTIVES, found[:, k].swapaxes(0, 1), strict=True)) for k in (0, 1))
+    banded = [with_intervals(name, epochs, [mean_of(row) for row in values]) for name, values in returns.items()]
     return Outcome(
         findings=(
             Finding("breaks", mean_of(returns["plain"][last] - returns["plain"][first]), BELOW_ZERO),
@@ -44,7 +45,7 @@ def reuse(seed: int = 0, seeds: int = 16, epochs: Sequence[int] = (1, 8, 48), it
             Finding("pays", mean_of(returns["clip"][last] - returns["clip"][first]), ABOVE_ZERO),
         ),
         panels=(
-            Panel("returns", tuple(banded(name, epochs, values) for name, values in returns.items()), log_x=True),
+            Panel("returns", tuple(banded), log_x=True),
             Panel(
                 "divergence",
                 tuple(Line(name, epochs, values.mean(axis=1)) for name, values in divergence.items()),
@@ -54,10 +55,3 @@ def reuse(seed: int = 0, seeds: int = 16, epochs: Sequence[int] = (1, 8, 48), it
         ),
         numbers={"seeds": seeds, "most": max(epochs), "iterations": iterations, "samples": 8 * 32},
     )
-
-
-def banded(name: str, x: Sequence[int], values: Float[np.ndarray, "K S"]) -> Line:
-    """The mean over seeds with its interval."""
-    estimates = [mean_of(row) for row in values]
-    low, high = zip(*(e.interval for e in estimates), strict=True)
-    return Line(name, x, [e.value for e in estimates], low, high)

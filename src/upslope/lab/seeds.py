@@ -9,7 +9,17 @@ from jaxtyping import Float
 from scipy.stats import norm
 
 from upslope.lab.credit import ESTIMATORS, learn
-from upslope.lab.finding import ABOVE_ZERO, BELOW_ZERO, Estimate, Finding, Line, Outcome, Panel, difference_of
+from upslope.lab.finding import (
+    ABOVE_ZERO,
+    BELOW_ZERO,
+    Estimate,
+    Finding,
+    Line,
+    Outcome,
+    Panel,
+    against_theory,
+    difference_of,
+)
 from upslope.lab.play import side_by_side
 
 LENGTH = 8
@@ -63,10 +73,7 @@ def seeds(
             Finding("many_seeds", Estimate(rate[-1] - rate[0], (fall[0], fall[1])), BELOW_ZERO),
         ),
         panels=(
-            Panel(
-                "wrong",
-                (Line("measured", counts, rate, low, high), Line("theory", counts, theory, is_reference=True)),
-            ),
+            against_theory("wrong", Line("measured", counts, rate, low, high), theory),
             Panel("pools", (Line("baseline", *histogram(better)), Line("to_go", *histogram(worse))), is_bars=True),
         ),
         numbers={"pool": pool, "episodes": 8 * iterations, "length": LENGTH, "most": max(counts)},

@@ -10,7 +10,7 @@ from upslope.config.config import configure
 from upslope.config.task import objective_of, task_of
 from upslope.engines.compiled import CompiledEngine
 from upslope.environments.classic.pendulum import Pendulum
-from upslope.lab.finding import ABOVE_ZERO, Finding, Line, Outcome, Panel, difference_of, mean_of
+from upslope.lab.finding import ABOVE_ZERO, Finding, Line, Outcome, Panel, difference_of, mean_of, with_intervals
 from upslope.lab.play import OneOf
 
 
@@ -85,7 +85,6 @@ def table1(seed: int = 0, seeds: int = 24, steps: int = 40_960, names: Sequence[
     found = dict(zip(names, normalise(last, float(first.mean())), strict=True))
     paper = [SURROGATES[name].paper for name in names]
     estimates = [mean_of(found[name]) for name in names]
-    low, high = zip(*(e.interval for e in estimates), strict=True)
     return Outcome(
         findings=(
             *(
@@ -99,7 +98,7 @@ def table1(seed: int = 0, seeds: int = 24, steps: int = 40_960, names: Sequence[
             Panel(
                 "scores",
                 (
-                    Line("measured", names, [e.value for e in estimates], low, high),
+                    with_intervals("measured", names, estimates),
                     Line("paper", names, paper, is_reference=True),
                 ),
                 is_bars=True,
