@@ -8,12 +8,15 @@ from functools import cache
 from pathlib import Path
 from typing import Any
 
+from plotly.io import to_html
 from plotly.offline import get_plotlyjs
 
 from upslope.lab.experiments import EXPERIMENTS
 from upslope.lab.finding import Estimate, Finding, Line, Outcome, Panel
-from upslope.lab.page import plot, row
-from upslope.lab.texts import texts, typeset
+from upslope.lab.page import experiment_view
+from upslope.lab.texts import texts
+from upslope.report.figures import Html
+from upslope.report.output import templates
 
 STORED = Path(__file__).resolve().parents[2] / "benchmarks" / "results" / "lab.json"
 SCRIPT = "assets/plotly.min.js"
@@ -29,18 +32,20 @@ def section(name: str, language: str = "en") -> str:
     if name not in [experiment.name for experiment in EXPERIMENTS]:
         raise LookupError(f'the lab has no experiment "{name}"')
     words: dict[str, Any] = texts(language)  # type: ignore[arg-type]  # both languages have pages
-    mine = words["experiments"][name]
-    head = f"## {HEADING[language]}{mine['title']}\n\n"
+    head = f"## {HEADING[language]}{words['experiments'][name]['title']}\n\n"
     outcome = stored().get(name)
     if outcome is None:
         return head + NOT_STORED[language].format(name=name) + "\n"
-    rows = "".join(row(finding, outcome, mine, words["page"]) for finding in outcome.findings)
-    places = range(len(outcome.panels))
-    plots = "".join(f"<div>{plot(name, place, outcome, mine, words)}</div>" for place in places)
-    asks = typeset(mine["asks"].format(**outcome.numbers))
-    shown = f'<p>{asks}</p><div class="findings">{rows}</div><div class="plots">{plots}</div>'
+    view = experiment_view(name, outcome, words, plot)
+    shown = str(templates("upslope.lab").get_template("lab_parts.html").module.findings(view))
     # A blank line would end the HTML block.
     return head + f'<div class="lab">{" ".join(shown.split())}</div>\n'
+
+
+def plot(name: str, figure: dict[str, Any]) -> Html:
+    """One figure as HTML, with a fixed name, so that the same findings give the same page."""
+    options = {"displayModeBar": False, "responsive": True}
+    return Html(to_html(figure, full_html=False, include_plotlyjs=False, config=options, div_id=name))
 
 
 @cache

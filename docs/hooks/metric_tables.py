@@ -12,13 +12,10 @@ from typing import NamedTuple
 
 import yaml
 
-from upslope.analysis.explanation import Explanation
-from upslope.analysis.health_metrics import HEALTH
-from upslope.analysis.metrics import METRICS
+from upslope.analysis.metrics import EXPLANATIONS, Explanation
 
 RULES = Path(__file__).resolve().parents[2] / "src" / "upslope" / "diagnosis"
 OTHERWISE: dict[str, str] = yaml.safe_load(Path(__file__).with_name("advice.yaml").read_text("utf-8"))
-KNOWN = METRICS | HEALTH
 DERIVED = {
     "relative entropy": "policy/entropy",
     "σ in half ranges": "policy/entropy",
@@ -113,7 +110,7 @@ def metrics_in(*nodes: ast.AST) -> frozenset[str]:
     constants = (n.value for node in nodes for n in ast.walk(node) if isinstance(n, ast.Constant))
     found = {name for name in constants if isinstance(name, str)}
     full = {x for name in found for x in (name, f"health/{name}", DERIVED.get(name, ""))}
-    return frozenset(full & KNOWN.keys())
+    return frozenset(full & EXPLANATIONS.keys())
 
 
 def part_in_words(part: ast.expr) -> str:

@@ -40,8 +40,8 @@ if TYPE_CHECKING:
     from upslope.environments.base import CompiledEnvironment as CompiledEnvironment
     from upslope.environments.registry import make as make
     from upslope.errors import UpslopeError as UpslopeError
-    from upslope.lab.race import Ladder as Ladder
-    from upslope.lab.race import ladder as ladder
+    from upslope.lab.ladder import Ladder as Ladder
+    from upslope.lab.ladder import ladder as ladder
     from upslope.runs.evaluation import Evaluation as Evaluation
     from upslope.runs.evaluation import evaluate as evaluate
     from upslope.runs.evaluation import record as record
@@ -63,7 +63,7 @@ ROOMS = {
     "core.objectives": ("Clip", "ImportanceSampled", "KLPenalty", "Objective", "PolicyGradient", "Sample"),
     "runs.policy": ("Policy", "load"),
     "diagnosis.probe": ("Probed", "probe"),
-    "lab.race": ("Ladder", "ladder"),
+    "lab.ladder": ("Ladder", "ladder"),
     "core.types": ("Credit", "Rollout", "Transition", "Values"),
 }
 """Where each public name lives."""

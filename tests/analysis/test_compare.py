@@ -141,6 +141,34 @@ def test_a_run_that_is_not_finished_is_told(run_of):
     assert warned(found, "not finished: 40 of 100") and found.groups[0].efficiency.steps[-1] == 40
 
 
+def test_an_unfinished_run_is_judged_at_the_budget_that_all_have_spent(run_of):
+    """By 40 steps the unfinished run is ahead, 5 to 1; at their ends it is behind, 5 to 9."""
+    half = run_of("half", episodes=ending(5, 5, 6, step=40), steps=100, reached=40)
+    whole = run_of("whole", episodes={s: [(30, 1.0 + s), (100, 9.0)] for s in range(3)}, steps=100, algorithm="a2c")
+    found = upslope.compare([half, whole])
+    assert [g.scores.tolist() for g in found.groups] == [[5, 5, 6], [1, 2, 3]]
+    assert [g.budget for g in found.groups] == [40, 40]
+    (pair,) = found.improvements
+    assert (pair.label, pair.other, pair.probability.value) == ("ppo", "a2c", 1.0)
+    assert warned(found, "not every run in CartPole-v1 is finished", "within 40 steps")
+    # Alone it is judged by all that it has.
+    alone = upslope.compare([half])
+    assert alone.groups[0].budget == 40 and not warned(alone, "not every run")
+
+
+def test_an_evaluation_before_the_end_gives_no_probability(run_of):
+    rows = [[evaluation(s, score + s) for s in range(3)] for score in (5.0, 9.0, 2.0)]
+    half = run_of("half", episodes=ending(1, 2, 3, step=40), steps=100, reached=40, evaluations=rows[0])
+    whole = run_of("whole", episodes=ending(1, 2, 3), steps=100, algorithm="a2c", evaluations=rows[1])
+    third = run_of("third", episodes=ending(1, 2, 3), steps=100, algorithm="gae", evaluations=rows[2])
+    found = upslope.compare([half, whole, third])
+    pairs = {(i.label, i.other): i.probability.value for i in found.improvements}
+    assert math.isnan(pairs["a2c", "ppo"]) and math.isnan(pairs["ppo", "gae"]) and pairs["a2c", "gae"] == 1.0
+    assert [g.budget for g in found.groups] == [40, 100, 100]
+    assert warned(found, "ppo on CartPole-v1: evaluated before the budget was spent", "--score training")
+    assert not warned(upslope.compare([whole, third]), "evaluated before")
+
+
 @pytest.mark.parametrize("package", ["jax", "upslope", "gymnasium", "machine"])
 def test_mixed_versions_are_told(run_of, package):
     a = run_of("a", episodes=ending(1, 2, 3, 4, 5), steps=100)
@@ -219,7 +247,7 @@ def test_the_table_and_the_json_say_the_same(run_of, capsys):
     main(["compare", *runs, "--normalize", "range"])
     shown = capsys.readouterr().out
     for words in (
-        "300.0 ± 496.8",
+        "300 ± 497",
         "CartPole-v1 · scores",
         "0.75 ±",
         "! ",

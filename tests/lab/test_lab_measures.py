@@ -110,13 +110,13 @@ def test_returns_after_reuse_are_those_of_the_finished_policies(monkeypatch):
     policies = softmax(np.array([logits[k % 4] for k in range(6)]), axis=-1)
     monkeypatch.setattr(reuse, "train_and_watch", lambda *_: (policies, {"policy/kl": np.ones((6, 2))}))
     returns = reuse.trained(1, range(2), 2)[0]
-    uniform = reuse.WORLD.expected_return(np.full((16, 4), 0.25), 1.0, reuse.WORLD.max_episode_steps)
+    uniform = reuse.MAZE.expected_return(np.full((16, 4), 0.25), 1.0, reuse.MAZE.max_episode_steps)
     np.testing.assert_allclose(returns, np.full((3, 2), uniform))
 
 
 def test_bias_and_variance_of_one_step_are_those_of_the_arrays():
     # Given (s, a), A¹ + V(s) = r + γ V(s'): both moments follow from P alone, weighed by how often (s, a) is visited.
-    world, critic = advantages.world(), advantages.imperfect_critic()
+    world, critic = advantages.maze(), advantages.imperfect_critic()
     policy = softmax(advantages.some_policy(), axis=-1)
     agent = play.table_agent(advantages.some_policy(), critic)
     rollout = play.play(world, agent, 0, 4_000)

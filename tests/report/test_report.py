@@ -6,6 +6,7 @@ import shutil
 import subprocess
 import sys
 import time
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -13,15 +14,17 @@ from helpers import write_run
 
 import upslope
 from upslope.analysis.curves import at_steps, common_steps
-from upslope.analysis.health_metrics import HEALTH
-from upslope.analysis.metrics import METRICS
+from upslope.analysis.metrics import HEALTH, METRICS
 from upslope.analysis.records import read_record
 from upslope.cli.main import main
 from upslope.diagnosis import findings
 from upslope.learning import health as diagnostics
+from upslope.report import output as outputs
 from upslope.report import page as pages
-from upslope.report.output import page_path
+from upslope.report.figures import Figures
+from upslope.report.output import page_path, render
 from upslope.report.page import unique_names, write_credit, write_report
+from upslope.report.tables import score_figure
 
 BROWSER = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
 PHONE, DESK = 390, 1200
@@ -87,6 +90,58 @@ def test_several_environments_are_compared_in_one_unit_where_asked(tmp_path):
     # By hand: ppo (0.6 + 0.8 + 1)/3 and (0.9 + 1 + 0.8)/3; a2c (0 + 0.2 + 0.4)/3 and (0 + 0.4 + 0.1)/3.
     for rung, mean in (("ppo", "0.85"), ("a2c", "0.18")):
         assert re.search(rf'<th scope="row">{rung}</th><td>{mean} <small>', section), rung
+
+
+def section_of(html, name):
+    return re.search(rf'<section id="{name}">.*?</section>', html, re.DOTALL)[0]
+
+
+def test_groups_have_the_names_of_their_runs_and_the_budgets_they_spent(tmp_path):
+    """One run of 18,000 of its 60,000 steps, beside two that are finished and only differ in γ."""
+    scores = {"slow start": (1, 2, 3), "high gamma": (4, 5, 6), "low gamma": (7, 8, 9)}
+    settings = ({"algorithm": "a2c", "reached": 18_000}, {"gamma": 0.999}, {"gamma": 0.9})
+    runs = [
+        write_run(tmp_path, name, episodes={s: [(9000, x)] for s, x in enumerate(each)}, steps=60_000, **more)
+        for (name, each), more in zip(scores.items(), settings, strict=True)
+    ]
+    html = write_report(runs, tmp_path / "report.html").read_text("utf-8")
+    comparison = section_of(html, "comparison")
+    assert re.findall(r'<th scope="row">(.*?)</th>', comparison) == [*scores, *scores]
+    assert "18,000<br>of 60,000" in comparison and "within 18,000 steps" in html
+    differing = section_of(html, "settings").split("<details>")[0]
+    shown = re.findall(r'<th scope="row"><code>(.*?)</code>', differing)
+    assert {"algorithm", "gamma"} <= set(shown) and "num_envs" not in shown and "steps" not in shown
+
+
+def test_one_seed_is_a_dot_with_one_tick(tmp_path):
+    run = write_run(tmp_path, "one", episodes={0: [(9, 0.955)]}, steps=9)
+    (group,) = upslope.compare(run).groups
+    figures = Figures()
+    score_figure(figures, [group], {group.label: "one"})
+    (drawn,) = figures.found
+    assert [trace["mode"] for trace in drawn["data"]] == ["markers"], "no bar for a mean of one"
+    assert drawn["layout"]["xaxis"]["ticktext"] == ["0.955"]
+    assert drawn["layout"]["xaxis"]["range"][0] < 0.955 < drawn["layout"]["xaxis"]["range"][1]
+
+
+def test_what_templates_and_scripts_could_run_is_escaped(tmp_path):
+    """Names, notes and labels of a run are a stranger's; so is what a figure holds."""
+    name = "</script><script>alert(1)</script>{{ 7 * 7 }}"
+    figures = Figures()
+    place = figures.add([{"name": name}], {}, height=10, label=f'"{name}')
+    html = render("credit.html", figures, title=name, view=hostile_view(name, place))
+    assert "<script>alert" not in html and "{{ 7 * 7 }}" in html
+    assert html.count("<script>") == 1 and html.count("</script>") == 3
+    assert 'aria-label="&quot;&lt;/script&gt;' in html
+
+
+def hostile_view(name, place):
+    episode = {"seed": name, "checkpoint": name, "own": name, "gamma": 1.0, "terminated": True, "num_steps": 2}
+    episode |= {"reward": np.ones(2), "discounted_return": 2.0, "value": None, "picture_note": name}
+    policy = {"words": name, "kind": name, "drawn": 1, "left_out": 0}
+    data = {"figure": name, "pictures": []}
+    view = {"title": name, "data": data, "start": 0, "figure": place, "policy": policy}
+    return view | {"credit": SimpleNamespace(**episode)}
 
 
 def test_a_report_plays_what_is_missing_when_asked(runs, tmp_path):
@@ -169,7 +224,7 @@ def test_bad_input_is_refused(runs, tmp_path, monkeypatch):
     assert mine.read_text() == "<p>my own page</p>"
     with pytest.raises(upslope.UpslopeError, match="not a run directory"):
         write_credit(tmp_path / "nothing")
-    monkeypatch.setattr(pages, "find_spec", lambda name: None)
+    monkeypatch.setattr(outputs, "find_spec", lambda name: None)
     refused(re.escape('pip install "upslope[report]"'), [runs[0]])
 
 
@@ -230,6 +285,10 @@ POINTS_DRAWN = """return [...document.querySelectorAll('.chart')].map(chart => [
     chart.querySelectorAll('.trace path, .point, path.js-line, .hm image, .box, .boxes path').length])"""
 
 
+TOO_WIDE = """return [...document.querySelectorAll('.wide')].filter(place => place.scrollWidth > place.clientWidth)
+    .map(place => place.closest('section').id)"""
+
+
 @pytest.mark.parametrize(("width", "theme"), [(DESK, "light"), (PHONE, "dark")])
 def test_a_browser_draws_every_chart_without_an_error_or_the_network(driver, report, width, theme):
     opened(driver, report, width, theme)
@@ -242,8 +301,25 @@ def test_a_browser_draws_every_chart_without_an_error_or_the_network(driver, rep
     assert report.as_uri() in urls
     assert [url for url in urls if url != report.as_uri() and not url.startswith(("data:", "blob:"))] == []
     assert driver.execute_script("return document.documentElement.scrollWidth") <= width
+    if width >= DESK:
+        assert driver.execute_script(TOO_WIDE) == [], "tables that must be scrolled sideways"
     ink = driver.execute_script("return document.querySelector('.chart')._fullLayout.font.color")
     assert ink == {"light": "rgba(28,28,30,1)", "dark": "rgba(236,236,240,1)"}[theme]
+
+
+def test_tables_of_nine_runs_fit_a_desk(driver, tmp_path):
+    """With negative intervals and long names; on a phone they scroll, and the page itself does not."""
+    runs = [
+        write_run(tmp_path, f"a name of many words {k}", steps=6000, gamma=0.9 + k / 100, hidden_sizes=(64, 64, 64, 64),
+                  episodes={s: [(1000 * e, -1234.5 * k + 99 * s * e) for e in range(1, 6)] for s in range(5)})
+        for k in range(9)
+    ]  # fmt: skip
+    page = write_report(runs, tmp_path / "nine.html")
+    opened(driver, page, 1280)
+    assert driver.execute_script(TOO_WIDE) == []
+    opened(driver, page, PHONE)
+    assert driver.execute_script("return document.documentElement.scrollWidth") <= PHONE
+    assert "comparison" in driver.execute_script(TOO_WIDE)
 
 
 def test_a_chart_shows_the_numbers_of_the_run(driver, report, runs):

@@ -11,8 +11,9 @@ from pathlib import Path
 import pytest
 from rich.console import Console
 
+from upslope.core import numbers
 from upslope.errors import UpslopeError
-from upslope.runs import display, panel
+from upslope.runs import display
 from upslope.runs.display import LiveDisplay, PlainDisplay, QuietDisplay, Snapshot, choose
 from upslope.runs.tensorboard import TensorboardWriter
 
@@ -37,14 +38,14 @@ def make_snapshot(returns=(10.0, 12.0, 14.0, 16.0, 18.0), **changes) -> Snapshot
 
 def draw(snapshot: Snapshot, width: int = 80, curve=(1.0, 2.0, 4.0)) -> str:
     console = Console(file=io.StringIO(), record=True, width=width, color_system=None)
-    console.print(panel.panel("ppo on CartPole-v1 [seed]", snapshot, list(curve), width))
+    console.print(display.panel("ppo on CartPole-v1 [seed]", snapshot, list(curve), width))
     return console.export_text()
 
 
 def test_interval_is_student_t():
     # 10 12 14 16 18: mean 14, s² = (16 + 4 + 0 + 4 + 16) / 4 = 10, standard error √(10 / 5) = √2.
     # The table's t for four degrees of freedom at 97.5 % is 2.776445.
-    assert panel.half_width([10.0, 12.0, 14.0, 16.0, 18.0]) == pytest.approx(2.776445 * math.sqrt(2), rel=1e-6)
+    assert numbers.half_width([10.0, 12.0, 14.0, 16.0, 18.0]) == pytest.approx(2.776445 * math.sqrt(2), rel=1e-6)
     assert "14.0 ± 3.9 (95 %) · 5 seeds" in draw(make_snapshot())
 
 
@@ -52,7 +53,7 @@ def test_interval_agrees_with_scipy():
     stats = pytest.importorskip("scipy.stats")
     values = [3.0, -1.5, 8.25, 0.5]
     low, high = stats.t.interval(0.95, 3, loc=sum(values) / 4, scale=stats.sem(values))
-    assert panel.half_width(values) == pytest.approx((high - low) / 2)
+    assert numbers.half_width(values) == pytest.approx((high - low) / 2)
 
 
 def test_panel_shows_the_runs_numbers():
@@ -64,7 +65,7 @@ def test_panel_shows_the_runs_numbers():
     assert "0:10 · 0:30 left · 12,500 steps/s" in text
     assert "10.0 – 18.0" in text
     assert "10.0  12.0  14.0  16.0  18.0" in text
-    assert "0.0200  below 0.02" in text
+    assert "0.02    below 0.02" in text
     assert "private" not in text
     assert "environment 60 %" in text and "act 30 %" in text and "move 10 %" in text
     assert "thin evidence" not in text
@@ -72,7 +73,7 @@ def test_panel_shows_the_runs_numbers():
 
 def test_one_seed_has_no_interval():
     text = draw(make_snapshot([200.0], metrics={}))
-    assert "200.0 one seed: no interval · thin evidence" in text
+    assert "200 one seed: no interval · thin evidence" in text
     assert "±" not in text and "lowest" not in text
 
 
@@ -81,8 +82,8 @@ def test_few_seeds_are_thin_evidence():
 
 
 def test_seeds_that_agree_have_no_interval():
-    assert "7.00 5 seeds agree: no interval" in draw(make_snapshot([7.0] * 5))
-    assert "7.00 1 of 2 seeds: no interval" in draw(make_snapshot([7.0, NAN]))
+    assert "7 5 seeds agree: no interval" in draw(make_snapshot([7.0] * 5))
+    assert "7 1 of 2 seeds: no interval" in draw(make_snapshot([7.0, NAN]))
 
 
 def test_recorded_data_has_no_episodes_to_wait_for():
@@ -92,16 +93,16 @@ def test_recorded_data_has_no_episodes_to_wait_for():
 
 
 def test_no_time_is_promised_before_the_speed_is_known():
-    words = panel.time_words(make_snapshot(steps=[10], elapsed=9.0, steps_per_second=NAN))
+    words = display.time_words(make_snapshot(steps=[10], elapsed=9.0, steps_per_second=NAN))
     assert words == "0:09, compiling included · time left not known yet"
-    assert panel.time_words(make_snapshot(steps=[100_000] * 5, elapsed=9.0, steps_per_second=NAN)) == "0:09"
+    assert display.time_words(make_snapshot(steps=[100_000] * 5, elapsed=9.0, steps_per_second=NAN)) == "0:09"
 
 
 def test_seeds_without_an_episode():
     assert "no episode finished yet" in draw(make_snapshot([NAN, NAN]), curve=[NAN])
     text = draw(make_snapshot([NAN, 10.0, 14.0]), width=100)
     # t for one degree of freedom is 12.706, the standard error 2.
-    assert "12.0 ± 25.4 (95 %) · 2 of 3 seeds" in text
+    assert "12 ± 25 (95 %) · 2 of 3 seeds" in text
     assert "–  10.0  14.0" in text
     assert "1 of 2 seeds: no interval" in draw(make_snapshot([NAN, 3.0]))
 
@@ -114,7 +115,7 @@ def test_a_metric_lost_in_one_seed_is_told():
 @pytest.mark.parametrize("seeds", [1, 3, 10, 11, 64])
 def test_every_width_and_number_of_seeds(width, seeds):
     returns = [1234.5 * seed - 300 for seed in range(seeds)]
-    metrics = dict.fromkeys(panel.DIAGNOSTICS, returns)
+    metrics = dict.fromkeys(display.DIAGNOSTICS, returns)
     lines = draw(make_snapshot(returns, metrics=metrics), width, curve=returns[:60]).splitlines()
     assert {len(line) for line in lines} == {width}
     assert any("each seed" in line for line in lines) == (1 < seeds <= 10)
@@ -132,10 +133,10 @@ def test_curve_lies_on_the_budgets_axis():
         snapshot = make_snapshot([float(iteration)], steps=[iteration * 50])
         display.extend_curve(curve, snapshot)
     # Half of the budget is done, so half of the axis is drawn, and the last point is the latest.
-    assert len(curve) == panel.CURVE_POINTS // 2 + 1
+    assert len(curve) == display.CURVE_POINTS // 2 + 1
     assert curve[-1] == 1000.0
-    assert panel.sparkline([0.0, 7.0, NAN, 3.0], panel.CURVE_POINTS) == "▁█ ▄"
-    assert panel.sparkline([5.0] * 60, 20) == "▁" * 20
+    assert display.sparkline([0.0, 7.0, NAN, 3.0], display.CURVE_POINTS) == "▁█ ▄"
+    assert display.sparkline([5.0] * 60, 20) == "▁" * 20
 
 
 def test_resumed_curve_starts_where_the_run_does():
@@ -147,20 +148,41 @@ def test_resumed_curve_starts_where_the_run_does():
 @pytest.mark.parametrize(
     ("value", "text"),
     [
-        (0.01234, "0.0123"),
-        (1.5, "1.50"),
+        (0.01234, "0.01234"),
+        (1.5, "1.5"),
+        (0.955, "0.955"),
         (12345.6, "12,346"),
-        (-31.26, "-31.3"),
-        (2e-5, "2.0e-05"),
-        (NAN, "nan"),
+        (-31.26, "-31.26"),
+        (2e-5, "2e-05"),
+        (-0.0, "0"),
+        (NAN, "–"),
     ],
 )
 def test_numbers_are_short(value, text):
-    assert panel.number(value) == text
+    assert numbers.number(value) == text
+
+
+@pytest.mark.parametrize(
+    ("value", "spread", "text"),
+    [
+        (0.955, 0.12, "0.95"),
+        (0.955, 0.012, "0.955"),
+        (-0.02, 0.5, "-0.02"),
+        (-0.02, 30.0, "0"),
+        (14.0, 7.8, "14.0"),
+        (203.4, 496.0, "203"),
+        (1e6, 0.0, "1,000,000"),
+        (0.5, 1e-12, "0.500000"),
+        (0.5, NAN, "0.5"),
+        (0.5, math.inf, "0.5"),
+    ],
+)
+def test_numbers_have_the_digits_that_their_spread_supports(value, spread, text):
+    assert numbers.number(value, spread) == text
 
 
 def test_clock():
-    assert [panel.clock(seconds) for seconds in (7.9, 754.0, 3723.0)] == ["0:07", "12:34", "1:02:03"]
+    assert [display.clock(seconds) for seconds in (7.9, 754.0, 3723.0)] == ["0:07", "12:34", "1:02:03"]
 
 
 def test_update_is_cheap():

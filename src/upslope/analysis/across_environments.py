@@ -1,7 +1,7 @@
-"""Statistics over several environments, in normalised scores: every environment is a stratum, with seeds of its own.
+"""Statistics over several environments, in normalised scores: every environment is a stratum with its own seeds.
 
-Seeds differ within an environment by chance, environments differ for good; so only the spread within each counts as
-uncertainty. The intervals are about these environments, and say nothing of others.
+Seeds of an environment differ by chance, environments differ in themselves: only the spread within an environment is
+uncertainty. The intervals hold for these environments, and say nothing about others.
 """
 
 import math
@@ -12,13 +12,14 @@ from typing import Literal
 import numpy as np
 from scipy import stats
 
-from upslope.analysis.statistics import LEVEL, Band, Estimate, Interval, around, share_otherwise
+from upslope.analysis.statistics import Band, Estimate, Interval, around, share_otherwise
+from upslope.core.numbers import LEVEL, t_quantile
 
 
 def stratified_mean(strata: Sequence[np.ndarray]) -> Estimate:
     """The mean of the M environments' means: Σ x̄_m / M ± t_ν √(Σ s_m²/S_m) / M, ν by Welch and Satterthwaite.
 
-    For one environment this is Student's interval. Of several, one whose seeds all agree is not known for certain:
+    For one environment this is Student's interval. With several, an environment whose seeds all agree is uncertain too:
     see `mean_variance`.
     """
     value = float(np.mean([np.mean(x) for x in strata]))
@@ -28,14 +29,14 @@ def stratified_mean(strata: Sequence[np.ndarray]) -> Estimate:
 def stratified_iqm(strata: Sequence[np.ndarray]) -> Estimate:
     """The interquartile mean of all seeds of all environments together, after Agarwal et al. 2021.
 
-    Every environment has the same weight, so that of several with unequal numbers of seeds none leads; theirs have
-    equal numbers. A score on a quartile counts in part: left out whole or not at all, it would give the environment
-    that it is from too much or too little weight.
+    Every environment has the same weight, whatever its number of seeds; in the paper the numbers are equal. A score on
+    a quartile counts in part: included or excluded as a whole, it would give its environment too much or too little
+    weight.
 
-    The variance is Σ v_m, v_m the larger of two, for of few seeds either is often too small: W_m² s_m²/S_m, as if the
-    weight W_m of the environment's scores were always that of the same places (the delta method); and Tukey and
-    McLaughlin's (2/M)² s²_{w,m}/S_m, of the scores winsorised at the ends of the half that is kept, which knows that
-    others might have been. Degrees of freedom by Welch and Satterthwaite.
+    The variance is Σ v_m, where v_m is the larger of two estimates, because with few seeds either is often too small:
+    W_m² s_m²/S_m, which treats the weight W_m of the environment's scores as fixed (the delta method); and Tukey and
+    McLaughlin's (2/M)² s²_{w,m}/S_m, of the scores winsorised at the ends of the middle half, which allows for other
+    scores there. Degrees of freedom by Welch and Satterthwaite.
     """
     scores = np.concatenate(strata)
     if not np.isfinite(scores).all():
@@ -55,8 +56,8 @@ def stratified_iqm(strata: Sequence[np.ndarray]) -> Estimate:
 
 
 def between_quartiles(shares: np.ndarray) -> np.ndarray:
-    """The weight of each ordered score in the mean of the middle half: of its share of the whole, as much as lies
-    between a quarter and three quarters. What only rounding leaves there is none."""
+    """The weight of each ordered score in the mean of the middle half: the part of its share of the whole that lies
+    between a quarter and three quarters. Parts as small as rounding errors count as zero."""
     until = np.cumsum(shares)
     inside = np.minimum(until, 0.75) - np.maximum(until - shares, 0.25)
     return np.where(inside > 1e-9, inside, 0.0) / 0.5
@@ -65,8 +66,8 @@ def between_quartiles(shares: np.ndarray) -> np.ndarray:
 def mean_variance(x: np.ndarray, low: float = -math.inf, high: float = math.inf) -> float:
     """s²/S of the scores winsorised at two ends; nan for one seed.
 
-    Where all seeds agree, s² is q(1 − q), of the share q that could be one unit elsewhere (`share_otherwise`), for
-    normalised scores have 0 where nothing is achieved and 1 where all is.
+    Where all seeds agree, s² is q(1 − q), with the share q of seeds that could be one unit away (`share_otherwise`):
+    normalised scores go from 0, where nothing is achieved, to 1.
     """
     if len(x) < 2:
         return math.nan
@@ -82,14 +83,14 @@ def welch(value: float, variances: Sequence[float], strata: Sequence[np.ndarray]
         return None
     total = math.fsum(variances)
     freedom = total**2 / math.fsum(v**2 / (len(x) - 1) for v, x in zip(variances, strata, strict=True))
-    return around(value, float(stats.t.ppf((1 + LEVEL) / 2, freedom)) * math.sqrt(total))
+    return around(value, float(t_quantile(freedom)) * math.sqrt(total))
 
 
 def mean_estimate(parts: Sequence[Estimate]) -> Estimate:
     """The mean of independent estimates.
 
-    Each end is that far from the mean which the ends of the parts give together: √Σ(θ_m − low_m)² / M below, and
-    likewise above (Zou & Donner 2008). None where a part has no interval.
+    The distances of its ends from the mean combine those of the parts: √Σ(θ_m − low_m)² / M below, and likewise above
+    (Zou & Donner 2008). None where a part has no interval.
     """
     value = float(np.mean([part.value for part in parts]))
     intervals = [part.interval for part in parts if part.interval is not None]
@@ -103,8 +104,8 @@ def mean_estimate(parts: Sequence[Estimate]) -> Estimate:
 def profile(strata: Sequence[np.ndarray], thresholds: np.ndarray) -> Band:
     """The share of seeds above each threshold [K], averaged over environments, with its pointwise interval.
 
-    In one environment the interval is Clopper and Pearson's (1934), which holds the truth at least as often as it
-    says; over several, Wilson's (1927) of each, put together by `mean_estimate`.
+    In one environment the interval is Clopper and Pearson's (1934), whose coverage is at least 95 %; over several, the
+    intervals of Wilson (1927) are combined by `mean_estimate`.
     """
     method = "exact" if len(strata) == 1 else "wilson"
     at = [mean_estimate([share_of(int((x > tau).sum()), len(x), method) for x in strata]) for tau in thresholds]
@@ -115,7 +116,7 @@ def profile(strata: Sequence[np.ndarray], thresholds: np.ndarray) -> Band:
 
 @cache
 def share_of(count: int, n: int, method: Literal["exact", "wilson"]) -> Estimate:
-    """count of n seeds, and its interval; none for one seed."""
+    """The share count/n of seeds, and its interval; no interval for one seed."""
     if n < 2:
         return Estimate(count / n, None)
     found = stats.binomtest(count, n).proportion_ci(LEVEL, method=method)

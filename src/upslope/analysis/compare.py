@@ -1,4 +1,4 @@
-"""compare: runs → what can be said about which is better."""
+"""Compare runs: which is better, and how certain that is."""
 
 from collections.abc import Sequence
 from dataclasses import replace
@@ -11,20 +11,13 @@ from upslope.analysis.comparison import BUDGET_SHARES, Comparison, Efficiency, G
 from upslope.analysis.grouping import Member, environments_of, group, settings_of, warnings_of
 from upslope.analysis.normalization import Normalize, normalised
 from upslope.analysis.records import Record, read_records
-from upslope.analysis.scores import Score, scorable, scores_of
-from upslope.analysis.statistics import (
-    agreement,
-    iqm_of,
-    mean_of,
-    median_of,
-    probability_of_improvement,
-    returns_at,
-)
+from upslope.analysis.scores import Score, Scores, common_budget, scorable, scores_of
+from upslope.analysis.statistics import agreement, iqm_of, mean_of, median_of, returns_at
 from upslope.config.coercion import coerce
 from upslope.config.trust import PARTS, require
 
 AREA_POINTS = 200
-"""Points at which the height of a learning curve is read for its area."""
+"""Points of a learning curve from which its area is computed."""
 
 
 def compare(
@@ -36,20 +29,22 @@ def compare(
 ) -> Comparison:
     """Compare runs. The seed is the unit of replication, and runs that share everything but their seeds are one group.
 
-    A folder that holds no run is left out, and so are seeds that are there twice; warnings say so.
+    A folder without a run is left out, and so are seeds that occur twice; warnings say so. Where a run of several in an
+    environment is unfinished, training episodes are compared at the budget that all runs have spent, and evaluation
+    episodes give no probability.
 
     Args:
         runs: run directories, in any environments.
         score: what a seed is judged by: "stochastic" or "deterministic" evaluation episodes of the last checkpoint,
             "training" for its last 100 training episodes, or "auto": evaluation, where all runs have it, else training.
-        normalize: over several environments nothing is averaged unless this says how scores are made comparable:
-            "threshold" (0 is a random policy, 1 the environment's reward threshold) or "range" (0 and 1 are the lowest
-            and highest score of all these runs).
+        normalize: how scores of several environments are made comparable: "threshold" (0 is a random policy, 1 the
+            environment's reward threshold) or "range" (0 and 1 are the lowest and highest score of all these runs).
+            Without it, nothing is averaged over environments.
         trust: for "threshold", which makes each environment: allow the code that a run's config.json names. Registered
-            Gymnasium ids, upslope's own worlds and runs that this machine trained need none.
+            Gymnasium ids, upslope's own environments and runs that this machine trained need none.
 
     Raises:
-        UpslopeError: there is no such folder, no run at all, a run that cannot be scored, or another score or unit.
+        UpslopeError: a folder is missing, no run can be read, a run cannot be scored, or the score or unit is unknown.
     """
     records, left_out = read_records(runs, with_evaluations=True)
     found = compare_records(records, score=score, normalize=normalize, trust=trust)
@@ -59,14 +54,14 @@ def compare(
 def compare_records(
     records: Sequence[Record], *, score: Score = "auto", normalize: Normalize | None = None, trust: bool = False
 ) -> Comparison:
-    """`compare` of runs that are read already."""
+    """`compare` for runs that have been read."""
     coerce("score", score, Score)
     coerce("normalize", normalize, Normalize | None)
     rest, unscored = scorable(records, score)
     members, repeated = group(rest)
     scored = scores_of(members, score)
     groups = tuple(
-        group_of(member, scores, budget_of(member.environment, members))
+        group_of(member, scores, common_budget(member.environment, members), scored)
         for member, scores in zip(members, scored.of, strict=True)
     )
     warnings = [*unscored, *repeated, *warnings_of(members), *scored.warnings]
@@ -95,8 +90,8 @@ def compare_records(
     )
 
 
-def group_of(member: Member, scores: np.ndarray, budget: int | None) -> Group:
-    """The statistics of one group."""
+def group_of(member: Member, scores: np.ndarray, common: int | None, scored: Scores) -> Group:
+    """The statistics of one group; `common` is the budget that every run of its environment has spent."""
     config = member.records[0].config
     return Group(
         label=member.label,
@@ -105,20 +100,15 @@ def group_of(member: Member, scores: np.ndarray, budget: int | None) -> Group:
         runs=tuple(record.path for record in member.records),
         differs=member.differs,
         settings=settings_of(member.records[0]),
-        budget=config.steps,
+        budget=scored.at.get(member.environment, min(record.spent for record in member.records)),
         seeds=member.seeds,
         scores=scores,
         mean=mean_of(scores),
         median=median_of(scores),
         iqm=iqm_of(scores),
-        efficiency=None if budget is None or config.data is not None else efficiency_of(member, budget),
+        efficiency=None if common is None or config.data is not None else efficiency_of(member, common),
+        is_comparable=member.label not in scored.unfinished.get(member.environment, ()),
     )
-
-
-def budget_of(environment: str, members: Sequence[Member]) -> int | None:
-    """The steps to which every run of an environment has got, besides those that read recorded data."""
-    records = [r for m in members if m.environment == environment for r in m.records if r.config.data is None]
-    return min((min(r.config.steps, r.reached) for r in records), default=None)
 
 
 def efficiency_of(member: Member, budget: int) -> Efficiency:
@@ -140,7 +130,7 @@ def improvements_in(groups: Sequence[Group]) -> list[Improvement]:
             a.label,
             b.label,
             (a.environment,),
-            probability_of_improvement(a.scores, b.scores),
+            a.beats(b),
             sorted(a.seeds) == sorted(b.seeds),
         )
         for a, b in combinations(ranked, 2)

@@ -1,21 +1,22 @@
-"""What a comparison of runs says, as data: `compare` makes it, tables and reports show it."""
+"""The result of a comparison, as data: `compare` makes it, tables and reports show it."""
 
+import math
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from upslope.analysis.statistics import Estimate
+from upslope.analysis.statistics import Estimate, probability_of_improvement
 from upslope.core.storage import plain
 
 BUDGET_SHARES = (0.25, 0.5, 0.75, 1.0)
-"""Where sample efficiency is read off, as shares of the budget."""
+"""The shares of the budget at which sample efficiency is measured."""
 
 
 @dataclass(frozen=True)
 class Efficiency:
-    """How early a group learns: its training return, as known after shares of the budget."""
+    """How early a group learns: its training return after shares of the budget."""
 
     steps: tuple[int, ...]
     """25, 50, 75 and 100 % of the smallest budget in this environment, in environment steps per seed."""
@@ -39,7 +40,7 @@ class Group:
     settings: dict[str, Any]
     """All settings that make it what it is, besides the environment and the seeds."""
     budget: int
-    """Environment steps per seed that it was trained for."""
+    """The environment steps per seed behind its scores: fewer than `settings["steps"]` where a run is unfinished."""
     seeds: tuple[int, ...]
     scores: np.ndarray
     """[S], one for each seed, in their order; nan for a seed without a score."""
@@ -48,6 +49,14 @@ class Group:
     iqm: Estimate
     efficiency: Efficiency | None
     """None where there are no training episodes: recorded data."""
+    is_comparable: bool = True
+    """False where it was evaluated before its training was finished, so that its score is that of a smaller budget."""
+
+    def beats(self, other: "Group") -> Estimate:
+        """The probability that a seed of this group scores higher; nan where the two are not comparable."""
+        if not (self.is_comparable and other.is_comparable):
+            return Estimate(math.nan, None)
+        return probability_of_improvement(self.scores, other.scores)
 
 
 @dataclass(frozen=True)

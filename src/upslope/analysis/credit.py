@@ -1,4 +1,4 @@
-"""Who is blamed? The weights that every estimator gives to each action of one episode, as data and as a file."""
+"""Credit assignment: the weights that every estimator gives to each action of one episode, as data and as a file."""
 
 import reprlib
 from dataclasses import dataclass
@@ -17,7 +17,8 @@ FILE_NAME = "credit.npz"
 
 @dataclass(frozen=True)
 class EpisodeCredit:
-    """One episode of a trained agent, and what each estimator makes of it. T steps; rewards in the world's units.
+    """One episode of a trained agent, and the weight of each action by each estimator. T steps; rewards in the
+    environment's units.
 
     Every estimator is linear in the rewards and values, so a learner that scales its rewards by 1/σ has these
     weights times 1/σ. It then centres and scales them over a batch if `normalize_advantage` is set.
@@ -31,9 +32,9 @@ class EpisodeCredit:
     gamma: float
     """γ of the run."""
     terminated: bool
-    """Whether the world ended the episode; otherwise it was truncated."""
+    """Whether the environment ended the episode; otherwise it was truncated."""
     own: str | None
-    """The name, in `weights`, of the estimator that the run was trained with."""
+    """The estimator that the run was trained with, by its name in `weights`."""
     reward: np.ndarray
     """r_t [T]."""
     value: np.ndarray | None
@@ -47,11 +48,11 @@ class EpisodeCredit:
     action: np.ndarray
     """The action taken [T, …], as sampled; a discrete one is counted from 0."""
     picture_steps: np.ndarray
-    """The steps that are pictured [F], increasing."""
+    """The steps that have a picture [F], increasing."""
     pictures: tuple[bytes, ...]
     """s_t at those steps, as WebP."""
     picture_note: str
-    """Why there is no picture; empty where there are some."""
+    """Why there is no picture; empty where there are pictures."""
 
     @property
     def num_steps(self) -> int:
@@ -59,7 +60,7 @@ class EpisodeCredit:
         return len(self.reward)
 
     def spread(self, estimator: str) -> float:
-        """(Σ|Ψ_t|)² / ΣΨ_t², 1 … T: over how many actions the credit is spread. 1: all on one action; T: on all alike.
+        """(Σ|Ψ_t|)² / ΣΨ_t²: the number of actions that share the credit, from 1 (one action) to T (all alike).
 
         The participation ratio, as an effective sample size counts samples (Kish 1965). 0 where every Ψ_t is 0.
         """
@@ -67,13 +68,13 @@ class EpisodeCredit:
         return float(size.sum() ** 2 / (size**2).sum()) if size.any() else 0.0
 
     def singles_out(self, estimator: str) -> bool:
-        """Whether the weights differ in size at all."""
+        """Whether the weights differ in size."""
         size = np.abs(self.weights[estimator].astype(np.float64))
         return bool(np.ptp(size) > 1e-6 * size.max())
 
     @property
     def discounted_return(self) -> float:
-        """Σγ^t r_t, which R(τ) and R_t are sums of."""
+        """Σγ^t r_t."""
         return float(self.reward @ self.gamma ** np.arange(len(self.reward)))
 
     def most_blamed(self, estimator: str) -> int:
@@ -86,7 +87,7 @@ PLAIN = ("reward", "action", "picture_steps")
 
 
 def save_credit(path: Path, credit: EpisodeCredit) -> None:
-    """Write it into one file, atomically; it replaces one that was there, since it can be computed again."""
+    """Write one file, atomically. It replaces an older one, which can be computed again."""
     arrays = {name: getattr(credit, name) for name in PLAIN}
     arrays |= {f"weight/{name}": x for name, x in credit.weights.items()}
     arrays |= {f"policy/{name}": x for name, x in credit.policy.items()}
@@ -124,12 +125,12 @@ def load_credit(path: Path) -> EpisodeCredit:
         )
     except (KeyError, ValueError, TypeError) as error:
         raise UpslopeError(
-            f"{path} is damaged or of another version: {brief(error)}. Make it anew: upslope credit {path.parent}"
+            f"{path} is damaged or of another version: {brief(error)}. Make it again: upslope credit {path.parent}"
         ) from error
 
 
 def check_numbers(meta: dict[str, Any]) -> None:
-    """Refuse fields of another type than an `EpisodeCredit` has."""
+    """Refuse fields that do not have the types of an `EpisodeCredit`."""
     for name, kind in get_type_hints(EpisodeCredit).items():
         if name in (*NUMBERS, "picture_note") and not isinstance(meta[name], (float, int) if kind is float else kind):
             raise TypeError(f"its {name} is {reprlib.repr(meta[name])}")
@@ -138,7 +139,7 @@ def check_numbers(meta: dict[str, Any]) -> None:
 
 
 def check_arrays(arrays: dict[str, np.ndarray]) -> None:
-    """Refuse arrays that are not those of one episode of T steps."""
+    """Refuse arrays that do not describe one episode of T steps."""
     steps, weights = arrays["reward"].shape[0] if arrays["reward"].ndim else 0, 0
     for name, x in arrays.items():
         if x.dtype.kind not in "biuf" or not fits_32_bits(x):
@@ -165,7 +166,7 @@ def check_arrays(arrays: dict[str, np.ndarray]) -> None:
 
 
 def check_policy(arrays: dict[str, np.ndarray], steps: int) -> None:
-    """Refuse actions that are not those of the policy's distribution."""
+    """Refuse actions that the policy's distribution cannot give."""
     action, policy = arrays["action"], {n.removeprefix("policy/"): x for n, x in arrays.items() if "policy/" in n}
     if not policy or not action.ndim or len(action) != steps:
         raise ValueError("its action and policy are not of the episode's steps")
@@ -183,5 +184,5 @@ def check_policy(arrays: dict[str, np.ndarray], steps: int) -> None:
 
 
 def is_choice(action: np.ndarray, sizes: Any) -> bool:
-    """Whether all are whole numbers from 0 to below `sizes`."""
+    """Whether all actions are integers from 0 to `sizes` − 1."""
     return action.dtype.kind in "iu" and bool(((action >= 0) & (action < sizes)).all())

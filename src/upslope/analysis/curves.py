@@ -1,4 +1,4 @@
-"""Curves small enough to draw: fewer points without losing an extreme, and seeds on a common axis of steps."""
+"""Curves to draw: with fewer points but all extremes, and with the seeds on a common axis of steps."""
 
 import numpy as np
 
@@ -21,14 +21,14 @@ def thin(x: np.ndarray, y: np.ndarray, buckets: int) -> tuple[np.ndarray, np.nda
     offset = np.arange(buckets) * size
     lowest = offset + np.pad(y, (0, room), constant_values=np.inf).reshape(buckets, size).argmin(axis=1)
     highest = offset + np.pad(y, (0, room), constant_values=-np.inf).reshape(buckets, size).argmax(axis=1)
-    # A bucket that is all padding names a point beyond the end.
+    # A bucket that is all padding has an index beyond the end.
     kept = np.unique(np.concatenate([[0, n - 1], np.minimum(lowest, n - 1), np.minimum(highest, n - 1)]))
     return x[kept], y[kept]
 
 
 def common_steps(record: Record, points: int) -> np.ndarray:
     """Equally spaced environment steps [P] from the first to the last that every seed has reached, so that a mean is
-    nowhere one of fewer seeds."""
+    always over all seeds."""
     first, last = np.nanmax(record.steps[:, 0]), record.reached
     return np.linspace(first, last, min(points, record.steps.shape[1]))
 
@@ -36,7 +36,7 @@ def common_steps(record: Record, points: int) -> np.ndarray:
 def at_steps(record: Record, name: str, grid: np.ndarray) -> np.ndarray:
     """A metric of each seed at common steps [S, P]: the mean over the iterations since the step before.
 
-    Where none ended since then, the last one known; nan before the first, and after a seed's last iteration.
+    Where no iteration ended since then, the last known value; nan before the first and after a seed's last iteration.
     """
     found = np.full((len(record.seeds), len(grid)), np.nan)
     for s, (steps, values) in enumerate(zip(record.steps, record.metrics[name], strict=True)):

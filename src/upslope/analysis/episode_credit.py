@@ -1,4 +1,4 @@
-"""Play an episode of a trained agent, and weigh every action of it by every estimator."""
+"""Play an episode of a trained agent, and weigh each of its actions by every estimator."""
 
 from pathlib import Path
 from typing import Any
@@ -26,7 +26,7 @@ from upslope.runs.policy import Which, load_agents
 
 
 def estimators_for(config: Config) -> dict[str, Estimator]:
-    """The library's estimators in the ladder's order, with the run's λ, and with its n where that is another one."""
+    """The library's estimators in the ladder's order, with the run's λ and, where it uses n-step returns, its n."""
     steps = sorted({1, 5, config.n} if config.estimator == "n_step" else {1, 5})
     several = [NStep(n) for n in steps]
     estimators = [TotalReturn(), RewardToGo(), Baseline(), *several, GAE(config.lambda_)]
@@ -49,7 +49,7 @@ def own_label(config: Config) -> str | None:
 def weigh_all(
     estimators: dict[str, Estimator], rollout: Rollout, values: Values | None, gamma: float
 ) -> dict[str, np.ndarray]:
-    """Estimator → Ψ [T, N]; without values only the estimators that need none."""
+    """Estimator → Ψ [T, N]. Without values, only the estimators that need no critic."""
     nothing = jnp.zeros(rollout.reward.shape)
     given = values or Values(nothing, nothing)
     usable = {name: e for name, e in estimators.items() if values is not None or not e.needs_critic}
@@ -66,18 +66,18 @@ def credit_of(
     checkpoint: Which = "last",
     trust: bool = False,
 ) -> EpisodeCredit:
-    """Play one fresh episode of a run's agent, its actions sampled as in training, and weigh every action of it.
+    """Play one fresh episode of a run's agent, with actions sampled as in training, and weigh each action.
 
     Args:
         run: the run directory.
         seed: which of its seeds; by default the first.
-        episode_seed: another number gives another episode.
+        episode_seed: each number gives another episode.
         checkpoint: `last` or `best`.
         trust: allow the code that the run's config.json names; registered Gymnasium ids, upslope's own worlds and runs
             that this machine trained need none.
 
     Raises:
-        UpslopeError: no such run, seed or checkpoint, or the environment cannot be made or is not trusted.
+        UpslopeError: the run, seed or checkpoint does not exist, or the environment cannot be made or is not trusted.
     """
     fresh(episode_seed=episode_seed)
     directory = RunDirectory(run)
@@ -87,15 +87,15 @@ def credit_of(
     if seed not in seeds:
         raise UpslopeError(f"{run} has no seed {seed}; it has {seeds[0]} to {seeds[-1]}.")
     require(config, directory.path, trust=trust, given=LEARNING)
-    world: Any = make(config.environment, config.env_kwargs, config.max_episode_steps)
-    with computing(on_host=not world.is_compiled):
+    environment: Any = make(config.environment, config.env_kwargs, config.max_episode_steps)
+    with computing(on_host=not environment.is_compiled):
         agents, _ = load_agents(directory, config, checkpoint)
         agent: Agent = jax.tree.map(lambda x: x[seeds.index(seed)], agents)
         pictures = Pictures()
-        played = world if world.is_compiled else watched(config, world, pictures)
+        played = environment if environment.is_compiled else watched(config, environment, pictures)
         rollout = play(config, played, agent, seed, episode_seed)
-        if world.is_compiled:
-            draw_compiled(config, world, rollout, pictures)
+        if environment.is_compiled:
+            draw_compiled(config, environment, rollout, pictures)
         has_critic = bool(directory.read()["axes"].get("needs_critic", True))
         values = values_of(agent, rollout) if has_critic else None
         return EpisodeCredit(
@@ -119,12 +119,12 @@ def credit_of(
         )
 
 
-def play(config: Config, world: Any, agent: Agent, seed: int, episode_seed: int) -> Rollout:
+def play(config: Config, environment: Any, agent: Agent, seed: int, episode_seed: int) -> Rollout:
     """One whole episode [T, 1] without padding."""
     alone = RunSeeds(config, (seed,))
     stacked = jax.tree.map(lambda x: x[None], agent)
     offset = EVALUATION_SEED * (1 + episode_seed)
-    rollout = take(next(iter(episodes_of(alone, world, stacked, "stochastic", 1, offset))), 0)
+    rollout = take(next(iter(episodes_of(alone, environment, stacked, "stochastic", 1, offset))), 0)
     length = int(np.asarray(rollout.valid).sum())
     return host_rollout({name: np.asarray(x)[:length] for name, x in rollout._asdict().items()})
 
@@ -138,13 +138,13 @@ def policies_of(agent: Agent, rollout: Rollout) -> Distribution:
 
 
 def values_of(agent: Agent, rollout: Rollout) -> Values:
-    """The critic's values in the world's units of reward; the learner's are scaled."""
+    """The critic's values in the environment's units of reward; the learner scales them."""
     scale = agent.reward_scale()
     return Values(*(v / scale for v in evaluate(agent, jax.tree.map(jnp.asarray, rollout), agent.model.start(1))))
 
 
 def describe(policy: Distribution) -> dict[str, np.ndarray]:
-    """The parameters of π(·|s_t) that a person reads, each [T, …]."""
+    """The parameters of π(·|s_t) that a page shows, each [T, …]."""
     if isinstance(policy, DiagonalGaussian):
         return {"mean": np.asarray(policy.mean), "std": np.asarray(jnp.exp(policy.log_std))}
     if isinstance(policy, Categorical):

@@ -1,4 +1,4 @@
-"""Pictures of an episode, small enough to send: of each state that the agent acted in, or every second, fourth …"""
+"""Small pictures of an episode: of each state in which the agent acted, or of every second, fourth … of them."""
 
 import io
 from collections.abc import Callable
@@ -16,13 +16,13 @@ from upslope.environments.tabular import Tabular
 from upslope.errors import UpslopeError
 
 MAX_PICTURES = 200
-"""When there are more, every second one is dropped."""
+"""Beyond this number, every second picture is dropped."""
 MAX_SIDE = 320
 """Pixels of a picture's longer side."""
 QUALITY = 75
 """Of WebP, 0 to 100."""
 CELL = 28
-"""Pixels of a finite world's cell."""
+"""Pixels of a finite environment's cell."""
 WALL, FLOOR, END, HERE = (120, 120, 120), (238, 238, 238), (0, 158, 115), (0, 114, 178)
 
 TWIN_STATES: dict[str, Callable[[np.ndarray], Any]] = {
@@ -31,24 +31,24 @@ TWIN_STATES: dict[str, Callable[[np.ndarray], Any]] = {
     "Pendulum-v1": lambda o: np.array([np.arctan2(o[1], o[0]), o[2]]),
     "Acrobot-v1": lambda o: np.array([np.arctan2(o[1], o[0]), np.arctan2(o[3], o[2]), o[4], o[5]]),
 }
-"""Compiled world → the state of its Gymnasium twin that shows this observation."""
+"""Compiled environment → the state of its Gymnasium twin that corresponds to an observation."""
 
 
 class Pictures:
-    """WebP pictures of the steps 0, k, 2k … of an episode, with the k that leaves at most `MAX_PICTURES`."""
+    """WebP pictures of the steps 0, k, 2k … of an episode, with the smallest k that leaves at most `MAX_PICTURES`."""
 
     def __init__(self) -> None:
         self.stride, self.steps, self.images = 1, [], []
         self.note = ""
-        """Why there is none."""
+        """Why there is no picture."""
 
     def add(self, step: int, draw: Callable[[], Any]) -> None:
-        """Draw this step, if it is one of those that are kept."""
+        """Draw this step, if it is a multiple of the stride."""
         if self.note or step % self.stride:
             return
         try:
             picture = draw()
-        except Exception as error:  # an episode is worth its credit without pictures too
+        except Exception as error:  # the credit of an episode is useful without pictures
             self.note = f"the environment could not be drawn: {error}"
             return
         if not isinstance(picture, np.ndarray) or picture.ndim != 3:
@@ -61,7 +61,7 @@ class Pictures:
 
 
 class Watched(gymnasium.Wrapper):
-    """An environment whose first episode is pictured while it is played."""
+    """Takes pictures of an environment's first episode while it is played."""
 
     def __init__(self, env: gymnasium.Env, pictures: Pictures):
         super().__init__(env)
@@ -81,38 +81,38 @@ class Watched(gymnasium.Wrapper):
 
 
 def follow(env: gymnasium.Env) -> None:
-    """Let MuJoCo's camera follow the body, where the model has a camera that does."""
-    world: Any = env.unwrapped
-    if hasattr(world, "mujoco_renderer"):
-        cameras = [world.model.camera(k).name for k in range(world.model.ncam)]
+    """Let MuJoCo's camera follow the body, where the model has such a camera."""
+    inner: Any = env.unwrapped
+    if hasattr(inner, "mujoco_renderer"):
+        cameras = [inner.model.camera(k).name for k in range(inner.model.ncam)]
         if "track" in cameras:
-            world.mujoco_renderer.camera_id = cameras.index("track")
+            inner.mujoco_renderer.camera_id = cameras.index("track")
 
 
-def watched(config: Config, world: HostEnvironment, pictures: Pictures) -> HostEnvironment:
-    """The same world, pictured while it is played; as it is where it cannot draw."""
+def watched(config: Config, environment: HostEnvironment, pictures: Pictures) -> HostEnvironment:
+    """The same environment, taking pictures while it is played; unchanged where it cannot draw."""
     if not can_encode(pictures):
-        return world
+        return environment
     drawn_kwargs = {**config.env_kwargs, "render_mode": "rgb_array"}
     try:
         drawn = make(config.environment, drawn_kwargs, config.max_episode_steps)
     except UpslopeError as error:
         pictures.note = f"the environment could not be made with pictures: {error}"
-        return world
+        return environment
     assert isinstance(drawn, HostEnvironment)
     return replace(drawn, create=lambda: Watched(drawn.create(), pictures))
 
 
-def draw_compiled(config: Config, world: AnyEnvironment, rollout: Rollout, pictures: Pictures) -> None:
-    """Picture an episode [T, 1] of a compiled world from its observations.
+def draw_compiled(config: Config, environment: AnyEnvironment, rollout: Rollout, pictures: Pictures) -> None:
+    """Draw an episode [T, 1] of a compiled environment from its observations.
 
-    Gymnasium's worlds are drawn by their twin there, whose state is set; finite worlds as their cells.
+    An environment with a twin in Gymnasium is drawn by the twin, whose state is set; a finite one as its cells.
     """
     name = config.environment.removeprefix(COMPILED_PREFIX)
     if not can_encode(pictures):
         return
-    if isinstance(world, Tabular):
-        draw_cells(cells_of(name, config, world), world, rollout, pictures)
+    if isinstance(environment, Tabular):
+        draw_cells(cells_of(name, config, environment), environment, rollout, pictures)
     elif name in TWIN_STATES:
         draw_twin(name, config, rollout, pictures)
     else:
@@ -120,7 +120,7 @@ def draw_compiled(config: Config, world: AnyEnvironment, rollout: Rollout, pictu
 
 
 def draw_twin(name: str, config: Config, rollout: Rollout, pictures: Pictures) -> None:
-    """Set the state of Gymnasium's environment to each of the episode's, and let it draw."""
+    """Set the state of Gymnasium's environment to each state of the episode, and let it draw."""
     draw_without_screen()
     try:
         env = gymnasium.make(name, render_mode="rgb_array", **config.env_kwargs)
@@ -129,7 +129,7 @@ def draw_twin(name: str, config: Config, rollout: Rollout, pictures: Pictures) -
         for step, observation in enumerate(np.asarray(rollout.observation)[:, 0]):
             twin.state = TWIN_STATES[name](observation.astype(np.float64))
             if name == "Pendulum-v1":
-                # It draws the torque of the step before as an arrow.
+                # It draws the torque of the previous step as an arrow.
                 twin.last_u = None if step == 0 else float(np.clip(rollout.action[step - 1, 0, 0], -2, 2))
             pictures.add(step, env.render)
         env.close()
@@ -137,20 +137,20 @@ def draw_twin(name: str, config: Config, rollout: Rollout, pictures: Pictures) -
         pictures.note = f"Gymnasium's {name} could not draw: {error}"
 
 
-def cells_of(name: str, config: Config, world: Tabular) -> np.ndarray:
-    """Where the observations of a finite world are drawn [rows, columns]."""
-    count = int(world.observation_of.max()) + 1
+def cells_of(name: str, config: Config, environment: Tabular) -> np.ndarray:
+    """The places of a finite environment's observations in a picture [rows, columns]."""
+    count = int(environment.observation_of.max()) + 1
     if name == "GridWorld-v0":
         return np.arange(count).reshape(-1, config.env_kwargs.get("columns", 4))
     return np.arange(count).reshape(-1, 2).T if name == "Key-v0" else np.arange(count)[None]
 
 
-def draw_cells(cells: np.ndarray, world: Tabular, rollout: Rollout, pictures: Pictures) -> None:
+def draw_cells(cells: np.ndarray, environment: Tabular, rollout: Rollout, pictures: Pictures) -> None:
     """The agent's cell, the cells where an episode ends, and the others."""
     if cells.size == 1:
-        pictures.note = "all states of this world look alike to the agent"
+        pictures.note = "all states of this environment look alike to the agent"
         return
-    ends = np.isin(cells, world.observation_of[world.terminal])
+    ends = np.isin(cells, environment.observation_of[environment.terminal])
     for step, here in enumerate(np.asarray(rollout.observation)[:, 0].tolist()):
         colours = np.where(ends[..., None], END, FLOOR)
         colours[cells == here] = HERE
@@ -160,9 +160,9 @@ def draw_cells(cells: np.ndarray, world: Tabular, rollout: Rollout, pictures: Pi
 
 
 def can_encode(pictures: Pictures) -> bool:
-    """Whether Pillow is installed; if not, say so."""
+    """Whether Pillow is installed; if not, the note says so."""
     try:
-        import PIL.Image  # noqa: F401 - only whether it is there
+        import PIL.Image  # noqa: F401 - only whether it can be imported
     except ImportError:
         pictures.note = 'pictures need Pillow: pip install "upslope[report]"'
     return not pictures.note

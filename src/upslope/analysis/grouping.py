@@ -1,4 +1,4 @@
-"""Which runs belong together: a group shares everything but its seeds. And what a reader must be warned of."""
+"""Groups of runs that share everything except their seeds, and the warnings that a reader needs."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -12,17 +12,17 @@ from upslope.config.config import Config
 from upslope.runs.directory import ENGINES
 
 NOT_SETTINGS = ("environment", "env_kwargs", "max_episode_steps", "algorithm", "seed", "seeds", "preset")
-"""Fields of a config that do not set groups of an algorithm in an environment apart."""
+"""Fields of a config that do not distinguish groups of the same algorithm and environment."""
 MORE_SEEDS = "Train more, e.g. --seeds 10"
 OVERSHOOT = 0.05
-"""So much of its budget may a group train beyond it without a word."""
+"""The share of its budget that a group may exceed without a warning."""
 DECIDING_PACKAGES = ("upslope", "jax", "gymnasium")
-"""Whose versions a comparison must not mix silently."""
+"""Packages whose versions a comparison must not mix silently."""
 
 
 @dataclass(frozen=True)
 class Member:
-    """Runs of one group, and how it is called."""
+    """The runs of one group, and its name."""
 
     records: tuple[Record, ...]
     label: str
@@ -34,13 +34,17 @@ class Member:
 
     @property
     def seeds(self) -> tuple[int, ...]:
-        return tuple(seed for record in self.records for seed in record.seeds)
+        return tuple(seed for _, seed in self.seeds_of_records())
+
+    def seeds_of_records(self) -> list[tuple[Record, int]]:
+        """Every seed with the run that it belongs to."""
+        return [(record, seed) for record in self.records for seed in record.seeds]
 
 
 def group(records: Sequence[Record]) -> tuple[list[Member], list[str]]:
-    """Pool runs that share everything but their seeds, and give each group a name that tells it from the others.
+    """Pool runs that share everything except their seeds, and give each group a distinct name.
 
-    A seed is one piece of evidence, however often it was trained: what repeats another run is left out, with a warning.
+    A seed is one piece of evidence, however often it was trained: a repeated seed is left out, with a warning.
     """
     pools: dict[str, list[Record]] = {}
     for record in records:
@@ -58,7 +62,7 @@ def group(records: Sequence[Record]) -> tuple[list[Member], list[str]]:
 
 
 def without_repeats(pool: list[Record]) -> tuple[list[Record], list[str]]:
-    """Every seed once: of the run that got furthest, then of one that was evaluated, then of the one named first."""
+    """Every seed once: from the run that got furthest, then from an evaluated run, then from the one named first."""
     chosen: dict[int, Record] = {}
     for record in sorted(pool, key=lambda r: (-r.reached, not len(r.evaluations))):
         for seed in record.seeds:
@@ -81,7 +85,7 @@ def without_repeats(pool: list[Record]) -> tuple[list[Record], list[str]]:
 
 
 def environment_of(config: Config) -> str:
-    """The environment's name, with whatever makes it another one: returns of different worlds have no common unit."""
+    """The environment's name with its arguments and limit: returns of different environments have no common unit."""
     changes = dict(config.env_kwargs)
     if config.max_episode_steps is not None:
         changes["max_episode_steps"] = config.max_episode_steps
@@ -89,8 +93,8 @@ def environment_of(config: Config) -> str:
 
 
 def settings_of(record: Record) -> dict[str, Any]:
-    """What sets a run apart from another of its algorithm and environment; an estimator or objective of the user's own
-    with all its fields."""
+    """What distinguishes a run from others of its algorithm and environment; a user's own estimator or objective with
+    all its fields."""
     settings = {name: value for name, value in record.config.to_json().items() if name not in NOT_SETTINGS}
     for role in ("estimator", "objective"):
         if ":" in settings[role]:
@@ -99,13 +103,13 @@ def settings_of(record: Record) -> dict[str, Any]:
 
 
 def differing(pool: list[Record], rivals: list[list[Record]]) -> dict[str, Any]:
-    """The settings that are not the same in all rivals, with this pool's values."""
+    """The settings that differ between the rivals, with this pool's values."""
     mine, others = settings_of(pool[0]), [settings_of(p[0]) for p in rivals]
     return {name: value for name, value in mine.items() if any(other[name] != value for other in others)}
 
 
 def warnings_of(members: Sequence[Member]) -> list[str]:
-    """What must be known before the numbers are believed, besides how they were scored."""
+    """What a reader must know before trusting the numbers, besides how they were scored."""
     records = [record for member in members for record in member.records]
     found = [unequal_budgets(e, [m for m in members if m.environment == e]) for e in environments_of(members)]
     found += [past_budget(e, [m for m in members if m.environment == e]) for e in environments_of(members)]
@@ -122,7 +126,7 @@ def environments_of(members: Sequence[Member]) -> list[str]:
 
 
 def unequal_budgets(environment: str, members: list[Member]) -> str:
-    """Groups of one environment that had different numbers of steps."""
+    """A warning where groups of one environment had different numbers of steps."""
     budgets = {m.label: m.records[0].config.steps for m in members if m.records[0].config.data is None}
     if len(set(budgets.values())) < 2:
         return ""
@@ -134,7 +138,7 @@ def unequal_budgets(environment: str, members: list[Member]) -> str:
 
 
 def past_budget(environment: str, members: list[Member]) -> str:
-    """Groups that a whole rollout or a whole episode took well beyond their budget."""
+    """A warning where a whole rollout or episode took groups well beyond their budget."""
     words = []
     for member in members:
         records = [r for r in member.records if r.config.data is None]
@@ -144,21 +148,21 @@ def past_budget(environment: str, members: list[Member]) -> str:
     if not words:
         return ""
     return (
-        f"steps beyond the budget in {environment}, since the last rollout is taken whole: {', '.join(words)}. Returns "
-        "by then, in the table of sample efficiency, do not count them"
+        f"steps beyond the budget in {environment}, because the last rollout is kept whole: {', '.join(words)}. The "
+        "table of sample efficiency does not count them"
     )
 
 
 def unfinished(record: Record) -> str:
-    """A run that was stopped before its budget was spent."""
-    if record.reached >= record.config.steps or record.config.data is not None:
+    """A warning where a run stopped before its budget was spent."""
+    if record.is_finished:
         return ""
     done = f"{record.reached:,} of {record.config.steps:,} steps"
-    return f"{record.path} is not finished: {done}. Go on with it: upslope resume {record.path}"
+    return f"{record.path} is not finished: {done}. Continue it: upslope resume {record.path}"
 
 
 def mixed_versions(records: list[Record], package: str) -> str:
-    """Runs that were made with different versions."""
+    """A warning where runs were made with different versions."""
     versions: dict[str, list[str]] = {}
     for record in records:
         versions.setdefault(str(record.versions.get(package, "unknown")), []).append(str(record.path))
@@ -169,7 +173,7 @@ def mixed_versions(records: list[Record], package: str) -> str:
 
 
 def thin(members: Sequence[Member]) -> list[str]:
-    """Groups of few seeds, those with as many together."""
+    """A warning for each number of seeds that is small, with its groups."""
     names: dict[int, list[str]] = {}
     for member in members:
         names.setdefault(len(member.seeds), []).append(f"{member.label} on {member.environment}")

@@ -1,4 +1,4 @@
-"""Scores of several environments in one unit, so that they can be averaged, and what follows from that."""
+"""Scores of several environments in one unit, and their averages."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -9,23 +9,23 @@ import numpy as np
 
 from upslope.analysis.across_environments import mean_estimate, profile, stratified_iqm, stratified_mean
 from upslope.analysis.comparison import Aggregate, Group, Improvement, Profile, Reference
-from upslope.analysis.statistics import probability_of_improvement
 from upslope.config.config import Config
 from upslope.core.messages import COMPILED_PREFIX
+from upslope.core.numbers import number
 from upslope.errors import UpslopeError
 
 Normalize = Literal["threshold", "range"]
 RANDOM_EPISODES = 50
-"""Episodes of the random policy that say what 0 means."""
+"""Episodes of the random policy whose mean return is 0 in normalised scores."""
 LONGEST = 10_000
-"""A random policy's episode is cut here where the environment has no limit."""
+"""The length at which an episode of the random policy is cut."""
 THRESHOLDS = 101
 """Points of a performance profile."""
 
 
 @dataclass(frozen=True)
 class Normalised:
-    """What can be said over all environments together."""
+    """The results over all environments together."""
 
     references: tuple[Reference, ...] = ()
     improvements: tuple[Improvement, ...] = ()
@@ -35,7 +35,7 @@ class Normalised:
 
 
 def normalised(groups: Sequence[Group], configs: Mapping[str, Config], normalize: Normalize | None) -> Normalised:
-    """Aggregates of every label that is in every environment; nothing where normalised scores were not asked for."""
+    """Aggregates of every label that occurs in every environment; empty without `normalize`."""
     if normalize is None:
         return Normalised()
     references = {
@@ -48,7 +48,7 @@ def normalised(groups: Sequence[Group], configs: Mapping[str, Config], normalize
         for label in everywhere
     }
     warnings = [
-        f"{label} is not in every environment, and left out of what is said over all of them"
+        f"{label} is not in every environment, so the averages over environments leave it out"
         for label in labels
         if label not in everywhere
     ]
@@ -64,7 +64,7 @@ def normalised(groups: Sequence[Group], configs: Mapping[str, Config], normalize
 
 
 def differing_settings(label: str, groups: Sequence[Group]) -> str:
-    """That a label stands for other settings in other environments, which may well be meant; empty if it does not."""
+    """A warning where a label has different settings in different environments, which may be intended."""
     differ = sorted(
         name for name in groups[0].settings if any(g.settings[name] != groups[0].settings[name] for g in groups[1:])
     )
@@ -89,27 +89,26 @@ def reference_of(environment: str, groups: Sequence[Group], config: Config, norm
 
 def threshold_of(environment: str, config: Config) -> Reference:
     """0 is the measured return of a random policy, 1 Gymnasium's reward threshold: where it counts as solved."""
-    from upslope.environments.registry import make  # it brings JAX, which a report does without
+    from upslope.environments.registry import make  # this imports JAX, which a report does not need
 
     if config.env_kwargs or config.max_episode_steps is not None:
         raise UpslopeError(
-            f"{environment} is not the environment that its reward threshold is about. Use --normalize range."
+            f"{environment} has other arguments than the environment that its reward threshold was set for. Use "
+            "--normalize range."
         )
-    world: Any = make(config.environment.removeprefix(COMPILED_PREFIX))
-    env = world.create()
+    made: Any = make(config.environment.removeprefix(COMPILED_PREFIX))
+    env = made.create()
     try:
         threshold = env.spec.reward_threshold if env.spec is not None else None
         if threshold is None:
-            raise UpslopeError(
-                f"{environment} names no reward threshold, so nothing says what 1 should mean. Use --normalize range."
-            )
+            raise UpslopeError(f"{environment} has no reward threshold, so 1 has no meaning. Use --normalize range.")
         random = random_return(env)
     finally:
         env.close()
     if not threshold > random:
         raise UpslopeError(
-            f"A random policy reaches {random:.1f} in {environment}, not less than its reward threshold {threshold}, "
-            "so the two cannot be 0 and 1. Use --normalize range."
+            f"A random policy reaches {number(random)} in {environment}, not less than its reward threshold "
+            f"{threshold}, so the two cannot be 0 and 1. Use --normalize range."
         )
     words = f"random policy ({RANDOM_EPISODES} episodes) and Gymnasium's reward threshold"
     return Reference(environment, random, float(threshold), words)
@@ -139,7 +138,7 @@ def improvements_over(labels: Sequence[str], groups: Sequence[Group], environmen
     found = []
     for a, b in combinations(labels, 2):
         pairs = [(one(groups, a, environment), one(groups, b, environment)) for environment in environments]
-        parts = [probability_of_improvement(x.scores, y.scores) for x, y in pairs]
+        parts = [x.beats(y) for x, y in pairs]
         is_paired = all(sorted(x.seeds) == sorted(y.seeds) for x, y in pairs)
         found.append(Improvement(a, b, tuple(environments), mean_estimate(parts), is_paired))
     return found
@@ -151,7 +150,7 @@ def one(groups: Sequence[Group], label: str, environment: str) -> Group:
 
 
 def profiles_of(scores: Mapping[str, list[np.ndarray]]) -> list[Profile]:
-    """A profile of each label, on thresholds from the lowest to the highest score."""
+    """A profile of each label, at thresholds from the lowest to the highest score."""
     if not scores:
         return []
     every = np.concatenate([x for strata in scores.values() for x in strata])

@@ -1,7 +1,7 @@
-"""Read run directories into arrays: what every analysis starts from.
+"""Run directories as arrays, the input of every analysis.
 
-Analysis reads what training left on disk and nothing else, so that it works on any run, also one that is still going on
-or was broken off.
+An analysis reads only what training wrote to disk, so it works on any run, including one that is still training or was
+interrupted.
 """
 
 from collections.abc import Sequence
@@ -21,7 +21,7 @@ from upslope.runs.directory import EVALUATION_COLUMNS, RunDirectory
 NOT_METRICS = ("iteration", "seed", "step")
 MOST_COUNTED, LARGEST = 2**53, 1e60
 MOST_COLUMNS, MOST_PADDING = 2000, 200
-"""A table that would be mostly empty is no run's, and could be larger than the memory."""
+"""Limits on a table that would be mostly empty, and could be larger than the memory: no run has one."""
 
 
 @dataclass(frozen=True)
@@ -48,13 +48,23 @@ class Record:
 
     @property
     def versions(self) -> dict[str, Any]:
-        """What it was made with."""
+        """The versions of the packages that made it."""
         return self.description["versions"]
 
     @cached_property
     def reached(self) -> int:
-        """The step to which every seed has got; 0 where one has no row yet."""
+        """The step that every seed has reached; 0 where a seed has no row yet."""
         return int(np.fmax.reduce(self.steps, axis=1, initial=0).min())
+
+    @property
+    def spent(self) -> int:
+        """The steps of its budget that every seed has spent. A run on recorded data spends all of it."""
+        return self.config.steps if self.config.data is not None else min(self.config.steps, self.reached)
+
+    @property
+    def is_finished(self) -> bool:
+        """Whether every seed has spent its budget."""
+        return self.spent >= self.config.steps
 
     @cached_property
     def evaluations(self) -> np.ndarray:
@@ -68,7 +78,7 @@ class Record:
         return mine[np.argsort(mine["step"], kind="stable")]
 
     def of(self, seeds: tuple[int, ...]) -> "Record":
-        """The same run with only some of its seeds."""
+        """The same run with some of its seeds only."""
         rows = [self.seeds.index(seed) for seed in seeds]
         metrics = {name: x[rows] for name, x in self.metrics.items()}
         episodes = self.episodes[np.isin(self.episodes["seed"], seeds)]
@@ -78,8 +88,8 @@ class Record:
 def read_records(
     runs: str | Path | Sequence[str | Path], *, with_evaluations: bool = False
 ) -> tuple[list[Record], list[str]]:
-    """Those of these folders that can be read, each once, and a warning for each that is left out: `runs/*` may hold
-    other things beside runs. `with_evaluations` reads those too, and leaves out a run whose evaluation.csv is damaged.
+    """Read each folder once, and return a warning for each that cannot be read: `runs/*` may hold other things too.
+    `with_evaluations` reads those too, and leaves out a run whose evaluation.csv is damaged.
 
     Raises:
         UpslopeError: there is no such folder, or no run is left.

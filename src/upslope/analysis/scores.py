@@ -1,7 +1,7 @@
-"""The score of a seed: one number that says how well it did, from evaluation episodes or from the end of training."""
+"""The score of a seed: one number for how well it did, from evaluation episodes or from the end of training."""
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Literal
 
 import numpy as np
@@ -17,20 +17,40 @@ Score = Literal["auto", "stochastic", "deterministic", "training"]
 
 @dataclass(frozen=True)
 class Scores:
-    """How seeds are scored, and what of that is worth a warning."""
+    """How seeds are scored, and what a reader should be warned of."""
 
     words: str
     of: list[np.ndarray]
     """For each group, a score for each of its seeds [S]."""
     warnings: list[str]
+    at: dict[str, int] = field(default_factory=dict)
+    """The steps at which seeds were judged, for each environment that has an unfinished run beside others."""
+    unfinished: dict[str, list[str]] = field(default_factory=dict)
+    """For each environment, the labels of groups that were evaluated before they were finished."""
+
+
+def common_budget(environment: str, members: Sequence[Member]) -> int | None:
+    """The steps that every run of an environment has spent, except those that read recorded data."""
+    records = [r for m in members if m.environment == environment for r in m.records if r.config.data is None]
+    return min((record.spent for record in records), default=None)
+
+
+def unfinished_of(members: Sequence[Member]) -> dict[str, list[str]]:
+    """For each environment with several groups, the labels of those that have an unfinished run."""
+    found: dict[str, list[str]] = {}
+    for member in members:
+        has_rivals = sum(m.environment == member.environment for m in members) > 1
+        if has_rivals and not all(record.is_finished for record in member.records):
+            found.setdefault(member.environment, []).append(member.label)
+    return found
 
 
 def scorable(records: Sequence[Record], score: Score) -> tuple[list[Record], list[str]]:
-    """Runs that can be judged in the same way, and a warning for each left out: one that learned from recorded data has
+    """The runs that can be judged in the same way, and a warning for each that is left out: a run on recorded data has
     no training episodes.
 
     Raises:
-        UpslopeError: none is left.
+        UpslopeError: no run is left.
     """
     if score in ("stochastic", "deterministic"):
         return list(records), []
@@ -51,11 +71,11 @@ def scorable(records: Sequence[Record], score: Score) -> tuple[list[Record], lis
 def scores_of(members: Sequence[Member], score: Score = "auto") -> Scores:
     """Score every seed of every group in the same way.
 
-    `auto` takes evaluation episodes of the stochastic policy, the one that was trained, by the last checkpoint, where
-    all runs have them, and else the end of training.
+    `auto` takes evaluation episodes of the stochastic policy, which was trained, by the last checkpoint, where all runs
+    have them, and otherwise the last training episodes.
 
     Raises:
-        UpslopeError: a run does not have what was asked for.
+        UpslopeError: a run does not have the episodes that were asked for.
     """
     records = [record for member in members for record in member.records]
     without = [r for r in records if not is_evaluated(r, "stochastic" if score == "auto" else score)]
@@ -72,7 +92,7 @@ def scores_of(members: Sequence[Member], score: Score = "auto") -> Scores:
 
 
 def evaluation_of(record: Record, mode: str) -> np.ndarray:
-    """The evaluation episodes of a mode by the last checkpoint; the best one was chosen by its luck."""
+    """The evaluation episodes of a mode by the last checkpoint; the best checkpoint was selected by chance too."""
     rows = record.evaluations
     return rows[(rows["mode"] == mode) & (rows["checkpoint"] == "last")]
 
@@ -104,20 +124,34 @@ def evaluated(members: Sequence[Member], mode: str, without: list[Record]) -> Sc
     if len(counts) > 1:
         words = "; ".join(f"{n}: {', '.join(paths)}" for n, paths in counts.items())
         warnings.append(f"different numbers of evaluation episodes a seed: {words}")
+    unfinished = unfinished_of(members)
+    warnings += [
+        f"{', '.join(labels)} on {environment}: evaluated before the budget was spent, so no probability is given "
+        "against other groups. Finish the run and evaluate it again, or compare at equal steps: --score training"
+        for environment, labels in unfinished.items()
+    ]
     episodes = " or ".join(counted(n, "evaluation episode") for n in sorted(counts))
-    return Scores(f"mean return of {episodes}, {mode} policy, last checkpoint", of, warnings)
+    words = f"mean return of {episodes}, {mode} policy, last checkpoint"
+    return Scores(words, of, warnings, unfinished=unfinished)
 
 
 def trained(members: Sequence[Member], warnings: list[str]) -> Scores:
-    """The mean of each seed's last training episodes."""
+    """The mean of each seed's last training episodes, at the common budget where a run is unfinished."""
+    at = {environment: common_budget(environment, members) or 0 for environment in unfinished_of(members)}
+    warnings += [
+        f"not every run in {environment} is finished: all are judged by the episodes that ended within {steps:,} "
+        "steps, the budget that all have spent"
+        for environment, steps in at.items()
+    ]
     of = []
     for member in members:
         scores = []
-        for record in member.records:
-            for seed in record.seeds:
-                returns = record.episodes_of(seed)["return"][-WINDOW:]
-                scores.append(float(np.mean(returns)) if len(returns) else np.nan)
-                if not len(returns):
-                    warnings.append(f"{record.path}, seed {seed}: no episode has ended, so it has no score")
+        for record, seed in member.seeds_of_records():
+            mine = record.episodes_of(seed)
+            returns = mine["return"][mine["step"] <= at.get(member.environment, np.inf)][-WINDOW:]
+            scores.append(float(np.mean(returns)) if len(returns) else np.nan)
+            if not len(returns):
+                warnings.append(f"{record.path}, seed {seed}: no episode has ended, so it has no score")
         of.append(np.asarray(scores))
-    return Scores(f"mean return of the last {WINDOW} training episodes, by the exploring policy", of, warnings)
+    words = f"mean return of the last {WINDOW} training episodes, by the exploring policy"
+    return Scores(words, of, warnings, at)

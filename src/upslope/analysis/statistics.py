@@ -1,7 +1,7 @@
-"""Statistics of a handful of seeds: means that say how far they can be trusted. The seed is the unit of replication.
+"""Statistics of a few seeds: estimates with intervals. The seed is the unit of replication.
 
-No interval is drawn at random: each is a formula, the same whenever it is asked for. `benchmarks/coverage.py` measures
-how often they hold what they promise.
+Every interval is a formula, without resampling, so it is the same in each call. `benchmarks/coverage.py` measures how
+often the intervals cover the truth.
 """
 
 import math
@@ -14,21 +14,20 @@ import numpy as np
 from scipy import optimize, stats
 
 from upslope.analysis.records import Record
+from upslope.core.numbers import FEW_SEEDS, LEVEL, half_width, number, plus_minus, t_quantile, with_interval
 
-LEVEL = 0.95
-"""Of every interval."""
-FEW_SEEDS = 5
-"""Below so many seeds the evidence is thin, and whoever shows an interval should say so."""
 CALIBRATION = 100_000
 """Simulated samples behind a calibrated interval: its width is right to within about half a percent."""
 TAIL = 0.25
-"""What the interquartile mean leaves out on each side."""
+"""The share that the interquartile mean leaves out on each side."""
 WINSORISED_FROM = 10
-"""Below so many seeds a winsorised variance rests on fewer than five degrees of freedom, and is mostly noise."""
+"""With fewer seeds a winsorised variance has fewer than five degrees of freedom, and is mostly noise."""
 NEXT_TO = 1e-9
-"""A probability so far away is not told apart."""
+"""The distance to an end of the search at which two probabilities count as equal."""
 WINDOW = 100
-"""A learning curve is the mean over so many of a seed's last episodes."""
+"""The number of a seed's last episodes that a learning curve averages."""
+HUNDREDTHS = 0.5
+"""As a `spread`: probabilities and normalised scores have two decimals, which is all that a few seeds support."""
 
 
 @dataclass(frozen=True)
@@ -41,15 +40,24 @@ class Interval:
 
 @dataclass(frozen=True)
 class Estimate:
-    """A number and how far it can be trusted."""
+    """A number and its interval."""
 
     value: float
     interval: Interval | None
-    """None where there is no telling: one seed, seeds that all agree, or a seed without a score."""
+    """None where the spread is unknown: one seed, seeds that all agree, or a seed without a score."""
+
+    def words(self, spread: float = math.nan) -> str:
+        """`14.0 ± 3.9`, or `14.0 [9.8, 20.1]` where the sides differ; `spread` sets the digits without an interval."""
+        if self.interval is None:
+            return number(self.value, spread)
+        below, above = self.value - self.interval.low, self.interval.high - self.value
+        if math.isclose(below, above, rel_tol=1e-6):
+            return plus_minus(self.value, above)
+        return " ".join(with_interval(self.value, self.interval.low, self.interval.high))
 
 
 class Band(NamedTuple):
-    """A mean over seeds along an axis of time [I], and its interval; nan where there is none."""
+    """A mean over seeds along an axis of time [I], and its interval; nan where there is no interval."""
 
     mean: np.ndarray
     low: np.ndarray
@@ -57,23 +65,22 @@ class Band(NamedTuple):
 
 
 def interval_of_mean(x: np.ndarray) -> Interval | None:
-    """Student's interval of the mean of x [S]: x̄ ± t_{0.975, S−1} · s/√S. Exact for normal seeds.
+    """Student's interval of the mean of x [S]: see `half_width`.
 
-    None for one seed, and where all seeds agree: no spread can be told from either.
+    None for one seed, and where all seeds agree: neither shows a spread.
     """
-    n = len(x)
-    return around(float(np.mean(x)), student(n) * spread(x) / math.sqrt(n)) if can_tell(x) else None
+    return around(float(np.mean(x)), half_width(x)) if can_tell(x) else None
 
 
 def mean_band(x: np.ndarray) -> Band:
-    """The mean over seeds and its Student interval at each point of x [S, I]; a seed that is nan there is left out."""
+    """The mean over seeds and its Student interval at each point of x [S, I]; seeds that are nan there are left out."""
     known = np.isfinite(x)
     n = known.sum(axis=0)
     mean = np.divide(np.where(known, x, 0.0).sum(axis=0), n, out=np.full(n.shape, np.nan), where=n > 0)
     squares = np.where(known, (x - mean) ** 2, 0.0).sum(axis=0)
     half = np.full(n.shape, np.nan)
     tell = (n > 1) & (squares > 0)
-    half[tell] = stats.t.ppf((1 + LEVEL) / 2, n[tell] - 1) * np.sqrt(squares[tell] / (n[tell] - 1) / n[tell])
+    half[tell] = t_quantile(n[tell] - 1) * np.sqrt(squares[tell] / (n[tell] - 1) / n[tell])
     return Band(mean, mean - half, mean + half)
 
 
@@ -85,9 +92,9 @@ def mean_of(x: np.ndarray) -> Estimate:
 def median_of(x: np.ndarray) -> Estimate:
     """The median over seeds x [S].
 
-    From six seeds on, its interval lies between two order statistics and assumes nothing about the distribution. Five
-    seeds or fewer cannot give 95 % so: even the whole range covers the median with 1 − 2^(1−S) only, 94 % at five, 75 %
-    at three. There it is calibrated for normal seeds: median ± c_S · s.
+    From six seeds on, the interval lies between two order statistics and assumes nothing about the distribution. With
+    five seeds or fewer, even the whole range covers the median with a probability of 1 − 2^(1−S) only (94 % for five
+    seeds, 75 % for three), so the interval is calibrated for normal seeds instead: median ± c_S · s.
     """
     value = float(np.median(x))
     if not can_tell(x):
@@ -101,8 +108,8 @@ def median_of(x: np.ndarray) -> Estimate:
 def iqm_of(x: np.ndarray) -> Estimate:
     """The interquartile mean over seeds x [S]: the mean without the lowest and the highest ⌊S/4⌋ (Agarwal et al. 2021).
 
-    Its interval is iqm ± c_S · s, with c_S such that it is exact for normal seeds. From ten seeds on, it is never
-    narrower than that of Tukey and McLaughlin (1963), which follows the data's own tails.
+    The interval is iqm ± c_S · s, with c_S such that it is exact for normal seeds. From ten seeds on, it is never
+    narrower than that of Tukey and McLaughlin (1963), which adapts to the data's own tails.
     """
     value = float(stats.trim_mean(x, TAIL)) if np.isfinite(x).all() else math.nan
     if not can_tell(x):
@@ -114,26 +121,28 @@ def iqm_of(x: np.ndarray) -> Estimate:
 
 
 def thinness(num_seeds: int) -> str:
-    """That there are few seeds; empty where there are enough."""
+    """A warning that there are few seeds; empty where there are enough."""
     if num_seeds >= FEW_SEEDS:
         return ""
     return f"{num_seeds} seeds are thin evidence" if num_seeds > 1 else "one seed gives no interval"
 
 
 def agreement(x: np.ndarray) -> str:
-    """That all seeds x [S] have the same score, which says nothing of how others would do; empty where they differ."""
+    """A warning that all seeds x [S] have the same score, which says little about others; empty where they differ."""
     n = len(x)
     if n < 2 or not np.isfinite(x).all() or np.ptp(x) > 0:
         return ""
     return (
-        f"all {n} seeds have the same score, so there is no spread to make an interval of. Up to "
+        f"all {n} seeds have the same score, so there is no spread to base an interval on. Up to "
         f"{share_otherwise(n):.0%} of seeds could do otherwise (95 %)"
     )
 
 
 def share_otherwise(n: int) -> float:
-    """1 − 0.05^(1/n): the largest share of seeds that could do otherwise where n agree, for with more of them n would
-    agree by chance less than once in twenty times."""
+    """1 − 0.05^(1/n): the largest share of seeds that could do otherwise where n agree.
+
+    With a larger share, n seeds would agree by chance less than once in twenty times.
+    """
     return 1 - (1 - LEVEL) ** (1 / n)
 
 
@@ -145,17 +154,12 @@ def trimmed_half_width(x: np.ndarray) -> float:
     left = n - 2 * cut
     ordered = np.sort(x)
     winsorised = np.clip(ordered, ordered[cut], ordered[n - cut - 1])
-    return student(left) * math.sqrt((n - 1) * float(np.var(winsorised, ddof=1)) / (left * (left - 1)))
+    return float(t_quantile(left - 1)) * math.sqrt((n - 1) * float(np.var(winsorised, ddof=1)) / (left * (left - 1)))
 
 
 def can_tell(x: np.ndarray) -> bool:
-    """Whether seeds x [S] show a spread from which an interval can be had."""
+    """Whether seeds x [S] have a spread on which an interval can be based."""
     return len(x) > 1 and bool(np.isfinite(x).all()) and float(np.ptp(x)) > 0
-
-
-def student(n: int) -> float:
-    """t_{0.975, n−1}; see `interval_of_mean`, where s/√n is the other factor."""
-    return float(stats.t.ppf((1 + LEVEL) / 2, n - 1))
 
 
 def spread(x: np.ndarray) -> float:
@@ -179,14 +183,14 @@ STATISTICS: dict[str, Callable[[np.ndarray], np.ndarray]] = {
 def calibrated(statistic: str, n: int) -> float:
     """c_n, the 95 % quantile of |T|/s over samples of n standard normal seeds, for T the statistic and s their spread.
 
-    (T − μ)/s has the same distribution whatever μ and σ are, so T ± c_n·s covers μ in exactly 95 % of normal samples,
-    as Student's interval does, whose c_n is t/√n. Simulated, with a seed of its own, as a multiple of that: in the same
-    samples the mean's quantile is off by much the same.
+    The distribution of (T − μ)/s does not depend on μ and σ, so T ± c_n·s covers μ in exactly 95 % of normal samples.
+    Student's interval is the case T = mean, c_n = t/√n. The simulation, which has a fixed seed, measures the ratio of
+    the two quantiles in the same samples: most of the sampling error cancels.
     """
     random = np.random.default_rng(n)
     blocks = [random.standard_normal((CALIBRATION // 10, n)) for _ in range(10)]
     ratio = quantile(STATISTICS[statistic], blocks) / quantile(STATISTICS["mean"], blocks)
-    return ratio * student(n) / math.sqrt(n)
+    return ratio * float(t_quantile(n - 1)) / math.sqrt(n)
 
 
 def quantile(of: Callable[[np.ndarray], np.ndarray], blocks: Sequence[np.ndarray]) -> float:
@@ -197,10 +201,10 @@ def quantile(of: Callable[[np.ndarray], np.ndarray], blocks: Sequence[np.ndarray
 def probability_of_improvement(x: np.ndarray, y: np.ndarray) -> Estimate:
     """θ = P(X > Y) + ½ P(X = Y): how often a seed of x [S] beats a seed of y [R] (Agarwal et al. 2021).
 
-    Estimated by the Mann–Whitney statistic U/(S·R). The interval inverts the score test |θ̂ − θ| ≤ t √V(θ) with the
-    variance V of Hanley and McNeil (Newcombe 2006, method 5), so it has a width also where one side wins always, and
-    stays within [0, 1]. t has S + R − 2 degrees of freedom, for with Newcombe's normal quantile three seeds that all
-    beat three others would prove a difference that chance makes once in ten times. None for one seed on either side.
+    The estimate is the Mann–Whitney statistic U/(S·R). The interval inverts the score test |θ̂ − θ| ≤ t √V(θ) with the
+    variance V of Hanley and McNeil (Newcombe 2006, method 5), so it has a width even where one side always wins, and
+    stays within [0, 1]. t has S + R − 2 degrees of freedom: with Newcombe's normal quantile, three seeds that all beat
+    three others would prove a difference that chance produces once in ten times. None for one seed on either side.
     """
     if not (np.isfinite(x).all() and np.isfinite(y).all()):
         return Estimate(math.nan, None)
@@ -208,19 +212,19 @@ def probability_of_improvement(x: np.ndarray, y: np.ndarray) -> Estimate:
     if min(len(x), len(y)) < 2:
         return Estimate(theta, None)
 
-    t = student(len(x) + len(y) - 1)
+    t = float(t_quantile(len(x) + len(y) - 2))
 
     def excess(candidate: float) -> float:
         return (theta - candidate) ** 2 - t**2 * variance(candidate, len(x), len(y))
 
-    # Where one side always wins, θ̂ itself solves the equation too, and is not the end that is meant.
+    # Where one side always wins, θ̂ itself also solves the equation, and is not the end that is wanted.
     low = root(excess, 0.0, theta - NEXT_TO) if theta > 0 else 0.0
     high = root(excess, theta + NEXT_TO, 1.0) if theta < 1 else 1.0
     return Estimate(theta, Interval(low, high))
 
 
 def root(function: Callable[[float], float], low: float, high: float) -> float:
-    """Where the function is zero between two points at which it differs in sign."""
+    """The zero of a function between two points at which its signs differ."""
     found: Any = optimize.brentq(function, low, high)
     return float(found)
 
@@ -234,8 +238,8 @@ def variance(theta: float, m: int, n: int) -> float:
 def curve(record: Record, points: int = 200) -> tuple[np.ndarray, np.ndarray]:
     """Each seed's learning curve on a common grid: (steps [P], returns [S, P]).
 
-    The return at a step is the mean over the last 100 training episodes that had ended by then, fewer where there were
-    fewer; nan before the first had ended. The grid ends at the budget, or where the run has got to so far.
+    The return at a step is the mean over the last 100 training episodes (or as many as there were) that had ended by
+    then; nan before the first had ended. The grid ends at the budget, or at the step that the run has reached.
     """
     reached = np.nanmax(record.steps)
     steps = np.linspace(0.0, min(float(record.config.steps), reached), points + 1)[1:]

@@ -9,15 +9,13 @@ from rich.table import Table
 from rich.text import Text
 
 from upslope.analysis.comparison import BUDGET_SHARES, Comparison, Group
-from upslope.analysis.statistics import FEW_SEEDS, Estimate
-from upslope.runs.panel import number
+from upslope.analysis.statistics import HUNDREDTHS
+from upslope.core.numbers import FEW_SEEDS, number, range_of
 
 MANY_GROUPS = 6
 """Up to so many groups, every pair is shown; of more, only the best against each other one."""
 PROFILE_COLUMNS = (0.25, 0.5, 0.75)
 """Normalised scores at which the profile is shown."""
-SHARE = 1.0
-"""The size of probabilities and normalised scores."""
 
 
 def comparison_page(comparison: Comparison) -> RenderableType:
@@ -57,10 +55,10 @@ def scores_table(environment: str, groups: list[Group]) -> Table:
     for column in ("seeds", "mean", "interquartile mean", "median", "lowest – highest"):
         table.add_column(column, justify="right")
     for g in groups:
-        like = g.mean.value
-        span = f"{number(float(min(g.scores)), like)} – {number(float(max(g.scores)), like)}"
+        spread = range_of(g.scores)
+        span = f"{number(float(min(g.scores)), spread)} – {number(float(max(g.scores)), spread)}"
         seeds = Text(str(len(g.seeds)), "yellow" if len(g.seeds) < FEW_SEEDS else "")
-        table.add_row(name_of(g), seeds, *(words(e, like) for e in (g.mean, g.iqm, g.median)), span)
+        table.add_row(name_of(g), seeds, *(e.words() for e in (g.mean, g.iqm, g.median)), span)
     return table
 
 
@@ -74,8 +72,7 @@ def efficiency_table(environment: str, groups: list[Group]) -> Table:
     table.add_column("area / length", justify="right")
     for g in groups:
         if g.efficiency is not None:
-            like = g.efficiency.at[-1].value
-            table.add_row(name_of(g), *(words(e, like) for e in (*g.efficiency.at, g.efficiency.area)))
+            table.add_row(name_of(g), *(e.words() for e in (*g.efficiency.at, g.efficiency.area)))
     return table
 
 
@@ -90,7 +87,7 @@ def improvement_table(comparison: Comparison, environment: str, groups: list[Gro
         table.add_column(column)
     table.add_column("P", justify="right")
     for i in shown:
-        table.add_row(i.label, i.other, words(i.probability, SHARE))
+        table.add_row(i.label, i.other, i.probability.words(HUNDREDTHS))
     return table
 
 
@@ -102,12 +99,14 @@ def aggregate_table(comparison: Comparison) -> Table:
         table.add_column(column, justify="right")
     for aggregate, profile in zip(comparison.aggregates, comparison.profiles, strict=True):
         shares = [f"{profile.share_above(tau):.0%}" for tau in PROFILE_COLUMNS]
-        table.add_row(aggregate.label, words(aggregate.mean, SHARE), words(aggregate.iqm, SHARE), *shares)
+        table.add_row(aggregate.label, aggregate.mean.words(HUNDREDTHS), aggregate.iqm.words(HUNDREDTHS), *shares)
     for i in comparison.improvements:
         if len(i.environments) > 1:
             table.add_section()
-            table.add_row(f"P({i.label} > {i.other})", words(i.probability, SHARE))
-    meaning = [f"{r.environment}: 0 is {r.zero:.1f}, 1 is {r.one:.1f} ({r.source})" for r in comparison.references]
+            table.add_row(f"P({i.label} > {i.other})", i.probability.words(HUNDREDTHS))
+    meaning = [
+        f"{r.environment}: 0 is {number(r.zero)}, 1 is {number(r.one)} ({r.source})" for r in comparison.references
+    ]
     table.caption = Text("\n".join(meaning), "dim")
     table.caption_justify = "left"
     return table
@@ -121,14 +120,3 @@ def titled(title: str) -> Table:
 def name_of(group: Group) -> Text:
     """The label."""
     return Text(group.label, "bold")
-
-
-def words(estimate: Estimate, like: float) -> str:
-    """A value with its interval, in the decimals that `like` would get; ± where both sides are equal."""
-    value = number(estimate.value, like) if math.isfinite(estimate.value) else "–"
-    if estimate.interval is None:
-        return value
-    below, above = estimate.value - estimate.interval.low, estimate.interval.high - estimate.value
-    if math.isclose(below, above, rel_tol=1e-6):
-        return f"{value} ± {number(above, like)}"
-    return f"{value} [{number(estimate.interval.low, like)}, {number(estimate.interval.high, like)}]"

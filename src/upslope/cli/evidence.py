@@ -200,7 +200,7 @@ def say_written(path: Path) -> None:
 def ladder(flags: Ladder) -> None:
     """upslope ladder."""
     from upslope.cli.comparison_tables import comparison_page
-    from upslope.lab.race import ladder
+    from upslope.lab.ladder import ladder
 
     found = ladder(**vars(flags))
     if not flags.quiet:

@@ -9,10 +9,11 @@ from rich.table import Table
 
 from upslope.analysis.grouping import MORE_SEEDS
 from upslope.analysis.statistics import agreement, mean_of, thinness
-from upslope.cli.comparison_tables import warning, words
+from upslope.cli.comparison_tables import warning
 from upslope.config.config import presets
 from upslope.config.ladder import ALGORITHMS, ESTIMATORS, OBJECTIVES
 from upslope.core.messages import COMPILED_PREFIX, counted
+from upslope.core.numbers import number
 from upslope.environments.compiled import COMPILED
 from upslope.runs.evaluation import Evaluation
 
@@ -39,12 +40,13 @@ def evaluation_table(run: Path, checkpoint: str, found: Mapping[str, Evaluation]
         cells = [str(seed)]
         for e in found.values():
             low, high = e.returns[s].min(), e.returns[s].max()
-            cells += [f"{e.returns[s].mean():.1f}", f"{low:.1f} – {high:.1f}", f"{e.lengths[s].mean():.0f}"]
+            span = f"{number(low, high - low)} – {number(high, high - low)}"
+            cells += [number(e.returns[s].mean(), high - low), span, f"{e.lengths[s].mean():.0f}"]
         table.add_row(*cells)
     cells = ["all"]
     for e in found.values():
         mean = mean_of(e.seed_means())
-        cells += [words(mean, mean.value), "", f"{e.lengths.mean():.0f}"]
+        cells += [mean.words(), "", f"{e.lengths.mean():.0f}"]
     table.add_section()
     table.add_row(*cells, style="bold")
     return table

@@ -12,16 +12,7 @@ from scipy.special import softmax
 from upslope.core.estimators import GAE, Baseline, NStep
 from upslope.core.types import Rollout
 from upslope.environments.tabular import Tabular, gridworld
-from upslope.lab.finding import (
-    ABOVE_ZERO,
-    BELOW_ZERO,
-    Finding,
-    Line,
-    Outcome,
-    Panel,
-    exactly,
-    mean_of,
-)
+from upslope.lab.finding import ABOVE_ZERO, BELOW_ZERO, Finding, Line, Outcome, Panel, exactly, mean_of
 from upslope.lab.play import credits_of, play, size_of, table_agent
 from upslope.models.agent import Agent
 
@@ -31,31 +22,31 @@ STEPS = (1, 2, 3, 5, 10, 20, 50, 200)
 """n of A^n; the last is longer than any episode."""
 SHORT = 10
 ROUNDING = (-math.inf, 1e-3)
-"""Equal in 32 bits: sums of up to 200 terms of about 1."""
+"""The region in which sums of up to 200 terms of about 1 are equal in 32 bits."""
 GROUPS = 20
 
 
 @cache
-def world() -> Tabular:
-    """Nine cells, −0.1 a step and +1 at the goal; four moves in ten slip. The limit cuts hardly any episode."""
+def maze() -> Tabular:
+    """Nine cells, −0.1 per step and +1 at the goal; four moves in ten slip. The limit hardly ever cuts an episode."""
     return gridworld(3, 3, step_cost=0.1, slip=0.4, max_episode_steps=200)
 
 
 def some_policy() -> Float[np.ndarray, "O A"]:
-    """Logits of a policy with opinions of its own."""
-    return 0.5 * np.random.default_rng(0).normal(size=size_of(world()))
+    """Logits of a policy that is far from uniform."""
+    return 0.5 * np.random.default_rng(0).normal(size=size_of(maze()))
 
 
 def imperfect_critic() -> Float[np.ndarray, "O"]:
-    """The exact V, and in each cell an error of its own, as a critic has that is still learning."""
-    exact = world().state_values(softmax(some_policy(), axis=-1), GAMMA)
+    """The exact V with a different error in each cell, as in a critic that is still learning."""
+    exact = maze().state_values(softmax(some_policy(), axis=-1), GAMMA)
     error = np.random.default_rng(1).normal(size=exact.shape) * exact.std()
-    return np.where(world().terminal, 0.0, exact + error)
+    return np.where(maze().terminal, 0.0, exact + error)
 
 
 def moments(value: Array, rollout: Rollout, columns: np.ndarray) -> Float[np.ndarray, "3 K"]:
-    """How often each (s, a) was visited in these episodes, and mean and variance of `value` there."""
-    num_observations, num_actions = size_of(world())
+    """The number of visits of each (s, a) in these episodes, and the mean and variance of `value` there."""
+    num_observations, num_actions = size_of(maze())
     valid = np.asarray(rollout.valid)[:, columns]
     pair = np.asarray(rollout.observation * num_actions + rollout.action)[:, columns][valid]
     mine = np.asarray(value, np.float64)[:, columns][valid]
@@ -69,11 +60,11 @@ def moments(value: Array, rollout: Rollout, columns: np.ndarray) -> Float[np.nda
 def error_parts(believed: Array, rollout: Rollout) -> Float[np.ndarray, "G 2"]:
     """Squared bias and variance of Ψ + V(s) as an estimate of q_π(s, a), in each group of episodes.
 
-    −V(s) is the same for all actions, a baseline that bends no gradient: so it is left out. Both parts are of the
-    estimate given (s, a), averaged over (s, a) as often as they were visited. The squared bias is the product of the
-    errors of two independent halves, which no variance adds to.
+    −V(s) is the same for all actions, so it is omitted: a baseline does not bias the gradient. Both parts are those of
+    the estimate given (s, a), weighted by the visits of (s, a). The squared bias is the product of the errors of two
+    independent halves, so it contains no variance.
     """
-    exact = world().action_values(softmax(some_policy(), axis=-1), GAMMA).ravel()
+    exact = maze().action_values(softmax(some_policy(), axis=-1), GAMMA).ravel()
     parts = []
     for columns in np.array_split(np.arange(believed.shape[1]), GROUPS):
         (n, mean, variance), (m, other, _) = (moments(believed, rollout, half) for half in np.array_split(columns, 2))
@@ -85,12 +76,12 @@ def error_parts(believed: Array, rollout: Rollout) -> Float[np.ndarray, "G 2"]:
 def advantages(seed: int = 0, episodes: int = 8_000) -> Outcome:
     """A¹ has low variance and high bias, Monte Carlo the reverse; λ moves between them."""
     agent = table_agent(some_policy(), imperfect_critic())
-    rollout = play(world(), agent, seed, episodes)
+    rollout = play(maze(), agent, seed, episodes)
     by_lambda = credits_of([GAE(x) for x in LAMBDAS], agent, rollout, GAMMA)
     *by_step, monte_carlo = credits_of([*(NStep(n) for n in STEPS), Baseline()], agent, rollout, GAMMA)
     parts, steps = (np.array([error_parts(c.target, rollout) for c in each]) for each in (by_lambda, by_step))
     (bias_1, variance_1), (bias_t, variance_t) = steps[0].T, steps[-1].T
-    # λ is chosen on one half of the episodes and judged on the other, or it would look too good.
+    # λ is chosen on one half of the episodes and judged on the other; judged on the same half, it would look too good.
     chosen, judged = parts.sum(axis=-1)[:, : GROUPS // 2], parts.sum(axis=-1)[:, GROUPS // 2 :]
     best = int(np.argmin(chosen.mean(axis=1)))
     ended = np.asarray((rollout.terminated & rollout.valid).any(axis=0))
@@ -125,9 +116,9 @@ def curves(x: Sequence[float | int], parts: Float[np.ndarray, "K G 2"]) -> tuple
 
 
 def sums(agent: Agent, rollout: Rollout, lambda_: float) -> dict[str, float]:
-    """How far GAE lies from sums of A¹ … A^T, at most, over episodes of at most SHORT steps.
+    """The largest differences between GAE and sums of A¹ … A^T, over episodes of at most SHORT steps.
 
-    From there on all A^n are equal, so the last one stands for the rest of the series: weight (1−λ)(λ^(T−1) + …) =
+    From T on, all A^n are equal, so the last term has the weight of the rest of the series: (1−λ)(λ^(T−1) + …) =
     λ^(T−1). `as_written` is the sum without weights.
     """
     is_short = np.asarray((rollout.terminated & rollout.valid)[:SHORT].any(axis=0))

@@ -1,4 +1,4 @@
-"""Credit: the reward comes late, and one action decided it. Who finds that action, after how many episodes?"""
+"""Credit: a late reward depends on one action. Which estimators find that action, after how many episodes?"""
 
 import math
 from collections.abc import Sequence
@@ -26,9 +26,9 @@ MORE, LESS = (1.0, math.inf), (-math.inf, 1.0)
 
 
 def key_and_coins(length: int, coin: float = 0.3) -> Tabular:
-    """The key world with noise: every step also pays ±`coin`, by a fair coin that no action moves.
+    """The key environment with noise: every step also pays ±`coin`, by a fair coin that no action influences.
 
-    A state is 2 · (state of the key world) + coin; the agent does not see the coin.
+    A state is 2 · (state of the key environment) + coin; the agent does not see the coin.
     """
     key = delayed_key(length)
     paid = coin * np.array([-1.0, 1.0])
@@ -44,9 +44,9 @@ def key_and_coins(length: int, coin: float = 0.3) -> Tabular:
 
 def learn(estimator: Estimator, length: int, seeds: Sequence[int], iterations: int) -> Float[np.ndarray, "S I"]:
     """π(key) of each seed after every iteration of 8 episodes."""
-    world = key_and_coins(length)
+    environment = key_and_coins(length)
     task = small_task(
-        world, estimator, PolicyGradient(), critic_epochs=10, num_envs=COLUMNS, rollout_steps=length,
+        environment, estimator, PolicyGradient(), critic_epochs=10, num_envs=COLUMNS, rollout_steps=length,
         normalize_advantage=True, learning_rate=0.01,
     )  # fmt: skip
     policies, _ = train_and_watch(task, seeds, iterations)
@@ -54,7 +54,7 @@ def learn(estimator: Estimator, length: int, seeds: Sequence[int], iterations: i
 
 
 def episodes_until_found(key: Float[np.ndarray, "S I"]) -> Float[np.ndarray, "S"]:
-    """Episodes until π(key) ≥ 0.9; a seed that never gets there counts as if it had at the end of the budget."""
+    """Episodes until π(key) ≥ 0.9; a seed that never reaches it counts with the whole budget."""
     is_found = key >= FOUND
     iteration = np.where(is_found.any(axis=1), is_found.argmax(axis=1) + 1, key.shape[1])
     return COLUMNS * iteration.astype(np.float64)
@@ -105,5 +105,5 @@ def credit(
 
 
 def relative(left: Float[np.ndarray, "S"], right: Float[np.ndarray, "S"]) -> Estimate:
-    """How many times as many, by the mean of logarithms."""
+    """The ratio of the geometric means."""
     return ratio_of(difference_of(np.log(left), np.log(right)))

@@ -1,4 +1,4 @@
-"""What an experiment hands back: claims, each held against a measurement by one rule, and curves to look at."""
+"""The result of an experiment: claims, each compared with a measurement by one rule, and curves."""
 
 import math
 from collections.abc import Callable, Mapping, Sequence
@@ -8,7 +8,8 @@ from typing import Any, Literal, NamedTuple
 import numpy as np
 from jaxtyping import Bool, Float
 from scipy.stats import binomtest
-from scipy.stats import t as student_t
+
+from upslope.core.numbers import half_width, t_quantile
 
 Verdict = Literal["supported", "refuted", "undecided"]
 Interval = tuple[float, float]
@@ -25,22 +26,22 @@ class Estimate(NamedTuple):
 
 @dataclass(frozen=True)
 class Finding:
-    """One claim, what it predicts of one number, and the number as measured."""
+    """One claim: its prediction for one number, and the measurement."""
 
     name: str
-    """Under which the texts of every language speak of it."""
+    """The key of its texts in every language."""
     estimate: Estimate
     predicted: Interval
-    """Where the number must lie if the claim holds."""
+    """The region of the number if the claim holds."""
 
     @property
     def verdict(self) -> Verdict:
-        """The rule, the same for every claim: see `judge`."""
+        """The verdict of `judge`, the same rule for every claim."""
         return judge(self.estimate.interval, self.predicted)
 
 
 class Line(NamedTuple):
-    """A curve y(x), maybe with a band; a `reference` is what theory says, not a measurement."""
+    """A curve y(x), with an optional band; a reference is theory, not a measurement."""
 
     name: str
     x: Sequence[Any]
@@ -52,7 +53,7 @@ class Line(NamedTuple):
 
 @dataclass(frozen=True)
 class Panel:
-    """One small figure; titles are in the texts, under its name."""
+    """One small figure; its titles are in the texts, under its name."""
 
     name: str
     lines: tuple[Line, ...]
@@ -62,19 +63,30 @@ class Panel:
     is_points: bool = False
 
 
+def with_intervals(name: str, x: Sequence[Any], estimates: Sequence[Estimate]) -> Line:
+    """A line through estimates, with their intervals as its band."""
+    low, high = zip(*(e.interval for e in estimates), strict=True)
+    return Line(name, x, [e.value for e in estimates], low, high)
+
+
+def against_theory(name: str, measured: Line, theory: Sequence[float] | np.ndarray, **axes: bool) -> Panel:
+    """A panel with a measured line, and what theory predicts at the same x."""
+    return Panel(name, (measured, Line("theory", measured.x, theory, is_reference=True)), **axes)
+
+
 @dataclass(frozen=True)
 class Outcome:
-    """All that an experiment found."""
+    """The result of an experiment."""
 
     findings: tuple[Finding, ...]
     panels: tuple[Panel, ...]
     numbers: Mapping[str, float | int] = field(default_factory=dict)
-    """What the texts mention: sample sizes, exact values."""
+    """Numbers that the texts mention: sample sizes, exact values."""
 
 
 @dataclass(frozen=True)
 class Experiment:
-    """A name and a function; `quick` are the arguments that make it small."""
+    """A name and a function; `quick` holds the arguments of its small size."""
 
     name: str
     measure: Callable[..., Outcome]
@@ -82,7 +94,7 @@ class Experiment:
 
 
 def judge(interval: Interval, predicted: Interval) -> Verdict:
-    """Supported if the interval lies inside the predicted region, refuted if outside, undecided across the border."""
+    """Supported if the interval lies inside the predicted region, refuted if outside, undecided across its border."""
     (low, high), (least, most) = interval, predicted
     if math.isnan(low) or math.isnan(high):
         return "undecided"
@@ -97,17 +109,13 @@ def exactly(value: float) -> Estimate:
 
 
 def around(value: float, margin: float) -> Interval:
-    """value ± margin: what "equal" means for a measured number."""
+    """value ± margin: the region in which a measured number counts as equal."""
     return (value - margin, value + margin)
 
 
 def mean_of(samples: Float[np.ndarray, "R"]) -> Estimate:
-    """The mean of R independent samples with its 95 % Student-t interval."""
-    samples = np.asarray(samples, np.float64)
-    mean, count = float(samples.mean()), len(samples)
-    if count < 2:
-        return Estimate(mean, (math.nan, math.nan))
-    half = float(student_t.ppf(0.975, count - 1) * samples.std(ddof=1) / math.sqrt(count))
+    """The mean of R independent samples with Student's interval."""
+    mean, half = float(np.mean(samples, dtype=np.float64)), half_width(samples)
     return Estimate(mean, (mean - half, mean + half))
 
 
@@ -116,18 +124,18 @@ def difference_of(left: Float[np.ndarray, "R"], right: Float[np.ndarray, "Q"]) -
     parts = [np.var(x, ddof=1) / len(x) for x in (left, right)]
     degrees = sum(parts) ** 2 / max(sum(p**2 / (len(x) - 1) for p, x in zip(parts, (left, right), strict=True)), 1e-300)
     difference = float(np.mean(left) - np.mean(right))
-    half = float(student_t.ppf(0.975, max(degrees, 1.0)) * math.sqrt(sum(parts)))
+    half = float(t_quantile(max(degrees, 1.0)) * math.sqrt(sum(parts)))
     return Estimate(difference, (difference - half, difference + half))
 
 
 def ratio_of(log_ratio: Estimate) -> Estimate:
-    """From the logarithm, where the interval is symmetric, back to the ratio."""
+    """A ratio from its logarithm, whose interval is symmetric."""
     low, high = log_ratio.interval
     return Estimate(float(np.exp(log_ratio.value)), (float(np.exp(low)), float(np.exp(high))))
 
 
 def share_of(happened: Bool[np.ndarray, "R"]) -> Estimate:
-    """How often something happened in R independent repetitions, with Clopper and Pearson's 95 % interval."""
+    """The share of R independent repetitions in which something happened, with Clopper and Pearson's interval."""
     found = binomtest(int(happened.sum()), len(happened)).proportion_ci(0.95)
     return Estimate(float(happened.mean()), (float(found.low), float(found.high)))
 
@@ -138,7 +146,7 @@ def root_mean_square(errors: Float[np.ndarray, "R K"]) -> Float[np.ndarray, "K"]
 
 
 def median(errors: Float[np.ndarray, "R K"]) -> Float[np.ndarray, "K"]:
-    """The median over the repetitions, which exists also where the variance is infinite."""
+    """The median over the repetitions, which exists even where the variance is infinite."""
     return np.median(errors, axis=0)
 
 
@@ -150,7 +158,7 @@ def power_law(
 ) -> Estimate:
     """k in error ~ n^k: the slope of log error over log n, its interval from groups of independent repetitions.
 
-    `errors` are the sizes of the errors of R repetitions at K sample sizes; in each group their `typical` one counts.
+    `errors` are the sizes of the errors of R repetitions at K sample sizes; `typical` summarises those of a group.
     """
     curves = [typical(group) for group in np.array_split(errors, groups)]
     return mean_of(np.array([np.polyfit(np.log(sizes), np.log(curve), 1)[0] for curve in curves]))

@@ -1,4 +1,4 @@
-"""The policy gradient from trajectories: right on average, and less noisy by better weights."""
+"""The policy gradient from trajectories: unbiased, and less noisy with better weights."""
 
 import math
 from functools import cache
@@ -17,41 +17,43 @@ from upslope.lab.finding import (
     Line,
     Outcome,
     Panel,
+    against_theory,
     around,
     mean_of,
     power_law,
     ratio_of,
     root_mean_square,
+    with_intervals,
 )
 from upslope.lab.play import credits_of, episode_gradients, play, size_of, table_agent
 from upslope.models.agent import Agent
 
 STEPS = 20
-"""The time limit, which is part of the world here: the exact gradient is that of the return within it."""
+"""The time limit, which is part of the environment here: the exact gradient is that of the return within it."""
 GROUPS = 20
 
 
 @cache
-def world() -> Tabular:
-    """Six cells, −0.2 a step and +1 at the goal; four moves in ten slip."""
+def maze() -> Tabular:
+    """Six cells, −0.2 per step and +1 at the goal; four moves in ten slip."""
     return gridworld(2, 3, step_cost=0.2, slip=0.4, max_episode_steps=STEPS)
 
 
 def some_logits() -> Float[np.ndarray, "O A"]:
-    """A policy with opinions of its own."""
-    return 0.5 * np.random.default_rng(0).normal(size=size_of(world()))
+    """Logits of a policy that is far from uniform."""
+    return 0.5 * np.random.default_rng(0).normal(size=size_of(maze()))
 
 
 def exact_gradient(gamma: float = 1.0) -> Float[np.ndarray, "K"]:
     """∇J of that policy, by the policy gradient theorem over all states."""
-    return world().policy_gradient(some_logits(), gamma, STEPS).ravel()
+    return maze().policy_gradient(some_logits(), gamma, STEPS).ravel()
 
 
 def played(seed: int, episodes: int) -> tuple[Agent, Rollout]:
-    """The policy with the exact V as its critic, and episodes of its own."""
-    value = world().state_values(softmax(some_logits(), axis=-1), 1.0, STEPS)
+    """The policy with the exact V as its critic, and its episodes."""
+    value = maze().state_values(softmax(some_logits(), axis=-1), 1.0, STEPS)
     agent = table_agent(some_logits(), value)
-    return agent, play(world(), agent, seed, episodes)
+    return agent, play(maze(), agent, seed, episodes)
 
 
 def gradient(
@@ -78,19 +80,14 @@ def gradient(
         ),
         panels=(
             Panel("components", (shown, Line("equal", ends, ends, is_reference=True)), is_points=True),
-            Panel(
-                "errors",
-                (Line("measured", sizes, rms), Line("theory", sizes, theory, is_reference=True)),
-                log_x=True,
-                log_y=True,
-            ),
+            against_theory("errors", Line("measured", sizes, rms), theory, log_x=True, log_y=True),
         ),
         numbers={"episodes": len(each), "largest": largest, "repetitions": repetitions, "components": len(exact)},
     )
 
 
 def along(each: Float[np.ndarray, "N K"], exact: Float[np.ndarray, "K"]) -> Estimate:
-    """ĝ·∇J/|∇J|²: 1 where the estimate is right along the exact gradient."""
+    """ĝ·∇J/|∇J|²: 1 where the estimate agrees with the exact gradient along its direction."""
     return mean_of(each @ exact / (exact @ exact))
 
 
@@ -100,7 +97,7 @@ def spread(each: Float[np.ndarray, "N K"]) -> Float[np.ndarray, "G"]:
 
 
 def variance(seed: int = 0, episodes: int = 40_000, gamma: float = 0.8) -> Outcome:
-    """Reward-to-go, discount and baseline each make the gradient less noisy; only the discount bends it."""
+    """Reward-to-go, discount and baseline each make the gradient less noisy; only the discount biases it."""
     agent, rollout = played(seed, episodes)
     total, to_go, baseline = credits_of([TotalReturn(), RewardToGo(), Baseline()], agent, rollout, 1.0)
     (discounted,) = credits_of([RewardToGo()], agent, rollout, gamma)
@@ -114,7 +111,6 @@ def variance(seed: int = 0, episodes: int = 40_000, gamma: float = 0.8) -> Outco
         for name, other in (("to_go", "total"), ("discounted", "to_go"), ("baseline", "to_go"))
     }
     names = list(found)
-    low, high = zip(*(bias[name].interval for name in names), strict=True)
     return Outcome(
         findings=(
             *(Finding(f"{name}_cuts", ratio_of(cut), (-math.inf, 1.0)) for name, cut in cuts.items()),
@@ -123,13 +119,13 @@ def variance(seed: int = 0, episodes: int = 40_000, gamma: float = 0.8) -> Outco
         ),
         panels=(
             Panel("noise", (Line("variance", names, [noise[name].mean() for name in names]),), is_bars=True),
-            Panel("bias", (Line("along", names, [bias[name].value for name in names], low, high),), is_bars=True),
+            Panel("bias", (with_intervals("along", names, list(bias.values())),), is_bars=True),
         ),
         numbers={"episodes": episodes, "gamma": gamma},
     )
 
 
 def shifted(estimate: Estimate, by: float) -> Estimate:
-    """The same number from another zero."""
+    """The estimate plus a constant."""
     low, high = estimate.interval
     return Estimate(estimate.value + by, (low + by, high + by))

@@ -1,85 +1,147 @@
 """All findings → one HTML page that needs nothing else."""
 
-from collections.abc import Sequence
-from html import escape
-from importlib import resources
-from string import Template
+import math
+from collections.abc import Callable, Sequence
 from typing import Any
 
-from plotly.io import to_html
+import numpy as np
 
-from upslope.lab.figures import figure
-from upslope.lab.finding import Finding, Outcome
+from upslope.lab.finding import Finding, Line, Outcome, Panel
 from upslope.lab.run import Result, counts_of, made_of
 from upslope.lab.texts import Language, measured, region, texts, typeset
-from upslope.report.output import MARK
-from upslope.report.page import plotly_script
+from upslope.report.figures import LEGEND_BELOW, Figures
+from upslope.report.output import render
+
+COLOURS = ("#3d85c6", "#e07b39", "#3a9d6e", "#b565a7", "#c9a227", "#7f8c8d")
+REFERENCE = "#8a8f98"
+HEIGHT = 350
+MANY_POINTS = 40
+"""A curve with more points is drawn without markers."""
+MARKS = {"supported": "●", "refuted": "✕", "undecided": "○"}
 
 
 def page(results: Sequence[Result], language: Language, seed: int, quick: bool) -> str:
     """The page, Plotly included."""
-    words = texts(language)
-    template = Template(resources.files("upslope.lab").joinpath("lab_page.html").read_text("utf-8"))
-    return template.substitute(
-        mark=MARK,
-        language={"en": "en", "zh": "zh-CN"}[language],
-        title=escape(words["page"]["title"]),
-        subtitle=escape(words["page"]["subtitle"]),
-        rule=escape(words["page"]["rule"]),
-        contents="\n".join(entry(result, words) for result in results),
-        counts=escape(counts_of([f for r in results for f in r.outcome.findings], words)),
-        experiments="\n".join(section(result, words) for result in results),
-        made=escape(made_of(results, words, seed, quick)),
-        plotly=plotly_script(),
+    words, figures = texts(language), Figures()
+
+    def place(name: str, drawn: dict[str, Any]) -> str:
+        return figures.add(drawn["data"], drawn["layout"], height=HEIGHT, label=name)
+
+    views = [experiment_view(result.name, result.outcome, words, place) for result in results]
+    return render(
+        "lab.html",
+        figures,
+        package="upslope.lab",
+        title=f"upslope · {words['page']['title']}",
+        words=words["page"],
+        experiments=views,
+        counts=counts_of([f for r in results for f in r.outcome.findings], words),
+        made=made_of(results, words, seed, quick),
+        **words["page"]["html"],
     )
 
 
-def entry(result: Result, words: dict[str, Any]) -> str:
-    """A line of the contents: what was asked, and a mark for each verdict."""
-    title = typeset(words["experiments"][result.name]["title"])
-    marks = "".join(
-        f'<b class="{f.verdict}" title="{escape(words["page"]["verdicts"][f.verdict])}">{MARKS[f.verdict]}</b>'
-        for f in result.outcome.findings
-    )
-    return f'<li><a href="#{result.name}">{title}</a><span>{marks}</span></li>'
+def experiment_view(
+    name: str, outcome: Outcome, words: dict[str, Any], place: Callable[[str, dict[str, Any]], str]
+) -> dict[str, Any]:
+    """What the templates show of an experiment; `place` takes a figure's name and data and returns its HTML."""
+    mine, page = words["experiments"][name], words["page"]
+    return {
+        "name": name,
+        "title": typeset(mine["title"]),
+        "source": typeset(page["headings"]["source"].format(source=mine["source"])),
+        "asks": typeset(mine["asks"].format(**outcome.numbers)),
+        "findings": [finding_view(finding, outcome, mine, page) for finding in outcome.findings],
+        "plots": [
+            place(f"{name}-{panel.name}", figure(panel, mine["panels"][panel.name], words["lines"]))
+            for panel in outcome.panels
+        ],
+    }
 
 
-MARKS = {"supported": "●", "refuted": "✕", "undecided": "○"}
-
-
-def section(result: Result, words: dict[str, Any]) -> str:
-    """One experiment: question, claims with their verdicts, figures."""
-    mine, headings = words["experiments"][result.name], words["page"]["headings"]
-    outcome = result.outcome
-    source = typeset(headings["source"].format(source=mine["source"]))
-    rows = "\n".join(row(finding, outcome, mine, words["page"]) for finding in outcome.findings)
-    plots = "\n".join(
-        f"<div>{plot(result.name, place, outcome, mine, words)}</div>" for place in range(len(outcome.panels))
-    )
-    return (
-        f'<section id="{result.name}"><h2>{typeset(mine["title"])}</h2><div class="soft">{source}</div>'
-        f"<p>{typeset(mine['asks'].format(**outcome.numbers))}</p>"
-        f'<div class="findings">{rows}</div><div class="plots">{plots}</div></section>'
-    )
-
-
-def row(finding: Finding, outcome: Outcome, mine: dict[str, Any], words: dict[str, Any]) -> str:
+def finding_view(finding: Finding, outcome: Outcome, mine: dict[str, Any], words: dict[str, Any]) -> dict[str, str]:
     """One claim: what it says, what was measured against what was predicted, the verdict."""
     said = {key: typeset(text.format(**outcome.numbers)) for key, text in mine["claims"][finding.name].items()}
     value, interval = measured(finding.estimate)
+    verdict = {"verdict": finding.verdict, "verdict_words": words["verdicts"][finding.verdict]}
     predicted = f"{words['headings']['predicted']} {region(finding.predicted)}"
-    beneath = f'<div class="soft">{said["number"]}<br>{escape(predicted)}</div>'
     return (
-        f'<div class="finding"><div class="claim">{said["claim"]}</div>'
-        f'<div class="value"><b>{value}</b> <span class="interval">{interval}</span>{beneath}</div>'
-        f'<div class="verdict {finding.verdict}">{escape(words["verdicts"][finding.verdict])}</div></div>'
+        said | verdict | {"value": value, "interval": interval, "predicted": predicted, "mark": MARKS[finding.verdict]}
     )
 
 
-def plot(name: str, place: int, outcome: Outcome, mine: dict[str, Any], words: dict[str, Any]) -> str:
-    """One figure as HTML."""
-    panel = outcome.panels[place]
-    drawn = figure(panel, mine["panels"][panel.name], words["lines"])
-    options = {"displayModeBar": False, "responsive": True}
-    # A fixed name, so that the same findings give the same page.
-    return to_html(drawn, full_html=False, include_plotlyjs=False, config=options, div_id=f"{name}-{panel.name}")
+def figure(panel: Panel, words: dict[str, Any], names: dict[str, str]) -> dict[str, Any]:
+    """One small figure as Plotly's data; `words` has its title and axes, `names` those of the curves."""
+    seen = list(dict.fromkeys(line.name for line in panel.lines))
+    draw = bars if panel.is_bars else curve
+    traces = []
+    for place, line in enumerate(panel.lines):
+        is_first = line.name not in [earlier.name for earlier in panel.lines[:place]]
+        shared = {"name": typeset(names.get(line.name, line.name)), "legendgroup": line.name, "showlegend": is_first}
+        traces.append(
+            shared | draw(line, panel, names, REFERENCE if line.is_reference else COLOURS[place % len(COLOURS)])
+        )
+    axis = {"automargin": True, "zeroline": False}
+    layout: dict[str, Any] = {
+        "title": {"text": typeset(words["title"]), "font": {"size": 14}, "x": 0, "xref": "paper"},
+        "margin": {"l": 8, "r": 12, "t": 44, "b": 92 if len(seen) > 1 else 8},
+        "height": HEIGHT,
+        "showlegend": len(seen) > 1,
+        "legend": LEGEND_BELOW,
+        "paper_bgcolor": "rgba(0,0,0,0)",
+        "plot_bgcolor": "rgba(0,0,0,0)",
+        "barmode": "group",
+        "xaxis": {**axis, "title": {"text": typeset(words["x"])}, **({"type": "log"} if panel.log_x else {})},
+        "yaxis": {
+            **axis,
+            "title": {"text": typeset(words["y"])},
+            "nticks": 6,
+            **(decades(panel) if panel.log_y else {}),
+        },
+    }
+    if panel.is_bars:
+        layout["yaxis"]["autorange"] = "reversed"
+    elif panel.log_x:
+        shown = floats(panel.lines[0].x)[:: -(-len(panel.lines[0].x) // 6)]
+        layout["xaxis"] |= {"tickvals": shown, "ticktext": [f"{x:,.0f}" for x in shown]}
+    return {"data": traces, "layout": layout}
+
+
+def decades(panel: Panel) -> dict[str, Any]:
+    """A logarithmic axis with labels at powers of ten, and at 2 and 5 between them where there are few."""
+    values = np.concatenate([np.asarray(line.y, np.float64) for line in panel.lines])
+    exponents = np.log10(values[values > 0])
+    low, high = math.floor(exponents.min()), math.ceil(exponents.max())
+    steps = (1, 2, 5) if high - low <= 2 else (1,)
+    ticks = [step * 10.0**power for power in range(low, high + 1) for step in steps]
+    return {"type": "log", "tickvals": ticks, "ticktext": [f"{tick:.10g}" for tick in ticks]}
+
+
+def curve(line: Line, panel: Panel, names: dict[str, str], colour: str) -> dict[str, Any]:
+    """y(x): measured with markers, theory dashed."""
+    is_plain = line.is_reference or len(line.x) > MANY_POINTS
+    look = {"color": colour, "dash": "dash" if line.is_reference else "solid"}
+    mode = "lines" if is_plain else "markers" if panel.is_points else "lines+markers"
+    drawn = {"type": "scatter", "x": floats(line.x), "y": floats(line.y), "mode": mode, "line": look}
+    return drawn | {"marker": {"size": 6}} | error_of(line, "error_y")
+
+
+def bars(line: Line, panel: Panel, names: dict[str, str], colour: str) -> dict[str, Any]:
+    """Horizontal bars, so that long names can be read on a narrow screen."""
+    labels = [typeset(names.get(str(x), str(x))) for x in line.x]
+    drawn = {"type": "bar", "y": labels, "x": floats(line.y), "orientation": "h", "marker": {"color": colour}}
+    return drawn | error_of(line, "error_x")
+
+
+def error_of(line: Line, axis: str) -> dict[str, Any]:
+    """The interval, where the line has one."""
+    if line.low is None or line.high is None:
+        return {}
+    y, low, high = (np.asarray(x, np.float64) for x in (line.y, line.low, line.high))
+    look = {"type": "data", "thickness": 1.2, "width": 3, "color": REFERENCE}
+    return {axis: {"array": floats(high - y), "arrayminus": floats(y - low), **look}}
+
+
+def floats(values: Any) -> list[float | None]:
+    """Plain numbers; JSON has no nan."""
+    return [float(value) if math.isfinite(value) else None for value in values]

@@ -1,4 +1,4 @@
-"""Play and train in finite worlds, where every exact value is known: what most experiments share."""
+"""Play and train in finite environments, whose exact values are known: the parts that experiments share."""
 
 import dataclasses
 from collections.abc import Callable, Sequence
@@ -31,13 +31,13 @@ from upslope.models.networks import Perceptron
 from upslope.models.normaliser import RunningStatistics
 from upslope.models.perceptrons import Actor, Perceptrons
 
-# Most of a small program's time is XLA's, and half of that is the optimisation of code that runs once.
+# A small program spends most of its time in XLA, half of it optimising code that runs once.
 quick_jit = partial(jax.jit, compiler_options={"xla_backend_optimization_level": 0})
 
 
 @dataclass(frozen=True)
 class OneOf(Objective):
-    """Several objectives in one program, for compiling takes longer than training: the state says which is meant.
+    """Several objectives in one program, because compiling takes longer than training: the state selects one.
 
     The state is [which, the state of that objective].
     """
@@ -48,7 +48,7 @@ class OneOf(Objective):
         return self.start(0)
 
     def start(self, which: int) -> Float[Array, "2"]:
-        """The state at the start of training by this one."""
+        """The state at the start of training with this objective."""
         return jnp.stack([jnp.float32(which), self.objectives[which].init()])
 
     def loss(self, state: Float[Array, "2"], sample: Sample) -> Float[Array, "B"]:
@@ -60,28 +60,28 @@ class OneOf(Objective):
         return state.at[1].set(jax.lax.switch(state[0].astype(jnp.int32), adapts, state[1], kl))
 
     def each_from(self, state: TrainState) -> TrainState:
-        """A state [K·S] before training, of the same S seeds K times over: the k-th time they train by the k-th."""
+        """A state [K·S] before training: the same S seeds for each of the K objectives."""
         starts = jnp.stack([self.start(k) for k in range(len(self.objectives))])
         times = state.iteration.shape[0] // len(self.objectives)
         return state._replace(learner=state.learner._replace(objective=jnp.repeat(starts, times, axis=0)))
 
 
 def side_by_side(measurements: Sequence[Callable[[], Any]]) -> list[Any]:
-    """The results of independent measurements, in threads: most of their time is XLA compiling, which needs no lock."""
+    """The results of independent measurements, in threads: XLA, which takes most of their time, needs no lock."""
 
     def run(measure: Callable[[], Any]) -> Any:
-        with in_full(jax.default_backend() != "cpu"):  # another thread does not know what `computing` says
+        with in_full(jax.default_backend() != "cpu"):  # `computing` applies to its own thread only
             return measure()
 
     with ThreadPoolExecutor(num_cores()) as pool:
         return list(pool.map(run, measurements))
 
 
-def size_of(world: Tabular) -> tuple[int, int]:
-    """How many observations and actions a finite world has."""
-    assert isinstance(world.observation_space, spaces.Discrete)
-    assert isinstance(world.action_space, spaces.Discrete)
-    return int(world.observation_space.n), int(world.action_space.n)
+def size_of(environment: Tabular) -> tuple[int, int]:
+    """The numbers of observations and actions of a finite environment."""
+    assert isinstance(environment.observation_space, spaces.Discrete)
+    assert isinstance(environment.action_space, spaces.Discrete)
+    return int(environment.observation_space.n), int(environment.action_space.n)
 
 
 def table_agent(logits: Float[np.ndarray, "O A"], value: Float[np.ndarray, "O"] | None = None) -> Agent:
@@ -112,15 +112,16 @@ def logits_of(agent: Agent) -> Float[Array, "O A"]:
     return agent.model.actor.network.weights[0]
 
 
-def play(world: Tabular, agent: Agent, seed: int, episodes: int) -> Rollout:
-    """So many whole episodes, one a column."""
-    assert world.max_episode_steps is not None
-    collect = partial(collect_episodes, world, num_envs=episodes, max_episode_steps=world.max_episode_steps)
+def play(environment: Tabular, agent: Agent, seed: int, episodes: int) -> Rollout:
+    """Play whole episodes, one per column."""
+    limit = environment.max_episode_steps
+    assert limit is not None
+    collect = partial(collect_episodes, environment, num_envs=episodes, max_episode_steps=limit)
     return quick_jit(collect)(agent, jax.random.key(seed))[0]
 
 
 def credits_of(estimators: Sequence[Estimator], agent: Agent, rollout: Rollout, gamma: float) -> list[Credit]:
-    """What each estimator says of the same facts, with the agent's own critic; one program for all."""
+    """The credit of each estimator for the same rollout, with the agent's own critic; one program for all."""
 
     def weigh(agent: Agent, rollout: Rollout) -> list[Credit]:
         values = evaluate(agent, rollout)
@@ -147,7 +148,7 @@ def episode_gradients(
 
 
 def small_update(**changes: Any) -> Update:
-    """A plain update: one epoch, one batch, no clipping to speak of."""
+    """A plain update: one epoch, one batch, practically no clipping."""
     fields: dict[str, Any] = {
         "objective": PolicyGradient(),
         "needs_critic": True,
@@ -162,27 +163,28 @@ def small_update(**changes: Any) -> Update:
     return Update(**(fields | changes))
 
 
-def spec_of(world: Any, **settings: Any) -> ModelSpec:
+def spec_of(environment: Any, **settings: Any) -> ModelSpec:
     """Two perceptrons for an environment's spaces."""
-    return ModelSpec(encoder_of(world.observation_space, "world"), head_of(world.action_space, "world"), settings)
+    encoder = encoder_of(environment.observation_space, "environment")
+    return ModelSpec(encoder, head_of(environment.action_space, "environment"), settings)
 
 
-def small_task(world: Tabular, estimator: Estimator, objective: Objective, **changes: Any) -> Task:
-    """A task in a finite world; `changes` are fields of `Task` or of `Update`."""
+def small_task(environment: Tabular, estimator: Estimator, objective: Objective, **changes: Any) -> Task:
+    """A task in a finite environment; `changes` are fields of `Task` or of `Update`."""
     of_update = {field.name for field in dataclasses.fields(Update)} & set(changes)
     update = {name: changes.pop(name) for name in of_update}
     fields: dict[str, Any] = {
-        "environment": world,
+        "environment": environment,
         "estimator": estimator,
         "update": small_update(objective=objective, needs_critic=estimator.needs_critic, **update),
-        "model": spec_of(world, hidden_sizes=(32,)),
+        "model": spec_of(environment, hidden_sizes=(32,)),
         "normalize_observations": False,
         "normalize_rewards": False,
         "gamma": 0.99,
         "steps": 10**9,
         "num_envs": 8,
         "rollout_steps": 32,
-        "max_episode_steps": world.max_episode_steps,
+        "max_episode_steps": environment.max_episode_steps,
         "learning_rate": 0.01,
         "entropy_coefficient": 0.0,
         "imitation_iterations": 0,
@@ -191,9 +193,9 @@ def small_task(world: Tabular, estimator: Estimator, objective: Objective, **cha
 
 
 def train_and_watch(task: Task, seeds: Sequence[int], iterations: int) -> tuple[Float[np.ndarray, "S I O A"], Metrics]:
-    """Train, and keep the whole policy after every iteration: its exact return can then be computed.
+    """Train, and keep the policy after every iteration, so that its exact return can be computed.
 
-    By `OneOf` K objectives, `seeds` are trained by each, S = K · len(seeds).
+    With `OneOf` K objectives, each trains all `seeds`: S = K · len(seeds).
     """
     every_observation = jnp.arange(size_of(task.environment)[0])
 

@@ -1,4 +1,4 @@
-"""One batch used many times: plain policy gradient breaks, a KL penalty and clipping mend it."""
+"""One batch used many times: the plain policy gradient fails, a KL penalty or clipping prevents that."""
 
 from collections.abc import Sequence
 from functools import partial
@@ -9,21 +9,21 @@ from jaxtyping import Float
 from upslope.core.estimators import GAE
 from upslope.core.objectives import Clip, KLPenalty, Objective, PolicyGradient
 from upslope.environments.tabular import gridworld
-from upslope.lab.finding import ABOVE_ZERO, BELOW_ZERO, Finding, Line, Outcome, Panel, mean_of
+from upslope.lab.finding import ABOVE_ZERO, BELOW_ZERO, Finding, Line, Outcome, Panel, mean_of, with_intervals
 from upslope.lab.play import OneOf, side_by_side, small_task, train_and_watch
 
 OBJECTIVES: dict[str, Objective] = {"plain": PolicyGradient(), "kl": KLPenalty(1.0, 0.01), "clip": Clip(0.2)}
-WORLD = gridworld(4, 4, step_cost=0.05, slip=0.2, max_episode_steps=50)
+MAZE = gridworld(4, 4, step_cost=0.05, slip=0.2, max_episode_steps=50)
 
 
 def trained(epochs: int, seeds: Sequence[int], iterations: int) -> Float[np.ndarray, "2 K S"]:
-    """By each objective, each seed's exact expected return after training, and its mean KL of an update."""
+    """Each seed's exact expected return after training with each objective, and the mean KL of its updates."""
     every = OneOf(tuple(OBJECTIVES.values()))
     task = small_task(
-        WORLD, GAE(0.95), every, epochs=epochs, critic_epochs=8, normalize_advantage=True, num_envs=8
+        MAZE, GAE(0.95), every, epochs=epochs, critic_epochs=8, normalize_advantage=True, num_envs=8
     )  # fmt: skip
     policies, metrics = train_and_watch(task, seeds, iterations)
-    returns = [WORLD.expected_return(policy[-1], 1.0, WORLD.max_episode_steps) for policy in policies]
+    returns = [MAZE.expected_return(policy[-1], 1.0, MAZE.max_episode_steps) for policy in policies]
     found = np.array([returns, np.mean(metrics["policy/kl"], axis=1)])
     return found.reshape(2, len(OBJECTIVES), len(seeds))
 
@@ -34,6 +34,7 @@ def reuse(seed: int = 0, seeds: int = 16, epochs: Sequence[int] = (1, 8, 48), it
     found = np.array(side_by_side([partial(trained, count, each, iterations) for count in epochs]))
     first, last = 0, -1
     returns, divergence = (dict(zip(OBJECTIVES, found[:, k].swapaxes(0, 1), strict=True)) for k in (0, 1))
+    banded = [with_intervals(name, epochs, [mean_of(row) for row in values]) for name, values in returns.items()]
     return Outcome(
         findings=(
             Finding("breaks", mean_of(returns["plain"][last] - returns["plain"][first]), BELOW_ZERO),
@@ -44,7 +45,7 @@ def reuse(seed: int = 0, seeds: int = 16, epochs: Sequence[int] = (1, 8, 48), it
             Finding("pays", mean_of(returns["clip"][last] - returns["clip"][first]), ABOVE_ZERO),
         ),
         panels=(
-            Panel("returns", tuple(banded(name, epochs, values) for name, values in returns.items()), log_x=True),
+            Panel("returns", tuple(banded), log_x=True),
             Panel(
                 "divergence",
                 tuple(Line(name, epochs, values.mean(axis=1)) for name, values in divergence.items()),
@@ -54,10 +55,3 @@ def reuse(seed: int = 0, seeds: int = 16, epochs: Sequence[int] = (1, 8, 48), it
         ),
         numbers={"seeds": seeds, "most": max(epochs), "iterations": iterations, "samples": 8 * 32},
     )
-
-
-def banded(name: str, x: Sequence[int], values: Float[np.ndarray, "K S"]) -> Line:
-    """The mean over seeds with its interval."""
-    estimates = [mean_of(row) for row in values]
-    low, high = zip(*(e.interval for e in estimates), strict=True)
-    return Line(name, x, [e.value for e in estimates], low, high)

@@ -1,4 +1,4 @@
-"""Run experiments one after another, and say what came out: live, as a table, as JSON."""
+"""Run experiments one after another, and present the results: live, as a table, as JSON."""
 
 from collections import Counter
 from collections.abc import Sequence
@@ -22,7 +22,7 @@ STYLES = {"supported": "green", "refuted": "red", "undecided": "yellow"}
 
 @dataclass(frozen=True)
 class Result:
-    """What an experiment found, and how long it took."""
+    """The outcome of an experiment, and its time."""
 
     name: str
     outcome: Outcome
@@ -30,7 +30,7 @@ class Result:
 
 
 def chosen(names: Sequence[str]) -> list[Experiment]:
-    """The named experiments in the lecture's order; all, where none is named."""
+    """The named experiments in the lecture's order; all experiments where no name is given."""
     known = [experiment.name for experiment in EXPERIMENTS]
     for name in names:
         if name not in known:
@@ -39,7 +39,7 @@ def chosen(names: Sequence[str]) -> list[Experiment]:
 
 
 def run(names: Sequence[str], language: Language, seed: int, quick: bool, console: Console) -> list[Result]:
-    """Run them, with a line for each as it ends."""
+    """Run experiments, and print a line as each one ends."""
     words, results, experiments = texts(language), [], chosen(names)
     for place, experiment in enumerate(experiments, start=1):
         title = f"{place}/{len(experiments)}  {words['experiments'][experiment.name]['title']}"
@@ -53,20 +53,20 @@ def run(names: Sequence[str], language: Language, seed: int, quick: bool, consol
 
 
 def counts_of(findings: Sequence[Finding], words: dict[str, Any]) -> str:
-    """How many claims held, did not, or could not be decided."""
+    """The number of claims with each verdict."""
     counts = Counter(finding.verdict for finding in findings)
     return words["page"]["counts"].format(**{verdict: counts[verdict] for verdict in STYLES})
 
 
 def made_of(results: Sequence[Result], words: dict[str, Any], seed: int, quick: bool) -> str:
-    """With what, and in what time."""
+    """The version, the seed and the time."""
     total = sum(result.seconds for result in results)
     short = words["page"]["quick"] if quick else ""
     return words["page"]["made"].format(version=versions()["upslope"], seed=seed, seconds=total, quick=short)
 
 
 def closing(results: Sequence[Result], language: Language, seed: int, quick: bool, path: Path) -> str:
-    """All counts, with what and how long, and where the page is."""
+    """The closing lines: all counts, what made them, and the path of the page."""
     words = texts(language)
     findings = [finding for result in results for finding in result.outcome.findings]
     written = words["page"]["written"].format(path=path)
@@ -74,7 +74,7 @@ def closing(results: Sequence[Result], language: Language, seed: int, quick: boo
 
 
 def verdict_table(results: Sequence[Result], language: Language) -> Table:
-    """Every claim, what it predicted, what was measured, and the verdict."""
+    """Every claim with its prediction, measurement and verdict."""
     words = texts(language)
     headings = words["page"]["headings"]
     table = Table(title=headings["summary"], title_justify="left", show_lines=False)
@@ -93,7 +93,7 @@ def verdict_table(results: Sequence[Result], language: Language) -> Table:
 
 
 def as_json(results: Sequence[Result], language: Language, seed: int, quick: bool) -> dict[str, Any]:
-    """Everything as data, strict JSON once `plain` has made endless bounds null."""
+    """All results as data. `plain` makes it strict JSON, with null for infinite bounds."""
     experiments = []
     for result in results:
         mine = texts(language)["experiments"][result.name]

@@ -16,6 +16,7 @@ from upslope.lab.finding import (
     Line,
     Outcome,
     Panel,
+    against_theory,
     around,
     mean_of,
     median,
@@ -29,9 +30,9 @@ from upslope.learning.update import effective_sample_size
 CARP, BASS, OTHER = 0, 1, 2
 LAKE_A = np.array([0.1, 0.4, 0.5])
 LAKE_B = np.array([0.5, 0.1, 0.4])
-"""The lecture gives carp and bass; the rest are other fish."""
+"""The lecture gives the shares of carp and bass; the rest are other fish."""
 KILOGRAMS = np.array([1.0, 3.0, 2.0])
-"""Lake B's fish are mostly small."""
+"""Kilograms of a carp, a bass and another fish. Lake B has mostly small fish."""
 
 
 def exam() -> Tabular:
@@ -67,6 +68,7 @@ def expectation(seed: int = 0, repetitions: int = 320, largest: int = 4096, beli
     running = np.cumsum(scores, axis=1) / np.arange(1, largest + 1)
     errors = np.abs(running[:, [n - 1 for n in sizes]] - exam().expected_return(np.ones((3, 1)), 1.0))
     shown = running[:5, [n - 1 for n in sizes]]
+    measured = Line("measured", sizes, root_mean_square(errors))
     return Outcome(
         findings=(
             Finding("mean", mean_of(scores.mean(axis=1)), around(believed, 0.1)),
@@ -81,15 +83,7 @@ def expectation(seed: int = 0, repetitions: int = 320, largest: int = 4096, beli
                 ),
                 log_x=True,
             ),
-            Panel(
-                "errors",
-                (
-                    Line("measured", sizes, root_mean_square(errors)),
-                    Line("theory", sizes, [4 / n**0.5 for n in sizes], is_reference=True),
-                ),
-                log_x=True,
-                log_y=True,
-            ),
+            against_theory("errors", measured, [4 / n**0.5 for n in sizes], log_x=True, log_y=True),
         ),
         numbers={"draws": scores.size, "repetitions": repetitions, "largest": largest},
     )
@@ -141,7 +135,7 @@ def tails(seed: int, deviation: float, sizes: list[int], repetitions: int) -> Fl
 
 
 def importance(seed: int = 0, repetitions: int = 320, largest: int = 2048) -> Outcome:
-    """Weights p/q mend a wrong sampling distribution, until the distributions part."""
+    """Weights p/q correct a wrong sampling distribution, as long as the distributions are similar."""
     plain, weighted = lakes(seed, repetitions, largest)
     truth = float(LAKE_A @ KILOGRAMS)
     distances = [0.25, 0.5, 1.0, 1.5, 2.0, 2.5, 3.0]
@@ -162,14 +156,7 @@ def importance(seed: int = 0, repetitions: int = 320, largest: int = 2048) -> Ou
         ),
         panels=(
             Panel("lakes", (catches,), is_bars=True),
-            Panel(
-                "shares",
-                (
-                    Line("measured", distances, shares.mean(axis=1)),
-                    Line("theory", distances, theory, is_reference=True),
-                ),
-                log_y=True,
-            ),
+            against_theory("shares", Line("measured", distances, shares.mean(axis=1)), theory, log_y=True),
             Panel("errors", (Line("measured", distances, root_mean_square(errors.T)),), log_y=True),
             Panel(
                 "tails",

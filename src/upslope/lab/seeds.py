@@ -1,4 +1,4 @@
-"""One seed misleads: how often does a comparison with few seeds name the wrong winner?"""
+"""How often does a comparison with few seeds name the wrong winner?"""
 
 import math
 from collections.abc import Sequence
@@ -9,7 +9,17 @@ from jaxtyping import Float
 from scipy.stats import norm
 
 from upslope.lab.credit import ESTIMATORS, learn
-from upslope.lab.finding import ABOVE_ZERO, BELOW_ZERO, Estimate, Finding, Line, Outcome, Panel, difference_of
+from upslope.lab.finding import (
+    ABOVE_ZERO,
+    BELOW_ZERO,
+    Estimate,
+    Finding,
+    Line,
+    Outcome,
+    Panel,
+    against_theory,
+    difference_of,
+)
 from upslope.lab.play import side_by_side
 
 LENGTH = 8
@@ -22,7 +32,7 @@ def wrong(
     generator: np.random.Generator,
     draws: int,
 ) -> float:
-    """How often the mean of `count` seeds of the worse setting beats that of the better one."""
+    """The share of draws in which the mean of `count` seeds of the worse setting is the higher one."""
     left, right = (generator.choice(pool, (draws, count)).mean(axis=1) for pool in (better, worse))
     return float(np.mean(right > left))
 
@@ -30,7 +40,7 @@ def wrong(
 def resampled(
     better: Float[np.ndarray, "S"], worse: Float[np.ndarray, "S"], counts: Sequence[int], seed: int, draws: int
 ) -> Float[np.ndarray, "R K"]:
-    """The same for each number of seeds, over pools that are themselves resampled: the pools are samples too."""
+    """`wrong` for each number of seeds, over resampled pools, because the pools are samples too."""
     generator = np.random.default_rng(seed)
     rows = []
     for _ in range(200):
@@ -43,7 +53,7 @@ def seeds(
     seed: int = 0, pool: int = 128, iterations: int = 14, counts: Sequence[int] = (1, 3, 5, 10), draws: int = 2000
 ) -> Outcome:
     """Two settings with a true difference, compared by 1, 3, 5 and 10 seeds drawn from many."""
-    # Seeds of their own: the same ones have the same luck, and would tell less of what others see.
+    # The pools have different seeds: equal seeds have correlated luck, which other comparisons do not have.
     pools = (range(seed, seed + pool), range(seed + pool, seed + 2 * pool))
     names = ("baseline", "to_go")
     runs = [partial(learn, ESTIMATORS[n], LENGTH, each, iterations) for n, each in zip(names, pools, strict=True)]
@@ -63,10 +73,7 @@ def seeds(
             Finding("many_seeds", Estimate(rate[-1] - rate[0], (fall[0], fall[1])), BELOW_ZERO),
         ),
         panels=(
-            Panel(
-                "wrong",
-                (Line("measured", counts, rate, low, high), Line("theory", counts, theory, is_reference=True)),
-            ),
+            against_theory("wrong", Line("measured", counts, rate, low, high), theory),
             Panel("pools", (Line("baseline", *histogram(better)), Line("to_go", *histogram(worse))), is_bars=True),
         ),
         numbers={"pool": pool, "episodes": 8 * iterations, "length": LENGTH, "most": max(counts)},
@@ -74,6 +81,6 @@ def seeds(
 
 
 def histogram(values: Float[np.ndarray, "S"]) -> tuple[list[str], list[float]]:
-    """Where the seeds lie, in tenths."""
+    """A histogram of the seeds in tenths."""
     counts, edges = np.histogram(values, bins=10, range=(0.0, 1.0))
     return [f"{left:.1f}–{left + 0.1:.1f}" for left in edges[:-1]], [float(c) for c in counts]

@@ -10,12 +10,12 @@ from upslope.config.config import configure
 from upslope.config.task import Parts, objective_of, task_of
 from upslope.engines.compiled import CompiledEngine
 from upslope.environments.classic.pendulum import Pendulum
-from upslope.lab.finding import ABOVE_ZERO, Finding, Line, Outcome, Panel, difference_of, mean_of
+from upslope.lab.finding import ABOVE_ZERO, Finding, Line, Outcome, Panel, difference_of, mean_of, with_intervals
 from upslope.lab.play import OneOf
 
 
 class Surrogate(NamedTuple):
-    """A row of the paper's Table 1: what to set, and the score that it reports (Schulman et al. 2017)."""
+    """A row of the paper's Table 1: its settings and the reported score (Schulman et al. 2017)."""
 
     settings: Mapping[str, Any]
     paper: float
@@ -49,13 +49,11 @@ IN_SMALL = (NONE, "clip, ε = 0.1", BEST, "clip, ε = 0.3", ADAPTIVE, FIXED)
 
 
 def scores(names: Sequence[str], seeds: Sequence[int], steps: int) -> Float[np.ndarray, "2 K S"]:
-    """By each surrogate, each seed's mean return before it has learned anything, and over its last 50 episodes, on
-    Pendulum."""
-    world = Pendulum()
+    """Each seed's mean return on Pendulum with each surrogate: before learning, and over its last 50 episodes."""
     small = {"steps": steps, "rollout_steps": 512, "minibatches": 16, "hidden_sizes": (32, 32)}
     configs = [configure("jax:Pendulum-v1", is_continuous=True, **small, **SURROGATES[name].settings) for name in names]
     every = OneOf(tuple(objective_of(config) for config in configs))
-    task = task_of(configs[0], world, Parts(objective=every))
+    task = task_of(configs[0], Pendulum(), Parts(objective=every))
     per_iteration = task.num_envs * task.rollout_steps
     engine = CompiledEngine(task, [*seeds] * len(names), steps // per_iteration)
     _, chunk = engine.advance(every.each_from(engine.start()))
@@ -70,11 +68,10 @@ def normalise(scores: Float[np.ndarray, "K S"], untrained: float) -> Float[np.nd
 
 
 def slopes(found: Mapping[str, Float[np.ndarray, "S"]]) -> Float[np.ndarray, "S"]:
-    """By how much a setting scores higher here for each point that it scores higher in the paper: the least-squares
-    slope of each seed.
+    """The least-squares slope of our scores over the paper's, for each seed.
 
-    Without the row that mends nothing, which is last in both and would decide alone. A slope is a weighted sum of the
-    seed's scores, so seeds are independent samples of it, and Student's interval holds.
+    The row without clipping or penalty is omitted: it is last in both, and would decide alone. A slope is a weighted
+    sum of the seed's scores, so seeds are independent samples of it, and Student's interval holds.
     """
     mended = [name for name in found if name != NONE]
     paper = np.array([SURROGATES[name].paper for name in mended])
@@ -88,7 +85,6 @@ def table1(seed: int = 0, seeds: int = 24, steps: int = 40_960, names: Sequence[
     found = dict(zip(names, normalise(last, float(first.mean())), strict=True))
     paper = [SURROGATES[name].paper for name in names]
     estimates = [mean_of(found[name]) for name in names]
-    low, high = zip(*(e.interval for e in estimates), strict=True)
     return Outcome(
         findings=(
             *(
@@ -102,7 +98,7 @@ def table1(seed: int = 0, seeds: int = 24, steps: int = 40_960, names: Sequence[
             Panel(
                 "scores",
                 (
-                    Line("measured", names, [e.value for e in estimates], low, high),
+                    with_intervals("measured", names, estimates),
                     Line("paper", names, paper, is_reference=True),
                 ),
                 is_bars=True,

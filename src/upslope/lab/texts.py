@@ -1,4 +1,4 @@
-"""The words of the lab in each language, and how numbers are written."""
+"""The lab's texts in each language, and its numbers and formulas as text."""
 
 import math
 import re
@@ -9,47 +9,42 @@ from typing import Any, Literal
 
 import yaml
 
+from upslope.core.numbers import number, with_interval
 from upslope.lab.finding import Estimate, Interval
+from upslope.report.figures import Html
 
 Language = Literal["en", "zh"]
 
 
 @cache
 def texts(language: Language) -> dict[str, Any]:
-    """All words: of the page, of the curves, of each experiment."""
+    """All texts: of the page, of the curves, of each experiment."""
     return yaml.safe_load(resources.files("upslope.lab").joinpath(f"lab_{language}.yaml").read_text("utf-8"))
 
 
-def number(value: float, width: float = 0.0) -> str:
-    """With as many digits as an interval of this width deserves: two that change; three in all where it has none."""
-    if not math.isfinite(value):
-        return "–"
-    if width > 0:
-        return f"{value:.{max(0, min(6, 1 - math.floor(math.log10(width))))}f}".replace("-", "−")
-    return f"{value:.3g}".replace("-", "−").replace("e−0", "e−")
-
-
 def measured(estimate: Estimate) -> tuple[str, str]:
-    """The number, and its interval in brackets; an exact number has none."""
+    """The number and its interval in brackets; an exact number has no interval."""
     low, high = estimate.interval
-    width = high - low if math.isfinite(high - low) else 0.0
-    if low == high:
-        return number(estimate.value), ""
-    return number(estimate.value, width), f"[{number(low, width)}, {number(high, width)}]"
+    value, interval = (number(estimate.value), "") if low == high else with_interval(estimate.value, low, high)
+    return typographic(value), typographic(interval)
 
 
 def region(predicted: Interval) -> str:
     """`> 0`, `< 1`, or `−0.55 … −0.45`."""
     least, most = predicted
     if math.isinf(most):
-        return f"> {number(least)}"
+        return typographic(f"> {number(least)}")
     if math.isinf(least):
-        return f"< {number(most)}"
-    digits = max(0, 1 - math.floor(math.log10(most - least)))
-    return " … ".join(f"{bound:.{digits}f}".replace("-", "−") for bound in predicted)
+        return typographic(f"< {number(most)}")
+    return typographic(" … ".join(number(bound, most - least) for bound in predicted))
 
 
-def typeset(text: str) -> str:
+def typographic(number: str) -> str:
+    """The same number with a real minus sign, and without the leading zero of an exponent."""
+    return number.replace("-", "−").replace("e−0", "e−")
+
+
+def typeset(text: str) -> Html:
     """Plain words → HTML: n^(−1/2) is raised, R_t lowered."""
     raised = re.sub(r"\^\(([^)]*)\)|\^(\w+)", lambda found: f"<sup>{found[1] or found[2]}</sup>", escape(text))
-    return re.sub(r"(?<=\w)_(\w+)", r"<sub>\1</sub>", raised)
+    return Html(re.sub(r"(?<=\w)_(\w+)", r"<sub>\1</sub>", raised))

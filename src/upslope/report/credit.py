@@ -1,80 +1,47 @@
-"""The credit view: a frame, a slider, and what every estimator makes of each action."""
+"""The credit view: a picture, a slider, and the weight that every estimator gives to each action."""
 
 import base64
 import json
 from collections.abc import Sequence
-from html import escape
 from typing import Any
 
 import numpy as np
 
 from upslope.analysis.credit import EpisodeCredit
-from upslope.report.figures import Figures, axis, typed
+from upslope.report.figures import Figures, Html, axis, typed
 
 ROW_HEIGHT = 30
-"""Pixels of an estimator's row of the heat strip."""
+"""Pixels of an estimator's row in the heat strip."""
 PANEL_HEIGHT = 85
 GAP = 26
 MARGINS = 56
 MAX_LINES = 6
-"""Actions or dimensions of the policy that are drawn."""
+"""The number of actions or dimensions that are drawn at most."""
 SCALE = [[0, "@down"], [0.5, "@mid"], [1, "@up"]]
 
 
-def credit_view(figures: Figures, credit: EpisodeCredit, title: str, picture_bytes: int) -> str:
-    """An episode's card. At most about `picture_bytes` of pictures are kept, evenly spaced."""
-    if credit.own:
-        trained = f"trained with <b>{escape(credit.own)}</b>"
-    else:
-        trained = "trained with an estimator that is not the library's"
-    end = "terminated" if credit.terminated else "was cut off (truncated)"
-    about = (
-        f"Seed {credit.seed}, {escape(credit.checkpoint)} checkpoint, {trained}, γ = {credit.gamma:g}. "
-        f"The episode {end} after {credit.num_steps:,} steps with a return of {credit.reward.sum():.5g}, "
-        f"discounted {credit.discounted_return:.5g}."
-    )
-    if credit.value is None:
-        about += (
-            " This run trained no critic, so there is no V(s), no TD error, and none of the estimators that need them."
-        )
+def credit_view(figures: Figures, credit: EpisodeCredit, title: str, picture_bytes: int) -> dict[str, Any]:
+    """What the template shows of an episode. At most about `picture_bytes` of pictures are kept, evenly spaced."""
     place = credit_figure(figures, credit, title)
     data = view_data(figures.found[-1]["name"], credit, picture_bytes)
     figures.found[-1]["credit"] = data
-    picture = '<img alt="The state at the chosen step">' if data["pictures"] else no_picture(credit)
-    last = credit.num_steps - 1
-    start = start_of(credit)
-    return (
-        f'<article class="card credit" data-figure="{data["figure"]}"><h3>{escape(title)}</h3><p>{about}</p>'
-        f'<div class="stage"><div class="frame">{picture}</div><div class="readout"></div></div>'
-        f'<label class="slider">step <output>{start}</output> of {last}'
-        f'<input type="range" min="0" max="{last}" value="{start}" aria-label="Step of the episode"></label>'
-        f'{place}<p class="about">{policy_key(credit)}</p></article>'
-    )
+    # It opens at the step that the last estimator, GAE where there is one, singles out.
+    start = credit.most_blamed(list(credit.weights)[-1])
+    view = {"title": title, "credit": credit, "figure": place, "data": data, "start": start}
+    return view | {"policy": policy_key(credit)}
 
 
-def policy_key(credit: EpisodeCredit) -> str:
-    """What the colours of the policy's panel mean, and what it leaves out."""
+def policy_key(credit: EpisodeCredit) -> dict[str, Any]:
+    """What the last panel shows of the policy: its words, how many colours it draws, and how many it leaves out."""
     if "mean" in credit.policy:
-        count, what = credit.policy["mean"].shape[1], "dimension"
-        words = "Last panel: each dimension's mean and the area ±σ around it; points are the actions taken."
+        count, kind = credit.policy["mean"].shape[1], "dimension"
+        words = "each dimension's mean and the area ±σ around it; points are the actions taken"
     elif "probability" in credit.policy:
-        count, what = credit.policy["probability"].shape[1], "action"
-        words = "Last panel: probabilities of the actions; points mark the one taken."
+        count, kind = credit.policy["probability"].shape[1], "action"
+        words = "probabilities of the actions; points mark the one taken"
     else:
-        return "Last panel: the probability of the action taken, over all its choices."
-    key = " ".join(f'<span style="color:var(--run-{k})">■</span> {what} {k}' for k in range(min(count, MAX_LINES)))
-    left_out = f" The other {count - MAX_LINES} are not drawn." if count > MAX_LINES else ""
-    return f"{words} {key}.{left_out}"
-
-
-def no_picture(credit: EpisodeCredit) -> str:
-    """Why there is none."""
-    return f'<p class="note">No picture: {escape(credit.picture_note.replace("`", "") or "none was kept")}.</p>'
-
-
-def start_of(credit: EpisodeCredit) -> int:
-    """The step that the view opens at: the one that the last estimator, GAE where there is one, singles out."""
-    return credit.most_blamed(list(credit.weights)[-1])
+        count, kind, words = 0, "", "the probability of the action taken, over all its choices"
+    return {"words": words, "kind": kind, "drawn": min(count, MAX_LINES), "left_out": max(count - MAX_LINES, 0)}
 
 
 def panels_of(credit: EpisodeCredit) -> list[tuple[str, list[dict[str, Any]], dict[str, Any]]]:
@@ -101,7 +68,7 @@ def policy_panel(credit: EpisodeCredit) -> tuple[str, list[dict[str, Any]], dict
         return "action: mean ± σ", traces, {}
     if "probability" in credit.policy:
         probability = np.asarray(credit.policy["probability"])
-        # Of two actions one line says all.
+        # The probability of one of two actions is enough.
         drawn = [1] if probability.shape[1] == 2 else list(range(min(probability.shape[1], MAX_LINES)))
         traces = [line(probability[:, a], f"π({a}|s)", f"@{a}") for a in drawn]
         for a in range(min(probability.shape[1], MAX_LINES)):
@@ -113,7 +80,7 @@ def policy_panel(credit: EpisodeCredit) -> tuple[str, list[dict[str, Any]], dict
 
 
 def chosen_probability(credit: EpisodeCredit) -> np.ndarray:
-    """Of several choices or switches at once: the product of their probabilities [T]."""
+    """The probability of the action taken where it has several parts: their product [T]."""
     if "probability of 1" in credit.policy:
         one = np.asarray(credit.policy["probability of 1"])
         return np.where(credit.action == 1, one, 1 - one).prod(axis=1)
@@ -122,7 +89,7 @@ def chosen_probability(credit: EpisodeCredit) -> np.ndarray:
     return np.prod(picked, axis=0)
 
 
-def credit_figure(figures: Figures, credit: EpisodeCredit, title: str) -> str:
+def credit_figure(figures: Figures, credit: EpisodeCredit, title: str) -> Html:
     """The heat strip, and the panels below it, on one axis of steps."""
     panels = panels_of(credit)
     strip = ROW_HEIGHT * len(credit.weights)
@@ -145,7 +112,7 @@ def credit_figure(figures: Figures, credit: EpisodeCredit, title: str) -> str:
 
 
 def heat_strip(credit: EpisodeCredit) -> dict[str, Any]:
-    """Ψ_t over the largest |Ψ| of its estimator. Not centred: that TotalReturn's are all alike is shown."""
+    """Ψ_t over the largest |Ψ| of its estimator. Not centred, so that TotalReturn's equal weights can be seen."""
     weights = np.stack(list(credit.weights.values()))
     largest = np.abs(weights).max(axis=1, keepdims=True)
     scaled = weights / np.where(largest > 0, largest, 1)
@@ -164,7 +131,7 @@ def heat_strip(credit: EpisodeCredit) -> dict[str, Any]:
 
 
 def bars(y: np.ndarray, colour: str | list[str]) -> dict[str, Any]:
-    """A bar a step."""
+    """A bar for each step."""
     marker = {"color": colour, "line": {"width": 0}}
     return {"type": "bar", "y": typed(y), "marker": marker, "showlegend": False, "hovertemplate": "%{y:.4~g}"}
 

@@ -1,46 +1,47 @@
-"""The sections of curves over environment steps: learning, and every diagnostic."""
+"""Curves over environment steps: learning, and every metric."""
 
 from collections.abc import Sequence
-from html import escape
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 
 from upslope.analysis.curves import at_steps, common_steps, thin
-from upslope.analysis.health_metrics import HEALTH
-from upslope.analysis.metrics import METRICS, explain
+from upslope.analysis.metrics import EXPLANATIONS, HEALTH, METRICS, Explanation, explain
 from upslope.analysis.records import Record
-from upslope.analysis.statistics import WINDOW, curve, mean_band
-from upslope.report.figures import Figures, around, axis, mean_and_band, seeds_trace
+from upslope.analysis.statistics import curve, mean_band
+from upslope.report.figures import Figures, Html, around, axis, mean_and_band, seeds_trace
 
 POINTS = 100
-"""Of the mean of a diagnostic."""
+"""Points of the mean of a metric."""
 BUCKETS = 50
-"""Of a seed's diagnostic, which keeps two points each."""
+"""Buckets of a seed's metric; each keeps two points."""
 LEARNING_POINTS = 200
 
 
-def learning_section(figures: Figures, records: Sequence[Record], names: Sequence[str]) -> str:
+class Card(NamedTuple):
+    """A figure with its title; of a metric, with its name and explanation."""
+
+    title: str
+    figure: Html
+    metric: str = ""
+    about: Explanation | None = None
+
+
+def learning_part(figures: Figures, records: Sequence[Record], names: Sequence[str]) -> list[dict[str, Any]]:
     """A figure for each environment: every seed's return, the mean over seeds, and its interval."""
-    parts = [
-        f"<p>Each thin line is one seed: the mean return of its last {WINDOW} training episodes. The thick line is the "
-        "mean over seeds, the area its 95 % interval (Student's t; none for one seed; of few seeds it may reach beyond "
-        "the picture).</p>"
-    ]
+    parts = []
     for environment in dict.fromkeys(r.config.environment for r in records):
-        mine = [k for k, r in enumerate(records) if r.config.environment == environment and len(r.episodes)]
-        without = [names[k] for k, r in enumerate(records) if r.config.environment == environment and k not in mine]
-        parts.append(f"<h3>{escape(environment)}</h3>")
-        if without:
-            words = escape(", ".join(without))
-            parts.append(f'<p class="note">No finished training episode, so no curve: {words}.</p>')
+        here = [k for k, r in enumerate(records) if r.config.environment == environment]
+        mine = [k for k in here if len(records[k].episodes)]
+        parts.append({"environment": environment, "without": [names[k] for k in here if k not in mine], "figure": ""})
         if mine:
             curves = {k: curve(records[k], LEARNING_POINTS) for k in mine}
             traces = [t for k, found in curves.items() for t in learning_traces(k, names[k], *found)]
             reach = around([returns for _, returns in curves.values()])
             layout = {"xaxis": steps_axis([records[k] for k in mine]), "yaxis": axis("return (reward)", **reach)}
-            parts.append(figures.add(traces, layout, height=420, label=f"Learning in {environment}", linked=True))
-    return "\n".join(parts)
+            label = f"Learning in {environment}"
+            parts[-1]["figure"] = figures.add(traces, layout, height=420, label=label, linked=True)
+    return parts
 
 
 def learning_traces(run: int, name: str, steps: np.ndarray, returns: np.ndarray) -> list[dict[str, Any]]:
@@ -49,25 +50,19 @@ def learning_traces(run: int, name: str, steps: np.ndarray, returns: np.ndarray)
     return [seeds_trace(run, name, seeds), *mean_and_band(run, name, steps, mean_band(returns))]
 
 
-def diagnostics_section(figures: Figures, records: Sequence[Record], names: Sequence[str]) -> str:
-    """A figure for each metric, with what it means beside it; health and a user's own are folded away."""
+def diagnostics_part(figures: Figures, records: Sequence[Record], names: Sequence[str]) -> dict[str, list[Card]]:
+    """A card for each metric of an iteration, and one for each other: health, and a user's own."""
     logged = sorted({name for r in records for name in r.metrics if np.isfinite(r.metrics[name]).any()})
-    known = [name for name in METRICS if name in logged]
-    others = [name for name in HEALTH if name in logged]
-    others += [name for name in logged if name not in METRICS and name not in HEALTH]
-    parts = [
-        "<p>All share the axis of environment steps: point at one, and the others show the same moment; zoom one, and "
-        "all follow. Double-click to see everything again.</p>",
-        grid_of([metric_card(figures, records, names, metric) for metric in known]),
-    ]
-    if others:
-        cards = grid_of([metric_card(figures, records, names, metric) for metric in others])
-        parts.append(f"<details><summary>{len(others)} further metrics of the runs' health</summary>{cards}</details>")
-    return "\n".join(parts)
+    own = [name for name in logged if name not in EXPLANATIONS]
+    known = {"known": METRICS, "others": [*HEALTH, *own]}
+    return {
+        part: [metric_card(figures, records, names, metric) for metric in metrics if metric in logged]
+        for part, metrics in known.items()
+    }
 
 
-def metric_card(figures: Figures, records: Sequence[Record], names: Sequence[str], metric: str) -> str:
-    """A metric: its title, its figure, its meaning, and what is healthy."""
+def metric_card(figures: Figures, records: Sequence[Record], names: Sequence[str], metric: str) -> Card:
+    """A metric over environment steps, with its seeds where it has a row in every iteration."""
     about, traces, shown = explain(metric), [], []
     for k, record in enumerate(records):
         values = record.metrics.get(metric)
@@ -83,23 +78,14 @@ def metric_card(figures: Figures, records: Sequence[Record], names: Sequence[str
         shown.append(seeds)
     layout = {"xaxis": steps_axis(records), "yaxis": axis(about.unit, **around(shown))}
     figure = figures.add(traces, layout, height=250, label=about.title, linked=True)
-    words = f"{escape(about.meaning)} <b>Healthy:</b> {escape(about.healthy)}" if about.meaning else ""
-    return (
-        f'<article class="card"><h3>{escape(about.title)}</h3>{figure}'
-        f'<p class="about"><code>{escape(metric)}</code> {words}</p></article>'
-    )
+    return Card(about.title, figure, metric, about)
 
 
 def steps_axis(records: Sequence[Record]) -> dict[str, Any]:
-    """The axis that all share: from 0 to the last step of any run."""
+    """The axis that all figures share: from 0 to the last step of any run."""
     return axis(
         "environment steps",
         tickformat="~s",
         hoverformat=",.0f",
         range=[0, max(float(np.nanmax(r.steps)) for r in records)],
     )
-
-
-def grid_of(cards: list[str]) -> str:
-    """Cards side by side where there is room."""
-    return f'<div class="grid">{"".join(cards)}</div>'

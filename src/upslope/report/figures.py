@@ -1,7 +1,7 @@
-"""Plotly figures as data: what the page's script draws.
+"""Plotly figures as data, which the page's script draws.
 
 A colour is a name that the script looks up in the light or the dark theme: `@0` … for runs, `@ink`, `@up`, `@down`;
-`@0/0.2` is a fifth as opaque.
+`@0/0.2` has an opacity of a fifth. Other strings are left as they are.
 """
 
 import base64
@@ -14,6 +14,15 @@ import numpy as np
 NUM_COLOURS = 7
 DASHES = ("solid", "dash", "dot", "dashdot")
 """Beyond seven runs the colours repeat with another dash."""
+LEGEND_BELOW = {"orientation": "h", "yref": "container", "yanchor": "bottom", "y": 0, "x": 0, "xanchor": "left"}
+"""A legend with room for two rows below the axis, whatever space the axis labels take."""
+
+
+class Html(str):
+    """Text that is HTML already: templates do not escape it."""
+
+    def __html__(self) -> str:
+        return self
 
 
 @dataclass
@@ -24,17 +33,16 @@ class Figures:
 
     def add(
         self, traces: list[dict[str, Any]], layout: dict[str, Any], *, height: int, label: str, linked: bool = False
-    ) -> str:
+    ) -> Html:
         """Take a figure; return the HTML of its place. `linked` figures share the axis of environment steps."""
         name = f"figure-{len(self.found)}"
         self.found.append({"name": name, "data": traces, "layout": layout, "linked": linked})
-        return (
-            f'<div class="chart" id="{name}" style="height:{height}px" role="img" aria-label="{escape(label)}"></div>'
-        )
+        style = f'style="height:{height}px"'
+        return Html(f'<div class="chart" id="{name}" {style} role="img" aria-label="{escape(label)}"></div>')
 
 
 def typed(x: np.ndarray) -> dict[str, Any]:
-    """Numbers as Plotly reads them at once: 32-bit floats in base64."""
+    """Numbers in the form that Plotly reads fastest: 32-bit floats in base64."""
     array = np.ascontiguousarray(x, "<f4")
     shape = {"shape": ", ".join(map(str, array.shape))} if array.ndim > 1 else {}
     return {"dtype": "f4", "bdata": base64.b64encode(array.tobytes()).decode(), **shape}
@@ -51,7 +59,7 @@ def dash(run: int) -> str:
 
 
 def mean_and_band(run: int, name: str, steps: np.ndarray, band: Any) -> list[dict[str, Any]]:
-    """The mean over seeds as a line, and its interval as an area around it; no area where there is no interval."""
+    """The mean over seeds as a line, and its interval, where there is one, as an area around it."""
     traces = []
     if np.isfinite(band.low).any():
         x, y = area_around(steps, band.low, band.high)
@@ -67,7 +75,7 @@ def mean_and_band(run: int, name: str, steps: np.ndarray, band: Any) -> list[dic
 
 
 def area_around(x: np.ndarray, low: np.ndarray, high: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """The outline of each stretch of x on which both curves are known, with gaps between them."""
+    """The outlines of the stretches of x on which both curves are known, with gaps between them."""
     known = np.isfinite(low) & np.isfinite(high)
     stretches = np.split(np.arange(len(x)), np.flatnonzero(np.diff(known)) + 1)
     gap, along, around = np.array([np.nan]), [], []
@@ -93,7 +101,7 @@ def base(run: int, name: str) -> dict[str, Any]:
 
 
 def around(values: list[np.ndarray]) -> dict[str, Any]:
-    """The range of an axis that shows all these values; the interval of few seeds may reach beyond the picture."""
+    """The range of an axis that shows all these values. The interval of few seeds may extend beyond it."""
     finite = np.concatenate([np.zeros(0), *(x[np.isfinite(x)] for x in values)])
     if not finite.size:
         return {}

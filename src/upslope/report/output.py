@@ -1,19 +1,39 @@
-"""Where a page is written: never over anybody else's file."""
+"""A self-contained page: from a Jinja2 template to one file that opens without a network or a server."""
 
+import base64
+import gzip
+import json
+import re
+from datetime import UTC, datetime
+from functools import cache
+from importlib.resources import files
+from importlib.util import find_spec
 from pathlib import Path
+from typing import Any
 
+from upslope.core.messages import spelled_out
+from upslope.core.storage import write_atomically
 from upslope.errors import UpslopeError
+from upslope.report.figures import Figures
+from upslope.runs.directory import versions
 
 MARK = "<!-- a page of upslope -->"
-"""Every page holds it, so that only a page is ever replaced."""
+"""Every page holds this mark, so that a page replaces only older pages."""
+UNREADABLE = re.compile("[\x00-\x08\x0b-\x1f\x7f-\x9f\u200e\u200f\u2028-\u202e\u2066-\u2069\ud800-\udfff]")
+"""Characters from files that no page may hold: controls, those that turn the direction of writing, halves of pairs."""
 SUFFIXES = (".html", ".htm")
+WORDS = {
+    "language": "en",
+    "no_script": "The charts are drawn by JavaScript, which is switched off here; the tables are complete.",
+    "old_browser": "The charts need a browser of 2023 or later; the tables are complete.",
+}
 
 
 def page_path(output: str | Path, default: str) -> Path:
     """The file of a page: in a folder it is called `default`, and a name without a suffix gets `.html`.
 
     Raises:
-        UpslopeError: another suffix, a folder that is not there, or a file that is no page of upslope.
+        UpslopeError: the suffix is another, the folder is missing, or the file there is not a page of upslope.
     """
     path = Path(output)
     if path.is_dir() or str(output).endswith(("/", "\\")):
@@ -38,3 +58,52 @@ def is_page(path: Path) -> bool:
         return False
     with path.open("rb") as file:
         return MARK.encode() in file.read(500)
+
+
+def plotly_script() -> str:
+    """Plotly's own script, from its Python package."""
+    for package in ("Plotly", "Jinja2"):
+        if find_spec(package.lower()) is None:
+            raise UpslopeError(f'A page needs {package}, which is not installed: pip install "upslope[report]"')
+    return (files("plotly") / "package_data" / "plotly.min.js").read_text("utf-8")
+
+
+@cache
+def templates(package: str = "upslope.report") -> Any:
+    """Jinja2's environment, with the templates of a package and of the report. It escapes every text."""
+    from jinja2 import ChoiceLoader, Environment, PackageLoader, StrictUndefined
+
+    loaders = [PackageLoader(name, "assets") for name in dict.fromkeys((package, "upslope.report"))]
+    return Environment(
+        loader=ChoiceLoader(loaders),
+        autoescape=True,
+        undefined=StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
+    )
+
+
+def render(template: str, figures: Figures, *, package: str = "upslope.report", **fields: Any) -> str:
+    """The page as HTML. Plotly's script and the figures' numbers are compressed, the text is plain."""
+    numbers = json.dumps(figures.found, allow_nan=False, separators=(",", ":"))
+    fields = {
+        "mark": MARK,
+        "written": f"upslope {versions()['upslope']}, {datetime.now(UTC):%Y-%m-%d %H:%M} UTC",
+        "plotly": packed(plotly_script()),
+        "data": packed(numbers),
+        **WORDS,
+        **fields,
+    }
+    page = templates(package).get_template(template).render(fields)
+    return UNREADABLE.sub(lambda found: spelled_out(found[0]), page)
+
+
+def packed(text: str) -> str:
+    """gzip in base64: a third of the size, and without a character that HTML could interpret, as in `</script>`."""
+    return base64.b64encode(gzip.compress(text.encode(), 6, mtime=0)).decode()
+
+
+def write_page(path: Path, html: str) -> Path:
+    """Write the whole page or nothing."""
+    write_atomically(path, html.encode())
+    return path

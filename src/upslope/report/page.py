@@ -1,18 +1,9 @@
-"""One self-contained page: it opens without a network or a server, and is sent as one file."""
+"""The report and the credit page."""
 
-import base64
-import gzip
-import json
-import re
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from datetime import UTC, datetime
-from html import escape
-from importlib.resources import files
-from importlib.util import find_spec
 from pathlib import Path
-from string import Template
-from typing import Literal
+from typing import Any, Literal
 
 from upslope.analysis.compare import compare_records
 from upslope.analysis.comparison import Comparison
@@ -20,23 +11,22 @@ from upslope.analysis.credit import FILE_NAME, EpisodeCredit, load_credit, save_
 from upslope.analysis.normalization import Normalize
 from upslope.analysis.records import Record, read_records
 from upslope.analysis.scores import Score
+from upslope.analysis.statistics import WINDOW
 from upslope.core.files import own_path
-from upslope.core.messages import spelled_out
-from upslope.core.storage import write_atomically
+from upslope.diagnosis.doctor import diagnosis_of
 from upslope.errors import UpslopeError
 from upslope.report.credit import credit_view
-from upslope.report.curves import diagnostics_section, learning_section
-from upslope.report.evaluations import evaluation_section
-from upslope.report.figures import DASHES, NUM_COLOURS, Figures
-from upslope.report.health import health_section
-from upslope.report.output import MARK, page_path
-from upslope.report.tables import comparison_section, settings_section
-from upslope.runs.directory import RunDirectory, versions
+from upslope.report.curves import diagnostics_part, learning_part
+from upslope.report.evaluations import evaluation_part
+from upslope.report.figures import DASHES, NUM_COLOURS, Figures, dash
+from upslope.report.output import page_path, plotly_script, render, write_page
+from upslope.report.tables import comparison_part, settings_part
+from upslope.runs.directory import RunDirectory
 
-UNREADABLE = re.compile("[\x00-\x08\x0b-\x1f\x7f-\x9f\u200e\u200f\u2028-\u202e\u2066-\u2069\ud800-\udfff]")
-"""Characters from files that no page may hold: controls, those that turn the direction of writing, halves of pairs."""
 REPORT_PICTURES, CREDIT_PICTURES = 1_200_000, 2_500_000
 """Bytes of pictures in a page, all runs together."""
+LINE_STYLES: dict[str, str] = dict(zip(DASHES, ("solid", "dashed", "dotted", "dashed"), strict=True))
+"""The style of a line in CSS for each of Plotly's dashes."""
 
 
 def write_report(
@@ -50,34 +40,44 @@ def write_report(
 ) -> Path:
     """Write a page about these runs: curves, comparison, evaluations, health, settings, diagnostics, credit.
 
-    It reads run directories and nothing else, so it is quick and executes nothing of theirs. Evaluation episodes and
-    credit are shown where `upslope evaluate` and `upslope credit` have left some. With `credit`, an episode is played
-    first for each run that keeps none, which takes seconds a run. `score` and `normalize` are those of
-    `upslope.compare`; "threshold" makes each environment, to see what a random policy gets. For these two `trust`
-    allows the code that a run's config.json names, as in `upslope.evaluate`.
+    It reads run directories and nothing else, so it is quick and executes none of their code. Evaluation episodes and
+    credit are shown where `upslope evaluate` and `upslope credit` have stored them. With `credit`, an episode is played
+    first for each run without stored credit, which takes seconds per run. `score` and `normalize` are those of
+    `upslope.compare`; "threshold" makes each environment, to measure a random policy. For these two `trust` allows the
+    code that a run's config.json names, as in `upslope.evaluate`.
 
     Raises:
-        UpslopeError: there is no such folder, no run at all, or an output that cannot be written.
+        UpslopeError: a folder is missing, no run can be read, or the output cannot be written.
     """
     path = page_path(output, "report.html")
-    script = plotly_script()
+    plotly_script()  # its absence is told before anything is read
     records, left_out = read_records(runs, with_evaluations=True)
     names = unique_names(records)
+    called = {record.path: name for record, name in zip(records, names, strict=True)}
     missing = add_credit([record.path for record in records], trust=trust) if credit else []
     comparison, warnings = compared(records, score, normalize, trust)
-    warnings = [*left_out, *warnings]
     figures = Figures()
-    sections = {
-        "Learning": learning_section(figures, records, names),
-        "Comparison": comparison_section(figures, comparison) if comparison else "<p>See the warning above.</p>",
-        "Evaluation": evaluation_section(figures, records, names),
-        "Health": health_section(records, names),
-        "Settings": settings_section(records, names),
-        "Diagnostics": diagnostics_section(figures, records, names),
-        "Credit": credit_section(figures, records, names, missing),
+    # In the order of the page, which is that of the figures.
+    parts = {
+        "learning": learning_part(figures, records, names),
+        "comparison": comparison_part(figures, comparison, called) if comparison else None,
+        "evaluation": evaluation_part(figures, records, names),
+        "health": [(name, diagnosis_of(record)) for name, record in zip(names, records, strict=True)],
+        "settings": settings_part(records, names),
+        "diagnostics": diagnostics_part(figures, records, names),
+        "credit": credit_part(figures, records, names, missing),
     }
-    title = ", ".join(dict.fromkeys(r.config.environment for r in records))
-    html = page_of(f"upslope · {title}", sections, figures, script, names=names, warnings=[*warnings, *missing])
+    html = render(
+        "report.html",
+        figures,
+        title=f"upslope · {', '.join(dict.fromkeys(r.config.environment for r in records))}",
+        names=names,
+        line_styles=[LINE_STYLES[dash(k)] for k in range(len(names))],
+        num_colours=NUM_COLOURS,
+        warnings=[*left_out, *warnings, *missing],
+        window=WINDOW,
+        **parts,
+    )
     return write_page(path, html)
 
 
@@ -90,31 +90,31 @@ def write_credit(
     checkpoint: Literal["last", "best"] = "last",
     trust: bool = False,
 ) -> Path:
-    """Play an episode of a run's agent, and write a page of who is blamed in it; by default RUN/credit.html.
+    """Play an episode of a run's agent, and write a page of the credit of its actions; by default RUN/credit.html.
 
-    The numbers are kept in RUN/credit.npz, from which a report shows them too. `trust` allows the code that the run's
-    config.json names, as in `upslope.evaluate`.
+    The numbers are kept in RUN/credit.npz, and a report of the run shows them too. `trust` allows the code that the
+    run's config.json names, as in `upslope.evaluate`.
 
     Raises:
-        UpslopeError: no such run, seed or checkpoint, an output that cannot be written, or an environment that is not
-            trusted.
+        UpslopeError: the run, seed or checkpoint does not exist, the output cannot be written, or the environment is
+            not trusted.
     """
-    from upslope.analysis.episode_credit import credit_of  # it brings JAX's programs, which a report does without
+    from upslope.analysis.episode_credit import credit_of  # this imports JAX, which a report does not need
 
     RunDirectory(run).read()
     path = page_path(run if output is None else output, "credit.html")
-    script = plotly_script()
+    plotly_script()
     kept = own_path(Path(run), Path(run) / FILE_NAME)
     credit = credit_of(run, seed=seed, episode_seed=episode_seed, checkpoint=checkpoint, trust=trust)
     save_credit(kept, credit)
     figures = Figures()
     title = f"{credit.algorithm} · {credit.environment}"
-    sections = {"Credit": explanation() + credit_view(figures, credit, title, CREDIT_PICTURES)}
-    return write_page(path, page_of(f"upslope · credit · {title}", sections, figures, script))
+    view = credit_view(figures, credit, title, CREDIT_PICTURES)
+    return write_page(path, render("credit.html", figures, title=f"upslope · credit · {title}", view=view))
 
 
 def add_credit(runs: Sequence[Path], *, trust: bool = False) -> list[str]:
-    """Play an episode of each run that keeps no credit yet, of its first seed; why it could not be done, where so."""
+    """Play an episode of the first seed of each run without credit; the reasons for the runs where this fails."""
     from upslope.analysis.episode_credit import credit_of
 
     reasons = []
@@ -130,7 +130,7 @@ def add_credit(runs: Sequence[Path], *, trust: bool = False) -> list[str]:
 def compared(
     records: Sequence[Record], score: Score, normalize: Normalize | None, trust: bool = False
 ) -> tuple[Comparison | None, Sequence[str]]:
-    """The comparison of the runs that have a score, and its warnings; where there is none, the reason is a warning."""
+    """The comparison of the runs that have a score, and its warnings; where it fails, the reason is a warning."""
     scored = [r for r in records if len(r.episodes) or len(r.evaluations)]
     warnings = [
         f"{r.path} is not in the comparison: it has no finished training episode and was not evaluated. Run "
@@ -145,27 +145,19 @@ def compared(
     return comparison, [*warnings, *comparison.warnings]
 
 
-def credit_section(figures: Figures, records: Sequence[Record], names: Sequence[str], missing: list[str]) -> str:
-    """The credit views that are kept with the runs, and how to add those that are not; `missing` gets a line for each
-    that cannot be read."""
+def credit_part(
+    figures: Figures, records: Sequence[Record], names: Sequence[str], missing: list[str]
+) -> dict[str, Any]:
+    """The credit views that are kept with the runs, and the runs without one; `missing` gets a line for each that
+    cannot be read."""
     there: dict[int, EpisodeCredit] = {}
     for k, record in enumerate(records):
         with suppress_into(missing):
             if (record.path / FILE_NAME).exists():
                 there[k] = load_credit(record.path / FILE_NAME)
-    parts = []
-    if there:
-        parts.append(explanation())
-        limit = REPORT_PICTURES // len(there)
-        parts += [credit_view(figures, credit, names[k], limit) for k, credit in there.items()]
-    without = "\n".join(f"upslope credit {r.path}" for k, r in enumerate(records) if k not in there)
-    if without:
-        which = "another" if there else "a"
-        parts.append(
-            f"<p>Who is blamed in an episode of {which} run? That takes playing one: a report only reads, unless it is "
-            f"made with <code>--credit</code>. Afterwards it is shown here too.</p><pre>{escape(without)}</pre>"
-        )
-    return "\n".join(parts)
+    limit = REPORT_PICTURES // max(len(there), 1)
+    views = [credit_view(figures, credit, names[k], limit) for k, credit in there.items()]
+    return {"views": views, "without": [r.path for k, r in enumerate(records) if k not in there]}
 
 
 @contextmanager
@@ -175,18 +167,6 @@ def suppress_into(reasons: list[str]) -> Iterator[None]:
         yield
     except UpslopeError as error:
         reasons.append(str(error))
-
-
-def explanation() -> str:
-    """How a credit view is read."""
-    more, less = (f'<span style="color:var(--{which})">■</span>' for which in ("up", "down"))
-    return (
-        "<p>Each row of the strip is an estimator, each column an action of the episode. The colour is the weight Ψ "
-        f"that the gradient of log π(a|s) gets, over the largest of its row: {more} made more probable, {less} made "
-        "less probable. The learner's batch is centred and scaled besides, where its settings say so. <i>Actions "
-        "sharing it</i>: (Σ|Ψ|)²/ΣΨ², 1 where one action takes all credit and T where all take the same. Move the "
-        "slider, or click a column.</p>"
-    )
 
 
 def unique_names(records: Sequence[Record]) -> list[str]:
@@ -199,58 +179,3 @@ def unique_names(records: Sequence[Record]) -> list[str]:
             depth += 1
         names.append("/".join(mine[-depth:]))
     return names
-
-
-def plotly_script() -> str:
-    """Plotly's own script, from its Python package."""
-    if find_spec("plotly") is None:
-        raise UpslopeError('A page needs Plotly, which is not installed: pip install "upslope[report]"')
-    return (files("plotly") / "package_data" / "plotly.min.js").read_text("utf-8")
-
-
-def page_of(
-    title: str,
-    sections: dict[str, str],
-    figures: Figures,
-    script: str,
-    *,
-    names: Sequence[str] = (),
-    warnings: Sequence[str] = (),
-) -> str:
-    """The page as HTML: the text is plain, the script and the numbers are compressed."""
-    assets = files("upslope.report") / "assets"
-    body = "".join(f'<section id="{n.lower()}"><h2>{n}</h2>{html}</section>' for n, html in sections.items())
-    links = "".join(f'<a href="#{n.lower()}">{n}</a>' for n in sections) if len(sections) > 1 else ""
-    page = Template((assets / "page.html").read_text("utf-8")).substitute(
-        mark=MARK,
-        title=escape(title),
-        links=links,
-        legend="".join(chip(k, name) for k, name in enumerate(names)) if len(names) > 1 else "",
-        warnings="".join(f"<li>{escape(text)}</li>" for text in warnings),
-        sections=body,
-        written=f"upslope {versions()['upslope']}, {datetime.now(UTC):%Y-%m-%d %H:%M} UTC",
-        style=(assets / "page.css").read_text("utf-8"),
-        code=(assets / "page.js").read_text("utf-8"),
-        plotly=packed(script),
-        data=packed(json.dumps(figures.found, allow_nan=False, separators=(",", ":"))),
-    )
-    return UNREADABLE.sub(lambda found: spelled_out(found[0]), page)
-
-
-def chip(run: int, name: str) -> str:
-    """A run in the legend; pressed, its curves disappear."""
-    line = DASHES[run // NUM_COLOURS % len(DASHES)].replace("dashdot", "dash")
-    style = {"solid": "solid", "dash": "dashed", "dot": "dotted"}[line]
-    mark = f'<i style="border-top:3px {style} var(--run-{run % NUM_COLOURS})"></i>'
-    return f'<button class="chip" data-run="{run}" aria-pressed="true">{mark}{escape(name)}</button>'
-
-
-def packed(text: str) -> str:
-    """gzip in base64: a third of the size, and free of anything that HTML could read."""
-    return base64.b64encode(gzip.compress(text.encode(), 6, mtime=0)).decode()
-
-
-def write_page(path: Path, html: str) -> Path:
-    """Write it whole or not at all."""
-    write_atomically(path, html.encode())
-    return path

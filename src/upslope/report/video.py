@@ -19,7 +19,7 @@ from upslope.runs.policy import Which, load
 def film(
     run: str | Path, path: str | Path, checkpoint: Which = "last", environment_seed: int = 0, trust: bool = False
 ) -> Path:
-    """Film one deterministic episode of the run's first seed; a compiled world is filmed in its Gymnasium twin.
+    """Film one deterministic episode of the run's first seed; a compiled environment is filmed in its Gymnasium twin.
     `trust` allows the code that the run's config.json names, as in `evaluate`.
 
     Raises:
@@ -31,19 +31,19 @@ def film(
     config = RunDirectory(run).config()
     require(config, run, trust=trust, given=LEARNING)
     name = config.environment.removeprefix(COMPILED_PREFIX)
-    world = make(name, config.env_kwargs | {"render_mode": "rgb_array"}, config.max_episode_steps)
-    assert isinstance(world, HostEnvironment)
+    made = make(name, config.env_kwargs | {"render_mode": "rgb_array"}, config.max_episode_steps)
+    assert isinstance(made, HostEnvironment)
     policy = load(run, seed=config.seed, checkpoint=checkpoint)
-    env, frames = world.create(), []
+    env, frames = made.create(), []
     observation, _ = env.reset(seed=environment_seed)
-    for _ in range(config.max_episode_steps or world.max_episode_steps or LIMIT):
+    for _ in range(config.max_episode_steps or made.max_episode_steps or LIMIT):
         frames.append(frame_of(env.render(), name))
         observation, _, terminated, truncated, _ = env.step(policy(observation))
         if terminated or truncated:
             break
     env.close()
     with warnings.catch_warnings():
-        # JAX warns of every fork; this one runs ffmpeg at once and shares nothing.
+        # JAX warns of every fork; this one starts ffmpeg at once and shares nothing.
         warnings.filterwarnings("ignore", "os.fork", RuntimeWarning)
         # Under another name until it is whole, so that a full disk leaves no half of a film.
         made = path.with_name(f".{path.stem[:200]}.{token_hex(4)}.mp4")
@@ -56,7 +56,7 @@ def film(
 
 
 def film_path(path: str | Path) -> Path:
-    """The file of a film, checked together with what films, so that nobody waits for a film that cannot be."""
+    """The file of a film. It and the packages that film are checked before anything is played."""
     if find_spec("imageio") is None or find_spec("imageio_ffmpeg") is None:
         raise UpslopeError('Video needs imageio and ffmpeg: pip install "upslope[video]".')
     path = Path(path) if Path(path).suffix else Path(f"{path}.mp4")
@@ -70,7 +70,7 @@ def film_path(path: str | Path) -> Path:
 
 
 def frame_of(picture: object, name: str) -> np.ndarray:
-    """What an environment drew, if it drew a picture."""
+    """The picture that an environment drew; anything else is refused."""
     if not isinstance(picture, np.ndarray):
         raise UpslopeError(f'{name} cannot draw itself: render_mode="rgb_array" gave {type(picture).__name__}.')
     return picture

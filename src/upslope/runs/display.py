@@ -1,75 +1,281 @@
 """What a person sees while training runs: a live panel, plain lines, or nothing.
 
-Training hands over a `Snapshot` after each iteration and never waits for the screen: `update` only stores it,
-and the panel is drawn about once a second from the latest one.
+Training hands over a `Snapshot` after each iteration and never waits for the screen: `update` only stores it, and the
+panel is drawn about once a second from the latest one.
 """
 
 import math
 import sys
 import time
-from collections.abc import Iterator, Sequence
-from typing import Any, Protocol, runtime_checkable
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from itertools import pairwise
+from statistics import fmean
+from typing import Any, NamedTuple
 
-from rich.console import Console, ConsoleOptions, RenderableType
+from rich.columns import Columns
+from rich.console import Console, RenderableType
 from rich.live import Live
 from rich.panel import Panel
-from rich.segment import Segment
+from rich.progress_bar import ProgressBar
+from rich.segment import SegmentLines
+from rich.table import Table
 from rich.text import Text
 
 from upslope.core.consoles import PlainTextConsole
 from upslope.core.messages import readable
-from upslope.runs.panel import (
-    CURVE_POINTS,
-    Snapshot,
-    clock,
-    mean,
-    panel,
-    percent,
-    progress_words,
-    return_words,
-    time_words,
-)
+from upslope.core.numbers import FEW_SEEDS, UNKNOWN, finite, half_width, number, plus_minus, range_of
 
+
+class Diagnostic(NamedTuple):
+    """How a metric is shown: its label, what is healthy, and the range outside which it turns yellow."""
+
+    label: str
+    hint: str = ""
+    low: float = -math.inf
+    high: float = math.inf
+
+
+DIAGNOSTICS: Mapping[str, Diagnostic] = {
+    "episode/length": Diagnostic("episode length"),
+    "policy/kl": Diagnostic("KL", "below 0.02", high=0.02),
+    "policy/clip_fraction": Diagnostic("clip fraction", "0.05 to 0.3", high=0.3),
+    "policy/effective_sample_size": Diagnostic("effective samples", "near 1", low=0.5),
+    "policy/entropy": Diagnostic("entropy", "falls slowly"),
+    "policy/gradient_norm": Diagnostic("gradient norm", "no spikes"),
+    "objective/beta": Diagnostic("beta", "settles"),
+    "critic/loss": Diagnostic("critic loss", "falls, then steady"),
+    "critic/explained_variance": Diagnostic("explained variance", "→ 1", low=0.0),
+}
+PHASE_STYLES = {
+    "compiled": "cyan",
+    "environment": "blue",
+    "act": "cyan",
+    "weigh": "magenta",
+    "move": "green",
+    "write": "yellow",
+}
+OTHER_STYLE = "bright_black"
+BLOCKS = "▁▂▃▄▅▆▇█"
+CURVE_POINTS = 60
+LABEL_WIDTH = 19
+NOTE_WIDTH = 17
 WIDEST_PANEL = 100
 LONGEST_PAUSE = 3.0
-"""Seconds between two pictures, whatever drawing costs."""
+"""Seconds between two pictures at most, whatever drawing costs."""
 SHARE = 0.02
-"""Of one core's time, which training would use too, at most so much goes into drawing."""
+"""The largest share of one core's time that drawing may take; training needs the core too."""
 TO_ASCII = str.maketrans({"±": "+/-", "·": "-", "–": "-", "—": "-", "−": "-", "→": "->", "…": "..."})
 
 
-def extend_curve(curve: list[float], snapshot: Snapshot) -> None:
-    """Note the mean return at its place on the budget's axis: at most `CURVE_POINTS` points in all."""
-    place = min(int(snapshot.fraction * CURVE_POINTS), CURVE_POINTS - 1)
-    now = mean(snapshot.episode_return)
-    # A resumed run knows nothing of what went before it; within a run, a long iteration spans several points.
-    curve.extend([now if curve else math.nan] * (place - len(curve)))
-    curve[place:] = [now]
+@dataclass(frozen=True)
+class Snapshot:
+    """Where a run stands. Every sequence has one entry per seed; seconds and steps count from the start."""
+
+    iteration: int
+    steps: Sequence[int]
+    total_steps: int
+    episode_return: Sequence[float]
+    episode_length: Sequence[float]
+    metrics: Mapping[str, Sequence[float]]
+    phases: Mapping[str, float]
+    elapsed: float
+    steps_per_second: float
+    """The rate of all seeds together; nan while it is unknown."""
+    is_recorded: bool = False
+    """Whether the run learns from recorded data and plays no episodes."""
+    finding: str = ""
+    """What the doctor has found up to now, in one line."""
+
+    @property
+    def fraction(self) -> float:
+        """The share of the budget that is done, 0 to 1, averaged over seeds."""
+        if not self.steps or self.total_steps <= 0:
+            return 0.0
+        return fmean(min(step / self.total_steps, 1.0) for step in self.steps)
+
+    @property
+    def seconds_left(self) -> float:
+        """The remaining steps over the current speed; nan while the speed is unknown."""
+        if not self.steps_per_second > 0:
+            return math.nan
+        return sum(max(self.total_steps - step, 0) for step in self.steps) / self.steps_per_second
+
+
+def mean(values: Sequence[float]) -> float:
+    """The mean of the finite values, nan where there are none."""
+    numbers = finite(values)
+    return fmean(numbers) if numbers else math.nan
+
+
+def percent(share: float) -> str:
+    """A share as 42 %; 100 % only when everything is done."""
+    return f"{math.floor(share * 100) if share > 0.99 else round(share * 100)} %"
+
+
+def clock(seconds: float) -> str:
+    """Seconds as 0:07, 12:34 or 1:02:03."""
+    if not math.isfinite(seconds):
+        return "unknown"
+    minutes, second = divmod(int(seconds), 60)
+    hours, minute = divmod(minutes, 60)
+    return f"{hours}:{minute:02}:{second:02}" if hours else f"{minute}:{second:02}"
+
+
+def progress_words(snapshot: Snapshot) -> str:
+    """Steps per seed out of the budget; a range where seeds differ, as they do in whole-episode runs."""
+    low, high = min(snapshot.steps, default=0), max(snapshot.steps, default=0)
+    done = f"{low:,}" if low == high else f"{low:,} – {high:,}"
+    return f"{done} of {snapshot.total_steps:,}"
+
+
+def time_words(snapshot: Snapshot) -> str:
+    """Time elapsed, time left and the speed of all seeds together."""
+    spent = clock(snapshot.elapsed)
+    if not math.isfinite(snapshot.steps_per_second):
+        return spent if snapshot.fraction == 1 else f"{spent}, compiling included · time left not known yet"
+    return f"{spent} · {clock(snapshot.seconds_left)} left · {number(snapshot.steps_per_second)} steps/s"
+
+
+def return_words(values: Sequence[float], is_recorded: bool = False) -> tuple[str, str, str]:
+    """The mean return, how far it can be trusted, and a warning where few seeds support it."""
+    numbers = finite(values)
+    if not numbers:
+        return UNKNOWN, "recorded data: upslope evaluate tells" if is_recorded else "no episode finished yet", ""
+    average, warning = fmean(numbers), "" if len(numbers) >= FEW_SEEDS else "thin evidence"
+    seeds = f"{len(values)} seeds" if len(numbers) == len(values) else f"{len(numbers)} of {len(values)} seeds"
+    if len(numbers) == 1:
+        return number(average), ("one seed" if len(values) == 1 else seeds) + ": no interval", warning
+    if min(numbers) == max(numbers):
+        return number(average), f"{seeds} agree: no interval", warning
+    return plus_minus(average, half_width(numbers)), f"(95 %) · {seeds}", warning
 
 
 def summary(snapshot: Snapshot) -> str:
-    """The same in one line, for a log."""
+    """The state of a run in one line, for a log."""
     value, note, warning = return_words(snapshot.episode_return, snapshot.is_recorded)
     trust = f"{note} · {warning}" if warning else note
     done = f"{percent(snapshot.fraction):>5}  {progress_words(snapshot)} steps per seed"
     return f"{done}  return {value} {trust}  after {time_words(snapshot)}"
 
 
-@runtime_checkable
-class Display(Protocol):
+def extend_curve(curve: list[float], snapshot: Snapshot) -> None:
+    """Enter the mean return at its place on the budget's axis, which has `CURVE_POINTS` points."""
+    place = min(int(snapshot.fraction * CURVE_POINTS), CURVE_POINTS - 1)
+    now = mean(snapshot.episode_return)
+    # A resumed run knows nothing of the time before; within a run, a long iteration covers several points.
+    curve.extend([now if curve else math.nan] * (place - len(curve)))
+    curve[place:] = [now]
+
+
+def sparkline(curve: Sequence[float], width: int) -> str:
+    """The curve in block characters, on the budget's axis: `CURVE_POINTS` points would fill `width`."""
+    width = min(width, CURVE_POINTS)
+    edges = [round(column * CURVE_POINTS / width) for column in range(width + 1)]
+    points = [mean(curve[a:b]) for a, b in pairwise(edges) if a < len(curve)]
+    low, high = min(finite(points), default=0.0), max(finite(points), default=0.0)
+    scale = (len(BLOCKS) - 1) / (high - low) if high > low else 0.0
+    return "".join(BLOCKS[round((p - low) * scale)] if math.isfinite(p) else " " for p in points)
+
+
+def progress_bar(fraction: float, width: int) -> Table:
+    """A bar and the percentage."""
+    bar = Table.grid(padding=(0, 2, 0, 0))
+    progress = ProgressBar(1.0, fraction, width=width, complete_style="cyan", finished_style="cyan")
+    bar.add_row(progress, Text(percent(fraction), "bold"))
+    return bar
+
+
+def return_rows(table: Table, snapshot: Snapshot, curve: Sequence[float], width: int) -> None:
+    """The return: its mean and interval, its curve over the run, and each seed."""
+    value, note, warning = return_words(snapshot.episode_return, snapshot.is_recorded)
+    words = Text.assemble((value, "bold green"), " ", (note, "dim"))
+    table.add_row(Text("return", "bold"), words.append(f" · {warning}", "yellow") if warning else words)
+    numbers, seen = finite(snapshot.episode_return), finite(curve)
+    if seen:
+        blocks = sparkline(curve, width).ljust(min(width, CURVE_POINTS))
+        scale = f"  {number(min(seen), range_of(seen))} to {number(max(seen), range_of(seen))}"
+        table.add_row("over the run", Text.assemble((blocks, "green"), (scale, "dim")))
+    if len(numbers) > 1:
+        spread = range_of(numbers)
+        table.add_row("lowest – highest", f"{number(min(numbers), spread)} – {number(max(numbers), spread)}")
+        if len(snapshot.episode_return) <= 10:
+            each = [Text(number(value, spread), justify="right") for value in snapshot.episode_return]
+            table.add_row("each seed", Columns(each, (0, 2)))
+
+
+def diagnostic_rows(table: Table, snapshot: Snapshot) -> None:
+    """The metrics that show whether a run is healthy, each with what to expect."""
+    # A seed without a finished episode is no fault; a metric that is nan in one seed is.
+    metrics = {"episode/length": finite(snapshot.episode_length), **snapshot.metrics}
+    for name, (label, hint, low, high) in DIAGNOSTICS.items():
+        values = metrics.get(name, ())
+        if not len(values):
+            continue
+        lost, value = len(values) - len(finite(values)), mean(values)
+        text = number(value)
+        aligned = " " * max(0, 7 - len(text.partition(".")[0])) + text
+        style = "" if low <= value <= high else "yellow"
+        note = (f"not finite in {lost} of {len(values)}", "yellow") if lost else (hint, "dim")
+        table.add_row(label, Text.assemble((aligned.ljust(14), style), note))
+
+
+def phase_rows(table: Table, snapshot: Snapshot, width: int) -> None:
+    """One bar divided by phase. A space separates the pieces, so that it can be read without colour."""
+    spent = {name: seconds for name, seconds in snapshot.phases.items() if seconds > 0}
+    other = snapshot.elapsed - sum(spent.values())
+    if spent and other > 0.01 * snapshot.elapsed:
+        spent["other"] = other
+    total, before = sum(spent.values()), 0.0
+    bar, names = Text(), []
+    for name, seconds in spent.items():
+        style = PHASE_STYLES.get(name, OTHER_STYLE)
+        cells = round((before + seconds) / total * width) - round(before / total * width)
+        before += seconds
+        bar.append("━" * (cells - 1) + " " if cells > 1 else "╸" * cells, style)
+        names.append(Text.assemble(("■ ", style), f"{name} ", (percent(seconds / total), "dim")))
+    if names:
+        table.add_row("", "")
+        table.add_row("where the time goes", bar)
+        table.add_row("", Columns(names, padding=(0, 2)))
+
+
+def panel(title: str, snapshot: Snapshot, curve: Sequence[float], width: int, brief: bool = False) -> Panel:
+    """The whole picture of a run, `width` columns wide; `brief` omits the diagnostics."""
+    table = Table.grid(padding=(0, 2, 0, 0))
+    table.add_column(style="dim", width=LABEL_WIDTH, no_wrap=True)
+    table.add_column()
+    room = max(width - LABEL_WIDTH - 6, NOTE_WIDTH + 8)
+    table.add_row("progress", progress_bar(snapshot.fraction, min(room - NOTE_WIDTH, CURVE_POINTS)))
+    table.add_row("steps per seed", progress_words(snapshot))
+    table.add_row("elapsed", time_words(snapshot))
+    table.add_row("", "")
+    return_rows(table, snapshot, curve, room - NOTE_WIDTH)
+    if not brief:
+        table.add_row("", "")
+        diagnostic_rows(table, snapshot)
+    if snapshot.finding:
+        table.add_row("", "")
+        table.add_row("doctor", Text(snapshot.finding, "bold yellow"))
+    phase_rows(table, snapshot, room)
+    heading = Text(title, "bold")
+    return Panel(table, title=heading, title_align="left", border_style="bright_black", width=width)
+
+
+class Display:
     """Where training reports to. Leaving its `with` block restores the terminal, whatever happened inside."""
 
     is_quiet: bool = False
-    """Whether nothing but messages is shown, so that snapshots need not be interpreted."""
+    """Whether only messages are shown, so that snapshots need not be interpreted."""
 
     def start(self, title: str, lines: Sequence[str]) -> None:
         """Announce the run: its title, and what is worth knowing before it begins."""
 
     def update(self, snapshot: Snapshot) -> None:
-        """Note where the run stands; cheap enough to call after each iteration."""
+        """Take the current state; cheap enough to call after each iteration."""
 
     def message(self, text: str) -> None:
-        """Tell what must not be lost, such as a warning."""
+        """Show what must not be lost, for example a warning."""
 
     def finish(self, snapshot: Snapshot | None, lines: Sequence[str]) -> None:
         """Show the last state, then the closing lines."""
@@ -82,10 +288,10 @@ class Display(Protocol):
 
 
 class SparingLive(Live):
-    """Redraws so seldom that it takes `SHARE` of a core's time at most."""
+    """A live picture that is redrawn only as often as `SHARE` of a core's time allows."""
 
     due = 0.0
-    """Seconds on the monotonic clock."""
+    """The time of the next picture, in seconds on the monotonic clock."""
 
     def refresh(self) -> None:
         if time.monotonic() >= self.due:
@@ -98,20 +304,8 @@ class SparingLive(Live):
         super().stop()
 
 
-class Drawn:
-    """Lines that are laid out already."""
-
-    def __init__(self, lines: list[list[Segment]]):
-        self.lines = lines
-
-    def __rich_console__(self, console: Console, options: ConsoleOptions) -> Iterator[Segment]:
-        for line in self.lines:
-            yield from line
-            yield Segment.line()
-
-
 class LiveDisplay(Display):
-    """A panel that is redrawn in place, for a terminal. It stays on the screen when the run has ended."""
+    """A panel that is redrawn in place, for a terminal. It stays on the screen after the run has ended."""
 
     def __init__(self, console: Console | None = None) -> None:
         self.console = console or PlainTextConsole()
@@ -145,7 +339,7 @@ class LiveDisplay(Display):
         self.live.stop()
 
     def render(self) -> RenderableType:
-        """The panel as of now, low enough to redraw in place while the run goes on."""
+        """The current panel, low enough to be redrawn in place while the run continues."""
         snapshot, silence = self.snapshot, time.monotonic() - self.updated
         if snapshot is None:
             return Text(f"{self.title}: waiting for the first iteration, {clock(silence)}", "dim")
@@ -155,10 +349,10 @@ class LiveDisplay(Display):
         lines = self.console.render_lines(picture)
         if len(lines) > self.console.height:
             lines = self.console.render_lines(self.panel_of(snapshot, silence, brief=True))
-        return Drawn(lines)
+        return SegmentLines(lines, new_lines=True)
 
     def panel_of(self, snapshot: Snapshot, silence: float, brief: bool = False) -> Panel:
-        """The panel, with a word on how old it is."""
+        """The panel, with its age where that is more than a few seconds."""
         # Ctrl-C makes the terminal write ^C after the panel: two free columns keep it on that line.
         width = min(self.console.width - 2, WIDEST_PANEL)
         picture = panel(self.title, snapshot, list(self.curve), width, brief)
@@ -168,7 +362,7 @@ class LiveDisplay(Display):
 
 
 class PlainDisplay(Display):
-    """Plain lines for a pipe or a log file: one for every tenth of the budget, and one every 30 seconds."""
+    """Plain lines for a pipe or a log file: one for each tenth of the budget, and one every 30 seconds."""
 
     def __init__(self, stream: Any = None) -> None:
         self.stream = sys.stdout if stream is None else stream
@@ -204,25 +398,16 @@ class PlainDisplay(Display):
 
 
 class QuietDisplay(Display):
-    """Nothing but messages, on stderr."""
+    """Shows messages only, on stderr."""
 
     is_quiet = True
-
-    def start(self, title: str, lines: Sequence[str]) -> None:
-        pass
-
-    def update(self, snapshot: Snapshot) -> None:
-        pass
 
     def message(self, text: str) -> None:
         print(readable(text), file=sys.stderr, flush=True)
 
-    def finish(self, snapshot: Snapshot | None, lines: Sequence[str]) -> None:
-        pass
-
 
 def choose(quiet: bool, stream: Any = None) -> Display:
-    """The display that fits: quiet if asked, live on a capable terminal, else plain lines."""
+    """The display that suits the output: quiet if asked, live on a capable terminal, plain lines otherwise."""
     if quiet:
         return QuietDisplay()
     output = sys.stdout if stream is None else stream

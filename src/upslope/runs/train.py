@@ -1,5 +1,6 @@
 """Train a task from the beginning or from its last checkpoint: an engine, a run directory and the loop between them."""
 
+import math
 from collections.abc import Callable
 from contextlib import closing, suppress
 from dataclasses import dataclass, replace
@@ -11,6 +12,7 @@ import numpy as np
 from upslope.config.command import command_of
 from upslope.config.config import MAX_STEPS, Config, preset_of
 from upslope.config.trust import allow, requested
+from upslope.core.numbers import number, range_of
 from upslope.core.types import Rollout
 from upslope.engines.base import EVERYTHING, Engine, Resources
 from upslope.engines.selection import engine_of
@@ -184,7 +186,9 @@ def closing_lines(config: Config, directory: RunDirectory, progress: Any) -> lis
     if config.data is not None:
         return [f"trained in {progress.elapsed:.1f} s", f"judge it:  upslope evaluate {directory.path}"]
     returns = mean_of(progress, 0)
-    shown = [f"seed {s}: {r:.1f}" for s, r in zip(config.seed_list(), returns, strict=True)]
+    spread = range_of(returns)
+    told = [number(r, spread) if math.isfinite(r) else "no episode ended" for r in returns]
+    shown = [f"seed {s}: {words}" for s, words in zip(config.seed_list(), told, strict=True)]
     return [
         f"trained in {progress.elapsed:.1f} s; mean return of the last 100 training episodes: " + ", ".join(shown),
         f"judge it:  upslope evaluate {directory.path}",

@@ -7,7 +7,7 @@
     place.hidden = false;
   };
   if (typeof DecompressionStream === "undefined") {
-    problem("The charts need a browser of 2023 or later; the tables are complete.");
+    problem(document.getElementById("problem").dataset.oldBrowser);
     return;
   }
   const unpack = async (id) => {

@@ -1,6 +1,6 @@
-"""The race up the ladder: every rung that fits, on the same seeds and the same budget.
+"""The ladder: train every rung that fits an environment, on the same seeds and the same budget, and compare them.
 
-Rungs train one after another, each with its seeds on all cores, so every one has the whole machine and times compare.
+Rungs train one after another, each with its seeds on all cores, so each has the whole machine and times are comparable.
 """
 
 from collections.abc import Mapping, Sequence
@@ -24,31 +24,31 @@ from upslope.diagnosis.doctor import Watch
 from upslope.engines.base import Resources
 from upslope.environments.registry import AnyEnvironment, EnvironmentLike, make, name_of
 from upslope.errors import UpslopeError
-from upslope.lab.race_display import Standing, left_out_lines
+from upslope.lab.ladder_display import LadderDisplay, RungDisplay, left_out_lines
 from upslope.report.page import add_credit, write_report
 from upslope.runs.directory import RunDirectory, check_name, free_name, same_run
+from upslope.runs.display import return_words
 from upslope.runs.evaluation import evaluate
-from upslope.runs.panel import return_words
 from upslope.runs.train import Session, begin, go_on
 
 STEPS = 50_000
 """Environment steps per seed and rung, by default."""
 SEEDS = 10
 EVALUATION_EPISODES = 20
-"""Of each seed in each mode, by which a rung is judged."""
+"""Evaluation episodes per seed and mode, by which a rung is judged."""
 
 
 @dataclass(frozen=True)
 class Ladder:
-    """The end of a race."""
+    """The result of `upslope.ladder`."""
 
     path: Path
-    """The folder that holds a run directory for each rung."""
+    """The folder with a run directory for each rung."""
     comparison: Comparison
     left_out: dict[str, str]
-    """Rungs that did not take part or broke, and why."""
+    """Rungs that were not trained or failed, and why."""
     report: Path | None
-    """The page about it, where reports can be written."""
+    """The page about it; None where the extra `report` is missing."""
 
 
 def ladder(
@@ -68,39 +68,41 @@ def ladder(
 ) -> Ladder:
     """Train every rung that fits an environment, on the same seeds and budget, and compare them.
 
-    Each rung is set as `upslope.train(environment, rung)` sets it, published tuned settings included.
+    Each rung has the settings that `upslope.train(environment, rung)` gives it, published tuned settings included.
 
     Args:
-        algorithms: rungs; by default all that act for themselves.
+        algorithms: rungs; by default all that collect their own experience.
         steps: environment steps per seed, the same for every rung.
-        name: of the folder of the race; made from the environment by default. An existing one is refused.
-        resume: go on with the race of this name, if it is there: what is finished stays, what was begun goes on.
-        evaluation_episodes: fresh episodes a seed and mode that judge each rung at its end, for the last training
-            episodes are those of a policy that was still learning; 0 judges by these.
+        name: of the folder; made from the environment by default. An existing folder is refused.
+        resume: continue the ladder of this name where it exists: finished rungs stay, and the others continue.
+        evaluation_episodes: fresh episodes per seed and mode that judge each rung at its end, because the last training
+            episodes are those of a policy that was still learning; with 0, the training episodes judge.
         settings: any field of `Config`, for every rung.
 
     Raises:
-        UpslopeError: no rung fits, the folder is there already, or the race there had other settings.
+        UpslopeError: no rung fits, the folder exists already, or its runs have other settings.
         KeyboardInterrupt: Ctrl-C, after everything is saved.
     """
     settings = canonical(settings | {"steps": steps, "seeds": seeds})
-    world = make(environment, settings.get("env_kwargs"), settings.get("max_episode_steps"))
+    made = make(environment, settings.get("env_kwargs"), settings.get("max_episode_steps"))
     label = environment if isinstance(environment, str) else name_of(environment)
-    configs, left_out = fitting(label, world, algorithms, preset, settings)
-    path = race_folder(Path(folder), label, name, resume)
+    configs, left_out = fitting(label, made, algorithms, preset, settings)
+    path = ladder_folder(Path(folder), label, name, resume)
     for rung, config in configs.items():
         if (path / rung).exists():
             same_run(path / rung, config)
-    with Standing(f"the ladder on {label} · {seeds} seeds · {steps:,} steps each", list(configs), quiet) as standing:
+    with LadderDisplay(
+        f"the ladder on {label} · {seeds} seeds · {steps:,} steps each", list(configs), quiet
+    ) as display:
         for line in (f"writing to {path}", *left_out_lines(left_out)):
-            standing.say(line)
+            display.say(line)
         try:
             for rung, config in configs.items():
-                left_out |= climb(rung, config, world, path / rung, standing, workers)
+                left_out |= climb(rung, config, made, path / rung, display, workers)
                 if rung not in left_out and evaluation_episodes:
-                    judge(rung, path / rung, evaluation_episodes, standing)
+                    judge(rung, path / rung, evaluation_episodes, display)
         except KeyboardInterrupt:
-            words = f"Stopped and saved. Go on with the same command and: --name {path.name} --resume"
+            words = f"Stopped and saved. To continue, repeat the command with: --name {path.name} --resume"
             raise KeyboardInterrupt(words) from None
     runs = [path / rung for rung in configs if rung not in left_out]
     if not runs:
@@ -110,19 +112,19 @@ def ladder(
 
 
 def fitting(
-    label: str, world: AnyEnvironment, algorithms: Sequence[str] | None, preset: bool, settings: dict[str, Any]
+    label: str, environment: AnyEnvironment, algorithms: Sequence[str] | None, preset: bool, settings: dict[str, Any]
 ) -> tuple[dict[str, Config], dict[str, str]]:
-    """The config of each rung that can learn in this world, and the reason why for each that cannot."""
+    """The config of each rung that can learn in this environment, and a reason for each rung that cannot."""
     configs, left_out = {}, {}
     for rung in dict.fromkeys(algorithms or ALGORITHMS):
         config = configure(
-            label, rung, is_continuous=isinstance(world.action_space, Box), use_preset=preset, **settings
+            label, rung, is_continuous=isinstance(environment.action_space, Box), use_preset=preset, **settings
         )
         if ALGORITHMS[rung].source == "recorded":
             left_out[rung] = "learns from recorded data, whose steps cost nothing, so budgets do not compare"
             continue
         try:
-            task_of(config, world)
+            task_of(config, environment)
         except UpslopeError as error:
             left_out[rung] = str(error)
         else:
@@ -132,16 +134,18 @@ def fitting(
     return configs, left_out
 
 
-def race_folder(folder: Path, label: str, name: str | None, resume: bool) -> Path:
-    """Where the rungs' run directories go."""
+def ladder_folder(folder: Path, label: str, name: str | None, resume: bool) -> Path:
+    """The folder for the rungs' run directories."""
     if name is None:
         if resume:
-            raise UpslopeError("A race is gone on with by its --name, and none is given; `ls runs` shows yours.")
+            raise UpslopeError(
+                "--resume needs the --name of the ladder to continue, and none is given. `ls runs` shows yours."
+            )
         return free_name(folder, f"{label}-ladder")
     path = folder / check_name(name)
     if path.exists() and not resume:
         raise UpslopeError(
-            f"{path} exists already, and nothing is overwritten. Go on with it: --resume — or choose another --name."
+            f"{path} exists already, and nothing is overwritten. Continue it with --resume, or choose another --name."
         )
     return path
 
@@ -149,39 +153,39 @@ def race_folder(folder: Path, label: str, name: str | None, resume: bool) -> Pat
 def climb(
     rung: str,
     config: Config,
-    world: AnyEnvironment,
+    environment: AnyEnvironment,
     path: Path,
-    standing: Standing,
+    display: LadderDisplay,
     workers: int | None,
 ) -> dict[str, str]:
-    """Train one rung to the end, from where it was left. One that breaks is told, and returned with its reason."""
+    """Train one rung to its end, from where it stopped. A failure is shown, and returned with its reason."""
     try:
-        lane = standing.lane(rung)
-        session, directory = Session(lane, Resources(workers), watch=Watch), RunDirectory(path)
+        session = Session(RungDisplay(display, rung), Resources(workers), watch=Watch)
+        directory = RunDirectory(path)
         if not path.exists():
-            begin(config, task_of(config, world), directory, session)
+            begin(config, task_of(config, environment), directory, session)
         elif is_finished(path):
-            standing.mark(rung, "finished before", returns_at(read_record(path), np.asarray([np.inf]))[:, 0].tolist())
+            display.mark(rung, "finished before", returns_at(read_record(path), np.asarray([np.inf]))[:, 0].tolist())
         else:
-            go_on(config, task_of(config, world), directory, session, [])
+            go_on(config, task_of(config, environment), directory, session, [])
     except UpslopeError as error:
-        standing.mark(rung, "broke")
-        standing.warn(f"{rung}: {error}")
+        display.mark(rung, "failed")
+        display.warn(f"{rung}: {error}")
         return {rung: str(error)}
     return {}
 
 
-def judge(rung: str, path: Path, episodes: int, standing: Standing) -> None:
-    """Evaluate a rung that is finished, unless it was before."""
+def judge(rung: str, path: Path, episodes: int, display: LadderDisplay) -> None:
+    """Evaluate a finished rung, unless it has been evaluated before."""
     if is_evaluated(read_record(path), "stochastic"):
         return
-    standing.mark(rung, "evaluating")
+    display.mark(rung, "evaluating")
     try:
         found = evaluate(path, episodes=episodes, trust=True)["stochastic"]
     except UpslopeError as error:
-        standing.warn(f"{rung} is judged by its training episodes: {error}")
+        display.warn(f"{rung} is judged by its training episodes: {error}")
         return
-    standing.mark(rung, f"evaluated: {return_words(found.seed_means().tolist())[0]}")
+    display.mark(rung, f"evaluated: {return_words(found.seed_means().tolist())[0]}")
 
 
 def is_finished(path: Path) -> bool:
@@ -193,7 +197,7 @@ def is_finished(path: Path) -> bool:
 
 
 def most_telling(comparison: Comparison, configs: Mapping[str, Config]) -> Sequence[Path]:
-    """The runs of the best rung whose critic lets every estimator weigh its actions; without any such, of the best."""
+    """The runs of the best rung that has a critic, so that every estimator can weigh its actions; else of the best."""
 
     def rank(group: Group) -> tuple[bool, float]:
         return estimator_of(configs[group.algorithm]).needs_critic, float(np.nan_to_num(group.mean.value, nan=-np.inf))
@@ -202,7 +206,7 @@ def most_telling(comparison: Comparison, configs: Mapping[str, Config]) -> Seque
 
 
 def report_of(runs: Sequence[Path], best: Sequence[Path], output: Path) -> Path | None:
-    """A page about the race, with the credit in an episode of the best, where what draws it is installed."""
+    """Write a page about the ladder, with the credit view of the best rung; None without the extra `report`."""
     if not find_spec("plotly"):
         return None
     add_credit(best, trust=True)

@@ -12,12 +12,11 @@ import upslope
 from upslope.cli.main import main
 from upslope.config.ladder import ALGORITHMS
 from upslope.engines.compiled import ProgramEngine
-from upslope.lab import race as ladder_race
-from upslope.lab import race_display as standing
-from upslope.lab.race import fitting
+from upslope.lab import ladder as ladders
+from upslope.lab import ladder_display
+from upslope.lab.ladder import fitting
 from upslope.runs.directory import RunDirectory
-from upslope.runs.display import LiveDisplay
-from upslope.runs.panel import Snapshot
+from upslope.runs.display import LiveDisplay, Snapshot
 
 SMALL = {"steps": 300, "seeds": 2, "num_envs": 2, "rollout_steps": 16, "minibatches": 1, "hidden_sizes": (8,)}
 OWN = [name for name, rung in ALGORITHMS.items() if rung.source == "own"]
@@ -134,14 +133,14 @@ def test_going_on_with_other_settings_is_refused_before_anything_is_trained(race
 
 
 def test_a_rung_that_breaks_does_not_stop_the_race(tmp_path, monkeypatch, capsys):
-    begin = ladder_race.begin
+    begin = ladders.begin
 
     def broken(config, *arguments, **options):
         if config.algorithm == "reinforce":
             raise upslope.UpslopeError("It broke.")
         return begin(config, *arguments, **options)
 
-    monkeypatch.setattr(ladder_race, "begin", broken)
+    monkeypatch.setattr(ladders, "begin", broken)
     found = upslope.ladder("jax:CartPole-v1", algorithms=["reinforce", "a2c"], folder=tmp_path, quiet=True, **SMALL)
     assert found.left_out == {"reinforce": "It broke."} and [g.label for g in found.comparison.groups] == ["a2c"]
     assert "reinforce: It broke." in capsys.readouterr().err
@@ -166,16 +165,16 @@ def test_the_command_ends_in_the_comparison(tmp_path, monkeypatch, capsys):
     assert capsys.readouterr().out == ""
 
 
-def test_the_live_standing_shows_every_rung(monkeypatch):
+def test_the_live_table_shows_every_rung(monkeypatch):
     stream = io.StringIO()
     console = Console(file=stream, force_terminal=True, width=120)
-    monkeypatch.setattr(standing, "choose", lambda quiet: LiveDisplay(console))
+    monkeypatch.setattr(ladder_display, "choose", lambda quiet: LiveDisplay(console))
     snapshot = Snapshot(1, [50, 50], 100, [10.0, 20.0], [1.0, 1.0], {}, {}, 61.0, 1000.0)
-    with standing.Standing("a race", ["one", "two"], quiet=False) as shown:
-        lane = shown.lane("one")
+    with ladder_display.LadderDisplay("a race", ["one", "two"], quiet=False) as shown:
+        lane = ladder_display.RungDisplay(shown, "one")
         lane.start("", [])
         lane.update(snapshot)
         console.print(shown.table())
     text = stream.getvalue()
-    for part in ("a race", "one", "two", "50 %", "15.0 ± 63.5", "thin evidence", "1:01", "training", "waiting"):
+    for part in ("a race", "one", "two", "50 %", "15 ± 64", "thin evidence", "1:01", "training", "waiting"):
         assert part in text, part
