@@ -3,15 +3,13 @@
 from pathlib import Path
 from typing import Any
 
-from gymnasium.spaces import Box
-
-from upslope.config.config import canonical, configure
-from upslope.config.task import settings_of, task_of
+from upslope.config.prepare import prepare
+from upslope.config.task import task_of
 from upslope.core.estimators import Estimator
 from upslope.core.objectives import Objective
 from upslope.diagnosis.doctor import Watch
 from upslope.engines.base import Resources
-from upslope.environments.registry import EnvironmentLike, make, name_of
+from upslope.environments.registry import EnvironmentLike, make
 from upslope.errors import UpslopeError
 from upslope.runs.directory import RunDirectory, free_name, versions
 from upslope.runs.display import Display, choose
@@ -47,28 +45,11 @@ def train(
         settings: any field of `Config`, e.g. `steps=100_000, seeds=5, lambda_=0.9`.
 
     Raises:
-        UpslopeError: something asked for cannot be; nothing trained is lost.
+        UpslopeError: something asked for cannot be, or nothing reads a setting; nothing trained is lost.
         KeyboardInterrupt: Ctrl-C, after everything is saved.
     """
-    for part in (estimator, objective):
-        if isinstance(part, Estimator | Objective):
-            settings |= settings_of(part)
-        elif part is not None and not isinstance(part, str):
-            raise UpslopeError(f"Pass an estimator or objective as an object, e.g. upslope.NStep(5), not {part!r}.")
-    settings |= {
-        role: part for role, part in (("estimator", estimator), ("objective", objective)) if isinstance(part, str)
-    }
-    settings = canonical(settings)
-    world = make(environment, settings.get("env_kwargs"), settings.get("max_episode_steps"))
-    label = environment if isinstance(environment, str) else name_of(environment)
-    config = configure(
-        label, algorithm, is_continuous=isinstance(world.action_space, Box), use_preset=preset, **settings
-    )
-    task = task_of(
-        config,
-        world,
-        estimator if isinstance(estimator, Estimator) else None,
-        objective if isinstance(objective, Objective) else None,
+    config, task = prepare(
+        environment, algorithm, estimator=estimator, objective=objective, preset=preset, settings=settings
     )
     directory = run_directory(folder, name, f"{config.environment}-{config.algorithm}")
     return begin(config, task, directory, session_of(quiet, tensorboard, workers))

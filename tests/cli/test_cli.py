@@ -10,9 +10,9 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from run_helpers import config_of
 
 import upslope
-from upslope.cli.flags import parse_train
 from upslope.cli.main import main
 from upslope.config.ladder import ALGORITHMS
 
@@ -154,7 +154,7 @@ def test_a_flag_beats_the_file_beats_the_preset_beats_the_defaults(here: Path, c
 def test_a_file_may_write_numbers_with_an_exponent(here: Path):
     # YAML reads 1e-3 as text; nobody who writes it means text.
     (here / "settings.yaml").write_text("learning-rate: 1e-3\nsteps: 1e5\n")
-    config = parse_train(["CartPole-v1", "--config", "settings.yaml"])
+    config = config_of(["CartPole-v1", "--config", "settings.yaml"])
     assert (config.learning_rate, config.steps) == (0.001, 100_000)
 
 
@@ -167,7 +167,7 @@ def test_a_file_may_write_numbers_with_an_exponent(here: Path):
     ],
 )
 def test_flags_may_come_before_the_environment(words: list[str]):
-    config = parse_train(words)
+    config = config_of(words)
     assert config.environment == "jax:Pendulum-v1"
     assert config.preset is not None and config.learning_rate == 1e-3
 

@@ -8,9 +8,9 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from run_helpers import config_of
 
 import upslope
-from upslope.cli.flags import parse_train
 from upslope.cli.main import EXIT_INTERRUPTED, EXIT_UNREAD, main
 from upslope.config.command import command_of
 from upslope.core.messages import counted
@@ -135,9 +135,9 @@ def test_a_run_that_is_elsewhere_is_looked_for(tmp_path: Path, monkeypatch, caps
     ],
 )
 def test_the_command_of_a_config_gives_that_config(words: str):
-    config = parse_train(shlex.split(words)).settings()
+    config = config_of(shlex.split(words))
     found = command_of(config, is_continuous="Pendulum" in words)
-    assert parse_train(shlex.split(found)[2:]).settings() == config
+    assert config_of(shlex.split(found)[2:]) == config
     assert len(shlex.split(found)) <= len(shlex.split(words)) + 2  # and says no more than is needed
 
 
@@ -149,7 +149,7 @@ def test_record_gives_a_command_that_trains(tmp_path: Path, monkeypatch, capsys:
     assert "recorded 1 episode in a file.npz" in said
     words = shlex.split(said.split("learn from them:")[1])
     assert words[:3] == ["upslope", "train", "jax:CartPole-v1"]
-    config = parse_train(words[2:])
+    config = config_of(words[2:])
     assert (config.algorithm, config.data, config.max_episode_steps) == ("off_policy", "a file.npz", 9)
 
 
