@@ -17,7 +17,7 @@ from upslope.engines.compiled import ProgramEngine
 from upslope.engines.host import HostEngine
 
 SEGMENTS: dict[str, Any] = {"num_envs": 2, "rollout_steps": 8, "minibatches": 2, "epochs": 2, "preset": False}
-EPISODES: dict[str, Any] = {"num_envs": 2, "critic_epochs": 2, "preset": False}
+EPISODES: dict[str, Any] = {"num_envs": 2, "preset": False}
 
 
 def config_of(words: list[str]) -> Config:

@@ -69,6 +69,14 @@ def refused(words: str, capsys: pytest.CaptureFixture) -> str:
         ("ladder CartPole-v1 --seeds 0", "--seeds must be 1 or more, not 0."),
         ("probe --steps 0", "--steps must be 1 or more, not 0."),
         ("check CartPole-v1 --max-episode-steps 0", "--max-episode-steps must be 1 or more, not 0."),
+        ("train CartPole-v1 --lr 1e-3", "There is no --lr; upslope calls it --learning-rate."),
+        ("train CartPole-v1 --total-timesteps=9", "There is no --total-timesteps; upslope calls it --steps."),
+        ("train CartPole-v1 --vf_coef 0.5 --n-steps 5", "There is no --vf_coef. Policy and critic"),
+        ("train CartPole-v1 --vf_coef 0.5 --n-steps 5", "There is no --n-steps; upslope calls it --rollout-steps."),
+        ("train CartPole-v1 --algorithm PPO", 'There is no algorithm "PPO". Did you mean ppo'),
+        ("train CartPole-v1 --algorithm sac", "upslope has policy gradients only"),
+        ("train", "Say what to train on"),
+        ("train CartPole-v1 --resume", "--resume continues the run of a --name"),
         ("doctor", "No run is named"),
     ],
 )
@@ -77,7 +85,9 @@ def test_a_mistake_gets_its_answer(words: str, answer: str, capsys: pytest.Captu
 
 
 def test_plain_mistakes_are_refused_before_anything_heavy_is_imported(tmp_path: Path):
-    script = "import sys\nfrom upslope.cli.main import main\ntry:\n    main()\nfinally:\n    print('jax' in sys.modules)"
+    script = (
+        "import sys\nfrom upslope.cli.main import main\ntry:\n    main()\nfinally:\n    print('jax' in sys.modules)"
+    )
     for words in ("evaluate x --episodes 0", "probe --seeds 0", "ladder X --seeds 0", "train X --seeds 0", "trian"):
         done = command(script, words.split(), tmp_path)
         assert (done.returncode, done.stdout) == (2, "False\n"), done.stderr

@@ -1,6 +1,5 @@
 """The lab: the rule that judges, experiments in small sizes, wrong claims that are seen, the page in both languages."""
 
-import inspect
 import json
 import math
 import re

@@ -29,7 +29,7 @@ CASES: dict[str, tuple[str, str, dict[str, Any]]] = {
     "compiled episodes": (
         "jax:CartPole-v1",
         "reinforce_baseline",
-        {"steps": 2000, "max_episode_steps": 60, **EPISODES},
+        {"steps": 2000, "max_episode_steps": 60, "critic_epochs": 2, **EPISODES},
     ),
     "host segments": ("CartPole-v1", "ppo", {"steps": 1600, **SEGMENTS, **NORMALISED}),
     "host episodes": ("CartPole-v1", "reinforce", {"steps": 1000, "max_episode_steps": 60, **EPISODES}),

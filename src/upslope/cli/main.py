@@ -2,10 +2,9 @@
 
 import os
 import sys
-from collections.abc import Callable
 from importlib.metadata import version
 from pathlib import Path
-from typing import Annotated, Any, Union
+from typing import Any
 
 import tyro
 
@@ -20,21 +19,11 @@ EXIT_INTERRUPTED = 130
 EXIT_UNREAD = 141
 """The status that a shell reports for a program whose output was cut off, as by `head`."""
 
-COMMANDS: dict[str, Callable[..., Any]] = {
-    "train": Train,
-    "resume": resume,
-    "evaluate": commands.evaluate,
-    "record": commands.record,
-    "compare": commands.compare,
-    "report": commands.report,
-    "credit": commands.credit,
-    "ladder": commands.ladder,
-    "lab": commands.lab,
-    "doctor": commands.doctor,
-    "check": commands.check,
-    "probe": commands.probe,
-    "list": commands.show_list,
-}
+FUNCTIONS = (
+    *(resume, commands.evaluate, commands.record, commands.compare, commands.report, commands.credit, commands.ladder),
+    *(commands.lab, commands.doctor, commands.check, commands.probe),
+)
+COMMANDS: dict[str, Any] = {"train": Train, **{one.__name__: one for one in FUNCTIONS}, "list": commands.show_list}
 
 
 def main(arguments: list[str] | None = None) -> None:
@@ -69,13 +58,7 @@ def run(arguments: list[str]) -> None:
     elif first == "--version":
         print(f"upslope {version('upslope')}")
     elif first.startswith("-"):  # --help, or refused
-        one_of: Any = Union[tuple(Annotated[kind, tyro.conf.subcommand(name)] for name, kind in COMMANDS.items())]  # noqa: UP007
-        tyro.cli(
-            one_of,
-            prog="upslope",
-            args=arguments or [first],
-            config=[tyro.conf.OmitSubcommandPrefixes],
-            registry=REGISTRY,
-        )
+        options = {"prog": "upslope", "args": arguments or [first], "registry": REGISTRY}
+        tyro.extras.subcommand_cli_from_dict(COMMANDS, **options)
     else:
         raise UpslopeError(unknown("command", first, COMMANDS, "upslope --help"))

@@ -4,6 +4,7 @@ Heavy imports happen inside the functions, so that `--help` answers at once.
 """
 
 import contextlib
+import inspect
 import io
 from dataclasses import dataclass, fields, replace
 from functools import partial
@@ -99,7 +100,7 @@ def under_headings(info: StructTypeInfo) -> StructConstructorSpec | None:
 
 def one_line(text: Any) -> str:
     """The help of a flag without the line breaks of the source."""
-    return " ".join((text() if callable(text) else text or "").split())
+    return " ".join(str(text() if callable(text) else text or "").split())
 
 
 def parse(arguments: list[str], default: Config) -> Train:
@@ -108,7 +109,7 @@ def parse(arguments: list[str], default: Config) -> Train:
     return tyro.cli(
         kind,
         prog="upslope train",
-        description=Train.__doc__,
+        description=inspect.getdoc(Train),
         args=arguments,
         default=Train(**vars(default)),
         registry=REGISTRY,
