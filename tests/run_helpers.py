@@ -10,11 +10,19 @@ from typing import Any
 import numpy as np
 import pytest
 
+from upslope.cli.train import by_keyword, parse_train
+from upslope.config.config import Config
+from upslope.config.prepare import prepare
 from upslope.engines.compiled import ProgramEngine
 from upslope.engines.host import HostEngine
 
 SEGMENTS: dict[str, Any] = {"num_envs": 2, "rollout_steps": 8, "minibatches": 2, "epochs": 2, "preset": False}
-EPISODES: dict[str, Any] = {"num_envs": 2, "critic_epochs": 2, "preset": False}
+EPISODES: dict[str, Any] = {"num_envs": 2, "preset": False}
+
+
+def config_of(words: list[str]) -> Config:
+    """The config that `upslope train` trains with."""
+    return prepare(**by_keyword(parse_train(words)[1]))[0]
 
 
 class Killed(BaseException):

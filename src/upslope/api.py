@@ -5,17 +5,15 @@ from pathlib import Path
 from typing import Any
 
 import optax
-from gymnasium.spaces import Box
 
-from upslope.config.config import canonical, configure
-from upslope.config.task import Parts, settings_of, task_of
+from upslope.config.prepare import parts_of, prepare
+from upslope.config.task import task_of
 from upslope.config.trust import require
 from upslope.core.estimators import Estimator
-from upslope.core.messages import unknown
 from upslope.core.objectives import Objective
 from upslope.diagnosis.doctor import Watch
 from upslope.engines.base import Resources
-from upslope.environments.registry import EnvironmentLike, make, name_of
+from upslope.environments.registry import EnvironmentLike, make
 from upslope.errors import UpslopeError
 from upslope.runs.directory import RunDirectory, check_name, free_name, versions
 from upslope.runs.display import Display, choose
@@ -60,60 +58,24 @@ def train(
         settings: any field of `Config`, e.g. `steps=100_000, seeds=5, lambda_=0.9`.
 
     Raises:
-        UpslopeError: something asked for cannot be; nothing trained is lost.
+        UpslopeError: something asked for cannot be, or nothing reads a setting; nothing trained is lost.
         KeyboardInterrupt: Ctrl-C, after everything is saved.
     """
     if name is not None:
         check_name(name)
-    parts, named = parts_of(estimator, objective, model, optimiser, schedules)
-    settings |= named
-    settings = canonical(settings)
-    world = make(environment, settings.get("env_kwargs"), settings.get("max_episode_steps"))
-    label = environment if isinstance(environment, str) else name_of(environment)
-    config = configure(
-        label, algorithm, is_continuous=isinstance(world.action_space, Box), use_preset=preset, **settings
+    config, task = prepare(
+        environment,
+        algorithm,
+        estimator=estimator,
+        objective=objective,
+        model=model,
+        optimiser=optimiser,
+        schedules=schedules,
+        preset=preset,
+        settings=settings,
     )
-    task = task_of(config, world, parts)
     directory = run_directory(folder, name, f"{config.environment}-{config.algorithm}")
     return begin(config, task, directory, session_of(quiet, tensorboard, workers))
-
-
-def parts_of(
-    estimator: Estimator | str | None,
-    objective: Objective | str | None,
-    model: Callable[..., Any] | str | None,
-    optimiser: optax.GradientTransformation | str | None,
-    schedules: Mapping[str, Callable[[Any], Any]] | None,
-) -> tuple[Parts, dict[str, Any]]:
-    """The objects among what was given, and what the config says of everything that was given."""
-    objects: dict[str, Any] = {}
-    named: dict[str, Any] = {}
-    for role, part, kind in (("estimator", estimator, Estimator), ("objective", objective, Objective)):
-        if isinstance(part, kind):
-            objects[role] = part
-            named |= settings_of(part)
-        elif isinstance(part, str):
-            named[role] = part
-        elif part is not None:
-            raise UpslopeError(f"Pass an estimator or objective as an object, e.g. upslope.NStep(5), not {part!r}.")
-    for role, part in (("model", model), ("optimiser", optimiser)):
-        if isinstance(part, str):
-            named[role] = part
-        elif part is not None:
-            objects[role], named[role] = part, name_of(part)
-    for setting, own in (schedules or {}).items():
-        if setting not in SCHEDULABLE:
-            raise UpslopeError(unknown("scheduled setting", setting, SCHEDULABLE))
-        named[SCHEDULABLE[setting]] = name_of(own)
-    return Parts(**objects, schedules=schedules or {}), named
-
-
-SCHEDULABLE = {
-    "learning_rate": "learning_rate_schedule",
-    "epsilon": "epsilon_schedule",
-    "entropy_coefficient": "entropy_schedule",
-}
-"""A setting that may have an own schedule → the config's name for its schedule."""
 
 
 def session_of(quiet: bool, tensorboard: bool, workers: int | None, display: Display | None = None) -> Session:
@@ -158,7 +120,7 @@ def resume(
     """
     directory = RunDirectory(run)
     description, config = directory.read(), directory.config()
-    parts, named = parts_of(estimator, objective, model, optimiser, schedules)
+    parts, _, named = parts_of(estimator, objective, model, optimiser, schedules)
     given = {*named, *({"environment"} if environment is not None else ())}
     require(config, directory.path, trust=trust, given=given)
     world = make(environment or config.environment, config.env_kwargs, config.max_episode_steps)

@@ -4,17 +4,22 @@ import csv
 import inspect
 import json
 import os
+import re
 import subprocess
 import sys
+from dataclasses import fields
 from pathlib import Path
 from typing import Any
 
 import pytest
+from run_helpers import config_of
 
 import upslope
-from upslope.cli.flags import parse_train
 from upslope.cli.main import main
+from upslope.cli.train import HEADINGS, Train
+from upslope.config.foreign_names import table
 from upslope.config.ladder import ALGORITHMS
+from upslope.environments.compiled import COMPILED
 
 FLAGS = "--steps 64 --num-envs 2 --rollout-steps 8 --minibatches 2 --epochs 1 --hidden-sizes 8".split()  # noqa: SIM905 - as one types it
 OWN_ESTIMATOR = """
@@ -87,6 +92,32 @@ def test_help_shows_what_an_environment_and_a_rung_imply(capsys):
     assert "--learning-rate" in shown and "(default: 0.001)" in shown  # the preset's
 
 
+def test_help_has_headings_and_fits_80_columns(monkeypatch: pytest.MonkeyPatch, capsys):
+    monkeypatch.setenv("COLUMNS", "80")
+    with pytest.raises(SystemExit):
+        main(["train", "--help"])
+    shown = capsys.readouterr().out
+    lines = [line.strip("│╭╰╮╯─ ") for line in shown.splitlines()]
+    assert [line for line in lines if line.endswith(" options")] == [f"{title} options" for title in HEADINGS.values()]
+    assert lines[0].startswith("usage: upslope train") and "leave a run directory" in lines[2]
+    flags = [line.removeprefix("-q, ").split()[0].strip(",") for line in lines if re.match("(-q, )?--[a-z]", line)]
+    known = [f"--{f.name.rstrip('_').replace('_', '-')}" for f in fields(Train)]
+    assert flags[:2] == ["--algorithm", "--estimator"]
+    assert set(flags) == set(known) - {"--environment", "--preset"}
+    assert max(map(len, shown.split("positional arguments")[1].splitlines())) <= 80
+    assert "learns to" not in lines and "are long" not in lines  # the end of a line of the source, wrapped again
+
+
+def test_list_imports_only_what_it_shows(folder: Path):
+    done = shell(["list"], folder, "print('HEAVY', sorted({'jax', 'numpy', 'gymnasium', 'scipy'} & set(sys.modules)))")
+    assert "HEAVY []" in done.stdout and done.returncode == 0
+
+
+def test_what_list_says_of_compiled_environments_is_their_docstring():
+    told = {name: str(kind.__doc__).splitlines()[0] for name, kind in COMPILED.items()}
+    assert table("compiled.yaml", "environments") == told
+
+
 def test_list_shows_every_rung(capsys):
     main(["list"])
     shown = capsys.readouterr().out
@@ -151,10 +182,20 @@ def test_a_flag_beats_the_file_beats_the_preset_beats_the_defaults(here: Path, c
     assert "preset:" not in capsys.readouterr().out
 
 
+@pytest.mark.parametrize("written", ["1e5", "100000", "100_000", "1.0e5"])
+def test_whole_numbers_may_have_an_exponent_or_underscores(written: str, here: Path, capsys):
+    (here / "settings.yaml").write_text(f"steps: {written}\n")
+    for words in (["--steps", written], ["--config", "settings.yaml"]):
+        assert config_of(["jax:CartPole-v1", *words]).steps == 100_000
+    with pytest.raises(SystemExit) as end:
+        main(["ladder", "jax:CartPole-v1", "--steps", "1.5"])
+    assert end.value.code == 2 and "1.5 is not a whole number" in capsys.readouterr().err
+
+
 def test_a_file_may_write_numbers_with_an_exponent(here: Path):
     # YAML reads 1e-3 as text; nobody who writes it means text.
     (here / "settings.yaml").write_text("learning-rate: 1e-3\nsteps: 1e5\n")
-    config = parse_train(["CartPole-v1", "--config", "settings.yaml"])
+    config = config_of(["CartPole-v1", "--config", "settings.yaml"])
     assert (config.learning_rate, config.steps) == (0.001, 100_000)
 
 
@@ -167,7 +208,7 @@ def test_a_file_may_write_numbers_with_an_exponent(here: Path):
     ],
 )
 def test_flags_may_come_before_the_environment(words: list[str]):
-    config = parse_train(words)
+    config = config_of(words)
     assert config.environment == "jax:Pendulum-v1"
     assert config.preset is not None and config.learning_rate == 1e-3
 

@@ -8,9 +8,9 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from run_helpers import config_of
 
 import upslope
-from upslope.cli.flags import parse_train
 from upslope.cli.main import EXIT_INTERRUPTED, EXIT_UNREAD, main
 from upslope.config.command import command_of
 from upslope.core.messages import counted
@@ -69,6 +69,14 @@ def refused(words: str, capsys: pytest.CaptureFixture) -> str:
         ("ladder CartPole-v1 --seeds 0", "--seeds must be 1 or more, not 0."),
         ("probe --steps 0", "--steps must be 1 or more, not 0."),
         ("check CartPole-v1 --max-episode-steps 0", "--max-episode-steps must be 1 or more, not 0."),
+        ("train CartPole-v1 --lr 1e-3", "There is no --lr; upslope calls it --learning-rate."),
+        ("train CartPole-v1 --total-timesteps=9", "There is no --total-timesteps; upslope calls it --steps."),
+        ("train CartPole-v1 --vf_coef 0.5 --n-steps 5", "There is no --vf_coef. Policy and critic"),
+        ("train CartPole-v1 --vf_coef 0.5 --n-steps 5", "There is no --n-steps; upslope calls it --rollout-steps."),
+        ("train CartPole-v1 --algorithm PPO", 'There is no algorithm "PPO". Did you mean ppo'),
+        ("train CartPole-v1 --algorithm sac", "upslope has policy gradients only"),
+        ("train", "Say what to train on"),
+        ("train CartPole-v1 --resume", "--resume continues the run of a --name"),
         ("doctor", "No run is named"),
     ],
 )
@@ -78,8 +86,6 @@ def test_a_mistake_gets_its_answer(words: str, answer: str, capsys: pytest.Captu
 
 def test_plain_mistakes_are_refused_before_anything_heavy_is_imported(tmp_path: Path):
     script = (
-        "import sys\nfrom upslope.cli.main import main\ntry:\n    main()\nfinally:\n    print('jax' in sys.modules)"
-    )
         "import sys\nfrom upslope.cli.main import main\ntry:\n    main()\nfinally:\n    print('jax' in sys.modules)"
     )
     for words in ("evaluate x --episodes 0", "probe --seeds 0", "ladder X --seeds 0", "train X --seeds 0", "trian"):
@@ -139,9 +145,9 @@ def test_a_run_that_is_elsewhere_is_looked_for(tmp_path: Path, monkeypatch, caps
     ],
 )
 def test_the_command_of_a_config_gives_that_config(words: str):
-    config = parse_train(shlex.split(words)).settings()
+    config = config_of(shlex.split(words))
     found = command_of(config, is_continuous="Pendulum" in words)
-    assert parse_train(shlex.split(found)[2:]).settings() == config
+    assert config_of(shlex.split(found)[2:]) == config
     assert len(shlex.split(found)) <= len(shlex.split(words)) + 2  # and says no more than is needed
 
 
@@ -153,7 +159,7 @@ def test_record_gives_a_command_that_trains(tmp_path: Path, monkeypatch, capsys:
     assert "recorded 1 episode in a file.npz" in said
     words = shlex.split(said.split("learn from them:")[1])
     assert words[:3] == ["upslope", "train", "jax:CartPole-v1"]
-    config = parse_train(words[2:])
+    config = config_of(words[2:])
     assert (config.algorithm, config.data, config.max_episode_steps) == ("off_policy", "a file.npz", 9)
 
 

@@ -10,6 +10,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 from gymnasium import spaces
+from upslope.models.spaces import coding_of, head_of
 from user_environments import Counting, Walk, double_precision, several_choices
 
 import upslope
@@ -20,7 +21,6 @@ from upslope.environments.classic.cartpole import CartPole
 from upslope.environments.registry import HostEnvironment, make
 from upslope.learning.collect import begin, collect, collect_episodes
 from upslope.models.agent import Agent, initialise_agent
-from upslope.models.spaces import coding_of, head_of
 
 START = np.array([0.01, -0.02, 0.03, 0.04], np.float32)
 FACTS = ("observation", "action", "reward", "terminated", "truncated", "next_observation")
@@ -198,8 +198,9 @@ def test_a_compiled_world_is_truncated_at_an_override():
 @pytest.mark.parametrize("algorithm", ["ppo", "reinforce"])
 def test_episodes_are_what_the_environment_counted(algorithm: str, tmp_path):
     Counting.finished.clear()
+    small = SMALL if algorithm == "ppo" else {name: x for name, x in SMALL.items() if name != "rollout_steps"}
     run = upslope.train(
-        Counting, algorithm, steps=224, seeds=2, folder=tmp_path, quiet=True, max_episode_steps=50, **SMALL
+        Counting, algorithm, steps=224, seeds=2, folder=tmp_path, quiet=True, max_episode_steps=50, **small
     )
     episodes = run.episodes()
     assert [(r, n) for r, n in zip(episodes["return"], episodes["length"], strict=True)] == Counting.finished

@@ -34,7 +34,7 @@ from malformed import (
 import upslope
 from upslope.analysis.credit import EpisodeCredit, load_credit, save_credit
 from upslope.analysis.records import read_record
-from upslope.cli.flags import read_settings
+from upslope.cli.train import read_settings
 from upslope.config.config import configure
 from upslope.config.task import task_of
 from upslope.core.storage import load_arrays, save_arrays

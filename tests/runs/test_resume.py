@@ -14,11 +14,10 @@ from typing import Any
 
 import pytest
 from helpers import train_case
-from run_helpers import EPISODES, SEGMENTS, Killed, arrays_of, assert_same_run, before_chunk, metrics_of
+from run_helpers import EPISODES, SEGMENTS, Killed, arrays_of, assert_same_run, before_chunk, config_of, metrics_of
 from user_environments import OwnRandomness
 
 import upslope
-from upslope.cli.flags import parse_train
 from upslope.cli.main import main
 from upslope.runs import loop
 from upslope.runs.signals import stop_on_signal
@@ -30,7 +29,7 @@ CASES: dict[str, tuple[str, str, dict[str, Any]]] = {
     "compiled episodes": (
         "jax:CartPole-v1",
         "reinforce_baseline",
-        {"steps": 2000, "max_episode_steps": 60, **EPISODES},
+        {"steps": 2000, "max_episode_steps": 60, "critic_epochs": 2, **EPISODES},
     ),
     "host segments": ("CartPole-v1", "ppo", {"steps": 1600, **SEGMENTS, **NORMALISED}),
     "host episodes": ("CartPole-v1", "reinforce", {"steps": 1000, "max_episode_steps": 60, **EPISODES}),
@@ -122,7 +121,7 @@ def test_resuming_a_finished_run_changes_nothing_and_says_so(straight: Callable[
     said = capsys.readouterr().out
     assert "is finished: each seed has spent its 2,000 steps" in said and f"upslope evaluate {run}" in said
     command = next(line for line in said.splitlines() if line.startswith("    upslope train "))
-    assert parse_train(shlex.split(command)[2:]).settings() == replace(upslope.resume(run).config, steps=4000)
+    assert config_of(shlex.split(command)[2:]) == replace(upslope.resume(run).config, steps=4000)
     assert before == (arrays_of(run / "checkpoints" / "last.npz"), (run / "episodes.csv").read_text(), metrics_of(run))
 
 

@@ -1,7 +1,8 @@
-"""A comparison on the terminal."""
+"""The tables of `upslope compare`."""
 
 import math
 from collections.abc import Iterator
+from typing import Any
 
 from rich.console import Group as Lines
 from rich.console import RenderableType
@@ -10,10 +11,11 @@ from rich.text import Text
 
 from upslope.analysis.comparison import BUDGET_SHARES, Comparison, Group
 from upslope.analysis.statistics import HUNDREDTHS
+from upslope.cli.terminal import table
 from upslope.core.numbers import FEW_SEEDS, number, range_of
 
 MANY_GROUPS = 6
-"""Up to so many groups, every pair is shown; of more, only the best against each other one."""
+"""Most groups of which every pair is shown; of more, only the best against each other one."""
 PROFILE_COLUMNS = (0.25, 0.5, 0.75)
 """Normalised scores at which the profile is shown."""
 
@@ -24,7 +26,7 @@ def comparison_page(comparison: Comparison) -> RenderableType:
 
 
 def parts(comparison: Comparison) -> Iterator[RenderableType]:
-    """One after another."""
+    """What the page consists of, in order."""
     yield Text(f"The score of a seed: {comparison.score}. Intervals are 95 %, over seeds.", "dim")
     for environment in dict.fromkeys(g.environment for g in comparison.groups):
         groups = ranked([g for g in comparison.groups if g.environment == environment])
@@ -39,7 +41,7 @@ def parts(comparison: Comparison) -> Iterator[RenderableType]:
 
 
 def warning(text: str) -> Text:
-    """What must be known before numbers are believed."""
+    """A caution to be read before the numbers are believed."""
     return Text.assemble(("! ", "bold yellow"), text)
 
 
@@ -50,30 +52,24 @@ def ranked(groups: list[Group]) -> list[Group]:
 
 def scores_table(environment: str, groups: list[Group]) -> Table:
     """Mean, interquartile mean and median, and the range of seeds."""
-    table = titled(f"{environment} · scores")
-    table.add_column("")
-    for column in ("seeds", "mean", "interquartile mean", "median", "lowest – highest"):
-        table.add_column(column, justify="right")
-    for g in groups:
+
+    def row(g: Group) -> tuple[Any, ...]:
         spread = range_of(g.scores)
         span = f"{number(float(min(g.scores)), spread)} – {number(float(max(g.scores)), spread)}"
         seeds = Text(str(len(g.seeds)), "yellow" if len(g.seeds) < FEW_SEEDS else "")
-        table.add_row(name_of(g), seeds, *(e.words() for e in (g.mean, g.iqm, g.median)), span)
-    return table
+        return name_of(g), seeds, *(e.words() for e in (g.mean, g.iqm, g.median)), span
+
+    columns = ("", ">seeds", ">mean", ">interquartile mean", ">median", ">lowest – highest")
+    return table(bold(f"{environment} · scores"), columns, map(row, groups))
 
 
 def efficiency_table(environment: str, groups: list[Group]) -> Table:
     """The training return after shares of the budget."""
-    steps = next(g.efficiency.steps for g in groups if g.efficiency)
-    table = titled(f"{environment} · sample efficiency: mean return of the last 100 training episodes by then")
-    table.add_column("")
-    for share, step in zip(BUDGET_SHARES, steps, strict=True):
-        table.add_column(f"{share:.0%} · {step:,}", justify="right")
-    table.add_column("area / length", justify="right")
-    for g in groups:
-        if g.efficiency is not None:
-            table.add_row(name_of(g), *(e.words() for e in (*g.efficiency.at, g.efficiency.area)))
-    return table
+    found = [(g, g.efficiency) for g in groups if g.efficiency is not None]
+    rows = [[name_of(g), *(x.words() for x in (*e.at, e.area))] for g, e in found]
+    shares = [f">{s:.0%} · {step:,}" for s, step in zip(BUDGET_SHARES, found[0][1].steps, strict=True)]
+    title = f"{environment} · sample efficiency: mean return of the last 100 training episodes by then"
+    return table(bold(title), ["", *shares, ">area / length"], rows)
 
 
 def improvement_table(comparison: Comparison, environment: str, groups: list[Group]) -> Table:
@@ -82,39 +78,39 @@ def improvement_table(comparison: Comparison, environment: str, groups: list[Gro
     best = groups[0].label
     shown = mine if len(groups) <= MANY_GROUPS else [i for i in mine if i.label == best]
     rest = "" if len(shown) == len(mine) else f" ({len(mine) - len(shown)} more pairs with --json)"
-    table = titled(f"{environment} · probability that a seed of the first beats a seed of the second{rest}")
-    for column in ("first", "second"):
-        table.add_column(column)
-    table.add_column("P", justify="right")
-    for i in shown:
-        table.add_row(i.label, i.other, i.probability.words(HUNDREDTHS))
-    return table
+    title = f"{environment} · probability that a seed of the first beats a seed of the second{rest}"
+    rows = ((i.label, i.other, i.probability.words(HUNDREDTHS)) for i in shown)
+    return table(bold(title), ("first", "second", ">P"), rows)
 
 
 def aggregate_table(comparison: Comparison) -> Table:
     """All environments together, in normalised scores."""
-    table = titled("all environments · normalised scores")
-    table.add_column("")
-    for column in ("mean", "interquartile mean", *(f"seeds above {tau:g}" for tau in PROFILE_COLUMNS)):
-        table.add_column(column, justify="right")
-    for aggregate, profile in zip(comparison.aggregates, comparison.profiles, strict=True):
-        shares = [f"{profile.share_above(tau):.0%}" for tau in PROFILE_COLUMNS]
-        table.add_row(aggregate.label, aggregate.mean.words(HUNDREDTHS), aggregate.iqm.words(HUNDREDTHS), *shares)
-    for i in comparison.improvements:
-        if len(i.environments) > 1:
-            table.add_section()
-            table.add_row(f"P({i.label} > {i.other})", i.probability.words(HUNDREDTHS))
     meaning = [
         f"{r.environment}: 0 is {number(r.zero)}, 1 is {number(r.one)} ({r.source})" for r in comparison.references
     ]
-    table.caption = Text("\n".join(meaning), "dim")
-    table.caption_justify = "left"
-    return table
+    columns = ("", ">mean", ">interquartile mean", *(f">seeds above {tau:g}" for tau in PROFILE_COLUMNS))
+    pairs = zip(comparison.aggregates, comparison.profiles, strict=True)
+    rows = [
+        (
+            a.label,
+            a.mean.words(HUNDREDTHS),
+            a.iqm.words(HUNDREDTHS),
+            *(f"{p.share_above(tau):.0%}" for tau in PROFILE_COLUMNS),
+        )
+        for a, p in pairs
+    ]
+    title = bold("all environments · normalised scores")
+    made = table(title, columns, rows, caption=Text("\n".join(meaning), "dim"), caption_justify="left")
+    for i in comparison.improvements:
+        if len(i.environments) > 1:
+            made.add_section()
+            made.add_row(f"P({i.label} > {i.other})", i.probability.words(HUNDREDTHS))
+    return made
 
 
-def titled(title: str) -> Table:
-    """A table with its title above the left edge."""
-    return Table(title=Text(title, "bold"), title_justify="left")
+def bold(title: str) -> Text:
+    """The title of a table."""
+    return Text(title, "bold")
 
 
 def name_of(group: Group) -> Text:

@@ -1,15 +1,15 @@
-"""How commands answer: tables for a person, JSON for a program."""
+"""How commands answer: tables for people, JSON for programs."""
 
 import json
 import shutil
 import sys
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from typing import Any
 
 from upslope.core.messages import readable
 
 PIPE_WIDTH = 160
-"""Columns of a table that nobody's terminal limits."""
+"""Width of tables that go to no terminal."""
 
 
 def answer(as_json: bool, found: dict[str, Any] | list[dict[str, Any]], views: Iterable[Any]) -> None:
@@ -29,12 +29,24 @@ def say(text: str, file: Any = None) -> None:
     print(readable(text), file=file)
 
 
+def table(title: Any, columns: Sequence[str], rows: Iterable[Sequence[Any]], **options: Any) -> Any:
+    """A table with its title above the left edge; a column whose name begins with > stands to the right."""
+    from rich.table import Table
+
+    made = Table(title=title, title_justify="left", **options)
+    for column in columns:
+        made.add_column(column.lstrip(">"), justify="right" if column.startswith(">") else "left", overflow="fold")
+    for row in rows:
+        made.add_row(*row)
+    return made
+
+
 def console() -> Any:
-    """Where tables go: as wide as the terminal, and wide enough for every name where there is none."""
+    """Where tables go: as wide as the terminal, or wide enough for every name where there is none."""
     from upslope.core.consoles import PlainTextConsole
 
     class Pipe(PlainTextConsole):
         def on_broken_pipe(self) -> None:
-            raise  # for whoever called; rich would end the process
+            raise  # to the caller; rich would end the process
 
     return Pipe(width=shutil.get_terminal_size().columns if sys.stdout.isatty() else PIPE_WIDTH)

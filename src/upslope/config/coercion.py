@@ -1,15 +1,76 @@
-"""Settings from YAML, JSON or Python → values of a field's type, or one clear refusal."""
+"""The one parser of settings: flags, YAML, JSON and Python values become a field's type by tyro's rules and these."""
 
 import json
-import math
 import reprlib
-from collections.abc import Mapping
-from types import UnionType
-from typing import Any, Literal, Union, get_args, get_origin
+from functools import cache
+from types import NoneType
+from typing import Any
+
+from tyro.constructors import ConstructorRegistry, PrimitiveConstructorSpec, PrimitiveTypeInfo
 
 from upslope.errors import UpslopeError
 
-WORDS = {float: "a number", int: "a whole number", bool: "true or false", str: "text", dict: "a mapping of JSON values"}
+
+def whole(text: str) -> int:
+    """A whole number, also written `1e6` or `1_000_000`."""
+    try:
+        return int(text)
+    except ValueError:
+        number = float(text)
+        if not number.is_integer():
+            raise ValueError(f"{text} is not a whole number") from None
+        return int(number)
+
+
+def mapping(text: str) -> dict[str, Any]:
+    """A JSON object, without NaN and Infinity, which JSON does not know."""
+    found = json.loads(text)
+    json.dumps(found, allow_nan=False)
+    if not isinstance(found, dict):
+        raise ValueError(f"{text} is not a JSON object, e.g. {{}}")
+    return found
+
+
+def none(text: str) -> None:
+    """None, which YAML and JSON call null."""
+    if text not in ("none", "None"):
+        raise ValueError(f"{text} is not none")
+
+
+KINDS: dict[Any, tuple[str, Any, Any]] = {
+    int: ("INT", whole, str),
+    dict: ("JSON", mapping, json.dumps),
+    NoneType: ("none", none, lambda _: "none"),
+}
+"""Type → its name in the help, how it is read, and how it is written, where this differs from tyro's rules."""
+WORDS = {
+    "INT": "a whole number",
+    "FLOAT": "a number",
+    "JSON": "a mapping of JSON values",
+    "[INT [INT ...]]": "a list of whole numbers, e.g. [64, 64]",
+    "{True,False}": "true or false",
+}
+"""The name of a type in the help → what a message calls it."""
+REGISTRY = ConstructorRegistry()
+
+
+@REGISTRY.primitive_rule
+def rule(info: PrimitiveTypeInfo) -> PrimitiveConstructorSpec | None:
+    """The rules of `KINDS`, for `tyro.cli` and for `coerce`."""
+    kind = info.type_origin or info.type
+    if kind not in KINDS:
+        return None
+    metavar, read, write = KINDS[kind]
+    return PrimitiveConstructorSpec(
+        1, metavar, lambda words: read(words[0]), lambda x: isinstance(x, kind), lambda x: [write(x)]
+    )
+
+
+@cache
+def spec_of(kind: Any) -> Any:
+    """How tyro reads a type."""
+    with REGISTRY:
+        return REGISTRY.get_primitive_spec(PrimitiveTypeInfo.make(kind, set()))
 
 
 def coerce(name: str, value: Any, kind: Any) -> Any:
@@ -18,59 +79,14 @@ def coerce(name: str, value: Any, kind: Any) -> Any:
     Raises:
         UpslopeError: it cannot be read as that type.
     """
-    origin = get_origin(kind)
-    if origin in (Union, UnionType):
-        inner = next(option for option in get_args(kind) if option is not type(None))
-        return None if value is None or value == "none" else coerce(name, value, inner)
-    if origin is Literal:
-        if value in get_args(kind):
-            return value
-        raise UpslopeError(f"{name} must be one of {', '.join(get_args(kind))}, not {reprlib.repr(value)}.")
-    if origin is tuple:
-        if not isinstance(value, list | tuple):
-            raise UpslopeError(f"{name} must be a list of whole numbers, e.g. [64, 64], not {reprlib.repr(value)}.")
-        return tuple(coerce(name, item, int) for item in value)
-    plain = dict if origin is dict else kind
+    spec = spec_of(kind)
     try:
-        return PLAIN[plain](value)
+        items = value if spec.nargs == "*" and isinstance(value, list | tuple) else [value]
+        words = [json.dumps(item) if isinstance(item, dict) else str(item) for item in items]
+        if spec.choices is not None and not set(words) <= set(spec.choices):
+            raise ValueError(f"it is none of {spec.metavar}")
+        return spec.instance_from_str(words)
     except (TypeError, ValueError, OverflowError, RecursionError) as error:
-        raise UpslopeError(f"{name} must be {WORDS[plain]}, not {reprlib.repr(value)}.") from error
-
-
-def to_float(value: Any) -> float:
-    """A number, also as text."""
-    if isinstance(value, bool):
-        raise TypeError
-    return float(value)
-
-
-def to_int(value: Any) -> int:
-    """A whole number, also as text or as a float such as 1e6."""
-    number = to_float(value)
-    if not math.isfinite(number) or number != int(number):
-        raise ValueError
-    return int(value) if isinstance(value, int | str) and str(value).lstrip("+-").isdigit() else int(number)
-
-
-def to_bool(value: Any) -> bool:
-    """True or false, and nothing that merely looks like it."""
-    if not isinstance(value, bool):
-        raise TypeError
-    return value
-
-
-def to_text(value: Any) -> str:
-    """Text."""
-    if not isinstance(value, str):
-        raise TypeError
-    return value
-
-
-def to_mapping(value: Any) -> dict[str, Any]:
-    """A mapping that JSON can hold."""
-    if not isinstance(value, Mapping):
-        raise TypeError
-    return json.loads(json.dumps(dict(value), allow_nan=False))
-
-
-PLAIN: dict[Any, Any] = {float: to_float, int: to_int, bool: to_bool, str: to_text, dict: to_mapping}
+        metavar = spec.metavar.removeprefix("none|")
+        expected = WORDS.get(metavar) or f"one of {metavar.strip('{}').replace(',', ', ')}"
+        raise UpslopeError(f"{name} must be {expected}, not {reprlib.repr(value)}.") from error

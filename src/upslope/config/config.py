@@ -2,16 +2,14 @@
 
 import math
 import reprlib
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass, field
-from functools import cache
-from importlib import resources
 from typing import Annotated, Any, Literal, get_type_hints
 
 import tyro
-import yaml
 
 from upslope.config.coercion import coerce
+from upslope.config.foreign_names import foreign_setting, known_algorithm, table
 from upslope.config.ladder import (
     ALGORITHMS,
     CONTINUOUS_DEFAULTS,
@@ -30,10 +28,10 @@ Positional = tyro.conf.Positional
 
 @dataclass(frozen=True)
 class Config:
-    """All that decides what is learned. Two equal configs give the same run, bit for bit, on one machine."""
+    """Everything that decides what is learned. Two equal configs give the same run, bit for bit, on one machine."""
 
-    environment: Annotated[Positional[str], tyro.conf.arg(metavar="ENVIRONMENT")]
-    """A Gymnasium id (`CartPole-v1`), `module:Id`, or a compiled world (`jax:CartPole-v1`)."""
+    environment: Annotated[Positional[str], tyro.conf.arg(metavar="ENVIRONMENT", help_behavior_hint="")]
+    """A Gymnasium id (`CartPole-v1`), `module:Id`, or a compiled environment (`jax:CartPole-v1`)."""
     algorithm: str = "ppo"
     """The rung of the ladder; `upslope list` shows them."""
     estimator: str = "gae"
@@ -45,15 +43,17 @@ class Config:
     steps: int = 500_000
     """Environment steps per seed. With recorded data: recorded steps read."""
     seeds: int = 1
-    """How many seeds to train at once. 5 give an interval, 10 a good one."""
+    """Number of seeds to train at once. 5 give an interval, 10 a good one."""
     seed: int = 0
     """The first seed; the others follow it."""
     num_envs: int = 8
     """N, environments per seed. Usual: 1 to 64; thousands on accelerators."""
     rollout_steps: int = 128
-    """T, steps per environment and iteration, for estimators that need no whole episodes. Usual: 5 to 2048."""
+    """T, steps per environment and iteration, for estimators that do not need whole episodes. Usual: 5 to 2048."""
     max_episode_steps: int | None = None
-    """Truncate episodes after so many steps; by default at the environment's own limit."""
+    """Steps after which an episode is truncated; by default the environment's own limit."""
+    env_kwargs: dict[str, Any] = field(default_factory=dict)
+    """Keyword arguments for the environment, as JSON, e.g. '{"g": 9.81}'."""
     learning_rate: float = 2.5e-4
     """Adam's step size. Usual: 1e-5 to 1e-2."""
     learning_rate_schedule: str = "linear"
@@ -67,24 +67,24 @@ class Config:
     lambda_: Annotated[float, tyro.conf.arg(name="lambda")] = 0.95
     """λ of GAE: 0 trusts the critic alone, 1 the sampled return alone. Usual: 0.9 to 0.98."""
     n: int = 5
-    """n of n_step. Usual: 1 to 20."""
+    """n of n_step, the steps before the critic is asked. Usual: 1 to 20."""
     epsilon: float = 0.2
     """ε of clip: the ratio earns nothing outside [1−ε, 1+ε]. Usual: 0.1 to 0.3."""
     epsilon_schedule: str = "constant"
     """How ε changes over the budget: constant, linear, or cosine."""
     beta: float = 1.0
-    """β of kl_penalty, at the start. Usual: 0.3 to 10."""
+    """Initial β of kl_penalty. Usual: 0.3 to 10."""
     beta_target: float | None = 0.01
-    """KL in nats per iteration that β adapts to; None keeps β fixed. Usual: 0.003 to 0.03."""
+    """KL in nats per iteration that β adapts to; none keeps β fixed. Usual: 0.003 to 0.03."""
     epochs: int = 4
     """Passes over each batch for the policy. Usual: 1 for policy_gradient, 3 to 20 for ppo."""
     critic_epochs: int | None = None
     """Passes over each batch for the critic; by default as many as for the policy. Usual: 1 to 80."""
     imitation_iterations: int = 0
-    """With recorded data: at the start, so many iterations only imitate the recorded actions while the critic learns to
+    """With recorded data: iterations at the start that only imitate the recorded actions while the critic learns to
     judge them, so that importance weights begin near 1. Usual: 5 to 20 for off_policy."""
     minibatches: int = 4
-    """Minibatches per epoch. Usual: so many that one holds 32 to 4096 samples."""
+    """Number of minibatches per epoch. Usual: minibatches of 32 to 4096 samples."""
     entropy_coefficient: float = 0.01
     """Weight of the entropy bonus. Usual: 0 for continuous, 0 to 0.02 for discrete actions."""
     entropy_schedule: str = "constant"
@@ -95,7 +95,7 @@ class Config:
     """End an update's policy epochs early once a minibatch's KL exceeds this. Usual: 0.01 to 0.05."""
     min_effective_sample_size: float | None = None
     """End an update's policy epochs early once the share of a minibatch that still counts, (Σρ)²/(n Σρ²), falls below
-    this: there the data no longer tell about the policy. Usual: 0.3 to 0.7 for recorded data."""
+    this: beyond that the data say little about the policy. Usual: 0.3 to 0.7 for recorded data."""
     normalize_advantage: bool = True
     """Centre and scale the weights Ψ of each batch."""
     normalize_observations: bool = False
@@ -116,8 +116,6 @@ class Config:
     """Activation of the hidden layers."""
     log_std_init: float = 0.0
     """Initial log σ of a Gaussian policy, in units of half the action range. Usual: −2 to 0."""
-    env_kwargs: dict[str, Any] = field(default_factory=dict)
-    """Keyword arguments for the environment, values that JSON can hold."""
     preset: Annotated[str | None, tyro.conf.Suppress] = None
     """Where the environment's tuned settings came from; set by upslope."""
 
@@ -126,7 +124,7 @@ class Config:
         return list(range(self.seed, self.seed + self.seeds))
 
     def to_json(self) -> dict[str, Any]:
-        """A dictionary of all fields in strict JSON, which knows no infinity: it is written as text."""
+        """A dictionary of all fields in strict JSON, where infinity is written as text."""
         finite = {} if math.isfinite(self.max_grad_norm) else {"max_grad_norm": repr(self.max_grad_norm)}
         return asdict(self) | finite
 
@@ -134,96 +132,83 @@ class Config:
         check_ranges(self)
 
 
-SCHEDULED = ("learning_rate_schedule", "epsilon_schedule", "entropy_schedule")
-POSITIVE = (
-    "steps",
-    "seeds",
-    "num_envs",
-    "rollout_steps",
-    "n",
-    "epochs",
-    "minibatches",
-    "learning_rate",
-    "max_grad_norm",
-)
-"""Fields that must be greater than zero."""
+PARTS_BY_NAME: dict[str, Mapping[str, Any]] = {
+    "estimator": ESTIMATORS,
+    "objective": OBJECTIVES,
+    "model": MODELS,
+    "optimiser": DIRECTIONS,
+    **dict.fromkeys(("learning_rate_schedule", "epsilon_schedule", "entropy_schedule"), SCHEDULES),
+}
+"""Field → upslope's own parts by name; `module:Name` is the user's own."""
 MAX_STEPS, MAX_WIDTH, MAX_LAYERS = 2**31, 2**16, 256
-MOST = {"seeds": 2**16, "num_envs": 2**24, "rollout_steps": 2**24, "minibatches": 2**24}
-"""What no machine could hold in memory is refused before anything is allocated."""
 FRESH_SEEDS = 2000
-"""Evaluation can draw so many sets of episodes, all different from those of training."""
+"""Sets of episodes that evaluation can draw, all different from those of training."""
+LIMITS: dict[str, tuple[str, Callable[[Any], bool]]] = {
+    **dict.fromkeys(
+        ("steps", "seeds", "num_envs", "rollout_steps", "n", "epochs", "minibatches", "learning_rate", "max_grad_norm"),
+        ("greater than 0", lambda x: x > 0),
+    ),
+    **dict.fromkeys(
+        ("max_episode_steps", "critic_epochs", "sequence_length", "target_kl"),
+        ("greater than 0, or left out", lambda x: x is None or x > 0),
+    ),
+    **dict.fromkeys(
+        ("entropy_coefficient", "imitation_iterations", "beta", "weight_decay", "value_coefficient"),
+        ("0 or more", lambda x: x >= 0),
+    ),
+    "gamma": ("in [0, 1]", lambda x: 0 <= x <= 1),
+    "min_effective_sample_size": ("a share of the batch, from 0 to 1", lambda x: x is None or 0 < x <= 1),
+    "hidden_sizes": (
+        f"1 to {MAX_LAYERS} widths of 1 to {MAX_WIDTH:,}, e.g. 64 64",
+        lambda x: 1 <= len(x) <= MAX_LAYERS and min(x) >= 1 and max(x) <= MAX_WIDTH,
+    ),
+}
+"""Field → what it must be, in words and as a rule."""
+MOST = {"steps": MAX_STEPS, "seeds": 2**16, "num_envs": 2**24, "rollout_steps": 2**24, "minibatches": 2**24}
+"""Steps are counted in 32 bits; what no machine could hold in memory is refused before anything is allocated."""
+
+
+def flag_of(name: str) -> str:
+    """The flag that sets a field."""
+    return f"--{name.rstrip('_').replace('_', '-')}"
 
 
 def positive(**counts: int | None) -> None:
     """Refuse counts below 1, each by the name of its flag; None was left to a default."""
     for name, count in counts.items():
         if count is not None and count < 1:
-            raise UpslopeError(f"--{name.replace('_', '-')} must be 1 or more, not {count}.")
+            raise UpslopeError(f"{flag_of(name)} must be 1 or more, not {count}.")
 
 
 def fresh(**seeds: int) -> None:
-    """Refuse numbers of fresh episodes beyond those set aside for them, each by the name of its flag."""
+    """Refuse seeds of evaluation episodes beyond those set aside for them, each by the name of its flag."""
     for name, seed in seeds.items():
         if not 0 <= seed < FRESH_SEEDS:
-            raise UpslopeError(f"--{name.replace('_', '-')} must be from 0 to {FRESH_SEEDS - 1}, not {seed}.")
+            raise UpslopeError(f"{flag_of(name)} must be from 0 to {FRESH_SEEDS - 1}, not {seed}.")
 
 
 def check_ranges(config: Config) -> None:
-    """Refuse values that cannot be, each with its reason."""
+    """Refuse values that cannot be, each by the name of its flag."""
     for name, value in vars(config).items():
         if isinstance(value, float) and not math.isfinite(value) and (name, value) != ("max_grad_norm", math.inf):
-            raise UpslopeError(f"--{name.replace('_', '-')} must be a finite number, not {value}.")
-    for name in POSITIVE:
-        value = getattr(config, name)
-        if not value > 0:
-            raise UpslopeError(f"--{name.replace('_', '-')} must be greater than 0, not {value}.")
-    for name, most in MOST.items():
-        if getattr(config, name) > most:
-            raise UpslopeError(
-                f"--{name.replace('_', '-')} can be at most {most:,}, not {reprlib.repr(getattr(config, name))}."
-            )
-    for name in ("max_episode_steps", "critic_epochs", "sequence_length", "target_kl", "min_effective_sample_size"):
-        value = getattr(config, name)
-        if value is not None and not value > 0:
-            raise UpslopeError(
-                f"--{name.replace('_', '-')} must be greater than 0, not {value}; leave it out for none."
-            )
-    share = config.min_effective_sample_size
-    if share is not None and share > 1:
-        raise UpslopeError(f"--min-effective-sample-size is a share of the batch, from 0 to 1, not {share}.")
+            raise UpslopeError(f"{flag_of(name)} must be a finite number, not {value}.")
+        limit, is_within = LIMITS.get(name, ("", lambda _: True))
+        if not is_within(value):
+            raise UpslopeError(f"{flag_of(name)} must be {limit}, not {reprlib.repr(value)}.")
+        if name in MOST and value > MOST[name]:
+            raise UpslopeError(f"{flag_of(name)} can be at most {MOST[name]:,}, not {reprlib.repr(value)}.")
     if config.seed < 0 or config.seed + config.seeds > 2**31:
         raise UpslopeError(f"--seed must be between 0 and 2³¹ − seeds, not {config.seed}.")
-    if config.steps > MAX_STEPS:
-        raise UpslopeError(f"--steps can be at most {MAX_STEPS:,}, not {config.steps:,}: they are counted in 32 bits.")
-    if not 0 <= config.gamma <= 1:
-        raise UpslopeError(f"--gamma must be in [0, 1], not {config.gamma}: it is a discount per step.")
-    for name in ("entropy_coefficient", "imitation_iterations", "beta", "weight_decay", "value_coefficient"):
-        if getattr(config, name) < 0:
-            raise UpslopeError(f"--{name.replace('_', '-')} must be 0 or more, not {getattr(config, name)}.")
-    if not config.hidden_sizes or min(config.hidden_sizes) < 1:
-        raise UpslopeError(f"--hidden-sizes needs positive widths, e.g. 64 64, not {config.hidden_sizes}.")
-    if max(config.hidden_sizes) > MAX_WIDTH or len(config.hidden_sizes) > MAX_LAYERS:
-        raise UpslopeError(
-            f"--hidden-sizes can have at most {MAX_LAYERS} layers of {MAX_WIDTH:,}, not "
-            f"{reprlib.repr(config.hidden_sizes)}."
-        )
-    if config.algorithm not in ALGORITHMS:
-        raise UpslopeError(unknown("algorithm", config.algorithm, ALGORITHMS))
-    for name in SCHEDULED:
-        if getattr(config, name) not in SCHEDULES and ":" not in getattr(config, name):
-            raise UpslopeError(unknown("schedule", getattr(config, name), SCHEDULES))
-    if config.optimiser not in DIRECTIONS and ":" not in config.optimiser:
-        raise UpslopeError(unknown("optimiser", config.optimiser, DIRECTIONS))
-    for role, known in (("estimator", ESTIMATORS), ("objective", OBJECTIVES), ("model", MODELS)):
+    known_algorithm(config.algorithm)
+    for role, known in PARTS_BY_NAME.items():
         value = getattr(config, role)
         if value not in known and ":" not in value:
             raise UpslopeError(unknown(role, value, known))
 
 
-@cache
 def presets() -> dict[str, Any]:
     """Tuned settings by environment id, from published sources."""
-    return yaml.safe_load(resources.files("upslope.config").joinpath("presets.yaml").read_text("utf-8"))
+    return table("presets.yaml")
 
 
 def preset_of(environment: str, algorithm: str) -> dict[str, Any] | None:
@@ -242,9 +227,7 @@ def configure(
     **overrides: Any,
 ) -> Config:
     """The config of a run: the action space's defaults < the rung's < the preset's < yours."""
-    if algorithm not in ALGORITHMS:
-        raise UpslopeError(unknown("algorithm", algorithm, ALGORITHMS))
-    rung = ALGORITHMS[algorithm]
+    rung = ALGORITHMS[known_algorithm(algorithm)]
     settings: dict[str, Any] = dict(CONTINUOUS_DEFAULTS if is_continuous else DISCRETE_DEFAULTS)
     settings |= {"estimator": rung.estimator, "objective": rung.objective} | dict(rung.settings)
     preset = preset_of(environment, algorithm) if use_preset else None
@@ -259,11 +242,12 @@ def canonical(settings: Mapping[str, Any]) -> dict[str, Any]:
     kinds = get_type_hints(Config)
     result = {}
     for name, value in settings.items():
-        key = str(name).replace("-", "_")
-        key = "lambda_" if key == "lambda" else key
+        key = "lambda_" if name == "lambda" else str(name).replace("-", "_")
         if key == "learning_rate_decay" and isinstance(value, bool):  # what older runs and presets call it
             key, value = "learning_rate_schedule", "linear" if value else "constant"
         if key not in kinds:
-            raise UpslopeError(unknown("setting", str(name), kinds))
+            raise UpslopeError(
+                foreign_setting(str(name)) or unknown("setting", str(name), kinds, "upslope train --help")
+            )
         result[key] = coerce(str(name), value, kinds[key])
     return result

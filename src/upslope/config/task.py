@@ -2,7 +2,7 @@
 
 import importlib
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field, fields
+from dataclasses import dataclass, field, fields, is_dataclass, replace
 from typing import Any
 
 import optax
@@ -34,47 +34,75 @@ OBJECTIVE_TYPES: dict[str, type[Objective]] = {
     "kl_penalty": KLPenalty,
     "clip": Clip,
 }
-CONFIG_NAMES = {"target": "beta_target"}
-"""A field of an axis → the config's name for it, where they differ."""
+AXES: dict[str, tuple[type, dict[str, Any]]] = {
+    "estimator": (Estimator, ESTIMATOR_TYPES),
+    "objective": (Objective, OBJECTIVE_TYPES),
+}
+"""Axis → what its parts are, and upslope's own by name."""
 
 
 def estimator_of(config: Config) -> Estimator:
     """The estimator that a config names."""
-    return build(config, config.estimator, ESTIMATOR_TYPES, Estimator)
+    return build(config, "estimator")
 
 
 def objective_of(config: Config) -> Objective:
     """The objective that a config names."""
-    return build(config, config.objective, OBJECTIVE_TYPES, Objective)
+    return build(config, "objective")
 
 
-def build(config: Config, name: str, known: dict[str, Any], kind: type) -> Any:
-    """One of ours with its fields from the config, or the user's own by `module:Name`."""
-    if name in known:
-        values = {f.name: getattr(config, CONFIG_NAMES.get(f.name, f.name)) for f in fields(known[name])}
-        return known[name](**values)
-    found = imported(kind.__name__.lower(), name)
+def build(config: Config, role: str) -> Any:
+    """The part that a config names, with its parameters from the config."""
+    name, found = getattr(config, role), named(role, getattr(config, role))
+    values = {field: getattr(config, setting) for field, setting in parameters(found).items()}
     try:
-        made = found() if isinstance(found, type) else found
+        made = found(**values) if isinstance(found, type) else replace(found, **values) if values else found
     except TypeError as error:
         raise UpslopeError(
-            f"{name} cannot be made without arguments: {error}. Give its fields defaults, or pass the "
-            "object from Python."
+            f"{name} cannot be made from {values}: {error}. Give its other fields defaults, or pass the object from "
+            "Python."
         ) from error
-    if not isinstance(made, kind):
-        raise UpslopeError(f"{name} is a {type(made).__name__}, not an upslope.{kind.__name__}. Subclass it.")
+    if not isinstance(made, AXES[role][0]):
+        kind = AXES[role][0].__name__
+        raise UpslopeError(f"{name} is a {type(made).__name__}, not an upslope.{kind}. Subclass it.")
     return made
 
 
+def named(role: str, name: str) -> Any:
+    """A type of ours by its name, or the user's own type or object by `module:Name`."""
+    return AXES[role][1][name] if name in AXES[role][1] else imported(role, name)
+
+
+def parameters(part: Any) -> dict[str, str]:
+    """The fields of a part, or of its type, that a config sets → the config's name for each.
+
+    A user's own part shares the hyperparameters that it declares under the names of ours, as plain numbers.
+    """
+    kind = part if isinstance(part, type) else type(part)
+    found = {f.name: f.name for f in fields(kind)} if is_dataclass(kind) else {}
+    if issubclass(kind, KLPenalty):
+        found["target"] = "beta_target"
+    return {
+        name: setting
+        for name, setting in found.items()
+        if setting in HYPERPARAMETERS and isinstance(getattr(part, name, None), int | float | None)
+    }
+
+
+HYPERPARAMETERS = ("lambda_", "n", "epsilon", "beta", "beta_target")
+"""Settings that belong to an estimator or an objective rather than to every run."""
+
+
+def declared(part: Any) -> dict[str, Any]:
+    """The settings that an object gives, or a type by its defaults."""
+    return {setting: getattr(part, name) for name, setting in parameters(part).items() if hasattr(part, name)}
+
+
 def settings_of(part: Estimator | Objective) -> dict[str, Any]:
-    """What a config says of an object given in Python: its name and fields, or `module:Name` for a user's own."""
-    known: dict[str, Any]
-    role, known = ("estimator", ESTIMATOR_TYPES) if isinstance(part, Estimator) else ("objective", OBJECTIVE_TYPES)
-    for name, kind in known.items():
-        if type(part) is kind:
-            values = {CONFIG_NAMES.get(f.name, f.name): getattr(part, f.name) for f in fields(kind)}
-            return {role: name, **values}
-    return {role: f"{type(part).__module__}:{type(part).__qualname__}"}
+    """What a config says of an object given in Python: its name, `module:Name` for a user's own, and its settings."""
+    role = "estimator" if isinstance(part, Estimator) else "objective"
+    own = f"{type(part).__module__}:{type(part).__qualname__}"
+    return {role: next((name for name, kind in AXES[role][1].items() if type(part) is kind), own)} | declared(part)
 
 
 def imported(role: str, name: str) -> Any:
@@ -202,11 +230,6 @@ def check_pair(config: Config, estimator: Estimator, objective: Objective, limit
         raise UpslopeError(
             f"{name} imitates whoever acted, and imitating itself teaches an agent nothing: E[∇log π] = 0. Give "
             "recorded episodes with --data, or use --estimator gae."
-        )
-    if config.imitation_iterations and not is_recorded:
-        raise UpslopeError(
-            "--imitation-iterations imitates recorded actions, and none are given. Leave it out, or pass a file "
-            "with --data."
         )
     if is_recorded and estimator.is_advantage and not objective.needs_behaviour:
         raise UpslopeError(

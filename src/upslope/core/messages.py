@@ -35,7 +35,7 @@ def counted(number: int, noun: str) -> str:
 
 def unknown(role: str, name: str, known: Iterable[str], where: str = "upslope list") -> str:
     """Say that a name is not known, and which near ones are; `where` is the command that shows all."""
-    known = sorted(known)
-    near = get_close_matches(name, known, n=3, cutoff=0.5)
-    hint = f"Did you mean {' or '.join(near)}?" if near else f"Known: {', '.join(known)}."
+    lower = {one.lower(): one for one in sorted(known)}
+    near = [lower[one] for one in get_close_matches(name.lower(), lower, n=3, cutoff=0.5)]
+    hint = f"Did you mean {' or '.join(near)}?" if near else f"Known: {', '.join(lower.values())}."
     return f'There is no {role} "{name}". {hint} `{where}` shows all.'

@@ -1,0 +1,370 @@
+"""The commands that look at runs and environments. Each is a function whose parameters and docstring are its flags.
+
+Heavy imports happen inside the functions, so that `--help` answers at once and plain mistakes are refused at once.
+"""
+
+import sys
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+import tyro
+
+from upslope.cli.terminal import answer, console, say
+from upslope.cli.train import Quiet, Run, Switch, decide
+from upslope.config.config import configure, fresh, positive
+from upslope.core.messages import counted
+
+Runs = tyro.conf.Positional[tuple[Path, ...]]
+Environment = Annotated[tyro.conf.Positional[str], tyro.conf.arg(metavar="ENVIRONMENT")]
+Output = tyro.conf.arg(aliases=["-o"])
+Checkpoint = Literal["last", "best"]
+Score = Literal["auto", "stochastic", "deterministic", "training"]
+Normalize = Literal["threshold", "range"] | None
+"""`Score` and `Normalize` as in `analysis.scores` and `analysis.normalization`, which import too much for `--help`."""
+
+
+def evaluate(
+    run: Run,
+    episodes: int = 20,
+    checkpoint: Checkpoint = "last",
+    environment_seed: int = 0,
+    video: Path | None = None,
+    trust: Switch = False,
+) -> None:
+    """Run trained agents in fresh environments, both stochastic and deterministic, and keep every return.
+
+    Args:
+        run: The run directory.
+        episodes: Episodes per seed and mode.
+        checkpoint: The checkpoint to evaluate.
+        environment_seed: Another number gives other episodes.
+        video: Also film one deterministic episode of the first seed into this .mp4 (needs the extra `video`).
+        trust: Run the code that the run's config.json names; it may do anything. Without this it is shown and asked
+            for, or refused.
+    """
+    positive(episodes=episodes)
+    fresh(environment_seed=environment_seed)
+    from upslope.cli.evaluation_tables import evaluation_view
+    from upslope.report.video import film, film_path
+    from upslope.runs import evaluation
+
+    if video is not None:
+        film_path(video)
+    decide([run], trust)
+    options: dict[str, Any] = {"checkpoint": checkpoint, "environment_seed": environment_seed, "trust": trust}
+    found = evaluation.evaluate(run, episodes=episodes, **options)
+    console().print(evaluation_view(run, checkpoint, found))
+    if video is not None:
+        say(f"filmed {film(run, video, checkpoint, trust=trust)}")
+
+
+def record(
+    run: Run,
+    episodes: int = 100,
+    output: Path | None = None,
+    checkpoint: Checkpoint = "last",
+    seed: int | None = None,
+    environment_seed: int = 0,
+    trust: Switch = False,
+) -> None:
+    """Record episodes of a trained agent, with the probabilities of its actions, for off_policy and clone.
+
+    Args:
+        run: The run directory.
+        episodes: Number of episodes.
+        output: The file to write; by default dataset.npz in the run directory.
+        checkpoint: The checkpoint to record.
+        seed: One of the run's seeds; by default the first.
+        environment_seed: Another number gives other episodes.
+        trust: Run the code that the run's config.json names; it may do anything. Without this it is shown and asked
+            for, or refused.
+    """
+    positive(episodes=episodes)
+    fresh(environment_seed=environment_seed)
+    options: dict[str, Any] = {
+        "checkpoint": checkpoint,
+        "seed": seed,
+        "environment_seed": environment_seed,
+        "trust": trust,
+    }
+    from upslope.config.command import command_of
+    from upslope.runs import evaluation
+    from upslope.runs.directory import RunDirectory
+    from upslope.runs.policy import spaces_of
+
+    decide([run], trust)
+    path = evaluation.record(run, episodes=episodes, output=output, trust=trust, **options)
+    say(f"recorded {counted(episodes, 'episode')} in {path}")
+    directory = RunDirectory(run)
+    config, is_continuous = directory.config(), spaces_of(directory)[1].is_continuous
+    same = {"env_kwargs": config.env_kwargs, "max_episode_steps": config.max_episode_steps}
+    learner = configure(config.environment, "off_policy", is_continuous=is_continuous, data=str(path), **same)
+    say(f"learn from them:  {command_of(learner, is_continuous=is_continuous)}")
+
+
+def compare(
+    runs: Runs, score: Score = "auto", normalize: Normalize = None, trust: Switch = False, json: Switch = False
+) -> None:
+    """Compare runs: means with intervals, sample efficiency, and how probable it is that one beats another.
+
+    Runs that differ in nothing but their seeds are pooled. Whatever makes a comparison doubtful is listed below it.
+
+    A seed is judged by evaluation episodes of one mode, by the last checkpoint; by the last 100 training episodes; or
+    by auto: stochastic evaluation where all runs have it, else training. Normalised scores average over environments:
+    0 is a random policy and 1 the reward threshold, or 0 and 1 are the lowest and highest score of these runs.
+
+    Args:
+        runs: Run directories.
+        score: What a seed is judged by.
+        normalize: How scores are made comparable across environments.
+        trust: For --normalize threshold: run the code that a run's config.json names; it may do anything. Without this it is
+            shown and asked for, or refused.
+        json: Print everything as JSON.
+    """
+    from upslope.analysis.compare import compare
+    from upslope.cli.comparison_tables import comparison_page
+
+    if normalize == "threshold":
+        decide(runs, trust)
+    found = compare(runs, score=score, normalize=normalize, trust=trust)
+    answer(json, found.to_json(), [comparison_page(found)])
+
+
+def report(
+    runs: Runs,
+    score: Score = "auto",
+    normalize: Normalize = None,
+    output: Annotated[Path, Output] = Path("report.html"),
+    credit: Switch = False,
+    trust: Switch = False,
+) -> None:
+    """Write one self-contained page about runs: curves, comparison, evaluations, settings, diagnostics, credit.
+
+    It only reads, unless --credit is given. The results of `upslope evaluate` and `upslope credit` are shown too.
+
+    Args:
+        runs: Run directories.
+        score: What a seed is judged by, as in `upslope compare`.
+        normalize: Also compare over several environments, as in `upslope compare`; threshold makes each of them once.
+        output: The page to write, or a folder for it; only an older page of upslope is replaced.
+        credit: First play an episode of each run without a credit view, as `upslope credit` does.
+        trust: For --credit: run the code that a run's config.json names; it may do anything. Without this it is
+            shown and asked for, or refused.
+    """
+    from upslope.report.page import write_report
+
+    if credit or normalize == "threshold":
+        decide(runs, trust)
+    say_written(write_report(runs, output, score=score, normalize=normalize, credit=credit, trust=trust))
+
+
+def credit(
+    run: Run,
+    seed: int | None = None,
+    episode_seed: int = 0,
+    checkpoint: Checkpoint = "last",
+    output: Annotated[Path | None, Output] = None,
+    trust: Switch = False,
+) -> None:
+    """Play an episode, and show which actions each estimator credits with the outcome, on one self-contained page.
+
+    Args:
+        run: The run directory.
+        seed: One of the run's seeds; by default the first.
+        episode_seed: Another number gives another episode.
+        checkpoint: The checkpoint to play.
+        output: The page to write, or a folder for it; by default credit.html in the run directory.
+        trust: Run the code that the run's config.json names; it may do anything. Without this it is shown and asked
+            for, or refused.
+    """
+    fresh(episode_seed=episode_seed)
+    from upslope.report.page import write_credit
+
+    decide([run], trust)
+    options: dict[str, Any] = {"seed": seed, "episode_seed": episode_seed, "checkpoint": checkpoint}
+    say_written(write_credit(run, output=output, trust=trust, **options))
+
+
+def say_written(path: Path) -> None:
+    """Where a page is, and its size."""
+    say(f"wrote {path} ({path.stat().st_size / 1e6:.1f} MB): open it in a browser")
+
+
+def ladder(
+    environment: Environment,
+    algorithms: tuple[str, ...] | None = None,
+    steps: int = 50_000,
+    seeds: int = 10,
+    seed: int = 0,
+    name: str | None = None,
+    folder: Path = Path("runs"),
+    resume: Switch = False,
+    preset: bool = True,
+    env_kwargs: dict[str, Any] = {},  # noqa: B006 - it is only read
+    max_episode_steps: int | None = None,
+    workers: int | None = None,
+    evaluation_episodes: int = 20,
+    quiet: Quiet = False,
+) -> None:
+    """Race all rungs that fit an environment, on the same seeds and budget, and compare them.
+
+    Each has the settings of `upslope train ENVIRONMENT --algorithm RUNG`.
+
+    Args:
+        environment: A Gymnasium id (`CartPole-v1`), `module:Id`, or a compiled environment (`jax:CartPole-v1`).
+        algorithms: Only these rungs.
+        steps: Environment steps per seed, the same for every rung.
+        seeds: Number of seeds.
+        seed: The first seed; the others follow it.
+        name: Name of the folder that holds the rungs' run directories. An existing one is refused.
+        folder: Folder of the run directories.
+        resume: Continue the race of this --name: finished rungs stay, and one that was begun continues.
+        preset: Use the environment's tuned settings where there are any, as `upslope train` does.
+        env_kwargs: Keyword arguments for the environment, as JSON.
+        max_episode_steps: Steps after which an episode is truncated; by default the environment's own limit.
+        workers: Processes that share the seeds of a Gymnasium environment; by default one per core.
+        evaluation_episodes: Fresh episodes per seed and mode that judge each rung; 0 judges by training episodes.
+        quiet: Print warnings only.
+    """
+    options = locals()
+    positive(seeds=seeds, steps=steps, workers=workers, max_episode_steps=max_episode_steps)
+    positive(evaluation_episodes=evaluation_episodes or None)
+    from upslope.cli.comparison_tables import comparison_page
+    from upslope.lab.ladder import ladder
+
+    found = ladder(**options)
+    if not quiet:
+        console().print(comparison_page(found.comparison))
+        say(f"compare again:  upslope compare {found.path}/*/")
+        say(f"report:  {found.report or f'upslope report {found.path}/*/'}")
+
+
+def lab(
+    only: tuple[str, ...] = (),
+    language: Literal["en", "zh"] = "en",
+    output: Path = Path("lab.html"),
+    seed: int = 0,
+    quick: Switch = False,
+    json: Switch = False,
+) -> None:
+    """Run the lecture's claims as experiments, each with a prediction, a measurement and a verdict, into one HTML page.
+
+    Takes one to two minutes on two cores. The exit status is 0 even when a claim is refuted, since that is a finding.
+    Needs the extra `report`.
+
+    Args:
+        only: Only these experiments: expectation, gradient, variance, advantages, importance, reuse, table1,
+            credit, seeds.
+        language: English or Chinese.
+        output: The page to write, or a folder for it; only an older page of upslope is replaced.
+        seed: Another number draws everything anew.
+        quick: Small sizes: see that it works, with wide intervals and more claims undecided.
+        json: Also print all findings and curves as JSON; other messages go to standard error.
+    """
+    from upslope.core.consoles import PlainTextConsole
+    from upslope.learning.devices import computing
+    from upslope.report.page import plotly_script
+
+    plotly_script()  # says what to install before minutes are spent
+    from upslope.core.storage import write_atomically
+    from upslope.lab import page, run
+    from upslope.report.output import page_path
+
+    path = page_path(output, "lab.html")
+    shown = PlainTextConsole(stderr=True) if json else console()
+    with computing(on_host=False):
+        results = run.run(only, language, seed, quick, shown)
+    write_atomically(path, page.page(results, language, seed, quick).encode())
+    shown.print(run.verdict_table(results, language))
+    shown.print(run.closing(results, language, seed, quick, path), highlight=False)
+    if json:
+        answer(True, run.as_json(results, language, seed, quick), ())
+
+
+def doctor(runs: Runs, json: Switch = False) -> None:
+    """Diagnose runs: symptom, evidence, likely cause and its rivals, remedy.
+
+    Args:
+        runs: Run directories; they may still be training.
+        json: Print JSON for programs: an object, or a list of objects for several runs.
+    """
+    from upslope.analysis.records import read_records
+    from upslope.cli.diagnosis_tables import diagnosis_view
+    from upslope.diagnosis.doctor import diagnosis_of
+
+    records, left_out = read_records(runs)
+    found = [diagnosis_of(record) for record in records]
+    for warning in left_out:
+        say(warning, sys.stderr)
+    told = [one.to_json() for one in found]
+    answer(json, told if len(runs) > 1 else told[0], map(diagnosis_view, found))
+
+
+def check(
+    environment: Environment,
+    env_kwargs: dict[str, Any] = {},  # noqa: B006 - it is only read
+    max_episode_steps: int | None = None,
+    json: Switch = False,
+) -> None:
+    """Test an environment before training on it, in seconds, and propose how to begin; exit status 1 for an error.
+
+    Args:
+        environment: A Gymnasium id, `module:Id`, `module:callable`, or `jax:Name`.
+        env_kwargs: Keyword arguments for the environment, as JSON.
+        max_episode_steps: Steps after which an episode is truncated; by default the environment's own limit.
+        json: Print JSON for programs.
+    """
+    positive(max_episode_steps=max_episode_steps)
+    from upslope.cli.diagnosis_tables import check_view
+    from upslope.diagnosis.check import check
+
+    found = check(environment, env_kwargs=env_kwargs, max_episode_steps=max_episode_steps)
+    answer(json, found.to_json(), check_view(found))
+    sys.exit(int(found.worst == "error"))
+
+
+def probe(
+    algorithm: str = "ppo",
+    estimator: str | None = None,
+    objective: str | None = None,
+    hidden_sizes: tuple[int, ...] = (64, 64),
+    activation: Literal["tanh", "relu", "silu"] = "tanh",
+    learning_rate: float | None = None,
+    steps: int = 60_000,
+    seeds: int = 3,
+    only: tuple[str, ...] = (),
+    json: Switch = False,
+) -> None:
+    """Train on nine environments whose right answer is known: the first that fails says where the mistake is.
+
+    The exit status is 1 where a probe is not solved.
+
+    Args:
+        algorithm: The rung of the ladder.
+        estimator: Axis 1 instead of the rung's: a name, or your own as module:Name.
+        objective: Axis 2 instead of the rung's: a name, or your own as module:Name.
+        hidden_sizes: Widths of the hidden layers.
+        activation: Activation of the hidden layers.
+        learning_rate: Adam's step size; by default one that suits the rung.
+        steps: Environment steps per seed and probe.
+        seeds: Seeds of each probe.
+        only: Names of probes; by default all.
+        json: Print JSON for programs.
+    """
+    settings = {name: value for name, value in locals().items() if name != "json" and value is not None}
+    positive(seeds=seeds, steps=steps)
+    from upslope.cli.diagnosis_tables import probe_view
+    from upslope.diagnosis.probe import probe, to_json
+
+    found = probe(**settings)
+    title = " ".join(filter(None, (algorithm, estimator, objective)))
+    answer(json, to_json(found), probe_view(title, found))
+    sys.exit(int(not all(one.solved for one in found)))
+
+
+def show_list() -> None:
+    """Show rungs, estimators, objectives, presets and compiled environments."""
+    from upslope.cli.list_tables import everything
+
+    for table in everything():
+        console().print(table)

@@ -1,0 +1,23 @@
+"""The tables of `upslope list`, without importing what they list."""
+
+from collections.abc import Iterator
+
+from rich.table import Table
+
+from upslope.cli.terminal import table
+from upslope.config.config import presets
+from upslope.config.foreign_names import table as data
+from upslope.config.ladder import ALGORITHMS, ESTIMATORS, OBJECTIVES
+from upslope.core.messages import COMPILED_PREFIX
+
+
+def everything() -> Iterator[Table]:
+    """Rungs, estimators, objectives, presets and compiled environments."""
+    rungs = [(name, x.estimator, x.objective, x.source, x.meaning) for name, x in ALGORITHMS.items()]
+    yield table("Rungs: --algorithm", ("name", "--estimator", "--objective", "experience", "meaning"), rungs)
+    yield table("Estimators: --estimator", ("name", "weight Ψ_t"), ESTIMATORS.items())
+    yield table("Objectives: --objective", ("name", "maximised"), OBJECTIVES.items())
+    sources = [(name, preset["source"]) for name, preset in presets().items()]
+    yield table("Presets, used unless --no-preset", ("name", "source"), sources)
+    compiled = [(COMPILED_PREFIX + name, text) for name, text in data("compiled.yaml", "environments").items()]
+    yield table("Compiled environments", ("name", "meaning"), compiled)

@@ -1,0 +1,255 @@
+"""upslope train | resume: the flags that begin and continue training.
+
+Heavy imports happen inside the functions, so that `--help` answers at once.
+"""
+
+import contextlib
+import inspect
+import io
+from collections.abc import Iterable
+from dataclasses import dataclass, fields, replace
+from functools import partial
+from pathlib import Path
+from typing import Annotated, Any
+
+import tyro
+import yaml
+from tyro.constructors import StructConstructorSpec, StructFieldSpec, StructTypeInfo
+
+from upslope.config.coercion import REGISTRY
+from upslope.config.config import Config, canonical, configure, positive
+from upslope.config.foreign_names import foreign_setting
+from upslope.config.trust import ROLES, requested, require
+from upslope.core.files import MAX_SETTINGS, plain_file
+from upslope.core.messages import readable
+from upslope.errors import UpslopeError
+
+Switch = Annotated[bool, tyro.conf.FlagCreatePairsOff]
+Quiet = Annotated[bool, tyro.conf.arg(aliases=["-q"])]
+Run = tyro.conf.Positional[Path]
+
+
+@dataclass(frozen=True)
+class Train(Config):
+    """Train an agent on an environment, and leave a run directory.
+
+    Flags you leave out take the values shown, which follow from the environment's action space, the algorithm and the
+    environment's preset: give both to see theirs, e.g. `upslope train HalfCheetah-v5 --help`.
+    """
+
+    name: str | None = None
+    """Name of the run directory; by default made from environment and algorithm. An existing one is refused."""
+    folder: Path = Path("runs")
+    """Folder of the run directories."""
+    config: Path | None = None
+    """A YAML file of settings, by the names of these flags; flags override it."""
+    no_preset: Switch = False
+    """Do not use the environment's tuned settings."""
+    resume: Switch = False
+    """Continue the run of this --name if it exists and has the same config."""
+    tensorboard: Switch = False
+    """Also write TensorBoard event files (needs the extra `tensorboard`)."""
+    workers: int | None = None
+    """Processes that share the seeds of a Gymnasium environment; by default one per core, for runs that are long
+    enough. The result does not depend on it."""
+    trust: Switch = False
+    """Run the code that --config names; it may do anything. Without this it is shown and asked for, or refused."""
+    quiet: Quiet = False
+    """Print warnings only."""
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        positive(workers=self.workers)
+
+
+HEADINGS = {
+    "environment": "algorithm",
+    "steps": "budget",
+    "num_envs": "experience",
+    "learning_rate": "optimiser",
+    "gamma": "estimator and objective",
+    "epochs": "update",
+    "normalize_advantage": "normalisation",
+    "hidden_sizes": "network",
+    "name": "run",
+}
+"""The field that begins each group of flags in the help → the group's title."""
+
+
+class Headings:
+    """What tyro parses: the flags of `Train`, in the groups of `HEADINGS`."""
+
+
+@REGISTRY.struct_rule
+def under_headings(info: StructTypeInfo) -> StructConstructorSpec | None:
+    """Split the flags of `Train` into groups, each a type of its own that is parsed to a dictionary."""
+    if hasattr(info.type, "flags"):
+        return StructConstructorSpec(dict, info.type.flags)  # pyright: ignore[reportAttributeAccessIssue]
+    if info.type is not Headings:
+        return None
+    spec = REGISTRY.get_struct_spec(replace(info, type=Train))
+    assert isinstance(spec, StructConstructorSpec)
+    groups: dict[str, list[StructFieldSpec]] = {}
+    for flag in spec.fields:
+        if flag.name in HEADINGS:
+            groups[HEADINGS[flag.name]] = []
+        groups[next(reversed(groups))].append(replace(flag, helptext=partial(one_line, flag.helptext)))
+    types = {title: type(title, (), {"flags": tuple(flags)}) for title, flags in groups.items()}
+    return StructConstructorSpec(
+        lambda **found: Train(**{name: value for group in found.values() for name, value in group.items()}),
+        tuple(
+            StructFieldSpec(title, tyro.conf.OmitArgPrefixes[kind], tyro.MISSING_NONPROP, "")
+            for title, kind in types.items()
+        ),
+    )
+
+
+def one_line(text: Any) -> str:
+    """The help of a flag without the line breaks of the source."""
+    return " ".join(str(text() if callable(text) else text or "").split())
+
+
+def parse(arguments: list[str], default: Config) -> Train:
+    """The flags of `train`, with these defaults."""
+    kind: Any = Headings
+    return tyro.cli(
+        kind,
+        prog="upslope train",
+        description=inspect.getdoc(Train),
+        args=arguments,
+        default=Train(**vars(default)),
+        registry=REGISTRY,
+    )
+
+
+def parse_train(arguments: list[str], *, ask: bool = True) -> tuple[Train, dict[str, Any]]:
+    """The flags, and the settings that were asked for: those of the file, then those of the flags that were given. With
+    `ask`, code that only the file names is asked for."""
+    generic = configure("", is_continuous=False, use_preset=False)
+    if {"-h", "--help"} & set(arguments):
+        return parse(arguments, implied(arguments) or generic), {}  # and it ends here
+    words = [word.partition("=")[0] for word in arguments if word.startswith("--")]
+    if foreign := [said for word in words if (said := foreign_setting(word))]:
+        raise UpslopeError(" ".join(foreign))
+    flags = parse(arguments, generic)
+    asked = read_settings(flags.config) if flags.config else {}
+    given = {word.removeprefix("--").removeprefix("no-").replace("-", "_") for word in words}
+    asked |= {f.name: getattr(flags, f.name) for f in fields(Config) if f.name.rstrip("_") in given}
+    asked["environment"] = flags.environment or asked.get("environment", "")
+    asked["preset"] = not flags.no_preset and asked.get("preset", True)
+    if not asked["environment"]:
+        raise UpslopeError("Say what to train on, e.g. `upslope train CartPole-v1`; see `upslope train --help`.")
+    if flags.config is not None:
+        named = {role for role in ROLES if role in given or (role == "environment" and flags.environment)}
+        decide_file(flags, asked, named, ask=ask)
+    return flags, asked
+
+
+def decide_file(flags: Train, asked: dict[str, Any], named: set[str], *, ask: bool) -> None:
+    """Refuse what the settings file asks to be imported or called, unless it is allowed; `named` are the settings that
+    the command line itself names."""
+    settings = {name: asked[name] for name in ROLES if name in asked}
+    config = configure(settings.pop("environment"), is_continuous=False, use_preset=False, **settings)
+    if ask:
+        require(config, str(flags.config), trust=flags.trust, given=named, ask=True)
+    elif requested(config, named):
+        raise UpslopeError("The file names code, which is not imported for a help text.")
+
+
+def decide(runs: Iterable[Path], trust: bool, *, learns: bool = False) -> None:
+    """Ask, where a person can answer, for the code that these runs' configs name. What is not allowed is refused or
+    left out by whatever needs it."""
+    from upslope.config.trust import LEARNING
+    from upslope.runs.directory import RunDirectory
+
+    for run in runs:
+        with contextlib.suppress(UpslopeError):
+            given = () if learns else LEARNING
+            require(RunDirectory(run).config(), run, trust=trust, given=given, ask=True)
+
+
+def implied(arguments: list[str]) -> Config | None:
+    """The config that the words besides `--help` ask for, where they ask for one."""
+    plain = [word for word in arguments if word not in ("-h", "--help")]
+    with contextlib.redirect_stderr(io.StringIO()), contextlib.suppress(SystemExit, UpslopeError):
+        asked = parse_train(plain, ask=False)[1]
+        from upslope.config.prepare import configured
+
+        return configured(**by_keyword(asked))[0]
+    return None
+
+
+def by_keyword(asked: dict[str, Any]) -> dict[str, Any]:
+    """The arguments of `prepare` and `configured`."""
+    own = ("environment", "algorithm", "preset")
+    settings = {name: value for name, value in asked.items() if name not in own}
+    return {name: asked[name] for name in own if name in asked} | {"settings": settings}
+
+
+def train(flags: Train, asked: dict[str, Any]) -> None:
+    """upslope train."""
+    from upslope import api
+    from upslope.config.prepare import prepare
+    from upslope.runs.directory import check_name, same_run
+    from upslope.runs.train import begin
+
+    if flags.name is not None:
+        check_name(flags.name)
+    if flags.resume and flags.name is None:
+        raise UpslopeError("--resume continues the run of a --name, and none is given. Or: upslope resume RUN")
+    config, task = prepare(**by_keyword(asked))
+    if flags.resume and (flags.folder / str(flags.name)).exists():
+        run = same_run(flags.folder / str(flags.name), config)
+        options: dict[str, Any] = {"quiet": flags.quiet, "tensorboard": flags.tensorboard, "trust": flags.trust}
+        api.resume(run, workers=flags.workers, **options)
+        return
+    directory = api.run_directory(flags.folder, flags.name, f"{config.environment}-{config.algorithm}")
+    begin(config, task, directory, api.session_of(flags.quiet, flags.tensorboard, flags.workers))
+
+
+def resume(
+    run: Run, tensorboard: Switch = False, workers: int | None = None, trust: Switch = False, quiet: Quiet = False
+) -> None:
+    """Continue a run that was stopped, as if it had not been.
+
+    Args:
+        run: The run directory.
+        tensorboard: Also write TensorBoard event files.
+        workers: Processes that share the seeds of a Gymnasium environment; by default one per core in long runs.
+        trust: Run the code that the run's config.json names; it may do anything. Without this it is shown and asked
+            for, or refused.
+        quiet: Print warnings only.
+    """
+    positive(workers=workers)
+    from upslope import api
+
+    decide([run], trust, learns=True)
+    api.resume(run, quiet=quiet, tensorboard=tensorboard, workers=workers, trust=trust)
+
+
+class PlainLoader(yaml.SafeLoader):
+    """YAML without aliases, by which a few lines can stand for gigabytes."""
+
+    def compose_node(self, parent: Any, index: Any) -> Any:
+        if self.check_event(yaml.AliasEvent):
+            raise yaml.YAMLError("an alias (*name) is not read here; write the value out")
+        return super().compose_node(parent, index)
+
+
+def read_settings(path: Path) -> dict[str, Any]:
+    """A YAML file of settings by the names of the flags."""
+    if path.exists():
+        plain_file(path, MAX_SETTINGS)
+    try:
+        settings = yaml.load(path.read_text("utf-8"), PlainLoader)
+    except (OSError, ValueError, LookupError, TypeError, AttributeError, RecursionError, yaml.YAMLError) as error:
+        raise UpslopeError(f"Could not read the settings in {path}: {error}.") from error
+    if not isinstance(settings, dict):
+        raise UpslopeError(f"{path} must hold settings as `name: value` lines, e.g. `learning-rate: 0.001`.")
+    strange = [str(name) for name, value in settings.items() if not f"{name}{value}".isprintable()]
+    if strange:
+        raise UpslopeError(
+            f"{path} holds characters that cannot be printed in {', '.join(map(readable, strange))}. Write them out."
+        )
+    use_preset = settings.pop("preset", True)
+    return canonical(settings) | ({} if use_preset is not False else {"preset": False})

@@ -1,0 +1,157 @@
+"""What a user asks for → the config and the task of a new run, with nothing asked for in vain."""
+
+from collections.abc import Callable, Iterable, Mapping
+from typing import Any
+
+from gymnasium.spaces import Box
+
+from upslope.config.config import Config, canonical, configure, flag_of
+from upslope.config.task import (
+    AXES,
+    HYPERPARAMETERS,
+    Parts,
+    declared,
+    named,
+    parameters,
+    settings_of,
+    task_of,
+)
+from upslope.core.estimators import Estimator, UnitWeight
+from upslope.core.messages import unknown
+from upslope.core.objectives import Objective
+from upslope.environments.registry import AnyEnvironment, EnvironmentLike, make, name_of
+from upslope.errors import UpslopeError
+from upslope.learning.iteration import Task
+
+
+def prepare(
+    environment: EnvironmentLike,
+    algorithm: str = "ppo",
+    *,
+    preset: bool | str = True,
+    settings: dict[str, Any],
+    **parts: Any,
+) -> tuple[Config, Task]:
+    """The config and the task of a new run. `parts` are the estimator, objective, model, optimiser and schedules, each
+    a name, an object or None.
+
+    Raises:
+        UpslopeError: something asked for cannot be, or nothing would read it.
+    """
+    config, world, asked, objects = configured(environment, algorithm, preset=preset, settings=settings, **parts)
+    task = task_of(config, world, objects)
+    refuse_unread(asked, config, task)
+    return config, task
+
+
+def configured(
+    environment: EnvironmentLike,
+    algorithm: str = "ppo",
+    *,
+    preset: bool | str = True,
+    settings: dict[str, Any],
+    **parts: Any,
+) -> tuple[Config, AnyEnvironment, dict[str, Any], Parts]:
+    """The config: defaults < the rung's < the preset's < an own part's < what is asked for.
+
+    With it come the environment, what is asked for by field, and the objects among the parts.
+    """
+    objects, names, given = parts_of(**parts)
+    asked = canonical(settings) | names
+    if twice := [flag_of(name) for name in given.keys() & asked.keys() if given[name] != asked[name]]:
+        raise UpslopeError(f"{', '.join(twice)} differs between the settings and {objects}. Leave one out.")
+    for role in AXES:
+        if ":" in asked.get(role, ""):
+            given |= declared(named(role, asked[role]))
+    world = make(environment, asked.get("env_kwargs"), asked.get("max_episode_steps"))
+    label = environment if isinstance(environment, str) else name_of(environment)
+    options = {"is_continuous": isinstance(world.action_space, Box), "use_preset": preset}
+    return configure(label, algorithm, **options, **(given | asked)), world, asked, objects
+
+
+def parts_of(
+    estimator: Estimator | str | None = None,
+    objective: Objective | str | None = None,
+    model: Callable[..., Any] | str | None = None,
+    optimiser: Any = None,
+    schedules: Mapping[str, Callable[[Any], Any]] | None = None,
+) -> tuple[Parts, dict[str, Any], dict[str, Any]]:
+    """The objects among what was given; the names among it, by setting; and what the config says of the objects."""
+    objects: dict[str, Any] = {}
+    names: dict[str, Any] = {}
+    given: dict[str, Any] = {}
+    for role, part in {"estimator": estimator, "objective": objective}.items():
+        if isinstance(part, str):
+            names[role] = part
+        elif isinstance(part, Estimator | Objective):
+            objects[role] = part
+            given |= settings_of(part)
+        elif part is not None:
+            raise UpslopeError(f"Pass an estimator or objective as an object, e.g. upslope.NStep(5), not {part!r}.")
+    for role, part in (("model", model), ("optimiser", optimiser)):
+        if isinstance(part, str):
+            names[role] = part
+        elif part is not None:
+            objects[role], given[role] = part, name_of(part)
+    for setting, own in (schedules or {}).items():
+        if setting not in SCHEDULABLE:
+            raise UpslopeError(unknown("scheduled setting", setting, SCHEDULABLE))
+        given[SCHEDULABLE[setting]] = name_of(own)
+    return Parts(**objects, schedules=schedules or {}), names, given
+
+
+SCHEDULABLE = {
+    "learning_rate": "learning_rate_schedule",
+    "epsilon": "epsilon_schedule",
+    "entropy_coefficient": "entropy_schedule",
+}
+"""A setting that may have an own schedule → the config's name for its schedule."""
+
+
+def refuse_unread(asked: Iterable[str], config: Config, task: Task) -> None:
+    """Refuse settings that were asked for and that nothing in this run reads."""
+    unread = [
+        f"{flag_of(name)} is read only by {reader}" for name in asked if (reader := missing_reader(name, config, task))
+    ]
+    if unread:
+        source = "its own experience" if config.data is None else "recorded data"
+        raise UpslopeError(
+            f"{', and '.join(unread)}. This run has --estimator {config.estimator} and --objective {config.objective}, "
+            f"learns from {source}, and takes {type(task.environment.action_space).__name__} actions. Leave out what "
+            "it does not read."
+        )
+
+
+def missing_reader(name: str, config: Config, task: Task) -> str:
+    """What would read a setting that nothing in this run reads; empty where it is read."""
+    estimator, objective, is_recorded = task.estimator, task.update.objective, config.data is not None
+    if name in HYPERPARAMETERS:
+        is_read = name in (*parameters(estimator).values(), *parameters(objective).values())
+        return "" if is_read else parts_where(lambda kind: name in parameters(kind).values())
+    has_networks = task.model.own is None
+    is_unit = isinstance(estimator, UnitWeight)
+    segments = parts_where(lambda kind: getattr(kind, "whole_episodes", None) is False)
+    readers = {
+        "critic_epochs": (estimator.needs_critic, parts_where(lambda kind: getattr(kind, "needs_critic", False))),
+        "rollout_steps": (not (estimator.whole_episodes or is_recorded), f"{segments} without --data"),
+        "num_envs": (not is_recorded, "runs without --data"),
+        "imitation_iterations": (is_recorded, "runs with --data"),
+        "log_std_init": (has_networks and task.model.head.is_continuous, "perceptrons with Box actions"),
+        "hidden_sizes": (has_networks, "--model perceptron"),
+        "activation": (has_networks, "--model perceptron"),
+        "model_kwargs": (not has_networks, "an own --model"),
+        "weight_decay": (config.optimiser == "adamw", "--optimiser adamw"),
+        "learning_rate": (not task.update.optimiser.is_complete, "upslope's own optimisers"),
+        "max_grad_norm": (not task.update.optimiser.is_complete, "upslope's own optimisers"),
+        "epsilon_schedule": (hasattr(objective, "epsilon"), parts_where(lambda kind: hasattr(kind, "epsilon"))),
+        "gamma": (not is_unit, "estimators of returns"),
+        "normalize_rewards": (not is_unit, "estimators of returns"),
+    }
+    is_read, reader = readers.get(name, (True, ""))
+    return "" if is_read else reader
+
+
+def parts_where(holds: Callable[[Any], bool]) -> str:
+    """The flags that choose one of upslope's parts for which something holds."""
+    found = {role: [name for name, kind in known.items() if holds(kind)] for role, (_, known) in AXES.items()}
+    return " or ".join(f"--{role} {', '.join(names)}" for role, names in found.items() if names)
