@@ -29,8 +29,8 @@ def prepare(
         UpslopeError: something asked for cannot be, or nothing would read it.
     """
     axes = {"estimator": estimator, "objective": objective}
-    config, world, asked = configured(environment, algorithm, preset=preset, settings=settings, **axes)
-    task = task_of(config, world, **{role: part for role, part in axes.items() if not isinstance(part, str)})
+    config, made, asked = configured(environment, algorithm, preset=preset, settings=settings, **axes)
+    task = task_of(config, made, **{role: part for role, part in axes.items() if not isinstance(part, str)})
     refuse_unread(asked, config, task)
     return config, task
 
@@ -55,10 +55,10 @@ def configured(
             raise UpslopeError(f"Pass an estimator or objective as an object, e.g. upslope.NStep(5), not {part!r}.")
         if ":" in asked.get(role, ""):
             given |= declared(named(role, asked[role]))
-    world = make(environment, asked.get("env_kwargs"), asked.get("max_episode_steps"))
+    made = make(environment, asked.get("env_kwargs"), asked.get("max_episode_steps"))
     label = environment if isinstance(environment, str) else name_of(environment)
-    options = {"is_continuous": isinstance(world.action_space, Box), "use_preset": preset}
-    return configure(label, algorithm, **options, **(given | asked)), world, asked
+    options = {"is_continuous": isinstance(made.action_space, Box), "use_preset": preset}
+    return configure(label, algorithm, **options, **(given | asked)), made, asked
 
 
 def refuse_unread(asked: Iterable[str], config: Config, task: Task) -> None:

@@ -1,4 +1,4 @@
-"""Config + world → Task: builds the pair of axes, and refuses a pair that cannot work."""
+"""Config and environment → Task: builds the pair of axes, and refuses a pair that cannot work."""
 
 import importlib
 from dataclasses import fields, is_dataclass, replace
@@ -111,7 +111,7 @@ def settings_of(part: Estimator | Objective) -> dict[str, Any]:
 def task_of(
     config: Config, world: AnyEnvironment, estimator: Estimator | None = None, objective: Objective | None = None
 ) -> Task:
-    """The task of a config in a world; objects given in Python replace what the config names."""
+    """The task of a config in an environment; objects given in Python replace what the config names."""
     estimator = estimator or estimator_of(config)
     objective = objective or objective_of(config)
     limit = config.max_episode_steps or world.max_episode_steps
