@@ -15,7 +15,7 @@ from upslope.cli.terminal import table
 from upslope.core.numbers import FEW_SEEDS, number, range_of
 
 MANY_GROUPS = 6
-"""Most groups of which every pair is shown; of more, only the best against each other one."""
+"""The most groups whose pairs are all shown; of more groups, only the best is paired with each other one."""
 PROFILE_COLUMNS = (0.25, 0.5, 0.75)
 """Normalised scores at which the profile is shown."""
 

@@ -1,4 +1,4 @@
-"""The command that gives a config."""
+"""Config → the shortest command that trains with it."""
 
 import json
 import shlex
@@ -7,11 +7,11 @@ from typing import Any
 from upslope.config.config import Config, configure, preset_of
 
 FROM_THE_RUNG = ("environment", "algorithm", "preset")
-"""Fields that are said in another way than by a flag of their name."""
+"""Fields that have no flag of their own name in the command."""
 
 
 def command_of(config: Config, *, is_continuous: bool) -> str:
-    """The shortest `upslope train` that trains with this config: only what its defaults do not give is said."""
+    """The shortest `upslope train` for this config, with a flag only where it differs from the defaults."""
     words = ["upslope", "train", config.environment]
     if config.algorithm != Config.algorithm:
         words += ["--algorithm", config.algorithm]
@@ -26,7 +26,7 @@ def command_of(config: Config, *, is_continuous: bool) -> str:
 
 
 def flag(name: str, value: Any) -> list[str]:
-    """A setting as it is given on the command line."""
+    """The words of a setting on the command line."""
     if isinstance(value, bool):
         return [f"--{name}" if value else f"--no-{name}"]
     if isinstance(value, tuple):

@@ -212,7 +212,7 @@ def presets() -> dict[str, Any]:
 
 
 def preset_of(environment: str, algorithm: str) -> dict[str, Any] | None:
-    """The preset of an environment for a rung; a compiled world without one of its own has its Gymnasium twin's."""
+    """The preset of an environment for a rung; a compiled environment may use that of its Gymnasium twin."""
     if algorithm not in ("ppo", "ppo_kl", "ppo_kl_fixed"):
         return None
     return presets().get(environment) or presets().get(environment.removeprefix("jax:"))

@@ -38,8 +38,8 @@ def prepare(
     Raises:
         UpslopeError: something asked for cannot be, or nothing would read it.
     """
-    config, world, asked, objects = configured(environment, algorithm, preset=preset, settings=settings, **parts)
-    task = task_of(config, world, objects)
+    config, made, asked, objects = configured(environment, algorithm, preset=preset, settings=settings, **parts)
+    task = task_of(config, made, objects)
     refuse_unread(asked, config, task)
     return config, task
 
@@ -63,10 +63,10 @@ def configured(
     for role in AXES:
         if ":" in asked.get(role, ""):
             given |= declared(named(role, asked[role]))
-    world = make(environment, asked.get("env_kwargs"), asked.get("max_episode_steps"))
+    made = make(environment, asked.get("env_kwargs"), asked.get("max_episode_steps"))
     label = environment if isinstance(environment, str) else name_of(environment)
-    options = {"is_continuous": isinstance(world.action_space, Box), "use_preset": preset}
-    return configure(label, algorithm, **options, **(given | asked)), world, asked, objects
+    options = {"is_continuous": isinstance(made.action_space, Box), "use_preset": preset}
+    return configure(label, algorithm, **options, **(given | asked)), made, asked, objects
 
 
 def parts_of(

@@ -1,4 +1,4 @@
-"""Config + world → Task: builds the pair of axes, and refuses a pair that cannot work."""
+"""Config and environment → Task: builds the pair of axes, and refuses a pair that cannot work."""
 
 import importlib
 from collections.abc import Callable, Mapping
