@@ -165,9 +165,9 @@ def test_the_code_that_a_page_shows_exists(name, code_of):
 
 
 def test_code_is_shown_as_it_stands_and_a_wrong_name_is_refused(code_of):
-    shown = code_of.block("upslope.objectives.PolicyGradient.loss")
+    shown = code_of.block("upslope.core.objectives.PolicyGradient.loss")
     assert shown.endswith("\n    return -sample.weight * sample.log_prob\n~~~~\n")
-    for wrong in ("upslope.estimators.GAE.gone", "upslope.gone.GAE", "gone"):
+    for wrong in ("upslope.core.estimators.GAE.gone", "upslope.gone.GAE", "gone"):
         with pytest.raises(LookupError):
             code_of.block(wrong)
 
