@@ -88,6 +88,7 @@ class Act:
         return ActHere(self, agents, keys) if can_act_here else ActCompiled(self, agents, keys, memory)
 
 
+@runtime_checkable
 class Choose(Protocol):
     """Chooses actions, and keeps the memory of the columns that it acts in."""
 

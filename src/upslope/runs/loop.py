@@ -10,7 +10,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from statistics import median
 from time import perf_counter
-from typing import Any, Protocol
+from typing import Any, Protocol, runtime_checkable
 
 import jax
 import numpy as np
@@ -40,6 +40,7 @@ BEST_CHECKS = 100
 """So many times in a run the window is held against the best so far."""
 
 
+@runtime_checkable
 class Watch(Protocol):
     """Diagnoses a run while it trains."""
 
