@@ -2,6 +2,7 @@
 
 import json
 from dataclasses import replace
+from functools import partial
 
 import jax
 import jax.numpy as jnp
@@ -15,8 +16,9 @@ from upslope.config.config import configure
 from upslope.core.distributions import Bernoulli, Categorical, DiagonalGaussian, MultiCategorical
 from upslope.core.estimators import GAE
 from upslope.core.types import Rollout, Values
-from upslope.lab.play import small_update, spec_of
+from upslope.lab.play import quick_jit, small_update, spec_of
 from upslope.learning.iteration import Task
+from upslope.learning.update import Pace, improve
 from upslope.models.agent import Agent, initialise_agent
 from upslope.models.build import ModelSpec
 from upslope.models.encoders import DiscreteEncoder, encoder_of
@@ -130,6 +132,13 @@ def with_logits(agent, logits):
     """The same table with other logits, for a gradient with respect to them."""
     actor = actor_of(agent)
     return with_networks(agent, replace(actor, network=replace(actor.network, weights=(logits,))))
+
+
+@partial(quick_jit, static_argnums=0)
+def improve_once(update, learner, rollout, credit, key, rate, bonus=0.0, imitate=False, memory=()):
+    """One update at this learning rate, with this weight of the entropy bonus."""
+    pace = Pace(jnp.float32(rate), jnp.float32(bonus), update.objective, jnp.bool_(imitate))
+    return improve(update, learner, rollout, credit, key, pace, memory)
 
 
 def random_policy(kind, seed, batch=5):

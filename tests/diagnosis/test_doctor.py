@@ -10,8 +10,10 @@ import upslope
 from upslope.cli.main import run as run_command
 from upslope.config.config import configure
 from upslope.diagnosis import findings
-from upslope.models.spaces import coding_of, describe, head_of
+from upslope.models.encoders import encoder_of
+from upslope.models.heads import head_of
 from upslope.runs.directory import RunDirectory
+from upslope.runs.policy import described_spaces
 
 SEEDS, ITERATIONS = 5, 40
 HEALTHY = {
@@ -35,8 +37,8 @@ def write_run(folder, changes=None, rise=50.0, lengths=None, box=False, world="W
     directory, generator = RunDirectory(folder / "run"), np.random.default_rng(0)
     action = spaces.Box(-1.0, 1.0, (1,), np.float32) if box else spaces.Discrete(2)
     head = head_of(action, "World-v0")
-    coding = coding_of(spaces.Box(-1, 1, (3,)), "World-v0")
-    directory.create(config, describe(coding, head), {"needs_critic": True})
+    encoder = encoder_of(spaces.Box(-1, 1, (3,)), "World-v0")
+    directory.create(config, described_spaces(encoder, head), {"needs_critic": True})
     for seed in range(SEEDS):
         for i in range(ITERATIONS):
             step = (i + 1) * 1024

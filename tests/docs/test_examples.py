@@ -16,6 +16,8 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from gymnasium.spaces import Box, Discrete
+from helpers import actor_of, critic_of, fresh_agent, improve_once, with_networks
 from jax.flatten_util import ravel_pytree
 
 import upslope
@@ -23,9 +25,9 @@ from upslope.core.estimators import GAE, RewardToGo, TotalReturn
 from upslope.core.objectives import Clip, PolicyGradient
 from upslope.core.types import Rollout
 from upslope.lab.play import small_update
-from upslope.learning.update import begin_learning, evaluate, improve
-from upslope.models.agent import Perceptron, initialise_agent
-from upslope.models.spaces import BoxCoding, DiscreteHead
+from upslope.learning.evaluation import evaluate
+from upslope.learning.update import begin_learning
+from upslope.models.networks import Perceptron
 
 EXAMPLES = Path(__file__).parents[2] / "examples"
 RANDOM_RETURN = 22.0
@@ -47,9 +49,6 @@ def load_example(name):
 REINFORCE, PPO, MY = (load_example(name) for name in ("reinforce", "ppo_clip", "my_estimator"))
 
 
-move = jax.jit(improve, static_argnums=0)
-
-
 def perceptron(layers):
     """An example's layers as the library's network."""
     weights, biases = zip(*layers, strict=True)
@@ -58,17 +57,17 @@ def perceptron(layers):
 
 def agent_of(actor, critic=None):
     """The library's agent for CartPole with these layers."""
-    agent = initialise_agent(jax.random.key(0), BoxCoding((4,)), DiscreteHead(2))
-    agent = dataclasses.replace(agent, actor=dataclasses.replace(agent.actor, network=perceptron(actor)))
-    return agent if critic is None else dataclasses.replace(agent, critic=perceptron(critic))
+    agent = fresh_agent(jax.random.key(0), Box(-1, 1, (4,)), Discrete(2))
+    network = dataclasses.replace(actor_of(agent), network=perceptron(actor))
+    return with_networks(agent, network, None if critic is None else perceptron(critic))
 
 
-def gradients(update, agent, rollout, credit):
+def gradients(update, agent, rollout, credit, bonus=0.0):
     """The library's gradients for actor and critic, as `improve` sees them."""
-    learner, key, rate = begin_learning(update, agent), jax.random.key(0), jnp.float32(1e-3)
-    moved, metrics = move(update, learner, rollout, credit, key, rate, jnp.bool_(False))
-    (_, actor), (_, critic) = moved.actor_optimiser, moved.critic_optimiser
-    seen = ((agent.actor, actor), (agent.critic, critic))
+    learner, key = begin_learning(update, agent), jax.random.key(0)
+    moved, metrics = improve_once(update, learner, rollout, credit, key, 1e-3, bonus)
+    (_, actor), (_, critic) = (moved.optimisers[name] for name in ("policy", "value"))
+    seen = ((actor_of(agent), actor), (critic_of(agent), critic))
     return [ravel_pytree(network)[1](state.mu / ADAM_FIRST_MOMENT) for network, state in seen], metrics
 
 
@@ -146,10 +145,8 @@ def test_ppo_has_the_gradient_of_the_library(monkeypatch):
     advantage = PPO.generalised_advantage(reward, terminated, truncated, *(np.asarray(x) for x in values))
     np.testing.assert_allclose(credit.weight, advantage, rtol=TOLERANCE, atol=TOLERANCE)
     np.testing.assert_allclose(credit.target.ravel(), batch[4], rtol=TOLERANCE, atol=TOLERANCE)
-    update = small_update(
-        objective=Clip(PPO.EPSILON), entropy_coefficient=PPO.ENTROPY_COEFFICIENT, normalize_advantage=True
-    )
-    (actor, critic), _ = gradients(update, agent, rollout, credit)
+    update = small_update(objective=Clip(PPO.EPSILON), normalize_advantage=True)
+    (actor, critic), _ = gradients(update, agent, rollout, credit, PPO.ENTROPY_COEFFICIENT)
     assert_same(expected["actor"], actor.network)
     assert_same(expected["critic"], critic)
 

@@ -10,7 +10,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 from gymnasium import spaces
-from upslope.models.spaces import coding_of, head_of
+from helpers import actor_of, fresh_agent, with_networks
 from user_environments import Counting, Walk, double_precision, several_choices
 
 import upslope
@@ -20,7 +20,9 @@ from upslope.engines.columns import HostColumns
 from upslope.environments.classic.cartpole import CartPole
 from upslope.environments.registry import HostEnvironment, make
 from upslope.learning.collect import begin, collect, collect_episodes
-from upslope.models.agent import Agent, initialise_agent
+from upslope.models.agent import Agent
+from upslope.models.encoders import encoder_of
+from upslope.models.heads import head_of
 
 START = np.array([0.01, -0.02, 0.03, 0.04], np.float32)
 FACTS = ("observation", "action", "reward", "terminated", "truncated", "next_observation")
@@ -53,11 +55,10 @@ class OnTheHost(gymnasium.Env):
 def decided_agent(weights: list[float]) -> Agent:
     """An agent for CartPole that pushes right where weights · s > 0, so surely that no sampling key matters."""
     world = CartPole()
-    agent = initialise_agent(
-        jax.random.key(0), coding_of(world.observation_space, ""), head_of(world.action_space, ""), hidden_sizes=(1,)
-    )
+    agent = fresh_agent(jax.random.key(0), world.observation_space, world.action_space, hidden_sizes=(1,))
     layers = (jnp.asarray(weights)[:, None] * 1e6, jnp.asarray([[-1e6, 1e6]]))
-    return replace(agent, actor=replace(agent.actor, network=replace(agent.actor.network, weights=layers)))
+    actor = actor_of(agent)
+    return with_networks(agent, replace(actor, network=replace(actor.network, weights=layers)))
 
 
 BALANCES = [0.1, 0.3, 1.0, 1.0]
@@ -66,8 +67,8 @@ FALLS = [0.0, 0.0, -1.0, 0.0]
 
 
 def columns_of(world: HostEnvironment, num_envs: int = 1, limit: int | None = None) -> HostColumns:
-    coding, head = coding_of(world.observation_space, world.name), head_of(world.action_space, world.name)
-    return HostColumns(world, coding, head, [0], num_envs, limit)
+    encoder, head = encoder_of(world.observation_space, world.name), head_of(world.action_space, world.name)
+    return HostColumns(world, encoder, head, [0], num_envs, limit)
 
 
 def host_facts(
@@ -83,7 +84,7 @@ def host_facts(
 @pytest.mark.parametrize(("weights", "steps"), [(BALANCES, 520), (FALLS, 60)])
 def test_host_and_compiled_give_the_same_facts(weights: list[float], steps: int):
     agent, world = decided_agent(weights), SameStart()
-    start = begin(world, jax.random.key(0), 1)
+    start = begin(world, agent, jax.random.key(0), 1)
     _, compiled, _ = collect(world, agent, start, jax.random.key(2), steps, 500)
     host = host_facts(make(OnTheHost), agent, steps, limit=500)
     for name in FACTS:
@@ -100,7 +101,7 @@ def test_host_and_compiled_give_the_same_facts(weights: list[float], steps: int)
 def test_each_step_and_column_of_a_compiled_rollout_has_chances_of_its_own():
     # Both pushes are equally likely, so pairs that share nothing agree half of the time; 5 deviations of 1/(2√n).
     world, undecided = CartPole(), decided_agent([0.0] * 4)
-    start = begin(world, jax.random.key(0), 32)
+    start = begin(world, undecided, jax.random.key(0), 32)
     _, rollout, finished = collect(world, undecided, start, jax.random.key(2), 512, 5)
     right = np.asarray(rollout.action)
     for agreed in (right == 1, right[1:] == right[:-1], right[:, 1:] == right[:, :-1]):
@@ -131,9 +132,7 @@ def test_the_limit_of_gymnasium_truncates():
 
 
 def test_every_successor_is_the_true_one():
-    agent = initialise_agent(
-        jax.random.key(0), coding_of(Counting().observation_space, ""), head_of(Counting().action_space, "")
-    )
+    agent = fresh_agent(jax.random.key(0), Counting().observation_space, Counting().action_space)
     rollout = host_facts(make(Counting), agent, 30, num_envs=2, limit=None)
     # Episodes of 7 steps: step t of the rollout is step t mod 7 of episode t div 7, without a row in between.
     t = np.arange(30)
@@ -148,9 +147,7 @@ def test_every_successor_is_the_true_one():
 
 @pytest.mark.parametrize("limit", [4, 7, 9])
 def test_a_limit_truncates_before_the_end_only(limit: int):
-    agent = initialise_agent(
-        jax.random.key(0), coding_of(Counting().observation_space, ""), head_of(Counting().action_space, "")
-    )
+    agent = fresh_agent(jax.random.key(0), Counting().observation_space, Counting().action_space)
     columns, agents = columns_of(make(Counting), 2, limit), jax.tree.map(lambda x: x[None], agent)
     keys = jax.random.split(jax.random.key(1), 1)
     rollout, ends = collect_host_episodes(columns, Act().bind(agents, keys), np.ones(1, bool), {})
@@ -169,9 +166,7 @@ def test_columns_that_have_ended_wait_in_whole_episodes():
         yield from (9, 3, 3, 5)  # the first is made to read the spaces
 
     take = lengths()
-    agent = initialise_agent(
-        jax.random.key(0), coding_of(Counting().observation_space, ""), head_of(Counting().action_space, "")
-    )
+    agent = fresh_agent(jax.random.key(0), Counting().observation_space, Counting().action_space)
     columns = columns_of(make(lambda: Counting(next(take))), 3)
     agents, keys = jax.tree.map(lambda x: x[None], agent), jax.random.split(jax.random.key(1), 1)
     rollout, ends = collect_host_episodes(columns, Act().bind(agents, keys), np.ones(1, bool), {})
@@ -198,9 +193,8 @@ def test_a_compiled_world_is_truncated_at_an_override():
 @pytest.mark.parametrize("algorithm", ["ppo", "reinforce"])
 def test_episodes_are_what_the_environment_counted(algorithm: str, tmp_path):
     Counting.finished.clear()
-    small = SMALL if algorithm == "ppo" else {name: x for name, x in SMALL.items() if name != "rollout_steps"}
     run = upslope.train(
-        Counting, algorithm, steps=224, seeds=2, folder=tmp_path, quiet=True, max_episode_steps=50, **small
+        Counting, algorithm, steps=224, seeds=2, folder=tmp_path, quiet=True, max_episode_steps=50, **SMALL
     )
     episodes = run.episodes()
     assert [(r, n) for r, n in zip(episodes["return"], episodes["length"], strict=True)] == Counting.finished

@@ -11,7 +11,8 @@ import pytest
 import upslope
 from upslope.core.types import Rollout
 from upslope.environments.registry import make
-from upslope.models.spaces import coding_of, head_of
+from upslope.models.encoders import encoder_of
+from upslope.models.heads import head_of
 from upslope.runs import evaluation
 from upslope.runs.datasets import load_dataset
 from upslope.runs.directory import RunDirectory
@@ -19,7 +20,7 @@ from upslope.runs.policy import load_agents
 
 SMALL: dict[str, Any] = {"hidden_sizes": (8,), "quiet": True}
 CARTPOLE = make("jax:CartPole-v1")
-SPACES = (coding_of(CARTPOLE.observation_space, ""), head_of(CARTPOLE.action_space, ""))
+SPACES = (encoder_of(CARTPOLE.observation_space, ""), head_of(CARTPOLE.action_space, ""))
 
 
 @pytest.fixture(scope="module")

@@ -10,22 +10,14 @@ import pytest
 from jax.flatten_util import ravel_pytree
 from jax.sharding import Mesh, PartitionSpec
 
-from upslope.learning.descent import (
-    BLOCK,
-    MANY,
-    SPLIT_FROM,
-    Batch,
-    Descent,
-    Plan,
-    descend,
-    end_to_end,
-    in_blocks,
-    on_two_devices,
-    one_after_another,
-    slope,
-)
+from upslope.learning.batch import Batch
+from upslope.learning.blocks import BLOCK, in_blocks
+from upslope.learning.descent import SPLIT_FROM, Descent, Plan, descend, slope
 from upslope.learning.devices import NETWORKS, SEEDS, shares_of
-from upslope.models.agent import linear
+from upslope.learning.optimisers import Optimiser
+from upslope.learning.two_devices import on_two_devices
+from upslope.learning.vectors import MANY, end_to_end
+from upslope.models.products import linear
 
 
 @pytest.mark.parametrize("leading", [(7,), (3, 5), ()])
@@ -49,8 +41,8 @@ def test_a_descent_moves_as_the_optimiser_does_on_each_array():
         predicted = (batch.features @ parameters["w"] + parameters["b"])[:, 0]
         return jnp.where(batch.valid, predicted - batch.target, 0.0) ** 2, None
 
-    optimiser = optax.chain(optax.clip_by_global_norm(0.5), optax.scale_by_adam())
-    plan = Plan(optimiser, epochs=2, minibatches=1, in_halves=False)
+    optimiser = optax.chain(optax.clip_by_global_norm(0.5), optax.scale_by_adam(eps=1e-5))
+    plan = Plan(Optimiser(max_grad_norm=0.5), epochs=2, minibatches=1, in_halves=False)
     start = Descent(parameters, optimiser.init(ravel_pytree(parameters)[0]), jnp.bool_(False))
     moved, _ = descend(plan, loss, start, batch, jax.random.key(0), jnp.float32(0.1), None)
     expected, state = parameters, optimiser.init(parameters)
@@ -79,7 +71,15 @@ def batch_of(num_samples):
     valid = np.arange(num_samples) % 3 != 0
     y = np.where(valid, 2 * x + generator.normal(size=num_samples), np.nan)
     zeros = jnp.zeros(num_samples)
-    batch = Batch(jnp.float32(x)[:, None], zeros, zeros, zeros, jnp.float32(y), jnp.asarray(valid), None)
+    known = {
+        "action": zeros,
+        "behaviour_log_prob": zeros,
+        "weight": zeros,
+        "fresh": valid,
+        "carry": (),
+        "old_policy": None,
+    }
+    batch = Batch(jnp.float32(x)[:, None], target=jnp.float32(y), valid=jnp.asarray(valid), **known)
     return batch, x, y, valid
 
 
@@ -124,7 +124,7 @@ def test_two_devices_know_both_answers_bit_for_bit():
     x = jnp.array([-0.0, jnp.nan, 1.5])
     mesh = Mesh(np.asarray(jax.devices()).reshape(1, 2), (SEEDS, NETWORKS))
     apart = jax.jit(partial(what_each_knows, mesh, partial(both, on_two_devices)))(x)
-    alone = jax.jit(partial(both, one_after_another))(x)
+    alone = jax.jit(partial(both, lambda first, second: (first(), second())))(x)
     assert jax.tree.structure(apart) == jax.tree.structure(alone)
     for ours, theirs in zip(jax.tree.leaves(apart), jax.tree.leaves(alone), strict=True):
         assert ours.dtype == theirs.dtype

@@ -13,14 +13,14 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from helpers import rollout_of, softmax_agent, values_of, with_logits
+from helpers import actor_of, rollout_of, softmax_agent, values_of, with_logits
 from scipy.special import softmax
 
 from upslope.core.estimators import GAE, Baseline, NStep, RewardToGo, TotalReturn
 from upslope.core.objectives import PolicyGradient, Sample
 from upslope.environments.tabular import delayed_key, gridworld, short_corridor
 from upslope.learning.collect import collect_episodes
-from upslope.learning.update import evaluate
+from upslope.learning.evaluation import evaluate
 
 NUM_EPISODES = 20_000
 # The agent sees the corridor's states apart, so that a critic can be exact.
@@ -98,7 +98,7 @@ def ascent_of_episodes(agent, rollout, weight):
 
     facts = (rollout.observation, rollout.action, rollout.behaviour_log_prob, weight, rollout.valid)
     gradient = jax.vmap(jax.grad(gain), in_axes=(None, 1, 1, 1, 1, 1))
-    return gradient(agent.actor.network.weights[0], *facts)
+    return gradient(actor_of(agent).network.weights[0], *facts)
 
 
 def estimate(name, estimator, gamma, value):

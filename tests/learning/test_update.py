@@ -1,7 +1,7 @@
 """The update: whose samples count, when it stops, how large a step is, and what its metrics mean."""
 
 import math
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from functools import cache, partial
 
 import jax
@@ -9,7 +9,7 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 import pytest
-from helpers import LAWS, SEEDS, same, task_of
+from helpers import LAWS, SEEDS, actor_of, critic_of, improve_once, same, task_of, with_networks
 from hypothesis import given
 from hypothesis import strategies as st
 from scipy.special import log_softmax
@@ -22,13 +22,14 @@ from upslope.environments.classic.cartpole import CartPole
 from upslope.environments.classic.pendulum import Pendulum
 from upslope.lab.play import quick_jit, small_update
 from upslope.learning.collect import collect_episodes
+from upslope.learning.evaluation import evaluate
 from upslope.learning.iteration import initialise, iterate_many, move, weigh
+from upslope.learning.optimisers import SCHEDULES, Optimiser, Schedules
 from upslope.learning.shuffle import shuffle
-from upslope.learning.update import begin_learning, evaluate, explained_variance, improve, mean, standardise
+from upslope.learning.update import begin_learning, explained_variance, mean, standardise
 
 SEVERAL_STEPS = {"epochs": 2, "minibatches": 2, "target_kl": 0.5, "normalize_advantage": True}
-run = quick_jit(improve, static_argnums=0)
-BONUS = {"epochs": 3, "entropy_coefficient": 0.5}
+BONUS = {"epochs": 3, "bonus": 0.5}
 METRICS = {f"policy/{n}" for n in ("loss", "kl", "entropy", "clip_fraction", "effective_sample_size", "gradient_norm")}
 METRICS |= {f"critic/{n}" for n in ("loss", "gradient_norm")}
 
@@ -44,12 +45,12 @@ def experience():
     return state.learner.agent, rollout, weigh(task, state, rollout)[2]
 
 
-def improved(rate=0.01, imitate=False, agent=None, rollout=None, credit=None, **changes):
+def improved(rate=0.01, imitate=False, bonus=0.0, agent=None, rollout=None, credit=None, **changes):
     """One update of that agent by that experience, or by what is given instead."""
     update, given = small_update(**changes), (agent, rollout, credit)
     agent, rollout, credit = (new or known for new, known in zip(given, experience(), strict=True))
-    how = (jax.random.key(0), jnp.float32(rate), jnp.bool_(imitate))
-    return run(update, begin_learning(update, agent), rollout, credit, *how)
+    learner = begin_learning(update, agent)
+    return improve_once(update, learner, rollout, credit, jax.random.key(0), rate, bonus, imitate)
 
 
 def norm(tree):
@@ -75,14 +76,15 @@ def test_the_ratio_is_1_in_the_first_minibatch_of_every_iteration(world, estimat
     task = task_of(
         world,
         update=small_update(objective=RatioError(), needs_critic=estimator.needs_critic),
-        network={"normalize_observations": True, "normalize_rewards": True},
+        normalize_observations=True,
+        normalize_rewards=True,
         estimator=estimator,
         max_episode_steps=20,
     )
     five = quick_jit(lambda state: iterate_many(task, state, 5))
     state, (metrics, finished, before, after) = five(initialise(task, 3))
     agent = state.learner.agent
-    assert float(agent.observation_statistics.num_samples) == float(after[-1]) and float(agent.reward_scale()) != 1.0
+    assert float(agent.normaliser.num_samples) == float(after[-1]) and float(agent.reward_scale()) != 1.0
     assert np.all(after > before) and np.all(metrics["policy/kl"] > 1e-6), "the policy moved in between"
     np.testing.assert_array_less(metrics["policy/loss"], 2e-5)
     assert ("critic/loss" in metrics) == estimator.needs_critic
@@ -103,20 +105,23 @@ def test_the_update_stops_for_good_before_the_step_that_would_start_too_far_away
     # The first minibatch sees KL = 0, the second a KL above the target: one step of ten is made.
     stopped, _ = improved(epochs=10, target_kl=1e-9)
     once, _ = improved()
-    assert same(stopped.agent.actor, once.agent.actor) and same(stopped.actor_optimiser, once.actor_optimiser)
+    assert same(actor_of(stopped.agent), actor_of(once.agent))
+    assert same(stopped.optimisers["policy"], once.optimisers["policy"])
     # Where another agent acted, the samples may tell too little from the start: no step is made.
     agent = opinionated()
     stopped, metrics = improved(agent=agent, epochs=10, min_effective_sample_size=0.99)
     assert metrics["policy/effective_sample_size"] < 0.99
-    assert same(stopped.agent.actor, agent.actor) and not same(stopped.agent.critic, agent.critic)
+    assert same(actor_of(stopped.agent), actor_of(agent)) and not same(critic_of(stopped.agent), critic_of(agent))
 
 
 def test_policy_and_critic_leave_each_other_alone():
     plain, _ = improved(**SEVERAL_STEPS)
     more_critic, _ = improved(**SEVERAL_STEPS | {"critic_epochs": 5})
-    assert same(plain.agent.actor, more_critic.agent.actor) and not same(plain.agent.critic, more_critic.agent.critic)
-    more_actor, _ = improved(**SEVERAL_STEPS | {"epochs": 5, "entropy_coefficient": 0.1})
-    assert same(plain.agent.critic, more_actor.agent.critic) and not same(plain.agent.actor, more_actor.agent.actor)
+    assert same(actor_of(plain.agent), actor_of(more_critic.agent))
+    assert not same(critic_of(plain.agent), critic_of(more_critic.agent))
+    more_actor, _ = improved(**SEVERAL_STEPS | {"epochs": 5, "bonus": 0.1})
+    assert same(critic_of(plain.agent), critic_of(more_actor.agent))
+    assert not same(actor_of(plain.agent), actor_of(more_actor.agent))
 
 
 def test_more_epochs_bring_the_critic_nearer_to_its_target():
@@ -142,7 +147,7 @@ def test_the_explained_variance_is_that_of_the_critic_that_was_asked():
 def opinionated():
     """Another agent than the one that acted, with a policy far from uniform."""
     agent = initialise(task_of(CartPole()), 5).learner.agent
-    return replace(agent, actor=jax.tree.map(lambda x: 50 * x, agent.actor))
+    return with_networks(agent, jax.tree.map(lambda x: 50 * x, actor_of(agent)))
 
 
 def test_the_ratio_is_over_who_acted_and_the_divergence_from_who_learned():
@@ -188,8 +193,8 @@ def test_an_update_by_padding_alone_does_not_move():
 def test_the_gradient_is_clipped_to_a_global_norm():
     # Adam hides the scale of its input from the step, but its first moment is 0.1 of the first gradient it saw.
     def seen(max_grad_norm):
-        learner, metrics = improved(max_grad_norm=max_grad_norm)
-        return optax.tree.get(learner.actor_optimiser, "mu"), float(metrics["policy/gradient_norm"])
+        learner, metrics = improved(optimiser=Optimiser(max_grad_norm=max_grad_norm))
+        return optax.tree.get(learner.optimisers["policy"], "mu"), float(metrics["policy/gradient_norm"])
 
     free, length = seen(1e6)
     clipped, reported = seen(0.01)
@@ -200,14 +205,14 @@ def test_the_gradient_is_clipped_to_a_global_norm():
 
 
 def test_the_learning_rate_falls_linearly_to_zero_at_the_budget():
-    task = task_of(CartPole(), learning_rate_decay=True, steps=1000)
+    task = task_of(CartPole(), schedules=Schedules(SCHEDULES["linear"]), steps=1000)
     _, rollout, credit = experience()
     start = initialise(task, 0)
     move_once = quick_jit(lambda steps: move(task, start._replace(steps=steps), rollout, credit, jax.random.key(0))[0])
 
     def distances(steps):
         agent, before = move_once(jnp.uint32(steps)).learner.agent, start.learner.agent
-        return np.array([norm_between(agent.actor, before.actor), norm_between(agent.critic, before.critic)])
+        return np.array([norm_between(part(agent), part(before)) for part in (actor_of, critic_of)])
 
     for steps, share in ((250, 0.75), (500, 0.5), (1000, 0.0), (1500, 0.0)):
         np.testing.assert_allclose(distances(steps), share * distances(0), rtol=1e-3, atol=1e-7)
@@ -224,9 +229,9 @@ def test_beta_follows_the_divergence_of_the_update_but_not_while_imitating():
     credit = experience()[2]
     cloned, _ = improved(credit=credit._replace(weight=jnp.ones_like(credit.weight)))
     assert (
-        norm_between(imitating.agent.actor, cloned.agent.actor)
+        norm_between(actor_of(imitating.agent), actor_of(cloned.agent))
         < 1e-5
-        < norm_between(cloned.agent.actor, learner.agent.actor)
+        < norm_between(actor_of(cloned.agent), actor_of(learner.agent))
     )
 
 

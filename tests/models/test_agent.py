@@ -9,7 +9,19 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 from gymnasium import spaces
-from helpers import LAWS, NUM_ENVS, SEEDS, same, segments, softmax_agent, task_of
+from helpers import (
+    LAWS,
+    NUM_ENVS,
+    SEEDS,
+    actor_of,
+    critic_of,
+    fresh_agent,
+    same,
+    segments,
+    softmax_agent,
+    task_of,
+    with_networks,
+)
 from hypothesis import given
 
 from upslope.core.arrays import ACTIVATIONS
@@ -18,8 +30,11 @@ from upslope.environments.classic.cartpole import CartPole
 from upslope.errors import UpslopeError
 from upslope.lab.play import quick_jit
 from upslope.learning.iteration import initialise, stack, weigh
-from upslope.models.agent import RunningStatistics, initialise_agent
-from upslope.models.spaces import BoxCoding, BoxHead, DiscreteHead, coding_of, from_json, head_of, to_json
+from upslope.models.build import ModelSpec
+from upslope.models.description import from_json, to_json
+from upslope.models.encoders import ENCODERS, BoxEncoder, encoder_of
+from upslope.models.heads import HEADS, BoxHead, DiscreteHead, head_of
+from upslope.models.normaliser import RunningStatistics
 
 include = quick_jit(RunningStatistics.update)
 SPACES = {
@@ -35,8 +50,7 @@ SPACES = {
 
 def agent_for(action_space, observation_space=None, seed=0, **changes):
     observation_space = observation_space or spaces.Box(-1.0, 1.0, (4,), np.float32)
-    head = head_of(action_space, "world")
-    return initialise_agent(jax.random.key(seed), coding_of(observation_space, "world"), head, **changes)
+    return fresh_agent(jax.random.key(seed), observation_space, action_space, **changes)
 
 
 @LAWS
@@ -69,23 +83,23 @@ def test_running_statistics_do_not_see_what_did_not_happen(batches_before, garba
 
 
 def test_observations_are_normalised_and_kept_within_ten_deviations():
-    agent = agent_for(SPACES["a choice"], normalize_observations=True)
+    agent = agent_for(SPACES["a choice"], normalize=["observations"])
     observation = jnp.asarray([3.0, -1.0, 0.5, 200.0])
-    np.testing.assert_allclose(agent.encode(observation), [3.0, -1.0, 0.5, 10.0], rtol=1e-6)
+    np.testing.assert_allclose(agent.features(observation), [3.0, -1.0, 0.5, 10.0], rtol=1e-6)
     statistics = RunningStatistics(jnp.asarray([1.0, 0, 0, 0]), jnp.asarray([4.0, 1, 1, 1]), jnp.float32(9))
-    agent = replace(agent, observation_statistics=statistics)
-    np.testing.assert_allclose(agent.encode(observation), [1.0, -1.0, 0.5, 10.0], rtol=1e-6)
+    agent = replace(agent, normaliser=statistics)
+    np.testing.assert_allclose(agent.features(observation), [1.0, -1.0, 0.5, 10.0], rtol=1e-6)
     # A one-hot observation has no scale to learn.
-    assert not agent_for(SPACES["a choice"], spaces.Discrete(4), normalize_observations=True).normalize_observations
+    assert not agent_for(SPACES["a choice"], spaces.Discrete(4), normalize=["observations"]).normalize_observations
 
 
 def test_observations_become_flat_features():
-    coding = coding_of(spaces.Box(-1.0, 1.0, (2, 3), np.float64), "world")
+    encoder = encoder_of(spaces.Box(-1.0, 1.0, (2, 3), np.float64), "world")
     observation = jnp.arange(24.0).reshape(4, 2, 3)
-    np.testing.assert_array_equal(coding.encode(observation), observation.reshape(4, 6))
-    np.testing.assert_array_equal(coding.encode(observation[1]), observation[1].reshape(6))
-    coding = coding_of(spaces.Discrete(3, start=5), "world")
-    np.testing.assert_array_equal(coding.encode(jnp.asarray([[5, 7]])), [[[1, 0, 0], [0, 0, 1]]])
+    np.testing.assert_array_equal(encoder.encode(observation), observation.reshape(4, 6))
+    np.testing.assert_array_equal(encoder.encode(observation[1]), observation[1].reshape(6))
+    encoder = encoder_of(spaces.Discrete(3, start=5), "world")
+    np.testing.assert_array_equal(encoder.encode(jnp.asarray([[5, 7]])), [[[1, 0, 0], [0, 0, 1]]])
 
 
 @pytest.mark.parametrize("name", SPACES)
@@ -101,7 +115,7 @@ def test_actions_are_members_of_their_space_for_one_state_and_for_many(name):
     observation = jax.random.normal(jax.random.key(1), (5, 4))
     actions, _, *numbers = ask(observation, jax.random.key(2))
     assert all(number.shape == (5,) for number in numbers)
-    to_environment = lambda action: agent.actor.head.to_environment(np.asarray(action)).astype(space.dtype)  # noqa: E731 - one expression with a name
+    to_environment = lambda action: agent.head.to_environment(np.asarray(action)).astype(space.dtype)  # noqa: E731 - one expression with a name
     assert all(space.contains(action) for action in to_environment(actions))
     action, mode, *numbers = ask(observation[3], jax.random.key(2))
     assert all(number.shape == () for number in numbers)
@@ -118,7 +132,7 @@ def test_numpy_acts_as_the_compiled_agents_do(observed, name, activation):
         observation_space, observation = None, 3 * generator.normal(size=(2, 5, 4)).astype(np.float32)
     else:
         observation_space, observation = spaces.Discrete(4, start=1), generator.integers(1, 5, (2, 5))
-    settings = {"activation": activation, "normalize_observations": True}
+    settings = {"activation": activation, "normalize": ["observations"]}
     fresh = stack([agent_for(SPACES[name], observation_space, seed, **settings) for seed in range(2)])
     # Every number of both agents says something.
     agents = jax.tree.map(lambda x: jnp.asarray(generator.uniform(0.2, 1.0, x.shape), jnp.float32), fresh)
@@ -186,7 +200,7 @@ def test_box_actions_are_clipped_for_the_world_and_take_its_shape():
 )
 def test_an_unknown_observation_space_is_refused_by_name(space):
     with pytest.raises(UpslopeError, match=rf"MyWorld-v0 .*{type(space).__name__}.*Wrap.*Supported"):
-        coding_of(space, "MyWorld-v0")
+        encoder_of(space, "MyWorld-v0")
 
 
 @pytest.mark.parametrize(
@@ -206,23 +220,23 @@ def test_an_unknown_action_space_is_refused_by_name(space):
 @pytest.mark.parametrize("name", SPACES)
 def test_spaces_survive_strict_json(name):
     records = [head_of(SPACES[name], "world")]
-    records += [coding_of(SPACES[name], "world")] if isinstance(SPACES[name], spaces.Box | spaces.Discrete) else []
+    records += [encoder_of(SPACES[name], "world")] if isinstance(SPACES[name], spaces.Box | spaces.Discrete) else []
     for record in records:
-        again = from_json(json.loads(json.dumps(to_json(record), allow_nan=False)))
+        again = from_json(json.loads(json.dumps(to_json(record), allow_nan=False)), (*ENCODERS, *HEADS))
         assert again == record and hash(again) == hash(record) and type(again) is type(record)
 
 
 @pytest.mark.parametrize("hidden_sizes", [(), (64, 64), (5, 300)])
 def test_weights_begin_orthogonal_with_a_gain_of_their_own(hidden_sizes):
     agent = agent_for(SPACES["a box"], hidden_sizes=hidden_sizes)
-    for network, head_gain in ((agent.actor.network, 0.01), (agent.critic, 1.0)):
+    for network, head_gain in ((actor_of(agent).network, 0.01), (critic_of(agent), 1.0)):
         assert [w.shape[1] for w in network.weights[:-1]] == list(hidden_sizes)
         for weight, gain in zip(network.weights, [np.sqrt(2)] * len(hidden_sizes) + [head_gain], strict=True):
             weight = np.asarray(weight, np.float64)
             small = weight.T @ weight if weight.shape[0] >= weight.shape[1] else weight @ weight.T
             np.testing.assert_allclose(small, gain**2 * np.eye(len(small)), atol=1e-6 * gain**2)
         assert not any(np.any(bias) for bias in network.biases)
-    assert np.all(agent_for(SPACES["a box"], log_std_init=-1.0).actor.log_std == -1.0)
+    assert np.all(actor_of(agent_for(SPACES["a box"], log_std_init=-1.0)).log_std == -1.0)
     policy = agent_for(SPACES["a choice"]).policy(jnp.ones((1, 4)))
     assert policy.entropy()[0] == pytest.approx(np.log(3), abs=1e-3), "the first policy has no opinion"
 
@@ -235,18 +249,19 @@ def test_any_number_of_seeds_is_initialised_each_with_its_own_weights(num_seeds)
     task = task_of(world, network={"hidden_sizes": (64, 64)})
     states = stack([initialise(task, seed) for seed in range(num_seeds)])
     assert all(leaf.shape[0] == num_seeds for leaf in jax.tree.leaves(states))
-    first = np.asarray(states.learner.agent.actor.network.weights[0])
+    first = np.asarray(actor_of(states.learner.agent).network.weights[0])
     assert len(np.unique(first[:, 0, 0])) == num_seeds
     assert same(jax.tree.map(lambda x: x[0], states.learner), initialise(task, 0).learner)
 
 
 def test_rewards_are_scaled_by_the_deviation_of_the_discounted_return_and_nothing_else():
     # G = r + γG runs forward within each episode, across segments; the scale is 1/std of all G so far.
-    task = task_of(CartPole(), coding=BoxCoding((1,)), head=DiscreteHead(2), gamma=0.9, num_envs=NUM_ENVS)
+    task = task_of(CartPole(), model=ModelSpec(BoxEncoder((1,)), DiscreteHead(2)), gamma=0.9, num_envs=NUM_ENVS)
     state = initialise(task, 0)
-    agent = replace(softmax_agent(np.zeros((1, 2))), coding=BoxCoding((1,)), normalize_rewards=True)
+    table = softmax_agent(np.zeros((1, 2)))
+    agent = replace(table, model=replace(table.model, encoder=BoxEncoder((1,))), normalize_rewards=True)
     # A critic that would be seen if its value were written into the rewards.
-    agent = replace(agent, critic=replace(agent.critic, biases=(jnp.full(1, 3.0),)))
+    agent = with_networks(agent, critic=replace(critic_of(agent), biases=(jnp.full(1, 3.0),)))
     state = state._replace(learner=state.learner._replace(agent=agent))
     weigh_once = quick_jit(partial(weigh, task))
     seen, running = [], np.zeros(NUM_ENVS)
@@ -264,9 +279,9 @@ def test_rewards_are_scaled_by_the_deviation_of_the_discounted_return_and_nothin
 
 
 def test_an_agents_log_std_belongs_to_continuous_actions_alone():
-    assert agent_for(SPACES["switches"]).actor.log_std.shape == (0,)
-    assert agent_for(SPACES["a box without bounds"]).actor.log_std.shape == (6,)
-    assert isinstance(agent_for(SPACES["a box"]).actor.head, BoxHead)
+    assert actor_of(agent_for(SPACES["switches"])).log_std.shape == (0,)
+    assert actor_of(agent_for(SPACES["a box without bounds"])).log_std.shape == (6,)
+    assert isinstance(actor_of(agent_for(SPACES["a box"])).head, BoxHead)
 
 
 def test_a_fresh_state_has_the_types_of_a_trained_one():

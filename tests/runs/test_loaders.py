@@ -46,8 +46,8 @@ from upslope.runs.datasets import load_dataset
 from upslope.runs.directory import RunDirectory
 from upslope.runs.display import QuietDisplay
 from upslope.runs.loop import Loop, begin_progress
-from upslope.runs.policy import spaces_of
-from upslope.runs.resume_point import check_room, standstill_of
+from upslope.runs.policy import check_room, spaces_of
+from upslope.runs.resume_point import resume_point_of
 
 EXAMPLES = int(os.environ.get("UPSLOPE_EXAMPLES", "0"))
 DRAWN = settings(
@@ -83,7 +83,7 @@ class Run:
         config = self.directory.config()
         self.task = task_of(config, self.world)
         description = json.loads((self.path / "config.json").read_text())
-        description["spaces"]["observation"] = {"kind": "BoxCoding", "shape": [4]}
+        description["spaces"]["observation"] = {"kind": "BoxEncoder", "shape": [4]}
         (self.path / "config.json").write_text(json.dumps(description))
         engine = HostEngine(self.task, [0, 1], columns_of(self.task, [0, 1]))
         self.state = engine.start()
@@ -117,8 +117,8 @@ class Run:
     def stand(self) -> Any:
         """What resuming reads."""
         config = self.directory.config()
-        check_room(self.directory, config, self.task)
-        return standstill_of(self.directory, config, self.task, self.state, needs_snapshot=True)
+        check_room(self.directory.last, config, self.task.model, self.task.num_envs)
+        return resume_point_of(self.directory, config, self.task, self.state, needs_snapshot=True)
 
     def view_credit(self) -> str:
         """What a report makes of a credit file."""

@@ -17,7 +17,8 @@ from malformed import packed
 from run_helpers import arrays_of
 
 import upslope
-from upslope.models.spaces import BoxCoding, DiscreteHead
+from upslope.models.encoders import BoxEncoder
+from upslope.models.heads import DiscreteHead
 from upslope.runs import loop
 from upslope.runs.datasets import load_dataset
 
@@ -123,7 +124,7 @@ def test_a_damaged_dataset_is_refused_by_name(damage: str, tmp_path: Path):
     path = tmp_path / "data.npz"
     path.write_bytes(DAMAGES[damage](buffer.getvalue()))
     with pytest.raises(upslope.UpslopeError, match=r"data\.npz"):
-        load_dataset(path, BoxCoding((4,)), DiscreteHead(2), False)
+        load_dataset(path, BoxEncoder((4,)), DiscreteHead(2), False)
 
 
 def test_the_wrong_checkpoint_is_refused(run: Path):

@@ -108,7 +108,7 @@ def test_the_same_seeds_give_the_same_run(case: str, together: Callable[[str], P
 def test_different_seeds_differ(case: str, together: Callable[[str], Path]):
     run = together(case)
     parts = [one_seed(run / "checkpoints" / "last.npz", index, MANY) for index in range(MANY)]
-    weights = "state.learner.agent.actor.network.weights[0]"
+    weights = "state.learner.agent.model.actor.network.weights[0]"
     assert len({part[weights] for part in parts}) == MANY
     lengths = {tuple(row["length"] for row in episodes_of(run, seed)) for seed in range(MANY)}
     assert len(lengths) == MANY

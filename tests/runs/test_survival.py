@@ -19,9 +19,11 @@ import upslope
 from upslope import api
 from upslope.config.config import configure
 from upslope.engines import processes
-from upslope.models.spaces import BoxCoding, DiscreteHead, describe
+from upslope.models.encoders import BoxEncoder
+from upslope.models.heads import DiscreteHead
 from upslope.runs import display, loop
 from upslope.runs.directory import RunDirectory
+from upslope.runs.policy import described_spaces
 
 sys.path.insert(0, str(Path(__file__).parents[2] / "benchmarks"))
 import stress_kills
@@ -30,7 +32,7 @@ SMALL: dict[str, Any] = {
     "num_envs": 2, "rollout_steps": 8, "minibatches": 2, "epochs": 1, "hidden_sizes": (8,), "quiet": True,
     "preset": False,
 }  # fmt: skip
-PARTS = describe(BoxCoding((4,)), DiscreteHead(2)), {"needs_critic": True}
+PARTS = described_spaces(BoxEncoder((4,)), DiscreteHead(2)), {"needs_critic": True}
 
 
 def train(folder: Path, name: str, **settings: Any) -> Path:

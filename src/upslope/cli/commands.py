@@ -117,8 +117,8 @@ def compare(
         runs: Run directories.
         score: What a seed is judged by.
         normalize: How scores are made comparable across environments.
-        trust: For --normalize threshold: run the code that a run's config.json names; it may do anything. Without this it is
-            shown and asked for, or refused.
+        trust: For --normalize threshold: run the code that a run's config.json names; it may do anything. Without this
+            it is shown and asked for, or refused.
         json: Print everything as JSON.
     """
     from upslope.analysis.compare import compare
