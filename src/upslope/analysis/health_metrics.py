@@ -57,6 +57,12 @@ HEALTH: dict[str, Explanation] = {
         "That two ends, drawn at random, fall on the same step of the batch.",
         "Small; near 1 the columns run in step, and a batch holds one phase of the episode only.",
     ),
+    "health/still": Explanation(
+        "Observations that stand still",
+        "share of steps",
+        "How many steps return the observation that they were asked at.",
+        "Well below 1; 1 where the observation is that of the reset throughout.",
+    ),
     "health/broken_links": Explanation(
         "Broken successors",
         "share of steps",
@@ -176,6 +182,12 @@ HEALTH: dict[str, Explanation] = {
         "mean squared z",
         "How much rewards, ends and changes of the observation go with what chance chose of the actions.",
         "Well above 1; 1 is what chance alone gives: nothing that comes next depends on the action.",
+    ),
+    "health/late_effect": Explanation(
+        "Late effect of actions",
+        "mean squared z",
+        "How much Ψ, and rewards and ends beside what was seen earlier in the episode, go with what chance chose.",
+        "Above 1 where actions are paid for later, or must match what is no longer seen; 1 is what chance alone gives.",
     ),
     "health/policy_signal": Explanation(
         "Signal in the policy's gradient",

@@ -19,7 +19,7 @@ from upslope.core.estimators import ends
 from upslope.core.messages import PREFIX
 from upslope.core.objectives import Sample, importance_ratio
 from upslope.core.types import Credit, Metrics, Rollout
-from upslope.learning.action_effect import action_effect
+from upslope.learning.action_effect import action_effect, late_effect
 from upslope.learning.devices import AT_ONCE
 from upslope.learning.measures import correlations, of_features, saturation, shifted, totals
 from upslope.models.agent import Perceptron
@@ -37,7 +37,7 @@ SAMPLES = 1024
 """Samples enough for all else: so many columns are looked at, but at least four."""
 ADAM_BETAS = (0.9, 0.999)
 
-SHARES = ("reward_nonzero", "end_share", "truncated_share", "broken_links", "reset_as_successor", "zero_after_end")
+SHARES = ("reward_nonzero", "end_share", "truncated_share", "broken_links", "reset_as_successor", "zero_after_end", "still")
 SIZES = ("reward", "reward_size", "target", "weight", "terminal_error", "truncation_bootstrap", "tail", "tail_bias")
 DECISIONS = ("log_prob", "log_prob_mismatch", "surrogate_gain", "state_dependence", "action_clipped")
 SERIES = (*SHARES, *SIZES, *DECISIONS, "value", "value_bias")
@@ -45,7 +45,7 @@ SERIES = (*SHARES, *SIZES, *DECISIONS, "value", "value_bias")
 PAIRS = ("tail_correlation", "terminal_correlation", "penultimate_correlation", "weight_agreement")
 OF_FEATURES = tuple(f"observation_{name}" for name in ("mean", "std_min", "std_max", "max", "constant"))
 OF_NETWORK = ("signal", "second_moment", "saturation")
-OTHERS = ("reward_scale", "ends_together", "action_effect", *OF_FEATURES)
+OTHERS = ("reward_scale", "ends_together", "action_effect", "late_effect", *OF_FEATURES)
 OTHERS += tuple(f"{network}_{name}" for network in ("policy", "critic") for name in OF_NETWORK)
 
 
@@ -105,7 +105,9 @@ class Look:
         parts = [
             moments(series),
             correlations(pairs(rollout, credit, value, has_value, tail)),
-            jnp.stack([seen.reward_scale, ends_together(rollout), action_effect(batch, rollout)]),
+            jnp.stack(
+                [seen.reward_scale, ends_together(rollout), action_effect(batch, rollout), late_effect(batch, rollout)]
+            ),
             of_features(batch.features, batch.valid),
             of_network(seen.actor, seen.actor.parameters.network, batch),
             jnp.full(len(OF_NETWORK), jnp.nan) if critic is None else of_network(critic, critic.parameters, batch),
@@ -166,6 +168,7 @@ def facts(rollout: Rollout) -> Series:
     """Rewards, how episodes end, and whether a row goes on where the row before it stopped."""
     valid, over = rollout.valid, (rollout.terminated | rollout.truncated) & rollout.valid
     axes = tuple(range(2, rollout.observation.ndim))
+    is_still = jnp.all(rollout.observation == rollout.next_observation, axis=axes)
     follows = shifted(jnp.all(rollout.observation[1:] == rollout.next_observation[:-1], axis=axes))
     begins, goes_on = valid & shifted(over[:-1]), valid & shifted((valid & ~over)[:-1])
     return {
@@ -175,6 +178,7 @@ def facts(rollout: Rollout) -> Series:
         "broken_links": (~follows, goes_on),
         "reset_as_successor": (follows, begins),
         "zero_after_end": (rollout.reward == 0, begins),
+        "still": (is_still, valid),
         "reward": (rollout.reward, valid),
         "reward_size": (jnp.abs(rollout.reward), valid),
     }
