@@ -187,8 +187,8 @@ class Shared(CompiledEngine):
 class SharedHost(HostEngine):
     """The same on the host, where weighing, moving and acting are programs of their own."""
 
-    def __init__(self, task: Task, seeds: Any, columns: Any):
-        super().__init__(task, seeds, columns)
+    def __init__(self, task: Task, seeds: Any, columns: Any, *more: Any):
+        super().__init__(task, seeds, columns, *more)
         is_planted = isinstance(task.estimator, PlantedGAE)
         key = key_of(task, "host", is_planted)
         if key not in PROGRAMS:
