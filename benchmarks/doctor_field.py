@@ -3,6 +3,7 @@
     python benchmarks/doctor_field.py train BANK HALF [SECONDS]  # trains what is missing, for about so long
     python benchmarks/doctor_field.py judge BANK calibration     # every run that is wrong, and the figures
     python benchmarks/doctor_field.py judge BANK test NAME       # the figures alone; stored under this name
+    … judge BANK test NAME COMMIT                                # where upslope is imported from this commit's tree
 
 Worlds of six sources are split into two halves: by `calibration` rules may be changed, `test` is judged once before
 rules were changed for this bank and once after. Needs `pip install minigrid gymnax six` besides `upslope[mujoco]`.
@@ -34,7 +35,7 @@ TARGETS = {
 }
 
 
-def judge(bank: Path, half: str, tell: bool) -> dict[str, Any]:
+def judge(bank: Path, half: str, tell: bool, commit: str = "") -> dict[str, Any]:
     """Diagnose every run of a half of the bank that was trained."""
     rows = []
     for job in jobs():
@@ -42,8 +43,7 @@ def judge(bank: Path, half: str, tell: bool) -> dict[str, Any]:
         if job.half != half or not (path / "harm.json").exists():
             continue
         if not harm_at(path):
-            print(f"left out, since it could not be trained: {job.world.name}, {job.name}")
-            continue
+            continue  # it could not be trained
         is_faulty = job.cause != "healthy"
         if is_faulty and not did_harm(bank, job):
             rows.append(row_of(job) | {"harmed": False})
@@ -55,7 +55,12 @@ def judge(bank: Path, half: str, tell: bool) -> dict[str, Any]:
         if tell and not is_right:
             notes = [f"{f.cause} {f.rank:.2f}" for f in diagnosis.findings][:5]
             print(f"{job.world.name:18s} {job.name:28s} {job.cause:26s} {row['verdict']!s:6s} {', '.join(notes)}")
-    return {"rules of commit": commit_of_rules(), "date": time.strftime("%Y-%m-%d"), **figures(rows), "runs": rows}
+    return {
+        "rules of commit": commit or commit_of_rules(),
+        "date": time.strftime("%Y-%m-%d"),
+        **figures(rows),
+        "runs": rows,
+    }
 
 
 def row_of(job: Job) -> dict[str, Any]:
@@ -104,7 +109,7 @@ def wilson(right: int, of: int) -> tuple[float, float]:
     """Wilson's 95 % interval of a share."""
     z, p = 1.96, right / of
     centre, half = p + z**2 / (2 * of), z * (p * (1 - p) / of + z**2 / (4 * of**2)) ** 0.5
-    return (centre - half) / (1 + z**2 / of), (centre + half) / (1 + z**2 / of)
+    return max(0.0, centre - half) / (1 + z**2 / of), min(1.0, (centre + half) / (1 + z**2 / of))
 
 
 def words(count: list[int]) -> str:
@@ -147,13 +152,13 @@ def main() -> None:
     what, bank, half, *rest = sys.argv[1], Path(sys.argv[2]), *sys.argv[3:]
     if what == "train":
         until = time.perf_counter() + float(rest[0] if rest else 1e9)
-        chosen = [job for job in jobs() if job.half == half]
+        chosen = sorted((job for job in jobs() if job.half == half), key=lambda job: job.is_dear)
         while time.perf_counter() < until and train(bank, chosen, 1):
             pass
         left = sum(not (place(bank, job) / "harm.json").exists() for job in chosen)
         print(f"{len(chosen) - left} of {len(chosen)} runs are trained")
         return
-    found = judge(bank, half, tell=half == "calibration")
+    found = judge(bank, half, half == "calibration", rest[1] if len(rest) > 1 else "")
     print("\n".join(lines_of(found)))
     stored = json.loads(RESULTS.read_text("utf-8")) if RESULTS.exists() else {}
     stored.setdefault(half, {})[rest[0] if rest else "now"] = found

@@ -30,6 +30,8 @@ from upslope.runs.directory import RunDirectory
 from upslope.runs.policy import Policy, load_agents, spaces_of
 
 LOST = 0.25
+NUMBERS = {"algorithm", "preset", "seeds", "seed", "learning_rate", "gamma", "entropy_coefficient"}
+"""Settings that are the same in all runs of a world, or arguments of its program."""
 PLAYED = 64
 """Episodes of each seed by which its agents are judged; `HOST_PLAYED` on the host."""
 HOST_PLAYED = 24
@@ -212,6 +214,14 @@ class Job:
     @property
     def half(self) -> str:
         return self.world.half
+
+    @property
+    def is_dear(self) -> int:
+        """2 on the host, 1 where it needs a compiled program of its own, else 0: such are trained first."""
+        changed = {name for name, x in self.arguments.items() if x != self.world.settings.get(name)}
+        is_shared = changed <= NUMBERS and self.arguments["algorithm"] == "ppo"
+        is_shared &= not (self.fault and self.fault.unlimited)
+        return 2 if not self.world.is_compiled else 0 if is_shared else 1
 
 
 def jobs() -> Iterator[Job]:

@@ -187,7 +187,7 @@ HEALTH: dict[str, Explanation] = {
         "Late effect of actions",
         "mean squared z",
         "How much Ψ, and rewards and ends beside what was seen earlier in the episode, go with what chance chose.",
-        "Above 1 where actions are paid for later, or must match what is no longer seen; 1 is what chance alone gives.",
+        "Above 2.5 where actions are paid for later, or must match what is no longer seen; chance alone gives 1.6.",
     ),
     "health/policy_signal": Explanation(
         "Signal in the policy's gradient",

@@ -26,7 +26,7 @@ def action_effect(batch: Any, rollout: Rollout) -> Float[Array, ""]:
 
 
 def late_effect(batch: Any, rollout: Rollout) -> Float[Array, ""]:
-    """The same for what a memory or patience would show, the larger of two mean z².
+    """The same for what a memory or patience would show, the larger of two mean z², 1.64 by chance.
 
     One is of the weight Ψ, since an action may be paid for much later. The other is of reward and end, each times the
     mean of what the episode had shown before: an action may have to match what is no longer seen, and its reward then

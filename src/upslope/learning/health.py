@@ -37,7 +37,8 @@ SAMPLES = 1024
 """Samples enough for all else: so many columns are looked at, but at least four."""
 ADAM_BETAS = (0.9, 0.999)
 
-SHARES = ("reward_nonzero", "end_share", "truncated_share", "broken_links", "reset_as_successor", "zero_after_end", "still")
+SHARES = ("reward_nonzero", "end_share", "truncated_share", "broken_links", "reset_as_successor", "zero_after_end")
+SHARES += ("still",)
 SIZES = ("reward", "reward_size", "target", "weight", "terminal_error", "truncation_bootstrap", "tail", "tail_bias")
 DECISIONS = ("log_prob", "log_prob_mismatch", "surrogate_gain", "state_dependence", "action_clipped")
 SERIES = (*SHARES, *SIZES, *DECISIONS, "value", "value_bias")
