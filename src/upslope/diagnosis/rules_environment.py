@@ -1,5 +1,7 @@
 """Rules about the world: rewards, observations, ends, speed."""
 
+import math
+
 import numpy as np
 
 from upslope.core.messages import COMPILED_PREFIX
@@ -65,16 +67,28 @@ def only_waits(s: Signs) -> Finding | None:
     ) if part else None  # fmt: skip
 
 
+def spread_by_chance(s: Signs) -> float:
+    """σ of the critic's targets over σ of a reward, if rewards of different steps are independent; an estimator of the
+    user's own is taken for GAE."""
+    length = s.config.n if s.config.estimator == "n_step" else math.inf
+    decay = (s.config.gamma * (1.0 if s.is_whole or math.isfinite(length) else s.config.lambda_)) ** 2
+    return math.sqrt((1 - decay**length) / (1 - decay)) if decay < 1 else math.sqrt(min(length, 1e4))
+
+
 @rule("Schulman, nuts and bolts; the mountain car's rewards")
 def only_costs_avoided(s: Signs) -> Finding | None:
     """A policy that has learned to do nothing, since nothing it ever did was paid for.
 
     Where something is held at a point, all rewards are costs too, and in the end hardly anything is left to explain.
-    But while it is learned the costs depend on the state, and the critic sees that: so it must never have done so.
+    But while it is learned the costs depend on the state, so those of neighbouring steps are alike, and sums of them
+    vary more than sums of costs that chance alone decides, as where the action alone costs.
     """
     highest, ended = s.taken("reward_max", how=np.max), s.taken("truncated_share", how=np.min)
-    explained = s.taken("critic/explained_variance", how=lambda x: np.percentile(x, 90))
-    part = share((highest <= 0) & (ended > 0.99) & (explained < 0.1) & s.improved) if s.needs_critic else 0.0
+    explained = s.late("critic/explained_variance")
+    spread = s.whole("target_std") / (s.whole("reward_std") * s.whole("reward_scale"))
+    depends = np.nanmax(np.where(np.isfinite(spread), spread, -np.inf), axis=1) > 2 * spread_by_chance(s)
+    is_saving = (highest <= 0) & (ended > 0.99) & (explained < 0.1) & s.improved & ~depends
+    part = share(is_saving) if s.needs_critic else 0.0
     return Finding(
         "no_reward_signal", "Only costs fall: no reward above 0 was ever seen, and no episode ended by itself.",
         "The goal was never found, so the policy learns to save effort.",
