@@ -23,7 +23,7 @@ import upslope
 
 RESULTS = Path(__file__).parent / "results" / "doctor.json"
 PAGE = Path(__file__).parents[1] / "docs" / "doctor.md"
-ANALYSIS = Path(__file__).parents[1] / "src" / "upslope" / "diagnosis"
+RULES = Path(__file__).parents[1] / "src" / "upslope" / "diagnosis"
 AT_ONCE, MORE = 12, 3
 """Runs that one process trains, and its exit status if there may be more."""
 
@@ -49,8 +49,8 @@ def judge(bank: Path, parts: tuple[str, ...]) -> dict[str, Any]:
 
 def commit_of_rules() -> str:
     """The last commit that changed what a diagnosis is made of."""
-    command = ["git", "log", "-1", "--format=%h", "--", str(ANALYSIS)]
-    return subprocess.run(command, capture_output=True, text=True, check=True, cwd=ANALYSIS).stdout.strip()
+    command = ["git", "log", "-1", "--format=%h", "--", str(RULES)]
+    return subprocess.run(command, capture_output=True, text=True, check=True, cwd=RULES).stdout.strip()
 
 
 def figures(rows: list[dict[str, Any]]) -> dict[str, Any]:

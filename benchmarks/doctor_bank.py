@@ -7,6 +7,7 @@ coefficient, what is planted) is therefore an argument of the program, and runs 
 import dataclasses
 import threading
 from collections.abc import Iterator
+from functools import partial
 from pathlib import Path
 from typing import Any
 from unittest.mock import patch
@@ -22,7 +23,7 @@ from upslope.engines.collect import Act
 from upslope.engines.compiled import CompiledEngine
 from upslope.engines.host import HostEngine
 from upslope.learning import iteration
-from upslope.learning.iteration import Task, iterate_many, move, weigh
+from upslope.learning.iteration import QUICK, Task, iterate_many, move, weigh
 
 PARTS = ("calibrate", "test", "fresh", "confirm")
 COMMON: dict[str, Any] = {"seeds": 5, "quiet": True}
@@ -187,11 +188,12 @@ class Shared(CompiledEngine):
 class SharedHost(HostEngine):
     """The same on the host, where weighing, moving and acting are programs of their own."""
 
-    def __init__(self, task: Task, seeds: Any, columns: Any):
-        super().__init__(task, seeds, columns)
+    def __init__(self, task: Task, seeds: Any, columns: Any, *more: Any):
+        super().__init__(task, seeds, columns, *more)
         is_planted = isinstance(task.estimator, PlantedGAE)
         key = key_of(task, "host", is_planted)
         if key not in PROGRAMS:
+            jit = partial(jax.jit, compiler_options=QUICK)
 
             def weigh_one(numbers: Any, state: Any, rollout: Any) -> Any:
                 with Planting(numbers):
@@ -202,7 +204,7 @@ class SharedHost(HostEngine):
                 with Planting(numbers):
                     return move(with_numbers(task, numbers), *arguments)
 
-            PROGRAMS[key] = (jax.jit(weigh_one), jax.jit(move_one), Act(), self.keys, self.take, self.stack)
+            PROGRAMS[key] = (jit(weigh_one), jit(move_one), Act(), self.keys, self.take, self.stack)
         weigh_program, move_program, self.act, self.keys, self.take, self.stack = PROGRAMS[key]
         numbers = numbers_of(task)
         self.weigh: Any = lambda *arguments: weigh_program(numbers, *arguments)

@@ -135,9 +135,9 @@ def distance(found: dict[str, Any], expected: dict[str, Any]) -> float:
     if len(found["rows"]) != len(expected["rows"]):
         return float("inf")
     for mine, theirs in zip(found["rows"], expected["rows"], strict=True):
-        if set(mine) != set(theirs):
+        if not set(theirs) <= set(mine):  # a metric may be added, none may go
             return float("inf")
-        values = np.asarray([[mine[k], theirs[k]] for k in mine if isinstance(theirs[k], int | float)], float)
+        values = np.asarray([[mine[k], theirs[k]] for k in theirs if isinstance(theirs[k], int | float)], float)
         gaps.append(np.abs(values[:, 0] - values[:, 1]) / (1 + np.abs(values[:, 1])))
     return float(np.max(np.concatenate(gaps)))
 

@@ -85,6 +85,8 @@ def too_little(signs: Signs, num_checked: int) -> str:
         return f"it learned from recorded data and played no episodes; upslope evaluate {signs.record.path} tells more"
     if not np.isfinite(signs.returns[0]).any():
         return f"no seed has finished {ENDS} episodes, so whether the return rises is not known"
+    if signs.is_flat:
+        return "its return has not risen, and nothing that was looked at says why; it may need more steps"
     if num_checked < len(RULES) / 2:
         return "it does not hold what most rules look at; an older version of upslope may have trained it"
     return ""

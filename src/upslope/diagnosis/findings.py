@@ -20,8 +20,12 @@ ALARM = 0.5
 """A finding of at least this certainty is an alarm; the others are notes."""
 UNTRAINED = 20
 """Finished episodes of a seed that tell what it got before it had learned anything."""
+PARTS = 10
+"""Into how many stretches of equally many steps a run is cut to see when its return rose or fell."""
 ENDS = 10
 """Finished episodes of a seed before its return is said to rise or not."""
+FEW = 16
+"""Fewest samples of an iteration in which a deviation means anything."""
 CRITIC, ACTING = "a critic", "a policy that acts while it learns"
 """What a run may be without by its settings."""
 RULES: list[Callable[["Signs"], "Finding | None"]] = []
@@ -118,6 +122,11 @@ class Signs:
         return self.record.description["spaces"]["action"]
 
     @property
+    def batch(self) -> int | float:
+        """Samples of an iteration; unbounded where whole episodes are collected."""
+        return math.inf if self.is_whole else self.config.num_envs * self.config.rollout_steps
+
+    @property
     def samples(self) -> int:
         """Samples per gradient step of an estimator that collects segments."""
         return self.config.num_envs * self.config.rollout_steps // self.config.minibatches
@@ -187,27 +196,51 @@ class Signs:
         few; otherwise the first tenth.
         """
         self.lacks(f"{ENDS} finished episodes of a seed", not np.isfinite(self.known_returns[0]).any())
-        first, last, spread, _ = self.known_returns
+        first, last, spread, *_ = self.known_returns
         return first, last, spread
 
     @cached_property
     def known_returns(self) -> np.ndarray:
-        """The same, and the standard error of the rise [4, S]; nan for seeds with too few episodes."""
+        """The same, and the standard error of the rise; then the rise from the first to the last fifth, which is
+        smaller but better known, and its standard error [6, S]. nan for seeds with too few episodes."""
         parts = []
         for seed, steps in zip(self.record.seeds, self.record.steps, strict=True):
             episodes = self.record.episodes_of(seed)
             r, n, untrained = episodes["return"], len(episodes), int((episodes["step"] <= steps[0]).sum())
             first = r[: untrained if untrained >= UNTRAINED else max(5, n // 10)]
-            last = r[-max(5, n // 5) :]
-            error = np.sqrt(np.var(first) / len(first) + np.var(last) / len(last)) if n >= ENDS else np.nan
-            parts.append((np.mean(first), np.mean(last), np.std(first), error) if n >= ENDS else (np.nan,) * 4)
+            fifth, last = r[: max(5, n // 5)], r[-max(5, n // 5) :]
+            known = (np.mean(first), np.mean(last), np.std(first), standard_error(first, last))
+            known += (np.mean(last) - np.mean(fifth), standard_error(fifth, last))
+            parts.append(known if n >= ENDS else (np.nan,) * 6)
         return np.asarray(parts).T
 
     @property
     def improved(self) -> np.ndarray:
-        """Of which seeds the return rose by more than half a deviation of the first episodes, and not by chance [S]."""
+        """Of which seeds the return rose, and not by chance [S].
+
+        Where single episodes are mostly luck, as in Blackjack, all that can be learned is less than half of their
+        deviation. So a small rise counts too, if it is many standard errors.
+        """
         first, last, spread = self.returns
-        return last - first > np.maximum(0.5 * np.maximum(spread, 1e-9), 2 * self.known_returns[3])
+        spread, (_, _, _, error, later_rise, later_error) = np.maximum(spread, 1e-9), self.known_returns
+        is_large = last - first > np.maximum(0.5 * spread, 2 * error)
+        return is_large | (later_rise > np.maximum(0.1 * spread, 4 * later_error))
+
+    @property
+    def worsened(self) -> np.ndarray:
+        """Of which seeds the return ended below that of the untrained policy, by as much [S]."""
+        first, last, spread = self.returns
+        return first - last > np.maximum(np.maximum(spread, 1e-9), 4 * self.known_returns[3])
+
+    @cached_property
+    def stretches(self) -> list[list[np.ndarray]]:
+        """The returns of each seed in each of `PARTS` stretches of equally many steps; a stretch may have none."""
+        edges = np.linspace(0, np.nanmax(self.record.steps), PARTS + 1)[1:-1]
+        found = []
+        for seed in self.record.seeds:
+            episodes = self.record.episodes_of(seed)
+            found.append(np.split(episodes["return"], np.searchsorted(episodes["step"], edges, side="right")))
+        return found
 
     @property
     def is_flat(self) -> bool:
@@ -225,6 +258,11 @@ class Signs:
     def lengths(self) -> np.ndarray:
         """Of all finished episodes."""
         return self.record.episodes["length"]
+
+
+def standard_error(left: np.ndarray, right: np.ndarray) -> float:
+    """Of the difference of two means."""
+    return float(np.sqrt(np.var(left) / len(left) + np.var(right) / len(right))) if len(left) and len(right) else np.nan
 
 
 def share(holds: np.ndarray) -> float:

@@ -2,7 +2,7 @@
 
 import numpy as np
 
-from upslope.diagnosis.findings import Finding, Signs, rule, share
+from upslope.diagnosis.findings import FEW, Finding, Signs, rule, share
 
 CHECK = "upslope check ENVIRONMENT"
 PROBE = "upslope probe, with your own estimator and objective"
@@ -10,6 +10,8 @@ PROBE = "upslope probe, with your own estimator and objective"
 
 def loses_ends(s: Signs) -> np.ndarray:
     """In which seeds episodes finish and no rollout has an end [S]."""
+    if s.batch < FEW:  # too little is looked at to have seen one
+        return np.zeros(len(s.record.seeds), bool)
     return (s.taken("end_share", how=np.max) == 0) & (s.taken("episode/count", how=np.sum) > 20)
 
 
@@ -125,6 +127,12 @@ def return_not_propagated(s: Signs) -> Finding | None:
     one_sign = s.taken("reward_min", how=np.min) * s.taken("reward_max", how=np.max) >= 0
     long = s.lengths.mean() > 5 if s.lengths.size else True
     is_short = (np.abs(target) < 1.2 * np.abs(reward)) & one_sign & (np.abs(reward) > 1e-8)
+    # Whatever the signs of the rewards are: targets that have their mean, deviation, lowest and highest are rewards.
+    is_reward = np.ones(len(target), bool)
+    for name in ("mean", "std", "min", "max"):
+        mine, theirs = s.late(f"target_{name}"), s.late(f"reward_{name}") * scale
+        is_reward &= np.abs(mine - theirs) < 0.02 * np.maximum(np.abs(theirs), s.late("reward_std") * scale)
+    is_short |= is_reward & (s.late("reward_std") > 0)
     part = share(is_short) if s.needs_critic and s.horizon > 4 and long else 0.0
     return Finding(
         "return_not_propagated", "Targets are no larger than one reward, though rewards go on.",
@@ -156,7 +164,8 @@ def no_policy_signal(s: Signs) -> Finding | None:
     """Without weights or gradient a policy cannot move."""
     # From the start: a policy that has learned all there is has no gradient left either.
     weight, gradient = (s.taken(name, 0.0, 0.2, np.max) for name in ("weight_std", "policy/gradient_norm"))
-    part = share((weight < 1e-7) | (gradient < 3e-3))
+    # One sample has no deviation: its standardised weight is 0 by arithmetic.
+    part = share((weight < 1e-7) | (gradient < 3e-3)) if s.batch > 1 else 0.0
     return Finding(
         "no_policy_signal", "The policy gets no gradient.",
         "All weights are equal or zero, or the objective's loss does not depend on the policy.",

@@ -1,21 +1,39 @@
 """Rules about the world: rewards, observations, ends, speed."""
 
+import math
+
 import numpy as np
 
 from upslope.core.messages import COMPILED_PREFIX
-from upslope.diagnosis.findings import Finding, Signs, rule, share
+from upslope.diagnosis.findings import ENDS, FEW, Finding, Signs, rule, share
 
 CHECK = "upslope check ENVIRONMENT"
 EPISODES = "50 finished episodes"
 SAMPLES = 256
 """Fewest samples of an iteration in which the effect of actions would show."""
+LATER = 2.5
+"""Where actions have no effect the larger of two mean z² is 1.64 in the mean, less exactly in short runs."""
+TINY = 0.003
+"""A deviation of every observed number below this is lost among a network's initial weights."""
 
 
 @rule("Schulman, nuts and bolts: can a random policy ever succeed?")
 def no_reward_signal(s: Signs) -> Finding | None:
     """A return that never differs teaches nothing."""
     nonzero = s.taken("reward_nonzero", how=np.max)
-    part = share(nonzero == 0)
+    # Where episodes end at once that is the cause, and that nothing is paid its consequence.
+    is_cut_off = s.lengths.size >= 50 and np.percentile(s.lengths, 95) <= 2
+    part = share(nonzero == 0) * (0.9 if is_cut_off else 1.0)
+    never_differs = 0.0 if part else share(np.asarray([is_always_the_same(s, seed) for seed in s.record.seeds]))
+    if never_differs:
+        x = s.taken("episode/return")
+        return Finding(
+            "no_reward_signal", f"Every episode had the same return, {np.nanmedian(x):.4g}, and the same length.",
+            "The goal was never reached, or the environment pays the same whatever is done.",
+            "Shape the reward, or explore wider: --entropy-coefficient 0.02, --log-std-init 0.5; or begin from --data.",
+            0.96 * never_differs, evidence=(s.evidence("episode/return", x, "differs between episodes"),),
+            experiment=CHECK,
+        )  # fmt: skip
     return Finding(
         "no_reward_signal", "No reward was ever seen.",
         "The reward is too sparse for this exploration, or the environment does not pay.",
@@ -24,12 +42,53 @@ def no_reward_signal(s: Signs) -> Finding | None:
     ) if part else None  # fmt: skip
 
 
-@rule("Schulman, nuts and bolts; the pendulum's and the mountain car's rewards")
+def is_always_the_same(s: Signs, seed: int) -> bool:
+    """Whether all of a seed's episodes, of more than a step or two, had one return and one length."""
+    episodes = s.record.episodes_of(seed)
+    if s.lacks(f"{ENDS} finished episodes of a seed", len(episodes) < ENDS):
+        return False
+    size, lengths = np.abs(episodes["return"]).max(), episodes["length"]
+    return bool(np.ptp(episodes["return"]) <= 1e-6 * size and np.ptp(lengths) == 0 and lengths[0] > 2)
+
+
+@rule("Schulman, nuts and bolts; the taxi's and the cliff's rewards")
+def only_waits(s: Signs) -> Finding | None:
+    """A policy that has learned to avoid what costs more, and never arrives: each step costs the same to the limit."""
+    mean, std = s.taken("reward_mean", 0.7), s.taken("reward_std", 0.7)
+    ended, count = s.taken("truncated_share", 0.7, how=np.min), s.taken("episode/count", 0.7, how=np.sum)
+    part = share((mean < 0) & (std < 0.02 * np.abs(mean)) & (ended == 1) & (count > 0))
+    return Finding(
+        "no_reward_signal", "In the end every step costs the same, and no episode ends by itself.",
+        "The goal is not reached, so the policy has learned to avoid greater costs, and waits for the time limit.",
+        "Train longer, or explore wider: --entropy-coefficient 0.05; raise the time limit; or shape the reward.",
+        0.7 * part, 0.95, evidence=(s.evidence("reward_mean", mean, "differs between steps", 0.7),
+                                    s.evidence("truncated_share", ended, "below 1 now and then", 0.7)),
+        rivals=("a task that is a constant cost from beginning to end",), experiment=CHECK,
+    ) if part else None  # fmt: skip
+
+
+def spread_by_chance(s: Signs) -> float:
+    """σ of the critic's targets over σ of a reward, if rewards of different steps are independent; an estimator of the
+    user's own is taken for GAE."""
+    length = s.config.n if s.config.estimator == "n_step" else math.inf
+    decay = (s.config.gamma * (1.0 if s.is_whole or math.isfinite(length) else s.config.lambda_)) ** 2
+    return math.sqrt((1 - decay**length) / (1 - decay)) if decay < 1 else math.sqrt(min(length, 1e4))
+
+
+@rule("Schulman, nuts and bolts; the mountain car's rewards")
 def only_costs_avoided(s: Signs) -> Finding | None:
-    """A policy that has learned to do nothing, since nothing it ever did was paid for."""
+    """A policy that has learned to do nothing, since nothing it ever did was paid for.
+
+    Where something is held at a point, all rewards are costs too, and in the end hardly anything is left to explain.
+    But while it is learned the costs depend on the state, so those of neighbouring steps are alike, and sums of them
+    vary more than sums of costs that chance alone decides, as where the action alone costs.
+    """
     highest, ended = s.taken("reward_max", how=np.max), s.taken("truncated_share", how=np.min)
     explained = s.late("critic/explained_variance")
-    part = share((highest <= 0) & (ended > 0.99) & (explained < 0.1) & s.improved) if s.needs_critic else 0.0
+    spread = s.whole("target_std") / (s.whole("reward_std") * s.whole("reward_scale"))
+    depends = np.nanmax(np.where(np.isfinite(spread), spread, -np.inf), axis=1) > 2 * spread_by_chance(s)
+    is_saving = (highest <= 0) & (ended > 0.99) & (explained < 0.1) & s.improved & ~depends
+    part = share(is_saving) if s.needs_critic else 0.0
     return Finding(
         "no_reward_signal", "Only costs fall: no reward above 0 was ever seen, and no episode ended by itself.",
         "The goal was never found, so the policy learns to save effort.",
@@ -59,7 +118,11 @@ def reward_noise(s: Signs) -> Finding | None:
     """A reward whose deviation is far above what any state explains."""
     ratio = s.taken("reward_std") / np.maximum(np.abs(s.taken("reward_mean")), 1e-8)
     explained = s.late("critic/explained_variance")
-    part = share((ratio > 5) & (explained < 0.15)) if s.needs_critic and s.is_flat else 0.0
+    # A reward that is 0, or a small cost, at most steps varies as much, and is no noise: noise goes both ways.
+    mean, std = s.taken("reward_mean"), s.taken("reward_std")
+    sides = np.minimum(s.taken("reward_max") - mean, mean - s.taken("reward_min"))
+    is_dense = (s.taken("reward_nonzero") > 0.5) & (sides > 1.5 * std)
+    part = share((ratio > 5) & (explained < 0.15) & is_dense) if s.needs_critic and s.is_flat else 0.0
     return Finding(
         "reward_noise", "Rewards vary much, and neither policy nor critic finds what they depend on.",
         "The reward is mostly noise, or depends on what is not observed.",
@@ -102,7 +165,7 @@ def episodes_end_at_once(s: Signs) -> Finding | None:
     """Every episode is over in a step or two, and nothing is learned from them."""
     if s.lacks(EPISODES, s.lengths.size < 50) or np.percentile(s.lengths, 95) > 2 or not s.is_flat:
         return None
-    varies = np.ptp(s.record.episodes["return"]) > 0
+    varies = bool(np.ptp(s.record.episodes["return"]) > 0)
     lengths = s.taken("episode/length")
     return Finding(
         "episodes_end_at_once", "Every episode ends within two steps.",
@@ -118,7 +181,10 @@ def limit_as_termination(s: Signs) -> Finding | None:
     if s.lacks(EPISODES, s.lengths.size < 50):
         return None
     longest = int(s.lengths.max())
-    if np.unique(s.lengths).size < 5:
+    # Equal lengths alone are no more than a note: many tasks end after a fixed number of steps. With few others the
+    # longest must be long.
+    num_lengths = np.unique(s.lengths).size
+    if 1 < num_lengths < (3 if longest >= 8 else 5):
         return None
     at_longest = np.asarray([np.mean(s.record.episodes_of(seed)["length"] == longest) for seed in s.record.seeds])
     truncated = s.taken("truncated_share", how=np.mean)
@@ -127,7 +193,8 @@ def limit_as_termination(s: Signs) -> Finding | None:
         "limit_as_termination", f"{at_longest.mean():.0%} of episodes terminate after {longest} steps, the longest.",
         "The environment returns terminated at its time limit, so the value there is taken for 0.",
         f"Return truncated at the limit, e.g. gymnasium.wrappers.TimeLimit(env, {longest}).",
-        0.85 * part, 0.8, evidence=(s.evidence("truncated_share", truncated, "above 0 at a time limit"),),
+        (0.85 if num_lengths > 1 else 0.45) * part, 0.8,
+        evidence=(s.evidence("truncated_share", truncated, "above 0 at a time limit"),),
         rivals=("a task that really ends then",), experiment=CHECK,
     ) if part else None  # fmt: skip
 
@@ -135,22 +202,34 @@ def limit_as_termination(s: Signs) -> Finding | None:
 @rule("Jones 2021; Schulman, nuts and bolts")
 def observations_uninformative(s: Signs) -> Finding | None:
     """Observations that never change."""
-    x = s.taken("observation_constant")
-    part = share(x > 0.999) if not (s.lengths.size and s.lengths.max() <= 1) else 0.0
+    longest = s.lengths.max() if s.lengths.size else np.inf
+    if s.lacks(f"{FEW} samples an iteration", s.batch < FEW) or longest <= 1:
+        return None
+    x, still = s.taken("observation_constant"), s.taken("still")
+    part = share((x > 0.999) | (still > 0.999) & (longest > 2))
     return Finding(
-        "observations_uninformative", "The observation never changes.",
+        "observations_uninformative",
+        "The observation never changes." if share(x > 0.999) else "The observation never changes within an episode.",
         "The environment returns the same array, or a copy made before the step.",
         "Return a new observation from each step().", 0.97 * part,
-        evidence=(s.evidence("observation_constant", x, "0"),), experiment=CHECK,
+        evidence=(s.evidence("observation_constant", x, "0"), s.evidence("still", still, "well below 1")),
+        experiment=CHECK,
     ) if part else None  # fmt: skip
 
 
 @rule("Schulman, nuts and bolts: observations of mean 0 and deviation 1")
 def observations_unscaled(s: Signs) -> Finding | None:
-    """Numbers in the tens and hundreds saturate the first layer."""
+    """Numbers in the tens and hundreds saturate the first layer; tiny ones do not get through it."""
     centre, width = s.taken("observation_mean"), s.taken("observation_std_max")
-    saturated = s.taken("policy_saturation")
+    saturated, constant = s.taken("policy_saturation"), s.taken("observation_constant")
     part = share((centre > 20) | (width > 20) | (saturated > 0.5))
+    is_tiny = s.batch >= FEW and share((width < TINY) & (s.taken("observation_max") < 10 * TINY) & (constant < 0.999))
+    if is_tiny and not s.config.normalize_observations:
+        return Finding(
+            "observations_unscaled", "Observations hardly differ: their deviations are far below 1.",
+            "The first layer cannot tell them apart.", "Add --normalize-observations.", 0.88 * is_tiny, 0.9,
+            evidence=(s.evidence("observation_std_max", width, f"above {TINY}"),),
+        )  # fmt: skip
     return Finding(
         "observations_unscaled", "Observations are far from mean 0 and deviation 1.",
         "The first layer saturates, so the networks see little of the differences.",
@@ -166,15 +245,19 @@ def actions_without_effect(s: Signs) -> Finding | None:
     """Nothing that comes next goes with what chance chose, and the return has not risen."""
     # A mean of squared z-scores, 1 by chance; a weak effect shows in many samples only.
     effect, gain = s.taken("action_effect", how=np.mean), s.taken("weight_std")
+    later = s.taken("late_effect", how=np.mean)
     few = s.lacks(
         f"{SAMPLES} samples an iteration", not s.is_whole and s.config.num_envs * s.config.rollout_steps < SAMPLES
     )
-    part = share((effect < 1.5) & (gain > 1e-7)) if s.is_flat and not few and not s.is_recorded else 0.0
+    is_none = (effect < 1.5) & ~(later > LATER) & (gain > 1e-7)
+    part = share(is_none) if s.is_flat and not few and not s.is_recorded else 0.0
     return Finding(
         "actions_without_effect", "What comes next does not depend on the actions, and the return has not risen.",
         "step() does not use its action, or not in the units in which it comes.",
         "See that step() uses the action that it gets, in its own units.", 0.85 * part,
-        evidence=(s.evidence("action_effect", effect, "well above 1"),), experiment=CHECK,
+        evidence=(s.evidence("action_effect", effect, "well above 1"),
+                  s.evidence("late_effect", later, f"above {LATER}")),
+        experiment=CHECK,
         rivals=("effects that come many steps later only", "effects too weak to show in a batch"),
     ) if part else None  # fmt: skip
 

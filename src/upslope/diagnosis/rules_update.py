@@ -1,8 +1,11 @@
 """Rules about how the policy and the critic move."""
 
+import math
+
 import numpy as np
 
 from upslope.config.config import Config
+from upslope.core.messages import counted
 from upslope.diagnosis.findings import Finding, Signs, rule, share
 
 SEED = "another seed: --seed 100 --seeds 5"
@@ -35,6 +38,7 @@ def held_back_by(config: Config) -> str:
     is_extreme = {
         "learning_rate": config.learning_rate < 3e-5,
         "epsilon": config.epsilon < 0.02,
+        "max_grad_norm": config.max_grad_norm < 1e-4,
         "target_kl": config.target_kl is not None and config.target_kl < 1e-3,
         "beta": config.beta > 100,
         "min_effective_sample_size": (config.min_effective_sample_size or 0.0) > 0.99,
@@ -132,11 +136,13 @@ def batch_too_small(s: Signs) -> Finding | None:
     """A handful of samples a gradient step."""
     if s.is_whole or s.is_recorded or s.samples >= 16:
         return None
-    signal = s.taken("policy_signal")
+    signal, is_single = s.taken("policy_signal"), s.samples < 2
+    likely = "Gradients are mostly noise." if not is_single else "One sample has no mean and no deviation to scale by."
     return Finding(
-        "batch_too_small", f"Each gradient step sees {s.samples} samples.",
-        "Gradients are mostly noise.", "Raise --num-envs or --rollout-steps, or lower --minibatches.",
-        0.85 if s.is_flat else 0.7, 0.9, evidence=(s.evidence("policy_signal", signal, "above 0.1"),), experiment=SEED,
+        "batch_too_small", f"Each gradient step sees {counted(max(s.samples, 1), 'sample')}.",
+        likely, "Raise --num-envs or --rollout-steps, or lower --minibatches.",
+        0.97 if is_single else 0.85 if s.is_flat else 0.7, 1.0 if is_single else 0.9,
+        evidence=(s.evidence("policy_signal", signal, "above 0.1"),), experiment=SEED,
     )  # fmt: skip
 
 
@@ -193,20 +199,27 @@ def modes_disagree(s: Signs) -> Finding | None:
     ) if sampled - best > 1.5 * modes[0].std() else None  # fmt: skip
 
 
+def share_of_rise_lost(stretches: list[np.ndarray]) -> float:
+    """How much of the best stretch's gain the last one has lost; stretches of equally many steps, since a policy that
+    collapses into short episodes has most of its episodes after that."""
+    told = [part for part in stretches if len(part) >= 3]
+    if len(told) < 4:
+        return 0.0
+    means = [part.mean() for part in told]
+    at_best = int(np.argmax(means))
+    low, best = min(means[: at_best + 1]), means[at_best]
+    error = math.hypot(*(told[i].std() / math.sqrt(len(told[i])) for i in (at_best, -1)))
+    has_risen = best - low > max(1.5 * told[0].std(), 1e-9)
+    is_lost = best - means[-1] > 3 * error
+    return (best - means[-1]) / (best - low) if has_risen and is_lost else 0.0
+
+
 @rule("SB issue 837: late collapse")
 def late_collapse(s: Signs) -> Finding | None:
     """The return falls far below the best that it had been."""
-    lost = []
-    if s.lacks("100 finished episodes of a seed", max(len(s.record.episodes_of(x)) for x in s.record.seeds) < 100):
+    if s.lacks("100 finished episodes of a seed", max(map(len, map(np.concatenate, s.stretches))) < 100):
         return None
-    for seed in s.record.seeds:
-        r = s.record.episodes_of(seed)["return"]
-        tenths = np.array_split(r, 10) if len(r) >= 100 else [np.zeros(2)] * 2
-        parts = [tenth.mean() for tenth in tenths]
-        low, best = min(parts[: int(np.argmax(parts)) + 1]), max(parts)
-        has_risen = best - low > 1.5 * tenths[0].std() > 0
-        lost.append((best - parts[-1]) / (best - low) if has_risen else 0.0)
-    x = np.asarray(lost)
+    x = np.asarray([share_of_rise_lost(parts) for parts in s.stretches])
     part = float(np.mean(x > 0.7))
     return Finding(
         "late_collapse", f"{np.sum(x > 0.7)} of {len(x)} seeds lost most of what they had learned.",
@@ -214,6 +227,22 @@ def late_collapse(s: Signs) -> Finding | None:
         "Keep --learning-rate-decay, add --target-kl 0.02; `best` holds the best agents.",
         0.6 * part, 0.8, evidence=(s.evidence("share of the rise lost", x, "0"),), experiment=SEED,
     ) if part >= 0.4 else None  # fmt: skip
+
+
+@rule("the return itself")
+def return_falls(s: Signs) -> Finding | None:
+    """A policy that ends worse than it began: whatever moves it does not move it uphill."""
+    first, last, _ = s.returns
+    part = share(s.worsened) if not s.is_recorded else 0.0
+    return Finding(
+        "return_falls", f"The return fell from {np.nanmean(first):.4g} to {np.nanmean(last):.4g}.",
+        "Updates move the policy away from what is rewarded: they are too large, or built on wrong credit.",
+        f"Lower --learning-rate (now {s.config.learning_rate:g}), and test estimator and objective: upslope probe.",
+        0.65 * part, 0.9, evidence=(s.evidence("episode/return", first, "", 0.0, 0.1),
+                                    s.evidence("episode/return", last, "above the first", 0.8)),
+        rivals=("an environment that changes while it is learned", "a reward of the wrong sign"),
+        experiment="the same seeds with a third of the learning rate; upslope probe",
+    ) if part else None  # fmt: skip
 
 
 @rule("Jones 2021; Schulman: explained variance below 0")

@@ -61,11 +61,15 @@ def flat_rows(observation: Any) -> Any:
     return jax.tree.map(lambda x: x.reshape(-1, *x.shape[2:]), observation)
 
 
-def differs(observation: Any, successor: Any) -> Bool[Array, "T N"]:
-    """Where a row's successor is not the next row's observation; [T−1, N]."""
+def changes(observation: Any, successor: Any) -> Bool[Array, "_ N"]:
+    """Where two observations differ in any of their arrays."""
 
     def one(x: Array, after: Array) -> Array:
-        return jnp.any(after[:-1] != x[1:], axis=tuple(range(2, x.ndim)))
+        return jnp.any(after != x, axis=tuple(range(2, x.ndim)))
 
-    found = jax.tree.leaves(jax.tree.map(one, observation, successor))
-    return jax.tree.reduce(jnp.logical_or, found)
+    return jax.tree.reduce(jnp.logical_or, jax.tree.map(one, observation, successor))
+
+
+def differs(observation: Any, successor: Any) -> Bool[Array, "_ N"]:
+    """Where a row's successor is not the next row's observation; [T−1, N]."""
+    return changes(jax.tree.map(lambda x: x[1:], observation), jax.tree.map(lambda x: x[:-1], successor))

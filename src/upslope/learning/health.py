@@ -19,10 +19,11 @@ from upslope.core.estimators import ends
 from upslope.core.messages import PREFIX
 from upslope.core.objectives import Sample, importance_ratio
 from upslope.core.types import Credit, Metrics, Rollout
+from upslope.learning.action_effect import action_effect, late_effect
 from upslope.learning.batch import in_time, outputs_of
 from upslope.learning.devices import AT_ONCE
-from upslope.learning.evaluation import differs
-from upslope.learning.measures import action_effect, correlations, of_features, saturation, shifted, totals
+from upslope.learning.evaluation import changes, differs
+from upslope.learning.measures import correlations, of_features, saturation, shifted, totals
 from upslope.models.agent import value_of
 from upslope.models.heads import ActionHead
 from upslope.models.model import POLICY, SHARED, VALUE
@@ -40,6 +41,7 @@ SAMPLES = 1024
 ADAM_BETAS = (0.9, 0.999)
 
 SHARES = ("reward_nonzero", "end_share", "truncated_share", "broken_links", "reset_as_successor", "zero_after_end")
+SHARES += ("still",)
 SIZES = ("reward", "reward_size", "target", "weight", "terminal_error", "truncation_bootstrap", "tail", "tail_bias")
 DECISIONS = ("log_prob", "log_prob_mismatch", "surrogate_gain", "state_dependence", "action_clipped")
 SERIES = (*SHARES, *SIZES, *DECISIONS, "value", "value_bias")
@@ -47,7 +49,7 @@ SERIES = (*SHARES, *SIZES, *DECISIONS, "value", "value_bias")
 PAIRS = ("tail_correlation", "terminal_correlation", "penultimate_correlation", "weight_agreement")
 OF_FEATURES = tuple(f"observation_{name}" for name in ("mean", "std_min", "std_max", "max", "constant"))
 OF_NETWORK = ("signal", "second_moment", "saturation")
-OTHERS = ("reward_scale", "ends_together", "action_effect", *OF_FEATURES)
+OTHERS = ("reward_scale", "ends_together", "action_effect", "late_effect", *OF_FEATURES)
 OTHERS += tuple(f"{network}_{name}" for network in ("policy", "critic") for name in OF_NETWORK)
 
 
@@ -126,7 +128,9 @@ class HealthProbe:
         parts = [
             moments(series),
             correlations(pairs(rollout, credit, value, has_value, tail)),
-            jnp.stack([seen.reward_scale, ends_together(rollout), action_effect(batch, rollout)]),
+            jnp.stack(
+                [seen.reward_scale, ends_together(rollout), action_effect(batch, rollout), late_effect(batch, rollout)]
+            ),
             of_features(batch.features, batch.valid) if is_vector(batch.features) else unknown(len(OF_FEATURES)),
             of_group(POLICY, seen, batch),
             of_group(VALUE, seen, batch) if self.needs_critic else unknown(len(OF_NETWORK)),
@@ -203,6 +207,7 @@ def in_units(moments: np.ndarray, correlations: np.ndarray, others: np.ndarray) 
 def facts(rollout: Rollout) -> Series:
     """Rewards, how episodes end, and whether a row goes on where the row before it stopped."""
     valid, over = rollout.valid, (rollout.terminated | rollout.truncated) & rollout.valid
+    is_still = ~changes(rollout.observation, rollout.next_observation)
     follows = shifted(~differs(rollout.observation, rollout.next_observation))
     begins, goes_on = valid & shifted(over[:-1]), valid & shifted((valid & ~over)[:-1])
     return {
@@ -212,6 +217,7 @@ def facts(rollout: Rollout) -> Series:
         "broken_links": (~follows, goes_on),
         "reset_as_successor": (follows, begins),
         "zero_after_end": (rollout.reward == 0, begins),
+        "still": (is_still, valid),
         "reward": (rollout.reward, valid),
         "reward_size": (jnp.abs(rollout.reward), valid),
     }

@@ -1,0 +1,159 @@
+"""What the doctor got wrong in worlds that it had not seen, each as a run written by hand: the fault and its neighbour
+that is none."""
+
+import pytest
+from test_doctor import alarms_and_notes, write_run
+
+import upslope
+
+ONE_SAMPLE = {"num_envs": 1, "rollout_steps": 1, "minibatches": 1}
+NOTHING_TO_SEE = {"health/observation_constant": 1.0, "health/weight_std": 0.0, "policy/gradient_norm": 0.0}
+
+
+def always(value, length, count=10):
+    return lambda share, generator: [(value, length)] * count
+
+
+def going(start, stop, spread, length=40):
+    """Returns that go from one number to another."""
+    return lambda share, generator: [
+        (start + (stop - start) * share + spread * generator.normal(), int(generator.integers(length // 2, length)))
+        for _ in range(10)
+    ]
+
+
+def first_alarms(path):
+    return [finding.cause for finding in upslope.diagnose(path).alarms][:1]
+
+
+COSTS = {"health/reward_max": -1e-4, "health/reward_mean": -0.5, "health/reward_min": -2.0,
+         "health/truncated_share": 1.0, "health/target_mean": -3.0, "health/target_max": -0.1,
+         "health/target_min": -20.0, "health/value_mean": -3.0, "health/truncation_bootstrap": 3.0}  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    ("early", "found"), [(9.0, []), (3.2, ["no_reward_signal"])], ids=["a solved regulator", "a goal never found"]
+)
+def test_costs_that_fall_are_an_alarm_only_where_they_never_depended_on_the_state(early, found, tmp_path):
+    # Sums of costs that chance alone decides have 1/√(1 − (γλ)²) = 3.2 times their deviation.
+    changes = COSTS | {"critic/explained_variance": 0.01, "health/reward_std": 0.3, "health/reward_scale": 1.0}
+    changes["health/target_std"] = lambda share: 0.3 * (early if share < 0.1 else 3.0)
+    assert first_alarms(write_run(tmp_path, changes, episodes=going(-100, -2, 5), box=True)) == found
+
+
+@pytest.mark.parametrize(
+    ("episodes", "found"),
+    [(always(-200, 200), ["no_reward_signal"]), (always(500, 500), ["no_reward_signal"]), (always(1, 1), []),
+     (lambda share, generator: [(1.0, int(generator.integers(5, 30))) for _ in range(10)], [])],
+    ids=["the mountain car", "paid whatever it does", "one step", "always paid, but sooner or later"],
+)  # fmt: skip
+def test_a_return_that_never_differs_is_no_signal(episodes, found, tmp_path):
+    causes = [f.cause for f in upslope.diagnose(write_run(tmp_path, episodes=episodes)).alarms]
+    assert causes[:1] == found or (not found and "no_reward_signal" not in causes)
+
+
+@pytest.mark.parametrize(("spread", "found"), [(0.0, ["no_reward_signal"]), (0.5, [])], ids=["it waits", "it works"])
+def test_a_policy_that_only_waits_for_the_time_limit_has_not_found_the_goal(spread, found, tmp_path):
+    late = {"health/reward_mean": -1.0, "health/reward_std": spread, "health/truncated_share": 1.0}
+    path = write_run(tmp_path, late, episodes=lambda share, g: [(-200 - 600 * (1 - share) * g.random(), 200)] * 3)
+    assert first_alarms(path) == found
+
+
+def collapses(share, generator):
+    """Long episodes until three quarters of the run, then many short ones."""
+    count, value = (1, 20 + 480 * share / 0.7) if share < 0.75 else (60, 10)
+    return [(value + generator.normal(), int(value)) for _ in range(count + 3)]
+
+
+def test_a_collapse_into_short_episodes_is_seen_though_most_episodes_are_short(tmp_path):
+    alarms, _ = alarms_and_notes(write_run(tmp_path, episodes=collapses))
+    assert "late_collapse" in alarms
+
+
+@pytest.mark.parametrize(("stop", "is_alarm"), [(-9200, True), (-1000, False)])
+def test_a_return_that_falls_far_below_the_untrained_one_is_an_alarm(stop, is_alarm, tmp_path):
+    alarms, _ = alarms_and_notes(write_run(tmp_path, episodes=going(-979, stop, 150)))
+    assert ("return_falls" in alarms) == is_alarm
+
+
+def coins(chance):
+    """Blackjack and slow frozen lakes: a return of 0 or 1, and a chance that rises a little."""
+    return lambda share, generator: [(float(generator.random() < chance(share)), 3) for _ in range(60)]
+
+
+@pytest.mark.parametrize(("chance", "rises"), [(lambda x: 0.3 + 0.2 * x, True), (lambda x: 0.3, False)])
+def test_a_small_but_certain_rise_of_a_return_that_is_mostly_luck_is_a_rise(chance, rises, tmp_path):
+    found = upslope.diagnose(write_run(tmp_path, {"health/action_effect": 1.0, "health/late_effect": 1.0},
+                                       episodes=coins(chance)))  # fmt: skip
+    causes = {finding.cause for finding in found.findings}
+    assert ("actions_without_effect" in causes) != rises and ("not_learning" in causes) != rises
+
+
+def test_what_is_flat_is_not_called_healthy_though_nothing_wrong_was_found(tmp_path):
+    found = upslope.diagnose(write_run(tmp_path, rise=0.0))
+    assert not found.alarms and found.to_json()["healthy"] is None and "has not risen" in found.too_little
+
+
+def test_tiny_observations_are_unscaled_unless_they_are_normalised(tmp_path):
+    tiny = {"health/observation_std_max": 1e-4, "health/observation_max": 4e-4, "health/observation_mean": 1e-5}
+    assert first_alarms(write_run(tmp_path, tiny, rise=0.0)) == ["observations_unscaled"]
+    assert first_alarms(write_run(tmp_path / "normalised", tiny, normalize_observations=True)) == []
+
+
+@pytest.mark.parametrize(("lengths", "found"), [([9, 10, 11, 12, 12, 12, 12, 12], ["limit_as_termination"]), ([9], [])])
+def test_a_limit_told_as_death_is_seen_by_a_few_shorter_episodes_and_a_fixed_length_is_no_sign(
+    lengths, found, tmp_path
+):
+    path = write_run(
+        tmp_path, {"health/truncated_share": 0.0}, lengths=lambda g: int(lengths[int(g.integers(len(lengths)))])
+    )
+    assert first_alarms(path) == found
+
+
+def test_one_sample_a_batch_is_to_blame_before_the_environment_or_the_estimator(tmp_path):
+    assert first_alarms(write_run(tmp_path, NOTHING_TO_SEE, rise=0.0, **ONE_SAMPLE)) == ["batch_too_small"]
+    assert first_alarms(write_run(tmp_path / "many", NOTHING_TO_SEE, rise=0.0)) == ["observations_uninformative"]
+
+
+def test_an_observation_that_stays_that_of_the_reset_tells_nothing(tmp_path):
+    assert first_alarms(write_run(tmp_path, {"health/still": 1.0}, rise=0.0)) == ["observations_uninformative"]
+
+
+@pytest.mark.parametrize(("later", "found"), [(4.0, []), (1.0, ["actions_without_effect"])])
+def test_an_action_that_matters_with_what_was_seen_before_is_not_without_effect(later, found, tmp_path):
+    changes = {"health/action_effect": 1.0, "health/late_effect": later}
+    assert first_alarms(write_run(tmp_path, changes, rise=0.0)) == found
+
+
+def test_a_gradient_that_is_clipped_away_holds_the_policy_back(tmp_path):
+    (found,) = upslope.diagnose(write_run(tmp_path, {"policy/kl": 1e-9}, rise=0.0, max_grad_norm=1e-9)).alarms
+    assert found.cause == "update_too_small" and "--max-grad-norm (now 1e-09)" in found.remedy
+
+
+@pytest.mark.parametrize(
+    ("nonzero", "lowest", "found"),
+    [(1.0, -9.0, ["reward_noise"]), (0.02, 0.0, []), (1.0, -0.02, [])],
+    ids=["noise", "seldom paid", "seldom paid and a small cost"],
+)
+def test_a_reward_that_is_seldom_paid_varies_much_and_is_no_noise(nonzero, lowest, found, tmp_path):
+    changes = {"health/reward_std": 3.0, "health/reward_mean": 0.1, "critic/explained_variance": 0.0}
+    changes |= {"health/reward_max": 9.0, "health/reward_min": lowest, "health/reward_nonzero": nonzero}
+    assert first_alarms(write_run(tmp_path, changes, rise=0.0)) == found
+
+
+def test_targets_that_are_the_rewards_were_not_propagated_whatever_their_signs(tmp_path):
+    rewards = {"reward_mean": 0.5, "reward_std": 2.0, "reward_min": -4.0, "reward_max": 5.0}
+    changes = {f"health/{name}": x for name, x in rewards.items()} | {"health/reward_scale": 0.5}
+    targets = {f"health/{name.replace('reward', 'target')}": x / 2 for name, x in rewards.items()}
+    assert first_alarms(write_run(tmp_path, changes | targets)) == ["return_not_propagated"]
+    assert first_alarms(write_run(tmp_path / "sound", changes)) == []
+
+
+def test_that_episodes_end_at_once_comes_before_that_nothing_is_paid(tmp_path):
+    path = write_run(tmp_path, {"health/reward_nonzero": 0.0}, episodes=always(0.0, 1))
+    assert first_alarms(path) == ["episodes_end_at_once"]
+
+
+def test_ends_that_fall_between_the_looks_of_a_tiny_batch_are_not_called_lost(tmp_path):
+    path = write_run(tmp_path, {"health/end_share": 0.0}, **ONE_SAMPLE)
+    assert first_alarms(path) == ["batch_too_small"]
