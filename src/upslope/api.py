@@ -11,7 +11,7 @@ import numpy as np
 from gymnasium.spaces import Box
 
 from upslope.config.command import command_of
-from upslope.config.config import MAX_STEPS, Config, canonical, configure, preset_of
+from upslope.config.config import MAX_STEPS, Config, canonical, configure, recorded_preset
 from upslope.config.task import estimator_of, objective_of, settings_of, task_of
 from upslope.core.estimators import Estimator
 from upslope.core.objectives import Objective
@@ -63,7 +63,7 @@ def train(
     objective: Objective | str | None = None,
     name: str | None = None,
     folder: str | Path = "runs",
-    preset: bool = True,
+    preset: bool | str = True,
     quiet: bool = False,
     tensorboard: bool = False,
     workers: int | None = None,
@@ -78,7 +78,8 @@ def train(
         estimator: axis 1 instead of the rung's: a name, or any `Estimator`.
         objective: axis 2 instead of the rung's: a name, or any `Objective`.
         name: of the run; by default made from environment and algorithm. An existing one is refused.
-        preset: use the environment's tuned settings, where there are published ones.
+        preset: the environment's tuned settings: True for its default preset where it has one, False for none, or the
+            name of one, e.g. "paper".
         workers: processes among which the seeds of a Gymnasium environment are shared out; by default one a core, where
             the run is long enough to repay starting them. The result does not depend on it.
         settings: any field of `Config`, e.g. `steps=100_000, seeds=5, lambda_=0.9`.
@@ -251,7 +252,8 @@ def opening_lines(config: Config, directory: RunDirectory) -> list[str]:
     """What is worth knowing before it begins."""
     lines = [f"writing to {directory.path}"]
     if config.preset is not None:
-        note = (preset_of(config.environment, config.algorithm) or {}).get("note")
+        recorded = recorded_preset(config)
+        note = recorded[1].get("note") if recorded else None
         lines.append(f"preset: {config.preset}" + (f" ({note})" if note else "") + "; --no-preset turns it off")
     if config.seeds == 1:
         lines.append("one seed gives no interval: --seeds 5 shows how far the result can be trusted")

@@ -42,6 +42,8 @@ class Train(Config):
     """Where run directories are kept."""
     config: Path | None = None
     """A YAML file of settings, by the names of these flags; flags override it."""
+    preset_name: Annotated[str | None, tyro.conf.arg(name="preset", metavar="NAME")] = None
+    """Which of the environment's presets, by its name, e.g. paper; its default one unless given."""
     no_preset: Annotated[bool, tyro.conf.FlagCreatePairsOff] = False
     """Do not use the environment's tuned settings."""
     resume: Annotated[bool, tyro.conf.FlagCreatePairsOff] = False
@@ -57,6 +59,8 @@ class Train(Config):
     def __post_init__(self) -> None:
         super().__post_init__()
         positive(workers=self.workers)
+        if self.no_preset and self.preset_name is not None:
+            raise UpslopeError("--preset uses a preset and --no-preset none. Give one of the two.")
 
     def settings(self) -> Config:
         """The config alone."""
@@ -168,7 +172,8 @@ def with_file(generic: Train, arguments: list[str]) -> Train:
 def informed(flags: Train) -> Train:
     """Defaults for this environment, algorithm, preset and file."""
     settings = read_settings(flags.config) if flags.config else {}
-    use_preset = not flags.no_preset and settings.pop("preset", True) is not False
+    use_preset = settings.get("preset", True) if flags.preset_name is None else flags.preset_name
+    use_preset = use_preset if not flags.no_preset else False
     settings = {k: v for k, v in settings.items() if k not in ("environment", "algorithm", "preset")}
     env_kwargs = flags.env_kwargs or settings.get("env_kwargs", {})
     is_continuous = has_continuous_actions(flags.environment, env_kwargs)
@@ -204,5 +209,7 @@ def read_settings(path: Path) -> dict[str, Any]:
         raise UpslopeError(f"Could not read the settings in {path}: {error}.") from error
     if not isinstance(settings, dict):
         raise UpslopeError(f"{path} must hold settings as `name: value` lines, e.g. `learning-rate: 0.001`.")
-    use_preset = settings.pop("preset", True)
-    return canonical(settings) | ({} if use_preset is not False else {"preset": False})
+    use_preset = settings.pop("preset", None)
+    if not isinstance(use_preset, bool | str | None):
+        raise UpslopeError(f"In {path}, preset must be true, false or the name of one, not {use_preset!r}.")
+    return canonical(settings) | ({} if use_preset in (True, None) else {"preset": use_preset})

@@ -60,7 +60,11 @@ def everything() -> Iterator[Table]:
     yield rungs
     for title, rows in (("Estimators: --estimator", ESTIMATORS), ("Objectives: --objective", OBJECTIVES)):
         yield two_columns(title, "weight Ψ_t" if "Est" in title else "maximised", rows)
-    yield two_columns("Presets, used unless --no-preset", "source", {k: v["source"] for k, v in presets().items()})
+    sources: dict[str, str] = {}
+    for environment, row in presets().items():
+        others = {f"{environment} --preset {name}": other["source"] for name, other in row.get("others", {}).items()}
+        sources |= {environment: row["source"]} | others
+    yield two_columns("Presets, used unless --no-preset", "source", sources)
     worlds = {COMPILED_PREFIX + name: str(world.__doc__).splitlines()[0] for name, world in COMPILED.items()}
     yield two_columns("Compiled worlds", "meaning", worlds)
 

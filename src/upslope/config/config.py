@@ -129,6 +129,8 @@ POSITIVE = (
 MAX_STEPS, MAX_WIDTH, MAX_LAYERS = 2**31, 2**16, 256
 MOST = {"seeds": 2**16, "num_envs": 2**24, "rollout_steps": 2**24, "minibatches": 2**24}
 """What no machine could hold in memory is refused before anything is allocated."""
+DEFAULT_PRESET = "default"
+"""The name of the preset that is used where none is asked for."""
 FRESH_SEEDS = 2000
 """Evaluation can draw so many sets of episodes, all different from those of training."""
 
@@ -196,15 +198,37 @@ def check_ranges(config: Config) -> None:
 
 @cache
 def presets() -> dict[str, Any]:
-    """Tuned settings by environment id, from published sources."""
+    """Tuned settings by environment id: a row is the default preset, and `others` holds further ones by name."""
     return yaml.safe_load(resources.files("upslope.config").joinpath("presets.yaml").read_text("utf-8"))
 
 
-def preset_of(environment: str, algorithm: str) -> dict[str, Any] | None:
-    """The preset of an environment for a rung; a compiled world without one of its own has its Gymnasium twin's."""
+def presets_of(environment: str, algorithm: str) -> dict[str, Any]:
+    """The presets of an environment for a rung by name, "default" first; a compiled world without a row of its own has
+    its Gymnasium twin's."""
     if algorithm not in ("ppo", "ppo_kl", "ppo_kl_fixed"):
+        return {}
+    row = presets().get(environment) or presets().get(environment.removeprefix("jax:")) or {}
+    return {DEFAULT_PRESET: row} | row.get("others", {}) if row else {}
+
+
+def preset_of(environment: str, algorithm: str, wanted: bool | str = True) -> dict[str, Any] | None:
+    """The preset wanted: True is the default one where there is any, False is none, and a name is the preset of that
+    name, which is refused where there is none."""
+    if wanted is False:
         return None
-    return presets().get(environment) or presets().get(environment.removeprefix("jax:"))
+    known = presets_of(environment, algorithm)
+    if wanted is True:
+        return known.get(DEFAULT_PRESET)
+    if wanted not in known:
+        names = f"Known: {', '.join(known)}." if known else "It has none; leave --preset out."
+        raise UpslopeError(f'There is no preset "{wanted}" for {algorithm} on {environment}. {names}')
+    return known[wanted]
+
+
+def recorded_preset(config: Config) -> tuple[str, dict[str, Any]] | None:
+    """The name and the row of the preset that a config was made with, found by its source."""
+    rows = presets_of(config.environment, config.algorithm).items()
+    return next(((name, row) for name, row in rows if row["source"] == config.preset), None)
 
 
 def configure(
@@ -212,7 +236,7 @@ def configure(
     algorithm: str = "ppo",
     *,
     is_continuous: bool,
-    use_preset: bool = True,
+    use_preset: bool | str = True,
     **overrides: Any,
 ) -> Config:
     """The config of a run: the action space's defaults < the rung's < the preset's < yours."""
@@ -221,7 +245,7 @@ def configure(
     rung = ALGORITHMS[algorithm]
     settings: dict[str, Any] = dict(CONTINUOUS_DEFAULTS if is_continuous else DISCRETE_DEFAULTS)
     settings |= {"estimator": rung.estimator, "objective": rung.objective} | dict(rung.settings)
-    preset = preset_of(environment, algorithm) if use_preset else None
+    preset = preset_of(environment, algorithm, use_preset)
     if preset is not None:
         settings |= canonical(preset["settings"]) | {"preset": preset["source"]}
     settings |= canonical(overrides)
