@@ -75,7 +75,7 @@ def test_flags_and_files_name_a_preset(tmp_path: Path, monkeypatch: pytest.Monke
         assert parse_train([environment, "--config", str(file)]).settings().preset == expected
     file.write_text("preset: paper\n")
     assert parse_train([environment, "--config", str(file), "--no-preset"]).settings().preset is None
-    assert parse_train([environment, "--config", str(file), "--preset", "default"]).gamma == 0.98
+    assert parse_train([environment, "--config", str(file), "--preset", "default"]).gamma == 0.99
     for words in (["--preset", "papre"], ["--preset", ""], ["--preset", "paper", "--no-preset"]):
         with pytest.raises(UpslopeError, match="preset"):
             parse_train([environment, *words])
@@ -88,8 +88,7 @@ TINY = {"source": "a paper@1", "note": "in small", "settings": SMALL | {"gamma":
 
 
 def test_a_run_keeps_the_source_of_a_named_preset(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys):
-    row = presets()["jax:CartPole-v1"] | {"others": {"paper": TINY}}
-    monkeypatch.setitem(presets(), "jax:CartPole-v1", row)
+    monkeypatch.setitem(presets(), "CartPole-v1", presets()["CartPole-v1"] | {"others": {"paper": TINY}})
     run = upslope.train("jax:CartPole-v1", preset="paper", folder=tmp_path, name="run")
     assert run.config.preset == "a paper@1" and run.config.gamma == 0.9
     assert "preset: a paper@1 (in small); --no-preset turns it off" in capsys.readouterr().out
