@@ -31,7 +31,7 @@ def train(
     schedules: Mapping[str, Callable[[Any], Any]] | None = None,
     name: str | None = None,
     folder: str | Path = "runs",
-    preset: bool = True,
+    preset: bool | str = True,
     quiet: bool = False,
     tensorboard: bool = False,
     workers: int | None = None,
@@ -52,7 +52,8 @@ def train(
         schedules: own schedules by the name of the setting (`learning_rate`, `epsilon`, `entropy_coefficient`): from
             the share of the budget that is spent, 0 to 1, to a factor.
         name: of the run; by default made from environment and algorithm. An existing one is refused.
-        preset: use the environment's tuned settings, where there are published ones.
+        preset: the environment's tuned settings: True for its default preset where it has one, False for none, or the
+            name of one, e.g. "paper".
         workers: processes among which the seeds of a Gymnasium environment are shared out; by default one a core, where
             the run is long enough to repay starting them. The result does not depend on it.
         settings: any field of `Config`, e.g. `steps=100_000, seeds=5, lambda_=0.9`.

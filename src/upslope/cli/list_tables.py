@@ -17,7 +17,11 @@ def everything() -> Iterator[Table]:
     yield table("Rungs: --algorithm", ("name", "--estimator", "--objective", "experience", "meaning"), rungs)
     yield table("Estimators: --estimator", ("name", "weight Ψ_t"), ESTIMATORS.items())
     yield table("Objectives: --objective", ("name", "maximised"), OBJECTIVES.items())
-    sources = [(name, preset["source"]) for name, preset in presets().items()]
+    sources: list[tuple[str, str]] = []
+    for environment, row in presets().items():
+        others = row.get("others", {}).items()
+        sources += [(environment, row["source"])]
+        sources += [(f"{environment} --preset {name}", other["source"]) for name, other in others]
     yield table("Presets, used unless --no-preset", ("name", "source"), sources)
     compiled = [(COMPILED_PREFIX + name, text) for name, text in data("compiled.yaml", "environments").items()]
     yield table("Compiled environments", ("name", "meaning"), compiled)

@@ -43,6 +43,8 @@ class Train(Config):
     """Folder of the run directories."""
     config: Path | None = None
     """A YAML file of settings, by the names of these flags; flags override it."""
+    preset_name: Annotated[str | None, tyro.conf.arg(name="preset", metavar="NAME")] = None
+    """Which of the environment's presets, by its name, e.g. paper; by default its first."""
     no_preset: Switch = False
     """Do not use the environment's tuned settings."""
     resume: Switch = False
@@ -60,6 +62,8 @@ class Train(Config):
     def __post_init__(self) -> None:
         super().__post_init__()
         positive(workers=self.workers)
+        if self.no_preset and self.preset_name is not None:
+            raise UpslopeError("--preset uses a preset and --no-preset none. Give one of the two.")
 
 
 HEADINGS = {
@@ -133,10 +137,11 @@ def parse_train(arguments: list[str], *, ask: bool = True) -> tuple[Train, dict[
         raise UpslopeError(" ".join(foreign))
     flags = parse(arguments, generic)
     asked = read_settings(flags.config) if flags.config else {}
+    of_file = asked.pop("preset", True)
     given = {word.removeprefix("--").removeprefix("no-").replace("-", "_") for word in words}
     asked |= {f.name: getattr(flags, f.name) for f in fields(Config) if f.name.rstrip("_") in given}
     asked["environment"] = flags.environment or asked.get("environment", "")
-    asked["preset"] = not flags.no_preset and asked.get("preset", True)
+    asked["preset"] = not flags.no_preset and (flags.preset_name or of_file)
     if not asked["environment"]:
         raise UpslopeError("Say what to train on, e.g. `upslope train CartPole-v1`; see `upslope train --help`.")
     if flags.config is not None:
@@ -252,4 +257,6 @@ def read_settings(path: Path) -> dict[str, Any]:
             f"{path} holds characters that cannot be printed in {', '.join(map(readable, strange))}. Write them out."
         )
     use_preset = settings.pop("preset", True)
-    return canonical(settings) | ({} if use_preset is not False else {"preset": False})
+    if not isinstance(use_preset, bool | str):
+        raise UpslopeError(f"In {path}, preset must be true, false or the name of one, not {use_preset!r}.")
+    return canonical(settings) | {"preset": use_preset}

@@ -4,7 +4,7 @@ import json
 import shlex
 from typing import Any
 
-from upslope.config.config import Config, configure, preset_of
+from upslope.config.config import DEFAULT_PRESET, Config, configure, preset_of, recorded_preset
 
 FROM_THE_RUNG = ("environment", "algorithm", "preset")
 """Fields that have no flag of their own name in the command."""
@@ -15,14 +15,24 @@ def command_of(config: Config, *, is_continuous: bool) -> str:
     words = ["upslope", "train", config.environment]
     if config.algorithm != Config.algorithm:
         words += ["--algorithm", config.algorithm]
-    is_preset = config.preset is not None
-    if not is_preset and preset_of(config.environment, config.algorithm):
+    wanted = wanted_preset(config)
+    if wanted is False and preset_of(config.environment, config.algorithm):
         words.append("--no-preset")
-    usual = configure(config.environment, config.algorithm, is_continuous=is_continuous, use_preset=is_preset)
+    elif isinstance(wanted, str):
+        words += ["--preset", wanted]
+    usual = configure(config.environment, config.algorithm, is_continuous=is_continuous, use_preset=wanted)
     for name, value in vars(config).items():
         if name not in FROM_THE_RUNG and value != getattr(usual, name):
             words += flag(name.rstrip("_").replace("_", "-"), value)
     return shlex.join(words)
+
+
+def wanted_preset(config: Config) -> bool | str:
+    """What `preset` was asked for to get this config."""
+    if config.preset is None:
+        return False
+    recorded = recorded_preset(config)
+    return True if recorded is None or recorded[0] == DEFAULT_PRESET else recorded[0]
 
 
 def flag(name: str, value: Any) -> list[str]:

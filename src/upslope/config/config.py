@@ -141,6 +141,8 @@ PARTS_BY_NAME: dict[str, Mapping[str, Any]] = {
 }
 """Field → upslope's own parts by name; `module:Name` is the user's own."""
 MAX_STEPS, MAX_WIDTH, MAX_LAYERS = 2**31, 2**16, 256
+DEFAULT_PRESET = "default"
+"""The name of the preset that is used where none is asked for."""
 FRESH_SEEDS = 2000
 """Sets of episodes that evaluation can draw, all different from those of training."""
 LIMITS: dict[str, tuple[str, Callable[[Any], bool]]] = {
@@ -207,15 +209,37 @@ def check_ranges(config: Config) -> None:
 
 
 def presets() -> dict[str, Any]:
-    """Tuned settings by environment id, from published sources."""
+    """Tuned settings by environment id: a row is the default preset, and `others` holds further ones by name."""
     return table("presets.yaml")
 
 
-def preset_of(environment: str, algorithm: str) -> dict[str, Any] | None:
-    """The preset of an environment for a rung; a compiled environment may use that of its Gymnasium twin."""
+def presets_of(environment: str, algorithm: str) -> dict[str, Any]:
+    """The presets of an environment for a rung by name, "default" first; a compiled environment without a row of its
+    own has its Gymnasium twin's."""
     if algorithm not in ("ppo", "ppo_kl", "ppo_kl_fixed"):
+        return {}
+    row = presets().get(environment) or presets().get(environment.removeprefix("jax:")) or {}
+    return {DEFAULT_PRESET: row} | row.get("others", {}) if row else {}
+
+
+def preset_of(environment: str, algorithm: str, wanted: bool | str = True) -> dict[str, Any] | None:
+    """The preset wanted: True is the default one where there is any, False is none, and a name is the preset of that
+    name, which is refused where there is none."""
+    if wanted is False:
         return None
-    return presets().get(environment) or presets().get(environment.removeprefix("jax:"))
+    known = presets_of(environment, algorithm)
+    if wanted is True:
+        return known.get(DEFAULT_PRESET)
+    if wanted not in known:
+        names = f"Known: {', '.join(known)}." if known else "It has none; leave --preset out."
+        raise UpslopeError(f'There is no preset "{wanted}" for {algorithm} on {environment}. {names}')
+    return known[wanted]
+
+
+def recorded_preset(config: Config) -> tuple[str, dict[str, Any]] | None:
+    """The name and the row of the preset that a config was made with, found by its source."""
+    rows = presets_of(config.environment, config.algorithm).items()
+    return next(((name, row) for name, row in rows if row["source"] == config.preset), None)
 
 
 def configure(
@@ -223,14 +247,14 @@ def configure(
     algorithm: str = "ppo",
     *,
     is_continuous: bool,
-    use_preset: bool = True,
+    use_preset: bool | str = True,
     **overrides: Any,
 ) -> Config:
     """The config of a run: the action space's defaults < the rung's < the preset's < yours."""
     rung = ALGORITHMS[known_algorithm(algorithm)]
     settings: dict[str, Any] = dict(CONTINUOUS_DEFAULTS if is_continuous else DISCRETE_DEFAULTS)
     settings |= {"estimator": rung.estimator, "objective": rung.objective} | dict(rung.settings)
-    preset = preset_of(environment, algorithm) if use_preset else None
+    preset = preset_of(environment, algorithm, use_preset)
     if preset is not None:
         settings |= canonical(preset["settings"]) | {"preset": preset["source"]}
     settings |= canonical(overrides)

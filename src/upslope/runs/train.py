@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 
 from upslope.config.command import command_of
-from upslope.config.config import MAX_STEPS, Config, preset_of
+from upslope.config.config import MAX_STEPS, Config, recorded_preset
 from upslope.config.trust import allow, requested
 from upslope.core.numbers import number, range_of
 from upslope.core.types import Rollout
@@ -161,7 +161,8 @@ def opening_lines(config: Config, directory: RunDirectory) -> list[str]:
     """What is worth knowing before it begins."""
     lines = [f"writing to {directory.path}"]
     if config.preset is not None:
-        note = (preset_of(config.environment, config.algorithm) or {}).get("note")
+        recorded = recorded_preset(config)
+        note = recorded[1].get("note") if recorded else None
         lines.append(f"preset: {config.preset}" + (f" ({note})" if note else "") + "; --no-preset turns it off")
     if config.seeds == 1:
         lines.append("one seed gives no interval: --seeds 5 shows how far the result can be trusted")
