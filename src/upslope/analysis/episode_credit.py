@@ -123,7 +123,7 @@ def play(config: Config, world: Any, agent: Agent, seed: int, episode_seed: int)
 def policies_of(agent: Agent, rollout: Rollout) -> Distribution:
     """π(·|s_t) at every step of an episode [T]."""
     observation = jax.tree.map(jnp.asarray, rollout.observation)
-    fresh = jnp.zeros(rollout.reward.shape, bool)
+    fresh = jnp.zeros(rollout.reward.shape, bool).at[0].set(True)
     policy = unroll(agent.model, agent.features(observation), agent.model.start(1), fresh)[0].policy
     return jax.tree.map(lambda x: x[:, 0], policy)
 
@@ -131,7 +131,7 @@ def policies_of(agent: Agent, rollout: Rollout) -> Distribution:
 def values_of(agent: Agent, rollout: Rollout) -> Values:
     """The critic's values in the world's units of reward; the learner's are scaled."""
     scale = agent.reward_scale()
-    return Values(*(v / scale for v in evaluate(agent, jax.tree.map(jnp.asarray, rollout), agent.model.start(1))))
+    return Values(*(v / scale for v in evaluate(agent, jax.tree.map(jnp.asarray, rollout))))
 
 
 def describe(policy: Distribution) -> dict[str, np.ndarray]:
