@@ -135,7 +135,7 @@ def with_logits(agent, logits):
 
 
 @partial(quick_jit, static_argnums=0)
-def improve_once(update, learner, rollout, credit, key, rate, bonus=0.0, imitate=False, memory=()):
+def improve_once(update, learner, rollout, credit, key, rate, bonus=0.0, imitate=False, memory=None):
     """One update at this learning rate, with this weight of the entropy bonus."""
     pace = Pace(jnp.float32(rate), jnp.float32(bonus), update.objective, jnp.bool_(imitate))
     return improve(update, learner, rollout, credit, key, pace, memory)

@@ -42,6 +42,8 @@ if TYPE_CHECKING:
     from upslope.errors import UpslopeError as UpslopeError
     from upslope.lab.ladder import Ladder as Ladder
     from upslope.lab.ladder import ladder as ladder
+    from upslope.models.model import Model as Model
+    from upslope.models.model import Outputs as Outputs
     from upslope.runs.evaluation import Evaluation as Evaluation
     from upslope.runs.evaluation import evaluate as evaluate
     from upslope.runs.evaluation import record as record
@@ -61,6 +63,7 @@ ROOMS = {
     "core.estimators": ("GAE", "Baseline", "Estimator", "NStep", "RewardToGo", "TotalReturn", "UnitWeight"),
     "runs.evaluation": ("Evaluation", "evaluate", "record"),
     "core.objectives": ("Clip", "ImportanceSampled", "KLPenalty", "Objective", "PolicyGradient", "Sample"),
+    "models.model": ("Model", "Outputs"),
     "runs.policy": ("Policy", "load"),
     "diagnosis.probe": ("Probed", "probe"),
     "lab.ladder": ("Ladder", "ladder"),

@@ -132,7 +132,7 @@ def play(config: Config, environment: Any, agent: Agent, seed: int, episode_seed
 def policies_of(agent: Agent, rollout: Rollout) -> Distribution:
     """π(·|s_t) at every step of an episode [T]."""
     observation = jax.tree.map(jnp.asarray, rollout.observation)
-    fresh = jnp.zeros(rollout.reward.shape, bool)
+    fresh = jnp.zeros(rollout.reward.shape, bool).at[0].set(True)
     policy = unroll(agent.model, agent.features(observation), agent.model.start(1), fresh)[0].policy
     return jax.tree.map(lambda x: x[:, 0], policy)
 
@@ -140,7 +140,7 @@ def policies_of(agent: Agent, rollout: Rollout) -> Distribution:
 def values_of(agent: Agent, rollout: Rollout) -> Values:
     """The critic's values in the environment's units of reward; the learner scales them."""
     scale = agent.reward_scale()
-    return Values(*(v / scale for v in evaluate(agent, jax.tree.map(jnp.asarray, rollout), agent.model.start(1))))
+    return Values(*(v / scale for v in evaluate(agent, jax.tree.map(jnp.asarray, rollout))))
 
 
 def describe(policy: Distribution) -> dict[str, np.ndarray]:

@@ -191,7 +191,13 @@ def optimiser_of(config: Config, own: optax.GradientTransformation | None = None
     """The optimiser that a config names, or the user's own."""
     if own is None and ":" in config.optimiser:
         found = imported("optimiser", config.optimiser)
-        own = found if isinstance(found, optax.GradientTransformation) else found()
+        try:
+            own = found if isinstance(found, optax.GradientTransformation) else found()
+        except TypeError as error:
+            raise UpslopeError(
+                f"The optimiser {config.optimiser} cannot be made without arguments: {error}. Pass the object from "
+                "Python."
+            ) from error
     if own is not None and not isinstance(own, optax.GradientTransformation):
         raise UpslopeError(f"An own optimiser is an optax.GradientTransformation, not {type(own).__name__}.")
     return Optimiser(config.optimiser, config.max_grad_norm, config.weight_decay, own)

@@ -124,6 +124,6 @@ class Clip(Objective):
         return -jnp.minimum(ratio * sample.weight, clipped * sample.weight)
 
 
-def importance_ratio(sample: Sample) -> Float[Array, "B"]:
+def importance_ratio(sample: Sample) -> Float[Array, "..."]:
     """ρ = π_θ(a|s) / μ(a|s)."""
     return jnp.exp(sample.log_prob - sample.behaviour_log_prob)

@@ -9,7 +9,7 @@ import numpy as np
 
 from upslope.core.arrays import copied, in_seeds
 from upslope.core.types import Rollout, host_rollout
-from upslope.models.model import restarted
+from upslope.models.model import Memory, restarted
 
 AHEAD = 64
 """Steps for which chance is asked at once."""
@@ -81,18 +81,21 @@ class Act:
     def __init__(self) -> None:
         self.draw, self.step = jax.jit(draw_noise), jax.jit(act_with_memory)
 
-    def bind(self, agents: Any, keys: jax.Array, memory: Any = ()) -> "Choose":
-        """How these agents [S] act with these keys [S], given their memory of every column [S, N, …]."""
-        can_act_here = hasattr(agents.model, "policy") and not jax.tree.leaves(memory)
-        return ActHere(self, agents, keys) if can_act_here else ActCompiled(self, agents, keys, memory)
+    def bind(self, agents: Any, keys: jax.Array, memory: Memory | None = None) -> "Choose":
+        """How these agents [S] act with these keys [S], given their memory of every column [S, N, …], if any."""
+        if memory is None or (hasattr(agents.model, "policy") and not jax.tree.leaves(memory.carry)):
+            return ActHere(self, agents, keys, memory)
+        return ActCompiled(self, agents, keys, memory)
 
 
 @runtime_checkable
 class Choose(Protocol):
     """Chooses actions, and keeps the memory of the columns that it acts in."""
 
-    memory: Any
-    """[S, N, …], after the last step; () without memory."""
+    @property
+    def memory(self) -> Memory:
+        """[S, N, …], after the last step."""
+        ...
 
     def __call__(self, observation: Any, t: int) -> tuple[np.ndarray, np.ndarray]:
         """observation [S, N, …], t → action [S, N, …], log μ(a|s) [S, N]."""
@@ -106,10 +109,9 @@ class Choose(Protocol):
 class ActHere:
     """In NumPy, but for what chance decides: to ask a compiled program takes longer than a small network does."""
 
-    memory: Any = ()
-
-    def __init__(self, act: Act, agents: Any, keys: jax.Array):
+    def __init__(self, act: Act, agents: Any, keys: jax.Array, memory: Memory | None):
         self.act, self.agents, self.keys = act, agents, keys
+        self.memory: Any = memory
         self.here = on_host(agents)
         self.noise = np.zeros(0)
 
@@ -127,22 +129,22 @@ class ActHere:
 class ActCompiled:
     """In one compiled call a step, seeds one after another: a vmapped product may depend on its neighbours."""
 
-    def __init__(self, act: Act, agents: Any, keys: jax.Array, memory: Any):
-        self.act, self.agents, self.keys, self.memory = act, agents, keys, memory
-        self.fresh: np.ndarray | None = None
+    def __init__(self, act: Act, agents: Any, keys: jax.Array, memory: Memory):
+        self.act, self.agents, self.keys = act, agents, keys
+        self.carry, self.fresh = memory.carry, np.array(memory.fresh)
 
     def __call__(self, observation: Any, t: int) -> tuple[np.ndarray, np.ndarray]:
-        shape = jax.tree.leaves(observation)[0].shape[:2]
-        fresh = np.zeros(shape, bool) if self.fresh is None else self.fresh.reshape(shape)
-        action, log_prob, self.memory = self.act.step(self.agents, self.keys, observation, self.memory, fresh, t)
-        self.fresh = np.zeros(fresh.size, bool)
+        action, log_prob, self.carry = self.act.step(self.agents, self.keys, observation, self.carry, self.fresh, t)
+        self.fresh = np.zeros_like(self.fresh)
         return np.asarray(action), np.asarray(log_prob)
 
     def restart(self, rows: np.ndarray) -> None:
-        if self.fresh is not None:
-            self.fresh[rows] = True
-        elif len(rows):
-            raise AssertionError("restart() follows a step")
+        self.fresh.ravel()[rows] = True
+
+    @property
+    def memory(self) -> Memory:
+        fresh = jax.numpy.asarray(self.fresh)
+        return Memory(jax.vmap(restarted)(self.agents.model, self.carry, fresh), fresh)
 
 
 def on_host(agents: Any) -> Any:

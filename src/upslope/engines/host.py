@@ -5,7 +5,6 @@ from functools import partial
 from typing import Any
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 
 from upslope.core.types import Metrics, Rollout
@@ -27,7 +26,6 @@ from upslope.learning.iteration import (
     stack,
     weigh,
 )
-from upslope.models.model import restarted
 
 
 class HostEngine:
@@ -100,14 +98,7 @@ class HostEngine:
         if not self.columns.has_begun:
             self.columns.begin(range(len(self.columns.episodes)))
         rollout, ends = collect_host(self.columns, choose, self.task.rollout_steps, self.phases)
-        return rollout, ends, self.restarted(state.learner.agent.model, choose.memory)
-
-    def restarted(self, model: Any, memory: Any) -> Any:
-        """The memory with which the next rollout begins: at its start where a new episode has begun."""
-        if not jax.tree.leaves(memory):
-            return memory
-        is_new = jnp.asarray([episode.length == 0 for episode in self.columns.episodes]).reshape(self.columns.shape)
-        return jax.vmap(restarted)(model, memory, is_new)
+        return rollout, ends, choose.memory
 
     def rollout_of(self, rollout: Rollout, s: int) -> Rollout:
         """One seed's facts [T, N]. Whole episodes are padded to a power of two, so that few programs are compiled

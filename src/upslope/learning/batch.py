@@ -15,8 +15,8 @@ from upslope.core.distributions import Distribution
 from upslope.core.estimators import ends
 from upslope.core.types import Credit, Rollout
 from upslope.learning.blocks import in_blocks
-from upslope.models.agent import Agent
-from upslope.models.model import Carry, Model, Outputs, has_memory, unroll
+from upslope.models.agent import Agent, no_fresh
+from upslope.models.model import Carry, Memory, Model, Outputs, has_memory, unroll
 
 
 class Batch(NamedTuple):
@@ -35,17 +35,17 @@ class Batch(NamedTuple):
     old_policy: Distribution
 
 
-def beginnings(rollout: Rollout) -> Bool[Array, "T N"]:
-    """Where an episode begins within the rollout. Its first row is no beginning: the carry handed over has been
-    restarted where it needs to be."""
-    over = ends(rollout)
-    return jnp.concatenate([jnp.zeros_like(over[:1]), over[:-1]])
+def beginnings(rollout: Rollout, memory: Memory) -> Bool[Array, "T N"]:
+    """Where an episode begins; of the first row the memory tells it."""
+    return jnp.concatenate([memory.fresh[None], ends(rollout)[:-1]])
 
 
-def batch_of(agent: Agent, rollout: Rollout, credit: Credit, memory: Carry, length: int | None, vmapped: bool) -> Batch:
+def batch_of(
+    agent: Agent, rollout: Rollout, credit: Credit, memory: Memory, length: int | None, vmapped: bool
+) -> Batch:
     """The batch, with the features and the old policy computed once. `length` is L; by default all of the rollout."""
     valid = rollout.valid
-    length = (length or valid.shape[0]) if has_memory(agent.model) else 1
+    length = min(length or len(valid), len(valid)) if has_memory(agent.model) else None
 
     def units(x: Array) -> Array:
         # Padding may hold anything, and a gradient through nan is nan even where the loss is masked.
@@ -54,8 +54,8 @@ def batch_of(agent: Agent, rollout: Rollout, credit: Credit, memory: Carry, leng
 
     prepared = agent.features(rollout.observation)
     features = jax.tree.map(units, prepared)
-    fresh = as_units(beginnings(rollout), length)
-    carry = carries_at(agent.model, prepared, memory, rollout, length)
+    fresh = as_units(beginnings(rollout, memory), length)
+    carry = () if length is None else carries_at(agent.model, prepared, memory, rollout, length)
     inputs = (features, carry, fresh)
     return Batch(
         features=features,
@@ -70,36 +70,34 @@ def batch_of(agent: Agent, rollout: Rollout, credit: Credit, memory: Carry, leng
     )
 
 
-def as_units(x: Shaped[Array, "T N ..."], length: int) -> Shaped[Array, "B ..."]:
-    """[T, N] → [B] where L = 1, else [B, L]."""
-    if length == 1:
+def as_units(x: Shaped[Array, "T N ..."], length: int | None) -> Shaped[Array, "B ..."]:
+    """[T, N] → [B] without memory, else [B, L]; the last stretches are padded with zeros, which are not valid."""
+    if length is None:
         return x.reshape(-1, *x.shape[2:])
+    x = jnp.concatenate([x, jnp.zeros((-len(x) % length, *x.shape[1:]), x.dtype)])
     cut = x.reshape(-1, length, *x.shape[1:])  # [T/L, L, N]
     return jnp.moveaxis(cut, 1, 2).reshape(-1, length, *x.shape[2:])
 
 
-def in_time(x: Shaped[Array, "B ..."], shape: tuple[int, ...], length: int) -> Shaped[Array, "M ..."]:
+def in_time(x: Shaped[Array, "B ..."], shape: tuple[int, ...], length: int | None) -> Shaped[Array, "M ..."]:
     """The inverse of `as_units`, with time and columns flattened: row t·N + n."""
-    if length == 1:
+    if length is None:
         return x
     steps, columns = shape
-    cut = x.reshape(steps // length, columns, length, *x.shape[2:])
-    return jnp.moveaxis(cut, 1, 2).reshape(steps * columns, *x.shape[2:])
+    cut = x.reshape(-1, columns, length, *x.shape[2:])
+    return jnp.moveaxis(cut, 1, 2).reshape(-1, *x.shape[2:])[: steps * columns]
 
 
-def carries_at(model: Model, features: Any, memory: Carry, rollout: Rollout, length: int) -> Carry:
+def carries_at(model: Model, features: Any, memory: Memory, rollout: Rollout, length: int) -> Carry:
     """The carry at the start of each stretch, by the parameters as they are; no gradient crosses it."""
-    if not has_memory(model):
-        return ()
-    fresh = beginnings(rollout)
-    after = unroll(model, features, memory, fresh)[1]
-    starts = jax.tree.map(lambda first, x: jnp.concatenate([first[None], x[length - 1 : -1 : length]]), memory, after)
+    first, after = memory.carry, unroll(model, features, memory.carry, beginnings(rollout, memory))[1]
+    starts = jax.tree.map(lambda x, then: jnp.concatenate([x[None], then[length - 1 : -1 : length]]), first, after)
     return jax.lax.stop_gradient(jax.tree.map(lambda x: x.reshape(-1, *x.shape[2:]), starts))
 
 
 def outputs_of(model: Model, features: Any, carry: Carry, fresh: Bool[Array, "B ..."]) -> Outputs:
     """The model's outputs for units of a batch, in their shape."""
     if not has_memory(model):
-        return model.step(features, (), fresh)[0]
+        return model.step(features, (), no_fresh(features))[0]
     over_time: Callable[[Any], Any] = lambda tree: jax.tree.map(lambda x: jnp.swapaxes(x, 0, 1), tree)  # noqa: E731
     return over_time(unroll(model, over_time(features), carry, over_time(fresh))[0])

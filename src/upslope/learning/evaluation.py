@@ -10,19 +10,19 @@ from upslope.core.types import Rollout, Values
 from upslope.learning.batch import beginnings
 from upslope.learning.blocks import in_blocks
 from upslope.models.agent import Agent, value_of
-from upslope.models.model import Carry, has_memory, unroll
+from upslope.models.model import Memory, has_memory, start_memory, unroll
 
 ROOM_FOR_NEW = 16
 """One state in this many may end an episode or a rollout before all successors are evaluated."""
 
 
-def evaluate(agent: Agent, rollout: Rollout, memory: Carry = (), vmapped: bool = False) -> Values:
+def evaluate(agent: Agent, rollout: Rollout, memory: Memory | None = None, vmapped: bool = False) -> Values:
     """V(s_t) and V(s_{t+1}); the latter from the true successor, also at an episode's end.
 
     Where s_{t+1} is the next row's observation, its value is that row's, and it is not computed again.
     """
     if has_memory(agent.model):
-        return evaluate_in_time(agent, rollout, memory)
+        return evaluate_in_time(agent, rollout, memory or start_memory(agent.model, rollout.reward.shape[1]))
     observation, successor = rollout.observation, rollout.next_observation
     shape = rollout.reward.shape
 
@@ -48,9 +48,9 @@ def evaluate(agent: Agent, rollout: Rollout, memory: Carry = (), vmapped: bool =
     return Values(value, jax.lax.cond(jnp.sum(is_new) <= room, few, many).reshape(shape))
 
 
-def evaluate_in_time(agent: Agent, rollout: Rollout, memory: Carry) -> Values:
+def evaluate_in_time(agent: Agent, rollout: Rollout, memory: Memory) -> Values:
     """The same with memory: V(s_{t+1}) is one step further from the carry after step t, in the same episode."""
-    outputs, after = unroll(agent.model, agent.features(rollout.observation), memory, beginnings(rollout))
+    outputs, after = unroll(agent.model, agent.features(rollout.observation), memory.carry, beginnings(rollout, memory))
     flat = jax.tree.map(lambda x: x.reshape(-1, *x.shape[2:]), (agent.features(rollout.next_observation), after))
     following, _ = agent.model.step(*flat, jnp.zeros(rollout.reward.size, bool))
     return Values(outputs.value, following.value.reshape(rollout.reward.shape))

@@ -105,7 +105,7 @@ class HealthProbe:
         shape, length = rollout.reward.shape, unit_length(batch)
 
         def look() -> Array:
-            if length == 1:
+            if length is None:
                 few = jax.tree.map(lambda x: first_columns(x, rollout), batch.features)
                 return value_of(model, few).reshape(nothing.shape)
             value = outputs_of(model, batch.features, batch.carry, batch.fresh).value
@@ -160,9 +160,9 @@ def narrow(seen: Seen) -> Seen:
     return seen._replace(rollout=rollout, credit=credit, batch=batch, after=after)
 
 
-def unit_length(batch: Any) -> int:
-    """L: how many steps a unit of the batch has."""
-    return batch.weight.shape[1] if batch.weight.ndim == 2 else 1
+def unit_length(batch: Any) -> int | None:
+    """L: how many steps a unit of the batch has; None where it is one step."""
+    return batch.weight.shape[1] if batch.weight.ndim == 2 else None
 
 
 def is_vector(features: Any) -> bool:
@@ -302,7 +302,7 @@ def of_group(name: str, seen: Seen, batch: Any) -> Float[Array, "3"]:
     gradient noise scale of McCandlish et al. (2018) from moments that are there anyway.
     """
     descent = seen.descents[name if name in seen.descents else SHARED]
-    count, first, second = (optax.tree.get(descent.optimiser, moment) for moment in ("count", "mu", "nu"))
+    count, first, second = (the_one(descent.optimiser, moment) for moment in ("count", "mu", "nu"))
     signal = largest = jnp.float32(jnp.nan)
     if isinstance(first, jax.Array) and isinstance(second, jax.Array):
         first_left, second_left = (1 - jnp.float32(beta) ** count for beta in ADAM_BETAS)
@@ -313,6 +313,12 @@ def of_group(name: str, seen: Seen, batch: Any) -> Float[Array, "3"]:
         units, activation = seen.model.hidden_units(jax.tree.map(lambda x: x[:ROWS], batch.features))[name]
         silent = saturation(units, activation, batch.valid[:ROWS])
     return jnp.stack([signal, largest, silent])
+
+
+def the_one(state: Any, name: str) -> Any:
+    """What an optimiser's state calls by this name; None where nothing or more than one thing is called so."""
+    found = [value for _, value in optax.tree.get_all_with_path(state, name)]
+    return found[0] if len(found) == 1 else None
 
 
 def moments(series: Series) -> Float[Array, "K"]:

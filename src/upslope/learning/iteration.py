@@ -27,7 +27,7 @@ from upslope.learning.optimisers import CONSTANT, Schedules, scheduled
 from upslope.learning.update import Learner, Pace, Update, begin_learning, explained_variance, improve
 from upslope.models.agent import Agent, initialise_agents
 from upslope.models.build import ModelSpec
-from upslope.models.model import Carry
+from upslope.models.model import Memory, start_memory
 from upslope.models.normaliser import updated
 
 Weigh = Callable[[Any, Rollout], tuple[Any, Rollout, Credit, Metrics]]
@@ -76,8 +76,8 @@ class TrainState(NamedTuple):
     learner: Learner
     columns: EnvState | None
     """The running episodes of a compiled world; None where the world lives elsewhere or episodes are whole."""
-    memory: Carry
-    """The model's carry in each column at the start of the next rollout; () without memory."""
+    memory: Memory
+    """The model's in each column where the next rollout begins."""
     discounted_return: Float[Array, "N"]
     """Σ γ^k r of each running episode so far, where reward normalisation needs its variance."""
     key: PRNGKeyArray
@@ -115,7 +115,7 @@ def begin_training(task: Task, acts: bool, agent: Agent, keys: Key[Array, "3"]) 
     return TrainState(
         learner=begin_learning(task.update, agent),
         columns=begin(task.environment, agent, begin_key, task.num_envs) if keeps_episodes else None,
-        memory=agent.model.start(task.num_envs),
+        memory=start_memory(agent.model, task.num_envs),
         discounted_return=jnp.zeros(task.num_envs),
         key=key,
         steps=jnp.uint32(0),
@@ -134,7 +134,7 @@ def iterate(task: Task, state: TrainState) -> tuple[TrainState, Metrics, Finishe
         assert columns is not None
         columns, rollout, finished = collect(world, agent, columns, act_key, task.rollout_steps, task.max_episode_steps)
     state, metrics = learn(partial(weigh, task), partial(move, task), state, rollout, move_key)
-    memory = state.memory if columns is None else columns.carry
+    memory = state.memory if columns is None else Memory(columns.carry, columns.length == 0)
     return state._replace(columns=columns, memory=memory), metrics, finished
 
 

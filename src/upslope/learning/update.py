@@ -23,7 +23,16 @@ from upslope.learning.health import HealthProbe, Seen
 from upslope.learning.optimisers import Optimiser
 from upslope.learning.two_devices import on_two_devices
 from upslope.models.agent import Agent
-from upslope.models.model import POLICY, SHARED, VALUE, Carry, group_places, parameters_of, with_parameters
+from upslope.models.model import (
+    POLICY,
+    SHARED,
+    VALUE,
+    Memory,
+    group_places,
+    parameters_of,
+    start_memory,
+    with_parameters,
+)
 
 
 @dataclass(frozen=True)
@@ -108,14 +117,16 @@ def improve(
     credit: Credit,
     key: PRNGKeyArray,
     pace: Pace,
-    memory: Carry = (),
+    memory: Memory | None = None,
     probe: HealthProbe | None = None,
 ) -> tuple[Learner, Metrics]:
     """Move every group over epochs of shuffled minibatches, then adapt the objective's state.
 
-    `memory` is the model's carry at the start of the rollout. A `probe` adds the metrics `health/…`.
+    `memory` is the model's where the rollout begins; by default that of fresh episodes. A `probe` adds the metrics
+    `health/…`.
     """
     agent, objective = learner.agent, learner.objective
+    memory = memory or start_memory(agent.model, rollout.reward.shape[1])
     batch = batch_of(agent, rollout, credit, memory, update.sequence_length, update.vmapped)
     if update.normalize_advantage:
         batch = batch._replace(weight=standardise(batch.weight, batch.valid))
@@ -147,7 +158,7 @@ def descend_groups(
     def policy_losses(model: Any, batch: Batch) -> tuple[Array, Distance, Array]:
         outputs = outputs_of(model, batch.features, batch.carry, batch.fresh)
         sample, entropy = sample_from(outputs.policy, batch)
-        loss = pace.objective.loss(objective, sample) - pace.entropy_coefficient * entropy
+        loss = losses_of(pace.objective, objective, sample) - pace.entropy_coefficient * entropy
         ratio = importance_ratio(sample)
         distance = Distance(sample.kl, ratio, ratio**2)
         return jnp.where(pace.imitate, -sample.log_prob, loss), distance, outputs.value
@@ -188,6 +199,11 @@ def descend_groups(
         lambda: down(POLICY, policy_loss, update.epochs, policy_key, may_stop=True), value_descent
     )
     return {POLICY: actor, VALUE: critic}, (actor_metrics, critic_metrics)
+
+
+def losses_of(objective: Objective, state: ObjectiveState, sample: Sample) -> Float[Array, "..."]:
+    """The objective's loss of each sample; it sees them in one row, also where they are stretches of steps."""
+    return objective.loss(state, jax.tree.map(jnp.ravel, sample)).reshape(sample.weight.shape)
 
 
 def squared_error(value: Float[Array, "..."], target: Float[Array, "..."]) -> Float[Array, "..."]:

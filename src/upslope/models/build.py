@@ -7,6 +7,7 @@ from typing import Any
 import equinox
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jaxtyping import Array, Bool, PRNGKeyArray
 
 from upslope.core.arrays import STATIC, is_shape, pytree
@@ -15,7 +16,7 @@ from upslope.core.reading import brief
 from upslope.errors import UpslopeError
 from upslope.models.encoders import ObservationEncoder
 from upslope.models.heads import ActionHead
-from upslope.models.model import Model, Outputs, group_places
+from upslope.models.model import Model, Outputs, Place, group_places
 from upslope.models.perceptrons import perceptrons
 
 METHODS = ("prepare", "start", "step", "groups")
@@ -55,7 +56,7 @@ class OwnModel:
 
 def is_parameter_like(leaf: Any) -> bool:
     """Whether a leaf is a parameter, or stands for one by its place."""
-    return type(leaf) is int or equinox.is_inexact_array(leaf)
+    return isinstance(leaf, Place) or equinox.is_inexact_array(leaf)
 
 
 @dataclass(frozen=True)
@@ -122,7 +123,8 @@ class ModelSpec:
 
     def two_columns(self, model: OwnModel) -> Any:
         """V of two columns and the carry after them; a sampled action must have the head's shape."""
-        observation = jax.tree.map(lambda shape: jnp.zeros((2, *shape)), self.encoder.shapes, is_leaf=is_shape)
+        dtype = jax.dtypes.canonicalize_dtype(self.encoder.space().dtype or np.float32)
+        observation = jax.tree.map(lambda shape: jnp.zeros((2, *shape), dtype), self.encoder.shapes, is_leaf=is_shape)
         outputs, carry = model.step(model.prepare(observation), model.start(2), jnp.ones(2, bool))
         if not isinstance(outputs, Outputs) or not isinstance(outputs.policy, Distribution):
             raise TypeError("step() must return (upslope.Outputs(policy, value), carry), the policy a distribution")

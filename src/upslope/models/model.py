@@ -25,6 +25,15 @@ class Outputs(NamedTuple):
     value: Float[Array, "N"]
 
 
+class Memory(NamedTuple):
+    """What a model remembers where a rollout begins."""
+
+    carry: Carry
+    """Of each column, at its start where an episode begins."""
+    fresh: Bool[Array, "N"]
+    """Where an episode begins."""
+
+
 @runtime_checkable
 class Model(Protocol):
     """What acts and judges: any pytree with these methods. Its float arrays are its parameters."""
@@ -38,7 +47,8 @@ class Model(Protocol):
         ...
 
     def step(self, features: Any, carry: Carry, fresh: Bool[Array, "N"]) -> tuple[Outputs, Carry]:
-        """One step of N columns; `fresh` where an episode begins, whose carry has been restarted already."""
+        """One step of N columns; `fresh` where an episode begins, whose carry has been restarted already. A model
+        without memory is not told."""
         ...
 
     def groups(self) -> dict[str, Any]:
@@ -49,6 +59,11 @@ class Model(Protocol):
 def has_memory(model: Model) -> bool:
     """Whether the model carries anything from step to step."""
     return bool(jax.tree.leaves(jax.eval_shape(lambda: model.start(1))))
+
+
+def start_memory(model: Model, num: int) -> Memory:
+    """The memory of `num` columns that all begin an episode."""
+    return Memory(model.start(num), jnp.ones(num, bool))
 
 
 def restarted(model: Model, carry: Carry, fresh: Bool[Array, "N"]) -> Carry:
@@ -64,7 +79,7 @@ def unroll(model: Model, features: Any, carry: Carry, fresh: Bool[Array, "T N"])
     """
     if not has_memory(model):
         flat = jax.tree.map(lambda x: x.reshape(-1, *x.shape[2:]), features)
-        outputs, _ = model.step(flat, (), fresh.reshape(-1))
+        outputs, _ = model.step(flat, (), jnp.zeros(fresh.size, bool))
         return jax.tree.map(lambda x: x.reshape(*fresh.shape, *x.shape[1:]), outputs), ()
 
     def one(carry: Carry, now: tuple[Any, Array]) -> tuple[Carry, tuple[Outputs, Carry]]:
@@ -75,6 +90,10 @@ def unroll(model: Model, features: Any, carry: Carry, fresh: Bool[Array, "T N"])
     return jax.lax.scan(one, carry, (features, fresh))[1]
 
 
+class Place(int):
+    """Stands for a parameter by its place among the leaves."""
+
+
 def group_places(model: Model) -> dict[str, list[int]]:
     """Which leaves of the model belong to each group, by their place.
 
@@ -82,7 +101,7 @@ def group_places(model: Model) -> dict[str, list[int]]:
         ValueError: the groups are unknown, overlap, or leave a parameter out.
     """
     leaves, structure = jax.tree.flatten(model)
-    numbered: Any = jax.tree.unflatten(structure, range(len(leaves)))
+    numbered: Any = jax.tree.unflatten(structure, map(Place, range(len(leaves))))
     places = {name: jax.tree.leaves(subtree) for name, subtree in numbered.groups().items()}
     if set(places) not in ({POLICY, VALUE}, {SHARED}):
         raise ValueError(f"groups() gives {sorted(places)}; it must give `policy` and `value`, or `shared` alone")

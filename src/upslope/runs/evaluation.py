@@ -32,7 +32,7 @@ from upslope.learning.iteration import stack
 from upslope.models.agent import Agent
 from upslope.models.encoders import encoder_of
 from upslope.models.heads import ActionHead
-from upslope.models.model import Carry
+from upslope.models.model import Carry, start_memory
 from upslope.runs.datasets import save_dataset
 from upslope.runs.directory import RunDirectory
 from upslope.runs.policy import Which, load_agents
@@ -238,7 +238,7 @@ def host_episodes(
     """Batches of episodes of every seed in Gymnasium environments."""
     encoder = encoder_of(world.observation_space, world.name)
     columns = HostColumns(world, encoder, agents.head, seeds, batches[0], limit)
-    memory = jax.vmap(lambda model: model.start(batches[0]))(agents.model)
+    memory = jax.vmap(lambda model: start_memory(model, batches[0]))(agents.model)
     act, active = Act(), np.ones(len(seeds), bool)
     try:
         for number, n in enumerate(batches):

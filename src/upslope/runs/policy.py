@@ -96,6 +96,7 @@ class Policy:
         if not self.has_memory:
             return self.here.policy(batch)
         count = jax.tree.leaves(batch)[0].shape[0]
+        fresh = np.full(count, self.memory is None)
         if self.memory is None:
             self.memory = self.agent.model.start(count)
         known = jax.tree.leaves(self.memory)[0].shape[0]
@@ -104,7 +105,7 @@ class Policy:
                 f"This policy remembers {known} episodes, and was asked for {count}. Call policy.reset() where other "
                 "episodes begin."
             )
-        policy, self.memory = self.step(self.agent, batch, self.memory, np.zeros(count, bool))
+        policy, self.memory = self.step(self.agent, batch, self.memory, fresh)
         return policy
 
     def value(self, observation: Any) -> np.ndarray:

@@ -1,0 +1,358 @@
+"""The seam: a model over time, its groups, the gradient through stretches of L steps, and a user's own in a run."""
+
+import signal
+from functools import cache, partial
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import own_models
+import pytest
+from gymnasium import spaces
+from helpers import fresh_agent, improve_once, rollout_of
+from run_helpers import assert_same_run, before_chunk, metrics_of
+
+import upslope
+from upslope.analysis.episode_credit import credit_of
+from upslope.core.objectives import PolicyGradient
+from upslope.core.types import Credit
+from upslope.errors import UpslopeError
+from upslope.lab.play import quick_jit, small_update
+from upslope.learning.evaluation import evaluate
+from upslope.learning.optimisers import Optimiser
+from upslope.learning.update import begin_learning
+from upslope.models.agent import initialise_agent
+from upslope.models.build import ModelSpec
+from upslope.models.encoders import BoxEncoder, DiscreteEncoder
+from upslope.models.heads import DiscreteHead
+from upslope.models.model import Memory, group_places, parameters_of, start_memory, unroll
+
+SPACES = BoxEncoder((4,)), DiscreteHead(2)
+T, N = 12, 5
+
+
+@cache
+def agent_of(own: Any, **settings: Any):
+    """An untrained agent of a user's model."""
+    return initialise_agent(jax.random.key(0), ModelSpec(*SPACES, settings, own))
+
+
+@cache
+def facts():
+    """Twelve steps of five columns, with ends and padding anywhere, and where the first row begins an episode."""
+    generator = np.random.default_rng(0)
+    terminated, truncated = generator.random((2, T, N)) < 0.12
+    valid = generator.random((T, N)) < 0.9
+    rollout = rollout_of(generator.normal(size=(T, N)), terminated, truncated, valid)
+    observation, successor = generator.normal(size=(2, T, N, 4)).astype(np.float32)
+    action = generator.integers(0, 2, (T, N)).astype(np.int32)
+    observed = {"observation": jnp.asarray(observation), "next_observation": jnp.asarray(successor)}
+    rollout = rollout._replace(action=jnp.asarray(action), **observed)
+    weight, target = generator.normal(size=(2, T, N)).astype(np.float32)
+    first = np.array([True, False, True, False, False])
+    return rollout, Credit(jnp.asarray(weight), jnp.asarray(target)), first
+
+
+def memory_of(model):
+    """A memory in which some columns are within an episode."""
+    _, _, first = facts()
+    carry = jax.tree.map(lambda x: jnp.where(first.reshape(-1, *(1,) * (x.ndim - 1)), x, x + 0.3), model.start(N))
+    return Memory(carry, jnp.asarray(first))
+
+
+def begins():
+    """Where an episode begins [T, N], by the facts."""
+    rollout, _, first = facts()
+    terminated, truncated, valid = (np.asarray(x) for x in (rollout.terminated, rollout.truncated, rollout.valid))
+    over = terminated | truncated | ~valid
+    return np.concatenate([first[None], over[:-1]])
+
+
+def sigmoid(x):
+    return 1 / (1 + np.exp(-x))
+
+
+def gru(cell, x, h):
+    """A step of Equinox's GRU in NumPy: Cho et al. (2014), with the reset gate after the product."""
+    weight, recurrent, bias, bias_n = (
+        np.asarray(a, np.float64) for a in (cell.weight_ih, cell.weight_hh, cell.bias, cell.bias_n)
+    )
+    size = h.shape[1]
+    inputs, hidden = x @ weight.T + bias, h @ recurrent.T
+    reset = sigmoid(inputs[:, :size] + hidden[:, :size])
+    update = sigmoid(inputs[:, size : 2 * size] + hidden[:, size : 2 * size])
+    new = np.tanh(inputs[:, 2 * size :] + reset * (hidden[:, 2 * size :] + bias_n))
+    return new + update * (h - new)
+
+
+def test_a_recurrent_model_over_time_is_its_formula_step_by_step_and_starts_anew_with_each_episode():
+    model, (rollout, _, first) = agent_of(own_models.Recurrent).model, facts()
+    memory, whole = memory_of(model), model.whole
+    outputs, after = quick_jit(unroll)(model, rollout.observation, memory.carry, jnp.asarray(begins()))
+    carry = {name: np.asarray(x, np.float64) for name, x in memory.carry.items()}
+    cells = {"policy": (whole.policy_cell, 0.5), "value": (whole.value_cell, -0.5)}
+    assert begins().sum() > first.sum() > 0
+    for t in range(T):
+        told = np.concatenate([np.asarray(rollout.observation[t]), begins()[t][:, None]], axis=1)
+        for name, (cell, start) in cells.items():
+            carry[name] = gru(cell, told, np.where(begins()[t][:, None], start, carry[name]))
+            np.testing.assert_allclose(after[name][t], carry[name], atol=1e-5)
+        logits = carry["policy"] @ np.asarray(whole.policy_layer.weight).T + whole.policy_layer.bias
+        np.testing.assert_allclose(outputs.policy.logits[t], logits, atol=1e-5)
+        value = carry["value"] @ np.asarray(whole.value_layer.weight)[0] + whole.value_layer.bias
+        np.testing.assert_allclose(outputs.value[t], value, atol=1e-5)
+
+
+def test_two_perceptrons_over_time_are_the_same_step_by_step():
+    agent = fresh_agent(jax.random.key(1), spaces.Box(-1, 1, (4,)), spaces.Discrete(2), hidden_sizes=(8,))
+    rollout, _, _ = facts()
+    outputs, after = unroll(agent.model, agent.features(rollout.observation), (), jnp.asarray(begins()))
+    assert after == () and outputs.value.shape == (T, N)
+    for t in range(T):
+        np.testing.assert_allclose(outputs.value[t], agent.value(rollout.observation[t]), atol=1e-6)
+        np.testing.assert_allclose(outputs.policy.logits[t], agent.policy(rollout.observation[t]).logits, atol=1e-6)
+
+
+def test_the_value_of_a_successor_is_one_step_further_in_the_same_episode():
+    model, (rollout, _, _) = agent_of(own_models.Recurrent).model, facts()
+    memory = memory_of(model)
+    values = quick_jit(evaluate)(agent_of(own_models.Recurrent), rollout, memory)
+    carry, begin = memory.carry, jnp.asarray(begins())
+    for t in range(T):
+        start = model.start(N)
+        carry = jax.tree.map(lambda a, b, t=t: jnp.where(begin[t][:, None], a, b), start, carry)
+        now, carry = model.step(rollout.observation[t], carry, begin[t])
+        following, _ = model.step(rollout.next_observation[t], carry, jnp.zeros(N, bool))
+        np.testing.assert_allclose(values.value[t], now.value, atol=1e-5)
+        np.testing.assert_allclose(values.next_value[t], following.value, atol=1e-5)
+
+
+@pytest.mark.parametrize(
+    ("own", "words"),
+    [
+        (own_models.Overlapping, "belong to two groups"),
+        (own_models.Missing, "left out"),
+        (own_models.Unknown, "`policy` and `value`, or `shared`"),
+        (own_models.WithoutStart, "without the methods prepare, start, groups"),
+        (own_models.OtherCarry, "another carry"),
+        (own_models.TwoValues, r"values of shape \(2, 1\)"),
+        (lambda observation_space, action_space, *, key: 1 / 0, "could not be made: ZeroDivisionError"),
+    ],
+)
+def test_what_is_no_model_is_refused_before_training(own: Any, words: str, tmp_path):
+    with pytest.raises(UpslopeError, match=words):
+        initialise_agent(jax.random.key(0), ModelSpec(*SPACES, {}, own))
+
+
+def test_every_parameter_is_in_a_group_whatever_else_a_model_holds():
+    # `hidden` is a number within the shared group, and no parameter.
+    model = agent_of(own_models.SharedTrunk).model
+    assert model.whole.hidden == 4 and group_places(model) == {"shared": list(range(len(jax.tree.leaves(model))))}
+    model = agent_of(own_models.Recurrent).model
+    places = group_places(model)
+    assert sorted(places["policy"] + places["value"]) == list(range(len(jax.tree.leaves(model))))
+    cell = model.whole.policy_cell
+    assert any(leaf is cell.weight_ih for leaf in parameters_of(model, "policy"))
+
+
+def test_a_model_that_reads_whole_numbers_is_tried_out_with_such(tmp_path):
+    class Embedded(own_models.Forgetful):
+        def __init__(self, observation_space: Any, action_space: Any, *, key: Any):
+            super().__init__(spaces.Box(-1, 1, (3,)), action_space, key=key)
+
+        def prepare(self, observation: Any) -> Any:
+            return jnp.eye(3)[observation]
+
+    agent = initialise_agent(jax.random.key(0), ModelSpec(DiscreteEncoder(3), DiscreteHead(2), {}, Embedded))
+    assert agent.features(jnp.asarray([1, 2])).shape == (2, 3)
+
+
+GRADIENT = {"optimiser": Optimiser("sgd", max_grad_norm=1e6), "objective": PolicyGradient()}
+
+
+def step_down(own: Any, length: int | None) -> dict[str, list[np.ndarray]]:
+    """The gradient of each group: what one step of plain descent at rate 1 takes away."""
+    agent, (rollout, credit, _) = agent_of(own), facts()
+    update = small_update(sequence_length=length, **GRADIENT)
+    learner = begin_learning(update, agent)
+    moved, _ = improve_once(update, learner, rollout, credit, jax.random.key(0), 1.0, memory=memory_of(agent.model))
+    model, after = agent.model, moved.agent.model
+    return {
+        name: [np.asarray(a - b) for a, b in zip(parameters_of(model, name), parameters_of(after, name), strict=True)]
+        for name in group_places(model)
+    }
+
+
+def loss_of(group: str, length: int, model: Any) -> Any:
+    """The mean loss of a group by a plain loop; no gradient crosses from one stretch to the next."""
+    rollout, credit, _ = facts()
+    begin, memory = jnp.asarray(begins()), memory_of(model)
+    carry, total = memory.carry, jnp.zeros(())
+    for t in range(T):
+        carry = jax.lax.stop_gradient(carry) if t % length == 0 else carry
+        carry = jax.tree.map(
+            lambda a, b, t=t: jnp.where(begin[t].reshape(-1, *(1,) * (a.ndim - 1)), a, b), model.start(N), carry
+        )
+        outputs, carry = model.step(rollout.observation[t], carry, begin[t])
+        policy = -credit.weight[t] * outputs.policy.log_prob(rollout.action[t])
+        value = 0.5 * (outputs.value - credit.target[t]) ** 2
+        loss = {"policy": policy, "value": value, "shared": policy + 0.5 * value}[group]
+        total += jnp.sum(jnp.where(rollout.valid[t], loss, 0.0))
+    return total / jnp.sum(rollout.valid)
+
+
+@pytest.mark.parametrize("own", [own_models.Recurrent, own_models.SharedTrunk])
+def test_the_gradient_flows_through_stretches_of_l_steps_and_no_further(own: Any):
+    model, found = agent_of(own).model, {}
+    for length in (None, 4, 5, 1):  # 5 does not divide 12: the last stretch is padded
+        found[length] = step_down(own, length)
+        for name, gradients in found[length].items():
+            slopes = quick_jit(jax.grad(partial(loss_of, name, length or T)))(model)
+            for mine, theirs in zip(gradients, parameters_of(slopes, name), strict=True):
+                np.testing.assert_allclose(mine, theirs, atol=1e-6)
+    name = next(iter(found[None]))
+    for length in (4, 5, 1):
+        gap = max(np.abs(a - b).max() for a, b in zip(found[None][name], found[length][name], strict=True))
+        assert gap > 1e-3, "a cut is seen"
+
+
+def test_a_model_that_ignores_its_carry_has_one_gradient_at_every_length():
+    alone = step_down(own_models.Memoryless, None)
+    for length in (1, 3, 4, 7, 100, None):
+        found = step_down(own_models.Forgetful, length)
+        for name in ("policy", "value"):
+            for mine, theirs in zip(found[name], alone[name], strict=True):
+                np.testing.assert_allclose(mine, theirs, atol=1e-6)
+
+
+SMALL: dict[str, Any] = {
+    "num_envs": 2, "rollout_steps": 8, "minibatches": 2, "epochs": 2, "sequence_length": 4, "steps": 320,
+    "max_episode_steps": 11, "seeds": 2, "quiet": True, "preset": False, "model_kwargs": {"hidden": 4},
+}  # fmt: skip
+RUNS = {
+    "compiled": ("jax:CartPole-v1", own_models.Recurrent, {}),
+    "compiled shared": ("jax:CartPole-v1", own_models.SharedTrunk, {"normalize_observations": True}),
+    "host": ("CartPole-v1", own_models.Recurrent, {"normalize_observations": True}),
+    "host sliced": ("CartPole-v1", own_models.SharedTrunk, {"seeds": 1, "workers": 2}),
+}
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory):
+    return tmp_path_factory.mktemp("runs")
+
+
+@pytest.fixture(scope="module")
+def trained(folder):
+    """A run of each kind, trained once."""
+
+    @cache
+    def run(kind: str):
+        environment, model, settings = RUNS[kind]
+        return upslope.train(environment, model=model, folder=folder, name=kind, **(SMALL | settings)).path
+
+    return run
+
+
+@pytest.mark.parametrize("kind", RUNS)
+def test_the_ratio_is_one_before_the_policy_moves(kind: str, folder):
+    # With one epoch of one minibatch the loss is that of ρ = 1 everywhere, so what acted is what learns.
+    environment, model, settings = RUNS[kind]
+    settings = SMALL | settings | {"epochs": 1, "minibatches": 1, "steps": 160, "learning_rate": 1e-8}
+    run = upslope.train(environment, model=model, folder=folder, name=f"{kind} still", **settings)
+    for row in run.metrics():
+        assert row["policy/effective_sample_size"] == pytest.approx(1, abs=1e-5)
+        assert row["policy/clip_fraction"] == 0
+        if "health/log_prob_mismatch" in row:
+            assert row["health/log_prob_mismatch"] < 1e-5
+    assert any("health/log_prob_mismatch" in row for row in run.metrics())
+
+
+@pytest.mark.parametrize("kind", RUNS)
+def test_an_own_model_stopped_and_resumed_is_uninterrupted(kind: str, trained, folder):
+    environment, model, settings = RUNS[kind]
+    stop_here = before_chunk(9, lambda: signal.raise_signal(signal.SIGINT))
+    with stop_here, pytest.raises(KeyboardInterrupt, match="upslope resume"):
+        upslope.train(environment, model=model, folder=folder, name=f"{kind} stopped", **(SMALL | settings))
+    assert 0 < len(metrics_of(folder / f"{kind} stopped")) < len(metrics_of(trained(kind)))
+    upslope.resume(folder / f"{kind} stopped", quiet=True)
+    assert_same_run(trained(kind), folder / f"{kind} stopped")
+
+
+@pytest.mark.parametrize("kind", ["compiled", "host"])
+def test_an_own_model_is_loaded_evaluated_and_recorded(kind: str, trained, tmp_path):
+    path = trained(kind)
+    found = upslope.evaluate(path, episodes=3)
+    assert found["stochastic"].returns.shape == (2, 3)
+    data = upslope.record(path, episodes=3, output=tmp_path / "data.npz")
+    policy = upslope.load(path, seed=0, checkpoint="last")
+    assert policy.has_memory
+    # Played again step by step, the policy gives the recorded actions the recorded probabilities.
+    with np.load(data) as recorded:
+        ends = np.cumsum(recorded["length"])
+        for first, last in zip(ends - recorded["length"], ends, strict=True):
+            memory = start_memory(policy.agent.model, 1)
+            carry, fresh = memory
+            for t in range(first, last):
+                observation = jnp.asarray(recorded["observation"][t : t + 1])
+                distribution, carry = policy.agent.act(observation, carry, fresh)
+                fresh = jnp.zeros(1, bool)
+                log_prob = distribution.log_prob(jnp.asarray(recorded["action"][t : t + 1]))[0]
+                assert log_prob == pytest.approx(recorded["behaviour_log_prob"][t], abs=1e-5)
+        observations = recorded["observation"][: ends[0]]
+    # A call remembers the calls before it, until it is told to forget.
+    probabilities = []
+    for _ in range(2):
+        policy.reset()
+        probabilities.append([float(policy.distribution(x[None]).log_probs()[0, 0]) for x in observations])
+    assert probabilities[0] == probabilities[1]
+    assert float(policy.distribution(observations[:1]).log_probs()[0, 0]) != probabilities[0][0]
+    with pytest.raises(UpslopeError, match=r"remembers 1 episodes.*policy\.reset"):
+        policy(observations[:2])
+    with pytest.raises(UpslopeError, match="upslope credit"):
+        policy.value(observations[0])
+
+
+def test_recorded_episodes_teach_a_model_with_memory(trained, tmp_path):
+    data = upslope.record(trained("compiled"), episodes=6, output=tmp_path / "data.npz")
+    options: dict[str, Any] = {"folder": tmp_path, "quiet": True, "minibatches": 2, "sequence_length": 4}
+    run = upslope.train(
+        "jax:CartPole-v1", "off_policy", data=str(data), model=own_models.Recurrent, steps=200, epochs=1, **options
+    )
+    # Its own teacher's model, another one's parameters: finite, and the ratio not 1.
+    rows = run.metrics()
+    assert rows and all(np.isfinite(row["policy/loss"]) for row in rows)
+
+
+@pytest.mark.parametrize("environment", ["jax:CartPole-v1", "CartPole-v1"])
+def test_whole_episodes_teach_a_model_with_memory(environment: str, tmp_path):
+    settings: dict[str, Any] = {"num_envs": 2, "max_episode_steps": 20, "critic_epochs": 2, "steps": 100}
+    options: dict[str, Any] = {"folder": tmp_path, "quiet": True, "preset": False, "sequence_length": 8}
+    run = upslope.train(environment, "reinforce_baseline", model=own_models.Recurrent, **settings, **options)
+    assert all(np.isfinite(row["policy/loss"]) and np.isfinite(row["critic/loss"]) for row in run.metrics())
+
+
+def test_more_minibatches_than_stretches_are_refused(tmp_path):
+    settings = SMALL | {"minibatches": 8, "sequence_length": None}
+    with pytest.raises(UpslopeError, match="--minibatches 8 is more than the 2 stretches"):
+        upslope.train("jax:CartPole-v1", model=own_models.Recurrent, folder=tmp_path, **settings)
+
+
+def test_a_model_without_memory_may_be_a_users_own(tmp_path):
+    settings = {k: v for k, v in SMALL.items() if k not in ("sequence_length", "model_kwargs")}
+    run = upslope.train("CartPole-v1", model=own_models.Memoryless, folder=tmp_path, **settings)
+    assert run.config.model == "own_models:Memoryless"
+    policy = run.load()
+    batch = np.random.default_rng(0).normal(size=(7, 4)).astype(np.float32)
+    assert policy(batch).shape == (7,) and policy.value(batch).shape == (7,)
+    weight = np.asarray(policy.agent.model.whole.policy_layer.weight)
+    logits = batch @ weight.T + np.asarray(policy.agent.model.whole.policy_layer.bias)
+    np.testing.assert_array_equal(policy(batch), logits.argmax(axis=1))
+
+
+def test_a_credit_picture_of_a_model_with_memory_has_its_probabilities(trained):
+    credit = credit_of(trained("compiled"), seed=1)
+    probability = credit.policy["probability"]
+    assert probability.shape == (len(credit.reward), 2) and credit.value is not None
+    np.testing.assert_allclose(probability.sum(axis=1), 1, atol=1e-5)

@@ -1,0 +1,163 @@
+"""Small models for the tests, as a user would bring them."""
+
+from typing import Any
+
+import equinox
+import jax
+import jax.numpy as jnp
+from equinox.nn import GRUCell, Linear
+
+from upslope import Outputs
+from upslope.core.distributions import Categorical
+
+
+def over_columns(layer: Any, *arrays: Any) -> Any:
+    """A layer of Equinox, which takes one vector, on each of N."""
+    return jax.vmap(layer)(*arrays)
+
+
+class Recurrent(equinox.Module):
+    """A GRU and a linear layer for the policy, the same for the value; both are told where an episode begins."""
+
+    policy_cell: GRUCell
+    value_cell: GRUCell
+    policy_layer: Linear
+    value_layer: Linear
+    hidden: int
+
+    def __init__(self, observation_space: Any, action_space: Any, *, key: Any, hidden: int = 4):
+        keys = jax.random.split(key, 4)
+        inputs = observation_space.shape[0] + 1
+        self.policy_cell, self.value_cell = (GRUCell(inputs, hidden, key=k) for k in keys[:2])
+        self.policy_layer = Linear(hidden, int(action_space.n), key=keys[2])
+        self.value_layer = Linear(hidden, "scalar", key=keys[3])
+        self.hidden = hidden
+
+    def prepare(self, observation: Any) -> Any:
+        return observation.astype(jnp.float32)
+
+    def start(self, num: int) -> Any:
+        # Not 0, so that it is seen whether an episode begins here.
+        return {"policy": jnp.full((num, self.hidden), 0.5), "value": jnp.full((num, self.hidden), -0.5)}
+
+    def step(self, features: Any, carry: Any, fresh: Any) -> tuple[Outputs, Any]:
+        told = jnp.concatenate([features, fresh[:, None].astype(jnp.float32)], axis=1)
+        policy = over_columns(self.policy_cell, told, carry["policy"])
+        value = over_columns(self.value_cell, told, carry["value"])
+        outputs = Outputs(Categorical(over_columns(self.policy_layer, policy)), over_columns(self.value_layer, value))
+        return outputs, {"policy": policy, "value": value}
+
+    def groups(self) -> dict[str, Any]:
+        return {"policy": (self.policy_cell, self.policy_layer), "value": (self.value_cell, self.value_layer)}
+
+
+class SharedTrunk(equinox.Module):
+    """One GRU, from which policy and value are read."""
+
+    cell: GRUCell
+    policy_layer: Linear
+    value_layer: Linear
+    hidden: int
+
+    def __init__(self, observation_space: Any, action_space: Any, *, key: Any, hidden: int = 4):
+        keys = jax.random.split(key, 3)
+        self.cell = GRUCell(observation_space.shape[0], hidden, key=keys[0])
+        self.policy_layer = Linear(hidden, int(action_space.n), key=keys[1])
+        self.value_layer = Linear(hidden, "scalar", key=keys[2])
+        self.hidden = hidden
+
+    def prepare(self, observation: Any) -> Any:
+        return observation.astype(jnp.float32)
+
+    def start(self, num: int) -> Any:
+        return jnp.zeros((num, self.hidden))
+
+    def step(self, features: Any, carry: Any, fresh: Any) -> tuple[Outputs, Any]:
+        carry = over_columns(self.cell, features, carry)
+        policy = Categorical(over_columns(self.policy_layer, carry))
+        return Outputs(policy, over_columns(self.value_layer, carry)), carry
+
+    def groups(self) -> dict[str, Any]:
+        return {"shared": self}
+
+
+class Forgetful(equinox.Module):
+    """Two linear layers. It carries a number from step to step, and does not look at it."""
+
+    policy_layer: Linear
+    value_layer: Linear
+
+    def __init__(self, observation_space: Any, action_space: Any, *, key: Any):
+        keys = jax.random.split(key)
+        self.policy_layer = Linear(observation_space.shape[0], int(action_space.n), key=keys[0])
+        self.value_layer = Linear(observation_space.shape[0], "scalar", key=keys[1])
+
+    def prepare(self, observation: Any) -> Any:
+        return observation.astype(jnp.float32)
+
+    def start(self, num: int) -> Any:
+        return jnp.zeros(num)
+
+    def step(self, features: Any, carry: Any, fresh: Any) -> tuple[Outputs, Any]:
+        policy = Categorical(over_columns(self.policy_layer, features))
+        return Outputs(policy, over_columns(self.value_layer, features)), carry + 1
+
+    def groups(self) -> dict[str, Any]:
+        return {"policy": self.policy_layer, "value": self.value_layer}
+
+
+class Memoryless(Forgetful):
+    """The same without the number."""
+
+    def start(self, num: int) -> Any:
+        return ()
+
+    def step(self, features: Any, carry: Any, fresh: Any) -> tuple[Outputs, Any]:
+        return super().step(features, jnp.zeros(len(fresh)), fresh)[0], carry
+
+
+class Overlapping(Forgetful):
+    """A parameter in two groups."""
+
+    def groups(self) -> dict[str, Any]:
+        return {"policy": self.policy_layer, "value": (self.value_layer, self.policy_layer.bias)}
+
+
+class Missing(Forgetful):
+    """A parameter in no group."""
+
+    def groups(self) -> dict[str, Any]:
+        return {"policy": self.policy_layer, "value": self.value_layer.weight}
+
+
+class Unknown(Forgetful):
+    """A group that no loss is known for."""
+
+    def groups(self) -> dict[str, Any]:
+        return {"policy": self.policy_layer, "critic": self.value_layer}
+
+
+class WithoutStart(equinox.Module):
+    """No model."""
+
+    def __init__(self, observation_space: Any, action_space: Any, *, key: Any):
+        pass
+
+    def step(self, features: Any, carry: Any, fresh: Any) -> Any:
+        return features, carry
+
+
+class OtherCarry(Forgetful):
+    """A step gives another carry than it takes."""
+
+    def step(self, features: Any, carry: Any, fresh: Any) -> tuple[Outputs, Any]:
+        outputs, carry = super().step(features, carry, fresh)
+        return outputs, carry[:, None]
+
+
+class TwoValues(Forgetful):
+    """Values of another shape than one a column."""
+
+    def step(self, features: Any, carry: Any, fresh: Any) -> tuple[Outputs, Any]:
+        outputs, carry = super().step(features, carry, fresh)
+        return outputs._replace(value=outputs.value[:, None]), carry
