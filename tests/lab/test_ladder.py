@@ -78,7 +78,7 @@ def test_rungs_that_need_a_step_limit_are_named_where_there_is_none():
     whole = {"reinforce", "reward_to_go", "reinforce_baseline"}
     assert set(configs) == set(OWN) - whole
     assert all("no step limit" in left_out[rung] for rung in whole)
-    lines = standing.left_out_lines(left_out)
+    lines = ladder_display.left_out_lines(left_out)
     assert len(lines) == 4 and "off_policy, clone" in lines[-1]
 
 
@@ -93,7 +93,7 @@ def test_where_nothing_fits_it_says_why(tmp_path):
 def test_nothing_is_overwritten(race):
     with pytest.raises(upslope.UpslopeError, match=r"exists already.*--resume"):
         upslope.ladder("jax:CartPole-v1", folder=race.path.parent, name="three", quiet=True, **SMALL)
-    with pytest.raises(upslope.UpslopeError, match="by its --name"):
+    with pytest.raises(upslope.UpslopeError, match="needs the --name of the ladder"):
         upslope.ladder("jax:CartPole-v1", folder=race.path.parent, resume=True, quiet=True, **SMALL)
 
 
