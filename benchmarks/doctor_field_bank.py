@@ -401,8 +401,13 @@ def did_harm(bank: Path, job: Job) -> bool:
         return False
     gained = np.mean(theirs["trained"]) - np.mean(theirs["untrained"])
     lost = np.mean(theirs["trained"]) - np.mean(mine["trained"])
-    error = np.hypot(*(np.std(x["trained"]) / np.sqrt(np.size(x["trained"])) for x in (mine, theirs)))
-    return bool(gained > 2 * error and lost > max(LOST * gained, 2 * error))
+    own = np.hypot(error_of(theirs["trained"]), error_of(theirs["untrained"]))
+    return bool(gained > 2 * own and lost > LOST * gained and lost > 2 * error_of(theirs["trained"], mine["trained"]))
+
+
+def error_of(*returns: list[list[float]]) -> float:
+    """Standard error of a mean, or of the difference of two."""
+    return float(np.sqrt(sum(np.var(x) / np.size(x) for x in returns)))
 
 
 def harm_at(path: Path) -> dict[str, Any]:

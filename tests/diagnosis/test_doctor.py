@@ -33,7 +33,16 @@ HEALTHY = {
 
 
 def write_run(
-    folder, changes=None, rise=50.0, lengths=None, box=False, world="World-v0", slowing=0.0, episodes=None, **settings
+    folder,
+    changes=None,
+    rise=50.0,
+    lengths=None,
+    box=False,
+    world="World-v0",
+    slowing=0.0,
+    second=1.0,
+    episodes=None,
+    **settings,
 ):
     """A run whose metrics are those of `HEALTHY`, but for the changes: numbers, or functions of the share of the run.
 
@@ -52,7 +61,9 @@ def write_run(
             row |= {name: x * (1 + 0.05 * generator.normal()) for name, x in HEALTHY.items()}
             changed = {name: x(i / ITERATIONS) if callable(x) else x for name, x in (changes or {}).items()}
             row |= {"policy/loss": 0.1} | changed
-            row = {name: None if x != x else x for name, x in row.items()} | {"time/elapsed": i + slowing * i**2}
+            row = {name: None if x != x else x for name, x in row.items()} | {
+                "time/elapsed": second * (i + slowing * i**2)
+            }
             directory.append(directory.metrics_path, json.dumps(row) + "\n")
             told = [] if episodes is None else list(episodes(i / ITERATIONS, generator))
             for _ in range(10 if episodes is None else 0):
@@ -127,9 +138,12 @@ def test_a_policy_that_stands_still_is_an_alarm_only_where_a_setting_holds_it(se
     assert f"--{name.replace('_', '-')} (now " in found.remedy
 
 
-@pytest.mark.parametrize(("world", "is_alarm"), [("World-v0", True), ("jax:CartPole-v1", False)])
-def test_only_an_environment_of_ones_own_can_be_what_slows_down(world, is_alarm, tmp_path):
-    alarms, notes = alarms_and_notes(write_run(tmp_path, slowing=0.1, world=world))
+@pytest.mark.parametrize(
+    ("world", "second", "is_alarm"),
+    [("World-v0", 1.0, True), ("World-v0", 0.1, False), ("jax:CartPole-v1", 1.0, False)],
+)
+def test_only_an_environment_of_ones_own_can_be_what_slows_down_and_not_in_seconds(world, second, is_alarm, tmp_path):
+    alarms, notes = alarms_and_notes(write_run(tmp_path, slowing=0.1, world=world, second=second))
     assert "slows_down" in (alarms if is_alarm else notes)
 
 

@@ -13,6 +13,8 @@ SAMPLES = 256
 """Fewest samples of an iteration in which the effect of actions would show."""
 LATER = 2.5
 """Where actions have no effect the larger of two mean z² is 1.64 in the mean, less exactly in short runs."""
+BRIEF = 30.0
+"""Seconds of training in which speed says more of the machine than of the environment."""
 TINY = 0.003
 """A deviation of every observed number below this is lost among a network's initial weights."""
 
@@ -282,7 +284,8 @@ def slows_down(s: Signs) -> Finding | None:
     # The step of a compiled world by name is one program from first to last.
     own = "The environment or a wrapper does more work at each step: a growing list, a leak, a log."
     advice = "Time env.step() after 1,000 and after 100,000 steps."
-    is_program = s.config.environment.startswith(COMPILED_PREFIX)
+    # A run of seconds is slowed by whatever else the machine does.
+    is_program = s.config.environment.startswith(COMPILED_PREFIX) or np.nanmax(elapsed) < BRIEF
     return Finding(
         "slows_down", f"Training slowed from {rates[0]:,.0f} to {rates[-1]:,.0f} steps/s a seed.",
         "The machine had other work." if is_program else own,
