@@ -8,7 +8,7 @@ import os
 import re
 from unittest import mock
 
-from upslope.cli.main import main as cli
+from upslope.cli import main as cli
 
 COLUMNS = "100"
 ESCAPES = re.compile(r"\x1b\[[0-9;]*m")

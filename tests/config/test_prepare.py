@@ -11,7 +11,7 @@ from upslope.cli.main import main
 from upslope.config.config import Config, configure, preset_of
 from upslope.config.ladder import ALGORITHMS
 from upslope.config.prepare import prepare
-from upslope.config.task import PARTS, estimator_of, objective_of
+from upslope.config.task import AXES, estimator_of, objective_of
 
 OWN = """
 from dataclasses import dataclass
@@ -169,7 +169,7 @@ def test_a_subclass_of_the_kl_penalty_has_its_target():
 
 
 def test_every_hyperparameter_of_a_part_is_a_setting():
-    for role, (_, known) in PARTS.items():
+    for role, (_, known) in AXES.items():
         for name, kind in known.items():
             config = configure("X", is_continuous=False, **{role: name})
             assert {estimator_of, objective_of} and isinstance(

@@ -5,16 +5,22 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from upslope.cli.flags import parse_train
-from upslope.cli.tables import everything
 
 import upslope
+from upslope.cli.list_tables import everything
+from upslope.cli.train import by_keyword, parse_train
 from upslope.config.command import command_of
 from upslope.config.config import configure, presets, recorded_preset
+from upslope.config.prepare import prepare
 from upslope.errors import UpslopeError
 
 SMALL: dict[str, Any] = {"steps": 64, "num_envs": 2, "rollout_steps": 8, "minibatches": 1, "hidden_sizes": (8,)}
 PAPER, ZOO = "Schulman et al. 2017", "rl-baselines3-zoo"
+
+
+def config_of(arguments: list[str]) -> Any:
+    """The config that a command line asks for."""
+    return prepare(**by_keyword(parse_train(arguments)[1]))[0]
 
 
 def rows() -> Iterator[tuple[str, str, dict[str, Any]]]:
@@ -68,20 +74,20 @@ def test_flags_and_files_name_a_preset(tmp_path: Path, monkeypatch: pytest.Monke
     monkeypatch.setitem(presets(), "CartPole-v1", presets()["CartPole-v1"] | {"others": {"paper": TINY}})
     file = tmp_path / "settings.yaml"
     environment = "CartPole-v1"
-    assert parse_train([environment, "--preset", "paper"]).settings().preset == "a paper@1"
-    assert parse_train([environment, "--preset=paper", "--gamma", "0.5"]).gamma == 0.5
+    assert config_of([environment, "--preset", "paper"]).preset == "a paper@1"
+    assert config_of([environment, "--preset=paper", "--gamma", "0.5"]).gamma == 0.5
     for text, expected in (("paper", "a paper@1"), ("false", None), ("true", presets()[environment]["source"])):
         file.write_text(f"preset: {text}\n")
-        assert parse_train([environment, "--config", str(file)]).settings().preset == expected
+        assert config_of([environment, "--config", str(file)]).preset == expected
     file.write_text("preset: paper\n")
-    assert parse_train([environment, "--config", str(file), "--no-preset"]).settings().preset is None
-    assert parse_train([environment, "--config", str(file), "--preset", "default"]).gamma == 0.99
+    assert config_of([environment, "--config", str(file), "--no-preset"]).preset is None
+    assert config_of([environment, "--config", str(file), "--preset", "default"]).gamma == 0.99
     for words in (["--preset", "papre"], ["--preset", ""], ["--preset", "paper", "--no-preset"]):
         with pytest.raises(UpslopeError, match="preset"):
-            parse_train([environment, *words])
+            config_of([environment, *words])
     file.write_text("preset: [paper]\n")
     with pytest.raises(UpslopeError, match="true, false or the name"):
-        parse_train([environment, "--config", str(file)])
+        config_of([environment, "--config", str(file)])
 
 
 TINY = {"source": "a paper@1", "note": "in small", "settings": SMALL | {"gamma": 0.9}}

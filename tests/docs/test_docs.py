@@ -12,7 +12,7 @@ from pathlib import Path
 
 import pytest
 
-from upslope.cli.main import main as cli
+from upslope.cli import main as cli
 from upslope.config.ladder import ALGORITHMS
 
 ROOT = Path(__file__).parents[2]

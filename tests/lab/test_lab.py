@@ -210,13 +210,13 @@ def test_unknown_names_are_refused():
 
 def test_the_command(tmp_path, capsys):
     path = tmp_path / "lab.html"
-    cli.main(["lab", "--only", "advantages", "--quick", "--json", "--language", "zh", "--output", str(path)])
+    cli(["lab", "--only", "advantages", "--quick", "--json", "--language", "zh", "--output", str(path)])
     found = json.loads(capsys.readouterr().out)
     verdicts = {f["name"]: f["verdict"] for f in found["experiments"][0]["findings"]}
     assert verdicts["as_written"] == "refuted", "and the exit status is 0 all the same"
     assert "优势" in path.read_text("utf-8")
     with pytest.raises(SystemExit) as stop:
-        cli.main(["lab", "--only", "expectation", "--output", str(tmp_path / "nowhere" / "lab.html")])
+        cli(["lab", "--only", "expectation", "--output", str(tmp_path / "nowhere" / "lab.html")])
     assert stop.value.code == 2
     assert "There is no folder" in capsys.readouterr().err
 

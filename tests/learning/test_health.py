@@ -10,6 +10,7 @@ from helpers import rollout_of
 
 import upslope
 from upslope.core.distributions import Categorical, DiagonalGaussian
+from upslope.learning.action_effect import action_effect
 from upslope.learning.health import (
     OTHERS,
     PAIRS,
@@ -22,7 +23,6 @@ from upslope.learning.health import (
     returns_before_the_end,
     spell_out,
 )
-from upslope.learning.measures import action_effect
 
 
 def test_the_return_before_an_end_is_summed_from_the_facts():

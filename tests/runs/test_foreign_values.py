@@ -19,8 +19,8 @@ from malformed import VALUES, spoiled_json
 import upslope
 from upslope.analysis.credit import FILE_NAME
 from upslope.cli.comparison_tables import comparison_page
+from upslope.cli.diagnosis_tables import diagnosis_view
 from upslope.cli.main import main
-from upslope.cli.verdicts import diagnosis_view
 from upslope.core.consoles import PlainTextConsole
 from upslope.errors import UpslopeError
 from upslope.report.page import write_report
