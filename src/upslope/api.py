@@ -8,14 +8,15 @@ import optax
 from gymnasium.spaces import Box
 
 from upslope.config.config import canonical, configure
-from upslope.config.task import Parts, settings_of, task_of
+from upslope.config.task import Parts, environment_of, settings_of, task_of
 from upslope.config.trust import require
 from upslope.core.estimators import Estimator
 from upslope.core.messages import unknown
 from upslope.core.objectives import Objective
 from upslope.diagnosis.doctor import Watch
 from upslope.engines.base import Resources
-from upslope.environments.registry import EnvironmentLike, make, name_of
+from upslope.environments.modules import name_of
+from upslope.environments.registry import EnvironmentLike, label, make
 from upslope.errors import UpslopeError
 from upslope.runs.directory import RunDirectory, check_name, free_name, versions
 from upslope.runs.display import Display, choose
@@ -42,8 +43,8 @@ def train(
     """Train an agent, and leave a run directory `folder/name`.
 
     Args:
-        environment: a Gymnasium id, `module:Id`, `jax:Name`, a callable that returns a Gymnasium environment, or a
-            `CompiledEnvironment`.
+        environment: a Gymnasium id, `module:Id`, `jax:Name`, your own class or factory as `module:Name`, a callable
+            that returns an environment, or a `CompiledEnvironment`.
         algorithm: a rung of the ladder; see `upslope list`.
         estimator: axis 1 instead of the rung's: a name, or any `Estimator`.
         objective: axis 2 instead of the rung's: a name, or any `Objective`.
@@ -68,12 +69,11 @@ def train(
     parts, named = parts_of(estimator, objective, model, optimiser, schedules)
     settings |= named
     settings = canonical(settings)
-    world = make(environment, settings.get("env_kwargs"), settings.get("max_episode_steps"))
-    label = environment if isinstance(environment, str) else name_of(environment)
-    config = configure(
-        label, algorithm, is_continuous=isinstance(world.action_space, Box), use_preset=preset, **settings
-    )
-    task = task_of(config, world, parts)
+    made_with = (settings.get("env_kwargs"), settings.get("max_episode_steps"), settings.get("wrappers", ()))
+    made = make(environment, *made_with)
+    is_continuous = isinstance(made.action_space, Box)
+    config = configure(label(environment), algorithm, is_continuous=is_continuous, use_preset=preset, **settings)
+    task = task_of(config, made, parts)
     directory = run_directory(folder, name, f"{config.environment}-{config.algorithm}")
     return begin(config, task, directory, session_of(quiet, tensorboard, workers))
 
@@ -161,8 +161,7 @@ def resume(
     parts, named = parts_of(estimator, objective, model, optimiser, schedules)
     given = {*named, *({"environment"} if environment is not None else ())}
     require(config, directory.path, trust=trust, given=given)
-    world = make(environment or config.environment, config.env_kwargs, config.max_episode_steps)
-    task = task_of(config, world, parts)
+    task = task_of(config, environment_of(config, environment), parts)
     if task.described() != description["axes"]:
         raise UpslopeError(
             f"{run} was trained with {description['axes']}, and this would go on with {task.described()}. Pass the "

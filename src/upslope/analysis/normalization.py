@@ -91,11 +91,13 @@ def threshold_of(environment: str, config: Config) -> Reference:
     """0 is the measured return of a random policy, 1 Gymnasium's reward threshold: where it counts as solved."""
     from upslope.environments.registry import make  # it brings JAX, which a report does without
 
-    if config.env_kwargs or config.max_episode_steps is not None:
+    if config.env_kwargs or config.wrappers or config.max_episode_steps is not None:
         raise UpslopeError(
             f"{environment} is not the environment that its reward threshold is about. Use --normalize range."
         )
     world: Any = make(config.environment.removeprefix(COMPILED_PREFIX))
+    if world.is_compiled:
+        raise UpslopeError(f"{environment} names no reward threshold. Use --normalize range.")
     env = world.create()
     try:
         threshold = env.spec.reward_threshold if env.spec is not None else None

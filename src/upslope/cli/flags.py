@@ -212,20 +212,22 @@ def informed(flags: Train) -> Train:
     use_preset = not flags.no_preset and settings.pop("preset", True) is not False
     settings = {k: v for k, v in settings.items() if k not in ("environment", "algorithm", "preset")}
     env_kwargs = flags.env_kwargs or settings.get("env_kwargs", {})
-    is_continuous = has_continuous_actions(flags.environment, env_kwargs)
+    wrappers = flags.wrappers or settings.get("wrappers", ())
+    is_continuous = has_continuous_actions(flags.environment, env_kwargs, wrappers)
     config = configure(
         flags.environment, flags.algorithm, is_continuous=is_continuous, use_preset=use_preset, **settings
     )
-    return Train(**vars(config))
+    # Flags are added to their defaults, and they shall replace those of the file.
+    return Train(**(vars(config) | ({"wrappers": ()} if flags.wrappers else {})))
 
 
-def has_continuous_actions(environment: str, env_kwargs: dict[str, Any]) -> bool:
+def has_continuous_actions(environment: str, env_kwargs: dict[str, Any], wrappers: tuple[str, ...]) -> bool:
     """Whether the environment takes real vectors; it is made once to see."""
     from gymnasium.spaces import Box
 
     from upslope.environments.registry import make
 
-    return isinstance(make(environment, env_kwargs).action_space, Box)
+    return isinstance(make(environment, env_kwargs, wrappers=wrappers).action_space, Box)
 
 
 class PlainLoader(yaml.SafeLoader):

@@ -84,8 +84,7 @@ def union_of(types: tuple[Any, ...]) -> Any:
 def train(flags: Train) -> None:
     """upslope train."""
     from upslope import api
-    from upslope.config.task import task_of
-    from upslope.environments.registry import make
+    from upslope.config.task import environment_of, task_of
     from upslope.runs.directory import check_name, same_run
     from upslope.runs.train import begin
 
@@ -103,10 +102,9 @@ def train(flags: Train) -> None:
             trust=True,  # it has the settings of this command
         )
         return
-    world = make(config.environment, config.env_kwargs, config.max_episode_steps)
     directory = api.run_directory(flags.folder, flags.name, f"{config.environment}-{config.algorithm}")
     session = api.session_of(flags.quiet, flags.tensorboard, flags.workers)
-    begin(config, task_of(config, world), directory, session)
+    begin(config, task_of(config, environment_of(config)), directory, session)
 
 
 def resume(flags: Resume) -> None:
@@ -152,8 +150,8 @@ def record(flags: Record) -> None:
     say(f"recorded {counted(flags.episodes, 'episode')} in {path}")
     directory = RunDirectory(flags.run)
     run, is_continuous = directory.config(), spaces_of(directory)[1].is_continuous
-    world = {"env_kwargs": run.env_kwargs, "max_episode_steps": run.max_episode_steps}
-    learner = configure(run.environment, "off_policy", is_continuous=is_continuous, data=str(path), **world)
+    same = {name: getattr(run, name) for name in ("env_kwargs", "wrappers", "max_episode_steps")}
+    learner = configure(run.environment, "off_policy", is_continuous=is_continuous, data=str(path), **same)
     say(f"learn from them:  {command_of(learner, is_continuous=is_continuous)}")
 
 

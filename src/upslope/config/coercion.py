@@ -27,9 +27,13 @@ def coerce(name: str, value: Any, kind: Any) -> Any:
             return value
         raise UpslopeError(f"{name} must be one of {', '.join(get_args(kind))}, not {reprlib.repr(value)}.")
     if origin is tuple:
+        item_kind = get_args(kind)[0]
+        if item_kind is str and isinstance(value, str):
+            return (value,)
         if not isinstance(value, list | tuple):
-            raise UpslopeError(f"{name} must be a list of whole numbers, e.g. [64, 64], not {reprlib.repr(value)}.")
-        return tuple(coerce(name, item, int) for item in value)
+            example = "whole numbers, e.g. [64, 64]" if item_kind is int else "texts"
+            raise UpslopeError(f"{name} must be a list of {example}, not {reprlib.repr(value)}.")
+        return tuple(coerce(name, item, item_kind) for item in value)
     plain = dict if origin is dict else kind
     try:
         return PLAIN[plain](value)

@@ -118,6 +118,9 @@ class Config:
     """Initial log σ of a Gaussian policy, in units of half the action range. Usual: −2 to 0."""
     env_kwargs: dict[str, Any] = field(default_factory=dict)
     """Keyword arguments for the environment, values that JSON can hold."""
+    wrappers: Annotated[tuple[str, ...], tyro.conf.arg(name="wrapper"), tyro.conf.UseAppendAction] = ()
+    """A wrapper to put around the environment, repeatable, the innermost first: one of Gymnasium's by its name, or
+    module:Name; arguments as JSON after a colon, e.g. 'FrameStackObservation:{"stack_size": 4}'."""
     preset: Annotated[str | None, tyro.conf.Suppress] = None
     """Where the environment's tuned settings came from; set by upslope."""
 

@@ -22,7 +22,8 @@ from upslope.config.ladder import ALGORITHMS
 from upslope.config.task import estimator_of, task_of
 from upslope.diagnosis.doctor import Watch
 from upslope.engines.base import Resources
-from upslope.environments.registry import AnyEnvironment, EnvironmentLike, make, name_of
+from upslope.environments.registry import AnyEnvironment, EnvironmentLike, make
+from upslope.environments.registry import label as label_of
 from upslope.errors import UpslopeError
 from upslope.lab.race_display import Standing, left_out_lines
 from upslope.report.page import add_credit, write_report
@@ -84,8 +85,8 @@ def ladder(
         KeyboardInterrupt: Ctrl-C, after everything is saved.
     """
     settings = canonical(settings | {"steps": steps, "seeds": seeds})
-    world = make(environment, settings.get("env_kwargs"), settings.get("max_episode_steps"))
-    label = environment if isinstance(environment, str) else name_of(environment)
+    made_with = (settings.get("env_kwargs"), settings.get("max_episode_steps"), settings.get("wrappers", ()))
+    world, label = make(environment, *made_with), label_of(environment)
     configs, left_out = fitting(label, world, algorithms, preset, settings)
     path = race_folder(Path(folder), label, name, resume)
     for rung, config in configs.items():
@@ -98,7 +99,7 @@ def ladder(
             for rung, config in configs.items():
                 left_out |= climb(rung, config, world, path / rung, standing, workers)
                 if rung not in left_out and evaluation_episodes:
-                    judge(rung, path / rung, evaluation_episodes, standing)
+                    judge(rung, path / rung, evaluation_episodes, standing, environment)
         except KeyboardInterrupt:
             words = f"Stopped and saved. Go on with the same command and: --name {path.name} --resume"
             raise KeyboardInterrupt(words) from None
@@ -106,7 +107,8 @@ def ladder(
     if not runs:
         raise UpslopeError(f"No rung could be trained on {label}. {' '.join(left_out_lines(left_out))}")
     comparison = compare(runs)
-    return Ladder(path, comparison, left_out, report_of(runs, most_telling(comparison, configs), path / "report.html"))
+    best = most_telling(comparison, configs)
+    return Ladder(path, comparison, left_out, report_of(runs, best, path / "report.html", environment))
 
 
 def fitting(
@@ -171,13 +173,13 @@ def climb(
     return {}
 
 
-def judge(rung: str, path: Path, episodes: int, standing: Standing) -> None:
+def judge(rung: str, path: Path, episodes: int, standing: Standing, environment: EnvironmentLike) -> None:
     """Evaluate a rung that is finished, unless it was before."""
     if is_evaluated(read_record(path), "stochastic"):
         return
     standing.mark(rung, "evaluating")
     try:
-        found = evaluate(path, episodes=episodes, trust=True)["stochastic"]
+        found = evaluate(path, episodes=episodes, environment=environment, trust=True)["stochastic"]
     except UpslopeError as error:
         standing.warn(f"{rung} is judged by its training episodes: {error}")
         return
@@ -201,9 +203,9 @@ def most_telling(comparison: Comparison, configs: Mapping[str, Config]) -> Seque
     return max(comparison.groups, key=rank).runs
 
 
-def report_of(runs: Sequence[Path], best: Sequence[Path], output: Path) -> Path | None:
+def report_of(runs: Sequence[Path], best: Sequence[Path], output: Path, environment: EnvironmentLike) -> Path | None:
     """A page about the race, with the credit in an episode of the best, where what draws it is installed."""
     if not find_spec("plotly"):
         return None
-    add_credit(best, trust=True)
+    add_credit(best, environment=environment, trust=True)
     return write_report(runs, output)

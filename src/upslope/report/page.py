@@ -12,7 +12,7 @@ from importlib.resources import files
 from importlib.util import find_spec
 from pathlib import Path
 from string import Template
-from typing import Literal
+from typing import Any, Literal
 
 from upslope.analysis.compare import compare_records
 from upslope.analysis.comparison import Comparison
@@ -46,6 +46,7 @@ def write_report(
     credit: bool = False,
     score: Score = "auto",
     normalize: Normalize | None = None,
+    environment: Any = None,
     trust: bool = False,
 ) -> Path:
     """Write a page about these runs: curves, comparison, evaluations, health, settings, diagnostics, credit.
@@ -54,7 +55,8 @@ def write_report(
     credit are shown where `upslope evaluate` and `upslope credit` have left some. With `credit`, an episode is played
     first for each run that keeps none, which takes seconds a run. `score` and `normalize` are those of
     `upslope.compare`; "threshold" makes each environment, to see what a random policy gets. For these two `trust`
-    allows the code that a run's config.json names, as in `upslope.evaluate`.
+    allows the code that a run's config.json names, as in `upslope.evaluate`. For `credit`, pass the runs'
+    `environment` where it cannot be found again by its name.
 
     Raises:
         UpslopeError: there is no such folder, no run at all, or an output that cannot be written.
@@ -63,7 +65,7 @@ def write_report(
     script = plotly_script()
     records, left_out = read_records(runs, with_evaluations=True)
     names = unique_names(records)
-    missing = add_credit([record.path for record in records], trust=trust) if credit else []
+    missing = add_credit([record.path for record in records], environment=environment, trust=trust) if credit else []
     comparison, warnings = compared(records, score, normalize, trust)
     warnings = [*left_out, *warnings]
     figures = Figures()
@@ -88,12 +90,14 @@ def write_credit(
     seed: int | None = None,
     episode_seed: int = 0,
     checkpoint: Literal["last", "best"] = "last",
+    max_episode_steps: int | None = None,
+    environment: Any = None,
     trust: bool = False,
 ) -> Path:
     """Play an episode of a run's agent, and write a page of who is blamed in it; by default RUN/credit.html.
 
-    The numbers are kept in RUN/credit.npz, from which a report shows them too. `trust` allows the code that the run's
-    config.json names, as in `upslope.evaluate`.
+    The numbers are kept in RUN/credit.npz, from which a report shows them too. `max_episode_steps`,
+    `environment` and `trust` are those of `upslope.evaluate`.
 
     Raises:
         UpslopeError: no such run, seed or checkpoint, an output that cannot be written, or an environment that is not
@@ -105,7 +109,8 @@ def write_credit(
     path = page_path(run if output is None else output, "credit.html")
     script = plotly_script()
     kept = own_path(Path(run), Path(run) / FILE_NAME)
-    credit = credit_of(run, seed=seed, episode_seed=episode_seed, checkpoint=checkpoint, trust=trust)
+    options: dict[str, Any] = {"max_episode_steps": max_episode_steps, "environment": environment, "trust": trust}
+    credit = credit_of(run, seed=seed, episode_seed=episode_seed, checkpoint=checkpoint, **options)
     save_credit(kept, credit)
     figures = Figures()
     title = f"{credit.algorithm} · {credit.environment}"
@@ -113,7 +118,7 @@ def write_credit(
     return write_page(path, page_of(f"upslope · credit · {title}", sections, figures, script))
 
 
-def add_credit(runs: Sequence[Path], *, trust: bool = False) -> list[str]:
+def add_credit(runs: Sequence[Path], *, environment: Any = None, trust: bool = False) -> list[str]:
     """Play an episode of each run that keeps no credit yet, of its first seed; why it could not be done, where so."""
     from upslope.analysis.episode_credit import credit_of
 
@@ -121,7 +126,7 @@ def add_credit(runs: Sequence[Path], *, trust: bool = False) -> list[str]:
     for path in (run / FILE_NAME for run in runs):
         try:
             if not path.exists():
-                save_credit(own_path(path.parent, path), credit_of(path.parent, trust=trust))
+                save_credit(own_path(path.parent, path), credit_of(path.parent, environment=environment, trust=trust))
         except UpslopeError as error:
             reasons.append(f"{path.parent} has no credit view: {error}")
     return reasons
