@@ -7,13 +7,13 @@ from typing import Any
 import optax
 
 from upslope.config.prepare import parts_of, prepare
-from upslope.config.task import task_of
+from upslope.config.task import environment_of, task_of
 from upslope.config.trust import require
 from upslope.core.estimators import Estimator
 from upslope.core.objectives import Objective
 from upslope.diagnosis.doctor import Watch
 from upslope.engines.base import Resources
-from upslope.environments.registry import EnvironmentLike, make
+from upslope.environments.registry import EnvironmentLike
 from upslope.errors import UpslopeError
 from upslope.runs.directory import RunDirectory, check_name, free_name, versions
 from upslope.runs.display import Display, choose
@@ -40,8 +40,8 @@ def train(
     """Train an agent, and leave a run directory `folder/name`.
 
     Args:
-        environment: a Gymnasium id, `module:Id`, `jax:Name`, a callable that returns a Gymnasium environment, or a
-            `CompiledEnvironment`.
+        environment: a Gymnasium id, `module:Id`, `jax:Name`, your own class or factory as `module:Name`, a callable
+            that returns an environment, or a `CompiledEnvironment`.
         algorithm: a rung of the ladder; see `upslope list`.
         estimator: axis 1 instead of the rung's: a name, or any `Estimator`.
         objective: axis 2 instead of the rung's: a name, or any `Objective`.
@@ -124,8 +124,7 @@ def resume(
     parts, _, named = parts_of(estimator, objective, model, optimiser, schedules)
     given = {*named, *({"environment"} if environment is not None else ())}
     require(config, directory.path, trust=trust, given=given)
-    world = make(environment or config.environment, config.env_kwargs, config.max_episode_steps)
-    task = task_of(config, world, parts)
+    task = task_of(config, environment_of(config, environment), parts)
     if task.described() != description["axes"]:
         raise UpslopeError(
             f"{run} was trained with {description['axes']}, and this would go on with {task.described()}. Pass the "

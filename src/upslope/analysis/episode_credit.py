@@ -1,5 +1,6 @@
 """Play an episode of a trained agent, and weigh each of its actions by every estimator."""
 
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -10,18 +11,28 @@ import numpy as np
 from upslope.analysis.credit import EpisodeCredit
 from upslope.analysis.episode_pictures import Pictures, draw_compiled, watched
 from upslope.config.config import Config, fresh
-from upslope.config.trust import LEARNING, require
+from upslope.config.task import environment_of
+from upslope.config.trust import require
 from upslope.core.distributions import Bernoulli, Categorical, DiagonalGaussian, Distribution, MultiCategorical
 from upslope.core.estimators import GAE, Baseline, Estimator, NStep, RewardToGo, TotalReturn, td_error
 from upslope.core.types import Rollout, Values, host_rollout
-from upslope.environments.registry import make
+from upslope.environments.registry import EnvironmentLike
 from upslope.errors import UpslopeError
 from upslope.learning.devices import computing
 from upslope.learning.evaluation import evaluate
 from upslope.models.agent import Agent
 from upslope.models.model import unroll
 from upslope.runs.directory import RunDirectory
-from upslope.runs.evaluation import EVALUATION_SEED, RunSeeds, episodes_of, take
+from upslope.runs.evaluation import (  # fmt: skip
+    EVALUATION_SEED,
+    RunSeeds,
+    cut_lines,
+    episodes_of,
+    given_with,
+    print_line,
+    take,
+    with_limit,
+)
 from upslope.runs.policy import Which, load_agents
 
 
@@ -64,6 +75,9 @@ def credit_of(
     seed: int | None = None,
     episode_seed: int = 0,
     checkpoint: Which = "last",
+    environment: EnvironmentLike | None = None,
+    model: Callable[..., Any] | None = None,
+    max_episode_steps: int | None = None,
     trust: bool = False,
 ) -> EpisodeCredit:
     """Play one fresh episode of a run's agent, with actions sampled as in training, and weigh each action.
@@ -73,6 +87,8 @@ def credit_of(
         seed: which of its seeds; by default the first.
         episode_seed: each number gives another episode.
         checkpoint: `last` or `best`.
+        environment, model: where the run's cannot be found again by their names, as in `upslope.resume`.
+        max_episode_steps: steps after which the episode is cut; by default the run's or the environment's own limit.
         trust: allow the code that the run's config.json names; registered Gymnasium ids, upslope's own worlds and runs
             that this machine trained need none.
 
@@ -86,16 +102,19 @@ def credit_of(
     seed = config.seed if seed is None else seed
     if seed not in seeds:
         raise UpslopeError(f"{run} has no seed {seed}; it has {seeds[0]} to {seeds[-1]}.")
-    require(config, directory.path, trust=trust, given=LEARNING)
-    environment: Any = make(config.environment, config.env_kwargs, config.max_episode_steps)
-    with computing(on_host=not environment.is_compiled):
-        agents, _ = load_agents(directory, config, checkpoint)
+    config = with_limit(config, max_episode_steps)
+    require(config, directory.path, trust=trust, given=given_with(environment, model))
+    made: Any = environment_of(config, environment)
+    with computing(on_host=not made.is_compiled):
+        agents, _ = load_agents(directory, config, checkpoint, model, trust=trust)
         agent: Agent = jax.tree.map(lambda x: x[seeds.index(seed)], agents)
         pictures = Pictures()
-        played = environment if environment.is_compiled else watched(config, environment, pictures)
+        played = made if made.is_compiled else watched(made, pictures)
         rollout = play(config, played, agent, seed, episode_seed)
-        if environment.is_compiled:
-            draw_compiled(config, environment, rollout, pictures)
+        for line in cut_lines(config, made, [rollout]):
+            print_line(line)
+        if made.is_compiled:
+            draw_compiled(config, made, rollout, pictures)
         has_critic = bool(directory.read()["axes"].get("needs_critic", True))
         values = values_of(agent, rollout) if has_critic else None
         return EpisodeCredit(

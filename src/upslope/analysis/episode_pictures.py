@@ -11,7 +11,8 @@ import numpy as np
 from upslope.config.config import Config
 from upslope.core.messages import COMPILED_PREFIX
 from upslope.core.types import Rollout
-from upslope.environments.registry import AnyEnvironment, HostEnvironment, draw_without_screen, make
+from upslope.environments.host import draw_without_screen
+from upslope.environments.registry import AnyEnvironment, HostEnvironment
 from upslope.environments.tabular import Tabular
 from upslope.errors import UpslopeError
 
@@ -89,17 +90,15 @@ def follow(env: gymnasium.Env) -> None:
             inner.mujoco_renderer.camera_id = cameras.index("track")
 
 
-def watched(config: Config, environment: HostEnvironment, pictures: Pictures) -> HostEnvironment:
+def watched(environment: HostEnvironment, pictures: Pictures) -> HostEnvironment:
     """The same environment, taking pictures while it is played; unchanged where it cannot draw."""
     if not can_encode(pictures):
         return environment
-    drawn_kwargs = {**config.env_kwargs, "render_mode": "rgb_array"}
     try:
-        drawn = make(config.environment, drawn_kwargs, config.max_episode_steps)
+        drawn = environment.drawing()
     except UpslopeError as error:
         pictures.note = f"the environment could not be made with pictures: {error}"
         return environment
-    assert isinstance(drawn, HostEnvironment)
     return replace(drawn, create=lambda: Watched(drawn.create(), pictures))
 
 

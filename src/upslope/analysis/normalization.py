@@ -91,12 +91,14 @@ def threshold_of(environment: str, config: Config) -> Reference:
     """0 is the measured return of a random policy, 1 Gymnasium's reward threshold: where it counts as solved."""
     from upslope.environments.registry import make  # this imports JAX, which a report does not need
 
-    if config.env_kwargs or config.max_episode_steps is not None:
+    if config.env_kwargs or config.wrappers or config.max_episode_steps is not None:
         raise UpslopeError(
             f"{environment} has other arguments than the environment that its reward threshold was set for. Use "
             "--normalize range."
         )
     made: Any = make(config.environment.removeprefix(COMPILED_PREFIX))
+    if made.is_compiled:
+        raise UpslopeError(f"{environment} names no reward threshold. Use --normalize range.")
     env = made.create()
     try:
         threshold = env.spec.reward_threshold if env.spec is not None else None

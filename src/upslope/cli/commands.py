@@ -97,7 +97,7 @@ def record(
     say(f"recorded {counted(episodes, 'episode')} in {path}")
     directory = RunDirectory(run)
     config, is_continuous = directory.config(), spaces_of(directory)[1].is_continuous
-    same = {"env_kwargs": config.env_kwargs, "max_episode_steps": config.max_episode_steps}
+    same = {name: getattr(config, name) for name in ("env_kwargs", "wrappers", "max_episode_steps")}
     learner = configure(config.environment, "off_policy", is_continuous=is_continuous, data=str(path), **same)
     say(f"learn from them:  {command_of(learner, is_continuous=is_continuous)}")
 

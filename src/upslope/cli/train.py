@@ -139,6 +139,7 @@ def parse_train(arguments: list[str], *, ask: bool = True) -> tuple[Train, dict[
     asked = read_settings(flags.config) if flags.config else {}
     of_file = asked.pop("preset", True)
     given = {word.removeprefix("--").removeprefix("no-").replace("-", "_") for word in words}
+    given |= {"wrappers"} if "wrapper" in given else set()
     asked |= {f.name: getattr(flags, f.name) for f in fields(Config) if f.name.rstrip("_") in given}
     asked["environment"] = flags.environment or asked.get("environment", "")
     asked["preset"] = not flags.no_preset and (flags.preset_name or of_file)

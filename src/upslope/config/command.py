@@ -39,6 +39,8 @@ def flag(name: str, value: Any) -> list[str]:
     """The words of a setting on the command line."""
     if isinstance(value, bool):
         return [f"--{name}" if value else f"--no-{name}"]
+    if name == "wrappers":
+        return [word for wrapper in value for word in ("--wrapper", wrapper)]
     if isinstance(value, tuple):
         return [f"--{name}", *map(str, value)]
     return [f"--{name}", json.dumps(value) if isinstance(value, dict) else str(value)]

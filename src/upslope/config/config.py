@@ -54,6 +54,9 @@ class Config:
     """Steps after which an episode is truncated; by default the environment's own limit."""
     env_kwargs: dict[str, Any] = field(default_factory=dict)
     """Keyword arguments for the environment, as JSON, e.g. '{"g": 9.81}'."""
+    wrappers: Annotated[tuple[str, ...], tyro.conf.arg(name="wrapper"), tyro.conf.UseAppendAction] = ()
+    """A wrapper to put around the environment, repeatable, the innermost first: one of Gymnasium's by its name, or
+    module:Name; arguments as JSON after a colon, e.g. 'FrameStackObservation:{"stack_size": 4}'."""
     learning_rate: float = 2.5e-4
     """Adam's step size. Usual: 1e-5 to 1e-2."""
     learning_rate_schedule: str = "linear"

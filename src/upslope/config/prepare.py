@@ -19,7 +19,8 @@ from upslope.config.task import (
 from upslope.core.estimators import Estimator, UnitWeight
 from upslope.core.messages import unknown
 from upslope.core.objectives import Objective
-from upslope.environments.registry import AnyEnvironment, EnvironmentLike, make, name_of
+from upslope.environments.modules import name_of
+from upslope.environments.registry import AnyEnvironment, EnvironmentLike, label, make
 from upslope.errors import UpslopeError
 from upslope.learning.iteration import Task
 
@@ -63,10 +64,10 @@ def configured(
     for role in AXES:
         if ":" in asked.get(role, ""):
             given |= declared(named(role, asked[role]))
-    made = make(environment, asked.get("env_kwargs"), asked.get("max_episode_steps"))
-    label = environment if isinstance(environment, str) else name_of(environment)
+    made_with = (asked.get("env_kwargs"), asked.get("max_episode_steps"), asked.get("wrappers", ()))
+    made = make(environment, *made_with)
     options = {"is_continuous": isinstance(made.action_space, Box), "use_preset": preset}
-    return configure(label, algorithm, **options, **(given | asked)), made, asked, objects
+    return configure(label(environment), algorithm, **options, **(given | asked)), made, asked, objects
 
 
 def parts_of(

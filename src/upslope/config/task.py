@@ -11,7 +11,7 @@ from upslope.config.config import Config
 from upslope.config.ladder import ALGORITHMS
 from upslope.core.estimators import GAE, Baseline, Estimator, NStep, RewardToGo, TotalReturn, UnitWeight
 from upslope.core.objectives import Clip, ImportanceSampled, KLPenalty, Objective, PolicyGradient
-from upslope.environments.registry import AnyEnvironment
+from upslope.environments.registry import AnyEnvironment, EnvironmentLike, make
 from upslope.errors import UpslopeError
 from upslope.learning.iteration import Task
 from upslope.learning.optimisers import Optimiser, Schedule, Schedules, schedule_of
@@ -134,6 +134,13 @@ class Parts:
 
 
 NO_PARTS = Parts()
+
+
+def environment_of(config: Config, given: EnvironmentLike | None = None) -> AnyEnvironment:
+    """The environment of a config, or the `given` one with the config's arguments, limit and wrappers."""
+    return make(
+        config.environment if given is None else given, config.env_kwargs, config.max_episode_steps, config.wrappers
+    )
 
 
 def task_of(config: Config, environment: AnyEnvironment, parts: Parts = NO_PARTS) -> Task:

@@ -1,10 +1,10 @@
 """What a file may cause to be imported or called: nothing that the user has not allowed.
 
-A run's config.json and a settings file hold names: of an environment, an estimator, an objective. A name with a colon
-is a module to import and something in it to call, so a file could run any program. Registered Gymnasium ids and
-upslope's own names are safe, with arguments that are numbers. Everything else that only a file names is a `Request`,
-which the user allows with `--trust`, with `trust=True`, or by answering a question. What was allowed is kept in the
-user's own folder, never in the run, by names and arguments alone. What users name themselves counts as allowed.
+A run's config.json and a settings file hold names: of an environment, a wrapper, an estimator, an objective. A name
+with a colon is a module to import and something in it to call, so a file could run any program. Registered Gymnasium
+ids and upslope's own names are safe, with arguments that are numbers. Everything else that only a file names is a
+`Request`, which the user allows with `--trust`, with `trust=True`, or by answering a question. What was allowed is kept
+in the user's own folder, never in the run, by names and arguments alone. What users name themselves counts as allowed.
 """
 
 import hashlib
@@ -24,6 +24,7 @@ from upslope.core.messages import COMPILED_PREFIX, readable
 from upslope.core.private_folders import private_folder
 from upslope.core.reading import parse_json
 from upslope.core.storage import write_atomically
+from upslope.environments.names import parse_wrapper
 from upslope.errors import UpslopeError
 
 try:
@@ -41,7 +42,7 @@ PARTS = frozenset(("estimator", "objective", "model", "optimiser", *SCHEDULES))
 """Settings that can name a module to import; a colon says so."""
 LEARNING = PARTS - {"model"}
 """Those that only learning reads: acting does without."""
-ROLES = ("environment", "env_kwargs", *sorted(PARTS))
+ROLES = ("environment", "env_kwargs", "wrappers", *sorted(PARTS))
 """Settings that can cause an import or a call."""
 
 
@@ -75,6 +76,9 @@ def requested(config: Config, given: Collection[str] = ()) -> list[Request]:
     is_foreign = "environment" not in given and names_code(config.environment.removeprefix(COMPILED_PREFIX))
     if is_foreign or ("env_kwargs" not in given and not all(map(is_number, config.env_kwargs.values()))):
         found.append(Request("environment", config.environment, config.env_kwargs))
+    for wrapper, arguments in map(parse_wrapper, () if "wrappers" in given else config.wrappers):
+        if names_code(wrapper) or not all(map(is_number, arguments.values())):
+            found.append(Request("wrapper", wrapper, arguments))
     for role in sorted(PARTS):
         if role not in given and names_code(getattr(config, role)):
             arguments = config.model_kwargs if role == "model" else {}

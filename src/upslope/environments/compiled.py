@@ -1,14 +1,26 @@
-"""The compiled worlds by name."""
+"""Compiled environments: upslope's own as `jax:Name`, a user's as `jax:module:Name`."""
 
 from collections.abc import Callable
+from typing import Any
 
+import jax
+import jax.numpy as jnp
+import numpy as np
+from gymnasium import spaces
+
+from upslope.core.messages import COMPILED_PREFIX
+from upslope.core.types import Transition
 from upslope.environments import probes
-from upslope.environments.base import CompiledEnvironment
+from upslope.environments.base import BrokenEnvironmentError, CompiledEnvironment, Request, Source
 from upslope.environments.classic.acrobot import Acrobot
 from upslope.environments.classic.cartpole import CartPole
 from upslope.environments.classic.mountain_car import MountainCarContinuous
 from upslope.environments.classic.pendulum import Pendulum
+from upslope.environments.modules import call, found, told
+from upslope.environments.names import near
 from upslope.environments.tabular import delayed_key, gridworld, short_corridor
+from upslope.environments.wrappers import wrap
+from upslope.errors import UpslopeError
 
 COMPILED: dict[str, Callable[..., CompiledEnvironment]] = {
     "CartPole-v1": CartPole,
@@ -28,5 +40,154 @@ COMPILED: dict[str, Callable[..., CompiledEnvironment]] = {
     "probe/multidiscrete": probes.multidiscrete,
     "probe/multibinary": probes.multibinary,
 }
-"""Name → constructor. The first four are Gymnasium's worlds, step for step, under Gymnasium's names and
+"""Name → constructor. The first four are Gymnasium's environments, step for step, under Gymnasium's names and
 with its keyword arguments. Every constructor can be called without arguments."""
+
+
+def make_compiled(request: Request) -> CompiledEnvironment:
+    """The compiled environment of a name, or a refusal with near names."""
+    name = request.name.removeprefix(COMPILED_PREFIX)
+    if ":" in name:
+        return make_own(request, name)
+    if name not in COMPILED:
+        raise UpslopeError(
+            f'There is no compiled environment "{request.name}". {near(request.name, compiled_names())} '
+            f"Gymnasium's own environments run on the host: leave out the prefix {COMPILED_PREFIX}"
+        )
+    try:
+        environment = COMPILED[name](**request.env_kwargs)
+    except TypeError as error:
+        raise UpslopeError(f"{request.name} does not take {request.env_kwargs}: {error}.") from error
+    return finished(environment, request)
+
+
+def make_own(request: Request, name: str) -> CompiledEnvironment:
+    """The user's own: an instance, a class or a factory."""
+    own = found(name)
+    if own is None:
+        module, _, attribute = name.rpartition(":")
+        raise UpslopeError(f"The module {module} has no {attribute}. Correct the name in {request.name}.")
+    if isinstance(own, CompiledEnvironment):
+        return finished(own, request)
+    if not callable(own):
+        raise BrokenEnvironmentError(f"{name} is a {type(own).__name__}, not a CompiledEnvironment or what makes one.")
+    environment = call(own, name, request.env_kwargs)
+    if not isinstance(environment, CompiledEnvironment):
+        raise BrokenEnvironmentError(
+            f"{name} gave a {type(environment).__name__}, not an upslope.CompiledEnvironment. Subclass that, or leave "
+            f"out the prefix {COMPILED_PREFIX} for a Gymnasium environment."
+        )
+    return finished(environment, request)
+
+
+def finished(environment: CompiledEnvironment, request: Request) -> CompiledEnvironment:
+    """The environment inside its wrappers; a user's own is held against the protocol before it is compiled."""
+    environment = wrap(environment, request.wrappers, request.name)
+    if not type(environment).__module__.startswith("upslope."):
+        check_protocol(environment, request.name)
+    return environment
+
+
+def check_protocol(environment: CompiledEnvironment, name: str) -> None:
+    """Trace reset and step once, without computing anything, and hold what they return against the spaces.
+
+    Raises:
+        BrokenEnvironmentError: something has another shape, dtype or structure than JAX or the spaces need.
+    """
+    for role in ("observation_space", "action_space"):
+        space = getattr(environment, role, None)
+        if not isinstance(space, spaces.Space):
+            what = "no" if space is None else f"a {type(space).__name__} as its"
+            raise BrokenEnvironmentError(f"{name} has {what} {role}. Give it one of Gymnasium's spaces.")
+    key = jax.eval_shape(lambda: jax.random.key(0))
+    answer = traced(environment.reset, name, "reset", key)
+    if not isinstance(answer, tuple) or len(answer) != 2:
+        raise BrokenEnvironmentError(f"{name}.reset(key) returned {shown(answer)}; (state, observation) is needed.")
+    state, observation = answer
+    check_observation(environment.observation_space, observation, f"{name}.reset(key)")
+    answer = traced(environment.step, name, "step", key, state, action_like(environment.action_space))
+    if not (isinstance(answer, tuple) and len(answer) == 2 and isinstance(answer[1], Transition)):
+        raise BrokenEnvironmentError(
+            f"{name}.step(key, state, action) returned {shown(answer)}; (state, upslope.Transition(observation, "
+            "reward, terminated, truncated)) is needed."
+        )
+    check_state(state, answer[0], name)
+    transition = answer[1]
+    check_observation(environment.observation_space, transition.observation, f"{name}.step()")
+    for field, kind, wanted in (
+        ("reward", "f", "a float"),
+        ("terminated", "b", "a bool"),
+        ("truncated", "b", "a bool"),
+    ):
+        value = getattr(transition, field)
+        if not hasattr(value, "shape") or value.shape != () or value.dtype.kind != kind:
+            raise BrokenEnvironmentError(
+                f"{name}.step() gave the {field} {shown(value)}; {wanted} of shape () is needed."
+            )
+
+
+def traced(function: Callable[..., Any], name: str, where: str, *arguments: Any) -> Any:
+    """The shapes of what a method returns."""
+    try:
+        return jax.eval_shape(function, *arguments)
+    except Exception as error:
+        raise BrokenEnvironmentError(
+            f"{name} raised {told(error)} when JAX traced {where}(). A compiled environment uses jax.numpy and "
+            "jax.random, and jnp.where or jax.lax.cond instead of `if` on what the state holds."
+        ) from error
+
+
+def action_like(space: spaces.Space) -> jax.ShapeDtypeStruct:
+    """An action as the policy gives it."""
+    dtypes = {spaces.Box: jnp.float32, spaces.MultiBinary: jnp.int8}
+    return jax.ShapeDtypeStruct(space.shape or (), dtypes.get(type(space), jnp.int32))
+
+
+def check_observation(space: spaces.Space, observation: Any, where: str) -> None:
+    """Refuse an observation of another shape or kind of number than a Box or Discrete space says."""
+    if not isinstance(space, spaces.Box | spaces.Discrete):
+        return
+    kinds = {"f": "f", "i": "iu", "u": "iu", "b": "biu"}[np.dtype(space.dtype or np.float32).kind]
+    if not hasattr(observation, "shape") or observation.shape != space.shape or observation.dtype.kind not in kinds:
+        raise BrokenEnvironmentError(
+            f"{where} gave the observation {shown(observation)}, and the observation space is {space}. Correct one of "
+            "them."
+        )
+
+
+def check_state(before: Any, after: Any, name: str) -> None:
+    """Refuse a step that changes the structure, a shape or a dtype of the state."""
+    if jax.tree.structure(before) != jax.tree.structure(after):
+        raise BrokenEnvironmentError(
+            f"{name}.step() returned a state of another structure than reset() gave: {shown(after)}, not "
+            f"{shown(before)}."
+        )
+    for (path, a), b in zip(jax.tree_util.tree_leaves_with_path(before), jax.tree.leaves(after), strict=True):
+        if (a.shape, a.dtype) != (b.shape, b.dtype):
+            raise BrokenEnvironmentError(
+                f"{name}.step() changed state{jax.tree_util.keystr(path)} from {shown(a)} to {shown(b)}. Shapes and "
+                "dtypes of a state must never change: begin with the dtype that step() computes."
+            )
+
+
+def shown(tree: Any) -> str:
+    """What was traced, each array as `float32[2, 3]`."""
+    short = jax.tree.map(lambda x: Word(f"{x.dtype}{list(x.shape)}") if hasattr(x, "shape") else x, tree)
+    return repr(short)
+
+
+class Word(str):
+    """Text that shows itself without quotes."""
+
+    __slots__ = ()
+
+    def __repr__(self) -> str:
+        return str(self)
+
+
+def compiled_names() -> list[str]:
+    """upslope's own compiled environments by their full names."""
+    return [COMPILED_PREFIX + name for name in COMPILED]
+
+
+SOURCE = Source(COMPILED_PREFIX, make_compiled)

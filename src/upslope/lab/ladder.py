@@ -22,7 +22,8 @@ from upslope.config.ladder import ALGORITHMS
 from upslope.config.task import estimator_of, task_of
 from upslope.diagnosis.doctor import Watch
 from upslope.engines.base import Resources
-from upslope.environments.registry import AnyEnvironment, EnvironmentLike, make, name_of
+from upslope.environments.registry import AnyEnvironment, EnvironmentLike, make
+from upslope.environments.registry import label as label_of
 from upslope.errors import UpslopeError
 from upslope.lab.ladder_display import LadderDisplay, RungDisplay, left_out_lines
 from upslope.report.page import add_credit, write_report
@@ -84,8 +85,8 @@ def ladder(
         KeyboardInterrupt: Ctrl-C, after everything is saved.
     """
     settings = canonical(settings | {"steps": steps, "seeds": seeds})
-    made = make(environment, settings.get("env_kwargs"), settings.get("max_episode_steps"))
-    label = environment if isinstance(environment, str) else name_of(environment)
+    made_with = (settings.get("env_kwargs"), settings.get("max_episode_steps"), settings.get("wrappers", ()))
+    made, label = make(environment, *made_with), label_of(environment)
     configs, left_out = fitting(label, made, algorithms, preset, settings)
     path = ladder_folder(Path(folder), label, name, resume)
     for rung, config in configs.items():
@@ -100,7 +101,7 @@ def ladder(
             for rung, config in configs.items():
                 left_out |= climb(rung, config, made, path / rung, display, workers)
                 if rung not in left_out and evaluation_episodes:
-                    judge(rung, path / rung, evaluation_episodes, display)
+                    judge(rung, path / rung, evaluation_episodes, display, environment)
         except KeyboardInterrupt:
             words = f"Stopped and saved. To continue, repeat the command with: --name {path.name} --resume"
             raise KeyboardInterrupt(words) from None
@@ -108,7 +109,8 @@ def ladder(
     if not runs:
         raise UpslopeError(f"No rung could be trained on {label}. {' '.join(left_out_lines(left_out))}")
     comparison = compare(runs)
-    return Ladder(path, comparison, left_out, report_of(runs, most_telling(comparison, configs), path / "report.html"))
+    best = most_telling(comparison, configs)
+    return Ladder(path, comparison, left_out, report_of(runs, best, path / "report.html", environment))
 
 
 def fitting(
@@ -175,13 +177,13 @@ def climb(
     return {}
 
 
-def judge(rung: str, path: Path, episodes: int, display: LadderDisplay) -> None:
+def judge(rung: str, path: Path, episodes: int, display: LadderDisplay, environment: EnvironmentLike) -> None:
     """Evaluate a finished rung, unless it has been evaluated before."""
     if is_evaluated(read_record(path), "stochastic"):
         return
     display.mark(rung, "evaluating")
     try:
-        found = evaluate(path, episodes=episodes, trust=True)["stochastic"]
+        found = evaluate(path, episodes=episodes, environment=environment, trust=True)["stochastic"]
     except UpslopeError as error:
         display.warn(f"{rung} is judged by its training episodes: {error}")
         return
@@ -205,9 +207,9 @@ def most_telling(comparison: Comparison, configs: Mapping[str, Config]) -> Seque
     return max(comparison.groups, key=rank).runs
 
 
-def report_of(runs: Sequence[Path], best: Sequence[Path], output: Path) -> Path | None:
+def report_of(runs: Sequence[Path], best: Sequence[Path], output: Path, environment: EnvironmentLike) -> Path | None:
     """Write a page about the ladder, with the credit view of the best rung; None without the extra `report`."""
     if not find_spec("plotly"):
         return None
-    add_credit(best, trust=True)
+    add_credit(best, environment=environment, trust=True)
     return write_report(runs, output)

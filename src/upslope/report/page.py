@@ -36,6 +36,7 @@ def write_report(
     credit: bool = False,
     score: Score = "auto",
     normalize: Normalize | None = None,
+    environment: Any = None,
     trust: bool = False,
 ) -> Path:
     """Write a page about these runs: curves, comparison, evaluations, health, settings, diagnostics, credit.
@@ -44,7 +45,8 @@ def write_report(
     credit are shown where `upslope evaluate` and `upslope credit` have stored them. With `credit`, an episode is played
     first for each run without stored credit, which takes seconds per run. `score` and `normalize` are those of
     `upslope.compare`; "threshold" makes each environment, to measure a random policy. For these two `trust` allows the
-    code that a run's config.json names, as in `upslope.evaluate`.
+    code that a run's config.json names, as in `upslope.evaluate`. For `credit`, pass the runs' `environment` where it
+    cannot be found again by its name.
 
     Raises:
         UpslopeError: a folder is missing, no run can be read, or the output cannot be written.
@@ -54,7 +56,7 @@ def write_report(
     records, left_out = read_records(runs, with_evaluations=True)
     names = unique_names(records)
     called = {record.path: name for record, name in zip(records, names, strict=True)}
-    missing = add_credit([record.path for record in records], trust=trust) if credit else []
+    missing = add_credit([record.path for record in records], environment=environment, trust=trust) if credit else []
     comparison, warnings = compared(records, score, normalize, trust)
     figures = Figures()
     # In the order of the page, which is that of the figures.
@@ -88,12 +90,14 @@ def write_credit(
     seed: int | None = None,
     episode_seed: int = 0,
     checkpoint: Literal["last", "best"] = "last",
+    max_episode_steps: int | None = None,
+    environment: Any = None,
     trust: bool = False,
 ) -> Path:
     """Play an episode of a run's agent, and write a page of the credit of its actions; by default RUN/credit.html.
 
-    The numbers are kept in RUN/credit.npz, and a report of the run shows them too. `trust` allows the code that the
-    run's config.json names, as in `upslope.evaluate`.
+    The numbers are kept in RUN/credit.npz, and a report of the run shows them too. `max_episode_steps`, `environment`
+    and `trust` are those of `upslope.evaluate`.
 
     Raises:
         UpslopeError: the run, seed or checkpoint does not exist, the output cannot be written, or the environment is
@@ -105,7 +109,8 @@ def write_credit(
     path = page_path(run if output is None else output, "credit.html")
     plotly_script()
     kept = own_path(Path(run), Path(run) / FILE_NAME)
-    credit = credit_of(run, seed=seed, episode_seed=episode_seed, checkpoint=checkpoint, trust=trust)
+    options: dict[str, Any] = {"max_episode_steps": max_episode_steps, "environment": environment, "trust": trust}
+    credit = credit_of(run, seed=seed, episode_seed=episode_seed, checkpoint=checkpoint, **options)
     save_credit(kept, credit)
     figures = Figures()
     title = f"{credit.algorithm} · {credit.environment}"
@@ -113,7 +118,7 @@ def write_credit(
     return write_page(path, render("credit.html", figures, title=f"upslope · credit · {title}", view=view))
 
 
-def add_credit(runs: Sequence[Path], *, trust: bool = False) -> list[str]:
+def add_credit(runs: Sequence[Path], *, environment: Any = None, trust: bool = False) -> list[str]:
     """Play an episode of the first seed of each run without credit; the reasons for the runs where this fails."""
     from upslope.analysis.episode_credit import credit_of
 
@@ -121,7 +126,7 @@ def add_credit(runs: Sequence[Path], *, trust: bool = False) -> list[str]:
     for path in (run / FILE_NAME for run in runs):
         try:
             if not path.exists():
-                save_credit(own_path(path.parent, path), credit_of(path.parent, trust=trust))
+                save_credit(own_path(path.parent, path), credit_of(path.parent, environment=environment, trust=trust))
         except UpslopeError as error:
             reasons.append(f"{path.parent} has no credit view: {error}")
     return reasons

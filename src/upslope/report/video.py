@@ -4,12 +4,13 @@ import warnings
 from importlib.util import find_spec
 from pathlib import Path
 from secrets import token_hex
+from typing import Any
 
 import numpy as np
 
 from upslope.config.trust import LEARNING, require
 from upslope.core.messages import COMPILED_PREFIX
-from upslope.environments.registry import HostEnvironment, make
+from upslope.environments.registry import make
 from upslope.errors import UpslopeError
 from upslope.runs.directory import RunDirectory
 from upslope.runs.evaluation import LIMIT
@@ -31,8 +32,10 @@ def film(
     config = RunDirectory(run).config()
     require(config, run, trust=trust, given=LEARNING)
     name = config.environment.removeprefix(COMPILED_PREFIX)
-    made = make(name, config.env_kwargs | {"render_mode": "rgb_array"}, config.max_episode_steps)
-    assert isinstance(made, HostEnvironment)
+    twin: Any = make(name, config.env_kwargs, config.max_episode_steps, config.wrappers)
+    if twin.is_compiled:
+        raise UpslopeError(f"{config.environment} is compiled and has no twin in Gymnasium that could be filmed.")
+    made = twin.drawing()
     policy = load(run, seed=config.seed, checkpoint=checkpoint)
     env, frames = made.create(), []
     observation, _ = env.reset(seed=environment_seed)

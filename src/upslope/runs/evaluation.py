@@ -3,8 +3,9 @@
 Each episode has its own column, so that short episodes are not favoured by finishing first.
 """
 
-from collections.abc import Iterator
-from dataclasses import dataclass
+import sys
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 from typing import Any, Literal
@@ -15,16 +16,18 @@ import numpy as np
 from jaxtyping import PRNGKeyArray, Shaped
 
 from upslope.config.config import Config, fresh, positive
+from upslope.config.task import environment_of
 from upslope.config.trust import LEARNING, require
 from upslope.core.arrays import AnyArray as Array
 from upslope.core.arrays import pytree
 from upslope.core.distributions import Distribution
 from upslope.core.files import own_path
+from upslope.core.messages import counted, readable
 from upslope.core.types import Rollout, host_rollout
 from upslope.engines.collect import Act, collect_host_episodes
 from upslope.engines.columns import HostColumns
 from upslope.environments.base import CompiledEnvironment
-from upslope.environments.registry import HostEnvironment, make
+from upslope.environments.registry import EnvironmentLike, HostEnvironment
 from upslope.errors import UpslopeError
 from upslope.learning.collect import collect_episodes
 from upslope.learning.devices import computing
@@ -42,7 +45,7 @@ MODES: tuple[Mode, ...] = ("stochastic", "deterministic")
 COLUMNS = 10
 """Episodes run side by side."""
 LIMIT = 10_000
-"""Where a world has no step limit of its own, an evaluation episode is truncated here."""
+"""Steps after which an evaluation episode is truncated where neither the run nor the environment has a limit."""
 EVALUATION_SEED = 1_000_003
 """Added to a run's seeds, so that evaluation episodes are none that it was trained on."""
 RECORDING_SEED = 500_009
@@ -111,32 +114,76 @@ def evaluate(
     episodes: int = 20,
     checkpoint: Which = "last",
     environment_seed: int = 0,
+    max_episode_steps: int | None = None,
+    environment: EnvironmentLike | None = None,
+    model: Callable[..., Any] | None = None,
     trust: bool = False,
 ) -> dict[str, Evaluation]:
     """Run every seed's agent for `episodes` fresh episodes in both modes, and append them to `evaluation.csv`.
 
-    Returns `{"stochastic": …, "deterministic": …}`. `trust` allows the code that the run's config.json names;
-    registered Gymnasium ids, upslope's own worlds and runs that this machine trained need none.
+    Returns `{"stochastic": …, "deterministic": …}`. An episode is cut after `max_episode_steps`, by default at the
+    run's or the environment's own limit; where there is none, at 10,000 steps, and a line says so. `environment` and
+    `model` are needed only where the run's cannot be found again by their names, as in `upslope.resume`. `trust` allows
+    the code that the run's config.json names; registered Gymnasium ids, upslope's own environments and runs that this
+    machine trained need none.
 
     Raises:
         UpslopeError: no such run or checkpoint, or the environment cannot be made or is not trusted.
     """
-    positive(episodes=episodes)
+    positive(episodes=episodes, max_episode_steps=max_episode_steps)
     fresh(environment_seed=environment_seed)
     directory = RunDirectory(run)
-    config = directory.config()
-    require(config, directory.path, trust=trust, given=LEARNING)
+    config = with_limit(directory.config(), max_episode_steps)
+    require(config, directory.path, trust=trust, given=given_with(environment, model))
     own_path(directory.path, directory.evaluation_path)
-    world = make(config.environment, config.env_kwargs, config.max_episode_steps)
-    found = {}
+    world = environment_of(config, environment)
+    found, lines = {}, []
     with computing(on_host=not world.is_compiled):
-        agents, _ = load_agents(directory, config, checkpoint)
+        agents, _ = load_agents(directory, config, checkpoint, model)
         for mode in MODES:
             offset = EVALUATION_SEED * (1 + environment_seed)
             rollouts = list(episodes_of(config, world, agents, mode, episodes, offset))
             found[mode] = summarise(mode, config, rollouts)
             directory.add_evaluation(rows_of(found[mode], checkpoint, environment_seed))
+            lines += cut_lines(config, world, rollouts, mode)
+    for line in lines:
+        print_line(line)
     return found
+
+
+def given_with(environment: EnvironmentLike | None, model: Callable[..., Any] | None = None) -> set[str]:
+    """The settings of a run that need no trust: those that only learning reads, and those that the user passes."""
+    passed = {"environment": environment, "model": model}
+    return {*LEARNING, *(name for name, part in passed.items() if part is not None)}
+
+
+def with_limit(config: Config, max_episode_steps: int | None) -> Config:
+    """The config with another limit of steps, where one is given."""
+    return config if max_episode_steps is None else replace(config, max_episode_steps=max_episode_steps)
+
+
+def cut_lines(config: Config, world: Any, rollouts: Sequence[Rollout], mode: str = "") -> list[str]:
+    """What to say of episodes that were cut where neither the run nor the environment has a limit."""
+    if config.max_episode_steps or world.max_episode_steps:
+        return []
+    count = sum(int((np.asarray(r.valid).sum(axis=-2) >= LIMIT).sum() - ended_at_limit(r)) for r in rollouts)
+    if not count:
+        return []
+    return [
+        f"{counted(count, f'{mode} episode'.strip())} cut at {LIMIT:,} steps, since {config.environment} has no limit "
+        "of its own: the return is of these steps only. Set another limit with --max-episode-steps."
+    ]
+
+
+def ended_at_limit(rollout: Rollout) -> int:
+    """Episodes that terminated by themselves on the very last step that is watched."""
+    terminated = np.asarray(rollout.terminated & rollout.valid)
+    return int(terminated[..., LIMIT - 1 : LIMIT, :].sum())
+
+
+def print_line(line: str) -> None:
+    """Say something besides the results."""
+    print(readable(line), file=sys.stderr)
 
 
 def record(
@@ -147,17 +194,20 @@ def record(
     checkpoint: Which = "last",
     seed: int | None = None,
     environment_seed: int = 0,
+    max_episode_steps: int | None = None,
+    environment: EnvironmentLike | None = None,
+    model: Callable[..., Any] | None = None,
     trust: bool = False,
 ) -> Path:
     """Record fresh episodes of one seed's agent, sampled from its policy, with their log-probabilities.
 
     Returns the path of the dataset, by default `dataset.npz` in the run directory. An existing file is refused.
-    `trust` allows the code that the run's config.json names, as in `evaluate`.
+    `max_episode_steps`, `environment`, `model` and `trust` are those of `evaluate`.
     """
-    positive(episodes=episodes)
+    positive(episodes=episodes, max_episode_steps=max_episode_steps)
     fresh(environment_seed=environment_seed)
     directory = RunDirectory(run)
-    config = directory.config()
+    config = with_limit(directory.config(), max_episode_steps)
     seed = config.seed if seed is None else seed
     if seed not in config.seed_list():
         raise UpslopeError(f"{run} has no seed {seed}; it has {config.seed_list()}.")
@@ -168,15 +218,17 @@ def record(
         raise UpslopeError(
             f"There is no folder {path.parent} to write {path.name} into. Make it, or give another --output."
         )
-    require(config, directory.path, trust=trust, given=LEARNING)
-    world = make(config.environment, config.env_kwargs, config.max_episode_steps)
+    require(config, directory.path, trust=trust, given=given_with(environment, model))
+    world = environment_of(config, environment)
     with computing(on_host=not world.is_compiled):
-        agents, _ = load_agents(directory, config, checkpoint)
+        agents, _ = load_agents(directory, config, checkpoint, model)
         index = config.seed_list().index(seed)
         one = jax.tree.map(lambda x: x[index : index + 1], agents)
         alone = RunSeeds(config, (seed,))
         offset = RECORDING_SEED + EVALUATION_SEED * environment_seed
         rollouts = [take(r, 0) for r in episodes_of(alone, world, one, "stochastic", episodes, offset)]
+    for line in cut_lines(config, world, rollouts):
+        print_line(line)
     meta = {
         "environment": config.environment,
         "algorithm": config.algorithm,

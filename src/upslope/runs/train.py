@@ -16,6 +16,7 @@ from upslope.core.numbers import number, range_of
 from upslope.core.types import Rollout
 from upslope.engines.base import EVERYTHING, Engine, Resources
 from upslope.engines.selection import engine_of
+from upslope.environments.registry import lost
 from upslope.errors import UpslopeError
 from upslope.learning.devices import computing
 from upslope.learning.iteration import Task
@@ -141,14 +142,21 @@ def run_loop(
             state, progress = loop.run(state, progress)
             display.finish(None, closing_lines(config, directory, progress))
     except Stopped:
-        raise KeyboardInterrupt(f"Stopped and saved. Go on with: upslope resume {directory.path}") from None
+        raise KeyboardInterrupt(f"Stopped and saved. Go on with: {call_of('resume', config, directory)}") from None
     except KeyboardInterrupt:
-        words = f"Stopped at once; go on from the last checkpoint with: upslope resume {directory.path}"
+        words = f"Stopped at once; go on from the last checkpoint with: {call_of('resume', config, directory)}"
         raise KeyboardInterrupt(words) from None
     finally:
         if writer is not None:
             writer.close()
     return Run(directory.path, config, tuple(seeds), np.asarray(mean_of(progress, 0)))
+
+
+def call_of(command: str, config: Config, directory: RunDirectory) -> str:
+    """How to do something with this run: on the command line, or in Python where its environment has to be passed."""
+    if lost(config.environment):
+        return f'upslope.{command}("{directory.path}", environment=…)'
+    return f"upslope {command} {directory.path}"
 
 
 def title_of(config: Config) -> str:
@@ -164,6 +172,12 @@ def opening_lines(config: Config, directory: RunDirectory) -> list[str]:
         recorded = recorded_preset(config)
         note = recorded[1].get("note") if recorded else None
         lines.append(f"preset: {config.preset}" + (f" ({note})" if note else "") + "; --no-preset turns it off")
+    if reason := lost(config.environment):
+        lines.append(
+            f"{config.environment} cannot be found again by its name: {reason}. Commands such as `upslope evaluate` "
+            "refuse this run; in Python, pass environment= to upslope.resume, evaluate and record. To use commands, "
+            "define it at the top of a module and train it as module:Name"
+        )
     if config.seeds == 1:
         lines.append("one seed gives no interval: --seeds 5 shows how far the result can be trusted")
     return lines
@@ -178,19 +192,19 @@ def finished_lines(config: Config, directory: RunDirectory) -> list[str]:
         "with, and nothing was changed. The budget belongs to a run, since the learning rate may fall over it. To "
         "train longer, begin a new run with more --steps:",
         f"    {command_of(longer, is_continuous=is_continuous)}",
-        f"judge this one:  upslope evaluate {directory.path}",
+        f"judge this one:  {call_of('evaluate', config, directory)}",
     ]
 
 
 def closing_lines(config: Config, directory: RunDirectory, progress: Any) -> list[str]:
     """What was reached, by seed, and what to do next."""
     if config.data is not None:
-        return [f"trained in {progress.elapsed:.1f} s", f"judge it:  upslope evaluate {directory.path}"]
+        return [f"trained in {progress.elapsed:.1f} s", f"judge it:  {call_of('evaluate', config, directory)}"]
     returns = mean_of(progress, 0)
     spread = range_of(returns)
     told = [number(r, spread) if math.isfinite(r) else "no episode ended" for r in returns]
     shown = [f"seed {s}: {words}" for s, words in zip(config.seed_list(), told, strict=True)]
     return [
         f"trained in {progress.elapsed:.1f} s; mean return of the last 100 training episodes: " + ", ".join(shown),
-        f"judge it:  upslope evaluate {directory.path}",
+        f"judge it:  {call_of('evaluate', config, directory)}",
     ]

@@ -1,0 +1,186 @@
+"""Gymnasium environments, on the host: by id, as `module:Id`, as `module:callable`, or by a callable."""
+
+import os
+import sys
+from contextlib import suppress
+from dataclasses import dataclass, replace
+from functools import partial
+from typing import Any
+
+import gymnasium
+
+from upslope.environments.base import BrokenEnvironmentError, CompiledEnvironment, HostEnvironment, Request
+from upslope.environments.compiled import compiled_names
+from upslope.environments.modules import accepts, call, found, import_module, told
+from upslope.environments.names import near, registered_by
+from upslope.environments.wrappers import wrap
+from upslope.errors import UpslopeError
+
+EXTRAS = {"mujoco": "mujoco", "Box2D": "box2d", "box2d": "box2d"}
+"""What a missing dependency is called in Gymnasium's message → the extra that brings it."""
+PICTURES = {"render_mode": "rgb_array"}
+"""The argument by which an environment is asked to draw pictures."""
+
+
+@dataclass(frozen=True)
+class Maker:
+    """Makes the environments of a request; it can be sent to another process where the request is by name."""
+
+    request: Request
+
+    def __call__(self) -> Any:
+        """One environment, inside its wrappers."""
+        request = self.request
+        if request.env_kwargs.get("render_mode") or any("Render" in text for text in request.wrappers):
+            draw_without_screen()
+        return wrap(self.bare(), request.wrappers, request.name)
+
+    def bare(self) -> Any:
+        """One environment without wrappers."""
+        request, create = self.request, self.callable()
+        if create is not None:
+            return call(create, request.name, request.env_kwargs)
+        return create_by_id(request)
+
+    def callable(self) -> Any:
+        """The user's class, factory or instance; None for a registered id."""
+        request = self.request
+        if request.given is not None:
+            return request.given
+        module, _, attribute = request.name.rpartition(":")
+        own = found(request.name) if module else None
+        if isinstance(own, CompiledEnvironment):
+            return lambda: own
+        return own if attribute and callable(own) else None
+
+    def with_pictures(self) -> "Maker":
+        """Makes the same environments so that they draw pictures; a factory that takes no `render_mode` decides."""
+        create = self.callable()
+        if create is not None and not accepts(create, "render_mode"):
+            return self
+        return Maker(replace(self.request, env_kwargs=self.request.env_kwargs | PICTURES))
+
+
+def draw_without_screen() -> None:
+    """Let MuJoCo and pygame draw pictures where there is no screen, and say nothing of it."""
+    if sys.platform == "linux":
+        os.environ.setdefault("MUJOCO_GL", "egl")
+        if not {"DISPLAY", "WAYLAND_DISPLAY"} & set(os.environ):
+            os.environ.setdefault("SDL_VIDEODRIVER", "dummy")
+
+
+def host_environment(maker: Maker, env: Any) -> HostEnvironment:
+    """What is known of an environment that was made to learn its spaces and its step limit; it is closed."""
+    name = maker.request.name
+    if not isinstance(env, gymnasium.Env):
+        raise BrokenEnvironmentError(f"{name} gave {not_an_environment(env)}")
+    observation_space, action_space = (space_of(env, role, name) for role in ("observation_space", "action_space"))
+    limit = env.spec.max_episode_steps if env.spec is not None else None
+    with suppress(Exception):  # said where it is stepped and closed
+        env.close()
+    is_named = maker.request.given is None
+    return HostEnvironment(name, maker, observation_space, action_space, limit, is_named, partial(drawing, maker))
+
+
+def drawing(maker: Maker) -> HostEnvironment:
+    """The same environment, made so that it draws pictures.
+
+    Raises:
+        UpslopeError: it cannot be made so.
+    """
+    draw_without_screen()
+    maker = maker.with_pictures()
+    env = maker()
+    mode = getattr(env, "render_mode", None)
+    environment = host_environment(maker, env)
+    if mode != PICTURES["render_mode"]:
+        raise UpslopeError(
+            f'{environment.name} was made with render_mode={mode!r}, and pictures need "rgb_array". Let its class or '
+            "factory take the argument render_mode."
+        )
+    return environment
+
+
+def space_of(env: gymnasium.Env, role: str, name: str) -> gymnasium.Space:
+    """A space that an environment declares, or a refusal that says what it declares instead."""
+    try:
+        space = getattr(env, role)
+    except Exception as error:
+        reason = "" if isinstance(error, AttributeError) else f" ({told(error)})"
+        raise BrokenEnvironmentError(
+            f"{name} declares no {role}{reason}. Set self.{role} in __init__, e.g. to gymnasium.spaces.Discrete(2)."
+        ) from error
+    if not isinstance(space, gymnasium.Space):
+        of_gym = type(space).__module__.split(".")[0] == "gym"
+        what = f"a space of the old package gym, {space}" if of_gym else f"{space!r}, a {type(space).__name__}"
+        raise BrokenEnvironmentError(
+            f"{name} declares {what} as its {role}. A space is one of gymnasium.spaces, e.g. "
+            "gymnasium.spaces.Box(-1, 1, (2,))."
+        )
+    return space
+
+
+def not_an_environment(env: Any) -> str:
+    """What was made instead of a Gymnasium environment, and what to do."""
+    kind = type(env)
+    modules = {base.__module__.split(".")[0] for base in kind.__mro__}
+    what = "nothing" if env is None else f"a {kind.__name__}"
+    if isinstance(env, gymnasium.vector.VectorEnv):
+        return f"{what}, which is several environments at once. Give what makes a single one; upslope makes --num-envs."
+    if "gym" in modules:
+        return (
+            f"{what} of the old package gym, not a gymnasium.Env. Convert it in a function of your own: "
+            "shimmy.GymV26CompatibilityV0(env=env), or GymV21CompatibilityV0 for older ones."
+        )
+    if {"pettingzoo", "dm_env", "dm_control"} & modules:
+        return f"{what}, not a gymnasium.Env. Convert it in a function of your own, e.g. by the package shimmy."
+    if callable(getattr(env, "reset", None)) and callable(getattr(env, "step", None)):
+        return f"{what}, which has reset() and step() and is not a gymnasium.Env. Make it a subclass of gymnasium.Env."
+    return f"{what}, not a gymnasium.Env. Give a Gymnasium id, or a callable that returns one environment."
+
+
+def create_by_id(request: Request) -> gymnasium.Env:
+    """One environment by its Gymnasium id or `module:Id`."""
+    name, kwargs = request.name, request.env_kwargs
+    module = import_module(name.rpartition(":")[0], name) if ":" in name else None
+    try:
+        limit = request.max_episode_steps
+        return gymnasium.make(name, disable_env_checker=True, max_episode_steps=limit, **kwargs)
+    except (gymnasium.error.DependencyNotInstalled, ImportError) as error:
+        raise UpslopeError(missing_dependency(name, error)) from error
+    except gymnasium.error.Error as error:
+        raise UpslopeError(f'There is no environment "{name}": {one_line(error)} {hint(name, module)}') from error
+    except Exception as error:
+        raise BrokenEnvironmentError(
+            f"{name} could not be made with {kwargs or 'no arguments'}: {told(error)}."
+        ) from error
+
+
+def one_line(error: Exception) -> str:
+    """An error's message as one sentence."""
+    return " ".join(str(error).split()).rstrip(".") + "."
+
+
+def hint(name: str, module: Any) -> str:
+    """What to do where an id is not registered."""
+    register = next((each for each in vars(module) if each.startswith("register")), None) if module else None
+    if register and callable(getattr(module, register)):
+        return (
+            f"{module.__name__} registers its ids only when asked. Call {module.__name__}.{register}() in a module of "
+            "your own, and name that one: mymodule:Id."
+        )
+    own = vars(module) if module else {}
+    mine = [f"{module.__name__}:{each}" for each, x in own.items() if is_own(each, x, module)]
+    return registered_by(name) or near(name, [*gymnasium.registry, *compiled_names(), *mine])
+
+
+def is_own(name: str, value: Any, module: Any) -> bool:
+    """Whether a class or function of a module is one of its own."""
+    return not name.startswith("_") and getattr(value, "__module__", "") == module.__name__
+
+
+def missing_dependency(environment: str, error: Exception) -> str:
+    """Which package to install."""
+    extra = next((extra for word, extra in EXTRAS.items() if word in str(error)), None)
+    remedy = f'pip install "upslope[{extra}]"' if extra else "install the package that it names"
+    return f"{environment} needs a package that is not installed: {error} To use it: {remedy}."

@@ -1,0 +1,147 @@
+"""What a name such as `module:Name` stands for, and what it says when it fails."""
+
+import importlib
+import inspect
+import traceback
+from collections.abc import Callable
+from functools import reduce
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from upslope.environments.base import BrokenEnvironmentError
+from upslope.errors import UpslopeError
+
+OURS = Path(__file__).parents[1]
+"""The folder of upslope."""
+MADE_WITH_ARGUMENTS = "(…)"
+"""Ends the name of an object that its name alone does not give again."""
+
+
+def import_module(name: str, asked: str) -> Any:
+    """Import the module before the colon, or say that it cannot be found."""
+    try:
+        return importlib.import_module(name)
+    except Exception as error:
+        raise UpslopeError(
+            f'"{asked}" asks for the module {name}, which cannot be imported: {error}. Install it, or run in the '
+            "folder that holds it."
+        ) from error
+
+
+def found(name: str) -> Any:
+    """The object `module:Name`; None where the module has no such name.
+
+    Raises:
+        UpslopeError: the name cannot be found again by anyone, or the module cannot be imported.
+    """
+    module, _, attribute = name.rpartition(":")
+    reason = lost(name)
+    try:
+        return reduce(getattr, attribute.split("."), import_module(module, name))
+    except (AttributeError, UpslopeError) as error:
+        if reason:
+            raise UpslopeError(f"The environment {name} cannot be found by its name: {reason}. {PASS_IT}") from error
+        if isinstance(error, UpslopeError):
+            raise
+        return None
+
+
+PASS_IT = (
+    "In Python, pass it: environment=… is taken by upslope.resume, evaluate and record. To use it in commands, define "
+    "it in a module and train it by its name, module:Name."
+)
+
+
+def lost(name: str) -> str:
+    """Why an environment cannot be found again by this name in another process; empty where it can be."""
+    module, _, attribute = name.rpartition(":")
+    if "<lambda>" in attribute:
+        return "it is a lambda, which has no name"
+    if "<locals>" in attribute:
+        return "it is defined inside a function"
+    if attribute.endswith(MADE_WITH_ARGUMENTS):
+        return "it was made with arguments of its own, which its name does not tell"
+    if module == "__main__":
+        return "it is defined in a script or notebook, not in a module"
+    return ""
+
+
+def name_of(environment: Any) -> str:
+    """`module:Name` of a class, a function or an object of a class."""
+    kind = environment if hasattr(environment, "__qualname__") else type(environment)
+    return f"{kind.__module__}:{kind.__qualname__}"
+
+
+def label_of(environment: Any) -> str:
+    """The name of what a user gave in Python, marked where the name alone does not give it again."""
+    name = name_of(environment)
+    if lost(name):
+        return name if is_class_or_function(environment) or is_default(type(environment), environment) else marked(name)
+    try:
+        there = found(name)
+    except UpslopeError:
+        there = None
+    is_same = there is environment or (is_class_or_function(environment) and there == environment)
+    return name if is_same or is_default(there, environment) else marked(name)
+
+
+def marked(name: str) -> str:
+    """A name that does not give its object again."""
+    return name + MADE_WITH_ARGUMENTS
+
+
+def is_class_or_function(environment: Any) -> bool:
+    """Whether it has a name of its own."""
+    return hasattr(environment, "__qualname__")
+
+
+def is_default(kind: Any, environment: Any) -> bool:
+    """Whether an object equals the one that its class makes without arguments."""
+    if kind is not type(environment):
+        return False
+    try:
+        fresh, mine = vars(kind()), vars(environment)
+        return fresh.keys() == mine.keys() and all(is_equal(mine[name], fresh[name]) for name in mine)
+    except Exception:  # a class that needs arguments, or values that cannot be compared
+        return False
+
+
+def is_equal(a: Any, b: Any) -> bool:
+    """Whether two attributes are the same value."""
+    return a is b or (type(a) is type(b) and bool(np.array_equal(a, b) if hasattr(a, "shape") else a == b))
+
+
+def call(create: Callable[..., Any], name: str, env_kwargs: dict[str, Any]) -> Any:
+    """Let a user's class or factory make an environment, or say that it could not."""
+    try:
+        return create(**env_kwargs)
+    except UpslopeError:
+        raise
+    except Exception as error:
+        raise BrokenEnvironmentError(
+            f"{name} could not be made from {env_kwargs or 'no arguments'}: {told(error)}. Correct it, or give its "
+            "arguments with --env-kwargs."
+        ) from error
+
+
+def accepts(create: Callable[..., Any], argument: str) -> bool:
+    """Whether a class or factory takes a keyword argument."""
+    try:
+        parameters = inspect.signature(create).parameters
+    except (TypeError, ValueError):
+        return True
+    kinds = {parameter.kind for parameter in parameters.values()}
+    return argument in parameters or inspect.Parameter.VAR_KEYWORD in kinds
+
+
+def told(error: BaseException) -> str:
+    """An exception in one line, with the file and line that raised it."""
+    frames = traceback.extract_tb(error.__traceback__)
+    message, kind = " ".join(str(error).split()).removesuffix("."), type(error).__name__
+    last = frames[-1] if frames else None
+    if last is None or Path(last.filename).is_relative_to(OURS):  # it was called wrongly, or by no file
+        return f"{kind}: {message}" if message else kind
+    words = message or (last.line or "no message").strip()
+    return f"{kind}: {words} ({Path(last.filename).name}, line {last.lineno})"

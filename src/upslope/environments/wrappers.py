@@ -1,0 +1,59 @@
+"""Wrappers that a flag or a setting names: Gymnasium's own by their names, others as `module:Name`.
+
+`--wrapper FlattenObservation --wrapper 'FrameStackObservation:{"stack_size": 4}'`: the first is the innermost, and
+arguments follow a colon as a JSON object.
+"""
+
+from difflib import get_close_matches
+from typing import Any
+
+import gymnasium
+
+from upslope.environments.base import BrokenEnvironmentError, CompiledEnvironment
+from upslope.environments.modules import found, told
+from upslope.environments.names import parse_wrapper
+from upslope.errors import UpslopeError
+
+
+def wrap(environment: Any, texts: tuple[str, ...], name: str) -> Any:
+    """An environment inside its wrappers, the first of them innermost."""
+    for text in texts:
+        wrapper, arguments = parse_wrapper(text)
+        kind, is_compiled = wrapper_of(wrapper), isinstance(environment, CompiledEnvironment)
+        if is_compiled and ":" not in wrapper:
+            raise UpslopeError(
+                f"{name} is compiled, and {wrapper} wraps Gymnasium environments. Leave it out, or name a wrapper of "
+                "your own for compiled environments as module:Name."
+            )
+        try:
+            wrapped = kind(environment, **arguments)
+        except Exception as error:
+            raise BrokenEnvironmentError(
+                f"The wrapper {wrapper} could not wrap {name} with {arguments or 'no arguments'}: {told(error)}."
+            ) from error
+        if not isinstance(wrapped, CompiledEnvironment if is_compiled else gymnasium.Env):
+            wanted = "CompiledEnvironment" if is_compiled else "gymnasium.Env"
+            raise BrokenEnvironmentError(f"The wrapper {wrapper} returned a {type(wrapped).__name__}, not a {wanted}.")
+        environment = wrapped
+    return environment
+
+
+def wrapper_of(name: str) -> Any:
+    """The class or function of a wrapper's name.
+
+    Raises:
+        UpslopeError: there is none of this name.
+    """
+    known = [each for each in gymnasium.wrappers.__all__ if each[0].isupper()]
+    try:
+        kind = found(name) if ":" in name else getattr(gymnasium.wrappers, name) if name in known else None
+    except ImportError as error:
+        raise UpslopeError(f"The wrapper {name} needs a package that is not installed: {error}.") from error
+    if callable(kind):
+        return kind
+    if ":" in name:
+        module, _, attribute = name.rpartition(":")
+        raise UpslopeError(f"The module {module} has no wrapper {attribute}. Correct the name in --wrapper {name}.")
+    close = get_close_matches(name, known, n=3, cutoff=0.5)
+    words = f"Did you mean {' or '.join(close)}?" if close else f"Known: {', '.join(known)}."
+    raise UpslopeError(f"Gymnasium has no wrapper {name}. {words} Others are named as module:Name.")
