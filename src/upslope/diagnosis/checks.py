@@ -89,7 +89,7 @@ def of_gymnasium(e: Examined) -> Iterator[Check]:
     words = [
         plain(str(w.message)) for w in caught if "env_checker" in str(w.filename) or "UserWarning" in str(w.category)
     ]
-    words = list(dict.fromkeys([*([error] if error else []), *words]))
+    words = [each for each in dict.fromkeys([*([error] if error else []), *words]) if "infinity" not in each]
     remedy = "Training copes with it; worth correcting where it is a surprise." if words else ""
     yield Check("Gymnasium's checker", "warning" if words else "ok", "; ".join(words) or "passed", remedy)
 
@@ -111,14 +111,10 @@ def of_repetition(e: Examined) -> Iterator[Check]:
     """
     first = e.short()
     different = count_different(e.short, first, PAIRS)
-    suspects = (
-        {}
-        if different
-        else {
-            name: count_different(again, first, 1)
-            for name, again in ((LEAKS, partial(used, e)), (SHARES, partial(beside, e)))
-        }
-    )
+    suspects = {}
+    if not different:
+        trials = {LEAKS: partial(used, e), SHARES: partial(beside, e)}
+        suspects = {name: count_different(again, first, 1) for name, again in trials.items()}
     compared = PAIRS
     if any(suspects.values()):
         different, compared = count_different(e.short, first, CONTROLS), PAIRS + CONTROLS

@@ -6,6 +6,7 @@ that have passed through the policy's head. `play` follows random actions for a 
 
 from collections.abc import Callable
 from dataclasses import dataclass, field
+from functools import lru_cache
 from time import perf_counter
 from typing import Any, Protocol, runtime_checkable
 
@@ -64,7 +65,7 @@ class CompiledPlayer:
 
     def __init__(self, environment: CompiledEnvironment, limit: int | None):
         self.limit, self.count = limit, 0
-        self.begin, self.go = jax.jit(environment.reset), jax.jit(environment.step)
+        self.begin, self.go = programs(Same(environment))
 
     def reset(self, seed: int) -> Any:
         self.count, self.key = 0, jax.random.key(seed)
@@ -80,6 +81,25 @@ class CompiledPlayer:
 
     def close(self) -> None:
         """Nothing to do."""
+
+
+class Same:
+    """An environment as a key: equal to itself alone, also where it cannot be hashed."""
+
+    def __init__(self, environment: Any):
+        self.environment = environment
+
+    def __hash__(self) -> int:
+        return id(self.environment)
+
+    def __eq__(self, other: object) -> bool:
+        return isinstance(other, Same) and other.environment is self.environment
+
+
+@lru_cache(maxsize=1)
+def programs(key: Same) -> tuple[Any, Any]:
+    """reset and step of an environment, compiled once for all of its trials."""
+    return jax.jit(key.environment.reset), jax.jit(key.environment.step)
 
 
 @dataclass
