@@ -1,4 +1,4 @@
-"""Catch, a compiled environment of one's own: a ball falls, and a paddle must be under it when it lands."""
+"""Catch, a compiled environment of your own: a ball falls, and the paddle must be under it when it lands."""
 
 from dataclasses import dataclass
 from typing import NamedTuple
@@ -12,7 +12,7 @@ import upslope
 
 
 class State(NamedTuple):
-    """Three whole numbers; a state may be any pytree of arrays."""
+    """Three whole numbers; a state can be any pytree of arrays."""
 
     ball: jax.Array
     height: jax.Array
@@ -21,7 +21,7 @@ class State(NamedTuple):
 
 @dataclass(frozen=True, eq=False)
 class Catch(upslope.CompiledEnvironment):
-    """Observation: columns of ball and paddle, height of the ball, each from 0 to 1. Actions: left, stay, right."""
+    """Observation: ball, paddle and height of the ball, each from 0 to 1. Actions: left, stay, right."""
 
     columns: int = 5
     rows: int = 10

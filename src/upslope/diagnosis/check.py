@@ -4,17 +4,19 @@ Every check is a function of an `Examined` environment that yields `Check`s; to 
 it into `CHECKS`. What cannot be found out is said to be skipped, never passed.
 """
 
-from collections.abc import Callable, Iterator
+import shlex
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import suppress
 from dataclasses import asdict, dataclass
 from typing import Any
 
+from upslope.config.command import flag
 from upslope.config.config import preset_of
+from upslope.diagnosis.check_results import Check, Status
 from upslope.diagnosis.checks import (  # fmt: skip
     SECONDS,
     STEPS,
-    Check,
     Examined,
-    Status,
     of_actions,
     of_ends,
     of_gymnasium,
@@ -26,8 +28,11 @@ from upslope.diagnosis.checks import (  # fmt: skip
     of_speed,
     wants_normalising,
 )
-from upslope.diagnosis.trials import actions_of, play, player_of
-from upslope.environments.registry import make, name_of
+from upslope.diagnosis.contract import MASKS, declared_mask, first_contact
+from upslope.diagnosis.trials import Trial, actions_of, play, player_of
+from upslope.environments.base import BrokenEnvironmentError
+from upslope.environments.modules import told
+from upslope.environments.registry import AnyEnvironment, label, lost, make
 
 CHECKS: tuple[Callable[[Examined], Iterator[Check]], ...] = (
     of_gymnasium, of_repetition, of_observations, of_rewards, of_actions, of_ends, of_speed, of_returns,
@@ -54,41 +59,70 @@ class Checked:
 
 
 def check(
-    environment: Any, *, env_kwargs: dict[str, Any] | None = None, max_episode_steps: int | None = None
+    environment: Any,
+    *,
+    env_kwargs: dict[str, Any] | None = None,
+    max_episode_steps: int | None = None,
+    wrappers: Sequence[str] = (),
 ) -> Checked:
-    """Try an environment out: a Gymnasium id, `module:Id`, `jax:Name`, a callable, or a compiled world.
+    """Try an environment out: a Gymnasium id, `module:Name`, `jax:Name`, a callable, or a compiled environment.
+
+    It is reset and stepped as training does it: with the same reset seeds, and actions of the same form and dtype.
 
     Raises:
-        UpslopeError: it cannot be made at all.
+        UpslopeError: there is no such environment.
     """
-    world = make(environment, env_kwargs, max_episode_steps)
-    name = environment if isinstance(environment, str) else name_of(environment)
-    limit = max_episode_steps or world.max_episode_steps
-    checks = [*of_spaces(name, world)]
-    if any(c.status == "error" for c in checks):
+    name = label(environment)
+    settings = {"env_kwargs": env_kwargs or {}, "wrappers": tuple(wrappers), "max_episode_steps": max_episode_steps}
+    try:
+        made = make(environment, **settings)
+    except BrokenEnvironmentError as error:
+        found, _, remedy = str(error).partition(". ")
+        remedy = remedy or "Correct the environment."
+        return Checked(name, (Check("environment", "error", found.removesuffix("."), remedy),), "")
+    limit = max_episode_steps or made.max_episode_steps
+    checks = [*declared_mask(made), *of_spaces(name, made)]
+    if has_error(checks):
+        return Checked(name, tuple(checks), "")
+    checks += first_contact(made, limit)
+    if has_error(checks):
         return Checked(name, tuple(checks), "")
     try:
-        player = player_of(world, limit)
-        trial = play(player, actions_of(world, 0), STEPS, SECONDS)
-        player.close()
+        examined = Examined(name, made, limit, long_trial(made, limit))
+        for one in CHECKS:
+            checks += one(examined)
     except Exception as error:
-        found = f"{type(error).__name__}: {error}"
-        checks.append(
-            Check("random actions", "error", found, "Correct the environment: it failed under random actions.")
-        )
+        has_mask = any(each.name == "action mask" for each in checks)
+        remedy = MASKS if has_mask else "Correct the environment: it failed under random actions."
+        checks.append(Check("random actions", "error", f"raised {told(error)}", remedy))
         return Checked(name, tuple(checks), "")
-    examined = Examined(name, world, limit, trial)
-    for one in CHECKS:
-        checks += one(examined)
-    return Checked(name, tuple(checks), proposal(examined))
+    return Checked(name, tuple(checks), proposal(examined, settings))
 
 
-def proposal(e: Examined) -> str:
-    """The line to begin training with."""
-    words = ["upslope", "train", e.name, "--seeds", "5"]
+def has_error(checks: list[Check]) -> bool:
+    """Whether something makes further checks pointless."""
+    return any(check.status == "error" for check in checks)
+
+
+def long_trial(environment: AnyEnvironment, limit: int | None) -> Trial:
+    """Random actions for some seconds."""
+    player = player_of(environment, limit)
+    try:
+        return play(player, actions_of(environment, 0), STEPS, SECONDS)
+    finally:
+        with suppress(Exception):  # closing was judged before
+            player.close()
+
+
+def proposal(e: Examined, settings: dict[str, Any]) -> str:
+    """The line to begin training with: a command, or a call where the environment cannot be named."""
+    advised: dict[str, Any] = {"seeds": 5, **{name: value for name, value in settings.items() if value}}
     if preset_of(e.name, "ppo") is None:
         if wants_normalising(e):
-            words.append("--normalize-observations")
+            advised["normalize_observations"] = True
         if e.limit is None and not e.trial.lengths:
-            words += ["--max-episode-steps", "1000"]
-    return " ".join(words)
+            advised["max_episode_steps"] = 1000
+    if lost(e.name):
+        return f"upslope.train(environment, {', '.join(f'{name}={value!r}' for name, value in advised.items())})"
+    words = [word for name, value in advised.items() for word in flag(name.replace("_", "-"), value)]
+    return shlex.join(["upslope", "train", e.name, *words])

@@ -1,26 +1,36 @@
 """What is asked of an environment: each check is a function of what was seen of it, and yields what it found."""
 
 import warnings
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from contextlib import suppress
 from dataclasses import dataclass
-from typing import Any, Literal
+from functools import partial
+from typing import Any
 
 import numpy as np
 from gymnasium import spaces
 from gymnasium.utils.env_checker import check_env
 
+from upslope.core.messages import counted
+from upslope.diagnosis.check_results import Check, Status
+from upslope.diagnosis.contract import fault_of_values
 from upslope.diagnosis.trials import Trial, actions_of, play, player_of, same
-from upslope.environments.base import CompiledEnvironment
-from upslope.environments.registry import AnyEnvironment, HostEnvironment
+from upslope.engines.columns import reset_seed
+from upslope.environments.modules import told
+from upslope.environments.registry import AnyEnvironment
 from upslope.errors import UpslopeError
 from upslope.models.encoders import encoder_of
 from upslope.models.heads import head_of
 
-Status = Literal["ok", "warning", "error", "skipped"]
 STEPS, SECONDS = 5000, 4.0
-"""The long trial: so many steps, or so long."""
-SHORT = 200
-"""Steps of the trials that are compared with each other."""
+"""Of the long trial: the most steps and the most seconds."""
+SHORT, SHORT_SECONDS = 200, 2.0
+"""The same of the trials that are compared with each other."""
+PAIRS, CONTROLS, TREATED = 3, 12, 4
+"""Fresh environments that are compared with the first; and where something seems to change the course, how many more of
+them must agree before it is named, and how often it is tried."""
+SPACINGS = 8
+"""A deviation of fewer than this many steps of float32 at the mean's size is lost in rounding."""
 FAR = 10.0
 """An observation whose mean or deviation is beyond this wants normalising."""
 SMALL = 0.01
@@ -28,39 +38,30 @@ SLOW = 1000
 """Steps per second below which the environment is the bottleneck."""
 
 
-@dataclass(frozen=True)
-class Check:
-    """What one check found, and what to do about it."""
-
-    name: str
-    status: Status
-    found: str
-    remedy: str = ""
-
-
 @dataclass
 class Examined:
     """An environment and what was seen of it."""
 
     name: str
-    world: AnyEnvironment
+    environment: AnyEnvironment
     limit: int | None
     trial: Trial
 
     def short(self, seed: int = 0, actions: int = 0) -> Trial:
-        """A short trial of a fresh instance."""
-        player = player_of(self.world, self.limit)
+        """A short trial of a fresh environment."""
+        player = player_of(self.environment, self.limit)
         try:
-            return play(player, actions_of(self.world, actions), SHORT, SECONDS, seed)
+            return play(player, actions_of(self.environment, actions), SHORT, SHORT_SECONDS, seed)
         finally:
-            player.close()
+            with suppress(Exception):  # closing was judged before
+                player.close()
 
 
-def of_spaces(name: str, world: AnyEnvironment) -> Iterator[Check]:
+def of_spaces(name: str, environment: AnyEnvironment) -> Iterator[Check]:
     """Whether the spaces can be used."""
     for role, make_one, space in (
-        ("observation space", encoder_of, world.observation_space),
-        ("action space", head_of, world.action_space),
+        ("observation space", encoder_of, environment.observation_space),
+        ("action space", head_of, environment.action_space),
     ):
         try:
             make_one(space, name)
@@ -70,27 +71,27 @@ def of_spaces(name: str, world: AnyEnvironment) -> Iterator[Check]:
 
 
 def of_gymnasium(e: Examined) -> Iterator[Check]:
-    """Gymnasium's own checker, with what it warns of."""
-    if not isinstance(e.world, HostEnvironment):
+    """Gymnasium's own checker. What harms training was looked for before, so all that it says is a warning."""
+    if e.environment.is_compiled:
         yield Check("Gymnasium's checker", "skipped", "not a Gymnasium environment")
         return
-    env = e.world.create()
     with warnings.catch_warnings(record=True) as caught:
         warnings.simplefilter("always")
+        error = ""
         try:
-            check_env(env.unwrapped, skip_render_check=True, skip_close_check=True)
-        except Exception as error:
-            words = str(error).splitlines()[0] if str(error) else type(error).__name__
-            yield Check("Gymnasium's checker", "error", words, "Correct what the message names.")
-            return
-        finally:
-            env.close()
+            env = e.environment.create()
+            try:
+                check_env(env.unwrapped, skip_render_check=True, skip_close_check=True)
+            finally:
+                env.close()
+        except Exception as complaint:
+            error = str(complaint).strip().split("\n")[0] or told(complaint)
     words = [
         plain(str(w.message)) for w in caught if "env_checker" in str(w.filename) or "UserWarning" in str(w.category)
     ]
-    status: Status = "warning" if words else "ok"
-    remedy = "Worth correcting where it is a surprise." if words else ""
-    yield Check("Gymnasium's checker", status, "; ".join(dict.fromkeys(words)) or "passed", remedy)
+    words = [each for each in dict.fromkeys([*([error] if error else []), *words]) if "infinity" not in each]
+    remedy = "Training copes with it; worth correcting where it is a surprise." if words else ""
+    yield Check("Gymnasium's checker", "warning" if words else "ok", "; ".join(words) or "passed", remedy)
 
 
 def plain(message: str) -> str:
@@ -98,89 +99,143 @@ def plain(message: str) -> str:
     return message.replace("\x1b[33m", "").replace("\x1b[0m", "").removeprefix("WARN: ").strip()
 
 
+REPEATS, LEAKS, SHARES = "repeats itself", "nothing leaks through reset", "instances are independent"
+UNTOLD = "cannot be told while it does not repeat itself"
+
+
 def of_repetition(e: Examined) -> Iterator[Check]:
-    """The same reset seed and actions must show the same; in a fresh instance, in a used one, and beside another."""
-    first, again = e.short(), e.short()
-    if not same(first, again):
+    """The same reset seed and actions must show the same: in fresh environments, in a used one, and beside another.
+
+    An environment that repeats itself only mostly would seem to leak or to share, so a cause is named only where many
+    fresh ones agree with each other and those in question differ from them again and again.
+    """
+    first = e.short()
+    different = count_different(e.short, first, PAIRS)
+    suspects = {}
+    if not different:
+        trials = {LEAKS: partial(used, e), SHARES: partial(beside, e)}
+        suspects = {name: count_different(again, first, 1) for name, again in trials.items()}
+    compared = PAIRS
+    if any(suspects.values()):
+        different, compared = count_different(e.short, first, CONTROLS), PAIRS + CONTROLS
+    if different:
+        words = f"same seed and actions, another course in {different} of {compared} fresh environments"
         remedy = "Draw all randomness from self.np_random, which reset(seed=…) seeds; runs are then repeatable."
-        yield Check("repeats itself", "error", "same seed and actions, another course", remedy)
-        yield Check("nothing leaks through reset", "skipped", "cannot be told while it does not repeat itself")
-        yield Check("instances are independent", "skipped", "cannot be told while it does not repeat itself")
+        yield Check(REPEATS, "error", words, remedy)
+        yield Check(LEAKS, "skipped", UNTOLD)
+        yield Check(SHARES, "skipped", UNTOLD)
         return
-    yield Check("repeats itself", "ok", f"same seed and actions gave the same {first.steps} steps")
-    used = player_of(e.world, e.limit)
-    play(used, actions_of(e.world, 5), SHORT, SECONDS, 1000)
-    is_clean = same(first, play(used, actions_of(e.world, 0), SHORT, SECONDS))
-    used.close()
-    if is_clean:
-        yield Check("nothing leaks through reset", "ok", "after other episodes the same seed shows the same course")
-    else:
-        words = "after other episodes the same seed shows another course"
-        yield Check(
-            "nothing leaks through reset", "error", words, "Set every attribute of the episode anew in reset()."
-        )
-    if same(first, beside_another(e)):
-        yield Check("instances are independent", "ok", "another instance stepped beside it changes nothing")
-    else:
-        words = "another instance stepped beside it changes its course"
-        yield Check(
-            "instances are independent", "error", words, "Keep no state in the class, a module or a shared object."
-        )
+    words = f"{compared + 1} fresh environments gave the same {first.steps} steps"
+    yield Check(REPEATS, "ok", words)
+    yield verdict(LEAKS, suspects[LEAKS] and count_different(partial(used, e), first, TREATED),
+                  "after other episodes the same seed shows another course",
+                  "Set every attribute of the episode anew in reset().")  # fmt: skip
+    yield verdict(SHARES, suspects[SHARES] and count_different(partial(beside, e), first, TREATED),
+                  "another instance stepped beside it changes its course",
+                  "Keep no state in the class, a module or a shared object.")  # fmt: skip
 
 
-def beside_another(e: Examined) -> Trial:
+def verdict(name: str, different: int, words: str, remedy: str) -> Check:
+    """What to say of something that changed the course in a number of `TREATED` trials."""
+    if not different:
+        return Check(name, "ok", f"not found: {words}")
+    status: Status = "error" if different == TREATED else "warning"
+    return Check(name, status, f"{words} (in {different} of {TREATED} trials)", remedy)
+
+
+def count_different(again: Callable[[], Trial], first: Trial, number: int) -> int:
+    """How many of a number of trials show another course than the first."""
+    return sum(not same(first, again()) for _ in range(number))
+
+
+def used(e: Examined) -> Trial:
+    """The short trial, in an environment that has played other episodes before."""
+    player = player_of(e.environment, e.limit)
+    try:
+        play(player, actions_of(e.environment, 5), SHORT, SHORT_SECONDS, 1000)
+        return play(player, actions_of(e.environment, 0), SHORT, SHORT_SECONDS)
+    finally:
+        with suppress(Exception):
+            player.close()
+
+
+def beside(e: Examined) -> Trial:
     """The short trial, with another instance stepped between its steps."""
-    one, other = player_of(e.world, e.limit), player_of(e.world, e.limit)
-    actions, others = actions_of(e.world, 0), actions_of(e.world, 9)
-    other.reset(77)
+    one, other = player_of(e.environment, e.limit), player_of(e.environment, e.limit)
+    actions, others = actions_of(e.environment, 0), actions_of(e.environment, 9)
+    other.reset(reset_seed(77, 0, 0))
 
     def next_action() -> Any:
         _, _, terminated, truncated = other.step(others())
         if terminated or truncated:
-            other.reset(78)
+            other.reset(reset_seed(77, 0, 1))
         return actions()
 
-    trial = play(one, next_action, SHORT, SECONDS)
-    one.close()
-    other.close()
-    return trial
+    try:
+        return play(one, next_action, SHORT, SHORT_SECONDS)
+    finally:
+        for player in (one, other):
+            with suppress(Exception):
+                player.close()
 
 
 def of_observations(e: Examined) -> Iterator[Check]:
     """Inside the declared space, finite, on a scale that a network can read."""
-    space, seen = e.world.observation_space, np.stack(e.trial.observations)
-    if not isinstance(space, spaces.Box):
-        inside = all(space.contains(o if o.shape else int(o)) for o in seen[:SHORT])
-        yield Check("observations", "ok" if inside else "error", f"{len(seen)} seen" if inside else "outside the space")
+    space, seen = e.environment.observation_space, np.stack(e.trial.observations)
+    if not isinstance(space, spaces.Box | spaces.Discrete):
         return
-    if not np.isfinite(seen).all():
-        at = int(np.argwhere(~np.isfinite(seen).reshape(len(seen), -1).all(1))[0, 0])
-        yield Check("observations", "error", f"not finite at number {at}", "Find where the environment divides by 0.")
+    if fault := fault_of_values(space, seen):
+        yield Check("observations", "error", f"it {fault[0]}", fault[1])
+        return
+    if not isinstance(space, spaces.Box):
+        yield Check("observations", "ok", f"{len(seen)} seen, all in the space")
+        return
+    with np.errstate(over="ignore"):
+        finite = np.isfinite(seen.astype(np.float32)).reshape(len(seen), -1).all(1)
+    if not finite.all():
+        at = int(np.flatnonzero(~finite)[0])
+        size = "not finite" if not np.isfinite(seen[at]).all() else "too large for float32"
+        yield Check("observations", "error", f"{size} at number {at}", "Find where the environment divides by 0.")
         return
     outside = float(np.mean((seen < space.low - 1e-6) | (seen > space.high + 1e-6)))
-    remedy = "Correct observation_space; its bounds are a promise to whoever reads it." if outside else ""
+    remedy = "Correct observation_space; other libraries rely on its bounds." if outside else ""
     yield Check(
         "observations in their space", "warning" if outside else "ok", f"{outside:.1%} of numbers outside", remedy
     )
-    flat = seen.reshape(len(seen), -1).astype(np.float64)
-    mean, std = flat.mean(0), flat.std(0)
+    mean, std, lost = scales(e)
+    if lost.any():
+        k = int(np.flatnonzero(lost)[0])
+        words = f"{some(lost)} around {mean[k]:.6g} with a deviation of {std[k]:.3g}, which float32 cannot tell apart"
+        yield Check("observation precision", "error", words, "Subtract a constant near the mean in the environment.")
     words = f"means {mean.min():.3g} to {mean.max():.3g}, deviations {std.min():.3g} to {std.max():.3g}"
     yield Check("observation scale", "warning" if wants_normalising(e) else "ok", words,
                 "Add --normalize-observations." if wants_normalising(e) else "")  # fmt: skip
     if (std == 0).any():
-        which = ", ".join(map(str, np.flatnonzero(std == 0)[:5]))
-        yield Check(
-            "observations vary", "warning", f"never change: {which}", "Harmless if a random policy cannot reach it."
-        )
+        yield Check("observations vary", "warning", f"{some(std == 0)} never change",
+                    "Harmless if a random policy cannot reach what changes them.")  # fmt: skip
+
+
+def some(which: np.ndarray) -> str:
+    """How many features, and the first of them."""
+    places, total = np.flatnonzero(which), len(which)
+    first = ", ".join(map(str, places[:5])) + (", …" if len(places) > 5 else "")
+    return f"{len(places):,} of {counted(total, 'feature')} ({first})"
+
+
+def scales(e: Examined) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """Each feature's mean and deviation in 64 bits, and whether 32 bits lose its differences."""
+    flat = np.stack(e.trial.observations).reshape(len(e.trial.observations), -1).astype(np.float64)
+    mean, std = flat.mean(0), flat.std(0)
+    return mean, std, (std > 0) & (std < SPACINGS * np.spacing(np.abs(mean).astype(np.float32)))
 
 
 def wants_normalising(e: Examined) -> bool:
-    """Whether a network would see numbers far from 0 or widths far from 1."""
-    if not isinstance(e.world.observation_space, spaces.Box):
+    """Whether a network would see numbers far from 0 or widths far from 1, and normalising can help."""
+    if not isinstance(e.environment.observation_space, spaces.Box):
         return False
-    flat = np.stack(e.trial.observations).reshape(len(e.trial.observations), -1).astype(np.float64)
-    mean, std = flat.mean(0), flat.std(0)
-    return bool((np.abs(mean) > FAR).any() or (std > FAR).any() or ((std > 0) & (std < SMALL)).any())
+    mean, std, lost = scales(e)
+    far = (np.abs(mean) > FAR) | (std > FAR) | ((std > 0) & (std < SMALL))
+    return bool((far & ~lost).any())
 
 
 def of_rewards(e: Examined) -> Iterator[Check]:
@@ -203,7 +258,7 @@ def of_rewards(e: Examined) -> Iterator[Check]:
 
 def of_actions(e: Examined) -> Iterator[Check]:
     """Whether actions have bounds, and whether they matter."""
-    space = e.world.action_space
+    space = e.environment.action_space
     if isinstance(space, spaces.Box) and not np.isfinite([space.low, space.high]).all():
         yield Check("action range", "warning", str(space), "Give finite bounds: a policy's σ is a share of the range.")
     one, other = e.short(actions=0), e.short(actions=3)
@@ -238,8 +293,8 @@ def of_ends(e: Examined) -> Iterator[Check]:
 def of_speed(e: Examined) -> Iterator[Check]:
     """Steps per second, and where the time goes."""
     t = e.trial
-    if isinstance(e.world, CompiledEnvironment):
-        yield Check("speed", "skipped", "a compiled world is fast inside a program only")
+    if e.environment.is_compiled:
+        yield Check("speed", "skipped", "a compiled environment is fast inside a program only")
         return
     rate, total = t.steps / max(t.step_seconds, 1e-9), t.step_seconds + t.reset_seconds
     reset = f"reset {1e3 * t.reset_seconds / t.resets:.2g} ms, {t.reset_seconds / total:.0%} of the time"

@@ -1,11 +1,12 @@
 """What an environment does when it is tried out: the evidence of `upslope check`.
 
-A `Player` steps one environment, compiled or on the host, the same way. `play` follows random actions for a while and
-keeps all that was seen.
+A `Player` steps one environment, compiled or on the host, as training steps it: with its reset seeds, and with actions
+that have passed through the policy's head. `play` follows random actions for a while and keeps all that was seen.
 """
 
 from collections.abc import Callable
 from dataclasses import dataclass, field
+from functools import lru_cache
 from time import perf_counter
 from typing import Any, Protocol, runtime_checkable
 
@@ -14,8 +15,10 @@ import jax
 import numpy as np
 from gymnasium import spaces
 
+from upslope.engines.columns import reset_seed
 from upslope.environments.base import CompiledEnvironment
-from upslope.environments.registry import AnyEnvironment, HostEnvironment
+from upslope.environments.registry import AnyEnvironment
+from upslope.models.heads import head_of
 
 Answer = tuple[np.ndarray, float, bool, bool]
 """The observation, the reward, terminated, truncated."""
@@ -51,18 +54,18 @@ class HostPlayer:
         self.count += 1
         observation, reward, terminated, truncated, _ = self.env.step(action)
         truncated = bool(truncated) or (self.limit is not None and self.count >= self.limit)
-        return np.array(observation), float(reward), bool(terminated), truncated
+        return np.array(observation), float(np.asarray(reward).item()), bool(terminated), truncated
 
     def close(self) -> None:
         self.env.close()
 
 
 class CompiledPlayer:
-    """A compiled world; its keys follow from the reset seed."""
+    """A compiled environment; its keys follow from the reset seed."""
 
-    def __init__(self, world: CompiledEnvironment, limit: int | None):
-        self.world, self.limit, self.count = world, limit, 0
-        self.begin, self.go = jax.jit(world.reset), jax.jit(world.step)
+    def __init__(self, environment: CompiledEnvironment, limit: int | None):
+        self.limit, self.count = limit, 0
+        self.begin, self.go = programs(Same(environment))
 
     def reset(self, seed: int) -> Any:
         self.count, self.key = 0, jax.random.key(seed)
@@ -78,6 +81,25 @@ class CompiledPlayer:
 
     def close(self) -> None:
         """Nothing to do."""
+
+
+class Same:
+    """An environment as a key: equal to itself alone, also where it cannot be hashed."""
+
+    def __init__(self, environment: Any):
+        self.environment = environment
+
+    def __hash__(self) -> int:
+        return id(self.environment)
+
+    def __eq__(self, other: object) -> bool:
+        return isinstance(other, Same) and other.environment is self.environment
+
+
+@lru_cache(maxsize=1)
+def programs(key: Same) -> tuple[Any, Any]:
+    """reset and step of an environment, compiled once for all of its trials."""
+    return jax.jit(key.environment.reset), jax.jit(key.environment.step)
 
 
 @dataclass
@@ -102,32 +124,52 @@ class Trial:
         return len(self.rewards)
 
 
-def player_of(world: AnyEnvironment, limit: int | None) -> Player:
-    """A fresh environment of a world."""
-    return HostPlayer(world.create, limit) if isinstance(world, HostEnvironment) else CompiledPlayer(world, limit)
+def player_of(environment: Any, limit: int | None) -> Player:
+    """A fresh environment to play."""
+    return CompiledPlayer(environment, limit) if environment.is_compiled else HostPlayer(environment.create, limit)
 
 
-def actions_of(world: AnyEnvironment, seed: int) -> Callable[[], Any]:
-    """Random actions of a world, always the same for a seed. A Box without bounds is tried within ±1."""
-    generator, space = np.random.default_rng(seed), world.action_space
+def actions_of(environment: AnyEnvironment, seed: int) -> Callable[[], Any]:
+    """Random actions, always the same for a seed, as training gives them to the environment.
+
+    Those of a Box reach a little beyond its bounds, as a policy's do, so that some are clipped to them; a Box without
+    bounds is tried within ±1.
+    """
+    generator, space = np.random.default_rng(seed), environment.action_space
+    head = head_of(space, "the environment")
+    if environment.is_compiled:
+        return lambda: np.asarray(head.to_compiled(sample_of(space, generator)[None]))[0]
+
+    def next_action() -> Any:
+        taken = head.to_environment(sample_of(space, generator)[None])
+        return taken.tolist()[0] if taken.ndim == 1 else taken[0]
+
+    return next_action
+
+
+def sample_of(space: spaces.Space, generator: np.random.Generator) -> np.ndarray:
+    """A random action as a policy samples it: counted from 0, and flat."""
     if isinstance(space, spaces.Discrete):
-        start = 0 if isinstance(world, CompiledEnvironment) else int(space.start)
-        return lambda: start + int(generator.integers(space.n))
-    if isinstance(space, spaces.Box):
-        low, high = np.where(np.isfinite(space.low), space.low, -1), np.where(np.isfinite(space.high), space.high, 1)
-        return lambda: generator.uniform(low, np.maximum(low, high)).astype(space.dtype or np.float32)
-    space.seed(seed)
-    return space.sample
+        return np.asarray(generator.integers(space.n), np.int32)
+    if isinstance(space, spaces.MultiDiscrete):
+        return generator.integers(0, space.nvec.ravel()).astype(np.int32)
+    if isinstance(space, spaces.MultiBinary):
+        return generator.integers(0, 2, int(np.prod(space.shape))).astype(np.int8)
+    assert isinstance(space, spaces.Box)
+    low = np.where(np.isfinite(space.low), space.low, -1).astype(np.float64).ravel()
+    high = np.maximum(low, np.where(np.isfinite(space.high), space.high, 1).ravel())
+    beyond = 0.05 * np.minimum(high - low, 1e30)
+    return generator.uniform(low - beyond, high + beyond).astype(np.float32)
 
 
-def play(player: Player, next_action: Callable[[], Any], max_steps: int, seconds: float, first_seed: int = 0) -> Trial:
-    """Follow random actions, episode after episode with reset seeds of their own, for so many steps or seconds."""
-    trial, started, seed = Trial(), perf_counter(), first_seed
+def play(player: Player, next_action: Callable[[], Any], max_steps: int, seconds: float, seed: int = 0) -> Trial:
+    """Follow random actions for a number of steps or seconds, in the episodes of environment 0 of a run's seed."""
+    trial, started = Trial(), perf_counter()
     while trial.steps < max_steps and perf_counter() - started < seconds:
         before = perf_counter()
-        trial.observations.append(np.asarray(player.reset(seed)))
+        trial.observations.append(np.asarray(player.reset(reset_seed(seed, 0, trial.resets))))
         trial.reset_seconds += perf_counter() - before
-        trial.resets, seed, total, length, over = trial.resets + 1, seed + 1, 0.0, 0, False
+        trial.resets, total, length, over = trial.resets + 1, 0.0, 0, False
         while not over and trial.steps < max_steps and perf_counter() - started < seconds:
             action, before = next_action(), perf_counter()
             observation, reward, terminated, truncated = player.step(action)

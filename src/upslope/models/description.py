@@ -4,6 +4,7 @@ from dataclasses import asdict
 from typing import Any
 
 import gymnasium
+import numpy as np
 
 from upslope.core.space_descriptions import ENCODERS, HEADS, space_fields
 
@@ -12,13 +13,24 @@ FIELDS = ENCODERS | HEADS
 
 
 def unsupported(name: str, role: str, space: gymnasium.Space) -> str:
-    """Say which space cannot be used and what can be done."""
-    remedy = (
-        "Wrap it with gymnasium.wrappers.FlattenObservation"
-        if role == "observation"
-        else "Wrap it so that it takes one of the supported spaces"
-    )
+    """Say which space cannot be used, why, and what can be done."""
+    if isinstance(space, gymnasium.spaces.Box):
+        return (
+            f"{name} has a Box {role} space of dtype {space.dtype}, and upslope uses Box {role}s of floats. Declare it "
+            f"as float32 and round in step(), or as MultiDiscrete. {SUPPORTED}"
+        )
+    remedy = "Wrap it so that it has one of the supported spaces"
+    if role == "observation" and space.is_np_flattenable and not has_pictures(space):
+        remedy = "Add --wrapper FlattenObservation, or wrap it with gymnasium.wrappers.FlattenObservation"
     return f"{name} has the {role} space {type(space).__name__}, which upslope cannot use yet. {remedy}. {SUPPORTED}"
+
+
+def has_pictures(space: gymnasium.Space) -> bool:
+    """Whether a space, or a part of it, is an image, which loses its neighbourhoods when it is flattened."""
+    if isinstance(space, gymnasium.spaces.Box):
+        return space.dtype == np.uint8 and len(space.shape) >= 2
+    parts = getattr(space, "spaces", ())
+    return any(map(has_pictures, parts.values() if hasattr(parts, "values") else parts))
 
 
 def to_json(record: Any) -> dict[str, Any]:

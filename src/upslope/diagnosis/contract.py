@@ -1,0 +1,295 @@
+"""The first contact with a Gymnasium environment: whether reset, step, render and close do what training needs.
+
+Each kind of fault has a line of its own: what came back, and what is expected. What training copes with is a warning.
+"""
+
+from collections.abc import Iterator
+from typing import Any
+
+import gymnasium
+import numpy as np
+from gymnasium import spaces
+
+from upslope.diagnosis.check_results import Check
+from upslope.diagnosis.trials import HostPlayer, actions_of, player_of
+from upslope.engines.columns import reset_seed
+from upslope.environments.modules import told
+from upslope.environments.registry import AnyEnvironment
+from upslope.errors import UpslopeError
+
+STEPS = 20
+"""Steps of the first contact."""
+RESET = "Return (observation, info) from reset()."
+STEP = "Return (observation, reward, terminated, truncated, info) from step()."
+MASKS = (
+    "Action masks are not supported yet, so forbidden actions are chosen too. Let a forbidden action do nothing, or "
+    "end the episode with a low reward."
+)
+
+
+def first_contact(environment: AnyEnvironment, limit: int | None) -> list[Check]:
+    """Reset and step once or a few times, looking at every answer; nothing for a compiled environment, whose protocol
+    was checked when it was made."""
+    if environment.is_compiled:
+        return []
+    try:
+        player = player_of(environment, limit)
+    except UpslopeError as error:
+        return [Check("environment", "error", str(error), "Let it be made more than once.")]
+    assert isinstance(player, HostPlayer)
+    found = list(answers(player.env, environment))
+    has_failed = any(check.status == "error" for check in found)
+    try:
+        player.close()
+    except Exception as error:
+        words = "What was trained is kept, but correct close()."
+        found.append(Check("close", "warning", f"close() raised {told(error)}", words))
+    return found if has_failed else [*found, *pictures(environment)]
+
+
+def answers(env: gymnasium.Env, environment: AnyEnvironment) -> Iterator[Check]:
+    """What reset and step return, until something is wrong."""
+    space, mask = environment.observation_space, ""
+    try:
+        answer = env.reset(seed=reset_seed(0, 0, 0))
+    except Exception as error:
+        yield reset_failed(error)
+        return
+    fault = fault_of_reset(answer) or fault_of_observation(space, answer[0])
+    if fault:
+        yield Check("reset", "error", f"reset() {fault[0]}", fault[1] or RESET)
+        return
+    mask = mask_of(env, answer[0], answer[1])
+    yield Check("reset", *said_of_info(answer[1]))
+    next_action, said = actions_of(environment, 0), {}
+    for _ in range(STEPS):
+        action = next_action()
+        try:
+            answer = env.step(action)
+        except Exception as error:
+            yield step_failed(error, action, mask)
+            return
+        fault = fault_of_step(answer) or fault_of_observation(space, answer[0])
+        if fault:
+            yield Check("step", "error", f"step() {fault[0]}", fault[1] or STEP)
+            return
+        mask = mask or mask_of(env, answer[0], answer[4])
+        said |= dict.fromkeys(oddities(answer))
+        if answer[2] or answer[3]:
+            break
+    yield Check("step", "warning" if said else "ok", "; ".join(said) or "five values of the right types",
+                "Taken as they are meant; correct them all the same." if said else "")  # fmt: skip
+    if mask:
+        yield Check("action mask", "warning", f"{mask} says which actions are allowed", MASKS)
+
+
+def reset_failed(error: Exception) -> Check:
+    """An exception in reset."""
+    if isinstance(error, TypeError) and "seed" in str(error):
+        remedy = "Write it as reset(self, *, seed=None, options=None), and call super().reset(seed=seed)."
+        return Check("reset", "error", f"reset() takes no seed: {told(error)}", remedy)
+    return Check("reset", "error", f"reset() raised {told(error)}", "Correct reset().")
+
+
+def step_failed(error: Exception, action: Any, mask: str) -> Check:
+    """An exception in step."""
+    words = f"step({action!r}) raised {told(error)}"
+    if mask:
+        return Check("action mask", "error", f"{words}; {mask} says which actions are allowed", MASKS)
+    return Check("step", "error", words, "Correct step(): every action of the action space must be taken.")
+
+
+Fault = tuple[str, str]
+"""What came back, and what to do; empty where the usual advice does."""
+
+
+def fault_of_reset(answer: Any) -> Fault | None:
+    """What is wrong with the form of reset's answer."""
+    if isinstance(answer, tuple) and len(answer) == 2:
+        return None
+    if answer is None:
+        return "returned None", ""
+    if isinstance(answer, tuple):
+        return f"returned {len(answer)} values instead of (observation, info)", ""
+    return f"returned {brief(answer)} alone, without info, as before Gymnasium 0.26", ""
+
+
+def said_of_info(info: Any) -> tuple[Any, str, str]:
+    """The status, the words and the remedy for the info of reset."""
+    if isinstance(info, dict):
+        return "ok", "an observation of the space, and info", ""
+    return "warning", f"info is {brief(info)}, not a dictionary", "upslope does not read it; other libraries do."
+
+
+def fault_of_step(answer: Any) -> Fault | None:
+    """What is wrong with step's answer besides the observation."""
+    if answer is None:
+        return "returned None", ""
+    if not isinstance(answer, tuple | list):
+        return f"returned {brief(answer)} alone", ""
+    if len(answer) == 4:
+        words = "Split done: terminated where the environment ended, truncated where the time was up."
+        return "returned 4 values, (observation, reward, done, info), as before Gymnasium 0.26", words
+    if len(answer) != 5:
+        return f"returned {len(answer)} values instead of 5", ""
+    return fault_of_reward(answer[1]) or fault_of_end("terminated", answer[2]) or fault_of_end("truncated", answer[3])
+
+
+def fault_of_reward(reward: Any) -> Fault | None:
+    """What is wrong with a reward: it must be one finite number."""
+    number = as_numbers(reward)
+    if number is None:
+        return f"returned the reward {brief(reward)}, which is not a number", "Return a float as the reward."
+    if number.size > 1:
+        return (
+            f"returned a reward of shape {number.shape}, and upslope learns from one number",
+            "Weigh its parts, e.g. with --wrapper mo_gymnasium.wrappers:LinearReward, or a wrapper of your own.",
+        )
+    if not is_taken(reward, np.float32):
+        return f"returned a reward of shape {number.shape}, {brief(reward)}", "Return a float: reward.item()."
+    if not np.isfinite(number).all():
+        return f"returned the reward {brief(reward)}, which is not finite", "Find where it divides by 0."
+    return None
+
+
+def fault_of_end(name: str, value: Any) -> Fault | None:
+    """What is wrong with `terminated` or `truncated`."""
+    number = as_numbers(value)
+    if number is None or number.size != 1 or not np.isin(number, (0, 1)).all() or not is_taken(value, np.bool_):
+        return f"returned {brief(value)} as {name}", f"Return True or False as {name}."
+    return None
+
+
+def oddities(answer: Any) -> Iterator[str]:
+    """What training copes with, and others may not."""
+    reward, terminated, truncated, info = answer[1:]
+    if np.ndim(reward):
+        yield f"the reward is an array of shape {np.shape(reward)}"
+    for name, value in (("terminated", terminated), ("truncated", truncated)):
+        if not isinstance(value, bool | np.bool_):
+            yield f"{name} is {brief(value)}, not a bool"
+    if not isinstance(info, dict):
+        yield f"info is {brief(info)}, not a dictionary"
+
+
+def fault_of_observation(space: gymnasium.Space, observation: Any) -> Fault | None:
+    """What is wrong with an observation: structure, shape, dtype, and range where a wrong one would be cast."""
+    if not isinstance(space, spaces.Box | spaces.Discrete):
+        return None
+    words = "Correct the observation, or the observation space."
+    numbers = as_numbers(observation)
+    if numbers is None:
+        return f"returned the observation {brief(observation)}, and the observation space is {space}", words
+    if numbers.shape != space.shape:
+        return (
+            f"returned an observation of shape {numbers.shape}, and the observation space is {short(space)} of shape "
+            f"{space.shape}"
+        ), words
+    return fault_of_values(space, numbers)
+
+
+def fault_of_values(space: spaces.Box | spaces.Discrete, numbers: np.ndarray) -> Fault | None:
+    """What is wrong with the numbers of observations [..., *shape] of a space."""
+    words = "Correct the observation, or the observation space."
+    if isinstance(space, spaces.Discrete):
+        low, high, dtype = int(space.start), int(space.start + space.n - 1), np.dtype(np.int64)
+    else:
+        low, high, dtype = space.low, space.high, np.dtype(space.dtype or np.float32)
+    if dtype.kind == "f":
+        return None
+    changes = numbers != np.trunc(numbers)
+    if changes.any():
+        value = numbers[changes].flat[0].item()
+        return (
+            f"returned {value!r} in an observation of {numbers.dtype}, and the observation space {short(space)} holds "
+            f"whole numbers of {dtype}"
+        ), "Declare the space as float32, or return whole numbers."
+    outside = (numbers < low) | (numbers > high)
+    if outside.any():
+        return f"returned {numbers[outside].flat[0].item()!r}, outside the observation space {short(space)}", words
+    return None
+
+
+def mask_of(env: gymnasium.Env, observation: Any, info: Any) -> str:
+    """Where an environment says which actions are allowed; empty where it does not."""
+    if isinstance(observation, dict) and "action_mask" in observation:
+        return 'the observation\'s key "action_mask"'
+    if isinstance(info, dict) and "action_mask" in info:
+        return 'info["action_mask"]'
+    try:
+        return "action_masks()" if callable(env.get_wrapper_attr("action_masks")) else ""
+    except AttributeError:
+        return ""
+
+
+def declared_mask(environment: AnyEnvironment) -> Iterator[Check]:
+    """A mask that is part of a dictionary of observations, which needs no step to be seen."""
+    space = environment.observation_space
+    if isinstance(space, spaces.Dict) and "action_mask" in space.spaces:
+        words = 'the observation\'s key "action_mask" says which actions are allowed'
+        yield Check("action mask", "warning", words, MASKS)
+
+
+def pictures(environment: Any) -> Iterator[Check]:
+    """Whether it draws pictures, where it says so; only films and the credit view need them."""
+    try:
+        player = player_of(environment, None)
+        modes = player.env.metadata.get("render_modes", ()) if isinstance(player, HostPlayer) else ()
+        player.close()
+    except Exception:
+        modes = ()  # metadata of another form; closing was judged before
+    if "rgb_array" not in modes:
+        return
+    remedy = "Only `upslope credit` and films need pictures."
+    try:
+        env = environment.drawing().create()
+        try:
+            env.reset(seed=reset_seed(0, 0, 0))
+            picture = env.render()
+        finally:
+            env.close()
+    except Exception as error:
+        yield Check("pictures", "warning", f"it could not be drawn: {told(error)}", remedy)
+        return
+    if isinstance(picture, np.ndarray) and picture.ndim == 3:
+        yield Check("pictures", "ok", f"render() gives pictures of {picture.shape[1]} × {picture.shape[0]}")
+    else:
+        yield Check("pictures", "warning", f"render() returned {brief(picture)}, not a picture", remedy)
+
+
+def as_numbers(value: Any) -> np.ndarray | None:
+    """A value as an array of numbers; None where it is something else."""
+    if value is None or isinstance(value, dict | str | bytes):
+        return None
+    try:
+        array = np.asarray(value)
+    except Exception:
+        return None
+    return array if array.dtype.kind in "fiub" else None
+
+
+def is_taken(value: Any, dtype: Any) -> bool:
+    """Whether training can write it into its arrays."""
+    try:
+        np.zeros(1, dtype)[0] = value
+    except (TypeError, ValueError):
+        return False
+    return True
+
+
+def brief(value: Any) -> str:
+    """A value in a few words."""
+    if isinstance(value, np.ndarray):
+        return f"an array of {value.dtype} of shape {value.shape}"
+    if isinstance(value, dict):
+        return f"a dictionary with {', '.join(map(repr, list(value)[:3])) or 'nothing'}"
+    if isinstance(value, tuple | list):
+        return f"a {type(value).__name__} of {len(value)}"
+    words = repr(value)
+    return words if len(words) <= 40 else f"a {type(value).__name__}"
+
+
+def short(space: gymnasium.Space) -> str:
+    """A space in a few words: a Box of many numbers by its dtype."""
+    words = str(space)
+    return words if len(words) <= 60 else f"{type(space).__name__} of {space.dtype}"
