@@ -4,14 +4,15 @@ import importlib
 import os
 import sys
 from collections.abc import Callable, Iterable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from difflib import get_close_matches
 from typing import Any, ClassVar
 
 import gymnasium
 
-from upslope.core.messages import COMPILED_PREFIX
+from upslope.core.messages import COMPILED_PREFIX, told
 from upslope.environments.base import CompiledEnvironment
+from upslope.environments.closing import close_all
 from upslope.environments.compiled import COMPILED
 from upslope.errors import UpslopeError
 
@@ -26,9 +27,11 @@ class ById:
     environment: str
     env_kwargs: dict[str, Any]
     max_episode_steps: int | None
+    spec: Any = None
+    """What the id stood for when it was first made, so that it is the same in another process."""
 
     def __call__(self) -> gymnasium.Env:
-        return create_by_id(self.environment, self.env_kwargs, self.max_episode_steps)
+        return create_by_id(self.environment, self.env_kwargs, self.max_episode_steps, self.spec)
 
 
 @dataclass(frozen=True)
@@ -124,11 +127,14 @@ def host_world(name: str, create: Callable[[], Any], *, is_named: bool) -> HostE
             f"{name} gave a {type(env).__name__}, not a gymnasium.Env. Give a Gymnasium id, or a callable that "
             "returns one environment."
         )
-    spec = env.spec
-    limit = spec.max_episode_steps if spec is not None else None
-    world = HostEnvironment(name, create, env.observation_space, env.action_space, limit, is_named)
-    env.close()
-    return world
+    try:
+        spec = env.spec
+        limit = spec.max_episode_steps if spec is not None else None
+        if isinstance(create, ById) and spec is not None:
+            create = replace(create, spec=gymnasium.registry.get(spec.id))
+        return HostEnvironment(name, create, env.observation_space, env.action_space, limit, is_named)
+    finally:
+        close_all(name, [env])
 
 
 def call(create: Callable[..., Any], name: str, env_kwargs: dict[str, Any]) -> Any:
@@ -137,20 +143,23 @@ def call(create: Callable[..., Any], name: str, env_kwargs: dict[str, Any]) -> A
         return create(**env_kwargs)
     except Exception as error:
         raise UpslopeError(
-            f"{name} could not make an environment from {env_kwargs or 'no arguments'}: {type(error).__name__}: "
-            f"{error}."
+            f"{name} could not make an environment from {env_kwargs or 'no arguments'}: {told(error)}."
         ) from error
 
 
-def create_by_id(environment: str, env_kwargs: dict[str, Any], max_episode_steps: int | None) -> gymnasium.Env:
-    """One environment by its Gymnasium id, by `module:Id`, or by `module:callable`."""
+def create_by_id(
+    environment: str, env_kwargs: dict[str, Any], max_episode_steps: int | None, spec: Any = None
+) -> gymnasium.Env:
+    """One environment by its Gymnasium id (which stands for `spec`, if given), `module:Id` or `module:callable`."""
     module_name, _, attribute = environment.rpartition(":")
     if module_name:
         module = import_module(module_name, environment)
         if callable(getattr(module, attribute, None)):
             return call(getattr(module, attribute), environment, env_kwargs)
     try:
-        return gymnasium.make(environment, disable_env_checker=True, max_episode_steps=max_episode_steps, **env_kwargs)
+        return gymnasium.make(
+            spec or environment, disable_env_checker=True, max_episode_steps=max_episode_steps, **env_kwargs
+        )
     except (gymnasium.error.DependencyNotInstalled, ImportError) as error:
         raise UpslopeError(missing_dependency(environment, error)) from error
     except gymnasium.error.Error as error:
@@ -158,7 +167,7 @@ def create_by_id(environment: str, env_kwargs: dict[str, Any], max_episode_steps
         raise UpslopeError(f'There is no environment "{environment}": {error} {near_names}') from error
     except Exception as error:
         raise UpslopeError(
-            f"{environment} could not be made with {env_kwargs or 'no arguments'}: {type(error).__name__}: {error}."
+            f"{environment} could not be made with {env_kwargs or 'no arguments'}: {told(error)}."
         ) from error
 
 
