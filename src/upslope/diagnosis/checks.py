@@ -11,12 +11,11 @@ import numpy as np
 from gymnasium import spaces
 from gymnasium.utils.env_checker import check_env
 
-from upslope.core.messages import counted
+from upslope.core.messages import counted, told
 from upslope.diagnosis.check_results import Check, Status
 from upslope.diagnosis.contract import fault_of_values
 from upslope.diagnosis.trials import Trial, actions_of, play, player_of, same
 from upslope.engines.columns import reset_seed
-from upslope.environments.modules import told
 from upslope.environments.registry import AnyEnvironment
 from upslope.errors import UpslopeError
 from upslope.models.encoders import encoder_of

@@ -10,10 +10,10 @@ import gymnasium
 import numpy as np
 from gymnasium import spaces
 
+from upslope.core.messages import told
 from upslope.diagnosis.check_results import Check
 from upslope.diagnosis.trials import HostPlayer, actions_of, player_of
 from upslope.engines.columns import reset_seed
-from upslope.environments.modules import told
 from upslope.environments.registry import AnyEnvironment
 from upslope.errors import UpslopeError
 

@@ -2,16 +2,17 @@
 
 import os
 import sys
-from contextlib import suppress
 from dataclasses import dataclass, replace
 from functools import partial
 from typing import Any
 
 import gymnasium
 
+from upslope.core.messages import told
 from upslope.environments.base import BrokenEnvironmentError, CompiledEnvironment, HostEnvironment, Request
+from upslope.environments.closing import close_all
 from upslope.environments.compiled import compiled_names
-from upslope.environments.modules import accepts, call, found, import_module, told
+from upslope.environments.modules import accepts, call, found, import_module
 from upslope.environments.names import near, registered_by
 from upslope.environments.wrappers import wrap
 from upslope.errors import UpslopeError
@@ -76,8 +77,9 @@ def host_environment(maker: Maker, env: Any) -> HostEnvironment:
         raise BrokenEnvironmentError(f"{name} gave {not_an_environment(env)}")
     observation_space, action_space = (space_of(env, role, name) for role in ("observation_space", "action_space"))
     limit = env.spec.max_episode_steps if env.spec is not None else None
-    with suppress(Exception):  # said where it is stepped and closed
-        env.close()
+    if env.spec is not None and maker.request.given is None and maker.callable() is None:
+        maker = Maker(replace(maker.request, spec=gymnasium.registry.get(env.spec.id)))
+    close_all(name, [env], lambda _: None)  # said where it is stepped and closed
     is_named = maker.request.given is None
     return HostEnvironment(name, maker, observation_space, action_space, limit, is_named, partial(drawing, maker))
 
@@ -145,7 +147,7 @@ def create_by_id(request: Request) -> gymnasium.Env:
     module = import_module(name.rpartition(":")[0], name) if ":" in name else None
     try:
         limit = request.max_episode_steps
-        return gymnasium.make(name, disable_env_checker=True, max_episode_steps=limit, **kwargs)
+        return gymnasium.make(request.spec or name, disable_env_checker=True, max_episode_steps=limit, **kwargs)
     except (gymnasium.error.DependencyNotInstalled, ImportError) as error:
         raise UpslopeError(missing_dependency(name, error)) from error
     except gymnasium.error.Error as error:
