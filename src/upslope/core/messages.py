@@ -67,7 +67,7 @@ def raised_at(error: BaseException) -> str:
     installed = tuple(sysconfig.get_path(name) for name in ("stdlib", "purelib", "platlib"))
     last = next((f for f in reversed(frames) if not f.filename.startswith(installed)), frames[-1])
     line = "" if str(error).strip() else linecache.getline(last.filename, last.lineno or 0).strip()
-    return f"{last.filename}, line {last.lineno}" + (f": {line}" if line else "")
+    return f"{Path(last.filename).name}, line {last.lineno}" + (f": {line}" if line else "")
 
 
 OWN_FOLDER = str(Path(__file__).parents[1])

@@ -9,6 +9,7 @@ from typing import Any
 
 import numpy as np
 
+from upslope.core.messages import told
 from upslope.environments.base import BrokenEnvironmentError
 from upslope.errors import UpslopeError
 
