@@ -1,7 +1,12 @@
 """Words that many share, in messages and in files."""
 
+import linecache
+import sys
+import sysconfig
+import traceback
 from collections.abc import Iterable
 from difflib import get_close_matches
+from pathlib import Path
 from unicodedata import category
 
 PREFIX = "health/"
@@ -39,3 +44,31 @@ def unknown(role: str, name: str, known: Iterable[str], where: str = "upslope li
     near = get_close_matches(name, known, n=3, cutoff=0.5)
     hint = f"Did you mean {' or '.join(near)}?" if near else f"Known: {', '.join(known)}."
     return f'There is no {role} "{name}". {hint} `{where}` shows all.'
+
+
+def warn(text: str) -> None:
+    """Tell what must not be lost, where no display is at hand."""
+    print(readable(text), file=sys.stderr, flush=True)
+
+
+def told(error: BaseException) -> str:
+    """An exception in words: its type, its message where it has one, and where it was raised."""
+    words = f"{type(error).__name__}: {error}" if str(error).strip() else type(error).__name__
+    place = raised_at(error)
+    return f"{words} ({place})" if place else words
+
+
+def raised_at(error: BaseException) -> str:
+    """The last file and line of an exception that are not upslope's own; those of an installed library count only where
+    there are no others. The line itself is shown where the exception says nothing. Empty where there is no place."""
+    frames = [f for f in traceback.extract_tb(error.__traceback__) if not f.filename.startswith((OWN_FOLDER, "<"))]
+    if not frames:
+        return ""
+    installed = tuple(sysconfig.get_path(name) for name in ("stdlib", "purelib", "platlib"))
+    last = next((f for f in reversed(frames) if not f.filename.startswith(installed)), frames[-1])
+    line = "" if str(error).strip() else linecache.getline(last.filename, last.lineno or 0).strip()
+    return f"{last.filename}, line {last.lineno}" + (f": {line}" if line else "")
+
+
+OWN_FOLDER = str(Path(__file__).parents[1])
+"""Where upslope's own code lies."""

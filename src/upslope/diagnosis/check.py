@@ -12,6 +12,7 @@ from typing import Any
 
 from upslope.config.command import flag
 from upslope.config.config import preset_of
+from upslope.core.messages import told
 from upslope.diagnosis.check_results import Check, Status
 from upslope.diagnosis.checks import (  # fmt: skip
     SECONDS,
@@ -31,7 +32,6 @@ from upslope.diagnosis.checks import (  # fmt: skip
 from upslope.diagnosis.contract import MASKS, declared_mask, first_contact
 from upslope.diagnosis.trials import Trial, actions_of, play, player_of
 from upslope.environments.base import BrokenEnvironmentError
-from upslope.environments.modules import told
 from upslope.environments.registry import AnyEnvironment, label, lost, make
 
 CHECKS: tuple[Callable[[Examined], Iterator[Check]], ...] = (

@@ -12,7 +12,10 @@ import gymnasium
 import jax
 import numpy as np
 
-from upslope.core.arrays import copied, in_seeds, is_shape
+from upslope.core.arrays import copied, in_seeds
+from upslope.engines.border import FLAGS, NUMBERS, Border, assign, raised, reset_answer, step_answer
+from upslope.engines.notices import Notices, notices_to
+from upslope.environments.closing import close_all
 from upslope.environments.registry import HostEnvironment
 from upslope.errors import UpslopeError
 from upslope.models.encoders import ObservationEncoder
@@ -27,20 +30,21 @@ NOT_RUNNING, TOO_LONG = -2, -1
 class HostEpisode:
     """One environment and the episode that it is in."""
 
-    __slots__ = ("actions", "env", "episode", "episode_return", "index", "length", "seed")
+    __slots__ = ("actions", "env", "episode", "episode_return", "index", "length", "seed", "seen")
 
     def __init__(self, env: gymnasium.Env, seed: int, index: int):
         self.env, self.seed, self.index = env, seed, index
         self.episode = -1
         self.actions: list[Any] = []
         self.episode_return, self.length = 0.0, 0
+        self.seen = 0
 
     def begin(self) -> Any:
-        """Reset to the next episode with its own seed; return the first observation."""
+        """Reset to the next episode with its own seed; return what `reset` does."""
         self.episode += 1
         self.actions = []
         self.episode_return, self.length = 0.0, 0
-        return self.env.reset(seed=reset_seed(self.seed, self.index, self.episode))[0]
+        return self.env.reset(seed=reset_seed(self.seed, self.index, self.episode))
 
     def describe(self) -> str:
         """Enough to find the place again."""
@@ -50,8 +54,8 @@ class HostEpisode:
 
 
 def reset_seed(seed: int, index: int, episode: int) -> int:
-    """The reset seed of an episode."""
-    return int(np.random.SeedSequence([seed, index, episode]).generate_state(1)[0])
+    """The reset seed of an episode: below 2³¹, since many engines take a signed integer of 32 bits."""
+    return int(np.random.SeedSequence([seed, index, episode]).generate_state(1)[0]) & (2**31 - 1)
 
 
 class HostColumns:
@@ -66,19 +70,27 @@ class HostColumns:
         num_envs: int,
         limit: int | None,
         indices: Sequence[int] | None = None,
+        notices: Notices | None = None,
     ):
         """`indices` are those of the environments that are a part of a seed's; by default 0 … N−1."""
         self.world, self.encoder, self.head, self.limit = world, encoder, head, limit
+        self.notices = notices or notices_to()
         self.shape = (len(seeds), num_envs)
-        self.episodes = [
-            HostEpisode(world.create(), seed, index) for seed in seeds for index in indices or range(num_envs)
-        ]
-        if len({id(episode.env) for episode in self.episodes}) < len(self.episodes):
-            raise UpslopeError(
-                f"{world.name} returned the same environment more than once, and columns would step each other's "
-                "episodes. Give a callable that makes a new one each time."
-            )
-        self.border = Border(world.name, world.observation_space, encoder)
+        self.episodes: list[HostEpisode] = []
+        self.is_closed = False
+        try:
+            for seed in seeds:
+                for index in indices or range(num_envs):
+                    self.episodes.append(HostEpisode(world.create(), seed, index))
+            if len({id(episode.env) for episode in self.episodes}) < len(self.episodes):
+                raise UpslopeError(
+                    f"{world.name} returned the same environment more than once, and columns would step each other's "
+                    "episodes. Give a callable that makes a new one each time."
+                )
+            self.border = Border(world.name, world.observation_space, encoder, self.notices)
+        except BaseException:
+            self.close()
+            raise
         self.flat = self.border.empty(len(self.episodes))
         self.row: int | None = None
         """The row whose environment is being called at this moment."""
@@ -95,18 +107,21 @@ class HostColumns:
         return all(episode.episode >= 0 for episode in self.episodes)
 
     def close(self) -> None:
-        """Close every environment."""
-        for episode in self.episodes:
-            episode.env.close()
+        """Close every environment, once; an error in closing is only told."""
+        if not self.is_closed:
+            self.is_closed = True
+            environments = {id(episode.env): episode.env for episode in self.episodes}
+            close_all(self.world.name, environments.values(), lambda words: self.notices("close", words))
 
     def begin(self, rows: Sequence[int]) -> None:
         """Begin a new episode in each of the rows."""
         for row in rows:
             self.row, episode = row, self.episodes[row]
             try:
-                observation = episode.begin()
+                answer = episode.begin()
             except Exception as error:
-                raise UpslopeError(raised(self.world.name, "reset", episode, error)) from error
+                raise UpslopeError(raised(self.world.name, "reset", episode.describe(), error)) from error
+            observation = reset_answer(answer, self.world.name, episode)
             self.border.place(self.flat, row, observation, episode)
             self.check_finite([row], np.zeros(row + 1), self.flat)
         self.row = None
@@ -120,7 +135,7 @@ class HostColumns:
         reward, (terminated, truncated) = np.zeros(count, np.float32), np.zeros((2, count), bool)
         taken = self.head.to_environment(action)
         # What is kept is not what the environment gets, which may write into it.
-        given, kept = (taken.tolist(),) * 2 if taken.ndim == 1 else (list(taken), list(taken.copy()))
+        given, kept = one_by_one(taken), one_by_one(taken.copy())
         listed, episodes, limit = rows.tolist(), self.episodes, self.limit
         for row in listed:
             self.row, episode = row, episodes[row]
@@ -128,9 +143,16 @@ class HostColumns:
             if length <= MAX_REPLAY:
                 episode.actions.append(kept[row])
             try:
-                observation, reward[row], terminated[row], truncated[row], _ = episode.env.step(given[row])
+                answer = episode.env.step(given[row])
             except Exception as error:
-                raise UpslopeError(raised(self.world.name, "step", episode, error)) from error
+                raise UpslopeError(raised(self.world.name, "step", episode.describe(), error)) from error
+            if type(answer) is tuple and len(answer) == 5:
+                observation, one, ended, cut, _ = answer
+                if type(one) not in NUMBERS or type(ended) not in FLAGS or type(cut) not in FLAGS:
+                    observation, one, ended, cut = step_answer(answer, self.world.name, episode)
+            else:
+                observation, one, ended, cut = step_answer(answer, self.world.name, episode)
+            reward[row], terminated[row], truncated[row] = one, ended, cut
             episode.episode_return += float(reward[row])
             if limit is not None and length >= limit:
                 truncated[row] = True
@@ -209,13 +231,14 @@ class HostColumns:
         episode.episode -= 1
         self.begin([row])
         observation: Any = None
-        for action in actions.tolist() if actions.ndim == 1 else actions:
+        for action, kept in zip(one_by_one(actions), one_by_one(actions.copy()), strict=True):
             self.row = row
             try:
-                observation, reward, terminated, truncated, _ = episode.env.step(action)
+                answer = step_answer(episode.env.step(action), self.world.name, episode)
             except Exception:
                 return False
-            episode.actions.append(action)
+            observation, reward, terminated, truncated = answer
+            episode.actions.append(kept)
             episode.length += 1
             episode.episode_return += float(np.float32(reward))
             if terminated or truncated or not self.border.fits(observation):
@@ -227,58 +250,12 @@ class HostColumns:
         return all(np.array_equal(x, y) for x, y in zip(jax.tree.leaves(now), jax.tree.leaves(shown), strict=True))
 
 
-class Border:
-    """Where observations come in: their arrays, and the check that they are what the space promises."""
-
-    def __init__(self, name: str, space: gymnasium.Space, encoder: ObservationEncoder):
-        self.name, self.shapes = name, encoder.shapes
-        self.is_plain = is_shape(self.shapes)
-        self.dtypes = jax.tree.map(lambda _: stored_dtype(space), self.shapes, is_leaf=is_shape)
-
-    def empty(self, count: int) -> Any:
-        """Room for `count` observations."""
-        return jax.tree.map(
-            lambda shape, dtype: np.zeros((count, *shape), dtype), self.shapes, self.dtypes, is_leaf=is_shape
-        )
-
-    def place(self, into: Any, row: int, observation: Any, episode: HostEpisode) -> None:
-        """Write an observation, if it has the shape that its space promises."""
-        if not self.fits(observation):
-            raise UpslopeError(
-                f"{self.name} returned an observation of shape {shape_of(observation)}, but its observation "
-                f"space says {self.shapes}: {episode.describe()}. Correct the environment "
-                "or its observation_space."
-            )
-        assign(into, row, observation)
-
-    def fits(self, observation: Any) -> bool:
-        """Whether an observation has the structure and the shapes of the space."""
-        if self.is_plain:
-            return shape_of(observation) == self.shapes
-        try:
-            found = jax.tree.map(lambda shape, x: shape_of(x) == shape, self.shapes, observation, is_leaf=is_shape)
-        except ValueError:
-            return False
-        return all(jax.tree.leaves(found))
-
-
-def stored_dtype(space: gymnasium.Space) -> np.dtype:
-    """The dtype in which observations are kept: the space's own, 64-bit floats in 32 bits."""
-    dtype = np.dtype(space.dtype or np.float32)
-    return np.dtype(np.float32) if dtype == np.float64 else dtype
-
-
-def shape_of(x: Any) -> Any:
-    """The shape of one array or number."""
-    return x.shape if isinstance(x, np.ndarray) else np.shape(x)
-
-
-def assign(into: Any, rows: Any, values: Any) -> None:
-    """into[rows] = values, for every array of an observation."""
-    if isinstance(into, np.ndarray):
-        into[rows] = values
-    else:
-        jax.tree.map(lambda a, b: a.__setitem__(rows, b), into, values)
+def one_by_one(actions: np.ndarray) -> list[Any]:
+    """A batch of actions as environments take them one at a time: Python's own integers where they are whole numbers,
+    else arrays in the dtype of the space."""
+    if actions.ndim > 1:
+        return list(actions)
+    return actions.tolist() if actions.dtype.kind in "iu" else [actions[i, ...] for i in range(len(actions))]
 
 
 def named_observation(observation: Any) -> dict[str, np.ndarray]:
@@ -349,8 +326,3 @@ def not_finite(name: str, what: str, value: Any, episode: HostEpisode) -> str:
         f"{name} returned a {what} that is not finite, {value}: {episode.describe()}. Training on it would destroy the "
         "agent; correct the environment, or clip what it returns."
     )
-
-
-def raised(name: str, where: str, episode: HostEpisode, error: Exception) -> str:
-    """An environment's own exception, with the place."""
-    return f"{name} raised {type(error).__name__} in {where}(): {error} — {episode.describe()}."

@@ -12,6 +12,7 @@ from upslope.core.types import Metrics, Rollout
 from upslope.engines.base import Chunk, EpisodeRow, clock, never
 from upslope.engines.collect import Act, EpisodeEnds, collect_host, collect_host_episodes
 from upslope.engines.columns import HostColumns
+from upslope.engines.notices import Notices
 from upslope.engines.processes import Lookout
 from upslope.engines.slices import SlicedColumns
 from upslope.learning.health import spell_out
@@ -145,10 +146,11 @@ class HostEngine:
         self.columns.close()
 
 
-def columns_of(task: Task, seeds: Sequence[int]) -> HostColumns:
+def columns_of(task: Task, seeds: Sequence[int], notices: Notices | None = None) -> HostColumns:
     """A task's environments in this process."""
+    model = task.model
     return HostColumns(
-        task.environment, task.model.encoder, task.model.head, seeds, task.num_envs, task.max_episode_steps
+        task.environment, model.encoder, model.head, seeds, task.num_envs, task.max_episode_steps, notices=notices
     )
 
 

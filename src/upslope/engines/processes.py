@@ -1,10 +1,12 @@
 """Worker processes: ask and answer through pipes, and name whoever dies or hangs, in this process too.
 
-A worker is `python -m upslope.<module>`: it does not import the user's script again, as Python's own process pools do.
+A worker serves one of upslope's modules: it does not import the user's script again, as Python's own process pools do.
+Its pipes are private: none is a standard descriptor, and no program that an environment starts inherits them.
 """
 
 import contextlib
 import gc
+import json
 import os
 import pickle
 import queue
@@ -12,11 +14,12 @@ import signal
 import subprocess
 import sys
 import threading
-import time
 from collections.abc import Callable, Sequence
 from typing import Any
 
+from upslope.core.messages import told, warn
 from upslope.engines.mujoco_timer import stop_stopwatch
+from upslope.engines.notices import Notices
 from upslope.errors import UpslopeError
 from upslope.learning.devices import settle
 
@@ -29,33 +32,68 @@ BEAT = 1.0
 suspended."""
 
 
+FAREWELL = 5.0
+"""Seconds that a worker has to close its environments."""
+BOOTSTRAP = """
+import json, os, signal, sys
+signal.signal(signal.SIGINT, signal.SIG_IGN)
+module, requests, answers, path = json.loads(sys.argv[1])
+os.set_inheritable(requests, False)
+os.set_inheritable(answers, False)
+here = os.path.realpath(os.curdir)
+is_here = lambda entry: not entry or os.path.realpath(entry) == here
+sys.path[:] = sorted(path, key=is_here)
+sys.argv[:] = [module]
+import importlib
+server = importlib.import_module(module).Server()
+from upslope.engines.processes import serve
+serve(server, requests, answers, path)
+"""
+"""What a worker begins with. A file in the current folder must not stand in for one of Python's own modules, so that
+folder comes last until upslope is imported; from then on the path is the main process's."""
+
+
 class Worker:
     """A process that answers requests, one at a time."""
 
-    def __init__(self, module: str, index: int, whose: str):
-        self.index, self.whose = index, whose
+    def __init__(self, module: str, index: int, whose: str, notices: Notices):
+        self.index, self.whose, self.notices = index, whose, notices
         # An accelerator's memory is for one process.
         environment = os.environ | {"NPROC": "1", "JAX_PLATFORMS": "cpu"}
-        environment["PYTHONPATH"] = os.pathsep.join(p for p in sys.path if p)
-        command = [sys.executable, "-m", module]
-        self.process = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, env=environment)
+        (requests, mine), (theirs, answers) = os.pipe(), os.pipe()
+        self.requests, self.received = os.fdopen(mine, "wb"), os.fdopen(theirs, "rb")
+        arguments = json.dumps([module, requests, answers, [p for p in sys.path if isinstance(p, str)]])
+        try:
+            self.process = subprocess.Popen(
+                [sys.executable, "-P", "-c", BOOTSTRAP, arguments],
+                stdin=subprocess.DEVNULL,
+                stdout=subprocess.DEVNULL,
+                pass_fds=(requests, answers),
+                env=environment,
+            )
+        except BaseException:
+            self.requests.close()
+            self.received.close()
+            raise
+        finally:
+            os.close(requests)
+            os.close(answers)
         self.answers: queue.SimpleQueue[tuple[str, Any]] = queue.SimpleQueue()
-        threading.Thread(target=self.listen, daemon=True).start()
+        self.listener = threading.Thread(target=self.listen, daemon=True)
+        self.listener.start()
 
     def listen(self) -> None:
         """Queue what the process says, and that it has ended."""
-        assert self.process.stdout is not None
         try:
             while True:
-                self.answers.put(pickle.load(self.process.stdout))
-        except (EOFError, OSError, pickle.UnpicklingError):
+                self.answers.put(pickle.load(self.received))
+        except Exception:  # the end of the pipe, or what a dying process left in it
             self.answers.put(("ended", None))
 
     def ask(self, what: str, *arguments: Any) -> None:
         """Send a request."""
-        assert self.process.stdin is not None
         try:
-            send(self.process.stdin, (what, arguments))
+            send(self.requests, (what, arguments))
         except OSError:
             self.answers.put(("ended", None))
 
@@ -67,7 +105,9 @@ class Worker:
                 kind, value = self.answers.get(timeout=min(BEAT, PATIENCE))
             except queue.Empty:
                 silent += min(BEAT, PATIENCE)
-                kind, value = "beat", (silent, place)
+                # A program that it started may hold its end of the pipe open.
+                has_ended = self.process.poll() is not None and self.answers.empty()
+                kind, value = ("ended", None) if has_ended else ("beat", (silent, place))
             else:
                 silent = 0.0
             if kind == "beat":
@@ -78,6 +118,9 @@ class Worker:
                 # A process that starts gives no sign of life for a while.
                 if stuck >= (max(limit(), PATIENCE) if silent else limit()):
                     raise self.ended_for(stuck, place)
+                continue
+            if kind == "notice":
+                self.notices(*value)
                 continue
             if kind == "done":
                 return value
@@ -98,15 +141,35 @@ class Worker:
         """Which one."""
         return f"Worker process {self.index} (process {self.process.pid}, {self.whose})"
 
-    def close(self) -> None:
-        """Let the process end."""
-        assert self.process.stdin is not None
+    def hang_up(self) -> None:
+        """Tell the process to close its environments and to end."""
         with contextlib.suppress(OSError):  # what a dead process was still to be told
-            self.process.stdin.close()
+            self.requests.close()
+
+    def close(self) -> None:
+        """Wait for the end of the process, and tell what it still had to say."""
+        self.hang_up()
         try:
-            self.process.wait(timeout=5)
+            self.process.wait(timeout=FAREWELL)
         except subprocess.TimeoutExpired:
             self.process.kill()
+            self.process.wait()
+            warn(f"warning: {self.describe()} did not close its environments within {FAREWELL:.0f} s and was ended.")
+        self.listener.join(timeout=1.0)
+        while not self.answers.empty():
+            kind, value = self.answers.get()
+            if kind == "notice":
+                self.notices(*value)
+        if not self.listener.is_alive():
+            self.received.close()
+
+
+def close_workers(workers: Sequence[Worker]) -> None:
+    """Let all processes end, at the same time."""
+    for worker in workers:
+        worker.hang_up()
+    for worker in workers:
+        worker.close()
 
 
 def answers_of(workers: Sequence[Worker], say: Callable[[str], None]) -> list[Any]:
@@ -146,13 +209,14 @@ class Pulse:
         self.server, self.stream, self.lock = server, stream, threading.Lock()
         self.request = 0
         self.is_busy = False
-        threading.Thread(target=self.beat, daemon=True).start()
+        self.is_over = threading.Event()
+        self.thread = threading.Thread(target=self.beat, daemon=True)
+        self.thread.start()
 
     def beat(self) -> None:
         """Once a second."""
         before, stuck = None, 0.0
-        while True:
-            time.sleep(BEAT)
+        while not self.is_over.wait(BEAT):
             words = place_of(getattr(self.server, "columns", None))
             now = (self.request, words)
             stuck = stuck + BEAT if now == before and words and self.is_busy else 0.0
@@ -164,6 +228,11 @@ class Pulse:
                     except OSError:
                         return
 
+    def end(self) -> None:
+        """Let the thread end: a process that ends with one inside a lock is aborted."""
+        self.is_over.set()
+        self.thread.join()
+
     def begin(self) -> None:
         """A request has come."""
         self.request += 1
@@ -174,6 +243,15 @@ class Pulse:
         with self.lock:
             self.is_busy = False
             send(self.stream, (kind, value))
+
+    def notice(self, kind: str, words: str) -> None:
+        """Tell something besides, once of each kind; where the main process is gone, on the standard error."""
+        try:
+            with self.lock:
+                send(self.stream, ("notice", (kind, words)))
+        except OSError:
+            with contextlib.suppress(OSError):
+                warn(words)
 
 
 class Lookout:
@@ -230,16 +308,34 @@ def settle_down() -> None:
     gc.freeze()
 
 
-def serve(server: Any) -> None:
-    """The worker's side: answer requests with the server's methods until the main process is gone."""
+def serve(server: Any, requests: int, answers: int, path: Sequence[str]) -> None:
+    """The worker's side: answer requests with the server's methods until the main process is gone, then close.
+
+    `requests` and `answers` are descriptors, `path` is the main process's search path.
+    """
+    sys.path[:] = path
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # the main process decides what Ctrl-C means
-    answers = os.fdopen(os.dup(1), "wb")
-    os.dup2(2, 1)  # what an environment prints must not get between the answers
+    # A program started from here must still end by it, so it is not ignored but does nothing.
+    signal.signal(signal.SIGTERM, lambda number, frame: None)
+    os.dup2(2, 1)  # what an environment prints goes where errors go
     settle(on_host=True)
-    pulse = Pulse(server, answers)
+    with os.fdopen(requests, "rb") as asked, contextlib.suppress(OSError), os.fdopen(answers, "wb") as told_back:
+        pulse = Pulse(server, told_back)
+        server.notices = Notices(pulse.notice)
+        try:
+            answer_all(server, asked, pulse)
+        finally:
+            server.close()
+            # What is frozen is never collected, and libraries then report it as leaked.
+            gc.unfreeze()
+            pulse.end()
+
+
+def answer_all(server: Any, requests: Any, pulse: "Pulse") -> None:
+    """Answer requests until there are no more."""
     while True:
         try:
-            what, arguments = pickle.load(sys.stdin.buffer)
+            what, arguments = pickle.load(requests)
         except EOFError:
             return
         pulse.begin()
@@ -250,4 +346,4 @@ def serve(server: Any) -> None:
         except UpslopeError as error:
             pulse.answer("refused", str(error))
         except Exception as error:
-            pulse.answer("refused", f"{type(error).__name__} in a worker process: {error}")
+            pulse.answer("refused", f"{told(error)} in a worker process")

@@ -7,6 +7,7 @@ from upslope.core.types import Rollout
 from upslope.engines.base import Engine, Resources
 from upslope.engines.compiled import CompiledEngine, RecordedEngine
 from upslope.engines.host import HostEngine, columns_of
+from upslope.engines.notices import notices_to
 from upslope.engines.slices import SlicedColumns, num_slices
 from upslope.engines.workers import WorkersEngine, num_workers
 from upslope.errors import UpslopeError
@@ -39,7 +40,9 @@ def engine_of(
                 return WorkersEngine(task, seeds, count, say)
         except UpslopeError as error:
             say(f"training in one process: {error}")
-    return HostEngine(task, seeds, columns_of(task, seeds), say)
+    elif workers is not None and workers > 1:
+        say(f"training in one process: {task.environment.name} cannot be handed to another one as it is.")
+    return HostEngine(task, seeds, columns_of(task, seeds, notices_to(say)), say)
 
 
 def can_travel(task: Task) -> bool:

@@ -14,8 +14,11 @@ import jax
 import numpy as np
 
 from upslope.core.arrays import copied, in_seeds
-from upslope.engines.columns import Border, HostColumns, assign, join_snapshots, part_of
-from upslope.engines.processes import Worker, answers_of, serve, settle_down
+from upslope.engines.border import Border, assign, raised, reset_answer, step_answer
+from upslope.engines.columns import HostColumns, join_snapshots, part_of
+from upslope.engines.notices import Notices, notices_to
+from upslope.engines.processes import Worker, answers_of, close_workers, settle_down
+from upslope.environments.closing import close_all
 from upslope.environments.registry import HostEnvironment
 from upslope.errors import UpslopeError
 from upslope.learning.devices import num_cores
@@ -54,8 +57,11 @@ class SlicedColumns:
             self.owner[rows], self.place[rows] = number, np.arange(len(rows))
         self.episodes = [Shown() for _ in self.owner]
         names = [f"environments {part[0]} to {part[-1]} of each seed" for part in self.slices]
-        self.workers = [Worker("upslope.engines.slices", i, name) for i, name in enumerate(names)]
+        notices = notices_to(say)
+        self.workers: list[Worker] = []
         try:
+            for i, name in enumerate(names):
+                self.workers.append(Worker("upslope.engines.slices", i, name, notices))
             self.all("open", [(task, list(seeds), part.tolist()) for part in self.slices])
         except BaseException:
             self.close()
@@ -132,8 +138,7 @@ class SlicedColumns:
 
     def close(self) -> None:
         """Let the worker processes end."""
-        for worker in self.workers:
-            worker.close()
+        close_workers(self.workers)
 
 
 def num_slices(task: Task, num_seeds: int, asked: int | None) -> int:
@@ -152,33 +157,50 @@ def num_slices(task: Task, num_seeds: int, asked: int | None) -> int:
     return slices if sliced + HANDING_OVER < 0.8 * by_seeds and saved > WORTH_STARTING else 1
 
 
+class Tried:
+    """The place of an environment that is tried out."""
+
+    seen = length = 0
+
+    def describe(self) -> str:
+        """Words for a message."""
+        return f"when it was tried out, step {self.length}"
+
+
 def step_seconds(world: HostEnvironment) -> float:
     """How long a step of one environment takes, by random actions for a moment."""
-    environment = world.create()
+    environment, place, where = world.create(), Tried(), "reset"
     try:
         environment.action_space.seed(0)
-        environment.reset(seed=0)
-        steps, started = 0, perf_counter()
-        while perf_counter() - started < TRIAL and steps < 1000:
-            _, _, terminated, truncated, _ = environment.step(environment.action_space.sample())
-            steps += 1
+        reset_answer(environment.reset(seed=0), world.name, place)
+        started = perf_counter()
+        while perf_counter() - started < TRIAL and place.length < 1000:
+            where, place.length = "step", place.length + 1
+            answer = environment.step(environment.action_space.sample())
+            _, _, terminated, truncated = step_answer(answer, world.name, place)
             if terminated or truncated:
+                where = "reset"
                 environment.reset()
-        return (perf_counter() - started) / max(steps, 1)
+        return (perf_counter() - started) / max(place.length, 1)
+    except UpslopeError:
+        raise
     except Exception as error:
-        raise UpslopeError(f"{world.name} raised {type(error).__name__} when it was tried out: {error}.") from error
+        raise UpslopeError(raised(world.name, where, place.describe(), error)) from error
     finally:
-        environment.close()
+        close_all(world.name, [environment])
 
 
 class Server:
     """The worker's side: `HostColumns` of a slice."""
 
+    notices: Notices | None = None
+    columns: HostColumns | None = None
+
     def open(self, task: Task, seeds: list[int], indices: list[int]) -> None:
         """Make the environments."""
         limit = task.max_episode_steps
         self.columns = HostColumns(
-            task.environment, task.model.encoder, task.model.head, seeds, len(indices), limit, indices
+            task.environment, task.model.encoder, task.model.head, seeds, len(indices), limit, indices, self.notices
         )
         settle_down()
 
@@ -212,6 +234,7 @@ class Server:
         self.columns.restore(snapshot, words.append)
         return self.columns.flat, [e.episode for e in self.columns.episodes], words
 
-
-if __name__ == "__main__":
-    serve(Server())
+    def close(self) -> None:
+        """Close the environments."""
+        if self.columns is not None:
+            self.columns.close()

@@ -13,9 +13,10 @@ import numpy as np
 
 from upslope.core.arrays import raw, typed
 from upslope.engines.base import Chunk, never
-from upslope.engines.columns import join_snapshots, rows_of, split_snapshot
+from upslope.engines.columns import HostColumns, join_snapshots, rows_of, split_snapshot
 from upslope.engines.host import HostEngine, columns_of
-from upslope.engines.processes import Worker, answers_of, serve, settle_down
+from upslope.engines.notices import Notices, notices_to
+from upslope.engines.processes import Worker, answers_of, close_workers, settle_down
 from upslope.learning.devices import num_cores
 from upslope.learning.iteration import Task, TrainState, initialise_all
 
@@ -40,14 +41,17 @@ class WorkersEngine:
         self.phases: dict[str, float] = {}
         shares = np.array_split(np.asarray(self.seeds), workers)
         names = [f"seeds {', '.join(map(str, share))}" for share in shares]
-        self.workers = [Worker("upslope.engines.workers", i, name) for i, name in enumerate(names)]
-        for worker, share in zip(self.workers, shares, strict=True):
-            worker.ask("begin", task, share.tolist())
         self.counts = [len(share) for share in shares]
         self.state: TrainState | None = None
         """What the workers have."""
         self.is_whole = True
+        notices = notices_to(say)
+        self.workers: list[Worker] = []
         try:
+            for i, name in enumerate(names):
+                self.workers.append(Worker("upslope.engines.workers", i, name, notices))
+            for worker, share in zip(self.workers, shares, strict=True):
+                worker.ask("begin", task, share.tolist())
             self.everybody()
         except BaseException:
             self.close()
@@ -91,8 +95,7 @@ class WorkersEngine:
                 say(line)
 
     def close(self) -> None:
-        for worker in self.workers:
-            worker.close()
+        close_workers(self.workers)
 
 
 def join(chunks: list[Chunk]) -> Chunk:
@@ -127,9 +130,12 @@ def state_of(leaves: Sequence[Any], like: TrainState) -> TrainState:
 class Server:
     """The worker's side: a `HostEngine` and the state of its seeds."""
 
+    notices: Notices | None = None
+    columns: HostColumns | None = None
+
     def begin(self, task: Task, seeds: list[int]) -> None:
         """Make the environments."""
-        self.columns = columns_of(task, seeds)
+        self.columns = columns_of(task, seeds, self.notices)
         self.engine = HostEngine(task, seeds, self.columns)
         self.state = self.engine.start()
         settle_down()
@@ -152,6 +158,7 @@ class Server:
         self.engine.restore(snapshot, words.append)
         return words
 
-
-if __name__ == "__main__":
-    serve(Server())
+    def close(self) -> None:
+        """Close the environments."""
+        if self.columns is not None:
+            self.columns.close()

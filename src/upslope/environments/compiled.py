@@ -8,7 +8,7 @@ import jax.numpy as jnp
 import numpy as np
 from gymnasium import spaces
 
-from upslope.core.messages import COMPILED_PREFIX
+from upslope.core.messages import COMPILED_PREFIX, told
 from upslope.core.types import Transition
 from upslope.environments import probes
 from upslope.environments.base import BrokenEnvironmentError, CompiledEnvironment, Request, Source
@@ -16,7 +16,7 @@ from upslope.environments.classic.acrobot import Acrobot
 from upslope.environments.classic.cartpole import CartPole
 from upslope.environments.classic.mountain_car import MountainCarContinuous
 from upslope.environments.classic.pendulum import Pendulum
-from upslope.environments.modules import call, found, told
+from upslope.environments.modules import call, found
 from upslope.environments.names import near
 from upslope.environments.tabular import delayed_key, gridworld, short_corridor
 from upslope.environments.wrappers import wrap

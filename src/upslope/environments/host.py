@@ -2,16 +2,17 @@
 
 import os
 import sys
-from contextlib import suppress
 from dataclasses import dataclass, replace
 from functools import partial
 from typing import Any
 
 import gymnasium
 
+from upslope.core.messages import told
 from upslope.environments.base import BrokenEnvironmentError, CompiledEnvironment, HostEnvironment, Request
+from upslope.environments.closing import close_all
 from upslope.environments.compiled import compiled_names
-from upslope.environments.modules import accepts, call, found, import_module, told
+from upslope.environments.modules import accepts, call, found, import_module
 from upslope.environments.names import near, registered_by
 from upslope.environments.wrappers import wrap
 from upslope.errors import UpslopeError
@@ -27,6 +28,8 @@ class Maker:
     """Makes the environments of a request; it can be sent to another process where the request is by name."""
 
     request: Request
+    spec: Any = None
+    """What an id stood for when it was first made, so that it is the same in another process."""
 
     def __call__(self) -> Any:
         """One environment, inside its wrappers."""
@@ -40,7 +43,7 @@ class Maker:
         request, create = self.request, self.callable()
         if create is not None:
             return call(create, request.name, request.env_kwargs)
-        return create_by_id(request)
+        return create_by_id(request, self.spec)
 
     def callable(self) -> Any:
         """The user's class, factory or instance; None for a registered id."""
@@ -58,7 +61,7 @@ class Maker:
         create = self.callable()
         if create is not None and not accepts(create, "render_mode"):
             return self
-        return Maker(replace(self.request, env_kwargs=self.request.env_kwargs | PICTURES))
+        return replace(self, request=replace(self.request, env_kwargs=self.request.env_kwargs | PICTURES))
 
 
 def draw_without_screen() -> None:
@@ -74,11 +77,14 @@ def host_environment(maker: Maker, env: Any) -> HostEnvironment:
     name = maker.request.name
     if not isinstance(env, gymnasium.Env):
         raise BrokenEnvironmentError(f"{name} gave {not_an_environment(env)}")
-    found_spaces = [space_of(env, role, name) for role in ("observation_space", "action_space")]
-    limit = env.spec.max_episode_steps if env.spec is not None else None
-    with suppress(Exception):  # said where it is stepped and closed
-        env.close()
-    return HostEnvironment(name, maker, *found_spaces, limit, maker.request.given is None, partial(drawing, maker))
+    try:
+        spaces = [space_of(env, role, name) for role in ("observation_space", "action_space")]
+        limit = env.spec.max_episode_steps if env.spec is not None else None
+        if env.spec is not None and maker.callable() is None:
+            maker = replace(maker, spec=gymnasium.registry.get(env.spec.id))
+        return HostEnvironment(name, maker, *spaces, limit, maker.request.given is None, partial(drawing, maker))
+    finally:
+        close_all(name, [env])
 
 
 def drawing(maker: Maker) -> HostEnvironment:
@@ -138,13 +144,13 @@ def not_an_environment(env: Any) -> str:
     return f"{what}, not a gymnasium.Env. Give a Gymnasium id, or a callable that returns one environment."
 
 
-def create_by_id(request: Request) -> gymnasium.Env:
-    """One environment by its Gymnasium id or `module:Id`."""
+def create_by_id(request: Request, spec: Any = None) -> gymnasium.Env:
+    """One environment by its Gymnasium id, which stands for `spec` where given, or by `module:Id`."""
     name, kwargs = request.name, request.env_kwargs
     module = import_module(name.rpartition(":")[0], name) if ":" in name else None
     try:
         limit = request.max_episode_steps
-        return gymnasium.make(name, disable_env_checker=True, max_episode_steps=limit, **kwargs)
+        return gymnasium.make(spec or name, disable_env_checker=True, max_episode_steps=limit, **kwargs)
     except (gymnasium.error.DependencyNotInstalled, ImportError) as error:
         raise UpslopeError(missing_dependency(name, error)) from error
     except gymnasium.error.Error as error:

@@ -2,19 +2,16 @@
 
 import importlib
 import inspect
-import traceback
 from collections.abc import Callable
 from functools import reduce
-from pathlib import Path
 from typing import Any
 
 import numpy as np
 
+from upslope.core.messages import told
 from upslope.environments.base import BrokenEnvironmentError
 from upslope.errors import UpslopeError
 
-OURS = Path(__file__).parents[1]
-"""The folder of upslope."""
 MADE_WITH_ARGUMENTS = "(…)"
 """Ends the name of an object that its name alone does not give again."""
 
@@ -134,14 +131,3 @@ def accepts(create: Callable[..., Any], argument: str) -> bool:
         return True
     kinds = {parameter.kind for parameter in parameters.values()}
     return argument in parameters or inspect.Parameter.VAR_KEYWORD in kinds
-
-
-def told(error: BaseException) -> str:
-    """An exception in one line, with the file and line that raised it."""
-    frames = traceback.extract_tb(error.__traceback__)
-    message, kind = " ".join(str(error).split()).removesuffix("."), type(error).__name__
-    last = frames[-1] if frames else None
-    if last is None or Path(last.filename).is_relative_to(OURS):  # it was called wrongly, or by no file
-        return f"{kind}: {message}" if message else kind
-    words = message or (last.line or "no message").strip()
-    return f"{kind}: {words} ({Path(last.filename).name}, line {last.lineno})"

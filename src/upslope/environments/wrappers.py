@@ -9,8 +9,9 @@ from typing import Any
 
 import gymnasium
 
+from upslope.core.messages import told
 from upslope.environments.base import BrokenEnvironmentError, CompiledEnvironment
-from upslope.environments.modules import found, told
+from upslope.environments.modules import found
 from upslope.environments.names import parse_wrapper
 from upslope.errors import UpslopeError
 

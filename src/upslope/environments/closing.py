@@ -1,0 +1,29 @@
+"""Close environments: whoever made them closes them, and an error in closing never outranks a result."""
+
+from collections.abc import Callable, Iterable
+from typing import Any
+
+from upslope.core.messages import counted, told, warn
+
+
+def close_all(name: str, environments: Iterable[Any], say: Callable[[str], None] = warn) -> None:
+    """Close every environment. An error in one is told, and keeps no other from being closed; an interrupt waits until
+    the others are closed."""
+    every = list(environments)
+    errors: list[BaseException] = []
+    interrupts: list[BaseException] = []
+    for environment in every:
+        try:
+            environment.close()
+        except (Exception, SystemExit) as error:
+            errors.append(error)
+        except BaseException as interrupt:
+            interrupts.append(interrupt)
+    if errors:
+        how_many = "" if len(every) == 1 else f" of {len(errors)} of {counted(len(every), 'environment')}"
+        say(
+            f"warning: {name} raised {told(errors[0])} in close(){how_many}. No result is lost, but what it opened may "
+            "still be open."
+        )
+    if interrupts:
+        raise interrupts[0]
