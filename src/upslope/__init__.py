@@ -42,6 +42,7 @@ if TYPE_CHECKING:
     from upslope.errors import UpslopeError as UpslopeError
     from upslope.lab.ladder import Ladder as Ladder
     from upslope.lab.ladder import ladder as ladder
+    from upslope.models.heads import head_of as head_of
     from upslope.models.model import Model as Model
     from upslope.models.model import Outputs as Outputs
     from upslope.runs.evaluation import Evaluation as Evaluation
@@ -51,23 +52,24 @@ if TYPE_CHECKING:
     from upslope.runs.policy import load as load
 
 ROOMS = {
-    "diagnosis.doctor": ("Diagnosis", "diagnose"),
+    "api": ("train", "resume", "Run"),
+    "runs.policy": ("load", "Policy"),
+    "runs.evaluation": ("evaluate", "record", "Evaluation"),
     "analysis.compare": ("compare",),
     "analysis.comparison": ("Comparison",),
-    "api": ("Run", "resume", "train"),
-    "diagnosis.check": ("Checked", "check"),
+    "lab.ladder": ("ladder", "Ladder"),
+    "diagnosis.check": ("check", "Checked"),
+    "diagnosis.doctor": ("diagnose", "Diagnosis"),
+    "diagnosis.probe": ("probe", "Probed"),
     "config.config": ("Config",),
+    "core.estimators": ("Estimator", "TotalReturn", "RewardToGo", "Baseline", "NStep", "GAE", "UnitWeight"),
+    "core.objectives": ("Objective", "Sample", "PolicyGradient", "ImportanceSampled", "KLPenalty", "Clip"),
+    "core.types": ("Transition", "Rollout", "Values", "Credit"),
     "environments.base": ("CompiledEnvironment",),
     "environments.registry": ("make",),
-    "errors": ("UpslopeError",),
-    "core.estimators": ("GAE", "Baseline", "Estimator", "NStep", "RewardToGo", "TotalReturn", "UnitWeight"),
-    "runs.evaluation": ("Evaluation", "evaluate", "record"),
-    "core.objectives": ("Clip", "ImportanceSampled", "KLPenalty", "Objective", "PolicyGradient", "Sample"),
     "models.model": ("Model", "Outputs"),
-    "runs.policy": ("Policy", "load"),
-    "diagnosis.probe": ("Probed", "probe"),
-    "lab.ladder": ("Ladder", "ladder"),
-    "core.types": ("Credit", "Rollout", "Transition", "Values"),
+    "models.heads": ("head_of",),
+    "errors": ("UpslopeError",),
 }
 """Where each public name lives."""
 HOME = {name: room for room, names in ROOMS.items() for name in names}

@@ -1,8 +1,11 @@
 """upslope check: each fault of an environment is found by the check that is for it, and sound ones pass."""
 
+import copy
 import json
+import re
 from typing import ClassVar
 
+import gymnasium
 import numpy as np
 import pytest
 from gymnasium import spaces
@@ -10,6 +13,8 @@ from user_environments import OwnRandomness, Spaced, Walk, dictionary
 
 import upslope
 from upslope.cli.main import run as run_command
+from upslope.engines.columns import reset_seed
+from upslope.models.heads import head_of
 
 
 class Leaks(Walk):
@@ -119,7 +124,7 @@ FAULTS = [
     (Huge, "observation scale", "warning"),
     (Huge, "rewards", "warning"),
     (Stingy, "rewards", "warning"),
-    (Breaks, "random actions", "error"),
+    (Breaks, "step", "error"),
     (dictionary, "observation space", "error"),
 ]
 
@@ -130,6 +135,338 @@ def test_a_fault_is_found_by_its_check(environment, name, status):
     by_name = {check.name: check for check in found.checks}
     assert by_name[name].status == status, by_name
     assert by_name[name].found and by_name[name].remedy
+
+
+class Fails(Walk):
+    """Sound but for what `kind` says."""
+
+    kind = ""
+
+    def reset(self, **options):
+        observation, info = super().reset(**options)
+        answers = {
+            "reset raises": lambda: 1 / 0,
+            "reset gives nothing": lambda: None,
+            "reset without info": lambda: observation,
+            "reset gives three": lambda: (observation, info, 0),
+            "info is text": lambda: (observation, "info"),
+            "reset: shape": lambda: (observation[None], info),
+            "reset: structure": lambda: ({"position": observation}, info),
+            "reset: None": lambda: (None, info),
+        }
+        return answers.get(self.kind, lambda: (observation, info))()
+
+    def step(self, action):
+        observation, reward, terminated, truncated, info = super().step(action)
+        answers = {
+            "step raises": lambda: {}[action],
+            "step gives nothing": lambda: None,
+            "step gives four": lambda: (observation, reward, terminated, info),
+            "step gives a reward": lambda: reward,
+            "step: shape": lambda: (observation[:1], reward, terminated, truncated, info),
+            "step: text": lambda: (np.array(["a", "b"]), reward, terminated, truncated, info),
+            "reward is None": lambda: (observation, None, terminated, truncated, info),
+            "reward is text": lambda: (observation, "1", terminated, truncated, info),
+            "reward is a vector": lambda: (observation, np.array([reward, 0]), terminated, truncated, info),
+            "reward is nan": lambda: (observation, np.nan, terminated, truncated, info),
+            "terminated is None": lambda: (observation, reward, None, truncated, info),
+            "terminated is text": lambda: (observation, reward, "no", truncated, info),
+            "truncated is an info": lambda: (observation, reward, terminated, info, info),
+        }
+        return answers.get(self.kind, lambda: (observation, reward, terminated, truncated, info))()
+
+
+class Declares(Walk):
+    """Sound but for its spaces."""
+
+    def __init__(self, observation_space, action_space):
+        super().__init__()
+        self.observation_space, self.action_space = observation_space, action_space
+
+
+class TakesNoSeed(Walk):
+    """As before Gymnasium 0.26."""
+
+    def reset(self):
+        return super().reset(seed=0)
+
+
+class OnlyLooksLikeOne:
+    """Has the methods and not the class."""
+
+    reset, step = Walk.reset, Walk.step
+
+
+class NoSpaces(gymnasium.Env):
+    """Forgot both."""
+
+
+class CannotBeMade(Walk):
+    """Raises in __init__."""
+
+    def __init__(self):
+        raise RuntimeError("no licence")
+
+
+class WholeActions(Walk):
+    """Takes a Box of integers."""
+
+    def __init__(self):
+        super().__init__()
+        self.action_space = spaces.Box(0, 3, (2,), np.int32)
+
+
+def several_at_once():
+    return gymnasium.make_vec("CartPole-v1", num_envs=2)
+
+
+BROKEN = [
+    ("reset raises", "reset", r"reset\(\) raised ZeroDivisionError: division by zero .*test_check.py, line \d+"),
+    ("reset gives nothing", "reset", "returned None"),
+    ("reset without info", "reset", "without info, as before Gymnasium 0.26"),
+    ("reset gives three", "reset", "3 values instead of"),
+    ("info is text", "reset", "'info' as info"),
+    ("reset: shape", "reset", r"shape \(1, 2\), and the observation space is .* of shape \(2,\)"),
+    ("reset: structure", "reset", "a dictionary with 'position'"),
+    ("reset: None", "reset", "the observation None"),
+    ("step raises", "step", "raised KeyError"),
+    ("step gives nothing", "step", "returned None"),
+    ("step gives four", "step", "4 values, .*as before Gymnasium 0.26"),
+    ("step gives a reward", "step", "alone"),
+    ("step: shape", "step", r"shape \(1,\)"),
+    ("step: text", "step", "an array of <U1"),
+    ("reward is None", "step", "the reward None, which is not a number"),
+    ("reward is text", "step", "the reward '1', which is not a number"),
+    ("reward is a vector", "step", r"a reward of shape \(2,\)"),
+    ("reward is nan", "step", "not finite"),
+    ("terminated is None", "step", "None as terminated"),
+    ("terminated is text", "step", "'no' as terminated"),
+    ("truncated is an info", "step", "as truncated"),
+]
+
+
+@pytest.mark.parametrize(("kind", "name", "words"), BROKEN)
+def test_every_broken_answer_has_its_own_line(kind, name, words):
+    (line,) = errors_of(type("Kind", (Fails,), {"kind": kind}))
+    assert line.name == name and re.search(words, line.found), line
+    assert (line.remedy and not line.remedy.startswith("Return (observation, info)")) or name == "reset"
+
+
+BROKEN_AT_ONCE = [
+    (CannotBeMade, "environment", "RuntimeError: no licence"),
+    (TakesNoSeed, "reset", "takes no seed"),
+    (OnlyLooksLikeOne, "environment", "has reset.. and step.. and is not a gymnasium.Env"),
+    (lambda: None, "environment", "gave nothing"),
+    (lambda: (Walk(), 3), "environment", "gave a tuple"),
+    (several_at_once, "environment", "several environments at once"),
+    (NoSpaces, "environment", "declares no observation_space"),
+    (lambda: Declares((2,), spaces.Discrete(2)), "environment", "a tuple as its observation_space"),
+    (lambda: Declares(spaces.Discrete(2), 2), "environment", "an int as its action_space"),
+    (lambda: Declares(spaces.Discrete(2), None), "environment", "a NoneType as its action_space"),
+    (WholeActions, "action space", "int32"),
+]
+
+
+@pytest.mark.parametrize(("environment", "name", "words"), BROKEN_AT_ONCE)
+def test_what_is_no_environment_has_its_own_line(environment, name, words):
+    (line,) = errors_of(environment)
+    assert line.name == name and re.search(words, line.found) and line.remedy, line
+
+
+def errors_of(environment):
+    """The errors of an environment."""
+    found = upslope.check(environment)
+    assert found.worst == "error" and found.command == ""
+    return [check for check in found.checks if check.status == "error"]
+
+
+def test_a_space_that_cannot_be_used_is_refused_for_what_it_is():
+    remedies = [
+        errors_of(lambda space=space: Declares(space, spaces.Discrete(2)))[0].remedy
+        for space in (
+            spaces.Dict({"x": spaces.Box(0, 1, (2,))}),
+            spaces.Dict({"picture": spaces.Box(0, 255, (8, 8, 3), np.uint8)}),
+            spaces.Sequence(spaces.Discrete(3)),
+        )
+    ]
+    assert ["FlattenObservation" in remedy for remedy in remedies] == [True, False, False]
+    assert "dtype int32" in errors_of(WholeActions)[0].remedy
+
+
+class Masked(Walk):
+    """Says in `info` which actions are allowed, and takes all."""
+
+    def reset(self, **options):
+        return super().reset(**options)[0], {"action_mask": np.array([1, 0], np.int8)}
+
+
+class Strict(Masked):
+    """Takes only those."""
+
+    def step(self, action):
+        assert action == 0, f"illegal action {action}"
+        return super().step(action)
+
+
+class ByMethod(Walk):
+    """Says it as sb3-contrib reads it."""
+
+    def action_masks(self):
+        return [True, False]
+
+
+@pytest.mark.parametrize(
+    ("environment", "status", "place"),
+    [
+        (Masked, "warning", 'info["action_mask"]'),
+        (Strict, "error", 'info["action_mask"]'),
+        (ByMethod, "warning", "action_masks()"),
+        (
+            lambda: Declares(
+                spaces.Dict({"action_mask": spaces.MultiBinary(2), "x": spaces.Discrete(2)}), spaces.Discrete(2)
+            ),
+            "warning",
+            'key "action_mask"',
+        ),
+    ],
+)
+def test_a_mask_is_recognised(environment, status, place):
+    found = {check.name: check for check in upslope.check(environment).checks}
+    assert found["action mask"].status == status and place in found["action mask"].found
+    assert "not supported yet" in found["action mask"].remedy
+    assert "step" not in found or found["step"].status == "ok"
+
+
+class SameObject(Walk):
+    """Hands out one array again and again, out of bounds at first, with whole ends."""
+
+    def reset(self, **options):
+        self.array = np.full(2, -10.1, np.float32)
+        super().reset(**options)
+        return self.array, {}
+
+    def step(self, action):
+        observation, reward, terminated, truncated, info = super().step(action)
+        self.array[:] = observation
+        return self.array, np.array([reward]), int(terminated), truncated, info
+
+
+def test_what_training_copes_with_is_a_warning():
+    found = upslope.check(SameObject)
+    assert found.worst == "warning", found.checks
+    by_name = {check.name: check for check in found.checks}
+    assert "shape (1,)" in by_name["step"].found and "not a bool" in by_name["step"].found
+
+
+class FailsToClose(Walk):
+    """Raises when it is closed."""
+
+    def close(self):
+        raise OSError("no such device")
+
+
+class CannotDraw(Walk):
+    """Promises pictures."""
+
+    metadata: ClassVar[dict] = {"render_modes": ["rgb_array"]}
+
+    def __init__(self, render_mode=None):
+        super().__init__()
+        self.render_mode = render_mode
+
+    def render(self):
+        raise OSError("no display")
+
+
+def test_errors_in_closing_and_drawing_are_warnings():
+    for environment, name, words in ((FailsToClose, "close", "no such device"), (CannotDraw, "pictures", "no display")):
+        (line,) = [check for check in upslope.check(environment).checks if check.name == name]
+        assert line.status == "warning" and words in line.found
+
+
+class Mostly(Walk):
+    """Every third instance draws on its own."""
+
+    made: ClassVar[int] = 0
+
+    def __init__(self):
+        super().__init__()
+        Mostly.made += 1
+        self.is_odd = Mostly.made % Mostly.every == 0
+
+    every: ClassVar[int] = 3
+
+    def step(self, action):
+        self.position += 0.001 * Mostly.made * self.is_odd
+        return super().step(action)
+
+
+@pytest.mark.parametrize("every", [2, 3, 5, 7])
+@pytest.mark.parametrize("shift", range(3))
+def test_an_environment_that_repeats_itself_only_mostly_is_not_said_to_share(every, shift, monkeypatch):
+    monkeypatch.setattr(Mostly, "every", every)
+    monkeypatch.setattr(Mostly, "made", shift)
+    found = {check.name: check for check in upslope.check(Mostly).checks}
+    assert found["repeats itself"].status == "error" and " fresh environments" in found["repeats itself"].found
+    assert {found[name].status for name in ("nothing leaks through reset", "instances are independent")} == {"skipped"}
+
+
+def test_features_that_never_change_are_counted():
+    wide = Declares(spaces.Box(-1, 1, (2835,), np.float32), spaces.Discrete(2))
+    wide.observe = lambda: np.zeros(2835, np.float32)
+    found = {check.name: check for check in upslope.check(lambda: copy.copy(wide)).checks}
+    assert found["observations vary"].found == "2,835 of 2,835 features (0, 1, 2, 3, 4, …) never change"
+
+
+def test_differences_that_float32_loses_are_told_and_not_to_be_normalised():
+    class FarFromZero(Walk):
+        def __init__(self):
+            super().__init__()
+            self.observation_space = spaces.Box(-np.inf, np.inf, (2,), np.float64)
+
+        def observe(self):
+            return np.array([1.7e9 + self.position, 0.0])
+
+    far = upslope.check(FarFromZero)
+    by_name = {check.name: check for check in far.checks}
+    assert by_name["observation precision"].status == "error"
+    assert by_name["observation scale"].status == "ok" and "normalize" not in far.command
+
+
+def test_it_resets_and_acts_as_training_does():
+    seeds, actions = [], []
+
+    class Noted(Walk):
+        def reset(self, *, seed=None, options=None):
+            seeds.append(seed)
+            return super().reset(seed=seed, options=options)
+
+        def step(self, action):
+            actions.append(action)
+            return super().step(int(np.sum(action) > 0))
+
+    class Box(Noted):
+        def __init__(self):
+            super().__init__()
+            self.action_space = spaces.Box(-1, 1, (2,), np.float32)
+
+    for environment in (Noted, Box):
+        seeds.clear()
+        actions.clear()
+        upslope.check(environment)
+        ours = [seed for seed in seeds if seed not in (None, 123)]  # the latter are of Gymnasium's checker
+        assert ours[:2] == [reset_seed(0, 0, 0), reset_seed(0, 0, 0)] and reset_seed(0, 0, 1) in ours
+        head = head_of(environment().action_space, "")
+        like = head.to_environment(np.zeros((1, *head.sample_shape), np.float32))[0]
+        assert {np.asarray(action).dtype for action in actions[:20]} == {np.asarray(like).dtype}
+    assert max(np.max(action) for action in actions) == 1 and min(np.min(action) for action in actions) == -1
+
+
+def test_the_advice_repeats_how_the_environment_was_made():
+    found = upslope.check("CartPole-v1", env_kwargs={"sutton_barto_reward": True}, wrappers=("FlattenObservation",))
+    assert "--env-kwargs '{\"sutton_barto_reward\": true}'" in found.command
+    assert "--wrapper FlattenObservation" in found.command
+    assert upslope.check(lambda: Walk()).command == "upslope.train(environment, seeds=5)"
 
 
 @pytest.mark.parametrize("environment", [Walk, "CartPole-v1", "Pendulum-v1", "jax:CartPole-v1", "jax:Pendulum-v1"])

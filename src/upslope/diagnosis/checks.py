@@ -15,6 +15,7 @@ from upslope.core.messages import counted, told
 from upslope.diagnosis.check_results import Check, Status
 from upslope.diagnosis.contract import fault_of_values
 from upslope.diagnosis.trials import Trial, actions_of, play, player_of, same
+from upslope.engines.border import lost_in_float32
 from upslope.engines.columns import reset_seed
 from upslope.environments.registry import AnyEnvironment
 from upslope.errors import UpslopeError
@@ -28,8 +29,6 @@ SHORT, SHORT_SECONDS = 200, 2.0
 PAIRS, CONTROLS, TREATED = 3, 12, 4
 """Fresh environments that are compared with the first; and where something seems to change the course, how many more of
 them must agree before it is named, and how often it is tried."""
-SPACINGS = 8
-"""A deviation of fewer than this many steps of float32 at the mean's size is lost in rounding."""
 FAR = 10.0
 """An observation whose mean or deviation is beyond this wants normalising."""
 SMALL = 0.01
@@ -225,7 +224,7 @@ def scales(e: Examined) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     """Each feature's mean and deviation in 64 bits, and whether 32 bits lose its differences."""
     flat = np.stack(e.trial.observations).reshape(len(e.trial.observations), -1).astype(np.float64)
     mean, std = flat.mean(0), flat.std(0)
-    return mean, std, (std > 0) & (std < SPACINGS * np.spacing(np.abs(mean).astype(np.float32)))
+    return mean, std, np.isin(np.arange(mean.size), lost_in_float32(flat))
 
 
 def wants_normalising(e: Examined) -> bool:

@@ -3,7 +3,7 @@
 Each kind of fault has a line of its own: what came back, and what is expected. What training copes with is a warning.
 """
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from typing import Any
 
 import gymnasium
@@ -13,6 +13,7 @@ from gymnasium import spaces
 from upslope.core.messages import told
 from upslope.diagnosis.check_results import Check
 from upslope.diagnosis.trials import HostPlayer, actions_of, player_of
+from upslope.engines.border import leaf_of
 from upslope.engines.columns import reset_seed
 from upslope.environments.registry import AnyEnvironment
 from upslope.errors import UpslopeError
@@ -60,7 +61,7 @@ def answers(env: gymnasium.Env, environment: AnyEnvironment) -> Iterator[Check]:
         yield Check("reset", "error", f"reset() {fault[0]}", fault[1] or RESET)
         return
     mask = mask_of(env, answer[0], answer[1])
-    yield Check("reset", *said_of_info(answer[1]))
+    yield Check("reset", "ok", "an observation of the space, and info")
     next_action, said = actions_of(environment, 0), {}
     for _ in range(STEPS):
         action = next_action()
@@ -105,20 +106,14 @@ Fault = tuple[str, str]
 
 def fault_of_reset(answer: Any) -> Fault | None:
     """What is wrong with the form of reset's answer."""
-    if isinstance(answer, tuple) and len(answer) == 2:
-        return None
+    if isinstance(answer, tuple | list) and len(answer) == 2:
+        is_info = answer[1] is None or isinstance(answer[1], Mapping)
+        return None if is_info else (f"returned {brief(answer[1])} as info, not a dictionary", "")
     if answer is None:
         return "returned None", ""
     if isinstance(answer, tuple):
         return f"returned {len(answer)} values instead of (observation, info)", ""
     return f"returned {brief(answer)} alone, without info, as before Gymnasium 0.26", ""
-
-
-def said_of_info(info: Any) -> tuple[Any, str, str]:
-    """The status, the words and the remedy for the info of reset."""
-    if isinstance(info, dict):
-        return "ok", "an observation of the space, and info", ""
-    return "warning", f"info is {brief(info)}, not a dictionary", "upslope does not read it; other libraries do."
 
 
 def fault_of_step(answer: Any) -> Fault | None:
@@ -145,8 +140,6 @@ def fault_of_reward(reward: Any) -> Fault | None:
             f"returned a reward of shape {number.shape}, and upslope learns from one number",
             "Weigh its parts, e.g. with --wrapper mo_gymnasium.wrappers:LinearReward, or a wrapper of your own.",
         )
-    if not is_taken(reward, np.float32):
-        return f"returned a reward of shape {number.shape}, {brief(reward)}", "Return a float: reward.item()."
     if not np.isfinite(number).all():
         return f"returned the reward {brief(reward)}, which is not finite", "Find where it divides by 0."
     return None
@@ -155,7 +148,7 @@ def fault_of_reward(reward: Any) -> Fault | None:
 def fault_of_end(name: str, value: Any) -> Fault | None:
     """What is wrong with `terminated` or `truncated`."""
     number = as_numbers(value)
-    if number is None or number.size != 1 or not np.isin(number, (0, 1)).all() or not is_taken(value, np.bool_):
+    if number is None or number.size != 1 or not np.isin(number, (0, 1)).all():
         return f"returned {brief(value)} as {name}", f"Return True or False as {name}."
     return None
 
@@ -188,26 +181,15 @@ def fault_of_observation(space: gymnasium.Space, observation: Any) -> Fault | No
     return fault_of_values(space, numbers)
 
 
-def fault_of_values(space: spaces.Box | spaces.Discrete, numbers: np.ndarray) -> Fault | None:
-    """What is wrong with the numbers of observations [..., *shape] of a space."""
-    words = "Correct the observation, or the observation space."
-    if isinstance(space, spaces.Discrete):
-        low, high, dtype = int(space.start), int(space.start + space.n - 1), np.dtype(np.int64)
-    else:
-        low, high, dtype = space.low, space.high, np.dtype(space.dtype or np.float32)
-    if dtype.kind == "f":
+def fault_of_values(space: gymnasium.Space, numbers: np.ndarray) -> Fault | None:
+    """What is wrong with the numbers of observations [..., *shape] of a space, by the rules of training."""
+    reason = leaf_of("", space, space.shape or ()).wrong(numbers)
+    if not reason:
         return None
-    changes = numbers != np.trunc(numbers)
-    if changes.any():
-        value = numbers[changes].flat[0].item()
-        return (
-            f"returned {value!r} in an observation of {numbers.dtype}, and the observation space {short(space)} holds "
-            f"whole numbers of {dtype}"
-        ), "Declare the space as float32, or return whole numbers."
-    outside = (numbers < low) | (numbers > high)
-    if outside.any():
-        return f"returned {numbers[outside].flat[0].item()!r}, outside the observation space {short(space)}", words
-    return None
+    return (
+        f"returned an observation that is not in the observation space {short(space)}: {reason}",
+        "Correct the environment, or declare the space that it means.",
+    )
 
 
 def mask_of(env: gymnasium.Env, observation: Any, info: Any) -> str:
@@ -266,15 +248,6 @@ def as_numbers(value: Any) -> np.ndarray | None:
     except Exception:
         return None
     return array if array.dtype.kind in "fiub" else None
-
-
-def is_taken(value: Any, dtype: Any) -> bool:
-    """Whether training can write it into its arrays."""
-    try:
-        np.zeros(1, dtype)[0] = value
-    except (TypeError, ValueError):
-        return False
-    return True
 
 
 def brief(value: Any) -> str:

@@ -7,7 +7,7 @@ are told once.
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any, Protocol
+from typing import Any, Protocol, runtime_checkable
 
 import gymnasium
 import jax
@@ -38,6 +38,7 @@ STEP = "(observation, reward, terminated, truncated, info)"
 RESET = "(observation, info)"
 
 
+@runtime_checkable
 class Place(Protocol):
     """The episode that an observation belongs to."""
 

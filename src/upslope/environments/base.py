@@ -76,8 +76,6 @@ class Request:
     """As `--wrapper` reads them, the innermost first."""
     given: Any = None
     """What the user gave in Python, where it was no name."""
-    spec: Any = None
-    """What a registered id stood for when it was first made, so that it is the same in another process."""
 
 
 @dataclass(frozen=True)

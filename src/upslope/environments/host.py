@@ -28,6 +28,8 @@ class Maker:
     """Makes the environments of a request; it can be sent to another process where the request is by name."""
 
     request: Request
+    spec: Any = None
+    """What an id stood for when it was first made, so that it is the same in another process."""
 
     def __call__(self) -> Any:
         """One environment, inside its wrappers."""
@@ -41,7 +43,7 @@ class Maker:
         request, create = self.request, self.callable()
         if create is not None:
             return call(create, request.name, request.env_kwargs)
-        return create_by_id(request)
+        return create_by_id(request, self.spec)
 
     def callable(self) -> Any:
         """The user's class, factory or instance; None for a registered id."""
@@ -59,7 +61,7 @@ class Maker:
         create = self.callable()
         if create is not None and not accepts(create, "render_mode"):
             return self
-        return Maker(replace(self.request, env_kwargs=self.request.env_kwargs | PICTURES))
+        return replace(self, request=replace(self.request, env_kwargs=self.request.env_kwargs | PICTURES))
 
 
 def draw_without_screen() -> None:
@@ -75,13 +77,15 @@ def host_environment(maker: Maker, env: Any) -> HostEnvironment:
     name = maker.request.name
     if not isinstance(env, gymnasium.Env):
         raise BrokenEnvironmentError(f"{name} gave {not_an_environment(env)}")
-    observation_space, action_space = (space_of(env, role, name) for role in ("observation_space", "action_space"))
-    limit = env.spec.max_episode_steps if env.spec is not None else None
-    if env.spec is not None and maker.request.given is None and maker.callable() is None:
-        maker = Maker(replace(maker.request, spec=gymnasium.registry.get(env.spec.id)))
-    close_all(name, [env], lambda _: None)  # said where it is stepped and closed
-    is_named = maker.request.given is None
-    return HostEnvironment(name, maker, observation_space, action_space, limit, is_named, partial(drawing, maker))
+    try:
+        observed, acted = (space_of(env, role, name) for role in ("observation_space", "action_space"))
+        limit = env.spec.max_episode_steps if env.spec is not None else None
+        if env.spec is not None and maker.callable() is None:
+            maker = replace(maker, spec=gymnasium.registry.get(env.spec.id))
+        is_named = maker.request.given is None
+        return HostEnvironment(name, maker, observed, acted, limit, is_named, partial(drawing, maker))
+    finally:
+        close_all(name, [env])
 
 
 def drawing(maker: Maker) -> HostEnvironment:
@@ -141,13 +145,13 @@ def not_an_environment(env: Any) -> str:
     return f"{what}, not a gymnasium.Env. Give a Gymnasium id, or a callable that returns one environment."
 
 
-def create_by_id(request: Request) -> gymnasium.Env:
-    """One environment by its Gymnasium id or `module:Id`."""
+def create_by_id(request: Request, spec: Any = None) -> gymnasium.Env:
+    """One environment by its Gymnasium id, which stands for `spec` where given, or by `module:Id`."""
     name, kwargs = request.name, request.env_kwargs
     module = import_module(name.rpartition(":")[0], name) if ":" in name else None
     try:
         limit = request.max_episode_steps
-        return gymnasium.make(request.spec or name, disable_env_checker=True, max_episode_steps=limit, **kwargs)
+        return gymnasium.make(spec or name, disable_env_checker=True, max_episode_steps=limit, **kwargs)
     except (gymnasium.error.DependencyNotInstalled, ImportError) as error:
         raise UpslopeError(missing_dependency(name, error)) from error
     except gymnasium.error.Error as error:

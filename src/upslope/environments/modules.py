@@ -4,7 +4,6 @@ import importlib
 import inspect
 from collections.abc import Callable
 from functools import reduce
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -13,8 +12,6 @@ from upslope.core.messages import told
 from upslope.environments.base import BrokenEnvironmentError
 from upslope.errors import UpslopeError
 
-OURS = Path(__file__).parents[1]
-"""The folder of upslope."""
 MADE_WITH_ARGUMENTS = "(…)"
 """Ends the name of an object that its name alone does not give again."""
 

@@ -259,7 +259,7 @@ class MultiBinaryHead(ActionHead):
         check_choices("action", action, 2, refuse)
 
 
-def head_of(space: gymnasium.Space, name: str) -> ActionHead:
+def head_of(space: gymnasium.Space, name: str = "The environment") -> ActionHead:
     """The head for an action space, or a refusal by name."""
     if isinstance(space, spaces.Discrete):
         return DiscreteHead(int(space.n), int(space.start))
