@@ -15,12 +15,12 @@ import pytest
 from helpers import LAWS
 from hypothesis import given
 from malformed import VALUES, spoiled_json
+from upslope.cli.verdicts import diagnosis_view
 
 import upslope
 from upslope.analysis.credit import FILE_NAME
 from upslope.cli.comparison_tables import comparison_page
 from upslope.cli.main import main
-from upslope.cli.verdicts import diagnosis_view
 from upslope.core.consoles import PlainTextConsole
 from upslope.errors import UpslopeError
 from upslope.report.page import write_report

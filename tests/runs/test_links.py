@@ -8,11 +8,11 @@ from typing import Any
 
 import numpy as np
 import pytest
+from upslope.cli.flags import read_settings
 
 import upslope
 from upslope.analysis import episode_credit as weighing
 from upslope.analysis.records import read_evaluations
-from upslope.cli.flags import read_settings
 from upslope.core.files import MAX_SETTINGS
 from upslope.core.storage import write_atomically
 from upslope.errors import UpslopeError
