@@ -3,6 +3,8 @@
     python benchmarks/speed.py --environments FOLDER            # every case (about 20 minutes on two cores)
     python benchmarks/speed.py --environments FOLDER compiled_8 # some
     python benchmarks/speed.py --table                          # docs/performance.md's table and plot from the results
+    python benchmarks/speed.py --against COMMIT                 # this tree and an older one in pairs, ours alone
+    python benchmarks/speed.py --against COMMIT compiled a2c    # some of its cases
 
 FOLDER holds the peers' virtual environments and is made on the first run. In each of five rounds every contender of a
 case runs once, one after another, so that all see the same machine; a ratio is taken within its round. The rate counts
@@ -23,6 +25,7 @@ from pathlib import Path
 from typing import Any
 
 from pages import fill
+from speed_against import PAIRINGS, PAIRS, measure_against
 
 HERE = Path(__file__).parent
 RESULTS = HERE / "results" / "speed"
@@ -257,10 +260,19 @@ def write_page() -> None:
 
 if __name__ == "__main__":
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("cases", nargs="*", choices=[*CASES, []])
-    parser.add_argument("--environments", type=Path)
+    parser.add_argument("cases", nargs="*", help=f"of the peers: {', '.join(CASES)}; --against: {', '.join(PAIRINGS)}")
+    parser.add_argument("--environments", type=Path, metavar="FOLDER")
     parser.add_argument("--table", action="store_true")
+    parser.add_argument("--against", metavar="COMMIT")
+    parser.add_argument("--pairs", type=int, default=PAIRS, help="of --against, for each case (%(default)s)")
     options = parser.parse_args()
+    known = PAIRINGS if options.against else CASES
+    unknown = [case for case in options.cases if case not in known]
+    if unknown:
+        parser.error(f"there is no case {', '.join(unknown)}; known: {', '.join(known)}")
+    if options.against:
+        chosen = options.cases or list(PAIRINGS)
+        raise SystemExit(not measure_against(options.against, chosen, options.pairs, processor()))
     if not options.table:
         if options.environments is None:
             parser.error("--environments FOLDER says where the peers' virtual environments are")

@@ -15,10 +15,11 @@ import upslope
 from upslope.config.config import configure
 from upslope.core.distributions import Bernoulli, Categorical, DiagonalGaussian, MultiCategorical
 from upslope.core.estimators import GAE
+from upslope.core.objectives import PolicyGradient
 from upslope.core.types import Rollout, Values
-from upslope.lab.play import quick_jit, small_update, spec_of
 from upslope.learning.iteration import Task
-from upslope.learning.update import Pace, improve
+from upslope.learning.optimisers import Optimiser
+from upslope.learning.update import Pace, Update, improve
 from upslope.models.agent import Agent, initialise_agent
 from upslope.models.build import ModelSpec
 from upslope.models.encoders import DiscreteEncoder, encoder_of
@@ -34,6 +35,8 @@ LAWS = settings(deadline=None, max_examples=20, derandomize=True, database=None)
 SEEDS = st.integers(0, 2**32 - 1)
 DISTRIBUTIONS = ("categorical", "multi_categorical", "bernoulli", "gaussian")
 NUM_STEPS, NUM_ENVS = 8, 8
+# A small program spends most of its time in XLA, half of it optimising code that runs once.
+quick_jit = partial(jax.jit, compiler_options={"xla_backend_optimization_level": 0})
 
 
 def rollout_of(reward, terminated=None, truncated=None, valid=None):
@@ -132,6 +135,28 @@ def with_logits(agent, logits):
     """The same table with other logits, for a gradient with respect to them."""
     actor = actor_of(agent)
     return with_networks(agent, replace(actor, network=replace(actor.network, weights=(logits,))))
+
+
+def small_update(**changes):
+    """A plain update: one epoch, one batch, practically no clipping."""
+    fields = {
+        "objective": PolicyGradient(),
+        "needs_critic": True,
+        "epochs": 1,
+        "critic_epochs": 1,
+        "minibatches": 1,
+        "optimiser": Optimiser(max_grad_norm=1e6),
+        "target_kl": None,
+        "min_effective_sample_size": None,
+        "normalize_advantage": False,
+    }
+    return Update(**(fields | changes))
+
+
+def spec_of(world, **settings):
+    """Two perceptrons for an environment's spaces."""
+    encoder = encoder_of(world.observation_space, "environment")
+    return ModelSpec(encoder, head_of(world.action_space, "environment"), settings)
 
 
 @partial(quick_jit, static_argnums=0)

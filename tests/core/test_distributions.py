@@ -8,11 +8,10 @@ import numpy as np
 import pytest
 import scipy.special
 import scipy.stats
-from helpers import DISTRIBUTIONS, LAWS, SEEDS, random_policy
+from helpers import DISTRIBUTIONS, LAWS, SEEDS, quick_jit, random_policy
 from hypothesis import given
 
 from upslope.core.distributions import Bernoulli, Categorical, DiagonalGaussian
-from upslope.lab.play import quick_jit
 
 DISCRETE = ("categorical", "multi_categorical", "bernoulli")
 NUM_SAMPLES = 40_000

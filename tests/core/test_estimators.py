@@ -7,13 +7,12 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 import rlax
-from helpers import LAWS, NUM_STEPS, SEEDS, rollout_of, segments, values_of, whole_episodes
+from helpers import LAWS, NUM_STEPS, SEEDS, quick_jit, rollout_of, segments, values_of, whole_episodes
 from hypothesis import given
 from hypothesis import strategies as st
 
 from upslope.core.estimators import GAE, Baseline, NStep, RewardToGo, TotalReturn, UnitWeight
 from upslope.errors import UpslopeError
-from upslope.lab.play import quick_jit
 
 GAMMAS = st.sampled_from([0.9, 1.0])
 ESTIMATORS = (TotalReturn(), RewardToGo(), Baseline(), NStep(1), NStep(3), GAE(0.0), GAE(0.7), GAE(1.0))

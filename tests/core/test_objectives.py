@@ -5,7 +5,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 import rlax
-from helpers import DISTRIBUTIONS, LAWS, SEEDS, random_policy, rollout_of, values_of
+from helpers import DISTRIBUTIONS, LAWS, SEEDS, quick_jit, random_policy, rollout_of, small_update, values_of
 from hypothesis import given
 from scipy.special import roots_hermitenorm
 
@@ -13,7 +13,6 @@ from upslope.core.distributions import Categorical, DiagonalGaussian
 from upslope.core.estimators import Baseline, RewardToGo, TotalReturn
 from upslope.core.objectives import Clip, ImportanceSampled, KLPenalty, PolicyGradient, Sample, importance_ratio
 from upslope.errors import UpslopeError
-from upslope.lab.play import quick_jit, small_update
 from upslope.learning.update import policy_metrics
 
 # (Ψ, ρ, the clipped surrogate, its slope in ρ where it has one) for ε = 0.2.

@@ -2,7 +2,7 @@
 that is none."""
 
 import pytest
-from test_doctor import alarms_and_notes, write_run
+from doctor_helpers import alarms_and_notes, write_run
 
 import upslope
 

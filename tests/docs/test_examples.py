@@ -17,14 +17,13 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 from gymnasium.spaces import Box, Discrete
-from helpers import actor_of, critic_of, fresh_agent, improve_once, with_networks
+from helpers import actor_of, critic_of, fresh_agent, improve_once, small_update, with_networks
 from jax.flatten_util import ravel_pytree
 
 import upslope
 from upslope.core.estimators import GAE, RewardToGo, TotalReturn
 from upslope.core.objectives import Clip, PolicyGradient
 from upslope.core.types import Rollout
-from upslope.lab.play import small_update
 from upslope.learning.evaluation import evaluate
 from upslope.learning.update import begin_learning
 from upslope.models.networks import Perceptron

@@ -9,7 +9,18 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 import pytest
-from helpers import LAWS, SEEDS, actor_of, critic_of, improve_once, same, task_of, with_networks
+from helpers import (
+    LAWS,
+    SEEDS,
+    actor_of,
+    critic_of,
+    improve_once,
+    quick_jit,
+    same,
+    small_update,
+    task_of,
+    with_networks,
+)
 from hypothesis import given
 from hypothesis import strategies as st
 from scipy.special import log_softmax
@@ -20,7 +31,6 @@ from upslope.core.objectives import Clip, KLPenalty, Objective, PolicyGradient, 
 from upslope.core.types import Credit
 from upslope.environments.classic.cartpole import CartPole
 from upslope.environments.classic.pendulum import Pendulum
-from upslope.lab.play import quick_jit, small_update
 from upslope.learning.collect import collect_episodes
 from upslope.learning.evaluation import evaluate
 from upslope.learning.iteration import initialise, iterate_many, move, weigh

@@ -16,6 +16,7 @@ from helpers import (
     actor_of,
     critic_of,
     fresh_agent,
+    quick_jit,
     same,
     segments,
     softmax_agent,
@@ -28,7 +29,6 @@ from upslope.core.arrays import ACTIVATIONS
 from upslope.engines.collect import AHEAD, Act
 from upslope.environments.classic.cartpole import CartPole
 from upslope.errors import UpslopeError
-from upslope.lab.play import quick_jit
 from upslope.learning.iteration import initialise, stack, weigh
 from upslope.models.build import ModelSpec
 from upslope.models.description import from_json, to_json

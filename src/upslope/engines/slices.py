@@ -194,7 +194,8 @@ class Server:
     """The worker's side: `HostColumns` of a slice."""
 
     notices: Notices | None = None
-    columns: HostColumns | None = None
+    columns: Any = None
+    """The slice's `HostColumns` once `open` was asked."""
 
     def open(self, task: Task, seeds: list[int], indices: list[int]) -> None:
         """Make the environments."""

@@ -1,0 +1,147 @@
+"""Is this tree as fast as an older one? `speed.py --against COMMIT` asks; only upslope is measured, in pairs.
+
+In a pair both trees train the same case once, each in a process of its own, right after one another and with the order
+turned round from pair to pair, so that whatever else the machine does falls on both. A pair gives one ratio, new / old
+of the steady rates. What is reported is the median of the ratios with the interval between two of them that covers the
+true median with at least 95 % (order statistics, exact whatever the distribution: with nine pairs from the second
+smallest to the second largest), so that a pair that was disturbed moves nothing.
+"""
+
+import json
+import os
+import platform
+import statistics
+import subprocess
+import sys
+import tempfile
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from importlib.util import find_spec
+from pathlib import Path
+from typing import Any
+
+from scipy.stats import binom
+
+HERE = Path(__file__).parent
+TREE = HERE.parent
+RESULTS = HERE / "results" / "speed_against.json"
+PAIRS = 9
+FEWEST_PAIRS = 6
+"""With fewer no two of the ratios bound the median with 95 %."""
+ALLOWED = 0.97
+"""A case whose interval lies wholly below is slower."""
+PLAIN = {"normalize_rewards": False, "normalize_observations": False}
+
+
+@dataclass(frozen=True)
+class Pairing:
+    """One case: the steps last some seconds on two cores after compiling."""
+
+    environment: str
+    algorithm: str
+    steps: int
+    settings: dict[str, Any] = field(default_factory=dict)
+    needs: str | None = None
+    """A package without which the case is left out."""
+
+
+PAIRINGS = {
+    "compiled": Pairing("jax:CartPole-v1", "ppo", 4_000_000, PLAIN | {"num_envs": 64, "rollout_steps": 128}),
+    "compiled_small": Pairing("jax:CartPole-v1", "ppo", 1_500_000, PLAIN | {"num_envs": 8, "rollout_steps": 128}),
+    "pendulum": Pairing("jax:Pendulum-v1", "ppo", 1_500_000, {"num_envs": 8, "rollout_steps": 128}),
+    "a2c": Pairing("jax:CartPole-v1", "a2c", 1_500_000, PLAIN | {"num_envs": 16, "rollout_steps": 5}),
+    "wide": Pairing(
+        "jax:CartPole-v1", "ppo", 400_000, PLAIN | {"num_envs": 64, "rollout_steps": 128, "hidden_sizes": [256, 256]}
+    ),
+    "host_cartpole": Pairing("CartPole-v1", "ppo", 400_000, PLAIN | {"num_envs": 8, "rollout_steps": 128}),
+    "host_halfcheetah": Pairing(
+        "HalfCheetah-v5", "ppo", 150_000, PLAIN | {"num_envs": 8, "rollout_steps": 256}, needs="mujoco"
+    ),
+    "host_reinforce": Pairing("CartPole-v1", "reinforce", 400_000, PLAIN | {"num_envs": 8}),
+}
+
+
+def git(*words: str) -> str:
+    """What Git says in this tree."""
+    done = subprocess.run(["git", "-C", str(TREE), *words], capture_output=True, text=True)
+    if done.returncode:
+        raise SystemExit(f"git {' '.join(words)}: {done.stderr.strip()}")
+    return done.stdout.strip()
+
+
+@contextmanager
+def checked_out(commit: str) -> Iterator[Path]:
+    """The tree of a commit in a temporary folder."""
+    with tempfile.TemporaryDirectory() as folder:
+        place = Path(folder) / "older"
+        git("worktree", "add", "--detach", str(place), commit)
+        try:
+            yield place
+        finally:
+            git("worktree", "remove", "--force", str(place))
+
+
+def rate_of(tree: Path, case: Pairing) -> float:
+    """Steady steps per second of a tree."""
+    arguments = (case.environment, case.algorithm, str(case.steps), json.dumps(case.settings))
+    done = subprocess.run(
+        [sys.executable, HERE / "peers" / "measure_steady.py", *arguments],
+        capture_output=True, text=True, timeout=1200, env=os.environ | {"PYTHONPATH": str(tree / "src")},
+    )  # fmt: skip
+    if done.returncode:
+        raise SystemExit(f"{case.algorithm} in {case.environment} failed in {tree}:\n{done.stderr[-2000:]}")
+    answer = json.loads(done.stdout.strip().splitlines()[-1])
+    if Path(answer["source"]) != (tree / "src").resolve():
+        raise SystemExit(f"upslope came from {answer['source']}, not from {tree / 'src'}.")
+    return answer["steps_per_second"]
+
+
+def median_interval(ratios: Sequence[float], level: float = 0.95) -> tuple[float, float]:
+    """Between which two of the values the true median lies, with at least this probability."""
+    ordered, n = sorted(ratios), len(ratios)
+    # As many values cut off at each end as leave the chance of a median beyond them small enough.
+    cut = max((k for k in range(n // 2) if 2 * binom.cdf(k, n, 0.5) <= 1 - level), default=0)
+    return ordered[cut], ordered[n - 1 - cut]
+
+
+def summary(rates: Sequence[dict[str, float]]) -> dict[str, Any]:
+    """What the pairs of a case say."""
+    ratios = [pair["new"] / pair["old"] for pair in rates]
+    low, high = median_interval(ratios)
+    slower = len(ratios) >= FEWEST_PAIRS and high < ALLOWED
+    return {"ratio": statistics.median(ratios), "interval": [low, high], "slower": slower, "pairs": list(rates)}
+
+
+def measure_against(commit: str, names: Sequence[str], pairs: int, processor: str) -> bool:
+    """Measure the cases, print and store each beside those already stored of the same two trees; whether none is slower."""
+    if pairs < FEWEST_PAIRS:
+        print(f"{pairs} pairs bound no median: the interval shown is their range, and nothing is judged.")
+    with checked_out(commit) as older:
+        edited = "-edited" if git("status", "--porcelain", "--", "src") else ""
+        result: dict[str, Any] = {
+            "old": git("rev-parse", commit),
+            "new": git("rev-parse", "HEAD") + edited,
+            "machine": {"processor": processor, "cores": os.cpu_count(), "system": platform.system()},
+            "interval": "of the median of new / old, by order statistics, 95 %",
+        }
+        stored = json.loads(RESULTS.read_text("utf-8")) if RESULTS.exists() else {}
+        is_same = all(stored.get(name) == value for name, value in result.items())
+        result["cases"] = stored["cases"] if is_same else {}
+        for name in names:
+            case = PAIRINGS[name]
+            if case.needs and find_spec(case.needs) is None:
+                print(f"{name}: left out, since {case.needs} is not installed", flush=True)
+                continue
+            rates = []
+            for number in range(pairs):
+                order = {"old": older, "new": TREE} if number % 2 else {"new": TREE, "old": older}
+                rates.append({who: rate_of(tree, case) for who, tree in order.items()})
+                print(f"{name} {number + 1}/{pairs}: {rates[-1]['new'] / rates[-1]['old']:.3f}", flush=True)
+            found = summary(rates)
+            result["cases"][name] = {"steps": case.steps, "settings": case.settings, **found}
+            RESULTS.write_text(json.dumps(result, indent=1) + "\n", "utf-8")
+            low, high = found["interval"]
+            verdict = ": SLOWER" if found["slower"] else ""
+            print(f"{name}: new / old {found['ratio']:.3f} [{low:.3f}, {high:.3f}]{verdict}", flush=True)
+    return not any(found["slower"] for name, found in result["cases"].items() if name in names)
