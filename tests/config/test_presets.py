@@ -75,7 +75,7 @@ def test_flags_and_files_name_a_preset(tmp_path: Path, monkeypatch: pytest.Monke
         assert parse_train([environment, "--config", str(file)]).settings().preset == expected
     file.write_text("preset: paper\n")
     assert parse_train([environment, "--config", str(file), "--no-preset"]).settings().preset is None
-    assert parse_train([environment, "--config", str(file), "--preset", "default"]).gamma == 0.99
+    assert parse_train([environment, "--config", str(file), "--preset", "default"]).gamma == 0.98
     for words in (["--preset", "papre"], ["--preset", ""], ["--preset", "paper", "--no-preset"]):
         with pytest.raises(UpslopeError, match="preset"):
             parse_train([environment, *words])
