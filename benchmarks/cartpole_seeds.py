@@ -23,7 +23,7 @@ from upslope.runs.directory import versions
 RESULTS = Path(__file__).parent / "results" / "cartpole_seeds.json"
 SOLVED = 475.0
 EPISODES = 100
-BLOCK = 20
+BLOCK = 10
 
 
 def main() -> None:

@@ -81,7 +81,7 @@ def test_flags_and_files_name_a_preset(tmp_path: Path, monkeypatch: pytest.Monke
         assert config_of([environment, "--config", str(file)]).preset == expected
     file.write_text("preset: paper\n")
     assert config_of([environment, "--config", str(file), "--no-preset"]).preset is None
-    assert config_of([environment, "--config", str(file), "--preset", "default"]).gamma == 0.99
+    assert config_of([environment, "--config", str(file), "--preset", "default"]).gamma == 0.98
     for words in (["--preset", "papre"], ["--preset", ""], ["--preset", "paper", "--no-preset"]):
         with pytest.raises(UpslopeError, match="preset"):
             config_of([environment, *words])

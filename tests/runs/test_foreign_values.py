@@ -15,7 +15,6 @@ import pytest
 from helpers import LAWS
 from hypothesis import given
 from malformed import VALUES, spoiled_json
-from upslope.cli.verdicts import diagnosis_view
 
 import upslope
 from upslope.analysis.credit import FILE_NAME
