@@ -223,7 +223,7 @@ class Signs:
         """
         first, last, spread = self.returns
         spread, (_, _, _, error, later_rise, later_error) = np.maximum(spread, 1e-9), self.known_returns
-        is_large = last - first > np.maximum(0.5 * spread, 2 * error)
+        is_large = last - first > np.maximum(0.5 * spread, 3 * error)
         return is_large | (later_rise > np.maximum(0.1 * spread, 4 * later_error))
 
     @property
