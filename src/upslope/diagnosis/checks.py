@@ -77,7 +77,8 @@ def of_gymnasium(e: Examined) -> Iterator[Check]:
         warnings.simplefilter("always")
         error = ""
         try:
-            env = e.environment.create()
+            host: Any = e.environment
+            env = host.create()
             try:
                 check_env(env.unwrapped, skip_render_check=True, skip_close_check=True)
             finally:
@@ -87,7 +88,8 @@ def of_gymnasium(e: Examined) -> Iterator[Check]:
     words = [
         plain(str(w.message)) for w in caught if "env_checker" in str(w.filename) or "UserWarning" in str(w.category)
     ]
-    words = [each for each in dict.fromkeys([*([error] if error else []), *words]) if "infinity" not in each]
+    every: list[str] = list(dict.fromkeys([error, *words]))
+    words = [each for each in every if each and "infinity" not in each]
     remedy = "Training copes with it; worth correcting where it is a surprise." if words else ""
     yield Check("Gymnasium's checker", "warning" if words else "ok", "; ".join(words) or "passed", remedy)
 

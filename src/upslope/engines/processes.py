@@ -107,7 +107,7 @@ class Worker:
                 silent += min(BEAT, PATIENCE)
                 # A program that it started may hold its end of the pipe open.
                 has_ended = self.process.poll() is not None and self.answers.empty()
-                kind, value = ("ended", None) if has_ended else ("beat", (silent, place))
+                kind, value = "ended" if has_ended else "beat", (silent, place)
             else:
                 silent = 0.0
             if kind == "beat":
