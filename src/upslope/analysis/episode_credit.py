@@ -23,6 +23,7 @@ from upslope.models.model import unroll
 from upslope.runs.directory import RunDirectory
 from upslope.runs.evaluation import EVALUATION_SEED, RunSeeds, episodes_of, take
 from upslope.runs.policy import Which, load_agents
+from upslope.runs.same_spaces import require_same_world
 
 
 def estimators_for(config: Config) -> dict[str, Estimator]:
@@ -88,6 +89,7 @@ def credit_of(
         raise UpslopeError(f"{run} has no seed {seed}; it has {seeds[0]} to {seeds[-1]}.")
     require(config, directory.path, trust=trust, given=LEARNING)
     world: Any = make(config.environment, config.env_kwargs, config.max_episode_steps)
+    require_same_world(directory, world)
     with computing(on_host=not world.is_compiled):
         agents, _ = load_agents(directory, config, checkpoint)
         agent: Agent = jax.tree.map(lambda x: x[seeds.index(seed)], agents)
