@@ -1,6 +1,8 @@
 """Small Gymnasium environments for the tests, as a user would bring them."""
 
 import os
+import subprocess
+import sys
 import time
 from pathlib import Path
 from typing import Any, ClassVar
@@ -186,3 +188,112 @@ class Cursed(Walk):
             if curse.read_text() == "sleeps":
                 time.sleep(2)
         return answer
+
+
+class Still(gymnasium.Env):
+    """Shows zeros, pays for the action 1, and never ends by itself: what is odd about the next ones is all there is."""
+
+    observation_space: spaces.Space = spaces.Box(-1.0, 1.0, (2,), np.float32)
+    action_space: spaces.Space = spaces.Discrete(2)
+
+    def reset(self, *, seed: int | None = None, options: dict[str, Any] | None = None) -> Any:
+        super().reset(seed=seed)
+        return self.show(), {}
+
+    def step(self, action: Any) -> Any:
+        return self.show(), float(np.sum(action)), False, False, {}
+
+    def show(self) -> Any:
+        return np.zeros(2, np.float32)
+
+
+class Shows(Still):
+    """Claims a space, and shows what a function of its random generator returns."""
+
+    def __init__(self, space: spaces.Space, draw: Any):
+        self.observation_space, self.draw = space, draw
+
+    def show(self) -> Any:
+        return self.draw(self.np_random)
+
+
+class Answers(Still):
+    """Answers a step with what a function makes of the right answer."""
+
+    def __init__(self, change: Any, change_reset: Any = lambda answer: answer):
+        self.change, self.change_reset = change, change_reset
+
+    def reset(self, **arguments: Any) -> Any:
+        return self.change_reset(super().reset(**arguments))
+
+    def step(self, action: Any) -> Any:
+        return self.change(super().step(action))
+
+
+class Strict(Still):
+    """Takes only actions that its space contains, and never writes into them what upslope would read again."""
+
+    def __init__(self, action_space: spaces.Space):
+        self.action_space = action_space
+
+    def step(self, action: Any) -> Any:
+        assert self.action_space.contains(action), f"{action!r} is not in {self.action_space}"
+        if isinstance(self.action_space, spaces.Box):
+            assert isinstance(action, np.ndarray)
+            assert action.dtype == self.action_space.dtype
+            action = np.array(action)
+        return super().step(action)
+
+
+def narrow_doubles() -> Strict:
+    return Strict(spaces.Box(-0.1, 0.1, (2,), np.float64))
+
+
+def matrix() -> Strict:
+    return Strict(spaces.Box(-1.0, 1.0, (2, 3), np.float32))
+
+
+def scalar() -> Strict:
+    return Strict(spaces.Box(-1.0, 1.0, (), np.float32))
+
+
+class Simulated(Still):
+    """Keeps a program running until it is closed. What happens is noted in the file $SIMULATIONS; $FAILS says where it
+    goes wrong."""
+
+    def __init__(self, reads: bool = False) -> None:
+        if self.fails_in("init") and self.count("open") >= 3:
+            raise RuntimeError("no more licences")
+        wait = "import sys; sys.stdin.read()" if reads else "import time; time.sleep(60)"
+        self.program = subprocess.Popen([sys.executable, "-c", wait])
+        self.note("open")
+
+    def note(self, word: str) -> None:
+        with Path(os.environ["SIMULATIONS"]).open("a") as log:
+            log.write(word + "\n")
+
+    @staticmethod
+    def count(word: str) -> int:
+        log = Path(os.environ["SIMULATIONS"])
+        return log.read_text().split().count(word) if log.exists() else 0
+
+    @staticmethod
+    def fails_in(place: str) -> bool:
+        return os.environ.get("FAILS") == place
+
+    def step(self, action: Any) -> Any:
+        if self.fails_in("step"):
+            raise RuntimeError("the simulator is gone")
+        self.note("step")
+        return super().step(action)
+
+    def close(self) -> None:
+        self.program.kill()
+        self.program.wait()
+        self.note("close")
+        if self.fails_in("close"):
+            raise RuntimeError("cannot be closed")
+
+
+def reads_its_input() -> Simulated:
+    return Simulated(reads=True)

@@ -11,7 +11,7 @@ import scipy.stats
 from helpers import DISTRIBUTIONS, LAWS, SEEDS, quick_jit, random_policy
 from hypothesis import given
 
-from upslope.core.distributions import Bernoulli, Categorical, DiagonalGaussian
+from upslope.core.distributions import Bernoulli, Categorical, DiagonalGaussian, MultiCategorical
 
 DISCRETE = ("categorical", "multi_categorical", "bernoulli")
 NUM_SAMPLES = 40_000
@@ -157,3 +157,82 @@ def test_a_policy_that_is_sure_stays_finite(scale):
 
         assert np.isfinite(quantities(policy)).all()
         assert np.isfinite(jax.jacrev(quantities)(policy).logits).all()
+
+
+INFINITE = [
+    ([0.0, 1.0, -np.inf], [1.0, 2.0, 0.5]),
+    ([0.0, 1.0, -np.inf], [0.0, 2.0, -np.inf]),
+    ([0.0, -np.inf, -np.inf], [1.0, 0.0, -np.inf]),
+    ([0.0, 1.0, 2.0], [0.0, 1.0, -np.inf]),
+    ([0.0, 1.0, -np.inf], [-np.inf, 1.0, 2.0]),
+]
+
+
+def limits(p: np.ndarray, q: np.ndarray) -> tuple[float, float]:
+    """Entropy and divergence in 64 bits, outcome by outcome."""
+    entropy = -sum(x * np.log(x) for x in p.ravel() if x > 0)
+    pairs = zip(p.ravel(), q.ravel(), strict=True)
+    return entropy, sum(x * (np.log(x) - np.log(y)) if y > 0 else np.inf for x, y in pairs if x > 0)
+
+
+def assert_limits(make, p: np.ndarray, q: np.ndarray, mine: list[float], other: list[float], actions: list) -> None:
+    one, two = jnp.asarray(mine), jnp.asarray(other)
+    entropy, divergence = limits(p, q)
+    np.testing.assert_allclose(float(make(one).entropy()), entropy, rtol=1e-5, atol=1e-6)
+    np.testing.assert_allclose(float(make(one).kl(make(two))), divergence, rtol=1e-5, atol=1e-6)
+    gradients = [
+        jax.grad(lambda x: make(x).entropy())(one),
+        *jax.grad(lambda x, y: make(x).kl(make(y)), (0, 1))(one, two),
+        *(jax.grad(lambda x, a=a: make(x).log_prob(jnp.asarray(a)))(one) for a in actions),
+    ]
+    assert all(np.isfinite(g).all() for g in gradients), gradients
+
+
+@pytest.mark.parametrize(("mine", "other"), INFINITE)
+def test_impossible_actions_have_their_limits(mine, other):
+    with np.errstate(divide="ignore"):
+        p, q = (np.exp(x) / np.exp(x).sum() for x in (np.asarray(mine), np.asarray(other)))
+        expected = np.log(p)
+    assert_limits(Categorical, p, q, mine, other, [0, 1, 2])
+    found = [float(Categorical(jnp.asarray(mine)).log_prob(jnp.int32(a))) for a in range(3)]
+    np.testing.assert_allclose(found, expected, rtol=1e-5, atol=1e-6)
+    # Gradients go the way that small probabilities have theirs.
+    near = jax.grad(lambda x: Categorical(x).entropy())(jnp.maximum(jnp.asarray(mine), -30.0))
+    np.testing.assert_allclose(jax.grad(lambda x: Categorical(x).entropy())(jnp.asarray(mine)), near, atol=1e-5)
+
+    def several(logits):
+        return MultiCategorical((Categorical(logits), Categorical(jnp.zeros(2))))
+
+    half = np.full(2, 0.5)
+    assert_limits(several, np.outer(p, half), np.outer(q, half), mine, other, [[0, 0], [2, 1]])
+
+
+@pytest.mark.parametrize(
+    ("mine", "other"),
+    [
+        ([0.5, np.inf, -np.inf], [1.0, np.inf, -np.inf]),
+        ([0.5, np.inf, -np.inf], [1.0, 2.0, 3.0]),
+        ([0.5, np.inf, -np.inf], [1.0, -np.inf, 0.0]),
+        ([0.5, 1.0, 2.0], [0.0, np.inf, 1.0]),
+        ([0.5, 1.0, 2.0], [0.0, -np.inf, 1.0]),
+    ],
+)
+def test_switches_that_cannot_be_on_or_off_have_their_limits(mine, other):
+    sides = [1 / (1 + np.exp(-np.asarray(x))) for x in (mine, other)]
+    terms = [limits(np.array([p, 1 - p]), np.array([q, 1 - q])) for p, q in zip(*sides, strict=True)]
+    entropy, divergence = (sum(x) for x in zip(*terms, strict=True))
+    one, two = Bernoulli(jnp.asarray(mine)), Bernoulli(jnp.asarray(other))
+    np.testing.assert_allclose([float(one.entropy()), float(one.kl(two))], [entropy, divergence], rtol=1e-5, atol=1e-6)
+    gradients = (
+        jax.grad(lambda x: Bernoulli(x).entropy())(one.logits),
+        *jax.grad(lambda x, y: Bernoulli(x).kl(Bernoulli(y)), (0, 1))(one.logits, two.logits),
+    )
+    assert all(np.isfinite(g).all() for g in gradients)
+    for action in ([1, 1, 0], [0, 0, 1]):
+        found = float(one.log_prob(jnp.asarray(action)))
+        expected = [
+            np.log(s if a else 1 - s) if (s if a else 1 - s) > 0 else -np.inf
+            for s, a in zip(sides[0], action, strict=True)
+        ]
+        np.testing.assert_allclose(found, sum(expected), rtol=1e-5)
+        assert np.isfinite(jax.grad(lambda x, a=action: Bernoulli(x).log_prob(jnp.asarray(a)))(one.logits)).all()

@@ -75,11 +75,11 @@ class Categorical(Distribution):
 
     def entropy(self) -> Float[Array, "..."]:
         log_probs = self.log_probs()
-        return -jnp.sum(jnp.exp(log_probs) * log_probs, axis=-1)
+        return -jnp.sum(jnp.exp(log_probs) * finite_log(log_probs), axis=-1)
 
     def kl(self, other: "Categorical") -> Float[Array, "..."]:
         log_probs = self.log_probs()
-        return jnp.sum(jnp.exp(log_probs) * (log_probs - other.log_probs()), axis=-1)
+        return jnp.sum(divergence(jnp.exp(log_probs), log_probs, other.log_probs()), axis=-1)
 
 
 @pytree
@@ -132,13 +132,14 @@ class Bernoulli(Distribution):
 
     def entropy(self) -> Float[Array, "..."]:
         on = sigmoid(self.logits)
-        return -jnp.sum(on * log_sigmoid(self.logits) + (1 - on) * log_sigmoid(-self.logits), axis=-1)
+        log_on, log_off = finite_log(log_sigmoid(self.logits)), finite_log(log_sigmoid(-self.logits))
+        return -jnp.sum(on * log_on + (1 - on) * log_off, axis=-1)
 
     def kl(self, other: "Bernoulli") -> Float[Array, "..."]:
         on = sigmoid(self.logits)
         return jnp.sum(
-            on * (log_sigmoid(self.logits) - log_sigmoid(other.logits))
-            + (1 - on) * (log_sigmoid(-self.logits) - log_sigmoid(-other.logits)),
+            divergence(on, log_sigmoid(self.logits), log_sigmoid(other.logits))
+            + divergence(1 - on, log_sigmoid(-self.logits), log_sigmoid(-other.logits)),
             axis=-1,
         )
 
@@ -170,6 +171,20 @@ class DiagonalGaussian(Distribution):
         ratio = jnp.exp(2 * (self.log_std - other.log_std))
         shift = ((self.mean - other.mean) * jnp.exp(-other.log_std)) ** 2
         return jnp.sum(0.5 * (ratio + shift - 1) + other.log_std - self.log_std, axis=-1)
+
+
+def finite_log(log_prob: Float[Array, "..."]) -> Float[Array, "..."]:
+    """log p, and 0 where p = 0: the limit of p log p is 0, and has no gradient there."""
+    return jnp.where(log_prob > -jnp.inf, log_prob, 0.0)
+
+
+def divergence(
+    prob: Float[Array, "..."], log_prob: Float[Array, "..."], log_other: Float[Array, "..."]
+) -> Float[Array, "..."]:
+    """p (log p − log q) of each outcome: 0 where p = 0, infinite where q = 0 < p; neither has a gradient."""
+    is_impossible, is_infinite = log_prob == -jnp.inf, (log_other == -jnp.inf) & (prob > 0)
+    gap = jnp.where(is_impossible | (log_other == -jnp.inf), 0.0, log_prob - log_other)
+    return jnp.where(is_infinite, jnp.inf, prob * gap)
 
 
 def select(table: Float[Array, "... A"], index: Shaped[Array, "..."]) -> Float[Array, "..."]:

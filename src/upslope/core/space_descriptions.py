@@ -12,6 +12,11 @@ HEADS = {
     "MultiBinaryHead": ("shape",),
 }
 """Kinds of action, and their fields."""
+ACTION_DTYPES = {
+    "BoxHead": ("float32", "float64", "float16"),
+    "MultiDiscreteHead": ("int64", "int32", "int16", "int8", "uint8", "uint16", "uint32", "uint64"),
+}
+"""What an environment may take of each kind of action, in an optional field `dtype`; the first is the default."""
 OLD_NAMES = {"BoxCoding": "BoxEncoder", "DiscreteCoding": "DiscreteEncoder"}
 """What runs of format 1 call an encoder."""
 MAX_FEATURES, MAX_DIMENSIONS = 2**31, 64
@@ -43,6 +48,10 @@ def space_fields(description: Any, kinds: dict[str, tuple[str, ...]]) -> tuple[s
     needed = kinds[kind]
     if kind in ("DiscreteEncoder", "DiscreteHead"):
         fields.setdefault("start", 0)
+    dtypes = ACTION_DTYPES.get(kind) if kind in kinds else None
+    dtype = fields.pop("dtype", dtypes[0]) if dtypes else None
+    if dtype is not None and dtype not in (dtypes or ()):
+        raise ValueError(f"`dtype` is none of {', '.join(dtypes or ())}")
     if fields.keys() != set(needed):
         raise ValueError(f"{kind} has the fields {', '.join(needed)}")
     for name in {"low", "high"} & fields.keys():
@@ -50,7 +59,7 @@ def space_fields(description: Any, kinds: dict[str, tuple[str, ...]]) -> tuple[s
             raise TypeError(f"`{name}` must be a list of numbers")
         fields[name] = tuple(map(float, fields[name]))
     check_fields(fields)
-    return kind, fields
+    return kind, fields if dtype is None else fields | {"dtype": dtype}
 
 
 def check_fields(fields: dict[str, Any]) -> None:

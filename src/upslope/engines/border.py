@@ -343,13 +343,13 @@ def answer_in_words(answer: Any) -> str:
 def reward_of(reward: Any, name: str, place: Place) -> float:
     """A reward as one number."""
     if type(reward) in NUMBERS:
-        return reward
+        return float(reward)
     try:
         x = np.asarray(reward)
     except Exception:
         x = np.asarray(None)
     if x.size == 1 and x.dtype.kind in "fiub":
-        return x.reshape(()).item()
+        return float(x.reshape(()).item())
     if x.dtype.kind in "fiub":
         raise UpslopeError(
             f"{name} returned a reward of shape {x.shape}, {short(x)}: {place.describe()}. upslope learns from "
@@ -365,7 +365,7 @@ def reward_of(reward: Any, name: str, place: Place) -> float:
 def flag_of(flag: Any, what: str, name: str, place: Place) -> bool:
     """`terminated` or `truncated` as a truth value."""
     if type(flag) in FLAGS:
-        return flag
+        return bool(flag)
     try:
         x = np.asarray(flag)
     except Exception:

@@ -25,7 +25,7 @@ from upslope.learning.evaluation import evaluate
 from upslope.learning.health import HealthProbe
 from upslope.learning.optimisers import CONSTANT, Schedules, scheduled
 from upslope.learning.update import Learner, Pace, Update, begin_learning, explained_variance, improve
-from upslope.models.agent import Agent, initialise_agents
+from upslope.models.agent import Agent, initialise_agents, returns_seen
 from upslope.models.build import ModelSpec
 from upslope.models.model import Memory, start_memory
 from upslope.models.normaliser import updated
@@ -154,7 +154,7 @@ def weigh(task: Task, state: TrainState, rollout: Rollout) -> tuple[TrainState, 
     carry = state.discounted_return
     if agent.normalize_rewards:
         discounted, carry = discounted_returns(task, carry, rollout)
-        statistics = agent.return_statistics.update(discounted, rollout.valid)
+        statistics = returns_seen(agent.return_statistics, rollout.reward, discounted, rollout.valid)
         agent = dataclasses.replace(agent, return_statistics=statistics)
     scaled = rollout._replace(reward=rollout.reward * agent.reward_scale())
     needs_critic = task.update.needs_critic

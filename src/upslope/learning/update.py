@@ -249,9 +249,10 @@ def mean(x: Shaped[Array, "..."], valid: Bool[Array, "..."]) -> Float[Array, ""]
 
 
 def standardise(x: Float[Array, "..."], valid: Bool[Array, "..."]) -> Float[Array, "..."]:
-    """(x − mean)/std over the valid samples."""
+    """(x − mean)/std over the valid samples; x where fewer than two are valid, of which nothing would be left."""
     centred = x - mean(x, valid)
-    return jnp.where(valid, centred / (jnp.sqrt(mean(centred**2, valid)) + 1e-8), 0.0)
+    standardised = centred / (jnp.sqrt(mean(centred**2, valid)) + 1e-8)
+    return jnp.where(valid, jnp.where(jnp.sum(valid) > 1, standardised, x), 0.0)
 
 
 def explained_variance(value: Float[Array, "..."], target: Float[Array, "..."], valid: Bool[Array, "..."]) -> Array:

@@ -65,10 +65,37 @@ class Agent:
         return value_of(self.model, self.features(observation))
 
     def reward_scale(self) -> Float[Array, ""]:
-        """1/σ of the running discounted return, or 1: the learner's unit of reward; the facts keep theirs."""
+        """1/σ of the running discounted return, or 1: the learner's unit of reward; the facts keep theirs.
+
+        It is 1 until a reward has been seen."""
         if not self.normalize_rewards:
             return jnp.float32(1.0)
-        return 1.0 / jnp.sqrt(self.return_statistics.variance + 1e-8)
+        variance = self.return_statistics.variance
+        return jnp.where(variance > 0, 1.0 / jnp.sqrt(variance + 1e-8), 1.0)
+
+
+REWARD_CAP = 10.0
+"""No reward or return is larger than this many σ when it comes."""
+MEAN_CAP = 4.0
+"""Nor is the mean return, which the critic has to learn before anything else."""
+
+
+def returns_seen(
+    statistics: RunningStatistics,
+    reward: Float[Array, "T N"],
+    discounted: Float[Array, "T N"],
+    valid: Bool[Array, "T N"],
+) -> RunningStatistics:
+    """The statistics of discounted returns after a batch.
+
+    σ is at least a tenth of the largest reward and return of the batch, and a quarter of the mean return. So rewards
+    that never differ are not multiplied by 1/√ε, and the first reward after K steps without one is not multiplied by
+    √K; no reward has to be clipped.
+    """
+    largest = jnp.max(jnp.where(valid, jnp.maximum(jnp.abs(reward), jnp.abs(discounted)), 0.0))
+    seen = statistics.update(discounted, valid)
+    least = jnp.maximum(largest / REWARD_CAP, jnp.abs(seen.mean) / MEAN_CAP)
+    return seen._replace(variance=jnp.maximum(seen.variance, least**2))
 
 
 def value_of(model: Model, features: Any) -> Float[Array, "..."]:

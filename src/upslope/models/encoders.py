@@ -136,6 +136,10 @@ def check_choices(name: str, x: np.ndarray, sizes: Any, refuse: Refuse) -> None:
 def encoder_of(space: gymnasium.Space, name: str) -> ObservationEncoder:
     """The encoder for an observation space, or a refusal by name."""
     if isinstance(space, spaces.Discrete):
+        if max(abs(int(space.start)), abs(int(space.start + space.n))) >= 2**31:
+            raise UpslopeError(
+                f"{name} observes {space}, whose numbers do not fit into 32 bits. Count from 0 in the environment."
+            )
         return DiscreteEncoder(int(space.n), int(space.start))
     if isinstance(space, spaces.Box):
         if space.dtype == np.uint8 and len(space.shape) >= 2:

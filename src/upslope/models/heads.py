@@ -19,6 +19,7 @@ from jaxtyping import Float, Shaped
 from upslope.core.arrays import AnyArray as Array
 from upslope.core.arrays import namespace
 from upslope.core.distributions import Bernoulli, Categorical, DiagonalGaussian, Distribution, MultiCategorical
+from upslope.core.space_descriptions import ACTION_DTYPES
 from upslope.errors import UpslopeError
 from upslope.models.description import unsupported
 from upslope.models.encoders import Refuse, check_choices
@@ -126,6 +127,8 @@ class BoxHead(ActionHead):
     shape: tuple[int, ...]
     low: tuple[float, ...]
     high: tuple[float, ...]
+    dtype: str = "float32"
+    """What the environment takes; policies sample in 32 bits."""
     is_continuous = True
 
     @property
@@ -155,8 +158,10 @@ class BoxHead(ActionHead):
 
     @cached_property
     def bounds(self) -> tuple[np.ndarray, np.ndarray]:
-        """(low, high) in 32 bits."""
-        return np.asarray(self.low, np.float32), np.asarray(self.high, np.float32)
+        """(low, high) in the dtype of the space, in which they are exact; infinite ones are its largest numbers."""
+        largest = np.finfo(self.dtype).max
+        low, high = (np.clip(np.asarray(x, np.float64), -largest, largest) for x in (self.low, self.high))
+        return low.astype(self.dtype), high.astype(self.dtype)
 
     def distribution(self, outputs: Float[Array, "... K"], log_std: Float[Array, "... K"]) -> Distribution:
         centre, half = self.scaling
@@ -165,17 +170,21 @@ class BoxHead(ActionHead):
         return DiagonalGaussian(xp.asarray(centre) + half * outputs, log_std)
 
     def to_environment(self, action: np.ndarray) -> Any:
-        """Clip to the bounds and give the space's own shape."""
+        """Clip to the bounds, in the space's own dtype, and give its own shape."""
         low, high = self.bounds
-        clipped = np.minimum(np.maximum(action, low), high)  # which takes half as long as np.clip
+        taken = action
+        if action.dtype != low.dtype:
+            with np.errstate(over="ignore"):
+                taken = action.astype(low.dtype)
+        clipped = np.minimum(np.maximum(taken, low), high)  # which takes half as long as np.clip
         return clipped.reshape(*action.shape[:-1], *self.shape)
 
     def to_compiled(self, action: Shaped[Array, "N ..."]) -> Shaped[Array, "N ..."]:
         return jnp.clip(action, jnp.asarray(self.low), jnp.asarray(self.high)).reshape(-1, *self.shape)
 
     def space(self) -> gymnasium.Space:
-        low, high = (np.asarray(x, np.float32).reshape(self.shape) for x in (self.low, self.high))
-        return spaces.Box(low, high, self.shape, np.float32)
+        low, high = (np.asarray(x, self.dtype).reshape(self.shape) for x in (self.low, self.high))
+        return spaces.Box(low, high, self.shape, np.dtype(self.dtype).type)
 
     def outside(self, action: Shaped[Array, "B ..."]) -> Float[Array, "B"] | None:
         if not np.isfinite([*self.low, *self.high]).all():
@@ -191,6 +200,8 @@ class MultiDiscreteHead(ActionHead):
     shape: tuple[int, ...]
     sizes: tuple[int, ...]
     start: tuple[int, ...]
+    dtype: str = "int64"
+    """What the environment takes."""
 
     @property
     def num_outputs(self) -> int:
@@ -213,12 +224,12 @@ class MultiDiscreteHead(ActionHead):
         return MultiCategorical(tuple(Categorical(head) for head in heads))
 
     def to_environment(self, action: np.ndarray) -> Any:
-        action = np.asarray(action, np.int64) + np.asarray(self.start)
-        return action.reshape(*action.shape[:-1], *self.shape)
+        taken = (np.asarray(action, np.int64) + np.asarray(self.start)).astype(self.dtype)
+        return taken.reshape(*taken.shape[:-1], *self.shape)
 
     def space(self) -> gymnasium.Space:
         sizes, start = np.reshape(self.sizes, self.shape), np.reshape(self.start, self.shape)
-        return spaces.MultiDiscrete(sizes, start=start)
+        return spaces.MultiDiscrete(sizes, np.dtype(self.dtype).type, start=start)
 
     def check(self, action: np.ndarray, refuse: Refuse) -> None:
         check_choices("action", action, np.asarray(self.sizes), refuse)
@@ -263,12 +274,20 @@ def head_of(space: gymnasium.Space, name: str = "The environment") -> ActionHead
     """The head for an action space, or a refusal by name."""
     if isinstance(space, spaces.Discrete):
         return DiscreteHead(int(space.n), int(space.start))
-    if isinstance(space, spaces.Box) and np.issubdtype(np.dtype(space.dtype or np.float32), np.floating):
+    if isinstance(space, spaces.Box):
+        dtype = np.dtype(space.dtype or np.float32).name
+        if dtype not in ACTION_DTYPES["BoxHead"]:
+            raise UpslopeError(
+                f"{name} takes actions of the dtype {dtype}, {space}; a Box of actions can be of "
+                f"{', '.join(ACTION_DTYPES['BoxHead'])}. Where actions are whole numbers, declare Discrete or "
+                "MultiDiscrete, or take floats and round them in the environment."
+            )
         low, high = np.asarray(space.low, np.float64).ravel(), np.asarray(space.high, np.float64).ravel()
-        return BoxHead(tuple(space.shape), tuple(low.tolist()), tuple(high.tolist()))
+        return BoxHead(tuple(space.shape), tuple(low.tolist()), tuple(high.tolist()), dtype)
     if isinstance(space, spaces.MultiDiscrete):
         sizes, start = np.asarray(space.nvec).ravel(), np.asarray(space.start).ravel()
-        return MultiDiscreteHead(tuple(space.nvec.shape), tuple(sizes.tolist()), tuple(start.tolist()))
+        dtype = np.dtype(space.dtype or np.int64).name
+        return MultiDiscreteHead(tuple(space.nvec.shape), tuple(sizes.tolist()), tuple(start.tolist()), dtype)
     if isinstance(space, spaces.MultiBinary):
         return MultiBinaryHead(tuple(int(n) for n in space.shape))
     raise UpslopeError(unsupported(name, "action", space))

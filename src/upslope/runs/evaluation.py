@@ -26,6 +26,7 @@ from upslope.core.messages import counted, readable
 from upslope.core.types import Rollout, host_rollout
 from upslope.engines.collect import Act, collect_host_episodes
 from upslope.engines.columns import HostColumns
+from upslope.engines.notices import Notices, notices_to
 from upslope.environments.base import CompiledEnvironment
 from upslope.environments.registry import EnvironmentLike, HostEnvironment
 from upslope.errors import UpslopeError
@@ -34,11 +35,12 @@ from upslope.learning.devices import computing
 from upslope.learning.iteration import stack
 from upslope.models.agent import Agent
 from upslope.models.encoders import encoder_of
-from upslope.models.heads import ActionHead
+from upslope.models.heads import ActionHead, head_of
 from upslope.models.model import Carry, start_memory
 from upslope.runs.datasets import save_dataset
 from upslope.runs.directory import RunDirectory
 from upslope.runs.policy import Which, load_agents
+from upslope.runs.same_spaces import require_same_world
 
 Mode = Literal["stochastic", "deterministic"]
 MODES: tuple[Mode, ...] = ("stochastic", "deterministic")
@@ -137,12 +139,13 @@ def evaluate(
     require(config, directory.path, trust=trust, given=given_with(environment, model))
     own_path(directory.path, directory.evaluation_path)
     world = environment_of(config, environment)
-    found, lines = {}, []
+    require_same_world(directory, world)
+    found, lines, notices = {}, [], notices_to()
     with computing(on_host=not world.is_compiled):
         agents, _ = load_agents(directory, config, checkpoint, model)
         for mode in MODES:
             offset = EVALUATION_SEED * (1 + environment_seed)
-            rollouts = list(episodes_of(config, world, agents, mode, episodes, offset))
+            rollouts = list(episodes_of(config, world, agents, mode, episodes, offset, notices))
             found[mode] = summarise(mode, config, rollouts)
             directory.add_evaluation(rows_of(found[mode], checkpoint, environment_seed))
             lines += cut_lines(config, world, rollouts, mode)
@@ -220,6 +223,7 @@ def record(
         )
     require(config, directory.path, trust=trust, given=given_with(environment, model))
     world = environment_of(config, environment)
+    require_same_world(directory, world)
     with computing(on_host=not world.is_compiled):
         agents, _ = load_agents(directory, config, checkpoint, model)
         index = config.seed_list().index(seed)
@@ -256,7 +260,13 @@ class RunSeeds:
 
 
 def episodes_of(
-    config: Config | RunSeeds, world: Any, agents: Agent, mode: Mode, episodes: int, offset: int
+    config: Config | RunSeeds,
+    world: Any,
+    agents: Agent,
+    mode: Mode,
+    episodes: int,
+    offset: int,
+    notices: Notices | None = None,
 ) -> Iterator[Rollout]:
     """Whole-episode rollouts [S, T, N] until every seed has had `episodes` episodes."""
     actors = GreedyAgent(agents) if mode == "deterministic" else agents
@@ -269,7 +279,7 @@ def episodes_of(
         for number, n in enumerate(batches):
             yield jax.tree.map(lambda x, n=n: np.asarray(x)[:, :, :n], run(actors, keys, number))
     else:
-        yield from host_episodes(world, actors, seeds, keys, batches, limit)
+        yield from host_episodes(world, actors, seeds, keys, batches, limit, notices)
 
 
 def compiled_episodes(
@@ -285,13 +295,21 @@ def compiled_episodes(
 
 
 def host_episodes(
-    world: HostEnvironment, agents: Any, seeds: list[int], keys: Array, batches: list[int], limit: int
+    world: HostEnvironment,
+    agents: Any,
+    seeds: list[int],
+    keys: Array,
+    batches: list[int],
+    limit: int,
+    notices: Notices | None = None,
 ) -> Iterator[Rollout]:
     """Batches of episodes of every seed in Gymnasium environments."""
     encoder = encoder_of(world.observation_space, world.name)
-    columns = HostColumns(world, encoder, agents.head, seeds, batches[0], limit)
+    # The environment's own head: it knows the dtype of its actions, which runs of earlier versions do not tell.
+    head = head_of(world.action_space, world.name)
     memory = jax.vmap(lambda model: start_memory(model, batches[0]))(agents.model)
     act, active = Act(), np.ones(len(seeds), bool)
+    columns = HostColumns(world, encoder, head, seeds, batches[0], limit, notices=notices)
     try:
         for number, n in enumerate(batches):
             now = jax.vmap(jax.random.fold_in, (0, None))(keys, number)

@@ -79,7 +79,9 @@ class Policy:
             action = np.asarray(policy.choose(np.asarray(noise)))
             self.calls += 1
         taken, log_prob = self.agent.head.to_environment(action), np.asarray(policy.log_prob(action))
-        return (taken, log_prob) if is_batch else (taken[0], log_prob[0])
+        # One action of a Box is an array also where it has no axes; one of a Discrete is a number.
+        one = taken[0] if taken.dtype.kind in "iu" else taken[0, ...]
+        return (taken, log_prob) if is_batch else (one, log_prob[0])
 
     def as_batch(self, observation: Any) -> tuple[Any, bool]:
         """The observation with a batch axis, and whether it had one."""

@@ -26,6 +26,7 @@ from upslope.runs.display import Display
 from upslope.runs.loop import Loop, Stopped, Watch, begin_progress, mean_of
 from upslope.runs.policy import Policy, Which, check_room, described_spaces, load, spaces_of
 from upslope.runs.resume_point import resume_point_of
+from upslope.runs.same_spaces import require_same_spaces
 from upslope.runs.tensorboard import TensorboardWriter, require_tensorboard
 
 
@@ -73,11 +74,13 @@ def begin(config: Config, task: Task, directory: RunDirectory, session: Session)
         directory.create(config, described_spaces(task.model.encoder, task.model.head), task.described())
         allow(requested(config))  # what this machine trains is the user's own
         with directory.held():
-            return run_loop(config, engine, directory, session, state, progress, opening_lines(config, directory))
+            lines = [*opening_lines(config, directory), *lines_of_one_sample(task)]
+            return run_loop(config, engine, directory, session, state, progress, lines)
 
 
 def go_on(config: Config, task: Task, directory: RunDirectory, session: Session, notes: list[str]) -> Run:
     """Train from the last checkpoint; `notes` are said after it is known that there is something left to do."""
+    require_same_spaces(directory, task.model.encoder, task.model.head)
     if directory.has_begun:
         check_room(directory.last, config, task.model, task.num_envs)
     with (
@@ -181,6 +184,14 @@ def opening_lines(config: Config, directory: RunDirectory) -> list[str]:
     if config.seeds == 1:
         lines.append("one seed gives no interval: --seeds 5 shows how far the result can be trusted")
     return lines
+
+
+def lines_of_one_sample(task: Task) -> list[str]:
+    """That weights are not standardised where a batch holds a single step."""
+    is_single = not task.estimator.whole_episodes and task.num_envs * task.rollout_steps == 1
+    if not (is_single and task.update.normalize_advantage):
+        return []
+    return ["a batch is one step, whose weight cannot be standardised: it is taken as it is"]
 
 
 def finished_lines(config: Config, directory: RunDirectory) -> list[str]:

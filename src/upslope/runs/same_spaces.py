@@ -1,0 +1,62 @@
+"""Whether an environment is one that a run was trained in: their spaces are compared wherever the two meet."""
+
+from dataclasses import fields
+from typing import Any
+
+from upslope.errors import UpslopeError
+from upslope.models.encoders import ObservationEncoder, encoder_of
+from upslope.models.heads import ActionHead, head_of
+from upslope.runs.directory import RunDirectory
+from upslope.runs.policy import spaces_of
+
+UNTOLD = ("dtype",)
+"""Fields that runs of earlier versions did not write. They decide no number."""
+
+
+def require_same_world(directory: RunDirectory, world: Any) -> tuple[ObservationEncoder, ActionHead]:
+    """How an environment's observations are read and its actions meant, if that is as in the run.
+
+    Raises:
+        UpslopeError: it has other spaces.
+    """
+    encoder, head = (
+        encoder_of(world.observation_space, world_name(world)),
+        head_of(world.action_space, world_name(world)),
+    )
+    require_same_spaces(directory, encoder, head)
+    return encoder, head
+
+
+def require_same_spaces(directory: RunDirectory, encoder: ObservationEncoder, head: ActionHead) -> None:
+    """Refuse an environment whose spaces are not those that the run describes."""
+    trained = spaces_of(directory)
+    pairs = zip(("observation", "action"), trained, (encoder, head), strict=True)
+    differences = [words for role, old, new in pairs for words in differences_of(role, old, new)]
+    if differences:
+        raise UpslopeError(
+            f"{directory.path} was trained in another environment than the one that its name and arguments give now: "
+            f"{'; '.join(differences)}. Bring back the environment that it was trained in, or train a new run."
+        )
+
+
+def differences_of(role: str, trained: Any, now: Any) -> list[str]:
+    """In which fields two descriptions of a space differ."""
+    if type(trained) is not type(now):
+        kinds = [type(x).__name__.removesuffix("Encoder").removesuffix("Head") for x in (trained, now)]
+        return [f"its {role}s were {kinds[0]}, and are {kinds[1]}"]
+    return [
+        f"the {field.name} of its {role}s was {short(old)}, and is {short(new)}"
+        for field in fields(trained)
+        if (old := getattr(trained, field.name)) != (new := getattr(now, field.name)) and field.name not in UNTOLD
+    ]
+
+
+def short(value: Any) -> str:
+    """A field in at most 80 characters."""
+    text = str(value)
+    return text if len(text) <= 80 else text[:77] + "…"
+
+
+def world_name(world: Any) -> str:
+    """What messages call an environment."""
+    return getattr(world, "name", type(world).__name__)

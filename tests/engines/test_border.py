@@ -1,0 +1,308 @@
+"""Nothing crosses the border between an environment and upslope by a silent cast."""
+
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import gymnasium
+import numpy as np
+import pytest
+import user_environments
+from gymnasium import spaces
+from run_helpers import assert_same_run, before_chunk
+from user_environments import Answers, Levers, Shows, Still, Strict, matrix, narrow_doubles, scalar
+
+import upslope
+from upslope.engines.border import FIRST, Border, lost_in_float32
+from upslope.engines.columns import HostColumns, reset_seed
+from upslope.engines.notices import Notices
+from upslope.environments.registry import make
+from upslope.errors import UpslopeError
+from upslope.models.encoders import ObservationEncoder, encoder_of
+from upslope.models.heads import BoxHead, head_of
+
+SMALL: dict[str, Any] = {"num_envs": 2, "rollout_steps": 8, "minibatches": 2, "epochs": 1, "hidden_sizes": (8,)}
+SMALL |= {"quiet": True, "preset": False, "max_episode_steps": 20}
+
+
+def walked(create: Any, steps: int = 3) -> tuple[HostColumns, list[str]]:
+    """Columns of one environment after some steps of the action 0, and what was told."""
+    said: list[str] = []
+    world: Any = make(create)
+    encoder, head = encoder_of(world.observation_space, "it"), head_of(world.action_space, "it")
+    columns = HostColumns(world, encoder, head, [0], 1, None, notices=Notices(lambda kind, words: said.append(words)))
+    columns.begin([0])
+    for _ in range(steps):
+        columns.step(np.zeros((1, *head.sample_shape), np.float32), np.arange(1), columns.flat.copy())
+    return columns, said
+
+
+def box(low: float, high: float, dtype: Any, shape: tuple[int, ...] = (1,)) -> spaces.Box:
+    return spaces.Box(low, high, shape, dtype)
+
+
+@pytest.mark.parametrize(
+    ("space", "shown", "words"),
+    [
+        (box(0, 1, np.uint8), np.array([0.5]), "0.5 would be another number"),
+        (box(0, 255, np.uint8), np.array([0.5], np.float32), "0.5 would be another number"),
+        (box(0, 255, np.uint8), np.array([-1]), "-1 would be another number"),
+        (box(0, 255, np.uint8), np.array([300]), "300 would be another number"),
+        (box(-100, 100, np.int32), np.array([2.25]), "2.25 would be another number"),
+        (box(-100, 100, np.int64), [1.5], "1.5 would be another number"),
+        (box(-(2**40), 2**40, np.int64), np.array([2**35]), "does not fit into 32 bits"),
+        (box(-np.inf, np.inf, np.float32), np.array([1e300]), "1e.300 is beyond the largest float32"),
+        (box(-np.inf, np.inf, np.float32), np.array(["1"]), "dtype is <U1"),
+        (box(-np.inf, np.inf, np.float32), np.array([1j]), "dtype is complex128"),
+        (spaces.Discrete(3), 7, "7 has no place"),
+        (spaces.Discrete(3), -1, "-1 has no place"),
+        (spaces.Discrete(3), np.int64(3), "3 has no place"),
+        (spaces.Discrete(3, start=5), 0, "0 has no place"),
+        (spaces.Discrete(3), 1.5, "1.5 would be another number"),
+        (spaces.Discrete(3), None, "NoneType, not numbers"),
+    ],
+)
+def test_a_cast_that_changes_a_number_is_refused(space: spaces.Space, shown: Any, words: str):
+    with pytest.raises(UpslopeError, match=words) as fault:
+        walked(lambda: Shows(space, lambda generator: shown))
+    said = str(fault.value)
+    assert "test_border" in said
+    assert str(space) in said
+    assert "environment 0 of seed 0, episode 0" in said
+
+
+@pytest.mark.parametrize(
+    ("space", "shown", "kept"),
+    [
+        (box(0, 255, np.uint8), np.array([200]), 200),
+        (box(0, 255, np.uint8), np.array([3.0]), 3),
+        (box(-9, 9, np.int64), [-5], -5),
+        (box(-9, 9, np.float32), np.array([0.1]), np.float32(0.1)),
+        (box(-9, 9, np.float64), np.array([7], np.int8), 7),
+        (spaces.Discrete(3), True, 1),
+        (spaces.Discrete(3), np.int8(2), 2),
+        (spaces.Discrete(3), np.array(2), 2),
+        (spaces.Discrete(3), 2.0, 2),
+        (spaces.Discrete(3, start=-1), -1, -1),
+    ],
+)
+def test_a_cast_that_keeps_the_number_is_taken(space: spaces.Space, shown: Any, kept: Any):
+    columns, said = walked(lambda: Shows(space, lambda generator: shown), FIRST + 40)
+    assert columns.flat.ravel()[0] == kept
+    assert said == []
+
+
+@pytest.mark.parametrize("late", [20, FIRST + 200])
+def test_an_index_without_a_place_is_refused_at_any_time(late: int):
+    count = iter(range(10_000))
+    with pytest.raises(UpslopeError, match=f"9 has no place.*step {late}"):
+        walked(lambda: Shows(spaces.Discrete(3), lambda generator: 9 if next(count) >= late else 1), late + 5)
+
+
+def test_bounds_that_are_exceeded_are_told_once():
+    columns, said = walked(lambda: Shows(box(-1, 1, np.float32), lambda generator: np.array([3.5], np.float32)), 150)
+    assert len(said) == 1
+    assert "3.5" in said[0]
+    assert "Box(-1.0, 1.0, (1,), float32)" in said[0]
+    assert columns.flat[0, 0] == 3.5
+    assert walked(lambda: Shows(box(-0.1, 0.1, np.float64), lambda generator: np.array([0.1], np.float32)))[1] == []
+
+
+def test_each_array_of_an_observation_is_checked():
+    class Encoder(ObservationEncoder):
+        shapes = {"a": (1,), "b": (2,), "c": ()}  # noqa: RUF012 - nobody changes it
+        normalised, num_features, encode, space = None, 4, None, None
+
+    space = spaces.Dict({"a": box(0, 9, np.uint8), "b": spaces.MultiDiscrete([2, 3]), "c": spaces.Discrete(4)})
+    columns, _ = walked(Still)
+    border = Border("it", space, Encoder())
+    into, sound = border.empty(2), {"a": np.array([3], np.uint8), "b": np.array([1, 2]), "c": 3}
+    border.place(into, 1, sound, columns.episodes[0])
+    assert [into[name][1].tolist() for name in "abc"] == [[3], [1, 2], 3]
+    assert [into[name].dtype for name in "abc"] == [np.uint8, np.int64, np.int64]
+    for name, wrong in (("a", np.array([0.5])), ("b", np.array([1, 3])), ("c", 4)):
+        with pytest.raises(UpslopeError, match=rf"observation\['{name}'\]"):
+            border.place(into, 0, sound | {name: wrong}, columns.episodes[0])
+
+
+@pytest.mark.parametrize(
+    ("draw", "dtype", "is_lost"),
+    [
+        (lambda g: 1.7e9 + g.uniform(-1, 1, 2), np.float64, True),
+        (lambda g: -1e5 + 1e-3 * g.uniform(-1, 1, 2), np.float64, True),
+        (lambda g: np.array([2**30 + g.integers(3), 0]), np.int64, True),
+        (lambda g: 1e3 + g.uniform(-1, 1, 2), np.float16, True),
+        (lambda g: 1e3 + g.uniform(-1, 1, 2), np.float64, False),
+        (lambda g: 1.7e9 + 1e6 * g.uniform(-1, 1, 2), np.float64, False),
+        (lambda g: np.full(2, 1.7e9), np.float64, False),
+        (lambda g: 1 + 1e-12 * g.uniform(-1, 1, 2), np.float64, False),
+    ],
+)
+def test_digits_that_floats_cannot_hold_are_told(draw: Any, dtype: Any, is_lost: bool):
+    space = spaces.Box(-(2**31), 2**31 - 1, (2,), dtype) if dtype == np.int64 else box(-np.inf, np.inf, dtype, (2,))
+    _, said = walked(lambda: Shows(space, draw), FIRST + 10)
+    assert len(said) == is_lost
+    assert all("Subtract the offset" in words and "feature 0" in words for words in said)
+    if dtype != np.float16:
+        generator = np.random.default_rng(0)
+        assert bool(lost_in_float32(np.stack([draw(generator) for _ in range(200)])).size) is is_lost
+
+
+@pytest.mark.parametrize(
+    ("change", "words"),
+    [
+        (lambda a: (a[0], a[1], False, {}), r"returned 4 values \(ndarray, float, bool, dict\) from step.*0\.26"),
+        (lambda a: a[:3], r"returned 3 values .* from step\(\), where Gymnasium expects \(observation, reward, term"),
+        (lambda a: None, r"returned None from step"),
+        (lambda a: np.zeros(5), "returned one ndarray"),
+        (lambda a: (a[0], None, *a[2:]), "reward None of type NoneType"),
+        (lambda a: (a[0], "1.0", *a[2:]), "reward 1.0 of type str"),
+        (lambda a: (a[0], np.ones(2), *a[2:]), r"reward of shape \(2,\).*gymnasium.wrappers"),
+        (lambda a: (a[0], 1.0, None, False, {}), "`terminated` as None"),
+        (lambda a: (a[0], 1.0, False, {}, False), "`truncated` as {}"),
+    ],
+)
+def test_an_answer_of_another_form_is_named(change: Any, words: str):
+    with pytest.raises(UpslopeError, match=words) as fault:
+        walked(lambda: Answers(change))
+    assert "raised" not in str(fault.value)
+    assert "environment 0 of seed 0, episode 0" in str(fault.value)
+
+
+@pytest.mark.parametrize("change", [lambda a: a[0], lambda a: None, lambda a: (*a, 1), lambda a: (0.0, 1.0)])
+def test_a_reset_of_another_form_is_named(change: Any):
+    with pytest.raises(UpslopeError, match=r"from reset\(\), where Gymnasium expects \(observation, info\)"):
+        walked(lambda: Answers(lambda a: a, change))
+
+
+@pytest.mark.parametrize(
+    "reward", [np.ones(1), np.array(1.0), np.ones((1, 1), np.int8), True, 1, np.int16(1), np.float16(1), np.bool_(True)]
+)
+def test_one_number_is_a_reward_however_it_is_wrapped(reward: Any):
+    columns, _ = walked(lambda: Answers(lambda a: (a[0], reward, *a[2:])), 5)
+    assert columns.episodes[0].episode_return == 5.0
+
+
+def fails(answer: Any) -> Any:
+    raise AssertionError
+
+
+def test_an_exception_of_an_environment_has_a_place_in_its_file():
+    with pytest.raises(UpslopeError) as fault:
+        walked(lambda: Answers(fails))
+    said = str(fault.value)
+    assert "raised AssertionError in step() — environment 0" in said
+    assert f"({__file__}, line {fails.__code__.co_firstlineno + 1}: raise AssertionError)" in said
+
+
+@pytest.mark.parametrize("dtype", [np.float16, np.float32, np.float64])
+@pytest.mark.parametrize("bound", [0.1, 1 / 3, 1e-3, 1000.1, np.inf])
+def test_actions_are_in_the_space_in_its_dtype(dtype: Any, bound: float):
+    space = spaces.Box(-bound, bound, (2,), dtype)
+    head: Any = head_of(space, "it")
+    taken = head.to_environment(np.array([[0.1, -0.1], [1e9, -1e9], [bound, -bound], [0.0, np.pi]], np.float32))
+    assert taken.dtype == dtype
+    assert all(space.contains(action) for action in taken)
+    assert np.isfinite(taken).all()
+
+
+def test_integer_boxes_of_actions_are_refused_by_their_dtype():
+    with pytest.raises(UpslopeError, match=r"dtype int32.*Discrete or MultiDiscrete"):
+        head_of(spaces.Box(0, 5, (2,), np.int32), "it")
+
+
+@pytest.mark.parametrize(
+    "space", [spaces.Discrete(3, start=-1), spaces.MultiDiscrete([2, 3], dtype=np.int32), spaces.MultiBinary(3)]
+)
+def test_whole_actions_are_in_the_space(space: spaces.Space):
+    run = partial(walked, lambda: Strict(space))
+    assert run(5)[0].episodes[0].length == 5
+
+
+@pytest.mark.parametrize("create", [narrow_doubles, matrix, scalar])
+def test_boxes_of_any_shape_and_dtype_train_evaluate_and_resume(create: Any, tmp_path: Path, capsys: Any):
+    def stop() -> None:
+        raise UpslopeError("Enough.")
+
+    train = partial(upslope.train, f"user_environments:{create.__name__}", steps=192, folder=tmp_path, **SMALL)
+    whole = train(name="whole")
+    for workers in (1, 2):
+        name = f"resumed by {workers}"
+        with before_chunk(7, stop), pytest.raises(UpslopeError, match="Enough"):
+            train(name=name, workers=1)
+        upslope.resume(tmp_path / name, quiet=True, workers=workers)
+        assert_same_run(whole.path, tmp_path / name)
+    assert upslope.evaluate(whole.path, episodes=2)["stochastic"].lengths.tolist() == [[20, 20]]
+    assert capsys.readouterr().err == ""
+    env = create()
+    policy = whole.load()
+    assert env.action_space.contains(policy(np.zeros(2, np.float32), deterministic=False))
+    assert all(env.action_space.contains(a) for a in policy(np.zeros((3, 2), np.float32)))
+
+
+def test_a_description_without_a_dtype_is_that_of_an_earlier_version():
+    from upslope.models.description import from_json, to_json
+    from upslope.models.heads import HEADS
+
+    described = to_json(head_of(spaces.Box(-0.1, 0.1, (2,), np.float64), "it"))
+    assert from_json(described, HEADS) == BoxHead((2,), (-0.1, -0.1), (0.1, 0.1), "float64")
+    del described["dtype"]
+    assert from_json(described, HEADS).dtype == "float32"
+    with pytest.raises(ValueError, match="dtype"):
+        from_json(described | {"dtype": "int32"}, HEADS)
+
+
+def test_reset_seeds_fit_into_signed_integers():
+    seeds = [
+        reset_seed(seed, index, episode) for seed in (0, 1, 2**32 - 1) for index in range(5) for episode in range(200)
+    ]
+    assert max(seeds) < 2**31
+    assert len(set(seeds)) == len(seeds)
+
+
+@pytest.mark.parametrize("action", ["evaluate", "record", "resume"])
+@pytest.mark.parametrize(
+    ("changed", "words"),
+    [
+        (
+            {"observation_space": spaces.Box(-1.0, 1.0, (3,), np.float32)},
+            r"shape of its observations was \(2,\), and is \(3",
+        ),
+        ({"observation_space": spaces.Discrete(3)}, "observations were Box, and are Discrete"),
+        (
+            {"action_space": spaces.Box(-2.0, 1.0, (1,), np.float32)},
+            r"low of its actions was \(-1.0,\), and is \(-2.0,\)",
+        ),
+        ({"action_space": spaces.Discrete(2)}, "actions were Box, and are Discrete"),
+    ],
+)
+def test_another_environment_than_the_runs_is_refused(
+    action: str, changed: dict[str, Any], words: str, tmp_path: Path, monkeypatch: Any
+):
+    monkeypatch.setattr(user_environments.Still, "action_space", spaces.Box(-1.0, 1.0, (1,), np.float32))
+    run = upslope.train("user_environments:Still", steps=32, folder=tmp_path, name="run", **SMALL).path
+    before = sorted(path.name for path in run.iterdir())
+    for name, space in changed.items():
+        monkeypatch.setattr(user_environments.Still, name, space)
+    with pytest.raises(UpslopeError, match=words):
+        getattr(upslope, action)(run)
+    assert sorted(path.name for path in run.iterdir()) == before
+
+
+def test_an_id_means_in_workers_what_it_means_here(tmp_path: Path):
+    original = gymnasium.registry["CartPole-v1"]
+    try:
+        gymnasium.register("CartPole-v1", entry_point="user_environments:Walk", max_episode_steps=7)
+        train = partial(
+            upslope.train, "CartPole-v1", seeds=2, steps=192, folder=tmp_path, **SMALL | {"max_episode_steps": None}
+        )
+        alone, several = train(name="alone", workers=1), train(name="several", workers=2)
+    finally:
+        gymnasium.registry["CartPole-v1"] = original
+    assert_same_run(alone.path, several.path)
+    assert several.episodes()["length"].max() == 7
+
+
+def test_a_space_that_needs_levers_still_trains(tmp_path: Path):
+    space = spaces.MultiDiscrete([2, 3], dtype=np.int32)
+    assert upslope.train(lambda: Levers(space), steps=32, folder=tmp_path, **SMALL).path.exists()
