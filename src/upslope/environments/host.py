@@ -118,7 +118,7 @@ def space_of(env: gymnasium.Env, role: str, name: str) -> gymnasium.Space:
         ) from error
     if not isinstance(space, gymnasium.Space):
         of_gym = type(space).__module__.split(".")[0] == "gym"
-        what = f"a space of the old package gym, {space}" if of_gym else f"{space!r}, a {type(space).__name__}"
+        what = f"a space of the old package gym, {space}" if of_gym else f"{space!r} ({type(space).__name__})"
         raise BrokenEnvironmentError(
             f"{name} declares {what} as its {role}. A space is one of gymnasium.spaces, e.g. "
             "gymnasium.spaces.Box(-1, 1, (2,))."
