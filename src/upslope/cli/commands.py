@@ -93,7 +93,7 @@ def record(
     from upslope.runs.policy import spaces_of
 
     decide([run], trust)
-    path = evaluation.record(run, episodes=episodes, output=output, trust=trust, **options)
+    path = evaluation.record(run, episodes=episodes, output=output, **options)
     say(f"recorded {counted(episodes, 'episode')} in {path}")
     directory = RunDirectory(run)
     config, is_continuous = directory.config(), spaces_of(directory)[1].is_continuous

@@ -142,7 +142,7 @@ def parse_train(arguments: list[str], *, ask: bool = True) -> tuple[Train, dict[
     given |= {"wrappers"} if "wrapper" in given else set()
     asked |= {f.name: getattr(flags, f.name) for f in fields(Config) if f.name.rstrip("_") in given}
     asked["environment"] = flags.environment or asked.get("environment", "")
-    asked["preset"] = not flags.no_preset and (flags.preset_name or of_file)
+    asked["preset"] = not flags.no_preset and (of_file if flags.preset_name is None else flags.preset_name)
     if not asked["environment"]:
         raise UpslopeError("Say what to train on, e.g. `upslope train CartPole-v1`; see `upslope train --help`.")
     if flags.config is not None:

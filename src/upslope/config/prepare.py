@@ -60,7 +60,8 @@ def configured(
     objects, names, given = parts_of(**parts)
     asked = canonical(settings) | names
     if twice := [flag_of(name) for name in given.keys() & asked.keys() if given[name] != asked[name]]:
-        raise UpslopeError(f"{', '.join(twice)} differs between the settings and {objects}. Leave one out.")
+        own = " and ".join(str(part) for part in vars(objects).values() if part)
+        raise UpslopeError(f"{', '.join(twice)} differs between the settings and {own}. Leave one out.")
     for role in AXES:
         if ":" in asked.get(role, ""):
             given |= declared(named(role, asked[role]))
@@ -71,8 +72,8 @@ def configured(
 
 
 def parts_of(
-    estimator: Estimator | str | None = None,
-    objective: Objective | str | None = None,
+    estimator: Any = None,
+    objective: Any = None,
     model: Callable[..., Any] | str | None = None,
     optimiser: Any = None,
     schedules: Mapping[str, Callable[[Any], Any]] | None = None,
@@ -129,7 +130,7 @@ def missing_reader(name: str, config: Config, task: Task) -> str:
     if name in HYPERPARAMETERS:
         is_read = name in (*parameters(estimator).values(), *parameters(objective).values())
         return "" if is_read else parts_where(lambda kind: name in parameters(kind).values())
-    has_networks = task.model.own is None
+    has_networks, is_box = task.model.own is None, task.model.head.is_continuous
     is_unit = isinstance(estimator, UnitWeight)
     segments = parts_where(lambda kind: getattr(kind, "whole_episodes", None) is False)
     readers = {
@@ -137,7 +138,7 @@ def missing_reader(name: str, config: Config, task: Task) -> str:
         "rollout_steps": (not (estimator.whole_episodes or is_recorded), f"{segments} without --data"),
         "num_envs": (not is_recorded, "runs without --data"),
         "imitation_iterations": (is_recorded, "runs with --data"),
-        "log_std_init": (has_networks and task.model.head.is_continuous, "perceptrons with Box actions"),
+        "log_std_init": (has_networks and is_box, "--model perceptron" if is_box else "policies with Box actions"),
         "hidden_sizes": (has_networks, "--model perceptron"),
         "activation": (has_networks, "--model perceptron"),
         "model_kwargs": (not has_networks, "an own --model"),
