@@ -80,21 +80,25 @@ def fingerprint() -> dict[str, str]:
 
 def train_all(folder: Path, chosen: str = "") -> dict[str, Any]:
     """Train every case whose name holds `chosen`; its facts by name."""
+    done: dict[str, Any] = {}
+    for name in CASES:
+        if chosen in name:
+            train_case(name, folder, done)
+    return {name: facts_of(run) for name, run in done.items()}
+
+
+def train_case(name: str, folder: Path, done: dict[str, Any]) -> Any:
+    """The run of a case, out of those that are `done`, which it is added to; before it, the run that it learns from."""
     import upslope
 
-    paths, found = {}, {}
-    for name, (environment, algorithm, settings) in CASES.items():
-        if chosen not in name and chosen not in [learner for learner, teacher in TEACHERS.items() if teacher == name]:
-            continue
+    if name not in done:
+        environment, algorithm, settings = CASES[name]
         settings = SMALL | settings
         if name in TEACHERS:
-            teacher = paths[TEACHERS[name]]
-            data = upslope.record(teacher, episodes=6, output=folder / f"{teacher.name}.npz")
-            settings |= {"data": str(data)}
-        run = upslope.train(environment, algorithm, folder=folder, name=name.replace(" ", "-"), **settings)
-        paths[name] = run.path
-        found[name] = facts_of(run)
-    return found
+            teacher = train_case(TEACHERS[name], folder, done).path
+            settings |= {"data": str(upslope.record(teacher, episodes=6, output=folder / f"{teacher.name}.npz"))}
+        done[name] = upslope.train(environment, algorithm, folder=folder, name=name.replace(" ", "-"), **settings)
+    return done[name]
 
 
 def facts_of(run: Any) -> dict[str, Any]:

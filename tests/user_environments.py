@@ -73,6 +73,17 @@ class OwnRandomness(Walk):
         return super().step(action)
 
 
+class TwoAxes(Walk):
+    """A walk whose observation is a matrix."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.observation_space = spaces.Box(-10.0, 1e6, (1, 2), np.float32)
+
+    def observe(self) -> Any:
+        return super().observe()[None]
+
+
 class Counting(gymnasium.Env):
     """Observes (episode number, step), so that a fake transition or a wrong successor is visible.
 

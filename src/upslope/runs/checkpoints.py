@@ -30,7 +30,14 @@ def load_checkpoint(path: Path, like: Any, prefix: str = "") -> tuple[Any, dict[
         UpslopeError: the file is missing, damaged, of another version, or holds another state.
     """
     arrays, meta = load_arrays(path, "checkpoint")
-    is_old_agent = meta.get("format") == 1 and not hasattr(like, "learner")
+    is_old = meta.get("kind") == "checkpoint" and meta.get("format") == 1
+    is_old_agent = is_old and not hasattr(like, "learner")
+    if is_old and not is_old_agent:
+        raise UpslopeError(
+            f"{path} was written in format 1 of an earlier upslope. Its agents can be loaded, evaluated and reported, "
+            f"but training cannot go on from it: that takes format {CHECKPOINT_FORMAT}. Resume it with the version "
+            "that began it, or train anew under another --name."
+        )
     if meta.get("kind") != "checkpoint" or (meta.get("format") != CHECKPOINT_FORMAT and not is_old_agent):
         raise UpslopeError(
             f"{path} says that it is a {meta.get('kind')} of format {meta.get('format')}; a checkpoint of format "
