@@ -37,13 +37,14 @@ TARGETS = {
 
 def judge(bank: Path, half: str, tell: bool, commit: str = "") -> dict[str, Any]:
     """Diagnose every run of a half of the bank that was trained."""
-    rows = []
+    rows, untrained = [], []
     for job in jobs():
         path = place(bank, job)
-        if job.half != half or not (path / "harm.json").exists():
+        if job.half != half:
             continue
-        if not harm_at(path):
-            continue  # it could not be trained
+        if not (path / "harm.json").exists() or not harm_at(path):
+            untrained.append(f"{job.world.name}, {job.name}")
+            continue
         is_faulty = job.cause != "healthy"
         if is_faulty and not did_harm(bank, job):
             rows.append(row_of(job) | {"harmed": False})
@@ -123,7 +124,11 @@ def words(count: list[int]) -> str:
 
 def lines_of(found: dict[str, Any]) -> list[str]:
     """The figures, one a line."""
-    return [f"{name}: {words(x)}" for name, x in found.items() if isinstance(x, list) and name != "runs"]
+    return [
+        f"{name}: {words(x)}"
+        for name, x in found.items()
+        if isinstance(x, list) and name not in ("runs", "not trained")
+    ]
 
 
 def write_page(stored: dict[str, Any]) -> None:
@@ -131,7 +136,9 @@ def write_page(stored: dict[str, Any]) -> None:
     judged = stored["test"]
     lines = ["| test half | wanted | " + " | ".join(judged) + " |", "|---|---|" + "---|" * len(judged)]
     lines.append("| rules of commit | | " + " | ".join(x["rules of commit"] for x in judged.values()) + " |")
-    for name in [n for n, x in next(iter(judged.values())).items() if isinstance(x, list) and n != "runs"]:
+    for name in [
+        n for n, x in next(iter(judged.values())).items() if isinstance(x, list) and n not in ("runs", "not trained")
+    ]:
         sign, bound = TARGETS.get(name, ("", 0.0))
         wanted = f"{'≥' if sign == '>=' else '≤'} {100 * bound:.0f} %" if sign else ""
         lines.append(f"| {name} | {wanted} | " + " | ".join(words(x[name]) for x in judged.values()) + " |")

@@ -372,9 +372,8 @@ def of_gymnasium(name: str, **options: Any) -> Callable[[], gymnasium.Env]:
 
     def create() -> gymnasium.Env:
         if name.startswith("MiniGrid"):
-            import minigrid
+            import minigrid  # noqa: F401  # enters its environments into Gymnasium's registry
 
-            minigrid.register_minigrid_envs()
             return Pixels(gymnasium.make(name, **options))
         env = gymnasium.make(name, **options)
         return env if isinstance(env.observation_space, spaces.Box) else gymnasium.wrappers.FlattenObservation(env)
