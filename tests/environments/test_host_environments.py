@@ -9,10 +9,10 @@ from typing import Any
 import gymnasium
 import numpy as np
 import pytest
+from upslope.cli.flags import parse_train
 from user_environments import Walk
 
 import upslope
-from upslope.cli.flags import parse_train
 from upslope.cli.main import run as run_command
 from upslope.config import trust
 from upslope.config.command import command_of
