@@ -14,7 +14,10 @@ import pytest
 from user_environments import Simulated
 
 import upslope
+from upslope.config.config import configure
+from upslope.config.task import task_of
 from upslope.engines import slices
+from upslope.engines.selection import can_travel
 from upslope.environments.registry import make
 from upslope.errors import UpslopeError
 
@@ -43,6 +46,13 @@ WAYS = {"alone": (2, 1), "seeds": (2, 2), "slices": (1, 2)}
 def train(way: str, folder: Path, **settings: Any) -> Any:
     seeds, workers = WAYS[way]
     return upslope.train(NAME, folder=folder, seeds=seeds, workers=workers, **SMALL | settings)
+
+
+@pytest.mark.parametrize("schedule", ["constant", "linear", "cosine"])
+def test_a_task_can_be_handed_to_another_process(schedule: str):
+    settings: dict[str, Any] = {"learning_rate_schedule": schedule, "epsilon_schedule": schedule}
+    config = configure(NAME, is_continuous=False, use_preset=False, **settings)
+    assert can_travel(task_of(config, make(NAME)))
 
 
 @pytest.mark.parametrize("way", WAYS)

@@ -4,6 +4,7 @@ A worker serves one of upslope's modules: it does not import the user's script a
 Its pipes are private: none is a standard descriptor, and no program that an environment starts inherits them.
 """
 
+import atexit
 import contextlib
 import gc
 import json
@@ -154,12 +155,15 @@ class Worker:
         except subprocess.TimeoutExpired:
             self.process.kill()
             self.process.wait()
-            warn(f"warning: {self.describe()} did not close its environments within {FAREWELL:.0f} s and was ended.")
-        self.listener.join(timeout=1.0)
+        self.listener.join(timeout=FAREWELL)
+        is_closed = self.process.returncode >= 0
         while not self.answers.empty():
             kind, value = self.answers.get()
+            is_closed |= kind == "closed"
             if kind == "notice":
                 self.notices(*value)
+        if not is_closed:
+            self.notices("ended", f"warning: {self.describe()} was ended before it had closed its environments.")
         if not self.listener.is_alive():
             self.received.close()
 
@@ -210,8 +214,7 @@ class Pulse:
         self.request = 0
         self.is_busy = False
         self.is_over = threading.Event()
-        self.thread = threading.Thread(target=self.beat, daemon=True)
-        self.thread.start()
+        threading.Thread(target=self.beat, daemon=True).start()
 
     def beat(self) -> None:
         """Once a second."""
@@ -229,9 +232,10 @@ class Pulse:
                         return
 
     def end(self) -> None:
-        """Let the thread end: a process that ends with one inside a lock is aborted."""
+        """Say that everything is closed; no sign of life comes after that."""
         self.is_over.set()
-        self.thread.join()
+        with contextlib.suppress(OSError):
+            self.answer("closed", None)
 
     def begin(self) -> None:
         """A request has come."""
@@ -326,9 +330,13 @@ def serve(server: Any, requests: int, answers: int, path: Sequence[str]) -> None
             answer_all(server, asked, pulse)
         finally:
             server.close()
-            # What is frozen is never collected, and libraries then report it as leaked.
-            gc.unfreeze()
             pulse.end()
+    # All is closed. To take the interpreter apart, too, would only take time, and libraries would tell of what is left.
+    atexit._run_exitfuncs()
+    for stream in (sys.stdout, sys.stderr):
+        with contextlib.suppress(OSError, ValueError):
+            stream.flush()
+    os._exit(0)
 
 
 def answer_all(server: Any, requests: Any, pulse: "Pulse") -> None:

@@ -20,11 +20,19 @@ Progress = Float[Array, ""]
 Schedule = Callable[[Progress], Float[Array, ""]]
 """Progress → a factor, 1 at the start."""
 
-SCHEDULES: dict[str, Schedule | None] = {
-    "constant": None,
-    "linear": lambda progress: jnp.maximum(1 - progress, 0.0),
-    "cosine": lambda progress: 0.5 * (1 + jnp.cos(jnp.pi * jnp.clip(progress, 0.0, 1.0))),
-}
+
+def linear(progress: Progress) -> Float[Array, ""]:
+    """From 1 to 0 in a straight line."""
+    return jnp.maximum(1 - progress, 0.0)
+
+
+def cosine(progress: Progress) -> Float[Array, ""]:
+    """From 1 to 0 along half a cosine."""
+    return 0.5 * (1 + jnp.cos(jnp.pi * jnp.clip(progress, 0.0, 1.0)))
+
+
+# Functions of the module, since a task that is handed to a worker process holds them.
+SCHEDULES: dict[str, Schedule | None] = {"constant": None, "linear": linear, "cosine": cosine}
 """Name → schedule; None changes nothing."""
 DIRECTIONS: dict[str, Callable[[], optax.GradientTransformation]] = {
     "adam": lambda: optax.scale_by_adam(eps=1e-5),
