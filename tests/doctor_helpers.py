@@ -47,8 +47,8 @@ def write_run(
     directory, generator = RunDirectory(folder / "run"), np.random.default_rng(0)
     action = spaces.Box(-1.0, 1.0, (1,), np.float32) if box else spaces.Discrete(2)
     head = head_of(action, "World-v0")
-    coding = coding_of(spaces.Box(-1, 1, (3,)), "World-v0")
-    directory.create(config, describe(coding, head), {"needs_critic": True})
+    encoder = encoder_of(spaces.Box(-1, 1, (3,)), "World-v0")
+    directory.create(config, described_spaces(encoder, head), {"needs_critic": True})
     for seed in range(SEEDS):
         for i in range(ITERATIONS):
             step = (i + 1) * 1024
