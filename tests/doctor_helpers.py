@@ -7,8 +7,10 @@ from gymnasium import spaces
 
 import upslope
 from upslope.config.config import configure
+from upslope.models.encoders import encoder_of
 from upslope.models.heads import head_of
 from upslope.runs.directory import RunDirectory
+from upslope.runs.policy import described_spaces
 
 SEEDS, ITERATIONS = 5, 40
 HEALTHY = {
