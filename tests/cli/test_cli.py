@@ -66,7 +66,7 @@ def shell(words: list[str], folder: Path, after: str = "pass") -> subprocess.Com
     script = f"import sys\nfrom upslope.cli.main import main\ntry:\n    main()\nfinally:\n    {after}"
     environment = os.environ | {"PYTHONPATH": os.pathsep.join(sys.path), "PYTHONIOENCODING": "utf-8"}
     return subprocess.run(
-        [sys.executable, "-c", script, *words], cwd=folder, env=environment, capture_output=True, text=True, timeout=120
+        [sys.executable, "-c", script, *words], cwd=folder, env=environment, capture_output=True, text=True
     )
 
 

@@ -38,7 +38,7 @@ def start(script: str, words: list[str], folder: Path, **streams: Any) -> subpro
 def command(script: str, words: list[str], folder: Path, **streams: Any) -> subprocess.CompletedProcess[str]:
     """The same, to its end."""
     process = start(script, words, folder, **streams)
-    out, err = process.communicate(timeout=240)
+    out, err = process.communicate()
     return subprocess.CompletedProcess(words, process.returncode, out, err)
 
 
@@ -109,7 +109,7 @@ def test_training_that_nobody_reads_is_saved(tmp_path: Path):
     process.stdout.readline()
     process.stdout.close()  # as `head -1` does
     process.stdout = None
-    said = process.communicate(timeout=240)[1]
+    said = process.communicate()[1]
     assert process.returncode == EXIT_INTERRUPTED and "Traceback" not in said
     assert f"Stopped and saved. Go on with: upslope resume {Path('runs') / 'cut'}" in said
     assert (tmp_path / "runs" / "cut" / "checkpoints" / "last.npz").exists()

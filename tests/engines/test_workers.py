@@ -4,7 +4,6 @@ import os
 import subprocess
 import sys
 from collections.abc import Callable
-from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -29,8 +28,13 @@ CASES: dict[str, tuple[str, str, dict[str, Any]]] = {
     "mujoco": ("InvertedPendulum-v5", "ppo", {"steps": 320, **SEGMENTS}),
     "cursed": ("user_environments:Cursed", "ppo", {"steps": 400, **SEGMENTS}),
 }
-train = partial(train_case, CASES, seeds=3, hidden_sizes=(8,), quiet=True)
 pytestmark = pytest.mark.usefixtures("curse")
+
+
+def train(case: str, folder: Path, name: str, **options: Any) -> Path:
+    """Three seeds, which two processes share unequally; where something goes wrong, a process for each of two."""
+    options = {"seeds": 2 if case == "cursed" else 3, "hidden_sizes": (8,), "quiet": True} | options
+    return train_case(CASES, case, folder, name, **options)
 
 
 @pytest.fixture(scope="module")
@@ -88,16 +92,16 @@ def test_a_fault_in_one_process_is_named_and_loses_nothing(
     whole = in_one_process("cursed")
     curse.write_text(kind)
     with pytest.raises(upslope.UpslopeError, match=words):
-        train("cursed", folder, kind, workers=3)
+        train("cursed", folder, kind, workers=2)
     curse.unlink()
-    upslope.resume(folder / kind, workers=3, quiet=True)
+    upslope.resume(folder / kind, workers=2, quiet=True)
     assert_same_run(whole, folder / kind)
 
 
 def test_a_process_that_hangs_is_named(folder: Path, curse: Path, monkeypatch: Any, capsys: Any):
     monkeypatch.setattr(processes, "PATIENCE", 0.5)
     curse.write_text("sleeps")
-    train("cursed", folder, "slept", workers=3)
+    train("cursed", folder, "slept", workers=2)
     assert "seeds 1) has not answered for" in capsys.readouterr().err
 
 
@@ -137,9 +141,7 @@ def test_a_script_without_a_main_guard(tmp_path: Path):
         "print('trained', run.returns.shape)\n"
     )
     environment = os.environ | {"JAX_PLATFORMS": "cpu"}
-    done = subprocess.run(
-        [sys.executable, script], cwd=tmp_path, env=environment, capture_output=True, text=True, timeout=120
-    )
+    done = subprocess.run([sys.executable, script], cwd=tmp_path, env=environment, capture_output=True, text=True)
     assert done.stdout == "trained (2,)\n", done.stderr
 
 
@@ -164,7 +166,7 @@ def test_mujoco_measures_no_times_in_a_worker():
         "after, again = spent()\n"
         "print(before > 0, after, shown == again)\n"
     )
-    done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, timeout=120)
+    done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True)
     assert done.stdout.splitlines()[-1:] == ["True 0.0 True"], done.stderr
 
 

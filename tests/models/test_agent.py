@@ -242,7 +242,6 @@ def test_weights_begin_orthogonal_with_a_gain_of_their_own(hidden_sizes):
 
 
 # Batched QR decompositions in one compiled program once hung XLA for some numbers of seeds.
-@pytest.mark.timeout(60)
 @pytest.mark.parametrize("num_seeds", [1, 2, 3, 8, 32])
 def test_any_number_of_seeds_is_initialised_each_with_its_own_weights(num_seeds):
     world = CartPole()

@@ -149,15 +149,14 @@ def test_a_signal_stops_the_command_cleanly(tmp_path: Path):
         )
         for number in signals
     ]  # fmt: skip
-    deadline = time.monotonic() + 120
     for number, process in zip(signals, processes, strict=True):
         rows = tmp_path / "runs" / number.name / "metrics.jsonl"
-        while not (rows.exists() and rows.stat().st_size) and process.poll() is None and time.monotonic() < deadline:
+        while not (rows.exists() and rows.stat().st_size) and process.poll() is None:
             time.sleep(0.1)
         process.send_signal(number)
         process.send_signal(number)  # as `timeout` does: once to the process, once to its group
     for number, process in zip(signals, processes, strict=True):
-        said = process.communicate(timeout=120)[1]
+        said = process.communicate()[1]
         assert process.returncode == 130, said
         assert f"Stopped and saved. Go on with: upslope resume {Path('runs') / number.name}" in said
         assert "Traceback" not in said
