@@ -114,11 +114,7 @@ def summary(rates: Sequence[dict[str, float]]) -> dict[str, Any]:
 
 
 def measure_against(commit: str, names: Sequence[str], pairs: int, processor: str) -> bool:
-<<<<<<< HEAD
-    """Measure the cases, store each beside those of the same two trees; whether none is slower."""
-=======
     """Measure the cases; print each, and store it beside those of the same two trees. Whether none is slower."""
->>>>>>> house
     if pairs < FEWEST_PAIRS:
         print(f"{pairs} pairs bound no median: the interval shown is their range, and nothing is judged.")
     with checked_out(commit) as older:

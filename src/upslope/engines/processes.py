@@ -121,7 +121,8 @@ class Worker:
                     raise self.ended_for(stuck, place)
                 continue
             if kind == "notice":
-                self.notices(*value)
+                notice: Any = value
+                self.notices(*notice)
                 continue
             if kind == "done":
                 return value
@@ -161,7 +162,8 @@ class Worker:
             kind, value = self.answers.get()
             is_closed |= kind == "closed"
             if kind == "notice":
-                self.notices(*value)
+                notice: Any = value
+                self.notices(*notice)
         if not is_closed:
             self.notices("ended", f"warning: {self.describe()} was ended before it had closed its environments.")
         if not self.listener.is_alive():
