@@ -128,14 +128,14 @@ def collect(world: Any, *arguments: Any, **options: Any) -> Any:
 def numbers_of(task: Task) -> dict[str, Any]:
     """What is an argument of a program."""
     rate = task.learning_rate * Now.plant["rate_factor"]
-    own = {"learning_rate": rate, "gamma": task.gamma, "entropy_coefficient": task.update.entropy_coefficient}
+    own = {"learning_rate": rate, "gamma": task.gamma, "entropy_coefficient": task.entropy_coefficient}
     return {name: jnp.float32(x) for name, x in (own | Now.plant).items()}
 
 
 def with_numbers(task: Task, numbers: dict[str, Any]) -> Task:
     """The task with these numbers in it; what is planted is read from `Now`."""
-    update = dataclasses.replace(task.update, entropy_coefficient=numbers["entropy_coefficient"])
-    return dataclasses.replace(task, update=update, learning_rate=numbers["learning_rate"], gamma=numbers["gamma"])
+    own = {name: numbers[name] for name in ("learning_rate", "gamma", "entropy_coefficient")}
+    return dataclasses.replace(task, **own)
 
 
 class Planting:
@@ -163,12 +163,12 @@ def key_of(task: Task, *more: Any) -> str:
 class Shared(CompiledEngine):
     """Keeps its program for the next run with the same structure."""
 
-    def __init__(self, task: Task, seeds: Any, iterations: int):
-        super().__init__(task, seeds, iterations)
+    def __init__(self, task: Task, seeds: Any):
+        super().__init__(task, seeds)
         world = task.environment
         # Where an engine on recorded data has its rollout, so that the program takes it as an argument.
         self.data = numbers_of(task)  # type: ignore[assignment]  # numbers in place of data: arguments of the program
-        self.key = key_of(task, iterations, len(seeds), type(getattr(world, "inner", world)), type(world))
+        self.key = key_of(task, self.iterations, len(seeds), type(getattr(world, "inner", world)), type(world))
         if self.key in PROGRAMS:
             self.programs, self.cut, self.join = PROGRAMS[self.key]
             self.is_compiled = True

@@ -22,10 +22,11 @@ from doctor_field_worlds import FIELD_SOUND, OF_REWARDS_AND_ENDS, WORLDS, HostPl
 from doctor_planting import ESTIMATORS, ROLLOUTS, Now, PlantedClip, PlantedGAE
 
 import upslope
+from upslope.config.task import model_of
 from upslope.engines import selection
 from upslope.learning import iteration
 from upslope.learning.collect import collect_episodes
-from upslope.models.agent import initialise_agent
+from upslope.models.agent import initialise_agents
 from upslope.runs.directory import RunDirectory
 from upslope.runs.policy import Policy, load_agents, spaces_of
 
@@ -341,11 +342,16 @@ def harm_of(job: Job, path: Path) -> dict[str, Any]:
     directory = RunDirectory(path)
     config = directory.config()
     agents, _ = load_agents(directory, config, "last")
-    coding, head = spaces_of(directory)
+    spec = model_of(config, *spaces_of(directory))
     plant = FIELD_SOUND | {n: x for n, x in (job.fault.plant if job.fault else {}).items()
                            if n not in OF_REWARDS_AND_ENDS}  # fmt: skip
     trained = [jax.tree.map(lambda x, s=s: x[s], agents) for s in range(config.seeds)]
-    fresh = [initialise_agent(jax.random.key(s), coding, head, **config.network()) for s in config.seed_list()]
+    fresh = initialise_agents(
+        [jax.random.key(s) for s in config.seed_list()],
+        spec,
+        normalize_observations=config.normalize_observations,
+        normalize_rewards=config.normalize_rewards,
+    )
     play = partial(play_compiled if job.world.is_compiled else play_host, job.world, plant)
     return {"trained": [play(agent) for agent in trained], "untrained": [play(agent) for agent in fresh]}
 
@@ -373,7 +379,7 @@ def play_host(world: World, plant: dict[str, float], agent: Any) -> list[float]:
     """The same on the host, side by side."""
     create = environment_of(world, plant)
     envs = [create() for _ in range(HOST_PLAYED)]
-    policy = Policy(agent, 0, "last")
+    policy = Policy(agent, agent.model.encoder, 0, "last")
     seen = np.stack([env.reset(seed=1000 + i)[0] for i, env in enumerate(envs)])
     returns, going = np.zeros(len(envs)), np.ones(len(envs), bool)
     for _ in range(1000):

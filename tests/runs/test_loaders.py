@@ -42,6 +42,7 @@ from upslope.engines.host import HostEngine, columns_of
 from upslope.environments.registry import make
 from upslope.report.credit import credit_view
 from upslope.report.figures import Figures
+from upslope.report.output import WORDS, templates
 from upslope.runs.datasets import load_dataset
 from upslope.runs.directory import RunDirectory
 from upslope.runs.display import QuietDisplay
@@ -124,7 +125,9 @@ class Run:
         """What a report makes of a credit file."""
         figures = Figures()
         view = credit_view(figures, load_credit(self.path / "credit.npz"), "title", 1000)
-        return view + json.dumps(figures.found, allow_nan=False)
+        numbers = json.dumps(figures.found, allow_nan=False)
+        fields = dict.fromkeys(("mark", "written", "plotly"), "") | WORDS  # without Plotly's script, which takes time
+        return templates().get_template("credit.html").render(fields, title="title", view=view, data=numbers)
 
     def dataset(self) -> Any:
         """What learning from a dataset reads."""

@@ -16,7 +16,6 @@ import pytest
 from run_helpers import Killed, assert_same_run
 
 import upslope
-from upslope import api
 from upslope.config.config import configure
 from upslope.engines import processes
 from upslope.models.encoders import BoxEncoder
@@ -69,7 +68,7 @@ def killed(*_: Any) -> None:
 
 def test_a_run_that_was_killed_when_it_was_made_begins_anew(straight: Path, tmp_path: Path, monkeypatch: Any):
     with monkeypatch.context() as patch:
-        patch.setattr(api, "run_loop", killed)
+        patch.setattr("upslope.runs.train.run_loop", killed)
         with pytest.raises(Killed):
             train(tmp_path, "early")
     assert not list((tmp_path / "early" / "checkpoints").iterdir())
@@ -114,7 +113,7 @@ def test_of_two_runs_with_one_name_one_is_made(tmp_path: Path):
 
 HOLD = """
 import sys, time
-from upslope.runs import RunDirectory
+from upslope.runs.directory import RunDirectory
 with RunDirectory(sys.argv[1]).held():
     print("held", flush=True)
     time.sleep(60)
