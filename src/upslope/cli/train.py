@@ -19,7 +19,6 @@ from tyro.constructors import StructConstructorSpec, StructFieldSpec, StructType
 from upslope.config.coercion import REGISTRY
 from upslope.config.config import Config, canonical, configure, positive
 from upslope.config.foreign_names import foreign_setting
-from upslope.config.trust import ROLES, requested, require
 from upslope.core.files import MAX_SETTINGS, plain_file
 from upslope.core.messages import readable
 from upslope.errors import UpslopeError
@@ -146,14 +145,16 @@ def parse_train(arguments: list[str], *, ask: bool = True) -> tuple[Train, dict[
     if not asked["environment"]:
         raise UpslopeError("Say what to train on, e.g. `upslope train CartPole-v1`; see `upslope train --help`.")
     if flags.config is not None:
-        named = {role for role in ROLES if role in given or (role == "environment" and flags.environment)}
-        decide_file(flags, asked, named, ask=ask)
+        decide_file(flags, asked, given, ask=ask)
     return flags, asked
 
 
-def decide_file(flags: Train, asked: dict[str, Any], named: set[str], *, ask: bool) -> None:
-    """Refuse what the settings file asks to be imported or called, unless it is allowed; `named` are the settings that
-    the command line itself names."""
+def decide_file(flags: Train, asked: dict[str, Any], given: set[str], *, ask: bool) -> None:
+    """Refuse what the settings file asks to be imported or called, unless it is allowed; `given` are the flags of the
+    command line itself."""
+    from upslope.config.trust import ROLES, requested, require
+
+    named = {role for role in ROLES if role in given or (role == "environment" and flags.environment)}
     settings = {name: asked[name] for name in ROLES if name in asked}
     config = configure(settings.pop("environment"), is_continuous=False, use_preset=False, **settings)
     if ask:
@@ -165,7 +166,7 @@ def decide_file(flags: Train, asked: dict[str, Any], named: set[str], *, ask: bo
 def decide(runs: Iterable[Path], trust: bool, *, learns: bool = False) -> None:
     """Ask, where a person can answer, for the code that these runs' configs name. What is not allowed is refused or
     left out by whatever needs it."""
-    from upslope.config.trust import LEARNING
+    from upslope.config.trust import LEARNING, require
     from upslope.runs.directory import RunDirectory
 
     for run in runs:
