@@ -9,7 +9,7 @@ from typing import Annotated, Any, Literal
 
 import tyro
 
-from upslope.cli.flags import JSON, Runs
+from upslope.cli.flags import JSON, Runs, Wrappers
 from upslope.cli.terminal import answer, say
 from upslope.config.config import positive
 
@@ -34,6 +34,8 @@ class Check:
     """A Gymnasium id, `module:Id`, `module:callable`, or `jax:Name`."""
     env_kwargs: Annotated[dict[str, Any], JSON] = field(default_factory=dict)
     """Keyword arguments for the environment, as JSON."""
+    wrappers: Wrappers = ()
+    """A wrapper to put around the environment, repeatable, as in `upslope train`."""
     max_episode_steps: int | None = None
     """Truncate episodes after so many steps; by default at the environment's own limit."""
     json: Json = False
@@ -91,7 +93,8 @@ def check(flags: Check) -> None:
     from upslope.cli.verdicts import check_view
     from upslope.diagnosis import check as checking
 
-    found = checking.check(flags.environment, env_kwargs=flags.env_kwargs, max_episode_steps=flags.max_episode_steps)
+    settings = {name: getattr(flags, name) for name in ("env_kwargs", "wrappers", "max_episode_steps")}
+    found = checking.check(flags.environment, **settings)
     answer(flags.json, found.to_json(), check_view(found))
     sys.exit(int(found.worst == "error"))
 

@@ -11,7 +11,7 @@ from typing import Annotated, Any, Literal
 
 import tyro
 
-from upslope.cli.flags import JSON, Quiet, Run, Runs, Trust
+from upslope.cli.flags import JSON, Quiet, Run, Runs, Trust, Wrappers
 from upslope.cli.terminal import answer, console, say
 from upslope.config.config import fresh, positive
 from upslope.errors import UpslopeError
@@ -79,12 +79,15 @@ class Credit:
     """Which agent."""
     output: Annotated[Path | None, tyro.conf.arg(aliases=["-o"])] = None
     """The page to write, or a folder for it; by default credit.html in the run directory."""
+    max_episode_steps: int | None = None
+    """Cut the episode after so many steps; by default at the run's or the environment's limit, or at 10,000."""
     trust: Trust = False
     """Run the code that the run's config.json names; it may do anything. Without this it is shown and asked for, or
     refused."""
 
     def __post_init__(self) -> None:
         fresh(episode_seed=self.episode_seed)
+        positive(max_episode_steps=self.max_episode_steps)
 
 
 @dataclass(frozen=True)
@@ -114,6 +117,8 @@ class Ladder:
     """Use the environment's tuned settings where there are any, as `upslope train` does."""
     env_kwargs: Annotated[dict[str, Any], JSON] = field(default_factory=dict)
     """Keyword arguments for the environment, as JSON."""
+    wrappers: Wrappers = ()
+    """A wrapper to put around the environment, repeatable, as in `upslope train`."""
     max_episode_steps: int | None = None
     """Truncate episodes after so many steps; by default at the environment's own limit."""
     workers: int | None = None

@@ -20,6 +20,7 @@ Quiet = Annotated[bool, tyro.conf.arg(aliases=["-q"])]
 Trust = Annotated[bool, tyro.conf.FlagCreatePairsOff]
 Run = tyro.conf.Positional[Path]
 Runs = tyro.conf.Positional[tuple[Path, ...]]
+Wrappers = Annotated[tuple[str, ...], tyro.conf.arg(name="wrapper"), tyro.conf.UseAppendAction]
 JSON = tyro.constructors.PrimitiveConstructorSpec(
     nargs=1,
     metavar="JSON",
@@ -102,6 +103,8 @@ class Evaluate:
     """Which agents."""
     environment_seed: int = 0
     """Another number gives other episodes."""
+    max_episode_steps: int | None = None
+    """Cut episodes after so many steps; by default at the run's or the environment's limit, and without one at 10,000."""
     video: Path | None = None
     """Also film one deterministic episode of the first seed into this .mp4 (needs the extra `video`)."""
     trust: Trust = False
@@ -109,7 +112,7 @@ class Evaluate:
     refused."""
 
     def __post_init__(self) -> None:
-        positive(episodes=self.episodes)
+        positive(episodes=self.episodes, max_episode_steps=self.max_episode_steps)
         fresh(environment_seed=self.environment_seed)
 
 
@@ -129,12 +132,14 @@ class Record:
     """Which of the run's seeds; by default the first."""
     environment_seed: int = 0
     """Another number gives other episodes."""
+    max_episode_steps: int | None = None
+    """Cut episodes after so many steps; by default at the run's or the environment's limit, and without one at 10,000."""
     trust: Trust = False
     """Run the code that the run's config.json names; it may do anything. Without this it is shown and asked for, or
     refused."""
 
     def __post_init__(self) -> None:
-        positive(episodes=self.episodes)
+        positive(episodes=self.episodes, max_episode_steps=self.max_episode_steps)
         fresh(environment_seed=self.environment_seed)
 
 
@@ -218,7 +223,8 @@ def informed(flags: Train) -> Train:
         flags.environment, flags.algorithm, is_continuous=is_continuous, use_preset=use_preset, **settings
     )
     # Flags are added to their defaults, and they shall replace those of the file.
-    return Train(**(vars(config) | ({"wrappers": ()} if flags.wrappers else {})))
+    defaults: dict[str, Any] = {**vars(config), **({"wrappers": ()} if flags.wrappers else {})}
+    return Train(**defaults)
 
 
 def has_continuous_actions(environment: str, env_kwargs: dict[str, Any], wrappers: tuple[str, ...]) -> bool:

@@ -131,6 +131,7 @@ def evaluate(flags: Evaluate) -> None:
         episodes=flags.episodes,
         checkpoint=flags.checkpoint,
         environment_seed=flags.environment_seed,
+        max_episode_steps=flags.max_episode_steps,
     )
     console().print(tables.evaluation_view(flags.run, flags.checkpoint, found))
     if flags.video is not None:

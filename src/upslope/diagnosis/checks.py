@@ -77,17 +77,17 @@ def of_gymnasium(e: Examined) -> Iterator[Check]:
         warnings.simplefilter("always")
         error = ""
         try:
-            env = e.environment.create()
+            environment: Any = e.environment
+            env = environment.create()
             try:
                 check_env(env.unwrapped, skip_render_check=True, skip_close_check=True)
             finally:
                 env.close()
         except Exception as complaint:
             error = str(complaint).strip().split("\n")[0] or told(complaint)
-    words = [
-        plain(str(w.message)) for w in caught if "env_checker" in str(w.filename) or "UserWarning" in str(w.category)
-    ]
-    words = [each for each in dict.fromkeys([*([error] if error else []), *words]) if "infinity" not in each]
+    told_of = [w for w in caught if "env_checker" in str(w.filename) or "UserWarning" in str(w.category)]
+    every = [*([error] if error else []), *(plain(str(w.message)) for w in told_of)]
+    words = [each for each in dict.fromkeys(every) if "infinity" not in each]
     remedy = "Training copes with it; worth correcting where it is a surprise." if words else ""
     yield Check("Gymnasium's checker", "warning" if words else "ok", "; ".join(words) or "passed", remedy)
 

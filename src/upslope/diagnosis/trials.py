@@ -12,6 +12,7 @@ from typing import Any, Protocol, runtime_checkable
 
 import gymnasium
 import jax
+import jax.numpy as jnp
 import numpy as np
 from gymnasium import spaces
 
@@ -138,7 +139,7 @@ def actions_of(environment: AnyEnvironment, seed: int) -> Callable[[], Any]:
     generator, space = np.random.default_rng(seed), environment.action_space
     head = head_of(space, "the environment")
     if environment.is_compiled:
-        return lambda: np.asarray(head.to_compiled(sample_of(space, generator)[None]))[0]
+        return lambda: np.asarray(head.to_compiled(jnp.asarray(sample_of(space, generator)[None])))[0]
 
     def next_action() -> Any:
         taken = head.to_environment(sample_of(space, generator)[None])

@@ -29,8 +29,8 @@ def has_pictures(space: gymnasium.Space) -> bool:
     """Whether a space, or a part of it, is an image, which loses its neighbourhoods when it is flattened."""
     if isinstance(space, gymnasium.spaces.Box):
         return space.dtype == np.uint8 and len(space.shape) >= 2
-    parts = getattr(space, "spaces", ())
-    return any(map(has_pictures, parts.values() if hasattr(parts, "values") else parts))
+    parts: Any = getattr(space, "spaces", ())
+    return any(map(has_pictures, parts.values() if isinstance(parts, dict) else parts))
 
 
 def to_json(record: Any) -> dict[str, Any]:
