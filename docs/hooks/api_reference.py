@@ -8,6 +8,9 @@ from code_of import SOURCE
 
 import upslope
 
+FIELDS = ("core.types", "environments.base", "models.model")
+"""Modules whose names are shown with every field, also where a field has no words of its own."""
+
 
 def all_names(_: str, language: str = "en") -> str:
     """One section a module that has public names: what the module is, and each name."""
@@ -18,5 +21,6 @@ def section(room: str, names: tuple[str, ...]) -> str:
     """The names that live in one module."""
     path = SOURCE.joinpath("upslope", *room.split(".")).with_suffix(".py")
     about = (ast.get_docstring(ast.parse(path.read_text("utf-8"))) or "").split("\n\n")[0]
-    documented = "\n\n".join(f"::: upslope.{room}.{name}" for name in names)
+    options = "\n    options:\n      show_if_no_docstring: true" if room in FIELDS else ""
+    documented = "\n\n".join(f"::: upslope.{room}.{name}{options}" for name in names)
     return f"## {', '.join(names)}\n\n{about}\n\n{documented}\n"

@@ -78,12 +78,12 @@ def host_environment(maker: Maker, env: Any) -> HostEnvironment:
     if not isinstance(env, gymnasium.Env):
         raise BrokenEnvironmentError(f"{name} gave {not_an_environment(env)}")
     try:
-        observed, acted = (space_of(env, role, name) for role in ("observation_space", "action_space"))
+        observations, actions = space_of(env, "observation_space", name), space_of(env, "action_space", name)
         limit = env.spec.max_episode_steps if env.spec is not None else None
         if env.spec is not None and maker.callable() is None:
             maker = replace(maker, spec=gymnasium.registry.get(env.spec.id))
         is_named = maker.request.given is None
-        return HostEnvironment(name, maker, observed, acted, limit, is_named, partial(drawing, maker))
+        return HostEnvironment(name, maker, observations, actions, limit, is_named, partial(drawing, maker))
     finally:
         close_all(name, [env])
 

@@ -72,6 +72,9 @@ def mean_square_z(
     """Mean z² over all pairs whose product varies; nan where none does."""
     centre = valid.T @ following / jnp.maximum(jnp.sum(valid), 1)
     score, following = jax.lax.optimization_barrier((score, following - centre))
-    together, square = score.T @ following, jnp.square(score).T @ jnp.square(following)
+    products = score.T @ following, jnp.square(score).T @ jnp.square(following)
+    # Fused with its neighbours, the sum would be rounded as the program around it has it: by how many seeds there are.
+    together, square = jax.lax.optimization_barrier(products)
     varies = square > 1e-12
-    return jnp.sum(jnp.where(varies, together**2 / jnp.where(varies, square, 1), 0)) / jnp.sum(varies)
+    total = jnp.sum(jnp.where(varies, together**2 / jnp.where(varies, square, 1), 0))
+    return jax.lax.optimization_barrier(total) / jnp.sum(varies)
