@@ -62,6 +62,7 @@ def judge(bank: Path, half: str, tell: bool, commit: str = "") -> dict[str, Any]
         "rules of commit": commit or commit_of_rules(),
         "date": time.strftime("%Y-%m-%d"),
         **figures(rows),
+        "not trained": untrained,
         "runs": rows,
     }
 
