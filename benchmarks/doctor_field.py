@@ -26,6 +26,8 @@ import upslope
 
 RESULTS = Path(__file__).parent / "results" / "doctor_field.json"
 PAGE = Path(__file__).parents[1] / "docs" / "doctor.md"
+CLEAN = 2
+"""Judgements of the test half before any rule was changed for what they showed; later ones are no clean test."""
 TARGETS = {
     "right cause first": (">=", 0.85),
     "right cause among the first two": (">=", 0.92),
@@ -60,6 +62,7 @@ def judge(bank: Path, half: str, tell: bool, commit: str = "") -> dict[str, Any]
         "rules of commit": commit or commit_of_rules(),
         "date": time.strftime("%Y-%m-%d"),
         **figures(rows),
+        "not trained": untrained,
         "runs": rows,
     }
 
@@ -142,7 +145,7 @@ def write_page(stored: dict[str, Any]) -> None:
         sign, bound = TARGETS.get(name, ("", 0.0))
         wanted = f"{'≥' if sign == '>=' else '≤'} {100 * bound:.0f} %" if sign else ""
         lines.append(f"| {name} | {wanted} | " + " | ".join(words(x[name]) for x in judged.values()) + " |")
-    *_, (name, last) = judged.items()
+    name, last = list(judged.items())[:CLEAN][-1]
     lines += ["", f"| planted, and in fact harmful | first alarm, judgement “{name}”: runs |", "|---|---|"]
     for cause, counts in last["confusion"].items():
         right = "nothing" if cause == "healthy" else cause

@@ -157,3 +157,25 @@ def test_that_episodes_end_at_once_comes_before_that_nothing_is_paid(tmp_path):
 def test_ends_that_fall_between_the_looks_of_a_tiny_batch_are_not_called_lost(tmp_path):
     path = write_run(tmp_path, {"health/end_share": 0.0}, **ONE_SAMPLE)
     assert first_alarms(path) == ["batch_too_small"]
+
+
+@pytest.mark.parametrize(
+    ("weight", "found"), [(1e-3, []), (1.0, ["no_policy_signal"])], ids=["tiny rewards", "no loss"]
+)
+def test_a_small_gradient_of_tiny_weights_is_no_loss_without_a_gradient(weight, found, tmp_path):
+    changes = {"policy/gradient_norm": 1e-4, "health/weight_std": weight, "health/weight_mean": float("nan")}
+    assert first_alarms(write_run(tmp_path, changes, rise=0.0)) == found
+
+
+@pytest.mark.parametrize(
+    ("rewards", "is_alarm"),
+    [((0.0, 0.02, 1.0), False), ((-0.05, -0.03, 0.95), False), ((0.5, 1.0, 1.5), True), ((0.0, 0.5, 1.0), True)],
+    ids=["paid at the end", "the same with a cost of each step", "dense", "as often as not"],
+)
+def test_that_actions_have_no_effect_is_a_note_where_what_is_paid_is_rare(rewards, is_alarm, tmp_path):
+    lowest, mean, highest = rewards
+    changes = {"health/action_effect": 1.0, "health/late_effect": 1.0, "health/reward_std": 0.2}
+    changes |= {"health/reward_min": lowest, "health/reward_mean": mean, "health/reward_max": highest}
+    changes |= {"health/target_std": 0.1, "health/target_max": 1.0, "health/target_min": -1.0}
+    alarms, notes = alarms_and_notes(write_run(tmp_path, changes, rise=0.0))
+    assert "actions_without_effect" in (alarms if is_alarm else notes)

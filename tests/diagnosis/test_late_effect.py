@@ -4,6 +4,7 @@ from types import SimpleNamespace
 
 import jax.numpy as jnp
 import numpy as np
+import pytest
 from helpers import rollout_of
 
 from upslope.core.distributions import Categorical
@@ -12,7 +13,7 @@ from upslope.learning.action_effect import action_effect, late_effect
 LENGTH, COLUMNS = 5, 60
 
 
-def played(generator, matters, pays_late=False):
+def played(generator, matters, pays_late=False, cost=0.0):
     """Episodes of five steps that show ±1 at first, and pay at the end if the last action matches it (or the first one
     was 1): (action_effect, late_effect)."""
     cue, action = generator.integers(0, 2, COLUMNS), generator.integers(0, 2, (LENGTH, COLUMNS))
@@ -21,6 +22,7 @@ def played(generator, matters, pays_late=False):
     observation[0, :, 0] = 2 * cue - 1
     reward = np.zeros((LENGTH, COLUMNS), np.float32)
     reward[-1] = action[0] if pays_late else (action[-1] == (cue if matters else luck))
+    reward -= cost
     over = np.zeros((LENGTH, COLUMNS), bool)
     over[-1] = True
     following = np.concatenate([observation[1:], np.zeros_like(observation[:1])])
@@ -29,7 +31,7 @@ def played(generator, matters, pays_late=False):
     )
     batch = SimpleNamespace(
         action=jnp.asarray(action.ravel()), old_policy=Categorical(jnp.zeros((LENGTH * COLUMNS, 2))),
-        valid=jnp.ones(LENGTH * COLUMNS, bool), weight=jnp.asarray(np.tile(reward[-1] - 0.5, LENGTH)),
+        valid=jnp.ones(LENGTH * COLUMNS, bool), weight=jnp.asarray(np.tile(reward[-1] - reward[-1].mean(), LENGTH)),
     )  # fmt: skip
     return float(action_effect(batch, rollout)), float(late_effect(batch, rollout))
 
@@ -39,8 +41,9 @@ def mean_of(**what):
     return np.mean([played(generator, **what) for _ in range(30)], axis=0)
 
 
-def test_an_action_that_must_match_an_earlier_cue_has_a_late_effect_and_no_other():
-    effect, late = mean_of(matters=True)
+@pytest.mark.parametrize("cost", [0.0, 0.5], ids=["free", "a cost at every step"])
+def test_an_action_that_must_match_an_earlier_cue_has_a_late_effect_and_no_other(cost):
+    effect, late = mean_of(matters=True, cost=cost)
     assert effect < 1.5 and late > 8
 
 

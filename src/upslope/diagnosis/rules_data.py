@@ -165,7 +165,8 @@ def no_policy_signal(s: Signs) -> Finding | None:
     # From the start: a policy that has learned all there is has no gradient left either.
     weight, gradient = (s.taken(name, 0.0, 0.2, np.max) for name in ("weight_std", "policy/gradient_norm"))
     # One sample has no deviation: its standardised weight is 0 by arithmetic.
-    part = share((weight < 1e-7) | (gradient < 3e-3)) if s.batch > 1 else 0.0
+    # Where weights are tiny, since rewards are, so is the gradient, unless weights are standardised.
+    part = share((weight < 1e-7) | (gradient < 3e-3 * np.fmin(weight, 1))) if s.batch > 1 else 0.0
     return Finding(
         "no_policy_signal", "The policy gets no gradient.",
         "All weights are equal or zero, or the objective's loss does not depend on the policy.",

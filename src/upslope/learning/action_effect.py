@@ -28,24 +28,24 @@ def late_effect(batch: Any, rollout: Rollout) -> Float[Array, ""]:
     """The same for what a memory or patience would show, the larger of two mean z², 1.64 by chance.
 
     One is of the weight Ψ, since an action may be paid for much later. The other is of reward and end, each times the
-    mean of what the episode had shown before: an action may have to match what is no longer seen, and its reward then
-    goes with nothing that the present observation tells.
+    sum of what the episode had shown before: an action may have to match what is no longer seen, and its reward then
+    goes with nothing that the present observation tells. A sum, since a cue that was shown once stays in it.
     """
     score, valid = scores_of(batch)
     begins = jnp.concatenate([jnp.ones_like(rollout.valid[:1]), ends(rollout)[:-1]])
     seen = numbers_of(rollout.observation, 2).reshape(*rollout.reward.shape, -1)
 
-    def further(before: tuple[Array, Array], now: tuple[Array, Array]) -> tuple[tuple[Array, Array], Array]:
+    def further(total: Array, now: tuple[Array, Array]) -> tuple[Array, Array]:
         observation, begins = now
-        total, count = (jnp.where(begins[:, None], 0.0, x) for x in before)
-        return (total + observation, count + 1), total / jnp.maximum(count, 1)
+        total = jnp.where(begins[:, None], 0.0, total)
+        return total + observation, total
 
-    nothing = jnp.zeros_like(seen[0]), jnp.zeros_like(seen[0, :, :1])
-    remembered = jax.lax.scan(further, nothing, (seen, begins))[1].reshape(len(valid), -1)
+    remembered = jax.lax.scan(further, jnp.zeros_like(seen[0]), (seen, begins))[1].reshape(len(valid), -1)
     reward, over = (
         jnp.ravel(x).astype(jnp.float32)[:, None] for x in (rollout.reward, rollout.terminated & rollout.valid)
     )
-    remembered = remembered - valid.T @ remembered / jnp.maximum(jnp.sum(valid), 1)
+    # About their means, or a cost that every step has would hide the reward that comes once.
+    reward, remembered = (x - valid.T @ x / jnp.maximum(jnp.sum(valid), 1) for x in (reward, remembered))
     products = [x * remembered for x in (reward, over)]
     paid = mean_square_z(score, batch.weight.reshape(-1, 1), valid)
     return jnp.fmax(paid, mean_square_z(score, jnp.concatenate(products, axis=1), valid))
