@@ -103,7 +103,8 @@ def test_help_has_headings_and_fits_80_columns(monkeypatch: pytest.MonkeyPatch, 
     flags = [line.removeprefix("-q, ").split()[0].strip(",") for line in lines if re.match("(-q, )?--[a-z]", line)]
     known = [f"--{f.name.rstrip('_').replace('_', '-')}" for f in fields(Train)]
     assert flags[:2] == ["--algorithm", "--estimator"]
-    assert set(flags) == set(known) - {"--environment", "--preset-name"}  # the flag of the latter is --preset
+    # The flags of the latter two are --preset and --wrapper.
+    assert set(flags) == set(known) - {"--environment", "--preset-name", "--wrappers"} | {"--wrapper"}
     assert max(map(len, shown.split("positional arguments")[1].splitlines())) <= 80
     assert "learns to" not in lines and "are long" not in lines  # the end of a line of the source, wrapped again
 

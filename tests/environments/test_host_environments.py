@@ -9,11 +9,11 @@ from typing import Any
 import gymnasium
 import numpy as np
 import pytest
-from upslope.cli.flags import parse_train
 from user_environments import Walk
 
 import upslope
 from upslope.cli.main import run as run_command
+from upslope.cli.train import parse_train
 from upslope.config import trust
 from upslope.config.command import command_of
 from upslope.config.config import canonical, configure
@@ -96,8 +96,8 @@ def test_the_command_of_a_config_repeats_its_wrappers(tmp_path):
     assert "--wrapper FlattenObservation --wrapper 'test_host_environments:Scaled:{" in command
     (tmp_path / "settings.yaml").write_text("wrappers: [FlattenObservation]\n")
     words = ["CartPole-v1", "--config", str(tmp_path / "settings.yaml")]
-    assert parse_train(words).wrappers == ("FlattenObservation",)
-    assert parse_train([*words, "--wrapper", SCALED]).wrappers == (SCALED,)
+    assert parse_train(words)[1]["wrappers"] == ("FlattenObservation",)
+    assert parse_train([*words, "--wrapper", SCALED])[1]["wrappers"] == (SCALED,)
     with pytest.raises(upslope.UpslopeError, match="list of texts"):
         canonical({"wrappers": 3})
 

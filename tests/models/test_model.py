@@ -10,7 +10,7 @@ import numpy as np
 import own_models
 import pytest
 from gymnasium import spaces
-from helpers import fresh_agent, improve_once, rollout_of
+from helpers import fresh_agent, improve_once, quick_jit, rollout_of, small_update
 from run_helpers import assert_same_run, before_chunk, metrics_of
 
 import upslope
@@ -18,7 +18,6 @@ from upslope.analysis.episode_credit import credit_of
 from upslope.core.objectives import PolicyGradient
 from upslope.core.types import Credit
 from upslope.errors import UpslopeError
-from upslope.lab.play import quick_jit, small_update
 from upslope.learning.evaluation import evaluate
 from upslope.learning.optimisers import Optimiser
 from upslope.learning.update import begin_learning
