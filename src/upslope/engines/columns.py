@@ -281,7 +281,7 @@ def assign(into: Any, rows: Any, values: Any) -> None:
         jax.tree.map(lambda a, b: a.__setitem__(rows, b), into, values)
 
 
-def named_observation(observation: Any) -> dict[str, np.ndarray]:
+def named_observation(observation: Any) -> dict[str, Any]:
     """The arrays of an observation by name: `observation`, or `observation` and the path of each."""
     return {
         f"observation{jax.tree_util.keystr(path)}": x for path, x in jax.tree_util.tree_leaves_with_path(observation)
