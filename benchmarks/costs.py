@@ -30,7 +30,7 @@ from pages import fill
 RESULTS = Path(__file__).parent / "results" / "costs.json"
 PAGE = Path(__file__).parents[1] / "docs" / "performance.md"
 TURNS, STARTS = 5, 5
-UPSLOPE = [sys.executable, "-c", "from upslope.cli import main; main()"]
+UPSLOPE = [sys.executable, "-c", "from upslope.cli.main import main; main()"]
 DISPLAYED = {
     "jax:CartPole-v1, 8 seeds": ["jax:CartPole-v1", "--seeds", "8", "--num-envs", "64", "--steps", "2400000"],
     "CartPole-v1, 8 seeds": ["CartPole-v1", "--seeds", "8", "--steps", "400000"],

@@ -124,17 +124,20 @@ def collect(world: Any, *arguments: Any, **options: Any) -> Any:
     return columns, broken_rollout(rollout) if hasattr(world, "unlimited") else rollout, finished
 
 
+NUMBERS = ("learning_rate", "gamma", "entropy_coefficient")
+"""Fields of a task that are arguments of its program."""
+
+
 def numbers_of(task: Task) -> dict[str, Any]:
     """What is an argument of a program."""
-    rate = task.learning_rate * Now.plant["rate_factor"]
-    own = {"learning_rate": rate, "gamma": task.gamma, "entropy_coefficient": task.update.entropy_coefficient}
+    own = {name: getattr(task, name) for name in NUMBERS}
+    own["learning_rate"] *= Now.plant["rate_factor"]
     return {name: jnp.float32(x) for name, x in (own | Now.plant).items()}
 
 
 def with_numbers(task: Task, numbers: dict[str, Any]) -> Task:
     """The task with these numbers in it; what is planted is read from `Now`."""
-    update = dataclasses.replace(task.update, entropy_coefficient=numbers["entropy_coefficient"])
-    return dataclasses.replace(task, update=update, learning_rate=numbers["learning_rate"], gamma=numbers["gamma"])
+    return dataclasses.replace(task, **{name: numbers[name] for name in NUMBERS})
 
 
 class Planting:
@@ -156,7 +159,7 @@ class Planting:
 
 def key_of(task: Task, *more: Any) -> str:
     """What a program depends on besides its numbers."""
-    return repr((with_numbers(task, dict.fromkeys(("learning_rate", "gamma", "entropy_coefficient"), 0.0)), more))
+    return repr((with_numbers(task, dict.fromkeys(NUMBERS, 0.0)), more))
 
 
 class Shared(CompiledEngine):

@@ -25,7 +25,7 @@ HEADING = "| claim | number | predicted | measured | verdict |\n|---|---|---|---
 def run() -> None:
     """`upslope lab --json`, stored."""
     with tempfile.TemporaryDirectory() as folder:
-        command = [sys.executable, "-c", "from upslope.cli import main; main()", "lab", "--json", "--output"]
+        command = [sys.executable, "-c", "from upslope.cli.main import main; main()", "lab", "--json", "--output"]
         done = subprocess.run([*command, f"{folder}/lab.html"], check=True, stdout=subprocess.PIPE, text=True)
     RESULT.write_text(done.stdout, "utf-8")
 

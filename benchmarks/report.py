@@ -29,7 +29,7 @@ from upslope.runs.directory import versions
 RESULTS = Path(__file__).parent / "results" / "report.json"
 WORLD, STEPS, SEEDS, EPISODES = "jax:CartPole-v1", 50_000, 10, 20
 TIMES = 3
-UPSLOPE = [sys.executable, "-c", "from upslope.cli import main; main()"]
+UPSLOPE = [sys.executable, "-c", "from upslope.cli.main import main; main()"]
 
 
 def train(folder: Path) -> list[Path]:

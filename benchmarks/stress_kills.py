@@ -20,7 +20,7 @@ from typing import Any
 
 import numpy as np
 
-COMMAND = "from upslope import loop; loop.CHECKPOINT_SECONDS = 0.2; from upslope.cli import main; main()"
+COMMAND = "from upslope.runs import loop; loop.CHECKPOINT_SECONDS = 0.2; from upslope.cli.main import main; main()"
 MOMENTS = ("any", "writing", "any", "starting", "writing")
 """Which moments are drawn, in turn."""
 LONGEST = 900.0

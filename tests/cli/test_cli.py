@@ -58,7 +58,7 @@ def here(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 def shell(words: list[str], folder: Path, after: str = "pass") -> subprocess.CompletedProcess[str]:
     """The command in a process of its own, piped."""
-    script = f"import sys\nfrom upslope.cli import main\ntry:\n    main()\nfinally:\n    {after}"
+    script = f"import sys\nfrom upslope.cli.main import main\ntry:\n    main()\nfinally:\n    {after}"
     environment = os.environ | {"PYTHONPATH": os.pathsep.join(sys.path), "PYTHONIOENCODING": "utf-8"}
     return subprocess.run(
         [sys.executable, "-c", script, *words], cwd=folder, env=environment, capture_output=True, text=True, timeout=120

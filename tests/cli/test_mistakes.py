@@ -77,7 +77,7 @@ def test_a_mistake_gets_its_answer(words: str, answer: str, capsys: pytest.Captu
 
 
 def test_plain_mistakes_are_refused_before_anything_heavy_is_imported(tmp_path: Path):
-    script = "import sys\nfrom upslope.cli import main\ntry:\n    main()\nfinally:\n    print('jax' in sys.modules)"
+    script = "import sys\nfrom upslope.cli.main import main\ntry:\n    main()\nfinally:\n    print('jax' in sys.modules)"
     for words in ("evaluate x --episodes 0", "probe --seeds 0", "ladder X --seeds 0", "train X --seeds 0", "trian"):
         done = command(script, words.split(), tmp_path)
         assert (done.returncode, done.stdout) == (2, "False\n"), done.stderr
@@ -87,14 +87,14 @@ def test_plain_mistakes_are_refused_before_anything_heavy_is_imported(tmp_path: 
 def test_output_that_nobody_reads_ends_a_command_quietly(words: str, tmp_path: Path):
     reading, writing = os.pipe()
     os.close(reading)
-    done = command("from upslope.cli import main; main()", words.split(), tmp_path, stdout=writing)
+    done = command("from upslope.cli.main import main; main()", words.split(), tmp_path, stdout=writing)
     os.close(writing)
     assert (done.returncode, done.stderr) == (EXIT_UNREAD, "")
 
 
 def test_training_that_nobody_reads_is_saved(tmp_path: Path):
     words = "train jax:CartPole-v1 --no-preset --steps 10000000 --hidden-sizes 8 --name cut"
-    process = start("from upslope.cli import main; main()", words.split(), tmp_path, stderr=subprocess.PIPE)
+    process = start("from upslope.cli.main import main; main()", words.split(), tmp_path, stderr=subprocess.PIPE)
     assert process.stdout is not None
     process.stdout.readline()
     process.stdout.close()  # as `head -1` does

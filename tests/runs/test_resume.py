@@ -139,7 +139,7 @@ def test_an_environment_that_does_not_repeat_itself_is_named(folder: Path, capsy
 
 
 def test_a_signal_stops_the_command_cleanly(tmp_path: Path):
-    script = "from upslope.cli import main; main()"
+    script = "from upslope.cli.main import main; main()"
     words = ["train", "jax:CartPole-v1", "--no-preset", "--steps", "8000000", "--hidden-sizes", "8", "--name"]
     environment = os.environ | {"PYTHONPATH": os.pathsep.join(sys.path)}
     signals = (signal.SIGINT, signal.SIGTERM)
