@@ -77,7 +77,8 @@ def test_a_mistake_gets_its_answer(words: str, answer: str, capsys: pytest.Captu
 
 
 def test_plain_mistakes_are_refused_before_anything_heavy_is_imported(tmp_path: Path):
-    script = "import sys\nfrom upslope.cli.main import main\ntry:\n    main()\nfinally:\n    print('jax' in sys.modules)"
+    script = "import sys\nfrom upslope.cli.main import main\n"
+    script += "try:\n    main()\nfinally:\n    print('jax' in sys.modules)"
     for words in ("evaluate x --episodes 0", "probe --seeds 0", "ladder X --seeds 0", "train X --seeds 0", "trian"):
         done = command(script, words.split(), tmp_path)
         assert (done.returncode, done.stdout) == (2, "False\n"), done.stderr
