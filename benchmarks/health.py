@@ -44,7 +44,7 @@ def program(name: str, with_health: bool) -> Any:
     config = configure(environment, algorithm, is_continuous=is_box, use_preset=False, steps=500_000, **settings)
     task = task_of(config, world)
     state = initialise(task, 0)
-    with patch.object(iteration, "Look", iteration.Look if with_health else lambda *_: None):
+    with patch.object(iteration, "HealthProbe", iteration.HealthProbe if with_health else lambda *_, **__: None):
         lowered = jax.jit(partial(iterate_many, task, iterations=iterations)).lower(state)
         return lowered.compile(iteration.QUICK), state
 

@@ -75,7 +75,7 @@ def batch_of(num_samples):
         "action": zeros,
         "behaviour_log_prob": zeros,
         "weight": zeros,
-        "fresh": valid,
+        "fresh": jnp.asarray(valid),
         "carry": (),
         "old_policy": None,
     }

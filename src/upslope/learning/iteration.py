@@ -6,6 +6,7 @@ S = 1, not another path.
 
 import dataclasses
 from collections.abc import Callable, Sequence
+from copy import copy
 from dataclasses import dataclass
 from functools import partial
 from typing import Any, NamedTuple
@@ -199,7 +200,9 @@ def pace_of(task: Task, progress: Float[Array, ""], iteration: Integer[Array, ""
     objective = task.update.objective
     if schedules.epsilon is not None and hasattr(objective, "epsilon"):
         epsilon: Any = objective.epsilon  # pyright: ignore[reportAttributeAccessIssue] - a field of some objectives
-        objective = dataclasses.replace(objective, epsilon=epsilon * schedules.epsilon(progress))  # pyright: ignore
+        # Not `replace`, which would ask a number that is being traced whether it is in range.
+        objective = copy(objective)
+        object.__setattr__(objective, "epsilon", epsilon * schedules.epsilon(progress))
     return Pace(
         learning_rate=jnp.float32(scheduled(task.learning_rate, schedules.learning_rate, progress)),
         entropy_coefficient=scheduled(task.entropy_coefficient, schedules.entropy_coefficient, progress),
