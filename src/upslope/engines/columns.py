@@ -258,7 +258,7 @@ def one_by_one(actions: np.ndarray) -> list[Any]:
     return actions.tolist() if actions.dtype.kind in "iu" else [actions[i, ...] for i in range(len(actions))]
 
 
-def named_observation(observation: Any) -> dict[str, np.ndarray]:
+def named_observation(observation: Any) -> dict[str, Any]:
     """The arrays of an observation by name: `observation`, or `observation` and the path of each."""
     return {
         f"observation{jax.tree_util.keystr(path)}": x for path, x in jax.tree_util.tree_leaves_with_path(observation)

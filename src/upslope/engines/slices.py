@@ -194,7 +194,7 @@ class Server:
     """The worker's side: `HostColumns` of a slice."""
 
     notices: Notices | None = None
-    columns: HostColumns | None = None
+    columns: Any = None
 
     def open(self, task: Task, seeds: list[int], indices: list[int]) -> None:
         """Make the environments."""
