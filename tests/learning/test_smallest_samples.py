@@ -11,8 +11,6 @@ import upslope
 from upslope.learning.update import standardise
 from upslope.models.agent import RunningStatistics, returns_seen
 
-EVERYWHERE = jnp.ones((4, 2), bool)
-
 
 def scale_after(*batches: Any) -> float:
     """1/σ after batches of rewards whose episodes are one step long."""
