@@ -71,7 +71,7 @@ def test_environments_are_closed_after_an_error(way: str, place: str, tmp_path: 
     monkeypatch.setenv("FAILS", place)
     words = {"init": "no more licences", "step": "the simulator is gone"}[place]
     with pytest.raises(UpslopeError, match=words):
-        train(way, tmp_path)
+        train(way, tmp_path, num_envs=4)
 
 
 @pytest.mark.parametrize("way", WAYS)

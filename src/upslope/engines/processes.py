@@ -101,6 +101,8 @@ class Worker:
     def answer(self, say: Callable[[str], None]) -> Any:
         """Wait for the answer; name the worker where it hangs, end it where that lasts, and raise what went wrong."""
         silent, told, place = 0.0, 0.0, "it gives no sign of life"
+        kind: str
+        value: Any
         while True:
             try:
                 kind, value = self.answers.get(timeout=min(BEAT, PATIENCE))
