@@ -120,7 +120,7 @@ def slope(
     num_parts = 2 if in_halves and num_units >= SPLIT_FROM and num_units % 2 == 0 else 1
     size = num_units // num_parts
 
-    def rows(x: Array, place: slice) -> Array:
+    def rows(x: Any, place: slice) -> Any:
         return x[place] if indices is None else jnp.take(x, indices[place], axis=0, mode="clip")
 
     places = [slice(p * size, (p + 1) * size) for p in range(num_parts)]
