@@ -233,7 +233,7 @@ EVERY_SEED = """## Every seed
 Written from `benchmarks/results/cartpole_seeds.json`, which `python benchmarks/cartpole_seeds.py` stores: a hundred
 seeds by CartPole's preset, each judged by 100 fresh episodes a mode of its last checkpoint. The preset was tuned on
 seeds 0 to 99 of the compiled twin and judged once, on seeds 1000 to 1099. Solved is a mean return of 475 or more.
-Seconds were taken on two busy cores and say little of speed.
+Seconds were taken on two busy cores and say little of speed. A row of fewer than a hundred seeds is unfinished.
 
 | environment, seeds, Python | s a seed | stochastic: solved | mean | lowest | deterministic: solved | mean | lowest |
 |---|---|---|---|---|---|---|---|
@@ -250,7 +250,8 @@ TABULAR = """## Tabular worlds
 Written from `benchmarks/results/tabular.json`, which `python benchmarks/tabular.py` stores: 500,000 steps a seed, no
 action mask; the expected return of each seed's last policy, computed exactly from `env.unwrapped.P` by solving the
 linear system, without a time limit (−∞: an episode may never end) and, where the environment has one, within it. What
-is asked for is of the stochastic policy without a time limit. Seeds 0 to 4 are those that presets were tuned on.
+is asked for is of the stochastic policy without a time limit. Seeds 0 to 4 are those that presets were tuned on. Taxi,
+which has a preset, and FrozenLake, which has none, are unmeasured where they are not in the table.
 
 | world, settings, seeds | asked for | optimum | stochastic | deterministic | stochastic, limit | deterministic, limit |
 |---|---|---|---|---|---|---|
