@@ -9,14 +9,13 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 import pytest
-from helpers import task_of
+from helpers import quick_jit, small_update, task_of
 from run_helpers import arrays_of, metrics_of
 
 import upslope
 from upslope.core.objectives import Clip
 from upslope.environments.classic.cartpole import CartPole
 from upslope.errors import UpslopeError
-from upslope.lab.play import quick_jit, small_update
 from upslope.learning.batch import Batch
 from upslope.learning.descent import Descent, Plan, descend, start_optimiser
 from upslope.learning.iteration import pace_of

@@ -24,13 +24,13 @@ def evaluate(agent: Agent, rollout: Rollout, memory: Memory | None = None, vmapp
     if has_memory(agent.model):
         return evaluate_in_time(agent, rollout, memory or start_memory(agent.model, rollout.reward.shape[1]))
     observation, successor = rollout.observation, rollout.next_observation
-    shape = rollout.reward.shape
+    shape = jax.tree.leaves(observation)[0].shape[:2]
 
     def values(observation: Any) -> Array:
         return value_of(agent.model, agent.features(observation))
 
     value = in_blocks(values, flat_rows(observation), vmapped).reshape(shape)
-    is_new = jnp.concatenate([differs(observation, successor), jnp.ones_like(rollout.valid[:1])]).reshape(-1)
+    is_new = jnp.concatenate([differs(observation, successor), jnp.ones((1, shape[1]), bool)]).reshape(-1)
     shifted = jnp.concatenate([value[1:], value[-1:]]).reshape(-1)
     room = max(value.shape[1], value.size // ROOM_FOR_NEW)
     flat = flat_rows(successor)
