@@ -79,6 +79,8 @@ def coerce(name: str, value: Any, kind: Any) -> Any:
     Raises:
         UpslopeError: it cannot be read as that type.
     """
+    if kind == tuple[str, ...] and not isinstance(value, str | list | tuple):
+        raise UpslopeError(f"{name} must be a list of texts, not {reprlib.repr(value)}.")
     spec = spec_of(kind)
     try:
         items = value if spec.nargs == "*" and isinstance(value, list | tuple) else [value]
