@@ -19,6 +19,7 @@ from upslope.engines import processes
 from upslope.engines.columns import split_snapshot
 from upslope.engines.processes import Worker
 from upslope.engines.workers import WorkersEngine
+from upslope.learning.iteration import Task
 
 SEGMENTS: dict[str, Any] = {"num_envs": 2, "rollout_steps": 8, "minibatches": 2, "epochs": 2, "preset": False}
 CASES: dict[str, tuple[str, str, dict[str, Any]]] = {
@@ -125,11 +126,19 @@ def test_an_environment_that_only_this_process_knows(folder: Path, capsys: Any):
     assert (folder / "only" / "checkpoints" / "last.npz").exists()
 
 
-def test_an_environment_other_than_the_config_says_stays_in_this_process(folder: Path, monkeypatch: Any):
+def test_a_worker_makes_the_environment_that_was_passed_not_the_configs(folder: Path, monkeypatch: Any):
     gymnasium.register("OtherName-v0", "gymnasium.envs.classic_control:CartPoleEnv", max_episode_steps=500)
     run = train("segments", folder, "renamed", workers=1)
-    monkeypatch.setattr(WorkersEngine, "__init__", lambda *_: pytest.fail("a worker would make the config's own"))
+    begun: list[str] = []
+    ask = Worker.ask
+
+    def asked(self: Worker, what: str, *arguments: Any) -> None:
+        begun.extend(part.environment.name for part in arguments if isinstance(part, Task))
+        ask(self, what, *arguments)
+
+    monkeypatch.setattr(Worker, "ask", asked)
     assert upslope.resume(run, environment="OtherName-v0", workers=2, quiet=True).path == run
+    assert begun == ["OtherName-v0", "OtherName-v0"]
 
 
 def test_a_script_without_a_main_guard(tmp_path: Path):
@@ -155,7 +164,7 @@ def test_mujoco_measures_no_times_in_a_worker():
     """Its own timers say whether it asks for the time; in another process, for the switch is global."""
     script = (
         "import gymnasium\n"
-        "from upslope.stopwatch import stop_stopwatch\n"
+        "from upslope.engines.mujoco_timer import stop_stopwatch\n"
         "env = gymnasium.make('InvertedPendulum-v5')\n"
         "def spent():\n"
         "    env.reset(seed=0)\n"

@@ -199,7 +199,7 @@ def test_box_actions_are_clipped_for_the_world_and_take_its_shape():
     ],
 )
 def test_an_unknown_observation_space_is_refused_by_name(space):
-    with pytest.raises(UpslopeError, match=rf"MyWorld-v0 .*{type(space).__name__}.*Wrap.*Supported"):
+    with pytest.raises(UpslopeError, match=rf"MyWorld-v0 .*{type(space).__name__}.*(Wrap|--wrapper).*Supported"):
         encoder_of(space, "MyWorld-v0")
 
 
@@ -209,12 +209,16 @@ def test_an_unknown_observation_space_is_refused_by_name(space):
         spaces.Dict({"a": spaces.Discrete(2)}),
         spaces.Tuple([spaces.Discrete(2)]),
         spaces.Text(5),
-        spaces.Box(0, 9, (2,), np.int32),
     ],
 )
 def test_an_unknown_action_space_is_refused_by_name(space):
-    with pytest.raises(UpslopeError, match=rf"MyWorld-v0 .*action space {type(space).__name__}.*Wrap.*Supported"):
+    with pytest.raises(UpslopeError, match=rf"MyWorld-v0 .*action space {type(space).__name__}.*(Wrap|--wrapper).*Supported"):
         head_of(space, "MyWorld-v0")
+
+
+def test_whole_numbers_in_a_box_of_actions_are_refused_by_their_dtype():
+    with pytest.raises(UpslopeError, match=r"MyWorld-v0 .*dtype int32.*declare Discrete or MultiDiscrete"):
+        head_of(spaces.Box(0, 9, (2,), np.int32), "MyWorld-v0")
 
 
 @pytest.mark.parametrize("name", SPACES)

@@ -73,7 +73,7 @@ def test_resume_follows_no_link(name: str, run: Path, tmp_path: Path):
 @pytest.mark.parametrize("is_there", [True, False])
 def test_evaluate_and_credit_follow_no_link(is_there: bool, run: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     for module in (evaluation, weighing):
-        monkeypatch.setattr(module, "make", lambda *_: pytest.fail("something was played first"))
+        monkeypatch.setattr(module, "environment_of", lambda *_: pytest.fail("something was played first"))
     for name, call in (("evaluation.csv", upslope.evaluate), ("credit.npz", write_credit)):
         target = tmp_path / f"target-{name}"
         if is_there:

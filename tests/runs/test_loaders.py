@@ -89,7 +89,7 @@ class Run:
         engine = HostEngine(self.task, [0, 1], columns_of(self.task, [0, 1]))
         self.state = engine.start()
         state, _ = engine.advance(self.state)
-        Loop(engine, self.directory, [0, 1], 320, QuietDisplay(), None).save(state, begin_progress(state, [0, 1]))
+        Loop(engine, self.directory, config, QuietDisplay(), None).save(state, begin_progress(state, [0, 1]))
         self.write_metrics()
         self.write_arrays()
         (self.path / "settings.yaml").write_text(SETTINGS)

@@ -1,5 +1,6 @@
 """A run that was stopped and resumed is the run that was never stopped, file by file and bit for bit."""
 
+import json
 import os
 import shlex
 import signal
@@ -185,3 +186,16 @@ def test_train_resume_goes_on_with_the_same_config_only(tmp_path: Path, capsys):
     said = capsys.readouterr().err
     assert "gamma was 0.99, now 0.5" in said and "--name" in said
     assert "hidden_sizes" not in said
+
+
+def test_a_config_that_was_edited_after_training_began_is_refused(tmp_path: Path):
+    small = {"seeds": 1, "quiet": True, "hidden_sizes": (8,), "folder": tmp_path, "name": "run"}
+    run = upslope.train("jax:CartPole-v1", steps=160, **SEGMENTS, **small).path
+    description = json.loads((run / "config.json").read_text())
+    for name, value, words in (("learning_rate", 0.5, "now 0.5"), ("steps", 99_999, "was 160, now 99999")):
+        edited = description | {"config": description["config"] | {name: value}}
+        (run / "config.json").write_text(json.dumps(edited))
+        with pytest.raises(upslope.UpslopeError, match=rf"config.json was edited.*{name} was .*{words}.*--name"):
+            upslope.resume(run, quiet=True)
+    (run / "config.json").write_text(json.dumps(description))
+    assert upslope.resume(run, quiet=True).path == run

@@ -2,6 +2,7 @@
 
 import io
 from collections.abc import Callable
+from contextlib import closing
 from dataclasses import replace
 from typing import Any
 
@@ -123,15 +124,15 @@ def draw_twin(name: str, config: Config, rollout: Rollout, pictures: Pictures) -
     draw_without_screen()
     try:
         env = gymnasium.make(name, render_mode="rgb_array", **config.env_kwargs)
-        env.reset(seed=0)
-        twin: Any = env.unwrapped
-        for step, observation in enumerate(np.asarray(rollout.observation)[:, 0]):
-            twin.state = TWIN_STATES[name](observation.astype(np.float64))
-            if name == "Pendulum-v1":
-                # It draws the torque of the previous step as an arrow.
-                twin.last_u = None if step == 0 else float(np.clip(rollout.action[step - 1, 0, 0], -2, 2))
-            pictures.add(step, env.render)
-        env.close()
+        with closing(env):
+            env.reset(seed=0)
+            twin: Any = env.unwrapped
+            for step, observation in enumerate(np.asarray(rollout.observation)[:, 0]):
+                twin.state = TWIN_STATES[name](observation.astype(np.float64))
+                if name == "Pendulum-v1":
+                    # It draws the torque of the previous step as an arrow.
+                    twin.last_u = None if step == 0 else float(np.clip(rollout.action[step - 1, 0, 0], -2, 2))
+                pictures.add(step, env.render)
     except (gymnasium.error.Error, ImportError, AttributeError) as error:
         pictures.note = f"Gymnasium's {name} could not draw: {error}"
 

@@ -89,7 +89,9 @@ def reference_of(environment: str, groups: Sequence[Group], config: Config, norm
 
 def threshold_of(environment: str, config: Config) -> Reference:
     """0 is the measured return of a random policy, 1 Gymnasium's reward threshold: where it counts as solved."""
-    from upslope.environments.registry import make  # this imports JAX, which a report does not need
+    # These import JAX, which a report does not need.
+    from upslope.environments.closing import close_all
+    from upslope.environments.registry import make
 
     if config.env_kwargs or config.wrappers or config.max_episode_steps is not None:
         raise UpslopeError(
@@ -106,7 +108,7 @@ def threshold_of(environment: str, config: Config) -> Reference:
             raise UpslopeError(f"{environment} has no reward threshold, so 1 has no meaning. Use --normalize range.")
         random = random_return(env)
     finally:
-        env.close()
+        close_all(environment, [env])
     if not threshold > random:
         raise UpslopeError(
             f"A random policy reaches {number(random)} in {environment}, not less than its reward threshold "

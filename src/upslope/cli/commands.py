@@ -18,6 +18,7 @@ Runs = tyro.conf.Positional[tuple[Path, ...]]
 Environment = Annotated[tyro.conf.Positional[str], tyro.conf.arg(metavar="ENVIRONMENT")]
 Output = tyro.conf.arg(aliases=["-o"])
 Checkpoint = Literal["last", "best"]
+Wrappers = Annotated[tuple[str, ...], tyro.conf.arg(name="wrapper"), tyro.conf.UseAppendAction]
 Score = Literal["auto", "stochastic", "deterministic", "training"]
 Normalize = Literal["threshold", "range"] | None
 """`Score` and `Normalize` as in `analysis.scores` and `analysis.normalization`, which import too much for `--help`."""
@@ -28,6 +29,7 @@ def evaluate(
     episodes: int = 20,
     checkpoint: Checkpoint = "last",
     environment_seed: int = 0,
+    max_episode_steps: int | None = None,
     video: Path | None = None,
     trust: Switch = False,
 ) -> None:
@@ -38,11 +40,12 @@ def evaluate(
         episodes: Episodes per seed and mode.
         checkpoint: The checkpoint to evaluate.
         environment_seed: Another number gives other episodes.
+        max_episode_steps: Steps after which an episode is truncated; by default the limit that the run trained with.
         video: Also film one deterministic episode of the first seed into this .mp4 (needs the extra `video`).
         trust: Run the code that the run's config.json names; it may do anything. Without this it is shown and asked
             for, or refused.
     """
-    positive(episodes=episodes)
+    positive(episodes=episodes, max_episode_steps=max_episode_steps)
     fresh(environment_seed=environment_seed)
     from upslope.cli.evaluation_tables import evaluation_view
     from upslope.report.video import film, film_path
@@ -51,11 +54,16 @@ def evaluate(
     if video is not None:
         film_path(video)
     decide([run], trust)
-    options: dict[str, Any] = {"checkpoint": checkpoint, "environment_seed": environment_seed, "trust": trust}
+    options: dict[str, Any] = {
+        "checkpoint": checkpoint,
+        "environment_seed": environment_seed,
+        "max_episode_steps": max_episode_steps,
+        "trust": trust,
+    }
     found = evaluation.evaluate(run, episodes=episodes, **options)
     console().print(evaluation_view(run, checkpoint, found))
     if video is not None:
-        say(f"filmed {film(run, video, checkpoint, trust=trust)}")
+        say(f"filmed {film(run, video, checkpoint, max_episode_steps=max_episode_steps, trust=trust)}")
 
 
 def record(
@@ -65,6 +73,7 @@ def record(
     checkpoint: Checkpoint = "last",
     seed: int | None = None,
     environment_seed: int = 0,
+    max_episode_steps: int | None = None,
     trust: Switch = False,
 ) -> None:
     """Record episodes of a trained agent, with the probabilities of its actions, for off_policy and clone.
@@ -76,15 +85,17 @@ def record(
         checkpoint: The checkpoint to record.
         seed: One of the run's seeds; by default the first.
         environment_seed: Another number gives other episodes.
+        max_episode_steps: Steps after which an episode is truncated; by default the limit that the run trained with.
         trust: Run the code that the run's config.json names; it may do anything. Without this it is shown and asked
             for, or refused.
     """
-    positive(episodes=episodes)
+    positive(episodes=episodes, max_episode_steps=max_episode_steps)
     fresh(environment_seed=environment_seed)
     options: dict[str, Any] = {
         "checkpoint": checkpoint,
         "seed": seed,
         "environment_seed": environment_seed,
+        "max_episode_steps": max_episode_steps,
         "trust": trust,
     }
     from upslope.config.command import command_of
@@ -163,6 +174,7 @@ def credit(
     seed: int | None = None,
     episode_seed: int = 0,
     checkpoint: Checkpoint = "last",
+    max_episode_steps: int | None = None,
     output: Annotated[Path | None, Output] = None,
     trust: Switch = False,
 ) -> None:
@@ -173,15 +185,22 @@ def credit(
         seed: One of the run's seeds; by default the first.
         episode_seed: Another number gives another episode.
         checkpoint: The checkpoint to play.
+        max_episode_steps: Steps after which the episode is truncated; by default the limit that the run trained with.
         output: The page to write, or a folder for it; by default credit.html in the run directory.
         trust: Run the code that the run's config.json names; it may do anything. Without this it is shown and asked
             for, or refused.
     """
     fresh(episode_seed=episode_seed)
+    positive(max_episode_steps=max_episode_steps)
     from upslope.report.page import write_credit
 
     decide([run], trust)
-    options: dict[str, Any] = {"seed": seed, "episode_seed": episode_seed, "checkpoint": checkpoint}
+    options: dict[str, Any] = {
+        "seed": seed,
+        "episode_seed": episode_seed,
+        "checkpoint": checkpoint,
+        "max_episode_steps": max_episode_steps,
+    }
     say_written(write_credit(run, output=output, trust=trust, **options))
 
 
@@ -202,6 +221,7 @@ def ladder(
     preset: bool = True,
     env_kwargs: dict[str, Any] = {},  # noqa: B006 - it is only read
     max_episode_steps: int | None = None,
+    wrappers: Wrappers = (),
     workers: int | None = None,
     evaluation_episodes: int = 20,
     quiet: Quiet = False,
@@ -222,6 +242,7 @@ def ladder(
         preset: Use the environment's tuned settings where there are any, as `upslope train` does.
         env_kwargs: Keyword arguments for the environment, as JSON.
         max_episode_steps: Steps after which an episode is truncated; by default the environment's own limit.
+        wrappers: A wrapper to put around the environment, as in `upslope train`; repeatable.
         workers: Processes that share the seeds of a Gymnasium environment; by default one per core.
         evaluation_episodes: Fresh episodes per seed and mode that judge each rung; 0 judges by training episodes.
         quiet: Print warnings only.
@@ -304,6 +325,7 @@ def check(
     environment: Environment,
     env_kwargs: dict[str, Any] = {},  # noqa: B006 - it is only read
     max_episode_steps: int | None = None,
+    wrappers: Wrappers = (),
     json: Switch = False,
 ) -> None:
     """Test an environment before training on it, in seconds, and propose how to begin; exit status 1 for an error.
@@ -312,13 +334,14 @@ def check(
         environment: A Gymnasium id, `module:Id`, `module:callable`, or `jax:Name`.
         env_kwargs: Keyword arguments for the environment, as JSON.
         max_episode_steps: Steps after which an episode is truncated; by default the environment's own limit.
+        wrappers: A wrapper to put around the environment, as in `upslope train`; repeatable.
         json: Print JSON for programs.
     """
     positive(max_episode_steps=max_episode_steps)
     from upslope.cli.diagnosis_tables import check_view
     from upslope.diagnosis.check import check
 
-    found = check(environment, env_kwargs=env_kwargs, max_episode_steps=max_episode_steps)
+    found = check(environment, env_kwargs=env_kwargs, max_episode_steps=max_episode_steps, wrappers=wrappers)
     answer(json, found.to_json(), check_view(found))
     sys.exit(int(found.worst == "error"))
 

@@ -16,7 +16,7 @@ from jaxtyping import Array, Float
 
 from upslope.errors import UpslopeError
 
-ObjectiveState = Float[Array, ""]
+ObjectiveState = Float[Array, "..."]
 """β for `KLPenalty`; zero for the others."""
 
 

@@ -22,7 +22,7 @@ from upslope.core.messages import told, warn
 from upslope.engines.mujoco_timer import stop_stopwatch
 from upslope.engines.notices import Notices
 from upslope.errors import UpslopeError
-from upslope.learning.devices import settle
+from upslope.learning.devices import one_blas_thread, settle
 
 PATIENCE = 60.0
 """Seconds after which a worker is named that does nothing, or whose environment has not come back from a call."""
@@ -310,8 +310,9 @@ def place_of(columns: Any) -> str:
 
 
 def settle_down() -> None:
-    """In a worker whose environments are made: what takes time and serves nobody."""
+    """In a worker whose environments are made: stop MuJoCo's timer, keep to one thread, freeze the garbage collector."""
     stop_stopwatch()
+    one_blas_thread()  # once more, for libraries that the environments loaded
     # What is there by now lives as long as the process, and need not be searched for garbage again and again.
     gc.freeze()
 
@@ -327,6 +328,7 @@ def serve(server: Any, requests: int, answers: int, path: Sequence[str]) -> None
     signal.signal(signal.SIGTERM, lambda number, frame: None)
     os.dup2(2, 1)  # what an environment prints goes where errors go
     settle(on_host=True)
+    one_blas_thread()
     with os.fdopen(requests, "rb") as asked, contextlib.suppress(OSError), os.fdopen(answers, "wb") as told_back:
         pulse = Pulse(server, told_back)
         server.notices = Notices(pulse.notice)

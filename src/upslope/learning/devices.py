@@ -17,6 +17,7 @@ import numpy as np
 from jax._src import compilation_cache
 from jax.sharding import Mesh
 from platformdirs import user_cache_path
+from threadpoolctl import threadpool_limits
 
 from upslope.core.private_folders import private_folder
 from upslope.core.reading import brief
@@ -47,12 +48,24 @@ def computing(*, on_host: bool) -> Iterator[None]:
     only keep an accelerator waiting, and with products of full 32 bits."""
     prepare(on_host=on_host)
     with ExitStack() as stack:
+        if on_host:
+            stack.enter_context(one_blas_thread())
         if jax.default_backend() != "cpu":
             stack.enter_context(in_full(True))
             with suppress(RuntimeError):  # JAX may have been told to leave the CPU alone
                 if on_host:
                     stack.enter_context(jax.default_device(jax.local_devices(backend="cpu")[0]))
         yield
+
+
+def one_blas_thread() -> Any:
+    """One thread for NumPy's products, from now on or inside a `with`.
+
+    Each process would otherwise start a thread a core, all of which wait for each other: with 256 hidden units and two
+    workers on two cores that made steps many times slower (`benchmarks/speed.py`, case "host wide"). A product's last bits may
+    depend on the number of threads too.
+    """
+    return threadpool_limits(limits=1, user_api="blas")
 
 
 def in_full(is_accelerator: bool) -> AbstractContextManager[Any]:

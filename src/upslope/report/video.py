@@ -10,18 +10,24 @@ import numpy as np
 
 from upslope.config.trust import LEARNING, require
 from upslope.core.messages import COMPILED_PREFIX
+from upslope.environments.closing import close_all
 from upslope.environments.registry import make
 from upslope.errors import UpslopeError
 from upslope.runs.directory import RunDirectory
-from upslope.runs.evaluation import LIMIT
+from upslope.runs.evaluation import LIMIT, with_limit
 from upslope.runs.policy import Which, load
 
 
 def film(
-    run: str | Path, path: str | Path, checkpoint: Which = "last", environment_seed: int = 0, trust: bool = False
+    run: str | Path,
+    path: str | Path,
+    checkpoint: Which = "last",
+    environment_seed: int = 0,
+    max_episode_steps: int | None = None,
+    trust: bool = False,
 ) -> Path:
     """Film one deterministic episode of the run's first seed; a compiled environment is filmed in its Gymnasium twin.
-    `trust` allows the code that the run's config.json names, as in `evaluate`.
+    `max_episode_steps` and `trust` are those of `evaluate`.
 
     Raises:
         UpslopeError: imageio is missing, nothing can be written there, or the environment cannot draw itself.
@@ -29,22 +35,24 @@ def film(
     path = film_path(path)
     import imageio.v2 as imageio
 
-    config = RunDirectory(run).config()
+    config = with_limit(RunDirectory(run).config(), max_episode_steps)
     require(config, run, trust=trust, given=LEARNING)
     name = config.environment.removeprefix(COMPILED_PREFIX)
     twin: Any = make(name, config.env_kwargs, config.max_episode_steps, config.wrappers)
     if twin.is_compiled:
         raise UpslopeError(f"{config.environment} is compiled and has no twin in Gymnasium that could be filmed.")
     made = twin.drawing()
-    policy = load(run, seed=config.seed, checkpoint=checkpoint)
+    policy = load(run, seed=config.seed, checkpoint=checkpoint, trust=trust)
     env, frames = made.create(), []
-    observation, _ = env.reset(seed=environment_seed)
-    for _ in range(config.max_episode_steps or made.max_episode_steps or LIMIT):
-        frames.append(frame_of(env.render(), name))
-        observation, _, terminated, truncated, _ = env.step(policy(observation))
-        if terminated or truncated:
-            break
-    env.close()
+    try:
+        observation, _ = env.reset(seed=environment_seed)
+        for _ in range(config.max_episode_steps or made.max_episode_steps or LIMIT):
+            frames.append(frame_of(env.render(), name))
+            observation, _, terminated, truncated, _ = env.step(policy(observation))
+            if terminated or truncated:
+                break
+    finally:
+        close_all(name, [env])
     with warnings.catch_warnings():
         # JAX warns of every fork; this one starts ffmpeg at once and shares nothing.
         warnings.filterwarnings("ignore", "os.fork", RuntimeWarning)

@@ -15,6 +15,7 @@ from typing import Any, Protocol, runtime_checkable
 import jax
 import numpy as np
 
+from upslope.config.config import Config
 from upslope.engines.base import Chunk, Engine, clock
 from upslope.errors import UpslopeError
 from upslope.learning.iteration import TrainState
@@ -112,17 +113,13 @@ class Loop:
         self,
         engine: Engine,
         directory: RunDirectory,
-        seeds: list[int],
-        total_steps: int,
+        config: Config,
         display: Display,
         tensorboard: TensorboardWriter | None,
         watch: Watch | None = None,
-        *,
-        is_recorded: bool = False,
     ):
-        self.engine, self.directory, self.seeds, self.total = engine, directory, seeds, total_steps
-        self.display, self.tensorboard, self.is_recorded = display, tensorboard, is_recorded
-        self.watch = watch
+        self.engine, self.directory, self.config, self.seeds = engine, directory, config, config.seed_list()
+        self.display, self.tensorboard, self.watch = display, tensorboard, watch
 
     def run(self, state: TrainState, progress: Progress) -> tuple[TrainState, Progress]:
         """Train to the end. On a signal: save, then raise `Stopped`. On an error: save, then raise it."""
@@ -130,7 +127,7 @@ class Loop:
         with stop_on_signal(lambda: self.engine.hangs) as stop:
             if progress.iteration == 0:
                 self.save(state, progress)
-            while (np.asarray(state.steps, np.int64) < self.total).any():
+            while (np.asarray(state.steps, np.int64) < self.config.steps).any():
                 if stop.is_set():
                     self.save(state, progress)
                     raise Stopped
@@ -181,7 +178,7 @@ class Loop:
 
     def keep_best(self, state: TrainState, chunk: Chunk, progress: Progress) -> None:
         """A hundred times a run, keep each seed's agent if its window of returns is the best so far."""
-        checks = chunk.steps[:, -1] * BEST_CHECKS // self.total
+        checks = chunk.steps[:, -1] * BEST_CHECKS // self.config.steps
         is_due, progress.checks = checks > progress.checks, checks
         if not is_due.any():
             return
@@ -209,6 +206,7 @@ class Loop:
             "sizes": self.directory.sizes(),
             "windows": [list(w) for w in progress.windows],
             "steps": np.asarray(state.steps).tolist(),
+            "settings": self.config.to_json(),
         }
         self.keep(self.directory.last, state, self.engine.snapshot(), meta)
 
@@ -232,14 +230,14 @@ class Loop:
         return Snapshot(
             iteration=progress.iteration,
             steps=chunk.steps[:, -1].tolist(),
-            total_steps=self.total,
+            total_steps=self.config.steps,
             episode_return=mean_of(progress, 0),
             episode_length=mean_of(progress, 1),
             metrics=progress.latest,
             phases=dict(self.engine.phases),
             elapsed=progress.elapsed,
             steps_per_second=rate,
-            is_recorded=self.is_recorded,
+            is_recorded=self.config.data is not None,
             finding="" if self.watch is None else self.watch.look(),
         )
 

@@ -110,8 +110,8 @@ class Policy:
         policy, self.memory = self.step(self.agent, batch, self.memory, fresh)
         return policy
 
-    def value(self, observation: Any) -> np.ndarray:
-        """V(s) in the environment's units of reward.
+    def value(self, observation: Any) -> Any:
+        """V(s) in the environment's units of reward: one number, or [B] for a batch.
 
         Raises:
             UpslopeError: the estimator that it was trained with has no critic, or the model has memory, so that V

@@ -1,5 +1,6 @@
 """The last checkpoint → where training goes on: all of it is checked before anything is changed."""
 
+import json
 import math
 from dataclasses import dataclass
 from typing import Any
@@ -52,6 +53,7 @@ def resume_point_of(
     problem = problem_of(meta, config.seeds) or snapshot_problem(snapshot, config, task, needs_snapshot)
     if problem:
         raise UpslopeError(f"{directory.last} is damaged: {problem}. Put a copy of it back.")
+    require_same_settings(directory, config, meta.get("settings", {}))
     progress = begin_progress(state, config.seed_list())
     progress.best = best
     progress.best_return = np.asarray([-np.inf if r is None else r for r in scores["best_return"]])
@@ -61,6 +63,25 @@ def resume_point_of(
     for window, episodes in zip(progress.windows, meta["windows"], strict=True):
         window.extend((float(r), int(n)) for r, n in episodes)
     return ResumePoint(state, progress, snapshot, meta["sizes"], max(meta["steps"]))
+
+
+def require_same_settings(directory: RunDirectory, config: Config, trained_with: dict[str, Any]) -> None:
+    """Refuse a config.json that was edited after training began; only the place of the data may have moved.
+
+    Raises:
+        UpslopeError: a setting is another than the checkpoint's.
+    """
+    now = json.loads(json.dumps(config.to_json()))
+    changed = [
+        f"{name} was {trained_with[name]!r:.80}, now {now[name]!r:.80}"
+        for name in now
+        if name != "data" and name in trained_with and trained_with[name] != now[name]
+    ]
+    if changed:
+        raise UpslopeError(
+            f"{directory.path}/config.json was edited after training began: {', '.join(changed)}. A resumed run is the "
+            "one that was begun. Put the settings back, or train anew under another --name."
+        )
 
 
 def problem_of(meta: dict[str, Any], seeds: int) -> str:

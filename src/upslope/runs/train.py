@@ -137,7 +137,7 @@ def run_loop(
     seeds, display = config.seed_list(), session.display
     writer = TensorboardWriter(directory.path / "tensorboard", seeds) if session.tensorboard else None
     watch = None if session.watch is None or display.is_quiet else session.watch(directory.path)
-    loop = Loop(engine, directory, seeds, config.steps, display, writer, watch, is_recorded=config.data is not None)
+    loop = Loop(engine, directory, config, display, writer, watch)
     try:
         with display:
             with suppress(BrokenPipeError):  # the first update notices it, when there is something to save
