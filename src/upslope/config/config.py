@@ -57,6 +57,8 @@ class Config:
     wrappers: Annotated[tuple[str, ...], tyro.conf.arg(name="wrapper"), tyro.conf.UseAppendAction] = ()
     """A wrapper to put around the environment, repeatable, the innermost first: one of Gymnasium's by its name, or
     module:Name; arguments as JSON after a colon, e.g. 'FrameStackObservation:{"stack_size": 4}'."""
+    masks: bool = True
+    """Take only actions that the environment allows, where it says so by an action mask."""
     learning_rate: float = 2.5e-4
     """Adam's step size. Usual: 1e-5 to 1e-2."""
     learning_rate_schedule: str = "linear"

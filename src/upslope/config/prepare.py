@@ -65,7 +65,12 @@ def configured(
     for role in AXES:
         if ":" in asked.get(role, ""):
             given |= declared(named(role, asked[role]))
-    made_with = (asked.get("env_kwargs"), asked.get("max_episode_steps"), asked.get("wrappers", ()))
+    made_with = (
+        asked.get("env_kwargs"),
+        asked.get("max_episode_steps"),
+        asked.get("wrappers", ()),
+        asked.get("masks", True),
+    )
     made = make(environment, *made_with)
     options = {"is_continuous": isinstance(made.action_space, Box), "use_preset": preset}
     return configure(label(environment), algorithm, **options, **(given | asked)), made, asked, objects
@@ -142,6 +147,7 @@ def missing_reader(name: str, config: Config, task: Task) -> str:
         "hidden_sizes": (has_networks, "--model perceptron"),
         "activation": (has_networks, "--model perceptron"),
         "model_kwargs": (not has_networks, "an own --model"),
+        "masks": (not config.masks or task.environment.gives_masks, "environments that say which actions are allowed"),
         "weight_decay": (config.optimiser == "adamw", "--optimiser adamw"),
         "learning_rate": (not task.update.optimiser.is_complete, "upslope's own optimisers"),
         "max_grad_norm": (not task.update.optimiser.is_complete, "upslope's own optimisers"),

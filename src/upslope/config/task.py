@@ -138,9 +138,8 @@ NO_PARTS = Parts()
 
 def environment_of(config: Config, given: EnvironmentLike | None = None) -> AnyEnvironment:
     """The environment of a config, or the `given` one with the config's arguments, limit and wrappers."""
-    return make(
-        config.environment if given is None else given, config.env_kwargs, config.max_episode_steps, config.wrappers
-    )
+    name_or_given = config.environment if given is None else given
+    return make(name_or_given, config.env_kwargs, config.max_episode_steps, config.wrappers, config.masks)
 
 
 def task_of(config: Config, environment: AnyEnvironment, parts: Parts = NO_PARTS) -> Task:

@@ -5,15 +5,17 @@ action. All quantities are in nats. To sample and to tell log_prob works with Nu
 """
 
 from abc import ABC, abstractmethod
+from collections.abc import Sequence
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jaxtyping import Float, PRNGKeyArray, Shaped
+from jaxtyping import Bool, Float, PRNGKeyArray, Shaped
 
 from upslope.core.arrays import AnyArray as Array
 from upslope.core.arrays import log_sigmoid, log_softmax, namespace, pytree, sigmoid
+from upslope.errors import UpslopeError
 
 LOG_TWO_PI = float(np.log(2 * np.pi))
 
@@ -49,6 +51,17 @@ class Distribution(ABC):
     def kl(self, other: Any) -> Float[Array, "..."]:
         """KL(self‖other) = E_{a~self}[log self(a) − log other(a)] ≥ 0, in closed form."""
 
+    def masked(self, mask: Bool[Array, "... M"]) -> "Distribution":
+        """The same given that only allowed choices are taken: the others get probability 0.
+
+        The mask counts every choice of the action one after another; in each part of an action one must be allowed.
+        """
+        raise UpslopeError(
+            f"{type(self).__name__} cannot be masked, and the environment says which actions are allowed. Give it a "
+            "method masked(mask), return one of upslope's distributions of discrete actions, or ignore masks with "
+            "--no-masks."
+        )
+
 
 @pytree
 class Categorical(Distribution):
@@ -81,6 +94,9 @@ class Categorical(Distribution):
         log_probs = self.log_probs()
         return jnp.sum(divergence(jnp.exp(log_probs), log_probs, other.log_probs()), axis=-1)
 
+    def masked(self, mask: Bool[Array, "... A"]) -> "Categorical":
+        return Categorical(namespace(self.logits).where(mask, self.logits, -np.inf))
+
 
 @pytree
 class MultiCategorical(Distribution):
@@ -93,9 +109,9 @@ class MultiCategorical(Distribution):
         return jnp.concatenate([head.noise(k) for head, k in zip(self.heads, keys, strict=True)], axis=-1)
 
     def choose(self, noise: Float[Array, "... A"]) -> Array:
-        xp, ends = namespace(noise), np.cumsum([head.logits.shape[-1] for head in self.heads])
-        parts = xp.split(noise, ends[:-1].tolist(), axis=-1)
-        return xp.stack([head.choose(part) for head, part in zip(self.heads, parts, strict=True)], axis=-1)
+        parts = split_last(noise, [head.logits.shape[-1] for head in self.heads])
+        chosen = [head.choose(part) for head, part in zip(self.heads, parts, strict=True)]
+        return namespace(noise).stack(chosen, axis=-1)
 
     def mode(self) -> Array:
         modes = [head.mode() for head in self.heads]
@@ -109,6 +125,10 @@ class MultiCategorical(Distribution):
 
     def kl(self, other: "MultiCategorical") -> Float[Array, "..."]:
         return sum_of(mine.kl(theirs) for mine, theirs in zip(self.heads, other.heads, strict=True))
+
+    def masked(self, mask: Bool[Array, "... A"]) -> "MultiCategorical":
+        parts = split_last(mask, [head.logits.shape[-1] for head in self.heads])
+        return MultiCategorical(tuple(head.masked(part) for head, part in zip(self.heads, parts, strict=True)))
 
 
 @pytree
@@ -143,6 +163,12 @@ class Bernoulli(Distribution):
             axis=-1,
         )
 
+    def masked(self, mask: Bool[Array, "... 2K"]) -> "Bernoulli":
+        """The mask has two places for each switch: whether it may be 0, and whether it may be 1."""
+        xp, may_be = namespace(self.logits), mask.reshape(*mask.shape[:-1], -1, 2)
+        off_or_on = xp.where(may_be[..., 1], np.float32(np.inf), np.float32(-np.inf))
+        return Bernoulli(xp.where(may_be.all(axis=-1), self.logits, off_or_on))
+
 
 @pytree
 class DiagonalGaussian(Distribution):
@@ -171,6 +197,11 @@ class DiagonalGaussian(Distribution):
         ratio = jnp.exp(2 * (self.log_std - other.log_std))
         shift = ((self.mean - other.mean) * jnp.exp(-other.log_std)) ** 2
         return jnp.sum(0.5 * (ratio + shift - 1) + other.log_std - self.log_std, axis=-1)
+
+
+def split_last(x: Shaped[Array, "... K"], sizes: Sequence[int]) -> list[Array]:
+    """The last axis in successive parts of these sizes."""
+    return namespace(x).split(x, np.cumsum(sizes)[:-1].tolist(), axis=-1)
 
 
 def finite_log(log_prob: Float[Array, "..."]) -> Float[Array, "..."]:

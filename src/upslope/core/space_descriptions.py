@@ -31,6 +31,8 @@ def check_spaces(spaces: Any) -> None:
     """
     space_fields(spaces["observation"], ENCODERS)
     space_fields(spaces["action"], HEADS)
+    if not isinstance(spaces.get("has_masks", False), bool):
+        raise TypeError("`has_masks` must be true or false")
 
 
 def space_fields(description: Any, kinds: dict[str, tuple[str, ...]]) -> tuple[str, dict[str, Any]]:

@@ -8,7 +8,6 @@ file recorded by anybody is one too.
 from collections.abc import Mapping
 from typing import Any, NamedTuple, cast
 
-import numpy as np
 from jaxtyping import Array, Bool, Float, Shaped
 
 Observation = Shaped[Array, "..."]
@@ -36,7 +35,8 @@ class Rollout(NamedTuple):
 
     `next_observation` is the true successor s_{t+1}, also at the end of an episode, never the first observation
     of the next one. `behaviour_log_prob` is log μ(a_t|s_t) as it was when the action was taken. `valid` marks
-    the steps that happened; the others are padding and change nothing.
+    the steps that happened; the others are padding and change nothing. `action_mask` says which choices were allowed
+    in s_t, one after another as the head of the actions counts them; None where the environment forbids nothing.
     """
 
     observation: Shaped[Array, "T N ..."]
@@ -47,6 +47,7 @@ class Rollout(NamedTuple):
     next_observation: Shaped[Array, "T N ..."]
     behaviour_log_prob: Float[Array, "T N"]
     valid: Bool[Array, "T N"]
+    action_mask: Bool[Array, "T N M"] | None = None
 
 
 class Values(NamedTuple):
@@ -63,6 +64,6 @@ class Credit(NamedTuple):
     target: Float[Array, "T N"]
 
 
-def host_rollout(fields: Mapping[str, np.ndarray]) -> Rollout:
+def host_rollout(fields: Mapping[str, Any]) -> Rollout:
     """A rollout of NumPy arrays, by the names of its fields; JAX takes them as they are."""
     return Rollout(**cast(dict[str, Any], fields))

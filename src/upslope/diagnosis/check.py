@@ -29,7 +29,7 @@ from upslope.diagnosis.checks import (  # fmt: skip
     of_speed,
     wants_normalising,
 )
-from upslope.diagnosis.contract import MASKS, declared_mask, first_contact
+from upslope.diagnosis.contract import first_contact
 from upslope.diagnosis.trials import Trial, actions_of, play, player_of
 from upslope.environments.base import BrokenEnvironmentError
 from upslope.environments.registry import AnyEnvironment, label, lost, make
@@ -81,7 +81,7 @@ def check(
         remedy = remedy or "Correct the environment."
         return Checked(name, (Check("environment", "error", found.removesuffix("."), remedy),), "")
     limit = max_episode_steps or made.max_episode_steps
-    checks = [*declared_mask(made), *of_spaces(name, made)]
+    checks = [*of_spaces(name, made)]
     if has_error(checks):
         return Checked(name, tuple(checks), "")
     checks += first_contact(made, limit)
@@ -92,8 +92,7 @@ def check(
         for one in CHECKS:
             checks += one(examined)
     except Exception as error:
-        has_mask = any(each.name == "action mask" for each in checks)
-        remedy = MASKS if has_mask else "Correct the environment: it failed under random actions."
+        remedy = "Correct the environment: it failed under random actions."
         checks.append(Check("random actions", "error", f"raised {told(error)}", remedy))
         return Checked(name, tuple(checks), "")
     return Checked(name, tuple(checks), proposal(examined, settings))

@@ -165,11 +165,11 @@ def beside(e: Examined) -> Trial:
     actions, others = actions_of(e.environment, 0), actions_of(e.environment, 9)
     other.reset(reset_seed(77, 0, 0))
 
-    def next_action() -> Any:
-        _, _, terminated, truncated = other.step(others())
+    def next_action(mask: np.ndarray | None) -> Any:
+        _, _, terminated, truncated = other.step(others(other.mask))
         if terminated or truncated:
             other.reset(reset_seed(77, 0, 1))
-        return actions()
+        return actions(mask)
 
     try:
         return play(one, next_action, SHORT, SHORT_SECONDS)

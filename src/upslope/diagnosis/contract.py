@@ -12,20 +12,19 @@ from gymnasium import spaces
 
 from upslope.core.messages import told
 from upslope.diagnosis.check_results import Check
-from upslope.diagnosis.trials import HostPlayer, actions_of, player_of
+from upslope.diagnosis.trials import HostPlayer, actions_of, allowed_by, player_of
 from upslope.engines.border import leaf_of
 from upslope.engines.columns import reset_seed
+from upslope.environments.masks import mask_in, source_of
 from upslope.environments.registry import AnyEnvironment
 from upslope.errors import UpslopeError
+from upslope.models.heads import head_of
 
 STEPS = 20
 """Steps of the first contact."""
 RESET = "Return (observation, info) from reset()."
 STEP = "Return (observation, reward, terminated, truncated, info) from step()."
-MASKS = (
-    "Action masks are not supported yet, so forbidden actions are chosen too. Let a forbidden action do nothing, or "
-    "end the episode with a low reward."
-)
+MASK = "Correct the mask, or ignore it with --no-masks."
 
 
 def first_contact(environment: AnyEnvironment, limit: int | None) -> list[Check]:
@@ -50,7 +49,7 @@ def first_contact(environment: AnyEnvironment, limit: int | None) -> list[Check]
 
 def answers(env: gymnasium.Env, environment: AnyEnvironment) -> Iterator[Check]:
     """What reset and step return, until something is wrong."""
-    space, mask = environment.observation_space, ""
+    space, is_late = environment.observation_space, False
     try:
         answer = env.reset(seed=reset_seed(0, 0, 0))
     except Exception as error:
@@ -60,28 +59,37 @@ def answers(env: gymnasium.Env, environment: AnyEnvironment) -> Iterator[Check]:
     if fault:
         yield Check("reset", "error", f"reset() {fault[0]}", fault[1] or RESET)
         return
-    mask = mask_of(env, answer[0], answer[1])
+    try:
+        mask = read(environment, answer[1], 0)
+    except UpslopeError as error:
+        yield Check("action mask", "error", str(error), MASK)
+        return
     yield Check("reset", "ok", "an observation of the space, and info")
-    next_action, said = actions_of(environment, 0), {}
-    for _ in range(STEPS):
-        action = next_action()
+    next_action, said, seen = actions_of(environment, 0), {}, [] if mask is None else [mask]
+    for step in range(STEPS):
+        action = next_action(mask)
         try:
             answer = env.step(action)
         except Exception as error:
-            yield step_failed(error, action, mask)
+            yield step_failed(error, action)
             return
         fault = fault_of_step(answer) or fault_of_observation(space, answer[0])
         if fault:
             yield Check("step", "error", f"step() {fault[0]}", fault[1] or STEP)
             return
-        mask = mask or mask_of(env, answer[0], answer[4])
         said |= dict.fromkeys(oddities(answer))
         if answer[2] or answer[3]:
             break
+        is_late |= mask is None and mask_in(answer[4]) is not None
+        try:
+            mask = read(environment, answer[4], step + 1)
+        except UpslopeError as error:
+            yield Check("action mask", "error", str(error), MASK)
+            return
+        seen += [] if mask is None else [mask]
     yield Check("step", "warning" if said else "ok", "; ".join(said) or "five values of the right types",
                 "Taken as they are meant; correct them all the same." if said else "")  # fmt: skip
-    if mask:
-        yield Check("action mask", "warning", f"{mask} says which actions are allowed", MASKS)
+    yield from masks(env, seen, is_late and not environment.gives_masks)
 
 
 def reset_failed(error: Exception) -> Check:
@@ -92,12 +100,11 @@ def reset_failed(error: Exception) -> Check:
     return Check("reset", "error", f"reset() raised {told(error)}", "Correct reset().")
 
 
-def step_failed(error: Exception, action: Any, mask: str) -> Check:
+def step_failed(error: Exception, action: Any) -> Check:
     """An exception in step."""
     words = f"step({action!r}) raised {told(error)}"
-    if mask:
-        return Check("action mask", "error", f"{words}; {mask} says which actions are allowed", MASKS)
-    return Check("step", "error", words, "Correct step(): every action of the action space must be taken.")
+    remedy = "Correct step(): every action of the action space must be taken, unless its action mask forbids it."
+    return Check("step", "error", words, remedy)
 
 
 Fault = tuple[str, str]
@@ -192,24 +199,26 @@ def fault_of_values(space: gymnasium.Space, numbers: np.ndarray) -> Fault | None
     )
 
 
-def mask_of(env: gymnasium.Env, observation: Any, info: Any) -> str:
-    """Where an environment says which actions are allowed; empty where it does not."""
-    if isinstance(observation, dict) and "action_mask" in observation:
-        return 'the observation\'s key "action_mask"'
-    if isinstance(info, dict) and "action_mask" in info:
-        return 'info["action_mask"]'
-    try:
-        return "action_masks()" if callable(env.get_wrapper_attr("action_masks")) else ""
-    except AttributeError:
-        return ""
+def read(environment: AnyEnvironment, info: Any, step: int) -> np.ndarray | None:
+    """Which choices an environment allows; None where it forbids nothing.
+
+    Raises:
+        UpslopeError: the mask is missing, does not fit, or allows nothing.
+    """
+    if not environment.gives_masks:
+        return None
+    name = getattr(environment, "name", "The environment")
+    return allowed_by(head_of(environment.action_space, name), mask_in(info), name, step)
 
 
-def declared_mask(environment: AnyEnvironment) -> Iterator[Check]:
-    """A mask that is part of a dictionary of observations, which needs no step to be seen."""
-    space = environment.observation_space
-    if isinstance(space, spaces.Dict) and "action_mask" in space.spaces:
-        words = 'the observation\'s key "action_mask" says which actions are allowed'
-        yield Check("action mask", "warning", words, MASKS)
+def masks(env: gymnasium.Env, seen: list[np.ndarray], is_late: bool) -> Iterator[Check]:
+    """What was seen of action masks."""
+    if seen:
+        share = float(np.mean(seen))
+        yield Check("action mask", "ok", f"{source_of(env)} allows {share:.0%} of the choices")
+    elif is_late:
+        words = "info has an action mask after step(), and none after reset(), so masks are not used"
+        yield Check("action mask", "warning", words, "Give it in reset()'s info too.")
 
 
 def pictures(environment: Any) -> Iterator[Check]:

@@ -10,16 +10,17 @@ from functools import lru_cache
 from time import perf_counter
 from typing import Any, Protocol, runtime_checkable
 
-import gymnasium
 import jax
 import jax.numpy as jnp
 import numpy as np
-from gymnasium import spaces
 
-from upslope.engines.columns import reset_seed
+from upslope.engines.border import nothing_allowed
+from upslope.engines.columns import one_by_one, reset_seed
 from upslope.environments.base import CompiledEnvironment
-from upslope.environments.registry import AnyEnvironment
-from upslope.models.heads import head_of
+from upslope.environments.masks import mask_in
+from upslope.environments.registry import AnyEnvironment, HostEnvironment, name_of
+from upslope.errors import UpslopeError
+from upslope.models.heads import ActionHead, head_of
 
 Answer = tuple[np.ndarray, float, bool, bool]
 """The observation, the reward, terminated, truncated."""
@@ -28,6 +29,9 @@ Answer = tuple[np.ndarray, float, bool, bool]
 @runtime_checkable
 class Player(Protocol):
     """One environment that can be reset and stepped."""
+
+    mask: np.ndarray | None
+    """Which choices it allows now [M]; None where it forbids nothing, or an episode is over."""
 
     def reset(self, seed: int) -> Any:
         """Begin an episode; return its first observation."""
@@ -44,18 +48,30 @@ class Player(Protocol):
 class HostPlayer:
     """A Gymnasium environment, with a step limit of its own where it has one."""
 
-    def __init__(self, create: Callable[[], gymnasium.Env], limit: int | None):
-        self.env, self.limit, self.count = create(), limit, 0
+    def __init__(self, environment: HostEnvironment, limit: int | None):
+        self.env, self.limit, self.count = environment.create(), limit, 0
+        self.environment, self.mask = environment, None
 
     def reset(self, seed: int) -> Any:
         self.count = 0
-        return self.env.reset(seed=seed)[0]
+        observation, info = self.env.reset(seed=seed)
+        self.note(info)
+        return observation
 
     def step(self, action: Any) -> Answer:
         self.count += 1
-        observation, reward, terminated, truncated, _ = self.env.step(action)
+        observation, reward, terminated, truncated, info = self.env.step(action)
         truncated = bool(truncated) or (self.limit is not None and self.count >= self.limit)
+        self.mask = None
+        if not (terminated or truncated):
+            self.note(info)
         return np.array(observation), float(np.asarray(reward).item()), bool(terminated), truncated
+
+    def note(self, info: Any) -> None:
+        """What the environment allows now."""
+        if self.environment.gives_masks:
+            head = head_of(self.environment.action_space, self.environment.name)
+            self.mask = allowed_by(head, mask_in(info), self.environment.name, self.count)
 
     def close(self) -> None:
         self.env.close()
@@ -65,12 +81,14 @@ class CompiledPlayer:
     """A compiled environment; its keys follow from the reset seed."""
 
     def __init__(self, environment: CompiledEnvironment, limit: int | None):
-        self.limit, self.count = limit, 0
+        self.limit, self.count, self.mask = limit, 0, None
+        self.environment = environment
         self.begin, self.go = programs(Same(environment))
 
     def reset(self, seed: int) -> Any:
         self.count, self.key = 0, jax.random.key(seed)
         self.state, observation = self.begin(self.key)
+        self.note()
         return np.asarray(observation)
 
     def step(self, action: Any) -> Answer:
@@ -78,10 +96,38 @@ class CompiledPlayer:
         key = jax.random.fold_in(self.key, self.count)
         self.state, transition = self.go(key, self.state, action)
         truncated = bool(transition.truncated) or (self.limit is not None and self.count >= self.limit)
-        return np.asarray(transition.observation), float(transition.reward), bool(transition.terminated), truncated
+        terminated, self.mask = bool(transition.terminated), None
+        if not (terminated or truncated):
+            self.note()
+        return np.asarray(transition.observation), float(transition.reward), terminated, truncated
+
+    def note(self) -> None:
+        """What the environment allows now."""
+        mask = jax.tree.map(np.asarray, self.environment.action_mask(self.state))
+        if mask is not None:
+            name = name_of(self.environment)
+            self.mask = allowed_by(head_of(self.environment.action_space, name), mask, name, self.count)
 
     def close(self) -> None:
         """Nothing to do."""
+
+
+def allowed_by(head: ActionHead, mask: Any, name: str, step: int) -> np.ndarray:
+    """Which choices a mask allows, at least one.
+
+    Raises:
+        UpslopeError: it is missing, does not fit, or allows none.
+    """
+    place = f"step {step} of an episode"
+    if mask is None:
+        raise UpslopeError(f"{name} gave no action mask at {place}, though it gave one at a reset.")
+    try:
+        flat = head.flat_mask(mask)
+    except ValueError as error:
+        raise UpslopeError(f"{name} gave an action mask at {place} that does not fit its actions: {error}.") from error
+    if not head.allows_some(flat):
+        raise UpslopeError(nothing_allowed(name, place))
+    return flat
 
 
 class Same:
@@ -127,43 +173,30 @@ class Trial:
 
 def player_of(environment: Any, limit: int | None) -> Player:
     """A fresh environment to play."""
-    return CompiledPlayer(environment, limit) if environment.is_compiled else HostPlayer(environment.create, limit)
+    return CompiledPlayer(environment, limit) if environment.is_compiled else HostPlayer(environment, limit)
 
 
-def actions_of(environment: AnyEnvironment, seed: int) -> Callable[[], Any]:
-    """Random actions, always the same for a seed, as training gives them to the environment.
+def actions_of(environment: AnyEnvironment, seed: int) -> Callable[[np.ndarray | None], Any]:
+    """Random actions among those that a mask allows, always the same for a seed, as training gives them to the
+    environment.
 
     Those of a Box reach a little beyond its bounds, as a policy's do, so that some are clipped to them; a Box without
     bounds is tried within ±1.
     """
-    generator, space = np.random.default_rng(seed), environment.action_space
-    head = head_of(space, "the environment")
-    if environment.is_compiled:
-        return lambda: np.asarray(head.to_compiled(jnp.asarray(sample_of(space, generator)[None])))[0]
+    generator, head = np.random.default_rng(seed), head_of(environment.action_space, "the environment")
 
-    def next_action() -> Any:
-        taken = head.to_environment(sample_of(space, generator)[None])
-        return taken.tolist()[0] if taken.ndim == 1 else taken[0]
+    def next_action(mask: np.ndarray | None) -> Any:
+        sampled = head.random(generator, mask)[None]
+        if environment.is_compiled:
+            return np.asarray(head.to_compiled(jnp.asarray(sampled)))[0]
+        return one_by_one(head.to_environment(sampled))[0]
 
     return next_action
 
 
-def sample_of(space: spaces.Space, generator: np.random.Generator) -> np.ndarray:
-    """A random action as a policy samples it: counted from 0, and flat."""
-    if isinstance(space, spaces.Discrete):
-        return np.asarray(generator.integers(space.n), np.int32)
-    if isinstance(space, spaces.MultiDiscrete):
-        return generator.integers(0, space.nvec.ravel()).astype(np.int32)
-    if isinstance(space, spaces.MultiBinary):
-        return generator.integers(0, 2, int(np.prod(space.shape))).astype(np.int8)
-    assert isinstance(space, spaces.Box)
-    low = np.where(np.isfinite(space.low), space.low, -1).astype(np.float64).ravel()
-    high = np.maximum(low, np.where(np.isfinite(space.high), space.high, 1).ravel())
-    beyond = 0.05 * np.minimum(high - low, 1e30)
-    return generator.uniform(low - beyond, high + beyond).astype(np.float32)
-
-
-def play(player: Player, next_action: Callable[[], Any], max_steps: int, seconds: float, seed: int = 0) -> Trial:
+def play(
+    player: Player, next_action: Callable[[np.ndarray | None], Any], max_steps: int, seconds: float, seed: int = 0
+) -> Trial:
     """Follow random actions for a number of steps or seconds, in the episodes of environment 0 of a run's seed."""
     trial, started = Trial(), perf_counter()
     while trial.steps < max_steps and perf_counter() - started < seconds:
@@ -172,7 +205,7 @@ def play(player: Player, next_action: Callable[[], Any], max_steps: int, seconds
         trial.reset_seconds += perf_counter() - before
         trial.resets, total, length, over = trial.resets + 1, 0.0, 0, False
         while not over and trial.steps < max_steps and perf_counter() - started < seconds:
-            action, before = next_action(), perf_counter()
+            action, before = next_action(player.mask), perf_counter()
             observation, reward, terminated, truncated = player.step(action)
             trial.step_seconds += perf_counter() - before
             trial.observations.append(observation)

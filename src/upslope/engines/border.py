@@ -16,9 +16,12 @@ from gymnasium import spaces
 
 from upslope.core.arrays import is_shape
 from upslope.core.messages import raised_at
+from upslope.core.reading import brief
 from upslope.engines.notices import Notices, notices_to
+from upslope.environments.masks import mask_in
 from upslope.errors import UpslopeError
 from upslope.models.encoders import ObservationEncoder
+from upslope.models.heads import ActionHead
 
 FIRST = 100
 """Observations of each environment that are checked in full, besides the first of every episode."""
@@ -385,6 +388,31 @@ def raised(name: str, where: str, place: str, error: Exception) -> str:
     if isinstance(error, ValueError | TypeError) and "unpack" in words and "gymnasium" in at:
         at += f"; a wrapper of Gymnasium's expects {STEP} from step() and {RESET} from reset()"
     return f"{said} — {place}" + (f" ({at})." if at else ".")
+
+
+def read_mask(info: Any, head: ActionHead, name: str, place: Place) -> Any:
+    """Which choices an environment's info allows [M]."""
+    mask = mask_in(info)
+    if mask is None:
+        raise UpslopeError(
+            f"{name} gave no action mask in its info, though it did before: {place.describe()}. Give "
+            'info["action_mask"] in every answer but the last of an episode, or ignore masks with --no-masks.'
+        )
+    try:
+        return head.flat_mask(mask)
+    except Exception as error:
+        raise UpslopeError(
+            f"{name} gave the action mask {short(mask)}, which does not fit its action space: {brief(error)}: "
+            f"{place.describe()}. Correct it, or ignore masks with --no-masks."
+        ) from error
+
+
+def nothing_allowed(name: str, place: str) -> str:
+    """That an action had to be chosen where all are forbidden."""
+    return (
+        f"{name} allows no action: {place}. Its action mask forbids every choice where one has to be made. Allow one, "
+        "or end the episode there."
+    )
 
 
 def assign(into: Any, rows: Any, values: Any) -> None:

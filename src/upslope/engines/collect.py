@@ -32,6 +32,11 @@ class Steppable(Protocol):
         ...
 
     @property
+    def mask(self) -> np.ndarray | None:
+        """Which choices every environment allows now [S·N, M]; None where it forbids nothing."""
+        ...
+
+    @property
     def episodes(self) -> Sequence[Any]:
         """[S·N], each with `episode_return` and `length`."""
         ...
@@ -97,8 +102,8 @@ class Choose(Protocol):
         """[S, N, …], after the last step."""
         ...
 
-    def __call__(self, observation: Any, t: int) -> tuple[np.ndarray, np.ndarray]:
-        """observation [S, N, …], t → action [S, N, …], log μ(a|s) [S, N]."""
+    def __call__(self, observation: Any, mask: np.ndarray | None, t: int) -> tuple[np.ndarray, np.ndarray]:
+        """observation [S, N, …], allowed choices [S, N, M], t → action [S, N, …], log μ(a|s) [S, N]."""
         ...
 
     def restart(self, rows: np.ndarray) -> None:
@@ -115,10 +120,10 @@ class ActHere:
         self.here = on_host(agents)
         self.noise = np.zeros(0)
 
-    def __call__(self, observation: Any, t: int) -> tuple[np.ndarray, np.ndarray]:
+    def __call__(self, observation: Any, mask: np.ndarray | None, t: int) -> tuple[np.ndarray, np.ndarray]:
         if t % AHEAD == 0:
             self.noise = np.asarray(self.act.draw(self.agents, self.keys, observation, t))
-        policy = self.here.policy(observation)
+        policy = self.here.policy(observation, mask)
         action = policy.choose(self.noise[t % AHEAD])
         return action, policy.log_prob(action)
 
@@ -133,8 +138,9 @@ class ActCompiled:
         self.act, self.agents, self.keys = act, agents, keys
         self.carry, self.fresh = memory.carry, np.array(memory.fresh)
 
-    def __call__(self, observation: Any, t: int) -> tuple[np.ndarray, np.ndarray]:
-        action, log_prob, self.carry = self.act.step(self.agents, self.keys, observation, self.carry, self.fresh, t)
+    def __call__(self, observation: Any, mask: np.ndarray | None, t: int) -> tuple[np.ndarray, np.ndarray]:
+        seen = self.agents, self.keys, observation, mask, self.carry, self.fresh
+        action, log_prob, self.carry = self.act.step(*seen, t)
         self.fresh = np.zeros_like(self.fresh)
         return np.asarray(action), np.asarray(log_prob)
 
@@ -157,16 +163,16 @@ def on_host(agents: Any) -> Any:
     return jax.tree_util.tree_map_with_path(meet, agents)
 
 
-def act_with_memory(agents: Any, keys: jax.Array, observation: Any, memory: Any, fresh: Any, t: Any) -> Any:
+def act_with_memory(agents: Any, keys: jax.Array, observation: Any, mask: Any, memory: Any, fresh: Any, t: Any) -> Any:
     """Action, log μ and the memory after a step, for every seed [S]."""
 
     def one_seed(given: tuple[Any, ...]) -> tuple[Any, ...]:
-        agent, key, observation, memory, fresh = given
-        policy, after = agent.act(observation, restarted(agent.model, memory, fresh), fresh)
+        agent, key, observation, mask, memory, fresh = given
+        policy, after = agent.act(observation, restarted(agent.model, memory, fresh), fresh, mask)
         action = policy.choose(policy.noise(jax.random.fold_in(key, t)))
         return action, policy.log_prob(action), after
 
-    return jax.lax.map(one_seed, (agents, keys, observation, memory, fresh))
+    return jax.lax.map(one_seed, (agents, keys, observation, mask, memory, fresh))
 
 
 def draw_noise(agents: Any, keys: jax.Array, observation: Any, t: Any) -> jax.Array:
@@ -224,7 +230,9 @@ def step_all(
     """Act once in the given rows and write down what happened; return the rows whose episode ended."""
     before = perf_counter()
     flat = copied(columns.flat)
-    action, log_prob = choose(in_seeds(flat, columns.shape), t)
+    mask = None if columns.mask is None else columns.mask.copy()
+    choices = None if mask is None else in_seeds(mask, columns.shape)
+    action, log_prob = choose(in_seeds(flat, columns.shape), choices, t)
     acted = perf_counter()
     action = action.reshape(-1, *action.shape[2:])
     successor = copied(flat)
@@ -240,6 +248,7 @@ def step_all(
         next_observation=successor,
         behaviour_log_prob=log_prob.ravel(),
         valid=valid,
+        action_mask=mask,
     )
     stepped = perf_counter()
     phases["act"] = phases.get("act", 0.0) + acted - before

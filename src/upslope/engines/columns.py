@@ -13,7 +13,17 @@ import jax
 import numpy as np
 
 from upslope.core.arrays import copied, in_seeds
-from upslope.engines.border import FLAGS, NUMBERS, Border, assign, raised, reset_answer, step_answer
+from upslope.engines.border import (  # fmt: skip
+    FLAGS,
+    NUMBERS,
+    Border,
+    assign,
+    nothing_allowed,
+    raised,
+    read_mask,
+    reset_answer,
+    step_answer,
+)
 from upslope.engines.notices import Notices, notices_to
 from upslope.environments.closing import close_all
 from upslope.environments.registry import HostEnvironment
@@ -92,6 +102,8 @@ class HostColumns:
             self.close()
             raise
         self.flat = self.border.empty(len(self.episodes))
+        self.mask: Any = np.ones((len(self.episodes), head.num_choices), bool) if world.gives_masks else None
+        """Which choices every environment allows now [S·N, M]; None where it forbids nothing."""
         self.row: int | None = None
         """The row whose environment is being called at this moment."""
         self.mark(between_episodes=True)
@@ -124,7 +136,10 @@ class HostColumns:
             observation = reset_answer(answer, self.world.name, episode)
             self.border.place(self.flat, row, observation, episode)
             self.check_finite([row], np.zeros(row + 1), self.flat)
+            if self.mask is not None:
+                self.mask[row] = read_mask(answer[1], self.head, self.world.name, episode)
         self.row = None
+        self.refuse_stuck()
 
     def step(self, action: np.ndarray, rows: np.ndarray, next_observation: Any) -> tuple[np.ndarray, ...]:
         """Step the given rows with the policy's actions [S·N, …]; write the true successors into a copy of `flat`.
@@ -147,20 +162,33 @@ class HostColumns:
             except Exception as error:
                 raise UpslopeError(raised(self.world.name, "step", episode.describe(), error)) from error
             if type(answer) is tuple and len(answer) == 5:
-                observation, one, ended, cut, _ = answer
+                observation, one, ended, cut, info = answer
                 if type(one) not in NUMBERS or type(ended) not in FLAGS or type(cut) not in FLAGS:
                     observation, one, ended, cut = step_answer(answer, self.world.name, episode)
             else:
                 observation, one, ended, cut = step_answer(answer, self.world.name, episode)
+                info = answer[4]
             reward[row], terminated[row], truncated[row] = one, ended, cut
             episode.episode_return += float(reward[row])
             if limit is not None and length >= limit:
                 truncated[row] = True
             self.border.place(next_observation, row, observation, episode)
+            if self.mask is not None:
+                # At an end there is nothing to choose, and what the environment says of it does not matter.
+                is_over = ended or truncated[row]
+                self.mask[row] = True if is_over else read_mask(info, self.head, self.world.name, episode)
         self.row = None
         self.check_finite(listed, reward, next_observation)
+        self.refuse_stuck()
         assign(self.flat, slice(None), next_observation)
         return reward, terminated, truncated
+
+    def refuse_stuck(self) -> None:
+        """Refuse an environment that allows nothing where an action has to be chosen."""
+        if self.mask is not None:
+            stuck = np.flatnonzero(~self.head.allows_some(self.mask))
+            if len(stuck):
+                raise UpslopeError(nothing_allowed(self.world.name, self.episodes[stuck[0]].describe()))
 
     def check_finite(self, rows: Sequence[int], reward: np.ndarray, observation: Any) -> None:
         """Refuse a reward or an observation that is not a number, and name the first place."""
@@ -231,13 +259,15 @@ class HostColumns:
         episode.episode -= 1
         self.begin([row])
         observation: Any = None
+        info: Any = None
         for action, kept in zip(one_by_one(actions), one_by_one(actions.copy()), strict=True):
             self.row = row
             try:
-                answer = step_answer(episode.env.step(action), self.world.name, episode)
+                answer = episode.env.step(action)
+                observation, reward, terminated, truncated = step_answer(answer, self.world.name, episode)
             except Exception:
                 return False
-            observation, reward, terminated, truncated = answer
+            info = answer[4]
             episode.actions.append(kept)
             episode.length += 1
             episode.episode_return += float(np.float32(reward))
@@ -246,6 +276,8 @@ class HostColumns:
         self.row = None
         if len(actions):
             self.border.place(self.flat, row, observation, episode)
+            if self.mask is not None:
+                self.mask[row] = read_mask(info, self.head, self.world.name, episode)
         now = jax.tree.map(lambda x: x[row], self.flat)
         return all(np.array_equal(x, y) for x, y in zip(jax.tree.leaves(now), jax.tree.leaves(shown), strict=True))
 

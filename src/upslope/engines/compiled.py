@@ -13,6 +13,9 @@ from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
 from upslope.core.types import Metrics, Rollout
 from upslope.engines.base import Chunk, EpisodeRow, clock, never
+from upslope.engines.border import nothing_allowed
+from upslope.environments.registry import name_of
+from upslope.errors import UpslopeError
 from upslope.learning.collect import Finished
 from upslope.learning.devices import NETWORKS, SEEDS, in_full, is_of_cores, is_vmapped, shares_of
 from upslope.learning.health import spell_out
@@ -124,12 +127,14 @@ class ProgramEngine:
             self.ahead = after, parts, self.programs[0](parts[0])
         metrics, finished, before, steps = jax.tree.map(lambda *x: np.concatenate(x), *facts)
         before, steps = before.astype(np.int64), steps.astype(np.int64)
+        if finished is not None:
+            self.refuse_stuck(finished)
         episodes = [[] for _ in self.seeds] if finished is None else self.rows(finished, before)
         return after, Chunk(spell_out(metrics), steps, before, episodes)
 
     def rows(self, finished: Finished, before: np.ndarray) -> list[list[EpisodeRow]]:
         """[S, I, T, N] → each seed's finished episodes with the step at which they ended."""
-        done, returns, lengths = (np.asarray(x) for x in finished)
+        done, returns, lengths = finished.done, finished.episode_return, finished.length
         rows: list[list[EpisodeRow]] = []
         for s in range(len(self.seeds)):
             i, t, n = np.nonzero(done[s])
@@ -142,6 +147,15 @@ class ProgramEngine:
             values = (steps.tolist(), returns[s, i, t, n].tolist(), lengths[s, i, t, n].tolist())
             rows.append([(step, s, r, length) for step, r, length in zip(*values, strict=True)])
         return rows
+
+    def refuse_stuck(self, finished: Finished) -> None:
+        """Refuse an environment that allowed no action where one had to be chosen."""
+        places = () if finished.stuck is None else np.argwhere(finished.stuck)
+        if len(places):
+            s, i, t, n = places[0].tolist()
+            step = int(finished.length[s, i, t, n]) - 1
+            place = f"environment {n} of seed {self.seeds[s]}, step {step} of an episode"
+            raise UpslopeError(nothing_allowed(name_of(self.task.environment), place))
 
     def snapshot(self) -> dict[str, np.ndarray]:
         return {}

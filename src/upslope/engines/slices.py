@@ -14,8 +14,8 @@ import jax
 import numpy as np
 
 from upslope.core.arrays import copied, in_seeds
-from upslope.engines.border import Border, assign, raised, reset_answer, step_answer
-from upslope.engines.columns import HostColumns, join_snapshots, part_of
+from upslope.engines.border import Border, assign, raised, read_mask, reset_answer, step_answer
+from upslope.engines.columns import HostColumns, join_snapshots, one_by_one, part_of
 from upslope.engines.notices import Notices, notices_to
 from upslope.engines.processes import Worker, answers_of, close_workers, settle_down
 from upslope.environments.closing import close_all
@@ -23,6 +23,7 @@ from upslope.environments.registry import HostEnvironment
 from upslope.errors import UpslopeError
 from upslope.learning.devices import num_cores
 from upslope.learning.iteration import Task
+from upslope.models.heads import head_of
 
 HANDING_OVER = 0.3e-3
 """Seconds that a step of all slices costs besides the environments' own."""
@@ -68,6 +69,9 @@ class SlicedColumns:
             raise
         environment = task.environment
         self.flat = Border(environment.name, environment.observation_space, task.model.encoder).empty(every.size)
+        choices = task.model.head.num_choices
+        self.mask = np.ones((every.size, choices), bool) if environment.gives_masks else None
+        """As `HostColumns.mask`."""
 
     def all(self, what: str, arguments: Sequence[tuple[Any, ...]] | None = None) -> list[Any]:
         """Ask every worker, each with its own arguments, and wait for all."""
@@ -97,8 +101,9 @@ class SlicedColumns:
     def begin(self, rows: Sequence[int]) -> None:
         """Begin a new episode in each of the rows."""
         if len(rows):
-            for mine, observation in self.some("begin", np.asarray(rows)):
+            for mine, (observation, mask) in self.some("begin", np.asarray(rows)):
                 assign(self.flat, mine, observation)
+                self.allow(mine, mask)
                 for row in mine.tolist():
                     self.episodes[row] = Shown(self.episodes[row].episode + 1)
 
@@ -108,8 +113,9 @@ class SlicedColumns:
         Returns reward, terminated, truncated, each [S·N], zero in the other rows.
         """
         found = np.zeros(len(self.owner), np.float32), *np.zeros((2, len(self.owner)), bool)
-        for mine, (successor, ends, *three) in self.some("step", rows, action):
+        for mine, (successor, mask, ends, *three) in self.some("step", rows, action):
             assign(next_observation, mine, successor)
+            self.allow(mine, mask)
             for whole, part in zip(found, three, strict=True):
                 whole[mine] = part
             for index, episode_return, length in ends:
@@ -117,6 +123,11 @@ class SlicedColumns:
                 shown.episode_return, shown.length = episode_return, length
         assign(self.flat, rows, jax.tree.map(lambda x: x[rows], next_observation))
         return found
+
+    def allow(self, rows: np.ndarray, mask: np.ndarray | None) -> None:
+        """Note which choices these rows allow now."""
+        if self.mask is not None:
+            self.mask[rows] = mask
 
     def mark(self, *, between_episodes: bool) -> None:
         """Remember this moment for `snapshot`."""
@@ -129,8 +140,9 @@ class SlicedColumns:
     def restore(self, snapshot: dict[str, np.ndarray], say: Callable[[str], None]) -> None:
         """As `HostColumns.restore`, each environment in its worker."""
         parts = [(part_of(snapshot, rows.reshape(self.shape[0], -1)),) for rows in self.rows]
-        for rows, (observation, episodes, words) in zip(self.rows, self.all("restore", parts), strict=True):
+        for rows, (observation, mask, episodes, words) in zip(self.rows, self.all("restore", parts), strict=True):
             assign(self.flat, rows, observation)
+            self.allow(rows, mask)
             for row, episode in zip(rows.tolist(), episodes, strict=True):
                 self.episodes[row] = Shown(episode)
             for line in words:
@@ -171,16 +183,19 @@ def step_seconds(world: HostEnvironment) -> float:
     """How long a step of one environment takes, by random actions for a moment."""
     environment, place, where = world.create(), Tried(), "reset"
     try:
-        environment.action_space.seed(0)
-        reset_answer(environment.reset(seed=0), world.name, place)
+        head, generator = head_of(world.action_space, world.name), np.random.default_rng(0)
+        answer = environment.reset(seed=0)
+        reset_answer(answer, world.name, place)
         started = perf_counter()
         while perf_counter() - started < TRIAL and place.length < 1000:
             where, place.length = "step", place.length + 1
-            answer = environment.step(environment.action_space.sample())
+            mask = read_mask(answer[-1], head, world.name, place) if world.gives_masks else None
+            (action,) = one_by_one(head.to_environment(head.random(generator, mask)[None]))
+            answer = environment.step(action)
             _, _, terminated, truncated = step_answer(answer, world.name, place)
             if terminated or truncated:
                 where = "reset"
-                environment.reset()
+                answer = environment.reset()
         return (perf_counter() - started) / max(place.length, 1)
     except UpslopeError:
         raise
@@ -206,20 +221,20 @@ class Server:
         settle_down()
 
     def begin(self, rows: list[int]) -> Any:
-        """Their first observations."""
+        """Their first observations, and what they allow."""
         self.columns.begin(rows)
-        return jax.tree.map(lambda x: x[rows], self.columns.flat)
+        return jax.tree.map(lambda x: x[rows], (self.columns.flat, self.columns.mask))
 
     def step(self, rows: list[int], action: np.ndarray) -> tuple[Any, ...]:
-        """Successors, the episodes that ended, reward, terminated, truncated of these rows."""
+        """Successors, what they allow, the episodes that ended, reward, terminated, truncated of these rows."""
         columns = self.columns
         whole = np.zeros((len(columns.episodes), *action.shape[1:]), action.dtype)
         whole[rows] = action
         successor = copied(columns.flat)
         reward, terminated, truncated = (x[rows] for x in columns.step(whole, np.asarray(rows), successor))
         ended = [(i, columns.episodes[rows[i]]) for i in np.flatnonzero(terminated | truncated).tolist()]
-        shown = jax.tree.map(lambda x: x[rows], successor)
-        return shown, [(i, e.episode_return, e.length) for i, e in ended], reward, terminated, truncated
+        shown = jax.tree.map(lambda x: x[rows], (successor, columns.mask))
+        return *shown, [(i, e.episode_return, e.length) for i, e in ended], reward, terminated, truncated
 
     def mark(self, between_episodes: bool) -> None:
         """Remember this moment."""
@@ -229,11 +244,11 @@ class Server:
         """Where the mark was."""
         return self.columns.snapshot()
 
-    def restore(self, snapshot: dict[str, np.ndarray]) -> tuple[Any, list[int], list[str]]:
-        """Put the environments back; what they show, their episodes' numbers, and what is to be said."""
+    def restore(self, snapshot: dict[str, np.ndarray]) -> tuple[Any, Any, list[int], list[str]]:
+        """Put the environments back; what they show and allow, their episodes' numbers, and what is to be said."""
         words: list[str] = []
         self.columns.restore(snapshot, words.append)
-        return self.columns.flat, [e.episode for e in self.columns.episodes], words
+        return self.columns.flat, self.columns.mask, [e.episode for e in self.columns.episodes], words
 
     def close(self) -> None:
         """Close the environments."""

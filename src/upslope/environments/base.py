@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from typing import Any, ClassVar
 
 import gymnasium
+import jax
 from gymnasium.spaces import Space
 from jaxtyping import Array, PRNGKeyArray
 
@@ -43,6 +44,19 @@ class CompiledEnvironment(ABC):
     def step(self, key: PRNGKeyArray, state: Any, action: Action) -> tuple[Any, Transition]:
         """Draw s_{t+1}, r_t ~ P(·|s_t, a_t); `Transition.truncated` is False here."""
 
+    def action_mask(self, state: Any) -> Any:
+        """Which actions are allowed in a state, as Gymnasium's `space.sample(mask=…)` takes it or in one array as
+        sb3-contrib does; None where nothing is ever forbidden."""
+        return None
+
+    @property
+    def gives_masks(self) -> bool:
+        """Whether `action_mask` says anything."""
+        if type(self).action_mask is CompiledEnvironment.action_mask:
+            return False
+        key = jax.eval_shape(lambda: jax.random.key(0))
+        return jax.eval_shape(lambda key: self.action_mask(self.reset(key)[0]), key) is not None
+
 
 @dataclass(frozen=True)
 class HostEnvironment:
@@ -57,6 +71,8 @@ class HostEnvironment:
     """Whether it was asked for by its name, so that another process can make it too."""
     drawing: Callable[[], "HostEnvironment"]
     """Gives the same environment, made so that it draws pictures; an `UpslopeError` where it cannot be."""
+    gives_masks: bool = False
+    """Whether its info says which actions are allowed."""
     is_compiled: ClassVar[bool] = False
 
 
@@ -76,13 +92,15 @@ class Request:
     """As `--wrapper` reads them, the innermost first."""
     given: Any = None
     """What the user gave in Python, where it was no name."""
+    masks: bool = True
+    """Whether what it says of allowed actions counts."""
 
 
 @dataclass(frozen=True)
 class Source:
     """Where environments come from: a prefix of names, and what makes an environment of such a name.
 
-    What an environment can do is said by itself: `is_compiled`, and on the host `is_named` and `drawing`.
+    What an environment can do is said by itself: `is_compiled`, `gives_masks`, and on the host `is_named`, `drawing`.
     """
 
     prefix: str

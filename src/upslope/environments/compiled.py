@@ -16,11 +16,13 @@ from upslope.environments.classic.acrobot import Acrobot
 from upslope.environments.classic.cartpole import CartPole
 from upslope.environments.classic.mountain_car import MountainCarContinuous
 from upslope.environments.classic.pendulum import Pendulum
+from upslope.environments.masks import with_mask_apart
 from upslope.environments.modules import call, found
 from upslope.environments.names import near
 from upslope.environments.tabular import delayed_key, gridworld, short_corridor
 from upslope.environments.wrappers import wrap
 from upslope.errors import UpslopeError
+from upslope.models.heads import head_of
 
 COMPILED: dict[str, Callable[..., CompiledEnvironment]] = {
     "CartPole-v1": CartPole,
@@ -85,6 +87,9 @@ def finished(environment: CompiledEnvironment, request: Request) -> CompiledEnvi
     environment = wrap(environment, request.wrappers, request.name)
     if not type(environment).__module__.startswith("upslope."):
         check_protocol(environment, request.name)
+    environment = with_mask_apart(environment, request.masks)
+    if environment.gives_masks:
+        check_mask(environment, request.name)
     return environment
 
 
@@ -124,6 +129,22 @@ def check_protocol(environment: CompiledEnvironment, name: str) -> None:
             raise BrokenEnvironmentError(
                 f"{name}.step() gave the {field} {shown(value)}; {wanted} of shape () is needed."
             )
+
+
+def check_mask(environment: CompiledEnvironment, name: str) -> None:
+    """Refuse a mask that does not fit the action space.
+
+    Raises:
+        BrokenEnvironmentError: it has another form.
+    """
+    key, head = jax.eval_shape(lambda: jax.random.key(0)), head_of(environment.action_space, name)
+    try:
+        jax.eval_shape(lambda key: head.flat_mask(environment.action_mask(environment.reset(key)[0])), key)
+    except Exception as error:
+        raise BrokenEnvironmentError(
+            f"{name}.action_mask(state) does not fit the action space {environment.action_space}: {told(error)}. "
+            "Correct it, or leave masks out with --no-masks."
+        ) from error
 
 
 def traced(function: Callable[..., Any], name: str, where: str, *arguments: Any) -> Any:

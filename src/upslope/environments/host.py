@@ -12,6 +12,7 @@ from upslope.core.messages import told
 from upslope.environments.base import BrokenEnvironmentError, CompiledEnvironment, HostEnvironment, Request
 from upslope.environments.closing import close_all
 from upslope.environments.compiled import compiled_names
+from upslope.environments.masks import gives_masks, with_mask_in_info
 from upslope.environments.modules import accepts, call, found, import_module
 from upslope.environments.names import near, registered_by
 from upslope.environments.wrappers import wrap
@@ -36,7 +37,7 @@ class Maker:
         request = self.request
         if request.env_kwargs.get("render_mode") or any("Render" in text for text in request.wrappers):
             draw_without_screen()
-        return wrap(self.bare(), request.wrappers, request.name)
+        return with_mask_in_info(wrap(self.bare(), request.wrappers, request.name))
 
     def bare(self) -> Any:
         """One environment without wrappers."""
@@ -82,8 +83,8 @@ def host_environment(maker: Maker, env: Any) -> HostEnvironment:
         limit = env.spec.max_episode_steps if env.spec is not None else None
         if env.spec is not None and maker.callable() is None:
             maker = replace(maker, spec=gymnasium.registry.get(env.spec.id))
-        is_named = maker.request.given is None
-        return HostEnvironment(name, maker, observations, actions, limit, is_named, partial(drawing, maker))
+        is_named, masks = maker.request.given is None, maker.request.masks and gives_masks(env)
+        return HostEnvironment(name, maker, observations, actions, limit, is_named, partial(drawing, maker), masks)
     finally:
         close_all(name, [env])
 

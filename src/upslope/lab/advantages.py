@@ -122,7 +122,7 @@ def sums(agent: Agent, rollout: Rollout, lambda_: float) -> dict[str, float]:
     λ^(T−1). `as_written` is the sum without weights.
     """
     is_short = np.asarray((rollout.terminated & rollout.valid)[:SHORT].any(axis=0))
-    short = Rollout(*(x[:SHORT, is_short] for x in rollout))
+    short = jax.tree.map(lambda x: x[:SHORT, is_short], rollout)
     *steps, mixed, end = (
         np.asarray(credit.weight, np.float64)
         for credit in credits_of(

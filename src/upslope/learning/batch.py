@@ -16,7 +16,7 @@ from upslope.core.estimators import ends
 from upslope.core.types import Credit, Rollout
 from upslope.learning.blocks import in_blocks
 from upslope.models.agent import Agent, no_fresh
-from upslope.models.model import Carry, Memory, Model, Outputs, has_memory, unroll
+from upslope.models.model import Carry, Memory, Model, Outputs, allowed, has_memory, unroll
 
 
 class Batch(NamedTuple):
@@ -33,6 +33,8 @@ class Batch(NamedTuple):
     carry: Carry
     """The model's memory at the start of each unit; () without memory."""
     old_policy: Distribution
+    action_mask: Bool[Array, "B ... M"] | None = None
+    """Which choices were allowed."""
 
 
 def beginnings(rollout: Rollout, memory: Memory) -> Bool[Array, "T N"]:
@@ -56,7 +58,9 @@ def batch_of(
     features = jax.tree.map(units, prepared)
     fresh = as_units(beginnings(rollout, memory), length)
     carry = () if length is None else carries_at(agent.model, prepared, memory, rollout, length)
-    inputs = (features, carry, fresh)
+    # In padding everything is allowed, or its policy would be none at all.
+    mask = None if rollout.action_mask is None else ~units(~rollout.action_mask)
+    inputs = (features, carry, fresh, mask)
     return Batch(
         features=features,
         action=units(rollout.action),
@@ -67,7 +71,13 @@ def batch_of(
         fresh=fresh,
         carry=carry,
         old_policy=in_blocks(lambda rows: outputs_of(agent.model, *rows).policy, inputs, vmapped),
+        action_mask=mask,
     )
+
+
+def inputs_of(batch: Batch) -> tuple[Any, Carry, Array, Array | None]:
+    """What `outputs_of` asks of a batch."""
+    return batch.features, batch.carry, batch.fresh, batch.action_mask
 
 
 def as_units(x: Shaped[Array, "T N ..."], length: int | None) -> Shaped[Array, "B ..."]:
@@ -95,9 +105,16 @@ def carries_at(model: Model, features: Any, memory: Memory, rollout: Rollout, le
     return jax.lax.stop_gradient(jax.tree.map(lambda x: x.reshape(-1, *x.shape[2:]), starts))
 
 
-def outputs_of(model: Model, features: Any, carry: Carry, fresh: Bool[Array, "B ..."]) -> Outputs:
-    """The model's outputs for units of a batch, in their shape."""
+def outputs_of(
+    model: Model,
+    features: Any,
+    carry: Carry,
+    fresh: Bool[Array, "B ..."],
+    mask: Bool[Array, "B ... M"] | None,
+) -> Outputs:
+    """The model's outputs for units of a batch, in their shape, the policy among the actions that were allowed."""
     if not has_memory(model):
-        return model.step(features, (), no_fresh(features))[0]
+        outputs = model.step(features, (), no_fresh(features))[0]
+        return outputs._replace(policy=allowed(outputs.policy, mask))
     over_time: Callable[[Any], Any] = lambda tree: jax.tree.map(lambda x: jnp.swapaxes(x, 0, 1), tree)  # noqa: E731
-    return over_time(unroll(model, over_time(features), carry, over_time(fresh))[0])
+    return over_time(unroll(model, over_time(features), carry, over_time(fresh), over_time(mask))[0])

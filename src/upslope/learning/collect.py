@@ -14,6 +14,7 @@ from jaxtyping import Array, Bool, Float, Int, Key, PRNGKeyArray
 from upslope.core.types import Rollout
 from upslope.environments.base import CompiledEnvironment
 from upslope.models.agent import Acting
+from upslope.models.heads import ActionHead
 from upslope.models.model import Carry
 
 
@@ -43,6 +44,8 @@ class Finished(NamedTuple):
     done: Bool[Array, "T N"]
     episode_return: Float[Array, "T N"]
     length: Int[Array, "T N"]
+    stuck: Bool[Array, "T N"] | None = None
+    """Where the environment allowed no action, though one had to be chosen; None where it forbids nothing."""
 
 
 def begin(world: CompiledEnvironment, agent: Acting, key: PRNGKeyArray, num_envs: int) -> EnvState:
@@ -94,7 +97,8 @@ def collect_episodes(
         columns, running = carry
         after, row, finished = advance(world, agent, columns, chance, max_episode_steps)
         row = row._replace(valid=running, reward=jnp.where(running, row.reward, 0.0))
-        finished = finished._replace(done=finished.done & running)
+        stuck = None if finished.stuck is None else finished.stuck & running
+        finished = finished._replace(done=finished.done & running, stuck=stuck)
         return (after, running & ~finished.done), (row, finished)
 
     columns = begin(world, agent, begin_key, num_envs)
@@ -109,7 +113,7 @@ def all_chance(agent: Acting, columns: EnvState, keys: Key[Array, "T"]) -> Chanc
     gives no more than its shape.
     """
     keys = split_each(keys)
-    noise = jax.vmap(lambda key: acting(agent, columns)[0].noise(key))(keys[:, 0])
+    noise = jax.vmap(lambda key: acting(agent, columns, None)[0].noise(key))(keys[:, 0])
     return Chance(noise, split_each(keys[:, 1], columns.length.shape[0]))
 
 
@@ -126,7 +130,13 @@ def advance(
     max_episode_steps: int | None,
 ) -> tuple[EnvState, Rollout, Finished]:
     """One step of every column, without beginning anew."""
-    policy, carry = acting(agent, columns)
+    mask = choices = mask_of(world, agent.head, columns.state)
+    stuck = None
+    if mask is not None:
+        # A program cannot refuse, so where nothing is allowed any action is drawn, and the engine is told.
+        stuck = ~agent.head.allows_some(mask)
+        choices = mask | stuck[:, None]
+    policy, carry = acting(agent, columns, choices)
     action = policy.choose(chance.noise)
     state, transition = jax.vmap(world.step)(chance.keys, columns.state, agent.head.to_compiled(action))
     length = columns.length + 1
@@ -142,14 +152,25 @@ def advance(
         next_observation=transition.observation,
         behaviour_log_prob=policy.log_prob(action),
         valid=jnp.ones_like(truncated),
+        action_mask=mask,
     )
     after = EnvState(state, transition.observation, carry, length, episode_return)
-    return after, row, Finished(transition.terminated | truncated, episode_return, length)
+    return after, row, Finished(transition.terminated | truncated, episode_return, length, stuck)
 
 
-def acting(agent: Acting, columns: EnvState) -> tuple[Any, Carry]:
+def acting(agent: Acting, columns: EnvState, mask: Bool[Array, "N M"] | None) -> tuple[Any, Carry]:
     """π(·|s) in every column, and the carry after it. A carry is at its start where an episode begins."""
-    return agent.act(columns.observation, columns.carry, columns.length == 0)
+    return agent.act(columns.observation, columns.carry, columns.length == 0, mask)
+
+
+def mask_of(world: CompiledEnvironment, head: ActionHead, state: Any) -> Bool[Array, "N M"] | None:
+    """Which choices the environment allows in every column; None where it forbids nothing."""
+
+    def one(state: Any) -> Array | None:
+        mask = world.action_mask(state)
+        return None if mask is None else head.flat_mask(mask)
+
+    return jax.vmap(one)(state)
 
 
 def where_rows(mask: Bool[Array, "N"], chosen: Any, otherwise: Any) -> Any:

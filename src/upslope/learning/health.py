@@ -20,7 +20,7 @@ from upslope.core.messages import PREFIX
 from upslope.core.objectives import Sample, importance_ratio
 from upslope.core.types import Credit, Metrics, Rollout
 from upslope.learning.action_effect import action_effect, late_effect
-from upslope.learning.batch import in_time, outputs_of
+from upslope.learning.batch import in_time, inputs_of, outputs_of
 from upslope.learning.devices import AT_ONCE
 from upslope.learning.evaluation import changes, differs
 from upslope.learning.measures import correlations, of_features, saturation, shifted, totals
@@ -108,7 +108,7 @@ class HealthProbe:
             if length is None:
                 few = jax.tree.map(lambda x: first_columns(x, rollout), batch.features)
                 return value_of(model, few).reshape(nothing.shape)
-            value = outputs_of(model, batch.features, batch.carry, batch.fresh).value
+            value = outputs_of(model, *inputs_of(batch)).value
             return in_time(value, shape, length).reshape(shape)[:, : nothing.shape[1]]
 
         return jax.lax.cond(self.is_due_for_any, look, lambda: nothing)

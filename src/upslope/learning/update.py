@@ -16,7 +16,7 @@ from jaxtyping import Array, Bool, Float, PRNGKeyArray, Shaped
 
 from upslope.core.objectives import Clip, Objective, ObjectiveState, Sample, importance_ratio
 from upslope.core.types import Credit, Metrics, Rollout
-from upslope.learning.batch import Batch, batch_of, outputs_of
+from upslope.learning.batch import Batch, batch_of, inputs_of, outputs_of
 from upslope.learning.blocks import in_blocks
 from upslope.learning.descent import Descent, Plan, descend, start_optimiser
 from upslope.learning.health import HealthProbe, Seen
@@ -156,7 +156,7 @@ def descend_groups(
     policy_key, value_key = jax.random.split(key)
 
     def policy_losses(model: Any, batch: Batch) -> tuple[Array, Distance, Array]:
-        outputs = outputs_of(model, batch.features, batch.carry, batch.fresh)
+        outputs = outputs_of(model, *inputs_of(batch))
         sample, entropy = sample_from(outputs.policy, batch)
         loss = losses_of(pace.objective, objective, sample) - pace.entropy_coefficient * entropy
         ratio = importance_ratio(sample)
@@ -169,7 +169,7 @@ def descend_groups(
 
     def value_loss(parameters: Any, batch: Batch) -> tuple[Array, None]:
         moved = with_parameters(model, {VALUE: parameters})
-        value = outputs_of(moved, batch.features, batch.carry, batch.fresh).value
+        value = outputs_of(moved, *inputs_of(batch)).value
         return squared_error(value, batch.target), None
 
     def shared_loss(parameters: Any, batch: Batch) -> tuple[Array, Distance]:
@@ -213,7 +213,7 @@ def squared_error(value: Float[Array, "..."], target: Float[Array, "..."]) -> Fl
 
 def sample_of(model: Any, batch: Batch) -> tuple[Sample, Float[Array, "B ..."]]:
     """What the objective sees of the batch under the model as it is now, and the entropy."""
-    return sample_from(outputs_of(model, batch.features, batch.carry, batch.fresh).policy, batch)
+    return sample_from(outputs_of(model, *inputs_of(batch)).policy, batch)
 
 
 def sample_from(policy: Any, batch: Batch) -> tuple[Sample, Float[Array, "B ..."]]:

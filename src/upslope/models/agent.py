@@ -16,7 +16,7 @@ from upslope.core.arrays import AnyArray as Array
 from upslope.core.distributions import Distribution
 from upslope.models.build import ModelSpec
 from upslope.models.heads import ActionHead
-from upslope.models.model import Carry, Model, Outputs, has_memory
+from upslope.models.model import Carry, Model, Outputs, allowed, has_memory
 from upslope.models.normaliser import RunningStatistics, normalised, start_normaliser
 
 
@@ -46,19 +46,21 @@ class Agent:
         """The model's answer to N observations."""
         return self.model.step(self.features(observation), carry, fresh)
 
-    def act(self, observation: Any, carry: Carry, fresh: Bool[Array, "N"]) -> tuple[Distribution, Carry]:
-        """π_θ(·|s) of N observations, and the carry after them."""
+    def act(
+        self, observation: Any, carry: Carry, fresh: Bool[Array, "N"], mask: Bool[Array, "N M"] | None = None
+    ) -> tuple[Distribution, Carry]:
+        """π_θ(·|s) of N observations among the actions that are allowed, and the carry after them."""
         if has_memory(self.model):
             outputs, carry = self.step(observation, carry, fresh)
-            return outputs.policy, carry
-        return self.policy(observation), carry
+            return allowed(outputs.policy, mask), carry
+        return self.policy(observation, mask), carry
 
-    def policy(self, observation: Any) -> Distribution:
-        """π_θ(·|s) of a model without memory."""
+    def policy(self, observation: Any, mask: Bool[Array, "... M"] | None = None) -> Distribution:
+        """π_θ(·|s) of a model without memory, among the actions that are allowed."""
         features = self.features(observation)
         if hasattr(self.model, "policy"):
-            return self.model.policy(features)
-        return self.model.step(features, (), no_fresh(features))[0].policy
+            return allowed(self.model.policy(features), mask)
+        return allowed(self.model.step(features, (), no_fresh(features))[0].policy, mask)
 
     def value(self, observation: Any) -> Float[Array, "..."]:
         """V_θ(s) of a model without memory, in units of the scaled reward r · `reward_scale()`."""
@@ -124,7 +126,9 @@ class Acting(Protocol):
         """It knows what the environment takes."""
         ...
 
-    def act(self, observation: Any, carry: Carry, fresh: Bool[Array, "N"]) -> tuple[Any, Carry]:
+    def act(
+        self, observation: Any, carry: Carry, fresh: Bool[Array, "N"], mask: Bool[Array, "N M"] | None = None
+    ) -> tuple[Any, Carry]:
         """Something with `noise(key)`, `choose(noise)` and `log_prob(action)`, and the carry after it."""
         ...
 

@@ -11,14 +11,22 @@ from functools import cached_property
 from typing import Any
 
 import gymnasium
+import jax
 import jax.numpy as jnp
 import numpy as np
 from gymnasium import spaces
-from jaxtyping import Float, Shaped
+from jaxtyping import Bool, Float, Shaped
 
 from upslope.core.arrays import AnyArray as Array
 from upslope.core.arrays import namespace
-from upslope.core.distributions import Bernoulli, Categorical, DiagonalGaussian, Distribution, MultiCategorical
+from upslope.core.distributions import (
+    Bernoulli,
+    Categorical,
+    DiagonalGaussian,
+    Distribution,
+    MultiCategorical,
+    split_last,
+)
 from upslope.core.space_descriptions import ACTION_DTYPES
 from upslope.errors import UpslopeError
 from upslope.models.description import unsupported
@@ -52,6 +60,45 @@ class ActionHead(ABC):
     def max_entropy(self) -> float | None:
         """The entropy of the uniform policy in nats; None where there is none."""
         return None
+
+    @property
+    def num_choices(self) -> int:
+        """M, how many choices a mask allows or forbids."""
+        return 0
+
+    def flat_mask(self, mask: Any) -> Bool[Array, "M"]:
+        """Which choices are allowed, one after another, of a mask in the form that Gymnasium's `space.sample(mask=…)`
+        takes, or in that of sb3-contrib, where all choices stand in one array.
+
+        Raises:
+            ValueError: it has another form, or holds something else than 0 and 1.
+        """
+        if not self.num_choices:
+            raise ValueError("there is nothing to forbid among these actions")
+        flags = as_flags(mask)
+        if flags.shape != (self.num_choices,):
+            raise ValueError(f"it has the shape {flags.shape}, and {self.mask_form} is needed")
+        return flags
+
+    @property
+    def mask_form(self) -> str:
+        """Words for the forms of a mask."""
+        return f"({self.num_choices},)"
+
+    def allows_some(self, mask: Bool[Array, "... M"]) -> Bool[Array, "..."]:
+        """Whether a mask allows an action."""
+        return mask.any(axis=-1)
+
+    @abstractmethod
+    def random(self, generator: np.random.Generator, mask: Any = None) -> np.ndarray:
+        """A random action as the policy samples it, among those that are allowed."""
+
+    def permits(self, mask: Any, action: Any) -> np.ndarray:
+        """Whether the mask [..., M] allows each of a batch of sampled actions."""
+        outputs: Any = np.zeros((*mask.shape[:-1], self.num_outputs))
+        scales: Any = np.zeros(self.num_scales)
+        with np.errstate(invalid="ignore"):  # where nothing is allowed, no action is
+            return np.asarray(self.distribution(outputs, scales).masked(mask).log_prob(action)) > -np.inf
 
     @abstractmethod
     def distribution(self, outputs: Float[Array, "... K"], log_std: Float[Array, "... L"]) -> Distribution:
@@ -100,6 +147,13 @@ class DiscreteHead(ActionHead):
     @property
     def max_entropy(self) -> float | None:
         return math.log(self.n)
+
+    @property
+    def num_choices(self) -> int:
+        return self.n
+
+    def random(self, generator: np.random.Generator, mask: Any = None) -> np.ndarray:
+        return random_choice(generator, self.n, mask)
 
     def distribution(self, outputs: Float[Array, "... K"], log_std: Float[Array, "... 0"]) -> Distribution:
         return Categorical(outputs)
@@ -163,6 +217,14 @@ class BoxHead(ActionHead):
         low, high = (np.clip(np.asarray(x, np.float64), -largest, largest) for x in (self.low, self.high))
         return low.astype(self.dtype), high.astype(self.dtype)
 
+    def random(self, generator: np.random.Generator, mask: Any = None) -> np.ndarray:
+        """It reaches a little beyond the bounds, as a policy's actions do; where there are none it stays within ±1."""
+        low, high = np.asarray(self.low), np.asarray(self.high)
+        low = np.where(np.isfinite(low), low, -1)
+        high = np.maximum(low, np.where(np.isfinite(high), high, 1))
+        beyond = 0.05 * np.minimum(high - low, 1e30)
+        return generator.uniform(low - beyond, high + beyond).astype(np.float32)
+
     def distribution(self, outputs: Float[Array, "... K"], log_std: Float[Array, "... K"]) -> Distribution:
         centre, half = self.scaling
         xp = namespace(outputs)
@@ -219,6 +281,33 @@ class MultiDiscreteHead(ActionHead):
     def max_entropy(self) -> float | None:
         return sum(math.log(n) for n in self.sizes)
 
+    @property
+    def num_choices(self) -> int:
+        return sum(self.sizes)
+
+    def flat_mask(self, mask: Any) -> Bool[Array, "M"]:
+        if not isinstance(mask, tuple | list):
+            return super().flat_mask(mask)
+        parts = [as_flags(part) for part in jax.tree.leaves(mask)]
+        if [part.shape for part in parts] != [(n,) for n in self.sizes]:
+            found = ", ".join(str(part.shape) for part in parts)
+            raise ValueError(f"its parts have the shapes {found}, and {self.mask_form} is needed")
+        return namespace(parts[0]).concatenate(parts)
+
+    @property
+    def mask_form(self) -> str:
+        return f"({self.num_choices},), or a tuple of arrays of the lengths {', '.join(map(str, self.sizes))}"
+
+    def allows_some(self, mask: Bool[Array, "... M"]) -> Bool[Array, "..."]:
+        parts = split_last(mask, self.sizes)
+        return namespace(mask).stack([part.any(axis=-1) for part in parts], axis=-1).all(axis=-1)
+
+    def random(self, generator: np.random.Generator, mask: Any = None) -> np.ndarray:
+        if mask is None:
+            return generator.integers(0, self.sizes).astype(np.int32)
+        parts = zip(self.sizes, split_last(mask, self.sizes), strict=True)
+        return np.stack([random_choice(generator, n, part) for n, part in parts])
+
     def distribution(self, outputs: Float[Array, "... K"], log_std: Float[Array, "... 0"]) -> Distribution:
         heads = namespace(outputs).split(outputs, np.cumsum(self.sizes)[:-1].tolist(), axis=-1)
         return MultiCategorical(tuple(Categorical(head) for head in heads))
@@ -257,6 +346,32 @@ class MultiBinaryHead(ActionHead):
     def max_entropy(self) -> float | None:
         return self.num_outputs * math.log(2)
 
+    @property
+    def num_choices(self) -> int:
+        return 2 * self.num_outputs
+
+    def flat_mask(self, mask: Any) -> Bool[Array, "M"]:
+        x = as_array(mask)
+        if x.shape != self.shape or x.dtype == bool:
+            return super().flat_mask(mask)
+        if isinstance(x, np.ndarray) and not np.isin(x, (0, 1, 2)).all():
+            raise ValueError("it holds other numbers than 0 and 1, to which a switch is bound, and 2, where it is free")
+        return namespace(x).stack([x != 1, x != 0], axis=-1).reshape(-1)
+
+    @property
+    def mask_form(self) -> str:
+        return f"({self.num_choices},), two for each switch, or {self.shape} with 0, 1 and 2"
+
+    def allows_some(self, mask: Bool[Array, "... M"]) -> Bool[Array, "..."]:
+        return mask.reshape(*mask.shape[:-1], -1, 2).any(axis=-1).all(axis=-1)
+
+    def random(self, generator: np.random.Generator, mask: Any = None) -> np.ndarray:
+        drawn = generator.integers(0, 2, self.num_outputs).astype(np.int8)
+        if mask is None:
+            return drawn
+        may_be = mask.reshape(-1, 2)
+        return np.where(may_be.all(axis=-1), drawn, may_be[:, 1]).astype(np.int8)
+
     def distribution(self, outputs: Float[Array, "... K"], log_std: Float[Array, "... 0"]) -> Distribution:
         return Bernoulli(outputs)
 
@@ -268,6 +383,31 @@ class MultiBinaryHead(ActionHead):
 
     def check(self, action: np.ndarray, refuse: Refuse) -> None:
         check_choices("action", action, 2, refuse)
+
+
+def as_array(x: Any) -> Any:
+    """A traced array as it is, anything else as NumPy's."""
+    return x if isinstance(x, jax.Array) else np.asarray(x)
+
+
+def as_flags(mask: Any) -> Any:
+    """Zeros and ones as truth values.
+
+    Raises:
+        ValueError: it holds something else; what is being traced is not looked at.
+    """
+    x = as_array(mask)
+    if x.dtype.kind not in "biuf":
+        raise ValueError(f"it holds {x.dtype}, not numbers or truth values")
+    if x.dtype.kind != "b" and isinstance(x, np.ndarray) and not ((x == 0) | (x == 1)).all():
+        raise ValueError("it holds other numbers than 0 and 1")
+    return x.astype(bool)
+
+
+def random_choice(generator: np.random.Generator, n: int, mask: Any) -> np.ndarray:
+    """One of n choices, each as probable as the others that are allowed."""
+    chosen = generator.integers(n) if mask is None else generator.choice(np.flatnonzero(mask))
+    return np.asarray(chosen, np.int32)
 
 
 def head_of(space: gymnasium.Space, name: str = "The environment") -> ActionHead:

@@ -72,7 +72,15 @@ def restarted(model: Model, carry: Carry, fresh: Bool[Array, "N"]) -> Carry:
     return jax.tree.map(lambda a, b: jnp.where(fresh.reshape(-1, *(1,) * (b.ndim - 1)), a, b), start, carry)
 
 
-def unroll(model: Model, features: Any, carry: Carry, fresh: Bool[Array, "T N"]) -> tuple[Outputs, Carry]:
+def allowed(policy: Any, mask: Bool[Array, "... M"] | None) -> Any:
+    """π(·|s) given that only allowed actions are taken. Everything that acts or learns asks here, never a model itself,
+    so that no model can forget it."""
+    return policy if mask is None else policy.masked(mask)
+
+
+def unroll(
+    model: Model, features: Any, carry: Carry, fresh: Bool[Array, "T N"], mask: Bool[Array, "T N M"] | None = None
+) -> tuple[Outputs, Carry]:
     """A model over T steps of N columns: outputs [T, N], and the carry after each step [T, N, …].
 
     Without memory it is one large batch; with memory a scan that restarts the carry where an episode begins.
@@ -80,14 +88,16 @@ def unroll(model: Model, features: Any, carry: Carry, fresh: Bool[Array, "T N"])
     if not has_memory(model):
         flat = jax.tree.map(lambda x: x.reshape(-1, *x.shape[2:]), features)
         outputs, _ = model.step(flat, (), jnp.zeros(fresh.size, bool))
-        return jax.tree.map(lambda x: x.reshape(*fresh.shape, *x.shape[1:]), outputs), ()
+        outputs = jax.tree.map(lambda x: x.reshape(*fresh.shape, *x.shape[1:]), outputs)
+        return outputs._replace(policy=allowed(outputs.policy, mask)), ()
 
     def one(carry: Carry, now: tuple[Any, Array]) -> tuple[Carry, tuple[Outputs, Carry]]:
         x, begins = now
         outputs, carry = model.step(x, restarted(model, carry, begins), begins)
         return carry, (outputs, carry)
 
-    return jax.lax.scan(one, carry, (features, fresh))[1]
+    outputs, after = jax.lax.scan(one, carry, (features, fresh))[1]
+    return outputs._replace(policy=allowed(outputs.policy, mask)), after
 
 
 class Place(int):

@@ -2,7 +2,8 @@
 
 The format, so that anybody can write one: a `.npz` with `meta` (JSON text) and, for M steps in E episodes one after
 another, `observation` [M, …], `action` [M, …], `reward` [M], `length` [E], `terminated` [E] (false: truncated),
-`final_observation` [E, …], and, if known, `behaviour_log_prob` [M], log μ(a|s) in the environment's units.
+`final_observation` [E, …], and, if known, `behaviour_log_prob` [M], log μ(a|s) in the environment's units, and
+`action_mask` [M, K], which of all choices of an action were allowed, one after another.
 A Discrete action is counted from 0; a Box action is flattened, and as sampled, before it is clipped to its bounds.
 """
 
@@ -17,17 +18,18 @@ from upslope.core.arrays import is_shape
 from upslope.core.storage import fits_32_bits, load_arrays, save_arrays
 from upslope.core.types import Rollout, host_rollout
 from upslope.errors import UpslopeError
-from upslope.models.encoders import ObservationEncoder
+from upslope.models.encoders import ObservationEncoder, Refuse
 from upslope.models.heads import ActionHead
 
-DATASET_FORMAT = 2
-"""2 may hold observations of several arrays; of one array it is as 1."""
-READ = (1, 2)
+DATASET_FORMAT = 3
+"""3 may hold action masks, which whoever learns from it must not forget; without them it is as 2. 2 may hold
+observations of several arrays; of one array it is as 1."""
+READ = (1, 2, 3)
 """Formats that are read."""
 MOST_PADDING = 200
 """Episodes are padded to the longest; not to more than so many times the steps there are."""
 REQUIRED = ("action", "reward", "length", "terminated")
-EVERY_STEP = ("observation", "action", "reward", "behaviour_log_prob")
+EVERY_STEP = ("observation", "action", "reward", "behaviour_log_prob", "action_mask")
 """What a dataset has of every step."""
 
 
@@ -58,14 +60,28 @@ def named_facts(rollout: Rollout) -> dict[str, np.ndarray]:
     }
 
 
-def load_dataset(path: Path, encoder: ObservationEncoder, head: ActionHead, needs_behaviour: bool) -> Rollout:
+def load_dataset(
+    path: Path,
+    encoder: ObservationEncoder,
+    head: ActionHead,
+    needs_behaviour: bool,
+    *,
+    needs_masks: bool = False,
+) -> Rollout:
     """Read a dataset as a rollout [T, N], one episode a column, padded to the longest.
 
     Raises:
         UpslopeError: the file is no dataset, is damaged, does not fit the spaces, holds a number that is not finite,
-            or lacks the log-probabilities that importance sampling needs.
+            or lacks the log-probabilities that importance sampling needs, or the masks that the environment gives.
     """
     arrays, meta = load_arrays(path, "dataset")
+    if not needs_masks:
+        arrays.pop("action_mask", None)
+    elif "action_mask" not in arrays:
+        raise UpslopeError(
+            f"{path} has no action_mask, and the environment says which actions are allowed. Record again with upslope "
+            "record, or leave masks out with --no-masks."
+        )
     check_dataset(path, arrays, meta, encoder, head)
     if needs_behaviour and "behaviour_log_prob" not in arrays:
         raise UpslopeError(
@@ -108,6 +124,7 @@ def as_rollout(arrays: dict[str, np.ndarray], encoder: ObservationEncoder) -> Ro
             "next_observation": jax.tree.unflatten(structure, [x for _, x in both]),
             "behaviour_log_prob": columns("behaviour_log_prob").astype(np.float32),
             "valid": valid,
+            "action_mask": columns("action_mask").astype(bool) if "action_mask" in arrays else None,
         }
     )
 
@@ -141,6 +158,7 @@ def check_dataset(
         "reward": (steps,),
         "terminated": (episodes,),
         "behaviour_log_prob": (steps,),
+        "action_mask": (steps, head.num_choices),
     }
     expected |= {f"observation{name}": (steps, *shape) for name, shape in shapes.items()}
     expected |= {f"final_observation{name}": (episodes, *shape) for name, shape in shapes.items()}
@@ -159,3 +177,14 @@ def check_dataset(
     for which in ("observation", "final_observation"):
         encoder.check(which, arrays, refuse)
     head.check(arrays["action"], refuse)
+    if "action_mask" in arrays:
+        check_masks(arrays["action_mask"], arrays["action"], head, refuse)
+
+
+def check_masks(mask: np.ndarray, action: np.ndarray, head: ActionHead, refuse: Refuse) -> None:
+    """Refuse masks that hold something else than 0 and 1, or that forbid what was done."""
+    if not ((mask == 0) | (mask == 1)).all():
+        raise refuse("`action_mask` must hold 0 and 1")
+    forbidden = np.flatnonzero(~head.permits(mask.astype(bool), action))
+    if len(forbidden):
+        raise refuse(f"the action of step {forbidden[0]} is one that its `action_mask` forbids")

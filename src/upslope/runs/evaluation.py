@@ -23,12 +23,13 @@ from upslope.core.arrays import pytree
 from upslope.core.distributions import Distribution
 from upslope.core.files import own_path
 from upslope.core.messages import counted, readable
-from upslope.core.types import Rollout, host_rollout
+from upslope.core.types import Rollout
+from upslope.engines.border import nothing_allowed
 from upslope.engines.collect import Act, collect_host_episodes
 from upslope.engines.columns import HostColumns
 from upslope.engines.notices import Notices, notices_to
 from upslope.environments.base import CompiledEnvironment
-from upslope.environments.registry import EnvironmentLike, HostEnvironment
+from upslope.environments.registry import EnvironmentLike, HostEnvironment, name_of
 from upslope.errors import UpslopeError
 from upslope.learning.collect import collect_episodes
 from upslope.learning.devices import computing
@@ -85,14 +86,14 @@ class GreedyAgent:
     def head(self) -> ActionHead:
         return self.agent.head
 
-    def act(self, observation: Any, carry: Carry, fresh: Any) -> tuple[AlwaysMode, Carry]:
+    def act(self, observation: Any, carry: Carry, fresh: Any, mask: Any = None) -> tuple[AlwaysMode, Carry]:
         """The mode of π(·|s), and the carry after it."""
-        policy, carry = self.agent.act(observation, carry, fresh)
+        policy, carry = self.agent.act(observation, carry, fresh, mask)
         return AlwaysMode(policy), carry
 
-    def policy(self, observation: Any) -> AlwaysMode:
+    def policy(self, observation: Any, mask: Any = None) -> AlwaysMode:
         """The same of a model without memory."""
-        return AlwaysMode(self.agent.policy(observation))
+        return AlwaysMode(self.agent.policy(observation, mask))
 
 
 @dataclass(frozen=True)
@@ -277,7 +278,9 @@ def episodes_of(
     if world.is_compiled:
         run = jax.jit(partial(compiled_episodes, world, min(COLUMNS, episodes), limit))
         for number, n in enumerate(batches):
-            yield jax.tree.map(lambda x, n=n: np.asarray(x)[:, :, :n], run(actors, keys, number))
+            rollout = jax.tree.map(lambda x, n=n: np.asarray(x)[:, :, :n], run(actors, keys, number))
+            refuse_stuck(world, agents.head, rollout)
+            yield rollout
     else:
         yield from host_episodes(world, actors, seeds, keys, batches, limit, notices)
 
@@ -292,6 +295,14 @@ def compiled_episodes(
         return collect_episodes(world, agent, jax.random.fold_in(key, number), num_envs, limit)[0]
 
     return jax.lax.map(one_seed, (agents, keys))
+
+
+def refuse_stuck(world: CompiledEnvironment, head: ActionHead, rollout: Rollout) -> None:
+    """Refuse a compiled environment that allowed no action where one had to be chosen."""
+    if rollout.action_mask is not None:
+        stuck = np.argwhere(np.asarray(rollout.valid) & ~np.asarray(head.allows_some(rollout.action_mask)))
+        if len(stuck):
+            raise UpslopeError(nothing_allowed(name_of(world), f"step {stuck[0][1]} of an episode"))
 
 
 def host_episodes(
@@ -341,4 +352,4 @@ def rows_of(evaluation: Evaluation, checkpoint: Which, environment_seed: int) ->
 
 def take(rollout: Rollout, s: int) -> Rollout:
     """One seed's facts [T, N]."""
-    return host_rollout({name: np.asarray(x)[s] for name, x in rollout._asdict().items()})
+    return jax.tree.map(lambda x: np.asarray(x)[s], rollout)

@@ -13,6 +13,7 @@ from upslope.config.task import model_of
 from upslope.config.trust import ROLES, require
 from upslope.core.arrays import is_shape
 from upslope.core.reading import brief
+from upslope.environments.masks import KEY, apart
 from upslope.errors import UpslopeError
 from upslope.learning.iteration import stack
 from upslope.models.agent import Agent, initialise_agents
@@ -34,6 +35,9 @@ class Policy:
     Call it with one observation or a batch: `policy(observation)` gives the action (deterministic unless
     `deterministic=False`) in the environment's units, clipped to its bounds. A model with memory keeps it from call to
     call, one memory for each row of a batch: call `policy.reset()` where episodes begin.
+
+    A policy that was trained with action masks needs one at every call, unless the observation holds it under
+    `action_mask`: `policy(observation, mask=info["action_mask"])`; for a batch a sequence of them.
     """
 
     def __init__(
@@ -44,7 +48,9 @@ class Policy:
         checkpoint: Which,
         has_critic: bool = True,
         random_seed: int = 0,
+        needs_mask: bool = False,
     ):
+        self.needs_mask = needs_mask
         self.agent, self.encoder, self.seed, self.checkpoint = agent, encoder, seed, checkpoint
         self.has_critic, self.has_memory = has_critic, has_memory(agent.model)
         self.memory: Any = None
@@ -53,24 +59,27 @@ class Policy:
         self.acts_here = hasattr(agent.model, "policy") and not self.has_memory
         self.here: Agent = jax.tree.map(np.asarray, agent) if self.acts_here else agent
         self.noise = jax.jit(lambda agent, x, key, n: agent.policy(x).noise(jax.random.fold_in(key, n)))
-        self.step = jax.jit(lambda agent, x, carry, fresh: agent.act(x, carry, fresh))
+        self.step = jax.jit(lambda agent, x, carry, fresh, mask: agent.act(x, carry, fresh, mask))
 
-    def __call__(self, observation: Any, deterministic: bool = True) -> Any:
+    def __call__(self, observation: Any, deterministic: bool = True, *, mask: Any = None) -> Any:
         """Observation [*shape] → action, or [B, *shape] → actions [B, …]."""
-        return self.with_log_prob(observation, deterministic)[0]
+        return self.with_log_prob(observation, deterministic, mask=mask)[0]
 
     def reset(self) -> None:
         """Forget: the next call begins an episode. A policy without memory has nothing to forget."""
         self.memory = None
 
-    def with_log_prob(self, observation: Any, deterministic: bool = False) -> tuple[Any, Any]:
+    def with_log_prob(self, observation: Any, deterministic: bool = False, *, mask: Any = None) -> tuple[Any, Any]:
         """(action, log π(a|s)); for a Box the log-density of the action before it is clipped.
 
         Raises:
-            UpslopeError: the observation has neither the shape of the space nor that with one batch axis.
+            UpslopeError: the observation has neither the shape of the space nor that with one batch axis; or the mask
+                of allowed actions is missing, does not fit, or allows none.
         """
+        if self.needs_mask and mask is None and isinstance(observation, dict) and KEY in observation:
+            observation, mask = apart(observation)
         batch, is_batch = self.as_batch(observation)
-        policy = self.distribution(batch)
+        policy = self.distribution(batch, self.as_mask(mask, batch, is_batch))
         if deterministic:
             action = np.asarray(policy.mode())
         else:
@@ -93,10 +102,32 @@ class Policy:
             raise UpslopeError(f"This policy reads observations of shape {shapes}, or a batch {batch}, not {found}.")
         return (observation, True) if axes else (jax.tree.map(lambda x: x[None], observation), False)
 
-    def distribution(self, batch: Any) -> Any:
+    def as_mask(self, mask: Any, batch: Any, is_batch: bool) -> Any:
+        """Which choices are allowed in each row [B, M]; None where nothing is forbidden."""
+        if mask is None:
+            if self.needs_mask:
+                raise UpslopeError(
+                    "This policy was trained with action masks, and without one it would choose forbidden actions. "
+                    'Pass it along: policy(observation, mask=info["action_mask"]).'
+                )
+            return None
+        head, count = self.agent.head, jax.tree.leaves(batch)[0].shape[0]
+        given = list(mask) if is_batch else [mask]
+        if len(given) != count:
+            raise UpslopeError(f"There are {count} observations and {len(given)} masks. Give one for each.")
+        try:
+            masks: Any = np.stack([head.flat_mask(one) for one in given])
+        except ValueError as error:
+            raise UpslopeError(f"The mask does not fit the actions of this policy: {brief(error)}.") from error
+        if not head.allows_some(masks).all():
+            row = int(np.flatnonzero(~head.allows_some(masks))[0])
+            raise UpslopeError(f"The mask of row {row} allows no action, so none can be chosen. Allow one.")
+        return masks
+
+    def distribution(self, batch: Any, mask: Any) -> Any:
         """π(·|s) of every row; a model with memory remembers the rows."""
         if not self.has_memory:
-            return self.here.policy(batch)
+            return self.here.policy(batch, mask)
         count = jax.tree.leaves(batch)[0].shape[0]
         fresh = np.full(count, self.memory is None)
         if self.memory is None:
@@ -107,7 +138,7 @@ class Policy:
                 f"This policy remembers {known} episodes, and was asked for {count}. Call policy.reset() where other "
                 "episodes begin."
             )
-        policy, self.memory = self.step(self.agent, batch, self.memory, fresh)
+        policy, self.memory = self.step(self.agent, batch, self.memory, fresh, mask)
         return policy
 
     def value(self, observation: Any) -> Any:
@@ -161,7 +192,8 @@ def load(
     index = seeds.index(seed)
     has_critic = bool(directory.read()["axes"].get("needs_critic", True))
     agent = jax.tree.map(lambda x: x[index], agents)
-    return Policy(agent, spaces_of(directory)[0], seed, checkpoint, has_critic, random_seed)
+    encoder = spaces_of(directory)[0]
+    return Policy(agent, encoder, seed, checkpoint, has_critic, random_seed, has_masks(directory))
 
 
 def load_agents(
@@ -213,9 +245,14 @@ def spaces_from(spaces: dict[str, Any], where: str) -> tuple[ObservationEncoder,
         raise UpslopeError(f"{where} does not describe the spaces: {brief(error)}.") from error
 
 
-def described_spaces(encoder: ObservationEncoder, head: ActionHead) -> dict[str, Any]:
+def has_masks(directory: RunDirectory) -> bool:
+    """Whether a run chose among the actions that its environment allowed."""
+    return directory.read()["spaces"].get("has_masks", False) is True
+
+
+def described_spaces(encoder: ObservationEncoder, head: ActionHead, *, has_masks: bool = False) -> dict[str, Any]:
     """How a run reads observations and means actions, for its config.json."""
-    return {"observation": to_json(encoder), "action": to_json(head)}
+    return {"observation": to_json(encoder), "action": to_json(head), "has_masks": has_masks}
 
 
 def check_scores(path: Path, meta: dict[str, Any], seeds: int) -> None:

@@ -7,7 +7,7 @@ from upslope.errors import UpslopeError
 from upslope.models.encoders import ObservationEncoder, encoder_of
 from upslope.models.heads import ActionHead, head_of
 from upslope.runs.directory import RunDirectory
-from upslope.runs.policy import spaces_of
+from upslope.runs.policy import has_masks, spaces_of
 
 UNTOLD = ("dtype",)
 """Fields that runs of earlier versions did not write. They decide no number."""
@@ -23,15 +23,18 @@ def require_same_world(directory: RunDirectory, world: Any) -> tuple[Observation
         encoder_of(world.observation_space, world_name(world)),
         head_of(world.action_space, world_name(world)),
     )
-    require_same_spaces(directory, encoder, head)
+    require_same_spaces(directory, encoder, head, world)
     return encoder, head
 
 
-def require_same_spaces(directory: RunDirectory, encoder: ObservationEncoder, head: ActionHead) -> None:
-    """Refuse an environment whose spaces are not those that the run describes."""
+def require_same_spaces(directory: RunDirectory, encoder: ObservationEncoder, head: ActionHead, world: Any) -> None:
+    """Refuse an environment whose spaces are not those that the run describes, or whose actions became free or not."""
     trained = spaces_of(directory)
     pairs = zip(("observation", "action"), trained, (encoder, head), strict=True)
     differences = [words for role, old, new in pairs for words in differences_of(role, old, new)]
+    if has_masks(directory) != world.gives_masks:
+        words = ("it gave action masks, and gives none now", "it gave no action masks, and gives them now")
+        differences.append(words[world.gives_masks])
     if differences:
         raise UpslopeError(
             f"{directory.path} was trained in another environment than the one that its name and arguments give now: "

@@ -71,7 +71,8 @@ def begin(config: Config, task: Task, directory: RunDirectory, session: Session)
     with computing(on_host=is_on_host(config, task)), closing(engine_for(config, task, session)) as engine:
         state = engine.start()
         progress = begin_progress(state, config.seed_list())
-        directory.create(config, described_spaces(task.model.encoder, task.model.head), task.described())
+        spaces = described_spaces(task.model.encoder, task.model.head, has_masks=task.environment.gives_masks)
+        directory.create(config, spaces, task.described())
         allow(requested(config))  # what this machine trains is the user's own
         with directory.held():
             lines = [*opening_lines(config, directory), *lines_of_one_sample(task)]
@@ -80,7 +81,7 @@ def begin(config: Config, task: Task, directory: RunDirectory, session: Session)
 
 def go_on(config: Config, task: Task, directory: RunDirectory, session: Session, notes: list[str]) -> Run:
     """Train from the last checkpoint; `notes` are said after it is known that there is something left to do."""
-    require_same_spaces(directory, task.model.encoder, task.model.head)
+    require_same_spaces(directory, task.model.encoder, task.model.head, task.environment)
     if directory.has_begun:
         check_room(directory.last, config, task.model, task.num_envs)
     with (
@@ -114,7 +115,11 @@ def engine_for(config: Config, task: Task, session: Session) -> Engine:
 def read_data(config: Config, task: Task) -> Rollout:
     """The recorded episodes to learn from."""
     rollout = load_dataset(
-        Path(str(config.data)), task.model.encoder, task.model.head, task.update.objective.needs_behaviour
+        Path(str(config.data)),
+        task.model.encoder,
+        task.model.head,
+        task.update.objective.needs_behaviour,
+        needs_masks=task.environment.gives_masks,
     )
     count = int(rollout.valid.sum())
     if config.minibatches > count:
