@@ -127,7 +127,7 @@ def allowed_by(head: ActionHead, mask: Any, name: str, step: int) -> np.ndarray:
         raise UpslopeError(f"{name} gave an action mask at {place} that does not fit its actions: {error}.") from error
     if not head.allows_some(flat):
         raise UpslopeError(nothing_allowed(name, place))
-    return flat
+    return np.asarray(flat)
 
 
 class Same:

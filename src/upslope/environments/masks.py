@@ -9,6 +9,7 @@ from collections.abc import Callable, Mapping
 from typing import Any
 
 import gymnasium
+import numpy as np
 from gymnasium import spaces
 
 from upslope.core.types import Action, Transition
@@ -25,7 +26,7 @@ def is_masked(space: spaces.Space) -> bool:
     return isinstance(space, spaces.Dict) and KEY in space.spaces
 
 
-def without_key(space: Any) -> spaces.Dict:
+def without_key(space: Any) -> spaces.Space:
     """The space of observations whose mask was taken out."""
     return spaces.Dict({name: part for name, part in space.spaces.items() if name != KEY})
 
@@ -77,8 +78,8 @@ class MaskInInfo(gymnasium.Wrapper):
         if self.has_key and isinstance(observation, dict) and KEY in observation:
             observation, shown = apart(observation)
             mask = shown if mask is None else mask
-        elif mask is None and self.method is not None:
-            mask = self.method()
+        elif mask is None and self.method is not None and not np.any(between[1:]):
+            mask = self.method()  # not at an end, where an environment may have nothing to say
         return (observation, *between, {**info, KEY: mask})
 
 

@@ -58,7 +58,7 @@ def batch_of(
     features = jax.tree.map(units, prepared)
     fresh = as_units(beginnings(rollout, memory), length)
     carry = () if length is None else carries_at(agent.model, prepared, memory, rollout, length)
-    # In padding everything is allowed, or its policy would be none at all.
+    # In padding everything is allowed: where nothing is, there is no policy, only nan.
     mask = None if rollout.action_mask is None else ~units(~rollout.action_mask)
     inputs = (features, carry, fresh, mask)
     return Batch(
