@@ -52,7 +52,7 @@ GROUPS = (
 GAMMA = 0.9
 STEPS, SEEDS = 60_000, 3
 LIMIT = 7
-"""Steps of the longest probe; the others end by themselves. No multiple of a rollout's steps, so that it falls inside."""
+"""Steps of the longest probe; the others end by themselves. Its limit falls inside a rollout, and not at its end."""
 EXACT = 0.005
 """Share of the values' size up to which targets at time limits may be off; rounding gives a thousandth of it."""
 FIRST = 64
