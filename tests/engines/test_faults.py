@@ -42,7 +42,7 @@ def refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.Capt
     ("command", "words"),
     [
         ("train CartPoll-v1", 'There is no environment "CartPoll-v1".*Did you mean .*CartPole-v1'),
-        ("train jax:CartPol-v1", 'no compiled world "jax:CartPol-v1".*jax:CartPole-v1'),
+        ("train jax:CartPol-v1", 'no compiled environment "jax:CartPol-v1".*jax:CartPole-v1'),
         ("train no_such_module:Id", "no_such_module.*cannot be imported.*Install it"),
         ("train user_environments:Wlak", 'There is no environment "user_environments:Wlak"'),
         ("train user_environments:needs_an_argument", "user_environments:needs_an_argument.*size"),
@@ -72,7 +72,7 @@ def refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.Capt
         ("train CartPole-v1 --estimator gaee", 'no estimator "gaee".*Did you mean gae'),
         ("train CartPole-v1 --objective clipp", 'no objective "clipp".*Did you mean clip'),
         ("train CartPole-v1 --objective no_such_module:Mine", "no_such_module:Mine cannot be imported"),
-        ("train CartPole-v1 --estimator upslope.objectives:Clip", "not an upslope.Estimator.*Subclass"),
+        ("train CartPole-v1 --estimator upslope.core.objectives:Clip", "not an upslope.Estimator.*Subclass"),
         ("train CartPole-v1 --estimator unit --no-normalize-advantage", "imitat.*--data"),
         ("train CartPole-v1 --algorithm off_policy", "off_policy learns from recorded episodes.*--data"),
         ("train CartPole-v1 --algorithm clone", "clone learns from recorded episodes.*--data"),
