@@ -14,6 +14,7 @@ import upslope
 from upslope.analysis.episode_credit import credit_of
 from upslope.environments.registry import make
 from upslope.errors import UpslopeError
+from upslope.report.page import write_report
 
 SMALL: dict[str, Any] = {
     "num_envs": 2, "rollout_steps": 8, "minibatches": 2, "epochs": 2, "steps": 320, "max_episode_steps": 11,
@@ -68,7 +69,8 @@ def test_each_seed_is_as_if_alone(kind: str, trained, folder):
         environment, folder=folder, name=f"{kind} alone", **(SMALL | settings | {"seeds": 1, "seed": 1})
     )
     rows = [row for row in metrics_of(trained(kind)) if row["seed"] == 1]
-    assert [row | {"seed": 1} for row in metrics_of(alone.path)] == rows and rows
+    for one, other in zip(metrics_of(alone.path), rows, strict=True):
+        assert {k: (v, other[k]) for k, v in one.items() if v != other[k]} == {}, one["iteration"]
 
 
 @pytest.mark.parametrize("kind", ["compiled less", "host less"])
@@ -85,8 +87,8 @@ def test_it_is_judged_recorded_learned_from_loaded_and_shown(kind: str, trained,
     with np.load(data) as recorded:
         names = [name for name in recorded.files if name.startswith("observation")]
         assert not any("mission" in name or "bits" in name or "far" in name for name in names)
-        structure = jax.tree.structure(policy.encoder.shapes, is_leaf=lambda x: isinstance(x, tuple) and not x or
-                                       isinstance(x, tuple) and isinstance(x[0], int))  # fmt: skip
+        structure = jax.tree.structure(policy.encoder.shapes, is_leaf=lambda x: (isinstance(x, tuple) and not x) or
+                                       (isinstance(x, tuple) and isinstance(x[0], int)))  # fmt: skip
         paths = jax.tree_util.tree_leaves_with_path(jax.tree.unflatten(structure, range(structure.num_leaves)))
         leaves = [recorded[f"observation{jax.tree_util.keystr(path)}"] for path, _ in paths]
         observation = jax.tree.unflatten(structure, leaves)
@@ -97,7 +99,7 @@ def test_it_is_judged_recorded_learned_from_loaded_and_shown(kind: str, trained,
     np.testing.assert_allclose(credit.policy["probability"].sum(axis=1), 1, atol=1e-5)
     found = upslope.check(environment, **settings)
     assert found.worst != "error" and "--ignore-observation" in found.command
-    report = upslope.report([path], tmp_path / "report.html")
+    report = write_report([path], tmp_path / "report.html")
     assert report.stat().st_size > 10_000
 
 
@@ -115,7 +117,7 @@ def test_a_policy_takes_what_the_environment_shows_with_what_was_ignored_in_it(t
 
 def test_another_environment_is_told_by_the_key_that_differs(trained, tmp_path):
     path = trained("host")
-    with pytest.raises(UpslopeError, match="observations had the parts.*more"):
+    with pytest.raises(UpslopeError, match=r"more.*had the parts.*bits"):
         upslope.evaluate(path, environment=lambda: make("user_environments:Told", **IGNORED).create())
 
 
@@ -129,5 +131,5 @@ def test_another_environment_is_told_by_the_key_that_differs(trained, tmp_path):
 def test_keys_that_cannot_be_left_out_are_refused(keys: tuple[str, ...], words: str):
     with pytest.raises(UpslopeError, match=words):
         make("user_environments:Told", ignore_observation=keys)
-    with pytest.raises(UpslopeError, match="Box has no parts. Correct --ignore-observation x"):
+    with pytest.raises(UpslopeError, match=r"Box has no parts\. Correct --ignore-observation x"):
         make("CartPole-v1", ignore_observation=("x",))

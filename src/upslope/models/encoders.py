@@ -13,6 +13,7 @@ from typing import Any
 
 import gymnasium
 import jax
+import jax.numpy as jnp
 import numpy as np
 from gymnasium import spaces
 from jaxtyping import Float, Shaped
@@ -209,7 +210,10 @@ class CompositeEncoder(ObservationEncoder):
 
     def encode(self, observation: Any) -> Float[Array, "... D"]:
         features = [part.encode(observation[key]) for key, part in self.children]
-        return namespace(features[0]).concatenate(features, axis=-1)
+        if isinstance(features[0], np.ndarray):
+            return np.concatenate(features, axis=-1)
+        # Normalising is kept apart from joining, or it is rounded as the program around it has it.
+        return jnp.concatenate(jax.lax.optimization_barrier(features), axis=-1)
 
     def check(self, name: str, arrays: Mapping[str, np.ndarray], refuse: Refuse) -> None:
         for key, part in self.children:
