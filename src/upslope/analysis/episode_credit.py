@@ -15,7 +15,7 @@ from upslope.config.task import environment_of
 from upslope.config.trust import require
 from upslope.core.distributions import Bernoulli, Categorical, DiagonalGaussian, Distribution, MultiCategorical
 from upslope.core.estimators import GAE, Baseline, Estimator, NStep, RewardToGo, TotalReturn, td_error
-from upslope.core.types import Rollout, Values, host_rollout
+from upslope.core.types import Rollout, Values
 from upslope.environments.registry import EnvironmentLike
 from upslope.errors import UpslopeError
 from upslope.learning.devices import computing
@@ -147,7 +147,7 @@ def play(config: Config, environment: Any, agent: Agent, seed: int, episode_seed
     offset = EVALUATION_SEED * (1 + episode_seed)
     rollout = take(next(iter(episodes_of(alone, environment, stacked, "stochastic", 1, offset))), 0)
     length = int(np.asarray(rollout.valid).sum())
-    return host_rollout({name: np.asarray(x)[:length] for name, x in rollout._asdict().items()})
+    return jax.tree.map(lambda x: x[:length], rollout)
 
 
 def policies_of(agent: Agent, rollout: Rollout) -> Distribution:

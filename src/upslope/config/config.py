@@ -57,6 +57,9 @@ class Config:
     wrappers: Annotated[tuple[str, ...], tyro.conf.arg(name="wrapper"), tyro.conf.UseAppendAction] = ()
     """A wrapper to put around the environment, repeatable, the innermost first: one of Gymnasium's by its name, or
     module:Name; arguments as JSON after a colon, e.g. 'FrameStackObservation:{"stack_size": 4}'."""
+    ignore_observation: Annotated[tuple[str, ...], tyro.conf.arg(metavar="KEY"), tyro.conf.UseAppendAction] = ()
+    """A part of the observations that is left out, by its key, repeatable: a key inside another one is outer/inner, and
+    parts of a Tuple are counted from 0."""
     learning_rate: float = 2.5e-4
     """Adam's step size. Usual: 1e-5 to 1e-2."""
     learning_rate_schedule: str = "linear"

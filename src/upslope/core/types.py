@@ -8,7 +8,6 @@ file recorded by anybody is one too.
 from collections.abc import Mapping
 from typing import Any, NamedTuple, cast
 
-import numpy as np
 from jaxtyping import Array, Bool, Float, Shaped
 
 Observation = Shaped[Array, "..."]
@@ -63,6 +62,6 @@ class Credit(NamedTuple):
     target: Float[Array, "T N"]
 
 
-def host_rollout(fields: Mapping[str, np.ndarray]) -> Rollout:
+def host_rollout(fields: Mapping[str, Any]) -> Rollout:
     """A rollout of NumPy arrays, by the names of its fields; JAX takes them as they are."""
     return Rollout(**cast(dict[str, Any], fields))

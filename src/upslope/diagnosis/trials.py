@@ -10,18 +10,19 @@ from functools import lru_cache
 from time import perf_counter
 from typing import Any, Protocol, runtime_checkable
 
-import gymnasium
 import jax
 import jax.numpy as jnp
 import numpy as np
 from gymnasium import spaces
 
+from upslope.core.arrays import shaped_like
 from upslope.engines.columns import reset_seed
 from upslope.environments.base import CompiledEnvironment
-from upslope.environments.registry import AnyEnvironment
+from upslope.environments.registry import AnyEnvironment, HostEnvironment
+from upslope.models.encoders import encoder_of
 from upslope.models.heads import head_of
 
-Answer = tuple[np.ndarray, float, bool, bool]
+Answer = tuple[Any, float, bool, bool]
 """The observation, the reward, terminated, truncated."""
 
 
@@ -44,18 +45,23 @@ class Player(Protocol):
 class HostPlayer:
     """A Gymnasium environment, with a step limit of its own where it has one."""
 
-    def __init__(self, create: Callable[[], gymnasium.Env], limit: int | None):
-        self.env, self.limit, self.count = create(), limit, 0
+    def __init__(self, environment: HostEnvironment, limit: int | None):
+        self.shapes = encoder_of(environment.observation_space, environment.name).shapes
+        self.env, self.limit, self.count = environment.create(), limit, 0
 
     def reset(self, seed: int) -> Any:
         self.count = 0
-        return self.env.reset(seed=seed)[0]
+        return self.copied(self.env.reset(seed=seed)[0])
+
+    def copied(self, observation: Any) -> Any:
+        """The observation as arrays that the environment does not write into."""
+        return jax.tree.map(np.array, shaped_like(self.shapes, observation))
 
     def step(self, action: Any) -> Answer:
         self.count += 1
         observation, reward, terminated, truncated, _ = self.env.step(action)
         truncated = bool(truncated) or (self.limit is not None and self.count >= self.limit)
-        return np.array(observation), float(np.asarray(reward).item()), bool(terminated), truncated
+        return self.copied(observation), float(np.asarray(reward).item()), bool(terminated), truncated
 
     def close(self) -> None:
         self.env.close()
@@ -71,14 +77,15 @@ class CompiledPlayer:
     def reset(self, seed: int) -> Any:
         self.count, self.key = 0, jax.random.key(seed)
         self.state, observation = self.begin(self.key)
-        return np.asarray(observation)
+        return jax.tree.map(np.asarray, observation)
 
     def step(self, action: Any) -> Answer:
         self.count += 1
         key = jax.random.fold_in(self.key, self.count)
         self.state, transition = self.go(key, self.state, action)
         truncated = bool(transition.truncated) or (self.limit is not None and self.count >= self.limit)
-        return np.asarray(transition.observation), float(transition.reward), bool(transition.terminated), truncated
+        observation = jax.tree.map(np.asarray, transition.observation)
+        return observation, float(transition.reward), bool(transition.terminated), truncated
 
     def close(self) -> None:
         """Nothing to do."""
@@ -107,7 +114,7 @@ def programs(key: Same) -> tuple[Any, Any]:
 class Trial:
     """Episodes of one player, one after another."""
 
-    observations: list[np.ndarray] = field(default_factory=list)
+    observations: list[Any] = field(default_factory=list)
     rewards: list[float] = field(default_factory=list)
     lengths: list[int] = field(default_factory=list)
     returns: list[float] = field(default_factory=list)
@@ -127,7 +134,7 @@ class Trial:
 
 def player_of(environment: Any, limit: int | None) -> Player:
     """A fresh environment to play."""
-    return CompiledPlayer(environment, limit) if environment.is_compiled else HostPlayer(environment.create, limit)
+    return CompiledPlayer(environment, limit) if environment.is_compiled else HostPlayer(environment, limit)
 
 
 def actions_of(environment: AnyEnvironment, seed: int) -> Callable[[], Any]:
@@ -168,7 +175,7 @@ def play(player: Player, next_action: Callable[[], Any], max_steps: int, seconds
     trial, started = Trial(), perf_counter()
     while trial.steps < max_steps and perf_counter() - started < seconds:
         before = perf_counter()
-        trial.observations.append(np.asarray(player.reset(reset_seed(seed, 0, trial.resets))))
+        trial.observations.append(player.reset(reset_seed(seed, 0, trial.resets)))
         trial.reset_seconds += perf_counter() - before
         trial.resets, total, length, over = trial.resets + 1, 0.0, 0, False
         while not over and trial.steps < max_steps and perf_counter() - started < seconds:
@@ -189,5 +196,5 @@ def play(player: Player, next_action: Callable[[], Any], max_steps: int, seconds
 def same(one: Trial, other: Trial) -> bool:
     """Whether two trials saw the same, as far as both went."""
     n, m = min(len(one.observations), len(other.observations)), min(one.steps, other.steps)
-    observations = zip(one.observations[:n], other.observations[:n], strict=True)
+    observations = zip(*(jax.tree.leaves(x.observations[:n]) for x in (one, other)), strict=True)
     return one.rewards[:m] == other.rewards[:m] and all(np.array_equal(a, b, equal_nan=True) for a, b in observations)

@@ -12,6 +12,7 @@ from upslope.core.messages import told
 from upslope.environments.base import BrokenEnvironmentError, CompiledEnvironment, HostEnvironment, Request
 from upslope.environments.closing import close_all
 from upslope.environments.compiled import compiled_names
+from upslope.environments.ignoring import ignoring
 from upslope.environments.modules import accepts, call, found, import_module
 from upslope.environments.names import near, registered_by
 from upslope.environments.wrappers import wrap
@@ -36,7 +37,11 @@ class Maker:
         request = self.request
         if request.env_kwargs.get("render_mode") or any("Render" in text for text in request.wrappers):
             draw_without_screen()
-        return wrap(self.bare(), request.wrappers, request.name)
+        made = wrap(self.bare(), request.wrappers, request.name)
+        if not request.ignored or not isinstance(made, gymnasium.Env):
+            return made
+        space_of(made, "observation_space", request.name)
+        return ignoring(made, request.ignored, request.name)
 
     def bare(self) -> Any:
         """One environment without wrappers."""

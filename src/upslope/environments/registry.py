@@ -4,6 +4,7 @@ A source is a prefix and what makes the environments of such names. To add one, 
 `SOURCE = Source(prefix, make)`, and add it to `SOURCES`.
 """
 
+from dataclasses import replace
 from typing import Any
 
 from upslope.environments import compiled
@@ -30,19 +31,22 @@ def make(
     env_kwargs: dict[str, Any] | None = None,
     max_episode_steps: int | None = None,
     wrappers: tuple[str, ...] = (),
+    ignore_observation: tuple[str, ...] = (),
 ) -> AnyEnvironment:
     """The environment of a name, of a callable that returns one, or of a compiled environment itself.
 
     `CartPole-v1` and `module:Id` are Gymnasium's, on the host; `jax:CartPole-v1` is compiled. `module:Name` and
     `jax:module:Name` name a class, a factory or an instance of your own. A `max_episode_steps` replaces the limit of
     an environment given by its id; elsewhere whatever collects applies it. `wrappers` are put around it, the first
-    innermost.
+    innermost, and then the parts of observations under the keys `ignore_observation` are left out.
 
     Raises:
         UpslopeError: the name is unknown (near names are given), a dependency is missing, or the environment
             could not be made.
     """
-    request = Request(label(environment), env_kwargs or {}, max_episode_steps, tuple(wrappers))
+    request = Request(
+        label(environment), env_kwargs or {}, max_episode_steps, tuple(wrappers), tuple(ignore_observation)
+    )
     if isinstance(environment, CompiledEnvironment):
         return finished(environment, request)
     if isinstance(environment, str):
@@ -50,11 +54,11 @@ def make(
         if source is not None:
             return source.make(request)
     else:
-        request = Request(request.name, request.env_kwargs, max_episode_steps, request.wrappers, environment)
+        request = replace(request, given=environment)
     maker = Maker(request)
     made = maker()
     if isinstance(made, CompiledEnvironment):
-        return finished(made, Request(request.name, {}))
+        return finished(made, Request(request.name, {}, ignored=request.ignored))
     return host_environment(maker, made)
 
 

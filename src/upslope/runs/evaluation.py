@@ -23,7 +23,7 @@ from upslope.core.arrays import pytree
 from upslope.core.distributions import Distribution
 from upslope.core.files import own_path
 from upslope.core.messages import counted, readable
-from upslope.core.types import Rollout, host_rollout
+from upslope.core.types import Rollout
 from upslope.engines.collect import Act, collect_host_episodes
 from upslope.engines.columns import HostColumns
 from upslope.engines.notices import Notices, notices_to
@@ -341,4 +341,4 @@ def rows_of(evaluation: Evaluation, checkpoint: Which, environment_seed: int) ->
 
 def take(rollout: Rollout, s: int) -> Rollout:
     """One seed's facts [T, N]."""
-    return host_rollout({name: np.asarray(x)[s] for name, x in rollout._asdict().items()})
+    return jax.tree.map(lambda x: np.asarray(x)[s], rollout)
