@@ -55,6 +55,12 @@ PAIRINGS = {
         "jax:CartPole-v1", "ppo", 400_000, PLAIN | {"num_envs": 64, "rollout_steps": 128, "hidden_sizes": [256, 256]}
     ),
     "host_cartpole": Pairing("CartPole-v1", "ppo", 400_000, PLAIN | {"num_envs": 8, "rollout_steps": 128}),
+    "host_wide": Pairing(
+        "CartPole-v1",
+        "ppo",
+        60_000,
+        PLAIN | {"num_envs": 8, "rollout_steps": 128, "hidden_sizes": [256, 256], "seeds": 4},
+    ),
     "host_halfcheetah": Pairing(
         "HalfCheetah-v5", "ppo", 150_000, PLAIN | {"num_envs": 8, "rollout_steps": 256}, needs="mujoco"
     ),

@@ -2,7 +2,7 @@
 
     python benchmarks/stress.py kills               # 100 kills, compiled and host (about 13 minutes on two cores)
     python benchmarks/stress.py kills --count 12    # fewer; a case that is stored is not done again
-    python benchmarks/stress.py malformed           # thousands of malformed files, by tests/test_loaders.py
+    python benchmarks/stress.py malformed           # thousands of malformed files, by tests/runs/test_loaders.py
     python benchmarks/stress.py table               # the page's table from the stored results
 
 A run is trained by the command line in a process group of its own, which is killed at a moment drawn from a seed: any
@@ -28,7 +28,7 @@ from stress_kills import Case, Tally, straight, torment
 
 HERE = Path(__file__).parent
 RESULTS, PAGE = HERE / "results" / "stress.json", HERE.parent / "docs" / "reliability.md"
-TESTS = HERE.parent / "tests" / "test_loaders.py"
+TESTS = HERE.parent / "tests" / "runs" / "test_loaders.py"
 SMALL = "--no-preset --num-envs 4 --rollout-steps 32 --hidden-sizes 16"
 CASES = {
     "compiled, segments": f"jax:CartPole-v1 {SMALL} --seeds 2 --steps 400000 --normalize-observations",

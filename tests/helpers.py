@@ -27,7 +27,7 @@ from upslope.models.heads import DiscreteHead, head_of
 from upslope.models.networks import Perceptron
 from upslope.models.normaliser import RunningStatistics
 from upslope.models.perceptrons import Actor, Perceptrons
-from upslope.runs.directory import RunDirectory
+from upslope.runs.directory import ENGINES, RunDirectory
 from upslope.runs.policy import described_spaces
 
 # The same examples in every run: a law that holds up to rounding must not fail once in a thousand runs.
@@ -234,10 +234,10 @@ def write_run(
     directory.append(directory.episodes_path, "".join(ended))
     if evaluations:
         directory.add_evaluation(evaluations)
-    if versions:
-        description = directory.read()
-        description["versions"] |= versions
-        (directory.path / "config.json").write_text(json.dumps(description))
+    description = directory.read()
+    # Whatever other tests have loaded into this process, this run used no engine but those it is given.
+    used = {name: number for name, number in description["versions"].items() if name not in ENGINES}
+    (directory.path / "config.json").write_text(json.dumps(description | {"versions": used | (versions or {})}))
     return directory.path
 
 

@@ -8,9 +8,12 @@ from pathlib import Path
 from typing import Any, ClassVar
 
 import gymnasium
+import jax
+import jax.numpy as jnp
 import numpy as np
 from gymnasium import spaces
 
+from upslope import CompiledEnvironment, Transition
 from upslope.engines.columns import reset_seed
 
 
@@ -308,3 +311,71 @@ class Simulated(Still):
 
 def reads_its_input() -> Simulated:
     return Simulated(reads=True)
+
+
+class Senses(Walk):
+    """A walk that shows where it is as one dictionary of arrays of every kind, with others inside it."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        inner = spaces.Dict({"bits": spaces.MultiBinary(3), "digits": spaces.MultiDiscrete([3, 4], start=[1, 0])})
+        self.observation_space = spaces.Dict(
+            {
+                "position": spaces.Box(-10.0, 10.0, (1,), np.float64),
+                "side": spaces.Discrete(2, start=5),
+                "more": spaces.Tuple([inner, spaces.Box(0, 1000, (), np.float32)]),
+            }
+        )
+
+    def observe(self) -> Any:
+        count = min(self.steps, 7)
+        bits = np.array([count & 1, count >> 1 & 1, count >> 2 & 1], np.int8)
+        inner = {"bits": bits, "digits": np.array([1 + count % 3, count % 4])}
+        position = np.array([np.clip(self.position, -10, 10)])
+        return {"side": 5 + int(self.position > 0), "more": (inner, np.float32(self.steps)), "position": position}
+
+
+class Told(Senses):
+    """The same with words that no network reads, at the top and inside."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.observation_space = spaces.Dict(
+            {
+                **self.observation_space.spaces,
+                "mission": spaces.Text(20),
+                "deep": spaces.Dict({"a/b": spaces.Sequence(spaces.Discrete(2))}),
+            }
+        )
+
+    def observe(self) -> Any:
+        return super().observe() | {"mission": "go right", "deep": {"a/b": (0, 1)}}
+
+
+class CompiledSenses(CompiledEnvironment):
+    """A corridor: right pays. What it shows is a dictionary of arrays of several kinds."""
+
+    observation_space = spaces.Dict(
+        {
+            "position": spaces.Box(-5.0, 5.0, (1,), np.float32),
+            "inner": spaces.Tuple([spaces.Discrete(11), spaces.MultiBinary(2)]),
+            "far": spaces.MultiDiscrete([2, 2]),
+        }
+    )
+    action_space = spaces.Discrete(2)
+    max_episode_steps = 8
+
+    def reset(self, key: Any) -> tuple[Any, Any]:
+        place = jax.random.randint(key, (), -2, 3)
+        return place, self.observe(place)
+
+    def step(self, key: Any, state: Any, action: Any) -> tuple[Any, Transition]:
+        place = state + 2 * action - 1
+        over = jnp.abs(place) >= 5
+        reward = jnp.float32(2 * action - 1)
+        return place, Transition(self.observe(place), reward, over, jnp.zeros((), bool))
+
+    def observe(self, place: Any) -> Any:
+        bits = jnp.stack([place > 0, place < 0]).astype(jnp.int8)
+        far = jnp.stack([place > 2, place < -2]).astype(jnp.int32)
+        return {"position": place[None].astype(jnp.float32), "inner": (place + 5, bits), "far": far}

@@ -17,6 +17,7 @@ SIGNATURES = {
     "credit_inconsistent": {"changes": {"health/weight_agreement": -1.0}},
     "ends_ignored": {"changes": {"health/terminal_error": 5.0}},
     "truncation_not_bootstrapped": {"changes": {"health/truncation_bootstrap": 0.0}},
+    "truncation_misread": {"changes": {"health/truncation_error": 0.1}},
     "return_not_propagated": {"changes": {"health/target_mean": 0.2}},
     "objective_descends": {"changes": {"health/surrogate_gain": -0.01}, "rise": 0.0},
     "no_policy_signal": {"changes": {"health/weight_std": 0.0, "health/weight_mean": float("nan")}, "rise": 0.0},

@@ -193,8 +193,9 @@ def test_a_compiled_world_is_truncated_at_an_override():
 @pytest.mark.parametrize("algorithm", ["ppo", "reinforce"])
 def test_episodes_are_what_the_environment_counted(algorithm: str, tmp_path):
     Counting.finished.clear()
+    settings = SMALL if algorithm == "ppo" else {"num_envs": 2, "hidden_sizes": (8,)}
     run = upslope.train(
-        Counting, algorithm, steps=224, seeds=2, folder=tmp_path, quiet=True, max_episode_steps=50, **SMALL
+        Counting, algorithm, steps=224, seeds=2, folder=tmp_path, quiet=True, max_episode_steps=50, **settings
     )
     episodes = run.episodes()
     assert [(r, n) for r, n in zip(episodes["return"], episodes["length"], strict=True)] == Counting.finished

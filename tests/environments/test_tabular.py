@@ -219,7 +219,7 @@ PROBES = {
     "probe/continuous": (lambda seen: 0.5 * seen, -7 / 12, 2),
     "probe/multidiscrete": (lambda seen: jnp.stack([seen[:2].argmax(), seen[2:].argmax()]), 1 / 6, 6),
     "probe/multibinary": (lambda seen: seen.astype(jnp.int8), 0.5, 8),
-    "probe/truncation": (lambda seen: jnp.int32(0), 10.0, 1),
+    "probe/truncation": (lambda seen: jnp.int32(0), 7.0, 1),
 }
 NUM_EPISODES = 2000
 # Far beyond every probe's length, so that one which fails to end gives itself away; 0.9³⁰⁰ is nothing.
@@ -234,7 +234,7 @@ def test_a_probes_value_is_what_the_best_play_returns(name):
     _, counts = np.unique(np.asarray(first), axis=0, return_counts=True)
     assert len(counts) == num_first
     assert np.abs(counts / NUM_EPISODES - 1 / num_first).max() < 4 / np.sqrt(4 * NUM_EPISODES)
-    assert world.max_episode_steps == {"probe/delay": 2, "probe/truncation": 8}.get(name, 1)
+    assert world.max_episode_steps == {"probe/delay": 2, "probe/truncation": 7}.get(name, 1)
     if name == "probe/delay":
         assert world.exact_value(jnp.ones(1), 0.9) == 1, "the second step has no delay left"
 

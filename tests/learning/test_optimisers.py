@@ -137,16 +137,26 @@ def trained(tmp_path_factory: pytest.TempPathFactory):
         "constant": constant,
         "linear": {"learning_rate_schedule": "linear"},
         "own linear": {"schedules": {"learning_rate": lambda progress: jnp.maximum(1 - progress, 0.0)}},
+        "0.2": {"epsilon": 0.2, "learning_rate": 0.1},
         "own half": {"schedules": {"learning_rate": half_time}},
         "own chain": {"optimiser": optax.chain(optax.clip_by_global_norm(0.5), optax.adam(1e-2, eps=1e-5))},
-        "half of 0.2": {"epsilon": 0.2, "schedules": {"epsilon": lambda progress: 0.5 + 0 * progress}},
-        "0.1": {"epsilon": 0.1},
+        "half of 0.2": {
+            "epsilon": 0.2,
+            "learning_rate": 0.1,
+            "schedules": {"epsilon": lambda progress: 0.5 + 0 * progress},
+        },
+        "0.1": {"epsilon": 0.1, "learning_rate": 0.1},
         "own chain with its own schedule": {"optimiser": optax.adam(optax.linear_schedule(1e-3, 0.0, 80))},
     }
 
     @cache
     def run(kind: str) -> Path:
-        return upslope.train("jax:CartPole-v1", folder=folder, name=kind, **(SMALL | kinds[kind])).path
+        settings = SMALL | kinds[kind]
+        if "optimiser" in settings:  # the chain holds its own
+            settings = {
+                name: value for name, value in settings.items() if name not in ("learning_rate", "max_grad_norm")
+            }
+        return upslope.train("jax:CartPole-v1", folder=folder, name=kind, **settings).path
 
     return run
 
@@ -182,7 +192,7 @@ def test_an_own_schedule_is_asked_at_every_share_of_the_budget(trained):
 
 
 def test_a_scheduled_epsilon_is_the_one_that_clips(trained):
-    half, tenth, fifth = (parameters_of(trained(kind)) for kind in ("half of 0.2", "0.1", "linear"))
+    half, tenth, fifth = (parameters_of(trained(kind)) for kind in ("half of 0.2", "0.1", "0.2"))
     np.testing.assert_allclose(half, tenth, atol=1e-4)
     assert np.abs(fifth - tenth).max() > 1e-3
 

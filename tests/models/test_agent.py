@@ -191,11 +191,10 @@ def test_box_actions_are_clipped_for_the_world_and_take_its_shape():
 @pytest.mark.parametrize(
     "space",
     [
-        spaces.Dict({"a": spaces.Discrete(2)}),
-        spaces.Tuple([spaces.Discrete(2)]),
         spaces.Text(5),
+        spaces.Dict({}),
+        spaces.Sequence(spaces.Discrete(2)),
         spaces.Box(0, 255, (84, 84, 3), np.uint8),
-        spaces.MultiBinary(3),
     ],
 )
 def test_an_unknown_observation_space_is_refused_by_name(space):
@@ -212,7 +211,9 @@ def test_an_unknown_observation_space_is_refused_by_name(space):
     ],
 )
 def test_an_unknown_action_space_is_refused_by_name(space):
-    with pytest.raises(UpslopeError, match=rf"MyWorld-v0 .*action space {type(space).__name__}.*(Wrap|--wrapper).*Supported"):
+    with pytest.raises(
+        UpslopeError, match=rf"MyWorld-v0 .*action space {type(space).__name__}.*(Wrap|--wrapper).*Supported"
+    ):
         head_of(space, "MyWorld-v0")
 
 
@@ -223,9 +224,7 @@ def test_whole_numbers_in_a_box_of_actions_are_refused_by_their_dtype():
 
 @pytest.mark.parametrize("name", SPACES)
 def test_spaces_survive_strict_json(name):
-    records = [head_of(SPACES[name], "world")]
-    records += [encoder_of(SPACES[name], "world")] if isinstance(SPACES[name], spaces.Box | spaces.Discrete) else []
-    for record in records:
+    for record in (head_of(SPACES[name], "world"), encoder_of(SPACES[name], "world")):
         again = from_json(json.loads(json.dumps(to_json(record), allow_nan=False)), (*ENCODERS, *HEADS))
         assert again == record and hash(again) == hash(record) and type(again) is type(record)
 

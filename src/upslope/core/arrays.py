@@ -4,7 +4,7 @@ Learning is compiled. Acting in a Gymnasium environment, one small network a ste
 takes longer than to compute the answer.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, TypeVar, dataclass_transform
 
@@ -34,6 +34,34 @@ def pytree(cls: type[C]) -> type[C]:
 def is_shape(node: Any) -> bool:
     """Whether a node of a pytree of shapes is one shape."""
     return isinstance(node, tuple) and all(isinstance(n, int) for n in node)
+
+
+def shaped_like(shapes: Any, observation: Any, ignored: Sequence[str] = (), prefix: str = "") -> Any:
+    """An observation in the structure of its shapes: plain dictionaries and tuples, whatever mappings and lists it is
+    made of. Parts under the keys `ignored`, written as `outer/inner`, are left out.
+
+    Raises:
+        ValueError: it has other keys, or another number of parts.
+    """
+    if is_shape(shapes):
+        return observation
+
+    def is_ignored(key: Any) -> bool:
+        return any(each == f"{prefix}{key}" or each.startswith(f"{prefix}{key}/") for each in ignored)
+
+    if isinstance(shapes, dict):
+        if not isinstance(observation, Mapping) or not shapes.keys() <= observation.keys():
+            raise ValueError(f"it must have the keys {', '.join(map(repr, shapes))}")
+        if any(key not in shapes and not is_ignored(key) for key in observation):
+            raise ValueError(f"it must have the keys {', '.join(map(repr, shapes))} alone")
+        return {key: shaped_like(shape, observation[key], ignored, f"{prefix}{key}/") for key, shape in shapes.items()}
+    if not isinstance(observation, tuple | list):
+        raise ValueError("it must be a tuple")
+    parts = [(i, part) for i, part in enumerate(observation) if f"{prefix}{i}" not in ignored]
+    if len(parts) != len(shapes):
+        raise ValueError(f"it must have {len(shapes)} parts")
+    pairs = zip(shapes, parts, strict=True)
+    return tuple(shaped_like(shape, part, ignored, f"{prefix}{i}/") for shape, (i, part) in pairs)
 
 
 def namespace(x: Any) -> Any:

@@ -3,8 +3,17 @@
 import math
 from typing import Any
 
-ENCODERS = {"BoxEncoder": ("shape",), "DiscreteEncoder": ("n", "start")}
+ENCODERS = {
+    "BoxEncoder": ("shape",),
+    "DiscreteEncoder": ("n", "start"),
+    "MultiDiscreteEncoder": ("shape", "sizes", "start"),
+    "MultiBinaryEncoder": ("shape",),
+    "DictEncoder": ("parts",),
+    "TupleEncoder": ("parts",),
+}
 """Kinds of observation, and their fields."""
+PARTS: dict[str, type] = {"DictEncoder": dict, "TupleEncoder": list}
+"""Kinds that are made of others, and what holds their parts."""
 HEADS = {
     "DiscreteHead": ("n", "start"),
     "BoxHead": ("shape", "low", "high"),
@@ -19,8 +28,8 @@ ACTION_DTYPES = {
 """What an environment may take of each kind of action, in an optional field `dtype`; the first is the default."""
 OLD_NAMES = {"BoxCoding": "BoxEncoder", "DiscreteCoding": "DiscreteEncoder"}
 """What runs of format 1 call an encoder."""
-MAX_FEATURES, MAX_DIMENSIONS = 2**31, 64
-"""No network reads or gives more numbers, and no array has more axes."""
+MAX_FEATURES, MAX_DIMENSIONS, MAX_PARTS, MAX_DEPTH = 2**31, 64, 2**12, 16
+"""No network reads or gives more numbers, no array has more axes; parts of a space, and how deep they lie."""
 
 
 def check_spaces(spaces: Any) -> None:
@@ -35,8 +44,9 @@ def check_spaces(spaces: Any) -> None:
         raise TypeError("`has_masks` must be true or false")
 
 
-def space_fields(description: Any, kinds: dict[str, tuple[str, ...]]) -> tuple[str, dict[str, Any]]:
-    """The kind that a description names and its fields, lists as tuples and bounds as numbers.
+def space_fields(description: Any, kinds: dict[str, tuple[str, ...]], depth: int = 0) -> tuple[str, dict[str, Any]]:
+    """The kind that a description names and its fields, lists as tuples and bounds as numbers. Parts are the kind and
+    the fields of each.
 
     Raises:
         ValueError, TypeError, KeyError, OverflowError: it describes no space of these kinds.
@@ -46,6 +56,8 @@ def space_fields(description: Any, kinds: dict[str, tuple[str, ...]]) -> tuple[s
     kind = OLD_NAMES.get(description["kind"], description["kind"])
     if kind not in kinds:
         raise ValueError(f"there is no kind {description['kind'][:60]!r} of space here")
+    if kind in PARTS:
+        return kind, {"parts": part_fields(kind, description, kinds, depth)}
     fields = {k: tuple(v) if isinstance(v, list | tuple) else v for k, v in description.items() if k != "kind"}
     needed = kinds[kind]
     if kind in ("DiscreteEncoder", "DiscreteHead"):
@@ -62,6 +74,19 @@ def space_fields(description: Any, kinds: dict[str, tuple[str, ...]]) -> tuple[s
         fields[name] = tuple(map(float, fields[name]))
     check_fields(fields)
     return kind, fields if dtype is None else fields | {"dtype": dtype}
+
+
+def part_fields(kind: str, description: dict[str, Any], kinds: dict[str, tuple[str, ...]], depth: int) -> Any:
+    """The kind and the fields of each part, by key or in their order."""
+    parts: Any = description.get("parts")
+    holds = PARTS[kind]
+    if description.keys() != {"kind", "parts"} or not isinstance(parts, holds):
+        raise TypeError(f"{kind} has its `parts` in {'an object' if holds is dict else 'a list'}, and nothing else")
+    if not 1 <= len(parts) <= MAX_PARTS or depth >= MAX_DEPTH:
+        raise ValueError(f"a space has 1 to {MAX_PARTS} parts, at most {MAX_DEPTH} deep")
+    if isinstance(parts, dict):
+        return {str(key): space_fields(part, kinds, depth + 1) for key, part in parts.items()}
+    return [space_fields(part, kinds, depth + 1) for part in parts]
 
 
 def check_fields(fields: dict[str, Any]) -> None:

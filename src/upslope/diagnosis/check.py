@@ -64,6 +64,7 @@ def check(
     env_kwargs: dict[str, Any] | None = None,
     max_episode_steps: int | None = None,
     wrappers: Sequence[str] = (),
+    ignore_observation: Sequence[str] = (),
 ) -> Checked:
     """Try an environment out: a Gymnasium id, `module:Name`, `jax:Name`, a callable, or a compiled environment.
 
@@ -73,7 +74,8 @@ def check(
         UpslopeError: there is no such environment.
     """
     name = label(environment)
-    settings = {"env_kwargs": env_kwargs or {}, "wrappers": tuple(wrappers), "max_episode_steps": max_episode_steps}
+    settings: dict[str, Any] = {"env_kwargs": env_kwargs or {}, "max_episode_steps": max_episode_steps}
+    settings |= {"wrappers": tuple(wrappers), "ignore_observation": tuple(ignore_observation)}
     try:
         made = make(environment, **settings)
     except BrokenEnvironmentError as error:

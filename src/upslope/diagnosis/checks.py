@@ -7,10 +7,12 @@ from dataclasses import dataclass
 from functools import partial
 from typing import Any
 
+import jax
 import numpy as np
 from gymnasium import spaces
 from gymnasium.utils.env_checker import check_env
 
+from upslope.core.arrays import is_shape
 from upslope.core.messages import counted, told
 from upslope.diagnosis.check_results import Check, Status
 from upslope.diagnosis.contract import fault_of_values
@@ -19,7 +21,7 @@ from upslope.engines.border import lost_in_float32
 from upslope.engines.columns import reset_seed
 from upslope.environments.registry import AnyEnvironment
 from upslope.errors import UpslopeError
-from upslope.models.encoders import encoder_of
+from upslope.models.encoders import encoder_of, leaf_spaces
 from upslope.models.heads import head_of
 
 STEPS, SECONDS = 5000, 4.0
@@ -179,39 +181,92 @@ def beside(e: Examined) -> Trial:
                 player.close()
 
 
+@dataclass(frozen=True)
+class SeenArray:
+    """One array of the observations of a trial."""
+
+    path: str
+    """Empty where observations are this array alone."""
+    space: spaces.Space
+    seen: np.ndarray
+    """[n, …]."""
+    is_real: bool
+    """Whether its numbers can be normalised."""
+
+    def scales(self) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+        """Each feature's mean and deviation in 64 bits, and whether 32 bits lose its differences."""
+        flat = self.seen.reshape(len(self.seen), -1).astype(np.float64)
+        mean, std = flat.mean(0), flat.std(0)
+        return mean, std, np.isin(np.arange(mean.size), lost_in_float32(flat))
+
+    def wants_normalising(self) -> bool:
+        """Whether a network would see numbers far from 0 or widths far from 1, and normalising can help."""
+        if not self.is_real:
+            return False
+        mean, std, lost = self.scales()
+        far = (np.abs(mean) > FAR) | (std > FAR) | ((std > 0) & (std < SMALL))
+        return bool((far & ~lost).any())
+
+
+def arrays_of(e: Examined) -> list[SeenArray]:
+    """The arrays of the observations of the long trial."""
+    encoder = encoder_of(e.environment.observation_space, e.name)
+    stacked = jax.tree.map(lambda *x: np.stack(x), *e.trial.observations)
+    seen = jax.tree_util.tree_leaves_with_path(stacked)
+    leaves = jax.tree.leaves(leaf_spaces(e.environment.observation_space))
+    real = jax.tree.leaves(encoder.normalised, is_leaf=lambda node: node is None or is_shape(node))
+    return [
+        SeenArray(jax.tree_util.keystr(path), space, x, shape is not None)
+        for (path, x), space, shape in zip(seen, leaves, real, strict=True)
+    ]
+
+
 def of_observations(e: Examined) -> Iterator[Check]:
     """Inside the declared space, finite, on a scale that a network can read."""
-    space, seen = e.environment.observation_space, np.stack(e.trial.observations)
-    if not isinstance(space, spaces.Box | spaces.Discrete):
-        return
+    for array in arrays_of(e):
+        yield from of_array(array)
+
+
+def of_array(array: SeenArray) -> Iterator[Check]:
+    """The same of one array."""
+    space, seen, path = array.space, array.seen, array.path
     if fault := fault_of_values(space, seen):
-        yield Check("observations", "error", f"it {fault[0]}", fault[1])
+        yield Check(f"observations{path}", "error", f"it {fault[0]}", fault[1])
         return
     if not isinstance(space, spaces.Box):
-        yield Check("observations", "ok", f"{len(seen)} seen, all in the space")
+        yield Check(f"observations{path}", "ok", f"{len(seen)} seen, all in the space")
         return
     with np.errstate(over="ignore"):
         finite = np.isfinite(seen.astype(np.float32)).reshape(len(seen), -1).all(1)
     if not finite.all():
         at = int(np.flatnonzero(~finite)[0])
         size = "not finite" if not np.isfinite(seen[at]).all() else "too large for float32"
-        yield Check("observations", "error", f"{size} at number {at}", "Find where the environment divides by 0.")
+        yield Check(
+            f"observations{path}", "error", f"{size} at number {at}", "Find where the environment divides by 0."
+        )
         return
     outside = float(np.mean((seen < space.low - 1e-6) | (seen > space.high + 1e-6)))
     remedy = "Correct observation_space; other libraries rely on its bounds." if outside else ""
     yield Check(
-        "observations in their space", "warning" if outside else "ok", f"{outside:.1%} of numbers outside", remedy
+        f"observations{path} in their space",
+        "warning" if outside else "ok",
+        f"{outside:.1%} of numbers outside",
+        remedy,
     )
-    mean, std, lost = scales(e)
+    if not array.is_real:
+        return
+    mean, std, lost = array.scales()
     if lost.any():
         k = int(np.flatnonzero(lost)[0])
         words = f"{some(lost)} around {mean[k]:.6g} with a deviation of {std[k]:.3g}, which float32 cannot tell apart"
-        yield Check("observation precision", "error", words, "Subtract a constant near the mean in the environment.")
+        yield Check(f"observation{path} precision", "error", words,
+                    "Subtract a constant near the mean in the environment.")  # fmt: skip
     words = f"means {mean.min():.3g} to {mean.max():.3g}, deviations {std.min():.3g} to {std.max():.3g}"
-    yield Check("observation scale", "warning" if wants_normalising(e) else "ok", words,
-                "Add --normalize-observations." if wants_normalising(e) else "")  # fmt: skip
+    wants = array.wants_normalising()
+    yield Check(f"observation{path} scale", "warning" if wants else "ok", words,
+                "Add --normalize-observations." if wants else "")  # fmt: skip
     if (std == 0).any():
-        yield Check("observations vary", "warning", f"{some(std == 0)} never change",
+        yield Check(f"observations{path} vary", "warning", f"{some(std == 0)} never change",
                     "Harmless if a random policy cannot reach what changes them.")  # fmt: skip
 
 
@@ -222,20 +277,9 @@ def some(which: np.ndarray) -> str:
     return f"{len(places):,} of {counted(total, 'feature')} ({first})"
 
 
-def scales(e: Examined) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """Each feature's mean and deviation in 64 bits, and whether 32 bits lose its differences."""
-    flat = np.stack(e.trial.observations).reshape(len(e.trial.observations), -1).astype(np.float64)
-    mean, std = flat.mean(0), flat.std(0)
-    return mean, std, np.isin(np.arange(mean.size), lost_in_float32(flat))
-
-
 def wants_normalising(e: Examined) -> bool:
-    """Whether a network would see numbers far from 0 or widths far from 1, and normalising can help."""
-    if not isinstance(e.environment.observation_space, spaces.Box):
-        return False
-    mean, std, lost = scales(e)
-    far = (np.abs(mean) > FAR) | (std > FAR) | ((std > 0) & (std < SMALL))
-    return bool((far & ~lost).any())
+    """Whether some array of the observations wants normalising."""
+    return any(array.wants_normalising() for array in arrays_of(e))
 
 
 def of_rewards(e: Examined) -> Iterator[Check]:

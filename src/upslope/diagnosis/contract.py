@@ -7,9 +7,11 @@ from collections.abc import Iterator, Mapping
 from typing import Any
 
 import gymnasium
+import jax
 import numpy as np
 from gymnasium import spaces
 
+from upslope.core.arrays import is_shape, shaped_like
 from upslope.core.messages import told
 from upslope.diagnosis.check_results import Check
 from upslope.diagnosis.trials import HostPlayer, actions_of, allowed_by, player_of
@@ -18,6 +20,7 @@ from upslope.engines.columns import reset_seed
 from upslope.environments.masks import mask_in, source_of
 from upslope.environments.registry import AnyEnvironment
 from upslope.errors import UpslopeError
+from upslope.models.encoders import encoder_of, leaf_spaces
 from upslope.models.heads import head_of
 
 STEPS = 20
@@ -174,9 +177,15 @@ def oddities(answer: Any) -> Iterator[str]:
 
 def fault_of_observation(space: gymnasium.Space, observation: Any) -> Fault | None:
     """What is wrong with an observation: structure, shape, dtype, and range where a wrong one would be cast."""
-    if not isinstance(space, spaces.Box | spaces.Discrete):
-        return None
     words = "Correct the observation, or the observation space."
+    if isinstance(space, spaces.Dict | spaces.Tuple):
+        shapes = encoder_of(space, "the environment").shapes
+        try:
+            parts = jax.tree.structure(shapes, is_leaf=is_shape).flatten_up_to(shaped_like(shapes, observation))
+        except ValueError as error:
+            return f"returned the observation {brief(observation)}: {error}", words
+        leaves = jax.tree.leaves(leaf_spaces(space))
+        return next(filter(None, map(fault_of_observation, leaves, parts)), None)
     numbers = as_numbers(observation)
     if numbers is None:
         return f"returned the observation {brief(observation)}, and the observation space is {space}", words
@@ -190,7 +199,7 @@ def fault_of_observation(space: gymnasium.Space, observation: Any) -> Fault | No
 
 def fault_of_values(space: gymnasium.Space, numbers: np.ndarray) -> Fault | None:
     """What is wrong with the numbers of observations [..., *shape] of a space, by the rules of training."""
-    reason = leaf_of("", space, space.shape or ()).wrong(numbers)
+    reason = leaf_of((), space, space.shape or ()).wrong(numbers)
     if not reason:
         return None
     return (

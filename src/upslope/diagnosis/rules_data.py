@@ -119,6 +119,20 @@ def truncation_not_bootstrapped(s: Signs) -> Finding | None:
     ) if part else None  # fmt: skip
 
 
+@rule("Pardo et al. 2018: at a time limit the value of the true successor follows")
+def truncation_misread(s: Signs) -> Finding | None:
+    """At a time limit the target is r + γ V(s_{t+1}), exactly."""
+    applies = s.needs_critic and not s.is_whole and not s.is_recorded
+    x = s.taken("truncation_error")
+    part = share(x > 0.005) if applies else 0.0
+    return Finding(
+        "truncation_misread", "Targets at time limits are not r + γ V(s') of the true successor s'.",
+        "The estimator reads V(s') from the next row, which is another episode's, or carries its sum across the limit.",
+        "In your estimator take `values.next_value` for V(s'), and cut the sum where `ends(rollout)`.",
+        0.94 * part, evidence=(s.evidence("truncation_error", x, "0"),), experiment=PROBE,
+    ) if part else None  # fmt: skip
+
+
 @rule("Jones 2021: terminal correlation high, penultimate low")
 def return_not_propagated(s: Signs) -> Finding | None:
     """Targets must hold what came later, not one reward."""

@@ -14,15 +14,17 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from upslope.core.arrays import shaped_like
 from upslope.engines.border import nothing_allowed
 from upslope.engines.columns import one_by_one, reset_seed
 from upslope.environments.base import CompiledEnvironment
 from upslope.environments.masks import mask_in
 from upslope.environments.registry import AnyEnvironment, HostEnvironment, name_of
 from upslope.errors import UpslopeError
+from upslope.models.encoders import encoder_of
 from upslope.models.heads import ActionHead, head_of
 
-Answer = tuple[np.ndarray, float, bool, bool]
+Answer = tuple[Any, float, bool, bool]
 """The observation, the reward, terminated, truncated."""
 
 
@@ -49,6 +51,7 @@ class HostPlayer:
     """A Gymnasium environment, with a step limit of its own where it has one."""
 
     def __init__(self, environment: HostEnvironment, limit: int | None):
+        self.shapes = encoder_of(environment.observation_space, environment.name).shapes
         self.env, self.limit, self.count = environment.create(), limit, 0
         self.environment, self.mask = environment, None
 
@@ -56,7 +59,11 @@ class HostPlayer:
         self.count = 0
         observation, info = self.env.reset(seed=seed)
         self.note(info)
-        return observation
+        return self.copied(observation)
+
+    def copied(self, observation: Any) -> Any:
+        """The observation as arrays that the environment does not write into."""
+        return jax.tree.map(np.array, shaped_like(self.shapes, observation))
 
     def step(self, action: Any) -> Answer:
         self.count += 1
@@ -65,7 +72,7 @@ class HostPlayer:
         self.mask = None
         if not (terminated or truncated):
             self.note(info)
-        return np.array(observation), float(np.asarray(reward).item()), bool(terminated), truncated
+        return self.copied(observation), float(np.asarray(reward).item()), bool(terminated), truncated
 
     def note(self, info: Any) -> None:
         """What the environment allows now."""
@@ -89,7 +96,7 @@ class CompiledPlayer:
         self.count, self.key = 0, jax.random.key(seed)
         self.state, observation = self.begin(self.key)
         self.note()
-        return np.asarray(observation)
+        return jax.tree.map(np.asarray, observation)
 
     def step(self, action: Any) -> Answer:
         self.count += 1
@@ -99,7 +106,8 @@ class CompiledPlayer:
         terminated, self.mask = bool(transition.terminated), None
         if not (terminated or truncated):
             self.note()
-        return np.asarray(transition.observation), float(transition.reward), terminated, truncated
+        observation = jax.tree.map(np.asarray, transition.observation)
+        return observation, float(transition.reward), terminated, truncated
 
     def note(self) -> None:
         """What the environment allows now."""
@@ -153,7 +161,7 @@ def programs(key: Same) -> tuple[Any, Any]:
 class Trial:
     """Episodes of one player, one after another."""
 
-    observations: list[np.ndarray] = field(default_factory=list)
+    observations: list[Any] = field(default_factory=list)
     rewards: list[float] = field(default_factory=list)
     lengths: list[int] = field(default_factory=list)
     returns: list[float] = field(default_factory=list)
@@ -201,7 +209,7 @@ def play(
     trial, started = Trial(), perf_counter()
     while trial.steps < max_steps and perf_counter() - started < seconds:
         before = perf_counter()
-        trial.observations.append(np.asarray(player.reset(reset_seed(seed, 0, trial.resets))))
+        trial.observations.append(player.reset(reset_seed(seed, 0, trial.resets)))
         trial.reset_seconds += perf_counter() - before
         trial.resets, total, length, over = trial.resets + 1, 0.0, 0, False
         while not over and trial.steps < max_steps and perf_counter() - started < seconds:
@@ -222,5 +230,5 @@ def play(
 def same(one: Trial, other: Trial) -> bool:
     """Whether two trials saw the same, as far as both went."""
     n, m = min(len(one.observations), len(other.observations)), min(one.steps, other.steps)
-    observations = zip(one.observations[:n], other.observations[:n], strict=True)
+    observations = zip(*(jax.tree.leaves(x.observations[:n]) for x in (one, other)), strict=True)
     return one.rewards[:m] == other.rewards[:m] and all(np.array_equal(a, b, equal_nan=True) for a, b in observations)

@@ -14,13 +14,13 @@ import jax
 import numpy as np
 from gymnasium import spaces
 
-from upslope.core.arrays import is_shape
+from upslope.core.arrays import is_shape, shaped_like
 from upslope.core.messages import raised_at
 from upslope.core.reading import brief
 from upslope.engines.notices import Notices, notices_to
 from upslope.environments.masks import mask_in
 from upslope.errors import UpslopeError
-from upslope.models.encoders import ObservationEncoder
+from upslope.models.encoders import ObservationEncoder, leaf_spaces
 from upslope.models.heads import ActionHead
 
 FIRST = 100
@@ -60,6 +60,8 @@ class Leaf:
 
     path: str
     """Empty where the observation is this array alone."""
+    keys: tuple[Any, ...]
+    """Where it lies in an observation, from the outside in."""
     space: gymnasium.Space | None
     shape: tuple[int, ...]
     dtype: np.dtype
@@ -93,6 +95,12 @@ class Leaf:
                 return f"{x[is_outside].flat[0]} has no place in it"
         return ""
 
+    def is_plainly_right(self, x: Any) -> bool:
+        """Whether a look that costs next to nothing finds what the space promises."""
+        if self.is_index:
+            return type(x) in WHOLE and self.shape == () and self.low <= x <= self.high
+        return type(x) is np.ndarray and x.shape == self.shape
+
     def exceeds(self, observation: Any) -> bool:
         """Whether it is outside the bounds by more than rounding."""
         if self.is_index or self.low is None:
@@ -108,9 +116,9 @@ class Border:
     def __init__(self, name: str, space: gymnasium.Space, encoder: ObservationEncoder, notices: Notices | None = None):
         self.name, self.space, self.shapes = name, space, encoder.shapes
         self.notices = notices or notices_to()
-        self.is_plain = is_shape(self.shapes)
         self.leaves = leaves_of(space, self.shapes)
-        self.only = self.leaves[0] if self.is_plain else None
+        self.structure = jax.tree.structure(self.shapes, is_leaf=is_shape)
+        self.only = self.leaves[0] if is_shape(self.shapes) else None
         self.spreads: list[Spread | None] = [
             Spread() if isinstance(leaf.space, spaces.Box) and np.prod(leaf.shape) <= MANY else None
             for leaf in self.leaves
@@ -118,24 +126,35 @@ class Border:
 
     def empty(self, count: int) -> Any:
         """Room for `count` observations."""
-        structure = jax.tree.structure(self.shapes, is_leaf=is_shape)
-        return jax.tree.unflatten(structure, [np.zeros((count, *leaf.shape), leaf.dtype) for leaf in self.leaves])
+        return jax.tree.unflatten(self.structure, [np.zeros((count, *leaf.shape), leaf.dtype) for leaf in self.leaves])
 
     def place(self, into: Any, row: int, observation: Any, episode: Place) -> None:
         """Write an observation, if it is what the space promises."""
         episode.seen = seen = episode.seen + 1
         only = self.only
-        if seen > FIRST and episode.length and seen % EVERY and only is not None:
-            if only.is_index:
-                # Even a look at two bounds costs less than the rest of the step.
-                if type(observation) in WHOLE and only.low <= observation <= only.high:
-                    into[row] = observation
+        if seen > FIRST and episode.length and seen % EVERY:
+            if only is None:
+                if self.place_parts(into, row, observation):
                     return
-            elif type(observation) is np.ndarray and observation.shape == only.shape:
+            elif only.is_plainly_right(observation):
                 into[row] = observation
                 return
         self.check(observation, episode)
-        assign(into, row, observation)
+        assign(into, row, shaped_like(self.shapes, observation))
+
+    def place_parts(self, into: Any, row: int, observation: Any) -> bool:
+        """Write each array where a quick look finds it right; whether all were."""
+        try:
+            for leaf in self.leaves:
+                array, x = into, observation
+                for key in leaf.keys:
+                    array, x = array[key], x[key]
+                if not leaf.is_plainly_right(x):
+                    return False
+                array[row] = x
+        except (KeyError, IndexError, TypeError):
+            return False
+        return True
 
     def check(self, observation: Any, episode: Place) -> None:
         """Refuse what is not in the space; tell what merely exceeds its bounds, and what 32 bits cannot hold."""
@@ -144,12 +163,7 @@ class Border:
                 f"{self.name} returned an observation {kind_of(observation)}, but its observation space says "
                 f"{self.shapes}: {episode.describe()}. Correct the environment or its observation_space."
             )
-        parts = (
-            [observation]
-            if self.is_plain
-            else jax.tree.structure(self.shapes, is_leaf=is_shape).flatten_up_to(observation)
-        )
-        for leaf, x, spread in zip(self.leaves, parts, self.spreads, strict=True):
+        for leaf, x, spread in zip(self.leaves, self.parts(observation), self.spreads, strict=True):
             reason = leaf.wrong(x)
             if reason:
                 raise UpslopeError(
@@ -179,12 +193,20 @@ class Border:
     def fits(self, observation: Any) -> bool:
         """Whether an observation has the structure and the shapes of the space."""
         try:
-            if self.is_plain:
-                return shape_of(observation) == self.shapes
-            found = jax.tree.map(lambda shape, x: shape_of(x) == shape, self.shapes, observation, is_leaf=is_shape)
+            found = map(shape_of, self.parts(observation))
+            return all(shape == leaf.shape for shape, leaf in zip(found, self.leaves, strict=True))
         except ValueError:
             return False
-        return all(jax.tree.leaves(found))
+
+    def parts(self, observation: Any) -> list[Any]:
+        """Its arrays, in the order of the leaves.
+
+        Raises:
+            ValueError: it has another structure than the space.
+        """
+        if self.only is not None:
+            return [observation]
+        return self.structure.flatten_up_to(shaped_like(self.shapes, observation))
 
 
 class Spread:
@@ -245,20 +267,11 @@ def leaves_of(space: gymnasium.Space, shapes: Any) -> list[Leaf]:
     parts = jax.tree.leaves(leaf_spaces(space), is_leaf=lambda node: isinstance(node, gymnasium.Space))
     if len(parts) != len(named):  # an encoder that reads the space as something else
         parts = [space] * len(named) if len(named) == 1 else [None] * len(named)
-    return [leaf_of(jax.tree_util.keystr(path), part, shape) for (path, shape), part in zip(named, parts, strict=True)]
+    return [leaf_of(path, part, shape) for (path, shape), part in zip(named, parts, strict=True)]
 
 
-def leaf_spaces(space: gymnasium.Space) -> Any:
-    """A space as the pytree of the spaces that it is made of."""
-    if isinstance(space, spaces.Dict):
-        return {name: leaf_spaces(part) for name, part in space.items()}
-    if isinstance(space, spaces.Tuple):
-        return tuple(leaf_spaces(part) for part in space)
-    return space
-
-
-def leaf_of(path: str, space: gymnasium.Space | None, shape: tuple[int, ...]) -> Leaf:
-    """What one space promises."""
+def leaf_of(path: tuple[Any, ...], space: gymnasium.Space | None, shape: tuple[int, ...]) -> Leaf:
+    """What one space promises, at this path of JAX's in an observation."""
     dtype = np.dtype(np.float32) if space is None else stored_dtype(space)
     low: Any = None
     high: Any = None
@@ -273,7 +286,8 @@ def leaf_of(path: str, space: gymnasium.Space | None, shape: tuple[int, ...]) ->
         is_index = False
         if isinstance(space, spaces.Box):
             low, high = (np.asarray(x, np.float64) for x in (space.low, space.high))
-    return Leaf(path, space, shape, dtype, low, high, is_index)
+    keys = tuple(step.key if isinstance(step, jax.tree_util.DictKey) else step.idx for step in path)
+    return Leaf(jax.tree_util.keystr(path), keys, space, shape, dtype, low, high, is_index)
 
 
 WHOLE = frozenset({int, np.int64, np.int32})
@@ -298,6 +312,8 @@ def kind_of(x: Any) -> str:
             return f"of shape {shape_of(x)}"
         except ValueError:
             return "of rows of unequal lengths"
+    if isinstance(x, Mapping):
+        return f"with the keys {short(', '.join(map(repr, x)))}"
     return "None" if x is None else f"of type {type(x).__name__}" + (f" {short(x)}" if isinstance(x, tuple) else "")
 
 

@@ -310,7 +310,7 @@ def place_of(columns: Any) -> str:
 
 
 def settle_down() -> None:
-    """In a worker whose environments are made: stop MuJoCo's timer, keep to one thread, freeze the garbage collector."""
+    """Once a worker's environments are made: stop MuJoCo's timer, keep to one thread, freeze the garbage collector."""
     stop_stopwatch()
     one_blas_thread()  # once more, for libraries that the environments loaded
     # What is there by now lives as long as the process, and need not be searched for garbage again and again.

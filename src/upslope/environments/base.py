@@ -90,6 +90,8 @@ class Request:
     max_episode_steps: int | None = None
     wrappers: tuple[str, ...] = ()
     """As `--wrapper` reads them, the innermost first."""
+    ignored: tuple[str, ...] = ()
+    """Keys of observations that are left out, as `--ignore-observation` reads them."""
     given: Any = None
     """What the user gave in Python, where it was no name."""
     masks: bool = True

@@ -16,6 +16,7 @@ from upslope.environments.classic.acrobot import Acrobot
 from upslope.environments.classic.cartpole import CartPole
 from upslope.environments.classic.mountain_car import MountainCarContinuous
 from upslope.environments.classic.pendulum import Pendulum
+from upslope.environments.ignoring import ignoring
 from upslope.environments.masks import with_mask_apart
 from upslope.environments.modules import call, found
 from upslope.environments.names import near
@@ -90,7 +91,7 @@ def finished(environment: CompiledEnvironment, request: Request) -> CompiledEnvi
     environment = with_mask_apart(environment, request.masks)
     if environment.gives_masks:
         check_mask(environment, request.name)
-    return environment
+    return ignoring(environment, request.ignored, request.name)
 
 
 def check_protocol(environment: CompiledEnvironment, name: str) -> None:
@@ -164,16 +165,26 @@ def action_like(space: spaces.Space) -> jax.ShapeDtypeStruct:
     return jax.ShapeDtypeStruct(space.shape or (), dtypes.get(type(space), jnp.int32))
 
 
-def check_observation(space: spaces.Space, observation: Any, where: str) -> None:
-    """Refuse an observation of another shape or kind of number than a Box or Discrete space says."""
-    if not isinstance(space, spaces.Box | spaces.Discrete):
-        return
-    kinds = {"f": "f", "i": "iu", "u": "iu", "b": "biu"}[np.dtype(space.dtype or np.float32).kind]
-    if not hasattr(observation, "shape") or observation.shape != space.shape or observation.dtype.kind not in kinds:
-        raise BrokenEnvironmentError(
-            f"{where} gave the observation {shown(observation)}, and the observation space is {space}. Correct one of "
-            "them."
-        )
+def check_observation(space: spaces.Space, observation: Any, where: str, key: str = "") -> None:
+    """Refuse an observation of another structure, shape or kind of number than its space says."""
+    if isinstance(space, spaces.Dict | spaces.Tuple):
+        kind = dict if isinstance(space, spaces.Dict) else tuple
+        parts: dict[Any, Any] = dict(space.items() if isinstance(space, spaces.Dict) else enumerate(space))
+        found: dict[Any, Any] = dict(enumerate(observation)) if isinstance(observation, tuple) else observation
+        if type(observation) is not kind or found.keys() != parts.keys():
+            raise BrokenEnvironmentError(
+                f"{where} gave the observation{key} {shown(observation)}, and its space is {space}: a plain "
+                f"{kind.__name__} with the parts {', '.join(map(repr, parts))} is needed."
+            )
+        for index, part in parts.items():
+            check_observation(part, found[index], where, f"{key}[{index!r}]")
+    elif isinstance(space, spaces.Box | spaces.Discrete | spaces.MultiDiscrete | spaces.MultiBinary):
+        kinds = {"f": "f", "i": "iu", "u": "iu", "b": "biu"}[np.dtype(space.dtype or np.float32).kind]
+        if not hasattr(observation, "shape") or observation.shape != space.shape or observation.dtype.kind not in kinds:
+            raise BrokenEnvironmentError(
+                f"{where} gave the observation{key} {shown(observation)}, and the observation space is {space}. "
+                "Correct one of them."
+            )
 
 
 def check_state(before: Any, after: Any, name: str) -> None:

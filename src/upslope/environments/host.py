@@ -12,6 +12,7 @@ from upslope.core.messages import told
 from upslope.environments.base import BrokenEnvironmentError, CompiledEnvironment, HostEnvironment, Request
 from upslope.environments.closing import close_all
 from upslope.environments.compiled import compiled_names
+from upslope.environments.ignoring import ignoring
 from upslope.environments.masks import gives_masks, with_mask_in_info
 from upslope.environments.modules import accepts, call, found, import_module
 from upslope.environments.names import near, registered_by
@@ -37,7 +38,11 @@ class Maker:
         request = self.request
         if request.env_kwargs.get("render_mode") or any("Render" in text for text in request.wrappers):
             draw_without_screen()
-        return with_mask_in_info(wrap(self.bare(), request.wrappers, request.name))
+        made = with_mask_in_info(wrap(self.bare(), request.wrappers, request.name))
+        if not request.ignored or not isinstance(made, gymnasium.Env):
+            return made
+        space_of(made, "observation_space", request.name)
+        return ignoring(made, request.ignored, request.name)
 
     def bare(self) -> Any:
         """One environment without wrappers."""

@@ -40,6 +40,8 @@ class Probe(CompiledEnvironment):
     answer: Callable[[Observation, Action], Answer]
     value: Callable[[Float[Array, "... D"], float], Float[Array, "..."]]
     max_episode_steps: int | None = 1
+    watched: float | None = None
+    """The best return until the time limit, of a world that never ends."""
 
     def reset(self, key: PRNGKeyArray) -> tuple[Observation, Observation]:
         """s_0 as the probe draws it."""
@@ -116,18 +118,21 @@ def both() -> Probe:
 
 
 def truncation() -> Probe:
-    """r = 1 for ever, watched for 8 steps: V = 1 / (1 − γ), for γ < 1.
+    """From 0 to 1 for r = −2, then r = 1 for ever, watched for 7 steps: V(1) = 1 / (1 − γ) and V(0) = γ V(1) − 2.
 
-    A learner that takes the time limit for an end finds (1 − γ^k) / (1 − γ) with k ≤ 8 instead.
+    A learner that takes the time limit for an end finds less, and so does one that bootstraps there from the next row,
+    which is the next episode's first: it is worth less than the state in which the episode was left.
     """
 
     def answer(observation: Observation, action: Action) -> Answer:
-        return observation, jnp.ones((), jnp.float32), jnp.zeros((), bool)
+        reward = jnp.where(observation[0] > 0, 1.0, -2.0).astype(jnp.float32)
+        return jnp.ones((1,), jnp.float32), reward, jnp.zeros((), bool)
 
     def value(observation: Float[Array, "... D"], gamma: float) -> Float[Array, "..."]:
-        return jnp.full(observation.shape[:-1], 1.0 / (1.0 - gamma), jnp.float32)
+        following = 1.0 / (1.0 - gamma)
+        return jnp.where(observation[..., 0] > 0, following, gamma * following - 2.0)
 
-    return Probe(_box(0.0), spaces.Discrete(2), _draw_zero, answer, value, max_episode_steps=8)
+    return Probe(_box(0.0), spaces.Discrete(2), _draw_zero, answer, value, max_episode_steps=7, watched=4.0)
 
 
 def continuous() -> Probe:

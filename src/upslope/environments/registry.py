@@ -31,6 +31,7 @@ def make(
     env_kwargs: dict[str, Any] | None = None,
     max_episode_steps: int | None = None,
     wrappers: tuple[str, ...] = (),
+    ignore_observation: tuple[str, ...] = (),
     masks: bool = True,
 ) -> AnyEnvironment:
     """The environment of a name, of a callable that returns one, or of a compiled environment itself.
@@ -38,13 +39,21 @@ def make(
     `CartPole-v1` and `module:Id` are Gymnasium's, on the host; `jax:CartPole-v1` is compiled. `module:Name` and
     `jax:module:Name` name a class, a factory or an instance of your own. A `max_episode_steps` replaces the limit of
     an environment given by its id; elsewhere whatever collects applies it. `wrappers` are put around it, the first
-    innermost. Without `masks` every action is taken to be allowed.
+    innermost, and then the parts of observations under the keys `ignore_observation` are left out. Without `masks`
+    every action is taken to be allowed.
 
     Raises:
         UpslopeError: the name is unknown (near names are given), a dependency is missing, or the environment
             could not be made.
     """
-    request = Request(label(environment), env_kwargs or {}, max_episode_steps, tuple(wrappers), masks=masks)
+    request = Request(
+        label(environment),
+        env_kwargs or {},
+        max_episode_steps,
+        tuple(wrappers),
+        tuple(ignore_observation),
+        masks=masks,
+    )
     if isinstance(environment, CompiledEnvironment):
         return finished(environment, request)
     if isinstance(environment, str):
@@ -56,7 +65,7 @@ def make(
     maker = Maker(request)
     made = maker()
     if isinstance(made, CompiledEnvironment):
-        return finished(made, Request(request.name, {}, masks=masks))
+        return finished(made, Request(request.name, {}, ignored=request.ignored, masks=masks))
     return host_environment(maker, made)
 
 

@@ -45,7 +45,7 @@ def late_effect(batch: Any, rollout: Rollout) -> Float[Array, ""]:
         jnp.ravel(x).astype(jnp.float32)[:, None] for x in (rollout.reward, rollout.terminated & rollout.valid)
     )
     # About their means, or a cost that every step has would hide the reward that comes once.
-    reward, remembered = (x - valid.T @ x / jnp.maximum(jnp.sum(valid), 1) for x in (reward, remembered))
+    reward, remembered = (about_mean(x, valid) for x in (reward, remembered))
     products = [x * remembered for x in (reward, over)]
     paid = mean_square_z(score, batch.weight.reshape(-1, 1), valid)
     return jnp.fmax(paid, mean_square_z(score, jnp.concatenate(products, axis=1), valid))
@@ -70,11 +70,19 @@ def mean_square_z(
     score: Float[Array, "B K"], following: Float[Array, "B Y"], valid: Float[Array, "B 1"]
 ) -> Float[Array, ""]:
     """Mean z² over all pairs whose product varies; nan where none does."""
-    centre = valid.T @ following / jnp.maximum(jnp.sum(valid), 1)
-    score, following = jax.lax.optimization_barrier((score, following - centre))
+    score, following = jax.lax.optimization_barrier((score, about_mean(following, valid)))
     products = score.T @ following, jnp.square(score).T @ jnp.square(following)
-    # Fused with its neighbours, the sum would be rounded as the program around it has it: by how many seeds there are.
     together, square = jax.lax.optimization_barrier(products)
     varies = square > 1e-12
     total = jnp.sum(jnp.where(varies, together**2 / jnp.where(varies, square, 1), 0))
     return jax.lax.optimization_barrier(total) / jnp.sum(varies)
+
+
+def about_mean(x: Float[Array, "B D"], valid: Float[Array, "B 1"]) -> Float[Array, "B D"]:
+    """x less its mean over the valid rows.
+
+    Fused with its neighbours, a sum would be rounded as the program around it has it, which differs with the number of
+    seeds; the barriers keep it apart, here and above.
+    """
+    x, valid = jax.lax.optimization_barrier((x, valid))
+    return jax.lax.optimization_barrier(x - valid.T @ x / jnp.maximum(jnp.sum(valid), 1))

@@ -62,8 +62,8 @@ def one_blas_thread() -> Any:
     """One thread for NumPy's products, from now on or inside a `with`.
 
     Each process would otherwise start a thread a core, all of which wait for each other: with 256 hidden units and two
-    workers on two cores that made steps many times slower (`benchmarks/speed.py`, case "host wide"). A product's last bits may
-    depend on the number of threads too.
+    workers on two cores, steps took many times as long (`benchmarks/speed.py --against`, case host_wide). A product's
+    last bits may depend on the number of threads too.
     """
     return threadpool_limits(limits=1, user_api="blas")
 

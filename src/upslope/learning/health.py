@@ -18,15 +18,15 @@ from jaxtyping import Array, Bool, Float, Shaped
 from upslope.core.estimators import ends
 from upslope.core.messages import PREFIX
 from upslope.core.objectives import Sample, importance_ratio
-from upslope.core.types import Credit, Metrics, Rollout
+from upslope.core.types import Credit, Metrics, Rollout, Values
 from upslope.learning.action_effect import action_effect, late_effect
-from upslope.learning.batch import in_time, inputs_of, outputs_of
+from upslope.learning.batch import in_time
 from upslope.learning.devices import AT_ONCE
-from upslope.learning.evaluation import changes, differs
+from upslope.learning.evaluation import changes, differs, evaluate_in_time, flat_rows
 from upslope.learning.measures import correlations, of_features, saturation, shifted, totals
-from upslope.models.agent import value_of
+from upslope.models.agent import Agent, value_of
 from upslope.models.heads import ActionHead
-from upslope.models.model import POLICY, SHARED, VALUE
+from upslope.models.model import POLICY, SHARED, VALUE, Memory, has_memory
 
 RAW = "health"
 """The vector among an update's metrics."""
@@ -42,7 +42,8 @@ ADAM_BETAS = (0.9, 0.999)
 
 SHARES = ("reward_nonzero", "end_share", "truncated_share", "broken_links", "reset_as_successor", "zero_after_end")
 SHARES += ("still",)
-SIZES = ("reward", "reward_size", "target", "weight", "terminal_error", "truncation_bootstrap", "tail", "tail_bias")
+SIZES = ("reward", "reward_size", "target", "weight", "terminal_error", "truncation_bootstrap", "truncation_error")
+SIZES += ("tail", "tail_bias")
 DECISIONS = ("log_prob", "log_prob_mismatch", "surrogate_gain", "state_dependence", "action_clipped")
 SERIES = (*SHARES, *SIZES, *DECISIONS, "value", "value_bias")
 """What is a number a step; each gives its mean, deviation, lowest and highest."""
@@ -56,8 +57,8 @@ OTHERS += tuple(f"{network}_{name}" for network in ("policy", "critic") for name
 class Seen(NamedTuple):
     """What an update has at hand when it is done; T·N samples."""
 
-    value: Float[Array, "T C"]
-    """The critic's before the update, of the first columns alone; 0 without one."""
+    values: Values
+    """The critic's before the update [T, C], of the first columns alone; 0 without one."""
     reward_scale: Float[Array, ""]
     model: Any
     """After the update."""
@@ -96,22 +97,23 @@ class HealthProbe:
         # One answer for all seeds, since where they differed both branches would be computed, every time.
         self.is_due_for_any = jax.lax.psum(self.is_due.astype(jnp.int32), AT_ONCE) > 0 if vmapped else self.is_due
 
-    def values(self, model: Any, batch: Any, rollout: Rollout) -> Array:
-        """V [T, C] where it is due; 0 without a critic. Taken before the update, so that the parameters before it need
-        not be kept."""
-        nothing = jnp.zeros_like(rollout.reward)[:, : num_columns(rollout)]
+    def values(self, agent: Agent, batch: Any, rollout: Rollout, memory: Memory) -> Values:
+        """V(s_t) and V(s_{t+1}) where it is due; 0 without a critic. Taken before the update, so that the parameters
+        before it need not be kept."""
+        count = num_columns(rollout)
+        nothing = jnp.zeros_like(rollout.reward)[:, :count]
         if not self.needs_critic:
-            return nothing
-        shape, length = rollout.reward.shape, unit_length(batch)
+            return Values(nothing, nothing)
+        few = jax.tree.map(lambda x: x[:, :count], rollout)
 
-        def look() -> Array:
-            if length is None:
-                few = jax.tree.map(lambda x: first_columns(x, rollout), batch.features)
-                return value_of(model, few).reshape(nothing.shape)
-            value = outputs_of(model, *inputs_of(batch)).value
-            return in_time(value, shape, length).reshape(shape)[:, : nothing.shape[1]]
+        def look() -> Values:
+            if has_memory(agent.model):
+                return evaluate_in_time(agent, few, jax.tree.map(lambda x: x[:count], memory))
+            now = jax.tree.map(lambda x: first_columns(x, rollout), batch.features)
+            following = agent.features(flat_rows(few.next_observation))
+            return Values(*(value_of(agent.model, x).reshape(nothing.shape) for x in (now, following)))
 
-        return jax.lax.cond(self.is_due_for_any, look, lambda: nothing)
+        return jax.lax.cond(self.is_due_for_any, look, lambda: Values(nothing, nothing))
 
     def __call__(self, seen: Seen) -> Metrics:
         nothing = jnp.full(4 * len(SERIES) + len(PAIRS) + len(OTHERS), jnp.nan)
@@ -120,11 +122,12 @@ class HealthProbe:
 
     def measure(self, seen: Seen) -> Float[Array, "K"]:
         """All of them, in the order of the names."""
-        rollout, credit, batch, value = seen.rollout, seen.credit, seen.batch, seen.value
+        rollout, credit, batch, value = seen.rollout, seen.credit, seen.batch, seen.values.value
         has_value = rollout.valid if self.needs_critic else jnp.zeros_like(rollout.valid)
         tail = returns_before_the_end(self.gamma, rollout)
         series = facts(rollout) | weights(rollout, credit, tail) | decisions(seen, self.head)
         series |= {"value": (value, has_value), "value_bias": (value - credit.target, has_value)}
+        series |= {"truncation_error": at_limits(self.gamma, rollout, credit, seen.values, has_value)}
         parts = [
             moments(series),
             correlations(pairs(rollout, credit, value, has_value, tail)),
@@ -198,6 +201,9 @@ def in_units(moments: np.ndarray, correlations: np.ndarray, others: np.ndarray) 
     found |= {"weight_mean": mean["weight"] / std["weight"], "weight_std": std["weight"]}
     found["weight_max"] = np.maximum(high["weight"], -low["weight"]) / std["weight"]
     found |= {name: mean[name] / unit for name in ("terminal_error", "truncation_bootstrap")}
+    # In units of the values too: where rewards are rare, rounding alone would be large beside them.
+    size = np.hypot(mean["value"], std["value"])
+    found["truncation_error"] = mean["truncation_error"] / np.maximum(unit, np.nan_to_num(size))
     found["tail_bias"] = mean["tail_bias"] / np.maximum(std["tail"], unit)
     found |= {"value_mean": mean["value"], "value_std": std["value"]}
     found["value_bias"] = mean["value_bias"] / std["target"]
@@ -238,6 +244,15 @@ def weights(rollout: Rollout, credit: Credit, tail: tuple[Array, Array]) -> Seri
         "tail": (following, known),
         "tail_bias": (credit.target - following, known),
     }
+
+
+def at_limits(
+    gamma: float, rollout: Rollout, credit: Credit, values: Values, has_value: Bool[Array, "T N"]
+) -> tuple[Float[Array, "T N"], Bool[Array, "T N"]]:
+    """How far the target at a time limit is from r + γ V(s_{t+1}), the true successor's: 0 for every estimator that
+    bootstraps there and carries nothing over from the next episode."""
+    is_cut = rollout.truncated & ~rollout.terminated & has_value
+    return jnp.abs(credit.target - rollout.reward - gamma * values.next_value), is_cut
 
 
 def decisions(seen: Seen, head: ActionHead) -> Series:

@@ -130,7 +130,7 @@ def improve(
     batch = batch_of(agent, rollout, credit, memory, update.sequence_length, update.vmapped)
     if update.normalize_advantage:
         batch = batch._replace(weight=standardise(batch.weight, batch.valid))
-    value = None if probe is None else probe.values(agent.model, batch, rollout)
+    values = None if probe is None else probe.values(agent, batch, rollout, memory)
     descents, found = descend_groups(update, learner, batch, key, pace)
     model = with_parameters(agent.model, {name: descent.parameters for name, descent in descents.items()})
     after, entropy = in_blocks(partial(sample_of, model), batch, update.vmapped)
@@ -141,8 +141,8 @@ def improve(
     if update.objective.state_name is not None:
         metrics[f"objective/{update.objective.state_name}"] = objective
     metrics |= {f"critic/{name}": value for name, value in found[1].items()}
-    if probe is not None and value is not None:
-        metrics |= probe(Seen(value, agent.reward_scale(), model, descents, rollout, credit, batch, after))
+    if probe is not None and values is not None:
+        metrics |= probe(Seen(values, agent.reward_scale(), model, descents, rollout, credit, batch, after))
     adapted = jnp.where(pace.imitate, objective, update.objective.adapt(objective, kl))
     optimisers = {name: descent.optimiser for name, descent in descents.items()}
     return Learner(dataclasses.replace(agent, model=model), optimisers, adapted), metrics

@@ -7,14 +7,13 @@ from typing import Any
 import equinox
 import jax
 import jax.numpy as jnp
-import numpy as np
 from jaxtyping import Array, Bool, PRNGKeyArray
 
 from upslope.core.arrays import STATIC, is_shape, pytree
 from upslope.core.distributions import Distribution
 from upslope.core.reading import brief
 from upslope.errors import UpslopeError
-from upslope.models.encoders import ObservationEncoder
+from upslope.models.encoders import ObservationEncoder, leaf_spaces
 from upslope.models.heads import ActionHead
 from upslope.models.model import Model, Outputs, Place, group_places
 from upslope.models.perceptrons import perceptrons
@@ -123,8 +122,12 @@ class ModelSpec:
 
     def two_columns(self, model: OwnModel) -> Any:
         """V of two columns and the carry after them; a sampled action must have the head's shape."""
-        dtype = jax.dtypes.canonicalize_dtype(self.encoder.space().dtype or np.float32)
-        observation = jax.tree.map(lambda shape: jnp.zeros((2, *shape), dtype), self.encoder.shapes, is_leaf=is_shape)
+        observation = jax.tree.map(
+            lambda shape, space: jnp.zeros((2, *shape), jax.dtypes.canonicalize_dtype(space.dtype)),
+            self.encoder.shapes,
+            leaf_spaces(self.encoder.space()),
+            is_leaf=is_shape,
+        )
         outputs, carry = model.step(model.prepare(observation), model.start(2), jnp.ones(2, bool))
         if not isinstance(outputs, Outputs) or not isinstance(outputs.policy, Distribution):
             raise TypeError("step() must return (upslope.Outputs(policy, value), carry), the policy a distribution")

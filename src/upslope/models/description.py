@@ -1,14 +1,18 @@
 """Encoders and heads as strict JSON, and the words for spaces that have none."""
 
-from dataclasses import asdict
+import shlex
+from collections.abc import Sequence
+from dataclasses import fields
 from typing import Any
 
 import gymnasium
-import numpy as np
 
-from upslope.core.space_descriptions import ENCODERS, HEADS, space_fields
+from upslope.core.space_descriptions import ENCODERS, HEADS, MAX_DEPTH, space_fields
 
-SUPPORTED = "Supported: observations Box and Discrete; actions Discrete, Box, MultiDiscrete, MultiBinary."
+SUPPORTED = (
+    "Supported: observations Box, Discrete, MultiDiscrete, MultiBinary, and Dict and Tuple of these; actions Discrete, "
+    "Box, MultiDiscrete, MultiBinary."
+)
 FIELDS = ENCODERS | HEADS
 
 
@@ -20,24 +24,39 @@ def unsupported(name: str, role: str, space: gymnasium.Space) -> str:
             f"as float32 and round in step(), or as MultiDiscrete. {SUPPORTED}"
         )
     remedy = "Wrap it so that it has one of the supported spaces"
-    if role == "observation" and space.is_np_flattenable and not has_pictures(space):
-        remedy = "Add --wrapper FlattenObservation, or wrap it with gymnasium.wrappers.FlattenObservation"
     return f"{name} has the {role} space {type(space).__name__}, which upslope cannot use yet. {remedy}. {SUPPORTED}"
 
 
-def has_pictures(space: gymnasium.Space) -> bool:
-    """Whether a space, or a part of it, is an image, which loses its neighbourhoods when it is flattened."""
-    if isinstance(space, gymnasium.spaces.Box):
-        return space.dtype == np.uint8 and len(space.shape) >= 2
-    parts: Any = getattr(space, "spaces", ())
-    return any(map(has_pictures, parts.values() if isinstance(parts, dict) else parts))
+def unread_parts(name: str, space: gymnasium.Space, parts: Sequence[tuple[str, gymnasium.Space]]) -> str:
+    """Say which parts of an observation no network reads, and what to do; the space itself has the key ""."""
+    if [key for key, _ in parts] == [""]:
+        return unsupported(name, "observation", space)
+    told = ", ".join(f"`{key}`, {kind_of(part)}" for key, part in parts)
+    flags = " ".join(f"--ignore-observation {shlex.quote(key)}" for key, _ in parts)
+    one = len(parts) == 1
+    return (
+        f"{name} observes {told}, which no network reads. Leave {'it' if one else 'them'} out with {flags}, or wrap "
+        f"the environment so that it gives numbers. {SUPPORTED}"
+    )
 
 
-def to_json(record: Any) -> dict[str, Any]:
+def kind_of(space: gymnasium.Space) -> str:
+    """What a space is that cannot be read."""
+    kind = type(space).__name__
+    if isinstance(space, gymnasium.spaces.Dict | gymnasium.spaces.Tuple):
+        return f"a {kind} without parts, with keys that are no text, or more than {MAX_DEPTH} deep"
+    return f"a space of the kind {kind}"
+
+
+def to_json(record: Any) -> Any:
     """A description in strict JSON, which knows no infinity: bounds are written as text."""
-    fields = asdict(record)
-    fields |= {name: [repr(x) for x in fields[name]] for name in ("low", "high") if name in fields}
-    return {"kind": type(record).__name__, **fields}
+    written = {f.name: getattr(record, f.name) for f in fields(record)}
+    written |= {name: [repr(x) for x in written[name]] for name in ("low", "high") if name in written}
+    if "parts" in written:
+        parts = written["parts"]
+        is_named = all(isinstance(part, tuple) for part in parts)
+        written["parts"] = {key: to_json(part) for key, part in parts} if is_named else list(map(to_json, parts))
+    return {"kind": type(record).__name__, **written}
 
 
 def from_json(description: Any, kinds: tuple[type, ...]) -> Any:
@@ -47,5 +66,14 @@ def from_json(description: Any, kinds: tuple[type, ...]) -> Any:
         ValueError, TypeError, KeyError, OverflowError: it describes no space of these kinds.
     """
     known = {k.__name__: k for k in kinds}
-    kind, fields = space_fields(description, {name: FIELDS[name] for name in known})
-    return known[kind](**fields)
+    return built(*space_fields(description, {name: FIELDS[name] for name in known}), known)
+
+
+def built(kind: str, given: dict[str, Any], known: dict[str, type]) -> Any:
+    """The record of a kind with these fields, its parts built too."""
+    parts: Any = given.get("parts")
+    if isinstance(parts, dict):
+        given = {"parts": tuple((key, built(kind, x, known)) for key, (kind, x) in sorted(parts.items()))}
+    elif parts is not None:
+        given = {"parts": tuple(built(kind, x, known) for kind, x in parts)}
+    return known[kind](**given)

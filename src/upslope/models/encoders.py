@@ -6,20 +6,23 @@ environment. To read another kind of space, add a record here and a line to `ENC
 
 import math
 from abc import ABC, abstractmethod
-from collections.abc import Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Any
 
 import gymnasium
 import jax
+import jax.numpy as jnp
 import numpy as np
 from gymnasium import spaces
 from jaxtyping import Float, Shaped
 
 from upslope.core.arrays import AnyArray as Array
 from upslope.core.arrays import is_shape, namespace
+from upslope.core.space_descriptions import MAX_DEPTH
 from upslope.errors import UpslopeError
-from upslope.models.description import SUPPORTED, unsupported
+from upslope.models.description import SUPPORTED, unread_parts
 
 Refuse = Any
 """reason → an `UpslopeError` to raise."""
@@ -56,11 +59,8 @@ class ObservationEncoder(ABC):
         return
 
     def num_batch_axes(self, observation: Any) -> int | None:
-        """0 for one observation of the space, 1 for a batch; None for anything else."""
-        try:
-            axes = jax.tree.map(batch_axes, self.shapes, observation, is_leaf=is_shape)
-        except ValueError:  # another structure
-            return None
+        """0 for one observation of the space, 1 for a batch; None for anything else. It has the space's structure."""
+        axes = jax.tree.map(batch_axes, self.shapes, observation, is_leaf=is_shape)
         counts = set(jax.tree.leaves(axes))
         return counts.pop() if len(counts) == 1 and counts <= {0, 1} else None
 
@@ -127,6 +127,144 @@ class DiscreteEncoder(ObservationEncoder):
         check_choices(name, arrays[name] - self.start, self.n, refuse)
 
 
+@dataclass(frozen=True)
+class MultiDiscreteEncoder(ObservationEncoder):
+    """Several Discrete observations at once, each one-hot."""
+
+    shape: tuple[int, ...]
+    sizes: tuple[int, ...]
+    start: tuple[int, ...]
+
+    @property
+    def shapes(self) -> tuple[int, ...]:
+        return self.shape
+
+    @property
+    def normalised(self) -> None:
+        return None
+
+    @property
+    def num_features(self) -> int:
+        return sum(self.sizes)
+
+    @cached_property
+    def meanings(self) -> tuple[np.ndarray, np.ndarray]:
+        """Of each feature, which component it belongs to, and the number that it stands for."""
+        which = np.repeat(np.arange(len(self.sizes)), self.sizes)
+        return which, np.concatenate([start + np.arange(n) for start, n in zip(self.start, self.sizes, strict=True)])
+
+    def encode(self, observation: Shaped[Array, "..."]) -> Float[Array, "... D"]:
+        batch = observation.shape[: observation.ndim - len(self.shape)]
+        which, what = self.meanings
+        return (observation.reshape(*batch, len(self.sizes))[..., which] == what).astype(np.float32)
+
+    def space(self) -> gymnasium.Space:
+        sizes, start = np.reshape(self.sizes, self.shape), np.reshape(self.start, self.shape)
+        return spaces.MultiDiscrete(sizes, start=start)
+
+    def check(self, name: str, arrays: Mapping[str, np.ndarray], refuse: Refuse) -> None:
+        start, sizes = np.reshape(self.start, self.shape), np.reshape(self.sizes, self.shape)
+        check_choices(name, arrays[name] - start, sizes, refuse)
+
+
+@dataclass(frozen=True)
+class MultiBinaryEncoder(ObservationEncoder):
+    """Several switches, as they are."""
+
+    shape: tuple[int, ...]
+
+    @property
+    def shapes(self) -> tuple[int, ...]:
+        return self.shape
+
+    @property
+    def normalised(self) -> None:
+        return None
+
+    @property
+    def num_features(self) -> int:
+        return math.prod(self.shape)
+
+    def encode(self, observation: Shaped[Array, "..."]) -> Float[Array, "... D"]:
+        batch = observation.shape[: observation.ndim - len(self.shape)]
+        return observation.astype(np.float32).reshape(*batch, self.num_features)
+
+    def space(self) -> gymnasium.Space:
+        return spaces.MultiBinary(self.shape)
+
+    def check(self, name: str, arrays: Mapping[str, np.ndarray], refuse: Refuse) -> None:
+        check_choices(name, arrays[name], 2, refuse)
+
+
+class CompositeEncoder(ObservationEncoder):
+    """Several observations at once, whose features are joined in the order of their keys."""
+
+    @property
+    @abstractmethod
+    def children(self) -> tuple[tuple[Any, ObservationEncoder], ...]:
+        """Each part under its key."""
+
+    @property
+    def num_features(self) -> int:
+        return sum(part.num_features for _, part in self.children)
+
+    def encode(self, observation: Any) -> Float[Array, "... D"]:
+        features = [part.encode(observation[key]) for key, part in self.children]
+        if isinstance(features[0], np.ndarray):
+            return np.concatenate(features, axis=-1)
+        # Normalising is kept apart from joining, or it is rounded as the program around it has it.
+        return jnp.concatenate(jax.lax.optimization_barrier(features), axis=-1)
+
+    def check(self, name: str, arrays: Mapping[str, np.ndarray], refuse: Refuse) -> None:
+        for key, part in self.children:
+            part.check(f"{name}[{key!r}]", arrays, refuse)
+
+
+@dataclass(frozen=True)
+class DictEncoder(CompositeEncoder):
+    """A Dict of observations."""
+
+    parts: tuple[tuple[str, ObservationEncoder], ...]
+    """By key, in the order of the keys."""
+
+    @property
+    def children(self) -> tuple[tuple[Any, ObservationEncoder], ...]:
+        return self.parts
+
+    @property
+    def shapes(self) -> dict[str, Any]:
+        return {key: part.shapes for key, part in self.parts}
+
+    @property
+    def normalised(self) -> dict[str, Any]:
+        return {key: part.normalised for key, part in self.parts}
+
+    def space(self) -> gymnasium.Space:
+        return spaces.Dict({key: part.space() for key, part in self.parts})
+
+
+@dataclass(frozen=True)
+class TupleEncoder(CompositeEncoder):
+    """A Tuple of observations."""
+
+    parts: tuple[ObservationEncoder, ...]
+
+    @property
+    def children(self) -> tuple[tuple[Any, ObservationEncoder], ...]:
+        return tuple(enumerate(self.parts))
+
+    @property
+    def shapes(self) -> tuple[Any, ...]:
+        return tuple(part.shapes for part in self.parts)
+
+    @property
+    def normalised(self) -> tuple[Any, ...]:
+        return tuple(part.normalised for part in self.parts)
+
+    def space(self) -> gymnasium.Space:
+        return spaces.Tuple([part.space() for part in self.parts])
+
+
 def check_choices(name: str, x: np.ndarray, sizes: Any, refuse: Refuse) -> None:
     """Refuse what is not a whole number from 0 to below `sizes`."""
     if x.dtype.kind not in "iub" or (x < 0).any() or (x >= sizes).any():
@@ -134,21 +272,74 @@ def check_choices(name: str, x: np.ndarray, sizes: Any, refuse: Refuse) -> None:
 
 
 def encoder_of(space: gymnasium.Space, name: str) -> ObservationEncoder:
-    """The encoder for an observation space, or a refusal by name."""
-    if isinstance(space, spaces.Discrete):
-        if max(abs(int(space.start)), abs(int(space.start + space.n))) >= 2**31:
-            raise UpslopeError(
-                f"{name} observes {space}, whose numbers do not fit into 32 bits. Count from 0 in the environment."
-            )
-        return DiscreteEncoder(int(space.n), int(space.start))
-    if isinstance(space, spaces.Box):
-        if space.dtype == np.uint8 and len(space.shape) >= 2:
-            raise UpslopeError(
-                f"{name} observes images, Box{space.shape} of uint8, which need a convolutional network; upslope has "
-                f"none yet. Wrap the environment so that it gives features, or flatten it to a float Box. {SUPPORTED}"
-            )
-        return BoxEncoder(tuple(int(n) for n in space.shape))
-    raise UpslopeError(unsupported(name, "observation", space))
+    """The encoder for an observation space, or a refusal by name of all its parts that no network reads."""
+    unread = list(unreadable(space, ""))
+    if unread:
+        raise UpslopeError(unread_parts(name, space, unread))
+    return encoder_of_part(space, name, "")
 
 
-ENCODERS = (BoxEncoder, DiscreteEncoder)
+def unreadable(space: gymnasium.Space, key: str, depth: int = 0) -> Iterator[tuple[str, gymnasium.Space]]:
+    """The parts of an observation that no network reads, by their keys; the space itself has the key ""."""
+    parts = list(parts_of(space))
+    has_names = not isinstance(space, spaces.Dict) or all(isinstance(index, str) for index, _ in parts)
+    if parts and has_names and depth < MAX_DEPTH:
+        for index, part in parts:
+            yield from unreadable(part, f"{key}/{index}" if key else str(index), depth + 1)
+    elif not isinstance(space, READ):
+        yield key, space
+
+
+def parts_of(space: gymnasium.Space) -> Iterable[tuple[Any, gymnasium.Space]]:
+    """The parts of a Dict or Tuple by index."""
+    if isinstance(space, spaces.Dict):
+        return space.items()
+    return enumerate(space) if isinstance(space, spaces.Tuple) else ()
+
+
+def encoder_of_part(space: gymnasium.Space, name: str, key: str) -> ObservationEncoder:
+    """The encoder for a space, which is the part of an observation under this key."""
+    if isinstance(space, spaces.Dict | spaces.Tuple):
+        parts = [(i, encoder_of_part(x, name, f"{key}/{i}" if key else str(i))) for i, x in parts_of(space)]
+        if isinstance(space, spaces.Dict):
+            return DictEncoder(tuple(sorted(parts, key=lambda part: part[0])))
+        return TupleEncoder(tuple(part for _, part in parts))
+    if isinstance(space, spaces.Discrete | spaces.MultiDiscrete):
+        sizes: list[int] = np.ravel(space.n if isinstance(space, spaces.Discrete) else space.nvec).tolist()
+        start: list[int] = np.ravel(space.start).tolist()
+        if any(max(abs(first), abs(first + n)) >= 2**31 for first, n in zip(start, sizes, strict=True)):
+            raise UpslopeError(
+                f"{name} observes {space}{at(key)}, whose numbers do not fit into 32 bits. Count from 0 in the "
+                "environment."
+            )
+        if isinstance(space, spaces.Discrete):
+            return DiscreteEncoder(int(space.n), int(space.start))
+        return MultiDiscreteEncoder(tuple(space.nvec.shape), tuple(sizes), tuple(start))
+    if isinstance(space, spaces.MultiBinary):
+        return MultiBinaryEncoder(tuple(int(n) for n in space.shape))
+    assert isinstance(space, spaces.Box)
+    if space.dtype == np.uint8 and len(space.shape) >= 2:
+        raise UpslopeError(
+            f"{name} observes images, Box{space.shape} of uint8{at(key)}, which need a convolutional network; upslope "
+            f"has none yet. Wrap the environment so that it gives features, or flatten it to a float Box. {SUPPORTED}"
+        )
+    return BoxEncoder(tuple(int(n) for n in space.shape))
+
+
+def at(key: str) -> str:
+    """Where a part is, in words."""
+    return f" at `{key}`" if key else ""
+
+
+def leaf_spaces(space: gymnasium.Space) -> Any:
+    """A space as the pytree of the spaces that it is made of."""
+    if isinstance(space, spaces.Dict):
+        return {name: leaf_spaces(part) for name, part in space.items()}
+    if isinstance(space, spaces.Tuple):
+        return tuple(leaf_spaces(part) for part in space)
+    return space
+
+
+READ = (spaces.Box, spaces.Discrete, spaces.MultiDiscrete, spaces.MultiBinary)
+"""Spaces that networks read; a Dict or Tuple is made of them."""
+ENCODERS = (BoxEncoder, DiscreteEncoder, MultiDiscreteEncoder, MultiBinaryEncoder, DictEncoder, TupleEncoder)

@@ -29,20 +29,28 @@ class RunningStatistics(NamedTuple):
 
     def update(self, x: Float[Array, "T N *D"], valid: Bool[Array, "T N"]) -> "RunningStatistics":
         """Include the valid rows of a batch."""
+        # Between barriers: fused with its neighbours it would be rounded as the program around it has it, which differs
+        # with the number of seeds.
+        before, x, valid = jax.lax.optimization_barrier((self, x, valid))
         is_row = valid.reshape(valid.shape + (1,) * (x.ndim - 2))
         count = jnp.sum(valid).astype(jnp.float32)
         mean = jnp.sum(jnp.where(is_row, x, 0.0), axis=(0, 1)) / jnp.maximum(count, 1)
         variance = jnp.sum(jnp.where(is_row, (x - mean) ** 2, 0.0), axis=(0, 1)) / jnp.maximum(count, 1)
-        total = self.num_samples + count
+        total = before.num_samples + count
         share = count / jnp.maximum(total, 1)
-        shift = mean - self.mean
-        merged = self.variance * (1 - share) + variance * share + shift**2 * share * (1 - share)
-        return RunningStatistics(self.mean + shift * share, jnp.where(total > 0, merged, self.variance), total)
+        shift = mean - before.mean
+        merged = before.variance * (1 - share) + variance * share + shift**2 * share * (1 - share)
+        merged = jnp.where(total > 0, merged, before.variance)
+        return jax.lax.optimization_barrier(RunningStatistics(before.mean + shift * share, merged, total))
 
     def normalise(self, x: Float[Array, "..."]) -> Float[Array, "..."]:
         """(x − mean)/std, clipped."""
         xp = namespace(x)
-        return xp.clip((x - self.mean) / xp.sqrt(self.variance + 1e-8), -OBSERVATION_CLIP, OBSERVATION_CLIP)
+        mean, deviation = self.mean, xp.sqrt(self.variance + 1e-8)
+        if xp is jnp:
+            # Or XLA may divide by a root or multiply by its reciprocal, as the program around it suits it.
+            mean, deviation = jax.lax.optimization_barrier((mean, deviation))
+        return xp.clip((x - mean) / deviation, -OBSERVATION_CLIP, OBSERVATION_CLIP)
 
 
 def is_statistics(node: Any) -> bool:

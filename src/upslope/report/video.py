@@ -8,6 +8,7 @@ from typing import Any
 
 import numpy as np
 
+from upslope.config.task import made_with
 from upslope.config.trust import LEARNING, require
 from upslope.core.messages import COMPILED_PREFIX
 from upslope.environments.closing import close_all
@@ -38,7 +39,7 @@ def film(
     config = with_limit(RunDirectory(run).config(), max_episode_steps)
     require(config, run, trust=trust, given=LEARNING)
     name = config.environment.removeprefix(COMPILED_PREFIX)
-    twin: Any = make(name, config.env_kwargs, config.max_episode_steps, config.wrappers)
+    twin: Any = make(name, **made_with(vars(config)))
     if twin.is_compiled:
         raise UpslopeError(f"{config.environment} is compiled and has no twin in Gymnasium that could be filmed.")
     made = twin.drawing()

@@ -1,6 +1,6 @@
 """A trained policy for use: NumPy observations in, NumPy actions out. Needs no environment."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, Literal
 
@@ -11,7 +11,7 @@ import numpy as np
 from upslope.config.config import Config
 from upslope.config.task import model_of
 from upslope.config.trust import ROLES, require
-from upslope.core.arrays import is_shape
+from upslope.core.arrays import is_shape, shaped_like
 from upslope.core.reading import brief
 from upslope.environments.masks import KEY, apart
 from upslope.errors import UpslopeError
@@ -48,9 +48,11 @@ class Policy:
         checkpoint: Which,
         has_critic: bool = True,
         random_seed: int = 0,
+        ignored: Sequence[str] = (),
         needs_mask: bool = False,
     ):
-        self.needs_mask = needs_mask
+        """`ignored` are the keys of an observation that the agent was trained without."""
+        self.ignored, self.needs_mask = ignored, needs_mask
         self.agent, self.encoder, self.seed, self.checkpoint = agent, encoder, seed, checkpoint
         self.has_critic, self.has_memory = has_critic, has_memory(agent.model)
         self.memory: Any = None
@@ -94,10 +96,14 @@ class Policy:
 
     def as_batch(self, observation: Any) -> tuple[Any, bool]:
         """The observation with a batch axis, and whether it had one."""
-        observation = jax.tree.map(np.asarray, observation)
-        axes = self.encoder.num_batch_axes(observation)
+        shapes = self.encoder.shapes
+        try:
+            observation = jax.tree.map(np.asarray, self.structured(observation))
+            axes = self.encoder.num_batch_axes(observation)
+        except ValueError:
+            axes = None
         if axes is None:
-            found, shapes = jax.tree.map(np.shape, observation), self.encoder.shapes
+            found = jax.tree.map(np.shape, observation)
             batch = f"[B, {', '.join(map(str, shapes))}]" if is_shape(shapes) else "with a first axis [B] of each array"
             raise UpslopeError(f"This policy reads observations of shape {shapes}, or a batch {batch}, not {found}.")
         return (observation, True) if axes else (jax.tree.map(lambda x: x[None], observation), False)
@@ -123,6 +129,17 @@ class Policy:
             row = int(np.flatnonzero(~head.allows_some(masks))[0])
             raise UpslopeError(f"The mask of row {row} allows no action, so none can be chosen. Allow one.")
         return masks
+
+    def structured(self, observation: Any) -> Any:
+        """The observation in the structure that the encoder reads; what was ignored in training may be in it.
+
+        Raises:
+            ValueError: it has another structure.
+        """
+        try:
+            return shaped_like(self.encoder.shapes, observation)
+        except ValueError:
+            return shaped_like(self.encoder.shapes, observation, self.ignored)
 
     def distribution(self, batch: Any, mask: Any) -> Any:
         """π(·|s) of every row; a model with memory remembers the rows."""
@@ -192,8 +209,8 @@ def load(
     index = seeds.index(seed)
     has_critic = bool(directory.read()["axes"].get("needs_critic", True))
     agent = jax.tree.map(lambda x: x[index], agents)
-    encoder = spaces_of(directory)[0]
-    return Policy(agent, encoder, seed, checkpoint, has_critic, random_seed, has_masks(directory))
+    encoder, ignored = spaces_of(directory)[0], config.ignore_observation
+    return Policy(agent, encoder, seed, checkpoint, has_critic, random_seed, ignored, has_masks(directory))
 
 
 def load_agents(

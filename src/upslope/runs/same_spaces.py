@@ -4,7 +4,7 @@ from dataclasses import fields
 from typing import Any
 
 from upslope.errors import UpslopeError
-from upslope.models.encoders import ObservationEncoder, encoder_of
+from upslope.models.encoders import CompositeEncoder, ObservationEncoder, encoder_of
 from upslope.models.heads import ActionHead, head_of
 from upslope.runs.directory import RunDirectory
 from upslope.runs.policy import has_masks, spaces_of
@@ -44,6 +44,11 @@ def require_same_spaces(directory: RunDirectory, encoder: ObservationEncoder, he
 
 def differences_of(role: str, trained: Any, now: Any) -> list[str]:
     """In which fields two descriptions of a space differ."""
+    old, new = (dict(x.children) if isinstance(x, CompositeEncoder) else {} for x in (trained, now))
+    if old and old.keys() == new.keys():
+        return [words for key, part in old.items() for words in differences_of(f"{role}[{key!r}]", part, new[key])]
+    if old and new:
+        return [f"its {role}s had the parts {short(list(old))}, and have {short(list(new))}"]
     if type(trained) is not type(now):
         kinds = [type(x).__name__.removesuffix("Encoder").removesuffix("Head") for x in (trained, now)]
         return [f"its {role}s were {kinds[0]}, and are {kinds[1]}"]

@@ -1,0 +1,135 @@
+"""Parts of observations that are left out, each by its key: what no network reads, or what an agent is not to see.
+
+A key of a Dict inside another one is `outer/inner`; parts of a Tuple are counted from 0.
+"""
+
+from collections.abc import Callable, Iterator, Mapping
+from typing import Any
+
+import gymnasium
+from gymnasium import spaces
+from jaxtyping import PRNGKeyArray
+
+from upslope.core.types import Transition
+from upslope.environments.base import CompiledEnvironment
+from upslope.errors import UpslopeError
+
+Keep = Callable[[Any], Any]
+"""An observation → the same without what is ignored."""
+
+
+def ignoring(environment: Any, keys: tuple[str, ...], name: str) -> Any:
+    """An environment, compiled or on the host, whose observations lack the parts under these keys.
+
+    Raises:
+        UpslopeError: there is no such key, or nothing would be left.
+    """
+    if not keys:
+        return environment
+    space = environment.observation_space
+    known = dict(parts_of(space))
+    for key in keys:
+        if key not in known:
+            has = f"they have the keys {', '.join(known)}" if known else f"{type(space).__name__} has no parts"
+            raise UpslopeError(
+                f"The observations of {name} have no `{key}`: {has}. Correct --ignore-observation {key}."
+            )
+    left = kept_space(space, frozenset(keys))
+    if left is None:
+        raise UpslopeError(f"Nothing of the observations of {name} is left without {', '.join(keys)}. Keep a part.")
+    keep = keeper_of(space, frozenset(keys))
+    if isinstance(environment, CompiledEnvironment):
+        return CompiledWithout(environment, left, keep)
+    return HostWithout(environment, left, keep)
+
+
+def children(space: gymnasium.Space) -> list[tuple[Any, str, gymnasium.Space]]:
+    """The parts of a Dict or Tuple: the index, its name in a key, and the space of each."""
+    if isinstance(space, spaces.Dict):
+        return [(name, str(name), part) for name, part in space.items()]
+    return [(i, str(i), part) for i, part in enumerate(space)] if isinstance(space, spaces.Tuple) else []
+
+
+def parts_of(space: gymnasium.Space, prefix: str = "") -> Iterator[tuple[str, gymnasium.Space]]:
+    """Every part of a Dict or Tuple at any depth by its key."""
+    for _, name, part in children(space):
+        yield prefix + name, part
+        yield from parts_of(part, f"{prefix}{name}/")
+
+
+def kept_space(space: gymnasium.Space, keys: frozenset[str], prefix: str = "") -> gymnasium.Space | None:
+    """The space without the parts under these keys; None where nothing is left."""
+    parts = children(space)
+    if not parts:
+        return space
+    left = [
+        (index, kept)
+        for index, name, part in parts
+        if prefix + name not in keys and (kept := kept_space(part, keys, f"{prefix}{name}/")) is not None
+    ]
+    if not left:
+        return None
+    return spaces.Dict(dict(left)) if isinstance(space, spaces.Dict) else spaces.Tuple([part for _, part in left])
+
+
+def keeper_of(space: gymnasium.Space, keys: frozenset[str], prefix: str = "") -> Keep:
+    """What takes the parts under these keys out of an observation of the space; what has another form is not touched,
+    so that it can be refused as it came."""
+    left = [
+        (index, keeper_of(part, keys, f"{prefix}{name}/"))
+        for index, name, part in children(space)
+        if prefix + name not in keys and kept_space(part, keys, f"{prefix}{name}/") is not None
+    ]
+    if isinstance(space, spaces.Dict):
+        return lambda x: {i: keep(x[i]) for i, keep in left if i in x} if isinstance(x, Mapping) else x
+    if isinstance(space, spaces.Tuple):
+        size = len(space.spaces)
+        return lambda x: tuple(keep(x[i]) for i, keep in left) if is_tuple(x, size) else x
+    return lambda x: x
+
+
+def is_tuple(x: Any, size: int) -> bool:
+    """Whether an observation has the form of a Tuple of this size."""
+    return isinstance(x, tuple | list) and len(x) == size
+
+
+class HostWithout(gymnasium.Wrapper):
+    """A Gymnasium environment without some parts of its observations."""
+
+    def __init__(self, env: gymnasium.Env, space: gymnasium.Space, keep: Keep):
+        super().__init__(env)
+        self.observation_space, self.keep = space, keep
+
+    def reset(self, *, seed: int | None = None, options: dict[str, Any] | None = None) -> Any:
+        """The answer of the environment, its observation without those parts."""
+        return self.answer(self.env.reset(seed=seed, options=options), 2)
+
+    def step(self, action: Any) -> Any:
+        """The answer of the environment, its observation without those parts."""
+        return self.answer(self.env.step(action), 5)
+
+    def answer(self, answer: Any, size: int) -> Any:
+        """What has another form than Gymnasium's is handed on, so that it is refused as it came."""
+        return (self.keep(answer[0]), *answer[1:]) if is_tuple(answer, size) else answer
+
+
+class CompiledWithout(CompiledEnvironment):
+    """A compiled environment without some parts of its observations."""
+
+    def __init__(self, environment: CompiledEnvironment, space: gymnasium.Space, keep: Keep):
+        self.environment, self.keep = environment, keep
+        self.observation_space, self.action_space = space, environment.action_space
+        self.max_episode_steps = environment.max_episode_steps
+
+    def reset(self, key: PRNGKeyArray) -> tuple[Any, Any]:
+        """As the environment does, the observation without those parts."""
+        state, observation = self.environment.reset(key)
+        return state, self.keep(observation)
+
+    def step(self, key: PRNGKeyArray, state: Any, action: Any) -> tuple[Any, Transition]:
+        """As the environment does, the observation without those parts."""
+        state, transition = self.environment.step(key, state, action)
+        return state, transition._replace(observation=self.keep(transition.observation))
+
+    def action_mask(self, state: Any) -> Any:
+        return self.environment.action_mask(state)

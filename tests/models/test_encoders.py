@@ -1,0 +1,151 @@
+"""Encoders: dictionaries, tuples and several choices at once, their descriptions, and what they refuse."""
+
+import json
+from collections import OrderedDict
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from gymnasium import spaces
+from user_environments import Senses, Told
+
+from upslope.core.arrays import shaped_like
+from upslope.core.space_descriptions import MAX_DEPTH, check_spaces
+from upslope.errors import UpslopeError
+from upslope.models.description import from_json, to_json
+from upslope.models.encoders import ENCODERS, encoder_of
+from upslope.models.normaliser import normalised, start_normaliser, updated
+
+SPACE = Senses().observation_space
+
+
+def one(seed: int) -> Any:
+    """An observation of the space, as arrays."""
+    SPACE.seed(seed)
+    return jax.tree.map(np.asarray, shaped_like(encoder_of(SPACE, "world").shapes, SPACE.sample()))
+
+
+def by_hand(x: Any) -> np.ndarray:
+    """The features of one observation: keys in alphabetical order, choices one-hot."""
+    inner, far = x["more"]
+    first, second = inner["digits"]
+    digits = [*np.eye(3)[first - 1], *np.eye(4)[second]]
+    return np.array([*inner["bits"], *digits, far, *x["position"], *np.eye(2)[x["side"] - 5]], np.float32)
+
+
+@pytest.mark.parametrize("arrays", [np.asarray, jnp.asarray])
+def test_a_dictionary_is_read_key_by_key_with_and_without_batch_axes(arrays: Any):
+    encoder, seen = encoder_of(SPACE, "world"), [one(seed) for seed in range(6)]
+    assert encoder.num_features == 3 + 7 + 1 + 1 + 2
+    for x in seen:
+        np.testing.assert_array_equal(encoder.encode(jax.tree.map(arrays, x)), by_hand(x))
+    batch = jax.tree.map(lambda *x: arrays(np.stack(x)), *seen)
+    expected = np.stack([by_hand(x) for x in seen])
+    np.testing.assert_array_equal(encoder.encode(batch), expected)
+    twice = jax.tree.map(lambda x: x.reshape(2, 3, *x.shape[1:]), batch)
+    np.testing.assert_array_equal(encoder.encode(twice), expected.reshape(2, 3, -1))
+
+
+def test_only_the_real_numbers_of_a_dictionary_are_normalised():
+    encoder = encoder_of(SPACE, "world")
+    batch = jax.tree.map(lambda *x: jnp.stack(x)[:, None], *[one(seed) for seed in range(9)])
+    normaliser = updated(start_normaliser(encoder.normalised), batch, jnp.ones((9, 1), bool))
+    seen = normalised(normaliser, batch)
+    for same in (lambda x: x["side"], lambda x: x["more"][0]["bits"], lambda x: x["more"][0]["digits"]):
+        np.testing.assert_array_equal(same(seen), same(batch))
+    for real in (lambda x: x["position"], lambda x: x["more"][1]):
+        x = np.asarray(real(batch), np.float64)
+        np.testing.assert_allclose(real(seen), (x - x.mean()) / x.std(), atol=1e-4)
+
+
+def test_a_description_of_a_dictionary_survives_strict_json_whatever_the_order_of_its_keys():
+    encoder = encoder_of(SPACE, "world")
+    text = json.dumps(to_json(encoder), allow_nan=False)
+    again = from_json(json.loads(text), ENCODERS)
+    assert again == encoder and hash(again) == hash(encoder)
+    turned = json.loads(text)
+    turned["parts"] = dict(reversed(turned["parts"].items()))
+    assert from_json(turned, ENCODERS) == encoder
+    # The space that a user's own model is shown has the same structure.
+    assert encoder_of(encoder.space(), "world") == encoder
+
+
+def nested(depth: int) -> Any:
+    """A description that is so deep."""
+    description: Any = {"kind": "BoxEncoder", "shape": [2]}
+    for _ in range(depth):
+        description = {"kind": "TupleEncoder", "parts": [description]}
+    return description
+
+
+BOX = {"kind": "BoxEncoder", "shape": [2]}
+
+
+@pytest.mark.parametrize(
+    "description",
+    [
+        nested(MAX_DEPTH + 1),
+        {"kind": "DictEncoder", "parts": {}},
+        {"kind": "DictEncoder", "parts": [BOX]},
+        {"kind": "TupleEncoder", "parts": {"a": BOX}},
+        {"kind": "TupleEncoder", "parts": [BOX] * 5000},
+        {"kind": "TupleEncoder", "parts": [3]},
+        {"kind": "TupleEncoder", "parts": [{"kind": "BoxHead", "shape": [1], "low": [0], "high": [1]}]},
+        {"kind": "DictEncoder", "parts": {"a": BOX}, "more": 1},
+        {"kind": "DictEncoder"},
+        {"kind": "MultiDiscreteEncoder", "shape": [2], "sizes": [2], "start": [0, 0]},
+        {"kind": "MultiDiscreteEncoder", "shape": [2], "sizes": [2, 2**31], "start": [0, 0]},
+        {"kind": "MultiBinaryEncoder", "shape": [-1]},
+    ],
+)
+def test_a_description_that_is_none_is_refused(description: Any):
+    for read in (lambda: from_json(description, ENCODERS), lambda: check_spaces({"observation": description})):
+        with pytest.raises((ValueError, TypeError, KeyError)):
+            read()
+
+
+def test_a_description_as_deep_as_allowed_is_read():
+    assert from_json(nested(MAX_DEPTH), ENCODERS).num_features == 2
+
+
+def test_what_no_network_reads_is_refused_by_all_of_its_keys_with_the_flags_that_leave_them_out():
+    with pytest.raises(UpslopeError) as refused:
+        encoder_of(Told().observation_space, "Told")
+    words = str(refused.value)
+    assert "`mission`" in words and "`deep/a/b`" in words
+    assert "--ignore-observation deep/a/b --ignore-observation mission" in words
+
+
+@pytest.mark.parametrize(
+    "space",
+    [spaces.Discrete(3, start=2**31), spaces.MultiDiscrete([2, 3], start=[0, -(2**31)])],
+)
+def test_numbers_beyond_32_bits_are_refused_with_their_key(space: Any):
+    with pytest.raises(UpslopeError, match="at `inner/0`, whose numbers do not fit into 32 bits"):
+        encoder_of(spaces.Dict({"inner": spaces.Tuple([space])}), "world")
+
+
+def test_recorded_observations_that_no_space_holds_are_refused_with_their_key():
+    encoder = encoder_of(SPACE, "world")
+    leaves = jax.tree_util.tree_leaves_with_path(jax.tree.map(lambda x: x[None], one(0)))
+    arrays = {f"observation{jax.tree_util.keystr(path)}": x for path, x in leaves}
+    encoder.check("observation", arrays, UpslopeError)
+    for name, wrong in (("['side']", 4), ("['more'][0]['bits']", 2), ("['more'][0]['digits']", 0)):
+        broken = arrays | {f"observation{name}": np.full_like(arrays[f"observation{name}"], wrong)}
+        with pytest.raises(UpslopeError, match="must hold integers") as refused:
+            encoder.check("observation", broken, UpslopeError)
+        assert f"observation{name}" in str(refused.value)
+
+
+def test_any_mapping_and_list_is_put_into_the_structure_of_the_space():
+    shapes, x = encoder_of(SPACE, "world").shapes, one(1)
+    other = OrderedDict(reversed(list(x.items()))) | {"more": list(x["more"])}
+    assert jax.tree.structure(shaped_like(shapes, other)) == jax.tree.structure(x)
+    for wrong in ({}, x | {"z": 1}, x | {"more": x["more"][:1]}, x | {"more": 3}, 3, None):
+        with pytest.raises(ValueError, match="it must"):
+            shaped_like(shapes, wrong)
+    told = x | {"mission": "go", "deep": {"a/b": 1}}
+    found = shaped_like(shapes, told, ("mission", "deep/a/b"))
+    assert jax.tree.structure(found) == jax.tree.structure(x)

@@ -1,0 +1,135 @@
+"""Observations of several arrays in every place: trained, resumed, judged, recorded, learned from, loaded, shown."""
+
+import signal
+from functools import cache
+from typing import Any
+
+import jax
+import numpy as np
+import pytest
+import user_environments
+from run_helpers import assert_same_run, before_chunk, metrics_of
+
+import upslope
+from upslope.analysis.episode_credit import credit_of
+from upslope.environments.registry import make
+from upslope.errors import UpslopeError
+from upslope.report.page import write_report
+
+SMALL: dict[str, Any] = {
+    "num_envs": 2, "rollout_steps": 8, "minibatches": 2, "epochs": 2, "steps": 320, "max_episode_steps": 11,
+    "seeds": 2, "quiet": True, "preset": False, "normalize_observations": True,
+}  # fmt: skip
+IGNORED = {"ignore_observation": ("mission", "deep/a/b", "more/0/bits")}
+RUNS = {
+    "compiled": ("jax:user_environments:CompiledSenses", {}),
+    "compiled less": ("jax:user_environments:CompiledSenses", {"ignore_observation": ("inner/0", "far")}),
+    "host": ("user_environments:Senses", {}),
+    "host less": ("user_environments:Told", IGNORED),
+    "host sliced": ("user_environments:Told", {"seeds": 1, "workers": 2} | IGNORED),
+    "host workers": ("user_environments:Senses", {"workers": 2}),
+}
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory):
+    return tmp_path_factory.mktemp("runs")
+
+
+@pytest.fixture(scope="module")
+def trained(folder):
+    """A run of each kind, trained once."""
+
+    @cache
+    def run(kind: str):
+        environment, settings = RUNS[kind]
+        return upslope.train(environment, folder=folder, name=kind, **(SMALL | settings)).path
+
+    return run
+
+
+@pytest.mark.parametrize("kind", RUNS)
+def test_a_run_stopped_and_resumed_is_uninterrupted(kind: str, trained, folder):
+    environment, settings = RUNS[kind]
+    if "workers" in kind:  # the engine of another process cannot be stopped from here
+        assert metrics_of(trained(kind)) == metrics_of(trained("host"))
+        return
+    stop_here = before_chunk(9, lambda: signal.raise_signal(signal.SIGINT))
+    with stop_here, pytest.raises(KeyboardInterrupt, match="upslope resume"):
+        upslope.train(environment, folder=folder, name=f"{kind} stopped", **(SMALL | settings))
+    assert 0 < len(metrics_of(folder / f"{kind} stopped")) < len(metrics_of(trained(kind)))
+    upslope.resume(folder / f"{kind} stopped", quiet=True)
+    assert_same_run(trained(kind), folder / f"{kind} stopped")
+
+
+@pytest.mark.parametrize("kind", ["compiled", "host less"])
+def test_each_seed_is_as_if_alone(kind: str, trained, folder):
+    environment, settings = RUNS[kind]
+    alone = upslope.train(
+        environment, folder=folder, name=f"{kind} alone", **(SMALL | settings | {"seeds": 1, "seed": 1})
+    )
+    rows = [row for row in metrics_of(trained(kind)) if row["seed"] == 1]
+    for one, other in zip(metrics_of(alone.path), rows, strict=True):
+        assert {k: (v, other[k]) for k, v in one.items() if v != other[k]} == {}, one["iteration"]
+
+
+@pytest.mark.parametrize("kind", ["compiled less", "host less"])
+def test_it_is_judged_recorded_learned_from_loaded_and_shown(kind: str, trained, tmp_path):
+    path, (environment, settings) = trained(kind), RUNS[kind]
+    settings = {name: x for name, x in settings.items() if name == "ignore_observation"}
+    assert upslope.evaluate(path, episodes=3)["stochastic"].returns.shape == (2, 3)
+    data = upslope.record(path, episodes=5, output=tmp_path / "data.npz")
+    for algorithm in ("clone", "off_policy"):
+        options: dict[str, Any] = {"data": str(data), "steps": 100, "epochs": 1, "minibatches": 2, "folder": tmp_path}
+        run = upslope.train(environment, algorithm, name=algorithm, quiet=True, **options, **settings)
+        assert all(np.isfinite(row["policy/loss"]) for row in run.metrics())
+    policy = upslope.load(path, seed=0, checkpoint="last")
+    with np.load(data) as recorded:
+        names = [name for name in recorded.files if name.startswith("observation")]
+        assert not any("mission" in name or "bits" in name or "far" in name for name in names)
+        structure = jax.tree.structure(policy.encoder.shapes, is_leaf=lambda x: (isinstance(x, tuple) and not x) or
+                                       (isinstance(x, tuple) and isinstance(x[0], int)))  # fmt: skip
+        paths = jax.tree_util.tree_leaves_with_path(jax.tree.unflatten(structure, range(structure.num_leaves)))
+        leaves = [recorded[f"observation{jax.tree_util.keystr(path)}"] for path, _ in paths]
+        observation = jax.tree.unflatten(structure, leaves)
+        log_prob = np.asarray(policy.distribution(observation).log_prob(recorded["action"]))
+        np.testing.assert_allclose(log_prob, recorded["behaviour_log_prob"], atol=1e-5)
+    assert policy.value(observation).shape == log_prob.shape
+    credit = credit_of(path, seed=1)
+    np.testing.assert_allclose(credit.policy["probability"].sum(axis=1), 1, atol=1e-5)
+    found = upslope.check(environment, **settings)
+    assert found.worst != "error" and "--ignore-observation" in found.command
+    report = write_report([path], tmp_path / "report.html")
+    assert report.stat().st_size > 10_000
+
+
+def test_a_policy_takes_what_the_environment_shows_with_what_was_ignored_in_it(trained):
+    policy, env = upslope.load(trained("host less")), user_environments.Told()
+    observation, _ = env.reset(seed=3)
+    action, value = policy(observation), policy.value(observation)
+    less = make("user_environments:Told", **IGNORED)
+    seen, _ = less.create().reset(seed=3)
+    assert policy(seen) == action and policy.value(seen) == value
+    assert "mission" in observation and "mission" not in seen and set(seen["more"][0]) == {"digits"}
+    with pytest.raises(UpslopeError, match="This policy reads observations of shape"):
+        policy({name: x for name, x in observation.items() if name != "side"})
+
+
+def test_another_environment_is_told_by_the_key_that_differs(trained, tmp_path):
+    path = trained("host")
+    with pytest.raises(UpslopeError, match=r"more.*had the parts.*bits"):
+        upslope.evaluate(path, environment=lambda: make("user_environments:Told", **IGNORED).create())
+
+
+@pytest.mark.parametrize(
+    ("keys", "words"),
+    [
+        (("missoin",), "no `missoin`: they have the keys .*mission"),
+        (("more/0", "more/1", "deep", "mission", "position", "side"), "Nothing of the observations"),
+    ],
+)
+def test_keys_that_cannot_be_left_out_are_refused(keys: tuple[str, ...], words: str):
+    with pytest.raises(UpslopeError, match=words):
+        make("user_environments:Told", ignore_observation=keys)
+    with pytest.raises(UpslopeError, match=r"Box has no parts\. Correct --ignore-observation x"):
+        make("CartPole-v1", ignore_observation=("x",))
