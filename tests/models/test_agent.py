@@ -212,7 +212,9 @@ def test_an_unknown_observation_space_is_refused_by_name(space):
     ],
 )
 def test_an_unknown_action_space_is_refused_by_name(space):
-    with pytest.raises(UpslopeError, match=rf"MyWorld-v0 .*action space {type(space).__name__}.*(Wrap|--wrapper).*Supported"):
+    with pytest.raises(
+        UpslopeError, match=rf"MyWorld-v0 .*action space {type(space).__name__}.*(Wrap|--wrapper).*Supported"
+    ):
         head_of(space, "MyWorld-v0")
 
 

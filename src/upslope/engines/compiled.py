@@ -150,8 +150,8 @@ class ProgramEngine:
 
     def refuse_stuck(self, finished: Finished) -> None:
         """Refuse an environment that allowed no action where one had to be chosen."""
-        places = () if finished.stuck is None else np.argwhere(finished.stuck)
-        if len(places):
+        if finished.stuck is not None and np.any(finished.stuck):
+            places = np.argwhere(finished.stuck)
             s, i, t, n = places[0].tolist()
             step = int(finished.length[s, i, t, n]) - 1
             place = f"environment {n} of seed {self.seeds[s]}, step {step} of an episode"

@@ -4,6 +4,7 @@ import math
 from collections.abc import Sequence
 from functools import cache
 
+import jax
 import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float

@@ -85,8 +85,8 @@ class ActionHead(ABC):
         """Words for the forms of a mask."""
         return f"({self.num_choices},)"
 
-    def allows_some(self, mask: Bool[Array, "... M"]) -> Bool[Array, "..."]:
-        """Whether a mask allows an action."""
+    def allows_some(self, mask: Bool[Array, "... M"]) -> Any:
+        """Whether a mask allows an action; one truth value for each mask."""
         return mask.any(axis=-1)
 
     @abstractmethod
@@ -286,9 +286,9 @@ class MultiDiscreteHead(ActionHead):
         return sum(self.sizes)
 
     def flat_mask(self, mask: Any) -> Bool[Array, "M"]:
-        if not isinstance(mask, tuple | list):
+        parts = [as_flags(part) for part in jax.tree.leaves(mask)] if isinstance(mask, tuple | list) else []
+        if not any(part.ndim for part in parts):
             return super().flat_mask(mask)
-        parts = [as_flags(part) for part in jax.tree.leaves(mask)]
         if [part.shape for part in parts] != [(n,) for n in self.sizes]:
             found = ", ".join(str(part.shape) for part in parts)
             raise ValueError(f"its parts have the shapes {found}, and {self.mask_form} is needed")
@@ -298,7 +298,7 @@ class MultiDiscreteHead(ActionHead):
     def mask_form(self) -> str:
         return f"({self.num_choices},), or a tuple of arrays of the lengths {', '.join(map(str, self.sizes))}"
 
-    def allows_some(self, mask: Bool[Array, "... M"]) -> Bool[Array, "..."]:
+    def allows_some(self, mask: Bool[Array, "... M"]) -> Any:
         parts = split_last(mask, self.sizes)
         return namespace(mask).stack([part.any(axis=-1) for part in parts], axis=-1).all(axis=-1)
 
@@ -362,7 +362,7 @@ class MultiBinaryHead(ActionHead):
     def mask_form(self) -> str:
         return f"({self.num_choices},), two for each switch, or {self.shape} with 0, 1 and 2"
 
-    def allows_some(self, mask: Bool[Array, "... M"]) -> Bool[Array, "..."]:
+    def allows_some(self, mask: Bool[Array, "... M"]) -> Any:
         return mask.reshape(*mask.shape[:-1], -1, 2).any(axis=-1).all(axis=-1)
 
     def random(self, generator: np.random.Generator, mask: Any = None) -> np.ndarray:
