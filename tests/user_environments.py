@@ -379,3 +379,70 @@ class CompiledSenses(CompiledEnvironment):
         bits = jnp.stack([place > 0, place < 0]).astype(jnp.int8)
         far = jnp.stack([place > 2, place < -2]).astype(jnp.int32)
         return {"position": place[None].astype(jnp.float32), "inner": (place + 5, bits), "far": far}
+
+
+class Fenced(Walk):
+    """A walk with three actions, of which one is forbidden in every step: a step away from where it is, or standing
+    still. A forbidden one raises. `info["action_mask"]` says which, but nothing where the episode is over."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.action_space = spaces.Discrete(3)
+
+    def allowed(self) -> np.ndarray:
+        forbidden = 2 if self.steps % 3 == 0 else 1 if self.position > 0 else 0
+        return (np.arange(3) != forbidden).astype(np.int8)
+
+    def reset(self, *, seed: int | None = None, options: dict[str, Any] | None = None) -> tuple[Any, dict]:
+        return super().reset(seed=seed)[0], {"action_mask": self.allowed()}
+
+    def step(self, action: Any) -> tuple[Any, float, bool, bool, dict]:
+        if not self.allowed()[action]:
+            raise ValueError(f"action {action} is forbidden")
+        observation, reward, terminated, truncated, _ = super().step(action)
+        return observation, reward, terminated, truncated, {} if terminated else {"action_mask": self.allowed()}
+
+
+class FencedByMethod(Fenced):
+    """The same, told as sb3-contrib asks for it."""
+
+    def reset(self, **options: Any) -> tuple[Any, dict]:
+        return super().reset(**options)[0], {}
+
+    def step(self, action: Any) -> tuple[Any, float, bool, bool, dict]:
+        return *super().step(action)[:-1], {}
+
+    def action_masks(self) -> np.ndarray:
+        return self.allowed().astype(bool)
+
+
+class FencedByKey(Fenced):
+    """The same, told among the observations."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        parts = {"action_mask": spaces.MultiBinary(3), "walk": self.observation_space}
+        self.observation_space = spaces.Dict(parts)
+
+    def reset(self, **options: Any) -> tuple[Any, dict]:
+        observation, _ = super().reset(**options)
+        return {"walk": observation, "action_mask": self.allowed()}, {}
+
+    def step(self, action: Any) -> tuple[Any, float, bool, bool, dict]:
+        observation, *between, _ = super().step(action)
+        return {"walk": observation, "action_mask": self.allowed()}, *between, {}
+
+
+class Stuck(Fenced):
+    """Allows nothing in its fourth step."""
+
+    def allowed(self) -> np.ndarray:
+        return np.zeros(3, np.int8) if self.steps == 3 else super().allowed()
+
+
+class Walk3(Walk):
+    """A walk with a third action, that is never forbidden."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.action_space = spaces.Discrete(3)

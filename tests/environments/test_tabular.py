@@ -220,6 +220,8 @@ PROBES = {
     "probe/multidiscrete": (lambda seen: jnp.stack([seen[:2].argmax(), seen[2:].argmax()]), 1 / 6, 6),
     "probe/multibinary": (lambda seen: seen.astype(jnp.int8), 0.5, 8),
     "probe/truncation": (lambda seen: jnp.int32(0), 7.0, 1),
+    # One of three is forbidden and pays 100, the others ±1.
+    "probe/mask": (lambda seen: jnp.where(seen[0] > 0, 1, 2), 100 / 3, 2),
 }
 NUM_EPISODES = 2000
 # Far beyond every probe's length, so that one which fails to end gives itself away; 0.9³⁰⁰ is nothing.

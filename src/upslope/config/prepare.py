@@ -142,7 +142,6 @@ def missing_reader(name: str, config: Config, task: Task) -> str:
         "hidden_sizes": (has_networks, "--model perceptron"),
         "activation": (has_networks, "--model perceptron"),
         "model_kwargs": (not has_networks, "an own --model"),
-        "masks": (not config.masks or task.environment.gives_masks, "environments that say which actions are allowed"),
         "weight_decay": (config.optimiser == "adamw", "--optimiser adamw"),
         "learning_rate": (not task.update.optimiser.is_complete, "upslope's own optimisers"),
         "max_grad_norm": (not task.update.optimiser.is_complete, "upslope's own optimisers"),

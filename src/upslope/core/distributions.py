@@ -163,7 +163,7 @@ class Bernoulli(Distribution):
             axis=-1,
         )
 
-    def masked(self, mask: Bool[Array, "... 2K"]) -> "Bernoulli":
+    def masked(self, mask: Bool[Array, "... M"]) -> "Bernoulli":
         """The mask has two places for each switch: whether it may be 0, and whether it may be 1."""
         xp, may_be = namespace(self.logits), mask.reshape(*mask.shape[:-1], -1, 2)
         off_or_on = xp.where(may_be[..., 1], np.float32(np.inf), np.float32(-np.inf))

@@ -167,14 +167,15 @@ class Signs:
 
     @cached_property
     def relative_entropy(self) -> np.ndarray | None:
-        """Entropy over its maximum [S, I] for discrete actions; None for a Box."""
+        """Entropy over its maximum [S, I] for discrete actions; None for a Box, and where masks lower the maximum."""
         kind, a = self.action["kind"], self.action
         most = {
             "DiscreteHead": lambda: math.log(a["n"]) if a["n"] > 1 else math.nan,
             "MultiDiscreteHead": lambda: sum(math.log(n) for n in a["sizes"]),
             "MultiBinaryHead": lambda: math.prod(a["shape"]) * math.log(2),
         }
-        if kind not in most or "policy/entropy" not in self.record.metrics:
+        has_masks = self.record.description["spaces"].get("has_masks", False)
+        if kind not in most or has_masks or "policy/entropy" not in self.record.metrics:
             return None
         return self.record.metrics["policy/entropy"] / most[kind]()
 

@@ -120,7 +120,7 @@ class CompiledPlayer:
         """Nothing to do."""
 
 
-def allowed_by(head: ActionHead, mask: Any, name: str, step: int) -> np.ndarray:
+def allowed_by(head: ActionHead, mask: Any, name: str, step: int) -> Any:
     """Which choices a mask allows, at least one.
 
     Raises:

@@ -42,6 +42,7 @@ COMPILED: dict[str, Callable[..., CompiledEnvironment]] = {
     "probe/continuous": probes.continuous,
     "probe/multidiscrete": probes.multidiscrete,
     "probe/multibinary": probes.multibinary,
+    "probe/mask": probes.mask,
 }
 """Name → constructor. The first four are Gymnasium's environments, step for step, under Gymnasium's names and
 with its keyword arguments. Every constructor can be called without arguments."""

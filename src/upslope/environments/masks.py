@@ -21,7 +21,7 @@ METHOD = "action_masks"
 """The method that sb3-contrib asks for a mask."""
 
 
-def is_masked(space: spaces.Space) -> bool:
+def is_masked(space: Any) -> bool:
     """Whether observations have a key that holds a mask."""
     return isinstance(space, spaces.Dict) and KEY in space.spaces
 
@@ -87,7 +87,7 @@ def with_mask_in_info(env: Any) -> Any:
     """A Gymnasium environment, in a wrapper where its mask is not in its info."""
     if not isinstance(env, gymnasium.Env):
         return env
-    has_key = is_masked(getattr(env, "observation_space", spaces.Discrete(1)))
+    has_key = is_masked(getattr(env, "observation_space", None))
     return MaskInInfo(env) if has_key or method_of(env) is not None else env
 
 

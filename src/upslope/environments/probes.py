@@ -3,8 +3,8 @@
 A learner that fails `probe/constant` has a broken critic loss; one that first fails at `probe/observation`
 does not see its observation; at `probe/delay`, its discount or bootstrap is wrong; at `probe/action`, its
 policy update; at `probe/both`, the pairing of observation and action.
-Source: Jones (2021), Debugging RL, Without the Agonizing Pain; the truncation, continuous, multi-discrete and
-multi-binary probes are added here in the same manner.
+Source: Jones (2021), Debugging RL, Without the Agonizing Pain; the truncation, continuous, multi-discrete,
+multi-binary and mask probes are added here in the same manner.
 """
 
 from collections.abc import Callable
@@ -42,6 +42,8 @@ class Probe(CompiledEnvironment):
     max_episode_steps: int | None = 1
     watched: float | None = None
     """The best return until the time limit, of a world that never ends."""
+    allows: Callable[[Observation], Bool[Array, "M"]] | None = None
+    """Gives the mask of allowed actions; None where nothing is forbidden."""
 
     def reset(self, key: PRNGKeyArray) -> tuple[Observation, Observation]:
         """s_0 as the probe draws it."""
@@ -52,6 +54,9 @@ class Probe(CompiledEnvironment):
         """One answer; deterministic, all chance is in s_0."""
         observation, reward, terminated = self.answer(state, action)
         return observation, Transition(observation, reward, terminated, jnp.zeros((), bool))
+
+    def action_mask(self, state: Observation) -> Bool[Array, "M"] | None:
+        return None if self.allows is None else self.allows(state)
 
     def exact_value(self, observation: Float[Array, "... D"], gamma: float) -> Float[Array, "..."]:
         """V*(s) = max over policies of E[Σ_t γ^t r_t | s_0 = s], for any leading axes.
@@ -174,3 +179,21 @@ def multibinary() -> Probe:
         return jnp.mean(action == observation, dtype=jnp.float32)
 
     return Probe(_box(0.0, 3), spaces.MultiBinary(3), draw, _one_step(reward), _ones)
+
+
+def mask() -> Probe:
+    """One step, three actions, s_0 = ±1 at random; action 2 is forbidden at +1, and action 0 at −1: V* = 1.
+
+    At +1 action 1 pays 1 and action 0 costs 1; at −1 action 2 pays 1 and action 1 costs 1. A forbidden action would pay
+    100, so a learner that takes one is seen at once.
+    """
+
+    def allows(observation: Observation) -> Bool[Array, "3"]:
+        is_up = observation[0] > 0
+        return jnp.stack([is_up, jnp.ones((), bool), ~is_up])
+
+    def reward(observation: Observation, action: Action) -> Float32[Array, ""]:
+        paid = jnp.where(action == jnp.where(observation[0] > 0, 1, 2), 1.0, -1.0)
+        return jnp.where(allows(observation)[action], paid, 100.0)
+
+    return Probe(_box(-1.0), spaces.Discrete(3), _draw_sign, _one_step(reward), _ones, allows=allows)

@@ -262,14 +262,18 @@ def decisions(seen: Seen, head: ActionHead) -> Series:
     elsewhere = jax.tree.map(lambda x: jnp.roll(x, 1, axis=0), batch.old_policy)
     clipped = head.outside(batch.action)
     clipped = jnp.full_like(log_prob, jnp.nan) if clipped is None else clipped
+    difference = batch.old_policy.kl(elsewhere)
+    # Where the other state forbids what is allowed here, it differs by its mask, which says nothing of the network.
+    is_alike = valid if batch.action_mask is None else valid & jnp.isfinite(difference).reshape(valid.shape)
     series = {
         "log_prob": log_prob,
         "log_prob_mismatch": jnp.abs(log_prob - batch.behaviour_log_prob),
         "surrogate_gain": batch.weight * (importance_ratio(seen.after) - 1),
-        "state_dependence": batch.old_policy.kl(elsewhere),
+        "state_dependence": difference,
         "action_clipped": clipped,
     }
-    return {name: (x.reshape(valid.shape), valid) for name, x in series.items()}
+    found = {name: (x.reshape(valid.shape), valid) for name, x in series.items()}
+    return found | {"state_dependence": (found["state_dependence"][0], is_alike)}
 
 
 def pairs(rollout: Rollout, credit: Credit, value: Array, has_value: Array, tail: tuple[Array, Array]) -> list[Any]:

@@ -85,8 +85,8 @@ class ActionHead(ABC):
         """Words for the forms of a mask."""
         return f"({self.num_choices},)"
 
-    def allows_some(self, mask: Bool[Array, "... M"]) -> Bool[Array, "..."]:
-        """Whether a mask allows an action."""
+    def allows_some(self, mask: Bool[Array, "... M"]) -> Any:
+        """Whether a mask allows an action; one truth value for each mask."""
         return mask.any(axis=-1)
 
     @abstractmethod
@@ -299,7 +299,7 @@ class MultiDiscreteHead(ActionHead):
     def mask_form(self) -> str:
         return f"({self.num_choices},), or a tuple of arrays of the lengths {', '.join(map(str, self.sizes))}"
 
-    def allows_some(self, mask: Bool[Array, "... M"]) -> Bool[Array, "..."]:
+    def allows_some(self, mask: Bool[Array, "... M"]) -> Any:
         parts = split_last(mask, self.sizes)
         return namespace(mask).stack([part.any(axis=-1) for part in parts], axis=-1).all(axis=-1)
 
@@ -363,7 +363,7 @@ class MultiBinaryHead(ActionHead):
     def mask_form(self) -> str:
         return f"({self.num_choices},), two for each switch, or {self.shape} with 0, 1 and 2"
 
-    def allows_some(self, mask: Bool[Array, "... M"]) -> Bool[Array, "..."]:
+    def allows_some(self, mask: Bool[Array, "... M"]) -> Any:
         return mask.reshape(*mask.shape[:-1], -1, 2).any(axis=-1).all(axis=-1)
 
     def random(self, generator: np.random.Generator, mask: Any = None) -> np.ndarray:

@@ -72,7 +72,7 @@ def restarted(model: Model, carry: Carry, fresh: Bool[Array, "N"]) -> Carry:
     return jax.tree.map(lambda a, b: jnp.where(fresh.reshape(-1, *(1,) * (b.ndim - 1)), a, b), start, carry)
 
 
-def allowed(policy: Any, mask: Bool[Array, "... M"] | None) -> Any:
+def allowed(policy: Any, mask: Any) -> Any:
     """π(·|s) given that only allowed actions are taken. Everything that acts or learns asks here, never a model itself,
     so that no model can forget it."""
     return policy if mask is None else policy.masked(mask)
