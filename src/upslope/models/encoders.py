@@ -209,9 +209,10 @@ class CompositeEncoder(ObservationEncoder):
         return sum(part.num_features for _, part in self.children)
 
     def encode(self, observation: Any) -> Float[Array, "... D"]:
-        features = [part.encode(observation[key]) for key, part in self.children]
+        features: Any = [part.encode(observation[key]) for key, part in self.children]
         if isinstance(features[0], np.ndarray):
-            return np.concatenate(features, axis=-1)
+            joined: Any = np.concatenate(features, axis=-1)
+            return joined
         # Normalising is kept apart from joining, or it is rounded as the program around it has it.
         return jnp.concatenate(jax.lax.optimization_barrier(features), axis=-1)
 
