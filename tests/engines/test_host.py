@@ -78,7 +78,7 @@ def host_facts(
     columns, agents = columns_of(world, num_envs, limit), jax.tree.map(lambda x: x[None], agent)
     columns.begin(range(num_envs))
     rollout, _ = collect_host(columns, Act().bind(agents, jax.random.split(jax.random.key(1), 1)), num_steps, {})
-    return Rollout(*(np.asarray(x)[0] for x in rollout))
+    return jax.tree.map(lambda x: np.asarray(x)[0], rollout)
 
 
 @pytest.mark.parametrize(("weights", "steps"), [(BALANCES, 520), (FALLS, 60)])

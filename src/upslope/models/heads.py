@@ -286,9 +286,10 @@ class MultiDiscreteHead(ActionHead):
         return sum(self.sizes)
 
     def flat_mask(self, mask: Any) -> Bool[Array, "M"]:
-        parts = [as_flags(part) for part in jax.tree.leaves(mask)] if isinstance(mask, tuple | list) else []
-        if not any(part.ndim for part in parts):
+        parts = parts_of(mask, len(self.shape)) if isinstance(mask, tuple | list) else []
+        if not any(map(np.ndim, parts)):
             return super().flat_mask(mask)
+        parts = [as_flags(part) for part in parts]
         if [part.shape for part in parts] != [(n,) for n in self.sizes]:
             found = ", ".join(str(part.shape) for part in parts)
             raise ValueError(f"its parts have the shapes {found}, and {self.mask_form} is needed")
@@ -388,6 +389,13 @@ class MultiBinaryHead(ActionHead):
 def as_array(x: Any) -> Any:
     """A traced array as it is, anything else as NumPy's."""
     return x if isinstance(x, jax.Array) else np.asarray(x)
+
+
+def parts_of(mask: Any, depth: int) -> list[Any]:
+    """What lies at a depth of nested tuples and lists, one after another."""
+    if depth == 0 or not isinstance(mask, tuple | list):
+        return [mask]
+    return [part for each in mask for part in parts_of(each, depth - 1)]
 
 
 def as_flags(mask: Any) -> Any:
