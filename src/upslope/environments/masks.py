@@ -78,7 +78,7 @@ class MaskInInfo(gymnasium.Wrapper):
         if self.has_key and isinstance(observation, dict) and KEY in observation:
             observation, shown = apart(observation)
             mask = shown if mask is None else mask
-        elif mask is None and self.method is not None and not np.any(between[1:]):
+        elif mask is None and self.method is not None and not any(map(bool, between[1:])):
             mask = self.method()  # not at an end, where an environment may have nothing to say
         return (observation, *between, {**info, KEY: mask})
 

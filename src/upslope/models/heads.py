@@ -392,7 +392,7 @@ def as_array(x: Any) -> Any:
 
 
 def parts_of(mask: Any, depth: int) -> list[Any]:
-    """What lies so deep in nested tuples and lists, one after another."""
+    """What lies at a depth of nested tuples and lists, one after another."""
     if depth == 0 or not isinstance(mask, tuple | list):
         return [mask]
     return [part for each in mask for part in parts_of(each, depth - 1)]
