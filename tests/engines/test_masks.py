@@ -41,7 +41,7 @@ class Halves(upslope.CompiledEnvironment):
 
     def shown(self, step: Any) -> Any:
         vector = step[None].astype(jnp.float32)
-        return {"step": vector, "action_mask": self.flat(step)} if self.form == "key" else vector
+        return {"step": vector, "action_mask": self.flat(step).astype(jnp.int8)} if self.form == "key" else vector
 
     def flat(self, step: Any) -> Any:
         allowed = jnp.concatenate([step != jnp.arange(2), (step + 1) % 3 != jnp.arange(3)])

@@ -370,7 +370,7 @@ def probe(
     only: tuple[str, ...] = (),
     json: Switch = False,
 ) -> None:
-    """Train on nine environments whose right answer is known: the first that fails says where the mistake is.
+    """Train on ten environments whose right answer is known: the first that fails says where the mistake is.
 
     The exit status is 1 where a probe is not solved.
 

@@ -9,7 +9,6 @@ from collections.abc import Callable, Mapping
 from typing import Any
 
 import gymnasium
-import numpy as np
 from gymnasium import spaces
 
 from upslope.core.types import Action, Transition

@@ -160,7 +160,8 @@ class RunDirectory:
         """The run's config."""
         settings = self.read()["config"]
         try:
-            return Config(**canonical(settings))
+            # Runs of versions that knew no masks were trained without.
+            return Config(**canonical({"masks": False} | settings))
         except (TypeError, ValueError, AttributeError, UpslopeError) as error:
             raise UpslopeError(f"{self.path / 'config.json'} does not hold a config: {brief(error)}.") from error
 
