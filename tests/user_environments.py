@@ -158,10 +158,6 @@ def switches() -> Levers:
     return Levers(spaces.MultiBinary(3))
 
 
-def dictionary() -> Spaced:
-    return Spaced(spaces.Dict({"position": spaces.Discrete(3)}))
-
-
 def image() -> Spaced:
     return Spaced(spaces.Box(0, 255, (8, 8, 3), np.uint8))
 

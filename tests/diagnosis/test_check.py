@@ -9,7 +9,7 @@ import gymnasium
 import numpy as np
 import pytest
 from gymnasium import spaces
-from user_environments import OwnRandomness, Spaced, Walk, dictionary
+from user_environments import OwnRandomness, Spaced, Told, Walk
 
 import upslope
 from upslope.cli.main import run as run_command
@@ -125,7 +125,7 @@ FAULTS = [
     (Huge, "rewards", "warning"),
     (Stingy, "rewards", "warning"),
     (Breaks, "step", "error"),
-    (dictionary, "observation space", "error"),
+    (Told, "observation space", "error"),
 ]
 
 

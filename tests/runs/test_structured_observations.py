@@ -117,7 +117,7 @@ def test_a_policy_takes_what_the_environment_shows_with_what_was_ignored_in_it(t
 
 def test_another_environment_is_told_by_the_key_that_differs(trained, tmp_path):
     path = trained("host")
-    with pytest.raises(UpslopeError, match=r"more.*had the parts.*bits"):
+    with pytest.raises(UpslopeError, match="its observations at `more/0` had the parts bits, digits, and have digits"):
         upslope.evaluate(path, environment=lambda: make("user_environments:Told", **IGNORED).create())
 
 
