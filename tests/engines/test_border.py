@@ -94,9 +94,12 @@ def test_a_cast_that_keeps_the_number_is_taken(space: spaces.Space, shown: Any, 
 
 @pytest.mark.parametrize("late", [20, FIRST + 200])
 def test_an_index_without_a_place_is_refused_at_any_time(late: int):
-    count = iter(range(10_000))
+    def shows_nine_late() -> Shows:
+        count = iter(range(10_000))
+        return Shows(spaces.Discrete(3), lambda generator: 9 if next(count) >= late else 1)
+
     with pytest.raises(UpslopeError, match=f"9 has no place.*step {late}"):
-        walked(lambda: Shows(spaces.Discrete(3), lambda generator: 9 if next(count) >= late else 1), late + 5)
+        walked(shows_nine_late, late + 5)
 
 
 def test_bounds_that_are_exceeded_are_told_once():

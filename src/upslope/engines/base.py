@@ -1,7 +1,7 @@
-"""What an engine is: it advances a stacked `TrainState` [S] by a chunk of iterations.
+"""The engine protocol: advance a stacked `TrainState` [S] by a chunk of iterations.
 
-`programs.py` has those whose whole iteration is compiled, `host_engine.py` the one that acts in Gymnasium environments,
-`workers.py` the one that shares seeds out among processes. All share `weigh` and `move`.
+`compiled.py` holds the engines whose whole iteration is compiled, `host.py` the one for Gymnasium environments, and
+`workers.py` the one that distributes seeds over processes. All share `weigh` and `move`.
 """
 
 from collections.abc import Callable, Iterator
@@ -17,34 +17,34 @@ from upslope.learning.iteration import TrainState
 
 @dataclass(frozen=True)
 class Resources:
-    """What training may use of the machine. Nothing of it changes a number."""
+    """The machine resources that training may use. They never change results."""
 
     workers: int | None = None
-    """Processes that share the seeds of a Gymnasium environment, or step slices of slow ones; None: as many as pay."""
+    """Processes that share a Gymnasium environment's seeds, or step slices of a slow one; None: as many as pay off."""
 
 
 EVERYTHING = Resources()
-"""Whatever pays on this machine."""
+"""Use whatever pays off on this machine."""
 EpisodeRow = tuple[int, int, float, int]
 """(step, seed index, return, length) of a finished training episode."""
 
 
 @dataclass
 class Chunk:
-    """What one `advance` did: I iterations of S seeds."""
+    """The result of one `advance`: I iterations of S seeds."""
 
     metrics: dict[str, np.ndarray]
     """Name → [S, I]."""
     steps: np.ndarray
-    """Environment steps after each iteration [S, I]; equal to the one before where a seed stood still."""
+    """Environment steps after each iteration [S, I]; unchanged from the previous one where a seed was idle."""
     before: np.ndarray
     """Environment steps before each iteration [S, I]."""
     episodes: list[list[EpisodeRow]] = field(default_factory=list)
-    """For each seed, its finished episodes in order."""
+    """Each seed's finished episodes, in order."""
 
 
 def never() -> bool:
-    """No."""
+    """Return False: do not start the next chunk early."""
     return False
 
 
@@ -57,7 +57,7 @@ class Engine(Protocol):
 
     @property
     def hangs(self) -> bool:
-        """Whether `advance` waits for an environment of this process, so that an interrupt may end it at once."""
+        """Whether `advance` is stuck in an environment of this process, so that an interrupt may abort it at once."""
         ...
 
     def start(self) -> TrainState:
@@ -65,28 +65,28 @@ class Engine(Protocol):
         ...
 
     def advance(self, state: TrainState, may_go_on: Callable[[], bool] = never) -> tuple[TrainState, Chunk]:
-        """Go on by one chunk. If it raises, `state` is still usable.
+        """Advance by one chunk. If it raises, `state` is still usable.
 
-        Where `may_go_on` says so at the end, the next chunk may be begun, in the hope that it is asked for.
+        If `may_go_on` returns true at the end, the engine may start the next chunk speculatively.
         """
         ...
 
     def snapshot(self) -> dict[str, np.ndarray]:
-        """What the world needs, besides the state, to go on from the end of the last whole `advance`."""
+        """What the environments need, besides the state, to continue from the end of the last complete `advance`."""
         ...
 
     def restore(self, snapshot: dict[str, np.ndarray], say: Callable[[str], None]) -> None:
-        """Put the world back to where a snapshot was taken; say so where that cannot be done."""
+        """Restore the environments to a snapshot; report through `say` where that is impossible."""
         ...
 
     def close(self) -> None:
-        """Let go of the world."""
+        """Release the environments."""
         ...
 
 
 @contextmanager
 def clock(phases: dict[str, float], phase: str) -> Iterator[None]:
-    """Add the seconds of the block to a phase."""
+    """Add the duration of the block, in seconds, to a phase."""
     started = perf_counter()
     yield
     phases[phase] = phases.get(phase, 0.0) + perf_counter() - started

@@ -1,8 +1,8 @@
-"""Where experience comes in: what an environment gives is held against its spaces, and nothing is cast in silence.
+"""Validate what environments return against their spaces; nothing is cast silently.
 
-An environment's first answers are checked in full, and later ones as far as that costs next to nothing. A number that
-would be another one after the cast, or an index without a place, is refused; bounds of a Box that are merely exceeded
-are told once.
+An environment's first answers are checked in full, later ones only as far as the check is nearly free. A number that
+the cast would change, or an index out of range, is refused; values that merely exceed the bounds of a Box are reported
+once.
 """
 
 from collections.abc import Mapping
@@ -26,17 +26,17 @@ from upslope.models.heads import ActionHead
 FIRST = 100
 """Observations of each environment that are checked in full, besides the first of every episode."""
 EVERY = 16
-"""Afterwards one in so many."""
+"""Afterwards, every 16th observation is checked in full."""
 FEW_SPACINGS = 4.0
-"""A feature whose spread is less than this many spacings of its floats is lost."""
+"""A feature whose spread is less than this many float spacings is lost."""
 FAR = 10.0
-"""Nearer to 0, a tiny spread is what rounding leaves rather than an offset."""
+"""Closer to 0 than this, a tiny spread is rounding error rather than an offset."""
 MANY = 10_000
-"""Of larger observations no spread is kept."""
+"""Spreads are not tracked for observations larger than this."""
 NUMBERS = frozenset({float, int, bool, np.float64, np.float32, np.int64, np.int32, np.bool_})
-"""Types of a reward that need no second look."""
+"""Reward types that need no further check."""
 FLAGS = frozenset({bool, np.bool_})
-"""Types of `terminated` and `truncated` that need none."""
+"""Types of `terminated` and `truncated` that need no further check."""
 STEP = "(observation, reward, terminated, truncated, info)"
 RESET = "(observation, info)"
 
@@ -50,29 +50,29 @@ class Place(Protocol):
     length: int
 
     def describe(self) -> str:
-        """Enough to find the place again."""
+        """Describe the place well enough to find it again."""
         ...
 
 
 @dataclass(frozen=True)
 class Leaf:
-    """One array of an observation: how it is kept, and what its space promises of it."""
+    """One array of an observation: its storage format and what its space promises."""
 
     path: str
-    """Empty where the observation is this array alone."""
+    """Empty if the observation is this array alone."""
     keys: tuple[Any, ...]
-    """Where it lies in an observation, from the outside in."""
+    """Path to the array within an observation, outermost key first."""
     space: gymnasium.Space | None
     shape: tuple[int, ...]
     dtype: np.dtype
     low: Any
     high: Any
-    """Bounds; None where there are none to check."""
+    """Bounds; None if there are none to check."""
     is_index: bool
-    """Whether each number chooses a place, so that none is outside the bounds."""
+    """Whether the numbers are indices, which must lie within the bounds."""
 
     def wrong(self, observation: Any) -> str:
-        """Why it cannot be kept as it is; empty if it can."""
+        """Why the value cannot be stored as it is; empty if it can."""
         x = np.asarray(observation)
         if x.dtype.kind not in "fiub":
             return f"it holds {type(observation).__name__}, not numbers" if x.ndim == 0 else f"its dtype is {x.dtype}"
@@ -96,13 +96,13 @@ class Leaf:
         return ""
 
     def is_plainly_right(self, x: Any) -> bool:
-        """Whether a look that costs next to nothing finds what the space promises."""
+        """Whether a nearly free check confirms what the space promises."""
         if self.is_index:
             return type(x) in WHOLE and self.shape == () and self.low <= x <= self.high
         return type(x) is np.ndarray and x.shape == self.shape
 
     def exceeds(self, observation: Any) -> bool:
-        """Whether it is outside the bounds by more than rounding."""
+        """Whether the value is outside the bounds by more than rounding."""
         if self.is_index or self.low is None:
             return False
         x = np.asarray(observation)
@@ -111,7 +111,7 @@ class Leaf:
 
 
 class Border:
-    """Where observations come in: their arrays, and the checks of what is written into them."""
+    """Allocate the observation arrays and check what is written into them."""
 
     def __init__(self, name: str, space: gymnasium.Space, encoder: ObservationEncoder, notices: Notices | None = None):
         self.name, self.space, self.shapes = name, space, encoder.shapes
@@ -125,11 +125,11 @@ class Border:
         ]
 
     def empty(self, count: int) -> Any:
-        """Room for `count` observations."""
+        """Allocate arrays for `count` observations."""
         return jax.tree.unflatten(self.structure, [np.zeros((count, *leaf.shape), leaf.dtype) for leaf in self.leaves])
 
     def place(self, into: Any, row: int, observation: Any, episode: Place) -> None:
-        """Write an observation, if it is what the space promises."""
+        """Write an observation after checking it against the space."""
         episode.seen = seen = episode.seen + 1
         only = self.only
         if seen > FIRST and episode.length and seen % EVERY:
@@ -143,7 +143,7 @@ class Border:
         assign(into, row, shaped_like(self.shapes, observation))
 
     def place_parts(self, into: Any, row: int, observation: Any) -> bool:
-        """Write each array where a quick look finds it right; whether all were."""
+        """Write each array that passes the quick check; return whether all did."""
         try:
             for leaf in self.leaves:
                 array, x = into, observation
@@ -157,7 +157,7 @@ class Border:
         return True
 
     def check(self, observation: Any, episode: Place) -> None:
-        """Refuse what is not in the space; tell what merely exceeds its bounds, and what 32 bits cannot hold."""
+        """Refuse what is not in the space; report values outside its bounds and features lost in 32 bits."""
         if not self.fits(observation):
             raise UpslopeError(
                 f"{self.name} returned an observation {kind_of(observation)}, but its observation space says "
@@ -181,8 +181,8 @@ class Border:
                 self.watch(leaf, x, spread, is_last=episode.seen >= FIRST)
 
     def watch(self, leaf: Leaf, x: Any, spread: "Spread", *, is_last: bool) -> None:
-        """Learn how far a feature spreads at first, and tell where floats cannot hold it."""
-        with np.errstate(all="ignore"):  # what is not finite is refused elsewhere
+        """Track the spread of the first observations, and report features that floats cannot resolve."""
+        with np.errstate(all="ignore"):  # non-finite values are refused elsewhere
             spread.add(np.asarray(x, np.float64))
         if is_last:
             lost = lost_digits(spread.mean, spread.deviation(), leaf.dtype)
@@ -199,10 +199,10 @@ class Border:
             return False
 
     def parts(self, observation: Any) -> list[Any]:
-        """Its arrays, in the order of the leaves.
+        """The arrays of an observation, in the order of the leaves.
 
         Raises:
-            ValueError: it has another structure than the space.
+            ValueError: its structure differs from the space's.
         """
         if self.only is not None:
             return [observation]
@@ -210,7 +210,7 @@ class Border:
 
 
 class Spread:
-    """Mean and deviation of each number of an array in 64 bits, by Welford's update; done where the count is −1."""
+    """Running mean and deviation of each number of an array in 64 bits, by Welford's update; finished at count −1."""
 
     def __init__(self) -> None:
         self.count = 0
@@ -230,25 +230,25 @@ class Spread:
 
 
 def lost_digits(mean: Any, deviation: Any, dtype: Any = np.float32) -> np.ndarray:
-    """Where numbers around `mean` differ by no more than a few spacings of the floats that networks read: a mask."""
+    """Mask of the numbers around `mean` that vary by no more than a few spacings of the floats that networks read."""
     mean, deviation = np.atleast_1d(mean), np.atleast_1d(deviation)
     kept = np.float16 if np.dtype(dtype) == np.float16 else np.float32
     with np.errstate(all="ignore"):
         spacing = np.abs(np.spacing(mean.astype(kept)).astype(np.float64))
-        # Beneath the resolution of 64 bits it is not the environment that varies.
+        # Below the resolution of 64 bits, the variation is not the environment's.
         is_real = deviation > 4 * np.spacing(np.abs(mean))
     return (np.abs(mean) >= FAR) & is_real & (deviation < FEW_SPACINGS * spacing)
 
 
 def lost_in_float32(observations: np.ndarray) -> np.ndarray:
-    """The features of observations [n, …], as the environment gave them, that 32-bit floats cannot tell apart: their
-    numbers in the flattened observation."""
+    """Features of observations [n, …], as the environment returned them, that 32-bit floats cannot resolve, as indices
+    into the flattened observation."""
     flat = np.asarray(observations, np.float64).reshape(len(observations), -1)
     return np.flatnonzero(lost_digits(flat.mean(0), flat.std(0)))
 
 
 def words_of_loss(name: str, path: str, spread: Spread, lost: np.ndarray, dtype: Any) -> str:
-    """Which features floats cannot hold, and what to do."""
+    """The warning that names the features floats cannot resolve, and the remedy."""
     places = np.flatnonzero(lost)
     mean, deviation = (float(np.ravel(x)[places[0]]) for x in (spread.mean, spread.deviation()))
     kept = np.float16 if np.dtype(dtype) == np.float16 else np.float32
@@ -262,16 +262,16 @@ def words_of_loss(name: str, path: str, spread: Spread, lost: np.ndarray, dtype:
 
 
 def leaves_of(space: gymnasium.Space, shapes: Any) -> list[Leaf]:
-    """The arrays of an observation of this space."""
+    """The arrays of an observation in this space."""
     named = jax.tree_util.tree_leaves_with_path(shapes, is_leaf=is_shape)
     parts = jax.tree.leaves(leaf_spaces(space), is_leaf=lambda node: isinstance(node, gymnasium.Space))
-    if len(parts) != len(named):  # an encoder that reads the space as something else
+    if len(parts) != len(named):  # an encoder that reads the space in another form
         parts = [space] * len(named) if len(named) == 1 else [None] * len(named)
     return [leaf_of(path, part, shape) for (path, shape), part in zip(named, parts, strict=True)]
 
 
 def leaf_of(path: tuple[Any, ...], space: gymnasium.Space | None, shape: tuple[int, ...]) -> Leaf:
-    """What one space promises, at this path of JAX's in an observation."""
+    """The leaf of one space, at this JAX key path in an observation."""
     dtype = np.dtype(np.float32) if space is None else stored_dtype(space)
     low: Any = None
     high: Any = None
@@ -291,11 +291,11 @@ def leaf_of(path: tuple[Any, ...], space: gymnasium.Space | None, shape: tuple[i
 
 
 WHOLE = frozenset({int, np.int64, np.int32})
-"""Types of an index that need only be compared."""
+"""Index types that only need a range check."""
 
 
 def stored_dtype(space: gymnasium.Space) -> np.dtype:
-    """The dtype in which observations are kept: the space's own, 64-bit floats in 32 bits."""
+    """The dtype that observations are stored in: the space's own, with 64-bit floats reduced to 32 bits."""
     dtype = np.dtype(space.dtype or np.float32)
     return np.dtype(np.float32) if dtype.kind == "f" and dtype.itemsize > 4 else dtype
 
@@ -306,7 +306,7 @@ def shape_of(x: Any) -> Any:
 
 
 def kind_of(x: Any) -> str:
-    """What came instead of an array: its shape, or its type where it is none."""
+    """What was returned instead of the expected array: its shape, or its type if it is no array."""
     if isinstance(x, np.ndarray | np.generic | int | float | list):
         try:
             return f"of shape {shape_of(x)}"
@@ -324,7 +324,7 @@ def short(x: Any) -> str:
 
 
 def reset_answer(answer: Any, name: str, place: Place) -> Any:
-    """The first observation of what `reset` returned."""
+    """The first observation from the return value of `reset`."""
     if isinstance(answer, tuple | list) and len(answer) == 2 and (answer[1] is None or isinstance(answer[1], Mapping)):
         return answer[0]
     raise UpslopeError(
@@ -334,7 +334,7 @@ def reset_answer(answer: Any, name: str, place: Place) -> Any:
 
 
 def step_answer(answer: Any, name: str, place: Place) -> tuple[Any, float, bool, bool]:
-    """Observation, reward, terminated and truncated of what `step` returned."""
+    """Observation, reward, terminated and truncated from the return value of `step`."""
     if not isinstance(answer, tuple | list) or len(answer) != 5:
         old = " Environments older than Gymnasium 0.26 return `done` instead of the two." if is_old(answer) else ""
         raise UpslopeError(
@@ -347,12 +347,12 @@ def step_answer(answer: Any, name: str, place: Place) -> tuple[Any, float, bool,
 
 
 def is_old(answer: Any) -> bool:
-    """Whether it is what `step` returned before Gymnasium 0.26."""
+    """Whether the answer has the format that `step` returned before Gymnasium 0.26."""
     return isinstance(answer, tuple | list) and len(answer) == 4
 
 
 def answer_in_words(answer: Any) -> str:
-    """What came back."""
+    """Describe the returned value."""
     if isinstance(answer, tuple | list):
         kinds = ", ".join(type(x).__name__ for x in answer[:8])
         return f"{len(answer)} values ({kinds})"
@@ -360,7 +360,7 @@ def answer_in_words(answer: Any) -> str:
 
 
 def reward_of(reward: Any, name: str, place: Place) -> float:
-    """A reward as one number."""
+    """Convert a reward to one number."""
     if type(reward) in NUMBERS:
         return float(reward)
     try:
@@ -382,7 +382,7 @@ def reward_of(reward: Any, name: str, place: Place) -> float:
 
 
 def flag_of(flag: Any, what: str, name: str, place: Place) -> bool:
-    """`terminated` or `truncated` as a truth value."""
+    """Convert `terminated` or `truncated` to a bool."""
     if type(flag) in FLAGS:
         return bool(flag)
     try:
@@ -398,7 +398,7 @@ def flag_of(flag: Any, what: str, name: str, place: Place) -> bool:
 
 
 def raised(name: str, where: str, place: str, error: Exception) -> str:
-    """An environment's own exception, with the place."""
+    """The message for an environment's own exception, with the place."""
     words, at = str(error).strip(), raised_at(error)
     said = f"{name} raised {type(error).__name__} in {where}()" + (f": {words}" if words else "")
     if isinstance(error, ValueError | TypeError) and "unpack" in words and "gymnasium" in at:
@@ -407,7 +407,7 @@ def raised(name: str, where: str, place: str, error: Exception) -> str:
 
 
 def read_mask(info: Any, head: ActionHead, name: str, place: Place) -> Any:
-    """Which choices an environment's info allows [M]."""
+    """The mask of allowed choices in an environment's info [M]."""
     mask = mask_in(info)
     if mask is None:
         raise UpslopeError(
@@ -424,7 +424,7 @@ def read_mask(info: Any, head: ActionHead, name: str, place: Place) -> Any:
 
 
 def nothing_allowed(name: str, place: str) -> str:
-    """That an action had to be chosen where all are forbidden."""
+    """The message for an action required where all are forbidden."""
     return (
         f"{name} allows no action: {place}. Its action mask forbids every choice where one has to be made. Allow one, "
         "or end the episode there."
@@ -432,7 +432,7 @@ def nothing_allowed(name: str, place: str) -> str:
 
 
 def assign(into: Any, rows: Any, values: Any) -> None:
-    """into[rows] = values, for every array of an observation."""
+    """Assign into[rows] = values for every array of an observation."""
     if isinstance(into, np.ndarray):
         into[rows] = values
     else:

@@ -1,4 +1,4 @@
-"""collect on the host: the same rollout as in a compiled world, from Gymnasium environments."""
+"""Collect rollouts from Gymnasium environments on the host, in the same format as from compiled ones."""
 
 from collections.abc import Sequence
 from time import perf_counter
@@ -12,33 +12,33 @@ from upslope.core.types import Rollout, host_rollout
 from upslope.models.model import Memory, restarted
 
 AHEAD = 64
-"""Steps for which chance is asked at once."""
+"""Steps whose random noise is drawn in one call."""
 
 
 @runtime_checkable
 class Steppable(Protocol):
-    """What collecting needs of S × N environments: `HostColumns`, or `SlicedColumns` in other processes."""
+    """What `collect` needs of S × N environments: `HostColumns`, or `SlicedColumns` in other processes."""
 
     shape: tuple[int, int]
 
     @property
     def observation(self) -> Any:
-        """What every environment shows now, [S, N, …]."""
+        """The current observation of every environment, [S, N, …]."""
         ...
 
     @property
     def flat(self) -> Any:
-        """The same [S·N, …]; the same arrays."""
+        """`observation` as [S·N, …]; a view of the same arrays."""
         ...
 
     @property
     def mask(self) -> np.ndarray | None:
-        """Which choices every environment allows now [S·N, M]; None where it forbids nothing."""
+        """The currently allowed choices of every environment [S·N, M]; None if nothing is ever forbidden."""
         ...
 
     @property
     def episodes(self) -> Sequence[Any]:
-        """[S·N], each with `episode_return` and `length`."""
+        """The current episodes [S·N], each with `episode_return` and `length`."""
         ...
 
     def begin(self, rows: Sequence[int]) -> None:
@@ -46,7 +46,7 @@ class Steppable(Protocol):
         ...
 
     def step(self, action: np.ndarray, rows: np.ndarray, next_observation: Any) -> tuple[np.ndarray, ...]:
-        """Step the rows; reward, terminated, truncated."""
+        """Step the rows; return reward, terminated and truncated."""
         ...
 
 
@@ -60,7 +60,7 @@ class EpisodeEnds(NamedTuple):
 
 
 class HostRollout:
-    """A rollout in NumPy while it grows: a list of each fact [S·N, …], step by step."""
+    """A growing rollout in NumPy: a list per field, one entry [S·N, …] per step."""
 
     def __init__(self, columns: Steppable):
         self.shape = columns.shape
@@ -72,7 +72,7 @@ class HostRollout:
             self.facts[name].append(value)
 
     def rollout(self) -> Rollout:
-        """All steps, [S, T, N, …]."""
+        """All steps stacked, [S, T, N, …]."""
 
         def stacked(*steps: np.ndarray) -> np.ndarray:
             return np.moveaxis(np.array(steps).reshape(len(steps), *self.shape, *steps[0].shape[1:]), 0, 1)
@@ -81,13 +81,13 @@ class HostRollout:
 
 
 class Act:
-    """a_t ~ π(·|s_t) for every seed and environment, and log π(a_t|s_t)."""
+    """Sample a_t ~ π(·|s_t) for every seed and environment, and compute log π(a_t|s_t)."""
 
     def __init__(self) -> None:
         self.draw, self.step = jax.jit(draw_noise), jax.jit(act_with_memory)
 
     def bind(self, agents: Any, keys: jax.Array, memory: Memory | None = None) -> "Choose":
-        """How these agents [S] act with these keys [S], given their memory of every column [S, N, …], if any."""
+        """Bind agents [S], keys [S] and, if the model has one, the memory of every column [S, N, …]."""
         if memory is None or (hasattr(agents.model, "policy") and not jax.tree.leaves(memory.carry)):
             return ActHere(self, agents, keys, memory)
         return ActCompiled(self, agents, keys, memory)
@@ -95,11 +95,11 @@ class Act:
 
 @runtime_checkable
 class Choose(Protocol):
-    """Chooses actions, and keeps the memory of the columns that it acts in."""
+    """Chooses actions and holds the memory of its columns."""
 
     @property
     def memory(self) -> Memory:
-        """[S, N, …], after the last step."""
+        """The memory after the last step, [S, N, …]."""
         ...
 
     def __call__(self, observation: Any, mask: np.ndarray | None, t: int) -> tuple[np.ndarray, np.ndarray]:
@@ -107,12 +107,12 @@ class Choose(Protocol):
         ...
 
     def restart(self, rows: np.ndarray) -> None:
-        """New episodes begin in these of the S·N columns."""
+        """Start new episodes in these of the S·N columns."""
         ...
 
 
 class ActHere:
-    """In NumPy, but for what chance decides: to ask a compiled program takes longer than a small network does."""
+    """Acts in NumPy, with only the noise drawn by JAX: calling a compiled program takes longer than a small network."""
 
     def __init__(self, act: Act, agents: Any, keys: jax.Array, memory: Memory | None):
         self.act, self.agents, self.keys = act, agents, keys
@@ -128,11 +128,11 @@ class ActHere:
         return action, policy.log_prob(action)
 
     def restart(self, rows: np.ndarray) -> None:
-        """Nothing is remembered."""
+        """Do nothing: there is no memory."""
 
 
 class ActCompiled:
-    """In one compiled call a step, seeds one after another: a vmapped product may depend on its neighbours."""
+    """Acts in one compiled call per step, looping over seeds: a vmapped product may depend on its neighbours."""
 
     def __init__(self, act: Act, agents: Any, keys: jax.Array, memory: Memory):
         self.act, self.agents, self.keys = act, agents, keys
@@ -154,7 +154,7 @@ class ActCompiled:
 
 
 def on_host(agents: Any) -> Any:
-    """Agents [S] as NumPy arrays that meet all environments of their seed; a matrix of a layer does so by itself."""
+    """Agents [S] as NumPy arrays that broadcast over their seed's environments; layer matrices already do."""
 
     def meet(path: tuple[Any, ...], x: Any) -> np.ndarray:
         is_statistic = any(getattr(step, "name", None) == "normaliser" for step in path)
@@ -176,7 +176,7 @@ def act_with_memory(agents: Any, keys: jax.Array, observation: Any, mask: Any, m
 
 
 def draw_noise(agents: Any, keys: jax.Array, observation: Any, t: Any) -> jax.Array:
-    """What chance decides of the actions at t, t + 1 …: [AHEAD, S, N, …]."""
+    """The noise of the actions at t, t + 1, …: [AHEAD, S, N, …]."""
 
     def one_seed(agent: Any, key: jax.Array, observation: Any, t: Any) -> jax.Array:
         return agent.policy(observation).noise(jax.random.fold_in(key, t))
@@ -188,7 +188,7 @@ def draw_noise(agents: Any, keys: jax.Array, observation: Any, t: Any) -> jax.Ar
 def collect_host(
     columns: Steppable, choose: Choose, num_steps: int, phases: dict[str, float]
 ) -> tuple[Rollout, EpisodeEnds]:
-    """`num_steps` steps of every environment, going on from where it is; a new episode begins when one ends."""
+    """Collect `num_steps` steps of every environment from its current state; start a new episode when one ends."""
     every_row = np.arange(len(columns.episodes))
     grown, finished = HostRollout(columns), []
     for t in range(num_steps):
@@ -207,7 +207,7 @@ def collect_host_episodes(
     active: np.ndarray,
     phases: dict[str, float],
 ) -> tuple[Rollout, EpisodeEnds]:
-    """One whole episode in every column of the active seeds [S]; steps after an end are not valid."""
+    """Collect one whole episode in every column of the active seeds [S]; steps after an end are not valid."""
     rows = np.flatnonzero(np.repeat(active, columns.shape[1]))
     columns.begin(rows.tolist())
     grown, finished, t = HostRollout(columns), [], 0
@@ -227,7 +227,7 @@ def step_all(
     grown: HostRollout,
     phases: dict[str, float],
 ) -> np.ndarray:
-    """Act once in the given rows and write down what happened; return the rows whose episode ended."""
+    """Act once in the given rows and record the step; return the rows whose episode ended."""
     before = perf_counter()
     flat = copied(columns.flat)
     mask = None if columns.mask is None else columns.mask.copy()
@@ -257,13 +257,13 @@ def step_all(
 
 
 def ended(columns: Steppable, t: int, rows: np.ndarray) -> list[tuple[int, int, float, int]]:
-    """The episodes that end in these rows."""
+    """The episodes that end in these rows, at step t."""
     episodes = [(row, columns.episodes[row]) for row in rows.tolist()]
     return [(row // columns.shape[1], t, e.episode_return, e.length) for row, e in episodes]
 
 
 def ends_of(finished: list[tuple[int, int, float, int]]) -> EpisodeEnds:
-    """A list of ends as arrays."""
+    """Convert a list of ends to arrays."""
     seed_index, t, episode_return, length = zip(*finished, strict=True) if finished else ((), (), (), ())
     return EpisodeEnds(
         np.asarray(seed_index, int),

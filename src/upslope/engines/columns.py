@@ -1,6 +1,6 @@
-"""Act in Gymnasium environments, on the host: one Python loop steps S × N environments.
+"""Step S × N Gymnasium environments on the host, in one Python loop.
 
-Every episode begins with its own reset seed, a function of (seed, environment index, episode number) alone. So a run
+Every episode has its own reset seed, a function of (seed, environment index, episode number) alone. A run therefore
 does not depend on what runs beside it, and an episode in progress can be rebuilt from its actions.
 """
 
@@ -32,13 +32,13 @@ from upslope.models.encoders import ObservationEncoder
 from upslope.models.heads import ActionHead
 
 MAX_REPLAY = 100_000
-"""Actions kept of a running episode; beyond that a resumed run begins a fresh one."""
+"""Actions kept of a running episode; if it is longer, a resumed run starts a new one."""
 NOT_RUNNING, TOO_LONG = -2, -1
-"""Instead of a length in a snapshot: no episode is in progress; or it is too long to be replayed."""
+"""Values that replace a length in a snapshot: no episode is in progress, or it is too long to replay."""
 
 
 class HostEpisode:
-    """One environment and the episode that it is in."""
+    """One environment and its current episode."""
 
     __slots__ = ("actions", "env", "episode", "episode_return", "index", "length", "seed", "seen")
 
@@ -50,26 +50,26 @@ class HostEpisode:
         self.seen = 0
 
     def begin(self) -> Any:
-        """Reset to the next episode with its own seed; return what `reset` does."""
+        """Reset to the next episode with its own seed; return the result of `reset`."""
         self.episode += 1
         self.actions = []
         self.episode_return, self.length = 0.0, 0
         return self.env.reset(seed=reset_seed(self.seed, self.index, self.episode))
 
     def describe(self) -> str:
-        """Enough to find the place again."""
+        """Describe the place well enough to find it again."""
         reset = reset_seed(self.seed, self.index, self.episode)
         place = f"environment {self.index} of seed {self.seed}, episode {self.episode}"
         return f"{place} (reset seed {reset}), step {self.length}"
 
 
 def reset_seed(seed: int, index: int, episode: int) -> int:
-    """The reset seed of an episode: below 2³¹, since many engines take a signed integer of 32 bits."""
+    """The reset seed of an episode: below 2³¹, since many engines take a signed 32-bit integer."""
     return int(np.random.SeedSequence([seed, index, episode]).generate_state(1)[0]) & (2**31 - 1)
 
 
 class HostColumns:
-    """S × N Gymnasium environments; `observation` [S, N, …] is what each shows now."""
+    """S × N Gymnasium environments; `observation` [S, N, …] is the current observation of each."""
 
     def __init__(
         self,
@@ -82,7 +82,7 @@ class HostColumns:
         indices: Sequence[int] | None = None,
         notices: Notices | None = None,
     ):
-        """`indices` are those of the environments that are a part of a seed's; by default 0 … N−1."""
+        """`indices` number the environments within their seed, if these are only some of them; by default 0 … N−1."""
         self.world, self.encoder, self.head, self.limit = world, encoder, head, limit
         self.notices = notices or notices_to()
         self.shape = (len(seeds), num_envs)
@@ -103,14 +103,14 @@ class HostColumns:
             raise
         self.flat = self.border.empty(len(self.episodes))
         self.mask: Any = np.ones((len(self.episodes), head.num_choices), bool) if world.gives_masks else None
-        """Which choices every environment allows now [S·N, M]; None where it forbids nothing."""
+        """The currently allowed choices of every environment [S·N, M]; None if nothing is ever forbidden."""
         self.row: int | None = None
-        """The row whose environment is being called at this moment."""
+        """The row whose environment is currently being called."""
         self.mark(between_episodes=True)
 
     @property
     def observation(self) -> Any:
-        """What every environment shows now, [S, N, …]."""
+        """The current observation of every environment, [S, N, …]."""
         return in_seeds(self.flat, self.shape)
 
     @property
@@ -119,7 +119,7 @@ class HostColumns:
         return all(episode.episode >= 0 for episode in self.episodes)
 
     def close(self) -> None:
-        """Close every environment, once; an error in closing is only told."""
+        """Close every environment, once; errors in closing are only reported."""
         if not self.is_closed:
             self.is_closed = True
             environments = {id(episode.env): episode.env for episode in self.episodes}
@@ -149,7 +149,7 @@ class HostColumns:
         count = len(self.episodes)
         reward, (terminated, truncated) = np.zeros(count, np.float32), np.zeros((2, count), bool)
         taken = self.head.to_environment(action)
-        # What is kept is not what the environment gets, which may write into it.
+        # The environment gets its own copy of the action, since it may write into it.
         given, kept = one_by_one(taken), one_by_one(taken.copy())
         listed, episodes, limit = rows.tolist(), self.episodes, self.limit
         for row in listed:
@@ -174,7 +174,7 @@ class HostColumns:
                 truncated[row] = True
             self.border.place(next_observation, row, observation, episode)
             if self.mask is not None:
-                # At an end there is nothing to choose, and what the environment says of it does not matter.
+                # At an end there is nothing to choose, so the mask does not matter.
                 is_over = ended or truncated[row]
                 self.mask[row] = True if is_over else read_mask(info, self.head, self.world.name, episode)
         self.row = None
@@ -184,15 +184,15 @@ class HostColumns:
         return reward, terminated, truncated
 
     def refuse_stuck(self) -> None:
-        """Refuse an environment that allows nothing where an action has to be chosen."""
+        """Refuse an environment that forbids every choice where an action is required."""
         if self.mask is not None:
             stuck = np.flatnonzero(~self.head.allows_some(self.mask))
             if len(stuck):
                 raise UpslopeError(nothing_allowed(self.world.name, self.episodes[stuck[0]].describe()))
 
     def check_finite(self, rows: Sequence[int], reward: np.ndarray, observation: Any) -> None:
-        """Refuse a reward or an observation that is not a number, and name the first place."""
-        # A sum of squares is finite only where all of its terms are, and quicker to test.
+        """Refuse a reward or an observation that is not finite, and name the first place."""
+        # A sum of squares is finite only if all of its terms are, and is quicker to test.
         leaves = jax.tree.leaves(observation)
         real = [x for x in leaves if x.dtype.kind == "f"]
         if all(math.isfinite(np.vdot(x, x)) for x in (reward, *real)):
@@ -204,9 +204,9 @@ class HostColumns:
                         raise UpslopeError(not_finite(self.world.name, what, x[row], self.episodes[row]))
 
     def mark(self, *, between_episodes: bool) -> None:
-        """Remember this moment for `snapshot`: the start of an iteration, to which a run can be taken back.
+        """Mark the start of an iteration, the point that `snapshot` describes.
 
-        An action list only grows until its episode ends, so its length now is enough to cut it later.
+        An action list only grows until its episode ends, so its current length is enough to cut it later.
         """
         observation = copied(self.observation)
         lengths = [NOT_RUNNING if between_episodes or e.episode < 0 else replayable(e) for e in self.episodes]
@@ -214,7 +214,7 @@ class HostColumns:
         self.marked = marks, observation
 
     def snapshot(self) -> dict[str, np.ndarray]:
-        """Enough to rebuild every episode running at the mark: its number, its actions, and what it showed."""
+        """Data to rebuild every episode that was running at the mark: its number, actions and current observation."""
         marks, observation = self.marked
         return {
             "episode": np.asarray([episode for episode, _, _ in marks]),
@@ -224,7 +224,7 @@ class HostColumns:
         }
 
     def restore(self, snapshot: dict[str, np.ndarray], say: Callable[[str], None]) -> None:
-        """Replay each running episode; where the replay shows something else, say so and begin a fresh one."""
+        """Replay each running episode; if the replay diverges, report it and start a new episode."""
         lengths = snapshot["length"].tolist()
         ends = np.cumsum(np.maximum(snapshot["length"], 0))
         shown = jax.tree.map(lambda x, flat: x.reshape(flat.shape), observation_of(snapshot, self.flat), self.flat)
@@ -254,7 +254,7 @@ class HostColumns:
             )
 
     def replay(self, row: int, actions: np.ndarray, shown: Any) -> bool:
-        """Begin the episode again and repeat its actions; whether it then shows what it showed before."""
+        """Restart the episode and repeat its actions; return whether it ends at the same observation."""
         episode = self.episodes[row]
         episode.episode -= 1
         self.begin([row])
@@ -283,15 +283,15 @@ class HostColumns:
 
 
 def one_by_one(actions: np.ndarray) -> list[Any]:
-    """A batch of actions as environments take them one at a time: Python's own integers where they are whole numbers,
-    else arrays in the dtype of the space."""
+    """Split a batch of actions into single ones: Python integers if they are whole numbers, else arrays in the space's
+    dtype."""
     if actions.ndim > 1:
         return list(actions)
     return actions.tolist() if actions.dtype.kind in "iu" else [actions[i, ...] for i in range(len(actions))]
 
 
 def named_observation(observation: Any) -> dict[str, Any]:
-    """The arrays of an observation by name: `observation`, or `observation` and the path of each."""
+    """The arrays of an observation by name: `observation`, followed by its path if there are several."""
     return {
         f"observation{jax.tree_util.keystr(path)}": x for path, x in jax.tree_util.tree_leaves_with_path(observation)
     }
@@ -323,37 +323,37 @@ def part_of(snapshot: dict[str, np.ndarray], rows: np.ndarray) -> dict[str, np.n
 
 
 def shown_in(snapshot: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
-    """The arrays of a snapshot that hold what environments show."""
+    """The arrays of a snapshot that hold observations."""
     return {name: x for name, x in snapshot.items() if name.startswith("observation")}
 
 
 def join_snapshots(
     parts: Sequence[dict[str, np.ndarray]], rows: Sequence[np.ndarray], shape: tuple[int, int]
 ) -> dict[str, np.ndarray]:
-    """The inverse: the snapshot of all S × N environments, given those of parts and the rows of each part."""
+    """The inverse of `part_of`: join the snapshots of parts, given the rows of each, into one of S × N environments."""
     order = np.argsort(np.concatenate([mine.ravel() for mine in rows]))
     whole = {name: np.concatenate([part[name] for part in parts])[order] for name in ("episode", "length")}
     for name in shown_in(parts[0]):
         shown = np.concatenate([part[name].reshape(-1, *part[name].shape[2:]) for part in parts])[order]
         whole[name] = shown.reshape(*shape, *shown.shape[1:])
     actions = [taken for part in parts for taken in actions_of(part)]
-    # An environment without a single action does not know the shape of one.
+    # An environment without a single action does not know the shape of an action.
     some = [actions[k] for k in order if actions[k].size] or actions[:1]
     return whole | {"actions": np.concatenate(some)}
 
 
 def actions_of(snapshot: dict[str, np.ndarray]) -> list[np.ndarray]:
-    """The actions of each environment; those without a running episode have none."""
+    """The actions of each environment; empty for those without a running episode."""
     return np.split(snapshot["actions"], np.cumsum(np.maximum(snapshot["length"], 0))[:-1])
 
 
 def replayable(episode: HostEpisode) -> int:
-    """How many actions rebuild the episode."""
+    """The number of actions that rebuild the episode, or `TOO_LONG`."""
     return len(episode.actions) if episode.length <= MAX_REPLAY else TOO_LONG
 
 
 def not_finite(name: str, what: str, value: Any, episode: HostEpisode) -> str:
-    """An observation or a reward that is not a number, with the place."""
+    """The message for an observation or a reward that is not finite, with the place."""
     return (
         f"{name} returned a {what} that is not finite, {value}: {episode.describe()}. Training on it would destroy the "
         "agent; correct the environment, or clip what it returns."

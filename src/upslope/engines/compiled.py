@@ -1,4 +1,4 @@
-"""Engines whose whole iteration is compiled: in a compiled world, and on recorded data."""
+"""Engines whose whole iteration is compiled: for compiled environments, and for recorded data."""
 
 import dataclasses
 from collections.abc import Callable, Sequence
@@ -34,46 +34,46 @@ from upslope.learning.iteration import (
 )
 
 CHUNKS = 100
-"""A compiled environment's training is cut into about this many runs of its program; rows are written between them."""
+"""Training in a compiled environment runs in about this many chunks; rows are written between them."""
 MAX_CHUNK_STEPS = 1 << 21
-"""Environment steps per seed in a chunk, at most, so that memory does not grow with the budget."""
+"""Maximum environment steps per seed in a chunk, so that memory does not grow with the budget."""
 PATIENT: dict[str, str | bool] = {
     "xla_cpu_collective_call_warn_stuck_seconds": "1000000",
     "xla_cpu_collective_call_terminate_timeout_seconds": "1000000",
 }
-"""XLA ends a process whose devices wait for each other for 40 seconds; a large network may well take that long."""
+"""XLA aborts a process whose devices wait for each other for 40 seconds, which a large network may well take."""
 
 WORTH_TWO_DEVICES = 1024
-"""Samples that policy and critic both descend on in an iteration, over all epochs, from which a device each pays. With
-one epoch it never does: acting, which both devices do, is then most of the work."""
+"""Samples per iteration, over all epochs, above which separate devices for policy and critic pay off. With one epoch
+they never do: acting, which both devices repeat, is then most of the work."""
 
 
 class Program:
-    """The program of some of the seeds, on some of the devices."""
+    """The compiled program for some of the seeds, on some of the devices."""
 
     def __init__(self, one_seed: Callable[[Any, Any], Any], mesh: Mesh):
         self.run, self.mesh = one_seed, mesh
         self.split, self.everywhere = (NamedSharding(mesh, PartitionSpec(*axes)) for axes in ((SEEDS,), ()))
         self.compiled: Any = None
         self.data: Rollout | None = None
-        """What all seeds read, on every device."""
+        """The data that all seeds read, replicated on every device."""
 
     def compile(self, data: Rollout | None, state: TrainState) -> None:
-        """Make the program ready for this data."""
+        """Compile the program for this data."""
         self.data = jax.device_put(data, self.everywhere)
         spread = jax.jit(spread_seeds(self.run, self.mesh), out_shardings=self.split)
-        with in_full(not is_of_cores(self.mesh)):  # here too, since what `computing` says is not known in other threads
+        with in_full(not is_of_cores(self.mesh)):  # set here too, since `computing` does not reach other threads
             lowered = spread.lower(self.data, jax.device_put(state, self.split))
         patient = PATIENT if self.mesh.shape[NETWORKS] > 1 else {}
         self.compiled = lowered.compile(QUICK | patient if is_of_cores(self.mesh) else None)
 
     def __call__(self, state: TrainState) -> Any:
-        """Begin; the answer is there later."""
+        """Dispatch asynchronously; the result is ready later."""
         return self.compiled(self.data, jax.device_put(state, self.split))
 
 
 class ProgramEngine:
-    """An engine whose whole iteration is compiled: compiled worlds and recorded data."""
+    """An engine whose whole iteration is compiled; subclasses act in an environment or read recorded data."""
 
     hangs = False
 
@@ -90,7 +90,7 @@ class ProgramEngine:
         self.programs = [Program(partial(self.one_seed, on_mesh(task, mesh)), mesh) for mesh in meshes]
         self.is_compiled = False
         self.ahead: tuple[TrainState, list[TrainState], Any] | None = None
-        """A state, its parts, and the first program's answer to them, which is on its way."""
+        """A state, its parts, and the pending result of the first program."""
         self.cut, self.join = jax.jit(self.parts_of), jax.jit(joined)
 
     def start(self) -> TrainState:
@@ -101,7 +101,7 @@ class ProgramEngine:
         return iterate_many(task, state, self.iterations)
 
     def parts_of(self, state: TrainState) -> list[TrainState]:
-        """Each program's seeds."""
+        """Split the state into each program's seeds."""
         return [jax.tree.map(lambda x, share=share: x[share], state) for share in self.shares]
 
     def advance(self, state: TrainState, may_go_on: Callable[[], bool] = never) -> tuple[TrainState, Chunk]:
@@ -116,13 +116,13 @@ class ProgramEngine:
             self.is_compiled = True
         with clock(self.phases, "compiled"):
             first = ahead[2] if ahead else self.programs[0](parts[0])
-            # One after another, since those that share devices would only be in each other's way.
+            # Run one after another: programs that share devices would only slow each other down.
             done = [jax.block_until_ready(first)]
             done += [jax.block_until_ready(run(part)) for run, part in zip(self.programs[1:], parts[1:], strict=True)]
         states, facts = zip(*done, strict=True)
         after = states[0] if is_whole else self.join(jax.device_put(states, jax.local_devices()[0]))
         if may_go_on() and (np.asarray(after.steps, np.int64) < self.task.steps).any():
-            # The next chunk is computed while what this one found is copied, made into rows, and written.
+            # Compute the next chunk while this one's results are copied and written.
             parts = [after] if is_whole else self.cut(after)
             self.ahead = after, parts, self.programs[0](parts[0])
         metrics, finished, before, steps = jax.tree.map(lambda *x: np.concatenate(x), *facts)
@@ -149,7 +149,7 @@ class ProgramEngine:
         return rows
 
     def refuse_stuck(self, finished: Finished) -> None:
-        """Refuse an environment that allowed no action where one had to be chosen."""
+        """Refuse an environment that forbade every choice where an action was required."""
         if finished.stuck is not None and np.any(finished.stuck):
             s, i, t, n = np.argwhere(finished.stuck)[0].tolist()
             step = int(finished.length[s, i, t, n]) - 1
@@ -160,24 +160,24 @@ class ProgramEngine:
         return {}
 
     def restore(self, snapshot: dict[str, np.ndarray], say: Callable[[str], None]) -> None:
-        """Nothing to do: a compiled world's state is part of the `TrainState`."""
+        """Do nothing: a compiled environment's state is part of the `TrainState`."""
 
     def close(self) -> None:
-        """Nothing to do."""
+        """Do nothing."""
 
 
 class CompiledEngine(ProgramEngine):
     """Acts in a compiled environment."""
 
     def __init__(self, task: Task, seeds: Sequence[int], iterations: int | None = None):
-        """`iterations` of a chunk; by default a hundredth of the budget."""
+        """`iterations` is the length of a chunk; by default a hundredth of the budget."""
         length = (task.max_episode_steps or 1) if task.estimator.whole_episodes else task.rollout_steps
         hundredth = max(1, min(task.steps // CHUNKS, MAX_CHUNK_STEPS) // (task.num_envs * length))
         super().__init__(task, seeds, iterations or hundredth)
 
 
 class RecordedEngine(ProgramEngine):
-    """Learns from a recorded rollout; an iteration reads all of it."""
+    """Learns from a recorded rollout; each iteration reads all of it."""
 
     def __init__(self, task: Task, seeds: Sequence[int], rollout: Rollout):
         super().__init__(dataclasses.replace(task, num_envs=rollout.valid.shape[1]), seeds, 1, rollout)
@@ -197,7 +197,7 @@ class RecordedEngine(ProgramEngine):
 
 
 def is_worth_two_devices(task: Task, data: Rollout | None) -> bool:
-    """Whether policy and critic descend for longer than it takes to hand over what they learned."""
+    """Whether policy and critic train for longer than exchanging their results takes."""
     length = task.max_episode_steps if task.estimator.whole_episodes else task.rollout_steps
     num_samples = data.reward.size if data is not None else task.num_envs * (length or 0)
     epochs = min(task.update.epochs, task.update.critic_epochs)
@@ -205,11 +205,11 @@ def is_worth_two_devices(task: Task, data: Rollout | None) -> bool:
 
 
 def on_mesh(task: Task, mesh: Mesh) -> Task:
-    """The task as a program of this mesh does it."""
+    """The task as a program on this mesh runs it."""
     apart, vmapped = mesh.shape[NETWORKS] > 1, is_vmapped(mesh)
     return dataclasses.replace(task, update=dataclasses.replace(task.update, apart=apart, vmapped=vmapped))
 
 
 def joined(states: Sequence[TrainState]) -> TrainState:
-    """The seeds of several programs as one [S, …]."""
+    """Join the seeds of several programs into one state [S, …]."""
     return jax.tree.map(lambda *parts: jnp.concatenate(parts), *states)

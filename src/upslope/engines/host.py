@@ -1,4 +1,4 @@
-"""The engine that acts in Gymnasium environments, one iteration at a time."""
+"""The engine for Gymnasium environments, which advances one iteration at a time."""
 
 from collections.abc import Callable, Sequence
 from functools import partial
@@ -30,7 +30,7 @@ from upslope.learning.iteration import (
 
 
 class HostEngine:
-    """Acts in Gymnasium environments. Only acting is batched over seeds; each seed learns by itself."""
+    """Acts in Gymnasium environments. Only acting is batched over seeds; each seed learns separately."""
 
     def __init__(
         self,
@@ -39,21 +39,21 @@ class HostEngine:
         columns: HostColumns | SlicedColumns,
         say: Callable[[str], None] | None = None,
     ):
-        """With `say`, an environment of this process that hangs is named."""
+        """With `say`, report an environment of this process that hangs."""
         self.task, self.seeds, self.columns = task, seeds, columns
         self.lookout = None if say is None else Lookout(columns, say)
         self.phases: dict[str, float] = {}
         self.act = Act()
         self.is_whole = True
-        """Whether the last `advance` came to its end."""
+        """Whether the last `advance` completed."""
         self.keys = jax.jit(over_seeds(iteration_keys))
-        # Programs of one seed alone, so that they do not depend on how many others there are.
+        # Single-seed programs, so that results do not depend on the number of seeds.
         self.weigh = self.timed("weigh", jax.jit(partial(weigh, task), compiler_options=QUICK))
         self.move = self.timed("move", jax.jit(partial(move, task), compiler_options=QUICK))
         self.take, self.stack = jax.jit(take), jax.jit(stack)
 
     def timed(self, phase: str, program: Callable[..., Any]) -> Callable[..., Any]:
-        """The program, whose time to the end counts as this phase."""
+        """Wrap a program so that its time to completion counts as this phase."""
 
         def run(*arguments: Any) -> Any:
             with clock(self.phases, phase):
@@ -92,7 +92,7 @@ class HostEngine:
         return state, Chunk(by_name(metrics), steps[:, None], before[:, None], self.rows(rollout, ends, before))
 
     def collect(self, state: TrainState, keys: jax.Array, active: np.ndarray) -> tuple[Rollout, EpisodeEnds, Any]:
-        """Act for an iteration: facts [S, T, N], the finished episodes, and the memory afterwards."""
+        """Act for one iteration; return facts [S, T, N], the finished episodes, and the memory afterwards."""
         choose = self.act.bind(state.learner.agent, keys, state.memory)
         if self.task.estimator.whole_episodes:
             return *collect_host_episodes(self.columns, choose, active, self.phases), state.memory
@@ -102,8 +102,8 @@ class HostEngine:
         return rollout, ends, choose.memory
 
     def rollout_of(self, rollout: Rollout, s: int) -> Rollout:
-        """One seed's facts [T, N]. Whole episodes are padded to a power of two, so that few programs are compiled
-        and a seed's padding does not depend on the other seeds."""
+        """One seed's facts [T, N]. Whole episodes are padded to a power of two, so that few programs are compiled and a
+        seed's padding does not depend on the other seeds."""
         one = jax.tree.map(lambda x: x[s], rollout)
         if not self.task.estimator.whole_episodes:
             return one
@@ -112,7 +112,7 @@ class HostEngine:
         return jax.tree.map(lambda x: fit(np.asarray(x), length), one)
 
     def rows(self, rollout: Rollout, ends: EpisodeEnds, before: np.ndarray) -> list[list[EpisodeRow]]:
-        """Each seed's finished episodes with the step at which they ended."""
+        """Each seed's finished episodes, with the step at which they ended."""
         taken = np.cumsum(np.asarray(rollout.valid).sum(axis=2), axis=1)
         rows: list[list[EpisodeRow]] = [[] for _ in self.seeds]
         for s, t, episode_return, length in zip(*(x.tolist() for x in ends), strict=True):
@@ -120,7 +120,7 @@ class HostEngine:
         return rows
 
     def mark(self) -> None:
-        """Remember the moment between two iterations, to which a run can be taken back."""
+        """Mark the point between two iterations that a snapshot describes."""
         self.columns.mark(between_episodes=self.task.estimator.whole_episodes or not self.columns.has_begun)
 
     def snapshot(self) -> dict[str, np.ndarray]:
@@ -138,7 +138,7 @@ class HostEngine:
 
 
 def columns_of(task: Task, seeds: Sequence[int], notices: Notices | None = None) -> HostColumns:
-    """A task's environments in this process."""
+    """Create a task's environments in this process."""
     model = task.model
     return HostColumns(
         task.environment, model.encoder, model.head, seeds, task.num_envs, task.max_episode_steps, notices=notices
@@ -151,14 +151,14 @@ def take(tree: Any, s: Any) -> Any:
 
 
 def fit(x: np.ndarray, length: int) -> np.ndarray:
-    """Cut or pad with zeros to `length` along the first axis."""
+    """Cut or zero-pad to `length` along the first axis."""
     if x.shape[0] >= length:
         return x[:length]
     return np.concatenate([x, np.zeros((length - x.shape[0], *x.shape[1:]), x.dtype)])
 
 
 def by_name(metrics: list[Metrics | None]) -> dict[str, np.ndarray]:
-    """One dictionary a seed → name → [S, 1]; nan for a seed that stood still."""
+    """One dictionary per seed → name → [S, 1]; nan for an idle seed."""
     fetched = jax.device_get(metrics)
     some = next(m for m in fetched if m is not None)
     rows = {n: [np.full_like(some[n], np.nan) if m is None else m[n] for m in fetched] for n in some}

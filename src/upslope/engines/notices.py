@@ -1,4 +1,4 @@
-"""What is told once, whichever of many environments it is found in."""
+"""Notices that are shown once, even if many environments raise them."""
 
 from collections.abc import Callable
 
@@ -6,19 +6,19 @@ from upslope.core.messages import warn
 
 
 class Notices:
-    """Tells the first words of each kind."""
+    """Shows only the first notice of each kind."""
 
     def __init__(self, tell: Callable[[str, str], None]):
         self.tell = tell
         self.known: set[str] = set()
 
     def __call__(self, kind: str, words: str) -> None:
-        """Tell the words, unless others of their kind were told before."""
+        """Show the notice, unless one of its kind was shown before."""
         if kind not in self.known:
             self.known.add(kind)
             self.tell(kind, words)
 
 
 def notices_to(say: Callable[[str], None] = warn) -> Notices:
-    """Notices that a display shows; by default they go to the standard error."""
+    """Notices that pass through `say`, by default to standard error."""
     return Notices(lambda kind, words: say(words))

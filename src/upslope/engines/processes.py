@@ -1,7 +1,7 @@
-"""Worker processes: ask and answer through pipes, and name whoever dies or hangs, in this process too.
+"""Worker processes: requests and answers through pipes, and reports of a worker or environment that dies or hangs.
 
-A worker serves one of upslope's modules: it does not import the user's script again, as Python's own process pools do.
-Its pipes are private: none is a standard descriptor, and no program that an environment starts inherits them.
+A worker serves one of upslope's modules and does not import the user's script again, as Python's own process pools do.
+Its pipes are private: none is a standard descriptor, and programs that an environment starts do not inherit them.
 """
 
 import atexit
@@ -25,12 +25,12 @@ from upslope.errors import UpslopeError
 from upslope.learning.devices import one_blas_thread, settle
 
 PATIENCE = 60.0
-"""Seconds after which a worker is named that does nothing, or whose environment has not come back from a call."""
+"""Seconds after which a silent worker, or one whose environment has not returned from a call, is reported."""
 LIMIT = "UPSLOPE_WORKER_LIMIT"
-"""After so many seconds, by default ten minutes, it is ended; the environment variable of this name sets another."""
+"""Environment variable with the seconds after which a hanging worker is killed; ten minutes by default."""
 BEAT = 1.0
-"""Seconds between a worker's signs of life. Time is counted in them, not by a clock, which goes on while everything is
-suspended."""
+"""Seconds between a worker's heartbeats. Time is counted in heartbeats, not by a clock, which keeps running while the
+machine is suspended."""
 
 
 FAREWELL = 5.0
@@ -50,8 +50,8 @@ server = importlib.import_module(module).Server()
 from upslope.engines.processes import serve
 serve(server, requests, answers, path)
 """
-"""What a worker begins with. A file in the current folder must not stand in for one of Python's own modules, so that
-folder comes last until upslope is imported; from then on the path is the main process's."""
+"""The worker's first code. A file in the current folder must not shadow one of Python's own modules, so that folder
+comes last until upslope is imported; from then on the path is the main process's."""
 
 
 class Worker:
@@ -59,7 +59,7 @@ class Worker:
 
     def __init__(self, module: str, index: int, whose: str, notices: Notices):
         self.index, self.whose, self.notices = index, whose, notices
-        # An accelerator's memory is for one process.
+        # Only one process may hold an accelerator's memory.
         environment = os.environ | {"NPROC": "1", "JAX_PLATFORMS": "cpu"}
         (requests, mine), (theirs, answers) = os.pipe(), os.pipe()
         self.requests, self.received = os.fdopen(mine, "wb"), os.fdopen(theirs, "rb")
@@ -84,7 +84,7 @@ class Worker:
         self.listener.start()
 
     def listen(self) -> None:
-        """Queue what the process says, and that it has ended."""
+        """Queue the process's messages, and note when it ends."""
         try:
             while True:
                 self.answers.put(pickle.load(self.received))
@@ -99,7 +99,7 @@ class Worker:
             self.answers.put(("ended", None))
 
     def answer(self, say: Callable[[str], None]) -> Any:
-        """Wait for the answer; name the worker where it hangs, end it where that lasts, and raise what went wrong."""
+        """Wait for the answer; report a worker that hangs, kill it past the limit, and raise its errors."""
         silent, told, place = 0.0, 0.0, "it gives no sign of life"
         kind: str
         value: Any
@@ -108,7 +108,7 @@ class Worker:
                 kind, value = self.answers.get(timeout=min(BEAT, PATIENCE))
             except queue.Empty:
                 silent += min(BEAT, PATIENCE)
-                # A program that it started may hold its end of the pipe open.
+                # A program that the worker started may keep the pipe open.
                 has_ended = self.process.poll() is not None and self.answers.empty()
                 kind, value = "ended" if has_ended else "beat", (silent, place)
             else:
@@ -118,7 +118,7 @@ class Worker:
                 if stuck - told >= PATIENCE:
                     told = stuck
                     say(f"{self.describe()} has not answered for {stuck:.0f} s: {place}.")
-                # A process that starts gives no sign of life for a while.
+                # A process that is starting sends no heartbeat for a while.
                 if stuck >= (max(limit(), PATIENCE) if silent else limit()):
                     raise self.ended_for(stuck, place)
                 continue
@@ -134,7 +134,7 @@ class Worker:
             raise UpslopeError(value)
 
     def ended_for(self, stuck: float, place: str) -> UpslopeError:
-        """End the process."""
+        """Kill the process and return the error to raise."""
         self.process.kill()
         return UpslopeError(
             f"{self.describe()} has not answered for {stuck:.0f} s: {place}. It was ended. If the environment is only "
@@ -142,16 +142,16 @@ class Worker:
         )
 
     def describe(self) -> str:
-        """Which one."""
+        """Name the worker for a message."""
         return f"Worker process {self.index} (process {self.process.pid}, {self.whose})"
 
     def hang_up(self) -> None:
-        """Tell the process to close its environments and to end."""
-        with contextlib.suppress(OSError):  # what a dead process was still to be told
+        """Tell the process to close its environments and exit."""
+        with contextlib.suppress(OSError):  # the process is dead, with requests still in the buffer
             self.requests.close()
 
     def close(self) -> None:
-        """Wait for the end of the process, and tell what it still had to say."""
+        """Wait for the process to exit, and report its last messages."""
         self.hang_up()
         try:
             self.process.wait(timeout=FAREWELL)
@@ -173,7 +173,7 @@ class Worker:
 
 
 def close_workers(workers: Sequence[Worker]) -> None:
-    """Let all processes end, at the same time."""
+    """Shut all processes down in parallel."""
     for worker in workers:
         worker.hang_up()
     for worker in workers:
@@ -181,7 +181,7 @@ def close_workers(workers: Sequence[Worker]) -> None:
 
 
 def answers_of(workers: Sequence[Worker], say: Callable[[str], None]) -> list[Any]:
-    """The answers of all workers; all are waited for before one's error is raised."""
+    """The answers of all workers; an error is raised only after all have answered."""
     answers: list[Any] = []
     errors: list[UpslopeError] = []
     for worker in workers:
@@ -195,14 +195,14 @@ def answers_of(workers: Sequence[Worker], say: Callable[[str], None]) -> list[An
 
 
 def send(stream: Any, message: Any) -> None:
-    """Write a message. Pickle passes between a run's own processes only, through pipes that nobody else holds; files
-    that are loaded hold arrays and JSON."""
+    """Write a pickled message. Pickle passes only between a run's own processes, through private pipes; files that are
+    loaded hold arrays and JSON."""
     pickle.dump(message, stream, protocol=5)
     stream.flush()
 
 
 def limit() -> float:
-    """How long a worker may hang."""
+    """The number of seconds a worker may hang."""
     text = os.environ.get(LIMIT, "600")
     try:
         return float(text)
@@ -211,7 +211,7 @@ def limit() -> float:
 
 
 class Pulse:
-    """The worker's signs of life: for how long it has been in the same call of an environment, and which."""
+    """A worker's heartbeats, which report its current environment call and how long that has lasted."""
 
     def __init__(self, server: Any, stream: Any):
         self.server, self.stream, self.lock = server, stream, threading.Lock()
@@ -221,7 +221,7 @@ class Pulse:
         threading.Thread(target=self.beat, daemon=True).start()
 
     def beat(self) -> None:
-        """Once a second."""
+        """Send a heartbeat once a second."""
         before, stuck = None, 0.0
         while not self.is_over.wait(BEAT):
             words = place_of(getattr(self.server, "columns", None))
@@ -236,24 +236,24 @@ class Pulse:
                         return
 
     def end(self) -> None:
-        """Say that everything is closed; no sign of life comes after that."""
+        """Report that everything is closed; no heartbeat follows."""
         self.is_over.set()
         with contextlib.suppress(OSError):
             self.answer("closed", None)
 
     def begin(self) -> None:
-        """A request has come."""
+        """Note that a request has arrived."""
         self.request += 1
         self.is_busy = True
 
     def answer(self, kind: str, value: Any) -> None:
-        """Answer it."""
+        """Send the answer to the request."""
         with self.lock:
             self.is_busy = False
             send(self.stream, (kind, value))
 
     def notice(self, kind: str, words: str) -> None:
-        """Tell something besides, once of each kind; where the main process is gone, on the standard error."""
+        """Send a notice, once per kind; on standard error if the main process is gone."""
         try:
             with self.lock:
                 send(self.stream, ("notice", (kind, words)))
@@ -263,8 +263,7 @@ class Pulse:
 
 
 class Lookout:
-    """Names the environment of this process that has not come back from a call for long; nothing can end it but the
-    user's interrupt."""
+    """Reports an environment of this process that is stuck in a call; only the user's interrupt can end it."""
 
     def __init__(self, columns: Any, say: Callable[[str], None]):
         self.columns, self.say = columns, say
@@ -274,11 +273,11 @@ class Lookout:
 
     @property
     def hangs(self) -> bool:
-        """Whether such an environment was named, and is still in a call: between two beats it may have come back."""
+        """Whether an environment was reported and is still in its call; it may have returned between two beats."""
         return self.is_named and self.columns.row is not None
 
     def watch(self) -> None:
-        """In beats, as workers are counted."""
+        """Count time in beats, as for workers."""
         before, stuck, told = "", 0.0, 0.0
         while not self.is_over.wait(BEAT):
             words = place_of(self.columns)
@@ -294,12 +293,12 @@ class Lookout:
                 )
 
     def close(self) -> None:
-        """Let the thread end."""
+        """Stop the thread."""
         self.is_over.set()
 
 
 def place_of(columns: Any) -> str:
-    """Which environment of a `HostColumns` is being called at this moment; empty if none is."""
+    """The environment of a `HostColumns` that is currently being called; empty if none is."""
     if columns is None:
         return "it is making its environments"
     row = columns.row
@@ -310,23 +309,23 @@ def place_of(columns: Any) -> str:
 
 
 def settle_down() -> None:
-    """Once a worker's environments are made: stop MuJoCo's timer, keep to one thread, freeze the garbage collector."""
+    """Once a worker's environments exist: stop MuJoCo's timer, keep to one thread, and freeze the garbage collector."""
     stop_stopwatch()
-    one_blas_thread()  # once more, for libraries that the environments loaded
-    # What is there by now lives as long as the process, and need not be searched for garbage again and again.
+    one_blas_thread()  # again, for libraries that the environments loaded
+    # Objects created so far live as long as the process and need not be scanned for garbage again.
     gc.freeze()
 
 
 def serve(server: Any, requests: int, answers: int, path: Sequence[str]) -> None:
     """The worker's side: answer requests with the server's methods until the main process is gone, then close.
 
-    `requests` and `answers` are descriptors, `path` is the main process's search path.
+    `requests` and `answers` are descriptors; `path` is the main process's search path.
     """
     sys.path[:] = path
-    signal.signal(signal.SIGINT, signal.SIG_IGN)  # the main process decides what Ctrl-C means
-    # A program started from here must still end by it, so it is not ignored but does nothing.
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # the main process handles Ctrl-C
+    # A handler that does nothing, not SIG_IGN: child programs would inherit SIG_IGN and could not be terminated.
     signal.signal(signal.SIGTERM, lambda number, frame: None)
-    os.dup2(2, 1)  # what an environment prints goes where errors go
+    os.dup2(2, 1)  # send an environment's output to standard error
     settle(on_host=True)
     one_blas_thread()
     with os.fdopen(requests, "rb") as asked, contextlib.suppress(OSError), os.fdopen(answers, "wb") as told_back:
@@ -337,7 +336,7 @@ def serve(server: Any, requests: int, answers: int, path: Sequence[str]) -> None
         finally:
             server.close()
             pulse.end()
-    # All is closed. To take the interpreter apart, too, would only take time, and libraries would tell of what is left.
+    # Everything is closed. Tearing down the interpreter would only take time and make libraries print warnings.
     atexit._run_exitfuncs()
     for stream in (sys.stdout, sys.stderr):
         with contextlib.suppress(OSError, ValueError):
@@ -346,7 +345,7 @@ def serve(server: Any, requests: int, answers: int, path: Sequence[str]) -> None
 
 
 def answer_all(server: Any, requests: Any, pulse: "Pulse") -> None:
-    """Answer requests until there are no more."""
+    """Answer requests until the stream ends."""
     while True:
         try:
             what, arguments = pickle.load(requests)

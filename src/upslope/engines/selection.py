@@ -17,7 +17,7 @@ from upslope.learning.iteration import Task
 def engine_of(
     task: Task, seeds: Sequence[int], resources: Resources, data: Rollout | None, say: Callable[[str], None]
 ) -> Engine:
-    """The engine for where the experience comes from; `say` tells what must not be lost."""
+    """The engine for the source of the experience; `say` shows important messages."""
     workers = resources.workers
     if workers is not None and (data is not None or task.environment.is_compiled):
         raise UpslopeError(
@@ -46,11 +46,11 @@ def engine_of(
 
 
 def can_travel(task: Task) -> bool:
-    """Whether another process can be handed the task: its environment was asked for by name, and no part of it is
+    """Whether the task can be sent to another process: its environment was requested by name, and no part of it is
     defined in the user's script, which workers do not run again."""
     if not task.environment.is_named:
         return False
     try:
         return b"__main__" not in pickle.dumps(task)
-    except Exception:  # whatever a user's estimator or objective holds
+    except Exception:  # a user's estimator or objective may fail in any way
         return False

@@ -1,8 +1,8 @@
-"""Columns of slow Gymnasium environments: worker processes step a slice of every seed's environments each.
+"""Columns of slow Gymnasium environments: each worker process steps a slice of every seed's environments.
 
-Where a step takes a millisecond, handing observations between processes costs little beside it, and also one seed uses
-every core. Acting and learning stay in the main process, and episodes have their own reset seeds, so that a run is bit
-for bit the same in any number of slices.
+If a step takes a millisecond, passing observations between processes costs little in comparison, and even one seed uses
+every core. Acting and learning stay in the main process, and every episode has its own reset seed, so a run is bitwise
+identical for any number of slices.
 """
 
 from collections.abc import Callable, Sequence
@@ -26,18 +26,18 @@ from upslope.learning.iteration import Task
 from upslope.models.heads import head_of
 
 HANDING_OVER = 0.3e-3
-"""Seconds that a step of all slices costs besides the environments' own."""
+"""Overhead of a step of all slices, in seconds, besides the environments' own time."""
 TRIAL = 0.25
-"""Seconds for which an environment is tried out."""
+"""Seconds of the timing trial of an environment."""
 WORTH_STARTING = 5.0
-"""Seconds that must be saved before processes are started."""
+"""Seconds that must be saved to justify starting processes."""
 WORTH_TRYING = 5_000
-"""Environment steps of all seeds below which it is not."""
+"""Environment steps of all seeds below which the trial is skipped."""
 
 
 @dataclass
 class Shown:
-    """What the main process knows of an environment's episode."""
+    """What the main process knows of a worker's episode."""
 
     episode: int = -1
     episode_return: float = 0.0
@@ -71,16 +71,16 @@ class SlicedColumns:
         self.flat = Border(environment.name, environment.observation_space, task.model.encoder).empty(every.size)
         choices = task.model.head.num_choices
         self.mask = np.ones((every.size, choices), bool) if environment.gives_masks else None
-        """As `HostColumns.mask`."""
+        """See `HostColumns.mask`."""
 
     def all(self, what: str, arguments: Sequence[tuple[Any, ...]] | None = None) -> list[Any]:
-        """Ask every worker, each with its own arguments, and wait for all."""
+        """Call a method on every worker, each with its own arguments, and wait for all."""
         for worker, mine in zip(self.workers, arguments or [()] * len(self.workers), strict=True):
             worker.ask(what, *mine)
         return answers_of(self.workers, self.say)
 
     def some(self, what: str, rows: np.ndarray, *arguments: np.ndarray) -> list[tuple[np.ndarray, Any]]:
-        """Ask the workers that own the rows, with their parts of the arguments; (rows, answer) of each."""
+        """Call a method on the workers that own the rows, each with its arguments; return (rows, answer) pairs."""
         parts = [(worker, rows[self.owner[rows] == number]) for number, worker in enumerate(self.workers)]
         parts = [(worker, mine) for worker, mine in parts if len(mine)]
         for worker, mine in parts:
@@ -90,7 +90,7 @@ class SlicedColumns:
 
     @property
     def observation(self) -> Any:
-        """What every environment shows now, [S, N, …]."""
+        """The current observation of every environment, [S, N, …]."""
         return in_seeds(self.flat, self.shape)
 
     @property
@@ -125,20 +125,20 @@ class SlicedColumns:
         return found
 
     def allow(self, rows: np.ndarray, mask: np.ndarray | None) -> None:
-        """Note which choices these rows allow now."""
+        """Record the currently allowed choices of these rows."""
         if self.mask is not None:
             self.mask[rows] = mask
 
     def mark(self, *, between_episodes: bool) -> None:
-        """Remember this moment for `snapshot`."""
+        """Mark this point for `snapshot`."""
         self.all("mark", [(between_episodes,)] * len(self.workers))
 
     def snapshot(self) -> dict[str, np.ndarray]:
-        """As `HostColumns.snapshot`."""
+        """See `HostColumns.snapshot`."""
         return join_snapshots(self.all("snapshot"), self.rows, self.shape)
 
     def restore(self, snapshot: dict[str, np.ndarray], say: Callable[[str], None]) -> None:
-        """As `HostColumns.restore`, each environment in its worker."""
+        """See `HostColumns.restore`; each environment is restored in its worker."""
         parts = [(part_of(snapshot, rows.reshape(self.shape[0], -1)),) for rows in self.rows]
         for rows, (observation, mask, episodes, words) in zip(self.rows, self.all("restore", parts), strict=True):
             assign(self.flat, rows, observation)
@@ -149,20 +149,20 @@ class SlicedColumns:
                 say(line)
 
     def close(self) -> None:
-        """Let the worker processes end."""
+        """Shut the worker processes down."""
         close_workers(self.workers)
 
 
 def num_slices(task: Task, num_seeds: int, asked: int | None) -> int:
-    """How many processes step a seed's environments; 1 is none. More than the seeds where somebody asked for more, else
-    as many as pay, which is found by trying an environment out."""
+    """The number of processes that step a seed's environments; 1 means none. If the user requested more than there are
+    seeds, that number; otherwise as many as pay off according to a timing trial."""
     cores = num_cores()
     slices = min(asked or cores, task.num_envs)
     if slices <= num_seeds or asked is not None:
         return slices if slices > num_seeds else 1
     if task.steps * num_seeds < WORTH_TRYING:
         return 1
-    # A step of all environments, in seconds: each seed in a process of its own, or a slice of every seed.
+    # Seconds for a step of all environments: with one process per seed, or a slice of every seed in each process.
     seconds, largest = step_seconds(task.environment), -(-task.num_envs // slices)
     by_seeds, sliced = task.num_envs * seconds, num_seeds * largest * seconds
     saved = (by_seeds - sliced - HANDING_OVER) * task.steps / task.num_envs
@@ -170,17 +170,17 @@ def num_slices(task: Task, num_seeds: int, asked: int | None) -> int:
 
 
 class Tried:
-    """The place of an environment that is tried out."""
+    """The place of an environment in its timing trial."""
 
     seen = length = 0
 
     def describe(self) -> str:
-        """Words for a message."""
+        """Describe the place for a message."""
         return f"when it was tried out, step {self.length}"
 
 
 def step_seconds(world: HostEnvironment) -> float:
-    """How long a step of one environment takes, by random actions for a moment."""
+    """Measure the seconds per step of one environment under random actions."""
     environment, place, where = world.create(), Tried(), "reset"
     try:
         head, generator = head_of(world.action_space, world.name), np.random.default_rng(0)
@@ -206,14 +206,14 @@ def step_seconds(world: HostEnvironment) -> float:
 
 
 class Server:
-    """The worker's side: `HostColumns` of a slice."""
+    """The worker's side: the `HostColumns` of a slice."""
 
     notices: Notices | None = None
     columns: Any = None
-    """The slice's `HostColumns` once `open` was asked."""
+    """The slice's `HostColumns`, after `open`."""
 
     def open(self, task: Task, seeds: list[int], indices: list[int]) -> None:
-        """Make the environments."""
+        """Create the environments."""
         limit = task.max_episode_steps
         self.columns = HostColumns(
             task.environment, task.model.encoder, task.model.head, seeds, len(indices), limit, indices, self.notices
@@ -221,12 +221,12 @@ class Server:
         settle_down()
 
     def begin(self, rows: list[int]) -> Any:
-        """Their first observations, and what they allow."""
+        """Start episodes; return their first observations and allowed choices."""
         self.columns.begin(rows)
         return jax.tree.map(lambda x: x[rows], (self.columns.flat, self.columns.mask))
 
     def step(self, rows: list[int], action: np.ndarray) -> tuple[Any, ...]:
-        """Successors, what they allow, the episodes that ended, reward, terminated, truncated of these rows."""
+        """Step these rows; return successors, allowed choices, ended episodes, reward, terminated, truncated."""
         columns = self.columns
         whole = np.zeros((len(columns.episodes), *action.shape[1:]), action.dtype)
         whole[rows] = action
@@ -237,15 +237,15 @@ class Server:
         return *shown, [(i, e.episode_return, e.length) for i, e in ended], reward, terminated, truncated
 
     def mark(self, between_episodes: bool) -> None:
-        """Remember this moment."""
+        """Mark this point for `snapshot`."""
         self.columns.mark(between_episodes=between_episodes)
 
     def snapshot(self) -> dict[str, np.ndarray]:
-        """Where the mark was."""
+        """The snapshot at the mark."""
         return self.columns.snapshot()
 
     def restore(self, snapshot: dict[str, np.ndarray]) -> tuple[Any, Any, list[int], list[str]]:
-        """Put the environments back; what they show and allow, their episodes' numbers, and what is to be said."""
+        """Restore the environments; return observations, allowed choices, episode numbers, and messages to show."""
         words: list[str] = []
         self.columns.restore(snapshot, words.append)
         return self.columns.flat, self.columns.mask, [e.episode for e in self.columns.episodes], words

@@ -1,8 +1,8 @@
 """Train the seeds of a Gymnasium environment in several processes, a share of the seeds in each.
 
-Seeds need nothing of each other, so each process is a `HostEngine` of its own, and the main process puts their states,
-rows and snapshots together. To split the environments of one seed instead (`slices.py`) hands every observation to
-another process and back, which for cheap environments takes longer than the step itself.
+Seeds are independent, so each process is a complete `HostEngine`, and the main process joins their states, rows and
+snapshots. Splitting the environments of one seed instead (`slices.py`) passes every observation to another process and
+back, which for cheap environments takes longer than the step itself.
 """
 
 from collections.abc import Callable, Sequence
@@ -21,18 +21,18 @@ from upslope.learning.devices import num_cores
 from upslope.learning.iteration import Task, TrainState, initialise_all
 
 WORTH_IT = 50_000
-"""Environment steps of all seeds below which starting processes takes longer than it saves."""
+"""Environment steps of all seeds below which starting processes costs more time than it saves."""
 
 
 def num_workers(task: Task, num_seeds: int, asked: int | None) -> int:
-    """How many processes train this run: as many as there are seeds, at most one a core."""
+    """The number of processes that train this run: one per seed, at most one per core."""
     if asked is None and task.steps * num_seeds < WORTH_IT:
         return 1
     return min(num_seeds, asked or num_cores())
 
 
 class WorkersEngine:
-    """Advances all seeds, a share of them in each worker."""
+    """Advances all seeds, with a share of them in each worker."""
 
     hangs = False
 
@@ -43,7 +43,7 @@ class WorkersEngine:
         names = [f"seeds {', '.join(map(str, share))}" for share in shares]
         self.counts = [len(share) for share in shares]
         self.state: TrainState | None = None
-        """What the workers have."""
+        """The state that the workers hold."""
         self.is_whole = True
         notices = notices_to(say)
         self.workers: list[Worker] = []
@@ -58,7 +58,7 @@ class WorkersEngine:
             raise
 
     def everybody(self) -> list[Any]:
-        """The answers of all workers."""
+        """Wait for the answers of all workers."""
         return answers_of(self.workers, self.say)
 
     def start(self) -> TrainState:
@@ -99,7 +99,7 @@ class WorkersEngine:
 
 
 def join(chunks: list[Chunk]) -> Chunk:
-    """The chunks of several shares of the seeds as one; a worker counts its own seeds from 0."""
+    """Join the chunks of several shares of the seeds; a worker counts its own seeds from 0."""
     episodes, count = [], 0
     for chunk in chunks:
         episodes += [[(step, count + s, r, n) for step, s, r, n in rows] for rows in chunk.episodes]
@@ -117,7 +117,7 @@ def join(chunks: list[Chunk]) -> Chunk:
 
 
 def leaves_of(state: TrainState) -> list[np.ndarray]:
-    """The arrays of a state, random keys as integers."""
+    """The arrays of a state, with random keys as integers."""
     return [np.asarray(raw(leaf)) for leaf in jax.tree.leaves(state)]
 
 
@@ -134,26 +134,26 @@ class Server:
     columns: HostColumns | None = None
 
     def begin(self, task: Task, seeds: list[int]) -> None:
-        """Make the environments."""
+        """Create the environments."""
         self.columns = columns_of(task, seeds, self.notices)
         self.engine = HostEngine(task, seeds, self.columns)
         self.state = self.engine.start()
         settle_down()
 
     def advance(self, leaves: list[np.ndarray] | None) -> tuple[list[np.ndarray], Chunk, dict[str, float]]:
-        """Go on, from another state where one is given."""
+        """Advance one chunk, from the given state if there is one."""
         if leaves is not None:
             self.state = state_of(leaves, self.state)
         self.state, chunk = self.engine.advance(self.state)
         return leaves_of(self.state), chunk, self.engine.phases
 
     def snapshot(self, is_whole: bool) -> dict[str, np.ndarray]:
-        """Where the last iteration that all workers finished ended."""
+        """The snapshot at the end of the last iteration that all workers finished."""
         self.engine.is_whole &= is_whole
         return self.engine.snapshot()
 
     def restore(self, snapshot: dict[str, np.ndarray]) -> list[str]:
-        """Put the environments back; returns what is to be said."""
+        """Restore the environments; return the messages to show."""
         words: list[str] = []
         self.engine.restore(snapshot, words.append)
         return words

@@ -1,1 +1,1 @@
-"""Compiled environments, and how any name becomes an environment."""
+"""Compiled environments, and the lookup of any environment by name."""

@@ -1,4 +1,4 @@
-"""What an environment is: compiled, written in JAX, or on the host, in Gymnasium's protocol."""
+"""The two kinds of environment: compiled, written in JAX; and on the host, in Gymnasium's protocol."""
 
 from abc import ABC, abstractmethod
 from collections.abc import Callable
@@ -15,26 +15,26 @@ from upslope.errors import UpslopeError
 
 
 class BrokenEnvironmentError(UpslopeError):
-    """An environment was found, but it cannot be made or breaks its protocol."""
+    """An environment was found, but cannot be created or breaks its protocol."""
 
 
 class CompiledEnvironment(ABC):
     """An environment written in JAX: pure, unbatched, and without automatic resets.
 
-    `reset(key) → (state, observation)` begins an episode; `step(key, state, action) → (state, Transition)` answers
-    one action. A state is a pytree of arrays whose shapes and dtypes never change. Discrete actions count from 0.
-    `max_episode_steps` is the time limit: upslope counts the steps and sets `truncated`, so that an environment only
-    reports `terminated`. The spaces are Gymnasium's.
+    `reset(key) → (state, observation)` begins an episode; `step(key, state, action) → (state, Transition)` applies one
+    action. A state is a pytree of arrays whose shapes and dtypes never change. Discrete actions count from 0.
+    `max_episode_steps` is the time limit: upslope counts the steps and sets `truncated`, so an environment only reports
+    `terminated`. The spaces are Gymnasium's.
     """
 
     observation_space: Space[Any]
-    """What an observation is."""
+    """The space of observations."""
     action_space: Space[Any]
-    """What an action is."""
+    """The space of actions."""
     max_episode_steps: int | None = None
     """Steps after which an episode is truncated; None for no limit."""
     is_compiled: ClassVar[bool] = True
-    """Whether acting is part of the compiled program; environments on the host say no."""
+    """Whether acting is part of the compiled program; False for environments on the host."""
 
     @abstractmethod
     def reset(self, key: PRNGKeyArray) -> tuple[Any, Array]:
@@ -45,13 +45,13 @@ class CompiledEnvironment(ABC):
         """Draw s_{t+1}, r_t ~ P(·|s_t, a_t); `Transition.truncated` is False here."""
 
     def action_mask(self, state: Any) -> Any:
-        """Which actions are allowed in a state, as Gymnasium's `space.sample(mask=…)` takes it or in one array as
-        sb3-contrib does; None where nothing is ever forbidden."""
+        """The mask of allowed actions in a state, as Gymnasium's `space.sample(mask=…)` takes it or as one array as in
+        sb3-contrib; None if nothing is ever forbidden."""
         return None
 
     @property
     def gives_masks(self) -> bool:
-        """Whether `action_mask` says anything."""
+        """Whether `action_mask` is implemented."""
         if type(self).action_mask is CompiledEnvironment.action_mask:
             return False
         key = jax.eval_shape(lambda: jax.random.key(0))
@@ -60,7 +60,7 @@ class CompiledEnvironment(ABC):
 
 @dataclass(frozen=True)
 class HostEnvironment:
-    """A Gymnasium environment, and how to make more of it."""
+    """A Gymnasium environment, and how to create more of them."""
 
     name: str
     create: Callable[[], gymnasium.Env]
@@ -68,41 +68,41 @@ class HostEnvironment:
     action_space: gymnasium.Space
     max_episode_steps: int | None
     is_named: bool
-    """Whether it was asked for by its name, so that another process can make it too."""
+    """Whether it was requested by name, so that another process can create it too."""
     drawing: Callable[[], "HostEnvironment"]
-    """Gives the same environment, made so that it draws pictures; an `UpslopeError` where it cannot be."""
+    """Creates the same environment with rendering; raises `UpslopeError` if that is impossible."""
     gives_masks: bool = False
-    """Whether its info says which actions are allowed."""
+    """Whether its info contains the mask of allowed actions."""
     is_compiled: ClassVar[bool] = False
 
 
 AnyEnvironment = CompiledEnvironment | HostEnvironment
 EnvironmentLike = str | Callable[..., gymnasium.Env | CompiledEnvironment] | CompiledEnvironment
-"""What users name an environment by."""
+"""What users may pass as an environment."""
 
 
 @dataclass(frozen=True)
 class Request:
-    """What was asked for: an environment by its name, or what the user gave in Python, and how to make it."""
+    """A requested environment: its name, or the object given in Python, and the options to create it."""
 
     name: str
     env_kwargs: dict[str, Any]
     max_episode_steps: int | None = None
     wrappers: tuple[str, ...] = ()
-    """As `--wrapper` reads them, the innermost first."""
+    """Wrappers in the format of `--wrapper`, innermost first."""
     ignored: tuple[str, ...] = ()
-    """Keys of observations that are left out, as `--ignore-observation` reads them."""
+    """Keys of observations to leave out, in the format of `--ignore-observation`."""
     given: Any = None
-    """What the user gave in Python, where it was no name."""
+    """The object that the user gave in Python, if not a name."""
     masks: bool = True
-    """Whether what it says of allowed actions counts."""
+    """Whether action masks are used."""
 
 
 @dataclass(frozen=True)
 class Source:
-    """Where environments come from: a prefix of names, and what makes an environment of such a name.
+    """A source of environments: a prefix of names, and the function that creates environments of such names.
 
-    What an environment can do is said by itself: `is_compiled`, `gives_masks`, and on the host `is_named`, `drawing`.
+    Environments declare their own capabilities: `is_compiled`, `gives_masks`, and on the host `is_named`, `drawing`.
     """
 
     prefix: str

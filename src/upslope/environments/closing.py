@@ -1,4 +1,4 @@
-"""Close environments: whoever made them closes them, and an error in closing never outranks a result."""
+"""Close environments; an error in closing never hides a result."""
 
 from collections.abc import Callable, Iterable
 from typing import Any
@@ -7,8 +7,8 @@ from upslope.core.messages import counted, told, warn
 
 
 def close_all(name: str, environments: Iterable[Any], say: Callable[[str], None] = warn) -> None:
-    """Close every environment. An error in one is told, and keeps no other from being closed; an interrupt waits until
-    the others are closed."""
+    """Close every environment. An error in one is reported and does not stop the others from being closed; an interrupt
+    is raised after all are closed."""
     every = list(environments)
     errors: list[BaseException] = []
     interrupts: list[BaseException] = []

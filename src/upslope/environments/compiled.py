@@ -44,12 +44,12 @@ COMPILED: dict[str, Callable[..., CompiledEnvironment]] = {
     "probe/multibinary": probes.multibinary,
     "probe/mask": probes.mask,
 }
-"""Name → constructor. The first four are Gymnasium's environments, step for step, under Gymnasium's names and
-with its keyword arguments. Every constructor can be called without arguments."""
+"""Name → constructor. The first four replicate Gymnasium's environments step for step, with the same names and
+keyword arguments. Every constructor can be called without arguments."""
 
 
 def make_compiled(request: Request) -> CompiledEnvironment:
-    """The compiled environment of a name, or a refusal with near names."""
+    """Create a compiled environment by name, or refuse with similar names."""
     name = request.name.removeprefix(COMPILED_PREFIX)
     if ":" in name:
         return make_own(request, name)
@@ -66,7 +66,7 @@ def make_compiled(request: Request) -> CompiledEnvironment:
 
 
 def make_own(request: Request, name: str) -> CompiledEnvironment:
-    """The user's own: an instance, a class or a factory."""
+    """Create the user's own environment, from an instance, a class or a factory."""
     own = found(name)
     if own is None:
         module, _, attribute = name.rpartition(":")
@@ -85,7 +85,7 @@ def make_own(request: Request, name: str) -> CompiledEnvironment:
 
 
 def finished(environment: CompiledEnvironment, request: Request) -> CompiledEnvironment:
-    """The environment inside its wrappers; a user's own is held against the protocol before it is compiled."""
+    """Put the environment in its wrappers; a user's own is first checked against the protocol."""
     environment = wrap(environment, request.wrappers, request.name)
     if not type(environment).__module__.startswith("upslope."):
         check_protocol(environment, request.name)
@@ -96,10 +96,10 @@ def finished(environment: CompiledEnvironment, request: Request) -> CompiledEnvi
 
 
 def check_protocol(environment: CompiledEnvironment, name: str) -> None:
-    """Trace reset and step once, without computing anything, and hold what they return against the spaces.
+    """Trace reset and step once, without computing anything, and check what they return against the spaces.
 
     Raises:
-        BrokenEnvironmentError: something has another shape, dtype or structure than JAX or the spaces need.
+        BrokenEnvironmentError: a shape, dtype or structure is not what JAX or the spaces need.
     """
     for role in ("observation_space", "action_space"):
         space = getattr(environment, role, None)
@@ -137,7 +137,7 @@ def check_mask(environment: CompiledEnvironment, name: str) -> None:
     """Refuse a mask that does not fit the action space.
 
     Raises:
-        BrokenEnvironmentError: it has another form.
+        BrokenEnvironmentError: the mask has another format.
     """
     key, head = jax.eval_shape(lambda: jax.random.key(0)), head_of(environment.action_space, name)
     try:
@@ -150,7 +150,7 @@ def check_mask(environment: CompiledEnvironment, name: str) -> None:
 
 
 def traced(function: Callable[..., Any], name: str, where: str, *arguments: Any) -> Any:
-    """The shapes of what a method returns."""
+    """The shapes of a method's return value."""
     try:
         return jax.eval_shape(function, *arguments)
     except Exception as error:
@@ -161,13 +161,13 @@ def traced(function: Callable[..., Any], name: str, where: str, *arguments: Any)
 
 
 def action_like(space: spaces.Space) -> jax.ShapeDtypeStruct:
-    """An action as the policy gives it."""
+    """The shape and dtype of an action as the policy gives it."""
     dtypes = {spaces.Box: jnp.float32, spaces.MultiBinary: jnp.int8}
     return jax.ShapeDtypeStruct(space.shape or (), dtypes.get(type(space), jnp.int32))
 
 
 def check_observation(space: spaces.Space, observation: Any, where: str, key: str = "") -> None:
-    """Refuse an observation of another structure, shape or kind of number than its space says."""
+    """Refuse an observation whose structure, shape or kind of number differs from its space."""
     if isinstance(space, spaces.Dict | spaces.Tuple):
         kind = dict if isinstance(space, spaces.Dict) else tuple
         parts: dict[Any, Any] = dict(space.items() if isinstance(space, spaces.Dict) else enumerate(space))
@@ -204,13 +204,13 @@ def check_state(before: Any, after: Any, name: str) -> None:
 
 
 def shown(tree: Any) -> str:
-    """What was traced, each array as `float32[2, 3]`."""
+    """Format a traced value, each array as `float32[2, 3]`."""
     short = jax.tree.map(lambda x: Word(f"{x.dtype}{list(x.shape)}") if hasattr(x, "shape") else x, tree)
     return repr(short)
 
 
 class Word(str):
-    """Text that shows itself without quotes."""
+    """Text whose repr has no quotes."""
 
     __slots__ = ()
 
@@ -219,7 +219,7 @@ class Word(str):
 
 
 def compiled_names() -> list[str]:
-    """upslope's own compiled environments by their full names."""
+    """The full names of upslope's own compiled environments."""
     return [COMPILED_PREFIX + name for name in COMPILED]
 
 

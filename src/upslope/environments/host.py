@@ -1,4 +1,4 @@
-"""Gymnasium environments, on the host: by id, as `module:Id`, as `module:callable`, or by a callable."""
+"""Gymnasium environments on the host, by id, as `module:Id`, as `module:callable`, or by a callable."""
 
 import os
 import sys
@@ -20,21 +20,21 @@ from upslope.environments.wrappers import wrap
 from upslope.errors import UpslopeError
 
 EXTRAS = {"mujoco": "mujoco", "Box2D": "box2d", "box2d": "box2d"}
-"""What a missing dependency is called in Gymnasium's message → the extra that brings it."""
+"""Name of a missing dependency in Gymnasium's message → the extra that installs it."""
 PICTURES = {"render_mode": "rgb_array"}
-"""The argument by which an environment is asked to draw pictures."""
+"""The keyword argument that enables rendering."""
 
 
 @dataclass(frozen=True)
 class Maker:
-    """Makes the environments of a request; it can be sent to another process where the request is by name."""
+    """Creates the environments of a request; it can be sent to another process if the request is by name."""
 
     request: Request
     spec: Any = None
-    """What an id stood for when it was first made, so that it is the same in another process."""
+    """The spec that an id resolved to at first, so that it is the same in another process."""
 
     def __call__(self) -> Any:
-        """One environment, inside its wrappers."""
+        """Create one environment, inside its wrappers."""
         request = self.request
         if request.env_kwargs.get("render_mode") or any("Render" in text for text in request.wrappers):
             draw_without_screen()
@@ -45,7 +45,7 @@ class Maker:
         return ignoring(made, request.ignored, request.name)
 
     def bare(self) -> Any:
-        """One environment without wrappers."""
+        """Create one environment without wrappers."""
         request, create = self.request, self.callable()
         if create is not None:
             return call(create, request.name, request.env_kwargs)
@@ -63,7 +63,7 @@ class Maker:
         return own if attribute and callable(own) else None
 
     def with_pictures(self) -> "Maker":
-        """Makes the same environments so that they draw pictures; a factory that takes no `render_mode` decides."""
+        """A maker of the same environments with rendering; a factory that takes no `render_mode` decides for itself."""
         create = self.callable()
         if create is not None and not accepts(create, "render_mode"):
             return self
@@ -71,7 +71,7 @@ class Maker:
 
 
 def draw_without_screen() -> None:
-    """Let MuJoCo and pygame draw pictures where there is no screen, and say nothing of it."""
+    """Let MuJoCo and pygame render without a screen, silently."""
     if sys.platform == "linux":
         os.environ.setdefault("MUJOCO_GL", "egl")
         if not {"DISPLAY", "WAYLAND_DISPLAY"} & set(os.environ):
@@ -79,7 +79,7 @@ def draw_without_screen() -> None:
 
 
 def host_environment(maker: Maker, env: Any) -> HostEnvironment:
-    """What is known of an environment that was made to learn its spaces and its step limit; it is closed."""
+    """Describe an environment that was created to learn its spaces and its step limit, and close it."""
     name = maker.request.name
     if not isinstance(env, gymnasium.Env):
         raise BrokenEnvironmentError(f"{name} gave {not_an_environment(env)}")
@@ -95,10 +95,10 @@ def host_environment(maker: Maker, env: Any) -> HostEnvironment:
 
 
 def drawing(maker: Maker) -> HostEnvironment:
-    """The same environment, made so that it draws pictures.
+    """The same environment with rendering.
 
     Raises:
-        UpslopeError: it cannot be made so.
+        UpslopeError: it cannot be rendered.
     """
     draw_without_screen()
     maker = maker.with_pictures()
@@ -114,7 +114,7 @@ def drawing(maker: Maker) -> HostEnvironment:
 
 
 def space_of(env: gymnasium.Env, role: str, name: str) -> gymnasium.Space:
-    """A space that an environment declares, or a refusal that says what it declares instead."""
+    """A space that an environment declares; refuses anything that is not a space."""
     try:
         space = getattr(env, role)
     except Exception as error:
@@ -133,7 +133,7 @@ def space_of(env: gymnasium.Env, role: str, name: str) -> gymnasium.Space:
 
 
 def not_an_environment(env: Any) -> str:
-    """What was made instead of a Gymnasium environment, and what to do."""
+    """The message for an object that is not a Gymnasium environment, with the remedy."""
     kind = type(env)
     modules = {base.__module__.split(".")[0] for base in kind.__mro__}
     what = "nothing" if env is None else f"a {kind.__name__}"
@@ -152,7 +152,7 @@ def not_an_environment(env: Any) -> str:
 
 
 def create_by_id(request: Request, spec: Any = None) -> gymnasium.Env:
-    """One environment by its Gymnasium id, which stands for `spec` where given, or by `module:Id`."""
+    """Create one environment by its Gymnasium id, resolved to `spec` if given, or by `module:Id`."""
     name, kwargs = request.name, request.env_kwargs
     module = import_module(name.rpartition(":")[0], name) if ":" in name else None
     try:
@@ -169,12 +169,12 @@ def create_by_id(request: Request, spec: Any = None) -> gymnasium.Env:
 
 
 def one_line(error: Exception) -> str:
-    """An error's message as one sentence."""
+    """An error's message on one line."""
     return " ".join(str(error).split()).rstrip(".") + "."
 
 
 def hint(name: str, module: Any) -> str:
-    """What to do where an id is not registered."""
+    """What to do about an id that is not registered."""
     register = next((each for each in vars(module) if each.startswith("register")), None) if module else None
     if register and callable(getattr(module, register)):
         return (
@@ -187,12 +187,12 @@ def hint(name: str, module: Any) -> str:
 
 
 def is_own(name: str, value: Any, module: Any) -> bool:
-    """Whether a class or function of a module is one of its own."""
+    """Whether a class or function is defined in the module itself."""
     return not name.startswith("_") and getattr(value, "__module__", "") == module.__name__
 
 
 def missing_dependency(environment: str, error: Exception) -> str:
-    """Which package to install."""
+    """The message that names the package to install."""
     extra = next((extra for word, extra in EXTRAS.items() if word in str(error)), None)
     remedy = f'pip install "upslope[{extra}]"' if extra else "install the package that it names"
     return f"{environment} needs a package that is not installed: {error} To use it: {remedy}."

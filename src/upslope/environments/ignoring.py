@@ -1,6 +1,6 @@
-"""Parts of observations that are left out, each by its key: what no network reads, or what an agent is not to see.
+"""Leave out parts of observations by key: parts that no network reads, or that an agent is not supposed to see.
 
-A key of a Dict inside another one is `outer/inner`; parts of a Tuple are counted from 0.
+A key of a nested Dict is `outer/inner`; parts of a Tuple are counted from 0.
 """
 
 from collections.abc import Callable, Iterator, Mapping
@@ -15,11 +15,11 @@ from upslope.environments.base import CompiledEnvironment
 from upslope.errors import UpslopeError
 
 Keep = Callable[[Any], Any]
-"""An observation → the same without what is ignored."""
+"""Maps an observation to the same without its ignored parts."""
 
 
 def ignoring(environment: Any, keys: tuple[str, ...], name: str) -> Any:
-    """An environment, compiled or on the host, whose observations lack the parts under these keys.
+    """An environment, compiled or on the host, without the parts of its observations under these keys.
 
     Raises:
         UpslopeError: there is no such key, or nothing would be left.
@@ -44,21 +44,21 @@ def ignoring(environment: Any, keys: tuple[str, ...], name: str) -> Any:
 
 
 def children(space: gymnasium.Space) -> list[tuple[Any, str, gymnasium.Space]]:
-    """The parts of a Dict or Tuple: the index, its name in a key, and the space of each."""
+    """The parts of a Dict or Tuple, each as its index, its name in a key, and its space."""
     if isinstance(space, spaces.Dict):
         return [(name, str(name), part) for name, part in space.items()]
     return [(i, str(i), part) for i, part in enumerate(space)] if isinstance(space, spaces.Tuple) else []
 
 
 def parts_of(space: gymnasium.Space, prefix: str = "") -> Iterator[tuple[str, gymnasium.Space]]:
-    """Every part of a Dict or Tuple at any depth by its key."""
+    """Every part of a Dict or Tuple at any depth, with its key."""
     for _, name, part in children(space):
         yield prefix + name, part
         yield from parts_of(part, f"{prefix}{name}/")
 
 
 def kept_space(space: gymnasium.Space, keys: frozenset[str], prefix: str = "") -> gymnasium.Space | None:
-    """The space without the parts under these keys; None where nothing is left."""
+    """The space without the parts under these keys; None if nothing is left."""
     parts = children(space)
     if not parts:
         return space
@@ -73,8 +73,8 @@ def kept_space(space: gymnasium.Space, keys: frozenset[str], prefix: str = "") -
 
 
 def keeper_of(space: gymnasium.Space, keys: frozenset[str], prefix: str = "") -> Keep:
-    """What takes the parts under these keys out of an observation of the space; what has another form is not touched,
-    so that it can be refused as it came."""
+    """A function that removes the parts under these keys from an observation of the space; a malformed observation is
+    returned unchanged, so that it is refused in its original form."""
     left = [
         (index, keeper_of(part, keys, f"{prefix}{name}/"))
         for index, name, part in children(space)
@@ -101,15 +101,15 @@ class HostWithout(gymnasium.Wrapper):
         self.observation_space, self.keep = space, keep
 
     def reset(self, *, seed: int | None = None, options: dict[str, Any] | None = None) -> Any:
-        """The answer of the environment, its observation without those parts."""
+        """Reset, with those parts removed from the observation."""
         return self.answer(self.env.reset(seed=seed, options=options), 2)
 
     def step(self, action: Any) -> Any:
-        """The answer of the environment, its observation without those parts."""
+        """Step, with those parts removed from the observation."""
         return self.answer(self.env.step(action), 5)
 
     def answer(self, answer: Any, size: int) -> Any:
-        """What has another form than Gymnasium's is handed on, so that it is refused as it came."""
+        """Filter the observation of an answer; a malformed answer passes unchanged, so that it is refused as it is."""
         return (self.keep(answer[0]), *answer[1:]) if is_tuple(answer, size) else answer
 
 
@@ -122,12 +122,12 @@ class CompiledWithout(CompiledEnvironment):
         self.max_episode_steps = environment.max_episode_steps
 
     def reset(self, key: PRNGKeyArray) -> tuple[Any, Any]:
-        """As the environment does, the observation without those parts."""
+        """Reset, with those parts removed from the observation."""
         state, observation = self.environment.reset(key)
         return state, self.keep(observation)
 
     def step(self, key: PRNGKeyArray, state: Any, action: Any) -> tuple[Any, Transition]:
-        """As the environment does, the observation without those parts."""
+        """Step, with those parts removed from the observation."""
         state, transition = self.environment.step(key, state, action)
         return state, transition._replace(observation=self.keep(transition.observation))
 

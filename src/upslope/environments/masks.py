@@ -1,8 +1,8 @@
-"""Where environments say which actions are allowed, brought to one place each.
+"""Find action masks wherever environments provide them, and move them to one place.
 
 On the host that is `info["action_mask"]`; an environment with a method `action_masks()`, or with a key `action_mask`
-among its observations, is put into a wrapper that moves the mask there. A compiled environment has a method
-`action_mask(state)`. A mask is no input to a network, so the key leaves the observation, and its space.
+in its observations, gets a wrapper that moves the mask there. A compiled environment has a method
+`action_mask(state)`. A mask is not a network input, so the key is removed from the observation and its space.
 """
 
 from collections.abc import Callable, Mapping
@@ -15,28 +15,28 @@ from upslope.core.types import Action, Transition
 from upslope.environments.base import CompiledEnvironment
 
 KEY = "action_mask"
-"""What environments call a mask, in their info and among their observations."""
+"""The key of a mask in an environment's info or observations."""
 METHOD = "action_masks"
-"""The method that sb3-contrib asks for a mask."""
+"""The method that returns a mask in sb3-contrib's convention."""
 
 
 def is_masked(space: Any) -> bool:
-    """Whether observations have a key that holds a mask."""
+    """Whether observations contain a mask."""
     return isinstance(space, spaces.Dict) and KEY in space.spaces
 
 
 def without_key(space: Any) -> spaces.Space:
-    """The space of observations whose mask was taken out."""
+    """The space of observations after their mask is removed."""
     return spaces.Dict({name: part for name, part in space.spaces.items() if name != KEY})
 
 
 def apart(observation: Any) -> tuple[Any, Any]:
-    """An observation without its mask, and the mask."""
+    """Split an observation into itself without its mask, and the mask."""
     return {name: x for name, x in observation.items() if name != KEY}, observation[KEY]
 
 
 def method_of(env: Any) -> Callable[[], Any] | None:
-    """An environment's method that gives a mask, also where wrappers hide it."""
+    """An environment's method that returns a mask, even if wrappers hide it."""
     try:
         method = env.get_wrapper_attr(METHOD)
     except AttributeError:
@@ -45,14 +45,14 @@ def method_of(env: Any) -> Callable[[], Any] | None:
 
 
 def mask_in(info: Any) -> Any:
-    """The mask that an environment's info holds; None without one."""
+    """The mask in an environment's info; None if there is none."""
     return info.get(KEY) if isinstance(info, Mapping) else None
 
 
 class MaskInInfo(gymnasium.Wrapper):
-    """Puts the mask of an environment's observation, or of its method, where all environments have theirs: into info.
+    """Moves the mask from an environment's observation, or from its method, to its info.
 
-    An answer of another form is passed on as it is, so that whoever asked can say what is wrong with it.
+    A malformed answer is passed on unchanged, so that the caller can report what is wrong with it.
     """
 
     def __init__(self, env: gymnasium.Env):
@@ -69,7 +69,7 @@ class MaskInInfo(gymnasium.Wrapper):
         return self.moved(self.env.step(action))
 
     def moved(self, answer: Any) -> Any:
-        """What reset or step answers, with the mask in info."""
+        """The answer of reset or step, with the mask in info."""
         if not isinstance(answer, tuple) or len(answer) not in (2, 5) or not isinstance(answer[-1], Mapping):
             return answer
         observation, *between, info = answer
@@ -78,12 +78,12 @@ class MaskInInfo(gymnasium.Wrapper):
             observation, shown = apart(observation)
             mask = shown if mask is None else mask
         elif mask is None and self.method is not None and not any(map(bool, between[1:])):
-            mask = self.method()  # not at an end, where an environment may have nothing to say
+            mask = self.method()  # not at an end, where there may be no mask
         return (observation, *between, {**info, KEY: mask})
 
 
 def with_mask_in_info(env: Any) -> Any:
-    """A Gymnasium environment, in a wrapper where its mask is not in its info."""
+    """Wrap a Gymnasium environment if its mask is not in its info."""
     if not isinstance(env, gymnasium.Env):
         return env
     has_key = is_masked(getattr(env, "observation_space", None))
@@ -91,7 +91,7 @@ def with_mask_in_info(env: Any) -> Any:
 
 
 def source_of(env: gymnasium.Env) -> str:
-    """Words for where an environment's masks come from."""
+    """Describe where an environment's masks come from."""
     try:
         return env.get_wrapper_attr("mask_source")
     except AttributeError:
@@ -99,15 +99,15 @@ def source_of(env: gymnasium.Env) -> str:
 
 
 def gives_masks(env: gymnasium.Env) -> bool:
-    """Whether an environment says which actions are allowed, which its first answer shows."""
+    """Whether an environment provides masks, judged by its first answer."""
     try:
         return mask_in(env.reset(seed=0)[1]) is not None
-    except Exception:  # training resets it too, and names the place
+    except Exception:  # training resets it too, and reports where it failed
         return False
 
 
 class MaskApart(CompiledEnvironment):
-    """A compiled environment whose observations hold the mask of their state."""
+    """A compiled environment whose observations contain the mask of their state."""
 
     def __init__(self, inner: CompiledEnvironment):
         self.inner = inner
@@ -144,7 +144,7 @@ class WithoutMasks(CompiledEnvironment):
 
 
 def with_mask_apart(environment: CompiledEnvironment, masks: bool) -> CompiledEnvironment:
-    """A compiled environment that tells its mask, or not, by `action_mask` alone."""
+    """Wrap a compiled environment so that `action_mask` alone provides its mask, or none if `masks` is false."""
     if is_masked(environment.observation_space):
         environment = MaskApart(environment)
     return environment if masks or not environment.gives_masks else WithoutMasks(environment)

@@ -1,4 +1,4 @@
-"""What a name such as `module:Name` stands for, and what it says when it fails."""
+"""Resolve names like `module:Name` to objects, and report failures."""
 
 import importlib
 import inspect
@@ -13,11 +13,11 @@ from upslope.environments.base import BrokenEnvironmentError
 from upslope.errors import UpslopeError
 
 MADE_WITH_ARGUMENTS = "(…)"
-"""Ends the name of an object that its name alone does not give again."""
+"""Suffix of names that do not identify their object completely."""
 
 
 def import_module(name: str, asked: str) -> Any:
-    """Import the module before the colon, or say that it cannot be found."""
+    """Import the module before the colon, or report that it cannot be found."""
     try:
         return importlib.import_module(name)
     except Exception as error:
@@ -28,10 +28,10 @@ def import_module(name: str, asked: str) -> Any:
 
 
 def found(name: str) -> Any:
-    """The object `module:Name`; None where the module has no such name.
+    """The object `module:Name`; None if the module has no such name.
 
     Raises:
-        UpslopeError: the name cannot be found again by anyone, or the module cannot be imported.
+        UpslopeError: the name cannot be resolved in another process, or the module cannot be imported.
     """
     module, _, attribute = name.rpartition(":")
     reason = lost(name)
@@ -52,7 +52,7 @@ PASS_IT = (
 
 
 def lost(name: str) -> str:
-    """Why an environment cannot be found again by this name in another process; empty where it can be."""
+    """Why an environment cannot be found by this name in another process; empty if it can."""
     module, _, attribute = name.rpartition(":")
     if "<lambda>" in attribute:
         return "it is a lambda, which has no name"
@@ -66,13 +66,13 @@ def lost(name: str) -> str:
 
 
 def name_of(environment: Any) -> str:
-    """`module:Name` of a class, a function or an object of a class."""
+    """`module:Name` of a class, a function, or an instance's class."""
     kind = environment if hasattr(environment, "__qualname__") else type(environment)
     return f"{kind.__module__}:{kind.__qualname__}"
 
 
 def label_of(environment: Any) -> str:
-    """The name of what a user gave in Python, marked where the name alone does not give it again."""
+    """The name of an object that a user gave in Python, marked if the name alone does not identify it."""
     name = name_of(environment)
     if lost(name):
         return name if is_class_or_function(environment) or is_default(type(environment), environment) else marked(name)
@@ -85,17 +85,17 @@ def label_of(environment: Any) -> str:
 
 
 def marked(name: str) -> str:
-    """A name that does not give its object again."""
+    """Mark a name that does not identify its object."""
     return name + MADE_WITH_ARGUMENTS
 
 
 def is_class_or_function(environment: Any) -> bool:
-    """Whether it has a name of its own."""
+    """Whether the object has a name of its own."""
     return hasattr(environment, "__qualname__")
 
 
 def is_default(kind: Any, environment: Any) -> bool:
-    """Whether an object equals the one that its class makes without arguments."""
+    """Whether an object equals the one that its class creates without arguments."""
     if kind is not type(environment):
         return False
     try:
@@ -106,12 +106,12 @@ def is_default(kind: Any, environment: Any) -> bool:
 
 
 def is_equal(a: Any, b: Any) -> bool:
-    """Whether two attributes are the same value."""
+    """Whether two attribute values are equal."""
     return a is b or (type(a) is type(b) and bool(np.array_equal(a, b) if hasattr(a, "shape") else a == b))
 
 
 def call(create: Callable[..., Any], name: str, env_kwargs: dict[str, Any]) -> Any:
-    """Let a user's class or factory make an environment, or say that it could not."""
+    """Call a user's class or factory to create an environment, or report that it failed."""
     try:
         return create(**env_kwargs)
     except UpslopeError:
@@ -124,7 +124,7 @@ def call(create: Callable[..., Any], name: str, env_kwargs: dict[str, Any]) -> A
 
 
 def accepts(create: Callable[..., Any], argument: str) -> bool:
-    """Whether a class or factory takes a keyword argument."""
+    """Whether a class or factory accepts a keyword argument."""
     try:
         parameters = inspect.signature(create).parameters
     except (TypeError, ValueError):

@@ -1,4 +1,4 @@
-"""What names say, without importing what they name: near names, packages that register ids, wrappers' arguments."""
+"""What names reveal without an import: similar names, packages that register ids, wrappers' arguments."""
 
 import json
 from collections.abc import Iterable
@@ -32,18 +32,18 @@ PACKAGES = {
     "flappy_bird": "flappy_bird_gymnasium",
     "FlappyBird-": "flappy_bird_gymnasium",
 }
-"""How ids of well-known packages begin → the module that registers them."""
+"""Prefix of a well-known package's ids → the module that registers them."""
 
 
 def near(name: str, known: Iterable[str]) -> str:
-    """Near names, in words."""
+    """A phrase that suggests similar names."""
     lower = {k.lower(): k for k in known}
     close = [lower[k] for k in get_close_matches(name.lower(), list(lower), n=4, cutoff=0.6)]
     return f"Did you mean {', '.join(close)}?" if close else "`upslope list` shows the compiled environments."
 
 
 def registered_by(environment: str) -> str:
-    """Which module has to be named together with an id; empty where no module can be told."""
+    """The module to prepend to an id; empty if it is unknown."""
     package = next((module for start, module in PACKAGES.items() if environment.startswith(start)), None)
     if package:
         return f"The package {package} registers it: install it, and name both, {package}:{environment}."
@@ -57,7 +57,7 @@ def registered_by(environment: str) -> str:
 
 
 def parse_wrapper(text: str) -> tuple[str, dict[str, Any]]:
-    """A wrapper's name and its keyword arguments.
+    """Parse a wrapper's name and its keyword arguments.
 
     Raises:
         UpslopeError: the arguments are not a JSON object.

@@ -1,4 +1,4 @@
-"""Probe worlds: each so small that its right value is known, and each fails for one reason only.
+"""Probe environments: each is small enough for its correct value to be known, and fails for one reason only.
 
 A learner that fails `probe/constant` has a broken critic loss; one that first fails at `probe/observation`
 does not see its observation; at `probe/delay`, its discount or bootstrap is wrong; at `probe/action`, its
@@ -22,16 +22,16 @@ from upslope.environments.base import CompiledEnvironment
 
 Observation = Float32[Array, "D"]
 Answer = tuple[Observation, Float32[Array, ""], Bool[Array, ""]]
-"""The successor observation, the reward, and whether the world ends."""
+"""The successor observation, the reward, and whether the episode ends."""
 
 
 @dataclass(frozen=True, eq=False)
 class Probe(CompiledEnvironment):
-    """A world whose state is its observation [D] and whose optimal value is known in closed form.
+    """An environment whose state is its observation [D] and whose optimal value is known in closed form.
 
-    `draw(key)` gives s_0; `answer(observation, action)` gives s', r and whether it ends; `value(observation,
-    gamma)` is V*(s). A one-step probe answers with the observation it was asked at, not with zeros: a learner
-    that wrongly bootstraps past the end then sees a value that feeds on itself and misses V* visibly.
+    `draw(key)` gives s_0; `answer(observation, action)` gives s', r and whether the episode ends; `value(observation,
+    gamma)` is V*(s). A one-step probe returns the observation it started from, not zeros: a learner that wrongly
+    bootstraps past the end then sees a value that feeds on itself and misses V* visibly.
     """
 
     observation_space: spaces.Space[Any]
@@ -41,17 +41,17 @@ class Probe(CompiledEnvironment):
     value: Callable[[Float[Array, "... D"], float], Float[Array, "..."]]
     max_episode_steps: int | None = 1
     watched: float | None = None
-    """The best return until the time limit, of a world that never ends."""
+    """The best return within the time limit, for a probe that never terminates."""
     allows: Callable[[Observation], Bool[Array, "M"]] | None = None
-    """Gives the mask of allowed actions; None where nothing is forbidden."""
+    """Returns the mask of allowed actions; None if nothing is forbidden."""
 
     def reset(self, key: PRNGKeyArray) -> tuple[Observation, Observation]:
-        """s_0 as the probe draws it."""
+        """Draw s_0."""
         observation = self.draw(key)
         return observation, observation
 
     def step(self, key: PRNGKeyArray, state: Observation, action: Action) -> tuple[Observation, Transition]:
-        """One answer; deterministic, all chance is in s_0."""
+        """Apply `answer`; it is deterministic, since all randomness is in s_0."""
         observation, reward, terminated = self.answer(state, action)
         return observation, Transition(observation, reward, terminated, jnp.zeros((), bool))
 
@@ -87,7 +87,7 @@ def _box(low: float, size: int = 1) -> spaces.Box:
 
 
 def constant() -> Probe:
-    """One step, r = 1 whatever is done: V = 1."""
+    """One step, r = 1 for any action: V = 1."""
     one = _one_step(lambda observation, action: jnp.ones((), jnp.float32))
     return Probe(_box(0.0), spaces.Discrete(2), _draw_zero, one, _ones)
 
@@ -123,10 +123,10 @@ def both() -> Probe:
 
 
 def truncation() -> Probe:
-    """From 0 to 1 for r = −2, then r = 1 for ever, watched for 7 steps: V(1) = 1 / (1 − γ) and V(0) = γ V(1) − 2.
+    """From 0 to 1 for r = −2, then r = 1 forever, watched for 7 steps: V(1) = 1 / (1 − γ) and V(0) = γ V(1) − 2.
 
-    A learner that takes the time limit for an end finds less, and so does one that bootstraps there from the next row,
-    which is the next episode's first: it is worth less than the state in which the episode was left.
+    A learner that treats the time limit as termination gets a lower value, and so does one that bootstraps from the
+    next row, which is the next episode's first: it is worth less than the state in which the episode was left.
     """
 
     def answer(observation: Observation, action: Action) -> Answer:
@@ -170,7 +170,7 @@ def multidiscrete() -> Probe:
 
 
 def multibinary() -> Probe:
-    """One step, three bits, r = the fraction that equals the observed bits [3], drawn evenly: V* = 1."""
+    """One step, three bits, r = the fraction that equals the observed bits [3], drawn uniformly: V* = 1."""
 
     def draw(key: PRNGKeyArray) -> Observation:
         return jax.random.bernoulli(key, 0.5, (3,)).astype(jnp.float32)
@@ -185,7 +185,7 @@ def mask() -> Probe:
     """One step, three actions, s_0 = ±1 at random; action 2 is forbidden at +1, and action 0 at −1: V* = 1.
 
     At +1 action 1 pays 1 and action 0 costs 1; at −1 action 2 pays 1 and action 1 costs 1. A forbidden action would pay
-    100, so a learner that takes one is seen at once.
+    100, so a learner that takes one is noticed immediately.
     """
 
     def allows(observation: Observation) -> Bool[Array, "3"]:

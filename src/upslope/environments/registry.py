@@ -1,6 +1,6 @@
-"""make(environment): any name → an environment, and nothing swapped silently.
+"""make(environment): create an environment from any name, without silent substitutions.
 
-A source is a prefix and what makes the environments of such names. To add one, write a file that ends in
+A source is a prefix and the function that creates environments of such names. To add one, write a file that ends in
 `SOURCE = Source(prefix, make)`, and add it to `SOURCES`.
 """
 
@@ -23,7 +23,7 @@ from upslope.environments.modules import label_of, lost, name_of
 __all__ = ["AnyEnvironment", "EnvironmentLike", "HostEnvironment", "label", "lost", "make", "name_of"]
 
 SOURCES: tuple[Source, ...] = (compiled.SOURCE,)
-"""Every source with a prefix of its own; names without one are Gymnasium's, or a user's `module:Name`."""
+"""All sources with a prefix; names without one are Gymnasium ids or a user's `module:Name`."""
 
 
 def make(
@@ -34,17 +34,17 @@ def make(
     ignore_observation: tuple[str, ...] = (),
     masks: bool = True,
 ) -> AnyEnvironment:
-    """The environment of a name, of a callable that returns one, or of a compiled environment itself.
+    """Create an environment from a name, a callable that returns one, or a compiled environment itself.
 
     `CartPole-v1` and `module:Id` are Gymnasium's, on the host; `jax:CartPole-v1` is compiled. `module:Name` and
-    `jax:module:Name` name a class, a factory or an instance of your own. A `max_episode_steps` replaces the limit of
-    an environment given by its id; elsewhere whatever collects applies it. `wrappers` are put around it, the first
-    innermost, and then the parts of observations under the keys `ignore_observation` are left out. Without `masks`
-    every action is taken to be allowed.
+    `jax:module:Name` name a class, a factory or an instance of your own. `max_episode_steps` replaces the limit of an
+    environment given by its id; elsewhere the collecting code applies it. `wrappers` are applied in order, the first
+    innermost; the parts of observations under the keys `ignore_observation` are then left out. Without `masks`, every
+    action is taken to be allowed.
 
     Raises:
-        UpslopeError: the name is unknown (near names are given), a dependency is missing, or the environment
-            could not be made.
+        UpslopeError: the name is unknown (similar names are listed), a dependency is missing, or the environment
+            could not be created.
     """
     request = Request(
         label(environment),
@@ -70,5 +70,5 @@ def make(
 
 
 def label(environment: EnvironmentLike) -> str:
-    """What config.json says of an environment: its name."""
+    """The name of an environment in config.json."""
     return environment if isinstance(environment, str) else label_of(environment)

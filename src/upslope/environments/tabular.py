@@ -1,4 +1,4 @@
-"""Finite worlds given by their arrays: they can be played in JAX, and solved exactly in NumPy."""
+"""Finite MDPs given by their arrays, which can be played in JAX and solved exactly in NumPy."""
 
 from dataclasses import dataclass, field
 from functools import cached_property
@@ -23,7 +23,7 @@ PerSuccessor = Float[np.ndarray, "S A S"]
 
 
 def _draw_index(key: PRNGKeyArray, cumulative: Float[Array, "S"]) -> Index:
-    """Inverse of the distribution function: i with probability cumulative[i] − cumulative[i−1]."""
+    """Invert the cumulative distribution: draw i with probability cumulative[i] − cumulative[i−1]."""
     # Counting the entries that are ≤ u never lands on an entry of probability zero.
     return jnp.sum(jax.random.uniform(key, (), jnp.float32) >= cumulative, dtype=jnp.int32)
 
@@ -34,11 +34,11 @@ class Tabular(CompiledEnvironment):
 
     `transition` [S, A, S'] is P(s'|s, a), `reward` [S, A, S'] is r(s, a, s'), `start` [S] is P(s_0),
     `terminal` [S] marks the states that end the episode on arrival, `observation_of` [S] is the index that
-    the agent sees; states that share one cannot be told apart. State and observation are int32 scalars,
+    the agent sees; states that share one cannot be distinguished. State and observation are int32 scalars,
     actions Discrete(A).
 
-    The exact quantities are float64, of a policy π [O, A] that depends on the observation alone. `horizon=H`
-    counts the first H rewards only, as under a time limit; without it the sum is endless, and γ = 1 needs a
+    The exact quantities are float64, for a policy π [O, A] that depends on the observation alone. `horizon=H`
+    counts only the first H rewards, as under a time limit; without it the sum is infinite, and γ = 1 needs a
     policy that can reach a terminal state from every state. Source: Sutton & Barto (2018), chapters 3, 4, 13.
     """
 
@@ -111,7 +111,7 @@ class Tabular(CompiledEnvironment):
         With `horizon` q and v at time t are those with H − t steps to go. An estimator that drops γ^t
         estimates something else unless γ = 1. (S&B eq. 13.5 and 13.8)
         """
-        from scipy.special import softmax  # a fifth of a second to import, which only exact gradients need
+        from scipy.special import softmax  # takes 0.2 s to import, and only exact gradients need it
 
         policy = softmax(np.asarray(logits, np.float64), axis=-1)
         probability = self._by_state(policy)
@@ -135,13 +135,13 @@ class Tabular(CompiledEnvironment):
 
     @cached_property
     def _live(self) -> PerSuccessor:
-        """P(s'|s, a), with nothing after a terminal state, so that its value is 0."""
+        """P(s'|s, a), with rows of zeros for terminal states, so that their value is 0."""
         return self.transition.astype(np.float64) * ~self.terminal[:, None, None]
 
     def _by_state(self, policy: PolicyTable) -> PerAction:
         expected = (int(self.observation_of.max()) + 1, self.transition.shape[1])
         table = np.asarray(policy, np.float64)
-        # A float32 policy misses 1 by about 1e-7 an action.
+        # A float32 policy's sum misses 1 by about 1e-7 per action.
         if table.shape != expected or (table < 0).any() or not np.allclose(table.sum(-1), 1, atol=1e-5):
             raise UpslopeError(f"A policy here is {expected} [observations, actions] rows that sum to 1.")
         return table[self.observation_of]
@@ -158,7 +158,7 @@ class Tabular(CompiledEnvironment):
         return values
 
     def _visits(self, probability: PerAction, gamma: float) -> Float[np.ndarray, "S S"]:
-        """(I − γP_π)⁻¹ = Σ_t γ^t P_π^t: discounted visits to each column's state, from each row's."""
+        """(I − γP_π)⁻¹ = Σ_t γ^t P_π^t: discounted visits from each row's state to each column's."""
         is_edge = np.einsum("sa,sat->st", probability, self.transition) > 0
         can_end = self.terminal
         for _ in can_end:
@@ -178,7 +178,7 @@ def _from_moves(successor: Int[np.ndarray, "S A"]) -> PerSuccessor:
 def short_corridor(max_episode_steps: int | None = 200) -> Tabular:
     """Three states that look alike, one of which reverses the actions: the best policy is stochastic.
 
-    Action 0 is left, 1 is right; in the second state they are swapped. r = −1 a step until the goal, state 3.
+    Action 0 is left, 1 is right; in the second state they are swapped. r = −1 per step until the goal, state 3.
     With p = π(right), J is best at p = 2 − √2 ≈ 0.586, where J = −(6 + 4√2) ≈ −11.66; p = 0 and p = 1 never
     arrive. The limit of 200 steps cuts one episode in 10⁹ at p = 0.5, but 7 % at p = 0.05, where the book's
     learners begin: raise it to 1,000 for those. Source: Sutton & Barto (2018), example 13.1.
@@ -202,8 +202,8 @@ def gridworld(
 ) -> Tabular:
     """From the upper left corner to the lower right one: +1 on arrival, −`step_cost` on each step.
 
-    Actions 0 up, 1 right, 2 down, 3 left; a move into the wall stays. With probability `slip` the move goes
-    in one of the four directions drawn evenly instead. The observation is the cell, row · columns + column.
+    Actions: 0 up, 1 right, 2 down, 3 left; a move into a wall has no effect. With probability `slip` the move
+    goes in one of the four directions at random instead. The observation is the cell, row · columns + column.
     The shortest path is rows + columns − 2 steps; on 4×4 a random walk takes 59, and 84 % arrive within 100.
     """
     if rows * columns < 2 or not 0 <= slip <= 1:
@@ -229,9 +229,9 @@ def gridworld(
 def delayed_key(length: int = 8) -> Tabular:
     """A walk of `length` steps whose first action alone decides the reward at its end.
 
-    Action 1 in the first step takes the key; all later actions do nothing. The last step terminates, with
-    r = 1 if the key was taken, else 0: v_π(s_0) = γ^(length−1) π(1|s_0), all credit is the first action's.
-    Observation: 2 · position + (has key). The time limit is `length`, where the world ends by itself.
+    Action 1 in the first step takes the key; later actions have no effect. The last step terminates, with r = 1
+    if the key was taken, else 0: v_π(s_0) = γ^(length−1) π(1|s_0), so all credit is the first action's.
+    Observation: 2 · position + (has key). The time limit is `length`, where the episode ends by itself.
     """
     if length < 2:
         raise UpslopeError(f"The key world needs a length of at least 2 steps, not {length}.")

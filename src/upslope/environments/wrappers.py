@@ -1,6 +1,6 @@
-"""Wrappers that a flag or a setting names: Gymnasium's own by their names, others as `module:Name`.
+"""Wrappers given by a flag or a setting: Gymnasium's own by name, others as `module:Name`.
 
-`--wrapper FlattenObservation --wrapper 'FrameStackObservation:{"stack_size": 4}'`: the first is the innermost, and
+`--wrapper FlattenObservation --wrapper 'FrameStackObservation:{"stack_size": 4}'`: the first is innermost, and
 arguments follow a colon as a JSON object.
 """
 
@@ -17,7 +17,7 @@ from upslope.errors import UpslopeError
 
 
 def wrap(environment: Any, texts: tuple[str, ...], name: str) -> Any:
-    """An environment inside its wrappers, the first of them innermost."""
+    """Put an environment in its wrappers, the first innermost."""
     for text in texts:
         wrapper, arguments = parse_wrapper(text)
         kind, is_compiled = wrapper_of(wrapper), isinstance(environment, CompiledEnvironment)
@@ -40,10 +40,10 @@ def wrap(environment: Any, texts: tuple[str, ...], name: str) -> Any:
 
 
 def wrapper_of(name: str) -> Any:
-    """The class or function of a wrapper's name.
+    """The wrapper class or function of this name.
 
     Raises:
-        UpslopeError: there is none of this name.
+        UpslopeError: there is no wrapper of this name.
     """
     known = [each for each in gymnasium.wrappers.__all__ if each[0].isupper()]
     try:

@@ -1,1 +1,1 @@
-"""A run on disk, and what writes and reads it."""
+"""Training runs on disk, and the code that writes and reads them."""

@@ -1,4 +1,4 @@
-"""A pytree of arrays ↔ a file: leaves by their path, checked against the state that the config describes."""
+"""Save and load pytrees of arrays: leaves are keyed by path and checked against the state that the config describes."""
 
 from pathlib import Path
 from typing import Any
@@ -13,11 +13,11 @@ from upslope.errors import UpslopeError
 
 CHECKPOINT_FORMAT = 2
 OLD_NAMES = {".model.": ".", ".normaliser.": ".observation_statistics."}
-"""What an agent's arrays are called in format 1, which had no model; agents are read from it, states are not."""
+"""Array names of an agent in format 1, which had no model; agents can be read from it, states cannot."""
 
 
 def save_checkpoint(path: Path, tree: Any, world: dict[str, np.ndarray], meta: dict[str, Any]) -> None:
-    """Write a state, and what a world on the host needs to go on, atomically."""
+    """Write a state, and what environments on the host need to continue, atomically."""
     arrays = {f"state{name}": np.asarray(raw(leaf)) for name, leaf in named_leaves(tree)}
     arrays |= {f"world/{name}": x for name, x in world.items()}
     save_arrays(path, arrays, {"kind": "checkpoint", "format": CHECKPOINT_FORMAT, **meta})
@@ -61,7 +61,7 @@ def load_checkpoint(path: Path, like: Any, prefix: str = "") -> tuple[Any, dict[
 
 
 def old_name(name: str) -> str:
-    """What format 1 calls an array of an agent."""
+    """The name of an agent's array in format 1."""
     for new, old in OLD_NAMES.items():
         if name.startswith(new):
             return old + name.removeprefix(new)
@@ -69,7 +69,7 @@ def old_name(name: str) -> str:
 
 
 def check_size(path: Path, numbers: int) -> None:
-    """Refuse a checkpoint that cannot hold so many 32-bit numbers, before memory for them is asked for.
+    """Refuse a checkpoint too small to hold this many 32-bit numbers, before allocating memory for them.
 
     Raises:
         UpslopeError: it is missing or too small.
@@ -84,5 +84,5 @@ def check_size(path: Path, numbers: int) -> None:
 
 
 def named_leaves(tree: Any) -> list[tuple[str, Any]]:
-    """Each array of a pytree under its path, e.g. `.learner.agent.actor.log_std`."""
+    """Each array of a pytree with its path, e.g. `.learner.agent.actor.log_std`."""
     return [(jax.tree_util.keystr(path), leaf) for path, leaf in jax.tree_util.tree_leaves_with_path(tree)]

@@ -1,10 +1,10 @@
-"""Recorded rollouts: somebody's episodes in a file.
+"""Recorded rollouts: episodes in a file.
 
-The format, so that anybody can write one: a `.npz` with `meta` (JSON text) and, for M steps in E episodes one after
-another, `observation` [M, …], `action` [M, …], `reward` [M], `length` [E], `terminated` [E] (false: truncated),
+The format, for writing your own: a `.npz` with `meta` (JSON text) and, for M steps in E concatenated episodes,
+`observation` [M, …], `action` [M, …], `reward` [M], `length` [E], `terminated` [E] (false: truncated),
 `final_observation` [E, …], and, if known, `behaviour_log_prob` [M], log μ(a|s) in the environment's units, and
-`action_mask` [M, K], which of all choices of an action were allowed, one after another.
-A Discrete action is counted from 0; a Box action is flattened, and as sampled, before it is clipped to its bounds.
+`action_mask` [M, K], the allowed choices, with the K choices of all components of an action concatenated.
+Discrete actions count from 0; a Box action is flattened, and stored as sampled, before clipping to its bounds.
 """
 
 from collections.abc import Sequence
@@ -22,19 +22,19 @@ from upslope.models.encoders import ObservationEncoder, Refuse
 from upslope.models.heads import ActionHead
 
 DATASET_FORMAT = 3
-"""3 may hold action masks, which whoever learns from it must not forget; without them it is as 2. 2 may hold
-observations of several arrays; of one array it is as 1."""
+"""Format 3 may hold action masks, which learners must respect; without them it equals 2. Format 2 may hold observations
+of several arrays; with a single array it equals 1."""
 READ = (1, 2, 3)
-"""Formats that are read."""
+"""Formats that can be read."""
 MOST_PADDING = 200
-"""Episodes are padded to the longest; not to more than so many times the steps there are."""
+"""Episodes are padded to the longest; the padded size may be at most about this many times the number of steps."""
 REQUIRED = ("action", "reward", "length", "terminated")
 EVERY_STEP = ("observation", "action", "reward", "behaviour_log_prob", "action_mask")
-"""What a dataset has of every step."""
+"""Names of the arrays with one entry per step."""
 
 
 def save_dataset(path: Path, rollouts: Sequence[Rollout], meta: dict[str, Any]) -> None:
-    """Write whole-episode rollouts [T, N] (a column an episode) as one dataset."""
+    """Write whole-episode rollouts [T, N] (one episode per column) as one dataset."""
     parts: dict[str, list[np.ndarray]] = {}
     for rollout in rollouts:
         facts = named_facts(rollout)
@@ -52,7 +52,7 @@ def save_dataset(path: Path, rollouts: Sequence[Rollout], meta: dict[str, Any]) 
 
 
 def named_facts(rollout: Rollout) -> dict[str, np.ndarray]:
-    """Every array of a rollout by its name; an observation of several has the path of each behind."""
+    """Every array of a rollout by name; for an observation of several arrays, the path of each is appended."""
     return {
         f"{name}{jax.tree_util.keystr(path)}": np.asarray(x)
         for name, tree in rollout._asdict().items()
@@ -68,11 +68,11 @@ def load_dataset(
     *,
     needs_masks: bool = False,
 ) -> Rollout:
-    """Read a dataset as a rollout [T, N], one episode a column, padded to the longest.
+    """Read a dataset as a rollout [T, N], one episode per column, padded to the longest.
 
     Raises:
-        UpslopeError: the file is no dataset, is damaged, does not fit the spaces, holds a number that is not finite,
-            or lacks the log-probabilities that importance sampling needs, or the masks that the environment gives.
+        UpslopeError: the file is not a dataset, is damaged, does not fit the spaces, holds a non-finite number, or
+            lacks the log-probabilities that importance sampling needs or the masks that the environment provides.
     """
     arrays, meta = load_arrays(path, "dataset")
     if not needs_masks:
@@ -93,7 +93,7 @@ def load_dataset(
 
 
 def as_rollout(arrays: dict[str, np.ndarray], encoder: ObservationEncoder) -> Rollout:
-    """Episodes one after another → one episode a column."""
+    """Convert concatenated episodes to one episode per column."""
     length = arrays["length"].astype(np.int64)
     starts, longest, count = np.cumsum(length) - length, int(length.max()), length.shape[0]
     t = np.arange(longest)[:, None]
@@ -132,7 +132,7 @@ def as_rollout(arrays: dict[str, np.ndarray], encoder: ObservationEncoder) -> Ro
 def check_dataset(
     path: Path, arrays: dict[str, np.ndarray], meta: dict[str, Any], encoder: ObservationEncoder, head: ActionHead
 ) -> None:
-    """Refuse what is not a dataset for these spaces."""
+    """Refuse anything but a dataset for these spaces."""
 
     def refuse(reason: str) -> UpslopeError:
         return UpslopeError(f"{path} cannot be learned from: {reason}.")
@@ -151,7 +151,7 @@ def check_dataset(
     length = arrays["length"]
     if length.ndim != 1 or length.dtype.kind not in "iu" or length.size == 0 or int(length.min()) < 1:
         raise refuse("`length` must hold the number of steps, 1 or more, of each of at least one episode")
-    # In Python's numbers, which do not overflow.
+    # Python integers do not overflow.
     steps, episodes, longest = sum(length.tolist()), length.shape[0], int(length.max())
     expected = {
         "action": (steps, *head.sample_shape),
@@ -182,7 +182,7 @@ def check_dataset(
 
 
 def check_masks(mask: np.ndarray, action: np.ndarray, head: ActionHead, refuse: Refuse) -> None:
-    """Refuse masks that hold something else than 0 and 1, or that forbid what was done."""
+    """Refuse masks with values other than 0 and 1, or that forbid the action taken."""
     if not ((mask == 0) | (mask == 1)).all():
         raise refuse("`action_mask` must hold 0 and 1")
     forbidden = np.flatnonzero(~head.permits(mask.astype(bool), action))

@@ -6,8 +6,8 @@
     evaluation.csv     evaluation episodes
     checkpoints/       last.npz and best.npz
 
-Rows are appended, and a checkpoint records how far the files reached; resuming cuts them there, so that a resumed
-run's files equal an uninterrupted one's.
+Rows are appended, and a checkpoint records the sizes of the files; resuming truncates them to those sizes, so that a
+resumed run's files equal an uninterrupted one's.
 """
 
 import json
@@ -44,10 +44,10 @@ RUN_FORMAT = 1
 EPISODE_COLUMNS = ("step", "seed", "return", "length")
 EVALUATION_COLUMNS = ("seed", "mode", "checkpoint", "environment_seed", "return", "length", "terminated")
 MANY = 5
-"""So many runs are named in a hint."""
+"""Maximum number of runs named in a hint."""
 PACKAGES = ("upslope", "jax", "jaxlib", "optax", "gymnasium", "numpy")
 ENGINES = {"mujoco": "mujoco", "box2d": "Box2D", "ale-py": "ale_py"}
-"""Packages that move Gymnasium's worlds, by the module that a world which needs one has loaded."""
+"""Packages that simulate Gymnasium's environments → the module that an environment which needs one has loaded."""
 
 
 class RunDirectory:
@@ -62,10 +62,10 @@ class RunDirectory:
         self.best = self.path / "checkpoints" / "best.npz"
 
     def create(self, config: Config, spaces: dict[str, Any], axes: dict[str, Any]) -> None:
-        """Make the folder with its first files, all at once; refuse a folder that holds something.
+        """Create the folder with its first files atomically; refuse a folder that is not empty.
 
-        It is made under another name and moved, so that of two runs with one name the second is refused, and no kill
-        leaves half of it.
+        It is created under another name and then moved, so that of two runs with one name the second is refused, and a
+        killed process never leaves half of one.
         """
         description = {
             "format": RUN_FORMAT,
@@ -92,7 +92,7 @@ class RunDirectory:
             raise UpslopeError(f"Could not make {self.path}: {words}. Choose another folder.") from error
 
     def refuse_taken(self) -> None:
-        """Refuse a folder that holds something."""
+        """Refuse a folder that is not empty."""
         if self.path.exists() and (not self.path.is_dir() or any(self.path.iterdir())):
             raise UpslopeError(
                 f"{self.path} exists already, and nothing is overwritten. Go on with it: upslope resume {self.path} "
@@ -101,7 +101,7 @@ class RunDirectory:
 
     @contextmanager
     def held(self) -> Iterator[None]:
-        """While this process writes to the run, no other may. If it is killed, the system lets go of the run."""
+        """Lock the run for writing by this process. If the process is killed, the system releases the lock."""
         self.own()
         with (self.path / "config.json").open("rb") as file:
             if fcntl is not None:
@@ -121,7 +121,7 @@ class RunDirectory:
             yield
 
     def own(self) -> None:
-        """Refuse links, pipes and devices where training writes; files with several names get one for themselves."""
+        """Refuse links, pipes and devices where training writes; replace hard-linked files by copies of their own."""
         files = [self.path / "config.json", self.metrics_path, self.episodes_path, self.last, self.best]
         boards = list((self.path / "tensorboard").glob("seed_*"))
         for folder in (self.last.parent, self.path / "tensorboard", *boards):
@@ -131,11 +131,11 @@ class RunDirectory:
 
     @property
     def has_begun(self) -> bool:
-        """Whether there is a checkpoint or a row. A run that was killed right after it was made has neither."""
+        """Whether there is a checkpoint or a row; a run killed right after its creation has neither."""
         return self.last.exists() or (self.metrics_path.is_file() and self.metrics_path.stat().st_size > 0)
 
     def read(self) -> dict[str, Any]:
-        """config.json, checked."""
+        """Read and check config.json."""
         path = self.path / "config.json"
         if not path.is_file():
             raise UpslopeError(not_a_run(self.path))
@@ -160,13 +160,13 @@ class RunDirectory:
         """The run's config."""
         settings = self.read()["config"]
         try:
-            # Runs of versions that knew no masks were trained without.
+            # Versions without masks trained without them.
             return Config(**canonical({"masks": False} | settings))
         except (TypeError, ValueError, AttributeError, UpslopeError) as error:
             raise UpslopeError(f"{self.path / 'config.json'} does not hold a config: {brief(error)}.") from error
 
     def append(self, path: Path, text: str) -> None:
-        """Append rows; a full disk leaves the last checkpoint valid."""
+        """Append rows; if the disk is full, the last checkpoint stays valid."""
         try:
             with writable(self.path, path).open("a", encoding="utf-8") as file:
                 file.write(text)
@@ -174,7 +174,7 @@ class RunDirectory:
             raise self.unwritable(path, error) from error
 
     def unwritable(self, path: Path, error: OSError) -> UpslopeError:
-        """A growing file that cannot be written."""
+        """The error for a growing file that cannot be written."""
         remedy = "Make room, and see that the folder can be written, then"
         again = "do it again" if path == self.evaluation_path else f"go on from it: upslope resume {self.path}"
         return UpslopeError(
@@ -182,7 +182,7 @@ class RunDirectory:
         )
 
     def sizes(self) -> dict[str, int]:
-        """How far the growing files reach, once all of that is on disk."""
+        """The sizes of the growing files, after flushing them to disk."""
         found = {}
         for path in (self.metrics_path, self.episodes_path):
             try:
@@ -194,7 +194,7 @@ class RunDirectory:
         return found
 
     def cut(self, sizes: dict[str, int]) -> None:
-        """Cut the growing files back to where a checkpoint saw them; none, if one is shorter than that."""
+        """Truncate the growing files to their sizes at a checkpoint; change none if one is shorter than that."""
         paths = (self.metrics_path, self.episodes_path)
         for path in paths:
             if not path.is_file() or path.stat().st_size < sizes[path.name]:
@@ -210,17 +210,17 @@ class RunDirectory:
                 raise self.unwritable(path, error) from error
 
     def metrics(self) -> list[dict[str, Any]]:
-        """All rows of metrics.jsonl, without a last one that is incomplete."""
-        # One call for the whole file: a call for each line takes twice as long. Ends of lines are kept, to be told.
+        """All rows of metrics.jsonl, except an incomplete last one."""
+        # Parse the file in one call: one per line takes twice as long. Newlines are kept for error messages.
         return read_text(self.metrics_path, lambda text: checked_rows("[" + ",\n".join(text.split("\n")[:-1]) + "]"))
 
     def episodes(self) -> np.ndarray:
-        """All finished training episodes, as a structured array with `step`, `seed`, `return`, `length`."""
+        """All finished training episodes, as a structured array with fields `step`, `seed`, `return`, `length`."""
         return read_csv(self.episodes_path, EPISODE_COLUMNS)
 
     def add_evaluation(self, rows: Iterable[Sequence[Any]]) -> None:
-        """Add evaluation episodes, all or none. A half-written row or header of an earlier write is healed; where a row
-        in the middle cannot be read, the file as it was is kept as `evaluation.csv.damaged`."""
+        """Add evaluation episodes, all or none. A row or header that an earlier write left incomplete is repaired; if a
+        row in the middle is unreadable, the original file is kept as `evaluation.csv.damaged`."""
         text = "".join(",".join(map(str, row)) + "\n" for row in rows)
         path = own_path(self.path, self.evaluation_path)
         with self.one_at_a_time():
@@ -232,7 +232,7 @@ class RunDirectory:
 
     @contextmanager
     def one_at_a_time(self) -> Iterator[None]:
-        """While this process adds to a file of the run, others wait."""
+        """Make other processes wait while this one adds to a file of the run."""
         if fcntl is None:
             yield
             return
@@ -246,8 +246,8 @@ class RunDirectory:
 
 
 def healed(content: str) -> tuple[str, bool]:
-    """An evaluation file with its header and the rows that can be read, and whether the others were only the last one,
-    cut off while it was written."""
+    """An evaluation file with its header and its readable rows, and whether the only other one was the last, cut off
+    while it was written."""
     header = ",".join(EVALUATION_COLUMNS)
     first, *lines = content.split("\n")
     kept = [line for line in lines if is_evaluation_row(line)]
@@ -256,7 +256,7 @@ def healed(content: str) -> tuple[str, bool]:
 
 
 def is_evaluation_row(line: str) -> bool:
-    """Whether it holds a whole row."""
+    """Whether the line is a complete row."""
     cells = line.split(",")
     try:
         seed, _, _, environment_seed, score, length, terminated = cells
@@ -266,7 +266,7 @@ def is_evaluation_row(line: str) -> bool:
 
 
 def not_a_run(path: Path) -> str:
-    """Why a path is no run; where there is nothing at all, which near ones are."""
+    """Explain why a path is not a run, and suggest similar names if nothing exists there."""
     inside = runs_in(path)
     beside = {Path(run).name: run for run in (*runs_in(path.parent), *runs_in(Path("runs")))}
     near = [beside[name] for name in get_close_matches(path.name, beside, n=3)]
@@ -281,12 +281,12 @@ def not_a_run(path: Path) -> str:
 
 
 def runs_in(folder: Path) -> list[str]:
-    """The runs directly in a folder."""
+    """The paths of the runs directly in a folder."""
     return sorted(str(found.parent) for found in folder.glob("*/config.json"))
 
 
 def same_run(path: Path, config: Config) -> Path:
-    """The path, if the run there has this config; otherwise say what differs."""
+    """Return the path if the run there has this config; otherwise raise an error with the differences."""
     there = RunDirectory(path).config()
     if replace(there, preset=None) == replace(config, preset=None):
         return path
@@ -301,7 +301,7 @@ def same_run(path: Path, config: Config) -> Path:
 
 
 def versions() -> dict[str, str]:
-    """Python, the machine, and the packages that decide the numbers; of engines, those that are loaded."""
+    """Versions of Python, the machine, and the packages that affect results; simulation packages only if loaded."""
     found = {"python": platform.python_version(), "machine": platform.machine()}
     for package in (*PACKAGES, *(name for name, module in ENGINES.items() if module in sys.modules)):
         try:
@@ -312,16 +312,16 @@ def versions() -> dict[str, str]:
 
 
 RESERVED = {"con", "prn", "aux", "nul", *(f"{port}{k}" for port in ("com", "lpt") for k in range(1, 10))}
-"""Names that no file can have on Windows."""
+"""File names that Windows reserves."""
 MAX_NAME = 200
-"""Bytes; files beside a run have its name and a little more, and file systems allow 255."""
+"""Maximum length in bytes; files beside a run extend its name a little, and file systems allow 255."""
 
 
 def check_name(name: str) -> str:
-    """The name of a run or a race, if it can be the name of one folder.
+    """Return the name of a run or a race, if it is valid as the name of a single folder.
 
     Raises:
-        UpslopeError: it leads elsewhere, or no file system would take it.
+        UpslopeError: it leads elsewhere, or a file system would reject it.
     """
     shown = readable(name if len(name) <= 60 else name[:60] + "…")
     if len(name.encode("utf-8", "replace")) > MAX_NAME:

@@ -1,4 +1,4 @@
-"""What a person sees while training runs: a live panel, plain lines, or nothing.
+"""Training progress for the user: a live panel, plain lines, or nothing.
 
 Training hands over a `Snapshot` after each iteration and never waits for the screen: `update` only stores it, and the
 panel is drawn about once a second from the latest one.
@@ -28,7 +28,7 @@ from upslope.core.numbers import FEW_SEEDS, UNKNOWN, finite, half_width, number,
 
 
 class Diagnostic(NamedTuple):
-    """How a metric is shown: its label, what is healthy, and the range outside which it turns yellow."""
+    """How a metric is displayed: its label, its healthy values, and the range outside which it turns yellow."""
 
     label: str
     hint: str = ""
@@ -62,15 +62,15 @@ LABEL_WIDTH = 19
 NOTE_WIDTH = 17
 WIDEST_PANEL = 100
 LONGEST_PAUSE = 3.0
-"""Seconds between two pictures at most, whatever drawing costs."""
+"""Maximum seconds between two redraws, whatever drawing costs."""
 SHARE = 0.02
-"""The largest share of one core's time that drawing may take; training needs the core too."""
+"""The maximum share of one core's time for drawing; training needs the core too."""
 TO_ASCII = str.maketrans({"±": "+/-", "·": "-", "–": "-", "—": "-", "−": "-", "→": "->", "…": "..."})
 
 
 @dataclass(frozen=True)
 class Snapshot:
-    """Where a run stands. Every sequence has one entry per seed; seconds and steps count from the start."""
+    """The state of a run. Every sequence has one entry per seed; seconds and steps count from the start."""
 
     iteration: int
     steps: Sequence[int]
@@ -81,35 +81,35 @@ class Snapshot:
     phases: Mapping[str, float]
     elapsed: float
     steps_per_second: float
-    """The rate of all seeds together; nan while it is unknown."""
+    """The total rate of all seeds; nan while unknown."""
     is_recorded: bool = False
     """Whether the run learns from recorded data and plays no episodes."""
     finding: str = ""
-    """What the doctor has found up to now, in one line."""
+    """The doctor's latest finding, in one line."""
 
     @property
     def fraction(self) -> float:
-        """The share of the budget that is done, 0 to 1, averaged over seeds."""
+        """The finished share of the budget, 0 to 1, averaged over seeds."""
         if not self.steps or self.total_steps <= 0:
             return 0.0
         return fmean(min(step / self.total_steps, 1.0) for step in self.steps)
 
     @property
     def seconds_left(self) -> float:
-        """The remaining steps over the current speed; nan while the speed is unknown."""
+        """The remaining steps divided by the current speed; nan while the speed is unknown."""
         if not self.steps_per_second > 0:
             return math.nan
         return sum(max(self.total_steps - step, 0) for step in self.steps) / self.steps_per_second
 
 
 def mean(values: Sequence[float]) -> float:
-    """The mean of the finite values, nan where there are none."""
+    """The mean of the finite values; nan if there are none."""
     numbers = finite(values)
     return fmean(numbers) if numbers else math.nan
 
 
 def percent(share: float) -> str:
-    """A share as 42 %; 100 % only when everything is done."""
+    """A share as 42 %; 100 % only when everything is finished."""
     return f"{math.floor(share * 100) if share > 0.99 else round(share * 100)} %"
 
 
@@ -123,14 +123,14 @@ def clock(seconds: float) -> str:
 
 
 def progress_words(snapshot: Snapshot) -> str:
-    """Steps per seed out of the budget; a range where seeds differ, as they do in whole-episode runs."""
+    """Steps per seed out of the budget; a range if seeds differ, as in whole-episode runs."""
     low, high = min(snapshot.steps, default=0), max(snapshot.steps, default=0)
     done = f"{low:,}" if low == high else f"{low:,} – {high:,}"
     return f"{done} of {snapshot.total_steps:,}"
 
 
 def time_words(snapshot: Snapshot) -> str:
-    """Time elapsed, time left and the speed of all seeds together."""
+    """Elapsed time, remaining time and the total speed of all seeds."""
     spent = clock(snapshot.elapsed)
     if not math.isfinite(snapshot.steps_per_second):
         return spent if snapshot.fraction == 1 else f"{spent}, compiling included · time left not known yet"
@@ -138,7 +138,7 @@ def time_words(snapshot: Snapshot) -> str:
 
 
 def return_words(values: Sequence[float], is_recorded: bool = False) -> tuple[str, str, str]:
-    """The mean return, how far it can be trusted, and a warning where few seeds support it."""
+    """The mean return, its uncertainty, and a warning if few seeds support it."""
     numbers = finite(values)
     if not numbers:
         return UNKNOWN, "recorded data: upslope evaluate tells" if is_recorded else "no episode finished yet", ""
@@ -160,10 +160,10 @@ def summary(snapshot: Snapshot) -> str:
 
 
 def extend_curve(curve: list[float], snapshot: Snapshot) -> None:
-    """Enter the mean return at its place on the budget's axis, which has `CURVE_POINTS` points."""
+    """Add the mean return at its position on the budget's axis, which has `CURVE_POINTS` points."""
     place = min(int(snapshot.fraction * CURVE_POINTS), CURVE_POINTS - 1)
     now = mean(snapshot.episode_return)
-    # A resumed run knows nothing of the time before; within a run, a long iteration covers several points.
+    # A resumed run has no data from before; within a run, a long iteration covers several points.
     curve.extend([now if curve else math.nan] * (place - len(curve)))
     curve[place:] = [now]
 
@@ -187,7 +187,7 @@ def progress_bar(fraction: float, width: int) -> Table:
 
 
 def return_rows(table: Table, snapshot: Snapshot, curve: Sequence[float], width: int) -> None:
-    """The return: its mean and interval, its curve over the run, and each seed."""
+    """The return: its mean and interval, its curve over the run, and each seed's value."""
     value, note, warning = return_words(snapshot.episode_return, snapshot.is_recorded)
     words = Text.assemble((value, "bold green"), " ", (note, "dim"))
     table.add_row(Text("return", "bold"), words.append(f" · {warning}", "yellow") if warning else words)
@@ -205,8 +205,8 @@ def return_rows(table: Table, snapshot: Snapshot, curve: Sequence[float], width:
 
 
 def diagnostic_rows(table: Table, snapshot: Snapshot) -> None:
-    """The metrics that show whether a run is healthy, each with what to expect."""
-    # A seed without a finished episode is no fault; a metric that is nan in one seed is.
+    """The metrics that show whether a run is healthy, each with its expected range."""
+    # A seed without a finished episode is not an error; a metric that is nan in one seed is.
     metrics = {"episode/length": finite(snapshot.episode_length), **snapshot.metrics}
     for name, (label, hint, low, high) in DIAGNOSTICS.items():
         values = metrics.get(name, ())
@@ -221,7 +221,7 @@ def diagnostic_rows(table: Table, snapshot: Snapshot) -> None:
 
 
 def phase_rows(table: Table, snapshot: Snapshot, width: int) -> None:
-    """One bar divided by phase. A space separates the pieces, so that it can be read without colour."""
+    """One bar divided by phase. Spaces separate the pieces, so that it is readable without colour."""
     spent = {name: seconds for name, seconds in snapshot.phases.items() if seconds > 0}
     other = snapshot.elapsed - sum(spent.values())
     if spent and other > 0.01 * snapshot.elapsed:
@@ -241,7 +241,7 @@ def phase_rows(table: Table, snapshot: Snapshot, width: int) -> None:
 
 
 def panel(title: str, snapshot: Snapshot, curve: Sequence[float], width: int, brief: bool = False) -> Panel:
-    """The whole picture of a run, `width` columns wide; `brief` omits the diagnostics."""
+    """The complete display of a run, `width` columns wide; `brief` omits the diagnostics."""
     table = Table.grid(padding=(0, 2, 0, 0))
     table.add_column(style="dim", width=LABEL_WIDTH, no_wrap=True)
     table.add_column()
@@ -263,19 +263,19 @@ def panel(title: str, snapshot: Snapshot, curve: Sequence[float], width: int, br
 
 
 class Display:
-    """Where training reports to. Leaving its `with` block restores the terminal, whatever happened inside."""
+    """The interface that training reports to. Leaving its `with` block always restores the terminal."""
 
     is_quiet: bool = False
-    """Whether only messages are shown, so that snapshots need not be interpreted."""
+    """Whether only messages are shown, so that the run need not be diagnosed."""
 
     def start(self, title: str, lines: Sequence[str]) -> None:
-        """Announce the run: its title, and what is worth knowing before it begins."""
+        """Announce the run: its title, and notes for the user."""
 
     def update(self, snapshot: Snapshot) -> None:
-        """Take the current state; cheap enough to call after each iteration."""
+        """Store the current state; cheap enough to call after each iteration."""
 
     def message(self, text: str) -> None:
-        """Show what must not be lost, for example a warning."""
+        """Show an important message, for example a warning."""
 
     def finish(self, snapshot: Snapshot | None, lines: Sequence[str]) -> None:
         """Show the last state, then the closing lines."""
@@ -288,10 +288,10 @@ class Display:
 
 
 class SparingLive(Live):
-    """A live picture that is redrawn only as often as `SHARE` of a core's time allows."""
+    """A live display that is redrawn only as often as `SHARE` of a core's time allows."""
 
     due = 0.0
-    """The time of the next picture, in seconds on the monotonic clock."""
+    """The time of the next redraw, in seconds on the monotonic clock."""
 
     def refresh(self) -> None:
         if time.monotonic() >= self.due:
@@ -305,7 +305,7 @@ class SparingLive(Live):
 
 
 class LiveDisplay(Display):
-    """A panel that is redrawn in place, for a terminal. It stays on the screen after the run has ended."""
+    """A panel redrawn in place, for a terminal. It stays on the screen after the run has ended."""
 
     def __init__(self, console: Console | None = None) -> None:
         self.console = console or PlainTextConsole()
@@ -339,7 +339,7 @@ class LiveDisplay(Display):
         self.live.stop()
 
     def render(self) -> RenderableType:
-        """The current panel, low enough to be redrawn in place while the run continues."""
+        """The current panel, short enough to be redrawn in place while the run continues."""
         snapshot, silence = self.snapshot, time.monotonic() - self.updated
         if snapshot is None:
             return Text(f"{self.title}: waiting for the first iteration, {clock(silence)}", "dim")
@@ -352,8 +352,8 @@ class LiveDisplay(Display):
         return SegmentLines(lines, new_lines=True)
 
     def panel_of(self, snapshot: Snapshot, silence: float, brief: bool = False) -> Panel:
-        """The panel, with its age where that is more than a few seconds."""
-        # Ctrl-C makes the terminal write ^C after the panel: two free columns keep it on that line.
+        """The panel, with its age if that is more than a few seconds."""
+        # Ctrl-C makes the terminal print ^C after the panel: two free columns keep it on that line.
         width = min(self.console.width - 2, WIDEST_PANEL)
         picture = panel(self.title, snapshot, list(self.curve), width, brief)
         if silence >= 5:
@@ -385,7 +385,7 @@ class PlainDisplay(Display):
 
     def message(self, text: str) -> None:
         text = readable(text)
-        # A StringIO names no encoding and holds any character.
+        # A StringIO has no encoding and holds any character.
         if not (getattr(self.stream, "encoding", None) or "utf-8").lower().startswith("utf"):
             text = text.translate(TO_ASCII).encode("ascii", "replace").decode()
         print(text, file=self.stream, flush=True)
@@ -398,7 +398,7 @@ class PlainDisplay(Display):
 
 
 class QuietDisplay(Display):
-    """Shows messages only, on stderr."""
+    """Shows only messages, on stderr."""
 
     is_quiet = True
 
@@ -407,7 +407,7 @@ class QuietDisplay(Display):
 
 
 def choose(quiet: bool, stream: Any = None) -> Display:
-    """The display that suits the output: quiet if asked, live on a capable terminal, plain lines otherwise."""
+    """The display that suits the output: quiet if requested, live on a capable terminal, plain lines otherwise."""
     if quiet:
         return QuietDisplay()
     output = sys.stdout if stream is None else stream

@@ -1,6 +1,6 @@
-"""Judge and record trained agents: fresh environments, whole episodes, every return kept.
+"""Evaluate and record trained agents: fresh environments, whole episodes, every return kept.
 
-Each episode has its own column, so that short episodes are not favoured by finishing first.
+Each episode has its own column, so that short episodes are not favoured for finishing first.
 """
 
 import sys
@@ -46,23 +46,23 @@ from upslope.runs.same_spaces import require_same_world
 Mode = Literal["stochastic", "deterministic"]
 MODES: tuple[Mode, ...] = ("stochastic", "deterministic")
 COLUMNS = 10
-"""Episodes run side by side."""
+"""Number of episodes that run side by side."""
 LIMIT = 10_000
-"""Steps after which an evaluation episode is truncated where neither the run nor the environment has a limit."""
+"""Steps after which an evaluation episode is truncated if neither the run nor the environment has a limit."""
 EVALUATION_SEED = 1_000_003
-"""Added to a run's seeds, so that evaluation episodes are none that it was trained on."""
+"""Offset added to a run's seeds, so that evaluation episodes differ from training episodes."""
 RECORDING_SEED = 500_009
-"""The same for recorded episodes, so that whoever learns from them is not evaluated on them."""
+"""Offset for recorded episodes, so that agents trained on them are not evaluated on them."""
 
 
 @pytree
 class AlwaysMode:
-    """A distribution that gives its mode."""
+    """A distribution that always returns its mode."""
 
     distribution: Distribution
 
     def noise(self, key: PRNGKeyArray) -> Array:
-        """Nothing is left to chance."""
+        """Return zeros: nothing is random."""
         return jnp.zeros(())
 
     def choose(self, noise: Array) -> Array:
@@ -92,13 +92,13 @@ class GreedyAgent:
         return AlwaysMode(policy), carry
 
     def policy(self, observation: Any, mask: Any = None) -> AlwaysMode:
-        """The same of a model without memory."""
+        """The mode of π(·|s), for a model without memory."""
         return AlwaysMode(self.agent.policy(observation, mask))
 
 
 @dataclass(frozen=True)
 class Evaluation:
-    """Raw episodes of one mode: returns, lengths and whether they terminated, each [S, E]."""
+    """Raw episodes of one mode: returns, lengths and termination flags, each [S, E]."""
 
     mode: Mode
     seeds: tuple[int, ...]
@@ -125,9 +125,9 @@ def evaluate(
     """Run every seed's agent for `episodes` fresh episodes in both modes, and append them to `evaluation.csv`.
 
     Returns `{"stochastic": …, "deterministic": …}`. An episode is cut after `max_episode_steps`, by default at the
-    run's or the environment's own limit; where there is none, at 10,000 steps, and a line says so. `environment` and
-    `model` are needed only where the run's cannot be found again by their names, as in `upslope.resume`. `trust` allows
-    the code that the run's config.json names; registered Gymnasium ids, upslope's own environments and runs that this
+    run's or the environment's own limit; if there is none, at 10,000 steps, with a notice. `environment` and `model`
+    are needed only if the run's cannot be found by name, as in `upslope.resume`. `trust` allows the code that the run's
+    config.json names; registered Gymnasium ids, upslope's own environments and runs trained on this machine need none.
     machine trained need none.
 
     Raises:
@@ -156,18 +156,18 @@ def evaluate(
 
 
 def given_with(environment: EnvironmentLike | None, model: Callable[..., Any] | None = None) -> set[str]:
-    """The settings of a run that need no trust: those that only learning reads, and those that the user passes."""
+    """The settings of a run that need no trust: those that only learning reads, and those passed by the user."""
     passed = {"environment": environment, "model": model}
     return {*LEARNING, *(name for name, part in passed.items() if part is not None)}
 
 
 def with_limit(config: Config, max_episode_steps: int | None) -> Config:
-    """The config with another limit of steps, where one is given."""
+    """The config with another step limit, if one is given."""
     return config if max_episode_steps is None else replace(config, max_episode_steps=max_episode_steps)
 
 
 def cut_lines(config: Config, world: Any, rollouts: Sequence[Rollout], mode: str = "") -> list[str]:
-    """What to say of episodes that were cut where neither the run nor the environment has a limit."""
+    """The notice about episodes that were cut because neither the run nor the environment has a limit."""
     if config.max_episode_steps or world.max_episode_steps:
         return []
     count = sum(int((np.asarray(r.valid).sum(axis=-2) >= LIMIT).sum() - ended_at_limit(r)) for r in rollouts)
@@ -180,13 +180,13 @@ def cut_lines(config: Config, world: Any, rollouts: Sequence[Rollout], mode: str
 
 
 def ended_at_limit(rollout: Rollout) -> int:
-    """Episodes that terminated by themselves on the very last step that is watched."""
+    """The number of episodes that terminated by themselves exactly on step `LIMIT`."""
     terminated = np.asarray(rollout.terminated & rollout.valid)
     return int(terminated[..., LIMIT - 1 : LIMIT, :].sum())
 
 
 def print_line(line: str) -> None:
-    """Say something besides the results."""
+    """Print a line besides the results."""
     print(readable(line), file=sys.stderr)
 
 
@@ -205,8 +205,8 @@ def record(
 ) -> Path:
     """Record fresh episodes of one seed's agent, sampled from its policy, with their log-probabilities.
 
-    Returns the path of the dataset, by default `dataset.npz` in the run directory. An existing file is refused.
-    `max_episode_steps`, `environment`, `model` and `trust` are those of `evaluate`.
+    Returns the path of the dataset, by default `dataset.npz` in the run directory. An existing file is not overwritten.
+    `max_episode_steps`, `environment`, `model` and `trust` are the same as in `evaluate`.
     """
     positive(episodes=episodes, max_episode_steps=max_episode_steps)
     fresh(environment_seed=environment_seed)
@@ -246,13 +246,13 @@ def record(
 
 @dataclass(frozen=True)
 class RunSeeds:
-    """A config with only some of its seeds."""
+    """A config restricted to some of its seeds."""
 
     config: Config
     seeds: tuple[int, ...]
 
     def seed_list(self) -> list[int]:
-        """These seeds."""
+        """The selected seeds."""
         return list(self.seeds)
 
     @property
@@ -269,7 +269,7 @@ def episodes_of(
     offset: int,
     notices: Notices | None = None,
 ) -> Iterator[Rollout]:
-    """Whole-episode rollouts [S, T, N] until every seed has had `episodes` episodes."""
+    """Yield whole-episode rollouts [S, T, N] until every seed has `episodes` episodes."""
     actors = GreedyAgent(agents) if mode == "deterministic" else agents
     limit = config.max_episode_steps or world.max_episode_steps or LIMIT
     seeds = [offset + s for s in config.seed_list()]
@@ -288,7 +288,7 @@ def episodes_of(
 def compiled_episodes(
     world: CompiledEnvironment, num_envs: int, limit: int, agents: Any, keys: Array, number: Any
 ) -> Rollout:
-    """A batch of episodes of every seed in a compiled world."""
+    """Run a batch of episodes of every seed in a compiled environment."""
 
     def one_seed(inputs: tuple[Any, Array]) -> Rollout:
         agent, key = inputs
@@ -298,7 +298,7 @@ def compiled_episodes(
 
 
 def refuse_stuck(world: CompiledEnvironment, head: ActionHead, rollout: Rollout) -> None:
-    """Refuse a compiled environment that allowed no action where one had to be chosen."""
+    """Refuse a compiled environment that forbade every choice where an action was required."""
     if rollout.action_mask is not None:
         stuck = np.argwhere(np.asarray(rollout.valid) & ~np.asarray(head.allows_some(rollout.action_mask)))
         if len(stuck):
@@ -314,9 +314,9 @@ def host_episodes(
     limit: int,
     notices: Notices | None = None,
 ) -> Iterator[Rollout]:
-    """Batches of episodes of every seed in Gymnasium environments."""
+    """Yield batches of episodes of every seed in Gymnasium environments."""
     encoder = encoder_of(world.observation_space, world.name)
-    # The environment's own head: it knows the dtype of its actions, which runs of earlier versions do not tell.
+    # Use the environment's own head: it knows the dtype of its actions, which older runs do not record.
     head = head_of(world.action_space, world.name)
     memory = jax.vmap(lambda model: start_memory(model, batches[0]))(agents.model)
     act, active = Act(), np.ones(len(seeds), bool)
@@ -331,7 +331,7 @@ def host_episodes(
 
 
 def summarise(mode: Mode, config: Config, rollouts: list[Rollout]) -> Evaluation:
-    """Returns, lengths and ends of all episodes."""
+    """Returns, lengths and termination flags of all episodes."""
     returns = np.concatenate([np.sum(r.reward * r.valid, axis=1, dtype=np.float64) for r in rollouts], axis=1)
     lengths = np.concatenate([np.asarray(r.valid).sum(axis=1) for r in rollouts], axis=1)
     terminated = np.concatenate([np.asarray(r.terminated & r.valid).any(axis=1) for r in rollouts], axis=1)

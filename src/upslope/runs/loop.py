@@ -1,7 +1,7 @@
-"""The outer loop: advance, write, show, and save; stop cleanly on a signal or an error.
+"""The outer loop: advance, write, display and save; stop cleanly on a signal or an error.
 
-Everything that is written here depends on the config and the seeds alone, besides the clock's columns, so a resumed
-run's files equal an uninterrupted one's.
+Apart from the clock columns, everything written here depends only on the config and the seeds, so a resumed run's
+files equal an uninterrupted one's.
 """
 
 import math
@@ -28,17 +28,17 @@ from upslope.runs.signals import Interrupted, stop_on_signal
 from upslope.runs.tensorboard import TensorboardWriter
 
 CHECKPOINT_SECONDS = 10.0
-"""`last` is written at most so often, and whenever training stops."""
+"""Minimum seconds between two writes of `last`; it is also written whenever training stops."""
 TICK = 1e-6
-"""No time is shorter: a clock that stands still or goes back gives no rate."""
+"""Lower bound on durations, since a clock that stands still or goes back gives no rate."""
 WINDOW = 100
-"""The return of a seed is the mean over so many of its last finished training episodes."""
+"""A seed's return is the mean over this many of its last finished training episodes."""
 BEST_AFTER = 20
-"""Episodes in the window before it may count as the best."""
+"""Minimum number of episodes in the window before it may count as the best."""
 RECENT, FEWEST_RECENT = 20, 3
-"""The present rate is that of so many chunks, at most and at least."""
+"""Chunks averaged for the current rate: maximum and minimum."""
 BEST_CHECKS = 100
-"""So many times in a run the window is held against the best so far."""
+"""Number of times per run that the window is compared with the best so far."""
 
 
 @runtime_checkable
@@ -46,7 +46,7 @@ class Watch(Protocol):
     """Diagnoses a run while it trains."""
 
     def look(self) -> str:
-        """The surest finding in one line; empty while there is none."""
+        """The most certain finding in one line; empty while there is none."""
         ...
 
 
@@ -56,7 +56,7 @@ class Stopped(BaseException):
 
 @dataclass
 class Progress:
-    """What the loop knows besides the state; kept in the checkpoint."""
+    """The loop's own state, besides the engine's; kept in the checkpoint."""
 
     windows: list[deque[tuple[float, int]]]
     best: Agent
@@ -64,7 +64,7 @@ class Progress:
     best_return: np.ndarray
     best_step: np.ndarray
     checks: np.ndarray
-    """How many hundredths of its budget each seed had spent at the last check."""
+    """The hundredths of its budget that each seed had spent at the last check."""
     elapsed: float = 0.0
     iteration: int = 0
     latest: dict[str, list[float]] = field(default_factory=dict)
@@ -72,7 +72,7 @@ class Progress:
 
 
 def begin_progress(state: TrainState, seeds: list[int]) -> Progress:
-    """Nothing done yet."""
+    """The progress of a run that has not started."""
     return Progress(
         windows=[deque(maxlen=WINDOW) for _ in seeds],
         best=state.learner.agent,
@@ -83,7 +83,7 @@ def begin_progress(state: TrainState, seeds: list[int]) -> Progress:
 
 
 class Pace:
-    """Environment steps per second of all seeds together, without the first chunk, which is spent on compiling."""
+    """Total environment steps per second of all seeds, without the first chunk, which includes compiling."""
 
     def __init__(self) -> None:
         self.started, self.ended, self.steps = perf_counter(), 0.0, 0
@@ -91,7 +91,7 @@ class Pace:
         self.recent: deque[float] = deque(maxlen=RECENT)
 
     def rate(self, steps: int) -> float:
-        """The mean rate after a chunk of so many steps; of the first chunk, which is all there is, with compiling."""
+        """The mean rate after a chunk of `steps` steps; after the first chunk, its own rate, compiling included."""
         before, self.ended = self.ended, perf_counter()
         if not self.first_ended:
             self.first_ended = self.ended
@@ -102,7 +102,7 @@ class Pace:
 
     @property
     def present(self) -> float:
-        """The median rate of the last chunks, since a later one may compile again; nan while they are too few."""
+        """The median rate of the last chunks, robust to one that compiles again; nan while there are too few."""
         return median(self.recent) if len(self.recent) >= FEWEST_RECENT else math.nan
 
 
@@ -122,7 +122,7 @@ class Loop:
         self.display, self.tensorboard, self.watch = display, tensorboard, watch
 
     def run(self, state: TrainState, progress: Progress) -> tuple[TrainState, Progress]:
-        """Train to the end. On a signal: save, then raise `Stopped`. On an error: save, then raise it."""
+        """Train to the end. On a signal, save and raise `Stopped`; on an error, save and raise it."""
         started, saved, pace = perf_counter() - progress.elapsed, perf_counter(), Pace()
         with stop_on_signal(lambda: self.engine.hangs) as stop:
             if progress.iteration == 0:
@@ -152,7 +152,7 @@ class Loop:
                     saved = perf_counter()
                 try:
                     self.display.update(self.snapshot(chunk, progress, pace.present))
-                except BrokenPipeError:  # whoever read the output has gone
+                except BrokenPipeError:  # the reader of the output has gone
                     stop.set()
                 self.check_alive(chunk, progress)
             self.save(state, progress)
@@ -177,7 +177,7 @@ class Loop:
             self.tensorboard.write(chunk.steps[:, -1].tolist(), progress.latest | returns)
 
     def keep_best(self, state: TrainState, chunk: Chunk, progress: Progress) -> None:
-        """A hundred times a run, keep each seed's agent if its window of returns is the best so far."""
+        """A hundred times per run, keep each seed's agent if its window of returns is the best so far."""
         checks = chunk.steps[:, -1] * BEST_CHECKS // self.config.steps
         is_due, progress.checks = checks > progress.checks, checks
         if not is_due.any():
@@ -191,7 +191,7 @@ class Loop:
             progress.best_step = np.where(better, chunk.steps[:, -1], progress.best_step)
 
     def save(self, state: TrainState, progress: Progress) -> None:
-        """Write `best`, then `last`, which records how far the growing files reach."""
+        """Write `best`, then `last`, which records the sizes of the growing files."""
         never = ~np.isfinite(progress.best_return) & finite_seeds(state.learner.agent)
         best = where_seeds(never, state.learner.agent, progress.best)
         scores = {
@@ -211,14 +211,14 @@ class Loop:
         self.keep(self.directory.last, state, self.engine.snapshot(), meta)
 
     def keep(self, path: Path, tree: Any, world: dict[str, np.ndarray], meta: dict[str, Any]) -> None:
-        """Write a checkpoint; where that cannot be, say how to go on."""
+        """Write a checkpoint; if that fails, say how to continue."""
         try:
             save_checkpoint(path, tree, world, meta)
         except UpslopeError as error:
             raise UpslopeError(f"{error} Go on with: upslope resume {self.directory.path}") from error
 
     def save_or_say(self, state: TrainState, progress: Progress) -> str:
-        """Save after an error, and say how far; where the world is lost too, the last checkpoint stands."""
+        """Save after an error, and say up to which step; if the environments are lost, the last checkpoint stands."""
         try:
             self.save(state, progress)
         except UpslopeError:
@@ -226,7 +226,7 @@ class Loop:
         return f"All up to step {int(np.asarray(state.steps, np.int64).max()):,} is saved"
 
     def snapshot(self, chunk: Chunk, progress: Progress, rate: float) -> Snapshot:
-        """Where the run stands, for the display."""
+        """The state of the run, for the display."""
         return Snapshot(
             iteration=progress.iteration,
             steps=chunk.steps[:, -1].tolist(),
@@ -242,9 +242,9 @@ class Loop:
         )
 
     def check_alive(self, chunk: Chunk, progress: Progress) -> None:
-        """Say once of each seed that its numbers are no longer finite; stop when that is so of all."""
+        """Report, once per seed, numbers that are no longer finite; stop when all seeds are affected."""
         moved = chunk.steps[:, -1] > chunk.before[:, -1]
-        # The KL is taken after the update, with the new parameters.
+        # The KL is measured after the update, with the new parameters.
         after = chunk.metrics["policy/loss"][:, -1] + chunk.metrics["policy/kl"][:, -1]
         for s in np.flatnonzero(moved & ~np.isfinite(after)).tolist():
             if s not in progress.broken:
@@ -262,13 +262,13 @@ class Loop:
 
 
 def finite_seeds(agents: Agent) -> np.ndarray:
-    """Of which seeds all parameters are numbers [S]."""
+    """Whether all parameters of each seed are finite [S]."""
     leaves = jax.tree.leaves(agents.model)
     return np.all([np.isfinite(np.asarray(x)).reshape(x.shape[0], -1).all(axis=1) for x in leaves], axis=0)
 
 
 def where_seeds(mask: np.ndarray, chosen: Any, otherwise: Any) -> Any:
-    """Seed by seed, `chosen` where the mask [S] is true; in NumPy, so that nothing has to be compiled for it."""
+    """Select per seed: `chosen` where the mask [S] is true, else `otherwise`; in NumPy, to avoid compiling."""
 
     def pick(a: Any, b: Any) -> np.ndarray:
         return np.where(mask.reshape(-1, *(1,) * (a.ndim - 1)), np.asarray(a), np.asarray(b))
@@ -277,5 +277,5 @@ def where_seeds(mask: np.ndarray, chosen: Any, otherwise: Any) -> Any:
 
 
 def mean_of(progress: Progress, part: int) -> list[float]:
-    """Each seed's mean return (0) or length (1) over its window; nan where no episode has ended."""
+    """Each seed's mean return (0) or length (1) over its window; nan if no episode has ended."""
     return [float(np.mean([x[part] for x in w])) if w else math.nan for w in progress.windows]

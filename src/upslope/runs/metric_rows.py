@@ -1,4 +1,4 @@
-"""The rows of metrics.jsonl: one an iteration and seed."""
+"""The rows of metrics.jsonl: one per iteration and seed."""
 
 import json
 import math
@@ -12,7 +12,7 @@ from upslope.engines.base import Chunk, EpisodeRow
 
 
 class Ended:
-    """A seed's finished episodes of a chunk, in order of their step; sums by prefix, since a chunk may hold many."""
+    """A seed's finished episodes in a chunk, ordered by step, with prefix sums, since a chunk may hold many."""
 
     def __init__(self, rows: list[EpisodeRow]):
         self.steps = np.asarray([row[0] for row in rows])
@@ -29,8 +29,8 @@ class Ended:
 
 
 def metric_rows(chunk: Chunk, seeds: Sequence[int], iteration: int, clocks: dict[str, float]) -> Iterator[str]:
-    """A JSON line per iteration, from this number on, and seed; null where there is no finite number, but for what is
-    measured seldom, which is then left out."""
+    """One JSON line per iteration, numbered from `iteration`, and seed; null for values that are not finite, except
+    that rarely measured metrics are omitted then."""
     seldom = {name: x for name, x in chunk.metrics.items() if name.startswith(PREFIX)}
     always = {name: x for name, x in chunk.metrics.items() if name not in seldom}
     values, looks = (np.asarray(list(metrics.values())).reshape(-1, *chunk.steps.shape) for metrics in (always, seldom))
@@ -50,11 +50,11 @@ def metric_rows(chunk: Chunk, seeds: Sequence[int], iteration: int, clocks: dict
 
 
 def last_finite(x: np.ndarray) -> list[float]:
-    """Each seed's last finite value of a metric [S, I], else nan."""
+    """Each seed's last finite value of a metric [S, I]; nan if there is none."""
     rows = [row[np.isfinite(row)] for row in x]
     return [float(row[-1]) if row.size else math.nan for row in rows]
 
 
 def finite(x: float) -> float | None:
-    """The number, or None where JSON has none."""
+    """The number, or None if it is not finite and JSON cannot hold it."""
     return x if math.isfinite(x) else None

@@ -1,4 +1,4 @@
-"""A trained policy for use: NumPy observations in, NumPy actions out. Needs no environment."""
+"""A trained policy for use: NumPy observations in, NumPy actions out, without an environment."""
 
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -33,11 +33,11 @@ class Policy:
     """π(a|s) of one trained agent, with its normaliser.
 
     Call it with one observation or a batch: `policy(observation)` gives the action (deterministic unless
-    `deterministic=False`) in the environment's units, clipped to its bounds. A model with memory keeps it from call to
-    call, one memory for each row of a batch: call `policy.reset()` where episodes begin.
+    `deterministic=False`) in the environment's units, clipped to its bounds. A model with memory keeps it between
+    calls, one memory per row of a batch: call `policy.reset()` when episodes begin.
 
-    A policy that was trained with action masks needs one at every call, unless the observation holds it under
-    `action_mask`: `policy(observation, mask=info["action_mask"])`; for a batch a sequence of them.
+    A policy trained with action masks needs one at every call, unless the observation contains it under
+    `action_mask`: `policy(observation, mask=info["action_mask"])`; for a batch, pass a sequence of masks.
     """
 
     def __init__(
@@ -68,11 +68,11 @@ class Policy:
         return self.with_log_prob(observation, deterministic, mask=mask)[0]
 
     def reset(self) -> None:
-        """Forget: the next call begins an episode. A policy without memory has nothing to forget."""
+        """Clear the memory: the next call begins an episode. A policy without memory is unaffected."""
         self.memory = None
 
     def with_log_prob(self, observation: Any, deterministic: bool = False, *, mask: Any = None) -> tuple[Any, Any]:
-        """(action, log π(a|s)); for a Box the log-density of the action before it is clipped.
+        """(action, log π(a|s)); for a Box the log-density of the action before clipping.
 
         Raises:
             UpslopeError: the observation has neither the shape of the space nor that with one batch axis; or the mask
@@ -90,12 +90,12 @@ class Policy:
             action = np.asarray(policy.choose(np.asarray(noise)))
             self.calls += 1
         taken, log_prob = self.agent.head.to_environment(action), np.asarray(policy.log_prob(action))
-        # One action of a Box is an array also where it has no axes; one of a Discrete is a number.
+        # A Box action is an array even if it has no axes; a Discrete action is a number.
         one = taken[0] if taken.dtype.kind in "iu" else taken[0, ...]
         return (taken, log_prob) if is_batch else (one, log_prob[0])
 
     def as_batch(self, observation: Any) -> tuple[Any, bool]:
-        """The observation with a batch axis, and whether it had one."""
+        """The observation with a batch axis, and whether it already had one."""
         shapes = self.encoder.shapes
         try:
             observation = jax.tree.map(np.asarray, self.structured(observation))
@@ -109,7 +109,7 @@ class Policy:
         return (observation, True) if axes else (jax.tree.map(lambda x: x[None], observation), False)
 
     def as_mask(self, mask: Any, batch: Any, is_batch: bool) -> Any:
-        """Which choices are allowed in each row [B, M]; None where nothing is forbidden."""
+        """The allowed choices in each row [B, M]; None if nothing is forbidden."""
         if mask is None:
             if self.needs_mask:
                 raise UpslopeError(
@@ -131,10 +131,10 @@ class Policy:
         return masks
 
     def structured(self, observation: Any) -> Any:
-        """The observation in the structure that the encoder reads; what was ignored in training may be in it.
+        """The observation in the structure that the encoder reads; parts ignored in training may be present.
 
         Raises:
-            ValueError: it has another structure.
+            ValueError: its structure does not match.
         """
         try:
             return shaped_like(self.encoder.shapes, observation)
@@ -142,7 +142,7 @@ class Policy:
             return shaped_like(self.encoder.shapes, observation, self.ignored)
 
     def distribution(self, batch: Any, mask: Any) -> Any:
-        """π(·|s) of every row; a model with memory remembers the rows."""
+        """π(·|s) of every row; updates the memory of a model that has one."""
         if not self.has_memory:
             return self.here.policy(batch, mask)
         count = jax.tree.leaves(batch)[0].shape[0]
@@ -162,7 +162,7 @@ class Policy:
         """V(s) in the environment's units of reward: one number, or [B] for a batch.
 
         Raises:
-            UpslopeError: the estimator that it was trained with has no critic, or the model has memory, so that V
+            UpslopeError: the agent was trained with an estimator without a critic, or the model has memory, so that V
                 depends on the whole episode.
         """
         if not self.has_critic:
@@ -183,16 +183,16 @@ def load(
     model: Callable[..., Any] | None = None,
     trust: bool = False,
 ) -> Policy:
-    """The policy of a run.
+    """Load the policy of a run.
 
     Args:
         run: the run directory.
-        seed: which of its seeds; by default the one with the best training return. That is a choice after the fact:
+        seed: one of the run's seeds; by default the one with the best training return. That selects after the fact:
             to judge an algorithm, evaluate all seeds.
         checkpoint: `best` (highest mean return over its last 20 to 100 training episodes) or `last`.
         random_seed: for `deterministic=False`.
-        model: the class or factory of an own model, where it cannot be found by its name.
-        trust: allows the own model that the run's config.json names; nothing else of it is imported.
+        model: the class or factory of a custom model, if it cannot be found by its name.
+        trust: allows the custom model that the run's config.json names; nothing else of it is imported.
 
     Raises:
         UpslopeError: no such run, seed or checkpoint, or one that is damaged or of another version.
@@ -221,7 +221,7 @@ def load_agents(
     *,
     trust: bool = False,
 ) -> tuple[Agent, dict[str, Any]]:
-    """All seeds' agents [S] of a checkpoint, and what it says of their returns."""
+    """All seeds' agents [S] of a checkpoint, and its metadata about their returns."""
     if checkpoint not in ("best", "last"):
         raise UpslopeError(f'A checkpoint is "best" or "last", not "{checkpoint}".')
     if model is None:
@@ -243,19 +243,19 @@ def load_agents(
 
 
 def check_room(path: Path, config: Config, spec: ModelSpec, more: int = 0) -> None:
-    """Refuse a config that describes more numbers, and `more` a seed, than the checkpoint holds, before memory for
-    them is asked for. An own model says only when it is made how large it is."""
+    """Refuse a config that describes more numbers, plus `more` per seed, than the checkpoint holds, before allocating
+    memory for them. A custom model's size is known only once it is created."""
     numbers = 0 if spec.own else num_parameters(spec.encoder, spec.head, config.hidden_sizes)
     check_size(path, config.seeds * (numbers + more))
 
 
 def spaces_of(directory: RunDirectory) -> tuple[ObservationEncoder, ActionHead]:
-    """How a run reads observations and means actions."""
+    """The encoder and head of a run, from its config.json."""
     return spaces_from(directory.read()["spaces"], str(directory.path / "config.json"))
 
 
 def spaces_from(spaces: dict[str, Any], where: str) -> tuple[ObservationEncoder, ActionHead]:
-    """The inverse of `described_spaces`; `where` is the file that says so."""
+    """The inverse of `described_spaces`; `where` names the file, for messages."""
     try:
         return from_json(spaces["observation"], ENCODERS), from_json(spaces["action"], HEADS)
     except (KeyError, TypeError, ValueError, OverflowError, AttributeError) as error:
@@ -263,17 +263,17 @@ def spaces_from(spaces: dict[str, Any], where: str) -> tuple[ObservationEncoder,
 
 
 def has_masks(directory: RunDirectory) -> bool:
-    """Whether a run chose among the actions that its environment allowed."""
+    """Whether a run was trained with action masks."""
     return directory.read()["spaces"].get("has_masks", False) is True
 
 
 def described_spaces(encoder: ObservationEncoder, head: ActionHead, *, has_masks: bool = False) -> dict[str, Any]:
-    """How a run reads observations and means actions, for its config.json."""
+    """Describe an encoder and a head for config.json."""
     return {"observation": to_json(encoder), "action": to_json(head), "has_masks": has_masks}
 
 
 def check_scores(path: Path, meta: dict[str, Any], seeds: int) -> None:
-    """Refuse a checkpoint that does not say how good each seed was, and when."""
+    """Refuse a checkpoint that does not record each seed's best return and when it was reached."""
     returns, steps = meta.get("best_return"), meta.get("best_step")
     if not is_list(returns, (int, float, type(None)), seeds) or not is_list(steps, (int,), seeds):
         raise UpslopeError(
@@ -282,5 +282,5 @@ def check_scores(path: Path, meta: dict[str, Any], seeds: int) -> None:
 
 
 def is_list(value: Any, kinds: tuple[type, ...], length: int) -> bool:
-    """Whether it is a list of so many values of these types; a bool is no number."""
+    """Whether the value is a list of `length` values of these types; a bool is not a number."""
     return isinstance(value, list) and len(value) == length and all(type(x) in kinds for x in value)

@@ -1,4 +1,4 @@
-"""The last checkpoint → where training goes on: all of it is checked before anything is changed."""
+"""Read the last checkpoint to find where training continues; everything is checked before anything is changed."""
 
 import json
 import math
@@ -21,14 +21,14 @@ from upslope.runs.policy import check_scores, is_list
 
 @dataclass(frozen=True)
 class ResumePoint:
-    """Where a run stands."""
+    """The point at which a run continues."""
 
     state: TrainState
     progress: Progress
     snapshot: dict[str, np.ndarray]
-    """What the world needs to go on; empty where the state holds it."""
+    """What the environments need to continue; empty if the state holds it."""
     sizes: dict[str, int]
-    """How far the growing files reached."""
+    """The sizes of the growing files at the checkpoint."""
     step: int
 
     def is_finished(self, config: Config) -> bool:
@@ -39,7 +39,7 @@ class ResumePoint:
 def resume_point_of(
     directory: RunDirectory, config: Config, task: Task, like: TrainState, needs_snapshot: bool
 ) -> ResumePoint:
-    """Read the last checkpoint; a run that was killed before its first one stands at its beginning.
+    """Read the last checkpoint; a run killed before its first one continues from its beginning.
 
     Raises:
         UpslopeError: a checkpoint is missing, damaged, or of another run.
@@ -66,10 +66,10 @@ def resume_point_of(
 
 
 def require_same_settings(directory: RunDirectory, config: Config, trained_with: dict[str, Any]) -> None:
-    """Refuse a config.json that was edited after training began; only the place of the data may have moved.
+    """Refuse a config.json that was edited after training began; only the location of the data may have changed.
 
     Raises:
-        UpslopeError: a setting is another than the checkpoint's.
+        UpslopeError: a setting differs from the checkpoint's.
     """
     now = json.loads(json.dumps(config.to_json()))
     changed = [
@@ -85,7 +85,7 @@ def require_same_settings(directory: RunDirectory, config: Config, trained_with:
 
 
 def problem_of(meta: dict[str, Any], seeds: int) -> str:
-    """What is wrong with a checkpoint's notes; empty if nothing is."""
+    """The problem with a checkpoint's metadata; empty if there is none."""
     names = ("metrics.jsonl", "episodes.csv")
     windows, sizes = meta.get("windows"), meta.get("sizes")
     sound = {
@@ -101,7 +101,7 @@ def problem_of(meta: dict[str, Any], seeds: int) -> str:
 
 
 def is_window(window: list[Any]) -> bool:
-    """Whether it is a seed's last returns and lengths."""
+    """Whether the value is a seed's last returns and lengths."""
     return len(window) <= WINDOW and all(
         isinstance(row, list) and len(row) == 2 and type(row[0]) in (int, float) and type(row[1]) is int
         for row in window
@@ -109,7 +109,7 @@ def is_window(window: list[Any]) -> bool:
 
 
 def snapshot_problem(snapshot: dict[str, np.ndarray], config: Config, task: Task, needed: bool) -> str:
-    """What is wrong with what a world on the host needs to go on; empty if nothing is."""
+    """The problem with the snapshot of environments on the host; empty if there is none."""
     if not needed:
         return ""
     shapes, head = task.model.encoder.shapes, task.model.head

@@ -1,4 +1,4 @@
-"""Whether an environment is one that a run was trained in: their spaces are compared wherever the two meet."""
+"""Check that an environment has the spaces that a run was trained with."""
 
 from dataclasses import fields
 from typing import Any
@@ -10,14 +10,14 @@ from upslope.runs.directory import RunDirectory
 from upslope.runs.policy import has_masks, spaces_of
 
 UNTOLD = ("dtype",)
-"""Fields that runs of earlier versions did not write. They decide no number."""
+"""Fields that older runs did not record. They do not affect results."""
 
 
 def require_same_world(directory: RunDirectory, world: Any) -> tuple[ObservationEncoder, ActionHead]:
-    """How an environment's observations are read and its actions meant, if that is as in the run.
+    """The encoder and head of an environment, if they match the run's.
 
     Raises:
-        UpslopeError: it has other spaces.
+        UpslopeError: its spaces differ.
     """
     encoder, head = (
         encoder_of(world.observation_space, world_name(world)),
@@ -28,7 +28,7 @@ def require_same_world(directory: RunDirectory, world: Any) -> tuple[Observation
 
 
 def require_same_spaces(directory: RunDirectory, encoder: ObservationEncoder, head: ActionHead, world: Any) -> None:
-    """Refuse an environment whose spaces are not those that the run describes, or whose actions became free or not."""
+    """Refuse an environment whose spaces, or whose use of action masks, differ from the run's."""
     trained = spaces_of(directory)
     pairs = zip(("observation", "action"), trained, (encoder, head), strict=True)
     differences = [words for role, old, new in pairs for words in differences_of(role, old, new)]
@@ -42,18 +42,20 @@ def require_same_spaces(directory: RunDirectory, encoder: ObservationEncoder, he
         )
 
 
-def differences_of(role: str, trained: Any, now: Any) -> list[str]:
-    """In which fields two descriptions of a space differ."""
+def differences_of(role: str, trained: Any, now: Any, key: str = "") -> list[str]:
+    """The fields in which two descriptions of a space differ, or those of its part under this key."""
+    what = f"its {role}s at `{key}`" if key else f"its {role}s"
     old, new = (dict(x.children) if isinstance(x, CompositeEncoder) else {} for x in (trained, now))
     if old and old.keys() == new.keys():
-        return [words for key, part in old.items() for words in differences_of(f"{role}[{key!r}]", part, new[key])]
+        inner = [(f"{key}/{name}" if key else str(name), part, new[name]) for name, part in old.items()]
+        return [words for place, part, other in inner for words in differences_of(role, part, other, place)]
     if old and new:
-        return [f"its {role}s had the parts {short(list(old))}, and have {short(list(new))}"]
+        return [f"{what} had the parts {short(', '.join(map(str, old)))}, and have {short(', '.join(map(str, new)))}"]
     if type(trained) is not type(now):
         kinds = [type(x).__name__.removesuffix("Encoder").removesuffix("Head") for x in (trained, now)]
-        return [f"its {role}s were {kinds[0]}, and are {kinds[1]}"]
+        return [f"{what} were {kinds[0]}, and are {kinds[1]}"]
     return [
-        f"the {field.name} of its {role}s was {short(old)}, and is {short(new)}"
+        f"the {field.name} of {what} was {short(old)}, and is {short(new)}"
         for field in fields(trained)
         if (old := getattr(trained, field.name)) != (new := getattr(now, field.name)) and field.name not in UNTOLD
     ]
@@ -66,5 +68,5 @@ def short(value: Any) -> str:
 
 
 def world_name(world: Any) -> str:
-    """What messages call an environment."""
+    """The name of an environment in messages."""
     return getattr(world, "name", type(world).__name__)

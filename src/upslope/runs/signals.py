@@ -1,4 +1,4 @@
-"""Stop cleanly: a first signal asks, a second one ends; where something hangs, the first one ends that."""
+"""Stop cleanly: the first signal requests a stop, the second ends the process; a hanging call is ended by the first."""
 
 import signal
 import threading
@@ -8,12 +8,12 @@ from time import monotonic
 from typing import Any
 
 SAME_WISH = 0.5
-"""Seconds within which a signal that comes again is the same wish: `timeout` sends it to the process, and then to its
-group, which is the process again."""
+"""Seconds within which a repeated signal counts as the same request: `timeout` signals the process and then its group,
+which reaches the process again."""
 
 
 class Interrupted(BaseException):
-    """A signal came while something hung."""
+    """A signal arrived while an environment was hanging."""
 
 
 @contextmanager
@@ -21,7 +21,7 @@ def stop_on_signal(hangs: Callable[[], bool]) -> Iterator[threading.Event]:
     """An event that the first SIGINT or SIGTERM sets; a second one ends the process as usual.
 
     Raises:
-        Interrupted: where whoever is asked to stop `hangs`.
+        Interrupted: the first signal arrived while `hangs()` was true.
     """
     stop = threading.Event()
     if threading.current_thread() is not threading.main_thread():

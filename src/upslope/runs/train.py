@@ -1,4 +1,4 @@
-"""Train a task from the beginning or from its last checkpoint: an engine, a run directory and the loop between them."""
+"""Train a task from scratch or from its last checkpoint: combine an engine, a run directory and the loop."""
 
 import math
 from collections.abc import Callable
@@ -32,13 +32,13 @@ from upslope.runs.tensorboard import TensorboardWriter, require_tensorboard
 
 @dataclass(frozen=True)
 class Session:
-    """Who watches a training session and what it may use. Nothing of it changes a number."""
+    """The display of a training session and the resources it may use. They never change results."""
 
     display: Display
     resources: Resources = EVERYTHING
     tensorboard: bool = False
     watch: Callable[[Path], Watch] | None = None
-    """Makes what diagnoses the run while it trains, given its directory; the display shows what it finds."""
+    """Creates the diagnosis of the running training, given the run directory; the display shows its findings."""
 
 
 @dataclass(frozen=True)
@@ -65,7 +65,7 @@ class Run:
 
 
 def begin(config: Config, task: Task, directory: RunDirectory, session: Session) -> Run:
-    """Train from the beginning, all settings decided."""
+    """Train from scratch, with all settings decided."""
     if session.tensorboard:
         require_tensorboard()
     with computing(on_host=is_on_host(config, task)), closing(engine_for(config, task, session)) as engine:
@@ -73,14 +73,14 @@ def begin(config: Config, task: Task, directory: RunDirectory, session: Session)
         progress = begin_progress(state, config.seed_list())
         spaces = described_spaces(task.model.encoder, task.model.head, has_masks=task.environment.gives_masks)
         directory.create(config, spaces, task.described())
-        allow(requested(config))  # what this machine trains is the user's own
+        allow(requested(config))  # a run trained on this machine is trusted
         with directory.held():
             lines = [*opening_lines(config, directory), *lines_of_one_sample(task)]
             return run_loop(config, engine, directory, session, state, progress, lines)
 
 
 def go_on(config: Config, task: Task, directory: RunDirectory, session: Session, notes: list[str]) -> Run:
-    """Train from the last checkpoint; `notes` are said after it is known that there is something left to do."""
+    """Train from the last checkpoint; `notes` are shown once it is clear that there is something left to train."""
     require_same_spaces(directory, task.model.encoder, task.model.head, task.environment)
     if directory.has_begun:
         check_room(directory.last, config, task.model, task.num_envs)
@@ -102,18 +102,18 @@ def go_on(config: Config, task: Task, directory: RunDirectory, session: Session,
 
 
 def is_on_host(config: Config, task: Task) -> bool:
-    """Whether environments are stepped by Python in this process or its workers."""
+    """Whether environments are stepped in Python, by this process or its workers."""
     return config.data is None and not task.environment.is_compiled
 
 
 def engine_for(config: Config, task: Task, session: Session) -> Engine:
-    """The engine for where the experience comes from."""
+    """The engine for the source of the experience."""
     data = None if config.data is None else read_data(config, task)
     return engine_of(task, config.seed_list(), session.resources, data, session.display.message)
 
 
 def read_data(config: Config, task: Task) -> Rollout:
-    """The recorded episodes to learn from."""
+    """Read the recorded episodes to learn from."""
     rollout = load_dataset(
         Path(str(config.data)),
         task.model.encoder,
@@ -138,7 +138,7 @@ def run_loop(
     progress: Any,
     lines: list[str],
 ) -> Run:
-    """Run the loop inside the display, and say how to go on when it is stopped."""
+    """Run the loop inside the display, and say how to continue if it is stopped."""
     seeds, display = config.seed_list(), session.display
     writer = TensorboardWriter(directory.path / "tensorboard", seeds) if session.tensorboard else None
     watch = None if session.watch is None or display.is_quiet else session.watch(directory.path)
@@ -161,20 +161,20 @@ def run_loop(
 
 
 def call_of(command: str, config: Config, directory: RunDirectory) -> str:
-    """How to do something with this run: on the command line, or in Python where its environment has to be passed."""
+    """How to run a command on this run: in the shell, or in Python if its environment has to be passed."""
     if lost(config.environment):
         return f'upslope.{command}("{directory.path}", environment=…)'
     return f"upslope {command} {directory.path}"
 
 
 def title_of(config: Config) -> str:
-    """One line that says what is trained."""
+    """One line that names what is trained."""
     seeds = "1 seed" if config.seeds == 1 else f"{config.seeds} seeds"
     return f"{config.algorithm} on {config.environment} · {seeds}"
 
 
 def opening_lines(config: Config, directory: RunDirectory) -> list[str]:
-    """What is worth knowing before it begins."""
+    """Notes to show before training begins."""
     lines = [f"writing to {directory.path}"]
     if config.preset is not None:
         recorded = recorded_preset(config)
@@ -192,7 +192,7 @@ def opening_lines(config: Config, directory: RunDirectory) -> list[str]:
 
 
 def lines_of_one_sample(task: Task) -> list[str]:
-    """That weights are not standardised where a batch holds a single step."""
+    """The note that weights are not standardised if a batch holds a single step."""
     is_single = not task.estimator.whole_episodes and task.num_envs * task.rollout_steps == 1
     if not (is_single and task.update.normalize_advantage):
         return []
@@ -200,7 +200,7 @@ def lines_of_one_sample(task: Task) -> list[str]:
 
 
 def finished_lines(config: Config, directory: RunDirectory) -> list[str]:
-    """That there is nothing to go on with, and how to train longer."""
+    """The note that the run is finished, and how to train longer."""
     longer = replace(config, steps=min(2 * config.steps, MAX_STEPS))
     is_continuous = spaces_of(directory)[1].is_continuous
     return [
@@ -213,7 +213,7 @@ def finished_lines(config: Config, directory: RunDirectory) -> list[str]:
 
 
 def closing_lines(config: Config, directory: RunDirectory, progress: Any) -> list[str]:
-    """What was reached, by seed, and what to do next."""
+    """The results by seed, and what to do next."""
     if config.data is not None:
         return [f"trained in {progress.elapsed:.1f} s", f"judge it:  {call_of('evaluate', config, directory)}"]
     returns = mean_of(progress, 0)

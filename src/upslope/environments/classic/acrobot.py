@@ -1,4 +1,4 @@
-"""Two links that hang from a pivot, driven by a torque between them."""
+"""Two links hanging from a pivot, driven by a torque between them."""
 
 import math
 from dataclasses import dataclass, field
@@ -17,7 +17,7 @@ GRAVITY = 9.8  # m/s²
 MASS_1, MASS_2 = 1.0, 1.0  # kg
 LENGTH_1 = 1.0  # m
 CENTRE_1, CENTRE_2 = 0.5, 0.5  # m, from a link's joint to its centre of mass
-INERTIA = 1.0  # kg m², of either link
+INERTIA = 1.0  # kg m², of each link
 MAX_VELOCITY_1, MAX_VELOCITY_2 = 4 * math.pi, 9 * math.pi  # rad/s
 TIME_STEP = 0.2  # s
 
@@ -35,18 +35,18 @@ def _observe(state: State) -> Float[Array, "6"]:
 
 
 def _wrap(angle: Float[Array, ""]) -> Float[Array, ""]:
-    """The same direction in [−π, π)."""
+    """Wrap an angle into [−π, π)."""
     return angle - 2 * math.pi * jnp.floor((angle + math.pi) / (2 * math.pi))
 
 
 def _derivative(state: State, torque: Float[Array, ""]) -> State:
-    """(θ̇₁, θ̇₂, θ̈₁, θ̈₂) by the equations of Sutton & Barto's book, not those of the NIPS paper."""
+    """(θ̇₁, θ̇₂, θ̈₁, θ̈₂) by the equations of Sutton & Barto's book, not the NIPS paper's."""
     angle_1, angle_2, velocity_1, velocity_2 = state
     cosine_2, sine_2 = jnp.cos(angle_2), jnp.sin(angle_2)
     coupling = MASS_2 * LENGTH_1 * CENTRE_2
     d1 = MASS_1 * CENTRE_1**2 + MASS_2 * (LENGTH_1**2 + CENTRE_2**2 + 2 * LENGTH_1 * CENTRE_2 * cosine_2) + 2 * INERTIA
     d2 = MASS_2 * (CENTRE_2**2 + LENGTH_1 * CENTRE_2 * cosine_2) + INERTIA
-    # Gymnasium writes cos(x − π/2); sin x is the same and keeps its precision in float32.
+    # Gymnasium writes cos(x − π/2); sin x is equal and keeps its precision in float32.
     phi2 = MASS_2 * CENTRE_2 * GRAVITY * jnp.sin(angle_1 + angle_2)
     phi1 = (
         -coupling * velocity_2 * (velocity_2 + 2 * velocity_1) * sine_2
@@ -63,12 +63,12 @@ def _derivative(state: State, torque: Float[Array, ""]) -> State:
 
 @dataclass(frozen=True, eq=False)
 class Acrobot(CompiledEnvironment):
-    """`Acrobot-v1` of Gymnasium: swing the tip above the line; −1 a step, 0 on the last; 500 at most.
+    """Gymnasium's `Acrobot-v1`: swing the tip above the line; −1 per step, 0 on the last; at most 500 steps.
 
     State [4]: angle θ₁ of the first link (rad, 0 hangs down), angle θ₂ of the second relative to the first,
     θ̇₁ (at most 4π rad/s), θ̇₂ (at most 9π rad/s). Observation [6]: cos θ₁, sin θ₁, cos θ₂, sin θ₂, θ̇₁,
-    θ̇₂. Action: 0, 1, 2 for a torque of −1, 0, +1 N m on the middle joint. A step is one of Runge–Kutta's
-    of order four, 0.2 s long.
+    θ̇₂. Action: 0, 1, 2 for a torque of −1, 0, +1 N m on the middle joint. Each step is one fourth-order
+    Runge–Kutta step of 0.2 s.
 
         terminated where −cos θ₁ − cos(θ₁ + θ₂) > 1
 
@@ -80,7 +80,7 @@ class Acrobot(CompiledEnvironment):
     action_space: spaces.Space[Any] = field(init=False, default_factory=lambda: spaces.Discrete(3))
 
     def reset(self, key: PRNGKeyArray) -> tuple[State, Float[Array, "6"]]:
-        """s_0 ~ U(−0.1, 0.1) in each of the four components: almost at rest, hanging down."""
+        """s_0 ~ U(−0.1, 0.1) in each component: almost at rest, hanging down."""
         state = jax.random.uniform(key, (4,), jnp.float32, minval=-0.1, maxval=0.1)
         return state, _observe(state)
 

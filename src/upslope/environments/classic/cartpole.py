@@ -32,7 +32,7 @@ def _observation_space() -> spaces.Box:
 
 @dataclass(frozen=True, eq=False)
 class CartPole(CompiledEnvironment):
-    """`CartPole-v1` of Gymnasium: keep the pole up, +1 a step, 500 steps at most.
+    """Gymnasium's `CartPole-v1`: keep the pole up; +1 per step, at most 500 steps.
 
     State and observation [4]: position x (m), velocity ẋ, angle θ (rad, 0 is upright), angular velocity θ̇.
     Action: 0 pushes left, 1 right, F = ±10 N. With l half the pole's length, explicit Euler of 0.02 s over
@@ -41,7 +41,7 @@ class CartPole(CompiledEnvironment):
         θ̈ = (g sin θ − u cos θ) / (l (4/3 − m_p cos² θ / m))
         ẍ = u − m_p l θ̈ cos θ / m
 
-    It terminates where |x| > 2.4 m or |θ| > 12°. `sutton_barto_reward`: 0 a step and −1 at the end instead.
+    The episode terminates where |x| > 2.4 m or |θ| > 12°. `sutton_barto_reward`: 0 per step and −1 at the end instead.
     Source: Barto, Sutton & Anderson (1983); Florian (2007), without friction; Gymnasium's cartpole.py.
     """
 
@@ -51,7 +51,7 @@ class CartPole(CompiledEnvironment):
     action_space: spaces.Space[Any] = field(init=False, default_factory=lambda: spaces.Discrete(2))
 
     def reset(self, key: PRNGKeyArray) -> tuple[State, State]:
-        """s_0 ~ U(−0.05, 0.05) in each of the four components."""
+        """s_0 ~ U(−0.05, 0.05) in each component."""
         state = jax.random.uniform(key, (4,), jnp.float32, minval=-0.05, maxval=0.05)
         return state, state
 
@@ -65,11 +65,11 @@ class CartPole(CompiledEnvironment):
             HALF_LENGTH * (4.0 / 3.0 - MASS_POLE * cosine**2 / MASS_TOTAL)
         )
         acceleration = push - MASS_POLE * HALF_LENGTH * angular_acceleration * cosine / MASS_TOTAL
-        # Every right-hand side is the old state: Gymnasium integrates explicitly, not semi-implicitly.
+        # Every right-hand side uses the old state: Gymnasium's Euler step is explicit, not semi-implicit.
         rate = jnp.stack([velocity, acceleration, angular_velocity, angular_acceleration])
         state = state + TIME_STEP * rate
 
         terminated = (jnp.abs(state[0]) > POSITION_LIMIT) | (jnp.abs(state[2]) > ANGLE_LIMIT)
-        # The step on which the pole falls earns its +1 too, as in Gymnasium.
+        # The step on which the pole falls earns +1 too, as in Gymnasium.
         reward = -terminated.astype(jnp.float32) if self.sutton_barto_reward else jnp.ones((), jnp.float32)
         return state, Transition(state, reward, terminated, jnp.zeros((), bool))

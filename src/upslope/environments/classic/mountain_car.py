@@ -1,4 +1,4 @@
-"""A car too weak to climb the hill directly, with a continuous force."""
+"""A car with a continuous force, too weak to climb the hill directly."""
 
 from dataclasses import dataclass, field
 from typing import Any
@@ -34,16 +34,16 @@ def _action_space() -> spaces.Box:
 
 @dataclass(frozen=True, eq=False)
 class MountainCarContinuous(CompiledEnvironment):
-    """`MountainCarContinuous-v0` of Gymnasium: reach the hilltop with little force, 999 steps at most.
+    """Gymnasium's `MountainCarContinuous-v0`: reach the hilltop with little force, in at most 999 steps.
 
     State and observation [2]: position x in [−1.2, 0.6], velocity v in [−0.07, 0.07]. Action [1]: force u,
-    clipped to ±1 where it moves the car.
+    clipped to ±1 before it moves the car.
 
         v ← clip(v + 0.0015 clip(u, ±1) − 0.0025 cos 3x, ±0.07),    x ← clip(x + v, −1.2, 0.6)
         r = 100 · terminated − 0.1 u²
 
-    The left wall stops the car. It terminates where x ≥ 0.45 and v ≥ `goal_velocity`. Doing nothing returns
-    0, a local optimum; a good policy returns about 95.
+    The left wall stops the car. The episode terminates where x ≥ 0.45 and v ≥ `goal_velocity`. Doing nothing
+    returns 0, a local optimum; a good policy returns about 95.
     Source: Moore (1990); Gymnasium's continuous_mountain_car.py.
     """
 
@@ -59,7 +59,7 @@ class MountainCarContinuous(CompiledEnvironment):
         return state, state
 
     def step(self, key: PRNGKeyArray, state: State, action: Action) -> tuple[State, Transition]:
-        """One step; deterministic. The cost is of the force that was asked for, before it is clipped."""
+        """One step; deterministic. The cost uses the requested force, before clipping."""
         position, velocity = state
         force = jnp.clip(action[0], -MAX_FORCE, MAX_FORCE)
         velocity = velocity + force * POWER - SLOPE * jnp.cos(3 * position)

@@ -1,4 +1,4 @@
-"""A pendulum to be swung up and held upright by a bounded torque."""
+"""A pendulum to be swung up and balanced by a bounded torque."""
 
 import math
 from dataclasses import dataclass, field
@@ -37,7 +37,7 @@ def _observe(state: State) -> Float[Array, "3"]:
 
 @dataclass(frozen=True, eq=False)
 class Pendulum(CompiledEnvironment):
-    """`Pendulum-v1` of Gymnasium: swing up and stay up, 200 steps, never terminated.
+    """Gymnasium's `Pendulum-v1`: swing up and stay up for 200 steps; it never terminates.
 
     State [2]: angle θ (rad, 0 is upright, never wrapped), angular velocity θ̇ (at most 8 rad/s).
     Observation [3]: cos θ, sin θ, θ̇. Action [1]: torque u, clipped to ±2 N m.
@@ -45,7 +45,7 @@ class Pendulum(CompiledEnvironment):
         θ̇ ← clip(θ̇ + (3g/(2l) sin θ + 3/(m l²) u) Δt, ±8),    θ ← θ + θ̇ Δt,    Δt = 0.05 s
         r = −(wrap(θ)² + 0.1 θ̇² + 0.001 u²) of the state before the step: −16.3 … 0
 
-    Returns run from about −1,600 (hanging) to −150 (good). `g` is gravity in m/s².
+    Returns range from about −1,600 (hanging) to −150 (good). `g` is gravity in m/s².
     Source: Gymnasium's pendulum.py.
     """
 
@@ -60,7 +60,7 @@ class Pendulum(CompiledEnvironment):
         return state, _observe(state)
 
     def step(self, key: PRNGKeyArray, state: State, action: Action) -> tuple[State, Transition]:
-        """One step of 0.05 s; deterministic. A torque beyond ±2 N m acts, and costs, as ±2 N m."""
+        """One step of 0.05 s; deterministic. A torque beyond ±2 N m is clipped, in the dynamics and in the cost."""
         angle, velocity = state
         torque = jnp.clip(action[0], -MAX_TORQUE, MAX_TORQUE)
         wrapped = (angle + math.pi) % (2 * math.pi) - math.pi
@@ -68,7 +68,7 @@ class Pendulum(CompiledEnvironment):
 
         acceleration = 3 * self.g / (2 * LENGTH) * jnp.sin(angle) + 3.0 / (MASS * LENGTH**2) * torque
         velocity = jnp.clip(velocity + acceleration * TIME_STEP, -MAX_SPEED, MAX_SPEED)
-        # The new velocity moves the angle: semi-implicit, as Gymnasium does it.
+        # The new velocity updates the angle: semi-implicit Euler, as in Gymnasium.
         state = jnp.stack([angle + velocity * TIME_STEP, velocity])
         never = jnp.zeros((), bool)
         return state, Transition(_observe(state), reward, never, never)
