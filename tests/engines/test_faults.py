@@ -47,7 +47,7 @@ def refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.Capt
         ("train user_environments:Wlak", 'There is no environment "user_environments:Wlak"'),
         ("train user_environments:needs_an_argument", "user_environments:needs_an_argument.*size"),
         ("train user_environments:cannot_be_made", "user_environments:cannot_be_made.*no licence found"),
-        ("train user_environments:Told", "observes `mission`.*`deep/a/b`.*--ignore-observation mission"),
+        ("train user_environments:Told", "observes .*`mission` .a Text space.*--ignore-observation mission"),
         ("train user_environments:Told --ignore-observation missoin", "no `missoin`.*keys.*mission"),
         ("train user_environments:image", "observes images.*features"),
         ("train user_environments:tuple_actions", "action space Tuple.*Supported"),

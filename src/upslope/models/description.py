@@ -31,7 +31,7 @@ def unread_parts(name: str, space: gymnasium.Space, parts: Sequence[tuple[str, g
     """Say which parts of an observation no network reads, and what to do; the space itself has the key ""."""
     if [key for key, _ in parts] == [""]:
         return unsupported(name, "observation", space)
-    told = ", ".join(f"`{key}`, {kind_of(part)}" for key, part in parts)
+    told = " and ".join(f"`{key}` ({kind_of(part)})" for key, part in parts)
     flags = " ".join(f"--ignore-observation {shlex.quote(key)}" for key, _ in parts)
     one = len(parts) == 1
     return (
@@ -45,7 +45,7 @@ def kind_of(space: gymnasium.Space) -> str:
     kind = type(space).__name__
     if isinstance(space, gymnasium.spaces.Dict | gymnasium.spaces.Tuple):
         return f"a {kind} without parts, with keys that are no text, or more than {MAX_DEPTH} deep"
-    return f"a space of the kind {kind}"
+    return f"a {kind} space"
 
 
 def to_json(record: Any) -> Any:
