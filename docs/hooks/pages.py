@@ -23,7 +23,10 @@ ROOT_PAGES = {
     "CONTRIBUTING.md": "contributing.md",
     "CHANGELOG.md": "changelog.md",
 }
-LINK = re.compile(r"(?P<text>\[[^\[\]]*\])\((?P<path>(?!https?:|mailto:|#)[^()\s#]+)(?:#L(?P<line>\d+)(?:-L\d+)?)?\)")
+LINK = re.compile(
+    r"(?P<text>\[[^\[\]]*\])\((?P<path>(?!https?:|mailto:|#)[^()\s#]+)"
+    r"(?:#L(?P<line>\d+)(?:-L\d+)?|(?P<heading>#[\w-]+))?\)"
+)
 FENCE = re.compile(r"(^(?:```|~~~).*?^(?:```|~~~)$)", re.DOTALL | re.MULTILINE)
 LANGUAGES = {".py": "python", ".yaml": "yaml", ".json": "json"}
 
@@ -79,7 +82,7 @@ def link(found: re.Match[str], uri: str, source: Path, linked: set[Path]) -> str
         )
     if target.is_relative_to(DOCS) and source.is_relative_to(DOCS) and target.suffix != ".py":
         return found[0]
-    anchor = f"#__codelineno-0-{found['line']}" if found["line"] else ""
+    anchor = f"#__codelineno-0-{found['line']}" if found["line"] else found["heading"] or ""
     return f"{found['text']}({relative(site_uri(target, linked), uri)}{anchor})"
 
 
