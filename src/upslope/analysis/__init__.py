@@ -1,1 +1,1 @@
-"""From runs to numbers."""
+"""Statistics, scores and credit computed from run directories."""

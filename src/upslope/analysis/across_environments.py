@@ -1,7 +1,7 @@
-"""Statistics over several environments, in normalised scores: every environment is a stratum with its own seeds.
+"""Statistics over several environments, in normalised scores: each environment is a stratum with its own seeds.
 
-Seeds of an environment differ by chance, environments differ in themselves: only the spread within an environment is
-uncertainty. The intervals hold for these environments, and say nothing about others.
+Seeds of one environment differ by chance, whereas environments differ systematically, so only the spread within an
+environment counts as uncertainty. The intervals hold for these environments and say nothing about others.
 """
 
 import math
@@ -19,24 +19,24 @@ from upslope.core.numbers import LEVEL, t_quantile
 def stratified_mean(strata: Sequence[np.ndarray]) -> Estimate:
     """The mean of the M environments' means: Σ x̄_m / M ± t_ν √(Σ s_m²/S_m) / M, ν by Welch and Satterthwaite.
 
-    For one environment this is Student's interval. With several, an environment whose seeds all agree is uncertain too:
-    see `mean_variance`.
+    For one environment this is Student's interval. With several, an environment whose seeds all agree still contributes
+    uncertainty: see `mean_variance`.
     """
     value = float(np.mean([np.mean(x) for x in strata]))
     return Estimate(value, welch(value, [mean_variance(x) / len(strata) ** 2 for x in strata], strata))
 
 
 def stratified_iqm(strata: Sequence[np.ndarray]) -> Estimate:
-    """The interquartile mean of all seeds of all environments together, after Agarwal et al. 2021.
+    """The interquartile mean over the pooled seeds of all environments, after Agarwal et al. 2021.
 
     Every environment has the same weight, whatever its number of seeds; in the paper the numbers are equal. A score on
-    a quartile counts in part: included or excluded as a whole, it would give its environment too much or too little
+    a quartile counts in part: including or excluding it entirely would give its environment too much or too little
     weight.
 
     The variance is Σ v_m, where v_m is the larger of two estimates, because with few seeds either is often too small:
     W_m² s_m²/S_m, which treats the weight W_m of the environment's scores as fixed (the delta method); and Tukey and
-    McLaughlin's (2/M)² s²_{w,m}/S_m, of the scores winsorised at the ends of the middle half, which allows for other
-    scores there. Degrees of freedom by Welch and Satterthwaite.
+    McLaughlin's (2/M)² s²_{w,m}/S_m of the scores winsorised at the ends of the middle half, which lets that weight
+    vary. Degrees of freedom are by Welch and Satterthwaite.
     """
     scores = np.concatenate(strata)
     if not np.isfinite(scores).all():
@@ -56,18 +56,18 @@ def stratified_iqm(strata: Sequence[np.ndarray]) -> Estimate:
 
 
 def between_quartiles(shares: np.ndarray) -> np.ndarray:
-    """The weight of each ordered score in the mean of the middle half: the part of its share of the whole that lies
-    between a quarter and three quarters. Parts as small as rounding errors count as zero."""
+    """The weight of each ordered score in the mean of the middle half: the part of its cumulative share that lies
+    between a quarter and three quarters. Parts no larger than rounding errors count as zero."""
     until = np.cumsum(shares)
     inside = np.minimum(until, 0.75) - np.maximum(until - shares, 0.25)
     return np.where(inside > 1e-9, inside, 0.0) / 0.5
 
 
 def mean_variance(x: np.ndarray, low: float = -math.inf, high: float = math.inf) -> float:
-    """s²/S of the scores winsorised at two ends; nan for one seed.
+    """s²/S of the scores winsorised at `low` and `high`; nan for one seed.
 
-    Where all seeds agree, s² is q(1 − q), with the share q of seeds that could be one unit away (`share_otherwise`):
-    normalised scores go from 0, where nothing is achieved, to 1.
+    Where all seeds agree, s² is q(1 − q), where q is the share of seeds that could be one unit away
+    (`share_otherwise`): normalised scores range from 0, where nothing is achieved, to 1.
     """
     if len(x) < 2:
         return math.nan
@@ -78,7 +78,7 @@ def mean_variance(x: np.ndarray, low: float = -math.inf, high: float = math.inf)
 
 
 def welch(value: float, variances: Sequence[float], strata: Sequence[np.ndarray]) -> Interval | None:
-    """value ± t_ν √Σv_m, ν = (Σv_m)² / Σ v_m²/(S_m − 1). None where an environment has one seed, or none a spread."""
+    """value ± t_ν √Σv_m, ν = (Σv_m)² / Σ v_m²/(S_m − 1). None if an environment has one seed or none has a spread."""
     if min(map(len, strata)) < 2 or not any(np.ptp(x) > 0 for x in strata):
         return None
     total = math.fsum(variances)
@@ -87,10 +87,10 @@ def welch(value: float, variances: Sequence[float], strata: Sequence[np.ndarray]
 
 
 def mean_estimate(parts: Sequence[Estimate]) -> Estimate:
-    """The mean of independent estimates.
+    """The mean of independent estimates, with its interval.
 
-    The distances of its ends from the mean combine those of the parts: √Σ(θ_m − low_m)² / M below, and likewise above
-    (Zou & Donner 2008). None where a part has no interval.
+    The interval combines those of the parts: it reaches √Σ(θ_m − low_m)² / M below the mean, and likewise above
+    (Zou & Donner 2008). There is none if a part has no interval.
     """
     value = float(np.mean([part.value for part in parts]))
     intervals = [part.interval for part in parts if part.interval is not None]
@@ -104,8 +104,8 @@ def mean_estimate(parts: Sequence[Estimate]) -> Estimate:
 def profile(strata: Sequence[np.ndarray], thresholds: np.ndarray) -> Band:
     """The share of seeds above each threshold [K], averaged over environments, with its pointwise interval.
 
-    In one environment the interval is Clopper and Pearson's (1934), whose coverage is at least 95 %; over several, the
-    intervals of Wilson (1927) are combined by `mean_estimate`.
+    For one environment the interval is Clopper and Pearson's (1934), whose coverage is at least 95 %; for several,
+    `mean_estimate` combines Wilson's (1927) intervals.
     """
     method = "exact" if len(strata) == 1 else "wilson"
     at = [mean_estimate([share_of(int((x > tau).sum()), len(x), method) for x in strata]) for tau in thresholds]
@@ -116,7 +116,7 @@ def profile(strata: Sequence[np.ndarray], thresholds: np.ndarray) -> Band:
 
 @cache
 def share_of(count: int, n: int, method: Literal["exact", "wilson"]) -> Estimate:
-    """The share count/n of seeds, and its interval; no interval for one seed."""
+    """The share count/n of seeds with its interval; one seed gives no interval."""
     if n < 2:
         return Estimate(count / n, None)
     found = stats.binomtest(count, n).proportion_ci(LEVEL, method=method)

@@ -1,4 +1,4 @@
-"""Compare runs: which is better, and how certain that is."""
+"""Compare runs: which is better, and with what certainty."""
 
 from collections.abc import Sequence
 from dataclasses import replace
@@ -17,7 +17,7 @@ from upslope.config.coercion import coerce
 from upslope.config.trust import PARTS, require
 
 AREA_POINTS = 200
-"""Points of a learning curve from which its area is computed."""
+"""Points of a learning curve used to compute its area."""
 
 
 def compare(
@@ -27,21 +27,21 @@ def compare(
     normalize: Normalize | None = None,
     trust: bool = False,
 ) -> Comparison:
-    """Compare runs. The seed is the unit of replication, and runs that share everything but their seeds are one group.
+    """Compare runs. The seed is the unit of replication, and runs that differ only in their seeds form one group.
 
-    A folder without a run is left out, and so are seeds that occur twice; warnings say so. Where a run of several in an
-    environment is unfinished, training episodes are compared at the budget that all runs have spent, and evaluation
-    episodes give no probability.
+    Folders without a run and repeated seeds are left out, with a warning. If one of several runs in an environment is
+    unfinished, training episodes are compared at the budget that all runs have spent, and evaluation episodes give no
+    probability.
 
     Args:
         runs: run directories, in any environments.
-        score: what a seed is judged by: "stochastic" or "deterministic" evaluation episodes of the last checkpoint,
-            "training" for its last 100 training episodes, or "auto": evaluation, where all runs have it, else training.
-        normalize: how scores of several environments are made comparable: "threshold" (0 is a random policy, 1 the
+        score: how a seed is scored: by "stochastic" or "deterministic" evaluation episodes of the last checkpoint, by
+            its last 100 "training" episodes, or by "auto": stochastic evaluation if all runs have it, else training.
+        normalize: how scores are made comparable across environments: "threshold" (0 is a random policy, 1 the
             environment's reward threshold) or "range" (0 and 1 are the lowest and highest score of all these runs).
             Without it, nothing is averaged over environments.
         trust: for "threshold", which makes each environment: allow the code that a run's config.json names. Registered
-            Gymnasium ids, upslope's own environments and runs that this machine trained need none.
+            Gymnasium ids, upslope's own environments and runs trained on this machine do not need it.
 
     Raises:
         UpslopeError: a folder is missing, no run can be read, a run cannot be scored, or the score or unit is unknown.
@@ -54,7 +54,7 @@ def compare(
 def compare_records(
     records: Sequence[Record], *, score: Score = "auto", normalize: Normalize | None = None, trust: bool = False
 ) -> Comparison:
-    """`compare` for runs that have been read."""
+    """`compare` for runs that have already been read."""
     coerce("score", score, Score)
     coerce("normalize", normalize, Normalize | None)
     rest, unscored = scorable(records, score)
@@ -75,7 +75,7 @@ def compare_records(
     improvements = tuple(i for e in environments for i in improvements_in([g for g in groups if g.environment == e]))
     if normalize == "threshold":
         for member in members:
-            # Of one environment any run's config may be the one that is made.
+            # Any run's config will do to make an environment, so all of them are checked.
             for record in member.records:
                 require(record.config, record.path, trust=trust, given=PARTS)
     over = normalised(groups, {m.environment: m.records[0].config for m in members}, normalize)
@@ -91,7 +91,7 @@ def compare_records(
 
 
 def group_of(member: Member, scores: np.ndarray, common: int | None, scored: Scores) -> Group:
-    """The statistics of one group; `common` is the budget that every run of its environment has spent."""
+    """Compute the statistics of one group; `common` is the budget that every run of its environment has spent."""
     config = member.records[0].config
     return Group(
         label=member.label,
@@ -112,7 +112,7 @@ def group_of(member: Member, scores: np.ndarray, common: int | None, scored: Sco
 
 
 def efficiency_of(member: Member, budget: int) -> Efficiency:
-    """The training return after shares of the budget, and the mean height of the learning curve."""
+    """The training return at fixed fractions of the budget, and the mean height of the learning curve."""
     steps = np.asarray([int(share * budget) for share in BUDGET_SHARES])
     at = np.concatenate([returns_at(record, steps) for record in member.records])
     grid = np.linspace(0, budget, AREA_POINTS + 1)[1:]
@@ -123,7 +123,7 @@ def efficiency_of(member: Member, budget: int) -> Efficiency:
 
 
 def improvements_in(groups: Sequence[Group]) -> list[Improvement]:
-    """Every pair of groups in one environment, the one with the higher mean first."""
+    """All pairs of groups in one environment, each with the higher mean first."""
     ranked = sorted(groups, key=lambda g: -np.nan_to_num(g.mean.value, nan=-np.inf))
     return [
         Improvement(

@@ -1,4 +1,4 @@
-"""Credit assignment: the weights that every estimator gives to each action of one episode, as data and as a file."""
+"""Credit assignment: the weight that each estimator gives to each action of an episode, as data and as a file."""
 
 import reprlib
 from dataclasses import dataclass
@@ -17,11 +17,11 @@ FILE_NAME = "credit.npz"
 
 @dataclass(frozen=True)
 class EpisodeCredit:
-    """One episode of a trained agent, and the weight of each action by each estimator. T steps; rewards in the
-    environment's units.
+    """One episode of a trained agent, and the weight that each estimator gives to each action. T steps; rewards are in
+    the environment's units.
 
-    Every estimator is linear in the rewards and values, so a learner that scales its rewards by 1/σ has these
-    weights times 1/σ. It then centres and scales them over a batch if `normalize_advantage` is set.
+    Every estimator is linear in the rewards and values, so a learner that scales its rewards by 1/σ also scales these
+    weights by 1/σ. It then centres and scales them over a batch if `normalize_advantage` is set.
     """
 
     environment: str
@@ -30,11 +30,11 @@ class EpisodeCredit:
     checkpoint: str
     episode_seed: int
     gamma: float
-    """γ of the run."""
+    """The run's γ."""
     terminated: bool
-    """Whether the environment ended the episode; otherwise it was truncated."""
+    """Whether the episode terminated; otherwise it was truncated."""
     own: str | None
-    """The estimator that the run was trained with, by its name in `weights`."""
+    """The key in `weights` of the estimator that the run was trained with."""
     reward: np.ndarray
     """r_t [T]."""
     value: np.ndarray | None
@@ -42,33 +42,33 @@ class EpisodeCredit:
     td_error: np.ndarray | None
     """δ_t = r_t + γ V(s_{t+1}) − V(s_t) [T]; None without a critic."""
     weights: dict[str, np.ndarray]
-    """Estimator → Ψ_t [T]. Without a critic only those that need none."""
+    """Estimator → Ψ_t [T]. Without a critic, only the estimators that need none."""
     policy: dict[str, np.ndarray]
     """π(·|s_t): `probability` [T, A], or `mean` and `std` [T, K] for a Box."""
     action: np.ndarray
-    """The action taken [T, …], as sampled; a discrete one is counted from 0."""
+    """The action taken [T, …], as sampled; discrete actions count from 0."""
     picture_steps: np.ndarray
-    """The steps that have a picture [F], increasing."""
+    """The steps that have a picture [F], in increasing order."""
     pictures: tuple[bytes, ...]
     """s_t at those steps, as WebP."""
     picture_note: str
-    """Why there is no picture; empty where there are pictures."""
+    """The reason why there is no picture; empty if there are pictures."""
 
     @property
     def num_steps(self) -> int:
-        """T."""
+        """The length T of the episode."""
         return len(self.reward)
 
     def spread(self, estimator: str) -> float:
-        """(Σ|Ψ_t|)² / ΣΨ_t²: the number of actions that share the credit, from 1 (one action) to T (all alike).
+        """(Σ|Ψ_t|)² / ΣΨ_t²: the effective number of actions that share the credit, from 1 to T (all equal).
 
-        The participation ratio, as an effective sample size counts samples (Kish 1965). 0 where every Ψ_t is 0.
+        This is the participation ratio, the analogue of an effective sample size (Kish 1965). 0 if every Ψ_t is 0.
         """
         size = np.abs(self.weights[estimator])
         return float(size.sum() ** 2 / (size**2).sum()) if size.any() else 0.0
 
     def singles_out(self, estimator: str) -> bool:
-        """Whether the weights differ in size."""
+        """Whether the weights differ in magnitude."""
         size = np.abs(self.weights[estimator].astype(np.float64))
         return bool(np.ptp(size) > 1e-6 * size.max())
 
@@ -78,7 +78,7 @@ class EpisodeCredit:
         return float(self.reward @ self.gamma ** np.arange(len(self.reward)))
 
     def most_blamed(self, estimator: str) -> int:
-        """The step with the largest |Ψ_t|; the first of several."""
+        """The step with the largest |Ψ_t|; the first one in case of ties."""
         return int(np.argmax(np.abs(self.weights[estimator])))
 
 
@@ -87,7 +87,7 @@ PLAIN = ("reward", "action", "picture_steps")
 
 
 def save_credit(path: Path, credit: EpisodeCredit) -> None:
-    """Write one file, atomically. It replaces an older one, which can be computed again."""
+    """Write one file, atomically. It replaces an older one, which can be recomputed."""
     arrays = {name: getattr(credit, name) for name in PLAIN}
     arrays |= {f"weight/{name}": x for name, x in credit.weights.items()}
     arrays |= {f"policy/{name}": x for name, x in credit.policy.items()}
@@ -100,10 +100,10 @@ def save_credit(path: Path, credit: EpisodeCredit) -> None:
 
 
 def load_credit(path: Path) -> EpisodeCredit:
-    """Read what `save_credit` wrote.
+    """Read a file written by `save_credit`.
 
     Raises:
-        UpslopeError: the file is missing, damaged, or of another kind.
+        UpslopeError: the file is missing, damaged, or not a credit file.
     """
     arrays, meta = load_arrays(path, "credit file")
     try:
@@ -130,7 +130,7 @@ def load_credit(path: Path) -> EpisodeCredit:
 
 
 def check_numbers(meta: dict[str, Any]) -> None:
-    """Refuse fields that do not have the types of an `EpisodeCredit`."""
+    """Refuse fields whose types do not match `EpisodeCredit`."""
     for name, kind in get_type_hints(EpisodeCredit).items():
         if name in (*NUMBERS, "picture_note") and not isinstance(meta[name], (float, int) if kind is float else kind):
             raise TypeError(f"its {name} is {reprlib.repr(meta[name])}")
@@ -166,7 +166,7 @@ def check_arrays(arrays: dict[str, np.ndarray]) -> None:
 
 
 def check_policy(arrays: dict[str, np.ndarray], steps: int) -> None:
-    """Refuse actions that the policy's distribution cannot give."""
+    """Refuse actions that the policy's distribution cannot produce."""
     action, policy = arrays["action"], {n.removeprefix("policy/"): x for n, x in arrays.items() if "policy/" in n}
     if not policy or not action.ndim or len(action) != steps:
         raise ValueError("its action and policy are not of the episode's steps")

@@ -1,4 +1,4 @@
-"""Curves to draw: with fewer points but all extremes, and with the seeds on a common axis of steps."""
+"""Prepare curves for drawing: thinned without losing extremes, and with all seeds on a common axis of steps."""
 
 import numpy as np
 
@@ -6,10 +6,10 @@ from upslope.analysis.records import Record
 
 
 def thin(x: np.ndarray, y: np.ndarray, buckets: int) -> tuple[np.ndarray, np.ndarray]:
-    """At most 2·buckets + 2 of the points: the lowest and the highest of each bucket, the first, and the last.
+    """Keep at most 2·buckets + 2 points: the lowest and the highest of each bucket, the first, and the last.
 
-    Buckets hold equally many neighbouring points, so no peak disappears, however narrow. Points that are not finite are
-    left out.
+    Buckets hold equal numbers of neighbouring points, so no peak disappears, however narrow. Points that are not finite
+    are left out.
     """
     known = np.isfinite(x) & np.isfinite(y)
     x, y = x[known], y[known]
@@ -21,22 +21,22 @@ def thin(x: np.ndarray, y: np.ndarray, buckets: int) -> tuple[np.ndarray, np.nda
     offset = np.arange(buckets) * size
     lowest = offset + np.pad(y, (0, room), constant_values=np.inf).reshape(buckets, size).argmin(axis=1)
     highest = offset + np.pad(y, (0, room), constant_values=-np.inf).reshape(buckets, size).argmax(axis=1)
-    # A bucket that is all padding has an index beyond the end.
+    # The index of a bucket of padding lies beyond the end.
     kept = np.unique(np.concatenate([[0, n - 1], np.minimum(lowest, n - 1), np.minimum(highest, n - 1)]))
     return x[kept], y[kept]
 
 
 def common_steps(record: Record, points: int) -> np.ndarray:
-    """Equally spaced environment steps [P] from the first to the last that every seed has reached, so that a mean is
-    always over all seeds."""
+    """Equally spaced environment steps [P] within the range that every seed covers, so that means are always over all
+    seeds."""
     first, last = np.nanmax(record.steps[:, 0]), record.reached
     return np.linspace(first, last, min(points, record.steps.shape[1]))
 
 
 def at_steps(record: Record, name: str, grid: np.ndarray) -> np.ndarray:
-    """A metric of each seed at common steps [S, P]: the mean over the iterations since the step before.
+    """A metric of each seed at the steps of a grid [S, P]: the mean over the iterations since the previous step.
 
-    Where no iteration ended since then, the last known value; nan before the first and after a seed's last iteration.
+    If no iteration ended since then, it is the last known value. It is nan outside a seed's range of iterations.
     """
     found = np.full((len(record.seeds), len(grid)), np.nan)
     for s, (steps, values) in enumerate(zip(record.steps, record.metrics[name], strict=True)):

@@ -1,4 +1,4 @@
-"""Play an episode of a trained agent, and weigh each of its actions by every estimator."""
+"""Play an episode of a trained agent, and compute the weight that each estimator gives to each action."""
 
 from collections.abc import Callable
 from pathlib import Path
@@ -38,7 +38,7 @@ from upslope.runs.same_spaces import require_same_world
 
 
 def estimators_for(config: Config) -> dict[str, Estimator]:
-    """The library's estimators in the ladder's order, with the run's λ and, where it uses n-step returns, its n."""
+    """The library's estimators in the ladder's order, with the run's λ and, if it uses n-step returns, its n."""
     steps = sorted({1, 5, config.n} if config.estimator == "n_step" else {1, 5})
     several = [NStep(n) for n in steps]
     estimators = [TotalReturn(), RewardToGo(), Baseline(), *several, GAE(config.lambda_)]
@@ -46,13 +46,13 @@ def estimators_for(config: Config) -> dict[str, Estimator]:
 
 
 def label(estimator: Estimator) -> str:
-    """`NStep(5)`, `GAE(0.95)`, `TotalReturn`."""
+    """The name of an estimator with its parameter: `NStep(5)`, `GAE(0.95)`, `TotalReturn`."""
     settings = ", ".join(f"{x:g}" for x in vars(estimator).values())
     return type(estimator).__name__ + (f"({settings})" if settings else "")
 
 
 def own_label(config: Config) -> str | None:
-    """The name of the estimator that a run was trained with; None for a user's own and for imitation."""
+    """The label of the estimator that a run was trained with; None for a custom one and for imitation."""
     names = {"total_return": TotalReturn(), "reward_to_go": RewardToGo(), "baseline": Baseline()}
     ours = names | {"n_step": NStep(config.n), "gae": GAE(config.lambda_)}
     return label(ours[config.estimator]) if config.estimator in ours else None
@@ -61,7 +61,7 @@ def own_label(config: Config) -> str | None:
 def weigh_all(
     estimators: dict[str, Estimator], rollout: Rollout, values: Values | None, gamma: float
 ) -> dict[str, np.ndarray]:
-    """Estimator → Ψ [T, N]. Without values, only the estimators that need no critic."""
+    """Compute Ψ [T, N] for each estimator; without values, only for those that need no critic."""
     nothing = jnp.zeros(rollout.reward.shape)
     given = values or Values(nothing, nothing)
     usable = {name: e for name, e in estimators.items() if values is not None or not e.needs_critic}
@@ -81,17 +81,17 @@ def credit_of(
     max_episode_steps: int | None = None,
     trust: bool = False,
 ) -> EpisodeCredit:
-    """Play one fresh episode of a run's agent, with actions sampled as in training, and weigh each action.
+    """Play one new episode of a run's agent, with actions sampled as in training, and weigh each action.
 
     Args:
         run: the run directory.
-        seed: which of its seeds; by default the first.
-        episode_seed: each number gives another episode.
+        seed: one of the run's seeds; by default the first.
+        episode_seed: each number gives a different episode.
         checkpoint: `last` or `best`.
-        environment, model: where the run's cannot be found again by their names, as in `upslope.resume`.
-        max_episode_steps: steps after which the episode is cut; by default the run's or the environment's own limit.
-        trust: allow the code that the run's config.json names; registered Gymnasium ids, upslope's own worlds and runs
-            that this machine trained need none.
+        environment, model: needed if they cannot be found by name, as in `upslope.resume`.
+        max_episode_steps: steps after which the episode is truncated; by default the run's or the environment's limit.
+        trust: allow the code that the run's config.json names; registered Gymnasium ids, upslope's own environments and
+            runs trained on this machine do not need it.
 
     Raises:
         UpslopeError: the run, seed or checkpoint does not exist, or the environment cannot be made or is not trusted.
@@ -141,7 +141,7 @@ def credit_of(
 
 
 def play(config: Config, environment: Any, agent: Agent, seed: int, episode_seed: int) -> Rollout:
-    """One whole episode [T, 1] without padding."""
+    """Play one whole episode [T, 1], without padding."""
     alone = RunSeeds(config, (seed,))
     stacked = jax.tree.map(lambda x: x[None], agent)
     offset = EVALUATION_SEED * (1 + episode_seed)
@@ -160,13 +160,13 @@ def policies_of(agent: Agent, rollout: Rollout) -> Distribution:
 
 
 def values_of(agent: Agent, rollout: Rollout) -> Values:
-    """The critic's values in the environment's units of reward; the learner scales them."""
+    """The critic's values in the environment's reward units, with the learner's scaling undone."""
     scale = agent.reward_scale()
     return Values(*(v / scale for v in evaluate(agent, jax.tree.map(jnp.asarray, rollout))))
 
 
 def describe(policy: Distribution) -> dict[str, np.ndarray]:
-    """The parameters of π(·|s_t) that a page shows, each [T, …]."""
+    """The parameters of π(·|s_t) shown on a page, each [T, …]."""
     if isinstance(policy, DiagonalGaussian):
         return {"mean": np.asarray(policy.mean), "std": np.asarray(jnp.exp(policy.log_std))}
     if isinstance(policy, Categorical):

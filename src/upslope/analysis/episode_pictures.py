@@ -1,4 +1,4 @@
-"""Small pictures of an episode: of each state in which the agent acted, or of every second, fourth … of them."""
+"""Small pictures of an episode: of each state in which the agent acted, or of every second, fourth … state."""
 
 import io
 from collections.abc import Callable
@@ -18,13 +18,13 @@ from upslope.environments.tabular import Tabular
 from upslope.errors import UpslopeError
 
 MAX_PICTURES = 200
-"""Beyond this number, every second picture is dropped."""
+"""Every second picture is dropped when there are more than this."""
 MAX_SIDE = 320
-"""Pixels of a picture's longer side."""
+"""Length of a picture's longer side in pixels."""
 QUALITY = 75
-"""Of WebP, 0 to 100."""
+"""WebP quality, 0 to 100."""
 CELL = 28
-"""Pixels of a finite environment's cell."""
+"""Size of a finite environment's cell in pixels."""
 WALL, FLOOR, END, HERE = (120, 120, 120), (238, 238, 238), (0, 158, 115), (0, 114, 178)
 
 TWIN_STATES: dict[str, Callable[[np.ndarray], Any]] = {
@@ -33,19 +33,19 @@ TWIN_STATES: dict[str, Callable[[np.ndarray], Any]] = {
     "Pendulum-v1": lambda o: np.array([np.arctan2(o[1], o[0]), o[2]]),
     "Acrobot-v1": lambda o: np.array([np.arctan2(o[1], o[0]), np.arctan2(o[3], o[2]), o[4], o[5]]),
 }
-"""Compiled environment → the state of its Gymnasium twin that corresponds to an observation."""
+"""Maps a compiled environment to a function from an observation to the state of its Gymnasium twin."""
 
 
 class Pictures:
-    """WebP pictures of the steps 0, k, 2k … of an episode, with the smallest k that leaves at most `MAX_PICTURES`."""
+    """WebP pictures of steps 0, k, 2k … of an episode, with the smallest k that leaves at most `MAX_PICTURES`."""
 
     def __init__(self) -> None:
         self.stride, self.steps, self.images = 1, [], []
         self.note = ""
-        """Why there is no picture."""
+        """The reason why there is no picture."""
 
     def add(self, step: int, draw: Callable[[], Any]) -> None:
-        """Draw this step, if it is a multiple of the stride."""
+        """Draw this step if it is a multiple of the stride."""
         if self.note or step % self.stride:
             return
         try:
@@ -63,7 +63,7 @@ class Pictures:
 
 
 class Watched(gymnasium.Wrapper):
-    """Takes pictures of an environment's first episode while it is played."""
+    """Wrapper that takes pictures of an environment's first episode while it is played."""
 
     def __init__(self, env: gymnasium.Env, pictures: Pictures):
         super().__init__(env)
@@ -83,7 +83,7 @@ class Watched(gymnasium.Wrapper):
 
 
 def follow(env: gymnasium.Env) -> None:
-    """Let MuJoCo's camera follow the body, where the model has such a camera."""
+    """Let MuJoCo's camera follow the body if the model has a tracking camera."""
     inner: Any = env.unwrapped
     if hasattr(inner, "mujoco_renderer"):
         cameras = [inner.model.camera(k).name for k in range(inner.model.ncam)]
@@ -92,7 +92,7 @@ def follow(env: gymnasium.Env) -> None:
 
 
 def watched(environment: HostEnvironment, pictures: Pictures) -> HostEnvironment:
-    """The same environment, taking pictures while it is played; unchanged where it cannot draw."""
+    """Wrap an environment so that it takes pictures while it is played; unchanged if it cannot render."""
     if not can_encode(pictures):
         return environment
     try:
@@ -106,7 +106,7 @@ def watched(environment: HostEnvironment, pictures: Pictures) -> HostEnvironment
 def draw_compiled(config: Config, environment: AnyEnvironment, rollout: Rollout, pictures: Pictures) -> None:
     """Draw an episode [T, 1] of a compiled environment from its observations.
 
-    An environment with a twin in Gymnasium is drawn by the twin, whose state is set; a finite one as its cells.
+    An environment with a Gymnasium twin is rendered by the twin, whose state is set; a finite one is drawn as cells.
     """
     name = config.environment.removeprefix(COMPILED_PREFIX)
     if not can_encode(pictures):
@@ -120,7 +120,7 @@ def draw_compiled(config: Config, environment: AnyEnvironment, rollout: Rollout,
 
 
 def draw_twin(name: str, config: Config, rollout: Rollout, pictures: Pictures) -> None:
-    """Set the state of Gymnasium's environment to each state of the episode, and let it draw."""
+    """Set the Gymnasium twin to each state of the episode, and render it."""
     draw_without_screen()
     try:
         env = gymnasium.make(name, render_mode="rgb_array", **config.env_kwargs)
@@ -130,7 +130,7 @@ def draw_twin(name: str, config: Config, rollout: Rollout, pictures: Pictures) -
             for step, observation in enumerate(np.asarray(rollout.observation)[:, 0]):
                 twin.state = TWIN_STATES[name](observation.astype(np.float64))
                 if name == "Pendulum-v1":
-                    # It draws the torque of the previous step as an arrow.
+                    # Pendulum draws the torque of the previous step as an arrow.
                     twin.last_u = None if step == 0 else float(np.clip(rollout.action[step - 1, 0, 0], -2, 2))
                 pictures.add(step, env.render)
     except (gymnasium.error.Error, ImportError, AttributeError) as error:
@@ -138,7 +138,7 @@ def draw_twin(name: str, config: Config, rollout: Rollout, pictures: Pictures) -
 
 
 def cells_of(name: str, config: Config, environment: Tabular) -> np.ndarray:
-    """The places of a finite environment's observations in a picture [rows, columns]."""
+    """The layout of a finite environment's observations in a picture [rows, columns]."""
     count = int(environment.observation_of.max()) + 1
     if name == "GridWorld-v0":
         return np.arange(count).reshape(-1, config.env_kwargs.get("columns", 4))
@@ -146,7 +146,7 @@ def cells_of(name: str, config: Config, environment: Tabular) -> np.ndarray:
 
 
 def draw_cells(cells: np.ndarray, environment: Tabular, rollout: Rollout, pictures: Pictures) -> None:
-    """The agent's cell, the cells where an episode ends, and the others."""
+    """Draw the agent's cell, the cells where an episode ends, and the others."""
     if cells.size == 1:
         pictures.note = "all states of this environment look alike to the agent"
         return
@@ -160,7 +160,7 @@ def draw_cells(cells: np.ndarray, environment: Tabular, rollout: Rollout, pictur
 
 
 def can_encode(pictures: Pictures) -> bool:
-    """Whether Pillow is installed; if not, the note says so."""
+    """Whether Pillow is installed; if not, the note of `pictures` says so."""
     try:
         import PIL.Image  # noqa: F401 - only whether it can be imported
     except ImportError:
@@ -169,7 +169,7 @@ def can_encode(pictures: Pictures) -> bool:
 
 
 def encode(picture: np.ndarray) -> bytes:
-    """RGB [height, width, 3] → WebP, its longer side at most `MAX_SIDE`."""
+    """Encode RGB [height, width, 3] as WebP, with the longer side at most `MAX_SIDE`."""
     from PIL import Image
 
     image, buffer = Image.fromarray(picture.astype(np.uint8)), io.BytesIO()

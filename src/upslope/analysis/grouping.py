@@ -1,4 +1,4 @@
-"""Groups of runs that share everything except their seeds, and the warnings that a reader needs."""
+"""Groups of runs that differ only in their seeds, and the warnings that a reader needs."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -12,17 +12,17 @@ from upslope.config.config import Config
 from upslope.runs.directory import ENGINES
 
 NOT_SETTINGS = ("environment", "env_kwargs", "max_episode_steps", "algorithm", "seed", "seeds", "preset")
-"""Fields of a config that do not distinguish groups of the same algorithm and environment."""
+"""Config fields that do not distinguish groups of the same algorithm and environment."""
 MORE_SEEDS = "Train more, e.g. --seeds 10"
 OVERSHOOT = 0.05
-"""The share of its budget that a group may exceed without a warning."""
+"""Fraction by which a group may exceed its budget without a warning."""
 DECIDING_PACKAGES = ("upslope", "jax", "gymnasium")
-"""Packages whose versions a comparison must not mix silently."""
+"""Packages for which a comparison across versions gives a warning."""
 
 
 @dataclass(frozen=True)
 class Member:
-    """The runs of one group, and its name."""
+    """The runs of one group, with its label."""
 
     records: tuple[Record, ...]
     label: str
@@ -37,14 +37,14 @@ class Member:
         return tuple(seed for _, seed in self.seeds_of_records())
 
     def seeds_of_records(self) -> list[tuple[Record, int]]:
-        """Every seed with the run that it belongs to."""
+        """Each seed, paired with the run that it belongs to."""
         return [(record, seed) for record in self.records for seed in record.seeds]
 
 
 def group(records: Sequence[Record]) -> tuple[list[Member], list[str]]:
-    """Pool runs that share everything except their seeds, and give each group a distinct name.
+    """Pool runs that differ only in their seeds, and give each group a distinct name.
 
-    A seed is one piece of evidence, however often it was trained: a repeated seed is left out, with a warning.
+    A seed counts as one piece of evidence, however often it was trained: repeated seeds are left out, with a warning.
     """
     pools: dict[str, list[Record]] = {}
     for record in records:
@@ -62,7 +62,7 @@ def group(records: Sequence[Record]) -> tuple[list[Member], list[str]]:
 
 
 def without_repeats(pool: list[Record]) -> tuple[list[Record], list[str]]:
-    """Every seed once: from the run that got furthest, then from an evaluated run, then from the one named first."""
+    """Keep each seed once: preferably from the run that got furthest, then an evaluated one, then the first given."""
     chosen: dict[int, Record] = {}
     for record in sorted(pool, key=lambda r: (-r.reached, not len(r.evaluations))):
         for seed in record.seeds:
@@ -85,7 +85,7 @@ def without_repeats(pool: list[Record]) -> tuple[list[Record], list[str]]:
 
 
 def environment_of(config: Config) -> str:
-    """The environment's name with its arguments and limit: returns of different environments have no common unit."""
+    """The environment's name with its arguments and step limit: returns are comparable only if all of these agree."""
     changes = dict(config.env_kwargs)
     if config.max_episode_steps is not None:
         changes["max_episode_steps"] = config.max_episode_steps
@@ -93,8 +93,8 @@ def environment_of(config: Config) -> str:
 
 
 def settings_of(record: Record) -> dict[str, Any]:
-    """What distinguishes a run from others of its algorithm and environment; a user's own estimator or objective with
-    all its fields."""
+    """The settings that distinguish a run from others of its algorithm and environment, including all fields of a
+    custom estimator or objective."""
     settings = {name: value for name, value in record.config.to_json().items() if name not in NOT_SETTINGS}
     for role in ("estimator", "objective"):
         if ":" in settings[role]:
@@ -109,7 +109,7 @@ def differing(pool: list[Record], rivals: list[list[Record]]) -> dict[str, Any]:
 
 
 def warnings_of(members: Sequence[Member]) -> list[str]:
-    """What a reader must know before trusting the numbers, besides how they were scored."""
+    """Caveats that a reader must know before trusting the numbers, apart from those about scoring."""
     records = [record for member in members for record in member.records]
     found = [unequal_budgets(e, [m for m in members if m.environment == e]) for e in environments_of(members)]
     found += [past_budget(e, [m for m in members if m.environment == e]) for e in environments_of(members)]
@@ -121,12 +121,12 @@ def warnings_of(members: Sequence[Member]) -> list[str]:
 
 
 def environments_of(members: Sequence[Member]) -> list[str]:
-    """Each environment once, in order."""
+    """The distinct environments, in order of appearance."""
     return list(dict.fromkeys(member.environment for member in members))
 
 
 def unequal_budgets(environment: str, members: list[Member]) -> str:
-    """A warning where groups of one environment had different numbers of steps."""
+    """A warning if groups in one environment were trained for different numbers of steps."""
     budgets = {m.label: m.records[0].config.steps for m in members if m.records[0].config.data is None}
     if len(set(budgets.values())) < 2:
         return ""
@@ -138,7 +138,7 @@ def unequal_budgets(environment: str, members: list[Member]) -> str:
 
 
 def past_budget(environment: str, members: list[Member]) -> str:
-    """A warning where a whole rollout or episode took groups well beyond their budget."""
+    """A warning if completing a rollout or episode took groups well beyond their budget."""
     words = []
     for member in members:
         records = [r for r in member.records if r.config.data is None]
@@ -154,7 +154,7 @@ def past_budget(environment: str, members: list[Member]) -> str:
 
 
 def unfinished(record: Record) -> str:
-    """A warning where a run stopped before its budget was spent."""
+    """A warning if a run stopped before its budget was spent."""
     if record.is_finished:
         return ""
     done = f"{record.reached:,} of {record.config.steps:,} steps"
@@ -162,7 +162,7 @@ def unfinished(record: Record) -> str:
 
 
 def mixed_versions(records: list[Record], package: str) -> str:
-    """A warning where runs were made with different versions."""
+    """A warning if runs were made with different versions of a package."""
     versions: dict[str, list[str]] = {}
     for record in records:
         versions.setdefault(str(record.versions.get(package, "unknown")), []).append(str(record.path))
@@ -173,7 +173,7 @@ def mixed_versions(records: list[Record], package: str) -> str:
 
 
 def thin(members: Sequence[Member]) -> list[str]:
-    """A warning for each number of seeds that is small, with its groups."""
+    """Warnings about groups with few seeds, one for each number of seeds."""
     names: dict[int, list[str]] = {}
     for member in members:
         names.setdefault(len(member.seeds), []).append(f"{member.label} on {member.environment}")

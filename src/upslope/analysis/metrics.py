@@ -1,4 +1,4 @@
-"""What each logged metric means, and what is healthy, read from metrics.yaml."""
+"""The meaning and healthy range of each logged metric, read from metrics.yaml."""
 
 from dataclasses import dataclass
 from importlib import resources
@@ -10,15 +10,15 @@ from upslope.core.messages import PREFIX
 
 @dataclass(frozen=True)
 class Explanation:
-    """A metric in words."""
+    """The explanation of a metric."""
 
     title: str
     unit: str
-    """The unit of its axis."""
+    """Unit shown on the axis."""
     meaning: str
-    """One line."""
+    """What the metric measures, in one line."""
     healthy: str
-    """One line: what a run that learns usually shows."""
+    """What a run that learns usually shows, in one line."""
 
 
 EXPLANATIONS = {
@@ -27,11 +27,11 @@ EXPLANATIONS = {
         resources.files("upslope.analysis").joinpath("metrics.yaml").read_text("utf-8")
     ).items()
 }
-"""By the name in metrics.jsonl, in the order in which they are shown."""
+"""Explanations by the metric's name in metrics.jsonl, in display order."""
 HEALTH = {name: explanation for name, explanation in EXPLANATIONS.items() if name.startswith(PREFIX)}
 METRICS = {name: explanation for name, explanation in EXPLANATIONS.items() if name not in HEALTH}
 
 
 def explain(name: str) -> Explanation:
-    """The explanation of a metric; a user's own metric has its name only."""
+    """The explanation of a metric; for a custom metric, only its name."""
     return EXPLANATIONS.get(name, Explanation(name, "", "", ""))

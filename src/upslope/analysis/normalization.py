@@ -1,4 +1,4 @@
-"""Scores of several environments in one unit, and their averages."""
+"""Normalise the scores of several environments to one scale, and average them."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -16,16 +16,16 @@ from upslope.errors import UpslopeError
 
 Normalize = Literal["threshold", "range"]
 RANDOM_EPISODES = 50
-"""Episodes of the random policy whose mean return is 0 in normalised scores."""
+"""Number of random-policy episodes whose mean return is normalised to 0."""
 LONGEST = 10_000
-"""The length at which an episode of the random policy is cut."""
+"""Maximum length of a random-policy episode."""
 THRESHOLDS = 101
-"""Points of a performance profile."""
+"""Number of points in a performance profile."""
 
 
 @dataclass(frozen=True)
 class Normalised:
-    """The results over all environments together."""
+    """Results aggregated over all environments."""
 
     references: tuple[Reference, ...] = ()
     improvements: tuple[Improvement, ...] = ()
@@ -35,7 +35,7 @@ class Normalised:
 
 
 def normalised(groups: Sequence[Group], configs: Mapping[str, Config], normalize: Normalize | None) -> Normalised:
-    """Aggregates of every label that occurs in every environment; empty without `normalize`."""
+    """Aggregate each label that occurs in every environment; empty without `normalize`."""
     if normalize is None:
         return Normalised()
     references = {
@@ -64,7 +64,7 @@ def normalised(groups: Sequence[Group], configs: Mapping[str, Config], normalize
 
 
 def differing_settings(label: str, groups: Sequence[Group]) -> str:
-    """A warning where a label has different settings in different environments, which may be intended."""
+    """A warning if a label has different settings in different environments, which may be intended."""
     differ = sorted(
         name for name in groups[0].settings if any(g.settings[name] != groups[0].settings[name] for g in groups[1:])
     )
@@ -74,7 +74,7 @@ def differing_settings(label: str, groups: Sequence[Group]) -> str:
 
 
 def reference_of(environment: str, groups: Sequence[Group], config: Config, normalize: Normalize) -> Reference:
-    """What 0 and 1 mean in an environment."""
+    """The scores in an environment that are normalised to 0 and 1."""
     if normalize == "threshold":
         return threshold_of(environment, config)
     scores = np.concatenate([g.scores for g in groups if g.environment == environment])
@@ -88,7 +88,7 @@ def reference_of(environment: str, groups: Sequence[Group], config: Config, norm
 
 
 def threshold_of(environment: str, config: Config) -> Reference:
-    """0 is the measured return of a random policy, 1 Gymnasium's reward threshold: where it counts as solved."""
+    """0 is the measured return of a random policy, 1 Gymnasium's reward threshold, at which it counts as solved."""
     # These import JAX, which a report does not need.
     from upslope.environments.closing import close_all
     from upslope.environments.registry import make
@@ -119,7 +119,7 @@ def threshold_of(environment: str, config: Config) -> Reference:
 
 
 def random_return(env: Any) -> float:
-    """The mean return of actions drawn from the action space, the same in every call."""
+    """The mean return of actions drawn from the action space, with a fixed seed."""
     env.action_space.seed(0)
     returns = []
     for episode in range(RANDOM_EPISODES):
@@ -133,12 +133,12 @@ def random_return(env: Any) -> float:
 
 
 def rescale(scores: np.ndarray, reference: Reference) -> np.ndarray:
-    """(score − zero) / (one − zero)."""
+    """Normalise scores: (score − zero) / (one − zero)."""
     return (scores - reference.zero) / (reference.one - reference.zero)
 
 
 def improvements_over(labels: Sequence[str], groups: Sequence[Group], environments: list[str]) -> list[Improvement]:
-    """Every pair of labels: the mean over environments of the probability in each."""
+    """For each pair of labels, the probability of improvement averaged over environments."""
     found = []
     for a, b in combinations(labels, 2):
         pairs = [(one(groups, a, environment), one(groups, b, environment)) for environment in environments]
@@ -149,12 +149,12 @@ def improvements_over(labels: Sequence[str], groups: Sequence[Group], environmen
 
 
 def one(groups: Sequence[Group], label: str, environment: str) -> Group:
-    """The group of a label in an environment."""
+    """Find the group with this label in an environment."""
     return next(g for g in groups if (g.label, g.environment) == (label, environment))
 
 
 def profiles_of(scores: Mapping[str, list[np.ndarray]]) -> list[Profile]:
-    """A profile of each label, at thresholds from the lowest to the highest score."""
+    """The profile of each label, at thresholds from the lowest to the highest score."""
     if not scores:
         return []
     every = np.concatenate([x for strata in scores.values() for x in strata])

@@ -21,44 +21,44 @@ from upslope.runs.directory import EVALUATION_COLUMNS, RunDirectory
 NOT_METRICS = ("iteration", "seed", "step")
 MOST_COUNTED, LARGEST = 2**53, 1e60
 MOST_COLUMNS, MOST_PADDING = 2000, 200
-"""Limits on a table that would be mostly empty, and could be larger than the memory: no run has one."""
+"""Limits that refuse a mostly empty table, which could exceed memory; no real run has one."""
 
 
 @dataclass(frozen=True)
 class Record:
-    """A run as arrays. S seeds, I iterations; a seed whose budget was spent earlier has nan in its last iterations."""
+    """A run as arrays. S seeds, I iterations; a seed that finished earlier than others ends in nan."""
 
     path: Path
     description: dict[str, Any]
     """config.json: format, created, versions, config, axes, spaces."""
     config: Config
     seeds: tuple[int, ...]
-    """[S], in the run's order."""
+    """The S seeds, in the run's order."""
     steps: np.ndarray
     """Environment steps after each iteration [S, I]."""
     metrics: dict[str, np.ndarray]
-    """name → [S, I]; nan where a row has no finite number."""
+    """Name → values [S, I]; nan where a row has no finite number."""
     episodes: np.ndarray
-    """Every finished training episode: a structured array of `step`, `seed`, `return`, `length`."""
+    """All finished training episodes: a structured array of `step`, `seed`, `return`, `length`."""
 
     @property
     def name(self) -> str:
-        """The run directory's own name."""
+        """The name of the run directory."""
         return self.path.resolve().name
 
     @property
     def versions(self) -> dict[str, Any]:
-        """The versions of the packages that made it."""
+        """The versions of the packages that made the run."""
         return self.description["versions"]
 
     @cached_property
     def reached(self) -> int:
-        """The step that every seed has reached; 0 where a seed has no row yet."""
+        """The step that every seed has reached; 0 if a seed has no row yet."""
         return int(np.fmax.reduce(self.steps, axis=1, initial=0).min())
 
     @property
     def spent(self) -> int:
-        """The steps of its budget that every seed has spent. A run on recorded data spends all of it."""
+        """The part of the budget, in steps, that every seed has spent; on recorded data, all of it."""
         return self.config.steps if self.config.data is not None else min(self.config.steps, self.reached)
 
     @property
@@ -68,17 +68,17 @@ class Record:
 
     @cached_property
     def evaluations(self) -> np.ndarray:
-        """Evaluation episodes: a structured array with the columns of evaluation.csv; empty where there are none."""
+        """Evaluation episodes: a structured array with the columns of evaluation.csv; empty if there are none."""
         path = RunDirectory(self.path).evaluation_path
         return rows_of_seeds(path, read_evaluations(path), self.seeds)
 
     def episodes_of(self, seed: int) -> np.ndarray:
-        """One seed's training episodes, in the order in which they ended."""
+        """The training episodes of one seed, in the order in which they ended."""
         mine = self.episodes[self.episodes["seed"] == seed]
         return mine[np.argsort(mine["step"], kind="stable")]
 
     def of(self, seeds: tuple[int, ...]) -> "Record":
-        """The same run with some of its seeds only."""
+        """The same run restricted to some of its seeds."""
         rows = [self.seeds.index(seed) for seed in seeds]
         metrics = {name: x[rows] for name, x in self.metrics.items()}
         episodes = self.episodes[np.isin(self.episodes["seed"], seeds)]
@@ -88,11 +88,11 @@ class Record:
 def read_records(
     runs: str | Path | Sequence[str | Path], *, with_evaluations: bool = False
 ) -> tuple[list[Record], list[str]]:
-    """Read each folder once, and return a warning for each that cannot be read: `runs/*` may hold other things too.
-    `with_evaluations` reads those too, and leaves out a run whose evaluation.csv is damaged.
+    """Read each folder once, and return a warning for each that is not a readable run, since `runs/*` may match other
+    things. `with_evaluations` also reads evaluations, and leaves out a run whose evaluation.csv is damaged.
 
     Raises:
-        UpslopeError: there is no such folder, or no run is left.
+        UpslopeError: a folder does not exist, or no run is left.
     """
     runs = [runs] if isinstance(runs, str | Path) else runs
     if not runs:
@@ -120,10 +120,10 @@ def read_records(
 def read_record(run: str | Path) -> Record:
     """Read a run directory.
 
-    A row that was cut off while it was written, the last of a run that was killed, is left out.
+    An incomplete last row, left by a run that was killed while writing, is ignored.
 
     Raises:
-        UpslopeError: not a run directory, damaged, or nothing was trained.
+        UpslopeError: this is not a run directory, it is damaged, or nothing was trained.
     """
     directory = RunDirectory(run)
     config = directory.config()
@@ -151,7 +151,7 @@ def read_record(run: str | Path) -> Record:
 
 
 def metric_table(directory: RunDirectory) -> tuple[list[str], np.ndarray]:
-    """The columns and rows [R, C] of metrics.jsonl, without a last row that is incomplete; nan where a row has none."""
+    """The columns and rows [R, C] of metrics.jsonl, without an incomplete last row; nan for missing values."""
     rows = directory.metrics()
     try:
         names = [*NOT_METRICS, *sorted(set().union(*rows) - set(NOT_METRICS))]
@@ -168,16 +168,16 @@ def metric_table(directory: RunDirectory) -> tuple[list[str], np.ndarray]:
 
 
 def check_size(x: np.ndarray) -> None:
-    """Refuse finite numbers that no sum of 32-bit rewards or losses reaches, and whose squares overflow."""
+    """Refuse finite numbers that no sum of 32-bit rewards or losses can reach, and whose squares would overflow."""
     if (np.abs(x[np.isfinite(x)]) > LARGEST).any():
         raise ValueError(f"it holds a number beyond ±{LARGEST:g}, which no training gives")
 
 
 def rows_of_seeds(path: Path, rows: np.ndarray, seeds: tuple[int, ...]) -> np.ndarray:
-    """The rows of these seeds, if their counts and returns can be those of episodes.
+    """Select the rows of these seeds, and check that their counts and returns are possible for episodes.
 
     Raises:
-        UpslopeError: they cannot.
+        UpslopeError: they are not.
     """
     counts = [name for name in rows.dtype.names or () if rows.dtype[name].kind == "i"]
     try:
@@ -190,7 +190,7 @@ def rows_of_seeds(path: Path, rows: np.ndarray, seeds: tuple[int, ...]) -> np.nd
 
 
 def check_lengths(directory: RunDirectory, seed: np.ndarray, seeds: tuple[int, ...]) -> None:
-    """Padded to the longest, the seeds' rows may not take up much more than they are."""
+    """Refuse seeds with such unequal numbers of rows that padding them to the longest would mostly add empty rows."""
     longest = int(np.unique(seed, return_counts=True)[1].max())
     if len(seeds) * longest > MOST_PADDING * (len(seed) + 100):
         raise UpslopeError(
@@ -200,7 +200,7 @@ def check_lengths(directory: RunDirectory, seed: np.ndarray, seeds: tuple[int, .
 
 
 def by_seed(names: list[str], table: np.ndarray, seeds: tuple[int, ...]) -> dict[str, np.ndarray]:
-    """Name → [S, I]: each seed's rows in their order."""
+    """Split a table by seed: name → [S, I], with each seed's rows in order."""
     rows = [table[table[:, names.index("seed")] == seed] for seed in seeds]
     padded = np.full((len(seeds), max(map(len, rows)), len(names)), np.nan)
     for s, mine in enumerate(rows):
@@ -209,7 +209,7 @@ def by_seed(names: list[str], table: np.ndarray, seeds: tuple[int, ...]) -> dict
 
 
 def read_evaluations(path: Path) -> np.ndarray:
-    """evaluation.csv as a structured array."""
+    """Read evaluation.csv as a structured array."""
     text = {"mode": "U16", "checkpoint": "U8"}
     return (
         read_csv(path, EVALUATION_COLUMNS, text) if path.exists() else np.zeros(0, csv_type(EVALUATION_COLUMNS, text))

@@ -1,4 +1,4 @@
-"""The score of a seed: one number for how well it did, from evaluation episodes or from the end of training."""
+"""The score of a seed: one number for its performance, from evaluation episodes or from the end of training."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field
@@ -17,20 +17,20 @@ Score = Literal["auto", "stochastic", "deterministic", "training"]
 
 @dataclass(frozen=True)
 class Scores:
-    """How seeds are scored, and what a reader should be warned of."""
+    """The scores of all groups, how they were computed, and warnings for the reader."""
 
     words: str
     of: list[np.ndarray]
-    """For each group, a score for each of its seeds [S]."""
+    """For each group, the scores of its seeds [S]."""
     warnings: list[str]
     at: dict[str, int] = field(default_factory=dict)
-    """The steps at which seeds were judged, for each environment that has an unfinished run beside others."""
+    """The step at which seeds were scored, for each environment with an unfinished run among several groups."""
     unfinished: dict[str, list[str]] = field(default_factory=dict)
-    """For each environment, the labels of groups that were evaluated before they were finished."""
+    """For each environment, the labels of groups that were evaluated before training had finished."""
 
 
 def common_budget(environment: str, members: Sequence[Member]) -> int | None:
-    """The steps that every run of an environment has spent, except those that read recorded data."""
+    """The steps that every run of an environment has spent, ignoring runs on recorded data."""
     records = [r for m in members if m.environment == environment for r in m.records if r.config.data is None]
     return min((record.spent for record in records), default=None)
 
@@ -46,7 +46,7 @@ def unfinished_of(members: Sequence[Member]) -> dict[str, list[str]]:
 
 
 def scorable(records: Sequence[Record], score: Score) -> tuple[list[Record], list[str]]:
-    """The runs that can be judged in the same way, and a warning for each that is left out: a run on recorded data has
+    """The runs that can be scored in the same way, and a warning for each that is left out: a run on recorded data has
     no training episodes.
 
     Raises:
@@ -71,11 +71,11 @@ def scorable(records: Sequence[Record], score: Score) -> tuple[list[Record], lis
 def scores_of(members: Sequence[Member], score: Score = "auto") -> Scores:
     """Score every seed of every group in the same way.
 
-    `auto` takes evaluation episodes of the stochastic policy, which was trained, by the last checkpoint, where all runs
-    have them, and otherwise the last training episodes.
+    If all runs have them, `auto` uses evaluation episodes of the last checkpoint with the stochastic policy, which is
+    the one that was trained; otherwise it uses the last training episodes.
 
     Raises:
-        UpslopeError: a run does not have the episodes that were asked for.
+        UpslopeError: a run does not have the requested episodes.
     """
     records = [record for member in members for record in member.records]
     without = [r for r in records if not is_evaluated(r, "stochastic" if score == "auto" else score)]
@@ -92,18 +92,18 @@ def scores_of(members: Sequence[Member], score: Score = "auto") -> Scores:
 
 
 def evaluation_of(record: Record, mode: str) -> np.ndarray:
-    """The evaluation episodes of a mode by the last checkpoint; the best checkpoint was selected by chance too."""
+    """The evaluation episodes of a mode at the last checkpoint; the best checkpoint was selected partly by chance."""
     rows = record.evaluations
     return rows[(rows["mode"] == mode) & (rows["checkpoint"] == "last")]
 
 
 def is_evaluated(record: Record, mode: str) -> bool:
-    """Whether every seed has evaluation episodes of this mode."""
+    """Whether every seed has evaluation episodes in this mode."""
     return set(record.seeds) <= set(evaluation_of(record, mode)["seed"].tolist())
 
 
 def evaluated(members: Sequence[Member], mode: str, without: list[Record]) -> Scores:
-    """The mean of each seed's evaluation episodes."""
+    """Score each seed by the mean of its evaluation episodes."""
     if without:
         names = ", ".join(str(r.path) for r in without)
         raise UpslopeError(
@@ -136,7 +136,7 @@ def evaluated(members: Sequence[Member], mode: str, without: list[Record]) -> Sc
 
 
 def trained(members: Sequence[Member], warnings: list[str]) -> Scores:
-    """The mean of each seed's last training episodes, at the common budget where a run is unfinished."""
+    """Score each seed by the mean of its last training episodes, at the common budget if a run is unfinished."""
     at = {environment: common_budget(environment, members) or 0 for environment in unfinished_of(members)}
     warnings += [
         f"not every run in {environment} is finished: all are judged by the episodes that ended within {steps:,} "

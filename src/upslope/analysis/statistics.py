@@ -1,7 +1,7 @@
 """Statistics of a few seeds: estimates with intervals. The seed is the unit of replication.
 
-Every interval is a formula, without resampling, so it is the same in each call. `benchmarks/coverage.py` measures how
-often the intervals cover the truth.
+Every interval is computed by a formula, without resampling, so it is the same in each call. `benchmarks/coverage.py`
+measures how often the intervals cover the truth.
 """
 
 import math
@@ -17,17 +17,17 @@ from upslope.analysis.records import Record
 from upslope.core.numbers import FEW_SEEDS, LEVEL, half_width, number, plus_minus, t_quantile, with_interval
 
 CALIBRATION = 100_000
-"""Simulated samples behind a calibrated interval: its width is right to within about half a percent."""
+"""Number of simulated samples for a calibrated interval; its width is accurate to about half a percent."""
 TAIL = 0.25
-"""The share that the interquartile mean leaves out on each side."""
+"""Fraction that the interquartile mean leaves out on each side."""
 WINSORISED_FROM = 10
-"""With fewer seeds a winsorised variance has fewer than five degrees of freedom, and is mostly noise."""
+"""Fewest seeds for a winsorised variance: with fewer it has under five degrees of freedom and is mostly noise."""
 NEXT_TO = 1e-9
-"""The distance to an end of the search at which two probabilities count as equal."""
+"""Distance to an end of the search interval at which two probabilities count as equal."""
 WINDOW = 100
-"""The number of a seed's last episodes that a learning curve averages."""
+"""Number of a seed's last episodes averaged in a learning curve."""
 HUNDREDTHS = 0.5
-"""As a `spread`: probabilities and normalised scores have two decimals, which is all that a few seeds support."""
+"""The `spread` with which probabilities and normalised scores get two decimals, as much as a few seeds support."""
 
 
 @dataclass(frozen=True)
@@ -44,10 +44,10 @@ class Estimate:
 
     value: float
     interval: Interval | None
-    """None where the spread is unknown: one seed, seeds that all agree, or a seed without a score."""
+    """None if the spread is unknown: one seed, seeds that all agree, or a seed without a score."""
 
     def words(self, spread: float = math.nan) -> str:
-        """`14.0 ± 3.9`, or `14.0 [9.8, 20.1]` where the sides differ; `spread` sets the digits without an interval."""
+        """Format as `14.0 ± 3.9`, or `14.0 [9.8, 20.1]` if asymmetric; `spread` sets the digits without an interval."""
         if self.interval is None:
             return number(self.value, spread)
         below, above = self.value - self.interval.low, self.interval.high - self.value
@@ -57,7 +57,7 @@ class Estimate:
 
 
 class Band(NamedTuple):
-    """A mean over seeds along an axis of time [I], and its interval; nan where there is no interval."""
+    """A mean over seeds along a time axis [I], and its interval; nan where there is no interval."""
 
     mean: np.ndarray
     low: np.ndarray
@@ -67,13 +67,13 @@ class Band(NamedTuple):
 def interval_of_mean(x: np.ndarray) -> Interval | None:
     """Student's interval of the mean of x [S]: see `half_width`.
 
-    None for one seed, and where all seeds agree: neither shows a spread.
+    None for one seed and for seeds that all agree, since neither shows a spread.
     """
     return around(float(np.mean(x)), half_width(x)) if can_tell(x) else None
 
 
 def mean_band(x: np.ndarray) -> Band:
-    """The mean over seeds and its Student interval at each point of x [S, I]; seeds that are nan there are left out."""
+    """The mean over seeds and its Student interval at each point of x [S, I], ignoring nan."""
     known = np.isfinite(x)
     n = known.sum(axis=0)
     mean = np.divide(np.where(known, x, 0.0).sum(axis=0), n, out=np.full(n.shape, np.nan), where=n > 0)
@@ -85,15 +85,15 @@ def mean_band(x: np.ndarray) -> Band:
 
 
 def mean_of(x: np.ndarray) -> Estimate:
-    """The mean over seeds x [S]."""
+    """The mean over seeds x [S], with Student's interval."""
     return Estimate(float(np.mean(x)), interval_of_mean(x))
 
 
 def median_of(x: np.ndarray) -> Estimate:
     """The median over seeds x [S].
 
-    From six seeds on, the interval lies between two order statistics and assumes nothing about the distribution. With
-    five seeds or fewer, even the whole range covers the median with a probability of 1 − 2^(1−S) only (94 % for five
+    With six or more seeds, the interval lies between two order statistics and assumes nothing about the distribution.
+    With five or fewer, even the whole range covers the median with a probability of only 1 − 2^(1−S) (94 % for five
     seeds, 75 % for three), so the interval is calibrated for normal seeds instead: median ± c_S · s.
     """
     value = float(np.median(x))
@@ -108,8 +108,8 @@ def median_of(x: np.ndarray) -> Estimate:
 def iqm_of(x: np.ndarray) -> Estimate:
     """The interquartile mean over seeds x [S]: the mean without the lowest and the highest ⌊S/4⌋ (Agarwal et al. 2021).
 
-    The interval is iqm ± c_S · s, with c_S such that it is exact for normal seeds. From ten seeds on, it is never
-    narrower than that of Tukey and McLaughlin (1963), which adapts to the data's own tails.
+    The interval is iqm ± c_S · s, with c_S chosen so that it is exact for normal seeds. With ten or more seeds, it is
+    never narrower than that of Tukey and McLaughlin (1963), which adapts to the tails of the data.
     """
     value = float(stats.trim_mean(x, TAIL)) if np.isfinite(x).all() else math.nan
     if not can_tell(x):
@@ -121,14 +121,14 @@ def iqm_of(x: np.ndarray) -> Estimate:
 
 
 def thinness(num_seeds: int) -> str:
-    """A warning that there are few seeds; empty where there are enough."""
+    """A warning that there are few seeds; empty if there are enough."""
     if num_seeds >= FEW_SEEDS:
         return ""
     return f"{num_seeds} seeds are thin evidence" if num_seeds > 1 else "one seed gives no interval"
 
 
 def agreement(x: np.ndarray) -> str:
-    """A warning that all seeds x [S] have the same score, which says little about others; empty where they differ."""
+    """A warning that all seeds x [S] have the same score, which says little about others; empty if they differ."""
     n = len(x)
     if n < 2 or not np.isfinite(x).all() or np.ptp(x) > 0:
         return ""
@@ -139,16 +139,16 @@ def agreement(x: np.ndarray) -> str:
 
 
 def share_otherwise(n: int) -> float:
-    """1 − 0.05^(1/n): the largest share of seeds that could do otherwise where n agree.
+    """1 − 0.05^(1/n): the largest share of deviating seeds in the population that is consistent with n seeds agreeing.
 
-    With a larger share, n seeds would agree by chance less than once in twenty times.
+    With a larger share, n seeds would agree by chance less than one time in twenty.
     """
     return 1 - (1 - LEVEL) ** (1 / n)
 
 
 def trimmed_half_width(x: np.ndarray) -> float:
-    """t_{0.975, h−1} · √((S−1) s_w² / (h(h−1))): g = ⌊S/4⌋ trimmed on each side, h = S − 2g left, s_w² the winsorised
-    variance (Tukey & McLaughlin 1963)."""
+    """t_{0.975, h−1} · √((S−1) s_w² / (h(h−1))), with g = ⌊S/4⌋ seeds trimmed on each side, h = S − 2g left, and the
+    winsorised variance s_w² (Tukey & McLaughlin 1963)."""
     n = len(x)
     cut = int(TAIL * n)
     left = n - 2 * cut
@@ -158,7 +158,7 @@ def trimmed_half_width(x: np.ndarray) -> float:
 
 
 def can_tell(x: np.ndarray) -> bool:
-    """Whether seeds x [S] have a spread on which an interval can be based."""
+    """Whether the spread of seeds x [S] is known, so that an interval can be computed."""
     return len(x) > 1 and bool(np.isfinite(x).all()) and float(np.ptp(x)) > 0
 
 
@@ -168,7 +168,7 @@ def spread(x: np.ndarray) -> float:
 
 
 def around(value: float, half: float) -> Interval:
-    """value ± half."""
+    """The interval value ± half."""
     return Interval(value - half, value + half)
 
 
@@ -181,11 +181,11 @@ STATISTICS: dict[str, Callable[[np.ndarray], np.ndarray]] = {
 
 @cache
 def calibrated(statistic: str, n: int) -> float:
-    """c_n, the 95 % quantile of |T|/s over samples of n standard normal seeds, for T the statistic and s their spread.
+    """c_n, the 95 % quantile of |T|/s over samples of n standard normal seeds, with T the statistic and s their spread.
 
     The distribution of (T − μ)/s does not depend on μ and σ, so T ± c_n·s covers μ in exactly 95 % of normal samples.
     Student's interval is the case T = mean, c_n = t/√n. The simulation, which has a fixed seed, measures the ratio of
-    the two quantiles in the same samples: most of the sampling error cancels.
+    the two quantiles on the same samples, so that most of the sampling error cancels.
     """
     random = np.random.default_rng(n)
     blocks = [random.standard_normal((CALIBRATION // 10, n)) for _ in range(10)]
@@ -202,9 +202,9 @@ def probability_of_improvement(x: np.ndarray, y: np.ndarray) -> Estimate:
     """θ = P(X > Y) + ½ P(X = Y): how often a seed of x [S] beats a seed of y [R] (Agarwal et al. 2021).
 
     The estimate is the Mann–Whitney statistic U/(S·R). The interval inverts the score test |θ̂ − θ| ≤ t √V(θ) with the
-    variance V of Hanley and McNeil (Newcombe 2006, method 5), so it has a width even where one side always wins, and
+    variance V of Hanley and McNeil (Newcombe 2006, method 5), so it has a width even if one side always wins, and
     stays within [0, 1]. t has S + R − 2 degrees of freedom: with Newcombe's normal quantile, three seeds that all beat
-    three others would prove a difference that chance produces once in ten times. None for one seed on either side.
+    three others would prove a difference that chance produces one time in ten. None for one seed on either side.
     """
     if not (np.isfinite(x).all() and np.isfinite(y).all()):
         return Estimate(math.nan, None)
@@ -217,14 +217,14 @@ def probability_of_improvement(x: np.ndarray, y: np.ndarray) -> Estimate:
     def excess(candidate: float) -> float:
         return (theta - candidate) ** 2 - t**2 * variance(candidate, len(x), len(y))
 
-    # Where one side always wins, θ̂ itself also solves the equation, and is not the end that is wanted.
+    # If one side always wins, θ̂ itself also solves the equation, but it is not the end of the interval.
     low = root(excess, 0.0, theta - NEXT_TO) if theta > 0 else 0.0
     high = root(excess, theta + NEXT_TO, 1.0) if theta < 1 else 1.0
     return Estimate(theta, Interval(low, high))
 
 
 def root(function: Callable[[float], float], low: float, high: float) -> float:
-    """The zero of a function between two points at which its signs differ."""
+    """The root of a function between two points at which its signs differ."""
     found: Any = optimize.brentq(function, low, high)
     return float(found)
 
@@ -238,8 +238,8 @@ def variance(theta: float, m: int, n: int) -> float:
 def curve(record: Record, points: int = 200) -> tuple[np.ndarray, np.ndarray]:
     """Each seed's learning curve on a common grid: (steps [P], returns [S, P]).
 
-    The return at a step is the mean over the last 100 training episodes (or as many as there were) that had ended by
-    then; nan before the first had ended. The grid ends at the budget, or at the step that the run has reached.
+    The return at a step is the mean over the last 100 (or fewer) training episodes that had ended by then; nan before
+    the first one ended. The grid ends at the budget, or at the last step of an unfinished run.
     """
     reached = np.nanmax(record.steps)
     steps = np.linspace(0.0, min(float(record.config.steps), reached), points + 1)[1:]
@@ -247,7 +247,7 @@ def curve(record: Record, points: int = 200) -> tuple[np.ndarray, np.ndarray]:
 
 
 def returns_at(record: Record, steps: np.ndarray) -> np.ndarray:
-    """Each seed's mean over the last 100 training episodes that had ended by each of these steps [S, P]."""
+    """Each seed's mean return over the last 100 training episodes that had ended by each of these steps [S, P]."""
     found = np.full((len(record.seeds), len(steps)), np.nan)
     for s, seed in enumerate(record.seeds):
         episodes = record.episodes_of(seed)

@@ -194,6 +194,6 @@ def mask() -> Probe:
 
     def reward(observation: Observation, action: Action) -> Float32[Array, ""]:
         paid = jnp.where(action == jnp.where(observation[0] > 0, 1, 2), 1.0, -1.0)
-        return jnp.where(allows(observation)[action], paid, 100.0)
+        return jnp.where(allows(observation)[action], paid, 100.0).astype(jnp.float32)
 
     return Probe(_box(-1.0), spaces.Discrete(3), _draw_sign, _one_step(reward), _ones, allows=allows)
