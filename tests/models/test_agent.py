@@ -149,7 +149,7 @@ def test_numpy_acts_as_the_compiled_agents_do(observed, name, activation):
 
     choose = Act().bind(agents, keys)
     for t in range(AHEAD + 2):
-        action, log_prob = choose(observation, t)
+        action, log_prob = choose(observation, None, t)
         theirs, density, mode = compiled(agents, keys, observation, t)
         assert isinstance(action, np.ndarray) and action.dtype == theirs.dtype
         np.testing.assert_allclose(action, theirs, rtol=1e-4, atol=1e-5)

@@ -1,6 +1,6 @@
-"""The commands that look at runs and environments. Each is a function whose parameters and docstring are its flags.
+"""The commands that analyse runs and environments. Each is a function whose parameters and docstring define its flags.
 
-Heavy imports happen inside the functions, so that `--help` answers at once and plain mistakes are refused at once.
+Heavy imports happen inside the functions, so that `--help` and error messages appear at once.
 """
 
 import sys
@@ -22,7 +22,7 @@ Wrappers = Annotated[tuple[str, ...], tyro.conf.arg(name="wrapper"), tyro.conf.U
 Keys = Annotated[tuple[str, ...], tyro.conf.arg(metavar="KEY"), tyro.conf.UseAppendAction]
 Score = Literal["auto", "stochastic", "deterministic", "training"]
 Normalize = Literal["threshold", "range"] | None
-"""`Score` and `Normalize` as in `analysis.scores` and `analysis.normalization`, which import too much for `--help`."""
+"""Copies of `Score` and `Normalize` in `analysis.scores` and `analysis.normalization`, which are slow to import."""
 
 
 def evaluate(
@@ -34,17 +34,17 @@ def evaluate(
     video: Path | None = None,
     trust: Switch = False,
 ) -> None:
-    """Run trained agents in fresh environments, both stochastic and deterministic, and keep every return.
+    """Run trained agents in fresh environments, both stochastic and deterministic, and store every return.
 
     Args:
         run: The run directory.
         episodes: Episodes per seed and mode.
         checkpoint: The checkpoint to evaluate.
-        environment_seed: Another number gives other episodes.
+        environment_seed: Each number gives different episodes.
         max_episode_steps: Steps after which an episode is truncated; by default the limit that the run trained with.
         video: Also film one deterministic episode of the first seed into this .mp4 (needs the extra `video`).
-        trust: Run the code that the run's config.json names; it may do anything. Without this it is shown and asked
-            for, or refused.
+        trust: Run the code that the run's config.json names; it may do anything. Otherwise you are shown the code
+            and asked, or it is refused.
     """
     positive(episodes=episodes, max_episode_steps=max_episode_steps)
     fresh(environment_seed=environment_seed)
@@ -85,10 +85,10 @@ def record(
         output: The file to write; by default dataset.npz in the run directory.
         checkpoint: The checkpoint to record.
         seed: One of the run's seeds; by default the first.
-        environment_seed: Another number gives other episodes.
+        environment_seed: Each number gives different episodes.
         max_episode_steps: Steps after which an episode is truncated; by default the limit that the run trained with.
-        trust: Run the code that the run's config.json names; it may do anything. Without this it is shown and asked
-            for, or refused.
+        trust: Run the code that the run's config.json names; it may do anything. Otherwise you are shown the code
+            and asked, or it is refused.
     """
     positive(episodes=episodes, max_episode_steps=max_episode_steps)
     fresh(environment_seed=environment_seed)
@@ -118,20 +118,20 @@ def record(
 def compare(
     runs: Runs, score: Score = "auto", normalize: Normalize = None, trust: Switch = False, json: Switch = False
 ) -> None:
-    """Compare runs: means with intervals, sample efficiency, and how probable it is that one beats another.
+    """Compare runs: means with intervals, sample efficiency, and the probability that one beats another.
 
-    Runs that differ in nothing but their seeds are pooled. Whatever makes a comparison doubtful is listed below it.
+    Runs that differ only in their seeds are pooled. Reasons to doubt a comparison are listed below it.
 
-    A seed is judged by evaluation episodes of one mode, by the last checkpoint; by the last 100 training episodes; or
-    by auto: stochastic evaluation where all runs have it, else training. Normalised scores average over environments:
+    A seed is scored by evaluation episodes of the last checkpoint in one mode; by the last 100 training episodes; or
+    by auto: stochastic evaluation if all runs have it, else training. Normalised scores average over environments:
     0 is a random policy and 1 the reward threshold, or 0 and 1 are the lowest and highest score of these runs.
 
     Args:
         runs: Run directories.
-        score: What a seed is judged by.
+        score: How a seed is scored.
         normalize: How scores are made comparable across environments.
-        trust: For --normalize threshold: run the code that a run's config.json names; it may do anything. Without this
-            it is shown and asked for, or refused.
+        trust: For --normalize threshold: run the code that a run's config.json names; it may do anything. Otherwise
+            you are shown the code and asked, or it is refused.
         json: Print everything as JSON.
     """
     from upslope.analysis.compare import compare
@@ -153,16 +153,16 @@ def report(
 ) -> None:
     """Write one self-contained page about runs: curves, comparison, evaluations, settings, diagnostics, credit.
 
-    It only reads, unless --credit is given. The results of `upslope evaluate` and `upslope credit` are shown too.
+    It only reads the runs, unless --credit is given. Results of `upslope evaluate` and `upslope credit` are shown too.
 
     Args:
         runs: Run directories.
-        score: What a seed is judged by, as in `upslope compare`.
-        normalize: Also compare over several environments, as in `upslope compare`; threshold makes each of them once.
+        score: How a seed is scored, as in `upslope compare`.
+        normalize: Also compare across environments, as in `upslope compare`; threshold creates each of them once.
         output: The page to write, or a folder for it; only an older page of upslope is replaced.
         credit: First play an episode of each run without a credit view, as `upslope credit` does.
-        trust: For --credit: run the code that a run's config.json names; it may do anything. Without this it is
-            shown and asked for, or refused.
+        trust: For --credit: run the code that a run's config.json names; it may do anything. Otherwise you are
+            shown the code and asked, or it is refused.
     """
     from upslope.report.page import write_report
 
@@ -180,17 +180,17 @@ def credit(
     output: Annotated[Path | None, Output] = None,
     trust: Switch = False,
 ) -> None:
-    """Play an episode, and show which actions each estimator credits with the outcome, on one self-contained page.
+    """Play an episode, and show which actions each estimator credits for the outcome, on one self-contained page.
 
     Args:
         run: The run directory.
         seed: One of the run's seeds; by default the first.
-        episode_seed: Another number gives another episode.
+        episode_seed: Each number gives a different episode.
         checkpoint: The checkpoint to play.
         max_episode_steps: Steps after which the episode is truncated; by default the limit that the run trained with.
         output: The page to write, or a folder for it; by default credit.html in the run directory.
-        trust: Run the code that the run's config.json names; it may do anything. Without this it is shown and asked
-            for, or refused.
+        trust: Run the code that the run's config.json names; it may do anything. Otherwise you are shown the code
+            and asked, or it is refused.
     """
     fresh(episode_seed=episode_seed)
     positive(max_episode_steps=max_episode_steps)
@@ -207,7 +207,7 @@ def credit(
 
 
 def say_written(path: Path) -> None:
-    """Where a page is, and its size."""
+    """Print the path of a page and its size."""
     say(f"wrote {path} ({path.stat().st_size / 1e6:.1f} MB): open it in a browser")
 
 
@@ -231,24 +231,24 @@ def ladder(
 ) -> None:
     """Race all rungs that fit an environment, on the same seeds and budget, and compare them.
 
-    Each has the settings of `upslope train ENVIRONMENT --algorithm RUNG`.
+    Each rung has the settings of `upslope train ENVIRONMENT --algorithm RUNG`.
 
     Args:
         environment: A Gymnasium id (`CartPole-v1`), `module:Id`, or a compiled environment (`jax:CartPole-v1`).
-        algorithms: Only these rungs.
+        algorithms: Train only these rungs.
         steps: Environment steps per seed, the same for every rung.
         seeds: Number of seeds.
         seed: The first seed; the others follow it.
         name: Name of the folder that holds the rungs' run directories. An existing one is refused.
         folder: Folder of the run directories.
-        resume: Continue the race of this --name: finished rungs stay, and one that was begun continues.
-        preset: Use the environment's tuned settings where there are any, as `upslope train` does.
+        resume: Continue the race of this --name: finished rungs stay, and unfinished ones continue.
+        preset: Use the environment's tuned settings if there are any, as `upslope train` does.
         env_kwargs: Keyword arguments for the environment, as JSON.
         max_episode_steps: Steps after which an episode is truncated; by default the environment's own limit.
         wrappers: A wrapper to put around the environment, as in `upslope train`; repeatable.
-        ignore_observation: The key of a part of the observations that is left out; repeatable.
+        ignore_observation: Key of a part of the observations to leave out; repeatable.
         workers: Processes that share the seeds of a Gymnasium environment; by default one per core.
-        evaluation_episodes: Fresh episodes per seed and mode that judge each rung; 0 judges by training episodes.
+        evaluation_episodes: Fresh episodes per seed and mode that score each rung; 0 scores by training episodes.
         quiet: Print warnings only.
     """
     options = locals()
@@ -272,25 +272,25 @@ def lab(
     quick: Switch = False,
     json: Switch = False,
 ) -> None:
-    """Run the lecture's claims as experiments, each with a prediction, a measurement and a verdict, into one HTML page.
+    """Test the lecture's claims by experiments, each with a prediction, a measurement and a verdict, on one HTML page.
 
-    Takes one to two minutes on two cores. The exit status is 0 even when a claim is refuted, since that is a finding.
-    Needs the extra `report`.
+    It takes one to two minutes on two cores and needs the extra `report`. The exit status is 0 even if a claim is
+    refuted, since that is a finding.
 
     Args:
         only: Only these experiments: expectation, gradient, variance, advantages, importance, reuse, table1,
             credit, seeds.
         language: English or Chinese.
         output: The page to write, or a folder for it; only an older page of upslope is replaced.
-        seed: Another number draws everything anew.
-        quick: Small sizes: see that it works, with wide intervals and more claims undecided.
+        seed: Each number draws different random samples.
+        quick: Use small sizes for a quick trial, with wide intervals and more claims undecided.
         json: Also print all findings and curves as JSON; other messages go to standard error.
     """
     from upslope.core.consoles import PlainTextConsole
     from upslope.learning.devices import computing
     from upslope.report.page import plotly_script
 
-    plotly_script()  # says what to install before minutes are spent
+    plotly_script()  # fail now if Plotly is missing, not after minutes
     from upslope.core.storage import write_atomically
     from upslope.lab import page, run
     from upslope.report.output import page_path
@@ -307,7 +307,7 @@ def lab(
 
 
 def doctor(runs: Runs, json: Switch = False) -> None:
-    """Diagnose runs: symptom, evidence, likely cause and its rivals, remedy.
+    """Diagnose runs: symptom, evidence, likely cause, rival causes, remedy.
 
     Args:
         runs: Run directories; they may still be training.
@@ -333,14 +333,14 @@ def check(
     ignore_observation: Keys = (),
     json: Switch = False,
 ) -> None:
-    """Test an environment before training on it, in seconds, and propose how to begin; exit status 1 for an error.
+    """Test an environment in seconds before training on it, and propose a first command; exit status 1 on an error.
 
     Args:
         environment: A Gymnasium id, `module:Id`, `module:callable`, or `jax:Name`.
         env_kwargs: Keyword arguments for the environment, as JSON.
         max_episode_steps: Steps after which an episode is truncated; by default the environment's own limit.
         wrappers: A wrapper to put around the environment, as in `upslope train`; repeatable.
-        ignore_observation: The key of a part of the observations that is left out; repeatable.
+        ignore_observation: Key of a part of the observations to leave out; repeatable.
         json: Print JSON for programs.
     """
     positive(max_episode_steps=max_episode_steps)
@@ -370,9 +370,9 @@ def probe(
     only: tuple[str, ...] = (),
     json: Switch = False,
 ) -> None:
-    """Train on ten environments whose right answer is known: the first that fails says where the mistake is.
+    """Train on ten environments whose right answer is known: the first that fails shows where the mistake is.
 
-    The exit status is 1 where a probe is not solved.
+    The exit status is 1 if a probe is not solved.
 
     Args:
         algorithm: The rung of the ladder.
@@ -382,7 +382,7 @@ def probe(
         activation: Activation of the hidden layers.
         learning_rate: Adam's step size; by default one that suits the rung.
         steps: Environment steps per seed and probe.
-        seeds: Seeds of each probe.
+        seeds: Number of seeds per probe.
         only: Names of probes; by default all.
         json: Print JSON for programs.
     """
@@ -398,7 +398,7 @@ def probe(
 
 
 def show_list() -> None:
-    """Show rungs, estimators, objectives, presets and compiled environments."""
+    """List rungs, estimators, objectives, presets and compiled environments."""
     from upslope.cli.list_tables import everything
 
     for table in everything():

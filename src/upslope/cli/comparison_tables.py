@@ -15,18 +15,18 @@ from upslope.cli.terminal import table
 from upslope.core.numbers import FEW_SEEDS, number, range_of
 
 MANY_GROUPS = 6
-"""The most groups whose pairs are all shown; of more groups, only the best is paired with each other one."""
+"""Largest number of groups for which all pairs are shown; with more, only the best is paired with each other one."""
 PROFILE_COLUMNS = (0.25, 0.5, 0.75)
-"""Normalised scores at which the profile is shown."""
+"""Normalised scores for which the profile is shown."""
 
 
 def comparison_page(comparison: Comparison) -> RenderableType:
-    """Tables of scores, sample efficiency and pairs, and the warnings below, where they are read last."""
+    """Tables of scores, sample efficiency and pairs, with the warnings at the end, where they are read last."""
     return Lines(*parts(comparison))
 
 
 def parts(comparison: Comparison) -> Iterator[RenderableType]:
-    """What the page consists of, in order."""
+    """The parts of the page, in order."""
     yield Text(f"The score of a seed: {comparison.score}. Intervals are 95 %, over seeds.", "dim")
     for environment in dict.fromkeys(g.environment for g in comparison.groups):
         groups = ranked([g for g in comparison.groups if g.environment == environment])
@@ -41,12 +41,12 @@ def parts(comparison: Comparison) -> Iterator[RenderableType]:
 
 
 def warning(text: str) -> Text:
-    """A caution to be read before the numbers are believed."""
+    """Style a warning about the numbers."""
     return Text.assemble(("! ", "bold yellow"), text)
 
 
 def ranked(groups: list[Group]) -> list[Group]:
-    """The highest mean first."""
+    """Sort groups by their mean, highest first."""
     return sorted(groups, key=lambda g: -g.mean.value if math.isfinite(g.mean.value) else math.inf)
 
 
@@ -64,7 +64,7 @@ def scores_table(environment: str, groups: list[Group]) -> Table:
 
 
 def efficiency_table(environment: str, groups: list[Group]) -> Table:
-    """The training return after shares of the budget."""
+    """The training return at fixed fractions of the budget."""
     found = [(g, g.efficiency) for g in groups if g.efficiency is not None]
     rows = [[name_of(g), *(x.words() for x in (*e.at, e.area))] for g, e in found]
     shares = [f">{s:.0%} · {step:,}" for s, step in zip(BUDGET_SHARES, found[0][1].steps, strict=True)]
@@ -73,7 +73,7 @@ def efficiency_table(environment: str, groups: list[Group]) -> Table:
 
 
 def improvement_table(comparison: Comparison, environment: str, groups: list[Group]) -> Table:
-    """How probable it is that a seed of one beats a seed of another."""
+    """The probability that a seed of one group beats a seed of another."""
     mine = [i for i in comparison.improvements if i.environments == (environment,)]
     best = groups[0].label
     shown = mine if len(groups) <= MANY_GROUPS else [i for i in mine if i.label == best]
@@ -84,7 +84,7 @@ def improvement_table(comparison: Comparison, environment: str, groups: list[Gro
 
 
 def aggregate_table(comparison: Comparison) -> Table:
-    """All environments together, in normalised scores."""
+    """Results over all environments, in normalised scores."""
     meaning = [
         f"{r.environment}: 0 is {number(r.zero)}, 1 is {number(r.one)} ({r.source})" for r in comparison.references
     ]
@@ -109,10 +109,10 @@ def aggregate_table(comparison: Comparison) -> Table:
 
 
 def bold(title: str) -> Text:
-    """The title of a table."""
+    """Style the title of a table."""
     return Text(title, "bold")
 
 
 def name_of(group: Group) -> Text:
-    """The label."""
+    """Style the label of a group."""
     return Text(group.label, "bold")

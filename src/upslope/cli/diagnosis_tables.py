@@ -1,4 +1,4 @@
-"""How `upslope doctor`, `check` and `probe` answer on a terminal."""
+"""Terminal output of `upslope doctor`, `check` and `probe`."""
 
 from collections.abc import Iterator, Sequence
 from typing import Any
@@ -19,7 +19,7 @@ STYLES = {"ok": "green", "warning": "yellow", "error": "bold red", "skipped": "d
 
 
 def diagnosis_view(found: Diagnosis) -> RenderableType:
-    """Findings, surest and most harmful first, or a clean bill of health, and the rules that could not judge."""
+    """Findings, the most certain and harmful first, or a clean bill of health, and the rules that were not checked."""
     parts: list[RenderableType] = []
     alarms, notes = found.alarms, [f for f in found.findings if not f.is_alarm]
     rules = f"{len(found.checked)} of {len(found.checked) + len(found.unchecked)} rules"
@@ -38,7 +38,7 @@ def diagnosis_view(found: Diagnosis) -> RenderableType:
 
 
 def looked_at(found: Diagnosis) -> Iterator[RenderableType]:
-    """The rules that judged, where none found anything, and those that could not, with what they lacked."""
+    """The rules that were checked, if none found anything, and those that could not be, with what they lacked."""
     if not found.alarms:
         yield Text(f"Checked: {spelled(found.checked)}.", "dim")
     lacking = [f"{spelled([name])} ({what})" for name, what in found.unchecked.items()]
@@ -47,7 +47,7 @@ def looked_at(found: Diagnosis) -> Iterator[RenderableType]:
 
 
 def spelled(names: Sequence[str]) -> str:
-    """The names of rules in words."""
+    """Spell out the names of rules."""
     return ", ".join(name.replace("_", " ") for name in names)
 
 
@@ -67,7 +67,7 @@ def finding_panel(number: int, finding: Finding) -> Panel:
 
 
 def check_view(found: Checked) -> Iterator[RenderableType]:
-    """A table of checks, and the line to begin with."""
+    """A table of checks, and the line to start training with."""
     rows = ((Text(x.status, STYLES[x.status]), x.name, Text(x.found), Text(x.remedy)) for x in found.checks)
     yield table(f"upslope check {found.environment}", ("", "check", "found", "what to do"), rows)
     if found.worst == "error":
@@ -77,7 +77,7 @@ def check_view(found: Checked) -> Iterator[RenderableType]:
 
 
 def probe_view(title: str, found: Sequence[Probed]) -> Iterator[RenderableType]:
-    """A row a probe, and what the first failure means."""
+    """A table with one row per probe, and the meaning of the first failure."""
 
     def row(one: Probed) -> tuple[Any, ...]:
         error = "–" if one.value_error is None else f"{one.value_error:.3f}"

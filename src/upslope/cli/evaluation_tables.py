@@ -17,7 +17,7 @@ from upslope.runs.evaluation import Evaluation
 
 
 def evaluation_view(run: Path, checkpoint: str, found: Mapping[str, Evaluation]) -> RenderableType:
-    """The table, followed by what makes its means doubtful."""
+    """The table, followed by warnings about its means."""
     means = {mode: e.seed_means() for mode, e in found.items()}
     thin = thinness(len(next(iter(means.values()))))
     doubts = [f"{thin}. {MORE_SEEDS}"] if thin else []

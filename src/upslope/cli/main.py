@@ -17,7 +17,7 @@ from upslope.errors import UpslopeError
 EXIT_BAD_INPUT = 2
 EXIT_INTERRUPTED = 130
 EXIT_UNREAD = 141
-"""The status that a shell reports for a program whose output was cut off, as by `head`."""
+"""The status that a shell reports for a program whose output pipe was closed, e.g. by `head`."""
 
 FUNCTIONS = (
     *(resume, commands.evaluate, commands.record, commands.compare, commands.report, commands.credit, commands.ladder),
@@ -43,13 +43,13 @@ def main(arguments: list[str] | None = None) -> None:
         finally:
             sys.stdout.flush()
     except BrokenPipeError:
-        # Python would try to write the rest of the buffer again as it exits.
+        # Otherwise Python would try to flush the rest of the buffer again at exit.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         sys.exit(EXIT_UNREAD)
 
 
 def run(arguments: list[str]) -> None:
-    """Do what the arguments say."""
+    """Run the command given by the arguments."""
     first = arguments[0] if arguments else "--help"
     if first == "train":
         train(*parse_train(arguments[1:]))

@@ -1,4 +1,4 @@
-"""How commands answer: tables for people, JSON for programs."""
+"""Output of the commands: tables for people, JSON for programs."""
 
 import json
 import shutil
@@ -9,11 +9,11 @@ from typing import Any
 from upslope.core.messages import readable
 
 PIPE_WIDTH = 160
-"""Width of tables that go to no terminal."""
+"""Width of tables that are not printed to a terminal."""
 
 
 def answer(as_json: bool, found: dict[str, Any] | list[dict[str, Any]], views: Iterable[Any]) -> None:
-    """Print what was found."""
+    """Print the results as JSON, or as views for people."""
     if as_json:
         from upslope.core.storage import plain
 
@@ -25,12 +25,12 @@ def answer(as_json: bool, found: dict[str, Any] | list[dict[str, Any]], views: I
 
 
 def say(text: str, file: Any = None) -> None:
-    """Print a line that holds names of files or settings, which may hold anything."""
+    """Print a line, escaping control characters: names of files and settings may contain anything."""
     print(readable(text), file=file)
 
 
 def table(title: Any, columns: Sequence[str], rows: Iterable[Sequence[Any]], **options: Any) -> Any:
-    """A table with its title above the left edge; a column whose name begins with > stands to the right."""
+    """Make a table with a left-aligned title; columns whose name begins with > are right-aligned."""
     from rich.table import Table
 
     made = Table(title=title, title_justify="left", **options)
@@ -42,7 +42,7 @@ def table(title: Any, columns: Sequence[str], rows: Iterable[Sequence[Any]], **o
 
 
 def console() -> Any:
-    """Where tables go: as wide as the terminal, or wide enough for every name where there is none."""
+    """The console for tables: as wide as the terminal, or `PIPE_WIDTH` without one."""
     from upslope.core.consoles import PlainTextConsole
 
     class Pipe(PlainTextConsole):

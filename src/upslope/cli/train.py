@@ -1,6 +1,6 @@
-"""upslope train | resume: the flags that begin and continue training.
+"""upslope train | resume: the commands that start and continue training.
 
-Heavy imports happen inside the functions, so that `--help` answers at once.
+Heavy imports happen inside the functions, so that `--help` appears at once.
 """
 
 import contextlib
@@ -32,8 +32,8 @@ Run = tyro.conf.Positional[Path]
 class Train(Config):
     """Train an agent on an environment, and leave a run directory.
 
-    Flags you leave out take the values shown, which follow from the environment's action space, the algorithm and the
-    environment's preset: give both to see theirs, e.g. `upslope train HalfCheetah-v5 --help`.
+    Flags that you omit take the values shown, which depend on the environment's action space, the algorithm and the
+    environment's preset: name them to see their values, e.g. `upslope train HalfCheetah-v5 --help`.
     """
 
     name: str | None = None
@@ -43,7 +43,7 @@ class Train(Config):
     config: Path | None = None
     """A YAML file of settings, by the names of these flags; flags override it."""
     preset_name: Annotated[str | None, tyro.conf.arg(name="preset", metavar="NAME")] = None
-    """Which of the environment's presets, by its name, e.g. paper; by default its first."""
+    """Name of one of the environment's presets, e.g. paper; by default the first."""
     no_preset: Switch = False
     """Do not use the environment's tuned settings."""
     resume: Switch = False
@@ -51,10 +51,10 @@ class Train(Config):
     tensorboard: Switch = False
     """Also write TensorBoard event files (needs the extra `tensorboard`)."""
     workers: int | None = None
-    """Processes that share the seeds of a Gymnasium environment; by default one per core, for runs that are long
-    enough. The result does not depend on it."""
+    """Processes that share the seeds of a Gymnasium environment; by default one per core in long runs. The result does
+    not depend on it."""
     trust: Switch = False
-    """Run the code that --config names; it may do anything. Without this it is shown and asked for, or refused."""
+    """Run the code that --config names; it may do anything. Otherwise you are shown it and asked, or it is refused."""
     quiet: Quiet = False
     """Print warnings only."""
 
@@ -76,16 +76,16 @@ HEADINGS = {
     "hidden_sizes": "network",
     "name": "run",
 }
-"""The field that begins each group of flags in the help → the group's title."""
+"""Maps the first field of each group of flags in the help to the group's title."""
 
 
 class Headings:
-    """What tyro parses: the flags of `Train`, in the groups of `HEADINGS`."""
+    """The type that tyro parses: the flags of `Train`, in the groups of `HEADINGS`."""
 
 
 @REGISTRY.struct_rule
 def under_headings(info: StructTypeInfo) -> StructConstructorSpec | None:
-    """Split the flags of `Train` into groups, each a type of its own that is parsed to a dictionary."""
+    """Split the flags of `Train` into groups, each a separate type that is parsed to a dictionary."""
     if hasattr(info.type, "flags"):
         return StructConstructorSpec(dict, info.type.flags)  # pyright: ignore[reportAttributeAccessIssue]
     if info.type is not Headings:
@@ -108,12 +108,12 @@ def under_headings(info: StructTypeInfo) -> StructConstructorSpec | None:
 
 
 def one_line(text: Any) -> str:
-    """The help of a flag without the line breaks of the source."""
+    """The help text of a flag, without the line breaks of the source."""
     return " ".join(str(text() if callable(text) else text or "").split())
 
 
 def parse(arguments: list[str], default: Config) -> Train:
-    """The flags of `train`, with these defaults."""
+    """Parse the flags of `train`, with these defaults."""
     kind: Any = Headings
     return tyro.cli(
         kind,
@@ -126,11 +126,11 @@ def parse(arguments: list[str], default: Config) -> Train:
 
 
 def parse_train(arguments: list[str], *, ask: bool = True) -> tuple[Train, dict[str, Any]]:
-    """The flags, and the settings that were asked for: those of the file, then those of the flags that were given. With
-    `ask`, code that only the file names is asked for."""
+    """Parse the flags, and collect the requested settings: those of the file, overridden by those of the given flags.
+    With `ask`, the user is asked about code that only the file names."""
     generic = configure("", is_continuous=False, use_preset=False)
     if {"-h", "--help"} & set(arguments):
-        return parse(arguments, implied(arguments) or generic), {}  # and it ends here
+        return parse(arguments, implied(arguments) or generic), {}  # prints the help and exits
     words = [word.partition("=")[0] for word in arguments if word.startswith("--")]
     if foreign := [said for word in words if (said := foreign_setting(word))]:
         raise UpslopeError(" ".join(foreign))
@@ -150,8 +150,8 @@ def parse_train(arguments: list[str], *, ask: bool = True) -> tuple[Train, dict[
 
 
 def decide_file(flags: Train, asked: dict[str, Any], given: set[str], *, ask: bool) -> None:
-    """Refuse what the settings file asks to be imported or called, unless it is allowed; `given` are the flags of the
-    command line itself."""
+    """Refuse code that the settings file asks to import or call, unless it is allowed; `given` are the flags of the
+    command line."""
     from upslope.config.trust import ROLES, requested, require
 
     named = {role for role in ROLES if role in given or (role == "environment" and flags.environment)}
@@ -164,8 +164,8 @@ def decide_file(flags: Train, asked: dict[str, Any], given: set[str], *, ask: bo
 
 
 def decide(runs: Iterable[Path], trust: bool, *, learns: bool = False) -> None:
-    """Ask, where a person can answer, for the code that these runs' configs name. What is not allowed is refused or
-    left out by whatever needs it."""
+    """Ask on a terminal whether to trust the code that these runs' configs name. Code that is not allowed is refused or
+    left out later, where it is needed."""
     from upslope.config.trust import LEARNING, require
     from upslope.runs.directory import RunDirectory
 
@@ -176,7 +176,7 @@ def decide(runs: Iterable[Path], trust: bool, *, learns: bool = False) -> None:
 
 
 def implied(arguments: list[str]) -> Config | None:
-    """The config that the words besides `--help` ask for, where they ask for one."""
+    """The config specified by the arguments besides `--help`; None if they do not specify one."""
     plain = [word for word in arguments if word not in ("-h", "--help")]
     with contextlib.redirect_stderr(io.StringIO()), contextlib.suppress(SystemExit, UpslopeError):
         asked = parse_train(plain, ask=False)[1]
@@ -187,14 +187,14 @@ def implied(arguments: list[str]) -> Config | None:
 
 
 def by_keyword(asked: dict[str, Any]) -> dict[str, Any]:
-    """The arguments of `prepare` and `configured`."""
+    """The keyword arguments for `prepare` and `configured`."""
     own = ("environment", "algorithm", "preset")
     settings = {name: value for name, value in asked.items() if name not in own}
     return {name: asked[name] for name in own if name in asked} | {"settings": settings}
 
 
 def train(flags: Train, asked: dict[str, Any]) -> None:
-    """upslope train."""
+    """Run `upslope train`."""
     from upslope import api
     from upslope.config.prepare import prepare
     from upslope.runs.directory import check_name, same_run
@@ -217,14 +217,14 @@ def train(flags: Train, asked: dict[str, Any]) -> None:
 def resume(
     run: Run, tensorboard: Switch = False, workers: int | None = None, trust: Switch = False, quiet: Quiet = False
 ) -> None:
-    """Continue a run that was stopped, as if it had not been.
+    """Continue a run that was stopped, with the same result as without the interruption.
 
     Args:
         run: The run directory.
         tensorboard: Also write TensorBoard event files.
         workers: Processes that share the seeds of a Gymnasium environment; by default one per core in long runs.
-        trust: Run the code that the run's config.json names; it may do anything. Without this it is shown and asked
-            for, or refused.
+        trust: Run the code that the run's config.json names; it may do anything. Otherwise you are shown the code
+            and asked, or it is refused.
         quiet: Print warnings only.
     """
     positive(workers=workers)
@@ -235,7 +235,7 @@ def resume(
 
 
 class PlainLoader(yaml.SafeLoader):
-    """YAML without aliases, by which a few lines can stand for gigabytes."""
+    """YAML without aliases, with which a few lines can expand to gigabytes."""
 
     def compose_node(self, parent: Any, index: Any) -> Any:
         if self.check_event(yaml.AliasEvent):
@@ -244,7 +244,7 @@ class PlainLoader(yaml.SafeLoader):
 
 
 def read_settings(path: Path) -> dict[str, Any]:
-    """A YAML file of settings by the names of the flags."""
+    """Read a YAML file of settings, keyed by the names of the flags."""
     if path.exists():
         plain_file(path, MAX_SETTINGS)
     try:

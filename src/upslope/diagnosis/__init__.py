@@ -1,1 +1,1 @@
-"""What is wrong: the doctor, the self-test of an environment, the probes."""
+"""Find out what is wrong: the doctor, the self-test of an environment, and the probes."""

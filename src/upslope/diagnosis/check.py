@@ -1,7 +1,7 @@
 """A self-test of an environment, in seconds, before anything is trained on it.
 
 Every check is a function of an `Examined` environment that yields `Check`s; to add one, write it in `checks.py` and put
-it into `CHECKS`. What cannot be found out is said to be skipped, never passed.
+it into `CHECKS`. A check that cannot decide reports that it was skipped, never that it passed.
 """
 
 import shlex
@@ -41,7 +41,7 @@ CHECKS: tuple[Callable[[Examined], Iterator[Check]], ...] = (
 
 @dataclass(frozen=True)
 class Checked:
-    """All checks of an environment, and the line to begin training with."""
+    """The results of all checks of an environment, and the line to start training with."""
 
     environment: str
     checks: tuple[Check, ...]
@@ -49,12 +49,12 @@ class Checked:
 
     @property
     def worst(self) -> Status:
-        """The gravest status."""
+        """The most severe status."""
         found = {check.status for check in self.checks}
         return "error" if "error" in found else "warning" if "warning" in found else "ok"
 
     def to_json(self) -> dict[str, Any]:
-        """For `--json`."""
+        """Convert to the output of `--json`."""
         return asdict(self) | {"worst": self.worst}
 
 
@@ -66,9 +66,9 @@ def check(
     wrappers: Sequence[str] = (),
     ignore_observation: Sequence[str] = (),
 ) -> Checked:
-    """Try an environment out: a Gymnasium id, `module:Name`, `jax:Name`, a callable, or a compiled environment.
+    """Test an environment: a Gymnasium id, `module:Name`, `jax:Name`, a callable, or a compiled environment.
 
-    It is reset and stepped as training does it: with the same reset seeds, and actions of the same form and dtype.
+    It is reset and stepped as in training: with the same reset seeds, and actions of the same form and dtype.
 
     Raises:
         UpslopeError: there is no such environment.
@@ -101,22 +101,22 @@ def check(
 
 
 def has_error(checks: list[Check]) -> bool:
-    """Whether something makes further checks pointless."""
+    """Whether an error makes further checks pointless."""
     return any(check.status == "error" for check in checks)
 
 
 def long_trial(environment: AnyEnvironment, limit: int | None) -> Trial:
-    """Random actions for some seconds."""
+    """Play random actions for a few seconds."""
     player = player_of(environment, limit)
     try:
         return play(player, actions_of(environment, 0), STEPS, SECONDS)
     finally:
-        with suppress(Exception):  # closing was judged before
+        with suppress(Exception):  # closing was checked before
             player.close()
 
 
 def proposal(e: Examined, settings: dict[str, Any]) -> str:
-    """The line to begin training with: a command, or a call where the environment cannot be named."""
+    """The line to start training with: a command, or a Python call if the environment has no name."""
     advised: dict[str, Any] = {"seeds": 5, **{name: value for name, value in settings.items() if value}}
     if preset_of(e.name, "ppo") is None:
         if wants_normalising(e):

@@ -1,4 +1,4 @@
-"""What one check of an environment says."""
+"""The result of one check of an environment."""
 
 from dataclasses import dataclass
 from typing import Literal
@@ -8,7 +8,7 @@ Status = Literal["ok", "warning", "error", "skipped"]
 
 @dataclass(frozen=True)
 class Check:
-    """What one check found, and what to do about it."""
+    """The finding of one check, and its remedy."""
 
     name: str
     status: Status

@@ -1,4 +1,4 @@
-"""What is asked of an environment: each check is a function of what was seen of it, and yields what it found."""
+"""The checks of an environment: each is a function of the observed behaviour and yields its results."""
 
 import warnings
 from collections.abc import Callable, Iterator
@@ -25,14 +25,14 @@ from upslope.models.encoders import encoder_of, leaf_spaces
 from upslope.models.heads import head_of
 
 STEPS, SECONDS = 5000, 4.0
-"""Of the long trial: the most steps and the most seconds."""
+"""Limits of the long trial, in steps and in seconds."""
 SHORT, SHORT_SECONDS = 200, 2.0
-"""The same of the trials that are compared with each other."""
+"""Limits of the short trials that are compared with each other, in steps and in seconds."""
 PAIRS, CONTROLS, TREATED = 3, 12, 4
-"""Fresh environments that are compared with the first; and where something seems to change the course, how many more of
-them must agree before it is named, and how often it is tried."""
+"""Numbers of fresh environments compared with the first, of further ones that must agree before a suspected cause is
+named, and of trials of that cause."""
 FAR = 10.0
-"""An observation whose mean or deviation is beyond this wants normalising."""
+"""Observations whose mean or standard deviation exceeds this should be normalised."""
 SMALL = 0.01
 SLOW = 1000
 """Steps per second below which the environment is the bottleneck."""
@@ -40,7 +40,7 @@ SLOW = 1000
 
 @dataclass
 class Examined:
-    """An environment and what was seen of it."""
+    """An environment, and the trial that shows its behaviour."""
 
     name: str
     environment: AnyEnvironment
@@ -48,17 +48,17 @@ class Examined:
     trial: Trial
 
     def short(self, seed: int = 0, actions: int = 0) -> Trial:
-        """A short trial of a fresh environment."""
+        """Run a short trial of a fresh environment."""
         player = player_of(self.environment, self.limit)
         try:
             return play(player, actions_of(self.environment, actions), SHORT, SHORT_SECONDS, seed)
         finally:
-            with suppress(Exception):  # closing was judged before
+            with suppress(Exception):  # closing was checked before
                 player.close()
 
 
 def of_spaces(name: str, environment: AnyEnvironment) -> Iterator[Check]:
-    """Whether the spaces can be used."""
+    """Check whether the spaces are supported."""
     for role, make_one, space in (
         ("observation space", encoder_of, environment.observation_space),
         ("action space", head_of, environment.action_space),
@@ -71,7 +71,7 @@ def of_spaces(name: str, environment: AnyEnvironment) -> Iterator[Check]:
 
 
 def of_gymnasium(e: Examined) -> Iterator[Check]:
-    """Gymnasium's own checker. What harms training was looked for before, so all that it says is a warning."""
+    """Run Gymnasium's own checker. Faults that harm training were checked before, so its messages are warnings."""
     if e.environment.is_compiled:
         yield Check("Gymnasium's checker", "skipped", "not a Gymnasium environment")
         return
@@ -97,7 +97,7 @@ def of_gymnasium(e: Examined) -> Iterator[Check]:
 
 
 def plain(message: str) -> str:
-    """A message without terminal colours."""
+    """Strip terminal colours from a message."""
     return message.replace("\x1b[33m", "").replace("\x1b[0m", "").removeprefix("WARN: ").strip()
 
 
@@ -106,10 +106,10 @@ UNTOLD = "cannot be told while it does not repeat itself"
 
 
 def of_repetition(e: Examined) -> Iterator[Check]:
-    """The same reset seed and actions must show the same: in fresh environments, in a used one, and beside another.
+    """Check that the same seed and actions give the same episode, even after other episodes or beside another one.
 
-    An environment that repeats itself only mostly would seem to leak or to share, so a cause is named only where many
-    fresh ones agree with each other and those in question differ from them again and again.
+    A rarely nondeterministic environment could seem to leak or share state, so a cause is named only if many fresh
+    environments agree with each other and those under suspicion differ from them repeatedly.
     """
     first = e.short()
     different = count_different(e.short, first, PAIRS)
@@ -138,7 +138,7 @@ def of_repetition(e: Examined) -> Iterator[Check]:
 
 
 def verdict(name: str, different: int, words: str, remedy: str) -> Check:
-    """What to say of something that changed the course in a number of `TREATED` trials."""
+    """The result for a suspected cause that changed the episode in `different` of `TREATED` trials."""
     if not different:
         return Check(name, "ok", f"not found: {words}")
     status: Status = "error" if different == TREATED else "warning"
@@ -146,12 +146,12 @@ def verdict(name: str, different: int, words: str, remedy: str) -> Check:
 
 
 def count_different(again: Callable[[], Trial], first: Trial, number: int) -> int:
-    """How many of a number of trials show another course than the first."""
+    """Count the trials, of `number`, that differ from the first."""
     return sum(not same(first, again()) for _ in range(number))
 
 
 def used(e: Examined) -> Trial:
-    """The short trial, in an environment that has played other episodes before."""
+    """Run the short trial in an environment that has already played other episodes."""
     player = player_of(e.environment, e.limit)
     try:
         play(player, actions_of(e.environment, 5), SHORT, SHORT_SECONDS, 1000)
@@ -162,7 +162,7 @@ def used(e: Examined) -> Trial:
 
 
 def beside(e: Examined) -> Trial:
-    """The short trial, with another instance stepped between its steps."""
+    """Run the short trial while stepping another instance between its steps."""
     one, other = player_of(e.environment, e.limit), player_of(e.environment, e.limit)
     actions, others = actions_of(e.environment, 0), actions_of(e.environment, 9)
     other.reset(reset_seed(77, 0, 0))
@@ -183,24 +183,24 @@ def beside(e: Examined) -> Trial:
 
 @dataclass(frozen=True)
 class SeenArray:
-    """One array of the observations of a trial."""
+    """One array in the observations of a trial."""
 
     path: str
-    """Empty where observations are this array alone."""
+    """Its path within an observation; empty if observations are this array alone."""
     space: spaces.Space
     seen: np.ndarray
-    """[n, …]."""
+    """The n observed values [n, …]."""
     is_real: bool
-    """Whether its numbers can be normalised."""
+    """Whether its values are continuous and can be normalised."""
 
     def scales(self) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-        """Each feature's mean and deviation in 64 bits, and whether 32 bits lose its differences."""
+        """Each feature's mean and standard deviation in 64 bits, and whether 32 bits lose its differences."""
         flat = self.seen.reshape(len(self.seen), -1).astype(np.float64)
         mean, std = flat.mean(0), flat.std(0)
         return mean, std, np.isin(np.arange(mean.size), lost_in_float32(flat))
 
     def wants_normalising(self) -> bool:
-        """Whether a network would see numbers far from 0 or widths far from 1, and normalising can help."""
+        """Whether its mean is far from 0 or its spread far from 1, and normalising can help."""
         if not self.is_real:
             return False
         mean, std, lost = self.scales()
@@ -209,7 +209,7 @@ class SeenArray:
 
 
 def arrays_of(e: Examined) -> list[SeenArray]:
-    """The arrays of the observations of the long trial."""
+    """The arrays in the observations of the long trial."""
     encoder = encoder_of(e.environment.observation_space, e.name)
     stacked = jax.tree.map(lambda *x: np.stack(x), *e.trial.observations)
     seen = jax.tree_util.tree_leaves_with_path(stacked)
@@ -222,13 +222,13 @@ def arrays_of(e: Examined) -> list[SeenArray]:
 
 
 def of_observations(e: Examined) -> Iterator[Check]:
-    """Inside the declared space, finite, on a scale that a network can read."""
+    """Check that observations are in the declared space, finite, and on a scale suited to a network."""
     for array in arrays_of(e):
         yield from of_array(array)
 
 
 def of_array(array: SeenArray) -> Iterator[Check]:
-    """The same of one array."""
+    """Check one array of the observations."""
     space, seen, path = array.space, array.seen, array.path
     if fault := fault_of_values(space, seen):
         yield Check(f"observations{path}", "error", f"it {fault[0]}", fault[1])
@@ -271,19 +271,19 @@ def of_array(array: SeenArray) -> Iterator[Check]:
 
 
 def some(which: np.ndarray) -> str:
-    """How many features, and the first of them."""
+    """Describe the selected features by their number and the first ones."""
     places, total = np.flatnonzero(which), len(which)
     first = ", ".join(map(str, places[:5])) + (", …" if len(places) > 5 else "")
     return f"{len(places):,} of {counted(total, 'feature')} ({first})"
 
 
 def wants_normalising(e: Examined) -> bool:
-    """Whether some array of the observations wants normalising."""
+    """Whether any array of the observations should be normalised."""
     return any(array.wants_normalising() for array in arrays_of(e))
 
 
 def of_rewards(e: Examined) -> Iterator[Check]:
-    """Finite, not always the same, and not far from 1."""
+    """Check that rewards are finite, not always the same, and not far from 1 in scale."""
     rewards = np.asarray(e.trial.rewards)
     words = f"{rewards.min():.4g} to {rewards.max():.4g}, mean {rewards.mean():.4g}"
     if not np.isfinite(rewards).all():
@@ -301,7 +301,7 @@ def of_rewards(e: Examined) -> Iterator[Check]:
 
 
 def of_actions(e: Examined) -> Iterator[Check]:
-    """Whether actions have bounds, and whether they matter."""
+    """Check whether actions have bounds, and whether they have an effect."""
     space = e.environment.action_space
     if isinstance(space, spaces.Box) and not np.isfinite([space.low, space.high]).all():
         yield Check("action range", "warning", str(space), "Give finite bounds: a policy's σ is a share of the range.")
@@ -314,7 +314,7 @@ def of_actions(e: Examined) -> Iterator[Check]:
 
 
 def of_ends(e: Examined) -> Iterator[Check]:
-    """How episodes end: by themselves, at a limit, never, or always alike."""
+    """Check how episodes end: by termination, at a time limit, never, or always at the same length."""
     lengths, terminated = e.trial.lengths, e.trial.terminated
     if not lengths:
         words = f"no episode ended in {e.trial.unfinished} steps; step limit: {e.limit or 'none'}"
@@ -335,7 +335,7 @@ def of_ends(e: Examined) -> Iterator[Check]:
 
 
 def of_speed(e: Examined) -> Iterator[Check]:
-    """Steps per second, and where the time goes."""
+    """Measure steps per second, and where the time goes."""
     t = e.trial
     if e.environment.is_compiled:
         yield Check("speed", "skipped", "a compiled environment is fast inside a program only")
@@ -350,7 +350,7 @@ def of_speed(e: Examined) -> Iterator[Check]:
 
 
 def of_returns(e: Examined) -> Iterator[Check]:
-    """What a random policy gets: the first number to beat."""
+    """Report the return of a random policy: the first number to beat."""
     r = e.trial.returns
     words = f"{np.mean(r):.4g} ± {np.std(r):.3g} (deviation), {min(r):.4g} to {max(r):.4g}" if r else "no episode ended"
     yield Check("a random policy's return", "ok", words)

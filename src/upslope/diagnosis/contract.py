@@ -1,6 +1,6 @@
 """The first contact with a Gymnasium environment: whether reset, step, render and close do what training needs.
 
-Each kind of fault has a line of its own: what came back, and what is expected. What training copes with is a warning.
+Each kind of fault has its own message: what was returned and what is expected. Tolerated faults give a warning.
 """
 
 from collections.abc import Iterator, Mapping
@@ -24,15 +24,15 @@ from upslope.models.encoders import encoder_of, leaf_spaces
 from upslope.models.heads import head_of
 
 STEPS = 20
-"""Steps of the first contact."""
+"""Number of steps in the first contact."""
 RESET = "Return (observation, info) from reset()."
 STEP = "Return (observation, reward, terminated, truncated, info) from step()."
 MASK = "Correct the mask, or ignore it with --no-masks."
 
 
 def first_contact(environment: AnyEnvironment, limit: int | None) -> list[Check]:
-    """Reset and step once or a few times, looking at every answer; nothing for a compiled environment, whose protocol
-    was checked when it was made."""
+    """Reset and step a few times, checking each return value; nothing for a compiled environment, whose protocol was
+    checked when it was made."""
     if environment.is_compiled:
         return []
     try:
@@ -51,7 +51,7 @@ def first_contact(environment: AnyEnvironment, limit: int | None) -> list[Check]
 
 
 def answers(env: gymnasium.Env, environment: AnyEnvironment) -> Iterator[Check]:
-    """What reset and step return, until something is wrong."""
+    """Check the return values of reset and step, stopping at the first fault."""
     space, is_late = environment.observation_space, False
     try:
         answer = env.reset(seed=reset_seed(0, 0, 0))
@@ -96,7 +96,7 @@ def answers(env: gymnasium.Env, environment: AnyEnvironment) -> Iterator[Check]:
 
 
 def reset_failed(error: Exception) -> Check:
-    """An exception in reset."""
+    """Report an exception in reset."""
     if isinstance(error, TypeError) and "seed" in str(error):
         remedy = "Write it as reset(self, *, seed=None, options=None), and call super().reset(seed=seed)."
         return Check("reset", "error", f"reset() takes no seed: {told(error)}", remedy)
@@ -104,18 +104,18 @@ def reset_failed(error: Exception) -> Check:
 
 
 def step_failed(error: Exception, action: Any) -> Check:
-    """An exception in step."""
+    """Report an exception in step."""
     words = f"step({action!r}) raised {told(error)}"
     remedy = "Correct step(): every action of the action space must be taken, unless its action mask forbids it."
     return Check("step", "error", words, remedy)
 
 
 Fault = tuple[str, str]
-"""What came back, and what to do; empty where the usual advice does."""
+"""What was returned, and the remedy, which is empty if the usual advice applies."""
 
 
 def fault_of_reset(answer: Any) -> Fault | None:
-    """What is wrong with the form of reset's answer."""
+    """Find a fault in the form of reset's return value."""
     if isinstance(answer, tuple | list) and len(answer) == 2:
         is_info = answer[1] is None or isinstance(answer[1], Mapping)
         return None if is_info else (f"returned {brief(answer[1])} as info, not a dictionary", "")
@@ -127,7 +127,7 @@ def fault_of_reset(answer: Any) -> Fault | None:
 
 
 def fault_of_step(answer: Any) -> Fault | None:
-    """What is wrong with step's answer besides the observation."""
+    """Find a fault in step's return value, apart from the observation."""
     if answer is None:
         return "returned None", ""
     if not isinstance(answer, tuple | list):
@@ -141,7 +141,7 @@ def fault_of_step(answer: Any) -> Fault | None:
 
 
 def fault_of_reward(reward: Any) -> Fault | None:
-    """What is wrong with a reward: it must be one finite number."""
+    """Find a fault in a reward, which must be one finite number."""
     number = as_numbers(reward)
     if number is None:
         return f"returned the reward {brief(reward)}, which is not a number", "Return a float as the reward."
@@ -156,7 +156,7 @@ def fault_of_reward(reward: Any) -> Fault | None:
 
 
 def fault_of_end(name: str, value: Any) -> Fault | None:
-    """What is wrong with `terminated` or `truncated`."""
+    """Find a fault in `terminated` or `truncated`."""
     number = as_numbers(value)
     if number is None or number.size != 1 or not np.isin(number, (0, 1)).all():
         return f"returned {brief(value)} as {name}", f"Return True or False as {name}."
@@ -164,7 +164,7 @@ def fault_of_end(name: str, value: Any) -> Fault | None:
 
 
 def oddities(answer: Any) -> Iterator[str]:
-    """What training copes with, and others may not."""
+    """Describe deviations that training tolerates but other libraries may not."""
     reward, terminated, truncated, info = answer[1:]
     if np.ndim(reward):
         yield f"the reward is an array of shape {np.shape(reward)}"
@@ -176,7 +176,7 @@ def oddities(answer: Any) -> Iterator[str]:
 
 
 def fault_of_observation(space: gymnasium.Space, observation: Any) -> Fault | None:
-    """What is wrong with an observation: structure, shape, dtype, and range where a wrong one would be cast."""
+    """Find a fault in an observation: structure, shape, dtype, and range where a wrong dtype would be cast."""
     words = "Correct the observation, or the observation space."
     if isinstance(space, spaces.Dict | spaces.Tuple):
         shapes = encoder_of(space, "the environment").shapes
@@ -198,7 +198,7 @@ def fault_of_observation(space: gymnasium.Space, observation: Any) -> Fault | No
 
 
 def fault_of_values(space: gymnasium.Space, numbers: np.ndarray) -> Fault | None:
-    """What is wrong with the numbers of observations [..., *shape] of a space, by the rules of training."""
+    """Find a fault in the values of observations [..., *shape] of a space, by the rules of training."""
     reason = leaf_of((), space, space.shape or ()).wrong(numbers)
     if not reason:
         return None
@@ -209,7 +209,7 @@ def fault_of_values(space: gymnasium.Space, numbers: np.ndarray) -> Fault | None
 
 
 def read(environment: AnyEnvironment, info: Any, step: int) -> np.ndarray | None:
-    """Which choices an environment allows; None where it forbids nothing.
+    """Read the mask of allowed choices; None if the environment forbids nothing.
 
     Raises:
         UpslopeError: the mask is missing, does not fit, or allows nothing.
@@ -221,7 +221,7 @@ def read(environment: AnyEnvironment, info: Any, step: int) -> np.ndarray | None
 
 
 def masks(env: gymnasium.Env, seen: list[np.ndarray], is_late: bool) -> Iterator[Check]:
-    """What was seen of action masks."""
+    """Report on the action masks that were observed."""
     if seen:
         share = float(np.mean(seen))
         yield Check("action mask", "ok", f"{source_of(env)} allows {share:.0%} of the choices")
@@ -231,13 +231,13 @@ def masks(env: gymnasium.Env, seen: list[np.ndarray], is_late: bool) -> Iterator
 
 
 def pictures(environment: Any) -> Iterator[Check]:
-    """Whether it draws pictures, where it says so; only films and the credit view need them."""
+    """Check whether the environment renders pictures if it says so; only films and the credit view need them."""
     try:
         player = player_of(environment, None)
         modes = player.env.metadata.get("render_modes", ()) if isinstance(player, HostPlayer) else ()
         player.close()
     except Exception:
-        modes = ()  # metadata of another form; closing was judged before
+        modes = ()  # metadata in another form; closing was checked before
     if "rgb_array" not in modes:
         return
     remedy = "Only `upslope credit` and films need pictures."
@@ -258,7 +258,7 @@ def pictures(environment: Any) -> Iterator[Check]:
 
 
 def as_numbers(value: Any) -> np.ndarray | None:
-    """A value as an array of numbers; None where it is something else."""
+    """Convert a value to an array of numbers; None if that is not possible."""
     if value is None or isinstance(value, dict | str | bytes):
         return None
     try:
@@ -269,7 +269,7 @@ def as_numbers(value: Any) -> np.ndarray | None:
 
 
 def brief(value: Any) -> str:
-    """A value in a few words."""
+    """Describe a value in a few words."""
     if isinstance(value, np.ndarray):
         return f"an array of {value.dtype} of shape {value.shape}"
     if isinstance(value, dict):
@@ -281,6 +281,6 @@ def brief(value: Any) -> str:
 
 
 def short(space: gymnasium.Space) -> str:
-    """A space in a few words: a Box of many numbers by its dtype."""
+    """Describe a space in a few words; a large Box by its dtype."""
     words = str(space)
     return words if len(words) <= 60 else f"{type(space).__name__} of {space.dtype}"

@@ -1,4 +1,4 @@
-"""diagnose(run): what is wrong with a run, by the rules, with evidence and remedy."""
+"""diagnose(run): find what is wrong with a run by rules, with evidence and remedies."""
 
 import warnings
 from dataclasses import asdict, dataclass
@@ -17,33 +17,33 @@ from upslope.errors import UpslopeError
 
 ROOMS = (rules_data, rules_world, rules_update)
 SURE = 0.8
-"""While a run is still going on, only what is at least so certain is told."""
+"""Least certainty of a finding that is reported during training."""
 FEWEST = 10
-"""Iterations before anything is told while it trains, and before a run is called healthy."""
+"""Iterations needed before findings are reported during training, and before a run is called healthy."""
 DECISIVE = {CRITIC, ACTING}
-"""Without these a rule does not apply, whatever else is lacking."""
+"""A rule that needs one of these does not apply to a run without it, whatever else is lacking."""
 
 
 @dataclass(frozen=True)
 class Diagnosis:
-    """What was found, surest and most harmful first, and what was looked at."""
+    """Findings, the most certain and harmful first, and the rules that were checked."""
 
     run: str
     findings: tuple[Finding, ...]
     checked: tuple[str, ...]
-    """The names of the rules that could judge."""
+    """Names of the rules that could be checked."""
     unchecked: dict[str, str]
-    """The names of those that could not, and what they lacked."""
+    """Names of the rules that could not be checked, with what they lacked."""
     too_little: str
-    """Why this is too little to call a run healthy; empty where it is enough."""
+    """The reason why the evidence is too thin to call a run healthy; empty if it is enough."""
 
     @property
     def alarms(self) -> tuple[Finding, ...]:
-        """Findings sure enough to act on."""
+        """Findings certain enough to act on."""
         return tuple(f for f in self.findings if f.is_alarm)
 
     def to_json(self) -> dict[str, Any]:
-        """For `--json`; `healthy` is null where too little is known."""
+        """Convert to the output of `--json`; `healthy` is null if too little is known."""
         found = [asdict(f) | {"is_alarm": f.is_alarm} for f in self.findings]
         healthy = False if self.alarms else None if self.too_little else True
         told = {"checked": list(self.checked), "unchecked": self.unchecked, "too_little": self.too_little}
@@ -51,16 +51,16 @@ class Diagnosis:
 
 
 def diagnose(run: str | Path | Any) -> Diagnosis:
-    """Diagnose a run: its directory, or what `upslope.train` returned.
+    """Diagnose a run, given its directory or the result of `upslope.train`.
 
     Raises:
-        UpslopeError: not a run directory, or nothing was trained.
+        UpslopeError: this is not a run directory, or nothing was trained.
     """
     return diagnosis_of(read_record(Path(getattr(run, "path", run))))
 
 
 def diagnosis_of(record: Record) -> Diagnosis:
-    """The same for a record that is at hand."""
+    """Diagnose a run that has already been read."""
     signs, found, unchecked = Signs(record), [], {}
     with warnings.catch_warnings(), np.errstate(all="ignore"):
         warnings.simplefilter("ignore", RuntimeWarning)
@@ -77,7 +77,7 @@ def diagnosis_of(record: Record) -> Diagnosis:
 
 
 def too_little(signs: Signs, num_checked: int) -> str:
-    """Why a run cannot be called healthy, though nothing be wrong with what is known of it."""
+    """The reason why a run without findings cannot be called healthy; empty if it can."""
     iterations = int(np.isfinite(signs.record.steps).sum(axis=1).max())
     if iterations < FEWEST:
         return f"it has {counted(iterations, 'iteration')}, and {FEWEST} are needed"
@@ -93,14 +93,14 @@ def too_little(signs: Signs, num_checked: int) -> str:
 
 
 class Watch:
-    """Diagnoses a run while it trains, so seldom that it takes 1 % of the time at most."""
+    """Diagnoses a run during training, rarely enough to take at most 1 % of the time."""
 
     def __init__(self, path: Path, seconds: float = 10.0):
         self.path, self.seconds, self.line = path, seconds, ""
         self.next = perf_counter() + seconds
 
     def look(self) -> str:
-        """The surest finding in one line; empty while there is none."""
+        """The most certain finding in one line; empty while there is none."""
         started = perf_counter()
         if started >= self.next:
             self.line = self.words()
@@ -109,7 +109,7 @@ class Watch:
         return self.line
 
     def words(self) -> str:
-        """Diagnose what has been written so far; what cannot be read yet says nothing."""
+        """Diagnose the run so far; empty if it cannot be read yet."""
         try:
             record = read_record(self.path)
         except UpslopeError:

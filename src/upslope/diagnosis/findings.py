@@ -1,7 +1,7 @@
-"""What a diagnosis is made of: findings with evidence, and the view of a run that rules look at.
+"""The parts of a diagnosis: findings with evidence, and the view of a run that rules use.
 
 A rule is a function `(Signs) → Finding | None` under `@rule`. To add one: write it, give its source, and plant its
-fault in `benchmarks/doctor_faults.py`, so that how often it is right is measured.
+fault in `benchmarks/doctor_faults.py`, which measures how often it is right.
 """
 
 import math
@@ -19,31 +19,31 @@ from upslope.core.messages import PREFIX
 ALARM = 0.5
 """A finding of at least this certainty is an alarm; the others are notes."""
 UNTRAINED = 20
-"""Finished episodes of a seed that tell what it got before it had learned anything."""
+"""Finished episodes of a seed needed to estimate its return before it has learned anything."""
 PARTS = 10
-"""Into how many stretches of equally many steps a run is cut to see when its return rose or fell."""
+"""Number of parts with equal numbers of steps into which a run is cut to see when its return rose or fell."""
 ENDS = 10
-"""Finished episodes of a seed before its return is said to rise or not."""
+"""Finished episodes of a seed needed to tell whether its return rises."""
 FEW = 16
-"""Fewest samples of an iteration in which a deviation means anything."""
+"""Fewest samples per iteration for which a standard deviation is meaningful."""
 CRITIC, ACTING = "a critic", "a policy that acts while it learns"
-"""What a run may be without by its settings."""
+"""Things that a run may lack because of its settings."""
 RULES: list[Callable[["Signs"], "Finding | None"]] = []
 
 
 @dataclass(frozen=True)
 class Evidence:
-    """A metric, what it is in each seed, and where in the run."""
+    """A metric's value in each seed, over a range of steps."""
 
     metric: str
     values: tuple[float, ...]
-    """One a seed; nan where there is none."""
+    """One value per seed; nan if there is none."""
     steps: tuple[int, int]
-    """First and last environment step that it was taken from."""
+    """First and last environment step that the values summarise."""
     expected: str = ""
 
     def words(self) -> str:
-        """One line."""
+        """Format as one line."""
         shown = ", ".join(f"{x:.3g}" for x in self.values[:10])
         expected = f"; expected {self.expected}" if self.expected else ""
         return f"{self.metric} = {shown} (steps {self.steps[0]:,} to {self.steps[1]:,}{expected})"
@@ -51,45 +51,45 @@ class Evidence:
 
 @dataclass(frozen=True)
 class Finding:
-    """One thing that is wrong, or worth knowing."""
+    """One thing that is wrong or worth knowing."""
 
     cause: str
-    """Its name, one word, for programs."""
+    """Its one-word name, for programs."""
     symptom: str
     likely: str
-    """What probably causes it."""
+    """The probable cause, in words."""
     remedy: str
-    """The flag or the line to change."""
+    """The flag or the line of code to change."""
     certainty: float
-    """0 to 1, how often this cause is behind the signature, less where only some of the seeds show it."""
+    """0 to 1: how often this cause is behind the signature; less if only some seeds show it."""
     harm: float = 1.0
-    """0 to 1, how much it keeps a run from learning."""
+    """0 to 1: how much it keeps a run from learning."""
     rivals: tuple[str, ...] = ()
     experiment: str = ""
-    """What would tell the rivals apart."""
+    """An experiment that would tell the rivals apart."""
     evidence: tuple[Evidence, ...] = ()
 
     @property
     def is_alarm(self) -> bool:
-        """Whether it is sure enough to act on."""
+        """Whether it is certain enough to act on."""
         return self.certainty >= ALARM and self.harm >= ALARM
 
     @property
     def rank(self) -> float:
-        """How sure and how harmful."""
+        """The order of findings: by certainty and harm."""
         return self.certainty * self.harm
 
 
 @dataclass
 class Signs:
-    """A run as rules see it: each metric as one number a seed [S], over a part of the run."""
+    """A run as rules see it: each metric as one number per seed [S], over a part of the run."""
 
     record: Record
     lacking: set[str] = field(default_factory=set)
-    """What rules asked for since it was last cleared, and the run does not have."""
+    """Things that rules asked for and the run does not have, since this was last cleared."""
 
     def lacks(self, what: str, is_missing: bool) -> bool:
-        """Note it where something is missing; whether it is."""
+        """Record `what` if it is missing, and return `is_missing`."""
         if is_missing:
             self.lacking.add(what)
         return is_missing
@@ -108,12 +108,12 @@ class Signs:
 
     @property
     def is_whole(self) -> bool:
-        """Whether the estimator sums what was collected to the end of the episode, and does not bootstrap."""
+        """Whether the estimator sums rewards to the end of the episode instead of bootstrapping."""
         return self.config.estimator in ("total_return", "reward_to_go", "baseline")
 
     @property
     def horizon(self) -> float:
-        """1/(1 − γ), steps."""
+        """1/(1 − γ), in steps."""
         return 1 / (1 - self.config.gamma) if self.config.gamma < 1 else math.inf
 
     @property
@@ -123,18 +123,18 @@ class Signs:
 
     @property
     def batch(self) -> int | float:
-        """Samples of an iteration; unbounded where whole episodes are collected."""
+        """Samples per iteration; infinite if whole episodes are collected."""
         return math.inf if self.is_whole else self.config.num_envs * self.config.rollout_steps
 
     @property
     def samples(self) -> int:
-        """Samples per gradient step of an estimator that collects segments."""
+        """Samples per gradient step, for an estimator that collects segments."""
         return self.config.num_envs * self.config.rollout_steps // self.config.minibatches
 
     def taken(
         self, name: str, start: float = 0.0, stop: float = 1.0, how: Callable[..., Any] = np.nanmedian
     ) -> np.ndarray:
-        """A metric's median (or another summary) a seed, over a part of the run; nan where there is nothing."""
+        """A metric's median (or another summary) per seed over a part of the run; nan if it has no value there."""
         values = self.record.metrics.get(name, self.record.metrics.get(PREFIX + name))
         if values is None or not np.isfinite(values).any():
             self.lacking.add(name)
@@ -144,30 +144,30 @@ class Signs:
         return np.asarray([how(v[m]) if m.any() else np.nan for v, m in zip(values, inside, strict=True)])
 
     def whole(self, name: str) -> np.ndarray:
-        """A metric of health over the whole run [S, I]; nan where it was not measured."""
+        """A health metric over the whole run [S, I]; nan where it was not measured."""
         values = self.record.metrics.get(PREFIX + name, np.full(self.record.steps.shape, np.nan))
         self.lacks(name, not np.isfinite(values).any())
         return values
 
     def late(self, name: str) -> np.ndarray:
-        """Over the second half."""
+        """A metric's median per seed over the second half of the run."""
         return self.taken(name, 0.5)
 
     def early(self, name: str) -> np.ndarray:
-        """Over the first fifth."""
+        """A metric's median per seed over the first fifth of the run."""
         return self.taken(name, 0.0, 0.2)
 
     def evidence(
         self, name: str, values: np.ndarray, expected: str = "", start: float = 0.0, stop: float = 1.0
     ) -> Evidence:
-        """Numbers that a finding rests on."""
+        """Build the evidence of a finding."""
         last = float(np.nanmax(self.record.steps))
         full = PREFIX + name if PREFIX + name in self.record.metrics else name
         return Evidence(full, tuple(float(x) for x in values), (int(start * last), int(stop * last)), expected)
 
     @cached_property
     def relative_entropy(self) -> np.ndarray | None:
-        """Entropy over its maximum [S, I] for discrete actions; None for a Box, and where masks lower the maximum."""
+        """Entropy over its maximum [S, I] for discrete actions; None for a Box, or if masks lower the maximum."""
         kind, a = self.action["kind"], self.action
         most = {
             "DiscreteHead": lambda: math.log(a["n"]) if a["n"] > 1 else math.nan,
@@ -181,7 +181,7 @@ class Signs:
 
     @cached_property
     def sigma(self) -> np.ndarray | None:
-        """Geometric mean of σ over the action's components, in half ranges [S, I]; None for discrete actions."""
+        """Geometric mean of σ over action components, in units of half the range [S, I]; None for discrete actions."""
         if self.action["kind"] != "BoxHead" or "policy/entropy" not in self.record.metrics:
             return None
         low, high = (np.asarray([float(x) for x in self.action[name]]) for name in ("low", "high"))
@@ -191,10 +191,10 @@ class Signs:
 
     @property
     def returns(self) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-        """Mean episode return a seed at the beginning and the end (last fifth), and the deviation at the beginning [S].
+        """Mean return per seed at the beginning and at the end (last fifth), and the deviation at the beginning [S].
 
-        The beginning is the first iteration, where enough episodes end in it, since what is easy is learned within a
-        few; otherwise the first tenth.
+        The beginning is the first iteration if enough episodes end in it, since easy tasks are learned within a few
+        iterations; otherwise the first tenth of the episodes.
         """
         self.lacks(f"{ENDS} finished episodes of a seed", not np.isfinite(self.known_returns[0]).any())
         first, last, spread, *_ = self.known_returns
@@ -202,7 +202,7 @@ class Signs:
 
     @cached_property
     def known_returns(self) -> np.ndarray:
-        """The same, and the standard error of the rise; then the rise from the first to the last fifth, which is
+        """`returns` and the standard error of their rise; then the rise from the first to the last fifth, which is
         smaller but better known, and its standard error [6, S]. nan for seeds with too few episodes."""
         parts = []
         for seed, steps in zip(self.record.seeds, self.record.steps, strict=True):
@@ -217,10 +217,10 @@ class Signs:
 
     @property
     def improved(self) -> np.ndarray:
-        """Of which seeds the return rose, and not by chance [S].
+        """Whether the return of each seed rose by more than chance [S].
 
-        Where single episodes are mostly luck, as in Blackjack, all that can be learned is less than half of their
-        deviation. So a small rise counts too, if it is many standard errors.
+        Where single episodes are mostly luck, as in Blackjack, even the best policy gains less than half of their
+        standard deviation. So a small rise counts too, if it is many standard errors.
         """
         first, last, spread = self.returns
         spread, (_, _, _, error, later_rise, later_error) = np.maximum(spread, 1e-9), self.known_returns
@@ -229,13 +229,13 @@ class Signs:
 
     @property
     def worsened(self) -> np.ndarray:
-        """Of which seeds the return ended below that of the untrained policy, by as much [S]."""
+        """Whether the return of each seed ended below that of the untrained policy by more than chance [S]."""
         first, last, spread = self.returns
         return first - last > np.maximum(np.maximum(spread, 1e-9), 4 * self.known_returns[3])
 
     @cached_property
     def stretches(self) -> list[list[np.ndarray]]:
-        """The returns of each seed in each of `PARTS` stretches of equally many steps; a stretch may have none."""
+        """The returns of each seed in `PARTS` stretches with equal numbers of steps; a stretch may be empty."""
         edges = np.linspace(0, np.nanmax(self.record.steps), PARTS + 1)[1:-1]
         found = []
         for seed in self.record.seeds:
@@ -250,30 +250,30 @@ class Signs:
 
     @cached_property
     def descends(self) -> np.ndarray:
-        """In which seeds updates lower E[Ψ (ρ − 1)] more often than chance does, by two standard errors [S]."""
+        """Whether updates of each seed lower E[Ψ (ρ − 1)] more often than chance, by two standard errors [S]."""
         gain = self.whole("surrogate_gain")
         count = np.isfinite(gain).sum(axis=1)
         return (gain < 0).sum(axis=1) / count > 0.5 + 1 / np.sqrt(count)
 
     @cached_property
     def lengths(self) -> np.ndarray:
-        """Of all finished episodes."""
+        """The lengths of all finished episodes."""
         return self.record.episodes["length"]
 
 
 def standard_error(left: np.ndarray, right: np.ndarray) -> float:
-    """Of the difference of two means."""
+    """The standard error of the difference of two means."""
     return float(np.sqrt(np.var(left) / len(left) + np.var(right) / len(right))) if len(left) and len(right) else np.nan
 
 
 def share(holds: np.ndarray) -> float:
-    """How much a sign counts: 0 if fewer than half of the seeds show it, 0.75 for half of them, 1 for all."""
+    """The weight of a sign: 0 if fewer than half of the seeds show it, 0.75 for half of them, 1 for all."""
     part = float(np.mean(holds))
     return 0.5 + 0.5 * part if part >= 0.5 else 0.0
 
 
 def rule(source: str) -> Callable[[Callable[[Signs], Finding | None]], Callable[[Signs], Finding | None]]:
-    """Enter a rule. `source` is where the signature is from; thresholds without one are set in benchmarks/doctor.py."""
+    """Register a rule. `source` documents its signature; thresholds without a source come from benchmarks/doctor.py."""
 
     def enter(function: Callable[[Signs], Finding | None]) -> Callable[[Signs], Finding | None]:
         function.source = source  # type: ignore[attr-defined]  # functions may carry one

@@ -1,7 +1,7 @@
-"""The probe ladder: does an algorithm, an estimator or an objective solve worlds whose answer is known?
+"""The probe ladder: does an algorithm, estimator or objective solve environments whose answer is known?
 
-Each probe fails for one reason only, so the first that fails says where the mistake is. Probes with the same spaces
-share one compiled program, so that the ladder takes seconds.
+Each probe fails for one reason only, so the first that fails shows where the mistake is. Probes with the same spaces
+share one compiled program, so the ladder takes seconds.
 Source: Jones (2021), Debugging RL, Without the Agonizing Pain, for the first five.
 """
 
@@ -42,7 +42,7 @@ PROBES = {
     "multibinary": "the log-probabilities of several switches",
     "mask": "forbidden actions are taken, or learned from as if they were allowed",
 }
-"""Probe → what is at fault if this is the first that fails. From the simplest to the hardest."""
+"""Maps each probe to what is at fault if it is the first to fail; from the simplest to the hardest."""
 GROUPS = (
     ("constant", "observation", "delay", "action", "both", "truncation"),
     ("continuous",),
@@ -50,37 +50,37 @@ GROUPS = (
     ("multibinary",),
     ("mask",),
 )
-"""Probes with the same spaces."""
+"""Probes grouped by their spaces."""
 GAMMA = 0.9
 STEPS, SEEDS = 60_000, 3
 LIMIT = 7
-"""Steps of the longest probe; the others end by themselves. Its limit falls inside a rollout, and not at its end."""
+"""Step limit of the longest probe; the others terminate. It falls inside a rollout, not at its end."""
 EXACT = 0.005
-"""Share of the values' size up to which targets at time limits may be off; rounding gives a thousandth of it."""
+"""Tolerated error of targets at time limits, relative to the values; rounding errors are a thousand times smaller."""
 FIRST = 64
-"""First observations at which values and returns are judged."""
+"""Number of first observations at which values and returns are judged."""
 
 
 @dataclass(frozen=True)
 class Probed:
-    """One probe's verdict."""
+    """The verdict of one probe."""
 
     name: str
     return_gap: float
-    """Best return − deterministic return, in the worst seed. Below 0 it earned what no allowed action pays."""
+    """Best return − deterministic return, in the worst seed. Below 0 it earned more than allowed actions can pay."""
     best: float
     value_error: float | None
-    """Largest |V(s_0) − V*(s_0)| over first observations and seeds; None without a critic, or where it may differ."""
+    """Largest |V(s_0) − V*(s_0)| over first observations and seeds; None without a critic, or if V may differ."""
     value: float
-    """How large V* is."""
+    """Magnitude of V*."""
     solved: bool
     meaning: str
-    """What is at fault if this is the first that fails."""
+    """What is at fault if this is the first probe to fail."""
 
 
 @dataclass(frozen=True, eq=False)
 class Several(CompiledEnvironment):
-    """Probes with the same spaces; `index`, an argument of the program, says which one it is."""
+    """Several probes with the same spaces; `index`, an argument of the program, selects one."""
 
     probes: tuple[Probe, ...]
     index: Any
@@ -112,17 +112,17 @@ def probe(
     only: Sequence[str] = (),
     **settings: Any,
 ) -> tuple[Probed, ...]:
-    """Train on every probe and compare with the exact answer.
+    """Train on each probe, and compare the result with the exact answer.
 
     Args:
         algorithm: a rung of the ladder.
-        estimator: axis 1 instead of the rung's: a name, or an object such as your own.
+        estimator: axis 1 instead of the rung's: a name, or an object, e.g. your own.
         objective: axis 2 instead of the rung's, likewise.
         only: names of probes; by default all.
         settings: any field of `Config`, e.g. `hidden_sizes=(32,)`. Rewards and observations are not normalised.
 
     Raises:
-        UpslopeError: an unknown probe, or an algorithm that learns from recorded data.
+        UpslopeError: a probe is unknown, or the algorithm learns from recorded data.
     """
     unknown = [name for name in only if name not in PROBES]
     if unknown:
@@ -163,7 +163,7 @@ def probe_group(
         1, config.steps // (task.num_envs * (LIMIT if task.estimator.whole_episodes else task.rollout_steps))
     )
     if task.estimator.whole_episodes:
-        iterations *= LIMIT  # most probes' episodes are one step long; a spent budget costs nothing
+        iterations *= LIMIT  # most probes have episodes of one step; iterations after the budget cost nothing
     indices = [group.index(name) for name in names]
     states = [
         initialise_all(replace(task, environment=Several(probes, index)), config.seed_list()) for index in indices
@@ -179,13 +179,13 @@ def probe_group(
 
 
 def largest_error(health: np.ndarray) -> float:
-    """Of the health metrics of every seed and iteration, how far targets at time limits were from r + γ V(s')."""
+    """The largest deviation of targets at time limits from r + γ V(s'), in the health metrics of all iterations."""
     errors = spell_out({RAW: health})[f"{PREFIX}truncation_error"]
     return float(np.max(errors, initial=0.0, where=np.isfinite(errors)))
 
 
 def train_and_judge(task: Task, probes: tuple[Probe, ...], iterations: int, index: Any, states: Any) -> Any:
-    """Of every run, at first observations: V(s_0) and V*(s_0), the deterministic policy's return and the best."""
+    """Train each run; at first observations, return V(s_0), V*(s_0), the deterministic policy's and the best return."""
 
     def one(run: tuple[Any, Any]) -> tuple[Any, ...]:
         world = Several(probes, run[0])
@@ -207,7 +207,7 @@ def best_return(probe: Probe, observation: Any) -> Any:
 
 
 def returns_of(world: Several, agent: Any, observation: Any) -> Any:
-    """The undiscounted return of the deterministic policy from each first observation."""
+    """Play the deterministic policy from each first observation, and return its undiscounted return."""
 
     def step(carry: Any, _: None) -> Any:
         state, going, total = carry
@@ -222,12 +222,12 @@ def returns_of(world: Several, agent: Any, observation: Any) -> Any:
 
 
 def verdict(name: str, value: Any, exact: Any, returns: Any, best: Any, at_limits: float, task: Task) -> Probed:
-    """Solved: each seed's return within 5 % of the best, its critic's values within 10 % of the exact ones, and targets
-    at time limits exactly r + γ V(s'), where the estimator bootstraps."""
+    """A probe is solved if each seed's return is within 5 % of the best, the critic's values are within 10 % of the
+    exact ones, and, if the estimator bootstraps, targets at time limits are exactly r + γ V(s')."""
     highest = float(best.mean())
     gaps = best.mean(axis=1) - returns.mean(axis=1)
     gap = float(gaps[np.argmax(np.abs(gaps))])
-    # R_t is what was collected before the limit, so there a critic of whole episodes is right not to believe in more.
+    # R_t ends at the time limit, so a critic that learns from whole episodes rightly expects less there.
     is_judged = task.update.needs_critic and not (task.estimator.whole_episodes and name == "truncation")
     error, size = float(np.max(np.abs(value - exact))) if is_judged else None, float(np.max(np.abs(exact)))
     solved = abs(gap) < 0.05 * max(1.0, abs(highest)) and (error is None or error < 0.1 * max(1.0, size))
@@ -240,9 +240,9 @@ def verdict(name: str, value: Any, exact: Any, returns: Any, best: Any, at_limit
 def defaults(algorithm: str, estimator: Estimator, objective: Objective) -> dict[str, Any]:
     """Settings under which every rung solves every probe.
 
-    3e-3 for one step a batch on a critic's word; 1e-3 where weights are whole returns, or where a batch is reused. Both
-    kinds fail a probe with the other's rate: raw returns lock a bit in before it is known, and a reused batch leaves
-    `continuous` once it is solved, as σ shrinks and a step of Adam moves the mean by many σ.
+    The learning rate is 3e-3 for one step per batch with a critic, and 1e-3 if weights are whole returns or a batch is
+    reused. Each kind fails a probe at the other's rate: raw returns commit to a bit too early, and a reused batch
+    unlearns `continuous` after solving it, since σ shrinks and a step of Adam moves the mean by many σ.
     """
     whole, is_one_step = estimator.whole_episodes, isinstance(objective, PolicyGradient)
     chosen: dict[str, Any] = {"learning_rate": 3e-3 if is_one_step and not whole else 1e-3, "num_envs": 16}
@@ -253,5 +253,5 @@ def defaults(algorithm: str, estimator: Estimator, objective: Objective) -> dict
 
 
 def to_json(found: Sequence[Probed]) -> dict[str, Any]:
-    """For `--json`."""
+    """Convert to the output of `--json`."""
     return {"solved": all(p.solved for p in found), "probes": [asdict(p) for p in found]}

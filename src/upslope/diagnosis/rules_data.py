@@ -1,4 +1,4 @@
-"""Rules about the chain from facts to credit: what can be told exactly, since every right implementation obeys it."""
+"""Rules about the chain from collected data to credit: exact checks, since every correct implementation passes them."""
 
 import numpy as np
 
@@ -9,15 +9,15 @@ PROBE = "upslope probe, with your own estimator and objective"
 
 
 def loses_ends(s: Signs) -> np.ndarray:
-    """In which seeds episodes finish and no rollout has an end [S]."""
-    if s.batch < FEW:  # too little is looked at to have seen one
+    """Whether, for each seed, episodes finish although no rollout has an end [S]."""
+    if s.batch < FEW:  # too few samples to have seen an end
         return np.zeros(len(s.record.seeds), bool)
     return (s.taken("end_share", how=np.max) == 0) & (s.taken("episode/count", how=np.sum) > 20)
 
 
 @rule("Gymnasium issue 785; Jones 2021")
 def rows_misaligned(s: Signs) -> Finding | None:
-    """s_{t+1} of one row is s_t of the next, unless an episode ended between."""
+    """s_{t+1} of one row is s_t of the next, unless an episode ended in between."""
     x = s.taken("broken_links")
     part = share((x > 0.01) & ~loses_ends(s))
     return Finding(
@@ -44,7 +44,7 @@ def reset_as_successor(s: Signs) -> Finding | None:
 
 @rule("Huang et al. 2022, the 37 implementation details: the first ratio is 1")
 def log_prob_mismatch(s: Signs) -> Finding | None:
-    """Before the first step of an update π_θ is the policy that acted."""
+    """Before the first gradient step of an update, π_θ is the policy that acted."""
     x = s.early("log_prob_mismatch")  # later, policies that have diverged disagree by rounding
     part = share(x > 1e-3) if not s.is_recorded else 0.0
     return Finding(
@@ -58,7 +58,7 @@ def log_prob_mismatch(s: Signs) -> Finding | None:
 
 @rule("Jones 2021")
 def ends_not_recorded(s: Signs) -> Finding | None:
-    """Finished episodes must show in the rollouts."""
+    """Finished episodes must appear in the rollouts."""
     x, part = s.taken("end_share", how=np.max), share(loses_ends(s))
     return Finding(
         "ends_not_recorded", "Episodes finish, but no rollout has an end.",
@@ -70,10 +70,10 @@ def ends_not_recorded(s: Signs) -> Finding | None:
 
 @rule("the definition of an advantage, Ψ = target − V (Schulman et al. 2016)")
 def credit_inconsistent(s: Signs) -> Finding | None:
-    """Weight and target must tell of the same advantage."""
+    """Weight and target must agree on the advantage."""
     x = s.taken("weight_agreement")
     bias, target, mean, std = (s.whole(n) for n in ("value_bias", "target_std", "weight_mean", "weight_std"))
-    # The same of the means: E[Ψ] = E[target − V], in deviations of Ψ.
+    # The means must agree too: E[Ψ] = E[target − V], in standard deviations of Ψ.
     gap = np.nanmedian(np.abs(bias * target / std + mean), axis=1)
     part = share((x < 0.9) | (gap > 0.3)) if s.needs_critic else 0.0
     return Finding(
@@ -103,11 +103,11 @@ def ends_ignored(s: Signs) -> Finding | None:
 def truncation_not_bootstrapped(s: Signs) -> Finding | None:
     """At a time limit the target is more than the last reward."""
     applies = s.needs_critic and not s.is_whole and s.config.gamma > 0
-    # Step by step of training, since a task soon mastered meets its limit early only, when V is still small.
+    # Compared iteration by iteration, since a quickly mastered task meets its limit only early, when V is still small.
     more, value, mean, std, scale = (
         s.whole(n) for n in ("truncation_bootstrap", "value_mean", "reward_mean", "reward_std", "reward_scale")
     )
-    # `more` is in mean sizes of a reward, of which the root mean square is an upper bound that is known.
+    # `more` is in units of the mean |reward|, which the root mean square bounds from above.
     believed = np.abs(value) / np.maximum(np.hypot(mean, std) * scale, 1e-8)
     x = np.nanmedian(np.where(believed > 0.1, more / believed, np.nan), axis=1)
     part = share(x < 0.1) if applies else 0.0
@@ -135,13 +135,13 @@ def truncation_misread(s: Signs) -> Finding | None:
 
 @rule("Jones 2021: terminal correlation high, penultimate low")
 def return_not_propagated(s: Signs) -> Finding | None:
-    """Targets must hold what came later, not one reward."""
+    """Targets must include later rewards, not one reward alone."""
     scale = s.late("reward_scale")
     reward, target = s.late("reward_mean") * scale, s.late("target_mean")
     one_sign = s.taken("reward_min", how=np.min) * s.taken("reward_max", how=np.max) >= 0
     long = s.lengths.mean() > 5 if s.lengths.size else True
     is_short = (np.abs(target) < 1.2 * np.abs(reward)) & one_sign & (np.abs(reward) > 1e-8)
-    # Whatever the signs of the rewards are: targets that have their mean, deviation, lowest and highest are rewards.
+    # For any signs: targets with the mean, standard deviation, minimum and maximum of the rewards are the rewards.
     is_reward = np.ones(len(target), bool)
     for name in ("mean", "std", "min", "max"):
         mine, theirs = s.late(f"target_{name}"), s.late(f"reward_{name}") * scale
@@ -159,7 +159,7 @@ def return_not_propagated(s: Signs) -> Finding | None:
 
 @rule("policy gradient is ascent: E[Ψ (ρ − 1)] > 0 after an update")
 def objective_descends(s: Signs) -> Finding | None:
-    """An update makes what got a high weight more probable."""
+    """An update makes actions with a high weight more probable."""
     gain = s.taken("surrogate_gain")
     part = share(s.descends & (s.taken("policy/kl") > 1e-6))
     if not part or s.is_recorded:
@@ -175,11 +175,11 @@ def objective_descends(s: Signs) -> Finding | None:
 
 @rule("Jones 2021: relative entropy stays at 1")
 def no_policy_signal(s: Signs) -> Finding | None:
-    """Without weights or gradient a policy cannot move."""
-    # From the start: a policy that has learned all there is has no gradient left either.
+    """Without weights or a gradient, the policy cannot move."""
+    # Measured early, since a policy that has converged has no gradient either.
     weight, gradient = (s.taken(name, 0.0, 0.2, np.max) for name in ("weight_std", "policy/gradient_norm"))
-    # One sample has no deviation: its standardised weight is 0 by arithmetic.
-    # Where weights are tiny, since rewards are, so is the gradient, unless weights are standardised.
+    # One sample has no standard deviation, so its standardised weight is always 0.
+    # Tiny rewards give tiny weights and a tiny gradient, unless weights are standardised.
     part = share((weight < 1e-7) | (gradient < 3e-3 * np.fmin(weight, 1))) if s.batch > 1 else 0.0
     return Finding(
         "no_policy_signal", "The policy gets no gradient.",

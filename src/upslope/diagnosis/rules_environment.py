@@ -1,4 +1,4 @@
-"""Rules about the world: rewards, observations, ends, speed."""
+"""Rules about the environment: rewards, observations, episode ends, speed."""
 
 import math
 
@@ -10,20 +10,20 @@ from upslope.diagnosis.findings import ENDS, FEW, Finding, Signs, rule, share
 CHECK = "upslope check ENVIRONMENT"
 EPISODES = "50 finished episodes"
 SAMPLES = 256
-"""Fewest samples of an iteration in which the effect of actions would show."""
+"""Fewest samples per iteration needed to detect an effect of actions."""
 LATER = 2.5
-"""Where actions have no effect the larger of two mean z² is 1.64 in the mean, less exactly in short runs."""
+"""Threshold on the larger of two mean z², whose expectation is 1.64 without an effect; short runs scatter around it."""
 BRIEF = 30.0
-"""Seconds of training in which speed says more of the machine than of the environment."""
+"""Seconds of training below which speed says more about the machine than about the environment."""
 TINY = 0.003
-"""A deviation of every observed number below this is lost among a network's initial weights."""
+"""Observations whose standard deviations are all below this hardly affect a newly initialised network."""
 
 
 @rule("Schulman, nuts and bolts: can a random policy ever succeed?")
 def no_reward_signal(s: Signs) -> Finding | None:
     """A return that never differs teaches nothing."""
     nonzero = s.taken("reward_nonzero", how=np.max)
-    # Where episodes end at once that is the cause, and that nothing is paid its consequence.
+    # If episodes end at once, that is the cause, and the missing reward is its consequence.
     is_cut_off = s.lengths.size >= 50 and np.percentile(s.lengths, 95) <= 2
     part = share(nonzero == 0) * (0.9 if is_cut_off else 1.0)
     never_differs = 0.0 if part else share(np.asarray([is_always_the_same(s, seed) for seed in s.record.seeds]))
@@ -45,7 +45,7 @@ def no_reward_signal(s: Signs) -> Finding | None:
 
 
 def is_always_the_same(s: Signs, seed: int) -> bool:
-    """Whether all of a seed's episodes, of more than a step or two, had one return and one length."""
+    """Whether all of a seed's episodes had the same return and the same length, of more than two steps."""
     episodes = s.record.episodes_of(seed)
     if s.lacks(f"{ENDS} finished episodes of a seed", len(episodes) < ENDS):
         return False
@@ -55,7 +55,7 @@ def is_always_the_same(s: Signs, seed: int) -> bool:
 
 @rule("Schulman, nuts and bolts; the taxi's and the cliff's rewards")
 def only_waits(s: Signs) -> Finding | None:
-    """A policy that has learned to avoid what costs more, and never arrives: each step costs the same to the limit."""
+    """The policy avoids greater costs but never reaches the goal: each step costs the same until the time limit."""
     mean, std = s.taken("reward_mean", 0.7), s.taken("reward_std", 0.7)
     ended, count = s.taken("truncated_share", 0.7, how=np.min), s.taken("episode/count", 0.7, how=np.sum)
     part = share((mean < 0) & (std < 0.02 * np.abs(mean)) & (ended == 1) & (count > 0))
@@ -70,21 +70,21 @@ def only_waits(s: Signs) -> Finding | None:
 
 
 def spread_by_chance(s: Signs) -> float:
-    """σ of the critic's targets over σ of a reward, if rewards of different steps are independent; an estimator of the
-    user's own is taken for GAE."""
+    """σ of the critic's targets over σ of a reward, if rewards of different steps are independent; a custom estimator
+    is treated as GAE."""
     length = s.config.n if s.config.estimator == "n_step" else math.inf
     decay = (s.config.gamma * (1.0 if s.is_whole or math.isfinite(length) else s.config.lambda_)) ** 2
     return math.sqrt((1 - decay**length) / (1 - decay)) if decay < 1 else math.sqrt(min(length, 1e4))
 
 
 def rewards_go_together(s: Signs) -> np.ndarray:
-    """In which seeds rewards of neighbouring steps were alike at some time, as where they tell of a slow state [S]."""
+    """Whether, for each seed, neighbouring rewards were correlated at some time, as if following a slow state [S]."""
     spread = s.whole("target_std") / (s.whole("reward_std") * s.whole("reward_scale"))
     return np.nanmax(np.where(np.isfinite(spread), spread, -np.inf), axis=1) > 2 * spread_by_chance(s)
 
 
 def rewards_are_rare(s: Signs) -> np.ndarray:
-    """In which seeds a reward is the same at most steps and another now and then [S]."""
+    """Whether the reward is the same at most steps and different now and then, for each seed [S]."""
     mean = s.taken("reward_mean")
     sides = np.stack([s.taken("reward_max") - mean, mean - s.taken("reward_min")])
     return sides.max(axis=0) > 4 * sides.min(axis=0)
@@ -92,11 +92,11 @@ def rewards_are_rare(s: Signs) -> np.ndarray:
 
 @rule("Schulman, nuts and bolts; the mountain car's rewards")
 def only_costs_avoided(s: Signs) -> Finding | None:
-    """A policy that has learned to do nothing, since nothing it ever did was paid for.
+    """The policy has learned to do nothing, since no action was ever rewarded.
 
-    Where something is held at a point, all rewards are costs too, and in the end hardly anything is left to explain.
-    But while it is learned the costs depend on the state, so those of neighbouring steps are alike, and sums of them
-    vary more than sums of costs that chance alone decides, as where the action alone costs.
+    In a balancing or holding task all rewards are costs too, and in the end hardly any variance is left to explain.
+    But during learning these costs depend on the state, so those of neighbouring steps are correlated, and their sums
+    vary more than sums of independent costs, such as costs of the action alone.
     """
     highest, ended = s.taken("reward_max", how=np.max), s.taken("truncated_share", how=np.min)
     explained = s.late("critic/explained_variance")
@@ -115,7 +115,7 @@ def only_costs_avoided(s: Signs) -> Finding | None:
 
 @rule("Jones 2021: targets of size 1; Henderson et al. 2018 on reward scale")
 def rewards_unscaled(s: Signs) -> Finding | None:
-    """A critic cannot learn numbers of many thousands."""
+    """A critic cannot learn targets in the thousands."""
     x = s.taken("target_max", how=lambda v: np.max(np.abs(v)))
     part = share(x > 1000) if s.needs_critic else 0.0
     return Finding(
@@ -129,10 +129,10 @@ def rewards_unscaled(s: Signs) -> Finding | None:
 
 @rule("Jones 2021: residual variance near 1")
 def reward_noise(s: Signs) -> Finding | None:
-    """A reward whose deviation is far above what any state explains."""
+    """The standard deviation of the reward is far above what any state explains."""
     ratio = s.taken("reward_std") / np.maximum(np.abs(s.taken("reward_mean")), 1e-8)
     explained = s.late("critic/explained_variance")
-    # A reward that is 0, or a small cost, at most steps varies as much, and is no noise: noise goes both ways.
+    # A reward that is 0 or a small cost at most steps varies as much but is not noise: noise is two-sided.
     mean, std = s.taken("reward_mean"), s.taken("reward_std")
     sides = np.minimum(s.taken("reward_max") - mean, mean - s.taken("reward_min"))
     is_dense = (s.taken("reward_nonzero") > 0.5) & (sides > 1.5 * std)
@@ -149,7 +149,7 @@ def reward_noise(s: Signs) -> Finding | None:
 
 @rule("Gymnasium issue 785")
 def fake_rows(s: Signs) -> Finding | None:
-    """Next-step autoreset inserts a row of reward 0 after each end."""
+    """Next-step autoreset inserts a row with reward 0 after each episode."""
     x = s.taken("zero_after_end")
     part = share((x > 0.95) & (s.taken("reward_nonzero") > 0.5))
     return Finding(
@@ -163,7 +163,7 @@ def fake_rows(s: Signs) -> Finding | None:
 
 @rule("Jones 2021: an episode never ends")
 def episodes_never_end(s: Signs) -> Finding | None:
-    """No end in many steps."""
+    """No episode ends within many steps."""
     count, steps = s.taken("episode/count", how=np.sum), np.nanmax(s.record.steps) / max(s.config.num_envs, 1)
     part = share(count == 0) if steps > 1500 and not s.is_recorded else 0.0
     return Finding(
@@ -176,7 +176,7 @@ def episodes_never_end(s: Signs) -> Finding | None:
 
 @rule("Jones 2021: all lengths equal")
 def episodes_end_at_once(s: Signs) -> Finding | None:
-    """Every episode is over in a step or two, and nothing is learned from them."""
+    """Every episode ends within a step or two, and nothing is learned."""
     if s.lacks(EPISODES, s.lengths.size < 50) or np.percentile(s.lengths, 95) > 2 or not s.is_flat:
         return None
     varies = bool(np.ptp(s.record.episodes["return"]) > 0)
@@ -191,12 +191,12 @@ def episodes_end_at_once(s: Signs) -> Finding | None:
 
 @rule("Pardo et al. 2018; cleanrl issue 198")
 def limit_as_termination(s: Signs) -> Finding | None:
-    """Many episodes of the same, longest length, all of which terminated."""
+    """Many episodes have the same, maximal length, and all of them terminated."""
     if s.lacks(EPISODES, s.lengths.size < 50):
         return None
     longest = int(s.lengths.max())
-    # Equal lengths alone are no more than a note: many tasks end after a fixed number of steps. With few others the
-    # longest must be long.
+    # Equal lengths alone only give a note, since many tasks end after a fixed number of steps. If few episodes have
+    # another length, the longest must be long.
     num_lengths = np.unique(s.lengths).size
     if 1 < num_lengths < (3 if longest >= 8 else 5):
         return None
@@ -215,7 +215,7 @@ def limit_as_termination(s: Signs) -> Finding | None:
 
 @rule("Jones 2021; Schulman, nuts and bolts")
 def observations_uninformative(s: Signs) -> Finding | None:
-    """Observations that never change."""
+    """Observations never change."""
     longest = s.lengths.max() if s.lengths.size else np.inf
     if s.lacks(f"{FEW} samples an iteration", s.batch < FEW) or longest <= 1:
         return None
@@ -233,7 +233,7 @@ def observations_uninformative(s: Signs) -> Finding | None:
 
 @rule("Schulman, nuts and bolts: observations of mean 0 and deviation 1")
 def observations_unscaled(s: Signs) -> Finding | None:
-    """Numbers in the tens and hundreds saturate the first layer; tiny ones do not get through it."""
+    """Observations in the tens and hundreds saturate the first layer; tiny ones do not get through it."""
     centre, width = s.taken("observation_mean"), s.taken("observation_std_max")
     saturated, constant = s.taken("policy_saturation"), s.taken("observation_constant")
     part = share((centre > 20) | (width > 20) | (saturated > 0.5))
@@ -256,8 +256,8 @@ def observations_unscaled(s: Signs) -> Finding | None:
 
 @rule("Jones 2021: check that the environment reacts; a score has mean 0 given what its action does not change")
 def actions_without_effect(s: Signs) -> Finding | None:
-    """Nothing that comes next goes with what chance chose, and the return has not risen."""
-    # A mean of squared z-scores, 1 by chance; a weak effect shows in many samples only.
+    """Later steps do not correlate with the sampled actions, and the return has not risen."""
+    # The mean of squared z-scores, 1 by chance; a weak effect shows only in many samples.
     effect, gain = s.taken("action_effect", how=np.mean), s.taken("weight_std")
     later = s.taken("late_effect", how=np.mean)
     few = s.lacks(
@@ -265,8 +265,8 @@ def actions_without_effect(s: Signs) -> Finding | None:
     )
     is_none = (effect < 1.5) & ~(later > LATER) & (gain > 1e-7)
     part = share(is_none) if s.is_flat and not few and not s.is_recorded else 0.0
-    # Where all that is paid comes at the end for an action that had to match what was seen long before, nothing in a
-    # batch need show it: there it is a note, and the check of the environment tells.
+    # If all reward comes at the end, for an action that had to match an early observation, the batch may not show the
+    # effect: the finding is then a note, and the check of the environment can decide.
     is_unsure = share(is_none & rewards_are_rare(s) & ~rewards_go_together(s)) > 0
     return Finding(
         "actions_without_effect", "What comes next does not depend on the actions, and the return has not risen.",
@@ -281,25 +281,25 @@ def actions_without_effect(s: Signs) -> Finding | None:
 
 @rule("Jones 2021; navix issue 129")
 def slows_down(s: Signs) -> Finding | None:
-    """Steps per second that fall steadily."""
+    """Steps per second fall steadily."""
     steps, elapsed = s.record.steps[0], s.record.metrics.get("time/elapsed", np.zeros((1, 0)))[0]
     if s.lacks("24 iterations", len(elapsed) < 24):
         return None
-    # Rows of one chunk carry one time. The median of each eighth, since other work on the machine comes in bursts.
+    # Rows of one chunk share one time. Each eighth uses the median, since other work on the machine comes in bursts.
     ticks = np.flatnonzero(np.diff(elapsed, prepend=-np.inf) > 0)
     paces = np.diff(steps[ticks]) / np.diff(elapsed[ticks])
     if len(paces) < 16:
         return None
     rates = np.asarray([np.median(part) for part in np.array_split(paces[1:], 8)])
-    # Counted from the fastest eighth, since a run begins with compiling.
+    # Measured from the fastest eighth on, since a run begins with compiling.
     from_best = rates[int(np.argmax(rates)) :]
     ranks = np.argsort(np.argsort(from_best))
     falls = len(ranks) >= 5 and np.corrcoef(np.arange(len(ranks)), ranks)[0, 1] < -0.7
     steady = falls and from_best[-2:].mean() < 0.5 * from_best[:2].mean()
-    # The step of a compiled world by name is one program from first to last.
+    # A compiled environment known by name runs the same program at every step.
     own = "The environment or a wrapper does more work at each step: a growing list, a leak, a log."
     advice = "Time env.step() after 1,000 and after 100,000 steps."
-    # A run of seconds, beside compiling, is slowed by whatever else the machine does.
+    # A run that takes only seconds is easily slowed by other work on the machine.
     is_program = s.config.environment.startswith(COMPILED_PREFIX) or np.ptp(elapsed[ticks]) < BRIEF
     return Finding(
         "slows_down", f"Training slowed from {rates[0]:,.0f} to {rates[-1]:,.0f} steps/s a seed.",

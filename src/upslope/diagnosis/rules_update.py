@@ -13,13 +13,13 @@ SEED = "another seed: --seed 100 --seeds 5"
 
 @rule("Huang et al. 2022: KL above 0.02 for long; Schulman, nuts and bolts: KL spikes")
 def update_too_large(s: Signs) -> Finding | None:
-    """Updates that leave the region in which the batch tells about the policy."""
+    """Updates leave the region in which the batch is informative about the policy."""
     if s.is_recorded:
         return None
     kl, clipped = s.taken("policy/kl", 0.0, 0.6), s.taken("policy/clip_fraction", 0.0, 0.6)
     high, peak = (s.taken("policy/kl", how=how) for how in (lambda x: np.percentile(x, 90), np.max))
-    # One update of a nat and more leaves a policy that may never move again, which other signs are then of; a descent
-    # is a cause of its own.
+    # After an update of more than one nat the policy may never move again, and the other signs describe that policy; a
+    # descending objective is a separate cause.
     part = share((kl > 0.06) | (high > 0.3) | (clipped > 0.5) & (kl > 0.03))
     burst = share((peak > 1) & ~s.descends) if s.is_flat else 0.0
     return Finding(
@@ -34,7 +34,7 @@ def update_too_large(s: Signs) -> Finding | None:
 
 
 def held_back_by(config: Config) -> str:
-    """The setting that is far below what is usual, or the penalty far above; empty if none is."""
+    """The setting that is far below its usual range, or the penalty far above it; empty if there is none."""
     is_extreme = {
         "learning_rate": config.learning_rate < 3e-5,
         "epsilon": config.epsilon < 0.02,
@@ -48,11 +48,11 @@ def held_back_by(config: Config) -> str:
 
 @rule("Jones 2021: KL and clip fraction near 0")
 def update_too_small(s: Signs) -> Finding | None:
-    """All updates together move the policy hardly at all."""
+    """All updates together hardly move the policy."""
     kl = np.maximum(s.record.metrics.get("policy/kl", np.zeros(s.record.steps.shape)), 0)
     path = np.nansum(np.sqrt(2 * kl), axis=1)
     part = share(path < 0.2) if s.is_flat and not s.is_recorded else 0.0
-    # A run that begins near the best return does not move either, and has nothing to.
+    # A run that starts near the best return does not move either, and has no need to.
     held_back = held_back_by(s.config)
     name = held_back or "learning_rate"
     flag = f"--{name.replace('_', '-')} (now {getattr(s.config, name):g})"
@@ -67,7 +67,7 @@ def update_too_small(s: Signs) -> Finding | None:
 
 @rule("SB3 issue 2240: entropy near its maximum")
 def entropy_dominates(s: Signs) -> Finding | None:
-    """The bonus for entropy outweighs the weights."""
+    """The entropy bonus outweighs the weights."""
     if s.relative_entropy is None or s.config.entropy_coefficient < 0.03:
         return None
     x = np.nanmedian(s.relative_entropy[:, s.relative_entropy.shape[1] // 2 :], axis=1)
@@ -82,7 +82,7 @@ def entropy_dominates(s: Signs) -> Finding | None:
 
 @rule("Schulman, nuts and bolts: premature drop of entropy; Jones 2021")
 def no_exploration(s: Signs) -> Finding | None:
-    """A policy that hardly varies from early on cannot find anything better."""
+    """A policy that hardly varies from early on cannot find better actions."""
     early = max(1, s.record.steps.shape[1] // 4)
     if s.sigma is not None:
         x, limit, name = np.nanmedian(s.sigma[:, :early], axis=1), 0.03, "σ in half ranges"
@@ -105,8 +105,8 @@ def no_exploration(s: Signs) -> Finding | None:
 
 @rule("baselines issue 371")
 def actions_clipped(s: Signs) -> Finding | None:
-    """Most of what a Gaussian policy samples is cut off by the bounds."""
-    # Of the first policy, since an update that went wrong may do it later.
+    """Most samples of a Gaussian policy are clipped to the bounds."""
+    # Measured for the first policy, since a bad update may have the same effect later.
     x = s.taken("action_clipped", 0.0, 0.2, lambda x: x[0])
     part = share(x > 0.85)
     return Finding(
@@ -120,7 +120,7 @@ def actions_clipped(s: Signs) -> Finding | None:
 
 @rule("Jones 2021; the meaning of γ")
 def horizon_too_short(s: Signs) -> Finding | None:
-    """γ that forgets within a few steps of long episodes."""
+    """γ discounts rewards away within a few steps of long episodes."""
     length = float(s.lengths.mean()) if s.lengths.size else np.inf
     if not (s.horizon < 3 and length > 5 * s.horizon):
         return None
@@ -133,7 +133,7 @@ def horizon_too_short(s: Signs) -> Finding | None:
 
 @rule("McCandlish et al. 2018; Jones 2021")
 def batch_too_small(s: Signs) -> Finding | None:
-    """A handful of samples a gradient step."""
+    """Each gradient step has only a handful of samples."""
     if s.is_whole or s.is_recorded or s.samples >= 16:
         return None
     signal, is_single = s.taken("policy_signal"), s.samples < 2
@@ -148,7 +148,7 @@ def batch_too_small(s: Signs) -> Finding | None:
 
 @rule("Jones 2021: values of an impossible sign or size")
 def targets_impossible(s: Signs) -> Finding | None:
-    """A return lies between the lowest and the highest reward times the horizon."""
+    """Targets lie outside the range of returns, the lowest to the highest reward times the horizon."""
     scale, horizon = s.late("reward_scale"), min(s.horizon, 1e6)
     low, high = (s.taken(f"reward_{end}", how=of) * scale for end, of in (("min", np.min), ("max", np.max)))
     x, size = s.late("target_mean"), np.maximum(np.abs(low), np.abs(high))
@@ -168,7 +168,7 @@ def targets_impossible(s: Signs) -> Finding | None:
 
 @rule("SB issue 1143; B: NaN")
 def not_finite(s: Signs) -> Finding | None:
-    """Parameters that are no longer numbers."""
+    """Parameters are no longer finite."""
     loss = s.record.metrics.get("policy/loss")
     if loss is None:
         return None
@@ -184,7 +184,7 @@ def not_finite(s: Signs) -> Finding | None:
 
 @rule("SB3 issue 1063: training and evaluation disagree")
 def modes_disagree(s: Signs) -> Finding | None:
-    """The most probable actions get much less than sampled ones: a note, since some tasks need chance."""
+    """The most probable actions earn much less than sampled ones: a note, since some tasks need randomness."""
     rows = s.record.evaluations
     modes = [rows["return"][rows["mode"] == mode] for mode in ("stochastic", "deterministic")]
     if s.lacks("10 evaluation episodes of each mode", min(map(len, modes)) < 10):
@@ -200,8 +200,8 @@ def modes_disagree(s: Signs) -> Finding | None:
 
 
 def share_of_rise_lost(stretches: list[np.ndarray]) -> float:
-    """How much of the best stretch's gain the last one has lost; stretches of equally many steps, since a policy that
-    collapses into short episodes has most of its episodes after that."""
+    """The share of the best stretch's gain that the last one has lost. Stretches have equal numbers of steps, since a
+    policy that collapses into short episodes plays most of its episodes after the collapse."""
     told = [part for part in stretches if len(part) >= 3]
     if len(told) < 4:
         return 0.0
@@ -216,7 +216,7 @@ def share_of_rise_lost(stretches: list[np.ndarray]) -> float:
 
 @rule("SB issue 837: late collapse")
 def late_collapse(s: Signs) -> Finding | None:
-    """The return falls far below the best that it had been."""
+    """The return falls far below its earlier best."""
     if s.lacks("100 finished episodes of a seed", max(map(len, map(np.concatenate, s.stretches))) < 100):
         return None
     x = np.asarray([share_of_rise_lost(parts) for parts in s.stretches])
@@ -231,7 +231,7 @@ def late_collapse(s: Signs) -> Finding | None:
 
 @rule("the return itself")
 def return_falls(s: Signs) -> Finding | None:
-    """A policy that ends worse than it began: whatever moves it does not move it uphill."""
+    """The policy ends worse than it began: updates do not move it uphill."""
     first, last, _ = s.returns
     part = share(s.worsened) if not s.is_recorded else 0.0
     return Finding(
@@ -247,7 +247,7 @@ def return_falls(s: Signs) -> Finding | None:
 
 @rule("Jones 2021; Schulman: explained variance below 0")
 def critic_blind(s: Signs) -> Finding | None:
-    """A critic no better than a constant: a symptom with many causes, so a note."""
+    """The critic is no better than a constant: a symptom with many causes, so a note."""
     x = s.late("critic/explained_variance")
     part = share(x < 0.05) if s.needs_critic and s.is_flat else 0.0
     return Finding(
@@ -261,7 +261,7 @@ def critic_blind(s: Signs) -> Finding | None:
 
 @rule("the return itself")
 def not_learning(s: Signs) -> Finding | None:
-    """No rise of the return: a note, since slow is not sick."""
+    """The return does not rise: a note, since slow learning is not a fault."""
     first, last, _ = s.returns
     if not s.is_flat or s.is_recorded or not np.isfinite(first).any():
         return None

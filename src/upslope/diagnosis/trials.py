@@ -1,7 +1,7 @@
-"""What an environment does when it is tried out: the evidence of `upslope check`.
+"""Trials of an environment: the evidence of `upslope check`.
 
 A `Player` steps one environment, compiled or on the host, as training steps it: with its reset seeds, and with actions
-that have passed through the policy's head. `play` follows random actions for a while and keeps all that was seen.
+that have passed through the policy's head. `play` takes random actions for a while and records the results.
 """
 
 from collections.abc import Callable
@@ -33,7 +33,7 @@ class Player(Protocol):
     """One environment that can be reset and stepped."""
 
     mask: np.ndarray | None
-    """Which choices it allows now [M]; None where it forbids nothing, or an episode is over."""
+    """Mask of the choices allowed now [M]; None if nothing is forbidden or the episode is over."""
 
     def reset(self, seed: int) -> Any:
         """Begin an episode; return its first observation."""
@@ -44,11 +44,11 @@ class Player(Protocol):
         ...
 
     def close(self) -> None:
-        """Let go of it."""
+        """Close the environment."""
 
 
 class HostPlayer:
-    """A Gymnasium environment, with a step limit of its own where it has one."""
+    """A Gymnasium environment, truncated at the step limit if there is one."""
 
     def __init__(self, environment: HostEnvironment, limit: int | None):
         self.shapes = encoder_of(environment.observation_space, environment.name).shapes
@@ -62,7 +62,7 @@ class HostPlayer:
         return self.copied(observation)
 
     def copied(self, observation: Any) -> Any:
-        """The observation as arrays that the environment does not write into."""
+        """Copy the observation, so that the environment cannot overwrite it."""
         return jax.tree.map(np.array, shaped_like(self.shapes, observation))
 
     def step(self, action: Any) -> Answer:
@@ -75,7 +75,7 @@ class HostPlayer:
         return self.copied(observation), float(np.asarray(reward).item()), bool(terminated), truncated
 
     def note(self, info: Any) -> None:
-        """What the environment allows now."""
+        """Update the mask from `info`."""
         if self.environment.gives_masks:
             head = head_of(self.environment.action_space, self.environment.name)
             self.mask = allowed_by(head, mask_in(info), self.environment.name, self.count)
@@ -110,7 +110,7 @@ class CompiledPlayer:
         return observation, float(transition.reward), terminated, truncated
 
     def note(self) -> None:
-        """What the environment allows now."""
+        """Update the mask from the current state."""
         mask = jax.tree.map(np.asarray, self.environment.action_mask(self.state))
         if mask is not None:
             name = name_of(self.environment)
@@ -121,10 +121,10 @@ class CompiledPlayer:
 
 
 def allowed_by(head: ActionHead, mask: Any, name: str, step: int) -> Any:
-    """Which choices a mask allows, at least one.
+    """The choices that a mask allows, at least one.
 
     Raises:
-        UpslopeError: it is missing, does not fit, or allows none.
+        UpslopeError: the mask is missing, does not fit, or allows no choice.
     """
     place = f"step {step} of an episode"
     if mask is None:
@@ -139,7 +139,7 @@ def allowed_by(head: ActionHead, mask: Any, name: str, step: int) -> Any:
 
 
 class Same:
-    """An environment as a key: equal to itself alone, also where it cannot be hashed."""
+    """Wraps an environment as a cache key, equal only to itself, even if the environment cannot be hashed."""
 
     def __init__(self, environment: Any):
         self.environment = environment
@@ -153,7 +153,7 @@ class Same:
 
 @lru_cache(maxsize=1)
 def programs(key: Same) -> tuple[Any, Any]:
-    """reset and step of an environment, compiled once for all of its trials."""
+    """The environment's reset and step, compiled once for all of its trials."""
     return jax.jit(key.environment.reset), jax.jit(key.environment.step)
 
 
@@ -165,11 +165,11 @@ class Trial:
     rewards: list[float] = field(default_factory=list)
     lengths: list[int] = field(default_factory=list)
     returns: list[float] = field(default_factory=list)
-    """Of the episodes that ended; the last may be under way."""
+    """Returns of the finished episodes; the last episode may be unfinished."""
     terminated: list[bool] = field(default_factory=list)
-    """Of the episodes that ended: by themselves, or cut off."""
+    """Whether each finished episode terminated; otherwise it was truncated."""
     unfinished: int = 0
-    """Steps of the episode under way at the end."""
+    """Steps of the episode that was unfinished at the end."""
     reset_seconds: float = 0.0
     step_seconds: float = 0.0
     resets: int = 0
@@ -180,16 +180,16 @@ class Trial:
 
 
 def player_of(environment: Any, limit: int | None) -> Player:
-    """A fresh environment to play."""
+    """A player of a fresh environment."""
     return CompiledPlayer(environment, limit) if environment.is_compiled else HostPlayer(environment, limit)
 
 
 def actions_of(environment: AnyEnvironment, seed: int) -> Callable[[np.ndarray | None], Any]:
-    """Random actions among those that a mask allows, always the same for a seed, as training gives them to the
+    """Random actions among those that a mask allows, determined by the seed, in the form that training gives to the
     environment.
 
-    Those of a Box reach a little beyond its bounds, as a policy's do, so that some are clipped to them; a Box without
-    bounds is tried within ±1.
+    Box actions extend a little beyond the bounds, as a policy's do, so that some are clipped; a Box without bounds is
+    tried within ±1.
     """
     generator, head = np.random.default_rng(seed), head_of(environment.action_space, "the environment")
 
@@ -205,7 +205,7 @@ def actions_of(environment: AnyEnvironment, seed: int) -> Callable[[np.ndarray |
 def play(
     player: Player, next_action: Callable[[np.ndarray | None], Any], max_steps: int, seconds: float, seed: int = 0
 ) -> Trial:
-    """Follow random actions for a number of steps or seconds, in the episodes of environment 0 of a run's seed."""
+    """Take random actions for a number of steps or seconds, with the reset seeds of environment 0 of a run's seed."""
     trial, started = Trial(), perf_counter()
     while trial.steps < max_steps and perf_counter() - started < seconds:
         before = perf_counter()
@@ -228,7 +228,7 @@ def play(
 
 
 def same(one: Trial, other: Trial) -> bool:
-    """Whether two trials saw the same, as far as both went."""
+    """Whether two trials agree up to the end of the shorter one."""
     n, m = min(len(one.observations), len(other.observations)), min(one.steps, other.steps)
     observations = zip(*(jax.tree.leaves(x.observations[:n]) for x in (one, other)), strict=True)
     return one.rewards[:m] == other.rewards[:m] and all(np.array_equal(a, b, equal_nan=True) for a, b in observations)

@@ -1,1 +1,1 @@
-"""The theory's claims as experiments, and the race up the ladder."""
+"""Experiments that test the claims of the theory, and the race up the ladder."""

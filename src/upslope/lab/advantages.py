@@ -1,4 +1,4 @@
-"""Bias and variance of the advantage: one step, many steps, and λ between them."""
+"""Bias and variance of advantage estimates: one step, many steps, and λ between them."""
 
 import math
 from collections.abc import Sequence
@@ -20,16 +20,16 @@ from upslope.models.agent import Agent
 GAMMA = 0.95
 LAMBDAS = (0.0, 0.2, 0.4, 0.6, 0.8, 0.9, 0.95, 1.0)
 STEPS = (1, 2, 3, 5, 10, 20, 50, 200)
-"""n of A^n; the last is longer than any episode."""
+"""Values of n in A^n; the last is at least as long as any episode."""
 SHORT = 10
 ROUNDING = (-math.inf, 1e-3)
-"""The region in which sums of up to 200 terms of about 1 are equal in 32 bits."""
+"""Differences within which sums of up to 200 terms of about 1 count as equal in 32 bits."""
 GROUPS = 20
 
 
 @cache
 def maze() -> Tabular:
-    """Nine cells, −0.1 per step and +1 at the goal; four moves in ten slip. The limit hardly ever cuts an episode."""
+    """Nine cells, −0.1 per step and +1 at the goal; four moves in ten slip. Episodes are hardly ever truncated."""
     return gridworld(3, 3, step_cost=0.1, slip=0.4, max_episode_steps=200)
 
 
@@ -39,14 +39,14 @@ def some_policy() -> Float[np.ndarray, "O A"]:
 
 
 def imperfect_critic() -> Float[np.ndarray, "O"]:
-    """The exact V with a different error in each cell, as in a critic that is still learning."""
+    """The exact V plus an error in each cell, like a critic that is still learning."""
     exact = maze().state_values(softmax(some_policy(), axis=-1), GAMMA)
     error = np.random.default_rng(1).normal(size=exact.shape) * exact.std()
     return np.where(maze().terminal, 0.0, exact + error)
 
 
 def moments(value: Array, rollout: Rollout, columns: np.ndarray) -> Float[np.ndarray, "3 K"]:
-    """The number of visits of each (s, a) in these episodes, and the mean and variance of `value` there."""
+    """The number of visits to each (s, a) in these episodes, and the mean and variance of `value` there."""
     num_observations, num_actions = size_of(maze())
     valid = np.asarray(rollout.valid)[:, columns]
     pair = np.asarray(rollout.observation * num_actions + rollout.action)[:, columns][valid]
@@ -61,8 +61,8 @@ def moments(value: Array, rollout: Rollout, columns: np.ndarray) -> Float[np.nda
 def error_parts(believed: Array, rollout: Rollout) -> Float[np.ndarray, "G 2"]:
     """Squared bias and variance of Ψ + V(s) as an estimate of q_π(s, a), in each group of episodes.
 
-    −V(s) is the same for all actions, so it is omitted: a baseline does not bias the gradient. Both parts are those of
-    the estimate given (s, a), weighted by the visits of (s, a). The squared bias is the product of the errors of two
+    −V(s) is the same for all actions, so it is omitted: a baseline does not bias the gradient. Both parts are
+    conditional on (s, a) and weighted by the visits to (s, a). The squared bias is the product of the errors of two
     independent halves, so it contains no variance.
     """
     exact = maze().action_values(softmax(some_policy(), axis=-1), GAMMA).ravel()
@@ -82,7 +82,7 @@ def advantages(seed: int = 0, episodes: int = 8_000) -> Outcome:
     *by_step, monte_carlo = credits_of([*(NStep(n) for n in STEPS), Baseline()], agent, rollout, GAMMA)
     parts, steps = (np.array([error_parts(c.target, rollout) for c in each]) for each in (by_lambda, by_step))
     (bias_1, variance_1), (bias_t, variance_t) = steps[0].T, steps[-1].T
-    # λ is chosen on one half of the episodes and judged on the other; judged on the same half, it would look too good.
+    # λ is chosen on one half of the episodes and judged on the other; judging on the same half would be optimistic.
     chosen, judged = parts.sum(axis=-1)[:, : GROUPS // 2], parts.sum(axis=-1)[:, GROUPS // 2 :]
     best = int(np.argmin(chosen.mean(axis=1)))
     ended = np.asarray((rollout.terminated & rollout.valid).any(axis=0))
@@ -119,7 +119,7 @@ def curves(x: Sequence[float | int], parts: Float[np.ndarray, "K G 2"]) -> tuple
 def sums(agent: Agent, rollout: Rollout, lambda_: float) -> dict[str, float]:
     """The largest differences between GAE and sums of A¹ … A^T, over episodes of at most SHORT steps.
 
-    From T on, all A^n are equal, so the last term has the weight of the rest of the series: (1−λ)(λ^(T−1) + …) =
+    For n ≥ T all A^n are equal, so the last term has the weight of the rest of the series: (1−λ)(λ^(T−1) + …) =
     λ^(T−1). `as_written` is the sum without weights.
     """
     is_short = np.asarray((rollout.terminated & rollout.valid)[:SHORT].any(axis=0))

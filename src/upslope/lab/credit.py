@@ -1,4 +1,4 @@
-"""Credit: a late reward depends on one action. Which estimators find that action, after how many episodes?"""
+"""Credit assignment: a late reward depends on one action. Which estimators find it, and after how many episodes?"""
 
 import math
 from collections.abc import Sequence
@@ -26,7 +26,7 @@ MORE, LESS = (1.0, math.inf), (-math.inf, 1.0)
 
 
 def key_and_coins(length: int, coin: float = 0.3) -> Tabular:
-    """The key environment with noise: every step also pays ±`coin`, by a fair coin that no action influences.
+    """The key environment with noise: every step also pays ±`coin`, by a fair coin independent of the actions.
 
     A state is 2 · (state of the key environment) + coin; the agent does not see the coin.
     """
@@ -43,7 +43,7 @@ def key_and_coins(length: int, coin: float = 0.3) -> Tabular:
 
 
 def learn(estimator: Estimator, length: int, seeds: Sequence[int], iterations: int) -> Float[np.ndarray, "S I"]:
-    """π(key) of each seed after every iteration of 8 episodes."""
+    """Train, and return π(key) of each seed after every iteration of 8 episodes."""
     environment = key_and_coins(length)
     task = small_task(
         environment, estimator, PolicyGradient(), critic_epochs=10, num_envs=COLUMNS, rollout_steps=length,
@@ -54,7 +54,7 @@ def learn(estimator: Estimator, length: int, seeds: Sequence[int], iterations: i
 
 
 def episodes_until_found(key: Float[np.ndarray, "S I"]) -> Float[np.ndarray, "S"]:
-    """Episodes until π(key) ≥ 0.9; a seed that never reaches it counts with the whole budget."""
+    """Episodes until π(key) ≥ 0.9; a seed that never reaches it counts as the whole budget."""
     is_found = key >= FOUND
     iteration = np.where(is_found.any(axis=1), is_found.argmax(axis=1) + 1, key.shape[1])
     return COLUMNS * iteration.astype(np.float64)
@@ -63,7 +63,7 @@ def episodes_until_found(key: Float[np.ndarray, "S I"]) -> Float[np.ndarray, "S"
 def credit(
     seed: int = 0, seeds: int = 16, length: int = 8, others: Sequence[int] = (4, 16), iterations: int = 100
 ) -> Outcome:
-    """Episodes until the key action is found, by estimator and by delay."""
+    """Measure the episodes until the key action is found, by estimator and by delay."""
     each = range(seed, seed + seeds)
     cases = [(name, length) for name in ESTIMATORS]
     cases += [(name, other) for name in ("baseline", "one_step") for other in others]
@@ -105,5 +105,5 @@ def credit(
 
 
 def relative(left: Float[np.ndarray, "S"], right: Float[np.ndarray, "S"]) -> Estimate:
-    """The ratio of the geometric means."""
+    """The ratio of the geometric means, with its interval."""
     return ratio_of(difference_of(np.log(left), np.log(right)))

@@ -1,4 +1,4 @@
-"""The result of an experiment: claims, each compared with a measurement by one rule, and curves."""
+"""The result of an experiment: claims, all compared with measurements by the same rule, and curves."""
 
 import math
 from collections.abc import Callable, Mapping, Sequence
@@ -18,7 +18,7 @@ BELOW_ZERO: Interval = (-math.inf, 0.0)
 
 
 class Estimate(NamedTuple):
-    """A measured number and its 95 % interval; exact numbers have an interval without width."""
+    """A measured number and its 95 % interval; exact numbers have an interval of zero width."""
 
     value: float
     interval: Interval
@@ -26,22 +26,22 @@ class Estimate(NamedTuple):
 
 @dataclass(frozen=True)
 class Finding:
-    """One claim: its prediction for one number, and the measurement."""
+    """One claim: its prediction for a number, and the measurement."""
 
     name: str
-    """The key of its texts in every language."""
+    """The key of the claim's texts in each language."""
     estimate: Estimate
     predicted: Interval
-    """The region of the number if the claim holds."""
+    """The region in which the number lies if the claim holds."""
 
     @property
     def verdict(self) -> Verdict:
-        """The verdict of `judge`, the same rule for every claim."""
+        """The verdict of `judge`, which applies the same rule to every claim."""
         return judge(self.estimate.interval, self.predicted)
 
 
 class Line(NamedTuple):
-    """A curve y(x), with an optional band; a reference is theory, not a measurement."""
+    """A curve y(x) with an optional band; a reference shows theory, not a measurement."""
 
     name: str
     x: Sequence[Any]
@@ -53,7 +53,7 @@ class Line(NamedTuple):
 
 @dataclass(frozen=True)
 class Panel:
-    """One small figure; its titles are in the texts, under its name."""
+    """One small figure; the texts hold its titles under its name."""
 
     name: str
     lines: tuple[Line, ...]
@@ -70,7 +70,7 @@ def with_intervals(name: str, x: Sequence[Any], estimates: Sequence[Estimate]) -
 
 
 def against_theory(name: str, measured: Line, theory: Sequence[float] | np.ndarray, **axes: bool) -> Panel:
-    """A panel with a measured line, and what theory predicts at the same x."""
+    """A panel with a measured line and the prediction of theory at the same x."""
     return Panel(name, (measured, Line("theory", measured.x, theory, is_reference=True)), **axes)
 
 
@@ -86,7 +86,7 @@ class Outcome:
 
 @dataclass(frozen=True)
 class Experiment:
-    """A name and a function; `quick` holds the arguments of its small size."""
+    """An experiment's name and function; `quick` holds the arguments for its small version."""
 
     name: str
     measure: Callable[..., Outcome]
@@ -94,7 +94,7 @@ class Experiment:
 
 
 def judge(interval: Interval, predicted: Interval) -> Verdict:
-    """Supported if the interval lies inside the predicted region, refuted if outside, undecided across its border."""
+    """Supported if the interval lies inside the predicted region, refuted if outside, undecided if it overlaps both."""
     (low, high), (least, most) = interval, predicted
     if math.isnan(low) or math.isnan(high):
         return "undecided"
@@ -109,7 +109,7 @@ def exactly(value: float) -> Estimate:
 
 
 def around(value: float, margin: float) -> Interval:
-    """value ± margin: the region in which a measured number counts as equal."""
+    """value ± margin, the region in which a measured number counts as equal to `value`."""
     return (value - margin, value + margin)
 
 
@@ -129,7 +129,7 @@ def difference_of(left: Float[np.ndarray, "R"], right: Float[np.ndarray, "Q"]) -
 
 
 def ratio_of(log_ratio: Estimate) -> Estimate:
-    """A ratio from its logarithm, whose interval is symmetric."""
+    """Convert the estimate of a log ratio, whose interval is symmetric, to one of the ratio."""
     low, high = log_ratio.interval
     return Estimate(float(np.exp(log_ratio.value)), (float(np.exp(low)), float(np.exp(high))))
 
@@ -158,7 +158,7 @@ def power_law(
 ) -> Estimate:
     """k in error ~ n^k: the slope of log error over log n, its interval from groups of independent repetitions.
 
-    `errors` are the sizes of the errors of R repetitions at K sample sizes; `typical` summarises those of a group.
+    `errors` are the absolute errors of R repetitions at K sample sizes; `typical` summarises those of a group.
     """
     curves = [typical(group) for group in np.array_split(errors, groups)]
     return mean_of(np.array([np.polyfit(np.log(sizes), np.log(curve), 1)[0] for curve in curves]))

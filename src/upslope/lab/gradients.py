@@ -45,12 +45,12 @@ def some_logits() -> Float[np.ndarray, "O A"]:
 
 
 def exact_gradient(gamma: float = 1.0) -> Float[np.ndarray, "K"]:
-    """∇J of that policy, by the policy gradient theorem over all states."""
+    """∇J of the policy `some_logits`, by the policy gradient theorem over all states."""
     return maze().policy_gradient(some_logits(), gamma, STEPS).ravel()
 
 
 def played(seed: int, episodes: int) -> tuple[Agent, Rollout]:
-    """The policy with the exact V as its critic, and its episodes."""
+    """Play episodes of the policy, whose critic is the exact V; return the agent and its episodes."""
     value = maze().state_values(softmax(some_logits(), axis=-1), 1.0, STEPS)
     agent = table_agent(some_logits(), value)
     return agent, play(maze(), agent, seed, episodes)
@@ -87,7 +87,7 @@ def gradient(
 
 
 def along(each: Float[np.ndarray, "N K"], exact: Float[np.ndarray, "K"]) -> Estimate:
-    """ĝ·∇J/|∇J|²: 1 where the estimate agrees with the exact gradient along its direction."""
+    """ĝ·∇J/|∇J|²: 1 if the estimate agrees with the exact gradient along its direction."""
     return mean_of(each @ exact / (exact @ exact))
 
 
@@ -97,7 +97,7 @@ def spread(each: Float[np.ndarray, "N K"]) -> Float[np.ndarray, "G"]:
 
 
 def variance(seed: int = 0, episodes: int = 40_000, gamma: float = 0.8) -> Outcome:
-    """Reward-to-go, discount and baseline each make the gradient less noisy; only the discount biases it."""
+    """Reward-to-go, discounting and a baseline each make the gradient less noisy; only discounting biases it."""
     agent, rollout = played(seed, episodes)
     total, to_go, baseline = credits_of([TotalReturn(), RewardToGo(), Baseline()], agent, rollout, 1.0)
     (discounted,) = credits_of([RewardToGo()], agent, rollout, gamma)

@@ -1,6 +1,6 @@
 """The ladder: train every rung that fits an environment, on the same seeds and the same budget, and compare them.
 
-Rungs train one after another, each with its seeds on all cores, so each has the whole machine and times are comparable.
+Rungs train one after another, each with its seeds on all cores: each has the whole machine, and times are comparable.
 """
 
 from collections.abc import Mapping, Sequence
@@ -33,10 +33,10 @@ from upslope.runs.evaluation import evaluate
 from upslope.runs.train import Session, begin, go_on
 
 STEPS = 50_000
-"""Environment steps per seed and rung, by default."""
+"""Default number of environment steps per seed and rung."""
 SEEDS = 10
 EVALUATION_EPISODES = 20
-"""Evaluation episodes per seed and mode, by which a rung is judged."""
+"""Number of evaluation episodes per seed and mode that score a rung."""
 
 
 @dataclass(frozen=True)
@@ -47,9 +47,9 @@ class Ladder:
     """The folder with a run directory for each rung."""
     comparison: Comparison
     left_out: dict[str, str]
-    """Rungs that were not trained or failed, and why."""
+    """Rungs that were not trained or failed, with the reason."""
     report: Path | None
-    """The page about it; None where the extra `report` is missing."""
+    """The page about the ladder; None without the extra `report`."""
 
 
 def ladder(
@@ -69,15 +69,15 @@ def ladder(
 ) -> Ladder:
     """Train every rung that fits an environment, on the same seeds and budget, and compare them.
 
-    Each rung has the settings that `upslope.train(environment, rung)` gives it, published tuned settings included.
+    Each rung has the settings that `upslope.train(environment, rung)` gives it, including published tuned settings.
 
     Args:
         algorithms: rungs; by default all that collect their own experience.
         steps: environment steps per seed, the same for every rung.
-        name: of the folder; made from the environment by default. An existing folder is refused.
-        resume: continue the ladder of this name where it exists: finished rungs stay, and the others continue.
-        evaluation_episodes: fresh episodes per seed and mode that judge each rung at its end, because the last training
-            episodes are those of a policy that was still learning; with 0, the training episodes judge.
+        name: name of the folder; by default made from the environment. An existing folder is refused.
+        resume: continue the ladder of this name if it exists: finished rungs stay, and the others continue.
+        evaluation_episodes: fresh episodes per seed and mode that score each rung at its end, because the last training
+            episodes come from a policy that was still learning; 0 scores by training episodes.
         settings: any field of `Config`, for every rung.
 
     Raises:
@@ -136,7 +136,7 @@ def fitting(
 
 
 def ladder_folder(folder: Path, label: str, name: str | None, resume: bool) -> Path:
-    """The folder for the rungs' run directories."""
+    """The folder that holds the rungs' run directories."""
     if name is None:
         if resume:
             raise UpslopeError(
@@ -159,7 +159,7 @@ def climb(
     display: LadderDisplay,
     workers: int | None,
 ) -> dict[str, str]:
-    """Train one rung to its end, from where it stopped. A failure is shown, and returned with its reason."""
+    """Train one rung to its end, resuming where it stopped. A failure is shown, and its reason returned."""
     try:
         session = Session(RungDisplay(display, rung), Resources(workers), watch=Watch)
         directory = RunDirectory(path)
@@ -177,7 +177,7 @@ def climb(
 
 
 def judge(rung: str, path: Path, episodes: int, display: LadderDisplay, environment: EnvironmentLike) -> None:
-    """Evaluate a finished rung, unless it has been evaluated before."""
+    """Evaluate a finished rung, unless it has already been evaluated."""
     if is_evaluated(read_record(path), "stochastic"):
         return
     display.mark(rung, "evaluating")
@@ -198,7 +198,7 @@ def is_finished(path: Path) -> bool:
 
 
 def most_telling(comparison: Comparison, configs: Mapping[str, Config]) -> Sequence[Path]:
-    """The runs of the best rung that has a critic, so that every estimator can weigh its actions; else of the best."""
+    """The runs of the best rung with a critic, for which every estimator can weigh actions, else of the best rung."""
 
     def rank(group: Group) -> tuple[bool, float]:
         return estimator_of(configs[group.algorithm]).needs_critic, float(np.nan_to_num(group.mean.value, nan=-np.inf))

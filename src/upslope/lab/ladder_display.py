@@ -1,4 +1,4 @@
-"""The table that a ladder shows: one row per rung, live on a terminal; elsewhere a line when something happens."""
+"""The progress table of a ladder: one row per rung, live on a terminal; otherwise, a line for each event."""
 
 import time
 from collections.abc import Mapping, Sequence
@@ -26,7 +26,7 @@ BAR_WIDTH = 12
 CURVE_WIDTH = 20
 FINISHED = "finished"
 PAUSE = 30.0
-"""Seconds between the lines of one rung, where there is no terminal."""
+"""Seconds between the lines of one rung without a terminal."""
 
 
 @dataclass
@@ -41,7 +41,7 @@ class Row:
     curve: list[float] = field(default_factory=list)
 
     def cells(self) -> tuple[RenderableType, ...]:
-        """Progress, return with its interval, the curve up to now, and the time."""
+        """Progress, return with its interval, the curve so far, and the time."""
         if not len(self.returns):
             return "", "", "", ""
         value, _, warning = return_words(self.returns)
@@ -52,7 +52,7 @@ class Row:
 
 
 class LadderDisplay:
-    """Shows all rungs while they train one after another; use it as a context."""
+    """Shows all rungs while they train one after another; use it as a context manager."""
 
     def __init__(self, title: str, rungs: Sequence[str], quiet: bool) -> None:
         self.title, self.rows = title, {rung: Row() for rung in rungs}
@@ -72,16 +72,16 @@ class LadderDisplay:
             self.live.stop()
 
     def say(self, text: str) -> None:
-        """Print a line above the table or into the log; nothing on a quiet display."""
+        """Print a line above the table or to the log, unless the display is quiet."""
         if not self.display.is_quiet:
             self.display.message(text)
 
     def warn(self, text: str) -> None:
-        """Print a line that is shown on a quiet display too."""
+        """Print a line even if the display is quiet."""
         self.display.message(text)
 
     def mark(self, rung: str, note: str, returns: Sequence[float] = ()) -> None:
-        """Set a rung's note; with its returns where it had ended before this call of `ladder`."""
+        """Set a rung's note, and its returns if it had finished before this call of `ladder`."""
         row = self.rows[rung]
         row.note = note
         if len(returns):
@@ -102,7 +102,7 @@ class LadderDisplay:
 
 
 class RungDisplay(Display):
-    """Passes one rung's training on to the ladder's table."""
+    """Forwards the progress of one rung to the ladder's table."""
 
     def __init__(self, ladder: LadderDisplay, rung: str) -> None:
         self.ladder, self.rung, self.told = ladder, rung, 0.0
@@ -127,7 +127,7 @@ class RungDisplay(Display):
 
 
 def left_out_lines(left_out: Mapping[str, str]) -> list[str]:
-    """Each reason for leaving rungs out, with the rungs that it applies to."""
+    """One line for each reason for leaving rungs out, with the rungs that it applies to."""
     reasons: dict[str, list[str]] = {}
     for rung, reason in left_out.items():
         reasons.setdefault(reason, []).append(rung)

@@ -1,4 +1,4 @@
-"""All findings → one HTML page that needs nothing else."""
+"""Render all findings as one self-contained HTML page."""
 
 import math
 from collections.abc import Callable, Sequence
@@ -16,12 +16,12 @@ COLOURS = ("#3d85c6", "#e07b39", "#3a9d6e", "#b565a7", "#c9a227", "#7f8c8d")
 REFERENCE = "#8a8f98"
 HEIGHT = 350
 MANY_POINTS = 40
-"""A curve with more points is drawn without markers."""
+"""Curves with more points are drawn without markers."""
 MARKS = {"supported": "●", "refuted": "✕", "undecided": "○"}
 
 
 def page(results: Sequence[Result], language: Language, seed: int, quick: bool) -> str:
-    """The page, Plotly included."""
+    """Render the page, including Plotly."""
     words, figures = texts(language), Figures()
 
     def place(name: str, drawn: dict[str, Any]) -> str:
@@ -44,7 +44,7 @@ def page(results: Sequence[Result], language: Language, seed: int, quick: bool) 
 def experiment_view(
     name: str, outcome: Outcome, words: dict[str, Any], place: Callable[[str, dict[str, Any]], str]
 ) -> dict[str, Any]:
-    """What the templates show of an experiment; `place` takes a figure's name and data and returns its HTML."""
+    """The template's data for an experiment; `place` takes a figure's name and data and returns its HTML."""
     mine, page = words["experiments"][name], words["page"]
     return {
         "name": name,
@@ -60,7 +60,7 @@ def experiment_view(
 
 
 def finding_view(finding: Finding, outcome: Outcome, mine: dict[str, Any], words: dict[str, Any]) -> dict[str, str]:
-    """One claim: what it says, what was measured against what was predicted, the verdict."""
+    """The template's data for a claim: its text, the measurement and the prediction, and the verdict."""
     said = {key: typeset(text.format(**outcome.numbers)) for key, text in mine["claims"][finding.name].items()}
     value, interval = measured(finding.estimate)
     verdict = {"verdict": finding.verdict, "verdict_words": words["verdicts"][finding.verdict]}
@@ -71,7 +71,7 @@ def finding_view(finding: Finding, outcome: Outcome, mine: dict[str, Any], words
 
 
 def figure(panel: Panel, words: dict[str, Any], names: dict[str, str]) -> dict[str, Any]:
-    """One small figure as Plotly's data; `words` has its title and axes, `names` those of the curves."""
+    """A panel as a Plotly figure; `words` has its title and axes, `names` the names of the curves."""
     seen = list(dict.fromkeys(line.name for line in panel.lines))
     draw = bars if panel.is_bars else curve
     traces = []
@@ -108,7 +108,7 @@ def figure(panel: Panel, words: dict[str, Any], names: dict[str, str]) -> dict[s
 
 
 def decades(panel: Panel) -> dict[str, Any]:
-    """A logarithmic axis with labels at powers of ten, and at 2 and 5 between them where there are few."""
+    """A logarithmic axis with labels at powers of ten, and also at 2 and 5 between them if there are few."""
     values = np.concatenate([np.asarray(line.y, np.float64) for line in panel.lines])
     exponents = np.log10(values[values > 0])
     low, high = math.floor(exponents.min()), math.ceil(exponents.max())
@@ -118,7 +118,7 @@ def decades(panel: Panel) -> dict[str, Any]:
 
 
 def curve(line: Line, panel: Panel, names: dict[str, str], colour: str) -> dict[str, Any]:
-    """y(x): measured with markers, theory dashed."""
+    """A curve y(x): measurements with markers, theory dashed."""
     is_plain = line.is_reference or len(line.x) > MANY_POINTS
     look = {"color": colour, "dash": "dash" if line.is_reference else "solid"}
     mode = "lines" if is_plain else "markers" if panel.is_points else "lines+markers"
@@ -134,7 +134,7 @@ def bars(line: Line, panel: Panel, names: dict[str, str], colour: str) -> dict[s
 
 
 def error_of(line: Line, axis: str) -> dict[str, Any]:
-    """The interval, where the line has one."""
+    """The error bars of a line that has intervals."""
     if line.low is None or line.high is None:
         return {}
     y, low, high = (np.asarray(x, np.float64) for x in (line.y, line.low, line.high))
@@ -143,5 +143,5 @@ def error_of(line: Line, axis: str) -> dict[str, Any]:
 
 
 def floats(values: Any) -> list[float | None]:
-    """Plain numbers; JSON has no nan."""
+    """Convert to plain numbers, with None for nan, which JSON lacks."""
     return [float(value) if math.isfinite(value) else None for value in values]

@@ -1,4 +1,4 @@
-"""Play and train in finite environments, whose exact values are known: the parts that experiments share."""
+"""Play and train in finite environments, whose exact values are known: parts shared by the experiments."""
 
 import dataclasses
 from collections.abc import Callable, Sequence
@@ -31,7 +31,7 @@ from upslope.models.networks import Perceptron
 from upslope.models.normaliser import RunningStatistics
 from upslope.models.perceptrons import Actor, Perceptrons
 
-# A small program spends most of its time in XLA, half of it optimising code that runs once.
+# A small program spends most of its time in XLA's compiler, half of it optimising code that runs once.
 quick_jit = partial(jax.jit, compiler_options={"xla_backend_optimization_level": 0})
 
 
@@ -39,7 +39,7 @@ quick_jit = partial(jax.jit, compiler_options={"xla_backend_optimization_level":
 class OneOf(Objective):
     """Several objectives in one program, because compiling takes longer than training: the state selects one.
 
-    The state is [which, the state of that objective].
+    The state is [index of the objective, its state].
     """
 
     objectives: tuple[Objective, ...]
@@ -60,14 +60,14 @@ class OneOf(Objective):
         return state.at[1].set(jax.lax.switch(state[0].astype(jnp.int32), adapts, state[1], kl))
 
     def each_from(self, state: TrainState) -> TrainState:
-        """A state [K·S] before training: the same S seeds for each of the K objectives."""
+        """A state [K·S] before training, with the same S seeds for each of the K objectives."""
         starts = jnp.stack([self.start(k) for k in range(len(self.objectives))])
         times = state.iteration.shape[0] // len(self.objectives)
         return state._replace(learner=state.learner._replace(objective=jnp.repeat(starts, times, axis=0)))
 
 
 def side_by_side(measurements: Sequence[Callable[[], Any]]) -> list[Any]:
-    """The results of independent measurements, in threads: XLA, which takes most of their time, needs no lock."""
+    """Run independent measurements in threads: XLA, which takes most of their time, needs no lock."""
 
     def run(measure: Callable[[], Any]) -> Any:
         with in_full(jax.default_backend() != "cpu"):  # `computing` applies to its own thread only
@@ -85,7 +85,7 @@ def size_of(environment: Tabular) -> tuple[int, int]:
 
 
 def table_agent(logits: Float[np.ndarray, "O A"], value: Float[np.ndarray, "O"] | None = None) -> Agent:
-    """An agent over Discrete observations with π = softmax(logits[o]) and V = value[o]: tables, no hidden layer."""
+    """A tabular agent over Discrete observations, with π = softmax(logits[o]), V = value[o] and no hidden layer."""
     num_observations, num_actions = logits.shape
     value = np.zeros(num_observations) if value is None else value
     encoder, head = DiscreteEncoder(num_observations), DiscreteHead(num_actions)
@@ -101,14 +101,14 @@ def table_agent(logits: Float[np.ndarray, "O A"], value: Float[np.ndarray, "O"] 
 
 
 def with_logits(agent: Agent, logits: Array) -> Agent:
-    """The same table with other logits, for a gradient with respect to them."""
+    """The same agent with other logits, for gradients with respect to them."""
     network = dataclasses.replace(agent.model.actor.network, weights=(logits,))
     actor = dataclasses.replace(agent.model.actor, network=network)
     return dataclasses.replace(agent, model=dataclasses.replace(agent.model, actor=actor))
 
 
 def logits_of(agent: Agent) -> Float[Array, "O A"]:
-    """The table's logits."""
+    """The logits of a tabular agent."""
     return agent.model.actor.network.weights[0]
 
 
@@ -121,7 +121,7 @@ def play(environment: Tabular, agent: Agent, seed: int, episodes: int) -> Rollou
 
 
 def credits_of(estimators: Sequence[Estimator], agent: Agent, rollout: Rollout, gamma: float) -> list[Credit]:
-    """The credit of each estimator for the same rollout, with the agent's own critic; one program for all."""
+    """The credit of each estimator for the same rollout, with the agent's critic, in one program."""
 
     def weigh(agent: Agent, rollout: Rollout) -> list[Credit]:
         values = evaluate(agent, rollout)
@@ -133,7 +133,7 @@ def credits_of(estimators: Sequence[Estimator], agent: Agent, rollout: Rollout, 
 def episode_gradients(
     agent: Agent, rollout: Rollout, weight: Float[Array, "T N"], objective: Objective | None = None
 ) -> Float[np.ndarray, "N K"]:
-    """Each episode's own estimate of the policy gradient, Σ_t Ψ_t ∇log π(a_t|s_t), flattened over the K logits."""
+    """Each episode's estimate of the policy gradient, Σ_t Ψ_t ∇log π(a_t|s_t), flattened over the K logits."""
     objective = objective or PolicyGradient()
 
     def gain(logits: Array, observation: Array, action: Array, log_mu: Array, weight: Array, valid: Array) -> Array:
@@ -164,7 +164,7 @@ def small_update(**changes: Any) -> Update:
 
 
 def spec_of(environment: Any, **settings: Any) -> ModelSpec:
-    """Two perceptrons for an environment's spaces."""
+    """A model of two perceptrons for an environment's spaces."""
     encoder = encoder_of(environment.observation_space, "environment")
     return ModelSpec(encoder, head_of(environment.action_space, "environment"), settings)
 
@@ -193,9 +193,9 @@ def small_task(environment: Tabular, estimator: Estimator, objective: Objective,
 
 
 def train_and_watch(task: Task, seeds: Sequence[int], iterations: int) -> tuple[Float[np.ndarray, "S I O A"], Metrics]:
-    """Train, and keep the policy after every iteration, so that its exact return can be computed.
+    """Train, and record the policy after every iteration, so that its exact return can be computed.
 
-    With `OneOf` K objectives, each trains all `seeds`: S = K · len(seeds).
+    With a `OneOf` of K objectives, each trains all `seeds`: S = K · len(seeds).
     """
     every_observation = jnp.arange(size_of(task.environment)[0])
 

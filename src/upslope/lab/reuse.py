@@ -1,4 +1,4 @@
-"""One batch used many times: the plain policy gradient fails, a KL penalty or clipping prevents that."""
+"""Reuse of one batch: the plain policy gradient fails, and a KL penalty or clipping prevents that."""
 
 from collections.abc import Sequence
 from functools import partial
@@ -29,7 +29,7 @@ def trained(epochs: int, seeds: Sequence[int], iterations: int) -> Float[np.ndar
 
 
 def reuse(seed: int = 0, seeds: int = 16, epochs: Sequence[int] = (1, 8, 48), iterations: int = 20) -> Outcome:
-    """Return and KL against the number of epochs on each batch."""
+    """Measure return and KL against the number of epochs on each batch."""
     each = range(seed, seed + seeds)
     found = np.array(side_by_side([partial(trained, count, each, iterations) for count in epochs]))
     first, last = 0, -1

@@ -1,4 +1,4 @@
-"""Run experiments one after another, and present the results: live, as a table, as JSON."""
+"""Run experiments one after another, and present the results live, as a table, or as JSON."""
 
 from collections import Counter
 from collections.abc import Sequence
@@ -22,7 +22,7 @@ STYLES = {"supported": "green", "refuted": "red", "undecided": "yellow"}
 
 @dataclass(frozen=True)
 class Result:
-    """The outcome of an experiment, and its time."""
+    """The outcome of an experiment, and the time it took."""
 
     name: str
     outcome: Outcome
@@ -30,7 +30,7 @@ class Result:
 
 
 def chosen(names: Sequence[str]) -> list[Experiment]:
-    """The named experiments in the lecture's order; all experiments where no name is given."""
+    """The named experiments in the lecture's order; all experiments if no name is given."""
     known = [experiment.name for experiment in EXPERIMENTS]
     for name in names:
         if name not in known:
@@ -66,7 +66,7 @@ def made_of(results: Sequence[Result], words: dict[str, Any], seed: int, quick: 
 
 
 def closing(results: Sequence[Result], language: Language, seed: int, quick: bool, path: Path) -> str:
-    """The closing lines: all counts, what made them, and the path of the page."""
+    """The closing lines: the counts of verdicts, how they were made, and the path of the page."""
     words = texts(language)
     findings = [finding for result in results for finding in result.outcome.findings]
     written = words["page"]["written"].format(path=path)
@@ -74,7 +74,7 @@ def closing(results: Sequence[Result], language: Language, seed: int, quick: boo
 
 
 def verdict_table(results: Sequence[Result], language: Language) -> Table:
-    """Every claim with its prediction, measurement and verdict."""
+    """A table of all claims with prediction, measurement and verdict."""
     words = texts(language)
     headings = words["page"]["headings"]
     table = Table(title=headings["summary"], title_justify="left", show_lines=False)
@@ -93,7 +93,7 @@ def verdict_table(results: Sequence[Result], language: Language) -> Table:
 
 
 def as_json(results: Sequence[Result], language: Language, seed: int, quick: bool) -> dict[str, Any]:
-    """All results as data. `plain` makes it strict JSON, with null for infinite bounds."""
+    """All results as data. `plain` converts it to strict JSON, with null for infinite bounds."""
     experiments = []
     for result in results:
         mine = texts(language)["experiments"][result.name]

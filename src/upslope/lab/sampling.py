@@ -30,9 +30,9 @@ from upslope.learning.update import effective_sample_size
 CARP, BASS, OTHER = 0, 1, 2
 LAKE_A = np.array([0.1, 0.4, 0.5])
 LAKE_B = np.array([0.5, 0.1, 0.4])
-"""The lecture gives the shares of carp and bass; the rest are other fish."""
+"""Shares of the kinds of fish. The lecture gives the shares of carp and bass; the rest are other fish."""
 KILOGRAMS = np.array([1.0, 3.0, 2.0])
-"""Kilograms of a carp, a bass and another fish. Lake B has mostly small fish."""
+"""Weight of a carp, a bass and another fish, in kilograms. Lake B has mostly small fish."""
 
 
 def exam() -> Tabular:
@@ -90,7 +90,7 @@ def expectation(seed: int = 0, repetitions: int = 320, largest: int = 4096, beli
 
 
 def ratios(behaviour: DiagonalGaussian, target: DiagonalGaussian, action: jax.Array) -> jax.Array:
-    """ρ = p/q of samples from q."""
+    """The ratios ρ = p/q at samples from q."""
     samples = action.reshape(-1, action.shape[-1])
     log_p, log_q = target.log_prob(samples), behaviour.log_prob(samples)
     ratio = importance_ratio(Sample(log_p, log_q, jnp.zeros_like(log_p), jnp.zeros_like(log_p)))
@@ -98,12 +98,12 @@ def ratios(behaviour: DiagonalGaussian, target: DiagonalGaussian, action: jax.Ar
 
 
 def gaussian(mean: float, deviation: float) -> DiagonalGaussian:
-    """N(mean, deviation²) of one action."""
+    """N(mean, deviation²) for one action."""
     return DiagonalGaussian(jnp.array([mean], jnp.float32), jnp.log(jnp.array([deviation], jnp.float32)))
 
 
 def lakes(seed: int, repetitions: int, largest: int) -> tuple[np.ndarray, np.ndarray]:
-    """Fish caught in lake B: their weight, and weight × ρ [R, n] each."""
+    """Catch fish in lake B; return weight and weight × ρ, each [R, n]."""
     caught = play(lake(), table_agent(np.log(np.stack([LAKE_B, LAKE_B]))), seed, repetitions * largest)
     target = table_agent(np.log(np.stack([LAKE_A, LAKE_A]))).policy(caught.observation[0]).log_prob(caught.action[0])
     zeros = jnp.zeros_like(target)
@@ -113,7 +113,7 @@ def lakes(seed: int, repetitions: int, largest: int) -> tuple[np.ndarray, np.nda
 
 
 def apart(seed: int, distances: list[float], repetitions: int, largest: int) -> tuple[np.ndarray, np.ndarray]:
-    """Estimate E_p[x] = d of p = N(d, 1) from samples of q = N(0, 1): errors [D, R] and effective shares [D, R]."""
+    """Estimate E_p[x] = d, p = N(d, 1), from samples of q = N(0, 1): errors and effective shares, each [D, R]."""
     action = jax.random.normal(jax.random.key(seed), (repetitions, largest, 1))
 
     def estimate(distance: jax.Array) -> tuple[jax.Array, jax.Array]:
@@ -127,7 +127,7 @@ def apart(seed: int, distances: list[float], repetitions: int, largest: int) -> 
 
 
 def tails(seed: int, deviation: float, sizes: list[int], repetitions: int) -> Float[np.ndarray, "R K"]:
-    """Errors of Σ ρ x²/n as an estimate of E_p[x²] = 1, p = N(0, 1), by samples of q = N(0, deviation²)."""
+    """Errors of Σ ρ x²/n as an estimate of E_p[x²] = 1, p = N(0, 1), from samples of q = N(0, deviation²)."""
     action = deviation * jax.random.normal(jax.random.key(seed), (repetitions, sizes[-1], 1))
     ratio = np.asarray(ratios(gaussian(0.0, deviation), gaussian(0.0, 1.0), action), np.float64)
     running = np.cumsum(ratio * np.asarray(action[..., 0], np.float64) ** 2, axis=1) / np.arange(1, sizes[-1] + 1)

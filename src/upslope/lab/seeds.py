@@ -32,7 +32,7 @@ def wrong(
     generator: np.random.Generator,
     draws: int,
 ) -> float:
-    """The share of draws in which the mean of `count` seeds of the worse setting is the higher one."""
+    """The share of draws in which `count` seeds of the worse setting have the higher mean."""
     left, right = (generator.choice(pool, (draws, count)).mean(axis=1) for pool in (better, worse))
     return float(np.mean(right > left))
 
@@ -40,7 +40,7 @@ def wrong(
 def resampled(
     better: Float[np.ndarray, "S"], worse: Float[np.ndarray, "S"], counts: Sequence[int], seed: int, draws: int
 ) -> Float[np.ndarray, "R K"]:
-    """`wrong` for each number of seeds, over resampled pools, because the pools are samples too."""
+    """Compute `wrong` for each number of seeds on resampled pools, because the pools are samples too."""
     generator = np.random.default_rng(seed)
     rows = []
     for _ in range(200):
@@ -53,7 +53,7 @@ def seeds(
     seed: int = 0, pool: int = 128, iterations: int = 14, counts: Sequence[int] = (1, 3, 5, 10), draws: int = 2000
 ) -> Outcome:
     """Two settings with a true difference, compared by 1, 3, 5 and 10 seeds drawn from many."""
-    # The pools have different seeds: equal seeds have correlated luck, which other comparisons do not have.
+    # The pools have different seeds: shared seeds would correlate the results, unlike in other comparisons.
     pools = (range(seed, seed + pool), range(seed + pool, seed + 2 * pool))
     names = ("baseline", "to_go")
     runs = [partial(learn, ESTIMATORS[n], LENGTH, each, iterations) for n, each in zip(names, pools, strict=True)]
@@ -81,6 +81,6 @@ def seeds(
 
 
 def histogram(values: Float[np.ndarray, "S"]) -> tuple[list[str], list[float]]:
-    """A histogram of the seeds in tenths."""
+    """A histogram of the seeds' values in ten bins."""
     counts, edges = np.histogram(values, bins=10, range=(0.0, 1.0))
     return [f"{left:.1f}–{left + 0.1:.1f}" for left in edges[:-1]], [float(c) for c in counts]

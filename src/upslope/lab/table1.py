@@ -1,4 +1,4 @@
-"""Table 1 of the PPO paper in small: surrogate objectives compared on compiled Pendulum."""
+"""A small version of Table 1 of the PPO paper: surrogate objectives compared on compiled Pendulum."""
 
 from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
@@ -15,19 +15,19 @@ from upslope.lab.play import OneOf
 
 
 class Surrogate(NamedTuple):
-    """A row of the paper's Table 1: its settings and the reported score (Schulman et al. 2017)."""
+    """A row of the paper's Table 1: settings and reported score (Schulman et al. 2017)."""
 
     settings: Mapping[str, Any]
     paper: float
 
 
 def clip(epsilon: float) -> dict[str, Any]:
-    """Clipping with ε."""
+    """Settings for clipping with ε."""
     return {"objective": "clip", "epsilon": epsilon}
 
 
 def penalty(beta: float, target: float | None) -> dict[str, Any]:
-    """A KL penalty, fixed or adaptive."""
+    """Settings for a KL penalty, fixed or adaptive."""
     return {"objective": "kl_penalty", "beta": beta, "beta_target": target}
 
 
@@ -49,7 +49,7 @@ IN_SMALL = (NONE, "clip, ε = 0.1", BEST, "clip, ε = 0.3", ADAPTIVE, FIXED)
 
 
 def scores(names: Sequence[str], seeds: Sequence[int], steps: int) -> Float[np.ndarray, "2 K S"]:
-    """Each seed's mean return on Pendulum with each surrogate: before learning, and over its last 50 episodes."""
+    """Each seed's mean return on Pendulum with each surrogate: before learning, and over the last 50 episodes."""
     small = {"steps": steps, "rollout_steps": 512, "minibatches": 16, "hidden_sizes": (32, 32)}
     configs = [configure("jax:Pendulum-v1", is_continuous=True, **small, **SURROGATES[name].settings) for name in names]
     every = OneOf(tuple(objective_of(config) for config in configs))
@@ -63,15 +63,15 @@ def scores(names: Sequence[str], seeds: Sequence[int], steps: int) -> Float[np.n
 
 
 def normalise(scores: Float[np.ndarray, "K S"], untrained: float) -> Float[np.ndarray, "K S"]:
-    """The paper's scale: the untrained policy is 0, the best run 1."""
+    """Normalise to the paper's scale: the untrained policy is 0, the best run 1."""
     return (scores - untrained) / (scores.max() - untrained)
 
 
 def slopes(found: Mapping[str, Float[np.ndarray, "S"]]) -> Float[np.ndarray, "S"]:
-    """The least-squares slope of our scores over the paper's, for each seed.
+    """The least-squares slope of our scores against the paper's, for each seed.
 
-    The row without clipping or penalty is omitted: it is last in both, and would decide alone. A slope is a weighted
-    sum of the seed's scores, so seeds are independent samples of it, and Student's interval holds.
+    The row without clipping or penalty is omitted: it is last in both, and would dominate the slope. A slope is a
+    weighted sum of one seed's scores, so the slopes are independent samples, and Student's interval holds.
     """
     mended = [name for name in found if name != NONE]
     paper = np.array([SURROGATES[name].paper for name in mended])
@@ -80,7 +80,7 @@ def slopes(found: Mapping[str, Float[np.ndarray, "S"]]) -> Float[np.ndarray, "S"
 
 
 def table1(seed: int = 0, seeds: int = 24, steps: int = 40_960, names: Sequence[str] = IN_SMALL) -> Outcome:
-    """Normalised scores beside the paper's."""
+    """Compare normalised scores with the paper's."""
     first, last = scores(names, range(seed, seed + seeds), steps)
     found = dict(zip(names, normalise(last, float(first.mean())), strict=True))
     paper = [SURROGATES[name].paper for name in names]

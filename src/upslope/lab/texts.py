@@ -1,4 +1,4 @@
-"""The lab's texts in each language, and its numbers and formulas as text."""
+"""The lab's texts in each language, and formatting of its numbers and formulas."""
 
 import math
 import re
@@ -18,19 +18,19 @@ Language = Literal["en", "zh"]
 
 @cache
 def texts(language: Language) -> dict[str, Any]:
-    """All texts: of the page, of the curves, of each experiment."""
+    """All texts of a language: of the page, the curves and each experiment."""
     return yaml.safe_load(resources.files("upslope.lab").joinpath(f"lab_{language}.yaml").read_text("utf-8"))
 
 
 def measured(estimate: Estimate) -> tuple[str, str]:
-    """The number and its interval in brackets; an exact number has no interval."""
+    """Format a number, and its interval in brackets, which is empty for an exact number."""
     low, high = estimate.interval
     value, interval = (number(estimate.value), "") if low == high else with_interval(estimate.value, low, high)
     return typographic(value), typographic(interval)
 
 
 def region(predicted: Interval) -> str:
-    """`> 0`, `< 1`, or `−0.55 … −0.45`."""
+    """Format a predicted region: `> 0`, `< 1`, or `−0.55 … −0.45`."""
     least, most = predicted
     if math.isinf(most):
         return typographic(f"> {number(least)}")
@@ -40,11 +40,11 @@ def region(predicted: Interval) -> str:
 
 
 def typographic(number: str) -> str:
-    """The same number with a real minus sign, and without the leading zero of an exponent."""
+    """Typeset a number with a proper minus sign and without the leading zero of an exponent."""
     return number.replace("-", "−").replace("e−0", "e−")
 
 
 def typeset(text: str) -> Html:
-    """Plain words → HTML: n^(−1/2) is raised, R_t lowered."""
+    """Convert plain text to HTML: n^(−1/2) as a superscript, R_t as a subscript."""
     raised = re.sub(r"\^\(([^)]*)\)|\^(\w+)", lambda found: f"<sup>{found[1] or found[2]}</sup>", escape(text))
     return Html(re.sub(r"(?<=\w)_(\w+)", r"<sub>\1</sub>", raised))

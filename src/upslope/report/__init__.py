@@ -1,1 +1,1 @@
-"""From numbers to a page."""
+"""Reports: HTML pages of figures and tables."""

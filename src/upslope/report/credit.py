@@ -1,4 +1,4 @@
-"""The credit view: a picture, a slider, and the weight that every estimator gives to each action."""
+"""The credit view: a picture, a slider, and the weight that each estimator gives to each action."""
 
 import base64
 import json
@@ -11,28 +11,28 @@ from upslope.analysis.credit import EpisodeCredit
 from upslope.report.figures import Figures, Html, axis, typed
 
 ROW_HEIGHT = 30
-"""Pixels of an estimator's row in the heat strip."""
+"""Height of an estimator's row in the heat strip, in pixels."""
 PANEL_HEIGHT = 85
 GAP = 26
 MARGINS = 56
 MAX_LINES = 6
-"""The number of actions or dimensions that are drawn at most."""
+"""Largest number of actions or dimensions drawn."""
 SCALE = [[0, "@down"], [0.5, "@mid"], [1, "@up"]]
 
 
 def credit_view(figures: Figures, credit: EpisodeCredit, title: str, picture_bytes: int) -> dict[str, Any]:
-    """What the template shows of an episode. At most about `picture_bytes` of pictures are kept, evenly spaced."""
+    """The template's data for an episode. At most about `picture_bytes` of pictures are kept, evenly spaced."""
     place = credit_figure(figures, credit, title)
     data = view_data(figures.found[-1]["name"], credit, picture_bytes)
     figures.found[-1]["credit"] = data
-    # It opens at the step that the last estimator, GAE where there is one, singles out.
+    # The view opens at the step that the last estimator, GAE if there is one, singles out.
     start = credit.most_blamed(list(credit.weights)[-1])
     view = {"title": title, "credit": credit, "figure": place, "data": data, "start": start}
     return view | {"policy": policy_key(credit)}
 
 
 def policy_key(credit: EpisodeCredit) -> dict[str, Any]:
-    """What the last panel shows of the policy: its words, how many colours it draws, and how many it leaves out."""
+    """The key of the policy panel: its words, the number of colours drawn, and the number left out."""
     if "mean" in credit.policy:
         count, kind = credit.policy["mean"].shape[1], "dimension"
         words = "each dimension's mean and the area ±σ around it; points are the actions taken"
@@ -45,7 +45,7 @@ def policy_key(credit: EpisodeCredit) -> dict[str, Any]:
 
 
 def panels_of(credit: EpisodeCredit) -> list[tuple[str, list[dict[str, Any]], dict[str, Any]]]:
-    """The panels under the heat strip: title, traces, settings of the axis."""
+    """The panels below the heat strip: title, traces, axis settings."""
     panels = []
     if credit.td_error is not None and credit.value is not None:
         colours = np.where(credit.td_error < 0, "@down", "@up").tolist()
@@ -68,7 +68,7 @@ def policy_panel(credit: EpisodeCredit) -> tuple[str, list[dict[str, Any]], dict
         return "action: mean ± σ", traces, {}
     if "probability" in credit.policy:
         probability = np.asarray(credit.policy["probability"])
-        # The probability of one of two actions is enough.
+        # With two actions, the probability of one is enough.
         drawn = [1] if probability.shape[1] == 2 else list(range(min(probability.shape[1], MAX_LINES)))
         traces = [line(probability[:, a], f"π({a}|s)", f"@{a}") for a in drawn]
         for a in range(min(probability.shape[1], MAX_LINES)):
@@ -80,7 +80,7 @@ def policy_panel(credit: EpisodeCredit) -> tuple[str, list[dict[str, Any]], dict
 
 
 def chosen_probability(credit: EpisodeCredit) -> np.ndarray:
-    """The probability of the action taken where it has several parts: their product [T]."""
+    """The probability of an action with several parts, the product of their probabilities [T]."""
     if "probability of 1" in credit.policy:
         one = np.asarray(credit.policy["probability of 1"])
         return np.where(credit.action == 1, one, 1 - one).prod(axis=1)
@@ -90,7 +90,7 @@ def chosen_probability(credit: EpisodeCredit) -> np.ndarray:
 
 
 def credit_figure(figures: Figures, credit: EpisodeCredit, title: str) -> Html:
-    """The heat strip, and the panels below it, on one axis of steps."""
+    """The heat strip and the panels below it, on a common axis of steps."""
     panels = panels_of(credit)
     strip = ROW_HEIGHT * len(credit.weights)
     inner = strip + len(panels) * (PANEL_HEIGHT + GAP)
@@ -112,7 +112,7 @@ def credit_figure(figures: Figures, credit: EpisodeCredit, title: str) -> Html:
 
 
 def heat_strip(credit: EpisodeCredit) -> dict[str, Any]:
-    """Ψ_t over the largest |Ψ| of its estimator. Not centred, so that TotalReturn's equal weights can be seen."""
+    """Ψ_t divided by the estimator's largest |Ψ|. It is not centred, so that TotalReturn's equal weights show."""
     weights = np.stack(list(credit.weights.values()))
     largest = np.abs(weights).max(axis=1, keepdims=True)
     scaled = weights / np.where(largest > 0, largest, 1)
@@ -157,7 +157,7 @@ def spread_area(mean: np.ndarray, std: np.ndarray, k: int) -> dict[str, Any]:
 
 
 def view_data(figure: str, credit: EpisodeCredit, picture_bytes: int) -> dict[str, Any]:
-    """What the slider shows, step by step."""
+    """The data that the slider shows at each step."""
     kept = evenly(credit.pictures, picture_bytes)
     columns = {"reward r": credit.reward}
     if credit.value is not None and credit.td_error is not None:
@@ -176,7 +176,7 @@ def view_data(figure: str, credit: EpisodeCredit, picture_bytes: int) -> dict[st
 
 
 def evenly(pictures: Sequence[bytes], limit: int) -> range:
-    """Every k-th picture, with the smallest k that keeps their sum within the limit."""
+    """Select every k-th picture, with the smallest k that keeps their total size within the limit."""
     stride = 1
     while sum(map(len, pictures[::stride])) > limit and stride < len(pictures):
         stride += 1
@@ -184,7 +184,7 @@ def evenly(pictures: Sequence[bytes], limit: int) -> range:
 
 
 def action_text(credit: EpisodeCredit, t: int) -> str:
-    """The action taken and how probable it was."""
+    """The action taken and its probability, as text."""
     action = rounded(credit.action[t])
     if "mean" in credit.policy:
         return f"{action}, from mean {rounded(credit.policy['mean'][t])} with σ {rounded(credit.policy['std'][t])}"
@@ -195,5 +195,5 @@ def action_text(credit: EpisodeCredit, t: int) -> str:
 
 
 def rounded(x: np.ndarray | np.generic) -> str:
-    """A number or a vector with three decimals at most."""
+    """Format a number or a vector with at most three decimals."""
     return json.dumps(np.round(np.asarray(x, np.float64), 3).tolist()) if x.dtype.kind == "f" else str(x.tolist())

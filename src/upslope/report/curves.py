@@ -1,4 +1,4 @@
-"""Curves over environment steps: learning, and every metric."""
+"""Curves over environment steps: learning curves and all metrics."""
 
 from collections.abc import Sequence
 from typing import Any, NamedTuple
@@ -12,14 +12,14 @@ from upslope.analysis.statistics import curve, mean_band
 from upslope.report.figures import Figures, Html, around, axis, mean_and_band, seeds_trace
 
 POINTS = 100
-"""Points of the mean of a metric."""
+"""Number of points in the mean of a metric."""
 BUCKETS = 50
-"""Buckets of a seed's metric; each keeps two points."""
+"""Number of buckets for a seed's metric; each keeps two points."""
 LEARNING_POINTS = 200
 
 
 class Card(NamedTuple):
-    """A figure with its title; of a metric, with its name and explanation."""
+    """A figure with its title; for a metric, also its name and explanation."""
 
     title: str
     figure: Html
@@ -45,13 +45,13 @@ def learning_part(figures: Figures, records: Sequence[Record], names: Sequence[s
 
 
 def learning_traces(run: int, name: str, steps: np.ndarray, returns: np.ndarray) -> list[dict[str, Any]]:
-    """One run's seeds, interval and mean."""
+    """The traces of one run: seeds, interval and mean."""
     seeds = [thin(steps, mine, LEARNING_POINTS) for mine in returns]
     return [seeds_trace(run, name, seeds), *mean_and_band(run, name, steps, mean_band(returns))]
 
 
 def diagnostics_part(figures: Figures, records: Sequence[Record], names: Sequence[str]) -> dict[str, list[Card]]:
-    """A card for each metric of an iteration, and one for each other: health, and a user's own."""
+    """Cards for the metrics of each iteration, and for all others: health and custom metrics."""
     logged = sorted({name for r in records for name in r.metrics if np.isfinite(r.metrics[name]).any()})
     own = [name for name in logged if name not in EXPLANATIONS]
     known = {"known": METRICS, "others": [*HEALTH, *own]}
@@ -62,7 +62,7 @@ def diagnostics_part(figures: Figures, records: Sequence[Record], names: Sequenc
 
 
 def metric_card(figures: Figures, records: Sequence[Record], names: Sequence[str], metric: str) -> Card:
-    """A metric over environment steps, with its seeds where it has a row in every iteration."""
+    """A metric over environment steps; its seeds are drawn if it is logged in every iteration."""
     about, traces, shown = explain(metric), [], []
     for k, record in enumerate(records):
         values = record.metrics.get(metric)
@@ -82,7 +82,7 @@ def metric_card(figures: Figures, records: Sequence[Record], names: Sequence[str
 
 
 def steps_axis(records: Sequence[Record]) -> dict[str, Any]:
-    """The axis that all figures share: from 0 to the last step of any run."""
+    """The axis shared by all figures: from 0 to the last step of any run."""
     return axis(
         "environment steps",
         tickformat="~s",

@@ -1,4 +1,4 @@
-"""Evaluation episodes: the distribution of returns, seed by seed, in both modes."""
+"""Evaluation episodes: the distribution of returns per seed, in both modes."""
 
 from collections.abc import Sequence
 from typing import Any
@@ -10,7 +10,7 @@ from upslope.report.curves import Card
 from upslope.report.figures import Figures, axis, typed
 
 MODES = {"stochastic": 0, "deterministic": 1}
-"""Each mode's colour, one of the runs' colours."""
+"""The colour of each mode, one of the runs' colours."""
 CHECKPOINTS = ("last", "best")
 
 

@@ -1,7 +1,7 @@
 """Plotly figures as data, which the page's script draws.
 
 A colour is a name that the script looks up in the light or the dark theme: `@0` … for runs, `@ink`, `@up`, `@down`;
-`@0/0.2` has an opacity of a fifth. Other strings are left as they are.
+`@0/0.2` has an opacity of 0.2. Other strings are left unchanged.
 """
 
 import base64
@@ -13,13 +13,13 @@ import numpy as np
 
 NUM_COLOURS = 7
 DASHES = ("solid", "dash", "dot", "dashdot")
-"""Beyond seven runs the colours repeat with another dash."""
+"""After seven runs the colours repeat with another dash."""
 LEGEND_BELOW = {"orientation": "h", "yref": "container", "yanchor": "bottom", "y": 0, "x": 0, "xanchor": "left"}
-"""A legend with room for two rows below the axis, whatever space the axis labels take."""
+"""A legend with room for two rows below the axis, however much space the axis labels take."""
 
 
 class Html(str):
-    """Text that is HTML already: templates do not escape it."""
+    """Text that already is HTML, so templates do not escape it."""
 
     def __html__(self) -> str:
         return self
@@ -27,14 +27,14 @@ class Html(str):
 
 @dataclass
 class Figures:
-    """The figures of a page, in its order."""
+    """The figures of a page, in order."""
 
     found: list[dict[str, Any]] = field(default_factory=list)
 
     def add(
         self, traces: list[dict[str, Any]], layout: dict[str, Any], *, height: int, label: str, linked: bool = False
     ) -> Html:
-        """Take a figure; return the HTML of its place. `linked` figures share the axis of environment steps."""
+        """Add a figure; return the HTML of its place. `linked` figures share the axis of environment steps."""
         name = f"figure-{len(self.found)}"
         self.found.append({"name": name, "data": traces, "layout": layout, "linked": linked})
         style = f'style="height:{height}px"'
@@ -42,7 +42,7 @@ class Figures:
 
 
 def typed(x: np.ndarray) -> dict[str, Any]:
-    """Numbers in the form that Plotly reads fastest: 32-bit floats in base64."""
+    """Encode numbers as Plotly reads them fastest: 32-bit floats in base64."""
     array = np.ascontiguousarray(x, "<f4")
     shape = {"shape": ", ".join(map(str, array.shape))} if array.ndim > 1 else {}
     return {"dtype": "f4", "bdata": base64.b64encode(array.tobytes()).decode(), **shape}
@@ -54,12 +54,12 @@ def colour(run: int, opacity: float = 1.0) -> str:
 
 
 def dash(run: int) -> str:
-    """The dash of a run's mean."""
+    """The dash style of a run's mean."""
     return DASHES[run // NUM_COLOURS % len(DASHES)]
 
 
 def mean_and_band(run: int, name: str, steps: np.ndarray, band: Any) -> list[dict[str, Any]]:
-    """The mean over seeds as a line, and its interval, where there is one, as an area around it."""
+    """The mean over seeds as a line, and its interval, if there is one, as an area around it."""
     traces = []
     if np.isfinite(band.low).any():
         x, y = area_around(steps, band.low, band.high)
@@ -75,7 +75,7 @@ def mean_and_band(run: int, name: str, steps: np.ndarray, band: Any) -> list[dic
 
 
 def area_around(x: np.ndarray, low: np.ndarray, high: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """The outlines of the stretches of x on which both curves are known, with gaps between them."""
+    """The outlines of the stretches of x where both curves are known, with gaps between them."""
     known = np.isfinite(low) & np.isfinite(high)
     stretches = np.split(np.arange(len(x)), np.flatnonzero(np.diff(known)) + 1)
     gap, along, around = np.array([np.nan]), [], []
@@ -87,7 +87,7 @@ def area_around(x: np.ndarray, low: np.ndarray, high: np.ndarray) -> tuple[np.nd
 
 
 def seeds_trace(run: int, name: str, curves: list[tuple[np.ndarray, np.ndarray]]) -> dict[str, Any]:
-    """The curves of all seeds in one trace, thin, with gaps between them."""
+    """The curves of all seeds as one trace of thin lines, with gaps between them."""
     gap = np.array([np.nan])
     x = np.concatenate([part for steps, _ in curves for part in (steps, gap)])
     y = np.concatenate([part for _, values in curves for part in (values, gap)])
@@ -96,12 +96,12 @@ def seeds_trace(run: int, name: str, curves: list[tuple[np.ndarray, np.ndarray]]
 
 
 def base(run: int, name: str) -> dict[str, Any]:
-    """What all traces of a run share."""
+    """The settings shared by all traces of a run."""
     return {"type": "scatter", "name": escape(name), "meta": {"run": run}, "showlegend": False}
 
 
 def around(values: list[np.ndarray]) -> dict[str, Any]:
-    """The range of an axis that shows all these values. The interval of few seeds may extend beyond it."""
+    """An axis range that shows all these values; the interval of few seeds may extend beyond it."""
     finite = np.concatenate([np.zeros(0), *(x[np.isfinite(x)] for x in values)])
     if not finite.size:
         return {}
@@ -111,5 +111,5 @@ def around(values: list[np.ndarray]) -> dict[str, Any]:
 
 
 def axis(title: str, **settings: Any) -> dict[str, Any]:
-    """An axis with its title; powers of ten rather than letters for the very small."""
+    """An axis with its title; very small numbers are shown as powers of ten, not with letters."""
     return {"title": {"text": title}, "exponentformat": "power", **settings}

@@ -1,4 +1,4 @@
-"""A self-contained page: from a Jinja2 template to one file that opens without a network or a server."""
+"""Render a Jinja2 template to a self-contained page: one file that opens without a network or a server."""
 
 import base64
 import gzip
@@ -18,9 +18,9 @@ from upslope.report.figures import Figures
 from upslope.runs.directory import versions
 
 MARK = "<!-- a page of upslope -->"
-"""Every page holds this mark, so that a page replaces only older pages."""
+"""Every page contains this mark, so that only pages of upslope are overwritten."""
 UNREADABLE = re.compile("[\x00-\x08\x0b-\x1f\x7f-\x9f\u200e\u200f\u2028-\u202e\u2066-\u2069\ud800-\udfff]")
-"""Characters from files that no page may hold: controls, those that turn the direction of writing, halves of pairs."""
+"""Characters that no page may contain: control characters, those that change the writing direction, lone surrogates."""
 SUFFIXES = (".html", ".htm")
 WORDS = {
     "language": "en",
@@ -30,10 +30,10 @@ WORDS = {
 
 
 def page_path(output: str | Path, default: str) -> Path:
-    """The file of a page: in a folder it is called `default`, and a name without a suffix gets `.html`.
+    """The file of a page: in a folder it is named `default`, and a name without a suffix gets `.html`.
 
     Raises:
-        UpslopeError: the suffix is another, the folder is missing, or the file there is not a page of upslope.
+        UpslopeError: the suffix is wrong, the folder is missing, or an existing file is not a page of upslope.
     """
     path = Path(output)
     if path.is_dir() or str(output).endswith(("/", "\\")):
@@ -53,7 +53,7 @@ def page_path(output: str | Path, default: str) -> Path:
 
 
 def is_page(path: Path) -> bool:
-    """Whether a file is a page that upslope wrote."""
+    """Whether a file is a page written by upslope."""
     if not path.is_file():
         return False
     with path.open("rb") as file:
@@ -61,7 +61,7 @@ def is_page(path: Path) -> bool:
 
 
 def plotly_script() -> str:
-    """Plotly's own script, from its Python package."""
+    """Plotly's script, from its Python package."""
     for package in ("Plotly", "Jinja2"):
         if find_spec(package.lower()) is None:
             raise UpslopeError(f'A page needs {package}, which is not installed: pip install "upslope[report]"')
@@ -70,7 +70,7 @@ def plotly_script() -> str:
 
 @cache
 def templates(package: str = "upslope.report") -> Any:
-    """Jinja2's environment, with the templates of a package and of the report. It escapes every text."""
+    """A Jinja2 environment with the templates of a package and of the report; it escapes all text."""
     from jinja2 import ChoiceLoader, Environment, PackageLoader, StrictUndefined
 
     loaders = [PackageLoader(name, "assets") for name in dict.fromkeys((package, "upslope.report"))]
@@ -84,7 +84,7 @@ def templates(package: str = "upslope.report") -> Any:
 
 
 def render(template: str, figures: Figures, *, package: str = "upslope.report", **fields: Any) -> str:
-    """The page as HTML. Plotly's script and the figures' numbers are compressed, the text is plain."""
+    """Render a page as HTML, in which Plotly's script and the figures' data are compressed."""
     numbers = json.dumps(figures.found, allow_nan=False, separators=(",", ":"))
     fields = {
         "mark": MARK,
@@ -99,11 +99,11 @@ def render(template: str, figures: Figures, *, package: str = "upslope.report", 
 
 
 def packed(text: str) -> str:
-    """gzip in base64: a third of the size, and without a character that HTML could interpret, as in `</script>`."""
+    """Compress text to gzip in base64: a third of the size, and free of HTML syntax, e.g. `</script>`."""
     return base64.b64encode(gzip.compress(text.encode(), 6, mtime=0)).decode()
 
 
 def write_page(path: Path, html: str) -> Path:
-    """Write the whole page or nothing."""
+    """Write a page atomically."""
     write_atomically(path, html.encode())
     return path

@@ -24,9 +24,9 @@ from upslope.report.tables import comparison_part, settings_part
 from upslope.runs.directory import RunDirectory
 
 REPORT_PICTURES, CREDIT_PICTURES = 1_200_000, 2_500_000
-"""Bytes of pictures in a page, all runs together."""
+"""Bytes of pictures in a page, over all runs."""
 LINE_STYLES: dict[str, str] = dict(zip(DASHES, ("solid", "dashed", "dotted", "dashed"), strict=True))
-"""The style of a line in CSS for each of Plotly's dashes."""
+"""The CSS line style for each of Plotly's dash styles."""
 
 
 def write_report(
@@ -41,25 +41,25 @@ def write_report(
 ) -> Path:
     """Write a page about these runs: curves, comparison, evaluations, health, settings, diagnostics, credit.
 
-    It reads run directories and nothing else, so it is quick and executes none of their code. Evaluation episodes and
-    credit are shown where `upslope evaluate` and `upslope credit` have stored them. With `credit`, an episode is played
-    first for each run without stored credit, which takes seconds per run. `score` and `normalize` are those of
-    `upslope.compare`; "threshold" makes each environment, to measure a random policy. For these two `trust` allows the
-    code that a run's config.json names, as in `upslope.evaluate`. For `credit`, pass the runs' `environment` where it
-    cannot be found again by its name.
+    It only reads run directories, so it is quick and executes none of their code. Evaluation episodes and credit are
+    shown if `upslope evaluate` and `upslope credit` have stored them. With `credit`, an episode is played first for
+    each run without stored credit, which takes seconds per run. `score` and `normalize` are those of `upslope.compare`;
+    "threshold" makes each environment, to measure a random policy. For "threshold" and `credit`, `trust` allows the
+    code that a run's config.json names, as in `upslope.evaluate`. For `credit`, pass the runs' `environment` if it
+    cannot be found by name.
 
     Raises:
         UpslopeError: a folder is missing, no run can be read, or the output cannot be written.
     """
     path = page_path(output, "report.html")
-    plotly_script()  # its absence is told before anything is read
+    plotly_script()  # fail before anything is read if Plotly is missing
     records, left_out = read_records(runs, with_evaluations=True)
     names = unique_names(records)
     called = {record.path: name for record, name in zip(records, names, strict=True)}
     missing = add_credit([record.path for record in records], environment=environment, trust=trust) if credit else []
     comparison, warnings = compared(records, score, normalize, trust)
     figures = Figures()
-    # In the order of the page, which is that of the figures.
+    # In page order, which is the order of the figures.
     parts = {
         "learning": learning_part(figures, records, names),
         "comparison": comparison_part(figures, comparison, called) if comparison else None,
@@ -94,10 +94,10 @@ def write_credit(
     environment: Any = None,
     trust: bool = False,
 ) -> Path:
-    """Play an episode of a run's agent, and write a page of the credit of its actions; by default RUN/credit.html.
+    """Play an episode of a run's agent, and write a page about the credit of its actions; by default RUN/credit.html.
 
-    The numbers are kept in RUN/credit.npz, and a report of the run shows them too. `max_episode_steps`, `environment`
-    and `trust` are those of `upslope.evaluate`.
+    The numbers are stored in RUN/credit.npz, and reports about the run show them too. `max_episode_steps`,
+    `environment` and `trust` are those of `upslope.evaluate`.
 
     Raises:
         UpslopeError: the run, seed or checkpoint does not exist, the output cannot be written, or the environment is
@@ -119,7 +119,7 @@ def write_credit(
 
 
 def add_credit(runs: Sequence[Path], *, environment: Any = None, trust: bool = False) -> list[str]:
-    """Play an episode of the first seed of each run without credit; the reasons for the runs where this fails."""
+    """Play an episode of the first seed of each run without credit; return the reasons of any failures."""
     from upslope.analysis.episode_credit import credit_of
 
     reasons = []
@@ -135,7 +135,7 @@ def add_credit(runs: Sequence[Path], *, environment: Any = None, trust: bool = F
 def compared(
     records: Sequence[Record], score: Score, normalize: Normalize | None, trust: bool = False
 ) -> tuple[Comparison | None, Sequence[str]]:
-    """The comparison of the runs that have a score, and its warnings; where it fails, the reason is a warning."""
+    """Compare the runs that have a score, and return warnings too; if it fails, the reason is a warning."""
     scored = [r for r in records if len(r.episodes) or len(r.evaluations)]
     warnings = [
         f"{r.path} is not in the comparison: it has no finished training episode and was not evaluated. Run "
@@ -153,8 +153,8 @@ def compared(
 def credit_part(
     figures: Figures, records: Sequence[Record], names: Sequence[str], missing: list[str]
 ) -> dict[str, Any]:
-    """The credit views that are kept with the runs, and the runs without one; `missing` gets a line for each that
-    cannot be read."""
+    """The credit views stored with the runs, and the runs without one; `missing` gets a line for each that cannot be
+    read."""
     there: dict[int, EpisodeCredit] = {}
     for k, record in enumerate(records):
         with suppress_into(missing):
@@ -167,7 +167,7 @@ def credit_part(
 
 @contextmanager
 def suppress_into(reasons: list[str]) -> Iterator[None]:
-    """Keep what is refused as a reason, and go on: one damaged file must not cost the page."""
+    """Record an UpslopeError as a reason and continue, so that one damaged file does not prevent the page."""
     try:
         yield
     except UpslopeError as error:
@@ -175,7 +175,7 @@ def suppress_into(reasons: list[str]) -> Iterator[None]:
 
 
 def unique_names(records: Sequence[Record]) -> list[str]:
-    """Each run's own name; with as much of its path as tells it from the others."""
+    """Each run's name, with as much of its path as distinguishes it from the others."""
     parts = [r.path.resolve().parts for r in records]
     names = []
     for mine in parts:

@@ -1,4 +1,4 @@
-"""The tables of a page: the comparison, and the settings."""
+"""The tables of a page: comparison and settings."""
 
 from collections.abc import Sequence
 from html import escape
@@ -14,13 +14,13 @@ from upslope.core.numbers import UNKNOWN, number, with_interval
 from upslope.report.figures import LEGEND_BELOW, Figures, Html, axis, mean_and_band, typed
 
 LONG = 30
-"""Settings with more characters may take several lines."""
+"""Settings with more characters may wrap over several lines."""
 MANY_PROFILES = 4
-"""With more profiles, intervals are not drawn; `--json` has them."""
+"""With more profiles, intervals are not drawn; they are in the output of `--json`."""
 
 
 class Table(NamedTuple):
-    """The cells of a table; the first of a row is its heading."""
+    """The cells of a table; the first cell of a row is its heading."""
 
     head: Sequence[str]
     rows: Sequence[Sequence[str]]
@@ -28,7 +28,7 @@ class Table(NamedTuple):
 
 
 def estimate(x: Estimate, spread: float = np.nan) -> str:
-    """A number and its interval; `spread` sets the digits where there is no interval."""
+    """Format a number and its interval; `spread` sets the digits if there is no interval."""
     if x.interval is None:
         return number(x.value, spread)
     value, interval = with_interval(x.value, x.interval.low, x.interval.high)
@@ -36,9 +36,9 @@ def estimate(x: Estimate, spread: float = np.nan) -> str:
 
 
 def comparison_part(figures: Figures, comparison: Comparison, names: dict[Path, str]) -> dict[str, Any]:
-    """Scores with intervals, drawn and in numbers, and who beats whom; one part for each environment.
+    """Scores with intervals, as figures and tables, and pairwise probabilities; one part per environment.
 
-    A group of one run has the run's name, and several runs together the label of the comparison.
+    A group of one run is called by the run's name, a group of several by its label in the comparison.
     """
     parts = []
     for environment in dict.fromkeys(g.environment for g in comparison.groups):
@@ -52,7 +52,7 @@ def comparison_part(figures: Figures, comparison: Comparison, names: dict[Path, 
 
 
 def overall_part(figures: Figures, comparison: Comparison) -> dict[str, Any]:
-    """All environments together, in normalised scores: aggregates, who beats whom, performance profiles."""
+    """Results over all environments in normalised scores: aggregates, pairwise probabilities, performance profiles."""
     rows = [[a.label, estimate(a.mean, HUNDREDTHS), estimate(a.iqm, HUNDREDTHS)] for a in comparison.aggregates]
     environments = tuple(r.environment for r in comparison.references)
     labels = {a.label: a.label for a in comparison.aggregates}
@@ -73,7 +73,7 @@ def profile_figure(figures: Figures, comparison: Comparison) -> Html:
     for place, profile in enumerate(comparison.profiles):
         band = Band(profile.share, profile.low, profile.high)
         drawn = mean_and_band(place, profile.label, profile.thresholds, band)
-        # Many overlapping areas cannot be told apart.
+        # Many overlapping areas would be unreadable.
         kept = drawn if len(comparison.profiles) <= MANY_PROFILES else drawn[-1:]
         traces += [{**trace, "meta": {}, "showlegend": trace is drawn[-1]} for trace in kept]
     layout = {
@@ -87,7 +87,7 @@ def profile_figure(figures: Figures, comparison: Comparison) -> Html:
 
 
 def score_figure(figures: Figures, groups: Sequence[Group], called: dict[str, str]) -> Html:
-    """Each seed a point, the mean a bar with its interval. One seed is a point without a bar."""
+    """Each seed as a point, and the mean as a bar with its interval. A single seed has no bar."""
     traces: list[dict[str, Any]] = []
     for place, group in enumerate(groups):
         shown = {"type": "scatter", "showlegend": False, "name": escape(called[group.label]), "mode": "markers"}
@@ -112,7 +112,7 @@ def score_figure(figures: Figures, groups: Sequence[Group], called: dict[str, st
 
 
 def without_spread(scores: np.ndarray) -> dict[str, Any]:
-    """An axis for scores that are all the same, for example of one seed: one tick at their value."""
+    """An axis with one tick, for scores that are all the same, for example with one seed."""
     known = scores[np.isfinite(scores)]
     if not len(known) or np.ptp(known) > 0:
         return {}
@@ -121,7 +121,7 @@ def without_spread(scores: np.ndarray) -> dict[str, Any]:
 
 
 def score_table(groups: Sequence[Group], called: dict[str, str]) -> Table:
-    """Mean, interquartile mean, median, and how early it learned. The mean is first: a phone shows no more."""
+    """Mean, interquartile mean, median, and sample efficiency. The mean is first, since a phone shows only that."""
     known = [g.efficiency for g in groups if g.efficiency]
     early = [Html(f"return at<br>{steps:,} steps") for steps in known[0].steps] if known else []
     head = ["", "mean", "IQM", "median", "seeds", Html("budget<br>(steps)"), *early, Html("area /<br>length")]
@@ -136,7 +136,7 @@ def score_table(groups: Sequence[Group], called: dict[str, str]) -> Table:
 
 
 def improvement_table(comparison: Comparison, called: dict[str, str], environments: tuple[str, ...]) -> Table | None:
-    """P(a seed of the row scores higher than one of the column), by label; None for a single label."""
+    """P(a seed of the row scores higher than one of the column) for all labels; None for a single label."""
     if len(called) < 2:
         return None
     cells: dict[tuple[str, str], str] = {}
@@ -149,13 +149,13 @@ def improvement_table(comparison: Comparison, called: dict[str, str], environmen
 
 
 def turned(p: Estimate) -> Estimate:
-    """1 − p."""
+    """The estimate of 1 − p."""
     interval = type(p.interval)(1 - p.interval.high, 1 - p.interval.low) if p.interval else None
     return Estimate(1 - p.value, interval)
 
 
 def settings_part(records: Sequence[Record], names: Sequence[str]) -> dict[str, Table | None]:
-    """The settings that differ between the runs, those that all share, and what made the runs."""
+    """The settings that differ between the runs, those that all share, and the versions that made the runs."""
     settings = [r.config.to_json() for r in records]
     keys = list(dict.fromkeys(key for one in settings for key in one))
     differ = [k for k in keys if len({repr(one.get(k)) for one in settings}) > 1]
@@ -173,11 +173,11 @@ def settings_part(records: Sequence[Record], names: Sequence[str]) -> dict[str, 
 
 
 def code(name: str) -> Html:
-    """The name of a setting."""
+    """Mark up the name of a setting as code."""
     return Html(f"<code>{escape(name)}</code>")
 
 
 def shown(value: Any) -> str:
-    """A setting as text."""
+    """Format the value of a setting as text."""
     text = UNKNOWN if value is None else f"{value:,}" if type(value) is int else str(value)
     return Html(f'<span class="long">{escape(text)}</span>') if len(text) > LONG else text

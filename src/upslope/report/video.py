@@ -27,11 +27,11 @@ def film(
     max_episode_steps: int | None = None,
     trust: bool = False,
 ) -> Path:
-    """Film one deterministic episode of the run's first seed; a compiled environment is filmed in its Gymnasium twin.
+    """Film one deterministic episode of the run's first seed; a compiled environment is filmed as its Gymnasium twin.
     `max_episode_steps` and `trust` are those of `evaluate`.
 
     Raises:
-        UpslopeError: imageio is missing, nothing can be written there, or the environment cannot draw itself.
+        UpslopeError: imageio is missing, the file cannot be written, or the environment cannot render.
     """
     path = film_path(path)
     import imageio.v2 as imageio
@@ -55,9 +55,9 @@ def film(
     finally:
         close_all(name, [env])
     with warnings.catch_warnings():
-        # JAX warns of every fork; this one starts ffmpeg at once and shares nothing.
+        # JAX warns about every fork; this one starts ffmpeg at once and shares nothing.
         warnings.filterwarnings("ignore", "os.fork", RuntimeWarning)
-        # Under another name until it is whole, so that a full disk leaves no half of a film.
+        # Write under another name until complete, so that a full disk does not leave a partial film.
         made = path.with_name(f".{path.stem[:200]}.{token_hex(4)}.mp4")
         try:
             imageio.mimwrite(made, frames, fps=env.metadata.get("render_fps", 30), macro_block_size=2)
@@ -68,7 +68,7 @@ def film(
 
 
 def film_path(path: str | Path) -> Path:
-    """The file of a film. It and the packages that film are checked before anything is played."""
+    """The file of a film. It and the required packages are checked before an episode is played."""
     if find_spec("imageio") is None or find_spec("imageio_ffmpeg") is None:
         raise UpslopeError('Video needs imageio and ffmpeg: pip install "upslope[video]".')
     path = Path(path) if Path(path).suffix else Path(f"{path}.mp4")
@@ -82,7 +82,7 @@ def film_path(path: str | Path) -> Path:
 
 
 def frame_of(picture: object, name: str) -> np.ndarray:
-    """The picture that an environment drew; anything else is refused."""
+    """Check that an environment rendered a picture, and return it; anything else is refused."""
     if not isinstance(picture, np.ndarray):
         raise UpslopeError(f'{name} cannot draw itself: render_mode="rgb_array" gave {type(picture).__name__}.')
     return picture
