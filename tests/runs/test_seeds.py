@@ -146,7 +146,7 @@ def test_a_policy_comes_back_whole(together: Callable[[str], Path]):
     np.testing.assert_allclose(log_prob, expected, atol=1e-6)
     most = np.asarray(policy.agent.policy(jnp.asarray(batch)).logits).argmax(axis=1)
     np.testing.assert_array_equal(policy(batch), most)
-    assert policy(batch[0]).shape == () and policy(batch[0]) == most[0]
+    assert policy(batch[0]).shape == () and policy(batch[0]) == policy(batch[0].tolist()) == most[0]
     assert policy.value(batch).shape == (64,) and policy.value(batch[0]) == pytest.approx(policy.value(batch)[0])
     with pytest.raises(upslope.UpslopeError, match=r"shape \(4,\), or a batch.*not \(5,\)"):
         policy(np.zeros(5))

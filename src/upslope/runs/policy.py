@@ -98,7 +98,9 @@ class Policy:
         """The observation with a batch axis, and whether it already had one."""
         shapes = self.encoder.shapes
         try:
-            observation = jax.tree.map(np.asarray, self.structured(observation))
+            # By the shapes' structure: an observation, or a part of one, may be a list of numbers.
+            given = self.structured(observation)
+            observation = jax.tree.map(lambda shape, x: np.asarray(x), shapes, given, is_leaf=is_shape)
             axes = self.encoder.num_batch_axes(observation)
         except ValueError:
             axes = None
