@@ -1,7 +1,7 @@
 """What has broken in the field, tried once more: environments, calls and files that users and strangers brought.
 
     python benchmarks/field.py             # every input, each in a process of its own (some minutes)
-    python benchmarks/field.py NAME …      # some of them, printed and not stored
+    python benchmarks/field.py NAME …      # some of them, beside what is stored
     python benchmarks/field.py list        # their names
 
 Stores benchmarks/results/field.json, and writes the table into docs/reliability.md. An input is right if what must be
@@ -203,7 +203,7 @@ def constant_reward() -> Found:
     import upslope
 
     run = upslope.train("jax:probe/constant", steps=40_000, quiet=True)
-    value = float(upslope.load(run.path).value([0.0]))
+    value = float(upslope.load(run.path, checkpoint="last").value([0.0]))
     return abs(value - 1) < 0.1, f"V = {value:.3f}"
 
 
@@ -413,10 +413,12 @@ def main(names: list[str]) -> None:
         is_right, found = attempt_one(name)
         rows.append({"group": one.group, "input": name, "must": one.must, "right": is_right, "found": found})
         print(f"{'yes' if is_right else 'NO ':4} {name}: {found[:200]}", flush=True)
-    if names:
-        return
     from upslope.runs.directory import versions
 
+    if names and RESULTS.exists():
+        before = json.loads(RESULTS.read_text("utf-8"))["inputs"]
+        found = {row["input"]: row for row in (*before, *rows)}
+        rows = [found[name] for name in INPUTS if name in found]
     stored = {"date": time.strftime("%Y-%m-%d"), "versions": versions(), "inputs": rows}
     RESULTS.write_text(json.dumps(stored, indent=1, ensure_ascii=False) + "\n", "utf-8")
     fill(PAGE, "field", table(rows, versions()))
