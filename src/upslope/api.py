@@ -1,4 +1,4 @@
-"""What users call: train, resume, and the rest of the public interface gathered in one place."""
+"""The Python interface: `train` and `resume`."""
 
 from collections.abc import Callable, Mapping
 from pathlib import Path
@@ -37,30 +37,30 @@ def train(
     workers: int | None = None,
     **settings: Any,
 ) -> Run:
-    """Train an agent, and leave a run directory `folder/name`.
+    """Train an agent and write the run directory `folder/name`.
 
     Args:
         environment: a Gymnasium id, `module:Id`, `jax:Name`, your own class or factory as `module:Name`, a callable
             that returns an environment, or a `CompiledEnvironment`.
         algorithm: a rung of the ladder; see `upslope list`.
-        estimator: axis 1 instead of the rung's: a name, or any `Estimator`.
-        objective: axis 2 instead of the rung's: a name, or any `Objective`.
+        estimator: axis 1, replacing the rung's: a name, or any `Estimator`.
+        objective: axis 2, replacing the rung's: a name, or any `Objective`.
         model: your own model's class or factory, model(observation_space, action_space, *, key, **model_kwargs), or
             its name `module:Name`; see `upslope.Model`.
-        optimiser: `adam`, `adamw`, `rmsprop`, `sgd`, or any Optax chain, which is complete: its updates are added as
-            they are, and `learning_rate` and `max_grad_norm` are not read.
-        schedules: own schedules by the name of the setting (`learning_rate`, `epsilon`, `entropy_coefficient`): from
-            the share of the budget that is spent, 0 to 1, to a factor.
-        name: of the run; by default made from environment and algorithm. An existing one is refused.
-        preset: the environment's tuned settings: True for its default preset where it has one, False for none, or the
-            name of one, e.g. "paper".
-        workers: processes among which the seeds of a Gymnasium environment are shared out; by default one a core, where
-            the run is long enough to repay starting them. The result does not depend on it.
+        optimiser: `adam`, `adamw`, `rmsprop`, `sgd`, or any complete Optax chain, whose updates are added as they are;
+            `learning_rate` and `max_grad_norm` are then not used.
+        schedules: your own schedules by setting (`learning_rate`, `epsilon`, `entropy_coefficient`): functions from
+            the fraction of the budget spent, 0 to 1, to a factor.
+        name: name of the run, by default made from environment and algorithm. An existing name is refused.
+        preset: the environment's tuned settings: True for its default preset if it has one, False for none, or a
+            preset's name, e.g. "paper".
+        workers: number of processes that share the seeds of a Gymnasium environment; by default one per core, if the
+            run is long enough to be worth starting them. The result does not depend on it.
         settings: any field of `Config`, e.g. `steps=100_000, seeds=5, lambda_=0.9`.
 
     Raises:
-        UpslopeError: something asked for cannot be, or nothing reads a setting; nothing trained is lost.
-        KeyboardInterrupt: Ctrl-C, after everything is saved.
+        UpslopeError: a setting is invalid, or nothing reads it; nothing trained is lost.
+        KeyboardInterrupt: Ctrl-C was pressed; everything is saved first.
     """
     if name is not None:
         check_name(name)
@@ -80,12 +80,12 @@ def train(
 
 
 def session_of(quiet: bool, tensorboard: bool, workers: int | None, display: Display | None = None) -> Session:
-    """A training session watched by the doctor."""
+    """A training session monitored by the doctor."""
     return Session(display or choose(quiet), Resources(workers), tensorboard, Watch)
 
 
 def run_directory(folder: str | Path, name: str | None, label: str) -> RunDirectory:
-    """`folder/name`, or a free name made of the label."""
+    """The run directory `folder/name`, or one with a free name based on the label."""
     if name is not None:
         check_name(name)
     return RunDirectory(Path(folder) / name if name is not None else free_name(Path(folder), label))
@@ -106,18 +106,18 @@ def resume(
     display: Display | None = None,
     trust: bool = False,
 ) -> Run:
-    """Go on with a run that was stopped. The result is the one that the uninterrupted run would have had.
+    """Resume a stopped run. The result is the same as that of the uninterrupted run.
 
-    `environment`, `estimator`, `objective`, `model`, `optimiser` and `schedules` are needed only where the run was
-    started with objects that cannot be found again by their name. Compiled environments continue bit for bit; on the
-    host, episodes in progress are replayed, and where the environment does not repeat itself a message says so.
+    `environment`, `estimator`, `objective`, `model`, `optimiser` and `schedules` are needed only if the run was
+    started with objects that cannot be imported by name. Compiled environments continue bit for bit; on the host,
+    episodes in progress are replayed, and a message reports an environment that does not repeat itself.
 
-    `trust` allows the code that the run's config.json names, as a run of another machine may need; what is passed here,
-    registered Gymnasium ids and upslope's own names need none, and neither does a run that this machine trained.
+    `trust` allows the code that the run's config.json names, which a run from another machine may need. Objects passed
+    here, registered Gymnasium ids, upslope's own names and runs trained on this machine need no trust.
 
     Raises:
-        UpslopeError: no such run, a damaged checkpoint, another version, objects other than the run's, or code of the
-            run's own that is not trusted.
+        UpslopeError: the run does not exist, its checkpoint is damaged or of another version, the objects differ from
+            the run's, or the run names code that is not trusted.
     """
     directory = RunDirectory(run)
     description, config = directory.read(), directory.config()

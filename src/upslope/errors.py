@@ -1,8 +1,8 @@
-"""The one error that upslope raises on bad input."""
+"""The error that upslope raises on bad input."""
 
 
 class UpslopeError(Exception):
-    """Bad input, told in one message: what was asked, why it cannot be, what to do.
+    """Invalid input. The message states what was requested, why it is not possible, and what to do.
 
-    The command line prints it without a traceback and exits with status 2.
+    The command line prints the message without a traceback and exits with status 2.
     """

@@ -1,1 +1,1 @@
-"""The theory, pure, and what every package needs: types, distributions, estimators, objectives, arrays, files."""
+"""Pure theory and shared foundations: types, distributions, estimators, objectives, arrays, files."""

@@ -1,7 +1,7 @@
-"""What NumPy and JAX do not spell alike, so that a policy is written once for both.
+"""Array functions that NumPy and JAX spell differently, so that a policy is written once for both.
 
-Learning is compiled. Acting in a Gymnasium environment, one small network a step, is not: to ask a compiled program
-takes longer than to compute the answer.
+Learning is compiled. Acting in a Gymnasium environment is not: each step evaluates one small network, and dispatching
+a compiled program takes longer than computing the result in NumPy.
 """
 
 from collections.abc import Callable, Mapping, Sequence
@@ -13,20 +13,20 @@ import jax.numpy as jnp
 import numpy as np
 
 if TYPE_CHECKING:
-    AnyArray = jax.Array  # what a program's parts hand to each other
+    AnyArray = jax.Array  # inside a compiled program
 else:
     AnyArray = jax.Array | np.ndarray
 
 
 STATIC = {"static": True}
-"""Metadata of a field that is part of a pytree's structure, not one of its arrays."""
+"""Metadata that marks a field as part of a pytree's structure rather than one of its arrays."""
 C = TypeVar("C")
 
 
 @dataclass_transform(frozen_default=True)
 def pytree(cls: type[C]) -> type[C]:
     """Make a class a frozen dataclass that JAX can map over."""
-    # JAX also builds instances that hold no arrays, which a check of the fields' types would refuse.
+    # JAX also builds instances whose fields are not arrays, which a runtime type check would reject.
     cls.__no_type_check__ = True  # pyright: ignore[reportAttributeAccessIssue]
     return jax.tree_util.register_dataclass(dataclass(frozen=True)(cls))
 
@@ -37,11 +37,12 @@ def is_shape(node: Any) -> bool:
 
 
 def shaped_like(shapes: Any, observation: Any, ignored: Sequence[str] = (), prefix: str = "") -> Any:
-    """An observation in the structure of its shapes: plain dictionaries and tuples, whatever mappings and lists it is
-    made of. Parts under the keys `ignored`, written as `outer/inner`, are left out.
+    """Restructure an observation to match its shapes: mappings become dictionaries, lists and tuples become tuples.
+
+    Parts under the keys `ignored`, written as `outer/inner`, are left out.
 
     Raises:
-        ValueError: it has other keys, or another number of parts.
+        ValueError: the keys or the number of parts differ.
     """
     if is_shape(shapes):
         return observation
@@ -92,26 +93,26 @@ ACTIVATIONS: dict[str, Callable[[Any], Any]] = {
     "relu": lambda x: np.maximum(x, 0) if isinstance(x, np.ndarray) else jax.nn.relu(x),
     "silu": lambda x: x * sigmoid(x),
 }
-"""What a network may have between its layers."""
+"""Activation functions by name, for NumPy and JAX arrays."""
 
 
 def raw(leaf: Any) -> Any:
-    """An array, of JAX or NumPy, as it is; random keys as the integers that they are."""
+    """Return an array unchanged, and random keys as their integer data."""
     return jax.random.key_data(leaf) if jnp.issubdtype(leaf.dtype, jax.dtypes.prng_key) else leaf
 
 
 def typed(x: Any, like: Any) -> Any:
-    """The inverse of `raw`, given the leaf that it came from or one of its type."""
+    """The inverse of `raw`, given a leaf of the original type."""
     return jax.random.wrap_key_data(x) if jnp.issubdtype(like.dtype, jax.dtypes.prng_key) else x
 
 
 def copied(observation: Any) -> Any:
-    """A copy of every array."""
+    """Copy every array of an observation."""
     return observation.copy() if isinstance(observation, np.ndarray) else jax.tree.map(np.copy, observation)
 
 
 def in_seeds(flat: Any, shape: tuple[int, int]) -> Any:
     """[S·N, …] → [S, N, …]."""
-    if isinstance(flat, np.ndarray):  # the usual case, without the price of a walk through a tree
+    if isinstance(flat, np.ndarray):  # the usual case, without the cost of a tree traversal
         return flat.reshape(*shape, *flat.shape[1:])
     return jax.tree.map(lambda x: x.reshape(*shape, *x.shape[1:]), flat)

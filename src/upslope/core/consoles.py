@@ -1,4 +1,4 @@
-"""A console on which text is only text: no markup, and no control characters but rich's own."""
+"""A console that prints text literally: no markup, and no control characters except rich's own."""
 
 from collections.abc import Iterable
 from typing import Any
@@ -11,7 +11,7 @@ from upslope.core.messages import readable
 
 
 class PlainTextConsole(Console):
-    """What files and arguments say may hold `[b]` or an escape: both are shown as they are written."""
+    """Shows markup such as `[b]` and escape sequences from files and arguments literally."""
 
     def __init__(self, **options: Any) -> None:
         super().__init__(markup=False, emoji=False, **options)
@@ -26,5 +26,5 @@ class PlainTextConsole(Console):
 
 
 def readable_lines(text: str) -> str:
-    """`readable`, but for the ends of lines."""
+    """Apply `readable` to each line, keeping the line breaks."""
     return "\n".join(map(readable, text.split("\n")))

@@ -1,7 +1,7 @@
 """Policies as probability distributions over actions: sample, mode, log_prob, entropy, kl.
 
 Each class holds the parameters for a whole batch: leading axes are batch axes, the last axis belongs to the
-action. All quantities are in nats. To sample and to tell log_prob works with NumPy's arrays too.
+action. All quantities are in nats. Sampling and `log_prob` also accept NumPy arrays.
 """
 
 from abc import ABC, abstractmethod
@@ -29,11 +29,11 @@ class Distribution(ABC):
 
     @abstractmethod
     def noise(self, key: PRNGKeyArray) -> Float[Array, "..."]:
-        """What chance decides of a sample, whatever the parameters are."""
+        """The random part of a sample, independent of the parameters' values."""
 
     @abstractmethod
     def choose(self, noise: Float[Array, "..."]) -> Array:
-        """The action that the noise makes of the parameters."""
+        """The action determined by the parameters and the noise."""
 
     @abstractmethod
     def mode(self) -> Array:
@@ -41,7 +41,7 @@ class Distribution(ABC):
 
     @abstractmethod
     def log_prob(self, action: Shaped[Array, "..."]) -> Float[Array, "..."]:
-        """log π(a|s); a density for continuous actions."""
+        """log π(a|s); a log density for continuous actions."""
 
     @abstractmethod
     def entropy(self) -> Float[Array, "..."]:
@@ -52,9 +52,9 @@ class Distribution(ABC):
         """KL(self‖other) = E_{a~self}[log self(a) − log other(a)] ≥ 0, in closed form."""
 
     def masked(self, mask: Bool[Array, "... M"]) -> "Distribution":
-        """The same given that only allowed choices are taken: the others get probability 0.
+        """The distribution conditioned on the allowed choices: all others get probability 0.
 
-        The mask counts every choice of the action one after another; in each part of an action one must be allowed.
+        The mask lists the choices of all parts of an action in order; each part needs at least one allowed choice.
         """
         raise UpslopeError(
             f"{type(self).__name__} cannot be masked, and the environment says which actions are allowed. Give it a "
@@ -77,7 +77,7 @@ class Categorical(Distribution):
         return jax.random.gumbel(key, self.logits.shape)
 
     def choose(self, noise: Float[Array, "... A"]) -> Array:
-        """Gumbel's trick: argmax_a(logit_a + g_a) is distributed as the softmax."""
+        """The Gumbel-max trick: argmax_a(logit_a + g_a) follows the softmax distribution."""
         return (self.logits + noise).argmax(axis=-1).astype(np.int32)
 
     def mode(self) -> Array:
@@ -164,7 +164,7 @@ class Bernoulli(Distribution):
         )
 
     def masked(self, mask: Bool[Array, "... M"]) -> "Bernoulli":
-        """The mask has two places for each switch: whether it may be 0, and whether it may be 1."""
+        """The mask has two entries per switch: whether it may be 0, and whether it may be 1."""
         xp, may_be = namespace(self.logits), mask.reshape(*mask.shape[:-1], -1, 2)
         off_or_on = xp.where(may_be[..., 1], np.float32(np.inf), np.float32(-np.inf))
         return Bernoulli(xp.where(may_be.all(axis=-1), self.logits, off_or_on))
@@ -200,32 +200,32 @@ class DiagonalGaussian(Distribution):
 
 
 def split_last(x: Shaped[Array, "... K"], sizes: Sequence[int]) -> list[Array]:
-    """The last axis in successive parts of these sizes."""
+    """Split the last axis into consecutive parts of these sizes."""
     return namespace(x).split(x, np.cumsum(sizes)[:-1].tolist(), axis=-1)
 
 
 def finite_log(log_prob: Float[Array, "..."]) -> Float[Array, "..."]:
-    """log p, and 0 where p = 0: the limit of p log p is 0, and has no gradient there."""
+    """log p, or 0 where p = 0, so that p log p takes its limit 0 and has no gradient there."""
     return jnp.where(log_prob > -jnp.inf, log_prob, 0.0)
 
 
 def divergence(
     prob: Float[Array, "..."], log_prob: Float[Array, "..."], log_other: Float[Array, "..."]
 ) -> Float[Array, "..."]:
-    """p (log p − log q) of each outcome: 0 where p = 0, infinite where q = 0 < p; neither has a gradient."""
+    """p (log p − log q) per outcome: 0 where p = 0, infinite where q = 0 < p; neither case has a gradient."""
     is_impossible, is_infinite = log_prob == -jnp.inf, (log_other == -jnp.inf) & (prob > 0)
     gap = jnp.where(is_impossible | (log_other == -jnp.inf), 0.0, log_prob - log_other)
     return jnp.where(is_infinite, jnp.inf, prob * gap)
 
 
 def select(table: Float[Array, "... A"], index: Shaped[Array, "..."]) -> Float[Array, "..."]:
-    """table[..., index]. A sum against a one-hot mask: on CPUs its gradient is far cheaper than a scatter's."""
+    """table[..., index], as a sum over a one-hot mask: on CPUs its gradient is far cheaper than a scatter."""
     xp = namespace(table)
     mask = xp.arange(table.shape[-1]) == index[..., None]
     return xp.where(mask, table, 0.0).sum(axis=-1)
 
 
 def sum_of(terms) -> Float[Array, "..."]:
-    """Σ of an iterable of arrays of one shape."""
+    """The sum of an iterable of arrays of the same shape."""
     first, *others = terms
     return sum(others, start=first)

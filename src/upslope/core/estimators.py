@@ -1,11 +1,11 @@
-"""Axis 1: what weight Ψ_t does ∇log π(a_t|s_t) get?
+"""Axis 1: the weight Ψ_t of ∇log π(a_t|s_t).
 
 An estimator maps facts and estimates to credit, `(rollout, values, gamma) → Credit`: the weight Ψ_t of each action
 (Schulman et al. 2016, "High-Dimensional Continuous Control Using Generalized Advantage Estimation", eq. 1) and the
-target that the critic is to learn. To write your own, subclass `Estimator` and define `__call__`.
+critic's regression target. To write your own, subclass `Estimator` and define `__call__`.
 
-Everywhere: only `terminated` cuts the bootstrap; `truncated` ends the sum and keeps its bootstrap, from the true
-final observation; nothing crosses the end of an episode or of the collected segment.
+In all estimators, only `terminated` cuts the bootstrap; `truncated` ends the sum but bootstraps from the true final
+observation; nothing crosses the end of an episode or of the collected segment.
 """
 
 from abc import ABC, abstractmethod
@@ -20,18 +20,18 @@ from upslope.core.types import Credit, Rollout, Values
 from upslope.errors import UpslopeError
 
 UNROLL = 8
-"""Steps in a turn of a scan that does next to nothing in a step, since a turn itself costs an accelerator far more."""
+"""Unroll factor of scans with very cheap steps, for which loop overhead dominates on accelerators."""
 
 
 class Estimator(ABC):
-    """Weighs actions. Frozen dataclasses: the fields are the hyperparameters."""
+    """Base class of estimators. Subclasses are frozen dataclasses whose fields are the hyperparameters."""
 
     needs_critic: ClassVar[bool]
-    """Whether it reads `values`, so that a critic is trained."""
+    """Whether the estimator reads `values`, so that a critic is trained."""
     whole_episodes: ClassVar[bool]
-    """Whether R_t must be known to the end: one episode a column is collected rather than a fixed segment."""
+    """Whether it needs complete returns: each column then collects one whole episode rather than a fixed segment."""
     is_advantage: ClassVar[bool] = True
-    """Whether centring and scaling the weights over a batch leaves their meaning (false for constant weights)."""
+    """Whether the weights may be centred and scaled over a batch (false for constant weights)."""
 
     @abstractmethod
     def __call__(self, rollout: Rollout, values: Values, gamma: float) -> Credit:
@@ -40,7 +40,7 @@ class Estimator(ABC):
 
 @dataclass(frozen=True)
 class TotalReturn(Estimator):
-    """Ψ_t = R(τ) = Σ_t' γ^t' r_t': every action is weighed by the whole episode (Williams 1992, REINFORCE)."""
+    """Ψ_t = R(τ) = Σ_t' γ^t' r_t': every action is weighted by the episode's return (Williams 1992, REINFORCE)."""
 
     needs_critic: ClassVar[bool] = False
     whole_episodes: ClassVar[bool] = True
@@ -53,7 +53,7 @@ class TotalReturn(Estimator):
 
 @dataclass(frozen=True)
 class RewardToGo(Estimator):
-    """Ψ_t = R_t = Σ_{t'≥t} γ^(t'−t) r_t': an action answers only for what comes after it."""
+    """Ψ_t = R_t = Σ_{t'≥t} γ^(t'−t) r_t': an action is credited only with the rewards after it."""
 
     needs_critic: ClassVar[bool] = False
     whole_episodes: ClassVar[bool] = True
@@ -67,7 +67,7 @@ class RewardToGo(Estimator):
 class Baseline(Estimator):
     """Ψ_t = R_t − B(s_t), with the critic's V(s_t) as B: better or worse than usual? (Williams 1992; Sutton 2018, 13.4)
 
-    R_t is what was really collected, so a truncated episode's return is not bootstrapped.
+    R_t sums only the rewards actually collected, so a truncated episode's return is not bootstrapped.
     """
 
     needs_critic: ClassVar[bool] = True
@@ -129,7 +129,7 @@ class GAE(Estimator):
 
 @dataclass(frozen=True)
 class UnitWeight(Estimator):
-    """Ψ_t = 1: with `PolicyGradient` this is maximum likelihood, i.e. imitation of whoever acted."""
+    """Ψ_t = 1: with `PolicyGradient` this is maximum likelihood, i.e. imitation of the behaviour policy."""
 
     needs_critic: ClassVar[bool] = False
     whole_episodes: ClassVar[bool] = False
@@ -141,7 +141,7 @@ class UnitWeight(Estimator):
 
 
 def ends(rollout: Rollout) -> Bool[Array, "T N"]:
-    """Where nothing may be carried back from the step after: the episode is over."""
+    """Where the episode ends, so that nothing is carried back from the next step."""
     return rollout.terminated | rollout.truncated | ~rollout.valid
 
 
@@ -158,7 +158,7 @@ def td_error(rollout: Rollout, values: Values, gamma: float) -> Float[Array, "T 
 
 
 def discounted_sum(x: Float[Array, "T N"], end: Bool[Array, "T N"], discount: float) -> Float[Array, "T N"]:
-    """y_t = x_t + discount · y_{t+1}, started afresh after every end."""
+    """y_t = x_t + discount · y_{t+1}, with y_{t+1} = 0 at every end."""
 
     def backwards(following: Float[Array, "N"], now: tuple[Array, Array]) -> tuple[Array, Array]:
         x_t, end_t = now
@@ -169,7 +169,7 @@ def discounted_sum(x: Float[Array, "T N"], end: Bool[Array, "T N"], discount: fl
 
 
 def advantage_credit(advantage: Float[Array, "T N"], rollout: Rollout, values: Values) -> Credit:
-    """Ψ = A; the critic's target is A + V, the return that the estimator believes in."""
+    """Ψ = A; the critic's target is A + V, the estimator's estimate of the return."""
     return Credit(
         weight=jnp.where(rollout.valid, advantage, 0.0),
         target=jnp.where(rollout.valid, advantage + values.value, 0.0),

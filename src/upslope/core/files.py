@@ -1,7 +1,7 @@
-"""Files of strangers: what is read is a plain file of a sensible size, and nothing is written through a link.
+"""Safe access to untrusted files: only plain files of bounded size are read, and nothing is written through a link.
 
-A run directory may come from anybody. A link in it would let a write reach a file elsewhere; a pipe or a device in the
-place of a file would never end.
+A run directory may come from anybody. A link in it would redirect a write to a file elsewhere, and reading a pipe or
+a device might never end.
 """
 
 import os
@@ -13,18 +13,18 @@ from secrets import token_hex
 from upslope.errors import UpslopeError
 
 MAX_TABLE = 1 << 33
-"""Bytes; no table of a run is larger."""
+"""Largest size of a run's table, in bytes."""
 MAX_TEXT = 1 << 26
-"""Bytes; no description of a run is larger."""
+"""Largest size of a run's description, in bytes."""
 MAX_SETTINGS = 1 << 20
-"""Bytes; no file of settings is larger."""
+"""Largest size of a settings file, in bytes."""
 
 
 def plain_file(path: Path, most: int) -> Path:
-    """The path, if it is a plain file of at most so many bytes.
+    """Return the path if it is a plain file of at most `most` bytes.
 
     Raises:
-        UpslopeError: it is missing, a pipe, a device, a folder, or larger.
+        UpslopeError: the path is missing, a pipe, a device or a folder, or the file is too large.
     """
     try:
         found = path.stat()
@@ -41,7 +41,7 @@ def plain_file(path: Path, most: int) -> Path:
 
 
 def kind_of(mode: int) -> str:
-    """What stands in the place of a file, in words."""
+    """Describe a file type in words, from its mode."""
     for test, words in (
         (stat.S_ISLNK, "a symbolic link"), (stat.S_ISDIR, "a folder"), (stat.S_ISFIFO, "a pipe"),
         (stat.S_ISREG, "a plain file"),
@@ -52,11 +52,11 @@ def kind_of(mode: int) -> str:
 
 
 def own_path(folder: Path, path: Path, *, is_folder: bool = False) -> Path:
-    """The path inside a folder, if it may be written: no part of it below the folder is a link, and what stands there
-    is a plain file, or a folder where one is meant.
+    """Return a path inside a folder if it may be written: no component below the folder is a link, and whatever exists
+    there is a plain file, or a folder if `is_folder`.
 
     Raises:
-        UpslopeError: it may not.
+        UpslopeError: the path may not be written.
     """
     place = folder
     parts = path.relative_to(folder).parts
@@ -77,12 +77,12 @@ def own_path(folder: Path, path: Path, *, is_folder: bool = False) -> Path:
 
 
 def writable(folder: Path, path: Path) -> Path:
-    """`own_path` of a file. One that has several names is first replaced by a copy, so that what has the other names
-    stays as it is.
+    """Return `own_path` of a file. A file with several hard links is first replaced by a copy, so that writing to it
+    leaves the other links unchanged.
 
     Raises:
-        UpslopeError: it may not be written.
-        OSError: it cannot be copied.
+        UpslopeError: the file may not be written.
+        OSError: the file cannot be copied.
     """
     own_path(folder, path)
     if path.exists() and path.stat().st_nlink > 1:
@@ -96,5 +96,5 @@ def writable(folder: Path, path: Path) -> Path:
 
 
 def temporary_beside(path: Path) -> Path:
-    """A name beside a file that nobody can have guessed."""
+    """An unpredictable temporary path in the same folder."""
     return path.with_name(f".{path.name[:200]}.{os.getpid()}.{token_hex(8)}.tmp")

@@ -1,4 +1,4 @@
-"""Words that many share, in messages and in files."""
+"""Shared helpers for the text of messages and files."""
 
 import linecache
 import sys
@@ -10,21 +10,21 @@ from pathlib import Path
 from unicodedata import category
 
 PREFIX = "health/"
-"""Of the metrics of a run's health."""
+"""Prefix of the health metrics."""
 COMPILED_PREFIX = "jax:"
-"""Of the ids of compiled worlds."""
+"""Prefix of the ids of compiled environments."""
 
 
 def readable(text: str) -> str:
-    """Text from outside as it may be shown, on one line: control characters, those that turn the direction of writing,
-    and ends of lines are spelled out, so that they reach no terminal."""
+    """Make untrusted text safe to show on one line: control characters, bidirectional overrides and line breaks are
+    escaped, so that none reaches a terminal."""
     if text.isprintable():
         return text
     return "".join(c if c.isprintable() else spelled_out(c) for c in text)
 
 
 def spelled_out(character: str) -> str:
-    """`\\x1b` for an escape; spaces of any width stay."""
+    """Escape a character, e.g. as `\\x1b`; spaces of any width are kept."""
     if category(character) == "Zs":
         return character
     number = ord(character)
@@ -39,7 +39,7 @@ def counted(number: int, noun: str) -> str:
 
 
 def unknown(role: str, name: str, known: Iterable[str], where: str = "upslope list") -> str:
-    """Say that a name is not known, and which near ones are; `where` is the command that shows all."""
+    """Say that a name is unknown and suggest similar ones; `where` is the command that lists all."""
     lower = {one.lower(): one for one in sorted(known)}
     near = [lower[one] for one in get_close_matches(name.lower(), lower, n=3, cutoff=0.5)]
     hint = f"Did you mean {' or '.join(near)}?" if near else f"Known: {', '.join(lower.values())}."
@@ -47,20 +47,21 @@ def unknown(role: str, name: str, known: Iterable[str], where: str = "upslope li
 
 
 def warn(text: str) -> None:
-    """Tell what must not be lost, where no display is at hand."""
+    """Print a warning to stderr, for code that has no display."""
     print(readable(text), file=sys.stderr, flush=True)
 
 
 def told(error: BaseException) -> str:
-    """An exception in words: its type, its message where it has one, and where it was raised."""
+    """Describe an exception: its type, its message if any, and where it was raised."""
     words = f"{type(error).__name__}: {error}" if str(error).strip() else type(error).__name__
     place = raised_at(error)
     return f"{words} ({place})" if place else words
 
 
 def raised_at(error: BaseException) -> str:
-    """The last file and line of an exception that are not upslope's own; those of an installed library count only where
-    there are no others. The line itself is shown where the exception says nothing. Empty where there is no place."""
+    """The innermost file and line of a traceback outside upslope; installed libraries count only if there is no other.
+
+    The source line is included if the exception has no message. Empty if there is no such frame."""
     frames = [f for f in traceback.extract_tb(error.__traceback__) if not f.filename.startswith((OWN_FOLDER, "<"))]
     if not frames:
         return ""
@@ -71,4 +72,4 @@ def raised_at(error: BaseException) -> str:
 
 
 OWN_FOLDER = str(Path(__file__).parents[1])
-"""Where upslope's own code lies."""
+"""The folder of upslope's own code."""

@@ -1,4 +1,4 @@
-"""Numbers for a reader: as many digits as their spread supports, and the interval of a mean over few seeds."""
+"""Number formatting with as many digits as the spread supports, and confidence intervals over few seeds."""
 
 import math
 from collections.abc import Sequence
@@ -9,16 +9,16 @@ import numpy as np
 LEVEL = 0.95
 """The confidence level of every interval."""
 FEW_SEEDS = 5
-"""With fewer seeds the evidence is thin, and a display that shows an interval says so."""
+"""With fewer seeds than this, displays warn that an interval rests on little evidence."""
 UNKNOWN = "–"
 Values = Sequence[float] | np.ndarray
 MAX_DECIMALS = 6
 
 
 def number(value: float, spread: float = math.nan) -> str:
-    """Write a value in the first two digits of its spread: the width of its interval, or the range of its seeds.
+    """Format a value to the second significant digit of its spread: its interval's width, or the range over seeds.
 
-    A value without a spread gets four significant digits, and a value that is not finite a dash.
+    A value without a spread gets four significant digits, and a non-finite value a dash.
     """
     if not math.isfinite(value):
         return UNKNOWN
@@ -28,7 +28,7 @@ def number(value: float, spread: float = math.nan) -> str:
 
 
 def with_interval(value: float, low: float, high: float) -> tuple[str, str]:
-    """The value and `[low, high]`, in the digits that the interval supports."""
+    """The value and `[low, high]`, with the digits that the interval supports."""
     return number(value, high - low), f"[{number(low, high - low)}, {number(high, high - low)}]"
 
 
@@ -38,27 +38,27 @@ def plus_minus(value: float, half: float) -> str:
 
 
 def finite(values: Values) -> list[float]:
-    """The values that are finite; a seed that has not finished an episode reports nan."""
+    """The finite values; a seed that has not finished an episode reports nan."""
     return [value for value in values if math.isfinite(value)]
 
 
 def range_of(values: Values) -> float:
-    """The largest finite value minus the smallest; 0 where there are fewer than two."""
+    """The largest finite value minus the smallest; 0 if there are fewer than two."""
     known = finite(values)
     return max(known) - min(known) if known else 0.0
 
 
 def t_quantile(freedom: Any) -> Any:
-    """t_{0.975, ν}, the quantile of Student's distribution that a 95 % interval needs; also of an array of ν."""
-    from scipy.special import stdtrit  # importing it takes a fifth of a second, which a single seed does not need
+    """t_{0.975, ν}, the quantile of Student's t-distribution for a 95 % interval; ν may be an array."""
+    from scipy.special import stdtrit  # imported lazily: it takes 0.2 s, and a single seed does not need it
 
     return stdtrit(freedom, (1 + LEVEL) / 2)
 
 
 def half_width(x: Values) -> float:
-    """Half of Student's interval of a mean, t_{0.975, n−1} · s/√n, over the n finite values of x; nan below two.
+    """Half-width of Student's t interval for the mean, t_{0.975, n−1} · s/√n, over the n finite values; nan if n < 2.
 
-    Exact for normal values.
+    The interval is exact for normally distributed values.
     """
     known = np.asarray(x, np.float64)
     known = known[np.isfinite(known)]

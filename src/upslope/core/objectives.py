@@ -1,9 +1,9 @@
-"""Axis 2: how far, and by which ratio, does the policy move?
+"""Axis 2: how the policy moves, and how far.
 
-An objective turns a batch of weighed actions into a loss per sample, whose descent is the policy's ascent. It may
-hold state (the adaptive β). To write your own, subclass `Objective` and define `loss`.
+An objective maps a batch of weighted actions to a loss per sample; descending it improves the policy. It may hold
+state (the adaptive β). To write your own, subclass `Objective` and define `loss`.
 
-Two old policies are kept apart: the ratio is π_θ over the *recorded* behaviour policy μ; the KL is against the
+There are two old policies: the ratio is π_θ over the *recorded* behaviour policy μ; the KL divergence is from the
 learner's own policy at the start of the update. On policy they coincide.
 """
 
@@ -21,10 +21,10 @@ ObjectiveState = Float[Array, "..."]
 
 
 class Sample(NamedTuple):
-    """What an objective sees of each of B actions."""
+    """The inputs of an objective for each of B actions."""
 
     log_prob: Float[Array, "B"]
-    """log π_θ(a|s), the only field that carries a gradient, besides `kl`."""
+    """log π_θ(a|s); only this field and `kl` carry a gradient."""
     behaviour_log_prob: Float[Array, "B"]
     """log μ(a|s), as recorded."""
     weight: Float[Array, "B"]
@@ -34,13 +34,13 @@ class Sample(NamedTuple):
 
 
 class Objective(ABC):
-    """Moves the policy. Frozen dataclasses: the fields are the hyperparameters."""
+    """Base class of objectives. Subclasses are frozen dataclasses whose fields are the hyperparameters."""
 
     needs_behaviour: ClassVar[bool] = True
-    """Whether it reads `behaviour_log_prob`, so that data without it is refused."""
+    """Whether the objective reads `behaviour_log_prob`, so that data without it is refused."""
 
     state_name: ClassVar[str | None] = None
-    """What the state is called among the metrics, `objective/…`; None where there is none."""
+    """Name of the state among the metrics `objective/…`; None if there is no state."""
 
     def init(self) -> ObjectiveState:
         """The state at the start of training."""
@@ -51,13 +51,13 @@ class Objective(ABC):
         """The loss of each sample; its mean is minimised."""
 
     def adapt(self, state: ObjectiveState, kl: Float[Array, ""]) -> ObjectiveState:
-        """The state for the next iteration, given the mean KL that this update moved the policy by."""
+        """The state for the next iteration, given the mean KL divergence of this update."""
         return state
 
 
 @dataclass(frozen=True)
 class PolicyGradient(Objective):
-    """L = −Ψ log π_θ(a|s): make what went well more probable."""
+    """L = −Ψ log π_θ(a|s): make actions with positive weight more probable."""
 
     needs_behaviour: ClassVar[bool] = False
 
@@ -67,7 +67,7 @@ class PolicyGradient(Objective):
 
 @dataclass(frozen=True)
 class ImportanceSampled(Objective):
-    """L = −Ψ π_θ(a|s)/μ(a|s): correct for another agent having acted (Schulman et al. 2017, eq. 6)."""
+    """L = −Ψ π_θ(a|s)/μ(a|s): correct for actions taken by another policy (Schulman et al. 2017, eq. 6)."""
 
     def loss(self, state: ObjectiveState, sample: Sample) -> Float[Array, "B"]:
         return -sample.weight * importance_ratio(sample)
@@ -104,7 +104,7 @@ class KLPenalty(Objective):
             return state
         halve, double = kl < self.target / 1.5, kl > self.target * 1.5
         adapted = jnp.where(halve, state / 2, jnp.where(double, state * 2, state))
-        # At 0 or infinity β would never come back.
+        # At 0 or infinity, β could never recover.
         return jnp.clip(adapted, 1e-6, 1e6)
 
 

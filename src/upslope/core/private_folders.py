@@ -1,4 +1,4 @@
-"""Folders that only this user may write: compiled programs and trust are kept there."""
+"""Folders that only this user can write, for compiled programs and trust."""
 
 import os
 import stat
@@ -6,11 +6,11 @@ from pathlib import Path
 
 
 def private_folder(path: Path) -> Path:
-    """The folder, made where it is missing, with mode 700.
+    """Return the folder with mode 700, creating it if it is missing.
 
     Raises:
-        PermissionError: it is a symbolic link, no folder, or belongs to another user, who could put anything there.
-        OSError: it cannot be made.
+        PermissionError: the path is a symbolic link, not a folder, or owned by another user, who could write to it.
+        OSError: the folder cannot be created.
     """
     path.parent.mkdir(parents=True, exist_ok=True)
     path.mkdir(mode=0o700, exist_ok=True)

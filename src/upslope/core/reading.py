@@ -1,4 +1,4 @@
-"""Text files → values, checked; one clear message where a file is missing, damaged or foreign."""
+"""Read and check text files, with one clear message if a file is missing, damaged or foreign."""
 
 import json
 from collections.abc import Callable, Mapping, Sequence
@@ -14,10 +14,10 @@ from upslope.errors import UpslopeError
 
 
 def parse_json(text: str) -> Any:
-    """The value of a JSON text.
+    """Parse a JSON text.
 
     Raises:
-        ValueError: it is none; JSON knows no NaN and no Infinity.
+        ValueError: the text is not strict JSON, which has no NaN or Infinity.
     """
 
     def refuse(name: str) -> Any:
@@ -30,14 +30,14 @@ def parse_json(text: str) -> Any:
 
 
 def brief(error: BaseException) -> str:
-    """What an error says, in one line that can be read."""
+    """An error's message, on one printable line of bounded length."""
     words = " ".join(str(error).split())
     words = readable(words).rstrip(".")
     return words if len(words) <= 200 else words[:200] + "…"
 
 
 def damaged(path: Path, error: BaseException) -> UpslopeError:
-    """A file that cannot be understood."""
+    """The error for a file that cannot be parsed."""
     return UpslopeError(
         f"{path} is damaged or not upslope's: {type(error).__name__}: {brief(error)}. Put a copy of it back, or leave "
         "this run out."
@@ -45,10 +45,10 @@ def damaged(path: Path, error: BaseException) -> UpslopeError:
 
 
 def read_text(path: Path, parse: Callable[[str], Any]) -> Any:
-    """What `parse` makes of a text file.
+    """Read a text file and parse it with `parse`.
 
     Raises:
-        UpslopeError: it is missing, no plain file, absurdly large, or cannot be parsed.
+        UpslopeError: the file is missing, not a plain file, too large, or cannot be parsed.
     """
     plain_file(path, MAX_TABLE)
     try:
@@ -58,7 +58,7 @@ def read_text(path: Path, parse: Callable[[str], Any]) -> Any:
 
 
 def checked_rows(text: str) -> list[dict[str, Any]]:
-    """A JSON list of objects."""
+    """Parse a JSON list of objects."""
     rows = parse_json(text)
     if not all(isinstance(row, dict) for row in rows):
         raise TypeError("a row must be an object")
@@ -66,21 +66,22 @@ def checked_rows(text: str) -> list[dict[str, Any]]:
 
 
 def csv_type(names: Sequence[str], text: Mapping[str, str]) -> np.dtype:
-    """The type of a row."""
+    """The structured dtype of a row; `text` maps column names to the dtypes of text columns."""
     return np.dtype([(n, text.get(n, "f8" if n == "return" else "i8")) for n in names])
 
 
 def read_csv(path: Path, names: Sequence[str], text: Mapping[str, str] = MappingProxyType({})) -> np.ndarray:
-    """A CSV with a header as a structured array, without a last row that is incomplete; `text` are types of columns
-    that hold no numbers."""
+    """Read a CSV file with a header into a structured array, dropping an incomplete last row.
+
+    `text` maps the names of non-numeric columns to their dtypes."""
     kind = csv_type(names, text)
 
     def parse(content: str) -> np.ndarray:
-        # On other characters in a column of numbers NumPy's parser reads outside its tables, and the process dies.
+        # NumPy's parser reads out of bounds on non-ASCII characters in a numeric column and crashes the process.
         if not content.isascii():
             raise ValueError("it holds characters that no table of upslope has")
         if "\n" not in content and ",".join(names).startswith(content):
-            return np.zeros(0, kind)  # the disk was full before the first line was whole
+            return np.zeros(0, kind)  # the disk was full before the header was complete
         header, *rows = content.split("\n")[:-1] or [""]
         if header != ",".join(names):
             raise ValueError(f"its first line must be {','.join(names)}")

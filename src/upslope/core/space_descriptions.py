@@ -1,4 +1,4 @@
-"""What a config.json says of spaces, checked without the libraries that use them: it may come from anybody."""
+"""Check the space descriptions of an untrusted config.json, without the libraries that use them."""
 
 import math
 from typing import Any
@@ -11,32 +11,32 @@ ENCODERS = {
     "DictEncoder": ("parts",),
     "TupleEncoder": ("parts",),
 }
-"""Kinds of observation, and their fields."""
+"""Observation kinds and their fields."""
 PARTS: dict[str, type] = {"DictEncoder": dict, "TupleEncoder": list}
-"""Kinds that are made of others, and what holds their parts."""
+"""Composite kinds and the JSON container of their parts."""
 HEADS = {
     "DiscreteHead": ("n", "start"),
     "BoxHead": ("shape", "low", "high"),
     "MultiDiscreteHead": ("shape", "sizes", "start"),
     "MultiBinaryHead": ("shape",),
 }
-"""Kinds of action, and their fields."""
+"""Action kinds and their fields."""
 ACTION_DTYPES = {
     "BoxHead": ("float32", "float64", "float16"),
     "MultiDiscreteHead": ("int64", "int32", "int16", "int8", "uint8", "uint16", "uint32", "uint64"),
 }
-"""What an environment may take of each kind of action, in an optional field `dtype`; the first is the default."""
+"""The dtypes allowed for each action kind in the optional field `dtype`; the first is the default."""
 OLD_NAMES = {"BoxCoding": "BoxEncoder", "DiscreteCoding": "DiscreteEncoder"}
-"""What runs of format 1 call an encoder."""
+"""Encoder names in runs of format 1."""
 MAX_FEATURES, MAX_DIMENSIONS, MAX_PARTS, MAX_DEPTH = 2**31, 64, 2**12, 16
-"""No network reads or gives more numbers, no array has more axes; parts of a space, and how deep they lie."""
+"""Upper bounds: a network's inputs or outputs, axes of an array, parts of a space, and nesting depth."""
 
 
 def check_spaces(spaces: Any) -> None:
-    """Refuse what describes no observation and action.
+    """Check that `spaces` describes an observation and an action space.
 
     Raises:
-        ValueError, TypeError, KeyError, OverflowError: it does not.
+        ValueError, TypeError, KeyError, OverflowError: the description is invalid.
     """
     space_fields(spaces["observation"], ENCODERS)
     space_fields(spaces["action"], HEADS)
@@ -45,11 +45,11 @@ def check_spaces(spaces: Any) -> None:
 
 
 def space_fields(description: Any, kinds: dict[str, tuple[str, ...]], depth: int = 0) -> tuple[str, dict[str, Any]]:
-    """The kind that a description names and its fields, lists as tuples and bounds as numbers. Parts are the kind and
-    the fields of each.
+    """The kind and fields of a description, with lists as tuples and bounds as floats. Each of its parts becomes a
+    (kind, fields) pair.
 
     Raises:
-        ValueError, TypeError, KeyError, OverflowError: it describes no space of these kinds.
+        ValueError, TypeError, KeyError, OverflowError: the description is not a space of one of these kinds.
     """
     if not isinstance(description, dict) or not isinstance(description.get("kind"), str):
         raise TypeError("a space must be an object with a `kind`")
@@ -77,7 +77,7 @@ def space_fields(description: Any, kinds: dict[str, tuple[str, ...]], depth: int
 
 
 def part_fields(kind: str, description: dict[str, Any], kinds: dict[str, tuple[str, ...]], depth: int) -> Any:
-    """The kind and the fields of each part, by key or in their order."""
+    """The kind and fields of each part, by key or in order."""
     parts: Any = description.get("parts")
     holds = PARTS[kind]
     if description.keys() != {"kind", "parts"} or not isinstance(parts, holds):
@@ -90,7 +90,7 @@ def part_fields(kind: str, description: dict[str, Any], kinds: dict[str, tuple[s
 
 
 def check_fields(fields: dict[str, Any]) -> None:
-    """Refuse sizes that are not whole, positive and sensible, and bounds that do not fit the shape."""
+    """Check that sizes are positive integers within limits, and that bounds match the shape."""
     for name, value in fields.items():
         if name in ("low", "high"):
             if len(value) != math.prod(fields["shape"]) or any(map(math.isnan, value)):
@@ -114,5 +114,5 @@ def check_fields(fields: dict[str, Any]) -> None:
 
 
 def as_tuple(value: Any) -> tuple[Any, ...]:
-    """The value, or a tuple of it alone."""
+    """Wrap the value in a tuple unless it is one."""
     return value if isinstance(value, tuple) else (value,)

@@ -1,4 +1,4 @@
-"""Arrays and JSON in one file: written atomically, read without executing anything.
+"""Arrays and JSON in one file, written atomically and read without executing code.
 
 A file is a NumPy `.npz` archive (zip with checksums) whose entry `meta` is a JSON text.
 """
@@ -23,11 +23,11 @@ from upslope.errors import UpslopeError
 MAX_BYTES = 1 << 36
 """A file that declares more than 64 GiB of arrays is refused before any of it is read."""
 MAX_RATIO, SMALL = 200, 1 << 26
-"""So is one that declares more than 200 times its own size, and more than 64 MiB: real data never compress so well."""
+"""So is a file that declares over 64 MiB and over 200 times its own size: real data never compresses that well."""
 
 
 def write_atomically(path: Path, content: bytes) -> None:
-    """Write to a temporary file beside it, flush to disk, then rename: a reader sees the old or the new, whole."""
+    """Write to a temporary file beside the path, sync it, then rename: readers see either the old or the new content."""
     temporary = temporary_beside(path)
     try:
         with temporary.open("wb") as file:
@@ -45,7 +45,7 @@ def write_atomically(path: Path, content: bytes) -> None:
 
 
 def save_arrays(path: Path, arrays: Mapping[str, np.ndarray], meta: Mapping[str, Any]) -> None:
-    """Write arrays and a JSON-able `meta` into one file, atomically."""
+    """Atomically write arrays and a JSON-serialisable `meta` to one file."""
     buffer = io.BytesIO()
     members: dict[str, Any] = {"meta": np.asarray(json.dumps(meta)), **arrays}
     np.savez(buffer, **members)
@@ -53,7 +53,7 @@ def save_arrays(path: Path, arrays: Mapping[str, np.ndarray], meta: Mapping[str,
 
 
 def load_arrays(path: Path, what: str) -> tuple[dict[str, np.ndarray], dict[str, Any]]:
-    """Read such a file; `what` it should be is said when it is not.
+    """Read a file written by `save_arrays`; error messages call it a `what`.
 
     Raises:
         UpslopeError: the file is missing, damaged, foreign, declares more than it holds, or holds pickled objects.
@@ -77,14 +77,14 @@ def load_arrays(path: Path, what: str) -> tuple[dict[str, np.ndarray], dict[str,
 
 
 def check_declared(archive: zipfile.ZipFile, size: int) -> None:
-    """Refuse an archive that would unpack to much more than it is."""
+    """Refuse an archive that declares far more data than its size allows (a zip bomb)."""
     declared = sum(entry.file_size for entry in archive.infolist())
     if declared > MAX_BYTES or declared > max(SMALL, MAX_RATIO * size):
         raise ValueError(f"it is {size:,} bytes long and declares {declared:,}")
 
 
 def read_array(archive: zipfile.ZipFile, entry: zipfile.ZipInfo) -> np.ndarray:
-    """An array whose header declares numbers or text, exactly as many as there are: nothing is allocated before."""
+    """Read an array, after checking that its header declares numbers or text and matches the stored size."""
     with archive.open(entry) as file:
         version = np.lib.format.read_magic(file)
         if version not in HEADERS:
@@ -98,7 +98,7 @@ def read_array(archive: zipfile.ZipFile, entry: zipfile.ZipInfo) -> np.ndarray:
             raise ValueError(f"{entry.filename} declares {dtype}{list(shape)}, which is not what it holds")
         file.seek(0)
         array = np.lib.format.read_array(file, allow_pickle=False)
-        file.read()  # at the end zipfile compares the checksum
+        file.read()  # zipfile checks the CRC at the end of the entry
     return array
 
 
@@ -106,12 +106,12 @@ HEADERS = {(1, 0): np.lib.format.read_array_header_1_0, (2, 0): np.lib.format.re
 
 
 def fits_32_bits(x: np.ndarray) -> bool:
-    """Whether all are finite, and no larger than a 32-bit float can be."""
+    """Whether all numbers are finite and within the range of a 32-bit float."""
     return bool((np.abs(x.astype(np.float64)) <= np.finfo(np.float32).max).all())
 
 
 def plain(x: Any) -> Any:
-    """Dataclasses, arrays and paths → what strict JSON can hold; nan and infinity are null."""
+    """Convert dataclasses, arrays and paths to strict JSON values; nan and infinity become null."""
     if is_dataclass(x):
         return {f.name: plain(getattr(x, f.name)) for f in fields(x)}
     if isinstance(x, dict):

@@ -1,8 +1,8 @@
-"""The data that flows between the rooms.
+"""The data types that packages exchange.
 
 Axis letters, time-major always: S seeds, T time, N environments (columns), B samples (T·N, shuffled).
-Facts (`Rollout`) are kept apart from estimates (`Values`, `Credit`): a rollout holds only what happened, so a
-file recorded by anybody is one too.
+Facts (`Rollout`) are separate from estimates (`Values`, `Credit`): a rollout holds only what happened, so any
+recorded file can be one.
 """
 
 from collections.abc import Mapping
@@ -19,9 +19,10 @@ Metrics = dict[str, Float[Array, "..."]]
 
 
 class Transition(NamedTuple):
-    """What a world answers to one action: the successor observation, the reward, and why the episode ended.
+    """The result of one environment step: the successor observation, the reward, and why the episode ended.
 
-    `terminated`: the world itself ended (V(s_{t+1}) = 0). `truncated`: somebody stopped watching (V goes on).
+    `terminated`: a terminal state was reached (V(s_{t+1}) = 0). `truncated`: the episode was cut off, e.g. by a time
+    limit, and V(s_{t+1}) still counts.
     """
 
     observation: Any
@@ -31,12 +32,12 @@ class Transition(NamedTuple):
 
 
 class Rollout(NamedTuple):
-    """What happened: T steps in each of N columns, by the behaviour policy μ. Facts only.
+    """The facts of T steps in each of N columns, taken by the behaviour policy μ.
 
     `next_observation` is the true successor s_{t+1}, also at the end of an episode, never the first observation
-    of the next one. `behaviour_log_prob` is log μ(a_t|s_t) as it was when the action was taken. `valid` marks
-    the steps that happened; the others are padding and change nothing. `action_mask` says which choices were allowed
-    in s_t, one after another as the head of the actions counts them; None where the environment forbids nothing.
+    of the next one. `behaviour_log_prob` is log μ(a_t|s_t) as computed when the action was taken. `valid` marks
+    the steps that happened; the others are padding and have no effect. `action_mask` marks the choices allowed in s_t,
+    in the order of the action head; None if the environment does not mask actions.
     """
 
     observation: Shaped[Array, "T N ..."]
@@ -58,12 +59,12 @@ class Values(NamedTuple):
 
 
 class Credit(NamedTuple):
-    """What an estimator says: Ψ_t, the weight on ∇log π(a_t|s_t), and the target the critic is to learn."""
+    """An estimator's output: Ψ_t, the weight on ∇log π(a_t|s_t), and the critic's target."""
 
     weight: Float[Array, "T N"]
     target: Float[Array, "T N"]
 
 
 def host_rollout(fields: Mapping[str, Any]) -> Rollout:
-    """A rollout of NumPy arrays, by the names of its fields; JAX takes them as they are."""
+    """Build a rollout from NumPy arrays by field name; JAX accepts them unchanged."""
     return Rollout(**cast(dict[str, Any], fields))

@@ -143,7 +143,7 @@ class Policy:
         except ValueError:
             return shaped_like(self.encoder.shapes, observation, self.ignored)
 
-    def distribution(self, batch: Any, mask: Any) -> Any:
+    def distribution(self, batch: Any, mask: Any = None) -> Any:
         """π(·|s) of every row; updates the memory of a model that has one."""
         if not self.has_memory:
             return self.here.policy(batch, mask)
