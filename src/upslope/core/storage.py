@@ -27,7 +27,7 @@ MAX_RATIO, SMALL = 200, 1 << 26
 
 
 def write_atomically(path: Path, content: bytes) -> None:
-    """Write to a temporary file beside the path, sync it, then rename: readers see either the old or the new content."""
+    """Write and sync a temporary file beside the path, then rename it: readers see the old or the new file, whole."""
     temporary = temporary_beside(path)
     try:
         with temporary.open("wb") as file:

@@ -1,7 +1,7 @@
-"""A rollout as a batch: facts and credit [T, N] → what minibatches are drawn from.
+"""A rollout as a batch: facts and credit [T, N] → units from which minibatches are drawn.
 
-Without memory the unit of a minibatch is one step, and a batch has B = T·N of them. With memory it is a stretch of L
-steps in a row, whose carry is where the parameters before the update would have it.
+Without memory a unit is one step, and a batch has B = T·N of them. With memory a unit is a stretch of L consecutive
+steps, whose initial carry is computed with the parameters before the update.
 """
 
 from collections.abc import Callable
@@ -20,7 +20,7 @@ from upslope.models.model import Carry, Memory, Model, Outputs, allowed, has_mem
 
 
 class Batch(NamedTuple):
-    """Units [B], each one step, or [B, L], each a stretch of L steps."""
+    """B units: arrays [B] if a unit is one step, [B, L] if it is a stretch of L steps."""
 
     features: Any
     action: Shaped[Array, "B ..."]
@@ -38,14 +38,14 @@ class Batch(NamedTuple):
 
 
 def beginnings(rollout: Rollout, memory: Memory) -> Bool[Array, "T N"]:
-    """Where an episode begins; of the first row the memory tells it."""
+    """Where an episode begins; the first row comes from the memory."""
     return jnp.concatenate([memory.fresh[None], ends(rollout)[:-1]])
 
 
 def batch_of(
     agent: Agent, rollout: Rollout, credit: Credit, memory: Memory, length: int | None, vmapped: bool
 ) -> Batch:
-    """The batch, with the features and the old policy computed once. `length` is L; by default all of the rollout."""
+    """The batch, with features and old policy computed once. `length` is L, by default the whole rollout."""
     valid = rollout.valid
     length = min(length or len(valid), len(valid)) if has_memory(agent.model) else None
 
@@ -58,7 +58,7 @@ def batch_of(
     features = jax.tree.map(units, prepared)
     fresh = as_units(beginnings(rollout, memory), length)
     carry = () if length is None else carries_at(agent.model, prepared, memory, rollout, length)
-    # In padding everything is allowed: where nothing is, there is no policy, only nan.
+    # In padding everything is allowed, since a policy that may choose nothing is nan.
     mask = None if rollout.action_mask is None else ~units(~rollout.action_mask)
     inputs = (features, carry, fresh, mask)
     return Batch(
@@ -76,12 +76,12 @@ def batch_of(
 
 
 def inputs_of(batch: Batch) -> tuple[Any, Carry, Array, Array | None]:
-    """What `outputs_of` asks of a batch."""
+    """The inputs of `outputs_of` from a batch."""
     return batch.features, batch.carry, batch.fresh, batch.action_mask
 
 
 def as_units(x: Shaped[Array, "T N ..."], length: int | None) -> Shaped[Array, "B ..."]:
-    """[T, N] → [B] without memory, else [B, L]; the last stretches are padded with zeros, which are not valid."""
+    """[T, N] → [B] without memory, else [B, L]; the last stretches are padded with zeros, marked invalid."""
     if length is None:
         return x.reshape(-1, *x.shape[2:])
     x = jnp.concatenate([x, jnp.zeros((-len(x) % length, *x.shape[1:]), x.dtype)])
@@ -90,7 +90,7 @@ def as_units(x: Shaped[Array, "T N ..."], length: int | None) -> Shaped[Array, "
 
 
 def in_time(x: Shaped[Array, "B ..."], shape: tuple[int, ...], length: int | None) -> Shaped[Array, "M ..."]:
-    """The inverse of `as_units`, with time and columns flattened: row t·N + n."""
+    """The inverse of `as_units`, with time and columns flattened to rows t·N + n."""
     if length is None:
         return x
     steps, columns = shape
@@ -99,7 +99,7 @@ def in_time(x: Shaped[Array, "B ..."], shape: tuple[int, ...], length: int | Non
 
 
 def carries_at(model: Model, features: Any, memory: Memory, rollout: Rollout, length: int) -> Carry:
-    """The carry at the start of each stretch, by the parameters as they are; no gradient crosses it."""
+    """The carry at the start of each stretch, with the current parameters; no gradient flows through it."""
     first, after = memory.carry, unroll(model, features, memory.carry, beginnings(rollout, memory))[1]
     starts = jax.tree.map(lambda x, then: jnp.concatenate([x[None], then[length - 1 : -1 : length]]), first, after)
     return jax.lax.stop_gradient(jax.tree.map(lambda x: x.reshape(-1, *x.shape[2:]), starts))
@@ -112,7 +112,7 @@ def outputs_of(
     fresh: Bool[Array, "B ..."],
     mask: Bool[Array, "B ... M"] | None,
 ) -> Outputs:
-    """The model's outputs for units of a batch, in their shape, the policy among the actions that were allowed."""
+    """The model's outputs for units of a batch, in their shape, with the policy restricted to allowed actions."""
     if not has_memory(model):
         outputs = model.step(features, (), no_fresh(features))[0]
         return outputs._replace(policy=allowed(outputs.policy, mask))

@@ -1,4 +1,4 @@
-"""Rows in blocks that stay in a core's cache. The numbers are those of one large batch."""
+"""Process rows in blocks that fit in a core's cache. The results equal those of one large batch."""
 
 from collections.abc import Callable
 from typing import Any
@@ -6,11 +6,11 @@ from typing import Any
 import jax
 
 BLOCK = 1024
-"""Samples whose numbers inside a network stay in a core's cache."""
+"""Number of samples whose activations fit in a core's cache."""
 
 
 def in_blocks(function: Callable[[Any], Any], rows: Any, vmapped: bool = False) -> Any:
-    """`function(rows)`, where each row's answer depends on that row alone; block after block, unless `vmapped`."""
+    """`function(rows)` for a function that acts on each row independently; block by block, unless `vmapped`."""
     num_rows = jax.tree.leaves(rows)[0].shape[0]
     if vmapped or num_rows <= BLOCK or num_rows % BLOCK:
         return function(rows)

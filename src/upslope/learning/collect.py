@@ -1,7 +1,7 @@
-"""Act in a compiled world: collect(agent, world) → Rollout.
+"""Act in a compiled environment and record a rollout.
 
 `collect` is one scan. It counts the steps of each episode, sets `truncated` at the time limit, records the true
-successor observation, and begins the next episode itself. For whole-episode estimators every column holds one
+successor observation, and starts the next episode itself. For whole-episode estimators every column holds one
 episode from its start to its end, and the steps after the end are padding (`valid` is false).
 """
 
@@ -19,33 +19,33 @@ from upslope.models.model import Carry
 
 
 class EnvState(NamedTuple):
-    """N running episodes, one a column."""
+    """N running episodes, one per column."""
 
     state: Any
     observation: Any
     carry: Carry
-    """The memory of the model that acts in them; () without memory."""
+    """The acting model's memory; () without memory."""
     length: Int[Array, "N"]
     episode_return: Float[Array, "N"]
 
 
 class Chance(NamedTuple):
-    """What chance decides in a step of N columns."""
+    """The randomness of a step of N columns."""
 
     noise: Float[Array, "..."]
-    """Of the policy's samples."""
+    """Noise from which the policy's actions are sampled."""
     keys: Key[Array, "N"]
-    """The world's."""
+    """Keys for the environment's transitions."""
 
 
 class Finished(NamedTuple):
-    """Where an episode ended, and the return and length that it had; meaningless where `done` is false."""
+    """Where episodes ended, with their returns and lengths, which are meaningless where `done` is false."""
 
     done: Bool[Array, "T N"]
     episode_return: Float[Array, "T N"]
     length: Int[Array, "T N"]
     stuck: Bool[Array, "T N"] | None = None
-    """Where the environment allowed no action, though one had to be chosen; None where it forbids nothing."""
+    """Where the environment allowed no action though one had to be chosen; None if it does not mask actions."""
 
 
 def begin(world: CompiledEnvironment, agent: Acting, key: PRNGKeyArray, num_envs: int) -> EnvState:
@@ -68,7 +68,7 @@ def collect(
     num_steps: int,
     max_episode_steps: int | None,
 ) -> tuple[EnvState, Rollout, Finished]:
-    """Act for `num_steps` steps in N columns, going on from `columns`, and begin anew whenever an episode ends."""
+    """Act for `num_steps` steps in N columns, continuing from `columns` and restarting whenever an episode ends."""
     num_envs = columns.length.shape[0]
 
     def step(columns: EnvState, chance: tuple[Array, Chance]) -> tuple[EnvState, tuple[Rollout, Finished]]:
@@ -107,10 +107,10 @@ def collect_episodes(
 
 
 def all_chance(agent: Acting, columns: EnvState, keys: Key[Array, "T"]) -> Chance:
-    """What chance decides in T steps.
+    """The randomness of T steps.
 
-    All in one go: in a cheap world, to split keys and draw numbers step by step is a good part of a step. The policy
-    gives no more than its shape.
+    It is drawn in one batch, since in a cheap environment splitting keys and drawing numbers step by step takes a large
+    share of each step. The policy here provides only the shape of the noise.
     """
     keys = split_each(keys)
     noise = jax.vmap(lambda key: acting(agent, columns, None)[0].noise(key))(keys[:, 0])
@@ -118,7 +118,7 @@ def all_chance(agent: Acting, columns: EnvState, keys: Key[Array, "T"]) -> Chanc
 
 
 def split_each(keys: Key[Array, "T"], num: int = 2) -> Key[Array, "T num"]:
-    """Each key split into so many."""
+    """Split each key into `num` keys."""
     return jax.vmap(lambda key: jax.random.split(key, num))(keys)
 
 
@@ -129,11 +129,11 @@ def advance(
     chance: Chance,
     max_episode_steps: int | None,
 ) -> tuple[EnvState, Rollout, Finished]:
-    """One step of every column, without beginning anew."""
+    """One step of every column, without restarting finished episodes."""
     mask = choices = mask_of(world, agent.head, columns.state)
     stuck = None
     if mask is not None:
-        # A program cannot refuse, so where nothing is allowed any action is drawn, and the engine is told.
+        # A compiled program cannot raise: where nothing is allowed, any action is drawn and `stuck` reports it.
         stuck = ~agent.head.allows_some(mask)
         choices = mask | stuck[:, None]
     policy, carry = acting(agent, columns, choices)
@@ -159,12 +159,12 @@ def advance(
 
 
 def acting(agent: Acting, columns: EnvState, mask: Bool[Array, "N M"] | None) -> tuple[Any, Carry]:
-    """π(·|s) in every column, and the carry after it. A carry is at its start where an episode begins."""
+    """π(·|s) in every column, and the carry after it. The carry is already reset where an episode begins."""
     return agent.act(columns.observation, columns.carry, columns.length == 0, mask)
 
 
 def mask_of(world: CompiledEnvironment, head: ActionHead, state: Any) -> Bool[Array, "N M"] | None:
-    """Which choices the environment allows in every column; None where it forbids nothing."""
+    """The choices that the environment allows in every column; None if it does not mask actions."""
 
     def one(state: Any) -> Array | None:
         mask = world.action_mask(state)
@@ -174,5 +174,5 @@ def mask_of(world: CompiledEnvironment, head: ActionHead, state: Any) -> Bool[Ar
 
 
 def where_rows(mask: Bool[Array, "N"], chosen: Any, otherwise: Any) -> Any:
-    """Row by row, `chosen` where the mask is true."""
+    """`chosen` in rows where the mask is true, else `otherwise`, for each array of a pytree."""
     return jax.tree.map(lambda a, b: jnp.where(mask.reshape(mask.shape + (1,) * (a.ndim - 1)), a, b), chosen, otherwise)

@@ -1,4 +1,4 @@
-"""Descend: a group of parameters moves down the gradient of a loss over epochs of shuffled minibatches."""
+"""Gradient descent of one parameter group on a loss, over epochs of shuffled minibatches."""
 
 from collections.abc import Callable
 from typing import Any, NamedTuple
@@ -17,30 +17,30 @@ from upslope.learning.shuffle import shuffle
 from upslope.learning.vectors import end_to_end
 
 SPLIT_FROM = 1024
-"""Units from which the gradient of a minibatch is the sum of those of its halves, on a core."""
+"""Minimum number of units for which a CPU core computes a minibatch's gradient as a sum over two halves."""
 
 Loss = Callable[[Any, Batch], tuple[Float[Array, "B ..."], Any]]
-"""(parameters, batch) → the loss of each sample, and more numbers a sample whose means are wanted."""
+"""(parameters, batch) → the loss of each sample, and further values per sample that are to be averaged."""
 
 
 class Plan(NamedTuple):
-    """How a group descends."""
+    """Settings of a group's descent."""
 
     optimiser: Optimiser
     epochs: int
     minibatches: int
     in_halves: bool
-    """Whether a large minibatch goes in halves."""
+    """Whether a large minibatch is processed in two halves."""
 
 
 class Descent(NamedTuple):
     """The state of a descent."""
 
     parameters: Any
-    """A list of arrays; inside `descend` one vector."""
+    """A list of arrays; inside `descend` a single vector."""
     optimiser: Any
-    """Of all parameters end to end in one vector, so that its arithmetic is one operation, not one for each array. It
-    must treat every number alike, as Adam and a global norm do; an own chain is not asked to, and has a tree."""
+    """The optimiser's state, for all parameters as one vector, so that each operation runs once rather than per array.
+    This requires an elementwise optimiser or a global norm, like Adam's chain; a user's chain gets a tree instead."""
     stopped: Bool[Array, ""]
 
 
@@ -60,8 +60,8 @@ def descend(
 ) -> tuple[Descent, Metrics]:
     """Minimise the mean of `loss` over epochs of shuffled, disjoint minibatches.
 
-    `must_stop` is asked with the means of what else the loss gives; the descent ends for good before the first
-    minibatch for which it says so. Samples left over by an uneven division are others in each epoch.
+    `must_stop` receives the means of the loss's further values; the descent ends before the first minibatch for which
+    it returns true. Samples left over by an uneven division differ from epoch to epoch.
     """
     num_units = batch.weight.shape[0]
     size = num_units // plan.minibatches
@@ -111,10 +111,9 @@ def descend(
 def slope(
     loss: Loss, parameters: Any, batch: Batch, indices: Integer[Array, "M"] | None, in_halves: bool = True
 ) -> tuple[tuple[Float[Array, ""], Any], Any]:
-    """The means of `loss` over these units (all if None), and the gradient of the first.
+    """The means of `loss`'s values over these units (all if None), and the gradient of the mean loss.
 
-    Of a large minibatch that goes `in_halves` both are sums over the halves: what a half computes on the way stays in
-    a core's cache.
+    With `in_halves`, a large minibatch is summed over two halves, whose intermediate values stay in a core's cache.
     """
     num_units = batch.weight.shape[0] if indices is None else indices.shape[0]
     num_parts = 2 if in_halves and num_units >= SPLIT_FROM and num_units % 2 == 0 else 1

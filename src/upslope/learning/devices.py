@@ -1,6 +1,6 @@
-"""The processors that compute, how exactly, and the cache of compiled programs.
+"""Devices, precision, and the cache of compiled programs.
 
-They must be settled before JAX does its first computation, so every command calls `prepare` or `computing` first.
+JAX must be configured before its first computation, so every command calls `prepare` or `computing` first.
 """
 
 import os
@@ -25,15 +25,15 @@ from upslope.core.reading import brief
 SEEDS, NETWORKS = "seeds", "networks"
 """The axes of a mesh: seeds are spread over the first; the second has two devices, for policy and critic, or one."""
 AT_ONCE = "vmapped"
-"""The axis of the seeds that a device does all at once."""
+"""The vmapped axis of seeds within one device."""
 
 
 @cache
 def prepare(*, on_host: bool) -> None:
-    """Make every CPU core a device of its own, and keep compiled programs for the next run.
+    """Make every CPU core a separate device, and keep compiled programs for the next run.
 
-    `on_host` says that environments are stepped in Python. Where JAX has already computed something, its devices stay
-    as they are: then seeds share what there is.
+    `on_host` means that environments are stepped in Python. If JAX has already computed something, its devices cannot
+    change, and seeds share the existing ones.
     """
     try:
         jax.config.update("jax_num_cpu_devices", num_cores())
@@ -44,39 +44,40 @@ def prepare(*, on_host: bool) -> None:
 
 @contextmanager
 def computing(*, on_host: bool) -> Iterator[None]:
-    """Prepared, and where there is an accelerator: on the CPU if `on_host`, since a handful of samples at a time would
-    only keep an accelerator waiting, and with products of full 32 bits."""
+    """Call `prepare`; on an accelerator also use full 32-bit products and, if `on_host`, the CPU, since batches of a
+    few samples would leave the accelerator idle."""
     prepare(on_host=on_host)
     with ExitStack() as stack:
         if on_host:
             stack.enter_context(one_blas_thread())
         if jax.default_backend() != "cpu":
             stack.enter_context(in_full(True))
-            with suppress(RuntimeError):  # JAX may have been told to leave the CPU alone
+            with suppress(RuntimeError):  # JAX may be configured without a CPU backend
                 if on_host:
                     stack.enter_context(jax.default_device(jax.local_devices(backend="cpu")[0]))
         yield
 
 
 def one_blas_thread() -> Any:
-    """One thread for NumPy's products, from now on or inside a `with`.
+    """Limit NumPy's matrix products to one thread, from now on or inside a `with`.
 
-    Each process would otherwise start a thread a core, all of which wait for each other: with 256 hidden units and two
-    workers on two cores, steps took many times as long (`benchmarks/speed.py --against`, case host_wide). A product's
-    last bits may depend on the number of threads too.
+    Each process would otherwise start one thread per core, and the threads would wait for each other: with 256 hidden
+    units and two workers on two cores, steps took many times as long (`benchmarks/speed.py --against`, case host_wide).
+    A product's last bits may also depend on the number of threads.
     """
     return threadpool_limits(limits=1, user_api="blas")
 
 
 def in_full(is_accelerator: bool) -> AbstractContextManager[Any]:
-    """Products of full 32 bits, which accelerators by default round to fewer; a CPU's are full."""
+    """Use full 32-bit matrix products on accelerators, which round to fewer bits by default; CPUs do not."""
     return jax.default_matmul_precision("float32") if is_accelerator else nullcontext()
 
 
 def settle(*, on_host: bool) -> None:
-    """What a process needs besides its devices."""
-    # Acting on the host waits for every answer: to hand each call to another thread first only takes time. A program
-    # that runs for long on several devices is better handed over.
+    """Configure dispatch and the compilation cache of this process."""
+    # Acting on the host waits for every result, so dispatching each call to another thread only adds overhead.
+    # Asynchronous
+    # dispatch pays off for long programs on several devices.
     jax.config.update("jax_cpu_enable_async_dispatch", not on_host)
     if jax.config.values["jax_compilation_cache_dir"] is None:
         folder = usable_cache()
@@ -84,14 +85,14 @@ def settle(*, on_host: bool) -> None:
             return
         jax.config.update("jax_compilation_cache_dir", str(folder))
         replace_damaged_entries()
-        # Also the smallest: there are dozens of them, and each takes longer to compile than to read.
+        # Cache even the smallest programs: there are dozens, and each takes longer to compile than to read.
         jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.0)
 
 
 @cache
 def usable_cache() -> Path | None:
-    """The folder of compiled programs, which are executed as they are: none where another user could have put them
-    there, or where it cannot be made."""
+    """The folder of compiled programs, or None if it cannot be created or if another user could have written to it:
+    cached programs are executed without further checks."""
     folder = cache_folder()
     try:
         private_folder(folder.parent)
@@ -107,9 +108,9 @@ def usable_cache() -> Path | None:
 
 @cache
 def replace_damaged_entries() -> None:
-    """Let JAX delete an entry that it cannot read; otherwise it keeps it, and warns of it in every process."""
+    """Make JAX delete cache entries that it cannot read; by default it keeps them and warns in every process."""
     read = getattr(compilation_cache, "get_executable_and_time", None)
-    if read is None:  # another JAX, which is not public here
+    if read is None:  # this private function is missing in some versions of JAX
         return
 
     def read_or_delete(cache_key: str, *rest: Any) -> Any:
@@ -119,27 +120,27 @@ def replace_damaged_entries() -> None:
             folder = jax.config.values["jax_compilation_cache_dir"]
             with suppress(OSError):
                 (Path(folder) / f"{cache_key}-cache").unlink()
-            return None, None  # compiled anew, and kept
+            return None, None  # recompiled and cached
 
     compilation_cache.get_executable_and_time = read_or_delete
 
 
 def num_cores() -> int:
-    """The processor cores that this process may use."""
+    """The number of processor cores that this process may use."""
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
 def cache_folder() -> Path:
-    """Where compiled programs are kept. JAX's own key holds its version, the program and the processor's features; a
-    folder for each version lets old ones be deleted by hand."""
+    """The folder of compiled programs. JAX's cache key covers its version, the program and the processor's features;
+    one folder per version lets users delete old ones."""
     return user_cache_path("upslope") / f"programs-jaxlib-{version('jaxlib')}"
 
 
 def shares_of(num_seeds: int, is_worth_two: bool) -> list[tuple[slice, Mesh]]:
-    """Which seeds run together on which devices: as many whole rounds of all devices as there are, then the rest.
+    """Assign seeds to devices: as many full rounds over all devices as possible, then the rest.
 
-    The rest is a program of its own; where it leaves enough devices idle and that is worth it, each of its seeds has
-    two, one for its policy and one for its critic.
+    The rest is a separate program. If it leaves enough CPU cores idle and `is_worth_two`, each of its seeds gets two,
+    one for the policy and one for the critic.
     """
     devices = np.asarray(jax.local_devices())
     rest = num_seeds % len(devices)
@@ -150,13 +151,13 @@ def shares_of(num_seeds: int, is_worth_two: bool) -> list[tuple[slice, Mesh]]:
 
 
 def mesh_of(devices: np.ndarray, width: int) -> Mesh:
-    """These devices, so many a seed."""
+    """A mesh of these devices with `width` of them per seed."""
     return Mesh(devices.reshape(-1, width), (SEEDS, NETWORKS))
 
 
 def is_vmapped(mesh: Mesh) -> bool:
-    """Whether a device of this mesh does the seeds that it has all at once. A core does one after another, whose
-    numbers stay in its cache; an accelerator has little to do with one seed's numbers."""
+    """Whether a device of this mesh runs its seeds vmapped. A core runs them one by one, so that each seed's data stays
+    in its cache; one seed alone would underuse an accelerator."""
     return not is_of_cores(mesh)
 
 

@@ -1,4 +1,4 @@
-"""evaluate(agent, rollout) → Values: what the critic says of every state and of every true successor."""
+"""Evaluate the critic on every state of a rollout and on every true successor."""
 
 from typing import Any
 
@@ -13,13 +13,13 @@ from upslope.models.agent import Agent, value_of
 from upslope.models.model import Memory, has_memory, start_memory, unroll
 
 ROOM_FOR_NEW = 16
-"""One state in this many may end an episode or a rollout before all successors are evaluated."""
+"""If more than one state in this many ends an episode or a rollout, all successors are evaluated."""
 
 
 def evaluate(agent: Agent, rollout: Rollout, memory: Memory | None = None, vmapped: bool = False) -> Values:
     """V(s_t) and V(s_{t+1}); the latter from the true successor, also at an episode's end.
 
-    Where s_{t+1} is the next row's observation, its value is that row's, and it is not computed again.
+    Where s_{t+1} is the next row's observation, that row's value is reused.
     """
     if has_memory(agent.model):
         return evaluate_in_time(agent, rollout, memory or start_memory(agent.model, rollout.reward.shape[1]))
@@ -43,13 +43,13 @@ def evaluate(agent: Agent, rollout: Rollout, memory: Memory | None = None, vmapp
     def many() -> Array:
         return jnp.where(is_new, in_blocks(values, flat, vmapped), shifted)
 
-    if vmapped:  # one of several seeds, none of which can be spared what another needs
+    if vmapped:  # vmapped, `cond` would compute both branches for every seed
         return Values(value, many().reshape(shape))
     return Values(value, jax.lax.cond(jnp.sum(is_new) <= room, few, many).reshape(shape))
 
 
 def evaluate_in_time(agent: Agent, rollout: Rollout, memory: Memory) -> Values:
-    """The same with memory: V(s_{t+1}) is one step further from the carry after step t, in the same episode."""
+    """`evaluate` with memory: V(s_{t+1}) takes one more step from the carry after step t, in the same episode."""
     outputs, after = unroll(agent.model, agent.features(rollout.observation), memory.carry, beginnings(rollout, memory))
     flat = jax.tree.map(lambda x: x.reshape(-1, *x.shape[2:]), (agent.features(rollout.next_observation), after))
     following, _ = agent.model.step(*flat, jnp.zeros(rollout.reward.size, bool))
@@ -57,7 +57,7 @@ def evaluate_in_time(agent: Agent, rollout: Rollout, memory: Memory) -> Values:
 
 
 def flat_rows(observation: Any) -> Any:
-    """[T, N, …] → [T·N, …], every array of the observation."""
+    """[T, N, …] → [T·N, …], for every array of the observation."""
     return jax.tree.map(lambda x: x.reshape(-1, *x.shape[2:]), observation)
 
 
@@ -71,5 +71,5 @@ def changes(observation: Any, successor: Any) -> Bool[Array, "_ N"]:
 
 
 def differs(observation: Any, successor: Any) -> Bool[Array, "_ N"]:
-    """Where a row's successor is not the next row's observation; [T−1, N]."""
+    """Where a row's successor differs from the next row's observation, [T−1, N]."""
     return changes(jax.tree.map(lambda x: x[1:], observation), jax.tree.map(lambda x: x[:-1], successor))

@@ -1,4 +1,4 @@
-"""Sums and correlations over the samples of a batch, as the metrics of a run's health take them."""
+"""Sums and correlations over the samples of a batch, for the health metrics."""
 
 from typing import Any
 
@@ -8,8 +8,8 @@ from jaxtyping import Array, Bool, Float, Shaped
 
 
 def of_features(features: Float[Array, "B D"], valid: Bool[Array, "B"]) -> Float[Array, "5"]:
-    """Observations as the networks see them: how far from 0, how wide, and the share that never changes."""
-    # As products: a sum is rounded differently where another program fuses it with other neighbours.
+    """Of the features: largest |mean|, smallest and largest variance, largest |value|, and the constant share."""
+    # Computed as products, since a sum's rounding depends on the operations that XLA fuses it with.
     weight = valid / jnp.maximum(jnp.sum(valid), 1)
     centre = weight @ features
     variance = weight @ jax.lax.optimization_barrier((features - centre) ** 2)
@@ -19,7 +19,7 @@ def of_features(features: Float[Array, "B D"], valid: Bool[Array, "B"]) -> Float
 
 
 def correlations(pairs: list[Any]) -> Float[Array, "K"]:
-    """Pearson's of every (x, y, where), nan where one of the two does not vary."""
+    """Pearson's correlation of every (x, y, where); nan if x or y does not vary."""
     x, y, where = jax.lax.optimization_barrier(
         tuple(jnp.stack([jnp.ravel(x) for x in part]) for part in zip(*pairs, strict=True))
     )
@@ -34,8 +34,8 @@ def correlations(pairs: list[Any]) -> Float[Array, "K"]:
 
 
 def saturation(units: Float[Array, "B K"], activation: str, valid: Bool[Array, "B"]) -> Float[Array, ""]:
-    """The share of units that pass nothing on: |tanh| > 0.99, or a unit that is 0 for every sample. `units` are what
-    the activation is applied to."""
+    """The share of units that pass on no gradient: |tanh| > 0.99, or an output of 0 for every sample. `units` are
+    pre-activations."""
     if activation != "tanh":
         return jnp.mean(jnp.max(units, axis=0, initial=-jnp.inf, where=valid[:, None]) <= 0, dtype=jnp.float32)
     is_flat = jnp.mean(jnp.abs(jnp.tanh(units)) > 0.99, axis=1, dtype=jnp.float32)
@@ -43,10 +43,10 @@ def saturation(units: Float[Array, "B K"], activation: str, valid: Bool[Array, "
 
 
 def totals(x: Shaped[Array, "K B"]) -> Float[Array, "K"]:
-    """The sum of each row. As a product, which is several times as fast, and rounded the same in every program."""
+    """The sum of each row, as a product, which is several times faster and rounds the same in every program."""
     return jax.lax.optimization_barrier(x.astype(jnp.float32)) @ jnp.ones(x.shape[1])
 
 
 def shifted(x: Bool[Array, "_ N"]) -> Bool[Array, "T N"]:
-    """One row later; the first row is false."""
+    """Shift by one row; the first row becomes false."""
     return jnp.concatenate([jnp.zeros_like(x[:1], shape=(1, *x.shape[1:])), x])

@@ -1,7 +1,7 @@
-"""The third axis, a small one: which direction a gradient gives, and how numbers change over the budget.
+"""A third, smaller axis: the update direction computed from a gradient, and schedules over the budget.
 
-A direction is an Optax transformation before the learning rate, which `descend` applies. An own Optax chain is
-complete: its updates are added as they are, and the learning rate is not read.
+A direction is an Optax transformation without the learning rate, which `descend` applies. A user's Optax chain is
+complete: its updates are added as they are, and the learning rate is not used.
 """
 
 from collections.abc import Callable
@@ -16,35 +16,35 @@ from upslope.core.messages import unknown
 from upslope.errors import UpslopeError
 
 Progress = Float[Array, ""]
-"""The share of the budget that is spent, from 0 to 1."""
+"""The fraction of the budget spent, from 0 to 1."""
 Schedule = Callable[[Progress], Float[Array, ""]]
 """Progress → a factor, 1 at the start."""
 
 
 def linear(progress: Progress) -> Float[Array, ""]:
-    """From 1 to 0 in a straight line."""
+    """A factor that falls linearly from 1 to 0."""
     return jnp.maximum(1 - progress, 0.0)
 
 
 def cosine(progress: Progress) -> Float[Array, ""]:
-    """From 1 to 0 along half a cosine."""
+    """A factor that falls from 1 to 0 along half a cosine."""
     return 0.5 * (1 + jnp.cos(jnp.pi * jnp.clip(progress, 0.0, 1.0)))
 
 
-# Functions of the module, since a task that is handed to a worker process holds them.
+# Module-level functions, since tasks sent to worker processes hold them and must be picklable.
 SCHEDULES: dict[str, Schedule | None] = {"constant": None, "linear": linear, "cosine": cosine}
-"""Name → schedule; None changes nothing."""
+"""Name → schedule; None means constant."""
 DIRECTIONS: dict[str, Callable[[], optax.GradientTransformation]] = {
     "adam": lambda: optax.scale_by_adam(eps=1e-5),
     "adamw": lambda: optax.scale_by_adam(eps=1e-5),
     "rmsprop": lambda: optax.scale_by_rms(decay=0.99, eps=1e-5),
     "sgd": optax.identity,
 }
-"""Name → the direction of a gradient. All treat every number alike, so parameters may be one vector."""
+"""Name → update direction. All are elementwise, so parameters may be one vector."""
 
 
 def schedule_of(name: str | Schedule) -> Schedule | None:
-    """A schedule by its name, or the user's own."""
+    """Look up a schedule by name; a user's own is returned as it is."""
     if not isinstance(name, str):
         return name
     if name not in SCHEDULES:
@@ -53,13 +53,13 @@ def schedule_of(name: str | Schedule) -> Schedule | None:
 
 
 def scheduled(value: float, schedule: Schedule | None, progress: Progress) -> Any:
-    """The value at this share of the budget."""
+    """The value at this point of the budget."""
     return value if schedule is None else value * schedule(progress)
 
 
 @dataclass(frozen=True)
 class Schedules:
-    """How numbers change over the budget; None: not at all."""
+    """Schedules of settings over the budget; None means constant."""
 
     learning_rate: Schedule | None = None
     epsilon: Schedule | None = None
@@ -71,22 +71,22 @@ CONSTANT = Schedules()
 
 @dataclass(frozen=True)
 class Optimiser:
-    """How parameters follow a gradient."""
+    """An optimiser: gradient clipping and a named direction, or a user's complete Optax chain."""
 
     name: str = "adam"
     max_grad_norm: float = 0.5
     weight_decay: float = 0.0
-    """Of adamw: the share of a parameter, times the learning rate, that a step takes away."""
+    """For adamw: each step subtracts this times the learning rate times the parameter."""
     own: optax.GradientTransformation | None = None
-    """A complete Optax chain instead of the named one."""
+    """A complete Optax chain that replaces the named one."""
 
     @property
     def is_complete(self) -> bool:
-        """Whether its updates are added as they are, without a learning rate."""
+        """Whether updates are added as they are, without a learning rate."""
         return self.own is not None
 
     def transformation(self) -> optax.GradientTransformation:
-        """The chain: clip the global norm, then the direction."""
+        """The Optax chain: clip the global norm, then apply the direction."""
         if self.own is not None:
             return self.own
         if self.name not in DIRECTIONS:

@@ -1,19 +1,19 @@
-"""A random order of samples, at the price of a few integer operations each."""
+"""A random order of samples, at the cost of a few integer operations per sample."""
 
 import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Int32, PRNGKeyArray
 
 SHUFFLE_ROUNDS = 24
-"""With 16 rounds the orders of 5 numbers are still measurably uneven; with 24 those of 8 are not."""
+"""With 16 rounds, orders of 5 numbers are still measurably non-uniform; with 24, orders of 8 are not."""
 
 
 def shuffle(key: PRNGKeyArray, n: int) -> Int32[Array, "n"]:
     """A random permutation of 0 … n−1, without sorting: each index is enciphered with the key.
 
-    A Feistel network permutes the numbers of b bits, b = ⌈log₂ n⌉: its two halves are in turn combined with a hash of
-    the other half and a random round key. Numbers that leave 0 … n−1 are enciphered again until they come back
-    ("cycle walking"), which they must, since a permutation is a union of cycles.
+    A Feistel network permutes the b-bit numbers, b = ⌈log₂ n⌉: each half in turn is XORed with a hash of the other
+    half and a random round key. Numbers outside 0 … n−1 are enciphered again until they are inside ("cycle walking"),
+    which terminates since a permutation is a union of cycles.
     Source: Black & Rogaway 2002, Ciphers with arbitrary finite domains, sections 4 and 5.
     """
     bits = max(2, (n - 1).bit_length())
@@ -34,7 +34,7 @@ def shuffle(key: PRNGKeyArray, n: int) -> Int32[Array, "n"]:
 
 
 def scramble(x: Array, key: Array) -> Array:
-    """A hash of 32 bits whose low bits depend on all of x and the key (the finaliser of Appleby's MurmurHash3)."""
+    """A 32-bit hash whose low bits depend on all of x and the key (the finaliser of Appleby's MurmurHash3)."""
     x ^= key
     x = (x ^ (x >> 16)) * jnp.uint32(0x85EBCA6B)
     x = (x ^ (x >> 13)) * jnp.uint32(0xC2B2AE35)

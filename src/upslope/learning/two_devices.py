@@ -1,4 +1,4 @@
-"""Policy and critic descend on a device each, along a mesh's axis; the numbers are the same."""
+"""Run the descents of policy and critic on two devices along a mesh axis, with identical results."""
 
 from collections.abc import Callable
 from typing import Any
@@ -11,13 +11,13 @@ from upslope.learning.devices import NETWORKS
 
 
 def on_two_devices(first: Callable[[], Any], second: Callable[[], Any]) -> tuple[Any, Any]:
-    """Both answers, each computed on a device of its own along the mesh's axis `NETWORKS`, then known to both."""
+    """Compute both results, each on its own device along the mesh axis `NETWORKS`, and gather them on both."""
     shapes = jax.eval_shape(first), jax.eval_shape(second)
     nothing = jax.tree.map(lambda x: jnp.zeros(x.shape, x.dtype), shapes)
     mine = jax.lax.cond(
         jax.lax.axis_index(NETWORKS) == 0, lambda: (first(), nothing[1]), lambda: (nothing[0], second())
     )
-    # One message: each costs some 50 microseconds, whatever its size.
+    # A single message, since each costs some 50 microseconds regardless of its size.
     words = [as_words(x) for x in jax.tree.leaves(mine)]
     received = jax.lax.all_gather(jnp.concatenate(words), NETWORKS)
     num_first = len(jax.tree.leaves(shapes[0]))
@@ -35,7 +35,7 @@ def as_words(x: Array) -> Array:
 
 
 def from_words(words: Array, shape: jax.ShapeDtypeStruct) -> Array:
-    """The array of that shape and type again."""
+    """The inverse of `as_words`, for an array of this shape and dtype."""
     if shape.dtype == jnp.bool_:
         return words.reshape(shape.shape).astype(jnp.bool_)
     return jax.lax.bitcast_convert_type(words.reshape(shape.shape), shape.dtype)

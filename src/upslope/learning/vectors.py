@@ -1,4 +1,4 @@
-"""Many arrays as one vector, concatenated in the way that is quick on CPUs."""
+"""Concatenate many arrays into one vector, in a way that is fast on CPUs."""
 
 from typing import Any
 
@@ -8,12 +8,12 @@ from jax.flatten_util import ravel_pytree
 from jaxtyping import Float
 
 MANY = 1 << 14
-"""Numbers from which arrays are joined part by part."""
+"""Minimum total size for which arrays are joined part by part."""
 
 
 def end_to_end(tree: Any) -> Float[jax.Array, "P"]:
-    """All numbers in one vector, as `ravel_pytree` has them. Where they are many, part by part: XLA's concatenation on
-    CPUs asks for each number which part it comes from, which for a wide layer takes longer than its gradient."""
+    """Join all arrays into one vector, in the order of `ravel_pytree`. Large trees are joined part by part: on CPUs,
+    XLA's concatenation looks up the source of each element, which for a wide layer takes longer than its gradient."""
     leaves = jax.tree.leaves(tree)
     size = sum(x.size for x in leaves)
     if size < MANY:

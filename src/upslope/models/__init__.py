@@ -1,1 +1,1 @@
-"""What acts and judges: how observations are read, networks, action heads, normalisers."""
+"""Models that act and estimate values: observation encoders, networks, action heads, normalisers."""

@@ -1,4 +1,4 @@
-"""The agent: a model and the statistics that normalise what it sees and earns.
+"""The agent: a model and the statistics that normalise its observations and rewards.
 
 The statistics are part of the agent, so they are saved, resumed and exported with it.
 """
@@ -22,41 +22,41 @@ from upslope.models.normaliser import RunningStatistics, normalised, start_norma
 
 @pytree
 class Agent:
-    """Policy π_θ, critic V_θ and normalisers. Works on single observations and on any leading batch axes."""
+    """Policy π_θ, critic V_θ and normalisers, for single observations or any leading batch axes."""
 
     model: Any
     """A `Model`."""
     normaliser: Any
-    """Statistics of each real-valued array of an observation; None where nothing is normalised."""
+    """Statistics of each real-valued array of an observation; None if nothing is normalised."""
     return_statistics: RunningStatistics
     head: ActionHead = field(metadata=STATIC)
     normalize_rewards: bool = field(metadata=STATIC)
 
     @property
     def normalize_observations(self) -> bool:
-        """Whether there is anything to keep statistics of."""
+        """Whether the agent keeps statistics of observations."""
         return bool(jax.tree.leaves(self.normaliser))
 
     def features(self, observation: Any) -> Any:
-        """Observations as the model reads them: normalised, if asked for, then prepared."""
+        """Observations as the model reads them: normalised if enabled, then prepared."""
         seen = normalised(self.normaliser, observation) if self.normalize_observations else observation
         return self.model.prepare(seen)
 
     def step(self, observation: Any, carry: Carry, fresh: Bool[Array, "N"]) -> tuple[Outputs, Carry]:
-        """The model's answer to N observations."""
+        """The model's outputs for N observations, and the carry after them."""
         return self.model.step(self.features(observation), carry, fresh)
 
     def act(
         self, observation: Any, carry: Carry, fresh: Bool[Array, "N"], mask: Bool[Array, "N M"] | None = None
     ) -> tuple[Distribution, Carry]:
-        """π_θ(·|s) of N observations among the actions that are allowed, and the carry after them."""
+        """π_θ(·|s) for N observations, restricted to allowed actions, and the carry after them."""
         if has_memory(self.model):
             outputs, carry = self.step(observation, carry, fresh)
             return allowed(outputs.policy, mask), carry
         return self.policy(observation, mask), carry
 
     def policy(self, observation: Any, mask: Bool[Array, "... M"] | None = None) -> Distribution:
-        """π_θ(·|s) of a model without memory, among the actions that are allowed."""
+        """π_θ(·|s) of a model without memory, restricted to allowed actions."""
         features = self.features(observation)
         if hasattr(self.model, "policy"):
             return allowed(self.model.policy(features), mask)
@@ -67,9 +67,9 @@ class Agent:
         return value_of(self.model, self.features(observation))
 
     def reward_scale(self) -> Float[Array, ""]:
-        """1/σ of the running discounted return, or 1: the learner's unit of reward; the facts keep theirs.
+        """1/σ of the running discounted return: the factor from the environment's rewards to the learner's.
 
-        It is 1 until a reward has been seen."""
+        It is 1 without reward normalisation, and until a reward has been seen."""
         if not self.normalize_rewards:
             return jnp.float32(1.0)
         variance = self.return_statistics.variance
@@ -77,9 +77,9 @@ class Agent:
 
 
 REWARD_CAP = 10.0
-"""No reward or return is larger than this many σ when it comes."""
+"""Upper bound on a new reward or return, in σ."""
 MEAN_CAP = 4.0
-"""Nor is the mean return, which the critic has to learn before anything else."""
+"""Upper bound on the mean return, which the critic has to learn first, in σ."""
 
 
 def returns_seen(
@@ -90,9 +90,9 @@ def returns_seen(
 ) -> RunningStatistics:
     """The statistics of discounted returns after a batch.
 
-    σ is at least a tenth of the largest reward and return of the batch, and a quarter of the mean return. So rewards
-    that never differ are not multiplied by 1/√ε, and the first reward after K steps without one is not multiplied by
-    √K; no reward has to be clipped.
+    σ is at least a tenth of the largest reward and return of the batch, and a quarter of the mean return. Hence
+    constant rewards are not scaled by 1/√ε, the first reward after K steps without one is not scaled by √K, and no
+    reward has to be clipped.
     """
     largest = jnp.max(jnp.where(valid, jnp.maximum(jnp.abs(reward), jnp.abs(discounted)), 0.0))
     seen = statistics.update(discounted, valid)
@@ -101,35 +101,35 @@ def returns_seen(
 
 
 def value_of(model: Model, features: Any) -> Float[Array, "..."]:
-    """V of prepared observations, of a model without memory."""
+    """V(s) of prepared observations, for a model without memory."""
     if hasattr(model, "value"):
         return model.value(features)  # pyright: ignore[reportAttributeAccessIssue] - an optional method
     return model.step(features, (), no_fresh(features))[0].value
 
 
 def no_fresh(features: Any) -> Bool[Array, "N"]:
-    """No episode begins."""
+    """Flags that mark no episode start."""
     return jnp.zeros(jax.tree.leaves(features)[0].shape[:1], bool)
 
 
 @runtime_checkable
 class Acting(Protocol):
-    """What collecting needs of an agent."""
+    """The part of an agent that `collect` needs."""
 
     @property
     def model(self) -> Any:
-        """Its memory starts here."""
+        """The model, which provides the initial memory."""
         ...
 
     @property
     def head(self) -> ActionHead:
-        """It knows what the environment takes."""
+        """The action head, which converts actions for the environment."""
         ...
 
     def act(
         self, observation: Any, carry: Carry, fresh: Bool[Array, "N"], mask: Bool[Array, "N M"] | None = None
     ) -> tuple[Any, Carry]:
-        """Something with `noise(key)`, `choose(noise)` and `log_prob(action)`, and the carry after it."""
+        """A policy with `noise(key)`, `choose(noise)` and `log_prob(action)`, and the carry after the step."""
         ...
 
 

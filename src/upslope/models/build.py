@@ -1,4 +1,4 @@
-"""What builds a model: ours, or a user's own by its class or factory."""
+"""Build a model: upslope's own, or a user's class or factory."""
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -22,7 +22,7 @@ METHODS = ("prepare", "start", "step", "groups")
 
 
 class Rest:
-    """All of a user's model that is no parameter: functions, sizes, flags. It is rebuilt, never stored."""
+    """The non-parameter leaves of a user's model: functions, sizes, flags. They are rebuilt, never stored."""
 
     def __init__(self, tree: Any):
         self.tree = tree
@@ -30,14 +30,14 @@ class Rest:
 
 @pytree
 class OwnModel:
-    """A user's model, parameters apart from the rest, so that training can stack, store and move the former."""
+    """A user's model, with the parameters separate so that training can stack, store and update them."""
 
     parameters: Any
     rest: Rest = field(metadata=STATIC)
 
     @property
     def whole(self) -> Any:
-        """The user's object."""
+        """The user's model."""
         return equinox.combine(self.parameters, self.rest.tree)
 
     def prepare(self, observation: Any) -> Any:
@@ -54,27 +54,27 @@ class OwnModel:
 
 
 def is_parameter_like(leaf: Any) -> bool:
-    """Whether a leaf is a parameter, or stands for one by its place."""
+    """Whether a leaf is a parameter or a `Place` that stands for one."""
     return isinstance(leaf, Place) or equinox.is_inexact_array(leaf)
 
 
 @dataclass(frozen=True)
 class ModelSpec:
-    """How to build a model for a pair of spaces."""
+    """Builds models for an observation space and an action space."""
 
     encoder: ObservationEncoder
     head: ActionHead
     settings: Mapping[str, Any] = field(default_factory=dict)
-    """Keyword arguments of what builds it."""
+    """Keyword arguments of the builder."""
     own: Callable[..., Any] | None = None
-    """A user's class or factory: own(observation_space, action_space, *, key, **settings); None: two perceptrons."""
+    """A user's class or factory, own(observation_space, action_space, *, key, **settings); None for two perceptrons."""
 
     def build(self, key: PRNGKeyArray) -> Model:
         """A fresh model."""
         return self.build_all([key])[0]
 
     def build_all(self, keys: Sequence[PRNGKeyArray]) -> list[Any]:
-        """A fresh model for each key, equal in all but their parameters."""
+        """A fresh model for each key; the models differ only in their parameters."""
         if self.own is None:
             return [perceptrons(self.encoder, self.head, key=key, **self.settings) for key in keys]
         parts = [equinox.partition(self.call(key), equinox.is_inexact_array) for key in keys]
@@ -84,7 +84,7 @@ class ModelSpec:
         return models
 
     def call(self, key: PRNGKeyArray) -> Any:
-        """The user's object."""
+        """Make the user's model and check that it has the required methods."""
         assert self.own is not None
         name = name_of_model(self.own)
         try:
@@ -103,7 +103,7 @@ class ModelSpec:
         return made
 
     def check(self, model: OwnModel) -> None:
-        """Ask the model for one step of two columns, so that what does not fit is told before training."""
+        """Trace one step of two columns, so that mismatches are reported before training."""
         name = name_of_model(self.own)
         try:
             group_places(model)
@@ -121,7 +121,7 @@ class ModelSpec:
             raise UpslopeError(f"{name}.step() returns values of shape {outputs.shape} for 2 columns; (2,) is needed.")
 
     def two_columns(self, model: OwnModel) -> Any:
-        """V of two columns and the carry after them; a sampled action must have the head's shape."""
+        """V and carry after one step of two columns. Raises TypeError if the outputs do not fit the head."""
         observation = jax.tree.map(
             lambda shape, space: jnp.zeros((2, *shape), jax.dtypes.canonicalize_dtype(space.dtype)),
             self.encoder.shapes,

@@ -1,4 +1,4 @@
-"""Encoders and heads as strict JSON, and the words for spaces that have none."""
+"""Convert encoders and heads to and from strict JSON, and explain unsupported spaces."""
 
 import shlex
 from collections.abc import Sequence
@@ -17,7 +17,7 @@ FIELDS = ENCODERS | HEADS
 
 
 def unsupported(name: str, role: str, space: gymnasium.Space) -> str:
-    """Say which space cannot be used, why, and what can be done."""
+    """Say which space cannot be used, why, and what to do."""
     if isinstance(space, gymnasium.spaces.Box):
         return (
             f"{name} has a Box {role} space of dtype {space.dtype}, and upslope uses Box {role}s of floats. Declare it "
@@ -28,7 +28,7 @@ def unsupported(name: str, role: str, space: gymnasium.Space) -> str:
 
 
 def unread_parts(name: str, space: gymnasium.Space, parts: Sequence[tuple[str, gymnasium.Space]]) -> str:
-    """Say which parts of an observation no network reads, and what to do; the space itself has the key ""."""
+    """Say which parts of an observation are unsupported and what to do; the key "" means the whole space."""
     if [key for key, _ in parts] == [""]:
         return unsupported(name, "observation", space)
     told = " and ".join(f"`{key}` ({kind_of(part)})" for key, part in parts)
@@ -41,7 +41,7 @@ def unread_parts(name: str, space: gymnasium.Space, parts: Sequence[tuple[str, g
 
 
 def kind_of(space: gymnasium.Space) -> str:
-    """What a space is that cannot be read."""
+    """Describe an unsupported space in words."""
     kind = type(space).__name__
     if isinstance(space, gymnasium.spaces.Dict | gymnasium.spaces.Tuple):
         return f"a {kind} without parts, with keys that are no text, or more than {MAX_DEPTH} deep"
@@ -49,7 +49,7 @@ def kind_of(space: gymnasium.Space) -> str:
 
 
 def to_json(record: Any) -> Any:
-    """A description in strict JSON, which knows no infinity: bounds are written as text."""
+    """Describe an encoder or head in strict JSON, with bounds as text since JSON has no infinity."""
     written = {f.name: getattr(record, f.name) for f in fields(record)}
     written |= {name: [repr(x) for x in written[name]] for name in ("low", "high") if name in written}
     if "parts" in written:
@@ -60,17 +60,17 @@ def to_json(record: Any) -> Any:
 
 
 def from_json(description: Any, kinds: tuple[type, ...]) -> Any:
-    """The inverse of `to_json`, for one of these kinds.
+    """The inverse of `to_json`, for these kinds.
 
     Raises:
-        ValueError, TypeError, KeyError, OverflowError: it describes no space of these kinds.
+        ValueError, TypeError, KeyError, OverflowError: the description is not a space of one of these kinds.
     """
     known = {k.__name__: k for k in kinds}
     return built(*space_fields(description, {name: FIELDS[name] for name in known}), known)
 
 
 def built(kind: str, given: dict[str, Any], known: dict[str, type]) -> Any:
-    """The record of a kind with these fields, its parts built too."""
+    """Build the record of a kind from its fields, including its parts."""
     parts: Any = given.get("parts")
     if isinstance(parts, dict):
         given = {"parts": tuple((key, built(kind, x, known)) for key, (kind, x) in sorted(parts.items()))}

@@ -1,7 +1,7 @@
-"""How an observation is read: from the arrays that an environment gives to what a network takes.
+"""Observation encoders: from an environment's arrays to a network's input features.
 
 An `ObservationEncoder` is a small hashable record, kept in config.json, so that a saved agent is rebuilt without its
-environment. To read another kind of space, add a record here and a line to `ENCODERS`.
+environment. To support another kind of space, add a record here and to `ENCODERS`.
 """
 
 import math
@@ -25,11 +25,11 @@ from upslope.errors import UpslopeError
 from upslope.models.description import SUPPORTED, unread_parts
 
 Refuse = Any
-"""reason → an `UpslopeError` to raise."""
+"""A function from a reason to an `UpslopeError` to raise."""
 
 
 class ObservationEncoder(ABC):
-    """Reads the observations of one space."""
+    """Encodes the observations of one space."""
 
     @property
     @abstractmethod
@@ -39,7 +39,7 @@ class ObservationEncoder(ABC):
     @property
     @abstractmethod
     def normalised(self) -> Any:
-        """The shape of each array whose numbers are real, so that it can be normalised; None for the others."""
+        """The shape of each real-valued array, which can be normalised; None for the others."""
 
     @property
     @abstractmethod
@@ -48,25 +48,25 @@ class ObservationEncoder(ABC):
 
     @abstractmethod
     def encode(self, observation: Any) -> Float[Array, "... D"]:
-        """[..., *shape] → [..., D]."""
+        """Encode observations as feature vectors: [..., *shape] → [..., D]."""
 
     @abstractmethod
     def space(self) -> gymnasium.Space:
-        """A space with such observations, for a user's model; bounds are not kept."""
+        """The observation space, for a user's model, without the original bounds."""
 
     def check(self, name: str, arrays: Mapping[str, np.ndarray], refuse: Refuse) -> None:
-        """Refuse recorded observations, the arrays of this name, that the space does not hold."""
+        """Refuse recorded observations, the arrays under this name, that are outside the space."""
         return
 
     def num_batch_axes(self, observation: Any) -> int | None:
-        """0 for one observation of the space, 1 for a batch; None for anything else. It has the space's structure."""
+        """0 for one observation, 1 for a batch, None for anything else. `observation` has the space's structure."""
         axes = jax.tree.map(batch_axes, self.shapes, observation, is_leaf=is_shape)
         counts = set(jax.tree.leaves(axes))
         return counts.pop() if len(counts) == 1 and counts <= {0, 1} else None
 
 
 def batch_axes(shape: tuple[int, ...], x: Any) -> int:
-    """How many axes an array has before this shape; −1 where it does not end in it."""
+    """The number of axes before this shape; −1 if the array's shape does not end in it."""
     count = x.ndim - len(shape)
     return count if count >= 0 and x.shape[count:] == shape else -1
 
@@ -129,7 +129,7 @@ class DiscreteEncoder(ObservationEncoder):
 
 @dataclass(frozen=True)
 class MultiDiscreteEncoder(ObservationEncoder):
-    """Several Discrete observations at once, each one-hot."""
+    """A MultiDiscrete observation, each component one-hot."""
 
     shape: tuple[int, ...]
     sizes: tuple[int, ...]
@@ -149,7 +149,7 @@ class MultiDiscreteEncoder(ObservationEncoder):
 
     @cached_property
     def meanings(self) -> tuple[np.ndarray, np.ndarray]:
-        """Of each feature, which component it belongs to, and the number that it stands for."""
+        """The component that each feature belongs to, and the value that it indicates."""
         which = np.repeat(np.arange(len(self.sizes)), self.sizes)
         return which, np.concatenate([start + np.arange(n) for start, n in zip(self.start, self.sizes, strict=True)])
 
@@ -169,7 +169,7 @@ class MultiDiscreteEncoder(ObservationEncoder):
 
 @dataclass(frozen=True)
 class MultiBinaryEncoder(ObservationEncoder):
-    """Several switches, as they are."""
+    """A MultiBinary observation, flattened."""
 
     shape: tuple[int, ...]
 
@@ -197,7 +197,7 @@ class MultiBinaryEncoder(ObservationEncoder):
 
 
 class CompositeEncoder(ObservationEncoder):
-    """Several observations at once, whose features are joined in the order of their keys."""
+    """Several observations, whose features are concatenated in the order of their keys."""
 
     @property
     @abstractmethod
@@ -213,7 +213,7 @@ class CompositeEncoder(ObservationEncoder):
         if isinstance(features[0], np.ndarray):
             joined: Any = np.concatenate(features, axis=-1)
             return joined
-        # Normalising is kept apart from joining, or it is rounded as the program around it has it.
+        # Keep normalisation from fusing with the concatenation, which would make rounding depend on the program.
         return jnp.concatenate(jax.lax.optimization_barrier(features), axis=-1)
 
     def check(self, name: str, arrays: Mapping[str, np.ndarray], refuse: Refuse) -> None:
@@ -226,7 +226,7 @@ class DictEncoder(CompositeEncoder):
     """A Dict of observations."""
 
     parts: tuple[tuple[str, ObservationEncoder], ...]
-    """By key, in the order of the keys."""
+    """(key, encoder) pairs, sorted by key."""
 
     @property
     def children(self) -> tuple[tuple[Any, ObservationEncoder], ...]:
@@ -267,13 +267,17 @@ class TupleEncoder(CompositeEncoder):
 
 
 def check_choices(name: str, x: np.ndarray, sizes: Any, refuse: Refuse) -> None:
-    """Refuse what is not a whole number from 0 to below `sizes`."""
+    """Refuse values other than integers in [0, `sizes`)."""
     if x.dtype.kind not in "iub" or (x < 0).any() or (x >= sizes).any():
         raise refuse(f"`{name}` must hold integers from 0 to below {np.asarray(sizes).tolist()}")
 
 
 def encoder_of(space: gymnasium.Space, name: str) -> ObservationEncoder:
-    """The encoder for an observation space, or a refusal by name of all its parts that no network reads."""
+    """The encoder for an observation space.
+
+    Raises:
+        UpslopeError: parts of the space are not supported; the message names them.
+    """
     unread = list(unreadable(space, ""))
     if unread:
         raise UpslopeError(unread_parts(name, space, unread))
@@ -281,7 +285,7 @@ def encoder_of(space: gymnasium.Space, name: str) -> ObservationEncoder:
 
 
 def unreadable(space: gymnasium.Space, key: str, depth: int = 0) -> Iterator[tuple[str, gymnasium.Space]]:
-    """The parts of an observation that no network reads, by their keys; the space itself has the key ""."""
+    """The unsupported parts of a space, by key; the key "" means the space itself."""
     parts = list(parts_of(space))
     has_names = not isinstance(space, spaces.Dict) or all(isinstance(index, str) for index, _ in parts)
     if parts and has_names and depth < MAX_DEPTH:
@@ -292,14 +296,14 @@ def unreadable(space: gymnasium.Space, key: str, depth: int = 0) -> Iterator[tup
 
 
 def parts_of(space: gymnasium.Space) -> Iterable[tuple[Any, gymnasium.Space]]:
-    """The parts of a Dict or Tuple by index."""
+    """The parts of a Dict by key or of a Tuple by index; none for other spaces."""
     if isinstance(space, spaces.Dict):
         return space.items()
     return enumerate(space) if isinstance(space, spaces.Tuple) else ()
 
 
 def encoder_of_part(space: gymnasium.Space, name: str, key: str) -> ObservationEncoder:
-    """The encoder for a space, which is the part of an observation under this key."""
+    """The encoder for the part of an observation under this key."""
     if isinstance(space, spaces.Dict | spaces.Tuple):
         parts = [(i, encoder_of_part(x, name, f"{key}/{i}" if key else str(i))) for i, x in parts_of(space)]
         if isinstance(space, spaces.Dict):
@@ -328,12 +332,12 @@ def encoder_of_part(space: gymnasium.Space, name: str, key: str) -> ObservationE
 
 
 def at(key: str) -> str:
-    """Where a part is, in words."""
+    """The location of a part, for messages."""
     return f" at `{key}`" if key else ""
 
 
 def leaf_spaces(space: gymnasium.Space) -> Any:
-    """A space as the pytree of the spaces that it is made of."""
+    """The pytree of a space's leaf spaces."""
     if isinstance(space, spaces.Dict):
         return {name: leaf_spaces(part) for name, part in space.items()}
     if isinstance(space, spaces.Tuple):
@@ -342,5 +346,5 @@ def leaf_spaces(space: gymnasium.Space) -> Any:
 
 
 READ = (spaces.Box, spaces.Discrete, spaces.MultiDiscrete, spaces.MultiBinary)
-"""Spaces that networks read; a Dict or Tuple is made of them."""
+"""Supported leaf spaces; Dict and Tuple are composed of these."""
 ENCODERS = (BoxEncoder, DiscreteEncoder, MultiDiscreteEncoder, MultiBinaryEncoder, DictEncoder, TupleEncoder)

@@ -1,7 +1,7 @@
-"""What a network's outputs mean: a distribution over actions, and its actions as the environment takes them.
+"""Action heads: from a network's outputs to a distribution over actions, and from actions to the environment.
 
 An `ActionHead` is a small hashable record, kept in config.json. It owns the shape of an action, its check, and its
-description. To support another kind of space, add a record here and a line to `HEADS`.
+description. To support another kind of space, add a record here and to `HEADS`.
 """
 
 import math
@@ -34,17 +34,17 @@ from upslope.models.encoders import Refuse, check_choices
 
 
 class ActionHead(ABC):
-    """The actions of one space."""
+    """Describes the actions of one space."""
 
     is_continuous = False
-    """Whether actions are real vectors, which decides the defaults of a run."""
+    """Whether actions are real vectors, which determines a run's defaults."""
     num_scales = 0
-    """Parameters log σ that do not depend on the state."""
+    """Number of state-independent log σ parameters."""
 
     @property
     @abstractmethod
     def num_outputs(self) -> int:
-        """Numbers that a network has to give."""
+        """Number of network outputs."""
 
     @property
     @abstractmethod
@@ -54,24 +54,24 @@ class ActionHead(ABC):
     @property
     @abstractmethod
     def environment_shape(self) -> tuple[int, ...]:
-        """The shape of one action as the environment takes it."""
+        """The shape of one action as the environment expects it."""
 
     @property
     def max_entropy(self) -> float | None:
-        """The entropy of the uniform policy in nats; None where there is none."""
+        """The entropy of the uniform policy in nats; None for continuous actions."""
         return None
 
     @property
     def num_choices(self) -> int:
-        """M, how many choices a mask allows or forbids."""
+        """M, the number of choices in a mask; 0 if actions cannot be masked."""
         return 0
 
     def flat_mask(self, mask: Any) -> Bool[Array, "M"]:
-        """Which choices are allowed, one after another, of a mask in the form that Gymnasium's `space.sample(mask=…)`
-        takes, or in that of sb3-contrib, where all choices stand in one array.
+        """Flatten a mask to one flag per choice. It may have the form of Gymnasium's `space.sample(mask=…)` or of
+        sb3-contrib, which puts all choices in one array.
 
         Raises:
-            ValueError: it has another form, or holds something else than 0 and 1.
+            ValueError: the mask has another form, or holds values other than 0 and 1.
         """
         if not self.num_choices:
             raise ValueError("there is nothing to forbid among these actions")
@@ -82,46 +82,46 @@ class ActionHead(ABC):
 
     @property
     def mask_form(self) -> str:
-        """Words for the forms of a mask."""
+        """The accepted forms of a mask, for messages."""
         return f"({self.num_choices},)"
 
     def allows_some(self, mask: Bool[Array, "... M"]) -> Any:
-        """Whether a mask allows an action; one truth value for each mask."""
+        """Whether each mask allows at least one action."""
         return mask.any(axis=-1)
 
     @abstractmethod
     def random(self, generator: np.random.Generator, mask: Any = None) -> np.ndarray:
-        """A random action as the policy samples it, among those that are allowed."""
+        """A random allowed action, in the form in which the policy samples it."""
 
     def permits(self, mask: Any, action: Any) -> np.ndarray:
-        """Whether the mask [..., M] allows each of a batch of sampled actions."""
+        """Whether each mask [..., M] allows the corresponding sampled action."""
         outputs: Any = np.zeros((*mask.shape[:-1], self.num_outputs))
         scales: Any = np.zeros(self.num_scales)
-        with np.errstate(invalid="ignore"):  # where nothing is allowed, no action is
+        with np.errstate(invalid="ignore"):  # an all-false mask permits nothing
             return np.asarray(self.distribution(outputs, scales).masked(mask).log_prob(action)) > -np.inf
 
     @abstractmethod
     def distribution(self, outputs: Float[Array, "... K"], log_std: Float[Array, "... L"]) -> Distribution:
-        """π(·|s) of a network's outputs."""
+        """π(·|s) from a network's outputs."""
 
     @abstractmethod
     def to_environment(self, action: np.ndarray) -> Any:
-        """A batch of sampled actions as a Gymnasium environment takes them."""
+        """Convert a batch of sampled actions for a Gymnasium environment."""
 
     def to_compiled(self, action: Shaped[Array, "N ..."]) -> Shaped[Array, "N ..."]:
-        """The same for a compiled environment, which counts from 0."""
+        """Convert a batch of sampled actions for a compiled environment, whose choices start at 0."""
         return action
 
     def outside(self, action: Shaped[Array, "B ..."]) -> Float[Array, "B"] | None:
-        """The share of components that are clipped on their way to the environment; None where nothing is."""
+        """The fraction of components that are clipped before reaching the environment; None if there are no bounds."""
         return None
 
     @abstractmethod
     def space(self) -> gymnasium.Space:
-        """The space, for a user's model."""
+        """The action space, for a user's model."""
 
     def check(self, action: np.ndarray, refuse: Refuse) -> None:
-        """Refuse recorded actions that the space does not hold."""
+        """Refuse recorded actions that are outside the space."""
         return
 
 
@@ -159,7 +159,7 @@ class DiscreteHead(ActionHead):
         return Categorical(outputs)
 
     def to_environment(self, action: np.ndarray) -> Any:
-        """Count from the space's own start, in Gymnasium's dtype."""
+        """Add the space's start, in Gymnasium's dtype."""
         return np.asarray(action, np.int64) + self.start
 
     def space(self) -> gymnasium.Space:
@@ -173,16 +173,15 @@ class DiscreteHead(ActionHead):
 class BoxHead(ActionHead):
     """A real vector, in the environment's units.
 
-    The network works in units of the half range: mean = centre + half · output, σ = half · exp(log_std); where a
-    bound is infinite, centre = 0 and half = 1. The sampled action is stored as it is, and clipped on its way to the
-    environment.
+    The network works in units of the half range: mean = centre + half · output, σ = half · exp(log_std); if a bound
+    is infinite, centre = 0 and half = 1. The sampled action is stored unclipped, and clipped for the environment.
     """
 
     shape: tuple[int, ...]
     low: tuple[float, ...]
     high: tuple[float, ...]
     dtype: str = "float32"
-    """What the environment takes; policies sample in 32 bits."""
+    """The environment's dtype; policies sample in 32 bits."""
     is_continuous = True
 
     @property
@@ -203,22 +202,22 @@ class BoxHead(ActionHead):
 
     @cached_property
     def scaling(self) -> tuple[np.ndarray, np.ndarray]:
-        """(centre, half range) of each component; (0, 1) where it has an infinite bound."""
+        """(centre, half range) of each component; (0, 1) if it has an infinite bound."""
         low, high = np.asarray(self.low), np.asarray(self.high)
-        # Bounds that are as good as infinite, or equal, give no scale.
+        # Equal or practically infinite bounds give no scale.
         is_finite = (np.abs(low) < 1e30) & (np.abs(high) < 1e30) & (high > low)
         low, high = np.where(is_finite, low, -1.0), np.where(is_finite, high, 1.0)
         return ((low + high) / 2).astype(np.float32), ((high - low) / 2).astype(np.float32)
 
     @cached_property
     def bounds(self) -> tuple[np.ndarray, np.ndarray]:
-        """(low, high) in the dtype of the space, in which they are exact; infinite ones are its largest numbers."""
+        """(low, high) in the space's dtype, which represents them exactly; infinities become its largest numbers."""
         largest = np.finfo(self.dtype).max
         low, high = (np.clip(np.asarray(x, np.float64), -largest, largest) for x in (self.low, self.high))
         return low.astype(self.dtype), high.astype(self.dtype)
 
     def random(self, generator: np.random.Generator, mask: Any = None) -> np.ndarray:
-        """It reaches a little beyond the bounds, as a policy's actions do; where there are none it stays within ±1."""
+        """Uniform, slightly beyond the bounds, as a policy's actions are; ±1 replaces infinite bounds."""
         low, high = np.asarray(self.low), np.asarray(self.high)
         low = np.where(np.isfinite(low), low, -1)
         high = np.maximum(low, np.where(np.isfinite(high), high, 1))
@@ -232,13 +231,13 @@ class BoxHead(ActionHead):
         return DiagonalGaussian(xp.asarray(centre) + half * outputs, log_std)
 
     def to_environment(self, action: np.ndarray) -> Any:
-        """Clip to the bounds, in the space's own dtype, and give its own shape."""
+        """Cast to the space's dtype, clip to the bounds and reshape."""
         low, high = self.bounds
         taken = action
         if action.dtype != low.dtype:
             with np.errstate(over="ignore"):
                 taken = action.astype(low.dtype)
-        clipped = np.minimum(np.maximum(taken, low), high)  # which takes half as long as np.clip
+        clipped = np.minimum(np.maximum(taken, low), high)  # twice as fast as np.clip
         return clipped.reshape(*action.shape[:-1], *self.shape)
 
     def to_compiled(self, action: Shaped[Array, "N ..."]) -> Shaped[Array, "N ..."]:
@@ -257,13 +256,13 @@ class BoxHead(ActionHead):
 
 @dataclass(frozen=True)
 class MultiDiscreteHead(ActionHead):
-    """Several independent choices at once."""
+    """Several independent choices."""
 
     shape: tuple[int, ...]
     sizes: tuple[int, ...]
     start: tuple[int, ...]
     dtype: str = "int64"
-    """What the environment takes."""
+    """The environment's dtype."""
 
     @property
     def num_outputs(self) -> int:
@@ -387,22 +386,22 @@ class MultiBinaryHead(ActionHead):
 
 
 def as_array(x: Any) -> Any:
-    """A traced array as it is, anything else as NumPy's."""
+    """Return JAX arrays, including traced ones, unchanged; convert anything else to NumPy."""
     return x if isinstance(x, jax.Array) else np.asarray(x)
 
 
 def parts_of(mask: Any, depth: int) -> list[Any]:
-    """What lies at a depth of nested tuples and lists, one after another."""
+    """Flatten nested tuples and lists down to a depth."""
     if depth == 0 or not isinstance(mask, tuple | list):
         return [mask]
     return [part for each in mask for part in parts_of(each, depth - 1)]
 
 
 def as_flags(mask: Any) -> Any:
-    """Zeros and ones as truth values.
+    """Convert zeros and ones to booleans.
 
     Raises:
-        ValueError: it holds something else; what is being traced is not looked at.
+        ValueError: the mask holds other values; traced arrays are not checked.
     """
     x = as_array(mask)
     if x.dtype.kind not in "biuf":
@@ -413,13 +412,17 @@ def as_flags(mask: Any) -> Any:
 
 
 def random_choice(generator: np.random.Generator, n: int, mask: Any) -> np.ndarray:
-    """One of n choices, each as probable as the others that are allowed."""
+    """One of n choices, uniform over those that the mask allows."""
     chosen = generator.integers(n) if mask is None else generator.choice(np.flatnonzero(mask))
     return np.asarray(chosen, np.int32)
 
 
 def head_of(space: gymnasium.Space, name: str = "The environment") -> ActionHead:
-    """The head for an action space, or a refusal by name."""
+    """The head for an action space.
+
+    Raises:
+        UpslopeError: the space is not supported.
+    """
     if isinstance(space, spaces.Discrete):
         return DiscreteHead(int(space.n), int(space.start))
     if isinstance(space, spaces.Box):

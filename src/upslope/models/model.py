@@ -1,6 +1,6 @@
-"""The seam between learning and networks: what a model is, how it runs over time, and its groups of parameters.
+"""The interface between learning and networks: the `Model` protocol, unrolling over time, and parameter groups.
 
-Everything above sees numbers [T, N]; how they are computed is the model's business. A user's own model plugs in here.
+Learning sees only arrays [T, N]; how they are computed is up to the model. A user's own model plugs in here.
 """
 
 from collections.abc import Mapping, Sequence
@@ -13,33 +13,33 @@ from jaxtyping import Array, Bool, Float
 from upslope.core.distributions import Distribution
 
 Carry = Any
-"""A model's memory of each of N columns: a pytree of arrays [N, …], or () without memory."""
+"""A model's memory for N columns: a pytree of arrays [N, …], or () without memory."""
 POLICY, VALUE, SHARED = "policy", "value", "shared"
-"""The groups of parameters: separate networks have the first two, a shared trunk the last alone."""
+"""The groups of parameters: separate networks have the first two, a shared trunk only the last."""
 
 
 class Outputs(NamedTuple):
-    """What a model says of N states: π(·|s) and V(s), the latter in the learner's unit of reward."""
+    """A model's outputs for N states: π(·|s) and V(s), the latter in the learner's unit of reward."""
 
     policy: Distribution
     value: Float[Array, "N"]
 
 
 class Memory(NamedTuple):
-    """What a model remembers where a rollout begins."""
+    """A model's memory at the start of a rollout."""
 
     carry: Carry
-    """Of each column, at its start where an episode begins."""
+    """The carry of each column, reset where an episode begins."""
     fresh: Bool[Array, "N"]
-    """Where an episode begins."""
+    """Whether an episode begins in each column."""
 
 
 @runtime_checkable
 class Model(Protocol):
-    """What acts and judges: any pytree with these methods. Its float arrays are its parameters."""
+    """A policy and critic: any pytree with these methods. Its float arrays are its parameters."""
 
     def prepare(self, observation: Any) -> Any:
-        """A batch of normalised observations → what `step` reads. Computed once a batch, so it has no parameters."""
+        """Convert normalised observations to the input of `step`. Computed once per batch, so without parameters."""
         ...
 
     def start(self, num: int) -> Carry:
@@ -47,43 +47,43 @@ class Model(Protocol):
         ...
 
     def step(self, features: Any, carry: Carry, fresh: Bool[Array, "N"]) -> tuple[Outputs, Carry]:
-        """One step of N columns; `fresh` where an episode begins, whose carry has been restarted already. A model
-        without memory is not told."""
+        """One step of N columns. `fresh` marks columns where an episode begins, whose carry is already reset; it is
+        not meaningful for a model without memory."""
         ...
 
     def groups(self) -> dict[str, Any]:
-        """Disjoint subtrees of parameters, each with an optimiser of its own: `policy` and `value`, or `shared`."""
+        """Disjoint subtrees of parameters, each with its own optimiser: `policy` and `value`, or `shared`."""
         ...
 
 
 def has_memory(model: Model) -> bool:
-    """Whether the model carries anything from step to step."""
+    """Whether the model has a carry."""
     return bool(jax.tree.leaves(jax.eval_shape(lambda: model.start(1))))
 
 
 def start_memory(model: Model, num: int) -> Memory:
-    """The memory of `num` columns that all begin an episode."""
+    """The memory of `num` columns that each begin an episode."""
     return Memory(model.start(num), jnp.ones(num, bool))
 
 
 def restarted(model: Model, carry: Carry, fresh: Bool[Array, "N"]) -> Carry:
-    """The carry, at its start where an episode begins."""
+    """The carry, reset where an episode begins."""
     start = model.start(fresh.shape[0])
     return jax.tree.map(lambda a, b: jnp.where(fresh.reshape(-1, *(1,) * (b.ndim - 1)), a, b), start, carry)
 
 
 def allowed(policy: Any, mask: Any) -> Any:
-    """π(·|s) given that only allowed actions are taken. Everything that acts or learns asks here, never a model itself,
-    so that no model can forget it."""
+    """Restrict π(·|s) to allowed actions. All acting and learning code applies masks here, so that a model cannot
+    forget to."""
     return policy if mask is None else policy.masked(mask)
 
 
 def unroll(
     model: Model, features: Any, carry: Carry, fresh: Bool[Array, "T N"], mask: Bool[Array, "T N M"] | None = None
 ) -> tuple[Outputs, Carry]:
-    """A model over T steps of N columns: outputs [T, N], and the carry after each step [T, N, …].
+    """Run a model over T steps of N columns: outputs [T, N], and the carry after each step [T, N, …].
 
-    Without memory it is one large batch; with memory a scan that restarts the carry where an episode begins.
+    A model without memory processes one large batch; with memory, a scan resets the carry where an episode begins.
     """
     if not has_memory(model):
         flat = jax.tree.map(lambda x: x.reshape(-1, *x.shape[2:]), features)
@@ -101,14 +101,14 @@ def unroll(
 
 
 class Place(int):
-    """Stands for a parameter by its place among the leaves."""
+    """A placeholder for a parameter: its index among the model's leaves."""
 
 
 def group_places(model: Model) -> dict[str, list[int]]:
-    """Which leaves of the model belong to each group, by their place.
+    """The indices of the model's leaves in each group.
 
     Raises:
-        ValueError: the groups are unknown, overlap, or leave a parameter out.
+        ValueError: the groups are unknown, overlap, or omit a parameter.
     """
     leaves, structure = jax.tree.flatten(model)
     numbered: Any = jax.tree.unflatten(structure, map(Place, range(len(leaves))))
@@ -128,7 +128,7 @@ def parameters_of(model: Model, group: str) -> list[Array]:
 
 
 def with_parameters(model: Model, parameters: Mapping[str, Sequence[Any]]) -> Any:
-    """The model with other parameters for these groups."""
+    """The model with the parameters of these groups replaced."""
     leaves, structure = jax.tree.flatten(model)
     places = group_places(model)
     for name, mine in parameters.items():

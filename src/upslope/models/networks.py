@@ -1,6 +1,6 @@
-"""Networks as pytrees: the perceptron, how it starts, and the product that each of its layers is.
+"""The perceptron as a pytree, its layer product and its initialisation.
 
-A perceptron works with NumPy's arrays too, so that acting on the host needs no compiled program.
+A perceptron also accepts NumPy arrays, so that acting on the host needs no compiled program.
 """
 
 from dataclasses import field
@@ -16,7 +16,7 @@ from upslope.models.products import linear
 
 
 def times(x: Float[Array, "... D"], weight: Float[Array, "... D K"]) -> Float[Array, "... K"]:
-    """x W."""
+    """x W, for NumPy or JAX arrays."""
     return x @ weight if isinstance(x, np.ndarray) else linear(x, weight)
 
 
@@ -35,14 +35,14 @@ class Perceptron:
         return times(x, self.weights[-1]) + self.biases[-1]
 
     def first_layer(self, x: Float[Array, "B D"]) -> Float[Array, "B K"]:
-        """W_1 x + b_1: what the first layer's activation is applied to."""
+        """W_1 x + b_1, the first layer's pre-activations."""
         return x @ self.weights[0] + self.biases[0]
 
 
 def orthogonal(generator: np.random.Generator, rows: int, columns: int, gain: float) -> np.ndarray:
     """A [rows, columns] matrix with orthonormal rows or columns, times `gain` (Saxe et al. 2014).
 
-    In NumPy: several QR decompositions batched inside one compiled program can hang XLA on few cores.
+    Computed in NumPy, since batched QR decompositions inside one compiled program can hang XLA on few cores.
     """
     q, r = np.linalg.qr(generator.standard_normal((max(rows, columns), min(rows, columns))))
     q = q * np.sign(np.diag(r))
@@ -52,7 +52,7 @@ def orthogonal(generator: np.random.Generator, rows: int, columns: int, gain: fl
 def initialise_perceptron(
     generator: np.random.Generator, sizes: tuple[int, ...], head_gain: float, activation: str
 ) -> Perceptron:
-    """Hidden gain √2, biases 0, and the given gain at the last layer."""
+    """Orthogonal weights with gain √2 in hidden layers and `head_gain` in the last; biases 0."""
     gains = [np.sqrt(2)] * (len(sizes) - 2) + [head_gain]
     weights = [orthogonal(generator, i, o, g) for i, o, g in zip(sizes, sizes[1:], gains, strict=False)]
     biases = [jnp.asarray(np.zeros(o, np.float32)) for o in sizes[1:]]
@@ -60,5 +60,5 @@ def initialise_perceptron(
 
 
 def generator_of(key: jax.Array) -> np.random.Generator:
-    """NumPy's generator for a JAX key."""
+    """A NumPy generator seeded by a JAX key."""
     return np.random.default_rng(np.asarray(jax.random.key_data(key), np.uint32))

@@ -1,4 +1,4 @@
-"""Running statistics of what was seen, and the normaliser of observations made of them."""
+"""Running statistics, and the observation normaliser built from them."""
 
 from typing import Any, NamedTuple
 
@@ -15,7 +15,7 @@ OBSERVATION_CLIP = 10.0
 
 
 class RunningStatistics(NamedTuple):
-    """Mean and variance of all that was seen, by the parallel update of Chan, Golub & LeVeque (1983)."""
+    """Running mean and variance, by the parallel update of Chan, Golub & LeVeque (1983)."""
 
     mean: Float[Array, "*D"]
     variance: Float[Array, "*D"]
@@ -23,14 +23,14 @@ class RunningStatistics(NamedTuple):
 
     @staticmethod
     def start(shape: tuple[int, ...]) -> "RunningStatistics":
-        """Nothing seen yet: mean 0 and variance 1, which change nothing."""
+        """Statistics of no samples: mean 0 and variance 1, which normalise nothing."""
         zeros, ones = np.zeros(shape, np.float32), np.ones(shape, np.float32)
         return RunningStatistics(jnp.asarray(zeros), jnp.asarray(ones), jnp.float32(0.0))
 
     def update(self, x: Float[Array, "T N *D"], valid: Bool[Array, "T N"]) -> "RunningStatistics":
         """Include the valid rows of a batch."""
-        # Between barriers: fused with its neighbours it would be rounded as the program around it has it, which differs
-        # with the number of seeds.
+        # The barriers prevent fusion with neighbouring operations, which would make rounding depend on the surrounding
+        # program and so on the number of seeds.
         before, x, valid = jax.lax.optimization_barrier((self, x, valid))
         is_row = valid.reshape(valid.shape + (1,) * (x.ndim - 2))
         count = jnp.sum(valid).astype(jnp.float32)
@@ -44,23 +44,23 @@ class RunningStatistics(NamedTuple):
         return jax.lax.optimization_barrier(RunningStatistics(before.mean + shift * share, merged, total))
 
     def normalise(self, x: Float[Array, "..."]) -> Float[Array, "..."]:
-        """(x − mean)/std, clipped."""
+        """(x − mean)/std, clipped to ±`OBSERVATION_CLIP`."""
         xp = namespace(x)
         mean, deviation = self.mean, xp.sqrt(self.variance + 1e-8)
         if xp is jnp:
-            # Or XLA may divide by a root or multiply by its reciprocal, as the program around it suits it.
+            # Otherwise XLA may replace the division by a reciprocal's product, depending on the surrounding program.
             mean, deviation = jax.lax.optimization_barrier((mean, deviation))
         return xp.clip((x - mean) / deviation, -OBSERVATION_CLIP, OBSERVATION_CLIP)
 
 
 def is_statistics(node: Any) -> bool:
-    """Whether a node of a normaliser belongs to one leaf of the observation."""
+    """Whether a node of a normaliser corresponds to one leaf of the observation."""
     return node is None or isinstance(node, RunningStatistics)
 
 
 def start_normaliser(shapes: Any) -> Any:
-    """A normaliser: an observation's pytree with statistics where `shapes` has a leaf's shape, None where it has None
-    (what is not a real number is not normalised)."""
+    """A normaliser: the observation's pytree, with statistics for each leaf that has a shape in `shapes`, and None for
+    leaves without one, which are not real-valued."""
 
     def start(shape: tuple[int, ...] | None) -> RunningStatistics | None:
         return None if shape is None else RunningStatistics.start(shape)
@@ -78,7 +78,7 @@ def normalised(normaliser: Any, observation: Any) -> Any:
 
 
 def updated(normaliser: Any, observation: Any, valid: Bool[Array, "T N"]) -> Any:
-    """The normaliser after it has seen the valid rows of a batch of observations."""
+    """The normaliser updated with the valid rows of a batch of observations."""
 
     def one(statistics: RunningStatistics | None, x: Any) -> Any:
         return None if statistics is None else statistics.update(x.astype(np.float32), valid)

@@ -1,7 +1,7 @@
-"""The first model: a perceptron for the policy and one for the critic, without memory.
+"""The default model: a perceptron for the policy and one for the critic, without memory.
 
-Networks are separate (Andrychowicz et al. 2021 find that better on four of five tasks), orthogonally initialised, with
-a small policy head.
+The networks are separate (Andrychowicz et al. 2021 find this better on four of five tasks), with orthogonal
+initialisation and a small policy head.
 """
 
 from dataclasses import field
@@ -23,7 +23,7 @@ from upslope.models.networks import Perceptron, generator_of, initialise_percept
 
 @pytree
 class Actor:
-    """π_θ(·|features). `log_std` is a parameter of its own, independent of the state; empty for discrete actions."""
+    """π_θ(·|features). `log_std` is a parameter independent of the state; it is empty for discrete actions."""
 
     network: Perceptron
     log_std: Float[Array, "K"]
@@ -54,7 +54,7 @@ class Perceptrons:
         return {POLICY: self.actor, VALUE: self.critic}
 
     def policy(self, features: Float[Array, "... D"]) -> Distribution:
-        """π(·|s) alone. It works with NumPy's arrays, so the host acts without a compiled program."""
+        """π(·|s) alone. Accepts NumPy arrays, so that the host acts without a compiled program."""
         return self.actor(features)
 
     def value(self, features: Float[Array, "... D"]) -> Float[Array, "..."]:
@@ -62,7 +62,7 @@ class Perceptrons:
         return self.critic(features)[..., 0]
 
     def hidden_units(self, features: Float[Array, "B D"]) -> dict[str, tuple[Array, str]]:
-        """Of each group, what the first layer's activation is applied to [B, K], and that activation's name."""
+        """The first layer's pre-activations [B, K] of each group, and the name of the activation."""
         networks = {POLICY: self.actor.network, VALUE: self.critic}
         return {name: (net.first_layer(features), net.activation) for name, net in networks.items()}
 
@@ -76,7 +76,7 @@ def perceptrons(
     activation: str = "tanh",
     log_std_init: float = 0.0,
 ) -> Perceptrons:
-    """Fresh networks. The policy head has gain 0.01, so the first policy has no opinion."""
+    """Fresh networks. The policy head has gain 0.01, so the initial policy hardly depends on the state."""
     generator = generator_of(key)
     inner = (encoder.num_features, *hidden_sizes)
     actor = Actor(
@@ -88,7 +88,7 @@ def perceptrons(
 
 
 def num_parameters(encoder: ObservationEncoder, head: ActionHead, hidden_sizes: tuple[int, ...]) -> int:
-    """How many weights both networks have at least."""
+    """A lower bound on the number of weights in both networks."""
     sizes = (encoder.num_features, *hidden_sizes)
     hidden = sum(i * o for i, o in pairwise(sizes))
     return 2 * hidden + hidden_sizes[-1] * (head.num_outputs + 1)

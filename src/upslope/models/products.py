@@ -1,7 +1,7 @@
-"""A layer's product, with a backward pass that suits the processor.
+"""A layer's product, with a backward pass tuned for CPUs.
 
-On CPUs a product of long transposed columns spends most of its time transposing the wider operand. Transposing the
-narrower one first is the only device here; the algorithm does not depend on it.
+On CPUs the weight gradient xᵀg spends most of its time transposing the wider operand. This module transposes the
+narrower one first; the algorithm does not depend on it.
 """
 
 import jax
@@ -10,7 +10,7 @@ from jaxtyping import Array, Float
 
 @jax.custom_vjp
 def linear(x: Float[Array, "... D"], weight: Float[Array, "D K"]) -> Float[Array, "... K"]:
-    """x W; its gradient for W is xᵀg."""
+    """x W; its gradient with respect to W is xᵀg."""
     return x @ weight
 
 
@@ -26,8 +26,8 @@ def _backwards(kept: tuple[Array, Array], gradient: Array) -> tuple[Array, Array
 
 
 def _narrower_first(rows: Array, slopes: Array) -> Array:
-    """xᵀg with the narrower operand transposed first. Without the barriers XLA folds the transpositions into the
-    product again."""
+    """xᵀg with the narrower operand transposed first. The barriers keep XLA from folding the transpositions back into
+    the product."""
     fixed = jax.lax.optimization_barrier
     if slopes.shape[1] <= rows.shape[1]:
         return fixed(fixed(slopes.T) @ rows).T
