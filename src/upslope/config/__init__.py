@@ -1,1 +1,1 @@
-"""One frozen dataclass of settings, and what it builds."""
+"""The settings of a run, and the task built from them."""

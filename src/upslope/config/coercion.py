@@ -1,4 +1,4 @@
-"""The one parser of settings: flags, YAML, JSON and Python values become a field's type by tyro's rules and these."""
+"""Convert flags, YAML, JSON and Python values to a field's type, by tyro's rules and those of `KINDS`."""
 
 import json
 import reprlib
@@ -12,7 +12,7 @@ from upslope.errors import UpslopeError
 
 
 def whole(text: str) -> int:
-    """A whole number, also written `1e6` or `1_000_000`."""
+    """Parse a whole number, which may be written `1e6` or `1_000_000`."""
     try:
         return int(text)
     except ValueError:
@@ -23,7 +23,7 @@ def whole(text: str) -> int:
 
 
 def mapping(text: str) -> dict[str, Any]:
-    """A JSON object, without NaN and Infinity, which JSON does not know."""
+    """Parse a JSON object, refusing NaN and Infinity, which are not JSON."""
     found = json.loads(text)
     json.dumps(found, allow_nan=False)
     if not isinstance(found, dict):
@@ -32,7 +32,7 @@ def mapping(text: str) -> dict[str, Any]:
 
 
 def none(text: str) -> None:
-    """None, which YAML and JSON call null."""
+    """Parse None, written `none`."""
     if text not in ("none", "None"):
         raise ValueError(f"{text} is not none")
 
@@ -42,7 +42,7 @@ KINDS: dict[Any, tuple[str, Any, Any]] = {
     dict: ("JSON", mapping, json.dumps),
     NoneType: ("none", none, lambda _: "none"),
 }
-"""Type → its name in the help, how it is read, and how it is written, where this differs from tyro's rules."""
+"""Type → (name in the help, reader, writer), where these differ from tyro's rules."""
 WORDS = {
     "INT": "a whole number",
     "FLOAT": "a number",
@@ -50,13 +50,13 @@ WORDS = {
     "[INT [INT ...]]": "a list of whole numbers, e.g. [64, 64]",
     "{True,False}": "true or false",
 }
-"""The name of a type in the help → what a message calls it."""
+"""Type name in the help → wording in messages."""
 REGISTRY = ConstructorRegistry()
 
 
 @REGISTRY.primitive_rule
 def rule(info: PrimitiveTypeInfo) -> PrimitiveConstructorSpec | None:
-    """The rules of `KINDS`, for `tyro.cli` and for `coerce`."""
+    """Apply the rules of `KINDS`, for `tyro.cli` and for `coerce`."""
     kind = info.type_origin or info.type
     if kind not in KINDS:
         return None
@@ -68,16 +68,16 @@ def rule(info: PrimitiveTypeInfo) -> PrimitiveConstructorSpec | None:
 
 @cache
 def spec_of(kind: Any) -> Any:
-    """How tyro reads a type."""
+    """tyro's parsing specification of a type."""
     with REGISTRY:
         return REGISTRY.get_primitive_spec(PrimitiveTypeInfo.make(kind, set()))
 
 
 def coerce(name: str, value: Any, kind: Any) -> Any:
-    """The value as the type `kind` of the field `name`: YAML reads `1e-3` as text and `64, 64` as a list.
+    """Convert a value to the type `kind` of the field `name`; YAML, for example, reads `1e-3` as text.
 
     Raises:
-        UpslopeError: it cannot be read as that type.
+        UpslopeError: the value cannot be converted to that type.
     """
     if kind == tuple[str, ...] and not isinstance(value, str | list | tuple):
         raise UpslopeError(f"{name} must be a list of texts, not {reprlib.repr(value)}.")

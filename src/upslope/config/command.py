@@ -1,4 +1,4 @@
-"""Config → the shortest command that trains with it."""
+"""Convert a config to the shortest command that trains with it."""
 
 import json
 import shlex
@@ -7,13 +7,13 @@ from typing import Any
 from upslope.config.config import DEFAULT_PRESET, Config, configure, preset_of, recorded_preset
 
 FROM_THE_RUNG = ("environment", "algorithm", "preset")
-"""Fields that have no flag of their own name in the command."""
+"""Fields that `command_of` handles separately rather than by a flag of the same name."""
 REPEATED = {"wrappers": "--wrapper", "ignore-observation": "--ignore-observation"}
-"""Settings whose flag is given once for each of their values."""
+"""Settings whose flag is repeated for each value."""
 
 
 def command_of(config: Config, *, is_continuous: bool) -> str:
-    """The shortest `upslope train` for this config, with a flag only where it differs from the defaults."""
+    """The shortest `upslope train` command for this config, with flags only for values that differ from defaults."""
     words = ["upslope", "train", config.environment]
     if config.algorithm != Config.algorithm:
         words += ["--algorithm", config.algorithm]
@@ -30,7 +30,7 @@ def command_of(config: Config, *, is_continuous: bool) -> str:
 
 
 def wanted_preset(config: Config) -> bool | str:
-    """What `preset` was asked for to get this config."""
+    """The `preset` argument that led to this config."""
     if config.preset is None:
         return False
     recorded = recorded_preset(config)
@@ -38,7 +38,7 @@ def wanted_preset(config: Config) -> bool | str:
 
 
 def flag(name: str, value: Any) -> list[str]:
-    """The words of a setting on the command line."""
+    """The command line arguments for a setting."""
     if isinstance(value, bool):
         return [f"--{name}" if value else f"--no-{name}"]
     if name in REPEATED:

@@ -1,4 +1,4 @@
-"""One frozen dataclass: default = flag = help = config.json."""
+"""All settings in one frozen dataclass, which defines defaults, flags, help and config.json."""
 
 import math
 import reprlib
@@ -28,7 +28,7 @@ Positional = tyro.conf.Positional
 
 @dataclass(frozen=True)
 class Config:
-    """Everything that decides what is learned. Two equal configs give the same run, bit for bit, on one machine."""
+    """All settings that determine what is learned. Equal configs give the same run, bit for bit, on one machine."""
 
     environment: Annotated[Positional[str], tyro.conf.arg(metavar="ENVIRONMENT", help_behavior_hint="")]
     """A Gymnasium id (`CartPole-v1`), `module:Id`, or a compiled environment (`jax:CartPole-v1`)."""
@@ -43,56 +43,56 @@ class Config:
     steps: int = 500_000
     """Environment steps per seed. With recorded data: recorded steps read."""
     seeds: int = 1
-    """Number of seeds to train at once. 5 give an interval, 10 a good one."""
+    """Number of seeds to train together. 5 give a confidence interval, 10 a good one."""
     seed: int = 0
-    """The first seed; the others follow it."""
+    """The first seed; the others are the integers after it."""
     num_envs: int = 8
     """N, environments per seed. Usual: 1 to 64; thousands on accelerators."""
     rollout_steps: int = 128
-    """T, steps per environment and iteration, for estimators that do not need whole episodes. Usual: 5 to 2048."""
+    """T, steps per environment per iteration, for estimators that do not need whole episodes. Usual: 5 to 2048."""
     max_episode_steps: int | None = None
     """Steps after which an episode is truncated; by default the environment's own limit."""
     env_kwargs: dict[str, Any] = field(default_factory=dict)
     """Keyword arguments for the environment, as JSON, e.g. '{"g": 9.81}'."""
     wrappers: Annotated[tuple[str, ...], tyro.conf.arg(name="wrapper"), tyro.conf.UseAppendAction] = ()
-    """A wrapper to put around the environment, repeatable, the innermost first: one of Gymnasium's by its name, or
-    module:Name; arguments as JSON after a colon, e.g. 'FrameStackObservation:{"stack_size": 4}'."""
+    """A wrapper for the environment, repeatable, innermost first: the name of a Gymnasium wrapper, or module:Name;
+    arguments as JSON after a colon, e.g. 'FrameStackObservation:{"stack_size": 4}'."""
     masks: bool = True
-    """Take only actions that the environment allows, where it says so by an action mask."""
+    """Take only allowed actions if the environment provides action masks."""
     ignore_observation: Annotated[tuple[str, ...], tyro.conf.arg(metavar="KEY"), tyro.conf.UseAppendAction] = ()
-    """A part of the observations that is left out, by its key, repeatable: a key inside another one is outer/inner, and
-    parts of a Tuple are counted from 0."""
+    """Key of a part of the observations to leave out, repeatable. A nested key is written outer/inner; parts of a Tuple
+    are numbered from 0."""
     learning_rate: float = 2.5e-4
-    """Adam's step size. Usual: 1e-5 to 1e-2."""
+    """Step size of the optimiser. Usual: 1e-5 to 1e-2."""
     learning_rate_schedule: str = "linear"
-    """How the learning rate falls to 0 over the budget: constant, linear, or cosine."""
+    """How the learning rate changes over the budget: constant, or falling to 0 as linear or cosine."""
     optimiser: str = "adam"
-    """The direction of a gradient: adam, adamw, rmsprop, or sgd."""
+    """Optimiser that turns gradients into updates: adam, adamw, rmsprop, or sgd."""
     weight_decay: float = 0.0
-    """Of adamw: the share of each parameter, times the learning rate, that a step takes away. Usual: 0 to 0.1."""
+    """Weight decay of adamw: each step subtracts this times the learning rate times the parameter. Usual: 0 to 0.1."""
     gamma: float = 0.99
-    """γ, discount per step: rewards 1/(1−γ) steps away still count. Usual: 0.9 to 0.9999."""
+    """γ, discount per step: rewards up to about 1/(1−γ) steps away count. Usual: 0.9 to 0.9999."""
     lambda_: Annotated[float, tyro.conf.arg(name="lambda")] = 0.95
-    """λ of GAE: 0 trusts the critic alone, 1 the sampled return alone. Usual: 0.9 to 0.98."""
+    """λ of GAE: 0 relies most on the critic, 1 on the sampled returns. Usual: 0.9 to 0.98."""
     n: int = 5
-    """n of n_step, the steps before the critic is asked. Usual: 1 to 20."""
+    """n of n_step, the number of steps before bootstrapping from the critic. Usual: 1 to 20."""
     epsilon: float = 0.2
-    """ε of clip: the ratio earns nothing outside [1−ε, 1+ε]. Usual: 0.1 to 0.3."""
+    """ε of clip: moving the ratio outside [1−ε, 1+ε] gains nothing. Usual: 0.1 to 0.3."""
     epsilon_schedule: str = "constant"
     """How ε changes over the budget: constant, linear, or cosine."""
     beta: float = 1.0
     """Initial β of kl_penalty. Usual: 0.3 to 10."""
     beta_target: float | None = 0.01
-    """KL in nats per iteration that β adapts to; none keeps β fixed. Usual: 0.003 to 0.03."""
+    """Target KL per iteration, in nats, to which β adapts; none keeps β fixed. Usual: 0.003 to 0.03."""
     epochs: int = 4
     """Passes over each batch for the policy. Usual: 1 for policy_gradient, 3 to 20 for ppo."""
     critic_epochs: int | None = None
     """Passes over each batch for the critic; by default as many as for the policy. Usual: 1 to 80."""
     imitation_iterations: int = 0
-    """With recorded data: iterations at the start that only imitate the recorded actions while the critic learns to
-    judge them, so that importance weights begin near 1. Usual: 5 to 20 for off_policy."""
+    """With recorded data: number of initial iterations in which the policy only imitates the recorded actions while the
+    critic learns, so that importance weights start near 1. Usual: 5 to 20 for off_policy."""
     minibatches: int = 4
-    """Number of minibatches per epoch. Usual: minibatches of 32 to 4096 samples."""
+    """Number of minibatches per epoch. Usual: 32 to 4096 samples per minibatch."""
     entropy_coefficient: float = 0.01
     """Weight of the entropy bonus. Usual: 0 for continuous, 0 to 0.02 for discrete actions."""
     entropy_schedule: str = "constant"
@@ -102,8 +102,8 @@ class Config:
     target_kl: float | None = None
     """End an update's policy epochs early once a minibatch's KL exceeds this. Usual: 0.01 to 0.05."""
     min_effective_sample_size: float | None = None
-    """End an update's policy epochs early once the share of a minibatch that still counts, (Σρ)²/(n Σρ²), falls below
-    this: beyond that the data say little about the policy. Usual: 0.3 to 0.7 for recorded data."""
+    """End an update's policy epochs early once the effective fraction of a minibatch, (Σρ)²/(n Σρ²), falls below this,
+    since the data then say little about the policy. Usual: 0.3 to 0.7 for recorded data."""
     normalize_advantage: bool = True
     """Centre and scale the weights Ψ of each batch."""
     normalize_observations: bool = False
@@ -111,28 +111,28 @@ class Config:
     normalize_rewards: bool = False
     """Scale rewards by the running standard deviation of the discounted return, kept in the agent."""
     model: str = "perceptron"
-    """What acts and judges: perceptron, two networks as the next flags say, or your own by module:Name."""
+    """Policy and critic: perceptron for two separate perceptrons, or your own model as module:Name."""
     model_kwargs: dict[str, Any] = field(default_factory=dict)
-    """Keyword arguments of your own model, values that JSON can hold."""
+    """Keyword arguments for your own model, as JSON."""
     sequence_length: int | None = None
-    """L, steps in a row through which the gradient of a model with memory flows; by default the whole rollout."""
+    """L, the number of steps through which gradients of a model with memory flow; by default the whole rollout."""
     value_coefficient: float = 0.5
-    """Weight of the critic's loss where policy and critic share parameters. Usual: 0.25 to 1."""
+    """Weight of the critic's loss if policy and critic share parameters. Usual: 0.25 to 1."""
     hidden_sizes: tuple[int, ...] = (64, 64)
-    """Widths of the hidden layers, of policy and critic each."""
+    """Widths of the hidden layers of the policy, and of the critic."""
     activation: Literal["tanh", "relu", "silu"] = "tanh"
     """Activation of the hidden layers."""
     log_std_init: float = 0.0
     """Initial log σ of a Gaussian policy, in units of half the action range. Usual: −2 to 0."""
     preset: Annotated[str | None, tyro.conf.Suppress] = None
-    """Where the environment's tuned settings came from; set by upslope."""
+    """Source of the environment's tuned settings; set by upslope."""
 
     def seed_list(self) -> list[int]:
         """The seeds of this run."""
         return list(range(self.seed, self.seed + self.seeds))
 
     def to_json(self) -> dict[str, Any]:
-        """A dictionary of all fields in strict JSON, where infinity is written as text."""
+        """All fields as a strict JSON dictionary, with infinity as text."""
         finite = {} if math.isfinite(self.max_grad_norm) else {"max_grad_norm": repr(self.max_grad_norm)}
         return asdict(self) | finite
 
@@ -147,12 +147,12 @@ PARTS_BY_NAME: dict[str, Mapping[str, Any]] = {
     "optimiser": DIRECTIONS,
     **dict.fromkeys(("learning_rate_schedule", "epsilon_schedule", "entropy_schedule"), SCHEDULES),
 }
-"""Field → upslope's own parts by name; `module:Name` is the user's own."""
+"""Field → upslope's own parts by name; a user's own is written `module:Name`."""
 MAX_STEPS, MAX_WIDTH, MAX_LAYERS = 2**31, 2**16, 256
 DEFAULT_PRESET = "default"
-"""The name of the preset that is used where none is asked for."""
+"""The name of the preset used by default."""
 FRESH_SEEDS = 2000
-"""Sets of episodes that evaluation can draw, all different from those of training."""
+"""Number of seeds reserved for evaluation episodes, which never occur in training."""
 LIMITS: dict[str, tuple[str, Callable[[Any], bool]]] = {
     **dict.fromkeys(
         ("steps", "seeds", "num_envs", "rollout_steps", "n", "epochs", "minibatches", "learning_rate", "max_grad_norm"),
@@ -173,9 +173,9 @@ LIMITS: dict[str, tuple[str, Callable[[Any], bool]]] = {
         lambda x: 1 <= len(x) <= MAX_LAYERS and min(x) >= 1 and max(x) <= MAX_WIDTH,
     ),
 }
-"""Field → what it must be, in words and as a rule."""
+"""Field → its valid range, in words and as a predicate."""
 MOST = {"steps": MAX_STEPS, "seeds": 2**16, "num_envs": 2**24, "rollout_steps": 2**24, "minibatches": 2**24}
-"""Steps are counted in 32 bits; what no machine could hold in memory is refused before anything is allocated."""
+"""Largest allowed values: steps are counted in 32 bits, and sizes that fit no memory are refused before allocation."""
 
 
 def flag_of(name: str) -> str:
@@ -184,21 +184,21 @@ def flag_of(name: str) -> str:
 
 
 def positive(**counts: int | None) -> None:
-    """Refuse counts below 1, each by the name of its flag; None was left to a default."""
+    """Refuse counts below 1, naming the flag; None means the default."""
     for name, count in counts.items():
         if count is not None and count < 1:
             raise UpslopeError(f"{flag_of(name)} must be 1 or more, not {count}.")
 
 
 def fresh(**seeds: int) -> None:
-    """Refuse seeds of evaluation episodes beyond those set aside for them, each by the name of its flag."""
+    """Refuse evaluation seeds outside the reserved range, naming the flag."""
     for name, seed in seeds.items():
         if not 0 <= seed < FRESH_SEEDS:
             raise UpslopeError(f"{flag_of(name)} must be from 0 to {FRESH_SEEDS - 1}, not {seed}.")
 
 
 def check_ranges(config: Config) -> None:
-    """Refuse values that cannot be, each by the name of its flag."""
+    """Refuse invalid values, naming the flag."""
     for name, value in vars(config).items():
         if isinstance(value, float) and not math.isfinite(value) and (name, value) != ("max_grad_norm", math.inf):
             raise UpslopeError(f"{flag_of(name)} must be a finite number, not {value}.")
@@ -217,13 +217,13 @@ def check_ranges(config: Config) -> None:
 
 
 def presets() -> dict[str, Any]:
-    """Tuned settings by environment id: a row is the default preset, and `others` holds further ones by name."""
+    """Tuned settings by environment id: each row is the default preset, and its `others` holds further ones by name."""
     return table("presets.yaml")
 
 
 def presets_of(environment: str, algorithm: str) -> dict[str, Any]:
-    """The presets of an environment for a rung by name, "default" first; a compiled environment without a row of its
-    own has its Gymnasium twin's."""
+    """The presets of an environment for a rung, by name, "default" first. A compiled environment without its own row
+    uses that of its Gymnasium counterpart."""
     if algorithm not in ("ppo", "ppo_kl", "ppo_kl_fixed"):
         return {}
     row = presets().get(environment) or presets().get(environment.removeprefix("jax:")) or {}
@@ -231,8 +231,11 @@ def presets_of(environment: str, algorithm: str) -> dict[str, Any]:
 
 
 def preset_of(environment: str, algorithm: str, wanted: bool | str = True) -> dict[str, Any] | None:
-    """The preset wanted: True is the default one where there is any, False is none, and a name is the preset of that
-    name, which is refused where there is none."""
+    """The requested preset: the default one if there is any (True), none (False), or the one of this name.
+
+    Raises:
+        UpslopeError: there is no preset of this name.
+    """
     if wanted is False:
         return None
     known = presets_of(environment, algorithm)
@@ -245,7 +248,7 @@ def preset_of(environment: str, algorithm: str, wanted: bool | str = True) -> di
 
 
 def recorded_preset(config: Config) -> tuple[str, dict[str, Any]] | None:
-    """The name and the row of the preset that a config was made with, found by its source."""
+    """The name and row of the preset that a config was made with, found by its source."""
     rows = presets_of(config.environment, config.algorithm).items()
     return next(((name, row) for name, row in rows if row["source"] == config.preset), None)
 
@@ -258,7 +261,8 @@ def configure(
     use_preset: bool | str = True,
     **overrides: Any,
 ) -> Config:
-    """The config of a run: the action space's defaults < the rung's < the preset's < yours."""
+    """The config of a run. Later settings take precedence: the action space's defaults, the rung's, the preset's,
+    `overrides`."""
     rung = ALGORITHMS[known_algorithm(algorithm)]
     settings: dict[str, Any] = dict(CONTINUOUS_DEFAULTS if is_continuous else DISCRETE_DEFAULTS)
     settings |= {"estimator": rung.estimator, "objective": rung.objective} | dict(rung.settings)
@@ -270,12 +274,12 @@ def configure(
 
 
 def canonical(settings: Mapping[str, Any]) -> dict[str, Any]:
-    """Settings by field name: `learning-rate` and `lambda` are accepted too, and lists become tuples."""
+    """Settings by field name, converted to the fields' types; `learning-rate` and `lambda` are accepted too."""
     kinds = get_type_hints(Config)
     result = {}
     for name, value in settings.items():
         key = "lambda_" if name == "lambda" else str(name).replace("-", "_")
-        if key == "learning_rate_decay" and isinstance(value, bool):  # what older runs and presets call it
+        if key == "learning_rate_decay" and isinstance(value, bool):  # its name in older runs and presets
             key, value = "learning_rate_schedule", "linear" if value else "constant"
         if key not in kinds:
             raise UpslopeError(

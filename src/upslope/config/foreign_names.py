@@ -1,4 +1,4 @@
-"""What other libraries call a setting or an algorithm → what it is here."""
+"""Translate other libraries' names of settings and algorithms to upslope's."""
 
 from functools import cache
 from importlib import resources
@@ -13,19 +13,19 @@ from upslope.errors import UpslopeError
 
 @cache
 def table(name: str, package: str = "config") -> dict[str, Any]:
-    """A YAML file of a package."""
+    """Load a YAML file from one of upslope's packages."""
     text = resources.files(f"upslope.{package}").joinpath(name).read_text("utf-8")
     return yaml.load(text, getattr(yaml, "CSafeLoader", yaml.SafeLoader))
 
 
 def foreign(kind: str, name: str) -> str:
-    """What upslope says of a name of this kind; empty where it knows nothing."""
+    """upslope's name or advice for a foreign name of this kind; empty if the name is unknown."""
     key = name.lstrip("-").lower().replace("-", "_")
     return next((said for said, names in table("foreign_names.yaml")[kind].items() if key in names), "")
 
 
 def foreign_setting(name: str) -> str:
-    """Say what a setting of another library is called here; empty where the name is unknown."""
+    """Say what upslope calls another library's setting; empty if the name is unknown."""
     ours, advice = foreign("settings", name), foreign("advice", name)
     if name.startswith("--"):
         ours = ours and f"--{ours.rstrip('_').replace('_', '-')}"
@@ -34,7 +34,11 @@ def foreign_setting(name: str) -> str:
 
 
 def known_algorithm(name: str) -> str:
-    """The name of a rung, or a refusal that says what comes nearest."""
+    """Return the name of a rung.
+
+    Raises:
+        UpslopeError: there is no such rung; the message suggests the closest one.
+    """
     if name in ALGORITHMS:
         return name
     if nearest := foreign("algorithms", name):

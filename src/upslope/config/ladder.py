@@ -1,7 +1,7 @@
-"""The ladder: name → (estimator, objective, source) and what it sets differently.
+"""The ladder of algorithms: name → (estimator, objective, source) and default settings.
 
-A rung is one row of data. Any other pair works as well: `--estimator` and `--objective` replace one side of it.
-This module imports neither JAX nor the axes, so that the command line can list it at once.
+A rung is one row of data. Other pairs work as well: `--estimator` and `--objective` each replace one side of a rung.
+This module imports neither JAX nor the axes, so that the command line can list it without delay.
 """
 
 from collections.abc import Mapping
@@ -11,7 +11,7 @@ from typing import Any
 
 @dataclass(frozen=True)
 class Rung:
-    """One named pair, where its experience comes from, and its own defaults."""
+    """A named pair of estimator and objective, its source of experience, and its default settings."""
 
     estimator: str
     objective: str
@@ -21,10 +21,10 @@ class Rung:
 
 
 ONE_STEP = {"epochs": 1, "minibatches": 1}
-"""Plain policy gradients move once per batch: after that the batch is another policy's."""
+"""Plain policy gradients update once per batch, since the batch is off-policy afterwards."""
 MONTE_CARLO = {**ONE_STEP, "learning_rate": 3e-3, "entropy_coefficient": 0.0, "num_envs": 8}
 PLAIN = {**MONTE_CARLO, "normalize_advantage": False, "normalize_rewards": False}
-"""The lecture's formula and nothing else."""
+"""The textbook formula without normalisation."""
 SEGMENT_GRADIENT = {**ONE_STEP, "learning_rate": 3e-3, "entropy_coefficient": 0.0, "critic_epochs": 20}
 RECORDED = {
     "epochs": 1,
@@ -34,7 +34,7 @@ RECORDED = {
     "normalize_observations": True,
     "steps": 3_000_000,
 }
-"""Data that lie still can be read many times, and say at once how observations are to be scaled."""
+"""Recorded data can be read many times, and provide observation statistics from the start."""
 
 ALGORITHMS: dict[str, Rung] = {
     "reinforce": Rung(
@@ -143,7 +143,7 @@ DISCRETE_DEFAULTS: dict[str, Any] = {
     "normalize_rewards": True,
 }
 """For Discrete, MultiDiscrete and MultiBinary actions: the classic-control and Atari practice (Huang et al. 2022), with
-rewards scaled as Engstrom et al. 2020 find necessary: a critic whose targets are far from 1 saturates, and is blind."""
+rewards scaled as Engstrom et al. 2020 find necessary, since a critic saturates if its targets are far from 1."""
 CONTINUOUS_DEFAULTS: dict[str, Any] = {
     "num_envs": 1,
     "rollout_steps": 2048,
@@ -154,4 +154,4 @@ CONTINUOUS_DEFAULTS: dict[str, Any] = {
     "normalize_observations": True,
     "normalize_rewards": True,
 }
-"""For Box actions: Schulman et al. 2017, Table 3, with the normalisation that Huang et al. 2022 list."""
+"""For Box actions: Schulman et al. 2017, Table 3, with the normalisation listed by Huang et al. 2022."""

@@ -1,4 +1,4 @@
-"""What a user asks for → the config and the task of a new run, with nothing asked for in vain."""
+"""Build the config and task of a new run from a user's request, refusing settings that nothing reads."""
 
 from collections.abc import Callable, Iterable, Mapping
 from typing import Any
@@ -34,11 +34,11 @@ def prepare(
     settings: dict[str, Any],
     **parts: Any,
 ) -> tuple[Config, Task]:
-    """The config and the task of a new run. `parts` are the estimator, objective, model, optimiser and schedules, each
-    a name, an object or None.
+    """The config and task of a new run. `parts` are the estimator, objective, model, optimiser and schedules, each a
+    name, an object or None.
 
     Raises:
-        UpslopeError: something asked for cannot be, or nothing would read it.
+        UpslopeError: a setting is invalid, or nothing reads it.
     """
     config, made, asked, objects = configured(environment, algorithm, preset=preset, settings=settings, **parts)
     task = task_of(config, made, objects)
@@ -54,9 +54,9 @@ def configured(
     settings: dict[str, Any],
     **parts: Any,
 ) -> tuple[Config, AnyEnvironment, dict[str, Any], Parts]:
-    """The config: defaults < the rung's < the preset's < an own part's < what is asked for.
+    """The config. Later settings take precedence: defaults, the rung's, the preset's, a user's own parts', `settings`.
 
-    With it come the environment, what is asked for by field, and the objects among the parts.
+    Also returns the environment, the requested settings by field, and the objects among the parts.
     """
     objects, names, given = parts_of(**parts)
     asked = canonical(settings) | names
@@ -78,7 +78,7 @@ def parts_of(
     optimiser: Any = None,
     schedules: Mapping[str, Callable[[Any], Any]] | None = None,
 ) -> tuple[Parts, dict[str, Any], dict[str, Any]]:
-    """The objects among what was given; the names among it, by setting; and what the config says of the objects."""
+    """Split the parts into objects and names by setting; also return the settings that describe the objects."""
     objects: dict[str, Any] = {}
     names: dict[str, Any] = {}
     given: dict[str, Any] = {}
@@ -107,11 +107,11 @@ SCHEDULABLE = {
     "epsilon": "epsilon_schedule",
     "entropy_coefficient": "entropy_schedule",
 }
-"""A setting that may have an own schedule → the config's name for its schedule."""
+"""Schedulable setting → the config field of its schedule."""
 
 
 def refuse_unread(asked: Iterable[str], config: Config, task: Task) -> None:
-    """Refuse settings that were asked for and that nothing in this run reads."""
+    """Refuse requested settings that nothing in this run reads."""
     unread = [
         f"{flag_of(name)} is read only by {reader}" for name in asked if (reader := missing_reader(name, config, task))
     ]
@@ -125,7 +125,7 @@ def refuse_unread(asked: Iterable[str], config: Config, task: Task) -> None:
 
 
 def missing_reader(name: str, config: Config, task: Task) -> str:
-    """What would read a setting that nothing in this run reads; empty where it is read."""
+    """Say what would read a setting that nothing in this run reads; empty if it is read."""
     estimator, objective, is_recorded = task.estimator, task.update.objective, config.data is not None
     if name in HYPERPARAMETERS:
         is_read = name in (*parameters(estimator).values(), *parameters(objective).values())
@@ -154,6 +154,6 @@ def missing_reader(name: str, config: Config, task: Task) -> str:
 
 
 def parts_where(holds: Callable[[Any], bool]) -> str:
-    """The flags that choose one of upslope's parts for which something holds."""
+    """The flags that select upslope's parts for which a condition holds."""
     found = {role: [name for name, kind in known.items() if holds(kind)] for role, (_, known) in AXES.items()}
     return " or ".join(f"--{role} {', '.join(names)}" for role, names in found.items() if names)

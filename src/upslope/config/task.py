@@ -1,4 +1,4 @@
-"""Config and environment → Task: builds the pair of axes, and refuses a pair that cannot work."""
+"""Build a task from a config and an environment, refusing a pair of axes that cannot work."""
 
 import importlib
 from collections.abc import Callable, Mapping
@@ -38,7 +38,7 @@ AXES: dict[str, tuple[type, dict[str, Any]]] = {
     "estimator": (Estimator, ESTIMATOR_TYPES),
     "objective": (Objective, OBJECTIVE_TYPES),
 }
-"""Axis → what its parts are, and upslope's own by name."""
+"""Axis → its base class, and upslope's own parts by name."""
 
 
 def estimator_of(config: Config) -> Estimator:
@@ -52,7 +52,7 @@ def objective_of(config: Config) -> Objective:
 
 
 def build(config: Config, role: str) -> Any:
-    """The part that a config names, with its parameters from the config."""
+    """Make the part that a config names, with parameters from the config."""
     name, found = getattr(config, role), named(role, getattr(config, role))
     values = {field: getattr(config, setting) for field, setting in parameters(found).items()}
     try:
@@ -69,14 +69,14 @@ def build(config: Config, role: str) -> Any:
 
 
 def named(role: str, name: str) -> Any:
-    """A type of ours by its name, or the user's own type or object by `module:Name`."""
+    """One of upslope's types by name, or the user's own type or object by `module:Name`."""
     return AXES[role][1][name] if name in AXES[role][1] else imported(role, name)
 
 
 def parameters(part: Any) -> dict[str, str]:
-    """The fields of a part, or of its type, that a config sets → the config's name for each.
+    """Fields of a part, or of its type, that a config sets → the config's name for each.
 
-    A user's own part shares the hyperparameters that it declares under the names of ours, as plain numbers.
+    A user's own part shares those hyperparameters that it declares under upslope's names, as plain numbers.
     """
     kind = part if isinstance(part, type) else type(part)
     found = {f.name: f.name for f in fields(kind)} if is_dataclass(kind) else {}
@@ -94,22 +94,22 @@ HYPERPARAMETERS = ("lambda_", "n", "epsilon", "beta", "beta_target")
 
 
 def declared(part: Any) -> dict[str, Any]:
-    """The settings that an object gives, or a type by its defaults."""
+    """The settings declared by an object's fields, or by a type's defaults."""
     return {setting: getattr(part, name) for name, setting in parameters(part).items() if hasattr(part, name)}
 
 
 def settings_of(part: Estimator | Objective) -> dict[str, Any]:
-    """What a config says of an object given in Python: its name, `module:Name` for a user's own, and its settings."""
+    """The settings that describe a Python object: its name, `module:Name` for a user's own, and its parameters."""
     role = "estimator" if isinstance(part, Estimator) else "objective"
     own = f"{type(part).__module__}:{type(part).__qualname__}"
     return {role: next((name for name, kind in AXES[role][1].items() if type(part) is kind), own)} | declared(part)
 
 
 def imported(role: str, name: str) -> Any:
-    """The user's own part by `module:Name`.
+    """Import the user's own part by `module:Name`.
 
     Raises:
-        UpslopeError: it cannot be imported.
+        UpslopeError: the part cannot be imported.
     """
     module_name, _, attribute = name.partition(":")
     try:
@@ -123,26 +123,26 @@ def imported(role: str, name: str) -> Any:
 
 @dataclass(frozen=True)
 class Parts:
-    """Objects given in Python, in place of what the config names."""
+    """Objects given in Python, which replace the parts that the config names."""
 
     estimator: Estimator | None = None
     objective: Objective | None = None
     model: Callable[..., Any] | None = None
     optimiser: optax.GradientTransformation | None = None
     schedules: Mapping[str, Callable[[Any], Any]] = field(default_factory=dict)
-    """`learning_rate`, `epsilon` or `entropy_coefficient` → progress → factor."""
+    """`learning_rate`, `epsilon` or `entropy_coefficient` → a function from progress to a factor."""
 
 
 NO_PARTS = Parts()
 
 
 def environment_of(config: Config, given: EnvironmentLike | None = None) -> AnyEnvironment:
-    """The environment of a config, or the `given` one, made as the config says."""
+    """Make the environment that a config names, or the `given` one, with the config's settings."""
     return make(config.environment if given is None else given, **made_with(vars(config)))
 
 
 def made_with(settings: Mapping[str, Any]) -> dict[str, Any]:
-    """Those of some settings that say how an environment is made, besides its name."""
+    """The subset of settings that `make` takes besides the environment's name."""
     return {name: settings[name] for name in MAKING if name in settings}
 
 
@@ -194,7 +194,7 @@ def task_of(config: Config, environment: AnyEnvironment, parts: Parts = NO_PARTS
 def model_of(
     config: Config, encoder: ObservationEncoder, head: ActionHead, own: Callable[..., Any] | None = None
 ) -> ModelSpec:
-    """How the model of a config is built for these spaces."""
+    """The specification of a config's model for these spaces."""
     if own is None and config.model == "perceptron":
         names = ("hidden_sizes", "activation", "log_std_init")
         return ModelSpec(encoder, head, {name: getattr(config, name) for name in names})
@@ -229,7 +229,7 @@ def schedules_of(config: Config, own: Mapping[str, Callable[[Any], Any]]) -> Sch
 
 
 def check_pair(config: Config, estimator: Estimator, objective: Objective, limit: int | None) -> None:
-    """Refuse what cannot work, with the reason and the remedy."""
+    """Refuse combinations that cannot work, with the reason and the remedy."""
     name, is_recorded = type(estimator).__name__, config.data is not None
     if ALGORITHMS[config.algorithm].source == "recorded" and not is_recorded:
         raise UpslopeError(
@@ -260,7 +260,7 @@ def check_pair(config: Config, estimator: Estimator, objective: Objective, limit
 
 
 def check_minibatches(config: Config, estimator: Estimator, limit: int | None) -> None:
-    """Every minibatch needs a sample."""
+    """Refuse more minibatches than there are samples."""
     if config.data is not None:
         return
     per_column = limit if estimator.whole_episodes else config.rollout_steps

@@ -1,10 +1,10 @@
-"""What a file may cause to be imported or called: nothing that the user has not allowed.
+"""Trust: a file causes only those imports and calls that the user has allowed.
 
-A run's config.json and a settings file hold names: of an environment, a wrapper, an estimator, an objective. A name
-with a colon is a module to import and something in it to call, so a file could run any program. Registered Gymnasium
-ids and upslope's own names are safe, with arguments that are numbers. Everything else that only a file names is a
-`Request`, which the user allows with `--trust`, with `trust=True`, or by answering a question. What was allowed is kept
-in the user's own folder, never in the run, by names and arguments alone. What users name themselves counts as allowed.
+A run's config.json and a settings file hold names of environments, wrappers, estimators and objectives. A name with a
+colon gives a module to import and an object in it to call, so a file could run arbitrary code. Registered Gymnasium ids
+and upslope's own names are safe if their arguments are numbers. Anything else named only by a file is a `Request`,
+which the user allows with `--trust`, with `trust=True`, or by answering a prompt. Allowed requests are kept in the
+user's own folder, never in the run, identified by names and arguments alone. Names given by the user count as allowed.
 """
 
 import hashlib
@@ -33,22 +33,22 @@ except ImportError:  # Windows
     fcntl = None
 
 STATE_VARIABLE = "UPSLOPE_STATE"
-"""An environment variable that names another folder to keep trust in."""
+"""Environment variable that overrides the folder where trust is kept."""
 FILE_NAME = "trusted.json"
 MAX_STORE = 1 << 24
-"""Bytes; a larger store of trust is damaged."""
+"""Largest size of the trust store, in bytes; a larger one is ignored as damaged."""
 SCHEDULES = ("learning_rate_schedule", "epsilon_schedule", "entropy_schedule")
 PARTS = frozenset(("estimator", "objective", "model", "optimiser", *SCHEDULES))
-"""Settings that can name a module to import; a colon says so."""
+"""Settings that can name a module to import, with a colon."""
 LEARNING = PARTS - {"model"}
-"""Those that only learning reads: acting does without."""
+"""The parts that only learning uses, not acting."""
 ROLES = ("environment", "env_kwargs", "wrappers", *sorted(PARTS))
 """Settings that can cause an import or a call."""
 
 
 @dataclass(frozen=True)
 class Request:
-    """Something that a file asks to be imported or called."""
+    """An import or call that a file asks for."""
 
     role: str
     name: str
@@ -56,22 +56,22 @@ class Request:
 
     @property
     def key(self) -> str:
-        """The hash by which it is trusted."""
+        """The hash under which the request is stored once allowed."""
         text = json.dumps([self.role, self.name, self.arguments], sort_keys=True, separators=(",", ":"))
         return hashlib.sha256(text.encode("utf-8", "surrogatepass")).hexdigest()
 
     def words(self) -> str:
-        """One line, in which nothing can pass for anything else."""
+        """A one-line description with all special characters escaped, so that it cannot mislead."""
         arguments = f" with {readable(json.dumps(self.arguments, ensure_ascii=False))}" if self.arguments else ""
         return f"the {self.role} {readable(self.name)}{arguments}"
 
 
 GRANTED: set[str] = set()
-"""What was allowed in this process."""
+"""Keys of the requests allowed in this process."""
 
 
 def requested(config: Config, given: Collection[str] = ()) -> list[Request]:
-    """What a config asks to be imported or called, besides the settings that the user has `given` himself."""
+    """The imports and calls that a config asks for, except in settings `given` by the user."""
     found = []
     is_foreign = "environment" not in given and names_code(config.environment.removeprefix(COMPILED_PREFIX))
     if is_foreign or ("env_kwargs" not in given and not all(map(is_number, config.env_kwargs.values()))):
@@ -87,12 +87,12 @@ def requested(config: Config, given: Collection[str] = ()) -> list[Request]:
 
 
 def names_code(name: str) -> bool:
-    """Whether a name says which module to import."""
+    """Whether a name gives a module to import."""
     return ":" in name
 
 
 def is_number(value: Any) -> bool:
-    """Whether an argument is made of numbers. Text could name a file, or another environment to make."""
+    """Whether an argument consists of numbers. Text could name a file or another environment to make."""
     if isinstance(value, list | tuple):
         return all(map(is_number, value))
     return value is None or isinstance(value, bool | int | float)
@@ -101,13 +101,13 @@ def is_number(value: Any) -> bool:
 def require(
     config: Config, source: Path | str, *, trust: bool = False, given: Collection[str] = (), ask: bool = False
 ) -> None:
-    """Return if everything that the file `source` asks for is allowed; `trust` allows it, and is remembered.
-    `given` are the settings that the user named, and those that are not used.
+    """Check that everything the file `source` asks for is allowed; `trust` allows it and is remembered.
+    `given` are the settings that the user named or that are not used.
 
-    With `ask`, and where a person sits at a terminal, what is not allowed yet is shown and asked for.
+    With `ask`, in an interactive terminal, requests not yet allowed are shown for confirmation.
 
     Raises:
-        UpslopeError: it asks for something that is not allowed.
+        UpslopeError: the file asks for something that is not allowed.
     """
     wanted = requested(config, given)
     if trust:
@@ -124,13 +124,13 @@ def require(
 
 
 def untrusted(wanted: Sequence[Request]) -> list[Request]:
-    """Those that are not allowed yet."""
+    """The requests that are not allowed yet."""
     unknown = [one for one in wanted if one.key not in GRANTED]
     return [one for one in unknown if one.key not in kept()] if unknown else []
 
 
 def allow(wanted: Sequence[Request]) -> None:
-    """Allow these from now on. Where nothing can be kept, they are allowed in this process."""
+    """Allow these requests from now on, or only in this process if they cannot be stored."""
     GRANTED.update(one.key for one in wanted)
     if wanted:
         with suppress(OSError, UpslopeError), held() as folder:
@@ -142,7 +142,7 @@ def allow(wanted: Sequence[Request]) -> None:
 
 
 def kept() -> dict[str, Any]:
-    """What was allowed before, by its key; nothing where the store is damaged, or not this user's alone."""
+    """The stored requests by key; empty if the store is damaged or not private to this user."""
     try:
         path = private_folder(state_folder()) / FILE_NAME
         if path.is_symlink() or not path.is_file() or path.stat().st_size > MAX_STORE:
@@ -155,14 +155,14 @@ def kept() -> dict[str, Any]:
 
 
 def state_folder() -> Path:
-    """Where trust is kept."""
+    """The folder where trust is kept."""
     named = os.environ.get(STATE_VARIABLE)
     return Path(named) if named else user_state_path("upslope")
 
 
 @contextmanager
 def held() -> Iterator[Path]:
-    """The folder of the store, which no other process changes meanwhile."""
+    """Lock the store against other processes and yield its folder."""
     folder = private_folder(state_folder())
     with (folder / f".{FILE_NAME}.lock").open("a") as file:
         if fcntl is not None:
@@ -171,12 +171,12 @@ def held() -> Iterator[Path]:
 
 
 def is_interactive() -> bool:
-    """Whether a person can read a question and answer it."""
+    """Whether a user can see and answer a prompt."""
     return sys.stdin is not None and sys.stdin.isatty() and sys.stdout.isatty()
 
 
 def is_confirmed(wanted: Sequence[Request], source: Path | str) -> bool:
-    """Show what a file asks for, and ask."""
+    """Show what a file asks for, and ask the user to confirm."""
     print(f"{readable(str(source))} asks to run code:")
     for one in wanted:
         print(f"  {one.words()}")

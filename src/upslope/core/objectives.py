@@ -28,7 +28,7 @@ class Sample(NamedTuple):
     behaviour_log_prob: Float[Array, "B"]
     """log μ(a|s), as recorded."""
     weight: Float[Array, "B"]
-    """Ψ."""
+    """Ψ, the weight of the action."""
     kl: Float[Array, "B"]
     """KL(π_old(·|s) ‖ π_θ(·|s)) in nats."""
 

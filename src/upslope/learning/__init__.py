@@ -1,1 +1,1 @@
-"""Act, weigh, move: one seed's policy iteration."""
+"""Policy iteration of one seed: act, weigh, move."""

@@ -44,8 +44,8 @@ def prepare(*, on_host: bool) -> None:
 
 @contextmanager
 def computing(*, on_host: bool) -> Iterator[None]:
-    """Call `prepare`; on an accelerator also use full 32-bit products and, if `on_host`, the CPU, since batches of a
-    few samples would leave the accelerator idle."""
+    """Prepare JAX for a `with` block. If there is an accelerator, use full 32-bit products and, if `on_host`, compute
+    on the CPU instead, since batches of a few samples would leave the accelerator idle."""
     prepare(on_host=on_host)
     with ExitStack() as stack:
         if on_host:
@@ -76,8 +76,7 @@ def in_full(is_accelerator: bool) -> AbstractContextManager[Any]:
 def settle(*, on_host: bool) -> None:
     """Configure dispatch and the compilation cache of this process."""
     # Acting on the host waits for every result, so dispatching each call to another thread only adds overhead.
-    # Asynchronous
-    # dispatch pays off for long programs on several devices.
+    # Asynchronous dispatch pays off for long programs on several devices.
     jax.config.update("jax_cpu_enable_async_dispatch", not on_host)
     if jax.config.values["jax_compilation_cache_dir"] is None:
         folder = usable_cache()

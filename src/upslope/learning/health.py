@@ -1,9 +1,9 @@
-"""What a run says of its own health: metrics `health/…`, from what an update has at hand anyway.
+"""A run's health metrics `health/…`, computed from data that an update already has.
 
-They are taken about `POINTS` times a run, so that they cost little and rows stay small; `upslope doctor` reads them.
-A metric that means nothing in a batch (no episode ended, no bounds) is nan, and a row leaves it out. On the device all
-series are reduced together to one vector, which the host spells out: many small reductions, each a kernel of its own,
-would take longer to compile than the update does.
+They are computed about `POINTS` times per run, so that they cost little and rows stay small; `upslope doctor` reads
+them. A metric that is undefined for a batch (no episode ended, no bounds) is nan, and a row omits it. On the device all
+series are reduced together to one vector, which the host converts to named metrics: many small reductions, each with
+its own kernel, would take longer to compile than the update.
 Source: Jones (2021), Debugging RL, Without the Agonizing Pain, for most; others are named where they are computed.
 """
 
@@ -29,15 +29,15 @@ from upslope.models.heads import ActionHead
 from upslope.models.model import POLICY, SHARED, VALUE, Memory, has_memory
 
 RAW = "health"
-"""The vector among an update's metrics."""
+"""Name of the vector among an update's metrics."""
 POINTS = 100
-"""How many times a run is looked at."""
+"""How many times per run the metrics are computed."""
 TAIL = 8
-"""Steps before an end over which credit is held against the return that followed."""
+"""Number of steps before an end over which credit is compared with the return that followed."""
 ROWS = 256
-"""Samples enough to see whether units are saturated."""
+"""Number of samples used to measure saturation."""
 SAMPLES = 1024
-"""Samples enough for all else: so many columns are looked at, but at least four."""
+"""Number of samples used for all other metrics, in whole columns and at least four of them."""
 ADAM_BETAS = (0.9, 0.999)
 
 SHARES = ("reward_nonzero", "end_share", "truncated_share", "broken_links", "reset_as_successor", "zero_after_end")
@@ -46,7 +46,7 @@ SIZES = ("reward", "reward_size", "target", "weight", "terminal_error", "truncat
 SIZES += ("tail", "tail_bias")
 DECISIONS = ("log_prob", "log_prob_mismatch", "surrogate_gain", "state_dependence", "action_clipped")
 SERIES = (*SHARES, *SIZES, *DECISIONS, "value", "value_bias")
-"""What is a number a step; each gives its mean, deviation, lowest and highest."""
+"""Metrics with one number per step, summarised by mean, standard deviation, minimum and maximum."""
 PAIRS = ("tail_correlation", "terminal_correlation", "penultimate_correlation", "weight_agreement")
 OF_FEATURES = tuple(f"observation_{name}" for name in ("mean", "std_min", "std_max", "max", "constant"))
 OF_NETWORK = ("signal", "second_moment", "saturation")
@@ -55,30 +55,30 @@ OTHERS += tuple(f"{network}_{name}" for network in ("policy", "critic") for name
 
 
 class Seen(NamedTuple):
-    """What an update has at hand when it is done; T·N samples."""
+    """The data available after an update; T·N samples."""
 
     values: Values
-    """The critic's before the update [T, C], of the first columns alone; 0 without one."""
+    """The critic's values before the update, [T, C], for the first columns only; 0 without a critic."""
     reward_scale: Float[Array, ""]
     model: Any
-    """After the update."""
+    """The model after the update."""
     descents: dict[str, Any]
-    """Of each group, the state of its descent."""
+    """The state of each group's descent."""
     rollout: Rollout
-    """Its rewards are in the learner's unit."""
+    """The rollout, with rewards in the learner's unit."""
     credit: Credit
     batch: Any
-    """The same, flattened, with features and the policy before."""
+    """Rollout and credit, flattened, with features and the policy before the update."""
     after: Sample
-    """What the objective sees of the batch after the update."""
+    """The objective's inputs for the batch after the update."""
 
 
 Series = dict[str, tuple[Shaped[Array, "T N"], Bool[Array, "T N"]]]
-"""Name → (a number a step, where it counts)."""
+"""Name → (one number per step, where it counts)."""
 
 
 class HealthProbe:
-    """Takes the metrics where it is due: where the share of the budget crosses a multiple of 1/`POINTS`."""
+    """Computes the metrics when due: when the fraction of the budget spent crosses a multiple of 1/`POINTS`."""
 
     def __init__(
         self,
@@ -90,16 +90,16 @@ class HealthProbe:
         needs_critic: bool,
         vmapped: bool = False,
     ):
-        """`before` and `after` are shares of the budget. With `vmapped` it is one of several seeds that run along the
+        """`before` and `after` are fractions of the budget. `vmapped` means that this is one of several seeds along the
         axis `AT_ONCE`."""
         self.gamma, self.head, self.needs_critic = gamma, head, needs_critic
         self.is_due = (before == 0) | (jnp.floor(before * POINTS) < jnp.floor(after * POINTS))
-        # One answer for all seeds, since where they differed both branches would be computed, every time.
+        # Shared by all seeds: with a different predicate per seed, `cond` would always compute both branches.
         self.is_due_for_any = jax.lax.psum(self.is_due.astype(jnp.int32), AT_ONCE) > 0 if vmapped else self.is_due
 
     def values(self, agent: Agent, batch: Any, rollout: Rollout, memory: Memory) -> Values:
-        """V(s_t) and V(s_{t+1}) where it is due; 0 without a critic. Taken before the update, so that the parameters
-        before it need not be kept."""
+        """V(s_t) and V(s_{t+1}) when due; 0 without a critic. Computed before the update, so that the old parameters
+        need not be kept."""
         count = num_columns(rollout)
         nothing = jnp.zeros_like(rollout.reward)[:, :count]
         if not self.needs_critic:
@@ -121,7 +121,7 @@ class HealthProbe:
         return {RAW: jnp.where(self.is_due, found, nothing)}
 
     def measure(self, seen: Seen) -> Float[Array, "K"]:
-        """All of them, in the order of the names."""
+        """All metrics, in the order of their names."""
         rollout, credit, batch, value = seen.rollout, seen.credit, seen.batch, seen.values.value
         has_value = rollout.valid if self.needs_critic else jnp.zeros_like(rollout.valid)
         tail = returns_before_the_end(self.gamma, rollout)
@@ -142,19 +142,19 @@ class HealthProbe:
 
 
 def num_columns(rollout: Rollout) -> int:
-    """How many columns are looked at."""
+    """The number of columns used."""
     length, count = rollout.reward.shape
     return min(count, max(4, SAMPLES // length))
 
 
 def first_columns(x: Array, rollout: Rollout) -> Array:
-    """Of a batch's rows [T·N, …] those of the first columns."""
+    """Select the rows of the first columns from a batch's rows [T·N, …]."""
     columns = x.reshape(*rollout.reward.shape, *x.shape[1:])[:, : num_columns(rollout)]
     return columns.reshape(-1, *x.shape[1:])
 
 
 def narrow(seen: Seen) -> Seen:
-    """The first columns alone, each sample a row."""
+    """Keep only the first columns, with one row per sample."""
     columns, shape, length = num_columns(seen.rollout), seen.rollout.reward.shape, unit_length(seen.batch)
     rollout, credit = jax.tree.map(lambda x: x[:, :columns], (seen.rollout, seen.credit))
     batch, after = jax.tree.map(
@@ -164,22 +164,22 @@ def narrow(seen: Seen) -> Seen:
 
 
 def unit_length(batch: Any) -> int | None:
-    """L: how many steps a unit of the batch has; None where it is one step."""
+    """L, the number of steps in a unit of the batch; None if units are single steps."""
     return batch.weight.shape[1] if batch.weight.ndim == 2 else None
 
 
 def is_vector(features: Any) -> bool:
-    """Whether features are one vector a sample, so that its components can be told apart."""
+    """Whether features are one vector per sample, so that components can be measured separately."""
     return isinstance(features, jax.Array) and features.ndim == 2
 
 
 def unknown(count: int) -> Float[Array, "K"]:
-    """Numbers that mean nothing here."""
+    """Undefined metrics: a vector of nan."""
     return jnp.full(count, jnp.nan)
 
 
 def spell_out(metrics: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
-    """Metrics [S, I], with the vector [S, I, K] replaced by `health/…` in units that do not depend on the world."""
+    """Replace the vector [S, I, K] among metrics [S, I] by `health/…`, in units independent of the environment."""
     if RAW not in metrics:
         return metrics
     raw = np.moveaxis(metrics[RAW], -1, 0)
@@ -189,7 +189,7 @@ def spell_out(metrics: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
 
 
 def in_units(moments: np.ndarray, correlations: np.ndarray, others: np.ndarray) -> dict[str, np.ndarray]:
-    """The parts of the vector by name."""
+    """The parts of the vector by name, rescaled to units independent of the environment."""
     mean, std, low, high = (dict(zip(SERIES, part, strict=True)) for part in np.split(moments, 4))
     std = {name: np.sqrt(variance) for name, variance in std.items()}
     found = dict(zip(OTHERS, others, strict=True)) | dict(zip(PAIRS, correlations, strict=True))
@@ -201,7 +201,7 @@ def in_units(moments: np.ndarray, correlations: np.ndarray, others: np.ndarray) 
     found |= {"weight_mean": mean["weight"] / std["weight"], "weight_std": std["weight"]}
     found["weight_max"] = np.maximum(high["weight"], -low["weight"]) / std["weight"]
     found |= {name: mean[name] / unit for name in ("terminal_error", "truncation_bootstrap")}
-    # In units of the values too: where rewards are rare, rounding alone would be large beside them.
+    # Relative to the values too: with rare rewards, rounding errors alone would exceed the mean reward.
     size = np.hypot(mean["value"], std["value"])
     found["truncation_error"] = mean["truncation_error"] / np.maximum(unit, np.nan_to_num(size))
     found["tail_bias"] = mean["tail_bias"] / np.maximum(std["tail"], unit)
@@ -211,7 +211,7 @@ def in_units(moments: np.ndarray, correlations: np.ndarray, others: np.ndarray) 
 
 
 def facts(rollout: Rollout) -> Series:
-    """Rewards, how episodes end, and whether a row goes on where the row before it stopped."""
+    """Rewards, how episodes end, and whether each row continues where the previous row stopped."""
     valid, over = rollout.valid, (rollout.terminated | rollout.truncated) & rollout.valid
     is_still = ~changes(rollout.observation, rollout.next_observation)
     follows = shifted(~differs(rollout.observation, rollout.next_observation))
@@ -230,9 +230,9 @@ def facts(rollout: Rollout) -> Series:
 
 
 def weights(rollout: Rollout, credit: Credit, tail: tuple[Array, Array]) -> Series:
-    """Weights and targets, held against the rewards that came before an end.
+    """Weights and targets, compared with the rewards before an end.
 
-    Where an episode terminated nothing follows, so the target is the last reward; at a time limit it is more.
+    Nothing follows a terminated episode, so the target is its last reward; at a time limit the target bootstraps.
     """
     following, known = tail
     last_only = jnp.abs(credit.target - rollout.reward)
@@ -249,21 +249,21 @@ def weights(rollout: Rollout, credit: Credit, tail: tuple[Array, Array]) -> Seri
 def at_limits(
     gamma: float, rollout: Rollout, credit: Credit, values: Values, has_value: Bool[Array, "T N"]
 ) -> tuple[Float[Array, "T N"], Bool[Array, "T N"]]:
-    """How far the target at a time limit is from r + γ V(s_{t+1}), the true successor's: 0 for every estimator that
-    bootstraps there and carries nothing over from the next episode."""
+    """Distance of the target at a time limit from r + γ V(s_{t+1}) with the true successor: 0 for every estimator that
+    bootstraps there and carries nothing back from the next episode."""
     is_cut = rollout.truncated & ~rollout.terminated & has_value
     return jnp.abs(credit.target - rollout.reward - gamma * values.next_value), is_cut
 
 
 def decisions(seen: Seen, head: ActionHead) -> Series:
-    """What the policy did and how the update changed it. An ascent makes the mean of Ψ (ρ − 1) positive."""
+    """The policy's decisions and how the update changed them. An ascent makes the mean of Ψ (ρ − 1) positive."""
     batch, valid = seen.batch, seen.rollout.valid
     log_prob = batch.old_policy.log_prob(batch.action)
     elsewhere = jax.tree.map(lambda x: jnp.roll(x, 1, axis=0), batch.old_policy)
     clipped = head.outside(batch.action)
     clipped = jnp.full_like(log_prob, jnp.nan) if clipped is None else clipped
     difference = batch.old_policy.kl(elsewhere)
-    # Where the other state forbids what is allowed here, it differs by its mask, which says nothing of the network.
+    # If the other state forbids an action allowed here, their KL is infinite, which says nothing about the network.
     is_alike = valid if batch.action_mask is None else valid & jnp.isfinite(difference).reshape(valid.shape)
     series = {
         "log_prob": log_prob,
@@ -277,8 +277,8 @@ def decisions(seen: Seen, head: ActionHead) -> Series:
 
 
 def pairs(rollout: Rollout, credit: Credit, value: Array, has_value: Array, tail: tuple[Array, Array]) -> list[Any]:
-    """Targets against the return that followed; values against targets at the last and the last but one step; and Ψ
-    against target − V, which it is for every advantage."""
+    """Pairs to correlate: targets and the return that followed; values and targets at the last and second-to-last step;
+    Ψ and target − V, which are equal for every advantage."""
     last = rollout.terminated & has_value
     before_last = jnp.concatenate([last[1:], jnp.zeros_like(last[:1])]) & ~ends(rollout)
     return [
@@ -290,7 +290,7 @@ def pairs(rollout: Rollout, credit: Credit, value: Array, has_value: Array, tail
 
 
 def returns_before_the_end(gamma: float, rollout: Rollout) -> tuple[Float[Array, "T N"], Bool[Array, "T N"]]:
-    """Σ γ^k r of the at most `TAIL` last steps of episodes that terminated, by the facts alone; and where they are."""
+    """Σ γ^k r over the last `TAIL` steps of terminated episodes, from rewards alone; and where those steps are."""
     going_on, last = ~ends(rollout), rollout.terminated & rollout.valid
 
     def next_row(x: Array) -> Array:
@@ -314,11 +314,11 @@ def ends_together(rollout: Rollout) -> Float[Array, ""]:
 
 
 def of_group(name: str, seen: Seen, batch: Any) -> Float[Array, "3"]:
-    """What the optimiser's moments tell of a group's gradient, and the share of silent units; nan where the optimiser
-    keeps no such moments, or the model does not show its units.
+    """Signal and largest second moment of a group's gradient, and the share of saturated units; nan if the optimiser
+    keeps no such moments or the model does not expose its units.
 
-    `signal` = ‖m̂‖² / Σ v̂: 1 for a gradient that is always the same, (1 − β₁)/(1 + β₁) = 0.05 for noise alone. It is the
-    gradient noise scale of McCandlish et al. (2018) from moments that are there anyway.
+    `signal` = ‖m̂‖² / Σ v̂: 1 for a constant gradient, (1 − β₁)/(1 + β₁) = 0.05 for pure noise. It estimates the
+    gradient noise scale of McCandlish et al. (2018) from the optimiser's existing moments.
     """
     descent = seen.descents[name if name in seen.descents else SHARED]
     count, first, second = (the_one(descent.optimiser, moment) for moment in ("count", "mu", "nu"))
@@ -335,13 +335,13 @@ def of_group(name: str, seen: Seen, batch: Any) -> Float[Array, "3"]:
 
 
 def the_one(state: Any, name: str) -> Any:
-    """What an optimiser's state calls by this name; None where nothing or more than one thing is called so."""
+    """The entry of this name in an optimiser's state; None if there is none or more than one."""
     found = [value for _, value in optax.tree.get_all_with_path(state, name)]
     return found[0] if len(found) == 1 else None
 
 
 def moments(series: Series) -> Float[Array, "K"]:
-    """Means, then variances, lowest and highest, of every series where it counts; nan where it does so nowhere."""
+    """Means, variances, minima and maxima of every series where it counts; not finite if it counts nowhere."""
     x = jnp.stack([jnp.ravel(series[name][0]).astype(jnp.float32) for name in SERIES])
     x, where = jax.lax.optimization_barrier((x, jnp.stack([jnp.ravel(series[name][1]) for name in SERIES])))
     count = totals(where)

@@ -1,7 +1,7 @@
-"""The loop, on one page: act, weigh, move.
+"""The training loop on one page: act, weigh, move.
 
-A `TrainState` always has a leading axis S of seeds, and `over_seeds` runs one seed's program on each. One seed is
-S = 1, not another path.
+A `TrainState` always has a leading axis S of seeds, and `over_seeds` runs one seed's program on each. A single seed is
+S = 1, not a separate code path.
 """
 
 import dataclasses
@@ -34,16 +34,16 @@ from upslope.models.normaliser import updated
 Weigh = Callable[[Any, Rollout], tuple[Any, Rollout, Credit, Metrics]]
 Move = Callable[[Any, Rollout, Credit, PRNGKeyArray], tuple[Any, Metrics]]
 QUICK: dict[str, str | bool] = {"xla_backend_optimization_level": "1", "xla_cpu_prefer_vector_width": "512"}
-"""Compiled sooner: for programs that run once, and on CPU cores for training too; and for vectors of 512 bits where a
-core has them, of which XLA alone uses half."""
+"""Compiler options for faster compilation, used for programs that run once and for training on CPU cores. They also
+enable 512-bit vectors where a core has them; by default XLA uses 256 bits."""
 
 
 @dataclass(frozen=True)
 class Task:
-    """What is to be learned and how: the environment, the pair of axes, the budget, the spaces."""
+    """A learning task: the environment, the pair of axes, the budget, the model and the hyperparameters."""
 
     environment: Any
-    """A `CompiledEnvironment`, or a `HostEnvironment` whose episodes an engine plays."""
+    """A `CompiledEnvironment`, or a `HostEnvironment` that an engine steps."""
     estimator: Estimator
     update: Update
     model: ModelSpec
@@ -72,29 +72,29 @@ class Task:
 
 
 class TrainState(NamedTuple):
-    """Everything that training changes, for each of S seeds."""
+    """All state that training changes, for each of S seeds."""
 
     learner: Learner
     columns: EnvState | None
-    """The running episodes of a compiled world; None where the world lives elsewhere or episodes are whole."""
+    """The running episodes of a compiled environment; None on the host or with whole episodes."""
     memory: Memory
-    """The model's in each column where the next rollout begins."""
+    """The model's memory in each column at the start of the next rollout."""
     discounted_return: Float[Array, "N"]
-    """Σ γ^k r of each running episode so far, where reward normalisation needs its variance."""
+    """The discounted return of each running episode so far, for reward normalisation."""
     key: PRNGKeyArray
     steps: Integer[Array, ""]
     iteration: Integer[Array, ""]
 
 
 def initialise(task: Task, seed: int) -> TrainState:
-    """The state of one seed before training."""
+    """The initial state of one seed."""
     return jax.tree.map(lambda x: x[0], initialise_all(task, [seed]))
 
 
 def initialise_all(task: Task, seeds: Sequence[int], *, acts: bool = True) -> TrainState:
-    """The state of all seeds [S] before training; with running episodes if the seed `acts` in a compiled environment.
+    """The initial state of all seeds [S]; with running episodes if `acts` and the environment is compiled.
 
-    Networks are drawn in NumPy, all the rest in one program: one by one, its small operations would each be compiled.
+    Networks are drawn in NumPy; the rest is one program, to avoid compiling each small operation separately.
     """
     numbers = np.asarray(seeds, np.uint32)
     split = jax.vmap(lambda seed: jax.random.split(jax.random.key(seed), 3))
@@ -110,7 +110,7 @@ def initialise_all(task: Task, seeds: Sequence[int], *, acts: bool = True) -> Tr
 
 
 def begin_training(task: Task, acts: bool, agent: Agent, keys: Key[Array, "3"]) -> TrainState:
-    """The state of one seed with this agent; of its three keys the first made the agent."""
+    """The initial state of one seed with this agent. The first of its three keys was used to make the agent."""
     _, begin_key, key = keys
     keeps_episodes = acts and task.environment.is_compiled and not task.estimator.whole_episodes
     return TrainState(
@@ -142,15 +142,15 @@ def iterate(task: Task, state: TrainState) -> tuple[TrainState, Metrics, Finishe
 def learn(
     weigh: Weigh, move: Move, state: TrainState, rollout: Rollout, key: PRNGKeyArray
 ) -> tuple[TrainState, Metrics]:
-    """Learn from a rollout, wherever it came from: weigh, then move. Both may be compiled apart and timed."""
+    """Learn from a rollout of any origin: weigh, then move. Both can be compiled and timed separately."""
     state, scaled, credit, assessed = weigh(state, rollout)
     state, metrics = move(state, scaled, credit, key)
     return state, metrics | assessed
 
 
 def weigh(task: Task, state: TrainState, rollout: Rollout) -> tuple[TrainState, Rollout, Credit, Metrics]:
-    """Facts → credit, and how good the critic was that gave it. The returned rollout has its rewards in the learner's
-    unit; the facts keep theirs."""
+    """Facts → credit, with the critic's explained variance. The returned rollout has rewards in the learner's unit; the
+    given rollout keeps the environment's."""
     agent = state.learner.agent
     carry = state.discounted_return
     if agent.normalize_rewards:
@@ -171,9 +171,10 @@ def weigh(task: Task, state: TrainState, rollout: Rollout) -> tuple[TrainState, 
 def move(
     task: Task, state: TrainState, rollout: Rollout, credit: Credit, key: PRNGKeyArray
 ) -> tuple[TrainState, Metrics]:
-    """Credit → a better agent; then let its normaliser see the observations, for the next iteration.
+    """Credit → a better agent; then update the normaliser with the observations, for the next iteration.
 
-    Only then: with other statistics π_θ would be another policy than the one that acted, and the ratio not 1.
+    The normaliser is updated last: with new statistics π_θ would differ from the policy that acted, and the ratio would
+    not start at 1.
     """
     progress = state.steps.astype(jnp.float32) / task.steps
     steps = state.steps + jnp.sum(rollout.valid, dtype=jnp.uint32)
@@ -195,12 +196,12 @@ def move(
 
 
 def pace_of(task: Task, progress: Float[Array, ""], iteration: Integer[Array, ""]) -> Pace:
-    """What changes over the budget, at this share of it."""
+    """The scheduled quantities at this point of the budget."""
     schedules = task.schedules
     objective = task.update.objective
     if schedules.epsilon is not None and hasattr(objective, "epsilon"):
         epsilon: Any = objective.epsilon  # pyright: ignore[reportAttributeAccessIssue] - a field of some objectives
-        # Not `replace`, which would ask a number that is being traced whether it is in range.
+        # Not `replace`, since its range checks would fail on a traced value.
         objective = copy(objective)
         object.__setattr__(objective, "epsilon", epsilon * schedules.epsilon(progress))
     return Pace(
@@ -214,19 +215,19 @@ def pace_of(task: Task, progress: Float[Array, ""], iteration: Integer[Array, ""
 def iterate_many(
     task: Task, state: TrainState, iterations: int
 ) -> tuple[TrainState, tuple[Metrics, Finished, Integer[Array, "I"], Integer[Array, "I"]]]:
-    """Several iterations of one seed in one program."""
+    """Run several iterations of one seed in one program."""
     return repeat(task, partial(iterate, task), state, iterations)
 
 
 def repeat(
     task: Task, go: Callable[[TrainState], tuple[TrainState, Metrics, Any]], state: TrainState, times: int
 ) -> Any:
-    """Iterate several times; a seed whose budget is spent stands still.
+    """Iterate several times; a seed whose budget is spent stays unchanged.
 
-    Returns the state, and for each iteration the metrics, what finished, and the steps before and after.
+    Returns the state, and for each iteration the metrics, the finished episodes, and the steps before and after.
     """
 
-    go = jax.jit(go, inline=True)  # traced once for its shapes and itself
+    go = jax.jit(go, inline=True)  # traced once, for both its shapes and its execution
 
     def stay(state: TrainState) -> tuple[TrainState, Metrics, Any]:
         _, metrics, finished = jax.eval_shape(go, state)
@@ -242,14 +243,14 @@ def repeat(
 
 
 def over_seeds(function: Callable[..., Any], vmapped: bool = False) -> Callable[..., Any]:
-    """Run one seed's program on every seed, one after another or all at once: [S, …] → [S, …]."""
+    """Run one seed's program on every seed, sequentially or vmapped: [S, …] → [S, …]."""
     if vmapped:
         return jax.vmap(function, axis_name=AT_ONCE)
     return lambda *arguments: jax.lax.map(lambda one: function(*one), arguments)
 
 
 def spread_seeds(function: Callable[[Any, Any], Any], mesh: Mesh) -> Callable[..., Any]:
-    """`function(shared, one)` for every seed, spread evenly over the devices of a mesh: (shared, [S, …]) → [S, …]."""
+    """Run `function(shared, one)` on every seed, spread evenly over a mesh's devices: (shared, [S, …]) → [S, …]."""
     vmapped = is_vmapped(mesh)
     return jax.shard_map(
         lambda shared, states: over_seeds(partial(function, shared), vmapped)(states),
@@ -261,18 +262,18 @@ def spread_seeds(function: Callable[[Any, Any], Any], mesh: Mesh) -> Callable[..
 
 
 def stack(states: list[Any]) -> Any:
-    """Give a list of S like pytrees the leading axis S."""
+    """Stack S pytrees of the same structure along a new leading axis S."""
     return jax.tree.map(lambda *leaves: jnp.stack(leaves), *states)
 
 
 def iteration_keys(state: TrainState) -> tuple[PRNGKeyArray, PRNGKeyArray]:
-    """This iteration's keys to act and to move; they depend on the seed and the iteration alone."""
+    """This iteration's keys for acting and moving, which depend only on the seed and the iteration."""
     act_key, move_key = jax.random.split(jax.random.fold_in(state.key, state.iteration))
     return act_key, move_key
 
 
 def no_values(rollout: Rollout) -> Values:
-    """For an estimator without a critic."""
+    """Zero values, for an estimator without a critic."""
     zeros = jnp.zeros_like(rollout.reward)
     return Values(zeros, zeros)
 
@@ -280,7 +281,7 @@ def no_values(rollout: Rollout) -> Values:
 def discounted_returns(
     task: Task, carry: Float[Array, "N"], rollout: Rollout
 ) -> tuple[Float[Array, "T N"], Float[Array, "N"]]:
-    """G_t = r_t + γ G_{t−1} within each episode, forwards in time, and G at the end to go on from."""
+    """G_t = r_t + γ G_{t−1} within each episode, forwards in time, and the final G to continue from."""
 
     def forwards(before: Array, now: tuple[Array, Array]) -> tuple[Array, Array]:
         reward, end = now

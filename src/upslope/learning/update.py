@@ -1,7 +1,7 @@
-"""Move: improve(learner, rollout, credit) → a better agent.
+"""The move step: improve an agent with a rollout and its credit.
 
-Policy and critic have an optimiser each, so there is no coefficient between their losses, and stopping one early
-leaves the other alone. A shared trunk is one group, whose loss is that of the policy plus c times that of the critic.
+Policy and critic each have their own optimiser, so there is no coefficient between their losses, and stopping one early
+does not affect the other. A shared trunk is one group, whose loss is the policy's plus c times the critic's.
 """
 
 import dataclasses
@@ -37,7 +37,7 @@ from upslope.models.model import (
 
 @dataclass(frozen=True)
 class Update:
-    """How an update is done. Every field is a hyperparameter of `Config`, documented there."""
+    """Settings of an update. Fields without a description are hyperparameters, documented in `Config`."""
 
     objective: Objective
     needs_critic: bool
@@ -50,18 +50,18 @@ class Update:
     normalize_advantage: bool
     value_coefficient: float = 0.5
     sequence_length: int | None = None
-    """L, steps of a stretch, where the model has memory; None: the whole rollout."""
+    """L, the steps in a stretch if the model has memory; None means the whole rollout."""
     apart: bool = False
-    """Whether policy and critic descend on a device each, along a mesh's axis `NETWORKS`; the numbers are the same."""
+    """Whether policy and critic descend on separate devices along the mesh axis `NETWORKS`; the results are equal."""
     vmapped: bool = False
-    """Whether this is one of several seeds that run along the axis `AT_ONCE`."""
+    """Whether this is one of several seeds along the axis `AT_ONCE`."""
 
     def may_stop(self) -> bool:
-        """Whether `has_gone_too_far` can say so."""
+        """Whether an early stop is configured, so that `has_gone_too_far` can return true."""
         return self.target_kl is not None or self.min_effective_sample_size is not None
 
     def has_gone_too_far(self, distance: "Distance") -> Bool[Array, ""]:
-        """Whether the policy has left the region in which the batch still tells about it."""
+        """Whether the policy has left the region in which the batch is informative."""
         too_far = jnp.bool_(False)
         if self.target_kl is not None:
             too_far |= distance.kl > self.target_kl
@@ -71,23 +71,23 @@ class Update:
         return too_far
 
     def plan(self, epochs: int) -> Plan:
-        """How one group descends."""
+        """The descent settings of one group."""
         return Plan(self.optimiser, epochs, self.minibatches, in_halves=not self.vmapped)
 
 
 class Pace(NamedTuple):
-    """What changes over the budget, as it is in this iteration."""
+    """The quantities that change over the budget, for this iteration."""
 
     learning_rate: Float[Array, ""]
     entropy_coefficient: Any
     objective: Objective
-    """With its ε as it is now."""
+    """The objective, with its current ε."""
     imitate: Bool[Array, ""]
-    """Whether the policy learns the recorded actions by maximum likelihood instead."""
+    """Whether the policy imitates the recorded actions by maximum likelihood instead."""
 
 
 class Learner(NamedTuple):
-    """All that an update changes."""
+    """All state that an update changes."""
 
     agent: Agent
     optimisers: dict[str, Any]
@@ -96,7 +96,7 @@ class Learner(NamedTuple):
 
 
 class Distance(NamedTuple):
-    """How far the policy is from the one that the batch tells about: means over a minibatch."""
+    """Distance of the policy from the batch's old and behaviour policies, as means over a minibatch."""
 
     kl: Float[Array, ""]
     ratio: Float[Array, ""]
@@ -104,7 +104,7 @@ class Distance(NamedTuple):
 
 
 def begin_learning(update: Update, agent: Agent) -> Learner:
-    """A learner that has not moved yet."""
+    """A learner before its first update."""
     groups = group_places(agent.model)
     optimisers = {name: start_optimiser(update.optimiser, parameters_of(agent.model, name)) for name in groups}
     return Learner(agent, optimisers, update.objective.init())
@@ -120,10 +120,10 @@ def improve(
     memory: Memory | None = None,
     probe: HealthProbe | None = None,
 ) -> tuple[Learner, Metrics]:
-    """Move every group over epochs of shuffled minibatches, then adapt the objective's state.
+    """Update every group over epochs of shuffled minibatches, then adapt the objective's state.
 
-    `memory` is the model's where the rollout begins; by default that of fresh episodes. A `probe` adds the metrics
-    `health/…`.
+    `memory` is the model's at the start of the rollout, by default that of fresh episodes. A `probe` adds the health
+    metrics.
     """
     agent, objective = learner.agent, learner.objective
     memory = memory or start_memory(agent.model, rollout.reward.shape[1])
@@ -151,7 +151,7 @@ def improve(
 def descend_groups(
     update: Update, learner: Learner, batch: Batch, key: PRNGKeyArray, pace: Pace
 ) -> tuple[dict[str, Descent], tuple[Metrics, Metrics]]:
-    """Each group of parameters down its own loss; the metrics of the policy and of the critic."""
+    """Descend each parameter group on its own loss; also return the metrics of the policy and of the critic."""
     model, objective = learner.agent.model, learner.objective
     policy_key, value_key = jax.random.split(key)
 
@@ -202,7 +202,7 @@ def descend_groups(
 
 
 def losses_of(objective: Objective, state: ObjectiveState, sample: Sample) -> Float[Array, "..."]:
-    """The objective's loss of each sample; it sees them in one row, also where they are stretches of steps."""
+    """The objective's loss of each sample. The objective receives flat arrays, also if units are stretches of steps."""
     return objective.loss(state, jax.tree.map(jnp.ravel, sample)).reshape(sample.weight.shape)
 
 
@@ -212,19 +212,19 @@ def squared_error(value: Float[Array, "..."], target: Float[Array, "..."]) -> Fl
 
 
 def sample_of(model: Any, batch: Batch) -> tuple[Sample, Float[Array, "B ..."]]:
-    """What the objective sees of the batch under the model as it is now, and the entropy."""
+    """The objective's inputs for the batch under this model, and the entropy."""
     return sample_from(outputs_of(model, *inputs_of(batch)).policy, batch)
 
 
 def sample_from(policy: Any, batch: Batch) -> tuple[Sample, Float[Array, "B ..."]]:
-    """The same, given the policy."""
+    """The objective's inputs for the batch under this policy, and the entropy."""
     log_prob = policy.log_prob(batch.action)
     sample = Sample(log_prob, batch.behaviour_log_prob, batch.weight, batch.old_policy.kl(policy))
     return sample, policy.entropy()
 
 
 def policy_metrics(objective: Objective, sample: Sample, valid: Bool[Array, "B ..."]) -> Metrics:
-    """How far the ratio ρ = π_θ/μ went in the update, and how often it left [1−ε, 1+ε]."""
+    """How often the ratio ρ = π_θ/μ left [1−ε, 1+ε] in the update, and its effective sample size."""
     ratio = importance_ratio(sample)
     epsilon = objective.epsilon if isinstance(objective, Clip) else 0.2
     return {
@@ -234,7 +234,7 @@ def policy_metrics(objective: Objective, sample: Sample, valid: Bool[Array, "B .
 
 
 def effective_sample_size(ratio: Float[Array, "B ..."], valid: Bool[Array, "B ..."]) -> Float[Array, ""]:
-    """ESS/n = (Σρ)² / (n Σρ²): 1 when the policies agree, towards 0 as they part (Kong 1992)."""
+    """ESS/n = (Σρ)² / (n Σρ²): 1 if the policies agree, falling towards 0 as they diverge (Kong 1992)."""
     return effective_share(mean(ratio, valid), mean(ratio**2, valid))
 
 
@@ -249,14 +249,14 @@ def mean(x: Shaped[Array, "..."], valid: Bool[Array, "..."]) -> Float[Array, ""]
 
 
 def standardise(x: Float[Array, "..."], valid: Bool[Array, "..."]) -> Float[Array, "..."]:
-    """(x − mean)/std over the valid samples; x where fewer than two are valid, of which nothing would be left."""
+    """(x − mean)/std over the valid samples; x itself if fewer than two are valid, since centring would give 0."""
     centred = x - mean(x, valid)
     standardised = centred / (jnp.sqrt(mean(centred**2, valid)) + 1e-8)
     return jnp.where(valid, jnp.where(jnp.sum(valid) > 1, standardised, x), 0.0)
 
 
 def explained_variance(value: Float[Array, "..."], target: Float[Array, "..."], valid: Bool[Array, "..."]) -> Array:
-    """1 − Var(target − V)/Var(target): 1 is a perfect critic, 0 no better than a constant, < 0 worse."""
+    """1 − Var(target − V)/Var(target): 1 for a perfect critic, 0 for one no better than a constant, < 0 for worse."""
     residual = target - value
     variance = mean((target - mean(target, valid)) ** 2, valid)
     return 1 - mean((residual - mean(residual, valid)) ** 2, valid) / (variance + 1e-12)

@@ -202,7 +202,7 @@ class CompositeEncoder(ObservationEncoder):
     @property
     @abstractmethod
     def children(self) -> tuple[tuple[Any, ObservationEncoder], ...]:
-        """Each part under its key."""
+        """(key, encoder) pairs of the parts."""
 
     @property
     def num_features(self) -> int:

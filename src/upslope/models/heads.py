@@ -326,7 +326,7 @@ class MultiDiscreteHead(ActionHead):
 
 @dataclass(frozen=True)
 class MultiBinaryHead(ActionHead):
-    """Several independent switches."""
+    """Several independent binary switches."""
 
     shape: tuple[int, ...]
 
