@@ -374,11 +374,11 @@ def cue() -> Found:
 def attempt_one(name: str) -> Found:
     """Try one input in a process of its own and an empty folder."""
     with tempfile.TemporaryDirectory() as folder:
-        command = [sys.executable, str(HERE / "field.py"), "--here", name]
+        program = [sys.executable, str(HERE / "field.py"), "--here", name]
         path = os.pathsep.join(filter(None, (str(HERE), os.environ.get("PYTHONPATH", ""))))
         environment = os.environ | {"PYTHONPATH": path, "UPSLOPE_STATE": str(Path(folder) / "state")}
         try:
-            done = subprocess.run(command, cwd=folder, env=environment, capture_output=True, text=True, timeout=LIMIT)
+            done = subprocess.run(program, cwd=folder, env=environment, capture_output=True, text=True, timeout=LIMIT)
         except subprocess.TimeoutExpired:
             return False, f"hangs: ended after {LIMIT} s"
     try:

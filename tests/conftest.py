@@ -45,6 +45,12 @@ def trust_of_the_tests(tmp_path_factory: pytest.TempPathFactory) -> None:
     os.environ["UPSLOPE_STATE"] = str(tmp_path_factory.mktemp("state"))
 
 
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder for the runs that the tests of a file share."""
+    return tmp_path_factory.mktemp("runs")
+
+
 @pytest.fixture
 def run_of(tmp_path: Path) -> Callable[..., Path]:
     """Run directories written by hand: `run_of(episodes={seed: [(step, return), …]})`, with rows up to the budget."""

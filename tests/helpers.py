@@ -15,13 +15,11 @@ import upslope
 from upslope.config.config import configure
 from upslope.core.distributions import Bernoulli, Categorical, DiagonalGaussian, MultiCategorical
 from upslope.core.estimators import GAE
-from upslope.core.objectives import PolicyGradient
 from upslope.core.types import Rollout, Values
 from upslope.learning.iteration import Task
-from upslope.learning.optimisers import Optimiser
-from upslope.learning.update import Pace, Update, improve
+from upslope.learning.update import Pace, improve, plain_update
 from upslope.models.agent import Agent, initialise_agent
-from upslope.models.build import ModelSpec
+from upslope.models.build import ModelSpec, perceptrons_for
 from upslope.models.encoders import DiscreteEncoder, encoder_of
 from upslope.models.heads import DiscreteHead, head_of
 from upslope.models.networks import Perceptron
@@ -137,28 +135,6 @@ def with_logits(agent, logits):
     return with_networks(agent, replace(actor, network=replace(actor.network, weights=(logits,))))
 
 
-def small_update(**changes):
-    """A plain update: one epoch, one batch, practically no clipping."""
-    fields = {
-        "objective": PolicyGradient(),
-        "needs_critic": True,
-        "epochs": 1,
-        "critic_epochs": 1,
-        "minibatches": 1,
-        "optimiser": Optimiser(max_grad_norm=1e6),
-        "target_kl": None,
-        "min_effective_sample_size": None,
-        "normalize_advantage": False,
-    }
-    return Update(**(fields | changes))
-
-
-def spec_of(world, **settings):
-    """Two perceptrons for an environment's spaces."""
-    encoder = encoder_of(world.observation_space, "environment")
-    return ModelSpec(encoder, head_of(world.action_space, "environment"), settings)
-
-
 @partial(quick_jit, static_argnums=0)
 def improve_once(update, learner, rollout, credit, key, rate, bonus=0.0, imitate=False, memory=None):
     """One update at this learning rate, with this weight of the entropy bonus."""
@@ -185,8 +161,8 @@ def task_of(world, update=None, network=None, **changes):
     fields = {
         "environment": world,
         "estimator": estimator,
-        "update": update or small_update(needs_critic=estimator.needs_critic),
-        "model": spec_of(world, **({"hidden_sizes": (16,)} | (network or {}))),
+        "update": update or plain_update(needs_critic=estimator.needs_critic),
+        "model": perceptrons_for(world, **({"hidden_sizes": (16,)} | (network or {}))),
         "normalize_observations": False,
         "normalize_rewards": False,
         "gamma": 0.99,

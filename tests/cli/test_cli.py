@@ -41,11 +41,6 @@ class Impatient(upslope.Estimator):
 
 
 @pytest.fixture(scope="module")
-def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return tmp_path_factory.mktemp("cli")
-
-
-@pytest.fixture(scope="module")
 def trained(folder: Path) -> Path:
     """A small run of two seeds, trained by the command in a folder of its own; its output is kept beside it."""
     words = ["train", "jax:CartPole-v1", *FLAGS, "--seeds", "2", "--no-preset", "--name", "two"]

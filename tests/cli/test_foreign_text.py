@@ -109,7 +109,7 @@ def test_two_hostile_runs_make_a_page(hostile: list[Path], tmp_path: Path):
 
 
 NAMES = (
-    "../x", ".", "..", "", " ", "/tmp/x", "a/b", "a\\b", "C:\\x", "x" * 300, "ü" * 150, "a\nb", "a\x1b[31m", "con",
+    "../x", ".", "..", "", " ", "/x", "a/b", "a\\b", "C:\\x", "x" * 300, "ü" * 150, "a\nb", "a\x1b[31m", "con",
     "NUL.txt", "com1", ".hidden", " a", "a ", "a\u202eb", "mark[/b]up", "\ud800",
 )  # fmt: skip
 

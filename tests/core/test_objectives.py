@@ -5,7 +5,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 import rlax
-from helpers import DISTRIBUTIONS, LAWS, SEEDS, quick_jit, random_policy, rollout_of, small_update, values_of
+from helpers import DISTRIBUTIONS, LAWS, SEEDS, quick_jit, random_policy, rollout_of, values_of
 from hypothesis import given
 from scipy.special import roots_hermitenorm
 
@@ -13,7 +13,7 @@ from upslope.core.distributions import Categorical, DiagonalGaussian
 from upslope.core.estimators import Baseline, RewardToGo, TotalReturn
 from upslope.core.objectives import Clip, ImportanceSampled, KLPenalty, PolicyGradient, Sample, importance_ratio
 from upslope.errors import UpslopeError
-from upslope.learning.update import policy_metrics
+from upslope.learning.update import plain_update, policy_metrics
 
 # (Ψ, ρ, the clipped surrogate, its slope in ρ where it has one) for ε = 0.2.
 CLIP_TABLE = [
@@ -146,7 +146,7 @@ def test_one_step_of_importance_sampling_by_hand():
     gain = -ImportanceSampled().loss(jnp.float32(0), sample)
     assert jnp.mean(gain) == pytest.approx(0.9, rel=1e-6)
     assert jnp.var(gain) == pytest.approx(0.81, rel=1e-5)
-    metrics = policy_metrics(small_update().objective, sample, jnp.ones(2, bool))
+    metrics = policy_metrics(plain_update().objective, sample, jnp.ones(2, bool))
     assert metrics["policy/effective_sample_size"] == pytest.approx(1 / 1.64, rel=1e-5)
     assert metrics["policy/clip_fraction"] == 1.0
 

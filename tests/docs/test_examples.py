@@ -17,7 +17,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 from gymnasium.spaces import Box, Discrete
-from helpers import actor_of, critic_of, fresh_agent, improve_once, small_update, with_networks
+from helpers import actor_of, critic_of, fresh_agent, improve_once, with_networks
 from jax.flatten_util import ravel_pytree
 
 import upslope
@@ -25,7 +25,7 @@ from upslope.core.estimators import GAE, RewardToGo, TotalReturn
 from upslope.core.objectives import Clip, PolicyGradient
 from upslope.core.types import Rollout
 from upslope.learning.evaluation import evaluate
-from upslope.learning.update import begin_learning
+from upslope.learning.update import begin_learning, plain_update
 from upslope.models.networks import Perceptron
 
 EXAMPLES = Path(__file__).parents[2] / "examples"
@@ -106,7 +106,7 @@ def test_reinforce_has_the_gradient_of_the_library(reward_to_go, estimator):
     rollout = as_arrays(Rollout(observation, action, reward, is_last, never, successor, log_prob, valid))
     credit = estimator(rollout, evaluate(agent, rollout), 0.97)
     np.testing.assert_allclose(credit.weight, batch.weight * valid, rtol=TOLERANCE)
-    (actor, _), metrics = gradients(small_update(objective=PolicyGradient()), agent, rollout, credit)
+    (actor, _), metrics = gradients(plain_update(objective=PolicyGradient()), agent, rollout, credit)
     assert_same(expected, actor.network)
     np.testing.assert_allclose(metrics["policy/loss"], REINFORCE.loss(layers, batch), rtol=TOLERANCE)
 
@@ -144,7 +144,7 @@ def test_ppo_has_the_gradient_of_the_library(monkeypatch):
     advantage = PPO.generalised_advantage(reward, terminated, truncated, *(np.asarray(x) for x in values))
     np.testing.assert_allclose(credit.weight, advantage, rtol=TOLERANCE, atol=TOLERANCE)
     np.testing.assert_allclose(credit.target.ravel(), batch[4], rtol=TOLERANCE, atol=TOLERANCE)
-    update = small_update(objective=Clip(PPO.EPSILON), normalize_advantage=True)
+    update = plain_update(objective=Clip(PPO.EPSILON), normalize_advantage=True)
     (actor, critic), _ = gradients(update, agent, rollout, credit, PPO.ENTROPY_COEFFICIENT)
     assert_same(expected["actor"], actor.network)
     assert_same(expected["critic"], critic)

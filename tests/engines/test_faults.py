@@ -110,11 +110,6 @@ def test_a_settings_file_that_cannot_be_used(text: str, words: str, refused: Ref
 
 
 @pytest.fixture(scope="module")
-def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return tmp_path_factory.mktemp("runs")
-
-
-@pytest.fixture(scope="module")
 def faultless(folder: Path) -> Path:
     """The run that a faulty environment would have had if it had been sound."""
     Faulty.kind = None

@@ -23,11 +23,6 @@ CARTPOLE = make("jax:CartPole-v1")
 SPACES = (encoder_of(CARTPOLE.observation_space, ""), head_of(CARTPOLE.action_space, ""))
 
 
-@pytest.fixture(scope="module")
-def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return tmp_path_factory.mktemp("runs")
-
-
 @pytest.fixture(scope="module", params=["jax:CartPole-v1", "CartPole-v1"])
 def teacher(request: pytest.FixtureRequest, folder: Path) -> Path:
     settings: dict[str, Any] = {"steps": 64, "num_envs": 2, "rollout_steps": 16, "seeds": 2, "max_episode_steps": 40}

@@ -4,6 +4,7 @@ import os
 import subprocess
 import sys
 from collections.abc import Callable
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -39,20 +40,8 @@ def train(case: str, folder: Path, name: str, **options: Any) -> Path:
 
 
 @pytest.fixture(scope="module")
-def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return tmp_path_factory.mktemp("runs")
-
-
-@pytest.fixture(scope="module")
 def in_one_process(folder: Path) -> Callable[[str], Path]:
-    done: dict[str, Path] = {}
-
-    def run(case: str) -> Path:
-        if case not in done:
-            done[case] = train(case, folder, f"{case} alone", workers=1)
-        return done[case]
-
-    return run
+    return cache(lambda case: train(case, folder, f"{case} alone", workers=1))
 
 
 @pytest.mark.parametrize("case", ["segments", "episodes", "box", "mujoco"])

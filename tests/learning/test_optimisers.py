@@ -9,7 +9,7 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 import pytest
-from helpers import quick_jit, small_update, task_of
+from helpers import quick_jit, task_of
 from run_helpers import arrays_of, metrics_of
 
 import upslope
@@ -20,6 +20,7 @@ from upslope.learning.batch import Batch
 from upslope.learning.descent import Descent, Plan, descend, start_optimiser
 from upslope.learning.iteration import pace_of
 from upslope.learning.optimisers import SCHEDULES, Optimiser, Schedules, schedule_of
+from upslope.learning.update import plain_update
 
 RATE, EPSILON = 0.1, 1e-5
 START = np.array([0.5, -1.0, 2.0])
@@ -99,7 +100,7 @@ def test_a_schedule_falls_as_worked_by_hand(name: str, factors: list[float]):
 
 def test_what_is_scheduled_changes_and_the_rest_does_not():
     linear, cosine = SCHEDULES["linear"], SCHEDULES["cosine"]
-    settings: dict[str, Any] = {"update": small_update(objective=Clip(0.2)), "entropy_coefficient": 0.4}
+    settings: dict[str, Any] = {"update": plain_update(objective=Clip(0.2)), "entropy_coefficient": 0.4}
     task = task_of(CartPole(), schedules=Schedules(linear, cosine), **settings)
     pace = pace_of(task, jnp.float32(0.25), jnp.int32(0))
     assert pace.learning_rate == pytest.approx(0.75 * 0.01) and pace.entropy_coefficient == 0.4

@@ -9,18 +9,7 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 import pytest
-from helpers import (
-    LAWS,
-    SEEDS,
-    actor_of,
-    critic_of,
-    improve_once,
-    quick_jit,
-    same,
-    small_update,
-    task_of,
-    with_networks,
-)
+from helpers import LAWS, SEEDS, actor_of, critic_of, improve_once, quick_jit, same, task_of, with_networks
 from hypothesis import given
 from hypothesis import strategies as st
 from scipy.special import log_softmax
@@ -36,7 +25,7 @@ from upslope.learning.evaluation import evaluate
 from upslope.learning.iteration import initialise, iterate_many, move, weigh
 from upslope.learning.optimisers import SCHEDULES, Optimiser, Schedules
 from upslope.learning.shuffle import shuffle
-from upslope.learning.update import begin_learning, explained_variance, mean, standardise
+from upslope.learning.update import begin_learning, explained_variance, mean, plain_update, standardise
 
 SEVERAL_STEPS = {"epochs": 2, "minibatches": 2, "target_kl": 0.5, "normalize_advantage": True}
 BONUS = {"epochs": 3, "bonus": 0.5}
@@ -57,7 +46,7 @@ def experience():
 
 def improved(rate=0.01, imitate=False, bonus=0.0, agent=None, rollout=None, credit=None, **changes):
     """One update of that agent by that experience, or by what is given instead."""
-    update, given = small_update(**changes), (agent, rollout, credit)
+    update, given = plain_update(**changes), (agent, rollout, credit)
     agent, rollout, credit = (new or known for new, known in zip(given, experience(), strict=True))
     learner = begin_learning(update, agent)
     return improve_once(update, learner, rollout, credit, jax.random.key(0), rate, bonus, imitate)
@@ -85,7 +74,7 @@ def test_the_ratio_is_1_in_the_first_minibatch_of_every_iteration(world, estimat
     # Also with normalisers that moved in the iterations before, and with episodes carried on across them.
     task = task_of(
         world,
-        update=small_update(objective=RatioError(), needs_critic=estimator.needs_critic),
+        update=plain_update(objective=RatioError(), needs_critic=estimator.needs_critic),
         normalize_observations=True,
         normalize_rewards=True,
         estimator=estimator,

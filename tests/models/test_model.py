@@ -10,7 +10,7 @@ import numpy as np
 import own_models
 import pytest
 from gymnasium import spaces
-from helpers import fresh_agent, improve_once, quick_jit, rollout_of, small_update
+from helpers import fresh_agent, improve_once, quick_jit, rollout_of
 from run_helpers import assert_same_run, before_chunk, metrics_of
 
 import upslope
@@ -20,7 +20,7 @@ from upslope.core.types import Credit
 from upslope.errors import UpslopeError
 from upslope.learning.evaluation import evaluate
 from upslope.learning.optimisers import Optimiser
-from upslope.learning.update import begin_learning
+from upslope.learning.update import begin_learning, plain_update
 from upslope.models.agent import initialise_agent
 from upslope.models.build import ModelSpec
 from upslope.models.encoders import BoxEncoder, DiscreteEncoder
@@ -173,7 +173,7 @@ GRADIENT = {"optimiser": Optimiser("sgd", max_grad_norm=1e6), "objective": Polic
 def step_down(own: Any, length: int | None) -> dict[str, list[np.ndarray]]:
     """The gradient of each group: what one step of plain descent at rate 1 takes away."""
     agent, (rollout, credit, _) = agent_of(own), facts()
-    update = small_update(sequence_length=length, **GRADIENT)
+    update = plain_update(sequence_length=length, **GRADIENT)
     learner = begin_learning(update, agent)
     moved, _ = improve_once(update, learner, rollout, credit, jax.random.key(0), 1.0, memory=memory_of(agent.model))
     model, after = agent.model, moved.agent.model
@@ -235,11 +235,6 @@ RUNS = {
     "host": ("CartPole-v1", own_models.Recurrent, {"normalize_observations": True}),
     "host sliced": ("CartPole-v1", own_models.SharedTrunk, {"seeds": 1, "workers": 2}),
 }
-
-
-@pytest.fixture(scope="module")
-def folder(tmp_path_factory: pytest.TempPathFactory):
-    return tmp_path_factory.mktemp("runs")
 
 
 @pytest.fixture(scope="module")

@@ -10,7 +10,7 @@ import sys
 import time
 from collections.abc import Callable
 from dataclasses import replace
-from functools import partial
+from functools import cache, partial
 from pathlib import Path
 from typing import Any
 
@@ -43,21 +43,9 @@ STOP_AT = {"compiled segments": 40, "host segments": 45, "host box": 31}
 
 
 @pytest.fixture(scope="module")
-def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return tmp_path_factory.mktemp("runs")
-
-
-@pytest.fixture(scope="module")
 def straight(folder: Path) -> Callable[[str], Path]:
     """The uninterrupted run of a case, trained once."""
-    done: dict[str, Path] = {}
-
-    def run(case: str) -> Path:
-        if case not in done:
-            done[case] = train(case, folder, f"{case} straight")
-        return done[case]
-
-    return run
+    return cache(lambda case: train(case, folder, f"{case} straight"))
 
 
 @pytest.mark.parametrize("case", CASES)

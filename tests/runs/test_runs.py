@@ -26,11 +26,6 @@ SMALL: dict[str, Any] = {"num_envs": 2, "rollout_steps": 8, "minibatches": 2, "e
 
 
 @pytest.fixture(scope="module")
-def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return tmp_path_factory.mktemp("runs")
-
-
-@pytest.fixture(scope="module")
 def trained(folder: Path) -> Path:
     options: dict[str, Any] = {"folder": folder, "quiet": True, "preset": False}
     return upslope.train("jax:CartPole-v1", steps=640, seeds=2, seed=3, name="run", **options, **SMALL).path

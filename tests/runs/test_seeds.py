@@ -2,6 +2,7 @@
 
 import csv
 from collections.abc import Callable
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -54,21 +55,9 @@ def metrics_of_seed(run: Path, seed: int) -> list[dict[str, Any]]:
 
 
 @pytest.fixture(scope="module")
-def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return tmp_path_factory.mktemp("runs")
-
-
-@pytest.fixture(scope="module")
 def together(folder: Path) -> Callable[[str], Path]:
     """Seeds 0 to 3 of a case in one run, trained once."""
-    done: dict[str, Path] = {}
-
-    def run(case: str) -> Path:
-        if case not in done:
-            done[case] = train(case, folder, f"{case} together", seed=0, seeds=MANY)
-        return done[case]
-
-    return run
+    return cache(lambda case: train(case, folder, f"{case} together", seed=0, seeds=MANY))
 
 
 @pytest.mark.parametrize(

@@ -32,11 +32,6 @@ RUNS = {
 
 
 @pytest.fixture(scope="module")
-def folder(tmp_path_factory: pytest.TempPathFactory):
-    return tmp_path_factory.mktemp("runs")
-
-
-@pytest.fixture(scope="module")
 def trained(folder):
     """A run of each kind, trained once."""
 

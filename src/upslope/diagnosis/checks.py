@@ -14,6 +14,7 @@ from gymnasium.utils.env_checker import check_env
 
 from upslope.core.arrays import is_shape
 from upslope.core.messages import counted, told
+from upslope.core.space_parts import leaf_spaces
 from upslope.diagnosis.check_results import Check, Status
 from upslope.diagnosis.contract import fault_of_values
 from upslope.diagnosis.trials import Trial, actions_of, play, player_of, same
@@ -21,7 +22,7 @@ from upslope.engines.border import lost_in_float32
 from upslope.engines.columns import reset_seed
 from upslope.environments.registry import AnyEnvironment
 from upslope.errors import UpslopeError
-from upslope.models.encoders import encoder_of, leaf_spaces
+from upslope.models.encoders import encoder_of
 from upslope.models.heads import head_of
 
 STEPS, SECONDS = 5000, 4.0

@@ -13,15 +13,15 @@ from gymnasium import spaces
 
 from upslope.core.arrays import is_shape, shaped_like
 from upslope.core.messages import told
+from upslope.core.space_parts import leaf_spaces
 from upslope.diagnosis.check_results import Check
-from upslope.diagnosis.trials import HostPlayer, actions_of, allowed_by, player_of
+from upslope.diagnosis.trials import HostPlayer, actions_of, player_of
 from upslope.engines.border import leaf_of
 from upslope.engines.columns import reset_seed
 from upslope.environments.masks import mask_in, source_of
 from upslope.environments.registry import AnyEnvironment
 from upslope.errors import UpslopeError
-from upslope.models.encoders import encoder_of, leaf_spaces
-from upslope.models.heads import head_of
+from upslope.models.encoders import encoder_of
 
 STEPS = 20
 """Number of steps in the first contact."""
@@ -40,7 +40,7 @@ def first_contact(environment: AnyEnvironment, limit: int | None) -> list[Check]
     except UpslopeError as error:
         return [Check("environment", "error", str(error), "Let it be made more than once.")]
     assert isinstance(player, HostPlayer)
-    found = list(answers(player.env, environment))
+    found = list(answers(player, environment))
     has_failed = any(check.status == "error" for check in found)
     try:
         player.close()
@@ -50,8 +50,9 @@ def first_contact(environment: AnyEnvironment, limit: int | None) -> list[Check]
     return found if has_failed else [*found, *pictures(environment)]
 
 
-def answers(env: gymnasium.Env, environment: AnyEnvironment) -> Iterator[Check]:
+def answers(player: HostPlayer, environment: AnyEnvironment) -> Iterator[Check]:
     """Check the return values of reset and step, stopping at the first fault."""
+    env = player.env
     space, is_late = environment.observation_space, False
     try:
         answer = env.reset(seed=reset_seed(0, 0, 0))
@@ -63,7 +64,7 @@ def answers(env: gymnasium.Env, environment: AnyEnvironment) -> Iterator[Check]:
         yield Check("reset", "error", f"reset() {fault[0]}", fault[1] or RESET)
         return
     try:
-        mask = read(environment, answer[1], 0)
+        mask = player.allowed(answer[1], 0)
     except UpslopeError as error:
         yield Check("action mask", "error", str(error), MASK)
         return
@@ -85,7 +86,7 @@ def answers(env: gymnasium.Env, environment: AnyEnvironment) -> Iterator[Check]:
             break
         is_late |= mask is None and mask_in(answer[4]) is not None
         try:
-            mask = read(environment, answer[4], step + 1)
+            mask = player.allowed(answer[4], step + 1)
         except UpslopeError as error:
             yield Check("action mask", "error", str(error), MASK)
             return
@@ -206,18 +207,6 @@ def fault_of_values(space: gymnasium.Space, numbers: np.ndarray) -> Fault | None
         f"returned an observation that is not in the observation space {short(space)}: {reason}",
         "Correct the environment, or declare the space that it means.",
     )
-
-
-def read(environment: AnyEnvironment, info: Any, step: int) -> np.ndarray | None:
-    """Read the mask of allowed choices; None if the environment forbids nothing.
-
-    Raises:
-        UpslopeError: the mask is missing, does not fit, or allows nothing.
-    """
-    if not environment.gives_masks:
-        return None
-    name = getattr(environment, "name", "The environment")
-    return allowed_by(head_of(environment.action_space, name), mask_in(info), name, step)
 
 
 def masks(env: gymnasium.Env, seen: list[np.ndarray], is_late: bool) -> Iterator[Check]:

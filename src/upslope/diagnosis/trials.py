@@ -15,7 +15,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from upslope.core.arrays import shaped_like
-from upslope.engines.border import nothing_allowed
+from upslope.engines.border import flat_mask, nothing_allowed
 from upslope.engines.columns import one_by_one, reset_seed
 from upslope.environments.base import CompiledEnvironment
 from upslope.environments.masks import mask_in
@@ -52,13 +52,14 @@ class HostPlayer:
 
     def __init__(self, environment: HostEnvironment, limit: int | None):
         self.shapes = encoder_of(environment.observation_space, environment.name).shapes
+        self.head = head_of(environment.action_space, environment.name)
         self.env, self.limit, self.count = environment.create(), limit, 0
         self.environment, self.mask = environment, None
 
     def reset(self, seed: int) -> Any:
         self.count = 0
         observation, info = self.env.reset(seed=seed)
-        self.note(info)
+        self.mask = self.allowed(info, self.count)
         return self.copied(observation)
 
     def copied(self, observation: Any) -> Any:
@@ -69,16 +70,18 @@ class HostPlayer:
         self.count += 1
         observation, reward, terminated, truncated, info = self.env.step(action)
         truncated = bool(truncated) or (self.limit is not None and self.count >= self.limit)
-        self.mask = None
-        if not (terminated or truncated):
-            self.note(info)
+        self.mask = None if terminated or truncated else self.allowed(info, self.count)
         return self.copied(observation), float(np.asarray(reward).item()), bool(terminated), truncated
 
-    def note(self, info: Any) -> None:
-        """Update the mask from `info`."""
-        if self.environment.gives_masks:
-            head = head_of(self.environment.action_space, self.environment.name)
-            self.mask = allowed_by(head, mask_in(info), self.environment.name, self.count)
+    def allowed(self, info: Any, step: int) -> np.ndarray | None:
+        """The mask of allowed choices in `info`; None if the environment forbids nothing.
+
+        Raises:
+            UpslopeError: the mask is missing, does not fit, or allows nothing.
+        """
+        if not self.environment.gives_masks:
+            return None
+        return allowed_by(self.head, mask_in(info), self.environment.name, step)
 
     def close(self) -> None:
         self.env.close()
@@ -89,7 +92,8 @@ class CompiledPlayer:
 
     def __init__(self, environment: CompiledEnvironment, limit: int | None):
         self.limit, self.count, self.mask = limit, 0, None
-        self.environment = environment
+        self.environment, self.name = environment, name_of(environment)
+        self.head = head_of(environment.action_space, self.name)
         self.begin, self.go = programs(Same(environment))
 
     def reset(self, seed: int) -> Any:
@@ -113,8 +117,7 @@ class CompiledPlayer:
         """Update the mask from the current state."""
         mask = jax.tree.map(np.asarray, self.environment.action_mask(self.state))
         if mask is not None:
-            name = name_of(self.environment)
-            self.mask = allowed_by(head_of(self.environment.action_space, name), mask, name, self.count)
+            self.mask = allowed_by(self.head, mask, self.name, self.count)
 
     def close(self) -> None:
         """Nothing to do."""
@@ -127,12 +130,7 @@ def allowed_by(head: ActionHead, mask: Any, name: str, step: int) -> Any:
         UpslopeError: the mask is missing, does not fit, or allows no choice.
     """
     place = f"step {step} of an episode"
-    if mask is None:
-        raise UpslopeError(f"{name} gave no action mask at {place}, though it gave one at a reset.")
-    try:
-        flat = head.flat_mask(mask)
-    except ValueError as error:
-        raise UpslopeError(f"{name} gave an action mask at {place} that does not fit its actions: {error}.") from error
+    flat = flat_mask(mask, head, name, lambda: place)
     if not head.allows_some(flat):
         raise UpslopeError(nothing_allowed(name, place))
     return np.asarray(flat)

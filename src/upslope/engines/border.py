@@ -5,7 +5,7 @@ the cast would change, or an index out of range, is refused; values that merely 
 once.
 """
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any, Protocol, runtime_checkable
 
@@ -17,10 +17,11 @@ from gymnasium import spaces
 from upslope.core.arrays import is_shape, shaped_like
 from upslope.core.messages import raised_at
 from upslope.core.reading import brief
+from upslope.core.space_parts import leaf_spaces
 from upslope.engines.notices import Notices, notices_to
 from upslope.environments.masks import mask_in
 from upslope.errors import UpslopeError
-from upslope.models.encoders import ObservationEncoder, leaf_spaces
+from upslope.models.encoders import ObservationEncoder
 from upslope.models.heads import ActionHead
 
 FIRST = 100
@@ -408,10 +409,18 @@ def raised(name: str, where: str, place: str, error: Exception) -> str:
 
 def read_mask(info: Any, head: ActionHead, name: str, place: Place) -> Any:
     """The mask of allowed choices in an environment's info [M]."""
-    mask = mask_in(info)
+    return flat_mask(mask_in(info), head, name, place.describe)
+
+
+def flat_mask(mask: Any, head: ActionHead, name: str, describe: Callable[[], str]) -> Any:
+    """The allowed choices of a mask [M]; `describe` says where it was given.
+
+    Raises:
+        UpslopeError: the mask is missing, or does not fit the actions.
+    """
     if mask is None:
         raise UpslopeError(
-            f"{name} gave no action mask in its info, though it did before: {place.describe()}. Give "
+            f"{name} gave no action mask in its info, though it did before: {describe()}. Give "
             'info["action_mask"] in every answer but the last of an episode, or ignore masks with --no-masks.'
         )
     try:
@@ -419,7 +428,7 @@ def read_mask(info: Any, head: ActionHead, name: str, place: Place) -> Any:
     except Exception as error:
         raise UpslopeError(
             f"{name} gave the action mask {short(mask)}, which does not fit its action space: {brief(error)}: "
-            f"{place.describe()}. Correct it, or ignore masks with --no-masks."
+            f"{describe()}. Correct it, or ignore masks with --no-masks."
         ) from error
 
 

@@ -10,6 +10,7 @@ import gymnasium
 from gymnasium import spaces
 from jaxtyping import PRNGKeyArray
 
+from upslope.core.space_parts import parts_of
 from upslope.core.types import Transition
 from upslope.environments.base import CompiledEnvironment
 from upslope.errors import UpslopeError
@@ -27,7 +28,7 @@ def ignoring(environment: Any, keys: tuple[str, ...], name: str) -> Any:
     if not keys:
         return environment
     space = environment.observation_space
-    known = dict(parts_of(space))
+    known = dict(keyed_parts(space))
     for key in keys:
         if key not in known:
             has = f"they have the keys {', '.join(known)}" if known else f"{type(space).__name__} has no parts"
@@ -43,29 +44,22 @@ def ignoring(environment: Any, keys: tuple[str, ...], name: str) -> Any:
     return HostWithout(environment, left, keep)
 
 
-def children(space: gymnasium.Space) -> list[tuple[Any, str, gymnasium.Space]]:
-    """The parts of a Dict or Tuple, each as its index, its name in a key, and its space."""
-    if isinstance(space, spaces.Dict):
-        return [(name, str(name), part) for name, part in space.items()]
-    return [(i, str(i), part) for i, part in enumerate(space)] if isinstance(space, spaces.Tuple) else []
-
-
-def parts_of(space: gymnasium.Space, prefix: str = "") -> Iterator[tuple[str, gymnasium.Space]]:
+def keyed_parts(space: gymnasium.Space, prefix: str = "") -> Iterator[tuple[str, gymnasium.Space]]:
     """Every part of a Dict or Tuple at any depth, with its key."""
-    for _, name, part in children(space):
-        yield prefix + name, part
-        yield from parts_of(part, f"{prefix}{name}/")
+    for index, part in parts_of(space):
+        yield f"{prefix}{index}", part
+        yield from keyed_parts(part, f"{prefix}{index}/")
 
 
 def kept_space(space: gymnasium.Space, keys: frozenset[str], prefix: str = "") -> gymnasium.Space | None:
     """The space without the parts under these keys; None if nothing is left."""
-    parts = children(space)
+    parts = list(parts_of(space))
     if not parts:
         return space
     left = [
         (index, kept)
-        for index, name, part in parts
-        if prefix + name not in keys and (kept := kept_space(part, keys, f"{prefix}{name}/")) is not None
+        for index, part in parts
+        if f"{prefix}{index}" not in keys and (kept := kept_space(part, keys, f"{prefix}{index}/")) is not None
     ]
     if not left:
         return None
@@ -76,9 +70,9 @@ def keeper_of(space: gymnasium.Space, keys: frozenset[str], prefix: str = "") ->
     """A function that removes the parts under these keys from an observation of the space; a malformed observation is
     returned unchanged, so that it is refused in its original form."""
     left = [
-        (index, keeper_of(part, keys, f"{prefix}{name}/"))
-        for index, name, part in children(space)
-        if prefix + name not in keys and kept_space(part, keys, f"{prefix}{name}/") is not None
+        (index, keeper_of(part, keys, f"{prefix}{index}/"))
+        for index, part in parts_of(space)
+        if f"{prefix}{index}" not in keys and kept_space(part, keys, f"{prefix}{index}/") is not None
     ]
     if isinstance(space, spaces.Dict):
         return lambda x: {i: keep(x[i]) for i, keep in left if i in x} if isinstance(x, Mapping) else x

@@ -21,12 +21,11 @@ from upslope.learning.collect import collect_episodes
 from upslope.learning.devices import in_full, num_cores
 from upslope.learning.evaluation import evaluate
 from upslope.learning.iteration import Task, TrainState, initialise_all, iterate, over_seeds
-from upslope.learning.optimisers import Optimiser
-from upslope.learning.update import Update
+from upslope.learning.update import Update, plain_update
 from upslope.models.agent import Agent
-from upslope.models.build import ModelSpec
-from upslope.models.encoders import DiscreteEncoder, encoder_of
-from upslope.models.heads import DiscreteHead, head_of
+from upslope.models.build import perceptrons_for
+from upslope.models.encoders import DiscreteEncoder
+from upslope.models.heads import DiscreteHead
 from upslope.models.networks import Perceptron
 from upslope.models.normaliser import RunningStatistics
 from upslope.models.perceptrons import Actor, Perceptrons
@@ -147,28 +146,6 @@ def episode_gradients(
     return np.asarray(found, np.float64).reshape(weight.shape[1], -1)
 
 
-def small_update(**changes: Any) -> Update:
-    """A plain update: one epoch, one batch, practically no clipping."""
-    fields: dict[str, Any] = {
-        "objective": PolicyGradient(),
-        "needs_critic": True,
-        "epochs": 1,
-        "critic_epochs": 1,
-        "minibatches": 1,
-        "optimiser": Optimiser(max_grad_norm=1e6),
-        "target_kl": None,
-        "min_effective_sample_size": None,
-        "normalize_advantage": False,
-    }
-    return Update(**(fields | changes))
-
-
-def spec_of(environment: Any, **settings: Any) -> ModelSpec:
-    """A model of two perceptrons for an environment's spaces."""
-    encoder = encoder_of(environment.observation_space, "environment")
-    return ModelSpec(encoder, head_of(environment.action_space, "environment"), settings)
-
-
 def small_task(environment: Tabular, estimator: Estimator, objective: Objective, **changes: Any) -> Task:
     """A task in a finite environment; `changes` are fields of `Task` or of `Update`."""
     of_update = {field.name for field in dataclasses.fields(Update)} & set(changes)
@@ -176,8 +153,8 @@ def small_task(environment: Tabular, estimator: Estimator, objective: Objective,
     fields: dict[str, Any] = {
         "environment": environment,
         "estimator": estimator,
-        "update": small_update(objective=objective, needs_critic=estimator.needs_critic, **update),
-        "model": spec_of(environment, hidden_sizes=(32,)),
+        "update": plain_update(objective=objective, needs_critic=estimator.needs_critic, **update),
+        "model": perceptrons_for(environment, hidden_sizes=(32,)),
         "normalize_observations": False,
         "normalize_rewards": False,
         "gamma": 0.99,

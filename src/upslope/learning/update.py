@@ -14,7 +14,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, PRNGKeyArray, Shaped
 
-from upslope.core.objectives import Clip, Objective, ObjectiveState, Sample, importance_ratio
+from upslope.core.objectives import Clip, Objective, ObjectiveState, PolicyGradient, Sample, importance_ratio
 from upslope.core.types import Credit, Metrics, Rollout
 from upslope.learning.batch import Batch, batch_of, inputs_of, outputs_of
 from upslope.learning.blocks import in_blocks
@@ -73,6 +73,22 @@ class Update:
     def plan(self, epochs: int) -> Plan:
         """The descent settings of one group."""
         return Plan(self.optimiser, epochs, self.minibatches, in_halves=not self.vmapped)
+
+
+def plain_update(**changes: Any) -> Update:
+    """A plain update with these changes: one epoch, one batch, practically no clipping."""
+    fields: dict[str, Any] = {
+        "objective": PolicyGradient(),
+        "needs_critic": True,
+        "epochs": 1,
+        "critic_epochs": 1,
+        "minibatches": 1,
+        "optimiser": Optimiser(max_grad_norm=1e6),
+        "target_kl": None,
+        "min_effective_sample_size": None,
+        "normalize_advantage": False,
+    }
+    return Update(**(fields | changes))
 
 
 class Pace(NamedTuple):

@@ -12,9 +12,10 @@ from jaxtyping import Array, Bool, PRNGKeyArray
 from upslope.core.arrays import STATIC, is_shape, pytree
 from upslope.core.distributions import Distribution
 from upslope.core.reading import brief
+from upslope.core.space_parts import leaf_spaces
 from upslope.errors import UpslopeError
-from upslope.models.encoders import ObservationEncoder, leaf_spaces
-from upslope.models.heads import ActionHead
+from upslope.models.encoders import ObservationEncoder, encoder_of
+from upslope.models.heads import ActionHead, head_of
 from upslope.models.model import Model, Outputs, Place, group_places
 from upslope.models.perceptrons import perceptrons
 
@@ -136,6 +137,12 @@ class ModelSpec:
             raise TypeError(f"actions have shape {action.shape[1:]}, and the space needs {self.head.sample_shape}")
         outputs.policy.log_prob(action)
         return outputs.value, carry
+
+
+def perceptrons_for(environment: Any, **settings: Any) -> ModelSpec:
+    """A model of two perceptrons for an environment's spaces."""
+    encoder = encoder_of(environment.observation_space, "environment")
+    return ModelSpec(encoder, head_of(environment.action_space, "environment"), settings)
 
 
 def name_of_model(own: Any) -> str:

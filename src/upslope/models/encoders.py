@@ -6,7 +6,7 @@ environment. To support another kind of space, add a record here and to `ENCODER
 
 import math
 from abc import ABC, abstractmethod
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from functools import cached_property
 from typing import Any
@@ -21,6 +21,7 @@ from jaxtyping import Float, Shaped
 from upslope.core.arrays import AnyArray as Array
 from upslope.core.arrays import is_shape, namespace
 from upslope.core.space_descriptions import MAX_DEPTH
+from upslope.core.space_parts import parts_of
 from upslope.errors import UpslopeError
 from upslope.models.description import SUPPORTED, unread_parts
 
@@ -72,17 +73,13 @@ def batch_axes(shape: tuple[int, ...], x: Any) -> int:
 
 
 @dataclass(frozen=True)
-class BoxEncoder(ObservationEncoder):
-    """A Box observation of any shape, flattened."""
+class FlatEncoder(ObservationEncoder):
+    """An array of any shape whose numbers are the features."""
 
     shape: tuple[int, ...]
 
     @property
     def shapes(self) -> tuple[int, ...]:
-        return self.shape
-
-    @property
-    def normalised(self) -> tuple[int, ...]:
         return self.shape
 
     @property
@@ -92,6 +89,15 @@ class BoxEncoder(ObservationEncoder):
     def encode(self, observation: Shaped[Array, "..."]) -> Float[Array, "... D"]:
         batch = observation.shape[: observation.ndim - len(self.shape)]
         return observation.astype(np.float32).reshape(*batch, self.num_features)
+
+
+@dataclass(frozen=True)
+class BoxEncoder(FlatEncoder):
+    """A Box observation of any shape, flattened."""
+
+    @property
+    def normalised(self) -> tuple[int, ...]:
+        return self.shape
 
     def space(self) -> gymnasium.Space:
         return spaces.Box(-np.inf, np.inf, self.shape, np.float32)
@@ -168,26 +174,12 @@ class MultiDiscreteEncoder(ObservationEncoder):
 
 
 @dataclass(frozen=True)
-class MultiBinaryEncoder(ObservationEncoder):
+class MultiBinaryEncoder(FlatEncoder):
     """A MultiBinary observation, flattened."""
-
-    shape: tuple[int, ...]
-
-    @property
-    def shapes(self) -> tuple[int, ...]:
-        return self.shape
 
     @property
     def normalised(self) -> None:
         return None
-
-    @property
-    def num_features(self) -> int:
-        return math.prod(self.shape)
-
-    def encode(self, observation: Shaped[Array, "..."]) -> Float[Array, "... D"]:
-        batch = observation.shape[: observation.ndim - len(self.shape)]
-        return observation.astype(np.float32).reshape(*batch, self.num_features)
 
     def space(self) -> gymnasium.Space:
         return spaces.MultiBinary(self.shape)
@@ -295,13 +287,6 @@ def unreadable(space: gymnasium.Space, key: str, depth: int = 0) -> Iterator[tup
         yield key, space
 
 
-def parts_of(space: gymnasium.Space) -> Iterable[tuple[Any, gymnasium.Space]]:
-    """The parts of a Dict by key or of a Tuple by index; none for other spaces."""
-    if isinstance(space, spaces.Dict):
-        return space.items()
-    return enumerate(space) if isinstance(space, spaces.Tuple) else ()
-
-
 def encoder_of_part(space: gymnasium.Space, name: str, key: str) -> ObservationEncoder:
     """The encoder for the part of an observation under this key."""
     if isinstance(space, spaces.Dict | spaces.Tuple):
@@ -334,15 +319,6 @@ def encoder_of_part(space: gymnasium.Space, name: str, key: str) -> ObservationE
 def at(key: str) -> str:
     """The location of a part, for messages."""
     return f" at `{key}`" if key else ""
-
-
-def leaf_spaces(space: gymnasium.Space) -> Any:
-    """The pytree of a space's leaf spaces."""
-    if isinstance(space, spaces.Dict):
-        return {name: leaf_spaces(part) for name, part in space.items()}
-    if isinstance(space, spaces.Tuple):
-        return tuple(leaf_spaces(part) for part in space)
-    return space
 
 
 READ = (spaces.Box, spaces.Discrete, spaces.MultiDiscrete, spaces.MultiBinary)

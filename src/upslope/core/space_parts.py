@@ -1,0 +1,23 @@
+"""The spaces that a Dict or a Tuple is made of."""
+
+from collections.abc import Iterable
+from typing import Any
+
+import gymnasium
+from gymnasium import spaces
+
+
+def parts_of(space: gymnasium.Space) -> Iterable[tuple[Any, gymnasium.Space]]:
+    """The parts of a Dict by key or of a Tuple by index; none for other spaces."""
+    if isinstance(space, spaces.Dict):
+        return space.items()
+    return enumerate(space) if isinstance(space, spaces.Tuple) else ()
+
+
+def leaf_spaces(space: gymnasium.Space) -> Any:
+    """A space as the pytree of the spaces that it is made of."""
+    if isinstance(space, spaces.Dict):
+        return {name: leaf_spaces(part) for name, part in parts_of(space)}
+    if isinstance(space, spaces.Tuple):
+        return tuple(leaf_spaces(part) for _, part in parts_of(space))
+    return space
