@@ -5,6 +5,12 @@ from collections.abc import Callable
 from functools import partial
 from pathlib import Path
 
+# The tests compile some thousand programs and run each briefly: compiling takes a third of the time without LLVM's
+# optimisation and without XLA's fusion emitters. Commands that tests start inherit it. See `compiled_for_users`.
+os.environ["XLA_FLAGS"] = " ".join(
+    (os.environ.get("XLA_FLAGS", ""), "--xla_backend_optimization_level=0", "--xla_cpu_use_fusion_emitters=false")
+)
+
 import jax
 import pytest
 from helpers import write_run
@@ -43,6 +49,15 @@ def compiled_once(tmp_path_factory: pytest.TempPathFactory) -> None:
 def trust_of_the_tests(tmp_path_factory: pytest.TempPathFactory) -> None:
     """What tests trust is not kept in the user's own folder."""
     os.environ["UPSLOPE_STATE"] = str(tmp_path_factory.mktemp("state"))
+
+
+@pytest.fixture
+def compiled_for_users(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Training is compiled as users have it, for tests of exact bits and for those that train long."""
+    from upslope.learning.iteration import PREFERRED, QUICK  # not before types are checked in the package
+
+    for option, value in (PREFERRED | {"xla_cpu_use_fusion_emitters": True}).items():
+        monkeypatch.setitem(QUICK, option, value)
 
 
 @pytest.fixture(scope="module")

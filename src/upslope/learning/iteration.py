@@ -5,6 +5,7 @@ S = 1, not a separate code path.
 """
 
 import dataclasses
+import os
 from collections.abc import Callable, Sequence
 from copy import copy
 from dataclasses import dataclass
@@ -33,9 +34,12 @@ from upslope.models.normaliser import updated
 
 Weigh = Callable[[Any, Rollout], tuple[Any, Rollout, Credit, Metrics]]
 Move = Callable[[Any, Rollout, Credit, PRNGKeyArray], tuple[Any, Metrics]]
-QUICK: dict[str, str | bool] = {"xla_backend_optimization_level": "1", "xla_cpu_prefer_vector_width": "512"}
+PREFERRED = {"xla_backend_optimization_level": "1", "xla_cpu_prefer_vector_width": "512"}
+QUICK: dict[str, str | bool] = {
+    option: value for option, value in PREFERRED.items() if option not in os.environ.get("XLA_FLAGS", "")
+}
 """Compiler options for faster compilation, used for programs that run once and for training on CPU cores. They also
-enable 512-bit vectors where a core has them; by default XLA uses 256 bits."""
+enable 512-bit vectors where a core has them; by default XLA uses 256 bits. What the user sets in `XLA_FLAGS` holds."""
 
 
 @dataclass(frozen=True)
