@@ -114,8 +114,19 @@ class Config:
     """Policy and critic: perceptron for two separate perceptrons, or your own model as module:Name."""
     model_kwargs: dict[str, Any] = field(default_factory=dict)
     """Keyword arguments for your own model, as JSON."""
+    encoder: Annotated[tuple[str, ...], tyro.conf.arg(metavar="NETWORK"), tyro.conf.UseAppendAction] = ()
+    """Network that reads images: nature, impala, board, or perceptron; by default chosen by their size. For one of
+    several images: key=network, repeatable."""
+    memory: Literal["gru", "lstm", "lru"] | None = None
+    """Memory from step to step within an episode, for environments that show only a part of their state: a gated
+    recurrent unit, a long short-term memory, or a linear recurrent unit."""
+    memory_size: int = 128
+    """Units of the memory. Usual: 32 to 512."""
+    shared_trunk: bool = False
+    """Let policy and critic share all layers but the last."""
     sequence_length: int | None = None
-    """L, the number of steps through which gradients of a model with memory flow; by default the whole rollout."""
+    """L, the number of steps through which gradients of a model with memory flow; by default the whole rollout, or as
+    much of it as leaves each minibatch a stretch."""
     value_coefficient: float = 0.5
     """Weight of the critic's loss if policy and critic share parameters. Usual: 0.25 to 1."""
     hidden_sizes: tuple[int, ...] = (64, 64)
@@ -155,7 +166,8 @@ FRESH_SEEDS = 2000
 """Number of seeds reserved for evaluation episodes, which never occur in training."""
 LIMITS: dict[str, tuple[str, Callable[[Any], bool]]] = {
     **dict.fromkeys(
-        ("steps", "seeds", "num_envs", "rollout_steps", "n", "epochs", "minibatches", "learning_rate", "max_grad_norm"),
+        ("steps", "seeds", "num_envs", "rollout_steps", "n", "epochs", "minibatches", "learning_rate", "max_grad_norm",
+         "memory_size"),
         ("greater than 0", lambda x: x > 0),
     ),
     **dict.fromkeys(
@@ -174,7 +186,7 @@ LIMITS: dict[str, tuple[str, Callable[[Any], bool]]] = {
     ),
 }
 """Field → its valid range, in words and as a predicate."""
-MOST = {"steps": MAX_STEPS, "seeds": 2**16, "num_envs": 2**24, "rollout_steps": 2**24, "minibatches": 2**24}
+MOST = {"steps": MAX_STEPS, "seeds": 2**16, "num_envs": 2**24, "rollout_steps": 2**24, "minibatches": 2**24, "memory_size": MAX_WIDTH}
 """Largest allowed values: steps are counted in 32 bits, and sizes that fit no memory are refused before allocation."""
 
 

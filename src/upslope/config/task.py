@@ -1,6 +1,7 @@
 """Build a task from a config and an environment, refusing a pair of axes that cannot work."""
 
 import importlib
+import math
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, fields, is_dataclass, replace
 from typing import Any
@@ -196,8 +197,9 @@ def model_of(
 ) -> ModelSpec:
     """The specification of a config's model for these spaces."""
     if own is None and config.model == "perceptron":
-        names = ("hidden_sizes", "activation", "log_std_init")
-        return ModelSpec(encoder, head, {name: getattr(config, name) for name in names})
+        names = ("hidden_sizes", "activation", "log_std_init", "memory", "memory_size", "shared_trunk")
+        settings = {name: getattr(config, name) for name in names} | {"encoders": config.encoder}
+        return ModelSpec(encoder, head, settings)
     return ModelSpec(encoder, head, dict(config.model_kwargs), own or imported("model", config.model))
 
 
@@ -269,4 +271,13 @@ def check_minibatches(config: Config, estimator: Estimator, limit: int | None) -
         raise UpslopeError(
             f"--minibatches {config.minibatches} is more than the {samples} samples of an iteration "
             f"({config.num_envs} environments × {per_column} steps). Lower it, or raise --rollout-steps."
+        )
+    if config.memory is None or config.sequence_length is None or per_column is None:
+        return
+    stretches = config.num_envs * math.ceil(per_column / config.sequence_length)
+    if config.minibatches > stretches:
+        raise UpslopeError(
+            f"--minibatches {config.minibatches} is more than the {stretches} stretches of --sequence-length "
+            f"{config.sequence_length} in an iteration ({config.num_envs} environments × {per_column} steps). Lower "
+            "one of the two."
         )

@@ -5,6 +5,7 @@ from typing import Any
 
 ENCODERS = {
     "BoxEncoder": ("shape",),
+    "ImageEncoder": ("shape",),
     "DiscreteEncoder": ("n", "start"),
     "MultiDiscreteEncoder": ("shape", "sizes", "start"),
     "MultiBinaryEncoder": ("shape",),

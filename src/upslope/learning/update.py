@@ -5,6 +5,7 @@ does not affect the other. A shared trunk is one group, whose loss is the policy
 """
 
 import dataclasses
+import math
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
@@ -69,6 +70,10 @@ class Update:
             share = effective_share(distance.ratio, distance.squared_ratio)
             too_far |= ~(share >= self.min_effective_sample_size)
         return too_far
+
+    def stretch(self, steps: int, columns: int) -> int:
+        """L for a rollout [T, N]: the whole rollout by default, or as much of it as leaves every minibatch a stretch."""
+        return self.sequence_length or max(1, steps // math.ceil(self.minibatches / columns))
 
     def plan(self, epochs: int) -> Plan:
         """The descent settings of one group."""
@@ -143,7 +148,7 @@ def improve(
     """
     agent, objective = learner.agent, learner.objective
     memory = memory or start_memory(agent.model, rollout.reward.shape[1])
-    batch = batch_of(agent, rollout, credit, memory, update.sequence_length, update.vmapped)
+    batch = batch_of(agent, rollout, credit, memory, update.stretch(*rollout.reward.shape), update.vmapped)
     if update.normalize_advantage:
         batch = batch._replace(weight=standardise(batch.weight, batch.valid))
     values = None if probe is None else probe.values(agent, batch, rollout, memory)

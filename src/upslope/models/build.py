@@ -14,10 +14,11 @@ from upslope.core.distributions import Distribution
 from upslope.core.reading import brief
 from upslope.core.space_parts import leaf_spaces
 from upslope.errors import UpslopeError
+from upslope.models.composed import composed, least_numbers_of, networks_of
 from upslope.models.encoders import ObservationEncoder, encoder_of
 from upslope.models.heads import ActionHead, head_of
 from upslope.models.model import Model, Outputs, Place, group_places
-from upslope.models.perceptrons import perceptrons
+from upslope.models.perceptrons import num_parameters, perceptrons
 
 METHODS = ("prepare", "start", "step", "groups")
 
@@ -77,7 +78,7 @@ class ModelSpec:
     def build_all(self, keys: Sequence[PRNGKeyArray]) -> list[Any]:
         """A fresh model for each key; the models differ only in their parameters."""
         if self.own is None:
-            return [perceptrons(self.encoder, self.head, key=key, **self.settings) for key in keys]
+            return [networks(self.encoder, self.head, key=key, **self.settings) for key in keys]
         parts = [equinox.partition(self.call(key), equinox.is_inexact_array) for key in keys]
         rest = Rest(parts[0][1])
         models = [OwnModel(parameters, rest) for parameters, _ in parts]
@@ -137,6 +138,27 @@ class ModelSpec:
             raise TypeError(f"actions have shape {action.shape[1:]}, and the space needs {self.head.sample_shape}")
         outputs.policy.log_prob(action)
         return outputs.value, carry
+
+
+def networks(
+    encoder: ObservationEncoder, head: ActionHead, *, key: PRNGKeyArray, encoders: Sequence[str] = (), **settings: Any
+) -> Any:
+    """Upslope's own networks: two perceptrons, or networks of parts for images, a memory, or a shared trunk."""
+    images = networks_of(encoder, encoders)
+    if images or settings.get("memory") or settings.get("shared_trunk"):
+        return composed(encoder, head, key=key, networks=images, **settings)
+    plain = {name: value for name, value in settings.items() if name in ("hidden_sizes", "activation", "log_std_init")}
+    return perceptrons(encoder, head, key=key, **plain)
+
+
+def least_numbers(spec: ModelSpec) -> int:
+    """A lower bound on the parameters of upslope's own networks, without making them; 0 for a user's model."""
+    if spec.own is not None:
+        return 0
+    images = networks_of(spec.encoder, spec.settings.get("encoders", ()))
+    if not images and not spec.settings.get("memory"):
+        return num_parameters(spec.encoder, spec.head, spec.settings["hidden_sizes"]) // 2
+    return least_numbers_of(spec.encoder, images, spec.settings)
 
 
 def perceptrons_for(environment: Any, **settings: Any) -> ModelSpec:

@@ -23,7 +23,7 @@ from upslope.core.arrays import is_shape, namespace
 from upslope.core.space_descriptions import MAX_DEPTH
 from upslope.core.space_parts import parts_of
 from upslope.errors import UpslopeError
-from upslope.models.description import SUPPORTED, unread_parts
+from upslope.models.description import unread_parts
 
 Refuse = Any
 """A function from a reason to an `UpslopeError` to raise."""
@@ -54,6 +54,10 @@ class ObservationEncoder(ABC):
     @abstractmethod
     def space(self) -> gymnasium.Space:
         """The observation space, for a user's model, without the original bounds."""
+
+    def leaves(self, observation: Any, key: str = "") -> Iterator[tuple[str, "ObservationEncoder", Any]]:
+        """(key, encoder, array) of each array that an observation is made of; a nested key is written outer/inner."""
+        yield key, self, observation
 
     def check(self, name: str, arrays: Mapping[str, np.ndarray], refuse: Refuse) -> None:
         """Refuse recorded observations, the arrays under this name, that are outside the space."""
@@ -101,6 +105,76 @@ class BoxEncoder(FlatEncoder):
 
     def space(self) -> gymnasium.Space:
         return spaces.Box(-np.inf, np.inf, self.shape, np.float32)
+
+
+PICTURE, BOARD = 255.0, 16
+"""The largest number in a picture, and the largest side of a board."""
+
+
+@dataclass(frozen=True)
+class ImageEncoder(FlatEncoder):
+    """Images of numbers from 0 to 255, kept as bytes until a network reads them.
+
+    Up to 16 cells a side they are boards, whose numbers are kinds of things rather than brightness: the features are
+    log(1 + x), which tells 0, 1 and 2 well apart. Larger ones are pictures: x / 255.
+    """
+
+    @property
+    def normalised(self) -> None:
+        return None
+
+    def scaled(self, images: Shaped[Array, "..."]) -> Float[Array, "..."]:
+        """Images as numbers of about 1 in size."""
+        x = images.astype(np.float32)
+        layout = image_layout(self.shape, is_bytes=True)
+        if layout is not None and max(layout.size[:2]) > BOARD:
+            return x / np.float32(PICTURE)
+        return namespace(x).log1p(x)
+
+    def encode(self, observation: Shaped[Array, "..."]) -> Float[Array, "... D"]:
+        return self.scaled(super().encode(observation))
+
+    def space(self) -> gymnasium.Space:
+        return spaces.Box(0, 255, self.shape, np.uint8)
+
+
+@dataclass(frozen=True)
+class ImageLayout:
+    """Which axes of an array are an image's height and width. All others are channels."""
+
+    shape: tuple[int, ...]
+    height: int
+    width: int
+
+    @property
+    def size(self) -> tuple[int, int, int]:
+        """(height, width, channels)."""
+        height, width = self.shape[self.height], self.shape[self.width]
+        return height, width, math.prod(self.shape) // (height * width)
+
+    def channels_last(self, images: Shaped[Array, "..."]) -> Shaped[Array, "... H W C"]:
+        """Images [..., *shape] as [..., height, width, channels]."""
+        batch = images.ndim - len(self.shape)
+        others = [axis for axis in range(len(self.shape)) if axis not in (self.height, self.width)]
+        axes = [*range(batch), *(batch + axis for axis in (self.height, self.width, *others))]
+        return images.transpose(axes).reshape(*images.shape[:batch], *self.size)
+
+
+def image_layout(shape: tuple[int, ...], *, is_bytes: bool) -> ImageLayout | None:
+    """The layout of images of this shape, or None if it is not that of an image.
+
+    Two axes of bytes are a grey image. Of three, the shorter of first and last holds the channels, the last if they
+    are equal. A fourth, in front, holds frames. Arrays of floats have at least 5 cells a side, bytes 3.
+    """
+    if len(shape) == 2 and is_bytes:
+        layout = ImageLayout(shape, 0, 1)
+    elif len(shape) in (3, 4):
+        first = len(shape) - 3
+        start = first if shape[-1] <= shape[first] else first + 1
+        layout = ImageLayout(shape, start, start + 1)
+    else:
+        return None
+    return layout if min(layout.size[:2]) >= (3 if is_bytes else 5) else None
 
 
 @dataclass(frozen=True)
@@ -199,6 +273,10 @@ class CompositeEncoder(ObservationEncoder):
     @property
     def num_features(self) -> int:
         return sum(part.num_features for _, part in self.children)
+
+    def leaves(self, observation: Any, key: str = "") -> Iterator[tuple[str, ObservationEncoder, Any]]:
+        for name, part in self.children:
+            yield from part.leaves(observation[name], f"{key}/{name}" if key else str(name))
 
     def encode(self, observation: Any) -> Float[Array, "... D"]:
         features: Any = [part.encode(observation[key]) for key, part in self.children]
@@ -309,10 +387,7 @@ def encoder_of_part(space: gymnasium.Space, name: str, key: str) -> ObservationE
         return MultiBinaryEncoder(tuple(int(n) for n in space.shape))
     assert isinstance(space, spaces.Box)
     if space.dtype == np.uint8 and len(space.shape) >= 2:
-        raise UpslopeError(
-            f"{name} observes images, Box{space.shape} of uint8{at(key)}, which need a convolutional network; upslope "
-            f"has none yet. Wrap the environment so that it gives features, or flatten it to a float Box. {SUPPORTED}"
-        )
+        return ImageEncoder(tuple(int(n) for n in space.shape))
     return BoxEncoder(tuple(int(n) for n in space.shape))
 
 
@@ -323,4 +398,12 @@ def at(key: str) -> str:
 
 READ = (spaces.Box, spaces.Discrete, spaces.MultiDiscrete, spaces.MultiBinary)
 """Supported leaf spaces; Dict and Tuple are composed of these."""
-ENCODERS = (BoxEncoder, DiscreteEncoder, MultiDiscreteEncoder, MultiBinaryEncoder, DictEncoder, TupleEncoder)
+ENCODERS = (
+    BoxEncoder,
+    ImageEncoder,
+    DiscreteEncoder,
+    MultiDiscreteEncoder,
+    MultiBinaryEncoder,
+    DictEncoder,
+    TupleEncoder,
+)

@@ -91,6 +91,10 @@ def unroll(
         outputs = jax.tree.map(lambda x: x.reshape(*fresh.shape, *x.shape[1:]), outputs)
         return outputs._replace(policy=allowed(outputs.policy, mask)), ()
 
+    if hasattr(model, "unroll"):  # upslope's own run all but the memory as one batch
+        outputs, after = model.unroll(features, carry, fresh)  # pyright: ignore[reportAttributeAccessIssue]
+        return outputs._replace(policy=allowed(outputs.policy, mask)), after
+
     def one(carry: Carry, now: tuple[Any, Array]) -> tuple[Carry, tuple[Outputs, Carry]]:
         x, begins = now
         outputs, carry = model.step(x, restarted(model, carry, begins), begins)

@@ -17,12 +17,11 @@ from upslope.environments.masks import KEY, apart
 from upslope.errors import UpslopeError
 from upslope.learning.iteration import stack
 from upslope.models.agent import Agent, initialise_agents
-from upslope.models.build import ModelSpec
+from upslope.models.build import ModelSpec, least_numbers
 from upslope.models.description import from_json, to_json
 from upslope.models.encoders import ENCODERS, ObservationEncoder
 from upslope.models.heads import HEADS, ActionHead
 from upslope.models.model import has_memory
-from upslope.models.perceptrons import num_parameters
 from upslope.runs.checkpoints import check_size, load_checkpoint
 from upslope.runs.directory import RunDirectory
 
@@ -247,8 +246,7 @@ def load_agents(
 def check_room(path: Path, config: Config, spec: ModelSpec, more: int = 0) -> None:
     """Refuse a config that describes more numbers, plus `more` per seed, than the checkpoint holds, before allocating
     memory for them. A custom model's size is known only once it is created."""
-    numbers = 0 if spec.own else num_parameters(spec.encoder, spec.head, config.hidden_sizes)
-    check_size(path, config.seeds * (numbers + more))
+    check_size(path, config.seeds * (least_numbers(spec) + more))
 
 
 def spaces_of(directory: RunDirectory) -> tuple[ObservationEncoder, ActionHead]:

@@ -1,0 +1,272 @@
+"""Networks of parts: encoders of images, a memory, hidden layers, and heads; separate or on a shared trunk.
+
+observation → encoders → features → (layer → memory) → hidden layers → policy and value
+"""
+
+from collections.abc import Mapping, Sequence
+from itertools import pairwise
+from typing import Any
+
+import equinox
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jaxtyping import Array, Bool, Float, PRNGKeyArray
+
+from upslope.core.arrays import ACTIVATIONS
+from upslope.core.messages import unknown
+from upslope.errors import UpslopeError
+from upslope.models.convolutions import NETWORKS, Convolutions, convolutions, flat_size
+from upslope.models.encoders import BOARD, BoxEncoder, ImageEncoder, ObservationEncoder, image_layout
+from upslope.models.heads import ActionHead
+from upslope.models.memories import Cell, cell_of
+from upslope.models.model import POLICY, SHARED, VALUE, Outputs
+from upslope.models.networks import Perceptron, generator_of, initialise_perceptron
+
+Features = tuple[Any, tuple[Any, ...]]
+"""The features of all that is no image [B, D], or None; and the images [B, height, width, channels]."""
+
+
+class Branch(equinox.Module):
+    """From features to numbers: encoders of images, a memory if any, and a perceptron."""
+
+    pictures: tuple[Convolutions, ...]
+    inward: Perceptron | None
+    """The layer before the memory."""
+    cell: Cell | None
+    outward: Perceptron | None
+    """The hidden layers, and the output layer. None if there is neither."""
+
+    def start(self, num: int) -> Any:
+        """The memory of `num` columns at the start of an episode."""
+        return () if self.cell is None else self.cell.start(num)
+
+    def before(self, features: Features) -> Float[Array, "B F"]:
+        """What goes into the memory, or into the hidden layers if there is none."""
+        vector, images = features
+        seen = [] if vector is None else [vector]
+        seen += [network(image) for network, image in zip(self.pictures, images, strict=True)]
+        x = seen[0] if len(seen) == 1 else jnp.concatenate(seen, axis=-1)
+        return x if self.inward is None else ACTIVATIONS[self.inward.activation](self.inward(x))
+
+    def after(self, x: Float[Array, "... F"]) -> Float[Array, "... K"]:
+        """What is made of the memory's outputs."""
+        return x if self.outward is None else self.outward(x)
+
+    def once(self, features: Features, carry: Any) -> tuple[Float[Array, "N K"], Any]:
+        """One step of N columns."""
+        x = self.before(features)
+        if self.cell is not None:
+            x, carry = self.cell.once(x, carry)
+        return self.after(x), carry
+
+    def over_time(
+        self, features: Features, carry: Any, fresh: Bool[Array, "T N"]
+    ) -> tuple[Float[Array, "T N K"], Any]:
+        """T steps of N columns. Only the memory goes step by step."""
+        flat = jax.tree.map(lambda x: x.reshape(-1, *x.shape[2:]), features)
+        x = self.before(flat)
+        x = x.reshape(*fresh.shape, *x.shape[1:])
+        if self.cell is not None:
+            x, carry = self.cell.over_time(x, carry, fresh)
+        return self.after(x), carry
+
+
+class Composed(equinox.Module):
+    """What separate networks and a shared trunk have in common."""
+
+    log_std: Float[Array, "K"]
+    encoder: ObservationEncoder = equinox.field(static=True)
+    head: ActionHead = equinox.field(static=True)
+    networks: tuple[tuple[str, str], ...] = equinox.field(static=True)
+    """(key, network) of each image in the observation."""
+
+    def prepare(self, observation: Any) -> Features:
+        """Encode what is no image. Images keep their numbers, with channels last, until `floating`."""
+        leaves = list(self.encoder.leaves(observation))
+        convolved = dict(self.networks)
+        vectors = [encoder.encode(x) for key, encoder, x in leaves if key not in convolved]
+        images = tuple(layout_of(encoder).channels_last(x) for key, encoder, x in leaves if key in convolved)
+        if len(vectors) > 1:
+            # Keep normalisation from fusing with the concatenation, which would make rounding depend on the program.
+            return jnp.concatenate(jax.lax.optimization_barrier(vectors), axis=-1), images
+        return (vectors[0] if vectors else None), images
+
+    def floating(self, features: Features) -> Features:
+        """The features, with images as floating-point numbers of about 1 in size."""
+        vector, images = features
+        convolved = dict(self.networks)
+        encoders = [encoder for key, encoder, _ in self.encoder.leaves(self.encoder.shapes) if key in convolved]
+        return vector, tuple(scaled(encoder, x) for encoder, x in zip(encoders, images, strict=True))
+
+    def policy_of(self, outputs: Float[Array, "... K"]) -> Any:
+        """π(·|s) from the policy network's outputs."""
+        return self.head.distribution(outputs, self.log_std)
+
+
+class Separate(Composed):
+    """π_θ and V_θ in networks of their own."""
+
+    actor: Branch
+    critic: Branch
+
+    def start(self, num: int) -> Any:
+        carry = {POLICY: self.actor.start(num), VALUE: self.critic.start(num)}
+        return carry if jax.tree.leaves(carry) else ()
+
+    def step(self, features: Features, carry: Any, fresh: Bool[Array, "N"]) -> tuple[Outputs, Any]:
+        seen = self.floating(features)
+        policy, mine = self.actor.once(seen, carry[POLICY] if carry else ())
+        value, its = self.critic.once(seen, carry[VALUE] if carry else ())
+        return Outputs(self.policy_of(policy), value[..., 0]), {POLICY: mine, VALUE: its} if carry else ()
+
+    def unroll(self, features: Features, carry: Any, fresh: Bool[Array, "T N"]) -> tuple[Outputs, Any]:
+        """T steps at once; see `upslope.models.model.unroll`."""
+        seen = self.floating(features)
+        policy, mine = self.actor.over_time(seen, carry[POLICY], fresh)
+        value, its = self.critic.over_time(seen, carry[VALUE], fresh)
+        return Outputs(self.policy_of(policy), value[..., 0]), {POLICY: mine, VALUE: its}
+
+    def groups(self) -> dict[str, Any]:
+        return {POLICY: (self.actor, self.log_std), VALUE: self.critic}
+
+
+class SharedTrunk(Composed):
+    """π_θ and V_θ as two layers on one network."""
+
+    trunk: Branch
+    policy_layer: Perceptron
+    value_layer: Perceptron
+
+    def start(self, num: int) -> Any:
+        return self.trunk.start(num)
+
+    def outputs(self, x: Float[Array, "... F"]) -> Outputs:
+        """Policy and value from what the trunk gives."""
+        if self.trunk.outward is not None:
+            x = ACTIVATIONS[self.trunk.outward.activation](x)
+        return Outputs(self.policy_of(self.policy_layer(x)), self.value_layer(x)[..., 0])
+
+    def step(self, features: Features, carry: Any, fresh: Bool[Array, "N"]) -> tuple[Outputs, Any]:
+        x, carry = self.trunk.once(self.floating(features), carry)
+        return self.outputs(x), carry
+
+    def unroll(self, features: Features, carry: Any, fresh: Bool[Array, "T N"]) -> tuple[Outputs, Any]:
+        """T steps at once; see `upslope.models.model.unroll`."""
+        x, carry = self.trunk.over_time(self.floating(features), carry, fresh)
+        return self.outputs(x), carry
+
+    def groups(self) -> dict[str, Any]:
+        return {SHARED: self}
+
+
+def layout_of(encoder: ObservationEncoder) -> Any:
+    """How these observations are laid out as images; None if they are none."""
+    if not isinstance(encoder, BoxEncoder | ImageEncoder):
+        return None
+    return image_layout(encoder.shape, is_bytes=isinstance(encoder, ImageEncoder))
+
+
+def scaled(encoder: ObservationEncoder, images: Array) -> Float[Array, "..."]:
+    """Images as floating-point numbers; floats are as the environment, or the normaliser, gave them."""
+    return encoder.scaled(images) if isinstance(encoder, ImageEncoder) else images.astype(jnp.float32)
+
+
+PERCEPTRON = "perceptron"
+
+
+def networks_of(encoder: ObservationEncoder, wanted: Sequence[str] = ()) -> tuple[tuple[str, str], ...]:
+    """(key, network) of each image in an observation that a convolutional network reads.
+
+    Boards up to 16 cells a side are read by `board`, images of at least 36 pixels by `nature`, those between by
+    `impala`. `wanted` overrides it: a network for all images, or key=network for one.
+
+    Raises:
+        UpslopeError: a network or key is unknown, or the images are too small for the network.
+    """
+    images = {key: layout for key, inner, _ in encoder.leaves(encoder.shapes) if (layout := layout_of(inner))}
+    found = {key: chosen_by_size(layout.size) for key, layout in images.items()}
+    for words in wanted:
+        key, _, network = words.rpartition("=")
+        if network not in (*NETWORKS, PERCEPTRON):
+            raise UpslopeError(unknown("encoder", network, [*NETWORKS, PERCEPTRON]))
+        if "=" in words and key not in images:
+            raise UpslopeError(
+                f"--encoder {words}: the observation has no image `{key}`. Its images: {', '.join(images) or 'none'}."
+            )
+        found |= {name: network for name in images if "=" not in words or name == key}
+    for key, network in found.items():
+        height, width, _ = images[key].size
+        if network != PERCEPTRON and min(height, width) < NETWORKS[network][2]:
+            raise UpslopeError(
+                f"--encoder {network} takes images of at least {NETWORKS[network][2]} pixels a side, and the "
+                f"environment gives {height} × {width}. Take `impala`, `board`, or `perceptron`."
+            )
+    return tuple((key, network) for key, network in found.items() if network != PERCEPTRON)
+
+
+def chosen_by_size(size: tuple[int, int, int]) -> str:
+    """The network for images of this size."""
+    height, width, _ = size
+    if max(height, width) <= BOARD:
+        return "board"
+    return "nature" if min(height, width) >= NETWORKS["nature"][2] else "impala"
+
+
+def composed(
+    encoder: ObservationEncoder,
+    head: ActionHead,
+    *,
+    key: PRNGKeyArray,
+    hidden_sizes: tuple[int, ...] = (64, 64),
+    activation: str = "tanh",
+    log_std_init: float = 0.0,
+    networks: tuple[tuple[str, str], ...] = (),
+    memory: str | None = None,
+    memory_size: int = 128,
+    shared_trunk: bool = False,
+) -> Separate | SharedTrunk:
+    """Fresh networks. The policy's last layer has gain 0.01, so the initial policy hardly depends on the state."""
+    draw = generator_of(key)
+    keys = iter(jax.random.split(key, 16))
+
+    def branch(*ends: tuple[int, float]) -> tuple[Branch, int]:
+        """A network up to these last layers, of which there is none or one, and its number of outputs."""
+        leaves = {key: inner for key, inner, _ in encoder.leaves(encoder.shapes)}
+        pictures = tuple(
+            convolutions(network, layout_of(leaves[key]).size, next(keys), draw) for key, network in networks
+        )
+        width = sum(inner.num_features for key, inner in leaves.items() if key not in dict(networks))
+        width += sum(network.num_features for network in pictures)
+        inward = cell = None
+        if memory is not None:
+            inward = initialise_perceptron(draw, (width, memory_size), np.sqrt(2), activation)
+            cell = cell_of(memory, memory_size, memory_size, next(keys), draw)
+            width = memory_size
+        sizes = (width, *hidden_sizes, *(size for size, _ in ends))
+        gain = ends[0][1] if ends else np.sqrt(2)
+        outward = initialise_perceptron(draw, sizes, gain, activation) if len(sizes) > 1 else None
+        return Branch(pictures, inward, cell, outward), sizes[-1]
+
+    scales = jnp.asarray(np.full(head.num_scales, log_std_init, np.float32))
+    if shared_trunk:
+        trunk, width = branch()
+        layers = (initialise_perceptron(draw, (width, *last), gain, activation) for *last, gain in last_layers(head))
+        return SharedTrunk(scales, encoder, head, networks, trunk, *layers)
+    actor, critic = (branch((size, gain))[0] for size, gain in last_layers(head))
+    return Separate(scales, encoder, head, networks, actor, critic)
+
+
+def last_layers(head: ActionHead) -> tuple[tuple[int, float], tuple[int, float]]:
+    """(outputs, gain) of the last layer of policy and value."""
+    return (head.num_outputs, 0.01), (1, 1.0)
+
+
+def least_numbers_of(
+    encoder: ObservationEncoder, networks: tuple[tuple[str, str], ...], settings: Mapping[str, Any]
+) -> int:
+    """A lower bound on the number of parameters, without making them."""
+    shapes = {key: layout_of(inner).size for key, inner, _ in encoder.leaves(encoder.shapes) if key in dict(networks)}
+    last = sum(flat_size(network, shapes[key]) * NETWORKS[network][1] for key, network in networks)
+    memory = 5 * settings["memory_size"] ** 2 if settings.get("memory") else 0
+    return last + memory + sum(i * o for i, o in pairwise(settings["hidden_sizes"]))

@@ -1,0 +1,149 @@
+"""Memory cells: what a network with memory keeps from step to step.
+
+A cell has `start(num)`, the memory at the start of an episode, and `over_time`, which runs it over [T, N] inputs and
+restarts where an episode begins. The layers are Equinox's; only the linear recurrence is written here.
+"""
+
+from abc import abstractmethod
+from typing import Any
+
+import equinox
+import jax
+import jax.numpy as jnp
+import numpy as np
+from equinox.nn import GRUCell, LSTMCell
+from jaxtyping import Array, Bool, Float, PRNGKeyArray
+
+from upslope.models.networks import orthogonal
+
+
+class Cell(equinox.Module):
+    """A memory of `size` units."""
+
+    @property
+    @abstractmethod
+    def size(self) -> int:
+        """H, the number of outputs."""
+
+    @abstractmethod
+    def start(self, num: int) -> Any:
+        """The memory of `num` columns at the start of an episode."""
+
+    @abstractmethod
+    def over_time(
+        self, x: Float[Array, "T N D"], carry: Any, fresh: Bool[Array, "T N"]
+    ) -> tuple[Float[Array, "T N H"], Any]:
+        """Outputs [T, N, H], and the carry after each step [T, N, …]. The carry restarts where `fresh`."""
+
+    def once(self, x: Float[Array, "N D"], carry: Any) -> tuple[Float[Array, "N H"], Any]:
+        """One step of N columns, whose carry is already restarted."""
+        outputs, after = self.over_time(x[None], carry, jnp.zeros((1, x.shape[0]), bool))
+        return outputs[0], jax.tree.map(lambda c: c[0], after)
+
+
+class Gated(Cell):
+    """A GRU (Cho et al. 2014) or an LSTM (Hochreiter and Schmidhuber 1997)."""
+
+    layer: GRUCell | LSTMCell
+
+    @property
+    def size(self) -> int:
+        return self.layer.hidden_size
+
+    def start(self, num: int) -> Any:
+        zeros = jnp.zeros((num, self.size))
+        return (zeros, zeros) if isinstance(self.layer, LSTMCell) else zeros
+
+    def over_time(
+        self, x: Float[Array, "T N D"], carry: Any, fresh: Bool[Array, "T N"]
+    ) -> tuple[Float[Array, "T N H"], Any]:
+        def one(carry: Any, now: tuple[Array, Array]) -> tuple[Any, Any]:
+            inputs, begins = now
+            kept = jax.tree.map(lambda c: jnp.where(begins[:, None], 0.0, c), carry)
+            carry = jax.vmap(self.layer)(inputs, kept)
+            return carry, carry
+
+        after = jax.lax.scan(one, carry, (x, fresh))[1]
+        return (after[0] if isinstance(self.layer, LSTMCell) else after), after
+
+
+class LinearRecurrence(Cell):
+    """The linear recurrent unit, h_t = λ ⊙ h_{t−1} + γ ⊙ B x_t and y_t = Re(C h_t) + D x_t (Orvieto et al. 2023).
+
+    λ is complex with |λ| < 1, and γ = √(1 − |λ|²). A linear recurrence is associative, so that T steps take a scan of
+    depth log T. The nonlinearity is in the layers around it.
+    """
+
+    nu: Float[Array, "H"]
+    """|λ| = exp(−exp(ν))."""
+    theta: Float[Array, "H"]
+    """The phase of λ is exp(θ)."""
+    inward: Float[Array, "2 H D"]
+    """Real and imaginary part of B."""
+    outward: Float[Array, "2 H H"]
+    """Real and imaginary part of C."""
+    skip: Float[Array, "H D"]
+    """D."""
+
+    @property
+    def size(self) -> int:
+        return self.nu.shape[0]
+
+    def start(self, num: int) -> Any:
+        zeros = jnp.zeros((num, self.size))
+        return zeros, zeros  # real and imaginary part: files hold real numbers
+
+    def over_time(
+        self, x: Float[Array, "T N D"], carry: Any, fresh: Bool[Array, "T N"]
+    ) -> tuple[Float[Array, "T N H"], Any]:
+        decay = jnp.exp(-jnp.exp(self.nu))
+        rate = jax.lax.complex(decay * jnp.cos(jnp.exp(self.theta)), decay * jnp.sin(jnp.exp(self.theta)))
+        gain = jnp.sqrt(1.0 - decay**2)
+        real, imaginary = (gain * (x @ part.T) for part in self.inward)
+        kept = jnp.where(fresh[..., None], 0.0, rate)  # nothing crosses the start of an episode
+        before = jax.lax.complex(*carry)
+
+        def joined(first: Any, second: Any) -> Any:
+            return first[0] * second[0], second[0] * first[1] + second[1]
+
+        factor, states = jax.lax.associative_scan(joined, (kept, jax.lax.complex(real, imaginary)))
+        states = states + factor * before
+        outputs = states.real @ self.outward[0].T - states.imag @ self.outward[1].T + x @ self.skip.T
+        return outputs, (states.real, states.imag)
+
+
+def gated(kind: type[GRUCell] | type[LSTMCell], inputs: int, size: int, key: PRNGKeyArray, draw: Any) -> Gated:
+    """A GRU or LSTM with orthogonal recurrent weights for each gate, and an LSTM's forget gate open (bias 1)."""
+    layer = kind(inputs, size, key=key)
+    gates = layer.weight_hh.shape[0] // size
+    recurrent = np.concatenate([orthogonal(draw, size, size, 1.0) for _ in range(gates)])
+    bias = np.zeros(layer.bias.shape, np.float32)
+    if isinstance(layer, LSTMCell):
+        bias[size : 2 * size] = 1.0  # its gates are input, forget, cell, output
+    where = lambda made: (made.weight_hh, made.bias)  # noqa: E731
+    return Gated(equinox.tree_at(where, layer, (jnp.asarray(recurrent), jnp.asarray(bias))))
+
+
+SLOWEST, FASTEST, LARGEST_PHASE = 0.999, 0.9, np.pi / 10
+"""|λ| at the start is uniform (in area) between these: memories of 10 to 1,000 steps, with small phases."""
+
+
+def linear_recurrence(inputs: int, size: int, key: PRNGKeyArray, draw: np.random.Generator) -> LinearRecurrence:
+    """A fresh linear recurrence, initialised as in Orvieto et al. 2023."""
+    square = draw.uniform(FASTEST**2, SLOWEST**2, size)
+    phase = draw.uniform(1e-3, LARGEST_PHASE, size)
+    parts = (
+        np.log(-0.5 * np.log(square)),
+        np.log(phase),
+        draw.standard_normal((2, size, inputs)) / np.sqrt(2 * inputs),
+        draw.standard_normal((2, size, size)) / np.sqrt(size),
+        draw.standard_normal((size, inputs)) / np.sqrt(inputs),
+    )
+    return LinearRecurrence(*(jnp.asarray(part.astype(np.float32)) for part in parts))
+
+
+def cell_of(memory: str, inputs: int, size: int, key: PRNGKeyArray, draw: np.random.Generator) -> Cell:
+    """A fresh cell by its name: gru, lstm or lru."""
+    if memory == "lru":
+        return linear_recurrence(inputs, size, key, draw)
+    return gated({"gru": GRUCell, "lstm": LSTMCell}[memory], inputs, size, key, draw)
