@@ -1,7 +1,7 @@
 """What all tests share."""
 
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from functools import partial
 from pathlib import Path
 
@@ -51,13 +51,15 @@ def trust_of_the_tests(tmp_path_factory: pytest.TempPathFactory) -> None:
     os.environ["UPSLOPE_STATE"] = str(tmp_path_factory.mktemp("state"))
 
 
-@pytest.fixture
-def compiled_for_users(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Training is compiled as users have it, for tests of exact bits and for those that train long."""
-    from upslope.learning.iteration import PREFERRED, QUICK  # not before types are checked in the package
+@pytest.fixture(scope="module")
+def compiled_for_users() -> Iterator[None]:
+    """Training is compiled as users have it, for tests of exact bits."""
+    from upslope.learning.iteration import PREFERRED, QUICK
 
-    for option, value in (PREFERRED | {"xla_cpu_use_fusion_emitters": True}).items():
-        monkeypatch.setitem(QUICK, option, value)
+    with pytest.MonkeyPatch.context() as patch:
+        for option, value in (PREFERRED | {"xla_cpu_use_fusion_emitters": True}).items():
+            patch.setitem(QUICK, option, value)
+        yield
 
 
 @pytest.fixture(scope="module")

@@ -348,6 +348,45 @@ class Told(Senses):
         return super().observe() | {"mission": "go right", "deep": {"a/b": (0, 1)}}
 
 
+class Pictures(Walk):
+    """A walk that shows where it is as a bright bar in a small picture, with a number beside it."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        picture, board = spaces.Box(0, 255, (3, 20, 18), np.uint8), spaces.Box(0, 255, (7, 7), np.uint8)
+        self.observation_space = spaces.Dict(
+            {"picture": picture, "boards": spaces.Tuple([board]), "steps": spaces.Box(0, 100, (1,), np.float32)}
+        )
+
+    def observe(self) -> Any:
+        picture, board = np.zeros((3, 20, 18), np.uint8), np.zeros((7, 7), np.uint8)
+        place = int(np.clip(self.position, -8, 8)) + 9
+        picture[:, :, place] = 255
+        board[place // 3, place % 3] = 2
+        return {"picture": picture, "boards": (board,), "steps": np.array([self.steps], np.float32)}
+
+
+class CompiledPictures(CompiledEnvironment):
+    """A corridor: right pays. It shows the place on a board of bytes, and a number."""
+
+    observation_space = spaces.Tuple([spaces.Box(0, 255, (6, 6, 2), np.uint8), spaces.Discrete(2)])
+    action_space = spaces.Discrete(2)
+    max_episode_steps = 8
+
+    def reset(self, key: Any) -> tuple[Any, Any]:
+        place = jax.random.randint(key, (), 1, 4)
+        return place, self.observe(place)
+
+    def step(self, key: Any, state: Any, action: Any) -> tuple[Any, Transition]:
+        place = jnp.clip(state + 2 * action - 1, 0, 5)
+        return place, Transition(
+            self.observe(place), jnp.float32(2 * action - 1), jnp.zeros((), bool), jnp.zeros((), bool)
+        )
+
+    def observe(self, place: Any) -> Any:
+        return jnp.zeros((6, 6, 2), jnp.uint8).at[place, 2, 0].set(1), jnp.int32(place > 2)
+
+
 class CompiledSenses(CompiledEnvironment):
     """A corridor: right pays. What it shows is a dictionary of arrays of several kinds."""
 

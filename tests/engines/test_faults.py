@@ -49,7 +49,9 @@ def refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.Capt
         ("train user_environments:cannot_be_made", "user_environments:cannot_be_made.*no licence found"),
         ("train user_environments:Told", "observes .*`mission` .a Text space.*--ignore-observation mission"),
         ("train user_environments:Told --ignore-observation missoin", "no `missoin`.*keys.*mission"),
-        ("train user_environments:image", "observes images.*features"),
+        ("train user_environments:image --encoder nature", "images of at least 36 pixels.*8 × 8"),
+        ("train user_environments:image --encoder image=board", "no image `image`"),
+        ("train user_environments:image --encoder resnet", "resnet.*nature"),
         ("train user_environments:tuple_actions", "action space Tuple.*Supported"),
         (
             "train user_environments:Walk --algorithm reinforce",

@@ -8,14 +8,17 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+import scipy.signal
 from gymnasium import spaces
 from user_environments import Senses, Told
 
 from upslope.core.arrays import shaped_like
 from upslope.core.space_descriptions import MAX_DEPTH, check_spaces
 from upslope.errors import UpslopeError
+from upslope.models.composed import networks_of
+from upslope.models.convolutions import convolutions, flat_size
 from upslope.models.description import from_json, to_json
-from upslope.models.encoders import ENCODERS, encoder_of
+from upslope.models.encoders import ENCODERS, BoxEncoder, DictEncoder, ImageEncoder, encoder_of, image_layout
 from upslope.models.normaliser import normalised, start_normaliser, updated
 
 SPACE = Senses().observation_space
@@ -149,3 +152,69 @@ def test_any_mapping_and_list_is_put_into_the_structure_of_the_space():
     told = x | {"mission": "go", "deep": {"a/b": 1}}
     found = shaped_like(shapes, told, ("mission", "deep/a/b"))
     assert jax.tree.structure(found) == jax.tree.structure(x)
+
+
+@pytest.mark.parametrize(
+    ("shape", "is_bytes", "size"),
+    [
+        ((84, 84), True, (84, 84, 1)),
+        ((84, 84, 4), True, (84, 84, 4)),
+        ((4, 84, 84), True, (84, 84, 4)),
+        ((210, 160, 3), True, (210, 160, 3)),
+        ((4, 84, 84, 3), True, (84, 84, 12)),
+        ((4, 3, 84, 84), True, (84, 84, 12)),
+        ((7, 7, 3), True, (7, 7, 3)),
+        ((7, 7, 7), True, (7, 7, 7)),
+        ((10, 10, 4), False, (10, 10, 4)),
+        ((84, 84), False, None),
+        ((2, 3, 4), False, None),
+        ((2, 2, 3), True, None),
+        ((6,), True, None),
+    ],
+)
+def test_the_layout_of_an_image_is_that_of_its_shape(shape: Any, is_bytes: bool, size: Any):
+    layout = image_layout(shape, is_bytes=is_bytes)
+    assert (layout.size if layout else None) == size
+
+
+def test_channels_and_frames_are_put_last():
+    images = np.arange(2 * 4 * 6 * 5 * 3).reshape(2, 4, 6, 5, 3)  # two observations of four frames, channels last
+    last = image_layout((4, 6, 5, 3), is_bytes=False).channels_last(images)
+    assert last.shape == (2, 6, 5, 12)
+    for frame, channel in ((0, 0), (1, 2), (3, 1)):
+        assert (last[..., 3 * frame + channel] == images[:, frame, :, :, channel]).all()
+    first = image_layout((3, 6, 5), is_bytes=True).channels_last(images[:, 0].transpose(0, 3, 1, 2))
+    assert (first == images[:, 0]).all()
+
+
+def test_a_board_tells_kinds_apart_and_a_picture_is_between_0_and_1():
+    board, picture = ImageEncoder((4, 4)), ImageEncoder((40, 40))
+    assert np.allclose(board.encode(np.full((1, 4, 4), 2, np.uint8)), np.log(3))
+    assert np.allclose(picture.encode(np.full((1, 40, 40), 51, np.uint8)), 0.2)
+
+
+def test_convolutions_are_those_of_scipy():
+    network = convolutions("board", (6, 5, 2), jax.random.key(0), np.random.default_rng(0))
+    images = np.random.default_rng(1).standard_normal((3, 6, 5, 2)).astype(np.float32)
+    kernel, bias = np.asarray(network.layers[0].weight), np.asarray(network.layers[0].bias)
+    for image, found in zip(images, np.asarray(network(jnp.asarray(images))), strict=True):
+        maps = [
+            sum(scipy.signal.correlate2d(image[..., c], kernel[k, c], "valid") for c in range(2)) + bias[k]
+            for k in range(16)
+        ]
+        flat = np.maximum(maps, 0).reshape(-1)
+        expected = np.maximum(np.asarray(network.last.weight) @ flat + np.asarray(network.last.bias), 0)
+        np.testing.assert_allclose(found, expected, atol=1e-5)
+
+
+def test_the_networks_have_the_published_shapes():
+    # Mnih et al. 2015: 84 × 84 × 4 → 7 × 7 × 64 → 512; Espeholt et al. 2018: 84 → 42 → 21 → 11, times 32.
+    assert flat_size("nature", (84, 84, 4)) == 3136
+    assert flat_size("impala", (84, 84, 4)) == 11 * 11 * 32
+    atari = {"": BoxEncoder((10, 10, 4)), "picture": ImageEncoder((84, 84, 4)), "middle": ImageEncoder((24, 24, 3))}
+    assert [networks_of(encoder) for encoder in atari.values()] == [
+        (("", "board"),), (("", "nature"),), (("", "impala"),)
+    ]  # fmt: skip
+    assert networks_of(ImageEncoder((84, 84)), ("perceptron",)) == ()
+    both = DictEncoder((("a", ImageEncoder((40, 40))), ("b", ImageEncoder((40, 40)))))
+    assert networks_of(both, ("impala", "b=nature")) == (("a", "impala"), ("b", "nature"))

@@ -8,6 +8,8 @@ import golden_runs
 import numpy as np
 import pytest
 
+pytestmark = pytest.mark.usefixtures("compiled_for_users")
+
 EXPECTED, NOTES = golden_runs.stored()
 IS_SAME_MACHINE = golden_runs.fingerprint() == NOTES["fingerprint"]
 

@@ -24,6 +24,8 @@ from upslope.cli.main import main
 from upslope.runs import loop
 from upslope.runs.signals import stop_on_signal
 
+pytestmark = pytest.mark.usefixtures("compiled_for_users")
+
 NORMALISED = {"normalize_observations": True, "normalize_rewards": True}
 CASES: dict[str, tuple[str, str, dict[str, Any]]] = {
     # 48 steps a chunk are three iterations a program, so a stop falls between chunks of several iterations.

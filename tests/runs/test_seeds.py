@@ -14,6 +14,8 @@ from run_helpers import EPISODES, SEGMENTS, arrays_of, metrics_of
 
 import upslope
 
+pytestmark = pytest.mark.usefixtures("compiled_for_users")
+
 CASES: dict[str, tuple[str, str, dict[str, Any]]] = {
     "compiled segments": ("jax:CartPole-v1", "ppo", {"steps": 800, **SEGMENTS}),
     "compiled episodes": ("jax:CartPole-v1", "reinforce", {"steps": 800, "max_episode_steps": 60, **EPISODES}),

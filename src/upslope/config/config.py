@@ -61,7 +61,7 @@ class Config:
     """Take only allowed actions if the environment provides action masks."""
     ignore_observation: Annotated[tuple[str, ...], tyro.conf.arg(metavar="KEY"), tyro.conf.UseAppendAction] = ()
     """Key of a part of the observations to leave out, repeatable. A nested key is written outer/inner; parts of a Tuple
-    are numbered from 0."""
+    and numbers of a vector are counted from 0."""
     learning_rate: float = 2.5e-4
     """Step size of the optimiser. Usual: 1e-5 to 1e-2."""
     learning_rate_schedule: str = "linear"
@@ -166,8 +166,18 @@ FRESH_SEEDS = 2000
 """Number of seeds reserved for evaluation episodes, which never occur in training."""
 LIMITS: dict[str, tuple[str, Callable[[Any], bool]]] = {
     **dict.fromkeys(
-        ("steps", "seeds", "num_envs", "rollout_steps", "n", "epochs", "minibatches", "learning_rate", "max_grad_norm",
-         "memory_size"),
+        (
+            "steps",
+            "seeds",
+            "num_envs",
+            "rollout_steps",
+            "n",
+            "epochs",
+            "minibatches",
+            "learning_rate",
+            "max_grad_norm",
+            "memory_size",
+        ),
         ("greater than 0", lambda x: x > 0),
     ),
     **dict.fromkeys(
@@ -186,7 +196,14 @@ LIMITS: dict[str, tuple[str, Callable[[Any], bool]]] = {
     ),
 }
 """Field → its valid range, in words and as a predicate."""
-MOST = {"steps": MAX_STEPS, "seeds": 2**16, "num_envs": 2**24, "rollout_steps": 2**24, "minibatches": 2**24, "memory_size": MAX_WIDTH}
+MOST = {
+    "steps": MAX_STEPS,
+    "seeds": 2**16,
+    "num_envs": 2**24,
+    "rollout_steps": 2**24,
+    "minibatches": 2**24,
+    "memory_size": MAX_WIDTH,
+}
 """Largest allowed values: steps are counted in 32 bits, and sizes that fit no memory are refused before allocation."""
 
 

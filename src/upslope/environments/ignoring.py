@@ -1,12 +1,13 @@
 """Leave out parts of observations by key: parts that no network reads, or that an agent is not supposed to see.
 
-A key of a nested Dict is `outer/inner`; parts of a Tuple are counted from 0.
+A key of a nested Dict is `outer/inner`; parts of a Tuple and numbers of a vector are counted from 0.
 """
 
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from typing import Any
 
 import gymnasium
+import numpy as np
 from gymnasium import spaces
 from jaxtyping import PRNGKeyArray
 
@@ -31,7 +32,7 @@ def ignoring(environment: Any, keys: tuple[str, ...], name: str) -> Any:
     known = dict(keyed_parts(space))
     for key in keys:
         if key not in known:
-            has = f"they have the keys {', '.join(known)}" if known else f"{type(space).__name__} has no parts"
+            has = f"they have the keys {listed(known)}" if known else f"{type(space).__name__} has no parts"
             raise UpslopeError(
                 f"The observations of {name} have no `{key}`: {has}. Correct --ignore-observation {key}."
             )
@@ -49,13 +50,39 @@ def keyed_parts(space: gymnasium.Space, prefix: str = "") -> Iterator[tuple[str,
     for index, part in parts_of(space):
         yield f"{prefix}{index}", part
         yield from keyed_parts(part, f"{prefix}{index}/")
+    for index in range(num_components(space)):
+        yield f"{prefix}{index}", space
+
+
+def num_components(space: gymnasium.Space) -> int:
+    """The length of a vector, whose numbers can be left out one by one; 0 for all other spaces."""
+    return space.shape[0] if isinstance(space, spaces.Box) and len(space.shape) == 1 else 0
+
+
+def kept_components(space: gymnasium.Space, keys: frozenset[str], prefix: str) -> list[int]:
+    """The indices of a vector that are not left out."""
+    return [index for index in range(num_components(space)) if f"{prefix}{index}" not in keys]
+
+
+def listed(keys: Iterable[str]) -> str:
+    """The first of the keys."""
+    names = list(keys)
+    return ", ".join(names[:MOST]) + (f" and {len(names) - MOST} more" if len(names) > MOST else "")
+
+
+MOST = 20
+"""Keys listed in a message."""
 
 
 def kept_space(space: gymnasium.Space, keys: frozenset[str], prefix: str = "") -> gymnasium.Space | None:
     """The space without the parts under these keys; None if nothing is left."""
     parts = list(parts_of(space))
     if not parts:
-        return space
+        kept = kept_components(space, keys, prefix)
+        if len(kept) == num_components(space):
+            return space
+        assert isinstance(space, spaces.Box)
+        return spaces.Box(space.low[kept], space.high[kept], dtype=space.dtype.type) if kept else None
     left = [
         (index, kept)
         for index, part in parts
@@ -79,7 +106,11 @@ def keeper_of(space: gymnasium.Space, keys: frozenset[str], prefix: str = "") ->
     if isinstance(space, spaces.Tuple):
         size = len(space.spaces)
         return lambda x: tuple(keep(x[i]) for i, keep in left) if is_tuple(x, size) else x
-    return lambda x: x
+    kept, length = kept_components(space, keys, prefix), num_components(space)
+    if len(kept) == length:
+        return lambda x: x
+    indices = np.asarray(kept)
+    return lambda x: (x if hasattr(x, "at") else np.asarray(x))[indices] if np.shape(x) == (length,) else x
 
 
 def is_tuple(x: Any, size: int) -> bool:

@@ -72,7 +72,7 @@ class Update:
         return too_far
 
     def stretch(self, steps: int, columns: int) -> int:
-        """L for a rollout [T, N]: the whole rollout by default, or as much of it as leaves every minibatch a stretch."""
+        """L for a rollout [T, N]: by default the whole rollout, or as much of it as leaves each minibatch a stretch."""
         return self.sequence_length or max(1, steps // math.ceil(self.minibatches / columns))
 
     def plan(self, epochs: int) -> Plan:

@@ -157,7 +157,8 @@ def least_numbers(spec: ModelSpec) -> int:
         return 0
     images = networks_of(spec.encoder, spec.settings.get("encoders", ()))
     if not images and not spec.settings.get("memory"):
-        return num_parameters(spec.encoder, spec.head, spec.settings["hidden_sizes"]) // 2
+        both = num_parameters(spec.encoder, spec.head, spec.settings["hidden_sizes"])
+        return both // 2 if spec.settings.get("shared_trunk") else both
     return least_numbers_of(spec.encoder, images, spec.settings)
 
 

@@ -60,9 +60,7 @@ class Branch(equinox.Module):
             x, carry = self.cell.once(x, carry)
         return self.after(x), carry
 
-    def over_time(
-        self, features: Features, carry: Any, fresh: Bool[Array, "T N"]
-    ) -> tuple[Float[Array, "T N K"], Any]:
+    def over_time(self, features: Features, carry: Any, fresh: Bool[Array, "T N"]) -> tuple[Float[Array, "T N K"], Any]:
         """T steps of N columns. Only the memory goes step by step."""
         flat = jax.tree.map(lambda x: x.reshape(-1, *x.shape[2:]), features)
         x = self.before(flat)

@@ -4,6 +4,7 @@ Images arrive as [B, height, width, channels] and leave as features [B, F].
 """
 
 from collections.abc import Callable
+from itertools import pairwise
 from typing import Any
 
 import equinox
@@ -75,7 +76,7 @@ def impala(channels: int, keys: Callable[[], PRNGKeyArray]) -> tuple[Any, ...]:
     widths = (channels, 16, 32, 32)
     return tuple(
         Stack(conv(i, o), (Residual(conv(o, o), conv(o, o)), Residual(conv(o, o), conv(o, o))))
-        for i, o in zip(widths, widths[1:], strict=False)
+        for i, o in pairwise(widths)
     )
 
 

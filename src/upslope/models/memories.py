@@ -112,7 +112,7 @@ class LinearRecurrence(Cell):
         return outputs, (states.real, states.imag)
 
 
-def gated(kind: type[GRUCell] | type[LSTMCell], inputs: int, size: int, key: PRNGKeyArray, draw: Any) -> Gated:
+def gated(kind: Any, inputs: int, size: int, key: PRNGKeyArray, draw: np.random.Generator) -> Gated:
     """A GRU or LSTM with orthogonal recurrent weights for each gate, and an LSTM's forget gate open (bias 1)."""
     layer = kind(inputs, size, key=key)
     gates = layer.weight_hh.shape[0] // size
