@@ -5,12 +5,6 @@ from collections.abc import Callable, Iterator
 from functools import partial
 from pathlib import Path
 
-# The tests compile some thousand programs and run each briefly: compiling takes a third of the time without LLVM's
-# optimisation and without XLA's fusion emitters. Commands that tests start inherit it. See `compiled_for_users`.
-os.environ["XLA_FLAGS"] = " ".join(
-    (os.environ.get("XLA_FLAGS", ""), "--xla_backend_optimization_level=0", "--xla_cpu_use_fusion_emitters=false")
-)
-
 import jax
 import pytest
 from helpers import write_run
@@ -18,13 +12,19 @@ from helpers import write_run
 os.environ.setdefault("MUJOCO_GL", "egl")
 # Two devices on any machine, so that seeds are spread in the tests too.
 jax.config.update("jax_num_cpu_devices", 2)
+FAST_TO_COMPILE = {"xla_backend_optimization_level": 0, "xla_cpu_use_fusion_emitters": False}
+"""The tests compile some thousand training programs and run each briefly. Without LLVM's optimisation and XLA's fusion
+emitters that takes a third of the time."""
+USERS_FLAGS = os.environ.get("XLA_FLAGS", "")
 
 
 # The files that take longest, the longest first: begun last, one of them would keep a single core busy at the end.
 LONGEST = (
-    "test_doctor_planted", "test_workers", "test_seeds", "test_survival", "test_resume", "test_lab", "test_probe",
-    "test_slices", "test_ladder", "test_mistakes", "test_credit", "test_cli", "test_runs", "test_health",
-    "test_loaders", "test_examples", "test_records", "test_report", "test_lab_measures",
+    "test_closing", "test_masks", "test_workers", "test_probe", "test_doctor_planted", "test_golden",
+    "test_structured_observations", "test_border", "test_own_environments", "test_model", "test_resume", "test_seeds",
+    "test_optimisers", "test_slices", "test_report", "test_host", "test_survival", "test_old_runs", "test_recorded",
+    "test_ladder", "test_lab", "test_credit", "test_memories", "test_mistakes", "test_cli", "test_runs", "test_health",
+    "test_loaders", "test_examples",
 )  # fmt: skip
 
 
@@ -51,12 +51,24 @@ def trust_of_the_tests(tmp_path_factory: pytest.TempPathFactory) -> None:
     os.environ["UPSLOPE_STATE"] = str(tmp_path_factory.mktemp("state"))
 
 
+@pytest.fixture(scope="session", autouse=True)
+def compiled_fast() -> None:
+    """Training is compiled fast, here and in commands that tests start; see `compiled_for_users`."""
+    from upslope.learning.iteration import QUICK
+
+    QUICK.update(FAST_TO_COMPILE)
+    jax.devices()  # now JAX has read the user's flags for this process
+    flags = (f"--{option}={str(value).lower()}" for option, value in FAST_TO_COMPILE.items())
+    os.environ["XLA_FLAGS"] = " ".join((USERS_FLAGS, *flags))
+
+
 @pytest.fixture(scope="module")
 def compiled_for_users() -> Iterator[None]:
     """Training is compiled as users have it, for tests of exact bits."""
     from upslope.learning.iteration import PREFERRED, QUICK
 
     with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("XLA_FLAGS", USERS_FLAGS)
         for option, value in (PREFERRED | {"xla_cpu_use_fusion_emitters": True}).items():
             patch.setitem(QUICK, option, value)
         yield

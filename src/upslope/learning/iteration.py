@@ -35,7 +35,7 @@ from upslope.models.normaliser import updated
 Weigh = Callable[[Any, Rollout], tuple[Any, Rollout, Credit, Metrics]]
 Move = Callable[[Any, Rollout, Credit, PRNGKeyArray], tuple[Any, Metrics]]
 PREFERRED = {"xla_backend_optimization_level": "1", "xla_cpu_prefer_vector_width": "512"}
-QUICK: dict[str, str | bool] = {
+QUICK: dict[str, Any] = {
     option: value for option, value in PREFERRED.items() if option not in os.environ.get("XLA_FLAGS", "")
 }
 """Compiler options for faster compilation, used for programs that run once and for training on CPU cores. They also
