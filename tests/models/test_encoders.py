@@ -4,11 +4,13 @@ import json
 from collections import OrderedDict
 from typing import Any
 
+import equinox
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
 import scipy.signal
+from equinox.nn import Conv2d, MaxPool2d
 from gymnasium import spaces
 from user_environments import Senses, Told
 
@@ -17,6 +19,7 @@ from upslope.core.space_descriptions import MAX_DEPTH, check_spaces
 from upslope.errors import UpslopeError
 from upslope.models.composed import networks_of
 from upslope.models.convolutions import convolutions, flat_size
+from upslope.models.convolve import convolve, highest
 from upslope.models.description import from_json, to_json
 from upslope.models.encoders import ENCODERS, BoxEncoder, DictEncoder, ImageEncoder, encoder_of, image_layout
 from upslope.models.normaliser import normalised, start_normaliser, updated
@@ -202,7 +205,7 @@ def test_convolutions_are_those_of_scipy():
             sum(scipy.signal.correlate2d(image[..., c], kernel[k, c], "valid") for c in range(2)) + bias[k]
             for k in range(16)
         ]
-        flat = np.maximum(maps, 0).reshape(-1)
+        flat = np.maximum(maps, 0).transpose(1, 2, 0).reshape(-1)
         expected = np.maximum(np.asarray(network.last.weight) @ flat + np.asarray(network.last.bias), 0)
         np.testing.assert_allclose(found, expected, atol=1e-5)
 
@@ -218,3 +221,32 @@ def test_the_networks_have_the_published_shapes():
     assert networks_of(ImageEncoder((84, 84)), ("perceptron",)) == ()
     both = DictEncoder((("a", ImageEncoder((40, 40))), ("b", ImageEncoder((40, 40)))))
     assert networks_of(both, ("impala", "b=nature")) == (("a", "impala"), ("b", "nature"))
+
+
+@pytest.mark.parametrize(
+    ("side", "kernel", "stride", "padding"),
+    [(9, 3, 1, 0), (9, 3, 1, 1), (21, 8, 4, 0), (11, 4, 2, 0), (10, 3, 2, 0)],
+)
+def test_convolutions_as_products_are_equinoxs_with_their_gradient(side: int, kernel: int, stride: int, padding: int):
+    layer = Conv2d(3, 5, kernel, stride, padding, key=jax.random.key(0))
+    generator = np.random.default_rng(0)
+    x = jnp.asarray(generator.standard_normal((2, side, side, 3)).astype(np.float32))
+
+    def theirs(weight: Any, x: Any) -> Any:
+        made = equinox.tree_at(lambda made: made.weight, layer, weight)
+        return jnp.moveaxis(jax.vmap(made)(jnp.moveaxis(x, -1, 1)), 1, -1) - layer.bias[:, 0, 0]
+
+    def ours(weight: Any, x: Any) -> Any:
+        return convolve(x, weight, stride, padding)
+
+    expected = theirs(layer.weight, x)
+    np.testing.assert_allclose(ours(layer.weight, x), expected, atol=1e-5)
+    slope = jnp.asarray(generator.standard_normal(expected.shape).astype(np.float32))
+    for mine, right in zip(*(jax.vjp(f, layer.weight, x)[1](slope) for f in (ours, theirs)), strict=True):
+        np.testing.assert_allclose(mine, right, atol=1e-4)
+
+
+def test_the_highest_pixels_are_equinoxs():
+    x = np.random.default_rng(0).standard_normal((2, 9, 7, 3)).astype(np.float32)
+    theirs = jax.vmap(MaxPool2d(3, 2, padding=1))(jnp.moveaxis(jnp.asarray(x), -1, 1))
+    np.testing.assert_allclose(highest(jnp.asarray(x), 3, 2, 1), jnp.moveaxis(theirs, 1, -1), atol=0)

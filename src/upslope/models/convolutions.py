@@ -11,10 +11,20 @@ import equinox
 import jax
 import jax.numpy as jnp
 import numpy as np
-from equinox.nn import Conv2d, Linear, MaxPool2d
+from equinox.nn import Conv2d, Linear
 from jaxtyping import Array, Float, PRNGKeyArray
 
+from upslope.models.convolve import convolve, highest
 from upslope.models.networks import orthogonal
+from upslope.models.products import linear
+
+Images, Maps = Float[Array, "B H W C"], Float[Array, "B I J K"]
+
+
+def through(layer: Conv2d, x: Images) -> Maps:
+    """A convolution of images with channels last; Equinox's layer holds its weights."""
+    assert layer.bias is not None
+    return convolve(x, layer.weight, layer.stride[0], layer.padding[0][0]) + layer.bias[:, 0, 0]  # pyright: ignore
 
 
 class Residual(equinox.Module):
@@ -23,8 +33,8 @@ class Residual(equinox.Module):
     first: Conv2d
     second: Conv2d
 
-    def __call__(self, x: Float[Array, "C H W"]) -> Float[Array, "C H W"]:
-        return x + self.second(jax.nn.relu(self.first(jax.nn.relu(x))))
+    def __call__(self, x: Images) -> Maps:
+        return x + through(self.second, jax.nn.relu(through(self.first, jax.nn.relu(x))))
 
 
 class Stack(equinox.Module):
@@ -33,8 +43,8 @@ class Stack(equinox.Module):
     first: Conv2d
     blocks: tuple[Residual, Residual]
 
-    def __call__(self, x: Float[Array, "C H W"]) -> Float[Array, "K I J"]:
-        x = MaxPool2d(3, 2, padding=1)(self.first(x))
+    def __call__(self, x: Images) -> Maps:
+        x = highest(through(self.first, x), 3, 2, 1)
         for block in self.blocks:
             x = block(x)
         return x
@@ -51,14 +61,18 @@ class Convolutions(equinox.Module):
         """F."""
         return int(self.last.out_features)
 
-    def __call__(self, images: Float[Array, "B H W C"]) -> Float[Array, "B F"]:
-        return jax.vmap(self.one)(jnp.moveaxis(images, -1, 1))
+    def __call__(self, images: Images) -> Float[Array, "B F"]:
+        x = through_all(self.layers, images)
+        flat = x.reshape(x.shape[0], -1)
+        assert self.last.bias is not None
+        return jax.nn.relu(linear(flat, self.last.weight.T) + self.last.bias)
 
-    def one(self, x: Float[Array, "C H W"]) -> Float[Array, "F"]:
-        """The features of one image, channels first."""
-        for layer in self.layers:
-            x = layer(x) if isinstance(layer, Stack) else jax.nn.relu(layer(x))
-        return jax.nn.relu(self.last(jax.nn.relu(x).reshape(-1)))
+
+def through_all(layers: tuple[Any, ...], x: Images) -> Maps:
+    """All convolutions, each followed by relu."""
+    for layer in layers:
+        x = jax.nn.relu(layer(x) if isinstance(layer, Stack) else through(layer, x))
+    return x
 
 
 def nature(channels: int, keys: Callable[[], PRNGKeyArray]) -> tuple[Any, ...]:
@@ -109,11 +123,9 @@ def flat_size(network: str, shape: tuple[int, int, int]) -> int:
 
     def run(key: PRNGKeyArray, x: Array) -> Array:
         keys = iter(jax.random.split(key, 32))
-        for layer in NETWORKS[network][0](shape[-1], lambda: next(keys)):
-            x = layer(x)
-        return x
+        return through_all(NETWORKS[network][0](shape[-1], lambda: next(keys)), x)
 
-    image = jax.ShapeDtypeStruct((shape[-1], *shape[:2]), jnp.float32)
+    image = jax.ShapeDtypeStruct((1, *shape), jnp.float32)
     return int(np.prod(jax.eval_shape(run, jax.random.key(0), image).shape))
 
 
