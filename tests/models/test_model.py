@@ -328,9 +328,13 @@ def test_whole_episodes_teach_a_model_with_memory(environment: str, tmp_path):
 
 
 def test_more_minibatches_than_stretches_are_refused(tmp_path):
-    settings = SMALL | {"minibatches": 8, "sequence_length": None}
+    settings = SMALL | {"minibatches": 8, "sequence_length": SMALL["rollout_steps"]}
     with pytest.raises(UpslopeError, match="--minibatches 8 is more than the 2 stretches"):
         upslope.train("jax:CartPole-v1", model=own_models.Recurrent, folder=tmp_path, **settings)
+    settings = {name: value for name, value in settings.items() if name != "model_kwargs"}
+    with pytest.raises(UpslopeError, match="--minibatches 8 is more than the 2 stretches of --sequence-length"):
+        upslope.train("jax:CartPole-v1", memory="gru", folder=tmp_path / "ours", **settings)
+    assert not (tmp_path / "ours").exists()
 
 
 def test_a_model_without_memory_may_be_a_users_own(tmp_path):

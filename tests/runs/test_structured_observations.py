@@ -129,5 +129,19 @@ def test_another_environment_is_told_by_the_key_that_differs(trained, tmp_path):
 def test_keys_that_cannot_be_left_out_are_refused(keys: tuple[str, ...], words: str):
     with pytest.raises(UpslopeError, match=words):
         make("user_environments:Told", ignore_observation=keys)
-    with pytest.raises(UpslopeError, match=r"Box has no parts\. Correct --ignore-observation x"):
+    with pytest.raises(UpslopeError, match="have the keys 0, 1, 2, 3. Correct --ignore-observation x"):
         make("CartPole-v1", ignore_observation=("x",))
+
+
+def test_a_number_of_a_vector_can_be_left_out():
+    less, whole = make("CartPole-v1", ignore_observation=("1", "3")), make("CartPole-v1")
+    seen, shown = (world.create().reset(seed=4)[0] for world in (less, whole))
+    assert (seen == shown[[0, 2]]).all() and less.observation_space.shape == (2,)
+    assert (less.observation_space.high == whole.observation_space.high[[0, 2]]).all()
+    compiled = make("jax:CartPole-v1", ignore_observation=("1", "3"))
+    state, observation = compiled.reset(jax.random.key(0))
+    assert (observation == state[np.array([0, 2])]).all()
+    inner = make("user_environments:Pictures", ignore_observation=("boards", "picture"))
+    assert set(inner.observation_space.spaces) == {"steps"}
+    with pytest.raises(UpslopeError, match="Nothing of the observations"):
+        make("CartPole-v1", ignore_observation=("0", "1", "2", "3"))

@@ -95,7 +95,8 @@ class Composed(equinox.Module):
         vector, images = features
         convolved = dict(self.networks)
         encoders = [encoder for key, encoder, _ in self.encoder.leaves(self.encoder.shapes) if key in convolved]
-        return vector, tuple(scaled(encoder, x) for encoder, x in zip(encoders, images, strict=True))
+        floats = tuple(scaled(encoder, jnp.asarray(x)) for encoder, x in zip(encoders, images, strict=True))
+        return (None if vector is None else jnp.asarray(vector)), floats
 
     def policy_of(self, outputs: Float[Array, "... K"]) -> Any:
         """π(·|s) from the policy network's outputs."""
