@@ -18,7 +18,8 @@ from upslope.models.convolve import convolve, highest
 from upslope.models.networks import orthogonal
 from upslope.models.products import linear
 
-Images, Maps = Float[Array, "B H W C"], Float[Array, "B I J K"]
+Images = Float[Array, "B H W C"]
+Maps = Float[Array, "B I J K"]
 
 
 def through(layer: Conv2d, x: Images) -> Maps:
