@@ -10,11 +10,15 @@ from pathlib import Path
 import pytest
 from rich.console import Console
 
+from upslope.config.config import configure
+from upslope.config.task import task_of
 from upslope.core import numbers
+from upslope.environments.registry import make
 from upslope.errors import UpslopeError
 from upslope.runs import display
 from upslope.runs.display import LiveDisplay, PlainDisplay, QuietDisplay, Snapshot, choose
 from upslope.runs.tensorboard import TensorboardWriter
+from upslope.runs.train import lines_of_networks
 
 NAN = math.nan
 
@@ -316,3 +320,13 @@ def test_tensorboard_missing_is_told_in_one_message(tmp_path, monkeypatch):
     monkeypatch.setitem(sys.modules, "tensorboardX", None)
     with pytest.raises(UpslopeError, match=r'pip install "upslope\[tensorboard\]", or leave out --tensorboard'):
         TensorboardWriter(tmp_path, seeds=[0])
+
+
+def test_a_run_says_what_its_networks_are_made_of_beyond_perceptrons():
+    pictures = make("user_environments:Pictures")
+    config = configure("x", is_continuous=False, memory="lru", memory_size=7, shared_trunk=True, encoder=("board",))
+    assert lines_of_networks(task_of(config, pictures)) == [
+        "networks: boards/0 read by board, picture read by board, memory lru of 7 units, a shared trunk"
+    ]
+    plain = configure("CartPole-v1", is_continuous=False)
+    assert lines_of_networks(task_of(plain, make("CartPole-v1"))) == []

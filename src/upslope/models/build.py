@@ -162,6 +162,17 @@ def least_numbers(spec: ModelSpec) -> int:
     return least_numbers_of(spec.encoder, images, spec.settings)
 
 
+def unusual_parts(spec: ModelSpec) -> list[str]:
+    """What upslope's own networks have beyond two perceptrons, in words."""
+    if spec.own is not None:
+        return []
+    images, settings = networks_of(spec.encoder, spec.settings.get("encoders", ())), spec.settings
+    found = [f"{key or 'images'} read by {network}" for key, network in images]
+    if settings.get("memory"):
+        found.append(f"memory {settings['memory']} of {settings['memory_size']} units")
+    return [*found, "a shared trunk"] if settings.get("shared_trunk") else found
+
+
 def perceptrons_for(environment: Any, **settings: Any) -> ModelSpec:
     """A model of two perceptrons for an environment's spaces."""
     encoder = encoder_of(environment.observation_space, "environment")

@@ -20,6 +20,7 @@ from upslope.environments.registry import lost
 from upslope.errors import UpslopeError
 from upslope.learning.devices import computing
 from upslope.learning.iteration import Task
+from upslope.models.build import unusual_parts
 from upslope.runs.datasets import load_dataset
 from upslope.runs.directory import RunDirectory
 from upslope.runs.display import Display
@@ -75,7 +76,7 @@ def begin(config: Config, task: Task, directory: RunDirectory, session: Session)
         directory.create(config, spaces, task.described())
         allow(requested(config))  # a run trained on this machine is trusted
         with directory.held():
-            lines = [*opening_lines(config, directory), *lines_of_one_sample(task)]
+            lines = [*opening_lines(config, directory), *lines_of_networks(task), *lines_of_one_sample(task)]
             return run_loop(config, engine, directory, session, state, progress, lines)
 
 
@@ -189,6 +190,12 @@ def opening_lines(config: Config, directory: RunDirectory) -> list[str]:
     if config.seeds == 1:
         lines.append("one seed gives no interval: --seeds 5 shows how far the result can be trusted")
     return lines
+
+
+def lines_of_networks(task: Task) -> list[str]:
+    """The note on what the networks are made of, if they are more than two perceptrons."""
+    parts = unusual_parts(task.model)
+    return [f"networks: {', '.join(parts)}"] if parts else []
 
 
 def lines_of_one_sample(task: Task) -> list[str]:

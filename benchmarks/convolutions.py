@@ -1,0 +1,85 @@
+"""Convolutions as products beside XLA's own, within a compiled loop on one core. Stores results/convolutions.json.
+
+    python benchmarks/convolutions.py       # about two minutes
+
+Each layer of upslope's networks for images takes four steps of gradient descent on a batch of 256, as in an update.
+The two are timed in turns; the ratio is taken within a turn.
+"""
+
+import json
+import statistics
+from collections.abc import Callable
+from functools import partial
+from pathlib import Path
+from time import perf_counter
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from cores import stay_on_one_core
+
+from upslope.learning.iteration import QUICK
+from upslope.models.convolve import by_convolution, by_products
+
+RESULTS = Path(__file__).parent / "results" / "convolutions.json"
+TURNS, BATCH, STEPS = 5, 256, 4
+LAYERS: dict[str, tuple[int, int, int, int, int]] = {
+    "board 10 × 10": (10, 4, 16, 3, 1),
+    "nature, first": (84, 4, 32, 8, 4),
+    "nature, second": (20, 32, 64, 4, 2),
+    "nature, third": (9, 64, 64, 3, 1),
+    "impala, 16 channels": (18, 16, 16, 3, 1),
+}
+"""Name → side of the images, channels in and out, side of the kernel, stride."""
+
+
+def descent(convolve: Callable[..., Any], kernel: Any, x: Any) -> Any:
+    """A few steps down a loss of the layer's outputs, with gradients for the images too, as deeper layers need them."""
+
+    def loss(kernel: Any, x: Any) -> Any:
+        return jnp.mean(jnp.tanh(convolve(x, kernel)) ** 2)
+
+    def step(carry: Any, _: None) -> Any:
+        kernel, x = carry
+        slopes = jax.grad(loss, argnums=(0, 1))(kernel, x)
+        return (kernel - 1e-3 * slopes[0], x - 1e-3 * slopes[1]), None
+
+    return jax.lax.scan(step, (kernel, x), length=STEPS)[0]
+
+
+def seconds(program: Any, *arguments: Any) -> float:
+    """The time of one call."""
+    start = perf_counter()
+    jax.block_until_ready(program(*arguments))
+    return perf_counter() - start
+
+
+def main() -> None:
+    stay_on_one_core()
+    rows = {}
+    for name, (side, channels, outputs, size, stride) in LAYERS.items():
+        draw = np.random.default_rng(0)
+        x = jnp.asarray(draw.standard_normal((BATCH, side, side, channels)).astype(np.float32))
+        kernel = jnp.asarray(draw.standard_normal((outputs, channels, size, size)).astype(np.float32) / size)
+        programs = [
+            jax.jit(partial(descent, partial(way, stride=stride)), compiler_options=QUICK)
+            for way in (by_products, by_convolution)
+        ]
+        found = [program(kernel, x)[0] for program in programs]
+        difference = float(jnp.abs(found[0] - found[1]).max())
+        turns = [[seconds(program, kernel, x) for program in programs] for _ in range(TURNS)]
+        ratios = sorted(theirs / ours for ours, theirs in turns)
+        rows[name] = {
+            "products_ms": 1e3 * statistics.median(ours for ours, _ in turns),
+            "convolution_ms": 1e3 * statistics.median(theirs for _, theirs in turns),
+            "ratio": statistics.median(ratios),
+            "ratios": [ratios[0], ratios[-1]],
+            "largest_difference": difference,
+        }
+        print(name, rows[name], flush=True)
+    RESULTS.write_text(json.dumps(rows, indent=2) + "\n")
+
+
+if __name__ == "__main__":
+    main()
