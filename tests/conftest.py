@@ -5,6 +5,11 @@ from collections.abc import Callable, Iterator
 from functools import partial
 from pathlib import Path
 
+# The tests compile some thousand training programs and run each briefly. Without LLVM's optimisation and XLA's fusion
+# emitters that takes a third of the time, here and in the commands that tests start; see `compiled_for_users`.
+USERS_FLAGS = os.environ.setdefault("USERS_XLA_FLAGS", os.environ.get("XLA_FLAGS", ""))
+os.environ["XLA_FLAGS"] = f"{USERS_FLAGS} --xla_backend_optimization_level=0 --xla_cpu_use_fusion_emitters=false"
+
 import jax
 import pytest
 from helpers import write_run
@@ -12,10 +17,6 @@ from helpers import write_run
 os.environ.setdefault("MUJOCO_GL", "egl")
 # Two devices on any machine, so that seeds are spread in the tests too.
 jax.config.update("jax_num_cpu_devices", 2)
-FAST_TO_COMPILE = {"xla_backend_optimization_level": 0, "xla_cpu_use_fusion_emitters": False}
-"""The tests compile some thousand training programs and run each briefly. Without LLVM's optimisation and XLA's fusion
-emitters that takes a third of the time."""
-USERS_FLAGS = os.environ.get("XLA_FLAGS", "")
 
 
 # The files that take longest, the longest first: begun last, one of them would keep a single core busy at the end.
@@ -51,24 +52,18 @@ def trust_of_the_tests(tmp_path_factory: pytest.TempPathFactory) -> None:
     os.environ["UPSLOPE_STATE"] = str(tmp_path_factory.mktemp("state"))
 
 
-@pytest.fixture(scope="session", autouse=True)
-def compiled_fast() -> None:
-    """Training is compiled fast, here and in commands that tests start; see `compiled_for_users`."""
-    from upslope.learning.iteration import QUICK
-
-    QUICK.update(FAST_TO_COMPILE)
-    jax.devices()  # now JAX has read the user's flags for this process
-    flags = (f"--{option}={str(value).lower()}" for option, value in FAST_TO_COMPILE.items())
-    os.environ["XLA_FLAGS"] = " ".join((USERS_FLAGS, *flags))
+@pytest.fixture(scope="session")
+def users_flags() -> str:
+    """`XLA_FLAGS` of commands that shall compile as users have it."""
+    return USERS_FLAGS
 
 
 @pytest.fixture(scope="module")
 def compiled_for_users() -> Iterator[None]:
-    """Training is compiled as users have it, for tests of exact bits."""
+    """Training in this process is compiled as users have it, for tests of exact bits."""
     from upslope.learning.iteration import PREFERRED, QUICK
 
     with pytest.MonkeyPatch.context() as patch:
-        patch.setenv("XLA_FLAGS", USERS_FLAGS)
         for option, value in (PREFERRED | {"xla_cpu_use_fusion_emitters": True}).items():
             patch.setitem(QUICK, option, value)
         yield
