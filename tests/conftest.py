@@ -5,15 +5,14 @@ from collections.abc import Callable, Iterator
 from functools import partial
 from pathlib import Path
 
-# The tests compile some thousand training programs and run each briefly. Without LLVM's optimisation and XLA's fusion
-# emitters that takes a third of the time, here and in the commands that tests start; see `compiled_for_users`.
-USERS_FLAGS = os.environ.setdefault("USERS_XLA_FLAGS", os.environ.get("XLA_FLAGS", ""))
-os.environ["XLA_FLAGS"] = f"{USERS_FLAGS} --xla_backend_optimization_level=0 --xla_cpu_use_fusion_emitters=false"
-
 import jax
 import pytest
 from helpers import write_run
 
+# The tests compile some thousand training programs and run each briefly. Without LLVM's optimisation and XLA's fusion
+# emitters that takes a third of the time, here and in the commands that tests start; see `compiled_for_users`.
+USERS_FLAGS = os.environ.setdefault("USERS_XLA_FLAGS", os.environ.get("XLA_FLAGS", ""))
+os.environ["XLA_FLAGS"] = f"{USERS_FLAGS} --xla_backend_optimization_level=0 --xla_cpu_use_fusion_emitters=false"
 os.environ.setdefault("MUJOCO_GL", "egl")
 # Two devices on any machine, so that seeds are spread in the tests too.
 jax.config.update("jax_num_cpu_devices", 2)
