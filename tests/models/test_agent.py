@@ -194,7 +194,6 @@ def test_box_actions_are_clipped_for_the_world_and_take_its_shape():
         spaces.Text(5),
         spaces.Dict({}),
         spaces.Sequence(spaces.Discrete(2)),
-        spaces.Box(0, 255, (84, 84, 3), np.uint8),
     ],
 )
 def test_an_unknown_observation_space_is_refused_by_name(space):
