@@ -34,9 +34,7 @@ SEEDS = st.integers(0, 2**32 - 1)
 DISTRIBUTIONS = ("categorical", "multi_categorical", "bernoulli", "gaussian")
 NUM_STEPS, NUM_ENVS = 8, 8
 # A small program spends most of its time in XLA, half of it optimising code that runs once.
-quick_jit = partial(
-    jax.jit, compiler_options={"xla_backend_optimization_level": 0, "xla_cpu_use_fusion_emitters": False}
-)
+quick_jit = partial(jax.jit, compiler_options={"xla_backend_optimization_level": 0})
 
 
 def rollout_of(reward, terminated=None, truncated=None, valid=None):
