@@ -2,7 +2,7 @@
 
     python benchmarks/convolutions.py       # about two minutes
 
-Each layer of upslope's networks for images takes four steps of gradient descent on a batch of 256, as in an update.
+Each layer of upslope's networks for images takes four steps of gradient descent on a batch of 64, as in an update.
 The two are timed in turns; the ratio is taken within a turn.
 """
 
@@ -23,7 +23,7 @@ from upslope.learning.iteration import QUICK
 from upslope.models.convolve import by_convolution, by_products
 
 RESULTS = Path(__file__).parent / "results" / "convolutions.json"
-TURNS, BATCH, STEPS = 5, 256, 4
+TURNS, BATCH, STEPS = 5, 64, 4
 LAYERS: dict[str, tuple[int, int, int, int, int]] = {
     "board 10 × 10": (10, 4, 16, 3, 1),
     "nature, first": (84, 4, 32, 8, 4),
