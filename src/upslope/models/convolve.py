@@ -1,7 +1,8 @@
 """Convolutions as matrix products, because XLA's own are slow inside compiled loops on CPU cores.
 
 Within a loop XLA runs a convolution and its gradient in plain loops, which took 9 to 60 times as long as the products
-here for the layers of upslope's networks, on one core (`benchmarks/convolutions.py`). Other devices use XLA's convolution.
+here for the layers of upslope's networks, on one core (`benchmarks/convolutions.py`). Other devices use XLA's
+convolution.
 """
 
 from functools import partial, reduce
