@@ -7,14 +7,13 @@ from pathlib import Path
 
 import jax
 import pytest
-from helpers import write_run
+from helpers import FUSION_EMITTERS, write_run
 
 # The tests compile some thousand training programs and run each briefly. Without LLVM's optimisation and XLA's fusion
 # emitters that takes a third of the time, here and in the commands that tests start; see `compiled_for_users`.
 USERS_FLAGS = os.environ.setdefault("USERS_XLA_FLAGS", os.environ.get("XLA_FLAGS", ""))
-HAS_FUSION_EMITTERS_FLAG = jax.__version_info__ < (0, 11)  # XLA ends the process at a flag that it does not know
 FLAGS = ["--xla_backend_optimization_level=0"]
-FLAGS += ["--xla_cpu_use_fusion_emitters=false"] if HAS_FUSION_EMITTERS_FLAG else []
+FLAGS += ["--xla_cpu_use_fusion_emitters=false"] if FUSION_EMITTERS else []
 os.environ["XLA_FLAGS"] = " ".join((USERS_FLAGS, *FLAGS))
 os.environ.setdefault("MUJOCO_GL", "egl")
 # Two devices on any machine, so that seeds are spread in the tests too.
@@ -66,8 +65,7 @@ def compiled_for_users() -> Iterator[None]:
     from upslope.learning.iteration import PREFERRED, QUICK
 
     with pytest.MonkeyPatch.context() as patch:
-        emitters = {"xla_cpu_use_fusion_emitters": True} if HAS_FUSION_EMITTERS_FLAG else {}
-        for option, value in (PREFERRED | emitters).items():
+        for option, value in (PREFERRED | FUSION_EMITTERS).items():
             patch.setitem(QUICK, option, value)
         yield
 

@@ -4,7 +4,7 @@ They pin behaviour through changes of structure: the numbers must be bit for bit
 versions that stored them, and within the stored tolerance elsewhere. Store them anew only in a commit that changes
 numbers on purpose, and that says so:
 
-    python tests/golden_runs.py              # trains, and writes golden/runs.npz
+    python tests/golden_runs.py              # trains, and writes golden/runs.npz; --to FILE: another file
     python tests/golden_runs.py --tolerance  # the same on a narrower instruction set; widens the stored tolerance
 """
 
@@ -117,17 +117,17 @@ def parameters_of(policy: Any) -> np.ndarray:
     return np.concatenate([np.ravel(np.asarray(x, np.float32)) for x in parts])
 
 
-def save(found: dict[str, Any], tolerance: dict[str, float]) -> None:
+def save(found: dict[str, Any], tolerance: dict[str, float], path: Path = STORED) -> None:
     """Write all that was found."""
     arrays = {f"parameters/{name}": facts["parameters"] for name, facts in found.items()}
     rows = {name: facts["rows"] for name, facts in found.items()}
     meta = json.dumps({"fingerprint": fingerprint(), "rows": rows, "tolerance": tolerance})
-    np.savez_compressed(STORED, meta=np.asarray(meta), **arrays)
+    np.savez_compressed(path, meta=np.asarray(meta), **arrays)
 
 
-def stored() -> tuple[dict[str, Any], dict[str, Any]]:
+def stored(path: Path = STORED) -> tuple[dict[str, Any], dict[str, Any]]:
     """(the facts of each case, the rest: `fingerprint`, `tolerance`)."""
-    with np.load(STORED) as archive:
+    with np.load(path) as archive:
         meta = json.loads(str(archive["meta"][()]))
         parameters = {name: archive[f"parameters/{name}"] for name in CASES}
     return {name: {"rows": meta["rows"][name], "parameters": parameters[name]} for name in CASES}, meta
@@ -164,8 +164,9 @@ def main() -> None:
         save(found, {name: max(10 * gap, 1e-5) for name, gap in gaps.items()})
         print(json.dumps(gaps, indent=1))
         return
+    path = Path(sys.argv[sys.argv.index("--to") + 1]) if "--to" in sys.argv else STORED
     with tempfile.TemporaryDirectory() as folder:
-        save(train_all(Path(folder)), dict.fromkeys(CASES, 0.0))
+        save(train_all(Path(folder)), dict.fromkeys(CASES, 0.0), path)
 
 
 if __name__ == "__main__":

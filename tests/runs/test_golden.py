@@ -1,11 +1,12 @@
 """Short runs of every kind give the numbers that are stored, so that a change of structure is shown to change none."""
 
-import json
 import os
 import subprocess
 import sys
+from typing import Any
 
 import golden_runs
+import numpy as np
 import pytest
 
 EXPECTED, NOTES = golden_runs.stored()
@@ -13,11 +14,12 @@ IS_SAME_MACHINE = golden_runs.fingerprint() == NOTES["fingerprint"]
 
 
 @pytest.fixture(scope="module")
-def distances(users_flags: str) -> dict[str, float]:
-    """How far each case is from what is stored, trained in a process of its own and compiled as users have it."""
-    command = [sys.executable, golden_runs.__file__, "--compare"]
-    answer = subprocess.run(command, env=os.environ | {"XLA_FLAGS": users_flags}, stdout=subprocess.PIPE, check=True)
-    return json.loads(answer.stdout.splitlines()[-1])
+def trained(users_flags: str, tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
+    """The facts of every case, trained in a process of its own and compiled as users have it."""
+    path = tmp_path_factory.mktemp("golden") / "found.npz"
+    command = [sys.executable, golden_runs.__file__, "--to", str(path)]
+    subprocess.run(command, env=os.environ | {"XLA_FLAGS": users_flags}, check=True)
+    return golden_runs.stored(path)[0]
 
 
 def test_every_case_is_stored() -> None:
@@ -25,9 +27,16 @@ def test_every_case_is_stored() -> None:
 
 
 @pytest.mark.parametrize("name", golden_runs.CASES)
-def test_a_run_gives_the_stored_numbers(name: str, distances: dict[str, float]) -> None:
+def test_a_run_gives_the_stored_numbers(name: str, trained: dict[str, Any]) -> None:
     """Bit for bit on the machine and the versions that stored them, and within what rounding does elsewhere."""
     tolerance = NOTES["tolerance"][name]
     if not IS_SAME_MACHINE and not tolerance:
         pytest.skip("no tolerance is stored for another machine or other versions")
-    assert distances[name] <= (0 if IS_SAME_MACHINE else tolerance)
+    found, expected = trained[name], EXPECTED[name]
+    if not IS_SAME_MACHINE:
+        assert golden_runs.distance(found, expected) <= tolerance
+        return
+    assert len(found["rows"]) == len(expected["rows"])
+    for mine, theirs in zip(found["rows"], expected["rows"], strict=True):
+        assert {name: mine.get(name, "missing") for name in theirs} == theirs
+    assert np.array_equal(found["parameters"].view(np.uint32), expected["parameters"].view(np.uint32))

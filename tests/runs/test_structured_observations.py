@@ -129,7 +129,7 @@ def test_another_environment_is_told_by_the_key_that_differs(trained, tmp_path):
 def test_keys_that_cannot_be_left_out_are_refused(keys: tuple[str, ...], words: str):
     with pytest.raises(UpslopeError, match=words):
         make("user_environments:Told", ignore_observation=keys)
-    with pytest.raises(UpslopeError, match="have the keys 0, 1, 2, 3"):
+    with pytest.raises(UpslopeError, match=r"have the keys 0, 1, 2, 3\. Correct --ignore-observation x"):
         make("CartPole-v1", ignore_observation=("x",))
 
 

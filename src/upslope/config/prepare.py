@@ -132,7 +132,6 @@ def missing_reader(name: str, config: Config, task: Task) -> str:
         return "" if is_read else parts_where(lambda kind: name in parameters(kind).values())
     has_networks, is_box = task.model.own is None, task.model.head.is_continuous
     is_unit = isinstance(estimator, UnitWeight)
-    is_shared = config.shared_trunk if has_networks else True
     segments = parts_where(lambda kind: getattr(kind, "whole_episodes", None) is False)
     readers = {
         "critic_epochs": (estimator.needs_critic, parts_where(lambda kind: getattr(kind, "needs_critic", False))),
@@ -148,7 +147,7 @@ def missing_reader(name: str, config: Config, task: Task) -> str:
         "shared_trunk": (has_networks, "--model perceptron"),
         "memory_size": (has_networks and config.memory is not None, "--memory"),
         "sequence_length": (not has_networks or config.memory is not None, "--memory or an own --model"),
-        "value_coefficient": (is_shared, "--shared-trunk or an own --model"),
+        "value_coefficient": (not has_networks or config.shared_trunk, "--shared-trunk or an own --model"),
         "weight_decay": (config.optimiser == "adamw", "--optimiser adamw"),
         "learning_rate": (not task.update.optimiser.is_complete, "upslope's own optimisers"),
         "max_grad_norm": (not task.update.optimiser.is_complete, "upslope's own optimisers"),

@@ -230,7 +230,7 @@ def composed(
     keys = iter(jax.random.split(key, 16))
 
     def branch(*ends: tuple[int, float]) -> tuple[Branch, int]:
-        """A network up to these last layers, of which there is none or one, and its number of outputs."""
+        """A network that ends in this layer (outputs, gain) if one is given, and its number of outputs."""
         leaves = {key: inner for key, inner, _ in encoder.leaves(encoder.shapes)}
         pictures = tuple(
             convolutions(network, layout_of(leaves[key]).size, next(keys), draw) for key, network in networks
