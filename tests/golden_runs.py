@@ -1,11 +1,12 @@
 """Twenty-four short runs whose rows of metrics and final parameters are stored in `golden/`.
 
 They pin behaviour through changes of structure: the numbers must be bit for bit those stored, on the machine and the
-versions that stored them, and within the stored tolerance elsewhere. Store them anew only in a commit that changes
-numbers on purpose, and that says so:
+versions that stored them. Elsewhere rounding differs, and sooner or later a near-tie between two actions falls
+differently, after which two runs have nothing in common: there the leading rows are compared, to within a tolerance. Store
+the runs anew only in a commit that changes numbers on purpose, and that says so:
 
     python tests/golden_runs.py              # trains, and writes golden/runs.npz; --to FILE: another file
-    python tests/golden_runs.py --tolerance  # the same on a narrower instruction set; widens the stored tolerance
+    python tests/golden_runs.py --tolerance  # trains on a narrower instruction set, and stores what agrees there
 """
 
 import json
@@ -117,33 +118,39 @@ def parameters_of(policy: Any) -> np.ndarray:
     return np.concatenate([np.ravel(np.asarray(x, np.float32)) for x in parts])
 
 
-def save(found: dict[str, Any], tolerance: dict[str, float], path: Path = STORED) -> None:
-    """Write all that was found."""
+def save(found: dict[str, Any], elsewhere: dict[str, Any], path: Path = STORED, made_on: Any = None) -> None:
+    """Write all that was found; `elsewhere` says how many leading rows of a case agree on other machines."""
     arrays = {f"parameters/{name}": facts["parameters"] for name, facts in found.items()}
     rows = {name: facts["rows"] for name, facts in found.items()}
-    meta = json.dumps({"fingerprint": fingerprint(), "rows": rows, "tolerance": tolerance})
+    meta = json.dumps({"fingerprint": made_on or fingerprint(), "rows": rows, "elsewhere": elsewhere})
     np.savez_compressed(path, meta=np.asarray(meta), **arrays)
 
 
 def stored(path: Path = STORED) -> tuple[dict[str, Any], dict[str, Any]]:
-    """(the facts of each case, the rest: `fingerprint`, `tolerance`)."""
+    """(the facts of each case, the rest: `fingerprint`, `elsewhere`)."""
     with np.load(path) as archive:
         meta = json.loads(str(archive["meta"][()]))
         parameters = {name: archive[f"parameters/{name}"] for name in CASES}
     return {name: {"rows": meta["rows"][name], "parameters": parameters[name]} for name in CASES}, meta
 
 
-def distance(found: dict[str, Any], expected: dict[str, Any]) -> float:
-    """The largest |a − b| / (1 + |b|) over rows and parameters; infinite where the columns differ."""
-    gaps = [np.abs(found["parameters"] - expected["parameters"]) / (1 + np.abs(expected["parameters"]))]
-    if len(found["rows"]) != len(expected["rows"]):
-        return float("inf")
-    for mine, theirs in zip(found["rows"], expected["rows"], strict=True):
-        if not set(theirs) <= set(mine):  # a metric may be added, none may go
-            return float("inf")
-        values = np.asarray([[mine[k], theirs[k]] for k in theirs if isinstance(theirs[k], int | float)], float)
-        gaps.append(np.abs(values[:, 0] - values[:, 1]) / (1 + np.abs(values[:, 1])))
-    return float(np.max(np.concatenate(gaps)))
+TOLERANCE = 1e-4
+"""The largest |a − b| / (1 + |b|) between two machines that took the same actions; 2e-6 was measured."""
+
+
+def distances(found: dict[str, Any], expected: dict[str, Any]) -> list[float]:
+    """The largest |a − b| / (1 + |b|) of each expected row; infinite if the row or one of its columns is missing."""
+    gaps = [float("inf")] * len(expected["rows"])
+    for place, (mine, theirs) in enumerate(zip(found["rows"], expected["rows"], strict=False)):
+        if set(theirs) <= set(mine):  # a metric may be added, none may be missing
+            values = np.asarray([[mine[k], theirs[k]] for k in theirs if isinstance(theirs[k], int | float)], float)
+            gaps[place] = float(np.max(np.abs(values[:, 0] - values[:, 1]) / (1 + np.abs(values[:, 1]))))
+    return gaps
+
+
+def num_agreeing(found: dict[str, Any], expected: dict[str, Any]) -> int:
+    """The number of leading rows within the tolerance."""
+    return next((n for n, gap in enumerate(distances(found, expected)) if gap > TOLERANCE), len(expected["rows"]))
 
 
 def main() -> None:
@@ -153,20 +160,20 @@ def main() -> None:
         chosen = "".join(sys.argv[sys.argv.index("--compare") + 1 :])
         with tempfile.TemporaryDirectory() as folder:
             found, (expected, _) = train_all(Path(folder), chosen), stored()
-        print(json.dumps({name: distance(found[name], expected[name]) for name in found}))
+        print(json.dumps({name: num_agreeing(found[name], expected[name]) for name in found}))
         return
     if "--tolerance" in sys.argv:
         environment = os.environ | {"XLA_FLAGS": "--xla_cpu_max_isa=AVX", "NPY_DISABLE_CPU_FEATURES": "AVX512F"}
         command = [sys.executable, __file__, "--compare"]
         answer = subprocess.run(command, env=environment, capture_output=True, text=True, check=True)
-        gaps = json.loads(answer.stdout.splitlines()[-1])
-        found, _ = stored()
-        save(found, {name: max(10 * gap, 1e-5) for name, gap in gaps.items()})
-        print(json.dumps(gaps, indent=1))
+        agreeing = json.loads(answer.stdout.splitlines()[-1])
+        found, meta = stored()
+        save(found, agreeing, made_on=meta["fingerprint"])
+        print(json.dumps({name: f"{agreeing[name]} of {len(found[name]['rows'])}" for name in found}, indent=1))
         return
     path = Path(sys.argv[sys.argv.index("--to") + 1]) if "--to" in sys.argv else STORED
     with tempfile.TemporaryDirectory() as folder:
-        save(train_all(Path(folder)), dict.fromkeys(CASES, 0.0), path)
+        save(train_all(Path(folder)), dict.fromkeys(CASES, 0), path)
 
 
 if __name__ == "__main__":

@@ -23,18 +23,16 @@ def trained(users_flags: str, tmp_path_factory: pytest.TempPathFactory) -> dict[
 
 
 def test_every_case_is_stored() -> None:
-    assert set(NOTES["rows"]) == set(NOTES["tolerance"]) == set(golden_runs.CASES)
+    assert set(NOTES["rows"]) == set(NOTES["elsewhere"]) == set(golden_runs.CASES)
 
 
 @pytest.mark.parametrize("name", golden_runs.CASES)
 def test_a_run_gives_the_stored_numbers(name: str, trained: dict[str, Any]) -> None:
-    """Bit for bit on the machine and the versions that stored them, and within what rounding does elsewhere."""
-    tolerance = NOTES["tolerance"][name]
-    if not IS_SAME_MACHINE and not tolerance:
-        pytest.skip("no tolerance is stored for another machine or other versions")
+    """Bit for bit on the machine and the versions that stored them; the leading rows to within rounding elsewhere."""
     found, expected = trained[name], EXPECTED[name]
     if not IS_SAME_MACHINE:
-        assert golden_runs.distance(found, expected) <= tolerance
+        # Another machine may decide a near-tie earlier than the one on which this number was measured.
+        assert golden_runs.num_agreeing(found, expected) >= max(1, NOTES["elsewhere"][name] // 2)
         return
     assert len(found["rows"]) == len(expected["rows"])
     for mine, theirs in zip(found["rows"], expected["rows"], strict=True):
