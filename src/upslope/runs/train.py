@@ -80,7 +80,7 @@ def begin(config: Config, task: Task, directory: RunDirectory, session: Session)
             return run_loop(config, engine, directory, session, state, progress, lines)
 
 
-def go_on(config: Config, task: Task, directory: RunDirectory, session: Session, notes: list[str]) -> Run:
+def resume_run(config: Config, task: Task, directory: RunDirectory, session: Session, notes: list[str]) -> Run:
     """Train from the last checkpoint; `notes` are shown once it is clear that there is something left to train."""
     require_same_spaces(directory, task.model.encoder, task.model.head, task.environment)
     if directory.has_begun:
