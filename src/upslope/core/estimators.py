@@ -84,7 +84,7 @@ class NStep(Estimator):
     """Ψ_t = A^n_t = Σ_{b<n} γ^b δ_{t+b} = r_t + … + γ^(n−1) r_{t+n−1} + γ^n V(s_{t+n}) − V(s_t).
 
     n = 1 is the TD error (low variance, high bias); n = ∞ is Monte Carlo (the reverse). Near the end of a segment
-    the sum has fewer terms. Typical: 1 to 20. Source: Mnih et al. 2016 (A3C), section 4.
+    the sum has fewer terms. Usual: 1 to 20. Source: Mnih et al. 2016 (A3C), section 4.
     """
 
     n: int = 5
@@ -111,7 +111,7 @@ class NStep(Estimator):
 class GAE(Estimator):
     """Ψ_t = Σ_b (γλ)^b δ_{t+b} = (1−λ)(A^1 + λA^2 + λ²A^3 + …)  (Schulman et al. 2016, eq. 16).
 
-    λ = 0 is the TD error, λ = 1 is Monte Carlo minus V. Typical: 0.9 to 0.98.
+    λ = 0 is the TD error, λ = 1 is Monte Carlo minus V. Usual: 0.9 to 0.98.
     """
 
     lambda_: float = 0.95

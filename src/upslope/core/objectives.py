@@ -78,7 +78,7 @@ class KLPenalty(Objective):
     """L = −Ψ π_θ/μ + β KL(π_old‖π_θ)  (Schulman et al. 2017, eq. 8).
 
     With a `target`, β adapts after every update: it is halved if the mean KL is below target/1.5, and doubled
-    if it is above 1.5·target. With `target=None` it is fixed. Typical: β 0.3 to 10, target 0.003 to 0.03 nats.
+    if it is above 1.5·target. With `target=None` it is fixed. Usual: β 0.3 to 10, target 0.003 to 0.03 nats.
     """
 
     beta: float = 1.0
@@ -112,7 +112,7 @@ class KLPenalty(Objective):
 class Clip(Objective):
     """L = −min(Ψ ρ, Ψ clip(ρ, 1−ε, 1+ε)), ρ = π_θ/μ  (Schulman et al. 2017, eq. 7).
 
-    Typical: ε 0.1 to 0.3.
+    Usual: ε 0.1 to 0.3.
     """
 
     epsilon: float = 0.2

@@ -17,8 +17,8 @@ from upslope.engines.border import nothing_allowed
 from upslope.environments.registry import name_of
 from upslope.errors import UpslopeError
 from upslope.learning.collect import Finished
-from upslope.learning.devices import NETWORKS, SEEDS, in_full, is_of_cores, is_vmapped, shares_of
-from upslope.learning.health import spell_out
+from upslope.learning.devices import NETWORKS, SEEDS, assign_seeds, full_precision, is_of_cores, is_vmapped
+from upslope.learning.health import unpack_health
 from upslope.learning.iteration import (
     QUICK,
     Task,
@@ -62,7 +62,7 @@ class Program:
         """Compile the program for this data."""
         self.data = jax.device_put(data, self.everywhere)
         spread = jax.jit(spread_seeds(self.run, self.mesh), out_shardings=self.split)
-        with in_full(not is_of_cores(self.mesh)):  # set here too, since `computing` does not reach other threads
+        with full_precision(not is_of_cores(self.mesh)):  # set here too, since `computing` does not reach other threads
             lowered = spread.lower(self.data, jax.device_put(state, self.split))
         patient = PATIENT if self.mesh.shape[NETWORKS] > 1 else {}
         self.compiled = lowered.compile(QUICK | patient if is_of_cores(self.mesh) else None)
@@ -86,7 +86,7 @@ class ProgramEngine:
     ):
         self.task, self.seeds, self.iterations, self.data = task, seeds, iterations, data
         self.phases: dict[str, float] = {}
-        self.shares, meshes = zip(*shares_of(len(seeds), is_worth_two_devices(task, data)), strict=True)
+        self.shares, meshes = zip(*assign_seeds(len(seeds), is_worth_two_devices(task, data)), strict=True)
         self.programs = [Program(partial(self.one_seed, on_mesh(task, mesh)), mesh) for mesh in meshes]
         self.is_compiled = False
         self.ahead: tuple[TrainState, list[TrainState], Any] | None = None
@@ -130,7 +130,7 @@ class ProgramEngine:
         if finished is not None:
             self.refuse_stuck(finished)
         episodes = [[] for _ in self.seeds] if finished is None else self.rows(finished, before)
-        return after, Chunk(spell_out(metrics), steps, before, episodes)
+        return after, Chunk(unpack_health(metrics), steps, before, episodes)
 
     def rows(self, finished: Finished, before: np.ndarray) -> list[list[EpisodeRow]]:
         """[S, I, T, N] → each seed's finished episodes with the step at which they ended."""

@@ -14,7 +14,7 @@ from upslope.engines.columns import HostColumns
 from upslope.engines.notices import Notices
 from upslope.engines.processes import Lookout
 from upslope.engines.slices import SlicedColumns
-from upslope.learning.health import spell_out
+from upslope.learning.health import unpack_health
 from upslope.learning.iteration import (
     QUICK,
     Task,
@@ -162,4 +162,4 @@ def by_name(metrics: list[Metrics | None]) -> dict[str, np.ndarray]:
     fetched = jax.device_get(metrics)
     some = next(m for m in fetched if m is not None)
     rows = {n: [np.full_like(some[n], np.nan) if m is None else m[n] for m in fetched] for n in some}
-    return spell_out({n: np.stack(x)[:, None] for n, x in rows.items()})
+    return unpack_health({n: np.stack(x)[:, None] for n, x in rows.items()})

@@ -22,7 +22,7 @@ from upslope.core.messages import told, warn
 from upslope.engines.mujoco_timer import stop_stopwatch
 from upslope.engines.notices import Notices
 from upslope.errors import UpslopeError
-from upslope.learning.devices import one_blas_thread, settle
+from upslope.learning.devices import configure_jax, one_blas_thread
 
 PATIENCE = 60.0
 """Seconds after which a silent worker, or one whose environment has not returned from a call, is reported."""
@@ -326,7 +326,7 @@ def serve(server: Any, requests: int, answers: int, path: Sequence[str]) -> None
     # A handler that does nothing, not SIG_IGN: child programs would inherit SIG_IGN and could not be terminated.
     signal.signal(signal.SIGTERM, lambda number, frame: None)
     os.dup2(2, 1)  # send an environment's output to standard error
-    settle(on_host=True)
+    configure_jax(on_host=True)
     one_blas_thread()
     with os.fdopen(requests, "rb") as asked, contextlib.suppress(OSError), os.fdopen(answers, "wb") as told_back:
         pulse = Pulse(server, told_back)

@@ -12,7 +12,7 @@ from upslope.learning.blocks import in_blocks
 from upslope.models.agent import Agent, value_of
 from upslope.models.model import Memory, has_memory, start_memory, unroll
 
-ROOM_FOR_NEW = 16
+STATES_PER_NEW = 16
 """If more than one state in this many ends an episode or a rollout, all successors are evaluated."""
 
 
@@ -31,21 +31,21 @@ def evaluate(agent: Agent, rollout: Rollout, memory: Memory | None = None, vmapp
 
     value = in_blocks(values, flat_rows(observation), vmapped).reshape(shape)
     is_new = jnp.concatenate([differs(observation, successor), jnp.ones((1, shape[1]), bool)]).reshape(-1)
-    shifted = jnp.concatenate([value[1:], value[-1:]]).reshape(-1)
-    room = max(value.shape[1], value.size // ROOM_FOR_NEW)
+    next_row_value = jnp.concatenate([value[1:], value[-1:]]).reshape(-1)
+    capacity = max(value.shape[1], value.size // STATES_PER_NEW)
     flat = flat_rows(successor)
 
-    def few() -> Array:
-        (rows,) = jnp.nonzero(is_new, size=room, fill_value=value.size)
+    def evaluate_new() -> Array:
+        (rows,) = jnp.nonzero(is_new, size=capacity, fill_value=value.size)
         chosen = jax.tree.map(lambda x: x.at[rows].get(mode="clip"), flat)
-        return shifted.at[rows].set(values(chosen), mode="drop")
+        return next_row_value.at[rows].set(values(chosen), mode="drop")
 
-    def many() -> Array:
-        return jnp.where(is_new, in_blocks(values, flat, vmapped), shifted)
+    def evaluate_all() -> Array:
+        return jnp.where(is_new, in_blocks(values, flat, vmapped), next_row_value)
 
     if vmapped:  # vmapped, `cond` would compute both branches for every seed
-        return Values(value, many().reshape(shape))
-    return Values(value, jax.lax.cond(jnp.sum(is_new) <= room, few, many).reshape(shape))
+        return Values(value, evaluate_all().reshape(shape))
+    return Values(value, jax.lax.cond(jnp.sum(is_new) <= capacity, evaluate_new, evaluate_all).reshape(shape))
 
 
 def evaluate_in_time(agent: Agent, rollout: Rollout, memory: Memory) -> Values:

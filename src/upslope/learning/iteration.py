@@ -39,7 +39,7 @@ QUICK: dict[str, Any] = {
     option: value for option, value in PREFERRED.items() if option not in os.environ.get("XLA_FLAGS", "")
 }
 """Compiler options for faster compilation, used for programs that run once and for training on CPU cores. They also
-enable 512-bit vectors where a core has them; by default XLA uses 256 bits. What the user sets in `XLA_FLAGS` holds."""
+enable 512-bit vectors where a core has them; by default XLA uses 256 bits. `XLA_FLAGS` takes precedence."""
 
 
 @dataclass(frozen=True)
@@ -68,8 +68,8 @@ class Task:
         for part in (self.estimator, self.update.objective):
             if not dataclasses.is_dataclass(part):
                 raise UpslopeError(
-                    f"{type(part).__name__} must be a dataclass, so that a run can say what it was trained with: put "
-                    "@dataclass(frozen=True) above the class."
+                    f"{type(part).__name__} must be a dataclass, so that a run can record what it was trained with. "
+                    "Put @dataclass(frozen=True) above the class."
                 )
         described = {"estimator": repr(self.estimator), "objective": repr(self.update.objective)}
         return described | {"needs_critic": self.estimator.needs_critic}
@@ -98,7 +98,7 @@ def initialise(task: Task, seed: int) -> TrainState:
 def initialise_all(task: Task, seeds: Sequence[int], *, acts: bool = True) -> TrainState:
     """The initial state of all seeds [S]; with running episodes if `acts` and the environment is compiled.
 
-    Networks are drawn in NumPy; the rest is one program, to avoid compiling each small operation separately.
+    Networks are initialised in NumPy; the rest is one program, to avoid compiling each small operation separately.
     """
     numbers = np.asarray(seeds, np.uint32)
     split = jax.vmap(lambda seed: jax.random.split(jax.random.key(seed), 3))
