@@ -12,7 +12,7 @@ from jax.sharding import Mesh, PartitionSpec
 
 from upslope.learning.batch import Batch
 from upslope.learning.blocks import BLOCK, in_blocks
-from upslope.learning.descent import SPLIT_FROM, Descent, Plan, descend, slope
+from upslope.learning.descent import SPLIT_FROM, Descent, Plan, descend, minibatch_gradient
 from upslope.learning.devices import NETWORKS, SEEDS, assign_seeds
 from upslope.learning.optimisers import Optimiser
 from upslope.learning.two_devices import on_two_devices
@@ -94,7 +94,7 @@ def test_in_halves_or_whole_the_slope_is_that_of_the_mean_over_what_counts(num_s
     batch, x, y, valid = batch_of(num_samples + 500 if is_chosen else num_samples)
     chosen = np.random.default_rng(2).permutation(len(x))[:num_samples] if is_chosen else np.arange(num_samples)
     indices = jnp.asarray(chosen, jnp.int32) if is_chosen else None
-    (value, size), gradient = slope(squared_error, jnp.float32(0.5), batch, indices)
+    (value, size), gradient = minibatch_gradient(squared_error, jnp.float32(0.5), batch, indices)
     x, y, valid = x[chosen], y[chosen], valid[chosen]
     np.testing.assert_allclose(value, np.mean((0.5 * x[valid] - y[valid]) ** 2), rtol=1e-5)
     np.testing.assert_allclose(size, np.mean(np.abs(x[valid])), rtol=1e-5)
