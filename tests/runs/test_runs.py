@@ -197,7 +197,7 @@ def test_a_full_disk_leaves_the_last_checkpoint(folder: Path, monkeypatch):
 
 def test_a_folder_that_cannot_be_written_is_told(tmp_path: Path, monkeypatch):
     (tmp_path / "file").write_text("")
-    with pytest.raises(upslope.UpslopeError, match=r"Could not make .*Choose another folder"):
+    with pytest.raises(upslope.UpslopeError, match=r"Could not create .*Choose another folder"):
         upslope.train("jax:CartPole-v1", folder=tmp_path / "file", name="x", quiet=True, **SMALL)
 
     def refuse(self: Path, *rest: Any, **options: Any) -> None:

@@ -114,7 +114,7 @@ def test_of_two_runs_with_one_name_one_is_made(tmp_path: Path):
 HOLD = """
 import sys, time
 from upslope.runs.directory import RunDirectory
-with RunDirectory(sys.argv[1]).held():
+with RunDirectory(sys.argv[1]).locked():
     print("held", flush=True)
     time.sleep(60)
 """

@@ -34,7 +34,7 @@ from upslope.runs.evaluation import (  # fmt: skip
     with_limit,
 )
 from upslope.runs.policy import Which, load_agents
-from upslope.runs.same_spaces import require_same_world
+from upslope.runs.same_spaces import require_same_environment
 
 
 def estimators_for(config: Config) -> dict[str, Estimator]:
@@ -106,7 +106,7 @@ def credit_of(
     config = with_limit(config, max_episode_steps)
     require(config, directory.path, trust=trust, given=given_with(environment, model))
     made: Any = environment_of(config, environment)
-    require_same_world(directory, made)
+    require_same_environment(directory, made)
     with computing(on_host=not made.is_compiled):
         agents, _ = load_agents(directory, config, checkpoint, model, trust=trust)
         agent: Agent = jax.tree.map(lambda x: x[seeds.index(seed)], agents)
