@@ -12,7 +12,7 @@ from jax.sharding import Mesh, PartitionSpec
 
 from upslope.learning.batch import Batch
 from upslope.learning.blocks import BLOCK, in_blocks
-from upslope.learning.descent import SPLIT_FROM, Descent, Plan, descend, minibatch_gradient
+from upslope.learning.descent import MIN_SPLIT, Descent, Plan, descend, minibatch_gradient
 from upslope.learning.devices import NETWORKS, SEEDS, assign_seeds
 from upslope.learning.optimisers import Optimiser
 from upslope.learning.two_devices import on_two_devices
@@ -88,7 +88,7 @@ def squared_error(weight, batch):
     return (weight * batch.features[:, 0] - y) ** 2, jnp.abs(batch.features[:, 0])
 
 
-@pytest.mark.parametrize("num_samples", [SPLIT_FROM - 2, SPLIT_FROM, SPLIT_FROM + 1, SPLIT_FROM + 2])
+@pytest.mark.parametrize("num_samples", [MIN_SPLIT - 2, MIN_SPLIT, MIN_SPLIT + 1, MIN_SPLIT + 2])
 @pytest.mark.parametrize("is_chosen", [True, False])
 def test_in_halves_or_whole_the_slope_is_that_of_the_mean_over_what_counts(num_samples, is_chosen):
     batch, x, y, valid = batch_of(num_samples + 500 if is_chosen else num_samples)

@@ -51,7 +51,7 @@ def kind_of(mode: int) -> str:
     return "a device or socket"
 
 
-def own_path(folder: Path, path: Path, *, is_folder: bool = False) -> Path:
+def safe_path(folder: Path, path: Path, *, is_folder: bool = False) -> Path:
     """Return a path inside a folder if it may be written: no component below the folder is a link, and whatever exists
     there is a plain file, or a folder if `is_folder`.
 
@@ -77,14 +77,14 @@ def own_path(folder: Path, path: Path, *, is_folder: bool = False) -> Path:
 
 
 def writable(folder: Path, path: Path) -> Path:
-    """Return `own_path` of a file. A file with several hard links is first replaced by a copy, so that writing to it
+    """Return `safe_path` of a file. A file with several hard links is first replaced by a copy, so that writing to it
     leaves the other links unchanged.
 
     Raises:
         UpslopeError: the file may not be written.
         OSError: the file cannot be copied.
     """
-    own_path(folder, path)
+    safe_path(folder, path)
     if path.exists() and path.stat().st_nlink > 1:
         copy = temporary_beside(path)
         try:

@@ -17,7 +17,7 @@ from upslope.engines.border import nothing_allowed
 from upslope.environments.registry import name_of
 from upslope.errors import UpslopeError
 from upslope.learning.collect import Finished
-from upslope.learning.devices import NETWORKS, SEEDS, assign_seeds, full_precision, is_of_cores, is_vmapped
+from upslope.learning.devices import NETWORKS, SEEDS, assign_seeds, full_precision, is_cpu_mesh, is_vmapped
 from upslope.learning.health import unpack_health
 from upslope.learning.iteration import (
     QUICK,
@@ -53,23 +53,23 @@ class Program:
 
     def __init__(self, one_seed: Callable[[Any, Any], Any], mesh: Mesh):
         self.run, self.mesh = one_seed, mesh
-        self.split, self.everywhere = (NamedSharding(mesh, PartitionSpec(*axes)) for axes in ((SEEDS,), ()))
+        self.seed_sharding, self.replicated = (NamedSharding(mesh, PartitionSpec(*axes)) for axes in ((SEEDS,), ()))
         self.compiled: Any = None
         self.data: Rollout | None = None
         """The recorded data that all seeds learn from, replicated on every device."""
 
     def compile(self, data: Rollout | None, state: TrainState) -> None:
         """Compile the program for this data."""
-        self.data = jax.device_put(data, self.everywhere)
-        spread = jax.jit(spread_seeds(self.run, self.mesh), out_shardings=self.split)
-        with full_precision(not is_of_cores(self.mesh)):  # set here too, since `computing` does not reach other threads
-            lowered = spread.lower(self.data, jax.device_put(state, self.split))
+        self.data = jax.device_put(data, self.replicated)
+        spread = jax.jit(spread_seeds(self.run, self.mesh), out_shardings=self.seed_sharding)
+        with full_precision(not is_cpu_mesh(self.mesh)):  # set here too, since `computing` does not reach other threads
+            lowered = spread.lower(self.data, jax.device_put(state, self.seed_sharding))
         options = NO_TIMEOUT if self.mesh.shape[NETWORKS] > 1 else {}
-        self.compiled = lowered.compile(QUICK | options if is_of_cores(self.mesh) else None)
+        self.compiled = lowered.compile(QUICK | options if is_cpu_mesh(self.mesh) else None)
 
     def __call__(self, state: TrainState) -> Any:
         """Dispatch asynchronously; the result is ready later."""
-        return self.compiled(self.data, jax.device_put(state, self.split))
+        return self.compiled(self.data, jax.device_put(state, self.seed_sharding))
 
 
 class ProgramEngine:

@@ -51,9 +51,9 @@ class SlicedColumns:
         self.say = say
         self.shape = (len(seeds), task.num_envs)
         self.slices = np.array_split(np.arange(task.num_envs), workers)
-        every = np.arange(len(seeds) * task.num_envs).reshape(self.shape)
-        self.rows = [every[:, part].ravel() for part in self.slices]
-        self.owner, self.place = np.zeros((2, every.size), int)
+        all_rows = np.arange(len(seeds) * task.num_envs).reshape(self.shape)
+        self.rows = [all_rows[:, part].ravel() for part in self.slices]
+        self.owner, self.place = np.zeros((2, all_rows.size), int)
         for number, rows in enumerate(self.rows):
             self.owner[rows], self.place[rows] = number, np.arange(len(rows))
         self.episodes = [EpisodeStatus() for _ in self.owner]
@@ -68,9 +68,9 @@ class SlicedColumns:
             self.close()
             raise
         environment = task.environment
-        self.flat = Border(environment.name, environment.observation_space, task.model.encoder).empty(every.size)
+        self.flat = Border(environment.name, environment.observation_space, task.model.encoder).empty(all_rows.size)
         choices = task.model.head.num_choices
-        self.mask = np.ones((every.size, choices), bool) if environment.gives_masks else None
+        self.mask = np.ones((all_rows.size, choices), bool) if environment.gives_masks else None
         """See `HostColumns.mask`."""
 
     def call_all(self, what: str, arguments: Sequence[tuple[Any, ...]] | None = None) -> list[Any]:
@@ -113,11 +113,11 @@ class SlicedColumns:
         Returns reward, terminated, truncated, each [S·N], zero in the other rows.
         """
         found = np.zeros(len(self.owner), np.float32), *np.zeros((2, len(self.owner)), bool)
-        for mine, (successor, mask, ends, *three) in self.call_owners("step", rows, action):
+        for mine, (successor, mask, ends, *outcome) in self.call_owners("step", rows, action):
             assign(next_observation, mine, successor)
             self.allow(mine, mask)
-            for whole, part in zip(found, three, strict=True):
-                whole[mine] = part
+            for out, part in zip(found, outcome, strict=True):
+                out[mine] = part
             for index, episode_return, length in ends:
                 shown = self.episodes[mine[index]]
                 shown.episode_return, shown.length = episode_return, length
@@ -228,10 +228,10 @@ class Server:
     def step(self, rows: list[int], action: np.ndarray) -> tuple[Any, ...]:
         """Step these rows; return successors, allowed choices, ended episodes, reward, terminated, truncated."""
         columns = self.columns
-        whole = np.zeros((len(columns.episodes), *action.shape[1:]), action.dtype)
-        whole[rows] = action
+        actions = np.zeros((len(columns.episodes), *action.shape[1:]), action.dtype)
+        actions[rows] = action
         successor = copied(columns.flat)
-        reward, terminated, truncated = (x[rows] for x in columns.step(whole, np.asarray(rows), successor))
+        reward, terminated, truncated = (x[rows] for x in columns.step(actions, np.asarray(rows), successor))
         ended = [(i, columns.episodes[rows[i]]) for i in np.flatnonzero(terminated | truncated).tolist()]
         shown = jax.tree.map(lambda x: x[rows], (successor, columns.mask))
         return *shown, [(i, e.episode_return, e.length) for i, e in ended], reward, terminated, truncated

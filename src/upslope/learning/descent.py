@@ -16,7 +16,7 @@ from upslope.learning.optimisers import Optimiser
 from upslope.learning.shuffle import shuffle
 from upslope.learning.vectors import concatenate_leaves
 
-SPLIT_FROM = 1024
+MIN_SPLIT = 1024
 """Minimum number of units for which a CPU core computes a minibatch's gradient as a sum over two halves."""
 
 Loss = Callable[[Any, Batch], tuple[Float[Array, "B ..."], Any]]
@@ -116,7 +116,7 @@ def minibatch_gradient(
     With `in_halves`, a large minibatch is summed over two halves, whose intermediate values stay in a core's cache.
     """
     num_units = batch.weight.shape[0] if indices is None else indices.shape[0]
-    num_parts = 2 if in_halves and num_units >= SPLIT_FROM and num_units % 2 == 0 else 1
+    num_parts = 2 if in_halves and num_units >= MIN_SPLIT and num_units % 2 == 0 else 1
     size = num_units // num_parts
 
     def rows(x: Any, place: slice) -> Any:

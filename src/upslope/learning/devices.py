@@ -24,7 +24,7 @@ from upslope.core.reading import brief
 
 SEEDS, NETWORKS = "seeds", "networks"
 """The axes of a mesh: seeds are spread over the first; the second has two devices, for policy and critic, or one."""
-AT_ONCE = "vmapped"
+VMAPPED_SEEDS = "vmapped"
 """The vmapped axis of seeds within one device."""
 
 
@@ -157,9 +157,9 @@ def mesh_of(devices: np.ndarray, width: int) -> Mesh:
 def is_vmapped(mesh: Mesh) -> bool:
     """Whether a device of this mesh runs its seeds vmapped. A core runs them one by one, so that each seed's data stays
     in its cache; one seed alone would underuse an accelerator."""
-    return not is_of_cores(mesh)
+    return not is_cpu_mesh(mesh)
 
 
-def is_of_cores(mesh: Mesh) -> bool:
+def is_cpu_mesh(mesh: Mesh) -> bool:
     """Whether the devices of this mesh are CPU cores."""
     return mesh.devices.flat[0].platform == "cpu"

@@ -22,7 +22,7 @@ def evaluate(agent: Agent, rollout: Rollout, memory: Memory | None = None, vmapp
     Where s_{t+1} is the next row's observation, that row's value is reused.
     """
     if has_memory(agent.model):
-        return evaluate_in_time(agent, rollout, memory or start_memory(agent.model, rollout.reward.shape[1]))
+        return evaluate_with_memory(agent, rollout, memory or start_memory(agent.model, rollout.reward.shape[1]))
     observation, successor = rollout.observation, rollout.next_observation
     shape = jax.tree.leaves(observation)[0].shape[:2]
 
@@ -48,7 +48,7 @@ def evaluate(agent: Agent, rollout: Rollout, memory: Memory | None = None, vmapp
     return Values(value, jax.lax.cond(jnp.sum(is_new) <= capacity, evaluate_new, evaluate_all).reshape(shape))
 
 
-def evaluate_in_time(agent: Agent, rollout: Rollout, memory: Memory) -> Values:
+def evaluate_with_memory(agent: Agent, rollout: Rollout, memory: Memory) -> Values:
     """`evaluate` with memory: V(s_{t+1}) takes one more step from the carry after step t, in the same episode."""
     outputs, after = unroll(agent.model, agent.features(rollout.observation), memory.carry, beginnings(rollout, memory))
     flat = jax.tree.map(lambda x: x.reshape(-1, *x.shape[2:]), (agent.features(rollout.next_observation), after))

@@ -21,9 +21,9 @@ from upslope.core.objectives import Sample, importance_ratio
 from upslope.core.types import Credit, Metrics, Rollout, Values
 from upslope.learning.action_effect import action_effect, late_effect
 from upslope.learning.batch import in_time
-from upslope.learning.devices import AT_ONCE
-from upslope.learning.evaluation import changes, differs, evaluate_in_time, flat_rows
-from upslope.learning.measures import correlations, feature_statistics, prepend_false, saturation, totals
+from upslope.learning.devices import VMAPPED_SEEDS
+from upslope.learning.evaluation import changes, differs, evaluate_with_memory, flat_rows
+from upslope.learning.measures import correlations, feature_statistics, prepend_false, row_sums, saturation
 from upslope.models.agent import Agent, value_of
 from upslope.models.heads import ActionHead
 from upslope.models.model import POLICY, SHARED, VALUE, Memory, has_memory
@@ -91,11 +91,11 @@ class HealthProbe:
         vmapped: bool = False,
     ):
         """`before` and `after` are the fractions of the budget spent before and after the update. `vmapped` means that
-        this is one of several seeds along the axis `AT_ONCE`."""
+        this is one of several seeds along the axis `VMAPPED_SEEDS`."""
         self.gamma, self.head, self.needs_critic = gamma, head, needs_critic
         self.is_due = (before == 0) | (jnp.floor(before * POINTS) < jnp.floor(after * POINTS))
         # Shared by all seeds: with a different predicate per seed, `cond` would always compute both branches.
-        self.is_due_for_any = jax.lax.psum(self.is_due.astype(jnp.int32), AT_ONCE) > 0 if vmapped else self.is_due
+        self.is_due_for_any = jax.lax.psum(self.is_due.astype(jnp.int32), VMAPPED_SEEDS) > 0 if vmapped else self.is_due
 
     def values(self, agent: Agent, batch: Any, rollout: Rollout, memory: Memory) -> Values:
         """V(s_t) and V(s_{t+1}) when due; 0 without a critic. Computed before the update, so that the old parameters
@@ -108,7 +108,7 @@ class HealthProbe:
 
         def compute_values() -> Values:
             if has_memory(agent.model):
-                return evaluate_in_time(agent, subset, jax.tree.map(lambda x: x[:count], memory))
+                return evaluate_with_memory(agent, subset, jax.tree.map(lambda x: x[:count], memory))
             now = jax.tree.map(lambda x: first_columns(x, rollout), batch.features)
             following = agent.features(flat_rows(subset.next_observation))
             return Values(*(value_of(agent.model, x).reshape(nothing.shape) for x in (now, following)))
@@ -346,8 +346,8 @@ def moments(series: Series) -> Float[Array, "K"]:
     """Means, variances, minima and maxima of every series under its mask; not finite if the mask is empty."""
     x = jnp.stack([jnp.ravel(series[name][0]).astype(jnp.float32) for name in SERIES])
     x, where = jax.lax.optimization_barrier((x, jnp.stack([jnp.ravel(series[name][1]) for name in SERIES])))
-    count = totals(where)
-    average = totals(jnp.where(where, x, 0.0)) / count
-    variance = totals(jnp.where(where, (x - average[:, None]) ** 2, 0.0)) / count
+    count = row_sums(where)
+    average = row_sums(jnp.where(where, x, 0.0)) / count
+    variance = row_sums(jnp.where(where, (x - average[:, None]) ** 2, 0.0)) / count
     low, high = jnp.min(jnp.where(where, x, jnp.inf), axis=1), jnp.max(jnp.where(where, x, -jnp.inf), axis=1)
     return jnp.concatenate([average, variance, low, high])

@@ -22,7 +22,7 @@ from upslope.core.estimators import UNROLL, Estimator, ends
 from upslope.core.types import Credit, Metrics, Rollout, Values
 from upslope.errors import UpslopeError
 from upslope.learning.collect import EnvState, Finished, begin, collect, collect_episodes
-from upslope.learning.devices import AT_ONCE, SEEDS, is_vmapped
+from upslope.learning.devices import SEEDS, VMAPPED_SEEDS, is_vmapped
 from upslope.learning.evaluation import evaluate
 from upslope.learning.health import HealthProbe
 from upslope.learning.optimisers import CONSTANT, Schedules, scheduled
@@ -224,32 +224,32 @@ def iterate_many(
 
 
 def repeat(
-    task: Task, go: Callable[[TrainState], tuple[TrainState, Metrics, Any]], state: TrainState, times: int
+    task: Task, iterate_once: Callable[[TrainState], tuple[TrainState, Metrics, Any]], state: TrainState, count: int
 ) -> Any:
     """Iterate several times; a seed whose budget is spent stays unchanged.
 
     Returns the state, and for each iteration the metrics, the finished episodes, and the steps before and after.
     """
 
-    go = jax.jit(go, inline=True)  # traced once, for both its shapes and its execution
+    iterate_once = jax.jit(iterate_once, inline=True)  # traced once, for both its shapes and its execution
 
-    def stay(state: TrainState) -> tuple[TrainState, Metrics, Any]:
-        _, metrics, finished = jax.eval_shape(go, state)
+    def skip(state: TrainState) -> tuple[TrainState, Metrics, Any]:
+        _, metrics, finished = jax.eval_shape(iterate_once, state)
         nothing = jax.tree.map(lambda m: jnp.full(m.shape, jnp.nan, m.dtype), metrics)
         return state, nothing, jax.tree.map(lambda x: jnp.zeros(x.shape, x.dtype), finished)
 
     def body(state: TrainState, _: None) -> tuple[TrainState, tuple[Metrics, Any, Array, Array]]:
         before = state.steps
-        state, metrics, finished = jax.lax.cond(state.steps < task.steps, go, stay, state)
+        state, metrics, finished = jax.lax.cond(state.steps < task.steps, iterate_once, skip, state)
         return state, (metrics, finished, before, state.steps)
 
-    return jax.lax.scan(body, state, length=times)
+    return jax.lax.scan(body, state, length=count)
 
 
 def over_seeds(function: Callable[..., Any], vmapped: bool = False) -> Callable[..., Any]:
     """Run one seed's program on every seed, sequentially or vmapped: [S, …] → [S, …]."""
     if vmapped:
-        return jax.vmap(function, axis_name=AT_ONCE)
+        return jax.vmap(function, axis_name=VMAPPED_SEEDS)
     return lambda *arguments: jax.lax.map(lambda one: function(*one), arguments)
 
 

@@ -23,10 +23,10 @@ def correlations(pairs: list[Any]) -> Float[Array, "K"]:
     x, y, where = jax.lax.optimization_barrier(
         tuple(jnp.stack([jnp.ravel(x) for x in part]) for part in zip(*pairs, strict=True))
     )
-    count = totals(where)
+    count = row_sums(where)
 
     def average(z: Array) -> Array:
-        return totals(jnp.where(where, z, 0.0)) / count
+        return row_sums(jnp.where(where, z, 0.0)) / count
 
     x, y = x - average(x)[:, None], y - average(y)[:, None]
     scale = jnp.sqrt(average(x**2) * average(y**2))
@@ -42,7 +42,7 @@ def saturation(units: Float[Array, "B K"], activation: str, valid: Bool[Array, "
     return jnp.sum(jnp.where(valid, is_saturated, 0.0)) / jnp.sum(valid)
 
 
-def totals(x: Shaped[Array, "K B"]) -> Float[Array, "K"]:
+def row_sums(x: Shaped[Array, "K B"]) -> Float[Array, "K"]:
     """The sum of each row, as a matrix product, which is several times faster and rounds the same in every program."""
     return jax.lax.optimization_barrier(x.astype(jnp.float32)) @ jnp.ones(x.shape[1])
 

@@ -55,7 +55,7 @@ class Update:
     apart: bool = False
     """Whether policy and critic descend on separate devices along the mesh axis `NETWORKS`; the results are equal."""
     vmapped: bool = False
-    """Whether this is one of several seeds along the axis `AT_ONCE`."""
+    """Whether this is one of several seeds along the axis `VMAPPED_SEEDS`."""
 
     def may_stop(self) -> bool:
         """Whether an early stop is configured, so that `has_gone_too_far` can return true."""

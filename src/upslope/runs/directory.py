@@ -29,7 +29,7 @@ from typing import Any
 import numpy as np
 
 from upslope.config.config import Config, canonical
-from upslope.core.files import MAX_TABLE, MAX_TEXT, own_path, plain_file, writable
+from upslope.core.files import MAX_TABLE, MAX_TEXT, plain_file, safe_path, writable
 from upslope.core.messages import readable
 from upslope.core.reading import brief, checked_rows, damaged, parse_json, read_csv, read_text
 from upslope.core.storage import write_atomically
@@ -125,9 +125,9 @@ class RunDirectory:
         files = [self.path / "config.json", self.metrics_path, self.episodes_path, self.last, self.best]
         boards = list((self.path / "tensorboard").glob("seed_*"))
         for folder in (self.last.parent, self.path / "tensorboard", *boards):
-            own_path(self.path, folder, is_folder=True)
+            safe_path(self.path, folder, is_folder=True)
         for path in files:
-            own_path(self.path, path)
+            safe_path(self.path, path)
 
     @property
     def has_begun(self) -> bool:
@@ -222,12 +222,12 @@ class RunDirectory:
         """Add evaluation episodes, all or none. A row or header that an earlier write left incomplete is repaired; if a
         row in the middle is unreadable, the original file is kept as `evaluation.csv.damaged`."""
         text = "".join(",".join(map(str, row)) + "\n" for row in rows)
-        path = own_path(self.path, self.evaluation_path)
+        path = safe_path(self.path, self.evaluation_path)
         with self.exclusive():
             old = plain_file(path, MAX_TABLE).read_bytes() if path.exists() else b""
             whole, is_lossless = repaired(old.decode("utf-8", "replace"))
             if not is_lossless:
-                write_atomically(own_path(self.path, path.with_name(path.name + ".damaged")), old)
+                write_atomically(safe_path(self.path, path.with_name(path.name + ".damaged")), old)
             write_atomically(path, (whole + text).encode())
 
     @contextmanager

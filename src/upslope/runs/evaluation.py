@@ -21,7 +21,7 @@ from upslope.config.trust import LEARNING, require
 from upslope.core.arrays import AnyArray as Array
 from upslope.core.arrays import pytree
 from upslope.core.distributions import Distribution
-from upslope.core.files import own_path
+from upslope.core.files import safe_path
 from upslope.core.messages import counted, readable
 from upslope.core.types import Rollout
 from upslope.engines.border import nothing_allowed
@@ -137,8 +137,8 @@ def evaluate(
     fresh(environment_seed=environment_seed)
     directory = RunDirectory(run)
     config = with_limit(directory.config(), max_episode_steps)
-    require(config, directory.path, trust=trust, given=given_with(environment, model))
-    own_path(directory.path, directory.evaluation_path)
+    require(config, directory.path, trust=trust, given=trusted_settings(environment, model))
+    safe_path(directory.path, directory.evaluation_path)
     env = environment_of(config, environment)
     require_same_environment(directory, env)
     found, lines, notices = {}, [], notices_to()
@@ -155,7 +155,7 @@ def evaluate(
     return found
 
 
-def given_with(environment: EnvironmentLike | None, model: Callable[..., Any] | None = None) -> set[str]:
+def trusted_settings(environment: EnvironmentLike | None, model: Callable[..., Any] | None = None) -> set[str]:
     """The settings of a run that need no trust: those that only learning reads, and those passed by the user."""
     passed = {"environment": environment, "model": model}
     return {*LEARNING, *(name for name, part in passed.items() if part is not None)}
@@ -222,7 +222,7 @@ def record(
         raise UpslopeError(
             f"There is no folder {path.parent} to write {path.name} into. Create it, or give another --output."
         )
-    require(config, directory.path, trust=trust, given=given_with(environment, model))
+    require(config, directory.path, trust=trust, given=trusted_settings(environment, model))
     env = environment_of(config, environment)
     require_same_environment(directory, env)
     with computing(on_host=not env.is_compiled):
