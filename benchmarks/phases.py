@@ -25,7 +25,7 @@ from jax import Array
 from upslope.config.config import configure
 from upslope.config.task import task_of
 from upslope.engines.host import HostEngine, columns_of
-from upslope.engines.processes import settle_down
+from upslope.engines.processes import reduce_overhead
 from upslope.environments.registry import HostEnvironment, make
 from upslope.learning.collect import collect
 from upslope.learning.iteration import QUICK, initialise, iterate, move, weigh
@@ -87,7 +87,7 @@ def host(environment: str, is_continuous: bool, seconds: float = 10.0, **setting
     task = task_of(config, world)
     engine = HostEngine(task, config.seed_list(), columns_of(task, config.seed_list()))
     state = engine.start()
-    settle_down()
+    reduce_overhead()
     for _ in range(3):
         state, _ = engine.advance(state)
     engine.phases.clear()

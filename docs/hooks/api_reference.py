@@ -14,7 +14,7 @@ FIELDS = ("core.types", "environments.base", "models.model")
 
 def all_names(_: str, language: str = "en") -> str:
     """One section a module that has public names: what the module is, and each name."""
-    return "\n".join(section(room, names) for room, names in upslope.ROOMS.items())
+    return "\n".join(section(room, names) for room, names in upslope.PUBLIC_NAMES.items())
 
 
 def section(room: str, names: tuple[str, ...]) -> str:

@@ -1,7 +1,7 @@
 """upslope: policy gradients from REINFORCE to PPO.
 
 `upslope.train("CartPole-v1", seeds=5)` trains, `upslope.load(run.path)` gives the policy. Names are imported when they
-are first used, so that `import upslope` costs nothing.
+are first used, so that `import upslope` is fast.
 """
 
 from importlib import import_module
@@ -51,7 +51,7 @@ if TYPE_CHECKING:
     from upslope.runs.policy import Policy as Policy
     from upslope.runs.policy import load as load
 
-ROOMS = {
+PUBLIC_NAMES = {
     "api": ("train", "resume", "Run"),
     "runs.policy": ("load", "Policy"),
     "runs.evaluation": ("evaluate", "record", "Evaluation"),
@@ -71,15 +71,15 @@ ROOMS = {
     "models.heads": ("head_of",),
     "errors": ("UpslopeError",),
 }
-"""Where each public name lives."""
-HOME = {name: room for room, names in ROOMS.items() for name in names}
+"""Module → the public names that it defines."""
+MODULE_OF = {name: module for module, names in PUBLIC_NAMES.items() for name in names}
 
 
 def __getattr__(name: str) -> Any:
-    if name in HOME:
-        return getattr(import_module(f"upslope.{HOME[name]}"), name)
+    if name in MODULE_OF:
+        return getattr(import_module(f"upslope.{MODULE_OF[name]}"), name)
     raise AttributeError(f"module 'upslope' has no attribute {name!r}")
 
 
 def __dir__() -> list[str]:
-    return sorted(HOME)
+    return sorted(MODULE_OF)

@@ -17,7 +17,7 @@ from upslope.environments.registry import EnvironmentLike
 from upslope.errors import UpslopeError
 from upslope.runs.directory import RunDirectory, check_name, free_name, versions
 from upslope.runs.display import Display, choose
-from upslope.runs.train import Run, Session, begin, go_on
+from upslope.runs.train import Run, Session, begin, resume_run
 
 
 def train(
@@ -59,7 +59,7 @@ def train(
         settings: any field of `Config`, e.g. `steps=100_000, seeds=5, lambda_=0.9`.
 
     Raises:
-        UpslopeError: a setting is invalid, or nothing reads it; nothing trained is lost.
+        UpslopeError: a setting is invalid or has no effect, or training failed; the last checkpoint is kept.
         KeyboardInterrupt: Ctrl-C was pressed; everything is saved first.
     """
     if name is not None:
@@ -110,7 +110,7 @@ def resume(
 
     `environment`, `estimator`, `objective`, `model`, `optimiser` and `schedules` are needed only if the run was
     started with objects that cannot be imported by name. Compiled environments continue bit for bit; on the host,
-    episodes in progress are replayed, and a message reports an environment that does not repeat itself.
+    episodes in progress are replayed, and a message reports an environment whose replay diverges.
 
     `trust` allows the code that the run's config.json names, which a run from another machine may need. Objects passed
     here, registered Gymnasium ids, upslope's own names and runs trained on this machine need no trust.
@@ -127,10 +127,10 @@ def resume(
     task = task_of(config, environment_of(config, environment), parts)
     if task.described() != description["axes"]:
         raise UpslopeError(
-            f"{run} was trained with {description['axes']}, and this would go on with {task.described()}. Pass the "
+            f"{run} was trained with {description['axes']}, but would continue with {task.described()}. Pass the "
             "same estimator and objective to upslope.resume."
         )
     changed = {k: (v, versions()[k]) for k, v in description["versions"].items() if versions().get(k) != v}
     words = ", ".join(f"{name} {old} → {new}" for name, (old, new) in changed.items())
-    notes = [f"versions changed since it was started, so the bits may differ: {words}"] if changed else []
-    return go_on(config, task, directory, session_of(quiet, tensorboard, workers, display), notes)
+    notes = [f"versions changed since the run started, so bits may differ: {words}"] if changed else []
+    return resume_run(config, task, directory, session_of(quiet, tensorboard, workers, display), notes)

@@ -111,7 +111,7 @@ def test_training_that_nobody_reads_is_saved(tmp_path: Path):
     process.stdout = None
     said = process.communicate()[1]
     assert process.returncode == EXIT_INTERRUPTED and "Traceback" not in said
-    assert f"Stopped and saved. Go on with: upslope resume {Path('runs') / 'cut'}" in said
+    assert f"Stopped and saved. Resume with: upslope resume {Path('runs') / 'cut'}" in said
     assert (tmp_path / "runs" / "cut" / "checkpoints" / "last.npz").exists()
 
 

@@ -44,12 +44,12 @@ def box(low: float, high: float, dtype: Any, shape: tuple[int, ...] = (1,)) -> s
 @pytest.mark.parametrize(
     ("space", "shown", "words"),
     [
-        (box(0, 1, np.uint8), np.array([0.5]), "0.5 would be another number"),
-        (box(0, 255, np.uint8), np.array([0.5], np.float32), "0.5 would be another number"),
-        (box(0, 255, np.uint8), np.array([-1]), "-1 would be another number"),
-        (box(0, 255, np.uint8), np.array([300]), "300 would be another number"),
-        (box(-100, 100, np.int32), np.array([2.25]), "2.25 would be another number"),
-        (box(-100, 100, np.int64), [1.5], "1.5 would be another number"),
+        (box(0, 1, np.uint8), np.array([0.5]), "casting 0.5 to "),
+        (box(0, 255, np.uint8), np.array([0.5], np.float32), "casting 0.5 to "),
+        (box(0, 255, np.uint8), np.array([-1]), "casting -1 to "),
+        (box(0, 255, np.uint8), np.array([300]), "casting 300 to "),
+        (box(-100, 100, np.int32), np.array([2.25]), "casting 2.25 to "),
+        (box(-100, 100, np.int64), [1.5], "casting 1.5 to "),
         (box(-(2**40), 2**40, np.int64), np.array([2**35]), "does not fit into 32 bits"),
         (box(-np.inf, np.inf, np.float32), np.array([1e300]), "1e.300 is beyond the largest float32"),
         (box(-np.inf, np.inf, np.float32), np.array(["1"]), "dtype is <U1"),
@@ -58,7 +58,7 @@ def box(low: float, high: float, dtype: Any, shape: tuple[int, ...] = (1,)) -> s
         (spaces.Discrete(3), -1, "-1 has no place"),
         (spaces.Discrete(3), np.int64(3), "3 has no place"),
         (spaces.Discrete(3, start=5), 0, "0 has no place"),
-        (spaces.Discrete(3), 1.5, "1.5 would be another number"),
+        (spaces.Discrete(3), 1.5, "casting 1.5 to "),
         (spaces.Discrete(3), None, "NoneType, not numbers"),
     ],
 )

@@ -17,7 +17,7 @@ import upslope
 from upslope.config.config import configure
 from upslope.config.task import task_of
 from upslope.engines import slices
-from upslope.engines.selection import can_travel
+from upslope.engines.selection import is_transferable
 from upslope.environments.registry import make
 from upslope.errors import UpslopeError
 
@@ -52,7 +52,7 @@ def train(way: str, folder: Path, **settings: Any) -> Any:
 def test_a_task_can_be_handed_to_another_process(schedule: str):
     settings: dict[str, Any] = {"learning_rate_schedule": schedule, "epsilon_schedule": schedule}
     config = configure(NAME, is_continuous=False, use_preset=False, **settings)
-    assert can_travel(task_of(config, make(NAME)))
+    assert is_transferable(task_of(config, make(NAME)))
 
 
 @pytest.mark.parametrize("way", WAYS)

@@ -179,7 +179,7 @@ def test_a_fault_through_the_command_line(refused: Refused, tmp_path: Path, monk
 
 def test_a_loss_that_is_no_number_is_told(refused: Refused, tmp_path: Path):
     said = refused(f"train user_environments:Walk --steps 320 --learning-rate 1e30 --name broken {FLAGS}")
-    assert "seed 0: the agent's parameters are no longer numbers" in said
+    assert "seed 0: the agent's parameters are no longer finite" in said
     assert "in any seed, so training stopped" in said
     best = tmp_path / "runs" / "broken" / "checkpoints" / "best.npz"
     assert "best.npz" not in said or best.exists()

@@ -60,7 +60,7 @@ def test_a_run_is_resumed_by_another_number_of_processes(in_one_process: Any, fo
     monkeypatch.setattr(
         WorkersEngine, "advance", lambda self, *arguments: stop() if next(count) == 21 else original(self, *arguments)
     )
-    with pytest.raises(upslope.UpslopeError, match=r"Enough.*All up to step 336 is saved"):
+    with pytest.raises(upslope.UpslopeError, match=r"Enough.*Everything up to step 336 is saved"):
         train("segments", folder, "resumed", workers=3)
     monkeypatch.undo()
     with before_chunk(10, stop), pytest.raises(upslope.UpslopeError, match="step 496 is saved"):

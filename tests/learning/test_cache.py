@@ -43,13 +43,13 @@ def test_a_link_in_the_place_of_the_folder_is_refused(which: str, own_cache: Pat
     link.parent.mkdir(exist_ok=True)
     link.symlink_to(tmp_path / "elsewhere")
     jax.config.update("jax_compilation_cache_dir", None)
-    with pytest.warns(UserWarning, match="Compiled programs are not kept.*is a symbolic link"):
-        devices.settle(on_host=True)
+    with pytest.warns(UserWarning, match="Compiled programs are not cached.*is a symbolic link"):
+        devices.configure_jax(on_host=True)
     assert jax.config.values["jax_compilation_cache_dir"] is None
     assert list((tmp_path / "elsewhere").iterdir()) == []
     with warnings.catch_warnings():
         warnings.simplefilter("error")
-        devices.settle(on_host=True)  # said once
+        devices.configure_jax(on_host=True)  # said once
 
 
 def test_a_folder_of_another_user_and_a_file_are_refused(
@@ -66,7 +66,7 @@ def test_a_folder_of_another_user_and_a_file_are_refused(
 
 def test_a_damaged_program_is_replaced(own_cache: Path):
     jax.config.update("jax_compilation_cache_dir", None)
-    devices.settle(on_host=True)
+    devices.configure_jax(on_host=True)
     assert jax.config.values["jax_compilation_cache_dir"] == str(own_cache)
     compilation_cache.reset_cache()
 

@@ -12,11 +12,11 @@ from jax.sharding import Mesh, PartitionSpec
 
 from upslope.learning.batch import Batch
 from upslope.learning.blocks import BLOCK, in_blocks
-from upslope.learning.descent import SPLIT_FROM, Descent, Plan, descend, slope
-from upslope.learning.devices import NETWORKS, SEEDS, shares_of
+from upslope.learning.descent import MIN_SPLIT, Descent, Plan, descend, minibatch_gradient
+from upslope.learning.devices import NETWORKS, SEEDS, assign_seeds
 from upslope.learning.optimisers import Optimiser
 from upslope.learning.two_devices import on_two_devices
-from upslope.learning.vectors import MANY, end_to_end
+from upslope.learning.vectors import MIN_PIECEWISE_SIZE, concatenate_leaves
 from upslope.models.products import linear
 
 
@@ -55,11 +55,11 @@ def test_a_descent_moves_as_the_optimiser_does_on_each_array():
     jax.tree.map(lambda found, known: np.testing.assert_allclose(found, known, rtol=1e-5), moved.parameters, expected)
 
 
-@pytest.mark.parametrize("num_wide", [1, MANY])
+@pytest.mark.parametrize("num_wide", [1, MIN_PIECEWISE_SIZE])
 def test_parameters_end_to_end_are_where_the_optimiser_unpacks_them(num_wide):
     numbers = np.arange(7 + num_wide, dtype=np.float32)
     tree = {"b": numbers[6:7], "c": numbers[7:].reshape(1, -1), "a": numbers[:6].reshape(3, 2)}
-    found = jax.jit(end_to_end)(tree)
+    found = jax.jit(concatenate_leaves)(tree)
     np.testing.assert_array_equal(found, numbers)
     jax.tree.map(np.testing.assert_array_equal, ravel_pytree(tree)[1](found), tree)
 
@@ -88,13 +88,13 @@ def squared_error(weight, batch):
     return (weight * batch.features[:, 0] - y) ** 2, jnp.abs(batch.features[:, 0])
 
 
-@pytest.mark.parametrize("num_samples", [SPLIT_FROM - 2, SPLIT_FROM, SPLIT_FROM + 1, SPLIT_FROM + 2])
+@pytest.mark.parametrize("num_samples", [MIN_SPLIT - 2, MIN_SPLIT, MIN_SPLIT + 1, MIN_SPLIT + 2])
 @pytest.mark.parametrize("is_chosen", [True, False])
 def test_in_halves_or_whole_the_slope_is_that_of_the_mean_over_what_counts(num_samples, is_chosen):
     batch, x, y, valid = batch_of(num_samples + 500 if is_chosen else num_samples)
     chosen = np.random.default_rng(2).permutation(len(x))[:num_samples] if is_chosen else np.arange(num_samples)
     indices = jnp.asarray(chosen, jnp.int32) if is_chosen else None
-    (value, size), gradient = slope(squared_error, jnp.float32(0.5), batch, indices)
+    (value, size), gradient = minibatch_gradient(squared_error, jnp.float32(0.5), batch, indices)
     x, y, valid = x[chosen], y[chosen], valid[chosen]
     np.testing.assert_allclose(value, np.mean((0.5 * x[valid] - y[valid]) ** 2), rtol=1e-5)
     np.testing.assert_allclose(size, np.mean(np.abs(x[valid])), rtol=1e-5)
@@ -150,5 +150,5 @@ def what_each_knows(mesh, function, x):
     ],
 )
 def test_seeds_share_two_devices_so_that_none_is_idle(num_seeds, is_worth_two, expected):
-    shares = shares_of(num_seeds, is_worth_two)
+    shares = assign_seeds(num_seeds, is_worth_two)
     assert [(seeds, mesh.devices.shape) for seeds, mesh in shares] == expected

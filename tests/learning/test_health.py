@@ -21,7 +21,7 @@ from upslope.learning.health import (
     facts,
     moments,
     returns_before_the_end,
-    spell_out,
+    unpack_health,
 )
 
 
@@ -109,15 +109,15 @@ def test_what_goes_with_the_state_alone_is_no_effect_however_the_action_follows_
 def test_deviations_are_spelled_out_as_such():
     vector = np.ones(4 * len(SERIES) + len(PAIRS) + len(OTHERS), np.float32)
     vector[len(SERIES) + SERIES.index("weight")] = 9.0
-    assert spell_out({RAW: vector[None, None]})["health/weight_std"] == pytest.approx(3.0)
+    assert unpack_health({RAW: vector[None, None]})["health/weight_std"] == pytest.approx(3.0)
 
 
 def test_every_number_of_the_vector_has_a_name_and_other_metrics_pass():
     vector = np.arange(4 * len(SERIES) + len(PAIRS) + len(OTHERS), dtype=np.float32) + 1
-    found = spell_out({RAW: np.tile(vector, (2, 3, 1)), "policy/kl": np.zeros((2, 3))})
+    found = unpack_health({RAW: np.tile(vector, (2, 3, 1)), "policy/kl": np.zeros((2, 3))})
     assert RAW not in found and all(x.shape == (2, 3) for x in found.values())
     assert found["health/weight_agreement"][0, 0] == 4 * len(SERIES) + PAIRS.index("weight_agreement") + 1
-    assert spell_out({"policy/kl": vector}) == {"policy/kl": vector}
+    assert unpack_health({"policy/kl": vector}) == {"policy/kl": vector}
 
 
 def test_a_row_leaves_out_what_was_not_measured(tmp_path):

@@ -92,7 +92,7 @@ def test_seeds_that_agree_have_no_interval():
 def test_recorded_data_has_no_episodes_to_wait_for():
     nothing = make_snapshot([NAN, NAN], is_recorded=True)
     assert "no episode finished yet" not in display.summary(nothing) + draw(nothing)
-    assert "recorded data: upslope evaluate tells" in display.summary(nothing) and "recorded data" in draw(nothing)
+    assert "recorded data: see upslope evaluate" in display.summary(nothing) and "recorded data" in draw(nothing)
 
 
 def test_no_time_is_promised_before_the_speed_is_known():

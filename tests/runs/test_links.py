@@ -22,7 +22,7 @@ from upslope.report.output import page_path
 from upslope.report.page import write_credit
 from upslope.runs import evaluation
 from upslope.runs.datasets import load_dataset
-from upslope.runs.directory import EVALUATION_COLUMNS, RunDirectory, healed
+from upslope.runs.directory import EVALUATION_COLUMNS, RunDirectory, repaired
 
 SMALL: dict[str, Any] = {
     "num_envs": 2, "rollout_steps": 8, "minibatches": 2, "epochs": 1, "hidden_sizes": (8,), "preset": False,
@@ -188,7 +188,7 @@ def test_what_a_full_disk_left_is_healed_at_the_next_use(content: str, rows: int
     assert len(read_evaluations(directory.evaluation_path)) == rows + 1
     kept = run / "evaluation.csv.damaged"
     assert kept.exists() is is_kept and (not is_kept or kept.read_text() == content)
-    assert healed(directory.evaluation_path.read_text()) == (directory.evaluation_path.read_text(), True)
+    assert repaired(directory.evaluation_path.read_text()) == (directory.evaluation_path.read_text(), True)
 
 
 def test_a_full_disk_changes_no_evaluation(run: Path, monkeypatch: pytest.MonkeyPatch):

@@ -47,7 +47,7 @@ from upslope.runs.datasets import load_dataset
 from upslope.runs.directory import RunDirectory
 from upslope.runs.display import QuietDisplay
 from upslope.runs.loop import Loop, begin_progress
-from upslope.runs.policy import check_room, spaces_of
+from upslope.runs.policy import check_checkpoint_size, spaces_of
 from upslope.runs.resume_point import resume_point_of
 
 EXAMPLES = int(os.environ.get("UPSLOPE_EXAMPLES", "0"))
@@ -118,7 +118,7 @@ class Run:
     def stand(self) -> Any:
         """What resuming reads."""
         config = self.directory.config()
-        check_room(self.directory.last, config, self.task.model, self.task.num_envs)
+        check_checkpoint_size(self.directory.last, config, self.task.model, self.task.num_envs)
         return resume_point_of(self.directory, config, self.task, self.state, needs_snapshot=True)
 
     def view_credit(self) -> str:

@@ -96,7 +96,7 @@ def test_an_old_run_is_evaluated_and_reported(new_and_old: tuple[Path, Path], tm
 def test_training_does_not_go_on_from_an_old_run(new_and_old: tuple[Path, Path]) -> None:
     run = new_and_old[1]
     before = {path: path.read_bytes() for path in run.rglob("*") if path.is_file()}
-    with pytest.raises(UpslopeError, match=r"last\.npz was written in format 1 .* cannot go on") as refusal:
+    with pytest.raises(UpslopeError, match=r"last\.npz was written in format 1 .* requires format") as refusal:
         upslope.resume(run, quiet=True)
     assert "\n" not in str(refusal.value)
     assert before == {path: path.read_bytes() for path in run.rglob("*") if path.is_file()}

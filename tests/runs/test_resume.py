@@ -150,7 +150,7 @@ def test_a_signal_stops_the_command_cleanly(tmp_path: Path):
     for number, process in zip(signals, processes, strict=True):
         said = process.communicate()[1]
         assert process.returncode == 130, said
-        assert f"Stopped and saved. Go on with: upslope resume {Path('runs') / number.name}" in said
+        assert f"Stopped and saved. Resume with: upslope resume {Path('runs') / number.name}" in said
         assert "Traceback" not in said
         assert (tmp_path / "runs" / number.name / "checkpoints" / "last.npz").exists()
 

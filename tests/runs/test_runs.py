@@ -134,11 +134,11 @@ def test_the_wrong_checkpoint_is_refused(run: Path):
         (lambda d: d | {"format": 99}, "in format 99.*reads format 1"),
         (lambda d: d | {"config": d["config"] | {"no_such": 1}}, "no_such"),
         (lambda d: d | {"config": d["config"] | {"steps": "many"}}, "config"),
-        (lambda d: {k: v for k, v in d.items() if k != "config"}, "damaged or not upslope's"),
+        (lambda d: {k: v for k, v in d.items() if k != "config"}, "damaged or was not written by upslope"),
         (lambda d: {k: v for k, v in d.items() if k != "axes"}, "config.json"),
         (lambda d: {k: v for k, v in d.items() if k != "versions"}, "config.json"),
         (lambda d: {k: v for k, v in d.items() if k != "spaces"}, None),
-        (lambda d: [d], "damaged or not upslope's"),
+        (lambda d: [d], "damaged or was not written by upslope"),
     ],
 )
 def test_a_config_of_another_kind_is_refused(change: Callable[[Any], Any], words: str | None, run: Path):
@@ -197,7 +197,7 @@ def test_a_full_disk_leaves_the_last_checkpoint(folder: Path, monkeypatch):
 
 def test_a_folder_that_cannot_be_written_is_told(tmp_path: Path, monkeypatch):
     (tmp_path / "file").write_text("")
-    with pytest.raises(upslope.UpslopeError, match=r"Could not make .*Choose another folder"):
+    with pytest.raises(upslope.UpslopeError, match=r"Could not create .*Choose another folder"):
         upslope.train("jax:CartPole-v1", folder=tmp_path / "file", name="x", quiet=True, **SMALL)
 
     def refuse(self: Path, *rest: Any, **options: Any) -> None:

@@ -114,7 +114,7 @@ def test_of_two_runs_with_one_name_one_is_made(tmp_path: Path):
 HOLD = """
 import sys, time
 from upslope.runs.directory import RunDirectory
-with RunDirectory(sys.argv[1]).held():
+with RunDirectory(sys.argv[1]).locked():
     print("held", flush=True)
     time.sleep(60)
 """
@@ -211,7 +211,7 @@ def test_an_environment_that_hangs_in_the_only_process_is_named_and_an_interrupt
     with pytest.raises(KeyboardInterrupt, match="Stopped and saved"):
         upslope.train("user_environments:Cursed", name="hung", **settings)
     assert "user_environments:Cursed is in step(), environment 0 of seed 1, episode 3" in said[0]
-    assert "step 2, has not come back for 1 s" in said[0] and "Ctrl-C" in said[0] and "for 2 s" in said[1]
+    assert "step 2, has not returned for 1 s" in said[0] and "Ctrl-C" in said[0] and "for 2 s" in said[1]
     (tmp_path / "curse").unlink()
     rows = RunDirectory(tmp_path / "hung").metrics()
     assert rows and max(row["step"] for row in rows) < 400
@@ -229,7 +229,7 @@ def test_a_worker_that_hangs_is_ended_and_its_environment_named(tmp_path: Path, 
         upslope.train("user_environments:Cursed", name="hung", workers=2, **settings)
     said = str(fault.value)
     assert "seeds 1) has not answered for 3 s: user_environments:Cursed is in step(), environment 0 of seed 1" in said
-    assert "It was ended" in said and processes.LIMIT in said and f"upslope resume {tmp_path / 'hung'}" in said
+    assert "It was killed" in said and processes.LIMIT in said and f"upslope resume {tmp_path / 'hung'}" in said
     (tmp_path / "curse").unlink()
     monkeypatch.delenv(processes.LIMIT)
     upslope.resume(tmp_path / "hung", workers=1, quiet=True)

@@ -28,13 +28,13 @@ from upslope.runs.evaluation import (  # fmt: skip
     RunSeeds,
     cut_lines,
     episodes_of,
-    given_with,
     print_line,
     take,
+    trusted_settings,
     with_limit,
 )
 from upslope.runs.policy import Which, load_agents
-from upslope.runs.same_spaces import require_same_world
+from upslope.runs.same_spaces import require_same_environment
 
 
 def estimators_for(config: Config) -> dict[str, Estimator]:
@@ -104,9 +104,9 @@ def credit_of(
     if seed not in seeds:
         raise UpslopeError(f"{run} has no seed {seed}; it has {seeds[0]} to {seeds[-1]}.")
     config = with_limit(config, max_episode_steps)
-    require(config, directory.path, trust=trust, given=given_with(environment, model))
+    require(config, directory.path, trust=trust, given=trusted_settings(environment, model))
     made: Any = environment_of(config, environment)
-    require_same_world(directory, made)
+    require_same_environment(directory, made)
     with computing(on_host=not made.is_compiled):
         agents, _ = load_agents(directory, config, checkpoint, model, trust=trust)
         agent: Agent = jax.tree.map(lambda x: x[seeds.index(seed)], agents)

@@ -1,4 +1,4 @@
-"""Array functions that NumPy and JAX spell differently, so that a policy is written once for both.
+"""Array functions that differ between NumPy and JAX, so that a policy is written once for both.
 
 Learning is compiled. Acting in a Gymnasium environment is not: each step evaluates one small network, and dispatching
 a compiled program takes longer than computing the result in NumPy.
@@ -32,7 +32,7 @@ def pytree(cls: type[C]) -> type[C]:
 
 
 def is_shape(node: Any) -> bool:
-    """Whether a node of a pytree of shapes is one shape."""
+    """Whether a node of a pytree of shapes is a shape, i.e. a tuple of integers."""
     return isinstance(node, tuple) and all(isinstance(n, int) for n in node)
 
 
@@ -54,7 +54,7 @@ def shaped_like(shapes: Any, observation: Any, ignored: Sequence[str] = (), pref
         if not isinstance(observation, Mapping) or not shapes.keys() <= observation.keys():
             raise ValueError(f"it must have the keys {', '.join(map(repr, shapes))}")
         if any(key not in shapes and not is_ignored(key) for key in observation):
-            raise ValueError(f"it must have the keys {', '.join(map(repr, shapes))} alone")
+            raise ValueError(f"it must have only the keys {', '.join(map(repr, shapes))}")
         return {key: shaped_like(shape, observation[key], ignored, f"{prefix}{key}/") for key, shape in shapes.items()}
     if not isinstance(observation, tuple | list):
         raise ValueError("it must be a tuple")

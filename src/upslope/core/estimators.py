@@ -53,7 +53,7 @@ class TotalReturn(Estimator):
 
 @dataclass(frozen=True)
 class RewardToGo(Estimator):
-    """Ψ_t = R_t = Σ_{t'≥t} γ^(t'−t) r_t': an action is credited only with the rewards after it."""
+    """Ψ_t = R_t = Σ_{t'≥t} γ^(t'−t) r_t': an action is credited only with the rewards that follow it."""
 
     needs_critic: ClassVar[bool] = False
     whole_episodes: ClassVar[bool] = True
@@ -65,9 +65,10 @@ class RewardToGo(Estimator):
 
 @dataclass(frozen=True)
 class Baseline(Estimator):
-    """Ψ_t = R_t − B(s_t), with the critic's V(s_t) as B: better or worse than usual? (Williams 1992; Sutton 2018, 13.4)
+    """Ψ_t = R_t − B(s_t), with the critic's V(s_t) as B (Williams 1992; Sutton & Barto 2018, section 13.4).
 
-    R_t sums only the rewards actually collected, so a truncated episode's return is not bootstrapped.
+    An action is credited with how much better the return is than expected. R_t sums only the rewards actually
+    collected, so a truncated episode's return is not bootstrapped.
     """
 
     needs_critic: ClassVar[bool] = True
@@ -92,17 +93,17 @@ class NStep(Estimator):
 
     def __post_init__(self) -> None:
         if self.n < 1:
-            raise UpslopeError(f"NStep needs n ≥ 1 steps, not {self.n}: A^n sums n TD errors.")
+            raise UpslopeError(f"NStep needs n ≥ 1 steps, not {self.n}: A^n is a sum of n TD errors.")
 
     def __call__(self, rollout: Rollout, values: Values, gamma: float) -> Credit:
-        delta, going_on = td_error(rollout, values, gamma), ~ends(rollout)
+        delta, continues = td_error(rollout, values, gamma), ~ends(rollout)
 
-        def one_more(_, advantage: Float[Array, "T N"]) -> Float[Array, "T N"]:
+        def add_term(_, advantage: Float[Array, "T N"]) -> Float[Array, "T N"]:
             following = jnp.concatenate([advantage[1:], jnp.zeros_like(advantage[:1])])
-            return delta + gamma * going_on * following
+            return delta + gamma * continues * following
 
         steps = min(self.n, delta.shape[0])
-        advantage = jax.lax.fori_loop(0, steps, one_more, jnp.zeros_like(delta))
+        advantage = jax.lax.fori_loop(0, steps, add_term, jnp.zeros_like(delta))
         return advantage_credit(advantage, rollout, values)
 
 
@@ -119,7 +120,7 @@ class GAE(Estimator):
 
     def __post_init__(self) -> None:
         if not 0 <= self.lambda_ <= 1:
-            raise UpslopeError(f"GAE needs λ in [0, 1], not {self.lambda_}: it is a weight between A¹ and A^∞.")
+            raise UpslopeError(f"GAE needs λ in [0, 1], not {self.lambda_}: λ interpolates between A¹ and A^∞.")
 
     def __call__(self, rollout: Rollout, values: Values, gamma: float) -> Credit:
         delta = td_error(rollout, values, gamma)

@@ -1,7 +1,7 @@
 """Safe access to untrusted files: only plain files of bounded size are read, and nothing is written through a link.
 
-A run directory may come from anybody. A link in it would redirect a write to a file elsewhere, and reading a pipe or
-a device might never end.
+A run directory may come from an untrusted source. A link in it would redirect a write to a file elsewhere, and reading
+a pipe or a device might never end.
 """
 
 import os
@@ -20,8 +20,8 @@ MAX_SETTINGS = 1 << 20
 """Largest size of a settings file, in bytes."""
 
 
-def plain_file(path: Path, most: int) -> Path:
-    """Return the path if it is a plain file of at most `most` bytes.
+def plain_file(path: Path, max_bytes: int) -> Path:
+    """Return the path if it is a plain file of at most `max_bytes` bytes.
 
     Raises:
         UpslopeError: the path is missing, a pipe, a device or a folder, or the file is too large.
@@ -29,13 +29,13 @@ def plain_file(path: Path, most: int) -> Path:
     try:
         found = path.stat()
     except (OSError, ValueError) as error:
-        raise UpslopeError(f"There is no file {path}. Put a copy of it back, or leave this run out.") from error
+        raise UpslopeError(f"There is no file {path}. Restore it from a copy, or leave this run out.") from error
     if not stat.S_ISREG(found.st_mode):
         raise UpslopeError(f"{path} is {kind_of(found.st_mode)}, not a plain file, so it is not read. Give a file.")
-    if found.st_size > most:
+    if found.st_size > max_bytes:
         raise UpslopeError(
-            f"{path} has {found.st_size:,} bytes, and upslope writes no such file of more than {most:,}, so it is not "
-            "read. Give another file."
+            f"{path} has {found.st_size:,} bytes; upslope reads at most {max_bytes:,} bytes of such a file. Give "
+            "another file."
         )
     return path
 
@@ -51,7 +51,7 @@ def kind_of(mode: int) -> str:
     return "a device or socket"
 
 
-def own_path(folder: Path, path: Path, *, is_folder: bool = False) -> Path:
+def safe_path(folder: Path, path: Path, *, is_folder: bool = False) -> Path:
     """Return a path inside a folder if it may be written: no component below the folder is a link, and whatever exists
     there is a plain file, or a folder if `is_folder`.
 
@@ -71,20 +71,20 @@ def own_path(folder: Path, path: Path, *, is_folder: bool = False) -> Path:
         if not (stat.S_ISDIR(mode) if is_folder or k < len(parts) - 1 else stat.S_ISREG(mode)):
             raise UpslopeError(
                 f"{place} is {kind_of(mode)}, and upslope writes only into files and folders of the run itself, so "
-                "nothing was changed. Put the file itself there, or remove it."
+                "nothing was changed. Remove it, or replace it by a plain file or folder."
             )
     return path
 
 
 def writable(folder: Path, path: Path) -> Path:
-    """Return `own_path` of a file. A file with several hard links is first replaced by a copy, so that writing to it
+    """Return `safe_path` of a file. A file with several hard links is first replaced by a copy, so that writing to it
     leaves the other links unchanged.
 
     Raises:
         UpslopeError: the file may not be written.
         OSError: the file cannot be copied.
     """
-    own_path(folder, path)
+    safe_path(folder, path)
     if path.exists() and path.stat().st_nlink > 1:
         copy = temporary_beside(path)
         try:

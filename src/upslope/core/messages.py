@@ -20,10 +20,10 @@ def readable(text: str) -> str:
     escaped, so that none reaches a terminal."""
     if text.isprintable():
         return text
-    return "".join(c if c.isprintable() else spelled_out(c) for c in text)
+    return "".join(c if c.isprintable() else escaped(c) for c in text)
 
 
-def spelled_out(character: str) -> str:
+def escaped(character: str) -> str:
     """Escape a character, e.g. as `\\x1b`; spaces of any width are kept."""
     if category(character) == "Zs":
         return character

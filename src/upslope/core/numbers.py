@@ -9,7 +9,7 @@ import numpy as np
 LEVEL = 0.95
 """The confidence level of every interval."""
 FEW_SEEDS = 5
-"""With fewer seeds than this, displays warn that an interval rests on little evidence."""
+"""Displays warn that an interval is unreliable if there are fewer seeds than this."""
 UNKNOWN = "–"
 Values = Sequence[float] | np.ndarray
 MAX_DECIMALS = 6
@@ -18,7 +18,7 @@ MAX_DECIMALS = 6
 def number(value: float, spread: float = math.nan) -> str:
     """Format a value to the second significant digit of its spread: its interval's width, or the range over seeds.
 
-    A value without a spread gets four significant digits, and a non-finite value a dash.
+    A value without a spread gets four significant digits, and a non-finite value is shown as a dash.
     """
     if not math.isfinite(value):
         return UNKNOWN

@@ -1,7 +1,7 @@
-"""Axis 2: how the policy moves, and how far.
+"""Axis 2: the loss that the policy minimises, which also limits how far one update moves it.
 
-An objective maps a batch of weighted actions to a loss per sample; descending it improves the policy. It may hold
-state (the adaptive β). To write your own, subclass `Objective` and define `loss`.
+An objective maps a batch of weighted actions to one loss per sample. It may have state, like the adaptive β. To write
+your own, subclass `Objective` and define `loss`.
 
 There are two old policies: the ratio is π_θ over the *recorded* behaviour policy μ; the KL divergence is from the
 learner's own policy at the start of the update. On policy they coincide.
@@ -37,7 +37,7 @@ class Objective(ABC):
     """Base class of objectives. Subclasses are frozen dataclasses whose fields are the hyperparameters."""
 
     needs_behaviour: ClassVar[bool] = True
-    """Whether the objective reads `behaviour_log_prob`, so that data without it is refused."""
+    """Whether the objective reads `behaviour_log_prob`; if so, recorded data without it is rejected."""
 
     state_name: ClassVar[str | None] = None
     """Name of the state among the metrics `objective/…`; None if there is no state."""
@@ -48,7 +48,7 @@ class Objective(ABC):
 
     @abstractmethod
     def loss(self, state: ObjectiveState, sample: Sample) -> Float[Array, "B"]:
-        """The loss of each sample; its mean is minimised."""
+        """The loss of each sample; gradient descent minimises its mean."""
 
     def adapt(self, state: ObjectiveState, kl: Float[Array, ""]) -> ObjectiveState:
         """The state for the next iteration, given the mean KL divergence of this update."""
@@ -77,8 +77,8 @@ class ImportanceSampled(Objective):
 class KLPenalty(Objective):
     """L = −Ψ π_θ/μ + β KL(π_old‖π_θ)  (Schulman et al. 2017, eq. 8).
 
-    With a `target`, β adapts after every update: d < target/1.5 → β/2; d > 1.5·target → 2β. With `target=None` it
-    is fixed. Usual: β 0.3 to 10, target 0.003 to 0.03 nats.
+    With a `target`, β adapts after every update: it is halved if the mean KL is below target/1.5, and doubled
+    if it is above 1.5·target. With `target=None` it is fixed. Usual: β 0.3 to 10, target 0.003 to 0.03 nats.
     """
 
     beta: float = 1.0
@@ -91,7 +91,7 @@ class KLPenalty(Objective):
         if self.target is not None and not self.target > 0:
             raise UpslopeError(f"KLPenalty needs a target KL > 0, not {self.target}. Use None for a fixed β.")
         if self.target is not None and self.beta == 0:
-            raise UpslopeError("KLPenalty cannot adapt β = 0: twice nothing is nothing. Start with β > 0.")
+            raise UpslopeError("KLPenalty cannot adapt β from 0: doubling 0 gives 0. Start with β > 0.")
 
     def init(self) -> ObjectiveState:
         return jnp.float32(self.beta)
@@ -110,13 +110,16 @@ class KLPenalty(Objective):
 
 @dataclass(frozen=True)
 class Clip(Objective):
-    """L = −min(Ψ ρ, Ψ clip(ρ, 1−ε, 1+ε)), ρ = π_θ/μ  (Schulman et al. 2017, eq. 7). Usual ε: 0.1 to 0.3."""
+    """L = −min(Ψ ρ, Ψ clip(ρ, 1−ε, 1+ε)), ρ = π_θ/μ  (Schulman et al. 2017, eq. 7).
+
+    Usual: ε 0.1 to 0.3.
+    """
 
     epsilon: float = 0.2
 
     def __post_init__(self) -> None:
         if not 0 < self.epsilon < 1:
-            raise UpslopeError(f"Clip needs 0 < ε < 1, not {self.epsilon}: the ratio is kept in [1−ε, 1+ε].")
+            raise UpslopeError(f"Clip needs 0 < ε < 1, not {self.epsilon}: the ratio is clipped to [1−ε, 1+ε].")
 
     def loss(self, state: ObjectiveState, sample: Sample) -> Float[Array, "B"]:
         ratio = importance_ratio(sample)

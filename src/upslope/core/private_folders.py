@@ -16,7 +16,7 @@ def private_folder(path: Path) -> Path:
     path.mkdir(mode=0o700, exist_ok=True)
     found = path.lstat()
     if not stat.S_ISDIR(found.st_mode):
-        raise PermissionError(f"{path} is {'a symbolic link' if stat.S_ISLNK(found.st_mode) else 'no folder'}")
+        raise PermissionError(f"{path} is {'a symbolic link' if stat.S_ISLNK(found.st_mode) else 'not a folder'}")
     if hasattr(os, "getuid") and found.st_uid != os.getuid():
         raise PermissionError(f"{path} belongs to another user")
     if stat.S_IMODE(found.st_mode) & 0o077:

@@ -39,8 +39,8 @@ def brief(error: BaseException) -> str:
 def damaged(path: Path, error: BaseException) -> UpslopeError:
     """The error for a file that cannot be parsed."""
     return UpslopeError(
-        f"{path} is damaged or not upslope's: {type(error).__name__}: {brief(error)}. Put a copy of it back, or leave "
-        "this run out."
+        f"{path} is damaged or was not written by upslope: {type(error).__name__}: {brief(error)}. Restore it "
+        "from a copy, or leave this run out."
     )
 
 
@@ -79,7 +79,7 @@ def read_csv(path: Path, names: Sequence[str], text: Mapping[str, str] = Mapping
     def parse(content: str) -> np.ndarray:
         # NumPy's parser reads out of bounds on non-ASCII characters in a numeric column and crashes the process.
         if not content.isascii():
-            raise ValueError("it holds characters that no table of upslope has")
+            raise ValueError("it holds non-ASCII characters")
         if "\n" not in content and ",".join(names).startswith(content):
             return np.zeros(0, kind)  # the disk was full before the header was complete
         header, *rows = content.split("\n")[:-1] or [""]

@@ -1,4 +1,4 @@
-"""The spaces that a Dict or a Tuple is made of."""
+"""The components of Dict and Tuple spaces."""
 
 from collections.abc import Iterable
 from typing import Any
@@ -15,7 +15,7 @@ def parts_of(space: gymnasium.Space) -> Iterable[tuple[Any, gymnasium.Space]]:
 
 
 def leaf_spaces(space: gymnasium.Space) -> Any:
-    """A space as the pytree of the spaces that it is made of."""
+    """The pytree of a space's components that are neither Dict nor Tuple."""
     if isinstance(space, spaces.Dict):
         return {name: leaf_spaces(part) for name, part in parts_of(space)}
     if isinstance(space, spaces.Tuple):

@@ -23,11 +23,11 @@ from upslope.errors import UpslopeError
 MAX_BYTES = 1 << 36
 """A file that declares more than 64 GiB of arrays is refused before any of it is read."""
 MAX_RATIO, SMALL = 200, 1 << 26
-"""So is a file that declares over 64 MiB and over 200 times its own size: real data never compresses that well."""
+"""A file that declares over 64 MiB and over 200 times its own size is refused too; real data compresses less."""
 
 
 def write_atomically(path: Path, content: bytes) -> None:
-    """Write and sync a temporary file beside the path, then rename it: readers see the old or the new file, whole."""
+    """Write and sync a temporary file beside the path, then rename it: readers see the complete old or new file."""
     temporary = temporary_beside(path)
     try:
         with temporary.open("wb") as file:
@@ -39,8 +39,8 @@ def write_atomically(path: Path, content: bytes) -> None:
         with contextlib.suppress(OSError):
             temporary.unlink(missing_ok=True)
         raise UpslopeError(
-            f"Could not write {path}: {error.strerror or error}. What stood there before is intact. Make room, or "
-            "choose a folder that can be written."
+            f"Could not write {path}: {error.strerror or error}. The previous file, if any, is intact. Free "
+            "disk space, or choose a writable folder."
         ) from error
 
 
@@ -68,7 +68,7 @@ def load_arrays(path: Path, what: str) -> tuple[dict[str, np.ndarray], dict[str,
         meta = parse_json(str(arrays.pop("meta")[()]))
         if not isinstance(meta, dict):
             raise ValueError("its meta entry is not a JSON object")
-    except Exception as error:  # zipfile, its compressors and NumPy's header parser raise a dozen kinds
+    except Exception as error:  # zipfile, its compressors and NumPy's header parser raise a dozen types
         raise UpslopeError(
             f"{path} is not a {what} of upslope, or it is damaged: {type(error).__name__}: {brief(error)}. Give "
             "another file, or a copy of this one from before it was damaged."
@@ -80,7 +80,7 @@ def check_declared(archive: zipfile.ZipFile, size: int) -> None:
     """Refuse an archive that declares far more data than its size allows (a zip bomb)."""
     declared = sum(entry.file_size for entry in archive.infolist())
     if declared > MAX_BYTES or declared > max(SMALL, MAX_RATIO * size):
-        raise ValueError(f"it is {size:,} bytes long and declares {declared:,}")
+        raise ValueError(f"it is {size:,} bytes long but declares {declared:,}")
 
 
 def read_array(archive: zipfile.ZipFile, entry: zipfile.ZipInfo) -> np.ndarray:
@@ -91,11 +91,11 @@ def read_array(archive: zipfile.ZipFile, entry: zipfile.ZipInfo) -> np.ndarray:
             raise ValueError(f"{entry.filename} is an array of version {version}")
         shape, _, dtype = HEADERS[version](file)
         if dtype.hasobject:
-            raise ValueError(f"{entry.filename} holds Python objects, which are not loaded since that can execute code")
+            raise ValueError(f"{entry.filename} holds Python objects, which could execute code when loaded")
         if dtype.kind not in "biufcUS" or not dtype.itemsize or any(type(n) is not int or n < 0 for n in shape):
             raise ValueError(f"{entry.filename} declares {dtype} {shape}")
         if math.prod(shape) * dtype.itemsize != entry.file_size - file.tell():
-            raise ValueError(f"{entry.filename} declares {dtype}{list(shape)}, which is not what it holds")
+            raise ValueError(f"{entry.filename} declares {dtype}{list(shape)}, but its size differs")
         file.seek(0)
         array = np.lib.format.read_array(file, allow_pickle=False)
         file.read()  # zipfile checks the CRC at the end of the entry

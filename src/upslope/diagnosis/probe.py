@@ -27,7 +27,7 @@ from upslope.environments.compiled import COMPILED
 from upslope.environments.probes import Probe
 from upslope.errors import UpslopeError
 from upslope.learning.devices import computing
-from upslope.learning.health import RAW, spell_out
+from upslope.learning.health import RAW, unpack_health
 from upslope.learning.iteration import Task, initialise_all, iterate_many
 
 PROBES = {
@@ -180,7 +180,7 @@ def probe_group(
 
 def largest_error(health: np.ndarray) -> float:
     """The largest deviation of targets at time limits from r + γ V(s'), in the health metrics of all iterations."""
-    errors = spell_out({RAW: health})[f"{PREFIX}truncation_error"]
+    errors = unpack_health({RAW: health})[f"{PREFIX}truncation_error"]
     return float(np.max(errors, initial=0.0, where=np.isfinite(errors)))
 
 

@@ -24,7 +24,7 @@ class Resources:
 
 
 EVERYTHING = Resources()
-"""Use whatever pays off on this machine."""
+"""Use as many processes as pay off on this machine."""
 EpisodeRow = tuple[int, int, float, int]
 """(step, seed index, return, length) of a finished training episode."""
 
@@ -36,7 +36,7 @@ class Chunk:
     metrics: dict[str, np.ndarray]
     """Name → [S, I]."""
     steps: np.ndarray
-    """Environment steps after each iteration [S, I]; unchanged from the previous one where a seed was idle."""
+    """Environment steps after each iteration [S, I]; unchanged where a seed was idle."""
     before: np.ndarray
     """Environment steps before each iteration [S, I]."""
     episodes: list[list[EpisodeRow]] = field(default_factory=list)
@@ -64,15 +64,15 @@ class Engine(Protocol):
         """The state before training, [S]."""
         ...
 
-    def advance(self, state: TrainState, may_go_on: Callable[[], bool] = never) -> tuple[TrainState, Chunk]:
+    def advance(self, state: TrainState, may_continue: Callable[[], bool] = never) -> tuple[TrainState, Chunk]:
         """Advance by one chunk. If it raises, `state` is still usable.
 
-        If `may_go_on` returns true at the end, the engine may start the next chunk speculatively.
+        If `may_continue` returns true at the end, the engine may start the next chunk speculatively.
         """
         ...
 
     def snapshot(self) -> dict[str, np.ndarray]:
-        """What the environments need, besides the state, to continue from the end of the last complete `advance`."""
+        """The data, besides the state, to continue from the end of the last complete `advance`."""
         ...
 
     def restore(self, snapshot: dict[str, np.ndarray], say: Callable[[str], None]) -> None:

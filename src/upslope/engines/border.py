@@ -1,8 +1,7 @@
 """Validate what environments return against their spaces; nothing is cast silently.
 
-An environment's first answers are checked in full, later ones only as far as the check is nearly free. A number that
-the cast would change, or an index out of range, is refused; values that merely exceed the bounds of a Box are reported
-once.
+An environment's first answers are checked in full, most later ones only by checks that cost almost nothing. A number
+that a cast would change, or an index out of range, is an error; values outside the bounds of a Box are reported once.
 """
 
 from collections.abc import Callable, Mapping
@@ -29,11 +28,11 @@ FIRST = 100
 EVERY = 16
 """Afterwards, every 16th observation is checked in full."""
 FEW_SPACINGS = 4.0
-"""A feature whose spread is less than this many float spacings is lost."""
+"""A feature is considered lost if its standard deviation is less than this many float spacings."""
 FAR = 10.0
-"""Closer to 0 than this, a tiny spread is rounding error rather than an offset."""
+"""If the mean is closer to 0 than this, a tiny spread is due to rounding rather than to an offset."""
 MANY = 10_000
-"""Spreads are not tracked for observations larger than this."""
+"""Number of elements above which the spread of an observation is not tracked."""
 NUMBERS = frozenset({float, int, bool, np.float64, np.float32, np.int64, np.int32, np.bool_})
 """Reward types that need no further check."""
 FLAGS = frozenset({bool, np.bool_})
@@ -51,13 +50,13 @@ class Place(Protocol):
     length: int
 
     def describe(self) -> str:
-        """Describe the place well enough to find it again."""
+        """Describe the step so that it can be reproduced."""
         ...
 
 
 @dataclass(frozen=True)
 class Leaf:
-    """One array of an observation: its storage format and what its space promises."""
+    """One array of an observation: its storage format and its space's constraints."""
 
     path: str
     """Empty if the observation is this array alone."""
@@ -84,7 +83,7 @@ class Leaf:
         with np.errstate(all="ignore"):
             is_changed = x.astype(self.dtype) != x
         if is_changed.any():
-            return f"as {self.dtype} {x[is_changed].flat[0]} would be another number"
+            return f"casting {x[is_changed].flat[0]} to {self.dtype} would change it"
         if self.dtype.itemsize == 8:
             limits = np.iinfo(np.int32 if self.dtype.kind == "i" else np.uint32)
             is_too_large = (x < limits.min) | (x > limits.max)
@@ -93,11 +92,11 @@ class Leaf:
         if self.is_index:
             is_outside = (x < self.low) | (x > self.high)
             if is_outside.any():
-                return f"{x[is_outside].flat[0]} has no place in it"
+                return f"{x[is_outside].flat[0]} is out of range"
         return ""
 
     def is_plainly_right(self, x: Any) -> bool:
-        """Whether a nearly free check confirms what the space promises."""
+        """Whether checks that cost almost nothing confirm that the value is in the space."""
         if self.is_index:
             return type(x) in WHOLE and self.shape == () and self.low <= x <= self.high
         return type(x) is np.ndarray and x.shape == self.shape
@@ -158,7 +157,8 @@ class Border:
         return True
 
     def check(self, observation: Any, episode: Place) -> None:
-        """Refuse what is not in the space; report values outside its bounds and features lost in 32 bits."""
+        """Raise an error if a value is not in the space; report values outside its bounds and features lost in 32
+        bits."""
         if not self.fits(observation):
             raise UpslopeError(
                 f"{self.name} returned an observation {kind_of(observation)}, but its observation space says "
@@ -169,21 +169,21 @@ class Border:
             if reason:
                 raise UpslopeError(
                     f"{self.name} returned the observation{leaf.path} {short(x)}, which is not in its space "
-                    f"{leaf.space}: {reason}: {episode.describe()}. Correct the environment, or declare the space that "
-                    "it means."
+                    f"{leaf.space}: {reason}: {episode.describe()}. Correct the environment, or declare a space "
+                    "that contains it."
                 )
             if leaf.exceeds(x):
                 self.notices(
                     f"bounds{leaf.path}",
                     f"warning: {self.name} returned the observation{leaf.path} {short(x)}, outside the bounds of its "
-                    f"space {leaf.space}: {episode.describe()}. It is taken as it is, and this is said once.",
+                    f"space {leaf.space}: {episode.describe()}. It is used unchanged, and this warning is shown once.",
                 )
             if spread is not None and spread.count >= 0:
                 self.watch(leaf, x, spread, is_last=episode.seen >= FIRST)
 
     def watch(self, leaf: Leaf, x: Any, spread: "Spread", *, is_last: bool) -> None:
         """Track the spread of the first observations, and report features that floats cannot resolve."""
-        with np.errstate(all="ignore"):  # non-finite values are refused elsewhere
+        with np.errstate(all="ignore"):  # non-finite values raise an error elsewhere
             spread.add(np.asarray(x, np.float64))
         if is_last:
             lost = lost_digits(spread.mean, spread.deviation(), leaf.dtype)
@@ -211,7 +211,8 @@ class Border:
 
 
 class Spread:
-    """Running mean and deviation of each number of an array in 64 bits, by Welford's update; finished at count −1."""
+    """Running mean and standard deviation of each element of an array in 64 bits, by Welford's update; a count of −1
+    means finished."""
 
     def __init__(self) -> None:
         self.count = 0
@@ -231,12 +232,12 @@ class Spread:
 
 
 def lost_digits(mean: Any, deviation: Any, dtype: Any = np.float32) -> np.ndarray:
-    """Mask of the numbers around `mean` that vary by no more than a few spacings of the floats that networks read."""
+    """Mask of the features whose deviation is less than a few spacings, at `mean`, of the floats that networks read."""
     mean, deviation = np.atleast_1d(mean), np.atleast_1d(deviation)
     kept = np.float16 if np.dtype(dtype) == np.float16 else np.float32
     with np.errstate(all="ignore"):
         spacing = np.abs(np.spacing(mean.astype(kept)).astype(np.float64))
-        # Below the resolution of 64 bits, the variation is not the environment's.
+        # Variation below the resolution of 64-bit floats is rounding error.
         is_real = deviation > 4 * np.spacing(np.abs(mean))
     return (np.abs(mean) >= FAR) & is_real & (deviation < FEW_SPACINGS * spacing)
 
@@ -249,7 +250,7 @@ def lost_in_float32(observations: np.ndarray) -> np.ndarray:
 
 
 def words_of_loss(name: str, path: str, spread: Spread, lost: np.ndarray, dtype: Any) -> str:
-    """The warning that names the features floats cannot resolve, and the remedy."""
+    """The warning about features that floats cannot resolve."""
     places = np.flatnonzero(lost)
     mean, deviation = (float(np.ravel(x)[places[0]]) for x in (spread.mean, spread.deviation()))
     kept = np.float16 if np.dtype(dtype) == np.float16 else np.float32
@@ -257,8 +258,9 @@ def words_of_loss(name: str, path: str, spread: Spread, lost: np.ndarray, dtype:
     shown = ", ".join(map(str, places[:5])) + (f" and {len(places) - 5} others" if len(places) > 5 else "")
     return (
         f"warning: {name} varies by {deviation:.2g} around {mean:.6g} in feature {shown} of the observation{path}, "
-        f"where two {8 * np.dtype(kept).itemsize}-bit floats are {gap:.3g} apart, so the agent cannot see it, and "
-        "normalising cannot help. Subtract the offset in the environment before it returns the observation."
+        f"where two {8 * np.dtype(kept).itemsize}-bit floats are {gap:.3g} apart, so the agent cannot see the "
+        "variation, and normalisation cannot restore it. Subtract the offset in the environment before it returns the "
+        "observation."
     )
 
 
@@ -307,7 +309,7 @@ def shape_of(x: Any) -> Any:
 
 
 def kind_of(x: Any) -> str:
-    """What was returned instead of the expected array: its shape, or its type if it is no array."""
+    """What was returned instead of the expected array: its shape, or its type if it is not an array."""
     if isinstance(x, np.ndarray | np.generic | int | float | list):
         try:
             return f"of shape {shape_of(x)}"
@@ -373,7 +375,8 @@ def reward_of(reward: Any, name: str, place: Place) -> float:
     if x.dtype.kind in "fiub":
         raise UpslopeError(
             f"{name} returned a reward of shape {x.shape}, {short(x)}: {place.describe()}. upslope learns from "
-            "one number. Weigh its parts: gymnasium.wrappers.TransformReward(env, lambda r: float(weights @ r)), or "
+            "one number. Combine its components with "
+            "gymnasium.wrappers.TransformReward(env, lambda r: float(weights @ r)) or "
             "mo_gymnasium.wrappers.LinearReward."
         )
     raise UpslopeError(
@@ -399,7 +402,7 @@ def flag_of(flag: Any, what: str, name: str, place: Place) -> bool:
 
 
 def raised(name: str, where: str, place: str, error: Exception) -> str:
-    """The message for an environment's own exception, with the place."""
+    """The error message for an environment's own exception, with the place."""
     words, at = str(error).strip(), raised_at(error)
     said = f"{name} raised {type(error).__name__} in {where}()" + (f": {words}" if words else "")
     if isinstance(error, ValueError | TypeError) and "unpack" in words and "gymnasium" in at:
@@ -433,10 +436,10 @@ def flat_mask(mask: Any, head: ActionHead, name: str, describe: Callable[[], str
 
 
 def nothing_allowed(name: str, place: str) -> str:
-    """The message for an action required where all are forbidden."""
+    """The error message for a step at which an action is required but none is allowed."""
     return (
-        f"{name} allows no action: {place}. Its action mask forbids every choice where one has to be made. Allow one, "
-        "or end the episode there."
+        f"{name} allows no action: {place}. Its action mask forbids every choice although one is required. Allow at "
+        "least one, or end the episode there."
     )
 
 

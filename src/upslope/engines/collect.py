@@ -12,12 +12,12 @@ from upslope.core.types import Rollout, host_rollout
 from upslope.models.model import Memory, restarted
 
 AHEAD = 64
-"""Steps whose random noise is drawn in one call."""
+"""Number of steps whose random noise is drawn in one call."""
 
 
 @runtime_checkable
 class Steppable(Protocol):
-    """What `collect` needs of S × N environments: `HostColumns`, or `SlicedColumns` in other processes."""
+    """The interface of S × N environments that `collect` uses: `HostColumns`, or `SlicedColumns` in other processes."""
 
     shape: tuple[int, int]
 
@@ -112,7 +112,7 @@ class Choose(Protocol):
 
 
 class ActHere:
-    """Acts in NumPy, with only the noise drawn by JAX: calling a compiled program takes longer than a small network."""
+    """Acts in NumPy; JAX only draws the noise. Calling a compiled program takes longer than running a small network."""
 
     def __init__(self, act: Act, agents: Any, keys: jax.Array, memory: Memory | None):
         self.act, self.agents, self.keys = act, agents, keys
@@ -132,7 +132,7 @@ class ActHere:
 
 
 class ActCompiled:
-    """Acts in one compiled call per step, looping over seeds: a vmapped product may depend on its neighbours."""
+    """Acts in one compiled call per step, looping over seeds: under `vmap`, results may depend on the other seeds."""
 
     def __init__(self, act: Act, agents: Any, keys: jax.Array, memory: Memory):
         self.act, self.agents, self.keys = act, agents, keys

@@ -32,7 +32,7 @@ from upslope.models.encoders import ObservationEncoder
 from upslope.models.heads import ActionHead
 
 MAX_REPLAY = 100_000
-"""Actions kept of a running episode; if it is longer, a resumed run starts a new one."""
+"""Maximum number of actions kept of a running episode; if it is longer, a resumed run starts a new one."""
 NOT_RUNNING, TOO_LONG = -2, -1
 """Values that replace a length in a snapshot: no episode is in progress, or it is too long to replay."""
 
@@ -57,7 +57,7 @@ class HostEpisode:
         return self.env.reset(seed=reset_seed(self.seed, self.index, self.episode))
 
     def describe(self) -> str:
-        """Describe the place well enough to find it again."""
+        """Describe the step so that it can be reproduced."""
         reset = reset_seed(self.seed, self.index, self.episode)
         place = f"environment {self.index} of seed {self.seed}, episode {self.episode}"
         return f"{place} (reset seed {reset}), step {self.length}"
@@ -82,7 +82,7 @@ class HostColumns:
         indices: Sequence[int] | None = None,
         notices: Notices | None = None,
     ):
-        """`indices` number the environments within their seed, if these are only some of them; by default 0 … N−1."""
+        """`indices` are the environments' indices within their seed, by default 0 … N−1."""
         self.world, self.encoder, self.head, self.limit = world, encoder, head, limit
         self.notices = notices or notices_to()
         self.shape = (len(seeds), num_envs)
@@ -94,8 +94,8 @@ class HostColumns:
                     self.episodes.append(HostEpisode(world.create(), seed, index))
             if len({id(episode.env) for episode in self.episodes}) < len(self.episodes):
                 raise UpslopeError(
-                    f"{world.name} returned the same environment more than once, and columns would step each other's "
-                    "episodes. Give a callable that makes a new one each time."
+                    f"{world.name} returned the same environment more than once, so columns would step each other's "
+                    "episodes. Pass a callable that creates a new one each time."
                 )
             self.border = Border(world.name, world.observation_space, encoder, self.notices)
         except BaseException:
@@ -174,7 +174,7 @@ class HostColumns:
                 truncated[row] = True
             self.border.place(next_observation, row, observation, episode)
             if self.mask is not None:
-                # At an end there is nothing to choose, so the mask does not matter.
+                # At the end of an episode no action is chosen, so the mask does not matter.
                 is_over = ended or truncated[row]
                 self.mask[row] = True if is_over else read_mask(info, self.head, self.world.name, episode)
         self.row = None
@@ -214,7 +214,7 @@ class HostColumns:
         self.marked = marks, observation
 
     def snapshot(self) -> dict[str, np.ndarray]:
-        """Data to rebuild every episode that was running at the mark: its number, actions and current observation."""
+        """Data to rebuild every episode that was running at the mark: its number, actions and observation."""
         marks, observation = self.marked
         return {
             "episode": np.asarray([episode for episode, _, _ in marks]),
@@ -244,13 +244,13 @@ class HostColumns:
         if too_long:
             say(
                 f"{too_long} of {len(self.episodes)} episodes in progress had more than {MAX_REPLAY:,} steps, too "
-                "many to replay. They begin afresh, so this run is a continuation, but not bit for bit."
+                "many to replay. They restart, so the resumed run is not bitwise identical to an uninterrupted one."
             )
         if not_repeatable:
             say(
                 f"{len(not_repeatable)} of {len(self.episodes)} episodes in progress could not be replayed (now at "
                 f"{not_repeatable[0].describe()}): the environment is not a function of its reset seed and actions. "
-                "They begin afresh, so this run is a continuation, but not bit for bit."
+                "They restart, so the resumed run is not bitwise identical to an uninterrupted one."
             )
 
     def replay(self, row: int, actions: np.ndarray, shown: Any) -> bool:
@@ -337,7 +337,7 @@ def join_snapshots(
         shown = np.concatenate([part[name].reshape(-1, *part[name].shape[2:]) for part in parts])[order]
         whole[name] = shown.reshape(*shape, *shown.shape[1:])
     actions = [taken for part in parts for taken in actions_of(part)]
-    # An environment without a single action does not know the shape of an action.
+    # An empty list of actions does not have the shape of an action.
     some = [actions[k] for k in order if actions[k].size] or actions[:1]
     return whole | {"actions": np.concatenate(some)}
 
@@ -353,7 +353,7 @@ def replayable(episode: HostEpisode) -> int:
 
 
 def not_finite(name: str, what: str, value: Any, episode: HostEpisode) -> str:
-    """The message for an observation or a reward that is not finite, with the place."""
+    """The error message for an observation or a reward that is not finite, with the place."""
     return (
         f"{name} returned a {what} that is not finite, {value}: {episode.describe()}. Training on it would destroy the "
         "agent; correct the environment, or clip what it returns."

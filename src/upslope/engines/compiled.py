@@ -17,8 +17,8 @@ from upslope.engines.border import nothing_allowed
 from upslope.environments.registry import name_of
 from upslope.errors import UpslopeError
 from upslope.learning.collect import Finished
-from upslope.learning.devices import NETWORKS, SEEDS, in_full, is_of_cores, is_vmapped, shares_of
-from upslope.learning.health import spell_out
+from upslope.learning.devices import NETWORKS, SEEDS, assign_seeds, full_precision, is_cpu_mesh, is_vmapped
+from upslope.learning.health import unpack_health
 from upslope.learning.iteration import (
     QUICK,
     Task,
@@ -37,39 +37,39 @@ CHUNKS = 100
 """Training in a compiled environment runs in about this many chunks; rows are written between them."""
 MAX_CHUNK_STEPS = 1 << 21
 """Maximum environment steps per seed in a chunk, so that memory does not grow with the budget."""
-PATIENT: dict[str, str | bool] = {
+NO_TIMEOUT: dict[str, str | bool] = {
     "xla_cpu_collective_call_warn_stuck_seconds": "1000000",
     "xla_cpu_collective_call_terminate_timeout_seconds": "1000000",
 }
-"""XLA aborts a process whose devices wait for each other for 40 seconds, which a large network may well take."""
+"""By default XLA aborts a process whose devices wait 40 seconds for each other; a large network may take longer."""
 
 WORTH_TWO_DEVICES = 1024
-"""Samples per iteration, over all epochs, above which separate devices for policy and critic pay off. With one epoch
-they never do: acting, which both devices repeat, is then most of the work."""
+"""Samples per iteration, over all epochs, from which separate devices for policy and critic pay off. With one epoch
+they do not, since acting, which both devices repeat, is most of the work."""
 
 
 class Program:
-    """The compiled program for some of the seeds, on some of the devices."""
+    """The compiled program for a subset of the seeds on a subset of the devices."""
 
     def __init__(self, one_seed: Callable[[Any, Any], Any], mesh: Mesh):
         self.run, self.mesh = one_seed, mesh
-        self.split, self.everywhere = (NamedSharding(mesh, PartitionSpec(*axes)) for axes in ((SEEDS,), ()))
+        self.seed_sharding, self.replicated = (NamedSharding(mesh, PartitionSpec(*axes)) for axes in ((SEEDS,), ()))
         self.compiled: Any = None
         self.data: Rollout | None = None
-        """The data that all seeds read, replicated on every device."""
+        """The recorded data that all seeds learn from, replicated on every device."""
 
     def compile(self, data: Rollout | None, state: TrainState) -> None:
         """Compile the program for this data."""
-        self.data = jax.device_put(data, self.everywhere)
-        spread = jax.jit(spread_seeds(self.run, self.mesh), out_shardings=self.split)
-        with in_full(not is_of_cores(self.mesh)):  # set here too, since `computing` does not reach other threads
-            lowered = spread.lower(self.data, jax.device_put(state, self.split))
-        patient = PATIENT if self.mesh.shape[NETWORKS] > 1 else {}
-        self.compiled = lowered.compile(QUICK | patient if is_of_cores(self.mesh) else None)
+        self.data = jax.device_put(data, self.replicated)
+        spread = jax.jit(spread_seeds(self.run, self.mesh), out_shardings=self.seed_sharding)
+        with full_precision(not is_cpu_mesh(self.mesh)):  # set here too, since `computing` does not reach other threads
+            lowered = spread.lower(self.data, jax.device_put(state, self.seed_sharding))
+        options = NO_TIMEOUT if self.mesh.shape[NETWORKS] > 1 else {}
+        self.compiled = lowered.compile(QUICK | options if is_cpu_mesh(self.mesh) else None)
 
     def __call__(self, state: TrainState) -> Any:
         """Dispatch asynchronously; the result is ready later."""
-        return self.compiled(self.data, jax.device_put(state, self.split))
+        return self.compiled(self.data, jax.device_put(state, self.seed_sharding))
 
 
 class ProgramEngine:
@@ -86,12 +86,12 @@ class ProgramEngine:
     ):
         self.task, self.seeds, self.iterations, self.data = task, seeds, iterations, data
         self.phases: dict[str, float] = {}
-        self.shares, meshes = zip(*shares_of(len(seeds), is_worth_two_devices(task, data)), strict=True)
-        self.programs = [Program(partial(self.one_seed, on_mesh(task, mesh)), mesh) for mesh in meshes]
+        self.shares, meshes = zip(*assign_seeds(len(seeds), is_worth_two_devices(task, data)), strict=True)
+        self.programs = [Program(partial(self.one_seed, task_on_mesh(task, mesh)), mesh) for mesh in meshes]
         self.is_compiled = False
         self.ahead: tuple[TrainState, list[TrainState], Any] | None = None
         """A state, its parts, and the pending result of the first program."""
-        self.cut, self.join = jax.jit(self.parts_of), jax.jit(joined)
+        self.split_state, self.join_state = jax.jit(self.parts_of), jax.jit(join_states)
 
     def start(self) -> TrainState:
         return initialise_all(self.task, self.seeds)
@@ -104,33 +104,33 @@ class ProgramEngine:
         """Split the state into each program's seeds."""
         return [jax.tree.map(lambda x, share=share: x[share], state) for share in self.shares]
 
-    def advance(self, state: TrainState, may_go_on: Callable[[], bool] = never) -> tuple[TrainState, Chunk]:
-        is_whole = len(self.programs) == 1
+    def advance(self, state: TrainState, may_continue: Callable[[], bool] = never) -> tuple[TrainState, Chunk]:
+        is_single = len(self.programs) == 1
         ahead, self.ahead = self.ahead, None
         if ahead is not None and ahead[0] is not state:
             ahead = None
-        parts = ahead[1] if ahead else [state] if is_whole else self.cut(state)
+        parts = ahead[1] if ahead else [state] if is_single else self.split_state(state)
         if not self.is_compiled:
             with clock(self.phases, "compile"), ThreadPoolExecutor() as threads:
                 list(threads.map(lambda program, part: program.compile(self.data, part), self.programs, parts))
             self.is_compiled = True
         with clock(self.phases, "compiled"):
             first = ahead[2] if ahead else self.programs[0](parts[0])
-            # Run one after another: programs that share devices would only slow each other down.
+            # Run one after another: programs that share devices would slow each other down.
             done = [jax.block_until_ready(first)]
             done += [jax.block_until_ready(run(part)) for run, part in zip(self.programs[1:], parts[1:], strict=True)]
         states, facts = zip(*done, strict=True)
-        after = states[0] if is_whole else self.join(jax.device_put(states, jax.local_devices()[0]))
-        if may_go_on() and (np.asarray(after.steps, np.int64) < self.task.steps).any():
+        after = states[0] if is_single else self.join_state(jax.device_put(states, jax.local_devices()[0]))
+        if may_continue() and (np.asarray(after.steps, np.int64) < self.task.steps).any():
             # Compute the next chunk while this one's results are copied and written.
-            parts = [after] if is_whole else self.cut(after)
+            parts = [after] if is_single else self.split_state(after)
             self.ahead = after, parts, self.programs[0](parts[0])
         metrics, finished, before, steps = jax.tree.map(lambda *x: np.concatenate(x), *facts)
         before, steps = before.astype(np.int64), steps.astype(np.int64)
         if finished is not None:
             self.refuse_stuck(finished)
         episodes = [[] for _ in self.seeds] if finished is None else self.rows(finished, before)
-        return after, Chunk(spell_out(metrics), steps, before, episodes)
+        return after, Chunk(unpack_health(metrics), steps, before, episodes)
 
     def rows(self, finished: Finished, before: np.ndarray) -> list[list[EpisodeRow]]:
         """[S, I, T, N] → each seed's finished episodes with the step at which they ended."""
@@ -149,7 +149,7 @@ class ProgramEngine:
         return rows
 
     def refuse_stuck(self, finished: Finished) -> None:
-        """Refuse an environment that forbade every choice where an action was required."""
+        """Raise an error if the environment masked out every choice where an action was required."""
         if finished.stuck is not None and np.any(finished.stuck):
             s, i, t, n = np.argwhere(finished.stuck)[0].tolist()
             step = int(finished.length[s, i, t, n]) - 1
@@ -170,10 +170,10 @@ class CompiledEngine(ProgramEngine):
     """Acts in a compiled environment."""
 
     def __init__(self, task: Task, seeds: Sequence[int], iterations: int | None = None):
-        """`iterations` is the length of a chunk; by default a hundredth of the budget."""
+        """`iterations` is the length of a chunk; by default it covers a hundredth of the budget."""
         length = (task.max_episode_steps or 1) if task.estimator.whole_episodes else task.rollout_steps
-        hundredth = max(1, min(task.steps // CHUNKS, MAX_CHUNK_STEPS) // (task.num_envs * length))
-        super().__init__(task, seeds, iterations or hundredth)
+        iterations_per_chunk = max(1, min(task.steps // CHUNKS, MAX_CHUNK_STEPS) // (task.num_envs * length))
+        super().__init__(task, seeds, iterations or iterations_per_chunk)
 
 
 class RecordedEngine(ProgramEngine):
@@ -197,19 +197,19 @@ class RecordedEngine(ProgramEngine):
 
 
 def is_worth_two_devices(task: Task, data: Rollout | None) -> bool:
-    """Whether policy and critic train for longer than exchanging their results takes."""
+    """Whether training policy and critic in parallel saves more time than exchanging their results costs."""
     length = task.max_episode_steps if task.estimator.whole_episodes else task.rollout_steps
     num_samples = data.reward.size if data is not None else task.num_envs * (length or 0)
     epochs = min(task.update.epochs, task.update.critic_epochs)
     return task.update.needs_critic and epochs > 1 and num_samples * epochs >= WORTH_TWO_DEVICES
 
 
-def on_mesh(task: Task, mesh: Mesh) -> Task:
-    """The task as a program on this mesh runs it."""
+def task_on_mesh(task: Task, mesh: Mesh) -> Task:
+    """The task with the device settings of this mesh."""
     apart, vmapped = mesh.shape[NETWORKS] > 1, is_vmapped(mesh)
     return dataclasses.replace(task, update=dataclasses.replace(task.update, apart=apart, vmapped=vmapped))
 
 
-def joined(states: Sequence[TrainState]) -> TrainState:
+def join_states(states: Sequence[TrainState]) -> TrainState:
     """Join the seeds of several programs into one state [S, …]."""
     return jax.tree.map(lambda *parts: jnp.concatenate(parts), *states)

@@ -12,9 +12,9 @@ from upslope.engines.base import Chunk, EpisodeRow, clock, never
 from upslope.engines.collect import Act, EpisodeEnds, collect_host, collect_host_episodes
 from upslope.engines.columns import HostColumns
 from upslope.engines.notices import Notices
-from upslope.engines.processes import Lookout
+from upslope.engines.processes import HangMonitor
 from upslope.engines.slices import SlicedColumns
-from upslope.learning.health import spell_out
+from upslope.learning.health import unpack_health
 from upslope.learning.iteration import (
     QUICK,
     Task,
@@ -39,12 +39,12 @@ class HostEngine:
         columns: HostColumns | SlicedColumns,
         say: Callable[[str], None] | None = None,
     ):
-        """With `say`, report an environment of this process that hangs."""
+        """If `say` is given, it is called when an environment of this process hangs."""
         self.task, self.seeds, self.columns = task, seeds, columns
-        self.lookout = None if say is None else Lookout(columns, say)
+        self.hang_monitor = None if say is None else HangMonitor(columns, say)
         self.phases: dict[str, float] = {}
         self.act = Act()
-        self.is_whole = True
+        self.is_complete = True
         """Whether the last `advance` completed."""
         self.keys = jax.jit(over_seeds(iteration_keys))
         # Single-seed programs, so that results do not depend on the number of seeds.
@@ -63,33 +63,33 @@ class HostEngine:
 
     @property
     def hangs(self) -> bool:
-        return self.lookout is not None and self.lookout.hangs
+        return self.hang_monitor is not None and self.hang_monitor.hangs
 
     def start(self) -> TrainState:
         return initialise_all(self.task, self.seeds)
 
-    def advance(self, state: TrainState, may_go_on: Callable[[], bool] = never) -> tuple[TrainState, Chunk]:
+    def advance(self, state: TrainState, may_continue: Callable[[], bool] = never) -> tuple[TrainState, Chunk]:
         before = np.asarray(state.steps, np.int64)
         active = before < self.task.steps
         if not active.any():
             return state, Chunk({}, before[:, None], before[:, None], [[] for _ in self.seeds])
         act_keys, move_keys = self.keys(state)
         self.mark()
-        self.is_whole = False
+        self.is_complete = False
         rollout, ends, memory = self.collect(state, act_keys, active)
         metrics: list[Metrics | None] = []
-        ones = [self.take(state, s) for s in range(len(self.seeds))]
+        states = [self.take(state, s) for s in range(len(self.seeds))]
         for s in range(len(self.seeds)):
             if not active[s]:
                 metrics.append(None)
                 continue
             facts = self.rollout_of(rollout, s)
-            ones[s], measured = learn(self.weigh, self.move, ones[s], facts, move_keys[s])
+            states[s], measured = learn(self.weigh, self.move, states[s], facts, move_keys[s])
             metrics.append(measured)
-        state = self.stack(ones)._replace(memory=memory)
-        self.is_whole = True
+        state = self.stack(states)._replace(memory=memory)
+        self.is_complete = True
         steps = np.asarray(state.steps, np.int64)
-        return state, Chunk(by_name(metrics), steps[:, None], before[:, None], self.rows(rollout, ends, before))
+        return state, Chunk(stack_metrics(metrics), steps[:, None], before[:, None], self.rows(rollout, ends, before))
 
     def collect(self, state: TrainState, keys: jax.Array, active: np.ndarray) -> tuple[Rollout, EpisodeEnds, Any]:
         """Act for one iteration; return facts [S, T, N], the finished episodes, and the memory afterwards."""
@@ -102,14 +102,14 @@ class HostEngine:
         return rollout, ends, choose.memory
 
     def rollout_of(self, rollout: Rollout, s: int) -> Rollout:
-        """One seed's facts [T, N]. Whole episodes are padded to a power of two, so that few programs are compiled and a
-        seed's padding does not depend on the other seeds."""
+        """One seed's facts [T, N]. Whole episodes are padded to a power of two, so that few programs are compiled;
+        the padding does not depend on the other seeds."""
         one = jax.tree.map(lambda x: x[s], rollout)
         if not self.task.estimator.whole_episodes:
             return one
         longest = int(one.valid.any(axis=1).sum())
         length = max(32, self.task.update.minibatches, 1 << (longest - 1).bit_length())
-        return jax.tree.map(lambda x: fit(np.asarray(x), length), one)
+        return jax.tree.map(lambda x: pad_or_cut(np.asarray(x), length), one)
 
     def rows(self, rollout: Rollout, ends: EpisodeEnds, before: np.ndarray) -> list[list[EpisodeRow]]:
         """Each seed's finished episodes, with the step at which they ended."""
@@ -124,7 +124,7 @@ class HostEngine:
         self.columns.mark(between_episodes=self.task.estimator.whole_episodes or not self.columns.has_begun)
 
     def snapshot(self) -> dict[str, np.ndarray]:
-        if self.is_whole:
+        if self.is_complete:
             self.mark()
         return self.columns.snapshot()
 
@@ -132,8 +132,8 @@ class HostEngine:
         self.columns.restore(snapshot, say)
 
     def close(self) -> None:
-        if self.lookout is not None:
-            self.lookout.close()
+        if self.hang_monitor is not None:
+            self.hang_monitor.close()
         self.columns.close()
 
 
@@ -150,16 +150,16 @@ def take(tree: Any, s: Any) -> Any:
     return jax.tree.map(lambda x: x[s], tree)
 
 
-def fit(x: np.ndarray, length: int) -> np.ndarray:
+def pad_or_cut(x: np.ndarray, length: int) -> np.ndarray:
     """Cut or zero-pad to `length` along the first axis."""
     if x.shape[0] >= length:
         return x[:length]
     return np.concatenate([x, np.zeros((length - x.shape[0], *x.shape[1:]), x.dtype)])
 
 
-def by_name(metrics: list[Metrics | None]) -> dict[str, np.ndarray]:
-    """One dictionary per seed → name → [S, 1]; nan for an idle seed."""
+def stack_metrics(metrics: list[Metrics | None]) -> dict[str, np.ndarray]:
+    """Convert one dictionary per seed to name → [S, 1], with nan for idle seeds."""
     fetched = jax.device_get(metrics)
-    some = next(m for m in fetched if m is not None)
-    rows = {n: [np.full_like(some[n], np.nan) if m is None else m[n] for m in fetched] for n in some}
-    return spell_out({n: np.stack(x)[:, None] for n, x in rows.items()})
+    first = next(m for m in fetched if m is not None)
+    rows = {n: [np.full_like(first[n], np.nan) if m is None else m[n] for m in fetched] for n in first}
+    return unpack_health({n: np.stack(x)[:, None] for n, x in rows.items()})

@@ -8,15 +8,15 @@ from upslope.core.messages import warn
 class Notices:
     """Shows only the first notice of each kind."""
 
-    def __init__(self, tell: Callable[[str, str], None]):
-        self.tell = tell
+    def __init__(self, show: Callable[[str, str], None]):
+        self.show = show
         self.known: set[str] = set()
 
     def __call__(self, kind: str, words: str) -> None:
         """Show the notice, unless one of its kind was shown before."""
         if kind not in self.known:
             self.known.add(kind)
-            self.tell(kind, words)
+            self.show(kind, words)
 
 
 def notices_to(say: Callable[[str], None] = warn) -> Notices:

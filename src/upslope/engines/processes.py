@@ -1,6 +1,6 @@
-"""Worker processes: requests and answers through pipes, and reports of a worker or environment that dies or hangs.
+"""Worker processes: exchange requests and answers through pipes, and report workers or environments that die or hang.
 
-A worker serves one of upslope's modules and does not import the user's script again, as Python's own process pools do.
+A worker serves one of upslope's modules. Unlike in Python's process pools, it does not import the user's script again.
 Its pipes are private: none is a standard descriptor, and programs that an environment starts do not inherit them.
 """
 
@@ -22,19 +22,19 @@ from upslope.core.messages import told, warn
 from upslope.engines.mujoco_timer import stop_stopwatch
 from upslope.engines.notices import Notices
 from upslope.errors import UpslopeError
-from upslope.learning.devices import one_blas_thread, settle
+from upslope.learning.devices import configure_jax, one_blas_thread
 
 PATIENCE = 60.0
 """Seconds after which a silent worker, or one whose environment has not returned from a call, is reported."""
 LIMIT = "UPSLOPE_WORKER_LIMIT"
-"""Environment variable with the seconds after which a hanging worker is killed; ten minutes by default."""
+"""Environment variable: seconds after which a hanging worker is killed; ten minutes by default."""
 BEAT = 1.0
 """Seconds between a worker's heartbeats. Time is counted in heartbeats, not by a clock, which keeps running while the
 machine is suspended."""
 
 
-FAREWELL = 5.0
-"""Seconds that a worker has to close its environments."""
+CLOSING_SECONDS = 5.0
+"""Seconds that a worker may take to close its environments."""
 BOOTSTRAP = """
 import json, os, signal, sys
 signal.signal(signal.SIGINT, signal.SIG_IGN)
@@ -50,15 +50,15 @@ server = importlib.import_module(module).Server()
 from upslope.engines.processes import serve
 serve(server, requests, answers, path)
 """
-"""The worker's first code. A file in the current folder must not shadow one of Python's own modules, so that folder
-comes last until upslope is imported; from then on the path is the main process's."""
+"""The code that starts a worker. A file in the current folder must not shadow one of Python's own modules, so that
+folder comes last until upslope is imported; afterwards the path is the main process's."""
 
 
 class Worker:
     """A process that answers requests, one at a time."""
 
-    def __init__(self, module: str, index: int, whose: str, notices: Notices):
-        self.index, self.whose, self.notices = index, whose, notices
+    def __init__(self, module: str, index: int, share: str, notices: Notices):
+        self.index, self.share, self.notices = index, share, notices
         # Only one process may hold an accelerator's memory.
         environment = os.environ | {"NPROC": "1", "JAX_PLATFORMS": "cpu"}
         (requests, mine), (theirs, answers) = os.pipe(), os.pipe()
@@ -100,7 +100,7 @@ class Worker:
 
     def answer(self, say: Callable[[str], None]) -> Any:
         """Wait for the answer; report a worker that hangs, kill it past the limit, and raise its errors."""
-        silent, told, place = 0.0, 0.0, "it gives no sign of life"
+        silent, reported, place = 0.0, 0.0, "it does not respond"
         kind: str
         value: Any
         while True:
@@ -114,13 +114,13 @@ class Worker:
             else:
                 silent = 0.0
             if kind == "beat":
-                stuck, place = value
-                if stuck - told >= PATIENCE:
-                    told = stuck
-                    say(f"{self.describe()} has not answered for {stuck:.0f} s: {place}.")
+                seconds, place = value
+                if seconds - reported >= PATIENCE:
+                    reported = seconds
+                    say(f"{self.describe()} has not answered for {seconds:.0f} s: {place}.")
                 # A process that is starting sends no heartbeat for a while.
-                if stuck >= (max(limit(), PATIENCE) if silent else limit()):
-                    raise self.ended_for(stuck, place)
+                if seconds >= (max(limit(), PATIENCE) if silent else limit()):
+                    raise self.kill_unresponsive(seconds, place)
                 continue
             if kind == "notice":
                 notice: Any = value
@@ -133,32 +133,32 @@ class Worker:
                 raise UpslopeError(f"{self.describe()} ended with exit status {self.process.returncode}.")
             raise UpslopeError(value)
 
-    def ended_for(self, stuck: float, place: str) -> UpslopeError:
+    def kill_unresponsive(self, seconds: float, place: str) -> UpslopeError:
         """Kill the process and return the error to raise."""
         self.process.kill()
         return UpslopeError(
-            f"{self.describe()} has not answered for {stuck:.0f} s: {place}. It was ended. If the environment is only "
-            f"slow, allow it more seconds: {LIMIT}={2 * stuck:.0f} upslope …"
+            f"{self.describe()} has not answered for {seconds:.0f} s: {place}. It was killed. If the environment is "
+            f"only slow, allow more seconds: {LIMIT}={2 * seconds:.0f} upslope …"
         )
 
     def describe(self) -> str:
         """Name the worker for a message."""
-        return f"Worker process {self.index} (process {self.process.pid}, {self.whose})"
+        return f"Worker process {self.index} (process {self.process.pid}, {self.share})"
 
-    def hang_up(self) -> None:
+    def request_exit(self) -> None:
         """Tell the process to close its environments and exit."""
         with contextlib.suppress(OSError):  # the process is dead, with requests still in the buffer
             self.requests.close()
 
     def close(self) -> None:
         """Wait for the process to exit, and report its last messages."""
-        self.hang_up()
+        self.request_exit()
         try:
-            self.process.wait(timeout=FAREWELL)
+            self.process.wait(timeout=CLOSING_SECONDS)
         except subprocess.TimeoutExpired:
             self.process.kill()
             self.process.wait()
-        self.listener.join(timeout=FAREWELL)
+        self.listener.join(timeout=CLOSING_SECONDS)
         is_closed = self.process.returncode >= 0
         while not self.answers.empty():
             kind, value = self.answers.get()
@@ -167,7 +167,7 @@ class Worker:
                 notice: Any = value
                 self.notices(*notice)
         if not is_closed:
-            self.notices("ended", f"warning: {self.describe()} was ended before it had closed its environments.")
+            self.notices("ended", f"warning: {self.describe()} was killed before it had closed its environments.")
         if not self.listener.is_alive():
             self.received.close()
 
@@ -175,7 +175,7 @@ class Worker:
 def close_workers(workers: Sequence[Worker]) -> None:
     """Shut all processes down in parallel."""
     for worker in workers:
-        worker.hang_up()
+        worker.request_exit()
     for worker in workers:
         worker.close()
 
@@ -210,8 +210,8 @@ def limit() -> float:
         raise UpslopeError(f"{LIMIT} must be a number of seconds, not {text!r}.") from error
 
 
-class Pulse:
-    """A worker's heartbeats, which report its current environment call and how long that has lasted."""
+class Heartbeat:
+    """Sends a worker's heartbeats, which report its current environment call and its duration."""
 
     def __init__(self, server: Any, stream: Any):
         self.server, self.stream, self.lock = server, stream, threading.Lock()
@@ -222,21 +222,21 @@ class Pulse:
 
     def beat(self) -> None:
         """Send a heartbeat once a second."""
-        before, stuck = None, 0.0
+        before, seconds = None, 0.0
         while not self.is_over.wait(BEAT):
-            words = place_of(getattr(self.server, "columns", None))
+            words = current_call(getattr(self.server, "columns", None))
             now = (self.request, words)
-            stuck = stuck + BEAT if now == before and words and self.is_busy else 0.0
+            seconds = seconds + BEAT if now == before and words and self.is_busy else 0.0
             before = now
             with self.lock:
                 if self.is_busy:
                     try:
-                        send(self.stream, ("beat", (stuck, words)))
+                        send(self.stream, ("beat", (seconds, words)))
                     except OSError:
                         return
 
     def end(self) -> None:
-        """Report that everything is closed; no heartbeat follows."""
+        """Report that everything is closed, and stop the heartbeats."""
         self.is_over.set()
         with contextlib.suppress(OSError):
             self.answer("closed", None)
@@ -262,34 +262,34 @@ class Pulse:
                 warn(words)
 
 
-class Lookout:
-    """Reports an environment of this process that is stuck in a call; only the user's interrupt can end it."""
+class HangMonitor:
+    """Reports an environment of this process that is stuck in a call; only the user can interrupt it."""
 
     def __init__(self, columns: Any, say: Callable[[str], None]):
         self.columns, self.say = columns, say
         self.is_over = threading.Event()
-        self.is_named = False
+        self.is_reported = False
         threading.Thread(target=self.watch, daemon=True).start()
 
     @property
     def hangs(self) -> bool:
-        """Whether an environment was reported and is still in its call; it may have returned between two beats."""
-        return self.is_named and self.columns.row is not None
+        """Whether an environment was reported and is still in its call; it may have returned since the last beat."""
+        return self.is_reported and self.columns.row is not None
 
     def watch(self) -> None:
-        """Count time in beats, as for workers."""
-        before, stuck, told = "", 0.0, 0.0
+        """Check once per beat; time is counted in beats, as for workers."""
+        before, seconds, reported = "", 0.0, 0.0
         while not self.is_over.wait(BEAT):
-            words = place_of(self.columns)
-            stuck = stuck + BEAT if words and words == before else 0.0
+            words = current_call(self.columns)
+            seconds = seconds + BEAT if words and words == before else 0.0
             before = words
-            self.is_named = stuck >= PATIENCE
-            told = told if self.is_named else 0.0
-            if stuck - told >= PATIENCE:
-                told = stuck
+            self.is_reported = seconds >= PATIENCE
+            reported = reported if self.is_reported else 0.0
+            if seconds - reported >= PATIENCE:
+                reported = seconds
                 self.say(
-                    f"{words}, has not come back for {stuck:.0f} s. If it hangs, press Ctrl-C: that ends the call, "
-                    "saves what came before this iteration, and stops."
+                    f"{words}, has not returned for {seconds:.0f} s. If it hangs, press Ctrl-C to interrupt the call, "
+                    "save everything up to this iteration, and stop."
                 )
 
     def close(self) -> None:
@@ -297,10 +297,10 @@ class Lookout:
         self.is_over.set()
 
 
-def place_of(columns: Any) -> str:
+def current_call(columns: Any) -> str:
     """The environment of a `HostColumns` that is currently being called; empty if none is."""
     if columns is None:
-        return "it is making its environments"
+        return "it is creating its environments"
     row = columns.row
     if row is None:
         return ""
@@ -308,11 +308,14 @@ def place_of(columns: Any) -> str:
     return f"{columns.world.name} is in {'step' if episode.length else 'reset'}(), {episode.describe()}"
 
 
-def settle_down() -> None:
-    """Once a worker's environments exist: stop MuJoCo's timer, keep to one thread, and freeze the garbage collector."""
+def reduce_overhead() -> None:
+    """Stop MuJoCo's timer, limit NumPy to one thread, and freeze the garbage collector.
+
+    To be called once a worker's environments exist.
+    """
     stop_stopwatch()
     one_blas_thread()  # again, for libraries that the environments loaded
-    # Objects created so far live as long as the process and need not be scanned for garbage again.
+    # Objects created so far live as long as the process, so the collector need not scan them.
     gc.freeze()
 
 
@@ -326,16 +329,16 @@ def serve(server: Any, requests: int, answers: int, path: Sequence[str]) -> None
     # A handler that does nothing, not SIG_IGN: child programs would inherit SIG_IGN and could not be terminated.
     signal.signal(signal.SIGTERM, lambda number, frame: None)
     os.dup2(2, 1)  # send an environment's output to standard error
-    settle(on_host=True)
+    configure_jax(on_host=True)
     one_blas_thread()
-    with os.fdopen(requests, "rb") as asked, contextlib.suppress(OSError), os.fdopen(answers, "wb") as told_back:
-        pulse = Pulse(server, told_back)
-        server.notices = Notices(pulse.notice)
+    with os.fdopen(requests, "rb") as asked, contextlib.suppress(OSError), os.fdopen(answers, "wb") as answering:
+        heartbeat = Heartbeat(server, answering)
+        server.notices = Notices(heartbeat.notice)
         try:
-            answer_all(server, asked, pulse)
+            answer_all(server, asked, heartbeat)
         finally:
             server.close()
-            pulse.end()
+            heartbeat.end()
     # Everything is closed. Tearing down the interpreter would only take time and make libraries print warnings.
     atexit._run_exitfuncs()
     for stream in (sys.stdout, sys.stderr):
@@ -344,19 +347,19 @@ def serve(server: Any, requests: int, answers: int, path: Sequence[str]) -> None
     os._exit(0)
 
 
-def answer_all(server: Any, requests: Any, pulse: "Pulse") -> None:
+def answer_all(server: Any, requests: Any, heartbeat: "Heartbeat") -> None:
     """Answer requests until the stream ends."""
     while True:
         try:
             what, arguments = pickle.load(requests)
         except EOFError:
             return
-        pulse.begin()
+        heartbeat.begin()
         try:
-            pulse.answer("done", getattr(server, what)(*arguments))
+            heartbeat.answer("done", getattr(server, what)(*arguments))
         except BrokenPipeError:
             return
         except UpslopeError as error:
-            pulse.answer("refused", str(error))
+            heartbeat.answer("refused", str(error))
         except Exception as error:
-            pulse.answer("refused", f"{told(error)} in a worker process")
+            heartbeat.answer("refused", f"{told(error)} in a worker process")

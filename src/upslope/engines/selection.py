@@ -1,4 +1,4 @@
-"""Which engine trains a task: one program, one process, or several."""
+"""Select the engine that trains a task: a compiled program, one process, or several."""
 
 import pickle
 from collections.abc import Callable, Sequence
@@ -21,8 +21,8 @@ def engine_of(
     workers = resources.workers
     if workers is not None and (data is not None or task.environment.is_compiled):
         raise UpslopeError(
-            "--workers is for Gymnasium environments, and this runs in one program that spreads its seeds by itself. "
-            "Leave it out."
+            "--workers applies only to Gymnasium environments; this run is a compiled program, which distributes its "
+            "seeds itself. Omit --workers."
         )
     if data is not None:
         return RecordedEngine(task, seeds, data)
@@ -30,7 +30,7 @@ def engine_of(
         return CompiledEngine(task, seeds)
     if workers is not None and workers < 1:
         raise UpslopeError(f"--workers must be 1 or more, not {workers}.")
-    if can_travel(task):
+    if is_transferable(task):
         try:
             slices = num_slices(task, len(seeds), workers)
             if slices > 1:
@@ -41,13 +41,13 @@ def engine_of(
         except UpslopeError as error:
             say(f"training in one process: {error}")
     elif workers is not None and workers > 1:
-        say(f"training in one process: {task.environment.name} cannot be handed to another one as it is.")
+        say(f"training in one process: {task.environment.name} cannot be sent to a worker process.")
     return HostEngine(task, seeds, columns_of(task, seeds, notices_to(say)), say)
 
 
-def can_travel(task: Task) -> bool:
+def is_transferable(task: Task) -> bool:
     """Whether the task can be sent to another process: its environment was requested by name, and no part of it is
-    defined in the user's script, which workers do not run again."""
+    defined in the user's script, which workers do not execute."""
     if not task.environment.is_named:
         return False
     try:

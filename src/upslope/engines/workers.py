@@ -1,8 +1,8 @@
 """Train the seeds of a Gymnasium environment in several processes, a share of the seeds in each.
 
 Seeds are independent, so each process is a complete `HostEngine`, and the main process joins their states, rows and
-snapshots. Splitting the environments of one seed instead (`slices.py`) passes every observation to another process and
-back, which for cheap environments takes longer than the step itself.
+snapshots. Splitting the environments of one seed instead (`slices.py`) passes every observation between
+processes, which for cheap environments takes longer than the step itself.
 """
 
 from collections.abc import Callable, Sequence
@@ -16,19 +16,19 @@ from upslope.engines.base import Chunk, never
 from upslope.engines.columns import HostColumns, join_snapshots, rows_of, split_snapshot
 from upslope.engines.host import HostEngine, columns_of
 from upslope.engines.notices import Notices, notices_to
-from upslope.engines.processes import Worker, answers_of, close_workers, settle_down
+from upslope.engines.processes import Worker, answers_of, close_workers, reduce_overhead
 from upslope.learning.devices import num_cores
 from upslope.learning.iteration import Task, TrainState, initialise_all
 
-WORTH_IT = 50_000
-"""Environment steps of all seeds below which starting processes costs more time than it saves."""
+MIN_PARALLEL_STEPS = 50_000
+"""Total environment steps of all seeds below which starting processes costs more time than it saves."""
 
 
-def num_workers(task: Task, num_seeds: int, asked: int | None) -> int:
+def num_workers(task: Task, num_seeds: int, requested: int | None) -> int:
     """The number of processes that train this run: one per seed, at most one per core."""
-    if asked is None and task.steps * num_seeds < WORTH_IT:
+    if requested is None and task.steps * num_seeds < MIN_PARALLEL_STEPS:
         return 1
-    return min(num_seeds, asked or num_cores())
+    return min(num_seeds, requested or num_cores())
 
 
 class WorkersEngine:
@@ -43,8 +43,8 @@ class WorkersEngine:
         names = [f"seeds {', '.join(map(str, share))}" for share in shares]
         self.counts = [len(share) for share in shares]
         self.state: TrainState | None = None
-        """The state that the workers hold."""
-        self.is_whole = True
+        """The state that the workers hold; None if they may hold another one."""
+        self.is_complete = True
         notices = notices_to(say)
         self.workers: list[Worker] = []
         try:
@@ -52,28 +52,28 @@ class WorkersEngine:
                 self.workers.append(Worker("upslope.engines.workers", i, name, notices))
             for worker, share in zip(self.workers, shares, strict=True):
                 worker.ask("begin", task, share.tolist())
-            self.everybody()
+            self.wait_for_all()
         except BaseException:
             self.close()
             raise
 
-    def everybody(self) -> list[Any]:
+    def wait_for_all(self) -> list[Any]:
         """Wait for the answers of all workers."""
         return answers_of(self.workers, self.say)
 
     def start(self) -> TrainState:
         return initialise_all(self.task, self.seeds)
 
-    def advance(self, state: TrainState, may_go_on: Callable[[], bool] = never) -> tuple[TrainState, Chunk]:
+    def advance(self, state: TrainState, may_continue: Callable[[], bool] = never) -> tuple[TrainState, Chunk]:
         leaves = None if state is self.state else leaves_of(state)
         first = 0
         for worker, count in zip(self.workers, self.counts, strict=True):
             last = first + count
             worker.ask("advance", None if leaves is None else [x[first:last] for x in leaves])
             first = last
-        self.is_whole, self.state = False, None
-        answers = self.everybody()
-        self.is_whole = True
+        self.is_complete, self.state = False, None
+        answers = self.wait_for_all()
+        self.is_complete = True
         names = {name for _, _, phases in answers for name in phases}
         self.phases |= {n: float(np.mean([phases.get(n, 0.0) for _, _, phases in answers])) for n in names}
         parts = [np.concatenate(xs) for xs in zip(*(leaves for leaves, _, _ in answers), strict=True)]
@@ -82,15 +82,15 @@ class WorkersEngine:
 
     def snapshot(self) -> dict[str, np.ndarray]:
         for worker in self.workers:
-            worker.ask("snapshot", self.is_whole)
+            worker.ask("snapshot", self.is_complete)
         shape = (len(self.seeds), self.task.num_envs)
-        return join_snapshots(self.everybody(), rows_of(self.counts, shape[1]), shape)
+        return join_snapshots(self.wait_for_all(), rows_of(self.counts, shape[1]), shape)
 
     def restore(self, snapshot: dict[str, np.ndarray], say: Callable[[str], None]) -> None:
         parts = split_snapshot(snapshot, self.counts)
         for worker, part in zip(self.workers, parts, strict=True):
             worker.ask("restore", part)
-        for words in self.everybody():
+        for words in self.wait_for_all():
             for line in words:
                 say(line)
 
@@ -99,7 +99,7 @@ class WorkersEngine:
 
 
 def join(chunks: list[Chunk]) -> Chunk:
-    """Join the chunks of several shares of the seeds; a worker counts its own seeds from 0."""
+    """Join the chunks of all workers, each of which numbers its own seeds from 0."""
     episodes, count = [], 0
     for chunk in chunks:
         episodes += [[(step, count + s, r, n) for step, s, r, n in rows] for rows in chunk.episodes]
@@ -138,7 +138,7 @@ class Server:
         self.columns = columns_of(task, seeds, self.notices)
         self.engine = HostEngine(task, seeds, self.columns)
         self.state = self.engine.start()
-        settle_down()
+        reduce_overhead()
 
     def advance(self, leaves: list[np.ndarray] | None) -> tuple[list[np.ndarray], Chunk, dict[str, float]]:
         """Advance one chunk, from the given state if there is one."""
@@ -147,9 +147,9 @@ class Server:
         self.state, chunk = self.engine.advance(self.state)
         return leaves_of(self.state), chunk, self.engine.phases
 
-    def snapshot(self, is_whole: bool) -> dict[str, np.ndarray]:
+    def snapshot(self, is_complete: bool) -> dict[str, np.ndarray]:
         """The snapshot at the end of the last iteration that all workers finished."""
-        self.engine.is_whole &= is_whole
+        self.engine.is_complete &= is_complete
         return self.engine.snapshot()
 
     def restore(self, snapshot: dict[str, np.ndarray]) -> list[str]:

@@ -30,7 +30,7 @@ from upslope.report.page import add_credit, write_report
 from upslope.runs.directory import RunDirectory, check_name, free_name, same_run
 from upslope.runs.display import return_words
 from upslope.runs.evaluation import evaluate
-from upslope.runs.train import Session, begin, go_on
+from upslope.runs.train import Session, begin, resume_run
 
 STEPS = 50_000
 """Default number of environment steps per seed and rung."""
@@ -168,7 +168,7 @@ def climb(
         elif is_finished(path):
             display.mark(rung, "finished before", returns_at(read_record(path), np.asarray([np.inf]))[:, 0].tolist())
         else:
-            go_on(config, task_of(config, environment), directory, session, [])
+            resume_run(config, task_of(config, environment), directory, session, [])
     except UpslopeError as error:
         display.mark(rung, "failed")
         display.warn(f"{rung}: {error}")

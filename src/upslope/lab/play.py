@@ -18,7 +18,7 @@ from upslope.core.objectives import Objective, PolicyGradient, Sample
 from upslope.core.types import Credit, Metrics, Rollout
 from upslope.environments.tabular import Tabular
 from upslope.learning.collect import collect_episodes
-from upslope.learning.devices import in_full, num_cores
+from upslope.learning.devices import full_precision, num_cores
 from upslope.learning.evaluation import evaluate
 from upslope.learning.iteration import Task, TrainState, initialise_all, iterate, over_seeds
 from upslope.learning.update import Update, plain_update
@@ -69,7 +69,7 @@ def side_by_side(measurements: Sequence[Callable[[], Any]]) -> list[Any]:
     """Run independent measurements in threads: XLA, which takes most of their time, needs no lock."""
 
     def run(measure: Callable[[], Any]) -> Any:
-        with in_full(jax.default_backend() != "cpu"):  # `computing` applies to its own thread only
+        with full_precision(jax.default_backend() != "cpu"):  # `computing` applies to its own thread only
             return measure()
 
     with ThreadPoolExecutor(num_cores()) as pool:

@@ -28,24 +28,25 @@ def late_effect(batch: Any, rollout: Rollout) -> Float[Array, ""]:
     """`action_effect` for delayed outcomes and hidden cues: the larger of two mean z², 1.64 by chance.
 
     The first uses the weight Ψ, since an action's reward may come much later. The second uses reward and end, each
-    times the sum of the episode's earlier observations: if an action has to match a cue that is no longer visible, its
-    reward correlates with nothing in the present observation. The sum keeps a cue that was shown only once.
+    multiplied by the sum of the episode's earlier observations: if an action has to match a cue that is no longer
+    visible, its reward correlates with nothing in the current observation. The sum keeps a cue that was shown only
+    once.
     """
     score, valid = scores_of(batch)
-    begins = jnp.concatenate([jnp.ones_like(rollout.valid[:1]), ends(rollout)[:-1]])
+    is_first = jnp.concatenate([jnp.ones_like(rollout.valid[:1]), ends(rollout)[:-1]])
     seen = numbers_of(rollout.observation, 2).reshape(*rollout.reward.shape, -1)
 
-    def further(total: Array, now: tuple[Array, Array]) -> tuple[Array, Array]:
-        observation, begins = now
-        total = jnp.where(begins[:, None], 0.0, total)
+    def accumulate(total: Array, now: tuple[Array, Array]) -> tuple[Array, Array]:
+        observation, is_first = now
+        total = jnp.where(is_first[:, None], 0.0, total)
         return total + observation, total
 
-    remembered = jax.lax.scan(further, jnp.zeros_like(seen[0]), (seen, begins))[1].reshape(len(valid), -1)
+    remembered = jax.lax.scan(accumulate, jnp.zeros_like(seen[0]), (seen, is_first))[1].reshape(len(valid), -1)
     reward, over = (
         jnp.ravel(x).astype(jnp.float32)[:, None] for x in (rollout.reward, rollout.terminated & rollout.valid)
     )
-    # Centred, since a constant cost per step would otherwise hide a reward that comes once.
-    reward, remembered = (about_mean(x, valid) for x in (reward, remembered))
+    # Centred, since a constant cost per step would otherwise hide a rare reward.
+    reward, remembered = (centred(x, valid) for x in (reward, remembered))
     products = [x * remembered for x in (reward, over)]
     paid = mean_square_z(score, batch.weight.reshape(-1, 1), valid)
     return jnp.fmax(paid, mean_square_z(score, jnp.concatenate(products, axis=1), valid))
@@ -58,7 +59,7 @@ def numbers_of(observation: Any, batch_axes: int) -> Float[Array, "B D"]:
 
 
 def scores_of(batch: Any) -> tuple[Float[Array, "B K"], Float[Array, "B 1"]]:
-    """∂ log π(a|s)/∂(logits, mean) of each sample, 0 for padding; and the valid samples as 1, padding as 0."""
+    """∂ log π(a|s)/∂(logits, mean) of each sample, 0 for padding; and a mask: 1 for valid samples, 0 for padding."""
     scores = jax.grad(lambda policy: jnp.sum(policy.log_prob(batch.action)))(batch.old_policy)
     # A state-independent σ has one score for the whole batch, not one per sample.
     score = jnp.concatenate([x for x in jax.tree.leaves(scores) if x.ndim == 2], axis=1)
@@ -70,7 +71,7 @@ def mean_square_z(
     score: Float[Array, "B K"], following: Float[Array, "B Y"], valid: Float[Array, "B 1"]
 ) -> Float[Array, ""]:
     """Mean z² over all pairs whose product varies; nan if none does."""
-    score, following = jax.lax.optimization_barrier((score, about_mean(following, valid)))
+    score, following = jax.lax.optimization_barrier((score, centred(following, valid)))
     products = score.T @ following, jnp.square(score).T @ jnp.square(following)
     together, square = jax.lax.optimization_barrier(products)
     varies = square > 1e-12
@@ -78,7 +79,7 @@ def mean_square_z(
     return jax.lax.optimization_barrier(total) / jnp.sum(varies)
 
 
-def about_mean(x: Float[Array, "B D"], valid: Float[Array, "B 1"]) -> Float[Array, "B D"]:
+def centred(x: Float[Array, "B D"], valid: Float[Array, "B 1"]) -> Float[Array, "B D"]:
     """x minus its mean over the valid rows.
 
     The barriers, here and above, prevent fusion with neighbouring operations, which would make a sum's rounding depend

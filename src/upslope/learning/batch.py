@@ -1,4 +1,4 @@
-"""A rollout as a batch: facts and credit [T, N] → units from which minibatches are drawn.
+"""Convert a rollout to a batch: facts and credit [T, N] → units from which minibatches are drawn.
 
 Without memory a unit is one step, and a batch has B = T·N of them. With memory a unit is a stretch of L consecutive
 steps, whose initial carry is computed with the parameters before the update.
@@ -38,7 +38,7 @@ class Batch(NamedTuple):
 
 
 def beginnings(rollout: Rollout, memory: Memory) -> Bool[Array, "T N"]:
-    """Where an episode begins; the first row comes from the memory."""
+    """Mask of steps at which an episode begins; the first row comes from the memory."""
     return jnp.concatenate([memory.fresh[None], ends(rollout)[:-1]])
 
 
@@ -50,7 +50,7 @@ def batch_of(
     length = min(length or len(valid), len(valid)) if has_memory(agent.model) else None
 
     def units(x: Array) -> Array:
-        # Padding may hold anything, and a gradient through nan is nan even where the loss is masked.
+        # Padding may hold any value, and a gradient through nan is nan even where the loss is masked.
         is_row = valid.reshape(valid.shape + (1,) * (x.ndim - 2))
         return as_units(jnp.where(is_row, x, jnp.zeros((), x.dtype)), length)
 
@@ -58,7 +58,7 @@ def batch_of(
     features = jax.tree.map(units, prepared)
     fresh = as_units(beginnings(rollout, memory), length)
     carry = () if length is None else carries_at(agent.model, prepared, memory, rollout, length)
-    # In padding everything is allowed, since a policy that may choose nothing is nan.
+    # In padding everything is allowed, since a policy with no allowed action is nan.
     mask = None if rollout.action_mask is None else ~units(~rollout.action_mask)
     inputs = (features, carry, fresh, mask)
     return Batch(

@@ -29,8 +29,8 @@ class EnvState(NamedTuple):
     episode_return: Float[Array, "N"]
 
 
-class Chance(NamedTuple):
-    """The randomness of a step of N columns."""
+class Randomness(NamedTuple):
+    """The random inputs of one step of N columns."""
 
     noise: Float[Array, "..."]
     """Noise from which the policy's actions are sampled."""
@@ -39,22 +39,22 @@ class Chance(NamedTuple):
 
 
 class Finished(NamedTuple):
-    """Where episodes ended, with their returns and lengths, which are meaningless where `done` is false."""
+    """Finished episodes: returns and lengths are meaningful only where `done` is true."""
 
     done: Bool[Array, "T N"]
     episode_return: Float[Array, "T N"]
     length: Int[Array, "T N"]
     stuck: Bool[Array, "T N"] | None = None
-    """Where the environment allowed no action though one had to be chosen; None if it does not mask actions."""
+    """Where an action was required but none was allowed; None if the environment does not mask actions."""
 
 
 def begin(world: CompiledEnvironment, agent: Acting, key: PRNGKeyArray, num_envs: int) -> EnvState:
-    """N fresh episodes."""
-    return begin_with(world, agent, jax.random.split(key, num_envs))
+    """Start N episodes."""
+    return begin_episodes(world, agent, jax.random.split(key, num_envs))
 
 
-def begin_with(world: CompiledEnvironment, agent: Acting, keys: Key[Array, "N"]) -> EnvState:
-    """A fresh episode for each key."""
+def begin_episodes(world: CompiledEnvironment, agent: Acting, keys: Key[Array, "N"]) -> EnvState:
+    """Start one episode per key."""
     state, observation = jax.vmap(world.reset)(keys)
     zeros = jnp.zeros(len(keys), jnp.int32)
     return EnvState(state, observation, agent.model.start(len(keys)), zeros, zeros.astype(jnp.float32))
@@ -71,19 +71,19 @@ def collect(
     """Act for `num_steps` steps in N columns, continuing from `columns` and restarting whenever an episode ends."""
     num_envs = columns.length.shape[0]
 
-    def step(columns: EnvState, chance: tuple[Array, Chance]) -> tuple[EnvState, tuple[Rollout, Finished]]:
-        reset_keys, decided = chance
-        after, row, finished = advance(world, agent, columns, decided, max_episode_steps)
+    def step(columns: EnvState, randomness: tuple[Array, Randomness]) -> tuple[EnvState, tuple[Rollout, Finished]]:
+        reset_keys, step_randomness = randomness
+        after, row, finished = advance(world, agent, columns, step_randomness, max_episode_steps)
         after = jax.lax.cond(
             jnp.any(finished.done),
-            lambda: where_rows(finished.done, begin_with(world, agent, reset_keys), after),
+            lambda: where_rows(finished.done, begin_episodes(world, agent, reset_keys), after),
             lambda: after,
         )
         return after, (row, finished)
 
     keys = split_each(jax.random.split(key, num_steps))
-    chance = split_each(keys[:, 0], num_envs), all_chance(agent, columns, keys[:, 1])
-    columns, (rollout, finished) = jax.lax.scan(step, columns, chance)
+    randomness = split_each(keys[:, 0], num_envs), draw_randomness(agent, columns, keys[:, 1])
+    columns, (rollout, finished) = jax.lax.scan(step, columns, randomness)
     return columns, rollout, finished
 
 
@@ -93,28 +93,28 @@ def collect_episodes(
     """One whole episode in each of N columns, padded to `max_episode_steps`."""
     begin_key, act_key = jax.random.split(key)
 
-    def step(carry: tuple[EnvState, Array], chance: Chance) -> tuple[Any, tuple[Rollout, Finished]]:
+    def step(carry: tuple[EnvState, Array], randomness: Randomness) -> tuple[Any, tuple[Rollout, Finished]]:
         columns, running = carry
-        after, row, finished = advance(world, agent, columns, chance, max_episode_steps)
+        after, row, finished = advance(world, agent, columns, randomness, max_episode_steps)
         row = row._replace(valid=running, reward=jnp.where(running, row.reward, 0.0))
         stuck = None if finished.stuck is None else finished.stuck & running
         finished = finished._replace(done=finished.done & running, stuck=stuck)
         return (after, running & ~finished.done), (row, finished)
 
     columns = begin(world, agent, begin_key, num_envs)
-    chance = all_chance(agent, columns, jax.random.split(act_key, max_episode_steps))
-    return jax.lax.scan(step, (columns, jnp.ones(num_envs, bool)), chance)[1]
+    randomness = draw_randomness(agent, columns, jax.random.split(act_key, max_episode_steps))
+    return jax.lax.scan(step, (columns, jnp.ones(num_envs, bool)), randomness)[1]
 
 
-def all_chance(agent: Acting, columns: EnvState, keys: Key[Array, "T"]) -> Chance:
-    """The randomness of T steps.
+def draw_randomness(agent: Acting, columns: EnvState, keys: Key[Array, "T"]) -> Randomness:
+    """The random inputs of T steps.
 
     It is drawn in one batch, since in a cheap environment splitting keys and drawing numbers step by step takes a large
     share of each step. The policy here provides only the shape of the noise.
     """
     keys = split_each(keys)
-    noise = jax.vmap(lambda key: acting(agent, columns, None)[0].noise(key))(keys[:, 0])
-    return Chance(noise, split_each(keys[:, 1], columns.length.shape[0]))
+    noise = jax.vmap(lambda key: act_in_columns(agent, columns, None)[0].noise(key))(keys[:, 0])
+    return Randomness(noise, split_each(keys[:, 1], columns.length.shape[0]))
 
 
 def split_each(keys: Key[Array, "T"], num: int = 2) -> Key[Array, "T num"]:
@@ -126,19 +126,19 @@ def advance(
     world: CompiledEnvironment,
     agent: Acting,
     columns: EnvState,
-    chance: Chance,
+    randomness: Randomness,
     max_episode_steps: int | None,
 ) -> tuple[EnvState, Rollout, Finished]:
     """One step of every column, without restarting finished episodes."""
     mask = choices = mask_of(world, agent.head, columns.state)
     stuck = None
     if mask is not None:
-        # A compiled program cannot raise: where nothing is allowed, any action is drawn and `stuck` reports it.
+        # A compiled program cannot raise: where nothing is allowed, any action is drawn, and `stuck` reports it.
         stuck = ~agent.head.allows_some(mask)
         choices = mask | stuck[:, None]
-    policy, carry = acting(agent, columns, choices)
-    action = policy.choose(chance.noise)
-    state, transition = jax.vmap(world.step)(chance.keys, columns.state, agent.head.to_compiled(action))
+    policy, carry = act_in_columns(agent, columns, choices)
+    action = policy.choose(randomness.noise)
+    state, transition = jax.vmap(world.step)(randomness.keys, columns.state, agent.head.to_compiled(action))
     length = columns.length + 1
     at_limit = jnp.zeros_like(transition.truncated) if max_episode_steps is None else length >= max_episode_steps
     truncated = transition.truncated | at_limit
@@ -158,7 +158,7 @@ def advance(
     return after, row, Finished(transition.terminated | truncated, episode_return, length, stuck)
 
 
-def acting(agent: Acting, columns: EnvState, mask: Bool[Array, "N M"] | None) -> tuple[Any, Carry]:
+def act_in_columns(agent: Acting, columns: EnvState, mask: Bool[Array, "N M"] | None) -> tuple[Any, Carry]:
     """π(·|s) in every column, and the carry after it. The carry is already reset where an episode begins."""
     return agent.act(columns.observation, columns.carry, columns.length == 0, mask)
 

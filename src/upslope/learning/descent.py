@@ -14,13 +14,13 @@ from upslope.errors import UpslopeError
 from upslope.learning.batch import Batch
 from upslope.learning.optimisers import Optimiser
 from upslope.learning.shuffle import shuffle
-from upslope.learning.vectors import end_to_end
+from upslope.learning.vectors import concatenate_leaves
 
-SPLIT_FROM = 1024
+MIN_SPLIT = 1024
 """Minimum number of units for which a CPU core computes a minibatch's gradient as a sum over two halves."""
 
 Loss = Callable[[Any, Batch], tuple[Float[Array, "B ..."], Any]]
-"""(parameters, batch) → the loss of each sample, and further values per sample that are to be averaged."""
+"""(parameters, batch) → the loss of each sample, and other values per sample, to be averaged."""
 
 
 class Plan(NamedTuple):
@@ -60,8 +60,8 @@ def descend(
 ) -> tuple[Descent, Metrics]:
     """Minimise the mean of `loss` over epochs of shuffled, disjoint minibatches.
 
-    `must_stop` receives the means of the loss's further values; the descent ends before the first minibatch for which
-    it returns true. Samples left over by an uneven division differ from epoch to epoch.
+    `must_stop` receives the means of the loss's other values; the descent stops before the first minibatch for which it
+    returns true. If the division leaves a remainder, each epoch omits different samples.
     """
     num_units = batch.weight.shape[0]
     size = num_units // plan.minibatches
@@ -73,19 +73,19 @@ def descend(
     chain = plan.optimiser.transformation()
     flat, unpack = ravel_pytree(start.parameters)
 
-    def moved(parameters: Array, slopes: Any, state: Any) -> tuple[Array, Any, Array]:
-        gradient = end_to_end(slopes)
+    def apply_gradient(parameters: Array, gradients: Any, state: Any) -> tuple[Array, Any, Array]:
+        gradient = concatenate_leaves(gradients)
         if plan.optimiser.is_complete:
-            updates, state = chain.update(slopes, state, unpack(parameters))
-            return parameters + end_to_end(updates), state, gradient
+            updates, state = chain.update(gradients, state, unpack(parameters))
+            return parameters + concatenate_leaves(updates), state, gradient
         update: tuple[Any, Any] = chain.update(gradient, state, parameters)
         direction, state = update
         return parameters - learning_rate * direction, state, gradient
 
     def move(descent: Descent, indices: Array) -> tuple[Descent, tuple[Array, Array]]:
         chosen = indices if plan.minibatches > 1 else None
-        (value, means), slopes = slope(loss, unpack(descent.parameters), batch, chosen, plan.in_halves)
-        parameters, state, gradient = moved(descent.parameters, slopes, descent.optimiser)
+        (value, means), gradients = minibatch_gradient(loss, unpack(descent.parameters), batch, chosen, plan.in_halves)
+        parameters, state, gradient = apply_gradient(descent.parameters, gradients, descent.optimiser)
         after = Descent(parameters, state, jnp.bool_(False))
         if must_stop is not None:
             stopped = descent._replace(stopped=jnp.bool_(True))
@@ -108,7 +108,7 @@ def descend(
     return descent._replace(parameters=unpack(descent.parameters)), metrics
 
 
-def slope(
+def minibatch_gradient(
     loss: Loss, parameters: Any, batch: Batch, indices: Integer[Array, "M"] | None, in_halves: bool = True
 ) -> tuple[tuple[Float[Array, ""], Any], Any]:
     """The means of `loss`'s values over these units (all if None), and the gradient of the mean loss.
@@ -116,7 +116,7 @@ def slope(
     With `in_halves`, a large minibatch is summed over two halves, whose intermediate values stay in a core's cache.
     """
     num_units = batch.weight.shape[0] if indices is None else indices.shape[0]
-    num_parts = 2 if in_halves and num_units >= SPLIT_FROM and num_units % 2 == 0 else 1
+    num_parts = 2 if in_halves and num_units >= MIN_SPLIT and num_units % 2 == 0 else 1
     size = num_units // num_parts
 
     def rows(x: Any, place: slice) -> Any:

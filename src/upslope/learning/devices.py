@@ -24,13 +24,13 @@ from upslope.core.reading import brief
 
 SEEDS, NETWORKS = "seeds", "networks"
 """The axes of a mesh: seeds are spread over the first; the second has two devices, for policy and critic, or one."""
-AT_ONCE = "vmapped"
+VMAPPED_SEEDS = "vmapped"
 """The vmapped axis of seeds within one device."""
 
 
 @cache
 def prepare(*, on_host: bool) -> None:
-    """Make every CPU core a separate device, and keep compiled programs for the next run.
+    """Make every CPU core a separate device, and cache compiled programs on disk.
 
     `on_host` means that environments are stepped in Python. If JAX has already computed something, its devices cannot
     change, and seeds share the existing ones.
@@ -39,7 +39,7 @@ def prepare(*, on_host: bool) -> None:
         jax.config.update("jax_num_cpu_devices", num_cores())
     except RuntimeError:
         return
-    settle(on_host=on_host)
+    configure_jax(on_host=on_host)
 
 
 @contextmanager
@@ -51,7 +51,7 @@ def computing(*, on_host: bool) -> Iterator[None]:
         if on_host:
             stack.enter_context(one_blas_thread())
         if jax.default_backend() != "cpu":
-            stack.enter_context(in_full(True))
+            stack.enter_context(full_precision(True))
             with suppress(RuntimeError):  # JAX may be configured without a CPU backend
                 if on_host:
                     stack.enter_context(jax.default_device(jax.local_devices(backend="cpu")[0]))
@@ -68,12 +68,12 @@ def one_blas_thread() -> Any:
     return threadpool_limits(limits=1, user_api="blas")
 
 
-def in_full(is_accelerator: bool) -> AbstractContextManager[Any]:
+def full_precision(is_accelerator: bool) -> AbstractContextManager[Any]:
     """Use full 32-bit matrix products on accelerators, which round to fewer bits by default; CPUs do not."""
     return jax.default_matmul_precision("float32") if is_accelerator else nullcontext()
 
 
-def settle(*, on_host: bool) -> None:
+def configure_jax(*, on_host: bool) -> None:
     """Configure dispatch and the compilation cache of this process."""
     # Acting on the host waits for every result, so dispatching each call to another thread only adds overhead.
     # Asynchronous dispatch pays off for long programs on several devices.
@@ -98,7 +98,7 @@ def usable_cache() -> Path | None:
         return private_folder(folder)
     except OSError as error:
         warnings.warn(
-            f"Compiled programs are not kept, so every start compiles anew: {brief(error)}. Remove it, or set "
+            f"Compiled programs are not cached, so every start recompiles them: {brief(error)}. Remove it, or set "
             "JAX_COMPILATION_CACHE_DIR to a folder that only you can write.",
             stacklevel=2,
         )
@@ -135,7 +135,7 @@ def cache_folder() -> Path:
     return user_cache_path("upslope") / f"programs-jaxlib-{version('jaxlib')}"
 
 
-def shares_of(num_seeds: int, is_worth_two: bool) -> list[tuple[slice, Mesh]]:
+def assign_seeds(num_seeds: int, is_worth_two: bool) -> list[tuple[slice, Mesh]]:
     """Assign seeds to devices: as many full rounds over all devices as possible, then the rest.
 
     The rest is a separate program. If it leaves enough CPU cores idle and `is_worth_two`, each of its seeds gets two,
@@ -157,9 +157,9 @@ def mesh_of(devices: np.ndarray, width: int) -> Mesh:
 def is_vmapped(mesh: Mesh) -> bool:
     """Whether a device of this mesh runs its seeds vmapped. A core runs them one by one, so that each seed's data stays
     in its cache; one seed alone would underuse an accelerator."""
-    return not is_of_cores(mesh)
+    return not is_cpu_mesh(mesh)
 
 
-def is_of_cores(mesh: Mesh) -> bool:
+def is_cpu_mesh(mesh: Mesh) -> bool:
     """Whether the devices of this mesh are CPU cores."""
     return mesh.devices.flat[0].platform == "cpu"

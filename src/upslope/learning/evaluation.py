@@ -12,7 +12,7 @@ from upslope.learning.blocks import in_blocks
 from upslope.models.agent import Agent, value_of
 from upslope.models.model import Memory, has_memory, start_memory, unroll
 
-ROOM_FOR_NEW = 16
+STATES_PER_NEW = 16
 """If more than one state in this many ends an episode or a rollout, all successors are evaluated."""
 
 
@@ -22,7 +22,7 @@ def evaluate(agent: Agent, rollout: Rollout, memory: Memory | None = None, vmapp
     Where s_{t+1} is the next row's observation, that row's value is reused.
     """
     if has_memory(agent.model):
-        return evaluate_in_time(agent, rollout, memory or start_memory(agent.model, rollout.reward.shape[1]))
+        return evaluate_with_memory(agent, rollout, memory or start_memory(agent.model, rollout.reward.shape[1]))
     observation, successor = rollout.observation, rollout.next_observation
     shape = jax.tree.leaves(observation)[0].shape[:2]
 
@@ -31,24 +31,24 @@ def evaluate(agent: Agent, rollout: Rollout, memory: Memory | None = None, vmapp
 
     value = in_blocks(values, flat_rows(observation), vmapped).reshape(shape)
     is_new = jnp.concatenate([differs(observation, successor), jnp.ones((1, shape[1]), bool)]).reshape(-1)
-    shifted = jnp.concatenate([value[1:], value[-1:]]).reshape(-1)
-    room = max(value.shape[1], value.size // ROOM_FOR_NEW)
+    next_row_value = jnp.concatenate([value[1:], value[-1:]]).reshape(-1)
+    capacity = max(value.shape[1], value.size // STATES_PER_NEW)
     flat = flat_rows(successor)
 
-    def few() -> Array:
-        (rows,) = jnp.nonzero(is_new, size=room, fill_value=value.size)
+    def evaluate_new() -> Array:
+        (rows,) = jnp.nonzero(is_new, size=capacity, fill_value=value.size)
         chosen = jax.tree.map(lambda x: x.at[rows].get(mode="clip"), flat)
-        return shifted.at[rows].set(values(chosen), mode="drop")
+        return next_row_value.at[rows].set(values(chosen), mode="drop")
 
-    def many() -> Array:
-        return jnp.where(is_new, in_blocks(values, flat, vmapped), shifted)
+    def evaluate_all() -> Array:
+        return jnp.where(is_new, in_blocks(values, flat, vmapped), next_row_value)
 
     if vmapped:  # vmapped, `cond` would compute both branches for every seed
-        return Values(value, many().reshape(shape))
-    return Values(value, jax.lax.cond(jnp.sum(is_new) <= room, few, many).reshape(shape))
+        return Values(value, evaluate_all().reshape(shape))
+    return Values(value, jax.lax.cond(jnp.sum(is_new) <= capacity, evaluate_new, evaluate_all).reshape(shape))
 
 
-def evaluate_in_time(agent: Agent, rollout: Rollout, memory: Memory) -> Values:
+def evaluate_with_memory(agent: Agent, rollout: Rollout, memory: Memory) -> Values:
     """`evaluate` with memory: V(s_{t+1}) takes one more step from the carry after step t, in the same episode."""
     outputs, after = unroll(agent.model, agent.features(rollout.observation), memory.carry, beginnings(rollout, memory))
     flat = jax.tree.map(lambda x: x.reshape(-1, *x.shape[2:]), (agent.features(rollout.next_observation), after))

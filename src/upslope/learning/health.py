@@ -1,10 +1,10 @@
 """A run's health metrics `health/…`, computed from data that an update already has.
 
-They are computed about `POINTS` times per run, so that they cost little and rows stay small; `upslope doctor` reads
+They are computed about `POINTS` times per run, so that they cost little and rows stay small. `upslope doctor` reads
 them. A metric that is undefined for a batch (no episode ended, no bounds) is nan, and a row omits it. On the device all
 series are reduced together to one vector, which the host converts to named metrics: many small reductions, each with
 its own kernel, would take longer to compile than the update.
-Source: Jones (2021), Debugging RL, Without the Agonizing Pain, for most; others are named where they are computed.
+Source of most: Jones (2021), Debugging RL, Without the Agonizing Pain. Other sources are named where they are used.
 """
 
 from typing import Any, NamedTuple
@@ -21,9 +21,9 @@ from upslope.core.objectives import Sample, importance_ratio
 from upslope.core.types import Credit, Metrics, Rollout, Values
 from upslope.learning.action_effect import action_effect, late_effect
 from upslope.learning.batch import in_time
-from upslope.learning.devices import AT_ONCE
-from upslope.learning.evaluation import changes, differs, evaluate_in_time, flat_rows
-from upslope.learning.measures import correlations, of_features, saturation, shifted, totals
+from upslope.learning.devices import VMAPPED_SEEDS
+from upslope.learning.evaluation import changes, differs, evaluate_with_memory, flat_rows
+from upslope.learning.measures import correlations, feature_statistics, prepend_false, row_sums, saturation
 from upslope.models.agent import Agent, value_of
 from upslope.models.heads import ActionHead
 from upslope.models.model import POLICY, SHARED, VALUE, Memory, has_memory
@@ -37,7 +37,7 @@ TAIL = 8
 ROWS = 256
 """Number of samples used to measure saturation."""
 SAMPLES = 1024
-"""Number of samples used for all other metrics, in whole columns and at least four of them."""
+"""Approximate number of samples for all other metrics: whole columns, at least four."""
 ADAM_BETAS = (0.9, 0.999)
 
 SHARES = ("reward_nonzero", "end_share", "truncated_share", "broken_links", "reset_as_successor", "zero_after_end")
@@ -48,14 +48,14 @@ DECISIONS = ("log_prob", "log_prob_mismatch", "surrogate_gain", "state_dependenc
 SERIES = (*SHARES, *SIZES, *DECISIONS, "value", "value_bias")
 """Metrics with one number per step, summarised by mean, standard deviation, minimum and maximum."""
 PAIRS = ("tail_correlation", "terminal_correlation", "penultimate_correlation", "weight_agreement")
-OF_FEATURES = tuple(f"observation_{name}" for name in ("mean", "std_min", "std_max", "max", "constant"))
-OF_NETWORK = ("signal", "second_moment", "saturation")
-OTHERS = ("reward_scale", "ends_together", "action_effect", "late_effect", *OF_FEATURES)
-OTHERS += tuple(f"{network}_{name}" for network in ("policy", "critic") for name in OF_NETWORK)
+FEATURE_STATISTICS = tuple(f"observation_{name}" for name in ("mean", "std_min", "std_max", "max", "constant"))
+GROUP_STATISTICS = ("signal", "second_moment", "saturation")
+OTHERS = ("reward_scale", "ends_together", "action_effect", "late_effect", *FEATURE_STATISTICS)
+OTHERS += tuple(f"{network}_{name}" for network in ("policy", "critic") for name in GROUP_STATISTICS)
 
 
-class Seen(NamedTuple):
-    """The data available after an update; T·N samples."""
+class UpdateData(NamedTuple):
+    """The data available after an update, with T·N samples."""
 
     values: Values
     """The critic's values before the update, [T, C], for the first columns only; 0 without a critic."""
@@ -74,7 +74,7 @@ class Seen(NamedTuple):
 
 
 Series = dict[str, tuple[Shaped[Array, "T N"], Bool[Array, "T N"]]]
-"""Name → (one number per step, where it counts)."""
+"""Name → (one number per step, mask of the steps that count)."""
 
 
 class HealthProbe:
@@ -90,12 +90,12 @@ class HealthProbe:
         needs_critic: bool,
         vmapped: bool = False,
     ):
-        """`before` and `after` are fractions of the budget. `vmapped` means that this is one of several seeds along the
-        axis `AT_ONCE`."""
+        """`before` and `after` are the fractions of the budget spent before and after the update. `vmapped` means that
+        this is one of several seeds along the axis `VMAPPED_SEEDS`."""
         self.gamma, self.head, self.needs_critic = gamma, head, needs_critic
         self.is_due = (before == 0) | (jnp.floor(before * POINTS) < jnp.floor(after * POINTS))
         # Shared by all seeds: with a different predicate per seed, `cond` would always compute both branches.
-        self.is_due_for_any = jax.lax.psum(self.is_due.astype(jnp.int32), AT_ONCE) > 0 if vmapped else self.is_due
+        self.is_due_for_any = jax.lax.psum(self.is_due.astype(jnp.int32), VMAPPED_SEEDS) > 0 if vmapped else self.is_due
 
     def values(self, agent: Agent, batch: Any, rollout: Rollout, memory: Memory) -> Values:
         """V(s_t) and V(s_{t+1}) when due; 0 without a critic. Computed before the update, so that the old parameters
@@ -104,39 +104,41 @@ class HealthProbe:
         nothing = jnp.zeros_like(rollout.reward)[:, :count]
         if not self.needs_critic:
             return Values(nothing, nothing)
-        few = jax.tree.map(lambda x: x[:, :count], rollout)
+        subset = jax.tree.map(lambda x: x[:, :count], rollout)
 
-        def look() -> Values:
+        def compute_values() -> Values:
             if has_memory(agent.model):
-                return evaluate_in_time(agent, few, jax.tree.map(lambda x: x[:count], memory))
+                return evaluate_with_memory(agent, subset, jax.tree.map(lambda x: x[:count], memory))
             now = jax.tree.map(lambda x: first_columns(x, rollout), batch.features)
-            following = agent.features(flat_rows(few.next_observation))
+            following = agent.features(flat_rows(subset.next_observation))
             return Values(*(value_of(agent.model, x).reshape(nothing.shape) for x in (now, following)))
 
-        return jax.lax.cond(self.is_due_for_any, look, lambda: Values(nothing, nothing))
+        return jax.lax.cond(self.is_due_for_any, compute_values, lambda: Values(nothing, nothing))
 
-    def __call__(self, seen: Seen) -> Metrics:
+    def __call__(self, seen: UpdateData) -> Metrics:
         nothing = jnp.full(4 * len(SERIES) + len(PAIRS) + len(OTHERS), jnp.nan)
-        found = jax.lax.cond(self.is_due_for_any, self.measure, lambda _: nothing, narrow(seen))
+        found = jax.lax.cond(self.is_due_for_any, self.measure, lambda _: nothing, keep_first_columns(seen))
         return {RAW: jnp.where(self.is_due, found, nothing)}
 
-    def measure(self, seen: Seen) -> Float[Array, "K"]:
+    def measure(self, seen: UpdateData) -> Float[Array, "K"]:
         """All metrics, in the order of their names."""
         rollout, credit, batch, value = seen.rollout, seen.credit, seen.batch, seen.values.value
         has_value = rollout.valid if self.needs_critic else jnp.zeros_like(rollout.valid)
         tail = returns_before_the_end(self.gamma, rollout)
         series = facts(rollout) | weights(rollout, credit, tail) | decisions(seen, self.head)
         series |= {"value": (value, has_value), "value_bias": (value - credit.target, has_value)}
-        series |= {"truncation_error": at_limits(self.gamma, rollout, credit, seen.values, has_value)}
+        series |= {"truncation_error": bootstrap_errors(self.gamma, rollout, credit, seen.values, has_value)}
         parts = [
             moments(series),
             correlations(pairs(rollout, credit, value, has_value, tail)),
             jnp.stack(
                 [seen.reward_scale, ends_together(rollout), action_effect(batch, rollout), late_effect(batch, rollout)]
             ),
-            of_features(batch.features, batch.valid) if is_vector(batch.features) else unknown(len(OF_FEATURES)),
-            of_group(POLICY, seen, batch),
-            of_group(VALUE, seen, batch) if self.needs_critic else unknown(len(OF_NETWORK)),
+            feature_statistics(batch.features, batch.valid)
+            if is_vector(batch.features)
+            else unknown(len(FEATURE_STATISTICS)),
+            group_statistics(POLICY, seen, batch),
+            group_statistics(VALUE, seen, batch) if self.needs_critic else unknown(len(GROUP_STATISTICS)),
         ]
         return jnp.concatenate(parts)
 
@@ -153,7 +155,7 @@ def first_columns(x: Array, rollout: Rollout) -> Array:
     return columns.reshape(-1, *x.shape[1:])
 
 
-def narrow(seen: Seen) -> Seen:
+def keep_first_columns(seen: UpdateData) -> UpdateData:
     """Keep only the first columns, with one row per sample."""
     columns, shape, length = num_columns(seen.rollout), seen.rollout.reward.shape, unit_length(seen.batch)
     rollout, credit = jax.tree.map(lambda x: x[:, :columns], (seen.rollout, seen.credit))
@@ -169,7 +171,7 @@ def unit_length(batch: Any) -> int | None:
 
 
 def is_vector(features: Any) -> bool:
-    """Whether features are one vector per sample, so that components can be measured separately."""
+    """Whether features are one vector per sample, so that each component can be measured."""
     return isinstance(features, jax.Array) and features.ndim == 2
 
 
@@ -178,17 +180,17 @@ def unknown(count: int) -> Float[Array, "K"]:
     return jnp.full(count, jnp.nan)
 
 
-def spell_out(metrics: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
+def unpack_health(metrics: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
     """Replace the vector [S, I, K] among metrics [S, I] by `health/…`, in units independent of the environment."""
     if RAW not in metrics:
         return metrics
     raw = np.moveaxis(metrics[RAW], -1, 0)
     with np.errstate(divide="ignore", invalid="ignore"):
-        found = in_units(*np.split(raw, [4 * len(SERIES), 4 * len(SERIES) + len(PAIRS)]))
+        found = rescale(*np.split(raw, [4 * len(SERIES), 4 * len(SERIES) + len(PAIRS)]))
     return {n: x for n, x in metrics.items() if n != RAW} | {PREFIX + name: x for name, x in found.items()}
 
 
-def in_units(moments: np.ndarray, correlations: np.ndarray, others: np.ndarray) -> dict[str, np.ndarray]:
+def rescale(moments: np.ndarray, correlations: np.ndarray, others: np.ndarray) -> dict[str, np.ndarray]:
     """The parts of the vector by name, rescaled to units independent of the environment."""
     mean, std, low, high = (dict(zip(SERIES, part, strict=True)) for part in np.split(moments, 4))
     std = {name: np.sqrt(variance) for name, variance in std.items()}
@@ -211,18 +213,18 @@ def in_units(moments: np.ndarray, correlations: np.ndarray, others: np.ndarray) 
 
 
 def facts(rollout: Rollout) -> Series:
-    """Rewards, how episodes end, and whether each row continues where the previous row stopped."""
+    """Rewards, episode ends, and whether each row's observation is the previous row's successor."""
     valid, over = rollout.valid, (rollout.terminated | rollout.truncated) & rollout.valid
     is_still = ~changes(rollout.observation, rollout.next_observation)
-    follows = shifted(~differs(rollout.observation, rollout.next_observation))
-    begins, goes_on = valid & shifted(over[:-1]), valid & shifted((valid & ~over)[:-1])
+    follows = prepend_false(~differs(rollout.observation, rollout.next_observation))
+    follows_end, continues = valid & prepend_false(over[:-1]), valid & prepend_false((valid & ~over)[:-1])
     return {
         "reward_nonzero": (rollout.reward != 0, valid),
         "end_share": (over, valid),
         "truncated_share": (rollout.truncated & ~rollout.terminated, over),
-        "broken_links": (~follows, goes_on),
-        "reset_as_successor": (follows, begins),
-        "zero_after_end": (rollout.reward == 0, begins),
+        "broken_links": (~follows, continues),
+        "reset_as_successor": (follows, follows_end),
+        "zero_after_end": (rollout.reward == 0, follows_end),
         "still": (is_still, valid),
         "reward": (rollout.reward, valid),
         "reward_size": (jnp.abs(rollout.reward), valid),
@@ -246,25 +248,25 @@ def weights(rollout: Rollout, credit: Credit, tail: tuple[Array, Array]) -> Seri
     }
 
 
-def at_limits(
+def bootstrap_errors(
     gamma: float, rollout: Rollout, credit: Credit, values: Values, has_value: Bool[Array, "T N"]
 ) -> tuple[Float[Array, "T N"], Bool[Array, "T N"]]:
-    """Distance of the target at a time limit from r + γ V(s_{t+1}) with the true successor: 0 for every estimator that
-    bootstraps there and carries nothing back from the next episode."""
+    """|target − r − γ V(s_{t+1})| at time limits, with the true successor; and a mask of those steps. It is 0 for every
+    estimator that bootstraps there and carries nothing back from the next episode."""
     is_cut = rollout.truncated & ~rollout.terminated & has_value
     return jnp.abs(credit.target - rollout.reward - gamma * values.next_value), is_cut
 
 
-def decisions(seen: Seen, head: ActionHead) -> Series:
-    """The policy's decisions and how the update changed them. An ascent makes the mean of Ψ (ρ − 1) positive."""
+def decisions(seen: UpdateData, head: ActionHead) -> Series:
+    """The policy's decisions and how the update changed them. An ascent step has a positive mean Ψ (ρ − 1)."""
     batch, valid = seen.batch, seen.rollout.valid
     log_prob = batch.old_policy.log_prob(batch.action)
-    elsewhere = jax.tree.map(lambda x: jnp.roll(x, 1, axis=0), batch.old_policy)
+    shifted_policy = jax.tree.map(lambda x: jnp.roll(x, 1, axis=0), batch.old_policy)
     clipped = head.outside(batch.action)
     clipped = jnp.full_like(log_prob, jnp.nan) if clipped is None else clipped
-    difference = batch.old_policy.kl(elsewhere)
-    # If the other state forbids an action allowed here, their KL is infinite, which says nothing about the network.
-    is_alike = valid if batch.action_mask is None else valid & jnp.isfinite(difference).reshape(valid.shape)
+    difference = batch.old_policy.kl(shifted_policy)
+    # If the other state forbids an action allowed here, their KL is infinite, regardless of the network.
+    is_comparable = valid if batch.action_mask is None else valid & jnp.isfinite(difference).reshape(valid.shape)
     series = {
         "log_prob": log_prob,
         "log_prob_mismatch": jnp.abs(log_prob - batch.behaviour_log_prob),
@@ -273,12 +275,12 @@ def decisions(seen: Seen, head: ActionHead) -> Series:
         "action_clipped": clipped,
     }
     found = {name: (x.reshape(valid.shape), valid) for name, x in series.items()}
-    return found | {"state_dependence": (found["state_dependence"][0], is_alike)}
+    return found | {"state_dependence": (found["state_dependence"][0], is_comparable)}
 
 
 def pairs(rollout: Rollout, credit: Credit, value: Array, has_value: Array, tail: tuple[Array, Array]) -> list[Any]:
-    """Pairs to correlate: targets and the return that followed; values and targets at the last and second-to-last step;
-    Ψ and target − V, which are equal for every advantage."""
+    """Pairs to correlate, each with a mask: targets and returns; values and targets at the last and second-to-last
+    step; Ψ and target − V, which are equal for every advantage estimator."""
     last = rollout.terminated & has_value
     before_last = jnp.concatenate([last[1:], jnp.zeros_like(last[:1])]) & ~ends(rollout)
     return [
@@ -290,30 +292,30 @@ def pairs(rollout: Rollout, credit: Credit, value: Array, has_value: Array, tail
 
 
 def returns_before_the_end(gamma: float, rollout: Rollout) -> tuple[Float[Array, "T N"], Bool[Array, "T N"]]:
-    """Σ γ^k r over the last `TAIL` steps of terminated episodes, from rewards alone; and where those steps are."""
-    going_on, last = ~ends(rollout), rollout.terminated & rollout.valid
+    """Σ γ^k r from rewards alone, for the last `TAIL` steps of terminated episodes; and a mask of those steps."""
+    continues, last = ~ends(rollout), rollout.terminated & rollout.valid
 
     def next_row(x: Array) -> Array:
         return jnp.concatenate([x[1:], jnp.zeros_like(x[:1])])
 
-    def further(_: Any, found: tuple[Array, Array]) -> tuple[Array, Array]:
+    def step_back(_: Any, found: tuple[Array, Array]) -> tuple[Array, Array]:
         following, known = found
-        known = last | (going_on & next_row(known))
+        known = last | (continues & next_row(known))
         return jnp.where(known, rollout.reward + gamma * jnp.where(last, 0.0, next_row(following)), 0.0), known
 
     start = jnp.where(last, rollout.reward, 0.0), last
-    return jax.lax.fori_loop(0, TAIL - 1, further, start)
+    return jax.lax.fori_loop(0, TAIL - 1, step_back, start)
 
 
 def ends_together(rollout: Rollout) -> Float[Array, ""]:
-    """The probability that two ends, drawn at random, fall on the same step."""
+    """The probability that two episode ends, drawn at random, fall on the same step."""
     over = (rollout.terminated | rollout.truncated) & rollout.valid
     vmapped = jnp.sum(over, axis=1).astype(jnp.float32)
     count = jnp.sum(vmapped)
     return jnp.sum(vmapped * (vmapped - 1)) / (count * (count - 1))
 
 
-def of_group(name: str, seen: Seen, batch: Any) -> Float[Array, "3"]:
+def group_statistics(name: str, seen: UpdateData, batch: Any) -> Float[Array, "3"]:
     """Signal and largest second moment of a group's gradient, and the share of saturated units; nan if the optimiser
     keeps no such moments or the model does not expose its units.
 
@@ -321,7 +323,7 @@ def of_group(name: str, seen: Seen, batch: Any) -> Float[Array, "3"]:
     gradient noise scale of McCandlish et al. (2018) from the optimiser's existing moments.
     """
     descent = seen.descents[name if name in seen.descents else SHARED]
-    count, first, second = (the_one(descent.optimiser, moment) for moment in ("count", "mu", "nu"))
+    count, first, second = (unique_entry(descent.optimiser, moment) for moment in ("count", "mu", "nu"))
     signal = largest = jnp.float32(jnp.nan)
     if isinstance(first, jax.Array) and isinstance(second, jax.Array):
         first_left, second_left = (1 - jnp.float32(beta) ** count for beta in ADAM_BETAS)
@@ -334,18 +336,18 @@ def of_group(name: str, seen: Seen, batch: Any) -> Float[Array, "3"]:
     return jnp.stack([signal, largest, silent])
 
 
-def the_one(state: Any, name: str) -> Any:
-    """The entry of this name in an optimiser's state; None if there is none or more than one."""
+def unique_entry(state: Any, name: str) -> Any:
+    """The only entry of this name in an optimiser's state; None if there is none or more than one."""
     found = [value for _, value in optax.tree.get_all_with_path(state, name)]
     return found[0] if len(found) == 1 else None
 
 
 def moments(series: Series) -> Float[Array, "K"]:
-    """Means, variances, minima and maxima of every series where it counts; not finite if it counts nowhere."""
+    """Means, variances, minima and maxima of every series under its mask; not finite if the mask is empty."""
     x = jnp.stack([jnp.ravel(series[name][0]).astype(jnp.float32) for name in SERIES])
     x, where = jax.lax.optimization_barrier((x, jnp.stack([jnp.ravel(series[name][1]) for name in SERIES])))
-    count = totals(where)
-    average = totals(jnp.where(where, x, 0.0)) / count
-    variance = totals(jnp.where(where, (x - average[:, None]) ** 2, 0.0)) / count
+    count = row_sums(where)
+    average = row_sums(jnp.where(where, x, 0.0)) / count
+    variance = row_sums(jnp.where(where, (x - average[:, None]) ** 2, 0.0)) / count
     low, high = jnp.min(jnp.where(where, x, jnp.inf), axis=1), jnp.max(jnp.where(where, x, -jnp.inf), axis=1)
     return jnp.concatenate([average, variance, low, high])

@@ -22,7 +22,7 @@ from upslope.core.estimators import UNROLL, Estimator, ends
 from upslope.core.types import Credit, Metrics, Rollout, Values
 from upslope.errors import UpslopeError
 from upslope.learning.collect import EnvState, Finished, begin, collect, collect_episodes
-from upslope.learning.devices import AT_ONCE, SEEDS, is_vmapped
+from upslope.learning.devices import SEEDS, VMAPPED_SEEDS, is_vmapped
 from upslope.learning.evaluation import evaluate
 from upslope.learning.health import HealthProbe
 from upslope.learning.optimisers import CONSTANT, Schedules, scheduled
@@ -39,7 +39,7 @@ QUICK: dict[str, Any] = {
     option: value for option, value in PREFERRED.items() if option not in os.environ.get("XLA_FLAGS", "")
 }
 """Compiler options for faster compilation, used for programs that run once and for training on CPU cores. They also
-enable 512-bit vectors where a core has them; by default XLA uses 256 bits. What the user sets in `XLA_FLAGS` holds."""
+enable 512-bit vectors where a core has them; by default XLA uses 256 bits. `XLA_FLAGS` takes precedence."""
 
 
 @dataclass(frozen=True)
@@ -68,8 +68,8 @@ class Task:
         for part in (self.estimator, self.update.objective):
             if not dataclasses.is_dataclass(part):
                 raise UpslopeError(
-                    f"{type(part).__name__} must be a dataclass, so that a run can say what it was trained with: put "
-                    "@dataclass(frozen=True) above the class."
+                    f"{type(part).__name__} must be a dataclass, so that a run can record what it was trained with. "
+                    "Put @dataclass(frozen=True) above the class."
                 )
         described = {"estimator": repr(self.estimator), "objective": repr(self.update.objective)}
         return described | {"needs_critic": self.estimator.needs_critic}
@@ -98,7 +98,7 @@ def initialise(task: Task, seed: int) -> TrainState:
 def initialise_all(task: Task, seeds: Sequence[int], *, acts: bool = True) -> TrainState:
     """The initial state of all seeds [S]; with running episodes if `acts` and the environment is compiled.
 
-    Networks are drawn in NumPy; the rest is one program, to avoid compiling each small operation separately.
+    Networks are initialised in NumPy; the rest is one program, to avoid compiling each small operation separately.
     """
     numbers = np.asarray(seeds, np.uint32)
     split = jax.vmap(lambda seed: jax.random.split(jax.random.key(seed), 3))
@@ -224,32 +224,32 @@ def iterate_many(
 
 
 def repeat(
-    task: Task, go: Callable[[TrainState], tuple[TrainState, Metrics, Any]], state: TrainState, times: int
+    task: Task, iterate_once: Callable[[TrainState], tuple[TrainState, Metrics, Any]], state: TrainState, count: int
 ) -> Any:
     """Iterate several times; a seed whose budget is spent stays unchanged.
 
     Returns the state, and for each iteration the metrics, the finished episodes, and the steps before and after.
     """
 
-    go = jax.jit(go, inline=True)  # traced once, for both its shapes and its execution
+    iterate_once = jax.jit(iterate_once, inline=True)  # traced once, for both its shapes and its execution
 
-    def stay(state: TrainState) -> tuple[TrainState, Metrics, Any]:
-        _, metrics, finished = jax.eval_shape(go, state)
+    def skip(state: TrainState) -> tuple[TrainState, Metrics, Any]:
+        _, metrics, finished = jax.eval_shape(iterate_once, state)
         nothing = jax.tree.map(lambda m: jnp.full(m.shape, jnp.nan, m.dtype), metrics)
         return state, nothing, jax.tree.map(lambda x: jnp.zeros(x.shape, x.dtype), finished)
 
     def body(state: TrainState, _: None) -> tuple[TrainState, tuple[Metrics, Any, Array, Array]]:
         before = state.steps
-        state, metrics, finished = jax.lax.cond(state.steps < task.steps, go, stay, state)
+        state, metrics, finished = jax.lax.cond(state.steps < task.steps, iterate_once, skip, state)
         return state, (metrics, finished, before, state.steps)
 
-    return jax.lax.scan(body, state, length=times)
+    return jax.lax.scan(body, state, length=count)
 
 
 def over_seeds(function: Callable[..., Any], vmapped: bool = False) -> Callable[..., Any]:
     """Run one seed's program on every seed, sequentially or vmapped: [S, …] → [S, …]."""
     if vmapped:
-        return jax.vmap(function, axis_name=AT_ONCE)
+        return jax.vmap(function, axis_name=VMAPPED_SEEDS)
     return lambda *arguments: jax.lax.map(lambda one: function(*one), arguments)
 
 

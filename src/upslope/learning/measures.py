@@ -7,8 +7,8 @@ import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Shaped
 
 
-def of_features(features: Float[Array, "B D"], valid: Bool[Array, "B"]) -> Float[Array, "5"]:
-    """Of the features: largest |mean|, smallest and largest variance, largest |value|, and the constant share."""
+def feature_statistics(features: Float[Array, "B D"], valid: Bool[Array, "B"]) -> Float[Array, "5"]:
+    """Largest |mean|, smallest and largest variance, largest |value|, and share of constant features, in this order."""
     # Computed as products, since a sum's rounding depends on the operations that XLA fuses it with.
     weight = valid / jnp.maximum(jnp.sum(valid), 1)
     centre = weight @ features
@@ -23,10 +23,10 @@ def correlations(pairs: list[Any]) -> Float[Array, "K"]:
     x, y, where = jax.lax.optimization_barrier(
         tuple(jnp.stack([jnp.ravel(x) for x in part]) for part in zip(*pairs, strict=True))
     )
-    count = totals(where)
+    count = row_sums(where)
 
     def average(z: Array) -> Array:
-        return totals(jnp.where(where, z, 0.0)) / count
+        return row_sums(jnp.where(where, z, 0.0)) / count
 
     x, y = x - average(x)[:, None], y - average(y)[:, None]
     scale = jnp.sqrt(average(x**2) * average(y**2))
@@ -34,19 +34,19 @@ def correlations(pairs: list[Any]) -> Float[Array, "K"]:
 
 
 def saturation(units: Float[Array, "B K"], activation: str, valid: Bool[Array, "B"]) -> Float[Array, ""]:
-    """The share of units that pass on no gradient: |tanh| > 0.99, or an output of 0 for every sample. `units` are
+    """The share of saturated or dead units: |tanh| > 0.99, or zero output on every sample. `units` are the
     pre-activations."""
     if activation != "tanh":
         return jnp.mean(jnp.max(units, axis=0, initial=-jnp.inf, where=valid[:, None]) <= 0, dtype=jnp.float32)
-    is_flat = jnp.mean(jnp.abs(jnp.tanh(units)) > 0.99, axis=1, dtype=jnp.float32)
-    return jnp.sum(jnp.where(valid, is_flat, 0.0)) / jnp.sum(valid)
+    is_saturated = jnp.mean(jnp.abs(jnp.tanh(units)) > 0.99, axis=1, dtype=jnp.float32)
+    return jnp.sum(jnp.where(valid, is_saturated, 0.0)) / jnp.sum(valid)
 
 
-def totals(x: Shaped[Array, "K B"]) -> Float[Array, "K"]:
-    """The sum of each row, as a product, which is several times faster and rounds the same in every program."""
+def row_sums(x: Shaped[Array, "K B"]) -> Float[Array, "K"]:
+    """The sum of each row, as a matrix product, which is several times faster and rounds the same in every program."""
     return jax.lax.optimization_barrier(x.astype(jnp.float32)) @ jnp.ones(x.shape[1])
 
 
-def shifted(x: Bool[Array, "_ N"]) -> Bool[Array, "T N"]:
-    """Shift by one row; the first row becomes false."""
+def prepend_false(x: Bool[Array, "_ N"]) -> Bool[Array, "T N"]:
+    """Prepend a row of False."""
     return jnp.concatenate([jnp.zeros_like(x[:1], shape=(1, *x.shape[1:])), x])

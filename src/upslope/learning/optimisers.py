@@ -1,4 +1,4 @@
-"""A third, smaller axis: the update direction computed from a gradient, and schedules over the budget.
+"""Optimisers, which compute an update direction from a gradient, and schedules over the budget.
 
 A direction is an Optax transformation without the learning rate, which `descend` applies. A user's Optax chain is
 complete: its updates are added as they are, and the learning rate is not used.

@@ -1,4 +1,4 @@
-"""A random order of samples, at the cost of a few integer operations per sample."""
+"""A random permutation of samples, for a few integer operations per sample."""
 
 import jax
 import jax.numpy as jnp

@@ -20,7 +20,7 @@ from upslope.core.types import Credit, Metrics, Rollout
 from upslope.learning.batch import Batch, batch_of, inputs_of, outputs_of
 from upslope.learning.blocks import in_blocks
 from upslope.learning.descent import Descent, Plan, descend, start_optimiser
-from upslope.learning.health import HealthProbe, Seen
+from upslope.learning.health import HealthProbe, UpdateData
 from upslope.learning.optimisers import Optimiser
 from upslope.learning.two_devices import on_two_devices
 from upslope.models.agent import Agent
@@ -55,7 +55,7 @@ class Update:
     apart: bool = False
     """Whether policy and critic descend on separate devices along the mesh axis `NETWORKS`; the results are equal."""
     vmapped: bool = False
-    """Whether this is one of several seeds along the axis `AT_ONCE`."""
+    """Whether this is one of several seeds along the axis `VMAPPED_SEEDS`."""
 
     def may_stop(self) -> bool:
         """Whether an early stop is configured, so that `has_gone_too_far` can return true."""
@@ -72,7 +72,7 @@ class Update:
         return too_far
 
     def stretch(self, steps: int, columns: int) -> int:
-        """L for a rollout [T, N]: by default the whole rollout, or as much of it as leaves each minibatch a stretch."""
+        """L for a rollout [T, N]: by default T, or less if there would be fewer stretches than minibatches."""
         return self.sequence_length or max(1, steps // math.ceil(self.minibatches / columns))
 
     def plan(self, epochs: int) -> Plan:
@@ -97,7 +97,7 @@ def plain_update(**changes: Any) -> Update:
 
 
 class Pace(NamedTuple):
-    """The quantities that change over the budget, for this iteration."""
+    """Settings that change over the budget, with their values for this iteration."""
 
     learning_rate: Float[Array, ""]
     entropy_coefficient: Any
@@ -117,7 +117,7 @@ class Learner(NamedTuple):
 
 
 class Distance(NamedTuple):
-    """Distance of the policy from the batch's old and behaviour policies, as means over a minibatch."""
+    """Divergence of the policy from the batch's old and behaviour policies."""
 
     kl: Float[Array, ""]
     ratio: Float[Array, ""]
@@ -163,7 +163,7 @@ def improve(
         metrics[f"objective/{update.objective.state_name}"] = objective
     metrics |= {f"critic/{name}": value for name, value in found[1].items()}
     if probe is not None and values is not None:
-        metrics |= probe(Seen(values, agent.reward_scale(), model, descents, rollout, credit, batch, after))
+        metrics |= probe(UpdateData(values, agent.reward_scale(), model, descents, rollout, credit, batch, after))
     adapted = jnp.where(pace.imitate, objective, update.objective.adapt(objective, kl))
     optimisers = {name: descent.optimiser for name, descent in descents.items()}
     return Learner(dataclasses.replace(agent, model=model), optimisers, adapted), metrics
@@ -201,29 +201,29 @@ def descend_groups(
     def is_too_far(distance: Distance) -> Bool[Array, ""]:
         return ~pace.imitate & update.has_gone_too_far(distance)
 
-    def down(name: str, loss: Any, epochs: int, key: PRNGKeyArray, may_stop: bool) -> tuple[Descent, Metrics]:
+    def descend_group(name: str, loss: Any, epochs: int, key: PRNGKeyArray, may_stop: bool) -> tuple[Descent, Metrics]:
         start = Descent(parameters_of(model, name), learner.optimisers[name], jnp.bool_(False))
         must_stop = is_too_far if may_stop and update.may_stop() else None
         return descend(update.plan(epochs), loss, start, batch, key, pace.learning_rate, must_stop)
 
     if SHARED in learner.optimisers:
-        descent, metrics = down(SHARED, shared_loss, update.epochs, policy_key, may_stop=True)
+        descent, metrics = descend_group(SHARED, shared_loss, update.epochs, policy_key, may_stop=True)
         return {SHARED: descent}, (metrics, {})
 
     def value_descent() -> tuple[Descent, Metrics]:
         if not update.needs_critic:
             return Descent(parameters_of(model, VALUE), learner.optimisers[VALUE], jnp.bool_(False)), {}
-        return down(VALUE, value_loss, update.critic_epochs, value_key, may_stop=False)
+        return descend_group(VALUE, value_loss, update.critic_epochs, value_key, may_stop=False)
 
     both: Callable[..., Any] = on_two_devices if update.apart else lambda first, second: (first(), second())
     (actor, actor_metrics), (critic, critic_metrics) = both(
-        lambda: down(POLICY, policy_loss, update.epochs, policy_key, may_stop=True), value_descent
+        lambda: descend_group(POLICY, policy_loss, update.epochs, policy_key, may_stop=True), value_descent
     )
     return {POLICY: actor, VALUE: critic}, (actor_metrics, critic_metrics)
 
 
 def losses_of(objective: Objective, state: ObjectiveState, sample: Sample) -> Float[Array, "..."]:
-    """The objective's loss of each sample. The objective receives flat arrays, also if units are stretches of steps."""
+    """The objective's loss of each sample. The objective receives flat arrays, even if units are stretches of steps."""
     return objective.loss(state, jax.tree.map(jnp.ravel, sample)).reshape(sample.weight.shape)
 
 
@@ -245,7 +245,7 @@ def sample_from(policy: Any, batch: Batch) -> tuple[Sample, Float[Array, "B ..."
 
 
 def policy_metrics(objective: Objective, sample: Sample, valid: Bool[Array, "B ..."]) -> Metrics:
-    """How often the ratio ρ = π_θ/μ left [1−ε, 1+ε] in the update, and its effective sample size."""
+    """The fraction of samples whose ratio ρ = π_θ/μ is outside [1−ε, 1+ε], and the effective sample size."""
     ratio = importance_ratio(sample)
     epsilon = objective.epsilon if isinstance(objective, Clip) else 0.2
     return {
@@ -277,7 +277,7 @@ def standardise(x: Float[Array, "..."], valid: Bool[Array, "..."]) -> Float[Arra
 
 
 def explained_variance(value: Float[Array, "..."], target: Float[Array, "..."], valid: Bool[Array, "..."]) -> Array:
-    """1 − Var(target − V)/Var(target): 1 for a perfect critic, 0 for one no better than a constant, < 0 for worse."""
+    """1 − Var(target − V)/Var(target): 1 for a perfect critic, 0 for a constant one, negative for a worse one."""
     residual = target - value
     variance = mean((target - mean(target, valid)) ** 2, valid)
     return 1 - mean((residual - mean(residual, valid)) ** 2, valid) / (variance + 1e-12)

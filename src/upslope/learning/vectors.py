@@ -1,4 +1,4 @@
-"""Concatenate many arrays into one vector, in a way that is fast on CPUs."""
+"""Concatenate the arrays of a pytree into one vector, quickly on CPUs too."""
 
 from typing import Any
 
@@ -7,16 +7,19 @@ import jax.numpy as jnp
 from jax.flatten_util import ravel_pytree
 from jaxtyping import Float
 
-MANY = 1 << 14
-"""Minimum total size for which arrays are joined part by part."""
+MIN_PIECEWISE_SIZE = 1 << 14
+"""Total size from which arrays are copied into the vector one at a time."""
 
 
-def end_to_end(tree: Any) -> Float[jax.Array, "P"]:
-    """Join all arrays into one vector, in the order of `ravel_pytree`. Large trees are joined part by part: on CPUs,
-    XLA's concatenation looks up the source of each element, which for a wide layer takes longer than its gradient."""
+def concatenate_leaves(tree: Any) -> Float[jax.Array, "P"]:
+    """Flatten and concatenate all arrays, in the order of `ravel_pytree`.
+
+    Large trees are copied one array at a time: on CPUs, XLA's concatenation looks up the source of every element, which
+    for a wide layer takes longer than computing its gradient.
+    """
     leaves = jax.tree.leaves(tree)
     size = sum(x.size for x in leaves)
-    if size < MANY:
+    if size < MIN_PIECEWISE_SIZE:
         return ravel_pytree(tree)[0]
     vector, place = jnp.zeros(size), 0
     for x in leaves:

@@ -11,7 +11,7 @@ from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
-from upslope.core.messages import spelled_out
+from upslope.core.messages import escaped
 from upslope.core.storage import write_atomically
 from upslope.errors import UpslopeError
 from upslope.report.figures import Figures
@@ -95,7 +95,7 @@ def render(template: str, figures: Figures, *, package: str = "upslope.report", 
         **fields,
     }
     page = templates(package).get_template(template).render(fields)
-    return UNREADABLE.sub(lambda found: spelled_out(found[0]), page)
+    return UNREADABLE.sub(lambda found: escaped(found[0]), page)
 
 
 def packed(text: str) -> str:

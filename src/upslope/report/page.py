@@ -12,7 +12,7 @@ from upslope.analysis.normalization import Normalize
 from upslope.analysis.records import Record, read_records
 from upslope.analysis.scores import Score
 from upslope.analysis.statistics import WINDOW
-from upslope.core.files import own_path
+from upslope.core.files import safe_path
 from upslope.diagnosis.doctor import diagnosis_of
 from upslope.errors import UpslopeError
 from upslope.report.credit import credit_view
@@ -108,7 +108,7 @@ def write_credit(
     RunDirectory(run).read()
     path = page_path(run if output is None else output, "credit.html")
     plotly_script()
-    kept = own_path(Path(run), Path(run) / FILE_NAME)
+    kept = safe_path(Path(run), Path(run) / FILE_NAME)
     options: dict[str, Any] = {"max_episode_steps": max_episode_steps, "environment": environment, "trust": trust}
     credit = credit_of(run, seed=seed, episode_seed=episode_seed, checkpoint=checkpoint, **options)
     save_credit(kept, credit)
@@ -126,7 +126,7 @@ def add_credit(runs: Sequence[Path], *, environment: Any = None, trust: bool = F
     for path in (run / FILE_NAME for run in runs):
         try:
             if not path.exists():
-                save_credit(own_path(path.parent, path), credit_of(path.parent, environment=environment, trust=trust))
+                save_credit(safe_path(path.parent, path), credit_of(path.parent, environment=environment, trust=trust))
         except UpslopeError as error:
             reasons.append(f"{path.parent} has no credit view: {error}")
     return reasons

@@ -16,10 +16,10 @@ OLD_NAMES = {".model.": ".", ".normaliser.": ".observation_statistics."}
 """Array names of an agent in format 1, which had no model; agents can be read from it, states cannot."""
 
 
-def save_checkpoint(path: Path, tree: Any, world: dict[str, np.ndarray], meta: dict[str, Any]) -> None:
-    """Write a state, and what environments on the host need to continue, atomically."""
+def save_checkpoint(path: Path, tree: Any, snapshot: dict[str, np.ndarray], meta: dict[str, Any]) -> None:
+    """Write a state and the snapshot of environments on the host atomically."""
     arrays = {f"state{name}": np.asarray(raw(leaf)) for name, leaf in named_leaves(tree)}
-    arrays |= {f"world/{name}": x for name, x in world.items()}
+    arrays |= {f"world/{name}": x for name, x in snapshot.items()}
     save_arrays(path, arrays, {"kind": "checkpoint", "format": CHECKPOINT_FORMAT, **meta})
 
 
@@ -34,13 +34,13 @@ def load_checkpoint(path: Path, like: Any, prefix: str = "") -> tuple[Any, dict[
     is_old_agent = is_old and not hasattr(like, "learner")
     if is_old and not is_old_agent:
         raise UpslopeError(
-            f"{path} was written in format 1 of an earlier upslope. Its agents can be loaded, evaluated and reported, "
-            f"but training cannot go on from it: that takes format {CHECKPOINT_FORMAT}. Resume it with the version "
-            "that began it, or train anew under another --name."
+            f"{path} was written in format 1 by an earlier version. Its agents can be loaded, evaluated and reported, "
+            f"but resuming training requires format {CHECKPOINT_FORMAT}. Resume it with the version that started it, "
+            "or train a new run under another --name."
         )
     if meta.get("kind") != "checkpoint" or (meta.get("format") != CHECKPOINT_FORMAT and not is_old_agent):
         raise UpslopeError(
-            f"{path} says that it is a {meta.get('kind')} of format {meta.get('format')}; a checkpoint of format "
+            f"{path} is a {meta.get('kind')} of format {meta.get('format')}; a checkpoint of format "
             f"{CHECKPOINT_FORMAT} is needed. Was it written by another version of upslope?"
         )
     leaves = []
@@ -56,8 +56,8 @@ def load_checkpoint(path: Path, like: Any, prefix: str = "") -> tuple[Any, dict[
                 f"{expected.dtype}{list(expected.shape)} is needed."
             )
         leaves.append(typed(jnp.asarray(found), leaf))
-    world = {name.removeprefix("world/"): x for name, x in arrays.items() if name.startswith("world/")}
-    return jax.tree.unflatten(jax.tree.structure(like), leaves), world, meta
+    snapshot = {name.removeprefix("world/"): x for name, x in arrays.items() if name.startswith("world/")}
+    return jax.tree.unflatten(jax.tree.structure(like), leaves), snapshot, meta
 
 
 def old_name(name: str) -> str:
@@ -79,7 +79,7 @@ def check_size(path: Path, numbers: int) -> None:
     if path.stat().st_size < 4 * numbers:
         raise UpslopeError(
             f"{path} does not belong to this run's config, which describes at least {numbers:,} numbers: it has "
-            f"{path.stat().st_size:,} bytes. One of the two is damaged: put a copy of it back."
+            f"{path.stat().st_size:,} bytes. One of the two is damaged: restore it from a copy."
         )
 
 

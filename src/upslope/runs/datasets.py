@@ -24,9 +24,9 @@ from upslope.models.heads import ActionHead
 DATASET_FORMAT = 3
 """Format 3 may hold action masks, which learners must respect; without them it equals 2. Format 2 may hold observations
 of several arrays; with a single array it equals 1."""
-READ = (1, 2, 3)
+READABLE_FORMATS = (1, 2, 3)
 """Formats that can be read."""
-MOST_PADDING = 200
+MAX_PADDING = 200
 """Episodes are padded to the longest; the padded size may be at most about this many times the number of steps."""
 REQUIRED = ("action", "reward", "length", "terminated")
 EVERY_STEP = ("observation", "action", "reward", "behaviour_log_prob", "action_mask")
@@ -79,13 +79,13 @@ def load_dataset(
         arrays.pop("action_mask", None)
     elif "action_mask" not in arrays:
         raise UpslopeError(
-            f"{path} has no action_mask, and the environment says which actions are allowed. Record again with upslope "
-            "record, or leave masks out with --no-masks."
+            f"{path} has no action_mask, but the environment masks actions. Record it again with upslope "
+            "record, or ignore masks with --no-masks."
         )
     check_dataset(path, arrays, meta, encoder, head)
     if needs_behaviour and "behaviour_log_prob" not in arrays:
         raise UpslopeError(
-            f"{path} has no behaviour_log_prob, and an importance weight π/μ needs the probability μ with which each "
+            f"{path} has no behaviour_log_prob, but the importance weight π/μ needs the probability μ with which each "
             "action was taken. Use --algorithm clone, which imitates without it, or record again with upslope record."
         )
     arrays.setdefault("behaviour_log_prob", np.full(arrays["reward"].shape, np.nan, np.float32))
@@ -132,15 +132,15 @@ def as_rollout(arrays: dict[str, np.ndarray], encoder: ObservationEncoder) -> Ro
 def check_dataset(
     path: Path, arrays: dict[str, np.ndarray], meta: dict[str, Any], encoder: ObservationEncoder, head: ActionHead
 ) -> None:
-    """Refuse anything but a dataset for these spaces."""
+    """Raise an error unless this is a valid dataset for these spaces."""
 
     def refuse(reason: str) -> UpslopeError:
         return UpslopeError(f"{path} cannot be learned from: {reason}.")
 
-    if meta.get("kind", "dataset") != "dataset" or meta.get("format", DATASET_FORMAT) not in READ:
+    if meta.get("kind", "dataset") != "dataset" or meta.get("format", DATASET_FORMAT) not in READABLE_FORMATS:
         raise refuse(
-            f"it says that it is a {meta.get('kind')} of format {meta.get('format')}, not a dataset of format "
-            f"{' or '.join(map(str, READ))}"
+            f"it is a {meta.get('kind')} of format {meta.get('format')}, not a dataset of format "
+            f"{' or '.join(map(str, READABLE_FORMATS))}"
         )
     leaves = jax.tree_util.tree_leaves_with_path(encoder.shapes, is_leaf=is_shape)
     shapes = {jax.tree_util.keystr(path): shape for path, shape in leaves}
@@ -150,7 +150,7 @@ def check_dataset(
         raise refuse(f"it lacks {', '.join(missing)}")
     length = arrays["length"]
     if length.ndim != 1 or length.dtype.kind not in "iu" or length.size == 0 or int(length.min()) < 1:
-        raise refuse("`length` must hold the number of steps, 1 or more, of each of at least one episode")
+        raise refuse("`length` must hold the number of steps, at least 1, of one or more episodes")
     # Python integers do not overflow.
     steps, episodes, longest = sum(length.tolist()), length.shape[0], int(length.max())
     expected = {
@@ -164,15 +164,15 @@ def check_dataset(
     expected |= {f"final_observation{name}": (episodes, *shape) for name, shape in shapes.items()}
     for name, shape in expected.items():
         if name in arrays and arrays[name].shape != shape:
-            raise refuse(f"`{name}` has shape {arrays[name].shape}, and {shape} is needed for this environment")
+            raise refuse(f"`{name}` has shape {arrays[name].shape}, but this environment needs {shape}")
         if name in arrays and arrays[name].dtype.kind not in "biuf":
             raise refuse(f"`{name}` does not hold numbers")
         if name in arrays and not fits_32_bits(arrays[name]):
             raise refuse(f"`{name}` holds a value that is not finite, or too large for 32 bits")
-    if longest * episodes > MOST_PADDING * (steps + 10_000):
+    if longest * episodes > MAX_PADDING * (steps + 10_000):
         raise refuse(
-            f"its longest episode has {longest:,} steps and the mean one {steps / episodes:.1f}, and all are padded to "
-            "the longest. Split it into files of episodes of about one length"
+            f"its longest episode has {longest:,} steps but the mean is {steps / episodes:.1f}, and all are padded to "
+            "the longest. Split it into files of episodes of similar length"
         )
     for which in ("observation", "final_observation"):
         encoder.check(which, arrays, refuse)
@@ -182,9 +182,9 @@ def check_dataset(
 
 
 def check_masks(mask: np.ndarray, action: np.ndarray, head: ActionHead, refuse: Refuse) -> None:
-    """Refuse masks with values other than 0 and 1, or that forbid the action taken."""
+    """Raise an error if a mask has values other than 0 and 1, or forbids the action taken."""
     if not ((mask == 0) | (mask == 1)).all():
         raise refuse("`action_mask` must hold 0 and 1")
     forbidden = np.flatnonzero(~head.permits(mask.astype(bool), action))
     if len(forbidden):
-        raise refuse(f"the action of step {forbidden[0]} is one that its `action_mask` forbids")
+        raise refuse(f"the action of step {forbidden[0]} is forbidden by its `action_mask`")

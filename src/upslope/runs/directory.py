@@ -29,7 +29,7 @@ from typing import Any
 import numpy as np
 
 from upslope.config.config import Config, canonical
-from upslope.core.files import MAX_TABLE, MAX_TEXT, own_path, plain_file, writable
+from upslope.core.files import MAX_TABLE, MAX_TEXT, plain_file, safe_path, writable
 from upslope.core.messages import readable
 from upslope.core.reading import brief, checked_rows, damaged, parse_json, read_csv, read_text
 from upslope.core.storage import write_atomically
@@ -43,11 +43,11 @@ except ImportError:  # Windows
 RUN_FORMAT = 1
 EPISODE_COLUMNS = ("step", "seed", "return", "length")
 EVALUATION_COLUMNS = ("seed", "mode", "checkpoint", "environment_seed", "return", "length", "terminated")
-MANY = 5
-"""Maximum number of runs named in a hint."""
+MAX_HINTED = 5
+"""Maximum number of runs that a hint lists."""
 PACKAGES = ("upslope", "jax", "jaxlib", "optax", "gymnasium", "numpy")
 ENGINES = {"mujoco": "mujoco", "box2d": "Box2D", "ale-py": "ale_py"}
-"""Packages that simulate Gymnasium's environments → the module that an environment which needs one has loaded."""
+"""Packages that simulate Gymnasium's environments → the module that is loaded if an environment uses them."""
 
 
 class RunDirectory:
@@ -64,8 +64,8 @@ class RunDirectory:
     def create(self, config: Config, spaces: dict[str, Any], axes: dict[str, Any]) -> None:
         """Create the folder with its first files atomically; refuse a folder that is not empty.
 
-        It is created under another name and then moved, so that of two runs with one name the second is refused, and a
-        killed process never leaves half of one.
+        It is created under a temporary name and then renamed, so that of two runs with the same name the second fails,
+        and a killed process never leaves an incomplete run.
         """
         description = {
             "format": RUN_FORMAT,
@@ -76,42 +76,42 @@ class RunDirectory:
             "spaces": spaces,
         }
         place = self.path.resolve()
-        made = place.with_name(f".{place.name[:200]}.{os.getpid()}.{threading.get_ident()}.tmp")
+        temporary = place.with_name(f".{place.name[:200]}.{os.getpid()}.{threading.get_ident()}.tmp")
         try:
             self.refuse_taken()
-            (made / "checkpoints").mkdir(parents=True)
+            (temporary / "checkpoints").mkdir(parents=True)
             text = json.dumps(description, indent=2, allow_nan=False)
-            write_atomically(made / "config.json", text.encode())
-            (made / self.episodes_path.name).write_text(",".join(EPISODE_COLUMNS) + "\n", "utf-8")
-            (made / self.metrics_path.name).touch()
-            made.replace(place)
+            write_atomically(temporary / "config.json", text.encode())
+            (temporary / self.episodes_path.name).write_text(",".join(EPISODE_COLUMNS) + "\n", "utf-8")
+            (temporary / self.metrics_path.name).touch()
+            temporary.replace(place)
         except OSError as error:
-            shutil.rmtree(made, ignore_errors=True)
+            shutil.rmtree(temporary, ignore_errors=True)
             self.refuse_taken()
             words = error.strerror or error
-            raise UpslopeError(f"Could not make {self.path}: {words}. Choose another folder.") from error
+            raise UpslopeError(f"Could not create {self.path}: {words}. Choose another folder.") from error
 
     def refuse_taken(self) -> None:
         """Refuse a folder that is not empty."""
         if self.path.exists() and (not self.path.is_dir() or any(self.path.iterdir())):
             raise UpslopeError(
-                f"{self.path} exists already, and nothing is overwritten. Go on with it: upslope resume {self.path} "
-                "— or choose another --name."
+                f"{self.path} exists already, and nothing is overwritten. Resume it: upslope resume {self.path} — or "
+                "choose another --name."
             )
 
     @contextmanager
-    def held(self) -> Iterator[None]:
+    def locked(self) -> Iterator[None]:
         """Lock the run for writing by this process. If the process is killed, the system releases the lock."""
-        self.own()
+        self.refuse_links()
         with (self.path / "config.json").open("rb") as file:
             if fcntl is not None:
                 try:
                     fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
                 except BlockingIOError as error:
                     raise UpslopeError(
-                        f"{self.path} is being trained by another process at this moment, and two would spoil each "
-                        "other's rows. Wait for its end, or stop it and go on: upslope resume "
-                        f"{self.path} — or train under another --name."
+                        f"{self.path} is being trained by another process, and two would corrupt each other's rows. "
+                        f"Wait until it ends, or stop it and resume: upslope resume {self.path} — or train under "
+                        "another --name."
                     ) from error
                 except OSError:
                     pass  # a file system without locks
@@ -120,14 +120,14 @@ class RunDirectory:
                     left_over.unlink()
             yield
 
-    def own(self) -> None:
-        """Refuse links, pipes and devices where training writes; replace hard-linked files by copies of their own."""
+    def refuse_links(self) -> None:
+        """Raise an error if training would write through a link or to a pipe or device."""
         files = [self.path / "config.json", self.metrics_path, self.episodes_path, self.last, self.best]
         boards = list((self.path / "tensorboard").glob("seed_*"))
         for folder in (self.last.parent, self.path / "tensorboard", *boards):
-            own_path(self.path, folder, is_folder=True)
+            safe_path(self.path, folder, is_folder=True)
         for path in files:
-            own_path(self.path, path)
+            safe_path(self.path, path)
 
     @property
     def has_begun(self) -> bool:
@@ -175,8 +175,8 @@ class RunDirectory:
 
     def unwritable(self, path: Path, error: OSError) -> UpslopeError:
         """The error for a growing file that cannot be written."""
-        remedy = "Make room, and see that the folder can be written, then"
-        again = "do it again" if path == self.evaluation_path else f"go on from it: upslope resume {self.path}"
+        remedy = "Free disk space, make sure that the folder is writable, and"
+        again = "try again" if path == self.evaluation_path else f"resume: upslope resume {self.path}"
         return UpslopeError(
             f"Could not write {path}: {error.strerror or error}. The last checkpoint is intact. {remedy} {again}"
         )
@@ -193,14 +193,14 @@ class RunDirectory:
                 raise self.unwritable(path, error) from error
         return found
 
-    def cut(self, sizes: dict[str, int]) -> None:
+    def truncate(self, sizes: dict[str, int]) -> None:
         """Truncate the growing files to their sizes at a checkpoint; change none if one is shorter than that."""
         paths = (self.metrics_path, self.episodes_path)
         for path in paths:
             if not path.is_file() or path.stat().st_size < sizes[path.name]:
                 raise UpslopeError(
-                    f"{path} is shorter than its checkpoint remembers, so rows are lost; cannot resume. Put a copy of "
-                    "it back, or train anew under another --name."
+                    f"{path} is shorter than at its checkpoint: rows are missing, so the run cannot be resumed. "
+                    "Restore it from a copy, or train a new run under another --name."
                 )
         for path in paths:
             try:
@@ -222,17 +222,17 @@ class RunDirectory:
         """Add evaluation episodes, all or none. A row or header that an earlier write left incomplete is repaired; if a
         row in the middle is unreadable, the original file is kept as `evaluation.csv.damaged`."""
         text = "".join(",".join(map(str, row)) + "\n" for row in rows)
-        path = own_path(self.path, self.evaluation_path)
-        with self.one_at_a_time():
+        path = safe_path(self.path, self.evaluation_path)
+        with self.exclusive():
             old = plain_file(path, MAX_TABLE).read_bytes() if path.exists() else b""
-            whole, is_lossless = healed(old.decode("utf-8", "replace"))
+            whole, is_lossless = repaired(old.decode("utf-8", "replace"))
             if not is_lossless:
-                write_atomically(own_path(self.path, path.with_name(path.name + ".damaged")), old)
+                write_atomically(safe_path(self.path, path.with_name(path.name + ".damaged")), old)
             write_atomically(path, (whole + text).encode())
 
     @contextmanager
-    def one_at_a_time(self) -> Iterator[None]:
-        """Make other processes wait while this one adds to a file of the run."""
+    def exclusive(self) -> Iterator[None]:
+        """Lock the folder, so that other processes wait before they add to a file of the run."""
         if fcntl is None:
             yield
             return
@@ -245,9 +245,9 @@ class RunDirectory:
             os.close(folder)
 
 
-def healed(content: str) -> tuple[str, bool]:
-    """An evaluation file with its header and its readable rows, and whether the only other one was the last, cut off
-    while it was written."""
+def repaired(content: str) -> tuple[str, bool]:
+    """An evaluation file with its header and its readable rows, and whether at most an incomplete last row was
+    dropped."""
     header = ",".join(EVALUATION_COLUMNS)
     first, *lines = content.split("\n")
     kept = [line for line in lines if is_evaluation_row(line)]
@@ -271,12 +271,15 @@ def not_a_run(path: Path) -> str:
     beside = {Path(run).name: run for run in (*runs_in(path.parent), *runs_in(Path("runs")))}
     near = [beside[name] for name in get_close_matches(path.name, beside, n=3)]
     if inside:
-        why, hint = "it has no config.json", f"It holds runs: {', '.join(inside[:MANY])}{' …' * (len(inside) > MANY)}"
+        why, hint = (
+            "it has no config.json",
+            f"It holds runs: {', '.join(inside[:MAX_HINTED])}{' …' * (len(inside) > MAX_HINTED)}",
+        )
     elif path.exists():
-        why, hint = "it has no config.json" if path.is_dir() else "it is a file", "`ls runs` shows yours."
+        why, hint = "it has no config.json" if path.is_dir() else "it is a file", "`ls runs` lists your runs."
     else:
         why = f"there is no such folder{'' if path.is_absolute() else f' in {Path.cwd()}'}"
-        hint = f"Did you mean {' or '.join(near)}?" if near else "`upslope train` makes one."
+        hint = f"Did you mean {' or '.join(near)}?" if near else "`upslope train` creates one."
     return f"{path} is not a run directory: {why}. {hint}"
 
 
@@ -295,7 +298,7 @@ def same_run(path: Path, config: Config) -> Path:
     }
     words = ", ".join(f"{name} was {old}, now {new}" for name, (old, new) in differ.items())
     raise UpslopeError(
-        f"{path} was trained with another config ({words}), and going on with it would be neither run. Use the same "
+        f"{path} was trained with another config ({words}), so it cannot be resumed with these settings. Use the same "
         f"flags, or upslope resume {path}, or another --name."
     )
 
@@ -321,15 +324,15 @@ def check_name(name: str) -> str:
     """Return the name of a run or a race, if it is valid as the name of a single folder.
 
     Raises:
-        UpslopeError: it leads elsewhere, or a file system would reject it.
+        UpslopeError: it is in another folder, or a file system would reject it.
     """
     shown = readable(name if len(name) <= 60 else name[:60] + "…")
     if len(name.encode("utf-8", "replace")) > MAX_NAME:
-        why = f"has {len(name):,} characters, and {MAX_NAME} bytes fit"
+        why = f"has {len(name):,} characters, and at most {MAX_NAME} bytes are allowed"
     elif not name.strip() or not name.isprintable():
         why = "is empty, or holds characters that cannot be printed"
     elif name.startswith(".") or "/" in name or "\\" in name:
-        why = "leads to another folder, or would be hidden; --folder says where runs are kept"
+        why = "is in another folder or hidden; --folder sets where runs are stored"
     elif name.split(".")[0].lower() in RESERVED or name != name.strip():
         why = "is reserved on some systems, or begins or ends with a space"
     else:

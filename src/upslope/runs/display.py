@@ -1,4 +1,4 @@
-"""Training progress for the user: a live panel, plain lines, or nothing.
+"""Show training progress as a live panel, as plain lines, or not at all.
 
 Training hands over a `Snapshot` after each iteration and never waits for the screen: `update` only stores it, and the
 panel is drawn about once a second from the latest one.
@@ -60,11 +60,11 @@ BLOCKS = "▁▂▃▄▅▆▇█"
 CURVE_POINTS = 60
 LABEL_WIDTH = 19
 NOTE_WIDTH = 17
-WIDEST_PANEL = 100
-LONGEST_PAUSE = 3.0
-"""Maximum seconds between two redraws, whatever drawing costs."""
-SHARE = 0.02
-"""The maximum share of one core's time for drawing; training needs the core too."""
+MAX_PANEL_WIDTH = 100
+MAX_PAUSE = 3.0
+"""Maximum seconds between two redraws, however long drawing takes."""
+DRAWING_SHARE = 0.02
+"""Maximum share of one core's time spent on drawing."""
 TO_ASCII = str.maketrans({"±": "+/-", "·": "-", "–": "-", "—": "-", "−": "-", "→": "->", "…": "..."})
 
 
@@ -81,9 +81,9 @@ class Snapshot:
     phases: Mapping[str, float]
     elapsed: float
     steps_per_second: float
-    """The total rate of all seeds; nan while unknown."""
+    """The total rate of all seeds; nan if unknown."""
     is_recorded: bool = False
-    """Whether the run learns from recorded data and plays no episodes."""
+    """Whether the run learns from recorded data, without episodes of its own."""
     finding: str = ""
     """The doctor's latest finding, in one line."""
 
@@ -96,7 +96,7 @@ class Snapshot:
 
     @property
     def seconds_left(self) -> float:
-        """The remaining steps divided by the current speed; nan while the speed is unknown."""
+        """The remaining steps divided by the current speed; nan if the speed is unknown."""
         if not self.steps_per_second > 0:
             return math.nan
         return sum(max(self.total_steps - step, 0) for step in self.steps) / self.steps_per_second
@@ -141,7 +141,7 @@ def return_words(values: Sequence[float], is_recorded: bool = False) -> tuple[st
     """The mean return, its uncertainty, and a warning if few seeds support it."""
     numbers = finite(values)
     if not numbers:
-        return UNKNOWN, "recorded data: upslope evaluate tells" if is_recorded else "no episode finished yet", ""
+        return UNKNOWN, "recorded data: see upslope evaluate" if is_recorded else "no episode finished yet", ""
     average, warning = fmean(numbers), "" if len(numbers) >= FEW_SEEDS else "thin evidence"
     seeds = f"{len(values)} seeds" if len(numbers) == len(values) else f"{len(numbers)} of {len(values)} seeds"
     if len(numbers) == 1:
@@ -154,9 +154,9 @@ def return_words(values: Sequence[float], is_recorded: bool = False) -> tuple[st
 def summary(snapshot: Snapshot) -> str:
     """The state of a run in one line, for a log."""
     value, note, warning = return_words(snapshot.episode_return, snapshot.is_recorded)
-    trust = f"{note} · {warning}" if warning else note
+    details = f"{note} · {warning}" if warning else note
     done = f"{percent(snapshot.fraction):>5}  {progress_words(snapshot)} steps per seed"
-    return f"{done}  return {value} {trust}  after {time_words(snapshot)}"
+    return f"{done}  return {value} {details}  after {time_words(snapshot)}"
 
 
 def extend_curve(curve: list[float], snapshot: Snapshot) -> None:
@@ -266,7 +266,7 @@ class Display:
     """The interface that training reports to. Leaving its `with` block always restores the terminal."""
 
     is_quiet: bool = False
-    """Whether only messages are shown, so that the run need not be diagnosed."""
+    """Whether only messages are shown, so that the doctor is not needed."""
 
     def start(self, title: str, lines: Sequence[str]) -> None:
         """Announce the run: its title, and notes for the user."""
@@ -288,7 +288,7 @@ class Display:
 
 
 class SparingLive(Live):
-    """A live display that is redrawn only as often as `SHARE` of a core's time allows."""
+    """A live display that is redrawn only as often as `DRAWING_SHARE` of a core's time allows."""
 
     due = 0.0
     """The time of the next redraw, in seconds on the monotonic clock."""
@@ -297,7 +297,7 @@ class SparingLive(Live):
         if time.monotonic() >= self.due:
             before = time.thread_time()
             super().refresh()
-            self.due = time.monotonic() + min((time.thread_time() - before) / SHARE, LONGEST_PAUSE)
+            self.due = time.monotonic() + min((time.thread_time() - before) / DRAWING_SHARE, MAX_PAUSE)
 
     def stop(self) -> None:
         self.due = 0.0
@@ -354,7 +354,7 @@ class LiveDisplay(Display):
     def panel_of(self, snapshot: Snapshot, silence: float, brief: bool = False) -> Panel:
         """The panel, with its age if that is more than a few seconds."""
         # Ctrl-C makes the terminal print ^C after the panel: two free columns keep it on that line.
-        width = min(self.console.width - 2, WIDEST_PANEL)
+        width = min(self.console.width - 2, MAX_PANEL_WIDTH)
         picture = panel(self.title, snapshot, list(self.curve), width, brief)
         if silence >= 5:
             picture.subtitle, picture.subtitle_align = Text(f"updated {clock(silence)} ago", "dim"), "right"
@@ -367,7 +367,7 @@ class PlainDisplay(Display):
     def __init__(self, stream: Any = None) -> None:
         self.stream = sys.stdout if stream is None else stream
         self.tenth = -1
-        self.told = 0.0
+        self.last_logged = 0.0
         self.finding = ""
 
     def start(self, title: str, lines: Sequence[str]) -> None:
@@ -376,8 +376,8 @@ class PlainDisplay(Display):
 
     def update(self, snapshot: Snapshot) -> None:
         tenth = math.floor(snapshot.fraction * 10)
-        if tenth > self.tenth or snapshot.elapsed - self.told >= 30:
-            self.tenth, self.told = tenth, snapshot.elapsed
+        if tenth > self.tenth or snapshot.elapsed - self.last_logged >= 30:
+            self.tenth, self.last_logged = tenth, snapshot.elapsed
             self.message(summary(snapshot))
         if snapshot.finding not in ("", self.finding):
             self.finding = snapshot.finding
@@ -391,7 +391,7 @@ class PlainDisplay(Display):
         print(text, file=self.stream, flush=True)
 
     def finish(self, snapshot: Snapshot | None, lines: Sequence[str]) -> None:
-        if snapshot is not None and snapshot.elapsed != self.told:
+        if snapshot is not None and snapshot.elapsed != self.last_logged:
             self.message(summary(snapshot))
         for line in lines:
             self.message(line)

@@ -1,6 +1,6 @@
 """Evaluate and record trained agents: fresh environments, whole episodes, every return kept.
 
-Each episode has its own column, so that short episodes are not favoured for finishing first.
+Each episode has its own column, so that short episodes are not overrepresented.
 """
 
 import sys
@@ -21,7 +21,7 @@ from upslope.config.trust import LEARNING, require
 from upslope.core.arrays import AnyArray as Array
 from upslope.core.arrays import pytree
 from upslope.core.distributions import Distribution
-from upslope.core.files import own_path
+from upslope.core.files import safe_path
 from upslope.core.messages import counted, readable
 from upslope.core.types import Rollout
 from upslope.engines.border import nothing_allowed
@@ -41,12 +41,12 @@ from upslope.models.model import Carry, start_memory
 from upslope.runs.datasets import save_dataset
 from upslope.runs.directory import RunDirectory
 from upslope.runs.policy import Which, load_agents
-from upslope.runs.same_spaces import require_same_world
+from upslope.runs.same_spaces import require_same_environment
 
 Mode = Literal["stochastic", "deterministic"]
 MODES: tuple[Mode, ...] = ("stochastic", "deterministic")
 COLUMNS = 10
-"""Number of episodes that run side by side."""
+"""Number of episodes that run in parallel."""
 LIMIT = 10_000
 """Steps after which an evaluation episode is truncated if neither the run nor the environment has a limit."""
 EVALUATION_SEED = 1_000_003
@@ -124,38 +124,38 @@ def evaluate(
 ) -> dict[str, Evaluation]:
     """Run every seed's agent for `episodes` fresh episodes in both modes, and append them to `evaluation.csv`.
 
-    Returns `{"stochastic": …, "deterministic": …}`. An episode is cut after `max_episode_steps`, by default at the
-    run's or the environment's own limit; if there is none, at 10,000 steps, with a notice. `environment` and `model`
-    are needed only if the run's cannot be found by name, as in `upslope.resume`. `trust` allows the code that the run's
-    config.json names; registered Gymnasium ids, upslope's own environments and runs trained on this machine need none.
-    machine trained need none.
+    Returns `{"stochastic": …, "deterministic": …}`. An episode is truncated after `max_episode_steps`, by default at
+    the run's or the environment's own limit; if there is none, at 10,000 steps, with a notice. `environment` and
+    `model` are needed only if the run's cannot be found by name, as in `upslope.resume`. `trust` allows the code that
+    the run's config.json names; registered Gymnasium ids, upslope's own environments and runs trained on this machine
+    need none.
 
     Raises:
-        UpslopeError: no such run or checkpoint, or the environment cannot be made or is not trusted.
+        UpslopeError: no such run or checkpoint, or the environment cannot be created or is not trusted.
     """
     positive(episodes=episodes, max_episode_steps=max_episode_steps)
     fresh(environment_seed=environment_seed)
     directory = RunDirectory(run)
     config = with_limit(directory.config(), max_episode_steps)
-    require(config, directory.path, trust=trust, given=given_with(environment, model))
-    own_path(directory.path, directory.evaluation_path)
-    world = environment_of(config, environment)
-    require_same_world(directory, world)
+    require(config, directory.path, trust=trust, given=trusted_settings(environment, model))
+    safe_path(directory.path, directory.evaluation_path)
+    env = environment_of(config, environment)
+    require_same_environment(directory, env)
     found, lines, notices = {}, [], notices_to()
-    with computing(on_host=not world.is_compiled):
+    with computing(on_host=not env.is_compiled):
         agents, _ = load_agents(directory, config, checkpoint, model)
         for mode in MODES:
             offset = EVALUATION_SEED * (1 + environment_seed)
-            rollouts = list(episodes_of(config, world, agents, mode, episodes, offset, notices))
+            rollouts = list(episodes_of(config, env, agents, mode, episodes, offset, notices))
             found[mode] = summarise(mode, config, rollouts)
             directory.add_evaluation(rows_of(found[mode], checkpoint, environment_seed))
-            lines += cut_lines(config, world, rollouts, mode)
+            lines += cut_lines(config, env, rollouts, mode)
     for line in lines:
         print_line(line)
     return found
 
 
-def given_with(environment: EnvironmentLike | None, model: Callable[..., Any] | None = None) -> set[str]:
+def trusted_settings(environment: EnvironmentLike | None, model: Callable[..., Any] | None = None) -> set[str]:
     """The settings of a run that need no trust: those that only learning reads, and those passed by the user."""
     passed = {"environment": environment, "model": model}
     return {*LEARNING, *(name for name, part in passed.items() if part is not None)}
@@ -166,16 +166,16 @@ def with_limit(config: Config, max_episode_steps: int | None) -> Config:
     return config if max_episode_steps is None else replace(config, max_episode_steps=max_episode_steps)
 
 
-def cut_lines(config: Config, world: Any, rollouts: Sequence[Rollout], mode: str = "") -> list[str]:
-    """The notice about episodes that were cut because neither the run nor the environment has a limit."""
-    if config.max_episode_steps or world.max_episode_steps:
+def cut_lines(config: Config, environment: Any, rollouts: Sequence[Rollout], mode: str = "") -> list[str]:
+    """The notice about episodes that were truncated because neither the run nor the environment has a limit."""
+    if config.max_episode_steps or environment.max_episode_steps:
         return []
     count = sum(int((np.asarray(r.valid).sum(axis=-2) >= LIMIT).sum() - ended_at_limit(r)) for r in rollouts)
     if not count:
         return []
     return [
         f"{counted(count, f'{mode} episode'.strip())} cut at {LIMIT:,} steps, since {config.environment} has no limit "
-        "of its own: the return is of these steps only. Set another limit with --max-episode-steps."
+        "of its own; the returns cover only these steps. Set another limit with --max-episode-steps."
     ]
 
 
@@ -186,7 +186,7 @@ def ended_at_limit(rollout: Rollout) -> int:
 
 
 def print_line(line: str) -> None:
-    """Print a line besides the results."""
+    """Print a line to standard error."""
     print(readable(line), file=sys.stderr)
 
 
@@ -220,19 +220,19 @@ def record(
         raise UpslopeError(f"{path} exists already, and nothing is overwritten. Give another --output.")
     if not path.parent.is_dir():
         raise UpslopeError(
-            f"There is no folder {path.parent} to write {path.name} into. Make it, or give another --output."
+            f"There is no folder {path.parent} to write {path.name} into. Create it, or give another --output."
         )
-    require(config, directory.path, trust=trust, given=given_with(environment, model))
-    world = environment_of(config, environment)
-    require_same_world(directory, world)
-    with computing(on_host=not world.is_compiled):
+    require(config, directory.path, trust=trust, given=trusted_settings(environment, model))
+    env = environment_of(config, environment)
+    require_same_environment(directory, env)
+    with computing(on_host=not env.is_compiled):
         agents, _ = load_agents(directory, config, checkpoint, model)
         index = config.seed_list().index(seed)
         one = jax.tree.map(lambda x: x[index : index + 1], agents)
-        alone = RunSeeds(config, (seed,))
+        run_seed = RunSeeds(config, (seed,))
         offset = RECORDING_SEED + EVALUATION_SEED * environment_seed
-        rollouts = [take(r, 0) for r in episodes_of(alone, world, one, "stochastic", episodes, offset)]
-    for line in cut_lines(config, world, rollouts):
+        rollouts = [take(r, 0) for r in episodes_of(run_seed, env, one, "stochastic", episodes, offset)]
+    for line in cut_lines(config, env, rollouts):
         print_line(line)
     meta = {
         "environment": config.environment,
@@ -262,7 +262,7 @@ class RunSeeds:
 
 def episodes_of(
     config: Config | RunSeeds,
-    world: Any,
+    environment: Any,
     agents: Agent,
     mode: Mode,
     episodes: int,
@@ -271,42 +271,42 @@ def episodes_of(
 ) -> Iterator[Rollout]:
     """Yield whole-episode rollouts [S, T, N] until every seed has `episodes` episodes."""
     actors = GreedyAgent(agents) if mode == "deterministic" else agents
-    limit = config.max_episode_steps or world.max_episode_steps or LIMIT
+    limit = config.max_episode_steps or environment.max_episode_steps or LIMIT
     seeds = [offset + s for s in config.seed_list()]
     keys = stack([jax.random.key(s) for s in seeds])
     batches = [min(COLUMNS, episodes - start) for start in range(0, episodes, COLUMNS)]
-    if world.is_compiled:
-        run = jax.jit(partial(compiled_episodes, world, min(COLUMNS, episodes), limit))
+    if environment.is_compiled:
+        run = jax.jit(partial(compiled_episodes, environment, min(COLUMNS, episodes), limit))
         for number, n in enumerate(batches):
             rollout = jax.tree.map(lambda x, n=n: np.asarray(x)[:, :, :n], run(actors, keys, number))
-            refuse_stuck(world, agents.head, rollout)
+            refuse_stuck(environment, agents.head, rollout)
             yield rollout
     else:
-        yield from host_episodes(world, actors, seeds, keys, batches, limit, notices)
+        yield from host_episodes(environment, actors, seeds, keys, batches, limit, notices)
 
 
 def compiled_episodes(
-    world: CompiledEnvironment, num_envs: int, limit: int, agents: Any, keys: Array, number: Any
+    environment: CompiledEnvironment, num_envs: int, limit: int, agents: Any, keys: Array, number: Any
 ) -> Rollout:
     """Run a batch of episodes of every seed in a compiled environment."""
 
     def one_seed(inputs: tuple[Any, Array]) -> Rollout:
         agent, key = inputs
-        return collect_episodes(world, agent, jax.random.fold_in(key, number), num_envs, limit)[0]
+        return collect_episodes(environment, agent, jax.random.fold_in(key, number), num_envs, limit)[0]
 
     return jax.lax.map(one_seed, (agents, keys))
 
 
-def refuse_stuck(world: CompiledEnvironment, head: ActionHead, rollout: Rollout) -> None:
-    """Refuse a compiled environment that forbade every choice where an action was required."""
+def refuse_stuck(environment: CompiledEnvironment, head: ActionHead, rollout: Rollout) -> None:
+    """Raise an error if a compiled environment masked out every choice where an action was required."""
     if rollout.action_mask is not None:
         stuck = np.argwhere(np.asarray(rollout.valid) & ~np.asarray(head.allows_some(rollout.action_mask)))
         if len(stuck):
-            raise UpslopeError(nothing_allowed(name_of(world), f"step {stuck[0][1]} of an episode"))
+            raise UpslopeError(nothing_allowed(name_of(environment), f"step {stuck[0][1]} of an episode"))
 
 
 def host_episodes(
-    world: HostEnvironment,
+    environment: HostEnvironment,
     agents: Any,
     seeds: list[int],
     keys: Array,
@@ -315,12 +315,12 @@ def host_episodes(
     notices: Notices | None = None,
 ) -> Iterator[Rollout]:
     """Yield batches of episodes of every seed in Gymnasium environments."""
-    encoder = encoder_of(world.observation_space, world.name)
+    encoder = encoder_of(environment.observation_space, environment.name)
     # Use the environment's own head: it knows the dtype of its actions, which older runs do not record.
-    head = head_of(world.action_space, world.name)
+    head = head_of(environment.action_space, environment.name)
     memory = jax.vmap(lambda model: start_memory(model, batches[0]))(agents.model)
     act, active = Act(), np.ones(len(seeds), bool)
-    columns = HostColumns(world, encoder, head, seeds, batches[0], limit, notices=notices)
+    columns = HostColumns(environment, encoder, head, seeds, batches[0], limit, notices=notices)
     try:
         for number, n in enumerate(batches):
             now = jax.vmap(jax.random.fold_in, (0, None))(keys, number)

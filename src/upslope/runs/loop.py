@@ -29,13 +29,13 @@ from upslope.runs.tensorboard import TensorboardWriter
 
 CHECKPOINT_SECONDS = 10.0
 """Minimum seconds between two writes of `last`; it is also written whenever training stops."""
-TICK = 1e-6
-"""Lower bound on durations, since a clock that stands still or goes back gives no rate."""
+MIN_DURATION = 1e-6
+"""Lower bound on durations in seconds, in case the clock stands still or goes back."""
 WINDOW = 100
 """A seed's return is the mean over this many of its last finished training episodes."""
 BEST_AFTER = 20
 """Minimum number of episodes in the window before it may count as the best."""
-RECENT, FEWEST_RECENT = 20, 3
+RECENT, MIN_RECENT = 20, 3
 """Chunks averaged for the current rate: maximum and minimum."""
 BEST_CHECKS = 100
 """Number of times per run that the window is compared with the best so far."""
@@ -43,10 +43,10 @@ BEST_CHECKS = 100
 
 @runtime_checkable
 class Watch(Protocol):
-    """Diagnoses a run while it trains."""
+    """Diagnoses a run during training."""
 
     def look(self) -> str:
-        """The most certain finding in one line; empty while there is none."""
+        """The most certain finding, in one line; empty if there is none."""
         ...
 
 
@@ -64,7 +64,7 @@ class Progress:
     best_return: np.ndarray
     best_step: np.ndarray
     checks: np.ndarray
-    """The hundredths of its budget that each seed had spent at the last check."""
+    """How many hundredths of its budget each seed had spent at the last check."""
     elapsed: float = 0.0
     iteration: int = 0
     latest: dict[str, list[float]] = field(default_factory=dict)
@@ -82,7 +82,7 @@ def begin_progress(state: TrainState, seeds: list[int]) -> Progress:
     )
 
 
-class Pace:
+class SpeedMeter:
     """Total environment steps per second of all seeds, without the first chunk, which includes compiling."""
 
     def __init__(self) -> None:
@@ -95,19 +95,19 @@ class Pace:
         before, self.ended = self.ended, perf_counter()
         if not self.first_ended:
             self.first_ended = self.ended
-            return steps / max(self.ended - self.started, TICK)
+            return steps / max(self.ended - self.started, MIN_DURATION)
         self.steps += steps
-        self.recent.append(steps / max(self.ended - before, TICK))
-        return self.steps / max(self.ended - self.first_ended, TICK)
+        self.recent.append(steps / max(self.ended - before, MIN_DURATION))
+        return self.steps / max(self.ended - self.first_ended, MIN_DURATION)
 
     @property
-    def present(self) -> float:
+    def recent_rate(self) -> float:
         """The median rate of the last chunks, robust to one that compiles again; nan while there are too few."""
-        return median(self.recent) if len(self.recent) >= FEWEST_RECENT else math.nan
+        return median(self.recent) if len(self.recent) >= MIN_RECENT else math.nan
 
 
 class Loop:
-    """Trains until every seed's budget is spent."""
+    """Trains until every seed has spent its budget."""
 
     def __init__(
         self,
@@ -123,7 +123,7 @@ class Loop:
 
     def run(self, state: TrainState, progress: Progress) -> tuple[TrainState, Progress]:
         """Train to the end. On a signal, save and raise `Stopped`; on an error, save and raise it."""
-        started, saved, pace = perf_counter() - progress.elapsed, perf_counter(), Pace()
+        started, saved, speed = perf_counter() - progress.elapsed, perf_counter(), SpeedMeter()
         with stop_on_signal(lambda: self.engine.hangs) as stop:
             if progress.iteration == 0:
                 self.save(state, progress)
@@ -137,12 +137,12 @@ class Loop:
                     self.save(state, progress)
                     raise Stopped from None
                 except Exception as error:
-                    kept = self.save_or_say(state, progress)
+                    kept = self.save_after_error(state, progress)
                     if not isinstance(error, UpslopeError):
                         raise
-                    raise UpslopeError(f"{error} {kept}; go on with: upslope resume {self.directory.path}") from error
+                    raise UpslopeError(f"{error} {kept}; resume with: upslope resume {self.directory.path}") from error
                 progress.elapsed = max(progress.elapsed, perf_counter() - started)
-                rate = pace.rate(int((chunk.steps[:, -1] - chunk.before[:, 0]).sum()))
+                rate = speed.rate(int((chunk.steps[:, -1] - chunk.before[:, 0]).sum()))
                 with clock(self.engine.phases, "write"):
                     self.write(chunk, progress, rate)
                     self.keep_best(state, chunk, progress)
@@ -151,10 +151,10 @@ class Loop:
                         self.save(state, progress)
                     saved = perf_counter()
                 try:
-                    self.display.update(self.snapshot(chunk, progress, pace.present))
-                except BrokenPipeError:  # the reader of the output has gone
+                    self.display.update(self.snapshot(chunk, progress, speed.recent_rate))
+                except BrokenPipeError:  # the reader of the output is gone
                     stop.set()
-                self.check_alive(chunk, progress)
+                self.check_finite(chunk, progress)
             self.save(state, progress)
         return state, progress
 
@@ -192,13 +192,13 @@ class Loop:
 
     def save(self, state: TrainState, progress: Progress) -> None:
         """Write `best`, then `last`, which records the sizes of the growing files."""
-        never = ~np.isfinite(progress.best_return) & finite_seeds(state.learner.agent)
-        best = where_seeds(never, state.learner.agent, progress.best)
+        has_no_best = ~np.isfinite(progress.best_return) & finite_seeds(state.learner.agent)
+        best = where_seeds(has_no_best, state.learner.agent, progress.best)
         scores = {
             "best_return": [finite(x) for x in progress.best_return.tolist()],
-            "best_step": np.where(never, np.asarray(state.steps), progress.best_step).tolist(),
+            "best_step": np.where(has_no_best, np.asarray(state.steps), progress.best_step).tolist(),
         }
-        self.keep(self.directory.best, best, {}, scores)
+        self.write_checkpoint(self.directory.best, best, {}, scores)
         meta = scores | {
             "elapsed": progress.elapsed,
             "iteration": progress.iteration,
@@ -208,22 +208,22 @@ class Loop:
             "steps": np.asarray(state.steps).tolist(),
             "settings": self.config.to_json(),
         }
-        self.keep(self.directory.last, state, self.engine.snapshot(), meta)
+        self.write_checkpoint(self.directory.last, state, self.engine.snapshot(), meta)
 
-    def keep(self, path: Path, tree: Any, world: dict[str, np.ndarray], meta: dict[str, Any]) -> None:
-        """Write a checkpoint; if that fails, say how to continue."""
+    def write_checkpoint(self, path: Path, tree: Any, snapshot: dict[str, np.ndarray], meta: dict[str, Any]) -> None:
+        """Write a checkpoint; if that fails, the error says how to resume."""
         try:
-            save_checkpoint(path, tree, world, meta)
+            save_checkpoint(path, tree, snapshot, meta)
         except UpslopeError as error:
-            raise UpslopeError(f"{error} Go on with: upslope resume {self.directory.path}") from error
+            raise UpslopeError(f"{error} Resume with: upslope resume {self.directory.path}") from error
 
-    def save_or_say(self, state: TrainState, progress: Progress) -> str:
-        """Save after an error, and say up to which step; if the environments are lost, the last checkpoint stands."""
+    def save_after_error(self, state: TrainState, progress: Progress) -> str:
+        """Save after an error, and describe what is saved: the last checkpoint, if the environments are lost."""
         try:
             self.save(state, progress)
         except UpslopeError:
             return "The last checkpoint is intact"
-        return f"All up to step {int(np.asarray(state.steps, np.int64).max()):,} is saved"
+        return f"Everything up to step {int(np.asarray(state.steps, np.int64).max()):,} is saved"
 
     def snapshot(self, chunk: Chunk, progress: Progress, rate: float) -> Snapshot:
         """The state of the run, for the display."""
@@ -241,7 +241,7 @@ class Loop:
             finding="" if self.watch is None else self.watch.look(),
         )
 
-    def check_alive(self, chunk: Chunk, progress: Progress) -> None:
+    def check_finite(self, chunk: Chunk, progress: Progress) -> None:
         """Report, once per seed, numbers that are no longer finite; stop when all seeds are affected."""
         moved = chunk.steps[:, -1] > chunk.before[:, -1]
         # The KL is measured after the update, with the new parameters.
@@ -250,14 +250,14 @@ class Loop:
             if s not in progress.broken:
                 progress.broken.add(s)
                 self.display.message(
-                    f"seed {self.seeds[s]}: the agent's parameters are no longer numbers at step "
+                    f"seed {self.seeds[s]}: the agent's parameters are no longer finite at step "
                     f"{chunk.steps[s, -1]:,}, so this seed is lost. Lower --learning-rate, or normalise its inputs."
                 )
         if len(progress.broken) == len(self.seeds):
             raise UpslopeError(
-                f"The agent's parameters are no longer numbers in any seed, so training stopped at step "
-                f"{chunk.steps[:, -1].max():,}. {self.directory.best} holds the best agents of the checkpoint "
-                "before. Lower --learning-rate, or use --normalize-rewards and --normalize-observations."
+                f"The agent's parameters are no longer finite in any seed, so training stopped at step "
+                f"{chunk.steps[:, -1].max():,}. {self.directory.best} holds the best agents of the previous "
+                "checkpoint. Lower --learning-rate, or use --normalize-rewards and --normalize-observations."
             )
 
 

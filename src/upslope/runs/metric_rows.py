@@ -29,12 +29,14 @@ class Ended:
 
 
 def metric_rows(chunk: Chunk, seeds: Sequence[int], iteration: int, clocks: dict[str, float]) -> Iterator[str]:
-    """One JSON line per iteration, numbered from `iteration`, and seed; null for values that are not finite, except
-    that rarely measured metrics are omitted then."""
-    seldom = {name: x for name, x in chunk.metrics.items() if name.startswith(PREFIX)}
-    always = {name: x for name, x in chunk.metrics.items() if name not in seldom}
-    values, looks = (np.asarray(list(metrics.values())).reshape(-1, *chunk.steps.shape) for metrics in (always, seldom))
-    has_look = np.asarray(np.isfinite(looks).any(axis=0))
+    """One JSON line per iteration, numbered from `iteration`, and seed. Values that are not finite become null, except
+    that health metrics are then omitted."""
+    health = {name: x for name, x in chunk.metrics.items() if name.startswith(PREFIX)}
+    other = {name: x for name, x in chunk.metrics.items() if name not in health}
+    values, health_values = (
+        np.asarray(list(metrics.values())).reshape(-1, *chunk.steps.shape) for metrics in (other, health)
+    )
+    has_health = np.asarray(np.isfinite(health_values).any(axis=0))
     for s, seed in enumerate(seeds):
         ended = Ended(chunk.episodes[s])
         for i in range(chunk.steps.shape[1]):
@@ -43,9 +45,9 @@ def metric_rows(chunk: Chunk, seeds: Sequence[int], iteration: int, clocks: dict
                 continue
             row: dict[str, Any] = {"iteration": iteration + i, "seed": seed, "step": after}
             row |= ended.between(before, after)
-            row |= {n: finite(v) for n, v in zip(always, values[:, s, i].tolist(), strict=True)}
-            if has_look[s, i]:
-                row |= {n: v for n, v in zip(seldom, looks[:, s, i].tolist(), strict=True) if math.isfinite(v)}
+            row |= {n: finite(v) for n, v in zip(other, values[:, s, i].tolist(), strict=True)}
+            if has_health[s, i]:
+                row |= {n: v for n, v in zip(health, health_values[:, s, i].tolist(), strict=True) if math.isfinite(v)}
             yield json.dumps(row | clocks) + "\n"
 
 

@@ -57,8 +57,8 @@ class Policy:
         self.memory: Any = None
         self.key = jax.random.key(random_seed)
         self.calls = 0
-        self.acts_here = hasattr(agent.model, "policy") and not self.has_memory
-        self.here: Agent = jax.tree.map(np.asarray, agent) if self.acts_here else agent
+        self.acts_in_numpy = hasattr(agent.model, "policy") and not self.has_memory
+        self.numpy_agent: Agent = jax.tree.map(np.asarray, agent) if self.acts_in_numpy else agent
         self.noise = jax.jit(lambda agent, x, key, n: agent.policy(x).noise(jax.random.fold_in(key, n)))
         self.step = jax.jit(lambda agent, x, carry, fresh, mask: agent.act(x, carry, fresh, mask))
 
@@ -85,7 +85,7 @@ class Policy:
             action = np.asarray(policy.mode())
         else:
             key = jax.random.fold_in(self.key, self.calls)
-            noise = self.noise(self.agent, batch, self.key, self.calls) if self.acts_here else policy.noise(key)
+            noise = self.noise(self.agent, batch, self.key, self.calls) if self.acts_in_numpy else policy.noise(key)
             action = np.asarray(policy.choose(np.asarray(noise)))
             self.calls += 1
         taken, log_prob = self.agent.head.to_environment(action), np.asarray(policy.log_prob(action))
@@ -97,7 +97,7 @@ class Policy:
         """The observation with a batch axis, and whether it already had one."""
         shapes = self.encoder.shapes
         try:
-            # By the shapes' structure: an observation, or a part of one, may be a list of numbers.
+            # Map over the structure of the shapes, since an observation or a part of it may be a list of numbers.
             given = self.structured(observation)
             observation = jax.tree.map(lambda shape, x: np.asarray(x), shapes, given, is_leaf=is_shape)
             axes = self.encoder.num_batch_axes(observation)
@@ -115,7 +115,7 @@ class Policy:
             if self.needs_mask:
                 raise UpslopeError(
                     "This policy was trained with action masks, and without one it would choose forbidden actions. "
-                    'Pass it along: policy(observation, mask=info["action_mask"]).'
+                    'Pass it: policy(observation, mask=info["action_mask"]).'
                 )
             return None
         head, count = self.agent.head, jax.tree.leaves(batch)[0].shape[0]
@@ -145,7 +145,7 @@ class Policy:
     def distribution(self, batch: Any, mask: Any = None) -> Any:
         """π(·|s) of every row; updates the memory of a model that has one."""
         if not self.has_memory:
-            return self.here.policy(batch, mask)
+            return self.numpy_agent.policy(batch, mask)
         count = jax.tree.leaves(batch)[0].shape[0]
         fresh = np.full(count, self.memory is None)
         if self.memory is None:
@@ -153,7 +153,7 @@ class Policy:
         known = jax.tree.leaves(self.memory)[0].shape[0]
         if known != count:
             raise UpslopeError(
-                f"This policy remembers {known} episodes, and was asked for {count}. Call policy.reset() where other "
+                f"This policy remembers {known} episodes, but got {count} observations. Call policy.reset() when new "
                 "episodes begin."
             )
         policy, self.memory = self.step(self.agent, batch, self.memory, fresh, mask)
@@ -188,12 +188,12 @@ def load(
 
     Args:
         run: the run directory.
-        seed: one of the run's seeds; by default the one with the best training return. That selects after the fact:
-            to judge an algorithm, evaluate all seeds.
+        seed: one of the run's seeds; by default the one with the best training return. This is selection by result:
+            to assess an algorithm, evaluate all seeds.
         checkpoint: `best` (highest mean return over its last 20 to 100 training episodes) or `last`.
         random_seed: for `deterministic=False`.
         model: the class or factory of a custom model, if it cannot be found by its name.
-        trust: allows the custom model that the run's config.json names; nothing else of it is imported.
+        trust: allows importing the custom model that the run's config.json names; nothing else is imported.
 
     Raises:
         UpslopeError: no such run, seed or checkpoint, or one that is damaged or of another version.
@@ -230,7 +230,7 @@ def load_agents(
     encoder, head = spaces_of(directory)
     path, prefix = (directory.best, "") if checkpoint == "best" else (directory.last, ".learner.agent")
     spec = model_of(config, encoder, head, model)
-    check_room(path, config, spec)
+    check_checkpoint_size(path, config, spec)
     keys = [jax.random.key(s) for s in config.seed_list()]
     agents = initialise_agents(
         keys,
@@ -243,9 +243,9 @@ def load_agents(
     return loaded, meta
 
 
-def check_room(path: Path, config: Config, spec: ModelSpec, more: int = 0) -> None:
-    """Refuse a config that describes more numbers, plus `more` per seed, than the checkpoint holds, before allocating
-    memory for them. A custom model's size is known only once it is created."""
+def check_checkpoint_size(path: Path, config: Config, spec: ModelSpec, more: int = 0) -> None:
+    """Raise an error if a config describes more numbers, plus `more` per seed, than the checkpoint holds, before memory
+    for them is allocated. A custom model's size is known only once it is created."""
     check_size(path, config.seeds * (least_numbers(spec) + more))
 
 
@@ -273,11 +273,11 @@ def described_spaces(encoder: ObservationEncoder, head: ActionHead, *, has_masks
 
 
 def check_scores(path: Path, meta: dict[str, Any], seeds: int) -> None:
-    """Refuse a checkpoint that does not record each seed's best return and when it was reached."""
+    """Raise an error if a checkpoint does not record each seed's best return and the step that reached it."""
     returns, steps = meta.get("best_return"), meta.get("best_step")
     if not is_list(returns, (int, float, type(None)), seeds) or not is_list(steps, (int,), seeds):
         raise UpslopeError(
-            f"{path} is damaged: it does not say each seed's best return and step. Put a copy of it back."
+            f"{path} is damaged: it does not record each seed's best return and step. Restore it from a copy."
         )
 
 

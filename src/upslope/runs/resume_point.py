@@ -26,7 +26,7 @@ class ResumePoint:
     state: TrainState
     progress: Progress
     snapshot: dict[str, np.ndarray]
-    """What the environments need to continue; empty if the state holds it."""
+    """The data that environments on the host need to continue; else empty."""
     sizes: dict[str, int]
     """The sizes of the growing files at the checkpoint."""
     step: int
@@ -52,7 +52,7 @@ def resume_point_of(
     check_scores(directory.best, scores, config.seeds)
     problem = problem_of(meta, config.seeds) or snapshot_problem(snapshot, config, task, needs_snapshot)
     if problem:
-        raise UpslopeError(f"{directory.last} is damaged: {problem}. Put a copy of it back.")
+        raise UpslopeError(f"{directory.last} is damaged: {problem}. Restore it from a copy.")
     require_same_settings(directory, config, meta.get("settings", {}))
     progress = begin_progress(state, config.seed_list())
     progress.best = best
@@ -66,7 +66,7 @@ def resume_point_of(
 
 
 def require_same_settings(directory: RunDirectory, config: Config, trained_with: dict[str, Any]) -> None:
-    """Refuse a config.json that was edited after training began; only the location of the data may have changed.
+    """Raise an error if config.json was edited after training began; only the location of the data may have changed.
 
     Raises:
         UpslopeError: a setting differs from the checkpoint's.
@@ -79,8 +79,8 @@ def require_same_settings(directory: RunDirectory, config: Config, trained_with:
     ]
     if changed:
         raise UpslopeError(
-            f"{directory.path}/config.json was edited after training began: {', '.join(changed)}. A resumed run is the "
-            "one that was begun. Put the settings back, or train anew under another --name."
+            f"{directory.path}/config.json was edited after training began: {', '.join(changed)}. A run can be "
+            "resumed only with its original settings. Restore them, or train a new run under another --name."
         )
 
 
@@ -97,11 +97,11 @@ def problem_of(meta: dict[str, Any], seeds: int) -> str:
         "windows": is_list(windows, (list,), seeds) and all(map(is_window, windows or [])),
     }
     wrong = [name for name, is_sound in sound.items() if not is_sound]
-    return f"its notes hold no usable {', '.join(wrong)}" if wrong else ""
+    return f"its metadata has no valid {', '.join(wrong)}" if wrong else ""
 
 
 def is_window(window: list[Any]) -> bool:
-    """Whether the value is a seed's last returns and lengths."""
+    """Whether the value is a valid list of a seed's last returns and lengths."""
     return len(window) <= WINDOW and all(
         isinstance(row, list) and len(row) == 2 and type(row[0]) in (int, float) and type(row[1]) is int
         for row in window
@@ -116,21 +116,21 @@ def snapshot_problem(snapshot: dict[str, np.ndarray], config: Config, task: Task
     named = named_observation(jax.tree.map(lambda shape: np.broadcast_to(0, shape), shapes, is_leaf=is_shape))
     missing = {"episode", "length", "actions", *named} - set(snapshot)
     if missing:
-        return f"it lacks the world's {', '.join(sorted(missing))}"
+        return f"it lacks the environments' {', '.join(sorted(missing))}"
     count = config.seeds * config.num_envs
     episode, length, actions = (snapshot[n] for n in ("episode", "length", "actions"))
-    for name, numbers, least in (("episode", episode, -1), ("length", length, NOT_RUNNING)):
-        if numbers.shape != (count,) or numbers.dtype.kind != "i" or numbers.min() < least:
-            return f"the world's {name} is not a whole number for each of {count} environments"
+    for name, numbers, minimum in (("episode", episode, -1), ("length", length, NOT_RUNNING)):
+        if numbers.shape != (count,) or numbers.dtype.kind != "i" or numbers.min() < minimum:
+            return f"`{name}` must hold one integer for each of {count} environments"
     for name, leaf in named.items():
         shown = snapshot[name]
         if shown.shape != (config.seeds, config.num_envs, *leaf.shape) or shown.dtype.kind not in "biuf":
-            return "the world's observation does not fit its space"
+            return "the observations do not fit their space"
     taken = sum(n for n in length.tolist() if n > 0)
     if (
         len(actions) != taken
         or (taken and actions.shape[1:] != head.environment_shape)
         or actions.dtype.kind not in "biuf"
     ):
-        return "the world's actions do not fit its episodes"
+        return "the actions do not fit the episodes"
     return ""

@@ -9,36 +9,38 @@ from upslope.models.heads import ActionHead, head_of
 from upslope.runs.directory import RunDirectory
 from upslope.runs.policy import has_masks, spaces_of
 
-UNTOLD = ("dtype",)
+UNRECORDED = ("dtype",)
 """Fields that older runs did not record. They do not affect results."""
 
 
-def require_same_world(directory: RunDirectory, world: Any) -> tuple[ObservationEncoder, ActionHead]:
+def require_same_environment(directory: RunDirectory, environment: Any) -> tuple[ObservationEncoder, ActionHead]:
     """The encoder and head of an environment, if they match the run's.
 
     Raises:
         UpslopeError: its spaces differ.
     """
     encoder, head = (
-        encoder_of(world.observation_space, world_name(world)),
-        head_of(world.action_space, world_name(world)),
+        encoder_of(environment.observation_space, environment_name(environment)),
+        head_of(environment.action_space, environment_name(environment)),
     )
-    require_same_spaces(directory, encoder, head, world)
+    require_same_spaces(directory, encoder, head, environment)
     return encoder, head
 
 
-def require_same_spaces(directory: RunDirectory, encoder: ObservationEncoder, head: ActionHead, world: Any) -> None:
-    """Refuse an environment whose spaces, or whose use of action masks, differ from the run's."""
+def require_same_spaces(
+    directory: RunDirectory, encoder: ObservationEncoder, head: ActionHead, environment: Any
+) -> None:
+    """Raise an error if an environment's spaces or use of action masks differ from the run's."""
     trained = spaces_of(directory)
     pairs = zip(("observation", "action"), trained, (encoder, head), strict=True)
     differences = [words for role, old, new in pairs for words in differences_of(role, old, new)]
-    if has_masks(directory) != world.gives_masks:
+    if has_masks(directory) != environment.gives_masks:
         words = ("it gave action masks, and gives none now", "it gave no action masks, and gives them now")
-        differences.append(words[world.gives_masks])
+        differences.append(words[environment.gives_masks])
     if differences:
         raise UpslopeError(
-            f"{directory.path} was trained in another environment than the one that its name and arguments give now: "
-            f"{'; '.join(differences)}. Bring back the environment that it was trained in, or train a new run."
+            f"{directory.path} was trained in a different environment than its name and arguments create now: "
+            f"{'; '.join(differences)}. Restore that environment, or train a new run."
         )
 
 
@@ -57,7 +59,7 @@ def differences_of(role: str, trained: Any, now: Any, key: str = "") -> list[str
     return [
         f"the {field.name} of {what} was {short(old)}, and is {short(new)}"
         for field in fields(trained)
-        if (old := getattr(trained, field.name)) != (new := getattr(now, field.name)) and field.name not in UNTOLD
+        if (old := getattr(trained, field.name)) != (new := getattr(now, field.name)) and field.name not in UNRECORDED
     ]
 
 
@@ -67,6 +69,6 @@ def short(value: Any) -> str:
     return text if len(text) <= 80 else text[:77] + "…"
 
 
-def world_name(world: Any) -> str:
+def environment_name(environment: Any) -> str:
     """The name of an environment in messages."""
-    return getattr(world, "name", type(world).__name__)
+    return getattr(environment, "name", type(environment).__name__)

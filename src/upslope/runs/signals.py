@@ -1,4 +1,4 @@
-"""Stop cleanly: the first signal requests a stop, the second ends the process; a hanging call is ended by the first."""
+"""Stop cleanly: the first signal requests a stop, or interrupts a hanging call; the second ends the process."""
 
 import signal
 import threading
@@ -7,9 +7,9 @@ from contextlib import contextmanager
 from time import monotonic
 from typing import Any
 
-SAME_WISH = 0.5
-"""Seconds within which a repeated signal counts as the same request: `timeout` signals the process and then its group,
-which reaches the process again."""
+SAME_REQUEST = 0.5
+"""Seconds within which a repeated signal counts as the same request, since `timeout` signals the process and then its
+process group, so that the process receives two."""
 
 
 class Interrupted(BaseException):
@@ -18,7 +18,7 @@ class Interrupted(BaseException):
 
 @contextmanager
 def stop_on_signal(hangs: Callable[[], bool]) -> Iterator[threading.Event]:
-    """An event that the first SIGINT or SIGTERM sets; a second one ends the process as usual.
+    """Yield an event that the first SIGINT or SIGTERM sets; the second ends the process as usual.
 
     Raises:
         Interrupted: the first signal arrived while `hangs()` was true.
@@ -29,14 +29,14 @@ def stop_on_signal(hangs: Callable[[], bool]) -> Iterator[threading.Event]:
         return
     signals = (signal.SIGINT, signal.SIGTERM)
     before = {s: signal.getsignal(s) for s in signals}
-    asked: list[float] = []
+    times: list[float] = []
 
     def handle(number: int, frame: Any) -> None:
-        asked.append(monotonic())
+        times.append(monotonic())
         stop.set()
-        if len(asked) == 1 and hangs():
+        if len(times) == 1 and hangs():
             raise Interrupted
-        if asked[-1] - asked[0] > SAME_WISH:
+        if times[-1] - times[0] > SAME_REQUEST:
             for s in signals:
                 signal.signal(s, before[s])
             signal.raise_signal(number)

@@ -25,7 +25,7 @@ from upslope.runs.datasets import load_dataset
 from upslope.runs.directory import RunDirectory
 from upslope.runs.display import Display
 from upslope.runs.loop import Loop, Stopped, Watch, begin_progress, mean_of
-from upslope.runs.policy import Policy, Which, check_room, described_spaces, load, spaces_of
+from upslope.runs.policy import Policy, Which, check_checkpoint_size, described_spaces, load, spaces_of
 from upslope.runs.resume_point import resume_point_of
 from upslope.runs.same_spaces import require_same_spaces
 from upslope.runs.tensorboard import TensorboardWriter, require_tensorboard
@@ -39,7 +39,7 @@ class Session:
     resources: Resources = EVERYTHING
     tensorboard: bool = False
     watch: Callable[[Path], Watch] | None = None
-    """Creates the diagnosis of the running training, given the run directory; the display shows its findings."""
+    """Creates the diagnosis of a run during training, given its directory; the display shows the findings."""
 
 
 @dataclass(frozen=True)
@@ -66,7 +66,7 @@ class Run:
 
 
 def begin(config: Config, task: Task, directory: RunDirectory, session: Session) -> Run:
-    """Train from scratch, with all settings decided."""
+    """Train from scratch."""
     if session.tensorboard:
         require_tensorboard()
     with computing(on_host=is_on_host(config, task)), closing(engine_for(config, task, session)) as engine:
@@ -75,35 +75,35 @@ def begin(config: Config, task: Task, directory: RunDirectory, session: Session)
         spaces = described_spaces(task.model.encoder, task.model.head, has_masks=task.environment.gives_masks)
         directory.create(config, spaces, task.described())
         allow(requested(config))  # a run trained on this machine is trusted
-        with directory.held():
+        with directory.locked():
             lines = [*opening_lines(config, directory), *lines_of_networks(task), *lines_of_one_sample(task)]
             return run_loop(config, engine, directory, session, state, progress, lines)
 
 
-def go_on(config: Config, task: Task, directory: RunDirectory, session: Session, notes: list[str]) -> Run:
-    """Train from the last checkpoint; `notes` are shown once it is clear that there is something left to train."""
+def resume_run(config: Config, task: Task, directory: RunDirectory, session: Session, notes: list[str]) -> Run:
+    """Resume from the last checkpoint; `notes` are shown unless the run is already finished."""
     require_same_spaces(directory, task.model.encoder, task.model.head, task.environment)
     if directory.has_begun:
-        check_room(directory.last, config, task.model, task.num_envs)
+        check_checkpoint_size(directory.last, config, task.model, task.num_envs)
     with (
-        directory.held(),
+        directory.locked(),
         computing(on_host=is_on_host(config, task)),
         closing(engine_for(config, task, session)) as engine,
     ):
         point = resume_point_of(directory, config, task, engine.start(), is_on_host(config, task))
-        directory.cut(point.sizes)
+        directory.truncate(point.sizes)
         if point.is_finished(config):
             with session.display as display:
                 display.finish(None, finished_lines(config, directory))
             return Run(directory.path, config, tuple(config.seed_list()), np.asarray(mean_of(point.progress, 0)))
-        lines = [f"going on with {directory.path} at step {point.step:,} of {config.steps:,}", *notes]
+        lines = [f"resuming {directory.path} at step {point.step:,} of {config.steps:,}", *notes]
         if point.snapshot:
             engine.restore(point.snapshot, session.display.message)
         return run_loop(config, engine, directory, session, point.state, point.progress, lines)
 
 
 def is_on_host(config: Config, task: Task) -> bool:
-    """Whether environments are stepped in Python, by this process or its workers."""
+    """Whether environments are stepped in Python, in this process or in workers."""
     return config.data is None and not task.environment.is_compiled
 
 
@@ -139,21 +139,21 @@ def run_loop(
     progress: Any,
     lines: list[str],
 ) -> Run:
-    """Run the loop inside the display, and say how to continue if it is stopped."""
+    """Run the loop inside the display; if it is stopped, the exception says how to resume."""
     seeds, display = config.seed_list(), session.display
     writer = TensorboardWriter(directory.path / "tensorboard", seeds) if session.tensorboard else None
     watch = None if session.watch is None or display.is_quiet else session.watch(directory.path)
     loop = Loop(engine, directory, config, display, writer, watch)
     try:
         with display:
-            with suppress(BrokenPipeError):  # the first update notices it, when there is something to save
+            with suppress(BrokenPipeError):  # the first update handles it, when there is something to save
                 display.start(title_of(config), lines)
             state, progress = loop.run(state, progress)
             display.finish(None, closing_lines(config, directory, progress))
     except Stopped:
-        raise KeyboardInterrupt(f"Stopped and saved. Go on with: {call_of('resume', config, directory)}") from None
+        raise KeyboardInterrupt(f"Stopped and saved. Resume with: {call_of('resume', config, directory)}") from None
     except KeyboardInterrupt:
-        words = f"Stopped at once; go on from the last checkpoint with: {call_of('resume', config, directory)}"
+        words = f"Stopped immediately. Resume from the last checkpoint with: {call_of('resume', config, directory)}"
         raise KeyboardInterrupt(words) from None
     finally:
         if writer is not None:
@@ -162,7 +162,7 @@ def run_loop(
 
 
 def call_of(command: str, config: Config, directory: RunDirectory) -> str:
-    """How to run a command on this run: in the shell, or in Python if its environment has to be passed."""
+    """The call of a command on this run: in the shell, or in Python if its environment must be passed."""
     if lost(config.environment):
         return f'upslope.{command}("{directory.path}", environment=…)'
     return f"upslope {command} {directory.path}"
@@ -183,17 +183,17 @@ def opening_lines(config: Config, directory: RunDirectory) -> list[str]:
         lines.append(f"preset: {config.preset}" + (f" ({note})" if note else "") + "; --no-preset turns it off")
     if reason := lost(config.environment):
         lines.append(
-            f"{config.environment} cannot be found again by its name: {reason}. Commands such as `upslope evaluate` "
-            "refuse this run; in Python, pass environment= to upslope.resume, evaluate and record. To use commands, "
-            "define it at the top of a module and train it as module:Name"
+            f"{config.environment} cannot be found again by its name: {reason}. Commands like `upslope evaluate` "
+            "cannot use this run. In Python, pass environment= to upslope.resume, evaluate and record. For commands, "
+            "define it at the top level of a module and train it as module:Name"
         )
     if config.seeds == 1:
-        lines.append("one seed gives no interval: --seeds 5 shows how far the result can be trusted")
+        lines.append("one seed gives no interval: --seeds 5 shows how reliable the result is")
     return lines
 
 
 def lines_of_networks(task: Task) -> list[str]:
-    """The note on what the networks are made of, if they are more than two perceptrons."""
+    """The note that describes the networks, if they are more than two perceptrons."""
     parts = unusual_parts(task.model)
     return [f"networks: {', '.join(parts)}"] if parts else []
 
@@ -203,7 +203,7 @@ def lines_of_one_sample(task: Task) -> list[str]:
     is_single = not task.estimator.whole_episodes and task.num_envs * task.rollout_steps == 1
     if not (is_single and task.update.normalize_advantage):
         return []
-    return ["a batch is one step, whose weight cannot be standardised: it is taken as it is"]
+    return ["a batch is one step, whose weight cannot be standardised, so it is used unchanged"]
 
 
 def finished_lines(config: Config, directory: RunDirectory) -> list[str]:
@@ -211,23 +211,22 @@ def finished_lines(config: Config, directory: RunDirectory) -> list[str]:
     longer = replace(config, steps=min(2 * config.steps, MAX_STEPS))
     is_continuous = spaces_of(directory)[1].is_continuous
     return [
-        f"{directory.path} is finished: each seed has spent its {config.steps:,} steps, so there is nothing to go on "
-        "with, and nothing was changed. The budget belongs to a run, since the learning rate may fall over it. To "
-        "train longer, begin a new run with more --steps:",
+        f"{directory.path} is finished: each seed has spent its {config.steps:,} steps, so nothing was changed. A "
+        "run's budget is fixed, since schedules depend on it. To train longer, start a new run with more --steps:",
         f"    {command_of(longer, is_continuous=is_continuous)}",
-        f"judge this one:  {call_of('evaluate', config, directory)}",
+        f"evaluate it:  {call_of('evaluate', config, directory)}",
     ]
 
 
 def closing_lines(config: Config, directory: RunDirectory, progress: Any) -> list[str]:
     """The results by seed, and what to do next."""
     if config.data is not None:
-        return [f"trained in {progress.elapsed:.1f} s", f"judge it:  {call_of('evaluate', config, directory)}"]
+        return [f"trained in {progress.elapsed:.1f} s", f"evaluate it:  {call_of('evaluate', config, directory)}"]
     returns = mean_of(progress, 0)
     spread = range_of(returns)
-    told = [number(r, spread) if math.isfinite(r) else "no episode ended" for r in returns]
-    shown = [f"seed {s}: {words}" for s, words in zip(config.seed_list(), told, strict=True)]
+    results = [number(r, spread) if math.isfinite(r) else "no episode ended" for r in returns]
+    shown = [f"seed {s}: {words}" for s, words in zip(config.seed_list(), results, strict=True)]
     return [
         f"trained in {progress.elapsed:.1f} s; mean return of the last 100 training episodes: " + ", ".join(shown),
-        f"judge it:  {call_of('evaluate', config, directory)}",
+        f"evaluate it:  {call_of('evaluate', config, directory)}",
     ]
