@@ -12,7 +12,7 @@ from upslope.analysis.statistics import curve, mean_band
 from upslope.report.figures import Figures, Html, around, axis, mean_and_band, seeds_trace
 
 POINTS = 100
-"""Number of points in the mean of a metric."""
+"""Number of points in the mean curve of a metric."""
 BUCKETS = 50
 """Number of buckets for a seed's metric; each keeps two points."""
 LEARNING_POINTS = 200
@@ -37,8 +37,8 @@ def learning_part(figures: Figures, records: Sequence[Record], names: Sequence[s
         if mine:
             curves = {k: curve(records[k], LEARNING_POINTS) for k in mine}
             traces = [t for k, found in curves.items() for t in learning_traces(k, names[k], *found)]
-            reach = around([returns for _, returns in curves.values()])
-            layout = {"xaxis": steps_axis([records[k] for k in mine]), "yaxis": axis("return (reward)", **reach)}
+            y_range = around([returns for _, returns in curves.values()])
+            layout = {"xaxis": steps_axis([records[k] for k in mine]), "yaxis": axis("return (reward)", **y_range)}
             label = f"Learning in {environment}"
             parts[-1]["figure"] = figures.add(traces, layout, height=420, label=label, linked=True)
     return parts
@@ -51,7 +51,7 @@ def learning_traces(run: int, name: str, steps: np.ndarray, returns: np.ndarray)
 
 
 def diagnostics_part(figures: Figures, records: Sequence[Record], names: Sequence[str]) -> dict[str, list[Card]]:
-    """Cards for the metrics of each iteration, and for all others: health and custom metrics."""
+    """Cards for the metrics of each iteration (`known`), and for health and custom metrics (`others`)."""
     logged = sorted({name for r in records for name in r.metrics if np.isfinite(r.metrics[name]).any()})
     own = [name for name in logged if name not in EXPLANATIONS]
     known = {"known": METRICS, "others": [*HEALTH, *own]}
@@ -62,7 +62,7 @@ def diagnostics_part(figures: Figures, records: Sequence[Record], names: Sequenc
 
 
 def metric_card(figures: Figures, records: Sequence[Record], names: Sequence[str], metric: str) -> Card:
-    """A metric over environment steps; its seeds are drawn if it is logged in every iteration."""
+    """A metric over environment steps; single seeds are drawn only if it is logged in every iteration."""
     about, traces, shown = explain(metric), [], []
     for k, record in enumerate(records):
         values = record.metrics.get(metric)
