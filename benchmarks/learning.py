@@ -223,7 +223,7 @@ Written by `python benchmarks/learning.py --table` from `benchmarks/results/lear
 `python benchmarks/learning.py` stores. ± is half the 95 % Student-t interval over seeds, for the mean of each seed's
 score. *Training* is the mean return of the last 100 training episodes, by the exploring policy; the other two are 20
 fresh episodes a seed (100 for recorded data) by the last checkpoint. Published scores often come from one agent,
-another version of the environment, or the best point of training: they are a range to be held against, not a contest.
+another version of the environment, or the best point of training: they are a rough guide, not a contest.
 
 | case | environment | rung | steps | seeds | training | stochastic | deterministic | asked for | published |
 |---|---|---|---|---|---|---|---|---|---|"""

@@ -104,8 +104,8 @@ def settings_of(record: Record) -> dict[str, Any]:
 
 def differing(pool: list[Record], rivals: list[list[Record]]) -> dict[str, Any]:
     """The settings that differ between the rivals, with this pool's values."""
-    mine, others = settings_of(pool[0]), [settings_of(p[0]) for p in rivals]
-    return {name: value for name, value in mine.items() if any(other[name] != value for other in others)}
+    own, others = settings_of(pool[0]), [settings_of(p[0]) for p in rivals]
+    return {name: value for name, value in own.items() if any(other[name] != value for other in others)}
 
 
 def warnings_of(members: Sequence[Member]) -> list[str]:

@@ -98,10 +98,10 @@ def threshold_of(environment: str, config: Config) -> Reference:
             f"The reward threshold of {environment} was set for other arguments than those of these runs. Use "
             "--normalize range."
         )
-    made: Any = make(config.environment.removeprefix(COMPILED_PREFIX))
-    if made.is_compiled:
+    registered: Any = make(config.environment.removeprefix(COMPILED_PREFIX))
+    if registered.is_compiled:
         raise UpslopeError(f"{environment} has no reward threshold, so 1 has no meaning. Use --normalize range.")
-    env = made.create()
+    env = registered.create()
     try:
         threshold = env.spec.reward_threshold if env.spec is not None else None
         if threshold is None:

@@ -74,8 +74,8 @@ class Record:
 
     def episodes_of(self, seed: int) -> np.ndarray:
         """The training episodes of one seed, in the order in which they ended."""
-        mine = self.episodes[self.episodes["seed"] == seed]
-        return mine[np.argsort(mine["step"], kind="stable")]
+        rows = self.episodes[self.episodes["seed"] == seed]
+        return rows[np.argsort(rows["step"], kind="stable")]
 
     def with_seeds(self, seeds: tuple[int, ...]) -> "Record":
         """The same run restricted to some of its seeds."""
@@ -203,8 +203,8 @@ def by_seed(names: list[str], table: np.ndarray, seeds: tuple[int, ...]) -> dict
     """Split a table by seed: name → [S, I], with each seed's rows in order."""
     rows = [table[table[:, names.index("seed")] == seed] for seed in seeds]
     padded = np.full((len(seeds), max(map(len, rows)), len(names)), np.nan)
-    for s, mine in enumerate(rows):
-        padded[s, : len(mine)] = mine
+    for s, seed_rows in enumerate(rows):
+        padded[s, : len(seed_rows)] = seed_rows
     return dict(zip(names, np.moveaxis(padded, -1, 0), strict=True))
 
 

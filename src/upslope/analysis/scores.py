@@ -116,9 +116,9 @@ def evaluated(members: Sequence[Member], mode: str, without: list[Record]) -> Sc
         scores = []
         for record in member.records:
             rows = evaluation_of(record, mode)
-            mine = [rows["return"][rows["seed"] == seed] for seed in record.seeds]
-            counts.setdefault(min(map(len, mine)), []).append(str(record.path))
-            scores += [float(np.mean(returns)) for returns in mine]
+            by_seed = [rows["return"][rows["seed"] == seed] for seed in record.seeds]
+            counts.setdefault(min(map(len, by_seed)), []).append(str(record.path))
+            scores += [float(np.mean(returns)) for returns in by_seed]
         of.append(np.asarray(scores))
     warnings = []
     if len(counts) > 1:
@@ -147,8 +147,8 @@ def trained(members: Sequence[Member], warnings: list[str]) -> Scores:
     for member in members:
         scores = []
         for record, seed in member.seeds_of_records():
-            mine = record.episodes_of(seed)
-            returns = mine["return"][mine["step"] <= at.get(member.environment, np.inf)][-WINDOW:]
+            episodes = record.episodes_of(seed)
+            returns = episodes["return"][episodes["step"] <= at.get(member.environment, np.inf)][-WINDOW:]
             scores.append(float(np.mean(returns)) if len(returns) else np.nan)
             if not len(returns):
                 warnings.append(f"{record.path}, seed {seed}: no episode has ended, so it has no score")

@@ -74,10 +74,10 @@ def efficiency_table(environment: str, groups: list[Group]) -> Table:
 
 def improvement_table(comparison: Comparison, environment: str, groups: list[Group]) -> Table:
     """The probability that a seed of one group beats a seed of another."""
-    mine = [i for i in comparison.improvements if i.environments == (environment,)]
+    pairs = [i for i in comparison.improvements if i.environments == (environment,)]
     best = groups[0].label
-    shown = mine if len(groups) <= MANY_GROUPS else [i for i in mine if i.label == best]
-    rest = "" if len(shown) == len(mine) else f" ({len(mine) - len(shown)} more pairs with --json)"
+    shown = pairs if len(groups) <= MANY_GROUPS else [i for i in pairs if i.label == best]
+    rest = "" if len(shown) == len(pairs) else f" ({len(pairs) - len(shown)} more pairs with --json)"
     title = f"{environment} · probability that a seed of the first beats a seed of the second{rest}"
     rows = ((i.label, i.other, i.probability.words(HUNDREDTHS)) for i in shown)
     return table(bold(title), ("first", "second", ">P"), rows)

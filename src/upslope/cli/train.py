@@ -137,21 +137,21 @@ def parse_train(arguments: list[str], *, ask: bool = True) -> tuple[Train, dict[
     if foreign := [hint for word in words if (hint := foreign_setting(word))]:
         raise UpslopeError(" ".join(foreign))
     flags = parse(arguments, generic)
-    asked = read_settings(flags.config) if flags.config else {}
-    of_file = asked.pop("preset", True)
+    request = read_settings(flags.config) if flags.config else {}
+    preset_in_file = request.pop("preset", True)
     given = {word.removeprefix("--").removeprefix("no-").replace("-", "_") for word in words}
     given |= {"wrappers"} if "wrapper" in given else set()
-    asked |= {f.name: getattr(flags, f.name) for f in fields(Config) if f.name.rstrip("_") in given}
-    asked["environment"] = flags.environment or asked.get("environment", "")
-    asked["preset"] = not flags.no_preset and (of_file if flags.preset_name is None else flags.preset_name)
-    if not asked["environment"]:
+    request |= {f.name: getattr(flags, f.name) for f in fields(Config) if f.name.rstrip("_") in given}
+    request["environment"] = flags.environment or request.get("environment", "")
+    request["preset"] = not flags.no_preset and (preset_in_file if flags.preset_name is None else flags.preset_name)
+    if not request["environment"]:
         raise UpslopeError("Say what to train on, e.g. `upslope train CartPole-v1`; see `upslope train --help`.")
     if flags.config is not None:
-        check_trust_in_file(flags, asked, given, ask=ask)
-    return flags, asked
+        check_trust_in_file(flags, request, given, ask=ask)
+    return flags, request
 
 
-def check_trust_in_file(flags: Train, asked: dict[str, Any], given: set[str], *, ask: bool) -> None:
+def check_trust_in_file(flags: Train, request: dict[str, Any], given: set[str], *, ask: bool) -> None:
     """Refuse code that the settings file asks to import or call, unless it is trusted.
 
     `given` holds the names of the flags on the command line.
@@ -159,7 +159,7 @@ def check_trust_in_file(flags: Train, asked: dict[str, Any], given: set[str], *,
     from upslope.config.trust import ROLES, requested, require
 
     named = {role for role in ROLES if role in given or (role == "environment" and flags.environment)}
-    settings = {name: asked[name] for name in ROLES if name in asked}
+    settings = {name: request[name] for name in ROLES if name in request}
     config = configure(settings.pop("environment"), is_continuous=False, use_preset=False, **settings)
     if ask:
         require(config, str(flags.config), trust=flags.trust, given=named, ask=True)
@@ -185,21 +185,21 @@ def config_from(arguments: list[str]) -> Config | None:
     """The config that the arguments specify, ignoring `--help`; None if they do not specify one."""
     plain = [word for word in arguments if word not in ("-h", "--help")]
     with contextlib.redirect_stderr(io.StringIO()), contextlib.suppress(SystemExit, UpslopeError):
-        asked = parse_train(plain, ask=False)[1]
+        request = parse_train(plain, ask=False)[1]
         from upslope.config.prepare import configured
 
-        return configured(**prepare_arguments(asked))[0]
+        return configured(**prepare_arguments(request))[0]
     return None
 
 
-def prepare_arguments(asked: dict[str, Any]) -> dict[str, Any]:
+def prepare_arguments(request: dict[str, Any]) -> dict[str, Any]:
     """The keyword arguments for `prepare` and `configured`."""
     own = ("environment", "algorithm", "preset")
-    settings = {name: value for name, value in asked.items() if name not in own}
-    return {name: asked[name] for name in own if name in asked} | {"settings": settings}
+    settings = {name: value for name, value in request.items() if name not in own}
+    return {name: request[name] for name in own if name in request} | {"settings": settings}
 
 
-def train(flags: Train, asked: dict[str, Any]) -> None:
+def train(flags: Train, request: dict[str, Any]) -> None:
     """Run `upslope train`."""
     from upslope import api
     from upslope.config.prepare import prepare
@@ -210,7 +210,7 @@ def train(flags: Train, asked: dict[str, Any]) -> None:
         check_name(flags.name)
     if flags.resume and flags.name is None:
         raise UpslopeError("--resume needs the --name of the run to continue. Give it, or use: upslope resume RUN")
-    config, task = prepare(**prepare_arguments(asked))
+    config, task = prepare(**prepare_arguments(request))
     if flags.resume and (flags.folder / str(flags.name)).exists():
         run = same_run(flags.folder / str(flags.name), config)
         options: dict[str, Any] = {"quiet": flags.quiet, "tensorboard": flags.tensorboard, "trust": flags.trust}

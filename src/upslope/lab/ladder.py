@@ -85,8 +85,8 @@ def ladder(
         KeyboardInterrupt: on Ctrl-C, after everything is saved.
     """
     settings = canonical(settings | {"steps": steps, "seeds": seeds})
-    made, label = make(environment, **made_with(settings)), label_of(environment)
-    configs, left_out = fitting_configs(label, made, algorithms, preset, settings)
+    resolved, label = make(environment, **made_with(settings)), label_of(environment)
+    configs, left_out = fitting_configs(label, resolved, algorithms, preset, settings)
     path = ladder_folder(Path(folder), label, name, resume)
     for rung, config in configs.items():
         if (path / rung).exists():
@@ -98,7 +98,7 @@ def ladder(
             display.say(line)
         try:
             for rung, config in configs.items():
-                left_out |= train_rung(rung, config, made, path / rung, display, workers)
+                left_out |= train_rung(rung, config, resolved, path / rung, display, workers)
                 if rung not in left_out and evaluation_episodes:
                     evaluate_rung(rung, path / rung, evaluation_episodes, display, environment)
         except KeyboardInterrupt:

@@ -45,23 +45,23 @@ def experiment_view(
     name: str, outcome: Outcome, words: dict[str, Any], place: Callable[[str, dict[str, Any]], str]
 ) -> dict[str, Any]:
     """The template's data for an experiment; `place` takes a figure's name and data and returns its HTML."""
-    mine, page = words["experiments"][name], words["page"]
+    entry, page = words["experiments"][name], words["page"]
     return {
         "name": name,
-        "title": typeset(mine["title"]),
-        "source": typeset(page["headings"]["source"].format(source=mine["source"])),
-        "asks": typeset(mine["asks"].format(**outcome.numbers)),
-        "findings": [finding_view(finding, outcome, mine, page) for finding in outcome.findings],
+        "title": typeset(entry["title"]),
+        "source": typeset(page["headings"]["source"].format(source=entry["source"])),
+        "asks": typeset(entry["asks"].format(**outcome.numbers)),
+        "findings": [finding_view(finding, outcome, entry, page) for finding in outcome.findings],
         "plots": [
-            place(f"{name}-{panel.name}", figure(panel, mine["panels"][panel.name], words["lines"]))
+            place(f"{name}-{panel.name}", figure(panel, entry["panels"][panel.name], words["lines"]))
             for panel in outcome.panels
         ],
     }
 
 
-def finding_view(finding: Finding, outcome: Outcome, mine: dict[str, Any], words: dict[str, Any]) -> dict[str, str]:
+def finding_view(finding: Finding, outcome: Outcome, entry: dict[str, Any], words: dict[str, Any]) -> dict[str, str]:
     """The template's data for a claim: its text, the measurement and the prediction, and the verdict."""
-    claim = {key: typeset(text.format(**outcome.numbers)) for key, text in mine["claims"][finding.name].items()}
+    claim = {key: typeset(text.format(**outcome.numbers)) for key, text in entry["claims"][finding.name].items()}
     value, interval = measured(finding.estimate)
     verdict = {"verdict": finding.verdict, "verdict_words": words["verdicts"][finding.verdict]}
     predicted = f"{words['headings']['predicted']} {region(finding.predicted)}"

@@ -81,12 +81,12 @@ def verdict_table(results: Sequence[Result], language: Language) -> Table:
     for name in ("claim", "predicted", "measured", "verdict"):
         table.add_column(headings[name], overflow="fold")
     for result in results:
-        mine = words["experiments"][result.name]
+        entry = words["experiments"][result.name]
         table.add_section()
-        table.add_row(Text(mine["title"], "bold"))
+        table.add_row(Text(entry["title"], "bold"))
         for finding in result.outcome.findings:
             verdict = f"[{STYLES[finding.verdict]}]{words['page']['verdicts'][finding.verdict]}[/]"
-            claim = mine["claims"][finding.name]["claim"].format(**result.outcome.numbers)
+            claim = entry["claims"][finding.name]["claim"].format(**result.outcome.numbers)
             value = " ".join(measured(finding.estimate)).strip().replace("[", r"\[")
             table.add_row(claim, region(finding.predicted), value, verdict)
     return table
@@ -96,13 +96,13 @@ def as_json(results: Sequence[Result], language: Language, seed: int, quick: boo
     """All results as data, which `plain` converts to strict JSON: infinite bounds become null."""
     experiments = []
     for result in results:
-        mine = texts(language)["experiments"][result.name]
+        entry = texts(language)["experiments"][result.name]
         numbers = {key: float(value) for key, value in result.outcome.numbers.items()}
         findings = [
             {
                 "name": finding.name,
-                "claim": mine["claims"][finding.name]["claim"].format(**numbers),
-                "number": mine["claims"][finding.name]["number"].format(**numbers),
+                "claim": entry["claims"][finding.name]["claim"].format(**numbers),
+                "number": entry["claims"][finding.name]["number"].format(**numbers),
                 "predicted": finding.predicted,
                 "measured": finding.estimate.value,
                 "interval": finding.estimate.interval,
@@ -110,7 +110,7 @@ def as_json(results: Sequence[Result], language: Language, seed: int, quick: boo
             }
             for finding in result.outcome.findings
         ]
-        words = {key: mine[key].format(**numbers) for key in ("title", "source", "asks")}
+        words = {key: entry[key].format(**numbers) for key in ("title", "source", "asks")}
         panels = [vars(panel) | {"lines": [line._asdict() for line in panel.lines]} for panel in result.outcome.panels]
         experiments.append(
             {"name": result.name, **words, "seconds": round(result.seconds, 1), "numbers": numbers}

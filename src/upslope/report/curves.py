@@ -32,13 +32,13 @@ def learning_part(figures: Figures, records: Sequence[Record], names: Sequence[s
     parts = []
     for environment in dict.fromkeys(r.config.environment for r in records):
         here = [k for k, r in enumerate(records) if r.config.environment == environment]
-        mine = [k for k in here if len(records[k].episodes)]
-        parts.append({"environment": environment, "without": [names[k] for k in here if k not in mine], "figure": ""})
-        if mine:
-            curves = {k: curve(records[k], LEARNING_POINTS) for k in mine}
+        drawn = [k for k in here if len(records[k].episodes)]
+        parts.append({"environment": environment, "without": [names[k] for k in here if k not in drawn], "figure": ""})
+        if drawn:
+            curves = {k: curve(records[k], LEARNING_POINTS) for k in drawn}
             traces = [t for k, found in curves.items() for t in learning_traces(k, names[k], *found)]
             y_range = around([returns for _, returns in curves.values()])
-            layout = {"xaxis": steps_axis([records[k] for k in mine]), "yaxis": axis("return (reward)", **y_range)}
+            layout = {"xaxis": steps_axis([records[k] for k in drawn]), "yaxis": axis("return (reward)", **y_range)}
             label = f"Learning in {environment}"
             parts[-1]["figure"] = figures.add(traces, layout, height=420, label=label, linked=True)
     return parts
@@ -46,7 +46,7 @@ def learning_part(figures: Figures, records: Sequence[Record], names: Sequence[s
 
 def learning_traces(run: int, name: str, steps: np.ndarray, returns: np.ndarray) -> list[dict[str, Any]]:
     """The traces of one run: seeds, interval and mean."""
-    seeds = [thin(steps, mine, LEARNING_POINTS) for mine in returns]
+    seeds = [thin(steps, seed_returns, LEARNING_POINTS) for seed_returns in returns]
     return [seeds_trace(run, name, seeds), *mean_and_band(run, name, steps, mean_band(returns))]
 
 

@@ -27,11 +27,11 @@ def evaluation_part(figures: Figures, records: Sequence[Record], names: Sequence
 
 def evaluation_card(figures: Figures, record: Record, name: str, checkpoint: str) -> Card:
     """The returns of one run's episodes, by seed and mode."""
-    mine = record.evaluations[record.evaluations["checkpoint"] == checkpoint]
-    mine = mine[np.isin(mine["seed"], record.seeds)]
+    episodes = record.evaluations[record.evaluations["checkpoint"] == checkpoint]
+    episodes = episodes[np.isin(episodes["seed"], record.seeds)]
     traces: list[dict[str, Any]] = []
     for mode, place in MODES.items():
-        rows, colour = mine[mine["mode"] == mode], f"@{place}"
+        rows, colour = episodes[episodes["mode"] == mode], f"@{place}"
         seeds = np.array([record.seeds.index(s) for s in rows["seed"].tolist()])
         points = {"boxpoints": "all", "jitter": 0.6, "pointpos": 0, "marker": {"color": colour, "size": 3}}
         box = {"line": {"color": colour, "width": 1}, "fillcolor": f"{colour}/0.15", "hoveron": "points"}

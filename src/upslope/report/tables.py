@@ -90,10 +90,10 @@ def score_figure(figures: Figures, groups: Sequence[Group], titles: dict[str, st
     """Each seed as a point, and the mean as a bar with its interval. A single seed has no bar."""
     traces: list[dict[str, Any]] = []
     for place, group in enumerate(groups):
-        shown = {"type": "scatter", "showlegend": False, "name": escape(titles[group.label]), "mode": "markers"}
+        common = {"type": "scatter", "showlegend": False, "name": escape(titles[group.label]), "mode": "markers"}
         seeds = {"x": typed(group.scores), "y": [place] * len(group.scores), "text": [f"seed {s}" for s in group.seeds]}
         marker = {"color": "@ink/0.35", "size": 7}
-        traces.append({**shown, **seeds, "marker": marker, "hovertemplate": "%{text}: %{x:.5~g}"})
+        traces.append({**common, **seeds, "marker": marker, "hovertemplate": "%{text}: %{x:.5~g}"})
         if len(group.seeds) < 2 or not np.isfinite(group.mean.value):
             continue
         mean: dict[str, Any] = {"x": [group.mean.value], "y": [place]}
@@ -101,7 +101,7 @@ def score_figure(figures: Figures, groups: Sequence[Group], titles: dict[str, st
             up = group.mean.interval.high - group.mean.value
             mean["error_x"] = {"type": "data", "array": [up], "color": "@ink", "thickness": 2}
         marker = {"symbol": "line-ns", "size": 18, "line": {"width": 3, "color": "@ink"}}
-        traces.append({**shown, **mean, "marker": marker, "hovertemplate": "mean %{x:.5~g}"})
+        traces.append({**common, **mean, "marker": marker, "hovertemplate": "mean %{x:.5~g}"})
     ticks = {"tickvals": list(range(len(groups))), "ticktext": [escape(titles[g.label]) for g in groups]}
     layout = {
         "xaxis": axis("score (reward)", **single_tick_axis(np.concatenate([g.scores for g in groups]))),
@@ -164,10 +164,10 @@ def settings_part(records: Sequence[Record], names: Sequence[str]) -> dict[str, 
     packages = list(dict.fromkeys(key for r in records for key in r.versions))
     rows += [[package, *(str(r.versions.get(package, UNKNOWN)) for r in records)] for package in packages]
     return {
-        "differ": Table(["", *names], [[code(k), *(shown(s.get(k)) for s in settings)] for k in differ])
+        "differ": Table(["", *names], [[code(k), *(setting_text(s.get(k)) for s in settings)] for k in differ])
         if differ
         else None,
-        "same": Table(["", "value"], [[code(k), shown(settings[0].get(k))] for k in keys if k not in differ]),
+        "same": Table(["", "value"], [[code(k), setting_text(settings[0].get(k))] for k in keys if k not in differ]),
         "versions": Table(["", *names], rows),
     }
 
@@ -177,7 +177,7 @@ def code(name: str) -> Html:
     return Html(f"<code>{escape(name)}</code>")
 
 
-def shown(value: Any) -> str:
+def setting_text(value: Any) -> str:
     """The value of a setting as text."""
     text = UNKNOWN if value is None else f"{value:,}" if type(value) is int else str(value)
     return Html(f'<span class="long">{escape(text)}</span>') if len(text) > LONG else text

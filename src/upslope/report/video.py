@@ -43,12 +43,12 @@ def film(
     twin: Any = make(name, **made_with(vars(config)))
     if twin.is_compiled:
         raise UpslopeError(f"{config.environment} is compiled and has no Gymnasium twin, so it cannot be filmed.")
-    made = twin.drawing()
+    drawing = twin.drawing()
     policy = load(run, seed=config.seed, checkpoint=checkpoint, trust=trust)
-    env, frames = made.create(), []
+    env, frames = drawing.create(), []
     try:
         observation, _ = env.reset(seed=environment_seed)
-        for _ in range(config.max_episode_steps or made.max_episode_steps or LIMIT):
+        for _ in range(config.max_episode_steps or drawing.max_episode_steps or LIMIT):
             frames.append(frame_of(env.render(), name))
             observation, _, terminated, truncated, _ = env.step(policy(observation))
             if terminated or truncated:
