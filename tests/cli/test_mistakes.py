@@ -76,7 +76,7 @@ def refused(words: str, capsys: pytest.CaptureFixture) -> str:
         ("train CartPole-v1 --algorithm PPO", 'There is no algorithm "PPO". Did you mean ppo'),
         ("train CartPole-v1 --algorithm sac", "upslope has policy gradients only"),
         ("train", "Say what to train on"),
-        ("train CartPole-v1 --resume", "--resume continues the run of a --name"),
+        ("train CartPole-v1 --resume", "--resume needs the --name of the run"),
         ("doctor", "No run is given"),
     ],
 )
