@@ -3,9 +3,9 @@
     python benchmarks/accelerator.py --rejax PYTHON   # an interpreter that has rejax and JAX for this accelerator
     python benchmarks/accelerator.py --table          # docs/performance.md's table from the result
 
-Needs JAX with an accelerator, also for this interpreter. In each of three rounds both run every case, one after
-another, each in a process of its own; both keep their compiled programs. A rate counts environment steps of all seeds
-together, without compilation; upslope's is that of a whole `upslope.train` with its files.
+Needs JAX with an accelerator, also for this interpreter. In each of three rounds, both run every case one after the
+other, each in its own process; both cache their compiled programs. A rate counts the environment steps of all seeds,
+without compilation; upslope's rate is that of a whole `upslope.train`, including the files it writes.
 """
 
 import argparse
@@ -25,12 +25,12 @@ RESULTS = HERE / "results" / "accelerator.json"
 PAGE = HERE.parent / "docs" / "performance.md"
 ROUNDS, ROLLOUT = 3, 128
 CASES = ((8, 64, 8_000_000, 1_000_000), (128, 64, 2_000_000, 500_000), (8, 1024, 30_000_000, 8_000_000))
-"""Seeds, environments of a seed, and steps a seed of upslope and of rejax: enough for some seconds."""
+"""Seeds, environments per seed, and steps per seed of upslope and of rejax: enough for some seconds."""
 DEVICE = "import jax; print(jax.__version__, jax.devices()[0].device_kind, jax.default_backend(), sep='|')"
 
 
 def run(command: list[Any]) -> dict[str, float]:
-    """One measurement."""
+    """Run one case once, and return its measurement."""
     done = subprocess.run([str(c) for c in command], capture_output=True, text=True)
     if done.returncode:
         raise SystemExit(f"{command} failed:\n{done.stderr[-2000:]}")
@@ -38,7 +38,7 @@ def run(command: list[Any]) -> dict[str, float]:
 
 
 def measure(rejax: Path, output: Path) -> None:
-    """All rounds, stored after each."""
+    """Measure all rounds, and store the results after each."""
     asked = subprocess.run([sys.executable, "-c", DEVICE], check=True, capture_output=True, text=True)
     version, device, backend = asked.stdout.strip().split("|")
     if backend == "cpu":
@@ -56,7 +56,7 @@ def measure(rejax: Path, output: Path) -> None:
 
 
 def table() -> str:
-    """Both with their ratio."""
+    """A Markdown table of both rates and their ratio."""
     stored = json.loads(RESULTS.read_text("utf-8"))
     lines = [
         f"| {stored['device']}, JAX {stored['jax']}: seeds × environments | upslope, million steps/s | rejax | ratio |",

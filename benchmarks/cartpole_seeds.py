@@ -1,11 +1,11 @@
-"""Does every seed learn CartPole? A hundred seeds by the preset, each judged by fresh episodes of its last checkpoint.
+"""Does every seed learn CartPole? A hundred seeds with the preset, each scored by evaluating its last checkpoint.
 
     python benchmarks/cartpole_seeds.py                        # Gymnasium's CartPole-v1, seeds 1000 to 1099
     python benchmarks/cartpole_seeds.py jax:CartPole-v1        # the compiled twin
-    python benchmarks/cartpole_seeds.py CartPole-v1 --first 0  # the seeds that the preset was tuned on: no claim
+    python benchmarks/cartpole_seeds.py CartPole-v1 --first 0  # the seeds that the preset was tuned on
 
-Seeds are trained in blocks, and finished blocks are kept: a run that was stopped goes on where it was. The preset was
-tuned on seeds 0 to 99 and judged once on seeds 1000 to 1099.
+Seeds are trained in blocks, and finished blocks are kept, so that an interrupted run can continue. The preset was
+tuned on seeds 0 to 99 and evaluated once on seeds 1000 to 1099.
 """
 
 import argparse
@@ -27,7 +27,7 @@ BLOCK = 10
 
 
 def main() -> None:
-    """Measure what is missing, and say what there is."""
+    """Measure the missing blocks, and print the summary."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("environment", nargs="?", default="CartPole-v1")
     parser.add_argument("--first", type=int, default=1000)
@@ -48,7 +48,7 @@ def main() -> None:
 
 
 def settings_of(environment: str) -> dict[str, Any]:
-    """The preset's settings."""
+    """The settings of the environment's preset."""
     config = upslope.config.config.configure(environment, is_continuous=False)
     return {key: value for key, value in config.to_json().items() if key not in ("seed", "seeds")}
 
@@ -69,18 +69,18 @@ def measure(environment: str, first: int, seeds: int) -> dict[str, Any]:
 
 
 def store(name: str, blocks: list[dict[str, Any]]) -> None:
-    """Keep the blocks with their summary."""
+    """Store the blocks with their summary."""
     found = read() | {name: {"summary": summary(blocks), "blocks": blocks}}
     RESULTS.write_text(json.dumps(found, indent=1, ensure_ascii=False) + "\n", "utf-8")
 
 
 def read() -> dict[str, Any]:
-    """What was measured before."""
+    """Read the stored blocks."""
     return json.loads(RESULTS.read_text("utf-8")) if RESULTS.exists() else {}
 
 
 def summary(blocks: list[dict[str, Any]]) -> dict[str, Any]:
-    """How many seeds reach 475 in each mode, the lowest, and those that do not."""
+    """For each mode: how many seeds reach 475, the lowest score, and the seeds below 475."""
     found: dict[str, Any] = {"seconds_a_seed": round(sum(b["seconds"] for b in blocks) / total(blocks), 2)}
     for mode in ("stochastic", "deterministic"):
         scores = {seed: x for block in blocks for seed, x in zip(block["seeds"], block[mode], strict=True)}
@@ -95,7 +95,7 @@ def summary(blocks: list[dict[str, Any]]) -> dict[str, Any]:
 
 
 def total(blocks: list[dict[str, Any]]) -> int:
-    """How many seeds."""
+    """The number of seeds in all blocks."""
     return sum(len(block["seeds"]) for block in blocks)
 
 

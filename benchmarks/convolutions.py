@@ -1,9 +1,9 @@
-"""Convolutions as products beside XLA's own, within a compiled loop on one core. Stores results/convolutions.json.
+"""Convolutions as matrix products against XLA's own, in a compiled loop on one core; results/convolutions.json.
 
     python benchmarks/convolutions.py       # about two minutes
 
-Each layer of upslope's networks for images takes four steps of gradient descent on a batch of 64, as in an update.
-The two are timed in turns; the ratio is taken within a turn.
+Each layer of upslope's image networks takes four steps of gradient descent on a batch of 64, as in an update. The two
+are timed alternately, and each ratio compares neighbouring timings.
 """
 
 import json
@@ -31,11 +31,11 @@ LAYERS: dict[str, tuple[int, int, int, int, int]] = {
     "nature, third": (9, 64, 64, 3, 1),
     "impala, 16 channels": (18, 16, 16, 3, 1),
 }
-"""Name → side of the images, channels in and out, side of the kernel, stride."""
+"""Name → image size, input and output channels, kernel size, stride."""
 
 
 def descent(convolve: Callable[..., Any], kernel: Any, x: Any) -> Any:
-    """A few steps down a loss of the layer's outputs, with gradients for the images too, as deeper layers need them."""
+    """A few steps of gradient descent on a loss of the layer's outputs, including gradients of the images."""
 
     def loss(kernel: Any, x: Any) -> Any:
         return jnp.mean(jnp.tanh(convolve(x, kernel)) ** 2)
@@ -49,7 +49,7 @@ def descent(convolve: Callable[..., Any], kernel: Any, x: Any) -> Any:
 
 
 def seconds(program: Any, *arguments: Any) -> float:
-    """The time of one call."""
+    """The time of one call, in seconds."""
     start = perf_counter()
     jax.block_until_ready(program(*arguments))
     return perf_counter() - start

@@ -1,15 +1,15 @@
-"""Where a benchmark runs."""
+"""Choose the CPU cores on which a benchmark runs."""
 
 import os
 from typing import Any
 
 
 def stay_on_one_core(number: int = 0) -> None:
-    """Of the cores that this process may use; before JAX's first computation, which starts its threads."""
+    """Pin this process to one of its cores. Call it before JAX's first computation, which starts JAX's threads."""
     if hasattr(os, "sched_setaffinity"):
         os.sched_setaffinity(0, {sorted(os.sched_getaffinity(0))[number]})
 
 
-def stay_on_a_core_of_ones_own(numbers: Any) -> None:
-    """The next of a queue of numbers."""
+def stay_on_next_core(numbers: Any) -> None:
+    """Pin a pool's worker process to the next core number from a queue."""
     stay_on_one_core(numbers.get())

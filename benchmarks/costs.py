@@ -5,10 +5,10 @@
     python benchmarks/costs.py memory       # about 4 minutes
     python benchmarks/costs.py long         # a million iterations: about 15 minutes
 
-start: from the shell to eight trained seeds of the compiled CartPole, by its preset, with an empty cache of compiled
-programs and with what that run left there; and `upslope --help`. display: the same command in a pseudo-terminal with
-its live display, and with --quiet, in turns; the ratio is taken within a turn. memory: the largest resident memory of
-runs that differ in one thing. long: resident memory while one run goes through a million iterations.
+start: the time from the shell to eight trained seeds of the compiled CartPole with its preset, first with an empty
+cache of compiled programs and then with a filled one; and of `upslope --help`. display: the same command in a
+pseudo-terminal with its live display, alternating with --quiet; each ratio compares neighbouring runs. memory: peak
+resident memory of runs that differ in one setting. long: resident memory over a run of a million iterations.
 """
 
 import json
@@ -46,11 +46,11 @@ MEMORY: dict[str, list[str]] = {
     )
 }  # fmt: skip
 LONG = ["jax:CartPole-v1", "--algorithm", "a2c", "--num-envs", "1", "--steps", "5000000", "--no-preset"]
-"""A2C's rollout has 5 steps, so this is a million iterations."""
+"""A2C's rollout has 5 steps per environment, so this is a million iterations."""
 
 
 def train(arguments: list[str], folder: str, quiet: bool = True) -> subprocess.Popen[bytes]:
-    """The command as a user starts it; with a terminal of its own if it is not quiet."""
+    """Run the command as a user would, in a pseudo-terminal unless it is quiet."""
     command = [*UPSLOPE, "train", *arguments, "--folder", folder, "--name", "run"]
     if quiet:
         return subprocess.Popen([*command, "--quiet"], stdout=subprocess.DEVNULL)
@@ -64,7 +64,7 @@ def train(arguments: list[str], folder: str, quiet: bool = True) -> subprocess.P
 
 
 def drain(terminal: int) -> None:
-    """Read what is shown, as a terminal does."""
+    """Read the output, as a terminal does."""
     try:
         while os.read(terminal, 1 << 16):
             pass
@@ -73,7 +73,7 @@ def drain(terminal: int) -> None:
 
 
 def rate(arguments: list[str], quiet: bool) -> float:
-    """Steps per second without the first chunk."""
+    """Steps per second, without the first chunk."""
     with tempfile.TemporaryDirectory() as folder:
         if train(arguments, folder, quiet).wait():
             raise SystemExit(f"training failed: {arguments}")
@@ -82,7 +82,7 @@ def rate(arguments: list[str], quiet: bool) -> float:
 
 
 def start() -> dict[str, Any]:
-    """Seconds from the shell to the end, each turn with a cache of its own (on Linux, where XDG_CACHE_HOME says so)."""
+    """Seconds from the shell to the end; each round has its own cache (on Linux, through XDG_CACHE_HOME)."""
     found: dict[str, list[float]] = {"--help": [], "first time": [], "second time": []}
     for _ in range(STARTS):
         with tempfile.TemporaryDirectory() as folder:
@@ -97,7 +97,7 @@ def start() -> dict[str, Any]:
 
 
 def display() -> dict[str, Any]:
-    """The rate with the live display over that without."""
+    """The rate with the live display divided by the rate without."""
     found = {}
     for name, arguments in DISPLAYED.items():
         ratios = []
@@ -111,7 +111,7 @@ def display() -> dict[str, Any]:
 
 
 def memory() -> dict[str, Any]:
-    """The largest resident memory of each run, MB."""
+    """The peak resident memory of each run, in MB."""
     found = {}
     for name, arguments in MEMORY.items():
         with tempfile.TemporaryDirectory() as folder:
@@ -125,7 +125,7 @@ def memory() -> dict[str, Any]:
 
 
 def long() -> dict[str, Any]:
-    """Resident memory in MB against iterations."""
+    """Resident memory in MB as a function of iterations."""
     found: dict[str, int] = {}
     with tempfile.TemporaryDirectory() as folder:
         process = train(LONG, folder)
@@ -142,7 +142,7 @@ def long() -> dict[str, Any]:
 
 
 def last_iteration(path: Path) -> int:
-    """How many iterations a run has written."""
+    """The number of iterations that a run has written."""
     if not path.exists() or path.stat().st_size < 10_000:
         return 0
     with path.open("rb") as file:
@@ -152,7 +152,7 @@ def last_iteration(path: Path) -> int:
 
 
 def page(results: dict[str, Any]) -> str:
-    """What is stored, in words."""
+    """The stored results in words, for the documentation."""
     lines = ["| what | measured |", "|---|---|"]
     for name, seconds in results.get("start", {}).items():
         middle = f"{statistics.median(seconds):.2f} s ({min(seconds):.2f} – {max(seconds):.2f})"

@@ -1,11 +1,11 @@
-"""How often do the 95 % intervals hold the truth? Simulated scores of a few seeds, from distributions that are known.
+"""How often do the 95 % intervals cover the truth? Simulated scores of a few seeds, from known distributions.
 
-    python benchmarks/coverage.py          # simulate and store (some minutes), or only parts, by their name
-    python benchmarks/coverage.py --table  # the tables in docs/compare.md from what is stored
+    python benchmarks/coverage.py          # simulate and store (some minutes); or only the named parts
+    python benchmarks/coverage.py --table  # write the tables in docs/compare.md from the stored results
 
-`percentile bootstrap` is the usual interval, measured beside ours. A simulated sample without an interval, since all
-its seeds agree, counts as not covered; `told` is the share that has one. `width` is the median width over that of an
-oracle's interval, who knows how far estimates fall from the truth: estimate ± the 95 % quantile of that distance.
+`percentile bootstrap` is the usual interval, for comparison. A simulated sample without an interval, because all its
+seeds agree, counts as not covered; `told` is the share of samples with an interval. `width` is the median width divided
+by that of an oracle that knows the distribution of the error: estimate ± the 95 % quantile of |error|.
 """
 
 import json
@@ -25,11 +25,11 @@ RESULTS = Path(__file__).parent / "results" / "coverage.json"
 PAGE = Path(__file__).parents[1] / "docs" / "compare.md"
 SAMPLES = 10_000
 FEWER_SAMPLES = 2500
-"""Of what takes longer: several environments, pairs."""
+"""Number of samples in the slower simulations: several environments, and pairs."""
 MIXTURES = 10
-"""Draws of how environments differ, each with a thousand samples of seeds."""
+"""Number of random draws of how environments differ, each with a thousand samples of seeds."""
 BOOTSTRAPS = 1000
-"""Samples of the bootstrap's own coverage, and its resamples."""
+"""Number of samples for the bootstrap's coverage, and of its resamples."""
 SEEDS = (3, 5, 10)
 
 Draw = Callable[[np.random.Generator, tuple[int, ...]], np.ndarray]
@@ -52,7 +52,7 @@ PLAIN: dict[str, Callable[..., Any]] = {
 
 
 def main(only: list[str]) -> None:
-    """Everything or some parts, stored."""
+    """Simulate and store everything, or only some parts."""
     parts: dict[str, Callable[[], dict[str, Any]]] = {
         "one environment": lambda: {name: one_environment(name) for name in DISTRIBUTIONS},
         "several environments": several_environments,
@@ -67,17 +67,17 @@ def main(only: list[str]) -> None:
 
 
 def covered(estimates: list[Estimate], truth: float) -> dict[str, float]:
-    """The share of intervals that hold the truth, the share of estimates that have one, and their median width."""
+    """The share of intervals that cover the truth, the share of estimates with an interval, and the median width."""
     told = [e.interval for e in estimates if e.interval is not None]
     held = sum(i.low <= truth + 1e-9 and truth - 1e-9 <= i.high for i in told)
     oracle = 2 * float(np.quantile([abs(e.value - truth) for e in estimates], 0.95))
     found = {"coverage": held / len(estimates), "told": len(told) / len(estimates)}
-    # Where nearly every estimate is the truth itself, an oracle needs no width.
+    # If nearly every estimate equals the truth, the oracle's width is zero.
     return found | ({"width": round(float(np.median([i.high - i.low for i in told])) / oracle, 3)} if oracle else {})
 
 
 def one_environment(name: str) -> dict[str, Any]:
-    """Mean, interquartile mean and median of each number of seeds, ours and the percentile bootstrap's."""
+    """Coverage for mean, interquartile mean and median by number of seeds: ours and the percentile bootstrap's."""
     random, draw = np.random.default_rng(0), DISTRIBUTIONS[name]
     population = draw(random, (4_000_000,))
     truths = {statistic: float(PLAIN[statistic](population, axis=0)) for statistic in OURS}
@@ -130,7 +130,7 @@ STRATIFIED = {"mean": stratified_mean, "interquartile mean": stratified_iqm}
 
 
 def mixture(draw: Strata, count: int, random: np.random.Generator) -> dict[str, dict[int, dict[str, float]]]:
-    """Some environments: each statistic's coverage by the number of seeds."""
+    """Several environments: the coverage of each statistic by number of seeds."""
     level, spread = random.uniform(0.2, 1.0, count), random.uniform(0.02, 0.3, count)
     population = np.concatenate(draw(random, level, spread, 200_000))
     truths = {"mean": float(population.mean()), "interquartile mean": float(stats.trim_mean(population, 0.25))}
@@ -143,19 +143,19 @@ def mixture(draw: Strata, count: int, random: np.random.Generator) -> dict[str, 
 
 
 def averaged(cells: list[dict[str, float]]) -> dict[str, float]:
-    """The mean of each number, and the lowest coverage."""
+    """The mean of each number over the draws, and the lowest coverage."""
     keys = [key for key in cells[0] if all(key in cell for cell in cells)]
     means = {key: round(float(np.mean([cell[key] for cell in cells])), 4) for key in keys}
     return means | {"lowest": min(cell["coverage"] for cell in cells)}
 
 
 def normal(mean: float, spread: float) -> Draw:
-    """Normal seeds."""
+    """A sampler of normally distributed scores."""
     return lambda random, shape: random.normal(mean, spread, shape)
 
 
 def success(share: float) -> Draw:
-    """Seeds that succeed or fail."""
+    """A sampler of scores of seeds that succeed or fail."""
     return lambda random, shape: (random.random(shape) < share) * 1.0
 
 
@@ -165,8 +165,8 @@ def better(apart: float, first: float, second: float) -> float:
 
 
 def improvement() -> dict[str, Any]:
-    """P(X > Y) for normal seeds that differ by 0, 1 and 2 standard deviations, for unequal spreads, for success or fail
-    and for the mean over three environments."""
+    """P(X > Y): normal seeds that differ by 0, 1 and 2 standard deviations, unequal spreads, success or failure, and
+    the mean over three environments."""
     cases: dict[str, tuple[float, int, Draw, Draw]] = {
         "normal, the same": (0.5, 1, normal(0, 1), normal(0, 1)),
         "normal, 1 σ apart": (better(1, 1, 1), 1, normal(1, 1), normal(0, 1)),
@@ -191,7 +191,7 @@ def improvement() -> dict[str, Any]:
 
 
 def profiles() -> dict[str, Any]:
-    """The share of seeds above a threshold, in one environment and over five."""
+    """The share of seeds above a threshold, in one environment and averaged over five."""
     random, found = np.random.default_rng(6), {}
     for name, shares in (
         ("one environment, 70 %", [0.7]),
@@ -207,7 +207,7 @@ def profiles() -> dict[str, Any]:
 
 
 def beside_success() -> dict[str, Any]:
-    """The mean over an environment in which seeds succeed or fail, and so may all agree, and one in which they differ
+    """The mean over two environments: one where seeds succeed or fail, so all may agree, and one where they differ
     little."""
     random, found = np.random.default_rng(7), {}
     for share in (0.9, 0.7):
@@ -219,7 +219,7 @@ def beside_success() -> dict[str, Any]:
 
 
 def tables(result: dict[str, Any]) -> str:
-    """All as Markdown."""
+    """All tables as Markdown."""
     seeds = [str(n) for n in SEEDS]
     head = "".join(f" {n} seeds |" for n in seeds)
     lines = [f"| seeds are | statistic |{head}{head.replace(' |', ', bootstrap |')}", f"|---|---|{'---|' * 6}"]
@@ -238,8 +238,7 @@ def tables(result: dict[str, Any]) -> str:
 
 
 def shown(cell: dict[str, float]) -> str:
-    """The coverage, the lowest of several where there are several, the width, and how many samples have an interval at
-    all where some have none."""
+    """A cell: the coverage (and the lowest of several), the width, and the share with an interval if it is below 1."""
     told = cell.get("told", 1.0)
     least = f", least {cell['lowest']:.1%}" if "lowest" in cell else ""
     width = f", ×{cell['width']:.2f}" if "width" in cell else ""
@@ -247,7 +246,7 @@ def shown(cell: dict[str, float]) -> str:
 
 
 def write_page() -> None:
-    """The tables between the marks in docs/compare.md."""
+    """Write the tables between the marks in docs/compare.md."""
     result = json.loads(RESULTS.read_text("utf-8"))
     fill(PAGE, "coverage", tables(result))
 

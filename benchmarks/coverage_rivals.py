@@ -1,8 +1,8 @@
-"""Other intervals for the interquartile mean over environments, beside the one that is used: how often do they hold?
+"""Coverage of alternative intervals for the interquartile mean over environments, compared with the one in use.
 
     python benchmarks/coverage_rivals.py   # stores benchmarks/results/coverage_rivals.json
 
-Normal seeds in environments of different level and spread, as in `coverage.py`: ten draws of 400 samples each.
+Normal seeds in environments of different means and spreads, as in `coverage.py`: ten draws of 400 samples each.
 """
 
 import json
@@ -24,19 +24,19 @@ def iqm(scores: np.ndarray) -> np.ndarray:
 
 
 def winsorised(x: np.ndarray) -> list[float]:
-    """Tukey and McLaughlin's variance of each environment's part, x [M, S]."""
+    """Tukey and McLaughlin's variance of each environment's contribution; x [M, S]."""
     every = np.sort(x.ravel())
     cut = every.size // 4
     return [mean_variance(np.clip(row, every[cut], every[-1 - cut])) * (2 / len(x)) ** 2 for row in x]
 
 
 def tukey(x: np.ndarray, random: np.random.Generator) -> Estimate:
-    """That variance alone."""
+    """The interval from that variance alone."""
     return Estimate(float(iqm(x.ravel())), welch(float(iqm(x.ravel())), winsorised(x), list(x)))
 
 
 def jackknife(x: np.ndarray, random: np.random.Generator) -> Estimate:
-    """Leave one seed out of one environment: v = (S−1)/S Σ (T_−i − mean)²."""
+    """The jackknife, leaving out one seed of one environment: v = (S−1)/S Σ (T_−i − mean)²."""
     count, n = x.shape
     left = iqm(np.stack([np.delete(x.ravel(), i) for i in range(x.size)])).reshape(count, n)
     parts = [(n - 1) / n * float(((row - row.mean()) ** 2).sum()) for row in left]
@@ -62,7 +62,7 @@ RIVALS = {
 
 
 def main() -> None:
-    """Measure and store."""
+    """Simulate and store."""
     found = {}
     for count in (2, 3, 10):
         for n in SEEDS:

@@ -1,11 +1,11 @@
 """How often is `upslope doctor` right? Stores benchmarks/results/doctor.json.
 
-    python benchmarks/doctor.py train BANK [PART …]    # trains what is missing in the folder BANK
-    python benchmarks/doctor.py judge BANK [PART …]    # diagnoses every run of these parts, and stores the figures
+    python benchmarks/doctor.py train BANK [PART …]    # train the missing runs in the folder BANK
+    python benchmarks/doctor.py judge BANK [PART …]    # diagnose every run of these parts, and store the figures
 
-Planted faults and healthy runs, of five seeds each: `calibrate`, by which thresholds were set; `test`, which was looked
-at while rules changed; and `fresh`, which was trained and judged once. For its two false alarms two rules were amended;
-`confirm`, further healthy runs alone, is for the rate of false alarms after that.
+Runs with planted faults and healthy runs, of five seeds each: `calibrate`, on which thresholds were set; `test`, whose
+results were seen while rules were being changed; and `fresh`, trained and diagnosed only once. Its two false alarms led
+to changes in two rules; `confirm`, with healthy runs only, measures the rate of false alarms after these changes.
 """
 
 import json
@@ -25,7 +25,7 @@ RESULTS = Path(__file__).parent / "results" / "doctor.json"
 PAGE = Path(__file__).parents[1] / "docs" / "doctor.md"
 RULES = Path(__file__).parents[1] / "src" / "upslope" / "diagnosis"
 AT_ONCE, MORE = 12, 3
-"""Runs that one process trains, and its exit status if there may be more."""
+"""Number of runs that one process trains, and its exit status if there may be more to train."""
 
 
 def judge(bank: Path, parts: tuple[str, ...]) -> dict[str, Any]:
@@ -48,13 +48,13 @@ def judge(bank: Path, parts: tuple[str, ...]) -> dict[str, Any]:
 
 
 def commit_of_rules() -> str:
-    """The last commit that changed what a diagnosis is made of."""
+    """The last commit that changed a file that diagnoses depend on."""
     command = ["git", "log", "-1", "--format=%h", "--", str(RULES)]
     return subprocess.run(command, capture_output=True, text=True, check=True, cwd=RULES).stdout.strip()
 
 
 def figures(rows: list[dict[str, Any]]) -> dict[str, Any]:
-    """Shares, and how often each planted cause was taken for what."""
+    """The shares, and the confusion table of planted and diagnosed causes."""
     faulty, healthy = [r for r in rows if r["cause"] != "healthy"], [r for r in rows if r["cause"] == "healthy"]
     confusion: dict[str, Counter[str]] = {}
     for row in rows:
@@ -74,7 +74,7 @@ def figures(rows: list[dict[str, Any]]) -> dict[str, Any]:
 
 
 def write_page(results: dict[str, Any]) -> None:
-    """Put the figures, and the confusion table of the part `fresh`, into the page."""
+    """Write the figures, and the confusion table of the part `fresh`, into the page."""
     shown = [name for name in results["fresh"] if name not in ("confusion", "runs")]
     lines = ["| | " + " | ".join(results) + " |", "|---|" + "---|" * len(results)]
     lines += [f"| {name} | " + " | ".join(percent(x[name]) for x in results.values()) + " |" for name in shown]
@@ -87,7 +87,7 @@ def write_page(results: dict[str, Any]) -> None:
 
 
 def percent(x: float | str | None) -> str:
-    """A share in percent; a count or a word as it is."""
+    """Format a share in percent; leave counts and words unchanged."""
     return "–" if x is None else f"{100 * x:.0f} %" if isinstance(x, float) else str(x)
 
 

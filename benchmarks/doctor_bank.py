@@ -1,7 +1,7 @@
-"""Trains the bank of `benchmarks/doctor.py`: many runs, few compiled programs.
+"""Train the bank of `benchmarks/doctor.py`: many runs with few compiled programs.
 
-Most of a short run's time is compiling. What a fault or a variant changes in numbers (learning rate, γ, entropy
-coefficient, what is planted) is therefore an argument of the program, and runs that differ in nothing else share one.
+Short runs spend most of their time compiling. Numbers that a fault or a variant changes (learning rate, γ, entropy
+coefficient, planted values) are therefore arguments of the program, and runs that differ only in them share a program.
 """
 
 import dataclasses
@@ -58,7 +58,7 @@ def jobs() -> Iterator[Job]:
 
 
 def seeds_of(part: str) -> dict[str, int]:
-    """Where the seeds of a part begin."""
+    """The first seed of a part."""
     return {"seed": FIRST_SEED[part]} if part in FIRST_SEED else {}
 
 
@@ -77,9 +77,9 @@ def place(bank: Path, job: Job) -> Path:
 
 
 def train(bank: Path, at_most: int, parts: tuple[str, ...] = PARTS) -> int:
-    """Train what is missing, world by world so that programs are shared; return how many runs were trained.
+    """Train the missing runs, one environment after another to share programs; return how many were trained.
 
-    Compiled programs hold memory maps, of which a process may have only so many, hence `at_most`.
+    `at_most` is needed because compiled programs hold memory maps, whose number per process is limited.
     """
     missing = [job for job in jobs() if job.part in parts and not (place(bank, job) / "done").exists()]
     missing.sort(key=lambda job: (-job.world.find(":"), job.world, job.arguments["algorithm"], job.fault is None))
@@ -97,7 +97,7 @@ def train(bank: Path, at_most: int, parts: tuple[str, ...] = PARTS) -> int:
 
 
 def train_one(job: Job, path: Path) -> None:
-    """One run; a refusal by the library is printed, and leaves what there is."""
+    """Train one run. If the library raises an error, print it and keep the partial run."""
     if path.exists():
         path.rename(path.with_name(f".{path.name}.cut.{len(list(path.parent.iterdir()))}"))
     arguments = dict(job.arguments)
@@ -120,26 +120,26 @@ real_collect = iteration.collect
 
 
 def collect(world: Any, *arguments: Any, **options: Any) -> Any:
-    """The library's, with the rollout broken where that is planted."""
+    """The library's `collect`, with the planted mistake in its rollout."""
     columns, rollout, finished = real_collect(world, *arguments, **options)
     return columns, broken_rollout(rollout) if hasattr(world, "unlimited") else rollout, finished
 
 
 def numbers_of(task: Task) -> dict[str, Any]:
-    """What is an argument of a program."""
+    """The numbers of a task that are arguments of its program."""
     rate = task.learning_rate * Now.plant["rate_factor"]
     own = {"learning_rate": rate, "gamma": task.gamma, "entropy_coefficient": task.entropy_coefficient}
     return {name: jnp.float32(x) for name, x in (own | Now.plant).items()}
 
 
 def with_numbers(task: Task, numbers: dict[str, Any]) -> Task:
-    """The task with these numbers in it; what is planted is read from `Now`."""
+    """The task with these numbers; planted values are read from `Now`."""
     own = {name: numbers[name] for name in ("learning_rate", "gamma", "entropy_coefficient")}
     return dataclasses.replace(task, **own)
 
 
 class Planting:
-    """Lets `Now` say the numbers of a program while it is traced; programs may be traced in several threads."""
+    """Context in which `Now` holds a program's traced numbers; programs may be traced in several threads."""
 
     lock = threading.RLock()
 
@@ -156,17 +156,17 @@ class Planting:
 
 
 def key_of(task: Task, *more: Any) -> str:
-    """What a program depends on besides its numbers."""
+    """A key for everything that a program depends on besides its numbers."""
     return repr((with_numbers(task, dict.fromkeys(("learning_rate", "gamma", "entropy_coefficient"), 0.0)), more))
 
 
 class Shared(CompiledEngine):
-    """Keeps its program for the next run with the same structure."""
+    """Compiled engine that keeps its program for the next run with the same structure."""
 
     def __init__(self, task: Task, seeds: Any):
         super().__init__(task, seeds)
         world = task.environment
-        # Where an engine on recorded data has its rollout, so that the program takes it as an argument.
+        # An engine on recorded data has its rollout in this place, which is an argument of the program.
         self.data = numbers_of(task)  # type: ignore[assignment]  # numbers in place of data: arguments of the program
         self.key = key_of(task, self.iterations, len(seeds), type(getattr(world, "inner", world)), type(world))
         if self.key in PROGRAMS:
@@ -186,7 +186,7 @@ class Shared(CompiledEngine):
 
 
 class SharedHost(HostEngine):
-    """The same on the host, where weighing, moving and acting are programs of their own."""
+    """The same for the host engine, where weighing, moving and acting are separate programs."""
 
     def __init__(self, task: Task, seeds: Any, columns: Any, *more: Any):
         super().__init__(task, seeds, columns, *more)

@@ -1,8 +1,7 @@
-"""The faults that `benchmarks/doctor.py` plants, and the healthy runs beside them. Nothing of it is in the library.
+"""The faults that `benchmarks/doctor.py` plants, and its healthy runs. The library contains none of this.
 
-A fault is in the configuration, in the environment (a wrapped world, compiled or on the host), or in a broken copy of
-the estimator, the objective or the rollout: `doctor_planting.py` breaks them. Each names the cause that a diagnosis
-should give.
+A fault is in the configuration, in the environment (wrapped, compiled or on the host), or in a broken copy of the
+estimator, the objective or the rollout (`doctor_planting.py`). Each fault names the cause that a diagnosis should give.
 """
 
 from collections.abc import Callable
@@ -18,7 +17,7 @@ CARTPOLE, ACROBOT, PENDULUM = "jax:CartPole-v1", "jax:Acrobot-v1", "jax:Pendulum
 HOST_CARTPOLE, HOST_PENDULUM, HOST_ACROBOT = "CartPole-v1", "Pendulum-v1", "Acrobot-v1"
 MOUNTAIN, GRID, KEY = "jax:MountainCarContinuous-v0", "jax:GridWorld-v0", "jax:Key-v0"
 SWINGS = {"num_envs": 4, "rollout_steps": 512, "epochs": 10, "minibatches": 16, "gamma": 0.95, "learning_rate": 1e-3}
-"""Settings under which the pendulum learns in a short budget."""
+"""Settings with which the pendulum learns in a short budget."""
 BASE: dict[str, dict[str, Any]] = {
     CARTPOLE: {"steps": 50_000},
     ACROBOT: {"steps": 50_000, "learning_rate": 1e-3},
@@ -34,33 +33,33 @@ BASE: dict[str, dict[str, Any]] = {
 
 @dataclass(frozen=True)
 class Fault:
-    """One planted fault. `calibrate`, `test` and `fresh` are the worlds in which these parts train it."""
+    """One planted fault. `calibrate`, `test` and `fresh` hold the environments in which these parts train it."""
 
     name: str
     cause: str
     calibrate: tuple[str, ...]
     test: tuple[str, ...]
     fresh: tuple[str, ...]
-    """Where there are two, the first is one that `calibrate` has too, and the second is in neither half."""
+    """If there are two, the first is also in `calibrate`, and the second in neither `calibrate` nor `test`."""
     settings: dict[str, Any] = field(default_factory=dict)
     test_settings: dict[str, Any] | None = None
-    """Another strength of the same fault."""
+    """The same fault with another strength."""
     plant: dict[str, float] = field(default_factory=dict)
     algorithm: str = "ppo"
     unlimited: bool = False
     slower: bool = False
 
     def worlds_of(self, part: str) -> tuple[str, ...]:
-        """In which worlds a part trains it."""
+        """The environments in which a part trains the fault."""
         return getattr(self, part, ())
 
     def settings_in(self, part: str, world: str) -> dict[str, Any]:
-        """How strong it is; `fresh` has the strength of `test` in a world of `calibrate`, and the other way round."""
+        """The settings of the fault; `fresh` has those of `test` in an environment of `calibrate`, and vice versa."""
         is_other = part == "test" or (part == "fresh" and world in self.calibrate)
         return self.test_settings if is_other and self.test_settings is not None else self.settings
 
     def plant_in(self, part: str) -> dict[str, float]:
-        """What is planted: in `fresh` a little less or more of it."""
+        """The planted numbers, slightly weaker or stronger in `fresh`."""
         return {name: MILDER.get((name, x), x) if part == "fresh" else x for name, x in self.plant.items()}
 
 
@@ -71,7 +70,7 @@ MILDER = {
     ("pay_noise", 30.0): 20.0,
     ("over_at", 20.0): 25.0,
 }
-"""Strengths of the part `fresh`."""
+"""Strengths in the part `fresh`, by the strength in the other parts."""
 
 
 def estimator(name: str) -> dict[str, float]:
@@ -142,7 +141,7 @@ class Healthy:
 
 
 def variants(world: str, *rungs: str) -> tuple[Healthy, ...]:
-    """Each rung twice: as it is, and with other seeds, a lower learning rate and another discount."""
+    """Each rung twice: unchanged, and with other seeds, a lower learning rate and another discount."""
     other = {"seed": 10, "slower": 0.6, "gamma": 0.98 if "Pendulum" not in world else 0.9}
     return tuple(Healthy(world, rung, s) for rung in rungs for s in ({}, other))
 
@@ -151,7 +150,7 @@ OWN = ("reinforce", "reward_to_go", "reinforce_baseline", "actor_critic", "a2c",
 WIDE = {"log_std_init": 1.0, "steps": 100_000, "gamma": 0.999, "num_envs": 8, "rollout_steps": 256}
 BANDIT = {"steps": 20_000, "num_envs": 16, "rollout_steps": 8, "gamma": 0.9, RATE: 1e-3}
 FIRST_SEED = {"fresh": 100, "confirm": 200}
-"""Where the seeds of a part begin; no other part has them."""
+"""The first seed of each part; the parts share no seeds."""
 HEALTHY = (
     *variants(CARTPOLE, *OWN),
     *variants(HOST_CARTPOLE, "reward_to_go", "gae", "ppo"),
@@ -214,7 +213,7 @@ CONFIRM_HEALTHY = (
 
 
 def world_of(fault: Fault, name: str) -> str | Callable[[], gymnasium.Env] | CompiledEnvironment:
-    """The world with the fault in it."""
+    """The environment with the fault in it."""
     if name.startswith("jax:"):
         from upslope.environments.registry import make
 

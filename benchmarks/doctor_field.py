@@ -1,12 +1,13 @@
-"""How often is `upslope doctor` right in worlds that it has not seen? Stores benchmarks/results/doctor_field.json.
+"""How often is `upslope doctor` right in unseen environments? Stores benchmarks/results/doctor_field.json.
 
-    python benchmarks/doctor_field.py train BANK HALF [SECONDS]  # trains what is missing, for about so long
-    python benchmarks/doctor_field.py judge BANK calibration     # every run that is wrong, and the figures
-    python benchmarks/doctor_field.py judge BANK test NAME       # the figures alone; stored under this name
-    … judge BANK test NAME COMMIT                                # where upslope is imported from this commit's tree
+    python benchmarks/doctor_field.py train BANK HALF [SECONDS]  # train the missing runs, for about SECONDS
+    python benchmarks/doctor_field.py judge BANK calibration     # print every wrong diagnosis, and the figures
+    python benchmarks/doctor_field.py judge BANK test NAME       # print only the figures; store them as NAME
+    … judge BANK test NAME COMMIT                                # with upslope imported from this commit
 
-Worlds of six sources are split into two halves: by `calibration` rules may be changed, `test` is judged once before
-rules were changed for this bank and once after. Needs `pip install minigrid gymnax six` besides `upslope[mujoco]`.
+Environments from six sources are split into two halves: rules may be changed to fit `calibration`; `test` was diagnosed
+once before the rules were changed for this bank, and once after.
+Needs `pip install minigrid gymnax six` besides `upslope[mujoco]`.
 A run counts as faulty if the fault did harm: `doctor_field_bank.py` says how that is decided.
 """
 
@@ -27,7 +28,7 @@ import upslope
 RESULTS = Path(__file__).parent / "results" / "doctor_field.json"
 PAGE = Path(__file__).parents[1] / "docs" / "doctor.md"
 CLEAN = 2
-"""Judgements of the test half before any rule was changed for what they showed; later ones are no clean test."""
+"""The first two evaluations of the test half are clean tests; later rules were changed in response to their results."""
 TARGETS = {
     "right cause first": (">=", 0.85),
     "right cause among the first two": (">=", 0.92),
@@ -38,7 +39,7 @@ TARGETS = {
 
 
 def judge(bank: Path, half: str, tell: bool, commit: str = "") -> dict[str, Any]:
-    """Diagnose every run of a half of the bank that was trained."""
+    """Diagnose every trained run of a half of the bank."""
     rows, untrained = [], []
     for job in jobs():
         path = place(bank, job)
@@ -68,7 +69,7 @@ def judge(bank: Path, half: str, tell: bool, commit: str = "") -> dict[str, Any]
 
 
 def row_of(job: Job) -> dict[str, Any]:
-    """What a run is, by its label."""
+    """The fields that identify a run, and its true cause."""
     return {
         "world": job.world.name,
         "source": job.world.source,
@@ -79,7 +80,7 @@ def row_of(job: Job) -> dict[str, Any]:
 
 
 def figures(rows: list[dict[str, Any]]) -> dict[str, Any]:
-    """Counts and shares, each as (how many, of how many)."""
+    """The figures, each as (count, total)."""
     faulty = [r for r in rows if r.get("harmed")]
     healthy = [r for r in rows if r["cause"] == "healthy"]
     of_environments = [r for r in faulty if r["where"] == "environment"]
@@ -126,7 +127,7 @@ def words(count: list[int]) -> str:
 
 
 def lines_of(found: dict[str, Any]) -> list[str]:
-    """The figures, one a line."""
+    """The figures, one per line."""
     return [
         f"{name}: {words(x)}"
         for name, x in found.items()
@@ -135,7 +136,7 @@ def lines_of(found: dict[str, Any]) -> list[str]:
 
 
 def write_page(stored: dict[str, Any]) -> None:
-    """Put the judgements of the test half, and what was taken for what in the last one, into the page."""
+    """Write the results on the test half, and the confusion table of the last one, into the page."""
     judged = stored["test"]
     lines = ["| test half | wanted | " + " | ".join(judged) + " |", "|---|---|" + "---|" * len(judged)]
     lines.append("| rules of commit | | " + " | ".join(x["rules of commit"] for x in judged.values()) + " |")
@@ -156,7 +157,7 @@ def write_page(stored: dict[str, Any]) -> None:
 
 
 def main() -> None:
-    """Train for a while, or judge a half."""
+    """Train for a while, or diagnose a half."""
     if len(sys.argv) < 4 or sys.argv[1] not in ("train", "judge"):
         sys.exit(__doc__)
     what, bank, half, *rest = sys.argv[1], Path(sys.argv[2]), *sys.argv[3:]

@@ -1,9 +1,9 @@
-"""The runs of `benchmarks/doctor_field.py`: what is planted where, healthy runs beside it, and how they are trained.
+"""The runs of `benchmarks/doctor_field.py`: planted faults, healthy runs, and how they are trained.
 
-A planted fault counts only if it did harm. `harm.json` in each run says how its last agents do by the reward and the
-ends that were meant (what was broken in observations and actions stays broken, since the user has nothing else), and
-how untrained ones do. A fault did harm if the run lost at least `LOST` of what its healthy twin, the run of the same
-world, settings and seeds without the fault, has gained over untrained agents, and more than two standard errors.
+A planted fault counts only if it did harm. `harm.json` in each run holds the returns of its last and of untrained
+agents, measured with intact rewards and ends; faults in observations and actions stay, since they are what a user would
+have. A fault did harm if the run lost at least the share `LOST` of what its healthy twin (the same environment,
+settings and seeds without the fault) gained over untrained agents, and more than two standard errors.
 """
 
 import json
@@ -32,20 +32,20 @@ from upslope.runs.policy import Policy, load_agents, spaces_of
 
 LOST = 0.25
 NUMBERS = {"algorithm", "preset", "seeds", "seed", "learning_rate", "gamma", "entropy_coefficient"}
-"""Settings that are the same in all runs of a world, or arguments of its program."""
+"""Settings that do not need another program: they are the same in all runs, or arguments of the program."""
 PLAYED = 64
-"""Episodes of each seed by which its agents are judged; `HOST_PLAYED` on the host."""
+"""Number of episodes per seed that evaluate its agents; `HOST_PLAYED` on the host."""
 HOST_PLAYED = 24
 STOPPED = 0.35
-"""Where a run that is stopped early is stopped, as a share of its budget."""
+"""The share of its budget after which a run is stopped early."""
 
 
 @dataclass(frozen=True)
 class Fault:
-    """One kind of fault, and the cause that a diagnosis should give."""
+    """A kind of fault, and the cause that a diagnosis should give."""
 
     where: str
-    """environment, settings or code."""
+    """Where the fault is: "environment", "settings" or "code"."""
     cause: str
     plant: dict[str, float] = field(default_factory=dict)
     settings: dict[str, Any] = field(default_factory=dict)
@@ -195,9 +195,9 @@ PLANTED: dict[str, tuple[str, ...]] = {
         "observations × 300", "fake rows", "learning rate 1", "bootstraps past death", "ends are not recorded",
     ),
 }  # fmt: skip
-"""World → what is planted in it."""
+"""Environment → the names of the faults planted in it."""
 NEVER_LEARNED = ("goal never found",)
-"""A fault of which there is no healthy twin: it did harm if the return never differs, and another policy has more."""
+"""Faults without a healthy twin: they did harm if the return is always the same although another policy gets more."""
 
 
 @dataclass(frozen=True)
@@ -218,7 +218,7 @@ class Job:
 
     @property
     def is_dear(self) -> int:
-        """2 on the host, 1 where it needs a compiled program of its own, else 0: such are trained first."""
+        """Cost: 2 on the host, 1 if it needs its own compiled program, else 0. Cheap runs are trained first."""
         changed = {name for name, x in self.arguments.items() if x != self.world.settings.get(name)}
         is_shared = changed <= NUMBERS and self.arguments["algorithm"] == "ppo"
         is_shared &= not (self.fault and self.fault.unlimited)
@@ -226,7 +226,7 @@ class Job:
 
 
 def jobs() -> Iterator[Job]:
-    """Every run: of each world the healthy twin first, other healthy runs, then what is planted."""
+    """All runs: for each environment the healthy twin, other healthy runs, then those with planted faults."""
     for world in WORLDS.values():
         base = {"algorithm": "ppo", "preset": False, "seeds": world.seeds, **world.settings}
         if world.name not in GOAL_NEVER_FOUND:
@@ -243,7 +243,7 @@ GOAL_NEVER_FOUND = ("mountain car", "valley")
 
 
 def healthy(world: World, base: dict[str, Any]) -> Iterator[Job]:
-    """Runs with nothing wrong: solved, slow, stopped early, of other seeds, of other rungs; some tasks are hard."""
+    """Healthy runs: solved, slow, stopped early, with other seeds or other rungs; some tasks are hard."""
     rate = base["learning_rate"]
     for name, changes in {
         "as it is": {},
@@ -264,7 +264,7 @@ OTHER_RUNGS: dict[str, tuple[str, ...]] = {
     "cue": ("actor_critic",), "frozen lake": ("reward_to_go",), "blackjack": ("a2c",), "thermostat": ("gae",),
     "two masses": ("ppo_kl",), "deep sea": ("reward_to_go",), "long cue": ("actor_critic",),
 }  # fmt: skip
-"""World → rungs that are trained besides, as they come."""
+"""Environment → other rungs trained in it, with their default settings."""
 
 
 def place(bank: Path, job: Job) -> Path:
@@ -274,8 +274,12 @@ def place(bank: Path, job: Job) -> Path:
 
 
 def train(bank: Path, chosen: list[Job], at_most: int) -> int:
-    """Train what is missing of these; return how many runs that was. A process may hold only so many programs."""
-    jnp.zeros(()).block_until_ready()  # now JAX has one device for good: seeds take turns, and programs stay small
+    """Train up to `at_most` of these runs that are missing, since a process can hold a limited number of programs.
+
+    Return how many were trained.
+    """
+    # Starts JAX with a single device: seeds run one after another, and programs stay small.
+    jnp.zeros(()).block_until_ready()
     missing = [job for job in chosen if not (place(bank, job) / "harm.json").exists()]
     with (
         patch.object(selection, "CompiledEngine", Shared),
@@ -288,7 +292,7 @@ def train(bank: Path, chosen: list[Job], at_most: int) -> int:
 
 
 def train_one(path: Path, job: Job) -> None:
-    """Train a run, cut it where it is to be stopped early, and see how its agents do."""
+    """Train a run, cut it if it should stop early, and evaluate its agents."""
     if path.exists():
         path.rename(path.with_name(f".{path.name}.broken.{len(list(path.parent.iterdir()))}"))
     plant = FIELD_SOUND | (job.fault.plant if job.fault else {})
@@ -310,12 +314,12 @@ def train_one(path: Path, job: Job) -> None:
 
 @cache
 def compiled(name: str, unlimited: bool) -> Planted:
-    """One object a world, since programs are kept by it."""
+    """The environment with its planted faults. It is cached because programs are cached by environment object."""
     return Planted(WORLDS[name].make(), unlimited)
 
 
 def environment_of(world: World, plant: dict[str, float], unlimited: bool = False) -> Any:
-    """The world with what is planted."""
+    """The environment with its planted faults, compiled or on the host."""
     if world.is_compiled:
         return compiled(world.name, unlimited)
     create = world.make()
@@ -328,7 +332,7 @@ def environment_of(world: World, plant: dict[str, float], unlimited: bool = Fals
 
 
 def cut(path: Path, last: float) -> None:
-    """Leave of a run what it had after so many steps."""
+    """Remove from a run all rows after the step `last`."""
     rows = (path / "metrics.jsonl").read_text().splitlines()
     kept = [row for row in rows if json.loads(row)["step"] <= last]
     (path / "metrics.jsonl").write_text("\n".join(kept) + "\n")
@@ -338,7 +342,7 @@ def cut(path: Path, last: float) -> None:
 
 
 def harm_of(job: Job, path: Path) -> dict[str, Any]:
-    """Returns of its last agents and of untrained ones, of all episodes that are played."""
+    """The returns of all evaluation episodes of the last agents and of untrained ones."""
     directory = RunDirectory(path)
     config = directory.config()
     agents, _ = load_agents(directory, config, "last")
@@ -360,7 +364,7 @@ PLAYS: dict[str, Any] = {}
 
 
 def play_compiled(world: World, plant: dict[str, float], agent: Any) -> list[float]:
-    """Returns of sampled actions in a compiled world."""
+    """The returns of an agent that samples its actions, in a compiled environment."""
     inner = compiled(world.name, False)
     if world.name not in PLAYS:
 
@@ -376,7 +380,7 @@ def play_compiled(world: World, plant: dict[str, float], agent: Any) -> list[flo
 
 
 def play_host(world: World, plant: dict[str, float], agent: Any) -> list[float]:
-    """The same on the host, side by side."""
+    """The same on the host, with all episodes in parallel."""
     create = environment_of(world, plant)
     envs = [create() for _ in range(HOST_PLAYED)]
     policy = Policy(agent, agent.model.encoder, 0, "last")
@@ -396,7 +400,7 @@ def play_host(world: World, plant: dict[str, float], agent: Any) -> list[float]:
 
 
 def did_harm(bank: Path, job: Job) -> bool:
-    """Whether a planted fault harmed its run, by what the twin gained."""
+    """Whether a planted fault harmed its run, compared with what its twin gained."""
     mine = harm_at(place(bank, job))
     if job.name in NEVER_LEARNED:
         scores = RunDirectory(place(bank, job)).episodes()["return"]
@@ -417,5 +421,5 @@ def error_of(*returns: list[list[float]]) -> float:
 
 
 def harm_at(path: Path) -> dict[str, Any]:
-    """What `harm_of` has stored."""
+    """Read the stored result of `harm_of`."""
     return json.loads((path / "harm.json").read_text())

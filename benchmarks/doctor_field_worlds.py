@@ -1,8 +1,8 @@
-"""The worlds of `benchmarks/doctor_field.py`, and how faults are planted in them. Nothing of it is in the library.
+"""The environments of `benchmarks/doctor_field.py`, and how faults are planted in them. None of it is in the library.
 
-Six sources: Gymnasium on the host, upslope's compiled worlds, gymnax, MiniGrid, and two families written here:
-regulators (something is to be held at a point) and odd ones (sparse, noisy, drifting, partially observed). Every world
-is wrapped so that `Now.plant` can break it; what is broken is a number, so that runs share compiled programs.
+Six sources: Gymnasium on the host, upslope's compiled environments, gymnax, MiniGrid, and two families defined here:
+regulators (keep something at a set point) and unusual ones (sparse, noisy, drifting, partially observed). Every
+environment is wrapped so that `Now.plant` can break it. Faults are numbers, so that runs share compiled programs.
 """
 
 from collections.abc import Callable
@@ -22,15 +22,15 @@ from upslope.environments.base import CompiledEnvironment
 FIELD_SOUND: dict[str, float] = SOUND | {
     "epsilon": 0.2, "rate_factor": 1.0, "act_scale": 1.0, "pay_always": 0.0, "stale": 0.0,
 }  # fmt: skip
-"""What `plant` says where nothing is broken. Beyond the other bank's: actions shrink, every step pays the same unless
-it is 0, and the observation is that of the reset."""
+"""Values of `plant` without a fault. New in this bank: a factor on actions, a constant reward (unless 0), and an
+observation that stays that of the reset."""
 OF_REWARDS_AND_ENDS = ("pay_scale", "pay_noise", "pay_always", "over_at", "never_over", "fake_row")
-"""What is mended before a policy is judged: it is judged by the reward and the ends that were meant."""
+"""Faults that are removed before a policy is evaluated, so that it is scored by the intended rewards and ends."""
 
 
 @dataclass(frozen=True, eq=False)
 class Planted(CompiledEnvironment):
-    """A compiled world as `Now.plant` says; observations are vectors, an index becomes one-hot."""
+    """A compiled environment with the faults in `Now.plant`. Observations are vectors; an index becomes one-hot."""
 
     inner: Any
     unlimited: bool = False
@@ -73,7 +73,7 @@ class Planted(CompiledEnvironment):
 
 
 class HostPlanted(gymnasium.Wrapper):
-    """The same on the host, as `plant` says."""
+    """The same on the host, with the faults in `plant`."""
 
     def __init__(self, env: gymnasium.Env, plant: dict[str, float]):
         super().__init__(env)
@@ -109,7 +109,7 @@ class HostPlanted(gymnasium.Wrapper):
 
 @dataclass(frozen=True, eq=False)
 class Gymnax(CompiledEnvironment):
-    """A world of gymnax."""
+    """Adapter for a gymnax environment."""
 
     inner: Any
     parameters: Any
@@ -128,7 +128,7 @@ class Gymnax(CompiledEnvironment):
 
 
 def of_gymnax(name: str, limit: int, make_options: dict[str, Any] | None = None, **changes: Any) -> Gymnax:
-    """A world of gymnax with this time limit; programs are kept by type, hence a type for each world."""
+    """A gymnax environment with this time limit. Each has its own type, because programs are cached by type."""
     import gymnax
 
     env, parameters = gymnax.make(name, **(make_options or {}))
@@ -158,13 +158,13 @@ def told(observation: Any, reward: Any, terminated: Any = ENDLESS) -> Transition
 
 @dataclass(frozen=True, eq=False)
 class Regulator(CompiledEnvironment):
-    """A point mass to be held at zero in each of its dimensions: costs x² + 0.1 a²."""
+    """Keep a point mass at zero in each of its dimensions. Cost: x² + 0.1 a²."""
 
     mass: float = 1.0
     size: int = 1
     friction: float = 0.1
     pushes: int = 0
-    """As many evenly spaced forces to choose from; 0 for a continuous one."""
+    """Number of evenly spaced discrete forces; 0 for a continuous one."""
     max_episode_steps: int | None = 60
 
     def __post_init__(self) -> None:
@@ -188,7 +188,7 @@ class Regulator(CompiledEnvironment):
 
 @dataclass(frozen=True, eq=False)
 class Unstable(CompiledEnvironment):
-    """What runs away by itself and is shaken by noise: x' = 1.1 x + 0.4 a + noise, costs |x|, cut off at ±5."""
+    """An unstable system with noise: x' = 1.1 x + 0.4 a + noise, clipped to ±5. Cost: |x|."""
 
     observation_space: Any = field(default_factory=lambda: box(1))
     action_space: Any = field(default_factory=lambda: spaces.Box(-1.0, 1.0, (1,), np.float32))
@@ -206,7 +206,7 @@ class Unstable(CompiledEnvironment):
 
 @dataclass(frozen=True, eq=False)
 class Thermostat(CompiledEnvironment):
-    """A room at 20 °C: heat or not, while the weather goes up and down. Costs are in degrees and in fuel."""
+    """Keep a room at 20 °C by turning the heating on or off in changing weather. Cost: degrees off plus fuel."""
 
     observation_space: Any = field(default_factory=lambda: box(3))
     action_space: Any = field(default_factory=lambda: spaces.Discrete(2))
@@ -230,7 +230,7 @@ class Thermostat(CompiledEnvironment):
 
 @dataclass(frozen=True, eq=False)
 class Inventory(CompiledEnvironment):
-    """Order up to five pieces a day for a demand that is chance: most of the reward's variance is not the policy's."""
+    """Order up to five items a day for a random demand, which causes most of the reward's variance."""
 
     observation_space: Any = field(default_factory=lambda: box(2))
     action_space: Any = field(default_factory=lambda: spaces.Discrete(6))
@@ -251,7 +251,7 @@ class Inventory(CompiledEnvironment):
 
 @dataclass(frozen=True, eq=False)
 class Corridor(CompiledEnvironment):
-    """Eight cells, one reward at the far end; now and then a step goes the other way."""
+    """Eight cells with one reward at the far end; occasionally, a step goes the other way."""
 
     cells: int = 8
     observation_space: Any = field(default_factory=lambda: box(8))
@@ -270,7 +270,7 @@ class Corridor(CompiledEnvironment):
 
 @dataclass(frozen=True, eq=False)
 class NoisyTarget(CompiledEnvironment):
-    """Match the number that is shown; the reward's noise is larger than all there is to gain."""
+    """Match the observed number; the noise in the reward is larger than the possible gain."""
 
     observation_space: Any = field(default_factory=lambda: box(1))
     action_space: Any = field(default_factory=lambda: spaces.Box(-1.0, 1.0, (1,), np.float32))
@@ -289,13 +289,13 @@ class NoisyTarget(CompiledEnvironment):
 
 @dataclass(frozen=True, eq=False)
 class Cue(CompiledEnvironment):
-    """Shows a cue in the first step only; the last action must match it. Without memory that is chance."""
+    """A cue is shown only in the first step, and the last action must match it: impossible without memory."""
 
     length: int = 10
     choices: int = 2
     distractors: int = 0
     cost: float = 0.0
-    """Of each step."""
+    """Cost of each step."""
     max_episode_steps: int | None = None
 
     def __post_init__(self) -> None:
@@ -321,7 +321,7 @@ class Cue(CompiledEnvironment):
 
 @dataclass(frozen=True, eq=False)
 class Chase(CompiledEnvironment):
-    """A target that drifts by chance; its place is seen two steps late."""
+    """Follow a target on a random walk; its position is observed two steps late."""
 
     observation_space: Any = field(default_factory=lambda: box(3))
     action_space: Any = field(default_factory=lambda: spaces.Discrete(3))
@@ -344,7 +344,7 @@ class Chase(CompiledEnvironment):
 
 
 class Drifting(gymnasium.Wrapper):
-    """CartPole whose motor wears out: after 20,000 steps it pushes half as hard."""
+    """CartPole with a motor that wears out: after 20,000 steps its force has halved."""
 
     def __init__(self, env: gymnasium.Env):
         super().__init__(env)
@@ -357,7 +357,7 @@ class Drifting(gymnasium.Wrapper):
 
 
 class Pixels(gymnasium.ObservationWrapper):
-    """MiniGrid's picture as a vector of numbers about 1; the mission is left out."""
+    """MiniGrid's image as a vector of numbers of order 1, without the mission."""
 
     def __init__(self, env: gymnasium.Env):
         super().__init__(env)
@@ -391,20 +391,20 @@ def of_upslope(name: str) -> CompiledEnvironment:
 
 DISCRETE = {"learning_rate": 1e-3}
 RAW = {"normalize_rewards": False}
-"""Where rewards of another size are planted: what hides them is off for all runs of the world."""
+"""For environments with a planted reward scale: normalisation, which would hide it, is off in all their runs."""
 CONTROL = {"num_envs": 8, "rollout_steps": 128, "epochs": 10, "minibatches": 8, "learning_rate": 1e-3, "gamma": 0.95,
            "normalize_observations": False}  # fmt: skip
 
 
 @dataclass(frozen=True)
 class World:
-    """A world of the bank, and settings under which it learns, as far as it can be learned."""
+    """An environment of the bank, with settings that learn it as far as it can be learned."""
 
     name: str
     source: str
     half: str
     make: Callable[[], Any]
-    """A compiled world, or what makes an environment on the host."""
+    """Make the compiled environment, or a function that creates one on the host."""
     settings: dict[str, Any]
     seeds: int = 1
 
@@ -448,4 +448,4 @@ WORLDS = {world.name: world for world in (
     World("worn cart", "odd", T, lambda: lambda: Drifting(gymnasium.make("CartPole-v1")),
           {**DISCRETE, "steps": 20_000}),
 )}  # fmt: skip
-"""By name; `half` says whether rules may be judged by it while they change."""
+"""The environments by name; rules may be changed to fit those whose `half` is "calibration"."""

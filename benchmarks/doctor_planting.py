@@ -1,6 +1,6 @@
-"""How a fault of `doctor_faults.py` is planted: worlds, an estimator, an objective and a rollout that break as told.
+"""Planting the faults of `doctor_faults.py`: environments, an estimator, an objective and a rollout to break.
 
-What is broken is said in numbers that are arguments of the compiled program, so that many faults share one.
+Faults are numbers that are arguments of the compiled program, so that many faults share one program.
 """
 
 import time
@@ -21,7 +21,7 @@ SOUND: dict[str, float] = {
     "observe_scale": 1.0, "observe_shift": 0.0, "pay_scale": 1.0, "pay_noise": 0.0, "random_actions": 0.0,
     "over_at": 1e9, "never_over": 0.0, "fake_row": 0.0, "estimator": 0.0, "loss_factor": 1.0, "rollout": 0.0,
 }  # fmt: skip
-"""What `plant` says where nothing is broken."""
+"""Values of `plant` without a fault."""
 ESTIMATORS = (
     "sound",
     "bootstraps",
@@ -37,14 +37,14 @@ ROLLOUTS = ("sound", "log_prob", "cut actions", "reset successor", "late observa
 
 
 class Now:
-    """What is planted in the run that is being made or traced."""
+    """The faults planted in the run that is being built or traced."""
 
     plant: ClassVar[dict[str, Any]] = SOUND
 
 
 @dataclass(frozen=True, eq=False)
 class Planted(CompiledEnvironment):
-    """A compiled world as `Now.plant` says. Its state carries the number of steps."""
+    """A compiled environment with the faults in `Now.plant`. Its state carries the number of steps."""
 
     inner: Any
     unlimited: bool = False
@@ -106,7 +106,7 @@ class HostPlanted(gymnasium.Wrapper):
 
 
 class Slower(gymnasium.Wrapper):
-    """Each step searches all that was seen before."""
+    """Each step searches all previous observations, so steps become slower."""
 
     seen: ClassVar[list[float]] = []
 
@@ -122,13 +122,13 @@ def observe(x: Any) -> Any:
 
 
 def unbounded(space: Any) -> spaces.Box:
-    """The space with its bounds taken off."""
+    """The space without its bounds."""
     return spaces.Box(-np.inf, np.inf, space.shape, np.float32)
 
 
 @dataclass(frozen=True)
 class PlantedGAE(upslope.Estimator):
-    """GAE with the mistake that `Now.plant` names by its number in `ESTIMATORS`."""
+    """GAE with a mistake, whose index in `ESTIMATORS` is in `Now.plant`."""
 
     needs_critic: ClassVar[bool] = True
     whole_episodes: ClassVar[bool] = False
@@ -165,7 +165,7 @@ class PlantedClip(upslope.Objective):
 
 
 def broken_rollout(rollout: Any) -> Any:
-    """A rollout [T, N] with the mistake that `Now.plant` names by its number in `ROLLOUTS`."""
+    """A rollout [T, N] with a mistake, whose index in `ROLLOUTS` is in `Now.plant`."""
 
     def is_(name: str) -> Any:
         return jnp.asarray(Now.plant["rollout"]) == ROLLOUTS.index(name)

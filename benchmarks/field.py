@@ -1,11 +1,11 @@
-"""What has broken in the field, tried once more: environments, calls and files that users and strangers brought.
+"""Regression checks for inputs that once broke upslope: environments, calls and files from users and strangers.
 
-    python benchmarks/field.py             # every input, each in a process of its own (some minutes)
-    python benchmarks/field.py NAME …      # some of them, beside what is stored
+    python benchmarks/field.py             # every input, each in its own process (some minutes)
+    python benchmarks/field.py NAME …      # some of them; other stored results are kept
     python benchmarks/field.py list        # their names
 
-Stores benchmarks/results/field.json, and writes the table into docs/reliability.md. An input is right if what must be
-true of it is true; what was found is told either way.
+Stores benchmarks/results/field.json, and writes the table into docs/reliability.md. An input passes if
+its condition holds; what was found is reported either way.
 """
 
 import contextlib
@@ -26,17 +26,17 @@ from pages import fill
 HERE = Path(__file__).parent
 RESULTS, PAGE = HERE / "results" / "field.json", HERE.parent / "docs" / "reliability.md"
 LIMIT = 600
-"""Seconds after which an input counts as hanging."""
+"""Number of seconds after which an input counts as hanging."""
 SMALL: dict[str, Any] = {"preset": False, "quiet": True, "num_envs": 2, "rollout_steps": 16, "minibatches": 2}
 E20: dict[str, Any] = {"max_episode_steps": 20}
 
 Found = tuple[bool, str]
-"""Whether what must be true is true, and what was found."""
+"""Whether the condition holds, and what was found."""
 
 
 @dataclass(frozen=True)
 class Input:
-    """One input, and what must be true of it."""
+    """One input, and the condition that it must meet."""
 
     group: str
     must: str
@@ -47,7 +47,7 @@ INPUTS: dict[str, Input] = {}
 
 
 def tried(group: str, must: str) -> Callable[[Callable[[], Found]], Callable[[], Found]]:
-    """Make a function an input of this page, under its own name."""
+    """Decorator that registers a function as an input, under its own name."""
 
     def enter(attempt: Callable[[], Found]) -> Callable[[], Found]:
         INPUTS[attempt.__name__.replace("_", " ")] = Input(group, must, attempt)
@@ -57,14 +57,14 @@ def tried(group: str, must: str) -> Callable[[Callable[[], Found]], Callable[[],
 
 
 def train(kind: str, **settings: Any) -> Any:
-    """Train on one of the odd environments, in the current folder."""
+    """Train on one of the environments of `field_environments`, in the current folder."""
     import upslope
 
     return upslope.train(f"field_environments:{kind}", **(SMALL | {"steps": 640} | settings))
 
 
 def refusal(attempt: Callable[[], Any], *words: str) -> Found:
-    """Whether it is refused in one message with these words."""
+    """Whether it is refused with one message that contains these words."""
     import upslope
 
     try:
@@ -75,27 +75,27 @@ def refusal(attempt: Callable[[], Any], *words: str) -> Found:
 
 
 def said(attempt: Callable[[], Any]) -> tuple[Any, str]:
-    """What a call returns, and what it says on standard error."""
+    """The return value of a call, and its output on standard error."""
     with contextlib.redirect_stderr(io.StringIO()) as text:
         result = attempt()
     return result, text.getvalue()
 
 
 def checks_of(name: str) -> Any:
-    """What `upslope check` finds."""
+    """The findings of `upslope check`."""
     import upslope
 
     return upslope.check(f"field_environments:{name}", **E20)
 
 
 def command(*words: str) -> subprocess.CompletedProcess[str]:
-    """What `upslope` with these words does, with nothing to read from."""
+    """Run `upslope` with these arguments and no standard input."""
     program = [sys.executable, "-P", "-c", "from upslope.cli.main import main; main()", *words]
     return subprocess.run(program, capture_output=True, text=True, stdin=subprocess.DEVNULL)
 
 
 def check_names(name: str, *words: str) -> Found:
-    """Whether `upslope check` says what is wrong, in these words."""
+    """Whether `upslope check` reports the problem in these words."""
     lines = [f"{one.name}: {one.found}" for one in checks_of(name).checks if one.status == "error"]
     return any(all(word in line for word in words) for line in lines), "; ".join(lines) or "no error"
 
@@ -372,7 +372,7 @@ def cue() -> Found:
 
 
 def attempt_one(name: str) -> Found:
-    """Try one input in a process of its own and an empty folder."""
+    """Try one input in its own process and an empty folder."""
     with tempfile.TemporaryDirectory() as folder:
         program = [sys.executable, str(HERE / "field.py"), "--here", name]
         path = os.pathsep.join(filter(None, (str(HERE), os.environ.get("PYTHONPATH", ""))))
@@ -389,7 +389,7 @@ def attempt_one(name: str) -> Found:
 
 
 def table(rows: list[dict[str, Any]], versions: dict[str, str]) -> str:
-    """The page's table."""
+    """The table for the page."""
     lines = ["| what | input | must be true | holds |", "|---|---|---|---|"]
     for row in rows:
         holds = "yes" if row["right"] else f"**no**: {row['found'][:120]}"
@@ -400,7 +400,7 @@ def table(rows: list[dict[str, Any]], versions: dict[str, str]) -> str:
 
 
 def main(names: list[str]) -> None:
-    """Try them, print what is found, and store it if it was all."""
+    """Try the inputs, print the results, and store them."""
     if names == ["list"]:
         print("\n".join(INPUTS))
         return

@@ -1,4 +1,4 @@
-"""Environments of `benchmarks/field.py`: each is odd in one way that environments of users have been."""
+"""Environments of `benchmarks/field.py`: each has one peculiarity that users' environments have had."""
 
 import os
 import subprocess
@@ -10,7 +10,7 @@ from gymnasium.spaces import Box, Discrete
 
 
 class Plain(gymnasium.Env):
-    """Two zeros to see, two actions, never ends by itself."""
+    """The observation is two zeros, there are two actions, and episodes never end by themselves."""
 
     observation_space = Box(-1, 1, (2,), np.float32)
     action_space = Discrete(2)
@@ -24,7 +24,7 @@ class Plain(gymnasium.Env):
 
 
 class FloatsInAnIntegerBox(Plain):
-    """Declares uint8, returns a float in [0, 1]; pays for telling whether it is above one half."""
+    """Declares uint8 but returns a float in [0, 1]; the reward is for deciding whether it exceeds one half."""
 
     observation_space = Box(0, 1, (1,), np.uint8)
 
@@ -42,7 +42,7 @@ class FloatsInAnIntegerBox(Plain):
 
 
 class BeyondDiscrete(Plain):
-    """Declares three values, returns 7."""
+    """Declares three values but returns 7."""
 
     observation_space = Discrete(3)
 
@@ -55,7 +55,7 @@ class BeyondDiscrete(Plain):
 
 
 class FarFromZero(Plain):
-    """A float64 number around 1.7e9 whose last digits matter."""
+    """The observation is a float64 around 1.7e9 whose last digits matter."""
 
     observation_space = Box(-np.inf, np.inf, (1,), np.float64)
 
@@ -73,7 +73,7 @@ class FarFromZero(Plain):
 
 
 class StrictAboutActions(Plain):
-    """Refuses what is outside its float64 action space: float32(0.1) is."""
+    """Rejects actions outside its float64 action space, including float32(0.1)."""
 
     action_space = Box(-0.1, 0.1, (2,), np.float64)
 
@@ -83,7 +83,7 @@ class StrictAboutActions(Plain):
 
 
 class SmallSeedsOnly(Plain):
-    """An engine whose seed is a signed 32-bit integer."""
+    """Accepts only seeds that fit into a signed 32-bit integer."""
 
     def reset(self, *, seed=None, options=None):
         if seed is not None and seed >= 2**31:
@@ -92,14 +92,14 @@ class SmallSeedsOnly(Plain):
 
 
 class OldReset(Plain):
-    """`reset` without info, as before Gymnasium 0.26."""
+    """`reset` returns no info, as before Gymnasium 0.26."""
 
     def reset(self, *, seed=None, options=None):
         return super().reset(seed=seed)[0]
 
 
 class FailsToClose(Plain):
-    """Works, but raises when it is closed after a step."""
+    """Works, but raises an error when closed after a step."""
 
     stepped = False
 
@@ -112,7 +112,7 @@ class FailsToClose(Plain):
 
 
 class CountsItsSimulators(Plain):
-    """Starts a program, and ends it in `close`; both are logged to the file $CLOSE_LOG."""
+    """Starts a process and ends it in `close`; logs both to the file $CLOSE_LOG."""
 
     def __init__(self):
         self.program = subprocess.Popen(["sleep", "60"])
@@ -129,7 +129,7 @@ class CountsItsSimulators(Plain):
 
 
 class ReadsStandardInput(Plain):
-    """Starts a program that reads whatever its standard input is."""
+    """Starts a process that reads its standard input."""
 
     def __init__(self):
         self.program = subprocess.Popen(["cat"])
@@ -139,7 +139,7 @@ class ReadsStandardInput(Plain):
 
 
 class OneReward(Plain):
-    """A reward of shape (1,)."""
+    """Returns a reward of shape (1,)."""
 
     def step(self, action):
         observation, reward, *rest = super().step(action)
@@ -147,14 +147,14 @@ class OneReward(Plain):
 
 
 class WrongShape(Plain):
-    """Declares (2,), returns (1, 2) from `step`."""
+    """Declares the shape (2,) but returns (1, 2) from `step`."""
 
     def step(self, action):
         return np.zeros((1, 2), np.float32), *super().step(action)[1:]
 
 
 class NoSpaces(gymnasium.Env):
-    """Forgot to declare its spaces."""
+    """Does not declare its spaces."""
 
     def reset(self, *, seed=None, options=None):
         return np.zeros(2, np.float32), {}
@@ -164,7 +164,7 @@ class NoSpaces(gymnasium.Env):
 
 
 class Masked(Plain):
-    """Two of four actions are forbidden at a time, told in `info`; a forbidden one raises."""
+    """Two of four actions are forbidden at each step, as `info` says; a forbidden one raises an error."""
 
     action_space = Discrete(4)
 
@@ -185,7 +185,7 @@ class Masked(Plain):
 
 
 class Cue(Plain):
-    """Shows +1 or −1 in the first step only; the last action of ten must match it."""
+    """Shows +1 or −1 only in the first step; the last of ten actions must match it."""
 
     def reset(self, *, seed=None, options=None):
         super().reset(seed=seed)
@@ -199,7 +199,7 @@ class Cue(Plain):
 
 
 class Regulator(Plain):
-    """A point to be held at zero: costs x² + 0.1 a². A solved run has nearly no reward left to lose: it is healthy."""
+    """Keep a point at zero. Cost: x² + 0.1 a². A solved run has rewards close to 0, and is healthy."""
 
     observation_space = Box(-np.inf, np.inf, (2,), np.float32)
     action_space = Box(-1, 1, (1,), np.float32)

@@ -2,10 +2,9 @@
 
     python benchmarks/health.py
 
-The compiled loop of one seed on one core with and without them, from the same beginning of a budget of 500,000
-steps and in turns: the least processor time of each over all turns, and the median ratio within a turn. On one core,
-since threads that wait for each other count as busy. Where a run has fewer than about 100 iterations, every one is
-looked at.
+The compiled loop of one seed, alternately with and without them, from the start of a budget of 500,000 steps: the
+minimum processor time of each, and the median ratio of neighbouring timings. It runs on one core, because waiting
+threads count as busy. A run of fewer than about 100 iterations measures them in every iteration.
 """
 
 import json
@@ -50,7 +49,7 @@ def program(name: str, with_health: bool) -> Any:
 
 
 def cost(name: str) -> dict[str, float]:
-    """The milliseconds of an iteration, without and with."""
+    """Milliseconds per iteration, without and with the metrics."""
     programs = {"without": program(name, False), "with": program(name, True)}
     spent: dict[str, list[float]] = {which: [] for which in programs}
     for _ in range(TURNS):
@@ -64,7 +63,7 @@ def cost(name: str) -> dict[str, float]:
 
 
 def main() -> None:
-    """Every case."""
+    """Measure and store every case."""
     stay_on_one_core()
     results = {}
     for name in CASES:

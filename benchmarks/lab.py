@@ -1,7 +1,7 @@
-"""Run the lab in full, store what it found, and write it into docs/lab.md.
+"""Run the full lab, store its results, and write them into docs/lab.md.
 
 python benchmarks/lab.py            # minutes
-python benchmarks/lab.py --table    # docs/lab.md from what is stored
+python benchmarks/lab.py --table    # write docs/lab.md from the stored results
 """
 
 import json
@@ -23,7 +23,7 @@ HEADING = "| claim | number | predicted | measured | verdict |\n|---|---|---|---
 
 
 def run() -> None:
-    """`upslope lab --json`, stored."""
+    """Run `upslope lab --json`, and store its output."""
     with tempfile.TemporaryDirectory() as folder:
         command = [sys.executable, "-c", "from upslope.cli.main import main; main()", "lab", "--json", "--output"]
         done = subprocess.run([*command, f"{folder}/lab.html"], check=True, stdout=subprocess.PIPE, text=True)
@@ -31,12 +31,12 @@ def run() -> None:
 
 
 def write_page() -> None:
-    """The findings into docs/lab.md."""
+    """Write the findings into docs/lab.md."""
     fill(PAGE, "findings", findings(json.loads(RESULT.read_text("utf-8"))))
 
 
 def findings(found: dict[str, Any]) -> str:
-    """Each experiment with its question and a table; words are not measurements, so they are always today's."""
+    """Each experiment with its question and a table. The words are the current ones; only the numbers are stored."""
     parts = []
     for experiment in found["experiments"]:
         words, numbers = texts("en")["experiments"][experiment["name"]], experiment["numbers"]
@@ -49,7 +49,7 @@ def findings(found: dict[str, Any]) -> str:
 
 
 def row(finding: dict[str, Any], words: dict[str, str], numbers: dict[str, float]) -> str:
-    """A line of the table."""
+    """One row of the table."""
     low, high = finding["interval"]
     least, most = finding["predicted"]
     predicted = (float("-inf") if least is None else least, float("inf") if most is None else most)
@@ -60,7 +60,7 @@ def row(finding: dict[str, Any], words: dict[str, str], numbers: dict[str, float
 
 
 def main() -> None:
-    """Measure unless only the table is asked for."""
+    """Measure, unless only the table is requested, and write the page."""
     if sys.argv[1:] != ["--table"]:
         run()
     write_page()

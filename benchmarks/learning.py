@@ -1,12 +1,12 @@
-"""How well does it learn? Each case trains several seeds and stores what they reached beside the published figure.
+"""How well does it learn? Each case trains several seeds, and stores their scores beside the published one.
 
     python benchmarks/learning.py                 # every case (hours)
     python benchmarks/learning.py cartpole_ppo …  # some
-    python benchmarks/learning.py hopper_zoo --folder DIR   # keep its run there, and go on with it if it was stopped
+    python benchmarks/learning.py hopper_zoo --folder DIR   # keep its run there, and resume it if it was stopped
     python benchmarks/learning.py --table         # docs/learning.md from the stored results
 
-The score of a seed is its mean return over the last 100 training episodes, by the policy as it explores; `evaluation`
-holds fresh episodes in both modes, by the last checkpoint, never the best one. The interval is Student's t over seeds.
+The score of a seed is its mean return over the last 100 training episodes, with the exploring policy; `evaluation`
+holds fresh episodes in both modes with the last checkpoint, never the best one. The interval is Student's t over seeds.
 """
 
 import argparse
@@ -29,13 +29,13 @@ PAGE = Path(__file__).parents[1] / "docs" / "learning.md"
 
 @dataclass(frozen=True)
 class Case:
-    """One thing to learn, and what was published of it."""
+    """A learning task, and the published result."""
 
     environment: str
     algorithm: str
     steps: int
     target: str
-    """What is asked for, in words."""
+    """The target in words."""
     published: str = ""
     """The published score and its source."""
     settings: dict[str, Any] = field(default_factory=dict)
@@ -100,7 +100,7 @@ CASES: dict[str, Case] = {
 
 
 def measure(name: str, case: Case, kept: Path | None = None) -> dict[str, Any]:
-    """Train a case, or go on with its run in the folder `kept`; evaluate it, and describe what came out."""
+    """Train a case, or resume its run in the folder `kept`; evaluate it, and describe the result."""
     with tempfile.TemporaryDirectory() as temporary:
         folder = kept or Path(temporary)
         if (folder / name).exists():
@@ -141,7 +141,7 @@ def summary(scores: np.ndarray) -> dict[str, Any]:
 
 
 def imitation() -> dict[str, Any]:
-    """off_policy from a mediocre teacher, and clone of a good one, on CartPole."""
+    """On CartPole, off_policy from a mediocre teacher and clone of a good one."""
     found: dict[str, Any] = {}
     with tempfile.TemporaryDirectory() as folder:
         for rung, teacher_steps in (("off_policy", 20_000), ("clone", 100_000)):
@@ -162,13 +162,13 @@ def imitation() -> dict[str, Any]:
 
 
 def store(name: str, result: dict[str, Any]) -> None:
-    """Write one result."""
+    """Store one result."""
     RESULTS.mkdir(parents=True, exist_ok=True)
     (RESULTS / f"{name}.json").write_text(json.dumps(result, indent=1, ensure_ascii=False) + "\n", "utf-8")
 
 
 def write_page() -> None:
-    """docs/learning.md from the stored results."""
+    """Write docs/learning.md from the stored results."""
     lines = [HEADER]
     for path in sorted(RESULTS.glob("*.json")):
         r = json.loads(path.read_text("utf-8"))
@@ -181,7 +181,7 @@ def write_page() -> None:
 
 
 def every_seed() -> str:
-    """The rows on a hundred seeds of CartPole, from `cartpole_seeds.py`."""
+    """The rows for a hundred seeds of CartPole, from `cartpole_seeds.py`."""
     lines = []
     for name, found in json.loads((RESULTS.parent / "cartpole_seeds.json").read_text("utf-8")).items():
         summary = found["summary"]
@@ -194,7 +194,7 @@ def every_seed() -> str:
 
 
 def tabular_worlds() -> str:
-    """The rows on tabular worlds, from `tabular.py`."""
+    """The rows for tabular environments, from `tabular.py`."""
     lines = []
     for name, found in json.loads((RESULTS.parent / "tabular.json").read_text("utf-8")).items():
         cells = [name, found["asked_for"], number(found["optimum"]["endless"])]
@@ -208,12 +208,12 @@ def tabular_worlds() -> str:
 
 
 def number(value: float | None) -> str:
-    """Two decimals; None stands for −∞."""
+    """Format with two decimals; None stands for −∞."""
     return "−∞" if value is None else f"{value:.2f}"
 
 
 def words(score: dict[str, Any] | None) -> str:
-    """Mean ± half interval; a dash where nobody acted in training."""
+    """Format as mean ± half interval; a dash if training had no episodes."""
     return "–" if score is None else f"{score['mean']:.1f} ± {score['half_interval']:.1f}"
 
 
@@ -223,7 +223,7 @@ Written by `python benchmarks/learning.py --table` from `benchmarks/results/lear
 `python benchmarks/learning.py` stores. ± is half the 95 % Student-t interval over seeds, for the mean of each seed's
 score. *Training* is the mean return of the last 100 training episodes, by the exploring policy; the other two are 20
 fresh episodes a seed (100 for recorded data) by the last checkpoint. Published scores often come from one agent,
-another version of the environment, or the best point of training: they are a range to be held against, not a contest.
+another version of the environment, or the best point of training: they are a rough guide, not a contest.
 
 | case | environment | rung | steps | seeds | training | stochastic | deterministic | asked for | published |
 |---|---|---|---|---|---|---|---|---|---|"""

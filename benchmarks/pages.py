@@ -1,10 +1,10 @@
-"""Puts stored figures into the pages of docs/."""
+"""Insert stored results into the pages of docs/."""
 
 from pathlib import Path
 
 
 def fill(page: Path, name: str, content: str) -> None:
-    """Replace what stands between the page's marks of this name."""
+    """Replace the text between the page's marks of this name."""
     begin, end = f"<!-- {name}: begin -->", f"<!-- {name}: end -->"
     before, rest = page.read_text("utf-8").split(begin)
     after = rest.split(end)[1]

@@ -1,10 +1,10 @@
-"""Where does an iteration's time go? Stores benchmarks/results/phases.json.
+"""How long does each phase of an iteration take? Stores benchmarks/results/phases.json.
 
     python benchmarks/phases.py
 
-The compiled loop is one program, so its parts are compiled and timed each by itself, for one seed on one core: the
-median of 15 calls of each, of the whole beside them, and of a hidden layer's product of a minibatch. On the host the
-shares are those that the live display shows.
+The compiled loop is one program, so its parts are compiled and timed separately, for one seed on one core: the median
+of 15 calls of each part, of the whole loop, and of a hidden layer's matrix product for a minibatch. On the host, the
+shares are those of the live display.
 """
 
 import json
@@ -38,7 +38,7 @@ WIDE = {"num_envs": 8, "rollout_steps": 256, "epochs": 4, "minibatches": 4}
 
 
 def milliseconds(function: Callable[..., Any], *arguments: Any) -> tuple[Any, float]:
-    """The answer, and the median time of a call."""
+    """The result, and the median time of a call in milliseconds."""
     compiled = jax.jit(function, compiler_options=QUICK)
     answer = jax.block_until_ready(compiled(*arguments))
     times = []
@@ -50,7 +50,7 @@ def milliseconds(function: Callable[..., Any], *arguments: Any) -> tuple[Any, fl
 
 
 def compiled() -> dict[str, float]:
-    """CartPole, 64 × 128, 4 epochs × 4 minibatches."""
+    """The phases on CartPole with 64 environments × 128 steps and 4 epochs × 4 minibatches."""
     world: Any = make("jax:CartPole-v1")
     settings = {"num_envs": 64, "rollout_steps": 128, "normalize_rewards": False}
     task = task_of(configure("jax:CartPole-v1", is_continuous=False, use_preset=False, **settings), world)
@@ -69,7 +69,7 @@ def compiled() -> dict[str, float]:
 
 
 def products(rows: int = 2048, width: int = 64, times: int = 500) -> int:
-    """Billions of operations a second in the product of a minibatch and a hidden layer's weights."""
+    """Billions of operations per second in the product of a minibatch and a hidden layer's weights."""
 
     def again(x: Array, _: None) -> tuple[Array, None]:
         return x @ weight, None
@@ -80,7 +80,7 @@ def products(rows: int = 2048, width: int = 64, times: int = 500) -> int:
 
 
 def host(environment: str, is_continuous: bool, seconds: float = 10.0, **settings: Any) -> dict[str, float]:
-    """Shares of an iteration of 8 seeds in one process, as a worker does it."""
+    """The share of each phase in an iteration of 8 seeds in one process, like a worker's."""
     world = make(environment)
     assert isinstance(world, HostEnvironment)
     config = configure(environment, is_continuous=is_continuous, use_preset=False, seeds=8, steps=10**9, **settings)
@@ -101,7 +101,7 @@ def host(environment: str, is_continuous: bool, seconds: float = 10.0, **setting
 
 
 def stopwatch(environment: str) -> dict[str, float]:
-    """A step with random actions as it comes, and with MuJoCo's stopwatch stopped, each in a process of its own."""
+    """The time of a step with random actions, with and without MuJoCo's timer, each in its own process."""
     found = {}
     for name, how in {"as it comes": [], "its stopwatch stopped": ["still"]}.items():
         command = [sys.executable, HERE / "peers" / "measure_raw.py", environment, "1", *how]

@@ -1,10 +1,10 @@
-"""Does every rung solve the probe worlds that it can in theory solve?
+"""Does every rung solve the probe environments that it can solve in theory?
 
     python benchmarks/probes.py            # all
-    python benchmarks/probes.py ppo gae …  # some, beside what is stored
+    python benchmarks/probes.py ppo gae …  # some; other stored results are kept
 
-Five seeds each, judged by `upslope probe`: the deterministic return of every seed within 5 % of the best, and a
-critic's values within 10 % of the exact ones. The result is stored.
+Five seeds each, with the criteria of `upslope probe`: the deterministic return of every seed is within 5 % of the best,
+and the critic's values are within 10 % of the exact ones. The result is stored.
 """
 
 import json
@@ -22,7 +22,7 @@ STEPS = 100_000
 
 
 def main(only: list[str]) -> None:
-    """Every rung on every probe."""
+    """Run every rung, or the named ones, on every probe."""
     results: dict[str, dict[str, Any]] = json.loads(RESULTS.read_text("utf-8")) if only and RESULTS.exists() else {}
     for rung in only or RUNGS:
         found = upslope.probe(rung, seeds=5, steps=STEPS)
@@ -34,7 +34,7 @@ def main(only: list[str]) -> None:
 
 
 def kept(probed: dict[str, Any]) -> dict[str, Any]:
-    """What is stored of a probe."""
+    """The result of a probe as stored."""
     rounded = {name: None if probed[name] is None else round(probed[name], 4) for name in ("return_gap", "value_error")}
     return rounded | {"solved": probed["solved"]}
 

@@ -2,12 +2,12 @@
 
 Stores benchmarks/results/report.json.
 
-    python benchmarks/report.py          # trains the runs first, some minutes
-    python benchmarks/report.py FOLDER   # keeps them there, and uses those that are there
+    python benchmarks/report.py          # train the runs first (some minutes)
+    python benchmarks/report.py FOLDER   # keep the runs there, and reuse those that exist
 
-The runs: the ladder on the compiled CartPole, 50,000 steps a seed, and `ppo` once more with λ = 0.8; 20 evaluation
-episodes of each seed in both modes; the credit view of one episode of one run. The command is timed from its start, in
-turns with the writing of the page alone, in a process that has everything imported.
+The runs: the ladder on the compiled CartPole, 50,000 steps per seed, and `ppo` again with λ = 0.8; 20 evaluation
+episodes per seed in both modes; the credit view of one episode of one run. The timing of the whole command alternates
+with that of writing the page alone, in a process that has already imported everything.
 """
 
 import json
@@ -33,7 +33,7 @@ UPSLOPE = [sys.executable, "-c", "from upslope.cli.main import main; main()"]
 
 
 def train(folder: Path) -> list[Path]:
-    """Ten runs of ten seeds, evaluated; one with a credit view."""
+    """Train and evaluate ten runs of ten seeds; add a credit view to one."""
     race = upslope.ladder(WORLD, seeds=SEEDS, steps=STEPS, folder=folder, name="race", resume=True, quiet=True).path
     if not (race / "ppo_short_credit").exists():
         upslope.train(
@@ -48,7 +48,7 @@ def train(folder: Path) -> list[Path]:
 
 
 def timed(runs: Sequence[Path], page: Path) -> dict[str, float]:
-    """Seconds of the command and of the writing alone."""
+    """Seconds for the command and for writing the page alone."""
     started = perf_counter()
     subprocess.run([*UPSLOPE, "report", *map(str, runs), "-o", str(page)], check=True, stdout=subprocess.DEVNULL)
     command = perf_counter() - started
@@ -58,7 +58,7 @@ def timed(runs: Sequence[Path], page: Path) -> dict[str, float]:
 
 
 def measure(folder: Path) -> dict[str, Any]:
-    """All that is stored."""
+    """All results to store."""
     runs, page = train(folder), folder / "report.html"
     seconds = [timed(runs, page) for _ in range(TIMES)]
     return {

@@ -3,8 +3,9 @@
     python benchmarks/scaling.py          # some minutes
     python benchmarks/scaling.py --plot   # docs/images/scaling.svg from the stored result (needs Matplotlib)
 
-CartPole, 128 steps an iteration, 4 epochs × 4 minibatches; one thing varies at a time from 8 seeds, 64 environments,
-64-64 networks, all cores. Each point is the best and the median of seven chunks of iterations, compiled before.
+CartPole, 128 steps per iteration, 4 epochs × 4 minibatches. One setting is varied at a time, from 8 seeds, 64
+environments, 64-64 networks and all cores. Each point is the best and the median of seven chunks of iterations, after
+compilation.
 """
 
 import json
@@ -27,11 +28,11 @@ VARIED = {
 }
 CHUNKS, ROLLOUT = 7, 128
 ENOUGH = 400_000
-"""Environment steps a chunk should have, so that its overhead is not what is measured."""
+"""Number of environment steps per chunk that makes its overhead negligible."""
 
 
 def measure(point: dict[str, int]) -> dict[str, float]:
-    """Steps per second of all seeds together."""
+    """Steps per second, summed over seeds."""
     from upslope.config.config import configure
     from upslope.config.task import task_of
     from upslope.engines.compiled import CompiledEngine
@@ -56,7 +57,7 @@ def measure(point: dict[str, int]) -> dict[str, float]:
 
 
 def in_a_process(point: dict[str, int]) -> dict[str, float]:
-    """A point in a process of its own, on as many cores."""
+    """Measure a point in its own process, on this number of cores."""
     command = [sys.executable, __file__, "--point", json.dumps(point)]
     return json.loads(subprocess.run(command, check=True, capture_output=True, text=True).stdout.splitlines()[-1])
 
@@ -74,7 +75,7 @@ def main() -> None:
 
 
 def plot() -> None:
-    """The stored result as a picture."""
+    """Plot the stored result."""
     import matplotlib.pyplot as plt
     from matplotlib.ticker import EngFormatter, FixedLocator, NullLocator
 

@@ -1,9 +1,9 @@
-"""One seed on a slow environment: one process against slices of its environments in one process a core.
+"""One seed in a slow environment: a single process against slices of its environments in one process per core.
 
     python benchmarks/slow_world.py
 
-Each step of the environment computes for 2 ms, as a simulator does. Rounds alternate, and the ratio is taken within a
-round. Stores benchmarks/results/slow_world.json.
+Each environment step computes for 2 ms, like a simulator. The two are timed alternately, and each ratio compares
+neighbouring timings. Stores benchmarks/results/slow_world.json.
 """
 
 import json
@@ -25,7 +25,7 @@ SECONDS, ROUNDS, STEPS = 2e-3, 5, 8192
 
 
 class Slow(gymnasium.Env):
-    """Computes for a while at each step; an episode has 100 steps."""
+    """Computes for a fixed time at each step; an episode has 100 steps."""
 
     observation_space = gymnasium.spaces.Box(-1.0, 1.0, (4,), np.float32)
     action_space = gymnasium.spaces.Discrete(2)
@@ -44,7 +44,7 @@ class Slow(gymnasium.Env):
 
 
 def steps_per_second(folder: str, name: str, workers: int | None) -> float:
-    """Of the training alone, without the first iteration."""
+    """Steps per second of training, without the first iteration."""
     settings: dict[str, Any] = {"num_envs": 8, "rollout_steps": 64, "steps": STEPS}
     environment = f"{Path(__file__).stem}:Slow"
     run = upslope.train(environment, quiet=True, folder=folder, name=name, workers=workers, **settings)

@@ -1,15 +1,15 @@
-"""How fast is it? upslope and its peers side by side in one run, each in an environment of its own.
+"""How fast is it? upslope and its peers in one run, each in its own virtual environment.
 
-    python benchmarks/speed.py --environments FOLDER            # every case (about 20 minutes on two cores)
+    python benchmarks/speed.py --environments FOLDER            # every case (about 20 min on two cores)
     python benchmarks/speed.py --environments FOLDER compiled_8 # some
-    python benchmarks/speed.py --table                          # docs/performance.md's table and plot from the results
-    python benchmarks/speed.py --against COMMIT                 # this tree and an older one in pairs, ours alone
+    python benchmarks/speed.py --table                          # docs/performance.md from the stored results
+    python benchmarks/speed.py --against COMMIT                 # this tree against an older one in pairs, without peers
     python benchmarks/speed.py --against COMMIT compiled a2c    # some of its cases
 
-FOLDER holds the peers' virtual environments and is made on the first run. In each of five rounds every contender of a
-case runs once, one after another, so that all see the same machine; a ratio is taken within its round. The rate counts
-environment steps of all seeds together, without compilation and the first update, which are given apart. The plot needs
-Matplotlib.
+FOLDER holds the peers' virtual environments, and is created on the first run. In each of five rounds, every contender
+of a case runs once, one after another, so that all run under the same conditions; ratios are taken within a round. The
+rate counts the environment steps of all seeds, without compilation and the first update, which are reported separately.
+The plot needs Matplotlib.
 """
 
 import argparse
@@ -45,32 +45,32 @@ WIDE_HERE = SAME | {"num_envs": 8, "rollout_steps": 256, "epochs": 4, "minibatch
 
 @dataclass(frozen=True)
 class Contender:
-    """One way to do the same work."""
+    """One implementation of the case's work."""
 
     name: str
     environment: str
-    """Whose virtual environment."""
+    """The name of its virtual environment."""
     script: str
     arguments: tuple[Any, ...]
 
 
 def upslope(name: str, environment: str, seeds: int, steps: int, settings: dict[str, Any]) -> Contender:
-    """upslope as a user starts it."""
+    """upslope, run as a user would run it."""
     return Contender(name, "upslope", "measure_upslope.py", (environment, seeds, steps, settings))
 
 
 def baselines(name: str, library: str, environment: str, processes: int, steps: int, settings: Any) -> Contender:
-    """Stable-Baselines3 or SBX."""
+    """A contender with Stable-Baselines3 or SBX."""
     return Contender(name, "baselines", "measure_baselines.py", (library, environment, processes, steps, settings))
 
 
 def rejax(name: str, seeds: int, steps: int) -> Contender:
-    """rejax."""
+    """A contender with rejax."""
     return Contender(name, "rejax", "measure_rejax.py", (seeds, steps))
 
 
 def raw(name: str, environment: str, processes: int) -> Contender:
-    """Gymnasium alone."""
+    """A contender with Gymnasium alone, without learning."""
     return Contender(name, "upslope", "measure_raw.py", (environment, processes))
 
 
@@ -122,7 +122,7 @@ CASES: dict[str, tuple[str, list[Contender]]] = {
 
 
 def python_of(environment: str, folder: Path) -> Path:
-    """The interpreter of a contender; a peer's environment is made where it is not there yet."""
+    """The Python interpreter of a contender; a peer's missing virtual environment is created."""
     if environment == "upslope":
         return Path(sys.executable)
     place = folder / environment
@@ -134,7 +134,7 @@ def python_of(environment: str, folder: Path) -> Path:
 
 
 def run(contender: Contender, folder: Path) -> dict[str, float]:
-    """One measurement."""
+    """Run a contender once, and return its measurement."""
     arguments = [json.dumps(a) if isinstance(a, dict) else str(a) for a in contender.arguments]
     command = [python_of(contender.environment, folder), HERE / "peers" / contender.script, *arguments]
     done = subprocess.run(command, capture_output=True, text=True, timeout=600)
@@ -144,7 +144,7 @@ def run(contender: Contender, folder: Path) -> dict[str, float]:
 
 
 def versions(folder: Path) -> dict[str, list[str]]:
-    """What each environment holds."""
+    """The package versions in each virtual environment."""
     found = {}
     for environment in ("upslope", *PEERS):
         command = [python_of(environment, folder), "-m", "pip", "list", "--format=freeze"]
@@ -155,7 +155,7 @@ def versions(folder: Path) -> dict[str, list[str]]:
 
 
 def processor() -> str:
-    """The processor's name, where the system tells it."""
+    """The processor's name, if the system provides it."""
     information = Path("/proc/cpuinfo")
     lines = information.read_text().splitlines() if information.exists() else []
     names = [line.split(":")[1].strip() for line in lines if line.startswith("model name")]
@@ -163,7 +163,7 @@ def processor() -> str:
 
 
 def measure(name: str, folder: Path) -> None:
-    """All rounds of a case, stored."""
+    """Measure and store all rounds of a case."""
     title, contenders = CASES[name]
     rounds: list[dict[str, dict[str, float]]] = []
     for number in range(ROUNDS):
@@ -177,14 +177,14 @@ def measure(name: str, folder: Path) -> None:
 
 
 def spread(values: list[float], digits: int = 0) -> str:
-    """Median and range, or the one value."""
+    """Median and range as text, or a single value."""
     if len(values) == 1:
         return f"{values[0]:,.{digits}f}"
     return f"{statistics.median(values):,.{digits}f} ({min(values):,.{digits}f} – {max(values):,.{digits}f})"
 
 
 def table() -> str:
-    """Every case's contenders with their ratio to the case's first."""
+    """A Markdown table of every case's contenders, with their ratios to the first."""
     lines = [
         "| case | who | steps/s: median (range) | upslope is faster by | until the first update, s | peak memory, MB |",
         "|---|---|---|---|---|---|",
@@ -218,7 +218,7 @@ def table() -> str:
 
 
 def plot() -> None:
-    """Bars of every case, with the range over rounds."""
+    """Plot bars for every case, with the range over rounds."""
     from matplotlib import pyplot
 
     stored = [n for n in CASES if (RESULTS / f"{n}.json").exists()]
@@ -243,7 +243,7 @@ def plot() -> None:
 
 
 def phases_table() -> str:
-    """What `benchmarks/phases.py` stored."""
+    """The stored results of `benchmarks/phases.py` as a Markdown table."""
     stored = json.loads((HERE / "results" / "phases.json").read_text("utf-8"))
     lines = ["| case | parts |", "|---|---|"]
     for case, parts in stored.items():
@@ -252,7 +252,7 @@ def phases_table() -> str:
 
 
 def write_page() -> None:
-    """Put the tables between their marks, and draw the plot."""
+    """Write the tables between their marks, and draw the plot."""
     fill(PAGE, "speed", table())
     fill(PAGE, "phases", phases_table())
     plot()

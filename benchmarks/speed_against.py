@@ -1,10 +1,10 @@
-"""Is this tree as fast as an older one? `speed.py --against COMMIT` asks; only upslope is measured, in pairs.
+"""Is this tree as fast as an older one? Used by `speed.py --against COMMIT`; measures only upslope, in pairs.
 
-In a pair both trees train the same case once, each in a process of its own, right after one another and with the order
-turned round from pair to pair, so that whatever else the machine does falls on both. A pair gives one ratio, new / old
-of the steady rates. What is reported is the median of the ratios with the interval between two of them that covers the
-true median with at least 95 % (order statistics, exact whatever the distribution: with nine pairs from the second
-smallest to the second largest), so that a pair that was disturbed moves nothing.
+In a pair, both trees train the same case once, each in its own process, one directly after the other; the order
+alternates between pairs, so that other load on the machine affects both alike. A pair gives one ratio of steady rates,
+new / old. The report is the median ratio with an interval between two of the ratios that covers the true median with a
+probability of at least 95 % (order statistics, exact for any distribution: with nine pairs, from the second smallest to
+the second largest), so that a single disturbed pair has no effect.
 """
 
 import json
@@ -28,22 +28,22 @@ TREE = HERE.parent
 RESULTS = HERE / "results" / "speed_against.json"
 PAIRS = 9
 FEWEST_PAIRS = 6
-"""With fewer no two of the ratios bound the median with 95 %."""
+"""With fewer pairs, no two ratios bound the median with 95 % probability."""
 ALLOWED = 0.97
-"""A case whose interval lies wholly below is slower."""
+"""A case counts as slower if its interval lies entirely below this ratio."""
 PLAIN = {"normalize_rewards": False, "normalize_observations": False}
 
 
 @dataclass(frozen=True)
 class Pairing:
-    """One case: the steps last some seconds on two cores after compiling."""
+    """One case; its steps take some seconds on two cores after compiling."""
 
     environment: str
     algorithm: str
     steps: int
     settings: dict[str, Any] = field(default_factory=dict)
     needs: str | None = None
-    """A package without which the case is left out."""
+    """A package that the case needs; without it, the case is left out."""
 
 
 PAIRINGS = {
@@ -69,7 +69,7 @@ PAIRINGS = {
 
 
 def git(*words: str) -> str:
-    """What Git says in this tree."""
+    """Run Git in this tree, and return its output."""
     done = subprocess.run(["git", "-C", str(TREE), *words], capture_output=True, text=True)
     if done.returncode:
         raise SystemExit(f"git {' '.join(words)}: {done.stderr.strip()}")
@@ -78,7 +78,7 @@ def git(*words: str) -> str:
 
 @contextmanager
 def checked_out(commit: str) -> Iterator[Path]:
-    """The tree of a commit in a temporary folder."""
+    """Context with the tree of a commit in a temporary folder."""
     with tempfile.TemporaryDirectory() as folder:
         place = Path(folder) / "older"
         git("worktree", "add", "--detach", str(place), commit)
@@ -89,7 +89,7 @@ def checked_out(commit: str) -> Iterator[Path]:
 
 
 def rate_of(tree: Path, case: Pairing) -> float:
-    """Steady steps per second of a tree."""
+    """The steady rate of a tree, in steps per second."""
     arguments = (case.environment, case.algorithm, str(case.steps), json.dumps(case.settings))
     done = subprocess.run(
         [sys.executable, HERE / "peers" / "measure_steady.py", *arguments],
@@ -104,15 +104,15 @@ def rate_of(tree: Path, case: Pairing) -> float:
 
 
 def median_interval(ratios: Sequence[float], level: float = 0.95) -> tuple[float, float]:
-    """Between which two of the values the true median lies, with at least this probability."""
+    """The two values between which the true median lies with at least this probability."""
     ordered, n = sorted(ratios), len(ratios)
-    # As many values cut off at each end as leave the chance of a median beyond them small enough.
+    # Cut off as many values at each end as the probability of a median beyond them allows.
     cut = max((k for k in range(n // 2) if 2 * binom.cdf(k, n, 0.5) <= 1 - level), default=0)
     return ordered[cut], ordered[n - 1 - cut]
 
 
 def summary(rates: Sequence[dict[str, float]]) -> dict[str, Any]:
-    """What the pairs of a case say."""
+    """Summarise the pairs of a case."""
     ratios = [pair["new"] / pair["old"] for pair in rates]
     low, high = median_interval(ratios)
     slower = len(ratios) >= FEWEST_PAIRS and high < ALLOWED
@@ -120,7 +120,7 @@ def summary(rates: Sequence[dict[str, float]]) -> dict[str, Any]:
 
 
 def measure_against(commit: str, names: Sequence[str], pairs: int, processor: str) -> bool:
-    """Measure the cases; print each, and store it beside those of the same two trees. Whether none is slower."""
+    """Measure, print and store the cases of these two trees; return whether none is slower."""
     if pairs < FEWEST_PAIRS:
         print(f"{pairs} pairs bound no median: the interval shown is their range, and nothing is judged.")
     with checked_out(commit) as older:

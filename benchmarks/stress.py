@@ -1,14 +1,14 @@
 """What survives SIGKILL? Stores benchmarks/results/stress.json, and writes the figures into docs/reliability.md.
 
     python benchmarks/stress.py kills               # 100 kills, compiled and host (about 13 minutes on two cores)
-    python benchmarks/stress.py kills --count 12    # fewer; a case that is stored is not done again
-    python benchmarks/stress.py malformed           # thousands of malformed files, by tests/runs/test_loaders.py
+    python benchmarks/stress.py kills --count 12    # fewer; stored cases are not repeated
+    python benchmarks/stress.py malformed           # thousands of malformed files, with tests/runs/test_loaders.py
     python benchmarks/stress.py table               # the page's table from the stored results
 
-A run is trained by the command line in a process group of its own, which is killed at a moment drawn from a seed: any
-moment of its life, or the moment at which a checkpoint is half written. It is resumed and killed again, and at last
-left to end; then every array, row and setting is compared with those of a run that nobody stopped. Checkpoints are
-written every few tenths of a second instead of every ten seconds, so that short runs have many.
+The command line trains a run in its own process group, which is killed at a moment drawn from a seed: at any time, or
+while a checkpoint is half written. The run is resumed and killed again, and finally left to finish; then every array,
+row and setting is compared with those of an uninterrupted run. Checkpoints are written every few tenths of a second
+instead of every ten seconds, so that short runs have many.
 """
 
 import argparse
@@ -24,7 +24,7 @@ from typing import Any
 
 import numpy as np
 from pages import fill
-from stress_kills import Case, Tally, straight, torment
+from stress_kills import Case, Tally, train_through_kills, train_uninterrupted
 
 HERE = Path(__file__).parent
 RESULTS, PAGE = HERE / "results" / "stress.json", HERE.parent / "docs" / "reliability.md"
@@ -41,12 +41,12 @@ COUNTED = (
     "kills", "while a checkpoint was written", "before the first checkpoint", "at any other moment", "runs",
     "identical ends", "rows on disk", "lost rows", "corrupt files", "left-over temporary files",
 )  # fmt: skip
-"""What the table says."""
+"""The columns of the table."""
 KILLS_OF_A_RUN = 4
 
 
 def kills(count: int, seed: int, folder: Path, only: str | None) -> None:
-    """The same number of kills in every case; each is stored when it is done, and not done again."""
+    """Kill each case the same number of times; a finished case is stored and not repeated."""
     for k, name in enumerate(CASES):
         share, done = (count + k) // len(CASES), stored().get("kills", {}).get(name, {})
         if (only is not None and only not in name) or done.get("kills", 0) >= share:
@@ -55,9 +55,9 @@ def kills(count: int, seed: int, folder: Path, only: str | None) -> None:
         place.mkdir(parents=True)
         began, number = time.monotonic(), 0
         case = Case(name, ["train", *CASES[name].split(), "--folder", str(place)], place)
-        straight(case)
+        train_uninterrupted(case)
         while tally.counts["kills"] < share and len(tally.faults) < 10:
-            torment(case, number, min(KILLS_OF_A_RUN, share - tally.counts["kills"]), draw, tally)
+            train_through_kills(case, number, min(KILLS_OF_A_RUN, share - tally.counts["kills"]), draw, tally)
             number += 1
         result = {name: tally.counts.get(name, 0) for name in COUNTED} | {"faults": tally.faults}
         result["minutes"] = round((time.monotonic() - began) / 60, 1)
@@ -66,14 +66,14 @@ def kills(count: int, seed: int, folder: Path, only: str | None) -> None:
 
 
 def machine() -> dict[str, Any]:
-    """Where this was measured."""
+    """A description of the machine."""
     from upslope.runs.directory import versions
 
     return {"cores": len(os.sched_getaffinity(0)), "system": platform.system(), **versions()}
 
 
 def stored() -> dict[str, Any]:
-    """The results so far."""
+    """The stored results so far."""
     return json.loads(RESULTS.read_text("utf-8")) if RESULTS.exists() else {}
 
 
@@ -83,7 +83,7 @@ def store(**parts: Any) -> None:
 
 
 def malformed(examples: int) -> None:
-    """So many malformed files for each loader."""
+    """Test each loader with this number of malformed files."""
     with tempfile.TemporaryDirectory() as folder:
         counts = Path(folder) / "counts.json"
         chosen = {"UPSLOPE_EXAMPLES": str(examples), "UPSLOPE_COUNTS": str(counts)}
@@ -97,7 +97,7 @@ def malformed(examples: int) -> None:
 
 
 def write_page() -> None:
-    """Put the figures into the page."""
+    """Write the figures into the page."""
     found = stored()
     cases, files = found["kills"], found["malformed"]
     rows = ["| " + " | ".join(["SIGKILL", *cases, "all"]) + " |", "|---|" + "---:|" * (len(cases) + 1)]
@@ -116,7 +116,7 @@ def write_page() -> None:
 
 
 def main() -> None:
-    """Parse and do."""
+    """Parse the arguments and run the command."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("what", choices=("kills", "malformed", "table"))
     parser.add_argument("--count", type=int, default=100, help="kills")

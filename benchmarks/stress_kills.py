@@ -1,6 +1,6 @@
-"""Kills one training run again and again, and compares its end with that of a run that nobody stopped.
+"""Kill a training run repeatedly, and compare its result with that of an uninterrupted run.
 
-What `benchmarks/stress.py` does many times, and the tests a few.
+`benchmarks/stress.py` does this many times, and the tests a few times.
 """
 
 import contextlib
@@ -22,40 +22,40 @@ import numpy as np
 
 COMMAND = "from upslope.runs import loop; loop.CHECKPOINT_SECONDS = 0.2; from upslope.cli.main import main; main()"
 MOMENTS = ("any", "writing", "any", "starting", "writing")
-"""Which moments are drawn, in turn."""
+"""The kinds of moments to draw, in turn."""
 LONGEST = 900.0
-"""Seconds after which a process that has not ended is a failure."""
+"""Seconds after which an unfinished process counts as a failure."""
 
 
 @dataclass
 class Case:
-    """A training command, and how long the run that nobody stopped took."""
+    """A training command, and how long its uninterrupted run took."""
 
     name: str
     arguments: list[str]
     folder: Path
     began: float = 0.0
-    """Seconds until the run directory was there."""
+    """Seconds until the run directory existed."""
     took: float = 0.0
 
 
 @dataclass
 class Tally:
-    """What happened in a case."""
+    """Counts of what happened in a case."""
 
     counts: Counter[str] = field(default_factory=Counter)
     faults: list[str] = field(default_factory=list)
 
 
 def start(arguments: list[str], log: Path) -> subprocess.Popen[bytes]:
-    """The command line in a process group of its own."""
+    """Start the command line in its own process group."""
     with log.open("ab") as output:
         command = [sys.executable, "-c", COMMAND, *arguments]
         return subprocess.Popen(command, stdout=output, stderr=output, start_new_session=True)
 
 
 def kill(process: subprocess.Popen[bytes]) -> bool:
-    """SIGKILL for the whole group; whether it was still alive."""
+    """Send SIGKILL to the whole group; return whether it was still alive."""
     is_alive = process.poll() is None
     try:
         os.killpg(process.pid, signal.SIGKILL)
@@ -66,7 +66,7 @@ def kill(process: subprocess.Popen[bytes]) -> bool:
 
 
 def wait_until(process: subprocess.Popen[bytes], is_so: Any, seconds: float = LONGEST) -> bool:
-    """Look every half millisecond; False if the process ended or the time is over before."""
+    """Check every half millisecond; return False if the process ends or the time runs out first."""
     deadline = time.monotonic() + seconds
     while time.monotonic() < deadline and process.poll() is None:
         if is_so():
@@ -76,7 +76,7 @@ def wait_until(process: subprocess.Popen[bytes], is_so: Any, seconds: float = LO
 
 
 def listing(folder: Path) -> list[str]:
-    """The names in a folder; none where it is not there."""
+    """The names in a folder; empty if it does not exist."""
     try:
         return [path.name for path in folder.iterdir()]
     except OSError:
@@ -84,23 +84,23 @@ def listing(folder: Path) -> list[str]:
 
 
 def stamps(run: Path) -> set[tuple[str, int]]:
-    """The files among the checkpoints, and when each was last written to."""
+    """The files in the checkpoint folder, and when each was last modified."""
     found = set()
     for name in listing(run / "checkpoints"):
-        with contextlib.suppress(OSError):  # it has been moved meanwhile
+        with contextlib.suppress(OSError):  # the file has been moved in the meantime
             found.add((name, (run / "checkpoints" / name).stat().st_mtime_ns))
     return found
 
 
 class Growth:
-    """Whether a file has grown: a resumed run first cuts its rows, and has not trained before it appends some."""
+    """Whether a file has grown: a resumed run first cuts rows, and appends new ones only after training."""
 
     def __init__(self, path: Path):
         self.path = path
         self.least = self.size()
 
     def size(self) -> int:
-        """Bytes; 0 where there is no file."""
+        """The size in bytes; 0 if the file does not exist."""
         return self.path.stat().st_size if self.path.exists() else 0
 
     def __call__(self) -> bool:
@@ -110,7 +110,7 @@ class Growth:
 
 
 def kill_at(moment: str, process: subprocess.Popen[bytes], case: Case, run: Path, draw: np.random.Generator) -> str:
-    """Kill at such a moment; what it was, in fact: `ended` where the process was quicker."""
+    """Kill at a moment of this kind; return the actual kind, which is `ended` if the process finished first."""
     left_over = set(listing(run / "checkpoints"))
     if moment == "starting":
         time.sleep(draw.uniform(0, case.began * 1.5))
@@ -129,7 +129,7 @@ def kill_at(moment: str, process: subprocess.Popen[bytes], case: Case, run: Path
 
 
 def rows_of(run: Path) -> list[str]:
-    """Every whole row on disk, metrics and episodes, without what the clock says."""
+    """Every complete row on disk, of metrics and episodes, without the timing columns."""
     found = []
     for name in ("metrics.jsonl", "episodes.csv"):
         path = run / name
@@ -139,7 +139,7 @@ def rows_of(run: Path) -> list[str]:
 
 
 def faults_of(run: Path) -> Iterator[str]:
-    """Files that somebody else's reader cannot read: a checkpoint is a zip with checksums, config.json is JSON."""
+    """Files that standard readers reject: a checkpoint is a zip file with checksums, config.json is JSON."""
     for path in run.rglob("*"):
         try:
             if path.suffix == ".npz":
@@ -152,7 +152,7 @@ def faults_of(run: Path) -> Iterator[str]:
 
 
 def saved_step(run: Path) -> int:
-    """How far the last checkpoint reached; −1 where there is none, or a damaged one, which `faults_of` tells."""
+    """The step of the last checkpoint; −1 if there is none or it is damaged, which `faults_of` reports."""
     try:
         with np.load(run / "checkpoints" / "last.npz") as archive:
             return max(json.loads(str(archive["meta"][()]))["steps"])
@@ -161,21 +161,21 @@ def saved_step(run: Path) -> int:
 
 
 def everything(run: Path) -> dict[str, Any]:
-    """All that is promised to be equal: every array, what the checkpoints say besides, all rows, the config."""
+    """Everything that must be equal: every array, the other contents of checkpoints, all rows, the config."""
     found: dict[str, Any] = {"rows": rows_of(run)}
     for name in ("last", "best"):
         with np.load(run / "checkpoints" / f"{name}.npz") as archive:
             arrays = {key: archive[key] for key in archive.files}
         meta = json.loads(str(arrays.pop("meta")[()]))
         found |= {f"{name}{key}": (x.dtype.str, x.shape, x.tobytes()) for key, x in arrays.items()}
-        # The sizes of the files count the digits of the clock's columns.
+        # File sizes depend on the number of digits in the timing columns.
         found[f"{name} meta"] = {k: v for k, v in meta.items() if k not in ("elapsed", "sizes")}
     description = json.loads((run / "config.json").read_text("utf-8"))
     return found | {k: v for k, v in description.items() if k != "created"}
 
 
-def straight(case: Case, names: Sequence[str] = ("warm", "straight")) -> None:
-    """The run that nobody stops; first once, to fill the cache of compiled programs."""
+def train_uninterrupted(case: Case, names: Sequence[str] = ("warm", "straight")) -> None:
+    """The uninterrupted run, trained once before to fill the cache of compiled programs."""
     for name in names:
         run, begun = case.folder / name, time.monotonic()
         process = start([*case.arguments, "--name", name], case.folder / f"{name}.log")
@@ -185,8 +185,8 @@ def straight(case: Case, names: Sequence[str] = ("warm", "straight")) -> None:
         case.took = time.monotonic() - begun
 
 
-def torment(case: Case, number: int, kills: int, draw: np.random.Generator, tally: Tally) -> None:
-    """Train one run to its end through some kills, and compare it with the one that nobody stopped."""
+def train_through_kills(case: Case, number: int, kills: int, draw: np.random.Generator, tally: Tally) -> None:
+    """Train one run to its end through several kills, and compare it with the uninterrupted one."""
     name = f"run{number}"
     run, log = case.folder / name, case.folder / f"{name}.log"
     on_disk: set[str] = set()
@@ -220,7 +220,7 @@ def torment(case: Case, number: int, kills: int, draw: np.random.Generator, tall
 
 
 def note(case: Case, run: Path, moment: str, reached: int, on_disk: set[str], tally: Tally) -> None:
-    """What a kill left behind."""
+    """Count what a kill left behind."""
     tally.counts["kills"] += 1
     other = "before the first checkpoint" if saved_step(run) < 0 else "at any other moment"
     tally.counts["while a checkpoint was written" if moment == "writing" else other] += 1

@@ -1,13 +1,13 @@
 """Table 1 of the PPO paper (Schulman et al. 2017) in full: eleven surrogate objectives on seven MuJoCo tasks.
 
-    python benchmarks/table1.py                    # hours: 77 settings × 3 seeds × 10⁶ steps, a process a core
+    python benchmarks/table1.py                    # hours: 77 settings × 3 seeds × 10⁶ steps, one process per core
     python benchmarks/table1.py HalfCheetah-v5     # these tasks only
-    python benchmarks/table1.py --table            # the tables from what is stored, also into docs/lab.md
+    python benchmarks/table1.py --table            # print the stored results as tables, and write docs/lab.md
 
-Each task has a file in `benchmarks/results/table1/`; a setting that is there is not trained again, so the script can be
-stopped and started again at any time. Settings are the defaults for continuous actions: Table 3 of the paper (horizon
-2048, 10 epochs, minibatches of 64, γ 0.99, λ 0.95), and observations and rewards normalised. The paper's tasks were -v1
-on another MuJoCo.
+Each task has a file in `benchmarks/results/table1/`; stored settings are not trained again, so the script can be
+stopped and restarted at any time. Settings are the defaults for continuous actions: Table 3 of the paper (horizon 2048,
+10 epochs, minibatches of 64, γ 0.99, λ 0.95), with normalised observations and rewards. The paper used version -v1
+of the tasks, with another MuJoCo.
 """
 
 import argparse
@@ -23,7 +23,7 @@ from typing import Any
 import gymnasium
 import mujoco  # noqa: F401  so that its stopwatch can be stopped before the first environment is made
 import numpy as np
-from cores import stay_on_a_core_of_ones_own
+from cores import stay_on_next_core
 from pages import fill
 
 import upslope
@@ -49,7 +49,7 @@ EPISODES_OF_CHANCE = 100
 
 
 def chance(task: str) -> float:
-    """The mean return of uniformly random actions: the paper's 0."""
+    """The mean return of uniformly random actions, which the paper normalises to 0."""
     environment = gymnasium.make(task)
     environment.action_space.seed(0)
     returns = []
@@ -65,7 +65,7 @@ def chance(task: str) -> float:
 
 
 def measure(tasks: Sequence[str], steps: int, seeds: int, folder: Path) -> None:
-    """Train what is not stored yet, task by task, a setting on each core; store each as it ends."""
+    """Train the settings that are not stored yet, task by task, one on each core; store each when it finishes."""
     for task in tasks:
         begin(task, steps, seeds, folder)
     jobs = itertools.product(tasks, SURROGATES)
@@ -74,21 +74,21 @@ def measure(tasks: Sequence[str], steps: int, seeds: int, folder: Path) -> None:
     numbers = context.Queue()
     for number in range(num_cores()):
         numbers.put(number)
-    with ProcessPoolExecutor(num_cores(), context, stay_on_a_core_of_ones_own, (numbers,)) as pool:
+    with ProcessPoolExecutor(num_cores(), context, stay_on_next_core, (numbers,)) as pool:
         running = {pool.submit(train, task, name, steps, seeds): (task, name) for task, name in missing}
         try:
             for done in as_completed(running):
                 task, name = running[done]
                 store(folder / f"{task}.json", name, done.result())
         except BaseException:
-            # The pool would wait for what is running and begin what is next in its queue.
+            # The pool would wait for running jobs and start the next ones in its queue.
             for process in multiprocessing.active_children():
                 process.kill()
             raise
 
 
 def store(path: Path, name: str, scores: list[float]) -> None:
-    """Add a setting to its task's file."""
+    """Add the result of a setting to its task's file."""
     stored = read(path)
     stored["scores"][name] = scores
     write(path, stored)
@@ -96,7 +96,7 @@ def store(path: Path, name: str, scores: list[float]) -> None:
 
 
 def begin(task: str, steps: int, seeds: int, folder: Path) -> None:
-    """A task's file, where it is not there yet."""
+    """Create a task's file if it does not exist."""
     path, asked = folder / f"{task}.json", {"task": task, "steps": steps, "seeds": seeds}
     if not path.exists():
         write(path, asked | {"chance": chance(task), "versions": versions(), "scores": {}})
@@ -106,8 +106,10 @@ def begin(task: str, steps: int, seeds: int, folder: Path) -> None:
 
 
 def train(task: str, name: str, steps: int, seeds: int) -> list[float]:
-    """Each seed's mean return over its last 100 training episodes, as in the paper. All seeds in one process, which
-    acts for them at once."""
+    """Each seed's mean return over its last 100 training episodes, as in the paper.
+
+    All seeds train in one process, which computes their actions together.
+    """
     settings = dict(SURROGATES[name].settings)
     stop_stopwatch()
     with tempfile.TemporaryDirectory() as runs:
@@ -118,7 +120,7 @@ def train(task: str, name: str, steps: int, seeds: int) -> list[float]:
 
 
 def write(path: Path, stored: dict[str, Any]) -> None:
-    """All or nothing."""
+    """Write a task's file atomically."""
     path.parent.mkdir(parents=True, exist_ok=True)
     part = path.with_suffix(".part")
     part.write_text(json.dumps(stored, indent=1, ensure_ascii=False) + "\n", "utf-8")
@@ -126,12 +128,12 @@ def write(path: Path, stored: dict[str, Any]) -> None:
 
 
 def read(path: Path) -> dict[str, Any]:
-    """A task's file."""
+    """Read a task's file."""
     return json.loads(path.read_text("utf-8"))
 
 
 def table(folder: Path) -> str:
-    """The tasks that are complete: average normalised scores beside the paper's, and each task's mean return."""
+    """Tables for the finished tasks: average normalised scores beside the paper's, and the mean return per task."""
     files = [read(folder / f"{task}.json") for task in TASKS if (folder / f"{task}.json").exists()]
     complete = [stored for stored in files if len(stored["scores"]) == len(SURROGATES)]
     if not complete:
@@ -141,7 +143,7 @@ def table(folder: Path) -> str:
 
 
 def averages(complete: Sequence[dict[str, Any]]) -> str:
-    """Average normalised scores, whose interval is over the seeds of each task."""
+    """Average normalised scores, with intervals over the seeds of each task."""
     by_task = [normalised(stored) for stored in complete]
     found = [stratified_mean([scores[place] for scores in by_task]) for place in range(len(SURROGATES))]
     rows = [
@@ -156,13 +158,13 @@ def averages(complete: Sequence[dict[str, Any]]) -> str:
 
 
 def normalised(stored: dict[str, Any]) -> np.ndarray:
-    """[settings, seeds] of a task: random actions are 0, the best run 1."""
+    """Normalised scores [settings, seeds] of a task: 0 is random actions, 1 the best run."""
     scores = np.array([stored["scores"][name] for name in SURROGATES])
     return (scores - stored["chance"]) / (scores.max() - stored["chance"])
 
 
 def returns(complete: Sequence[dict[str, Any]]) -> str:
-    """Each task's mean return, and what random actions get."""
+    """The mean return in each task, and that of random actions."""
     digits = [1 if np.ptp([*stored["scores"].values()]) < 100 else 0 for stored in complete]
     chances = [Estimate(stored["chance"], None) for stored in complete]
     rows = [["random actions", *map(shown, chances, digits)]]
@@ -173,20 +175,20 @@ def returns(complete: Sequence[dict[str, Any]]) -> str:
 
 
 def shown(estimate: Estimate, digits: int = 2) -> str:
-    """0.82 [0.75, 0.89]"""
+    """Format as `0.82 [0.75, 0.89]`."""
     interval = estimate.interval
     ends = f" [{interval.low:.{digits}f}, {interval.high:.{digits}f}]" if interval else ""
     return f"{estimate.value:.{digits}f}{ends}".replace("-", "−")
 
 
 def markdown(heading: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
-    """A table."""
+    """A Markdown table."""
     lines = [heading, ["---"] * len(heading), *rows]
     return "\n".join(f"| {' | '.join(line)} |" for line in lines)
 
 
 def main() -> None:
-    """Train what is missing, then show the table."""
+    """Train the missing settings, then print the tables."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("tasks", nargs="*", default=TASKS, metavar="TASK")
     parser.add_argument("--steps", type=int, default=1_000_000)

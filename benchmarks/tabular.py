@@ -1,14 +1,14 @@
-"""How well does PPO learn Gymnasium's tabular worlds? Each seed's last policy, its expected return computed exactly.
+"""How well does PPO learn Gymnasium's tabular environments? The exact expected return of each seed's last policy.
 
-    python benchmarks/tabular.py                     # every world, seeds 1000 to 1004
+    python benchmarks/tabular.py                     # every environment, seeds 1000 to 1004
     python benchmarks/tabular.py Taxi-v4             # some
-    python benchmarks/tabular.py --first 0           # the seeds that the presets were tuned on: no claim
-    python benchmarks/tabular.py --no-preset         # by the defaults
-    python benchmarks/tabular.py --folder DIR        # keep the runs there, and go on with those that were stopped
+    python benchmarks/tabular.py --first 0           # the seeds that the presets were tuned on
+    python benchmarks/tabular.py --no-preset         # with the default settings
+    python benchmarks/tabular.py --folder DIR        # keep the runs there, and resume those that were stopped
 
-Every policy is a table, since an observation is a number, and `env.unwrapped.P` is the whole world: the expected return
-is the solution of a linear system, without sampling, without a discount and without a time limit. It is −∞ where an
-episode may never end. With the world's own time limit it is computed by backward induction.
+Observations are integers, so every policy is a table, and `env.unwrapped.P` holds all transitions. The expected return,
+without discount and time limit, is therefore the solution of a linear system; it is −∞ if an episode may never end.
+With the environment's own time limit, it is computed by backward induction.
 """
 
 import argparse
@@ -32,7 +32,7 @@ WORLDS = {"Taxi-v4": "≥ 7.0", "CliffWalking-v1": "≥ −15", "FrozenLake-v1":
 
 
 def main() -> None:
-    """Measure the worlds asked for."""
+    """Measure the named environments."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("worlds", nargs="*", default=list(WORLDS))
     parser.add_argument("--first", type=int, default=1000)
@@ -50,7 +50,7 @@ def main() -> None:
 
 
 def measure(name: str, first: int, seeds: int, preset: bool, kept: Path | None) -> dict[str, Any]:
-    """Train, and solve for the last policies."""
+    """Train, and compute the expected returns of the last policies."""
     world = world_of(name)
     observations = np.arange(len(world.observation_of))
     modes: dict[str, list[dict[str, Any]]] = {"stochastic": [], "deterministic": []}
@@ -83,7 +83,7 @@ def measure(name: str, first: int, seeds: int, preset: bool, kept: Path | None) 
 
 
 def world_of(name: str) -> Tabular:
-    """Gymnasium's `P` as arrays."""
+    """Gymnasium's transition table `P` as arrays."""
     with gymnasium.make(name) as env:
         inner: Any = env.unwrapped
         limit = env.spec.max_episode_steps if env.spec else None
@@ -101,7 +101,7 @@ def world_of(name: str) -> Tabular:
 
 
 def returns_of(world: Tabular, policy: np.ndarray) -> dict[str, float | None]:
-    """The expected return without a time limit (None for −∞), and within the world's own."""
+    """The expected return without a time limit (None for −∞), and within the environment's own limit."""
     value = endless(world, policy)
     limit = world.max_episode_steps
     return {
@@ -111,7 +111,7 @@ def returns_of(world: Tabular, policy: np.ndarray) -> dict[str, float | None]:
 
 
 def endless(world: Tabular, policy: np.ndarray) -> float:
-    """(I − P_π)⁻¹ r_π over the states that can be reached; −∞ where some of them may never end an episode."""
+    """(I − P_π)⁻¹ r_π over the reachable states; −∞ if an episode may never end from one of them."""
     chain = np.einsum("sa,sat->st", policy, world.transition)
     reward = np.einsum("sa,sat,sat->s", policy, world.transition, world.reward)
     reached = world.start > 0
@@ -131,7 +131,7 @@ def endless(world: Tabular, policy: np.ndarray) -> float:
 
 
 def optimum_of(world: Tabular) -> np.ndarray:
-    """A best policy without a time limit, by value iteration with a discount so near 1 that it changes none."""
+    """An optimal policy without a time limit, by value iteration with a discount too close to 1 to change it."""
     gain = np.einsum("sat,sat->sa", world.transition, world.reward)
     going_on = world.transition * ~world.terminal
     value, change = np.zeros(len(world.start)), 1.0

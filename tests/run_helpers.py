@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from upslope.cli.train import by_keyword, parse_train
+from upslope.cli.train import parse_train, prepare_arguments
 from upslope.config.config import Config
 from upslope.config.prepare import prepare
 from upslope.engines.compiled import ProgramEngine
@@ -22,7 +22,7 @@ EPISODES: dict[str, Any] = {"num_envs": 2, "preset": False}
 
 def config_of(words: list[str]) -> Config:
     """The config that `upslope train` trains with."""
-    return prepare(**by_keyword(parse_train(words)[1]))[0]
+    return prepare(**prepare_arguments(parse_train(words)[1]))[0]
 
 
 class Killed(BaseException):

@@ -72,7 +72,7 @@ def test_what_is_no_run_is_left_out_and_a_wrong_name_is_refused(run_of, tmp_path
     assert warned(found, "left out", "notes", "no config.json") and warned(found, "left out", "report.html", "a file")
     with pytest.raises(upslope.UpslopeError, match=r"runn is not a run.*no such folder.*Did you mean .*/run\?"):
         upslope.compare([run, tmp_path / "runn"])
-    with pytest.raises(upslope.UpslopeError, match=r"None of these 2 can be read.*notes.*report\.html"):
+    with pytest.raises(upslope.UpslopeError, match=r"None of these 2 paths is a readable run.*notes.*report\.html"):
         upslope.compare([tmp_path / "notes", tmp_path / "report.html"])
     with pytest.raises(upslope.UpslopeError, match=r"It holds runs: .*/run$"):
         upslope.compare([tmp_path])
@@ -213,7 +213,7 @@ def test_evaluation_is_the_score_where_all_have_it(run_of):
     assert upslope.compare([a], score="training").groups[0].scores.tolist() == [1.0, 2.0]
     mixed = upslope.compare([a, b])
     assert mixed.groups[0].scores.tolist() == [1.0, 2.0] and "training" in mixed.score
-    assert warned(mixed, "evaluation episodes are left aside", "/b has none")
+    assert warned(mixed, "evaluation episodes are ignored", "/b has none")
     with pytest.raises(upslope.UpslopeError, match=r"--score stochastic needs evaluation.*/b"):
         upslope.compare([a, b], score="stochastic")
 
@@ -238,7 +238,7 @@ def test_recorded_data_need_an_evaluation(run_of):
 
 
 def test_nothing_to_compare():
-    with pytest.raises(upslope.UpslopeError, match="No run is named"):
+    with pytest.raises(upslope.UpslopeError, match="No run is given"):
         upslope.compare([])
 
 

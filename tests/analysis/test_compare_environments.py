@@ -48,12 +48,12 @@ def test_what_an_average_over_environments_hides_is_told(run_of):
     c = run_of("c", episodes=ending(5, 6, 7), steps=200, environment="Acrobot-v1", algorithm="a2c")
     d = run_of("d", episodes=ending(0, 1, 2), steps=100, algorithm="a2c", gamma=0.5)
     found = upslope.compare([a, b, c, d], normalize="range")
-    assert warned(found, "ppo has other settings in other environments: gamma, steps")
+    assert warned(found, "ppo has different settings in different environments, all in one average: gamma, steps")
 
 
 def test_a_threshold_is_of_the_environment_as_it_is_registered(run_of):
     run = run_of(episodes=ending(50, 50, 49), steps=100, max_episode_steps=50)
-    with pytest.raises(upslope.UpslopeError, match="other arguments than the environment that its reward threshold"):
+    with pytest.raises(upslope.UpslopeError, match=r"The reward threshold of .* was set for other arguments"):
         upslope.compare(run, normalize="threshold")
 
 
@@ -78,7 +78,7 @@ def test_scores_in_one_unit_are_averaged(run_of):
 
 def test_a_label_that_is_not_everywhere_is_left_out_and_told(run_of):
     found = upslope.compare(two_environments(run_of)[:3], normalize="range")
-    assert [a.label for a in found.aggregates] == ["ppo"] and warned(found, "a2c is not in every environment")
+    assert [a.label for a in found.aggregates] == ["ppo"] and warned(found, "a2c is missing in some environments")
 
 
 def test_the_reward_threshold_is_one_and_a_random_policy_zero(run_of):

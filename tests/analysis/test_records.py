@@ -68,7 +68,7 @@ def copy_of(path, folder):
 
 def test_a_record_of_some_seeds_holds_nothing_of_the_others(run_of):
     path = run_of(episodes={3: [(10, 1.0)], 4: [(20, 2.0), (30, 3.0)], 5: [(40, 4.0)]}, steps=100)
-    part = read_record(path).of((5, 4))
+    part = read_record(path).with_seeds((5, 4))
     assert part.seeds == (5, 4) and part.steps.shape == (2, 4)
     assert sorted(part.episodes["return"].tolist()) == [2.0, 3.0, 4.0]
     assert part.episodes_of(3).size == 0 and part.episodes_of(5)["return"].tolist() == [4.0]

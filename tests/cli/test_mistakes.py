@@ -11,7 +11,7 @@ import pytest
 from run_helpers import config_of
 
 import upslope
-from upslope.cli.main import EXIT_INTERRUPTED, EXIT_UNREAD, main
+from upslope.cli.main import EXIT_BROKEN_PIPE, EXIT_INTERRUPTED, main
 from upslope.config.command import command_of
 from upslope.core.messages import counted
 from upslope.report import video
@@ -76,8 +76,8 @@ def refused(words: str, capsys: pytest.CaptureFixture) -> str:
         ("train CartPole-v1 --algorithm PPO", 'There is no algorithm "PPO". Did you mean ppo'),
         ("train CartPole-v1 --algorithm sac", "upslope has policy gradients only"),
         ("train", "Say what to train on"),
-        ("train CartPole-v1 --resume", "--resume continues the run of a --name"),
-        ("doctor", "No run is named"),
+        ("train CartPole-v1 --resume", "--resume needs the --name of the run"),
+        ("doctor", "No run is given"),
     ],
 )
 def test_a_mistake_gets_its_answer(words: str, answer: str, capsys: pytest.CaptureFixture):
@@ -99,7 +99,7 @@ def test_output_that_nobody_reads_ends_a_command_quietly(words: str, tmp_path: P
     os.close(reading)
     done = command("from upslope.cli.main import main; main()", words.split(), tmp_path, stdout=writing)
     os.close(writing)
-    assert (done.returncode, done.stderr) == (EXIT_UNREAD, "")
+    assert (done.returncode, done.stderr) == (EXIT_BROKEN_PIPE, "")
 
 
 def test_training_that_nobody_reads_is_saved(tmp_path: Path):

@@ -7,8 +7,8 @@ from typing import Any
 import pytest
 
 import upslope
-from upslope.cli.list_tables import everything
-from upslope.cli.train import by_keyword, parse_train
+from upslope.cli.list_tables import list_tables
+from upslope.cli.train import parse_train, prepare_arguments
 from upslope.config.command import command_of
 from upslope.config.config import configure, presets, recorded_preset
 from upslope.config.prepare import prepare
@@ -20,7 +20,7 @@ PAPER, ZOO = "Schulman et al. 2017", "rl-baselines3-zoo"
 
 def config_of(arguments: list[str]) -> Any:
     """The config that a command line asks for."""
-    return prepare(**by_keyword(parse_train(arguments)[1]))[0]
+    return prepare(**prepare_arguments(parse_train(arguments)[1]))[0]
 
 
 def rows() -> Iterator[tuple[str, str, dict[str, Any]]]:
@@ -117,6 +117,6 @@ def test_the_papers_settings_are_kept_for_its_seven_tasks():
 
 
 def test_the_list_shows_named_presets():
-    tables = {str(table.title): table for table in everything()}
+    tables = {str(table.title): table for table in list_tables()}
     names = list(tables["Presets, used unless --no-preset"].columns[0].cells)
     assert "HalfCheetah-v5" in names and "HalfCheetah-v5 --preset paper" in names

@@ -505,4 +505,4 @@ def test_the_command_says_it_in_its_exit_status(capsys):
     with pytest.raises(SystemExit) as stop:
         run_command(["check", "user_environments:Walk"])
     words = capsys.readouterr().out
-    assert stop.value.code == 0 and "begin with:" in words and "upslope train user_environments:Walk" in words
+    assert stop.value.code == 0 and "start with:" in words and "upslope train user_environments:Walk" in words

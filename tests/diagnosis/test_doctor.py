@@ -122,7 +122,7 @@ def test_too_little_to_judge_is_no_clean_bill(tmp_path, capsys):
     assert found.unchecked["slows_down"] == "24 iterations"
     run_command(["doctor", str(path)])
     words = " ".join(capsys.readouterr().out.split())
-    assert "too little to judge by: it has 3 iterations, and 10 are needed" in words
+    assert "not enough evidence: it has 3 iterations, and 10 are needed" in words
     assert "ends not recorded (end_share)" in words
 
     (path / "metrics.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))

@@ -18,7 +18,7 @@ from upslope.lab import finding, gradients, sampling
 from upslope.lab.experiments import EXPERIMENTS
 from upslope.lab.finding import ABOVE_ZERO, BELOW_ZERO, Estimate, Finding, Line, Outcome, Panel, around, judge
 from upslope.lab.page import page
-from upslope.lab.run import Result, as_json, chosen
+from upslope.lab.run import Result, as_json, select
 from upslope.lab.table1 import NONE
 from upslope.lab.texts import measured, region, texts, typeset
 
@@ -202,9 +202,9 @@ QUANTITIES = {"draws": 1.0, "repetitions": 1.0, "largest": 1.0}
 
 
 def test_unknown_names_are_refused():
-    with pytest.raises(UpslopeError, match=r'no experiment "exam"\. It has: expectation, gradient'):
-        chosen(["exam"])
-    assert [e.name for e in chosen(["seeds", "gradient"])] == ["gradient", "seeds"]
+    with pytest.raises(UpslopeError, match=r'Unknown lab experiment "exam"\. Available: expectation, gradient'):
+        select(["exam"])
+    assert [e.name for e in select(["seeds", "gradient"])] == ["gradient", "seeds"]
     assert NONE.startswith("no clipping")
 
 

@@ -42,9 +42,9 @@ def test_one_of_several_objectives_trains_as_it_does_alone():
 
     def learned(objective):
         task = play.small_task(world, GAE(0.9), objective, epochs=4, num_envs=4, rollout_steps=8)
-        return play.train_and_watch(task, [3, 5], 3)[0]
+        return play.train_policies(task, [3, 5], 3)[0]
 
-    together = learned(play.OneOf(objectives))
+    together = learned(play.SelectedObjective(objectives))
     np.testing.assert_allclose(together, np.concatenate([learned(objective) for objective in objectives]), atol=1e-5)
     assert np.abs(together[:2] - together[2:]).max() > 1e-3
 
@@ -85,14 +85,14 @@ def test_how_often_the_wrong_one_wins_is_what_normal_pools_give(count):
     """P(mean of n from N(0, 1) > mean of n from N(d, 1)) = Φ(−d √(n/2)); here with d = 0.5."""
     generator = np.random.default_rng(0)
     pools = norm.ppf((np.arange(2000) + 0.5) / 2000)
-    rate = seeds.wrong(pools + 0.5, pools, count, generator, 40_000)
+    rate = seeds.share_wrong(pools + 0.5, pools, count, generator, 40_000)
     assert rate == pytest.approx(norm.cdf(-0.5 * math.sqrt(count / 2)), abs=0.01)
 
 
 def test_small_pools_are_known_to_be_samples():
     """An interval that did not resample the pools would shrink with the number of draws, whatever the pools."""
     pool = np.random.default_rng(1).normal(size=128)
-    small, large = (np.std(seeds.resampled(pool[:n] + 0.3, pool[-n:], [5], 0, 500), axis=0)[0] for n in (8, 128))
+    small, large = (np.std(seeds.resampled_shares(pool[:n] + 0.3, pool[-n:], [5], 0, 500), axis=0)[0] for n in (8, 128))
     assert small > 2 * large
 
 
@@ -108,7 +108,7 @@ def test_returns_after_reuse_are_those_of_the_finished_policies(monkeypatch):
     """Of policies that get worse, and differ by seed."""
     logits = [[np.full((16, 4), 1.0) * np.eye(4)[a] * strength for strength in (9.0, 0.0)] for a in range(4)]
     policies = softmax(np.array([logits[k % 4] for k in range(6)]), axis=-1)
-    monkeypatch.setattr(reuse, "train_and_watch", lambda *_: (policies, {"policy/kl": np.ones((6, 2))}))
+    monkeypatch.setattr(reuse, "train_policies", lambda *_: (policies, {"policy/kl": np.ones((6, 2))}))
     returns = reuse.trained(1, range(2), 2)[0]
     uniform = reuse.MAZE.expected_return(np.full((16, 4), 0.25), 1.0, reuse.MAZE.max_episode_steps)
     np.testing.assert_allclose(returns, np.full((3, 2), uniform))

@@ -14,7 +14,7 @@ from upslope.config.ladder import ALGORITHMS
 from upslope.engines.compiled import ProgramEngine
 from upslope.lab import ladder as ladders
 from upslope.lab import ladder_display
-from upslope.lab.ladder import fitting
+from upslope.lab.ladder import fitting_configs
 from upslope.runs.directory import RunDirectory
 from upslope.runs.display import LiveDisplay, Snapshot
 
@@ -67,14 +67,14 @@ def test_the_page_shows_who_is_blamed_by_a_critic_where_there_is_one(race):
 
 def test_all_rungs_that_act_for_themselves_take_part(tmp_path):
     world = upslope.make("jax:CartPole-v1")
-    configs, left_out = fitting("jax:CartPole-v1", world, None, True, {"steps": 300})
+    configs, left_out = fitting_configs("jax:CartPole-v1", world, None, True, {"steps": 300})
     assert list(configs) == OWN and set(left_out) == set(ALGORITHMS) - set(OWN)
     assert configs["ppo"].preset is not None and configs["gae"].preset is None
 
 
 def test_rungs_that_need_a_step_limit_are_named_where_there_is_none():
     world = upslope.make("user_environments:Walk")
-    configs, left_out = fitting("user_environments:Walk", world, None, True, {"steps": 300})
+    configs, left_out = fitting_configs("user_environments:Walk", world, None, True, {"steps": 300})
     whole = {"reinforce", "reward_to_go", "reinforce_baseline"}
     assert set(configs) == set(OWN) - whole
     assert all("no step limit" in left_out[rung] for rung in whole)

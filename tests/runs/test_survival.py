@@ -47,12 +47,12 @@ def straight(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def test_three_kills_lose_nothing(tmp_path: Path):
     words = "CartPole-v1 --no-preset --num-envs 4 --rollout-steps 32 --hidden-sizes 8 --steps 20000 --workers 1"
     case = stress_kills.Case("small", ["train", *words.split(), "--folder", str(tmp_path)], tmp_path)
-    stress_kills.straight(case, ["straight"])
+    stress_kills.train_uninterrupted(case, ["straight"])
     case.took = case.began  # kills soon after the first rows, so that no run is at its end before
     tally = stress_kills.Tally()
     draw = np.random.default_rng(1)
     for number in range(3):
-        stress_kills.torment(case, number, 3 - tally.counts["kills"], draw, tally)
+        stress_kills.train_through_kills(case, number, 3 - tally.counts["kills"], draw, tally)
         if tally.counts["kills"] == 3:
             break
     assert tally.faults == []

@@ -1,4 +1,4 @@
-"""Statistics over several environments, in normalised scores: each environment is a stratum with its own seeds.
+"""Statistics of normalised scores over several environments: each environment is a stratum with its own seeds.
 
 Seeds of one environment differ by chance, whereas environments differ systematically, so only the spread within an
 environment counts as uncertainty. The intervals hold for these environments and say nothing about others.
@@ -12,7 +12,7 @@ from typing import Literal
 import numpy as np
 from scipy import stats
 
-from upslope.analysis.statistics import Band, Estimate, Interval, around, share_otherwise
+from upslope.analysis.statistics import Band, Estimate, Interval, around, largest_deviating_share
 from upslope.core.numbers import LEVEL, t_quantile
 
 
@@ -30,8 +30,7 @@ def stratified_iqm(strata: Sequence[np.ndarray]) -> Estimate:
     """The interquartile mean over the pooled seeds of all environments, after Agarwal et al. 2021.
 
     Every environment has the same weight, whatever its number of seeds; in the paper the numbers are equal. A score on
-    a quartile counts in part: including or excluding it entirely would give its environment too much or too little
-    weight.
+    a quartile counts in part: including or excluding it entirely would weight its environment too much or too little.
 
     The variance is Σ v_m, where v_m is the larger of two estimates, because with few seeds either is often too small:
     W_m² s_m²/S_m, which treats the weight W_m of the environment's scores as fixed (the delta method); and Tukey and
@@ -58,8 +57,8 @@ def stratified_iqm(strata: Sequence[np.ndarray]) -> Estimate:
 def between_quartiles(shares: np.ndarray) -> np.ndarray:
     """The weight of each ordered score in the mean of the middle half: the part of its cumulative share that lies
     between a quarter and three quarters. Parts no larger than rounding errors count as zero."""
-    until = np.cumsum(shares)
-    inside = np.minimum(until, 0.75) - np.maximum(until - shares, 0.25)
+    cumulative = np.cumsum(shares)
+    inside = np.minimum(cumulative, 0.75) - np.maximum(cumulative - shares, 0.25)
     return np.where(inside > 1e-9, inside, 0.0) / 0.5
 
 
@@ -67,18 +66,19 @@ def mean_variance(x: np.ndarray, low: float = -math.inf, high: float = math.inf)
     """s²/S of the scores winsorised at `low` and `high`; nan for one seed.
 
     Where all seeds agree, s² is q(1 − q), where q is the share of seeds that could be one unit away
-    (`share_otherwise`): normalised scores range from 0, where nothing is achieved, to 1.
+    (`largest_deviating_share`): a unit is the range of normalised scores.
     """
     if len(x) < 2:
         return math.nan
     if np.ptp(x) > 0:
         return float(np.var(np.clip(x, low, high), ddof=1)) / len(x)
-    others = share_otherwise(len(x))
-    return others * (1 - others) / len(x)
+    share = largest_deviating_share(len(x))
+    return share * (1 - share) / len(x)
 
 
 def welch(value: float, variances: Sequence[float], strata: Sequence[np.ndarray]) -> Interval | None:
-    """value ± t_ν √Σv_m, ν = (Σv_m)² / Σ v_m²/(S_m − 1). None if an environment has one seed or none has a spread."""
+    """value ± t_ν √Σv_m, ν = (Σv_m)² / Σ v_m²/(S_m − 1). None if an environment has one seed, or if no
+    environment has a spread."""
     if min(map(len, strata)) < 2 or not any(np.ptp(x) > 0 for x in strata):
         return None
     total = math.fsum(variances)

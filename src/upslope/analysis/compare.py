@@ -1,4 +1,4 @@
-"""Compare runs: which is better, and with what certainty."""
+"""Compare runs: which one is better, and how certain is that?"""
 
 from collections.abc import Sequence
 from dataclasses import replace
@@ -30,7 +30,7 @@ def compare(
     """Compare runs. The seed is the unit of replication, and runs that differ only in their seeds form one group.
 
     Folders without a run and repeated seeds are left out, with a warning. If one of several runs in an environment is
-    unfinished, training episodes are compared at the budget that all runs have spent, and evaluation episodes give no
+    unfinished, training scores are compared at the budget that all runs have spent, and evaluation scores give no
     probability.
 
     Args:
@@ -44,7 +44,7 @@ def compare(
             Gymnasium ids, upslope's own environments and runs trained on this machine do not need it.
 
     Raises:
-        UpslopeError: a folder is missing, no run can be read, a run cannot be scored, or the score or unit is unknown.
+        UpslopeError: a folder is missing, no run can be read, a run cannot be scored, or an option is unknown.
     """
     records, left_out = read_records(runs, with_evaluations=True)
     found = compare_records(records, score=score, normalize=normalize, trust=trust)
@@ -70,12 +70,12 @@ def compare_records(
     if len(environments) > 1 and normalize is None:
         warnings.append(
             f"{len(environments)} environments, {', '.join(environments)}: their returns have no common unit, so "
-            "nothing is averaged over them. --normalize threshold or --normalize range makes them comparable"
+            "they are not averaged. --normalize threshold or --normalize range makes them comparable"
         )
     improvements = tuple(i for e in environments for i in improvements_in([g for g in groups if g.environment == e]))
     if normalize == "threshold":
         for member in members:
-            # Any run's config will do to make an environment, so all of them are checked.
+            # Any run's config may be used to make the environment, so all of them are checked.
             for record in member.records:
                 require(record.config, record.path, trust=trust, given=PARTS)
     over = normalised(groups, {m.environment: m.records[0].config for m in members}, normalize)

@@ -40,7 +40,7 @@ class Group:
     settings: dict[str, Any]
     """All settings that define the group, besides the environment and the seeds."""
     budget: int
-    """The environment steps per seed behind its scores: fewer than `settings["steps"]` where a run is unfinished."""
+    """The environment steps per seed at which it is scored: fewer than `settings["steps"]` if a run is unfinished."""
     seeds: tuple[int, ...]
     scores: np.ndarray
     """One score per seed [S], in the order of `seeds`; nan for a seed without a score."""
@@ -66,7 +66,7 @@ class Improvement:
     label: str
     other: str
     environments: tuple[str, ...]
-    """A single environment, or those that the probability is averaged over."""
+    """One environment, or all those over which the probability is averaged."""
     probability: Estimate
     is_paired: bool
     """Whether both have the same seeds. The estimate and its interval do not use it."""
@@ -74,7 +74,7 @@ class Improvement:
 
 @dataclass(frozen=True)
 class Aggregate:
-    """Scores of a label over all environments, normalised; every environment has the same weight."""
+    """Normalised scores of a label over all environments; every environment has the same weight."""
 
     label: str
     mean: Estimate
@@ -95,7 +95,7 @@ class Profile:
     """The upper end of the pointwise interval [K]; `low` is the lower end. nan where a group has one seed."""
 
     def share_above(self, threshold: float) -> float:
-        """The share at the largest of the thresholds not above this one; 1 below all of them."""
+        """The share at the largest of `thresholds` that does not exceed this one; 1 if all of them do."""
         place = int(np.searchsorted(self.thresholds, threshold, side="right")) - 1
         return float(self.share[place]) if place >= 0 else 1.0
 

@@ -17,12 +17,12 @@ MORE_SEEDS = "Train more, e.g. --seeds 10"
 OVERSHOOT = 0.05
 """Fraction by which a group may exceed its budget without a warning."""
 DECIDING_PACKAGES = ("upslope", "jax", "gymnasium")
-"""Packages for which a comparison across versions gives a warning."""
+"""Packages whose versions should agree: a comparison across versions gives a warning."""
 
 
 @dataclass(frozen=True)
 class Member:
-    """The runs of one group, with its label."""
+    """The runs of one group, its label, and the settings in which it differs from its rivals."""
 
     records: tuple[Record, ...]
     label: str
@@ -71,7 +71,7 @@ def without_repeats(pool: list[Record]) -> tuple[list[Record], list[str]]:
     for record in pool:
         own = tuple(seed for seed in record.seeds if chosen[seed] is record)
         if own:
-            kept.append(record if own == record.seeds else record.of(own))
+            kept.append(record if own == record.seeds else record.with_seeds(own))
         repeats = [seed for seed in record.seeds if seed not in own]
         if repeats:
             others = ", ".join(dict.fromkeys(str(chosen[seed].path) for seed in repeats))
@@ -79,7 +79,7 @@ def without_repeats(pool: list[Record]) -> tuple[list[Record], list[str]]:
             what = named if own else str(record.path)
             warnings.append(
                 f"left out: {what}: {others} has the same seeds with the same settings, and they would count twice. "
-                f"Other seeds are more evidence: train with --seed {max(chosen) + 1}"
+                f"To add evidence, train other seeds: --seed {max(chosen) + 1}"
             )
     return kept, warnings
 
@@ -104,8 +104,8 @@ def settings_of(record: Record) -> dict[str, Any]:
 
 def differing(pool: list[Record], rivals: list[list[Record]]) -> dict[str, Any]:
     """The settings that differ between the rivals, with this pool's values."""
-    mine, others = settings_of(pool[0]), [settings_of(p[0]) for p in rivals]
-    return {name: value for name, value in mine.items() if any(other[name] != value for other in others)}
+    own, others = settings_of(pool[0]), [settings_of(p[0]) for p in rivals]
+    return {name: value for name, value in own.items() if any(other[name] != value for other in others)}
 
 
 def warnings_of(members: Sequence[Member]) -> list[str]:
@@ -132,13 +132,13 @@ def unequal_budgets(environment: str, members: list[Member]) -> str:
         return ""
     words = ", ".join(f"{label} {steps:,}" for label, steps in budgets.items())
     return (
-        f"unequal budgets in {environment}, in steps per seed: {words}. The scores are those at the end of each; "
-        "compare at equal steps in the table of sample efficiency"
+        f"unequal budgets in {environment}, in steps per seed: {words}. Each is scored at its own end; "
+        "the table of sample efficiency compares them at equal steps"
     )
 
 
 def past_budget(environment: str, members: list[Member]) -> str:
-    """A warning if completing a rollout or episode took groups well beyond their budget."""
+    """A warning if groups trained well beyond their budget to complete a rollout or episode."""
     words = []
     for member in members:
         records = [r for r in member.records if r.config.data is None]

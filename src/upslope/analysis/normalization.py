@@ -17,9 +17,9 @@ from upslope.errors import UpslopeError
 Normalize = Literal["threshold", "range"]
 RANDOM_EPISODES = 50
 """Number of random-policy episodes whose mean return is normalised to 0."""
-LONGEST = 10_000
+MAX_EPISODE_LENGTH = 10_000
 """Maximum length of a random-policy episode."""
-THRESHOLDS = 101
+NUM_THRESHOLDS = 101
 """Number of points in a performance profile."""
 
 
@@ -35,7 +35,7 @@ class Normalised:
 
 
 def normalised(groups: Sequence[Group], configs: Mapping[str, Config], normalize: Normalize | None) -> Normalised:
-    """Aggregate each label that occurs in every environment; empty without `normalize`."""
+    """Aggregate the scores of each label that occurs in every environment; empty without `normalize`."""
     if normalize is None:
         return Normalised()
     references = {
@@ -48,12 +48,12 @@ def normalised(groups: Sequence[Group], configs: Mapping[str, Config], normalize
         for label in everywhere
     }
     warnings = [
-        f"{label} is not in every environment, so the averages over environments leave it out"
+        f"{label} is missing in some environments, so it is left out of the averages over environments"
         for label in labels
         if label not in everywhere
     ]
-    told = [differing_settings(label, [g for g in groups if g.label == label]) for label in everywhere]
-    warnings += [warning for warning in told if warning]
+    differences = [differing_settings(label, [g for g in groups if g.label == label]) for label in everywhere]
+    warnings += [warning for warning in differences if warning]
     return Normalised(
         tuple(references.values()),
         tuple(improvements_over(everywhere, groups, list(configs)) if len(configs) > 1 else ()),
@@ -70,7 +70,7 @@ def differing_settings(label: str, groups: Sequence[Group]) -> str:
     )
     if not differ:
         return ""
-    return f"{label} has other settings in other environments: {', '.join(differ)}. Its average is over all of them"
+    return f"{label} has different settings in different environments, all in one average: {', '.join(differ)}"
 
 
 def reference_of(environment: str, groups: Sequence[Group], config: Config, normalize: Normalize) -> Reference:
@@ -81,27 +81,27 @@ def reference_of(environment: str, groups: Sequence[Group], config: Config, norm
     low, high = float(np.nanmin(scores)), float(np.nanmax(scores))
     if not high > low:
         raise UpslopeError(
-            f"All seeds have the same score in {environment}, so the range of the scores cannot be a unit. Use "
+            f"All seeds have the same score in {environment}, so scores cannot be normalised to their range. Use "
             "--normalize threshold, or leave this environment out."
         )
     return Reference(environment, low, high, "lowest and highest score of these runs")
 
 
 def threshold_of(environment: str, config: Config) -> Reference:
-    """0 is the measured return of a random policy, 1 Gymnasium's reward threshold, at which it counts as solved."""
-    # These import JAX, which a report does not need.
+    """0 is the measured return of a random policy, 1 the reward threshold at which Gymnasium calls it solved."""
+    # These modules import JAX, which a report does not need.
     from upslope.environments.closing import close_all
     from upslope.environments.registry import make
 
     if config.env_kwargs or config.wrappers or config.max_episode_steps is not None:
         raise UpslopeError(
-            f"{environment} has other arguments than the environment that its reward threshold was set for. Use "
+            f"The reward threshold of {environment} was set for other arguments than those of these runs. Use "
             "--normalize range."
         )
-    made: Any = make(config.environment.removeprefix(COMPILED_PREFIX))
-    if made.is_compiled:
-        raise UpslopeError(f"{environment} names no reward threshold. Use --normalize range.")
-    env = made.create()
+    registered: Any = make(config.environment.removeprefix(COMPILED_PREFIX))
+    if registered.is_compiled:
+        raise UpslopeError(f"{environment} has no reward threshold, so 1 has no meaning. Use --normalize range.")
+    env = registered.create()
     try:
         threshold = env.spec.reward_threshold if env.spec is not None else None
         if threshold is None:
@@ -111,8 +111,8 @@ def threshold_of(environment: str, config: Config) -> Reference:
         close_all(environment, [env])
     if not threshold > random:
         raise UpslopeError(
-            f"A random policy reaches {number(random)} in {environment}, not less than its reward threshold "
-            f"{threshold}, so the two cannot be 0 and 1. Use --normalize range."
+            f"A random policy reaches {number(random)} in {environment}, and the reward threshold {threshold} is not "
+            "higher, so they cannot be 0 and 1. Use --normalize range."
         )
     words = f"random policy ({RANDOM_EPISODES} episodes) and Gymnasium's reward threshold"
     return Reference(environment, random, float(threshold), words)
@@ -125,7 +125,7 @@ def random_return(env: Any) -> float:
     for episode in range(RANDOM_EPISODES):
         env.reset(seed=episode)
         total, is_over, steps = 0.0, False, 0
-        while not is_over and steps < LONGEST:
+        while not is_over and steps < MAX_EPISODE_LENGTH:
             _, reward, terminated, truncated, _ = env.step(env.action_space.sample())
             total, is_over, steps = total + float(reward), terminated or truncated, steps + 1
         returns.append(total)
@@ -141,14 +141,14 @@ def improvements_over(labels: Sequence[str], groups: Sequence[Group], environmen
     """For each pair of labels, the probability of improvement averaged over environments."""
     found = []
     for a, b in combinations(labels, 2):
-        pairs = [(one(groups, a, environment), one(groups, b, environment)) for environment in environments]
+        pairs = [(group_of(groups, a, environment), group_of(groups, b, environment)) for environment in environments]
         parts = [x.beats(y) for x, y in pairs]
         is_paired = all(sorted(x.seeds) == sorted(y.seeds) for x, y in pairs)
         found.append(Improvement(a, b, tuple(environments), mean_estimate(parts), is_paired))
     return found
 
 
-def one(groups: Sequence[Group], label: str, environment: str) -> Group:
+def group_of(groups: Sequence[Group], label: str, environment: str) -> Group:
     """Find the group with this label in an environment."""
     return next(g for g in groups if (g.label, g.environment) == (label, environment))
 
@@ -158,5 +158,5 @@ def profiles_of(scores: Mapping[str, list[np.ndarray]]) -> list[Profile]:
     if not scores:
         return []
     every = np.concatenate([x for strata in scores.values() for x in strata])
-    thresholds = np.linspace(np.nanmin(every), np.nanmax(every), THRESHOLDS)
+    thresholds = np.linspace(np.nanmin(every), np.nanmax(every), NUM_THRESHOLDS)
     return [Profile(label, thresholds, *profile(strata, thresholds)) for label, strata in scores.items()]

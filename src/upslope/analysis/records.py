@@ -19,9 +19,9 @@ from upslope.errors import UpslopeError
 from upslope.runs.directory import EVALUATION_COLUMNS, RunDirectory
 
 NOT_METRICS = ("iteration", "seed", "step")
-MOST_COUNTED, LARGEST = 2**53, 1e60
-MOST_COLUMNS, MOST_PADDING = 2000, 200
-"""Limits that refuse a mostly empty table, which could exceed memory; no real run has one."""
+MAX_COUNT, MAX_NUMBER = 2**53, 1e60
+MAX_COLUMNS, MAX_PADDING = 2000, 200
+"""Limits against mostly empty tables, which could exceed memory; no real run has one."""
 
 
 @dataclass(frozen=True)
@@ -35,7 +35,7 @@ class Record:
     seeds: tuple[int, ...]
     """The S seeds, in the run's order."""
     steps: np.ndarray
-    """Environment steps after each iteration [S, I]."""
+    """Number of environment steps after each iteration [S, I]."""
     metrics: dict[str, np.ndarray]
     """Name → values [S, I]; nan where a row has no finite number."""
     episodes: np.ndarray
@@ -53,12 +53,12 @@ class Record:
 
     @cached_property
     def reached(self) -> int:
-        """The step that every seed has reached; 0 if a seed has no row yet."""
+        """The number of steps that every seed has reached; 0 if a seed has no row yet."""
         return int(np.fmax.reduce(self.steps, axis=1, initial=0).min())
 
     @property
     def spent(self) -> int:
-        """The part of the budget, in steps, that every seed has spent; on recorded data, all of it."""
+        """The steps of the budget that every seed has spent; for a run on recorded data, the whole budget."""
         return self.config.steps if self.config.data is not None else min(self.config.steps, self.reached)
 
     @property
@@ -74,10 +74,10 @@ class Record:
 
     def episodes_of(self, seed: int) -> np.ndarray:
         """The training episodes of one seed, in the order in which they ended."""
-        mine = self.episodes[self.episodes["seed"] == seed]
-        return mine[np.argsort(mine["step"], kind="stable")]
+        rows = self.episodes[self.episodes["seed"] == seed]
+        return rows[np.argsort(rows["step"], kind="stable")]
 
-    def of(self, seeds: tuple[int, ...]) -> "Record":
+    def with_seeds(self, seeds: tuple[int, ...]) -> "Record":
         """The same run restricted to some of its seeds."""
         rows = [self.seeds.index(seed) for seed in seeds]
         metrics = {name: x[rows] for name, x in self.metrics.items()}
@@ -96,7 +96,7 @@ def read_records(
     """
     runs = [runs] if isinstance(runs, str | Path) else runs
     if not runs:
-        raise UpslopeError("No run is named: give one run directory or more, e.g. runs/*")
+        raise UpslopeError("No run is given. Name at least one run directory, e.g. runs/*")
     records: list[Record] = []
     warnings = []
     for run in runs:
@@ -113,7 +113,7 @@ def read_records(
                 raise
             warnings.append(f"left out: {error}")
     if not records:
-        raise UpslopeError(f"None of these {len(runs)} can be read. " + " ".join(warnings))
+        raise UpslopeError(f"None of these {len(runs)} paths is a readable run. " + " ".join(warnings))
     return records, warnings
 
 
@@ -123,7 +123,7 @@ def read_record(run: str | Path) -> Record:
     An incomplete last row, left by a run that was killed while writing, is ignored.
 
     Raises:
-        UpslopeError: this is not a run directory, it is damaged, or nothing was trained.
+        UpslopeError: this is not a run directory, it is damaged, or it has no iteration yet.
     """
     directory = RunDirectory(run)
     config = directory.config()
@@ -131,7 +131,7 @@ def read_record(run: str | Path) -> Record:
     names, table = metric_table(directory)
     table = table[np.isin(table[:, names.index("seed")], seeds)]
     if not len(table):
-        raise UpslopeError(f"{run} holds no iteration yet: nothing was trained, so there is nothing to look at.")
+        raise UpslopeError(f"{run} has no finished iteration yet, so there is nothing to analyse.")
     description = directory.read()
     try:
         check_spaces(description["spaces"])
@@ -155,12 +155,12 @@ def metric_table(directory: RunDirectory) -> tuple[list[str], np.ndarray]:
     rows = directory.metrics()
     try:
         names = [*NOT_METRICS, *sorted(set().union(*rows) - set(NOT_METRICS))]
-        if len(names) > MOST_COLUMNS:
+        if len(names) > MAX_COLUMNS:
             raise ValueError(f"its rows have {len(names):,} different columns")
         table = np.array([list(map(row.get, names)) for row in rows], float).reshape(-1, len(names))
         counts = table[:, : len(NOT_METRICS)]
-        if (counts % 1 != 0).any() or (counts < 0).any() or (counts > MOST_COUNTED).any():
-            raise TypeError(f"a row must have whole numbers {', '.join(NOT_METRICS)}, none below 0 or beyond 2⁵³")
+        if (counts % 1 != 0).any() or (counts < 0).any() or (counts > MAX_COUNT).any():
+            raise TypeError(f"a row must have {', '.join(NOT_METRICS)} as whole numbers from 0 to 2⁵³")
         check_size(table)
     except (ValueError, TypeError, OverflowError) as error:
         raise damaged(directory.metrics_path, error) from error
@@ -169,20 +169,20 @@ def metric_table(directory: RunDirectory) -> tuple[list[str], np.ndarray]:
 
 def check_size(x: np.ndarray) -> None:
     """Refuse finite numbers that no sum of 32-bit rewards or losses can reach, and whose squares would overflow."""
-    if (np.abs(x[np.isfinite(x)]) > LARGEST).any():
-        raise ValueError(f"it holds a number beyond ±{LARGEST:g}, which no training gives")
+    if (np.abs(x[np.isfinite(x)]) > MAX_NUMBER).any():
+        raise ValueError(f"it holds a number beyond ±{MAX_NUMBER:g}, which training cannot produce")
 
 
 def rows_of_seeds(path: Path, rows: np.ndarray, seeds: tuple[int, ...]) -> np.ndarray:
     """Select the rows of these seeds, and check that their counts and returns are possible for episodes.
 
     Raises:
-        UpslopeError: they are not.
+        UpslopeError: a count or a return is impossible.
     """
     counts = [name for name in rows.dtype.names or () if rows.dtype[name].kind == "i"]
     try:
-        if any((rows[name] < 0).any() or (rows[name] > MOST_COUNTED).any() for name in counts):
-            raise ValueError(f"{', '.join(counts)} must be 0 or more, and none beyond 2⁵³")
+        if any((rows[name] < 0).any() or (rows[name] > MAX_COUNT).any() for name in counts):
+            raise ValueError(f"{', '.join(counts)} must be between 0 and 2⁵³")
         check_size(rows["return"])
     except ValueError as error:
         raise damaged(path, error) from error
@@ -190,12 +190,12 @@ def rows_of_seeds(path: Path, rows: np.ndarray, seeds: tuple[int, ...]) -> np.nd
 
 
 def check_lengths(directory: RunDirectory, seed: np.ndarray, seeds: tuple[int, ...]) -> None:
-    """Refuse seeds with such unequal numbers of rows that padding them to the longest would mostly add empty rows."""
+    """Refuse numbers of rows so unequal that padding each seed to the longest would add mostly empty rows."""
     longest = int(np.unique(seed, return_counts=True)[1].max())
-    if len(seeds) * longest > MOST_PADDING * (len(seed) + 100):
+    if len(seeds) * longest > MAX_PADDING * (len(seed) + 100):
         raise UpslopeError(
-            f"{directory.metrics_path} has {len(seed):,} rows, {longest:,} of them of one seed, and config.json says "
-            f"{len(seeds):,} seeds: one of the two is damaged. Put a copy of it back, or leave this run out."
+            f"{directory.metrics_path} has {len(seed):,} rows, {longest:,} of them of one seed, but config.json has "
+            f"{len(seeds):,} seeds: one of the two files is damaged. Restore it from a copy, or leave this run out."
         )
 
 
@@ -203,8 +203,8 @@ def by_seed(names: list[str], table: np.ndarray, seeds: tuple[int, ...]) -> dict
     """Split a table by seed: name → [S, I], with each seed's rows in order."""
     rows = [table[table[:, names.index("seed")] == seed] for seed in seeds]
     padded = np.full((len(seeds), max(map(len, rows)), len(names)), np.nan)
-    for s, mine in enumerate(rows):
-        padded[s, : len(mine)] = mine
+    for s, seed_rows in enumerate(rows):
+        padded[s, : len(seed_rows)] = seed_rows
     return dict(zip(names, np.moveaxis(padded, -1, 0), strict=True))
 
 

@@ -17,7 +17,7 @@ Score = Literal["auto", "stochastic", "deterministic", "training"]
 
 @dataclass(frozen=True)
 class Scores:
-    """The scores of all groups, how they were computed, and warnings for the reader."""
+    """The scores of all groups, a description of how they were computed, and warnings."""
 
     words: str
     of: list[np.ndarray]
@@ -58,8 +58,8 @@ def scorable(records: Sequence[Record], score: Score) -> tuple[list[Record], lis
     if score == "training" or not all(is_evaluated(r, "stochastic") for r in rest):
         rest = [r for r in rest if r.config.data is None]
     warnings = [
-        f"left out: {r.path} learned from recorded data and has no training episodes to be scored by. To compare it, "
-        "run upslope evaluate on it and on all others"
+        f"left out: {r.path} learned from recorded data and has no training episodes to score. To compare it, "
+        "run upslope evaluate on all runs"
         for r in records
         if not any(r is kept for kept in rest)
     ]
@@ -85,8 +85,8 @@ def scores_of(members: Sequence[Member], score: Score = "auto") -> Scores:
     if score == "auto" and len(without) < len(records):
         names = ", ".join(str(r.path) for r in without)
         warnings.append(
-            f"evaluation episodes are left aside, since {names} {'has' if len(without) == 1 else 'have'} none: run "
-            "upslope evaluate on each"
+            f"evaluation episodes are ignored, since {names} {'has' if len(without) == 1 else 'have'} none. To use "
+            "them, run upslope evaluate on each"
         )
     return trained(members, warnings)
 
@@ -107,7 +107,7 @@ def evaluated(members: Sequence[Member], mode: str, without: list[Record]) -> Sc
     if without:
         names = ", ".join(str(r.path) for r in without)
         raise UpslopeError(
-            f"--score {mode} needs evaluation episodes of every run, and these have none by the last checkpoint: "
+            f"--score {mode} needs evaluation episodes of the last checkpoint for every run, and these have none: "
             f"{names}. Run upslope evaluate on each, or use --score training."
         )
     counts: dict[int, list[str]] = {}
@@ -116,18 +116,18 @@ def evaluated(members: Sequence[Member], mode: str, without: list[Record]) -> Sc
         scores = []
         for record in member.records:
             rows = evaluation_of(record, mode)
-            mine = [rows["return"][rows["seed"] == seed] for seed in record.seeds]
-            counts.setdefault(min(map(len, mine)), []).append(str(record.path))
-            scores += [float(np.mean(returns)) for returns in mine]
+            by_seed = [rows["return"][rows["seed"] == seed] for seed in record.seeds]
+            counts.setdefault(min(map(len, by_seed)), []).append(str(record.path))
+            scores += [float(np.mean(returns)) for returns in by_seed]
         of.append(np.asarray(scores))
     warnings = []
     if len(counts) > 1:
         words = "; ".join(f"{n}: {', '.join(paths)}" for n, paths in counts.items())
-        warnings.append(f"different numbers of evaluation episodes a seed: {words}")
+        warnings.append(f"different numbers of evaluation episodes per seed: {words}")
     unfinished = unfinished_of(members)
     warnings += [
-        f"{', '.join(labels)} on {environment}: evaluated before the budget was spent, so no probability is given "
-        "against other groups. Finish the run and evaluate it again, or compare at equal steps: --score training"
+        f"{', '.join(labels)} on {environment}: evaluated before the budget was spent, so they are not compared with "
+        "other groups. Finish the run and evaluate it again, or compare at equal steps: --score training"
         for environment, labels in unfinished.items()
     ]
     episodes = " or ".join(counted(n, "evaluation episode") for n in sorted(counts))
@@ -139,7 +139,7 @@ def trained(members: Sequence[Member], warnings: list[str]) -> Scores:
     """Score each seed by the mean of its last training episodes, at the common budget if a run is unfinished."""
     at = {environment: common_budget(environment, members) or 0 for environment in unfinished_of(members)}
     warnings += [
-        f"not every run in {environment} is finished: all are judged by the episodes that ended within {steps:,} "
+        f"not every run in {environment} is finished: all are scored by the episodes that ended within {steps:,} "
         "steps, the budget that all have spent"
         for environment, steps in at.items()
     ]
@@ -147,8 +147,8 @@ def trained(members: Sequence[Member], warnings: list[str]) -> Scores:
     for member in members:
         scores = []
         for record, seed in member.seeds_of_records():
-            mine = record.episodes_of(seed)
-            returns = mine["return"][mine["step"] <= at.get(member.environment, np.inf)][-WINDOW:]
+            episodes = record.episodes_of(seed)
+            returns = episodes["return"][episodes["step"] <= at.get(member.environment, np.inf)][-WINDOW:]
             scores.append(float(np.mean(returns)) if len(returns) else np.nan)
             if not len(returns):
                 warnings.append(f"{record.path}, seed {seed}: no episode has ended, so it has no score")

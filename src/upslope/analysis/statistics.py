@@ -1,6 +1,6 @@
-"""Statistics of a few seeds: estimates with intervals. The seed is the unit of replication.
+"""Statistics over a few seeds: estimates with intervals. The seed is the unit of replication.
 
-Every interval is computed by a formula, without resampling, so it is the same in each call. `benchmarks/coverage.py`
+Every interval is computed by a formula, without resampling, so it is deterministic. `benchmarks/coverage.py`
 measures how often the intervals cover the truth.
 """
 
@@ -21,11 +21,11 @@ CALIBRATION = 100_000
 TAIL = 0.25
 """Fraction that the interquartile mean leaves out on each side."""
 WINSORISED_FROM = 10
-"""Fewest seeds for a winsorised variance: with fewer it has under five degrees of freedom and is mostly noise."""
-NEXT_TO = 1e-9
-"""Distance to an end of the search interval at which two probabilities count as equal."""
+"""Minimum number of seeds for a winsorised variance: with fewer, it has under five degrees of freedom."""
+SEARCH_OFFSET = 1e-9
+"""Distance from the estimate at which the search for an end of its interval starts."""
 WINDOW = 100
-"""Number of a seed's last episodes averaged in a learning curve."""
+"""Number of last episodes averaged in a learning curve."""
 HUNDREDTHS = 0.5
 """The `spread` with which probabilities and normalised scores get two decimals, as much as a few seeds support."""
 
@@ -69,7 +69,7 @@ def interval_of_mean(x: np.ndarray) -> Interval | None:
 
     None for one seed and for seeds that all agree, since neither shows a spread.
     """
-    return around(float(np.mean(x)), half_width(x)) if can_tell(x) else None
+    return around(float(np.mean(x)), half_width(x)) if has_spread(x) else None
 
 
 def mean_band(x: np.ndarray) -> Band:
@@ -79,8 +79,8 @@ def mean_band(x: np.ndarray) -> Band:
     mean = np.divide(np.where(known, x, 0.0).sum(axis=0), n, out=np.full(n.shape, np.nan), where=n > 0)
     squares = np.where(known, (x - mean) ** 2, 0.0).sum(axis=0)
     half = np.full(n.shape, np.nan)
-    tell = (n > 1) & (squares > 0)
-    half[tell] = t_quantile(n[tell] - 1) * np.sqrt(squares[tell] / (n[tell] - 1) / n[tell])
+    varies = (n > 1) & (squares > 0)
+    half[varies] = t_quantile(n[varies] - 1) * np.sqrt(squares[varies] / (n[varies] - 1) / n[varies])
     return Band(mean, mean - half, mean + half)
 
 
@@ -97,7 +97,7 @@ def median_of(x: np.ndarray) -> Estimate:
     seeds, 75 % for three), so the interval is calibrated for normal seeds instead: median ± c_S · s.
     """
     value = float(np.median(x))
-    if not can_tell(x):
+    if not has_spread(x):
         return Estimate(value, None)
     if len(x) < 6:
         return Estimate(value, around(value, calibrated("median", len(x)) * spread(x)))
@@ -112,7 +112,7 @@ def iqm_of(x: np.ndarray) -> Estimate:
     never narrower than that of Tukey and McLaughlin (1963), which adapts to the tails of the data.
     """
     value = float(stats.trim_mean(x, TAIL)) if np.isfinite(x).all() else math.nan
-    if not can_tell(x):
+    if not has_spread(x):
         return Estimate(value, None)
     half = calibrated("iqm", len(x)) * spread(x)
     if len(x) >= WINSORISED_FROM:
@@ -128,20 +128,20 @@ def thinness(num_seeds: int) -> str:
 
 
 def agreement(x: np.ndarray) -> str:
-    """A warning that all seeds x [S] have the same score, which says little about others; empty if they differ."""
+    """A warning that all seeds x [S] have the same score; empty if they differ."""
     n = len(x)
     if n < 2 or not np.isfinite(x).all() or np.ptp(x) > 0:
         return ""
     return (
         f"all {n} seeds have the same score, so there is no spread to base an interval on. Up to "
-        f"{share_otherwise(n):.0%} of seeds could do otherwise (95 %)"
+        f"{largest_deviating_share(n):.0%} of seeds could have another score (95 %)"
     )
 
 
-def share_otherwise(n: int) -> float:
+def largest_deviating_share(n: int) -> float:
     """1 − 0.05^(1/n): the largest share of deviating seeds in the population that is consistent with n seeds agreeing.
 
-    With a larger share, n seeds would agree by chance less than one time in twenty.
+    With a larger share, n seeds would all agree in less than one case in twenty.
     """
     return 1 - (1 - LEVEL) ** (1 / n)
 
@@ -157,7 +157,7 @@ def trimmed_half_width(x: np.ndarray) -> float:
     return float(t_quantile(left - 1)) * math.sqrt((n - 1) * float(np.var(winsorised, ddof=1)) / (left * (left - 1)))
 
 
-def can_tell(x: np.ndarray) -> bool:
+def has_spread(x: np.ndarray) -> bool:
     """Whether the spread of seeds x [S] is known, so that an interval can be computed."""
     return len(x) > 1 and bool(np.isfinite(x).all()) and float(np.ptp(x)) > 0
 
@@ -193,9 +193,9 @@ def calibrated(statistic: str, n: int) -> float:
     return ratio * float(t_quantile(n - 1)) / math.sqrt(n)
 
 
-def quantile(of: Callable[[np.ndarray], np.ndarray], blocks: Sequence[np.ndarray]) -> float:
-    """The 95 % quantile of |T|/s over samples [B, n]."""
-    return float(np.quantile(np.concatenate([np.abs(of(x)) / x.std(axis=-1, ddof=1) for x in blocks]), LEVEL))
+def quantile(statistic: Callable[[np.ndarray], np.ndarray], blocks: Sequence[np.ndarray]) -> float:
+    """The 95 % quantile of |T|/s over the samples in blocks [B, n], with T the statistic."""
+    return float(np.quantile(np.concatenate([np.abs(statistic(x)) / x.std(axis=-1, ddof=1) for x in blocks]), LEVEL))
 
 
 def probability_of_improvement(x: np.ndarray, y: np.ndarray) -> Estimate:
@@ -204,7 +204,7 @@ def probability_of_improvement(x: np.ndarray, y: np.ndarray) -> Estimate:
     The estimate is the Mann–Whitney statistic U/(S·R). The interval inverts the score test |θ̂ − θ| ≤ t √V(θ) with the
     variance V of Hanley and McNeil (Newcombe 2006, method 5), so it has a width even if one side always wins, and
     stays within [0, 1]. t has S + R − 2 degrees of freedom: with Newcombe's normal quantile, three seeds that all beat
-    three others would prove a difference that chance produces one time in ten. None for one seed on either side.
+    three others would show a difference that chance alone produces one time in ten. None for one seed on either side.
     """
     if not (np.isfinite(x).all() and np.isfinite(y).all()):
         return Estimate(math.nan, None)
@@ -218,8 +218,8 @@ def probability_of_improvement(x: np.ndarray, y: np.ndarray) -> Estimate:
         return (theta - candidate) ** 2 - t**2 * variance(candidate, len(x), len(y))
 
     # If one side always wins, θ̂ itself also solves the equation, but it is not the end of the interval.
-    low = root(excess, 0.0, theta - NEXT_TO) if theta > 0 else 0.0
-    high = root(excess, theta + NEXT_TO, 1.0) if theta < 1 else 1.0
+    low = root(excess, 0.0, theta - SEARCH_OFFSET) if theta > 0 else 0.0
+    high = root(excess, theta + SEARCH_OFFSET, 1.0) if theta < 1 else 1.0
     return Estimate(theta, Interval(low, high))
 
 

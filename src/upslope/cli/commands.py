@@ -10,7 +10,7 @@ from typing import Annotated, Any, Literal
 import tyro
 
 from upslope.cli.terminal import answer, console, say
-from upslope.cli.train import Quiet, Run, Switch, decide
+from upslope.cli.train import Quiet, Run, Switch, ask_for_trust
 from upslope.config.config import configure, fresh, positive
 from upslope.core.messages import counted
 
@@ -22,7 +22,7 @@ Wrappers = Annotated[tuple[str, ...], tyro.conf.arg(name="wrapper"), tyro.conf.U
 Keys = Annotated[tuple[str, ...], tyro.conf.arg(metavar="KEY"), tyro.conf.UseAppendAction]
 Score = Literal["auto", "stochastic", "deterministic", "training"]
 Normalize = Literal["threshold", "range"] | None
-"""Copies of `Score` and `Normalize` in `analysis.scores` and `analysis.normalization`, which are slow to import."""
+"""`Score` and `Normalize` are copied from `analysis.scores` and `analysis.normalization`, which are slow to import."""
 
 
 def evaluate(
@@ -49,12 +49,12 @@ def evaluate(
     positive(episodes=episodes, max_episode_steps=max_episode_steps)
     fresh(environment_seed=environment_seed)
     from upslope.cli.evaluation_tables import evaluation_view
-    from upslope.report.video import film, film_path
+    from upslope.report.video import film, video_path
     from upslope.runs import evaluation
 
     if video is not None:
-        film_path(video)
-    decide([run], trust)
+        video_path(video)
+    ask_for_trust([run], trust)
     options: dict[str, Any] = {
         "checkpoint": checkpoint,
         "environment_seed": environment_seed,
@@ -105,14 +105,14 @@ def record(
     from upslope.runs.directory import RunDirectory
     from upslope.runs.policy import spaces_of
 
-    decide([run], trust)
+    ask_for_trust([run], trust)
     path = evaluation.record(run, episodes=episodes, output=output, **options)
     say(f"recorded {counted(episodes, 'episode')} in {path}")
     directory = RunDirectory(run)
     config, is_continuous = directory.config(), spaces_of(directory)[1].is_continuous
-    same = made_with(vars(config))
-    learner = configure(config.environment, "off_policy", is_continuous=is_continuous, data=str(path), **same)
-    say(f"learn from them:  {command_of(learner, is_continuous=is_continuous)}")
+    arguments = made_with(vars(config))
+    learner = configure(config.environment, "off_policy", is_continuous=is_continuous, data=str(path), **arguments)
+    say(f"to learn from them:  {command_of(learner, is_continuous=is_continuous)}")
 
 
 def compare(
@@ -138,7 +138,7 @@ def compare(
     from upslope.cli.comparison_tables import comparison_page
 
     if normalize == "threshold":
-        decide(runs, trust)
+        ask_for_trust(runs, trust)
     found = compare(runs, score=score, normalize=normalize, trust=trust)
     answer(json, found.to_json(), [comparison_page(found)])
 
@@ -167,7 +167,7 @@ def report(
     from upslope.report.page import write_report
 
     if credit or normalize == "threshold":
-        decide(runs, trust)
+        ask_for_trust(runs, trust)
     say_written(write_report(runs, output, score=score, normalize=normalize, credit=credit, trust=trust))
 
 
@@ -196,7 +196,7 @@ def credit(
     positive(max_episode_steps=max_episode_steps)
     from upslope.report.page import write_credit
 
-    decide([run], trust)
+    ask_for_trust([run], trust)
     options: dict[str, Any] = {
         "seed": seed,
         "episode_seed": episode_seed,
@@ -283,25 +283,25 @@ def lab(
         language: English or Chinese.
         output: The page to write, or a folder for it; only an older page of upslope is replaced.
         seed: Each number draws different random samples.
-        quick: Use small sizes for a quick trial, with wide intervals and more claims undecided.
+        quick: Use small samples for a quick trial: intervals are wide, and more claims undecided.
         json: Also print all findings and curves as JSON; other messages go to standard error.
     """
     from upslope.core.consoles import PlainTextConsole
     from upslope.learning.devices import computing
     from upslope.report.page import plotly_script
 
-    plotly_script()  # fail now if Plotly is missing, not after minutes
+    plotly_script()  # fail now rather than after minutes if Plotly is missing
     from upslope.core.storage import write_atomically
     from upslope.lab import page, run
     from upslope.report.output import page_path
 
     path = page_path(output, "lab.html")
-    shown = PlainTextConsole(stderr=True) if json else console()
+    terminal = PlainTextConsole(stderr=True) if json else console()
     with computing(on_host=False):
-        results = run.run(only, language, seed, quick, shown)
+        results = run.run(only, language, seed, quick, terminal)
     write_atomically(path, page.page(results, language, seed, quick).encode())
-    shown.print(run.verdict_table(results, language))
-    shown.print(run.closing(results, language, seed, quick, path), highlight=False)
+    terminal.print(run.verdict_table(results, language))
+    terminal.print(run.closing(results, language, seed, quick, path), highlight=False)
     if json:
         answer(True, run.as_json(results, language, seed, quick), ())
 
@@ -321,8 +321,8 @@ def doctor(runs: Runs, json: Switch = False) -> None:
     found = [diagnosis_of(record) for record in records]
     for warning in left_out:
         say(warning, sys.stderr)
-    told = [one.to_json() for one in found]
-    answer(json, told if len(runs) > 1 else told[0], map(diagnosis_view, found))
+    as_json = [diagnosis.to_json() for diagnosis in found]
+    answer(json, as_json if len(runs) > 1 else as_json[0], map(diagnosis_view, found))
 
 
 def check(
@@ -333,7 +333,7 @@ def check(
     ignore_observation: Keys = (),
     json: Switch = False,
 ) -> None:
-    """Test an environment in seconds before training on it, and propose a first command; exit status 1 on an error.
+    """Test an environment in seconds before training on it, and suggest a first command; exit status 1 on an error.
 
     Args:
         environment: A Gymnasium id, `module:Id`, `module:callable`, or `jax:Name`.
@@ -370,7 +370,7 @@ def probe(
     only: tuple[str, ...] = (),
     json: Switch = False,
 ) -> None:
-    """Train on ten environments whose right answer is known: the first that fails shows where the mistake is.
+    """Train on ten environments with known answers: the first failure shows where the mistake is.
 
     The exit status is 1 if a probe is not solved.
 
@@ -394,12 +394,12 @@ def probe(
     found = probe(**settings)
     title = " ".join(filter(None, (algorithm, estimator, objective)))
     answer(json, to_json(found), probe_view(title, found))
-    sys.exit(int(not all(one.solved for one in found)))
+    sys.exit(int(not all(result.solved for result in found)))
 
 
 def show_list() -> None:
     """List rungs, estimators, objectives, presets and compiled environments."""
-    from upslope.cli.list_tables import everything
+    from upslope.cli.list_tables import list_tables
 
-    for table in everything():
+    for table in list_tables():
         console().print(table)

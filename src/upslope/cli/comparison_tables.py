@@ -15,13 +15,13 @@ from upslope.cli.terminal import table
 from upslope.core.numbers import FEW_SEEDS, number, range_of
 
 MANY_GROUPS = 6
-"""Largest number of groups for which all pairs are shown; with more, only the best is paired with each other one."""
+"""Largest number of groups for which all pairs are shown; with more, only pairs with the best group are."""
 PROFILE_COLUMNS = (0.25, 0.5, 0.75)
 """Normalised scores for which the profile is shown."""
 
 
 def comparison_page(comparison: Comparison) -> RenderableType:
-    """Tables of scores, sample efficiency and pairs, with the warnings at the end, where they are read last."""
+    """Tables of scores, sample efficiency and pairs, followed by the warnings."""
     return Lines(*parts(comparison))
 
 
@@ -41,7 +41,7 @@ def parts(comparison: Comparison) -> Iterator[RenderableType]:
 
 
 def warning(text: str) -> Text:
-    """Style a warning about the numbers."""
+    """A warning with its mark."""
     return Text.assemble(("! ", "bold yellow"), text)
 
 
@@ -51,7 +51,7 @@ def ranked(groups: list[Group]) -> list[Group]:
 
 
 def scores_table(environment: str, groups: list[Group]) -> Table:
-    """Mean, interquartile mean and median, and the range of seeds."""
+    """Mean, interquartile mean, median, and range over seeds of each group."""
 
     def row(g: Group) -> tuple[Any, ...]:
         spread = range_of(g.scores)
@@ -74,10 +74,10 @@ def efficiency_table(environment: str, groups: list[Group]) -> Table:
 
 def improvement_table(comparison: Comparison, environment: str, groups: list[Group]) -> Table:
     """The probability that a seed of one group beats a seed of another."""
-    mine = [i for i in comparison.improvements if i.environments == (environment,)]
+    pairs = [i for i in comparison.improvements if i.environments == (environment,)]
     best = groups[0].label
-    shown = mine if len(groups) <= MANY_GROUPS else [i for i in mine if i.label == best]
-    rest = "" if len(shown) == len(mine) else f" ({len(mine) - len(shown)} more pairs with --json)"
+    shown = pairs if len(groups) <= MANY_GROUPS else [i for i in pairs if i.label == best]
+    rest = "" if len(shown) == len(pairs) else f" ({len(pairs) - len(shown)} more pairs with --json)"
     title = f"{environment} · probability that a seed of the first beats a seed of the second{rest}"
     rows = ((i.label, i.other, i.probability.words(HUNDREDTHS)) for i in shown)
     return table(bold(title), ("first", "second", ">P"), rows)
@@ -100,19 +100,19 @@ def aggregate_table(comparison: Comparison) -> Table:
         for a, p in pairs
     ]
     title = bold("all environments · normalised scores")
-    made = table(title, columns, rows, caption=Text("\n".join(meaning), "dim"), caption_justify="left")
+    result = table(title, columns, rows, caption=Text("\n".join(meaning), "dim"), caption_justify="left")
     for i in comparison.improvements:
         if len(i.environments) > 1:
-            made.add_section()
-            made.add_row(f"P({i.label} > {i.other})", i.probability.words(HUNDREDTHS))
-    return made
+            result.add_section()
+            result.add_row(f"P({i.label} > {i.other})", i.probability.words(HUNDREDTHS))
+    return result
 
 
 def bold(title: str) -> Text:
-    """Style the title of a table."""
+    """The title of a table, in bold."""
     return Text(title, "bold")
 
 
 def name_of(group: Group) -> Text:
-    """Style the label of a group."""
+    """The label of a group, in bold."""
     return Text(group.label, "bold")

@@ -39,8 +39,8 @@ def evaluation_table(run: Path, checkpoint: str, found: Mapping[str, Evaluation]
         mean = mean_of(e.seed_means())
         total += [mean.words(), "", f"{e.lengths.mean():.0f}"]
     columns = [column for mode in found for column in (f">{mode}: return", ">lowest – highest", ">length")]
-    title = f"{run} · {checkpoint} · {episodes} a seed and mode · intervals are 95 %"
-    made = table(title, ["seed", *columns], rows)
-    made.add_section()
-    made.add_row(*total, style="bold")
-    return made
+    title = f"{run} · {checkpoint} · {episodes} per seed and mode · intervals are 95 %"
+    result = table(title, ["seed", *columns], rows)
+    result.add_section()
+    result.add_row(*total, style="bold")
+    return result

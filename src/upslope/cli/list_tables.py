@@ -1,4 +1,4 @@
-"""The tables of `upslope list`, without importing what they list."""
+"""The tables of `upslope list`. The modules that they list are not imported."""
 
 from collections.abc import Iterator
 
@@ -11,7 +11,7 @@ from upslope.config.ladder import ALGORITHMS, ESTIMATORS, OBJECTIVES
 from upslope.core.messages import COMPILED_PREFIX
 
 
-def everything() -> Iterator[Table]:
+def list_tables() -> Iterator[Table]:
     """Rungs, estimators, objectives, presets and compiled environments."""
     rungs = [(name, x.estimator, x.objective, x.source, x.meaning) for name, x in ALGORITHMS.items()]
     yield table("Rungs: --algorithm", ("name", "--estimator", "--objective", "experience", "meaning"), rungs)

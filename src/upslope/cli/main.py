@@ -1,4 +1,4 @@
-"""The entry point of the command line, and its commands by name."""
+"""The entry point of the command line, and its commands."""
 
 import os
 import sys
@@ -16,14 +16,18 @@ from upslope.errors import UpslopeError
 
 EXIT_BAD_INPUT = 2
 EXIT_INTERRUPTED = 130
-EXIT_UNREAD = 141
+EXIT_BROKEN_PIPE = 141
 """The status that a shell reports for a program whose output pipe was closed, e.g. by `head`."""
 
 FUNCTIONS = (
     *(resume, commands.evaluate, commands.record, commands.compare, commands.report, commands.credit, commands.ladder),
     *(commands.lab, commands.doctor, commands.check, commands.probe),
 )
-COMMANDS: dict[str, Any] = {"train": Train, **{one.__name__: one for one in FUNCTIONS}, "list": commands.show_list}
+COMMANDS: dict[str, Any] = {
+    "train": Train,
+    **{function.__name__: function for function in FUNCTIONS},
+    "list": commands.show_list,
+}
 
 
 def main(arguments: list[str] | None = None) -> None:
@@ -37,15 +41,15 @@ def main(arguments: list[str] | None = None) -> None:
             print(f"upslope: {readable(str(error))}", file=sys.stderr)
             sys.exit(EXIT_BAD_INPUT)
         except KeyboardInterrupt as stop:
-            bare = "Stopped before anything was trained." if arguments[:1] == ["train"] else "Stopped."
-            print(f"\n{readable(str(stop)) or bare}", file=sys.stderr)
+            words = "Stopped before anything was trained." if arguments[:1] == ["train"] else "Stopped."
+            print(f"\n{readable(str(stop)) or words}", file=sys.stderr)
             sys.exit(EXIT_INTERRUPTED)
         finally:
             sys.stdout.flush()
     except BrokenPipeError:
         # Otherwise Python would try to flush the rest of the buffer again at exit.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-        sys.exit(EXIT_UNREAD)
+        sys.exit(EXIT_BROKEN_PIPE)
 
 
 def run(arguments: list[str]) -> None:
@@ -57,7 +61,7 @@ def run(arguments: list[str]) -> None:
         tyro.cli(COMMANDS[first], prog=f"upslope {first}", args=arguments[1:], registry=REGISTRY)
     elif first == "--version":
         print(f"upslope {version('upslope')}")
-    elif first.startswith("-"):  # --help, or refused
+    elif first.startswith("-"):  # --help; tyro rejects anything else
         options = {"prog": "upslope", "args": arguments or [first], "registry": REGISTRY}
         tyro.extras.subcommand_cli_from_dict(COMMANDS, **options)
     else:

@@ -1,4 +1,4 @@
-"""Output of the commands: tables for people, JSON for programs."""
+"""Output of the commands: tables or JSON."""
 
 import json
 import shutil
@@ -13,7 +13,7 @@ PIPE_WIDTH = 160
 
 
 def answer(as_json: bool, found: dict[str, Any] | list[dict[str, Any]], views: Iterable[Any]) -> None:
-    """Print the results as JSON, or as views for people."""
+    """Print the results as JSON, or as tables and text."""
     if as_json:
         from upslope.core.storage import plain
 
@@ -30,15 +30,15 @@ def say(text: str, file: Any = None) -> None:
 
 
 def table(title: Any, columns: Sequence[str], rows: Iterable[Sequence[Any]], **options: Any) -> Any:
-    """Make a table with a left-aligned title; columns whose name begins with > are right-aligned."""
+    """A table with a left-aligned title; columns whose name starts with > are right-aligned."""
     from rich.table import Table
 
-    made = Table(title=title, title_justify="left", **options)
+    result = Table(title=title, title_justify="left", **options)
     for column in columns:
-        made.add_column(column.lstrip(">"), justify="right" if column.startswith(">") else "left", overflow="fold")
+        result.add_column(column.lstrip(">"), justify="right" if column.startswith(">") else "left", overflow="fold")
     for row in rows:
-        made.add_row(*row)
-    return made
+        result.add_row(*row)
+    return result
 
 
 def console() -> Any:

@@ -30,14 +30,14 @@ Run = tyro.conf.Positional[Path]
 
 @dataclass(frozen=True)
 class Train(Config):
-    """Train an agent on an environment, and leave a run directory.
+    """Train an agent on an environment, and write a run directory.
 
-    Flags that you omit take the values shown, which depend on the environment's action space, the algorithm and the
-    environment's preset: name them to see their values, e.g. `upslope train HalfCheetah-v5 --help`.
+    Flags that you omit have the defaults shown, which depend on the environment's action space, the algorithm and the
+    environment's preset: name them to see these defaults, e.g. `upslope train HalfCheetah-v5 --help`.
     """
 
     name: str | None = None
-    """Name of the run directory; by default made from environment and algorithm. An existing one is refused."""
+    """Name of the run directory; by default derived from environment and algorithm. An existing one is refused."""
     folder: Path = Path("runs")
     """Folder of the run directories."""
     config: Path | None = None
@@ -62,7 +62,7 @@ class Train(Config):
         super().__post_init__()
         positive(workers=self.workers)
         if self.no_preset and self.preset_name is not None:
-            raise UpslopeError("--preset uses a preset and --no-preset none. Give one of the two.")
+            raise UpslopeError("--preset and --no-preset contradict each other. Give one of the two.")
 
 
 HEADINGS = {
@@ -84,7 +84,7 @@ class Headings:
 
 
 @REGISTRY.struct_rule
-def under_headings(info: StructTypeInfo) -> StructConstructorSpec | None:
+def group_flags(info: StructTypeInfo) -> StructConstructorSpec | None:
     """Split the flags of `Train` into groups, each a separate type that is parsed to a dictionary."""
     if hasattr(info.type, "flags"):
         return StructConstructorSpec(dict, info.type.flags)  # pyright: ignore[reportAttributeAccessIssue]
@@ -96,7 +96,7 @@ def under_headings(info: StructTypeInfo) -> StructConstructorSpec | None:
     for flag in spec.fields:
         if flag.name in HEADINGS:
             groups[HEADINGS[flag.name]] = []
-        groups[next(reversed(groups))].append(replace(flag, helptext=partial(one_line, flag.helptext)))
+        groups[next(reversed(groups))].append(replace(flag, helptext=partial(without_breaks, flag.helptext)))
     types = {title: type(title, (), {"flags": tuple(flags)}) for title, flags in groups.items()}
     return StructConstructorSpec(
         lambda **found: Train(**{name: value for group in found.values() for name, value in group.items()}),
@@ -107,8 +107,8 @@ def under_headings(info: StructTypeInfo) -> StructConstructorSpec | None:
     )
 
 
-def one_line(text: Any) -> str:
-    """The help text of a flag, without the line breaks of the source."""
+def without_breaks(text: Any) -> str:
+    """The help text of a flag, without line breaks."""
     return " ".join(str(text() if callable(text) else text or "").split())
 
 
@@ -126,46 +126,52 @@ def parse(arguments: list[str], default: Config) -> Train:
 
 
 def parse_train(arguments: list[str], *, ask: bool = True) -> tuple[Train, dict[str, Any]]:
-    """Parse the flags, and collect the requested settings: those of the file, overridden by those of the given flags.
-    With `ask`, the user is asked about code that only the file names."""
+    """Parse the flags, and collect the requested settings: those of the file, overridden by the given flags.
+
+    With `ask`, the user is asked whether to trust code that only the file names.
+    """
     generic = configure("", is_continuous=False, use_preset=False)
     if {"-h", "--help"} & set(arguments):
-        return parse(arguments, implied(arguments) or generic), {}  # prints the help and exits
+        return parse(arguments, config_from(arguments) or generic), {}  # prints the help and exits
     words = [word.partition("=")[0] for word in arguments if word.startswith("--")]
-    if foreign := [said for word in words if (said := foreign_setting(word))]:
+    if foreign := [hint for word in words if (hint := foreign_setting(word))]:
         raise UpslopeError(" ".join(foreign))
     flags = parse(arguments, generic)
-    asked = read_settings(flags.config) if flags.config else {}
-    of_file = asked.pop("preset", True)
+    request = read_settings(flags.config) if flags.config else {}
+    preset_in_file = request.pop("preset", True)
     given = {word.removeprefix("--").removeprefix("no-").replace("-", "_") for word in words}
     given |= {"wrappers"} if "wrapper" in given else set()
-    asked |= {f.name: getattr(flags, f.name) for f in fields(Config) if f.name.rstrip("_") in given}
-    asked["environment"] = flags.environment or asked.get("environment", "")
-    asked["preset"] = not flags.no_preset and (of_file if flags.preset_name is None else flags.preset_name)
-    if not asked["environment"]:
+    request |= {f.name: getattr(flags, f.name) for f in fields(Config) if f.name.rstrip("_") in given}
+    request["environment"] = flags.environment or request.get("environment", "")
+    request["preset"] = not flags.no_preset and (preset_in_file if flags.preset_name is None else flags.preset_name)
+    if not request["environment"]:
         raise UpslopeError("Say what to train on, e.g. `upslope train CartPole-v1`; see `upslope train --help`.")
     if flags.config is not None:
-        decide_file(flags, asked, given, ask=ask)
-    return flags, asked
+        check_trust_in_file(flags, request, given, ask=ask)
+    return flags, request
 
 
-def decide_file(flags: Train, asked: dict[str, Any], given: set[str], *, ask: bool) -> None:
-    """Refuse code that the settings file asks to import or call, unless it is allowed; `given` are the flags of the
-    command line."""
+def check_trust_in_file(flags: Train, request: dict[str, Any], given: set[str], *, ask: bool) -> None:
+    """Refuse code that the settings file asks to import or call, unless it is trusted.
+
+    `given` holds the names of the flags on the command line.
+    """
     from upslope.config.trust import ROLES, requested, require
 
     named = {role for role in ROLES if role in given or (role == "environment" and flags.environment)}
-    settings = {name: asked[name] for name in ROLES if name in asked}
+    settings = {name: request[name] for name in ROLES if name in request}
     config = configure(settings.pop("environment"), is_continuous=False, use_preset=False, **settings)
     if ask:
         require(config, str(flags.config), trust=flags.trust, given=named, ask=True)
     elif requested(config, named):
-        raise UpslopeError("The file names code, which is not imported for a help text.")
+        raise UpslopeError("The settings file names code, which is not imported to print the help.")
 
 
-def decide(runs: Iterable[Path], trust: bool, *, learns: bool = False) -> None:
-    """Ask on a terminal whether to trust the code that these runs' configs name. Code that is not allowed is refused or
-    left out later, where it is needed."""
+def ask_for_trust(runs: Iterable[Path], trust: bool, *, learns: bool = False) -> None:
+    """Ask on a terminal whether to trust the code that these runs' configs name.
+
+    Untrusted code is refused or left out later, where it is needed.
+    """
     from upslope.config.trust import LEARNING, require
     from upslope.runs.directory import RunDirectory
 
@@ -175,25 +181,25 @@ def decide(runs: Iterable[Path], trust: bool, *, learns: bool = False) -> None:
             require(RunDirectory(run).config(), run, trust=trust, given=given, ask=True)
 
 
-def implied(arguments: list[str]) -> Config | None:
-    """The config specified by the arguments besides `--help`; None if they do not specify one."""
+def config_from(arguments: list[str]) -> Config | None:
+    """The config that the arguments specify, ignoring `--help`; None if they do not specify one."""
     plain = [word for word in arguments if word not in ("-h", "--help")]
     with contextlib.redirect_stderr(io.StringIO()), contextlib.suppress(SystemExit, UpslopeError):
-        asked = parse_train(plain, ask=False)[1]
+        request = parse_train(plain, ask=False)[1]
         from upslope.config.prepare import configured
 
-        return configured(**by_keyword(asked))[0]
+        return configured(**prepare_arguments(request))[0]
     return None
 
 
-def by_keyword(asked: dict[str, Any]) -> dict[str, Any]:
+def prepare_arguments(request: dict[str, Any]) -> dict[str, Any]:
     """The keyword arguments for `prepare` and `configured`."""
     own = ("environment", "algorithm", "preset")
-    settings = {name: value for name, value in asked.items() if name not in own}
-    return {name: asked[name] for name in own if name in asked} | {"settings": settings}
+    settings = {name: value for name, value in request.items() if name not in own}
+    return {name: request[name] for name in own if name in request} | {"settings": settings}
 
 
-def train(flags: Train, asked: dict[str, Any]) -> None:
+def train(flags: Train, request: dict[str, Any]) -> None:
     """Run `upslope train`."""
     from upslope import api
     from upslope.config.prepare import prepare
@@ -203,8 +209,8 @@ def train(flags: Train, asked: dict[str, Any]) -> None:
     if flags.name is not None:
         check_name(flags.name)
     if flags.resume and flags.name is None:
-        raise UpslopeError("--resume continues the run of a --name, and none is given. Or: upslope resume RUN")
-    config, task = prepare(**by_keyword(asked))
+        raise UpslopeError("--resume needs the --name of the run to continue. Give it, or use: upslope resume RUN")
+    config, task = prepare(**prepare_arguments(request))
     if flags.resume and (flags.folder / str(flags.name)).exists():
         run = same_run(flags.folder / str(flags.name), config)
         options: dict[str, Any] = {"quiet": flags.quiet, "tensorboard": flags.tensorboard, "trust": flags.trust}
@@ -230,16 +236,16 @@ def resume(
     positive(workers=workers)
     from upslope import api
 
-    decide([run], trust, learns=True)
+    ask_for_trust([run], trust, learns=True)
     api.resume(run, quiet=quiet, tensorboard=tensorboard, workers=workers, trust=trust)
 
 
 class PlainLoader(yaml.SafeLoader):
-    """YAML without aliases, with which a few lines can expand to gigabytes."""
+    """A YAML loader without aliases, because with them a few lines can expand to gigabytes."""
 
     def compose_node(self, parent: Any, index: Any) -> Any:
         if self.check_event(yaml.AliasEvent):
-            raise yaml.YAMLError("an alias (*name) is not read here; write the value out")
+            raise yaml.YAMLError("aliases (*name) are not allowed; write the value out")
         return super().compose_node(parent, index)
 
 
@@ -253,12 +259,12 @@ def read_settings(path: Path) -> dict[str, Any]:
         raise UpslopeError(f"Could not read the settings in {path}: {error}.") from error
     if not isinstance(settings, dict):
         raise UpslopeError(f"{path} must hold settings as `name: value` lines, e.g. `learning-rate: 0.001`.")
-    strange = [str(name) for name, value in settings.items() if not f"{name}{value}".isprintable()]
-    if strange:
+    unprintable = [str(name) for name, value in settings.items() if not f"{name}{value}".isprintable()]
+    if unprintable:
         raise UpslopeError(
-            f"{path} holds characters that cannot be printed in {', '.join(map(readable, strange))}. Write them out."
+            f"{path} has unprintable characters in {', '.join(map(readable, unprintable))}. Remove or escape them."
         )
     use_preset = settings.pop("preset", True)
     if not isinstance(use_preset, bool | str):
-        raise UpslopeError(f"In {path}, preset must be true, false or the name of one, not {use_preset!r}.")
+        raise UpslopeError(f"In {path}, preset must be true, false or the name of a preset, not {use_preset!r}.")
     return canonical(settings) | {"preset": use_preset}

@@ -23,13 +23,13 @@ STEPS = (1, 2, 3, 5, 10, 20, 50, 200)
 """Values of n in A^n; the last is at least as long as any episode."""
 SHORT = 10
 ROUNDING = (-math.inf, 1e-3)
-"""Differences within which sums of up to 200 terms of about 1 count as equal in 32 bits."""
+"""Range of differences that count as zero: rounding of sums of up to 200 terms of about 1 in 32 bits."""
 GROUPS = 20
 
 
 @cache
 def maze() -> Tabular:
-    """Nine cells, −0.1 per step and +1 at the goal; four moves in ten slip. Episodes are hardly ever truncated."""
+    """Nine cells: −0.1 per step, +1 at the goal, four moves in ten slip. Episodes are rarely truncated."""
     return gridworld(3, 3, step_cost=0.1, slip=0.4, max_episode_steps=200)
 
 
@@ -39,26 +39,26 @@ def some_policy() -> Float[np.ndarray, "O A"]:
 
 
 def imperfect_critic() -> Float[np.ndarray, "O"]:
-    """The exact V plus an error in each cell, like a critic that is still learning."""
+    """The exact V plus a random error in each cell, like a critic that is still learning."""
     exact = maze().state_values(softmax(some_policy(), axis=-1), GAMMA)
     error = np.random.default_rng(1).normal(size=exact.shape) * exact.std()
     return np.where(maze().terminal, 0.0, exact + error)
 
 
 def moments(value: Array, rollout: Rollout, columns: np.ndarray) -> Float[np.ndarray, "3 K"]:
-    """The number of visits to each (s, a) in these episodes, and the mean and variance of `value` there."""
+    """The number of visits to each of K pairs (s, a) in these episodes, and the mean and variance of `value` there."""
     num_observations, num_actions = size_of(maze())
     valid = np.asarray(rollout.valid)[:, columns]
     pair = np.asarray(rollout.observation * num_actions + rollout.action)[:, columns][valid]
-    mine = np.asarray(value, np.float64)[:, columns][valid]
+    visited = np.asarray(value, np.float64)[:, columns][valid]
     size = num_observations * num_actions
     count = np.bincount(pair, minlength=size)
     seen = np.maximum(count, 1)
-    mean = np.bincount(pair, mine, size) / seen
-    return np.array([count, mean, np.bincount(pair, mine**2, size) / seen - mean**2])
+    mean = np.bincount(pair, visited, size) / seen
+    return np.array([count, mean, np.bincount(pair, visited**2, size) / seen - mean**2])
 
 
-def error_parts(believed: Array, rollout: Rollout) -> Float[np.ndarray, "G 2"]:
+def error_parts(target: Array, rollout: Rollout) -> Float[np.ndarray, "G 2"]:
     """Squared bias and variance of Ψ + V(s) as an estimate of q_π(s, a), in each group of episodes.
 
     −V(s) is the same for all actions, so it is omitted: a baseline does not bias the gradient. Both parts are
@@ -67,8 +67,8 @@ def error_parts(believed: Array, rollout: Rollout) -> Float[np.ndarray, "G 2"]:
     """
     exact = maze().action_values(softmax(some_policy(), axis=-1), GAMMA).ravel()
     parts = []
-    for columns in np.array_split(np.arange(believed.shape[1]), GROUPS):
-        (n, mean, variance), (m, other, _) = (moments(believed, rollout, half) for half in np.array_split(columns, 2))
+    for columns in np.array_split(np.arange(target.shape[1]), GROUPS):
+        (n, mean, variance), (m, other, _) = (moments(target, rollout, half) for half in np.array_split(columns, 2))
         squared_bias = (mean - exact) * (other - exact)
         parts.append(np.average([squared_bias, variance], axis=1, weights=np.minimum(n, m)))
     return np.array(parts)
@@ -86,16 +86,16 @@ def advantages(seed: int = 0, episodes: int = 8_000) -> Outcome:
     chosen, judged = parts.sum(axis=-1)[:, : GROUPS // 2], parts.sum(axis=-1)[:, GROUPS // 2 :]
     best = int(np.argmin(chosen.mean(axis=1)))
     ended = np.asarray((rollout.terminated & rollout.valid).any(axis=0))
-    apart = {
+    differences = {
         "lambda_0": float(jnp.abs(by_lambda[0].weight - by_step[0].weight).max()),
         "lambda_1": float(jnp.abs(by_lambda[-1].weight - monte_carlo.weight)[:, ended].max()),
-        **sums(agent, rollout, 0.9),
+        **sum_differences(agent, rollout, 0.9),
     }
     return Outcome(
         findings=(
             Finding("variance", mean_of(variance_1 - variance_t), BELOW_ZERO),
             Finding("bias", mean_of(bias_1 - bias_t), ABOVE_ZERO),
-            *(Finding(name, exactly(x), ROUNDING) for name, x in apart.items()),
+            *(Finding(name, exactly(x), ROUNDING) for name, x in differences.items()),
             Finding("middle", mean_of(np.minimum(judged[0], judged[-1]) - judged[best]), ABOVE_ZERO),
         ),
         panels=(
@@ -107,7 +107,7 @@ def advantages(seed: int = 0, episodes: int = 8_000) -> Outcome:
 
 
 def curves(x: Sequence[float | int], parts: Float[np.ndarray, "K G 2"]) -> tuple[Line, ...]:
-    """Squared bias, variance, and their sum, the mean squared error."""
+    """Curves of the squared bias, the variance, and their sum, the mean squared error."""
     squared_bias, variance = parts.mean(axis=1).T
     return (
         Line("squared_bias", x, np.maximum(squared_bias, 0.0)),
@@ -116,11 +116,11 @@ def curves(x: Sequence[float | int], parts: Float[np.ndarray, "K G 2"]) -> tuple
     )
 
 
-def sums(agent: Agent, rollout: Rollout, lambda_: float) -> dict[str, float]:
-    """The largest differences between GAE and sums of A¹ … A^T, over episodes of at most SHORT steps.
+def sum_differences(agent: Agent, rollout: Rollout, lambda_: float) -> dict[str, float]:
+    """The largest differences between GAE and two sums of A¹ … A^T, over episodes of at most SHORT steps.
 
     For n ≥ T all A^n are equal, so the last term has the weight of the rest of the series: (1−λ)(λ^(T−1) + …) =
-    λ^(T−1). `as_written` is the sum without weights.
+    λ^(T−1). `as_written` is the difference from the sum without weights.
     """
     is_short = np.asarray((rollout.terminated & rollout.valid)[:SHORT].any(axis=0))
     short = jax.tree.map(lambda x: x[:SHORT, is_short], rollout)

@@ -1,4 +1,4 @@
-"""Credit assignment: a late reward depends on one action. Which estimators find it, and after how many episodes?"""
+"""Credit assignment: a late reward depends on one action. How many episodes does each estimator need to learn it?"""
 
 import math
 from collections.abc import Sequence
@@ -11,7 +11,7 @@ from upslope.core.estimators import GAE, Baseline, Estimator, NStep, RewardToGo,
 from upslope.core.objectives import PolicyGradient
 from upslope.environments.tabular import Tabular, delayed_key
 from upslope.lab.finding import Estimate, Finding, Line, Outcome, Panel, difference_of, ratio_of
-from upslope.lab.play import side_by_side, small_task, train_and_watch
+from upslope.lab.play import run_in_threads, small_task, train_policies
 
 ESTIMATORS: dict[str, Estimator] = {
     "total": TotalReturn(),
@@ -26,7 +26,7 @@ MORE, LESS = (1.0, math.inf), (-math.inf, 1.0)
 
 
 def key_and_coins(length: int, coin: float = 0.3) -> Tabular:
-    """The key environment with noise: every step also pays ±`coin`, by a fair coin independent of the actions.
+    """The key environment with noise: every step also pays ±`coin` with equal probability, whatever the actions.
 
     A state is 2 · (state of the key environment) + coin; the agent does not see the coin.
     """
@@ -43,18 +43,18 @@ def key_and_coins(length: int, coin: float = 0.3) -> Tabular:
 
 
 def learn(estimator: Estimator, length: int, seeds: Sequence[int], iterations: int) -> Float[np.ndarray, "S I"]:
-    """Train, and return π(key) of each seed after every iteration of 8 episodes."""
+    """Train, and return π(take the key) of each seed after every iteration of 8 episodes."""
     environment = key_and_coins(length)
     task = small_task(
         environment, estimator, PolicyGradient(), critic_epochs=10, num_envs=COLUMNS, rollout_steps=length,
         normalize_advantage=True, learning_rate=0.01,
     )  # fmt: skip
-    policies, _ = train_and_watch(task, seeds, iterations)
+    policies, _ = train_policies(task, seeds, iterations)
     return policies[:, :, 0, 1]
 
 
 def episodes_until_found(key: Float[np.ndarray, "S I"]) -> Float[np.ndarray, "S"]:
-    """Episodes until π(key) ≥ 0.9; a seed that never reaches it counts as the whole budget."""
+    """Episodes until π(take the key) ≥ 0.9; a seed that never reaches it counts as the whole budget."""
     is_found = key >= FOUND
     iteration = np.where(is_found.any(axis=1), is_found.argmax(axis=1) + 1, key.shape[1])
     return COLUMNS * iteration.astype(np.float64)
@@ -63,12 +63,12 @@ def episodes_until_found(key: Float[np.ndarray, "S I"]) -> Float[np.ndarray, "S"
 def credit(
     seed: int = 0, seeds: int = 16, length: int = 8, others: Sequence[int] = (4, 16), iterations: int = 100
 ) -> Outcome:
-    """Measure the episodes until the key action is found, by estimator and by delay."""
+    """Measure the number of episodes until the key action is found, by estimator and by delay."""
     each = range(seed, seed + seeds)
     cases = [(name, length) for name in ESTIMATORS]
     cases += [(name, other) for name in ("baseline", "one_step") for other in others]
     runs = [partial(learn, ESTIMATORS[name], delay, each, iterations) for name, delay in cases]
-    learned = dict(zip(cases, side_by_side(runs), strict=True))
+    learned = dict(zip(cases, run_in_threads(runs), strict=True))
     needed = {case: episodes_until_found(key) for case, key in learned.items()}
     curves = {name: learned[name, length] for name in ESTIMATORS}
     delays = sorted([*others, length])
@@ -76,10 +76,10 @@ def credit(
     short, long = delays[0], delays[-1]
     return Outcome(
         findings=(
-            Finding("one_step_late", relative(needed["one_step", length], needed["baseline", length]), MORE),
-            Finding("gae_sooner", relative(needed["gae", length], needed["one_step", length]), LESS),
-            Finding("baseline_sooner", relative(needed["baseline", length], needed["to_go", length]), LESS),
-            Finding("delay", relative(needed["one_step", long], needed["one_step", short]), MORE),
+            Finding("one_step_late", ratio_of_means(needed["one_step", length], needed["baseline", length]), MORE),
+            Finding("gae_sooner", ratio_of_means(needed["gae", length], needed["one_step", length]), LESS),
+            Finding("baseline_sooner", ratio_of_means(needed["baseline", length], needed["to_go", length]), LESS),
+            Finding("delay", ratio_of_means(needed["one_step", long], needed["one_step", short]), MORE),
         ),
         panels=(
             Panel("curves", tuple(Line(name, episodes, key.mean(axis=0)) for name, key in curves.items())),
@@ -104,6 +104,6 @@ def credit(
     )
 
 
-def relative(left: Float[np.ndarray, "S"], right: Float[np.ndarray, "S"]) -> Estimate:
-    """The ratio of the geometric means, with its interval."""
+def ratio_of_means(left: Float[np.ndarray, "S"], right: Float[np.ndarray, "S"]) -> Estimate:
+    """The ratio of the geometric means, left / right, with its interval."""
     return ratio_of(difference_of(np.log(left), np.log(right)))

@@ -1,4 +1,4 @@
-"""The experiments in the order of the lecture."""
+"""All experiments, in the order of the lecture."""
 
 from upslope.lab.advantages import advantages
 from upslope.lab.credit import credit

@@ -1,4 +1,4 @@
-"""The result of an experiment: claims, all compared with measurements by the same rule, and curves."""
+"""The result of an experiment: claims, each compared with a measurement by the same rule, and curves."""
 
 import math
 from collections.abc import Callable, Mapping, Sequence
@@ -26,17 +26,17 @@ class Estimate(NamedTuple):
 
 @dataclass(frozen=True)
 class Finding:
-    """One claim: its prediction for a number, and the measurement."""
+    """One claim: the number that it predicts, and the measurement."""
 
     name: str
     """The key of the claim's texts in each language."""
     estimate: Estimate
     predicted: Interval
-    """The region in which the number lies if the claim holds."""
+    """The range in which the number lies if the claim holds."""
 
     @property
     def verdict(self) -> Verdict:
-        """The verdict of `judge`, which applies the same rule to every claim."""
+        """The verdict of `judge`."""
         return judge(self.estimate.interval, self.predicted)
 
 
@@ -53,7 +53,7 @@ class Line(NamedTuple):
 
 @dataclass(frozen=True)
 class Panel:
-    """One small figure; the texts hold its titles under its name."""
+    """One small figure; its titles are in the texts, under its name."""
 
     name: str
     lines: tuple[Line, ...]
@@ -70,7 +70,7 @@ def with_intervals(name: str, x: Sequence[Any], estimates: Sequence[Estimate]) -
 
 
 def against_theory(name: str, measured: Line, theory: Sequence[float] | np.ndarray, **axes: bool) -> Panel:
-    """A panel with a measured line and the prediction of theory at the same x."""
+    """A panel with a measured line and the theoretical one at the same x."""
     return Panel(name, (measured, Line("theory", measured.x, theory, is_reference=True)), **axes)
 
 
@@ -94,13 +94,13 @@ class Experiment:
 
 
 def judge(interval: Interval, predicted: Interval) -> Verdict:
-    """Supported if the interval lies inside the predicted region, refuted if outside, undecided if it overlaps both."""
-    (low, high), (least, most) = interval, predicted
+    """Supported if the interval lies inside the predicted range, refuted if outside, undecided if it overlaps both."""
+    (low, high), (lower, upper) = interval, predicted
     if math.isnan(low) or math.isnan(high):
         return "undecided"
-    if least < low and high < most:
+    if lower < low and high < upper:
         return "supported"
-    return "refuted" if high < least or low > most else "undecided"
+    return "refuted" if high < lower or low > upper else "undecided"
 
 
 def exactly(value: float) -> Estimate:
@@ -109,7 +109,7 @@ def exactly(value: float) -> Estimate:
 
 
 def around(value: float, margin: float) -> Interval:
-    """value ± margin, the region in which a measured number counts as equal to `value`."""
+    """value ± margin, the range in which a measured number counts as equal to `value`."""
     return (value - margin, value + margin)
 
 
@@ -146,7 +146,7 @@ def root_mean_square(errors: Float[np.ndarray, "R K"]) -> Float[np.ndarray, "K"]
 
 
 def median(errors: Float[np.ndarray, "R K"]) -> Float[np.ndarray, "K"]:
-    """The median over the repetitions, which exists even where the variance is infinite."""
+    """The median over the repetitions, which is meaningful even if the variance is infinite."""
     return np.median(errors, axis=0)
 
 
@@ -156,9 +156,9 @@ def power_law(
     typical: Callable[[np.ndarray], np.ndarray] = root_mean_square,
     groups: int = 16,
 ) -> Estimate:
-    """k in error ~ n^k: the slope of log error over log n, its interval from groups of independent repetitions.
+    """k in error ~ n^k: the slope of log error over log n, with an interval from groups of independent repetitions.
 
-    `errors` are the absolute errors of R repetitions at K sample sizes; `typical` summarises those of a group.
+    `errors` are the absolute errors of R repetitions at K sample sizes; `typical` reduces a group's to [K].
     """
     curves = [typical(group) for group in np.array_split(errors, groups)]
     return mean_of(np.array([np.polyfit(np.log(sizes), np.log(curve), 1)[0] for curve in curves]))

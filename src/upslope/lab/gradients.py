@@ -1,4 +1,4 @@
-"""The policy gradient from trajectories: unbiased, and less noisy with better weights."""
+"""The policy gradient from trajectories: it is unbiased, and better weights make it less noisy."""
 
 import math
 from functools import cache
@@ -35,7 +35,7 @@ GROUPS = 20
 
 @cache
 def maze() -> Tabular:
-    """Six cells, −0.2 per step and +1 at the goal; four moves in ten slip."""
+    """Six cells: −0.2 per step, +1 at the goal, four moves in ten slip."""
     return gridworld(2, 3, step_cost=0.2, slip=0.4, max_episode_steps=STEPS)
 
 
@@ -45,12 +45,12 @@ def some_logits() -> Float[np.ndarray, "O A"]:
 
 
 def exact_gradient(gamma: float = 1.0) -> Float[np.ndarray, "K"]:
-    """∇J of the policy `some_logits`, by the policy gradient theorem over all states."""
+    """∇J of the policy `some_logits`, computed by the policy gradient theorem over all states."""
     return maze().policy_gradient(some_logits(), gamma, STEPS).ravel()
 
 
-def played(seed: int, episodes: int) -> tuple[Agent, Rollout]:
-    """Play episodes of the policy, whose critic is the exact V; return the agent and its episodes."""
+def play_policy(seed: int, episodes: int) -> tuple[Agent, Rollout]:
+    """Play episodes with the policy and the exact V as its critic; return the agent and its episodes."""
     value = maze().state_values(softmax(some_logits(), axis=-1), 1.0, STEPS)
     agent = table_agent(some_logits(), value)
     return agent, play(maze(), agent, seed, episodes)
@@ -60,7 +60,7 @@ def gradient(
     seed: int = 0, repetitions: int = 64, largest: int = 1024, estimator: Estimator | None = None, gamma: float = 1.0
 ) -> Outcome:
     """The mean of Σ_t R(τ) ∇log π over N trajectories tends to ∇E[R(τ)]."""
-    agent, rollout = played(seed, repetitions * largest)
+    agent, rollout = play_policy(seed, repetitions * largest)
     (credit,) = credits_of([estimator or TotalReturn()], agent, rollout, gamma)
     each = episode_gradients(agent, rollout, credit.weight)
     exact = exact_gradient()
@@ -69,7 +69,7 @@ def gradient(
     errors = np.stack([np.linalg.norm(running[:, n - 1] / n - exact, axis=-1) for n in sizes], axis=1)
     errors /= np.linalg.norm(exact)
     mean = each.mean(axis=0)
-    shown = Line("components", list(exact), mean)
+    estimated = Line("components", list(exact), mean)
     ends = [float(min(exact)), float(max(exact))]
     rms = root_mean_square(errors)
     theory = rms[0] * np.sqrt(sizes[0] / np.array(sizes))
@@ -79,7 +79,7 @@ def gradient(
             Finding("rate", power_law(sizes, errors), around(-0.5, 0.05)),
         ),
         panels=(
-            Panel("components", (shown, Line("equal", ends, ends, is_reference=True)), is_points=True),
+            Panel("components", (estimated, Line("equal", ends, ends, is_reference=True)), is_points=True),
             against_theory("errors", Line("measured", sizes, rms), theory, log_x=True, log_y=True),
         ),
         numbers={"episodes": len(each), "largest": largest, "repetitions": repetitions, "components": len(exact)},
@@ -98,7 +98,7 @@ def spread(each: Float[np.ndarray, "N K"]) -> Float[np.ndarray, "G"]:
 
 def variance(seed: int = 0, episodes: int = 40_000, gamma: float = 0.8) -> Outcome:
     """Reward-to-go, discounting and a baseline each make the gradient less noisy; only discounting biases it."""
-    agent, rollout = played(seed, episodes)
+    agent, rollout = play_policy(seed, episodes)
     total, to_go, baseline = credits_of([TotalReturn(), RewardToGo(), Baseline()], agent, rollout, 1.0)
     (discounted,) = credits_of([RewardToGo()], agent, rollout, gamma)
     credit = {"total": total, "to_go": to_go, "discounted": discounted, "baseline": baseline}

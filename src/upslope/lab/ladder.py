@@ -1,6 +1,6 @@
 """The ladder: train every rung that fits an environment, on the same seeds and the same budget, and compare them.
 
-Rungs train one after another, each with its seeds on all cores: each has the whole machine, and times are comparable.
+Rungs train one after another, each with its seeds on all cores, so that their times are comparable.
 """
 
 from collections.abc import Mapping, Sequence
@@ -49,7 +49,7 @@ class Ladder:
     left_out: dict[str, str]
     """Rungs that were not trained or failed, with the reason."""
     report: Path | None
-    """The page about the ladder; None without the extra `report`."""
+    """The report on the ladder; None without the extra `report`."""
 
 
 def ladder(
@@ -72,21 +72,21 @@ def ladder(
     Each rung has the settings that `upslope.train(environment, rung)` gives it, including published tuned settings.
 
     Args:
-        algorithms: rungs; by default all that collect their own experience.
+        algorithms: the rungs; by default all that collect their own experience.
         steps: environment steps per seed, the same for every rung.
-        name: name of the folder; by default made from the environment. An existing folder is refused.
+        name: name of the folder; by default derived from the environment. An existing folder is refused.
         resume: continue the ladder of this name if it exists: finished rungs stay, and the others continue.
-        evaluation_episodes: fresh episodes per seed and mode that score each rung at its end, because the last training
-            episodes come from a policy that was still learning; 0 scores by training episodes.
+        evaluation_episodes: fresh episodes per seed and mode that score each rung after training, because the last
+            training episodes come from a policy that was still learning; 0 scores by training episodes.
         settings: any field of `Config`, for every rung.
 
     Raises:
         UpslopeError: no rung fits, the folder exists already, or its runs have other settings.
-        KeyboardInterrupt: Ctrl-C, after everything is saved.
+        KeyboardInterrupt: on Ctrl-C, after everything is saved.
     """
     settings = canonical(settings | {"steps": steps, "seeds": seeds})
-    made, label = make(environment, **made_with(settings)), label_of(environment)
-    configs, left_out = fitting(label, made, algorithms, preset, settings)
+    resolved, label = make(environment, **made_with(settings)), label_of(environment)
+    configs, left_out = fitting_configs(label, resolved, algorithms, preset, settings)
     path = ladder_folder(Path(folder), label, name, resume)
     for rung, config in configs.items():
         if (path / rung).exists():
@@ -98,9 +98,9 @@ def ladder(
             display.say(line)
         try:
             for rung, config in configs.items():
-                left_out |= climb(rung, config, made, path / rung, display, workers)
+                left_out |= train_rung(rung, config, resolved, path / rung, display, workers)
                 if rung not in left_out and evaluation_episodes:
-                    judge(rung, path / rung, evaluation_episodes, display, environment)
+                    evaluate_rung(rung, path / rung, evaluation_episodes, display, environment)
         except KeyboardInterrupt:
             words = f"Stopped and saved. To continue, repeat the command with: --name {path.name} --resume"
             raise KeyboardInterrupt(words) from None
@@ -108,11 +108,11 @@ def ladder(
     if not runs:
         raise UpslopeError(f"No rung could be trained on {label}. {' '.join(left_out_lines(left_out))}")
     comparison = compare(runs)
-    best = most_telling(comparison, configs)
-    return Ladder(path, comparison, left_out, report_of(runs, best, path / "report.html", environment))
+    best = runs_to_credit(comparison, configs)
+    return Ladder(path, comparison, left_out, report_on(runs, best, path / "report.html", environment))
 
 
-def fitting(
+def fitting_configs(
     label: str, environment: AnyEnvironment, algorithms: Sequence[str] | None, preset: bool, settings: dict[str, Any]
 ) -> tuple[dict[str, Config], dict[str, str]]:
     """The config of each rung that can learn in this environment, and a reason for each rung that cannot."""
@@ -122,7 +122,7 @@ def fitting(
             label, rung, is_continuous=isinstance(environment.action_space, Box), use_preset=preset, **settings
         )
         if ALGORITHMS[rung].source == "recorded":
-            left_out[rung] = "learns from recorded data, whose steps cost nothing, so budgets do not compare"
+            left_out[rung] = "learns from recorded data, so its budget is not comparable"
             continue
         try:
             task_of(config, environment)
@@ -140,7 +140,7 @@ def ladder_folder(folder: Path, label: str, name: str | None, resume: bool) -> P
     if name is None:
         if resume:
             raise UpslopeError(
-                "--resume needs the --name of the ladder to continue, and none is given. `ls runs` shows yours."
+                "--resume needs the --name of the ladder to continue. Give it: `ls runs` shows the names."
             )
         return free_name(folder, f"{label}-ladder")
     path = folder / check_name(name)
@@ -151,7 +151,7 @@ def ladder_folder(folder: Path, label: str, name: str | None, resume: bool) -> P
     return path
 
 
-def climb(
+def train_rung(
     rung: str,
     config: Config,
     environment: AnyEnvironment,
@@ -159,7 +159,7 @@ def climb(
     display: LadderDisplay,
     workers: int | None,
 ) -> dict[str, str]:
-    """Train one rung to its end, resuming where it stopped. A failure is shown, and its reason returned."""
+    """Train one rung to its end, resuming where it stopped. If it fails, show and return the reason."""
     try:
         session = Session(RungDisplay(display, rung), Resources(workers), watch=Watch)
         directory = RunDirectory(path)
@@ -176,7 +176,7 @@ def climb(
     return {}
 
 
-def judge(rung: str, path: Path, episodes: int, display: LadderDisplay, environment: EnvironmentLike) -> None:
+def evaluate_rung(rung: str, path: Path, episodes: int, display: LadderDisplay, environment: EnvironmentLike) -> None:
     """Evaluate a finished rung, unless it has already been evaluated."""
     if is_evaluated(read_record(path), "stochastic"):
         return
@@ -184,7 +184,7 @@ def judge(rung: str, path: Path, episodes: int, display: LadderDisplay, environm
     try:
         found = evaluate(path, episodes=episodes, environment=environment, trust=True)["stochastic"]
     except UpslopeError as error:
-        display.warn(f"{rung} is judged by its training episodes: {error}")
+        display.warn(f"{rung} is scored by its training episodes: {error}")
         return
     display.mark(rung, f"evaluated: {return_words(found.seed_means().tolist())[0]}")
 
@@ -197,8 +197,8 @@ def is_finished(path: Path) -> bool:
     return record.reached >= record.config.steps
 
 
-def most_telling(comparison: Comparison, configs: Mapping[str, Config]) -> Sequence[Path]:
-    """The runs of the best rung with a critic, for which every estimator can weigh actions, else of the best rung."""
+def runs_to_credit(comparison: Comparison, configs: Mapping[str, Config]) -> Sequence[Path]:
+    """The runs of the best rung with a critic, since some estimators need one; without any, those of the best rung."""
 
     def rank(group: Group) -> tuple[bool, float]:
         return estimator_of(configs[group.algorithm]).needs_critic, float(np.nan_to_num(group.mean.value, nan=-np.inf))
@@ -206,8 +206,8 @@ def most_telling(comparison: Comparison, configs: Mapping[str, Config]) -> Seque
     return max(comparison.groups, key=rank).runs
 
 
-def report_of(runs: Sequence[Path], best: Sequence[Path], output: Path, environment: EnvironmentLike) -> Path | None:
-    """Write a page about the ladder, with the credit view of the best rung; None without the extra `report`."""
+def report_on(runs: Sequence[Path], best: Sequence[Path], output: Path, environment: EnvironmentLike) -> Path | None:
+    """Write a report on the ladder, with the credit view of the rung `best`; None without the extra `report`."""
     if not find_spec("plotly"):
         return None
     add_credit(best, environment=environment, trust=True)

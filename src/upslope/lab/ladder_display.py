@@ -1,4 +1,4 @@
-"""The progress table of a ladder: one row per rung, live on a terminal; otherwise, a line for each event."""
+"""The progress of a ladder: on a terminal, a live table with a row per rung; otherwise, a line for each event."""
 
 import time
 from collections.abc import Mapping, Sequence
@@ -26,7 +26,7 @@ BAR_WIDTH = 12
 CURVE_WIDTH = 20
 FINISHED = "finished"
 PAUSE = 30.0
-"""Seconds between the lines of one rung without a terminal."""
+"""Seconds between the lines of a rung without a terminal."""
 
 
 @dataclass
@@ -41,14 +41,14 @@ class Row:
     curve: list[float] = field(default_factory=list)
 
     def cells(self) -> tuple[RenderableType, ...]:
-        """Progress, return with its interval, the curve so far, and the time."""
+        """Progress, return with its interval, the curve so far, and the elapsed time."""
         if not len(self.returns):
             return "", "", "", ""
         value, _, warning = return_words(self.returns)
-        trust = Text(value).append(f" {warning}", "yellow") if warning else Text(value)
+        returns = Text(value).append(f" {warning}", "yellow") if warning else Text(value)
         elapsed = clock(self.snapshot.elapsed) if self.snapshot else ""
         curve = Text(sparkline(self.curve, CURVE_WIDTH), "green")
-        return progress_bar(self.fraction, BAR_WIDTH), trust, curve, elapsed
+        return progress_bar(self.fraction, BAR_WIDTH), returns, curve, elapsed
 
 
 class LadderDisplay:
@@ -105,7 +105,7 @@ class RungDisplay(Display):
     """Forwards the progress of one rung to the ladder's table."""
 
     def __init__(self, ladder: LadderDisplay, rung: str) -> None:
-        self.ladder, self.rung, self.told = ladder, rung, 0.0
+        self.ladder, self.rung, self.printed = ladder, rung, 0.0
 
     def start(self, title: str, lines: Sequence[str]) -> None:
         self.ladder.mark(self.rung, "starting")
@@ -115,8 +115,8 @@ class RungDisplay(Display):
         row.note, row.snapshot = "training", snapshot
         row.fraction, row.returns = snapshot.fraction, snapshot.episode_return
         extend_curve(row.curve, snapshot)
-        if self.ladder.live is None and snapshot.elapsed - self.told > PAUSE:
-            self.told = snapshot.elapsed
+        if self.ladder.live is None and snapshot.elapsed - self.printed > PAUSE:
+            self.printed = snapshot.elapsed
             self.ladder.say(f"{self.rung}: {summary(snapshot)}")
 
     def message(self, text: str) -> None:
@@ -127,7 +127,7 @@ class RungDisplay(Display):
 
 
 def left_out_lines(left_out: Mapping[str, str]) -> list[str]:
-    """One line for each reason for leaving rungs out, with the rungs that it applies to."""
+    """One line per reason for leaving rungs out, with its rungs."""
     reasons: dict[str, list[str]] = {}
     for rung, reason in left_out.items():
         reasons.setdefault(reason, []).append(rung)

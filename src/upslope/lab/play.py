@@ -1,4 +1,4 @@
-"""Play and train in finite environments, whose exact values are known: parts shared by the experiments."""
+"""Playing and training in finite environments, whose exact values are known: shared by the experiments."""
 
 import dataclasses
 from collections.abc import Callable, Sequence
@@ -30,13 +30,13 @@ from upslope.models.networks import Perceptron
 from upslope.models.normaliser import RunningStatistics
 from upslope.models.perceptrons import Actor, Perceptrons
 
-# A small program spends most of its time in XLA's compiler, half of it optimising code that runs once.
+# Small programs spend most of their time in XLA's compiler, half of it on optimising code that runs once.
 quick_jit = partial(jax.jit, compiler_options={"xla_backend_optimization_level": 0})
 
 
 @dataclass(frozen=True)
-class OneOf(Objective):
-    """Several objectives in one program, because compiling takes longer than training: the state selects one.
+class SelectedObjective(Objective):
+    """Several objectives in one program, because compiling takes longer than training. The state selects one.
 
     The state is [index of the objective, its state].
     """
@@ -47,7 +47,7 @@ class OneOf(Objective):
         return self.start(0)
 
     def start(self, which: int) -> Float[Array, "2"]:
-        """The state at the start of training with this objective."""
+        """The initial state with objective number `which`."""
         return jnp.stack([jnp.float32(which), self.objectives[which].init()])
 
     def loss(self, state: Float[Array, "2"], sample: Sample) -> Float[Array, "B"]:
@@ -58,15 +58,15 @@ class OneOf(Objective):
         adapts = [objective.adapt for objective in self.objectives]
         return state.at[1].set(jax.lax.switch(state[0].astype(jnp.int32), adapts, state[1], kl))
 
-    def each_from(self, state: TrainState) -> TrainState:
-        """A state [K·S] before training, with the same S seeds for each of the K objectives."""
+    def set_objectives(self, state: TrainState) -> TrainState:
+        """Set the objectives of an initial state [K·S]: the first S seeds get objective 0, the next S objective 1, …"""
         starts = jnp.stack([self.start(k) for k in range(len(self.objectives))])
-        times = state.iteration.shape[0] // len(self.objectives)
-        return state._replace(learner=state.learner._replace(objective=jnp.repeat(starts, times, axis=0)))
+        num_seeds = state.iteration.shape[0] // len(self.objectives)
+        return state._replace(learner=state.learner._replace(objective=jnp.repeat(starts, num_seeds, axis=0)))
 
 
-def side_by_side(measurements: Sequence[Callable[[], Any]]) -> list[Any]:
-    """Run independent measurements in threads: XLA, which takes most of their time, needs no lock."""
+def run_in_threads(measurements: Sequence[Callable[[], Any]]) -> list[Any]:
+    """Run independent measurements in threads: most of their time is spent in XLA, which releases the lock."""
 
     def run(measure: Callable[[], Any]) -> Any:
         with full_precision(jax.default_backend() != "cpu"):  # `computing` applies to its own thread only
@@ -100,7 +100,7 @@ def table_agent(logits: Float[np.ndarray, "O A"], value: Float[np.ndarray, "O"] 
 
 
 def with_logits(agent: Agent, logits: Array) -> Agent:
-    """The same agent with other logits, for gradients with respect to them."""
+    """The same agent with other logits, to differentiate with respect to them."""
     network = dataclasses.replace(agent.model.actor.network, weights=(logits,))
     actor = dataclasses.replace(agent.model.actor, network=network)
     return dataclasses.replace(agent, model=dataclasses.replace(agent.model, actor=actor))
@@ -112,7 +112,7 @@ def logits_of(agent: Agent) -> Float[Array, "O A"]:
 
 
 def play(environment: Tabular, agent: Agent, seed: int, episodes: int) -> Rollout:
-    """Play whole episodes, one per column."""
+    """Play whole episodes, one per column [T, N = episodes]."""
     limit = environment.max_episode_steps
     assert limit is not None
     collect = partial(collect_episodes, environment, num_envs=episodes, max_episode_steps=limit)
@@ -120,7 +120,7 @@ def play(environment: Tabular, agent: Agent, seed: int, episodes: int) -> Rollou
 
 
 def credits_of(estimators: Sequence[Estimator], agent: Agent, rollout: Rollout, gamma: float) -> list[Credit]:
-    """The credit of each estimator for the same rollout, with the agent's critic, in one program."""
+    """The credit that each estimator gives the same rollout with the agent's critic, computed in one program."""
 
     def weigh(agent: Agent, rollout: Rollout) -> list[Credit]:
         values = evaluate(agent, rollout)
@@ -169,10 +169,10 @@ def small_task(environment: Tabular, estimator: Estimator, objective: Objective,
     return Task(**(fields | changes))
 
 
-def train_and_watch(task: Task, seeds: Sequence[int], iterations: int) -> tuple[Float[np.ndarray, "S I O A"], Metrics]:
-    """Train, and record the policy after every iteration, so that its exact return can be computed.
+def train_policies(task: Task, seeds: Sequence[int], iterations: int) -> tuple[Float[np.ndarray, "S I O A"], Metrics]:
+    """Train, and return the policy table after every iteration, from which its exact return can be computed.
 
-    With a `OneOf` of K objectives, each trains all `seeds`: S = K · len(seeds).
+    With a `SelectedObjective` of K objectives, each trains all `seeds`: S = K · len(seeds).
     """
     every_observation = jnp.arange(size_of(task.environment)[0])
 
@@ -185,8 +185,8 @@ def train_and_watch(task: Task, seeds: Sequence[int], iterations: int) -> tuple[
         return jax.lax.scan(one, state, length=iterations)[1]
 
     objective = task.update.objective
-    if isinstance(objective, OneOf):
-        state = objective.each_from(initialise_all(task, [*seeds] * len(objective.objectives)))
+    if isinstance(objective, SelectedObjective):
+        state = objective.set_objectives(initialise_all(task, [*seeds] * len(objective.objectives)))
     else:
         state = initialise_all(task, seeds)
     logits, metrics = quick_jit(over_seeds(train))(state)

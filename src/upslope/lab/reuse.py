@@ -10,7 +10,7 @@ from upslope.core.estimators import GAE
 from upslope.core.objectives import Clip, KLPenalty, Objective, PolicyGradient
 from upslope.environments.tabular import gridworld
 from upslope.lab.finding import ABOVE_ZERO, BELOW_ZERO, Finding, Line, Outcome, Panel, mean_of, with_intervals
-from upslope.lab.play import OneOf, side_by_side, small_task, train_and_watch
+from upslope.lab.play import SelectedObjective, run_in_threads, small_task, train_policies
 
 OBJECTIVES: dict[str, Objective] = {"plain": PolicyGradient(), "kl": KLPenalty(1.0, 0.01), "clip": Clip(0.2)}
 MAZE = gridworld(4, 4, step_cost=0.05, slip=0.2, max_episode_steps=50)
@@ -18,20 +18,20 @@ MAZE = gridworld(4, 4, step_cost=0.05, slip=0.2, max_episode_steps=50)
 
 def trained(epochs: int, seeds: Sequence[int], iterations: int) -> Float[np.ndarray, "2 K S"]:
     """Each seed's exact expected return after training with each objective, and the mean KL of its updates."""
-    every = OneOf(tuple(OBJECTIVES.values()))
+    every = SelectedObjective(tuple(OBJECTIVES.values()))
     task = small_task(
         MAZE, GAE(0.95), every, epochs=epochs, critic_epochs=8, normalize_advantage=True, num_envs=8
     )  # fmt: skip
-    policies, metrics = train_and_watch(task, seeds, iterations)
+    policies, metrics = train_policies(task, seeds, iterations)
     returns = [MAZE.expected_return(policy[-1], 1.0, MAZE.max_episode_steps) for policy in policies]
     found = np.array([returns, np.mean(metrics["policy/kl"], axis=1)])
     return found.reshape(2, len(OBJECTIVES), len(seeds))
 
 
 def reuse(seed: int = 0, seeds: int = 16, epochs: Sequence[int] = (1, 8, 48), iterations: int = 20) -> Outcome:
-    """Measure return and KL against the number of epochs on each batch."""
+    """Measure the return and the KL as functions of the number of epochs on each batch."""
     each = range(seed, seed + seeds)
-    found = np.array(side_by_side([partial(trained, count, each, iterations) for count in epochs]))
+    found = np.array(run_in_threads([partial(trained, count, each, iterations) for count in epochs]))
     first, last = 0, -1
     returns, divergence = (dict(zip(OBJECTIVES, found[:, k].swapaxes(0, 1), strict=True)) for k in (0, 1))
     banded = [with_intervals(name, epochs, [mean_of(row) for row in values]) for name, values in returns.items()]

@@ -1,4 +1,4 @@
-"""Run experiments one after another, and present the results live, as a table, or as JSON."""
+"""Run experiments one after another, and present the results as lines, a table, or JSON."""
 
 from collections import Counter
 from collections.abc import Sequence
@@ -22,25 +22,25 @@ STYLES = {"supported": "green", "refuted": "red", "undecided": "yellow"}
 
 @dataclass(frozen=True)
 class Result:
-    """The outcome of an experiment, and the time it took."""
+    """The outcome of an experiment and its duration in seconds."""
 
     name: str
     outcome: Outcome
     seconds: float
 
 
-def chosen(names: Sequence[str]) -> list[Experiment]:
-    """The named experiments in the lecture's order; all experiments if no name is given."""
+def select(names: Sequence[str]) -> list[Experiment]:
+    """The named experiments, in the order of `EXPERIMENTS`; all of them if no name is given."""
     known = [experiment.name for experiment in EXPERIMENTS]
     for name in names:
         if name not in known:
-            raise UpslopeError(f'The lab has no experiment "{name}". It has: {", ".join(known)}.')
+            raise UpslopeError(f'Unknown lab experiment "{name}". Available: {", ".join(known)}.')
     return [experiment for experiment in EXPERIMENTS if not names or experiment.name in names]
 
 
 def run(names: Sequence[str], language: Language, seed: int, quick: bool, console: Console) -> list[Result]:
-    """Run experiments, and print a line as each one ends."""
-    words, results, experiments = texts(language), [], chosen(names)
+    """Run experiments, and print a line after each."""
+    words, results, experiments = texts(language), [], select(names)
     for place, experiment in enumerate(experiments, start=1):
         title = f"{place}/{len(experiments)}  {words['experiments'][experiment.name]['title']}"
         started = perf_counter()
@@ -48,61 +48,61 @@ def run(names: Sequence[str], language: Language, seed: int, quick: bool, consol
             outcome = experiment.measure(seed=seed, **(experiment.quick if quick else {}))
         results.append(Result(experiment.name, outcome, perf_counter() - started))
         seconds = words["page"]["headings"]["seconds"].format(seconds=results[-1].seconds)
-        console.print(f"{title}  [dim]{counts_of(outcome.findings, words)}  {seconds}[/dim]", highlight=False)
+        console.print(f"{title}  [dim]{verdict_counts(outcome.findings, words)}  {seconds}[/dim]", highlight=False)
     return results
 
 
-def counts_of(findings: Sequence[Finding], words: dict[str, Any]) -> str:
+def verdict_counts(findings: Sequence[Finding], words: dict[str, Any]) -> str:
     """The number of claims with each verdict."""
     counts = Counter(finding.verdict for finding in findings)
     return words["page"]["counts"].format(**{verdict: counts[verdict] for verdict in STYLES})
 
 
-def made_of(results: Sequence[Result], words: dict[str, Any], seed: int, quick: bool) -> str:
-    """The version, the seed and the time."""
+def provenance(results: Sequence[Result], words: dict[str, Any], seed: int, quick: bool) -> str:
+    """One line with the version, the seed and the total duration."""
     total = sum(result.seconds for result in results)
     short = words["page"]["quick"] if quick else ""
     return words["page"]["made"].format(version=versions()["upslope"], seed=seed, seconds=total, quick=short)
 
 
 def closing(results: Sequence[Result], language: Language, seed: int, quick: bool, path: Path) -> str:
-    """The closing lines: the counts of verdicts, how they were made, and the path of the page."""
+    """The closing lines: counts of verdicts, provenance, and the path of the page."""
     words = texts(language)
     findings = [finding for result in results for finding in result.outcome.findings]
     written = words["page"]["written"].format(path=path)
-    return "\n".join((counts_of(findings, words), made_of(results, words, seed, quick), written))
+    return "\n".join((verdict_counts(findings, words), provenance(results, words, seed, quick), written))
 
 
 def verdict_table(results: Sequence[Result], language: Language) -> Table:
-    """A table of all claims with prediction, measurement and verdict."""
+    """A table of all claims, each with its prediction, measurement and verdict."""
     words = texts(language)
     headings = words["page"]["headings"]
     table = Table(title=headings["summary"], title_justify="left", show_lines=False)
     for name in ("claim", "predicted", "measured", "verdict"):
         table.add_column(headings[name], overflow="fold")
     for result in results:
-        mine = words["experiments"][result.name]
+        entry = words["experiments"][result.name]
         table.add_section()
-        table.add_row(Text(mine["title"], "bold"))
+        table.add_row(Text(entry["title"], "bold"))
         for finding in result.outcome.findings:
             verdict = f"[{STYLES[finding.verdict]}]{words['page']['verdicts'][finding.verdict]}[/]"
-            claim = mine["claims"][finding.name]["claim"].format(**result.outcome.numbers)
+            claim = entry["claims"][finding.name]["claim"].format(**result.outcome.numbers)
             value = " ".join(measured(finding.estimate)).strip().replace("[", r"\[")
             table.add_row(claim, region(finding.predicted), value, verdict)
     return table
 
 
 def as_json(results: Sequence[Result], language: Language, seed: int, quick: bool) -> dict[str, Any]:
-    """All results as data. `plain` converts it to strict JSON, with null for infinite bounds."""
+    """All results as data, which `plain` converts to strict JSON: infinite bounds become null."""
     experiments = []
     for result in results:
-        mine = texts(language)["experiments"][result.name]
+        entry = texts(language)["experiments"][result.name]
         numbers = {key: float(value) for key, value in result.outcome.numbers.items()}
         findings = [
             {
                 "name": finding.name,
-                "claim": mine["claims"][finding.name]["claim"].format(**numbers),
-                "number": mine["claims"][finding.name]["number"].format(**numbers),
+                "claim": entry["claims"][finding.name]["claim"].format(**numbers),
+                "number": entry["claims"][finding.name]["number"].format(**numbers),
                 "predicted": finding.predicted,
                 "measured": finding.estimate.value,
                 "interval": finding.estimate.interval,
@@ -110,7 +110,7 @@ def as_json(results: Sequence[Result], language: Language, seed: int, quick: boo
             }
             for finding in result.outcome.findings
         ]
-        words = {key: mine[key].format(**numbers) for key in ("title", "source", "asks")}
+        words = {key: entry[key].format(**numbers) for key in ("title", "source", "asks")}
         panels = [vars(panel) | {"lines": [line._asdict() for line in panel.lines]} for panel in result.outcome.panels]
         experiments.append(
             {"name": result.name, **words, "seconds": round(result.seconds, 1), "numbers": numbers}

@@ -1,4 +1,4 @@
-"""Expectations by sampling: the exam, and the two lakes of importance sampling."""
+"""Expectations estimated by sampling: exam scores, and importance sampling with two lakes."""
 
 import math
 
@@ -67,7 +67,7 @@ def expectation(seed: int = 0, repetitions: int = 320, largest: int = 4096, beli
     sizes = [2**k for k in range(2, largest.bit_length())]
     running = np.cumsum(scores, axis=1) / np.arange(1, largest + 1)
     errors = np.abs(running[:, [n - 1 for n in sizes]] - exam().expected_return(np.ones((3, 1)), 1.0))
-    shown = running[:5, [n - 1 for n in sizes]]
+    series = running[:5, [n - 1 for n in sizes]]
     measured = Line("measured", sizes, root_mean_square(errors))
     return Outcome(
         findings=(
@@ -78,7 +78,7 @@ def expectation(seed: int = 0, repetitions: int = 320, largest: int = 4096, beli
             Panel(
                 "means",
                 (
-                    *(Line("one_series", sizes, y) for y in shown),
+                    *(Line("one_series", sizes, y) for y in series),
                     Line("expected", sizes, [believed] * len(sizes), is_reference=True),
                 ),
                 log_x=True,
@@ -97,13 +97,13 @@ def ratios(behaviour: DiagonalGaussian, target: DiagonalGaussian, action: jax.Ar
     return ratio.reshape(action.shape[:-1])
 
 
-def gaussian(mean: float, deviation: float) -> DiagonalGaussian:
-    """N(mean, deviation²) for one action."""
-    return DiagonalGaussian(jnp.array([mean], jnp.float32), jnp.log(jnp.array([deviation], jnp.float32)))
+def gaussian(mean: float, std: float) -> DiagonalGaussian:
+    """N(mean, std²) for one action."""
+    return DiagonalGaussian(jnp.array([mean], jnp.float32), jnp.log(jnp.array([std], jnp.float32)))
 
 
-def lakes(seed: int, repetitions: int, largest: int) -> tuple[np.ndarray, np.ndarray]:
-    """Catch fish in lake B; return weight and weight × ρ, each [R, n]."""
+def catch_fish(seed: int, repetitions: int, largest: int) -> tuple[np.ndarray, np.ndarray]:
+    """Catch fish in lake B; return their weights and weights × ρ, each [R, n]."""
     caught = play(lake(), table_agent(np.log(np.stack([LAKE_B, LAKE_B]))), seed, repetitions * largest)
     target = table_agent(np.log(np.stack([LAKE_A, LAKE_A]))).policy(caught.observation[0]).log_prob(caught.action[0])
     zeros = jnp.zeros_like(target)
@@ -112,7 +112,9 @@ def lakes(seed: int, repetitions: int, largest: int) -> tuple[np.ndarray, np.nda
     return kilograms, kilograms * np.asarray(ratio, np.float64).reshape(repetitions, largest)
 
 
-def apart(seed: int, distances: list[float], repetitions: int, largest: int) -> tuple[np.ndarray, np.ndarray]:
+def distant_policies(
+    seed: int, distances: list[float], repetitions: int, largest: int
+) -> tuple[np.ndarray, np.ndarray]:
     """Estimate E_p[x] = d, p = N(d, 1), from samples of q = N(0, 1): errors and effective shares, each [D, R]."""
     action = jax.random.normal(jax.random.key(seed), (repetitions, largest, 1))
 
@@ -126,22 +128,22 @@ def apart(seed: int, distances: list[float], repetitions: int, largest: int) -> 
     return np.asarray(errors, np.float64), np.asarray(shares, np.float64)
 
 
-def tails(seed: int, deviation: float, sizes: list[int], repetitions: int) -> Float[np.ndarray, "R K"]:
-    """Errors of Σ ρ x²/n as an estimate of E_p[x²] = 1, p = N(0, 1), from samples of q = N(0, deviation²)."""
-    action = deviation * jax.random.normal(jax.random.key(seed), (repetitions, sizes[-1], 1))
-    ratio = np.asarray(ratios(gaussian(0.0, deviation), gaussian(0.0, 1.0), action), np.float64)
+def tail_errors(seed: int, std: float, sizes: list[int], repetitions: int) -> Float[np.ndarray, "R K"]:
+    """Errors of Σ ρ x²/n as an estimate of E_p[x²] = 1, p = N(0, 1), from samples of q = N(0, std²)."""
+    action = std * jax.random.normal(jax.random.key(seed), (repetitions, sizes[-1], 1))
+    ratio = np.asarray(ratios(gaussian(0.0, std), gaussian(0.0, 1.0), action), np.float64)
     running = np.cumsum(ratio * np.asarray(action[..., 0], np.float64) ** 2, axis=1) / np.arange(1, sizes[-1] + 1)
     return np.abs(running[:, [n - 1 for n in sizes]] - 1)
 
 
 def importance(seed: int = 0, repetitions: int = 320, largest: int = 2048) -> Outcome:
     """Weights p/q correct a wrong sampling distribution, as long as the distributions are similar."""
-    plain, weighted = lakes(seed, repetitions, largest)
+    plain, weighted = catch_fish(seed, repetitions, largest)
     truth = float(LAKE_A @ KILOGRAMS)
     distances = [0.25, 0.5, 1.0, 1.5, 2.0, 2.5, 3.0]
-    errors, shares = apart(seed + 1, distances, repetitions, largest)
+    errors, shares = distant_policies(seed + 1, distances, repetitions, largest)
     sizes = [2**k for k in range(4, largest.bit_length())]
-    wide, narrow = (tails(seed + 2, deviation, sizes, repetitions) for deviation in (1.2, 0.5))
+    wide, narrow = (tail_errors(seed + 2, std, sizes, repetitions) for std in (1.2, 0.5))
     theory = [float(np.exp(-(d**2))) for d in distances]
     near, far = distances.index(0.5), distances.index(2.0)
     catches = Line("kilograms", ["lake_b", "corrected", "lake_a"], [plain.mean(), weighted.mean(), truth])

@@ -1,4 +1,4 @@
-"""How often does a comparison with few seeds name the wrong winner?"""
+"""How often does a comparison with few seeds declare the wrong winner?"""
 
 import math
 from collections.abc import Sequence
@@ -20,12 +20,12 @@ from upslope.lab.finding import (
     against_theory,
     difference_of,
 )
-from upslope.lab.play import side_by_side
+from upslope.lab.play import run_in_threads
 
 LENGTH = 8
 
 
-def wrong(
+def share_wrong(
     better: Float[np.ndarray, "S"],
     worse: Float[np.ndarray, "S"],
     count: int,
@@ -37,35 +37,35 @@ def wrong(
     return float(np.mean(right > left))
 
 
-def resampled(
+def resampled_shares(
     better: Float[np.ndarray, "S"], worse: Float[np.ndarray, "S"], counts: Sequence[int], seed: int, draws: int
 ) -> Float[np.ndarray, "R K"]:
-    """Compute `wrong` for each number of seeds on resampled pools, because the pools are samples too."""
+    """`share_wrong` for each number of seeds in resampled pools [R, K], because the pools are samples too."""
     generator = np.random.default_rng(seed)
     rows = []
     for _ in range(200):
         pools = [generator.choice(pool, len(pool)) for pool in (better, worse)]
-        rows.append([wrong(pools[0], pools[1], count, generator, draws) for count in counts])
+        rows.append([share_wrong(pools[0], pools[1], count, generator, draws) for count in counts])
     return np.array(rows)
 
 
 def seeds(
     seed: int = 0, pool: int = 128, iterations: int = 14, counts: Sequence[int] = (1, 3, 5, 10), draws: int = 2000
 ) -> Outcome:
-    """Two settings with a true difference, compared by 1, 3, 5 and 10 seeds drawn from many."""
-    # The pools have different seeds: shared seeds would correlate the results, unlike in other comparisons.
+    """Compare two settings that truly differ, with 1, 3, 5 and 10 seeds drawn from many."""
+    # The pools have different seeds, because shared seeds would correlate the results.
     pools = (range(seed, seed + pool), range(seed + pool, seed + 2 * pool))
     names = ("baseline", "to_go")
     runs = [partial(learn, ESTIMATORS[n], LENGTH, each, iterations) for n, each in zip(names, pools, strict=True)]
-    better, worse = (key[:, -1] for key in side_by_side(runs))
+    better, worse = (key[:, -1] for key in run_in_threads(runs))
     difference = difference_of(better, worse)
     generator = np.random.default_rng(seed)
-    rate = np.array([wrong(better, worse, count, generator, 20 * draws) for count in counts])
-    again = resampled(better, worse, counts, seed + 1, draws)
-    low, high = np.quantile(again, [0.025, 0.975], axis=0)
-    deviation = np.sqrt(better.var(ddof=1) + worse.var(ddof=1))
-    theory = norm.cdf(-difference.value * np.sqrt(counts) / deviation)
-    fall = np.quantile(again[:, -1] - again[:, 0], [0.025, 0.975])
+    rate = np.array([share_wrong(better, worse, count, generator, 20 * draws) for count in counts])
+    resampled = resampled_shares(better, worse, counts, seed + 1, draws)
+    low, high = np.quantile(resampled, [0.025, 0.975], axis=0)
+    std = np.sqrt(better.var(ddof=1) + worse.var(ddof=1))
+    theory = norm.cdf(-difference.value * np.sqrt(counts) / std)
+    fall = np.quantile(resampled[:, -1] - resampled[:, 0], [0.025, 0.975])
     return Outcome(
         findings=(
             Finding("true_difference", difference, ABOVE_ZERO),

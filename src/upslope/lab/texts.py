@@ -1,4 +1,4 @@
-"""The lab's texts in each language, and formatting of its numbers and formulas."""
+"""The lab's texts in each language, and the formatting of its numbers and formulas."""
 
 import math
 import re
@@ -18,25 +18,25 @@ Language = Literal["en", "zh"]
 
 @cache
 def texts(language: Language) -> dict[str, Any]:
-    """All texts of a language: of the page, the curves and each experiment."""
+    """All texts in a language: for the page, the curves and each experiment."""
     return yaml.safe_load(resources.files("upslope.lab").joinpath(f"lab_{language}.yaml").read_text("utf-8"))
 
 
 def measured(estimate: Estimate) -> tuple[str, str]:
-    """Format a number, and its interval in brackets, which is empty for an exact number."""
+    """A number and its interval in brackets as text; the interval of an exact number is empty."""
     low, high = estimate.interval
     value, interval = (number(estimate.value), "") if low == high else with_interval(estimate.value, low, high)
     return typographic(value), typographic(interval)
 
 
 def region(predicted: Interval) -> str:
-    """Format a predicted region: `> 0`, `< 1`, or `−0.55 … −0.45`."""
-    least, most = predicted
-    if math.isinf(most):
-        return typographic(f"> {number(least)}")
-    if math.isinf(least):
-        return typographic(f"< {number(most)}")
-    return typographic(" … ".join(number(bound, most - least) for bound in predicted))
+    """A predicted range as text: `> 0`, `< 1`, or `−0.55 … −0.45`."""
+    lower, upper = predicted
+    if math.isinf(upper):
+        return typographic(f"> {number(lower)}")
+    if math.isinf(lower):
+        return typographic(f"< {number(upper)}")
+    return typographic(" … ".join(number(bound, upper - lower) for bound in predicted))
 
 
 def typographic(number: str) -> str:

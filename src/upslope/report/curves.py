@@ -12,7 +12,7 @@ from upslope.analysis.statistics import curve, mean_band
 from upslope.report.figures import Figures, Html, around, axis, mean_and_band, seeds_trace
 
 POINTS = 100
-"""Number of points in the mean of a metric."""
+"""Number of points in the mean curve of a metric."""
 BUCKETS = 50
 """Number of buckets for a seed's metric; each keeps two points."""
 LEARNING_POINTS = 200
@@ -32,13 +32,13 @@ def learning_part(figures: Figures, records: Sequence[Record], names: Sequence[s
     parts = []
     for environment in dict.fromkeys(r.config.environment for r in records):
         here = [k for k, r in enumerate(records) if r.config.environment == environment]
-        mine = [k for k in here if len(records[k].episodes)]
-        parts.append({"environment": environment, "without": [names[k] for k in here if k not in mine], "figure": ""})
-        if mine:
-            curves = {k: curve(records[k], LEARNING_POINTS) for k in mine}
+        drawn = [k for k in here if len(records[k].episodes)]
+        parts.append({"environment": environment, "without": [names[k] for k in here if k not in drawn], "figure": ""})
+        if drawn:
+            curves = {k: curve(records[k], LEARNING_POINTS) for k in drawn}
             traces = [t for k, found in curves.items() for t in learning_traces(k, names[k], *found)]
-            reach = around([returns for _, returns in curves.values()])
-            layout = {"xaxis": steps_axis([records[k] for k in mine]), "yaxis": axis("return (reward)", **reach)}
+            y_range = around([returns for _, returns in curves.values()])
+            layout = {"xaxis": steps_axis([records[k] for k in drawn]), "yaxis": axis("return (reward)", **y_range)}
             label = f"Learning in {environment}"
             parts[-1]["figure"] = figures.add(traces, layout, height=420, label=label, linked=True)
     return parts
@@ -46,12 +46,12 @@ def learning_part(figures: Figures, records: Sequence[Record], names: Sequence[s
 
 def learning_traces(run: int, name: str, steps: np.ndarray, returns: np.ndarray) -> list[dict[str, Any]]:
     """The traces of one run: seeds, interval and mean."""
-    seeds = [thin(steps, mine, LEARNING_POINTS) for mine in returns]
+    seeds = [thin(steps, seed_returns, LEARNING_POINTS) for seed_returns in returns]
     return [seeds_trace(run, name, seeds), *mean_and_band(run, name, steps, mean_band(returns))]
 
 
 def diagnostics_part(figures: Figures, records: Sequence[Record], names: Sequence[str]) -> dict[str, list[Card]]:
-    """Cards for the metrics of each iteration, and for all others: health and custom metrics."""
+    """Cards for the metrics of each iteration (`known`), and for health and custom metrics (`others`)."""
     logged = sorted({name for r in records for name in r.metrics if np.isfinite(r.metrics[name]).any()})
     own = [name for name in logged if name not in EXPLANATIONS]
     known = {"known": METRICS, "others": [*HEALTH, *own]}
@@ -62,7 +62,7 @@ def diagnostics_part(figures: Figures, records: Sequence[Record], names: Sequenc
 
 
 def metric_card(figures: Figures, records: Sequence[Record], names: Sequence[str], metric: str) -> Card:
-    """A metric over environment steps; its seeds are drawn if it is logged in every iteration."""
+    """A metric over environment steps; single seeds are drawn only if it is logged in every iteration."""
     about, traces, shown = explain(metric), [], []
     for k, record in enumerate(records):
         values = record.metrics.get(metric)

@@ -1,4 +1,4 @@
-"""Evaluation episodes: the distribution of returns per seed, in both modes."""
+"""Evaluation episodes: the distribution of each seed's returns, in both modes."""
 
 from collections.abc import Sequence
 from typing import Any
@@ -10,12 +10,12 @@ from upslope.report.curves import Card
 from upslope.report.figures import Figures, axis, typed
 
 MODES = {"stochastic": 0, "deterministic": 1}
-"""The colour of each mode, one of the runs' colours."""
+"""The index of each mode's colour among the runs' colours."""
 CHECKPOINTS = ("last", "best")
 
 
 def evaluation_part(figures: Figures, records: Sequence[Record], names: Sequence[str]) -> dict[str, Any]:
-    """A figure for each run that was evaluated, and the runs that were not."""
+    """A figure for each evaluated run, and the paths of the runs that were not evaluated."""
     cards = [
         evaluation_card(figures, record, name, checkpoint)
         for record, name in zip(records, names, strict=True)
@@ -26,12 +26,12 @@ def evaluation_part(figures: Figures, records: Sequence[Record], names: Sequence
 
 
 def evaluation_card(figures: Figures, record: Record, name: str, checkpoint: str) -> Card:
-    """One run's episodes by seed and mode."""
-    mine = record.evaluations[record.evaluations["checkpoint"] == checkpoint]
-    mine = mine[np.isin(mine["seed"], record.seeds)]
+    """The returns of one run's episodes, by seed and mode."""
+    episodes = record.evaluations[record.evaluations["checkpoint"] == checkpoint]
+    episodes = episodes[np.isin(episodes["seed"], record.seeds)]
     traces: list[dict[str, Any]] = []
     for mode, place in MODES.items():
-        rows, colour = mine[mine["mode"] == mode], f"@{place}"
+        rows, colour = episodes[episodes["mode"] == mode], f"@{place}"
         seeds = np.array([record.seeds.index(s) for s in rows["seed"].tolist()])
         points = {"boxpoints": "all", "jitter": 0.6, "pointpos": 0, "marker": {"color": colour, "size": 3}}
         box = {"line": {"color": colour, "width": 1}, "fillcolor": f"{colour}/0.15", "hoveron": "points"}

@@ -1,4 +1,4 @@
-"""Plotly figures as data, which the page's script draws.
+"""Plotly figures as data, which the script on the page draws.
 
 A colour is a name that the script looks up in the light or the dark theme: `@0` … for runs, `@ink`, `@up`, `@down`;
 `@0/0.2` has an opacity of 0.2. Other strings are left unchanged.
@@ -13,13 +13,13 @@ import numpy as np
 
 NUM_COLOURS = 7
 DASHES = ("solid", "dash", "dot", "dashdot")
-"""After seven runs the colours repeat with another dash."""
+"""Dash styles; after seven runs the colours repeat with the next one."""
 LEGEND_BELOW = {"orientation": "h", "yref": "container", "yanchor": "bottom", "y": 0, "x": 0, "xanchor": "left"}
-"""A legend with room for two rows below the axis, however much space the axis labels take."""
+"""Position of a legend at the bottom of the figure, below the axis labels."""
 
 
 class Html(str):
-    """Text that already is HTML, so templates do not escape it."""
+    """Text that is already HTML, so templates do not escape it."""
 
     def __html__(self) -> str:
         return self
@@ -34,7 +34,7 @@ class Figures:
     def add(
         self, traces: list[dict[str, Any]], layout: dict[str, Any], *, height: int, label: str, linked: bool = False
     ) -> Html:
-        """Add a figure; return the HTML of its place. `linked` figures share the axis of environment steps."""
+        """Add a figure; return the HTML element that holds it. `linked` figures share the axis of environment steps."""
         name = f"figure-{len(self.found)}"
         self.found.append({"name": name, "data": traces, "layout": layout, "linked": linked})
         style = f'style="height:{height}px"'
@@ -42,14 +42,14 @@ class Figures:
 
 
 def typed(x: np.ndarray) -> dict[str, Any]:
-    """Encode numbers as Plotly reads them fastest: 32-bit floats in base64."""
+    """Encode numbers in the form that Plotly reads fastest: 32-bit floats in base64."""
     array = np.ascontiguousarray(x, "<f4")
     shape = {"shape": ", ".join(map(str, array.shape))} if array.ndim > 1 else {}
     return {"dtype": "f4", "bdata": base64.b64encode(array.tobytes()).decode(), **shape}
 
 
 def colour(run: int, opacity: float = 1.0) -> str:
-    """The colour of a run."""
+    """The name of a run's colour."""
     return f"@{run % NUM_COLOURS}/{opacity:g}"
 
 
@@ -75,19 +75,19 @@ def mean_and_band(run: int, name: str, steps: np.ndarray, band: Any) -> list[dic
 
 
 def area_around(x: np.ndarray, low: np.ndarray, high: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """The outlines of the stretches of x where both curves are known, with gaps between them."""
+    """The outline of the area between two curves, as polygons where both are finite, separated by nan."""
     known = np.isfinite(low) & np.isfinite(high)
     stretches = np.split(np.arange(len(x)), np.flatnonzero(np.diff(known)) + 1)
-    gap, along, around = np.array([np.nan]), [], []
+    gap, outline_x, outline_y = np.array([np.nan]), [], []
     for stretch in stretches:
         if known[stretch[0]]:
-            along += [x[stretch], x[stretch][::-1], gap]
-            around += [high[stretch], low[stretch][::-1], gap]
-    return np.concatenate(along), np.concatenate(around)
+            outline_x += [x[stretch], x[stretch][::-1], gap]
+            outline_y += [high[stretch], low[stretch][::-1], gap]
+    return np.concatenate(outline_x), np.concatenate(outline_y)
 
 
 def seeds_trace(run: int, name: str, curves: list[tuple[np.ndarray, np.ndarray]]) -> dict[str, Any]:
-    """The curves of all seeds as one trace of thin lines, with gaps between them."""
+    """The curves of all seeds as one trace of thin lines, separated by nan."""
     gap = np.array([np.nan])
     x = np.concatenate([part for steps, _ in curves for part in (steps, gap)])
     y = np.concatenate([part for _, values in curves for part in (values, gap)])
@@ -101,7 +101,7 @@ def base(run: int, name: str) -> dict[str, Any]:
 
 
 def around(values: list[np.ndarray]) -> dict[str, Any]:
-    """An axis range that shows all these values; the interval of few seeds may extend beyond it."""
+    """An axis range around all these values; empty if they do not differ."""
     finite = np.concatenate([np.zeros(0), *(x[np.isfinite(x)] for x in values)])
     if not finite.size:
         return {}
@@ -111,5 +111,5 @@ def around(values: list[np.ndarray]) -> dict[str, Any]:
 
 
 def axis(title: str, **settings: Any) -> dict[str, Any]:
-    """An axis with its title; very small numbers are shown as powers of ten, not with letters."""
+    """An axis with its title; exponents are shown as powers of ten, not as letters."""
     return {"title": {"text": title}, "exponentformat": "power", **settings}

@@ -1,4 +1,4 @@
-"""Render a Jinja2 template to a self-contained page: one file that opens without a network or a server."""
+"""Render a Jinja2 template to a self-contained page: one file that needs neither network nor server."""
 
 import base64
 import gzip
@@ -18,22 +18,22 @@ from upslope.report.figures import Figures
 from upslope.runs.directory import versions
 
 MARK = "<!-- a page of upslope -->"
-"""Every page contains this mark, so that only pages of upslope are overwritten."""
+"""A mark in every page, because only pages of upslope are overwritten."""
 UNREADABLE = re.compile("[\x00-\x08\x0b-\x1f\x7f-\x9f\u200e\u200f\u2028-\u202e\u2066-\u2069\ud800-\udfff]")
-"""Characters that no page may contain: control characters, those that change the writing direction, lone surrogates."""
+"""Characters not allowed in a page: control characters, direction marks and overrides, lone surrogates."""
 SUFFIXES = (".html", ".htm")
 WORDS = {
     "language": "en",
     "no_script": "The charts are drawn by JavaScript, which is switched off here; the tables are complete.",
-    "old_browser": "The charts need a browser of 2023 or later; the tables are complete.",
+    "old_browser": "The charts need a browser from 2023 or later; the tables are complete.",
 }
 
 
 def page_path(output: str | Path, default: str) -> Path:
-    """The file of a page: in a folder it is named `default`, and a name without a suffix gets `.html`.
+    """The file to write a page to: `default` if `output` is a folder; a name without a suffix gets `.html`.
 
     Raises:
-        UpslopeError: the suffix is wrong, the folder is missing, or an existing file is not a page of upslope.
+        UpslopeError: the suffix is not HTML's, the folder is missing, or an existing file is not a page of upslope.
     """
     path = Path(output)
     if path.is_dir() or str(output).endswith(("/", "\\")):
@@ -42,11 +42,10 @@ def page_path(output: str | Path, default: str) -> Path:
         path = path.with_suffix(".html")
     if path.suffix.lower() not in SUFFIXES:
         raise UpslopeError(
-            f"A page is HTML, and {path} is named as something else. Give --output a name that ends in .html, or a "
-            "folder."
+            f"A page is written as HTML, but {path} does not end in .html. Give --output such a name, or a folder."
         )
     if not path.parent.is_dir():
-        raise UpslopeError(f"There is no folder {path.parent} to write {path.name} into. Make it first.")
+        raise UpslopeError(f"There is no folder {path.parent} to write {path.name} into. Create it first.")
     if path.exists() and not is_page(path):
         raise UpslopeError(f"{path} exists and is not a page of upslope, so it is not replaced. Give another --output.")
     return path
@@ -61,7 +60,7 @@ def is_page(path: Path) -> bool:
 
 
 def plotly_script() -> str:
-    """Plotly's script, from its Python package."""
+    """Plotly's script, read from its Python package."""
     for package in ("Plotly", "Jinja2"):
         if find_spec(package.lower()) is None:
             raise UpslopeError(f'A page needs {package}, which is not installed: pip install "upslope[report]"')
@@ -70,7 +69,7 @@ def plotly_script() -> str:
 
 @cache
 def templates(package: str = "upslope.report") -> Any:
-    """A Jinja2 environment with the templates of a package and of the report; it escapes all text."""
+    """A Jinja2 environment with the templates of a package and of the report; text is escaped."""
     from jinja2 import ChoiceLoader, Environment, PackageLoader, StrictUndefined
 
     loaders = [PackageLoader(name, "assets") for name in dict.fromkeys((package, "upslope.report"))]
@@ -89,8 +88,8 @@ def render(template: str, figures: Figures, *, package: str = "upslope.report", 
     fields = {
         "mark": MARK,
         "written": f"upslope {versions()['upslope']}, {datetime.now(UTC):%Y-%m-%d %H:%M} UTC",
-        "plotly": packed(plotly_script()),
-        "data": packed(numbers),
+        "plotly": compress(plotly_script()),
+        "data": compress(numbers),
         **WORDS,
         **fields,
     }
@@ -98,7 +97,7 @@ def render(template: str, figures: Figures, *, package: str = "upslope.report", 
     return UNREADABLE.sub(lambda found: escaped(found[0]), page)
 
 
-def packed(text: str) -> str:
+def compress(text: str) -> str:
     """Compress text to gzip in base64: a third of the size, and free of HTML syntax, e.g. `</script>`."""
     return base64.b64encode(gzip.compress(text.encode(), 6, mtime=0)).decode()
 

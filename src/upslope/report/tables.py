@@ -16,7 +16,7 @@ from upslope.report.figures import LEGEND_BELOW, Figures, Html, axis, mean_and_b
 LONG = 30
 """Settings with more characters may wrap over several lines."""
 MANY_PROFILES = 4
-"""With more profiles, intervals are not drawn; they are in the output of `--json`."""
+"""With more profiles, their intervals are not drawn; they are in the output of `--json`."""
 
 
 class Table(NamedTuple):
@@ -28,7 +28,7 @@ class Table(NamedTuple):
 
 
 def estimate(x: Estimate, spread: float = np.nan) -> str:
-    """Format a number and its interval; `spread` sets the digits if there is no interval."""
+    """An estimate as text, with its interval; `spread` sets the digits if there is no interval."""
     if x.interval is None:
         return number(x.value, spread)
     value, interval = with_interval(x.value, x.interval.low, x.interval.high)
@@ -38,14 +38,14 @@ def estimate(x: Estimate, spread: float = np.nan) -> str:
 def comparison_part(figures: Figures, comparison: Comparison, names: dict[Path, str]) -> dict[str, Any]:
     """Scores with intervals, as figures and tables, and pairwise probabilities; one part per environment.
 
-    A group of one run is called by the run's name, a group of several by its label in the comparison.
+    A group of one run has the run's name, a group of several its label in the comparison.
     """
     parts = []
     for environment in dict.fromkeys(g.environment for g in comparison.groups):
         groups = [g for g in comparison.groups if g.environment == environment]
-        called = {g.label: names[g.runs[0]] if len(g.runs) == 1 else g.label for g in groups}
-        pairs = improvement_table(comparison, called, (environment,))
-        drawn = {"figure": score_figure(figures, groups, called), "scores": score_table(groups, called), "pairs": pairs}
+        titles = {g.label: names[g.runs[0]] if len(g.runs) == 1 else g.label for g in groups}
+        pairs = improvement_table(comparison, titles, (environment,))
+        drawn = {"figure": score_figure(figures, groups, titles), "scores": score_table(groups, titles), "pairs": pairs}
         parts.append({"environment": environment, **drawn})
     overall = overall_part(figures, comparison) if comparison.aggregates else None
     return {"score": comparison.score, "environments": parts, "overall": overall}
@@ -86,14 +86,14 @@ def profile_figure(figures: Figures, comparison: Comparison) -> Html:
     return figures.add(traces, layout, height=380, label="Performance profiles over all environments")
 
 
-def score_figure(figures: Figures, groups: Sequence[Group], called: dict[str, str]) -> Html:
+def score_figure(figures: Figures, groups: Sequence[Group], titles: dict[str, str]) -> Html:
     """Each seed as a point, and the mean as a bar with its interval. A single seed has no bar."""
     traces: list[dict[str, Any]] = []
     for place, group in enumerate(groups):
-        shown = {"type": "scatter", "showlegend": False, "name": escape(called[group.label]), "mode": "markers"}
+        common = {"type": "scatter", "showlegend": False, "name": escape(titles[group.label]), "mode": "markers"}
         seeds = {"x": typed(group.scores), "y": [place] * len(group.scores), "text": [f"seed {s}" for s in group.seeds]}
         marker = {"color": "@ink/0.35", "size": 7}
-        traces.append({**shown, **seeds, "marker": marker, "hovertemplate": "%{text}: %{x:.5~g}"})
+        traces.append({**common, **seeds, "marker": marker, "hovertemplate": "%{text}: %{x:.5~g}"})
         if len(group.seeds) < 2 or not np.isfinite(group.mean.value):
             continue
         mean: dict[str, Any] = {"x": [group.mean.value], "y": [place]}
@@ -101,18 +101,18 @@ def score_figure(figures: Figures, groups: Sequence[Group], called: dict[str, st
             up = group.mean.interval.high - group.mean.value
             mean["error_x"] = {"type": "data", "array": [up], "color": "@ink", "thickness": 2}
         marker = {"symbol": "line-ns", "size": 18, "line": {"width": 3, "color": "@ink"}}
-        traces.append({**shown, **mean, "marker": marker, "hovertemplate": "mean %{x:.5~g}"})
-    ticks = {"tickvals": list(range(len(groups))), "ticktext": [escape(called[g.label]) for g in groups]}
+        traces.append({**common, **mean, "marker": marker, "hovertemplate": "mean %{x:.5~g}"})
+    ticks = {"tickvals": list(range(len(groups))), "ticktext": [escape(titles[g.label]) for g in groups]}
     layout = {
-        "xaxis": axis("score (reward)", **without_spread(np.concatenate([g.scores for g in groups]))),
+        "xaxis": axis("score (reward)", **single_tick_axis(np.concatenate([g.scores for g in groups]))),
         "yaxis": {**ticks, "range": [len(groups) - 0.5, -0.5], "fixedrange": True},
         "hovermode": "closest",
     }
     return figures.add(traces, layout, height=80 + 34 * len(groups), label="Scores and their intervals")
 
 
-def without_spread(scores: np.ndarray) -> dict[str, Any]:
-    """An axis with one tick, for scores that are all the same, for example with one seed."""
+def single_tick_axis(scores: np.ndarray) -> dict[str, Any]:
+    """Axis settings with a single tick if all scores are the same, e.g. with one seed; else empty."""
     known = scores[np.isfinite(scores)]
     if not len(known) or np.ptp(known) > 0:
         return {}
@@ -120,7 +120,7 @@ def without_spread(scores: np.ndarray) -> dict[str, Any]:
     return {"range": [value - margin, value + margin], "tickvals": [value], "ticktext": [number(value)]}
 
 
-def score_table(groups: Sequence[Group], called: dict[str, str]) -> Table:
+def score_table(groups: Sequence[Group], titles: dict[str, str]) -> Table:
     """Mean, interquartile mean, median, and sample efficiency. The mean is first, since a phone shows only that."""
     known = [g.efficiency for g in groups if g.efficiency]
     early = [Html(f"return at<br>{steps:,} steps") for steps in known[0].steps] if known else []
@@ -129,33 +129,33 @@ def score_table(groups: Sequence[Group], called: dict[str, str]) -> Table:
     for g in groups:
         planned = g.settings["steps"]
         budget = f"{g.budget:,}" if g.budget == planned else Html(f"{g.budget:,}<br>of {planned:,}")
-        cells = [called[g.label], estimate(g.mean), estimate(g.iqm), estimate(g.median), str(len(g.seeds)), budget]
+        cells = [titles[g.label], estimate(g.mean), estimate(g.iqm), estimate(g.median), str(len(g.seeds)), budget]
         cells += [estimate(e) for e in g.efficiency.at] if g.efficiency else [UNKNOWN] * len(early)
         rows.append([*cells, estimate(g.efficiency.area) if g.efficiency else UNKNOWN])
     return Table(head, rows)
 
 
-def improvement_table(comparison: Comparison, called: dict[str, str], environments: tuple[str, ...]) -> Table | None:
-    """P(a seed of the row scores higher than one of the column) for all labels; None for a single label."""
-    if len(called) < 2:
+def improvement_table(comparison: Comparison, titles: dict[str, str], environments: tuple[str, ...]) -> Table | None:
+    """P(a seed of the row scores higher than one of the column) for all labels; None if there is only one."""
+    if len(titles) < 2:
         return None
     cells: dict[tuple[str, str], str] = {}
     for found in comparison.improvements:
         if found.environments == environments:
             cells[found.label, found.other] = estimate(found.probability, HUNDREDTHS)
-            cells.setdefault((found.other, found.label), estimate(turned(found.probability), HUNDREDTHS))
-    rows = [[called[a], *(cells.get((a, b), "") for b in called)] for a in called]
-    return Table(["", *called.values()], rows, "Probability that a seed of the row beats one of the column")
+            cells.setdefault((found.other, found.label), estimate(complement(found.probability), HUNDREDTHS))
+    rows = [[titles[a], *(cells.get((a, b), "") for b in titles)] for a in titles]
+    return Table(["", *titles.values()], rows, "Probability that a seed of the row beats one of the column")
 
 
-def turned(p: Estimate) -> Estimate:
-    """The estimate of 1 − p."""
+def complement(p: Estimate) -> Estimate:
+    """1 − p with its interval."""
     interval = type(p.interval)(1 - p.interval.high, 1 - p.interval.low) if p.interval else None
     return Estimate(1 - p.value, interval)
 
 
 def settings_part(records: Sequence[Record], names: Sequence[str]) -> dict[str, Table | None]:
-    """The settings that differ between the runs, those that all share, and the versions that made the runs."""
+    """The settings that differ between the runs, those that all share, and the versions used for each run."""
     settings = [r.config.to_json() for r in records]
     keys = list(dict.fromkeys(key for one in settings for key in one))
     differ = [k for k in keys if len({repr(one.get(k)) for one in settings}) > 1]
@@ -164,20 +164,20 @@ def settings_part(records: Sequence[Record], names: Sequence[str]) -> dict[str, 
     packages = list(dict.fromkeys(key for r in records for key in r.versions))
     rows += [[package, *(str(r.versions.get(package, UNKNOWN)) for r in records)] for package in packages]
     return {
-        "differ": Table(["", *names], [[code(k), *(shown(s.get(k)) for s in settings)] for k in differ])
+        "differ": Table(["", *names], [[code(k), *(setting_text(s.get(k)) for s in settings)] for k in differ])
         if differ
         else None,
-        "same": Table(["", "value"], [[code(k), shown(settings[0].get(k))] for k in keys if k not in differ]),
+        "same": Table(["", "value"], [[code(k), setting_text(settings[0].get(k))] for k in keys if k not in differ]),
         "versions": Table(["", *names], rows),
     }
 
 
 def code(name: str) -> Html:
-    """Mark up the name of a setting as code."""
+    """The name of a setting, marked up as code."""
     return Html(f"<code>{escape(name)}</code>")
 
 
-def shown(value: Any) -> str:
-    """Format the value of a setting as text."""
+def setting_text(value: Any) -> str:
+    """The value of a setting as text."""
     text = UNKNOWN if value is None else f"{value:,}" if type(value) is int else str(value)
     return Html(f'<span class="long">{escape(text)}</span>') if len(text) > LONG else text

@@ -27,13 +27,14 @@ def film(
     max_episode_steps: int | None = None,
     trust: bool = False,
 ) -> Path:
-    """Film one deterministic episode of the run's first seed; a compiled environment is filmed as its Gymnasium twin.
-    `max_episode_steps` and `trust` are those of `evaluate`.
+    """Film one deterministic episode of the run's first seed.
+
+    A compiled environment is filmed as its Gymnasium twin. `max_episode_steps` and `trust` are those of `evaluate`.
 
     Raises:
         UpslopeError: imageio is missing, the file cannot be written, or the environment cannot render.
     """
-    path = film_path(path)
+    path = video_path(path)
     import imageio.v2 as imageio
 
     config = with_limit(RunDirectory(run).config(), max_episode_steps)
@@ -41,13 +42,13 @@ def film(
     name = config.environment.removeprefix(COMPILED_PREFIX)
     twin: Any = make(name, **made_with(vars(config)))
     if twin.is_compiled:
-        raise UpslopeError(f"{config.environment} is compiled and has no twin in Gymnasium that could be filmed.")
-    made = twin.drawing()
+        raise UpslopeError(f"{config.environment} is compiled and has no Gymnasium twin, so it cannot be filmed.")
+    drawing = twin.drawing()
     policy = load(run, seed=config.seed, checkpoint=checkpoint, trust=trust)
-    env, frames = made.create(), []
+    env, frames = drawing.create(), []
     try:
         observation, _ = env.reset(seed=environment_seed)
-        for _ in range(config.max_episode_steps or made.max_episode_steps or LIMIT):
+        for _ in range(config.max_episode_steps or drawing.max_episode_steps or LIMIT):
             frames.append(frame_of(env.render(), name))
             observation, _, terminated, truncated, _ = env.step(policy(observation))
             if terminated or truncated:
@@ -55,34 +56,36 @@ def film(
     finally:
         close_all(name, [env])
     with warnings.catch_warnings():
-        # JAX warns about every fork; this one starts ffmpeg at once and shares nothing.
+        # JAX warns about every fork; this one only starts ffmpeg.
         warnings.filterwarnings("ignore", "os.fork", RuntimeWarning)
-        # Write under another name until complete, so that a full disk does not leave a partial film.
-        made = path.with_name(f".{path.stem[:200]}.{token_hex(4)}.mp4")
+        # Write to a temporary name first, so that a full disk does not leave a partial film.
+        temporary = path.with_name(f".{path.stem[:200]}.{token_hex(4)}.mp4")
         try:
-            imageio.mimwrite(made, frames, fps=env.metadata.get("render_fps", 30), macro_block_size=2)
-            made.replace(path)
+            imageio.mimwrite(temporary, frames, fps=env.metadata.get("render_fps", 30), macro_block_size=2)
+            temporary.replace(path)
         finally:
-            made.unlink(missing_ok=True)
+            temporary.unlink(missing_ok=True)
     return path
 
 
-def film_path(path: str | Path) -> Path:
-    """The file of a film. It and the required packages are checked before an episode is played."""
+def video_path(path: str | Path) -> Path:
+    """The file to write a film to; it and the required packages are checked before an episode is played."""
     if find_spec("imageio") is None or find_spec("imageio_ffmpeg") is None:
         raise UpslopeError('Video needs imageio and ffmpeg: pip install "upslope[video]".')
     path = Path(path) if Path(path).suffix else Path(f"{path}.mp4")
     if path.suffix != ".mp4":
-        raise UpslopeError(f"A film is an .mp4, and {path} is named as something else. Give another --video.")
+        raise UpslopeError(f"Films are written as .mp4, but {path} has another suffix. Give another --video.")
     if path.exists():
         raise UpslopeError(f"{path} exists already, and nothing is overwritten. Give another --video.")
     if not path.parent.is_dir():
-        raise UpslopeError(f"There is no folder {path.parent} to write {path.name} into. Make it first.")
+        raise UpslopeError(f"There is no folder {path.parent} to write {path.name} into. Create it first.")
     return path
 
 
 def frame_of(picture: object, name: str) -> np.ndarray:
-    """Check that an environment rendered a picture, and return it; anything else is refused."""
+    """Return the rendered picture; raise an error if it is not an array."""
     if not isinstance(picture, np.ndarray):
-        raise UpslopeError(f'{name} cannot draw itself: render_mode="rgb_array" gave {type(picture).__name__}.')
+        raise UpslopeError(
+            f'{name} cannot be filmed: render_mode="rgb_array" gave {type(picture).__name__}, not an array.'
+        )
     return picture

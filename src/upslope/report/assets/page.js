@@ -22,7 +22,7 @@
   const darkness = matchMedia("(prefers-color-scheme: dark)");
   const drawn = new Map(); // name → its place
   const hidden = new Set(); // runs
-  let range = null; // of the steps, once somebody zoomed
+  let range = null; // of the step axis, after a zoom
 
   // --- theme -------------------------------------------------------------------------------------------------
   const lookUp = () => {
