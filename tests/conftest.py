@@ -7,17 +7,10 @@ from pathlib import Path
 
 import jax
 import pytest
-from helpers import FUSION_EMITTERS, write_run
+from compile_flags import FUSION_EMITTERS
+from helpers import write_run
 
-# The tests compile some thousand training programs and run each briefly. Without LLVM's optimisation and XLA's fusion
-# emitters that takes a third of the time, here and in the commands that tests start; see `compiled_for_users`.
-USERS_FLAGS = os.environ.setdefault("USERS_XLA_FLAGS", os.environ.get("XLA_FLAGS", ""))
-FLAGS = ["--xla_backend_optimization_level=0"]
-FLAGS += ["--xla_cpu_use_fusion_emitters=false"] if FUSION_EMITTERS else []
-os.environ["XLA_FLAGS"] = " ".join((USERS_FLAGS, *FLAGS))
 os.environ.setdefault("MUJOCO_GL", "egl")
-# Two devices on any machine, so that seeds are spread in the tests too.
-jax.config.update("jax_num_cpu_devices", 2)
 
 
 # The files that take longest, the longest first: begun last, one of them would keep a single core busy at the end.
@@ -51,12 +44,6 @@ def compiled_once(tmp_path_factory: pytest.TempPathFactory) -> None:
 def trust_of_the_tests(tmp_path_factory: pytest.TempPathFactory) -> None:
     """What tests trust is not kept in the user's own folder."""
     os.environ["UPSLOPE_STATE"] = str(tmp_path_factory.mktemp("state"))
-
-
-@pytest.fixture(scope="session")
-def users_flags() -> str:
-    """`XLA_FLAGS` of commands that shall compile as users have it."""
-    return USERS_FLAGS
 
 
 @pytest.fixture(scope="module")

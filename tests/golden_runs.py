@@ -2,8 +2,8 @@
 
 They pin behaviour through changes of structure: the numbers must be bit for bit those stored, on the machine and the
 versions that stored them. Elsewhere rounding differs, and sooner or later a near-tie between two actions falls
-differently, after which two runs have nothing in common: there the leading rows are compared, to within a tolerance. Store
-the runs anew only in a commit that changes numbers on purpose, and that says so:
+differently, after which two runs have nothing in common: there the leading rows are compared, to within a tolerance.
+Store the runs anew only in a commit that changes numbers on purpose, and that says so:
 
     python tests/golden_runs.py              # trains, and writes golden/runs.npz; --to FILE: another file
     python tests/golden_runs.py --tolerance  # trains on a narrower instruction set, and stores what agrees there
@@ -20,6 +20,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from compile_flags import FLAGS
 
 from upslope.models.normaliser import RunningStatistics
 
@@ -163,9 +164,9 @@ def main() -> None:
         print(json.dumps({name: num_agreeing(found[name], expected[name]) for name in found}))
         return
     if "--tolerance" in sys.argv:
-        environment = os.environ | {"XLA_FLAGS": "--xla_cpu_max_isa=AVX", "NPY_DISABLE_CPU_FEATURES": "AVX512F"}
+        narrower = {"XLA_FLAGS": f"{FLAGS} --xla_cpu_max_isa=AVX", "NPY_DISABLE_CPU_FEATURES": "AVX512F"}
         command = [sys.executable, __file__, "--compare"]
-        answer = subprocess.run(command, env=environment, capture_output=True, text=True, check=True)
+        answer = subprocess.run(command, env=os.environ | narrower, capture_output=True, text=True, check=True)
         agreeing = json.loads(answer.stdout.splitlines()[-1])
         found, meta = stored()
         save(found, agreeing, made_on=meta["fingerprint"])

@@ -7,6 +7,7 @@ from functools import partial
 import jax
 import jax.numpy as jnp
 import numpy as np
+from compile_flags import FUSION_EMITTERS
 from gymnasium.spaces import Box, Discrete
 from hypothesis import settings
 from hypothesis import strategies as st
@@ -35,8 +36,6 @@ DISTRIBUTIONS = ("categorical", "multi_categorical", "bernoulli", "gaussian")
 NUM_STEPS, NUM_ENVS = 8, 8
 # A small program spends most of its time in XLA, half of it optimising code that runs once.
 quick_jit = partial(jax.jit, compiler_options={"xla_backend_optimization_level": 0})
-HAS_FUSION_EMITTERS_FLAG = jax.__version_info__ < (0, 11)  # XLA ends the process at a flag that it does not know
-FUSION_EMITTERS = {"xla_cpu_use_fusion_emitters": True} if HAS_FUSION_EMITTERS_FLAG else {}
 # Compiled as JAX does by default, whatever conftest.py sets: for numbers that rounding carries far.
 users_jit = partial(jax.jit, compiler_options={"xla_backend_optimization_level": 3} | FUSION_EMITTERS)
 

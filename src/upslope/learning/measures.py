@@ -18,8 +18,12 @@ def feature_statistics(features: Float[Array, "B D"], valid: Bool[Array, "B"]) -
     return jnp.stack([jnp.max(jnp.abs(centre)), jnp.min(variance), jnp.max(variance), largest, is_constant])
 
 
+ROUNDING = 1e-5
+"""The relative error that computing in 32 bits may leave in a target, generously."""
+
+
 def correlations(pairs: list[Any]) -> Float[Array, "K"]:
-    """Pearson's correlation of every (x, y, where); nan if x or y does not vary."""
+    """Pearson's correlation of every (x, y, where); nan if x or y does not vary by more than rounding."""
     x, y, where = jax.lax.optimization_barrier(
         tuple(jnp.stack([jnp.ravel(x) for x in part]) for part in zip(*pairs, strict=True))
     )
@@ -28,9 +32,14 @@ def correlations(pairs: list[Any]) -> Float[Array, "K"]:
     def average(z: Array) -> Array:
         return row_sums(jnp.where(where, z, 0.0)) / count
 
-    x, y = x - average(x)[:, None], y - average(y)[:, None]
-    scale = jnp.sqrt(average(x**2) * average(y**2))
-    return average(x * y) / jnp.where(scale > 1e-10, scale, jnp.nan)
+    def centred(z: Array) -> tuple[Array, Array, Array]:
+        """z − mean, its variance, and whether that is more than rounding."""
+        square, z = average(z**2), z - average(z)[:, None]
+        variance = average(z**2)
+        return z, variance, variance > ROUNDING**2 * square
+
+    (x, x_variance, x_varies), (y, y_variance, y_varies) = centred(x), centred(y)
+    return average(x * y) / jnp.where(x_varies & y_varies, jnp.sqrt(x_variance * y_variance), jnp.nan)
 
 
 def saturation(units: Float[Array, "B K"], activation: str, valid: Bool[Array, "B"]) -> Float[Array, ""]:
