@@ -54,10 +54,10 @@ def box(low: float, high: float, dtype: Any, shape: tuple[int, ...] = (1,)) -> s
         (box(-np.inf, np.inf, np.float32), np.array([1e300]), "1e.300 is beyond the largest float32"),
         (box(-np.inf, np.inf, np.float32), np.array(["1"]), "dtype is <U1"),
         (box(-np.inf, np.inf, np.float32), np.array([1j]), "dtype is complex128"),
-        (spaces.Discrete(3), 7, "7 has no place"),
-        (spaces.Discrete(3), -1, "-1 has no place"),
-        (spaces.Discrete(3), np.int64(3), "3 has no place"),
-        (spaces.Discrete(3, start=5), 0, "0 has no place"),
+        (spaces.Discrete(3), 7, "7 is out of range"),
+        (spaces.Discrete(3), -1, "-1 is out of range"),
+        (spaces.Discrete(3), np.int64(3), "3 is out of range"),
+        (spaces.Discrete(3, start=5), 0, "0 is out of range"),
         (spaces.Discrete(3), 1.5, "casting 1.5 to "),
         (spaces.Discrete(3), None, "NoneType, not numbers"),
     ],
@@ -98,7 +98,7 @@ def test_an_index_without_a_place_is_refused_at_any_time(late: int):
         count = iter(range(10_000))
         return Shows(spaces.Discrete(3), lambda generator: 9 if next(count) >= late else 1)
 
-    with pytest.raises(UpslopeError, match=f"9 has no place.*step {late}"):
+    with pytest.raises(UpslopeError, match=f"9 is out of range.*step {late}"):
         walked(shows_nine_late, late + 5)
 
 
