@@ -172,7 +172,7 @@ def test_evaluate_and_compare_say_the_same_of_few_seeds_that_agree(tmp_path: Pat
     compared = " ".join(capsys.readouterr().out.split())
     for words in ("2 seeds are thin evidence", "all 2 seeds have the same score, so there is no spread"):
         assert words in judged and words in compared
-    assert "±" not in judged and "1 episode a seed and mode" in judged
+    assert "±" not in judged and "1 episode per seed and mode" in judged
 
 
 def test_a_film_that_cannot_be_is_refused_before_anything_is_played(tmp_path: Path, monkeypatch, capsys):

@@ -42,7 +42,8 @@ def page_path(output: str | Path, default: str) -> Path:
         path = path.with_suffix(".html")
     if path.suffix.lower() not in SUFFIXES:
         raise UpslopeError(
-            f"A page is written as HTML, but {path} does not end in .html. Give --output such a name, or a folder."
+            f"A page is an HTML file, but {path} has another suffix. Give --output a name that ends in .html, or a "
+            "folder."
         )
     if not path.parent.is_dir():
         raise UpslopeError(f"There is no folder {path.parent} to write {path.name} into. Create it first.")

@@ -74,7 +74,7 @@ def video_path(path: str | Path) -> Path:
         raise UpslopeError('Video needs imageio and ffmpeg: pip install "upslope[video]".')
     path = Path(path) if Path(path).suffix else Path(f"{path}.mp4")
     if path.suffix != ".mp4":
-        raise UpslopeError(f"Films are written as .mp4, but {path} has another suffix. Give another --video.")
+        raise UpslopeError(f"A film is an .mp4 file, but {path} has another suffix. Give another --video.")
     if path.exists():
         raise UpslopeError(f"{path} exists already, and nothing is overwritten. Give another --video.")
     if not path.parent.is_dir():
