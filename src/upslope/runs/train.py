@@ -76,7 +76,7 @@ def begin(config: Config, task: Task, directory: RunDirectory, session: Session)
         directory.create(config, spaces, task.described())
         allow(requested(config))  # a run trained on this machine is trusted
         with directory.held():
-            lines = [*opening_lines(config, directory), *lines_of_networks(task), *lines_of_one_sample(task)]
+            lines = [*opening_lines(config, directory), *lines_of_task(config, task)]
             return run_loop(config, engine, directory, session, state, progress, lines)
 
 
@@ -190,6 +190,18 @@ def opening_lines(config: Config, directory: RunDirectory) -> list[str]:
     if config.seeds == 1:
         lines.append("one seed gives no interval: --seeds 5 shows how far the result can be trusted")
     return lines
+
+
+def lines_of_task(config: Config, task: Task) -> list[str]:
+    """What to know about the task before training begins."""
+    return [*lines_of_networks(task), *lines_of_masks(config, task), *lines_of_one_sample(task)]
+
+
+def lines_of_masks(config: Config, task: Task) -> list[str]:
+    """The note that there are no masks to ignore."""
+    if config.masks or task.environment.ignores_masks:
+        return []
+    return [f"--no-masks changes nothing: {config.environment} gives no action masks"]
 
 
 def lines_of_networks(task: Task) -> list[str]:
