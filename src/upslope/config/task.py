@@ -198,12 +198,16 @@ def model_of(
 ) -> ModelSpec:
     """The specification of a config's model for these spaces."""
     if own is None and config.model == "perceptron":
-        names = ("hidden_sizes", "activation", "log_std_init", "memory", "memory_size", "shared_trunk")
-        settings = {name: getattr(config, name) for name in (*names, "policy_reads", "critic_reads")} | {
-            "encoders": config.encoder
-        }
+        settings = {name: getattr(config, name) for name in OF_NETWORKS} | {"encoders": config.encoder}
         return ModelSpec(encoder, head, settings)
     return ModelSpec(encoder, head, dict(config.model_kwargs), own or imported("model", config.model))
+
+
+OF_NETWORKS = (
+    *("hidden_sizes", "activation", "log_std_init", "memory", "memory_size", "shared_trunk"),
+    *("policy_reads", "critic_reads"),
+)
+"""Settings of upslope's own networks."""
 
 
 def optimiser_of(config: Config, own: optax.GradientTransformation | None = None) -> Optimiser:

@@ -89,8 +89,8 @@ class Update:
             kind = "samples of" if length == 1 else f"stretches of --sequence-length {length} in"
             remedy = "raise --rollout-steps" if length == 1 else "the length of a stretch"
             raise UpslopeError(
-                f"--minibatches {self.minibatches} is more than the {units} {kind} an iteration ({columns} environments "
-                f"× {steps} steps). Lower it, or {remedy}."
+                f"--minibatches {self.minibatches} is more than the {units} {kind} an iteration ({columns} "
+                f"environments × {steps} steps). Lower it, or {remedy}."
             )
 
     def plan(self, epochs: int) -> Plan:

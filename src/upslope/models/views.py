@@ -101,9 +101,8 @@ def view_of(encoder: ObservationEncoder, networks: Sequence[tuple[str, str]], wa
         raise UpslopeError(f"{flag} names nothing, and a network that reads nothing cannot learn. Name a part.")
     columns, images = places_of(encoder, networks)
     known = dict(covered_by(encoder))
-    chosen = [
-        covered for key in wanted for each in spelled_out(key, known) for covered in known_part(each, known, flag)
-    ]
+    spelled = [each for key in wanted for each in spelled_out(key, known)]
+    chosen = [covered for key in spelled for covered in known_part(key, known, flag)]
     # A set of features, so that parts named twice or inside one another are read once and in their own order.
     read = {columns[key] + index for key, indices in chosen if key in columns for index in indices}
     seen = tuple(sorted({images[key] for key, _ in chosen if key in images}))
@@ -212,14 +211,8 @@ def emptied(encoder: ObservationEncoder, observation: Any, view: View) -> Any:
     if view.keys is None:
         return observation
     arrays, structure = jax.tree.flatten(observation)
-    leaves = [(key, inner.shapes) for key, inner, _ in encoder.leaves(encoder.shapes)]
-    batch = next(
-        x.shape[: max(0, x.ndim - len(shape))]
-        for (key, shape), x in zip(leaves, arrays, strict=True)
-        if view.reads(key)
-    )
-    kept = (
-        x if view.reads(key) else np.zeros((*batch, *shape), np.float32)
-        for (key, shape), x in zip(leaves, arrays, strict=True)
-    )
+    keys, shapes = zip(*((key, inner.shapes) for key, inner, _ in encoder.leaves(encoder.shapes)), strict=True)
+    leaves = list(zip(keys, shapes, arrays, strict=True))
+    batch = next(x.shape[: max(0, x.ndim - len(shape))] for key, shape, x in leaves if view.reads(key))
+    kept = [x if view.reads(key) else np.zeros((*batch, *shape), np.float32) for key, shape, x in leaves]
     return jax.tree.unflatten(structure, kept)
