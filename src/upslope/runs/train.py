@@ -21,6 +21,7 @@ from upslope.errors import UpslopeError
 from upslope.learning.devices import computing
 from upslope.learning.iteration import Task
 from upslope.models.build import unusual_parts
+from upslope.models.encoders import ImageEncoder
 from upslope.runs.datasets import load_dataset
 from upslope.runs.directory import RunDirectory
 from upslope.runs.display import Display
@@ -194,7 +195,24 @@ def opening_lines(config: Config, directory: RunDirectory) -> list[str]:
 
 def lines_of_task(config: Config, task: Task) -> list[str]:
     """What to know about the task before training begins."""
-    return [*lines_of_networks(task), *lines_of_masks(config, task), *lines_of_one_sample(task)]
+    lines = [*lines_of_networks(task), *lines_of_batch(task)]
+    return [*lines, *lines_of_masks(config, task), *lines_of_one_sample(task)]
+
+
+LARGE_BATCH = 2**25
+"""Bytes of observations in an iteration from which on their size is told."""
+
+
+def lines_of_batch(task: Task) -> list[str]:
+    """The note on the memory that the observations of an iteration take, if it is much."""
+    encoder, whole = task.model.encoder, task.estimator.whole_episodes
+    parts = (inner for _, inner, _ in encoder.leaves(encoder.shapes))
+    one = sum(math.prod(inner.shapes) * (1 if isinstance(inner, ImageEncoder) else 4) for inner in parts)
+    steps = (task.max_episode_steps or 0) if whole else task.rollout_steps
+    size = 2 * one * steps * task.num_envs  # each with its successor
+    if size < LARGE_BATCH:
+        return []
+    return [f"the observations of an iteration take {size / 2**20:,.0f} MB of memory for each seed"]
 
 
 def lines_of_masks(config: Config, task: Task) -> list[str]:
