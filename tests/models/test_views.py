@@ -204,9 +204,7 @@ def test_no_hidden_layers_leave_the_last_ones(settings: dict[str, Any]):
     model = networks(
         encoder_of(spaces.Box(-1, 1, (4,)), "it"), DiscreteHead(2), key=jax.random.key(0), hidden_sizes=(), **settings
     )
-    outputs, _ = model.step(
-        jnp.ones((3, 4)) if not settings else model.prepare(jnp.ones((3, 4))), model.start(3), jnp.ones(3, bool)
-    )
+    outputs, _ = model.step(model.prepare(jnp.ones((3, 4))), model.start(3), jnp.ones(3, bool))
     assert outputs.value.shape == (3,) and outputs.policy.logits.shape == (3, 2)
 
 
