@@ -86,6 +86,10 @@ def forgotten_in_the_update(patch: pytest.MonkeyPatch) -> None:
     patch.setattr(Gated, "over_time", lambda self, x, carry, fresh: goes(self, x, carry, jnp.zeros_like(fresh)))
 
 
+def of_another_row(policy: Any, mask: Any) -> Any:
+    return policy if mask is None else policy.masked(jnp.roll(mask, 1, axis=0))
+
+
 FAULTS: dict[str, Any] = {
     "nothing": (None, None),
     "no restart in acting": (forgotten_in_acting, None),
@@ -93,7 +97,7 @@ FAULTS: dict[str, Any] = {
     "no mask in the update": (None, lambda patch: patch.setattr(models, "allowed", lambda policy, mask: policy)),
     "the mask of another row": (
         None,
-        lambda patch: patch.setattr(models, "allowed", lambda policy, mask: policy.masked(jnp.roll(mask, 1, axis=0))),
+        lambda patch: patch.setattr(models, "allowed", of_another_row),
     ),
 }
 
@@ -205,11 +209,6 @@ def test_the_successor_of_a_last_frame_is_no_first_frame(kind: str, is_planted: 
         assert (~is_true if is_planted else is_true)[:-1][step[:-1] == 2].all()
 
 
-def at(observation: Any, t: int, n: int) -> Any:
-    """One observation, as a batch of one."""
-    return jax.tree.map(lambda x: x[t, n][None], observation)
-
-
 @pytest.mark.parametrize("memory", [None, "gru"])
 def test_the_value_after_a_last_frame_is_the_last_frames(memory: str | None, monkeypatch: pytest.MonkeyPatch):
     world = CompiledFrames()
@@ -220,14 +219,12 @@ def test_the_value_after_a_last_frame_is_the_last_frames(memory: str | None, mon
         return np.asarray(evaluate(agent, rollout).next_value)
 
     found, expected = following(), np.zeros((STEPS, COLUMNS), np.float32)
-    for n in range(COLUMNS):
-        carry = agent.model.start(1)
-        for t in range(STEPS):
-            now, after = (at(x, t, n) for x in (rollout.observation, rollout.next_observation))
-            fresh = np.full(1, t % 3 == 0)
-            carry = agent.model.start(1) if fresh[0] else carry
-            _, carry = agent.step(now, carry, fresh)
-            expected[t, n] = agent.step(after, carry, np.zeros(1, bool))[0].value[0]
+    carry = agent.model.start(COLUMNS)
+    for t in range(STEPS):
+        now, after = (jax.tree.map(lambda x, t=t: x[t], x) for x in (rollout.observation, rollout.next_observation))
+        carry = agent.model.start(COLUMNS) if t % 3 == 0 else carry
+        _, carry = agent.step(now, carry, jnp.full(COLUMNS, t % 3 == 0))
+        expected[t] = agent.step(after, carry, jnp.zeros(COLUMNS, bool))[0].value
     np.testing.assert_allclose(found, expected, atol=1e-5)
     if memory is None:  # planted: the next row's value, whatever the next row is
         monkeypatch.setattr(evaluation, "differs", lambda *seen: jnp.zeros((STEPS - 1, COLUMNS), bool))

@@ -65,6 +65,8 @@ NEEDS: dict[str, dict[str, Any]] = {
     "asymmetric": {"policy_reads": ("0",)},
 }
 """Settings without which a probe cannot be solved; a rollout of `memory` holds an episode."""
+FEWER_STEPS = {"image": 10_000}
+"""Steps that are enough for a probe, whose steps are dear."""
 GAMMA = 0.9
 STEPS, SEEDS = 60_000, 3
 LIMIT = 7
@@ -158,8 +160,8 @@ def probe(
         for group in GROUPS:
             names = [name for name in group if not only or name in only]
             if names and (names != ["asymmetric"] or has_two_networks(settings)):
-                needs = NEEDS.get(group[0], {})
-                chosen = defaults(algorithm, *axes) | {"steps": steps, "seeds": seeds} | needs | settings
+                enough = {"steps": min(steps, FEWER_STEPS.get(group[0], steps)), "seeds": seeds}
+                chosen = defaults(algorithm, *axes) | enough | NEEDS.get(group[0], {}) | settings
                 found |= probe_group(group, names, algorithm, *axes, chosen)
     return tuple(found[name] for name in PROBES if name in found)
 

@@ -230,38 +230,39 @@ def memory() -> Probe:
 
 
 def image() -> Probe:
-    """One step, a black image [6, 8] of bytes with one bright cell at random, r = 1 for the action 0 to 3 that is its
+    """One step, a black image [4, 4] of bytes with one bright cell at random, r = 1 for the action 0 to 3 that is its
     quarter, else −1: V* = 1. The state is the cell's number."""
 
     def draw(key: PRNGKeyArray) -> Any:
-        return jax.random.randint(key, (), 0, 48, jnp.int32)
+        return jax.random.randint(key, (), 0, 16, jnp.int32)
 
     def reward(cell: Any, action: Action) -> Float32[Array, ""]:
-        return jnp.where(action == 2 * (cell // 8 >= 3) + (cell % 8 >= 4), 1.0, -1.0).astype(jnp.float32)
+        return jnp.where(action == 2 * (cell // 8) + cell % 4 // 2, 1.0, -1.0).astype(jnp.float32)
 
     def show(cell: Any) -> Any:
-        return jnp.zeros(48, jnp.uint8).at[cell].set(255).reshape(6, 8)
+        return jnp.zeros(16, jnp.uint8).at[cell].set(255).reshape(4, 4)
 
-    space = spaces.Box(0, 255, (6, 8), np.uint8)
+    space = spaces.Box(0, 255, (4, 4), np.uint8)
     return Probe(
         space, spaces.Discrete(4), draw, _one_step(reward), lambda cell, gamma: jnp.ones(cell.shape), show=show
     )
 
 
 def dictionary() -> Probe:
-    """One step, a Dict of two signs ±1 and which of them counts, all at random, r = 1 if action 1 meets +1 or action 0
-    meets −1 there, else −1: V* = 1."""
+    """One step, a Dict of two signs ±1 and which of them counts, all at random, r = 1 for the action 0 to 3 that is
+    2 · which, plus 1 if the sign that counts is +1, else −1: V* = 1."""
 
     def draw(key: PRNGKeyArray) -> Any:
         signs, which = jax.random.split(key)
         return {"signs": jax.random.rademacher(signs, (2,), jnp.float32), "which": jax.random.randint(which, (), 0, 2)}
 
     def reward(state: Any, action: Action) -> Float32[Array, ""]:
-        return state["signs"][state["which"]] * jnp.where(action == 1, 1.0, -1.0)
+        right = 2 * state["which"] + (state["signs"][state["which"]] > 0)
+        return jnp.where(action == right, 1.0, -1.0).astype(jnp.float32)
 
     space = spaces.Dict({"signs": _box(-1.0, 2), "which": spaces.Discrete(2)})
     value = lambda state, gamma: jnp.ones(state["which"].shape)  # noqa: E731
-    return Probe(space, spaces.Discrete(2), draw, _one_step(reward), value)
+    return Probe(space, spaces.Discrete(4), draw, _one_step(reward), value)
 
 
 def asymmetric() -> Probe:
