@@ -222,7 +222,7 @@ def memory() -> Probe:
     def value(state: Float[Array, "... 2"], gamma: float) -> Float[Array, "..."]:
         return gamma ** (CUE_LASTS - state[..., 1])
 
-    def show(state: Observation) -> Observation:
+    def show(state: Observation) -> Any:
         return jnp.where(state[1] == 0, state[:1], 0.0)
 
     # One step more than it takes, so that it ends by itself.
