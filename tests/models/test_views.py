@@ -66,7 +66,7 @@ def test_flattened_images_and_parts_of_tuples_are_features():
     ("keys", "space", "words"),
     [
         ((), ARM, "--policy-reads names nothing"),
-        (("gaol",), ARM, r"--policy-reads gaol: .*Did you mean goal\? Their parts: arm/angles/0, .*goal"),
+        (("gaol",), ARM, r"--policy-reads gaol: .*Did you mean goal\? Their parts: arm/angles, .*goal, arm/angles/0-3"),
         (("arm/angles/4",), ARM, "no such part"),
         (("arm/angles/2-4",), ARM, "arm/angles/2-4: the observations have no such part"),
         (("2-1",), spaces.Box(-1, 1, (4,)), "no such part"),

@@ -17,7 +17,7 @@ from gymnasium.spaces import Box
 
 from upslope.config.config import Config, configure
 from upslope.config.ladder import ALGORITHMS
-from upslope.config.task import Parts, estimator_of, objective_of, task_of
+from upslope.config.task import Parts, estimator_of, model_of, objective_of, task_of
 from upslope.core.estimators import Estimator
 from upslope.core.messages import PREFIX
 from upslope.core.objectives import Objective, PolicyGradient
@@ -29,6 +29,8 @@ from upslope.errors import UpslopeError
 from upslope.learning.devices import computing
 from upslope.learning.health import RAW, spell_out
 from upslope.learning.iteration import Task, initialise_all, iterate_many
+from upslope.models.encoders import encoder_of
+from upslope.models.heads import head_of
 from upslope.models.model import has_memory
 
 PROBES = {
@@ -65,6 +67,11 @@ NEEDS: dict[str, dict[str, Any]] = {
     "asymmetric": {"policy_reads": ("0",)},
 }
 """Settings without which a probe cannot be solved; a rollout of `memory` holds an episode."""
+FITTING = {
+    "memory": "a model with memory",
+    "asymmetric": "two networks of upslope's own, each with its part to read",
+}
+"""Probes that do not fit every model. Without being asked for, they are then left out."""
 FEWER_STEPS = {"image": 10_000}
 """Steps that are enough for a probe, whose steps are dear."""
 GAMMA = 0.9
@@ -142,11 +149,6 @@ def probe(
     unknown = [name for name in only if name not in PROBES]
     if unknown:
         raise UpslopeError(f"There is no probe {', '.join(unknown)}. Known: {', '.join(PROBES)}.")
-    if "asymmetric" in only and not has_two_networks(settings):
-        raise UpslopeError(
-            "The probe asymmetric gives policy and critic different parts to read, which takes two networks of "
-            "upslope's own. Leave it out."
-        )
     if algorithm in ALGORITHMS and ALGORITHMS[algorithm].source == "recorded":
         raise UpslopeError(f"{algorithm} learns from recorded data, and a probe is acted in. Probe another rung.")
     settings |= {role: x for role, x in (("estimator", estimator), ("objective", objective)) if isinstance(x, str)}
@@ -159,16 +161,24 @@ def probe(
     with computing(on_host=False):
         for group in GROUPS:
             names = [name for name in group if not only or name in only]
-            if names and (names != ["asymmetric"] or has_two_networks(settings)):
+            if names:
                 enough = {"steps": min(steps, FEWER_STEPS.get(group[0], steps)), "seeds": seeds}
                 chosen = defaults(algorithm, *axes) | enough | NEEDS.get(group[0], {}) | settings
                 found |= probe_group(group, names, algorithm, *axes, chosen)
+    for name in only:
+        if name not in found:
+            raise UpslopeError(f"The probe {name} needs {FITTING[name]}, which this model is not. Leave it out.")
     return tuple(found[name] for name in PROBES if name in found)
 
 
-def has_two_networks(settings: dict[str, Any]) -> bool:
-    """Whether policy and critic are networks of upslope's own, each with its view of an observation."""
-    return settings.get("model", Config.model) == Config.model and not settings.get("shared_trunk")
+def fits(name: str, config: Config, world: Several) -> bool:
+    """Whether a probe fits the model that a config names."""
+    if name == "asymmetric":
+        return config.model == Config.model and not config.shared_trunk
+    if name == "memory" and config.model != Config.model:
+        encoder, head = encoder_of(world.observation_space, name), head_of(world.action_space, name)
+        return has_memory(model_of(config, encoder, head).build(jax.random.key(0)))
+    return True
 
 
 def probe_group(
@@ -184,6 +194,8 @@ def probe_group(
     world, label = Several(probes, 0), f"jax:probe/{group[0]}"
     is_box = isinstance(world.action_space, Box)
     config = configure(label, algorithm, is_continuous=is_box, use_preset=False, **settings)
+    if not fits(group[0], config, world):
+        return {}
     task = task_of(config, world, Parts(estimator, objective))
     limit = world.max_episode_steps
     iterations = max(

@@ -6,7 +6,7 @@ tells where the policy is used.
 """
 
 import re
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from difflib import get_close_matches
 from typing import Any
@@ -25,8 +25,8 @@ from upslope.models.model import POLICY, VALUE
 Features = tuple[Any, tuple[Any, ...]]
 """The features of all that no convolutional network reads [B, D], or None; and the images [B, height, width, channels]
 that one does."""
-RANGE = re.compile(r"(|.*/)(\d+)-(\d+)")
-"""Consecutive numbers of a vector, both ends included: `2-5`, `arm/2-5`."""
+NUMBERS = re.compile(r"(|.*/)([0-9]{1,9})(?:-([0-9]{1,9}))?")
+"""A number of a vector, or consecutive ones, both ends included: `2`, `2-5`, `arm/2-5`."""
 MOST = 20
 """Keys listed in a message."""
 
@@ -50,8 +50,8 @@ class View:
         if len(parts) == 1:
             return parts[0]
         if isinstance(features, np.ndarray):
-            joined: Any = np.concatenate(parts, axis=-1)
-            return joined
+            read: Any = np.concatenate(parts, axis=-1)
+            return read
         # Keep normalisation from fusing with the concatenation, which would make rounding depend on the program.
         return jnp.concatenate(jax.lax.optimization_barrier(parts), axis=-1)
 
@@ -100,17 +100,15 @@ def view_of(encoder: ObservationEncoder, networks: Sequence[tuple[str, str]], wa
     if not wanted:
         raise UpslopeError(f"{flag} names nothing, and a network that reads nothing cannot learn. Name a part.")
     columns, images = places_of(encoder, networks)
-    known = dict(covered_by(encoder))
-    spelled = [each for key in wanted for each in spelled_out(key, known)]
-    chosen = [covered for key in spelled for covered in known_part(key, known, flag)]
-    # A set of features, so that parts named twice or inside one another are read once and in their own order.
-    read = {columns[key] + index for key, indices in chosen if key in columns for index in indices}
-    seen = tuple(sorted({images[key] for key, _ in chosen if key in images}))
-    keys = {key for key, _ in chosen}
+    parts, sizes = dict(parts_of(encoder)), vectors_of(encoder)
+    chosen = [stretch for key in wanted for stretch in part_under(key, parts, sizes, flag)]
+    keys, seen = {key for key, _, _ in chosen}, tuple(sorted({images[key] for key, _, _ in chosen if key in images}))
+    # Joined, so that parts named twice or inside one another are read once and in their own order.
+    spans = joined((columns[key] + start, columns[key] + stop) for key, start, stop in chosen if key in columns)
     total = sum(inner.num_features for key, inner, _ in encoder.leaves(encoder.shapes) if key in columns)
-    if len(read) == total and len(seen) == len(images):
+    if sum(stop - start for start, stop in spans) == total and len(seen) == len(images):
         return WHOLE
-    return View(tuple(key for key in (*columns, *images) if key in keys), spans_of(sorted(read)), seen)
+    return View(tuple(key for key in (*columns, *images) if key in keys), spans, seen)
 
 
 def places_of(
@@ -125,65 +123,63 @@ def places_of(
     return columns, images
 
 
-Covered = list[tuple[str, range]]
-"""(key of an array, which of its features)."""
+Stretch = tuple[str, int, int]
+"""Consecutive features of an array: its key, the first, one past the last."""
 
 
-def covered_by(encoder: ObservationEncoder, key: str = "") -> Iterator[tuple[str, Covered]]:
-    """Each part of an observation by its key, with what it covers: Dicts, Tuples, their parts, numbers of vectors."""
-    if isinstance(encoder, CompositeEncoder):
-        covered: Covered = []
-        for name, part in encoder.children:
-            inner = list(covered_by(part, f"{key}/{name}" if key else str(name)))
-            yield from inner
-            covered += inner[-1][1]
-        yield key, covered
+def parts_of(encoder: ObservationEncoder, key: str = "") -> Iterator[tuple[str, list[Stretch]]]:
+    """Each part of an observation by its key, with the features of its arrays."""
+    if not isinstance(encoder, CompositeEncoder):
+        yield key, [(key, 0, encoder.num_features)]
         return
-    if isinstance(encoder, BoxEncoder) and len(encoder.shape) == 1:
-        yield from ((f"{key}/{i}" if key else str(i), [(key, range(i, i + 1))]) for i in range(encoder.num_features))
-    yield key, [(key, range(encoder.num_features))]
+    whole: list[Stretch] = []
+    for name, part in encoder.children:
+        inner = list(parts_of(part, f"{key}/{name}" if key else str(name)))
+        yield from inner
+        whole += inner[-1][1]
+    yield key, whole
 
 
-def spelled_out(key: str, known: Mapping[str, Any]) -> list[str]:
-    """The keys that `key` stands for: itself, or each number of a range."""
-    found = None if key in known else RANGE.fullmatch(key)
-    if found is None:
-        return [key]
-    prefix, first, last = found.groups()
-    numbers = range(int(first), int(last) + 1)
-    ends = f"{prefix}{int(first)}", f"{prefix}{int(last)}"
-    return [f"{prefix}{number}" for number in numbers] if numbers and all(end in known for end in ends) else [key]
+def vectors_of(encoder: ObservationEncoder) -> dict[str, int]:
+    """The length of each vector, whose numbers can be read one by one."""
+    leaves = encoder.leaves(encoder.shapes)
+    return {key: x.num_features for key, x, _ in leaves if isinstance(x, BoxEncoder) and len(x.shape) == 1}
 
 
-def known_part(key: str, known: Mapping[str, Covered], flag: str) -> Covered:
-    """What a key covers.
+def part_under(key: str, parts: Mapping[str, list[Stretch]], sizes: Mapping[str, int], flag: str) -> list[Stretch]:
+    """The features under a key: of a part, of a number of a vector, or of a range of them.
 
     Raises:
         UpslopeError: there is no such part.
     """
-    names = [name for name in known if name]
-    if key in names:
-        return known[key]
+    if key and key in parts:
+        return parts[key]
+    if found := NUMBERS.fullmatch(key):
+        array, first, last = found[1].removesuffix("/"), int(found[2]), int(found[3] or found[2])
+        if first <= last < sizes.get(array, 0):
+            return [(array, first, last + 1)]
+    names = [name for name in parts if name]
+    names += [f"{array}/0-{size - 1}" if array else f"0-{size - 1}" for array, size in sizes.items()]
     has = f"Their parts: {listed(names)}" if names else "They have no parts: leave it out"
     near = get_close_matches(key, names, n=1)
     hint = f" Did you mean {near[0]}?" if near else ""
     raise UpslopeError(f"{flag} {key}: the observations have no such part.{hint} {has}.")
 
 
+def joined(spans: Iterable[tuple[int, int]]) -> tuple[tuple[int, int], ...]:
+    """Spans in their order, with those that meet or overlap joined."""
+    found: list[tuple[int, int]] = []
+    for start, stop in sorted(spans):
+        if found and start <= found[-1][1]:
+            found[-1] = (found[-1][0], max(stop, found[-1][1]))
+        else:
+            found.append((start, stop))
+    return tuple(found)
+
+
 def listed(names: Sequence[str]) -> str:
     """The first of the names."""
     return ", ".join(names[:MOST]) + (f" and {len(names) - MOST} more" if len(names) > MOST else "")
-
-
-def spans_of(indices: Sequence[int]) -> tuple[tuple[int, int], ...]:
-    """Rising indices as spans of consecutive ones."""
-    spans: list[tuple[int, int]] = []
-    for index in indices:
-        if spans and spans[-1][1] == index:
-            spans[-1] = (spans[-1][0], index + 1)
-        else:
-            spans.append((index, index + 1))
-    return tuple(spans)
 
 
 def view_in(model: Any, group: str) -> View:
