@@ -81,7 +81,7 @@ def test_what_is_carried_over_from_the_next_episode_fails_at_truncation_alone(br
 
 
 PARTS: dict[str, Any] = {"seeds": 1, "steps": 12_000}
-OF_MEMORY: dict[str, Any] = {"seeds": 1, "steps": 20_000, "memory_size": 16, "learning_rate": 3e-3}
+OF_MEMORY: dict[str, Any] = {"seeds": 1, "steps": 30_000}
 
 
 def test_memory_images_dictionaries_and_an_asymmetric_critic_are_solved():
@@ -97,10 +97,9 @@ def test_memory_images_dictionaries_and_an_asymmetric_critic_are_solved():
 
 
 def test_a_memory_that_no_episode_restarts_fails_at_memory(monkeypatch: pytest.MonkeyPatch):
-    goes, rows = memories.Gated.over_time, collect.where_rows
-    monkeypatch.setattr(
-        memories.Gated, "over_time", lambda self, x, carry, fresh: goes(self, x, carry, jnp.zeros_like(fresh))
-    )
+    cell, rows = memories.LinearRecurrence, collect.where_rows
+    goes = cell.over_time
+    monkeypatch.setattr(cell, "over_time", lambda self, x, carry, fresh: goes(self, x, carry, jnp.zeros_like(fresh)))
     monkeypatch.setattr(collect, "where_rows", lambda done, a, b: rows(done, a, b)._replace(carry=b.carry))
     assert [p.name for p in upslope.probe(only=["memory"], **OF_MEMORY) if not p.solved] == ["memory"]
 

@@ -63,17 +63,20 @@ GROUPS = (
 )
 """Probes grouped by their spaces."""
 NEEDS: dict[str, dict[str, Any]] = {
-    "memory": {"memory": "gru", "memory_size": 32, "rollout_steps": 2 * (CUE_LASTS + 1)},
+    # A linear recurrence remembers from the start, and a gated one has to learn to. A rollout holds an episode.
+    "memory": {"memory": "lru", "memory_size": 16, "learning_rate": 3e-3, "rollout_steps": 2 * (CUE_LASTS + 1)},
     "asymmetric": {"policy_reads": ("0",)},
 }
-"""Settings without which a probe cannot be solved; a rollout of `memory` holds an episode."""
+"""Settings without which a probe cannot be solved."""
 FITTING = {
     "memory": "a model with memory",
     "asymmetric": "two networks of upslope's own, each with its part to read",
 }
 """Probes that do not fit every model. Without being asked for, they are then left out."""
-FEWER_STEPS = {"image": 10_000}
-"""Steps that are enough for a probe, whose steps are dear."""
+FEWER_STEPS = {"memory": 30_000, "image": 10_000}
+"""Steps that are enough for probes whose steps are dear, if each batch is used several times."""
+SMALLER_BATCH = {"memory": {"num_envs": 4}}
+"""Settings with which they are enough if each batch is used once."""
 GAMMA = 0.9
 STEPS, SEEDS = 60_000, 3
 LIMIT = 7
@@ -162,8 +165,7 @@ def probe(
         for group in GROUPS:
             names = [name for name in group if not only or name in only]
             if names:
-                enough = {"steps": min(steps, FEWER_STEPS.get(group[0], steps)), "seeds": seeds}
-                chosen = defaults(algorithm, *axes) | enough | NEEDS.get(group[0], {}) | settings
+                chosen = defaults(algorithm, *axes) | {"seeds": seeds} | budget(group[0], axes[1], steps) | settings
                 found |= probe_group(group, names, algorithm, *axes, chosen)
     for name in only:
         if name not in found:
@@ -306,6 +308,13 @@ def defaults(algorithm: str, estimator: Estimator, objective: Objective) -> dict
     if algorithm != "a2c" and not whole:
         chosen["rollout_steps"] = 8
     return chosen if is_one_step else chosen | {"minibatches": 4}
+
+
+def budget(name: str, objective: Objective, steps: int) -> dict[str, Any]:
+    """The steps and the further settings of a group of probes, by its first."""
+    if isinstance(objective, PolicyGradient):
+        return {"steps": steps} | NEEDS.get(name, {}) | SMALLER_BATCH.get(name, {})
+    return {"steps": min(steps, FEWER_STEPS.get(name, steps))} | NEEDS.get(name, {})
 
 
 def to_json(found: Sequence[Probed]) -> dict[str, Any]:
