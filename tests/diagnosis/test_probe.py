@@ -11,6 +11,8 @@ import upslope
 from upslope.cli.main import run as run_command
 from upslope.core.estimators import advantage_credit, discounted_sum, ends, td_error
 from upslope.diagnosis.probe import PROBES
+from upslope.learning import collect
+from upslope.models import build, encoders, memories
 
 
 @dataclass(frozen=True)
@@ -76,6 +78,56 @@ def test_a_limit_taken_for_death_fails_at_truncation_alone():
 @pytest.mark.parametrize("broken", [NextRow(), SumCutAtTerminatedOnly()])
 def test_what_is_carried_over_from_the_next_episode_fails_at_truncation_alone(broken: upslope.Estimator):
     assert failed(estimator=broken, only=["constant", "delay", "both", "truncation"]) == ["truncation"]
+
+
+PARTS: dict[str, Any] = {"seeds": 1, "steps": 12_000}
+OF_MEMORY: dict[str, Any] = {"seeds": 1, "steps": 30_000}
+
+
+def test_memory_images_dictionaries_and_an_asymmetric_critic_are_solved():
+    found = [
+        *upslope.probe(only=["image", "dict", "asymmetric"], **PARTS),
+        *upslope.probe(only=["memory"], **OF_MEMORY),
+    ]
+    assert all(p.solved for p in found), found
+    assert {p.name: p.value for p in found} == pytest.approx(
+        {"image": 1, "dict": 1, "asymmetric": 1.5, "memory": 0.9**10}
+    )
+    assert [round(p.best) for p in found if p.name != "asymmetric"] == [1, 1, 1]
+
+
+def test_a_memory_that_no_episode_restarts_fails_at_memory(monkeypatch: pytest.MonkeyPatch):
+    cell, rows = memories.LinearRecurrence, collect.where_rows
+    goes = cell.over_time
+    monkeypatch.setattr(cell, "over_time", lambda self, x, carry, fresh: goes(self, x, carry, jnp.zeros_like(fresh)))
+    monkeypatch.setattr(collect, "where_rows", lambda done, a, b: rows(done, a, b)._replace(carry=b.carry))
+    assert [p.name for p in upslope.probe(only=["memory"], **OF_MEMORY) if not p.solved] == ["memory"]
+
+
+def test_images_of_other_rows_and_a_part_that_is_lost_fail_where_they_belong(monkeypatch: pytest.MonkeyPatch):
+    shows, encodes = encoders.ImageLayout.channels_last, encoders.DiscreteEncoder.encode
+    monkeypatch.setattr(encoders.ImageLayout, "channels_last", lambda self, x: jnp.roll(shows(self, x), 1, axis=0))
+    assert [p.name for p in upslope.probe(only=["image", "dict"], **PARTS) if not p.solved] == ["image"]
+    monkeypatch.setattr(encoders.ImageLayout, "channels_last", shows)
+    monkeypatch.setattr(encoders.DiscreteEncoder, "encode", lambda self, x: 0 * encodes(self, x))
+    assert [p.name for p in upslope.probe(only=["dict", "asymmetric"], **PARTS) if not p.solved] == ["dict"]
+
+
+def test_a_policy_that_sees_too_much_and_a_critic_that_sees_too_little_fail_at_asymmetric(monkeypatch):
+    views = build.views_of
+    for wrong in (lambda policy, critic: (critic, critic), lambda policy, critic: (policy, policy)):
+        monkeypatch.setattr(build, "views_of", lambda *given, wrong=wrong: wrong(*views(*given)))
+        (found,) = upslope.probe(only=["asymmetric"], **PARTS)
+        assert not found.solved
+        assert (found.return_gap < -0.1) == (wrong(1, 2) == (2, 2)), "the sign costs what the policy sees too much"
+        assert (found.value_error or 0) > 0.4
+
+
+def test_what_a_model_cannot_do_is_not_probed():
+    with pytest.raises(upslope.UpslopeError, match="asymmetric needs two networks of upslope's own"):
+        upslope.probe(only=["asymmetric"], shared_trunk=True)
+    with pytest.raises(upslope.UpslopeError, match="memory needs a model with memory"):
+        upslope.probe(only=["memory"], model="own_models:Memoryless")
 
 
 def test_a_wrong_sign_fails_where_actions_matter():

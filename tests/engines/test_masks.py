@@ -14,10 +14,12 @@ from run_helpers import SEGMENTS, Killed, assert_same_run, before_chunk, metrics
 import upslope
 from upslope import UpslopeError
 from upslope.analysis.episode_credit import credit_of
+from upslope.config.prepare import prepare
 from upslope.core.types import Transition
 from upslope.environments.registry import make
 from upslope.learning import batch
 from upslope.runs.directory import RunDirectory
+from upslope.runs.train import lines_of_masks
 
 SMALL: dict[str, Any] = SEGMENTS | {"hidden_sizes": (8,), "quiet": True, "steps": 192, "max_episode_steps": 12}
 FENCED = "user_environments:Fenced"
@@ -91,6 +93,47 @@ def test_every_place_of_a_mask_is_brought_to_one(kind):
     np.testing.assert_array_equal(shown, seen)
     assert "action_mask" not in (world.observation_space if kind is own.FencedByKey else {})
     assert not make(own.Walk).gives_masks and make(own.Walk).create().__class__ is own.Walk
+
+
+class Guarded(own.Fenced):
+    """Counts its resets, which draw from the process's random numbers."""
+
+    resets = 0
+
+    def reset(self, **options: Any) -> Any:
+        Guarded.resets += 1
+        np.random.random()
+        return super().reset(**options)
+
+
+class GuardedByKey(own.FencedByKey, Guarded):
+    """The same, with its mask among the observations."""
+
+
+class Broken(own.Fenced):
+    """Cannot be reset."""
+
+    def reset(self, **options: Any) -> Any:
+        raise OSError("no device")
+
+
+def test_asking_for_masks_disturbs_no_random_numbers_and_hides_no_error():
+    np.random.seed(3)
+    expected = np.random.RandomState(3).random_sample()
+    assert make(Guarded).gives_masks and Guarded.resets == 1
+    assert np.random.random() == expected
+    assert make(GuardedByKey).gives_masks and not make("Pendulum-v1").gives_masks and Guarded.resets == 1
+    with pytest.raises(UpslopeError, match=r"Broken raised OSError: no device .*in reset\(seed=0\)"):
+        _ = make(Broken).gives_masks
+    assert not make(Broken, masks=False).gives_masks
+
+
+def test_masks_that_are_not_there_cannot_be_ignored_in_silence():
+    worlds = {"CartPole-v1": 1, "jax:CartPole-v1": 1, FENCED: 0, "user_environments:FencedByKey": 0, PROBE: 0}
+    for environment, count in worlds.items():
+        config, task = prepare(environment, settings={"masks": False})
+        lines = lines_of_masks(config, task)
+        assert len(lines) == count and all("--no-masks changes nothing" in line for line in lines)
 
 
 def test_a_compiled_environments_mask_is_read_in_every_form():

@@ -1,5 +1,7 @@
 """Worlds whose values are known: finite ones by linear algebra, probes in closed form, both against play."""
 
+from typing import Any
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -223,6 +225,40 @@ PROBES = {
     # One of three is forbidden and pays 100, the others ±1.
     "probe/mask": (lambda seen: jnp.where(seen[0] > 0, 1, 2), 100 / 3, 2),
 }
+HIDDEN = {
+    # name: (the best play of what is seen, what chance pays): these show something else than their state.
+    "probe/memory": (lambda seen, first: (first[0] + 1).astype(int), -1 / 3),
+    "probe/image": (lambda seen, first: 2 * (jnp.argmax(seen.sum(1)) // 2) + jnp.argmax(seen.sum(0)) // 2, -1 / 2),
+    "probe/dict": (lambda seen, first: 2 * seen["which"] + (seen["signs"][seen["which"]] > 0), -1 / 2),
+    "probe/asymmetric": (lambda seen, first: (seen[0] > 0).astype(int), 1 / 4),
+}
+
+
+@pytest.mark.parametrize("name", HIDDEN)
+def test_the_value_of_a_hidden_state_is_what_the_best_play_of_what_is_seen_returns(name):
+    """Played step by step, discounted and summed; at random every action is equally likely."""
+    world, (best, expected) = COMPILED[name](), HIDDEN[name]
+    count = 400
+
+    def returns(choose: Any) -> Any:
+        state, first = jax.vmap(world.reset)(jax.random.split(jax.random.key(0), count))
+        exact, seen = world.exact_value(state, 0.9), first
+        total, going = np.zeros(count), np.ones(count, bool)
+        for t in range(world.max_episode_steps):
+            state, now = jax.vmap(world.step, (None, 0, 0))(jax.random.key(0), state, choose(t, seen, first))
+            total += np.where(going, 0.9**t * now.reward, 0.0)
+            going, seen = going & ~np.asarray(now.terminated), now.observation
+        assert not going.any(), "it ends by itself"
+        return total, exact
+
+    total, exact = returns(lambda t, seen, first: jax.vmap(best)(seen, first))
+    np.testing.assert_allclose(total, exact, rtol=1e-5)
+    generator = np.random.default_rng(0)
+    drawn, _ = returns(lambda t, seen, first: jnp.asarray(generator.integers(0, world.action_space.n, count)))
+    scale = 0.9**10 if name == "probe/memory" else 1
+    assert abs(drawn.mean() - expected * scale) < 4 * drawn.std() / np.sqrt(count)
+
+
 NUM_EPISODES = 2000
 # Far beyond every probe's length, so that one which fails to end gives itself away; 0.9³⁰⁰ is nothing.
 NUM_STEPS = 300

@@ -33,7 +33,9 @@ T, N = 12, 5
 
 @cache
 def agent_of(own: Any, **settings: Any):
-    """An untrained agent of a user's model."""
+    """An untrained agent of a user's model, or of upslope's own networks with this memory."""
+    if isinstance(own, str):
+        own, settings = None, {"memory": own, "memory_size": 3, "hidden_sizes": (4,)}
     return initialise_agent(jax.random.key(0), ModelSpec(*SPACES, settings, own))
 
 
@@ -193,7 +195,7 @@ def loss_of(group: str, length: int, model: Any) -> Any:
         carry = jax.tree.map(
             lambda a, b, t=t: jnp.where(begin[t].reshape(-1, *(1,) * (a.ndim - 1)), a, b), model.start(N), carry
         )
-        outputs, carry = model.step(rollout.observation[t], carry, begin[t])
+        outputs, carry = model.step(model.prepare(rollout.observation[t]), carry, begin[t])
         policy = -credit.weight[t] * outputs.policy.log_prob(rollout.action[t])
         value = 0.5 * (outputs.value - credit.target[t]) ** 2
         loss = {"policy": policy, "value": value, "shared": policy + 0.5 * value}[group]
@@ -201,17 +203,18 @@ def loss_of(group: str, length: int, model: Any) -> Any:
     return total / jnp.sum(rollout.valid)
 
 
-@pytest.mark.parametrize("own", [own_models.Recurrent, own_models.SharedTrunk])
+@pytest.mark.parametrize("own", [own_models.Recurrent, own_models.SharedTrunk, "gru", "lru"])
 def test_the_gradient_flows_through_stretches_of_l_steps_and_no_further(own: Any):
     model, found = agent_of(own).model, {}
-    for length in (None, 4, 5, 1):  # 5 does not divide 12: the last stretch is padded
+    cuts = (5,) if isinstance(own, str) else (4, 5, 1)
+    for length in (None, *cuts):  # 5 does not divide 12: the last stretch is padded
         found[length] = step_down(own, length)
         for name, gradients in found[length].items():
             slopes = quick_jit(jax.grad(partial(loss_of, name, length or T)))(model)
             for mine, theirs in zip(gradients, parameters_of(slopes, name), strict=True):
                 np.testing.assert_allclose(mine, theirs, atol=1e-6)
     name = next(iter(found[None]))
-    for length in (4, 5, 1):
+    for length in cuts:
         gap = max(np.abs(a - b).max() for a, b in zip(found[None][name], found[length][name], strict=True))
         assert gap > 1e-3, "a cut is seen"
 

@@ -6,8 +6,10 @@ import shutil
 from pathlib import Path
 from typing import Any
 
+import gymnasium
 import numpy as np
 import pytest
+from gymnasium import spaces
 from helpers import same
 from run_helpers import SEGMENTS
 
@@ -100,3 +102,30 @@ def test_training_does_not_go_on_from_an_old_run(new_and_old: tuple[Path, Path])
         upslope.resume(run, quiet=True)
     assert "\n" not in str(refusal.value)
     assert before == {path: path.read_bytes() for path in run.rglob("*") if path.is_file()}
+
+
+class Boards(gymnasium.Env):
+    """Boards of floats, which a version without convolutions read by perceptrons."""
+
+    observation_space, action_space = spaces.Box(0, 1, (6, 6, 2), np.float32), spaces.Discrete(2)
+
+    def reset(self, *, seed: int | None = None, options: Any = None) -> Any:
+        super().reset(seed=seed)
+        return self.np_random.random((6, 6, 2), np.float32), {}
+
+    def step(self, action: Any) -> Any:
+        return self.np_random.random((6, 6, 2), np.float32), 1.0, self.np_random.random() < 0.3, False, {}
+
+
+def test_images_of_floats_are_read_by_perceptrons_where_nothing_else_is_said(tmp_path: Path):
+    settings: dict[str, Any] = {"steps": 32, "hidden_sizes": (8,), "quiet": True, "encoder": ("perceptron",)}
+    run = upslope.train(Boards, folder=tmp_path, name="boards", **(SEGMENTS | settings))
+    before, observation = run.load(), Boards().reset(seed=1)[0]
+    path = run.path / "config.json"
+    description = json.loads(path.read_text())
+    newer = {"encoder", "memory", "memory_size", "shared_trunk", "policy_reads", "critic_reads"}
+    description["config"] = {name: x for name, x in description["config"].items() if name not in newer}
+    path.write_text(json.dumps(description))
+    after = upslope.load(run.path)
+    assert after.with_log_prob(observation, True) == before.with_log_prob(observation, True)
+    assert upslope.evaluate(run.path, episodes=2, environment=Boards)["stochastic"].returns.shape == (1, 2)

@@ -25,9 +25,12 @@ RUNS = {
     "compiled": ("jax:user_environments:CompiledSenses", {}),
     "compiled less": ("jax:user_environments:CompiledSenses", {"ignore_observation": ("inner/0", "far")}),
     "host": ("user_environments:Senses", {}),
-    "host less": ("user_environments:Told", IGNORED),
+    "host less": ("user_environments:Told", {"policy_reads": ("position", "side", "more/0/digits")} | IGNORED),
     "host sliced": ("user_environments:Told", {"seeds": 1, "workers": 2} | IGNORED),
-    "compiled pictures": ("jax:user_environments:CompiledPictures", {"memory": "lstm", "memory_size": 5}),
+    "compiled pictures": (
+        "jax:user_environments:CompiledPictures",
+        {"memory": "lstm", "memory_size": 5, "policy_reads": ("0",)},
+    ),
     "host pictures": ("user_environments:Pictures", {"shared_trunk": True, "encoder": ("board",)}),
     "host workers": ("user_environments:Senses", {"workers": 2}),
 }
@@ -111,6 +114,20 @@ def test_a_policy_takes_what_the_environment_shows_with_what_was_ignored_in_it(t
     assert "mission" in observation and "mission" not in seen and set(seen["more"][0]) == {"digits"}
     with pytest.raises(UpslopeError, match="This policy reads observations of shape"):
         policy({name: x for name, x in observation.items() if name != "side"})
+
+
+def test_a_policy_does_without_what_only_the_critic_reads(trained):
+    policy, env = upslope.load(trained("host less"), checkpoint="last"), user_environments.Told()
+    observation, _ = env.reset(seed=3)
+    alone = {name: x for name, x in observation.items() if name != "more"} | {"more": observation["more"]}
+    other = alone | {"more": ({**observation["more"][0], "bits": np.ones(3, np.int8)}, np.float32(77))}
+    log_probs = [policy.distribution(policy.as_batch(x, "policy")[0]).log_probs() for x in (observation, other)]
+    np.testing.assert_array_equal(*log_probs)
+    assert policy.value(other) != policy.value(observation)
+    partial = upslope.load(trained("compiled pictures"), checkpoint="last")
+    board = np.zeros((6, 6, 2), np.uint8)
+    partial((board, 0))
+    assert np.isfinite(partial.with_log_prob((board, 1))[1])
 
 
 def test_another_environment_is_told_by_the_key_that_differs(trained, tmp_path):

@@ -370,7 +370,7 @@ def probe(
     only: tuple[str, ...] = (),
     json: Switch = False,
 ) -> None:
-    """Train on ten environments with known answers: the first failure shows where the mistake is.
+    """Train on small environments whose right answer is known: the first that fails shows where the mistake is.
 
     The exit status is 1 if a probe is not solved.
 

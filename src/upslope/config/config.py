@@ -124,13 +124,19 @@ class Config:
     """Units of the memory. Usual: 32 to 512."""
     shared_trunk: bool = False
     """Let policy and critic share all layers but the last."""
+    policy_reads: Annotated[tuple[str, ...] | None, tyro.conf.arg(metavar="KEY")] = None
+    """Keys of the only parts of the observations that the policy reads; by default all. Written as for
+    --ignore-observation; numbers 2 to 5 of a vector are 2-5."""
+    critic_reads: Annotated[tuple[str, ...] | None, tyro.conf.arg(metavar="KEY")] = None
+    """Keys of the only parts of the observations that the critic reads; by default all. It may know what the policy
+    must not, since it is needed in training alone."""
     sequence_length: int | None = None
     """L, the number of steps through which gradients of a model with memory flow; by default the whole rollout, or as
     much of it as leaves each minibatch a stretch."""
     value_coefficient: float = 0.5
     """Weight of the critic's loss if policy and critic share parameters. Usual: 0.25 to 1."""
     hidden_sizes: tuple[int, ...] = (64, 64)
-    """Widths of the hidden layers of the policy, and of the critic."""
+    """Widths of the hidden layers of the policy, and of the critic; none for linear ones."""
     activation: Literal["tanh", "relu", "silu"] = "tanh"
     """Activation of the hidden layers."""
     log_std_init: float = 0.0
@@ -191,8 +197,8 @@ LIMITS: dict[str, tuple[str, Callable[[Any], bool]]] = {
     "gamma": ("in [0, 1]", lambda x: 0 <= x <= 1),
     "min_effective_sample_size": ("a share of the batch, from 0 to 1", lambda x: x is None or 0 < x <= 1),
     "hidden_sizes": (
-        f"1 to {MAX_LAYERS} widths of 1 to {MAX_WIDTH:,}, e.g. 64 64",
-        lambda x: 1 <= len(x) <= MAX_LAYERS and min(x) >= 1 and max(x) <= MAX_WIDTH,
+        f"at most {MAX_LAYERS} widths of 1 to {MAX_WIDTH:,}, e.g. 64 64, or nothing for no hidden layer",
+        lambda x: len(x) <= MAX_LAYERS and all(1 <= width <= MAX_WIDTH for width in x),
     ),
 }
 """Field → its valid range, in words and as a predicate."""

@@ -3,6 +3,7 @@
 from collections.abc import Callable, Iterable, Mapping
 from typing import Any
 
+import jax
 from gymnasium.spaces import Box
 
 from upslope.config.config import Config, canonical, configure, flag_of
@@ -24,6 +25,9 @@ from upslope.environments.modules import name_of
 from upslope.environments.registry import AnyEnvironment, EnvironmentLike, label, make
 from upslope.errors import UpslopeError
 from upslope.learning.iteration import Task
+from upslope.models.build import ModelSpec
+from upslope.models.model import SHARED, group_places
+from upslope.models.model import has_memory as has_carry
 
 
 def prepare(
@@ -132,9 +136,18 @@ def missing_reader(name: str, config: Config, task: Task) -> str:
         return "" if is_read else parts_where(lambda kind: name in parameters(kind).values())
     has_networks, is_box = task.model.own is None, task.model.head.is_continuous
     is_unit = isinstance(estimator, UnitWeight)
+    critics = parts_where(lambda kind: getattr(kind, "needs_critic", False))
+    two = "--model perceptron without --shared-trunk"
+    has_two = has_networks and not config.shared_trunk
+    is_one_network, has_memory = config.shared_trunk, config.memory is not None
+    if not has_networks and name in ("critic_epochs", "sequence_length", "value_coefficient"):
+        is_one_network, has_memory = traits(task.model)
     segments = parts_where(lambda kind: getattr(kind, "whole_episodes", None) is False)
     readers = {
-        "critic_epochs": (estimator.needs_critic, parts_where(lambda kind: getattr(kind, "needs_critic", False))),
+        "critic_epochs": (
+            estimator.needs_critic and not is_one_network,
+            "a critic of its own; one that shares the policy's layers takes --epochs" if is_one_network else critics,
+        ),
         "rollout_steps": (not (estimator.whole_episodes or is_recorded), f"{segments} without --data"),
         "num_envs": (not is_recorded, "runs without --data"),
         "imitation_iterations": (is_recorded, "runs with --data"),
@@ -145,9 +158,11 @@ def missing_reader(name: str, config: Config, task: Task) -> str:
         "encoder": (has_networks, "--model perceptron"),
         "memory": (has_networks, "--model perceptron"),
         "shared_trunk": (has_networks, "--model perceptron"),
+        "policy_reads": (has_two, two),
+        "critic_reads": (has_two and estimator.needs_critic, critics if has_two else two),
         "memory_size": (has_networks and config.memory is not None, "--memory"),
-        "sequence_length": (not has_networks or config.memory is not None, "--memory or an own --model"),
-        "value_coefficient": (not has_networks or config.shared_trunk, "--shared-trunk or an own --model"),
+        "sequence_length": (has_memory, "--memory, or an own --model with memory"),
+        "value_coefficient": (is_one_network, "--shared-trunk, or an own --model with one group of parameters"),
         "weight_decay": (config.optimiser == "adamw", "--optimiser adamw"),
         "learning_rate": (not task.update.optimiser.is_complete, "upslope's own optimisers"),
         "max_grad_norm": (not task.update.optimiser.is_complete, "upslope's own optimisers"),
@@ -157,6 +172,12 @@ def missing_reader(name: str, config: Config, task: Task) -> str:
     }
     is_read, reader = readers.get(name, (True, ""))
     return "" if is_read else reader
+
+
+def traits(model: ModelSpec) -> tuple[bool, bool]:
+    """Whether a user's model has one group of parameters for policy and critic, and whether it has memory."""
+    made = model.build(jax.random.key(0))
+    return SHARED in group_places(made), has_carry(made)
 
 
 def parts_where(holds: Callable[[Any], bool]) -> str:

@@ -1,7 +1,6 @@
 """Build a task from a config and an environment, refusing a pair of axes that cannot work."""
 
 import importlib
-import math
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, fields, is_dataclass, replace
 from typing import Any
@@ -157,7 +156,6 @@ def task_of(config: Config, environment: AnyEnvironment, parts: Parts = NO_PARTS
     objective = parts.objective or objective_of(config)
     limit = config.max_episode_steps or environment.max_episode_steps
     check_pair(config, estimator, objective, limit)
-    check_minibatches(config, estimator, limit)
     update = Update(
         objective=objective,
         needs_critic=estimator.needs_critic,
@@ -171,6 +169,9 @@ def task_of(config: Config, environment: AnyEnvironment, parts: Parts = NO_PARTS
         value_coefficient=config.value_coefficient,
         sequence_length=config.sequence_length,
     )
+    if config.data is None:  # else, or with a model of one's own, it is known once there is a rollout
+        steps = (limit or 1) if estimator.whole_episodes else config.rollout_steps
+        update.check_minibatches(steps, config.num_envs, has_memory=config.memory is not None)
     encoder = encoder_of(environment.observation_space, config.environment)
     head = head_of(environment.action_space, config.environment)
     return Task(
@@ -197,10 +198,16 @@ def model_of(
 ) -> ModelSpec:
     """The specification of a config's model for these spaces."""
     if own is None and config.model == "perceptron":
-        names = ("hidden_sizes", "activation", "log_std_init", "memory", "memory_size", "shared_trunk")
-        settings = {name: getattr(config, name) for name in names} | {"encoders": config.encoder}
+        settings = {name: getattr(config, name) for name in OF_NETWORKS} | {"encoders": config.encoder}
         return ModelSpec(encoder, head, settings)
     return ModelSpec(encoder, head, dict(config.model_kwargs), own or imported("model", config.model))
+
+
+OF_NETWORKS = (
+    *("hidden_sizes", "activation", "log_std_init", "memory", "memory_size", "shared_trunk"),
+    *("policy_reads", "critic_reads"),
+)
+"""Settings of upslope's own networks."""
 
 
 def optimiser_of(config: Config, own: optax.GradientTransformation | None = None) -> Optimiser:
@@ -258,26 +265,4 @@ def check_pair(config: Config, estimator: Estimator, objective: Objective, limit
             f"{type(objective).__name__} weighs recorded actions as if the learner had taken them, which is the "
             "gradient of another policy's return. Use --objective importance_sampled (or clip, kl_penalty), or "
             "--algorithm clone to imitate."
-        )
-
-
-def check_minibatches(config: Config, estimator: Estimator, limit: int | None) -> None:
-    """Refuse more minibatches than there are samples."""
-    if config.data is not None:
-        return
-    per_column = limit if estimator.whole_episodes else config.rollout_steps
-    samples = config.num_envs * (per_column or 1)
-    if config.minibatches > samples:
-        raise UpslopeError(
-            f"--minibatches {config.minibatches} is more than the {samples} samples of an iteration "
-            f"({config.num_envs} environments × {per_column} steps). Lower it, or raise --rollout-steps."
-        )
-    if config.memory is None or config.sequence_length is None or per_column is None:
-        return
-    stretches = config.num_envs * math.ceil(per_column / config.sequence_length)
-    if config.minibatches > stretches:
-        raise UpslopeError(
-            f"--minibatches {config.minibatches} is more than the {stretches} stretches of --sequence-length "
-            f"{config.sequence_length} in an iteration ({config.num_envs} environments × {per_column} steps). Lower "
-            "one of the two."
         )

@@ -15,20 +15,23 @@ import jax.numpy as jnp
 import numpy as np
 from gymnasium.spaces import Box
 
-from upslope.config.config import configure
+from upslope.config.config import Config, configure
 from upslope.config.ladder import ALGORITHMS
-from upslope.config.task import Parts, estimator_of, objective_of, task_of
+from upslope.config.task import Parts, estimator_of, model_of, objective_of, task_of
 from upslope.core.estimators import Estimator
 from upslope.core.messages import PREFIX
 from upslope.core.objectives import Objective, PolicyGradient
 from upslope.core.types import Transition
 from upslope.environments.base import CompiledEnvironment
 from upslope.environments.compiled import COMPILED
-from upslope.environments.probes import Probe
+from upslope.environments.probes import CUE_LASTS, Probe
 from upslope.errors import UpslopeError
 from upslope.learning.devices import computing
 from upslope.learning.health import RAW, unpack_health
 from upslope.learning.iteration import Task, initialise_all, iterate_many
+from upslope.models.encoders import encoder_of
+from upslope.models.heads import head_of
+from upslope.models.model import has_memory
 
 PROBES = {
     "constant": "the critic's loss, its optimiser, or the network",
@@ -41,6 +44,10 @@ PROBES = {
     "multidiscrete": "the log-probabilities of several heads",
     "multibinary": "the log-probabilities of several switches",
     "mask": "forbidden actions are taken, or learned from as if they were allowed",
+    "memory": "the memory's carry: lost, not restarted where an episode begins, or no gradient through it",
+    "image": "how images reach a network, or their rows paired with others",
+    "dict": "how the parts of an observation reach a network",
+    "asymmetric": "what the policy and what the critic reads",
 }
 """Maps each probe to what is at fault if it is the first to fail; from the simplest to the hardest."""
 GROUPS = (
@@ -49,12 +56,31 @@ GROUPS = (
     ("multidiscrete",),
     ("multibinary",),
     ("mask",),
+    ("memory",),
+    ("image",),
+    ("dict",),
+    ("asymmetric",),
 )
 """Probes grouped by their spaces."""
+NEEDS: dict[str, dict[str, Any]] = {
+    # A linear recurrence remembers from the start, and a gated one has to learn to. A rollout holds an episode.
+    "memory": {"memory": "lru", "memory_size": 16, "learning_rate": 3e-3, "rollout_steps": 2 * (CUE_LASTS + 1)},
+    "asymmetric": {"policy_reads": ("0",)},
+}
+"""Settings without which a probe cannot be solved."""
+FITTING = {
+    "memory": "a model with memory",
+    "asymmetric": "two networks of upslope's own, each with its part to read",
+}
+"""Probes that do not fit every model. Without being asked for, they are then left out."""
+FEWER_STEPS = {"memory": 30_000, "image": 10_000}
+"""Steps that are enough for probes whose steps are dear, if each batch is used several times."""
+SMALLER_BATCH = {"memory": {"num_envs": 4}}
+"""Settings with which they are enough if each batch is used once."""
 GAMMA = 0.9
 STEPS, SEEDS = 60_000, 3
 LIMIT = 7
-"""Step limit of the longest probe; the others terminate. It falls inside a rollout, not at its end."""
+"""Step limit of `truncation`; the others terminate. It falls inside a rollout, not at its end."""
 EXACT = 0.005
 """Tolerated error of targets at time limits, relative to the values; rounding errors are a thousand times smaller."""
 FIRST = 64
@@ -88,15 +114,14 @@ class Several(CompiledEnvironment):
     def __post_init__(self) -> None:
         object.__setattr__(self, "observation_space", self.probes[0].observation_space)
         object.__setattr__(self, "action_space", self.probes[0].action_space)
-        object.__setattr__(self, "max_episode_steps", LIMIT)
+        limits = (probe.max_episode_steps or 0 for probe in self.probes)
+        object.__setattr__(self, "max_episode_steps", max(LIMIT, *limits))
 
     def reset(self, key: Any) -> tuple[Any, Any]:
-        observation = jax.lax.switch(self.index, [probe.draw for probe in self.probes], key)
-        return observation, observation
+        return jax.lax.switch(self.index, [probe.reset for probe in self.probes], key)
 
     def step(self, key: Any, state: Any, action: Any) -> tuple[Any, Transition]:
-        observation, reward, over = jax.lax.switch(self.index, [probe.answer for probe in self.probes], state, action)
-        return observation, Transition(observation, reward, over, jnp.zeros((), bool))
+        return jax.lax.switch(self.index, [probe.step for probe in self.probes], key, state, action)
 
     def action_mask(self, state: Any) -> Any:
         return jax.lax.switch(self.index, [probe.action_mask for probe in self.probes], state)
@@ -140,9 +165,22 @@ def probe(
         for group in GROUPS:
             names = [name for name in group if not only or name in only]
             if names:
-                chosen = defaults(algorithm, *axes) | {"steps": steps, "seeds": seeds} | settings
+                chosen = defaults(algorithm, *axes) | {"seeds": seeds} | budget(group[0], axes[1], steps) | settings
                 found |= probe_group(group, names, algorithm, *axes, chosen)
+    for name in only:
+        if name not in found:
+            raise UpslopeError(f"The probe {name} needs {FITTING[name]}, which this model is not. Leave it out.")
     return tuple(found[name] for name in PROBES if name in found)
+
+
+def fits(name: str, config: Config, world: Several) -> bool:
+    """Whether a probe fits the model that a config names."""
+    if name == "asymmetric":
+        return config.model == Config.model and not config.shared_trunk
+    if name == "memory" and config.model != Config.model:
+        encoder, head = encoder_of(world.observation_space, name), head_of(world.action_space, name)
+        return has_memory(model_of(config, encoder, head).build(jax.random.key(0)))
+    return True
 
 
 def probe_group(
@@ -158,12 +196,15 @@ def probe_group(
     world, label = Several(probes, 0), f"jax:probe/{group[0]}"
     is_box = isinstance(world.action_space, Box)
     config = configure(label, algorithm, is_continuous=is_box, use_preset=False, **settings)
+    if not fits(group[0], config, world):
+        return {}
     task = task_of(config, world, Parts(estimator, objective))
+    limit = world.max_episode_steps
     iterations = max(
-        1, config.steps // (task.num_envs * (LIMIT if task.estimator.whole_episodes else task.rollout_steps))
+        1, config.steps // (task.num_envs * (limit if task.estimator.whole_episodes else task.rollout_steps))
     )
     if task.estimator.whole_episodes:
-        iterations *= LIMIT  # most probes have episodes of one step; iterations after the budget cost nothing
+        iterations *= limit  # most probes have episodes of one step; iterations after the budget cost nothing
     indices = [group.index(name) for name in names]
     states = [
         initialise_all(replace(task, environment=Several(probes, index)), config.seed_list()) for index in indices
@@ -191,34 +232,51 @@ def train_and_judge(task: Task, probes: tuple[Probe, ...], iterations: int, inde
         world = Several(probes, run[0])
         state, (metrics, *_) = iterate_many(replace(task, environment=world), run[1], iterations)
         agent = state.learner.agent
-        observation = jax.vmap(world.reset)(jax.random.split(jax.random.key(7), FIRST))[1]
-        exact = jax.lax.switch(run[0], [partial(probe.exact_value, gamma=GAMMA) for probe in probes], observation)
-        best = jax.lax.switch(run[0], [partial(best_return, probe) for probe in probes], observation)
-        return agent.value(observation), exact, returns_of(world, agent, observation), best, metrics[RAW]
+        first = jax.vmap(world.reset)(jax.random.split(jax.random.key(7), FIRST))
+        exact = jax.lax.switch(run[0], [partial(probe.exact_value, gamma=GAMMA) for probe in probes], first[0])
+        best = jax.lax.switch(run[0], [partial(best_return, probe) for probe in probes], first[0])
+        return values_of(agent, first[1]), exact, returns_of(world, agent, *first), best, metrics[RAW]
 
     return jax.lax.map(one, (index, states))
 
 
-def best_return(probe: Probe, observation: Any) -> Any:
-    """The best undiscounted return from each first observation."""
-    if probe.watched is not None:
-        return jnp.full(len(observation), probe.watched)
-    return probe.exact_value(observation, 1.0)
+def best_return(probe: Probe, state: Any) -> Any:
+    """The best undiscounted return from each first state."""
+    value = probe.exact_value(state, 1.0)
+    return value if probe.watched is None else jnp.full_like(value, probe.watched)
 
 
-def returns_of(world: Several, agent: Any, observation: Any) -> Any:
+def values_of(agent: Any, observation: Any) -> Any:
+    """V(s_0) at each first observation."""
+    if not has_memory(agent.model):
+        return agent.value(observation)
+    outputs, _ = agent.step(observation, agent.model.start(FIRST), jnp.ones(FIRST, bool))
+    return outputs.value
+
+
+def returns_of(world: Several, agent: Any, state: Any, observation: Any) -> Any:
     """Play the deterministic policy from each first observation, and return its undiscounted return."""
 
     def step(carry: Any, _: None) -> Any:
-        state, going, total = carry
-        action = agent.policy(state, jax.vmap(world.action_mask)(state)).mode()
+        state, observation, memory, fresh, going, total = carry
+        policy, memory = agent.act(observation, memory, fresh, jax.vmap(world.action_mask)(state))
+        action = policy.mode()
         if isinstance(world.action_space, Box):
             action = jnp.clip(action, world.action_space.low, world.action_space.high)
         state, transition = jax.vmap(world.step, (None, 0, 0))(jax.random.key(0), state, action)
-        return (state, going & ~transition.terminated, total + jnp.where(going, transition.reward, 0.0)), None
+        total += jnp.where(going, transition.reward, 0.0)
+        return (
+            state,
+            transition.observation,
+            memory,
+            jnp.zeros_like(fresh),
+            going & ~transition.terminated,
+            total,
+        ), None
 
-    start = (observation, jnp.ones(len(observation), bool), jnp.zeros(len(observation)))
-    return jax.lax.scan(step, start, length=LIMIT)[0][2]
+    begun = jnp.ones(FIRST, bool)
+    start = (state, observation, agent.model.start(FIRST), begun, begun, jnp.zeros(FIRST))
+    return jax.lax.scan(step, start, length=world.max_episode_steps)[0][-1]
 
 
 def verdict(name: str, value: Any, exact: Any, returns: Any, best: Any, at_limits: float, task: Task) -> Probed:
@@ -250,6 +308,13 @@ def defaults(algorithm: str, estimator: Estimator, objective: Objective) -> dict
     if algorithm != "a2c" and not whole:
         chosen["rollout_steps"] = 8
     return chosen if is_one_step else chosen | {"minibatches": 4}
+
+
+def budget(name: str, objective: Objective, steps: int) -> dict[str, Any]:
+    """The steps and the further settings of a group of probes, by its first."""
+    if isinstance(objective, PolicyGradient):
+        return {"steps": steps} | NEEDS.get(name, {}) | SMALLER_BATCH.get(name, {})
+    return {"steps": min(steps, FEWER_STEPS.get(name, steps))} | NEEDS.get(name, {})
 
 
 def to_json(found: Sequence[Probed]) -> dict[str, Any]:

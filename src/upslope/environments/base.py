@@ -33,6 +33,8 @@ class CompiledEnvironment(ABC):
     """The space of actions."""
     max_episode_steps: int | None = None
     """Steps after which an episode is truncated; None for no limit."""
+    ignores_masks: bool = False
+    """Whether it has action masks that are not used."""
     is_compiled: ClassVar[bool] = True
     """Whether acting is part of the compiled program; False for environments on the host."""
 
@@ -71,9 +73,26 @@ class HostEnvironment:
     """Whether it was requested by name, so that another process can create it too."""
     drawing: Callable[[], "HostEnvironment"]
     """Creates the same environment with rendering; raises `UpslopeError` if that is impossible."""
-    gives_masks: bool = False
-    """Whether its info contains the mask of allowed actions."""
+    has_masks: bool | UpslopeError = False
+    """Whether its info contains the mask of allowed actions, or why that could not be learned."""
+    uses_masks: bool = True
     is_compiled: ClassVar[bool] = False
+
+    @property
+    def gives_masks(self) -> bool:
+        """Whether its action masks are used.
+
+        Raises:
+            UpslopeError: it could not be reset, so that it is not known whether it has any.
+        """
+        if self.uses_masks and isinstance(self.has_masks, UpslopeError):
+            raise self.has_masks
+        return self.uses_masks and self.has_masks is True
+
+    @property
+    def ignores_masks(self) -> bool:
+        """Whether it has action masks that are not used."""
+        return not self.uses_masks and self.has_masks is True
 
 
 AnyEnvironment = CompiledEnvironment | HostEnvironment

@@ -43,6 +43,10 @@ COMPILED: dict[str, Callable[..., CompiledEnvironment]] = {
     "probe/multidiscrete": probes.multidiscrete,
     "probe/multibinary": probes.multibinary,
     "probe/mask": probes.mask,
+    "probe/memory": probes.memory,
+    "probe/image": probes.image,
+    "probe/dict": probes.dictionary,
+    "probe/asymmetric": probes.asymmetric,
 }
 """Name → constructor. The first four replicate Gymnasium's environments step for step, with the same names and
 keyword arguments. Every constructor can be called without arguments."""

@@ -88,10 +88,18 @@ def host_environment(maker: Maker, env: Any) -> HostEnvironment:
         limit = env.spec.max_episode_steps if env.spec is not None else None
         if env.spec is not None and maker.callable() is None:
             maker = replace(maker, spec=gymnasium.registry.get(env.spec.id))
-        is_named, masks = maker.request.given is None, maker.request.masks and gives_masks(env)
-        return HostEnvironment(name, maker, observations, actions, limit, is_named, partial(drawing, maker), masks)
+        is_named, masks = maker.request.given is None, (known_masks(env, name), maker.request.masks)
+        return HostEnvironment(name, maker, observations, actions, limit, is_named, partial(drawing, maker), *masks)
     finally:
         close_all(name, [env])
+
+
+def known_masks(env: gymnasium.Env, name: str) -> bool | UpslopeError:
+    """Whether an environment provides masks, or the error for those who need to know."""
+    try:
+        return gives_masks(env, name)
+    except UpslopeError as error:
+        return error
 
 
 def drawing(maker: Maker) -> HostEnvironment:

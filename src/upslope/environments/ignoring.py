@@ -156,5 +156,9 @@ class CompiledWithout(CompiledEnvironment):
         state, transition = self.environment.step(key, state, action)
         return state, transition._replace(observation=self.keep(transition.observation))
 
+    @property
+    def ignores_masks(self) -> bool:  # pyright: ignore[reportIncompatibleVariableOverride]
+        return self.environment.ignores_masks
+
     def action_mask(self, state: Any) -> Any:
         return self.environment.action_mask(state)

@@ -5,14 +5,17 @@ in its observations, gets a wrapper that moves the mask there. A compiled enviro
 `action_mask(state)`. A mask is not a network input, so the key is removed from the observation and its space.
 """
 
+import random
 from collections.abc import Callable, Mapping
 from typing import Any
 
 import gymnasium
+import numpy as np
 from gymnasium import spaces
 
+from upslope.core.messages import told
 from upslope.core.types import Action, Transition
-from upslope.environments.base import CompiledEnvironment
+from upslope.environments.base import BrokenEnvironmentError, CompiledEnvironment
 
 KEY = "action_mask"
 """The key of a mask in an environment's info or observations."""
@@ -98,12 +101,29 @@ def source_of(env: gymnasium.Env) -> str:
         return f'info["{KEY}"]'
 
 
-def gives_masks(env: gymnasium.Env) -> bool:
-    """Whether an environment provides masks, judged by its first answer."""
+def gives_masks(env: gymnasium.Env, name: str) -> bool:
+    """Whether an environment provides masks.
+
+    Where its spaces do not tell, it is reset once, and the process's random numbers are left as they were.
+
+    Raises:
+        BrokenEnvironmentError: it cannot be reset.
+    """
+    if isinstance(env.action_space, spaces.Box):
+        return False  # nothing of it can be forbidden
+    if isinstance(env, MaskInInfo) and env.has_key:
+        return True
+    states = random.getstate(), np.random.get_state()
     try:
-        return mask_in(env.reset(seed=0)[1]) is not None
-    except Exception:  # training resets it too, and reports where it failed
-        return False
+        answer = env.reset(seed=0)
+    except Exception as error:
+        raise BrokenEnvironmentError(
+            f"{name} raised {told(error)} in reset(seed=0), at its first reset. Correct reset()."
+        ) from error
+    finally:
+        random.setstate(states[0])
+        np.random.set_state(states[1])
+    return isinstance(answer, tuple) and len(answer) == 2 and mask_in(answer[1]) is not None
 
 
 class MaskApart(CompiledEnvironment):
@@ -130,6 +150,8 @@ class MaskApart(CompiledEnvironment):
 
 class WithoutMasks(CompiledEnvironment):
     """A compiled environment whose masks are ignored."""
+
+    ignores_masks = True
 
     def __init__(self, inner: CompiledEnvironment):
         self.inner = inner

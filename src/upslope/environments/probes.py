@@ -3,8 +3,7 @@
 A learner that fails `probe/constant` has a broken critic loss; one that first fails at `probe/observation`
 does not see its observation; at `probe/delay`, its discount or bootstrap is wrong; at `probe/action`, its
 policy update; at `probe/both`, the pairing of observation and action.
-Source: Jones (2021), Debugging RL, Without the Agonizing Pain; the truncation, continuous, multi-discrete,
-multi-binary and mask probes are added here in the same manner.
+Source: Jones (2021), Debugging RL, Without the Agonizing Pain; the others are added here in the same manner.
 """
 
 from collections.abc import Callable
@@ -27,43 +26,45 @@ Answer = tuple[Observation, Float32[Array, ""], Bool[Array, ""]]
 
 @dataclass(frozen=True, eq=False)
 class Probe(CompiledEnvironment):
-    """An environment whose state is its observation [D] and whose optimal value is known in closed form.
+    """An environment whose optimal value is known in closed form.
 
-    `draw(key)` gives s_0; `answer(observation, action)` gives s', r and whether the episode ends; `value(observation,
-    gamma)` is V*(s). A one-step probe returns the observation it started from, not zeros: a learner that wrongly
-    bootstraps past the end then sees a value that feeds on itself and misses V* visibly.
+    `draw(key)` gives s_0; `answer(state, action)` gives s', r and whether the episode ends; `value(state, gamma)` is
+    V*(s); `show(state)` is what is observed, by default the state itself. A one-step probe returns the state it started
+    from, not zeros: a learner that wrongly bootstraps past the end then sees a value that feeds on itself and misses V*
+    visibly.
     """
 
     observation_space: spaces.Space[Any]
     action_space: spaces.Space[Any]
-    draw: Callable[[PRNGKeyArray], Observation]
-    answer: Callable[[Observation, Action], Answer]
-    value: Callable[[Float[Array, "... D"], float], Float[Array, "..."]]
+    draw: Callable[[PRNGKeyArray], Any]
+    answer: Callable[[Any, Action], tuple[Any, Any, Any]]
+    value: Callable[[Any, float], Float[Array, "..."]]
     max_episode_steps: int | None = 1
     watched: float | None = None
     """The best return within the time limit, for a probe that never terminates."""
-    allows: Callable[[Observation], Bool[Array, "M"]] | None = None
+    allows: Callable[[Any], Bool[Array, "M"]] | None = None
     """Returns the mask of allowed actions; None if nothing is forbidden."""
+    show: Callable[[Any], Any] = lambda state: state
 
-    def reset(self, key: PRNGKeyArray) -> tuple[Observation, Observation]:
+    def reset(self, key: PRNGKeyArray) -> tuple[Any, Any]:
         """Draw s_0."""
-        observation = self.draw(key)
-        return observation, observation
+        state = self.draw(key)
+        return state, self.show(state)
 
-    def step(self, key: PRNGKeyArray, state: Observation, action: Action) -> tuple[Observation, Transition]:
+    def step(self, key: PRNGKeyArray, state: Any, action: Action) -> tuple[Any, Transition]:
         """Apply `answer`; it is deterministic, since all randomness is in s_0."""
-        observation, reward, terminated = self.answer(state, action)
-        return observation, Transition(observation, reward, terminated, jnp.zeros((), bool))
+        state, reward, terminated = self.answer(state, action)
+        return state, Transition(self.show(state), reward, terminated, jnp.zeros((), bool))
 
-    def action_mask(self, state: Observation) -> Bool[Array, "M"] | None:
+    def action_mask(self, state: Any) -> Bool[Array, "M"] | None:
         return None if self.allows is None else self.allows(state)
 
-    def exact_value(self, observation: Float[Array, "... D"], gamma: float) -> Float[Array, "..."]:
+    def exact_value(self, state: Any, gamma: float) -> Float[Array, "..."]:
         """V*(s) = max over policies of E[Σ_t γ^t r_t | s_0 = s], for any leading axes.
 
         In `constant`, `observation`, `delay` and `truncation` no action matters: every policy has this value.
         """
-        return self.value(observation, gamma)
+        return self.value(state, gamma)
 
 
 def _one_step(reward: Callable[[Observation, Action], Float32[Array, ""]]) -> Callable[..., Answer]:
@@ -197,3 +198,87 @@ def mask() -> Probe:
         return jnp.where(allows(observation)[action], paid, 100.0).astype(jnp.float32)
 
     return Probe(_box(-1.0), spaces.Discrete(3), _draw_sign, _one_step(reward), _ones, allows=allows)
+
+
+CUE_LASTS = 10
+"""Steps between a cue and the action that it asks for."""
+
+
+def memory() -> Probe:
+    """11 steps, −1, 0 or +1 is shown at the first and 0 at the others; at the last, r = 1 for action 0, 1 or 2 that
+    stands for what was shown, else −1: V*(s_0) = γ¹⁰.
+
+    The state is (cue, time). Where the cue is 0, a memory that is not restarted takes the episode for the one before.
+    """
+
+    def draw(key: PRNGKeyArray) -> Observation:
+        return jnp.stack([jax.random.randint(key, (), -1, 2).astype(jnp.float32), jnp.float32(0.0)])
+
+    def answer(state: Observation, action: Action) -> Answer:
+        is_last = state[1] >= CUE_LASTS
+        paid = jnp.where(action == state[0] + 1, 1.0, -1.0)
+        return state + jnp.array([0.0, 1.0]), jnp.where(is_last, paid, 0.0), is_last
+
+    def value(state: Float[Array, "... 2"], gamma: float) -> Float[Array, "..."]:
+        return gamma ** (CUE_LASTS - state[..., 1])
+
+    def show(state: Observation) -> Any:
+        return jnp.where(state[1] == 0, state[:1], 0.0)
+
+    # One step more than it takes, so that it ends by itself.
+    return Probe(_box(-1.0), spaces.Discrete(3), draw, answer, value, max_episode_steps=CUE_LASTS + 2, show=show)
+
+
+def image() -> Probe:
+    """One step, a black image [4, 4] of bytes with one bright cell at random, r = 1 for the action 0 to 3 that is its
+    quarter, else −1: V* = 1. The state is the cell's number."""
+
+    def draw(key: PRNGKeyArray) -> Any:
+        return jax.random.randint(key, (), 0, 16, jnp.int32)
+
+    def reward(cell: Any, action: Action) -> Float32[Array, ""]:
+        return jnp.where(action == 2 * (cell // 8) + cell % 4 // 2, 1.0, -1.0).astype(jnp.float32)
+
+    def show(cell: Any) -> Any:
+        return jnp.zeros(16, jnp.uint8).at[cell].set(255).reshape(4, 4)
+
+    space = spaces.Box(0, 255, (4, 4), np.uint8)
+    return Probe(
+        space, spaces.Discrete(4), draw, _one_step(reward), lambda cell, gamma: jnp.ones(cell.shape), show=show
+    )
+
+
+def dictionary() -> Probe:
+    """One step, a Dict of two signs ±1 and which of them counts, all at random, r = 1 for the action 0 to 3 that is
+    2 · which, plus 1 if the sign that counts is +1, else −1: V* = 1."""
+
+    def draw(key: PRNGKeyArray) -> Any:
+        signs, which = jax.random.split(key)
+        return {"signs": jax.random.rademacher(signs, (2,), jnp.float32), "which": jax.random.randint(which, (), 0, 2)}
+
+    def reward(state: Any, action: Action) -> Float32[Array, ""]:
+        right = 2 * state["which"] + (state["signs"][state["which"]] > 0)
+        return jnp.where(action == right, 1.0, -1.0).astype(jnp.float32)
+
+    space = spaces.Dict({"signs": _box(-1.0, 2), "which": spaces.Discrete(2)})
+    value = lambda state, gamma: jnp.ones(state["which"].shape)  # noqa: E731
+    return Probe(space, spaces.Discrete(4), draw, _one_step(reward), value)
+
+
+def asymmetric() -> Probe:
+    """One step, two signs ±1 at random, of which the policy reads the first (`--policy-reads 0`); r = ½ + the second
+    for action 1 at +1 or action 0 at −1, else 0: V*(s) = ½ + the second.
+
+    The best blind policy earns ½ on average; one that sees the second sign avoids what it costs, and earns ¾.
+    """
+
+    def draw(key: PRNGKeyArray) -> Observation:
+        return jax.random.rademacher(key, (2,), jnp.float32)
+
+    def reward(state: Observation, action: Action) -> Float32[Array, ""]:
+        return jnp.where((action == 1) == (state[0] > 0), 0.5 + state[1], 0.0)
+
+    def value(state: Float[Array, "... 2"], gamma: float) -> Float[Array, "..."]:
+        return 0.5 + state[..., 1]
+
+    return Probe(_box(-1.0, 2), spaces.Discrete(2), draw, _one_step(reward), value)

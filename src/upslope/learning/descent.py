@@ -10,7 +10,6 @@ from jax.flatten_util import ravel_pytree
 from jaxtyping import Array, Bool, Float, Integer, PRNGKeyArray
 
 from upslope.core.types import Metrics
-from upslope.errors import UpslopeError
 from upslope.learning.batch import Batch
 from upslope.learning.optimisers import Optimiser
 from upslope.learning.shuffle import shuffle
@@ -65,11 +64,6 @@ def descend(
     """
     num_units = batch.weight.shape[0]
     size = num_units // plan.minibatches
-    if size == 0:
-        raise UpslopeError(
-            f"--minibatches {plan.minibatches} is more than the {num_units} stretches of an iteration. Lower it, or "
-            "set --sequence-length."
-        )
     chain = plan.optimiser.transformation()
     flat, unpack = ravel_pytree(start.parameters)
 

@@ -331,8 +331,8 @@ def group_statistics(name: str, seen: UpdateData, batch: Any) -> Float[Array, "3
         largest = jnp.max(second) / second_left
     silent = jnp.float32(jnp.nan)
     if hasattr(seen.model, "hidden_units"):
-        units, activation = seen.model.hidden_units(jax.tree.map(lambda x: x[:ROWS], batch.features))[name]
-        silent = saturation(units, activation, batch.valid[:ROWS])
+        hidden = seen.model.hidden_units(jax.tree.map(lambda x: x[:ROWS], batch.features))
+        silent = saturation(*hidden[name], batch.valid[:ROWS]) if name in hidden else silent
     return jnp.stack([signal, largest, silent])
 
 

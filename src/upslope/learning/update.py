@@ -17,6 +17,7 @@ from jaxtyping import Array, Bool, Float, PRNGKeyArray, Shaped
 
 from upslope.core.objectives import Clip, Objective, ObjectiveState, PolicyGradient, Sample, importance_ratio
 from upslope.core.types import Credit, Metrics, Rollout
+from upslope.errors import UpslopeError
 from upslope.learning.batch import Batch, batch_of, inputs_of, outputs_of
 from upslope.learning.blocks import in_blocks
 from upslope.learning.descent import Descent, Plan, descend, start_optimiser
@@ -30,6 +31,7 @@ from upslope.models.model import (
     VALUE,
     Memory,
     group_places,
+    has_memory,
     parameters_of,
     start_memory,
     with_parameters,
@@ -74,6 +76,22 @@ class Update:
     def stretch(self, steps: int, columns: int) -> int:
         """L for a rollout [T, N]: by default T, or less if there would be fewer stretches than minibatches."""
         return self.sequence_length or max(1, steps // math.ceil(self.minibatches / columns))
+
+    def check_minibatches(self, steps: int, columns: int, *, has_memory: bool) -> None:
+        """Refuse more minibatches than a rollout [T, N] has units: steps, or stretches of L steps if there is memory.
+
+        Raises:
+            UpslopeError: a minibatch would be empty.
+        """
+        length = min(self.stretch(steps, columns), steps) if has_memory else 1
+        units = columns * math.ceil(steps / length)
+        if self.minibatches > units:
+            kind = "samples of" if length == 1 else f"stretches of --sequence-length {length} in"
+            remedy = "raise --rollout-steps" if length == 1 else "the length of a stretch"
+            raise UpslopeError(
+                f"--minibatches {self.minibatches} is more than the {units} {kind} an iteration ({columns} "
+                f"environments × {steps} steps). Lower it, or {remedy}."
+            )
 
     def plan(self, epochs: int) -> Plan:
         """The descent settings of one group."""
@@ -148,6 +166,7 @@ def improve(
     """
     agent, objective = learner.agent, learner.objective
     memory = memory or start_memory(agent.model, rollout.reward.shape[1])
+    update.check_minibatches(*rollout.reward.shape, has_memory=has_memory(agent.model))
     batch = batch_of(agent, rollout, credit, memory, update.stretch(*rollout.reward.shape), update.vmapped)
     if update.normalize_advantage:
         batch = batch._replace(weight=standardise(batch.weight, batch.valid))

@@ -19,6 +19,7 @@ from upslope.models.encoders import ObservationEncoder, encoder_of
 from upslope.models.heads import ActionHead, head_of
 from upslope.models.model import Model, Outputs, Place, group_places
 from upslope.models.perceptrons import num_parameters, perceptrons
+from upslope.models.views import FLAGS, WHOLE, Views, listed, views_of
 
 METHODS = ("prepare", "start", "step", "groups")
 
@@ -145,10 +146,22 @@ def networks(
 ) -> Any:
     """Upslope's own networks: two perceptrons, or networks of parts for images, a memory, or a shared trunk."""
     images = networks_of(encoder, encoders)
+    views = views_of(encoder, images, settings)
+    built = {name: value for name, value in settings.items() if name not in FLAGS} | {"views": views}
     if images or settings.get("memory") or settings.get("shared_trunk"):
-        return composed(encoder, head, key=key, networks=images, **settings)
-    plain = {name: value for name, value in settings.items() if name in ("hidden_sizes", "activation", "log_std_init")}
-    return perceptrons(encoder, head, key=key, **plain)
+        refuse_views_of_trunk(settings, views)
+        return composed(encoder, head, key=key, networks=images, **built)
+    plain = ("hidden_sizes", "activation", "log_std_init", "views")
+    return perceptrons(encoder, head, key=key, **{name: built[name] for name in plain if name in built})
+
+
+def refuse_views_of_trunk(settings: Mapping[str, Any], views: Views) -> None:
+    """Refuse a policy and a critic that share their layers and are to read different parts."""
+    if settings.get("shared_trunk") and views != (WHOLE, WHOLE):
+        raise UpslopeError(
+            f"{' and '.join(FLAGS.values())} choose what each network reads, and with --shared-trunk there is only "
+            "one. Leave one of the two out, or leave parts out for both with --ignore-observation."
+        )
 
 
 def least_numbers(spec: ModelSpec) -> int:
@@ -157,9 +170,11 @@ def least_numbers(spec: ModelSpec) -> int:
         return 0
     images = networks_of(spec.encoder, spec.settings.get("encoders", ()))
     if not images and not spec.settings.get("memory"):
-        both = num_parameters(spec.encoder, spec.head, spec.settings["hidden_sizes"])
+        views = views_of(spec.encoder, images, spec.settings)
+        both = num_parameters(spec.encoder, spec.head, spec.settings["hidden_sizes"], views)
         return both // 2 if spec.settings.get("shared_trunk") else both
-    return least_numbers_of(spec.encoder, images, spec.settings)
+    policy, _ = views_of(spec.encoder, images, spec.settings)
+    return least_numbers_of(spec.encoder, policy.chosen(images), spec.settings)
 
 
 def unusual_parts(spec: ModelSpec) -> list[str]:
@@ -170,6 +185,8 @@ def unusual_parts(spec: ModelSpec) -> list[str]:
     found = [f"{key or 'images'} read by {network}" for key, network in images]
     if settings.get("memory"):
         found.append(f"memory {settings['memory']} of {settings['memory_size']} units")
+    views = zip(("policy", "critic"), views_of(spec.encoder, images, settings), FLAGS, strict=True)
+    found += [f"the {who} reads {listed(settings[name])} alone" for who, view, name in views if view != WHOLE]
     return [*found, "a shared trunk"] if settings.get("shared_trunk") else found
 
 

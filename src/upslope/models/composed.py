@@ -22,9 +22,7 @@ from upslope.models.heads import ActionHead
 from upslope.models.memories import Cell, cell_of
 from upslope.models.model import POLICY, SHARED, VALUE, Outputs
 from upslope.models.networks import Perceptron, generator_of, initialise_perceptron
-
-Features = tuple[Any, tuple[Any, ...]]
-"""The features of all that is no image [B, D], or None; and the images [B, height, width, channels]."""
+from upslope.models.views import WHOLE, Features, View, Views
 
 
 class Branch(equinox.Module):
@@ -108,22 +106,30 @@ class Separate(Composed):
 
     actor: Branch
     critic: Branch
+    views: Views = equinox.field(static=True)
+    """What the policy and the critic read of an observation."""
 
     def start(self, num: int) -> Any:
         carry = {POLICY: self.actor.start(num), VALUE: self.critic.start(num)}
         return carry if jax.tree.leaves(carry) else ()
 
+    def seen(self, features: Features) -> tuple[Features, Features]:
+        """What the policy and what the critic sees."""
+        floats = self.floating(features)
+        policy, critic = (view.of(floats) for view in self.views)
+        return policy, critic
+
     def step(self, features: Features, carry: Any, fresh: Bool[Array, "N"]) -> tuple[Outputs, Any]:
-        seen = self.floating(features)
+        seen, known = self.seen(features)
         policy, mine = self.actor.once(seen, carry[POLICY] if carry else ())
-        value, its = self.critic.once(seen, carry[VALUE] if carry else ())
+        value, its = self.critic.once(known, carry[VALUE] if carry else ())
         return Outputs(self.policy_of(policy), value[..., 0]), {POLICY: mine, VALUE: its} if carry else ()
 
     def unroll(self, features: Features, carry: Any, fresh: Bool[Array, "T N"]) -> tuple[Outputs, Any]:
         """T steps at once; see `upslope.models.model.unroll`."""
-        seen = self.floating(features)
+        seen, known = self.seen(features)
         policy, mine = self.actor.over_time(seen, carry[POLICY], fresh)
-        value, its = self.critic.over_time(seen, carry[VALUE], fresh)
+        value, its = self.critic.over_time(known, carry[VALUE], fresh)
         return Outputs(self.policy_of(policy), value[..., 0]), {POLICY: mine, VALUE: its}
 
     def groups(self) -> dict[str, Any]:
@@ -224,18 +230,20 @@ def composed(
     memory: str | None = None,
     memory_size: int = 128,
     shared_trunk: bool = False,
+    views: Views = (WHOLE, WHOLE),
 ) -> Separate | SharedTrunk:
     """Fresh networks. The policy's last layer has gain 0.01, so the initial policy hardly depends on the state."""
     draw = generator_of(key)
     keys = iter(jax.random.split(key, 16))
 
-    def branch(*ends: tuple[int, float]) -> tuple[Branch, int]:
+    def branch(view: View, *ends: tuple[int, float]) -> tuple[Branch, int]:
         """A network that ends in this layer (outputs, gain) if one is given, and its number of outputs."""
         leaves = {key: inner for key, inner, _ in encoder.leaves(encoder.shapes)}
         pictures = tuple(
-            convolutions(network, layout_of(leaves[key]).size, next(keys), draw) for key, network in networks
+            convolutions(network, layout_of(leaves[key]).size, next(keys), draw)
+            for key, network in view.chosen(networks)
         )
-        width = sum(inner.num_features for key, inner in leaves.items() if key not in dict(networks))
+        width = view.width(sum(inner.num_features for key, inner in leaves.items() if key not in dict(networks)))
         width += sum(network.num_features for network in pictures)
         inward = cell = None
         if memory is not None:
@@ -249,11 +257,12 @@ def composed(
 
     scales = jnp.asarray(np.full(head.num_scales, log_std_init, np.float32))
     if shared_trunk:
-        trunk, width = branch()
+        trunk, width = branch(WHOLE)
         layers = (initialise_perceptron(draw, (width, *last), gain, activation) for *last, gain in last_layers(head))
         return SharedTrunk(scales, encoder, head, networks, trunk, *layers)
-    actor, critic = (branch((size, gain))[0] for size, gain in last_layers(head))
-    return Separate(scales, encoder, head, networks, actor, critic)
+    ends = zip(views, last_layers(head), strict=True)
+    actor, critic = (branch(view, last)[0] for view, last in ends)
+    return Separate(scales, encoder, head, networks, actor, critic, views)
 
 
 def last_layers(head: ActionHead) -> tuple[tuple[int, float], tuple[int, float]]:
@@ -264,7 +273,7 @@ def last_layers(head: ActionHead) -> tuple[tuple[int, float], tuple[int, float]]
 def least_numbers_of(
     encoder: ObservationEncoder, networks: tuple[tuple[str, str], ...], settings: Mapping[str, Any]
 ) -> int:
-    """A lower bound on the number of parameters, without making them."""
+    """A lower bound on the number of parameters, without making them; `networks` are the images that are read."""
     shapes = {key: layout_of(inner).size for key, inner, _ in encoder.leaves(encoder.shapes) if key in dict(networks)}
     last = sum(flat_size(network, shapes[key]) * NETWORKS[network][1] for key, network in networks)
     memory = 5 * settings["memory_size"] ** 2 if settings.get("memory") else 0

@@ -19,6 +19,7 @@ from upslope.models.encoders import ObservationEncoder
 from upslope.models.heads import ActionHead
 from upslope.models.model import POLICY, VALUE, Outputs
 from upslope.models.networks import Perceptron, generator_of, initialise_perceptron
+from upslope.models.views import WHOLE, Views
 
 
 @pytree
@@ -40,6 +41,8 @@ class Perceptrons:
     actor: Actor
     critic: Perceptron
     encoder: ObservationEncoder = field(metadata=STATIC)
+    views: Views = field(default=(WHOLE, WHOLE), metadata=STATIC)
+    """What the policy and the critic read of an observation."""
 
     def prepare(self, observation: Any) -> Float[Array, "... D"]:
         return self.encoder.encode(observation)
@@ -48,23 +51,28 @@ class Perceptrons:
         return ()
 
     def step(self, features: Float[Array, "N D"], carry: Any, fresh: Bool[Array, "N"]) -> tuple[Outputs, Any]:
-        return Outputs(self.actor(features), self.value(features)), carry
+        return Outputs(self.policy(features), self.value(features)), carry
 
     def groups(self) -> dict[str, Any]:
         return {POLICY: self.actor, VALUE: self.critic}
 
     def policy(self, features: Float[Array, "... D"]) -> Distribution:
         """π(·|s) alone. Accepts NumPy arrays, so that the host acts without a compiled program."""
-        return self.actor(features)
+        return self.actor(self.views[0].vector(features))
 
     def value(self, features: Float[Array, "... D"]) -> Float[Array, "..."]:
         """V(s) alone, over any batch axes."""
-        return self.critic(features)[..., 0]
+        return self.critic(self.views[1].vector(features))[..., 0]
 
     def hidden_units(self, features: Float[Array, "B D"]) -> dict[str, tuple[Array, str]]:
-        """The first layer's pre-activations [B, K] of each group, and the name of the activation."""
-        networks = {POLICY: self.actor.network, VALUE: self.critic}
-        return {name: (net.first_layer(features), net.activation) for name, net in networks.items()}
+        """The first layer's pre-activations [B, K] of each group, and the name of the activation; none without hidden
+        layers."""
+        networks = {POLICY: (self.views[0], self.actor.network), VALUE: (self.views[1], self.critic)}
+        return {
+            name: (network.first_layer(view.vector(features)), network.activation)
+            for name, (view, network) in networks.items()
+            if len(network.weights) > 1
+        }
 
 
 def perceptrons(
@@ -75,20 +83,23 @@ def perceptrons(
     hidden_sizes: tuple[int, ...] = (64, 64),
     activation: str = "tanh",
     log_std_init: float = 0.0,
+    views: Views = (WHOLE, WHOLE),
 ) -> Perceptrons:
     """Fresh networks. The policy head has gain 0.01, so the initial policy hardly depends on the state."""
     generator = generator_of(key)
-    inner = (encoder.num_features, *hidden_sizes)
+    policy, critic = ((view.width(encoder.num_features), *hidden_sizes) for view in views)
     actor = Actor(
-        network=initialise_perceptron(generator, (*inner, head.num_outputs), 0.01, activation),
+        network=initialise_perceptron(generator, (*policy, head.num_outputs), 0.01, activation),
         log_std=jnp.asarray(np.full(head.num_scales, log_std_init, np.float32)),
         head=head,
     )
-    return Perceptrons(actor, initialise_perceptron(generator, (*inner, 1), 1.0, activation), encoder)
+    return Perceptrons(actor, initialise_perceptron(generator, (*critic, 1), 1.0, activation), encoder, views)
 
 
-def num_parameters(encoder: ObservationEncoder, head: ActionHead, hidden_sizes: tuple[int, ...]) -> int:
+def num_parameters(
+    encoder: ObservationEncoder, head: ActionHead, hidden_sizes: tuple[int, ...], views: Views = (WHOLE, WHOLE)
+) -> int:
     """A lower bound on the number of weights in both networks."""
-    sizes = (encoder.num_features, *hidden_sizes)
-    hidden = sum(i * o for i, o in pairwise(sizes))
-    return 2 * hidden + hidden_sizes[-1] * (head.num_outputs + 1)
+    ends = zip(views, (head.num_outputs, 1), strict=True)
+    layers = ((view.width(encoder.num_features), *hidden_sizes, last) for view, last in ends)
+    return sum(i * o for sizes in layers for i, o in pairwise(sizes))

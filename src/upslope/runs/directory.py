@@ -34,6 +34,9 @@ from upslope.core.messages import readable
 from upslope.core.reading import brief, checked_rows, damaged, parse_json, read_csv, read_text
 from upslope.core.storage import write_atomically
 from upslope.errors import UpslopeError
+from upslope.models.composed import PERCEPTRON, networks_of
+from upslope.models.description import from_json
+from upslope.models.encoders import ENCODERS
 
 try:
     import fcntl
@@ -158,10 +161,10 @@ class RunDirectory:
 
     def config(self) -> Config:
         """The run's config."""
-        settings = self.read()["config"]
+        description = self.read()
+        settings = description["config"]
         try:
-            # Versions without masks trained without them.
-            return Config(**canonical({"masks": False} | settings))
+            return Config(**canonical(before_there_were(description["spaces"]) | settings))
         except (TypeError, ValueError, AttributeError, UpslopeError) as error:
             raise UpslopeError(f"{self.path / 'config.json'} does not hold a config: {brief(error)}.") from error
 
@@ -243,6 +246,15 @@ class RunDirectory:
             yield
         finally:
             os.close(folder)
+
+
+def before_there_were(spaces: dict[str, Any]) -> dict[str, Any]:
+    """Settings that versions without a choice had: they used no masks, and read images by perceptrons."""
+    try:
+        has_images = bool(networks_of(from_json(spaces["observation"], ENCODERS)))
+    except (KeyError, TypeError, ValueError, OverflowError, AttributeError):
+        has_images = False  # refused where the spaces are read
+    return {"masks": False} | ({"encoder": [PERCEPTRON]} if has_images else {})
 
 
 def repaired(content: str) -> tuple[str, bool]:

@@ -21,7 +21,8 @@ from upslope.models.build import ModelSpec, least_numbers
 from upslope.models.description import from_json, to_json
 from upslope.models.encoders import ENCODERS, ObservationEncoder
 from upslope.models.heads import HEADS, ActionHead
-from upslope.models.model import has_memory
+from upslope.models.model import POLICY, VALUE, has_memory
+from upslope.models.views import completed, emptied, view_in
 from upslope.runs.checkpoints import check_size, load_checkpoint
 from upslope.runs.directory import RunDirectory
 
@@ -34,6 +35,8 @@ class Policy:
     Call it with one observation or a batch: `policy(observation)` gives the action (deterministic unless
     `deterministic=False`) in the environment's units, clipped to its bounds. A model with memory keeps it between
     calls, one memory per row of a batch: call `policy.reset()` when episodes begin.
+
+    Parts of a Dict that the policy does not read (`--policy-reads`) may be missing in its observations.
 
     A policy trained with action masks needs one at every call, unless the observation contains it under
     `action_mask`: `policy(observation, mask=info["action_mask"])`; for a batch, pass a sequence of masks.
@@ -79,7 +82,7 @@ class Policy:
         """
         if self.needs_mask and mask is None and isinstance(observation, dict) and KEY in observation:
             observation, mask = apart(observation)
-        batch, is_batch = self.as_batch(observation)
+        batch, is_batch = self.as_batch(observation, POLICY)
         policy = self.distribution(batch, self.as_mask(mask, batch, is_batch))
         if deterministic:
             action = np.asarray(policy.mode())
@@ -93,13 +96,15 @@ class Policy:
         one = taken[0] if taken.dtype.kind in "iu" else taken[0, ...]
         return (taken, log_prob) if is_batch else (one, log_prob[0])
 
-    def as_batch(self, observation: Any) -> tuple[Any, bool]:
-        """The observation with a batch axis, and whether it already had one."""
-        shapes = self.encoder.shapes
+    def as_batch(self, observation: Any, group: str) -> tuple[Any, bool]:
+        """The observation with a batch axis, and whether it already had one. What this group of the model does not
+        read may be missing, and is then 0."""
+        shapes, view = self.encoder.shapes, view_in(self.agent.model, group)
         try:
             # Map over the structure of the shapes, since an observation or a part of it may be a list of numbers.
-            given = self.structured(observation)
+            given = self.structured(completed(shapes, observation, view))
             observation = jax.tree.map(lambda shape, x: np.asarray(x), shapes, given, is_leaf=is_shape)
+            observation = emptied(self.encoder, observation, view)
             axes = self.encoder.num_batch_axes(observation)
         except ValueError:
             axes = None
@@ -170,7 +175,7 @@ class Policy:
             raise UpslopeError("This policy was trained without a critic, so it has no values. Use --estimator gae.")
         if self.has_memory:
             raise UpslopeError("This policy has memory, so V depends on the episode so far. Use upslope credit.")
-        batch, is_batch = self.as_batch(observation)
+        batch, is_batch = self.as_batch(observation, VALUE)
         value = np.asarray(self.agent.value(jax.tree.map(jnp.asarray, batch)) / self.agent.reward_scale())
         return value if is_batch else value[0]
 

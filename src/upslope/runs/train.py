@@ -21,6 +21,7 @@ from upslope.errors import UpslopeError
 from upslope.learning.devices import computing
 from upslope.learning.iteration import Task
 from upslope.models.build import unusual_parts
+from upslope.models.encoders import ImageEncoder
 from upslope.runs.datasets import load_dataset
 from upslope.runs.directory import RunDirectory
 from upslope.runs.display import Display
@@ -76,7 +77,7 @@ def begin(config: Config, task: Task, directory: RunDirectory, session: Session)
         directory.create(config, spaces, task.described())
         allow(requested(config))  # a run trained on this machine is trusted
         with directory.locked():
-            lines = [*opening_lines(config, directory), *lines_of_networks(task), *lines_of_one_sample(task)]
+            lines = [*opening_lines(config, directory), *lines_of_task(config, task)]
             return run_loop(config, engine, directory, session, state, progress, lines)
 
 
@@ -190,6 +191,35 @@ def opening_lines(config: Config, directory: RunDirectory) -> list[str]:
     if config.seeds == 1:
         lines.append("one seed gives no interval: --seeds 5 shows how reliable the result is")
     return lines
+
+
+def lines_of_task(config: Config, task: Task) -> list[str]:
+    """What to know about the task before training begins."""
+    lines = [*lines_of_networks(task), *lines_of_batch(task)]
+    return [*lines, *lines_of_masks(config, task), *lines_of_one_sample(task)]
+
+
+LARGE_BATCH = 2**25
+"""Bytes of observations in an iteration from which on their size is told."""
+
+
+def lines_of_batch(task: Task) -> list[str]:
+    """The note on the memory that the observations of an iteration take, if it is much."""
+    encoder, whole = task.model.encoder, task.estimator.whole_episodes
+    parts = (inner for _, inner, _ in encoder.leaves(encoder.shapes))
+    one = sum(math.prod(inner.shapes) * (1 if isinstance(inner, ImageEncoder) else 4) for inner in parts)
+    steps = (task.max_episode_steps or 0) if whole else task.rollout_steps
+    size = 2 * one * steps * task.num_envs  # each with its successor
+    if size < LARGE_BATCH:
+        return []
+    return [f"the observations of an iteration take {size / 2**20:,.0f} MB of memory for each seed"]
+
+
+def lines_of_masks(config: Config, task: Task) -> list[str]:
+    """The note that there are no masks to ignore."""
+    if config.masks or task.environment.ignores_masks:
+        return []
+    return [f"--no-masks changes nothing: {config.environment} gives no action masks"]
 
 
 def lines_of_networks(task: Task) -> list[str]:

@@ -1,0 +1,214 @@
+"""What a network reads of an observation: the policy and the critic may each be given only some of its parts.
+
+A critic that sees more than the policy is called asymmetric (Pinto et al. 2018, Asymmetric Actor Critic for Image-Based
+Robot Learning, https://arxiv.org/abs/1710.06542): it is needed in training alone, so that it may know what no sensor
+tells where the policy is used.
+"""
+
+import re
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from difflib import get_close_matches
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jaxtyping import Float
+
+from upslope.core.arrays import AnyArray as Array
+from upslope.core.arrays import is_shape
+from upslope.errors import UpslopeError
+from upslope.models.encoders import BoxEncoder, CompositeEncoder, ObservationEncoder
+from upslope.models.model import POLICY, VALUE
+
+Features = tuple[Any, tuple[Any, ...]]
+"""The features of all that no convolutional network reads [B, D], or None; and the images [B, height, width, channels]
+that one does."""
+NUMBERS = re.compile(r"(|.*/)([0-9]{1,9})(?:-([0-9]{1,9}))?")
+"""A number of a vector, or consecutive ones, both ends included: `2`, `2-5`, `arm/2-5`."""
+MOST = 20
+"""Keys listed in a message."""
+
+
+@dataclass(frozen=True)
+class View:
+    """A part of an observation. None means all of it."""
+
+    keys: tuple[str, ...] | None = None
+    """The arrays of which anything is read."""
+    spans: tuple[tuple[int, int], ...] | None = None
+    """(first, one past the last) of the features that are read, of those that are joined in one vector."""
+    images: tuple[int, ...] | None = None
+    """The images that are read by a convolutional network."""
+
+    def vector(self, features: Float[Array, "... D"]) -> Float[Array, "... K"]:
+        """The features that are read."""
+        if self.spans is None:
+            return features
+        parts: Any = [features[..., start:stop] for start, stop in self.spans]
+        if len(parts) == 1:
+            return parts[0]
+        if isinstance(features, np.ndarray):
+            read: Any = np.concatenate(parts, axis=-1)
+            return read
+        # Keep normalisation from fusing with the concatenation, which would make rounding depend on the program.
+        return jnp.concatenate(jax.lax.optimization_barrier(parts), axis=-1)
+
+    def of(self, features: Features) -> Features:
+        """The features and images that are read."""
+        vector, images = features
+        chosen = images if self.images is None else tuple(images[place] for place in self.images)
+        return (None if vector is None or self.spans == () else self.vector(vector)), chosen
+
+    def width(self, num_features: int) -> int:
+        """The number of features that are read, of this many."""
+        return num_features if self.spans is None else sum(stop - start for start, stop in self.spans)
+
+    def chosen(self, networks: tuple[tuple[str, str], ...]) -> tuple[tuple[str, str], ...]:
+        """(key, network) of the images that are read, of these."""
+        return networks if self.images is None else tuple(networks[place] for place in self.images)
+
+    def reads(self, key: str) -> bool:
+        """Whether anything is read of the array under this key."""
+        return self.keys is None or key in self.keys
+
+
+WHOLE = View()
+"""All of an observation."""
+Views = tuple[View, View]
+"""What the policy and what the critic reads."""
+FLAGS = {"policy_reads": "--policy-reads", "critic_reads": "--critic-reads"}
+"""Setting → its flag."""
+
+
+def views_of(encoder: ObservationEncoder, networks: Sequence[tuple[str, str]], settings: Mapping[str, Any]) -> Views:
+    """What the policy and the critic read by `policy_reads` and `critic_reads`; all of it where that is None.
+
+    Raises:
+        UpslopeError: a key is unknown, or there is none.
+    """
+    policy, critic = (
+        WHOLE if settings.get(name) is None else view_of(encoder, networks, settings[name], flag)
+        for name, flag in FLAGS.items()
+    )
+    return policy, critic
+
+
+def view_of(encoder: ObservationEncoder, networks: Sequence[tuple[str, str]], wanted: Sequence[str], flag: str) -> View:
+    """The parts of an observation under these keys; `networks` are its images that a convolutional network reads."""
+    if not wanted:
+        raise UpslopeError(f"{flag} names nothing, and a network that reads nothing cannot learn. Name a part.")
+    columns, images = places_of(encoder, networks)
+    parts, sizes = dict(parts_of(encoder)), vectors_of(encoder)
+    chosen = [stretch for key in wanted for stretch in part_under(key, parts, sizes, flag)]
+    keys, seen = {key for key, _, _ in chosen}, tuple(sorted({images[key] for key, _, _ in chosen if key in images}))
+    # Joined, so that parts named twice or inside one another are read once and in their own order.
+    spans = joined((columns[key] + start, columns[key] + stop) for key, start, stop in chosen if key in columns)
+    total = sum(inner.num_features for key, inner, _ in encoder.leaves(encoder.shapes) if key in columns)
+    if sum(stop - start for start, stop in spans) == total and len(seen) == len(images):
+        return WHOLE
+    return View(tuple(key for key in (*columns, *images) if key in keys), spans, seen)
+
+
+def places_of(
+    encoder: ObservationEncoder, networks: Sequence[tuple[str, str]]
+) -> tuple[dict[str, int], dict[str, int]]:
+    """The first feature of each array in the vector of features, and the place of each image among the images."""
+    columns, total = {}, 0
+    images = {key: place for place, (key, _) in enumerate(networks)}
+    for key, inner, _ in encoder.leaves(encoder.shapes):
+        if key not in images:
+            columns[key], total = total, total + inner.num_features
+    return columns, images
+
+
+Stretch = tuple[str, int, int]
+"""Consecutive features of an array: its key, the first, one past the last."""
+
+
+def parts_of(encoder: ObservationEncoder, key: str = "") -> Iterator[tuple[str, list[Stretch]]]:
+    """Each part of an observation by its key, with the features of its arrays."""
+    if not isinstance(encoder, CompositeEncoder):
+        yield key, [(key, 0, encoder.num_features)]
+        return
+    whole: list[Stretch] = []
+    for name, part in encoder.children:
+        inner = list(parts_of(part, f"{key}/{name}" if key else str(name)))
+        yield from inner
+        whole += inner[-1][1]
+    yield key, whole
+
+
+def vectors_of(encoder: ObservationEncoder) -> dict[str, int]:
+    """The length of each vector, whose numbers can be read one by one."""
+    leaves = encoder.leaves(encoder.shapes)
+    return {key: x.num_features for key, x, _ in leaves if isinstance(x, BoxEncoder) and len(x.shape) == 1}
+
+
+def part_under(key: str, parts: Mapping[str, list[Stretch]], sizes: Mapping[str, int], flag: str) -> list[Stretch]:
+    """The features under a key: of a part, of a number of a vector, or of a range of them.
+
+    Raises:
+        UpslopeError: there is no such part.
+    """
+    if key and key in parts:
+        return parts[key]
+    if found := NUMBERS.fullmatch(key):
+        array, first, last = found[1].removesuffix("/"), int(found[2]), int(found[3] or found[2])
+        if first <= last < sizes.get(array, 0):
+            return [(array, first, last + 1)]
+    names = [name for name in parts if name]
+    names += [f"{array}/0-{size - 1}" if array else f"0-{size - 1}" for array, size in sizes.items()]
+    has = f"Their parts: {listed(names)}" if names else "They have no parts: leave it out"
+    near = get_close_matches(key, names, n=1)
+    hint = f" Did you mean {near[0]}?" if near else ""
+    raise UpslopeError(f"{flag} {key}: the observations have no such part.{hint} {has}.")
+
+
+def joined(spans: Iterable[tuple[int, int]]) -> tuple[tuple[int, int], ...]:
+    """Spans in their order, with those that meet or overlap joined."""
+    found: list[tuple[int, int]] = []
+    for start, stop in sorted(spans):
+        if found and start <= found[-1][1]:
+            found[-1] = (found[-1][0], max(stop, found[-1][1]))
+        else:
+            found.append((start, stop))
+    return tuple(found)
+
+
+def listed(names: Sequence[str]) -> str:
+    """The first of the names."""
+    return ", ".join(names[:MOST]) + (f" and {len(names) - MOST} more" if len(names) > MOST else "")
+
+
+def view_in(model: Any, group: str) -> View:
+    """What a group of a model reads of an observation. Models other than upslope's own read it whole."""
+    policy, critic = getattr(model, "views", (WHOLE, WHOLE))
+    return {POLICY: policy, VALUE: critic}[group]
+
+
+def completed(shapes: Any, observation: Any, view: View, key: str = "") -> Any:
+    """The observation, with zeros in place of missing parts of a Dict that are not read."""
+    if view.keys is None or not isinstance(shapes, dict) or not isinstance(observation, Mapping):
+        return observation
+    found = dict(observation)
+    for name, part in shapes.items():
+        inner = f"{key}/{name}" if key else name
+        if name in found:
+            found[name] = completed(part, found[name], view, inner)
+        elif not any(read == inner or read.startswith(f"{inner}/") for read in view.keys):
+            found[name] = jax.tree.map(lambda shape: np.zeros(shape, np.float32), part, is_leaf=is_shape)
+    return found
+
+
+def emptied(encoder: ObservationEncoder, observation: Any, view: View) -> Any:
+    """The observation, with zeros in arrays that are not read, in a batch if the arrays that are read are one."""
+    if view.keys is None:
+        return observation
+    arrays, structure = jax.tree.flatten(observation)
+    keys, shapes = zip(*((key, inner.shapes) for key, inner, _ in encoder.leaves(encoder.shapes)), strict=True)
+    leaves = list(zip(keys, shapes, arrays, strict=True))
+    batch = next(x.shape[: max(0, x.ndim - len(shape))] for key, shape, x in leaves if view.reads(key))
+    kept = [x if view.reads(key) else np.zeros((*batch, *shape), np.float32) for key, shape, x in leaves]
+    return jax.tree.unflatten(structure, kept)
