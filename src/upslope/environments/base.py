@@ -33,6 +33,8 @@ class CompiledEnvironment(ABC):
     """The space of actions."""
     max_episode_steps: int | None = None
     """Steps after which an episode is truncated; None for no limit."""
+    costly_reset: bool = False
+    """Whether a reset costs many steps, so that resetting only the columns that ended is worth a loop."""
     is_compiled: ClassVar[bool] = True
     """Whether acting is part of the compiled program; False for environments on the host."""
 

@@ -19,10 +19,14 @@ from upslope.environments.base import (  # fmt: skip
 from upslope.environments.compiled import finished
 from upslope.environments.host import Maker, host_environment
 from upslope.environments.modules import label_of, lost, name_of
+from upslope.environments.sources import brax, craftax, gymnax, jumanji, navix, pgx, playground, xminigrid
 
 __all__ = ["AnyEnvironment", "EnvironmentLike", "HostEnvironment", "label", "lost", "make", "name_of"]
 
-SOURCES: tuple[Source, ...] = (compiled.SOURCE,)
+SOURCES: tuple[Source, ...] = (
+    compiled.SOURCE,
+    *(library.SOURCE for library in (gymnax, xminigrid, jumanji, pgx, navix, craftax, brax, playground)),
+)
 """All sources with a prefix; names without one are Gymnasium ids or a user's `module:Name`."""
 
 
