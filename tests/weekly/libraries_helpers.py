@@ -1,6 +1,6 @@
 """The libraries' own steps, each as `start(key)` and `move(key, state, action)`, with what the library says of the end.
 
-Nothing here goes through upslope: these are the oracles of `test_libraries.py`.
+Nothing here goes through upslope: these are the oracles of `test_libraries_themselves.py`.
 """
 
 from collections.abc import Callable

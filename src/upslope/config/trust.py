@@ -1,11 +1,11 @@
 """Trust: a file causes only those imports and calls that the user has allowed.
 
 A run's config.json and a settings file hold names of environments, wrappers, estimators and objectives. A name with a
-colon gives a module to import and an object in it to call, so a file could run arbitrary code. Registered Gymnasium ids,
-upslope's own names and the ids of the libraries that it wraps are safe if their arguments are numbers. Anything else
-named only by a file is a `Request`, which the user allows with `--trust`, with `trust=True`, or by answering a prompt.
-Allowed requests are kept in the user's own folder, never in the run, identified by names and arguments alone. Names
-given by the user count as allowed.
+colon gives a module to import and an object in it to call, so a file could run arbitrary code. Registered Gymnasium
+ids, upslope's own names and the ids of the libraries that it wraps are safe if their arguments are numbers. Anything
+else named only by a file is a `Request`, which the user allows with `--trust`, with `trust=True`, or by answering a
+prompt. Allowed requests are kept in the user's own folder, never in the run, identified by names and arguments alone.
+Names given by the user count as allowed.
 """
 
 import hashlib

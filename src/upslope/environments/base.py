@@ -34,7 +34,8 @@ class CompiledEnvironment(ABC):
     max_episode_steps: int | None = None
     """Steps after which an episode is truncated; None for no limit."""
     costly_reset: bool = False
-    """Whether a reset costs many steps, so that resetting only the columns that ended is worth a loop."""
+    """Whether a reset costs as much as many steps. Columns that ended then begin anew one after another, instead of all
+    columns at once in one vectorised reset of which the others' results are dropped."""
     is_compiled: ClassVar[bool] = True
     """Whether acting is part of the compiled program; False for environments on the host."""
 

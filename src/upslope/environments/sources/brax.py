@@ -19,8 +19,6 @@ EPISODE_LENGTH = 1000
 class Brax(CompiledEnvironment):
     """A robot of Brax, or of MuJoCo Playground, which has the same protocol."""
 
-    costly_reset = True
-
     def __init__(self, inner: Any, max_episode_steps: int, action_repeat: int = 1):
         self.inner, self.max_episode_steps, self.action_repeat = inner, max_episode_steps, action_repeat
         self.observation_space = space_like(lambda key: inner.reset(key).obs)

@@ -18,8 +18,6 @@ TERMINATED = 2
 class Navix(CompiledEnvironment):
     """A grid world. Its state is the library's time step."""
 
-    costly_reset = True
-
     def __init__(self, inner: Any):
         self.inner, self.max_episode_steps = inner, int(inner.max_steps)
         self.observation_space = box(0, 255, inner.observation_space.shape, "uint8")

@@ -22,6 +22,7 @@ from libraries_helpers import (  # pyright: ignore[reportMissingImports] - this 
     of_playground,
     of_xminigrid,
 )
+from run_helpers import assert_same_run, before_chunk
 
 import upslope
 from upslope.environments.libraries import LIBRARIES
