@@ -2,7 +2,7 @@
 
 An environment's `done` means termination. The time limit is `episode_length` of its config, in physical steps of which
 an action lasts `action_repeat`; only the library's training wrapper reads them. Here the limit is upslope's
-`max_episode_steps`. The physics is MJX in JAX unless `impl` says otherwise, since the library's default needs a GPU.
+`max_episode_steps`. The physics is MJX in JAX unless `impl` says otherwise.
 """
 
 from collections.abc import Iterable
