@@ -60,21 +60,22 @@ def of_xminigrid(name: str, limit: int) -> Oracle:
         terminated = now.last() & (now.discount == 0)
         return now, Facts(now.observation, now.reward, terminated, now.last() & ~terminated)
 
-    return Oracle(start, move)
+    return Oracle(jax.jit(start), jax.jit(move))
 
 
 def of_jumanji(name: str, limit: int | None, combined: tuple[int, ...] = ()) -> Oracle:
     import jumanji
 
     env = jumanji.make(name, **({} if limit is None else {"time_limit": limit}))
+    reset, step = jax.jit(env.reset), jax.jit(env.step)
 
     def start(key: Any) -> tuple[Any, Any]:
-        state, now = env.reset(key)
+        state, now = reset(key)
         return (state, jnp.int32(0)), now.observation
 
     def move(key: Any, state: Any, action: Any) -> tuple[Any, Facts]:
         choice = jnp.asarray(np.unravel_index(int(action), combined)) if combined else action
-        after, now = env.step(state[0], choice)
+        after, now = step(state[0], choice)
         count = state[1] + 1
         at_limit = count >= limit if limit is not None else False
         # The library only says that the episode is over; before the limit that is a true end.
@@ -96,7 +97,7 @@ def of_pgx(name: str, limit: None) -> Oracle:
         state = env.step(state, action, key)
         return state, Facts(state.observation, state.rewards[0], state.terminated, state.truncated)
 
-    return Oracle(start, jax.jit(move))
+    return Oracle(jax.jit(start), jax.jit(move))
 
 
 def of_navix(name: str, limit: int) -> Oracle:
@@ -112,7 +113,7 @@ def of_navix(name: str, limit: int) -> Oracle:
         now = env.step(state, action)
         return now, Facts(now.observation, now.reward, now.is_termination(), now.is_truncation())
 
-    return Oracle(start, jax.jit(move))
+    return Oracle(jax.jit(start), jax.jit(move))
 
 
 def of_craftax(name: str, limit: int) -> Oracle:

@@ -10,7 +10,7 @@ from typing import Any
 import jax
 
 from upslope.environments.base import CompiledEnvironment
-from upslope.environments.sources.wrapping import arrays, box, fitted, raw, source_of, space_like, stepped
+from upslope.environments.sources.wrapping import arrays, box, fitted, module, raw, source_of, space_like, stepped
 
 EPISODE_LENGTH = 1000
 """The default of `brax.envs.create`."""
@@ -39,16 +39,12 @@ class Brax(CompiledEnvironment):
 
 def ids() -> Iterable[str]:
     """The registered names."""
-    from brax import envs
-
-    return envs._envs
+    return module("brax.envs")._envs
 
 
 def create(name: str, env_kwargs: dict[str, Any]) -> Brax:
     """A robot; the arguments are its constructor's."""
-    from brax import envs
-
-    return Brax(envs.get_environment(name, **env_kwargs), EPISODE_LENGTH)
+    return Brax(module("brax.envs").get_environment(name, **env_kwargs), EPISODE_LENGTH)
 
 
 SOURCE = source_of("brax", ids, create)

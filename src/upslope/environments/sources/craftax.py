@@ -11,7 +11,7 @@ from typing import Any
 from gymnasium import spaces
 
 from upslope.environments.base import CompiledEnvironment
-from upslope.environments.sources.wrapping import NO_LIMIT, arrays, box, fitted, raw, source_of, stepped
+from upslope.environments.sources.wrapping import NO_LIMIT, arrays, box, fitted, module, raw, source_of, stepped
 
 
 class Craftax(CompiledEnvironment):
@@ -42,9 +42,7 @@ def ids() -> Iterable[str]:
 
 def create(name: str, env_kwargs: dict[str, Any]) -> Craftax:
     """A world; arguments that its static parameters have, such as the size of the map, are theirs."""
-    from craftax.craftax_env import make_craftax_env_from_name
-
-    inner = make_craftax_env_from_name(name, auto_reset=False)
+    inner = module("craftax.craftax_env").make_craftax_env_from_name(name, auto_reset=False)
     static = inner.static_env_params
     named = {field.name for field in fields(type(static))}
     fixed = {key: tuple(x) if isinstance(x, list) else x for key, x in env_kwargs.items() if key in named}

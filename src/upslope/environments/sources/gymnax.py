@@ -11,7 +11,7 @@ from typing import Any
 from gymnasium import spaces
 
 from upslope.environments.base import CompiledEnvironment
-from upslope.environments.sources.wrapping import arrays, box, fitted, raw, source_of, stepped
+from upslope.environments.sources.wrapping import arrays, box, fitted, module, raw, source_of, stepped
 from upslope.errors import UpslopeError
 
 
@@ -49,15 +49,12 @@ def space_of(space: Any) -> spaces.Space:
 
 def ids() -> Iterable[str]:
     """The registered ids."""
-    from gymnax.registration import registered_envs
-
-    return registered_envs
+    return module("gymnax.registration").registered_envs
 
 
 def create(name: str, env_kwargs: dict[str, Any]) -> Gymnax:
     """An environment; arguments that its parameters have are theirs, the others are its constructor's."""
-    import gymnax
-
+    gymnax = module("gymnax")
     if not hasattr(gymnax.environments.environment.Environment, "is_truncated"):
         raise UpslopeError(
             'This gymnax merges termination with the time limit: pip install "upslope[gymnax]" gets 1.0 or newer.'

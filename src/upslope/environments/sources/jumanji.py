@@ -17,7 +17,17 @@ from gymnasium import spaces
 
 from upslope.environments.base import CompiledEnvironment
 from upslope.environments.masks import KEY
-from upslope.environments.sources.wrapping import NO_LIMIT, arrays, box, fitted, is_board, raw, source_of, stepped
+from upslope.environments.sources.wrapping import (
+    NO_LIMIT,
+    arrays,
+    box,
+    fitted,
+    is_board,
+    module,
+    raw,
+    source_of,
+    stepped,
+)
 from upslope.errors import UpslopeError
 
 MOST_KINDS = 64
@@ -70,21 +80,22 @@ def as_dict(spec: Any, observation: Any) -> Any:
 
 def parts_of(spec: Any) -> dict[str, Any]:
     """The parts of a nested specification; none of an array's."""
-    from jumanji.specs import Array, Spec
-
-    return {} if isinstance(spec, Array) else {k: part for k, part in vars(spec).items() if isinstance(part, Spec)}
+    specs = module("jumanji.specs")
+    if isinstance(spec, specs.Array):
+        return {}
+    return {name: part for name, part in vars(spec).items() if isinstance(part, specs.Spec)}
 
 
 def space_of(spec: Any) -> spaces.Space:
-    """A specification as a space: boards of whole numbers are bytes, short counts one-hot, long ones numbers."""
-    from jumanji.specs import BoundedArray, DiscreteArray
-
+    """A specification as a space: boards of whole numbers are bytes, choices among a few one-hot, others numbers."""
+    specs = module("jumanji.specs")
     if parts := parts_of(spec):
         return spaces.Dict({name: space_of(part) for name, part in parts.items() if name != KEY})
     shape, dtype = tuple(spec.shape), np.dtype(spec.dtype)
-    if isinstance(spec, DiscreteArray) and spec.num_values <= MOST_KINDS:
+    # The library counts steps up to the limit itself, one more than it says.
+    if isinstance(spec, specs.DiscreteArray) and spec.num_values <= MOST_KINDS and spec.name != "step_count":
         return spaces.Discrete(int(spec.num_values))
-    bounds = (spec.minimum, spec.maximum) if isinstance(spec, BoundedArray) else (-np.inf, np.inf)
+    bounds = (spec.minimum, spec.maximum) if isinstance(spec, specs.BoundedArray) else (-np.inf, np.inf)
     low, high = (np.asarray(x, np.float64) for x in bounds)
     is_counted = dtype.kind in "biu" and np.isfinite([low.min(), high.max()]).all()
     if is_counted and low.min() >= 0 and high.max() <= 255 and len(shape) == 2 and is_board(shape):
@@ -96,12 +107,11 @@ def space_of(spec: Any) -> spaces.Space:
 
 def actions_of(inner: Any) -> tuple[tuple[int, ...], spaces.Space]:
     """How many values each component has, where actions are combined to one choice, else (); and the action space."""
-    from jumanji.specs import DiscreteArray, MultiDiscreteArray
-
+    specs = module("jumanji.specs")
     spec, masks = inner.action_spec, parts_of(inner.observation_spec).get(KEY)
-    if isinstance(spec, DiscreteArray):
+    if isinstance(spec, specs.DiscreteArray):
         return (), spaces.Discrete(int(spec.num_values))
-    if not isinstance(spec, MultiDiscreteArray):
+    if not isinstance(spec, specs.MultiDiscreteArray):
         low, high = (np.broadcast_to(np.asarray(x), spec.shape) for x in (spec.minimum, spec.maximum))
         is_counted = np.dtype(spec.dtype).kind in "iu"
         return (), spaces.MultiDiscrete(high - low + 1, start=low) if is_counted else box(low, high, spec.shape)
@@ -118,16 +128,12 @@ def num_choices(space: spaces.Space) -> int:
 
 def ids() -> Iterable[str]:
     """The registered ids."""
-    import jumanji
-
-    return jumanji.registered_environments()
+    return module("jumanji").registered_environments()
 
 
 def create(name: str, env_kwargs: dict[str, Any]) -> Jumanji:
     """An environment; the arguments are its constructor's."""
-    import jumanji
-
-    inner = jumanji.make(name, **env_kwargs)
+    inner = module("jumanji").make(name, **env_kwargs)
     if inner.reward_spec.shape != ():
         raise UpslopeError(f"jumanji:{name} rewards each of several agents, and upslope trains one.")
     return Jumanji(inner)

@@ -9,7 +9,7 @@ from typing import Any
 from gymnasium import spaces
 
 from upslope.environments.base import CompiledEnvironment
-from upslope.environments.sources.wrapping import arrays, box, fitted, raw, source_of, stepped
+from upslope.environments.sources.wrapping import arrays, box, fitted, module, raw, source_of, stepped
 
 TERMINATED = 2
 """`StepType.TERMINATION`."""
@@ -35,16 +35,13 @@ class Navix(CompiledEnvironment):
 
 def ids() -> Iterable[str]:
     """The registered ids."""
-    import navix
-
-    return navix.registry()
+    return module("navix").registry()
 
 
 def create(name: str, env_kwargs: dict[str, Any]) -> Navix:
     """A grid world; the arguments are its constructor's. `observation_fn` is given by its name in navix.observations,
     for example rgb_first_person."""
-    import navix
-
+    navix = module("navix")
     if "observation_fn" in env_kwargs:
         env_kwargs["observation_fn"] = getattr(navix.observations, env_kwargs["observation_fn"])
     return Navix(navix.make(name, **env_kwargs))

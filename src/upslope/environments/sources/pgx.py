@@ -12,7 +12,7 @@ import numpy as np
 from gymnasium import spaces
 
 from upslope.environments.base import CompiledEnvironment
-from upslope.environments.sources.wrapping import arrays, box, fitted, raw, source_of, stepped
+from upslope.environments.sources.wrapping import arrays, box, fitted, module, raw, source_of, stepped
 from upslope.errors import UpslopeError
 
 ALWAYS_LEGAL = "minatar-"
@@ -42,16 +42,12 @@ class Pgx(CompiledEnvironment):
 
 def ids() -> Iterable[str]:
     """The ids of all games, of one player and of more."""
-    import pgx
-
-    return pgx.available_envs()
+    return module("pgx").available_envs()
 
 
 def create(name: str, env_kwargs: dict[str, Any]) -> Pgx:
     """A game; the arguments are its constructor's."""
-    import pgx
-
-    game: Any = pgx.make(name)  # pyright: ignore[reportArgumentType] - one of its ids
+    game = module("pgx").make(name)
     if game.num_players != 1:
         raise UpslopeError(
             f"pgx:{name} is a game of {game.num_players} players, and upslope trains one. Games for one: 2048 and "

@@ -10,20 +10,17 @@ from math import ceil
 from typing import Any
 
 from upslope.environments.sources.brax import Brax
-from upslope.environments.sources.wrapping import source_of
+from upslope.environments.sources.wrapping import module, source_of
 
 
 def ids() -> Iterable[str]:
     """The registered names."""
-    from mujoco_playground import registry
-
-    return registry.ALL_ENVS
+    return module("mujoco_playground").registry.ALL_ENVS
 
 
 def create(name: str, env_kwargs: dict[str, Any]) -> Brax:
     """An environment; the arguments override its config, nested ones as `reward_config.scales.alive`."""
-    from mujoco_playground import registry
-
+    registry = module("mujoco_playground").registry
     config = registry.get_default_config(name)
     config.update_from_flattened_dict({"impl": "jax"} | env_kwargs)
     repeat = int(config.get("action_repeat", 1))

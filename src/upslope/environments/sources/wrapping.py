@@ -60,6 +60,11 @@ def import_library(library: Library) -> None:
         ) from error
 
 
+def module(name: str) -> Any:
+    """A module of a library, imported only now. A plain `import` in `gymnax.py` would read like one of itself."""
+    return importlib.import_module(name)
+
+
 def not_there(library: Library, full_name: str, name: str, known: list[str]) -> str:
     """The message for an id that the library does not have."""
     hint = near(name, known)

@@ -10,7 +10,7 @@ from typing import Any
 from gymnasium import spaces
 
 from upslope.environments.base import CompiledEnvironment
-from upslope.environments.sources.wrapping import arrays, box, fitted, raw, source_of, stepped
+from upslope.environments.sources.wrapping import arrays, box, fitted, module, raw, source_of, stepped
 
 
 class XMiniGrid(CompiledEnvironment):
@@ -33,16 +33,12 @@ class XMiniGrid(CompiledEnvironment):
 
 def ids() -> Iterable[str]:
     """The registered ids."""
-    import xminigrid
-
-    return xminigrid.registered_environments()
+    return module("xminigrid").registered_environments()
 
 
 def create(name: str, env_kwargs: dict[str, Any]) -> XMiniGrid:
     """A grid world; the arguments are fields of its parameters."""
-    import xminigrid
-
-    return XMiniGrid(*xminigrid.make(name, **env_kwargs))
+    return XMiniGrid(*module("xminigrid").make(name, **env_kwargs))
 
 
 SOURCE = source_of("xminigrid", ids, create)
