@@ -9,10 +9,11 @@ from upslope.config.config import presets
 from upslope.config.foreign_names import table as data
 from upslope.config.ladder import ALGORITHMS, ESTIMATORS, OBJECTIVES
 from upslope.core.messages import COMPILED_PREFIX
+from upslope.environments.libraries import LIBRARIES
 
 
 def list_tables() -> Iterator[Table]:
-    """Rungs, estimators, objectives, presets and compiled environments."""
+    """Rungs, estimators, objectives, presets, compiled environments, and the libraries of more."""
     rungs = [(name, x.estimator, x.objective, x.source, x.meaning) for name, x in ALGORITHMS.items()]
     yield table("Rungs: --algorithm", ("name", "--estimator", "--objective", "experience", "meaning"), rungs)
     yield table("Estimators: --estimator", ("name", "weight Ψ_t"), ESTIMATORS.items())
@@ -25,3 +26,5 @@ def list_tables() -> Iterator[Table]:
     yield table("Presets, used unless --no-preset", ("name", "source"), sources)
     compiled = [(COMPILED_PREFIX + name, text) for name, text in data("compiled.yaml", "environments").items()]
     yield table("Compiled environments", ("name", "meaning"), compiled)
+    libraries = [(f"{one.prefix}:{one.example}", one.meaning, one.install) for one in LIBRARIES]
+    yield table("Compiled environments of other libraries", ("e.g.", "what it has", "installed by"), libraries)

@@ -1,10 +1,11 @@
 """Trust: a file causes only those imports and calls that the user has allowed.
 
 A run's config.json and a settings file hold names of environments, wrappers, estimators and objectives. A name with a
-colon gives a module to import and an object in it to call, so a file could run arbitrary code. Registered Gymnasium ids
-and upslope's own names are safe if their arguments are numbers. Anything else named only by a file is a `Request`,
-which the user allows with `--trust`, with `trust=True`, or by answering a prompt. Allowed requests are kept in the
-user's own folder, never in the run, identified by names and arguments alone. Names given by the user count as allowed.
+colon gives a module to import and an object in it to call, so a file could run arbitrary code. Registered Gymnasium
+ids, upslope's own names and the ids of the libraries that it wraps are safe if their arguments are numbers. Anything
+else named only by a file is a `Request`, which the user allows with `--trust`, with `trust=True`, or by answering a
+prompt. Allowed requests are kept in the user's own folder, never in the run, identified by names and arguments alone.
+Names given by the user count as allowed.
 """
 
 import hashlib
@@ -20,10 +21,11 @@ from typing import Any
 from platformdirs import user_state_path
 
 from upslope.config.config import Config
-from upslope.core.messages import COMPILED_PREFIX, readable
+from upslope.core.messages import readable
 from upslope.core.private_folders import private_folder
 from upslope.core.reading import parse_json
 from upslope.core.storage import write_atomically
+from upslope.environments.libraries import without_prefix
 from upslope.environments.names import parse_wrapper
 from upslope.errors import UpslopeError
 
@@ -73,7 +75,7 @@ GRANTED: set[str] = set()
 def requested(config: Config, given: Collection[str] = ()) -> list[Request]:
     """The imports and calls that a config asks for, except in settings `given` by the user."""
     found = []
-    is_foreign = "environment" not in given and names_code(config.environment.removeprefix(COMPILED_PREFIX))
+    is_foreign = "environment" not in given and names_code(without_prefix(config.environment))
     if is_foreign or ("env_kwargs" not in given and not all(map(is_number, config.env_kwargs.values()))):
         found.append(Request("environment", config.environment, config.env_kwargs))
     for wrapper, arguments in map(parse_wrapper, () if "wrappers" in given else config.wrappers):

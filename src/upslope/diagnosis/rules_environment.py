@@ -4,8 +4,8 @@ import math
 
 import numpy as np
 
-from upslope.core.messages import COMPILED_PREFIX
 from upslope.diagnosis.findings import ENDS, FEW, Finding, Signs, rule, share
+from upslope.environments.libraries import PREFIXES
 
 CHECK = "upslope check ENVIRONMENT"
 EPISODES = "50 finished episodes"
@@ -300,7 +300,7 @@ def slows_down(s: Signs) -> Finding | None:
     own = "The environment or a wrapper does more work at each step: a growing list, a leak, a log."
     advice = "Time env.step() after 1,000 and after 100,000 steps."
     # A run that takes only seconds is easily slowed by other work on the machine.
-    is_program = s.config.environment.startswith(COMPILED_PREFIX) or np.ptp(elapsed[ticks]) < BRIEF
+    is_program = s.config.environment.startswith(PREFIXES) or np.ptp(elapsed[ticks]) < BRIEF
     return Finding(
         "slows_down", f"Training slowed from {rates[0]:,.0f} to {rates[-1]:,.0f} steps/s a seed.",
         "The machine had other work." if is_program else own,

@@ -35,6 +35,9 @@ class CompiledEnvironment(ABC):
     """Steps after which an episode is truncated; None for no limit."""
     ignores_masks: bool = False
     """Whether it has action masks that are not used."""
+    costly_reset: bool = False
+    """Whether a reset costs as much as many steps. Columns that ended then begin anew one after another, instead of all
+    columns at once in one vectorised reset of which the others' results are dropped."""
     is_compiled: ClassVar[bool] = True
     """Whether acting is part of the compiled program; False for environments on the host."""
 

@@ -145,6 +145,7 @@ class CompiledWithout(CompiledEnvironment):
         self.environment, self.keep = environment, keep
         self.observation_space, self.action_space = space, environment.action_space
         self.max_episode_steps = environment.max_episode_steps
+        self.costly_reset = environment.costly_reset
 
     def reset(self, key: PRNGKeyArray) -> tuple[Any, Any]:
         """Reset, with those parts removed from the observation."""

@@ -132,7 +132,7 @@ class MaskApart(CompiledEnvironment):
     def __init__(self, inner: CompiledEnvironment):
         self.inner = inner
         self.observation_space, self.action_space = without_key(inner.observation_space), inner.action_space
-        self.max_episode_steps = inner.max_episode_steps
+        self.max_episode_steps, self.costly_reset = inner.max_episode_steps, inner.costly_reset
 
     def reset(self, key: Any) -> tuple[Any, Any]:
         state, observation = self.inner.reset(key)
@@ -156,7 +156,7 @@ class WithoutMasks(CompiledEnvironment):
     def __init__(self, inner: CompiledEnvironment):
         self.inner = inner
         self.observation_space, self.action_space = inner.observation_space, inner.action_space
-        self.max_episode_steps = inner.max_episode_steps
+        self.max_episode_steps, self.costly_reset = inner.max_episode_steps, inner.costly_reset
 
     def reset(self, key: Any) -> tuple[Any, Any]:
         return self.inner.reset(key)

@@ -19,10 +19,14 @@ from upslope.environments.base import (  # fmt: skip
 from upslope.environments.compiled import finished
 from upslope.environments.host import Maker, host_environment
 from upslope.environments.modules import label_of, lost, name_of
+from upslope.environments.sources import brax, craftax, gymnax, jumanji, navix, pgx, playground, xminigrid
 
 __all__ = ["AnyEnvironment", "EnvironmentLike", "HostEnvironment", "label", "lost", "make", "name_of"]
 
-SOURCES: tuple[Source, ...] = (compiled.SOURCE,)
+SOURCES: tuple[Source, ...] = (
+    compiled.SOURCE,
+    *(library.SOURCE for library in (gymnax, xminigrid, jumanji, pgx, navix, craftax, brax, playground)),
+)
 """All sources with a prefix; names without one are Gymnasium ids or a user's `module:Name`."""
 
 
@@ -37,7 +41,8 @@ def make(
     """Create an environment from a name, a callable that returns one, or a compiled environment itself.
 
     `CartPole-v1` and `module:Id` are Gymnasium's, on the host; `jax:CartPole-v1` is compiled. `module:Name` and
-    `jax:module:Name` name a class, a factory or an instance of your own. `max_episode_steps` replaces the limit of an
+    `jax:module:Name` name a class, a factory or an instance of your own; `gymnax:Name` and the other prefixes of
+    `libraries.py` name compiled environments of other libraries. `max_episode_steps` replaces the limit of an
     environment given by its id; elsewhere the collecting code applies it. `wrappers` are applied in order, the first
     innermost; the parts of observations under the keys `ignore_observation` are then left out. Without `masks`, every
     action is taken to be allowed.

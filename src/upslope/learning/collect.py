@@ -76,7 +76,7 @@ def collect(
         after, row, finished = advance(world, agent, columns, step_randomness, max_episode_steps)
         after = jax.lax.cond(
             jnp.any(finished.done),
-            lambda: where_rows(finished.done, begin_episodes(world, agent, reset_keys), after),
+            lambda: restarted(world, agent, reset_keys, finished.done, after),
             lambda: after,
         )
         return after, (row, finished)
@@ -85,6 +85,22 @@ def collect(
     randomness = split_each(keys[:, 0], num_envs), draw_randomness(agent, columns, keys[:, 1])
     columns, (rollout, finished) = jax.lax.scan(step, columns, randomness)
     return columns, rollout, finished
+
+
+def restarted(
+    world: CompiledEnvironment, agent: Acting, keys: Key[Array, "N"], done: Bool[Array, "N"], columns: EnvState
+) -> EnvState:
+    """The columns, with a fresh episode by its own key where one is done."""
+    if not world.costly_reset:
+        return where_rows(done, begin_with(world, agent, keys), columns)
+    done_first = jnp.argsort(~done)
+
+    def restart(number: Any, columns: EnvState) -> EnvState:
+        row = done_first[number]
+        fresh = begin_with(world, agent, keys[row][None])
+        return jax.tree.map(lambda all_rows, one: all_rows.at[row].set(one[0]), columns, fresh)
+
+    return jax.lax.fori_loop(0, jnp.sum(done), restart, columns)
 
 
 def collect_episodes(

@@ -1,0 +1,1 @@
+"""Compiled environments of other libraries, one file a library."""

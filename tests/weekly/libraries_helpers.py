@@ -1,0 +1,163 @@
+"""The libraries' own steps, each as `start(key)` and `move(key, state, action)`, with what the library says of the end.
+
+Nothing here goes through upslope: these are the oracles of `test_libraries_themselves.py`.
+"""
+
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+
+class Facts(NamedTuple):
+    """What a library reports of one step."""
+
+    observation: Any
+    reward: Any
+    terminated: Any
+    truncated: Any
+
+
+class Oracle(NamedTuple):
+    """A library's environment: (key) → (state, observation), and (key, state, action) → (state, facts)."""
+
+    start: Callable[[Any], tuple[Any, Any]]
+    move: Callable[[Any, Any, Any], tuple[Any, Facts]]
+    key_of: Callable[[Any], Any] = lambda key: key
+    """The key with which upslope's step draws the same numbers."""
+
+
+def of_gymnax(name: str, limit: int) -> Oracle:
+    import gymnax
+
+    env, params = gymnax.make(name)
+    params = params.replace(max_steps_in_episode=limit)
+
+    def start(key: Any) -> tuple[Any, Any]:
+        observation, state = env.reset(key, params)
+        return state, observation
+
+    def move(key: Any, state: Any, action: Any) -> tuple[Any, Facts]:
+        _, state, reward, terminated, truncated, info = env.step(key, state, action, params)
+        return state, Facts(info["final_observation"], reward, terminated, truncated)
+
+    return Oracle(start, move, lambda key: jax.random.split(key)[0])
+
+
+def of_xminigrid(name: str, limit: int) -> Oracle:
+    import xminigrid
+
+    env, params = xminigrid.make(name, max_steps=limit)
+
+    def start(key: Any) -> tuple[Any, Any]:
+        now = env.reset(params, key)
+        return now, now.observation
+
+    def move(key: Any, state: Any, action: Any) -> tuple[Any, Facts]:
+        now = env.step(params, state, action)
+        terminated = now.last() & (now.discount == 0)
+        return now, Facts(now.observation, now.reward, terminated, now.last() & ~terminated)
+
+    return Oracle(jax.jit(start), jax.jit(move))
+
+
+def of_jumanji(name: str, limit: int | None, combined: tuple[int, ...] = ()) -> Oracle:
+    import jumanji
+
+    env = jumanji.make(name, **({} if limit is None else {"time_limit": limit}))
+    reset, step = jax.jit(env.reset), jax.jit(env.step)
+
+    def start(key: Any) -> tuple[Any, Any]:
+        state, now = reset(key)
+        return (state, jnp.int32(0)), now.observation
+
+    def move(key: Any, state: Any, action: Any) -> tuple[Any, Facts]:
+        choice = jnp.asarray(np.unravel_index(int(action), combined)) if combined else action
+        after, now = step(state[0], choice)
+        count = state[1] + 1
+        at_limit = count >= limit if limit is not None else False
+        # The library only says that the episode is over; before the limit that is a true end.
+        return (after, count), Facts(now.observation, now.reward, now.last() & ~jnp.bool_(at_limit), at_limit)
+
+    return Oracle(start, move)
+
+
+def of_pgx(name: str, limit: None) -> Oracle:
+    import pgx
+
+    env: Any = pgx.make(name)
+
+    def start(key: Any) -> tuple[Any, Any]:
+        state = env.init(key)
+        return state, state.observation
+
+    def move(key: Any, state: Any, action: Any) -> tuple[Any, Facts]:
+        state = env.step(state, action, key)
+        return state, Facts(state.observation, state.rewards[0], state.terminated, state.truncated)
+
+    return Oracle(jax.jit(start), jax.jit(move))
+
+
+def of_navix(name: str, limit: int) -> Oracle:
+    import navix
+
+    env = navix.make(name, max_steps=limit)
+
+    def start(key: Any) -> tuple[Any, Any]:
+        now = env.reset(key)
+        return now, now.observation
+
+    def move(key: Any, state: Any, action: Any) -> tuple[Any, Facts]:
+        now = env.step(state, action)
+        return now, Facts(now.observation, now.reward, now.is_termination(), now.is_truncation())
+
+    return Oracle(jax.jit(start), jax.jit(move))
+
+
+def of_craftax(name: str, limit: int) -> Oracle:
+    from craftax.craftax_env import make_craftax_env_from_name
+
+    env = make_craftax_env_from_name(name, auto_reset=False)
+    params = env.default_params.replace(max_timesteps=limit)
+
+    def start(key: Any) -> tuple[Any, Any]:
+        observation, state = env.reset(key, params)
+        return state, observation
+
+    def move(key: Any, state: Any, action: Any) -> tuple[Any, Facts]:
+        observation, state, reward, done, _ = env.step(key, state, action, params)
+        at_limit = state.timestep >= limit
+        return state, Facts(observation, reward, done & ~at_limit, at_limit)
+
+    return Oracle(start, move)
+
+
+def of_brax(name: str, limit: int) -> Oracle:
+    from brax import envs
+
+    return wrapped(envs.create(name, episode_length=limit, auto_reset=False))
+
+
+def of_playground(name: str, limit: int) -> Oracle:
+    from brax.envs.wrappers.training import EpisodeWrapper
+    from mujoco_playground import registry
+
+    env: Any = registry.load(name, config_overrides={"impl": "jax"})
+    return wrapped(EpisodeWrapper(env, limit, 1))
+
+
+def wrapped(env: Any) -> Oracle:
+    """An environment inside Brax's own wrapper, which counts steps."""
+
+    def start(key: Any) -> tuple[Any, Any]:
+        state = env.reset(key)
+        return state, state.obs
+
+    def move(key: Any, state: Any, action: Any) -> tuple[Any, Facts]:
+        state = env.step(state, action)
+        truncated = state.info["truncation"] > 0
+        return state, Facts(state.obs, state.reward, (state.done > 0) & ~truncated, truncated)
+
+    return Oracle(jax.jit(start), jax.jit(move))

@@ -1,0 +1,154 @@
+"""Environments of other libraries, held against the libraries themselves. `.ci/weekly` runs this; `pytest` does not.
+
+The same keys and actions must give the same episode as the library's own step, and a time limit is a truncation.
+"""
+
+import signal
+from pathlib import Path
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from libraries_helpers import (  # pyright: ignore[reportMissingImports] - this folder is on the path
+    Oracle,
+    of_brax,
+    of_craftax,
+    of_gymnax,
+    of_jumanji,
+    of_navix,
+    of_pgx,
+    of_playground,
+    of_xminigrid,
+)
+from run_helpers import assert_same_run, before_chunk
+
+import upslope
+from upslope.environments.libraries import LIBRARIES
+from upslope.environments.registry import make
+from upslope.models.heads import head_of
+
+ORACLES = {
+    "gymnax": (of_gymnax, "max_steps_in_episode"),
+    "xminigrid": (of_xminigrid, "max_steps"),
+    "jumanji": (of_jumanji, "time_limit"),
+    "pgx": (of_pgx, None),
+    "navix": (of_navix, "max_steps"),
+    "craftax": (of_craftax, "max_timesteps"),
+    "brax": (of_brax, None),
+    "playground": (of_playground, "episode_length"),
+}
+"""Library → its own step, and the argument that sets the time limit."""
+GYMNAX = [
+    "CartPole-v1", "Pendulum-v1", "Acrobot-v1", "MountainCar-v0", "MountainCarContinuous-v0", "Asterix-MinAtar",
+    "Breakout-MinAtar", "Freeway-MinAtar", "Seaquest-MinAtar", "SpaceInvaders-MinAtar", "Catch-bsuite",
+    "MemoryChain-bsuite", "UmbrellaChain-bsuite", "DiscountingChain-bsuite", "SimpleBandit-bsuite", "FourRooms-misc",
+    "MetaMaze-misc", "PointRobot-misc", "BernoulliBandit-misc", "GaussianBandit-misc", "Reacher-misc", "Swimmer-misc",
+    "Pong-misc", "FrozenLake-misc",
+]  # fmt: skip
+CASES = [
+    *((f"gymnax:{name}", 25) for name in GYMNAX),
+    *((f"xminigrid:{name}", 25) for name in ("MiniGrid-DoorKey-5x5", "MiniGrid-Empty-5x5", "XLand-MiniGrid-R1-9x9")),
+    *((f"jumanji:{name}", 12) for name in ("Snake-v1", "Maze-v0", "Tetris-v0", "PacMan-v1", "RubiksCube-v0")),
+    *((f"jumanji:{name}", None) for name in ("Game2048-v1", "Minesweeper-v0", "Knapsack-v1", "JobShop-v0")),
+    *((f"pgx:{name}", None) for name in ("2048", "minatar-breakout", "minatar-asterix")),
+    *((f"navix:{name}", 20) for name in ("Navix-DoorKey-5x5-v0", "Navix-LavaGapS5-v0")),
+    ("craftax:Craftax-Classic-Symbolic-v1", 30),
+    ("brax:fast", 12),
+    ("brax:inverted_pendulum", 12),
+    ("playground:CartpoleBalance", 10),
+]
+TRAINED = (
+    "gymnax:Breakout-MinAtar",
+    "xminigrid:MiniGrid-DoorKey-5x5",
+    "jumanji:Snake-v1",
+    "jumanji:Minesweeper-v0",
+    "pgx:2048",
+    "navix:Navix-DoorKey-5x5-v0",
+    "craftax:Craftax-Classic-Symbolic-v1",
+    "brax:fast",
+    "playground:CartpoleBalance",
+)
+STEPS = 60
+
+
+@pytest.mark.parametrize(("name", "limit"), CASES, ids=[name for name, _ in CASES])
+def test_an_episode_is_the_librarys_own(name: str, limit: int | None):
+    library, _, short = name.partition(":")
+    oracle_of, argument = ORACLES[library]
+    world: Any = make(name, {argument: limit} if argument and limit else {})
+    given_limit = limit if library == "brax" else world.max_episode_steps
+    assert library == "brax" or world.max_episode_steps == limit
+    oracle = oracle_of(short, limit, **combined_of(name, world))
+    ends = [one_episode(world, oracle, given_limit, seed) for seed in range(3)]
+    assert limit is None or library != "xminigrid" or "truncated" in ends
+
+
+def combined_of(name: str, world: Any) -> dict[str, Any]:
+    """The sizes of the components of an action that upslope gives as one choice."""
+    inner = getattr(world, "combined", ())
+    return {"combined": inner} if inner else {}
+
+
+def one_episode(world: Any, oracle: Oracle, limit: int | None, seed: int) -> str:
+    """Play random legal actions in both, compare every step, and say how the episode ended."""
+    generator, head = np.random.default_rng(seed), head_of(world.action_space, "it")
+    reset, step = jax.jit(world.reset), jax.jit(world.step)
+    key = jax.random.key(seed)
+    state, observation = reset(key)
+    other, expected = oracle.start(raw(key))
+    same(observation, expected)
+    for number in range(1, STEPS + 1):
+        mask = world.action_mask(state)
+        drawn = head.random(generator, None if mask is None else np.asarray(head.flat_mask(mask)))
+        action = jnp.asarray(head.to_compiled(jnp.asarray(drawn)[None]))[0]
+        key, now = jax.random.split(key)
+        state, transition = step(of_raw(oracle.key_of(raw(now))), state, action)
+        other, facts = oracle.move(raw(now), other, action)
+        same(transition.observation, facts.observation)
+        np.testing.assert_allclose(transition.reward, facts.reward, rtol=1e-5, atol=1e-6)
+        assert not transition.truncated or limit is None
+        is_over = bool(facts.terminated) or bool(facts.truncated)
+        at_limit = limit is not None and number >= limit
+        if not at_limit:
+            assert bool(transition.terminated) == bool(facts.terminated) and not facts.truncated
+        else:
+            assert is_over and (bool(transition.terminated) or bool(facts.truncated))
+        if is_over:
+            return "truncated" if facts.truncated and not transition.terminated else "terminated"
+    return "running"
+
+
+def raw(key: Any) -> Any:
+    return jax.random.key_data(key)
+
+
+def of_raw(key: Any) -> Any:
+    return jax.random.wrap_key_data(key)
+
+
+def same(ours: Any, theirs: Any) -> None:
+    """Compare observations; a dictionary of ours is a tuple with names in the library."""
+    if isinstance(ours, dict):
+        for name, part in ours.items():
+            same(part, theirs[name] if isinstance(theirs, dict) else getattr(theirs, name))
+    else:
+        np.testing.assert_allclose(np.float64(ours), np.float64(theirs), rtol=1e-5, atol=1e-5)
+
+
+def test_every_library_is_tried():
+    assert {library.prefix for library in LIBRARIES} == set(ORACLES) == {name.partition(":")[0] for name in TRAINED}
+
+
+@pytest.mark.parametrize("name", TRAINED)
+def test_a_run_is_trained_resumed_evaluated_and_recorded(name: str, tmp_path: Path):
+    small: dict[str, Any] = {"seeds": 2, "num_envs": 4, "rollout_steps": 8, "minibatches": 2, "epochs": 1}
+    small |= {"hidden_sizes": (16,), "max_episode_steps": 20, "preset": False, "folder": tmp_path, "quiet": True}
+    run = upslope.train(name, name="straight", steps=256, **small).path
+    with before_chunk(3, lambda: signal.raise_signal(signal.SIGINT)), pytest.raises(KeyboardInterrupt):
+        upslope.train(name, name="stopped", steps=256, **small)
+    upslope.resume(tmp_path / "stopped", quiet=True)
+    assert_same_run(run, tmp_path / "stopped")
+    assert set(upslope.evaluate(run, episodes=2)) == {"stochastic", "deterministic"}
+    assert upslope.record(run, episodes=2).exists()
