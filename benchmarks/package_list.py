@@ -1,0 +1,54 @@
+"""Environments from other people's packages that `packages.py` trains on.
+
+The list was chosen, and committed, before any of them was tried: dictionaries, images, goals, robots, games, text, and
+rewards that are vectors. An entry is what a user would type.
+"""
+
+from dataclasses import dataclass
+
+
+@dataclass(frozen=True)
+class Entry:
+    """An environment, and what pip installs for it besides upslope."""
+
+    environment: str
+    install: tuple[str, ...]
+    steps: int = 20_000
+    """Fewer where an environment is very slow."""
+    flags: tuple[str, ...] = ()
+    """Flags without which the environment does not know what to make."""
+    no_dependencies: tuple[str, ...] = ()
+    """Packages installed without their own requirements, which pin versions older than upslope's."""
+
+
+ENTRIES = (
+    Entry("MiniGrid-DoorKey-5x5-v0", ("minigrid",)),
+    Entry("BabyAI-GoToLocal-v0", ("minigrid",)),
+    Entry("ALE/Pong-v5", ("ale-py", "opencv-python-headless"), steps=4_000),
+    Entry("CarRacing-v3", ("gymnasium[box2d]",), steps=4_000),
+    Entry("FetchReach-v4", ("gymnasium-robotics",)),
+    Entry("PointMaze_UMaze-v3", ("gymnasium-robotics",)),
+    Entry("highway-v0", ("highway-env",), steps=2_000),
+    Entry("parking-v0", ("highway-env",), steps=4_000),
+    Entry(
+        "PyFlyt/QuadX-Hover-v4", ("pybullet", "numba", "loguru", "pettingzoo", "pyyaml"), no_dependencies=("pyflyt",)
+    ),
+    Entry("Meta-World/MT1", ("metaworld",), flags=("--env-kwargs", '{"env_name": "reach-v3"}')),
+    Entry("mo-mountaincar-v0", ("mo-gymnasium",)),
+    Entry("dm_control/cartpole-balance-v0", ("shimmy[dm-control]",)),
+    Entry("stocks-v0", ("gym-anytrading",)),
+    Entry(
+        "SafetyPointGoal1-v0", ("gymnasium-robotics", "mujoco<3", "xmltodict"), no_dependencies=("safety-gymnasium",)
+    ),
+    Entry("PandaReach-v3", ("panda-gym",)),
+    Entry("gym_pusht/PushT-v0", ("gym-pusht",)),
+    Entry("gym_xarm/XarmLift-v0", ("gym-xarm",)),
+    Entry("FlappyBird-v0", ("flappy-bird-gymnasium",)),
+    Entry("tetris_gymnasium/Tetris", ("tetris-gymnasium",)),
+    Entry("gymnasium_2048/TwentyFortyEight-v0", ("gymnasium-2048",)),
+    Entry("VizdoomBasic-v1", ("vizdoom",), steps=2_000),
+    Entry("NetHackScore-v0", ("nle",)),
+    Entry("popgym-RepeatPreviousEasy-v0", ("popgym",)),
+    Entry("HopperBulletEnv-v0", ("pybullet-envs-gymnasium",)),
+    Entry("Vampire-v0", ("gym-saturation",)),
+)
