@@ -9,7 +9,7 @@ from typing import Annotated, Any, Literal, get_type_hints
 import tyro
 
 from upslope.config.coercion import coerce
-from upslope.config.foreign_names import foreign_setting, known_algorithm, table
+from upslope.config.foreign_names import foreign_setting, known_algorithm
 from upslope.config.ladder import (
     ALGORITHMS,
     CONTINUOUS_DEFAULTS,
@@ -20,6 +20,7 @@ from upslope.config.ladder import (
     OBJECTIVES,
     SCHEDULES,
 )
+from upslope.config.presets import made_by, preset_of, presets_of
 from upslope.core.messages import unknown
 from upslope.errors import UpslopeError
 
@@ -110,6 +111,8 @@ class Config:
     """Scale observations by their running mean and standard deviation, kept in the agent."""
     normalize_rewards: bool = False
     """Scale rewards by the running standard deviation of the discounted return, kept in the agent."""
+    clip_rewards: float | None = None
+    """Clip each reward to this size for learning, e.g. 1 for Atari; returns are counted and evaluated as they are."""
     model: str = "perceptron"
     """Policy and critic: perceptron for two separate perceptrons, or your own model as module:Name."""
     model_kwargs: dict[str, Any] = field(default_factory=dict)
@@ -160,8 +163,6 @@ PARTS_BY_NAME: dict[str, Mapping[str, Any]] = {
 }
 """Field → upslope's own parts by name; a user's own is written `module:Name`."""
 MAX_STEPS, MAX_WIDTH, MAX_LAYERS = 2**31, 2**16, 256
-DEFAULT_PRESET = "default"
-"""The name of the preset used by default."""
 FRESH_SEEDS = 2000
 """Number of seeds reserved for evaluation episodes, which never occur in training."""
 LIMITS: dict[str, tuple[str, Callable[[Any], bool]]] = {
@@ -181,7 +182,7 @@ LIMITS: dict[str, tuple[str, Callable[[Any], bool]]] = {
         ("greater than 0", lambda x: x > 0),
     ),
     **dict.fromkeys(
-        ("max_episode_steps", "critic_epochs", "sequence_length", "target_kl"),
+        ("max_episode_steps", "critic_epochs", "sequence_length", "target_kl", "clip_rewards"),
         ("greater than 0, or left out", lambda x: x is None or x > 0),
     ),
     **dict.fromkeys(
@@ -245,37 +246,6 @@ def check_ranges(config: Config) -> None:
             raise UpslopeError(unknown(role, value, known))
 
 
-def presets() -> dict[str, Any]:
-    """Tuned settings by environment id: each row is the default preset, and its `others` holds further ones by name."""
-    return table("presets.yaml")
-
-
-def presets_of(environment: str, algorithm: str) -> dict[str, Any]:
-    """The presets of an environment for a rung, by name, "default" first. A compiled environment without its own row
-    uses that of its Gymnasium counterpart."""
-    if algorithm not in ("ppo", "ppo_kl", "ppo_kl_fixed"):
-        return {}
-    row = presets().get(environment) or presets().get(environment.removeprefix("jax:")) or {}
-    return {DEFAULT_PRESET: row} | row.get("others", {}) if row else {}
-
-
-def preset_of(environment: str, algorithm: str, wanted: bool | str = True) -> dict[str, Any] | None:
-    """The requested preset: the default one if there is any (True), none (False), or the one of this name.
-
-    Raises:
-        UpslopeError: there is no preset of this name.
-    """
-    if wanted is False:
-        return None
-    known = presets_of(environment, algorithm)
-    if wanted is True:
-        return known.get(DEFAULT_PRESET)
-    if wanted not in known:
-        names = f"Known: {', '.join(known)}." if known else "It has none; leave --preset out."
-        raise UpslopeError(f'There is no preset "{wanted}" for {algorithm} on {environment}. {names}')
-    return known[wanted]
-
-
 def recorded_preset(config: Config) -> tuple[str, dict[str, Any]] | None:
     """The name and row of the preset that a config was made with, found by its source."""
     rows = presets_of(config.environment, config.algorithm).items()
@@ -298,7 +268,7 @@ def configure(
     preset = preset_of(environment, algorithm, use_preset)
     if preset is not None:
         settings |= canonical(preset["settings"]) | {"preset": preset["source"]}
-    settings |= canonical(overrides)
+    settings |= canonical(made_by(preset, canonical(overrides)))
     return Config(environment=environment, algorithm=algorithm, **settings)
 
 

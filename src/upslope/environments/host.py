@@ -16,6 +16,7 @@ from upslope.environments.ignoring import ignoring
 from upslope.environments.masks import gives_masks, with_mask_in_info
 from upslope.environments.modules import accepts, call, found, import_module
 from upslope.environments.names import near, registered_by
+from upslope.environments.packages import package_of, register, remedy_of
 from upslope.environments.wrappers import wrap
 from upslope.errors import UpslopeError
 
@@ -155,6 +156,8 @@ def create_by_id(request: Request, spec: Any = None) -> gymnasium.Env:
     """Create one environment by its Gymnasium id, resolved to `spec` if given, or by `module:Id`."""
     name, kwargs = request.name, request.env_kwargs
     module = import_module(name.rpartition(":")[0], name) if ":" in name else None
+    if spec is None:
+        register(name)
     try:
         limit = request.max_episode_steps
         return gymnasium.make(spec or name, disable_env_checker=True, max_episode_steps=limit, **kwargs)
@@ -183,7 +186,8 @@ def hint(name: str, module: Any) -> str:
         )
     own = vars(module) if module else {}
     mine = [f"{module.__name__}:{each}" for each, x in own.items() if is_own(each, x, module)]
-    return registered_by(name) or near(name, [*gymnasium.registry, *compiled_names(), *mine])
+    foreign = "" if package_of(name) else registered_by(name)
+    return foreign or near(name, [*gymnasium.registry, *compiled_names(), *mine])
 
 
 def is_own(name: str, value: Any, module: Any) -> bool:
@@ -194,5 +198,7 @@ def is_own(name: str, value: Any, module: Any) -> bool:
 def missing_dependency(environment: str, error: Exception) -> str:
     """The message that names the package to install."""
     extra = next((extra for word, extra in EXTRAS.items() if word in str(error)), None)
-    remedy = f'pip install "upslope[{extra}]"' if extra else "install the package that it names"
-    return f"{environment} needs a package that is not installed: {error} To use it: {remedy}."
+    said = f"{environment} needs a package that is not installed: {str(error).rstrip('.')}."
+    if extra:
+        return f'{said} To use it: pip install "upslope[{extra}]".'
+    return f"{said} {remedy_of(error) if isinstance(error, ImportError) else 'Install the package that it names.'}"

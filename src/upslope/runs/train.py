@@ -11,11 +11,13 @@ import numpy as np
 
 from upslope.config.command import command_of
 from upslope.config.config import MAX_STEPS, Config, recorded_preset
+from upslope.config.presets import words_of
 from upslope.config.trust import allow, requested
 from upslope.core.numbers import number, range_of
 from upslope.core.types import Rollout
 from upslope.engines.base import EVERYTHING, Engine, Resources
 from upslope.engines.selection import engine_of
+from upslope.environments.packages import registered_version
 from upslope.environments.registry import lost
 from upslope.errors import UpslopeError
 from upslope.learning.devices import computing
@@ -76,7 +78,7 @@ def begin(config: Config, task: Task, directory: RunDirectory, session: Session)
         directory.create(config, spaces, task.described())
         allow(requested(config))  # a run trained on this machine is trusted
         with directory.held():
-            lines = [*opening_lines(config, directory), *lines_of_networks(task), *lines_of_one_sample(task)]
+            lines = [*opening_lines(config, directory), *lines_of_task(task)]
             return run_loop(config, engine, directory, session, state, progress, lines)
 
 
@@ -176,11 +178,13 @@ def title_of(config: Config) -> str:
 
 def opening_lines(config: Config, directory: RunDirectory) -> list[str]:
     """Notes to show before training begins."""
-    lines = [f"writing to {directory.path}"]
+    lines = [f"writing to {directory.path}", *source_lines(config)]
     if config.preset is not None:
         recorded = recorded_preset(config)
         note = recorded[1].get("note") if recorded else None
-        lines.append(f"preset: {config.preset}" + (f" ({note})" if note else "") + "; --no-preset turns it off")
+        made = words_of(recorded[1].get("making", {})) if recorded else []
+        adds = f", with {' '.join(made)}" if made else ""
+        lines.append(f"preset: {config.preset}" + (f" ({note})" if note else "") + f"{adds}; --no-preset turns it off")
     if reason := lost(config.environment):
         lines.append(
             f"{config.environment} cannot be found again by its name: {reason}. Commands such as `upslope evaluate` "
@@ -190,6 +194,24 @@ def opening_lines(config: Config, directory: RunDirectory) -> list[str]:
     if config.seeds == 1:
         lines.append("one seed gives no interval: --seeds 5 shows how far the result can be trusted")
     return lines
+
+
+def source_lines(config: Config) -> list[str]:
+    """The note on the package that was imported because its id is well known."""
+    if ":" in config.environment:
+        return []
+    found = registered_version(config.environment).items()
+    return [f"{config.environment} comes from {name} {number}, imported because of its id" for name, number in found]
+
+
+def lines_of_task(task: Task) -> list[str]:
+    """The notes on what was found out about the environment, and on a batch of one step."""
+    masks = ["masks: the environment tells which actions are allowed, and only those are taken; --no-masks ignores it"]
+    return [
+        *(masks if task.environment.gives_masks else []),
+        *lines_of_networks(task),
+        *lines_of_one_sample(task),
+    ]
 
 
 def lines_of_networks(task: Task) -> list[str]:
