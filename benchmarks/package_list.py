@@ -19,6 +19,8 @@ class Entry:
     """Flags without which the environment does not know what to make."""
     no_dependencies: tuple[str, ...] = ()
     """Packages installed without their own requirements, which pin versions older than upslope's."""
+    remedy: tuple[str, ...] = ()
+    """Flags that a refusal names, with which the command is tried again."""
 
 
 ENTRIES = (
@@ -33,9 +35,9 @@ ENTRIES = (
     Entry(
         "PyFlyt/QuadX-Hover-v4", ("pybullet", "numba", "loguru", "pettingzoo", "pyyaml"), no_dependencies=("pyflyt",)
     ),
-    Entry("Meta-World/MT1", ("metaworld",), flags=("--env-kwargs", '{"env_name": "reach-v3"}')),
+    Entry("Meta-World/MT1", ("metaworld", "packaging"), flags=("--env-kwargs", '{"env_name": "reach-v3"}')),
     Entry("mo-mountaincar-v0", ("mo-gymnasium",)),
-    Entry("dm_control/cartpole-balance-v0", ("shimmy[dm-control]",)),
+    Entry("dm_control/cartpole-balance-v0", ("shimmy[dm-control]", "packaging")),
     Entry("stocks-v0", ("gym-anytrading",)),
     Entry(
         "SafetyPointGoal1-v0", ("gymnasium-robotics", "mujoco<3", "xmltodict"), no_dependencies=("safety-gymnasium",)
