@@ -73,6 +73,10 @@ class HostEnvironment:
     """Creates the same environment with rendering; raises `UpslopeError` if that is impossible."""
     gives_masks: bool = False
     """Whether its info contains the mask of allowed actions."""
+    batch: Callable[[int], gymnasium.vector.VectorEnv] | None = None
+    """Creates several environments as one object, which steps and resets them by itself; None if there is no such."""
+    kind: str = ""
+    """What makes the batches, and how they begin the next episode."""
     is_compiled: ClassVar[bool] = False
 
 

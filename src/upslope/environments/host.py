@@ -39,7 +39,11 @@ class Maker:
         request = self.request
         if request.env_kwargs.get("render_mode") or any("Render" in text for text in request.wrappers):
             draw_without_screen()
-        made = with_mask_in_info(wrap(self.bare(), request.wrappers, request.name))
+        return self.without_ignored(with_mask_in_info(wrap(self.bare(), request.wrappers, request.name)))
+
+    def without_ignored(self, made: Any) -> Any:
+        """An environment without the parts of its observations that are left out."""
+        request = self.request
         if not request.ignored or not isinstance(made, gymnasium.Env):
             return made
         space_of(made, "observation_space", request.name)
@@ -139,7 +143,10 @@ def not_an_environment(env: Any) -> str:
     modules = {base.__module__.split(".")[0] for base in kind.__mro__}
     what = "nothing" if env is None else f"a {kind.__name__}"
     if isinstance(env, gymnasium.vector.VectorEnv):
-        return f"{what}, which is several environments at once. Give what makes a single one; upslope makes --num-envs."
+        return (
+            f"{what}, which is several environments at once. Name the factory that makes them with a prefix, "
+            "vector:module:Name; or give what makes a single one, and upslope makes --num-envs."
+        )
     if "gym" in modules:
         return (
             f"{what} of the old package gym, not a gymnasium.Env. Convert it in a function of your own: "

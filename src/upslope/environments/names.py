@@ -26,6 +26,15 @@ def registered_by(environment: str) -> str:
     )
 
 
+BATCHED = ("vector:", "envpool:")
+"""Prefixes of environments that are batched on the host; what follows is an id or a user's module:Name."""
+
+
+def without_batching(environment: str) -> str:
+    """An environment's name without the prefix that asks for it batched, if it has one."""
+    return next((environment.removeprefix(one) for one in BATCHED if environment.startswith(one)), environment)
+
+
 def parse_wrapper(text: str) -> tuple[str, dict[str, Any]]:
     """Parse a wrapper's name and its keyword arguments.
 

@@ -7,7 +7,7 @@ A source is a prefix and the function that creates environments of such names. T
 from dataclasses import replace
 from typing import Any
 
-from upslope.environments import compiled
+from upslope.environments import compiled, vector
 from upslope.environments.base import (  # fmt: skip
     AnyEnvironment,
     CompiledEnvironment,
@@ -22,7 +22,7 @@ from upslope.environments.modules import label_of, lost, name_of
 
 __all__ = ["AnyEnvironment", "EnvironmentLike", "HostEnvironment", "label", "lost", "make", "name_of"]
 
-SOURCES: tuple[Source, ...] = (compiled.SOURCE,)
+SOURCES: tuple[Source, ...] = (compiled.SOURCE, vector.SOURCE, vector.ENVPOOL_SOURCE)
 """All sources with a prefix; names without one are Gymnasium ids or a user's `module:Name`."""
 
 
@@ -36,7 +36,8 @@ def make(
 ) -> AnyEnvironment:
     """Create an environment from a name, a callable that returns one, or a compiled environment itself.
 
-    `CartPole-v1` and `module:Id` are Gymnasium's, on the host; `jax:CartPole-v1` is compiled. `module:Name` and
+    `CartPole-v1` and `module:Id` are Gymnasium's, on the host; `jax:CartPole-v1` is compiled; `vector:CartPole-v1` is
+    batched by Gymnasium. `module:Name` and
     `jax:module:Name` name a class, a factory or an instance of your own. `max_episode_steps` replaces the limit of an
     environment given by its id; elsewhere the collecting code applies it. `wrappers` are applied in order, the first
     innermost; the parts of observations under the keys `ignore_observation` are then left out. Without `masks`, every

@@ -17,6 +17,7 @@ from upslope.core.numbers import number, range_of
 from upslope.core.types import Rollout
 from upslope.engines.base import EVERYTHING, Engine, Resources
 from upslope.engines.selection import engine_of
+from upslope.environments.names import without_batching
 from upslope.environments.packages import registered_version
 from upslope.environments.registry import lost
 from upslope.errors import UpslopeError
@@ -198,7 +199,7 @@ def opening_lines(config: Config, directory: RunDirectory) -> list[str]:
 
 def source_lines(config: Config) -> list[str]:
     """The note on the package that was imported because its id is well known."""
-    if ":" in config.environment:
+    if ":" in without_batching(config.environment):
         return []
     found = registered_version(config.environment).items()
     return [f"{config.environment} comes from {name} {number}, imported because of its id" for name, number in found]
@@ -207,7 +208,10 @@ def source_lines(config: Config) -> list[str]:
 def lines_of_task(task: Task) -> list[str]:
     """The notes on what was found out about the environment, and on a batch of one step."""
     masks = ["masks: the environment tells which actions are allowed, and only those are taken; --no-masks ignores it"]
+    kind = "" if task.environment.is_compiled else task.environment.kind
+    batched = [f"batched: {kind}; its episodes cannot be replayed, so a resumed run begins new ones"] if kind else []
     return [
+        *batched,
         *(masks if task.environment.gives_masks else []),
         *lines_of_networks(task),
         *lines_of_one_sample(task),
