@@ -14,7 +14,7 @@ class Entry:
     environment: str
     install: tuple[str, ...]
     steps: int = 20_000
-    """Fewer where an environment is very slow."""
+    """Fewer where an environment is slow, or its observations are images."""
     flags: tuple[str, ...] = ()
     """Flags without which the environment does not know what to make."""
     no_dependencies: tuple[str, ...] = ()
@@ -25,32 +25,40 @@ class Entry:
 
 ENTRIES = (
     Entry("MiniGrid-DoorKey-5x5-v0", ("minigrid",)),
-    Entry("BabyAI-GoToLocal-v0", ("minigrid",)),
-    Entry("ALE/Pong-v5", ("ale-py", "opencv-python-headless"), steps=4_000),
+    Entry("BabyAI-GoToLocal-v0", ("minigrid",), steps=6_000),
+    Entry("ALE/Pong-v5", ("ale-py", "opencv-python-headless"), steps=2_000),
     Entry("CarRacing-v3", ("gymnasium[box2d]",), steps=4_000),
-    Entry("FetchReach-v4", ("gymnasium-robotics",)),
-    Entry("PointMaze_UMaze-v3", ("gymnasium-robotics",)),
+    Entry("FetchReach-v4", ("gymnasium-robotics",), steps=8_000),
+    Entry("PointMaze_UMaze-v3", ("gymnasium-robotics",), steps=6_000),
     Entry("highway-v0", ("highway-env",), steps=2_000),
     Entry("parking-v0", ("highway-env",), steps=4_000),
     Entry(
-        "PyFlyt/QuadX-Hover-v4", ("pybullet", "numba", "loguru", "pettingzoo", "pyyaml"), no_dependencies=("pyflyt",)
+        "PyFlyt/QuadX-Hover-v4",
+        ("pybullet", "numba", "loguru", "pettingzoo", "pyyaml"),
+        steps=6_000,
+        no_dependencies=("pyflyt",),
     ),
     Entry("Meta-World/MT1", ("metaworld", "packaging"), flags=("--env-kwargs", '{"env_name": "reach-v3"}')),
-    Entry("mo-mountaincar-v0", ("mo-gymnasium",)),
-    Entry("dm_control/cartpole-balance-v0", ("shimmy[dm-control]", "packaging")),
+    Entry("mo-mountaincar-v0", ("mo-gymnasium",), remedy=("--wrapper", 'WeightedReward:{"weights": [1, 1, 1]}')),
+    Entry("dm_control/cartpole-balance-v0", ("shimmy[dm-control]", "packaging", "mujoco<4"), steps=8_000),
     Entry("stocks-v0", ("gym-anytrading",)),
     Entry(
         "SafetyPointGoal1-v0", ("gymnasium-robotics", "mujoco<3", "xmltodict"), no_dependencies=("safety-gymnasium",)
     ),
-    Entry("PandaReach-v3", ("panda-gym",)),
-    Entry("gym_pusht/PushT-v0", ("gym-pusht",)),
+    Entry("PandaReach-v3", ("panda-gym",), steps=6_000),
+    Entry("gym_pusht/PushT-v0", ("gym-pusht",), steps=4_000),
     Entry("gym_xarm/XarmLift-v0", ("gym-xarm",)),
     Entry("FlappyBird-v0", ("flappy-bird-gymnasium",)),
-    Entry("tetris_gymnasium/Tetris", ("chex", "opencv-python-headless"), no_dependencies=("tetris-gymnasium",)),
+    Entry(
+        "tetris_gymnasium/Tetris",
+        ("chex", "opencv-python-headless"),
+        steps=4_000,
+        no_dependencies=("tetris-gymnasium",),
+    ),
     Entry("gymnasium_2048/TwentyFortyEight-v0", ("gymnasium-2048",)),
     Entry("VizdoomBasic-v1", ("vizdoom",), steps=2_000),
-    Entry("NetHackScore-v0", ("nle>=1.3",)),
+    Entry("NetHackScore-v0", ("nle>=1.3",), steps=4_000),
     Entry("popgym-RepeatPreviousEasy-v0", ("popgym",)),
-    Entry("HopperBulletEnv-v0", ("pybullet-envs-gymnasium",)),
+    Entry("HopperBulletEnv-v0", ("pybullet-envs-gymnasium",), steps=10_000),
     Entry("Vampire-v0", ("gym-saturation",)),
 )

@@ -210,3 +210,26 @@ def parameters(run: Any) -> list[Any]:
     import jax
 
     return jax.tree.leaves(run.load(checkpoint="last").agent.model)
+
+
+class Parts(Walk):
+    """A walk with two rewards."""
+
+    def step(self, action: Any) -> Any:
+        observation, reward, *rest = super().step(action)
+        return observation, np.array([reward, 3.0]), *rest
+
+
+def test_rewards_of_several_numbers_are_weighed_by_a_wrapper():
+    made: Any = make(Parts, wrappers=('WeightedReward:{"weights": [2, 0.5]}',))
+    env, plain = made.create(), Parts()
+    env.reset(seed=1), plain.reset(seed=1)
+    answer, parts = env.step(1), plain.step(1)[1]
+    assert answer[1] == 2 * parts[0] + 1.5 and np.array_equal(answer[4]["reward_parts"], parts)
+    other: Any = make(Parts, wrappers=('WeightedReward:{"weights": [1]}',))
+    env = other.create()
+    env.reset(seed=1)
+    with pytest.raises(UpslopeError, match="was given 1 weights"):
+        env.step(1)
+    found = [one for one in upslope.check(Parts).checks if one.status == "error"]
+    assert any('WeightedReward:{"weights": [1, 1]}' in one.remedy for one in found)

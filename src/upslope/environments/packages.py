@@ -139,8 +139,8 @@ def remedy_of(error: ImportError) -> str:
     if top != name and find_spec(top) is not None:
         found = version(top) if top == "gymnasium" else "installed"
         return (
-            f"The {found} version of {top} has no {name}, so the package was made for another one: look for a newer "
-            "release of it, or convert its environment in a function of your own, module:function."
+            f"The {found} version of {top} has no {name}, so the package was made for another one. Look for a release "
+            f"of it that goes with the version of {top} that upslope needs."
         )
     return f"Install it: pip install {DISTRIBUTIONS.get(top, top)}"
 

@@ -17,7 +17,7 @@ from upslope.core.numbers import number, range_of
 from upslope.core.types import Rollout
 from upslope.engines.base import EVERYTHING, Engine, Resources
 from upslope.engines.selection import engine_of
-from upslope.environments.names import without_batching
+from upslope.environments.names import parse_wrapper, without_batching
 from upslope.environments.packages import registered_version
 from upslope.environments.registry import lost
 from upslope.errors import UpslopeError
@@ -198,11 +198,12 @@ def opening_lines(config: Config, directory: RunDirectory) -> list[str]:
 
 
 def source_lines(config: Config) -> list[str]:
-    """The note on the package that was imported because its id is well known."""
-    if ":" in without_batching(config.environment):
-        return []
-    found = registered_version(config.environment).items()
-    return [f"{config.environment} comes from {name} {number}, imported because of its id" for name, number in found]
+    """The notes on the package that was imported because its id is well known, and on what counts as an episode."""
+    found = {} if ":" in without_batching(config.environment) else registered_version(config.environment)
+    lines = [f"{config.environment} comes from {name} {n}, imported because of its id" for name, n in found.items()]
+    if any(arguments.get("terminal_on_life_loss") for _, arguments in map(parse_wrapper, config.wrappers)):
+        lines.append("each lost life ends an episode (terminal_on_life_loss): returns are of single lives")
+    return lines
 
 
 def lines_of_task(task: Task) -> list[str]:
