@@ -1,4 +1,4 @@
-"""Small vector environments for the tests, as a user would bring them."""
+"""Small vector environments for the tests, as a user would bring them, and what steps them."""
 
 from typing import Any
 
@@ -6,6 +6,12 @@ import numpy as np
 from gymnasium import spaces
 from gymnasium.vector import AutoresetMode, VectorEnv
 from gymnasium.vector.utils import batch_space
+
+from upslope.engines.batched import BatchedColumns
+from upslope.engines.collect import collect_host
+from upslope.environments.registry import make
+from upslope.models.encoders import encoder_of
+from upslope.models.heads import head_of
 
 LENGTHS = (3, 4, 5)
 """Steps of the episodes of each column, repeated."""
@@ -91,3 +97,32 @@ def forgetful(num_envs: int) -> VectorEnv:
             return *answer, {"action_mask": info["action_mask"]}
 
     return Forgetful(num_envs, "SameStep")
+
+
+class Script:
+    """Chooses actions by a function of the step, and notes the restarts."""
+
+    memory: Any = None
+
+    def __init__(self, action: Any):
+        self.action, self.restarted = action, []
+
+    def __call__(self, observation: Any, mask: Any, t: int) -> tuple[np.ndarray, np.ndarray]:
+        chosen = np.asarray(self.action(observation, mask, t))
+        return chosen, np.zeros(chosen.shape[:2], np.float32)
+
+    def restart(self, rows: np.ndarray) -> None:
+        self.restarted.append(rows.tolist())
+
+
+def columns_of(name: str, num_envs: int, seeds: tuple[int, ...] = (7,), **kwargs: Any) -> BatchedColumns:
+    """The columns of a vector environment."""
+    world: Any = make(name, kwargs)
+    encoder, head = encoder_of(world.observation_space, name), head_of(world.action_space, name)
+    return BatchedColumns(world, encoder, head, seeds, num_envs, world.max_episode_steps)
+
+
+def stepped(columns: BatchedColumns, script: Script, steps: int) -> tuple[Any, Any]:
+    """A segment of this many steps, as the engine collects it."""
+    columns.begin(range(len(columns.episodes)))
+    return collect_host(columns, script, steps, {})

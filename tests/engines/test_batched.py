@@ -8,50 +8,18 @@ import gymnasium
 import numpy as np
 import pytest
 from gymnasium.vector import AutoresetMode, SyncVectorEnv
-from vector_environments import LENGTHS
+from vector_environments import LENGTHS, Script, columns_of, stepped
 
 import upslope
 from upslope.config.config import configure
 from upslope.config.trust import requested
-from upslope.engines.batched import BatchedColumns
-from upslope.engines.collect import collect_host, collect_host_episodes
+from upslope.engines.collect import collect_host_episodes
 from upslope.engines.columns import reset_seed
 from upslope.environments.registry import make
 from upslope.errors import UpslopeError
-from upslope.models.encoders import encoder_of
-from upslope.models.heads import head_of
 
 MODES = [mode.value for mode in AutoresetMode]
 SMALL: dict[str, Any] = {"num_envs": 3, "rollout_steps": 8, "minibatches": 1, "epochs": 1, "hidden_sizes": (8,)}
-
-
-class Script:
-    """Chooses actions by a function of the step, and notes the restarts."""
-
-    memory: Any = None
-
-    def __init__(self, action: Any):
-        self.action, self.restarted = action, []
-
-    def __call__(self, observation: Any, mask: Any, t: int) -> tuple[np.ndarray, np.ndarray]:
-        chosen = np.asarray(self.action(observation, mask, t))
-        return chosen, np.zeros(chosen.shape[:2], np.float32)
-
-    def restart(self, rows: np.ndarray) -> None:
-        self.restarted.append(rows.tolist())
-
-
-def columns_of(name: str, num_envs: int, seeds: tuple[int, ...] = (7,), **kwargs: Any) -> BatchedColumns:
-    """The columns of a vector environment."""
-    world: Any = make(name, kwargs)
-    encoder, head = encoder_of(world.observation_space, name), head_of(world.action_space, name)
-    return BatchedColumns(world, encoder, head, seeds, num_envs, world.max_episode_steps)
-
-
-def stepped(columns: BatchedColumns, script: Script, steps: int) -> tuple[Any, Any]:
-    """A segment of this many steps, as the engine collects it."""
-    columns.begin(range(len(columns.episodes)))
-    return collect_host(columns, script, steps, {})
 
 
 def allowed(observation: Any, mask: Any, t: int) -> Any:

@@ -159,6 +159,8 @@ def test_presets_are_found_by_the_id_after_a_module_and_by_families():
     assert row("some_module:MountainCar-v0").preset == row("MountainCar-v0").preset != None  # noqa: E711
     assert row("MiniGrid-FourRooms-v0").steps == 5_000_000 and row("MiniGrid-Unlock-v0").steps == 100_000
     assert row("minigrid:MiniGrid-Unlock-v0").ignore_observation == ("mission",)
+    assert row("vector:MiniGrid-Unlock-v0").preset == row("MiniGrid-Unlock-v0").preset
+    assert row("of_another_library:MiniGrid-Unlock").preset is None, "a family is of its package"
     other = row("MiniGrid-Unlock-v0", "gae")
     assert other.ignore_observation == ("mission",) and other.epochs == 1, "tuned for PPO, made ready for all"
     assert command_of(other, is_continuous=False) == "upslope train MiniGrid-Unlock-v0 --algorithm gae"

@@ -32,7 +32,8 @@ class Config:
     """All settings that determine what is learned. Equal configs give the same run, bit for bit, on one machine."""
 
     environment: Annotated[Positional[str], tyro.conf.arg(metavar="ENVIRONMENT", help_behavior_hint="")]
-    """A Gymnasium id (`CartPole-v1`), `module:Id`, or a compiled environment (`jax:CartPole-v1`)."""
+    """A Gymnasium id (`CartPole-v1`), `module:Id`, a compiled environment (`jax:CartPole-v1`), or one that is batched
+    (`vector:CartPole-v1`)."""
     algorithm: str = "ppo"
     """The rung of the ladder; `upslope list` shows them."""
     estimator: str = "gae"
@@ -56,7 +57,7 @@ class Config:
     env_kwargs: dict[str, Any] = field(default_factory=dict)
     """Keyword arguments for the environment, as JSON, e.g. '{"g": 9.81}'."""
     wrappers: Annotated[tuple[str, ...], tyro.conf.arg(name="wrapper"), tyro.conf.UseAppendAction] = ()
-    """A wrapper for the environment, repeatable, innermost first: the name of a Gymnasium wrapper, or module:Name;
+    """A wrapper for the environment, repeatable, innermost first: the name of one of Gymnasium's, or module:Name;
     arguments as JSON after a colon, e.g. 'FrameStackObservation:{"stack_size": 4}'."""
     masks: bool = True
     """Take only allowed actions if the environment provides action masks."""

@@ -5,6 +5,8 @@ from fnmatch import fnmatchcase
 from typing import Any
 
 from upslope.config.foreign_names import table
+from upslope.environments.names import without_batching
+from upslope.environments.packages import package_of
 from upslope.errors import UpslopeError
 
 DEFAULT_PRESET = "default"
@@ -22,15 +24,17 @@ def presets() -> dict[str, Any]:
 
 
 def row_of(environment: str) -> dict[str, Any]:
-    """The row of an environment: of its whole name, of its id without a module or source, or of its family."""
+    """The row of an environment: of its whole name, of its id without a module or source, or of the family of ids that
+    a package registers."""
     known = presets()
-    for name in (environment, environment.rpartition(":")[2]):
-        if name in known:
-            return known[name]
-        families = [key for key in known if "*" in key and fnmatchcase(name, key)]
-        if families:
-            return known[max(families, key=len)]
-    return {}
+    origin, _, name = without_batching(environment).rpartition(":")
+    if exact := known.get(environment) or known.get(name):
+        return exact
+    package = package_of(name)
+    if origin and (package is None or origin != package.module):
+        return {}
+    families = [key for key in known if "*" in key and fnmatchcase(name, key)]
+    return known[max(families, key=len)] if families else {}
 
 
 def presets_of(environment: str, algorithm: str) -> dict[str, Any]:

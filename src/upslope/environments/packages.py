@@ -15,8 +15,6 @@ from importlib.metadata import PackageNotFoundError, version
 from importlib.util import find_spec
 from pathlib import Path
 
-import gymnasium
-
 from upslope.core.messages import told
 from upslope.errors import UpslopeError
 
@@ -95,6 +93,8 @@ def register(environment: str) -> None:
     Raises:
         UpslopeError: the package is not installed, or cannot be imported.
     """
+    import gymnasium  # not for what only asks whose id it is, e.g. a help text
+
     package = package_of(environment)
     if package is None or environment in gymnasium.registry:
         return
