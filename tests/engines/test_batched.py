@@ -12,11 +12,14 @@ from vector_environments import LENGTHS, Script, columns_of, stepped
 
 import upslope
 from upslope.config.config import configure
+from upslope.config.prepare import prepare
 from upslope.config.trust import requested
 from upslope.engines.collect import collect_host_episodes
 from upslope.engines.columns import reset_seed
+from upslope.engines.host import begun_afresh
 from upslope.environments.registry import make
 from upslope.errors import UpslopeError
+from upslope.learning.iteration import initialise_all
 
 MODES = [mode.value for mode in AutoresetMode]
 SMALL: dict[str, Any] = {"num_envs": 3, "rollout_steps": 8, "minibatches": 1, "epochs": 1, "hidden_sizes": (8,)}
@@ -223,3 +226,17 @@ def test_envpool_is_stepped_by_its_documented_interface(monkeypatch: pytest.Monk
     assert made[-1].seed == reset_seed(7, 0, 0) and all(pool.is_closed for pool in made)
     expected = np.tile([True, True, True, False], 3)
     assert np.array_equal(np.asarray(rollout.valid)[0, :, 0], expected)
+
+
+def test_what_begins_afresh_remembers_nothing():
+    """Also where a Gymnasium environment could not be replayed: its memory and its discounted return are another's."""
+    settings: dict[str, Any] = {**SMALL, "memory": "gru", "memory_size": 8}
+    _, task = prepare("vector:vector_environments:counting", preset=False, settings=settings)
+    state = initialise_all(task, [0, 1])
+    running = state._replace(
+        memory=state.memory._replace(fresh=np.zeros((2, 3), bool)), discounted_return=np.full((2, 3), 5.0, np.float32)
+    )
+    after = begun_afresh(running, [1, 5])
+    expected = np.array([[0, 1, 0], [0, 0, 1]], bool)
+    assert np.array_equal(after.memory.fresh, expected) and begun_afresh(running, []) is running
+    assert np.array_equal(after.discounted_return, np.where(expected, 0.0, 5.0))

@@ -16,7 +16,7 @@ from upslope.environments.ignoring import ignoring
 from upslope.environments.masks import gives_masks, with_mask_in_info
 from upslope.environments.modules import accepts, call, found, import_module
 from upslope.environments.names import near, registered_by
-from upslope.environments.packages import package_of, register, remedy_of
+from upslope.environments.packages import fitting, package_of, register, remedy_of
 from upslope.environments.wrappers import wrap
 from upslope.errors import UpslopeError
 
@@ -174,7 +174,7 @@ def create_by_id(request: Request, spec: Any = None) -> gymnasium.Env:
         raise UpslopeError(f'There is no environment "{name}": {one_line(error)} {hint(name, module)}') from error
     except Exception as error:
         raise BrokenEnvironmentError(
-            f"{name} could not be made with {kwargs or 'no arguments'}: {told(error)}."
+            f"{name} could not be made with {kwargs or 'no arguments'}: {told(error)}.{fitting(name)}"
         ) from error
 
 

@@ -26,7 +26,7 @@ class Package:
     module: str
     """The module that registers them."""
     install: str
-    """What pip installs."""
+    """What pip installs: first the package, then what it lacks or does not yet fit."""
     ids: str
     """A regular expression for the beginning of its ids."""
 
@@ -39,8 +39,12 @@ class Package:
 PACKAGES = (
     Package("minigrid", "minigrid", "MiniGrid-|BabyAI-"),
     Package("ale_py", "ale-py opencv-python-headless", r"ALE/|\w+NoFrameskip-v\d$|\w+Deterministic-v\d$"),
-    Package("gymnasium_robotics", "gymnasium-robotics", "Fetch(Push|Reach|Slide|PickAndPlace)|Hand(Reach|Manipulate)"),
-    Package("gymnasium_robotics", "gymnasium-robotics", "(Point|Ant)Maze_|AdroitHand|FrankaKitchen"),
+    Package(
+        "gymnasium_robotics",
+        "gymnasium-robotics mujoco<4",
+        "Fetch(Push|Reach|Slide|PickAndPlace)|Hand(Reach|Manipulate)",
+    ),
+    Package("gymnasium_robotics", "gymnasium-robotics mujoco<4", "(Point|Ant)Maze_|AdroitHand|FrankaKitchen"),
     Package(
         "highway_env",
         "highway-env",
@@ -55,7 +59,7 @@ PACKAGES = (
         "mo-|deep-sea-treasure|resource-gathering|fruit-tree|breakable-bottles|four-room|water-reservoir|minecart"
         "|fishwood",
     ),
-    Package("shimmy", "shimmy[dm-control]", "dm_control/"),
+    Package("shimmy", "shimmy[dm-control] packaging mujoco<4", "dm_control/"),
     Package("shimmy", "shimmy[bsuite]", "bsuite/"),
     Package("gym_anytrading", "gym-anytrading", "(stocks|forex)-v"),
     Package("safety_gymnasium", "safety-gymnasium", "Safety(Point|Car|Doggo|Racecar|Ant)"),
@@ -147,7 +151,15 @@ def remedy_of(error: ImportError) -> str:
 
 def quoted(install: str) -> str:
     """What pip installs, as a shell takes it."""
-    return f'"{install}"' if "[" in install else install
+    return " ".join(f'"{word}"' if set("[<>") & set(word) else word for word in install.split())
+
+
+def fitting(environment: str) -> str:
+    """The command that installs versions which go together, for a package that needs to be told; empty for others."""
+    package = package_of(environment)
+    if package is None or " " not in package.install:
+        return ""
+    return f" If versions do not go together: pip install {quoted(package.install)}"
 
 
 @contextmanager
