@@ -130,7 +130,8 @@ def resume(
             f"{run} was trained with {description['axes']}, but would continue with {task.described()}. Pass the "
             "same estimator and objective to upslope.resume."
         )
-    changed = {k: (v, versions()[k]) for k, v in description["versions"].items() if versions().get(k) != v}
+    now = versions(config.environment)
+    changed = {k: (v, now.get(k, "none")) for k, v in description["versions"].items() if now.get(k) != v}
     words = ", ".join(f"{name} {old} → {new}" for name, (old, new) in changed.items())
     notes = [f"versions changed since the run started, so bits may differ: {words}"] if changed else []
     return resume_run(config, task, directory, session_of(quiet, tensorboard, workers, display), notes)

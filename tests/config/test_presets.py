@@ -10,8 +10,9 @@ import upslope
 from upslope.cli.list_tables import list_tables
 from upslope.cli.train import parse_train, prepare_arguments
 from upslope.config.command import command_of
-from upslope.config.config import configure, presets, recorded_preset
+from upslope.config.config import configure, recorded_preset
 from upslope.config.prepare import prepare
+from upslope.config.presets import presets
 from upslope.errors import UpslopeError
 
 SMALL: dict[str, Any] = {"steps": 64, "num_envs": 2, "rollout_steps": 8, "minibatches": 1, "hidden_sizes": (8,)}
@@ -34,7 +35,7 @@ def rows() -> Iterator[tuple[str, str, dict[str, Any]]]:
     ("environment", "name", "row"), [pytest.param(*row, id=f"{row[0]} {row[1]}") for row in rows()]
 )
 def test_each_preset_is_valid_and_names_its_source(environment: str, name: str, row: dict[str, Any]):
-    assert set(row) <= {"source", "note", "settings", "others"}
+    assert set(row) <= {"source", "note", "making", "settings", "others"}
     config = configure(environment, is_continuous="log_std_init" in row["settings"], use_preset=name)
     assert config.preset == row["source"] and (
         "@" in config.preset or "arXiv" in config.preset or "upslope" in config.preset

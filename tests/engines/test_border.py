@@ -160,7 +160,7 @@ def test_digits_that_floats_cannot_hold_are_told(draw: Any, dtype: Any, is_lost:
         (lambda a: np.zeros(5), "returned one ndarray"),
         (lambda a: (a[0], None, *a[2:]), "reward None of type NoneType"),
         (lambda a: (a[0], "1.0", *a[2:]), "reward 1.0 of type str"),
-        (lambda a: (a[0], np.ones(2), *a[2:]), r"reward of shape \(2,\).*gymnasium.wrappers"),
+        (lambda a: (a[0], np.ones(2), *a[2:]), r"reward of shape \(2,\).*--wrapper .WeightedReward"),
         (lambda a: (a[0], 1.0, None, False, {}), "`terminated` as None"),
         (lambda a: (a[0], 1.0, False, {}, False), "`truncated` as {}"),
     ],

@@ -173,8 +173,6 @@ MODULES = {
     [
         ("asks_first:AsksFirst-v0", r"Call asks_first.register_envs\(\) in a module of your own"),
         ("registers:MyWlak", "Did you mean registers:MyWalk"),
-        ("ALE/Pong-v5", "ale_py:ALE/Pong-v5"),
-        ("MiniGrid-Empty-5x5-v0", "minigrid:MiniGrid-Empty-5x5-v0"),
         ("somebody/Their-v0", "module:somebody/Their-v0"),
         ("CartPole-v9", "Did you mean CartPole-v1"),
     ],

@@ -20,6 +20,7 @@ from upslope.environments.registry import EnvironmentLike
 from upslope.errors import UpslopeError
 from upslope.learning.devices import computing
 from upslope.learning.evaluation import evaluate
+from upslope.learning.iteration import with_clipped_rewards
 from upslope.models.agent import Agent
 from upslope.models.model import unroll
 from upslope.runs.directory import RunDirectory
@@ -119,6 +120,7 @@ def credit_of(
             draw_compiled(config, made, rollout, pictures)
         has_critic = bool(directory.read()["axes"].get("needs_critic", True))
         values = values_of(agent, rollout) if has_critic else None
+        learned = with_clipped_rewards(rollout, config.clip_rewards)
         return EpisodeCredit(
             environment=config.environment,
             algorithm=config.algorithm,
@@ -130,8 +132,8 @@ def credit_of(
             own=own_label(config),
             reward=np.asarray(rollout.reward, np.float64)[:, 0],
             value=None if values is None else np.asarray(values.value, np.float64)[:, 0],
-            td_error=None if values is None else np.asarray(td_error(rollout, values, config.gamma), np.float64)[:, 0],
-            weights={n: w[:, 0] for n, w in weigh_all(estimators_for(config), rollout, values, config.gamma).items()},
+            td_error=None if values is None else np.asarray(td_error(learned, values, config.gamma), np.float64)[:, 0],
+            weights={n: w[:, 0] for n, w in weigh_all(estimators_for(config), learned, values, config.gamma).items()},
             policy=describe(policies_of(agent, rollout)),
             action=np.asarray(rollout.action)[:, 0],
             picture_steps=np.asarray([s for s in pictures.steps if s < len(rollout.reward)], np.int64),

@@ -100,7 +100,7 @@ def watched(environment: HostEnvironment, pictures: Pictures) -> HostEnvironment
     except UpslopeError as error:
         pictures.note = f"the environment could not be made with pictures: {error}"
         return environment
-    return replace(drawn, create=lambda: Watched(drawn.create(), pictures))
+    return replace(drawn, create=lambda: Watched(drawn.create(), pictures), batch=None)
 
 
 def draw_compiled(config: Config, environment: AnyEnvironment, rollout: Rollout, pictures: Pictures) -> None:

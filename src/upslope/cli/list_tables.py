@@ -5,9 +5,9 @@ from collections.abc import Iterator
 from rich.table import Table
 
 from upslope.cli.terminal import table
-from upslope.config.config import presets
 from upslope.config.foreign_names import table as data
 from upslope.config.ladder import ALGORITHMS, ESTIMATORS, OBJECTIVES
+from upslope.config.presets import presets
 from upslope.core.messages import COMPILED_PREFIX
 from upslope.environments.libraries import LIBRARIES
 

@@ -4,11 +4,12 @@ import json
 import shlex
 from typing import Any
 
-from upslope.config.config import DEFAULT_PRESET, Config, configure, preset_of, recorded_preset
+from upslope.config.config import Config, configure, recorded_preset
+from upslope.config.presets import DEFAULT_PRESET, preset_of
 
 FROM_THE_RUNG = ("environment", "algorithm", "preset")
 """Fields that `command_of` handles separately rather than by a flag of the same name."""
-REPEATED = {"wrappers": "--wrapper", "ignore-observation": "--ignore-observation"}
+REPEATED = {"wrappers": "--wrapper", "ignore-observation": "--ignore-observation", "encoder": "--encoder"}
 """Settings whose flag is repeated for each value."""
 
 

@@ -9,7 +9,7 @@ from typing import Annotated, Any, Literal, get_type_hints
 import tyro
 
 from upslope.config.coercion import coerce
-from upslope.config.foreign_names import foreign_setting, known_algorithm, table
+from upslope.config.foreign_names import foreign_setting, known_algorithm
 from upslope.config.ladder import (
     ALGORITHMS,
     CONTINUOUS_DEFAULTS,
@@ -20,6 +20,7 @@ from upslope.config.ladder import (
     OBJECTIVES,
     SCHEDULES,
 )
+from upslope.config.presets import made_by, preset_of, presets_of
 from upslope.core.messages import unknown
 from upslope.errors import UpslopeError
 
@@ -31,7 +32,8 @@ class Config:
     """All settings that determine what is learned. Equal configs give the same run, bit for bit, on one machine."""
 
     environment: Annotated[Positional[str], tyro.conf.arg(metavar="ENVIRONMENT", help_behavior_hint="")]
-    """A Gymnasium id (`CartPole-v1`), `module:Id`, or a compiled environment (`jax:CartPole-v1`)."""
+    """A Gymnasium id (`CartPole-v1`), `module:Id`, a compiled environment (`jax:CartPole-v1`), or one that is batched
+    (`vector:CartPole-v1`)."""
     algorithm: str = "ppo"
     """The rung of the ladder; `upslope list` shows them."""
     estimator: str = "gae"
@@ -55,7 +57,7 @@ class Config:
     env_kwargs: dict[str, Any] = field(default_factory=dict)
     """Keyword arguments for the environment, as JSON, e.g. '{"g": 9.81}'."""
     wrappers: Annotated[tuple[str, ...], tyro.conf.arg(name="wrapper"), tyro.conf.UseAppendAction] = ()
-    """A wrapper for the environment, repeatable, innermost first: the name of a Gymnasium wrapper, or module:Name;
+    """A wrapper for the environment, repeatable, innermost first: the name of one of Gymnasium's, or module:Name;
     arguments as JSON after a colon, e.g. 'FrameStackObservation:{"stack_size": 4}'."""
     masks: bool = True
     """Take only allowed actions if the environment provides action masks."""
@@ -110,6 +112,8 @@ class Config:
     """Scale observations by their running mean and standard deviation, kept in the agent."""
     normalize_rewards: bool = False
     """Scale rewards by the running standard deviation of the discounted return, kept in the agent."""
+    clip_rewards: float | None = None
+    """Clip each reward to this size for learning, e.g. 1 for Atari; returns are counted and evaluated as they are."""
     model: str = "perceptron"
     """Policy and critic: perceptron for two separate perceptrons, or your own model as module:Name."""
     model_kwargs: dict[str, Any] = field(default_factory=dict)
@@ -166,8 +170,6 @@ PARTS_BY_NAME: dict[str, Mapping[str, Any]] = {
 }
 """Field → upslope's own parts by name; a user's own is written `module:Name`."""
 MAX_STEPS, MAX_WIDTH, MAX_LAYERS = 2**31, 2**16, 256
-DEFAULT_PRESET = "default"
-"""The name of the preset used by default."""
 FRESH_SEEDS = 2000
 """Number of seeds reserved for evaluation episodes, which never occur in training."""
 LIMITS: dict[str, tuple[str, Callable[[Any], bool]]] = {
@@ -187,7 +189,7 @@ LIMITS: dict[str, tuple[str, Callable[[Any], bool]]] = {
         ("greater than 0", lambda x: x > 0),
     ),
     **dict.fromkeys(
-        ("max_episode_steps", "critic_epochs", "sequence_length", "target_kl"),
+        ("max_episode_steps", "critic_epochs", "sequence_length", "target_kl", "clip_rewards"),
         ("greater than 0, or left out", lambda x: x is None or x > 0),
     ),
     **dict.fromkeys(
@@ -251,37 +253,6 @@ def check_ranges(config: Config) -> None:
             raise UpslopeError(unknown(role, value, known))
 
 
-def presets() -> dict[str, Any]:
-    """Tuned settings by environment id: each row is the default preset, and its `others` holds further ones by name."""
-    return table("presets.yaml")
-
-
-def presets_of(environment: str, algorithm: str) -> dict[str, Any]:
-    """The presets of an environment for a rung, by name, "default" first. A compiled environment without its own row
-    uses that of its Gymnasium counterpart."""
-    if algorithm not in ("ppo", "ppo_kl", "ppo_kl_fixed"):
-        return {}
-    row = presets().get(environment) or presets().get(environment.removeprefix("jax:")) or {}
-    return {DEFAULT_PRESET: row} | row.get("others", {}) if row else {}
-
-
-def preset_of(environment: str, algorithm: str, wanted: bool | str = True) -> dict[str, Any] | None:
-    """The requested preset: the default one if there is any (True), none (False), or the one of this name.
-
-    Raises:
-        UpslopeError: there is no preset of this name.
-    """
-    if wanted is False:
-        return None
-    known = presets_of(environment, algorithm)
-    if wanted is True:
-        return known.get(DEFAULT_PRESET)
-    if wanted not in known:
-        names = f"Known: {', '.join(known)}." if known else "It has none; leave --preset out."
-        raise UpslopeError(f'There is no preset "{wanted}" for {algorithm} on {environment}. {names}')
-    return known[wanted]
-
-
 def recorded_preset(config: Config) -> tuple[str, dict[str, Any]] | None:
     """The name and row of the preset that a config was made with, found by its source."""
     rows = presets_of(config.environment, config.algorithm).items()
@@ -304,7 +275,7 @@ def configure(
     preset = preset_of(environment, algorithm, use_preset)
     if preset is not None:
         settings |= canonical(preset["settings"]) | {"preset": preset["source"]}
-    settings |= canonical(overrides)
+    settings |= canonical(made_by(preset, canonical(overrides)))
     return Config(environment=environment, algorithm=algorithm, **settings)
 
 

@@ -7,6 +7,7 @@ import jax
 from gymnasium.spaces import Box
 
 from upslope.config.config import Config, canonical, configure, flag_of
+from upslope.config.presets import made_by, preset_of
 from upslope.config.task import (
     AXES,
     HYPERPARAMETERS,
@@ -70,9 +71,14 @@ def configured(
     for role in AXES:
         if ":" in asked.get(role, ""):
             given |= declared(named(role, asked[role]))
-    made = make(environment, **made_with(asked))
+    made = make(environment, **made_for(label(environment), asked, preset))
     options = {"is_continuous": isinstance(made.action_space, Box), "use_preset": preset}
     return configure(label(environment), algorithm, **options, **(given | asked)), made, asked, objects
+
+
+def made_for(environment: str, asked: Mapping[str, Any], preset: bool | str = True) -> dict[str, Any]:
+    """The settings with which `make` makes an environment: those asked for, over those of its preset."""
+    return made_with(canonical(made_by(preset_of(environment, "ppo", preset), asked)))
 
 
 def parts_of(
@@ -169,6 +175,7 @@ def missing_reader(name: str, config: Config, task: Task) -> str:
         "epsilon_schedule": (hasattr(objective, "epsilon"), parts_where(lambda kind: hasattr(kind, "epsilon"))),
         "gamma": (not is_unit, "estimators of returns"),
         "normalize_rewards": (not is_unit, "estimators of returns"),
+        "clip_rewards": (not is_unit, "estimators of returns"),
     }
     is_read, reader = readers.get(name, (True, ""))
     return "" if is_read else reader

@@ -190,6 +190,7 @@ def task_of(config: Config, environment: AnyEnvironment, parts: Parts = NO_PARTS
         entropy_coefficient=config.entropy_coefficient,
         imitation_iterations=config.imitation_iterations,
         schedules=schedules_of(config, parts.schedules),
+        clip_rewards=config.clip_rewards,
     )
 
 

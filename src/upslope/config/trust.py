@@ -26,7 +26,7 @@ from upslope.core.private_folders import private_folder
 from upslope.core.reading import parse_json
 from upslope.core.storage import write_atomically
 from upslope.environments.libraries import without_prefix
-from upslope.environments.names import parse_wrapper
+from upslope.environments.names import parse_wrapper, without_batching
 from upslope.errors import UpslopeError
 
 try:
@@ -75,7 +75,8 @@ GRANTED: set[str] = set()
 def requested(config: Config, given: Collection[str] = ()) -> list[Request]:
     """The imports and calls that a config asks for, except in settings `given` by the user."""
     found = []
-    is_foreign = "environment" not in given and names_code(without_prefix(config.environment))
+    bare = without_prefix(without_batching(config.environment))
+    is_foreign = "environment" not in given and names_code(bare)
     if is_foreign or ("env_kwargs" not in given and not all(map(is_number, config.env_kwargs.values()))):
         found.append(Request("environment", config.environment, config.env_kwargs))
     for wrapper, arguments in map(parse_wrapper, () if "wrappers" in given else config.wrappers):

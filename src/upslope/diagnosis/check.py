@@ -11,7 +11,8 @@ from dataclasses import asdict, dataclass
 from typing import Any
 
 from upslope.config.command import flag
-from upslope.config.config import preset_of
+from upslope.config.prepare import made_for
+from upslope.config.presets import preset_of
 from upslope.core.messages import told
 from upslope.diagnosis.check_results import Check, Status
 from upslope.diagnosis.checks import (  # fmt: skip
@@ -77,7 +78,7 @@ def check(
     settings: dict[str, Any] = {"env_kwargs": env_kwargs or {}, "max_episode_steps": max_episode_steps}
     settings |= {"wrappers": tuple(wrappers), "ignore_observation": tuple(ignore_observation)}
     try:
-        made = make(environment, **settings)
+        made = make(environment, **made_for(name, {key: value for key, value in settings.items() if value}))
     except BrokenEnvironmentError as error:
         found, _, remedy = str(error).partition(". ")
         remedy = remedy or "Correct the environment."

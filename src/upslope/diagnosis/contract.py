@@ -16,7 +16,7 @@ from upslope.core.messages import told
 from upslope.core.space_parts import leaf_spaces
 from upslope.diagnosis.check_results import Check
 from upslope.diagnosis.trials import HostPlayer, actions_of, player_of
-from upslope.engines.border import leaf_of
+from upslope.engines.border import leaf_of, weighing
 from upslope.engines.columns import reset_seed
 from upslope.environments.masks import mask_in, source_of
 from upslope.environments.registry import AnyEnvironment
@@ -149,7 +149,7 @@ def fault_of_reward(reward: Any) -> Fault | None:
     if number.size > 1:
         return (
             f"returned a reward of shape {number.shape}, and upslope learns from one number",
-            "Weigh its parts, e.g. with --wrapper mo_gymnasium.wrappers:LinearReward, or a wrapper of your own.",
+            f"Weigh its parts, each by a weight of yours: --wrapper '{weighing(number.size)}'.",
         )
     if not np.isfinite(number).all():
         return f"returned the reward {brief(reward)}, which is not finite", "Find where it divides by 0."

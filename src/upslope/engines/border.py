@@ -375,14 +375,21 @@ def reward_of(reward: Any, name: str, place: Place) -> float:
     if x.dtype.kind in "fiub":
         raise UpslopeError(
             f"{name} returned a reward of shape {x.shape}, {short(x)}: {place.describe()}. upslope learns from "
-            "one number. Combine its components with "
-            "gymnasium.wrappers.TransformReward(env, lambda r: float(weights @ r)) or "
-            "mo_gymnasium.wrappers.LinearReward."
+            f"one number. Weigh its parts, each by a weight of yours: --wrapper '{weighing(x.size)}'."
         )
     raise UpslopeError(
         f"{name} returned the reward {short(reward)} of type {type(reward).__name__}, where a number is expected: "
         f"{place.describe()}. Correct what step() returns."
     )
+
+
+def weighing(size: int) -> str:
+    """The wrapper that weighs a reward of this many parts, all alike."""
+    return f'WeightedReward:{{"weights": {[1] * min(size, MOST_WEIGHTS)}}}'
+
+
+MOST_WEIGHTS = 20
+"""Weights written out in a message."""
 
 
 def flag_of(flag: Any, what: str, name: str, place: Place) -> bool:

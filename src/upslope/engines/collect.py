@@ -17,7 +17,8 @@ AHEAD = 64
 
 @runtime_checkable
 class Steppable(Protocol):
-    """The interface of S × N environments that `collect` uses: `HostColumns`, or `SlicedColumns` in other processes."""
+    """The interface of S × N environments that `collect` uses: `HostColumns`, `BatchedColumns` of vector environments,
+    or `SlicedColumns` in other processes."""
 
     shape: tuple[int, int]
 
@@ -41,8 +42,13 @@ class Steppable(Protocol):
         """The current episodes [S·N], each with `episode_return` and `length`."""
         ...
 
-    def begin(self, rows: Sequence[int]) -> None:
-        """Begin a new episode in each of the rows."""
+    @property
+    def acting(self) -> np.ndarray:
+        """The rows whose next step is a transition; the others are reset by it."""
+        ...
+
+    def begin(self, rows: Sequence[int], *, afresh: bool = False) -> None:
+        """Begin a new episode in each of the rows; `afresh` by a reset, even where the environment resets itself."""
         ...
 
     def step(self, action: np.ndarray, rows: np.ndarray, next_observation: Any) -> tuple[np.ndarray, ...]:
@@ -192,11 +198,12 @@ def collect_host(
     every_row = np.arange(len(columns.episodes))
     grown, finished = HostRollout(columns), []
     for t in range(num_steps):
-        done = step_all(columns, choose, t, every_row, grown, phases)
+        rows = columns.acting
+        done = step_all(columns, choose, t, rows, grown, phases)
         started = perf_counter()
         finished += ended(columns, t, done)
         columns.begin(done.tolist())
-        choose.restart(done)
+        choose.restart(done if len(rows) == len(every_row) else np.union1d(done, np.setdiff1d(every_row, rows)))
         phases["environment"] = phases.get("environment", 0.0) + perf_counter() - started
     return grown.rollout(), ends_of(finished)
 
@@ -209,7 +216,7 @@ def collect_host_episodes(
 ) -> tuple[Rollout, EpisodeEnds]:
     """Collect one whole episode in every column of the active seeds [S]; steps after an end are not valid."""
     rows = np.flatnonzero(np.repeat(active, columns.shape[1]))
-    columns.begin(rows.tolist())
+    columns.begin(rows.tolist(), afresh=True)
     grown, finished, t = HostRollout(columns), [], 0
     while rows.size:
         done = step_all(columns, choose, t, rows, grown, phases)

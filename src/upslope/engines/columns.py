@@ -101,6 +101,7 @@ class HostColumns:
         except BaseException:
             self.close()
             raise
+        self.every_row = np.arange(len(self.episodes))
         self.flat = self.border.empty(len(self.episodes))
         self.mask: Any = np.ones((len(self.episodes), head.num_choices), bool) if world.gives_masks else None
         """The currently allowed choices of every environment [S·N, M]; None if nothing is ever forbidden."""
@@ -125,8 +126,13 @@ class HostColumns:
             environments = {id(episode.env): episode.env for episode in self.episodes}
             close_all(self.world.name, environments.values(), lambda words: self.notices("close", words))
 
-    def begin(self, rows: Sequence[int]) -> None:
-        """Begin a new episode in each of the rows."""
+    @property
+    def acting(self) -> np.ndarray:
+        """The rows whose next step is a transition: all."""
+        return self.every_row
+
+    def begin(self, rows: Sequence[int], *, afresh: bool = False) -> None:
+        """Begin a new episode in each of the rows; each is reset, so it is always `afresh`."""
         for row in rows:
             self.row, episode = row, self.episodes[row]
             try:
@@ -223,12 +229,13 @@ class HostColumns:
             **named_observation(observation),
         }
 
-    def restore(self, snapshot: dict[str, np.ndarray], say: Callable[[str], None]) -> None:
-        """Replay each running episode; if the replay diverges, report it and start a new episode."""
+    def restore(self, snapshot: dict[str, np.ndarray], say: Callable[[str], None]) -> list[int]:
+        """Replay each running episode; if the replay diverges, report it and start a new episode. Return the rows of
+        these."""
         lengths = snapshot["length"].tolist()
         ends = np.cumsum(np.maximum(snapshot["length"], 0))
         shown = jax.tree.map(lambda x, flat: x.reshape(flat.shape), observation_of(snapshot, self.flat), self.flat)
-        not_repeatable, too_long = [], 0
+        not_repeatable, too_long, afresh = [], 0, []
         for row, (episode, length) in enumerate(zip(self.episodes, lengths, strict=True)):
             episode.episode = int(snapshot["episode"][row])
             if length == NOT_RUNNING:
@@ -236,9 +243,11 @@ class HostColumns:
             actions = snapshot["actions"][ends[row] - max(length, 0) : ends[row]]
             if length == TOO_LONG:
                 too_long += 1
+                afresh.append(row)
                 self.begin([row])
             elif not self.replay(row, actions, jax.tree.map(lambda x, row=row: x[row], shown)):
                 not_repeatable.append(episode)
+                afresh.append(row)
                 self.begin([row])
         self.mark(between_episodes=NOT_RUNNING in lengths)
         if too_long:
@@ -252,6 +261,7 @@ class HostColumns:
                 f"{not_repeatable[0].describe()}): the environment is not a function of its reset seed and actions. "
                 "They restart, so the resumed run is not bitwise identical to an uninterrupted one."
             )
+        return afresh
 
     def replay(self, row: int, actions: np.ndarray, shown: Any) -> bool:
         """Restart the episode and repeat its actions; return whether it ends at the same observation."""

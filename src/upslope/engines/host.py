@@ -9,6 +9,7 @@ import numpy as np
 
 from upslope.core.types import Metrics, Rollout
 from upslope.engines.base import Chunk, EpisodeRow, clock, never
+from upslope.engines.batched import BatchedColumns, columns_for
 from upslope.engines.collect import Act, EpisodeEnds, collect_host, collect_host_episodes
 from upslope.engines.columns import HostColumns
 from upslope.engines.notices import Notices
@@ -36,7 +37,7 @@ class HostEngine:
         self,
         task: Task,
         seeds: Sequence[int],
-        columns: HostColumns | SlicedColumns,
+        columns: HostColumns | BatchedColumns | SlicedColumns,
         say: Callable[[str], None] | None = None,
     ):
         """If `say` is given, it is called when an environment of this process hangs."""
@@ -46,6 +47,8 @@ class HostEngine:
         self.act = Act()
         self.is_complete = True
         """Whether the last `advance` completed."""
+        self.afresh: list[int] = []
+        """Columns whose episode could not be restored, so that a new one has begun."""
         self.keys = jax.jit(over_seeds(iteration_keys))
         # Single-seed programs, so that results do not depend on the number of seeds.
         self.weigh = self.timed("weigh", jax.jit(partial(weigh, task), compiler_options=QUICK))
@@ -73,6 +76,7 @@ class HostEngine:
         active = before < self.task.steps
         if not active.any():
             return state, Chunk({}, before[:, None], before[:, None], [[] for _ in self.seeds])
+        state, self.afresh = begun_afresh(state, self.afresh), []
         act_keys, move_keys = self.keys(state)
         self.mark()
         self.is_complete = False
@@ -129,7 +133,7 @@ class HostEngine:
         return self.columns.snapshot()
 
     def restore(self, snapshot: dict[str, np.ndarray], say: Callable[[str], None]) -> None:
-        self.columns.restore(snapshot, say)
+        self.afresh = self.columns.restore(snapshot, say)
 
     def close(self) -> None:
         if self.hang_monitor is not None:
@@ -137,11 +141,23 @@ class HostEngine:
         self.columns.close()
 
 
-def columns_of(task: Task, seeds: Sequence[int], notices: Notices | None = None) -> HostColumns:
+def columns_of(task: Task, seeds: Sequence[int], notices: Notices | None = None) -> HostColumns | BatchedColumns:
     """Create a task's environments in this process."""
     model = task.model
-    return HostColumns(
-        task.environment, model.encoder, model.head, seeds, task.num_envs, task.max_episode_steps, notices=notices
+    return columns_for(
+        task.environment, model.encoder, model.head, seeds, task.num_envs, task.max_episode_steps, notices
+    )
+
+
+def begun_afresh(state: TrainState, rows: Sequence[int]) -> TrainState:
+    """The state where new episodes have begun in these of the S·N columns: without their memory and their returns."""
+    if not rows:
+        return state
+    fresh, returns = np.array(state.memory.fresh), np.array(state.discounted_return)
+    fresh.ravel()[rows] = True
+    returns.ravel()[rows] = 0.0
+    return state._replace(
+        memory=state.memory._replace(fresh=jax.numpy.asarray(fresh)), discounted_return=jax.numpy.asarray(returns)
     )
 
 

@@ -98,8 +98,13 @@ class SlicedColumns:
         """Whether every environment is in an episode."""
         return all(episode.episode >= 0 for episode in self.episodes)
 
-    def begin(self, rows: Sequence[int]) -> None:
-        """Begin a new episode in each of the rows."""
+    @property
+    def acting(self) -> np.ndarray:
+        """See `HostColumns.acting`."""
+        return np.arange(len(self.owner))
+
+    def begin(self, rows: Sequence[int], *, afresh: bool = False) -> None:
+        """See `HostColumns.begin`."""
         if len(rows):
             for mine, (observation, mask) in self.call_owners("begin", np.asarray(rows)):
                 assign(self.flat, mine, observation)
@@ -137,16 +142,21 @@ class SlicedColumns:
         """See `HostColumns.snapshot`."""
         return join_snapshots(self.call_all("snapshot"), self.rows, self.shape)
 
-    def restore(self, snapshot: dict[str, np.ndarray], say: Callable[[str], None]) -> None:
+    def restore(self, snapshot: dict[str, np.ndarray], say: Callable[[str], None]) -> list[int]:
         """See `HostColumns.restore`; each environment is restored in its worker."""
+        afresh: list[int] = []
         parts = [(part_of(snapshot, rows.reshape(self.shape[0], -1)),) for rows in self.rows]
-        for rows, (observation, mask, episodes, words) in zip(self.rows, self.call_all("restore", parts), strict=True):
+        for rows, (observation, mask, episodes, words, begun) in zip(
+            self.rows, self.call_all("restore", parts), strict=True
+        ):
+            afresh += rows[begun].tolist()
             assign(self.flat, rows, observation)
             self.allow(rows, mask)
             for row, episode in zip(rows.tolist(), episodes, strict=True):
                 self.episodes[row] = EpisodeStatus(episode)
             for line in words:
                 say(line)
+        return afresh
 
     def close(self) -> None:
         """Shut the worker processes down."""
@@ -156,6 +166,8 @@ class SlicedColumns:
 def num_slices(task: Task, num_seeds: int, requested: int | None) -> int:
     """The number of processes that step a seed's environments; 1 means no slices. It is the requested number if that
     exceeds the number of seeds, otherwise as many as pay off according to a timing trial."""
+    if task.environment.batch is not None:
+        return 1
     cores = num_cores()
     slices = min(requested or cores, task.num_envs)
     if slices <= num_seeds or requested is not None:
@@ -244,11 +256,12 @@ class Server:
         """The snapshot at the mark."""
         return self.columns.snapshot()
 
-    def restore(self, snapshot: dict[str, np.ndarray]) -> tuple[Any, Any, list[int], list[str]]:
-        """Restore the environments; return observations, allowed choices, episode numbers, and messages to show."""
+    def restore(self, snapshot: dict[str, np.ndarray]) -> tuple[Any, Any, list[int], list[str], list[int]]:
+        """Restore the environments; return observations, allowed choices, episode numbers, messages to show, and the
+        rows where a new episode began."""
         words: list[str] = []
-        self.columns.restore(snapshot, words.append)
-        return self.columns.flat, self.columns.mask, [e.episode for e in self.columns.episodes], words
+        afresh = self.columns.restore(snapshot, words.append)
+        return self.columns.flat, self.columns.mask, [e.episode for e in self.columns.episodes], words, afresh
 
     def close(self) -> None:
         """Close the environments."""

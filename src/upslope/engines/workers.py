@@ -13,6 +13,7 @@ import numpy as np
 
 from upslope.core.arrays import raw, typed
 from upslope.engines.base import Chunk, never
+from upslope.engines.batched import BatchedColumns
 from upslope.engines.columns import HostColumns, join_snapshots, rows_of, split_snapshot
 from upslope.engines.host import HostEngine, columns_of
 from upslope.engines.notices import Notices, notices_to
@@ -131,7 +132,7 @@ class Server:
     """The worker's side: a `HostEngine` and the state of its seeds."""
 
     notices: Notices | None = None
-    columns: HostColumns | None = None
+    columns: HostColumns | BatchedColumns | None = None
 
     def begin(self, task: Task, seeds: list[int]) -> None:
         """Create the environments."""

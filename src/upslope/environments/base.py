@@ -79,6 +79,10 @@ class HostEnvironment:
     has_masks: bool | UpslopeError = False
     """Whether its info contains the mask of allowed actions, or why that could not be learned."""
     uses_masks: bool = True
+    batch: Callable[[int], gymnasium.vector.VectorEnv] | None = None
+    """Creates several environments as one object, which steps and resets them by itself; None if there is no such."""
+    kind: str = ""
+    """What makes the batches, and how they begin the next episode."""
     is_compiled: ClassVar[bool] = False
 
     @property

@@ -16,6 +16,7 @@ from upslope.environments.ignoring import ignoring
 from upslope.environments.masks import gives_masks, with_mask_in_info
 from upslope.environments.modules import accepts, call, found, import_module
 from upslope.environments.names import near, registered_by
+from upslope.environments.packages import fitting, package_of, register, remedy_of
 from upslope.environments.wrappers import wrap
 from upslope.errors import UpslopeError
 
@@ -38,7 +39,11 @@ class Maker:
         request = self.request
         if request.env_kwargs.get("render_mode") or any("Render" in text for text in request.wrappers):
             draw_without_screen()
-        made = with_mask_in_info(wrap(self.bare(), request.wrappers, request.name))
+        return self.without_ignored(with_mask_in_info(wrap(self.bare(), request.wrappers, request.name)))
+
+    def without_ignored(self, made: Any) -> Any:
+        """An environment without the parts of its observations that are left out."""
+        request = self.request
         if not request.ignored or not isinstance(made, gymnasium.Env):
             return made
         space_of(made, "observation_space", request.name)
@@ -146,7 +151,10 @@ def not_an_environment(env: Any) -> str:
     modules = {base.__module__.split(".")[0] for base in kind.__mro__}
     what = "nothing" if env is None else f"a {kind.__name__}"
     if isinstance(env, gymnasium.vector.VectorEnv):
-        return f"{what}, which is several environments at once. Give what makes a single one; upslope makes --num-envs."
+        return (
+            f"{what}, which is several environments at once. Name the factory that makes them with a prefix, "
+            "vector:module:Name; or give what makes a single one, and upslope makes --num-envs."
+        )
     if "gym" in modules:
         return (
             f"{what} of the old package gym, not a gymnasium.Env. Convert it in a function of your own: "
@@ -163,6 +171,8 @@ def create_by_id(request: Request, spec: Any = None) -> gymnasium.Env:
     """Create one environment by its Gymnasium id, resolved to `spec` if given, or by `module:Id`."""
     name, kwargs = request.name, request.env_kwargs
     module = import_module(name.rpartition(":")[0], name) if ":" in name else None
+    if spec is None:
+        register(name)
     try:
         limit = request.max_episode_steps
         return gymnasium.make(spec or name, disable_env_checker=True, max_episode_steps=limit, **kwargs)
@@ -172,7 +182,7 @@ def create_by_id(request: Request, spec: Any = None) -> gymnasium.Env:
         raise UpslopeError(f'There is no environment "{name}": {one_line(error)} {hint(name, module)}') from error
     except Exception as error:
         raise BrokenEnvironmentError(
-            f"{name} could not be made with {kwargs or 'no arguments'}: {told(error)}."
+            f"{name} could not be made with {kwargs or 'no arguments'}: {told(error)}.{fitting(name)}"
         ) from error
 
 
@@ -191,7 +201,8 @@ def hint(name: str, module: Any) -> str:
         )
     own = vars(module) if module else {}
     mine = [f"{module.__name__}:{each}" for each, x in own.items() if is_own(each, x, module)]
-    return registered_by(name) or near(name, [*gymnasium.registry, *compiled_names(), *mine])
+    foreign = "" if package_of(name) else registered_by(name)
+    return foreign or near(name, [*gymnasium.registry, *compiled_names(), *mine])
 
 
 def is_own(name: str, value: Any, module: Any) -> bool:
@@ -202,5 +213,7 @@ def is_own(name: str, value: Any, module: Any) -> bool:
 def missing_dependency(environment: str, error: Exception) -> str:
     """The message that names the package to install."""
     extra = next((extra for word, extra in EXTRAS.items() if word in str(error)), None)
-    remedy = f'pip install "upslope[{extra}]"' if extra else "install the package that it names"
-    return f"{environment} needs a package that is not installed: {error} To use it: {remedy}."
+    said = f"{environment} needs a package that is not installed: {str(error).rstrip('.')}."
+    if extra:
+        return f'{said} To use it: pip install "upslope[{extra}]".'
+    return f"{said} {remedy_of(error) if isinstance(error, ImportError) else 'Install the package that it names.'}"

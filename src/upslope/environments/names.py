@@ -1,4 +1,4 @@
-"""What names reveal without an import: similar names, packages that register ids, wrappers' arguments."""
+"""What names reveal without an import: similar names, foreign namespaces, wrappers' arguments."""
 
 import json
 from collections.abc import Iterable
@@ -6,33 +6,6 @@ from difflib import get_close_matches
 from typing import Any
 
 from upslope.errors import UpslopeError
-
-PACKAGES = {
-    "ALE/": "ale_py",
-    "MiniGrid-": "minigrid",
-    "BabyAI-": "minigrid",
-    "FetchPush": "gymnasium_robotics",
-    "FetchReach": "gymnasium_robotics",
-    "FetchSlide": "gymnasium_robotics",
-    "FetchPickAndPlace": "gymnasium_robotics",
-    "HandReach": "gymnasium_robotics",
-    "PointMaze_": "gymnasium_robotics",
-    "AntMaze_": "gymnasium_robotics",
-    "AdroitHand": "gymnasium_robotics",
-    "FrankaKitchen": "gymnasium_robotics",
-    "highway-": "highway_env",
-    "merge-v": "highway_env",
-    "roundabout-": "highway_env",
-    "parking-": "highway_env",
-    "intersection-": "highway_env",
-    "racetrack-": "highway_env",
-    "PyFlyt/": "PyFlyt.gym_envs",
-    "Meta-World/": "metaworld",
-    "dm_control/": "shimmy",
-    "flappy_bird": "flappy_bird_gymnasium",
-    "FlappyBird-": "flappy_bird_gymnasium",
-}
-"""Prefix of a well-known package's ids → the module that registers them."""
 
 
 def near(name: str, known: Iterable[str]) -> str:
@@ -43,17 +16,23 @@ def near(name: str, known: Iterable[str]) -> str:
 
 
 def registered_by(environment: str) -> str:
-    """The module to prepend to an id; empty if it is unknown."""
-    package = next((module for start, module in PACKAGES.items() if environment.startswith(start)), None)
-    if package:
-        return f"The package {package} registers it: install it, and name both, {package}:{environment}."
-    if "/" in environment:
-        namespace = environment.partition("/")[0]
-        return (
-            f"Ids that begin with {namespace}/ are registered by a package of their own: install it, and name its "
-            f"module too, module:{environment}."
-        )
-    return ""
+    """What to do about an id whose namespace is that of a package unknown here; empty if it has no namespace."""
+    if "/" not in environment:
+        return ""
+    namespace = environment.partition("/")[0]
+    return (
+        f"Ids that begin with {namespace}/ are registered by a package of their own: install it, and name its module "
+        f"too, module:{environment}."
+    )
+
+
+BATCHED = ("vector:", "envpool:")
+"""Prefixes of environments that are batched on the host; what follows is an id or a user's module:Name."""
+
+
+def without_batching(environment: str) -> str:
+    """An environment's name without the prefix that asks for it batched, if it has one."""
+    return next((environment.removeprefix(one) for one in BATCHED if environment.startswith(one)), environment)
 
 
 def parse_wrapper(text: str) -> tuple[str, dict[str, Any]]:

@@ -7,7 +7,7 @@ A source is a prefix and the function that creates environments of such names. T
 from dataclasses import replace
 from typing import Any
 
-from upslope.environments import compiled
+from upslope.environments import compiled, vector
 from upslope.environments.base import (  # fmt: skip
     AnyEnvironment,
     CompiledEnvironment,
@@ -25,6 +25,8 @@ __all__ = ["AnyEnvironment", "EnvironmentLike", "HostEnvironment", "label", "los
 
 SOURCES: tuple[Source, ...] = (
     compiled.SOURCE,
+    vector.SOURCE,
+    vector.ENVPOOL_SOURCE,
     *(library.SOURCE for library in (gymnax, xminigrid, jumanji, pgx, navix, craftax, brax, playground)),
 )
 """All sources with a prefix; names without one are Gymnasium ids or a user's `module:Name`."""
@@ -40,12 +42,12 @@ def make(
 ) -> AnyEnvironment:
     """Create an environment from a name, a callable that returns one, or a compiled environment itself.
 
-    `CartPole-v1` and `module:Id` are Gymnasium's, on the host; `jax:CartPole-v1` is compiled. `module:Name` and
-    `jax:module:Name` name a class, a factory or an instance of your own; `gymnax:Name` and the other prefixes of
-    `libraries.py` name compiled environments of other libraries. `max_episode_steps` replaces the limit of an
-    environment given by its id; elsewhere the collecting code applies it. `wrappers` are applied in order, the first
-    innermost; the parts of observations under the keys `ignore_observation` are then left out. Without `masks`, every
-    action is taken to be allowed.
+    `CartPole-v1` and `module:Id` are Gymnasium's, on the host; `vector:CartPole-v1` is batched by Gymnasium;
+    `jax:CartPole-v1` is compiled. `module:Name` and `jax:module:Name` name a class, a factory or an instance of your
+    own; `gymnax:Name` and the other prefixes of `libraries.py` name compiled environments of other libraries.
+    `max_episode_steps` replaces the limit of an environment given by its id; elsewhere the collecting code applies it.
+    `wrappers` are applied in order, the first innermost; the parts of observations under the keys `ignore_observation`
+    are then left out. Without `masks`, every action is taken to be allowed.
 
     Raises:
         UpslopeError: the name is unknown (similar names are listed), a dependency is missing, or the environment

@@ -1,19 +1,55 @@
-"""Wrappers given by a flag or a setting: Gymnasium's own by name, others as `module:Name`.
+"""Wrappers given by a flag or a setting: Gymnasium's and upslope's own by name, others as `module:Name`.
 
 `--wrapper FlattenObservation --wrapper 'FrameStackObservation:{"stack_size": 4}'`: the first is innermost, and
 arguments follow a colon as a JSON object.
 """
 
+from collections.abc import Sequence
 from difflib import get_close_matches
 from typing import Any
 
 import gymnasium
+import numpy as np
 
 from upslope.core.messages import told
 from upslope.environments.base import BrokenEnvironmentError, CompiledEnvironment
 from upslope.environments.modules import found
 from upslope.environments.names import parse_wrapper
 from upslope.errors import UpslopeError
+
+
+class WeightedReward(gymnasium.Wrapper):
+    """An environment whose reward is Σ_i w_i r_i, where it gives several numbers r_i, e.g. for several objectives."""
+
+    def __init__(self, env: gymnasium.Env, weights: Sequence[int | float]):
+        super().__init__(env)
+        self.weights = np.asarray(weights, np.float64)
+
+    def step(self, action: Any) -> Any:
+        """Step, with the weighted sum as the reward and its parts in `info["reward_parts"]`."""
+        answer = self.env.step(action)
+        if not isinstance(answer, tuple) or len(answer) != 5:
+            return answer  # so that it is refused as it is
+        observation, reward, terminated, truncated, info = answer
+        if np.shape(reward) != self.weights.shape:
+            raise UpslopeError(
+                f"The reward has the shape {np.shape(reward)}, and the wrapper WeightedReward was given "
+                f"{len(self.weights)} weights. Give one for each part."
+            )
+        return (
+            observation,
+            float(self.weights @ np.asarray(reward)),
+            terminated,
+            truncated,
+            {
+                **info,
+                "reward_parts": reward,
+            },
+        )
+
+
+OWN = {"WeightedReward": WeightedReward}
+"""upslope's own wrappers by name."""
 
 
 def wrap(environment: Any, texts: tuple[str, ...], name: str) -> Any:
@@ -45,9 +81,10 @@ def wrapper_of(name: str) -> Any:
     Raises:
         UpslopeError: there is no wrapper of this name.
     """
-    known = [each for each in gymnasium.wrappers.__all__ if each[0].isupper()]
+    known = [*OWN, *(each for each in gymnasium.wrappers.__all__ if each[0].isupper())]
     try:
-        kind = found(name) if ":" in name else getattr(gymnasium.wrappers, name) if name in known else None
+        kind = OWN.get(name) or (found(name) if ":" in name else getattr(gymnasium.wrappers, name, None))
+        kind = kind if ":" in name or name in known else None
     except ImportError as error:
         raise UpslopeError(f"The wrapper {name} needs a package that is not installed: {error}.") from error
     if callable(kind):

@@ -19,7 +19,8 @@ from upslope.analysis.scores import is_evaluated
 from upslope.analysis.statistics import returns_at
 from upslope.config.config import Config, canonical, configure
 from upslope.config.ladder import ALGORITHMS
-from upslope.config.task import estimator_of, made_with, task_of
+from upslope.config.prepare import made_for
+from upslope.config.task import estimator_of, task_of
 from upslope.diagnosis.doctor import Watch
 from upslope.engines.base import Resources
 from upslope.environments.registry import AnyEnvironment, EnvironmentLike, make
@@ -85,7 +86,8 @@ def ladder(
         KeyboardInterrupt: on Ctrl-C, after everything is saved.
     """
     settings = canonical(settings | {"steps": steps, "seeds": seeds})
-    resolved, label = make(environment, **made_with(settings)), label_of(environment)
+    label = label_of(environment)
+    resolved = make(environment, **made_for(label, settings, preset))
     configs, left_out = fitting_configs(label, resolved, algorithms, preset, settings)
     path = ladder_folder(Path(folder), label, name, resume)
     for rung, config in configs.items():

@@ -92,12 +92,12 @@ def restarted(
 ) -> EnvState:
     """The columns, with a fresh episode by its own key where one is done."""
     if not world.costly_reset:
-        return where_rows(done, begin_with(world, agent, keys), columns)
+        return where_rows(done, begin_episodes(world, agent, keys), columns)
     done_first = jnp.argsort(~done)
 
     def restart(number: Any, columns: EnvState) -> EnvState:
         row = done_first[number]
-        fresh = begin_with(world, agent, keys[row][None])
+        fresh = begin_episodes(world, agent, keys[row][None])
         return jax.tree.map(lambda all_rows, one: all_rows.at[row].set(one[0]), columns, fresh)
 
     return jax.lax.fori_loop(0, jnp.sum(done), restart, columns)

@@ -62,6 +62,8 @@ class Task:
     entropy_coefficient: float
     imitation_iterations: int
     schedules: Schedules = CONSTANT
+    clip_rewards: float | None = None
+    """Largest size of a reward that the learner sees; the rollout and the episodes' returns keep the environment's."""
 
     def described(self) -> dict[str, Any]:
         """The pair of axes with their fields, for config.json."""
@@ -155,6 +157,7 @@ def learn(
 def weigh(task: Task, state: TrainState, rollout: Rollout) -> tuple[TrainState, Rollout, Credit, Metrics]:
     """Facts → credit, with the critic's explained variance. The returned rollout has rewards in the learner's unit; the
     given rollout keeps the environment's."""
+    rollout = with_clipped_rewards(rollout, task.clip_rewards)
     agent = state.learner.agent
     carry = state.discounted_return
     if agent.normalize_rewards:
@@ -170,6 +173,11 @@ def weigh(task: Task, state: TrainState, rollout: Rollout) -> tuple[TrainState, 
         assessed["critic/explained_variance"] = explained_variance(values.value, credit.target, rollout.valid)
     learner = state.learner._replace(agent=agent)
     return state._replace(learner=learner, discounted_return=carry), scaled, credit, assessed
+
+
+def with_clipped_rewards(rollout: Rollout, limit: float | None) -> Rollout:
+    """A copy of the facts whose rewards are within [−limit, limit], as the learner sees them."""
+    return rollout if limit is None else rollout._replace(reward=jnp.clip(rollout.reward, -limit, limit))
 
 
 def move(

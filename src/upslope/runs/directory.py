@@ -33,6 +33,7 @@ from upslope.core.files import MAX_TABLE, MAX_TEXT, plain_file, safe_path, writa
 from upslope.core.messages import readable
 from upslope.core.reading import brief, checked_rows, damaged, parse_json, read_csv, read_text
 from upslope.core.storage import write_atomically
+from upslope.environments.packages import registered_version
 from upslope.errors import UpslopeError
 from upslope.models.composed import PERCEPTRON, networks_of
 from upslope.models.description import from_json
@@ -73,7 +74,7 @@ class RunDirectory:
         description = {
             "format": RUN_FORMAT,
             "created": datetime.now(UTC).isoformat(timespec="seconds"),
-            "versions": versions(),
+            "versions": versions(config.environment),
             "config": config.to_json(),
             "axes": axes,
             "spaces": spaces,
@@ -315,15 +316,16 @@ def same_run(path: Path, config: Config) -> Path:
     )
 
 
-def versions() -> dict[str, str]:
-    """Versions of Python, the machine, and the packages that affect results; simulation packages only if loaded."""
+def versions(environment: str = "") -> dict[str, str]:
+    """Versions of Python, the machine, and the packages that affect results: simulation packages only if loaded, and
+    the package that was imported for the id of this environment."""
     found = {"python": platform.python_version(), "machine": platform.machine()}
     for package in (*PACKAGES, *(name for name, module in ENGINES.items() if module in sys.modules)):
         try:
             found[package] = version(package)
         except PackageNotFoundError:
             found[package] = "not installed"
-    return found
+    return found | registered_version(environment)
 
 
 RESERVED = {"con", "prn", "aux", "nul", *(f"{port}{k}" for port in ("com", "lpt") for k in range(1, 10))}

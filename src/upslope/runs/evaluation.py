@@ -24,9 +24,9 @@ from upslope.core.distributions import Distribution
 from upslope.core.files import safe_path
 from upslope.core.messages import counted, readable
 from upslope.core.types import Rollout
+from upslope.engines.batched import columns_for
 from upslope.engines.border import nothing_allowed
 from upslope.engines.collect import Act, collect_host_episodes
-from upslope.engines.columns import HostColumns
 from upslope.engines.notices import Notices, notices_to
 from upslope.environments.base import CompiledEnvironment
 from upslope.environments.registry import EnvironmentLike, HostEnvironment, name_of
@@ -320,7 +320,7 @@ def host_episodes(
     head = head_of(environment.action_space, environment.name)
     memory = jax.vmap(lambda model: start_memory(model, batches[0]))(agents.model)
     act, active = Act(), np.ones(len(seeds), bool)
-    columns = HostColumns(environment, encoder, head, seeds, batches[0], limit, notices=notices)
+    columns = columns_for(environment, encoder, head, seeds, batches[0], limit, notices)
     try:
         for number, n in enumerate(batches):
             now = jax.vmap(jax.random.fold_in, (0, None))(keys, number)

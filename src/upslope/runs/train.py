@@ -11,11 +11,14 @@ import numpy as np
 
 from upslope.config.command import command_of
 from upslope.config.config import MAX_STEPS, Config, recorded_preset
+from upslope.config.presets import words_of
 from upslope.config.trust import allow, requested
 from upslope.core.numbers import number, range_of
 from upslope.core.types import Rollout
 from upslope.engines.base import EVERYTHING, Engine, Resources
 from upslope.engines.selection import engine_of
+from upslope.environments.names import parse_wrapper, without_batching
+from upslope.environments.packages import registered_version
 from upslope.environments.registry import lost
 from upslope.errors import UpslopeError
 from upslope.learning.devices import computing
@@ -177,11 +180,13 @@ def title_of(config: Config) -> str:
 
 def opening_lines(config: Config, directory: RunDirectory) -> list[str]:
     """Notes to show before training begins."""
-    lines = [f"writing to {directory.path}"]
+    lines = [f"writing to {directory.path}", *source_lines(config)]
     if config.preset is not None:
         recorded = recorded_preset(config)
         note = recorded[1].get("note") if recorded else None
-        lines.append(f"preset: {config.preset}" + (f" ({note})" if note else "") + "; --no-preset turns it off")
+        made = words_of(recorded[1].get("making", {})) if recorded else []
+        adds = f", with {' '.join(made)}" if made else ""
+        lines.append(f"preset: {config.preset}" + (f" ({note})" if note else "") + f"{adds}; --no-preset turns it off")
     if reason := lost(config.environment):
         lines.append(
             f"{config.environment} cannot be found again by its name: {reason}. Commands like `upslope evaluate` "
@@ -193,10 +198,26 @@ def opening_lines(config: Config, directory: RunDirectory) -> list[str]:
     return lines
 
 
+def source_lines(config: Config) -> list[str]:
+    """The notes on the package that was imported because its id is well known, and on what counts as an episode."""
+    found = {} if ":" in without_batching(config.environment) else registered_version(config.environment)
+    lines = [f"{config.environment} comes from {name} {n}, imported because of its id" for name, n in found.items()]
+    if any(arguments.get("terminal_on_life_loss") for _, arguments in map(parse_wrapper, config.wrappers)):
+        lines.append("each lost life ends an episode (terminal_on_life_loss): returns are of single lives")
+    return lines
+
+
 def lines_of_task(config: Config, task: Task) -> list[str]:
     """What to know about the task before training begins."""
-    lines = [*lines_of_networks(task), *lines_of_batch(task)]
-    return [*lines, *lines_of_masks(config, task), *lines_of_one_sample(task)]
+    kind = "" if task.environment.is_compiled else task.environment.kind
+    batched = [f"batched: {kind}; its episodes cannot be replayed, so a resumed run begins new ones"] if kind else []
+    return [
+        *batched,
+        *lines_of_masks(config, task),
+        *lines_of_networks(task),
+        *lines_of_batch(task),
+        *lines_of_one_sample(task),
+    ]
 
 
 LARGE_BATCH = 2**25
@@ -216,7 +237,9 @@ def lines_of_batch(task: Task) -> list[str]:
 
 
 def lines_of_masks(config: Config, task: Task) -> list[str]:
-    """The note that there are no masks to ignore."""
+    """The note that masks are used, or that there are none to ignore."""
+    if task.environment.gives_masks:
+        return ["masks: only the actions that the environment allows are taken; --no-masks ignores its masks"]
     if config.masks or task.environment.ignores_masks:
         return []
     return [f"--no-masks changes nothing: {config.environment} gives no action masks"]

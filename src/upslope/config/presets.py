@@ -1,0 +1,86 @@
+"""Presets: an environment's tuned settings, and how it is made ready for learning, by name."""
+
+from collections.abc import Mapping, Sequence
+from fnmatch import fnmatchcase
+from typing import Any
+
+from upslope.config.foreign_names import table
+from upslope.environments.names import without_batching
+from upslope.environments.packages import package_of
+from upslope.errors import UpslopeError
+
+DEFAULT_PRESET = "default"
+"""The name of the preset used by default."""
+TUNED = ("ppo", "ppo_kl", "ppo_kl_fixed")
+"""The rungs for which settings were tuned; the others take from a preset only how the environment is made."""
+MERGED = "env_kwargs"
+"""The setting of which a preset fills in what the user leaves out, instead of being replaced as a whole."""
+
+
+def presets() -> dict[str, Any]:
+    """Rows by environment id, or by a pattern of ids with `*`: each is the default preset, and its `others` holds
+    further ones by name. `settings` are tuned for PPO; `making` is how the environment is made for any algorithm."""
+    return table("presets.yaml")
+
+
+def row_of(environment: str) -> dict[str, Any]:
+    """The row of an environment: of its whole name, of its id without a module or source, or of the family of ids that
+    a package registers."""
+    known = presets()
+    origin, _, name = without_batching(environment).rpartition(":")
+    if exact := known.get(environment) or known.get(name):
+        return exact
+    package = package_of(name)
+    if origin and (package is None or origin != package.module):
+        return {}
+    families = [key for key in known if "*" in key and fnmatchcase(name, key)]
+    return known[max(families, key=len)] if families else {}
+
+
+def presets_of(environment: str, algorithm: str) -> dict[str, Any]:
+    """The presets of an environment for a rung, by name, "default" first. A compiled environment without its own row
+    uses that of its Gymnasium counterpart."""
+    row = row_of(environment)
+    making = {"making": row.get("making", {})}
+    if not row or (algorithm not in TUNED and not making["making"]):
+        return {}
+    if algorithm not in TUNED:
+        return {DEFAULT_PRESET: row | {"settings": {}, "others": {}}}
+    return {DEFAULT_PRESET: row | making} | {name: making | other for name, other in row.get("others", {}).items()}
+
+
+def preset_of(environment: str, algorithm: str, wanted: bool | str = True) -> dict[str, Any] | None:
+    """The requested preset: the default one if there is any (True), none (False), or the one of this name.
+
+    Raises:
+        UpslopeError: there is no preset of this name.
+    """
+    if wanted is False:
+        return None
+    known = presets_of(environment, algorithm)
+    if wanted is True:
+        return known.get(DEFAULT_PRESET)
+    if wanted not in known:
+        names = f"Known: {', '.join(known)}." if known else "It has none; leave --preset out."
+        raise UpslopeError(f'There is no preset "{wanted}" for {algorithm} on {environment}. {names}')
+    return known[wanted]
+
+
+def made_by(preset: Mapping[str, Any] | None, asked: Mapping[str, Any]) -> dict[str, Any]:
+    """The settings that make the environment: a preset's, overridden by those asked for. Wrappers change what is
+    observed, so with wrappers of the user's own a preset leaves out none of it."""
+    making = dict((preset or {}).get("making", {}))
+    if asked.get("wrappers"):
+        making.pop("ignore_observation", None)
+    arguments = making.get(MERGED, {}) | (asked.get(MERGED) or {})
+    return making | dict(asked) | ({MERGED: arguments} if arguments else {})
+
+
+def words_of(making: Mapping[str, Any]) -> Sequence[str]:
+    """What a preset does to the environment, as flags."""
+    flags = {"wrappers": "--wrapper", "ignore_observation": "--ignore-observation", "env_kwargs": "--env-kwargs"}
+    words = []
+    for name, value in making.items():
+        values = value if isinstance(value, list | tuple) else [value]
+        words += [f"{flags.get(name, '--' + name.replace('_', '-'))} {each}" for each in values]
+    return words

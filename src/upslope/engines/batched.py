@@ -1,0 +1,352 @@
+"""Step vector environments: one object with N columns for each seed, which resets its episodes by itself.
+
+How it begins the next episode is its autoreset mode, and no mode may leave a transition that never happened:
+
+- NEXT_STEP: the step after an end ignores the action and returns the first observation of the next episode. That row
+  of the rollout is not valid: it is no transition, weighs nothing, and counts as no step.
+- SAME_STEP: the step that ends an episode returns the first observation of the next one. The true successor is the
+  final observation in info.
+- DISABLED: upslope resets the columns whose episodes are over.
+
+An episode in progress cannot be rebuilt, since its reset had no seed of its own: a resumed run begins new ones.
+"""
+
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import jax
+import numpy as np
+from gymnasium.vector import AutoresetMode
+
+from upslope.core.arrays import copied, in_seeds
+from upslope.engines.border import Border, assign, flag_of, raised, read_mask, reward_of
+from upslope.engines.columns import (  # fmt: skip
+    NOT_RUNNING,
+    TOO_LONG,
+    HostColumns,
+    named_observation,
+    one_by_one,
+    reset_seed,
+)
+from upslope.engines.notices import Notices, notices_to
+from upslope.environments.closing import close_all
+from upslope.environments.registry import HostEnvironment
+from upslope.environments.vector import final_observation, joined, mask_of, mode_of, row_of
+from upslope.errors import UpslopeError
+from upslope.models.encoders import ObservationEncoder
+from upslope.models.heads import ActionHead
+
+
+class BatchedEpisode:
+    """The running episode of a column."""
+
+    __slots__ = ("begun", "episode", "episode_return", "index", "length", "seed", "seen")
+
+    def __init__(self, seed: int, index: int):
+        self.seed, self.index = seed, index
+        self.episode, self.begun = -1, -1
+        """Episodes of this column so far, and resets of its vector environment."""
+        self.episode_return, self.length, self.seen = 0.0, 0, 0
+
+    def begin(self) -> None:
+        """Count a new episode."""
+        self.episode += 1
+        self.episode_return, self.length = 0.0, 0
+
+    def describe(self) -> str:
+        """Describe the place."""
+        place = f"column {self.index} of seed {self.seed}, episode {self.episode}"
+        return (
+            f"{place} (the vector environment's reset seed {reset_seed(self.seed, 0, self.begun)}), step {self.length}"
+        )
+
+
+class BatchedColumns:
+    """`HostColumns` of a vector environment for each seed."""
+
+    def __init__(
+        self,
+        world: HostEnvironment,
+        encoder: ObservationEncoder,
+        head: ActionHead,
+        seeds: Sequence[int],
+        num_envs: int,
+        limit: int | None,
+        notices: Notices | None = None,
+    ):
+        assert world.batch is not None
+        self.world, self.encoder, self.head, self.limit = world, encoder, head, limit
+        self.notices = notices or notices_to()
+        self.shape = (len(seeds), num_envs)
+        self.episodes = [BatchedEpisode(seed, index) for seed in seeds for index in range(num_envs)]
+        self.batches: list[Any] = []
+        self.is_closed = False
+        self.row: int | None = None
+        """The first row of the vector environment that is currently being called."""
+        try:
+            for _ in seeds:
+                self.batches.append(world.batch(num_envs))
+            self.border = Border(world.name, world.observation_space, encoder, self.notices)
+            self.modes = [mode_of(envs, world.name) for envs in self.batches]
+        except BaseException:
+            self.close()
+            raise
+        count = len(self.episodes)
+        self.flat = self.border.empty(count)
+        self.mask: Any = np.ones((count, head.num_choices), bool) if world.gives_masks else None
+        """See `HostColumns.mask`."""
+        self.is_waiting = np.zeros(count, bool)
+        """Rows whose next step only resets them (NEXT_STEP)."""
+        self.generators = [np.random.default_rng(seed) for seed in seeds]
+        """Draw the actions of columns that have to step though nobody looks."""
+        self.is_over = np.zeros(count, bool)
+        """Rows whose episode has ended, until the next begins."""
+        self.is_stale = np.ones(count, bool)
+        """Rows whose vector environment is not where the row is: it has not begun, or went on without it."""
+        self.mark(between_episodes=True)
+
+    @property
+    def observation(self) -> Any:
+        """The current observation of every column, [S, N, …]."""
+        return in_seeds(self.flat, self.shape)
+
+    @property
+    def has_begun(self) -> bool:
+        """Whether every column is in an episode."""
+        return not self.is_stale.any()
+
+    @property
+    def acting(self) -> np.ndarray:
+        """The rows whose next step is a transition."""
+        return np.flatnonzero(~self.is_waiting)
+
+    def close(self) -> None:
+        """Close every vector environment, once; errors in closing are only reported."""
+        if not self.is_closed:
+            self.is_closed = True
+            close_all(self.world.name, self.batches, lambda words: self.notices("close", words))
+
+    def begin(self, rows: Sequence[int], *, afresh: bool = False) -> None:
+        """Begin a new episode in each of the rows, as the vector environment does it by itself; `afresh` resets whole
+        vector environments."""
+        chosen = np.zeros(len(self.episodes), bool)
+        chosen[list(rows)] = True
+        for number, mode in enumerate(self.modes):
+            mine = self.rows_of(number)[chosen[self.rows_of(number)]]
+            if not len(mine):
+                continue
+            if afresh or self.is_stale[mine].any():
+                self.refuse_lost(number, mine)
+                self.reset_all(number)
+            elif mode is AutoresetMode.NEXT_STEP:
+                self.is_waiting[mine] = True
+            elif mode is AutoresetMode.DISABLED:
+                self.reset_some(number, mine)
+            else:
+                self.is_over[mine] = False
+                for row in mine.tolist():
+                    self.episodes[row].begin()
+        self.row = None
+        self.refuse_stuck()
+
+    def refuse_lost(self, number: int, rows: np.ndarray) -> None:
+        """Refuse to reset a whole vector environment while another of its columns is in an episode."""
+        others = np.setdiff1d(self.rows_of(number), rows)
+        if (~self.is_stale[others] & ~self.is_over[others]).any():
+            raise UpslopeError(
+                f"{self.world.name} goes on after {self.limit} steps, where --max-episode-steps ends the episode, and "
+                "a single column cannot be reset from outside. Let the vector environment itself keep the limit, by "
+                "an argument of its own in --env-kwargs."
+            )
+
+    def rows_of(self, number: int) -> np.ndarray:
+        """The rows of a vector environment."""
+        return np.arange(number * self.shape[1], (number + 1) * self.shape[1])
+
+    def reset_all(self, number: int) -> None:
+        """Reset a whole vector environment; its seed is a function of the run's seed and the number of resets."""
+        rows = self.rows_of(number)
+        for row in rows.tolist():
+            self.episodes[row].begun += 1
+        seed = reset_seed(self.episodes[rows[0]].seed, 0, self.episodes[rows[0]].begun)
+        observation, info = self.called(number, "reset", lambda envs: envs.reset(seed=seed))
+        self.is_waiting[rows] = self.is_stale[rows] = False
+        self.enter(number, rows, observation, info)
+
+    def reset_some(self, number: int, rows: np.ndarray) -> None:
+        """Reset some columns of a vector environment that leaves that to us."""
+        mask = np.isin(self.rows_of(number), rows)
+        observation, info = self.called(number, "reset", lambda envs: envs.reset(options={"reset_mask": mask}))
+        self.enter(number, rows, observation, info)
+
+    def enter(self, number: int, rows: np.ndarray, observation: Any, info: Any) -> None:
+        """Take the first observations of new episodes in these rows."""
+        first = number * self.shape[1]
+        self.is_over[rows] = False
+        for row in rows.tolist():
+            self.row, episode = row, self.episodes[row]
+            episode.begin()
+            self.border.place(self.flat, row, row_of(observation, row - first), episode)
+            self.allow(row, info, row - first)
+        self.check_finite(rows.tolist(), np.zeros(len(self.episodes), np.float32), self.flat)
+
+    def called(self, number: int, where: str, call: Callable[[Any], Any]) -> Any:
+        """Call a vector environment; an exception is reported with the place."""
+        self.row = row = number * self.shape[1]
+        try:
+            answer = call(self.batches[number])
+        except Exception as error:
+            raise UpslopeError(raised(self.world.name, where, self.episodes[row].describe(), error)) from error
+        size = 2 if where == "reset" else 5
+        if not isinstance(answer, tuple) or len(answer) != size:
+            raise UpslopeError(
+                f"{self.world.name} returned {type(answer).__name__} from {where}(), where Gymnasium's vector "
+                f"environments return {size} values: {self.episodes[row].describe()}."
+            )
+        return answer
+
+    def step(self, action: np.ndarray, rows: np.ndarray, next_observation: Any) -> tuple[np.ndarray, ...]:
+        """Step with the policy's actions [S·N, …]; write the true successors of the given rows.
+
+        Returns reward, terminated, truncated, each [S·N], zero in the other rows.
+        """
+        count = len(self.episodes)
+        found = np.zeros(count, np.float32), np.zeros(count, bool), np.zeros(count, bool)
+        taken = one_by_one(self.head.to_environment(action))
+        is_asked = np.zeros(count, bool)
+        is_asked[rows] = True
+        for number in range(len(self.batches)):
+            mine = self.rows_of(number)
+            if is_asked[mine].any() or self.is_waiting[mine].any():
+                self.step_one(number, [taken[row] for row in mine.tolist()], is_asked, next_observation, found)
+        self.row = None
+        self.check_finite(rows.tolist(), found[0], next_observation)
+        self.refuse_stuck()
+        return found
+
+    def step_one(
+        self,
+        number: int,
+        actions: list[Any],
+        is_asked: np.ndarray,
+        next_observation: Any,
+        found: tuple[np.ndarray, ...],
+    ) -> None:
+        """Step one vector environment."""
+        mine = self.rows_of(number)
+        is_waiting = self.is_waiting[mine].copy()
+        ignored = mine[self.is_over[mine] & ~is_asked[mine]]
+        if self.modes[number] is AutoresetMode.DISABLED and len(ignored):  # it may not be stepped after its end
+            self.reset_some(number, ignored)
+            self.is_stale[ignored] = True
+        for column, row in enumerate(mine.tolist()):
+            if not is_asked[row] and not is_waiting[column]:
+                actions[column] = self.idle_action(number, row)
+        for row in mine[is_asked[mine]].tolist():
+            self.episodes[row].length += 1
+        batch = joined(actions, self.world.action_space)
+        observation, reward, terminated, truncated, info = self.called(number, "step", lambda envs: envs.step(batch))
+        for column, row in enumerate(mine.tolist()):
+            if is_asked[row]:
+                flags = reward[column], terminated[column], truncated[column]
+                self.take(row, column, row_of(observation, column), flags, info, next_observation, found)
+            elif not is_waiting[column]:
+                self.is_stale[row] = True
+                self.is_over[row] = is_over = bool(terminated[column] or truncated[column])
+                self.allow(row, info, column, is_over=is_over)
+                if self.mask is not None and not self.head.allows_some(self.mask[row : row + 1]).all():
+                    self.mask[row] = True
+        reset = mine[is_waiting]
+        self.is_waiting[reset] = False
+        self.enter(number, reset, observation, info)
+
+    def idle_action(self, number: int, row: int) -> Any:
+        """An allowed action for a column that has to step though its episode is over."""
+        mask = None if self.mask is None else self.mask[row]
+        return one_by_one(self.head.to_environment(self.head.random(self.generators[number], mask)[None]))[0]
+
+    def take(
+        self,
+        row: int,
+        column: int,
+        observation: Any,
+        flags: tuple[Any, Any, Any],
+        info: Any,
+        next_observation: Any,
+        found: tuple[np.ndarray, ...],
+    ) -> None:
+        """Take what a step gave to a column."""
+        self.row, episode, name = row, self.episodes[row], self.world.name
+        reward, terminated, truncated = found
+        reward[row] = reward_of(flags[0], name, episode)
+        terminated[row] = flag_of(flags[1], "terminated", name, episode)
+        truncated[row] = flag_of(flags[2], "truncated", name, episode)
+        episode.episode_return += float(reward[row])
+        self.is_over[row] = is_over = terminated[row] or truncated[row]
+        if is_over and self.modes[row // self.shape[1]] is AutoresetMode.SAME_STEP:
+            final = final_observation(info, column, name, episode.describe)
+            self.border.place(next_observation, row, final, episode)
+            self.border.place(self.flat, row, observation, episode)
+        else:
+            self.border.place(next_observation, row, observation, episode)
+            assign(self.flat, row, jax.tree.map(lambda x: x[row], next_observation))
+        if not is_over and self.limit is not None and episode.length >= self.limit:
+            # The vector environment goes on by itself: only a whole reset brings it back.
+            truncated[row] = self.is_over[row] = self.is_stale[row] = True
+        self.allow(row, info, column, is_over=bool(is_over))
+
+    def allow(self, row: int, info: Any, column: int, *, is_over: bool = False) -> None:
+        """Take the allowed choices of a row. At an end that is not reset yet nothing is chosen."""
+        if self.mask is not None:
+            resets = is_over and self.modes[row // self.shape[1]] is not AutoresetMode.SAME_STEP
+            given = {"action_mask": mask_of(info, column)}
+            self.mask[row] = True if resets else read_mask(given, self.head, self.world.name, self.episodes[row])
+
+    refuse_stuck = HostColumns.refuse_stuck
+    check_finite = HostColumns.check_finite
+
+    def mark(self, *, between_episodes: bool) -> None:
+        """Mark the start of an iteration, the point that `snapshot` describes."""
+        length = NOT_RUNNING if between_episodes else TOO_LONG
+        begun = [episode.begun for episode in self.episodes]
+        self.marked = begun, [length] * len(begun), copied(self.observation)
+
+    def snapshot(self) -> dict[str, np.ndarray]:
+        """How often each vector environment was reset, and what was shown; no episode can be rebuilt."""
+        begun, lengths, observation = self.marked
+        empty = self.head.to_environment(self.head.random(np.random.default_rng(0))[None])[:0]
+        return {
+            "episode": np.asarray(begun),
+            "length": np.asarray(lengths),
+            "actions": empty,
+            **named_observation(observation),
+        }
+
+    def restore(self, snapshot: dict[str, np.ndarray], say: Callable[[str], None]) -> list[int]:
+        """Begin new episodes; return the rows where one was in progress."""
+        for episode, begun in zip(self.episodes, snapshot["episode"].tolist(), strict=True):
+            episode.begun = begun
+        running = np.flatnonzero(snapshot["length"] != NOT_RUNNING).tolist()
+        if running:
+            self.begin(range(len(self.episodes)), afresh=True)
+            say(
+                f"{self.world.name} cannot be put back into the {len(running)} episodes in progress, since a vector "
+                "environment resets them by itself. They begin afresh, so this run is a continuation, but not bit for "
+                "bit."
+            )
+        self.mark(between_episodes=not running)
+        return running
+
+
+def columns_for(
+    world: HostEnvironment,
+    encoder: ObservationEncoder,
+    head: ActionHead,
+    seeds: Sequence[int],
+    num_envs: int,
+    limit: int | None,
+    notices: Notices | None = None,
+) -> HostColumns | BatchedColumns:
+    """The columns of an environment in this process: batched if it is a vector environment."""
+    kind = HostColumns if world.batch is None else BatchedColumns
+    return kind(world, encoder, head, seeds, num_envs, limit, notices=notices)

@@ -1,0 +1,383 @@
+"""Vector environments: N environments in one object, which steps them and resets them by itself.
+
+`vector:CartPole-v1` is made by `gymnasium.make_vec`; `vector:module:Name` calls a factory of your own, which takes
+`num_envs` and returns a `gymnasium.vector.VectorEnv`. `envpool:Pong-v5` is EnvPool's. How the columns are stepped, and
+what becomes of the resets, is `engines/batched.py`.
+"""
+
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from functools import partial
+from typing import Any
+
+import gymnasium
+import numpy as np
+from gymnasium import spaces
+from gymnasium.vector import AutoresetMode, VectorEnv
+from gymnasium.vector.utils import concatenate, create_empty_array
+
+from upslope.core.messages import told
+from upslope.environments.base import BrokenEnvironmentError, HostEnvironment, Request, Source
+from upslope.environments.closing import close_all
+from upslope.environments.host import (  # fmt: skip
+    PICTURES,
+    Maker,
+    draw_without_screen,
+    hint,
+    missing_dependency,
+    one_line,
+    space_of,
+)
+from upslope.environments.masks import gives_masks, with_mask_in_info
+from upslope.environments.modules import accepts, found, import_module
+from upslope.environments.packages import register
+from upslope.environments.wrappers import wrap
+from upslope.errors import UpslopeError
+
+VECTOR_PREFIX, ENVPOOL_PREFIX = "vector:", "envpool:"
+FINAL = ("final_obs", "final_observation")
+"""Keys of the true final observations in info, Gymnasium's first."""
+BY_GYMNASIUM = frozenset({"sync", "async"})
+"""Ways of making a vector environment from single ones, which wrappers can be put around."""
+
+
+@dataclass(frozen=True)
+class VectorMaker:
+    """Creates the vector environments of a request; it can be sent to another process."""
+
+    request: Request
+    spec: Any = None
+    """The spec that an id resolved to at first, so that it is the same in another process."""
+
+    @property
+    def target(self) -> str:
+        """The name without its prefix."""
+        return self.request.name.removeprefix(VECTOR_PREFIX).removeprefix(ENVPOOL_PREFIX)
+
+    def __call__(self) -> gymnasium.Env:
+        """Create one environment: a vector of one column, stepped alone."""
+        return OneColumn(self.batch(1), self.request.name)
+
+    def batch(self, num_envs: int) -> VectorEnv:
+        """Create a vector environment of this many columns."""
+        name = self.request.name
+        if self.request.env_kwargs.get("render_mode"):
+            draw_without_screen()
+        made = self.made(num_envs)
+        if not isinstance(made, VectorEnv):
+            raise BrokenEnvironmentError(
+                f"{name} gave a {type(made).__name__}, not a gymnasium.vector.VectorEnv. A single environment needs no "
+                f"prefix: {self.target}"
+            )
+        if made.num_envs != num_envs:
+            close_all(name, [made])
+            raise BrokenEnvironmentError(
+                f"{name} was asked for num_envs={num_envs} and made {made.num_envs}. Let the factory make as many as "
+                "its argument num_envs says."
+            )
+        mode_of(made, name)
+        return made
+
+    def made(self, num_envs: int) -> Any:
+        """What `make_vec`, EnvPool or the user's factory gives."""
+        if self.request.name.startswith(ENVPOOL_PREFIX):
+            return pooled(self.request, num_envs)
+        own = self.factory()
+        return self.by_id(num_envs) if own is None else self.by_factory(own, num_envs)
+
+    def factory(self) -> Callable[..., Any] | None:
+        """The user's factory; None for a registered id or EnvPool's."""
+        own = found(self.target) if ":" in self.target and self.request.name.startswith(VECTOR_PREFIX) else None
+        return own if callable(own) else None
+
+    def by_factory(self, own: Callable[..., Any], num_envs: int) -> Any:
+        """Call the user's factory."""
+        request = self.request
+        refuse_around(request, "its own factory")
+        if not accepts(own, "num_envs"):
+            raise UpslopeError(
+                f"{request.name} takes no argument num_envs, so its number of environments cannot be asked for. Let "
+                "the factory take num_envs, and make as many."
+            )
+        limit = {"max_episode_steps": request.max_episode_steps} if accepts(own, "max_episode_steps") else {}
+        limit = {name: value for name, value in limit.items() if value is not None}
+        try:
+            return own(num_envs=num_envs, **(limit | request.env_kwargs))
+        except UpslopeError:
+            raise
+        except Exception as error:
+            raise BrokenEnvironmentError(
+                f"{request.name} could not be made from {request.env_kwargs or 'no arguments'}: {told(error)}."
+            ) from error
+
+    def by_id(self, num_envs: int) -> VectorEnv:
+        """Call `gymnasium.make_vec`, with the wrappers around each environment."""
+        request, target = self.request, self.target
+        module = import_module(target.rpartition(":")[0], target) if ":" in target else None
+        if self.spec is None:
+            register(target)
+        kwargs: dict[str, Any] = dict(request.env_kwargs)
+        if request.max_episode_steps is not None:
+            kwargs["max_episode_steps"] = request.max_episode_steps
+        try:
+            spec = self.spec or gymnasium.spec(target)
+            dressed = kwargs.get("vectorization_mode", "sync" if self.needs_dressing(spec) else None)
+            if dressed is not None:
+                kwargs["vectorization_mode"] = dressed
+            wrappers = [partial(dress, request)] if dressed in BY_GYMNASIUM else []
+            return gymnasium.make_vec(spec, num_envs=num_envs, wrappers=wrappers, **kwargs)
+        except UpslopeError:
+            raise
+        except (gymnasium.error.DependencyNotInstalled, ImportError) as error:
+            raise UpslopeError(missing_dependency(request.name, error)) from error
+        except gymnasium.error.Error as error:
+            words = f'There is no environment "{request.name}": {one_line(error)} {hint(target, module)}'
+            raise UpslopeError(words) from error
+        except Exception as error:
+            raise BrokenEnvironmentError(
+                f"{request.name} could not be made with {request.env_kwargs or 'no arguments'}: {told(error)}."
+            ) from error
+
+    def needs_dressing(self, spec: Any) -> bool:
+        """Whether Gymnasium makes it from single environments, or has to because of wrappers."""
+        return spec.vector_entry_point is None or bool(self.request.wrappers or self.request.ignored)
+
+    def with_pictures(self) -> "VectorMaker":
+        """A maker of the same environments with rendering."""
+        own = self.factory()
+        if own is not None and not accepts(own, "render_mode"):
+            return self
+        return replace(self, request=replace(self.request, env_kwargs=self.request.env_kwargs | PICTURES))
+
+
+def dress(request: Request, env: gymnasium.Env) -> gymnasium.Env:
+    """One of the environments in its wrappers, without the parts of observations that are left out."""
+    maker = Maker(request)
+    return maker.without_ignored(with_mask_in_info(wrap(env, request.wrappers, request.name)))
+
+
+def refuse_around(request: Request, origin: str) -> None:
+    """Refuse what can only be put around single environments."""
+    asked = {"--wrapper": request.wrappers, "--ignore-observation": request.ignored}
+    given = [flag for flag, value in asked.items() if value]
+    if given:
+        raise UpslopeError(
+            f"{request.name} comes whole from {origin}, and {' and '.join(given)} would go inside. Do it there; "
+            "--env-kwargs passes arguments on."
+        )
+
+
+def pooled(request: Request, num_envs: int) -> VectorEnv:
+    """EnvPool's environments behind Gymnasium's interface of vector environments."""
+    refuse_around(request, "EnvPool")
+    target = request.name.removeprefix(ENVPOOL_PREFIX)
+    try:
+        import envpool  # pyright: ignore[reportMissingImports]
+    except ImportError as error:
+        raise UpslopeError(
+            f"{request.name} needs the package envpool, which is not installed. Install it: pip install envpool"
+        ) from error
+    kwargs = {name: value for name, value in request.env_kwargs.items() if name != "render_mode"}
+    if request.max_episode_steps is not None:
+        kwargs["max_episode_steps"] = request.max_episode_steps
+    try:
+        return EnvPool(partial(envpool.make, target, env_type="gymnasium", num_envs=num_envs, **kwargs), num_envs)
+    except Exception as error:
+        raise UpslopeError(f"{request.name} could not be made by EnvPool: {told(error)}.") from error
+
+
+class EnvPool(VectorEnv):
+    """An EnvPool. It takes its seed where it is made, so a reset with a seed makes it anew.
+
+    Where an episode is over, EnvPool's next step resets it and ignores the action (NEXT_STEP).
+    """
+
+    metadata = {"autoreset_mode": AutoresetMode.NEXT_STEP}  # noqa: RUF012 - Gymnasium's name
+
+    def __init__(self, make: Callable[..., Any], num_envs: int):
+        self.make, self.num_envs = make, num_envs
+        self.pool = make()
+        self.single_observation_space = self.pool.observation_space
+        self.single_action_space = self.pool.action_space
+        self.observation_space = gymnasium.vector.utils.batch_space(self.single_observation_space, num_envs)
+        self.action_space = gymnasium.vector.utils.batch_space(self.single_action_space, num_envs)
+        limit = getattr(getattr(self.pool, "spec", None), "config", None)
+        self.max_episode_steps = getattr(limit, "max_episode_steps", None)
+
+    def reset(self, *, seed: int | None = None, options: dict[str, Any] | None = None) -> tuple[Any, dict[str, Any]]:
+        """Begin all episodes anew."""
+        if seed is not None:
+            close = getattr(self.pool, "close", None)
+            if callable(close):
+                close()
+            self.pool = self.make(seed=seed)
+        observation, info = self.pool.reset()
+        return observation, dict(info)
+
+    def step(self, actions: Any) -> tuple[Any, Any, Any, Any, dict[str, Any]]:
+        """Step every environment."""
+        observation, reward, terminated, truncated, info = self.pool.step(np.asarray(actions))
+        return observation, reward, terminated, truncated, dict(info)
+
+    def close_extras(self, **kwargs: Any) -> None:
+        """Release the threads."""
+        close = getattr(self.pool, "close", None)
+        if callable(close):
+            close()
+
+
+def mode_of(envs: VectorEnv, name: str) -> AutoresetMode:
+    """How a vector environment begins the next episode.
+
+    Raises:
+        UpslopeError: it does not say.
+    """
+    mode = (envs.metadata or {}).get("autoreset_mode")
+    try:
+        return mode if isinstance(mode, AutoresetMode) else AutoresetMode(mode)
+    except ValueError:
+        known = ", ".join(str(each) for each in AutoresetMode)
+        raise BrokenEnvironmentError(
+            f'{name} says metadata["autoreset_mode"] = {mode!r}, and what a step after an end means depends on it. Set '
+            f"it to one of {known}."
+        ) from None
+
+
+def row_of(batch: Any, row: int) -> Any:
+    """One environment's part of batched observations: arrays, or dictionaries and tuples of them."""
+    if isinstance(batch, dict):
+        return {name: row_of(part, row) for name, part in batch.items()}
+    if isinstance(batch, tuple):
+        return tuple(row_of(part, row) for part in batch)
+    return batch[row]
+
+
+def final_observation(info: Any, row: int, name: str, place: Callable[[], str]) -> Any:
+    """The true final observation of an episode that the same step also reset.
+
+    Raises:
+        UpslopeError: info does not hold it.
+    """
+    found = next((info[key] for key in FINAL if key in info), None) if isinstance(info, dict) else None
+    value = None if found is None else row_of(found, row)
+    if value is None:
+        raise UpslopeError(
+            f'{name} reset an episode in the step that ended it, and info["final_obs"] does not hold its final '
+            f"observation: {place()}. Without it nothing can be bootstrapped at a time limit: give it, or reset in the "
+            "next step (AutoresetMode.NEXT_STEP)."
+        )
+    return value
+
+
+def mask_of(info: Any, row: int) -> Any:
+    """One environment's action mask in the info of a vector environment; None if there is none."""
+    if not isinstance(info, dict) or "action_mask" not in info:
+        return None
+    has = info.get("_action_mask")
+    return row_of(info["action_mask"], row) if has is None or np.all(has[row]) else None
+
+
+def joined(actions: list[Any], space: spaces.Space) -> Any:
+    """Single actions as one batch in the form of the space."""
+    return concatenate(space, actions, create_empty_array(space, len(actions), fn=np.zeros))
+
+
+class OneColumn(gymnasium.Env):
+    """A vector environment of one column as a single environment, for what plays one episode at a time."""
+
+    def __init__(self, envs: VectorEnv, name: str):
+        self.envs, self.name, self.mode = envs, name, mode_of(envs, name)
+        self.observation_space, self.action_space = envs.single_observation_space, envs.single_action_space
+        self.render_mode = envs.render_mode
+        self.metadata = envs.metadata
+
+    def reset(self, *, seed: int | None = None, options: dict[str, Any] | None = None) -> tuple[Any, dict[str, Any]]:
+        """Begin an episode."""
+        observation, info = self.envs.reset(seed=seed)
+        return row_of(observation, 0), self.info_of(info)
+
+    def step(self, action: Any) -> Any:
+        """Step; at an end the observation is the true final one."""
+        batch = joined([action], self.action_space)
+        observation, reward, terminated, truncated, info = self.envs.step(batch)
+        is_over = bool(terminated[0] or truncated[0])
+        seen = row_of(observation, 0)
+        if is_over and self.mode is AutoresetMode.SAME_STEP:
+            seen = final_observation(info, 0, self.name, lambda: "its only column")
+        return seen, reward[0], terminated[0], truncated[0], self.info_of(info)
+
+    def info_of(self, info: Any) -> dict[str, Any]:
+        """The info of the column: its action mask."""
+        mask = mask_of(info, 0)
+        return {} if mask is None else {"action_mask": mask}
+
+    def render(self) -> Any:
+        """The picture of the column."""
+        frames = self.envs.render()
+        return frames[0] if frames is not None else None
+
+    def close(self) -> None:
+        """Close the vector environment."""
+        self.envs.close()
+
+
+def make_vector(request: Request) -> HostEnvironment:
+    """Describe a vector environment, from one of a single column."""
+    maker = VectorMaker(request)
+    if maker.factory() is None and not request.name.startswith(ENVPOOL_PREFIX):
+        envs = maker.batch(1)
+        close_all(request.name, [envs])
+        maker = replace(maker, spec=gymnasium.registry.get(envs.spec.id) if envs.spec is not None else None)
+    return described(maker)
+
+
+def described(maker: VectorMaker) -> HostEnvironment:
+    """The spaces, the step limit and the masks of a maker's environments."""
+    request = maker.request
+    env = maker()
+    try:
+        envs: Any = env.envs  # pyright: ignore[reportAttributeAccessIssue]
+        observations, actions = (space_of(env, role, request.name) for role in ("observation_space", "action_space"))
+        spec = maker.spec or envs.spec
+        limit = request.max_episode_steps or (spec.max_episode_steps if spec is not None else None)
+        limit = limit or getattr(envs, "max_episode_steps", None)
+        masks = request.masks and gives_masks(env)
+        drawing = partial(drawn, maker)
+        kind = f"{type(envs.unwrapped).__name__}, resets {RESETS[mode_of(envs, request.name)]}"
+        return HostEnvironment(
+            request.name, maker, observations, actions, limit, True, drawing, masks, maker.batch, kind
+        )
+    finally:
+        close_all(request.name, [env])
+
+
+RESETS = {
+    AutoresetMode.NEXT_STEP: "in the step after an end, which is no transition",
+    AutoresetMode.SAME_STEP: "in the step of an end",
+    AutoresetMode.DISABLED: "when upslope asks",
+}
+"""How episodes are reset, in words."""
+
+
+def drawn(maker: VectorMaker) -> HostEnvironment:
+    """The same environment with rendering.
+
+    Raises:
+        UpslopeError: it cannot be rendered.
+    """
+    draw_without_screen()
+    environment = described(maker.with_pictures())
+    env = environment.create()
+    try:
+        if env.render_mode != PICTURES["render_mode"]:
+            raise UpslopeError(
+                f'{environment.name} was made with render_mode={env.render_mode!r}, and pictures need "rgb_array". Let '
+                "its factory take the argument render_mode."
+            )
+    finally:
+        close_all(environment.name, [env])
+    return environment
+
+
+SOURCE = Source(VECTOR_PREFIX, make_vector)
+ENVPOOL_SOURCE = Source(ENVPOOL_PREFIX, make_vector)

@@ -1,0 +1,128 @@
+"""Small vector environments for the tests, as a user would bring them, and what steps them."""
+
+from typing import Any
+
+import numpy as np
+from gymnasium import spaces
+from gymnasium.vector import AutoresetMode, VectorEnv
+from gymnasium.vector.utils import batch_space
+
+from upslope.engines.batched import BatchedColumns
+from upslope.engines.collect import collect_host
+from upslope.environments.registry import make
+from upslope.models.encoders import encoder_of
+from upslope.models.heads import head_of
+
+LENGTHS = (3, 4, 5)
+"""Steps of the episodes of each column, repeated."""
+
+
+class Counting(VectorEnv):
+    """Shows (episode, step) of each column; the reward of a step is its number. Even columns terminate, odd ones are
+    truncated. Action 1 is forbidden in even steps, which info tells."""
+
+    def __init__(self, num_envs: int, mode: str = "NextStep"):
+        self.num_envs, self.mode = num_envs, AutoresetMode(mode)
+        self.metadata = {"autoreset_mode": self.mode}
+        self.single_observation_space = spaces.Box(0, 1000, (2,), np.float32)
+        self.single_action_space = spaces.Discrete(2)
+        self.observation_space = batch_space(self.single_observation_space, num_envs)
+        self.action_space = batch_space(self.single_action_space, num_envs)
+        self.episode, self.count = np.full(num_envs, -1), np.zeros(num_envs, int)
+        self.is_over = np.ones(num_envs, bool)
+        self.lengths = np.resize(LENGTHS, num_envs)
+        self.seeds: list[Any] = []
+
+    def reset(self, *, seed: int | None = None, options: dict[str, Any] | None = None) -> tuple[Any, dict[str, Any]]:
+        self.seeds.append(seed)
+        self.start((options or {}).get("reset_mask", np.ones(self.num_envs, bool)))
+        return self.seen(), self.info()
+
+    def start(self, which: np.ndarray) -> None:
+        """Begin the next episode in these columns."""
+        self.episode[which] += 1
+        self.count[which] = 0
+        self.is_over[which] = False
+
+    def step(self, actions: Any) -> tuple[Any, ...]:
+        assert actions.shape == (self.num_envs,) and actions.dtype == np.int64
+        resets = self.is_over.copy()
+        assert self.mode is AutoresetMode.NEXT_STEP or not resets.any(), "stepped after its end"
+        chosen = actions[~resets & (self.count % 2 == 0)]
+        assert not chosen.any() or self.num_envs == 1, "a forbidden action"
+        self.start(resets)
+        self.count[~resets] += 1
+        reward = np.where(resets, 0.0, self.count)
+        ended = ~resets & (self.count >= self.lengths)
+        self.is_over = ended.copy()
+        terminated = ended & (np.arange(self.num_envs) % 2 == 0)
+        info = {}
+        if self.mode is AutoresetMode.SAME_STEP and ended.any():
+            info = {"final_obs": self.seen(), "_final_obs": ended.copy()}
+            self.start(ended)
+        return self.seen(), reward, terminated, ended & ~terminated, info | self.info()
+
+    def seen(self) -> Any:
+        """The observations."""
+        return np.stack([self.episode, self.count], axis=1).astype(np.float32)
+
+    def info(self) -> dict[str, Any]:
+        """The masks."""
+        return {"action_mask": np.stack([np.ones(self.num_envs), self.count % 2], axis=1).astype(np.int8)}
+
+
+def counting(num_envs: int, mode: str = "NextStep") -> Counting:
+    """Make a counting environment."""
+    return Counting(num_envs, mode)
+
+
+def fixed() -> Counting:
+    """Cannot be asked for a number."""
+    return Counting(4)
+
+
+def silent(num_envs: int) -> Counting:
+    """Does not say how it resets."""
+    made = Counting(num_envs)
+    made.metadata = {}
+    return made
+
+
+def forgetful(num_envs: int) -> VectorEnv:
+    """Loses the final observation."""
+
+    class Forgetful(Counting):
+        def step(self, actions: Any) -> tuple[Any, ...]:
+            *answer, info = super().step(actions)
+            return *answer, {"action_mask": info["action_mask"]}
+
+    return Forgetful(num_envs, "SameStep")
+
+
+class Script:
+    """Chooses actions by a function of the step, and notes the restarts."""
+
+    memory: Any = None
+
+    def __init__(self, action: Any):
+        self.action, self.restarted = action, []
+
+    def __call__(self, observation: Any, mask: Any, t: int) -> tuple[np.ndarray, np.ndarray]:
+        chosen = np.asarray(self.action(observation, mask, t))
+        return chosen, np.zeros(chosen.shape[:2], np.float32)
+
+    def restart(self, rows: np.ndarray) -> None:
+        self.restarted.append(rows.tolist())
+
+
+def columns_of(name: str, num_envs: int, seeds: tuple[int, ...] = (7,), **kwargs: Any) -> BatchedColumns:
+    """The columns of a vector environment."""
+    world: Any = make(name, kwargs)
+    encoder, head = encoder_of(world.observation_space, name), head_of(world.action_space, name)
+    return BatchedColumns(world, encoder, head, seeds, num_envs, world.max_episode_steps)
+
+
+def stepped(columns: BatchedColumns, script: Script, steps: int) -> tuple[Any, Any]:
+    """A segment of this many steps, as the engine collects it."""
+    columns.begin(range(len(columns.episodes)))
+    return collect_host(columns, script, steps, {})
