@@ -174,6 +174,15 @@ class Policy:
         value = np.asarray(self.agent.value(jax.tree.map(jnp.asarray, batch)) / self.agent.reward_scale())
         return value if is_batch else value[0]
 
+    def export(self, format: str, output: str | Path | None = None) -> Any:
+        """Write the deterministic policy to a file that acts without upslope; see `upslope.export`.
+
+        By default it is `policy.onnx`, `policy.py` or `policy.h` in the current folder.
+        """
+        from upslope.runs.export.writing import export_policy
+
+        return export_policy(self, format, output)
+
 
 def load(
     run: str | Path,
