@@ -2,7 +2,7 @@
 
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Any, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 import jax
 import jax.numpy as jnp
@@ -24,6 +24,9 @@ from upslope.models.heads import HEADS, ActionHead
 from upslope.models.model import has_memory
 from upslope.runs.checkpoints import check_size, load_checkpoint
 from upslope.runs.directory import RunDirectory
+
+if TYPE_CHECKING:
+    from upslope.runs.export.writing import Exported
 
 Which = Literal["best", "last"]
 
@@ -174,7 +177,7 @@ class Policy:
         value = np.asarray(self.agent.value(jax.tree.map(jnp.asarray, batch)) / self.agent.reward_scale())
         return value if is_batch else value[0]
 
-    def export(self, format: str, output: str | Path | None = None) -> Any:
+    def export(self, format: str, output: str | Path | None = None) -> "Exported":
         """Write the deterministic policy to a file that acts without upslope; see `upslope.export`.
 
         By default it is `policy.onnx`, `policy.py` or `policy.h` in the current folder.

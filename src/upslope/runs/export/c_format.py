@@ -16,6 +16,7 @@ C_TYPES = {"float32": "float", "float64": "double"} | {
 """The dtypes of actions in C."""
 ACTIVATIONS = {"tanh": "tanhf(sum)", "relu": "sum > 0.0f ? sum : 0.0f", "silu": "sum / (1.0f + expf(-sum))"}
 """Each activation in C."""
+GRU_ARRAYS = ("input_weight", "state_weight", "bias", "state_bias")
 NUMBERS_A_LINE = 8
 
 
@@ -122,7 +123,8 @@ def beginning(plan: Plan, prefix: str) -> Iterator[str]:
         start += one.num_features
     if plan.has_masks:
         yield f" * The mask holds {plan.head.num_choices} places, 1 where a choice is allowed."
-    yield f" * The action is the most probable one, {plan.head.dtype} of shape {list(plan.head.shape)}, within its bounds."
+    action = f"{plan.head.dtype} of shape {list(plan.head.shape)}"
+    yield f" * The action is the most probable one, {action}, within its bounds."
     yield " */"
 
 
@@ -169,7 +171,7 @@ def constants(plan: Plan, prefix: str) -> Iterator[str]:
             yield from array(f"{prefix}_weight_{k}", layer.weight.T)
             yield from array(f"{prefix}_bias_{k}", layer.bias)
         elif isinstance(layer, Gru):
-            for name in ("input_weight", "state_weight", "bias", "state_bias"):
+            for name in GRU_ARRAYS:
                 yield from array(f"{prefix}_{name}_{k}", getattr(layer, name))
     if isinstance(plan.head, Gaussian):
         for name in ("centre", "half", "log_std"):
@@ -284,7 +286,7 @@ def step(plan: Plan, prefix: str) -> Iterator[str]:
             called = f"{prefix}_{layer.activation or 'linear'}"
             yield f"    {called}(x, {inputs}, {prefix}_weight_{k}, {prefix}_bias_{k}, {outputs}, y);"
         elif isinstance(layer, Gru):
-            arrays = ", ".join(f"{prefix}_{name}_{k}" for name in ("input_weight", "state_weight", "bias", "state_bias"))
+            arrays = ", ".join(f"{prefix}_{name}_{k}" for name in GRU_ARRAYS)
             inputs = layer.input_weight.shape[1]
             yield f"    {prefix}_gru(x, {inputs}, {arrays}, {layer.size}, state->memory, y);"
         yield "    other = x, x = y, y = other;"

@@ -1,6 +1,5 @@
 """Hold what an exported file gives against what the policy itself gives."""
 
-import copy
 from typing import Any, NamedTuple
 
 import jax
@@ -30,13 +29,17 @@ class Agreement(NamedTuple):
 
 def expected(policy: Any, arrays: list[np.ndarray], masks: np.ndarray | None) -> Found:
     """What upslope's policy gives for arrays [T, B, …] of each input; its own memory stays as it is."""
-    one = copy.copy(policy)
-    one.reset()
+    agent, count = policy.agent, arrays[0].shape[1]
+    carry = agent.model.start(count)
 
     def step(t: int) -> tuple[Any, dict[str, Any]]:
-        observation = structured(one.encoder, [x[t] for x in arrays])
-        distribution = one.distribution(observation, None if masks is None else masks[t])
-        return one.agent.head.to_environment(np.asarray(distribution.mode())), parameters_of(distribution)
+        nonlocal carry
+        observation, mask = structured(policy.encoder, [x[t] for x in arrays]), None if masks is None else masks[t]
+        if policy.acts_here:
+            distribution = policy.distribution(observation, mask)
+        else:
+            distribution, carry = policy.step(agent, observation, carry, np.full(count, t == 0), mask)
+        return agent.head.to_environment(np.asarray(distribution.mode())), parameters_of(distribution)
 
     return over_time(step, len(arrays[0]))
 

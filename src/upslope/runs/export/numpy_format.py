@@ -16,7 +16,6 @@ from upslope.runs.export.plan import (
     Gaussian,
     Gru,
     Input,
-    Lru,
     Lstm,
     Memory,
     Numbers,
@@ -70,7 +69,7 @@ def source(plan: Plan, path: Path) -> str:
 def beginning(plan: Plan, path: Path) -> list[str]:
     """The docstring, with what goes in and comes out, and imports."""
     mask = ", mask" if plan.has_masks else ""
-    what = [f"    {ascii(one.name)}: {one.kind} {list(one.shape)}" for one in plan.inputs]
+    what = [f"    {one.name!a}: {one.kind} {list(one.shape)}" for one in plan.inputs]
     return [
         '"""A policy trained by upslope. It needs NumPy, and its arrays in a file of the same name that ends in .npz.',
         "",
@@ -130,7 +129,7 @@ def act(plan: Plan) -> Iterator[str]:
 
 def coded_input(k: int, one: Input) -> str:
     """The features of the k-th array, as an expression."""
-    place = "observation" + "".join(f"[{ascii(key)}]" for key in one.path)
+    place = "observation" + "".join(f"[{key!a}]" for key in one.path)
     x = f"flat({place}, {one.shape})"
     if isinstance(one.coding, Choices):
         return f'(flat({place}, {one.shape}, np.int64)[..., a["which_{k}"]] == a["what_{k}"]).astype(np.float32)'
@@ -184,7 +183,7 @@ def head(plan: Plan) -> Iterator[str]:
     elif isinstance(made, Switches):
         if plan.has_masks:
             yield "may = mask.reshape(*mask.shape[:-1], -1, 2)"
-            yield "x = np.where(may.all(axis=-1), x, np.where(may[..., 1], np.inf, -np.inf))"
+            yield "x = np.where(may.all(axis=-1), x, np.where(may[..., 1], np.float32(np.inf), np.float32(-np.inf)))"
         yield "action = (x > 0).astype(np.int8)"
         named = '{"logits": x}'
     else:
@@ -213,7 +212,7 @@ def functions(plan: Plan) -> Iterator[str]:
         "    x = np.asarray(x).astype(dtype)",
         "    batch = x.shape[: x.ndim - len(shape)]",
         "    if x.shape != (*batch, *shape) or len(batch) > 1:",
-        '        raise ValueError(f"An array of shape {x.shape} was given, and {shape} is needed, or a batch of them.")',
+        '        raise ValueError(f"The shape {shape} is needed, or a batch of it, and not {x.shape}.")',
         "    return x.reshape(*batch, -1)",
     )
     if plan.has_masks:

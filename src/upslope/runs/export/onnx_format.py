@@ -1,6 +1,7 @@
 """A policy as an ONNX graph, written operator by operator (extra `onnx`)."""
 
 from collections.abc import Sequence
+from importlib import import_module
 from importlib.metadata import version
 from importlib.util import find_spec
 from pathlib import Path
@@ -44,9 +45,7 @@ def require_onnx() -> Any:
     """
     if find_spec("onnx") is None:
         raise UpslopeError('ONNX needs onnx, which is not installed: pip install "upslope[onnx]". Or export as numpy.')
-    import onnx
-
-    return onnx
+    return import_module("onnx")
 
 
 def files_of(plan: Plan, path: Path) -> dict[Path, bytes]:

@@ -6,6 +6,8 @@ at t = 0. It returns the action [T, B, …] and the parameters [T, B, K] by name
 
 import subprocess
 from collections.abc import Callable, Sequence
+from importlib import import_module
+from importlib.util import find_spec
 from pathlib import Path
 from shutil import which
 from tempfile import TemporaryDirectory
@@ -62,13 +64,9 @@ def run_onnx(path: Path, plan: Plan, arrays: Sequence[np.ndarray], masks: np.nda
 
 def session_of(path: Path) -> Callable[[list[str], dict[str, Any]], list[Any]]:
     """A function that runs a graph."""
-    try:
-        import onnxruntime
-    except ImportError:
-        from onnx.reference import ReferenceEvaluator
-
-        return ReferenceEvaluator(str(path)).run  # pyright: ignore[reportReturnType]
-    return onnxruntime.InferenceSession(str(path), providers=["CPUExecutionProvider"]).run
+    if find_spec("onnxruntime") is None:
+        return import_module("onnx.reference").ReferenceEvaluator(str(path)).run
+    return import_module("onnxruntime").InferenceSession(str(path), providers=["CPUExecutionProvider"]).run
 
 
 def over_time(step: Callable[[int], tuple[Any, dict[str, Any]]], length: int) -> Found:

@@ -132,8 +132,8 @@ def checked(plan: Plan, found: Found, wanted: Found) -> Agreement:
     made = agreement(plan, found, wanted)
     if made.differing or not made.largest <= TOLERANCE:
         raise UpslopeError(
-            f"The exported policy differs from upslope's own by {made.largest:.1g}, with "
-            f"{counted(made.differing, 'other action')}, so nothing was written: this is a fault of upslope. Try another "
+            f"The exported policy differs from upslope's own by {made.largest:.1g} and in "
+            f"{counted(made.differing, 'action')}, so nothing was written: this is a fault of upslope. Try another "
             "--format, or use the policy from Python: upslope.load."
         )
     return made
@@ -162,5 +162,6 @@ def kept(files: dict[Path, bytes], held: Agreement | None, notes: tuple[str, ...
         write_atomically(path, content)
     words = [f"wrote {path} ({len(content):,} bytes)" for path, content in files.items()]
     if held is not None:
-        words.append(f"held against upslope on random observations: the same actions, numbers equal to {held.largest:.1g}")
+        equal = f"numbers equal to within {held.largest:.1g}"
+        words.append(f"held against upslope on random observations: the same actions, {equal}")
     return Exported(tuple(files), held.largest if held else None, notes=(*words, *notes), **numbers)
