@@ -30,10 +30,10 @@ from upslope.models.heads import BoxHead, DiscreteHead
 from upslope.runs.checkpoints import save_checkpoint
 from upslope.runs.directory import RunDirectory
 from upslope.runs.export import writing
-from upslope.runs.export.plan import Plan
+from upslope.runs.export.plan import Dense, Plan
 from upslope.runs.export.running import compiler, run_c
 from upslope.runs.export.samples import random_arrays, random_masks, structured
-from upslope.runs.export.walk import plan_of
+from upslope.runs.export.walk import plan_of, widened
 from upslope.runs.policy import Policy, spaces_of
 
 EPISODES, STEPS, COLUMNS = 2, 5, 100
@@ -113,21 +113,21 @@ def case(name: str) -> Case:
     arrays = [in_time(x) for x in random_arrays(plan, count, draw)]
     masks = random_masks(plan, count, draw)
     masks = None if masks is None else in_time(masks)
-    return Case(policy, plan, arrays, masks, answers(policy, arrays, masks))
+    return Case(policy, plan, arrays, masks, answers(policy, plan, arrays, masks))
 
 
 def in_time(x: np.ndarray) -> np.ndarray:
     return x.reshape(EPISODES, STEPS, COLUMNS, *x.shape[1:])
 
 
-def answers(policy: Policy, arrays: list[np.ndarray], masks: np.ndarray | None) -> dict[str, np.ndarray]:
+def answers(policy: Policy, plan: Plan, arrays: list[np.ndarray], masks: np.ndarray | None) -> dict[str, np.ndarray]:
     """What upslope's policy answers: its actions, called as users call it, and the parameters."""
     twin, found = copy.copy(policy), []
     for episode in range(EPISODES):
         policy.reset()
         twin.reset()
         for t in range(STEPS):
-            observation = structured(policy.encoder, [x[episode, t] for x in arrays])
+            observation = structured(plan, policy.encoder, [x[episode, t] for x in arrays])
             mask = None if masks is None else masks[episode, t]
             asked = {} if mask is None else {"mask": list(mask)}
             found.append((policy(observation, **asked), *parameters(twin.distribution(observation, mask))))
@@ -350,6 +350,13 @@ def test_a_part_that_is_not_known_is_refused_by_its_name(monkeypatch: pytest.Mon
     policy.agent = replace(policy.agent, model=jax.tree.map(lambda x: x * np.nan, policy.agent.model))
     with pytest.raises(UpslopeError, match="not finite"):
         policy.export("numpy", tmp_path / "another.py")
+
+
+def test_a_first_layer_that_reads_some_features_has_rows_of_zero_for_the_others():
+    """By hand: of a (2 features), b (3) and c (1) features 1 and 5 are read, so b is no input; an image adds a row."""
+    layer = Dense(np.array([[1.0], [2.0], [3.0]], np.float32), np.zeros(1, np.float32), None)
+    wide = widened(layer, [("a", 2), ("b", 3), ("c", 1)], {"a", "c"}, [(1, 2), (5, 6)])
+    np.testing.assert_array_equal(wide.weight, [[0], [1], [2], [3]])
 
 
 def test_a_file_that_is_there_is_kept_and_names_are_checked(tmp_path: Path):

@@ -27,14 +27,17 @@ class Agreement(NamedTuple):
     """Actions that differ although no two scores tie within that."""
 
 
-def expected(policy: Any, arrays: list[np.ndarray], masks: np.ndarray | None) -> Found:
+def expected(plan: Plan, policy: Any, arrays: list[np.ndarray], masks: np.ndarray | None) -> Found:
     """What upslope's policy gives for arrays [T, B, …] of each input; its own memory stays as it is."""
     agent, count = policy.agent, arrays[0].shape[1]
     carry = agent.model.start(count)
 
     def step(t: int) -> tuple[Any, dict[str, Any]]:
         nonlocal carry
-        observation, mask = structured(policy.encoder, [x[t] for x in arrays]), None if masks is None else masks[t]
+        observation, mask = (
+            structured(plan, policy.encoder, [x[t] for x in arrays]),
+            None if masks is None else masks[t],
+        )
         if policy.acts_here:
             distribution = policy.distribution(observation, mask)
         else:

@@ -37,7 +37,7 @@ def run_numpy(
     policy = names["Policy"]()
 
     def step(t: int) -> tuple[Any, dict[str, Any]]:
-        observation = structured(encoder, [x[t] for x in arrays])
+        observation = structured(plan, encoder, [x[t] for x in arrays])
         return policy.act(observation) if masks is None else policy.act(observation, masks[t])
 
     return over_time(step, len(arrays[0]))

@@ -1,5 +1,6 @@
 """Random observations and masks for a policy, to hold its export against."""
 
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
@@ -46,14 +47,14 @@ def random_masks(plan: Plan, count: int, generator: np.random.Generator) -> np.n
     return masks
 
 
-def structured(encoder: ObservationEncoder, arrays: list[np.ndarray]) -> Any:
-    """The arrays in the structure of the observation."""
-    left = iter(arrays)
+def structured(plan: Plan, encoder: ObservationEncoder, arrays: Sequence[np.ndarray]) -> Any:
+    """The arrays [B, …] in the structure of the observation, with 0 in arrays that the policy does not read."""
+    given = {one.path: x for one, x in zip(plan.inputs, arrays, strict=True)}
 
-    def of(part: ObservationEncoder) -> Any:
-        if not isinstance(part, CompositeEncoder):
-            return next(left)
-        inner = [(key, of(child)) for key, child in part.children]
-        return dict(inner) if isinstance(part, DictEncoder) else tuple(x for _, x in inner)
+    def of(part: ObservationEncoder, path: tuple[str | int, ...]) -> Any:
+        if isinstance(part, CompositeEncoder):
+            inner = [(key, of(child, (*path, key))) for key, child in part.children]
+            return dict(inner) if isinstance(part, DictEncoder) else tuple(x for _, x in inner)
+        return given[path] if path in given else np.zeros((len(arrays[0]), *part.shapes), np.float32)
 
-    return of(encoder)
+    return of(encoder, ())

@@ -4,7 +4,7 @@ Whatever is not known here is refused by its name, so that no part of a policy i
 and a field that was added to a known one and is not at its default.
 """
 
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator, Sequence
 from dataclasses import MISSING, fields
 from typing import Any
 
@@ -78,18 +78,25 @@ def plan_of(agent: Any, encoder: encoders.ObservationEncoder, *, has_masks: bool
             "to_onnx(policy) that returns an onnx.ModelProto, and export it as onnx."
         )
     known(model)
-    refuse_views(model)
+    keys, spans = view_of(model)
     normaliser = agent.normaliser if agent.normalize_observations else None
+    arrays = [(key_of(one), one, inner) for one, inner in inputs_of(encoder, normaliser)]
+    read = [(key, one, inner) for key, one, inner in arrays if keys is None or key in keys]
     convolved = dict(getattr(model, "networks", ()))
-    places = list(inputs_of(encoder, normaliser))
-    inputs = tuple(one for one, _ in places)
+    images = [(place, inner) for place, (key, _, inner) in enumerate(read) if key in convolved]
+    networks = branch_of(model).pictures if convolved else ()
+    pictures = tuple(picture_of(*image, network) for image, network in zip(images, networks, strict=True))
     chain, log_std = chain_of(model)
-    pictures: Any = ()
-    if convolved:
-        read = [(k, inner) for k, (one, inner) in enumerate(places) if "/".join(map(str, one.path)) in convolved]
-        made = zip(read, branch_of(model).pictures, strict=True)
-        pictures = tuple(picture_of(place, inner, network) for (place, inner), network in made)
+    if spans is not None:
+        vectors = [(key, one.num_features) for key, one, _ in arrays if key not in convolved]
+        chain[0] = widened(chain[0], vectors, {key for key, _, _ in read}, spans)
+    inputs = tuple(one for _, one, _ in read)
     return Plan(inputs, pictures, tuple(chain), head_of(agent.head, log_std), has_masks)
+
+
+def key_of(one: Input) -> str:
+    """The key of an array, as encoders give it."""
+    return "/".join(map(str, one.path))
 
 
 def known(part: Any) -> Any:
@@ -113,11 +120,32 @@ def not_known(words: str) -> UpslopeError:
     )
 
 
-def refuse_views(model: Any) -> None:
-    """Refuse a policy that reads only some parts of an observation."""
+def view_of(model: Any) -> tuple[Any, Any]:
+    """The keys of the arrays that the policy reads, and (first, one past the last) of the features that it reads, of those
+    that no convolution makes; None for all of them."""
     policy, *_ = getattr(model, "views", (None,))
-    if policy is not None and any(getattr(policy, field.name) is not None for field in fields(policy)):
-        raise not_known("view of some parts of the observations alone (--policy-reads)")
+    if policy is None:
+        return None, None
+    if {field.name for field in fields(policy)} != {"keys", "spans", "images"}:
+        raise not_known(f"{type(policy).__name__} of the observations")
+    return policy.keys, policy.spans
+
+
+def widened(
+    layer: Any, vectors: Sequence[tuple[str, int]], read: Collection[str], spans: Sequence[tuple[int, int]]
+) -> Dense:
+    """A first layer that reads only some features of its arrays, with rows of 0 for the others.
+
+    `vectors` are the arrays, with their numbers of features; those under the keys `read` are its inputs.
+    """
+    is_read = np.zeros(sum(size for _, size in vectors), bool)
+    for first, last in spans:
+        is_read[first:last] = True
+    is_input = np.concatenate([np.full(size, key in read) for key, size in vectors])
+    places, count = np.flatnonzero(is_read[is_input]), int(is_input.sum())
+    weight = np.zeros((count + len(layer.weight) - len(places), layer.weight.shape[1]), np.float32)
+    weight[places], weight[count:] = layer.weight[: len(places)], layer.weight[len(places) :]
+    return Dense(weight, layer.bias, layer.activation)
 
 
 def inputs_of(

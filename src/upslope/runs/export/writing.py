@@ -60,7 +60,7 @@ def export_policy(policy: Policy, format: str, output: str | Path | None = None)
     plan = plan_of(policy.agent, policy.encoder, has_masks=policy.needs_mask)
     files = refuse_taken(WRITERS[format](plan, path))
     arrays, masks = sequences(plan)
-    wanted = expected(policy, arrays, masks)
+    wanted = expected(plan, policy, arrays, masks)
     with TemporaryDirectory() as folder:
         for file, content in files.items():
             (Path(folder) / file.name).write_bytes(content)
