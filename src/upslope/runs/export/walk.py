@@ -121,8 +121,8 @@ def not_known(words: str) -> UpslopeError:
 
 
 def view_of(model: Any) -> tuple[Any, Any]:
-    """The keys of the arrays that the policy reads, and (first, one past the last) of the features that it reads, of those
-    that no convolution makes; None for all of them."""
+    """The keys of the arrays that the policy reads, and the (first, one past the last) of its features among those that
+    no convolution makes; None for all of them."""
     policy, *_ = getattr(model, "views", (None,))
     if policy is None:
         return None, None
