@@ -173,7 +173,7 @@ def coding_of(encoder: Any, statistics: Any) -> Numbers | Bytes | Choices:
     if statistics is None:
         return Numbers()
     mean, variance = (np.asarray(x, np.float32) for x in (statistics.mean, statistics.variance))
-    return Numbers(mean, np.sqrt(variance + np.float32(1e-8)))
+    return Numbers(mean, np.asarray(np.sqrt(variance + np.float32(1e-8))))
 
 
 def chain_of(model: Any) -> tuple[list[Dense | Memory], Any]:
