@@ -19,7 +19,7 @@ LONGEST = (
     "test_structured_observations", "test_border", "test_own_environments", "test_model", "test_resume", "test_seeds",
     "test_optimisers", "test_slices", "test_report", "test_host", "test_survival", "test_old_runs", "test_recorded",
     "test_ladder", "test_lab", "test_credit", "test_memories", "test_mistakes", "test_cli", "test_runs", "test_health",
-    "test_loaders", "test_examples",
+    "test_loaders", "test_examples", "test_export",
 )  # fmt: skip
 
 

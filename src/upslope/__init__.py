@@ -11,6 +11,7 @@ if TYPE_CHECKING:
     from upslope.analysis.compare import compare as compare
     from upslope.analysis.comparison import Comparison as Comparison
     from upslope.api import Run as Run
+    from upslope.api import export as export
     from upslope.api import resume as resume
     from upslope.api import train as train
     from upslope.config.config import Config as Config
@@ -52,7 +53,7 @@ if TYPE_CHECKING:
     from upslope.runs.policy import load as load
 
 PUBLIC_NAMES = {
-    "api": ("train", "resume", "Run"),
+    "api": ("train", "resume", "export", "Run"),
     "runs.policy": ("load", "Policy"),
     "runs.evaluation": ("evaluate", "record", "Evaluation"),
     "analysis.compare": ("compare",),

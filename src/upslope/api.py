@@ -1,4 +1,4 @@
-"""The Python interface: `train` and `resume`."""
+"""The Python interface: `train`, `resume` and `export`."""
 
 from collections.abc import Callable, Mapping
 from pathlib import Path
@@ -17,6 +17,8 @@ from upslope.environments.registry import EnvironmentLike
 from upslope.errors import UpslopeError
 from upslope.runs.directory import RunDirectory, check_name, free_name, versions
 from upslope.runs.display import Display, choose
+from upslope.runs.export.writing import Exported, export_run
+from upslope.runs.policy import Which
 from upslope.runs.train import Run, Session, begin, resume_run
 
 
@@ -135,3 +137,32 @@ def resume(
     words = ", ".join(f"{name} {old} → {new}" for name, (old, new) in changed.items())
     notes = [f"versions changed since the run started, so bits may differ: {words}"] if changed else []
     return resume_run(config, task, directory, session_of(quiet, tensorboard, workers, display), notes)
+
+
+def export(
+    run: str | Path,
+    format: str,
+    output: str | Path | None = None,
+    *,
+    seed: int | None = None,
+    checkpoint: Which = "best",
+    model: Callable[..., Any] | None = None,
+    trust: bool = False,
+) -> Exported:
+    """Write a run's policy to a file that acts without upslope, with its normaliser, masks, memory and action bounds.
+
+    The file gives the deterministic action in the environment's own units and dtype, and the parameters of its
+    distribution: the logits, or mean and log σ. Before it is kept, it is held against the policy on random
+    observations. An existing file is not overwritten.
+
+    Args:
+        run: the run directory.
+        format: `numpy`, a Python file and its arrays; `c`, a C99 header without allocation; `onnx`, a graph (extra
+            `onnx`).
+        output: the file, or a folder for it; by default `policy.py`, `policy.h` or `policy.onnx` in the run directory.
+        seed, checkpoint, model, trust: as in `upslope.load`.
+
+    Raises:
+        UpslopeError: the format cannot hold a part of the policy, the file exists, or what `upslope.load` refuses.
+    """
+    return export_run(run, format, output, seed=seed, checkpoint=checkpoint, model=model, trust=trust)

@@ -115,6 +115,37 @@ def record(
     say(f"to learn from them:  {command_of(learner, is_continuous=is_continuous)}")
 
 
+def export(
+    run: Run,
+    format: Literal["onnx", "numpy", "c"],
+    output: Annotated[Path | None, Output] = None,
+    seed: int | None = None,
+    checkpoint: Checkpoint = "best",
+    trust: Switch = False,
+) -> None:
+    """Write a trained policy to a file that acts without upslope: for a robot, a microcontroller, another program.
+
+    The file gives the deterministic action in the environment's own units, and the parameters of its distribution;
+    normaliser, masks, memory and action bounds are in it. It is held against the policy before it is kept.
+
+    Args:
+        run: The run directory.
+        format: numpy: a Python file and its arrays; c: a C99 header; onnx: a graph (needs the extra `onnx`).
+        output: The file to write, or a folder for it; by default policy.py, .h or .onnx in the run directory.
+        seed: One of the run's seeds; by default the one with the best training return.
+        checkpoint: The checkpoint to export.
+        trust: Run the model's code that the run's config.json names; it may do anything. Otherwise you are shown the
+            code and asked, or it is refused. Upslope's own networks need none.
+    """
+    from upslope.api import export
+    from upslope.config.trust import ROLES, require
+    from upslope.runs.directory import RunDirectory
+
+    require(RunDirectory(run).config(), run, trust=trust, given=set(ROLES) - {"model"}, ask=True)
+    for note in export(run, format, output, seed=seed, checkpoint=checkpoint, trust=trust).notes:
+        say(note)
+
+
 def compare(
     runs: Runs, score: Score = "auto", normalize: Normalize = None, trust: Switch = False, json: Switch = False
 ) -> None:

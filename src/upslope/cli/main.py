@@ -20,8 +20,8 @@ EXIT_BROKEN_PIPE = 141
 """The status that a shell reports for a program whose output pipe was closed, e.g. by `head`."""
 
 FUNCTIONS = (
-    *(resume, commands.evaluate, commands.record, commands.compare, commands.report, commands.credit, commands.ladder),
-    *(commands.lab, commands.doctor, commands.check, commands.probe),
+    *(resume, commands.evaluate, commands.record, commands.export, commands.compare, commands.report, commands.credit),
+    *(commands.ladder, commands.lab, commands.doctor, commands.check, commands.probe),
 )
 COMMANDS: dict[str, Any] = {
     "train": Train,

@@ -2,7 +2,7 @@
 
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Any, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 import jax
 import jax.numpy as jnp
@@ -25,6 +25,9 @@ from upslope.models.model import POLICY, VALUE, has_memory
 from upslope.models.views import completed, emptied, view_in
 from upslope.runs.checkpoints import check_size, load_checkpoint
 from upslope.runs.directory import RunDirectory
+
+if TYPE_CHECKING:
+    from upslope.runs.export.writing import Exported
 
 Which = Literal["best", "last"]
 
@@ -178,6 +181,15 @@ class Policy:
         batch, is_batch = self.as_batch(observation, VALUE)
         value = np.asarray(self.agent.value(jax.tree.map(jnp.asarray, batch)) / self.agent.reward_scale())
         return value if is_batch else value[0]
+
+    def export(self, format: str, output: str | Path | None = None) -> "Exported":
+        """Write the deterministic policy to a file that acts without upslope; see `upslope.export`.
+
+        By default it is `policy.onnx`, `policy.py` or `policy.h` in the current folder.
+        """
+        from upslope.runs.export.writing import export_policy
+
+        return export_policy(self, format, output)
 
 
 def load(

@@ -1,0 +1,337 @@
+"""A policy as a C99 header without allocation, for a microcontroller."""
+
+import re
+from collections.abc import Iterator
+from pathlib import Path
+
+import numpy as np
+
+from upslope.errors import UpslopeError
+from upslope.models.normaliser import OBSERVATION_CLIP
+from upslope.runs.export.plan import Categories, Dense, Gaussian, Gru, Lru, Lstm, Numbers, Plan, Switches
+
+C_TYPES = {"float32": "float", "float64": "double"} | {
+    name: f"{name}_t" for name in ("int8", "int16", "int32", "int64", "uint8", "uint16", "uint32", "uint64")
+}
+"""The dtypes of actions in C."""
+ACTIVATIONS = {"tanh": "tanhf(sum)", "relu": "sum > 0.0f ? sum : 0.0f", "silu": "sum / (1.0f + expf(-sum))"}
+"""Each activation in C."""
+GRU_ARRAYS = ("input_weight", "state_weight", "bias", "state_bias")
+NUMBERS_A_LINE = 8
+
+
+def files_of(plan: Plan, path: Path) -> dict[Path, bytes]:
+    """The header at this path.
+
+    Raises:
+        UpslopeError: the policy has a part that is not written in C.
+    """
+    refuse_what_c_has_not(plan)
+    return {path: source(plan, prefix_of(path)).encode()}
+
+
+def refuse_what_c_has_not(plan: Plan) -> None:
+    """Refuse other observations than vectors, other memories than a GRU, and 16-bit floats."""
+    pictures = {picture.place for picture in plan.pictures}
+    parts = [
+        f"`{one.name}` ({one.kind})"
+        for place, one in enumerate(plan.inputs)
+        if place in pictures or not isinstance(one.coding, Numbers)
+    ]
+    if isinstance(plan.memory, Lstm | Lru):
+        parts.append(f"a memory of the kind {type(plan.memory).__name__.lower()}")
+    if plan.head.dtype not in C_TYPES:
+        parts.append(f"actions of {plan.head.dtype}")
+    if parts:
+        remedy = "onnx" if plan.pictures else "numpy or onnx"
+        raise UpslopeError(
+            f"This policy has {', '.join(parts)}; in C there are vectors of real numbers, perceptrons and a GRU. "
+            f"Export it as {remedy}."
+        )
+
+
+def prefix_of(path: Path) -> str:
+    """What every name in the header begins with: the file's name as an identifier."""
+    word = re.sub(r"[^A-Za-z0-9_]", "_", path.stem)
+    return word if re.match(r"[A-Za-z]", word) else f"policy_{word}"
+
+
+def sizes_of(plan: Plan) -> tuple[int, int]:
+    """(bytes of constants, bytes of the state) of the policy in C."""
+    normaliser = 2 * 4 * num_inputs(plan) if is_normalised(plan) else 0
+    layers = sum(x.size for layer in plan.layers for x in vars(layer).values() if isinstance(x, np.ndarray))
+    head = 0
+    if isinstance(plan.head, Gaussian):
+        head = plan.head.num_outputs * (3 * 4 + 2 * plan.head.low.itemsize)
+    remembered = plan.memory.size if plan.memory else 0
+    return normaliser + 4 * layers + head, 4 * (2 * widest(plan) + remembered)
+
+
+def num_inputs(plan: Plan) -> int:
+    """The length of an observation, whose arrays follow one another."""
+    return sum(one.num_features for one in plan.inputs)
+
+
+def widest(plan: Plan) -> int:
+    """The most numbers that any layer reads or gives."""
+    widths = [layer.weight.shape[1] if isinstance(layer, Dense) else layer.size for layer in plan.layers]
+    return max(num_inputs(plan), *widths)
+
+
+def is_normalised(plan: Plan) -> bool:
+    """Whether any array of the observation is."""
+    return any(isinstance(one.coding, Numbers) and one.coding.mean is not None for one in plan.inputs)
+
+
+def source(plan: Plan, prefix: str) -> str:
+    """The header."""
+    guard = f"{prefix.upper()}_H"
+    lines = [
+        *beginning(plan, prefix),
+        f"#ifndef {guard}",
+        f"#define {guard}",
+        "",
+        "#include <math.h>",
+        "#include <stdint.h>",
+        "",
+        *types(plan, prefix),
+        *constants(plan, prefix),
+        *functions(plan, prefix),
+        *reset(plan, prefix),
+        *step(plan, prefix),
+        f"#endif /* {guard} */",
+    ]
+    return "\n".join(lines) + "\n"
+
+
+def beginning(plan: Plan, prefix: str) -> Iterator[str]:
+    """The comment, with what goes in and comes out."""
+    mask = ", mask" if plan.has_masks else ""
+    yield "/* A policy trained by upslope, in C99, without allocation. Link with -lm."
+    yield " *"
+    yield f" *     static {prefix}_state state;"
+    yield f" *     {prefix}_result result;"
+    yield f" *     {prefix}_reset(&state);                      where an episode begins"
+    yield f" *     {prefix}_step(&state, observation{mask}, &result);"
+    yield " *"
+    yield " * The observation holds, one after another:"
+    start = 0
+    for one in plan.inputs:
+        # Only plain letters: a key could end the comment.
+        name = re.sub(r"[^A-Za-z0-9_/. -]", "?", one.name).replace("*/", "?").replace("/*", "?")
+        yield f" *   [{start}] to [{start + one.num_features - 1}]  {name}, {one.kind} of shape {list(one.shape)}"
+        start += one.num_features
+    if plan.has_masks:
+        yield f" * The mask holds {plan.head.num_choices} places, 1 where a choice is allowed."
+    action = f"{plan.head.dtype} of shape {list(plan.head.shape)}"
+    yield f" * The action is the most probable one, {action}, within its bounds."
+    yield " */"
+
+
+def types(plan: Plan, prefix: str) -> Iterator[str]:
+    """Sizes, the state, and the result."""
+    outputs, actions = plan.head.num_outputs, num_actions(plan)
+    yield f"#define {prefix.upper()}_OBSERVATION {num_inputs(plan)}"
+    if plan.has_masks:
+        yield f"#define {prefix.upper()}_MASK {plan.head.num_choices}"
+    yield f"#define {prefix.upper()}_ACTION {actions}"
+    yield f"#define {prefix.upper()}_OUTPUTS {outputs}"
+    yield ""
+    yield "typedef struct {"
+    if plan.memory:
+        yield f"    float memory[{plan.memory.size}];"
+    yield f"    float a[{widest(plan)}], b[{widest(plan)}]; /* what one layer gives the next */"
+    yield f"}} {prefix}_state;"
+    yield ""
+    yield "typedef struct {"
+    yield f"    {C_TYPES[plan.head.dtype]} action[{actions}];"
+    yield from (f"    float {name}[{outputs}]; /* of the distribution */" for name in plan.head.parameters)
+    yield f"}} {prefix}_result;"
+    yield ""
+
+
+def num_actions(plan: Plan) -> int:
+    """The number of components of an action."""
+    return len(plan.head.sizes) if isinstance(plan.head, Categories) else plan.head.num_outputs
+
+
+def constants(plan: Plan, prefix: str) -> Iterator[str]:
+    """Statistics, weights and bounds."""
+    if is_normalised(plan):
+        mean, deviation = [], []
+        for one in plan.inputs:
+            assert isinstance(one.coding, Numbers)
+            zeros, ones = np.zeros(one.num_features, np.float32), np.ones(one.num_features, np.float32)
+            mean.append(zeros if one.coding.mean is None else one.coding.mean.ravel())
+            deviation.append(ones if one.coding.deviation is None else one.coding.deviation.ravel())
+        yield from array(f"{prefix}_mean", np.concatenate(mean))
+        yield from array(f"{prefix}_deviation", np.concatenate(deviation))
+    for k, layer in enumerate(plan.layers):
+        if isinstance(layer, Dense):
+            yield from array(f"{prefix}_weight_{k}", layer.weight.T)
+            yield from array(f"{prefix}_bias_{k}", layer.bias)
+        elif isinstance(layer, Gru):
+            for name in GRU_ARRAYS:
+                yield from array(f"{prefix}_{name}_{k}", getattr(layer, name))
+    if isinstance(plan.head, Gaussian):
+        for name in ("centre", "half", "log_std"):
+            yield from array(f"{prefix}_{name}", getattr(plan.head, name))
+        for name in ("low", "high"):
+            yield from array(f"{prefix}_{name}", getattr(plan.head, name), C_TYPES[plan.head.dtype])
+
+
+def array(name: str, numbers: np.ndarray, kind: str = "float") -> Iterator[str]:
+    """A constant array."""
+    written = [literal(float(x), kind) for x in numbers.ravel()]
+    yield f"static const {kind} {name}[{len(written)}] = {{"
+    for start in range(0, len(written), NUMBERS_A_LINE):
+        yield f"    {', '.join(written[start : start + NUMBERS_A_LINE])},"
+    yield "};"
+    yield ""
+
+
+def literal(x: float, kind: str) -> str:
+    """A number with all its digits."""
+    text = f"{x:.9g}" if kind == "float" else f"{x:.17g}"
+    if not any(mark in text for mark in ".en"):
+        text += ".0"
+    return f"{text}f" if kind == "float" else text
+
+
+def functions(plan: Plan, prefix: str) -> Iterator[str]:
+    """The layers that the policy has."""
+    for activation in dict.fromkeys(layer.activation for layer in plan.layers if isinstance(layer, Dense)):
+        yield f"static inline void {prefix}_{activation or 'linear'}("
+        yield "    const float *x, int inputs, const float *weight, const float *bias, int outputs, float *y)"
+        yield "{"
+        yield "    for (int k = 0; k < outputs; k++) {"
+        yield "        float sum = bias[k];"
+        yield "        for (int i = 0; i < inputs; i++)"
+        yield "            sum += weight[k * inputs + i] * x[i];"
+        yield f"        y[k] = {ACTIVATIONS[activation] if activation else 'sum'};"
+        yield "    }"
+        yield "}"
+        yield ""
+    if plan.memory:
+        yield from gru(prefix)
+
+
+def gru(prefix: str) -> list[str]:
+    """One step of a GRU."""
+    return f"""\
+static inline float {prefix}_product(const float *weight, const float *x, int size)
+{{
+    float sum = 0.0f;
+    for (int i = 0; i < size; i++)
+        sum += weight[i] * x[i];
+    return sum;
+}}
+
+static inline float {prefix}_sigmoid(float x)
+{{
+    return 1.0f / (1.0f + expf(-x));
+}}
+
+static inline void {prefix}_gru(
+    const float *x, int inputs, const float *input_weight, const float *state_weight, const float *bias,
+    const float *state_bias, int size, float *memory, float *y)
+{{
+    for (int k = 0; k < size; k++) {{
+        const int r = k, z = size + k, n = 2 * size + k;
+        const float reset = {prefix}_sigmoid({prefix}_product(input_weight + r * inputs, x, inputs) + bias[r]
+            + {prefix}_product(state_weight + r * size, memory, size));
+        const float keep = {prefix}_sigmoid({prefix}_product(input_weight + z * inputs, x, inputs) + bias[z]
+            + {prefix}_product(state_weight + z * size, memory, size));
+        const float made = tanhf({prefix}_product(input_weight + n * inputs, x, inputs) + bias[n]
+            + reset * ({prefix}_product(state_weight + n * size, memory, size) + state_bias[k]));
+        y[k] = made + keep * (memory[k] - made);
+    }}
+    for (int k = 0; k < size; k++)
+        memory[k] = y[k];
+}}
+""".split("\n")
+
+
+def reset(plan: Plan, prefix: str) -> Iterator[str]:
+    """The function that begins an episode."""
+    yield f"static inline void {prefix}_reset({prefix}_state *state)"
+    yield "{"
+    if plan.memory:
+        yield f"    for (int k = 0; k < {plan.memory.size}; k++)"
+        yield "        state->memory[k] = 0.0f;"
+    else:
+        yield "    (void)state; /* nothing is remembered */"
+    yield "}"
+    yield ""
+
+
+def step(plan: Plan, prefix: str) -> Iterator[str]:
+    """The function that acts."""
+    mask = " const uint8_t *mask," if plan.has_masks else ""
+    yield f"static inline void {prefix}_step("
+    yield f"    {prefix}_state *state, const float *observation,{mask} {prefix}_result *result)"
+    yield "{"
+    yield "    float *x = state->a, *y = state->b, *other;"
+    yield f"    for (int i = 0; i < {num_inputs(plan)}; i++)" + (" {" if is_normalised(plan) else "")
+    if is_normalised(plan):
+        clip = f"{OBSERVATION_CLIP}f"
+        yield f"        const float z = (observation[i] - {prefix}_mean[i]) / {prefix}_deviation[i];"
+        yield f"        x[i] = z < -{clip} ? -{clip} : z > {clip} ? {clip} : z;"
+        yield "    }"
+    else:
+        yield "        x[i] = observation[i];"
+    for k, layer in enumerate(plan.layers):
+        if isinstance(layer, Dense):
+            inputs, outputs = layer.weight.shape
+            called = f"{prefix}_{layer.activation or 'linear'}"
+            yield f"    {called}(x, {inputs}, {prefix}_weight_{k}, {prefix}_bias_{k}, {outputs}, y);"
+        elif isinstance(layer, Gru):
+            arrays = ", ".join(f"{prefix}_{name}_{k}" for name in GRU_ARRAYS)
+            inputs = layer.input_weight.shape[1]
+            yield f"    {prefix}_gru(x, {inputs}, {arrays}, {layer.size}, state->memory, y);"
+        yield "    other = x, x = y, y = other;"
+    yield from head(plan, prefix)
+    yield "}"
+    yield ""
+
+
+def head(plan: Plan, prefix: str) -> Iterator[str]:
+    """From the last layer's outputs to the action."""
+    made = plan.head
+    kind = C_TYPES[made.dtype]
+    yield f"    for (int k = 0; k < {made.num_outputs}; k++) {{"
+    if isinstance(made, Gaussian):
+        yield f"        const float mean = {prefix}_centre[k] + {prefix}_half[k] * x[k];"
+        yield f"        const {kind} taken = ({kind})mean;"
+        yield "        result->mean[k] = mean;"
+        yield f"        result->log_std[k] = {prefix}_log_std[k];"
+        yield f"        result->action[k] = taken < {prefix}_low[k] ? {prefix}_low[k]"
+        yield f"            : taken > {prefix}_high[k] ? {prefix}_high[k] : taken;"
+    elif isinstance(made, Switches):
+        free = "mask[2 * k] && mask[2 * k + 1] ? x[k] : mask[2 * k + 1] ? INFINITY : -INFINITY"
+        yield f"        result->logits[k] = {free if plan.has_masks else 'x[k]'};"
+        yield "        result->action[k] = result->logits[k] > 0.0f;"
+    else:
+        yield f"        result->logits[k] = {'mask[k] ? x[k] : -INFINITY' if plan.has_masks else 'x[k]'};"
+    yield "    }"
+    if isinstance(made, Categories):
+        yield from highest(made, kind)
+
+
+def highest(made: Categories, kind: str) -> Iterator[str]:
+    """The first of the highest logits of each choice."""
+    for k, (first, size, start) in enumerate(
+        zip(np.cumsum([0, *made.sizes]).tolist(), made.sizes, made.start, strict=False)
+    ):
+        yield "    {"
+        yield f"        int best = {first};"
+        yield f"        for (int k = {first + 1}; k < {first + size}; k++)"
+        yield "            if (result->logits[k] > result->logits[best])"
+        yield "                best = k;"
+        yield f"        result->action[{k}] = ({kind})(best - {first} + ({integer(start)}));"
+        yield "    }"
+
+
+def integer(x: int) -> str:
+    """A whole number, wide enough for any start."""
+    return f"INT64_C({x})"

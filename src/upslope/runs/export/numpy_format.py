@@ -1,0 +1,232 @@
+"""A policy as a Python file that needs NumPy alone, and its arrays beside it."""
+
+import io
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from upslope.errors import UpslopeError
+from upslope.models.normaliser import OBSERVATION_CLIP
+from upslope.runs.export.plan import (
+    Bytes,
+    Choices,
+    Dense,
+    Gaussian,
+    Gru,
+    Input,
+    Lstm,
+    Memory,
+    Numbers,
+    Plan,
+    Switches,
+)
+
+ACTIVATIONS = {"tanh": "np.tanh({})", "relu": "np.maximum({}, 0)", "silu": "silu({})", None: "{}"}
+"""Each activation in NumPy."""
+
+
+def files_of(plan: Plan, path: Path) -> dict[Path, bytes]:
+    """The Python file at this path and its arrays beside it.
+
+    Raises:
+        UpslopeError: the policy has convolutions.
+    """
+    if plan.pictures:
+        names = ", ".join(f"`{plan.inputs[picture.place].name}`" for picture in plan.pictures)
+        raise UpslopeError(
+            f"This policy reads {names} by convolutions, which are slow in NumPy and are not written for it. Export "
+            "it as onnx."
+        )
+    buffer = io.BytesIO()
+    arrays: Any = arrays_of(plan)
+    np.savez(buffer, **arrays)
+    return {path: source(plan, path).encode(), path.with_suffix(".npz"): buffer.getvalue()}
+
+
+def arrays_of(plan: Plan) -> dict[str, np.ndarray]:
+    """The arrays that the Python file reads, by name."""
+    found: dict[str, np.ndarray] = {}
+    for k, one in enumerate(plan.vectors):
+        if isinstance(one.coding, Numbers) and one.coding.mean is not None and one.coding.deviation is not None:
+            found |= {f"mean_{k}": one.coding.mean.ravel(), f"deviation_{k}": one.coding.deviation.ravel()}
+        elif isinstance(one.coding, Choices):
+            found |= dict(zip((f"which_{k}", f"what_{k}"), one.coding.meanings, strict=True))
+    for k, layer in enumerate(plan.layers):
+        names = {name: x for name, x in vars(layer).items() if isinstance(x, np.ndarray)}
+        found |= {f"{name}_{k}": x for name, x in names.items()}
+    if isinstance(plan.head, Gaussian):
+        found |= {name: getattr(plan.head, name) for name in ("centre", "half", "log_std", "low", "high")}
+    return found
+
+
+def source(plan: Plan, path: Path) -> str:
+    """The Python file."""
+    return "\n".join([*beginning(plan, path), *class_of(plan), *functions(plan)]) + "\n"
+
+
+def beginning(plan: Plan, path: Path) -> list[str]:
+    """The docstring, with what goes in and comes out, and imports."""
+    mask = ", mask" if plan.has_masks else ""
+    what = [f"    {one.name!a}: {one.kind} {list(one.shape)}" for one in plan.inputs]
+    return [
+        '"""A policy trained by upslope. It needs NumPy, and its arrays in a file of the same name that ends in .npz.',
+        "",
+        "    policy = Policy()",
+        *(["    policy.reset()  # where an episode begins"] if plan.memory else []),
+        f"    action = policy(observation{mask})",
+        "",
+        "The observation, or a batch of them with one axis in front:",
+        *(line.replace("\\", "\\\\").replace('"""', '""') for line in what),
+        *([f"The mask: {plan.head.num_choices} places, 1 where a choice is allowed."] if plan.has_masks else []),
+        f"The action: {plan.head.dtype} {list(plan.head.shape)}, the most probable one, within its bounds.",
+        '"""',
+        "",
+        "from pathlib import Path",
+        "",
+        "import numpy as np",
+        "",
+        "",
+    ]
+
+
+def class_of(plan: Plan) -> Iterator[str]:
+    """The class `Policy`."""
+    mask, given = (", mask", ", mask=None") if plan.has_masks else ("", "")
+    yield "class Policy:"
+    yield '    """The deterministic action of each observation."""'
+    yield ""
+    yield '    def __init__(self, path=Path(__file__).with_suffix(".npz")):'
+    yield "        with np.load(path) as file:"
+    yield "            self.arrays = dict(file)"
+    yield "        self.reset()"
+    yield ""
+    yield "    def reset(self):"
+    yield f'        """Begin an episode{"" if plan.memory else ": nothing is remembered"}."""'
+    yield "        self.memory = None"
+    yield ""
+    yield f"    def __call__(self, observation{given}):"
+    yield f"        return self.act(observation{mask})[0]"
+    yield ""
+    yield f"    def act(self, observation{given}):"
+    yield f'        """The action, and the parameters of its distribution: {", ".join(plan.head.parameters)}."""'
+    yield "        a = self.arrays"
+    yield from (f"        {line}" for line in act(plan))
+
+
+def act(plan: Plan) -> Iterator[str]:
+    """The body of `act`."""
+    coded = [coded_input(k, one) for k, one in enumerate(plan.vectors)]
+    if len(coded) == 1:
+        yield f"x = {coded[0]}"
+    else:
+        yield from ("x = [", *(f"    {one}," for one in coded), "]", "x = np.concatenate(x, axis=-1)")
+    for k, layer in enumerate(plan.layers):
+        yield from (dense(k, layer) if isinstance(layer, Dense) else memory(k, layer))
+    yield from head(plan)
+
+
+def coded_input(k: int, one: Input) -> str:
+    """The features of the k-th array, as an expression."""
+    place = "observation" + "".join(f"[{key!a}]" for key in one.path)
+    x = f"flat({place}, {one.shape})"
+    if isinstance(one.coding, Choices):
+        return f'(flat({place}, {one.shape}, np.int64)[..., a["which_{k}"]] == a["what_{k}"]).astype(np.float32)'
+    if isinstance(one.coding, Bytes):
+        return f"{x} / np.float32(255)" if one.coding.is_picture else f"np.log1p({x})"
+    if one.coding.mean is None:
+        return x
+    return f'np.clip(({x} - a["mean_{k}"]) / a["deviation_{k}"], -{OBSERVATION_CLIP}, {OBSERVATION_CLIP})'
+
+
+def dense(k: int, layer: Dense) -> Iterator[str]:
+    """A layer."""
+    yield "x = " + ACTIVATIONS[layer.activation].format(f'x @ a["weight_{k}"] + a["bias_{k}"]')
+
+
+def memory(k: int, layer: Memory) -> Iterator[str]:
+    """The layer that remembers; a carry of None is 0."""
+    yield "if self.memory is None:"
+    yield f"    self.memory = {len(layer.carries)} * [np.zeros((*x.shape[:-1], {layer.size}), np.float32)]"
+    if isinstance(layer, Gru):
+        yield "(h,) = self.memory"
+        yield f'r, z, n = np.split(x @ a["input_weight_{k}"].T + a["bias_{k}"], 3, axis=-1)'
+        yield f'hr, hz, hn = np.split(h @ a["state_weight_{k}"].T, 3, axis=-1)'
+        yield f'n = np.tanh(n + sigmoid(r + hr) * (hn + a["state_bias_{k}"]))'
+        yield "x = n + sigmoid(z + hz) * (h - n)"
+        yield "self.memory = [x]"
+    elif isinstance(layer, Lstm):
+        yield "h, c = self.memory"
+        yield f'gates = x @ a["input_weight_{k}"].T + h @ a["state_weight_{k}"].T + a["bias_{k}"]'
+        yield "i, f, g, o = np.split(gates, 4, axis=-1)"
+        yield "c = sigmoid(f) * c + sigmoid(i) * np.tanh(g)"
+        yield "x = sigmoid(o) * np.tanh(c)"
+        yield "self.memory = [x, c]"
+    else:
+        yield "h, i = self.memory"
+        yield f'(p, q), (b, d), (c, e) = a["rate_{k}"], a["inward_{k}"], a["outward_{k}"]'
+        yield "h, i = p * h - q * i + x @ b.T, p * i + q * h + x @ d.T"
+        yield f'x = h @ c.T - i @ e.T + x @ a["skip_{k}"].T'
+        yield "self.memory = [h, i]"
+
+
+def head(plan: Plan) -> Iterator[str]:
+    """The action and the parameters of its distribution."""
+    made, shape = plan.head, "".join(f", {n}" for n in plan.head.shape)
+    if plan.has_masks:
+        yield f"mask = allowed(mask, {made.num_choices})"
+    if isinstance(made, Gaussian):
+        yield 'mean = a["centre"] + a["half"] * x'
+        yield f'action = np.clip(mean.astype(np.{made.dtype}), a["low"], a["high"])'
+        named = '{"mean": mean, "log_std": np.broadcast_to(a["log_std"], mean.shape)}'
+    elif isinstance(made, Switches):
+        if plan.has_masks:
+            yield "may = mask.reshape(*mask.shape[:-1], -1, 2)"
+            yield "x = np.where(may.all(axis=-1), x, np.where(may[..., 1], np.float32(np.inf), np.float32(-np.inf)))"
+        yield "action = (x > 0).astype(np.int8)"
+        named = '{"logits": x}'
+    else:
+        if plan.has_masks:
+            yield "x = np.where(mask, x, -np.inf)"
+        if len(made.shape) == 0:
+            yield f"action = np.int64(x.argmax(axis=-1) + {made.start[0]})"
+        else:
+            ends = np.cumsum(made.sizes)[:-1].tolist()
+            yield f"parts = np.split(x, {ends}, axis=-1)"
+            yield f"action = np.stack([part.argmax(axis=-1) for part in parts], axis=-1) + {list(made.start)}"
+            yield f"action = action.astype(np.{made.dtype})"
+        named = '{"logits": x}'
+    if plan.head.shape or isinstance(made, Gaussian):
+        yield f"action = action.reshape(*action.shape[:-1]{shape})"
+    yield f"return action, {named}"
+
+
+def functions(plan: Plan) -> Iterator[str]:
+    """The functions that the class uses."""
+    yield from (
+        "",
+        "",
+        "def flat(x, shape, dtype=np.float32):",
+        '    """The numbers of an array of this shape, or of a batch of them."""',
+        "    x = np.asarray(x).astype(dtype)",
+        "    batch = x.shape[: x.ndim - len(shape)]",
+        "    if x.shape != (*batch, *shape) or len(batch) > 1:",
+        '        raise ValueError(f"The shape {shape} is needed, or a batch of it, and not {x.shape}.")',
+        "    return x.reshape(*batch, -1)",
+    )
+    if plan.has_masks:
+        yield from (
+            "",
+            "",
+            "def allowed(mask, size):",
+            '    """The mask as flags."""',
+            "    flags = np.asarray(mask if mask is not None else [], bool)",
+            "    if flags.shape[-1] != size:",
+            '        raise ValueError(f"This policy needs a mask of {size} choices, 1 where one is allowed.")',
+            "    return flags",
+        )
+    if isinstance(plan.memory, Gru | Lstm):
+        yield from ("", "", "def sigmoid(x):", "    return 0.5 + 0.5 * np.tanh(0.5 * x)")
+    if any(isinstance(layer, Dense) and layer.activation == "silu" for layer in plan.layers):
+        yield from ("", "", "def silu(x):", "    return x * (0.5 + 0.5 * np.tanh(0.5 * x))")

@@ -1,0 +1,314 @@
+"""A policy as an ONNX graph, written operator by operator (extra `onnx`)."""
+
+from collections.abc import Sequence
+from importlib import import_module
+from importlib.metadata import version
+from importlib.util import find_spec
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from upslope.errors import UpslopeError
+from upslope.models.normaliser import OBSERVATION_CLIP
+from upslope.runs.export.plan import (
+    Block,
+    Bytes,
+    Categories,
+    Choices,
+    Convolution,
+    Dense,
+    Gaussian,
+    Gru,
+    Input,
+    Lstm,
+    Memory,
+    Picture,
+    Plan,
+    Stack,
+    Switches,
+)
+
+OPSET, IR_VERSION = 17, 8
+"""The versions of the operators and of the file: those of onnx 1.12 (2022), which onnxruntime reads since 1.12."""
+MASK, ACTION, OWN = "action_mask", "action", "upslope:"
+"""The names of a mask and of the action, and what every inner name begins with."""
+KINDS = {"Box": "float32", "image": "uint8", "Discrete": "int64", "MultiDiscrete": "int64", "MultiBinary": "int8"}
+"""The dtype of an input for each kind of space."""
+
+
+def require_onnx() -> Any:
+    """The package onnx.
+
+    Raises:
+        UpslopeError: it is not installed.
+    """
+    if find_spec("onnx") is None:
+        raise UpslopeError('ONNX needs onnx, which is not installed: pip install "upslope[onnx]". Or export as numpy.')
+    return import_module("onnx")
+
+
+def files_of(plan: Plan, path: Path) -> dict[Path, bytes]:
+    """The graph at this path.
+
+    Raises:
+        UpslopeError: onnx is not installed.
+    """
+    require_onnx()
+    return {path: GraphWriter().model(plan).SerializeToString()}
+
+
+def own_files_of(own: Any, policy: Any, path: Path) -> dict[Path, bytes]:
+    """The graph that a user's model makes of itself.
+
+    Raises:
+        UpslopeError: onnx is not installed, or it is no valid graph.
+    """
+    onnx = require_onnx()
+    made = own.to_onnx(policy)
+    name = type(own).__name__
+    if not isinstance(made, onnx.ModelProto):
+        raise UpslopeError(f"{name}.to_onnx() gives a {type(made).__name__}, and an onnx.ModelProto is needed.")
+    try:
+        onnx.checker.check_model(made, full_check=True)
+    except (onnx.checker.ValidationError, onnx.shape_inference.InferenceError) as error:
+        raise UpslopeError(f"{name}.to_onnx() gives a graph that is not valid: {error}.") from error
+    return {path: made.SerializeToString()}
+
+
+def input_names(plan: Plan) -> list[str]:
+    """The names of the observation's arrays: their keys, after `observation/` where another name is the same."""
+    carries = plan.memory.carries if plan.memory else ()
+    taken = {MASK, ACTION, *plan.head.parameters, *carries, *(f"next_{name}" for name in carries)}
+    names: list[str] = []
+    for one in plan.inputs:
+        name = one.name
+        while name in taken or name.startswith(OWN):
+            name = f"observation/{name}"
+        taken.add(name)
+        names.append(name)
+    return names
+
+
+class GraphWriter:
+    """A graph in the making: operators in order, and constants."""
+
+    def __init__(self) -> None:
+        onnx = require_onnx()
+        self.helper, self.numpy_helper, self.checker = onnx.helper, onnx.numpy_helper, onnx.checker
+        self.nodes: list[Any] = []
+        self.constants: list[Any] = []
+        self.count = 0
+
+    def fresh(self) -> str:
+        """A name that nothing else has."""
+        self.count += 1
+        return f"{OWN}{self.count}"
+
+    def op(self, kind: str, *inputs: str, output: str | None = None, **attributes: Any) -> str:
+        """Append an operator with one output, and return that output's name."""
+        return self.ops(kind, *inputs, outputs=[output or self.fresh()], **attributes)[0]
+
+    def ops(self, kind: str, *inputs: str, outputs: Sequence[str], **attributes: Any) -> Sequence[str]:
+        """Append an operator."""
+        self.nodes.append(self.helper.make_node(kind, list(inputs), list(outputs), **attributes))
+        return outputs
+
+    def constant(self, x: Any, dtype: Any = np.float32) -> str:
+        """A constant array."""
+        name = self.fresh()
+        self.constants.append(self.numpy_helper.from_array(np.array(x, dtype), name))
+        return name
+
+    def cast(self, x: str, dtype: str, output: str | None = None) -> str:
+        """x in another dtype."""
+        return self.op("Cast", x, output=output, to=self.helper.np_dtype_to_tensor_dtype(np.dtype(dtype)))
+
+    def reshape(self, x: str, *shape: int, output: str | None = None) -> str:
+        """x in another shape after the batch axis."""
+        return self.op("Reshape", x, self.constant((-1, *shape), np.int64), output=output)
+
+    def declared(self, name: str, dtype: str, *shape: int) -> Any:
+        """An input or output of the graph."""
+        kind = self.helper.np_dtype_to_tensor_dtype(np.dtype(dtype))
+        return self.helper.make_tensor_value_info(name, kind, ["batch", *shape])
+
+    def model(self, plan: Plan) -> Any:
+        """The whole graph."""
+        names, head = input_names(plan), plan.head
+        inputs = [self.declared(n, KINDS[one.kind], *one.shape) for n, one in zip(names, plan.inputs, strict=True)]
+        outputs = [self.declared(ACTION, head.dtype, *head.shape)]
+        outputs += [self.declared(name, "float32", head.num_outputs) for name in head.parameters]
+        if plan.has_masks:
+            inputs.append(self.declared(MASK, "bool", head.num_choices))
+        if plan.memory:
+            inputs += [self.declared(name, "float32", plan.memory.size) for name in plan.memory.carries]
+            outputs += [self.declared(f"next_{name}", "float32", plan.memory.size) for name in plan.memory.carries]
+        x = self.features(plan, names)
+        for layer in plan.layers:
+            x = self.dense(x, layer) if isinstance(layer, Dense) else self.memory(x, layer)
+        self.head(x, plan)
+        graph = self.helper.make_graph(self.nodes, "policy", inputs, outputs, self.constants)
+        opset = [self.helper.make_opsetid("", OPSET)]
+        model = self.helper.make_model(
+            graph, opset_imports=opset, producer_name="upslope", producer_version=version("upslope")
+        )
+        model.ir_version = IR_VERSION
+        self.checker.check_model(model, full_check=True)
+        return model
+
+    def features(self, plan: Plan, names: list[str]) -> str:
+        """What the first layer reads."""
+        codings = [self.coded(name, one) for name, one in zip(names, plan.inputs, strict=True)]
+        convolved = {picture.place for picture in plan.pictures}
+        seen = [
+            self.reshape(x, one.num_features)
+            for place, (x, one) in enumerate(zip(codings, plan.inputs, strict=True))
+            if place not in convolved
+        ]
+        seen += [self.picture(codings[picture.place], picture) for picture in plan.pictures]
+        return seen[0] if len(seen) == 1 else self.op("Concat", *seen, axis=1)
+
+    def coded(self, name: str, one: Input) -> str:
+        """An array as numbers of about 1 in size, in its own shape, or one-hot."""
+        coding = one.coding
+        if isinstance(coding, Choices):
+            which, what = coding.meanings
+            each = self.op("Gather", self.reshape(name, len(coding.sizes)), self.constant(which, np.int64), axis=1)
+            return self.cast(self.op("Equal", each, self.constant(what, np.int64)), "float32")
+        x = self.cast(name, "float32")
+        if isinstance(coding, Bytes):
+            if coding.is_picture:
+                return self.op("Div", x, self.constant(255))
+            return self.op("Log", self.op("Add", x, self.constant(1)))
+        if coding.mean is None:
+            return x
+        z = self.op("Div", self.op("Sub", x, self.constant(coding.mean)), self.constant(coding.deviation))
+        return self.op("Clip", z, self.constant(-OBSERVATION_CLIP), self.constant(OBSERVATION_CLIP))
+
+    def picture(self, x: str, picture: Picture) -> str:
+        """The features [batch, F] of an image [batch, *shape]."""
+        height, width, channels = picture.size
+        last = self.op("Transpose", x, perm=[0, *(axis + 1 for axis in picture.axes)])
+        x = self.op("Transpose", self.reshape(last, height, width, channels), perm=[0, 3, 1, 2])
+        for layer in picture.layers:
+            x = self.op("Relu", self.stack(x, layer) if isinstance(layer, Stack) else self.convolution(x, layer))
+        x = self.op("Transpose", x, perm=[0, 2, 3, 1])
+        return self.dense(self.reshape(x, picture.last.weight.shape[0]), picture.last)
+
+    def convolution(self, x: str, layer: Convolution) -> str:
+        """A convolution with channels first."""
+        stride, padding = [layer.stride] * 2, [layer.padding] * 4
+        return self.op("Conv", x, self.constant(layer.weight), self.constant(layer.bias), strides=stride, pads=padding)
+
+    def stack(self, x: str, layer: Stack) -> str:
+        """A convolution, pooling, and residual blocks."""
+        x = self.convolution(x, layer.first)
+        x = self.op("MaxPool", x, kernel_shape=[3, 3], strides=[2, 2], pads=[1, 1, 1, 1])
+        for block in layer.blocks:
+            x = self.op("Add", x, self.residual(x, block))
+        return x
+
+    def residual(self, x: str, block: Block) -> str:
+        """second(relu(first(relu(x))))."""
+        inner = self.convolution(self.op("Relu", x), block.first)
+        return self.convolution(self.op("Relu", inner), block.second)
+
+    def product(self, x: str, weight: np.ndarray) -> str:
+        """x W."""
+        return self.op("MatMul", x, self.constant(weight))
+
+    def dense(self, x: str, layer: Dense) -> str:
+        """act(x W + b)."""
+        x = self.op("Add", self.product(x, layer.weight), self.constant(layer.bias))
+        if layer.activation == "silu":
+            return self.op("Mul", x, self.op("Sigmoid", x))
+        return x if layer.activation is None else self.op({"tanh": "Tanh", "relu": "Relu"}[layer.activation], x)
+
+    def memory(self, x: str, layer: Memory) -> str:
+        """A step of the layer that remembers."""
+        if isinstance(layer, Gru):
+            return self.gru(x, layer)
+        if isinstance(layer, Lstm):
+            return self.lstm(x, layer)
+        before, now = layer.carries, [f"next_{name}" for name in layer.carries]
+        (p, q), (b, d), (c, e) = layer.rate, layer.inward, layer.outward
+        self.op("Add", self.turned("Sub", before, (p, q)), self.product(x, b.T), output=now[0])
+        self.op("Add", self.turned("Add", before, (q, p)), self.product(x, d.T), output=now[1])
+        y = self.op("Sub", self.product(now[0], c.T), self.product(now[1], e.T))
+        return self.op("Add", y, self.product(x, layer.skip.T))
+
+    def turned(self, kind: str, carries: Sequence[str], factors: Sequence[np.ndarray]) -> str:
+        """first · factor ± second · factor."""
+        first, second = (self.op("Mul", carry, self.constant(f)) for carry, f in zip(carries, factors, strict=True))
+        return self.op(kind, first, second)
+
+    def gru(self, x: str, layer: Gru) -> str:
+        """A step of a GRU."""
+        (before,) = layer.carries
+        of_input = self.op("Add", self.product(x, layer.input_weight.T), self.constant(layer.bias))
+        (r, z, n), (hr, hz, hn) = self.gates(of_input, 3), self.gates(self.product(before, layer.state_weight.T), 3)
+        r, z = (self.op("Sigmoid", self.op("Add", a, b)) for a, b in ((r, hr), (z, hz)))
+        kept = self.op("Mul", r, self.op("Add", hn, self.constant(layer.state_bias)))
+        new = self.op("Tanh", self.op("Add", n, kept))
+        return self.op("Add", new, self.op("Mul", z, self.op("Sub", before, new)), output=f"next_{before}")
+
+    def lstm(self, x: str, layer: Lstm) -> str:
+        """A step of an LSTM."""
+        hidden, cell = layer.carries
+        of_both = self.op("Add", self.product(x, layer.input_weight.T), self.product(hidden, layer.state_weight.T))
+        i, f, g, o = self.gates(self.op("Add", of_both, self.constant(layer.bias)), 4)
+        i, f, o = (self.op("Sigmoid", gate) for gate in (i, f, o))
+        kept, added = self.op("Mul", f, cell), self.op("Mul", i, self.op("Tanh", g))
+        now = self.op("Add", kept, added, output=f"next_{cell}")
+        return self.op("Mul", o, self.op("Tanh", now), output=f"next_{hidden}")
+
+    def gates(self, x: str, count: int) -> Sequence[str]:
+        """Equal parts of the last axis."""
+        return self.ops("Split", x, outputs=[self.fresh() for _ in range(count)], axis=1)
+
+    def head(self, x: str, plan: Plan) -> None:
+        """The action and the parameters of its distribution."""
+        if isinstance(plan.head, Gaussian):
+            self.gaussian(x, plan.head)
+        elif isinstance(plan.head, Switches):
+            self.switches(x, plan.head, plan.has_masks)
+        else:
+            self.categories(x, plan.head, plan.has_masks)
+
+    def gaussian(self, x: str, head: Gaussian) -> None:
+        """Mean and log σ in the environment's units, and the mean within the bounds."""
+        scaled = self.op("Mul", self.constant(head.half), x)
+        mean = self.op("Add", self.constant(head.centre), scaled, output="mean")
+        self.op("Expand", self.constant(head.log_std), self.op("Shape", mean), output="log_std")
+        taken = self.cast(mean, head.dtype)
+        taken = self.op("Max", taken, self.constant(head.low, head.dtype))
+        taken = self.op("Min", taken, self.constant(head.high, head.dtype))
+        self.reshape(taken, *head.shape, output=ACTION)
+
+    def switches(self, x: str, head: Switches, has_masks: bool) -> None:
+        """Logits, infinite where a mask leaves one value, and which of them are positive."""
+        if has_masks:
+            pairs = self.reshape(MASK, head.num_outputs, 2)
+            off, on = (self.op("Gather", pairs, self.constant(k, np.int64), axis=2) for k in (0, 1))
+            bound = self.op("Where", on, self.constant(np.inf), self.constant(-np.inf))
+            self.op("Where", self.op("And", off, on), x, bound, output="logits")
+        else:
+            self.op("Identity", x, output="logits")
+        is_on = self.cast(self.op("Greater", "logits", self.constant(0)), head.dtype)
+        self.reshape(is_on, *head.shape, output=ACTION)
+
+    def categories(self, x: str, head: Categories, has_masks: bool) -> None:
+        """Logits, −∞ where a mask forbids, and the first of the highest of each choice."""
+        if has_masks:
+            self.op("Where", MASK, x, self.constant(-np.inf), output="logits")
+        else:
+            self.op("Identity", x, output="logits")
+        parts: Sequence[str] = ["logits"]
+        if len(head.sizes) > 1:
+            sizes = self.constant(head.sizes, np.int64)
+            parts = self.ops("Split", "logits", sizes, outputs=[self.fresh() for _ in head.sizes], axis=1)
+        best = [self.op("ArgMax", part, axis=1, keepdims=1) for part in parts]
+        chosen = best[0] if len(best) == 1 else self.op("Concat", *best, axis=1)
+        taken = self.op("Add", chosen, self.constant(head.start, np.int64))
+        self.reshape(self.cast(taken, head.dtype), *head.shape, output=ACTION)

@@ -1,0 +1,188 @@
+"""Run an exported file on observations: what it gives, and how long a step takes.
+
+Each runner takes sequences of observations: arrays [T, B, …] of each input, masks [T, B, M] or None; B episodes begin
+at t = 0. It returns the action [T, B, …] and the parameters [T, B, K] by name.
+"""
+
+import subprocess
+from collections.abc import Callable, Sequence
+from importlib import import_module
+from importlib.util import find_spec
+from pathlib import Path
+from shutil import which
+from tempfile import TemporaryDirectory
+from typing import Any, NamedTuple
+
+import numpy as np
+
+from upslope.models.encoders import ObservationEncoder
+from upslope.runs.export.c_format import num_actions, num_inputs, prefix_of
+from upslope.runs.export.onnx_format import ACTION, MASK, input_names
+from upslope.runs.export.plan import Plan
+from upslope.runs.export.samples import structured
+
+Found = dict[str, np.ndarray]
+"""`action` and the parameters, [T, B, …]."""
+STRICT = ("-std=c99", "-Wall", "-Wextra", "-Werror")
+PATIENCE = 60
+"""Seconds that a compiler or a program may take."""
+
+
+def run_numpy(
+    path: Path, plan: Plan, encoder: ObservationEncoder, arrays: Sequence[np.ndarray], masks: np.ndarray | None
+) -> Found:
+    """Run the generated Python file."""
+    names: dict[str, Any] = {"__file__": str(path), "__name__": path.stem}
+    exec(compile(path.read_text("utf-8"), str(path), "exec"), names)
+    policy = names["Policy"]()
+
+    def step(t: int) -> tuple[Any, dict[str, Any]]:
+        observation = structured(plan, encoder, [x[t] for x in arrays])
+        return policy.act(observation) if masks is None else policy.act(observation, masks[t])
+
+    return over_time(step, len(arrays[0]))
+
+
+def run_onnx(path: Path, plan: Plan, arrays: Sequence[np.ndarray], masks: np.ndarray | None) -> Found:
+    """Run the graph with onnxruntime, or with the reference of onnx if there is no onnxruntime."""
+    names, outputs = input_names(plan), [ACTION, *plan.head.parameters]
+    call = session_of(path)
+    memory, batch = plan.memory, arrays[0].shape[1]
+    carry = {name: np.zeros((batch, memory.size), np.float32) for name in memory.carries} if memory else {}
+
+    def step(t: int) -> tuple[Any, dict[str, Any]]:
+        given = {name: x[t] for name, x in zip(names, arrays, strict=True)} | carry
+        if masks is not None:
+            given[MASK] = masks[t]
+        action, *rest = call([*outputs, *(f"next_{name}" for name in carry)], given)
+        parameters = dict(zip(plan.head.parameters, rest, strict=False))
+        carry.update(zip(carry, rest[len(parameters) :], strict=True))
+        return action, parameters
+
+    return over_time(step, len(arrays[0]))
+
+
+def session_of(path: Path) -> Callable[[list[str], dict[str, Any]], list[Any]]:
+    """A function that runs a graph."""
+    if find_spec("onnxruntime") is None:
+        return import_module("onnx.reference").ReferenceEvaluator(str(path)).run
+    return import_module("onnxruntime").InferenceSession(str(path), providers=["CPUExecutionProvider"]).run
+
+
+def over_time(step: Callable[[int], tuple[Any, dict[str, Any]]], length: int) -> Found:
+    """All steps, one after another."""
+    steps = [step(t) for t in range(length)]
+    names = steps[0][1]
+    return {"action": np.stack([action for action, _ in steps])} | {
+        name: np.stack([parameters[name] for _, parameters in steps]) for name in names
+    }
+
+
+class Timed(NamedTuple):
+    """What a compiled policy gives, and the seconds that a step takes."""
+
+    found: Found
+    seconds: float
+
+
+def compiler() -> str | None:
+    """The C compiler of this machine."""
+    return which("gcc") or which("cc")
+
+
+def run_c(header: Path, plan: Plan, arrays: Sequence[np.ndarray], masks: np.ndarray | None) -> Timed:
+    """Compile the header with a program that steps it, and run that.
+
+    Raises:
+        subprocess.SubprocessError, OSError: there is no compiler, or it does not work.
+    """
+    length, batch = arrays[0].shape[:2]
+    rows = np.concatenate([x.reshape(length, batch, -1) for x in arrays], axis=-1).astype(np.float32)
+    facts = [rows] if masks is None else [rows, masks.astype(np.uint8)]
+    # Episode by episode: the program has one memory.
+    inward = [np.ascontiguousarray(np.swapaxes(x, 0, 1)).reshape(length * batch, -1) for x in facts]
+    with TemporaryDirectory() as name:
+        folder = Path(name)
+        (folder / "main.c").write_text(PROGRAM.format(**words_of(header, plan, length, length * batch)))
+        (folder / "in").write_bytes(b"".join(x.tobytes() for x in inward))
+        built = [str(compiler()), *STRICT, "-O2", f"-I{header.parent.resolve()}", "main.c", "-lm", "-o", "main"]
+        options: dict[str, Any] = {"cwd": folder, "check": True, "capture_output": True, "timeout": PATIENCE}
+        subprocess.run(built, **options)
+        seconds = float(subprocess.run([str(folder / "main")], **options).stdout)
+        content = (folder / "out").read_bytes()
+    kinds = [("action", np.dtype(plan.head.dtype), num_actions(plan))]
+    kinds += [(name, np.dtype(np.float32), plan.head.num_outputs) for name in plan.head.parameters]
+    found, start = {}, 0
+    for name, dtype, width in kinds:
+        size = length * batch * width * dtype.itemsize
+        found[name] = np.frombuffer(content[start : start + size], dtype).reshape(batch, length, width).swapaxes(0, 1)
+        start += size
+    found["action"] = found["action"].reshape(length, batch, *plan.head.shape)
+    return Timed(found, seconds)
+
+
+def words_of(header: Path, plan: Plan, length: int, count: int) -> dict[str, Any]:
+    """What differs between the programs that step policies."""
+    prefix = prefix_of(header)
+    size = plan.head.num_choices
+    return {
+        "header": header.name,
+        "p": prefix,
+        "count": count,
+        "length": length,
+        "inputs": num_inputs(plan),
+        "mask": f"static uint8_t mask[{count}][{size}];" if plan.has_masks else "",
+        "read_mask": "ok &= fread(mask, sizeof mask, 1, in) == 1;" if plan.has_masks else "",
+        "given": "observation[i], mask[i]" if plan.has_masks else "observation[i]",
+        "written": "\n    ".join(
+            f"for (i = 0; i < {count}; i++) fwrite(result[i].{name}, sizeof result[i].{name}, 1, out);"
+            for name in ("action", *plan.head.parameters)
+        ),
+        "seen": plan.head.parameters[0],
+    }
+
+
+PROGRAM = """\
+#include <stdio.h>
+#include <time.h>
+#include "{header}"
+
+static float observation[{count}][{inputs}];
+{mask}
+static {p}_result result[{count}];
+static {p}_state state;
+
+static float all(void)
+{{
+    float sum = 0.0f;
+    for (int i = 0; i < {count}; i++) {{
+        if (i % {length} == 0)
+            {p}_reset(&state);
+        {p}_step(&state, {given}, &result[i]);
+        sum += result[i].{seen}[0];
+    }}
+    return sum;
+}}
+
+int main(void)
+{{
+    FILE *in = fopen("in", "rb"), *out = fopen("out", "wb");
+    int i, ok = in && out && fread(observation, sizeof observation, 1, in) == 1;
+    {read_mask}
+    if (!ok)
+        return 1;
+    volatile float seen = all();
+    {written}
+    fclose(out);
+    clock_t begin = clock();
+    long rounds = 0;
+    while (clock() - begin < CLOCKS_PER_SEC / 5) {{
+        seen = seen + all();
+        rounds++;
+    }}
+    printf("%.9g\\n", (double)(clock() - begin) / CLOCKS_PER_SEC / rounds / {count});
+    return 0;
+}}
+"""
+"""A program that steps a policy over the observations in the file `in`, writes what it gives to the file `out`, and
+prints how long a step takes."""

@@ -1,0 +1,60 @@
+"""Random observations and masks for a policy, to hold its export against."""
+
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+
+from upslope.models.encoders import CompositeEncoder, DictEncoder, ObservationEncoder
+from upslope.runs.export.plan import Bytes, Categories, Choices, Input, Plan
+
+MOST = 2**24
+"""Numbers are kept within this size, up to which 32-bit floats tell all whole numbers apart."""
+
+
+def random_arrays(plan: Plan, count: int, generator: np.random.Generator) -> list[np.ndarray]:
+    """`count` observations, an array [count, …] for each input. Numbers lie about the mean that training saw, and some
+    of them beyond what is clipped."""
+    return [random_array(one, count, generator) for one in plan.inputs]
+
+
+def random_array(one: Input, count: int, generator: np.random.Generator) -> np.ndarray:
+    """`count` arrays of one input."""
+    shape, coding = (count, *one.shape), one.coding
+    if isinstance(coding, Bytes):
+        return generator.integers(0, 256 if coding.is_picture else 5, shape, np.uint8)
+    if isinstance(coding, Choices):
+        drawn = generator.integers(0, coding.sizes, (count, len(coding.sizes))) + np.asarray(coding.start)
+        return drawn.reshape(shape)
+    if one.kind == "MultiBinary":
+        return generator.integers(0, 2, shape).astype(np.int8)
+    drawn = 2 * generator.standard_t(3, shape)
+    if coding.mean is not None:
+        drawn = coding.mean + coding.deviation * drawn
+    return np.clip(drawn, -MOST, MOST).astype(np.float32)
+
+
+def random_masks(plan: Plan, count: int, generator: np.random.Generator) -> np.ndarray | None:
+    """`count` masks [count, M] that allow an action each; None if the policy has none."""
+    if not plan.has_masks:
+        return None
+    masks = generator.random((count, plan.head.num_choices)) < 0.6
+    sizes = plan.head.sizes if isinstance(plan.head, Categories) else [2] * (plan.head.num_choices // 2)
+    start = 0
+    for size in sizes:
+        masks[np.arange(count), start + generator.integers(0, size, count)] = True
+        start += size
+    return masks
+
+
+def structured(plan: Plan, encoder: ObservationEncoder, arrays: Sequence[np.ndarray]) -> Any:
+    """The arrays [B, …] in the structure of the observation, with 0 in arrays that the policy does not read."""
+    given = {one.path: x for one, x in zip(plan.inputs, arrays, strict=True)}
+
+    def of(part: ObservationEncoder, path: tuple[str | int, ...]) -> Any:
+        if isinstance(part, CompositeEncoder):
+            inner = [(key, of(child, (*path, key))) for key, child in part.children]
+            return dict(inner) if isinstance(part, DictEncoder) else tuple(x for _, x in inner)
+        return given[path] if path in given else np.zeros((len(arrays[0]), *part.shapes), np.float32)
+
+    return of(encoder, ())

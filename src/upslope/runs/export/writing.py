@@ -1,0 +1,167 @@
+"""Export a policy: check what is asked, write the file, and hold it against the policy before it is kept."""
+
+import platform
+import subprocess
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from tempfile import TemporaryDirectory
+from typing import Any, Literal
+
+import numpy as np
+
+from upslope.core.files import own_path
+from upslope.core.messages import counted, unknown
+from upslope.core.storage import write_atomically
+from upslope.errors import UpslopeError
+from upslope.models.build import OwnModel
+from upslope.runs.export import c_format, numpy_format, onnx_format
+from upslope.runs.export.checking import EPISODES, STEPS, TOLERANCE, Agreement, agreement, expected
+from upslope.runs.export.plan import Plan
+from upslope.runs.export.running import Found, compiler, run_c, run_numpy, run_onnx
+from upslope.runs.export.samples import random_arrays, random_masks
+from upslope.runs.export.walk import plan_of
+from upslope.runs.policy import Policy, load
+
+Format = Literal["onnx", "numpy", "c"]
+SUFFIXES: dict[str, str] = {"onnx": ".onnx", "numpy": ".py", "c": ".h"}
+WRITERS: dict[str, Callable[[Plan, Path], dict[Path, bytes]]] = {
+    "onnx": onnx_format.files_of,
+    "numpy": numpy_format.files_of,
+    "c": c_format.files_of,
+}
+
+
+@dataclass(frozen=True)
+class Exported:
+    """The files of an exported policy."""
+
+    paths: tuple[Path, ...]
+    """The file, and for NumPy its arrays."""
+    largest_difference: float | None
+    """From the policy itself, relative plus absolute, over random observations; None if it could not be run here."""
+    constant_bytes: int | None = None
+    """Bytes of constants in C."""
+    state_bytes: int | None = None
+    """Bytes of the state in C."""
+    seconds_per_step: float | None = None
+    """Of the C code on this machine; None if it was not measured."""
+    notes: tuple[str, ...] = ()
+    """All of it in words."""
+
+
+def export_policy(policy: Policy, format: str, output: str | Path | None = None) -> Exported:
+    """Write a policy to a file; see `upslope.Policy.export`."""
+    path = output_path("." if output is None else output, format)
+    own = policy.agent.model
+    if format == "onnx" and isinstance(own, OwnModel) and hasattr(own.whole, "to_onnx"):
+        files = refuse_taken(onnx_format.own_files_of(own.whole, policy, path))
+        return kept(files, None, ("not held against the policy: your own model wrote it",))
+    plan = plan_of(policy.agent, policy.encoder, has_masks=policy.needs_mask)
+    files = refuse_taken(WRITERS[format](plan, path))
+    arrays, masks = sequences(plan)
+    wanted = expected(plan, policy, arrays, masks)
+    with TemporaryDirectory() as folder:
+        for file, content in files.items():
+            (Path(folder) / file.name).write_bytes(content)
+        written = Path(folder) / path.name
+        if format == "c":
+            return exported_c(plan, written, files, (arrays, masks, wanted))
+        found = (
+            run_onnx(written, plan, arrays, masks)
+            if format == "onnx"
+            else run_numpy(written, plan, policy.encoder, arrays, masks)
+        )
+    return kept(files, checked(plan, found, wanted))
+
+
+def export_run(run: str | Path, format: str, output: str | Path | None = None, **asked: Any) -> Exported:
+    """Write a run's policy to a file, by default in the run directory; `asked` are the arguments of `load`."""
+    path = output_path(run if output is None else output, format)
+    if output is None:
+        own_path(Path(run), path)
+    return export_policy(load(run, **asked), format, path)
+
+
+def output_path(output: str | Path, format: str) -> Path:
+    """The file to write: in a folder it is named `policy`.
+
+    Raises:
+        UpslopeError: the format is unknown, the suffix is another format's, or there is no such folder.
+    """
+    if format not in SUFFIXES:
+        raise UpslopeError(unknown("format", str(format), SUFFIXES, "upslope export --help"))
+    path, suffix = Path(output), SUFFIXES[format]
+    if path.is_dir() or str(output).endswith(("/", "\\")):
+        path /= f"policy{suffix}"
+    if not path.suffix:
+        path = path.with_suffix(suffix)
+    if path.suffix != suffix:
+        raise UpslopeError(f"A policy in the format {format} is a {suffix} file, not {path.name}. Name it so.")
+    if not path.parent.is_dir():
+        raise UpslopeError(f"There is no folder {path.parent} to write {path.name} into. Make it first.")
+    return path
+
+
+def refuse_taken(files: dict[Path, bytes]) -> dict[Path, bytes]:
+    """The files, if none of them is there already."""
+    for path in files:
+        if path.exists() or path.is_symlink():
+            raise UpslopeError(f"{path} exists already, and nothing is overwritten. Give another --output.")
+    return files
+
+
+def sequences(plan: Plan) -> tuple[list[np.ndarray], np.ndarray | None]:
+    """Random observations and masks, [T, B, …]."""
+    generator = np.random.default_rng(0)
+    steps, episodes = (STEPS, EPISODES) if plan.memory else (1, EPISODES * STEPS)
+    if plan.pictures:
+        episodes = EPISODES  # convolutions take longer
+    arrays = random_arrays(plan, steps * episodes, generator)
+    masks = random_masks(plan, steps * episodes, generator)
+    in_time = [x.reshape(steps, episodes, *x.shape[1:]) for x in arrays]
+    return in_time, None if masks is None else masks.reshape(steps, episodes, -1)
+
+
+def checked(plan: Plan, found: Found, wanted: Found) -> Agreement:
+    """How a file agrees with the policy.
+
+    Raises:
+        UpslopeError: it computes something else.
+    """
+    made = agreement(plan, found, wanted)
+    if made.differing or not made.largest <= TOLERANCE:
+        raise UpslopeError(
+            f"The exported policy differs from upslope's own by {made.largest:.1g} and in "
+            f"{counted(made.differing, 'action')}, so nothing was written: this is a fault of upslope. Try another "
+            "--format, or use the policy from Python: upslope.load."
+        )
+    return made
+
+
+def exported_c(plan: Plan, written: Path, files: dict[Path, bytes], held: tuple[Any, Any, Found]) -> Exported:
+    """Keep a header, with its sizes and, where there is a compiler, the time that a step takes."""
+    arrays, masks, wanted = held
+    constant, state = c_format.sizes_of(plan)
+    sizes: dict[str, Any] = {"constant_bytes": constant, "state_bytes": state}
+    size = f"{constant:,} bytes of constants, {state:,} bytes of state"
+    try:
+        if compiler() is None:
+            raise OSError("there is no C compiler here")
+        found, seconds = run_c(written, plan, arrays, masks)
+    except (subprocess.SubprocessError, OSError) as error:
+        why = error if isinstance(error, OSError) else "the C compiler here does not work"
+        return kept(files, None, (size, f"the time of a step is not measured, nor is what it computes: {why}"), **sizes)
+    words = f"{size}; {1e6 * seconds:.3g} µs a step on this machine ({platform.machine()}, -O2)"
+    return kept(files, checked(plan, found, wanted), (words,), seconds_per_step=seconds, **sizes)
+
+
+def kept(files: dict[Path, bytes], held: Agreement | None, notes: tuple[str, ...] = (), **numbers: Any) -> Exported:
+    """Write the files."""
+    for path, content in files.items():
+        write_atomically(path, content)
+    words = [f"wrote {path} ({len(content):,} bytes)" for path, content in files.items()]
+    if held is not None:
+        equal = f"numbers equal to within {held.largest:.1g}"
+        words.append(f"held against upslope on random observations: the same actions, {equal}")
+    return Exported(tuple(files), held.largest if held else None, notes=(*words, *notes), **numbers)
