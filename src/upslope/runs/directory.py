@@ -61,7 +61,9 @@ class RunDirectory:
         self.last = self.path / "checkpoints" / "last.npz"
         self.best = self.path / "checkpoints" / "best.npz"
 
-    def create(self, config: Config, spaces: dict[str, Any], axes: dict[str, Any]) -> None:
+    def create(
+        self, config: Config, spaces: dict[str, Any], axes: dict[str, Any], networks: Sequence[str] = ()
+    ) -> None:
         """Create the folder with its first files atomically; refuse a folder that is not empty.
 
         It is created under another name and then moved, so that of two runs with one name the second is refused, and a
@@ -74,6 +76,7 @@ class RunDirectory:
             "config": config.to_json(),
             "axes": axes,
             "spaces": spaces,
+            "networks": list(networks),
         }
         place = self.path.resolve()
         made = place.with_name(f".{place.name[:200]}.{os.getpid()}.{threading.get_ident()}.tmp")
