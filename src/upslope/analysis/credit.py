@@ -141,10 +141,9 @@ def load_credit(path: Path) -> EpisodeCredit:
         check_numbers(meta)
         keys = image_keys(meta, arrays)
         fields: dict[str, Any] = {name: meta[name] for name in (*NUMBERS, "picture_note")}
-        fields |= {name: arrays[name] for name in PLAIN}
+        fields |= {name: arrays[name] for name in PLAIN} | {name: arrays.get(name) for name in OPTIONAL}
         return EpisodeCredit(
             **fields,
-            **{name: arrays.get(name) for name in OPTIONAL},
             weights={n.removeprefix("weight/"): x for n, x in arrays.items() if n.startswith("weight/")},
             policy={n.removeprefix("policy/"): x for n, x in arrays.items() if n.startswith("policy/")},
             pictures=unpacked("picture", arrays),

@@ -37,9 +37,9 @@ def drawn(layout: ImageLayout, part: ObservationEncoder, images: np.ndarray, ste
     return tuple(encode(enlarged(image), is_exact=is_board) for image in kept)
 
 
-def photographs(layout: ImageLayout, images: np.ndarray, *, is_bytes: bool) -> np.ndarray:
+def photographs(layout: ImageLayout, images: Any, *, is_bytes: bool) -> np.ndarray:
     """Pictures as RGB [F, height, width, 3]: the newest of several frames; floats scaled to the episode's range."""
-    shown = layout.channels_last(images)
+    shown: Any = layout.channels_last(images)
     others = [size for axis, size in enumerate(layout.shape) if axis not in (layout.height, layout.width)]
     channels = others[-1] if others else 1
     newest = shown[..., -channels:] if channels in (1, 3) else shown[..., -1:]
@@ -50,9 +50,9 @@ def photographs(layout: ImageLayout, images: np.ndarray, *, is_bytes: bool) -> n
     return np.broadcast_to(numbers, (*numbers.shape[:-1], 3)).astype(np.uint8)
 
 
-def board_colours(layout: ImageLayout, images: np.ndarray, *, is_bytes: bool) -> np.ndarray:
+def board_colours(layout: ImageLayout, images: Any, *, is_bytes: bool) -> np.ndarray:
     """Boards as RGB [F, height, width, 3]: a colour for each channel, as bright as its number among the episode's."""
-    numbers = layout.channels_last(images).astype(np.float64)
+    numbers: Any = layout.channels_last(images).astype(np.float64)
     low, high = numbers.min(axis=(0, 1, 2)), numbers.max(axis=(0, 1, 2))
     shares = (numbers - low) / np.where(high > low, high - low, 1.0)
     colours = HUES[np.arange(shares.shape[-1]) % len(HUES)]

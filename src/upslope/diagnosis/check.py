@@ -112,7 +112,7 @@ def without_unread(
     keys = tuple(key for key, _ in unread)
     if not unread or keys == ("",):
         return made, []
-    ignored = {"ignore_observation": (*settings["ignore_observation"], *keys)}
+    ignored: dict[str, Any] = {"ignore_observation": (*settings["ignore_observation"], *keys)}
     try:
         made = make(environment, **(settings | ignored))
     except UpslopeError:
