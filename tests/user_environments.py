@@ -481,3 +481,10 @@ class Walk3(Walk):
     def __init__(self) -> None:
         super().__init__()
         self.action_space = spaces.Discrete(3)
+
+
+class CompiledFenced(CompiledPictures):
+    """The same corridor, whose walls forbid to go on: at the left end action 0, at the right end action 1."""
+
+    def action_mask(self, state: Any) -> Any:
+        return jnp.stack([state > 0, state < 5])

@@ -25,6 +25,7 @@ DERIVED = {
 }
 """Numbers that rules compute from a metric."""
 STANDS_FOR = {
+    "key": "",
     "flag": "--learning-rate or the limit that is strict",
     "s.config.gamma": "0.9, say,",
     "s.horizon": "1/(1 − γ)",

@@ -9,9 +9,10 @@ import gymnasium
 import numpy as np
 import pytest
 from gymnasium import spaces
-from user_environments import OwnRandomness, Spaced, Told, Walk
+from user_environments import Fenced, OwnRandomness, Pictures, Spaced, Told, Walk
 
 import upslope
+import upslope.diagnosis.check
 from upslope.cli.main import run as run_command
 from upslope.engines.columns import reset_seed
 from upslope.models.heads import head_of
@@ -125,7 +126,6 @@ FAULTS = [
     (Huge, "rewards", "warning"),
     (Stingy, "rewards", "warning"),
     (Breaks, "step", "error"),
-    (Told, "observation space", "error"),
 ]
 
 
@@ -281,12 +281,28 @@ def errors_of(environment):
 
 
 def test_a_space_that_cannot_be_used_is_refused_for_what_it_is():
-    remedies = [
-        errors_of(lambda space=space: Declares(space, spaces.Discrete(2)))[0].remedy
-        for space in (spaces.Dict({"x": spaces.Box(0, 1, (2,)), "y": spaces.Text(3)}), spaces.Text(3))
-    ]
-    assert ["--ignore-observation y" in remedy for remedy in remedies] == [True, False]
+    (line,) = errors_of(lambda: Declares(spaces.Text(3), spaces.Discrete(2)))
+    assert "Text" in line.found and "--ignore-observation" not in line.remedy
     assert "dtype int32" in errors_of(WholeActions)[0].remedy
+    texts = spaces.Dict({"x": spaces.Text(3), "y": spaces.Text(3)})
+    assert "which no network reads" in errors_of(lambda: Declares(texts, spaces.Discrete(2)))[0].remedy
+
+
+def test_keys_that_no_network_reads_are_left_out_by_the_line(monkeypatch):
+    monkeypatch.setattr(upslope.diagnosis.check, "STEPS", 300)
+    found = upslope.check(Told)
+    warnings = [check for check in found.checks if "no network reads" in check.found]
+    assert [check.status for check in warnings] == ["warning", "warning"] and "mission" in warnings[1].remedy
+    assert "--ignore-observation deep/a/b --ignore-observation mission" in found.command
+    assert {choice.what for choice in found.choices} >= {"--ignore-observation mission"}
+
+
+def test_the_line_tells_who_reads_an_image_and_that_masks_are_used(monkeypatch):
+    monkeypatch.setattr(upslope.diagnosis.check, "STEPS", 300)
+    why = {choice.what: choice.why for choice in upslope.check(Pictures).choices}
+    assert "`picture` is an image of 20 × 18 with 3 channels" in why["encoder impala"]
+    assert "`boards/0` is an image of 7 × 7 with 1 channel;" in why["encoder board"]
+    assert "action masks" in {choice.what for choice in upslope.check(Fenced).choices}
 
 
 class Masked(Walk):

@@ -7,7 +7,7 @@ from doctor_helpers import SEEDS, alarms_and_notes, write_run
 
 import upslope
 from upslope.cli.main import run as run_command
-from upslope.diagnosis import findings
+from upslope.diagnosis import findings, rules_parts
 
 SIGNATURES = {
     "rows_misaligned": {"changes": {"health/broken_links": 1.0}},
@@ -40,6 +40,11 @@ SIGNATURES = {
     "targets_impossible": {"changes": {"health/target_mean": -30.0}},
     "not_finite": {"changes": {"policy/loss": float("nan")}, "rise": 0.0},
     "horizon_too_short": {"gamma": 0.3},
+    "memory_saturated": {"changes": {"health/memory_saturated": 0.9, "health/memory_dead": 0.95}, "rise": 0.0},
+    "memory_dead": {"changes": {"health/memory_dead": 1.0, "health/memory_saturated": 0.0}, "rise": 0.0},
+    "encoder_dead": {"changes": {"health/encoder_dead": 1.0}, "rise": 0.0},
+    "key_drowns_others": {"changes": {"health/key_share": 0.9995, "health/key_index": 0.0}, "rise": 0.0},
+    "forbidden_actions_likely": {"changes": {"health/forbidden_mass": 0.999}, "rise": 0.0},
     "batch_too_small": {"num_envs": 1, "rollout_steps": 4, "minibatches": 1},
 }  # fmt: skip
 
@@ -82,11 +87,20 @@ def test_a_healthy_run_gets_a_clean_bill_if_it_rises(rise, tmp_path):
     found = upslope.diagnose(write_run(tmp_path, rise=rise))
     assert found.alarms == () and bool(found.too_little) == (rise == 0)
     assert found.unchecked == {
-        "actions_clipped": "action_clipped", "modes_disagree": "10 evaluation episodes of each mode"
+        "actions_clipped": "action_clipped", "modes_disagree": "10 evaluation episodes of each mode",
+        "forbidden_actions_likely": rules_parts.MASKS, "memory_saturated": rules_parts.MEMORY,
+        "memory_dead": rules_parts.MEMORY, "encoder_dead": rules_parts.IMAGES, "key_drowns_others": rules_parts.KEYS,
     }  # fmt: skip
     assert len(found.checked) == len(findings.RULES) - len(found.unchecked) > 20
     assert found.to_json()["healthy"] is (True if rise else None)
     assert [f.cause for f in found.findings] == ([] if rise else ["not_learning"])
+
+
+def test_parts_in_health_are_no_alarm(tmp_path):
+    parts = {"forbidden_mass": 0.6, "memory_saturated": 0.02, "memory_dead": 0.1, "encoder_dead": 0.4, "key_share": 0.8}
+    found = upslope.diagnose(write_run(tmp_path, {f"health/{name}": x for name, x in parts.items()}))
+    assert found.alarms == () and [f.cause for f in found.findings] == ["forbidden_actions_likely"]
+    assert set(found.unchecked) == {"actions_clipped", "modes_disagree"}
 
 
 def test_a_fault_in_two_of_five_seeds_is_no_alarm_but_one_in_most_is(tmp_path):

@@ -138,9 +138,10 @@ def test_what_templates_and_scripts_could_run_is_escaped(tmp_path):
 def hostile_view(name, place):
     episode = {"seed": name, "checkpoint": name, "own": name, "gamma": 1.0, "terminated": True, "num_steps": 2}
     episode |= {"reward": np.ones(2), "discounted_return": 2.0, "value": None, "picture_note": name}
+    episode |= {"mask": None, "images": {}}
     policy = {"words": name, "kind": name, "drawn": 1, "left_out": 0}
-    data = {"figure": name, "pictures": []}
-    view = {"title": name, "data": data, "start": 0, "figure": place, "policy": policy}
+    data = {"figure": name, "films": []}
+    view = {"title": name, "data": data, "start": 0, "figure": place, "policy": policy, "memory": None}
     return view | {"credit": SimpleNamespace(**episode)}
 
 

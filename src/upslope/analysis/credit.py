@@ -1,7 +1,7 @@
 """Credit assignment: the weight that each estimator gives to each action of an episode, as data and as a file."""
 
 import reprlib
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, get_type_hints
 
@@ -53,6 +53,17 @@ class EpisodeCredit:
     """s_t at those steps, as WebP."""
     picture_note: str
     """The reason why there is no picture; empty if there are pictures."""
+    mask: np.ndarray | None = None
+    """Which choices were allowed [T, M]; None where the environment forbids nothing."""
+    image_steps: np.ndarray = field(default_factory=lambda: np.zeros(0, np.int64))
+    """The steps at which the images of the observation are kept [F], in increasing order."""
+    images: dict[str, tuple[bytes, ...]] = field(default_factory=dict)
+    """Key of an image in the observation → the image at those steps, as WebP; the key is empty for an observation that
+    is an image alone."""
+    influence: np.ndarray | None = None
+    """With a memory: ‖∂(outputs of the policy at t)/∂(observation at k)‖ for some decisions t and all k [R, K]."""
+    influence_steps: np.ndarray | None = None
+    """The steps t of those decisions [R]."""
 
     @property
     def num_steps(self) -> int:
@@ -84,6 +95,7 @@ class EpisodeCredit:
 
 NUMBERS = ("environment", "algorithm", "seed", "checkpoint", "episode_seed", "gamma", "terminated", "own")
 PLAIN = ("reward", "action", "picture_steps")
+OPTIONAL = ("value", "td_error", "mask", "influence", "influence_steps")
 
 
 def save_credit(path: Path, credit: EpisodeCredit) -> None:
@@ -91,12 +103,28 @@ def save_credit(path: Path, credit: EpisodeCredit) -> None:
     arrays = {name: getattr(credit, name) for name in PLAIN}
     arrays |= {f"weight/{name}": x for name, x in credit.weights.items()}
     arrays |= {f"policy/{name}": x for name, x in credit.policy.items()}
-    if credit.value is not None and credit.td_error is not None:
-        arrays |= {"value": credit.value, "td_error": credit.td_error}
-    arrays["picture_bytes"] = np.frombuffer(b"".join(credit.pictures), np.uint8)
-    arrays["picture_sizes"] = np.asarray([len(x) for x in credit.pictures], np.int64)
+    arrays |= {name: x for name in OPTIONAL if (x := getattr(credit, name)) is not None}
+    arrays |= packed("picture", credit.pictures)
+    if credit.images:
+        arrays["image_steps"] = credit.image_steps
+    for number, images in enumerate(credit.images.values()):
+        arrays |= packed(f"image_{number}", images)
     meta = {"kind": "credit", "format": CREDIT_FORMAT, "picture_note": credit.picture_note}
+    meta["image_keys"] = list(credit.images)
     save_arrays(path, arrays, meta | {name: getattr(credit, name) for name in NUMBERS})
+
+
+def packed(name: str, pictures: tuple[bytes, ...]) -> dict[str, np.ndarray]:
+    """Pictures as one array of bytes and their sizes."""
+    sizes = np.asarray([len(x) for x in pictures], np.int64)
+    return {f"{name}_bytes": np.frombuffer(b"".join(pictures), np.uint8), f"{name}_sizes": sizes}
+
+
+def unpacked(name: str, arrays: dict[str, np.ndarray]) -> tuple[bytes, ...]:
+    """The inverse of `packed`."""
+    sizes = arrays[f"{name}_sizes"]
+    cut = np.split(arrays[f"{name}_bytes"], np.cumsum(sizes)[:-1]) if len(sizes) else []
+    return tuple(x.tobytes() for x in cut)
 
 
 def load_credit(path: Path) -> EpisodeCredit:
@@ -111,17 +139,16 @@ def load_credit(path: Path) -> EpisodeCredit:
             raise ValueError(f"it is a {meta['kind']} of format {meta['format']}")
         check_arrays(arrays)
         check_numbers(meta)
-        cuts = np.cumsum(arrays["picture_sizes"])[:-1]
-        pictures = np.split(arrays["picture_bytes"], cuts) if len(arrays["picture_sizes"]) else []
+        keys = image_keys(meta, arrays)
         fields: dict[str, Any] = {name: meta[name] for name in (*NUMBERS, "picture_note")}
-        fields |= {name: arrays[name] for name in PLAIN}
+        fields |= {name: arrays[name] for name in PLAIN} | {name: arrays.get(name) for name in OPTIONAL}
         return EpisodeCredit(
             **fields,
-            value=arrays.get("value"),
-            td_error=arrays.get("td_error"),
             weights={n.removeprefix("weight/"): x for n, x in arrays.items() if n.startswith("weight/")},
             policy={n.removeprefix("policy/"): x for n, x in arrays.items() if n.startswith("policy/")},
-            pictures=tuple(x.tobytes() for x in pictures),
+            pictures=unpacked("picture", arrays),
+            image_steps=arrays.get("image_steps", np.zeros(0, np.int64)),
+            images={key: unpacked(f"image_{number}", arrays) for number, key in enumerate(keys)},
         )
     except (KeyError, ValueError, TypeError) as error:
         raise UpslopeError(
@@ -151,18 +178,41 @@ def check_arrays(arrays: dict[str, np.ndarray]) -> None:
     if not steps or not weights or ("value" in arrays) != ("td_error" in arrays):
         raise ValueError("it holds no step, no weight, or only one of value and td_error")
     check_policy(arrays, steps)
-    shown, sizes = arrays["picture_steps"], arrays["picture_sizes"]
-    is_whole = (
-        shown.ndim == sizes.ndim == arrays["picture_bytes"].ndim == 1 and shown.dtype.kind == sizes.dtype.kind == "i"
-    )
-    if not is_whole or len(shown) != len(sizes) or (np.diff(shown) <= 0).any() or (shown % steps != shown).any():
+    check_pictures(arrays["picture_steps"], "picture", arrays, steps)
+    mask, influence, decisions = (arrays.get(name) for name in ("mask", "influence", "influence_steps"))
+    if mask is not None and (mask.ndim != 2 or len(mask) != steps or mask.dtype.kind != "b"):
+        raise ValueError("its mask is not of the episode's steps")
+    if (influence is None) != (decisions is None):
+        raise ValueError("it holds only one of influence and influence_steps")
+    if influence is not None and decisions is not None:
+        is_whole = influence.ndim == 2 and influence.size and influence.shape[1] <= steps and decisions.ndim == 1
+        if not is_whole or len(decisions) != len(influence) or not is_increasing(decisions, steps):
+            raise ValueError("its influence is not of the episode's steps")
+
+
+def is_increasing(chosen: np.ndarray, steps: int) -> bool:
+    """Whether these are steps of the episode, in increasing order."""
+    return chosen.dtype.kind == "i" and not (np.diff(chosen) <= 0).any() and not (chosen % steps != chosen).any()
+
+
+def check_pictures(shown: np.ndarray, name: str, arrays: dict[str, np.ndarray], steps: int) -> None:
+    """Refuse pictures that are not of these steps, or not of their sizes."""
+    sizes, content = arrays[f"{name}_sizes"], arrays[f"{name}_bytes"]
+    is_whole = shown.ndim == sizes.ndim == content.ndim == 1 and sizes.dtype.kind == "i"
+    if not is_whole or len(shown) != len(sizes) or not is_increasing(shown, steps):
         raise ValueError("its pictures are not of steps of the episode")
-    if (
-        (sizes < 0).any()
-        or sum(sizes.tolist()) != len(arrays["picture_bytes"])
-        or arrays["picture_bytes"].dtype != np.uint8
-    ):
+    if (sizes < 0).any() or sum(sizes.tolist()) != len(content) or content.dtype != np.uint8:
         raise ValueError("its pictures do not have the sizes that it says")
+
+
+def image_keys(meta: dict[str, Any], arrays: dict[str, np.ndarray]) -> list[str]:
+    """The keys of the images of the observation, which are checked; files of older versions have none."""
+    keys = meta.get("image_keys", [])
+    if not isinstance(keys, list) or not all(isinstance(key, str) for key in keys) or len(set(keys)) != len(keys):
+        raise TypeError(f"its image_keys are {reprlib.repr(keys)}")
+    for number in range(len(keys)):
+        check_pictures(arrays["image_steps"], f"image_{number}", arrays, len(arrays["reward"]))
+    return keys
 
 
 def check_policy(arrays: dict[str, np.ndarray], steps: int) -> None:

@@ -10,6 +10,8 @@ import numpy as np
 
 from upslope.analysis.credit import EpisodeCredit
 from upslope.analysis.episode_pictures import Pictures, draw_compiled, watched
+from upslope.analysis.influence import influence_of
+from upslope.analysis.observation_pictures import observed_pictures
 from upslope.config.config import Config, fresh
 from upslope.config.task import environment_of
 from upslope.config.trust import require
@@ -34,7 +36,7 @@ from upslope.runs.evaluation import (  # fmt: skip
     trusted_settings,
     with_limit,
 )
-from upslope.runs.policy import Which, load_agents
+from upslope.runs.policy import Which, load_agents, spaces_of
 from upslope.runs.same_spaces import require_same_environment
 
 
@@ -121,6 +123,8 @@ def credit_of(
         has_critic = bool(directory.read()["axes"].get("needs_critic", True))
         values = values_of(agent, rollout) if has_critic else None
         learned = with_clipped_rewards(rollout, config.clip_rewards)
+        image_steps, images = observed_pictures(spaces_of(directory)[0], first_column(rollout.observation))
+        influence = influence_of(agent, rollout)
         return EpisodeCredit(
             environment=config.environment,
             algorithm=config.algorithm,
@@ -139,7 +143,17 @@ def credit_of(
             picture_steps=np.asarray([s for s in pictures.steps if s < len(rollout.reward)], np.int64),
             pictures=tuple(x for s, x in zip(pictures.steps, pictures.images, strict=True) if s < len(rollout.reward)),
             picture_note=pictures.note,
+            mask=None if rollout.action_mask is None else np.asarray(rollout.action_mask, bool)[:, 0],
+            image_steps=image_steps,
+            images=images,
+            influence=None if influence is None else influence.size,
+            influence_steps=None if influence is None else influence.steps,
         )
+
+
+def first_column(x: Any) -> Any:
+    """One episode [T, …] from arrays [T, 1, …]."""
+    return jax.tree.map(lambda part: np.asarray(part)[:, 0], x)
 
 
 def play(config: Config, environment: Any, agent: Agent, seed: int, episode_seed: int) -> Rollout:

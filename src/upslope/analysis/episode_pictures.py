@@ -168,11 +168,11 @@ def can_encode(pictures: Pictures) -> bool:
     return not pictures.note
 
 
-def encode(picture: np.ndarray) -> bytes:
-    """Encode RGB [height, width, 3] as WebP, with the longer side at most `MAX_SIDE`."""
+def encode(picture: np.ndarray, *, is_exact: bool = False) -> bytes:
+    """Encode RGB [height, width, 3] as WebP, with the longer side at most `MAX_SIDE`; without loss if `is_exact`."""
     from PIL import Image
 
     image, buffer = Image.fromarray(picture.astype(np.uint8)), io.BytesIO()
     image.thumbnail((MAX_SIDE, MAX_SIDE))
-    image.save(buffer, "WEBP", quality=QUALITY)
+    image.save(buffer, "WEBP", quality=QUALITY, lossless=is_exact)
     return buffer.getvalue()

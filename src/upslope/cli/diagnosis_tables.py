@@ -74,6 +74,12 @@ def check_view(found: Checked) -> Iterator[RenderableType]:
         yield Text("Fix the errors first: results from a broken environment are meaningless.", "bold red")
     if found.command:
         yield Text.assemble("start with:  ", (found.command, "bold"))
+    if found.choices:
+        grid = Table.grid(padding=(0, 2, 0, 0))
+        grid.add_column(no_wrap=True)
+        for choice in found.choices:
+            grid.add_row(Text(choice.what), Text(choice.why, "dim"))
+        yield grid
 
 
 def probe_view(title: str, found: Sequence[Probed]) -> Iterator[RenderableType]:

@@ -4,17 +4,14 @@ Every check is a function of an `Examined` environment that yields `Check`s; to 
 it into `CHECKS`. A check that cannot decide reports that it was skipped, never that it passed.
 """
 
-import shlex
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import suppress
 from dataclasses import asdict, dataclass
 from typing import Any
 
-from upslope.config.command import flag
 from upslope.config.prepare import made_for
-from upslope.config.presets import preset_of
 from upslope.core.messages import told
-from upslope.diagnosis.check_results import Check, Status
+from upslope.diagnosis.check_results import Check, Choice, Status
 from upslope.diagnosis.checks import (  # fmt: skip
     SECONDS,
     STEPS,
@@ -22,21 +19,24 @@ from upslope.diagnosis.checks import (  # fmt: skip
     of_actions,
     of_ends,
     of_gymnasium,
+    of_memory,
     of_observations,
     of_repetition,
     of_returns,
     of_rewards,
     of_spaces,
     of_speed,
-    wants_normalising,
 )
 from upslope.diagnosis.contract import first_contact
+from upslope.diagnosis.proposal import choices, command
 from upslope.diagnosis.trials import Trial, actions_of, play, player_of
 from upslope.environments.base import BrokenEnvironmentError
-from upslope.environments.registry import AnyEnvironment, label, lost, make
+from upslope.environments.registry import AnyEnvironment, label, make
+from upslope.errors import UpslopeError
+from upslope.models.encoders import unreadable
 
 CHECKS: tuple[Callable[[Examined], Iterator[Check]], ...] = (
-    of_gymnasium, of_repetition, of_observations, of_rewards, of_actions, of_ends, of_speed, of_returns,
+    of_gymnasium, of_repetition, of_observations, of_memory, of_rewards, of_actions, of_ends, of_speed, of_returns,
 )  # fmt: skip
 
 
@@ -47,6 +47,8 @@ class Checked:
     environment: str
     checks: tuple[Check, ...]
     command: str
+    choices: tuple[Choice, ...] = ()
+    """The reasons for the choices in the command, and for those that upslope makes by itself."""
 
     @property
     def worst(self) -> Status:
@@ -78,13 +80,14 @@ def check(
     settings: dict[str, Any] = {"env_kwargs": env_kwargs or {}, "max_episode_steps": max_episode_steps}
     settings |= {"wrappers": tuple(wrappers), "ignore_observation": tuple(ignore_observation)}
     try:
-        made = make(environment, **made_for(name, {key: value for key, value in settings.items() if value}))
+        made = made_with_preset(environment, settings)
     except BrokenEnvironmentError as error:
         found, _, remedy = str(error).partition(". ")
         remedy = remedy or "Correct the environment."
         return Checked(name, (Check("environment", "error", found.removesuffix("."), remedy),), "")
+    made, unread = without_unread(environment, made, settings)
     limit = max_episode_steps or made.max_episode_steps
-    checks = [*of_spaces(name, made)]
+    checks = [*of_spaces(name, made, unread)]
     if has_error(checks):
         return Checked(name, tuple(checks), "")
     checks += first_contact(made, limit)
@@ -98,7 +101,30 @@ def check(
         remedy = "Correct the environment: it failed under random actions."
         checks.append(Check("random actions", "error", f"raised {told(error)}", remedy))
         return Checked(name, tuple(checks), "")
-    return Checked(name, tuple(checks), proposal(examined, settings))
+    return Checked(name, tuple(checks), command(examined, settings), tuple(choices(examined, settings, unread)))
+
+
+def made_with_preset(environment: Any, settings: dict[str, Any]) -> AnyEnvironment:
+    """The environment as training with its preset would make it."""
+    return make(environment, **made_for(label(environment), {key: value for key, value in settings.items() if value}))
+
+
+def without_unread(
+    environment: Any, made: AnyEnvironment, settings: dict[str, Any]
+) -> tuple[AnyEnvironment, list[tuple[str, Any]]]:
+    """The environment without the parts of its observations that no network reads, and those parts by key; `settings`
+    then leave them out. Unchanged if nothing would be left."""
+    unread = list(unreadable(made.observation_space, ""))
+    keys = tuple(key for key, _ in unread)
+    if not unread or keys == ("",):
+        return made, []
+    ignored: dict[str, Any] = {"ignore_observation": (*settings["ignore_observation"], *keys)}
+    try:
+        made = made_with_preset(environment, settings | ignored)
+    except UpslopeError:
+        return made, []
+    settings |= ignored
+    return made, unread
 
 
 def has_error(checks: list[Check]) -> bool:
@@ -114,17 +140,3 @@ def long_trial(environment: AnyEnvironment, limit: int | None) -> Trial:
     finally:
         with suppress(Exception):  # closing was checked before
             player.close()
-
-
-def proposal(e: Examined, settings: dict[str, Any]) -> str:
-    """The line to start training with: a command, or a Python call if the environment has no name."""
-    advised: dict[str, Any] = {"seeds": 5, **{name: value for name, value in settings.items() if value}}
-    if preset_of(e.name, "ppo") is None:
-        if wants_normalising(e):
-            advised["normalize_observations"] = True
-        if e.limit is None and not e.trial.lengths:
-            advised["max_episode_steps"] = 1000
-    if lost(e.name):
-        return f"upslope.train(environment, {', '.join(f'{name}={value!r}' for name, value in advised.items())})"
-    words = [word for name, value in advised.items() for word in flag(name.replace("_", "-"), value)]
-    return shlex.join(["upslope", "train", e.name, *words])

@@ -1,4 +1,4 @@
-"""The result of one check of an environment."""
+"""The result of one check of an environment, and of one choice in the proposal."""
 
 from dataclasses import dataclass
 from typing import Literal
@@ -14,3 +14,12 @@ class Check:
     status: Status
     found: str
     remedy: str = ""
+
+
+@dataclass(frozen=True)
+class Choice:
+    """One choice in the proposal of a first run, and the reason."""
+
+    what: str
+    """A flag of the command, or what upslope chooses by itself."""
+    why: str

@@ -1,10 +1,11 @@
 """The checks of an environment: each is a function of the observed behaviour and yields its results."""
 
+import shlex
 import warnings
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
-from functools import partial
+from functools import cached_property, partial
 from typing import Any
 
 import jax
@@ -17,11 +18,13 @@ from upslope.core.messages import counted, told
 from upslope.core.space_parts import leaf_spaces
 from upslope.diagnosis.check_results import Check, Status
 from upslope.diagnosis.contract import fault_of_values
+from upslope.diagnosis.hidden_state import Suspicion, memory_test
 from upslope.diagnosis.trials import Trial, actions_of, play, player_of, same
 from upslope.engines.border import lost_in_float32
 from upslope.engines.columns import reset_seed
 from upslope.environments.registry import AnyEnvironment
 from upslope.errors import UpslopeError
+from upslope.models.description import kind_of
 from upslope.models.encoders import encoder_of
 from upslope.models.heads import head_of
 
@@ -57,9 +60,18 @@ class Examined:
             with suppress(Exception):  # closing was checked before
                 player.close()
 
+    @cached_property
+    def suspicion(self) -> Suspicion:
+        """What the long trial shows about a hidden state."""
+        encoder = encoder_of(self.environment.observation_space, self.name)
+        return memory_test(self.trial, encoder, self.environment.action_space)
 
-def of_spaces(name: str, environment: AnyEnvironment) -> Iterator[Check]:
-    """Check whether the spaces are supported."""
+
+def of_spaces(name: str, environment: AnyEnvironment, unread: Sequence[tuple[str, Any]] = ()) -> Iterator[Check]:
+    """Check whether the spaces are supported; the `unread` parts of observations, by key, were left out."""
+    for key, space in unread:
+        words = f"`{key}` is {kind_of(space)}, which no network reads"
+        yield Check("observation space", "warning", words, f"Leave it out: --ignore-observation {shlex.quote(key)}")
     for role, make_one, space in (
         ("observation space", encoder_of, environment.observation_space),
         ("action space", head_of, environment.action_space),
@@ -269,6 +281,16 @@ def of_array(array: SeenArray) -> Iterator[Check]:
     if (std == 0).any():
         yield Check(f"observations{path} vary", "warning", f"{some(std == 0)} never change",
                     "Harmless if a random policy cannot reach what changes them.")  # fmt: skip
+
+
+def of_memory(e: Examined) -> Iterator[Check]:
+    """Look for signs that what was seen before tells more about the next step than the present observation does."""
+    found, name = e.suspicion, "the observation tells the state"
+    if not found.is_decided:
+        yield Check(name, "skipped", found.words)
+        return
+    remedy = "It seems to show a part of the state: try --memory gru, and compare it with a run without."
+    yield Check(name, "warning" if found.is_hidden else "ok", found.words, remedy if found.is_hidden else "")
 
 
 def some(which: np.ndarray) -> str:

@@ -10,12 +10,12 @@ import numpy as np
 
 from upslope.analysis.records import Record, read_record
 from upslope.core.messages import counted
-from upslope.diagnosis import rules_data, rules_update
+from upslope.diagnosis import rules_data, rules_parts, rules_update
 from upslope.diagnosis import rules_environment as rules_world
 from upslope.diagnosis.findings import ACTING, CRITIC, ENDS, RULES, Finding, Signs
 from upslope.errors import UpslopeError
 
-ROOMS = (rules_data, rules_world, rules_update)
+ROOMS = (rules_data, rules_world, rules_update, rules_parts)
 SURE = 0.8
 """Least certainty of a finding that is reported during training."""
 FEWEST = 10

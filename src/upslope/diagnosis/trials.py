@@ -160,6 +160,8 @@ class Trial:
     """Episodes of one player, one after another."""
 
     observations: list[Any] = field(default_factory=list)
+    actions: list[Any] = field(default_factory=list)
+    """The actions, in the form that the environment takes."""
     rewards: list[float] = field(default_factory=list)
     lengths: list[int] = field(default_factory=list)
     returns: list[float] = field(default_factory=list)
@@ -215,6 +217,7 @@ def play(
             observation, reward, terminated, truncated = player.step(action)
             trial.step_seconds += perf_counter() - before
             trial.observations.append(observation)
+            trial.actions.append(np.array(action))
             trial.rewards.append(reward)
             total, length, over = total + reward, length + 1, terminated or truncated
             if over:

@@ -23,6 +23,7 @@ from upslope.learning.action_effect import action_effect, late_effect
 from upslope.learning.batch import in_time
 from upslope.learning.devices import VMAPPED_SEEDS
 from upslope.learning.evaluation import changes, differs, evaluate_with_memory, flat_rows
+from upslope.learning.health_of_parts import NAMES, PARTS, has_parts, of_parts
 from upslope.learning.measures import correlations, feature_statistics, prepend_false, row_sums, saturation
 from upslope.models.agent import Agent, value_of
 from upslope.models.heads import ActionHead
@@ -118,7 +119,15 @@ class HealthProbe:
     def __call__(self, seen: UpdateData) -> Metrics:
         nothing = jnp.full(4 * len(SERIES) + len(PAIRS) + len(OTHERS), jnp.nan)
         found = jax.lax.cond(self.is_due_for_any, self.measure, lambda _: nothing, keep_first_columns(seen))
-        return {RAW: jnp.where(self.is_due, found, nothing)}
+        return {RAW: jnp.where(self.is_due, found, nothing)} | self.of_parts(seen)
+
+    def of_parts(self, seen: UpdateData) -> Metrics:
+        """The metrics of parts that only some models have; empty for the others."""
+        if not has_parts(seen.model, seen.batch):
+            return {}
+        nothing = jnp.full(len(NAMES), jnp.nan)
+        measured = jax.lax.cond(self.is_due_for_any, of_parts, lambda *_: nothing, seen.model, seen.batch)
+        return {PARTS: jnp.where(self.is_due, measured, nothing)}
 
     def measure(self, seen: UpdateData) -> Float[Array, "K"]:
         """All metrics, in the order of their names."""
@@ -181,7 +190,10 @@ def unknown(count: int) -> Float[Array, "K"]:
 
 
 def unpack_health(metrics: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
-    """Replace the vector [S, I, K] among metrics [S, I] by `health/…`, in units independent of the environment."""
+    """Replace the vectors [S, I, K] among metrics [S, I] by `health/…`, in units independent of the environment."""
+    if PARTS in metrics:
+        named = dict(zip(NAMES, np.moveaxis(metrics[PARTS], -1, 0), strict=True))
+        metrics = {n: x for n, x in metrics.items() if n != PARTS} | {PREFIX + n: x for n, x in named.items()}
     if RAW not in metrics:
         return metrics
     raw = np.moveaxis(metrics[RAW], -1, 0)

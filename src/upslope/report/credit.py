@@ -17,6 +17,10 @@ GAP = 26
 MARGINS = 56
 MAX_LINES = 6
 """Largest number of actions or dimensions drawn."""
+MAX_CHOICES = 24
+"""Largest number of choices of a mask drawn."""
+MEMORY_HEIGHT, FAINTEST = 360, -4.0
+"""Height of the picture of the memory in pixels, and the smallest influence told apart, as log₁₀ of the largest."""
 SCALE = [[0, "@down"], [0.5, "@mid"], [1, "@up"]]
 
 
@@ -25,9 +29,10 @@ def credit_view(figures: Figures, credit: EpisodeCredit, title: str, picture_byt
     place = credit_figure(figures, credit, title)
     data = view_data(figures.found[-1]["name"], credit, picture_bytes)
     figures.found[-1]["credit"] = data
+    memory = None if credit.influence is None else memory_part(figures, credit, title)
     # The view opens at the step that the last estimator, GAE if there is one, singles out.
     start = credit.most_blamed(list(credit.weights)[-1])
-    view = {"title": title, "credit": credit, "figure": place, "data": data, "start": start}
+    view = {"title": title, "credit": credit, "figure": place, "data": data, "start": start, "memory": memory}
     return view | {"policy": policy_key(credit)}
 
 
@@ -53,7 +58,71 @@ def panels_of(credit: EpisodeCredit) -> list[tuple[str, list[dict[str, Any]], di
         panels.append(("V(s)<br>(reward)", [line(credit.value, "V(s)", "@0")], {}))
     panels.append(("reward", [bars(credit.reward, "@ink/0.6")], {"zeroline": True}))
     panels.append(policy_panel(credit))
+    if credit.mask is not None:
+        panels.append(mask_panel(credit))
     return panels
+
+
+def mask_panel(credit: EpisodeCredit) -> tuple[str, list[dict[str, Any]], dict[str, Any]]:
+    """Which choices were forbidden at each step, and the actions taken where each is one choice."""
+    assert credit.mask is not None
+    shown = credit.mask[:, :MAX_CHOICES].T
+    strip = {
+        "type": "heatmap",
+        "z": typed(shown.astype(np.float32)),
+        "zmin": 0,
+        "zmax": 1,
+        "colorscale": [[0, "@down"], [1, "@mid"]],
+        "showscale": False,
+        "ygap": 1,
+        "hovertemplate": "choice %{y}, t = %{x}, allowed: %{z:d}<extra></extra>",
+    }
+    traces = [strip]
+    if credit.action.ndim == 1:
+        taken = np.flatnonzero(credit.action < len(shown))
+        traces.append(marks(taken, credit.action[taken], "taken", 0) | {"marker": {"color": "@ink", "size": 4}})
+    return "choice", traces, {"range": [len(shown) - 0.5, -0.5], "dtick": max(1, len(shown) // 4)}
+
+
+def memory_part(figures: Figures, credit: EpisodeCredit, title: str) -> dict[str, Any]:
+    """What the memory kept: the influence of each observation on later decisions, and how far back it lies."""
+    assert credit.influence is not None and credit.influence_steps is not None
+    size, decisions = credit.influence.astype(np.float64), credit.influence_steps
+    steps = np.arange(size.shape[1])
+    largest = size.max()
+    with np.errstate(divide="ignore"):
+        shares = np.log10(size / largest) if largest > 0 else np.full(size.shape, FAINTEST)
+    shares = np.where(steps <= decisions[:, None], np.maximum(shares, FAINTEST), np.nan)
+    trace = {
+        "type": "heatmap",
+        "x": typed(steps),
+        "y": typed(decisions),
+        "z": typed(shares),
+        "zmin": FAINTEST,
+        "zmax": 0,
+        "colorscale": [[0, "@mid"], [1, "@up"]],
+        "hoverongaps": False,
+        "hovertemplate": "observation at k = %{x}, decision at t = %{y}: 10^%{z:.2f} of the largest<extra></extra>",
+        "colorbar": {
+            "title": {"text": "influence<br>relative to<br>the largest"},
+            "tickvals": list(range(int(FAINTEST), 1)),
+            "ticktext": [f"{10.0**k:g}" for k in range(int(FAINTEST), 1)],
+            "thickness": 12,
+        },
+    }
+    layout = {
+        "xaxis": axis("step k of the observation"),
+        "yaxis": axis("step t of the decision", autorange="reversed"),
+        "hovermode": "closest",
+    }
+    figure = figures.add([trace], layout, height=MEMORY_HEIGHT, label=f"What the memory kept in an episode of {title}")
+    back = (size * (decisions[:, None] - steps)).sum() / max(size.sum(), 1e-30)
+    return {
+        "figure": figure,
+        "back": f"{back:.1f}",
+        "first": size.shape[1],
+        "is_part": size.shape[1] < credit.num_steps,
+    }
 
 
 def policy_panel(credit: EpisodeCredit) -> tuple[str, list[dict[str, Any]], dict[str, Any]]:
@@ -158,7 +227,6 @@ def spread_area(mean: np.ndarray, std: np.ndarray, k: int) -> dict[str, Any]:
 
 def view_data(figure: str, credit: EpisodeCredit, picture_bytes: int) -> dict[str, Any]:
     """The data that the slider shows at each step."""
-    kept = evenly(credit.pictures, picture_bytes)
     columns = {"reward r": credit.reward}
     if credit.value is not None and credit.td_error is not None:
         columns |= {"V(s)": credit.value, "TD error δ": credit.td_error}
@@ -170,9 +238,22 @@ def view_data(figure: str, credit: EpisodeCredit, picture_bytes: int) -> dict[st
         "most": {name: credit.most_blamed(name) if credit.singles_out(name) else None for name in credit.weights},
         "own": credit.own,
         "actions": [action_text(credit, t) for t in range(credit.num_steps)],
-        "pictures": [base64.b64encode(credit.pictures[k]).decode() for k in kept],
-        "picture_steps": [int(credit.picture_steps[k]) for k in kept],
+        "films": films_of(credit, picture_bytes),
     }
+
+
+def films_of(credit: EpisodeCredit, picture_bytes: int) -> list[dict[str, Any]]:
+    """The series of pictures that the slider moves through: those that the environment draws, and the images that the
+    agent sees."""
+    found = [("drawn by the environment", credit.picture_steps, credit.pictures)] if credit.pictures else []
+    for key, images in credit.images.items():
+        found.append((f"seen by the agent: {key}" if key else "seen by the agent", credit.image_steps, images))
+    films = []
+    for caption, steps, pictures in found:
+        kept = evenly(pictures, picture_bytes // len(found))
+        encoded = [base64.b64encode(pictures[k]).decode() for k in kept]
+        films.append({"caption": caption, "steps": [int(steps[k]) for k in kept], "pictures": encoded})
+    return films
 
 
 def evenly(pictures: Sequence[bytes], limit: int) -> range:
@@ -184,14 +265,15 @@ def evenly(pictures: Sequence[bytes], limit: int) -> range:
 
 
 def action_text(credit: EpisodeCredit, t: int) -> str:
-    """The action taken and its probability, as text."""
+    """The action taken and its probability, as text, and how many choices were allowed."""
     action = rounded(credit.action[t])
     if "mean" in credit.policy:
         return f"{action}, from mean {rounded(credit.policy['mean'][t])} with σ {rounded(credit.policy['std'][t])}"
     if "probability" in credit.policy:
-        probability = credit.policy["probability"][t]
-        return f"{action}, with π = {probability[int(credit.action[t])]:.3f}"
-    return f"{action}, with π = {chosen_probability(credit)[t]:.3f}"
+        words = f"{action}, with π = {credit.policy['probability'][t][int(credit.action[t])]:.3f}"
+    else:
+        words = f"{action}, with π = {chosen_probability(credit)[t]:.3f}"
+    return words if credit.mask is None else f"{words}; {int(credit.mask[t].sum())} of {credit.mask.shape[1]} allowed"
 
 
 def rounded(x: np.ndarray | np.generic) -> str:

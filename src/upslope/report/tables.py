@@ -155,7 +155,7 @@ def complement(p: Estimate) -> Estimate:
 
 
 def settings_part(records: Sequence[Record], names: Sequence[str]) -> dict[str, Table | None]:
-    """The settings that differ between the runs, those that all share, and the versions used for each run."""
+    """The networks, the settings that differ between the runs, those that all share, and the versions."""
     settings = [r.config.to_json() for r in records]
     keys = list(dict.fromkeys(key for one in settings for key in one))
     differ = [k for k in keys if len({repr(one.get(k)) for one in settings}) > 1]
@@ -164,12 +164,54 @@ def settings_part(records: Sequence[Record], names: Sequence[str]) -> dict[str, 
     packages = list(dict.fromkeys(key for r in records for key in r.versions))
     rows += [[package, *(str(r.versions.get(package, UNKNOWN)) for r in records)] for package in packages]
     return {
+        "networks": networks_table(records, names),
         "differ": Table(["", *names], [[code(k), *(setting_text(s.get(k)) for s in settings)] for k in differ])
         if differ
         else None,
         "same": Table(["", "value"], [[code(k), setting_text(settings[0].get(k))] for k in keys if k not in differ]),
         "versions": Table(["", *names], rows),
     }
+
+
+def networks_table(records: Sequence[Record], names: Sequence[str]) -> Table:
+    """What reads the observations, what remembers them, and what is forbidden."""
+    rows = [["policy and critic", *map(layers_of, records)]]
+    rows += [["images", *map(readers_of, records)]]
+    rows += [["memory", *map(memory_of, records)]]
+    rows += [["left out of the observation", *(", ".join(r.config.ignore_observation) or "nothing" for r in records)]]
+    rows += [["action masks", *map(masks_of, records)]]
+    return Table(["", *names], [[row[0], *map(setting_text, row[1:])] for row in rows])
+
+
+def layers_of(record: Record) -> str:
+    """The hidden layers, or the name of a user's own model."""
+    config = record.config
+    if config.model != "perceptron":
+        return config.model
+    widths = " and ".join(map(str, config.hidden_sizes))
+    kind = "on one trunk" if config.shared_trunk else "each with layers of its own"
+    return f"{kind}: hidden {widths}, {config.activation}"
+
+
+def readers_of(record: Record) -> str:
+    """Which network reads which image, from config.json; runs of older versions do not say."""
+    parts = record.description.get("networks")
+    if not isinstance(parts, list):
+        return UNKNOWN
+    return ", ".join(part for part in map(str, parts) if " read by " in part) or "none"
+
+
+def memory_of(record: Record) -> str:
+    """The memory's cell and size."""
+    config = record.config
+    return "none" if config.memory is None else f"{config.memory} of {config.memory_size} units"
+
+
+def masks_of(record: Record) -> str:
+    """Whether action masks were used."""
+    if record.description["spaces"].get("has_masks") is True:
+        return "used"
+    return "none" if record.config.masks else "none, or ignored"
 
 
 def code(name: str) -> Html:

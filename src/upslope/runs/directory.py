@@ -65,7 +65,9 @@ class RunDirectory:
         self.last = self.path / "checkpoints" / "last.npz"
         self.best = self.path / "checkpoints" / "best.npz"
 
-    def create(self, config: Config, spaces: dict[str, Any], axes: dict[str, Any]) -> None:
+    def create(
+        self, config: Config, spaces: dict[str, Any], axes: dict[str, Any], networks: Sequence[str] = ()
+    ) -> None:
         """Create the folder with its first files atomically; refuse a folder that is not empty.
 
         It is created under a temporary name and then renamed, so that of two runs with the same name the second fails,
@@ -78,6 +80,7 @@ class RunDirectory:
             "config": config.to_json(),
             "axes": axes,
             "spaces": spaces,
+            "networks": list(networks),
         }
         place = self.path.resolve()
         temporary = place.with_name(f".{place.name[:200]}.{os.getpid()}.{threading.get_ident()}.tmp")

@@ -77,7 +77,7 @@ def begin(config: Config, task: Task, directory: RunDirectory, session: Session)
         state = engine.start()
         progress = begin_progress(state, config.seed_list())
         spaces = described_spaces(task.model.encoder, task.model.head, has_masks=task.environment.gives_masks)
-        directory.create(config, spaces, task.described())
+        directory.create(config, spaces, task.described(), unusual_parts(task.model))
         allow(requested(config))  # a run trained on this machine is trusted
         with directory.locked():
             lines = [*opening_lines(config, directory), *lines_of_task(config, task)]

@@ -105,7 +105,7 @@
   const tie = (place, credit) => {
     const card = place.closest(".credit");
     const slider = card.querySelector("input"), step = card.querySelector("output");
-    const picture = card.querySelector("img"), readout = card.querySelector(".readout");
+    const pictures = [...card.querySelectorAll("img")], readout = card.querySelector(".readout");
     const columns = Object.entries(credit.columns).map(([name, x]) => [name, numbers(x)]);
     const weights = Object.entries(credit.weights).map(([name, x]) => [name, numbers(x)]);
     const cell = (kind, content) => {
@@ -131,11 +131,10 @@
     const go = (t) => {
       slider.value = t;
       step.textContent = t;
-      if (picture) {
-        const later = credit.picture_steps.findIndex((s) => s > t);
-        const k = later < 0 ? credit.picture_steps.length - 1 : later - 1;
-        picture.src = `data:image/webp;base64,${credit.pictures[k]}`;
-      }
+      credit.films.forEach(({ steps, pictures: film }, number) => {
+        const later = steps.findIndex((s) => s > t);
+        pictures[number].src = `data:image/webp;base64,${film[later < 0 ? steps.length - 1 : later - 1]}`;
+      });
       const named = (name) => (name === credit.own ? cell("b", name) : name);
       readout.replaceChildren(
         table([

@@ -10,7 +10,7 @@ from typing import Any, Literal
 
 import numpy as np
 
-from upslope.core.files import own_path
+from upslope.core.files import safe_path
 from upslope.core.messages import counted, unknown
 from upslope.core.storage import write_atomically
 from upslope.errors import UpslopeError
@@ -79,7 +79,7 @@ def export_run(run: str | Path, format: str, output: str | Path | None = None, *
     """Write a run's policy to a file, by default in the run directory; `asked` are the arguments of `load`."""
     path = output_path(run if output is None else output, format)
     if output is None:
-        own_path(Path(run), path)
+        safe_path(Path(run), path)
     return export_policy(load(run, **asked), format, path)
 
 

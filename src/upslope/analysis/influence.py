@@ -1,0 +1,87 @@
+"""What a memory kept: how much each earlier observation of an episode moves the policy now, by its gradient."""
+
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jaxtyping import Array, Float
+
+from upslope.core.types import Rollout
+from upslope.models.agent import Agent
+from upslope.models.composed import Composed
+from upslope.models.model import has_memory, unroll
+
+LONGEST = 256
+"""Only the first steps of a longer episode are looked at."""
+ROWS, ROWS_OF_IMAGES = 64, 16
+"""Number of decisions looked at, evenly spaced. Each is a pass back through the episode, long for images."""
+EXACT = 4
+"""With more outputs than this, this many random signed sums of them are used instead."""
+
+
+class Influence(NamedTuple):
+    """‖∂(outputs of the policy at t)/∂(observation at k)‖ in an episode."""
+
+    steps: np.ndarray
+    """The steps t of the decisions looked at [R]."""
+    size: np.ndarray
+    """The norm of the gradient for each decision and each step k [R, K]; 0 where k > t."""
+
+
+def influence_of(agent: Agent, rollout: Rollout) -> Influence | None:
+    """The influence of each observation on later decisions of one episode [T, 1]; None without a memory.
+
+    The outputs are a policy's logits before masking, or its means; the observation is as the network reads it,
+    normalised and prepared. The norm is over both (Frobenius): exact for up to `EXACT` outputs, estimated from random
+    signs for more (Hutchinson 1989).
+    """
+    if not has_memory(agent.model):
+        return None
+    length = min(len(rollout.reward), LONGEST)
+    observation = jax.tree.map(lambda x: jnp.asarray(x[:length]), rollout.observation)
+    features = agent.features(observation)
+    if isinstance(agent.model, Composed):  # its images are bytes, which have no gradient
+        features = jax.tree.map(lambda x: x.astype(jnp.float32), features)
+    leaves, structure = jax.tree.flatten(features)
+    moving = [k for k, x in enumerate(leaves) if jnp.issubdtype(x.dtype, jnp.floating)]
+    if not moving:
+        return None
+    rows = ROWS if all(leaves[k].ndim <= 3 for k in moving) else ROWS_OF_IMAGES
+    steps = np.unique(np.linspace(0, length - 1, rows).round().astype(int))
+    fresh = jnp.zeros((length, 1), bool).at[0].set(True)
+
+    def outputs(moved: list[Array]) -> Float[Array, "T K"]:
+        inner = list(leaves)
+        for k, x in zip(moving, moved, strict=True):
+            inner[k] = x
+        seen = jax.tree.unflatten(structure, inner)
+        policy = unroll(agent.model, seen, agent.model.start(1), fresh)[0].policy
+        numbers = [x.reshape(length, -1) for x in jax.tree.leaves(policy)]
+        return jnp.concatenate(numbers, axis=1)
+
+    @jax.jit
+    def sizes(moved: list[Array]) -> Float[Array, "R T"]:
+        out, back = jax.vjp(outputs, moved)
+        probes = jnp.asarray(probes_of(out.shape[1]))
+
+        def one(row: Array) -> Float[Array, "T"]:
+            """Σ over probes of the squared gradient of the outputs of one step."""
+            squares = jnp.zeros(length)
+            for probe in probes:
+                for x in back(jnp.zeros_like(out).at[row].set(probe))[0]:
+                    squares += jnp.sum(x.reshape(length, -1) ** 2, axis=1)
+            return jnp.sqrt(squares)
+
+        return jax.lax.map(one, jnp.asarray(steps))
+
+    found = np.array(sizes([leaves[k] for k in moving]))
+    return Influence(steps, np.where(np.arange(length) <= steps[:, None], found, 0.0))
+
+
+def probes_of(count: int) -> Float[np.ndarray, "P K"]:
+    """Directions whose squared gradients add up to the squared Frobenius norm, exactly or on average."""
+    if count <= EXACT:
+        return np.eye(count, dtype=np.float32)
+    signs = np.random.default_rng(0).choice([-1.0, 1.0], (EXACT, count))
+    return (signs / np.sqrt(EXACT)).astype(np.float32)

@@ -1,0 +1,66 @@
+"""The images among an episode's observations as pictures that a person can see."""
+
+from typing import Any
+
+import numpy as np
+
+from upslope.analysis.episode_pictures import MAX_PICTURES, Pictures, can_encode, encode
+from upslope.models.composed import layout_of
+from upslope.models.encoders import BOARD, ImageEncoder, ImageLayout, ObservationEncoder
+
+SIDE = 160
+"""Small images are enlarged until their longer side has about this many pixels."""
+HUES = np.array(
+    [(86, 180, 233), (230, 159, 0), (0, 158, 115), (240, 228, 66), (213, 94, 0), (204, 121, 167), (0, 114, 178)]
+)
+"""The colours of a board's channels, which repeat (Okabe and Ito 2008, told apart by the colour-blind)."""
+MAX_IMAGES = 4
+"""Largest number of images per observation that are drawn."""
+
+
+def observed_pictures(encoder: ObservationEncoder, observation: Any) -> tuple[np.ndarray, dict[str, tuple[bytes, ...]]]:
+    """The steps that are drawn [F], and each image of the observation [T, …] at those steps, as WebP by its key."""
+    leaves = [(key, layout_of(part), part, x) for key, part, x in encoder.leaves(observation)]
+    images = [(key, layout, part, np.asarray(x)) for key, layout, part, x in leaves if layout is not None][:MAX_IMAGES]
+    if not images or not can_encode(Pictures()):
+        return np.zeros(0, np.int64), {}
+    length = len(images[0][3])
+    steps = np.arange(0, length, -(-length // MAX_PICTURES))
+    return steps, {key: drawn(layout, part, x, steps) for key, layout, part, x in images}
+
+
+def drawn(layout: ImageLayout, part: ObservationEncoder, images: np.ndarray, steps: np.ndarray) -> tuple[bytes, ...]:
+    """Images [T, …] at these steps as WebP."""
+    is_board = max(layout.size[:2]) <= BOARD
+    colours = board_colours if is_board else photographs
+    kept = colours(layout, images[steps], is_bytes=isinstance(part, ImageEncoder))
+    return tuple(encode(enlarged(image), is_exact=is_board) for image in kept)
+
+
+def photographs(layout: ImageLayout, images: Any, *, is_bytes: bool) -> np.ndarray:
+    """Pictures as RGB [F, height, width, 3]: the newest of several frames; floats scaled to the episode's range."""
+    shown: Any = layout.channels_last(images)
+    others = [size for axis, size in enumerate(layout.shape) if axis not in (layout.height, layout.width)]
+    channels = others[-1] if others else 1
+    newest = shown[..., -channels:] if channels in (1, 3) else shown[..., -1:]
+    numbers = newest.astype(np.float64)
+    if not is_bytes:
+        low, high = numbers.min(), numbers.max()
+        numbers = 255 * (numbers - low) / max(high - low, 1e-12)
+    return np.broadcast_to(numbers, (*numbers.shape[:-1], 3)).astype(np.uint8)
+
+
+def board_colours(layout: ImageLayout, images: Any, *, is_bytes: bool) -> np.ndarray:
+    """Boards as RGB [F, height, width, 3]: a colour for each channel, as bright as its number among the episode's."""
+    numbers: Any = layout.channels_last(images).astype(np.float64)
+    low, high = numbers.min(axis=(0, 1, 2)), numbers.max(axis=(0, 1, 2))
+    shares = (numbers - low) / np.where(high > low, high - low, 1.0)
+    colours = HUES[np.arange(shares.shape[-1]) % len(HUES)]
+    weight = np.maximum(shares.sum(axis=-1, keepdims=True), 1.0)
+    return (shares @ colours / weight).astype(np.uint8)
+
+
+def enlarged(image: np.ndarray) -> np.ndarray:
+    """The image with each pixel repeated, so that it is large enough to be seen."""
+    times = max(1, SIDE // max(image.shape[:2]))
+    return image.repeat(times, axis=0).repeat(times, axis=1)

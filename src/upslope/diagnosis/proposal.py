@@ -1,0 +1,72 @@
+"""The line to start training with, and the reason for each choice in it."""
+
+import shlex
+from collections.abc import Iterator, Sequence
+from typing import Any
+
+from upslope.config.command import flag
+from upslope.config.presets import DEFAULT_PRESET, preset_of
+from upslope.diagnosis.check_results import Choice
+from upslope.diagnosis.checks import Examined, wants_normalising
+from upslope.environments.registry import lost
+from upslope.models.composed import layout_of, networks_of
+from upslope.models.description import kind_of
+from upslope.models.encoders import encoder_of
+
+
+def advice(e: Examined, settings: dict[str, Any]) -> dict[str, Any]:
+    """The settings to start with; `settings` are those that the environment was made with."""
+    advised: dict[str, Any] = {"seeds": 5, **{name: value for name, value in settings.items() if value}}
+    if preset_of(e.name, "ppo") is None:
+        if wants_normalising(e):
+            advised["normalize_observations"] = True
+        if e.limit is None and not e.trial.lengths:
+            advised["max_episode_steps"] = 1000
+    return advised | ({"memory": "gru"} if e.suspicion.is_hidden else {})
+
+
+def command(e: Examined, settings: dict[str, Any]) -> str:
+    """The line to start training with: a command, or a Python call if the environment has no name."""
+    advised = advice(e, settings)
+    if lost(e.name):
+        return f"upslope.train(environment, {', '.join(f'{name}={value!r}' for name, value in advised.items())})"
+    words = [word for name, value in advised.items() for word in flag(name.replace("_", "-"), value)]
+    return shlex.join(["upslope", "train", e.name, *words])
+
+
+def choices(e: Examined, settings: dict[str, Any], unread: Sequence[tuple[str, Any]]) -> Iterator[Choice]:
+    """The choices behind the line, with the reason for each. `unread` are the keys and spaces that no network reads."""
+    preset = preset_of(e.name, "ppo")
+    if preset is not None:
+        yield Choice(f"preset {DEFAULT_PRESET}", f"tuned settings for {e.name} from {preset['source']}")
+    yield from readers(e)
+    for key, space in unread:
+        yield Choice(shlex.join(["--ignore-observation", key]), f"{kind_of(space)}, which no network reads")
+    if e.environment.gives_masks:
+        yield Choice("action masks", "the environment says which actions are allowed; no other is taken")
+    if e.suspicion.is_hidden:
+        yield Choice("--memory gru", f"a suspicion, to be compared with a run without: {e.suspicion.words}")
+    advised = advice(e, settings)
+    if "normalize_observations" in advised:
+        yield Choice("--normalize-observations", "some numbers are far from 0, or far larger or smaller than 1")
+    if advised.get("max_episode_steps") and not settings["max_episode_steps"]:
+        yield Choice("--max-episode-steps 1000", "no episode ended, and the environment has no limit")
+
+
+def readers(e: Examined) -> Iterator[Choice]:
+    """Which convolutional network reads which image, and why."""
+    encoder = encoder_of(e.environment.observation_space, e.name)
+    inner = {key: part for key, part, _ in encoder.leaves(encoder.shapes)}
+    for key, network in networks_of(encoder):
+        height, width, channels = layout_of(inner[key]).size
+        name = f"`{key}`" if key else "the observation"
+        words = f"{name} is an image of {height} × {width} with {channels} channel{'s' * (channels != 1)}"
+        yield Choice(f"encoder {network}", f"{words}; {SIZES[network]} are read by this network")
+
+
+SIZES = {
+    "board": "images of up to 16 cells a side",
+    "impala": "images of more than 16 and fewer than 36 pixels a side",
+    "nature": "images of at least 36 pixels a side",
+}
+"""Network → the images that it is chosen for."""

@@ -1,0 +1,114 @@
+"""Rules about the parts that only some models have: action masks, a memory, image encoders, several keys."""
+
+from collections.abc import Iterator
+from typing import Any
+
+import numpy as np
+
+from upslope.diagnosis.findings import Finding, Signs, rule, share
+
+MASKS, MEMORY, IMAGES, KEYS = "action masks", "a memory", "a network that reads images", "several keys that vary"
+"""Parts that a run may do without, in words."""
+
+
+def of_part(s: Signs, name: str, part: str) -> np.ndarray:
+    """A metric late in the run, per seed; a run that does not have it lacks this part."""
+    x = s.late(name)
+    if name in s.lacking:
+        s.lacking.discard(name)
+        s.lacking.add(part)
+    return x
+
+
+@rule("Huang and Ontañón 2022: what invalid action masking does to the gradient")
+def forbidden_actions_likely(s: Signs) -> Finding | None:
+    """The policy's own probability lies on forbidden actions: a note, since only the mask keeps them away."""
+    x = of_part(s, "forbidden_mass", MASKS)
+    part = share(x > 0.5)
+    is_all = share(x > 0.99) > 0
+    return Finding(
+        "forbidden_actions_likely", "Without its mask the policy would mostly choose forbidden actions.",
+        "No gradient flows to forbidden actions, so that nothing is learned about them; only the mask keeps them away."
+        if not is_all else "What the masked policy chooses by are differences between almost impossible actions.",
+        "Pass the mask wherever the policy is used; lower --learning-rate where the share rises towards 1.",
+        (0.6 if is_all and s.is_flat else 0.4) * part, 0.6,
+        evidence=(s.evidence("forbidden_mass", x, "below 0.5", 0.5),),
+        rivals=("a mask that allows a few of many actions", "a mask whose 0 and 1 are interchanged"),
+    ) if part else None  # fmt: skip
+
+
+@rule("Hochreiter and Schmidhuber 1997: saturated units pass on no gradient")
+def memory_saturated(s: Signs) -> Finding | None:
+    """Most of the memory is at its bound in all steps."""
+    x = of_part(s, "memory_saturated", MEMORY)
+    part = share(x > 0.5)
+    return Finding(
+        "memory_saturated", "Most of the memory is at its bound, ±1, in every step.",
+        "Its inputs or weights are so large that it keeps the same whatever it sees.",
+        f"Add --normalize-observations, or lower --learning-rate (now {s.config.learning_rate:g}).", 0.8 * part, 0.9,
+        evidence=(s.evidence("memory_saturated", x, "below 0.1", 0.5),),
+    ) if part else None  # fmt: skip
+
+
+@rule("Jones 2021: units that do not vary")
+def memory_dead(s: Signs) -> Finding | None:
+    """The memory does not vary from step to step or from episode to episode."""
+    x = of_part(s, "memory_dead", MEMORY)
+    # At its bound it does not vary either, and that is said by its own rule.
+    part = share((x > 0.9) & ~(s.late("memory_saturated") > 0.5))
+    return Finding(
+        "memory_dead", "The memory keeps nothing: almost none of it varies.",
+        "What enters it hardly differs from step to step.",
+        "Add --normalize-observations; if it stays so, train without --memory.", 0.8 * part, 0.8,
+        evidence=(s.evidence("memory_dead", x, "below 0.5", 0.5),),
+        rivals=("an observation that does not change",), experiment="upslope check ENVIRONMENT",
+    ) if part else None  # fmt: skip
+
+
+@rule("Lu et al. 2019: dying ReLU")
+def encoder_dead(s: Signs) -> Finding | None:
+    """The features of an image are the same whatever it shows."""
+    x = of_part(s, "encoder_dead", IMAGES)
+    part = share(x > 0.95)
+    return Finding(
+        "encoder_dead", "What the network makes of images does not vary.",
+        "Its units have died: an update pushed them below 0 for every image.",
+        f"Lower --learning-rate (now {s.config.learning_rate:g}) or --max-grad-norm, or take another --encoder.",
+        0.85 * part, 0.95, evidence=(s.evidence("encoder_dead", x, "below 0.7", 0.5),),
+        rivals=("images that do not change",), experiment="upslope check ENVIRONMENT",
+    ) if part else None  # fmt: skip
+
+
+@rule("Schulman, nuts and bolts: observations of mean 0 and deviation 1")
+def key_drowns_others(s: Signs) -> Finding | None:
+    """One key of the observation varies so much that the first layer sees little of the others."""
+    x = of_part(s, "key_share", KEYS)
+    part = 0.0 if s.config.normalize_observations else share(x > 0.99)
+    key = loudest_key(s) if part else ""
+    return Finding(
+        "key_drowns_others", f"One key of the observation drowns the others{key}.",
+        "Its numbers are so much larger that they are almost all of what enters the first layer.",
+        "Add --normalize-observations.", (0.75 if s.is_flat else 0.45) * part, 0.8,
+        evidence=(s.evidence("key_share", x, "below 0.95", 0.5),), rivals=("other keys that tell nothing",),
+        experiment="the same seeds with --normalize-observations",
+    ) if part else None  # fmt: skip
+
+
+def loudest_key(s: Signs) -> str:
+    """Which key it is, in words; empty if the seeds do not agree."""
+    networks = s.record.description.get("networks") or []
+    convolved = {str(words).split(" read by ")[0] for words in networks}
+    keys = [key for key in keys_of(s.record.description["spaces"]["observation"], "") if key not in convolved]
+    places = {int(k) for k in s.late("key_index") if np.isfinite(k)}
+    place = places.pop() if len(places) == 1 else -1
+    return f": `{keys[place]}`" if 0 <= place < len(keys) else ""
+
+
+def keys_of(space: dict[str, Any], key: str) -> Iterator[str]:
+    """The keys of the arrays of an observation as config.json describes it, in the order of their features."""
+    parts = space.get("parts")
+    if parts is None:
+        yield key
+        return
+    for name, part in sorted(parts.items()) if isinstance(parts, dict) else enumerate(parts):
+        yield from keys_of(part, f"{key}/{name}" if key else str(name))
