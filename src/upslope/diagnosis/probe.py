@@ -13,7 +13,6 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
-from gymnasium.spaces import Box
 
 from upslope.config.config import configure
 from upslope.config.ladder import ALGORITHMS
@@ -21,6 +20,7 @@ from upslope.config.task import Parts, estimator_of, objective_of, task_of
 from upslope.core.estimators import Estimator
 from upslope.core.messages import PREFIX
 from upslope.core.objectives import Objective, PolicyGradient
+from upslope.core.space_parts import has_box
 from upslope.core.types import Transition
 from upslope.environments.base import CompiledEnvironment
 from upslope.environments.compiled import COMPILED
@@ -41,6 +41,7 @@ PROBES = {
     "multidiscrete": "the log-probabilities of several heads",
     "multibinary": "the log-probabilities of several switches",
     "mask": "forbidden actions are taken, or learned from as if they were allowed",
+    "hybrid": "how an action of several parts is put together, taken apart, or its log-probability",
 }
 """Maps each probe to what is at fault if it is the first to fail; from the simplest to the hardest."""
 GROUPS = (
@@ -49,6 +50,7 @@ GROUPS = (
     ("multidiscrete",),
     ("multibinary",),
     ("mask",),
+    ("hybrid",),
 )
 """Probes grouped by their spaces."""
 GAMMA = 0.9
@@ -156,7 +158,7 @@ def probe_group(
     """Train and judge the probes of one group, all seeds, in one program."""
     probes: tuple[Any, ...] = tuple(COMPILED[f"probe/{name}"]() for name in group)
     world, label = Several(probes, 0), f"jax:probe/{group[0]}"
-    is_box = isinstance(world.action_space, Box)
+    is_box = has_box(world.action_space)
     config = configure(label, algorithm, is_continuous=is_box, use_preset=False, **settings)
     task = task_of(config, world, Parts(estimator, objective))
     iterations = max(
@@ -211,9 +213,7 @@ def returns_of(world: Several, agent: Any, observation: Any) -> Any:
 
     def step(carry: Any, _: None) -> Any:
         state, going, total = carry
-        action = agent.policy(state, jax.vmap(world.action_mask)(state)).mode()
-        if isinstance(world.action_space, Box):
-            action = jnp.clip(action, world.action_space.low, world.action_space.high)
+        action = agent.head.to_compiled(agent.policy(state, jax.vmap(world.action_mask)(state)).mode())
         state, transition = jax.vmap(world.step, (None, 0, 0))(jax.random.key(0), state, action)
         return (state, going & ~transition.terminated, total + jnp.where(going, transition.reward, 0.0)), None
 

@@ -4,7 +4,7 @@ A learner that fails `probe/constant` has a broken critic loss; one that first f
 does not see its observation; at `probe/delay`, its discount or bootstrap is wrong; at `probe/action`, its
 policy update; at `probe/both`, the pairing of observation and action.
 Source: Jones (2021), Debugging RL, Without the Agonizing Pain; the truncation, continuous, multi-discrete,
-multi-binary and mask probes are added here in the same manner.
+multi-binary, mask and hybrid probes are added here in the same manner.
 """
 
 from collections.abc import Callable
@@ -197,3 +197,21 @@ def mask() -> Probe:
         return jnp.where(allows(observation)[action], paid, 100.0).astype(jnp.float32)
 
     return Probe(_box(-1.0), spaces.Discrete(3), _draw_sign, _one_step(reward), _ones, allows=allows)
+
+
+def hybrid() -> Probe:
+    """One step, a Dict of a choice and an amount in [−1, 1]; s_0 = two independent signs. V* = 1.
+
+    r = 1 if the choice meets the first sign, minus (amount − half the second sign)². Each part must read its own sign,
+    and a part that gets the other's number, or whose log-probability is left out, cannot earn it.
+    """
+
+    def draw(key: PRNGKeyArray) -> Observation:
+        return jax.random.rademacher(key, (2,), jnp.float32)
+
+    def reward(observation: Observation, action: Action) -> Float32[Array, ""]:
+        is_met = (action["choice"] == 1) == (observation[0] > 0)
+        return is_met.astype(jnp.float32) - (action["amount"][0] - 0.5 * observation[1]) ** 2
+
+    space = spaces.Dict({"choice": spaces.Discrete(2), "amount": _box(-1.0)})
+    return Probe(_box(-1.0, 2), space, draw, _one_step(reward), _ones)

@@ -170,7 +170,11 @@ def unusual_parts(spec: ModelSpec) -> list[str]:
     found = [f"{key or 'images'} read by {network}" for key, network in images]
     if settings.get("memory"):
         found.append(f"memory {settings['memory']} of {settings['memory_size']} units")
-    return [*found, "a shared trunk"] if settings.get("shared_trunk") else found
+    if settings.get("shared_trunk"):
+        found.append("a shared trunk")
+    if spec.head.is_squashed:
+        found.append("actions squashed by tanh")
+    return [*found, "σ from the network"] if any(box.has_state_std for box in spec.head.boxes.values()) else found
 
 
 def perceptrons_for(environment: Any, **settings: Any) -> ModelSpec:

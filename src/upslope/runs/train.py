@@ -21,6 +21,7 @@ from upslope.errors import UpslopeError
 from upslope.learning.devices import computing
 from upslope.learning.iteration import Task
 from upslope.models.build import unusual_parts
+from upslope.models.heads import head_of
 from upslope.runs.datasets import load_dataset
 from upslope.runs.directory import RunDirectory
 from upslope.runs.display import Display
@@ -72,7 +73,8 @@ def begin(config: Config, task: Task, directory: RunDirectory, session: Session)
     with computing(on_host=is_on_host(config, task)), closing(engine_for(config, task, session)) as engine:
         state = engine.start()
         progress = begin_progress(state, config.seed_list())
-        spaces = described_spaces(task.model.encoder, task.model.head, has_masks=task.environment.gives_masks)
+        head = head_of(task.environment.action_space, config.environment)
+        spaces = described_spaces(task.model.encoder, head, has_masks=task.environment.gives_masks)
         directory.create(config, spaces, task.described())
         allow(requested(config))  # a run trained on this machine is trusted
         with directory.held():
@@ -82,7 +84,8 @@ def begin(config: Config, task: Task, directory: RunDirectory, session: Session)
 
 def go_on(config: Config, task: Task, directory: RunDirectory, session: Session, notes: list[str]) -> Run:
     """Train from the last checkpoint; `notes` are shown once it is clear that there is something left to train."""
-    require_same_spaces(directory, task.model.encoder, task.model.head, task.environment)
+    head = head_of(task.environment.action_space, config.environment)
+    require_same_spaces(directory, task.model.encoder, head, task.environment)
     if directory.has_begun:
         check_room(directory.last, config, task.model, task.num_envs)
     with (
