@@ -163,7 +163,7 @@ def image() -> Spaced:
 
 
 def tuple_actions() -> Spaced:
-    return Spaced(action_space=spaces.Tuple([spaces.Discrete(2)]))
+    return Spaced(action_space=spaces.Tuple([spaces.Discrete(2), spaces.Text(3)]))
 
 
 def configurable(continuous: bool = False) -> Spaced:
@@ -559,3 +559,15 @@ class Amount(Still):
     def step(self, action: Any) -> Any:
         assert self.action_space.contains(action), f"{action!r} is not in {self.action_space}"
         return self.show(), -float(np.abs(action - [0.5, 2.0]).sum()), True, False, {}
+
+
+class Endless(Still):
+    """Takes a Dict with an amount without bounds."""
+
+    action_space: spaces.Space = spaces.Dict(
+        {"far": spaces.Box(-np.inf, np.inf, (1,), np.float32), "near": spaces.Discrete(2)}
+    )
+
+
+def only_choices() -> Spaced:
+    return Spaced(action_space=spaces.Tuple([spaces.Discrete(2), spaces.MultiBinary(2)]))

@@ -670,8 +670,8 @@ class DictHead(ProductHead):
         """Parts without choices may be left out, or be None."""
         if not isinstance(mask, Mapping):
             return None
-        keys, needed = {key for key, _ in self.parts}, {key for key, head in self.parts if head.num_choices}
-        if not needed <= mask.keys() <= keys:
+        keys, needed = [key for key, _ in self.parts], [key for key, head in self.parts if head.num_choices]
+        if not set(needed) <= mask.keys() <= set(keys):
             raise ValueError(f"it has the keys {', '.join(map(repr, mask))}, and needs {', '.join(map(repr, needed))}")
         return [mask.get(key) for key, _ in self.parts]
 
