@@ -37,7 +37,7 @@ class Probe(CompiledEnvironment):
     observation_space: spaces.Space[Any]
     action_space: spaces.Space[Any]
     draw: Callable[[PRNGKeyArray], Observation]
-    answer: Callable[[Observation, Action], Answer]
+    answer: Callable[[Observation, Any], Answer]
     value: Callable[[Float[Array, "... D"], float], Float[Array, "..."]]
     max_episode_steps: int | None = 1
     watched: float | None = None
@@ -50,7 +50,7 @@ class Probe(CompiledEnvironment):
         observation = self.draw(key)
         return observation, observation
 
-    def step(self, key: PRNGKeyArray, state: Observation, action: Action) -> tuple[Observation, Transition]:
+    def step(self, key: PRNGKeyArray, state: Observation, action: Any) -> tuple[Observation, Transition]:
         """Apply `answer`; it is deterministic, since all randomness is in s_0."""
         observation, reward, terminated = self.answer(state, action)
         return observation, Transition(observation, reward, terminated, jnp.zeros((), bool))
@@ -66,7 +66,7 @@ class Probe(CompiledEnvironment):
         return self.value(observation, gamma)
 
 
-def _one_step(reward: Callable[[Observation, Action], Float32[Array, ""]]) -> Callable[..., Answer]:
+def _one_step(reward: Callable[[Observation, Any], Float32[Array, ""]]) -> Callable[..., Answer]:
     return lambda observation, action: (observation, reward(observation, action), jnp.ones((), bool))
 
 
@@ -209,7 +209,7 @@ def hybrid() -> Probe:
     def draw(key: PRNGKeyArray) -> Observation:
         return jax.random.rademacher(key, (2,), jnp.float32)
 
-    def reward(observation: Observation, action: Action) -> Float32[Array, ""]:
+    def reward(observation: Observation, action: Any) -> Float32[Array, ""]:
         is_met = (action["choice"] == 1) == (observation[0] > 0)
         return is_met.astype(jnp.float32) - (action["amount"][0] - 0.5 * observation[1]) ** 2
 
