@@ -168,7 +168,7 @@ def test_actions_of_another_head_are_converted_or_refused(trained, tmp_path):
     np.testing.assert_allclose(loaded(from_gaussian, squashed=False), units, rtol=1e-6)
     outside = dataset(tmp_path / "3.npz", [[0.0, 1.0], [0.5, 10.0], [-1.2, 3.0]])
     np.testing.assert_allclose(loaded(outside, squashed=False)[2], [-1.2, 3.0])
-    with pytest.raises(UpslopeError, match="2 of its 3 actions are on or outside the bounds.*--head gaussian"):
+    with pytest.raises(UpslopeError, match=r"2 of its 3 actions are on or outside the bounds.*--head gaussian"):
         loaded(outside, squashed=True)
     with pytest.raises(UpslopeError, match="`squashed` in its meta must be true or false"):
         loaded(dataset(tmp_path / "4.npz", units, squashed="yes"), squashed=True)
@@ -186,7 +186,7 @@ def test_actions_of_another_head_are_converted_or_refused(trained, tmp_path):
         ("jax:CartPole-v1", {"state_dependent_std": True}, "--state-dependent-std is read only by policies with Box"),
         (
             "jax:Pendulum-v1",
-            {"head": "squashed", "model": "own_models:Shared"},
+            {"head": "squashed", "model": "own_models:Recurrent"},
             "--head is read only by --model percept",
         ),
         ("jax:Pendulum-v1", {"head": "tanh"}, "gaussian"),

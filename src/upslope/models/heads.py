@@ -273,7 +273,7 @@ class BoxHead(ActionHead):
         beyond = 0.05 * np.minimum(high - low, 1e30)
         return generator.uniform(low - beyond, high + beyond).astype(np.float32)
 
-    def distribution(self, outputs: Float[Array, "... K"], log_std: Float[Array, "... K"]) -> Distribution:
+    def distribution(self, outputs: Float[Array, "... O"], log_std: Float[Array, "... K"]) -> Distribution:
         centre, half = self.scaling
         xp = namespace(outputs)
         outputs, log_std = self.mean_and_log_std(outputs, log_std)
