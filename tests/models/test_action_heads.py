@@ -16,9 +16,8 @@ from upslope.models.description import from_json, to_json
 from upslope.models.heads import HEADS, head_of, with_policy
 
 HEAD = head_of(own.HYBRID)
-NESTED = spaces.Tuple(
-    [spaces.Box(0, 1, (), np.float16), spaces.Dict({"b": spaces.Discrete(4, start=-1), "a": HEAD.space()})]
-)
+INNER = spaces.Dict({"b": spaces.Discrete(4, start=-1), "a": own.HYBRID})
+NESTED = spaces.Tuple([spaces.Box(0, 1, (), np.float16), INNER])
 BOX = spaces.Box(np.array([-1.0, 0.0]), np.array([1.0, 10.0]), (2,), np.float64)
 
 
@@ -113,7 +112,7 @@ def test_sigma_of_the_state_starts_at_its_parameter_and_stays_within_limits():
     plain = head_of(BOX).distribution(jnp.zeros((1, 2)), jnp.full(2, -0.5))
     np.testing.assert_array_equal(start.log_std, plain.log_std)
     far = head.distribution(jnp.asarray([[0.0, 0.0, 50.0, -50.0]]), jnp.zeros(2))
-    np.testing.assert_allclose(far.log_std, [np.log([1, 5]) + [2, -5]], rtol=1e-6)
+    np.testing.assert_allclose(far.log_std, np.log([[1, 5]]) + np.array([2, -5]), rtol=1e-6)
 
 
 @pytest.mark.parametrize("squashed", [False, True])
