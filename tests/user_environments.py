@@ -163,7 +163,7 @@ def image() -> Spaced:
 
 
 def tuple_actions() -> Spaced:
-    return Spaced(action_space=spaces.Tuple([spaces.Discrete(2)]))
+    return Spaced(action_space=spaces.Tuple([spaces.Discrete(2), spaces.Text(3)]))
 
 
 def configurable(continuous: bool = False) -> Spaced:
@@ -488,3 +488,93 @@ class CompiledFenced(CompiledPictures):
 
     def action_mask(self, state: Any) -> Any:
         return jnp.stack([state > 0, state < 5])
+
+
+HYBRID: spaces.Dict = spaces.Dict(
+    {
+        "tool": spaces.Discrete(3, start=1),
+        "arm": spaces.Tuple([spaces.Box(-2.0, 4.0, (2,), np.float64), spaces.MultiBinary(2)]),
+        "keys": spaces.MultiDiscrete([2, 3]),
+    }
+)
+"""Actions of every kind, in a Dict with a Tuple inside."""
+
+
+class Hybrid(Walk):
+    """A walk that actions of several parts push, and that forbids the tool that was used last; repeatable."""
+
+    def __init__(self, masks: bool = True) -> None:
+        super().__init__()
+        self.action_space, self.masks = HYBRID, masks
+
+    def reset(self, *, seed: int | None = None, options: dict[str, Any] | None = None) -> tuple[Any, dict]:
+        self.last = 0
+        observation, _ = super().reset(seed=seed)
+        return observation, self.allowed()
+
+    def step(self, action: Any) -> tuple[Any, float, bool, bool, dict]:
+        arm, bits = action["arm"]
+        assert self.action_space.contains(action), f"{action!r} is not in {self.action_space}"
+        assert arm.dtype == np.float64 and type(action["tool"]) is np.int64 and bits.dtype == np.int8
+        assert not self.masks or action["tool"] != self.last
+        self.last = int(action["tool"])
+        push = arm.sum() + action["tool"] + bits.sum() + action["keys"].sum()
+        observation, reward, terminated, truncated, _ = super().step(int(push > 4))
+        action["arm"][0][:] = 0  # what it does with its own copy changes nothing
+        return observation, reward, terminated, truncated, self.allowed()
+
+    def allowed(self) -> dict[str, Any]:
+        tools = np.array([tool != self.last for tool in (1, 2, 3)], np.int8)
+        keys = (np.ones(2, np.int8), np.array([1, 0, 1], np.int8))
+        return (
+            {"action_mask": {"tool": tools, "arm": (None, np.array([2, 2], np.int8)), "keys": keys}}
+            if self.masks
+            else {}
+        )
+
+
+class CompiledHybrid(CompiledEnvironment):
+    """A corridor where actions of several parts pay for what they are, and the tool used last is forbidden."""
+
+    observation_space: spaces.Space = spaces.Box(-10.0, 10.0, (2,), np.float32)
+    action_space: spaces.Space = HYBRID
+    max_episode_steps = 8
+
+    def reset(self, key: Any) -> tuple[Any, Any]:
+        state = jax.random.randint(key, (2,), -3, 3).at[1].set(-1)
+        return state, state.astype(jnp.float32)
+
+    def step(self, key: Any, state: Any, action: Any) -> tuple[Any, Transition]:
+        arm, bits = action["arm"]
+        assert arm.shape == bits.shape == action["keys"].shape == (2,) and action["tool"].shape == ()
+        paid = action["keys"].sum() + bits.sum() - jnp.abs(arm - 1).sum() - 100.0 * (action["tool"] == state[1])
+        state = jnp.stack([jnp.clip(state[0] + 2 * bits[0] - 1, -9, 9), action["tool"]])
+        over = jnp.zeros((), bool)
+        return state, Transition(state.astype(jnp.float32), paid.astype(jnp.float32), over, over)
+
+    def action_mask(self, state: Any) -> Any:
+        tools = jnp.arange(3) != state[1]
+        keys = (jnp.ones(2, bool), jnp.array([True, False, True]))
+        return {"tool": tools, "arm": (None, jnp.full(2, 2)), "keys": keys}
+
+
+class Amount(Still):
+    """One step: the reward is highest where the amounts are those shown; the bounds are not centred on 0."""
+
+    action_space: spaces.Space = spaces.Box(np.array([-1.0, 0.0]), np.array([1.0, 10.0]), (2,), np.float64)
+
+    def step(self, action: Any) -> Any:
+        assert self.action_space.contains(action), f"{action!r} is not in {self.action_space}"
+        return self.show(), -float(np.abs(action - [0.5, 2.0]).sum()), True, False, {}
+
+
+class Endless(Still):
+    """Takes a Dict with an amount without bounds."""
+
+    action_space: spaces.Space = spaces.Dict(
+        {"far": spaces.Box(-np.inf, np.inf, (1,), np.float32), "near": spaces.Discrete(2)}
+    )
+
+
+def only_choices() -> Spaced:
+    return Spaced(action_space=spaces.Tuple([spaces.Discrete(2), spaces.MultiBinary(2)]))

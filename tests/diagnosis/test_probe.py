@@ -9,6 +9,7 @@ import pytest
 
 import upslope
 from upslope.cli.main import run as run_command
+from upslope.core.distributions import Product
 from upslope.core.estimators import advantage_credit, discounted_sum, ends, td_error
 from upslope.diagnosis.probe import PROBES
 from upslope.learning import collect
@@ -135,6 +136,14 @@ def test_a_wrong_sign_fails_where_actions_matter():
         "action",
         "both",
     ]
+
+
+def test_an_action_of_several_parts_is_learned_and_a_forgotten_part_is_not(monkeypatch: pytest.MonkeyPatch):
+    (solved,) = upslope.probe(seeds=2, only=["hybrid"])
+    assert solved.solved and solved.best == 1 and solved.value == 1, solved
+    monkeypatch.setattr(Product, "log_prob", lambda self, action: self.parts[0].log_prob(self.split(action)[0]))
+    (broken,) = upslope.probe(seeds=2, steps=30_000, only=["hybrid"])
+    assert not broken.solved and broken.return_gap > 0.2, "the choice is never learned"
 
 
 def test_what_cannot_be_probed_is_refused():

@@ -52,7 +52,7 @@ def refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.Capt
         ("train user_environments:image --encoder nature", "images of at least 36 pixels.*8 × 8"),
         ("train user_environments:image --encoder image=board", "no image `image`"),
         ("train user_environments:image --encoder resnet", "resnet.*nature"),
-        ("train user_environments:tuple_actions", "action space Tuple.*Supported"),
+        ("train user_environments:tuple_actions", "action space Text at `1`.*Supported"),
         (
             "train user_environments:Walk --algorithm reinforce",
             "needs whole episodes.*no step limit.*--max-episode",

@@ -224,6 +224,8 @@ PROBES = {
     "probe/truncation": (lambda seen: jnp.int32(0), 7.0, 1),
     # One of three is forbidden and pays 100, the others ±1.
     "probe/mask": (lambda seen: jnp.where(seen[0] > 0, 1, 2), 100 / 3, 2),
+    # Half of the choices are right, and the amount costs as in probe/continuous.
+    "probe/hybrid": (lambda seen: {"choice": jnp.int32(seen[0] > 0), "amount": 0.5 * seen[1:]}, 1 / 2 - 7 / 12, 4),
 }
 HIDDEN = {
     # name: (the best play of what is seen, what chance pays): these show something else than their state.
@@ -281,8 +283,13 @@ def test_a_probes_value_is_what_the_best_play_returns(name):
 def test_a_probe_pays_random_play_what_chance_gives(name):
     world, (_, expected, _) = COMPILED[name](), PROBES[name]
     world.action_space.seed(0)
-    samples = jnp.asarray(np.stack([world.action_space.sample() for _ in range(NUM_EPISODES)]))
-    choose = lambda key, seen: samples[jax.random.randint(key, (), 0, NUM_EPISODES)]  # noqa: E731
+    drawn = [world.action_space.sample() for _ in range(NUM_EPISODES)]
+    samples = jax.tree.map(lambda *parts: jnp.asarray(np.stack(parts)), *drawn)
+
+    def choose(key, seen):
+        row = jax.random.randint(key, (), 0, NUM_EPISODES)
+        return jax.tree.map(lambda x: x[row], samples)
+
     returns, _ = play(world, choose, NUM_EPISODES, NUM_STEPS, 0.9)
     # The pool of actions and the episodes drawn from it are two samples.
     assert abs(returns.mean() - expected) <= 4 * returns.std() * np.sqrt(2 / NUM_EPISODES) + 1e-5

@@ -3,7 +3,7 @@
 import reprlib
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, get_type_hints
+from typing import Any, NamedTuple, get_type_hints
 
 import numpy as np
 
@@ -44,9 +44,11 @@ class EpisodeCredit:
     weights: dict[str, np.ndarray]
     """Estimator → Ψ_t [T]. Without a critic, only the estimators that need none."""
     policy: dict[str, np.ndarray]
-    """π(·|s_t): `probability` [T, A], or `mean` and `std` [T, K] for a Box."""
+    """π(·|s_t): `probability` [T, A], or `mean` and `std` [T, K] for a Box; `median`, `low` and `high` of a squashed
+    one, which are tanh of the mean and of the mean ± σ. For an action of several parts, each name follows the part's
+    key and a slash."""
     action: np.ndarray
-    """The action taken [T, …], as sampled; discrete actions count from 0."""
+    """The action taken [T, …], before it is clipped; choices count from 0, and several parts are one vector."""
     picture_steps: np.ndarray
     """The steps that have a picture [F], in increasing order."""
     pictures: tuple[bytes, ...]
@@ -84,6 +86,11 @@ class EpisodeCredit:
         return bool(np.ptp(size) > 1e-6 * size.max())
 
     @property
+    def parts(self) -> list["Part"]:
+        """The parts of the action; one with the key "" if it is not a Dict or Tuple."""
+        return parts_of(self.policy, self.action)
+
+    @property
     def discounted_return(self) -> float:
         """Σγ^t r_t."""
         return float(self.reward @ self.gamma ** np.arange(len(self.reward)))
@@ -91,6 +98,50 @@ class EpisodeCredit:
     def most_blamed(self, estimator: str) -> int:
         """The step with the largest |Ψ_t|; the first one in case of ties."""
         return int(np.argmax(np.abs(self.weights[estimator])))
+
+
+class Part(NamedTuple):
+    """A part of an action: its key, its policy as in `EpisodeCredit.policy`, and what was taken of it [T, …]."""
+
+    key: str
+    policy: dict[str, np.ndarray]
+    action: np.ndarray
+
+
+def parts_of(policy: dict[str, np.ndarray], action: np.ndarray) -> list[Part]:
+    """Take an action apart.
+
+    Raises:
+        ValueError: it has other parts than the policy.
+    """
+    if not any("/" in name for name in policy):
+        return [Part("", policy, action)]
+    found: dict[str, dict[str, np.ndarray]] = {}
+    for name, x in policy.items():
+        key, _, kind = name.rpartition("/")
+        found.setdefault(key, {})[kind] = x
+    sizes = [num_columns(mine) for mine in found.values()]
+    if action.ndim != 2 or action.shape[1] != sum(sizes):
+        raise ValueError("its action has other parts than its policy")
+    taken = np.split(action, np.cumsum(sizes)[:-1], axis=1)
+    return [Part(key, mine, as_sampled(mine, x)) for (key, mine), x in zip(found.items(), taken, strict=True)]
+
+
+def num_columns(policy: dict[str, np.ndarray]) -> int:
+    """The length of an action of this policy as a vector."""
+    if "probability" in policy:
+        return 1
+    alike = [policy[name].shape[1] for name in ("mean", "median", "probability of 1") if name in policy]
+    return alike[0] if alike else len(policy)
+
+
+def as_sampled(policy: dict[str, np.ndarray], action: np.ndarray) -> np.ndarray:
+    """A part of a vector, with choices as whole numbers."""
+    if "mean" in policy or "median" in policy:
+        return action
+    if (action != np.round(action)).any():
+        raise ValueError("its choices are not whole numbers")
+    return action.astype(np.int64)[:, 0] if "probability" in policy else action.astype(np.int64)
 
 
 NUMBERS = ("environment", "algorithm", "seed", "checkpoint", "episode_seed", "gamma", "terminated", "own")
@@ -220,17 +271,26 @@ def check_policy(arrays: dict[str, np.ndarray], steps: int) -> None:
     action, policy = arrays["action"], {n.removeprefix("policy/"): x for n, x in arrays.items() if "policy/" in n}
     if not policy or not action.ndim or len(action) != steps:
         raise ValueError("its action and policy are not of the episode's steps")
-    if "mean" in policy:
-        fits = action.shape == policy["mean"].shape == policy["std"].shape
-    elif "probability" in policy:
-        fits = action.ndim == 1 and is_choice(action, policy["probability"].shape[1])
-    elif "probability of 1" in policy:
-        fits = action.shape == policy["probability of 1"].shape
-    else:
-        sizes = [x.shape[1] for x in policy.values()]
-        fits = action.shape == (steps, len(sizes)) and is_choice(action, np.asarray(sizes))
-    if not fits:
+    if not all(fits(part, steps) for part in parts_of(policy, action)):
         raise ValueError("its actions do not fit its policy")
+
+
+def fits(part: Part, steps: int) -> bool:
+    """Whether the policy of a part can produce what was taken of it.
+
+    Raises:
+        KeyError: a name of the policy is missing.
+    """
+    _, policy, action = part
+    if "mean" in policy or "median" in policy:
+        names = ("mean", "std") if "mean" in policy else ("median", "low", "high")
+        return {policy[name].shape for name in names} == {action.shape}
+    if "probability" in policy:
+        return action.ndim == 1 and is_choice(action, policy["probability"].shape[1])
+    if "probability of 1" in policy:
+        return action.shape == policy["probability of 1"].shape
+    sizes = [x.shape[1] for x in policy.values()]
+    return action.shape == (steps, len(sizes)) and is_choice(action, np.asarray(sizes))
 
 
 def is_choice(action: np.ndarray, sizes: Any) -> bool:

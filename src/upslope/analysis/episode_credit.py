@@ -15,7 +15,15 @@ from upslope.analysis.observation_pictures import observed_pictures
 from upslope.config.config import Config, fresh
 from upslope.config.task import environment_of
 from upslope.config.trust import require
-from upslope.core.distributions import Bernoulli, Categorical, DiagonalGaussian, Distribution, MultiCategorical
+from upslope.core.distributions import (  # fmt: skip
+    Bernoulli,
+    Categorical,
+    DiagonalGaussian,
+    Distribution,
+    MultiCategorical,
+    Product,
+    SquashedGaussian,
+)
 from upslope.core.estimators import GAE, Baseline, Estimator, NStep, RewardToGo, TotalReturn, td_error
 from upslope.core.types import Rollout, Values
 from upslope.environments.registry import EnvironmentLike
@@ -24,6 +32,7 @@ from upslope.learning.devices import computing
 from upslope.learning.evaluation import evaluate
 from upslope.learning.iteration import with_clipped_rewards
 from upslope.models.agent import Agent
+from upslope.models.heads import ActionHead, ProductHead
 from upslope.models.model import unroll
 from upslope.runs.directory import RunDirectory
 from upslope.runs.evaluation import (  # fmt: skip
@@ -116,6 +125,7 @@ def credit_of(
         pictures = Pictures()
         played = made if made.is_compiled else watched(made, pictures)
         rollout = play(config, played, agent, seed, episode_seed)
+        rollout = rollout._replace(action=agent.head.squashed(rollout.action))
         for line in cut_lines(config, made, [rollout]):
             print_line(line)
         if made.is_compiled:
@@ -138,7 +148,7 @@ def credit_of(
             value=None if values is None else np.asarray(values.value, np.float64)[:, 0],
             td_error=None if values is None else np.asarray(td_error(learned, values, config.gamma), np.float64)[:, 0],
             weights={n: w[:, 0] for n, w in weigh_all(estimators_for(config), learned, values, config.gamma).items()},
-            policy=describe(policies_of(agent, rollout)),
+            policy=describe(policies_of(agent, rollout), agent.head),
             action=np.asarray(rollout.action)[:, 0],
             picture_steps=np.asarray([s for s in pictures.steps if s < len(rollout.reward)], np.int64),
             pictures=tuple(x for s, x in zip(pictures.steps, pictures.images, strict=True) if s < len(rollout.reward)),
@@ -181,8 +191,16 @@ def values_of(agent: Agent, rollout: Rollout) -> Values:
     return Values(*(v / scale for v in evaluate(agent, jax.tree.map(jnp.asarray, rollout))))
 
 
-def describe(policy: Distribution) -> dict[str, np.ndarray]:
+def describe(policy: Distribution, head: ActionHead) -> dict[str, np.ndarray]:
     """The parameters of π(·|s_t) shown on a page, each [T, …]."""
+    if isinstance(policy, Product) and isinstance(head, ProductHead):
+        pairs = zip(head.children, policy.parts, strict=True)
+        described = {key: describe(part, inner) for (key, inner), part in pairs}
+        return {f"{key}/{name}": x for key, mine in described.items() for name, x in mine.items()}
+    if isinstance(policy, SquashedGaussian):
+        std = jnp.exp(policy.log_std)
+        places = {"median": policy.mean, "low": policy.mean - std, "high": policy.mean + std}
+        return {name: np.asarray(head.squashed(u)) for name, u in places.items()}
     if isinstance(policy, DiagonalGaussian):
         return {"mean": np.asarray(policy.mean), "std": np.asarray(jnp.exp(policy.log_std))}
     if isinstance(policy, Categorical):

@@ -143,6 +143,10 @@ class Config:
     """Widths of the hidden layers of the policy, and of the critic; none for linear ones."""
     activation: Literal["tanh", "relu", "silu"] = "tanh"
     """Activation of the hidden layers."""
+    head: Literal["gaussian", "squashed"] = "gaussian"
+    """Policy of Box actions: a Gaussian clipped to the bounds (gaussian), or squashed into them by tanh (squashed)."""
+    state_dependent_std: bool = False
+    """Let the policy network also give log σ of Box actions; by default it is a parameter for all states."""
     log_std_init: float = 0.0
     """Initial log σ of a Gaussian policy, in units of half the action range. Usual: −2 to 0."""
     preset: Annotated[str | None, tyro.conf.Suppress] = None

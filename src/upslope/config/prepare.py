@@ -4,7 +4,6 @@ from collections.abc import Callable, Iterable, Mapping
 from typing import Any
 
 import jax
-from gymnasium.spaces import Box
 
 from upslope.config.config import Config, canonical, configure, flag_of
 from upslope.config.presets import made_by, preset_of
@@ -22,6 +21,7 @@ from upslope.config.task import (
 from upslope.core.estimators import Estimator, UnitWeight
 from upslope.core.messages import unknown
 from upslope.core.objectives import Objective
+from upslope.core.space_parts import has_box
 from upslope.environments.modules import name_of
 from upslope.environments.registry import AnyEnvironment, EnvironmentLike, label, make
 from upslope.errors import UpslopeError
@@ -72,7 +72,7 @@ def configured(
         if ":" in asked.get(role, ""):
             given |= declared(named(role, asked[role]))
     made = make(environment, **made_for(label(environment), asked, preset))
-    options = {"is_continuous": isinstance(made.action_space, Box), "use_preset": preset}
+    options = {"is_continuous": has_box(made.action_space), "use_preset": preset}
     return configure(label(environment), algorithm, **options, **(given | asked)), made, asked, objects
 
 
@@ -141,6 +141,7 @@ def missing_reader(name: str, config: Config, task: Task) -> str:
         is_read = name in (*parameters(estimator).values(), *parameters(objective).values())
         return "" if is_read else parts_where(lambda kind: name in parameters(kind).values())
     has_networks, is_box = task.model.own is None, task.model.head.is_continuous
+    of_boxes = has_networks and is_box, "--model perceptron" if is_box else "policies with Box actions"
     is_unit = isinstance(estimator, UnitWeight)
     critics = parts_where(lambda kind: getattr(kind, "needs_critic", False))
     two = "--model perceptron without --shared-trunk"
@@ -157,7 +158,7 @@ def missing_reader(name: str, config: Config, task: Task) -> str:
         "rollout_steps": (not (estimator.whole_episodes or is_recorded), f"{segments} without --data"),
         "num_envs": (not is_recorded, "runs without --data"),
         "imitation_iterations": (is_recorded, "runs with --data"),
-        "log_std_init": (has_networks and is_box, "--model perceptron" if is_box else "policies with Box actions"),
+        **dict.fromkeys(("head", "state_dependent_std", "log_std_init"), of_boxes),
         "hidden_sizes": (has_networks, "--model perceptron"),
         "activation": (has_networks, "--model perceptron"),
         "model_kwargs": (not has_networks, "an own --model"),

@@ -18,7 +18,7 @@ from upslope.learning.optimisers import Optimiser, Schedule, Schedules, schedule
 from upslope.learning.update import Update
 from upslope.models.build import ModelSpec
 from upslope.models.encoders import ObservationEncoder, encoder_of
-from upslope.models.heads import ActionHead, head_of
+from upslope.models.heads import ActionHead, head_of, with_policy
 
 ESTIMATOR_TYPES: dict[str, type[Estimator]] = {
     "total_return": TotalReturn,
@@ -200,7 +200,9 @@ def model_of(
     """The specification of a config's model for these spaces."""
     if own is None and config.model == "perceptron":
         settings = {name: getattr(config, name) for name in OF_NETWORKS} | {"encoders": config.encoder}
-        return ModelSpec(encoder, head, settings)
+        chosen = {"squashed": config.head == "squashed", "state_std": config.state_dependent_std}
+        acts = with_policy(head, config.environment, **chosen, log_std_init=config.log_std_init)
+        return ModelSpec(encoder, acts, settings)
     return ModelSpec(encoder, head, dict(config.model_kwargs), own or imported("model", config.model))
 
 

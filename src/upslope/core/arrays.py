@@ -83,6 +83,11 @@ def log_sigmoid(x: Any) -> Any:
     return -np.logaddexp(0, -x) if isinstance(x, np.ndarray) else jax.nn.log_sigmoid(x)
 
 
+def softplus(x: Any) -> Any:
+    """log(1 + eˣ)."""
+    return np.logaddexp(0, x) if isinstance(x, np.ndarray) else jax.nn.softplus(x)
+
+
 def sigmoid(x: Any) -> Any:
     """1 / (1 + e⁻ˣ)."""
     return np.exp(log_sigmoid(x)) if isinstance(x, np.ndarray) else jax.nn.sigmoid(x)

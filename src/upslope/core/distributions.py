@@ -6,6 +6,7 @@ action. All quantities are in nats. Sampling and `log_prob` also accept NumPy ar
 
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
+from dataclasses import field
 from typing import Any
 
 import jax
@@ -13,8 +14,8 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Bool, Float, PRNGKeyArray, Shaped
 
+from upslope.core.arrays import STATIC, log_sigmoid, log_softmax, namespace, pytree, sigmoid, softplus
 from upslope.core.arrays import AnyArray as Array
-from upslope.core.arrays import log_sigmoid, log_softmax, namespace, pytree, sigmoid
 from upslope.errors import UpslopeError
 
 LOG_TWO_PI = float(np.log(2 * np.pi))
@@ -51,6 +52,16 @@ class Distribution(ABC):
     def kl(self, other: Any) -> Float[Array, "..."]:
         """KL(self‖other) = E_{a~self}[log self(a) − log other(a)] ≥ 0, in closed form."""
 
+    @property
+    def widths(self) -> tuple[int, int]:
+        """Numbers of noise and of an action per sample, for a part of a `Product`."""
+        raise UpslopeError(f"{type(self).__name__} cannot be a part of a Product: give it the property `widths`.")
+
+    @property
+    def num_choices(self) -> int:
+        """M, the number of choices in a mask; 0 if nothing can be forbidden."""
+        return 0
+
     def masked(self, mask: Bool[Array, "... M"]) -> "Distribution":
         """The distribution conditioned on the allowed choices: all others get probability 0.
 
@@ -68,6 +79,14 @@ class Categorical(Distribution):
     """One of A actions: π(a|s) = softmax(logits)_a. Actions are integers [...]."""
 
     logits: Float[Array, "... A"]
+
+    @property
+    def widths(self) -> tuple[int, int]:
+        return self.logits.shape[-1], 1
+
+    @property
+    def num_choices(self) -> int:
+        return self.logits.shape[-1]
 
     def log_probs(self) -> Float[Array, "... A"]:
         """log π(a|s) of every action."""
@@ -104,6 +123,14 @@ class MultiCategorical(Distribution):
 
     heads: tuple[Categorical, ...]
 
+    @property
+    def widths(self) -> tuple[int, int]:
+        return self.num_choices, len(self.heads)
+
+    @property
+    def num_choices(self) -> int:
+        return sum(head.num_choices for head in self.heads)
+
     def noise(self, key: PRNGKeyArray) -> Float[Array, "... A"]:
         keys = jax.random.split(key, len(self.heads))
         return jnp.concatenate([head.noise(k) for head, k in zip(self.heads, keys, strict=True)], axis=-1)
@@ -136,6 +163,14 @@ class Bernoulli(Distribution):
     """K independent switches (MultiBinary): π(a_k=1|s) = σ(logit_k). Actions are 0 or 1, [..., K]."""
 
     logits: Float[Array, "... K"]
+
+    @property
+    def widths(self) -> tuple[int, int]:
+        return self.logits.shape[-1], self.logits.shape[-1]
+
+    @property
+    def num_choices(self) -> int:
+        return 2 * self.logits.shape[-1]
 
     def noise(self, key: PRNGKeyArray) -> Float[Array, "... K"]:
         return jax.random.uniform(key, self.logits.shape)
@@ -177,6 +212,10 @@ class DiagonalGaussian(Distribution):
     mean: Float[Array, "... K"]
     log_std: Float[Array, "... K"]
 
+    @property
+    def widths(self) -> tuple[int, int]:
+        return self.mean.shape[-1], self.mean.shape[-1]
+
     def noise(self, key: PRNGKeyArray) -> Float[Array, "... K"]:
         return jax.random.normal(key, self.mean.shape)
 
@@ -197,6 +236,131 @@ class DiagonalGaussian(Distribution):
         ratio = jnp.exp(2 * (self.log_std - other.log_std))
         shift = ((self.mean - other.mean) * jnp.exp(-other.log_std)) ** 2
         return jnp.sum(0.5 * (ratio + shift - 1) + other.log_std - self.log_std, axis=-1)
+
+
+@pytree
+class SquashedGaussian(Distribution):
+    """A normal vector u = μ(s) + σ ⊙ ε that tanh squashes into bounds: a = centre + half range ⊙ tanh(u).
+
+    Actions are the unsquashed u, [..., K]; a follows from u, but not u from a where tanh is ±1 to rounding. Probability
+    and entropy are those of a, in the environment's units: with the Jacobian of the squashing,
+
+        log π(a|s) = log N(u; μ, σ²) − Σ_k log(half_k (1 − tanh² u_k)).
+
+    The KL is the one between the normal vectors, since an invertible map changes no KL.
+    Source: Haarnoja et al. 2018, Soft Actor-Critic, appendix C.
+    """
+
+    mean: Float[Array, "... K"]
+    log_std: Float[Array, "... K"]
+    half: tuple[float, ...] = field(metadata=STATIC)
+    """Half of the range of each component."""
+
+    @property
+    def normal(self) -> DiagonalGaussian:
+        """The distribution of u."""
+        return DiagonalGaussian(self.mean, self.log_std)
+
+    @property
+    def widths(self) -> tuple[int, int]:
+        return self.normal.widths
+
+    def noise(self, key: PRNGKeyArray) -> Float[Array, "... K"]:
+        return self.normal.noise(key)
+
+    def choose(self, noise: Float[Array, "... K"]) -> Array:
+        return self.normal.choose(noise)
+
+    def mode(self) -> Array:
+        """μ, so that the environment gets tanh(μ). The density of a may have its maximum elsewhere."""
+        return self.mean
+
+    def log_prob(self, action: Shaped[Array, "..."]) -> Float[Array, "..."]:
+        return self.normal.log_prob(action) - self.log_slopes(action).sum(axis=-1)
+
+    def entropy(self) -> Float[Array, "..."]:
+        """H(u) + E[Σ_k log(half_k (1 − tanh² u_k))], the expectation by Gauss–Hermite quadrature.
+
+        Its error in each component is below 1e-5 for σ ≤ 1, 0.002 for σ ≤ e, and 0.1 for σ ≤ e².
+        """
+        points = self.mean[..., None] + jnp.exp(self.log_std)[..., None] * jnp.asarray(POINTS)
+        slopes = log_tanh_slope(points) @ jnp.asarray(WEIGHTS)
+        return self.normal.entropy() + jnp.sum(slopes + np.log(np.asarray(self.half, np.float32)), axis=-1)
+
+    def kl(self, other: "SquashedGaussian") -> Float[Array, "..."]:
+        return self.normal.kl(other.normal)
+
+    def log_slopes(self, u: Float[Array, "... K"]) -> Float[Array, "... K"]:
+        """log ∂a/∂u of each component."""
+        return log_tanh_slope(u) + np.log(np.asarray(self.half, np.float32))
+
+
+@pytree
+class Product(Distribution):
+    """Independent parts of different kinds: log π(a|s) = Σ_k log π_k(a_k|s).
+
+    An action is one vector of 32-bit floats [..., K] that holds the parts one after another; a choice is a whole number
+    in it, exact below 2²⁴.
+    """
+
+    parts: tuple[Distribution, ...]
+
+    @property
+    def widths(self) -> tuple[int, int]:
+        noise, action = zip(*(part.widths for part in self.parts), strict=True)
+        return sum(noise), sum(action)
+
+    @property
+    def num_choices(self) -> int:
+        return sum(part.num_choices for part in self.parts)
+
+    def noise(self, key: PRNGKeyArray) -> Float[Array, "... E"]:
+        keys = jax.random.split(key, len(self.parts))
+        return jnp.concatenate([part.noise(k) for part, k in zip(self.parts, keys, strict=True)], axis=-1)
+
+    def choose(self, noise: Float[Array, "... E"]) -> Float[Array, "... K"]:
+        given = split_last(noise, [part.widths[0] for part in self.parts])
+        return self.joined([part.choose(x) for part, x in zip(self.parts, given, strict=True)])
+
+    def mode(self) -> Float[Array, "... K"]:
+        return self.joined([part.mode() for part in self.parts])
+
+    def log_prob(self, action: Float[Array, "... K"]) -> Float[Array, "..."]:
+        return sum_of(part.log_prob(x) for part, x in zip(self.parts, self.split(action), strict=True))
+
+    def entropy(self) -> Float[Array, "..."]:
+        return sum_of(part.entropy() for part in self.parts)
+
+    def kl(self, other: "Product") -> Float[Array, "..."]:
+        return sum_of(mine.kl(theirs) for mine, theirs in zip(self.parts, other.parts, strict=True))
+
+    def masked(self, mask: Bool[Array, "... M"]) -> "Product":
+        """The mask lists the choices of all parts in order; continuous parts have none."""
+        masks = split_last(mask, [part.num_choices for part in self.parts])
+        pairs = zip(self.parts, masks, strict=True)
+        return Product(tuple(part.masked(mine) if part.num_choices else part for part, mine in pairs))
+
+    def split(self, action: Float[Array, "... K"]) -> list[Array]:
+        """The action of each part."""
+        found = split_last(action, [part.widths[1] for part in self.parts])
+        pairs = zip(self.parts, found, strict=True)
+        return [x[..., 0] if isinstance(part, Categorical) else x for part, x in pairs]
+
+    def joined(self, actions: Sequence[Array]) -> Float[Array, "... K"]:
+        """The inverse of `split`."""
+        pairs = zip(self.parts, actions, strict=True)
+        vectors = [x[..., None] if isinstance(part, Categorical) else x for part, x in pairs]
+        return namespace(vectors[0]).concatenate([x.astype(np.float32) for x in vectors], axis=-1)
+
+
+POINTS, WEIGHTS = np.polynomial.hermite_e.hermegauss(32)
+POINTS, WEIGHTS = POINTS.astype(np.float32), (WEIGHTS / WEIGHTS.sum()).astype(np.float32)
+"""Gauss–Hermite quadrature: E[f(z)] ≈ Σ_i WEIGHTS_i f(POINTS_i) for a standard normal z."""
+
+
+def log_tanh_slope(u: Float[Array, "..."]) -> Float[Array, "..."]:
+    """log(1 − tanh² u) = 2 (log 2 − u − softplus(−2u)), which neither overflows nor becomes log 0."""
+    return 2 * (np.float32(np.log(2)) - u - softplus(-2 * u))
 
 
 def split_last(x: Shaped[Array, "... K"], sizes: Sequence[int]) -> list[Array]:

@@ -13,13 +13,15 @@ ENCODERS = {
     "TupleEncoder": ("parts",),
 }
 """Observation kinds and their fields."""
-PARTS: dict[str, type] = {"DictEncoder": dict, "TupleEncoder": list}
+PARTS: dict[str, type] = {"DictEncoder": dict, "TupleEncoder": list, "DictHead": dict, "TupleHead": list}
 """Composite kinds and the JSON container of their parts."""
 HEADS = {
     "DiscreteHead": ("n", "start"),
     "BoxHead": ("shape", "low", "high"),
     "MultiDiscreteHead": ("shape", "sizes", "start"),
     "MultiBinaryHead": ("shape",),
+    "DictHead": ("parts",),
+    "TupleHead": ("parts",),
 }
 """Action kinds and their fields."""
 ACTION_DTYPES = {

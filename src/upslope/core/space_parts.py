@@ -21,3 +21,8 @@ def leaf_spaces(space: gymnasium.Space) -> Any:
     if isinstance(space, spaces.Tuple):
         return tuple(leaf_spaces(part) for _, part in parts_of(space))
     return space
+
+
+def has_box(space: gymnasium.Space) -> bool:
+    """Whether any part of a space is a Box."""
+    return isinstance(space, spaces.Box) or any(has_box(part) for _, part in parts_of(space))

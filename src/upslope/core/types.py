@@ -13,7 +13,8 @@ from jaxtyping import Array, Bool, Float, Shaped
 Observation = Shaped[Array, "..."]
 """An observation in its space's own shape and dtype."""
 Action = Shaped[Array, "..."]
-"""An action in the environment's own units; a Box action is stored before it is clipped to its bounds."""
+"""An action as the policy samples it: in the environment's own units, a Box before it is clipped to its bounds, or
+before tanh squashes it; several parts are one vector of 32-bit floats."""
 Metrics = dict[str, Float[Array, "..."]]
 """Name → value, e.g. `policy/kl`."""
 

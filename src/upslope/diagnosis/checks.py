@@ -25,7 +25,7 @@ from upslope.engines.columns import reset_seed
 from upslope.environments.registry import AnyEnvironment
 from upslope.errors import UpslopeError
 from upslope.models.description import kind_of
-from upslope.models.encoders import encoder_of
+from upslope.models.encoders import at, encoder_of
 from upslope.models.heads import head_of
 
 STEPS, SECONDS = 5000, 4.0
@@ -325,9 +325,10 @@ def of_rewards(e: Examined) -> Iterator[Check]:
 
 def of_actions(e: Examined) -> Iterator[Check]:
     """Check whether actions have bounds, and whether they have an effect."""
-    space = e.environment.action_space
-    if isinstance(space, spaces.Box) and not np.isfinite([space.low, space.high]).all():
-        yield Check("action range", "warning", str(space), "Give finite bounds: a policy's σ is a share of the range.")
+    for key, box in head_of(e.environment.action_space).boxes.items():
+        if not np.isfinite([*box.low, *box.high]).all():
+            words = f"{box.space()}{at(key)}"
+            yield Check("action range", "warning", words, "Give finite bounds: a policy's σ is a share of the range.")
     one, other = e.short(actions=0), e.short(actions=3)
     matters = not same(one, other)
     words = "other actions gave another course" if matters else "other actions from the same seed changed nothing"

@@ -15,6 +15,8 @@ import numpy as np
 from upslope.analysis.records import Record
 from upslope.config.config import Config
 from upslope.core.messages import PREFIX
+from upslope.models.description import from_json
+from upslope.models.heads import HEADS
 
 ALARM = 0.5
 """A finding of at least this certainty is an alarm; the others are notes."""
@@ -168,21 +170,18 @@ class Signs:
     @cached_property
     def relative_entropy(self) -> np.ndarray | None:
         """Entropy over its maximum [S, I] for discrete actions; None for a Box, or if masks lower the maximum."""
-        kind, a = self.action["kind"], self.action
-        most = {
-            "DiscreteHead": lambda: math.log(a["n"]) if a["n"] > 1 else math.nan,
-            "MultiDiscreteHead": lambda: sum(math.log(n) for n in a["sizes"]),
-            "MultiBinaryHead": lambda: math.prod(a["shape"]) * math.log(2),
-        }
+        most = from_json(self.action, HEADS).max_entropy
         has_masks = self.record.description["spaces"].get("has_masks", False)
-        if kind not in most or has_masks or "policy/entropy" not in self.record.metrics:
+        if most is None or has_masks or "policy/entropy" not in self.record.metrics:
             return None
-        return self.record.metrics["policy/entropy"] / most[kind]()
+        return self.record.metrics["policy/entropy"] / (most or math.nan)
 
     @cached_property
     def sigma(self) -> np.ndarray | None:
-        """Geometric mean of σ over action components, in units of half the range [S, I]; None for discrete actions."""
-        if self.action["kind"] != "BoxHead" or "policy/entropy" not in self.record.metrics:
+        """Geometric mean of σ over action components, in units of half the range [S, I]; None unless all actions are
+        one Box with a Gaussian policy, whose entropy tells σ."""
+        is_gaussian = self.action["kind"] == "BoxHead" and self.config.head == "gaussian"
+        if not is_gaussian or "policy/entropy" not in self.record.metrics:
             return None
         low, high = (np.asarray([float(x) for x in self.action[name]]) for name in ("low", "high"))
         half = np.where(np.isfinite(low) & np.isfinite(high) & (high > low), (high - low) / 2, 1.0)

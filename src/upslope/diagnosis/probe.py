@@ -13,7 +13,6 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
-from gymnasium.spaces import Box
 
 from upslope.config.config import Config, configure
 from upslope.config.ladder import ALGORITHMS
@@ -21,6 +20,7 @@ from upslope.config.task import Parts, estimator_of, model_of, objective_of, tas
 from upslope.core.estimators import Estimator
 from upslope.core.messages import PREFIX
 from upslope.core.objectives import Objective, PolicyGradient
+from upslope.core.space_parts import has_box
 from upslope.core.types import Transition
 from upslope.environments.base import CompiledEnvironment
 from upslope.environments.compiled import COMPILED
@@ -48,6 +48,7 @@ PROBES = {
     "image": "how images reach a network, or their rows paired with others",
     "dict": "how the parts of an observation reach a network",
     "asymmetric": "what the policy and what the critic reads",
+    "hybrid": "how an action of several parts is put together, taken apart, or its log-probability",
 }
 """Maps each probe to what is at fault if it is the first to fail; from the simplest to the hardest."""
 GROUPS = (
@@ -60,6 +61,7 @@ GROUPS = (
     ("image",),
     ("dict",),
     ("asymmetric",),
+    ("hybrid",),
 )
 """Probes grouped by their spaces."""
 NEEDS: dict[str, dict[str, Any]] = {
@@ -194,7 +196,7 @@ def probe_group(
     """Train and judge the probes of one group, all seeds, in one program."""
     probes: tuple[Any, ...] = tuple(COMPILED[f"probe/{name}"]() for name in group)
     world, label = Several(probes, 0), f"jax:probe/{group[0]}"
-    is_box = isinstance(world.action_space, Box)
+    is_box = has_box(world.action_space)
     config = configure(label, algorithm, is_continuous=is_box, use_preset=False, **settings)
     if not fits(group[0], config, world):
         return {}
@@ -260,9 +262,7 @@ def returns_of(world: Several, agent: Any, state: Any, observation: Any) -> Any:
     def step(carry: Any, _: None) -> Any:
         state, observation, memory, fresh, going, total = carry
         policy, memory = agent.act(observation, memory, fresh, jax.vmap(world.action_mask)(state))
-        action = policy.mode()
-        if isinstance(world.action_space, Box):
-            action = jnp.clip(action, world.action_space.low, world.action_space.high)
+        action = agent.head.to_compiled(policy.mode())
         state, transition = jax.vmap(world.step, (None, 0, 0))(jax.random.key(0), state, action)
         total += jnp.where(going, transition.reward, 0.0)
         return (

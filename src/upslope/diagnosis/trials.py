@@ -196,7 +196,7 @@ def actions_of(environment: AnyEnvironment, seed: int) -> Callable[[np.ndarray |
     def next_action(mask: np.ndarray | None) -> Any:
         sampled = head.random(generator, mask)[None]
         if environment.is_compiled:
-            return np.asarray(head.to_compiled(jnp.asarray(sampled)))[0]
+            return jax.tree.map(lambda x: np.asarray(x)[0], head.to_compiled(jnp.asarray(sampled)))
         return one_by_one(head.to_environment(sampled))[0]
 
     return next_action

@@ -156,7 +156,7 @@ class HostColumns:
         reward, (terminated, truncated) = np.zeros(count, np.float32), np.zeros((2, count), bool)
         taken = self.head.to_environment(action)
         # The environment gets its own copy of the action, since it may write into it.
-        given, kept = one_by_one(taken), one_by_one(taken.copy())
+        given, kept = one_by_one(taken), one_by_one(self.head.kept(action, taken))
         listed, episodes, limit = rows.tolist(), self.episodes, self.limit
         for row in listed:
             self.row, episode = row, episodes[row]
@@ -270,7 +270,8 @@ class HostColumns:
         self.begin([row])
         observation: Any = None
         info: Any = None
-        for action, kept in zip(one_by_one(actions), one_by_one(actions.copy()), strict=True):
+        given = one_by_one(self.head.replayed(actions)) if len(actions) else []
+        for action, kept in zip(given, one_by_one(actions.copy()), strict=True):
             self.row = row
             try:
                 answer = episode.env.step(action)
@@ -292,12 +293,23 @@ class HostColumns:
         return all(np.array_equal(x, y) for x, y in zip(jax.tree.leaves(now), jax.tree.leaves(shown), strict=True))
 
 
-def one_by_one(actions: np.ndarray) -> list[Any]:
+def one_by_one(actions: Any) -> list[Any]:
     """Split a batch of actions into single ones: Python integers if they are whole numbers, else arrays in the space's
-    dtype."""
+    dtype; for several parts, dictionaries or tuples of such, with NumPy's integers, as their spaces have them."""
+    if isinstance(actions, dict):
+        parts = [one_by_one_within(part) for part in actions.values()]
+        return [dict(zip(actions, one, strict=True)) for one in zip(*parts, strict=True)]
+    if isinstance(actions, tuple):
+        return list(zip(*map(one_by_one_within, actions), strict=True))
     if actions.ndim > 1:
         return list(actions)
     return actions.tolist() if actions.dtype.kind in "iu" else [actions[i, ...] for i in range(len(actions))]
+
+
+def one_by_one_within(part: Any) -> list[Any]:
+    """Split a batch of a part of an action."""
+    is_number = isinstance(part, np.ndarray) and part.ndim == 1 and part.dtype.kind in "iu"
+    return list(part) if is_number else one_by_one(part)
 
 
 def named_observation(observation: Any) -> dict[str, Any]:

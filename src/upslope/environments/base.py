@@ -10,7 +10,7 @@ import jax
 from gymnasium.spaces import Space
 from jaxtyping import Array, PRNGKeyArray
 
-from upslope.core.types import Action, Transition
+from upslope.core.types import Transition
 from upslope.errors import UpslopeError
 
 
@@ -22,7 +22,8 @@ class CompiledEnvironment(ABC):
     """An environment written in JAX: pure, unbatched, and without automatic resets.
 
     `reset(key) → (state, observation)` begins an episode; `step(key, state, action) → (state, Transition)` applies one
-    action. A state is a pytree of arrays whose shapes and dtypes never change. Discrete actions count from 0.
+    action. A state is a pytree of arrays whose shapes and dtypes never change. Discrete actions count from 0; those of
+    a Dict or Tuple are a dictionary or tuple of arrays.
     `max_episode_steps` is the time limit: upslope counts the steps and sets `truncated`, so an environment only reports
     `terminated`. The spaces are Gymnasium's.
     """
@@ -46,7 +47,7 @@ class CompiledEnvironment(ABC):
         """Draw s_0 from the initial distribution; return the state and its observation."""
 
     @abstractmethod
-    def step(self, key: PRNGKeyArray, state: Any, action: Action) -> tuple[Any, Transition]:
+    def step(self, key: PRNGKeyArray, state: Any, action: Any) -> tuple[Any, Transition]:
         """Draw s_{t+1}, r_t ~ P(·|s_t, a_t); `Transition.truncated` is False here."""
 
     def action_mask(self, state: Any) -> Any:

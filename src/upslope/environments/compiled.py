@@ -4,7 +4,6 @@ from collections.abc import Callable
 from typing import Any
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 from gymnasium import spaces
 
@@ -47,6 +46,7 @@ COMPILED: dict[str, Callable[..., CompiledEnvironment]] = {
     "probe/image": probes.image,
     "probe/dict": probes.dictionary,
     "probe/asymmetric": probes.asymmetric,
+    "probe/hybrid": probes.hybrid,
 }
 """Name → constructor. The first four replicate Gymnasium's environments step for step, with the same names and
 keyword arguments. Every constructor can be called without arguments."""
@@ -116,7 +116,7 @@ def check_protocol(environment: CompiledEnvironment, name: str) -> None:
         raise BrokenEnvironmentError(f"{name}.reset(key) returned {shown(answer)}; (state, observation) is needed.")
     state, observation = answer
     check_observation(environment.observation_space, observation, f"{name}.reset(key)")
-    answer = traced(environment.step, name, "step", key, state, action_like(environment.action_space))
+    answer = traced(environment.step, name, "step", key, state, action_like(environment.action_space, name))
     if not (isinstance(answer, tuple) and len(answer) == 2 and isinstance(answer[1], Transition)):
         raise BrokenEnvironmentError(
             f"{name}.step(key, state, action) returned {shown(answer)}; (state, upslope.Transition(observation, "
@@ -164,10 +164,11 @@ def traced(function: Callable[..., Any], name: str, where: str, *arguments: Any)
         ) from error
 
 
-def action_like(space: spaces.Space) -> jax.ShapeDtypeStruct:
-    """The shape and dtype of an action as the policy gives it."""
-    dtypes = {spaces.Box: jnp.float32, spaces.MultiBinary: jnp.int8}
-    return jax.ShapeDtypeStruct(space.shape or (), dtypes.get(type(space), jnp.int32))
+def action_like(space: spaces.Space, name: str) -> Any:
+    """The shapes and dtypes of an action as the policy gives it."""
+    head = head_of(space, name)
+    sampled = jax.ShapeDtypeStruct((1, *head.sample_shape), head.sample_dtype)
+    return jax.eval_shape(lambda x: jax.tree.map(lambda part: part[0], head.to_compiled(x)), sampled)
 
 
 def check_observation(space: spaces.Space, observation: Any, where: str, key: str = "") -> None:

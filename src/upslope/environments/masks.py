@@ -14,7 +14,7 @@ import numpy as np
 from gymnasium import spaces
 
 from upslope.core.messages import told
-from upslope.core.types import Action, Transition
+from upslope.core.types import Transition
 from upslope.environments.base import BrokenEnvironmentError, CompiledEnvironment
 
 KEY = "action_mask"
@@ -139,7 +139,7 @@ class MaskApart(CompiledEnvironment):
         observation, mask = apart(observation)
         return (state, mask), observation
 
-    def step(self, key: Any, state: Any, action: Action) -> tuple[Any, Transition]:
+    def step(self, key: Any, state: Any, action: Any) -> tuple[Any, Transition]:
         inner, transition = self.inner.step(key, state[0], action)
         observation, mask = apart(transition.observation)
         return (inner, mask), transition._replace(observation=observation)
@@ -161,7 +161,7 @@ class WithoutMasks(CompiledEnvironment):
     def reset(self, key: Any) -> tuple[Any, Any]:
         return self.inner.reset(key)
 
-    def step(self, key: Any, state: Any, action: Action) -> tuple[Any, Transition]:
+    def step(self, key: Any, state: Any, action: Any) -> tuple[Any, Transition]:
         return self.inner.step(key, state, action)
 
 

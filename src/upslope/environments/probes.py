@@ -37,7 +37,7 @@ class Probe(CompiledEnvironment):
     observation_space: spaces.Space[Any]
     action_space: spaces.Space[Any]
     draw: Callable[[PRNGKeyArray], Any]
-    answer: Callable[[Any, Action], tuple[Any, Any, Any]]
+    answer: Callable[[Any, Any], tuple[Any, Any, Any]]
     value: Callable[[Any, float], Float[Array, "..."]]
     max_episode_steps: int | None = 1
     watched: float | None = None
@@ -51,7 +51,7 @@ class Probe(CompiledEnvironment):
         state = self.draw(key)
         return state, self.show(state)
 
-    def step(self, key: PRNGKeyArray, state: Any, action: Action) -> tuple[Any, Transition]:
+    def step(self, key: PRNGKeyArray, state: Any, action: Any) -> tuple[Any, Transition]:
         """Apply `answer`; it is deterministic, since all randomness is in s_0."""
         state, reward, terminated = self.answer(state, action)
         return state, Transition(self.show(state), reward, terminated, jnp.zeros((), bool))
@@ -67,7 +67,7 @@ class Probe(CompiledEnvironment):
         return self.value(state, gamma)
 
 
-def _one_step(reward: Callable[[Observation, Action], Float32[Array, ""]]) -> Callable[..., Answer]:
+def _one_step(reward: Callable[[Observation, Any], Float32[Array, ""]]) -> Callable[..., Answer]:
     return lambda observation, action: (observation, reward(observation, action), jnp.ones((), bool))
 
 
@@ -282,3 +282,21 @@ def asymmetric() -> Probe:
         return 0.5 + state[..., 1]
 
     return Probe(_box(-1.0, 2), spaces.Discrete(2), draw, _one_step(reward), value)
+
+
+def hybrid() -> Probe:
+    """One step, a Dict of a choice and an amount in [−1, 1]; s_0 = two independent signs. V* = 1.
+
+    r = 1 if the choice meets the first sign, minus (amount − half the second sign)². Each part must read its own sign,
+    and a part that gets the other's number, or whose log-probability is left out, cannot earn it.
+    """
+
+    def draw(key: PRNGKeyArray) -> Observation:
+        return jax.random.rademacher(key, (2,), jnp.float32)
+
+    def reward(observation: Observation, action: Any) -> Float32[Array, ""]:
+        is_met = (action["choice"] == 1) == (observation[0] > 0)
+        return is_met.astype(jnp.float32) - (action["amount"][0] - 0.5 * observation[1]) ** 2
+
+    space = spaces.Dict({"choice": spaces.Discrete(2), "amount": _box(-1.0)})
+    return Probe(_box(-1.0, 2), space, draw, _one_step(reward), _ones)

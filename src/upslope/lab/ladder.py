@@ -10,7 +10,6 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from gymnasium.spaces import Box
 
 from upslope.analysis.compare import compare
 from upslope.analysis.comparison import Comparison, Group
@@ -21,6 +20,7 @@ from upslope.config.config import Config, canonical, configure
 from upslope.config.ladder import ALGORITHMS
 from upslope.config.prepare import made_for
 from upslope.config.task import estimator_of, task_of
+from upslope.core.space_parts import has_box
 from upslope.diagnosis.doctor import Watch
 from upslope.engines.base import Resources
 from upslope.environments.registry import AnyEnvironment, EnvironmentLike, make
@@ -120,9 +120,7 @@ def fitting_configs(
     """The config of each rung that can learn in this environment, and a reason for each rung that cannot."""
     configs, left_out = {}, {}
     for rung in dict.fromkeys(algorithms or ALGORITHMS):
-        config = configure(
-            label, rung, is_continuous=isinstance(environment.action_space, Box), use_preset=preset, **settings
-        )
+        config = configure(label, rung, is_continuous=has_box(environment.action_space), use_preset=preset, **settings)
         if ALGORITHMS[rung].source == "recorded":
             left_out[rung] = "learns from recorded data, so its budget is not comparable"
             continue

@@ -187,7 +187,11 @@ def unusual_parts(spec: ModelSpec) -> list[str]:
         found.append(f"memory {settings['memory']} of {settings['memory_size']} units")
     views = zip(("policy", "critic"), views_of(spec.encoder, images, settings), FLAGS, strict=True)
     found += [f"the {who} reads {listed(settings[name])} alone" for who, view, name in views if view != WHOLE]
-    return [*found, "a shared trunk"] if settings.get("shared_trunk") else found
+    if settings.get("shared_trunk"):
+        found.append("a shared trunk")
+    if spec.head.is_squashed:
+        found.append("actions squashed by tanh")
+    return [*found, "σ from the network"] if any(box.has_state_std for box in spec.head.boxes.values()) else found
 
 
 def perceptrons_for(environment: Any, **settings: Any) -> ModelSpec:

@@ -10,21 +10,24 @@ import gymnasium
 from upslope.core.space_descriptions import ENCODERS, HEADS, MAX_DEPTH, space_fields
 
 SUPPORTED = (
-    "Supported: observations Box, Discrete, MultiDiscrete, MultiBinary, and Dict and Tuple of these; actions Discrete, "
-    "Box, MultiDiscrete, MultiBinary."
+    "Supported: observations and actions Box, Discrete, MultiDiscrete, MultiBinary, and Dict and Tuple of these."
 )
 FIELDS = ENCODERS | HEADS
+OF_THE_POLICY = {"of_the_policy": True}
+"""Metadata of a field that says how a policy acts, which is a setting of the run and no property of the space."""
 
 
-def unsupported(name: str, role: str, space: gymnasium.Space) -> str:
-    """Say which space cannot be used, why, and what to do."""
+def unsupported(name: str, role: str, space: gymnasium.Space, key: str = "") -> str:
+    """Say which space cannot be used, why, and what to do; `key` names a part of the whole space."""
+    place = f" at `{key}`" if key else ""
     if isinstance(space, gymnasium.spaces.Box):
         return (
             f"{name} has a Box {role} space of dtype {space.dtype}, and upslope uses Box {role}s of floats. Declare it "
             f"as float32 and round in step(), or as MultiDiscrete. {SUPPORTED}"
         )
     remedy = "Wrap it so that it has one of the supported spaces"
-    return f"{name} has the {role} space {type(space).__name__}, which upslope cannot use yet. {remedy}. {SUPPORTED}"
+    kind = kind_of(space).removesuffix(" space").removeprefix("a ")
+    return f"{name} has the {role} space {kind}{place}, which upslope cannot use yet. {remedy}. {SUPPORTED}"
 
 
 def unread_parts(name: str, space: gymnasium.Space, parts: Sequence[tuple[str, gymnasium.Space]]) -> str:
@@ -50,7 +53,7 @@ def kind_of(space: gymnasium.Space) -> str:
 
 def to_json(record: Any) -> Any:
     """Describe an encoder or head in strict JSON, with bounds as text since JSON has no infinity."""
-    written = {f.name: getattr(record, f.name) for f in fields(record)}
+    written = {f.name: getattr(record, f.name) for f in fields(record) if not f.metadata.get("of_the_policy")}
     written |= {name: [repr(x) for x in written[name]] for name in ("low", "high") if name in written}
     if "parts" in written:
         parts = written["parts"]

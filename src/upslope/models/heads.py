@@ -1,12 +1,14 @@
 """Action heads: from a network's outputs to a distribution over actions, and from actions to the environment.
 
 An `ActionHead` is a small hashable record, kept in config.json. It owns the shape of an action, its check, and its
-description. To support another kind of space, add a record here and to `HEADS`.
+description. To support another kind of space, add a record here and to `HEADS`. An action of several parts travels as
+one vector, from the policy to the file; `to_environment` and `to_compiled` give it the structure of its space.
 """
 
 import math
 from abc import ABC, abstractmethod
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from functools import cached_property
 from typing import Any
 
@@ -25,12 +27,16 @@ from upslope.core.distributions import (
     DiagonalGaussian,
     Distribution,
     MultiCategorical,
+    Product,
+    SquashedGaussian,
     split_last,
+    sum_of,
 )
-from upslope.core.space_descriptions import ACTION_DTYPES
+from upslope.core.space_descriptions import ACTION_DTYPES, MAX_DEPTH
+from upslope.core.space_parts import parts_of as parts_of_space
 from upslope.errors import UpslopeError
-from upslope.models.description import unsupported
-from upslope.models.encoders import Refuse, check_choices
+from upslope.models.description import OF_THE_POLICY, unsupported
+from upslope.models.encoders import Refuse, at, check_choices
 
 
 class ActionHead(ABC):
@@ -40,6 +46,8 @@ class ActionHead(ABC):
     """Whether actions are real vectors, which determines a run's defaults."""
     num_scales = 0
     """Number of state-independent log σ parameters."""
+    sample_dtype: Any = np.int32
+    """The dtype of an action as the policy samples it."""
 
     @property
     @abstractmethod
@@ -53,8 +61,26 @@ class ActionHead(ABC):
 
     @property
     @abstractmethod
-    def environment_shape(self) -> tuple[int, ...]:
-        """The shape of one action as the environment expects it."""
+    def kept_shape(self) -> tuple[int, ...]:
+        """The shape of one action as `kept` returns it."""
+
+    @property
+    def boxes(self) -> "dict[str, BoxHead]":
+        """The heads of the real-valued parts, by key; the key "" means the whole action."""
+        return {}
+
+    @property
+    def is_squashed(self) -> bool:
+        """Whether real-valued parts are sampled before tanh."""
+        return any(isinstance(box, SquashedHead) for box in self.boxes.values())
+
+    def squashed(self, action: Shaped[Array, "... K"]) -> Shaped[Array, "... K"]:
+        """Sampled actions whose real numbers are from before tanh, with these in the environment's units."""
+        return action
+
+    def unsquashed(self, action: np.ndarray) -> np.ndarray:
+        """The inverse of `squashed`; not finite where an action is not within its bounds."""
+        return action
 
     @property
     def max_entropy(self) -> float | None:
@@ -108,7 +134,20 @@ class ActionHead(ABC):
     def to_environment(self, action: np.ndarray) -> Any:
         """Convert a batch of sampled actions for a Gymnasium environment."""
 
-    def to_compiled(self, action: Shaped[Array, "N ..."]) -> Shaped[Array, "N ..."]:
+    def kept(self, action: np.ndarray, taken: Any) -> np.ndarray:
+        """An array that `replayed` turns into the environment's actions again, for a checkpoint; `taken` is what
+        `to_environment` made of the sampled actions."""
+        return taken.copy()
+
+    def replayed(self, kept: np.ndarray) -> Any:
+        """The environment's actions, from those that were kept."""
+        return kept
+
+    def in_space(self, space: gymnasium.Space) -> "ActionHead":
+        """This head in an equal space, which knows the dtype of its actions; older runs did not record it."""
+        return head_of(space)
+
+    def to_compiled(self, action: Shaped[Array, "N ..."]) -> Any:
         """Convert a batch of sampled actions for a compiled environment, whose choices start at 0."""
         return action
 
@@ -141,7 +180,7 @@ class DiscreteHead(ActionHead):
         return ()
 
     @property
-    def environment_shape(self) -> tuple[int, ...]:
+    def kept_shape(self) -> tuple[int, ...]:
         return ()
 
     @property
@@ -182,11 +221,21 @@ class BoxHead(ActionHead):
     high: tuple[float, ...]
     dtype: str = "float32"
     """The environment's dtype; policies sample in 32 bits."""
+    has_state_std: bool = field(default=False, metadata=OF_THE_POLICY)
+    """Whether the network also gives log σ. It is added to the log σ parameter, and the sum is cut to `LOG_STD`."""
     is_continuous = True
+    sample_dtype = np.float32
+
+    @property
+    def boxes(self) -> "dict[str, BoxHead]":
+        return {"": self}
+
+    def in_space(self, space: gymnasium.Space) -> ActionHead:
+        return replace(self, dtype=np.dtype(space.dtype or np.float32).name)
 
     @property
     def num_outputs(self) -> int:
-        return len(self.low)
+        return len(self.low) * (1 + self.has_state_std)
 
     @property
     def num_scales(self) -> int:  # pyright: ignore[reportIncompatibleVariableOverride] - a constant of the other heads
@@ -197,7 +246,7 @@ class BoxHead(ActionHead):
         return (len(self.low),)
 
     @property
-    def environment_shape(self) -> tuple[int, ...]:
+    def kept_shape(self) -> tuple[int, ...]:
         return self.shape
 
     @cached_property
@@ -224,11 +273,21 @@ class BoxHead(ActionHead):
         beyond = 0.05 * np.minimum(high - low, 1e30)
         return generator.uniform(low - beyond, high + beyond).astype(np.float32)
 
-    def distribution(self, outputs: Float[Array, "... K"], log_std: Float[Array, "... K"]) -> Distribution:
+    def distribution(self, outputs: Float[Array, "... O"], log_std: Float[Array, "... K"]) -> Distribution:
         centre, half = self.scaling
         xp = namespace(outputs)
+        outputs, log_std = self.mean_and_log_std(outputs, log_std)
         log_std = xp.broadcast_to(log_std + np.log(half), outputs.shape)
         return DiagonalGaussian(xp.asarray(centre) + half * outputs, log_std)
+
+    def mean_and_log_std(
+        self, outputs: Float[Array, "... O"], log_std: Float[Array, "... K"]
+    ) -> tuple[Float[Array, "... K"], Float[Array, "... K"]]:
+        """Mean and log σ in units of the half range."""
+        if not self.has_state_std:
+            return outputs, log_std
+        mean, more = split_last(outputs, [len(self.low)] * 2)
+        return mean, namespace(outputs).clip(log_std + more, *LOG_STD)
 
     def to_environment(self, action: np.ndarray) -> Any:
         """Cast to the space's dtype, clip to the bounds and reshape."""
@@ -243,6 +302,21 @@ class BoxHead(ActionHead):
     def to_compiled(self, action: Shaped[Array, "N ..."]) -> Shaped[Array, "N ..."]:
         return jnp.clip(action, jnp.asarray(self.low), jnp.asarray(self.high)).reshape(-1, *self.shape)
 
+    def squashed(self, action: Shaped[Array, "... K"]) -> Float[Array, "... K"]:
+        centre, half = self.scaling
+        return centre + half * namespace(action).tanh(action)
+
+    def unsquashed(self, action: np.ndarray) -> np.ndarray:
+        centre, half = self.scaling
+        with np.errstate(divide="ignore", invalid="ignore"):
+            return np.arctanh((action.astype(np.float64) - centre) / half).astype(np.float32)
+
+    @property
+    def is_bounded(self) -> bool:
+        """Whether every component has a finite range."""
+        low, high = np.asarray(self.low), np.asarray(self.high)
+        return bool(((np.abs(low) < 1e30) & (np.abs(high) < 1e30) & (high > low)).all())
+
     def space(self) -> gymnasium.Space:
         low, high = (np.asarray(x, self.dtype).reshape(self.shape) for x in (self.low, self.high))
         return spaces.Box(low, high, self.shape, np.dtype(self.dtype).type)
@@ -252,6 +326,33 @@ class BoxHead(ActionHead):
             return None
         is_outside = (action < jnp.asarray(self.low)) | (action > jnp.asarray(self.high))
         return jnp.mean(is_outside, axis=-1, dtype=jnp.float32)
+
+
+@dataclass(frozen=True)
+class SquashedHead(BoxHead):
+    """A real vector that tanh squashes into its bounds, all of them finite.
+
+    The sampled action u is stored before tanh; the environment gets centre + half · tanh(u).
+    """
+
+    def random(self, generator: np.random.Generator, mask: Any = None) -> np.ndarray:
+        """tanh of it is almost uniform."""
+        return np.arctanh(generator.uniform(-0.999, 0.999, len(self.low))).astype(np.float32)
+
+    def distribution(self, outputs: Float[Array, "... O"], log_std: Float[Array, "... K"]) -> Distribution:
+        mean, log_std = self.mean_and_log_std(outputs, log_std)
+        half = tuple(self.scaling[1].tolist())
+        return SquashedGaussian(mean, namespace(mean).broadcast_to(log_std, mean.shape), half)
+
+    def to_environment(self, action: np.ndarray) -> Any:
+        return super().to_environment(self.squashed(action))
+
+    def to_compiled(self, action: Shaped[Array, "N ..."]) -> Any:
+        return super().to_compiled(self.squashed(action))
+
+    def outside(self, action: Shaped[Array, "B ..."]) -> Float[Array, "B"] | None:
+        """0: nothing is clipped."""
+        return jnp.zeros(action.shape[:-1], jnp.float32)
 
 
 @dataclass(frozen=True)
@@ -273,7 +374,7 @@ class MultiDiscreteHead(ActionHead):
         return (len(self.sizes),)
 
     @property
-    def environment_shape(self) -> tuple[int, ...]:
+    def kept_shape(self) -> tuple[int, ...]:
         return self.shape
 
     @property
@@ -316,6 +417,9 @@ class MultiDiscreteHead(ActionHead):
         taken = (np.asarray(action, np.int64) + np.asarray(self.start)).astype(self.dtype)
         return taken.reshape(*taken.shape[:-1], *self.shape)
 
+    def to_compiled(self, action: Shaped[Array, "N ..."]) -> Any:
+        return action.reshape(-1, *self.shape)
+
     def space(self) -> gymnasium.Space:
         sizes, start = np.reshape(self.sizes, self.shape), np.reshape(self.start, self.shape)
         return spaces.MultiDiscrete(sizes, np.dtype(self.dtype).type, start=start)
@@ -329,6 +433,7 @@ class MultiBinaryHead(ActionHead):
     """Several independent binary switches."""
 
     shape: tuple[int, ...]
+    sample_dtype = np.int8
 
     @property
     def num_outputs(self) -> int:
@@ -339,7 +444,7 @@ class MultiBinaryHead(ActionHead):
         return (self.num_outputs,)
 
     @property
-    def environment_shape(self) -> tuple[int, ...]:
+    def kept_shape(self) -> tuple[int, ...]:
         return self.shape
 
     @property
@@ -378,11 +483,231 @@ class MultiBinaryHead(ActionHead):
     def to_environment(self, action: np.ndarray) -> Any:
         return np.asarray(action, np.int8).reshape(*action.shape[:-1], *self.shape)
 
+    def to_compiled(self, action: Shaped[Array, "N ..."]) -> Any:
+        return action.reshape(-1, *self.shape)
+
     def space(self) -> gymnasium.Space:
         return spaces.MultiBinary(self.shape)
 
     def check(self, action: np.ndarray, refuse: Refuse) -> None:
         check_choices("action", action, 2, refuse)
+
+
+class ProductHead(ActionHead):
+    """Several actions at once. Its sampled action is one vector of 32-bit floats: the parts, one after another."""
+
+    sample_dtype = np.float32
+
+    @property
+    @abstractmethod
+    def children(self) -> tuple[tuple[Any, ActionHead], ...]:
+        """(key, head) pairs of the parts, in order."""
+
+    @abstractmethod
+    def structure(self, parts: Sequence[Any]) -> Any:
+        """One value for each part, in the structure of the space."""
+
+    @abstractmethod
+    def parts_of_mask(self, mask: Any) -> list[Any] | None:
+        """The mask of each part; None if the mask does not have the structure of the space."""
+
+    @abstractmethod
+    def with_heads(self, heads: Sequence[ActionHead]) -> "ProductHead":
+        """This head with other heads for its parts."""
+
+    @property
+    def heads(self) -> tuple[ActionHead, ...]:
+        """The heads of the parts."""
+        return tuple(head for _, head in self.children)
+
+    @property
+    def is_continuous(self) -> bool:  # pyright: ignore[reportIncompatibleVariableOverride] - a constant of the other heads
+        return any(head.is_continuous for head in self.heads)
+
+    @property
+    def num_scales(self) -> int:  # pyright: ignore[reportIncompatibleVariableOverride] - a constant of the other heads
+        return sum(head.num_scales for head in self.heads)
+
+    @property
+    def num_outputs(self) -> int:
+        return sum(head.num_outputs for head in self.heads)
+
+    @property
+    def sizes(self) -> list[int]:
+        """The number of entries of each part in the vector of an action."""
+        return [math.prod(head.sample_shape) for head in self.heads]
+
+    @property
+    def sample_shape(self) -> tuple[int, ...]:
+        return (sum(self.sizes),)
+
+    @property
+    def kept_shape(self) -> tuple[int, ...]:
+        return self.sample_shape
+
+    @property
+    def boxes(self) -> dict[str, BoxHead]:
+        found = [(key, inner, box) for key, head in self.children for inner, box in head.boxes.items()]
+        return {f"{key}/{inner}" if inner else str(key): box for key, inner, box in found}
+
+    @property
+    def max_entropy(self) -> float | None:
+        most = [head.max_entropy for head in self.heads]
+        return None if None in most else sum(x for x in most if x is not None)
+
+    @property
+    def num_choices(self) -> int:
+        return sum(head.num_choices for head in self.heads)
+
+    def flat_mask(self, mask: Any) -> Bool[Array, "M"]:
+        parts = self.parts_of_mask(mask)
+        if parts is None:
+            return super().flat_mask(mask)
+        flat = [self.mask_of_part(*child, part) for child, part in zip(self.children, parts, strict=True)]
+        flat = [x for x in flat if x is not None]
+        xp = jnp if any(isinstance(x, jax.Array) for x in flat) else np
+        return xp.concatenate(flat) if flat else super().flat_mask(np.zeros(0))
+
+    def mask_of_part(self, key: Any, head: ActionHead, mask: Any) -> Any:
+        """The flat mask of a part, where None allows everything; None if the part has no choices.
+
+        Raises:
+            ValueError: the mask does not fit the part.
+        """
+        if mask is None:
+            return np.ones(head.num_choices, bool) if head.num_choices else None
+        try:
+            return head.flat_mask(mask)
+        except ValueError as error:
+            raise ValueError(f"at `{key}`, {error}") from error
+
+    @property
+    def mask_form(self) -> str:
+        keys = ", ".join(repr(key) for key, head in self.children if head.num_choices)
+        return f"({self.num_choices},), or a mask for each of the parts {keys}"
+
+    def by_choices(self, mask: Bool[Array, "... M"]) -> list[Any]:
+        """The mask of each part; None for parts without choices."""
+        parts = split_last(mask, [head.num_choices for head in self.heads])
+        return [part if head.num_choices else None for head, part in zip(self.heads, parts, strict=True)]
+
+    def allows_some(self, mask: Bool[Array, "... M"]) -> Any:
+        pairs = zip(self.heads, self.by_choices(mask), strict=True)
+        found = [head.allows_some(part) for head, part in pairs if part is not None]
+        return namespace(mask).stack(found, axis=-1).all(axis=-1)
+
+    def random(self, generator: np.random.Generator, mask: Any = None) -> np.ndarray:
+        masks = [None] * len(self.heads) if mask is None else self.by_choices(mask)
+        drawn = [head.random(generator, part) for head, part in zip(self.heads, masks, strict=True)]
+        return np.concatenate([np.ravel(x) for x in drawn]).astype(np.float32)
+
+    def distribution(self, outputs: Float[Array, "... O"], log_std: Float[Array, "... L"]) -> Distribution:
+        mine = split_last(outputs, [head.num_outputs for head in self.heads])
+        scales = split_last(log_std, [head.num_scales for head in self.heads])
+        return Product(tuple(h.distribution(x, s) for h, x, s in zip(self.heads, mine, scales, strict=True)))
+
+    def split(self, action: Shaped[Array, "... K"]) -> list[Any]:
+        """The sampled action of each part, in its own dtype and shape."""
+        pairs = zip(self.heads, split_last(action, self.sizes), strict=True)
+        return [x.reshape(*x.shape[:-1], *head.sample_shape).astype(head.sample_dtype) for head, x in pairs]
+
+    def squashed(self, action: Shaped[Array, "... K"]) -> Shaped[Array, "... K"]:
+        pairs = zip(self.heads, split_last(action, self.sizes), strict=True)
+        return namespace(action).concatenate([head.squashed(x) for head, x in pairs], axis=-1)
+
+    def unsquashed(self, action: np.ndarray) -> np.ndarray:
+        pairs = zip(self.heads, split_last(action, self.sizes), strict=True)
+        return np.concatenate([head.unsquashed(x) for head, x in pairs], axis=-1)
+
+    def to_environment(self, action: np.ndarray) -> Any:
+        pairs = zip(self.heads, self.split(action), strict=True)
+        return self.structure([head.to_environment(x) for head, x in pairs])
+
+    def kept(self, action: np.ndarray, taken: Any) -> np.ndarray:
+        return action
+
+    def replayed(self, kept: np.ndarray) -> Any:
+        return self.to_environment(kept)
+
+    def in_space(self, space: gymnasium.Space) -> ActionHead:
+        within = dict(parts_of_space(space))
+        return self.with_heads([head.in_space(within[key]) for key, head in self.children])
+
+    def to_compiled(self, action: Shaped[Array, "N ..."]) -> Any:
+        pairs = zip(self.heads, self.split(action), strict=True)
+        return self.structure([head.to_compiled(x) for head, x in pairs])
+
+    def outside(self, action: Shaped[Array, "B ..."]) -> Float[Array, "B"] | None:
+        """The fraction of all components that have bounds."""
+        pairs = zip(self.heads, self.split(action), self.sizes, strict=True)
+        found = [(head.outside(x), size) for head, x, size in pairs]
+        known = [(x, size) for x, size in found if x is not None]
+        return sum_of(x * size for x, size in known) / sum(size for _, size in known) if known else None
+
+    def check(self, action: np.ndarray, refuse: Refuse) -> None:
+        for (key, head), x in zip(self.children, split_last(action, self.sizes), strict=True):
+            part = x.reshape(*x.shape[:-1], *head.sample_shape)
+            if np.dtype(head.sample_dtype).kind == "i" and (part == np.round(part)).all():
+                part = part.astype(np.int64)
+            head.check(part, lambda words, key=key: refuse(f"at `{key}`, {words}"))
+
+
+@dataclass(frozen=True)
+class DictHead(ProductHead):
+    """A Dict of actions."""
+
+    parts: tuple[tuple[str, ActionHead], ...]
+    """(key, head) pairs, sorted by key."""
+
+    @property
+    def children(self) -> tuple[tuple[Any, ActionHead], ...]:
+        return self.parts
+
+    def structure(self, parts: Sequence[Any]) -> dict[str, Any]:
+        return {key: part for (key, _), part in zip(self.parts, parts, strict=True)}
+
+    def parts_of_mask(self, mask: Any) -> list[Any] | None:
+        """Parts without choices may be left out, or be None."""
+        if not isinstance(mask, Mapping):
+            return None
+        keys, needed = [key for key, _ in self.parts], [key for key, head in self.parts if head.num_choices]
+        if not set(needed) <= mask.keys() <= set(keys):
+            raise ValueError(f"it has the keys {', '.join(map(repr, mask))}, and needs {', '.join(map(repr, needed))}")
+        return [mask.get(key) for key, _ in self.parts]
+
+    def with_heads(self, heads: Sequence[ActionHead]) -> ProductHead:
+        return DictHead(tuple((key, head) for (key, _), head in zip(self.parts, heads, strict=True)))
+
+    def space(self) -> gymnasium.Space:
+        return spaces.Dict({key: head.space() for key, head in self.parts})
+
+
+@dataclass(frozen=True)
+class TupleHead(ProductHead):
+    """A Tuple of actions."""
+
+    parts: tuple[ActionHead, ...]
+
+    @property
+    def children(self) -> tuple[tuple[Any, ActionHead], ...]:
+        return tuple(enumerate(self.parts))
+
+    def structure(self, parts: Sequence[Any]) -> tuple[Any, ...]:
+        return tuple(parts)
+
+    def parts_of_mask(self, mask: Any) -> list[Any] | None:
+        is_flat = isinstance(mask, list) and all(x is not None and np.ndim(x) == 0 for x in mask)
+        if not isinstance(mask, tuple | list) or is_flat:
+            return None
+        if len(mask) != len(self.parts):
+            raise ValueError(f"it has {len(mask)} parts, and an action has {len(self.parts)}")
+        return list(mask)
+
+    def with_heads(self, heads: Sequence[ActionHead]) -> ProductHead:
+        return TupleHead(tuple(heads))
+
+    def space(self) -> gymnasium.Space:
+        return spaces.Tuple([head.space() for head in self.parts])
 
 
 def as_array(x: Any) -> Any:
@@ -418,18 +743,25 @@ def random_choice(generator: np.random.Generator, n: int, mask: Any) -> np.ndarr
 
 
 def head_of(space: gymnasium.Space, name: str = "The environment") -> ActionHead:
-    """The head for an action space.
+    """The head for an action space, with a Gaussian policy for real-valued actions.
 
     Raises:
         UpslopeError: the space is not supported.
     """
+    return head_of_part(space, name, "")
+
+
+def head_of_part(space: gymnasium.Space, name: str, key: str, depth: int = 0) -> ActionHead:
+    """The head for the part of an action under this key."""
+    if isinstance(space, spaces.Dict | spaces.Tuple):
+        return product_head(space, name, key, depth)
     if isinstance(space, spaces.Discrete):
         return DiscreteHead(int(space.n), int(space.start))
     if isinstance(space, spaces.Box):
         dtype = np.dtype(space.dtype or np.float32).name
         if dtype not in ACTION_DTYPES["BoxHead"]:
             raise UpslopeError(
-                f"{name} takes actions of the dtype {dtype}, {space}; a Box of actions can be of "
+                f"{name} takes actions of the dtype {dtype}{at(key)}, {space}; a Box of actions can be of "
                 f"{', '.join(ACTION_DTYPES['BoxHead'])}. Where actions are whole numbers, declare Discrete or "
                 "MultiDiscrete, or take floats and round them in the environment."
             )
@@ -441,7 +773,63 @@ def head_of(space: gymnasium.Space, name: str = "The environment") -> ActionHead
         return MultiDiscreteHead(tuple(space.nvec.shape), tuple(sizes.tolist()), tuple(start.tolist()), dtype)
     if isinstance(space, spaces.MultiBinary):
         return MultiBinaryHead(tuple(int(n) for n in space.shape))
-    raise UpslopeError(unsupported(name, "action", space))
+    raise UpslopeError(unsupported(name, "action", space, key))
 
 
-HEADS = (DiscreteHead, BoxHead, MultiDiscreteHead, MultiBinaryHead)
+def product_head(space: gymnasium.Space, name: str, key: str, depth: int) -> ProductHead:
+    """The head for a Dict or a Tuple of actions."""
+    parts = list(parts_of_space(space))
+    has_names = isinstance(space, spaces.Tuple) or all(isinstance(index, str) for index, _ in parts)
+    if not parts or not has_names or depth >= MAX_DEPTH:
+        raise UpslopeError(unsupported(name, "action", space, key))
+    heads = []
+    for index, part in parts:
+        place = f"{key}/{index}" if key else str(index)
+        heads.append((index, head_of_part(part, name, place, depth + 1)))
+        largest = int(np.max(part.n if isinstance(part, spaces.Discrete) else getattr(part, "nvec", 0)))
+        if largest > MOST_CHOICES:
+            raise UpslopeError(
+                f"{name} has {largest:,} choices{at(place)}; a part of an action can have {MOST_CHOICES:,}, since it "
+                "is stored as a 32-bit float. Declare several smaller choices, or a Box."
+            )
+    if isinstance(space, spaces.Tuple):
+        return TupleHead(tuple(head for _, head in heads))
+    return DictHead(tuple(sorted(heads, key=lambda part: part[0])))
+
+
+def with_policy(head: ActionHead, name: str, *, squashed: bool, state_std: bool, log_std_init: float) -> ActionHead:
+    """The head with this kind of policy for its real-valued parts.
+
+    Raises:
+        UpslopeError: such a policy cannot have these bounds, or this initial log σ.
+    """
+    low, high = LOG_STD
+    if state_std and head.boxes and not low <= log_std_init <= high:
+        raise UpslopeError(
+            f"--state-dependent-std keeps log σ between {low:g} and {high:g}, and --log-std-init is {log_std_init:g}. "
+            "Choose one within."
+        )
+    for key, box in head.boxes.items():
+        if squashed and not box.is_bounded:
+            raise UpslopeError(
+                f"--head squashed squashes actions into finite bounds, and those of {name}{at(key)} are {box.space()}. "
+                "Declare the bounds in the environment, or use --head gaussian."
+            )
+    return policy_changed(head, SquashedHead if squashed else BoxHead, state_std)
+
+
+def policy_changed(head: ActionHead, kind: type[BoxHead], state_std: bool) -> ActionHead:
+    """The head with another kind of head for each of its real-valued parts."""
+    if isinstance(head, ProductHead):
+        return head.with_heads([policy_changed(part, kind, state_std) for part in head.heads])
+    if isinstance(head, BoxHead):
+        return kind(head.shape, head.low, head.high, head.dtype, state_std)
+    return head
+
+
+LOG_STD = (-5.0, 2.0)
+"""Bounds of a log σ that depends on the state, in units of the half range. Source: Yarats & Kostrikov 2020, PyTorch
+implementation of Soft Actor-Critic, `log_std_bounds`."""
+MOST_CHOICES = 2**24
+"""Choices of a part of an action; 32-bit floats hold whole numbers up to here."""
+HEADS = (DiscreteHead, BoxHead, MultiDiscreteHead, MultiBinaryHead, DictHead, TupleHead)

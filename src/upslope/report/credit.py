@@ -7,7 +7,7 @@ from typing import Any
 
 import numpy as np
 
-from upslope.analysis.credit import EpisodeCredit
+from upslope.analysis.credit import EpisodeCredit, Part
 from upslope.report.figures import Figures, Html, axis, typed
 
 ROW_HEIGHT = 30
@@ -21,6 +21,8 @@ MAX_CHOICES = 24
 """Largest number of choices of a mask drawn."""
 MEMORY_HEIGHT, FAINTEST = 360, -4.0
 """Height of the picture of the memory in pixels, and the smallest influence told apart, as log₁₀ of the largest."""
+MAX_PARTS = 6
+"""Largest number of parts of an action drawn."""
 SCALE = [[0, "@down"], [0.5, "@mid"], [1, "@up"]]
 
 
@@ -37,16 +39,29 @@ def credit_view(figures: Figures, credit: EpisodeCredit, title: str, picture_byt
 
 
 def policy_key(credit: EpisodeCredit) -> dict[str, Any]:
-    """The key of the policy panel: its words, the number of colours drawn, and the number left out."""
-    if "mean" in credit.policy:
-        count, kind = credit.policy["mean"].shape[1], "dimension"
-        words = "each dimension's mean and the area ±σ around it; points are the actions taken"
-    elif "probability" in credit.policy:
-        count, kind = credit.policy["probability"].shape[1], "action"
-        words = "probabilities of the actions; points mark the one taken"
+    """The key of the policy panels: their words, the number of colours drawn, and the number left out."""
+    described = [key_of_part(part) for part in credit.parts]
+    if len(described) == 1:
+        words, kind, count = described[0]
     else:
-        count, kind, words = 0, "", "the probability of the action taken, over all its choices"
+        pairs = zip(credit.parts, described, strict=True)
+        words = "; ".join(f"{part.key}: {words}" for part, (words, _, _) in pairs)
+        kind, count = "number", max(count for _, _, count in described)
     return {"words": words, "kind": kind, "drawn": min(count, MAX_LINES), "left_out": max(count - MAX_LINES, 0)}
+
+
+def key_of_part(part: Part) -> tuple[str, str, int]:
+    """The words of the panel of a part of an action, what its colours stand for, and how many there are."""
+    policy = part.policy
+    if "mean" in policy:
+        words = "each dimension's mean and the area ±σ around it; points are the actions taken"
+        return words, "dimension", policy["mean"].shape[1]
+    if "median" in policy:
+        words = "each dimension's median and the area of ±σ before tanh; points are the actions taken"
+        return words, "dimension", policy["median"].shape[1]
+    if "probability" in policy:
+        return "probabilities of the actions; points mark the one taken", "action", policy["probability"].shape[1]
+    return "the probability of the action taken, over all its choices", "", 0
 
 
 def panels_of(credit: EpisodeCredit) -> list[tuple[str, list[dict[str, Any]], dict[str, Any]]]:
@@ -57,7 +72,7 @@ def panels_of(credit: EpisodeCredit) -> list[tuple[str, list[dict[str, Any]], di
         panels.append(("TD error δ<br>(reward)", [bars(credit.td_error, colours)], {"zeroline": True}))
         panels.append(("V(s)<br>(reward)", [line(credit.value, "V(s)", "@0")], {}))
     panels.append(("reward", [bars(credit.reward, "@ink/0.6")], {"zeroline": True}))
-    panels.append(policy_panel(credit))
+    panels += map(policy_panel, credit.parts[:MAX_PARTS])
     if credit.mask is not None:
         panels.append(mask_panel(credit))
     return panels
@@ -125,36 +140,45 @@ def memory_part(figures: Figures, credit: EpisodeCredit, title: str) -> dict[str
     }
 
 
-def policy_panel(credit: EpisodeCredit) -> tuple[str, list[dict[str, Any]], dict[str, Any]]:
-    """Probabilities of the actions with the taken one marked, or means with a standard deviation around them."""
-    if "mean" in credit.policy:
-        mean, std, action = (np.asarray(x) for x in (credit.policy["mean"], credit.policy["std"], credit.action))
+def policy_panel(part: Part) -> tuple[str, list[dict[str, Any]], dict[str, Any]]:
+    """Probabilities of the actions with the taken one marked, or the middle with an area of one σ around it."""
+    name, policy, action = f"{part.key}<br>" if part.key else "", part.policy, part.action
+    if "mean" in policy or "median" in policy:
+        middle, low, high = bands_of(policy)
+        word = "mean" if "mean" in policy else "median"
         traces = []
-        for k in range(min(mean.shape[1], MAX_LINES)):
-            name = f"dimension {k}"
-            traces += [spread_area(mean[:, k], std[:, k], k), line(mean[:, k], f"mean, {name}", f"@{k}")]
-            traces.append(marks(np.arange(len(action)), action[:, k], f"action, {name}", k))
-        return "action: mean ± σ", traces, {}
-    if "probability" in credit.policy:
-        probability = np.asarray(credit.policy["probability"])
+        for k in range(min(middle.shape[1], MAX_LINES)):
+            one = f"dimension {k}"
+            traces += [area(low[:, k], high[:, k], k), line(middle[:, k], f"{word}, {one}", f"@{k}")]
+            traces.append(marks(np.arange(len(action)), action[:, k], f"action, {one}", k))
+        return f"{name or 'action: '}{word} ± σ", traces, {}
+    if "probability" in policy:
+        probability = np.asarray(policy["probability"])
         # With two actions, the probability of one is enough.
         drawn = [1] if probability.shape[1] == 2 else list(range(min(probability.shape[1], MAX_LINES)))
         traces = [line(probability[:, a], f"π({a}|s)", f"@{a}") for a in drawn]
         for a in range(min(probability.shape[1], MAX_LINES)):
-            taken = np.flatnonzero(credit.action == a)
+            taken = np.flatnonzero(action == a)
             traces.append(marks(taken, probability[taken, a if a in drawn else drawn[0]], f"took {a}", a))
-        return "π(1|s)" if drawn == [1] else "π(a|s)", traces, {"range": [-0.08, 1.08]}
-    chosen = chosen_probability(credit)
-    return "π(action)", [line(chosen, "probability of the action taken", "@0")], {}
+        return f"{name}{'π(1|s)' if drawn == [1] else 'π(a|s)'}", traces, {"range": [-0.08, 1.08]}
+    chosen = chosen_probability(part)
+    return f"{name}π(action)", [line(chosen, "probability of the action taken", "@0")], {}
 
 
-def chosen_probability(credit: EpisodeCredit) -> np.ndarray:
-    """The probability of an action with several parts, the product of their probabilities [T]."""
-    if "probability of 1" in credit.policy:
-        one = np.asarray(credit.policy["probability of 1"])
-        return np.where(credit.action == 1, one, 1 - one).prod(axis=1)
-    heads = list(credit.policy.values())
-    picked = [np.take_along_axis(p, credit.action[:, [k]], axis=1)[:, 0] for k, p in enumerate(heads)]
+def bands_of(policy: dict[str, np.ndarray]) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """The middle of a continuous policy, and the lower and the upper end of the area around it, each [T, K]."""
+    if "median" in policy:
+        return policy["median"], policy["low"], policy["high"]
+    return policy["mean"], policy["mean"] - policy["std"], policy["mean"] + policy["std"]
+
+
+def chosen_probability(part: Part) -> np.ndarray:
+    """The probability of an action with several choices, the product of their probabilities [T]."""
+    if "probability of 1" in part.policy:
+        one = np.asarray(part.policy["probability of 1"])
+        return np.where(part.action == 1, one, 1 - one).prod(axis=1)
+    heads = list(part.policy.values())
+    picked = [np.take_along_axis(p, part.action[:, [k]], axis=1)[:, 0] for k, p in enumerate(heads)]
     return np.prod(picked, axis=0)
 
 
@@ -217,10 +241,10 @@ def marks(steps: np.ndarray, y: np.ndarray, name: str, k: int) -> dict[str, Any]
     return {"type": "scatter", "name": name, "x": typed(steps), "y": typed(y), **look, "hovertemplate": "%{y:.4~g}"}
 
 
-def spread_area(mean: np.ndarray, std: np.ndarray, k: int) -> dict[str, Any]:
-    """mean ± σ as an area."""
-    steps = np.arange(len(mean))
-    x, y = np.concatenate([steps, steps[::-1]]), np.concatenate([mean + std, (mean - std)[::-1]])
+def area(low: np.ndarray, high: np.ndarray, k: int) -> dict[str, Any]:
+    """The area between two lines."""
+    steps = np.arange(len(low))
+    x, y = np.concatenate([steps, steps[::-1]]), np.concatenate([high, low[::-1]])
     look = {"fill": "toself", "fillcolor": f"@{k}/0.15", "mode": "lines", "line": {"width": 0}}
     return {"type": "scatter", "x": typed(x), "y": typed(y), **look, "hoverinfo": "skip", "showlegend": False}
 
@@ -265,15 +289,23 @@ def evenly(pictures: Sequence[bytes], limit: int) -> range:
 
 
 def action_text(credit: EpisodeCredit, t: int) -> str:
-    """The action taken and its probability, as text, and how many choices were allowed."""
-    action = rounded(credit.action[t])
-    if "mean" in credit.policy:
-        return f"{action}, from mean {rounded(credit.policy['mean'][t])} with σ {rounded(credit.policy['std'][t])}"
-    if "probability" in credit.policy:
-        words = f"{action}, with π = {credit.policy['probability'][t][int(credit.action[t])]:.3f}"
-    else:
-        words = f"{action}, with π = {chosen_probability(credit)[t]:.3f}"
+    """What was taken of each part of the action and its probability, as text, and how many choices were allowed."""
+    texts = [(part.key, part_text(part, t)) for part in credit.parts]
+    words = "; ".join(f"{key}: {text}" if key else text for key, text in texts)
     return words if credit.mask is None else f"{words}; {int(credit.mask[t].sum())} of {credit.mask.shape[1]} allowed"
+
+
+def part_text(part: Part, t: int) -> str:
+    """What was taken of a part of an action, and its probability, as text."""
+    action, policy = rounded(part.action[t]), part.policy
+    if "mean" in policy:
+        return f"{action}, from mean {rounded(policy['mean'][t])} with σ {rounded(policy['std'][t])}"
+    if "median" in policy:
+        low, high = rounded(policy["low"][t]), rounded(policy["high"][t])
+        return f"{action}, from median {rounded(policy['median'][t])}, one σ from {low} to {high}"
+    if "probability" in policy:
+        return f"{action}, with π = {policy['probability'][t][int(part.action[t])]:.3f}"
+    return f"{action}, with π = {chosen_probability(part)[t]:.3f}"
 
 
 def rounded(x: np.ndarray | np.generic) -> str:

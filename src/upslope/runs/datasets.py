@@ -4,7 +4,9 @@ The format, for writing your own: a `.npz` with `meta` (JSON text) and, for M st
 `observation` [M, …], `action` [M, …], `reward` [M], `length` [E], `terminated` [E] (false: truncated),
 `final_observation` [E, …], and, if known, `behaviour_log_prob` [M], log μ(a|s) in the environment's units, and
 `action_mask` [M, K], the allowed choices, with the K choices of all components of an action concatenated.
-Discrete actions count from 0; a Box action is flattened, and stored as sampled, before clipping to its bounds.
+Discrete actions count from 0; a Box action is flattened, and stored as sampled, before clipping to its bounds. An
+action of several parts is one vector of floats: the parts, flattened, in the order of their keys. If `meta` has
+`"squashed": true`, Box actions are stored before tanh: the environment got centre + half range · tanh(number).
 """
 
 from collections.abc import Sequence
@@ -21,10 +23,11 @@ from upslope.errors import UpslopeError
 from upslope.models.encoders import ObservationEncoder, Refuse
 from upslope.models.heads import ActionHead
 
-DATASET_FORMAT = 3
-"""Format 3 may hold action masks, which learners must respect; without them it equals 2. Format 2 may hold observations
-of several arrays; with a single array it equals 1."""
-READABLE_FORMATS = (1, 2, 3)
+DATASET_FORMAT = 4
+"""Format 4 may hold actions of several parts, and squashed ones; without them it equals 3. Format 3 may hold action
+masks, which learners must respect; without them it equals 2. Format 2 may hold observations of several arrays; with a
+single array it equals 1."""
+READABLE_FORMATS = (1, 2, 3, 4)
 """Formats that can be read."""
 MAX_PADDING = 200
 """Episodes are padded to the longest; the padded size may be at most about this many times the number of steps."""
@@ -33,8 +36,8 @@ EVERY_STEP = ("observation", "action", "reward", "behaviour_log_prob", "action_m
 """Names of the arrays with one entry per step."""
 
 
-def save_dataset(path: Path, rollouts: Sequence[Rollout], meta: dict[str, Any]) -> None:
-    """Write whole-episode rollouts [T, N] (one episode per column) as one dataset."""
+def save_dataset(path: Path, rollouts: Sequence[Rollout], meta: dict[str, Any], head: ActionHead | None = None) -> None:
+    """Write whole-episode rollouts [T, N] (one episode per column) of a policy with this head as one dataset."""
     parts: dict[str, list[np.ndarray]] = {}
     for rollout in rollouts:
         facts = named_facts(rollout)
@@ -48,7 +51,8 @@ def save_dataset(path: Path, rollouts: Sequence[Rollout], meta: dict[str, Any]) 
             for name, x in one.items():
                 parts.setdefault(name, []).append(x)
     arrays = {name: np.concatenate(pieces) for name, pieces in parts.items()}
-    save_arrays(path, arrays, {"kind": "dataset", "format": DATASET_FORMAT, **meta})
+    squashed = {"squashed": True} if head is not None and head.is_squashed else {}
+    save_arrays(path, arrays, {"kind": "dataset", "format": DATASET_FORMAT, **meta, **squashed})
 
 
 def named_facts(rollout: Rollout) -> dict[str, np.ndarray]:
@@ -83,6 +87,7 @@ def load_dataset(
             "record, or ignore masks with --no-masks."
         )
     check_dataset(path, arrays, meta, encoder, head)
+    arrays["action"] = as_the_head_samples(path, arrays["action"], head, was_squashed=meta.get("squashed", False))
     if needs_behaviour and "behaviour_log_prob" not in arrays:
         raise UpslopeError(
             f"{path} has no behaviour_log_prob, but the importance weight π/μ needs the probability μ with which each "
@@ -90,6 +95,28 @@ def load_dataset(
         )
     arrays.setdefault("behaviour_log_prob", np.full(arrays["reward"].shape, np.nan, np.float32))
     return as_rollout(arrays, encoder)
+
+
+def as_the_head_samples(path: Path, action: np.ndarray, head: ActionHead, *, was_squashed: bool) -> np.ndarray:
+    """Recorded actions [M, …] as this head would have sampled them. The environment got the same, and densities are in
+    its units, so `behaviour_log_prob` holds for both.
+
+    Raises:
+        UpslopeError: squashing cannot give these actions, since they are not within the bounds.
+    """
+    if was_squashed == head.is_squashed:
+        return action
+    if was_squashed:
+        return head.squashed(action)
+    found = head.unsquashed(action)
+    is_lost = ~np.isfinite(found).reshape(len(found), -1).all(axis=1)
+    if is_lost.any():
+        raise UpslopeError(
+            f"{path} cannot be learned from with --head squashed: {is_lost.sum():,} of its {len(found):,} actions are "
+            "on or outside the bounds of the action space, which tanh never reaches. Use --head gaussian, or record a "
+            "policy with --head squashed."
+        )
+    return found
 
 
 def as_rollout(arrays: dict[str, np.ndarray], encoder: ObservationEncoder) -> Rollout:
@@ -142,6 +169,8 @@ def check_dataset(
             f"it is a {meta.get('kind')} of format {meta.get('format')}, not a dataset of format "
             f"{' or '.join(map(str, READABLE_FORMATS))}"
         )
+    if not isinstance(meta.get("squashed", False), bool):
+        raise refuse("`squashed` in its meta must be true or false")
     leaves = jax.tree_util.tree_leaves_with_path(encoder.shapes, is_leaf=is_shape)
     shapes = {jax.tree_util.keystr(path): shape for path, shape in leaves}
     observed = [f"{which}{name}" for which in ("observation", "final_observation") for name in shapes]

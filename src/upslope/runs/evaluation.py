@@ -36,7 +36,7 @@ from upslope.learning.devices import computing
 from upslope.learning.iteration import stack
 from upslope.models.agent import Agent
 from upslope.models.encoders import encoder_of
-from upslope.models.heads import ActionHead, head_of
+from upslope.models.heads import ActionHead
 from upslope.models.model import Carry, start_memory
 from upslope.runs.datasets import save_dataset
 from upslope.runs.directory import RunDirectory
@@ -240,7 +240,7 @@ def record(
         "seed": seed,
         "checkpoint": checkpoint,
     }
-    save_dataset(path, rollouts, meta | {"episodes": episodes})
+    save_dataset(path, rollouts, meta | {"episodes": episodes}, agents.head)
     return path
 
 
@@ -316,8 +316,7 @@ def host_episodes(
 ) -> Iterator[Rollout]:
     """Yield batches of episodes of every seed in Gymnasium environments."""
     encoder = encoder_of(environment.observation_space, environment.name)
-    # Use the environment's own head: it knows the dtype of its actions, which older runs do not record.
-    head = head_of(environment.action_space, environment.name)
+    head = agents.head.in_space(environment.action_space)
     memory = jax.vmap(lambda model: start_memory(model, batches[0]))(agents.model)
     act, active = Act(), np.ones(len(seeds), bool)
     columns = columns_for(environment, encoder, head, seeds, batches[0], limit, notices)

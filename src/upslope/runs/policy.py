@@ -96,8 +96,8 @@ class Policy:
             self.calls += 1
         taken, log_prob = self.agent.head.to_environment(action), np.asarray(policy.log_prob(action))
         # A Box action is an array even if it has no axes; a Discrete action is a number.
-        one = taken[0] if taken.dtype.kind in "iu" else taken[0, ...]
-        return (taken, log_prob) if is_batch else (one, log_prob[0])
+        first = lambda x: x[0] if x.dtype.kind in "iu" else x[0, ...]  # noqa: E731 - one expression with a name
+        return (taken, log_prob) if is_batch else (jax.tree.map(first, taken), log_prob[0])
 
     def as_batch(self, observation: Any, group: str) -> tuple[Any, bool]:
         """The observation with a batch axis, and whether it already had one. What this group of the model does not

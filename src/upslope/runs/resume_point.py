@@ -127,10 +127,6 @@ def snapshot_problem(snapshot: dict[str, np.ndarray], config: Config, task: Task
         if shown.shape != (config.seeds, config.num_envs, *leaf.shape) or shown.dtype.kind not in "biuf":
             return "the observations do not fit their space"
     taken = sum(n for n in length.tolist() if n > 0)
-    if (
-        len(actions) != taken
-        or (taken and actions.shape[1:] != head.environment_shape)
-        or actions.dtype.kind not in "biuf"
-    ):
+    if len(actions) != taken or (taken and actions.shape[1:] != head.kept_shape) or actions.dtype.kind not in "biuf":
         return "the actions do not fit the episodes"
     return ""

@@ -5,7 +5,7 @@ from typing import Any
 
 from upslope.errors import UpslopeError
 from upslope.models.encoders import CompositeEncoder, ObservationEncoder, encoder_of
-from upslope.models.heads import ActionHead, head_of
+from upslope.models.heads import ActionHead, ProductHead, head_of
 from upslope.runs.directory import RunDirectory
 from upslope.runs.policy import has_masks, spaces_of
 
@@ -47,7 +47,7 @@ def require_same_spaces(
 def differences_of(role: str, trained: Any, now: Any, key: str = "") -> list[str]:
     """The fields in which two descriptions of a space differ, or those of its part under this key."""
     what = f"its {role}s at `{key}`" if key else f"its {role}s"
-    old, new = (dict(x.children) if isinstance(x, CompositeEncoder) else {} for x in (trained, now))
+    old, new = (dict(x.children) if isinstance(x, CompositeEncoder | ProductHead) else {} for x in (trained, now))
     if old and old.keys() == new.keys():
         inner = [(f"{key}/{name}" if key else str(name), part, new[name]) for name, part in old.items()]
         return [words for place, part, other in inner for words in differences_of(role, part, other, place)]

@@ -25,6 +25,7 @@ from upslope.learning.devices import computing
 from upslope.learning.iteration import Task
 from upslope.models.build import unusual_parts
 from upslope.models.encoders import ImageEncoder
+from upslope.models.heads import head_of
 from upslope.runs.datasets import load_dataset
 from upslope.runs.directory import RunDirectory
 from upslope.runs.display import Display
@@ -76,7 +77,8 @@ def begin(config: Config, task: Task, directory: RunDirectory, session: Session)
     with computing(on_host=is_on_host(config, task)), closing(engine_for(config, task, session)) as engine:
         state = engine.start()
         progress = begin_progress(state, config.seed_list())
-        spaces = described_spaces(task.model.encoder, task.model.head, has_masks=task.environment.gives_masks)
+        head = head_of(task.environment.action_space, config.environment)
+        spaces = described_spaces(task.model.encoder, head, has_masks=task.environment.gives_masks)
         directory.create(config, spaces, task.described(), unusual_parts(task.model))
         allow(requested(config))  # a run trained on this machine is trusted
         with directory.locked():
@@ -86,7 +88,8 @@ def begin(config: Config, task: Task, directory: RunDirectory, session: Session)
 
 def resume_run(config: Config, task: Task, directory: RunDirectory, session: Session, notes: list[str]) -> Run:
     """Resume from the last checkpoint; `notes` are shown unless the run is already finished."""
-    require_same_spaces(directory, task.model.encoder, task.model.head, task.environment)
+    head = head_of(task.environment.action_space, config.environment)
+    require_same_spaces(directory, task.model.encoder, head, task.environment)
     if directory.has_begun:
         check_checkpoint_size(directory.last, config, task.model, task.num_envs)
     with (
