@@ -94,7 +94,7 @@ def test_help_has_headings_and_fits_80_columns(monkeypatch: pytest.MonkeyPatch, 
     shown = capsys.readouterr().out
     lines = [line.strip("│╭╰╮╯─ ") for line in shown.splitlines()]
     assert [line for line in lines if line.endswith(" options")] == [f"{title} options" for title in HEADINGS.values()]
-    assert lines[0].startswith("usage: upslope train") and "leave a run directory" in lines[2]
+    assert lines[0].startswith("usage: upslope train") and "write a run directory" in lines[2]
     flags = [line.removeprefix("-q, ").split()[0].strip(",") for line in lines if re.match("(-q, )?--[a-z]", line)]
     known = [f"--{f.name.rstrip('_').replace('_', '-')}" for f in fields(Train)]
     assert flags[:2] == ["--algorithm", "--estimator"]
