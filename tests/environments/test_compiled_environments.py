@@ -223,6 +223,21 @@ def test_spaces_and_time_limit_are_gymnasiums(name):
     assert world.max_episode_steps == environment.spec.max_episode_steps
 
 
+def described(space):
+    """The shape and dtype of each array of a compiled environment's observations."""
+    if isinstance(space, gymnasium.spaces.Dict):
+        return {key: described(part) for key, part in space.items()}
+    is_index = isinstance(space, gymnasium.spaces.Discrete)
+    return space.shape, np.dtype("int32") if is_index else space.dtype
+
+
+def as_gymnasium(space, observation):
+    """The observation as Gymnasium has it."""
+    if isinstance(space, gymnasium.spaces.Dict):
+        return {key: as_gymnasium(part, observation[key]) for key, part in space.items()}
+    return np.asarray(observation)
+
+
 @pytest.mark.parametrize("name", COMPILED)
 @pytest.mark.parametrize("x64", [False, True])
 def test_shapes_and_dtypes_are_those_of_the_spaces_and_stay(name, x64):
@@ -231,13 +246,12 @@ def test_shapes_and_dtypes_are_those_of_the_spaces_and_stay(name, x64):
         world, key = COMPILED[name](), jax.random.key(0)
         assert hash(world) == hash(world), "a world can be a static argument of jit"
         state, observation = jax.eval_shape(world.reset, key)
-        action = jnp.asarray(as_jax_action(world.action_space.sample()))
+        action = jax.tree.map(as_jax_action, world.action_space.sample())
         successor, transition = jax.eval_shape(world.step, key, state, action)
-        assert world.observation_space.contains(np.asarray(world.reset(key)[1]))
-    is_index = isinstance(world.observation_space, gymnasium.spaces.Discrete)
-    expected = np.dtype("int32") if is_index else world.observation_space.dtype
+        assert world.observation_space.contains(as_gymnasium(world.observation_space, world.reset(key)[1]))
+    expected = described(world.observation_space)
     for seen in (observation, transition.observation):
-        assert (seen.shape, seen.dtype) == (world.observation_space.shape, expected)
+        assert jax.tree.map(lambda x: (x.shape, x.dtype), seen) == expected
     assert (transition.reward.shape, transition.reward.dtype) == ((), np.dtype("float32"))
     for flag in (transition.terminated, transition.truncated):
         assert (flag.shape, flag.dtype) == ((), np.dtype("bool"))

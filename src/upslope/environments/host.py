@@ -13,7 +13,7 @@ from upslope.environments.base import BrokenEnvironmentError, CompiledEnvironmen
 from upslope.environments.closing import close_all
 from upslope.environments.compiled import compiled_names
 from upslope.environments.ignoring import ignoring
-from upslope.environments.masks import gives_masks, with_mask_in_info
+from upslope.environments.masks import known_masks, with_mask_in_info
 from upslope.environments.modules import accepts, call, found, import_module
 from upslope.environments.names import near, registered_by
 from upslope.environments.packages import fitting, package_of, register, remedy_of
@@ -97,14 +97,6 @@ def host_environment(maker: Maker, env: Any) -> HostEnvironment:
         return HostEnvironment(name, maker, observations, actions, limit, is_named, partial(drawing, maker), *masks)
     finally:
         close_all(name, [env])
-
-
-def known_masks(env: gymnasium.Env, name: str) -> bool | UpslopeError:
-    """Whether an environment provides masks, or the error for those who need to know."""
-    try:
-        return gives_masks(env, name)
-    except UpslopeError as error:
-        return error
 
 
 def drawing(maker: Maker) -> HostEnvironment:

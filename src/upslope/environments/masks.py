@@ -16,6 +16,7 @@ from gymnasium import spaces
 from upslope.core.messages import told
 from upslope.core.types import Transition
 from upslope.environments.base import BrokenEnvironmentError, CompiledEnvironment
+from upslope.errors import UpslopeError
 
 KEY = "action_mask"
 """The key of a mask in an environment's info or observations."""
@@ -124,6 +125,14 @@ def gives_masks(env: gymnasium.Env, name: str) -> bool:
         random.setstate(states[0])
         np.random.set_state(states[1])
     return isinstance(answer, tuple) and len(answer) == 2 and mask_in(answer[1]) is not None
+
+
+def known_masks(env: gymnasium.Env, name: str) -> bool | UpslopeError:
+    """Whether an environment provides masks, or the error for those who need to know."""
+    try:
+        return gives_masks(env, name)
+    except UpslopeError as error:
+        return error
 
 
 class MaskApart(CompiledEnvironment):

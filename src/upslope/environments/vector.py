@@ -28,7 +28,7 @@ from upslope.environments.host import (  # fmt: skip
     one_line,
     space_of,
 )
-from upslope.environments.masks import gives_masks, with_mask_in_info
+from upslope.environments.masks import known_masks, with_mask_in_info
 from upslope.environments.modules import accepts, found, import_module
 from upslope.environments.packages import register
 from upslope.environments.wrappers import wrap
@@ -124,7 +124,7 @@ class VectorMaker:
             dressed = kwargs.get("vectorization_mode", "sync" if self.needs_dressing(spec) else None)
             if dressed is not None:
                 kwargs["vectorization_mode"] = dressed
-            wrappers = [partial(dress, request)] if dressed in BY_GYMNASIUM else []
+            wrappers: Any = [partial(dress, request)] if dressed in BY_GYMNASIUM else []
             return gymnasium.make_vec(spec, num_envs=num_envs, wrappers=wrappers, **kwargs)
         except UpslopeError:
             raise
@@ -341,11 +341,11 @@ def described(maker: VectorMaker) -> HostEnvironment:
         spec = maker.spec or envs.spec
         limit = request.max_episode_steps or (spec.max_episode_steps if spec is not None else None)
         limit = limit or getattr(envs, "max_episode_steps", None)
-        masks = request.masks and gives_masks(env)
+        masks = known_masks(env, request.name), request.masks
         drawing = partial(drawn, maker)
         kind = f"{type(envs.unwrapped).__name__}, resets {RESETS[mode_of(envs, request.name)]}"
         return HostEnvironment(
-            request.name, maker, observations, actions, limit, True, drawing, masks, maker.batch, kind
+            request.name, maker, observations, actions, limit, True, drawing, *masks, maker.batch, kind
         )
     finally:
         close_all(request.name, [env])

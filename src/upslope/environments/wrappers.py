@@ -30,7 +30,8 @@ class WeightedReward(gymnasium.Wrapper):
         answer = self.env.step(action)
         if not isinstance(answer, tuple) or len(answer) != 5:
             return answer  # so that it is refused as it is
-        observation, reward, terminated, truncated, info = answer
+        observation, terminated, truncated, info = answer[0], *answer[2:]
+        reward: Any = answer[1]
         if np.shape(reward) != self.weights.shape:
             raise UpslopeError(
                 f"The reward has the shape {np.shape(reward)}, and the wrapper WeightedReward was given "

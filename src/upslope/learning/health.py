@@ -344,7 +344,9 @@ def group_statistics(name: str, seen: UpdateData, batch: Any) -> Float[Array, "3
     silent = jnp.float32(jnp.nan)
     if hasattr(seen.model, "hidden_units"):
         hidden = seen.model.hidden_units(jax.tree.map(lambda x: x[:ROWS], batch.features))
-        silent = saturation(*hidden[name], batch.valid[:ROWS]) if name in hidden else silent
+        if name in hidden:
+            units, activation = hidden[name]
+            silent = saturation(units, activation, batch.valid[:ROWS])
     return jnp.stack([signal, largest, silent])
 
 

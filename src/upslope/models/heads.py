@@ -74,11 +74,11 @@ class ActionHead(ABC):
         """Whether real-valued parts are sampled before tanh."""
         return any(isinstance(box, SquashedHead) for box in self.boxes.values())
 
-    def squashed(self, action: Shaped[Array, "... K"]) -> Shaped[Array, "... K"]:
+    def squashed(self, action: Any) -> Any:
         """Sampled actions whose real numbers are from before tanh, with these in the environment's units."""
         return action
 
-    def unsquashed(self, action: np.ndarray) -> np.ndarray:
+    def unsquashed(self, action: Any) -> Any:
         """The inverse of `squashed`; not finite where an action is not within its bounds."""
         return action
 
@@ -302,11 +302,11 @@ class BoxHead(ActionHead):
     def to_compiled(self, action: Shaped[Array, "N ..."]) -> Shaped[Array, "N ..."]:
         return jnp.clip(action, jnp.asarray(self.low), jnp.asarray(self.high)).reshape(-1, *self.shape)
 
-    def squashed(self, action: Shaped[Array, "... K"]) -> Float[Array, "... K"]:
+    def squashed(self, action: Any) -> Any:
         centre, half = self.scaling
         return centre + half * namespace(action).tanh(action)
 
-    def unsquashed(self, action: np.ndarray) -> np.ndarray:
+    def unsquashed(self, action: Any) -> Any:
         centre, half = self.scaling
         with np.errstate(divide="ignore", invalid="ignore"):
             return np.arctanh((action.astype(np.float64) - centre) / half).astype(np.float32)
@@ -559,7 +559,7 @@ class ProductHead(ActionHead):
     def num_choices(self) -> int:
         return sum(head.num_choices for head in self.heads)
 
-    def flat_mask(self, mask: Any) -> Bool[Array, "M"]:
+    def flat_mask(self, mask: Any) -> Any:
         parts = self.parts_of_mask(mask)
         if parts is None:
             return super().flat_mask(mask)
@@ -606,20 +606,20 @@ class ProductHead(ActionHead):
         scales = split_last(log_std, [head.num_scales for head in self.heads])
         return Product(tuple(h.distribution(x, s) for h, x, s in zip(self.heads, mine, scales, strict=True)))
 
-    def split(self, action: Shaped[Array, "... K"]) -> list[Any]:
+    def split(self, action: Any) -> list[Any]:
         """The sampled action of each part, in its own dtype and shape."""
         pairs = zip(self.heads, split_last(action, self.sizes), strict=True)
         return [x.reshape(*x.shape[:-1], *head.sample_shape).astype(head.sample_dtype) for head, x in pairs]
 
-    def squashed(self, action: Shaped[Array, "... K"]) -> Shaped[Array, "... K"]:
+    def squashed(self, action: Any) -> Any:
         pairs = zip(self.heads, split_last(action, self.sizes), strict=True)
         return namespace(action).concatenate([head.squashed(x) for head, x in pairs], axis=-1)
 
-    def unsquashed(self, action: np.ndarray) -> np.ndarray:
+    def unsquashed(self, action: Any) -> Any:
         pairs = zip(self.heads, split_last(action, self.sizes), strict=True)
         return np.concatenate([head.unsquashed(x) for head, x in pairs], axis=-1)
 
-    def to_environment(self, action: np.ndarray) -> Any:
+    def to_environment(self, action: Any) -> Any:
         pairs = zip(self.heads, self.split(action), strict=True)
         return self.structure([head.to_environment(x) for head, x in pairs])
 
@@ -644,11 +644,11 @@ class ProductHead(ActionHead):
         known = [(x, size) for x, size in found if x is not None]
         return sum_of(x * size for x, size in known) / sum(size for _, size in known) if known else None
 
-    def check(self, action: np.ndarray, refuse: Refuse) -> None:
+    def check(self, action: Any, refuse: Refuse) -> None:
         for (key, head), x in zip(self.children, split_last(action, self.sizes), strict=True):
             part = x.reshape(*x.shape[:-1], *head.sample_shape)
             if np.dtype(head.sample_dtype).kind == "i" and (part == np.round(part)).all():
-                part = part.astype(np.int64)
+                part = np.asarray(part, np.int64)
             head.check(part, lambda words, key=key: refuse(f"at `{key}`, {words}"))
 
 

@@ -55,7 +55,7 @@ def run_onnx(path: Path, plan: Plan, arrays: Sequence[np.ndarray], masks: np.nda
         if masks is not None:
             given[MASK] = masks[t]
         action, *rest = call([*outputs, *(f"next_{name}" for name in carry)], given)
-        parameters = dict(zip(plan.head.parameters, rest, strict=False))
+        parameters: dict[str, Any] = dict(zip(plan.head.parameters, rest, strict=False))
         carry.update(zip(carry, rest[len(parameters) :], strict=True))
         return action, parameters
 
