@@ -212,12 +212,12 @@ def memory() -> Probe:
     """
 
     def draw(key: PRNGKeyArray) -> Observation:
-        return jnp.stack([jax.random.randint(key, (), -1, 2).astype(jnp.float32), jnp.float32(0.0)])
+        return jnp.stack([jax.random.randint(key, (), -1, 2, jnp.int32).astype(jnp.float32), jnp.float32(0.0)])
 
     def answer(state: Observation, action: Action) -> Answer:
         is_last = state[1] >= CUE_LASTS
         paid = jnp.where(action == state[0] + 1, 1.0, -1.0)
-        return state + jnp.array([0.0, 1.0]), jnp.where(is_last, paid, 0.0), is_last
+        return state.at[1].add(1), jnp.where(is_last, paid, 0.0).astype(jnp.float32), is_last
 
     def value(state: Float[Array, "... 2"], gamma: float) -> Float[Array, "..."]:
         return gamma ** (CUE_LASTS - state[..., 1])
@@ -254,7 +254,10 @@ def dictionary() -> Probe:
 
     def draw(key: PRNGKeyArray) -> Any:
         signs, which = jax.random.split(key)
-        return {"signs": jax.random.rademacher(signs, (2,), jnp.float32), "which": jax.random.randint(which, (), 0, 2)}
+        return {
+            "signs": jax.random.rademacher(signs, (2,), jnp.float32),
+            "which": jax.random.randint(which, (), 0, 2, jnp.int32),
+        }
 
     def reward(state: Any, action: Action) -> Float32[Array, ""]:
         right = 2 * state["which"] + (state["signs"][state["which"]] > 0)
