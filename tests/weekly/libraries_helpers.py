@@ -10,6 +10,9 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+LONG = 10
+"""How many times longer a limit is that no episode here reaches."""
+
 
 class Facts(NamedTuple):
     """What a library reports of one step."""
@@ -41,7 +44,7 @@ def of_gymnax(name: str, limit: int) -> Oracle:
 
     def move(key: Any, state: Any, action: Any) -> tuple[Any, Facts]:
         _, state, reward, terminated, truncated, info = env.step(key, state, action, params)
-        return state, Facts(info["final_observation"], reward, terminated, truncated)
+        return state, Facts(info["final_observation"], reward, terminated, truncated & ~terminated)
 
     return Oracle(start, move, lambda key: jax.random.split(key)[0])
 
@@ -67,19 +70,19 @@ def of_jumanji(name: str, limit: int | None, combined: tuple[int, ...] = ()) -> 
     import jumanji
 
     env = jumanji.make(name, **({} if limit is None else {"time_limit": limit}))
-    reset, step = jax.jit(env.reset), jax.jit(env.step)
+    # The library joins its limit with true ends. A true end is what also ends where the limit is far off.
+    longer = env if limit is None else jumanji.make(name, time_limit=LONG * limit)
+    reset, step, far_step = jax.jit(env.reset), jax.jit(env.step), jax.jit(longer.step)
 
     def start(key: Any) -> tuple[Any, Any]:
         state, now = reset(key)
-        return (state, jnp.int32(0)), now.observation
+        return state, now.observation
 
     def move(key: Any, state: Any, action: Any) -> tuple[Any, Facts]:
         choice = jnp.asarray(np.unravel_index(int(action), combined)) if combined else action
-        after, now = step(state[0], choice)
-        count = state[1] + 1
-        at_limit = count >= limit if limit is not None else False
-        # The library only says that the episode is over; before the limit that is a true end.
-        return (after, count), Facts(now.observation, now.reward, now.last() & ~jnp.bool_(at_limit), at_limit)
+        after, now = step(state, choice)
+        terminated = far_step(state, choice)[1].last()
+        return after, Facts(now.observation, now.reward, terminated, now.last() & ~terminated)
 
     return Oracle(start, move)
 
@@ -128,10 +131,11 @@ def of_craftax(name: str, limit: int) -> Oracle:
 
     def move(key: Any, state: Any, action: Any) -> tuple[Any, Facts]:
         observation, state, reward, done, _ = env.step(key, state, action, params)
-        at_limit = state.timestep >= limit
-        return state, Facts(observation, reward, done & ~at_limit, at_limit)
+        # The library joins its limit with true ends. A true end is what also ends where the limit is far off.
+        terminated = env.is_terminal(state, params.replace(max_timesteps=LONG * limit))
+        return state, Facts(observation, reward, terminated, done & ~terminated)
 
-    return Oracle(start, move)
+    return Oracle(start, jax.jit(move))
 
 
 def of_brax(name: str, limit: int) -> Oracle:

@@ -37,7 +37,7 @@ def source_of(prefix: str, ids: Callable[[], Iterable[str]], create: Maker) -> S
         import_library(library)
         name, known = request.name.removeprefix(f"{prefix}:"), list(ids())
         if name not in known:
-            raise UpslopeError(not_there(library, request.name, name, known))
+            raise UpslopeError(not_there(library, name, known))
         environment = created(create, request.name, name, request.env_kwargs)
         check_protocol(environment, request.name)
         return finished(environment, request)
@@ -65,12 +65,12 @@ def module(name: str) -> Any:
     return importlib.import_module(name)
 
 
-def not_there(library: Library, full_name: str, name: str, known: list[str]) -> str:
+def not_there(library: Library, name: str, known: list[str]) -> str:
     """The message for an id that the library does not have."""
     hint = near(name, known)
     if not hint.startswith("Did"):
         hint = f"It has {', '.join(known)}."
-    return f'{library.package} has no environment "{name}" that {full_name} could name. {hint}'
+    return f'{library.package} has no environment "{name}". {hint}'
 
 
 def created(create: Maker, full_name: str, name: str, env_kwargs: dict[str, Any]) -> CompiledEnvironment:
@@ -80,9 +80,8 @@ def created(create: Maker, full_name: str, name: str, env_kwargs: dict[str, Any]
     except UpslopeError:
         raise
     except Exception as error:
-        raise UpslopeError(
-            f"{full_name} could not be made from {env_kwargs or 'no arguments'}: {told(error)}. Correct --env-kwargs."
-        ) from error
+        what, remedy = (f" from {env_kwargs}", " Correct --env-kwargs.") if env_kwargs else ("", "")
+        raise UpslopeError(f"{full_name} could not be made{what}: {told(error)}.{remedy}") from error
 
 
 def raw(key: PRNGKeyArray) -> Array:
