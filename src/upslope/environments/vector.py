@@ -124,7 +124,7 @@ class VectorMaker:
             dressed = kwargs.get("vectorization_mode", "sync" if self.needs_dressing(spec) else None)
             if dressed is not None:
                 kwargs["vectorization_mode"] = dressed
-            wrappers = [partial(dress, request)] if dressed in BY_GYMNASIUM else []
+            wrappers: Any = [partial(dress, request)] if dressed in BY_GYMNASIUM else []
             return gymnasium.make_vec(spec, num_envs=num_envs, wrappers=wrappers, **kwargs)
         except UpslopeError:
             raise
