@@ -27,7 +27,7 @@ class WeightedReward(gymnasium.Wrapper):
 
     def step(self, action: Any) -> Any:
         """Step, with the weighted sum as the reward and its parts in `info["reward_parts"]`."""
-        answer = self.env.step(action)
+        answer: Any = self.env.step(action)
         if not isinstance(answer, tuple) or len(answer) != 5:
             return answer  # so that it is refused as it is
         observation, terminated, truncated, info = answer[0], *answer[2:]
