@@ -57,7 +57,7 @@ def influence_of(agent: Agent, rollout: Rollout) -> Influence | None:
             inner[k] = x
         seen = jax.tree.unflatten(structure, inner)
         policy = unroll(agent.model, seen, agent.model.start(1), fresh)[0].policy
-        numbers = [x.reshape(length, -1) for x in jax.tree.leaves(policy)]
+        numbers = [x.reshape(length, -1) for x in jax.tree.leaves(policy) if x.shape[:1] == (length,)]
         return jnp.concatenate(numbers, axis=1)
 
     @jax.jit

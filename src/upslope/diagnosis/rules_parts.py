@@ -55,7 +55,7 @@ def memory_dead(s: Signs) -> Finding | None:
     """The memory does not vary from step to step or from episode to episode."""
     x = of_part(s, "memory_dead", MEMORY)
     # At its bound it does not vary either, and that is said by its own rule.
-    part = share((x > 0.9) & ~(s.late("memory_saturated") > 0.5))
+    part = share((x > 0.9) & ~(of_part(s, "memory_saturated", MEMORY) > 0.5))
     return Finding(
         "memory_dead", "The memory keeps nothing: almost none of it varies.",
         "What enters it hardly differs from step to step.",

@@ -17,7 +17,7 @@ from upslope.models.model import has_memory, unroll
 PARTS = "health_of_parts"
 """Name of their vector among an update's metrics."""
 NAMES = ("forbidden_mass", "memory_saturated", "memory_dead", "encoder_dead", "key_share", "key_index")
-SAMPLES = 256
+SAMPLES = 128
 """Number of samples used, in whole stretches where there is a memory."""
 STILL = 1e-6
 """A variance below this is none: a deviation of 0.001 where numbers are at most 1 in size."""
