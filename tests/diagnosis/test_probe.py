@@ -81,14 +81,13 @@ def test_what_is_carried_over_from_the_next_episode_fails_at_truncation_alone(br
     assert failed(estimator=broken, only=["constant", "delay", "both", "truncation"]) == ["truncation"]
 
 
-PARTS: dict[str, Any] = {"seeds": 1, "steps": 12_000}
-OF_MEMORY: dict[str, Any] = {"seeds": 1, "steps": 30_000}
+PARTS: dict[str, Any] = {"seeds": 1, "steps": 20_000}
 
 
 def test_memory_images_dictionaries_and_an_asymmetric_critic_are_solved():
     found = [
         *upslope.probe(only=["image", "dict", "asymmetric"], **PARTS),
-        *upslope.probe(only=["memory"], **OF_MEMORY),
+        *upslope.probe(only=["memory"], **PARTS),
     ]
     assert all(p.solved for p in found), found
     assert {p.name: p.value for p in found} == pytest.approx(
@@ -102,7 +101,7 @@ def test_a_memory_that_no_episode_restarts_fails_at_memory(monkeypatch: pytest.M
     goes = cell.over_time
     monkeypatch.setattr(cell, "over_time", lambda self, x, carry, fresh: goes(self, x, carry, jnp.zeros_like(fresh)))
     monkeypatch.setattr(collect, "where_rows", lambda done, a, b: rows(done, a, b)._replace(carry=b.carry))
-    assert [p.name for p in upslope.probe(only=["memory"], **OF_MEMORY) if not p.solved] == ["memory"]
+    assert [p.name for p in upslope.probe(only=["memory"], **PARTS) if not p.solved] == ["memory"]
 
 
 def test_images_of_other_rows_and_a_part_that_is_lost_fail_where_they_belong(monkeypatch: pytest.MonkeyPatch):

@@ -75,7 +75,7 @@ FITTING = {
     "asymmetric": "two networks of upslope's own, each with its part to read",
 }
 """Probes that do not fit every model. Without being asked for, they are then left out."""
-FEWER_STEPS = {"memory": 30_000, "image": 10_000}
+FEWER_STEPS = {"memory": 20_000, "image": 20_000}
 """Steps that are enough for probes whose steps are dear, if each batch is used several times."""
 SMALLER_BATCH = {"memory": {"num_envs": 4}}
 """Settings with which they are enough if each batch is used once."""
