@@ -250,7 +250,7 @@ def test_in_c_a_policy_is_itself(name: str, tmp_path: Path):
     # Episode after episode: its memory has to begin anew with each.
     arrays = [np.concatenate(x, axis=1) for x in made.arrays]
     masks = None if made.masks is None else np.concatenate(made.masks, axis=1)
-    found, seconds = run_c(done.paths[0], made.plan, arrays, masks)
+    found, seconds = run_c(done.paths[0], made.plan, arrays, masks, ("-Wall", "-Wextra", "-Werror"))
     assert_same(found, {key: np.concatenate(x, axis=1) for key, x in made.wanted.items()})
     assert 0 < seconds < 1 and done.seconds_per_step and "bytes of constants" in done.notes[-1]
     source = done.paths[0].read_text()

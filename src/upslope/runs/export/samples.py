@@ -29,7 +29,7 @@ def random_array(one: Input, count: int, generator: np.random.Generator) -> np.n
     if one.kind == "MultiBinary":
         return generator.integers(0, 2, shape).astype(np.int8)
     drawn = 2 * generator.standard_t(3, shape)
-    if coding.mean is not None:
+    if coding.mean is not None and coding.deviation is not None:
         drawn = coding.mean + coding.deviation * drawn
     return np.clip(drawn, -MOST, MOST).astype(np.float32)
 
