@@ -491,9 +491,10 @@ def test_the_command_writes_into_the_run_and_says_what_it_wrote(run: Path, capsy
     assert policy.seed == 4
     layers = dict(np.load(run / "policy.npz"))
     np.testing.assert_array_equal(layers["weight_0"], policy.agent.model.actor.network.weights[0])
-    with pytest.raises(SystemExit, match="2"):
-        main(["export", str(run), "--format", "numpy"])
-    assert "exists already" in capsys.readouterr().err
+    for path, words in ((run, "exists already"), (run.parent / "nowhere", "nowhere")):
+        with pytest.raises(SystemExit, match="2"):
+            main(["export", str(path), "--format", "numpy"])
+        assert words in capsys.readouterr().err
     monkeypatch.setattr(writing, "compiler", lambda: None)
     main(["export", str(run), "--format", "c", "--seed", "3", "-o", str(run / "three")])
     said = " ".join(capsys.readouterr().out.split())
