@@ -69,7 +69,9 @@ def settings_of(run: Path) -> dict[str, Any]:
     return json.loads((run / "config.json").read_text())["config"]
 
 
-@pytest.mark.parametrize("command", ["", "train", "resume", "evaluate", "record", "compare", "ladder", "list"])
+@pytest.mark.parametrize(
+    "command", ["", "train", "resume", "evaluate", "record", "export", "compare", "ladder", "list"]
+)
 def test_help_answers_at_once(command: str, folder: Path):
     after = "print('HEAVY', sorted({'jax', 'gymnasium', 'optax'} & set(sys.modules)))"
     done = shell([*command.split(), "--help"], folder, after)

@@ -1,6 +1,6 @@
 """What a policy computes, as plain data: the description from which each format is written.
 
-observation → inputs, normalised and encoded → features, and pictures → layers, of which one may be a memory → head
+observation → inputs, normalised and encoded → features, and pictures → layers, one of them perhaps a memory → head
 """
 
 import math

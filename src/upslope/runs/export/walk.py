@@ -108,7 +108,7 @@ def known(part: Any) -> Any:
         if field.name in FIELDS[kind]:
             continue
         value = getattr(part, field.name)
-        if field.default is MISSING or isinstance(value, np.ndarray) or value != field.default:
+        if field.default is MISSING or hasattr(value, "shape") or value != field.default:
             raise not_known(f"{kind.__name__} with {field.name}={str(value)[:60]}")
     return part
 

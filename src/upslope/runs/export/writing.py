@@ -77,10 +77,11 @@ def export_policy(policy: Policy, format: str, output: str | Path | None = None)
 
 def export_run(run: str | Path, format: str, output: str | Path | None = None, **asked: Any) -> Exported:
     """Write a run's policy to a file, by default in the run directory; `asked` are the arguments of `load`."""
-    path = output_path(run if output is None else output, format)
+    path = output_path("." if output is None else output, format)  # before anything is read
+    policy = load(run, **asked)
     if output is None:
-        safe_path(Path(run), path)
-    return export_policy(load(run, **asked), format, path)
+        path = safe_path(Path(run), output_path(run, format))
+    return export_policy(policy, format, path)
 
 
 def output_path(output: str | Path, format: str) -> Path:
