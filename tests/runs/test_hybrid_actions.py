@@ -85,7 +85,7 @@ def test_it_is_judged_recorded_learned_from_and_shown(kind: str, algorithm: str,
     np.testing.assert_allclose(credit.policy["tool/probability"].sum(axis=1), 1, atol=1e-5)
     assert [part.key for part in credit.parts] == ["arm/0", "arm/1", "keys", "tool"]
     if "head" in settings:  # in the environment's units, within the bounds
-        assert (-2 <= credit.parts[0].action).all() and (credit.parts[0].action <= 4).all()
+        assert (credit.parts[0].action >= -2).all() and (credit.parts[0].action <= 4).all()
         assert (credit.policy["arm/0/low"] < credit.policy["arm/0/high"]).all()
     save_credit(path / "credit.npz", credit)
     assert load_credit(path / "credit.npz").policy.keys() == credit.policy.keys()

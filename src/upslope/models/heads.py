@@ -646,7 +646,7 @@ class ProductHead(ActionHead):
 
     def check(self, action: Any, refuse: Refuse) -> None:
         for (key, head), x in zip(self.children, split_last(action, self.sizes), strict=True):
-            part = x.reshape(*x.shape[:-1], *head.sample_shape)
+            part: Any = x.reshape(*x.shape[:-1], *head.sample_shape)
             if np.dtype(head.sample_dtype).kind == "i" and (part == np.round(part)).all():
                 part = np.asarray(part, np.int64)
             head.check(part, lambda words, key=key: refuse(f"at `{key}`, {words}"))
