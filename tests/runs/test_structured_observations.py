@@ -79,10 +79,10 @@ def test_it_is_judged_recorded_learned_from_loaded_and_shown(kind: str, trained,
     shown = {name: x for name, x in settings.items() if name == "ignore_observation"}
     assert upslope.evaluate(path, episodes=3)["stochastic"].returns.shape == (2, 3)
     data = upslope.record(path, episodes=5, output=tmp_path / "data.npz")
-    for algorithm in ("clone", "off_policy"):
-        options: dict[str, Any] = {"data": str(data), "steps": 100, "epochs": 1, "minibatches": 2, "folder": tmp_path}
-        run = upslope.train(environment, algorithm, name=algorithm, quiet=True, **options, **settings)
-        assert all(np.isfinite(row["policy/loss"]) for row in run.metrics())
+    algorithm = "off_policy" if kind in ("host less", "compiled pictures") else "clone"
+    options: dict[str, Any] = {"data": str(data), "steps": 100, "epochs": 1, "minibatches": 2, "folder": tmp_path}
+    run = upslope.train(environment, algorithm, name=algorithm, quiet=True, **options, **settings)
+    assert all(np.isfinite(row["policy/loss"]) for row in run.metrics())
     policy = upslope.load(path, seed=0, checkpoint="last")
     with np.load(data) as recorded:
         names = [name for name in recorded.files if name.startswith("observation")]
