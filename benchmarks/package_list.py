@@ -28,8 +28,8 @@ ENTRIES = (
     Entry("BabyAI-GoToLocal-v0", ("minigrid",), steps=6_000),
     Entry("ALE/Pong-v5", ("ale-py", "opencv-python-headless"), steps=2_000),
     Entry("CarRacing-v3", ("gymnasium[box2d]",), steps=4_000),
-    Entry("FetchReach-v4", ("gymnasium-robotics", "mujoco<4"), steps=8_000),
-    Entry("PointMaze_UMaze-v3", ("gymnasium-robotics", "mujoco<4"), steps=6_000),
+    Entry("FetchReach-v4", ("gymnasium-robotics", "mujoco<3.9"), steps=8_000),
+    Entry("PointMaze_UMaze-v3", ("gymnasium-robotics", "mujoco<3.9"), steps=6_000),
     Entry("highway-v0", ("highway-env",), steps=2_000),
     Entry("parking-v0", ("highway-env",), steps=4_000),
     Entry(

@@ -145,7 +145,14 @@ def table(rows: list[dict[str, Any]], date: str) -> str:
         lines.append(f"| `{row['environment']}` | {row.get('package', '')} | {row['steps']:,} | {result_of(row)} |")
     works = sum(row["result"] == "works" for row in rows)
     remedied = sum(row.get("remedied", {}).get("result") == "works" for row in rows)
-    words = f"Of {len(rows)}, {works} train, resume and evaluate as they are, {remedied} more with the remedy named."
+    left = (
+        f" {len(ENTRIES) - len(rows)} of the list's {len(ENTRIES)} are not tried yet."
+        if len(rows) < len(ENTRIES)
+        else ""
+    )
+    words = (
+        f"Of {len(rows)}, {works} train, resume and evaluate as they are, {remedied} more with the remedy named.{left}"
+    )
     return "\n".join([*lines, "", f"{words} Tried on {date}."])
 
 

@@ -41,10 +41,10 @@ PACKAGES = (
     Package("ale_py", "ale-py opencv-python-headless", r"ALE/|\w+NoFrameskip-v\d$|\w+Deterministic-v\d$"),
     Package(
         "gymnasium_robotics",
-        "gymnasium-robotics mujoco<4",
+        "gymnasium-robotics mujoco<3.9",
         "Fetch(Push|Reach|Slide|PickAndPlace)|Hand(Reach|Manipulate)",
     ),
-    Package("gymnasium_robotics", "gymnasium-robotics mujoco<4", "(Point|Ant)Maze_|AdroitHand|FrankaKitchen"),
+    Package("gymnasium_robotics", "gymnasium-robotics mujoco<3.9", "(Point|Ant)Maze_|AdroitHand|FrankaKitchen"),
     Package(
         "highway_env",
         "highway-env",
