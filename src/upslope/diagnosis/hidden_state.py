@@ -95,7 +95,8 @@ def memory_test(trial: Trial, encoder: ObservationEncoder, action_space: spaces.
         return Suspicion(f"no use for a memory was found: {words}")
     found = regression_test(trial, steps, encoder, action_space)
     if found is None:
-        return Suspicion(f"too few steps to tell: {len(steps.now)}", is_decided=False)
+        words = f"cannot be told from these {len(steps.now):,} steps: too few, not finite, or without change"
+        return Suspicion(words, is_decided=False)
     name, past, present, remembered = found
     if present >= UNEXPLAINED and remembered <= LEFT * present:
         words = (
@@ -188,7 +189,7 @@ def regression_test(
     trial: Trial, steps: Steps, encoder: ObservationEncoder, action_space: spaces.Space
 ) -> tuple[str, str, float, float] | None:
     """The target whose prediction gains most by the past: its name, the kind of past, and the shares of its variance
-    that are left unexplained without and with it. None if there are too few steps."""
+    that are left unexplained without and with it. None if there are too few steps, or some are not numbers."""
     chosen = np.unique(np.linspace(0, max(len(steps.now) - 1, 0), ROWS).astype(int)) if len(steps.now) else []
     if len(chosen) < 4 * FEW:
         return None
@@ -197,6 +198,8 @@ def regression_test(
     needed, place = np.unique(np.concatenate([now - 1, now, now + 1, first]), return_inverse=True)
     inputs, targets = features_of([trial.observations[i] for i in needed], encoder)
     before, here, after, start = np.split(place, 4)
+    if not np.isfinite(inputs).all():
+        return None
     acted = one_hot(np.stack(trial.actions), action_space)
     goals = {name: x[after] - x[here] for name, x in targets.items()}
     goals["the reward"] = np.asarray(trial.rewards)[action, None]
