@@ -199,7 +199,7 @@ def probe_group(
     if not fits(group[0], config, world):
         return {}
     task = task_of(config, world, Parts(estimator, objective))
-    limit = world.max_episode_steps
+    limit = world.max_episode_steps or LIMIT
     iterations = max(
         1, config.steps // (task.num_envs * (limit if task.estimator.whole_episodes else task.rollout_steps))
     )

@@ -147,7 +147,7 @@ def networks(
     """Upslope's own networks: two perceptrons, or networks of parts for images, a memory, or a shared trunk."""
     images = networks_of(encoder, encoders)
     views = views_of(encoder, images, settings)
-    built = {name: value for name, value in settings.items() if name not in FLAGS} | {"views": views}
+    built: dict[str, Any] = {name: x for name, x in settings.items() if name not in FLAGS} | {"views": views}
     if images or settings.get("memory") or settings.get("shared_trunk"):
         refuse_views_of_trunk(settings, views)
         return composed(encoder, head, key=key, networks=images, **built)
