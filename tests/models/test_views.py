@@ -84,7 +84,12 @@ def test_each_network_depends_on_what_it_reads_and_on_nothing_else(memory: str |
     parts = dict(ARM.spaces) if has_camera else {name: x for name, x in ARM.spaces.items() if name != "camera"}
     encoder = encoder_of(spaces.Dict(parts), "it")
     reads = {"policy": ("arm/angles/1-2", "goal"), "value": ("camera",) if has_camera else ("arm/held",)}
-    settings = {"hidden_sizes": (8,), "memory": memory, "policy_reads": reads["policy"], "critic_reads": reads["value"]}
+    settings: dict[str, Any] = {
+        "hidden_sizes": (8,),
+        "memory": memory,
+        "policy_reads": reads["policy"],
+        "critic_reads": reads["value"],
+    }
     model = networks(encoder, DiscreteHead(3), key=jax.random.key(0), **settings)
     space = spaces.Dict(parts)
     space.seed(0)
@@ -118,7 +123,7 @@ OF_OBSERVATIONS = ("health/observation", "health/action_effect", "health/next_ro
 
 
 def test_reading_the_same_parts_is_leaving_the_others_out_bit_for_bit(tmp_path):
-    both = {"policy_reads": ("0", "2"), "critic_reads": ("2", "0")}
+    both: dict[str, Any] = {"policy_reads": ("0", "2"), "critic_reads": ("2", "0")}
     one = upslope.train("jax:CartPole-v1", folder=tmp_path, name="reads", **SMALL, **both)
     other = upslope.train("jax:CartPole-v1", folder=tmp_path, name="without", ignore_observation=("1", "3"), **SMALL)
     for mine, theirs in zip(metrics_of(one.path), metrics_of(other.path), strict=True):
@@ -168,7 +173,7 @@ def test_a_loaded_policy_does_not_need_the_critics_private_keys(tmp_path):
 
 
 def test_a_run_says_what_is_read():
-    settings = {"hidden_sizes": (4,), "policy_reads": ("arm", "goal"), "critic_reads": None}
+    settings: dict[str, Any] = {"hidden_sizes": (4,), "policy_reads": ("arm", "goal"), "critic_reads": None}
     spec = ModelSpec(encoder_of(ARM, "it"), DiscreteHead(2), settings)
     assert unusual_parts(spec) == ["camera read by board", "the policy reads arm, goal alone"]
 
@@ -192,7 +197,7 @@ def test_settings_that_this_model_does_not_read_are_refused(settings: dict[str, 
 
 
 def test_views_of_a_trunk_are_refused_where_nobody_asked():
-    settings = {"hidden_sizes": (4,), "policy_reads": ("0",), "shared_trunk": True}
+    settings: dict[str, Any] = {"hidden_sizes": (4,), "policy_reads": ("0",), "shared_trunk": True}
     with pytest.raises(UpslopeError, match="with --shared-trunk there is only one"):
         initialise_agent(
             jax.random.key(0), ModelSpec(encoder_of(spaces.Box(-1, 1, (2,)), "it"), DiscreteHead(2), settings)
