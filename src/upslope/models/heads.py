@@ -74,11 +74,11 @@ class ActionHead(ABC):
         """Whether real-valued parts are sampled before tanh."""
         return any(isinstance(box, SquashedHead) for box in self.boxes.values())
 
-    def squashed(self, action: Shaped[Array, "... K"]) -> Shaped[Array, "... K"]:
-        """Sampled actions whose real numbers are from before tanh, with these in the environment's units."""
+    def squashed(self, action: Any) -> Any:
+        """Sampled actions [..., K] whose real numbers are from before tanh, with these in the environment's units."""
         return action
 
-    def unsquashed(self, action: np.ndarray) -> np.ndarray:
+    def unsquashed(self, action: Any) -> Any:
         """The inverse of `squashed`; not finite where an action is not within its bounds."""
         return action
 
@@ -302,11 +302,11 @@ class BoxHead(ActionHead):
     def to_compiled(self, action: Shaped[Array, "N ..."]) -> Shaped[Array, "N ..."]:
         return jnp.clip(action, jnp.asarray(self.low), jnp.asarray(self.high)).reshape(-1, *self.shape)
 
-    def squashed(self, action: Shaped[Array, "... K"]) -> Float[Array, "... K"]:
+    def squashed(self, action: Any) -> Any:
         centre, half = self.scaling
         return centre + half * namespace(action).tanh(action)
 
-    def unsquashed(self, action: np.ndarray) -> np.ndarray:
+    def unsquashed(self, action: Any) -> Any:
         centre, half = self.scaling
         with np.errstate(divide="ignore", invalid="ignore"):
             return np.arctanh((action.astype(np.float64) - centre) / half).astype(np.float32)
@@ -565,7 +565,7 @@ class ProductHead(ActionHead):
             return super().flat_mask(mask)
         flat = [self.mask_of_part(*child, part) for child, part in zip(self.children, parts, strict=True)]
         flat = [x for x in flat if x is not None]
-        xp = jnp if any(isinstance(x, jax.Array) for x in flat) else np
+        xp: Any = jnp if any(isinstance(x, jax.Array) for x in flat) else np
         return xp.concatenate(flat) if flat else super().flat_mask(np.zeros(0))
 
     def mask_of_part(self, key: Any, head: ActionHead, mask: Any) -> Any:
@@ -606,16 +606,16 @@ class ProductHead(ActionHead):
         scales = split_last(log_std, [head.num_scales for head in self.heads])
         return Product(tuple(h.distribution(x, s) for h, x, s in zip(self.heads, mine, scales, strict=True)))
 
-    def split(self, action: Shaped[Array, "... K"]) -> list[Any]:
-        """The sampled action of each part, in its own dtype and shape."""
+    def split(self, action: Any) -> list[Any]:
+        """The part of each head in sampled actions [..., K], in its own dtype and shape."""
         pairs = zip(self.heads, split_last(action, self.sizes), strict=True)
         return [x.reshape(*x.shape[:-1], *head.sample_shape).astype(head.sample_dtype) for head, x in pairs]
 
-    def squashed(self, action: Shaped[Array, "... K"]) -> Shaped[Array, "... K"]:
+    def squashed(self, action: Any) -> Any:
         pairs = zip(self.heads, split_last(action, self.sizes), strict=True)
         return namespace(action).concatenate([head.squashed(x) for head, x in pairs], axis=-1)
 
-    def unsquashed(self, action: np.ndarray) -> np.ndarray:
+    def unsquashed(self, action: Any) -> Any:
         pairs = zip(self.heads, split_last(action, self.sizes), strict=True)
         return np.concatenate([head.unsquashed(x) for head, x in pairs], axis=-1)
 
@@ -645,8 +645,9 @@ class ProductHead(ActionHead):
         return sum_of(x * size for x, size in known) / sum(size for _, size in known) if known else None
 
     def check(self, action: np.ndarray, refuse: Refuse) -> None:
-        for (key, head), x in zip(self.children, split_last(action, self.sizes), strict=True):
-            part = x.reshape(*x.shape[:-1], *head.sample_shape)
+        given: Any = action
+        for (key, head), x in zip(self.children, split_last(given, self.sizes), strict=True):
+            part: Any = x.reshape(*x.shape[:-1], *head.sample_shape)
             if np.dtype(head.sample_dtype).kind == "i" and (part == np.round(part)).all():
                 part = part.astype(np.int64)
             head.check(part, lambda words, key=key: refuse(f"at `{key}`, {words}"))
