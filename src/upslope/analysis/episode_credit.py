@@ -125,7 +125,8 @@ def credit_of(
         pictures = Pictures()
         played = made if made.is_compiled else watched(made, pictures)
         rollout = play(config, played, agent, seed, episode_seed)
-        rollout = rollout._replace(action=agent.head.squashed(rollout.action))
+        if agent.head.is_squashed:  # shown in the environment's units
+            rollout = rollout._replace(action=agent.head.squashed(rollout.action))
         for line in cut_lines(config, made, [rollout]):
             print_line(line)
         if made.is_compiled:

@@ -77,7 +77,7 @@ class Policy:
         self.memory = None
 
     def with_log_prob(self, observation: Any, deterministic: bool = False, *, mask: Any = None) -> tuple[Any, Any]:
-        """(action, log π(a|s)); for a Box the log-density of the action before clipping.
+        """(action, log π(a|s)); for a Box the log-density of the action before clipping, or after squashing.
 
         Raises:
             UpslopeError: the observation has neither the shape of the space nor that with one batch axis; or the mask
