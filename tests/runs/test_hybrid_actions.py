@@ -84,14 +84,9 @@ def test_it_is_judged_recorded_learned_from_and_shown(kind: str, algorithm: str,
     credit = credit_of(path, seed=1)
     np.testing.assert_allclose(credit.policy["tool/probability"].sum(axis=1), 1, atol=1e-5)
     assert [part.key for part in credit.parts] == ["arm/0", "arm/1", "keys", "tool"]
-<<<<<<< HEAD
-    if "head" in settings:  # in the environment's units, within the bounds
-        assert (credit.parts[0].action >= -2).all() and (credit.parts[0].action <= 4).all()
-=======
     is_within = (credit.parts[0].action >= -2) & (credit.parts[0].action <= 4)
     assert is_within.all() == ("head" in settings), "a Gaussian's action is shown before it is clipped"
     if "head" in settings:
->>>>>>> actions
         assert (credit.policy["arm/0/low"] < credit.policy["arm/0/high"]).all()
     save_credit(path / "credit.npz", credit)
     assert load_credit(path / "credit.npz").policy.keys() == credit.policy.keys()

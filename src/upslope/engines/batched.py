@@ -314,7 +314,8 @@ class BatchedColumns:
     def snapshot(self) -> dict[str, np.ndarray]:
         """How often each vector environment was reset, and what was shown; no episode can be rebuilt."""
         begun, lengths, observation = self.marked
-        empty = self.head.to_environment(self.head.random(np.random.default_rng(0))[None])[:0]
+        action = self.head.random(np.random.default_rng(0))[None]
+        empty = self.head.kept(action, self.head.to_environment(action))[:0]
         return {
             "episode": np.asarray(begun),
             "length": np.asarray(lengths),

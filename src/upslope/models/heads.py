@@ -75,11 +75,7 @@ class ActionHead(ABC):
         return any(isinstance(box, SquashedHead) for box in self.boxes.values())
 
     def squashed(self, action: Any) -> Any:
-<<<<<<< HEAD
-        """Sampled actions whose real numbers are from before tanh, with these in the environment's units."""
-=======
         """Sampled actions [..., K] whose real numbers are from before tanh, with these in the environment's units."""
->>>>>>> actions
         return action
 
     def unsquashed(self, action: Any) -> Any:
@@ -611,11 +607,7 @@ class ProductHead(ActionHead):
         return Product(tuple(h.distribution(x, s) for h, x, s in zip(self.heads, mine, scales, strict=True)))
 
     def split(self, action: Any) -> list[Any]:
-<<<<<<< HEAD
-        """The sampled action of each part, in its own dtype and shape."""
-=======
         """The part of each head in sampled actions [..., K], in its own dtype and shape."""
->>>>>>> actions
         pairs = zip(self.heads, split_last(action, self.sizes), strict=True)
         return [x.reshape(*x.shape[:-1], *head.sample_shape).astype(head.sample_dtype) for head, x in pairs]
 
@@ -652,14 +644,8 @@ class ProductHead(ActionHead):
         known = [(x, size) for x, size in found if x is not None]
         return sum_of(x * size for x, size in known) / sum(size for _, size in known) if known else None
 
-<<<<<<< HEAD
     def check(self, action: Any, refuse: Refuse) -> None:
         for (key, head), x in zip(self.children, split_last(action, self.sizes), strict=True):
-=======
-    def check(self, action: np.ndarray, refuse: Refuse) -> None:
-        given: Any = action
-        for (key, head), x in zip(self.children, split_last(given, self.sizes), strict=True):
->>>>>>> actions
             part: Any = x.reshape(*x.shape[:-1], *head.sample_shape)
             if np.dtype(head.sample_dtype).kind == "i" and (part == np.round(part)).all():
                 part = np.asarray(part, np.int64)
