@@ -31,7 +31,7 @@ def test_a_run_gives_the_stored_numbers(name: str, trained: dict[str, Any]) -> N
     found, expected = trained[name], EXPECTED[name]
     if not IS_SAME_MACHINE:
         # Another machine may decide a near-tie earlier than the one on which this number was measured.
-        assert golden_runs.num_agreeing(found, expected) >= max(1, NOTES["elsewhere"][name] // 2)
+        assert golden_runs.num_agreeing(found, expected) >= (NOTES["elsewhere"][name] + 1) // 2
         return
     assert len(found["rows"]) == len(expected["rows"])
     for mine, theirs in zip(found["rows"], expected["rows"], strict=True):

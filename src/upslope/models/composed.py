@@ -4,7 +4,7 @@ observation → encoders → features → (layer → memory) → hidden layers �
 """
 
 from collections.abc import Mapping, Sequence
-from itertools import pairwise
+from itertools import chain, count, pairwise
 from typing import Any
 
 import equinox
@@ -234,7 +234,8 @@ def composed(
 ) -> Separate | SharedTrunk:
     """Fresh networks. The policy's last layer has gain 0.01, so the initial policy hardly depends on the state."""
     draw = generator_of(key)
-    keys = iter(jax.random.split(key, 16))
+    further = (jax.random.fold_in(key, number) for number in count())
+    keys = chain(jax.random.split(key, 16), further)
 
     def branch(view: View, *ends: tuple[int, float]) -> tuple[Branch, int]:
         """A network that ends in this layer (outputs, gain) if one is given, and its number of outputs."""
