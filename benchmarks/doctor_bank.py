@@ -170,7 +170,7 @@ class Shared(CompiledEngine):
         self.data = numbers_of(task)  # type: ignore[assignment]  # numbers in place of data: arguments of the program
         self.key = key_of(task, self.iterations, len(seeds), type(getattr(world, "inner", world)), type(world))
         if self.key in PROGRAMS:
-            self.programs, self.cut, self.join = PROGRAMS[self.key]
+            self.programs, self.split_state, self.join_state = PROGRAMS[self.key]
             self.is_compiled = True
             for program in self.programs:
                 program.data = jax.device_put(self.data, program.everywhere)
@@ -181,7 +181,7 @@ class Shared(CompiledEngine):
 
     def advance(self, state: Any, *more: Any) -> Any:
         answer = super().advance(state, *more)
-        PROGRAMS[self.key] = self.programs, self.cut, self.join
+        PROGRAMS[self.key] = self.programs, self.split_state, self.join_state
         return answer
 
 

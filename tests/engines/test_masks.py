@@ -229,7 +229,7 @@ def test_recorded_masks_are_checked(tmp_path):
     with np.load(path) as data:
         arrays = dict(data)
     spoiled = {
-        "forbids": arrays | {"action_mask": ~np.eye(3, dtype=bool)[arrays["action"]]},
+        "is forbidden": arrays | {"action_mask": ~np.eye(3, dtype=bool)[arrays["action"]]},
         "shape": arrays | {"action_mask": arrays["action_mask"][:, :2]},
         "hold 0 and 1": arrays | {"action_mask": arrays["action_mask"] * 2.0},
     }

@@ -181,7 +181,7 @@ def next_frame(patch: pytest.MonkeyPatch) -> None:
 
     def advance(world: Any, agent: Any, columns: Any, chance: Any, limit: Any) -> Any:
         after, row, finished = goes(world, agent, columns, chance, limit)
-        begun = compiled.begin_with(world, agent, chance.keys).observation
+        begun = compiled.begin_episodes(world, agent, chance.keys).observation
         return (
             after,
             row._replace(next_observation=compiled.where_rows(finished.done, begun, after.observation)),

@@ -16,7 +16,7 @@ import numpy as np
 import pytest
 from gymnasium import spaces
 
-from upslope.cli.list_tables import everything
+from upslope.cli.list_tables import list_tables
 from upslope.config.config import configure
 from upslope.config.trust import requested
 from upslope.environments import registry
@@ -118,7 +118,7 @@ def test_an_older_gymnax_is_refused(fake_gymnax: None, monkeypatch: pytest.Monke
 def test_every_library_has_a_source_and_a_line_in_the_list():
     prefixes = [source.prefix for source in registry.SOURCES]
     assert prefixes[1:] == [f"{library.prefix}:" for library in LIBRARIES]
-    shown = [str(cell) for table in everything() for column in table.columns for cell in column.cells]
+    shown = [str(cell) for table in list_tables() for column in table.columns for cell in column.cells]
     assert all(f"{library.prefix}:{library.example}" in shown and library.install in shown for library in LIBRARIES)
 
 

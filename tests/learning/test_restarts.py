@@ -8,7 +8,7 @@ import pytest
 from helpers import fresh_agent, quick_jit
 
 from upslope.environments.classic.cartpole import CartPole
-from upslope.learning.collect import EnvState, begin_with, restarted
+from upslope.learning.collect import EnvState, begin_episodes, restarted
 
 
 class CostlyCartPole(CartPole):
@@ -26,7 +26,7 @@ AGENT: Any = fresh_agent(
 @pytest.fixture(scope="module")
 def running() -> EnvState:
     """Five episodes in progress."""
-    begun = begin_with(WORLD, AGENT, jax.random.split(jax.random.key(3), 5))
+    begun = begin_episodes(WORLD, AGENT, jax.random.split(jax.random.key(3), 5))
     return jax.tree.map(lambda x: x + 7, begun)
 
 
@@ -37,6 +37,6 @@ def test_what_is_done_begins_by_its_own_key_and_the_rest_goes_on(kind: type[Cart
     for done in ([False, True, False, True, True], [False] * 5, [True] * 5):
         after = restart(np.asarray(done))
         for row, is_done in enumerate(done):
-            expected = begin_with(world, AGENT, keys[row : row + 1]) if is_done else running
+            expected = begin_episodes(world, AGENT, keys[row : row + 1]) if is_done else running
             for ours, theirs in zip(jax.tree.leaves(after), jax.tree.leaves(expected), strict=True):
                 np.testing.assert_allclose(ours[row], theirs[0 if is_done else row], rtol=1e-6)

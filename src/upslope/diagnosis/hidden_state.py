@@ -117,10 +117,10 @@ def codes(*columns: Any) -> np.ndarray:
     return np.unique(rows, axis=0, return_inverse=True)[1].ravel()
 
 
-def numbered(observations: list[Any]) -> np.ndarray:
-    """A number for each observation; equal observations have equal numbers."""
+def numbered(several: list[Any]) -> np.ndarray:
+    """A number for each observation or action; equal ones have equal numbers."""
     known: dict[bytes, int] = {}
-    parts = (b"|".join(np.asarray(x).tobytes() for x in jax.tree.leaves(each)) for each in observations)
+    parts = (b"|".join(np.asarray(x).tobytes() for x in jax.tree.leaves(each)) for each in several)
     return np.asarray([known.setdefault(each, len(known)) for each in parts])
 
 
@@ -129,7 +129,7 @@ def recurrence_test(trial: Trial, steps: Steps) -> tuple[int, dict[str, float]]:
     unless it is far beyond chance."""
     if len(steps.now) < FEW:
         return 0, {}
-    seen, acted = numbered(trial.observations), codes(*np.stack(trial.actions).reshape(len(trial.actions), -1).T)
+    seen, acted = numbered(trial.observations), numbered(trial.actions)
     reward = np.asarray(trial.rewards)[steps.action]
     group = codes(seen[steps.now], acted[steps.action])
     recurring = np.bincount(group)[group] > 1
@@ -200,7 +200,7 @@ def regression_test(
     before, here, after, start = np.split(place, 4)
     if not np.isfinite(inputs).all():
         return None
-    acted = one_hot(np.stack(trial.actions), action_space)
+    acted = action_features(trial.actions, action_space)
     goals = {name: x[after] - x[here] for name, x in targets.items()}
     goals["the reward"] = np.asarray(trial.rewards)[action, None]
     present = [inputs[here], acted[action]]
@@ -308,6 +308,14 @@ def principal(x: np.ndarray) -> np.ndarray:
     if x.shape[1] <= COMPONENTS:
         return x
     return x @ np.linalg.eigh(x.T @ x)[1][:, : -COMPONENTS - 1 : -1]
+
+
+def action_features(actions: list[Any], space: spaces.Space) -> np.ndarray:
+    """The features of actions, those of all parts side by side [n, D]."""
+    if isinstance(space, spaces.Dict | spaces.Tuple):
+        inner = space.spaces.items() if isinstance(space, spaces.Dict) else enumerate(space.spaces)
+        return np.concatenate([action_features([one[k] for one in actions], part) for k, part in inner], axis=1)
+    return one_hot(np.stack(actions), space)
 
 
 def one_hot(actions: np.ndarray, space: spaces.Space) -> np.ndarray:

@@ -244,8 +244,9 @@ def train_and_judge(task: Task, probes: tuple[Probe, ...], iterations: int, inde
 
 def best_return(probe: Probe, state: Any) -> Any:
     """The best undiscounted return from each first state."""
-    value = probe.exact_value(state, 1.0)
-    return value if probe.watched is None else jnp.full_like(value, probe.watched)
+    if probe.watched is not None:  # it never ends by itself, so that undiscounted values are infinite
+        return jnp.full(FIRST, probe.watched)
+    return probe.exact_value(state, 1.0)
 
 
 def values_of(agent: Any, observation: Any) -> Any:

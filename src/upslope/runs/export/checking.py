@@ -38,7 +38,7 @@ def expected(plan: Plan, policy: Any, arrays: list[np.ndarray], masks: np.ndarra
             structured(plan, policy.encoder, [x[t] for x in arrays]),
             None if masks is None else masks[t],
         )
-        if policy.acts_here:
+        if policy.acts_in_numpy:
             distribution = policy.distribution(observation, mask)
         else:
             distribution, carry = policy.step(agent, observation, carry, np.full(count, t == 0), mask)
