@@ -173,7 +173,7 @@ class Shared(CompiledEngine):
             self.programs, self.split_state, self.join_state = PROGRAMS[self.key]
             self.is_compiled = True
             for program in self.programs:
-                program.data = jax.device_put(self.data, program.everywhere)
+                program.data = jax.device_put(self.data, program.replicated)
 
     def one_seed(self, task: Task, data: Any, state: Any) -> Any:
         with Planting(data):

@@ -217,7 +217,7 @@ def play(
             observation, reward, terminated, truncated = player.step(action)
             trial.step_seconds += perf_counter() - before
             trial.observations.append(observation)
-            trial.actions.append(np.array(action))
+            trial.actions.append(jax.tree.map(np.array, action))
             trial.rewards.append(reward)
             total, length, over = total + reward, length + 1, terminated or truncated
             if over:

@@ -175,11 +175,11 @@ def settings_part(records: Sequence[Record], names: Sequence[str]) -> dict[str, 
 
 def networks_table(records: Sequence[Record], names: Sequence[str]) -> Table:
     """What reads the observations, what remembers them, and what is forbidden."""
-    rows = [["policy and critic", *map(layers_of, records)]]
+    rows = [["networks", *map(layers_of, records)]]
     rows += [["images", *map(readers_of, records)]]
     rows += [["memory", *map(memory_of, records)]]
-    rows += [["left out of the observation", *(", ".join(r.config.ignore_observation) or "nothing" for r in records)]]
-    rows += [["action masks", *map(masks_of, records)]]
+    rows += [["left out", *(", ".join(r.config.ignore_observation) or "nothing" for r in records)]]
+    rows += [["masks", *map(masks_of, records)]]
     return Table(["", *names], [[row[0], *map(setting_text, row[1:])] for row in rows])
 
 
