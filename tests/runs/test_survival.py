@@ -162,8 +162,8 @@ def test_a_disk_that_is_full_and_then_read_only(small_disk: Callable[[str], None
     for what, words in (
         (lambda: upslope.resume(run, quiet=True), "Read-only file system.*upslope resume"),
         (lambda: train(tmp_path / "disk", "other"), "Read-only file system.*Choose another folder"),
-        (lambda: upslope.evaluate(run, episodes=1), r"evaluation\.csv: Read-only file system.*can be written"),
-        (lambda: upslope.record(run, episodes=1), "Read-only file system.*can be written"),
+        (lambda: upslope.evaluate(run, episodes=1), r"evaluation\.csv: Read-only file system.*writable folder"),
+        (lambda: upslope.record(run, episodes=1), "Read-only file system.*writable folder"),
     ):
         with pytest.raises(upslope.UpslopeError, match=words):
             what()

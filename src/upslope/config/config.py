@@ -129,8 +129,8 @@ class Config:
     shared_trunk: bool = False
     """Let policy and critic share all layers but the last."""
     policy_reads: Annotated[tuple[str, ...] | None, tyro.conf.arg(metavar="KEY")] = None
-    """Keys of the only parts of the observations that the policy reads; by default all. Written as for
-    --ignore-observation; numbers 2 to 5 of a vector are 2-5."""
+    """Keys of the only parts of the observations that the policy reads; by default all. Keys are written as those to
+    ignore, and 2-5 are the numbers 2 to 5 of a vector."""
     critic_reads: Annotated[tuple[str, ...] | None, tyro.conf.arg(metavar="KEY")] = None
     """Keys of the only parts of the observations that the critic reads; by default all. It may know what the policy
     must not, since it is needed in training alone."""

@@ -205,10 +205,10 @@ CUE_LASTS = 10
 
 
 def memory() -> Probe:
-    """11 steps, −1, 0 or +1 is shown at the first and 0 at the others; at the last, r = 1 for action 0, 1 or 2 that
-    stands for what was shown, else −1: V*(s_0) = γ¹⁰.
+    """11 steps: the first shows −1, 0 or +1, and the last asks for the action 0, 1 or 2 that stands for it: V* = γ¹⁰.
 
-    The state is (cue, time). Where the cue is 0, a memory that is not restarted takes the episode for the one before.
+    All other steps show 0, and at the last r = 1 for that action, else −1. The state is (cue, time). Where the cue is
+    0, a memory that is not restarted takes the episode for the one before.
     """
 
     def draw(key: PRNGKeyArray) -> Observation:
@@ -230,8 +230,10 @@ def memory() -> Probe:
 
 
 def image() -> Probe:
-    """One step, a black image [4, 4] of bytes with one bright cell at random, r = 1 for the action 0 to 3 that is its
-    quarter, else −1: V* = 1. The state is the cell's number."""
+    """One step, a 4 × 4 image with one bright cell, r = 1 for the action that is its quarter, else −1: V* = 1.
+
+    The image is of bytes, and the state is the cell's number.
+    """
 
     def draw(key: PRNGKeyArray) -> Any:
         return jax.random.randint(key, (), 0, 16, jnp.int32)
@@ -249,8 +251,10 @@ def image() -> Probe:
 
 
 def dictionary() -> Probe:
-    """One step, a Dict of two signs ±1 and which of them counts, all at random, r = 1 for the action 0 to 3 that is
-    2 · which, plus 1 if the sign that counts is +1, else −1: V* = 1."""
+    """One step, a Dict of two signs and which counts, r = 1 for the action 0 to 3 that tells both, else −1: V* = 1.
+
+    All are random; the action is 2 · which, plus 1 if the sign that counts is +1.
+    """
 
     def draw(key: PRNGKeyArray) -> Any:
         signs, which = jax.random.split(key)
@@ -269,8 +273,10 @@ def dictionary() -> Probe:
 
 
 def asymmetric() -> Probe:
-    """One step, two signs ±1 at random, of which the policy reads the first (`--policy-reads 0`); r = ½ + the second
-    for action 1 at +1 or action 0 at −1, else 0: V*(s) = ½ + the second.
+    """One step, two signs: the policy sees the first, which asks for an action, and the critic both: V* = ½ + the second.
+
+    Both are ±1 at random, and the policy reads the first (`--policy-reads 0`); r = ½ + the second for action 1 at +1 or
+    action 0 at −1, else 0.
 
     The best blind policy earns ½ on average; one that sees the second sign avoids what it costs, and earns ¾.
     """
