@@ -116,8 +116,7 @@ def test_an_older_gymnax_is_refused(fake_gymnax: None, monkeypatch: pytest.Monke
 
 
 def test_every_library_has_a_source_and_a_line_in_the_list():
-    prefixes = [source.prefix for source in registry.SOURCES]
-    assert prefixes[1:] == [f"{library.prefix}:" for library in LIBRARIES]
+    assert {f"{library.prefix}:" for library in LIBRARIES} < {source.prefix for source in registry.SOURCES}
     shown = [str(cell) for table in list_tables() for column in table.columns for cell in column.cells]
     assert all(f"{library.prefix}:{library.example}" in shown and library.install in shown for library in LIBRARIES)
 
