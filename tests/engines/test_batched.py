@@ -136,7 +136,9 @@ def test_training_resumes_with_new_episodes_and_says_so(tmp_path, monkeypatch, c
 def train_until_stopped(folder: Any, monkeypatch: pytest.MonkeyPatch) -> Any:
     """A run that was interrupted in its second iteration."""
     from upslope.engines.host import HostEngine
+    from upslope.runs import loop
 
+    monkeypatch.setattr(loop, "CHECKPOINT_SECONDS", 0)
     advance, calls = HostEngine.advance, []
 
     def interrupted(self: Any, state: Any, *arguments: Any) -> Any:

@@ -180,7 +180,7 @@ def networks_table(records: Sequence[Record], names: Sequence[str]) -> Table:
     rows += [["memory", *map(memory_of, records)]]
     rows += [["left out", *(", ".join(r.config.ignore_observation) or "nothing" for r in records)]]
     rows += [["masks", *map(masks_of, records)]]
-    return Table(["", *names], [[row[0], *map(setting_text, row[1:])] for row in rows])
+    return Table(["", *names], rows)
 
 
 def layers_of(record: Record) -> str:
