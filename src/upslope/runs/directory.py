@@ -35,9 +35,6 @@ from upslope.core.reading import brief, checked_rows, damaged, parse_json, read_
 from upslope.core.storage import write_atomically
 from upslope.environments.packages import registered_version
 from upslope.errors import UpslopeError
-from upslope.models.composed import PERCEPTRON, networks_of
-from upslope.models.description import from_json
-from upslope.models.encoders import ENCODERS
 
 try:
     import fcntl
@@ -168,7 +165,7 @@ class RunDirectory:
         description = self.read()
         settings = description["config"]
         try:
-            return Config(**canonical(before_there_were(description["spaces"]) | settings))
+            return Config(**canonical(before_there_were(description["spaces"], settings) | settings))
         except (TypeError, ValueError, AttributeError, UpslopeError) as error:
             raise UpslopeError(f"{self.path / 'config.json'} does not hold a config: {brief(error)}.") from error
 
@@ -252,8 +249,15 @@ class RunDirectory:
             os.close(folder)
 
 
-def before_there_were(spaces: dict[str, Any]) -> dict[str, Any]:
+def before_there_were(spaces: dict[str, Any], settings: dict[str, Any]) -> dict[str, Any]:
     """Settings that versions without a choice had: they used no masks, and read images by perceptrons."""
+    if "encoder" in settings:
+        return {"masks": False}
+    # Imported here, since these import JAX, which takes a second that reports of newer runs do not need.
+    from upslope.models.composed import PERCEPTRON, networks_of
+    from upslope.models.description import from_json
+    from upslope.models.encoders import ENCODERS
+
     try:
         has_images = bool(networks_of(from_json(spaces["observation"], ENCODERS)))
     except (KeyError, TypeError, ValueError, OverflowError, AttributeError):
