@@ -213,10 +213,11 @@ def test_the_gradient_flows_through_stretches_of_l_steps_and_no_further(own: Any
             slopes = quick_jit(jax.grad(partial(loss_of, name, length or T)))(model)
             for mine, theirs in zip(gradients, parameters_of(slopes, name), strict=True):
                 np.testing.assert_allclose(mine, theirs, atol=1e-6)
-    name = next(iter(found[None]))
+    whole = [x for gradients in found[None].values() for x in gradients]
     for length in cuts:
-        gap = max(np.abs(a - b).max(initial=0) for a, b in zip(found[None][name], found[length][name], strict=True))
-        assert gap > 1e-4, "a cut is seen"
+        cut = [x for gradients in found[length].values() for x in gradients]
+        gap = max(np.abs(a - b).max(initial=0) for a, b in zip(whole, cut, strict=True))
+        assert gap > 1e-3, "a cut is seen"
 
 
 def test_a_model_that_ignores_its_carry_has_one_gradient_at_every_length():
