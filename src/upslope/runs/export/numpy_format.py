@@ -78,7 +78,7 @@ def beginning(plan: Plan, path: Path) -> list[str]:
         f"    action = policy(observation{mask})",
         "",
         "The observation, or a batch of them with one axis in front:",
-        *(line.replace("\\", "\\\\").replace('"""', '""') for line in what),
+        *(line.replace("\\", "\\\\").replace('"', '\\"') for line in what),  # so that no key ends the docstring
         *([f"The mask: {plan.head.num_choices} places, 1 where a choice is allowed."] if plan.has_masks else []),
         f"The action: {plan.head.dtype} {list(plan.head.shape)}, the most probable one, within its bounds.",
         '"""',

@@ -33,6 +33,7 @@ def run_numpy(
 ) -> Found:
     """Run the generated Python file."""
     names: dict[str, Any] = {"__file__": str(path), "__name__": path.stem}
+    # `numpy_format` wrote it just now, and everything from the run's files stands in it as an escaped literal.
     exec(compile(path.read_text("utf-8"), str(path), "exec"), names)
     policy = names["Policy"]()
 
