@@ -14,7 +14,7 @@ DEFAULT_PRESET = "default"
 TUNED = ("ppo", "ppo_kl", "ppo_kl_fixed")
 """The rungs for which settings were tuned; the others take from a preset only how the environment is made."""
 MERGED = "env_kwargs"
-"""The setting of which a preset fills in what the user leaves out, instead of being replaced as a whole."""
+"""The setting that is merged: a preset provides the arguments that the user does not give."""
 
 
 def presets() -> dict[str, Any]:

@@ -33,7 +33,7 @@ LARGE = 0.1
 UNEXPLAINED, LEFT = 0.3, 0.33
 """The share of the change that the present must leave unexplained, and the part of it that the past may leave."""
 WIDTHS, RIDGES = (0.5, 1.0, 2.0), (1e-6, 1e-3, 1e-1)
-"""Kernel widths relative to the median distance, and ridge penalties, of which the best is taken."""
+"""Kernel widths relative to the median distance, and ridge penalties; the best pair is used."""
 
 
 @dataclass(frozen=True)

@@ -100,7 +100,7 @@ class WorkersEngine:
 
 
 def join(chunks: list[Chunk]) -> Chunk:
-    """Join the chunks of all workers, each of which numbers its own seeds from 0."""
+    """Join the chunks of all workers; each worker numbers its own seeds from 0."""
     episodes, count = [], 0
     for chunk in chunks:
         episodes += [[(step, count + s, r, n) for step, s, r, n in rows] for rows in chunk.episodes]

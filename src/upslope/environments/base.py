@@ -37,8 +37,8 @@ class CompiledEnvironment(ABC):
     ignores_masks: bool = False
     """Whether it has action masks that are not used."""
     costly_reset: bool = False
-    """Whether a reset costs as much as many steps. Columns that ended then begin anew one after another, instead of all
-    columns at once in one vectorised reset of which the others' results are dropped."""
+    """Whether a reset costs as much as many steps. If so, only the columns that ended are reset, one after another;
+    otherwise all are reset at once, and the results of the others are discarded."""
     is_compiled: ClassVar[bool] = True
     """Whether acting is part of the compiled program; False for environments on the host."""
 

@@ -1,7 +1,7 @@
 """MuJoCo Playground: control suite and robots (Zakka et al. 2025, https://github.com/google-deepmind/mujoco_playground).
 
-An environment's `done` means termination. The time limit is `episode_length` of its config, in physical steps of which
-an action lasts `action_repeat`; only the library's training wrapper reads them. Here the limit is upslope's
+An environment's `done` means termination. The time limit is `episode_length` of its config, in physics steps, and
+each action lasts `action_repeat` of these; only the library's training wrapper reads both. Here the limit is upslope's
 `max_episode_steps`. The physics is MJX in JAX unless `impl` says otherwise.
 """
 
