@@ -3,6 +3,7 @@
 import contextlib
 import itertools
 import json
+import signal
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -10,6 +11,7 @@ from typing import Any
 import numpy as np
 import pytest
 
+import upslope
 from upslope.cli.train import parse_train, prepare_arguments
 from upslope.config.config import Config
 from upslope.config.prepare import prepare
@@ -63,3 +65,14 @@ def assert_same_run(one: Path, other: Path) -> None:
     assert metrics_of(one) == metrics_of(other)
     assert (one / "episodes.csv").read_text() == (other / "episodes.csv").read_text()
     assert len(metrics_of(one)) > 10
+
+
+def assert_stops_and_resumes(environment: Any, whole: Path, **settings: Any) -> None:
+    """A run that is stopped in its tenth chunk and resumed is the uninterrupted one."""
+    stopped = whole.with_name(f"{whole.name} stopped")
+    stop_here = before_chunk(9, lambda: signal.raise_signal(signal.SIGINT))
+    with stop_here, pytest.raises(KeyboardInterrupt, match="upslope resume"):
+        upslope.train(environment, folder=stopped.parent, name=stopped.name, **settings)
+    assert 0 < len(metrics_of(stopped)) < len(metrics_of(whole))
+    upslope.resume(stopped, quiet=True)
+    assert_same_run(whole, stopped)

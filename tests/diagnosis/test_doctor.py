@@ -2,12 +2,16 @@
 
 import json
 
+import numpy as np
 import pytest
 from doctor_helpers import SEEDS, alarms_and_notes, write_run
+from gymnasium import spaces
 
 import upslope
 from upslope.cli.main import run as run_command
 from upslope.diagnosis import findings, rules_parts
+from upslope.models.description import to_json
+from upslope.models.heads import head_of
 
 SIGNATURES = {
     "rows_misaligned": {"changes": {"health/broken_links": 1.0}},
@@ -176,3 +180,19 @@ def test_the_command_answers_a_person_and_a_program(tmp_path, capsys):
 def test_what_is_not_a_run_is_refused(tmp_path):
     with pytest.raises(upslope.UpslopeError, match="not a run directory"):
         upslope.diagnose(tmp_path)
+
+
+@pytest.mark.parametrize(
+    "space",
+    [
+        spaces.Discrete(5),
+        spaces.MultiDiscrete([2, 3]),
+        spaces.MultiBinary((2, 2)),
+        spaces.Box(-1, 1, (2,), np.float32),
+        spaces.Dict({"tool": spaces.Discrete(3), "bits": spaces.Tuple([spaces.MultiBinary(2)])}),
+        spaces.Tuple([spaces.Discrete(2), spaces.Box(-1, 1, (1,), np.float32)]),
+    ],
+)
+def test_the_largest_entropy_from_a_description_is_that_of_the_head(space):
+    head = head_of(space, "an environment")
+    assert findings.max_entropy(to_json(head)) == head.max_entropy

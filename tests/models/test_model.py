@@ -1,6 +1,5 @@
 """The seam: a model over time, its groups, the gradient through stretches of L steps, and a user's own in a run."""
 
-import signal
 from functools import cache, partial
 from typing import Any
 
@@ -11,7 +10,7 @@ import own_models
 import pytest
 from gymnasium import spaces
 from helpers import fresh_agent, improve_once, quick_jit, rollout_of
-from run_helpers import assert_same_run, before_chunk, metrics_of
+from run_helpers import assert_stops_and_resumes
 
 import upslope
 from upslope.analysis.episode_credit import credit_of
@@ -268,14 +267,9 @@ def test_the_ratio_is_one_before_the_policy_moves(kind: str, folder):
 
 
 @pytest.mark.parametrize("kind", RUNS)
-def test_an_own_model_stopped_and_resumed_is_uninterrupted(kind: str, trained, folder):
+def test_an_own_model_stopped_and_resumed_is_uninterrupted(kind: str, trained):
     environment, model, settings = RUNS[kind]
-    stop_here = before_chunk(9, lambda: signal.raise_signal(signal.SIGINT))
-    with stop_here, pytest.raises(KeyboardInterrupt, match="upslope resume"):
-        upslope.train(environment, model=model, folder=folder, name=f"{kind} stopped", **(SMALL | settings))
-    assert 0 < len(metrics_of(folder / f"{kind} stopped")) < len(metrics_of(trained(kind)))
-    upslope.resume(folder / f"{kind} stopped", quiet=True)
-    assert_same_run(trained(kind), folder / f"{kind} stopped")
+    assert_stops_and_resumes(environment, trained(kind), model=model, **(SMALL | settings))
 
 
 @pytest.mark.parametrize("kind", ["compiled", "host"])

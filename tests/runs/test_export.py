@@ -523,14 +523,14 @@ def test_exporting_a_strangers_run_runs_nothing_and_writes_through_no_link(run: 
 
 @pytest.mark.parametrize("format", FORMATS)
 def test_a_key_is_text_and_never_code(format: str, tmp_path: Path, monkeypatch: Any):
-    """Also one that would end a docstring or a comment, where its quotes or its signs are doubled, escaped or halved."""
+    """Also one that would end a docstring or a comment, once its quotes or signs are doubled, escaped or halved."""
     if format == "onnx":
         pytest.importorskip("onnx")
     monkeypatch.chdir(tmp_path)
     code = 'open("ran", "w")'
     keys = [f"{quotes}; {code}; {quotes}" for quotes in ('"""', '""""', '\\"""', '\'""""')]
     keys += [f"*/ int ran(void) {{ return {code}; }} /*", f"**//; {code} //**", f"]; {code}; x['", f"\n{code}\n"]
-    policy = policy_of(spaces.Dict({key: VECTOR for key in keys}), spaces.Discrete(3))
+    policy = policy_of(spaces.Dict(dict.fromkeys(keys, VECTOR)), spaces.Discrete(3))
     assert policy.export(format, tmp_path).paths[0].exists()
     assert not (tmp_path / "ran").exists()
 

@@ -2,7 +2,6 @@
 
 import json
 import shutil
-import signal
 from functools import cache
 from pathlib import Path
 from typing import Any
@@ -11,7 +10,7 @@ import numpy as np
 import pytest
 import user_environments as own
 from gymnasium import spaces
-from run_helpers import assert_same_run, before_chunk, metrics_of
+from run_helpers import assert_stops_and_resumes, metrics_of
 
 import upslope
 from upslope.analysis.credit import load_credit, save_credit
@@ -50,14 +49,9 @@ def trained(folder):
 
 
 @pytest.mark.parametrize("kind", ["compiled", "host", "host squashed"])
-def test_a_run_stopped_and_resumed_is_uninterrupted(kind: str, trained, folder):
+def test_a_run_stopped_and_resumed_is_uninterrupted(kind: str, trained):
     environment, settings = RUNS[kind]
-    stop_here = before_chunk(9, lambda: signal.raise_signal(signal.SIGINT))
-    with stop_here, pytest.raises(KeyboardInterrupt, match="upslope resume"):
-        upslope.train(environment, folder=folder, name=f"{kind} stopped", **(SMALL | settings))
-    assert 0 < len(metrics_of(folder / f"{kind} stopped")) < len(metrics_of(trained(kind)))
-    upslope.resume(folder / f"{kind} stopped", quiet=True)
-    assert_same_run(trained(kind), folder / f"{kind} stopped")
+    assert_stops_and_resumes(environment, trained(kind), **(SMALL | settings))
 
 
 def test_slices_of_environments_take_the_same_actions(trained):

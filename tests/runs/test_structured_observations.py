@@ -1,6 +1,5 @@
 """Observations of several arrays in every place: trained, resumed, judged, recorded, learned from, loaded, shown."""
 
-import signal
 from functools import cache
 from typing import Any
 
@@ -8,7 +7,7 @@ import jax
 import numpy as np
 import pytest
 import user_environments
-from run_helpers import assert_same_run, before_chunk, metrics_of
+from run_helpers import assert_stops_and_resumes, metrics_of
 
 import upslope
 from upslope.analysis.episode_credit import credit_of
@@ -49,17 +48,12 @@ def trained(folder):
 
 
 @pytest.mark.parametrize("kind", RUNS)
-def test_a_run_stopped_and_resumed_is_uninterrupted(kind: str, trained, folder):
+def test_a_run_stopped_and_resumed_is_uninterrupted(kind: str, trained):
     environment, settings = RUNS[kind]
     if "workers" in kind:  # the engine of another process cannot be stopped from here
         assert metrics_of(trained(kind)) == metrics_of(trained("host"))
         return
-    stop_here = before_chunk(9, lambda: signal.raise_signal(signal.SIGINT))
-    with stop_here, pytest.raises(KeyboardInterrupt, match="upslope resume"):
-        upslope.train(environment, folder=folder, name=f"{kind} stopped", **(SMALL | settings))
-    assert 0 < len(metrics_of(folder / f"{kind} stopped")) < len(metrics_of(trained(kind)))
-    upslope.resume(folder / f"{kind} stopped", quiet=True)
-    assert_same_run(trained(kind), folder / f"{kind} stopped")
+    assert_stops_and_resumes(environment, trained(kind), **(SMALL | settings))
 
 
 @pytest.mark.parametrize("kind", ["compiled", "host less", "compiled pictures", "host pictures"])

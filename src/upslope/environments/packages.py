@@ -42,9 +42,8 @@ PACKAGES = (
     Package(
         "gymnasium_robotics",
         "gymnasium-robotics mujoco<3.9",
-        "Fetch(Push|Reach|Slide|PickAndPlace)|Hand(Reach|Manipulate)",
+        "Fetch(Push|Reach|Slide|PickAndPlace)|Hand(Reach|Manipulate)|(Point|Ant)Maze_|AdroitHand|FrankaKitchen",
     ),
-    Package("gymnasium_robotics", "gymnasium-robotics mujoco<3.9", "(Point|Ant)Maze_|AdroitHand|FrankaKitchen"),
     Package(
         "highway_env",
         "highway-env",

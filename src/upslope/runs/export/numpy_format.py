@@ -13,6 +13,7 @@ from upslope.runs.export.plan import (
     Bytes,
     Choices,
     Dense,
+    Gated,
     Gaussian,
     Gru,
     Input,
@@ -226,7 +227,7 @@ def functions(plan: Plan) -> Iterator[str]:
             '        raise ValueError(f"This policy needs a mask of {size} choices, 1 where one is allowed.")',
             "    return flags",
         )
-    if isinstance(plan.memory, Gru | Lstm):
+    if isinstance(plan.memory, Gated):
         yield from ("", "", "def sigmoid(x):", "    return 0.5 + 0.5 * np.tanh(0.5 * x)")
     if any(isinstance(layer, Dense) and layer.activation == "silu" for layer in plan.layers):
         yield from ("", "", "def silu(x):", "    return x * (0.5 + 0.5 * np.tanh(0.5 * x))")

@@ -71,16 +71,15 @@ class Dense:
 
 
 @dataclass(frozen=True)
-class Gru:
-    """r, z = σ(W x + U h + b), n = tanh(W x + b + r (U h + b_n)), h ← n + z (h − n); the gates are r, z, n."""
+class Gated:
+    """What a GRU and an LSTM have in common; G is the number of gates."""
 
     input_weight: np.ndarray
-    """[3H, D]."""
+    """W, [G·H, D]."""
     state_weight: np.ndarray
-    """[3H, H]."""
+    """U, [G·H, H]."""
     bias: np.ndarray
-    state_bias: np.ndarray
-    carries = ("memory",)
+    """b, [G·H]."""
 
     @property
     def size(self) -> int:
@@ -89,20 +88,19 @@ class Gru:
 
 
 @dataclass(frozen=True)
-class Lstm:
+class Gru(Gated):
+    """r, z = σ(W x + U h + b), n = tanh(W x + b + r (U h + b_n)), h ← n + z (h − n); the gates are r, z, n."""
+
+    state_bias: np.ndarray
+    """b_n, [H]."""
+    carries = ("memory",)
+
+
+@dataclass(frozen=True)
+class Lstm(Gated):
     """i, f, o = σ(W x + U h + b), g = tanh(W x + U h + b), c ← f c + i g, h ← o tanh(c); the gates are i, f, g, o."""
 
-    input_weight: np.ndarray
-    """[4H, D]."""
-    state_weight: np.ndarray
-    """[4H, H]."""
-    bias: np.ndarray
     carries = ("memory_hidden", "memory_cell")
-
-    @property
-    def size(self) -> int:
-        """H."""
-        return self.state_weight.shape[1]
 
 
 @dataclass(frozen=True)
