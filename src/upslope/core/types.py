@@ -8,7 +8,11 @@ recorded file can be one.
 from collections.abc import Mapping
 from typing import Any, NamedTuple, cast
 
+import jax
+import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Shaped
+
+from upslope.core.arrays import pytree
 
 Observation = Shaped[Array, "..."]
 """An observation in its space's own shape and dtype."""
@@ -32,13 +36,43 @@ class Transition(NamedTuple):
     truncated: Any
 
 
+@pytree
+class Successors:
+    """The true successors of T·N steps, stored only where s_{t+1} is not the next row's observation: where an episode
+    ends, and in the last row. Images would otherwise be kept twice.
+    """
+
+    observation: Any
+    """[K, …]"""
+    place: Any
+    """[K]: t·N + n of each, in a rollout of N columns; T·N and beyond for padding."""
+
+    def after(self, now: Any) -> Any:
+        """What belongs to s_{t+1}, [T, N, …] for each array: the next row of `now`, or else of `observation` here.
+
+        `now` and `observation` may also be what was computed from the observations, for example V(s).
+        """
+
+        def one(x: Any, other: Any) -> Array:
+            following = jnp.concatenate([x[1:], x[-1:]]).reshape(-1, *x.shape[2:])
+            return following.at[self.place].set(other, mode="drop").reshape(x.shape)
+
+        return jax.tree.map(one, now, self.observation)
+
+    def first_columns(self, shape: tuple[int, ...], count: int) -> "Successors":
+        """Those of the first columns of a rollout [T, N]."""
+        t, n = self.place // shape[1], self.place % shape[1]
+        return Successors(self.observation, jnp.where(n < count, t * count + n, shape[0] * count))
+
+
 class Rollout(NamedTuple):
     """The facts of T steps in each of N columns, taken by the behaviour policy μ.
 
     `next_observation` is the true successor s_{t+1}, also at the end of an episode, never the first observation
-    of the next one. `behaviour_log_prob` is log μ(a_t|s_t) as computed when the action was taken. `valid` marks
-    the steps that happened; the others are padding and have no effect. `action_mask` marks the choices allowed in s_t,
-    in the order of the action head; None if the environment does not mask actions.
+    of the next one; of large observations on the host it is `Successors`, see `successor_of`. `behaviour_log_prob` is
+    log μ(a_t|s_t) as computed when the action was taken. `valid` marks the steps that happened; the others are padding
+    and have no effect. `action_mask` marks the choices allowed in s_t, in the order of the action head; None if the
+    environment does not mask actions.
     """
 
     observation: Shaped[Array, "T N ..."]
@@ -46,10 +80,26 @@ class Rollout(NamedTuple):
     reward: Float[Array, "T N"]
     terminated: Bool[Array, "T N"]
     truncated: Bool[Array, "T N"]
-    next_observation: Shaped[Array, "T N ..."]
+    next_observation: Shaped[Array, "T N ..."] | Successors
     behaviour_log_prob: Float[Array, "T N"]
     valid: Bool[Array, "T N"]
     action_mask: Bool[Array, "T N M"] | None = None
+
+
+def successor_of(rollout: Rollout) -> Any:
+    """The true successor of every step in full, [T, N, …] for each array of the observation."""
+    stored = rollout.next_observation
+    return stored.after(rollout.observation) if isinstance(stored, Successors) else stored
+
+
+def first_columns_of(rollout: Rollout, count: int) -> Rollout:
+    """The first columns of a rollout."""
+    stored = rollout.next_observation
+    others = rollout._replace(next_observation=None) if isinstance(stored, Successors) else rollout
+    kept = jax.tree.map(lambda x: x[:, :count], others)
+    if isinstance(stored, Successors):
+        kept = kept._replace(next_observation=stored.first_columns(rollout.reward.shape, count))
+    return kept
 
 
 class Values(NamedTuple):

@@ -8,11 +8,17 @@ import jax
 import numpy as np
 
 from upslope.core.arrays import copied, in_seeds
-from upslope.core.types import Rollout, host_rollout
+from upslope.core.types import Rollout, Successors, host_rollout
 from upslope.models.model import Memory, restarted
 
 AHEAD = 64
 """Number of steps whose random noise is drawn in one call."""
+LARGE = 4096
+"""Observations of this many bytes are not stored twice."""
+STEPS_PER_SUCCESSOR = 16
+"""A seed has room for one successor in this many steps, or twice as many until they fit."""
+BEYOND = np.iinfo(np.int32).max
+"""The place of padding, beyond every rollout."""
 
 
 @runtime_checkable
@@ -65,25 +71,103 @@ class EpisodeEnds(NamedTuple):
     length: np.ndarray
 
 
+class EndedRows(NamedTuple):
+    """The rows of a step in which an episode ended, with their last observations; and those of all rows of the newest
+    step."""
+
+    rows: np.ndarray
+    observation: Any
+    all_rows: Any
+
+
 class HostRollout:
-    """A growing rollout in NumPy: a list per field, one entry [S·N, …] per step."""
+    """A growing rollout in NumPy: a list per field, one entry [S·N, …] per step.
+
+    The true successors of large observations are kept only where the next row does not hold them.
+    """
 
     def __init__(self, columns: Steppable):
         self.shape = columns.shape
         self.facts: dict[str, list[Any]] = {name: [] for name in Rollout._fields}
+        self.ends: list[EndedRows] | None = [] if size_of_one(columns.flat) >= LARGE else None
 
     def write(self, **facts: Any) -> None:
         """Add a step."""
+        if self.ends is not None:
+            over = np.flatnonzero(facts["terminated"] | facts["truncated"])
+            successor, facts["next_observation"] = facts["next_observation"], None
+            self.ends.append(EndedRows(over, jax.tree.map(lambda x: x[over], successor), successor))
+            if len(self.ends) > 1:
+                self.ends[-2] = self.ends[-2]._replace(all_rows=None)
         for name, value in facts.items():
             self.facts[name].append(value)
 
     def rollout(self) -> Rollout:
         """All steps stacked, [S, T, N, …]."""
+        fields = {name: self.stacked(steps) for name, steps in self.facts.items()}
+        if self.ends is not None:
+            fields["next_observation"] = successors_of(self.ends, self.shape)
+        return host_rollout(fields)
 
-        def stacked(*steps: np.ndarray) -> np.ndarray:
-            return np.moveaxis(np.array(steps).reshape(len(steps), *self.shape, *steps[0].shape[1:]), 0, 1)
+    def stacked(self, steps: list[Any]) -> Any:
+        """The steps of a field in one array for each of its arrays; the list is empty afterwards, so that large
+        observations are not held twice."""
+        leaves = [jax.tree.leaves(step) for step in steps]
+        structure = jax.tree.structure(steps[0])
+        steps.clear()
+        together = []
+        for i in range(structure.num_leaves):
+            mine = [step[i] for step in leaves]
+            if mine[0].nbytes < LARGE:
+                stacked = np.array(mine)
+            else:
+                stacked = np.empty((len(mine), *mine[0].shape), mine[0].dtype)
+                for t, step in enumerate(leaves):
+                    stacked[t] = step[i]
+                    mine[t] = step[i] = None
+            stacked = stacked.reshape(len(leaves), *self.shape, *stacked.shape[2:])
+            together.append(np.moveaxis(stacked, 0, 1))
+        return jax.tree.unflatten(structure, together)
 
-        return host_rollout({name: jax.tree.map(stacked, *steps) for name, steps in self.facts.items()})
+
+def size_of_one(flat: Any) -> int:
+    """Bytes of one observation, of observations [S·N, …]."""
+    return sum(x.nbytes // max(len(x), 1) for x in jax.tree.leaves(flat))
+
+
+def successors_of(ends: list[EndedRows], shape: tuple[int, int]) -> Successors:
+    """The successors [S, K, …] that no next row holds; a seed with fewer than K has padding after them."""
+    num_seeds, num_envs = shape
+    rest = np.setdiff1d(np.arange(num_seeds * num_envs), ends[-1].rows)
+    at_last = EndedRows(rest, jax.tree.map(lambda x: x[rest], ends[-1].all_rows), None)
+    kept = [*enumerate(ends), (len(ends) - 1, at_last)]
+    t = np.repeat([t for t, _ in kept], [len(one.rows) for _, one in kept])
+    rows = np.concatenate([one.rows for _, one in kept])
+    order = np.argsort(rows // num_envs, kind="stable")
+    seed = rows[order] // num_envs
+    counts = np.bincount(seed, minlength=num_seeds)
+    index = np.arange(len(seed)) - np.repeat(np.cumsum(counts) - counts, counts)
+
+    def by_seed(x: np.ndarray, padding: int) -> np.ndarray:
+        found = np.full((num_seeds, counts.max(), *x.shape[1:]), padding, x.dtype)
+        found[seed, index] = x[order]
+        return found
+
+    observation = jax.tree.map(lambda *parts: by_seed(np.concatenate(parts), 0), *[one.observation for _, one in kept])
+    return Successors(observation, by_seed((t * num_envs + rows % num_envs).astype(np.int32), BEYOND))
+
+
+def fitted(stored: Successors, size: int) -> Successors:
+    """One seed's successors in a rollout of `size` steps, with K one of few values, so that few programs are compiled.
+    It does not depend on the other seeds."""
+    count, least = int(np.sum(stored.place != BEYOND)), max(1, size // STEPS_PER_SUCCESSOR)
+    capacity = least << max(0, (-(-count // least) - 1).bit_length())
+
+    def one(x: np.ndarray, padding: int) -> np.ndarray:
+        more = np.full((max(0, capacity - len(x)), *x.shape[1:]), padding, x.dtype)
+        return np.concatenate([x[:capacity], more])
+
+    return Successors(jax.tree.map(lambda x: one(x, 0), stored.observation), one(np.asarray(stored.place), BEYOND))
 
 
 class Act:

@@ -7,10 +7,10 @@ from typing import Any
 import jax
 import numpy as np
 
-from upslope.core.types import Metrics, Rollout
+from upslope.core.types import Metrics, Rollout, Successors
 from upslope.engines.base import Chunk, EpisodeRow, clock, never
 from upslope.engines.batched import BatchedColumns, columns_for
-from upslope.engines.collect import Act, EpisodeEnds, collect_host, collect_host_episodes
+from upslope.engines.collect import Act, EpisodeEnds, collect_host, collect_host_episodes, fitted
 from upslope.engines.columns import HostColumns
 from upslope.engines.notices import Notices
 from upslope.engines.processes import HangMonitor
@@ -109,11 +109,16 @@ class HostEngine:
         """One seed's facts [T, N]. Whole episodes are padded to a power of two, so that few programs are compiled;
         the padding does not depend on the other seeds."""
         one = jax.tree.map(lambda x: x[s], rollout)
-        if not self.task.estimator.whole_episodes:
-            return one
-        longest = int(one.valid.any(axis=1).sum())
-        length = max(32, self.task.update.minibatches, 1 << (longest - 1).bit_length())
-        return jax.tree.map(lambda x: pad_or_cut(np.asarray(x), length), one)
+        stored = one.next_observation
+        if isinstance(stored, Successors):
+            one = one._replace(next_observation=None)
+        if self.task.estimator.whole_episodes:
+            longest = int(one.valid.any(axis=1).sum())
+            length = max(32, self.task.update.minibatches, 1 << (longest - 1).bit_length())
+            one = jax.tree.map(lambda x: pad_or_cut(np.asarray(x), length), one)
+        if isinstance(stored, Successors):
+            one = one._replace(next_observation=fitted(stored, one.reward.size))
+        return one
 
     def rows(self, rollout: Rollout, ends: EpisodeEnds, before: np.ndarray) -> list[list[EpisodeRow]]:
         """Each seed's finished episodes, with the step at which they ended."""

@@ -10,6 +10,9 @@ from jaxtyping import Array, Float
 from upslope.core.estimators import ends
 from upslope.core.types import Rollout
 
+LARGEST = 4096
+"""The number of an observation's numbers that are looked at, for each array."""
+
 
 def action_effect(batch: Any, rollout: Rollout) -> Float[Array, ""]:
     """Mean z² between the score of each action and the step's outcome: reward, end, change of each observed number.
@@ -53,9 +56,11 @@ def late_effect(batch: Any, rollout: Rollout) -> Float[Array, ""]:
 
 
 def numbers_of(observation: Any, batch_axes: int) -> Float[Array, "B D"]:
-    """All numbers of an observation's arrays, with the batch axes flattened to rows."""
-    flat = [x.reshape(math.prod(x.shape[:batch_axes]), -1).astype(jnp.float32) for x in jax.tree.leaves(observation)]
-    return jnp.concatenate(flat, axis=1)
+    """The numbers of an observation's arrays, with the batch axes flattened to rows; of an array with more than
+    `LARGEST`, such as an image, every k-th."""
+    flat = [x.reshape(math.prod(x.shape[:batch_axes]), -1) for x in jax.tree.leaves(observation)]
+    some = [x[:, :: -(-x.shape[1] // LARGEST)] if x.shape[1] else x for x in flat]
+    return jnp.concatenate([x.astype(jnp.float32) for x in some], axis=1)
 
 
 def scores_of(batch: Any) -> tuple[Float[Array, "B K"], Float[Array, "B 1"]]:

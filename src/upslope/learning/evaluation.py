@@ -6,7 +6,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Bool
 
-from upslope.core.types import Rollout, Values
+from upslope.core.types import Rollout, Successors, Values
 from upslope.learning.batch import beginnings
 from upslope.learning.blocks import in_blocks
 from upslope.models.agent import Agent, value_of
@@ -30,6 +30,9 @@ def evaluate(agent: Agent, rollout: Rollout, memory: Memory | None = None, vmapp
         return value_of(agent.model, agent.features(observation))
 
     value = in_blocks(values, flat_rows(observation), vmapped).reshape(shape)
+    if isinstance(successor, Successors):
+        following = in_blocks(values, successor.observation, vmapped)
+        return Values(value, Successors(following, successor.place).after(value))
     is_new = jnp.concatenate([differs(observation, successor), jnp.ones((1, shape[1]), bool)]).reshape(-1)
     next_row_value = jnp.concatenate([value[1:], value[-1:]]).reshape(-1)
     capacity = max(value.shape[1], value.size // STATES_PER_NEW)
@@ -51,8 +54,13 @@ def evaluate(agent: Agent, rollout: Rollout, memory: Memory | None = None, vmapp
 def evaluate_with_memory(agent: Agent, rollout: Rollout, memory: Memory) -> Values:
     """`evaluate` with memory: V(s_{t+1}) takes one more step from the carry after step t, in the same episode."""
     outputs, after = unroll(agent.model, agent.features(rollout.observation), memory.carry, beginnings(rollout, memory))
-    flat = jax.tree.map(lambda x: x.reshape(-1, *x.shape[2:]), (agent.features(rollout.next_observation), after))
-    following, _ = agent.model.step(*flat, jnp.zeros(rollout.reward.size, bool))
+    successor, carry = rollout.next_observation, flat_rows(after)
+    if isinstance(successor, Successors):
+        carry = jax.tree.map(lambda x: x.at[successor.place].get(mode="clip"), carry)
+        fresh = jnp.zeros(successor.place.shape, bool)
+        following = agent.model.step(agent.features(successor.observation), carry, fresh)[0].value
+        return Values(outputs.value, Successors(following, successor.place).after(outputs.value))
+    following, _ = agent.model.step(flat_rows(agent.features(successor)), carry, jnp.zeros(rollout.reward.size, bool))
     return Values(outputs.value, following.value.reshape(rollout.reward.shape))
 
 

@@ -18,7 +18,7 @@ from jaxtyping import Array, Bool, Float, Shaped
 from upslope.core.estimators import ends
 from upslope.core.messages import PREFIX
 from upslope.core.objectives import Sample, importance_ratio
-from upslope.core.types import Credit, Metrics, Rollout, Values
+from upslope.core.types import Credit, Metrics, Rollout, Successors, Values, first_columns_of, successor_of
 from upslope.learning.action_effect import action_effect, late_effect
 from upslope.learning.batch import in_time
 from upslope.learning.devices import VMAPPED_SEEDS
@@ -105,13 +105,18 @@ class HealthProbe:
         nothing = jnp.zeros_like(rollout.reward)[:, :count]
         if not self.needs_critic:
             return Values(nothing, nothing)
-        subset = jax.tree.map(lambda x: x[:, :count], rollout)
+        subset = first_columns_of(rollout, count)
 
         def compute_values() -> Values:
             if has_memory(agent.model):
                 return evaluate_with_memory(agent, subset, jax.tree.map(lambda x: x[:count], memory))
             now = jax.tree.map(lambda x: first_columns(x, rollout), batch.features)
-            following = agent.features(flat_rows(subset.next_observation))
+            successor = subset.next_observation
+            if isinstance(successor, Successors):
+                value = value_of(agent.model, now).reshape(nothing.shape)
+                following = value_of(agent.model, agent.features(successor.observation))
+                return Values(value, Successors(following, successor.place).after(value))
+            following = agent.features(flat_rows(successor))
             return Values(*(value_of(agent.model, x).reshape(nothing.shape) for x in (now, following)))
 
         return jax.lax.cond(self.is_due_for_any, compute_values, lambda: Values(nothing, nothing))
@@ -132,6 +137,7 @@ class HealthProbe:
     def measure(self, seen: UpdateData) -> Float[Array, "K"]:
         """All metrics, in the order of their names."""
         rollout, credit, batch, value = seen.rollout, seen.credit, seen.batch, seen.values.value
+        rollout = rollout._replace(next_observation=successor_of(rollout))
         has_value = rollout.valid if self.needs_critic else jnp.zeros_like(rollout.valid)
         tail = returns_before_the_end(self.gamma, rollout)
         series = facts(rollout) | weights(rollout, credit, tail) | decisions(seen, self.head)
@@ -167,7 +173,8 @@ def first_columns(x: Array, rollout: Rollout) -> Array:
 def keep_first_columns(seen: UpdateData) -> UpdateData:
     """Keep only the first columns, with one row per sample."""
     columns, shape, length = num_columns(seen.rollout), seen.rollout.reward.shape, unit_length(seen.batch)
-    rollout, credit = jax.tree.map(lambda x: x[:, :columns], (seen.rollout, seen.credit))
+    rollout = first_columns_of(seen.rollout, columns)
+    credit = jax.tree.map(lambda x: x[:, :columns], seen.credit)
     batch, after = jax.tree.map(
         lambda x: first_columns(in_time(x, shape, length), seen.rollout), (seen.batch._replace(carry=()), seen.after)
     )

@@ -16,6 +16,7 @@ from upslope.config.trust import allow, requested
 from upslope.core.numbers import number, range_of
 from upslope.core.types import Rollout
 from upslope.engines.base import EVERYTHING, Engine, Resources
+from upslope.engines.collect import LARGE, STEPS_PER_SUCCESSOR
 from upslope.engines.selection import engine_of
 from upslope.environments.names import parse_wrapper, without_batching
 from upslope.environments.packages import registered_version
@@ -233,7 +234,9 @@ def lines_of_batch(task: Task) -> list[str]:
     parts = (inner for _, inner, _ in encoder.leaves(encoder.shapes))
     one = sum(math.prod(inner.shapes) * (1 if isinstance(inner, ImageEncoder) else 4) for inner in parts)
     steps = (task.max_episode_steps or 0) if whole else task.rollout_steps
-    size = 2 * one * steps * task.num_envs  # each with its successor
+    once = not task.environment.is_compiled and one >= LARGE
+    copies = 1 + 1 / STEPS_PER_SUCCESSOR if once else 2  # else each has its successor beside it
+    size = copies * one * steps * task.num_envs
     if size < LARGE_BATCH:
         return []
     return [f"the observations of an iteration take {size / 2**20:,.0f} MB of memory for each seed"]
