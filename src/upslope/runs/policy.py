@@ -66,6 +66,7 @@ class Policy:
         self.acts_in_numpy = hasattr(agent.model, "policy") and not self.has_memory
         self.numpy_agent: Agent = jax.tree.map(np.asarray, agent) if self.acts_in_numpy else agent
         self.noise = jax.jit(lambda agent, x, key, n: agent.policy(x).noise(jax.random.fold_in(key, n)))
+        self.act = jax.jit(lambda agent, x, mask: agent.policy(x, mask))
         self.step = jax.jit(lambda agent, x, carry, fresh, mask: agent.act(x, carry, fresh, mask))
 
     def __call__(self, observation: Any, deterministic: bool = True, *, mask: Any = None) -> Any:
@@ -153,7 +154,7 @@ class Policy:
     def distribution(self, batch: Any, mask: Any = None) -> Any:
         """π(·|s) of every row; updates the memory of a model that has one."""
         if not self.has_memory:
-            return self.numpy_agent.policy(batch, mask)
+            return self.numpy_agent.policy(batch, mask) if self.acts_in_numpy else self.act(self.agent, batch, mask)
         count = jax.tree.leaves(batch)[0].shape[0]
         fresh = np.full(count, self.memory is None)
         if self.memory is None:
