@@ -45,6 +45,14 @@ class Case:
 
 CLEANRL = "vwxyzjn/cleanrl@fe8d8a03 docs"
 ZOO = "rl-baselines3-zoo@22e3ff2 benchmark.md, one agent"
+BLINES = "%s, one agent (RobertTLange/gymnax-blines@3f029d6)"
+XMINIGRID: dict[str, Any] = {
+    "num_envs": 8,
+    "rollout_steps": 128,
+    "epochs": 10,
+    "minibatches": 16,
+    "normalize_rewards": True,
+}
 CARTPOLE_RUNGS = (
     "reinforce",
     "reward_to_go",
@@ -95,6 +103,45 @@ CASES: dict[str, Case] = {
     "halfcheetah_zoo": Case("HalfCheetah-v5", "ppo", 1_000_000, "5819", f"5819.1 on v3 ({ZOO})", preset="zoo"),
     "hopper_zoo": Case("Hopper-v5", "ppo", 1_000_000, "2410", f"2410.4 on v3 ({ZOO})", preset="zoo"),
     "swimmer_zoo": Case("Swimmer-v5", "ppo", 1_000_000, "282", f"281.6 on v3 ({ZOO})", preset="zoo"),
+    **{
+        f"cartpole_no_velocity_{where}": Case(
+            prefix + "CartPole-v1", "ppo", 100_000, "≥ 475", f"500 ({ZOO}, RecurrentPPO)", preset="no_velocity"
+        )
+        for where, prefix in (("compiled", "jax:"), ("host", ""))
+    },
+    **{
+        f"pendulum_no_velocity_{where}": Case(
+            prefix + "Pendulum-v1",
+            "ppo",
+            100_000,
+            "≥ −250",
+            f"−217.9 ({ZOO}, RecurrentPPO, gSDE)",
+            preset="no_velocity",
+        )
+        for where, prefix in (("compiled", "jax:"), ("host", ""))
+    },
+    **{
+        f"mountaincarcontinuous_no_velocity_{where}": Case(
+            prefix + "MountainCarContinuous-v0",
+            "ppo",
+            300_000,
+            "≥ 90",
+            f"91.5 ({ZOO}, RecurrentPPO, gSDE)",
+            preset="no_velocity",
+        )
+        for where, prefix in (("compiled", "jax:"), ("host", ""))
+    },
+    "minigrid_doorkey": Case("MiniGrid-DoorKey-5x5-v0", "ppo", 100_000, "≥ 0.95", f"0.964 ({ZOO})"),
+    "minigrid_empty_random": Case("MiniGrid-Empty-Random-5x5-v0", "ppo", 100_000, "≥ 0.95", f"0.968 ({ZOO})"),
+    "xminigrid_doorkey": Case("xminigrid:MiniGrid-DoorKey-5x5", "ppo", 100_000, "≥ 95 % solved", settings=XMINIGRID),
+    "xminigrid_empty_random": Case(
+        "xminigrid:MiniGrid-EmptyRandom-5x5", "ppo", 100_000, "≥ 95 % solved", settings=XMINIGRID
+    ),
+    "breakout_minatar": Case(
+        "gymnax:Breakout-MinAtar", "ppo", 10_000_000, "≥ 36", f"about 40 (PureJaxRL); {BLINES % '23–43'}"
+    ),
+    "spaceinvaders_minatar": Case("gymnax:SpaceInvaders-MinAtar", "ppo", 10_000_000, "≥ 120", BLINES % "128–132"),
+    "freeway_minatar": Case("gymnax:Freeway-MinAtar", "ppo", 10_000_000, "≥ 56", BLINES % "57–59"),
     "walker2d_zoo": Case("Walker2d-v5", "ppo", 1_000_000, "3479", f"3478.8 on v3 ({ZOO})", preset="zoo"),
 }
 

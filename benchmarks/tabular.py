@@ -52,7 +52,7 @@ def main() -> None:
 def measure(name: str, first: int, seeds: int, preset: bool, kept: Path | None) -> dict[str, Any]:
     """Train, and compute the expected returns of the last policies."""
     world = world_of(name)
-    observations = np.arange(len(world.observation_of))
+    observations, allowed = np.arange(len(world.observation_of)), masks_of(name)
     modes: dict[str, list[dict[str, Any]]] = {"stochastic": [], "deterministic": []}
     with tempfile.TemporaryDirectory() as temporary:
         folder, run_name = kept or Path(temporary), f"{name}-{first}-{'preset' if preset else 'defaults'}"
@@ -63,7 +63,9 @@ def measure(name: str, first: int, seeds: int, preset: bool, kept: Path | None) 
                 name, seed=first, seeds=seeds, steps=STEPS, preset=preset, folder=folder, name=run_name, quiet=True
             )
         for seed in run.seeds:
-            policy: Any = run.load(seed=seed, checkpoint="last").agent.policy(observations)
+            loaded = run.load(seed=seed, checkpoint="last")
+            is_masked = loaded.needs_mask
+            policy: Any = loaded.agent.policy(observations, allowed if is_masked else None)
             table = softmax(np.asarray(policy.logits, np.float64), axis=-1)
             greedy = np.eye(table.shape[-1])[table.argmax(axis=-1)]
             for mode, probability in (("stochastic", table), ("deterministic", greedy)):
@@ -76,6 +78,7 @@ def measure(name: str, first: int, seeds: int, preset: bool, kept: Path | None) 
         **modes,
         "training_return": np.round(run.returns, 3).tolist(),
         "preset": run.config.preset,
+        "masks": is_masked,
         "seconds": seconds,
         "config": settings,
         "versions": versions(),
@@ -98,6 +101,15 @@ def world_of(name: str) -> Tabular:
                     terminal[successor] |= bool(ends)
         start = np.asarray(inner.initial_state_distrib, np.float64)
     return Tabular(transition, reward, start, terminal, np.arange(states), limit)
+
+
+def masks_of(name: str) -> np.ndarray | None:
+    """The actions allowed in each state [states, actions]; None if the environment has no masks."""
+    with gymnasium.make(name) as env:
+        inner: Any = env.unwrapped
+        if not hasattr(inner, "action_mask"):
+            return None
+        return np.stack([inner.action_mask(state) for state in range(len(inner.P))]).astype(bool)
 
 
 def returns_of(world: Tabular, policy: np.ndarray) -> dict[str, float | None]:
