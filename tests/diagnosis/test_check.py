@@ -425,7 +425,7 @@ class Mostly(Walk):
 
 
 @pytest.mark.parametrize("every", [2, 3, 4, 7])
-@pytest.mark.parametrize("shift", range(3))
+@pytest.mark.parametrize("shift", [0, *(pytest.param(shift, marks=pytest.mark.weekly) for shift in (1, 2))])
 def test_an_environment_that_repeats_itself_only_mostly_is_not_said_to_share(every, shift, monkeypatch):
     monkeypatch.setattr(Mostly, "every", every)
     monkeypatch.setattr(Mostly, "made", shift)

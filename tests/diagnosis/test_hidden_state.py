@@ -20,8 +20,9 @@ def suspicion(environment, *ignored):
     return memory_test(trial, encoder_of(made.observation_space, ""), made.action_space)
 
 
-FULL = ["CartPole-v1", "Acrobot-v1", "MountainCar-v0", "MountainCarContinuous-v0", "Pendulum-v1", "Taxi-v4"]
+FULL = ["CartPole-v1", "Acrobot-v1", "MountainCar-v0", "MountainCarContinuous-v0", "Taxi-v4"]
 FULL += ["FrozenLake-v1", "Blackjack-v1", "jax:Key-v0", lambda: gridworld(slip=0.3), Walk, Pictures]
+FULL += [pytest.param("Pendulum-v1", marks=pytest.mark.weekly)]
 
 
 @pytest.mark.parametrize("environment", FULL)
@@ -64,7 +65,7 @@ HIDDEN = [
     ("jax:Pendulum-v1", ("2",), "the step before"),
     ("jax:ShortCorridor-v0", (), "the step before"),
     (cue_that_vanishes, (), "the first observation of the episode"),
-    (Frames, (), "the step before"),
+    pytest.param(Frames, (), "the step before", marks=pytest.mark.weekly),
 ]
 
 

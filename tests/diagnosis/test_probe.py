@@ -76,7 +76,7 @@ def test_a_limit_taken_for_death_fails_at_truncation_alone():
     assert failed(estimator=LimitIsDeath(), only=["constant", "delay", "action", "truncation"]) == ["truncation"]
 
 
-@pytest.mark.parametrize("broken", [NextRow(), SumCutAtTerminatedOnly()])
+@pytest.mark.parametrize("broken", [pytest.param(NextRow(), marks=pytest.mark.weekly), SumCutAtTerminatedOnly()])
 def test_what_is_carried_over_from_the_next_episode_fails_at_truncation_alone(broken: upslope.Estimator):
     assert failed(estimator=broken, only=["constant", "delay", "both", "truncation"]) == ["truncation"]
 

@@ -60,7 +60,9 @@ def test_slices_of_environments_take_the_same_actions(trained):
         assert {k: (v, other[k]) for k, v in one.items() if v != other[k]} == {}, one["iteration"]
 
 
-@pytest.mark.parametrize(("kind", "algorithm"), [("compiled", "clone"), ("host", "off_policy")])
+@pytest.mark.parametrize(
+    ("kind", "algorithm"), [("compiled", "clone"), pytest.param("host", "off_policy", marks=pytest.mark.weekly)]
+)
 def test_it_is_judged_recorded_learned_from_and_shown(kind: str, algorithm: str, trained, tmp_path):
     path, (environment, settings) = trained(kind), RUNS[kind]
     assert upslope.evaluate(path, episodes=3)["stochastic"].returns.shape == (2, 3)

@@ -77,7 +77,7 @@ def test_a_seed_alone_is_that_seed_among_others(case: str, together: Callable[[s
 
 
 @ONE_AFTER_ANOTHER
-@pytest.mark.parametrize("seeds", [2, 3])
+@pytest.mark.parametrize("seeds", [pytest.param(2, marks=pytest.mark.weekly), 3])
 def test_a_seed_of_full_size_is_that_seed_however_many_devices_share_the_work(seeds: int, folder: Path):
     # Networks and minibatches large enough for XLA to use several threads; 3 seeds do not divide among 2 devices.
     settings: dict[str, Any] = {"num_envs": 64, "rollout_steps": 64, "steps": 3 * 4096, "preset": False}
@@ -162,7 +162,7 @@ def test_box_actions_stay_within_their_bounds(folder: Path):
     ("environment", "algorithm", "settings"),
     [
         # Here each seed has steps of its own, so looks and ends fall on different iterations.
-        ("jax:CartPole-v1", "reinforce", EPISODES | {"max_episode_steps": 30, "steps": 4000}),
+        ("jax:CartPole-v1", "reinforce", EPISODES | {"max_episode_steps": 30, "steps": 2000}),
         ("jax:Pendulum-v1", "ppo_kl", SEGMENTS | {"target_kl": 0.01, "steps": 400}),
     ],
 )

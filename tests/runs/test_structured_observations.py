@@ -35,6 +35,11 @@ RUNS = {
 }
 
 
+def weekly(kind: str) -> Any:
+    """A kind whose parts are those of others."""
+    return pytest.param(kind, marks=pytest.mark.weekly)
+
+
 @pytest.fixture(scope="module")
 def trained(folder):
     """A run of each kind, trained once."""
@@ -47,7 +52,9 @@ def trained(folder):
     return run
 
 
-@pytest.mark.parametrize("kind", RUNS)
+@pytest.mark.parametrize(
+    "kind", [weekly(kind) if kind in ("host", "host sliced", "compiled less") else kind for kind in RUNS]
+)
 def test_a_run_stopped_and_resumed_is_uninterrupted(kind: str, trained):
     environment, settings = RUNS[kind]
     if "workers" in kind:  # the engine of another process cannot be stopped from here
@@ -56,7 +63,7 @@ def test_a_run_stopped_and_resumed_is_uninterrupted(kind: str, trained):
     assert_stops_and_resumes(environment, trained(kind), **(SMALL | settings))
 
 
-@pytest.mark.parametrize("kind", ["compiled", "host less", "compiled pictures", "host pictures"])
+@pytest.mark.parametrize("kind", ["compiled", "host less", weekly("compiled pictures"), "host pictures"])
 def test_each_seed_is_as_if_alone(kind: str, trained, folder):
     environment, settings = RUNS[kind]
     alone = upslope.train(
@@ -67,7 +74,7 @@ def test_each_seed_is_as_if_alone(kind: str, trained, folder):
         assert {k: (v, other[k]) for k, v in one.items() if v != other[k]} == {}, one["iteration"]
 
 
-@pytest.mark.parametrize("kind", ["compiled less", "host less", "compiled pictures", "host pictures"])
+@pytest.mark.parametrize("kind", [weekly("compiled less"), "host less", "compiled pictures", weekly("host pictures")])
 def test_it_is_judged_recorded_learned_from_loaded_and_shown(kind: str, trained, tmp_path):
     path, (environment, settings) = trained(kind), RUNS[kind]
     shown = {name: x for name, x in settings.items() if name == "ignore_observation"}

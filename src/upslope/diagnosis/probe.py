@@ -250,11 +250,11 @@ def best_return(probe: Probe, state: Any) -> Any:
 
 
 def values_of(agent: Any, observation: Any) -> Any:
-    """V(s_0) at each first observation."""
+    """V(s_0) at each first observation, in the environment's unit of reward."""
     if not has_memory(agent.model):
-        return agent.value(observation)
+        return agent.value(observation) / agent.reward_scale()
     outputs, _ = agent.step(observation, agent.model.start(FIRST), jnp.ones(FIRST, bool))
-    return outputs.value
+    return outputs.value / agent.reward_scale()
 
 
 def returns_of(world: Several, agent: Any, state: Any, observation: Any) -> Any:
@@ -305,7 +305,7 @@ def defaults(algorithm: str, estimator: Estimator, objective: Objective) -> dict
     """
     whole, is_one_step = estimator.whole_episodes, isinstance(objective, PolicyGradient)
     chosen: dict[str, Any] = {"learning_rate": 3e-3 if is_one_step and not whole else 1e-3, "num_envs": 16}
-    chosen |= {"gamma": GAMMA, "normalize_rewards": False, "normalize_observations": False}
+    chosen |= {"gamma": GAMMA}
     if algorithm != "a2c" and not whole:
         chosen["rollout_steps"] = 8
     return chosen if is_one_step else chosen | {"minibatches": 4}
