@@ -1,0 +1,73 @@
+"""Does a critic that sees the velocities help a policy that does not? CartPole, with memory, in pairs of seeds.
+
+    python benchmarks/asymmetric.py            # 20 seeds
+    python benchmarks/asymmetric.py --seeds 4
+
+Both runs have the preset `no_velocity` of CartPole and the same seeds: in `blind` neither network reads the velocities,
+in `seeing` the critic does. A seed's number is the step at which the mean return of its last 20 training episodes
+first reaches 475; a seed that never does counts as the budget. The interval of the mean difference is Student's over
+seeds.
+"""
+
+import argparse
+import json
+import tempfile
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from scipy import stats
+
+import upslope
+from upslope.runs.directory import versions
+
+RESULTS = Path(__file__).parent / "results" / "asymmetric.json"
+ENVIRONMENT, SOLVED, WINDOW = "jax:CartPole-v1", 475.0, 20
+CRITICS: dict[str, dict[str, Any]] = {
+    "blind": {},
+    # Left out of no observation, but read by the critic alone.
+    "seeing": {"ignore_observation": (), "policy_reads": ("0", "2")},
+}
+
+
+def main() -> None:
+    """Train both, and store the steps of every seed."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--seeds", type=int, default=20)
+    seeds = parser.parse_args().seeds
+    found: dict[str, Any] = {}
+    with tempfile.TemporaryDirectory() as folder:
+        for name, settings in CRITICS.items():
+            run = upslope.train(
+                ENVIRONMENT, "ppo", preset="no_velocity", seeds=seeds, folder=folder, name=name, quiet=True, **settings
+            )
+            steps = [steps_to(run, seed) for seed in run.seeds]
+            found[name] = {
+                "steps": steps,
+                "median": float(np.median(steps)),
+                "unsolved": sum(step == run.config.steps for step in steps),
+                "final_return": np.round(run.returns, 1).tolist(),
+            }
+            print(name, found[name], flush=True)
+    differences = np.subtract(found["seeing"]["steps"], found["blind"]["steps"])
+    half = stats.t.ppf(0.975, seeds - 1) * differences.std(ddof=1) / np.sqrt(seeds)
+    found["seeing − blind"] = {"mean": float(differences.mean()), "half_interval": float(half)}
+    print(found["seeing − blind"])
+    found |= {"budget": run.config.steps, "environment": ENVIRONMENT, "preset": run.config.preset}
+    RESULTS.write_text(json.dumps(found | {"versions": versions()}, indent=1, ensure_ascii=False) + "\n", "utf-8")
+
+
+def steps_to(run: upslope.Run, seed: int) -> int:
+    """The step at which a seed's mean return over `WINDOW` episodes first reaches `SOLVED`; at most the budget."""
+    episodes = run.episodes()
+    mine = episodes["seed"] == seed
+    steps, returns = episodes["step"][mine], episodes["return"][mine]
+    if len(returns) < WINDOW:
+        return run.config.steps
+    means = np.convolve(returns, np.ones(WINDOW) / WINDOW, mode="valid")
+    solved = np.flatnonzero(means >= SOLVED)
+    return int(steps[solved[0] + WINDOW - 1]) if len(solved) else run.config.steps
+
+
+if __name__ == "__main__":
+    main()
