@@ -5,9 +5,11 @@ from typing import Any
 import jax
 import numpy as np
 import pytest
+from gymnasium import spaces
 from helpers import same, users_jit
 from user_environments import Counting
 
+import upslope
 from upslope.config.prepare import prepare
 from upslope.core.types import Rollout, Successors, first_columns_of, successor_of
 from upslope.engines import collect
@@ -63,3 +65,27 @@ def test_whole_episodes_keep_their_last_observations(monkeypatch: pytest.MonkeyP
     )[0]
     successor = np.asarray(successor_of(whole[0]))
     np.testing.assert_array_equal(successor[:7, :, 1], np.stack([np.arange(1, 8)] * 2, axis=1))
+
+
+class Large(Counting):
+    """Counts in an observation of more than 4 kB."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.observation_space = spaces.Box(-1.0, 1e6, (2, 600), np.float32)
+
+    def reset(self, **options: Any) -> tuple[Any, dict]:
+        observation, info = super().reset(**options)
+        return np.repeat(observation[:, None], 600, axis=1), info
+
+    def step(self, action: Any) -> tuple[Any, float, bool, bool, dict]:
+        observation, *others = super().step(action)
+        return np.repeat(observation[:, None], 600, axis=1), *others
+
+
+def test_a_run_with_large_observations_is_judged_and_recorded(tmp_path):
+    settings = SMALL | {"steps": 60, "epochs": 1, "max_episode_steps": 9, "folder": tmp_path, "quiet": True}
+    run = upslope.train(Large, name="large", **settings)
+    assert upslope.evaluate(run.path, environment=Large, episodes=2)["stochastic"].returns.tolist() == [[28.0, 28.0]]
+    with np.load(upslope.record(run.path, environment=Large, episodes=2)) as recorded:
+        np.testing.assert_array_equal(recorded["final_observation"][:, 1, 0], [7, 7])

@@ -83,13 +83,13 @@ class EndedRows(NamedTuple):
 class HostRollout:
     """A growing rollout in NumPy: a list per field, one entry [S·N, …] per step.
 
-    The true successors of large observations are kept only where the next row does not hold them.
+    If it is `compact`, the true successors of large observations are kept only where the next row does not hold them.
     """
 
-    def __init__(self, columns: Steppable):
+    def __init__(self, columns: Steppable, *, compact: bool):
         self.shape = columns.shape
         self.facts: dict[str, list[Any]] = {name: [] for name in Rollout._fields}
-        self.ends: list[EndedRows] | None = [] if size_of_one(columns.flat) >= LARGE else None
+        self.ends: list[EndedRows] | None = [] if compact and size_of_one(columns.flat) >= LARGE else None
 
     def write(self, **facts: Any) -> None:
         """Add a step."""
@@ -276,11 +276,14 @@ def draw_noise(agents: Any, keys: jax.Array, observation: Any, t: Any) -> jax.Ar
 
 
 def collect_host(
-    columns: Steppable, choose: Choose, num_steps: int, phases: dict[str, float]
+    columns: Steppable, choose: Choose, num_steps: int, phases: dict[str, float], *, compact: bool = False
 ) -> tuple[Rollout, EpisodeEnds]:
-    """Collect `num_steps` steps of every environment from its current state; start a new episode when one ends."""
+    """Collect `num_steps` steps of every environment from its current state; start a new episode when one ends.
+
+    `compact` stores large observations once, with `Successors`.
+    """
     every_row = np.arange(len(columns.episodes))
-    grown, finished = HostRollout(columns), []
+    grown, finished = HostRollout(columns, compact=compact), []
     for t in range(num_steps):
         rows = columns.acting
         done = step_all(columns, choose, t, rows, grown, phases)
@@ -297,11 +300,13 @@ def collect_host_episodes(
     choose: Choose,
     active: np.ndarray,
     phases: dict[str, float],
+    *,
+    compact: bool = False,
 ) -> tuple[Rollout, EpisodeEnds]:
     """Collect one whole episode in every column of the active seeds [S]; steps after an end are not valid."""
     rows = np.flatnonzero(np.repeat(active, columns.shape[1]))
     columns.begin(rows.tolist(), afresh=True)
-    grown, finished, t = HostRollout(columns), [], 0
+    grown, finished, t = HostRollout(columns, compact=compact), [], 0
     while rows.size:
         done = step_all(columns, choose, t, rows, grown, phases)
         finished += ended(columns, t, done)

@@ -99,10 +99,10 @@ class HostEngine:
         """Act for one iteration; return facts [S, T, N], the finished episodes, and the memory afterwards."""
         choose = self.act.bind(state.learner.agent, keys, state.memory)
         if self.task.estimator.whole_episodes:
-            return *collect_host_episodes(self.columns, choose, active, self.phases), state.memory
+            return *collect_host_episodes(self.columns, choose, active, self.phases, compact=True), state.memory
         if not self.columns.has_begun:
             self.columns.begin(range(len(self.columns.episodes)))
-        rollout, ends = collect_host(self.columns, choose, self.task.rollout_steps, self.phases)
+        rollout, ends = collect_host(self.columns, choose, self.task.rollout_steps, self.phases, compact=True)
         return rollout, ends, choose.memory
 
     def rollout_of(self, rollout: Rollout, s: int) -> Rollout:
