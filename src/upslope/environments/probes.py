@@ -296,7 +296,7 @@ def asymmetric() -> Probe:
 def hybrid() -> Probe:
     """One step, a Dict of a choice and an amount in [−1, 1]; s_0 = two independent signs. V* = 1.
 
-    r = 1 if the choice meets the first sign, minus (amount − half the second sign)². Each part must read its own sign,
+    r = 1 if the choice meets the first sign, minus (amount − a quarter of the second sign)². Each part must read its own sign,
     and a part that gets the other's number, or whose log-probability is left out, cannot earn it.
     """
 
@@ -305,7 +305,7 @@ def hybrid() -> Probe:
 
     def reward(observation: Observation, action: Any) -> Float32[Array, ""]:
         is_met = (action["choice"] == 1) == (observation[0] > 0)
-        return is_met.astype(jnp.float32) - (action["amount"][0] - 0.5 * observation[1]) ** 2
+        return is_met.astype(jnp.float32) - (action["amount"][0] - 0.25 * observation[1]) ** 2
 
     space = spaces.Dict({"choice": spaces.Discrete(2), "amount": _box(-1.0)})
     return Probe(_box(-1.0, 2), space, draw, _one_step(reward), _ones)
