@@ -34,7 +34,8 @@ PLOT = HERE.parent / "docs" / "images" / "speed.svg"
 ROUNDS = 5
 PEERS = {
     "rejax": ("rejax", "gymnax==0.0.9"),  # rejax 0.1.3 expects gymnax's old five-value step
-    "baselines": ("stable-baselines3", "sbx-rl", "gymnasium[mujoco]"),
+    "baselines": ("stable-baselines3", "sbx-rl", "sb3-contrib", "gymnasium[mujoco]"),
+    "purejaxrl": ("flax", "distrax", "gymnax==0.0.9"),
 }
 SAME = {"normalize_rewards": False, "normalize_observations": False}
 CARTPOLE = {"n_envs": 8, "n_steps": 128, "batch_size": 256, "n_epochs": 4, "learning_rate": 2.5e-4}
@@ -64,9 +65,15 @@ def baselines(name: str, library: str, environment: str, processes: int, steps: 
     return Contender(name, "baselines", "measure_baselines.py", (library, environment, processes, steps, settings))
 
 
-def rejax(name: str, seeds: int, steps: int) -> Contender:
+def rejax(name: str, seeds: int, steps: int, *more: Any) -> Contender:
     """A contender with rejax."""
-    return Contender(name, "rejax", "measure_rejax.py", (seeds, steps))
+    return Contender(name, "rejax", "measure_rejax.py", (seeds, steps, *more))
+
+
+def purejaxrl(name: str, file: str, environment: str, steps: int, processes: int, settings: Any) -> Contender:
+    """A contender with PureJaxRL, from the clone in the folder of the virtual environments."""
+    arguments = (CLONE, file, environment, steps, processes, settings)
+    return Contender(name, "purejaxrl", "measure_purejaxrl.py", arguments)
 
 
 def raw(name: str, environment: str, processes: int) -> Contender:
@@ -74,6 +81,15 @@ def raw(name: str, environment: str, processes: int) -> Contender:
     return Contender(name, "upslope", "measure_raw.py", (environment, processes))
 
 
+CLONE = "purejaxrl-clone"
+"""In FOLDER: `git clone https://github.com/luchris429/purejaxrl` at 31756b1."""
+BREAKOUT = SAME | {"num_envs": 64, "rollout_steps": 128, "minibatches": 8, "encoder": ["perceptron"]}
+GRU = SAME | {
+    "num_envs": 4, "rollout_steps": 128, "memory": "gru", "memory_size": 128, "hidden_sizes": [128],
+    "shared_trunk": True, "activation": "relu",
+}  # fmt: skip
+MINIGRID = {"num_envs": 8, "rollout_steps": 128, "epochs": 10, "minibatches": 16, "ignore_observation": ["mission"]}
+RECURRENT = {"n_envs": 4, "n_steps": 128, "batch_size": 128, "n_epochs": 4, "learning_rate": 2.5e-4}
 COMPILED = SAME | {"num_envs": 64, "rollout_steps": 128}
 CHEETAH = "HalfCheetah-v5"
 CASES: dict[str, tuple[str, list[Contender]]] = {
@@ -89,6 +105,48 @@ CASES: dict[str, tuple[str, list[Contender]]] = {
         [
             upslope("upslope", "jax:CartPole-v1", 8, 1_000_000, COMPILED),
             rejax("rejax", 8, 200_000),
+        ],
+    ),
+    "breakout": (
+        "gymnax Breakout-MinAtar, 64 × 128, 4 epochs × 8 minibatches, 64-64 tanh networks on the flattened board",
+        [
+            upslope("upslope, 1 seed", "gymnax:Breakout-MinAtar", 1, 1_500_000, BREAKOUT),
+            upslope("upslope, 2 seeds", "gymnax:Breakout-MinAtar", 2, 1_500_000, BREAKOUT),
+            purejaxrl(
+                "PureJaxRL, 2 processes",
+                "ppo",
+                "Breakout-MinAtar",
+                1_000_000,
+                2,
+                {"NUM_ENVS": 64, "NUM_MINIBATCHES": 8},
+            ),
+            rejax("rejax, 2 seeds", 2, 500_000, 64, "Breakout-MinAtar", 8),
+        ],
+    ),
+    "gru": (
+        "CartPole with a GRU of 128 units, 4 × 128, 4 epochs × 4 minibatches of one environment",
+        [
+            upslope("upslope, 1 seed", "jax:CartPole-v1", 1, 300_000, GRU),
+            upslope("upslope, 2 seeds", "jax:CartPole-v1", 2, 300_000, GRU),
+            upslope("upslope, Gymnasium, 2 seeds", "CartPole-v1", 2, 30_000, GRU),
+            purejaxrl("PureJaxRL ppo_rnn", "ppo_rnn", "CartPole-v1", 200_000, 1, {}),
+            purejaxrl("PureJaxRL ppo_rnn, 2 processes", "ppo_rnn", "CartPole-v1", 200_000, 2, {}),
+            baselines("RecurrentPPO (LSTM), 2 processes", "recurrent", "CartPole-v1", 2, 4_096, RECURRENT),
+        ],
+    ),
+    "parts": (
+        "CartPole as a vector, as a Dict of two vectors, and with a mask, on the host, 8 × 128, 8 seeds",
+        [
+            upslope("upslope", "worlds:Parted", 8, 60_000, SAME),
+            upslope("upslope, Dict", "worlds:Dicts", 8, 60_000, SAME),
+            upslope("upslope, mask", "worlds:Masked", 8, 60_000, SAME),
+        ],
+    ),
+    "minigrid": (
+        "MiniGrid-DoorKey-5x5-v0, 8 × 128, 10 epochs × 16 minibatches, convolutions, 8 seeds",
+        [
+            upslope("upslope, 8 seeds", "MiniGrid-DoorKey-5x5-v0", 8, 20_000, MINIGRID),
+            raw("raw stepping, 2 processes", "MiniGrid-DoorKey-5x5-v0", 2),
         ],
     ),
     "cartpole": (
@@ -135,7 +193,8 @@ def python_of(environment: str, folder: Path) -> Path:
 
 def run(contender: Contender, folder: Path) -> dict[str, float]:
     """Run a contender once, and return its measurement."""
-    arguments = [json.dumps(a) if isinstance(a, dict) else str(a) for a in contender.arguments]
+    given = [folder / a if a == CLONE else a for a in contender.arguments]
+    arguments = [json.dumps(a) if isinstance(a, dict) else str(a) for a in given]
     command = [python_of(contender.environment, folder), HERE / "peers" / contender.script, *arguments]
     done = subprocess.run(command, capture_output=True, text=True, timeout=600)
     if done.returncode:

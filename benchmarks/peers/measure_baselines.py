@@ -1,6 +1,7 @@
-"""Stable-Baselines3's or SBX's PPO on a Gymnasium environment, in one or more processes at once; prints a JSON line.
+"""PPO of Stable-Baselines3, of SBX, or of sb3-contrib with an LSTM ("recurrent"), on a Gymnasium environment, in one or
+more processes at once; prints a JSON line.
 
-python measure_baselines.py sb3|sbx ENVIRONMENT PROCESSES STEPS '{"n_envs": 8, "n_steps": 128, …}'
+python measure_baselines.py sb3|sbx|recurrent ENVIRONMENT PROCESSES STEPS '{"n_envs": 8, "n_steps": 128, …}'
 """
 
 import json
@@ -23,6 +24,12 @@ def one(library: str, environment: str, steps: int, settings: dict) -> dict:
 
         torch.set_num_threads(1)
         extra = {"device": "cpu", "policy_kwargs": HIDDEN}
+    elif library == "recurrent":
+        import torch
+        from sb3_contrib import RecurrentPPO as PPO  # noqa: N814 - stands for SB3's PPO here
+
+        torch.set_num_threads(1)
+        extra = {"device": "cpu", "policy_kwargs": {"lstm_hidden_size": 128, "net_arch": {"pi": [128], "vf": [128]}}}
     else:
         from sbx import PPO
 
@@ -30,7 +37,7 @@ def one(library: str, environment: str, steps: int, settings: dict) -> dict:
     num_envs = settings.pop("n_envs")
     worlds = DummyVecEnv([lambda: gymnasium.make(environment)] * num_envs)
     started = perf_counter()
-    model = PPO("MlpPolicy", worlds, **settings, **extra)
+    model = PPO("MlpLstmPolicy" if library == "recurrent" else "MlpPolicy", worlds, **settings, **extra)
     model.learn(2 * num_envs * settings["n_steps"])
     first = perf_counter() - started
     started = perf_counter()

@@ -6,18 +6,22 @@ python measure_raw.py ENVIRONMENT PROCESSES still    # MuJoCo's stopwatch stoppe
 
 import json
 import sys
+from importlib import import_module
 from time import perf_counter
 
 import gymnasium
 from measure import at_once
 
 from upslope.engines.mujoco_timer import stop_stopwatch
+from upslope.environments.packages import package_of
 
 SECONDS = 5.0
 
 
 def one(environment: str, is_still: bool) -> float:
     """Steps per second of this process."""
+    if package := package_of(environment):
+        import_module(package.module)
     env = gymnasium.make(environment, disable_env_checker=True)
     if is_still:
         stop_stopwatch()

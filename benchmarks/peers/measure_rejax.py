@@ -1,8 +1,8 @@
-"""rejax's PPO on its own compiled CartPole, seeds vmapped; prints a JSON line.
+"""rejax's PPO on a compiled environment of gymnax, seeds vmapped; prints a JSON line.
 
-    python measure_rejax.py SEEDS STEPS [ENVIRONMENTS]
+    python measure_rejax.py SEEDS STEPS [ENVIRONMENTS [ID [MINIBATCHES]]]
 
-The same world, 64 × 128 batch by default, 4 epochs × 4 minibatches, separate 64-64 tanh networks as upslope's; no
+By default CartPole, a batch of 64 × 128, 4 epochs × 4 minibatches, separate 64-64 tanh networks as upslope's; no
 evaluation.
 """
 
@@ -15,10 +15,12 @@ import rejax
 from measure import peak_memory
 
 if __name__ == "__main__":
-    seeds, steps, num_envs = int(sys.argv[1]), int(sys.argv[2]), int((*sys.argv, 64)[3])
+    given = dict(enumerate(sys.argv))
+    seeds, steps, num_envs = int(given[1]), int(given[2]), int(given.get(3, 64))
     algorithm = rejax.get_algo("ppo").create(
-        env="CartPole-v1", num_envs=num_envs, num_steps=128, num_epochs=4, num_minibatches=4, total_timesteps=steps,
-        eval_freq=steps, learning_rate=2.5e-4, max_grad_norm=0.5, gamma=0.99, gae_lambda=0.95, clip_eps=0.2,
+        env=given.get(4, "CartPole-v1"), num_envs=num_envs, num_steps=128, num_epochs=4,
+        num_minibatches=int(given.get(5, 4)), total_timesteps=steps, eval_freq=steps,
+        learning_rate=2.5e-4, max_grad_norm=0.5, gamma=0.99, gae_lambda=0.95, clip_eps=0.2,
         ent_coef=0.01, vf_coef=0.5, skip_initial_evaluation=True,
         agent_kwargs={"hidden_layer_sizes": (64, 64), "activation": "tanh"},
     ).replace(eval_callback=lambda *_: ())  # fmt: skip

@@ -1,0 +1,70 @@
+"""PureJaxRL's PPO, with or without memory, on gymnax; prints a JSON line.
+
+    python measure_purejaxrl.py CLONE ppo|ppo_rnn ENVIRONMENT STEPS PROCESSES '{"NUM_ENVS": 64, …}'
+
+CLONE is a clone of github.com/luchris429/purejaxrl (31756b1). It is not a package, so its file is imported as it is,
+except for two lines that Flax no longer understands: a GRU is now told its width when it is made. The settings replace
+those at the file's end. Each process has a seed, as one program uses one core.
+"""
+
+import json
+import sys
+from pathlib import Path
+from time import perf_counter
+from types import ModuleType
+from typing import Any
+
+from measure import at_once, peak_memory
+
+DEFAULTS: dict[str, Any] = {
+    "LR": 2.5e-4, "NUM_ENVS": 4, "NUM_STEPS": 128, "UPDATE_EPOCHS": 4, "NUM_MINIBATCHES": 4, "GAMMA": 0.99,
+    "GAE_LAMBDA": 0.95, "CLIP_EPS": 0.2, "ENT_COEF": 0.01, "VF_COEF": 0.5, "MAX_GRAD_NORM": 0.5, "ACTIVATION": "tanh",
+    "ANNEAL_LR": True, "DEBUG": False,
+}  # fmt: skip
+NEWER_FLAX = {
+    "nn.GRUCell()(rnn_state, ins)": "nn.GRUCell(ins.shape[1])(rnn_state, ins)",
+    """nn.GRUCell.initialize_carry(
+            jax.random.PRNGKey(0), (batch_size,), hidden_size
+        )""": "jnp.zeros((batch_size, hidden_size))",
+}
+
+
+def imported(clone: Path, name: str) -> ModuleType:
+    """The module of this name in the clone."""
+    folder = clone / "purejaxrl"
+    sys.path.insert(0, str(folder))
+    source = (folder / f"{name}.py").read_text("utf-8")
+    for old, new in NEWER_FLAX.items():
+        source = source.replace(old, new)
+    module = ModuleType(name)
+    exec(compile(source, str(folder / f"{name}.py"), "exec"), module.__dict__)
+    return module
+
+
+def one(clone: Path, name: str, environment: str, steps: int, settings: dict[str, Any]) -> dict[str, float]:
+    """Train twice in this process; the second time measures the rate, and the first one compiling."""
+    import jax
+
+    config = DEFAULTS | {"ENV_NAME": environment, "TOTAL_TIMESTEPS": steps} | settings
+    train = jax.jit(imported(clone, name).make_train(config))
+    key = jax.random.PRNGKey(0)
+    started = perf_counter()
+    jax.block_until_ready(train(key))
+    first = perf_counter() - started
+    started = perf_counter()
+    jax.block_until_ready(train(key))
+    seconds = perf_counter() - started
+    return {"steps_per_second": steps / seconds, "first_update": first - seconds}
+
+
+if __name__ == "__main__":
+    clone, name, environment, steps, processes, settings = sys.argv[1:]
+    if int(processes) == 1:
+        answer = one(Path(clone), name, environment, int(float(steps)), json.loads(settings))
+    else:
+        answers = at_once(int(processes), __file__, clone, name, environment, steps, "1", settings)
+        answer = {
+            "steps_per_second": sum(a["steps_per_second"] for a in answers),
+            "first_update": max(a["first_update"] for a in answers),
+        }
+    print(json.dumps(answer | {"peak_memory_mb": peak_memory()}))
