@@ -255,9 +255,9 @@ def test_every_broken_answer_has_its_own_line(kind, name, words):
 BROKEN_AT_ONCE = [
     (CannotBeMade, "environment", "RuntimeError: no licence"),
     (TakesNoSeed, "reset", "takes no seed"),
-    (OnlyLooksLikeOne, "environment", "has reset.. and step.. and is not a gymnasium.Env"),
+    (OnlyLooksLikeOne, "environment", "has reset.. and step.. but is not a gymnasium.Env"),
     (lambda: None, "environment", "gave nothing"),
-    (lambda: (Walk(), 3), "environment", "gave a tuple"),
+    (lambda: (Walk(), 3), "environment", "returned a tuple"),
     (several_at_once, "environment", "several environments at once"),
     (NoSpaces, "environment", "declares no observation_space"),
     (lambda: Declares((2,), spaces.Discrete(2)), "environment", r"\(2,\) \(tuple\) as its observation_space"),
@@ -285,7 +285,7 @@ def test_a_space_that_cannot_be_used_is_refused_for_what_it_is():
     assert "Text" in line.found and "--ignore-observation" not in line.remedy
     assert "dtype int32" in errors_of(WholeActions)[0].remedy
     texts = spaces.Dict({"x": spaces.Text(3), "y": spaces.Text(3)})
-    assert "which no network reads" in errors_of(lambda: Declares(texts, spaces.Discrete(2)))[0].remedy
+    assert "which no network can read" in errors_of(lambda: Declares(texts, spaces.Discrete(2)))[0].remedy
 
 
 def test_keys_that_no_network_reads_are_left_out_by_the_line(monkeypatch):

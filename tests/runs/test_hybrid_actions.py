@@ -185,7 +185,7 @@ def test_actions_of_another_head_are_converted_or_refused(trained, tmp_path):
             "--head is read only by --model percept",
         ),
         ("jax:Pendulum-v1", {"head": "tanh"}, "gaussian"),
-        ("jax:Pendulum-v1", SQUASHED | {"log_std_init": 2.5}, "log σ between -5 and 2, and --log-std-init is 2.5"),
+        ("jax:Pendulum-v1", SQUASHED | {"log_std_init": 2.5}, "log σ between -5 and 2, but --log-std-init is 2.5"),
         (own.Endless, {"head": "squashed"}, "--head squashed squashes .*finite bounds.* at `far` are Box.*inf"),
     ],
 )
