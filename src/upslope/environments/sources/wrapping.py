@@ -62,7 +62,7 @@ def import_library(library: Library) -> None:
 
 
 def module(name: str) -> Any:
-    """Import a library's module when it is needed. `import gymnax` in `gymnax.py` would look like an import of itself."""
+    """Import a library's module when it is needed. `import gymnax` in `gymnax.py` would look like importing itself."""
     return importlib.import_module(name)
 
 
