@@ -291,7 +291,7 @@ def test_a_space_that_cannot_be_used_is_refused_for_what_it_is():
 def test_keys_that_no_network_reads_are_left_out_by_the_line(monkeypatch):
     monkeypatch.setattr(upslope.diagnosis.check, "STEPS", 300)
     found = upslope.check(Told)
-    warnings = [check for check in found.checks if "no network reads" in check.found]
+    warnings = [check for check in found.checks if "no network can read" in check.found]
     assert [check.status for check in warnings] == ["warning", "warning"] and "mission" in warnings[1].remedy
     assert "--ignore-observation deep/a/b --ignore-observation mission" in found.command
     assert {choice.what for choice in found.choices} >= {"--ignore-observation mission"}
@@ -345,7 +345,7 @@ class Nothing(Masked):
     [
         (Masked, "ok", 'info["action_mask"] allows 50% of the choices'),
         (ByMethod, "ok", "its method action_masks() allows 50%"),
-        (Late, "warning", "after step(), and none after reset()"),
+        (Late, "warning", "after step(), but none after reset()"),
         (TooLong, "error", "shape (3,), and (2,) is needed"),
         (Nothing, "error", "allows no action: step 0 of an episode"),
     ],

@@ -171,7 +171,7 @@ def test_the_command_answers_a_person_and_a_program(tmp_path, capsys):
     path = write_run(tmp_path, changes={"health/broken_links": 1.0})
     run_command(["doctor", str(path)])
     words = capsys.readouterr().out
-    assert "Rows do not go on" in words and "health/broken_links" in words and "remedy" in words
+    assert "Rows do not continue" in words and "health/broken_links" in words and "remedy" in words
     run_command(["doctor", str(path), "--json"])
     found = json.loads(capsys.readouterr().out)
     assert not found["healthy"] and found["findings"][0]["cause"] == "rows_misaligned"
