@@ -67,7 +67,7 @@ def configured(
     asked = canonical(settings) | names
     if twice := [flag_of(name) for name in given.keys() & asked.keys() if given[name] != asked[name]]:
         own = " and ".join(str(part) for part in vars(objects).values() if part)
-        raise UpslopeError(f"{', '.join(twice)} differs between the settings and {own}. Leave one out.")
+        raise UpslopeError(f"{', '.join(twice)} differs between the settings and {own}. Remove one of the two.")
     for role in AXES:
         if ":" in asked.get(role, ""):
             given |= declared(named(role, asked[role]))

@@ -76,7 +76,7 @@ def named(role: str, name: str) -> Any:
 def parameters(part: Any) -> dict[str, str]:
     """Fields of a part, or of its type, that a config sets → the config's name for each.
 
-    A user's own part shares those hyperparameters that it declares under upslope's names, as plain numbers.
+    A user's own part receives the hyperparameters that it declares under upslope's names, as plain numbers.
     """
     kind = part if isinstance(part, type) else type(part)
     found = {f.name: f.name for f in fields(kind)} if is_dataclass(kind) else {}

@@ -93,7 +93,7 @@ def memory_test(trial: Trial, encoder: ObservationEncoder, action_space: spaces.
             return Suspicion(words, is_hidden=True)
     if recurring >= 0.5 * len(steps.now) and recurring >= FEW:
         words = f"in {recurring:,} steps whose observation and action recurred, the past added nothing"
-        return Suspicion(f"no use for a memory was found: {words}")
+        return Suspicion(f"no need for a memory was found: {words}")
     found = regression_test(trial, steps, encoder, action_space)
     if found is None:
         words = f"cannot be decided from these {len(steps.now):,} steps: too few, not finite, or without change"
@@ -106,7 +106,7 @@ def memory_test(trial: Trial, encoder: ObservationEncoder, action_space: spaces.
         )
         return Suspicion(words, is_hidden=True)
     words = f"observation and action leave {present:.0%} of the change of {name} unexplained"
-    return Suspicion(f"no use for a memory was found: {words}, and with {past} {remembered:.0%}")
+    return Suspicion(f"no need for a memory was found: {words}, and with {past} {remembered:.0%}")
 
 
 PREVIOUS, FIRST = "the step before", "the first observation of the episode"

@@ -45,7 +45,7 @@ def choices(e: Examined, settings: dict[str, Any], unread: Sequence[tuple[str, A
     if e.environment.gives_masks:
         yield Choice("action masks", "the environment says which actions are allowed; no others are taken")
     if e.suspicion.is_hidden:
-        yield Choice("--memory gru", f"a suspicion, to be compared with a run without: {e.suspicion.words}")
+        yield Choice("--memory gru", f"a suspicion, to be compared with a run without it: {e.suspicion.words}")
     advised = advice(e, settings)
     if "normalize_observations" in advised:
         yield Choice("--normalize-observations", "some numbers are far from 0, or far larger or smaller than 1")

@@ -32,14 +32,14 @@ def no_reward_signal(s: Signs) -> Finding | None:
         return Finding(
             "no_reward_signal", f"Every episode had the same return, {np.nanmedian(x):.4g}, and the same length.",
             "The goal was never reached, or the environment pays the same whatever the policy does.",
-            "Shape the reward, or explore wider: --entropy-coefficient 0.02, --log-std-init 0.5; or begin from --data.",
+            "Shape the reward, or explore wider: --entropy-coefficient 0.02, --log-std-init 0.5; or learn from --data.",
             0.96 * never_differs, evidence=(s.evidence("episode/return", x, "differs between episodes"),),
             experiment=CHECK,
         )  # fmt: skip
     return Finding(
         "no_reward_signal", "No reward was ever seen.",
         "The reward is too sparse for this exploration, or the environment gives no rewards.",
-        "Shape the reward, or explore wider: --entropy-coefficient 0.02, --log-std-init 0.5; or begin from --data.",
+        "Shape the reward, or explore wider: --entropy-coefficient 0.02, --log-std-init 0.5; or learn from --data.",
         0.97 * part, evidence=(s.evidence("reward_nonzero", nonzero, "above 0"),), experiment=CHECK,
     ) if part else None  # fmt: skip
 
@@ -96,7 +96,7 @@ def only_costs_avoided(s: Signs) -> Finding | None:
 
     In a balancing or holding task all rewards are costs too, and in the end hardly any variance is left to explain.
     But during learning these costs depend on the state, so those of neighbouring steps are correlated, and their sums
-    vary more than sums of independent costs, such as costs of the action alone.
+    vary more than sums of independent costs, e.g. costs that depend only on the action.
     """
     highest, ended = s.taken("reward_max", how=np.max), s.taken("truncated_share", how=np.min)
     explained = s.late("critic/explained_variance")
@@ -217,7 +217,7 @@ def limit_as_termination(s: Signs) -> Finding | None:
 def observations_uninformative(s: Signs) -> Finding | None:
     """Observations never change."""
     longest = s.lengths.max() if s.lengths.size else np.inf
-    if s.lacks(f"{FEW} samples an iteration", s.batch < FEW) or longest <= 1:
+    if s.lacks(f"{FEW} samples per iteration", s.batch < FEW) or longest <= 1:
         return None
     x, still = s.taken("observation_constant"), s.taken("still")
     part = share((x > 0.999) | (still > 0.999) & (longest > 2))
@@ -261,7 +261,7 @@ def actions_without_effect(s: Signs) -> Finding | None:
     effect, gain = s.taken("action_effect", how=np.mean), s.taken("weight_std")
     later = s.taken("late_effect", how=np.mean)
     few = s.lacks(
-        f"{SAMPLES} samples an iteration", not s.is_whole and s.config.num_envs * s.config.rollout_steps < SAMPLES
+        f"{SAMPLES} samples per iteration", not s.is_whole and s.config.num_envs * s.config.rollout_steps < SAMPLES
     )
     is_none = (effect < 1.5) & ~(later > LATER) & (gain > 1e-7)
     part = share(is_none) if s.is_flat and not few and not s.is_recorded else 0.0

@@ -22,7 +22,7 @@ def of_part(s: Signs, name: str, part: str) -> np.ndarray:
 
 @rule("Huang and Ontañón 2022: what invalid action masking does to the gradient")
 def forbidden_actions_likely(s: Signs) -> Finding | None:
-    """The policy's own probability lies on forbidden actions: a note, since only the mask keeps them away."""
+    """Most of the unmasked probability lies on forbidden actions: a note, since only the mask keeps them away."""
     x = of_part(s, "forbidden_mass", MASKS)
     part = share(x > 0.5)
     is_all = share(x > 0.99) > 0

@@ -224,7 +224,7 @@ def late_collapse(s: Signs) -> Finding | None:
     return Finding(
         "late_collapse", f"{np.sum(x > 0.7)} of {len(x)} seeds lost most of what they had learned.",
         "An update late in the run was too large.",
-        "Keep --learning-rate-decay, and add --target-kl 0.02; `best` holds the best agents.",
+        "Keep --learning-rate-schedule linear, and add --target-kl 0.02; `best` holds the best agents.",
         0.6 * part, 0.8, evidence=(s.evidence("share of the rise lost", x, "0"),), experiment=SEED,
     ) if part >= 0.4 else None  # fmt: skip
 

@@ -102,7 +102,7 @@ class Composed(equinox.Module):
 
 
 class Separate(Composed):
-    """π_θ and V_θ in networks of their own."""
+    """π_θ and V_θ as separate networks."""
 
     actor: Branch
     critic: Branch

@@ -351,7 +351,7 @@ class SquashedHead(BoxHead):
         return super().to_compiled(self.squashed(action))
 
     def outside(self, action: Shaped[Array, "B ..."]) -> Float[Array, "B"] | None:
-        """0: nothing is clipped."""
+        """Zeros, since nothing is clipped."""
         return jnp.zeros(action.shape[:-1], jnp.float32)
 
 

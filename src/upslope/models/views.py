@@ -77,7 +77,7 @@ class View:
 WHOLE = View()
 """All of an observation."""
 Views = tuple[View, View]
-"""What the policy and what the critic reads."""
+"""What the policy reads, and what the critic reads."""
 FLAGS = {"policy_reads": "--policy-reads", "critic_reads": "--critic-reads"}
 """Setting → its flag."""
 
