@@ -346,7 +346,7 @@ class Nothing(Masked):
         (Masked, "ok", 'info["action_mask"] allows 50% of the choices'),
         (ByMethod, "ok", "its method action_masks() allows 50%"),
         (Late, "warning", "after step(), but none after reset()"),
-        (TooLong, "error", "shape (3,), and (2,) is needed"),
+        (TooLong, "error", "shape (3,), but (2,) is needed"),
         (Nothing, "error", "allows no action: step 0 of an episode"),
     ],
 )
