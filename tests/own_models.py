@@ -148,7 +148,7 @@ class WithoutStart(equinox.Module):
 
 
 class OtherCarry(Forgetful):
-    """A step gives another carry than it takes."""
+    """A step returns a different carry from the one that it takes."""
 
     def step(self, features: Any, carry: Any, fresh: Any) -> tuple[Outputs, Any]:
         outputs, carry = super().step(features, carry, fresh)

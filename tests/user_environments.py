@@ -332,7 +332,7 @@ class Senses(Walk):
 
 
 class Told(Senses):
-    """The same with words that no network reads, at the top and inside."""
+    """The same with words that no network can read, at the top and inside."""
 
     def __init__(self) -> None:
         super().__init__()

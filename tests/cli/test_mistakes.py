@@ -74,7 +74,7 @@ def refused(words: str, capsys: pytest.CaptureFixture) -> str:
         ("train CartPole-v1 --vf_coef 0.5 --n-steps 5", "There is no --vf_coef. Policy and critic"),
         ("train CartPole-v1 --vf_coef 0.5 --n-steps 5", "There is no --n-steps; upslope calls it --rollout-steps."),
         ("train CartPole-v1 --algorithm PPO", 'There is no algorithm "PPO". Did you mean ppo'),
-        ("train CartPole-v1 --algorithm sac", "upslope has policy gradients only"),
+        ("train CartPole-v1 --algorithm sac", "upslope has only policy gradients"),
         ("train", "Say what to train on"),
         ("train CartPole-v1 --resume", "--resume needs the --name of the run"),
         ("doctor", "No run is given"),

@@ -203,7 +203,7 @@ def test_the_settings_of_other_libraries_are_translated(name: str, said: str):
         ("PPO", "Did you mean ppo"),
         ("Ppo", "Did you mean ppo"),
         ("A2C", "Did you mean a2c"),
-        *((name, "upslope has policy gradients only") for name in ("sac", "SAC", "dqn", "td3", "ddpg", "a3c", "trpo")),
+        *((name, "upslope has only policy gradients") for name in ("sac", "SAC", "dqn", "td3", "ddpg", "a3c", "trpo")),
     ],
 )
 def test_other_algorithms_get_the_nearest_rung(name: str, said: str):

@@ -226,7 +226,7 @@ BROKEN = [
     ("reset without info", "reset", "without info, as before Gymnasium 0.26"),
     ("reset gives three", "reset", "3 values instead of"),
     ("info is text", "reset", "'info' as info"),
-    ("reset: shape", "reset", r"shape \(1, 2\), and the observation space is .* of shape \(2,\)"),
+    ("reset: shape", "reset", r"shape \(1, 2\), but the observation space is .* of shape \(2,\)"),
     ("reset: structure", "reset", "a dictionary with 'position'"),
     ("reset: None", "reset", "the observation None"),
     ("step raises", "step", "raised KeyError"),
@@ -255,9 +255,9 @@ def test_every_broken_answer_has_its_own_line(kind, name, words):
 BROKEN_AT_ONCE = [
     (CannotBeMade, "environment", "RuntimeError: no licence"),
     (TakesNoSeed, "reset", "takes no seed"),
-    (OnlyLooksLikeOne, "environment", "has reset.. and step.. and is not a gymnasium.Env"),
-    (lambda: None, "environment", "gave nothing"),
-    (lambda: (Walk(), 3), "environment", "gave a tuple"),
+    (OnlyLooksLikeOne, "environment", "has reset.. and step.. but is not a gymnasium.Env"),
+    (lambda: None, "environment", "returned nothing"),
+    (lambda: (Walk(), 3), "environment", "returned a tuple"),
     (several_at_once, "environment", "several environments at once"),
     (NoSpaces, "environment", "declares no observation_space"),
     (lambda: Declares((2,), spaces.Discrete(2)), "environment", r"\(2,\) \(tuple\) as its observation_space"),
@@ -285,13 +285,13 @@ def test_a_space_that_cannot_be_used_is_refused_for_what_it_is():
     assert "Text" in line.found and "--ignore-observation" not in line.remedy
     assert "dtype int32" in errors_of(WholeActions)[0].remedy
     texts = spaces.Dict({"x": spaces.Text(3), "y": spaces.Text(3)})
-    assert "which no network reads" in errors_of(lambda: Declares(texts, spaces.Discrete(2)))[0].remedy
+    assert "which no network can read" in errors_of(lambda: Declares(texts, spaces.Discrete(2)))[0].remedy
 
 
 def test_keys_that_no_network_reads_are_left_out_by_the_line(monkeypatch):
     monkeypatch.setattr(upslope.diagnosis.check, "STEPS", 300)
     found = upslope.check(Told)
-    warnings = [check for check in found.checks if "no network reads" in check.found]
+    warnings = [check for check in found.checks if "no network can read" in check.found]
     assert [check.status for check in warnings] == ["warning", "warning"] and "mission" in warnings[1].remedy
     assert "--ignore-observation deep/a/b --ignore-observation mission" in found.command
     assert {choice.what for choice in found.choices} >= {"--ignore-observation mission"}
@@ -345,8 +345,8 @@ class Nothing(Masked):
     [
         (Masked, "ok", 'info["action_mask"] allows 50% of the choices'),
         (ByMethod, "ok", "its method action_masks() allows 50%"),
-        (Late, "warning", "after step(), and none after reset()"),
-        (TooLong, "error", "shape (3,), and (2,) is needed"),
+        (Late, "warning", "after step(), but none after reset()"),
+        (TooLong, "error", "shape (3,), but (2,) is needed"),
         (Nothing, "error", "allows no action: step 0 of an episode"),
     ],
 )

@@ -135,12 +135,12 @@ def test_too_little_to_judge_is_no_clean_bill(tmp_path, capsys):
     short = [{n: x for n, x in row.items() if n != "health/end_share"} for row in rows if row["iteration"] < 3]
     (path / "metrics.jsonl").write_text("".join(json.dumps(row) + "\n" for row in short))
     found = upslope.diagnose(path)
-    assert found.too_little == "it has 3 iterations, and 10 are needed" and found.to_json()["healthy"] is None
+    assert found.too_little == "it has 3 iterations, but 10 are needed" and found.to_json()["healthy"] is None
     assert found.unchecked["ends_not_recorded"] == "end_share" and "ends_not_recorded" not in found.checked
     assert found.unchecked["slows_down"] == "24 iterations"
     run_command(["doctor", str(path)])
     words = " ".join(capsys.readouterr().out.split())
-    assert "not enough evidence: it has 3 iterations, and 10 are needed" in words
+    assert "not enough evidence: it has 3 iterations, but 10 are needed" in words
     assert "ends not recorded (end_share)" in words
 
     (path / "metrics.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
@@ -171,7 +171,7 @@ def test_the_command_answers_a_person_and_a_program(tmp_path, capsys):
     path = write_run(tmp_path, changes={"health/broken_links": 1.0})
     run_command(["doctor", str(path)])
     words = capsys.readouterr().out
-    assert "Rows do not go on" in words and "health/broken_links" in words and "remedy" in words
+    assert "Rows do not continue" in words and "health/broken_links" in words and "remedy" in words
     run_command(["doctor", str(path), "--json"])
     found = json.loads(capsys.readouterr().out)
     assert not found["healthy"] and found["findings"][0]["cause"] == "rows_misaligned"

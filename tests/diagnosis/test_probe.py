@@ -124,7 +124,7 @@ def test_a_policy_that_sees_too_much_and_a_critic_that_sees_too_little_fail_at_a
 
 
 def test_what_a_model_cannot_do_is_not_probed():
-    with pytest.raises(upslope.UpslopeError, match="asymmetric needs two networks of upslope's own"):
+    with pytest.raises(upslope.UpslopeError, match="asymmetric needs two separate networks of upslope's own"):
         upslope.probe(only=["asymmetric"], shared_trunk=True)
     with pytest.raises(upslope.UpslopeError, match="memory needs a model with memory"):
         upslope.probe(only=["memory"], model="own_models:Memoryless")

@@ -180,7 +180,7 @@ def test_a_lost_final_observation_is_refused():
 def test_wrappers_go_around_each_environment_of_an_id():
     made: Any = make("vector:CartPole-v1", wrappers=("TimeAwareObservation",), max_episode_steps=9)
     assert made.observation_space.shape == (5,) and made.max_episode_steps == 9 and "SyncVectorEnv" in made.kind
-    with pytest.raises(UpslopeError, match="--wrapper would go inside"):
+    with pytest.raises(UpslopeError, match="--wrapper would apply inside"):
         make("vector:vector_environments:counting", wrappers=("TimeAwareObservation",))
     masked: Any = make("vector:Taxi-v4")
     assert masked.gives_masks and not make("vector:Taxi-v4", masks=False).gives_masks

@@ -98,7 +98,7 @@ def test_the_command_of_a_config_repeats_its_wrappers(tmp_path):
     words = ["CartPole-v1", "--config", str(tmp_path / "settings.yaml")]
     assert parse_train(words)[1]["wrappers"] == ("FlattenObservation",)
     assert parse_train([*words, "--wrapper", SCALED])[1]["wrappers"] == (SCALED,)
-    with pytest.raises(upslope.UpslopeError, match="list of texts"):
+    with pytest.raises(upslope.UpslopeError, match="list of strings"):
         canonical({"wrappers": 3})
 
 

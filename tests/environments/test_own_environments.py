@@ -77,7 +77,7 @@ def test_an_object_with_arguments_is_said_to_be_lost_and_can_be_passed(catch, tm
     assert words.index("cannot be found again by its name") < words.index("trained in")
     assert f'upslope.evaluate("{run.path}", environment=…)'.replace(" ", "") in words.replace(" ", "")
     for refused in (upslope.evaluate, upslope.record, credit_of, upslope.resume):
-        with pytest.raises(upslope.UpslopeError, match="pass it: environment="):
+        with pytest.raises(upslope.UpslopeError, match="pass it as environment="):
             refused(run.path)
     assert upslope.evaluate(run.path, episodes=2, environment=wide)["stochastic"].returns.shape == (1, 2)
     assert upslope.record(run.path, episodes=2, environment=wide).is_file()
@@ -173,15 +173,15 @@ class Own(upslope.CompiledEnvironment):
     [
         ("raises", r"raised RuntimeError: no licence \(test_own_environments.py, line \d+\)"),
         ("alone", r"returned float32\[2\]; \(state, observation\) is needed"),
-        ("shape at reset", r"gave the observation float32\[3\], and the observation space is Box"),
+        ("shape at reset", r"returned the observation float32\[3\], but the observation space is Box"),
         ("state dtype", r"changed state from int32\[2\] to float32\[2\]"),
         ("if", "jnp.where or jax.lax.cond instead of `if`"),
-        ("shape", r"step\(\) gave the observation float32\[3\]"),
-        ("dtype", r"step\(\) gave the observation int32\[2\]"),
-        ("reward", r"gave the reward float32\[2\]; a float of shape \(\)"),
-        ("whole reward", r"gave the reward int32\[\]; a float"),
-        ("terminated", r"gave the terminated int32\[\]; a bool"),
-        ("structure", "state of another structure"),
+        ("shape", r"step\(\) returned the observation float32\[3\]"),
+        ("dtype", r"step\(\) returned the observation int32\[2\]"),
+        ("reward", r"returned the reward float32\[2\]; a float of shape \(\)"),
+        ("whole reward", r"returned the reward int32\[\]; a float"),
+        ("terminated", r"returned the terminated int32\[\]; a bool"),
+        ("structure", "state of a different structure"),
         ("tuple", "upslope.Transition"),
     ],
 )

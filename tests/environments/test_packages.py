@@ -231,7 +231,7 @@ def test_rewards_of_several_numbers_are_weighed_by_a_wrapper():
     other: Any = make(Parts, wrappers=('WeightedReward:{"weights": [1]}',))
     env = other.create()
     env.reset(seed=1)
-    with pytest.raises(UpslopeError, match="was given 1 weights"):
+    with pytest.raises(UpslopeError, match="has 1 weights"):
         env.step(1)
     found = [one for one in upslope.check(Parts).checks if one.status == "error"]
     assert any('WeightedReward:{"weights": [1, 1]}' in one.remedy for one in found)

@@ -73,9 +73,9 @@ def test_masks_of_parts_in_both_forms():
     pair = head_of(spaces.Tuple([spaces.Box(0, 1, (2,)), spaces.Discrete(2)]))
     assert pair.flat_mask((None, [0, 1])).tolist() == pair.flat_mask([0, 1]).tolist() == [False, True]
     for mask, words in (
-        ({"tool": tool}, "keys 'tool', and needs 'arm', 'keys', 'tool'"),
-        ({"tool": [1, 1], "arm": None, "keys": None}, r"at `tool`, it has the shape \(2,\), and \(3,\)"),
-        ({"tool": tool, "arm": ([1, 1], None), "keys": None}, "at `arm`, at `0`, there is nothing to forbid"),
+        ({"tool": tool}, "keys 'tool', but needs 'arm', 'keys', 'tool'"),
+        ({"tool": [1, 1], "arm": None, "keys": None}, r"at `tool`, it has the shape \(2,\), but \(3,\)"),
+        ({"tool": tool, "arm": ([1, 1], None), "keys": None}, "at `arm`, at `0`, actions of this space cannot"),
     ):
         with pytest.raises(ValueError, match=words):
             HEAD.flat_mask(mask)

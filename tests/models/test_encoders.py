@@ -129,7 +129,7 @@ def test_what_no_network_reads_is_refused_by_all_of_its_keys_with_the_flags_that
     [spaces.Discrete(3, start=2**31), spaces.MultiDiscrete([2, 3], start=[0, -(2**31)])],
 )
 def test_numbers_beyond_32_bits_are_refused_with_their_key(space: Any):
-    with pytest.raises(UpslopeError, match="at `inner/0`, whose numbers do not fit into 32 bits"):
+    with pytest.raises(UpslopeError, match="at `inner/0`, whose values do not fit into 32 bits"):
         encoder_of(spaces.Dict({"inner": spaces.Tuple([space])}), "world")
 
 

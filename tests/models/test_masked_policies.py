@@ -145,12 +145,12 @@ def test_both_forms_of_a_mask_say_the_same(kind):
 @pytest.mark.parametrize(
     ("kind", "mask", "words"),
     [
-        ("a choice", np.ones(3), r"shape \(3,\), and \(4,\)"),
-        ("a choice", np.array([1, 2, 0, 1]), "other numbers than 0 and 1"),
+        ("a choice", np.ones(3), r"shape \(3,\), but \(4,\)"),
+        ("a choice", np.array([1, 2, 0, 1]), "numbers other than 0 and 1"),
         ("a choice", ["a"] * 4, "not numbers"),
         ("choices", (np.ones(3), np.ones(3)), r"\(3,\), \(3,\)"),
         ("choices", np.ones(4), r"\(5,\), or a tuple"),
-        ("switches", np.array([[3, 1], [0, 2]]), "to which a switch is bound"),
+        ("switches", np.array([[3, 1], [0, 2]]), "which fix a switch"),
         ("switches", np.ones((2, 2), bool), r"\(8,\), two for each"),
     ],
 )
@@ -164,5 +164,5 @@ def test_one_part_without_a_choice_is_no_action():
     assert not head.allows_some(np.array([1, 1, 1, 0, 0], bool))
     assert head.allows_some(np.array([[0, 0, 1, 0, 1]], bool)).tolist() == [True]
     assert not head_of(spaces.MultiBinary(2)).allows_some(np.array([1, 1, 0, 0], bool))
-    with pytest.raises(ValueError, match="nothing to forbid"):
+    with pytest.raises(ValueError, match="cannot be forbidden"):
         head_of(spaces.Box(-1, 1, (2,))).flat_mask(np.ones(2))

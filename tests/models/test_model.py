@@ -135,7 +135,7 @@ def test_the_value_of_a_successor_is_one_step_further_in_the_same_episode():
         (own_models.Missing, "left out"),
         (own_models.Unknown, "`policy` and `value`, or `shared`"),
         (own_models.WithoutStart, "without the methods prepare, start, groups"),
-        (own_models.OtherCarry, "another carry"),
+        (own_models.OtherCarry, "a different carry"),
         (own_models.TwoValues, r"values of shape \(2, 1\)"),
         (lambda observation_space, action_space, *, key: 1 / 0, "could not be made: ZeroDivisionError"),
     ],

@@ -65,7 +65,7 @@ def test_flattened_images_and_parts_of_tuples_are_features():
 @pytest.mark.parametrize(
     ("keys", "space", "words"),
     [
-        ((), ARM, "--policy-reads names nothing"),
+        ((), ARM, "--policy-reads names no part"),
         (("gaol",), ARM, r"--policy-reads gaol: .*Did you mean goal\? Their parts: arm/angles, .*goal, arm/angles/0-3"),
         (("arm/angles/4",), ARM, "no such part"),
         (("arm/angles/2-4",), ARM, "arm/angles/2-4: the observations have no such part"),
@@ -175,7 +175,7 @@ def test_a_loaded_policy_does_not_need_the_critics_private_keys(tmp_path):
 def test_a_run_says_what_is_read():
     settings: dict[str, Any] = {"hidden_sizes": (4,), "policy_reads": ("arm", "goal"), "critic_reads": None}
     spec = ModelSpec(encoder_of(ARM, "it"), DiscreteHead(2), settings)
-    assert unusual_parts(spec) == ["camera read by board", "the policy reads arm, goal alone"]
+    assert unusual_parts(spec) == ["camera read by board", "the policy reads only arm, goal"]
 
 
 @pytest.mark.parametrize(
@@ -184,8 +184,8 @@ def test_a_run_says_what_is_read():
         ({"shared_trunk": True, "policy_reads": ("0",)}, "--policy-reads is read only by --model perceptron without"),
         ({"model": "own_models:Memoryless", "critic_reads": ("0",)}, "--critic-reads is read only by --model percep"),
         ({"algorithm": "reinforce", "critic_reads": ("0",)}, "--critic-reads is read only by --estimator baseline"),
-        ({"shared_trunk": True, "critic_epochs": 3}, "--critic-epochs is read only by a critic of its own"),
-        ({"model": "own_models:SharedTrunk", "critic_epochs": 3}, "--critic-epochs is read only by a critic of its"),
+        ({"shared_trunk": True, "critic_epochs": 3}, "--critic-epochs is read only by a separate critic"),
+        ({"model": "own_models:SharedTrunk", "critic_epochs": 3}, "--critic-epochs is read only by a separate critic"),
         ({"model": "own_models:Memoryless", "value_coefficient": 1.0}, "--value-coefficient is read only by"),
         ({"model": "own_models:Memoryless", "sequence_length": 4}, "--sequence-length is read only by"),
     ],

@@ -103,7 +103,7 @@ def test_a_policy_gives_the_environments_own_form(trained):
     flat = np.array([1, 1, 1, 1, 1, 1, 1, 0, 1, 0, 0, 1], bool)  # the last tool alone
     batch = policy(np.stack([observation] * 3), mask=[flat, flat, flat])
     assert batch["tool"].tolist() == [3, 3, 3] and batch["arm"][0].shape == (3, 2)
-    with pytest.raises(UpslopeError, match="keys 'tool', and needs 'arm', 'keys', 'tool'"):
+    with pytest.raises(UpslopeError, match="keys 'tool', but needs 'arm', 'keys', 'tool'"):
         policy(observation, mask={"tool": np.ones(3)})
 
 
@@ -185,7 +185,7 @@ def test_actions_of_another_head_are_converted_or_refused(trained, tmp_path):
             "--head is read only by --model percept",
         ),
         ("jax:Pendulum-v1", {"head": "tanh"}, "gaussian"),
-        ("jax:Pendulum-v1", SQUASHED | {"log_std_init": 2.5}, "log σ between -5 and 2, and --log-std-init is 2.5"),
+        ("jax:Pendulum-v1", SQUASHED | {"log_std_init": 2.5}, "log σ between -5 and 2, but --log-std-init is 2.5"),
         (own.Endless, {"head": "squashed"}, "--head squashed squashes .*finite bounds.* at `far` are Box.*inf"),
     ],
 )

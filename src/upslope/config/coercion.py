@@ -80,7 +80,7 @@ def coerce(name: str, value: Any, kind: Any) -> Any:
         UpslopeError: the value cannot be converted to that type.
     """
     if kind == tuple[str, ...] and not isinstance(value, str | list | tuple):
-        raise UpslopeError(f"{name} must be a list of texts, not {reprlib.repr(value)}.")
+        raise UpslopeError(f"{name} must be a list of strings, not {reprlib.repr(value)}.")
     spec = spec_of(kind)
     try:
         items = value if spec.nargs == "*" and isinstance(value, list | tuple) else [value]

@@ -43,7 +43,7 @@ class Config:
     data: str | None = None
     """Learn from this recorded file instead of acting (off_policy, clone)."""
     steps: int = 500_000
-    """Environment steps per seed. With recorded data: recorded steps read."""
+    """Environment steps per seed. With recorded data: recorded steps to read."""
     seeds: int = 1
     """Number of seeds to train together. 5 give a confidence interval, 10 a good one."""
     seed: int = 0
@@ -63,7 +63,7 @@ class Config:
     """Take only allowed actions if the environment provides action masks."""
     ignore_observation: Annotated[tuple[str, ...], tyro.conf.arg(metavar="KEY"), tyro.conf.UseAppendAction] = ()
     """Key of a part of the observations to leave out, repeatable. A nested key is written outer/inner; parts of a Tuple
-    and numbers of a vector are counted from 0."""
+    and components of a vector are counted from 0."""
     learning_rate: float = 2.5e-4
     """Step size of the optimiser. Usual: 1e-5 to 1e-2."""
     learning_rate_schedule: str = "linear"
@@ -113,7 +113,7 @@ class Config:
     normalize_rewards: bool = False
     """Scale rewards by the running standard deviation of the discounted return, kept in the agent."""
     clip_rewards: float | None = None
-    """Clip each reward to this size for learning, e.g. 1 for Atari; returns are counted and evaluated as they are."""
+    """Clip each reward to ± this size for learning, e.g. 1 for Atari; returns are counted and evaluated unclipped."""
     model: str = "perceptron"
     """Policy and critic: perceptron for two separate perceptrons, or your own model as module:Name."""
     model_kwargs: dict[str, Any] = field(default_factory=dict)
@@ -129,24 +129,24 @@ class Config:
     shared_trunk: bool = False
     """Let policy and critic share all layers but the last."""
     policy_reads: Annotated[tuple[str, ...] | None, tyro.conf.arg(metavar="KEY")] = None
-    """Keys of the only parts of the observations that the policy reads; by default all. Keys are written as those to
-    ignore, and 2-5 are the numbers 2 to 5 of a vector."""
+    """Keys of the parts of the observations that the policy reads; by default all. Keys are written as for
+    --ignore-observation, and 2-5 are the components 2 to 5 of a vector."""
     critic_reads: Annotated[tuple[str, ...] | None, tyro.conf.arg(metavar="KEY")] = None
-    """Keys of the only parts of the observations that the critic reads; by default all. It may know what the policy
-    must not, since it is needed in training alone."""
+    """Keys of the parts of the observations that the critic reads; by default all. It may read what the policy must
+    not, since it is needed only in training."""
     sequence_length: int | None = None
     """L, the number of steps through which gradients of a model with memory flow; by default the whole rollout, or as
-    much of it as leaves each minibatch a stretch."""
+    much of it as leaves one stretch for each minibatch."""
     value_coefficient: float = 0.5
     """Weight of the critic's loss if policy and critic share parameters. Usual: 0.25 to 1."""
     hidden_sizes: tuple[int, ...] = (64, 64)
-    """Widths of the hidden layers of the policy, and of the critic; none for linear ones."""
+    """Widths of the hidden layers of the policy and of the critic; none for linear networks."""
     activation: Literal["tanh", "relu", "silu"] = "tanh"
     """Activation of the hidden layers."""
     head: Literal["gaussian", "squashed"] = "gaussian"
     """Policy of Box actions: a Gaussian clipped to the bounds (gaussian), or squashed into them by tanh (squashed)."""
     state_dependent_std: bool = False
-    """Let the policy network also give log σ of Box actions; by default it is a parameter for all states."""
+    """Let the policy network also output log σ of Box actions; by default it is a parameter for all states."""
     log_std_init: float = 0.0
     """Initial log σ of a Gaussian policy, in units of half the action range. Usual: −2 to 0."""
     preset: Annotated[str | None, tyro.conf.Suppress] = None
@@ -216,7 +216,7 @@ MOST = {
     "minibatches": 2**24,
     "memory_size": MAX_WIDTH,
 }
-"""Largest allowed values: steps are counted in 32 bits, and sizes that fit no memory are refused before allocation."""
+"""Largest allowed values: steps are counted in 32 bits, and sizes that fit in no memory are refused early."""
 
 
 def flag_of(name: str) -> str:

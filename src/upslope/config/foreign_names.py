@@ -43,5 +43,5 @@ def known_algorithm(name: str) -> str:
         return name
     if nearest := foreign("algorithms", name):
         rungs = ", ".join(ALGORITHMS)
-        raise UpslopeError(f'There is no "{name}": upslope has policy gradients only, {rungs}. {nearest}')
+        raise UpslopeError(f'There is no "{name}": upslope has only policy gradients: {rungs}. {nearest}')
     raise UpslopeError(unknown("algorithm", name, ALGORITHMS))

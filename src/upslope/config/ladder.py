@@ -46,13 +46,13 @@ ALGORITHMS: dict[str, Rung] = {
     "reward_to_go": Rung(
         "reward_to_go",
         "policy_gradient",
-        "An action answers only for the rewards after it.",
+        "Weigh every action only by the rewards after it.",
         settings=PLAIN,
     ),
     "reinforce_baseline": Rung(
         "baseline",
         "policy_gradient",
-        "Subtract what was to be expected: R_t − B(s_t).",
+        "Subtract the expected return: R_t − B(s_t).",
         settings={**MONTE_CARLO, "critic_epochs": 20},
     ),
     "actor_critic": Rung(
@@ -64,7 +64,7 @@ ALGORITHMS: dict[str, Rung] = {
     "a2c": Rung(
         "n_step",
         "policy_gradient",
-        "Look n = 5 steps ahead before asking the critic.",
+        "Look n = 5 steps ahead before bootstrapping from the critic.",
         settings={**ONE_STEP, "n": 5, "rollout_steps": 5, "learning_rate": 1e-3, "num_envs": 8},
     ),
     "gae": Rung(
@@ -130,7 +130,7 @@ DIRECTIONS = {
     "rmsprop": "decay 0.99, ε = 1e-5",
     "sgd": "the gradient itself",
 }
-SCHEDULES = {"constant": "as it is", "linear": "to 0 in a straight line", "cosine": "to 0 along half a cosine"}
+SCHEDULES = {"constant": "unchanged", "linear": "to 0 in a straight line", "cosine": "to 0 along half a cosine"}
 
 DISCRETE_DEFAULTS: dict[str, Any] = {
     "num_envs": 8,

@@ -67,7 +67,7 @@ def configured(
     asked = canonical(settings) | names
     if twice := [flag_of(name) for name in given.keys() & asked.keys() if given[name] != asked[name]]:
         own = " and ".join(str(part) for part in vars(objects).values() if part)
-        raise UpslopeError(f"{', '.join(twice)} differs between the settings and {own}. Leave one out.")
+        raise UpslopeError(f"{', '.join(twice)} differs between the settings and {own}. Remove one of the two.")
     for role in AXES:
         if ":" in asked.get(role, ""):
             given |= declared(named(role, asked[role]))
@@ -77,7 +77,7 @@ def configured(
 
 
 def made_for(environment: str, asked: Mapping[str, Any], preset: bool | str = True) -> dict[str, Any]:
-    """The settings with which `make` makes an environment: those asked for, over those of its preset."""
+    """The settings with which `make` makes an environment: those requested, over those of its preset."""
     return made_with(canonical(made_by(preset_of(environment, "ppo", preset), asked)))
 
 
@@ -153,7 +153,7 @@ def missing_reader(name: str, config: Config, task: Task) -> str:
     readers = {
         "critic_epochs": (
             estimator.needs_critic and not is_one_network,
-            "a critic of its own; one that shares the policy's layers takes --epochs" if is_one_network else critics,
+            "a separate critic; one that shares the policy's layers uses --epochs" if is_one_network else critics,
         ),
         "rollout_steps": (not (estimator.whole_episodes or is_recorded), f"{segments} without --data"),
         "num_envs": (not is_recorded, "runs without --data"),
@@ -161,15 +161,15 @@ def missing_reader(name: str, config: Config, task: Task) -> str:
         **dict.fromkeys(("head", "state_dependent_std", "log_std_init"), of_boxes),
         "hidden_sizes": (has_networks, "--model perceptron"),
         "activation": (has_networks, "--model perceptron"),
-        "model_kwargs": (not has_networks, "an own --model"),
+        "model_kwargs": (not has_networks, "a --model of your own"),
         "encoder": (has_networks, "--model perceptron"),
         "memory": (has_networks, "--model perceptron"),
         "shared_trunk": (has_networks, "--model perceptron"),
         "policy_reads": (has_two, two),
         "critic_reads": (has_two and estimator.needs_critic, critics if has_two else two),
         "memory_size": (has_networks and config.memory is not None, "--memory"),
-        "sequence_length": (has_memory, "--memory, or an own --model with memory"),
-        "value_coefficient": (is_one_network, "--shared-trunk, or an own --model with one group of parameters"),
+        "sequence_length": (has_memory, "--memory, or a --model of your own with memory"),
+        "value_coefficient": (is_one_network, "--shared-trunk, or a --model of your own with one group of parameters"),
         "weight_decay": (config.optimiser == "adamw", "--optimiser adamw"),
         "learning_rate": (not task.update.optimiser.is_complete, "upslope's own optimisers"),
         "max_grad_norm": (not task.update.optimiser.is_complete, "upslope's own optimisers"),

@@ -1,4 +1,4 @@
-"""Presets: an environment's tuned settings, and how it is made ready for learning, by name."""
+"""Presets: named sets of tuned settings for an environment, and of settings that prepare it for learning."""
 
 from collections.abc import Mapping, Sequence
 from fnmatch import fnmatchcase
@@ -12,7 +12,7 @@ from upslope.errors import UpslopeError
 DEFAULT_PRESET = "default"
 """The name of the preset used by default."""
 TUNED = ("ppo", "ppo_kl", "ppo_kl_fixed")
-"""The rungs for which settings were tuned; the others take from a preset only how the environment is made."""
+"""The rungs for which settings were tuned; the others use only the part of a preset that makes the environment."""
 MERGED = "env_kwargs"
 """The setting that is merged: a preset provides the arguments that the user does not give."""
 
@@ -24,8 +24,8 @@ def presets() -> dict[str, Any]:
 
 
 def row_of(environment: str) -> dict[str, Any]:
-    """The row of an environment: of its whole name, of its id without a module or source, or of the family of ids that
-    a package registers."""
+    """The row of an environment, found by its full name, by its id without a module or source, or by the family of ids
+    that a package registers."""
     known = presets()
     origin, _, name = without_batching(environment).rpartition(":")
     if exact := known.get(environment) or known.get(name):
@@ -67,8 +67,8 @@ def preset_of(environment: str, algorithm: str, wanted: bool | str = True) -> di
 
 
 def made_by(preset: Mapping[str, Any] | None, asked: Mapping[str, Any]) -> dict[str, Any]:
-    """The settings that make the environment: a preset's, overridden by those asked for. Wrappers change what is
-    observed, so with wrappers of the user's own a preset leaves out none of it."""
+    """The settings that make the environment: a preset's, overridden by those requested. Wrappers change what is
+    observed, so if the user gives wrappers, the preset leaves out no parts of it."""
     making = dict((preset or {}).get("making", {}))
     if asked.get("wrappers"):
         making.pop("ignore_observation", None)

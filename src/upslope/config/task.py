@@ -76,7 +76,7 @@ def named(role: str, name: str) -> Any:
 def parameters(part: Any) -> dict[str, str]:
     """Fields of a part, or of its type, that a config sets → the config's name for each.
 
-    A user's own part shares those hyperparameters that it declares under upslope's names, as plain numbers.
+    A user's own part receives the hyperparameters that it declares under upslope's names, as plain numbers.
     """
     kind = part if isinstance(part, type) else type(part)
     found = {f.name: f.name for f in fields(kind)} if is_dataclass(kind) else {}
@@ -142,7 +142,7 @@ def environment_of(config: Config, given: EnvironmentLike | None = None) -> AnyE
 
 
 def made_with(settings: Mapping[str, Any]) -> dict[str, Any]:
-    """The subset of settings that `make` takes besides the environment's name."""
+    """The settings that `make` takes besides the environment's name."""
     return {name: settings[name] for name in MAKING if name in settings}
 
 
@@ -169,7 +169,7 @@ def task_of(config: Config, environment: AnyEnvironment, parts: Parts = NO_PARTS
         value_coefficient=config.value_coefficient,
         sequence_length=config.sequence_length,
     )
-    if config.data is None:  # else, or with a model of one's own, it is known once there is a rollout
+    if config.data is None:  # with recorded data or a user's model, sizes are known only with a rollout
         steps = (limit or 1) if estimator.whole_episodes else config.rollout_steps
         update.check_minibatches(steps, config.num_envs, has_memory=config.memory is not None)
     encoder = encoder_of(environment.observation_space, config.environment)
@@ -225,7 +225,9 @@ def optimiser_of(config: Config, own: optax.GradientTransformation | None = None
                 "Python."
             ) from error
     if own is not None and not isinstance(own, optax.GradientTransformation):
-        raise UpslopeError(f"An own optimiser is an optax.GradientTransformation, not {type(own).__name__}.")
+        raise UpslopeError(
+            f"An optimiser of your own must be an optax.GradientTransformation, not {type(own).__name__}."
+        )
     return Optimiser(config.optimiser, config.max_grad_norm, config.weight_decay, own)
 
 
@@ -245,7 +247,7 @@ def check_pair(config: Config, estimator: Estimator, objective: Objective, limit
     name, is_recorded = type(estimator).__name__, config.data is not None
     if ALGORITHMS[config.algorithm].source == "recorded" and not is_recorded:
         raise UpslopeError(
-            f"{config.algorithm} learns from recorded episodes, and none are given. Record some with `upslope record "
+            f"{config.algorithm} learns from recorded episodes, but none are given. Record some with `upslope record "
             "RUN --episodes 100`, then pass the file with --data."
         )
     if estimator.whole_episodes and not is_recorded and limit is None:
@@ -260,8 +262,8 @@ def check_pair(config: Config, estimator: Estimator, objective: Objective, limit
         )
     if not estimator.is_advantage and not is_recorded:
         raise UpslopeError(
-            f"{name} imitates whoever acted, and imitating itself teaches an agent nothing: E[∇log π] = 0. Give "
-            "recorded episodes with --data, or use --estimator gae."
+            f"{name} imitates the policy that acted, and imitating itself teaches an agent nothing: E[∇log π] = 0. "
+            "Give recorded episodes with --data, or use --estimator gae."
         )
     if is_recorded and estimator.is_advantage and not objective.needs_behaviour:
         raise UpslopeError(

@@ -121,7 +121,7 @@ def require(
     elif unknown:
         raise UpslopeError(
             f"{source} asks to run {' and '.join(one.words() for one in unknown)}. A file can name any code on this "
-            "machine, so nothing of it was imported or called. If you know this code and want it to run, add --trust; "
+            "machine, so nothing was imported or called. If you know this code and want it to run, add --trust; "
             "in Python, pass trust=True."
         )
 

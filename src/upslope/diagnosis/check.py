@@ -1,4 +1,4 @@
-"""A self-test of an environment, in seconds, before anything is trained on it.
+"""A self-test of an environment that takes seconds, to be run before training on it.
 
 Every check is a function of an `Examined` environment that yields `Check`s; to add one, write it in `checks.py` and put
 it into `CHECKS`. A check that cannot decide reports that it was skipped, never that it passed.
@@ -112,8 +112,8 @@ def made_with_preset(environment: Any, settings: dict[str, Any]) -> AnyEnvironme
 def without_unread(
     environment: Any, made: AnyEnvironment, settings: dict[str, Any]
 ) -> tuple[AnyEnvironment, list[tuple[str, Any]]]:
-    """The environment without the parts of its observations that no network reads, and those parts by key; `settings`
-    then leave them out. Unchanged if nothing would be left."""
+    """The environment without the parts of its observations that no network can read, and those parts by key;
+    `settings` then leave them out. Unchanged if nothing would be left."""
     unread = list(unreadable(made.observation_space, ""))
     keys = tuple(key for key, _ in unread)
     if not unread or keys == ("",):

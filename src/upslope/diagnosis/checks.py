@@ -70,7 +70,7 @@ class Examined:
 def of_spaces(name: str, environment: AnyEnvironment, unread: Sequence[tuple[str, Any]] = ()) -> Iterator[Check]:
     """Check whether the spaces are supported; the `unread` parts of observations, by key, were left out."""
     for key, space in unread:
-        words = f"`{key}` is {kind_of(space)}, which no network reads"
+        words = f"`{key}` is {kind_of(space)}, which no network can read"
         yield Check("observation space", "warning", words, f"Leave it out: --ignore-observation {shlex.quote(key)}")
     for role, make_one, space in (
         ("observation space", encoder_of, environment.observation_space),
@@ -105,7 +105,7 @@ def of_gymnasium(e: Examined) -> Iterator[Check]:
     ]
     every: list[str] = list(dict.fromkeys([error, *words]))
     words = [each for each in every if each and "infinity" not in each]
-    remedy = "Training copes with it; worth correcting where it is a surprise." if words else ""
+    remedy = "Training copes with it; correct it if it was not intended." if words else ""
     yield Check("Gymnasium's checker", "warning" if words else "ok", "; ".join(words) or "passed", remedy)
 
 
@@ -115,11 +115,11 @@ def plain(message: str) -> str:
 
 
 REPEATS, LEAKS, SHARES = "repeats itself", "nothing leaks through reset", "instances are independent"
-UNTOLD = "cannot be told while it does not repeat itself"
+UNTOLD = "cannot be decided while it does not repeat itself"
 
 
 def of_repetition(e: Examined) -> Iterator[Check]:
-    """Check that the same seed and actions give the same episode, even after other episodes or beside another one.
+    """Check that the same seed and actions give the same episode, even after other episodes or beside another instance.
 
     A rarely nondeterministic environment could seem to leak or share state, so a cause is named only if many fresh
     environments agree with each other and those under suspicion differ from them repeatedly.
@@ -134,7 +134,7 @@ def of_repetition(e: Examined) -> Iterator[Check]:
     if any(suspects.values()):
         different, compared = count_different(e.short, first, CONTROLS), PAIRS + CONTROLS
     if different:
-        words = f"same seed and actions, another course in {different} of {compared} fresh environments"
+        words = f"same seed and actions, but a different episode in {different} of {compared} fresh environments"
         remedy = "Draw all randomness from self.np_random, which reset(seed=…) seeds; runs are then repeatable."
         yield Check(REPEATS, "error", words, remedy)
         yield Check(LEAKS, "skipped", UNTOLD)
@@ -143,10 +143,10 @@ def of_repetition(e: Examined) -> Iterator[Check]:
     words = f"{compared + 1} fresh environments gave the same {first.steps} steps"
     yield Check(REPEATS, "ok", words)
     yield verdict(LEAKS, suspects[LEAKS] and count_different(partial(used, e), first, TREATED),
-                  "after other episodes the same seed shows another course",
-                  "Set every attribute of the episode anew in reset().")  # fmt: skip
+                  "after other episodes the same seed gives a different episode",
+                  "Set every attribute of the episode again in reset().")  # fmt: skip
     yield verdict(SHARES, suspects[SHARES] and count_different(partial(beside, e), first, TREATED),
-                  "another instance stepped beside it changes its course",
+                  "stepping another instance beside it changes its episode",
                   "Keep no state in the class, a module or a shared object.")  # fmt: skip
 
 
@@ -159,7 +159,7 @@ def verdict(name: str, different: int, words: str, remedy: str) -> Check:
 
 
 def count_different(again: Callable[[], Trial], first: Trial, number: int) -> int:
-    """Count the trials, of `number`, that differ from the first."""
+    """Count how many of `number` trials differ from the first."""
     return sum(not same(first, again()) for _ in range(number))
 
 
@@ -255,7 +255,7 @@ def of_array(array: SeenArray) -> Iterator[Check]:
         at = int(np.flatnonzero(~finite)[0])
         size = "not finite" if not np.isfinite(seen[at]).all() else "too large for float32"
         yield Check(
-            f"observations{path}", "error", f"{size} at number {at}", "Find where the environment divides by 0."
+            f"observations{path}", "error", f"{size} in observation {at}", "Find where the environment divides by 0."
         )
         return
     outside = float(np.mean((seen < space.low - 1e-6) | (seen > space.high + 1e-6)))
@@ -263,7 +263,7 @@ def of_array(array: SeenArray) -> Iterator[Check]:
     yield Check(
         f"observations{path} in their space",
         "warning" if outside else "ok",
-        f"{outside:.1%} of numbers outside",
+        f"{outside:.1%} of values outside",
         remedy,
     )
     if not array.is_real:
@@ -271,7 +271,7 @@ def of_array(array: SeenArray) -> Iterator[Check]:
     mean, std, lost = array.scales()
     if lost.any():
         k = int(np.flatnonzero(lost)[0])
-        words = f"{some(lost)} around {mean[k]:.6g} with a deviation of {std[k]:.3g}, which float32 cannot tell apart"
+        words = f"{some(lost)} around {mean[k]:.6g} with a deviation of {std[k]:.3g}, which float32 cannot resolve"
         yield Check(f"observation{path} precision", "error", words,
                     "Subtract a constant near the mean in the environment.")  # fmt: skip
     words = f"means {mean.min():.3g} to {mean.max():.3g}, deviations {std.min():.3g} to {std.max():.3g}"
@@ -284,12 +284,12 @@ def of_array(array: SeenArray) -> Iterator[Check]:
 
 
 def of_memory(e: Examined) -> Iterator[Check]:
-    """Look for signs that what was seen before tells more about the next step than the present observation does."""
+    """Look for signs that past observations tell more about the next step than the present one alone."""
     found, name = e.suspicion, "the observation tells the state"
     if not found.is_decided:
         yield Check(name, "skipped", found.words)
         return
-    remedy = "It seems to show a part of the state: try --memory gru, and compare it with a run without."
+    remedy = "It seems to show only a part of the state: try --memory gru, and compare it with a run without."
     yield Check(name, "warning" if found.is_hidden else "ok", found.words, remedy if found.is_hidden else "")
 
 
@@ -328,12 +328,15 @@ def of_actions(e: Examined) -> Iterator[Check]:
     for key, box in head_of(e.environment.action_space).boxes.items():
         if not np.isfinite([*box.low, *box.high]).all():
             words = f"{box.space()}{at(key)}"
-            yield Check("action range", "warning", words, "Give finite bounds: a policy's σ is a share of the range.")
+            yield Check("action range", "warning", words, "Give finite bounds: a policy's σ is relative to the range.")
     one, other = e.short(actions=0), e.short(actions=3)
     matters = not same(one, other)
-    words = "other actions gave another course" if matters else "other actions from the same seed changed nothing"
+    words = "other actions gave a different episode" if matters else "other actions from the same seed changed nothing"
     yield Check(
-        "actions matter", "ok" if matters else "error", words, "" if matters else "See that step() uses its action."
+        "actions matter",
+        "ok" if matters else "error",
+        words,
+        "" if matters else "Make sure that step() uses its action.",
     )
 
 
@@ -348,7 +351,7 @@ def of_ends(e: Examined) -> Iterator[Check]:
     words = f"{len(lengths)} episodes of {min(lengths)} to {max(lengths)} steps; {np.mean(terminated):.0%} terminated"
     is_alike = min(lengths) == max(lengths) and len(lengths) > 2
     if max(lengths) == 1:
-        yield Check("episodes end", "warning", words, "Every episode is one step: is that meant?")
+        yield Check("episodes end", "warning", words, "Every episode has one step: is that intended?")
     elif is_alike and all(terminated) and e.limit != lengths[0]:
         yield Check("episodes end", "warning", f"{words}: always after {lengths[0]} steps",
                     "If that is a time limit, return truncated: the value after it is not 0.")  # fmt: skip
@@ -362,7 +365,7 @@ def of_speed(e: Examined) -> Iterator[Check]:
     """Measure steps per second, and where the time goes."""
     t = e.trial
     if e.environment.is_compiled:
-        yield Check("speed", "skipped", "a compiled environment is fast inside a program only")
+        yield Check("speed", "skipped", "a compiled environment is fast only inside a compiled program")
         return
     rate, total = t.steps / max(t.step_seconds, 1e-9), t.step_seconds + t.reset_seconds
     reset = f"reset {1e3 * t.reset_seconds / t.resets:.2g} ms, {t.reset_seconds / total:.0%} of the time"

@@ -38,14 +38,14 @@ def first_contact(environment: AnyEnvironment, limit: int | None) -> list[Check]
     try:
         player = player_of(environment, limit)
     except UpslopeError as error:
-        return [Check("environment", "error", str(error), "Let it be made more than once.")]
+        return [Check("environment", "error", str(error), "Make it possible to create it more than once.")]
     assert isinstance(player, HostPlayer)
     found = list(answers(player, environment))
     has_failed = any(check.status == "error" for check in found)
     try:
         player.close()
     except Exception as error:
-        words = "What was trained is kept, but correct close()."
+        words = "No training result is lost, but correct close()."
         found.append(Check("close", "warning", f"close() raised {told(error)}", words))
     return found if has_failed else [*found, *pictures(environment)]
 
@@ -92,7 +92,7 @@ def answers(player: HostPlayer, environment: AnyEnvironment) -> Iterator[Check]:
             return
         seen += [] if mask is None else [mask]
     yield Check("step", "warning" if said else "ok", "; ".join(said) or "five values of the right types",
-                "Taken as they are meant; correct them all the same." if said else "")  # fmt: skip
+                "Training reads them as intended; correct them nevertheless." if said else "")  # fmt: skip
     yield from masks(env, seen, is_late and not environment.gives_masks)
 
 
@@ -107,7 +107,7 @@ def reset_failed(error: Exception) -> Check:
 def step_failed(error: Exception, action: Any) -> Check:
     """Report an exception in step."""
     words = f"step({action!r}) raised {told(error)}"
-    remedy = "Correct step(): every action of the action space must be taken, unless its action mask forbids it."
+    remedy = "Correct step(): it must accept every action of the space, unless the action mask forbids it."
     return Check("step", "error", words, remedy)
 
 
@@ -148,8 +148,8 @@ def fault_of_reward(reward: Any) -> Fault | None:
         return f"returned the reward {brief(reward)}, which is not a number", "Return a float as the reward."
     if number.size > 1:
         return (
-            f"returned a reward of shape {number.shape}, and upslope learns from one number",
-            f"Weigh its parts, each by a weight of yours: --wrapper '{weighing(number.size)}'.",
+            f"returned a reward of shape {number.shape}, but upslope learns from one number",
+            f"Weight its parts as you choose: --wrapper '{weighing(number.size)}'.",
         )
     if not np.isfinite(number).all():
         return f"returned the reward {brief(reward)}, which is not finite", "Find where it divides by 0."
@@ -189,10 +189,10 @@ def fault_of_observation(space: gymnasium.Space, observation: Any) -> Fault | No
         return next(filter(None, map(fault_of_observation, leaves, parts)), None)
     numbers = as_numbers(observation)
     if numbers is None:
-        return f"returned the observation {brief(observation)}, and the observation space is {space}", words
+        return f"returned the observation {brief(observation)}, but the observation space is {space}", words
     if numbers.shape != space.shape:
         return (
-            f"returned an observation of shape {numbers.shape}, and the observation space is {short(space)} of shape "
+            f"returned an observation of shape {numbers.shape}, but the observation space is {short(space)} of shape "
             f"{space.shape}"
         ), words
     return fault_of_values(space, numbers)
@@ -205,7 +205,7 @@ def fault_of_values(space: gymnasium.Space, numbers: np.ndarray) -> Fault | None
         return None
     return (
         f"returned an observation that is not in the observation space {short(space)}: {reason}",
-        "Correct the environment, or declare the space that it means.",
+        "Correct the environment, or declare the space that it really has.",
     )
 
 
@@ -215,8 +215,8 @@ def masks(env: gymnasium.Env, seen: list[np.ndarray], is_late: bool) -> Iterator
         share = float(np.mean(seen))
         yield Check("action mask", "ok", f"{source_of(env)} allows {share:.0%} of the choices")
     elif is_late:
-        words = "info has an action mask after step(), and none after reset(), so masks are not used"
-        yield Check("action mask", "warning", words, "Give it in reset()'s info too.")
+        words = "info has an action mask after step(), but none after reset(), so masks are not used"
+        yield Check("action mask", "warning", words, "Return it in reset()'s info too.")
 
 
 def pictures(environment: Any) -> Iterator[Check]:
@@ -238,10 +238,10 @@ def pictures(environment: Any) -> Iterator[Check]:
         finally:
             env.close()
     except Exception as error:
-        yield Check("pictures", "warning", f"it could not be drawn: {told(error)}", remedy)
+        yield Check("pictures", "warning", f"it could not be rendered: {told(error)}", remedy)
         return
     if isinstance(picture, np.ndarray) and picture.ndim == 3:
-        yield Check("pictures", "ok", f"render() gives pictures of {picture.shape[1]} × {picture.shape[0]}")
+        yield Check("pictures", "ok", f"render() returns pictures of {picture.shape[1]} × {picture.shape[0]}")
     else:
         yield Check("pictures", "warning", f"render() returned {brief(picture)}, not a picture", remedy)
 

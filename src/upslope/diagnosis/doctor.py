@@ -17,7 +17,7 @@ from upslope.errors import UpslopeError
 
 ROOMS = (rules_data, rules_world, rules_update, rules_parts)
 SURE = 0.8
-"""Least certainty of a finding that is reported during training."""
+"""Minimum certainty of a finding that is reported during training."""
 FEWEST = 10
 """Iterations needed before findings are reported during training, and before a run is called healthy."""
 DECISIVE = {CRITIC, ACTING}
@@ -39,7 +39,7 @@ class Diagnosis:
 
     @property
     def alarms(self) -> tuple[Finding, ...]:
-        """Findings certain enough to act on."""
+        """Findings that are certain enough to act on."""
         return tuple(f for f in self.findings if f.is_alarm)
 
     def to_json(self) -> dict[str, Any]:
@@ -80,15 +80,15 @@ def too_little(signs: Signs, num_checked: int) -> str:
     """The reason why a run without findings cannot be called healthy; empty if it can."""
     iterations = int(np.isfinite(signs.record.steps).sum(axis=1).max())
     if iterations < FEWEST:
-        return f"it has {counted(iterations, 'iteration')}, and {FEWEST} are needed"
+        return f"it has {counted(iterations, 'iteration')}, but {FEWEST} are needed"
     if signs.is_recorded:
         return f"it learned from recorded data and played no episodes; upslope evaluate {signs.record.path} tells more"
     if not np.isfinite(signs.returns[0]).any():
         return f"no seed has finished {ENDS} episodes, so whether the return rises is not known"
     if signs.is_flat:
-        return "its return has not risen, and nothing that was looked at says why; it may need more steps"
+        return "its return has not risen, and no rule says why; it may need more steps"
     if num_checked < len(RULES) / 2:
-        return "it does not hold what most rules look at; an older version of upslope may have trained it"
+        return "it lacks the metrics that most rules need; an older version of upslope may have trained it"
     return ""
 
 

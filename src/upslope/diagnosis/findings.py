@@ -86,7 +86,7 @@ class Signs:
 
     record: Record
     lacking: set[str] = field(default_factory=set)
-    """Things that rules asked for and the run does not have, since this was last cleared."""
+    """Things that rules needed and the run does not have, since this was last cleared."""
 
     def lacks(self, what: str, is_missing: bool) -> bool:
         """Record `what` if it is missing, and return `is_missing`."""

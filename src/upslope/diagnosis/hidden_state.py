@@ -1,12 +1,13 @@
-"""Does an observation tell the state? A search for what the past says about the next step, beyond the present.
+"""Does an observation tell the state? A search for what the past, but not the present, tells about the next step.
 
 In a Markov decision process (o_{t+1}, r_t, end) depends on (o_t, a_t) alone. If what was seen before helps to predict
-it, the observation leaves out a part of the state, and a memory can win it back. Chance is no evidence: it makes the
-next step uncertain, but not more certain for those who remember.
+it, the observation leaves out a part of the state, and a memory can recover it. Randomness is no evidence: it makes
+the next step uncertain, but the past does not reduce that uncertainty.
 
 Two tests look for it. Where the same observation and action recur, a permutation test asks whether the outcome depends
-on what was seen before. Elsewhere, kernel ridge regression predicts the change of the observation from held-out
-episodes, with and without the past. Both ask for a large effect, so that they miss rather than cry wolf.
+on what was seen before. Elsewhere, kernel ridge regression predicts the change of the observation in held-out
+episodes, with and without the past. Both require a large effect, and so miss a hidden state rather than raise a false
+alarm.
 """
 
 from dataclasses import dataclass
@@ -20,14 +21,14 @@ from upslope.diagnosis.trials import Trial
 from upslope.models.encoders import ObservationEncoder
 
 ROWS = 800
-"""Steps used by the regression, which takes time in their cube."""
+"""Steps used by the regression, whose time grows with their cube."""
 SKETCH, COMPONENTS = 512, 16
 """Large observations are reduced to this many random sums of features, and these to their principal components."""
 SHUFFLES = 100
 FEW = 30
-"""Fewer recurring steps or held-out rows than this decide nothing."""
+"""With fewer recurring steps or held-out rows, nothing is decided."""
 CLEAR = 8.0
-"""Standard deviations that a dependence must exceed those of shuffled pasts by."""
+"""The number of standard deviations by which a dependence must exceed that on shuffled pasts."""
 LARGE = 0.1
 """The share of the uncertainty about the next step that the past must resolve where observations recur."""
 UNEXPLAINED, LEFT = 0.3, 0.33
@@ -54,7 +55,7 @@ class Steps:
 
 @dataclass(frozen=True)
 class Suspicion:
-    """What was found about the past."""
+    """The result of the search."""
 
     words: str
     is_hidden: bool = False
@@ -91,21 +92,21 @@ def memory_test(trial: Trial, encoder: ObservationEncoder, action_space: spaces.
             )
             return Suspicion(words, is_hidden=True)
     if recurring >= 0.5 * len(steps.now) and recurring >= FEW:
-        words = f"in {recurring:,} steps whose observation and action recurred, the past told nothing more"
-        return Suspicion(f"no use for a memory was found: {words}")
+        words = f"in {recurring:,} steps whose observation and action recurred, the past added nothing"
+        return Suspicion(f"no need for a memory was found: {words}")
     found = regression_test(trial, steps, encoder, action_space)
     if found is None:
-        words = f"cannot be told from these {len(steps.now):,} steps: too few, not finite, or without change"
+        words = f"cannot be decided from these {len(steps.now):,} steps: too few, not finite, or without change"
         return Suspicion(words, is_decided=False)
     name, past, present, remembered = found
     if present >= UNEXPLAINED and remembered <= LEFT * present:
         words = (
-            f"observation and action leave {present:.0%} of the change of {name} unexplained, and with {past} "
-            f"{remembered:.0%}"
+            f"observation and action leave {present:.0%} of the change of {name} unexplained, but with {past} "
+            f"only {remembered:.0%}"
         )
         return Suspicion(words, is_hidden=True)
     words = f"observation and action leave {present:.0%} of the change of {name} unexplained"
-    return Suspicion(f"no use for a memory was found: {words}, and with {past} {remembered:.0%}")
+    return Suspicion(f"no need for a memory was found: {words}, and with {past} {remembered:.0%}")
 
 
 PREVIOUS, FIRST = "the step before", "the first observation of the episode"
@@ -125,8 +126,8 @@ def numbered(several: list[Any]) -> np.ndarray:
 
 
 def recurrence_test(trial: Trial, steps: Steps) -> tuple[int, dict[str, float]]:
-    """How many steps recur with another past, and the share of the uncertainty that each kind of past resolves; 0
-    unless it is far beyond chance."""
+    """The number of steps that recur, and the share of the uncertainty that each kind of past resolves; 0 unless it is
+    far beyond chance."""
     if len(steps.now) < FEW:
         return 0, {}
     seen, acted = numbered(trial.observations), numbered(trial.actions)
@@ -188,8 +189,8 @@ def entropy(values: np.ndarray) -> float:
 def regression_test(
     trial: Trial, steps: Steps, encoder: ObservationEncoder, action_space: spaces.Space
 ) -> tuple[str, str, float, float] | None:
-    """The target whose prediction gains most by the past: its name, the kind of past, and the shares of its variance
-    that are left unexplained without and with it. None if there are too few steps, or some are not numbers."""
+    """The target whose prediction gains most from the past: its name, the kind of past, and the shares of its variance
+    that are left unexplained without and with it. None if there are too few steps, or some are not finite."""
     chosen = np.unique(np.linspace(0, max(len(steps.now) - 1, 0), ROWS).astype(int)) if len(steps.now) else []
     if len(chosen) < 4 * FEW:
         return None
@@ -236,8 +237,8 @@ def held_out_rows(episode: np.ndarray) -> np.ndarray:
 
 
 def spread_out(goals: dict[str, np.ndarray], held_out: np.ndarray) -> tuple[list[str], np.ndarray]:
-    """The columns that vary in both halves by more than rounding errors, standardised; outliers, which would decide
-    alone, are cut at 3 σ."""
+    """The columns that vary in both halves by more than rounding errors, standardised; outliers, which would
+    dominate, are clipped at 3 σ."""
     names = [name for name, x in goals.items() for _ in range(x.shape[1])]
     columns = np.concatenate(list(goals.values()), axis=1).astype(np.float64)
     size, centred = columns.std(axis=0), columns - columns.mean(axis=0)
@@ -268,7 +269,7 @@ def unexplained(inputs: list[np.ndarray], targets: np.ndarray, held_out: np.ndar
 
 
 def features_of(observations: list[Any], encoder: ObservationEncoder) -> tuple[np.ndarray, dict[str, np.ndarray]]:
-    """The features of observations for predicting [n, D], and those to be predicted, by the words that name them."""
+    """The features of observations to predict from [n, D], and those to predict, by descriptive name."""
     stacked = jax.tree.map(lambda *x: np.stack(x), *observations)
     inputs, targets = [], {}
     for key, part, x in encoder.leaves(stacked):
@@ -285,7 +286,7 @@ def features_of(observations: list[Any], encoder: ObservationEncoder) -> tuple[n
 
 
 def scale_of(x: np.ndarray, part: ObservationEncoder) -> Any:
-    """What a part's features are divided by: each number by its own deviation, those of an image by a common one."""
+    """The divisor of a part's features: each number's own deviation, or a common one for an image."""
     if part.normalised is not None and part.num_features <= SKETCH:
         return np.where(x.std(axis=0) > 0, x.std(axis=0), 1.0)
     return max(float(np.sqrt(x.var(axis=0).sum())), 1e-12)
@@ -304,14 +305,14 @@ def sketch(part: ObservationEncoder, x: np.ndarray) -> np.ndarray:
 
 
 def principal(x: np.ndarray) -> np.ndarray:
-    """The principal components of many features; a few features as they are."""
+    """The principal components of many features; few features are returned as they are."""
     if x.shape[1] <= COMPONENTS:
         return x
     return x @ np.linalg.eigh(x.T @ x)[1][:, : -COMPONENTS - 1 : -1]
 
 
 def action_features(actions: list[Any], space: spaces.Space) -> np.ndarray:
-    """The features of actions, those of all parts side by side [n, D]."""
+    """The features of actions [n, D], those of all parts side by side."""
     if isinstance(space, spaces.Dict | spaces.Tuple):
         inner = space.spaces.items() if isinstance(space, spaces.Dict) else enumerate(space.spaces)
         return np.concatenate([action_features([one[k] for one in actions], part) for k, part in inner], axis=1)

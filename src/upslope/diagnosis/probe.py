@@ -40,15 +40,15 @@ PROBES = {
     "action": "the objective, the sign or the pairing of weights and actions",
     "both": "the pairing of observations and actions",
     "truncation": "truncation taken for termination: nothing is bootstrapped at the limit",
-    "continuous": "the Gaussian's log-probability, or actions in another unit",
+    "continuous": "the Gaussian's log-probability, or actions in the wrong unit",
     "multidiscrete": "the log-probabilities of several heads",
     "multibinary": "the log-probabilities of several switches",
     "mask": "forbidden actions are taken, or learned from as if they were allowed",
     "memory": "the memory's carry: lost, not restarted where an episode begins, or no gradient through it",
-    "image": "how images reach a network, or their rows paired with others",
+    "image": "how images reach a network, or images paired with other rows",
     "dict": "how the parts of an observation reach a network",
-    "asymmetric": "what the policy and what the critic reads",
-    "hybrid": "how an action of several parts is put together, taken apart, or its log-probability",
+    "asymmetric": "which parts the policy and the critic read",
+    "hybrid": "how an action of several parts is assembled or split, or its log-probability",
 }
 """Maps each probe to what is at fault if it is the first to fail; from the simplest to the hardest."""
 GROUPS = (
@@ -72,13 +72,13 @@ NEEDS: dict[str, dict[str, Any]] = {
 """Settings without which a probe cannot be solved."""
 FITTING = {
     "memory": "a model with memory",
-    "asymmetric": "two networks of upslope's own, each with its part to read",
+    "asymmetric": "two separate networks of upslope's own",
 }
-"""Probes that do not fit every model. Without being asked for, they are then left out."""
+"""Probes that do not fit every model, and what they need. They are left out of the ladder if the model does not fit."""
 FEWER_STEPS = {"memory": 20_000, "image": 20_000}
-"""Steps that are enough for probes whose steps are dear, if each batch is used several times."""
+"""Steps that are enough for probes with expensive steps, if each batch is used several times."""
 SMALLER_BATCH = {"memory": {"num_envs": 4}}
-"""Settings with which they are enough if each batch is used once."""
+"""Settings for such probes if each batch is used once."""
 GAMMA = 0.9
 STEPS, SEEDS = 60_000, 3
 LIMIT = 7
@@ -155,7 +155,7 @@ def probe(
     if unknown:
         raise UpslopeError(f"There is no probe {', '.join(unknown)}. Known: {', '.join(PROBES)}.")
     if algorithm in ALGORITHMS and ALGORITHMS[algorithm].source == "recorded":
-        raise UpslopeError(f"{algorithm} learns from recorded data, and a probe is acted in. Probe another rung.")
+        raise UpslopeError(f"{algorithm} learns from recorded data, but a probe has to be played. Probe another rung.")
     settings |= {role: x for role, x in (("estimator", estimator), ("objective", objective)) if isinstance(x, str)}
     config = configure("", algorithm, is_continuous=False, use_preset=False, **settings)
     axes = (
@@ -171,7 +171,9 @@ def probe(
                 found |= probe_group(group, names, algorithm, *axes, chosen)
     for name in only:
         if name not in found:
-            raise UpslopeError(f"The probe {name} needs {FITTING[name]}, which this model is not. Leave it out.")
+            raise UpslopeError(
+                f"The probe {name} needs {FITTING[name]}, and this model does not fit. Leave the probe out."
+            )
     return tuple(found[name] for name in PROBES if name in found)
 
 
@@ -312,7 +314,7 @@ def defaults(algorithm: str, estimator: Estimator, objective: Objective) -> dict
 
 
 def budget(name: str, objective: Objective, steps: int) -> dict[str, Any]:
-    """The steps and the further settings of a group of probes, by its first."""
+    """The steps and further settings of a group of probes, by its first probe."""
     if isinstance(objective, PolicyGradient):
         return {"steps": steps} | NEEDS.get(name, {}) | SMALLER_BATCH.get(name, {})
     return {"steps": min(steps, FEWER_STEPS.get(name, steps))} | NEEDS.get(name, {})

@@ -35,17 +35,17 @@ def command(e: Examined, settings: dict[str, Any]) -> str:
 
 
 def choices(e: Examined, settings: dict[str, Any], unread: Sequence[tuple[str, Any]]) -> Iterator[Choice]:
-    """The choices behind the line, with the reason for each. `unread` are the keys and spaces that no network reads."""
+    """The choices behind the line, each with its reason. `unread` are the keys and spaces that no network can read."""
     preset = preset_of(e.name, "ppo")
     if preset is not None:
         yield Choice(f"preset {DEFAULT_PRESET}", f"tuned settings for {e.name} from {preset['source']}")
     yield from readers(e)
     for key, space in unread:
-        yield Choice(shlex.join(["--ignore-observation", key]), f"{kind_of(space)}, which no network reads")
+        yield Choice(shlex.join(["--ignore-observation", key]), f"{kind_of(space)}, which no network can read")
     if e.environment.gives_masks:
-        yield Choice("action masks", "the environment says which actions are allowed; no other is taken")
+        yield Choice("action masks", "the environment says which actions are allowed; no others are taken")
     if e.suspicion.is_hidden:
-        yield Choice("--memory gru", f"a suspicion, to be compared with a run without: {e.suspicion.words}")
+        yield Choice("--memory gru", f"a suspicion, to be compared with a run without it: {e.suspicion.words}")
     advised = advice(e, settings)
     if "normalize_observations" in advised:
         yield Choice("--normalize-observations", "some numbers are far from 0, or far larger or smaller than 1")
@@ -65,8 +65,8 @@ def readers(e: Examined) -> Iterator[Choice]:
 
 
 SIZES = {
-    "board": "images of up to 16 cells a side",
-    "impala": "images of more than 16 and fewer than 36 pixels a side",
-    "nature": "images of at least 36 pixels a side",
+    "board": "images of up to 16 cells per side",
+    "impala": "images of more than 16 and fewer than 36 pixels per side",
+    "nature": "images of at least 36 pixels per side",
 }
 """Network → the images that it is chosen for."""

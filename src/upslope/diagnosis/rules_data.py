@@ -21,9 +21,9 @@ def rows_misaligned(s: Signs) -> Finding | None:
     x = s.taken("broken_links")
     part = share((x > 0.01) & ~loses_ends(s))
     return Finding(
-        "rows_misaligned", "Rows do not go on where the row before stopped.",
-        "Observations are stored against the actions of other steps.",
-        "Store the observation that the action was chosen from, and the one that the step returned.",
+        "rows_misaligned", "Rows do not continue where the previous row stopped.",
+        "Observations are stored with the actions of other steps.",
+        "Store the observation from which the action was chosen, and the one that the step returned.",
         0.99 * part, evidence=(s.evidence("broken_links", x, "0"),),
         rivals=("an environment that writes into the array it returned: return a copy",),
     ) if part else None  # fmt: skip
@@ -49,10 +49,10 @@ def log_prob_mismatch(s: Signs) -> Finding | None:
     part = share(x > 1e-3) if not s.is_recorded else 0.0
     return Finding(
         "log_prob_mismatch", "The ratio is not 1 before the first step of an update.",
-        "The stored log-probabilities belong to other actions, or to another policy, than those that acted.",
+        "The stored log-probabilities belong to actions that were not taken, or to a policy that did not act.",
         "Store the sampled action before it is clipped or rescaled, with the log-probability of that very action.",
         0.97 * part, evidence=(s.evidence("log_prob_mismatch", x, "below 0.0001"),),
-        rivals=("observations normalised by other statistics than while acting", "rows shifted against each other"),
+        rivals=("observations normalised by other statistics than in acting", "rows shifted against each other"),
     ) if part else None  # fmt: skip
 
 
@@ -78,7 +78,7 @@ def credit_inconsistent(s: Signs) -> Finding | None:
     part = share((x < 0.9) | (gap > 0.3)) if s.needs_critic else 0.0
     return Finding(
         "credit_inconsistent", "The weight Ψ is not target − V.",
-        "The estimator's weight has another sign, another time step, or its target lacks V.",
+        "The estimator's weight has the wrong sign or time step, or its target lacks V.",
         "In your estimator return weight = A_t and target = A_t + V(s_t), both of step t.",
         0.96 * part, experiment=PROBE,
         evidence=(s.evidence("weight_agreement", x, "1"), s.evidence("(E[target − V] − E[Ψ])/σ(Ψ)", gap, "0")),
@@ -112,8 +112,8 @@ def truncation_not_bootstrapped(s: Signs) -> Finding | None:
     x = np.nanmedian(np.where(believed > 0.1, more / believed, np.nan), axis=1)
     part = share(x < 0.1) if applies else 0.0
     return Finding(
-        "truncation_not_bootstrapped", "Targets at time limits are the last reward alone.",
-        "The time limit is taken for death: the value of the final observation is left out.",
+        "truncation_not_bootstrapped", "Targets at time limits are only the last reward.",
+        "The time limit is treated as termination: the value of the final observation is left out.",
         "In your estimator cut the bootstrap by `rollout.terminated` only, never by `truncated`.",
         0.96 * part, 0.95, evidence=(s.evidence("truncation_bootstrap / |V|", x, "about γ"),), experiment=PROBE,
     ) if part else None  # fmt: skip
@@ -149,8 +149,8 @@ def return_not_propagated(s: Signs) -> Finding | None:
     is_short |= is_reward & (s.late("reward_std") > 0)
     part = share(is_short) if s.needs_critic and s.horizon > 4 and long else 0.0
     return Finding(
-        "return_not_propagated", "Targets are no larger than one reward, though rewards go on.",
-        "The estimator does not add what came after a step.",
+        "return_not_propagated", "Targets are no larger than one reward, though rewards continue.",
+        "The estimator does not add the rewards that follow a step.",
         "In your estimator sum backwards: y_t = x_t + γλ y_{t+1}, with a bootstrap from V(s_{t+1}).",
         0.92 * part, evidence=(s.evidence("target_mean", target, f"several × {np.nanmedian(reward):.3g}", 0.5),),
         experiment="upslope probe: probe/delay fails and probe/constant passes",
@@ -165,9 +165,9 @@ def objective_descends(s: Signs) -> Finding | None:
     if not part or s.is_recorded:
         return None
     return Finding(
-        "objective_descends", "Updates make well-judged actions less probable.",
+        "objective_descends", "Updates make actions with a high weight less probable.",
         "The objective's loss has the wrong sign.",
-        "Return −Ψρ (or −Ψ log π): the loss is minimised, so it is the negative of what is to rise.",
+        "Return −Ψρ (or −Ψ log π): the loss is minimised, so it is the negative of what should rise.",
         0.95 * part, evidence=(s.evidence("surrogate_gain", gain, "above 0"),), experiment=PROBE,
         rivals=("another loss term outweighs the weights: entropy bonus, KL penalty",),
     )  # fmt: skip

@@ -31,15 +31,15 @@ def no_reward_signal(s: Signs) -> Finding | None:
         x = s.taken("episode/return")
         return Finding(
             "no_reward_signal", f"Every episode had the same return, {np.nanmedian(x):.4g}, and the same length.",
-            "The goal was never reached, or the environment pays the same whatever is done.",
-            "Shape the reward, or explore wider: --entropy-coefficient 0.02, --log-std-init 0.5; or begin from --data.",
+            "The goal was never reached, or the environment pays the same whatever the policy does.",
+            "Shape the reward, or explore wider: --entropy-coefficient 0.02, --log-std-init 0.5; or learn from --data.",
             0.96 * never_differs, evidence=(s.evidence("episode/return", x, "differs between episodes"),),
             experiment=CHECK,
         )  # fmt: skip
     return Finding(
         "no_reward_signal", "No reward was ever seen.",
-        "The reward is too sparse for this exploration, or the environment does not pay.",
-        "Shape the reward, or explore wider: --entropy-coefficient 0.02, --log-std-init 0.5; or begin from --data.",
+        "The reward is too sparse for this exploration, or the environment gives no rewards.",
+        "Shape the reward, or explore wider: --entropy-coefficient 0.02, --log-std-init 0.5; or learn from --data.",
         0.97 * part, evidence=(s.evidence("reward_nonzero", nonzero, "above 0"),), experiment=CHECK,
     ) if part else None  # fmt: skip
 
@@ -84,7 +84,7 @@ def rewards_go_together(s: Signs) -> np.ndarray:
 
 
 def rewards_are_rare(s: Signs) -> np.ndarray:
-    """Whether the reward is the same at most steps and different now and then, for each seed [S]."""
+    """Whether, for each seed, the reward is the same at most steps and different now and then [S]."""
     mean = s.taken("reward_mean")
     sides = np.stack([s.taken("reward_max") - mean, mean - s.taken("reward_min")])
     return sides.max(axis=0) > 4 * sides.min(axis=0)
@@ -96,7 +96,7 @@ def only_costs_avoided(s: Signs) -> Finding | None:
 
     In a balancing or holding task all rewards are costs too, and in the end hardly any variance is left to explain.
     But during learning these costs depend on the state, so those of neighbouring steps are correlated, and their sums
-    vary more than sums of independent costs, such as costs of the action alone.
+    vary more than sums of independent costs, e.g. costs that depend only on the action.
     """
     highest, ended = s.taken("reward_max", how=np.max), s.taken("truncated_share", how=np.min)
     explained = s.late("critic/explained_variance")
@@ -104,7 +104,7 @@ def only_costs_avoided(s: Signs) -> Finding | None:
     is_saving = (highest <= 0) & (ended > 0.99) & (explained < 0.1) & s.improved & ~depends
     part = share(is_saving) if s.needs_critic else 0.0
     return Finding(
-        "no_reward_signal", "Only costs fall: no reward above 0 was ever seen, and no episode ended by itself.",
+        "no_reward_signal", "There are only costs: no reward above 0 was ever seen, and no episode ended by itself.",
         "The goal was never found, so the policy learns to save effort.",
         "Explore wider: --log-std-init 1 --gamma 0.999; or shape the reward.", 0.75 * part,
         evidence=(s.evidence("reward_max", highest, "above 0 now and then"),
@@ -121,9 +121,9 @@ def rewards_unscaled(s: Signs) -> Finding | None:
     return Finding(
         "rewards_unscaled", "The critic's targets are in the thousands.",
         "Rewards are far from size 1, and a network learns such numbers only after many steps.",
-        "Add --normalize-rewards, or divide the rewards.",
+        "Add --normalize-rewards, or scale the rewards down.",
         0.85 * part, 0.9, evidence=(s.evidence("target_max", x, "below 100"),),
-        rivals=("targets that explode by bootstrapping: lower --gamma",),
+        rivals=("targets that explode through bootstrapping: lower --gamma",),
     ) if part else None  # fmt: skip
 
 
@@ -138,12 +138,12 @@ def reward_noise(s: Signs) -> Finding | None:
     is_dense = (s.taken("reward_nonzero") > 0.5) & (sides > 1.5 * std)
     part = share((ratio > 5) & (explained < 0.15) & is_dense) if s.needs_critic and s.is_flat else 0.0
     return Finding(
-        "reward_noise", "Rewards vary much, and neither policy nor critic finds what they depend on.",
+        "reward_noise", "Rewards vary widely, and neither policy nor critic finds what they depend on.",
         "The reward is mostly noise, or depends on what is not observed.",
-        "Average more: --num-envs 64 --rollout-steps 512; and see what the reward depends on.",
+        "Average more: --num-envs 64 --rollout-steps 512; and find out what the reward depends on.",
         0.75 * part, evidence=(s.evidence("reward_std", s.taken("reward_std")),
                                s.evidence("critic/explained_variance", explained, "towards 1", 0.5)),
-        rivals=("observations without what matters",), experiment=CHECK,
+        rivals=("observations that lack what matters",), experiment=CHECK,
     ) if part else None  # fmt: skip
 
 
@@ -153,7 +153,7 @@ def fake_rows(s: Signs) -> Finding | None:
     x = s.taken("zero_after_end")
     part = share((x > 0.95) & (s.taken("reward_nonzero") > 0.5))
     return Finding(
-        "fake_rows", "The first step of every episode has reward 0, and other steps do not.",
+        "fake_rows", "The first step of every episode has reward 0, but other steps do not.",
         "The environment resets itself, and a row that belongs to no action is inserted after each end.",
         "Use AutoresetMode.SAME_STEP or DISABLED, or leave such rows out.",
         0.9 * part, 0.8, evidence=(s.evidence("zero_after_end", x, "as at other steps"),),
@@ -183,8 +183,8 @@ def episodes_end_at_once(s: Signs) -> Finding | None:
     lengths = s.taken("episode/length")
     return Finding(
         "episodes_end_at_once", "Every episode ends within two steps.",
-        "The environment terminates at once: a state left over from before, or a reversed test.",
-        "See what step() returns as terminated after a reset.", 0.6 if varies else 0.95,
+        "The environment terminates at once: a state left over from the previous episode, or an inverted condition.",
+        "Check what step() returns as terminated after a reset.", 0.6 if varies else 0.95,
         evidence=(s.evidence("episode/length", lengths),), experiment=CHECK,
     )  # fmt: skip
 
@@ -205,7 +205,7 @@ def limit_as_termination(s: Signs) -> Finding | None:
     part = share((at_longest > 0.15) & (truncated < 0.01)) if longest > 3 else 0.0
     return Finding(
         "limit_as_termination", f"{at_longest.mean():.0%} of episodes terminate after {longest} steps, the longest.",
-        "The environment returns terminated at its time limit, so the value there is taken for 0.",
+        "The environment returns terminated at its time limit, so the value there is taken to be 0.",
         f"Return truncated at the limit, e.g. gymnasium.wrappers.TimeLimit(env, {longest}).",
         (0.85 if num_lengths > 1 else 0.45) * part, 0.8,
         evidence=(s.evidence("truncated_share", truncated, "above 0 at a time limit"),),
@@ -217,7 +217,7 @@ def limit_as_termination(s: Signs) -> Finding | None:
 def observations_uninformative(s: Signs) -> Finding | None:
     """Observations never change."""
     longest = s.lengths.max() if s.lengths.size else np.inf
-    if s.lacks(f"{FEW} samples an iteration", s.batch < FEW) or longest <= 1:
+    if s.lacks(f"{FEW} samples per iteration", s.batch < FEW) or longest <= 1:
         return None
     x, still = s.taken("observation_constant"), s.taken("still")
     part = share((x > 0.999) | (still > 0.999) & (longest > 2))
@@ -233,7 +233,7 @@ def observations_uninformative(s: Signs) -> Finding | None:
 
 @rule("Schulman, nuts and bolts: observations of mean 0 and deviation 1")
 def observations_unscaled(s: Signs) -> Finding | None:
-    """Observations in the tens and hundreds saturate the first layer; tiny ones do not get through it."""
+    """Observations in the tens and hundreds saturate the first layer; tiny ones hardly affect it."""
     centre, width = s.taken("observation_mean"), s.taken("observation_std_max")
     saturated, constant = s.taken("policy_saturation"), s.taken("observation_constant")
     part = share((centre > 20) | (width > 20) | (saturated > 0.5))
@@ -261,7 +261,7 @@ def actions_without_effect(s: Signs) -> Finding | None:
     effect, gain = s.taken("action_effect", how=np.mean), s.taken("weight_std")
     later = s.taken("late_effect", how=np.mean)
     few = s.lacks(
-        f"{SAMPLES} samples an iteration", not s.is_whole and s.config.num_envs * s.config.rollout_steps < SAMPLES
+        f"{SAMPLES} samples per iteration", not s.is_whole and s.config.num_envs * s.config.rollout_steps < SAMPLES
     )
     is_none = (effect < 1.5) & ~(later > LATER) & (gain > 1e-7)
     part = share(is_none) if s.is_flat and not few and not s.is_recorded else 0.0
@@ -270,12 +270,12 @@ def actions_without_effect(s: Signs) -> Finding | None:
     is_unsure = share(is_none & rewards_are_rare(s) & ~rewards_go_together(s)) > 0
     return Finding(
         "actions_without_effect", "What comes next does not depend on the actions, and the return has not risen.",
-        "step() does not use its action, or not in the units in which it comes.",
-        "See that step() uses the action that it gets, in its own units.", (0.45 if is_unsure else 0.85) * part,
+        "step() does not use its action, or reads it in the wrong units.",
+        "Make sure that step() uses its action, in the right units.", (0.45 if is_unsure else 0.85) * part,
         evidence=(s.evidence("action_effect", effect, "well above 1"),
                   s.evidence("late_effect", later, f"above {LATER}")),
         experiment=CHECK,
-        rivals=("effects that come many steps later, or only with what was seen before", "effects too weak to show"),
+        rivals=("effects many steps later, or only together with what was seen before", "effects too weak to show"),
     ) if part else None  # fmt: skip
 
 
@@ -302,9 +302,9 @@ def slows_down(s: Signs) -> Finding | None:
     # A run that takes only seconds is easily slowed by other work on the machine.
     is_program = s.config.environment.startswith(PREFIXES) or np.ptp(elapsed[ticks]) < BRIEF
     return Finding(
-        "slows_down", f"Training slowed from {rates[0]:,.0f} to {rates[-1]:,.0f} steps/s a seed.",
-        "The machine had other work." if is_program else own,
-        "Train again with nothing else to do." if is_program else advice,
+        "slows_down", f"Training slowed from {rates[0]:,.0f} to {rates[-1]:,.0f} steps/s per seed.",
+        "The machine was busy with other work." if is_program else own,
+        "Train again on an idle machine." if is_program else advice,
         0.4 if is_program else 0.75, 0.7,
         evidence=(s.evidence("time/steps_per_second", rates),),
         rivals=("longer episodes",) if is_program else ("other work on the machine", "longer episodes"),

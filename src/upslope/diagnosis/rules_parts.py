@@ -8,11 +8,11 @@ import numpy as np
 from upslope.diagnosis.findings import Finding, Signs, rule, share
 
 MASKS, MEMORY, IMAGES, KEYS = "action masks", "a memory", "a network that reads images", "several keys that vary"
-"""Parts that a run may do without, in words."""
+"""Parts that a run may lack, in words."""
 
 
 def of_part(s: Signs, name: str, part: str) -> np.ndarray:
-    """A metric late in the run, per seed; a run that does not have it lacks this part."""
+    """A metric late in the run, per seed; a run without the metric lacks this part."""
     x = s.late(name)
     if name in s.lacking:
         s.lacking.discard(name)
@@ -22,18 +22,18 @@ def of_part(s: Signs, name: str, part: str) -> np.ndarray:
 
 @rule("Huang and Ontañón 2022: what invalid action masking does to the gradient")
 def forbidden_actions_likely(s: Signs) -> Finding | None:
-    """The policy's own probability lies on forbidden actions: a note, since only the mask keeps them away."""
+    """Most of the unmasked probability lies on forbidden actions: a note, since only the mask keeps them away."""
     x = of_part(s, "forbidden_mass", MASKS)
     part = share(x > 0.5)
     is_all = share(x > 0.99) > 0
     return Finding(
         "forbidden_actions_likely", "Without its mask the policy would mostly choose forbidden actions.",
-        "No gradient flows to forbidden actions, so that nothing is learned about them; only the mask keeps them away."
-        if not is_all else "What the masked policy chooses by are differences between almost impossible actions.",
+        "No gradient flows to forbidden actions, so nothing is learned about them; only the mask keeps them away."
+        if not is_all else "The masked policy chooses by differences between almost impossible actions.",
         "Pass the mask wherever the policy is used; lower --learning-rate where the share rises towards 1.",
         (0.6 if is_all and s.is_flat else 0.4) * part, 0.6,
         evidence=(s.evidence("forbidden_mass", x, "below 0.5", 0.5),),
-        rivals=("a mask that allows a few of many actions", "a mask whose 0 and 1 are interchanged"),
+        rivals=("a mask that allows a few of many actions", "a mask whose 0 and 1 are swapped"),
     ) if part else None  # fmt: skip
 
 
@@ -44,7 +44,7 @@ def memory_saturated(s: Signs) -> Finding | None:
     part = share(x > 0.5)
     return Finding(
         "memory_saturated", "Most of the memory is at its bound, ±1, in every step.",
-        "Its inputs or weights are so large that it keeps the same whatever it sees.",
+        "Its inputs or weights are so large that it stays the same whatever it sees.",
         f"Add --normalize-observations, or lower --learning-rate (now {s.config.learning_rate:g}).", 0.8 * part, 0.9,
         evidence=(s.evidence("memory_saturated", x, "below 0.1", 0.5),),
     ) if part else None  # fmt: skip
@@ -54,12 +54,12 @@ def memory_saturated(s: Signs) -> Finding | None:
 def memory_dead(s: Signs) -> Finding | None:
     """The memory does not vary from step to step or from episode to episode."""
     x = of_part(s, "memory_dead", MEMORY)
-    # At its bound it does not vary either, and that is said by its own rule.
+    # A saturated memory does not vary either, but has a rule of its own.
     part = share((x > 0.9) & ~(of_part(s, "memory_saturated", MEMORY) > 0.5))
     return Finding(
         "memory_dead", "The memory keeps nothing: almost none of it varies.",
-        "What enters it hardly differs from step to step.",
-        "Add --normalize-observations; if it stays so, train without --memory.", 0.8 * part, 0.8,
+        "Its inputs hardly differ from step to step.",
+        "Add --normalize-observations; if that does not help, train without --memory.", 0.8 * part, 0.8,
         evidence=(s.evidence("memory_dead", x, "below 0.5", 0.5),),
         rivals=("an observation that does not change",), experiment="upslope check ENVIRONMENT",
     ) if part else None  # fmt: skip
@@ -71,9 +71,9 @@ def encoder_dead(s: Signs) -> Finding | None:
     x = of_part(s, "encoder_dead", IMAGES)
     part = share(x > 0.95)
     return Finding(
-        "encoder_dead", "What the network makes of images does not vary.",
+        "encoder_dead", "The features of images do not vary.",
         "Its units have died: an update pushed them below 0 for every image.",
-        f"Lower --learning-rate (now {s.config.learning_rate:g}) or --max-grad-norm, or take another --encoder.",
+        f"Lower --learning-rate (now {s.config.learning_rate:g}) or --max-grad-norm, or use another --encoder.",
         0.85 * part, 0.95, evidence=(s.evidence("encoder_dead", x, "below 0.7", 0.5),),
         rivals=("images that do not change",), experiment="upslope check ENVIRONMENT",
     ) if part else None  # fmt: skip
@@ -87,9 +87,9 @@ def key_drowns_others(s: Signs) -> Finding | None:
     key = loudest_key(s) if part else ""
     return Finding(
         "key_drowns_others", f"One key of the observation drowns the others{key}.",
-        "Its numbers are so much larger that they are almost all of what enters the first layer.",
+        "Its numbers are so much larger that they make up almost all of the first layer's input.",
         "Add --normalize-observations.", (0.75 if s.is_flat else 0.45) * part, 0.8,
-        evidence=(s.evidence("key_share", x, "below 0.95", 0.5),), rivals=("other keys that tell nothing",),
+        evidence=(s.evidence("key_share", x, "below 0.95", 0.5),), rivals=("other keys without information",),
         experiment="the same seeds with --normalize-observations",
     ) if part else None  # fmt: skip
 

@@ -96,7 +96,7 @@ def no_exploration(s: Signs) -> Finding | None:
     from_start = s.sigma is not None and share(s.sigma[:, 0] < limit) > 0
     return Finding(
         "no_exploration", "The policy hardly varies from early on.",
-        "It begins with, or fell early to, one action: nothing better can be found.", remedy,
+        "It started with one action, or settled on one early, so nothing better can be found.", remedy,
         (0.93 if from_start else 0.88) * part, 1.0 if from_start else 0.95,
         evidence=(s.evidence(name, x, f"above {limit}", 0.0, 0.25),), experiment=SEED,
         rivals=("the learning rate is too high",),
@@ -111,7 +111,7 @@ def actions_clipped(s: Signs) -> Finding | None:
     part = share(x > 0.85)
     return Finding(
         "actions_clipped", "Most sampled actions are outside their bounds.",
-        "σ is larger than the action range, so the world sees only the bounds.",
+        "σ is larger than the action range, so the environment receives only the bounds.",
         f"Lower --log-std-init (now {s.config.log_std_init:g}) to 0 or −1.", 0.92 * part,
         evidence=(s.evidence("action_clipped", x, "below 0.5", 0.0, 0.2),),
         rivals=("an action space whose bounds are not those of the environment",),
@@ -125,9 +125,9 @@ def horizon_too_short(s: Signs) -> Finding | None:
     if not (s.horizon < 3 and length > 5 * s.horizon):
         return None
     return Finding(
-        "horizon_too_short", f"γ = {s.config.gamma:g} sees {s.horizon:.1f} steps ahead; episodes have {length:.0f}.",
+        "horizon_too_short", f"γ = {s.config.gamma:g} looks {s.horizon:.1f} steps ahead; episodes have {length:.0f}.",
         "Rewards further away count for nothing.", "Raise --gamma to 0.99.", 0.9 if s.is_flat else 0.8,
-        evidence=(s.evidence("episode/length", s.taken("episode/length")),), rivals=("rewards that come at once",),
+        evidence=(s.evidence("episode/length", s.taken("episode/length")),), rivals=("rewards that follow at once",),
     )  # fmt: skip
 
 
@@ -158,9 +158,9 @@ def targets_impossible(s: Signs) -> Finding | None:
     )
     part = share(too_low | too_high) if s.needs_critic else 0.0
     return Finding(
-        "targets_impossible", "The critic's targets are larger than any return can be, or of the other sign.",
+        "targets_impossible", "The critic's targets are larger than any return can be, or of the wrong sign.",
         "The estimator adds what it should not, or the critic feeds on its own values.",
-        "Test the estimator: upslope probe. With a sound one lower --gamma or --learning-rate.", 0.8 * part,
+        "Test the estimator: upslope probe. If it is sound, lower --gamma or --learning-rate.", 0.8 * part,
         evidence=(s.evidence("target_mean", x, "between the lowest and highest reward × 1/(1 − γ)", 0.5),),
         rivals=("a critic that diverges",), experiment="upslope probe",
     ) if part else None  # fmt: skip
@@ -175,8 +175,8 @@ def not_finite(s: Signs) -> Finding | None:
     last = [row[: int(np.isfinite(steps).sum())][-3:] for row, steps in zip(loss, s.record.steps, strict=True)]
     lost = np.asarray([not np.isfinite(row).any() for row in last])
     return Finding(
-        "not_finite", f"{lost.sum()} of {len(lost)} seeds have parameters that are no longer numbers.",
-        "Numbers too large for 32 bits went through the networks.",
+        "not_finite", f"{lost.sum()} of {len(lost)} seeds have parameters that are no longer finite.",
+        "The networks computed numbers too large for 32 bits.",
         "Lower --learning-rate, and add --normalize-observations --normalize-rewards.", 0.99,
         evidence=(s.evidence("policy/loss", np.where(lost, np.nan, 0.0), "a number"),),
     ) if lost.any() else None  # fmt: skip
@@ -192,7 +192,7 @@ def modes_disagree(s: Signs) -> Finding | None:
     sampled, best = (x.mean() for x in modes)
     return Finding(
         "modes_disagree", f"Deterministic actions get {best:.4g}, sampled ones {sampled:.4g}.",
-        "The task needs chance, or the policy relies on its noise.",
+        "The task needs a stochastic policy, or the policy relies on its noise.",
         "Report both, or deploy the stochastic policy.", 0.4,
         evidence=(s.evidence("evaluation: stochastic, deterministic", np.asarray([sampled, best])),),
         experiment="upslope evaluate RUN --episodes 100",
@@ -223,8 +223,8 @@ def late_collapse(s: Signs) -> Finding | None:
     part = float(np.mean(x > 0.7))
     return Finding(
         "late_collapse", f"{np.sum(x > 0.7)} of {len(x)} seeds lost most of what they had learned.",
-        "An update too large late in the run.",
-        "Keep --learning-rate-decay, add --target-kl 0.02; `best` holds the best agents.",
+        "An update late in the run was too large.",
+        "Keep --learning-rate-schedule linear, and add --target-kl 0.02; `best` holds the best agents.",
         0.6 * part, 0.8, evidence=(s.evidence("share of the rise lost", x, "0"),), experiment=SEED,
     ) if part >= 0.4 else None  # fmt: skip
 
@@ -236,7 +236,7 @@ def return_falls(s: Signs) -> Finding | None:
     part = share(s.worsened) if not s.is_recorded else 0.0
     return Finding(
         "return_falls", f"The return fell from {np.nanmean(first):.4g} to {np.nanmean(last):.4g}.",
-        "Updates move the policy away from what is rewarded: they are too large, or built on wrong credit.",
+        "Updates move the policy away from what is rewarded: they are too large, or based on wrong credit.",
         f"Lower --learning-rate (now {s.config.learning_rate:g}), and test estimator and objective: upslope probe.",
         0.65 * part, 0.9, evidence=(s.evidence("episode/return", first, "", 0.0, 0.1),
                                     s.evidence("episode/return", last, "above the first", 0.8)),
@@ -251,10 +251,10 @@ def critic_blind(s: Signs) -> Finding | None:
     x = s.late("critic/explained_variance")
     part = share(x < 0.05) if s.needs_critic and s.is_flat else 0.0
     return Finding(
-        "critic_blind", "The critic is no better than a constant.", "It cannot be told from these metrics alone.",
+        "critic_blind", "The critic is no better than a constant.", "These metrics alone do not show the cause.",
         "First `upslope check`, then --critic-epochs 20.", 0.4 * part,
         evidence=(s.evidence("critic/explained_variance", x, "towards 1", 0.5),),
-        rivals=("observations that do not tell the value", "noisy rewards", "targets of another scale"),
+        rivals=("observations that do not determine the value", "noisy rewards", "targets of another scale"),
         experiment="upslope check ENVIRONMENT; upslope probe",
     ) if part else None  # fmt: skip
 
@@ -266,7 +266,7 @@ def not_learning(s: Signs) -> Finding | None:
     if not s.is_flat or s.is_recorded or not np.isfinite(first).any():
         return None
     return Finding(
-        "not_learning", "The return has not risen.", "Too short a budget, or a cause named beside this.",
+        "not_learning", "The return has not risen.", "The budget is too short, or another finding names the cause.",
         "Train longer (--steps), after `upslope check` and `upslope probe`.", 0.3,
         evidence=(s.evidence("episode/return", first, "", 0.0, 0.1), s.evidence("episode/return", last, "", 0.8)),
         experiment="upslope probe",

@@ -88,7 +88,7 @@ class HostPlayer:
 
 
 class CompiledPlayer:
-    """A compiled environment; its keys follow from the reset seed."""
+    """A compiled environment; its keys are derived from the reset seed."""
 
     def __init__(self, environment: CompiledEnvironment, limit: int | None):
         self.limit, self.count, self.mask = limit, 0, None

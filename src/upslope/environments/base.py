@@ -78,12 +78,12 @@ class HostEnvironment:
     drawing: Callable[[], "HostEnvironment"]
     """Creates the same environment with rendering; raises `UpslopeError` if that is impossible."""
     has_masks: bool | UpslopeError = False
-    """Whether its info contains the mask of allowed actions, or why that could not be learned."""
+    """Whether its info contains the mask of allowed actions, or the error that prevented finding out."""
     uses_masks: bool = True
     batch: Callable[[int], gymnasium.vector.VectorEnv] | None = None
-    """Creates several environments as one object, which steps and resets them by itself; None if there is no such."""
+    """Creates several environments as one object, which steps and resets them by itself; None if it cannot."""
     kind: str = ""
-    """What makes the batches, and how they begin the next episode."""
+    """What creates the batches, and how they begin the next episode."""
     is_compiled: ClassVar[bool] = False
 
     @property
@@ -91,7 +91,7 @@ class HostEnvironment:
         """Whether its action masks are used.
 
         Raises:
-            UpslopeError: it could not be reset, so that it is not known whether it has any.
+            UpslopeError: it could not be reset, so it is unknown whether it has masks.
         """
         if self.uses_masks and isinstance(self.has_masks, UpslopeError):
             raise self.has_masks

@@ -78,18 +78,20 @@ def make_own(request: Request, name: str) -> CompiledEnvironment:
     if isinstance(own, CompiledEnvironment):
         return finished(own, request)
     if not callable(own):
-        raise BrokenEnvironmentError(f"{name} is a {type(own).__name__}, not a CompiledEnvironment or what makes one.")
+        raise BrokenEnvironmentError(
+            f"{name} is a {type(own).__name__}, not a CompiledEnvironment or a function that returns one."
+        )
     environment = call(own, name, request.env_kwargs)
     if not isinstance(environment, CompiledEnvironment):
         raise BrokenEnvironmentError(
-            f"{name} gave a {type(environment).__name__}, not an upslope.CompiledEnvironment. Subclass that, or leave "
-            f"out the prefix {COMPILED_PREFIX} for a Gymnasium environment."
+            f"{name} returned a {type(environment).__name__}, not an upslope.CompiledEnvironment. Subclass that, or "
+            f"leave out the prefix {COMPILED_PREFIX} for a Gymnasium environment."
         )
     return finished(environment, request)
 
 
 def finished(environment: CompiledEnvironment, request: Request) -> CompiledEnvironment:
-    """Put the environment in its wrappers; a user's own is first checked against the protocol."""
+    """Wrap the environment as requested; a user's own is also checked against the protocol."""
     environment = wrap(environment, request.wrappers, request.name)
     if not type(environment).__module__.startswith("upslope."):
         check_protocol(environment, request.name)
@@ -133,7 +135,7 @@ def check_protocol(environment: CompiledEnvironment, name: str) -> None:
         value = getattr(transition, field)
         if not hasattr(value, "shape") or value.shape != () or value.dtype.kind != kind:
             raise BrokenEnvironmentError(
-                f"{name}.step() gave the {field} {shown(value)}; {wanted} of shape () is needed."
+                f"{name}.step() returned the {field} {shown(value)}; {wanted} of shape () is needed."
             )
 
 
@@ -160,12 +162,12 @@ def traced(function: Callable[..., Any], name: str, where: str, *arguments: Any)
     except Exception as error:
         raise BrokenEnvironmentError(
             f"{name} raised {told(error)} when JAX traced {where}(). A compiled environment uses jax.numpy and "
-            "jax.random, and jnp.where or jax.lax.cond instead of `if` on what the state holds."
+            "jax.random, and jnp.where or jax.lax.cond instead of `if` on values of the state."
         ) from error
 
 
 def action_like(space: spaces.Space, name: str) -> Any:
-    """The shapes and dtypes of an action as the policy gives it."""
+    """The shapes and dtypes of an action as the environment receives it."""
     head = head_of(space, name)
     sampled = jax.ShapeDtypeStruct((1, *head.sample_shape), head.sample_dtype)
     return jax.eval_shape(lambda x: jax.tree.map(lambda part: part[0], head.to_compiled(x)), sampled)
@@ -179,7 +181,7 @@ def check_observation(space: spaces.Space, observation: Any, where: str, key: st
         found: dict[Any, Any] = dict(enumerate(observation)) if isinstance(observation, tuple) else observation
         if type(observation) is not kind or found.keys() != parts.keys():
             raise BrokenEnvironmentError(
-                f"{where} gave the observation{key} {shown(observation)}, and its space is {space}: a plain "
+                f"{where} returned the observation{key} {shown(observation)}, but its space is {space}: a plain "
                 f"{kind.__name__} with the parts {', '.join(map(repr, parts))} is needed."
             )
         for index, part in parts.items():
@@ -188,7 +190,7 @@ def check_observation(space: spaces.Space, observation: Any, where: str, key: st
         kinds = {"f": "f", "i": "iu", "u": "iu", "b": "biu"}[np.dtype(space.dtype or np.float32).kind]
         if not hasattr(observation, "shape") or observation.shape != space.shape or observation.dtype.kind not in kinds:
             raise BrokenEnvironmentError(
-                f"{where} gave the observation{key} {shown(observation)}, and the observation space is {space}. "
+                f"{where} returned the observation{key} {shown(observation)}, but the observation space is {space}. "
                 "Correct one of them."
             )
 
@@ -197,14 +199,14 @@ def check_state(before: Any, after: Any, name: str) -> None:
     """Refuse a step that changes the structure, a shape or a dtype of the state."""
     if jax.tree.structure(before) != jax.tree.structure(after):
         raise BrokenEnvironmentError(
-            f"{name}.step() returned a state of another structure than reset() gave: {shown(after)}, not "
+            f"{name}.step() returned a state of a different structure from reset(): {shown(after)}, not "
             f"{shown(before)}."
         )
     for (path, a), b in zip(jax.tree_util.tree_leaves_with_path(before), jax.tree.leaves(after), strict=True):
         if (a.shape, a.dtype) != (b.shape, b.dtype):
             raise BrokenEnvironmentError(
                 f"{name}.step() changed state{jax.tree_util.keystr(path)} from {shown(a)} to {shown(b)}. Shapes and "
-                "dtypes of a state must never change: begin with the dtype that step() computes."
+                "dtypes of a state must never change: let reset() return the dtype that step() computes."
             )
 
 

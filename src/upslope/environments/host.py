@@ -32,7 +32,7 @@ class Maker:
 
     request: Request
     spec: Any = None
-    """The spec that an id resolved to at first, so that it is the same in another process."""
+    """The spec that an id first resolved to, so that it is the same in another process."""
 
     def __call__(self) -> Any:
         """Create one environment, inside its wrappers."""
@@ -87,7 +87,7 @@ def host_environment(maker: Maker, env: Any) -> HostEnvironment:
     """Describe an environment that was created to learn its spaces and its step limit, and close it."""
     name = maker.request.name
     if not isinstance(env, gymnasium.Env):
-        raise BrokenEnvironmentError(f"{name} gave {not_an_environment(env)}")
+        raise BrokenEnvironmentError(f"{name} returned {not_an_environment(env)}")
     try:
         observations, actions = space_of(env, "observation_space", name), space_of(env, "action_space", name)
         limit = env.spec.max_episode_steps if env.spec is not None else None
@@ -112,14 +112,14 @@ def drawing(maker: Maker) -> HostEnvironment:
     environment = host_environment(maker, env)
     if mode != PICTURES["render_mode"]:
         raise UpslopeError(
-            f'{environment.name} was made with render_mode={mode!r}, and pictures need "rgb_array". Let its class or '
+            f'{environment.name} was made with render_mode={mode!r}, but pictures need "rgb_array". Let its class or '
             "factory take the argument render_mode."
         )
     return environment
 
 
 def space_of(env: gymnasium.Env, role: str, name: str) -> gymnasium.Space:
-    """A space that an environment declares; refuses anything that is not a space."""
+    """The space that an environment declares; anything that is not a space is refused."""
     try:
         space = getattr(env, role)
     except Exception as error:
@@ -145,7 +145,7 @@ def not_an_environment(env: Any) -> str:
     if isinstance(env, gymnasium.vector.VectorEnv):
         return (
             f"{what}, which is several environments at once. Name the factory that makes them with a prefix, "
-            "vector:module:Name; or give what makes a single one, and upslope makes --num-envs."
+            "vector:module:Name; or give a factory of single environments, and upslope makes --num-envs of them."
         )
     if "gym" in modules:
         return (
@@ -153,9 +153,9 @@ def not_an_environment(env: Any) -> str:
             "shimmy.GymV26CompatibilityV0(env=env), or GymV21CompatibilityV0 for older ones."
         )
     if {"pettingzoo", "dm_env", "dm_control"} & modules:
-        return f"{what}, not a gymnasium.Env. Convert it in a function of your own, e.g. by the package shimmy."
+        return f"{what}, not a gymnasium.Env. Convert it in a function of your own, e.g. with the package shimmy."
     if callable(getattr(env, "reset", None)) and callable(getattr(env, "step", None)):
-        return f"{what}, which has reset() and step() and is not a gymnasium.Env. Make it a subclass of gymnasium.Env."
+        return f"{what}, which has reset() and step() but is not a gymnasium.Env. Make it a subclass of gymnasium.Env."
     return f"{what}, not a gymnasium.Env. Give a Gymnasium id, or a callable that returns one environment."
 
 
@@ -184,12 +184,12 @@ def one_line(error: Exception) -> str:
 
 
 def hint(name: str, module: Any) -> str:
-    """What to do about an id that is not registered."""
+    """Advice on an id that is not registered."""
     register = next((each for each in vars(module) if each.startswith("register")), None) if module else None
     if register and callable(getattr(module, register)):
         return (
-            f"{module.__name__} registers its ids only when asked. Call {module.__name__}.{register}() in a module of "
-            "your own, and name that one: mymodule:Id."
+            f"{module.__name__} does not register its ids on import. Call {module.__name__}.{register}() in a module "
+            "of your own, and name that module: mymodule:Id."
         )
     own = vars(module) if module else {}
     mine = [f"{module.__name__}:{each}" for each, x in own.items() if is_own(each, x, module)]

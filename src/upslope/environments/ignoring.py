@@ -1,6 +1,6 @@
-"""Leave out parts of observations by key: parts that no network reads, or that an agent is not supposed to see.
+"""Leave out parts of observations by key: parts that no network can read, or that an agent is not supposed to see.
 
-A key of a nested Dict is `outer/inner`; parts of a Tuple and numbers of a vector are counted from 0.
+A key of a nested Dict is `outer/inner`; parts of a Tuple and components of a vector are counted from 0.
 """
 
 from collections.abc import Callable, Iterable, Iterator, Mapping
@@ -17,7 +17,7 @@ from upslope.environments.base import CompiledEnvironment
 from upslope.errors import UpslopeError
 
 Keep = Callable[[Any], Any]
-"""Maps an observation to the same without its ignored parts."""
+"""Maps an observation to the same observation without its ignored parts."""
 
 
 def ignoring(environment: Any, keys: tuple[str, ...], name: str) -> Any:
@@ -38,7 +38,7 @@ def ignoring(environment: Any, keys: tuple[str, ...], name: str) -> Any:
             )
     left = kept_space(space, frozenset(keys))
     if left is None:
-        raise UpslopeError(f"Nothing of the observations of {name} is left without {', '.join(keys)}. Keep a part.")
+        raise UpslopeError(f"Without {', '.join(keys)}, nothing is left of the observations of {name}. Keep a part.")
     keep = keeper_of(space, frozenset(keys))
     if isinstance(environment, CompiledEnvironment):
         return CompiledWithout(environment, left, keep)
@@ -55,7 +55,7 @@ def keyed_parts(space: gymnasium.Space, prefix: str = "") -> Iterator[tuple[str,
 
 
 def num_components(space: gymnasium.Space) -> int:
-    """The length of a vector, whose numbers can be left out one by one; 0 for all other spaces."""
+    """The length of a vector, whose components can be left out individually; 0 for all other spaces."""
     return space.shape[0] if isinstance(space, spaces.Box) and len(space.shape) == 1 else 0
 
 
@@ -65,13 +65,13 @@ def kept_components(space: gymnasium.Space, keys: frozenset[str], prefix: str) -
 
 
 def listed(keys: Iterable[str]) -> str:
-    """The first of the keys."""
+    """The keys as text, shortened if there are more than `MOST`."""
     names = list(keys)
     return ", ".join(names[:MOST]) + (f" and {len(names) - MOST} more" if len(names) > MOST else "")
 
 
 MOST = 20
-"""Keys listed in a message."""
+"""The largest number of keys listed in a message."""
 
 
 def kept_space(space: gymnasium.Space, keys: frozenset[str], prefix: str = "") -> gymnasium.Space | None:
@@ -134,7 +134,7 @@ class HostWithout(gymnasium.Wrapper):
         return self.answer(self.env.step(action), 5)
 
     def answer(self, answer: Any, size: int) -> Any:
-        """Filter the observation of an answer; a malformed answer passes unchanged, so that it is refused as it is."""
+        """Filter the observation of an answer; a malformed one is returned unchanged, to be refused as it is."""
         return (self.keep(answer[0]), *answer[1:]) if is_tuple(answer, size) else answer
 
 

@@ -1,7 +1,7 @@
-"""What is known of the JAX libraries that environments come from without importing them.
+"""The other JAX libraries of environments: what upslope knows about them without importing them.
 
-The code that wraps each library is `sources/<prefix>.py`; this file imports nothing, so that lists, trust and messages
-need not start JAX.
+The code that wraps each library is `sources/<prefix>.py`; this file does without JAX, so that lists, trust and
+messages need not import it.
 """
 
 from dataclasses import dataclass
@@ -11,7 +11,7 @@ from upslope.core.messages import COMPILED_PREFIX
 
 @dataclass(frozen=True)
 class Library:
-    """A library whose environments are found by a prefix."""
+    """A library whose environments have names with a prefix."""
 
     prefix: str
     """The prefix of names, without its colon; also the name of upslope's extra that installs the library."""
@@ -32,7 +32,7 @@ LIBRARIES: tuple[Library, ...] = (
     Library("xminigrid", "xminigrid", "MiniGrid-DoorKey-5x5", "grid worlds of MiniGrid and XLand"),
     Library("jumanji", "jumanji", "Snake-v1", "puzzles, packing and routing"),
     Library("pgx", "pgx", "2048", "2048 and MinAtar with sticky actions"),
-    Library("navix", "navix", "Navix-DoorKey-5x5-v0", "grid worlds of MiniGrid, with its pixels"),
+    Library("navix", "navix", "Navix-DoorKey-5x5-v0", "grid worlds of MiniGrid, also as pixels"),
     Library("craftax", "craftax", "Craftax-Symbolic-v1", "an open world to explore, craft and fight in"),
     Library("brax", "brax", "inverted_pendulum", "robots with Brax's physics"),
     Library("playground", "mujoco_playground", "CartpoleBalance", "the control suite and robots with MuJoCo's physics"),
@@ -45,5 +45,5 @@ PREFIXES = (COMPILED_PREFIX, *(f"{library.prefix}:" for library in LIBRARIES))
 
 
 def without_prefix(environment: str) -> str:
-    """An environment's name without the prefix of compiled ones, if it has one."""
+    """An environment's name without the prefix of compiled environments, if it has one."""
     return next((environment.removeprefix(one) for one in PREFIXES if environment.startswith(one)), environment)

@@ -35,7 +35,7 @@ def without_key(space: Any) -> spaces.Space:
 
 
 def apart(observation: Any) -> tuple[Any, Any]:
-    """Split an observation into itself without its mask, and the mask."""
+    """Split an observation into the observation without its mask, and the mask."""
     return {name: x for name, x in observation.items() if name != KEY}, observation[KEY]
 
 
@@ -105,13 +105,13 @@ def source_of(env: gymnasium.Env) -> str:
 def gives_masks(env: gymnasium.Env, name: str) -> bool:
     """Whether an environment provides masks.
 
-    Where its spaces do not tell, it is reset once, and the process's random numbers are left as they were.
+    If its spaces do not show it, the environment is reset once, which leaves the process's random states as they were.
 
     Raises:
         BrokenEnvironmentError: it cannot be reset.
     """
     if isinstance(env.action_space, spaces.Box):
-        return False  # nothing of it can be forbidden
+        return False  # real-valued actions cannot be forbidden
     if isinstance(env, MaskInInfo) and env.has_key:
         return True
     states = random.getstate(), np.random.get_state()
@@ -128,7 +128,7 @@ def gives_masks(env: gymnasium.Env, name: str) -> bool:
 
 
 def known_masks(env: gymnasium.Env, name: str) -> bool | UpslopeError:
-    """Whether an environment provides masks, or the error for those who need to know."""
+    """Whether an environment provides masks, or the error that prevents an answer, for callers that need one."""
     try:
         return gives_masks(env, name)
     except UpslopeError as error:

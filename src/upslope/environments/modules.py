@@ -22,7 +22,7 @@ def import_module(name: str, asked: str) -> Any:
         return importlib.import_module(name)
     except Exception as error:
         raise UpslopeError(
-            f'"{asked}" asks for the module {name}, which cannot be imported: {error}. Install it, or run in the '
+            f'"{asked}" names the module {name}, which cannot be imported: {error}. Install it, or run in the '
             "folder that holds it."
         ) from error
 
@@ -46,7 +46,7 @@ def found(name: str) -> Any:
 
 
 PASS_IT = (
-    "In Python, pass it: environment=… is taken by upslope.resume, evaluate and record. To use it in commands, define "
+    "In Python, pass it as environment=… to upslope.resume, evaluate or record. To use it in commands, define "
     "it in a module and train it by its name, module:Name."
 )
 
@@ -59,7 +59,7 @@ def lost(name: str) -> str:
     if "<locals>" in attribute:
         return "it is defined inside a function"
     if attribute.endswith(MADE_WITH_ARGUMENTS):
-        return "it was made with arguments of its own, which its name does not tell"
+        return "it was made with arguments of its own, which its name does not show"
     if module == "__main__":
         return "it is defined in a script or notebook, not in a module"
     return ""

@@ -16,7 +16,7 @@ def near(name: str, known: Iterable[str]) -> str:
 
 
 def registered_by(environment: str) -> str:
-    """What to do about an id whose namespace is that of a package unknown here; empty if it has no namespace."""
+    """How to use an id whose namespace is that of a package unknown to upslope; empty if it has no namespace."""
     if "/" not in environment:
         return ""
     namespace = environment.partition("/")[0]
@@ -31,7 +31,7 @@ BATCHED = ("vector:", "envpool:")
 
 
 def without_batching(environment: str) -> str:
-    """An environment's name without the prefix that asks for it batched, if it has one."""
+    """An environment's name without the prefix for batching, if it has one."""
     return next((environment.removeprefix(one) for one in BATCHED if environment.startswith(one)), environment)
 
 

@@ -1,8 +1,8 @@
 """Well-known packages that register Gymnasium ids: by this table an id alone is enough to import its package.
 
-A name in a run's config.json can import these packages and no others, without trust, as it can name registered ids:
-the table is fixed, only installed packages are imported, never a module of the same name in the current folder, and
-their ids take what registered ids take. What was imported is shown as training starts, and its version is kept.
+Without trust, a name in a run's config.json can import these packages and no others, just as it can name registered
+ids: the table is fixed, only installed packages are imported, never a module of the same name in the current folder,
+and their ids take the same arguments as registered ids. Training shows what was imported and records its version.
 """
 
 import importlib
@@ -26,7 +26,7 @@ class Package:
     module: str
     """The module that registers them."""
     install: str
-    """What pip installs: first the package, then what it lacks or does not yet fit."""
+    """What pip installs: the package, then dependencies that it does not declare or needs in older versions."""
     ids: str
     """A regular expression for the beginning of its ids."""
 
@@ -96,7 +96,7 @@ def register(environment: str) -> None:
     Raises:
         UpslopeError: the package is not installed, or cannot be imported.
     """
-    import gymnasium  # not for what only asks whose id it is, e.g. a help text
+    import gymnasium  # not needed by callers that only look up an id's package, e.g. a help text
 
     package = package_of(environment)
     if package is None or environment in gymnasium.registry:
@@ -118,7 +118,7 @@ def register(environment: str) -> None:
     except Exception as error:
         raise UpslopeError(
             f"{environment} is registered by the package {package.distribution}, which cannot be imported: "
-            f"{told(error)}. Its versions and those of what it needs may not fit together: pip check"
+            f"{told(error)}. Its version and those of its dependencies may be incompatible: pip check"
         ) from error
 
 
@@ -143,22 +143,22 @@ def remedy_of(error: ImportError) -> str:
         found = version(top) if top == "gymnasium" else "installed"
         return (
             f"The {found} version of {top} has no {name}, so the package was made for another one. Look for a release "
-            f"of it that goes with the version of {top} that upslope needs."
+            f"of it that works with the version of {top} that upslope needs."
         )
     return f"Install it: pip install {DISTRIBUTIONS.get(top, top)}"
 
 
 def quoted(install: str) -> str:
-    """What pip installs, as a shell takes it."""
+    """What pip installs, quoted for a shell."""
     return " ".join(f'"{word}"' if set("[<>") & set(word) else word for word in install.split())
 
 
 def fitting(environment: str) -> str:
-    """The command that installs versions which go together, for a package that needs to be told; empty for others."""
+    """The command that installs compatible versions, for a package that needs more than itself; empty for others."""
     package = package_of(environment)
     if package is None or " " not in package.install:
         return ""
-    return f" If versions do not go together: pip install {quoted(package.install)}"
+    return f" If versions are incompatible: pip install {quoted(package.install)}"
 
 
 @contextmanager

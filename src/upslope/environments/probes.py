@@ -118,13 +118,13 @@ def action() -> Probe:
 
 
 def both() -> Probe:
-    """One step, s_0 = ±1 at random, r = +1 if action 1 meets +1 or action 0 meets −1, else −1: V* = 1."""
+    """One step, s_0 = ±1 at random, r = +1 for action 1 at +1 and action 0 at −1, else −1: V* = 1."""
     answer = _one_step(lambda observation, action: observation[0] * jnp.where(action == 1, 1.0, -1.0))
     return Probe(_box(-1.0), spaces.Discrete(2), _draw_sign, answer, _ones)
 
 
 def truncation() -> Probe:
-    """From 0 to 1 for r = −2, then r = 1 forever, watched for 7 steps: V(1) = 1 / (1 − γ) and V(0) = γ V(1) − 2.
+    """From 0 to 1 for r = −2, then r = 1 forever, cut off after 7 steps: V(1) = 1 / (1 − γ) and V(0) = γ V(1) − 2.
 
     A learner that treats the time limit as termination gets a lower value, and so does one that bootstraps from the
     next row, which is the next episode's first: it is worth less than the state in which the episode was left.
@@ -154,7 +154,7 @@ def continuous() -> Probe:
 
 
 def multidiscrete() -> Probe:
-    """One step, two heads of 2 and 3 choices, r = 1 if both are the observed ones, else 0: V* = 1.
+    """One step, two heads of 2 and 3 choices, r = 1 if both match the observation, else 0: V* = 1.
 
     The observation [5] is the one-hot of the first target (2) followed by that of the second (3); all six
     pairs are equally likely, so each head must read its own part.
@@ -201,14 +201,14 @@ def mask() -> Probe:
 
 
 CUE_LASTS = 10
-"""Steps between a cue and the action that it asks for."""
+"""Steps between a cue and the action that it determines."""
 
 
 def memory() -> Probe:
-    """11 steps: the first shows −1, 0 or +1, and the last asks for the action 0, 1 or 2 that stands for it: V* = γ¹⁰.
+    """11 steps: the first shows −1, 0 or +1, and the last rewards the action 0, 1 or 2 that stands for it: V* = γ¹⁰.
 
-    All other steps show 0, and at the last r = 1 for that action, else −1. The state is (cue, time). Where the cue is
-    0, a memory that is not restarted takes the episode for the one before.
+    All other steps show 0; in the last, r = 1 for that action, else −1. The state is (cue, time). If the cue is 0, a
+    memory that is not restarted confuses the episode with the previous one.
     """
 
     def draw(key: PRNGKeyArray) -> Observation:
@@ -225,14 +225,14 @@ def memory() -> Probe:
     def show(state: Observation) -> Any:
         return jnp.where(state[1] == 0, state[:1], 0.0)
 
-    # One step more than it takes, so that it ends by itself.
+    # One step more than an episode has, so that it terminates by itself.
     return Probe(_box(-1.0), spaces.Discrete(3), draw, answer, value, max_episode_steps=CUE_LASTS + 2, show=show)
 
 
 def image() -> Probe:
-    """One step, a 4 × 4 image with one bright cell, r = 1 for the action that is its quarter, else −1: V* = 1.
+    """One step, a 4 × 4 image with one bright cell, r = 1 for the action that names its quarter, else −1: V* = 1.
 
-    The image is of bytes, and the state is the cell's number.
+    The image consists of bytes, and the state is the number of the bright cell.
     """
 
     def draw(key: PRNGKeyArray) -> Any:
@@ -251,9 +251,9 @@ def image() -> Probe:
 
 
 def dictionary() -> Probe:
-    """One step, a Dict of two signs and which counts, r = 1 for the action 0 to 3 that tells both, else −1: V* = 1.
+    """One step, a Dict of two signs and an index, r = 1 for the action that names index and sign, else −1: V* = 1.
 
-    All are random; the action is 2 · which, plus 1 if the sign that counts is +1.
+    All are random; the right action, from 0 to 3, is 2 · which, plus 1 if the sign at that index is +1.
     """
 
     def draw(key: PRNGKeyArray) -> Any:
@@ -273,12 +273,12 @@ def dictionary() -> Probe:
 
 
 def asymmetric() -> Probe:
-    """One step, two signs: the policy sees the first, which asks for an action, the critic both: V* = ½ + the second.
+    """One step, two signs: the policy sees the first, which sets the best action, the critic both: V* = ½ + the second.
 
     Both are ±1 at random, and the policy reads the first (`--policy-reads 0`); r = ½ + the second for action 1 at +1 or
     action 0 at −1, else 0.
 
-    The best blind policy earns ½ on average; one that sees the second sign avoids what it costs, and earns ¾.
+    The best policy that does not see the second sign earns ½ on average; one that sees it avoids losses and earns ¾.
     """
 
     def draw(key: PRNGKeyArray) -> Observation:
@@ -296,8 +296,8 @@ def asymmetric() -> Probe:
 def hybrid() -> Probe:
     """One step, a Dict of a choice and an amount in [−1, 1]; s_0 = two independent signs. V* = 1.
 
-    r = 1 if the choice meets the first sign, minus (amount − a quarter of the second sign)². Each part must read its own sign,
-    and a part that gets the other's number, or whose log-probability is left out, cannot earn it.
+    r = 1 if the choice matches the first sign, minus (amount − ¼ of the second sign)². Each part must read its own
+    sign; a part that receives the other's number, or whose log-probability is left out, cannot earn V*.
     """
 
     def draw(key: PRNGKeyArray) -> Observation:

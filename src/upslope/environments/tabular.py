@@ -143,7 +143,9 @@ class Tabular(CompiledEnvironment):
         table = np.asarray(policy, np.float64)
         # A float32 policy's sum misses 1 by about 1e-7 per action.
         if table.shape != expected or (table < 0).any() or not np.allclose(table.sum(-1), 1, atol=1e-5):
-            raise UpslopeError(f"A policy here is {expected} [observations, actions] rows that sum to 1.")
+            raise UpslopeError(
+                f"A policy here is a table of shape {expected} [observations, actions] whose rows sum to 1."
+            )
         return table[self.observation_of]
 
     def _chain_under(self, probability: PerAction) -> Float[np.ndarray, "S S"]:
@@ -165,7 +167,7 @@ class Tabular(CompiledEnvironment):
             can_end = can_end | (is_edge & can_end).any(axis=1)
         if gamma >= 1 and not can_end.all():
             raise UpslopeError(
-                f"With gamma={gamma} this policy has no exact endless return: state "
+                f"With gamma={gamma} this policy has no exact return over infinite time: state "
                 f"{np.argmin(can_end)} never reaches an end. Use gamma < 1, or give a horizon."
             )
         return np.linalg.inv(np.eye(len(self.start)) - gamma * self._chain_under(probability))
@@ -176,11 +178,11 @@ def _from_moves(successor: Int[np.ndarray, "S A"]) -> PerSuccessor:
 
 
 def short_corridor(max_episode_steps: int | None = 200) -> Tabular:
-    """Three states that look alike, one of which reverses the actions: the best policy is stochastic.
+    """Three states that look alike, with actions reversed in one: the best policy is stochastic.
 
     Action 0 is left, 1 is right; in the second state they are swapped. r = −1 per step until the goal, state 3.
-    With p = π(right), J is best at p = 2 − √2 ≈ 0.586, where J = −(6 + 4√2) ≈ −11.66; p = 0 and p = 1 never
-    arrive. The limit of 200 steps cuts one episode in 10⁹ at p = 0.5, but 7 % at p = 0.05, where the book's
+    With p = π(right), J is largest at p = 2 − √2 ≈ 0.586, where J = −(6 + 4√2) ≈ −11.66; p = 0 and p = 1 never
+    arrive. The limit of 200 steps cuts off one episode in 10⁹ at p = 0.5, but 7 % at p = 0.05, where the book's
     learners begin: raise it to 1,000 for those. Source: Sutton & Barto (2018), example 13.1.
     """
     return Tabular(
@@ -230,7 +232,7 @@ def delayed_key(length: int = 8) -> Tabular:
     """A walk of `length` steps whose first action alone decides the reward at its end.
 
     Action 1 in the first step takes the key; later actions have no effect. The last step terminates, with r = 1
-    if the key was taken, else 0: v_π(s_0) = γ^(length−1) π(1|s_0), so all credit is the first action's.
+    if the key was taken, else 0: v_π(s_0) = γ^(length−1) π(1|s_0), so all credit belongs to the first action.
     Observation: 2 · position + (has key). The time limit is `length`, where the episode ends by itself.
     """
     if length < 2:

@@ -1,8 +1,8 @@
 """Vector environments: N environments in one object, which steps them and resets them by itself.
 
 `vector:CartPole-v1` is made by `gymnasium.make_vec`; `vector:module:Name` calls a factory of your own, which takes
-`num_envs` and returns a `gymnasium.vector.VectorEnv`. `envpool:Pong-v5` is EnvPool's. How the columns are stepped, and
-what becomes of the resets, is `engines/batched.py`.
+`num_envs` and returns a `gymnasium.vector.VectorEnv`. `envpool:Pong-v5` is EnvPool's. `engines/batched.py` steps the
+columns and handles the resets.
 """
 
 from collections.abc import Callable
@@ -36,9 +36,9 @@ from upslope.errors import UpslopeError
 
 VECTOR_PREFIX, ENVPOOL_PREFIX = "vector:", "envpool:"
 FINAL = ("final_obs", "final_observation")
-"""Keys of the true final observations in info, Gymnasium's first."""
+"""Keys of the true final observations in info; Gymnasium's key comes first."""
 BY_GYMNASIUM = frozenset({"sync", "async"})
-"""Ways of making a vector environment from single ones, which wrappers can be put around."""
+"""Vectorisation modes that create single environments, which can be wrapped."""
 
 
 @dataclass(frozen=True)
@@ -47,7 +47,7 @@ class VectorMaker:
 
     request: Request
     spec: Any = None
-    """The spec that an id resolved to at first, so that it is the same in another process."""
+    """The spec that an id first resolved to, so that it is the same in another process."""
 
     @property
     def target(self) -> str:
@@ -66,20 +66,20 @@ class VectorMaker:
         made = self.made(num_envs)
         if not isinstance(made, VectorEnv):
             raise BrokenEnvironmentError(
-                f"{name} gave a {type(made).__name__}, not a gymnasium.vector.VectorEnv. A single environment needs no "
-                f"prefix: {self.target}"
+                f"{name} returned a {type(made).__name__}, not a gymnasium.vector.VectorEnv. A single environment "
+                f"needs no prefix: {self.target}"
             )
         if made.num_envs != num_envs:
             close_all(name, [made])
             raise BrokenEnvironmentError(
-                f"{name} was asked for num_envs={num_envs} and made {made.num_envs}. Let the factory make as many as "
-                "its argument num_envs says."
+                f"{name} was called with num_envs={num_envs} and made {made.num_envs}. Let the factory make as many "
+                "as its argument num_envs says."
             )
         mode_of(made, name)
         return made
 
     def made(self, num_envs: int) -> Any:
-        """What `make_vec`, EnvPool or the user's factory gives."""
+        """What `make_vec`, EnvPool or the user's factory returns."""
         if self.request.name.startswith(ENVPOOL_PREFIX):
             return pooled(self.request, num_envs)
         own = self.factory()
@@ -96,8 +96,8 @@ class VectorMaker:
         refuse_around(request, "its own factory")
         if not accepts(own, "num_envs"):
             raise UpslopeError(
-                f"{request.name} takes no argument num_envs, so its number of environments cannot be asked for. Let "
-                "the factory take num_envs, and make as many."
+                f"{request.name} takes no argument num_envs, so its number of environments cannot be set. Let "
+                "the factory take num_envs, and make that many."
             )
         limit = {"max_episode_steps": request.max_episode_steps} if accepts(own, "max_episode_steps") else {}
         limit = {name: value for name, value in limit.items() if value is not None}
@@ -139,7 +139,7 @@ class VectorMaker:
             ) from error
 
     def needs_dressing(self, spec: Any) -> bool:
-        """Whether Gymnasium makes it from single environments, or has to because of wrappers."""
+        """Whether Gymnasium makes it from single environments, by default or because of wrappers."""
         return spec.vector_entry_point is None or bool(self.request.wrappers or self.request.ignored)
 
     def with_pictures(self) -> "VectorMaker":
@@ -157,13 +157,13 @@ def dress(request: Request, env: gymnasium.Env) -> gymnasium.Env:
 
 
 def refuse_around(request: Request, origin: str) -> None:
-    """Refuse what can only be put around single environments."""
+    """Refuse options that only apply to single environments."""
     asked = {"--wrapper": request.wrappers, "--ignore-observation": request.ignored}
     given = [flag for flag, value in asked.items() if value]
     if given:
         raise UpslopeError(
-            f"{request.name} comes whole from {origin}, and {' and '.join(given)} would go inside. Do it there; "
-            "--env-kwargs passes arguments on."
+            f"{request.name} comes from {origin} as one object, and {' and '.join(given)} would apply inside it. "
+            "Do it there; --env-kwargs passes arguments on."
         )
 
 
@@ -187,9 +187,9 @@ def pooled(request: Request, num_envs: int) -> VectorEnv:
 
 
 class EnvPool(VectorEnv):
-    """An EnvPool. It takes its seed where it is made, so a reset with a seed makes it anew.
+    """Environments of EnvPool, which takes its seed on creation, so a reset with a seed creates them anew.
 
-    Where an episode is over, EnvPool's next step resets it and ignores the action (NEXT_STEP).
+    After the end of an episode, EnvPool's next step resets it and ignores the action (NEXT_STEP).
     """
 
     metadata = {"autoreset_mode": AutoresetMode.NEXT_STEP}  # noqa: RUF012 - Gymnasium's name
@@ -230,7 +230,7 @@ def mode_of(envs: VectorEnv, name: str) -> AutoresetMode:
     """How a vector environment begins the next episode.
 
     Raises:
-        UpslopeError: it does not say.
+        UpslopeError: its metadata do not say.
     """
     mode = (envs.metadata or {}).get("autoreset_mode")
     try:
@@ -238,7 +238,7 @@ def mode_of(envs: VectorEnv, name: str) -> AutoresetMode:
     except ValueError:
         known = ", ".join(str(each) for each in AutoresetMode)
         raise BrokenEnvironmentError(
-            f'{name} says metadata["autoreset_mode"] = {mode!r}, and what a step after an end means depends on it. Set '
+            f'{name} has metadata["autoreset_mode"] = {mode!r}, which must say what a step after an end means. Set '
             f"it to one of {known}."
         ) from None
 
@@ -256,15 +256,15 @@ def final_observation(info: Any, row: int, name: str, place: Callable[[], str]) 
     """The true final observation of an episode that the same step also reset.
 
     Raises:
-        UpslopeError: info does not hold it.
+        UpslopeError: info does not contain it.
     """
     found = next((info[key] for key in FINAL if key in info), None) if isinstance(info, dict) else None
     value = None if found is None else row_of(found, row)
     if value is None:
         raise UpslopeError(
-            f'{name} reset an episode in the step that ended it, and info["final_obs"] does not hold its final '
-            f"observation: {place()}. Without it nothing can be bootstrapped at a time limit: give it, or reset in the "
-            "next step (AutoresetMode.NEXT_STEP)."
+            f'{name} reset an episode in the step that ended it, but info["final_obs"] does not contain its final '
+            f"observation: {place()}. Without it no value can be bootstrapped at a time limit: provide it, or reset in "
+            "the next step (AutoresetMode.NEXT_STEP)."
         )
     return value
 
@@ -283,7 +283,7 @@ def joined(actions: list[Any], space: spaces.Space) -> Any:
 
 
 class OneColumn(gymnasium.Env):
-    """A vector environment of one column as a single environment, for what plays one episode at a time."""
+    """A vector environment of one column as a single environment, for code that plays one episode at a time."""
 
     def __init__(self, envs: VectorEnv, name: str):
         self.envs, self.name, self.mode = envs, name, mode_of(envs, name)
@@ -322,7 +322,7 @@ class OneColumn(gymnasium.Env):
 
 
 def make_vector(request: Request) -> HostEnvironment:
-    """Describe a vector environment, from one of a single column."""
+    """Describe a vector environment, by creating one with a single column."""
     maker = VectorMaker(request)
     if maker.factory() is None and not request.name.startswith(ENVPOOL_PREFIX):
         envs = maker.batch(1)
@@ -352,9 +352,9 @@ def described(maker: VectorMaker) -> HostEnvironment:
 
 
 RESETS = {
-    AutoresetMode.NEXT_STEP: "in the step after an end, which is no transition",
+    AutoresetMode.NEXT_STEP: "in the step after an end, which is not a transition",
     AutoresetMode.SAME_STEP: "in the step of an end",
-    AutoresetMode.DISABLED: "when upslope asks",
+    AutoresetMode.DISABLED: "when upslope requests it",
 }
 """How episodes are reset, in words."""
 
@@ -371,7 +371,7 @@ def drawn(maker: VectorMaker) -> HostEnvironment:
     try:
         if env.render_mode != PICTURES["render_mode"]:
             raise UpslopeError(
-                f'{environment.name} was made with render_mode={env.render_mode!r}, and pictures need "rgb_array". Let '
+                f'{environment.name} was made with render_mode={env.render_mode!r}, but pictures need "rgb_array". Let '
                 "its factory take the argument render_mode."
             )
     finally:

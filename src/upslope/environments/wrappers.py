@@ -19,7 +19,7 @@ from upslope.errors import UpslopeError
 
 
 class WeightedReward(gymnasium.Wrapper):
-    """An environment whose reward is Σ_i w_i r_i, where it gives several numbers r_i, e.g. for several objectives."""
+    """Gives an environment with several rewards r_i, e.g. for several objectives, the single reward Σ_i w_i r_i."""
 
     def __init__(self, env: gymnasium.Env, weights: Sequence[int | float]):
         super().__init__(env)
@@ -34,7 +34,7 @@ class WeightedReward(gymnasium.Wrapper):
         reward: Any = answer[1]
         if np.shape(reward) != self.weights.shape:
             raise UpslopeError(
-                f"The reward has the shape {np.shape(reward)}, and the wrapper WeightedReward was given "
+                f"The reward has the shape {np.shape(reward)}, but the wrapper WeightedReward has "
                 f"{len(self.weights)} weights. Give one for each part."
             )
         return (
@@ -60,7 +60,7 @@ def wrap(environment: Any, texts: tuple[str, ...], name: str) -> Any:
         kind, is_compiled = wrapper_of(wrapper), isinstance(environment, CompiledEnvironment)
         if is_compiled and ":" not in wrapper:
             raise UpslopeError(
-                f"{name} is compiled, and {wrapper} wraps Gymnasium environments. Leave it out, or name a wrapper of "
+                f"{name} is compiled, but {wrapper} wraps Gymnasium environments. Leave it out, or name a wrapper of "
                 "your own for compiled environments as module:Name."
             )
         try:

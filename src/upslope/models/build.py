@@ -25,7 +25,7 @@ METHODS = ("prepare", "start", "step", "groups")
 
 
 class Rest:
-    """The non-parameter leaves of a user's model: functions, sizes, flags. They are rebuilt, never stored."""
+    """The leaves of a user's model that are not parameters: functions, sizes, flags. They are rebuilt, never stored."""
 
     def __init__(self, tree: Any):
         self.tree = tree
@@ -100,7 +100,7 @@ class ModelSpec:
         missing = [method for method in METHODS if not callable(getattr(made, method, None))]
         if missing:
             raise UpslopeError(
-                f"{name} gives a {type(made).__name__} without the methods {', '.join(missing)}. A model has "
+                f"{name} returns a {type(made).__name__} without the methods {', '.join(missing)}. A model has "
                 f"{', '.join(METHODS)}; see upslope.Model."
             )
         return made
@@ -119,7 +119,7 @@ class ModelSpec:
             ) from error
         wanted = jax.eval_shape(lambda: model.start(2))
         if jax.tree.map(lambda x: (x.shape, x.dtype), carry) != jax.tree.map(lambda x: (x.shape, x.dtype), wanted):
-            raise UpslopeError(f"{name}.step() returns another carry than {name}.start(): {carry}, not {wanted}.")
+            raise UpslopeError(f"{name}.step() returns a different carry from {name}.start(): {carry}, not {wanted}.")
         if outputs.shape != (2,):
             raise UpslopeError(f"{name}.step() returns values of shape {outputs.shape} for 2 columns; (2,) is needed.")
 
@@ -133,10 +133,10 @@ class ModelSpec:
         )
         outputs, carry = model.step(model.prepare(observation), model.start(2), jnp.ones(2, bool))
         if not isinstance(outputs, Outputs) or not isinstance(outputs.policy, Distribution):
-            raise TypeError("step() must return (upslope.Outputs(policy, value), carry), the policy a distribution")
+            raise TypeError("step() must return (upslope.Outputs(policy, value), carry) with a distribution as policy")
         action = outputs.policy.mode()
         if action.shape != (2, *self.head.sample_shape):
-            raise TypeError(f"actions have shape {action.shape[1:]}, and the space needs {self.head.sample_shape}")
+            raise TypeError(f"actions have shape {action.shape[1:]}, but the space needs {self.head.sample_shape}")
         outputs.policy.log_prob(action)
         return outputs.value, carry
 
@@ -144,7 +144,7 @@ class ModelSpec:
 def networks(
     encoder: ObservationEncoder, head: ActionHead, *, key: PRNGKeyArray, encoders: Sequence[str] = (), **settings: Any
 ) -> Any:
-    """Upslope's own networks: two perceptrons, or networks of parts for images, a memory, or a shared trunk."""
+    """Upslope's own networks: two perceptrons, or composed networks for images, a memory or a shared trunk."""
     images = networks_of(encoder, encoders)
     views = views_of(encoder, images, settings)
     built: dict[str, Any] = {name: value for name, value in settings.items() if name not in FLAGS} | {"views": views}
@@ -156,16 +156,16 @@ def networks(
 
 
 def refuse_views_of_trunk(settings: Mapping[str, Any], views: Views) -> None:
-    """Refuse a policy and a critic that share their layers and are to read different parts."""
+    """Refuse views of an observation for a policy and a critic that share their layers."""
     if settings.get("shared_trunk") and views != (WHOLE, WHOLE):
         raise UpslopeError(
-            f"{' and '.join(FLAGS.values())} choose what each network reads, and with --shared-trunk there is only "
-            "one. Leave one of the two out, or leave parts out for both with --ignore-observation."
+            f"{' and '.join(FLAGS.values())} choose what each network reads, but with --shared-trunk there is "
+            "only one network. Remove one of the two, or leave parts out for both with --ignore-observation."
         )
 
 
 def least_numbers(spec: ModelSpec) -> int:
-    """A lower bound on the parameters of upslope's own networks, without making them; 0 for a user's model."""
+    """A lower bound on the parameters of upslope's own networks, found without creating them; 0 for a user's model."""
     if spec.own is not None:
         return 0
     images = networks_of(spec.encoder, spec.settings.get("encoders", ()))
@@ -186,7 +186,7 @@ def unusual_parts(spec: ModelSpec) -> list[str]:
     if settings.get("memory"):
         found.append(f"memory {settings['memory']} of {settings['memory_size']} units")
     views = zip(("policy", "critic"), views_of(spec.encoder, images, settings), FLAGS, strict=True)
-    found += [f"the {who} reads {listed(settings[name])} alone" for who, view, name in views if view != WHOLE]
+    found += [f"the {who} reads only {listed(settings[name])}" for who, view, name in views if view != WHOLE]
     if settings.get("shared_trunk"):
         found.append("a shared trunk")
     if spec.head.is_squashed:

@@ -1,4 +1,4 @@
-"""Networks of parts: encoders of images, a memory, hidden layers, and heads; separate or on a shared trunk.
+"""Networks composed of image encoders, a memory, hidden layers and heads; separate, or on a shared trunk.
 
 observation → encoders → features → (layer → memory) → hidden layers → policy and value
 """
@@ -26,7 +26,7 @@ from upslope.models.views import WHOLE, Features, View, Views
 
 
 class Branch(equinox.Module):
-    """From features to numbers: encoders of images, a memory if any, and a perceptron."""
+    """A network from features to outputs: image encoders, a memory if there is one, and a perceptron."""
 
     pictures: tuple[Convolutions, ...]
     inward: Perceptron | None
@@ -40,7 +40,7 @@ class Branch(equinox.Module):
         return () if self.cell is None else self.cell.start(num)
 
     def before(self, features: Features) -> Float[Array, "B F"]:
-        """What goes into the memory, or into the hidden layers if there is none."""
+        """The input of the memory, or of the hidden layers if there is no memory."""
         vector, images = features
         seen = [] if vector is None else [vector]
         seen += [network(image) for network, image in zip(self.pictures, images, strict=True)]
@@ -48,7 +48,7 @@ class Branch(equinox.Module):
         return x if self.inward is None else ACTIVATIONS[self.inward.activation](self.inward(x))
 
     def after(self, x: Float[Array, "... F"]) -> Float[Array, "... K"]:
-        """What is made of the memory's outputs."""
+        """Apply the hidden layers and the output layer to the memory's outputs."""
         return x if self.outward is None else self.outward(x)
 
     def once(self, features: Features, carry: Any) -> tuple[Float[Array, "N K"], Any]:
@@ -59,7 +59,7 @@ class Branch(equinox.Module):
         return self.after(x), carry
 
     def over_time(self, features: Features, carry: Any, fresh: Bool[Array, "T N"]) -> tuple[Float[Array, "T N K"], Any]:
-        """T steps of N columns. Only the memory goes step by step."""
+        """T steps of N columns. Only the memory runs over time; all else is one batch."""
         flat = jax.tree.map(lambda x: x.reshape(-1, *x.shape[2:]), features)
         x = self.before(flat)
         x = x.reshape(*fresh.shape, *x.shape[1:])
@@ -78,7 +78,7 @@ class Composed(equinox.Module):
     """(key, network) of each image in the observation."""
 
     def prepare(self, observation: Any) -> Features:
-        """Encode what is no image. Images keep their numbers, with channels last, until `floating`."""
+        """Encode all arrays but images, which keep their values, with channels last, until `floating` converts them."""
         leaves = list(self.encoder.leaves(observation))
         convolved = dict(self.networks)
         vectors = [encoder.encode(x) for key, encoder, x in leaves if key not in convolved]
@@ -89,7 +89,7 @@ class Composed(equinox.Module):
         return (vectors[0] if vectors else None), images
 
     def floating(self, features: Features) -> Features:
-        """The features, with images as floating-point numbers of about 1 in size."""
+        """The features, with images as floating-point numbers of magnitude about 1."""
         vector, images = features
         convolved = dict(self.networks)
         encoders = [encoder for key, encoder, _ in self.encoder.leaves(self.encoder.shapes) if key in convolved]
@@ -102,7 +102,7 @@ class Composed(equinox.Module):
 
 
 class Separate(Composed):
-    """π_θ and V_θ in networks of their own."""
+    """π_θ and V_θ as separate networks."""
 
     actor: Branch
     critic: Branch
@@ -114,7 +114,7 @@ class Separate(Composed):
         return carry if jax.tree.leaves(carry) else ()
 
     def seen(self, features: Features) -> tuple[Features, Features]:
-        """What the policy and what the critic sees."""
+        """What the policy and the critic see."""
         floats = self.floating(features)
         policy, critic = (view.of(floats) for view in self.views)
         return policy, critic
@@ -147,7 +147,7 @@ class SharedTrunk(Composed):
         return self.trunk.start(num)
 
     def outputs(self, x: Float[Array, "... F"]) -> Outputs:
-        """Policy and value from what the trunk gives."""
+        """Policy and value from the trunk's outputs."""
         if self.trunk.outward is not None:
             x = ACTIVATIONS[self.trunk.outward.activation](x)
         return Outputs(self.policy_of(self.policy_layer(x)), self.value_layer(x)[..., 0])
@@ -166,14 +166,14 @@ class SharedTrunk(Composed):
 
 
 def layout_of(encoder: ObservationEncoder) -> Any:
-    """How these observations are laid out as images; None if they are none."""
+    """The layout of these observations as images; None if they are not images."""
     if not isinstance(encoder, BoxEncoder | ImageEncoder):
         return None
     return image_layout(encoder.shape, is_bytes=isinstance(encoder, ImageEncoder))
 
 
 def scaled(encoder: ObservationEncoder, images: Array) -> Float[Array, "..."]:
-    """Images as floating-point numbers; floats are as the environment, or the normaliser, gave them."""
+    """Images as floating-point numbers; floats stay as the environment or the normaliser produced them."""
     return encoder.scaled(images) if isinstance(encoder, ImageEncoder) else images.astype(jnp.float32)
 
 
@@ -183,8 +183,8 @@ PERCEPTRON = "perceptron"
 def networks_of(encoder: ObservationEncoder, wanted: Sequence[str] = ()) -> tuple[tuple[str, str], ...]:
     """(key, network) of each image in an observation that a convolutional network reads.
 
-    Boards up to 16 cells a side are read by `board`, images of at least 36 pixels by `nature`, those between by
-    `impala`. `wanted` overrides it: a network for all images, or key=network for one.
+    Boards of up to 16 cells per side are read by `board`, images of at least 36 pixels per side by `nature`, and images
+    in between by `impala`. `wanted` overrides this with a network for all images, or key=network for one.
 
     Raises:
         UpslopeError: a network or key is unknown, or the images are too small for the network.
@@ -204,8 +204,8 @@ def networks_of(encoder: ObservationEncoder, wanted: Sequence[str] = ()) -> tupl
         height, width, _ = images[key].size
         if network != PERCEPTRON and min(height, width) < NETWORKS[network][2]:
             raise UpslopeError(
-                f"--encoder {network} takes images of at least {NETWORKS[network][2]} pixels a side, and the "
-                f"environment gives {height} × {width}. Take `impala`, `board`, or `perceptron`."
+                f"--encoder {network} takes images of at least {NETWORKS[network][2]} pixels per side, but the "
+                f"environment's are {height} × {width}. Use `impala`, `board` or `perceptron`."
             )
     return tuple((key, network) for key, network in found.items() if network != PERCEPTRON)
 
@@ -274,7 +274,8 @@ def last_layers(head: ActionHead) -> tuple[tuple[int, float], tuple[int, float]]
 def least_numbers_of(
     encoder: ObservationEncoder, networks: tuple[tuple[str, str], ...], settings: Mapping[str, Any]
 ) -> int:
-    """A lower bound on the number of parameters, without making them; `networks` are the images that are read."""
+    """A lower bound on the number of parameters, computed without creating them; `networks` lists the images that are
+    read."""
     shapes = {key: layout_of(inner).size for key, inner, _ in encoder.leaves(encoder.shapes) if key in dict(networks)}
     last = sum(flat_size(network, shapes[key]) * NETWORKS[network][1] for key, network in networks)
     memory = 5 * settings["memory_size"] ** 2 if settings.get("memory") else 0

@@ -1,6 +1,6 @@
-"""Convolutional encoders of images and boards, made of Equinox layers.
+"""Convolutional encoders for images and boards, built from Equinox layers.
 
-Images arrive as [B, height, width, channels] and leave as features [B, F].
+They map images [B, height, width, channels] to features [B, F].
 """
 
 from collections.abc import Callable
@@ -23,7 +23,7 @@ Maps = Float[Array, "B I J K"]
 
 
 def through(layer: Conv2d, x: Images) -> Maps:
-    """A convolution of images with channels last; Equinox's layer holds its weights."""
+    """Convolve images with channels last; the weights are those of Equinox's layer."""
     assert layer.bias is not None
     return convolve(x, layer.weight, layer.stride[0], layer.padding[0][0]) + layer.bias[:, 0, 0]  # pyright: ignore
 
@@ -52,14 +52,14 @@ class Stack(equinox.Module):
 
 
 class Convolutions(equinox.Module):
-    """Convolutions, relu, and a layer over all that they found, relu."""
+    """Convolutions and a linear layer over all of their outputs, each followed by relu."""
 
     layers: tuple[Any, ...]
     last: Linear
 
     @property
     def num_features(self) -> int:
-        """F."""
+        """F, the number of features."""
         return int(self.last.out_features)
 
     def __call__(self, images: Images) -> Float[Array, "B F"]:
@@ -105,7 +105,7 @@ NETWORKS: dict[str, tuple[Callable[..., tuple[Any, ...]], int, int]] = {
     "impala": (impala, 256, 1),
     "board": (board, 128, 3),
 }
-"""Name → its layers, the number of features F, and the smallest side of an image that it takes."""
+"""Name → its layers, the number of features F, and the smallest side of an image that it accepts."""
 
 
 def convolutions(
@@ -131,7 +131,7 @@ def flat_size(network: str, shape: tuple[int, int, int]) -> int:
 
 
 def redrawn(x: Array, draw: np.random.Generator) -> Array:
-    """An orthogonal matrix in place of a layer's weights, zeros in place of its bias."""
+    """Replace a layer's weights by an orthogonal matrix, and its bias by zeros."""
     if x.ndim < 2 or x.shape[1:] == (1, 1):  # the biases of Linear and Conv2d
         return jnp.zeros(x.shape)
     return jnp.asarray(orthogonal(draw, x.shape[0], int(np.prod(x.shape[1:])), np.sqrt(2)).reshape(x.shape))

@@ -1,8 +1,8 @@
 """Convolutions as matrix products, because XLA's own are slow inside compiled loops on CPU cores.
 
-Within a loop XLA runs a convolution and its gradient in plain loops, which took 9 to 60 times as long as the products
-here for the layers of upslope's networks, on one core (`benchmarks/convolutions.py`). Other devices use XLA's
-convolution.
+Inside a compiled loop XLA runs a convolution and its gradient as plain loops. For the layers of upslope's networks
+these took 9 to 60 times as long as the products here, on one core (`benchmarks/convolutions.py`). Other devices use
+XLA's convolution.
 """
 
 from functools import partial, reduce
@@ -34,10 +34,10 @@ def by_convolution(x: Float[Array, "B H W C"], kernel: Float[Array, "O C k k"], 
 
 
 def by_products(x: Float[Array, "B H W C"], kernel: Float[Array, "O C k k"], stride: int) -> Array:
-    """One product for each place of the kernel, summed.
+    """The sum of one matrix product for each position in the kernel.
 
-    With stride s, squares of s × s pixels are first put side by side as channels; then the kernel has k / s places a
-    side and stride 1, so that fewer and larger products remain.
+    With stride s, each square of s × s pixels is first rearranged into channels. The kernel then has k / s positions
+    per side and stride 1, so there are fewer and larger products.
     """
     x, places = squares(x, stride), kernel.shape[-1] // stride
     num_outputs, channels = kernel.shape[:2]
@@ -45,13 +45,13 @@ def by_products(x: Float[Array, "B H W C"], kernel: Float[Array, "O C k k"], str
     weights = weights.transpose(0, 2, 1, 3, 4, 5).reshape(places * places, x.shape[-1], num_outputs)
     height, width = x.shape[1] - places + 1, x.shape[2] - places + 1
     rows = [x[:, i : i + height, j : j + width].reshape(-1, x.shape[-1]) for i in range(places) for j in range(places)]
-    # The barrier keeps the cut out of the product, which is then a plain one.
+    # The barrier keeps the slicing out of the product, which is then a plain matrix product.
     products = (linear(jax.lax.optimization_barrier(row), weight) for row, weight in zip(rows, weights, strict=True))
     return reduce(jnp.add, products).reshape(x.shape[0], height, width, num_outputs)
 
 
 def squares(x: Float[Array, "B H W C"], side: int) -> Array:
-    """Squares of pixels as channels: [B, H/s, W/s, s²·C]; what does not fill a square is cut off."""
+    """Rearrange squares of pixels into channels, [B, H/s, W/s, s²·C]. Pixels that do not fill a square are cut off."""
     if side == 1:
         return x
     batch, height, width, channels = x.shape[0], x.shape[1] // side, x.shape[2] // side, x.shape[3]
@@ -60,7 +60,7 @@ def squares(x: Float[Array, "B H W C"], side: int) -> Array:
 
 
 def highest(x: Float[Array, "B H W C"], size: int, stride: int, padding: int) -> Float[Array, "B I J C"]:
-    """The highest of each `size` × `size` pixels (max pooling)."""
+    """The maximum of each window of `size` × `size` pixels (max pooling)."""
     around = (padding, padding)
     x = jnp.pad(x, ((0, 0), around, around, (0, 0)), constant_values=-jnp.inf)
     height, width = ((n - size) // stride + 1 for n in x.shape[1:3])

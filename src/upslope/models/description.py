@@ -14,7 +14,7 @@ SUPPORTED = (
 )
 FIELDS = ENCODERS | HEADS
 OF_THE_POLICY = {"of_the_policy": True}
-"""Metadata of a field that says how a policy acts, which is a setting of the run and no property of the space."""
+"""Metadata of a field that describes how a policy acts: a setting of the run, not a property of the space."""
 
 
 def unsupported(name: str, role: str, space: gymnasium.Space, key: str = "") -> str:
@@ -22,7 +22,7 @@ def unsupported(name: str, role: str, space: gymnasium.Space, key: str = "") -> 
     place = f" at `{key}`" if key else ""
     if isinstance(space, gymnasium.spaces.Box):
         return (
-            f"{name} has a Box {role} space of dtype {space.dtype}, and upslope uses Box {role}s of floats. Declare it "
+            f"{name} has a Box {role} space of dtype {space.dtype}, but upslope uses Box {role}s of floats. Declare it "
             f"as float32 and round in step(), or as MultiDiscrete. {SUPPORTED}"
         )
     remedy = "Wrap it so that it has one of the supported spaces"
@@ -38,8 +38,8 @@ def unread_parts(name: str, space: gymnasium.Space, parts: Sequence[tuple[str, g
     flags = " ".join(f"--ignore-observation {shlex.quote(key)}" for key, _ in parts)
     one = len(parts) == 1
     return (
-        f"{name} observes {told}, which no network reads. Leave {'it' if one else 'them'} out with {flags}, or wrap "
-        f"the environment so that it gives numbers. {SUPPORTED}"
+        f"{name} observes {told}, which no network can read. Leave {'it' if one else 'them'} out with {flags}, or wrap "
+        f"the environment so that it returns numbers. {SUPPORTED}"
     )
 
 
@@ -47,7 +47,7 @@ def kind_of(space: gymnasium.Space) -> str:
     """Describe an unsupported space in words."""
     kind = type(space).__name__
     if isinstance(space, gymnasium.spaces.Dict | gymnasium.spaces.Tuple):
-        return f"a {kind} without parts, with keys that are no text, or more than {MAX_DEPTH} deep"
+        return f"a {kind} without parts, with keys that are not strings, or more than {MAX_DEPTH} deep"
     return f"a {kind} space"
 
 
@@ -66,7 +66,7 @@ def from_json(description: Any, kinds: tuple[type, ...]) -> Any:
     """The inverse of `to_json`, for these kinds.
 
     Raises:
-        ValueError, TypeError, KeyError, OverflowError: the description is not a space of one of these kinds.
+        ValueError, TypeError, KeyError, OverflowError: the description is not that of one of these kinds.
     """
     known = {k.__name__: k for k in kinds}
     return built(*space_fields(description, {name: FIELDS[name] for name in known}), known)

@@ -56,7 +56,7 @@ class ObservationEncoder(ABC):
         """The observation space, for a user's model, without the original bounds."""
 
     def leaves(self, observation: Any, key: str = "") -> Iterator[tuple[str, "ObservationEncoder", Any]]:
-        """(key, encoder, array) of each array that an observation is made of; a nested key is written outer/inner."""
+        """(key, encoder, array) for each array of an observation; a nested key is written outer/inner."""
         yield key, self, observation
 
     def check(self, name: str, arrays: Mapping[str, np.ndarray], refuse: Refuse) -> None:
@@ -108,15 +108,15 @@ class BoxEncoder(FlatEncoder):
 
 
 PICTURE, BOARD = 255.0, 16
-"""The largest number in a picture, and the largest side of a board."""
+"""The largest value in a picture, and the largest side of a board."""
 
 
 @dataclass(frozen=True)
 class ImageEncoder(FlatEncoder):
     """Images of numbers from 0 to 255, kept as bytes until a network reads them.
 
-    Up to 16 cells a side they are boards, whose numbers are kinds of things rather than brightness: the features are
-    log(1 + x), which tells 0, 1 and 2 well apart. Larger ones are pictures: x / 255.
+    Images of up to 16 cells per side are boards, whose numbers denote kinds of objects rather than brightness: the
+    features are log(1 + x), which separates 0, 1 and 2 well. Larger images are pictures: the features are x / 255.
     """
 
     @property
@@ -124,7 +124,7 @@ class ImageEncoder(FlatEncoder):
         return None
 
     def scaled(self, images: Shaped[Array, "..."]) -> Float[Array, "..."]:
-        """Images as numbers of about 1 in size."""
+        """Images as floating-point numbers of magnitude about 1."""
         x = images.astype(np.float32)
         layout = image_layout(self.shape, is_bytes=True)
         if layout is not None and max(layout.size[:2]) > BOARD:
@@ -163,8 +163,9 @@ class ImageLayout:
 def image_layout(shape: tuple[int, ...], *, is_bytes: bool) -> ImageLayout | None:
     """The layout of images of this shape, or None if it is not that of an image.
 
-    Two axes of bytes are a grey image. Of three, the shorter of first and last holds the channels, the last if they
-    are equal. A fourth, in front, holds frames. Arrays of floats have at least 5 cells a side, bytes 3.
+    Two axes of bytes are a grey image. With three axes, the shorter of the first and the last holds the channels; the
+    last does if they are equal. A fourth axis, in front, holds frames. An image has at least 5 cells per side if it
+    holds floats, and at least 3 if it holds bytes.
     """
     if len(shape) == 2 and is_bytes:
         layout = ImageLayout(shape, 0, 1)
@@ -377,7 +378,7 @@ def encoder_of_part(space: gymnasium.Space, name: str, key: str) -> ObservationE
         start: list[int] = np.ravel(space.start).tolist()
         if any(max(abs(first), abs(first + n)) >= 2**31 for first, n in zip(start, sizes, strict=True)):
             raise UpslopeError(
-                f"{name} observes {space}{at(key)}, whose numbers do not fit into 32 bits. Count from 0 in the "
+                f"{name} observes {space}{at(key)}, whose values do not fit into 32 bits. Count from 0 in the "
                 "environment."
             )
         if isinstance(space, spaces.Discrete):

@@ -1,8 +1,8 @@
 """Action heads: from a network's outputs to a distribution over actions, and from actions to the environment.
 
-An `ActionHead` is a small hashable record, kept in config.json. It owns the shape of an action, its check, and its
-description. To support another kind of space, add a record here and to `HEADS`. An action of several parts travels as
-one vector, from the policy to the file; `to_environment` and `to_compiled` give it the structure of its space.
+An `ActionHead` is a small hashable record, kept in config.json. It defines the shape of an action, its check and
+its description. To support another kind of space, add a record here and to `HEADS`. An action of several parts is
+one vector from the policy to the file; `to_environment` and `to_compiled` give it the structure of its space.
 """
 
 import math
@@ -75,11 +75,11 @@ class ActionHead(ABC):
         return any(isinstance(box, SquashedHead) for box in self.boxes.values())
 
     def squashed(self, action: Any) -> Any:
-        """Sampled actions [..., K] whose real numbers are from before tanh, with these in the environment's units."""
+        """Sampled actions [..., K] with tanh applied to their real-valued parts, in the environment's units."""
         return action
 
     def unsquashed(self, action: Any) -> Any:
-        """The inverse of `squashed`; not finite where an action is not within its bounds."""
+        """The inverse of `squashed`; not finite where an action is not strictly within its bounds."""
         return action
 
     @property
@@ -100,10 +100,10 @@ class ActionHead(ABC):
             ValueError: the mask has another form, or holds values other than 0 and 1.
         """
         if not self.num_choices:
-            raise ValueError("there is nothing to forbid among these actions")
+            raise ValueError("actions of this space cannot be forbidden")
         flags = as_flags(mask)
         if flags.shape != (self.num_choices,):
-            raise ValueError(f"it has the shape {flags.shape}, and {self.mask_form} is needed")
+            raise ValueError(f"it has the shape {flags.shape}, but {self.mask_form} is needed")
         return flags
 
     @property
@@ -135,16 +135,16 @@ class ActionHead(ABC):
         """Convert a batch of sampled actions for a Gymnasium environment."""
 
     def kept(self, action: np.ndarray, taken: Any) -> np.ndarray:
-        """An array that `replayed` turns into the environment's actions again, for a checkpoint; `taken` is what
-        `to_environment` made of the sampled actions."""
+        """An array for a checkpoint, which `replayed` turns back into the environment's actions; `taken` is what
+        `to_environment` returned for the sampled actions."""
         return taken.copy()
 
     def replayed(self, kept: np.ndarray) -> Any:
-        """The environment's actions, from those that were kept."""
+        """The environment's actions, from an array that `kept` returned."""
         return kept
 
     def in_space(self, space: gymnasium.Space) -> "ActionHead":
-        """This head in an equal space, which knows the dtype of its actions; older runs did not record it."""
+        """This head with the dtype of actions in an equal space; older runs did not record the dtype."""
         return head_of(space)
 
     def to_compiled(self, action: Shaped[Array, "N ..."]) -> Any:
@@ -222,7 +222,7 @@ class BoxHead(ActionHead):
     dtype: str = "float32"
     """The environment's dtype; policies sample in 32 bits."""
     has_state_std: bool = field(default=False, metadata=OF_THE_POLICY)
-    """Whether the network also gives log σ. It is added to the log σ parameter, and the sum is cut to `LOG_STD`."""
+    """Whether the network also outputs log σ, which is added to the parameter log σ and clipped to `LOG_STD`."""
     is_continuous = True
     sample_dtype = np.float32
 
@@ -266,7 +266,7 @@ class BoxHead(ActionHead):
         return low.astype(self.dtype), high.astype(self.dtype)
 
     def random(self, generator: np.random.Generator, mask: Any = None) -> np.ndarray:
-        """Uniform, slightly beyond the bounds, as a policy's actions are; ±1 replaces infinite bounds."""
+        """Uniform, to slightly beyond the bounds like a policy's actions; ±1 replaces infinite bounds."""
         low, high = np.asarray(self.low), np.asarray(self.high)
         low = np.where(np.isfinite(low), low, -1)
         high = np.maximum(low, np.where(np.isfinite(high), high, 1))
@@ -330,13 +330,13 @@ class BoxHead(ActionHead):
 
 @dataclass(frozen=True)
 class SquashedHead(BoxHead):
-    """A real vector that tanh squashes into its bounds, all of them finite.
+    """A real vector that tanh squashes into its bounds, which are all finite.
 
     The sampled action u is stored before tanh; the environment gets centre + half · tanh(u).
     """
 
     def random(self, generator: np.random.Generator, mask: Any = None) -> np.ndarray:
-        """tanh of it is almost uniform."""
+        """An action whose tanh is almost uniform."""
         return np.arctanh(generator.uniform(-0.999, 0.999, len(self.low))).astype(np.float32)
 
     def distribution(self, outputs: Float[Array, "... O"], log_std: Float[Array, "... K"]) -> Distribution:
@@ -351,7 +351,7 @@ class SquashedHead(BoxHead):
         return super().to_compiled(self.squashed(action))
 
     def outside(self, action: Shaped[Array, "B ..."]) -> Float[Array, "B"] | None:
-        """0: nothing is clipped."""
+        """Zeros, since nothing is clipped."""
         return jnp.zeros(action.shape[:-1], jnp.float32)
 
 
@@ -392,12 +392,12 @@ class MultiDiscreteHead(ActionHead):
         parts = [as_flags(part) for part in parts]
         if [part.shape for part in parts] != [(n,) for n in self.sizes]:
             found = ", ".join(str(part.shape) for part in parts)
-            raise ValueError(f"its parts have the shapes {found}, and {self.mask_form} is needed")
+            raise ValueError(f"its parts have the shapes {found}, but {self.mask_form} is needed")
         return namespace(parts[0]).concatenate(parts)
 
     @property
     def mask_form(self) -> str:
-        return f"({self.num_choices},), or a tuple of arrays of the lengths {', '.join(map(str, self.sizes))}"
+        return f"({self.num_choices},), or a tuple of arrays of lengths {', '.join(map(str, self.sizes))}"
 
     def allows_some(self, mask: Bool[Array, "... M"]) -> Any:
         parts = split_last(mask, self.sizes)
@@ -460,7 +460,7 @@ class MultiBinaryHead(ActionHead):
         if x.shape != self.shape or x.dtype == bool:
             return super().flat_mask(mask)
         if isinstance(x, np.ndarray) and not np.isin(x, (0, 1, 2)).all():
-            raise ValueError("it holds other numbers than 0 and 1, to which a switch is bound, and 2, where it is free")
+            raise ValueError("it may hold only 0 and 1, which fix a switch, and 2, which leaves it free")
         return namespace(x).stack([x != 1, x != 0], axis=-1).reshape(-1)
 
     @property
@@ -494,7 +494,7 @@ class MultiBinaryHead(ActionHead):
 
 
 class ProductHead(ActionHead):
-    """Several actions at once. Its sampled action is one vector of 32-bit floats: the parts, one after another."""
+    """Several actions at once. A sampled action is one vector of 32-bit floats, the concatenation of its parts."""
 
     sample_dtype = np.float32
 
@@ -505,7 +505,7 @@ class ProductHead(ActionHead):
 
     @abstractmethod
     def structure(self, parts: Sequence[Any]) -> Any:
-        """One value for each part, in the structure of the space."""
+        """Put one value for each part into the structure of the space."""
 
     @abstractmethod
     def parts_of_mask(self, mask: Any) -> list[Any] | None:
@@ -607,7 +607,7 @@ class ProductHead(ActionHead):
         return Product(tuple(h.distribution(x, s) for h, x, s in zip(self.heads, mine, scales, strict=True)))
 
     def split(self, action: Any) -> list[Any]:
-        """The part of each head in sampled actions [..., K], in its own dtype and shape."""
+        """Split sampled actions [..., K] into the parts of the heads, each in its own dtype and shape."""
         pairs = zip(self.heads, split_last(action, self.sizes), strict=True)
         return [x.reshape(*x.shape[:-1], *head.sample_shape).astype(head.sample_dtype) for head, x in pairs]
 
@@ -638,7 +638,7 @@ class ProductHead(ActionHead):
         return self.structure([head.to_compiled(x) for head, x in pairs])
 
     def outside(self, action: Shaped[Array, "B ..."]) -> Float[Array, "B"] | None:
-        """The fraction of all components that have bounds."""
+        """The fraction of components that are clipped, among the parts that have bounds."""
         pairs = zip(self.heads, self.split(action), self.sizes, strict=True)
         found = [(head.outside(x), size) for head, x, size in pairs]
         known = [(x, size) for x, size in found if x is not None]
@@ -672,7 +672,7 @@ class DictHead(ProductHead):
             return None
         keys, needed = [key for key, _ in self.parts], [key for key, head in self.parts if head.num_choices]
         if not set(needed) <= mask.keys() <= set(keys):
-            raise ValueError(f"it has the keys {', '.join(map(repr, mask))}, and needs {', '.join(map(repr, needed))}")
+            raise ValueError(f"it has the keys {', '.join(map(repr, mask))}, but needs {', '.join(map(repr, needed))}")
         return [mask.get(key) for key, _ in self.parts]
 
     def with_heads(self, heads: Sequence[ActionHead]) -> ProductHead:
@@ -700,7 +700,7 @@ class TupleHead(ProductHead):
         if not isinstance(mask, tuple | list) or is_flat:
             return None
         if len(mask) != len(self.parts):
-            raise ValueError(f"it has {len(mask)} parts, and an action has {len(self.parts)}")
+            raise ValueError(f"it has {len(mask)} parts, but an action has {len(self.parts)}")
         return list(mask)
 
     def with_heads(self, heads: Sequence[ActionHead]) -> ProductHead:
@@ -730,9 +730,9 @@ def as_flags(mask: Any) -> Any:
     """
     x = as_array(mask)
     if x.dtype.kind not in "biuf":
-        raise ValueError(f"it holds {x.dtype}, not numbers or truth values")
+        raise ValueError(f"it holds {x.dtype}, not numbers or booleans")
     if x.dtype.kind != "b" and isinstance(x, np.ndarray) and not ((x == 0) | (x == 1)).all():
-        raise ValueError("it holds other numbers than 0 and 1")
+        raise ValueError("it holds numbers other than 0 and 1")
     return x.astype(bool)
 
 
@@ -761,8 +761,8 @@ def head_of_part(space: gymnasium.Space, name: str, key: str, depth: int = 0) ->
         dtype = np.dtype(space.dtype or np.float32).name
         if dtype not in ACTION_DTYPES["BoxHead"]:
             raise UpslopeError(
-                f"{name} takes actions of the dtype {dtype}{at(key)}, {space}; a Box of actions can be of "
-                f"{', '.join(ACTION_DTYPES['BoxHead'])}. Where actions are whole numbers, declare Discrete or "
+                f"{name} takes actions of dtype {dtype}{at(key)}, {space}; a Box of actions can be of "
+                f"{', '.join(ACTION_DTYPES['BoxHead'])}. If actions are integers, declare Discrete or "
                 "MultiDiscrete, or take floats and round them in the environment."
             )
         low, high = np.asarray(space.low, np.float64).ravel(), np.asarray(space.high, np.float64).ravel()
@@ -789,8 +789,8 @@ def product_head(space: gymnasium.Space, name: str, key: str, depth: int) -> Pro
         largest = int(np.max(part.n if isinstance(part, spaces.Discrete) else getattr(part, "nvec", 0)))
         if largest > MOST_CHOICES:
             raise UpslopeError(
-                f"{name} has {largest:,} choices{at(place)}; a part of an action can have {MOST_CHOICES:,}, since it "
-                "is stored as a 32-bit float. Declare several smaller choices, or a Box."
+                f"{name} has {largest:,} choices{at(place)}; a part of an action can have at most {MOST_CHOICES:,}, "
+                "since it is stored as a 32-bit float. Declare several smaller choices, or a Box."
             )
     if isinstance(space, spaces.Tuple):
         return TupleHead(tuple(head for _, head in heads))
@@ -806,13 +806,13 @@ def with_policy(head: ActionHead, name: str, *, squashed: bool, state_std: bool,
     low, high = LOG_STD
     if state_std and head.boxes and not low <= log_std_init <= high:
         raise UpslopeError(
-            f"--state-dependent-std keeps log σ between {low:g} and {high:g}, and --log-std-init is {log_std_init:g}. "
-            "Choose one within."
+            f"--state-dependent-std keeps log σ between {low:g} and {high:g}, but --log-std-init is {log_std_init:g}. "
+            "Choose a value in this range."
         )
     for key, box in head.boxes.items():
         if squashed and not box.is_bounded:
             raise UpslopeError(
-                f"--head squashed squashes actions into finite bounds, and those of {name}{at(key)} are {box.space()}. "
+                f"--head squashed squashes actions into finite bounds, but those of {name}{at(key)} are {box.space()}. "
                 "Declare the bounds in the environment, or use --head gaussian."
             )
     return policy_changed(head, SquashedHead if squashed else BoxHead, state_std)
@@ -831,5 +831,5 @@ LOG_STD = (-5.0, 2.0)
 """Bounds of a log σ that depends on the state, in units of the half range. Source: Yarats & Kostrikov 2020, PyTorch
 implementation of Soft Actor-Critic, `log_std_bounds`."""
 MOST_CHOICES = 2**24
-"""Choices of a part of an action; 32-bit floats hold whole numbers up to here."""
+"""The largest number of choices in a part of an action; 32-bit floats represent every integer up to here."""
 HEADS = (DiscreteHead, BoxHead, MultiDiscreteHead, MultiBinaryHead, DictHead, TupleHead)

@@ -70,8 +70,8 @@ class Gated(Cell):
 class LinearRecurrence(Cell):
     """The linear recurrent unit, h_t = λ ⊙ h_{t−1} + γ ⊙ B x_t and y_t = Re(C h_t) + D x_t (Orvieto et al. 2023).
 
-    λ is complex with |λ| < 1, and γ = √(1 − |λ|²). A linear recurrence is associative, so that T steps take a scan of
-    depth log T. The nonlinearity is in the layers around it.
+    λ is complex with |λ| < 1, and γ = √(1 − |λ|²). A linear recurrence is associative, so a scan of depth log T
+    computes T steps. The nonlinearity is in the layers around it.
     """
 
     nu: Float[Array, "H"]
@@ -113,7 +113,7 @@ class LinearRecurrence(Cell):
 
 
 def gated(kind: Any, inputs: int, size: int, key: PRNGKeyArray, draw: np.random.Generator) -> Gated:
-    """A GRU or LSTM with orthogonal recurrent weights for each gate, and an LSTM's forget gate open (bias 1)."""
+    """A GRU or LSTM with orthogonal recurrent weights for each gate, and with an LSTM's forget gate open (bias 1)."""
     layer = kind(inputs, size, key=key)
     gates = layer.weight_hh.shape[0] // size
     recurrent = np.concatenate([orthogonal(draw, size, size, 1.0) for _ in range(gates)])
@@ -125,7 +125,8 @@ def gated(kind: Any, inputs: int, size: int, key: PRNGKeyArray, draw: np.random.
 
 
 SLOWEST, FASTEST, LARGEST_PHASE = 0.999, 0.9, np.pi / 10
-"""|λ| at the start is uniform (in area) between these: memories of 10 to 1,000 steps, with small phases."""
+"""Initially |λ| is uniform (in area) between `FASTEST` and `SLOWEST`, for memories of 10 to 1,000 steps, and phases are
+small."""
 
 
 def linear_recurrence(inputs: int, size: int, key: PRNGKeyArray, draw: np.random.Generator) -> LinearRecurrence:

@@ -1,7 +1,7 @@
-"""A layer's product, with a backward pass tuned for CPUs.
+"""The matrix product of a layer, with a backward pass tuned for CPUs.
 
 On CPUs the weight gradient xᵀg spends most of its time transposing the wider operand. This module transposes the
-narrower one first; the algorithm does not depend on it.
+narrower one first, which changes the speed but not the algorithm.
 """
 
 import jax

@@ -1,8 +1,8 @@
-"""What a network reads of an observation: the policy and the critic may each be given only some of its parts.
+"""Which parts of an observation a network reads: the policy and the critic may each be given only some of them.
 
 A critic that sees more than the policy is called asymmetric (Pinto et al. 2018, Asymmetric Actor Critic for Image-Based
-Robot Learning, https://arxiv.org/abs/1710.06542): it is needed in training alone, so that it may know what no sensor
-tells where the policy is used.
+Robot Learning, https://arxiv.org/abs/1710.06542): the critic is needed only during training, so it may use
+information that no sensor provides when the policy is deployed.
 """
 
 import re
@@ -23,12 +23,12 @@ from upslope.models.encoders import BoxEncoder, CompositeEncoder, ObservationEnc
 from upslope.models.model import POLICY, VALUE
 
 Features = tuple[Any, tuple[Any, ...]]
-"""The features of all that no convolutional network reads [B, D], or None; and the images [B, height, width, channels]
-that one does."""
+"""The features [B, D] of all arrays that no convolutional network reads, or None if there are none; and the images
+[B, height, width, channels] that such a network reads."""
 NUMBERS = re.compile(r"(|.*/)([0-9]{1,9})(?:-([0-9]{1,9}))?")
-"""A number of a vector, or consecutive ones, both ends included: `2`, `2-5`, `arm/2-5`."""
+"""A component of a vector, or a range of components with both ends included: `2`, `2-5`, `arm/2-5`."""
 MOST = 20
-"""Keys listed in a message."""
+"""The largest number of keys listed in a message."""
 
 
 @dataclass(frozen=True)
@@ -36,11 +36,11 @@ class View:
     """A part of an observation. None means all of it."""
 
     keys: tuple[str, ...] | None = None
-    """The arrays of which anything is read."""
+    """The keys of the arrays that are read, in whole or in part."""
     spans: tuple[tuple[int, int], ...] | None = None
-    """(first, one past the last) of the features that are read, of those that are joined in one vector."""
+    """(start, stop) of each range of features that is read, in the vector of all features."""
     images: tuple[int, ...] | None = None
-    """The images that are read by a convolutional network."""
+    """The indices of the images that are read by a convolutional network."""
 
     def vector(self, features: Float[Array, "... D"]) -> Float[Array, "... K"]:
         """The features that are read."""
@@ -62,31 +62,31 @@ class View:
         return (None if vector is None or self.spans == () else self.vector(vector)), chosen
 
     def width(self, num_features: int) -> int:
-        """The number of features that are read, of this many."""
+        """The number of features that are read, out of `num_features`."""
         return num_features if self.spans is None else sum(stop - start for start, stop in self.spans)
 
     def chosen(self, networks: tuple[tuple[str, str], ...]) -> tuple[tuple[str, str], ...]:
-        """(key, network) of the images that are read, of these."""
+        """Those (key, network) pairs whose images are read."""
         return networks if self.images is None else tuple(networks[place] for place in self.images)
 
     def reads(self, key: str) -> bool:
-        """Whether anything is read of the array under this key."""
+        """Whether any part of the array under this key is read."""
         return self.keys is None or key in self.keys
 
 
 WHOLE = View()
 """All of an observation."""
 Views = tuple[View, View]
-"""What the policy and what the critic reads."""
+"""What the policy reads, and what the critic reads."""
 FLAGS = {"policy_reads": "--policy-reads", "critic_reads": "--critic-reads"}
 """Setting → its flag."""
 
 
 def views_of(encoder: ObservationEncoder, networks: Sequence[tuple[str, str]], settings: Mapping[str, Any]) -> Views:
-    """What the policy and the critic read by `policy_reads` and `critic_reads`; all of it where that is None.
+    """What the policy and the critic read according to `policy_reads` and `critic_reads`; None means everything.
 
     Raises:
-        UpslopeError: a key is unknown, or there is none.
+        UpslopeError: a key is unknown, or no key is given.
     """
     policy, critic = (
         WHOLE if settings.get(name) is None else view_of(encoder, networks, settings[name], flag)
@@ -96,14 +96,14 @@ def views_of(encoder: ObservationEncoder, networks: Sequence[tuple[str, str]], s
 
 
 def view_of(encoder: ObservationEncoder, networks: Sequence[tuple[str, str]], wanted: Sequence[str], flag: str) -> View:
-    """The parts of an observation under these keys; `networks` are its images that a convolutional network reads."""
+    """The parts of an observation under these keys; `networks` lists the images for convolutional networks."""
     if not wanted:
-        raise UpslopeError(f"{flag} names nothing, and a network that reads nothing cannot learn. Name a part.")
+        raise UpslopeError(f"{flag} names no part, and a network that reads nothing cannot learn. Name a part.")
     columns, images = places_of(encoder, networks)
     parts, sizes = dict(parts_of(encoder)), vectors_of(encoder)
     chosen = [stretch for key in wanted for stretch in part_under(key, parts, sizes, flag)]
     keys, seen = {key for key, _, _ in chosen}, tuple(sorted({images[key] for key, _, _ in chosen if key in images}))
-    # Joined, so that parts named twice or inside one another are read once and in their own order.
+    # Merged, so that parts that are named twice or contain each other are read once, in the observation's order.
     spans = joined((columns[key] + start, columns[key] + stop) for key, start, stop in chosen if key in columns)
     total = sum(inner.num_features for key, inner, _ in encoder.leaves(encoder.shapes) if key in columns)
     if sum(stop - start for start, stop in spans) == total and len(seen) == len(images):
@@ -114,7 +114,7 @@ def view_of(encoder: ObservationEncoder, networks: Sequence[tuple[str, str]], wa
 def places_of(
     encoder: ObservationEncoder, networks: Sequence[tuple[str, str]]
 ) -> tuple[dict[str, int], dict[str, int]]:
-    """The first feature of each array in the vector of features, and the place of each image among the images."""
+    """The index of each array's first feature in the feature vector, and the index of each image among the images."""
     columns, total = {}, 0
     images = {key: place for place, (key, _) in enumerate(networks)}
     for key, inner, _ in encoder.leaves(encoder.shapes):
@@ -124,7 +124,7 @@ def places_of(
 
 
 Stretch = tuple[str, int, int]
-"""Consecutive features of an array: its key, the first, one past the last."""
+"""Consecutive features of an array: (key, start, stop)."""
 
 
 def parts_of(encoder: ObservationEncoder, key: str = "") -> Iterator[tuple[str, list[Stretch]]]:
@@ -141,13 +141,13 @@ def parts_of(encoder: ObservationEncoder, key: str = "") -> Iterator[tuple[str, 
 
 
 def vectors_of(encoder: ObservationEncoder) -> dict[str, int]:
-    """The length of each vector, whose numbers can be read one by one."""
+    """The length of each vector; its components can be read individually."""
     leaves = encoder.leaves(encoder.shapes)
     return {key: x.num_features for key, x, _ in leaves if isinstance(x, BoxEncoder) and len(x.shape) == 1}
 
 
 def part_under(key: str, parts: Mapping[str, list[Stretch]], sizes: Mapping[str, int], flag: str) -> list[Stretch]:
-    """The features under a key: of a part, of a number of a vector, or of a range of them.
+    """The features under a key, which names a part, a component of a vector, or a range of components.
 
     Raises:
         UpslopeError: there is no such part.
@@ -160,14 +160,14 @@ def part_under(key: str, parts: Mapping[str, list[Stretch]], sizes: Mapping[str,
             return [(array, first, last + 1)]
     names = [name for name in parts if name]
     names += [f"{array}/0-{size - 1}" if array else f"0-{size - 1}" for array, size in sizes.items()]
-    has = f"Their parts: {listed(names)}" if names else "They have no parts: leave it out"
+    has = f"Their parts: {listed(names)}" if names else "They have no parts: leave the flag out"
     near = get_close_matches(key, names, n=1)
     hint = f" Did you mean {near[0]}?" if near else ""
     raise UpslopeError(f"{flag} {key}: the observations have no such part.{hint} {has}.")
 
 
 def joined(spans: Iterable[tuple[int, int]]) -> tuple[tuple[int, int], ...]:
-    """Spans in their order, with those that meet or overlap joined."""
+    """Spans in ascending order, with those that touch or overlap merged."""
     found: list[tuple[int, int]] = []
     for start, stop in sorted(spans):
         if found and start <= found[-1][1]:
@@ -178,12 +178,12 @@ def joined(spans: Iterable[tuple[int, int]]) -> tuple[tuple[int, int], ...]:
 
 
 def listed(names: Sequence[str]) -> str:
-    """The first of the names."""
+    """The names as text, shortened if there are more than `MOST`."""
     return ", ".join(names[:MOST]) + (f" and {len(names) - MOST} more" if len(names) > MOST else "")
 
 
 def view_in(model: Any, group: str) -> View:
-    """What a group of a model reads of an observation. Models other than upslope's own read it whole."""
+    """The part of an observation that a group of a model reads. Models other than upslope's own read all of it."""
     policy, critic = getattr(model, "views", (WHOLE, WHOLE))
     return {POLICY: policy, VALUE: critic}[group]
 
@@ -203,7 +203,7 @@ def completed(shapes: Any, observation: Any, view: View, key: str = "") -> Any:
 
 
 def emptied(encoder: ObservationEncoder, observation: Any, view: View) -> Any:
-    """The observation, with zeros in arrays that are not read, in a batch if the arrays that are read are one."""
+    """The observation, with zeros in the arrays that are not read, which take their batch axes from those that are."""
     if view.keys is None:
         return observation
     arrays, structure = jax.tree.flatten(observation)

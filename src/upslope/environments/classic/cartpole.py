@@ -35,7 +35,7 @@ class CartPole(CompiledEnvironment):
     """Gymnasium's `CartPole-v1`: keep the pole up; +1 per step, at most 500 steps.
 
     State and observation [4]: position x (m), velocity ẋ, angle θ (rad, 0 is upright), angular velocity θ̇.
-    Action: 0 pushes left, 1 right, F = ±10 N. With l half the pole's length, explicit Euler of 0.02 s over
+    Action: 0 pushes left, 1 right, F = ±10 N. With l half the pole's length, explicit Euler steps of 0.02 s over
 
         u = (F + m_p l θ̇² sin θ) / m
         θ̈ = (g sin θ − u cos θ) / (l (4/3 − m_p cos² θ / m))

@@ -1,1 +1,1 @@
-"""Compiled environments of other libraries, one file a library."""
+"""Compiled environments of other libraries, one file per library."""

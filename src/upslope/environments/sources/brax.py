@@ -1,7 +1,7 @@
 """Brax: robots (Freeman et al. 2021, https://github.com/google/brax).
 
-An environment's `done` means termination. The time limit is the library's wrapper, `EpisodeWrapper`, with 1,000 steps
-if nothing else is said; here it is upslope's `max_episode_steps`.
+An environment's `done` means termination. The time limit comes from the library's wrapper, `EpisodeWrapper`, with
+1,000 steps by default; here it is upslope's `max_episode_steps`.
 """
 
 from collections.abc import Iterable
@@ -43,7 +43,7 @@ def ids() -> Iterable[str]:
 
 
 def create(name: str, env_kwargs: dict[str, Any]) -> Brax:
-    """A robot; the arguments are its constructor's."""
+    """Create a robot; the arguments are those of its constructor."""
     return Brax(module("brax.envs").get_environment(name, **env_kwargs), EPISODE_LENGTH)
 
 

@@ -1,6 +1,6 @@
 """Craftax: Crafter and NetHack's ideas in one open world (Matthews et al. 2024, https://github.com/MichaelTMatthews/Craftax).
 
-`is_terminal` joins death and victory with the limit `params.max_timesteps`. The environment is given parameters without
+`is_terminal` merges death and victory with the limit `params.max_timesteps`. The environment gets parameters without
 that limit, which is upslope's `max_episode_steps`; nothing else in the library reads it.
 """
 
@@ -41,7 +41,7 @@ def ids() -> Iterable[str]:
 
 
 def create(name: str, env_kwargs: dict[str, Any]) -> Craftax:
-    """A world; arguments that its static parameters have, such as the size of the map, are theirs."""
+    """Create a world; arguments that name static parameters, e.g. the map's size, set those, others its parameters."""
     inner = module("craftax.craftax_env").make_craftax_env_from_name(name, auto_reset=False)
     static = inner.static_env_params
     named = {field.name for field in fields(type(static))}

@@ -1,6 +1,6 @@
 """gymnax: classic control, MinAtar, bsuite and small mazes (Lange 2022, https://github.com/RobertTLange/gymnax).
 
-Since version 1, `step_env` reports termination alone, and `is_truncated` compares the state's time with
+Since version 1, `step_env` reports only termination, and `is_truncated` compares the state's time with
 `params.max_steps_in_episode`. That limit is upslope's `max_episode_steps`.
 """
 
@@ -34,7 +34,7 @@ class Gymnax(CompiledEnvironment):
 
 
 def space_of(space: Any) -> spaces.Space:
-    """A space of gymnax as Gymnasium's. Boards of zeros and ones, as in MinAtar, are bytes."""
+    """A space of gymnax as Gymnasium's. Boards of zeros and ones, as in MinAtar, become bytes."""
     if hasattr(space, "spaces"):
         parts = space.spaces
         if isinstance(parts, dict):
@@ -53,11 +53,11 @@ def ids() -> Iterable[str]:
 
 
 def create(name: str, env_kwargs: dict[str, Any]) -> Gymnax:
-    """An environment; arguments that its parameters have are theirs, the others are its constructor's."""
+    """Create an environment; arguments that name its parameters set those, and the others go to its constructor."""
     gymnax = module("gymnax")
     if not hasattr(gymnax.environments.environment.Environment, "is_truncated"):
         raise UpslopeError(
-            'This gymnax merges termination with the time limit: pip install "upslope[gymnax]" gets 1.0 or newer.'
+            'This gymnax merges termination with the time limit: pip install "upslope[gymnax]" installs 1.0 or newer.'
         )
     named = {field.name for field in fields(type(gymnax.make(name)[1]))}
     inner, params = gymnax.make(name, **{key: value for key, value in env_kwargs.items() if key not in named})

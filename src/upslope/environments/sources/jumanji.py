@@ -1,8 +1,8 @@
 """Jumanji: puzzles, packing and routing (Bonnet et al. 2023, https://github.com/instadeepai/jumanji).
 
-A step ends an episode alike by a true end and by the environment's `time_limit`. So each step is also taken by a copy
-without that limit, and what ends there is `terminated`; the limit is upslope's `max_episode_steps`. The compiler joins
-what both compute. Legal actions, `action_mask` of an observation, become the mask; where a mask is of combinations of
+The last step of an episode looks the same at a true end and at the environment's `time_limit`. So each step is also
+taken by a copy without that limit: an end there is `terminated`, and the limit is upslope's `max_episode_steps`. The
+compiler merges what both compute. The `action_mask` of an observation becomes the mask; if it covers combinations of
 components, as in Minesweeper, the action is one choice among all combinations.
 """
 
@@ -31,11 +31,11 @@ from upslope.environments.sources.wrapping import (
 from upslope.errors import UpslopeError
 
 MOST_KINDS = 64
-"""Largest number of values that is read one-hot; counters beyond are numbers."""
+"""The largest number of values that is encoded one-hot; counters with more values are read as numbers."""
 
 
 class Jumanji(CompiledEnvironment):
-    """An environment for one player. Its state is the library's, which holds a key, and the mask of legal actions."""
+    """An environment for one player. Its state is the library's, which holds a key, with the mask of legal actions."""
 
     def __init__(self, inner: Any):
         self.inner, self.max_episode_steps = inner, getattr(inner, "time_limit", None)
@@ -64,11 +64,11 @@ class Jumanji(CompiledEnvironment):
         return state[1]
 
     def mask_of(self, observation: Any) -> Any:
-        """The legal choices as one array; None if the library gives none that fit the actions."""
+        """The legal choices as one array; None if the library has none that fits the actions."""
         return jnp.ravel(observation.action_mask) if self.has_mask else None
 
     def observed(self, observation: Any) -> Any:
-        """An observation in its space."""
+        """An observation as an element of its space."""
         return fitted(self.observation_space, as_dict(self.inner.observation_spec, observation))
 
 
@@ -79,7 +79,7 @@ def as_dict(spec: Any, observation: Any) -> Any:
 
 
 def parts_of(spec: Any) -> dict[str, Any]:
-    """The parts of a nested specification; none of an array's."""
+    """The parts of a nested specification; empty for an array."""
     specs = module("jumanji.specs")
     if isinstance(spec, specs.Array):
         return {}
@@ -87,12 +87,12 @@ def parts_of(spec: Any) -> dict[str, Any]:
 
 
 def space_of(spec: Any) -> spaces.Space:
-    """A specification as a space: boards of whole numbers are bytes, choices among a few one-hot, others numbers."""
+    """The space of a specification: boards of integers are bytes, choices among few values Discrete, others numbers."""
     specs = module("jumanji.specs")
     if parts := parts_of(spec):
         return spaces.Dict({name: space_of(part) for name, part in parts.items() if name != KEY})
     shape, dtype = tuple(spec.shape), np.dtype(spec.dtype)
-    # The library counts steps up to the limit itself, one more than it says.
+    # The library's step counter reaches the limit itself, one more than its specification allows.
     if isinstance(spec, specs.DiscreteArray) and spec.num_values <= MOST_KINDS and spec.name != "step_count":
         return spaces.Discrete(int(spec.num_values))
     bounds = (spec.minimum, spec.maximum) if isinstance(spec, specs.BoundedArray) else (-np.inf, np.inf)
@@ -106,7 +106,7 @@ def space_of(spec: Any) -> spaces.Space:
 
 
 def actions_of(inner: Any) -> tuple[tuple[int, ...], spaces.Space]:
-    """How many values each component has, where actions are combined to one choice, else (); and the action space."""
+    """The number of values of each component if they are combined into one choice, else (); and the action space."""
     specs = module("jumanji.specs")
     spec, masks = inner.action_spec, parts_of(inner.observation_spec).get(KEY)
     if isinstance(spec, specs.DiscreteArray):
@@ -132,10 +132,10 @@ def ids() -> Iterable[str]:
 
 
 def create(name: str, env_kwargs: dict[str, Any]) -> Jumanji:
-    """An environment; the arguments are its constructor's."""
+    """Create an environment; the arguments are those of its constructor."""
     inner = module("jumanji").make(name, **env_kwargs)
     if inner.reward_spec.shape != ():
-        raise UpslopeError(f"jumanji:{name} rewards each of several agents, and upslope trains one.")
+        raise UpslopeError(f"jumanji:{name} rewards each of several agents, but upslope trains one.")
     return Jumanji(inner)
 
 

@@ -28,7 +28,7 @@ class Navix(CompiledEnvironment):
         return arrays(now), fitted(self.observation_space, now.observation)
 
     def step(self, key: Any, state: Any, action: Any) -> tuple[Any, Any]:
-        # The library's `step` resets by itself; this is the step without that.
+        # The library's `step` resets automatically; `_step` does not.
         now = self.inner._step(state, action)
         return arrays(now), stepped(self.observation_space, now.observation, now.reward, now.step_type == TERMINATED)
 
@@ -39,8 +39,8 @@ def ids() -> Iterable[str]:
 
 
 def create(name: str, env_kwargs: dict[str, Any]) -> Navix:
-    """A grid world; the arguments are its constructor's. `observation_fn` is given by its name in navix.observations,
-    for example rgb_first_person."""
+    """Create a grid world; the arguments are those of its constructor. `observation_fn` is the name of a function in
+    navix.observations, for example rgb_first_person."""
     navix = module("navix")
     if "observation_fn" in env_kwargs:
         env_kwargs["observation_fn"] = getattr(navix.observations, env_kwargs["observation_fn"])

@@ -1,7 +1,7 @@
-"""Pgx: its games for one player, MinAtar and 2048 (Koyamada et al. 2023, https://github.com/sotetsuk/pgx).
+"""Pgx: games for one player, MinAtar and 2048 (Koyamada et al. 2023, https://github.com/sotetsuk/pgx).
 
 Pgx has no time limits, and MinAtar's episodes may never end: set `--max-episode-steps`. Where moves can be illegal,
-the legal ones are the mask.
+the mask allows the legal ones.
 """
 
 from collections.abc import Iterable
@@ -41,16 +41,16 @@ class Pgx(CompiledEnvironment):
 
 
 def ids() -> Iterable[str]:
-    """The ids of all games, of one player and of more."""
+    """The ids of all games, for one player or several."""
     return module("pgx").available_envs()
 
 
 def create(name: str, env_kwargs: dict[str, Any]) -> Pgx:
-    """A game; the arguments are its constructor's."""
+    """Create a game; the arguments are those of its constructor."""
     game = module("pgx").make(name)
     if game.num_players != 1:
         raise UpslopeError(
-            f"pgx:{name} is a game of {game.num_players} players, and upslope trains one. Games for one: 2048 and "
+            f"pgx:{name} is a game for {game.num_players} players, but upslope trains one. Games for one: 2048 and "
             "minatar-asterix, -breakout, -freeway, -seaquest, -space_invaders."
         )
     return Pgx(type(game)(**env_kwargs) if env_kwargs else game)

@@ -19,7 +19,7 @@ def ids() -> Iterable[str]:
 
 
 def create(name: str, env_kwargs: dict[str, Any]) -> Brax:
-    """An environment; the arguments override its config, nested ones as `reward_config.scales.alive`."""
+    """Create an environment; the arguments override its config, nested ones as `reward_config.scales.alive`."""
     registry = module("mujoco_playground").registry
     config = registry.get_default_config(name)
     config.update_from_flattened_dict({"impl": "jax"} | env_kwargs)

@@ -1,4 +1,4 @@
-"""From a library's environment to upslope's: finding it by name, its spaces, and what a step returned."""
+"""Convert a library's environments to upslope's: their names, their spaces, and the results of their steps."""
 
 import importlib
 import importlib.util
@@ -29,7 +29,7 @@ Maker = Callable[[str, dict[str, Any]], CompiledEnvironment]
 def source_of(prefix: str, ids: Callable[[], Iterable[str]], create: Maker) -> Source:
     """The source of a library's environments.
 
-    `ids` and `create` import the library, which is therefore imported only when one of its environments is asked for.
+    `ids` and `create` import the library, which is therefore imported only when one of its environments is requested.
     """
     library = next(one for one in LIBRARIES if one.prefix == prefix)
 
@@ -46,22 +46,23 @@ def source_of(prefix: str, ids: Callable[[], Iterable[str]], create: Maker) -> S
 
 
 def import_library(library: Library) -> None:
-    """Import a library, or say what installs it."""
+    """Import a library, or say how to install it."""
     if importlib.util.find_spec(library.package) is None:
         raise UpslopeError(
-            f"{library.prefix}: names environments of {library.package}, which is not installed: {library.install}."
+            f"{library.prefix}: names environments of {library.package}, which is not installed. Install it: "
+            f"{library.install}"
         )
     try:
         importlib.import_module(library.package)
     except Exception as error:
         raise UpslopeError(
-            f"{library.package} is installed but cannot be imported: {told(error)}. Install versions that fit "
-            f"together: {library.install}."
+            f"{library.package} is installed but cannot be imported: {told(error)}. Install compatible "
+            f"versions: {library.install}"
         ) from error
 
 
 def module(name: str) -> Any:
-    """A module of a library, imported only now. A plain `import` in `gymnax.py` would read like one of itself."""
+    """Import a library's module when it is needed. `import gymnax` in `gymnax.py` would look like importing itself."""
     return importlib.import_module(name)
 
 
@@ -74,7 +75,7 @@ def not_there(library: Library, name: str, known: list[str]) -> str:
 
 
 def created(create: Maker, full_name: str, name: str, env_kwargs: dict[str, Any]) -> CompiledEnvironment:
-    """Create an environment, or report that the library refused."""
+    """Create an environment, or report the library's error."""
     try:
         return create(name, dict(env_kwargs))
     except UpslopeError:
@@ -95,7 +96,7 @@ def arrays(state: Any) -> Any:
 
 
 def fitted(space: spaces.Space, observation: Any) -> Any:
-    """An observation in the dtypes of its space."""
+    """An observation cast to the dtypes of its space."""
     if isinstance(space, spaces.Dict):
         return {name: fitted(part, observation[name]) for name, part in space.items()}
     dtype = np.dtype(space.dtype or np.float32)
@@ -103,7 +104,7 @@ def fitted(space: spaces.Space, observation: Any) -> Any:
 
 
 def stepped(space: spaces.Space, observation: Any, reward: Any, terminated: Any) -> Transition:
-    """A step's results as a transition that no time limit cut."""
+    """A step's results as a transition that is not truncated."""
     return Transition(
         fitted(space, observation),
         jnp.asarray(reward, jnp.float32).reshape(()),
@@ -113,7 +114,7 @@ def stepped(space: spaces.Space, observation: Any, reward: Any, terminated: Any)
 
 
 def box(low: Any, high: Any, shape: tuple[int, ...], dtype: Any = np.float32) -> spaces.Box:
-    """A Box whose bounds are numbers or arrays; a bound that fills the range of float32 is none."""
+    """A Box whose bounds are numbers or arrays; a bound at the end of its dtype's range becomes infinite."""
     shape = tuple(int(n) for n in shape)
     low, high = (np.broadcast_to(np.asarray(x, dtype), shape) for x in (low, high))
     if np.dtype(dtype).kind == "f":
@@ -128,7 +129,7 @@ def is_board(shape: tuple[int, ...]) -> bool:
 
 
 def space_like(observe: Callable[[Any], Any]) -> spaces.Space:
-    """The space of observations that a library does not describe: unbounded, in the shapes that `observe(key)` has."""
+    """The space of observations that a library does not describe: unbounded, with the shapes of `observe(key)`."""
     return unbounded(jax.eval_shape(lambda: observe(raw(jax.random.key(0)))))
 
 

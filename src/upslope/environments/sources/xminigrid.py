@@ -1,6 +1,6 @@
 """XLand-MiniGrid: grid worlds (Nikulin et al. 2023, https://github.com/dunnolab/xland-minigrid).
 
-A step ends an episode by a goal (`discount` 0) or by the limit `params.max_steps` (`discount` 1), which is upslope's
+An episode ends at a goal (`discount` 0) or at the limit `params.max_steps` (`discount` 1), which is upslope's
 `max_episode_steps`. The observation is the agent's view [side, side, 2] of kinds and colours.
 """
 
@@ -37,7 +37,7 @@ def ids() -> Iterable[str]:
 
 
 def create(name: str, env_kwargs: dict[str, Any]) -> XMiniGrid:
-    """A grid world; the arguments are fields of its parameters."""
+    """Create a grid world; the arguments are fields of its parameters."""
     return XMiniGrid(*module("xminigrid").make(name, **env_kwargs))
 
 
