@@ -5,6 +5,7 @@
     episodes.csv       every finished training episode: step, seed, return, length
     evaluation.csv     evaluation episodes
     checkpoints/       last.npz and best.npz
+    tracking/          what was sent to experiment trackers, if any
 
 Rows are appended, and a checkpoint records the sizes of the files; resuming truncates them to those sizes, so that a
 resumed run's files equal an uninterrupted one's.
@@ -31,7 +32,7 @@ import numpy as np
 from upslope.config.config import Config, canonical
 from upslope.core.files import MAX_TABLE, MAX_TEXT, plain_file, safe_path, writable
 from upslope.core.messages import readable
-from upslope.core.reading import brief, checked_rows, damaged, parse_json, read_csv, read_text
+from upslope.core.reading import brief, checked_rows, csv_type, damaged, parse_json, read_csv, read_text
 from upslope.core.storage import write_atomically
 from upslope.environments.packages import registered_version
 from upslope.errors import UpslopeError
@@ -222,6 +223,10 @@ class RunDirectory:
         """All finished training episodes, as a structured array with fields `step`, `seed`, `return`, `length`."""
         return read_csv(self.episodes_path, EPISODE_COLUMNS)
 
+    def evaluations(self) -> np.ndarray:
+        """All evaluation episodes, as a structured array with the columns of evaluation.csv."""
+        return read_evaluations(self.evaluation_path)
+
     def add_evaluation(self, rows: Iterable[Sequence[Any]]) -> None:
         """Add evaluation episodes, all or none. A row or header that an earlier write left incomplete is repaired; if a
         row in the middle is unreadable, the original file is kept as `evaluation.csv.damaged`."""
@@ -247,6 +252,14 @@ class RunDirectory:
             yield
         finally:
             os.close(folder)
+
+
+def read_evaluations(path: Path) -> np.ndarray:
+    """Read evaluation.csv as a structured array; empty if there is none."""
+    text = {"mode": "U16", "checkpoint": "U8"}
+    return (
+        read_csv(path, EVALUATION_COLUMNS, text) if path.exists() else np.zeros(0, csv_type(EVALUATION_COLUMNS, text))
+    )
 
 
 def before_there_were(spaces: dict[str, Any], settings: dict[str, Any]) -> dict[str, Any]:
