@@ -81,7 +81,7 @@ def test_everything_is_sent_once(run: Path, notes, capsys):
         "1": {"training/return": 7.0, "training/length": 1.0},
     }
     assert rest[1:] == [["summarise", [50, results]], ["end", False]]
-    assert "sent 2 rows to own_trackers:Noting; noted" in capsys.readouterr().out
+    assert "sent 2 rows and the results to own_trackers:Noting; noted" in capsys.readouterr().out
 
     main(["track", str(run), "--to", f"{OWN}:Noting"])
     assert len(notes()) == 4 and "everything is with own_trackers:Noting already" in capsys.readouterr().out

@@ -446,11 +446,15 @@ class QuietDisplay(Display):
 
 
 def choose(quiet: bool, stream: Any = None) -> Display:
-    """The display that suits the output: quiet if requested, live on a capable terminal, plain lines otherwise."""
+    """The display that suits the output: quiet if requested, live on a capable terminal or notebook, else plain."""
     if quiet:
         return QuietDisplay()
     output = sys.stdout if stream is None else stream
     console = PlainTextConsole(file=output)
+    if console.is_jupyter and stream is None:
+        from upslope.runs.notebooks import NotebookDisplay  # which builds on this module
+
+        return NotebookDisplay()
     if output.isatty() and console.encoding.startswith("utf") and not console.is_dumb_terminal:
         return LiveDisplay(console)
     return PlainDisplay(output)

@@ -5,7 +5,7 @@ from collections.abc import Callable, Sequence
 from contextlib import closing, suppress
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 
@@ -29,6 +29,7 @@ from upslope.runs.datasets import load_dataset
 from upslope.runs.directory import RunDirectory
 from upslope.runs.display import Display, closing_words, title_of
 from upslope.runs.loop import Loop, Stopped, Watch, begin_progress, mean_of
+from upslope.runs.notebooks import frame_of, page_of_run
 from upslope.runs.policy import Policy, Which, check_checkpoint_size, described_spaces, load, spaces_of
 from upslope.runs.resume_point import resume_point_of
 from upslope.runs.same_spaces import require_same_spaces
@@ -71,6 +72,14 @@ class Run:
     def episodes(self) -> np.ndarray:
         """Every finished training episode, as a structured array."""
         return RunDirectory(self.path).episodes()
+
+    def frame(self, table: Literal["metrics", "episodes", "evaluation"] = "metrics") -> Any:
+        """A table as a pandas DataFrame (extra `pandas`): a row per iteration and seed, per training episode, or per
+        evaluation episode."""
+        return frame_of(RunDirectory(self.path), table)
+
+    def _repr_html_(self) -> str:
+        return page_of_run(RunDirectory(self.path), self.config, self.returns)
 
 
 def begin(config: Config, task: Task, directory: RunDirectory, session: Session) -> Run:

@@ -225,7 +225,8 @@ def send_run(path: Path, name: str, project: str | None) -> str:
         return f"{path} has no rows yet, so nothing was sent."
     if not has_sent:
         return f"{path}: everything is with {name} already; {place_of(sender.memory)}"
-    return f"{path}: sent {counted(count, 'row')} to {name}; {place_of(sender.memory)}"
+    sent = f"{counted(count, 'row')} and the results" if count else "the results, which are new,"
+    return f"{path}: sent {sent} to {name}; {place_of(sender.memory)}"
 
 
 def place_of(memory: Memory) -> str:
