@@ -243,7 +243,7 @@ def diagnostic_rows(table: Table, snapshot: Snapshot) -> None:
         aligned = " " * max(0, 7 - len(text.partition(".")[0])) + text
         style = "" if low <= value <= high else "yellow"
         note = (f"not finite in {lost} of {len(values)}", "yellow") if lost else (hint, "dim")
-        table.add_row(label, Text.assemble((aligned.ljust(14), style), note))
+        table.add_row(label, Text.assemble((aligned.ljust(13) + " ", style), note))
 
 
 def phase_rows(table: Table, snapshot: Snapshot, width: int) -> None:

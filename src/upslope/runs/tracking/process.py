@@ -153,6 +153,11 @@ class Tracking:
         """Let the processes send the rest; one that makes no progress, or Ctrl-C, ends the wait."""
         for one in self.processes:
             one.request_end()
+        with contextlib.suppress(BrokenPipeError):  # the reader of the output is gone, and the run is saved
+            self.wait()
+
+    def wait(self) -> None:
+        """Wait for the processes to end."""
         started = time.monotonic()
         heard = dict.fromkeys(self.processes, started)
         is_announced = False

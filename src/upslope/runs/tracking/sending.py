@@ -180,12 +180,12 @@ def means_of(name: str, rows: np.ndarray) -> dict[str, float]:
     return {f"{name}/return": float(rows["return"].mean()), f"{name}/length": float(rows["length"].mean())}
 
 
-def track(run: str | Path | Any, to: str | Sequence[str], *, project: str | None = None) -> None:
+def track(run: str | Path | Any, to: str | Sequence[str], *, project: str | None = None) -> list[str]:
     """Send a run to experiment trackers: a run per seed, with all metric rows by environment step, the settings, and
     the results of training and evaluation.
 
     What was sent is noted in the run directory, so that calling it again sends only what is new. A run that was
-    tracked while it trained continues in the same runs.
+    tracked while it trained continues in the same runs. Returns a line for each tracker: what was sent, and where it is.
 
     Args:
         run: the run directory, or the result of `upslope.train`.
@@ -197,8 +197,7 @@ def track(run: str | Path | Any, to: str | Sequence[str], *, project: str | None
     """
     names = (to,) if isinstance(to, str) else tuple(to)
     require_trackers(names, "--to")
-    for name in names:
-        send_run(Path(getattr(run, "path", run)), name, project)
+    return [send_run(Path(getattr(run, "path", run)), name, project) for name in names]
 
 
 def send_run(path: Path, name: str, project: str | None) -> str:

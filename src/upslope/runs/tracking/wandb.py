@@ -11,6 +11,10 @@ from typing import Any
 from upslope.runs.tracking.tracker import MetricRow, TrackedRun, imported
 
 
+NO_ACCOUNT = ("api key", "api_key", "log in", "login")
+"""What stands in wandb's error where there is no account, and nobody to ask."""
+
+
 class WandbTracker:
     """A wandb run per seed; the environment step is wandb's own step, so it is the x axis."""
 
@@ -42,7 +46,7 @@ class WandbTracker:
         try:
             return wandb.init(**options, mode=self.mode)
         except wandb.errors.UsageError as error:
-            if self.mode is not None or "log in" not in str(error).lower():
+            if self.mode is not None or not any(word in str(error).lower() for word in NO_ACCOUNT):
                 raise
             self.mode = "offline"
             return wandb.init(**options, mode=self.mode)
