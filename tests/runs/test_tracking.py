@@ -191,7 +191,7 @@ def test_nothing_is_written_through_a_link(run: Path, tmp_path: Path):
 
 def test_a_process_follows_a_run_that_grows(run: Path, notes):
     said: list[str] = []
-    tracking = Tracking(run, [f"{OWN}:Noting"], "mine", said.append)
+    tracking = Tracking(run, [f"{OWN}:Noting"], "mine", said.append, said.append)
     wait_until(lambda: len(rows_in(notes())) == 2)
     tracking.tell()
     add_rows(run, 75)
@@ -236,7 +236,7 @@ def test_trackers_that_go_wrong_are_told_once_and_waited_for_briefly(run: Path, 
 
 def test_ctrl_c_ends_the_wait(run: Path, notes):
     said: list[str] = []
-    tracking = Tracking(run, [f"{OWN}:Hanging"], None, said.append)
+    tracking = Tracking(run, [f"{OWN}:Hanging"], None, said.append, said.append)
     threading.Timer(1.5, lambda: os.kill(os.getpid(), signal.SIGINT)).start()
     started = time.monotonic()
     tracking.close()

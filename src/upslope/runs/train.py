@@ -161,7 +161,8 @@ def run_loop(
     """Run the loop inside the display; if it is stopped, the exception says how to resume."""
     seeds, display = config.seed_list(), session.display
     watch = None if session.watch is None or display.is_quiet else session.watch(directory.path)
-    tracking = Tracking(directory.path, session.trackers, session.project, display.message)
+    inform = (lambda line: None) if display.is_quiet else display.message
+    tracking = Tracking(directory.path, session.trackers, session.project, display.message, inform)
     loop = Loop(engine, directory, config, display, watch, tracking)
     try:
         with display:

@@ -57,6 +57,8 @@ class TrackerProcess:
         self.run, self.name = run, name
         self.words: queue.SimpleQueue[dict[str, Any]] = queue.SimpleQueue()
         self.is_sent = self.is_told = False
+        self.where: list[str] = []
+        """Where the tracker shows the run, until the user is told."""
         safe_path(run, run / "tracking", is_folder=True).mkdir(exist_ok=True)
         log = safe_path(run, run / "tracking" / "output.log")
         (over, mine), (theirs, words) = os.pipe(), os.pipe()
@@ -95,8 +97,8 @@ class TrackerProcess:
             words.append(self.words.get(timeout=wait) if wait else self.words.get_nowait())
             while True:
                 words.append(self.words.get_nowait())
-        lines = [f"{self.name}: {word['where']}" for word in words if "where" in word]
-        lines += [self.failure(str(word["failed"])) for word in words if "failed" in word]
+        self.where += [f"{self.name}: {word['where']}" for word in words if "where" in word]
+        lines = [self.failure(str(word["failed"])) for word in words if "failed" in word]
         self.is_sent |= any("sent" in word for word in words)
         if self.process.poll() and self.is_over and not self.is_told and not self.is_sent:
             lines.append(self.failure(f"its process ended with exit status {self.process.returncode}"))
@@ -134,8 +136,16 @@ class TrackerProcess:
 class Tracking:
     """All trackers of a training session."""
 
-    def __init__(self, run: Path, names: Sequence[str], project: str | None, say: Callable[[str], None]):
-        self.say = say
+    def __init__(
+        self,
+        run: Path,
+        names: Sequence[str],
+        project: str | None,
+        say: Callable[[str], None],
+        inform: Callable[[str], None] = lambda line: None,
+    ):
+        """`say` is for what goes wrong, `inform` for what a quiet display leaves out."""
+        self.say, self.inform = say, inform
         self.processes: list[TrackerProcess] = []
         for name in names:
             try:
@@ -146,8 +156,16 @@ class Tracking:
     def tell(self) -> None:
         """Tell the user what the processes have said since the last call; never waits."""
         for one in self.processes:
-            for line in one.news() or ():
-                self.say(line)
+            self.tell_of(one)
+
+    def tell_of(self, one: TrackerProcess, wait: float = 0.0) -> bool:
+        """Tell what a process has said; return whether it has said anything within `wait` seconds."""
+        lines = one.news(wait)
+        while one.where:
+            self.inform(one.where.pop(0))
+        for line in lines or ():
+            self.say(line)
+        return lines is not None
 
     def close(self) -> None:
         """Let the processes send the rest; one that makes no progress, or Ctrl-C, ends the wait."""
@@ -164,16 +182,14 @@ class Tracking:
         try:
             while waiting := [one for one in self.processes if not one.is_over]:
                 for one in waiting:
-                    lines = one.news(wait=0.1)
-                    heard[one] = heard[one] if lines is None else time.monotonic()
-                    for line in lines or ():
-                        self.say(line)
+                    if self.tell_of(one, wait=0.1):
+                        heard[one] = time.monotonic()
                     if time.monotonic() - heard[one] > PATIENCE:
                         self.give_up(one, f"no sign of life for {PATIENCE:.0f} s after training, so it was ended")
                 if not is_announced and time.monotonic() - started > QUIET_WAIT:
                     is_announced = True
                     names = ", ".join(one.name for one in waiting)
-                    self.say(f"waiting for {names} to take the last rows; Ctrl-C leaves them for `upslope track`")
+                    self.inform(f"waiting for {names} to take the last rows; Ctrl-C leaves them for `upslope track`")
         except KeyboardInterrupt:
             for one in self.processes:
                 self.give_up(one, "it was ended by Ctrl-C before it had everything")

@@ -185,7 +185,7 @@ def track(run: str | Path | Any, to: str | Sequence[str], *, project: str | None
     the results of training and evaluation.
 
     What was sent is noted in the run directory, so that calling it again sends only what is new. A run that was
-    tracked while it trained continues in the same runs. Returns a line for each tracker: what was sent, and where it is.
+    tracked while it trained continues in the same runs. Returns a line for each tracker: what was sent, and where to.
 
     Args:
         run: the run directory, or the result of `upslope.train`.
