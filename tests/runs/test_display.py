@@ -6,6 +6,7 @@ import os
 
 import pytest
 from rich.console import Console
+from run_helpers import make_snapshot
 
 from upslope.config.config import configure
 from upslope.config.task import task_of
@@ -16,22 +17,6 @@ from upslope.runs.display import LiveDisplay, PlainDisplay, QuietDisplay, Snapsh
 from upslope.runs.train import lines_of_networks
 
 NAN = math.nan
-
-
-def make_snapshot(returns=(10.0, 12.0, 14.0, 16.0, 18.0), **changes) -> Snapshot:
-    returns = list(returns)
-    fields = {
-        "iteration": 7,
-        "steps": [25_000] * len(returns),
-        "total_steps": 100_000,
-        "episode_return": returns,
-        "episode_length": returns,
-        "metrics": {"policy/kl": [0.01, 0.03] + [0.02] * (len(returns) - 2), "policy/private": [1.0]},
-        "phases": {"environment": 6.0, "act": 3.0, "move": 1.0},
-        "elapsed": 10.0,
-        "steps_per_second": 12_500.0,
-    }
-    return Snapshot(**{**fields, **changes})
 
 
 def draw(snapshot: Snapshot, width: int = 80, curve=(1.0, 2.0, 4.0)) -> str:

@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 import pytest
 from helpers import ending, write_run
-from test_display import make_snapshot
+from run_helpers import make_snapshot
 
 import upslope
 from upslope.errors import UpslopeError
