@@ -56,7 +56,7 @@ def parsed_rows(path: Path, lines: list[str], seeds: Container[int]) -> list[dic
     try:
         rows = [parse_json(line) for line in lines]
         for row in rows:
-            if not (isinstance(row, dict) and type(row.get("step")) is int and row.get("seed") in seeds):
+            if not (isinstance(row, dict) and type(row.get("step")) is int and row.get("seed", "") in seeds):
                 raise TypeError(
                     f"a row must be an object with a seed of the run and a step, not {json.dumps(row)[:80]}"
                 )

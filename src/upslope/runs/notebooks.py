@@ -96,7 +96,9 @@ def page_of_run(directory: RunDirectory, config: Config, returns: np.ndarray) ->
     if config.data is not None:
         return f"<div>{parts[0]}{html.paragraph('It learned from recorded data: upslope.evaluate tells more.')}</div>"
     spread = range_of(returns)
-    rows = [(seed, number(float(x), spread)) for seed, x in zip(config.seed_list(), returns, strict=True)]
+    rows: list[tuple[object, str]] = [
+        (seed, number(float(x), spread)) for seed, x in zip(config.seed_list(), returns, strict=True)
+    ]
     half = half_width(returns)
     if np.isfinite(half):
         rows.append(("mean", f"{plus_minus(float(np.nanmean(returns)), half)} (95 %)"))
@@ -158,7 +160,7 @@ def frame_of(directory: RunDirectory, which: str) -> Any:
     if which not in TABLES:
         raise UpslopeError(f'There is no table "{which}". A run has {", ".join(TABLES)}.')
     try:
-        import pandas
+        pandas = import_module("pandas")
     except ImportError as error:
         raise UpslopeError('Data frames need the package pandas: pip install "upslope[pandas]".') from error
     if which == "metrics":

@@ -17,6 +17,7 @@ from upslope.errors import UpslopeError
 from upslope.runs.directory import RunDirectory, fcntl
 from upslope.runs.growing import GrowingTable, parsed_rows
 from upslope.runs.tracking.tracker import (
+    Tracker,
     keep_private,
     metric_row,
     named_tracker,
@@ -108,21 +109,22 @@ class Sender:
         self.memory = Memory(self.directory, name, project)
         self.table = GrowingTable(self.directory.metrics_path)
         self.steps = dict.fromkeys(self.config.seed_list(), 0)
-        self.tracker: Any = None
+        self.tracker: Tracker | None = None
 
     @property
     def is_finished(self) -> bool:
         """Whether every seed has spent its budget, by the rows read so far."""
         return all(step >= self.config.steps for step in self.steps.values())
 
-    def open(self) -> None:
-        """Open the tracker's runs, if they are not open."""
+    def open(self) -> Tracker:
+        """The tracker, with its runs open."""
         if self.tracker is None:
             tracker = named_tracker(self.name)()
             self.memory.known = tracker.begin(tracked_run(self.directory, self.memory.project), self.memory.known)
             self.memory.is_finished = False
             self.memory.write()
             self.tracker = tracker
+        return self.tracker
 
     def send(self, progress: Callable[[int], None] = lambda rows: None) -> int:
         """Send the rows that are new since the last call, and return their number."""
@@ -132,9 +134,8 @@ class Sender:
         self.steps |= {row["seed"]: row["step"] for row in rows}
         new = rows[max(self.memory.rows - first, 0) :]
         for start in range(0, len(new), BATCH):
-            self.open()
             batch = new[start : start + BATCH]
-            self.tracker.log([metric_row(row) for row in batch])
+            self.open().log([metric_row(row) for row in batch])
             self.memory.rows += len(batch)
             self.memory.write()
             progress(len(batch))
@@ -146,10 +147,10 @@ class Sender:
         is_new = summary != self.memory.summary or self.is_finished != self.memory.is_finished
         if self.tracker is None and not (is_new and self.memory.rows):
             return False
-        self.open()
+        tracker = self.open()
         if summary != self.memory.summary:
-            self.tracker.summarise({int(seed): x for seed, x in summary.items()}, max(self.steps.values()))
-        self.tracker.end(self.is_finished)
+            tracker.summarise({int(seed): x for seed, x in summary.items()}, max(self.steps.values()))
+        tracker.end(self.is_finished)
         self.memory.summary, self.memory.is_finished = summary, self.is_finished
         self.memory.write()
         return True

@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from datetime import datetime
 from importlib.util import find_spec
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any, Protocol, runtime_checkable
 
 from upslope.core.messages import unknown
 from upslope.errors import UpslopeError
@@ -64,6 +64,7 @@ class MetricRow:
     """Metric → value, where it is finite."""
 
 
+@runtime_checkable
 class Tracker(Protocol):
     """Sends one run to one tracker, a run per seed. Calls come in this order, and may block or raise: the process that
     makes them is not the one that trains."""
