@@ -91,8 +91,9 @@ class MlflowTracker:
 
 
 def key_of(name: str) -> str:
-    """A name with the characters that MLflow allows."""
-    return re.sub(r"[^\w\-. :/]", "_", name)[:LONGEST_KEY]
+    """A name with the characters that MLflow allows, and without the steps of a path that it refuses."""
+    parts = re.sub(r"[^\w\-. :/]", "_", name[:LONGEST_KEY]).split("/")
+    return "/".join(part if part.strip(".") else "_" for part in parts)
 
 
 def batches(items: Iterable[Any], size: int) -> Iterator[list[Any]]:

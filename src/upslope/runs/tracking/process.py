@@ -190,6 +190,7 @@ class Tracking:
                     is_announced = True
                     names = ", ".join(one.name for one in waiting)
                     self.inform(f"waiting for {names} to take the last rows; Ctrl-C leaves them for `upslope track`")
+            self.tell()  # of one that has just died
         except KeyboardInterrupt:
             for one in self.processes:
                 self.give_up(one, "it was ended by Ctrl-C before it had everything")

@@ -118,13 +118,14 @@ class Sender:
 
     def open(self) -> Tracker:
         """The tracker, with its runs open."""
-        if self.tracker is None:
-            tracker = named_tracker(self.name)()
-            self.memory.known = tracker.begin(tracked_run(self.directory, self.memory.project), self.memory.known)
-            self.memory.is_finished = False
-            self.memory.write()
-            self.tracker = tracker
-        return self.tracker
+        if self.tracker is not None:
+            return self.tracker
+        tracker = named_tracker(self.name)()
+        self.memory.known = tracker.begin(tracked_run(self.directory, self.memory.project), self.memory.known)
+        self.memory.is_finished = False
+        self.memory.write()
+        self.tracker = tracker
+        return tracker
 
     def send(self, progress: Callable[[int], None] = lambda rows: None) -> int:
         """Send the rows that are new since the last call, and return their number."""
