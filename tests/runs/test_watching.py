@@ -97,6 +97,14 @@ def test_a_finished_run_is_shown_and_left(run: Path):
     assert {p: p.stat().st_size for p in run.rglob("*")} == {p: size for p, (_, size) in before.items()}
 
 
+def test_a_run_whose_seeds_have_stopped_is_finished(run: Path):
+    """Their last rows say so; further columns of the episodes are for others."""
+    (run / "episodes.csv").write_text("step,seed,return,length,info/x\n100,0,7.0,5,0.5\n")
+    grow(run, 300, 6.0, **{"stop/return": 300.5})
+    lines = plain(run)
+    assert lines[2].startswith(" 30 %") and "trained in 6.0 s" in lines[3]
+
+
 def test_the_panel_is_that_of_training(run: Path):
     for k in range(1, 6):
         grow(run, 100 * k, 2.0 * k)

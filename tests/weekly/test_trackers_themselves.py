@@ -87,10 +87,8 @@ def test_mlflow_has_a_parent_and_a_run_per_seed(run: Path):
         parent = query("select value from tags where run_uuid = ? and key = 'mlflow.parentRunId'", own)
         assert parent == [(runs["run"],)]
         parameters = dict(query("select key, value from params where run_uuid = ?", own))
-        assert (
-            parameters["gamma"] == str(gamma_of(run)) and parameters["seed"] == str(seed)
+        assert parameters["gamma"] == str(gamma_of(run)) and parameters["seed"] == str(seed)
         assert parameters["versions/jax"]
-        )
         ((value,),) = query(
             "select value from latest_metrics where run_uuid = ? and key = 'evaluation/last/stochastic/return'", own
         )
@@ -165,10 +163,8 @@ def test_wandb_has_a_run_per_seed_in_a_group(run: Path):
 
 
 def test_wandb_without_an_account_writes_offline(run: Path, here: Path):
-    python(
-        'import upslope; upslope.track("run", to="wandb")', here, WANDB_MODE=None
-    )  # everything is there: no question
-    (run / "tracking" / "wandb.json").unlink()
     code = 'import upslope; upslope.track("run", to="wandb")'
+    python(code, here, WANDB_MODE=None)  # everything is there, so nothing is asked
+    (run / "tracking" / "wandb.json").unlink()
     python(code, here, WANDB_MODE=None, WANDB_API_KEY=None)
     assert "offline" in json.loads((run / "tracking" / "wandb.json").read_text())["known"]["where"]

@@ -13,10 +13,10 @@ from typing import Any
 import numpy as np
 
 from upslope.config.config import Config
-from upslope.core.reading import damaged
+from upslope.core.reading import csv_type, damaged, read_csv
 from upslope.core.space_descriptions import check_spaces
 from upslope.errors import UpslopeError
-from upslope.runs.directory import RunDirectory, read_evaluations
+from upslope.runs.directory import EVALUATION_COLUMNS, RunDirectory
 
 NOT_METRICS = ("iteration", "seed", "step")
 MAX_COUNT, MAX_NUMBER = 2**53, 1e60
@@ -206,3 +206,11 @@ def by_seed(names: list[str], table: np.ndarray, seeds: tuple[int, ...]) -> dict
     for s, seed_rows in enumerate(rows):
         padded[s, : len(seed_rows)] = seed_rows
     return dict(zip(names, np.moveaxis(padded, -1, 0), strict=True))
+
+
+def read_evaluations(path: Path) -> np.ndarray:
+    """Read evaluation.csv as a structured array."""
+    text = {"mode": "U16", "checkpoint": "U8"}
+    return (
+        read_csv(path, EVALUATION_COLUMNS, text) if path.exists() else np.zeros(0, csv_type(EVALUATION_COLUMNS, text))
+    )

@@ -225,7 +225,12 @@ class RunDirectory:
 
     def evaluations(self) -> np.ndarray:
         """All evaluation episodes, as a structured array with the columns of evaluation.csv."""
-        return read_evaluations(self.evaluation_path)
+        path, columns, text = self.evaluation_path, EVALUATION_COLUMNS, {"mode": "U16", "checkpoint": "U8"}
+        if not path.exists():
+            return np.zeros(0, csv_type(columns, text))
+        with plain_file(path, MAX_TABLE).open(encoding="utf-8", errors="replace") as file:
+            first = tuple(file.readline().rstrip("\n").split(","))
+        return read_csv(path, first if first[: len(columns)] == columns else columns, text)
 
     def add_evaluation(self, rows: Iterable[Sequence[Any]]) -> None:
         """Add evaluation episodes, all or none. A row or header that an earlier write left incomplete is repaired; if a
@@ -252,14 +257,6 @@ class RunDirectory:
             yield
         finally:
             os.close(folder)
-
-
-def read_evaluations(path: Path) -> np.ndarray:
-    """Read evaluation.csv as a structured array; empty if there is none."""
-    text = {"mode": "U16", "checkpoint": "U8"}
-    return (
-        read_csv(path, EVALUATION_COLUMNS, text) if path.exists() else np.zeros(0, csv_type(EVALUATION_COLUMNS, text))
-    )
 
 
 def before_there_were(spaces: dict[str, Any], settings: dict[str, Any]) -> dict[str, Any]:

@@ -9,6 +9,9 @@ from typing import Any
 from upslope.core.files import MAX_TABLE, plain_file
 from upslope.core.reading import damaged, parse_json
 
+STOP = "stop/return"
+"""Stands in the last row of a seed that has stopped before its budget was spent."""
+
 
 class GrowingTable:
     """The complete lines of a file that grows. When a resumed run has cut it back, it is read again from its start."""
@@ -47,6 +50,11 @@ class GrowingTable:
             return file.read()
 
 
+def is_last(row: dict[str, Any], budget: int) -> bool:
+    """Whether a row is its seed's last: its budget of steps is spent, or the row says that the seed has stopped."""
+    return row["step"] >= budget or STOP in row
+
+
 def parsed_rows(path: Path, lines: list[str], seeds: Container[int]) -> list[dict[str, Any]]:
     """Rows of metrics.jsonl.
 
@@ -68,7 +76,7 @@ def parsed_rows(path: Path, lines: list[str], seeds: Container[int]) -> list[dic
 def episode_of(line: str) -> tuple[int, int, float, int] | None:
     """(step, seed, return, length) of a line of episodes.csv; None for its header and for what is no episode."""
     try:
-        step, seed, episode_return, length = line.split(",")
+        step, seed, episode_return, length, *_ = line.split(",")
         return int(step), int(seed), float(episode_return), int(length)
     except ValueError:
         return None

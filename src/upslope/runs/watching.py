@@ -12,7 +12,7 @@ from typing import Any
 from upslope.core.messages import PREFIX
 from upslope.runs.directory import RunDirectory
 from upslope.runs.display import Display, Snapshot, clock, closing_words, curve_place, mean, title_of
-from upslope.runs.growing import GrowingTable, episode_of, parsed_rows
+from upslope.runs.growing import GrowingTable, episode_of, is_last, parsed_rows
 
 PAUSE = 1.0
 """Seconds between two looks at the directory."""
@@ -45,6 +45,7 @@ class History:
             GrowingTable(self.directory.episodes_path),
         )
         self.steps = dict.fromkeys(self.seeds, 0)
+        self.over: set[int] = set()
         self.waiting: dict[int, deque[tuple[int, float, int]]] = {seed: deque() for seed in self.seeds}
         self.windows: dict[int, deque[tuple[float, int]]] = {seed: deque(maxlen=WINDOW) for seed in self.seeds}
         self.values: dict[str, dict[int, float]] = {}
@@ -52,8 +53,8 @@ class History:
 
     @property
     def is_finished(self) -> bool:
-        """Whether every seed has spent its budget."""
-        return min(self.steps.values()) >= self.config.steps
+        """Whether every seed has spent its budget, or has stopped before."""
+        return self.over == set(self.seeds)
 
     def read(self) -> list[Snapshot]:
         """The new states of the run since the last call, the last one and enough of those before it to draw a curve."""
@@ -87,6 +88,7 @@ class History:
                 values[seed] = math.nan
         for row in rows:
             self.steps[row["seed"]] = row["step"]
+            self.over |= {row["seed"]} if is_last(row, self.config.steps) else set()
             for name, value in row.items():
                 if isinstance(value, float) and not name.startswith(NOT_SHOWN):
                     self.values.setdefault(name, {})[row["seed"]] = value

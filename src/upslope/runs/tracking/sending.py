@@ -15,7 +15,7 @@ from upslope.core.reading import damaged, parse_json
 from upslope.core.storage import write_atomically
 from upslope.errors import UpslopeError
 from upslope.runs.directory import RunDirectory, fcntl
-from upslope.runs.growing import GrowingTable, parsed_rows
+from upslope.runs.growing import GrowingTable, is_last, parsed_rows
 from upslope.runs.tracking.tracker import (
     Tracker,
     keep_private,
@@ -109,12 +109,13 @@ class Sender:
         self.memory = Memory(self.directory, name, project)
         self.table = GrowingTable(self.directory.metrics_path)
         self.steps = dict.fromkeys(self.config.seed_list(), 0)
+        self.over: set[int] = set()
         self.tracker: Tracker | None = None
 
     @property
     def is_finished(self) -> bool:
-        """Whether every seed has spent its budget, by the rows read so far."""
-        return all(step >= self.config.steps for step in self.steps.values())
+        """Whether every seed has spent its budget or has stopped before, by the rows read so far."""
+        return self.over == set(self.steps)
 
     def open(self) -> Tracker:
         """The tracker, with its runs open."""
@@ -133,6 +134,7 @@ class Sender:
         first = self.table.count - len(lines)
         rows = parsed_rows(self.table.path, lines, self.steps)
         self.steps |= {row["seed"]: row["step"] for row in rows}
+        self.over |= {row["seed"] for row in rows if is_last(row, self.config.steps)}
         new = rows[max(self.memory.rows - first, 0) :]
         for start in range(0, len(new), BATCH):
             batch = new[start : start + BATCH]
