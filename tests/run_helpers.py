@@ -17,6 +17,7 @@ from upslope.config.config import Config
 from upslope.config.prepare import prepare
 from upslope.engines.compiled import ProgramEngine
 from upslope.engines.host import HostEngine
+from upslope.runs.display import Snapshot
 
 SEGMENTS: dict[str, Any] = {"num_envs": 2, "rollout_steps": 8, "minibatches": 2, "epochs": 2, "preset": False}
 EPISODES: dict[str, Any] = {"num_envs": 2, "preset": False}
@@ -76,3 +77,20 @@ def assert_stops_and_resumes(environment: Any, whole: Path, **settings: Any) -> 
     assert 0 < len(metrics_of(stopped)) < len(metrics_of(whole))
     upslope.resume(stopped, quiet=True)
     assert_same_run(whole, stopped)
+
+
+def make_snapshot(returns=(10.0, 12.0, 14.0, 16.0, 18.0), **changes) -> Snapshot:
+    """A state of a run a quarter of which is done, for displays."""
+    returns = list(returns)
+    fields = {
+        "iteration": 7,
+        "steps": [25_000] * len(returns),
+        "total_steps": 100_000,
+        "episode_return": returns,
+        "episode_length": returns,
+        "metrics": {"policy/kl": [0.01, 0.03] + [0.02] * (len(returns) - 2), "policy/private": [1.0]},
+        "phases": {"environment": 6.0, "act": 3.0, "move": 1.0},
+        "elapsed": 10.0,
+        "steps_per_second": 12_500.0,
+    }
+    return Snapshot(**{**fields, **changes})

@@ -28,6 +28,7 @@ LINK = re.compile(
     r"(?:#L(?P<line>\d+)(?:-L\d+)?|(?P<heading>#[\w-]+))?\)"
 )
 FENCE = re.compile(r"(^(?:```|~~~).*?^(?:```|~~~)$)", re.DOTALL | re.MULTILINE)
+PAGE_OF = {".ipynb": ".md"}  # docs/hooks/notebooks.py
 LANGUAGES = {".py": "python", ".yaml": "yaml", ".json": "json"}
 
 
@@ -91,7 +92,7 @@ def site_uri(target: Path, linked: set[Path]) -> str:
     if target.parent == ROOT and target.name in ROOT_PAGES:
         return ROOT_PAGES[target.name]
     if target.is_relative_to(DOCS) and target.suffix != ".py":
-        return target.relative_to(DOCS).as_posix()
+        return target.with_suffix(PAGE_OF.get(target.suffix, target.suffix)).relative_to(DOCS).as_posix()
     linked.add(target)
     return code_uri(target)
 

@@ -51,11 +51,15 @@ if TYPE_CHECKING:
     from upslope.runs.evaluation import record as record
     from upslope.runs.policy import Policy as Policy
     from upslope.runs.policy import load as load
+    from upslope.runs.tracking.sending import track as track
+    from upslope.runs.tracking.tracker import Tracker as Tracker
 
 PUBLIC_NAMES = {
     "api": ("train", "resume", "export", "Run"),
     "runs.policy": ("load", "Policy"),
     "runs.evaluation": ("evaluate", "record", "Evaluation"),
+    "runs.tracking.sending": ("track",),
+    "runs.tracking.tracker": ("Tracker",),
     "analysis.compare": ("compare",),
     "analysis.comparison": ("Comparison",),
     "lab.ladder": ("ladder", "Ladder"),

@@ -1,6 +1,6 @@
 """The Python interface: `train`, `resume` and `export`."""
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -35,7 +35,8 @@ def train(
     folder: str | Path = "runs",
     preset: bool | str = True,
     quiet: bool = False,
-    tensorboard: bool = False,
+    track: str | Sequence[str] = (),
+    track_project: str | None = None,
     workers: int | None = None,
     **settings: Any,
 ) -> Run:
@@ -56,6 +57,10 @@ def train(
         name: name of the run, by default made from environment and algorithm. An existing name is refused.
         preset: the environment's tuned settings: True for its default preset if it has one, False for none, or a
             preset's name, e.g. "paper".
+        track: experiment trackers to send the run to while it trains, `wandb`, `trackio`, `mlflow`, `tensorboard` or
+            your own `module:Name`; one, or several. They work in processes of their own, so that one that fails or
+            hangs changes nothing in the run; see `upslope.track`.
+        track_project: the trackers' project (MLflow: experiment); by default that of their own configuration.
         workers: number of processes that share the seeds of a Gymnasium environment; by default one per core, if the
             run is long enough to be worth starting them. The result does not depend on it.
         settings: any field of `Config`, e.g. `steps=100_000, seeds=5, lambda_=0.9`.
@@ -78,12 +83,19 @@ def train(
         settings=settings,
     )
     directory = run_directory(folder, name, f"{config.environment}-{config.algorithm}")
-    return begin(config, task, directory, session_of(quiet, tensorboard, workers))
+    return begin(config, task, directory, session_of(quiet, workers, track, track_project))
 
 
-def session_of(quiet: bool, tensorboard: bool, workers: int | None, display: Display | None = None) -> Session:
+def session_of(
+    quiet: bool,
+    workers: int | None,
+    track: str | Sequence[str] = (),
+    track_project: str | None = None,
+    display: Display | None = None,
+) -> Session:
     """A training session monitored by the doctor."""
-    return Session(display or choose(quiet), Resources(workers), tensorboard, Watch)
+    trackers = (track,) if isinstance(track, str) else tuple(track)
+    return Session(display or choose(quiet), Resources(workers), Watch, trackers, track_project)
 
 
 def run_directory(folder: str | Path, name: str | None, label: str) -> RunDirectory:
@@ -103,7 +115,8 @@ def resume(
     optimiser: optax.GradientTransformation | None = None,
     schedules: Mapping[str, Callable[[Any], Any]] | None = None,
     quiet: bool = False,
-    tensorboard: bool = False,
+    track: str | Sequence[str] = (),
+    track_project: str | None = None,
     workers: int | None = None,
     display: Display | None = None,
     trust: bool = False,
@@ -113,6 +126,8 @@ def resume(
     `environment`, `estimator`, `objective`, `model`, `optimiser` and `schedules` are needed only if the run was
     started with objects that cannot be imported by name. Compiled environments continue bit for bit; on the host,
     episodes in progress are replayed, and a message reports an environment whose replay diverges.
+
+    `track` and `track_project` are those of `train`; a run that a tracker has already is continued there.
 
     `trust` allows the code that the run's config.json names, which a run from another machine may need. Objects passed
     here, registered Gymnasium ids, upslope's own names and runs trained on this machine need no trust.
@@ -136,7 +151,7 @@ def resume(
     changed = {k: (v, now.get(k, "none")) for k, v in description["versions"].items() if now.get(k) != v}
     words = ", ".join(f"{name} {old} → {new}" for name, (old, new) in changed.items())
     notes = [f"versions changed since the run started, so bits may differ: {words}"] if changed else []
-    return resume_run(config, task, directory, session_of(quiet, tensorboard, workers, display), notes)
+    return resume_run(config, task, directory, session_of(quiet, workers, track, track_project, display), notes)
 
 
 def export(

@@ -155,7 +155,8 @@ def test_record_says_what_to_do_next(trained: Path, here: Path, capsys):
 
 def test_quiet_prints_nothing_and_tensorboard_writes(here: Path, capsys):
     pytest.importorskip("tensorboardX")
-    main(["train", "jax:CartPole-v1", *FLAGS, "--seeds", "2", "--name", "board", "--tensorboard", "--quiet"])
+    words = [*FLAGS, "--seeds", "2", "--name", "board", "--track", "tensorboard", "--quiet"]
+    main(["train", "jax:CartPole-v1", *words])
     assert capsys.readouterr().out == ""
     for seed in (0, 1):
         events = list((here / "runs" / "board" / "tensorboard" / f"seed_{seed}").glob("events*"))

@@ -99,6 +99,15 @@ def test_python_compiles(code):
     compile(code, "documentation", "exec")
 
 
+@pytest.mark.parametrize("path", sorted((ROOT / "docs").glob("*.ipynb")), ids=lambda path: path.name)
+def test_a_notebook_is_stored_as_it_was_written(path):
+    """Its outputs are made when the site is built."""
+    cells = [cell for cell in json.loads(path.read_text("utf-8"))["cells"] if cell["cell_type"] == "code"]
+    assert cells and not any(cell["outputs"] or cell["execution_count"] for cell in cells)
+    for cell in cells:
+        compile(cell["source"], path.name, "exec")
+
+
 def test_the_test_in_the_guide_passes(monkeypatch):
     monkeypatch.syspath_prepend(str(ROOT / "examples"))
     monkeypatch.delitem(sys.modules, "my_estimator", raising=False)

@@ -3,40 +3,20 @@
 import io
 import math
 import os
-import struct
-import sys
-from pathlib import Path
 
 import pytest
 from rich.console import Console
+from run_helpers import make_snapshot
 
 from upslope.config.config import configure
 from upslope.config.task import task_of
 from upslope.core import numbers
 from upslope.environments.registry import make
-from upslope.errors import UpslopeError
 from upslope.runs import display
 from upslope.runs.display import LiveDisplay, PlainDisplay, QuietDisplay, Snapshot, choose
-from upslope.runs.tensorboard import TensorboardWriter
 from upslope.runs.train import lines_of_networks
 
 NAN = math.nan
-
-
-def make_snapshot(returns=(10.0, 12.0, 14.0, 16.0, 18.0), **changes) -> Snapshot:
-    returns = list(returns)
-    fields = {
-        "iteration": 7,
-        "steps": [25_000] * len(returns),
-        "total_steps": 100_000,
-        "episode_return": returns,
-        "episode_length": returns,
-        "metrics": {"policy/kl": [0.01, 0.03] + [0.02] * (len(returns) - 2), "policy/private": [1.0]},
-        "phases": {"environment": 6.0, "act": 3.0, "move": 1.0},
-        "elapsed": 10.0,
-        "steps_per_second": 12_500.0,
-    }
-    return Snapshot(**{**fields, **changes})
 
 
 def draw(snapshot: Snapshot, width: int = 80, curve=(1.0, 2.0, 4.0)) -> str:
@@ -287,39 +267,6 @@ def test_choose_looks_at_the_stream(monkeypatch):
         assert isinstance(choose(quiet=False, stream=stream), LiveDisplay)
         monkeypatch.setenv("TERM", "dumb")
         assert isinstance(choose(quiet=False, stream=stream), PlainDisplay)
-
-
-def read_scalars(folder: Path) -> list[tuple[str, int, float]]:
-    """The points in a folder's event file: records of length (8 bytes), check (4), event, check (4)."""
-    from tensorboardX.proto.event_pb2 import Event
-
-    (file,) = folder.iterdir()
-    content, points = file.read_bytes(), []
-    while content:
-        (size,) = struct.unpack("<Q", content[:8])
-        event = Event.FromString(content[12 : 12 + size])
-        points += [(value.tag, event.step, value.simple_value) for value in event.summary.value]
-        content = content[16 + size :]
-    return points
-
-
-def test_tensorboard_has_one_folder_per_seed(tmp_path: Path):
-    pytest.importorskip("tensorboardX")
-    writer = TensorboardWriter(tmp_path / "tensorboard", seeds=[0, 3])
-    writer.write([100, 120], {"policy/kl": [0.25, 0.5], "episode/return": [1.0, NAN]})
-    writer.close()
-    assert read_scalars(tmp_path / "tensorboard" / "seed_0") == [
-        ("policy/kl", 100, 0.25),
-        ("episode/return", 100, 1.0),
-    ]
-    # nan is a hole in the curve, not a point.
-    assert read_scalars(tmp_path / "tensorboard" / "seed_3") == [("policy/kl", 120, 0.5)]
-
-
-def test_tensorboard_missing_is_told_in_one_message(tmp_path, monkeypatch):
-    monkeypatch.setitem(sys.modules, "tensorboardX", None)
-    with pytest.raises(UpslopeError, match=r'pip install "upslope\[tensorboard\]", or leave out --tensorboard'):
-        TensorboardWriter(tmp_path, seeds=[0])
 
 
 def test_a_run_says_what_its_networks_are_made_of_beyond_perceptrons():

@@ -90,7 +90,7 @@ def test_tensorboard_follows_no_link(name: str, run: Path, tmp_path: Path):
     (run / name).parent.mkdir(exist_ok=True)
     (run / name).symlink_to(tmp_path / "outside")
     with pytest.raises(UpslopeError, match="is a symbolic link"):
-        upslope.resume(run, quiet=True, tensorboard=True)
+        upslope.resume(run, quiet=True, track="tensorboard")
     assert not any((tmp_path / "outside").iterdir())
 
 

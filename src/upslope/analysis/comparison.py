@@ -1,13 +1,15 @@
 """The result of a comparison as data, returned by `compare` and shown by tables and reports."""
 
 import math
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from upslope.analysis.statistics import Estimate, probability_of_improvement
+from upslope.analysis.statistics import HUNDREDTHS, Estimate, probability_of_improvement
+from upslope.core import html
 from upslope.core.storage import plain
 
 BUDGET_SHARES = (0.25, 0.5, 0.75, 1.0)
@@ -129,3 +131,25 @@ class Comparison:
     def to_json(self) -> dict[str, Any]:
         """Convert to strict JSON; nan becomes null."""
         return plain(self)
+
+    def _repr_html_(self) -> str:
+        return f"<div>{''.join(html_parts(self))}</div>"
+
+
+def html_parts(found: Comparison) -> Iterator[str]:
+    """A comparison for a notebook: scores by environment, who beats whom, and what to doubt."""
+    yield html.paragraph(f"The score of a seed: {found.score}. Intervals are 95 %, over seeds.")
+    for environment in dict.fromkeys(g.environment for g in found.groups):
+        groups = [g for g in found.groups if g.environment == environment]
+        groups.sort(key=lambda g: -g.mean.value if math.isfinite(g.mean.value) else math.inf)
+        rows = [(g.label, len(g.seeds), *(e.words() for e in (g.mean, g.iqm, g.median))) for g in groups]
+        yield html.table(environment, ("", "seeds", "mean", "interquartile mean", "median"), rows)
+    if found.aggregates:
+        rows = [(a.label, a.mean.words(HUNDREDTHS), a.iqm.words(HUNDREDTHS)) for a in found.aggregates]
+        yield html.table("All environments, normalised scores", ("", "mean", "interquartile mean"), rows)
+    if found.improvements:
+        title = "Probability that a seed of the first beats a seed of the second"
+        pairs = [(", ".join(i.environments), i.label, i.other, i.probability) for i in found.improvements]
+        rows = [(*names, p.words(HUNDREDTHS)) for *names, p in pairs]
+        yield html.table(title, ("", "first", "second", "P"), rows)
+    yield html.items(found.warnings)

@@ -26,6 +26,7 @@ from upslope.errors import UpslopeError
 Switch = Annotated[bool, tyro.conf.FlagCreatePairsOff]
 Quiet = Annotated[bool, tyro.conf.arg(aliases=["-q"])]
 Run = tyro.conf.Positional[Path]
+Track = Annotated[tuple[str, ...], tyro.conf.arg(metavar="TRACKER"), tyro.conf.UseAppendAction]
 
 
 @dataclass(frozen=True)
@@ -48,8 +49,11 @@ class Train(Config):
     """Do not use the environment's tuned settings."""
     resume: Switch = False
     """Continue the run of this --name if it exists and has the same config."""
-    tensorboard: Switch = False
-    """Also write TensorBoard event files (needs the extra `tensorboard`)."""
+    track: Track = ()
+    """Send the run to a tracker while it trains: wandb, trackio, mlflow, tensorboard (each an extra), or module:Name;
+    repeatable."""
+    track_project: str | None = None
+    """The trackers' project (MLflow: experiment); by default that of their own configuration."""
     workers: int | None = None
     """Processes that share the seeds of a Gymnasium environment; by default one per core in long runs. The result does
     not depend on it."""
@@ -213,21 +217,27 @@ def train(flags: Train, request: dict[str, Any]) -> None:
     config, task = prepare(**prepare_arguments(request))
     if flags.resume and (flags.folder / str(flags.name)).exists():
         run = same_run(flags.folder / str(flags.name), config)
-        options: dict[str, Any] = {"quiet": flags.quiet, "tensorboard": flags.tensorboard, "trust": flags.trust}
-        api.resume(run, workers=flags.workers, **options)
+        options: dict[str, Any] = {"quiet": flags.quiet, "trust": flags.trust, "workers": flags.workers}
+        api.resume(run, track=flags.track, track_project=flags.track_project, **options)
         return
     directory = api.run_directory(flags.folder, flags.name, f"{config.environment}-{config.algorithm}")
-    begin(config, task, directory, api.session_of(flags.quiet, flags.tensorboard, flags.workers))
+    begin(config, task, directory, api.session_of(flags.quiet, flags.workers, flags.track, flags.track_project))
 
 
 def resume(
-    run: Run, tensorboard: Switch = False, workers: int | None = None, trust: Switch = False, quiet: Quiet = False
+    run: Run,
+    track: Track = (),
+    track_project: str | None = None,
+    workers: int | None = None,
+    trust: Switch = False,
+    quiet: Quiet = False,
 ) -> None:
     """Continue a run that was stopped, with the same result as without the interruption.
 
     Args:
         run: The run directory.
-        tensorboard: Also write TensorBoard event files.
+        track: Send the run to a tracker, as in `upslope train`; one that has the run already continues it. Repeatable.
+        track_project: The trackers' project (MLflow: experiment).
         workers: Processes that share the seeds of a Gymnasium environment; by default one per core in long runs.
         trust: Run the code that the run's config.json names; it may do anything. Otherwise you are shown the code
             and asked, or it is refused.
@@ -237,7 +247,7 @@ def resume(
     from upslope import api
 
     ask_for_trust([run], trust, learns=True)
-    api.resume(run, quiet=quiet, tensorboard=tensorboard, workers=workers, trust=trust)
+    api.resume(run, quiet=quiet, track=track, track_project=track_project, workers=workers, trust=trust)
 
 
 class PlainLoader(yaml.SafeLoader):

@@ -1,6 +1,7 @@
 """diagnose(run): find what is wrong with a run by rules, with evidence and remedies."""
 
 import warnings
+from collections.abc import Iterator
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from time import perf_counter
@@ -9,6 +10,7 @@ from typing import Any
 import numpy as np
 
 from upslope.analysis.records import Record, read_record
+from upslope.core import html
 from upslope.core.messages import counted
 from upslope.diagnosis import rules_data, rules_parts, rules_update
 from upslope.diagnosis import rules_environment as rules_world
@@ -42,12 +44,33 @@ class Diagnosis:
         """Findings that are certain enough to act on."""
         return tuple(f for f in self.findings if f.is_alarm)
 
+    def _repr_html_(self) -> str:
+        rules = f"{len(self.checked)} of {len(self.checked) + len(self.unchecked)} rules"
+        result = counted(len(self.alarms), "finding") if self.alarms else f"nothing wrong was found by {rules}"
+        thin = html.paragraph(f"Not enough evidence: {self.too_little}.") if self.too_little else ""
+        found = "".join(part for finding in self.findings for part in html_parts(finding))
+        return f"<div>{html.paragraph(f'{self.run}: {result}', 'b')}{thin}{found}</div>"
+
     def to_json(self) -> dict[str, Any]:
         """Convert to the output of `--json`; `healthy` is null if too little is known."""
         found = [asdict(f) | {"is_alarm": f.is_alarm} for f in self.findings]
         healthy = False if self.alarms else None if self.too_little else True
         told = {"checked": list(self.checked), "unchecked": self.unchecked, "too_little": self.too_little}
         return {"run": self.run, "healthy": healthy, "findings": found, **told}
+
+
+def html_parts(finding: Finding) -> Iterator[str]:
+    """A finding for a notebook: symptom, evidence, causes and remedy."""
+    yield html.paragraph(finding.symptom if finding.is_alarm else f"Note: {finding.symptom}")
+    yield html.items(
+        [
+            *(evidence.words() for evidence in finding.evidence),
+            f"Likely: {finding.likely} (certainty {finding.certainty:.0%})",
+            *(f"Or else: {rival}" for rival in finding.rivals),
+            *([f"How to tell: {finding.experiment}"] if finding.experiment else []),
+            f"Remedy: {finding.remedy}",
+        ]
+    )
 
 
 def diagnose(run: str | Path | Any) -> Diagnosis:

@@ -5,6 +5,7 @@
     episodes.csv       every finished training episode: step, seed, return, length
     evaluation.csv     evaluation episodes
     checkpoints/       last.npz and best.npz
+    tracking/          what was sent to experiment trackers, if any
 
 Rows are appended, and a checkpoint records the sizes of the files; resuming truncates them to those sizes, so that a
 resumed run's files equal an uninterrupted one's.
@@ -31,7 +32,7 @@ import numpy as np
 from upslope.config.config import Config, canonical
 from upslope.core.files import MAX_TABLE, MAX_TEXT, plain_file, safe_path, writable
 from upslope.core.messages import readable
-from upslope.core.reading import brief, checked_rows, damaged, parse_json, read_csv, read_text
+from upslope.core.reading import brief, checked_rows, csv_type, damaged, parse_json, read_csv, read_text
 from upslope.core.storage import write_atomically
 from upslope.environments.packages import registered_version
 from upslope.errors import UpslopeError
@@ -221,6 +222,15 @@ class RunDirectory:
     def episodes(self) -> np.ndarray:
         """All finished training episodes, as a structured array with fields `step`, `seed`, `return`, `length`."""
         return read_csv(self.episodes_path, EPISODE_COLUMNS)
+
+    def evaluations(self) -> np.ndarray:
+        """All evaluation episodes, as a structured array with the columns of evaluation.csv."""
+        path, columns, text = self.evaluation_path, EVALUATION_COLUMNS, {"mode": "U16", "checkpoint": "U8"}
+        if not path.exists():
+            return np.zeros(0, csv_type(columns, text))
+        with plain_file(path, MAX_TABLE).open(encoding="utf-8", errors="replace") as file:
+            first = tuple(file.readline().rstrip("\n").split(","))
+        return read_csv(path, first if first[: len(columns)] == columns else columns, text)
 
     def add_evaluation(self, rows: Iterable[Sequence[Any]]) -> None:
         """Add evaluation episodes, all or none. A row or header that an earlier write left incomplete is repaired; if a

@@ -22,6 +22,7 @@ from rich.segment import SegmentLines
 from rich.table import Table
 from rich.text import Text
 
+from upslope.config.config import Config
 from upslope.core.consoles import PlainTextConsole
 from upslope.core.messages import readable
 from upslope.core.numbers import FEW_SEEDS, UNKNOWN, finite, half_width, number, plus_minus, range_of
@@ -86,6 +87,10 @@ class Snapshot:
     """Whether the run learns from recorded data, without episodes of its own."""
     finding: str = ""
     """The doctor's latest finding, in one line."""
+    notice: str = ""
+    """What is wrong with the run as seen from outside, in one line."""
+    age: float = 0.0
+    """Seconds since this was the state, where the run is watched from outside."""
 
     @property
     def fraction(self) -> float:
@@ -106,6 +111,22 @@ def mean(values: Sequence[float]) -> float:
     """The mean of the finite values; nan if there are none."""
     numbers = finite(values)
     return fmean(numbers) if numbers else math.nan
+
+
+def title_of(config: Config) -> str:
+    """One line that names what is trained."""
+    seeds = "1 seed" if config.seeds == 1 else f"{config.seeds} seeds"
+    return f"{config.algorithm} on {config.environment} · {seeds}"
+
+
+def closing_words(elapsed: float, seeds: Sequence[int], returns: Sequence[float] | None) -> str:
+    """What a run has come to, in one line; `returns` is None for a run on recorded data."""
+    if returns is None:
+        return f"trained in {elapsed:.1f} s"
+    spread = range_of(returns)
+    results = [number(r, spread) if math.isfinite(r) else "no episode ended" for r in returns]
+    shown = ", ".join(f"seed {s}: {words}" for s, words in zip(seeds, results, strict=True))
+    return f"trained in {elapsed:.1f} s; mean return of the last 100 training episodes: {shown}"
 
 
 def percent(share: float) -> str:
@@ -159,9 +180,14 @@ def summary(snapshot: Snapshot) -> str:
     return f"{done}  return {value} {details}  after {time_words(snapshot)}"
 
 
+def curve_place(snapshot: Snapshot) -> int:
+    """The point of a curve at which a run stands."""
+    return min(int(snapshot.fraction * CURVE_POINTS), CURVE_POINTS - 1)
+
+
 def extend_curve(curve: list[float], snapshot: Snapshot) -> None:
     """Add the mean return at its position on the budget's axis, which has `CURVE_POINTS` points."""
-    place = min(int(snapshot.fraction * CURVE_POINTS), CURVE_POINTS - 1)
+    place = curve_place(snapshot)
     now = mean(snapshot.episode_return)
     # A resumed run has no data from before; within a run, a long iteration covers several points.
     curve.extend([now if curve else math.nan] * (place - len(curve)))
@@ -217,7 +243,7 @@ def diagnostic_rows(table: Table, snapshot: Snapshot) -> None:
         aligned = " " * max(0, 7 - len(text.partition(".")[0])) + text
         style = "" if low <= value <= high else "yellow"
         note = (f"not finite in {lost} of {len(values)}", "yellow") if lost else (hint, "dim")
-        table.add_row(label, Text.assemble((aligned.ljust(14), style), note))
+        table.add_row(label, Text.assemble((aligned.ljust(13) + " ", style), note))
 
 
 def phase_rows(table: Table, snapshot: Snapshot, width: int) -> None:
@@ -257,6 +283,9 @@ def panel(title: str, snapshot: Snapshot, curve: Sequence[float], width: int, br
     if snapshot.finding:
         table.add_row("", "")
         table.add_row("doctor", Text(snapshot.finding, "bold yellow"))
+    if snapshot.notice:
+        table.add_row("", "")
+        table.add_row("notice", Text(snapshot.notice, "bold yellow"))
     phase_rows(table, snapshot, room)
     heading = Text(title, "bold")
     return Panel(table, title=heading, title_align="left", border_style="bright_black", width=width)
@@ -273,6 +302,9 @@ class Display:
 
     def update(self, snapshot: Snapshot) -> None:
         """Store the current state; cheap enough to call after each iteration."""
+
+    def recall(self, snapshots: Sequence[Snapshot]) -> None:
+        """Take in earlier states, of a run that has begun before it was shown."""
 
     def message(self, text: str) -> None:
         """Show an important message, for example a warning."""
@@ -322,8 +354,12 @@ class LiveDisplay(Display):
         self.live.start()
 
     def update(self, snapshot: Snapshot) -> None:
-        self.snapshot, self.updated = snapshot, time.monotonic()
+        self.snapshot, self.updated = snapshot, time.monotonic() - snapshot.age
         extend_curve(self.curve, snapshot)
+
+    def recall(self, snapshots: Sequence[Snapshot]) -> None:
+        for snapshot in snapshots:
+            extend_curve(self.curve, snapshot)
 
     def message(self, text: str) -> None:
         self.console.print(Text(readable(text)))
@@ -368,7 +404,7 @@ class PlainDisplay(Display):
         self.stream = sys.stdout if stream is None else stream
         self.tenth = -1
         self.last_logged = 0.0
-        self.finding = ""
+        self.finding = self.notice = ""
 
     def start(self, title: str, lines: Sequence[str]) -> None:
         for line in (title, *lines):
@@ -382,6 +418,9 @@ class PlainDisplay(Display):
         if snapshot.finding not in ("", self.finding):
             self.finding = snapshot.finding
             self.message(f"doctor: {snapshot.finding}")
+        if snapshot.notice not in ("", self.notice):
+            self.message(f"notice: {snapshot.notice}")
+        self.notice = snapshot.notice
 
     def message(self, text: str) -> None:
         text = readable(text)
@@ -407,11 +446,15 @@ class QuietDisplay(Display):
 
 
 def choose(quiet: bool, stream: Any = None) -> Display:
-    """The display that suits the output: quiet if requested, live on a capable terminal, plain lines otherwise."""
+    """The display that suits the output: quiet if requested, live on a capable terminal or notebook, else plain."""
     if quiet:
         return QuietDisplay()
     output = sys.stdout if stream is None else stream
     console = PlainTextConsole(file=output)
+    if console.is_jupyter and stream is None:
+        from upslope.runs.notebooks import NotebookDisplay  # which builds on this module
+
+        return NotebookDisplay()
     if output.isatty() and console.encoding.startswith("utf") and not console.is_dumb_terminal:
         return LiveDisplay(console)
     return PlainDisplay(output)

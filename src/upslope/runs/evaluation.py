@@ -4,7 +4,7 @@ Each episode has its own column, so that short episodes are not overrepresented.
 """
 
 import sys
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
@@ -18,11 +18,13 @@ from jaxtyping import PRNGKeyArray, Shaped
 from upslope.config.config import Config, fresh, positive
 from upslope.config.task import environment_of
 from upslope.config.trust import LEARNING, require
+from upslope.core import html
 from upslope.core.arrays import AnyArray as Array
 from upslope.core.arrays import pytree
 from upslope.core.distributions import Distribution
 from upslope.core.files import safe_path
 from upslope.core.messages import counted, readable
+from upslope.core.numbers import half_width, number, plus_minus, range_of
 from upslope.core.types import Rollout
 from upslope.engines.batched import columns_for
 from upslope.engines.border import nothing_allowed
@@ -110,6 +112,30 @@ class Evaluation:
         """Each seed's mean return [S]; the seed is the unit of replication."""
         return self.returns.mean(axis=1)
 
+    def _repr_html_(self) -> str:
+        return page_of_evaluations({self.mode: self})
+
+
+class Evaluations(dict[str, Evaluation]):
+    """The evaluation of each mode, by its name."""
+
+    def _repr_html_(self) -> str:
+        return page_of_evaluations(self)
+
+
+def page_of_evaluations(found: Mapping[str, Evaluation]) -> str:
+    """A table for a notebook: each seed's mean return in each mode, and the mean over seeds."""
+    first = next(iter(found.values()), None)
+    if first is None:
+        return ""
+    means = {mode: e.seed_means() for mode, e in found.items()}
+    rows = [[seed, *(number(float(x[s]), range_of(x)) for x in means.values())] for s, seed in enumerate(first.seeds)]
+    if len(first.seeds) > 1:
+        intervals = [(float(x.mean()), half_width(x)) for x in means.values()]
+        rows.append(["mean", *(f"{plus_minus(x, half)} (95 %)" if half > 0 else number(x) for x, half in intervals)])
+    title = f"Mean return of {counted(first.returns.shape[1], 'episode')} per seed"
+    return html.table(title, ["seed", *found], rows)
+
 
 def evaluate(
     run: str | Path,
@@ -121,7 +147,7 @@ def evaluate(
     environment: EnvironmentLike | None = None,
     model: Callable[..., Any] | None = None,
     trust: bool = False,
-) -> dict[str, Evaluation]:
+) -> Evaluations:
     """Run every seed's agent for `episodes` fresh episodes in both modes, and append them to `evaluation.csv`.
 
     Returns `{"stochastic": …, "deterministic": …}`. An episode is truncated after `max_episode_steps`, by default at
@@ -141,7 +167,7 @@ def evaluate(
     safe_path(directory.path, directory.evaluation_path)
     env = environment_of(config, environment)
     require_same_environment(directory, env)
-    found, lines, notices = {}, [], notices_to()
+    found, lines, notices = Evaluations(), [], notices_to()
     with computing(on_host=not env.is_compiled):
         agents, _ = load_agents(directory, config, checkpoint, model)
         for mode in MODES:

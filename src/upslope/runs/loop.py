@@ -25,7 +25,7 @@ from upslope.runs.directory import RunDirectory
 from upslope.runs.display import Display, Snapshot
 from upslope.runs.metric_rows import finite, last_finite, metric_rows
 from upslope.runs.signals import Interrupted, stop_on_signal
-from upslope.runs.tensorboard import TensorboardWriter
+from upslope.runs.tracking.process import Tracking
 
 CHECKPOINT_SECONDS = 10.0
 """Minimum seconds between two writes of `last`; it is also written whenever training stops."""
@@ -115,11 +115,11 @@ class Loop:
         directory: RunDirectory,
         config: Config,
         display: Display,
-        tensorboard: TensorboardWriter | None,
         watch: Watch | None = None,
+        tracking: Tracking | None = None,
     ):
         self.engine, self.directory, self.config, self.seeds = engine, directory, config, config.seed_list()
-        self.display, self.tensorboard, self.watch = display, tensorboard, watch
+        self.display, self.watch, self.tracking = display, watch, tracking
 
     def run(self, state: TrainState, progress: Progress) -> tuple[TrainState, Progress]:
         """Train to the end. On a signal, save and raise `Stopped`; on an error, save and raise it."""
@@ -152,6 +152,8 @@ class Loop:
                     saved = perf_counter()
                 try:
                     self.display.update(self.snapshot(chunk, progress, speed.recent_rate))
+                    if self.tracking is not None:
+                        self.tracking.tell()
                 except BrokenPipeError:  # the reader of the output is gone
                     stop.set()
                 self.check_finite(chunk, progress)
@@ -172,9 +174,6 @@ class Loop:
         )
         progress.iteration += chunk.steps.shape[1]
         progress.latest = {name: last_finite(x) for name, x in chunk.metrics.items()}
-        if self.tensorboard is not None:
-            returns = {"episode/return": mean_of(progress, 0), "episode/length": mean_of(progress, 1)}
-            self.tensorboard.write(chunk.steps[:, -1].tolist(), progress.latest | returns)
 
     def keep_best(self, state: TrainState, chunk: Chunk, progress: Progress) -> None:
         """A hundred times per run, keep each seed's agent if its window of returns is the best so far."""

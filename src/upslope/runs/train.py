@@ -1,11 +1,11 @@
 """Train a task from scratch or from its last checkpoint: combine an engine, a run directory and the loop."""
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from contextlib import closing, suppress
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 
@@ -13,7 +13,6 @@ from upslope.config.command import command_of
 from upslope.config.config import MAX_STEPS, Config, recorded_preset
 from upslope.config.presets import words_of
 from upslope.config.trust import allow, requested
-from upslope.core.numbers import number, range_of
 from upslope.core.types import Rollout
 from upslope.engines.base import EVERYTHING, Engine, Resources
 from upslope.engines.collect import LARGE, STEPS_PER_SUCCESSOR
@@ -29,12 +28,14 @@ from upslope.models.encoders import ImageEncoder
 from upslope.models.heads import head_of
 from upslope.runs.datasets import load_dataset
 from upslope.runs.directory import RunDirectory
-from upslope.runs.display import Display
+from upslope.runs.display import Display, closing_words, title_of
 from upslope.runs.loop import Loop, Stopped, Watch, begin_progress, mean_of
+from upslope.runs.notebooks import frame_of, page_of_run
 from upslope.runs.policy import Policy, Which, check_checkpoint_size, described_spaces, load, spaces_of
 from upslope.runs.resume_point import resume_point_of
 from upslope.runs.same_spaces import require_same_spaces
-from upslope.runs.tensorboard import TensorboardWriter, require_tensorboard
+from upslope.runs.tracking.process import Tracking
+from upslope.runs.tracking.tracker import require_trackers
 
 
 @dataclass(frozen=True)
@@ -43,9 +44,12 @@ class Session:
 
     display: Display
     resources: Resources = EVERYTHING
-    tensorboard: bool = False
     watch: Callable[[Path], Watch] | None = None
     """Creates the diagnosis of a run during training, given its directory; the display shows the findings."""
+    trackers: Sequence[str] = ()
+    """Names of the experiment trackers that the run is sent to."""
+    project: str | None = None
+    """The trackers' project; None leaves it to their own configuration."""
 
 
 @dataclass(frozen=True)
@@ -70,11 +74,18 @@ class Run:
         """Every finished training episode, as a structured array."""
         return RunDirectory(self.path).episodes()
 
+    def frame(self, table: Literal["metrics", "episodes", "evaluation"] = "metrics") -> Any:
+        """A table as a pandas DataFrame (extra `pandas`): a row per iteration and seed, per training episode, or per
+        evaluation episode."""
+        return frame_of(RunDirectory(self.path), table)
+
+    def _repr_html_(self) -> str:
+        return page_of_run(RunDirectory(self.path), self.config, self.returns)
+
 
 def begin(config: Config, task: Task, directory: RunDirectory, session: Session) -> Run:
     """Train from scratch."""
-    if session.tensorboard:
-        require_tensorboard()
+    require_trackers(session.trackers)
     with computing(on_host=is_on_host(config, task)), closing(engine_for(config, task, session)) as engine:
         state = engine.start()
         progress = begin_progress(state, config.seed_list())
@@ -89,6 +100,7 @@ def begin(config: Config, task: Task, directory: RunDirectory, session: Session)
 
 def resume_run(config: Config, task: Task, directory: RunDirectory, session: Session, notes: list[str]) -> Run:
     """Resume from the last checkpoint; `notes` are shown unless the run is already finished."""
+    require_trackers(session.trackers)
     head = head_of(task.environment.action_space, config.environment)
     require_same_spaces(directory, task.model.encoder, head, task.environment)
     if directory.has_begun:
@@ -149,9 +161,10 @@ def run_loop(
 ) -> Run:
     """Run the loop inside the display; if it is stopped, the exception says how to resume."""
     seeds, display = config.seed_list(), session.display
-    writer = TensorboardWriter(directory.path / "tensorboard", seeds) if session.tensorboard else None
     watch = None if session.watch is None or display.is_quiet else session.watch(directory.path)
-    loop = Loop(engine, directory, config, display, writer, watch)
+    inform = (lambda line: None) if display.is_quiet else display.message
+    tracking = Tracking(directory.path, session.trackers, session.project, display.message, inform)
+    loop = Loop(engine, directory, config, display, watch, tracking)
     try:
         with display:
             with suppress(BrokenPipeError):  # the first update handles it, when there is something to save
@@ -164,8 +177,7 @@ def run_loop(
         words = f"Stopped immediately. Resume from the last checkpoint with: {call_of('resume', config, directory)}"
         raise KeyboardInterrupt(words) from None
     finally:
-        if writer is not None:
-            writer.close()
+        tracking.close()
     return Run(directory.path, config, tuple(seeds), np.asarray(mean_of(progress, 0)))
 
 
@@ -174,12 +186,6 @@ def call_of(command: str, config: Config, directory: RunDirectory) -> str:
     if lost(config.environment):
         return f'upslope.{command}("{directory.path}", environment=…)'
     return f"upslope {command} {directory.path}"
-
-
-def title_of(config: Config) -> str:
-    """One line that names what is trained."""
-    seeds = "1 seed" if config.seeds == 1 else f"{config.seeds} seeds"
-    return f"{config.algorithm} on {config.environment} · {seeds}"
 
 
 def opening_lines(config: Config, directory: RunDirectory) -> list[str]:
@@ -279,13 +285,8 @@ def finished_lines(config: Config, directory: RunDirectory) -> list[str]:
 
 def closing_lines(config: Config, directory: RunDirectory, progress: Any) -> list[str]:
     """The results by seed, and what to do next."""
-    if config.data is not None:
-        return [f"trained in {progress.elapsed:.1f} s", f"evaluate it:  {call_of('evaluate', config, directory)}"]
-    returns = mean_of(progress, 0)
-    spread = range_of(returns)
-    results = [number(r, spread) if math.isfinite(r) else "no episode ended" for r in returns]
-    shown = [f"seed {s}: {words}" for s, words in zip(config.seed_list(), results, strict=True)]
+    returns = None if config.data is not None else mean_of(progress, 0)
     return [
-        f"trained in {progress.elapsed:.1f} s; mean return of the last 100 training episodes: " + ", ".join(shown),
+        closing_words(progress.elapsed, config.seed_list(), returns),
         f"evaluate it:  {call_of('evaluate', config, directory)}",
     ]

@@ -1,0 +1,69 @@
+"""Notebooks of docs/, executed when the site is built: `NAME.ipynb` becomes the page `NAME.md` with its outputs.
+
+A cell that fails ends the build. `mkdocs serve` executes a notebook again only when it was changed.
+"""
+
+from __future__ import annotations
+
+import os
+import tempfile
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+import nbformat
+from mkdocs.exceptions import PluginError
+from mkdocs.structure.files import File, Files
+from nbclient import NotebookClient
+from nbclient.exceptions import CellExecutionError
+
+DOCS = Path(__file__).resolve().parents[1]
+SOURCE = DOCS.parent / "src"
+CELL_SECONDS = 300
+"""Seconds that a cell may take."""
+
+
+def on_files(files: Files, config: Any) -> Files:
+    """Add a page for each notebook."""
+    for path in sorted(DOCS.glob("*.ipynb")):
+        files.append(File.generated(config, f"{path.stem}.md", content=page_of(path.read_text("utf-8"), path.name)))
+    return files
+
+
+@cache
+def page_of(text: str, name: str) -> str:
+    """The page of a notebook."""
+    notebook = nbformat.reads(text, as_version=4)
+    with tempfile.TemporaryDirectory() as folder:
+        client = NotebookClient(notebook, timeout=CELL_SECONDS, resources={"metadata": {"path": folder}})
+        before = os.environ.get("PYTHONPATH", "")
+        path = os.pathsep.join(filter(None, (str(SOURCE), before)))
+        try:
+            client.execute(env=os.environ | {"PYTHONPATH": path})
+        except CellExecutionError as error:
+            raise PluginError(f"docs/{name} failed: {error}") from error
+    return "\n\n".join(part for cell in notebook.cells for part in parts_of(cell)) + "\n"
+
+
+def parts_of(cell: Any) -> list[str]:
+    """A cell as Markdown: its text, or its code and what that has shown."""
+    if cell.cell_type == "markdown":
+        return [cell.source]
+    if cell.cell_type != "code" or not cell.source.strip():
+        return []
+    return [f"~~~~python\n{cell.source}\n~~~~", *(shown for output in cell.outputs if (shown := markdown_of(output)))]
+
+
+def markdown_of(output: Any) -> str:
+    """One output as Markdown."""
+    if output.output_type == "stream":
+        return block(output.text)
+    data = output.get("data", {})
+    if "text/html" in data:
+        return f'<div class="notebook-output" markdown="0">\n{data["text/html"]}\n</div>'
+    return block(data.get("text/plain", ""))
+
+
+def block(text: str) -> str:
+    """Text as it was printed."""
+    return f"~~~~text\n{text.rstrip()}\n~~~~" if text.strip() else ""

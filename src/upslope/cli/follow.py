@@ -1,0 +1,50 @@
+"""upslope track | watch: the commands that read a run's directory while it trains or afterwards."""
+
+from typing import Annotated
+
+import tyro
+
+from upslope.cli.terminal import say
+from upslope.cli.train import Run, Track
+
+
+def track(
+    run: Run, to: Track, project: Annotated[str | None, tyro.conf.arg(aliases=["--track-project"])] = None
+) -> None:
+    """Send a run to experiment trackers: all its metric rows by environment step, settings, results and evaluation.
+
+    What was sent is noted in the run directory: a second time, only what is new is sent.
+
+    Args:
+        run: The run directory.
+        to: wandb, trackio, mlflow, tensorboard (each an extra), or module:Name; repeatable.
+        project: The trackers' project (MLflow: experiment); by default that of their own configuration.
+    """
+    from upslope.errors import UpslopeError
+    from upslope.runs.tracking.sending import send_run
+    from upslope.runs.tracking.tracker import require_trackers
+
+    if not to:
+        raise UpslopeError(f"Say where to send the run, e.g. upslope track {run} --to wandb")
+    require_trackers(to, "--to")
+    for name in to:
+        say(send_run(run, name, project))
+
+
+def watch(run: Run) -> None:
+    """Show a run that trains elsewhere, in another terminal or on another machine that shares its folder.
+
+    It reads the run directory and writes nothing. It ends with the run, or by Ctrl-C, and says when the run seems to
+    have stopped. Of a finished run it shows the end.
+
+    Args:
+        run: The run directory.
+    """
+    from upslope.diagnosis.doctor import Watch
+    from upslope.runs.display import choose
+    from upslope.runs.watching import watch
+
+    try:
+        watch(run, choose(quiet=False), Watch(run, seconds=0.0).look)
+    except KeyboardInterrupt:
+        raise KeyboardInterrupt(f"No longer watching {run}; it was not touched.") from None

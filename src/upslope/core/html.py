@@ -1,0 +1,30 @@
+"""Fragments of HTML for notebooks, in which everything that comes from files or users is escaped."""
+
+from collections.abc import Iterable, Sequence
+from html import escape
+
+from upslope.core.messages import readable
+
+
+def text(words: object) -> str:
+    """Words as HTML shows them, with control characters made visible."""
+    return escape(readable(str(words)))
+
+
+def paragraph(words: object, tag: str = "p") -> str:
+    """A paragraph, or another element."""
+    return f"<{tag}>{text(words)}</{tag}>"
+
+
+def items(lines: Iterable[object]) -> str:
+    """A list; nothing if it is empty."""
+    inside = "".join(paragraph(line, "li") for line in lines)
+    return inside and f"<ul>{inside}</ul>"
+
+
+def table(caption: str, columns: Sequence[str], rows: Iterable[Sequence[object]]) -> str:
+    """A table with its title above it."""
+    head = "".join(paragraph(column, "th") for column in columns)
+    body = "".join("<tr>" + "".join(paragraph(cell, "td") for cell in row) + "</tr>" for row in rows)
+    above = caption and f"<caption style='caption-side: top; text-align: left'>{text(caption)}</caption>"
+    return f"<table>{above}<thead><tr>{head}</tr></thead><tbody>{body}</tbody></table>"

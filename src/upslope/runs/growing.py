@@ -1,0 +1,82 @@
+"""Read the tables of a run directory while they grow, also over a network share: files are opened anew each time, and
+nothing is locked or written."""
+
+import json
+from collections.abc import Container
+from pathlib import Path
+from typing import Any
+
+from upslope.core.files import MAX_TABLE, plain_file
+from upslope.core.reading import damaged, parse_json
+
+STOP = "stop/return"
+"""Stands in the last row of a seed that has stopped before its budget was spent."""
+
+
+class GrowingTable:
+    """The complete lines of a file that grows. When a resumed run has cut it back, it is read again from its start."""
+
+    def __init__(self, path: Path):
+        self.path = path
+        self.count = 0
+        """Lines read so far, since the start of the file."""
+        self.has_restarted = False
+        """Whether the last `read` began at the start again."""
+        self.position, self.anchor = 0, b""
+
+    def read(self) -> list[str]:
+        """The complete lines that were added since the last call; none while the file does not exist."""
+        if not self.path.exists():
+            return []
+        plain_file(self.path, MAX_TABLE)
+        try:
+            content = self.content()
+        except OSError:  # a share that is away for a moment
+            return []
+        end = content.rfind(b"\n") + 1
+        lines = content[:end].splitlines(keepends=True)
+        if lines:
+            self.position, self.anchor, self.count = self.position + end, lines[-1], self.count + len(lines)
+        return [line.decode("utf-8", "replace").removesuffix("\n") for line in lines]
+
+    def content(self) -> bytes:
+        """The bytes after the last line that was read, if that line still stands there; else all bytes."""
+        with self.path.open("rb") as file:
+            file.seek(self.position - len(self.anchor))
+            self.has_restarted = file.read(len(self.anchor)) != self.anchor
+            if self.has_restarted:
+                self.position, self.anchor, self.count = 0, b"", 0
+                file.seek(0)
+            return file.read()
+
+
+def is_last(row: dict[str, Any], budget: int) -> bool:
+    """Whether a row is its seed's last: its budget of steps is spent, or the row says that the seed has stopped."""
+    return row["step"] >= budget or STOP in row
+
+
+def parsed_rows(path: Path, lines: list[str], seeds: Container[int]) -> list[dict[str, Any]]:
+    """Rows of metrics.jsonl.
+
+    Raises:
+        UpslopeError: a row is not a JSON object with one of these seeds and a step.
+    """
+    try:
+        rows = [parse_json(line) for line in lines]
+        for row in rows:
+            if not (isinstance(row, dict) and type(row.get("step")) is int and row.get("seed", "") in seeds):
+                raise TypeError(
+                    f"a row must be an object with a seed of the run and a step, not {json.dumps(row)[:80]}"
+                )
+    except (ValueError, TypeError) as error:
+        raise damaged(path, error) from error
+    return rows
+
+
+def episode_of(line: str) -> tuple[int, int, float, int] | None:
+    """(step, seed, return, length) of a line of episodes.csv; None for its header and for what is no episode."""
+    try:
+        step, seed, episode_return, length, *_ = line.split(",")
+        return int(step), int(seed), float(episode_return), int(length)
+    except ValueError:
+        return None

@@ -1,0 +1,260 @@
+"""A process per tracker, which follows the run directory while it grows.
+
+Training starts it, and closes a pipe when it ends; nothing is handed over, so there is nothing to wait for and no queue
+that could fill up. A tracker that raises, hangs or dies takes only its own process with it.
+"""
+
+import contextlib
+import json
+import os
+import queue
+import select
+import signal
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+from upslope.core.files import safe_path
+from upslope.core.messages import told
+from upslope.errors import UpslopeError
+from upslope.runs.tracking.sending import Sender
+from upslope.runs.tracking.tracker import keep_private
+
+PAUSE = 1.0
+"""Seconds between two looks at the run directory."""
+PATIENCE = 15.0
+"""Seconds without a sign of life after which a tracker that has not finished is given up, once training has ended."""
+QUIET_WAIT = 1.0
+"""Seconds after which the user is told what is waited for."""
+ORPHAN_SECONDS = 600.0
+"""Seconds that the process may take to finish when training is gone."""
+NICENESS = 10
+"""How far the process stands behind training when both want the processor."""
+BOOTSTRAP = """
+import json, os, sys
+over, words, path, arguments = json.loads(sys.argv[1])
+os.set_inheritable(over, False)
+os.set_inheritable(words, False)
+here = os.path.realpath(os.curdir)
+is_here = lambda entry: not entry or os.path.realpath(entry) == here
+sys.path[:] = sorted(path, key=is_here)
+sys.argv[:] = ["upslope"]
+from upslope.runs.tracking.process import serve
+sys.path[:] = path
+serve(over, words, *arguments)
+"""
+"""The code that starts the process. A file in the current folder must not shadow one of Python's own modules."""
+
+
+class TrackerProcess:
+    """The process that sends a run to one tracker."""
+
+    def __init__(self, run: Path, name: str, project: str | None):
+        self.run, self.name = run, name
+        self.words: queue.SimpleQueue[dict[str, Any]] = queue.SimpleQueue()
+        self.is_sent = self.is_told = False
+        self.where: list[str] = []
+        """Where the tracker shows the run, until the user is told."""
+        safe_path(run, run / "tracking", is_folder=True).mkdir(exist_ok=True)
+        log = safe_path(run, run / "tracking" / "output.log")
+        (over, mine), (theirs, words) = os.pipe(), os.pipe()
+        self.over, self.received = mine, os.fdopen(theirs, "rb")
+        arguments = json.dumps([over, words, [p for p in sys.path if isinstance(p, str)], [str(run), name, project]])
+        try:
+            with log.open("ab") as output:
+                self.process = subprocess.Popen(
+                    [sys.executable, "-P", "-c", BOOTSTRAP, arguments],
+                    stdin=subprocess.DEVNULL,
+                    stdout=output,
+                    stderr=output,
+                    pass_fds=(over, words),
+                    start_new_session=True,  # Ctrl-C stops training, which then ends this
+                )
+        except BaseException:
+            os.close(self.over)
+            self.received.close()
+            raise
+        finally:
+            os.close(over)
+            os.close(words)
+        self.listener = threading.Thread(target=self.listen, daemon=True)
+        self.listener.start()
+
+    def listen(self) -> None:
+        """Queue what the process says, a line of JSON each."""
+        with contextlib.suppress(OSError, ValueError), self.received:
+            for line in self.received:
+                self.words.put(json.loads(line))
+
+    def news(self, wait: float = 0.0) -> list[str] | None:
+        """What to tell the user since the last call; None if the process has said nothing within `wait` seconds."""
+        words: list[dict[str, Any]] = []
+        with contextlib.suppress(queue.Empty):
+            words.append(self.words.get(timeout=wait) if wait else self.words.get_nowait())
+            while True:
+                words.append(self.words.get_nowait())
+        self.where += [f"{self.name}: {word['where']}" for word in words if "where" in word]
+        lines = [self.failure(str(word["failed"])) for word in words if "failed" in word]
+        self.is_sent |= any("sent" in word for word in words)
+        if self.process.poll() and self.is_over and not self.is_told and not self.is_sent:
+            lines.append(self.failure(f"its process ended with exit status {self.process.returncode}"))
+        return lines if words or lines else None
+
+    @property
+    def is_over(self) -> bool:
+        """Whether the process has ended, and everything that it said was heard."""
+        return self.process.poll() is not None and not self.listener.is_alive() and self.words.empty()
+
+    def failure(self, why: str) -> str:
+        """The message that tracking has ended before its time; it is given once."""
+        self.is_told = True
+        return f"{self.name} failed: {why}. The run does not depend on it. Send the rest later: {self.command}"
+
+    @property
+    def command(self) -> str:
+        """The command that sends what is missing."""
+        return f"upslope track {self.run} --to {self.name}"
+
+    def request_end(self) -> None:
+        """Tell the process that no more rows will come."""
+        if self.over >= 0:
+            os.close(self.over)
+            self.over = -1
+
+    def kill(self) -> None:
+        """Kill the process and what it started."""
+        if self.process.poll() is None:
+            with contextlib.suppress(OSError):
+                os.killpg(self.process.pid, signal.SIGKILL)
+            self.process.wait()
+
+
+class Tracking:
+    """All trackers of a training session."""
+
+    def __init__(
+        self,
+        run: Path,
+        names: Sequence[str],
+        project: str | None,
+        say: Callable[[str], None],
+        inform: Callable[[str], None] = lambda line: None,
+    ):
+        """`say` is for what goes wrong, `inform` for what a quiet display leaves out."""
+        self.say, self.inform = say, inform
+        self.processes: list[TrackerProcess] = []
+        for name in names:
+            try:
+                self.processes.append(TrackerProcess(run, name, project))
+            except (OSError, UpslopeError) as error:
+                say(f"{name} could not be started: {error}. The run does not depend on it.")
+
+    def tell(self) -> None:
+        """Tell the user what the processes have said since the last call; never waits."""
+        for one in self.processes:
+            self.tell_of(one)
+
+    def tell_of(self, one: TrackerProcess, wait: float = 0.0) -> bool:
+        """Tell what a process has said; return whether it has said anything within `wait` seconds."""
+        lines = one.news(wait)
+        while one.where:
+            self.inform(one.where.pop(0))
+        for line in lines or ():
+            self.say(line)
+        return lines is not None
+
+    def close(self) -> None:
+        """Let the processes send the rest; one that makes no progress, or Ctrl-C, ends the wait."""
+        for one in self.processes:
+            one.request_end()
+        with contextlib.suppress(BrokenPipeError):  # the reader of the output is gone, and the run is saved
+            self.wait()
+
+    def wait(self) -> None:
+        """Wait for the processes to end."""
+        started = time.monotonic()
+        heard = dict.fromkeys(self.processes, started)
+        is_announced = False
+        try:
+            while waiting := [one for one in self.processes if not one.is_over]:
+                for one in waiting:
+                    if self.tell_of(one, wait=0.1):
+                        heard[one] = time.monotonic()
+                    if time.monotonic() - heard[one] > PATIENCE:
+                        self.give_up(one, f"no sign of life for {PATIENCE:.0f} s after training, so it was ended")
+                if not is_announced and time.monotonic() - started > QUIET_WAIT:
+                    is_announced = True
+                    names = ", ".join(one.name for one in waiting)
+                    self.inform(f"waiting for {names} to take the last rows; Ctrl-C leaves them for `upslope track`")
+            self.tell()  # of one that has just died
+        except KeyboardInterrupt:
+            for one in self.processes:
+                self.give_up(one, "it was ended by Ctrl-C before it had everything")
+
+    def give_up(self, one: TrackerProcess, why: str) -> None:
+        """End a process, and tell the user if something is missing."""
+        is_incomplete = one.process.poll() is None and not (one.is_sent or one.is_told)
+        one.kill()
+        if is_incomplete:
+            self.say(one.failure(why))
+
+
+def serve(over: int, words: int, run: str, name: str, project: str | None) -> None:
+    """The process's side: send rows until training is over, then the rest and the results."""
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    signal.signal(signal.SIGTERM, lambda number, frame: None)  # training ends this, after its own last rows
+    with contextlib.suppress(OSError):
+        os.nice(NICENESS)
+    keep_private()
+
+    def say(**word: Any) -> None:
+        with contextlib.suppress(OSError):  # training is gone
+            os.write(words, json.dumps(word).encode() + b"\n")
+
+    status = 0
+    try:
+        follow(Sender(run, name, project), over, say)
+    except BaseException as error:
+        status = 1
+        say(failed=str(error) if isinstance(error, UpslopeError) else told(error))
+    os.close(words)
+    for stream in (sys.stdout, sys.stderr):
+        with contextlib.suppress(OSError, ValueError):
+            stream.flush()
+    if status:
+        os._exit(status)  # what a broken tracker has registered for the end may hang
+
+
+def follow(sender: Sender, over: int, say: Callable[..., None]) -> None:
+    """Send rows as they come."""
+
+    def pause() -> bool:
+        """Wait a little; return whether training is over."""
+        return bool(select.select([over], [], [], PAUSE)[0])
+
+    def wait_for_another() -> bool:
+        return not pause()
+
+    with sender.memory.locked(wait_for_another):
+        sender.open()
+        say(where=sender.memory.known.get("where") or "connected")
+        is_over = False
+        while not is_over:
+            is_over = pause()
+            if is_over:
+                leave_in_the_end()
+            sender.send(lambda rows: say(rows=rows))
+        say(rows=0)
+        sender.close()
+        say(sent=True)
+
+
+def leave_in_the_end() -> None:
+    """End this process after a while, however its tracker hangs."""
+    timer = threading.Timer(ORPHAN_SECONDS, lambda: os._exit(1))
+    timer.daemon = True
+    timer.start()

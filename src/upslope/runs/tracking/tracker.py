@@ -1,0 +1,195 @@
+"""The seam to experiment trackers: what a tracker is given, and which there are."""
+
+import importlib
+import json
+import math
+import os
+import sys
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from datetime import datetime
+from importlib.util import find_spec
+from pathlib import Path
+from typing import Any, Protocol, runtime_checkable
+
+from upslope.core.messages import unknown
+from upslope.errors import UpslopeError
+from upslope.runs.directory import RunDirectory
+
+NOT_VALUES = ("iteration", "seed", "step")
+"""Columns of metrics.jsonl that say where a row stands."""
+NOT_PARAMETERS = ("format", "spaces")
+"""Entries of config.json that are left out of the parameters."""
+TRACKERS: dict[str, tuple[str, str, str]] = {
+    "tensorboard": ("TensorboardTracker", "tensorboardX", "TensorBoard event files in the run directory"),
+    "wandb": ("WandbTracker", "wandb", "Weights & Biases"),
+    "trackio": ("TrackioTracker", "trackio", "Trackio"),
+    "mlflow": ("MlflowTracker", "mlflow", "MLflow"),
+}
+"""Name, which is also that of the module here and of the extra → the class, the package that it needs, what it is."""
+PRIVATE = {
+    "DO_NOT_TRACK": "true",
+    "MLFLOW_DISABLE_TELEMETRY": "true",
+    "WANDB_ERROR_REPORTING": "false",
+    "HF_HUB_DISABLE_TELEMETRY": "1",
+}
+"""Environment variables that keep trackers from reporting on their user, unless the user has set them otherwise."""
+
+
+@dataclass(frozen=True)
+class TrackedRun:
+    """What a tracker is told of a run before its first row."""
+
+    path: Path
+    name: str
+    project: str | None
+    """The project or experiment that the user named; None leaves it to the tracker's own configuration."""
+    seeds: tuple[int, ...]
+    created: float
+    """When training began, in seconds since 1970."""
+    parameters: dict[str, Any]
+    """Every setting by its name, and the other entries of config.json (versions, …) by a path."""
+
+
+@dataclass(frozen=True)
+class MetricRow:
+    """A row of metrics.jsonl."""
+
+    seed: int
+    step: int
+    """Environment steps of this seed after the iteration: the x axis."""
+    elapsed: float
+    """Seconds of training until then."""
+    values: dict[str, float]
+    """Metric → value, where it is finite."""
+
+
+@runtime_checkable
+class Tracker(Protocol):
+    """Sends one run to one tracker, a run per seed. Calls come in this order, and may block or raise: the process that
+    makes them is not the one that trains."""
+
+    def begin(self, run: TrackedRun, known: dict[str, Any]) -> dict[str, Any]:
+        """Open a tracker's run for each seed.
+
+        What is returned is stored as JSON and is `known` when the run is sent on later; it is empty at first. An entry
+        `where` is shown to the user.
+        """
+        ...
+
+    def log(self, rows: Sequence[MetricRow]) -> None:
+        """Send rows, ordered by step within each seed."""
+        ...
+
+    def summarise(self, summary: Mapping[int, Mapping[str, float]], step: int) -> None:
+        """Send the results of each seed: its training return, its evaluation. Called at the end, if they changed."""
+        ...
+
+    def end(self, is_finished: bool) -> None:
+        """Close the runs; `is_finished` tells whether the run has spent its budget."""
+        ...
+
+
+def named_tracker(name: str) -> Any:
+    """The class of a tracker by its name, or of a user's own by `module:Name`."""
+    module, _, attribute = name.rpartition(":")
+    if not module:
+        module, attribute = f"{__package__}.{name}", TRACKERS[name][0]
+    return getattr(importlib.import_module(module), attribute)
+
+
+def require_trackers(names: Sequence[str], flag: str = "--track") -> None:
+    """Check that each tracker exists and that its package is installed, without importing the package.
+
+    Raises:
+        UpslopeError: a tracker is unknown, named twice or not installed.
+    """
+    for name in names:
+        if names.count(name) > 1:
+            raise UpslopeError(f"{flag} names {name} twice. Name each tracker once.")
+        if ":" in name:
+            require_own(name, flag)
+        elif name not in TRACKERS:
+            own = f"Your own tracker is named {flag} module:Name."
+            raise UpslopeError(f"{unknown('tracker', name, TRACKERS, 'upslope train --help')} {own}")
+        elif not is_installed(TRACKERS[name][1]):
+            raise UpslopeError(
+                f'{flag} {name} needs the package {TRACKERS[name][1]}: pip install "upslope[{name}]", or leave it out.'
+            )
+
+
+def is_installed(package: str) -> bool:
+    """Whether a package can be imported."""
+    try:
+        return find_spec(package) is not None
+    except ValueError:  # it is blocked in `sys.modules`
+        return False
+
+
+def require_own(name: str, flag: str) -> None:
+    """Check that a user's own tracker can be imported and has the methods of a `Tracker`."""
+    try:
+        kind = named_tracker(name)
+    except Exception as error:
+        raise UpslopeError(
+            f"{flag} {name} cannot be imported: {error}. Give module:Name of a class with the methods of "
+            "upslope.Tracker, in a module that Python finds from here."
+        ) from error
+    missing = [method for method in ("begin", "log", "summarise", "end") if not callable(getattr(kind, method, None))]
+    if missing:
+        raise UpslopeError(f"{flag} {name} has no method {', '.join(missing)}. See upslope.Tracker.")
+
+
+def keep_private() -> None:
+    """Turn off what trackers report on their users, where the user has not decided."""
+    for name, value in PRIVATE.items():
+        os.environ.setdefault(name, value)
+
+
+def imported(name: str) -> Any:
+    """The package of a tracker of this name.
+
+    Raises:
+        UpslopeError: it is not installed.
+    """
+    package = TRACKERS[name][1]
+    if package in sys.modules and sys.modules[package] is None:
+        require_trackers([name])
+    try:
+        return importlib.import_module(package)
+    except ModuleNotFoundError as error:
+        raise UpslopeError(f'Tracking with {name} needs {error.name}: pip install "upslope[{name}]".') from error
+
+
+def tracked_run(directory: RunDirectory, project: str | None) -> TrackedRun:
+    """What a tracker is told of a run."""
+    description, config = directory.read(), directory.config()
+    created = datetime.fromisoformat(str(description.get("created", "1970-01-01T00:00:00+00:00"))).timestamp()
+    rest = {name: x for name, x in description.items() if name not in ("config", *NOT_PARAMETERS)}
+    path = directory.path.resolve()
+    return TrackedRun(
+        directory.path, path.name, project, tuple(config.seed_list()), created, config.to_json() | flat(rest)
+    )
+
+
+def flat(tree: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
+    """Nested dictionaries as one, whose keys are paths."""
+    found: dict[str, Any] = {}
+    for name, value in tree.items():
+        found |= flat(value, f"{prefix}{name}/") if isinstance(value, dict) else {f"{prefix}{name}": value}
+    return found
+
+
+def words(value: Any) -> str:
+    """A parameter as text."""
+    return value if isinstance(value, str) else json.dumps(value, ensure_ascii=False)
+
+
+def metric_row(row: Mapping[str, Any]) -> MetricRow:
+    """A row of metrics.jsonl as trackers get it."""
+    values = {
+        name: float(x)
+        for name, x in row.items()
+        if name not in NOT_VALUES and isinstance(x, int | float) and math.isfinite(x)
+    }
+    return MetricRow(int(row["seed"]), int(row["step"]), float(row.get("time/elapsed") or 0.0), values)

@@ -1,0 +1,226 @@
+"""Show a run that trains elsewhere: its display, from nothing but the rows in its directory."""
+
+import math
+import time
+from collections import deque
+from collections.abc import Callable
+from dataclasses import replace
+from itertools import groupby
+from pathlib import Path
+from typing import Any
+
+from upslope.core.messages import PREFIX
+from upslope.runs.directory import RunDirectory
+from upslope.runs.display import Display, Snapshot, clock, closing_words, curve_place, mean, title_of
+from upslope.runs.growing import GrowingTable, episode_of, is_last, parsed_rows
+
+PAUSE = 1.0
+"""Seconds between two looks at the directory."""
+WINDOW = 100
+"""A seed's return is the mean over this many of its last finished training episodes, as in training."""
+SILENT_SECONDS, LONGER = 60.0, 10.0
+"""A run is suspected after this many seconds without a row, and this many times its longest pause so far."""
+MOMENT = 5.0
+"""Seconds that pass between the last row of a run and its end."""
+FIRST_SECONDS = 600.0
+"""Seconds that the first rows may take, since a program is compiled before them."""
+NOT_SHOWN = (PREFIX, "time/", "episode/")
+"""Prefixes of metrics that the display does not show, or takes from elsewhere."""
+LOCKS = Path("/proc/locks")
+"""Where Linux lists the files that processes of this machine have locked."""
+
+
+class History:
+    """What the rows of a run tell so far."""
+
+    def __init__(self, directory: RunDirectory):
+        self.directory, self.config = directory, directory.config()
+        self.seeds = self.config.seed_list()
+        self.restart()
+
+    def restart(self) -> None:
+        """Forget everything: a resumed run has cut its tables back."""
+        self.metrics, self.episodes = (
+            GrowingTable(self.directory.metrics_path),
+            GrowingTable(self.directory.episodes_path),
+        )
+        self.steps = dict.fromkeys(self.seeds, 0)
+        self.over: set[int] = set()
+        self.waiting: dict[int, deque[tuple[int, float, int]]] = {seed: deque() for seed in self.seeds}
+        self.windows: dict[int, deque[tuple[float, int]]] = {seed: deque(maxlen=WINDOW) for seed in self.seeds}
+        self.values: dict[str, dict[int, float]] = {}
+        self.iteration, self.elapsed, self.rate, self.longest_pause = 0, 0.0, math.nan, 0.0
+
+    @property
+    def is_finished(self) -> bool:
+        """Whether every seed has spent its budget, or has stopped before."""
+        return self.over == set(self.seeds)
+
+    def read(self) -> list[Snapshot]:
+        """The new states of the run since the last call, the last one and enough of those before it to draw a curve."""
+        lines = self.metrics.read()
+        if self.metrics.has_restarted:
+            self.restart()
+            return self.read()
+        rows = parsed_rows(self.metrics.path, lines, self.steps)
+        self.read_episodes()  # after the rows, since training writes them before
+        found: list[Snapshot] = []
+        for _, chunk in groupby(rows, key=lambda row: row.get("time/elapsed")):
+            self.add(list(chunk))
+            state = self.snapshot()
+            if found and curve_place(found[-1]) == curve_place(state):
+                found.pop()
+            found.append(state)
+        return found
+
+    def read_episodes(self) -> None:
+        """Keep the new episodes until the rows reach them."""
+        for line in self.episodes.read():
+            found = episode_of(line)
+            if found is not None and found[1] in self.waiting:
+                step, seed, episode_return, length = found
+                self.waiting[seed].append((step, episode_return, length))
+
+    def add(self, rows: list[dict[str, Any]]) -> None:
+        """Go on by the rows of a chunk; a seed without a row keeps its last values."""
+        for seed in {row["seed"] for row in rows}:
+            for values in self.values.values():
+                values[seed] = math.nan
+        for row in rows:
+            self.steps[row["seed"]] = row["step"]
+            self.over |= {row["seed"]} if is_last(row, self.config.steps) else set()
+            for name, value in row.items():
+                if isinstance(value, float) and not name.startswith(NOT_SHOWN):
+                    self.values.setdefault(name, {})[row["seed"]] = value
+        for seed, waiting in self.waiting.items():
+            while waiting and waiting[0][0] <= self.steps[seed]:
+                _, episode_return, length = waiting.popleft()
+                self.windows[seed].append((episode_return, length))
+        self.add_times(rows[-1])
+
+    def snapshot(self) -> Snapshot:
+        """The state for the display. Where the time goes is not stored, so it is not shown."""
+        return Snapshot(
+            iteration=self.iteration,
+            steps=list(self.steps.values()),
+            total_steps=self.config.steps,
+            episode_return=self.means(0),
+            episode_length=self.means(1),
+            metrics={name: [of.get(seed, math.nan) for seed in self.seeds] for name, of in self.values.items()},
+            phases={},
+            elapsed=self.elapsed,
+            steps_per_second=self.rate,
+            is_recorded=self.config.data is not None,
+        )
+
+    def add_times(self, row: dict[str, Any]) -> None:
+        """Note the times of a chunk, where they are numbers."""
+        elapsed, rate, iteration = (row.get(n) for n in ("time/elapsed", "time/steps_per_second", "iteration"))
+        if isinstance(elapsed, int | float):
+            if self.elapsed:
+                self.longest_pause = max(self.longest_pause, elapsed - self.elapsed)
+            self.elapsed = float(elapsed)
+        self.rate = float(rate) if isinstance(rate, int | float) else math.nan
+        self.iteration = iteration + 1 if isinstance(iteration, int) else self.iteration
+
+    def closing_line(self) -> str:
+        """What the run has come to."""
+        returns = None if self.config.data is not None else self.means(0)
+        return closing_words(self.elapsed, self.seeds, returns)
+
+    def means(self, part: int) -> list[float]:
+        """Each seed's mean return (0) or length (1) over its last episodes."""
+        return [mean([float(episode[part]) for episode in window]) for window in self.windows.values()]
+
+
+class Silence:
+    """Judges from outside whether a run still trains.
+
+    The last row's age is that of the file, so a share whose clock is wrong misleads it at first; from then on it is the
+    time since a new row was seen. On Linux the lock that training holds tells more, if it trains on this machine.
+    """
+
+    def __init__(self, history: History, now: Callable[[], float]):
+        self.history, self.now = history, now
+        self.was_alive = False
+        tables = history.directory.metrics_path, history.directory.path / "config.json"
+        self.last = min(now(), next((t.stat().st_mtime for t in tables if t.exists() and t.stat().st_size), now()))
+
+    def reset(self) -> None:
+        """Note that a new row was seen."""
+        self.last = self.now()
+
+    @property
+    def seconds(self) -> float:
+        """Seconds since the last row."""
+        return max(self.now() - self.last, 0.0)
+
+    @property
+    def limit(self) -> float:
+        """Seconds without a row that are unusual for this run."""
+        pause = self.history.longest_pause
+        return max(SILENT_SECONDS, LONGER * pause) if pause else FIRST_SECONDS
+
+    def words(self) -> str:
+        """What is to be said of the silence; empty if nothing is wrong."""
+        run, is_alive = self.history.directory.path, is_locked(self.history.directory.path / "config.json")
+        self.was_alive |= is_alive
+        if self.was_alive and not is_alive and self.seconds > MOMENT:
+            return f"its process has ended before the budget was spent. Go on: upslope resume {run}"
+        if self.seconds <= self.limit:
+            return ""
+        pause = self.history.longest_pause
+        usual = f", and the longest pause before was {clock(pause)}" if pause else ""
+        told = f"no new row for more than {clock(self.limit)}{usual}"
+        if is_alive:
+            return f"{told}. Its process is still there: an environment may hang"
+        return f"{told}: it seems to have stopped. If it has: upslope resume {run}"
+
+
+def is_locked(path: Path) -> bool:
+    """Whether a process of this machine holds the lock of a run, as Linux lists it; trying the lock would get in the
+    way of training."""
+    try:
+        node = path.stat().st_ino
+        lines = LOCKS.read_text("ascii").splitlines()
+    except (OSError, UnicodeError):
+        return False
+    return any("FLOCK" in line and "WRITE" in line and f":{node} " in line for line in lines)
+
+
+def watch(
+    run: str | Path,
+    display: Display,
+    look: Callable[[], str] = lambda: "",
+    *,
+    sleep: Callable[[float], None] = time.sleep,
+    now: Callable[[], float] = time.time,
+) -> None:
+    """Show a run until it has spent its budget. Nothing in its directory is written or locked.
+
+    `look` gives the doctor's finding. `sleep` and `now` are the clock.
+
+    Raises:
+        UpslopeError: this is not a run directory, or it is damaged.
+    """
+    history = History(RunDirectory(run))
+    silence, state = Silence(history, now), history.snapshot()
+    has_rows = False
+    with display:
+        display.start(title_of(history.config), [f"watching {run}; Ctrl-C leaves it alone"])
+        while True:
+            new = history.read()
+            if new:
+                display.recall(new[:-1])
+                state = new[-1]
+            if history.is_finished:
+                break
+            if new and has_rows:
+                silence.reset()
+            has_rows |= bool(new)
+            notice = silence.words()
+            if has_rows or notice:
+                finding = look() if has_rows else ""
+                display.update(replace(state, finding=finding, notice=notice, age=silence.seconds))
+            sleep(PAUSE)
+        display.finish(state, [history.closing_line(), f"evaluate it:  upslope evaluate {run}"])
