@@ -39,7 +39,8 @@ def commands(text):
     pieces = [piece.strip().removeprefix("$ ") for line in lines for piece in line.split("&&")]
     # In running text a command without anything after it is only a mention of it.
     pieces += [code for code in INLINE_CODE.findall(BLOCK.sub("", text)) if len(code.split()) > 2]
-    return [shlex.split(piece, comments=True)[1:] for piece in pieces if piece.startswith("upslope ")]
+    found = [shlex.split(piece, comments=True)[1:] for piece in pieces if piece.startswith("upslope ")]
+    return [words[: words.index(">")] if ">" in words else words for words in found]
 
 
 def cases(extract):
