@@ -504,6 +504,17 @@ def probe(
     sys.exit(int(not all(result.solved for result in found)))
 
 
+def completion(shell: tyro.conf.Positional[Literal["bash", "zsh", "fish"]]) -> None:
+    """Print a script with which a shell completes commands, flags and their values.
+
+    bash: `upslope completion bash > ~/.local/share/bash-completion/completions/upslope`. zsh: into a file `_upslope` in
+    a folder of fpath, before compinit. fish: `upslope completion fish > ~/.config/fish/completions/upslope.fish`.
+    """
+    from upslope.cli.completions import script
+
+    print(script(shell), end="")
+
+
 def show_list() -> None:
     """List rungs, estimators, objectives, presets and compiled environments."""
     from upslope.cli.list_tables import list_tables
