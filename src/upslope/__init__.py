@@ -46,7 +46,6 @@ if TYPE_CHECKING:
     from upslope.models.heads import head_of as head_of
     from upslope.models.model import Model as Model
     from upslope.models.model import Outputs as Outputs
-    from upslope.report.print_figures import Drawn as Drawn
     from upslope.report.print_figures import figure as figure
     from upslope.report.print_tables import table as table
     from upslope.runs.bundles import bundle as bundle
@@ -62,7 +61,7 @@ PUBLIC_NAMES = {
     "runs.evaluation": ("evaluate", "record", "Evaluation"),
     "analysis.compare": ("compare",),
     "analysis.comparison": ("Comparison",),
-    "report.print_figures": ("figure", "Drawn"),
+    "report.print_figures": ("figure",),
     "report.print_tables": ("table",),
     "runs.bundles": ("bundle",),
     "lab.ladder": ("ladder", "Ladder"),

@@ -13,7 +13,7 @@ import numpy as np
 from upslope.analysis.compare import compare_records
 from upslope.analysis.comparison import Comparison, Group
 from upslope.analysis.curves import at_steps
-from upslope.analysis.grouping import Member, environments_of, group
+from upslope.analysis.grouping import Member, environments_of, group, warnings_of
 from upslope.analysis.metrics import explain
 from upslope.analysis.normalization import Normalize
 from upslope.analysis.records import Record, read_records
@@ -184,10 +184,8 @@ def curve_panels(records: Sequence[Record], metric: str | None) -> tuple[list[Pa
                 steps, values = curves_of(member, metric)
                 panel.curves[member.label] = steps, mean_band(values)
                 panel.seeds.append(values)
-    few = [member.label for member in members if len(member.seeds) < 2]
-    notes += [f"one seed gives no interval: {', '.join(few)}"] if few else []
     words = f"mean return of the last {WINDOW} training episodes" if metric is None else f"the metric {metric}"
-    return panels, [f"drawn: {words}, its mean over seeds and 95 % interval", *notes]
+    return panels, [f"drawn: {words}, its mean over seeds and 95 % interval", *notes, *warnings_of(members)]
 
 
 def has_metric(record: Record, metric: str | None) -> bool:
@@ -212,6 +210,10 @@ def curves_of(member: Member, metric: str | None) -> tuple[np.ndarray, np.ndarra
 
 def comparison_panels(comparison: Comparison) -> list[Panel]:
     """The scores of each group, a panel for each environment."""
+    if not any(np.isfinite(g.scores).any() for g in comparison.groups):
+        raise UpslopeError(
+            "None of these runs has a score: no episode has ended. Train longer, or run upslope evaluate."
+        )
     panels = []
     for environment in dict.fromkeys(g.environment for g in comparison.groups):
         here = [(g.label, g) for g in comparison.groups if g.environment == environment]
@@ -367,7 +369,8 @@ def draw_scores(at: Any, panel: Panel, shown: dict[str, str], lines: dict[str, d
     width = rcParams["lines.linewidth"]
     for place, (name, one) in enumerate(panel.groups):
         colour = lines[name]["color"]
-        at.plot(one.scores, [place] * len(one.scores), "o", color="#808080", markersize=2.2 * width, alpha=0.6, mew=0)
+        dots = {"color": "#202020", "markersize": 1.9 * width, "alpha": 0.5, "markeredgewidth": 0, "zorder": 3}
+        at.plot(one.scores, [place] * len(one.scores), "o", **dots)
         if len(one.seeds) > 1 and math.isfinite(one.mean.value):
             at.plot([one.mean.value], [place], "|", color=colour, markersize=8 * width, mew=1.6 * width)
             if one.mean.interval:

@@ -83,9 +83,10 @@ def bundle(
             check(archive, plain_file(temporary, MAX_ARCHIVE).stat().st_size)
         temporary.replace(path)
     except (OSError, ValueError) as error:
+        why = error.strerror if isinstance(error, OSError) else brief(error)
         raise UpslopeError(
-            f"Could not write {path}: {brief(error)}. Free disk space, choose a writable folder, or leave the "
-            "checkpoints out: --no-checkpoints."
+            f"Could not write {path}: {why}. Free disk space, choose a writable folder, or leave the checkpoints out: "
+            "--no-checkpoints."
         ) from error
     finally:
         temporary.unlink(missing_ok=True)
