@@ -126,9 +126,9 @@ def with_networks(agent, actor=None, critic=None):
     return replace(agent, model=model)
 
 
-def fresh_agent(key, observation_space, action_space, *, normalize=(), **settings):
+def fresh_agent(key, observation_space, action_space, *, normalize=(), head=None, **settings):
     """An untrained agent of two perceptrons; `normalize` names what is normalised: observations, rewards."""
-    spec = ModelSpec(encoder_of(observation_space, "world"), head_of(action_space, "world"), settings)
+    spec = ModelSpec(encoder_of(observation_space, "world"), head or head_of(action_space, "world"), settings)
     return initialise_agent(key, spec, **{f"normalize_{name}": True for name in normalize})
 
 

@@ -46,6 +46,9 @@ if TYPE_CHECKING:
     from upslope.models.heads import head_of as head_of
     from upslope.models.model import Model as Model
     from upslope.models.model import Outputs as Outputs
+    from upslope.report.print_figures import figure as figure
+    from upslope.report.print_tables import table as table
+    from upslope.runs.bundles import bundle as bundle
     from upslope.runs.evaluation import Evaluation as Evaluation
     from upslope.runs.evaluation import evaluate as evaluate
     from upslope.runs.evaluation import record as record
@@ -62,6 +65,9 @@ PUBLIC_NAMES = {
     "runs.tracking.tracker": ("Tracker",),
     "analysis.compare": ("compare",),
     "analysis.comparison": ("Comparison",),
+    "report.print_figures": ("figure",),
+    "report.print_tables": ("table",),
+    "runs.bundles": ("bundle",),
     "lab.ladder": ("ladder", "Ladder"),
     "diagnosis.check": ("check", "Checked"),
     "diagnosis.doctor": ("diagnose", "Diagnosis"),

@@ -36,10 +36,14 @@ def blocks(text, *languages):
 def commands(text):
     """Every `upslope …` command that a page shows, as its list of arguments."""
     lines = [line for code in blocks(text, *SHELLS) for line in code.replace("\\\n", " ").splitlines()]
-    pieces = [piece.strip().removeprefix("$ ") for line in lines for piece in line.split("&&")]
+    lines += [line for line in BLOCK.sub("", text).splitlines() if line.startswith("    ")]
+    pieces = [
+        piece.strip().removeprefix("$ ").removeprefix(".venv/bin/") for line in lines for piece in line.split("&&")
+    ]
     # In running text a command without anything after it is only a mention of it.
     pieces += [code for code in INLINE_CODE.findall(BLOCK.sub("", text)) if len(code.split()) > 2]
-    return [shlex.split(piece, comments=True)[1:] for piece in pieces if piece.startswith("upslope ")]
+    found = [shlex.split(piece, comments=True)[1:] for piece in pieces if piece.startswith("upslope ")]
+    return [words[: words.index(">")] if ">" in words else words for words in found]
 
 
 def cases(extract):
@@ -92,6 +96,14 @@ def test_commands_parse(arguments, monkeypatch, capsys):
         assert stop.code == 0, capsys.readouterr().err  # --help
     else:
         assert len(parsed) == 1
+
+
+def test_the_commands_of_the_readme_are_all_there_and_the_quick_one_runs(capsys):
+    """Commands that need no run and do not train: `list` alone."""
+    found = [words[0] for words in commands(PAGES["README.md"].read_text("utf-8"))]
+    assert set(found) >= set(cli.COMMANDS) - {"table", "bundle", "completion"} and len(found) > 30
+    cli.main(["list"])
+    assert "reinforce_baseline" in capsys.readouterr().out
 
 
 @pytest.mark.parametrize("code", cases(lambda text: blocks(text, "python")))

@@ -334,6 +334,16 @@ def test_a_chart_shows_the_numbers_of_the_run(driver, report, runs):
     assert max(drawn) == pytest.approx(np.nanmax(entropy), rel=1e-6)
 
 
+def test_a_chart_is_saved_as_svg(driver, report):
+    opened(driver, report, DESK)
+    button = driver.execute_script(
+        "const chart = document.querySelector('.chart');"
+        "const {format, filename} = chart._context.toImageButtonOptions;"
+        "return [format, filename, [...chart.querySelectorAll('.modebar-btn')].map(one => one.dataset.title)]"
+    )
+    assert button == ["svg", "Learning_in_jax_Key_v0", ["Download plot as an SVG"]]
+
+
 def test_pointing_zooming_and_hiding_reach_the_other_charts(driver, report):
     opened(driver, report, DESK)
     entropy, kl = ("Entropy of the policy", "KL divergence of an update")

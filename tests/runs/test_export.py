@@ -5,6 +5,7 @@ import copy
 import json
 import subprocess
 import sys
+from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from functools import cache
 from pathlib import Path
@@ -21,12 +22,12 @@ from helpers import fresh_agent, write_run
 import upslope
 from upslope.cli.main import main
 from upslope.config.task import model_of
-from upslope.core.distributions import DiagonalGaussian, MultiCategorical
+from upslope.core.distributions import DiagonalGaussian, MultiCategorical, SquashedGaussian
 from upslope.errors import UpslopeError
 from upslope.learning.iteration import stack
 from upslope.models.agent import initialise_agents
 from upslope.models.encoders import encoder_of
-from upslope.models.heads import BoxHead, DiscreteHead
+from upslope.models.heads import BoxHead, DiscreteHead, with_policy
 from upslope.runs.checkpoints import save_checkpoint
 from upslope.runs.directory import RunDirectory
 from upslope.runs.export import writing
@@ -51,6 +52,16 @@ EVERYTHING = spaces.Dict(
 )
 VECTORS = spaces.Dict({"angles": spaces.Box(-1, 1, (2, 2)), "buttons": spaces.MultiBinary(3)})
 BOX = spaces.Box(np.array([-2.0, 0.0, -np.inf]), np.array([2.0, 10.0, 3.0]), dtype=np.float64)
+MOVES = spaces.Dict(
+    {
+        "arm": spaces.Tuple([BOX, spaces.MultiBinary(2), spaces.MultiDiscrete([2, 3], start=[1, 5], dtype=np.int16)]),
+        'kind"""*/': spaces.Discrete(3, start=-1),
+        "a/b": spaces.Box(-3, 1, (2, 2), np.float32),
+        "a": spaces.Dict({"b": spaces.Discrete(2)}),
+    }
+)
+"""Two of its parts have the same path as text."""
+BOUNDED = spaces.Dict({"push": spaces.Box(-2, 6, (2,), np.float64), "PUSH": spaces.Discrete(3)})
 CASES: dict[str, tuple[spaces.Space, spaces.Space, dict[str, Any]]] = {
     "choice": (VECTOR, spaces.Discrete(3, start=5), {}),
     "masked choice": (VECTOR, spaces.Discrete(4), {"masks": True, "hidden_sizes": ()}),
@@ -63,6 +74,12 @@ CASES: dict[str, tuple[spaces.Space, spaces.Space, dict[str, Any]]] = {
     "masked switches": (VECTOR, spaces.MultiBinary(4), {"masks": True}),
     "a number": (spaces.Discrete(5, start=2), spaces.Discrete(2), {}),
     "everything": (EVERYTHING, spaces.Discrete(3), {"encoders": ("perceptron",), "masks": True}),
+    "hybrid": (VECTOR, MOVES, {}),
+    "masked hybrid": (VECTORS, MOVES, {"masks": True, "state_std": True}),
+    "squashed": (VECTOR, spaces.Box(np.array([-2.0, 1.0]), np.array([2.0, 7.0]), dtype=np.float32), {"squashed": True}),
+    "squashed parts": (VECTOR, BOUNDED, {"squashed": True, "state_std": True, "memory": "gru"}),
+    "state σ": (VECTOR, BOX, {"state_std": True, "log_std_init": 1.5}),
+    "one part": (VECTOR, spaces.Tuple([spaces.Discrete(3)]), {"masks": True}),
     "gru": (VECTORS, BOX, {"memory": "gru"}),
     "gru trunk": (VECTOR, spaces.Discrete(3), {"memory": "gru", "shared_trunk": True, "hidden_sizes": ()}),
     "lstm": (EVERYTHING, spaces.Discrete(3), {"memory": "lstm", "encoders": ("perceptron",), "shared_trunk": True}),
@@ -83,7 +100,9 @@ def policy_of(observation_space: Any, action_space: Any, *, normalize=True, mask
     if "memory" in settings:
         settings["memory_size"] = 7
     normalised = ["observations"] if normalize else []
-    agent = fresh_agent(jax.random.key(0), observation_space, action_space, normalize=normalised, **settings)
+    chosen: Any = {name: settings.pop(name, False) for name in ("squashed", "state_std")}
+    head = with_policy(upslope.head_of(action_space), "world", **chosen, log_std_init=-0.5)
+    agent = fresh_agent(jax.random.key(0), observation_space, action_space, normalize=normalised, head=head, **settings)
     draw = np.random.default_rng(1)
     model = jax.tree.map(lambda x: x + disturbance(x, draw), agent.model)
     statistics = jax.tree.map(lambda x: jnp.asarray(0.3 + draw.random(x.shape), jnp.float32), agent.normaliser)
@@ -141,35 +160,56 @@ def answers(policy: Policy, plan: Plan, arrays: list[np.ndarray], masks: np.ndar
             else:
                 distribution = twin.distribution(observation, mask)
                 action = policy(observation, **({} if mask is None else {"mask": list(mask)}))
-            found.append((action, *parameters(distribution)))
-    names = ("action", *(("mean", "log_std") if len(found[0]) == 3 else ("logits",)))
-    return {name: in_time(np.concatenate(each)) for name, each in zip(names, zip(*found, strict=True), strict=True)}
+            found.append({name: x for path, *each in parts(action, distribution) for name, x in named(path, *each)})
+    return {name: in_time(np.concatenate([each[name] for each in found])) for name in found[0]}
 
 
-def parameters(distribution: Any) -> tuple[np.ndarray, ...]:
-    if isinstance(distribution, DiagonalGaussian):
-        return np.asarray(distribution.mean), np.broadcast_to(distribution.log_std, distribution.mean.shape)
-    if isinstance(distribution, MultiCategorical):
-        return (np.concatenate([head.logits for head in distribution.heads], axis=-1),)
-    return (np.asarray(distribution.logits),)
+def parts(action: Any, distribution: Any, path: str = "") -> Iterator[tuple[str, Any, Any]]:
+    """(path, action, distribution) of each part of an action."""
+    if not isinstance(action, dict | tuple):
+        yield path, action, distribution
+        return
+    children = action.items() if isinstance(action, dict) else enumerate(action)
+    for (key, inner), leaf in zip(children, distribution.parts, strict=True):
+        yield from parts(inner, leaf, f"{path}/{key}")
+
+
+def named(path: str, action: Any, distribution: Any) -> Iterator[tuple[str, np.ndarray]]:
+    """The action and the parameters of a part, by name. The later one of the same path has a mark."""
+    path += "'" if path == "/a/b" and action.ndim > 1 else ""
+    yield f"action{path}", action
+    if isinstance(distribution, DiagonalGaussian | SquashedGaussian):
+        yield f"mean{path}", np.asarray(distribution.mean)
+        yield f"log_std{path}", np.broadcast_to(distribution.log_std, distribution.mean.shape)
+    elif isinstance(distribution, MultiCategorical):
+        yield f"logits{path}", np.concatenate([head.logits for head in distribution.heads], axis=-1)
+    else:
+        yield f"logits{path}", np.asarray(distribution.logits)
 
 
 def assert_same(found: dict[str, np.ndarray], wanted: dict[str, np.ndarray]) -> None:
     """Parameters within 1e-5, relative plus absolute, and the same actions."""
     for name, x in wanted.items():
         assert found[name].shape == x.shape, name
-        if name != "action" or x.dtype.kind == "f":
+        if x.dtype.kind == "f":
             tolerance = 1e-3 if x.dtype == np.float16 else 1e-5
             np.testing.assert_allclose(found[name], x, rtol=tolerance, atol=tolerance, err_msg=name)
-    assert found["action"].dtype == wanted["action"].dtype
-    if wanted["action"].dtype.kind != "f":
-        np.testing.assert_array_equal(found["action"], wanted["action"])  # no scores of these draws tie
+        if name.startswith("action"):
+            assert found[name].dtype == x.dtype
+            if x.dtype.kind != "f":
+                np.testing.assert_array_equal(found[name], x, name)  # no scores of these draws tie
 
 
 SCRIPT = """
 import json, sys
 sys.path.append(sys.argv[1])
 import numpy as np
+def flat(action, name="action"):
+    if not isinstance(action, (dict, tuple)):
+        return {name: action}
+    inner = action.items() if isinstance(action, dict) else enumerate(action)
+    marked = lambda key, x: f"{name}/{key}" + "'" * (key == "a/b" and "a" in action)
+    return {n: y for key, x in inner for n, y in flat(x, marked(key, x)).items()}
 assert not [name for name in ("jax", "upslope", "equinox") if __import__("importlib.util").util.find_spec(name)]
 for folder in sys.argv[2:]:
     sys.path.insert(0, folder)
@@ -193,7 +233,7 @@ for folder in sys.argv[2:]:
                     place[path[-1]] = x
             mask = {"mask": given["mask"][episode, t]} if "mask" in given else {}
             action, parameters = policy.act(observation, **mask)
-            found.append({"action": action, **parameters})
+            found.append({**flat(action), **parameters})
     np.savez(folder + "/found.npz", **{name: np.stack([each[name] for each in found]) for name in found[0]})
     sys.path.pop(0)
 """
@@ -229,7 +269,8 @@ def test_in_numpy_alone_a_policy_is_itself(name: str, in_numpy: Any, folder: Pat
     assert_same({key: x.reshape(wanted[key].shape) for key, x in in_numpy[name].items()}, wanted)
     source = (folder / name.replace(" ", "_") / "policy.py").read_text()
     assert len(source.splitlines()) < 120
-    assert ("sigmoid" in source) == ("gru" in name or "lstm" in name), "only the parts that it uses"
+    has_gates = CASES[name][2].get("memory") in ("gru", "lstm")
+    assert ("sigmoid" in source) == has_gates, "only the parts that it uses"
 
 
 def test_one_observation_gives_one_action_and_another_shape_is_refused(folder: Path, in_numpy: Any):
@@ -277,6 +318,7 @@ def test_in_onnx_a_policy_is_itself(name: str, tmp_path: Path):
     session = onnxruntime.InferenceSession(str(path), providers=["CPUExecutionProvider"])
     carries = [one.name for one in session.get_inputs() if one.name.startswith("memory")]
     names = [one.name for one in session.get_inputs() if one.name not in (*carries, "action_mask")]
+    assert {one.name for one in session.get_outputs()} == {*made.wanted, *(f"next_{name}" for name in carries)}
     outputs = [*made.wanted, *(f"next_{name}" for name in carries)]
     found: list[Any] = []
     for episode in range(EPISODES):

@@ -16,6 +16,7 @@ from upslope.config.config import Config
 from upslope.core.reading import csv_type, damaged, read_csv
 from upslope.core.space_descriptions import check_spaces
 from upslope.errors import UpslopeError
+from upslope.runs.bundles import unpacked
 from upslope.runs.directory import EVALUATION_COLUMNS, RunDirectory
 
 NOT_METRICS = ("iteration", "seed", "step")
@@ -88,8 +89,9 @@ class Record:
 def read_records(
     runs: str | Path | Sequence[str | Path], *, with_evaluations: bool = False
 ) -> tuple[list[Record], list[str]]:
-    """Read each folder once, and return a warning for each that is not a readable run, since `runs/*` may match other
-    things. `with_evaluations` also reads evaluations, and leaves out a run whose evaluation.csv is damaged.
+    """Read each folder once, and each run of an archive that `upslope.bundle` made; return a warning for each that is
+    not a readable run, since `runs/*` may match other things. `with_evaluations` also reads evaluations, and leaves
+    out a run whose evaluation.csv is damaged.
 
     Raises:
         UpslopeError: a folder does not exist, or no run is left.
@@ -99,17 +101,25 @@ def read_records(
         raise UpslopeError("No run is given. Name at least one run directory, e.g. runs/*")
     records: list[Record] = []
     warnings = []
+    paths: list[Path] = []
     for run in runs:
-        if any(record.path.resolve() == Path(run).resolve() for record in records):
-            warnings.append(f"left out: {run} is given more than once")
+        try:
+            paths += unpacked(run)
+        except UpslopeError as error:
+            if len(runs) == 1:
+                raise
+            warnings.append(f"left out: {error}")
+    for path in paths:
+        if any(record.path.resolve() == path.resolve() for record in records):
+            warnings.append(f"left out: {path} is given more than once")
             continue
         try:
-            record = read_record(run)
+            record = read_record(path)
             if with_evaluations:
                 _ = record.evaluations
             records.append(record)
         except UpslopeError as error:
-            if len(runs) == 1 or not Path(run).exists():
+            if len(paths) == 1 or not path.exists():
                 raise
             warnings.append(f"left out: {error}")
     if not records:

@@ -146,6 +146,82 @@ def export(
         say(note)
 
 
+def figure(
+    runs: Runs,
+    output: Annotated[Path, Output] = Path("figure.pdf"),
+    kind: Literal["curves", "comparison", "profile"] = "curves",
+    size: Literal["column", "page", "slide"] = "column",
+    metric: str | None = None,
+    labels: tuple[str, ...] = (),
+    score: Score = "auto",
+    normalize: Normalize = None,
+    style: Path | None = None,
+    trust: Switch = False,
+) -> None:
+    """Draw a figure for a paper or a slide, with the numbers of `upslope compare` (needs the extra `figure`).
+
+    Runs that differ only in their seeds are one line. Areas and bars are 95 % intervals of the mean over seeds.
+
+    Args:
+        runs: Run directories, or archives of `upslope bundle`.
+        output: The file to write: .pdf, .svg or .png; only an older figure of upslope is replaced.
+        kind: curves: a metric over environment steps; comparison: each seed's score and the mean; profile: the share of
+            seeds whose normalised score exceeds τ.
+        size: column: 3.25 inches wide; page: 6.75 inches; slide.
+        metric: For curves: a metric of metrics.jsonl; by default the mean return of the last 100 training episodes.
+        labels: Names for the groups of runs, in the order of the runs.
+        score: How a seed is scored, as in `upslope compare`.
+        normalize: For profiles: how scores are made comparable, as in `upslope compare`; by default range.
+        style: A Matplotlib style sheet. Fonts, colours, lines and sizes are taken from it, and nothing is run.
+        trust: For --normalize threshold: run the code that a run's config.json names; it may do anything. Otherwise
+            you are shown the code and asked, or it is refused.
+    """
+    options = {name: value for name, value in locals().items() if name not in ("runs", "output")}
+    from upslope.report.print_figures import figure
+
+    if normalize == "threshold":
+        ask_for_trust(runs, trust)
+    drawn = figure(runs, output, **options)
+    for note in drawn.notes:
+        say(note)
+    say(f"wrote {drawn.path} ({drawn.path.stat().st_size:,} bytes)")
+
+
+def table(runs: Runs, format: Literal["latex", "markdown", "csv"] = "latex", score: Score = "auto") -> None:
+    """Print a table of scores for a paper, a page or a spreadsheet: mean, IQM and median with intervals, seeds, steps.
+
+    Reasons to doubt the numbers go to standard error.
+
+    Args:
+        runs: Run directories, or archives of `upslope bundle`.
+        format: latex (with the package booktabs), markdown, or csv with all digits.
+        score: How a seed is scored, as in `upslope compare`.
+    """
+    from upslope.analysis.compare import compare
+    from upslope.report.print_tables import table_of
+
+    found = compare(runs, score=score)
+    print(table_of(found, format), end="")
+    for warning in found.warnings:
+        say(warning, sys.stderr)
+
+
+def bundle(runs: Runs, output: Annotated[Path, Output] = Path("runs.zip"), checkpoints: bool = True) -> None:
+    """Pack runs into one archive to send, with their versions and the commands that repeat them.
+
+    `upslope report runs.zip` reads it as it is; so do compare, figure, table and doctor.
+
+    Args:
+        runs: Run directories.
+        output: The archive, a .zip file; an existing file is not replaced.
+        checkpoints: Also pack the checkpoints, so that the policies can be loaded once it is unpacked.
+    """
+    from upslope.runs.bundles import bundle
+
+    path = bundle(runs, output, checkpoints=checkpoints)
+    say(f"wrote {path} ({path.stat().st_size:,} bytes): upslope report {path}")
+
+
 def compare(
     runs: Runs, score: Score = "auto", normalize: Normalize = None, trust: Switch = False, json: Switch = False
 ) -> None:
@@ -353,7 +429,7 @@ def doctor(runs: Runs, json: Switch = False) -> None:
     for warning in left_out:
         say(warning, sys.stderr)
     as_json = [diagnosis.to_json() for diagnosis in found]
-    answer(json, as_json if len(runs) > 1 else as_json[0], map(diagnosis_view, found))
+    answer(json, as_json if max(len(runs), len(found)) > 1 else as_json[0], map(diagnosis_view, found))
 
 
 def check(
@@ -426,6 +502,17 @@ def probe(
     title = " ".join(filter(None, (algorithm, estimator, objective)))
     answer(json, to_json(found), probe_view(title, found))
     sys.exit(int(not all(result.solved for result in found)))
+
+
+def completion(shell: tyro.conf.Positional[Literal["bash", "zsh", "fish"]]) -> None:
+    """Print a script with which a shell completes commands, flags and their values.
+
+    bash: `upslope completion bash > ~/.local/share/bash-completion/completions/upslope`. zsh: into a file `_upslope` in
+    a folder of fpath, before compinit. fish: `upslope completion fish > ~/.config/fish/completions/upslope.fish`.
+    """
+    from upslope.cli.completions import script
+
+    print(script(shell), end="")
 
 
 def show_list() -> None:

@@ -21,6 +21,7 @@ EXIT_BROKEN_PIPE = 141
 
 FUNCTIONS = (
     *(resume, commands.evaluate, commands.record, commands.export, commands.compare, commands.report, commands.credit),
+    *(commands.figure, commands.table, commands.bundle, commands.completion),
     *(commands.ladder, commands.lab, commands.doctor, commands.check, commands.probe),
     *(follow.track, follow.watch),
 )

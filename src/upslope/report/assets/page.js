@@ -65,13 +65,17 @@
   };
 
   // --- drawing -----------------------------------------------------------------------------------------------
+  const fileName = (place) => place.getAttribute("aria-label").replace(/[^\p{L}\p{N}]+/gu, "_");
   const isShown = (trace) => !(trace.meta && hidden.has(trace.meta.run));
   const draw = async (place) => {
     const figure = figures.get(place.id), colour = lookUp();
     const isNew = !drawn.has(place.id);
     drawn.set(place.id, place);
     const traces = figure.data.map((trace) => ({ ...themed(trace, colour), visible: isShown(trace) }));
-    await Plotly.react(place, traces, layoutOf(figure, colour), { displayModeBar: false, responsive: true });
+    await Plotly.react(place, traces, layoutOf(figure, colour), {
+      displayModeBar: isTouch ? false : "hover", displaylogo: false, responsive: true,
+      modeBarButtons: [["toImage"]], toImageButtonOptions: { format: "svg", filename: fileName(place) },
+    });
     if (isNew && figure.linked) link(place);
     if (isNew && figure.credit) tie(place, figure.credit);
     else if (figure.credit) place.dispatchEvent(new Event("themed"));

@@ -1,5 +1,6 @@
 """A policy as a C99 header without allocation, for a microcontroller."""
 
+import math
 import re
 from collections.abc import Iterator
 from pathlib import Path
@@ -8,7 +9,7 @@ import numpy as np
 
 from upslope.errors import UpslopeError
 from upslope.models.normaliser import OBSERVATION_CLIP
-from upslope.runs.export.plan import Categories, Dense, Gaussian, Gru, Lru, Lstm, Numbers, Plan, Switches
+from upslope.runs.export.plan import Categories, Dense, Gaussian, Gru, Head, Lru, Lstm, Numbers, Plan, Switches
 
 C_TYPES = {"float32": "float", "float64": "double"} | {
     name: f"{name}_t" for name in ("int8", "int16", "int32", "int64", "uint8", "uint16", "uint32", "uint64")
@@ -40,8 +41,8 @@ def refuse_what_c_has_not(plan: Plan) -> None:
     ]
     if isinstance(plan.memory, Lstm | Lru):
         parts.append(f"a memory of the kind {type(plan.memory).__name__.lower()}")
-    if plan.head.dtype not in C_TYPES:
-        parts.append(f"actions of {plan.head.dtype}")
+    kinds = dict.fromkeys(part.head.dtype for part in plan.parts)
+    parts += [f"actions of {kind}" for kind in kinds if kind not in C_TYPES]
     if parts:
         remedy = "onnx" if plan.pictures else "numpy or onnx"
         raise UpslopeError(
@@ -60,11 +61,9 @@ def sizes_of(plan: Plan) -> tuple[int, int]:
     """(bytes of constants, bytes of the state) of the policy in C."""
     normaliser = 2 * 4 * num_inputs(plan) if is_normalised(plan) else 0
     layers = sum(x.size for layer in plan.layers for x in vars(layer).values() if isinstance(x, np.ndarray))
-    head = 0
-    if isinstance(plan.head, Gaussian):
-        head = plan.head.num_outputs * (3 * 4 + 2 * plan.head.low.itemsize)
+    heads = sum(x.nbytes for part in plan.parts for x, _ in constants_of(part.head).values())
     remembered = plan.memory.size if plan.memory else 0
-    return normaliser + 4 * layers + head, 4 * (2 * widest(plan) + remembered)
+    return normaliser + 4 * layers + heads, 4 * (2 * widest(plan) + remembered)
 
 
 def num_inputs(plan: Plan) -> int:
@@ -117,25 +116,59 @@ def beginning(plan: Plan, prefix: str) -> Iterator[str]:
     yield " * The observation holds, one after another:"
     start = 0
     for one in plan.inputs:
-        # Only plain letters: a key could end the comment.
-        name = re.sub(r"[^A-Za-z0-9_/. -]", "?", one.name).replace("*/", "?").replace("/*", "?")
-        yield f" *   [{start}] to [{start + one.num_features - 1}]  {name}, {one.kind} of shape {list(one.shape)}"
+        kind = f"{one.kind} of shape {list(one.shape)}"
+        yield f" *   [{start}] to [{start + one.num_features - 1}]  {plain(one.name)}, {kind}"
         start += one.num_features
     if plan.has_masks:
-        yield f" * The mask holds {plan.head.num_choices} places, 1 where a choice is allowed."
-    action = f"{plan.head.dtype} of shape {list(plan.head.shape)}"
-    yield f" * The action is the most probable one, {action}, within its bounds."
+        yield f" * The mask holds {plan.num_choices} places, 1 where a choice is allowed."
+    yield f" * The action is {plan.chosen}:"
+    start = 0
+    for part, field in zip(plan.parts, fields_of(plan), strict=True):
+        kind = f"{part.head.dtype} of shape {list(part.head.shape)}"
+        place = f", places {start} to {start + part.head.num_choices - 1} of the mask" if plan.is_masked(part) else ""
+        key = f"  {plain(part.label)}," if part.path else ""
+        yield f" *   {field['action']}{key} {kind}{place}"
+        start += part.head.num_choices
     yield " */"
+
+
+def plain(name: str) -> str:
+    """A key with plain letters alone, since others could end the comment."""
+    return re.sub(r"[^A-Za-z0-9_/. -]", "?", name).replace("*/", "?").replace("/*", "?")
+
+
+def fields_of(plan: Plan) -> list[dict[str, str]]:
+    """For each part of the action, the fields of the result that hold its action and its parameters."""
+    endings: list[str] = []
+    for part in plan.parts:
+        ending = whole = "".join(f"_{word_of(key)}" for key in part.path)
+        count = 1
+        while ending.upper() in [other.upper() for other in endings]:  # macros have them in capitals
+            count += 1
+            ending = f"{whole}_{count}"
+        endings.append(ending)
+    pairs = zip(plan.parts, endings, strict=True)
+    return [{what: f"{what}{ending}" for what in ("action", *part.head.parameters)} for part, ending in pairs]
+
+
+def word_of(key: str | int) -> str:
+    """A key as a part of an identifier."""
+    return re.sub(r"[^A-Za-z0-9]+", "_", str(key)).strip("_") or "part"
+
+
+def ending_of(field: dict[str, str]) -> str:
+    """What the names of a part end with."""
+    return field["action"].removeprefix("action")
 
 
 def types(plan: Plan, prefix: str) -> Iterator[str]:
     """Sizes, the state, and the result."""
-    outputs, actions = plan.head.num_outputs, num_actions(plan)
     yield f"#define {prefix.upper()}_OBSERVATION {num_inputs(plan)}"
     if plan.has_masks:
-        yield f"#define {prefix.upper()}_MASK {plan.head.num_choices}"
-    yield f"#define {prefix.upper()}_ACTION {actions}"
-    yield f"#define {prefix.upper()}_OUTPUTS {outputs}"
+        yield f"#define {prefix.upper()}_MASK {plan.num_choices}"
+    for part, field in zip(plan.parts, fields_of(plan), strict=True):
+        yield f"#define {prefix.upper()}_ACTION{ending_of(field).upper()} {math.prod(part.head.shape)}"
+        yield f"#define {prefix.upper()}_OUTPUTS{ending_of(field).upper()} {part.head.width}"
     yield ""
     yield "typedef struct {"
     if plan.memory:
@@ -144,15 +177,12 @@ def types(plan: Plan, prefix: str) -> Iterator[str]:
     yield f"}} {prefix}_state;"
     yield ""
     yield "typedef struct {"
-    yield f"    {C_TYPES[plan.head.dtype]} action[{actions}];"
-    yield from (f"    float {name}[{outputs}]; /* of the distribution */" for name in plan.head.parameters)
+    for part, field in zip(plan.parts, fields_of(plan), strict=True):
+        action, *parameters = field.values()
+        yield f"    {C_TYPES[part.head.dtype]} {action}[{math.prod(part.head.shape)}];"
+        yield from (f"    float {name}[{part.head.width}]; /* of the distribution */" for name in parameters)
     yield f"}} {prefix}_result;"
     yield ""
-
-
-def num_actions(plan: Plan) -> int:
-    """The number of components of an action."""
-    return len(plan.head.sizes) if isinstance(plan.head, Categories) else plan.head.num_outputs
 
 
 def constants(plan: Plan, prefix: str) -> Iterator[str]:
@@ -173,11 +203,22 @@ def constants(plan: Plan, prefix: str) -> Iterator[str]:
         elif isinstance(layer, Gru):
             for name in GRU_ARRAYS:
                 yield from array(f"{prefix}_{name}_{k}", getattr(layer, name))
-    if isinstance(plan.head, Gaussian):
-        for name in ("centre", "half", "log_std"):
-            yield from array(f"{prefix}_{name}", getattr(plan.head, name))
-        for name in ("low", "high"):
-            yield from array(f"{prefix}_{name}", getattr(plan.head, name), C_TYPES[plan.head.dtype])
+    for part, field in zip(plan.parts, fields_of(plan), strict=True):
+        for name, (numbers, kind) in constants_of(part.head).items():
+            yield from array(f"{prefix}_{name}{ending_of(field)}", numbers, kind)
+
+
+def constants_of(head: Head) -> dict[str, tuple[np.ndarray, str]]:
+    """The constant arrays of a head and their types in C, by name."""
+    if not isinstance(head, Gaussian):
+        return {}
+    numbers = {"centre": head.centre, "half": head.half}
+    if head.range_of_log_std is None:
+        numbers["log_std"] = head.log_std + head.log_unit
+    else:
+        numbers |= {"log_std": head.log_std, "log_unit": head.log_unit}
+    bounds = {name: (getattr(head, name), C_TYPES[head.dtype]) for name in ("low", "high")}
+    return {name: (x, "float") for name, x in numbers.items()} | bounds
 
 
 def array(name: str, numbers: np.ndarray, kind: str = "float") -> Iterator[str]:
@@ -290,45 +331,70 @@ def step(plan: Plan, prefix: str) -> Iterator[str]:
             inputs = layer.input_weight.shape[1]
             yield f"    {prefix}_gru(x, {inputs}, {arrays}, {layer.size}, state->memory, y);"
         yield "    other = x, x = y, y = other;"
-    yield from head(plan, prefix)
+    output, choice = 0, 0
+    for part, field in zip(plan.parts, fields_of(plan), strict=True):
+        if output:
+            yield f"    x += {output};"
+        output = part.head.num_outputs
+        if choice and plan.is_masked(part):
+            yield f"    mask += {choice};"
+        if plan.is_masked(part):
+            choice = part.head.num_choices
+        yield from head(part.head, field, prefix, has_mask=plan.is_masked(part))
     yield "}"
     yield ""
 
 
-def head(plan: Plan, prefix: str) -> Iterator[str]:
-    """From the last layer's outputs to the action."""
-    made = plan.head
-    kind = C_TYPES[made.dtype]
-    yield f"    for (int k = 0; k < {made.num_outputs}; k++) {{"
+def head(made: Head, field: dict[str, str], prefix: str, *, has_mask: bool) -> Iterator[str]:
+    """From the outputs of a part to its action; these fields of the result hold it."""
     if isinstance(made, Gaussian):
-        yield f"        const float mean = {prefix}_centre[k] + {prefix}_half[k] * x[k];"
-        yield f"        const {kind} taken = ({kind})mean;"
-        yield "        result->mean[k] = mean;"
-        yield f"        result->log_std[k] = {prefix}_log_std[k];"
-        yield f"        result->action[k] = taken < {prefix}_low[k] ? {prefix}_low[k]"
-        yield f"            : taken > {prefix}_high[k] ? {prefix}_high[k] : taken;"
-    elif isinstance(made, Switches):
+        yield from gaussian(made, field, prefix)
+        return
+    logits, action = field["logits"], field["action"]
+    yield f"    for (int k = 0; k < {made.num_outputs}; k++) {{"
+    if isinstance(made, Switches):
         free = "mask[2 * k] && mask[2 * k + 1] ? x[k] : mask[2 * k + 1] ? INFINITY : -INFINITY"
-        yield f"        result->logits[k] = {free if plan.has_masks else 'x[k]'};"
-        yield "        result->action[k] = result->logits[k] > 0.0f;"
+        yield f"        result->{logits}[k] = {free if has_mask else 'x[k]'};"
+        yield f"        result->{action}[k] = result->{logits}[k] > 0.0f;"
     else:
-        yield f"        result->logits[k] = {'mask[k] ? x[k] : -INFINITY' if plan.has_masks else 'x[k]'};"
+        yield f"        result->{logits}[k] = {'mask[k] ? x[k] : -INFINITY' if has_mask else 'x[k]'};"
     yield "    }"
     if isinstance(made, Categories):
-        yield from highest(made, kind)
+        yield from highest(made, field)
 
 
-def highest(made: Categories, kind: str) -> Iterator[str]:
+def gaussian(made: Gaussian, field: dict[str, str], prefix: str) -> Iterator[str]:
+    """Mean, log σ and action of a real-valued part."""
+    end, kind = ending_of(field), C_TYPES[made.dtype]
+    scaled = f"{prefix}_centre{end}[k] + {prefix}_half{end}[k] * "
+    yield f"    for (int k = 0; k < {made.width}; k++) {{"
+    yield f"        const float mean = {'' if made.is_squashed else scaled}x[k];"
+    yield f"        const {kind} taken = ({kind})({f'{scaled}tanhf(mean)' if made.is_squashed else 'mean'});"
+    yield f"        result->{field['mean']}[k] = mean;"
+    if made.range_of_log_std is None:
+        yield f"        result->{field['log_std']}[k] = {prefix}_log_std{end}[k];"
+    else:
+        low, high = (literal(x, "float") for x in made.range_of_log_std)
+        yield f"        const float free = {prefix}_log_std{end}[k] + x[{made.width} + k];"
+        yield f"        const float bounded = free < {low} ? {low} : free > {high} ? {high} : free;"
+        yield f"        result->{field['log_std']}[k] = bounded + {prefix}_log_unit{end}[k];"
+    yield f"        result->{field['action']}[k] = taken < {prefix}_low{end}[k] ? {prefix}_low{end}[k]"
+    yield f"            : taken > {prefix}_high{end}[k] ? {prefix}_high{end}[k] : taken;"
+    yield "    }"
+
+
+def highest(made: Categories, field: dict[str, str]) -> Iterator[str]:
     """The first of the highest logits of each choice."""
+    logits = field["logits"]
     for k, (first, size, start) in enumerate(
         zip(np.cumsum([0, *made.sizes]).tolist(), made.sizes, made.start, strict=False)
     ):
         yield "    {"
         yield f"        int best = {first};"
         yield f"        for (int k = {first + 1}; k < {first + size}; k++)"
-        yield "            if (result->logits[k] > result->logits[best])"
+        yield f"            if (result->{logits}[k] > result->{logits}[best])"
         yield "                best = k;"
-        yield f"        result->action[{k}] = ({kind})(best - {first} + ({integer(start)}));"
+        yield f"        result->{field['action']}[{k}] = ({C_TYPES[made.dtype]})(best - {first} + ({integer(start)}));"
         yield "    }"
 
 

@@ -5,10 +5,17 @@ from typing import Any, NamedTuple
 import jax
 import numpy as np
 
-from upslope.core.distributions import Bernoulli, Categorical, DiagonalGaussian, MultiCategorical
+from upslope.core.distributions import (
+    Bernoulli,
+    Categorical,
+    DiagonalGaussian,
+    MultiCategorical,
+    Product,
+    SquashedGaussian,
+)
 from upslope.errors import UpslopeError
-from upslope.runs.export.plan import Categories, Gaussian, Plan
-from upslope.runs.export.running import Found, over_time
+from upslope.runs.export.plan import Categories, Gaussian, Head, Part, Plan
+from upslope.runs.export.running import Found, actions_of, over_time
 from upslope.runs.export.samples import structured
 
 EPISODES, STEPS = 32, 4
@@ -32,7 +39,7 @@ def expected(plan: Plan, policy: Any, arrays: list[np.ndarray], masks: np.ndarra
     agent, count = policy.agent, arrays[0].shape[1]
     carry = agent.model.start(count)
 
-    def step(t: int) -> tuple[Any, dict[str, Any]]:
+    def step(t: int) -> dict[str, Any]:
         nonlocal carry
         observation, mask = (
             structured(plan, policy.encoder, [x[t] for x in arrays]),
@@ -42,20 +49,30 @@ def expected(plan: Plan, policy: Any, arrays: list[np.ndarray], masks: np.ndarra
             distribution = policy.distribution(observation, mask)
         else:
             distribution, carry = policy.step(agent, observation, carry, np.full(count, t == 0), mask)
-        return agent.head.to_environment(np.asarray(distribution.mode())), parameters_of(distribution)
+        taken = agent.head.to_environment(np.asarray(distribution.mode()))
+        pairs = zip(plan.parts, leaves_of(distribution), strict=True)
+        found = [zip(part.parameters, parameters_of(leaf), strict=True) for part, leaf in pairs]
+        return actions_of(plan, taken) | {name: x for each in found for name, x in each}
 
     return over_time(step, len(arrays[0]))
 
 
-def parameters_of(distribution: Any) -> dict[str, np.ndarray]:
-    """The parameters of a distribution, by name."""
-    if type(distribution) is DiagonalGaussian:
+def leaves_of(distribution: Any) -> list[Any]:
+    """The distributions of the parts of an action, in order."""
+    if type(distribution) is Product:
+        return [leaf for part in distribution.parts for leaf in leaves_of(part)]
+    return [distribution]
+
+
+def parameters_of(distribution: Any) -> tuple[np.ndarray, ...]:
+    """The parameters of a distribution without parts, in the order of the plan."""
+    if type(distribution) in (DiagonalGaussian, SquashedGaussian):
         mean = np.asarray(distribution.mean)
-        return {"mean": mean, "log_std": np.broadcast_to(np.asarray(distribution.log_std), mean.shape)}
+        return mean, np.broadcast_to(np.asarray(distribution.log_std), mean.shape)
     if type(distribution) is MultiCategorical:
-        return {"logits": np.concatenate([np.asarray(head.logits) for head in distribution.heads], axis=-1)}
+        return (np.concatenate([np.asarray(head.logits) for head in distribution.heads], axis=-1),)
     if type(distribution) in (Categorical, Bernoulli):
-        return {"logits": np.asarray(jax.tree.leaves(distribution)[0])}
+        return (np.asarray(jax.tree.leaves(distribution)[0]),)
     raise UpslopeError(
         f"This policy gives a {type(distribution).__name__}, which cannot be exported yet. Use it from Python: "
         "upslope.load gives the policy."
@@ -63,15 +80,24 @@ def parameters_of(distribution: Any) -> dict[str, np.ndarray]:
 
 
 def agreement(plan: Plan, found: Found, wanted: Found) -> Agreement:
-    """How what was found agrees with what was wanted."""
-    names = [*plan.head.parameters, *(["action"] if isinstance(plan.head, Gaussian) else [])]
-    for name in ("action", *plan.head.parameters):
+    """How what was found agrees with what was wanted, over all parts of the action."""
+    parts = [agreement_of(part, found, wanted) for part in plan.parts]
+    return Agreement(max(part.largest for part in parts), sum(part.differing for part in parts))
+
+
+def agreement_of(part: Part, found: Found, wanted: Found) -> Agreement:
+    """How a part of the action agrees."""
+    mine, its = found[part.action], wanted[part.action]
+    names = [*part.parameters, *([part.action] if isinstance(part.head, Gaussian) else [])]
+    for name in (part.action, *part.parameters):
         if found[name].shape != wanted[name].shape:
-            return Agreement(np.inf, wanted["action"].size)
+            return Agreement(np.inf, its.size)
     largest = max(distance(found[name], wanted[name]) for name in names)
-    if found["action"].dtype != wanted["action"].dtype:
-        return Agreement(largest, wanted["action"].size)
-    return Agreement(largest, 0 if isinstance(plan.head, Gaussian) else differing(plan, found, wanted))
+    if mine.dtype != its.dtype:
+        return Agreement(largest, its.size)
+    if isinstance(part.head, Gaussian):
+        return Agreement(largest, 0)
+    return Agreement(largest, differing(part.head, mine, its, wanted[part.name("logits")]))
 
 
 def distance(found: np.ndarray, wanted: np.ndarray) -> float:
@@ -82,14 +108,14 @@ def distance(found: np.ndarray, wanted: np.ndarray) -> float:
     return float(np.nan_to_num(apart, nan=np.inf).max(initial=0.0))
 
 
-def differing(plan: Plan, found: Found, wanted: Found, tolerance: float = 1e-5) -> int:
+def differing(head: Head, found: Any, wanted: Any, logits: np.ndarray, tolerance: float = 1e-5) -> int:
     """The number of choices that differ although their scores do not tie within the tolerance."""
-    logits, batch = wanted["logits"].astype(np.float64), wanted["logits"].shape[:-1]
-    mine, its = (np.asarray(x["action"]).astype(np.int64).reshape(*batch, -1) for x in (found, wanted))
-    if not isinstance(plan.head, Categories):
+    logits, batch = logits.astype(np.float64), logits.shape[:-1]
+    mine, its = (np.asarray(x).astype(np.int64).reshape(*batch, -1) for x in (found, wanted))
+    if not isinstance(head, Categories):
         return int(((mine != its) & (np.abs(logits) > tolerance)).sum())
     count, first = 0, 0
-    for k, (size, start) in enumerate(zip(plan.head.sizes, plan.head.start, strict=True)):
+    for k, (size, start) in enumerate(zip(head.sizes, head.start, strict=True)):
         part = logits[..., first : first + size]
         a, b = (chosen[..., k, None] - start for chosen in (mine, its))
         is_choice = (a >= 0) & (a < size)

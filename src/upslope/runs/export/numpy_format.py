@@ -16,12 +16,14 @@ from upslope.runs.export.plan import (
     Gated,
     Gaussian,
     Gru,
+    Head,
     Input,
     Lstm,
     Memory,
     Numbers,
     Plan,
     Switches,
+    nested,
 )
 
 ACTIVATIONS = {"tanh": "np.tanh({})", "relu": "np.maximum({}, 0)", "silu": "silu({})", None: "{}"}
@@ -57,9 +59,23 @@ def arrays_of(plan: Plan) -> dict[str, np.ndarray]:
     for k, layer in enumerate(plan.layers):
         names = {name: x for name, x in vars(layer).items() if isinstance(x, np.ndarray)}
         found |= {f"{name}_{k}": x for name, x in names.items()}
-    if isinstance(plan.head, Gaussian):
-        found |= {name: getattr(plan.head, name) for name in ("centre", "half", "log_std", "low", "high")}
+    for k, part in enumerate(plan.parts):
+        if isinstance(part.head, Gaussian):
+            found |= {f"{name}{suffix(plan, k)}": x for name, x in arrays_of_gaussian(part.head).items()}
     return found
+
+
+def arrays_of_gaussian(head: Gaussian) -> dict[str, np.ndarray]:
+    """The arrays of a Gaussian, by name."""
+    found = {name: getattr(head, name) for name in ("centre", "half", "low", "high")}
+    if head.range_of_log_std is None:
+        return found | {"log_std": head.log_std + head.log_unit}
+    return found | {"log_std": head.log_std, "log_unit": head.log_unit}
+
+
+def suffix(plan: Plan, k: int) -> str:
+    """What the names of the k-th part of an action end with."""
+    return f"_of_{k}" if len(plan.parts) > 1 else ""
 
 
 def source(plan: Plan, path: Path) -> str:
@@ -79,9 +95,9 @@ def beginning(plan: Plan, path: Path) -> list[str]:
         f"    action = policy(observation{mask})",
         "",
         "The observation, or a batch of them with one axis in front:",
-        *(line.replace("\\", "\\\\").replace('"', '\\"') for line in what),  # so that no key ends the docstring
-        *([f"The mask: {plan.head.num_choices} places, 1 where a choice is allowed."] if plan.has_masks else []),
-        f"The action: {plan.head.dtype} {list(plan.head.shape)}, the most probable one, within its bounds.",
+        *map(escaped, what),
+        *([f"The mask: {plan.num_choices} places, 1 where a choice is allowed."] if plan.has_masks else []),
+        *(escaped(line) for line in what_comes_out(plan)),
         '"""',
         "",
         "from pathlib import Path",
@@ -90,6 +106,25 @@ def beginning(plan: Plan, path: Path) -> list[str]:
         "",
         "",
     ]
+
+
+def escaped(line: str) -> str:
+    """A line that does not end the docstring, whatever keys it holds."""
+    return line.replace("\\", "\\\\").replace('"', '\\"')
+
+
+def what_comes_out(plan: Plan) -> Iterator[str]:
+    """The action in words, and for each part of it its place in the mask."""
+    if not plan.parts[0].path:
+        head = plan.parts[0].head
+        yield f"The action: {head.dtype} {list(head.shape)}, {plan.chosen}."
+        return
+    yield f"The action, {plan.chosen}:"
+    start = 0
+    for part in plan.parts:
+        place = f", places {start} to {start + part.head.num_choices - 1} of the mask" if plan.is_masked(part) else ""
+        yield f"    {part.label!a}: {part.head.dtype} {list(part.head.shape)}{place}"
+        start += part.head.num_choices
 
 
 def class_of(plan: Plan) -> Iterator[str]:
@@ -111,7 +146,7 @@ def class_of(plan: Plan) -> Iterator[str]:
     yield f"        return self.act(observation{mask})[0]"
     yield ""
     yield f"    def act(self, observation{given}):"
-    yield f'        """The action, and the parameters of its distribution: {", ".join(plan.head.parameters)}."""'
+    yield f'        """The action, and the parameters of its distribution: {parameters_in_words(plan)}."""'
     yield "        a = self.arrays"
     yield from (f"        {line}" for line in act(plan))
 
@@ -172,35 +207,77 @@ def memory(k: int, layer: Memory) -> Iterator[str]:
         yield "self.memory = [h, i]"
 
 
+def parameters_in_words(plan: Plan) -> str:
+    """The names of the parameters, without those of parts."""
+    return ", ".join(dict.fromkeys(name for part in plan.parts for name in part.head.parameters))
+
+
 def head(plan: Plan) -> Iterator[str]:
     """The action and the parameters of its distribution."""
-    made, shape = plan.head, "".join(f", {n}" for n in plan.head.shape)
     if plan.has_masks:
-        yield f"mask = allowed(mask, {made.num_choices})"
+        yield f"mask = allowed(mask, {plan.num_choices})"
+    if len(plan.parts) > 1:
+        yield from outputs_of_parts(plan)
+    actions, named = [], []
+    for k, part in enumerate(plan.parts):
+        end = suffix(plan, k)
+        yield from action_of(part.head, end, has_mask=plan.is_masked(part))
+        if part.head.shape or isinstance(part.head, Gaussian):
+            shape = "".join(f", {n}" for n in part.head.shape)
+            yield f"action{end} = action{end}.reshape(*action{end}.shape[:-1]{shape})"
+        actions.append((part.path, f"action{end}"))
+        values = (f"mean{end}", f"log_std{end}") if isinstance(part.head, Gaussian) else (f"x{end}",)
+        named += [f"{name!a}: {value}" for name, value in zip(part.parameters, values, strict=True)]
+    yield f"return {nested(actions)}, {{{', '.join(named)}}}"
+
+
+def outputs_of_parts(plan: Plan) -> Iterator[str]:
+    """Which outputs of the network and places of the mask belong to which part."""
+    outputs = np.cumsum([part.head.num_outputs for part in plan.parts])[:-1].tolist()
+    yield f"{', '.join(f'x{suffix(plan, k)}' for k in range(len(plan.parts)))} = np.split(x, {outputs}, axis=-1)"
+    start = 0
+    for k, part in enumerate(plan.parts):
+        if plan.is_masked(part):
+            yield f"mask{suffix(plan, k)} = mask[..., {start}:{start + part.head.num_choices}]"
+            start += part.head.num_choices
+
+
+def action_of(made: Head, end: str, *, has_mask: bool) -> Iterator[str]:
+    """The action of a part, whose names end so."""
+    x, action, mask = f"x{end}", f"action{end}", f"mask{end}"
     if isinstance(made, Gaussian):
-        yield 'mean = a["centre"] + a["half"] * x'
-        yield f'action = np.clip(mean.astype(np.{made.dtype}), a["low"], a["high"])'
-        named = '{"mean": mean, "log_std": np.broadcast_to(a["log_std"], mean.shape)}'
+        yield from gaussian(made, end)
     elif isinstance(made, Switches):
-        if plan.has_masks:
-            yield "may = mask.reshape(*mask.shape[:-1], -1, 2)"
-            yield "x = np.where(may.all(axis=-1), x, np.where(may[..., 1], np.float32(np.inf), np.float32(-np.inf)))"
-        yield "action = (x > 0).astype(np.int8)"
-        named = '{"logits": x}'
+        if has_mask:
+            yield f"may = {mask}.reshape(*{mask}.shape[:-1], -1, 2)"
+            yield "one = np.where(may[..., 1], np.float32(np.inf), np.float32(-np.inf))"
+            yield f"{x} = np.where(may.all(axis=-1), {x}, one)"
+        yield f"{action} = ({x} > 0).astype(np.int8)"
     else:
-        if plan.has_masks:
-            yield "x = np.where(mask, x, -np.inf)"
+        if has_mask:
+            yield f"{x} = np.where({mask}, {x}, -np.inf)"
         if len(made.shape) == 0:
-            yield f"action = np.int64(x.argmax(axis=-1) + {made.start[0]})"
+            yield f"{action} = np.int64({x}.argmax(axis=-1) + {made.start[0]})"
         else:
             ends = np.cumsum(made.sizes)[:-1].tolist()
-            yield f"parts = np.split(x, {ends}, axis=-1)"
-            yield f"action = np.stack([part.argmax(axis=-1) for part in parts], axis=-1) + {list(made.start)}"
-            yield f"action = action.astype(np.{made.dtype})"
-        named = '{"logits": x}'
-    if plan.head.shape or isinstance(made, Gaussian):
-        yield f"action = action.reshape(*action.shape[:-1]{shape})"
-    yield f"return action, {named}"
+            yield f"parts = np.split({x}, {ends}, axis=-1)"
+            yield f"{action} = np.stack([part.argmax(axis=-1) for part in parts], axis=-1) + {list(made.start)}"
+            yield f"{action} = {action}.astype(np.{made.dtype})"
+
+
+def gaussian(made: Gaussian, end: str) -> Iterator[str]:
+    """The mean, log σ and action of a real-valued part, whose names end so."""
+    x, mean, log_std, action = (f"{name}{end}" for name in ("x", "mean", "log_std", "action"))
+    if made.range_of_log_std is not None:
+        low, high = made.range_of_log_std
+        yield f"{x}, {log_std} = np.split({x}, 2, axis=-1)"
+        yield f'{log_std} = np.clip(a["{log_std}"] + {log_std}, {low}, {high}) + a["log_unit{end}"]'
+    scaled = f'a["centre{end}"] + a["half{end}"] * '
+    yield f"{mean} = {x}" if made.is_squashed else f"{mean} = {scaled}{x}"
+    taken = f"({scaled}np.tanh({mean}))" if made.is_squashed else mean
+    yield f'{action} = np.clip({taken}.astype(np.{made.dtype}), a["low{end}"], a["high{end}"])'
+    if made.range_of_log_std is None:
+        yield f'{log_std} = np.broadcast_to(a["{log_std}"], {mean}.shape)'
 
 
 def functions(plan: Plan) -> Iterator[str]:

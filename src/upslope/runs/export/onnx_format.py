@@ -23,6 +23,7 @@ from upslope.runs.export.plan import (
     Input,
     Lstm,
     Memory,
+    Part,
     Picture,
     Plan,
     Stack,
@@ -31,8 +32,8 @@ from upslope.runs.export.plan import (
 
 OPSET, IR_VERSION = 17, 8
 """The versions of the operators and of the file: those of onnx 1.12 (2022), which onnxruntime reads since 1.12."""
-MASK, ACTION, OWN = "action_mask", "action", "upslope:"
-"""The names of a mask and of the action, and what every inner name begins with."""
+MASK, OWN = "action_mask", "upslope:"
+"""The name of a mask, and what every inner name begins with."""
 KINDS = {"Box": "float32", "image": "uint8", "Discrete": "int64", "MultiDiscrete": "int64", "MultiBinary": "int8"}
 """The dtype of an input for each kind of space."""
 
@@ -79,7 +80,8 @@ def own_files_of(own: Any, policy: Any, path: Path) -> dict[Path, bytes]:
 def input_names(plan: Plan) -> list[str]:
     """The names of the observation's arrays: their keys, after `observation/` where another name is the same."""
     carries = plan.memory.carries if plan.memory else ()
-    taken = {MASK, ACTION, *plan.head.parameters, *carries, *(f"next_{name}" for name in carries)}
+    actions = (part.action for part in plan.parts)
+    taken = {MASK, *actions, *plan.parameters, *carries, *(f"next_{name}" for name in carries)}
     names: list[str] = []
     for one in plan.inputs:
         name = one.name
@@ -135,19 +137,19 @@ class GraphWriter:
 
     def model(self, plan: Plan) -> Any:
         """The whole graph."""
-        names, head = input_names(plan), plan.head
+        names = input_names(plan)
         inputs = [self.declared(n, KINDS[one.kind], *one.shape) for n, one in zip(names, plan.inputs, strict=True)]
-        outputs = [self.declared(ACTION, head.dtype, *head.shape)]
-        outputs += [self.declared(name, "float32", head.num_outputs) for name in head.parameters]
+        outputs = [self.declared(part.action, part.head.dtype, *part.head.shape) for part in plan.parts]
+        outputs += [self.declared(n, "float32", part.head.width) for part in plan.parts for n in part.parameters]
         if plan.has_masks:
-            inputs.append(self.declared(MASK, "bool", head.num_choices))
+            inputs.append(self.declared(MASK, "bool", plan.num_choices))
         if plan.memory:
             inputs += [self.declared(name, "float32", plan.memory.size) for name in plan.memory.carries]
             outputs += [self.declared(f"next_{name}", "float32", plan.memory.size) for name in plan.memory.carries]
         x = self.features(plan, names)
         for layer in plan.layers:
             x = self.dense(x, layer) if isinstance(layer, Dense) else self.memory(x, layer)
-        self.head(x, plan)
+        self.heads(x, plan)
         graph = self.helper.make_graph(self.nodes, "policy", inputs, outputs, self.constants)
         opset = [self.helper.make_opsetid("", OPSET)]
         model = self.helper.make_model(
@@ -267,48 +269,75 @@ class GraphWriter:
         """Equal parts of the last axis."""
         return self.ops("Split", x, outputs=[self.fresh() for _ in range(count)], axis=1)
 
-    def head(self, x: str, plan: Plan) -> None:
-        """The action and the parameters of its distribution."""
-        if isinstance(plan.head, Gaussian):
-            self.gaussian(x, plan.head)
-        elif isinstance(plan.head, Switches):
-            self.switches(x, plan.head, plan.has_masks)
-        else:
-            self.categories(x, plan.head, plan.has_masks)
+    def split(self, x: str, sizes: Sequence[int]) -> Sequence[str]:
+        """Parts of the last axis."""
+        return self.ops("Split", x, self.constant(sizes, np.int64), outputs=[self.fresh() for _ in sizes], axis=1)
 
-    def gaussian(self, x: str, head: Gaussian) -> None:
-        """Mean and log σ in the environment's units, and the mean within the bounds."""
-        scaled = self.op("Mul", self.constant(head.half), x)
-        mean = self.op("Add", self.constant(head.centre), scaled, output="mean")
-        self.op("Expand", self.constant(head.log_std), self.op("Shape", mean), output="log_std")
-        taken = self.cast(mean, head.dtype)
+    def heads(self, x: str, plan: Plan) -> None:
+        """The action and the parameters of the distribution of each part."""
+        masked = [part for part in plan.parts if plan.is_masked(part)]
+        outputs, masks = [x], [MASK]
+        if len(plan.parts) > 1:
+            outputs = self.split(x, [part.head.num_outputs for part in plan.parts])
+        if len(masked) > 1:
+            masks = self.split(MASK, [part.head.num_choices for part in masked])
+        mask_of = {part.label: mask for part, mask in zip(masked, masks, strict=False)}
+        for part, output in zip(plan.parts, outputs, strict=True):
+            if isinstance(part.head, Gaussian):
+                self.gaussian(output, part, part.head)
+            elif isinstance(part.head, Switches):
+                self.switches(output, part, part.head, mask_of.get(part.label))
+            else:
+                self.categories(output, part, part.head, mask_of.get(part.label))
+
+    def gaussian(self, x: str, part: Part, head: Gaussian) -> None:
+        """Mean, log σ, and the action within the bounds."""
+        mean, log_std = part.parameters
+        if head.range_of_log_std is not None:
+            x, more = self.split(x, [head.width] * 2)
+            low, high = map(self.constant, head.range_of_log_std)
+            bounded = self.op("Clip", self.op("Add", self.constant(head.log_std), more), low, high)
+            self.op("Add", bounded, self.constant(head.log_unit), output=log_std)
+        if head.is_squashed:
+            self.op("Identity", x, output=mean)
+            taken = self.scaled(self.op("Tanh", mean), head)
+        else:
+            taken = self.scaled(x, head, output=mean)
+        if head.range_of_log_std is None:
+            self.op("Expand", self.constant(head.log_std + head.log_unit), self.op("Shape", mean), output=log_std)
+        taken = self.cast(taken, head.dtype)
         taken = self.op("Max", taken, self.constant(head.low, head.dtype))
         taken = self.op("Min", taken, self.constant(head.high, head.dtype))
-        self.reshape(taken, *head.shape, output=ACTION)
+        self.reshape(taken, *head.shape, output=part.action)
 
-    def switches(self, x: str, head: Switches, has_masks: bool) -> None:
+    def scaled(self, x: str, head: Gaussian, output: str | None = None) -> str:
+        """centre + half · x."""
+        return self.op("Add", self.constant(head.centre), self.op("Mul", self.constant(head.half), x), output=output)
+
+    def switches(self, x: str, part: Part, head: Switches, mask: str | None) -> None:
         """Logits, infinite where a mask leaves one value, and which of them are positive."""
-        if has_masks:
-            pairs = self.reshape(MASK, head.num_outputs, 2)
+        (logits,) = part.parameters
+        if mask is not None:
+            pairs = self.reshape(mask, head.num_outputs, 2)
             off, on = (self.op("Gather", pairs, self.constant(k, np.int64), axis=2) for k in (0, 1))
             bound = self.op("Where", on, self.constant(np.inf), self.constant(-np.inf))
-            self.op("Where", self.op("And", off, on), x, bound, output="logits")
+            self.op("Where", self.op("And", off, on), x, bound, output=logits)
         else:
-            self.op("Identity", x, output="logits")
-        is_on = self.cast(self.op("Greater", "logits", self.constant(0)), head.dtype)
-        self.reshape(is_on, *head.shape, output=ACTION)
+            self.op("Identity", x, output=logits)
+        is_on = self.cast(self.op("Greater", logits, self.constant(0)), head.dtype)
+        self.reshape(is_on, *head.shape, output=part.action)
 
-    def categories(self, x: str, head: Categories, has_masks: bool) -> None:
+    def categories(self, x: str, part: Part, head: Categories, mask: str | None) -> None:
         """Logits, −∞ where a mask forbids, and the first of the highest of each choice."""
-        if has_masks:
-            self.op("Where", MASK, x, self.constant(-np.inf), output="logits")
+        (logits,) = part.parameters
+        if mask is not None:
+            self.op("Where", mask, x, self.constant(-np.inf), output=logits)
         else:
-            self.op("Identity", x, output="logits")
-        parts: Sequence[str] = ["logits"]
+            self.op("Identity", x, output=logits)
+        parts: Sequence[str] = [logits]
         if len(head.sizes) > 1:
-            sizes = self.constant(head.sizes, np.int64)
-            parts = self.ops("Split", "logits", sizes, outputs=[self.fresh() for _ in head.sizes], axis=1)
+            parts = self.split(logits, head.sizes)
         best = [self.op("ArgMax", part, axis=1, keepdims=1) for part in parts]
         chosen = best[0] if len(best) == 1 else self.op("Concat", *best, axis=1)
         taken = self.op("Add", chosen, self.constant(head.start, np.int64))
-        self.reshape(self.cast(taken, head.dtype), *head.shape, output=ACTION)
+        self.reshape(self.cast(taken, head.dtype), *head.shape, output=part.action)

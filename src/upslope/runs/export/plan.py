@@ -1,9 +1,11 @@
 """What a policy computes, as plain data: the description from which each format is written.
 
-observation → inputs, normalised and encoded → features, and pictures → layers, one of them perhaps a memory → head
+observation → inputs, normalised and encoded → features, and pictures → layers, one of them perhaps a memory → a head
+for each part of the action
 """
 
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -170,22 +172,40 @@ class Picture:
 
 @dataclass(frozen=True)
 class Gaussian:
-    """mean = centre + half · output, in the environment's units; the action is the mean, cast and then clipped."""
+    """mean = centre + half · output, in the environment's units; the action is the mean, cast and then clipped.
+
+    If it is squashed, mean = output and the action is centre + half · tanh(mean): mean and log σ are from before tanh.
+    """
 
     shape: tuple[int, ...]
     dtype: str
     centre: np.ndarray
     half: np.ndarray
     log_std: np.ndarray
+    """The parameter log σ, in units of the half range."""
     low: np.ndarray
     """In the dtype of the action, as is `high`."""
     high: np.ndarray
+    is_squashed: bool = False
+    range_of_log_std: tuple[float, float] | None = None
+    """If σ depends on the state, the bounds of log_std + output, in units of the half range; these outputs follow those
+    of the mean."""
     parameters = ("mean", "log_std")
+
+    @property
+    def width(self) -> int:
+        """The number of components, and of each parameter."""
+        return len(self.centre)
 
     @property
     def num_outputs(self) -> int:
         """K, the number of network outputs."""
-        return len(self.centre)
+        return self.width * (1 if self.range_of_log_std is None else 2)
+
+    @property
+    def log_unit(self) -> np.ndarray:
+        """What is added to log σ to have it in the units of the mean."""
+        return np.zeros_like(self.half) if self.is_squashed else np.log(self.half)
 
     num_choices = 0
 
@@ -201,14 +221,19 @@ class Categories:
     parameters = ("logits",)
 
     @property
+    def width(self) -> int:
+        """The number of logits."""
+        return sum(self.sizes)
+
+    @property
     def num_outputs(self) -> int:
         """K, the number of network outputs."""
-        return sum(self.sizes)
+        return self.width
 
     @property
     def num_choices(self) -> int:
         """M, the length of a mask."""
-        return sum(self.sizes)
+        return self.width
 
 
 @dataclass(frozen=True)
@@ -220,14 +245,72 @@ class Switches:
     parameters = ("logits",)
 
     @property
+    def width(self) -> int:
+        """The number of logits."""
+        return math.prod(self.shape)
+
+    @property
     def num_outputs(self) -> int:
         """K, the number of network outputs."""
-        return math.prod(self.shape)
+        return self.width
 
     @property
     def num_choices(self) -> int:
         """M, the length of a mask: two places for each switch, whether it may be 0 and whether it may be 1."""
         return 2 * self.num_outputs
+
+
+Head = Gaussian | Categories | Switches
+ACTION = "action"
+
+
+@dataclass(frozen=True)
+class Part:
+    """A part of the action and what it is made of: all of it, or one of a Dict or Tuple."""
+
+    path: tuple[str | int, ...]
+    """The keys and places that lead to it; empty if it is the whole action."""
+    label: str
+    """The path as text that no other part has."""
+    head: Head
+
+    def name(self, what: str) -> str:
+        """The name of its action or of a parameter: `mean`, or `mean/KEY` of a part."""
+        return f"{what}/{self.label}" if self.path else what
+
+    @property
+    def action(self) -> str:
+        """The name of its action."""
+        return self.name(ACTION)
+
+    @property
+    def parameters(self) -> tuple[str, ...]:
+        """The names of its parameters."""
+        return tuple(self.name(what) for what in self.head.parameters)
+
+
+def labelled(heads: Sequence[tuple[tuple[str | int, ...], Head]]) -> tuple[Part, ...]:
+    """The parts of an action, with their paths as labels; a later one of the same text is marked."""
+    parts: list[Part] = []
+    for path, head in heads:
+        label = "/".join(map(str, path))
+        while label in [part.label for part in parts]:
+            label += "'"
+        parts.append(Part(path, label, head))
+    return tuple(parts)
+
+
+def nested(values: Sequence[tuple[tuple[str | int, ...], str]]) -> str:
+    """The Python expression of a structure with these expressions at these paths."""
+    if not values[0][0]:
+        return values[0][1]
+    groups: dict[str | int, list[tuple[tuple[str | int, ...], str]]] = {}
+    for (key, *rest), value in values:
+        groups.setdefault(key, []).append((tuple(rest), value))
+    inner = {key: nested(group) for key, group in groups.items()}
+    if isinstance(next(iter(inner)), int):
+        return f"({', '.join(inner.values())}{',' if len(inner) == 1 else ''})"
+    return "{" + ", ".join(f"{key!a}: {value}" for key, value in inner.items()) + "}"
 
 
 @dataclass(frozen=True)
@@ -238,8 +321,30 @@ class Plan:
     pictures: tuple[Picture, ...]
     """Their features follow those of all other inputs, which are joined in order."""
     layers: tuple[Dense | Memory, ...]
-    head: Gaussian | Categories | Switches
+    parts: tuple[Part, ...]
+    """What the last layer's outputs become, one part after another."""
     has_masks: bool
+
+    @property
+    def num_choices(self) -> int:
+        """M, the length of a mask: the choices of all parts."""
+        return sum(part.head.num_choices for part in self.parts)
+
+    @property
+    def parameters(self) -> tuple[str, ...]:
+        """The names of all parameters."""
+        return tuple(name for part in self.parts for name in part.parameters)
+
+    @property
+    def chosen(self) -> str:
+        """Which action a file gives, in words."""
+        if any(isinstance(part.head, Gaussian) and part.head.is_squashed for part in self.parts):
+            return "the most probable choices, and of real numbers the mean before tanh, within their bounds"
+        return "the most probable one, within its bounds"
+
+    def is_masked(self, part: Part) -> bool:
+        """Whether the mask says something about this part."""
+        return self.has_masks and part.head.num_choices > 0
 
     @property
     def vectors(self) -> tuple[Input, ...]:

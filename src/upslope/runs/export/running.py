@@ -1,13 +1,16 @@
 """Run an exported file on observations: what it gives, and how long a step takes.
 
 Each runner takes sequences of observations: arrays [T, B, …] of each input, masks [T, B, M] or None; B episodes begin
-at t = 0. It returns the action [T, B, …] and the parameters [T, B, K] by name.
+at t = 0. It returns the actions [T, B, …] and the parameters [T, B, K] of each part by name.
 """
 
+import math
 import subprocess
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from functools import reduce
 from importlib import import_module
 from importlib.util import find_spec
+from operator import getitem
 from pathlib import Path
 from shutil import which
 from tempfile import TemporaryDirectory
@@ -16,13 +19,13 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from upslope.models.encoders import ObservationEncoder
-from upslope.runs.export.c_format import num_actions, num_inputs, prefix_of
-from upslope.runs.export.onnx_format import ACTION, MASK, input_names
+from upslope.runs.export.c_format import fields_of, num_inputs, prefix_of
+from upslope.runs.export.onnx_format import MASK, input_names
 from upslope.runs.export.plan import Plan
 from upslope.runs.export.samples import structured
 
 Found = dict[str, np.ndarray]
-"""`action` and the parameters, [T, B, …]."""
+"""The actions and the parameters of all parts, [T, B, …]."""
 STANDARD = ("-std=c99", "-O2")
 PATIENCE = 60
 """Seconds that a compiler or a program may take."""
@@ -37,28 +40,28 @@ def run_numpy(
     exec(compile(path.read_text("utf-8"), str(path), "exec"), names)
     policy = names["Policy"]()
 
-    def step(t: int) -> tuple[Any, dict[str, Any]]:
+    def step(t: int) -> dict[str, Any]:
         observation = structured(plan, encoder, [x[t] for x in arrays])
-        return policy.act(observation) if masks is None else policy.act(observation, masks[t])
+        action, parameters = policy.act(observation) if masks is None else policy.act(observation, masks[t])
+        return actions_of(plan, action) | parameters
 
     return over_time(step, len(arrays[0]))
 
 
 def run_onnx(path: Path, plan: Plan, arrays: Sequence[np.ndarray], masks: np.ndarray | None) -> Found:
     """Run the graph with onnxruntime, or with the reference of onnx if there is no onnxruntime."""
-    names, outputs = input_names(plan), [ACTION, *plan.head.parameters]
+    names, outputs = input_names(plan), [*(part.action for part in plan.parts), *plan.parameters]
     call = session_of(path)
     memory, batch = plan.memory, arrays[0].shape[1]
     carry = {name: np.zeros((batch, memory.size), np.float32) for name in memory.carries} if memory else {}
 
-    def step(t: int) -> tuple[Any, dict[str, Any]]:
+    def step(t: int) -> dict[str, Any]:
         given = {name: x[t] for name, x in zip(names, arrays, strict=True)} | carry
         if masks is not None:
             given[MASK] = masks[t]
-        action, *rest = call([*outputs, *(f"next_{name}" for name in carry)], given)
-        parameters: dict[str, Any] = dict(zip(plan.head.parameters, rest, strict=False))
-        carry.update(zip(carry, rest[len(parameters) :], strict=True))
-        return action, parameters
+        found = call([*outputs, *(f"next_{name}" for name in carry)], given)
+        carry.update(zip(carry, found[len(outputs) :], strict=True))
+        return dict(zip(outputs, found, strict=False))
 
     return over_time(step, len(arrays[0]))
 
@@ -70,13 +73,15 @@ def session_of(path: Path) -> Callable[[list[str], dict[str, Any]], list[Any]]:
     return import_module("onnxruntime").InferenceSession(str(path), providers=["CPUExecutionProvider"]).run
 
 
-def over_time(step: Callable[[int], tuple[Any, dict[str, Any]]], length: int) -> Found:
+def actions_of(plan: Plan, action: Any) -> dict[str, Any]:
+    """The action of each part by name."""
+    return {part.action: reduce(getitem, part.path, action) for part in plan.parts}
+
+
+def over_time(step: Callable[[int], dict[str, Any]], length: int) -> Found:
     """All steps, one after another."""
     steps = [step(t) for t in range(length)]
-    names = steps[0][1]
-    return {"action": np.stack([action for action, _ in steps])} | {
-        name: np.stack([parameters[name] for _, parameters in steps]) for name in names
-    }
+    return {name: np.stack([found[name] for found in steps]) for name in steps[0]}
 
 
 class Timed(NamedTuple):
@@ -113,35 +118,38 @@ def run_c(
         subprocess.run(built, **options)
         seconds = float(subprocess.run([str(folder / "main")], **options).stdout)
         content = (folder / "out").read_bytes()
-    kinds = [("action", np.dtype(plan.head.dtype), num_actions(plan))]
-    kinds += [(name, np.dtype(np.float32), plan.head.num_outputs) for name in plan.head.parameters]
     found, start = {}, 0
-    for name, dtype, width in kinds:
-        size = length * batch * width * dtype.itemsize
-        found[name] = np.frombuffer(content[start : start + size], dtype).reshape(batch, length, width).swapaxes(0, 1)
+    for name, dtype, shape in kinds_of(plan):
+        size = length * batch * math.prod(shape) * dtype.itemsize
+        found[name] = np.frombuffer(content[start : start + size], dtype).reshape(batch, length, *shape).swapaxes(0, 1)
         start += size
-    found["action"] = found["action"].reshape(length, batch, *plan.head.shape)
     return Timed(found, seconds)
+
+
+def kinds_of(plan: Plan) -> Iterator[tuple[str, np.dtype, tuple[int, ...]]]:
+    """(name, dtype, shape) of all that a policy gives, in the order of `fields_of`."""
+    for part in plan.parts:
+        yield part.action, np.dtype(part.head.dtype), part.head.shape
+        yield from ((name, np.dtype(np.float32), (part.head.width,)) for name in part.parameters)
 
 
 def words_of(header: Path, plan: Plan, length: int, count: int) -> dict[str, Any]:
     """What differs between the programs that step policies."""
-    prefix = prefix_of(header)
-    size = plan.head.num_choices
+    prefix, names = prefix_of(header), [name for each in fields_of(plan) for name in each.values()]
     return {
         "header": header.name,
         "p": prefix,
         "count": count,
         "length": length,
         "inputs": num_inputs(plan),
-        "mask": f"static uint8_t mask[{count}][{size}];" if plan.has_masks else "",
+        "mask": f"static uint8_t mask[{count}][{plan.num_choices}];" if plan.has_masks else "",
         "read_mask": "ok &= fread(mask, sizeof mask, 1, in) == 1;" if plan.has_masks else "",
         "given": "observation[i], mask[i]" if plan.has_masks else "observation[i]",
         "written": "\n    ".join(
             f"for (i = 0; i < {count}; i++) fwrite(result[i].{name}, sizeof result[i].{name}, 1, out);"
-            for name in ("action", *plan.head.parameters)
+            for name in names
         ),
-        "seen": plan.head.parameters[0],
+        "seen": names[1],
     }
 
 

@@ -6,7 +6,7 @@ from typing import Any
 import numpy as np
 
 from upslope.models.encoders import CompositeEncoder, DictEncoder, ObservationEncoder
-from upslope.runs.export.plan import Bytes, Categories, Choices, Input, Plan
+from upslope.runs.export.plan import Bytes, Categories, Choices, Head, Input, Plan
 
 MOST = 2**24
 """Numbers are kept within this size, up to which 32-bit floats tell all whole numbers apart."""
@@ -38,13 +38,17 @@ def random_masks(plan: Plan, count: int, generator: np.random.Generator) -> np.n
     """`count` masks [count, M] that allow an action each; None if the policy has none."""
     if not plan.has_masks:
         return None
-    masks = generator.random((count, plan.head.num_choices)) < 0.6
-    sizes = plan.head.sizes if isinstance(plan.head, Categories) else [2] * (plan.head.num_choices // 2)
+    masks = generator.random((count, plan.num_choices)) < 0.6
     start = 0
-    for size in sizes:
+    for size in (size for part in plan.parts for size in sizes_of(part.head)):
         masks[np.arange(count), start + generator.integers(0, size, count)] = True
         start += size
     return masks
+
+
+def sizes_of(head: Head) -> Sequence[int]:
+    """The number of options of each choice that a mask speaks of."""
+    return head.sizes if isinstance(head, Categories) else [2] * (head.num_choices // 2)
 
 
 def structured(plan: Plan, encoder: ObservationEncoder, arrays: Sequence[np.ndarray]) -> Any:

@@ -27,6 +27,7 @@ from upslope.runs.export.plan import (
     Dense,
     Gaussian,
     Gru,
+    Head,
     Input,
     Lru,
     Lstm,
@@ -36,6 +37,7 @@ from upslope.runs.export.plan import (
     Plan,
     Stack,
     Switches,
+    labelled,
 )
 
 FIELDS: dict[type, tuple[str, ...]] = {
@@ -58,9 +60,12 @@ FIELDS: dict[type, tuple[str, ...]] = {
     encoders.DictEncoder: ("parts",),
     encoders.TupleEncoder: ("parts",),
     heads.DiscreteHead: ("n", "start"),
-    heads.BoxHead: ("shape", "low", "high", "dtype"),
+    heads.BoxHead: ("shape", "low", "high", "dtype", "has_state_std"),
+    heads.SquashedHead: ("shape", "low", "high", "dtype", "has_state_std"),
     heads.MultiDiscreteHead: ("shape", "sizes", "start", "dtype"),
     heads.MultiBinaryHead: ("shape",),
+    heads.DictHead: ("parts",),
+    heads.TupleHead: ("parts",),
 }
 """The parts that are understood, and their fields."""
 
@@ -91,7 +96,7 @@ def plan_of(agent: Any, encoder: encoders.ObservationEncoder, *, has_masks: bool
         vectors = [(key, one.num_features) for key, one, _ in arrays if key not in convolved]
         chain[0] = widened(chain[0], vectors, {key for key, _, _ in read}, spans)
     inputs = tuple(one for _, one, _ in read)
-    return Plan(inputs, pictures, tuple(chain), head_of(agent.head, log_std), has_masks)
+    return Plan(inputs, pictures, tuple(chain), labelled(list(heads_of(agent.head, log_std))), has_masks)
 
 
 def key_of(one: Input) -> str:
@@ -255,9 +260,20 @@ def convolution_of(layer: Any) -> Convolution:
     return Convolution(number(layer.weight), number(layer.bias)[:, 0, 0], layer.stride[0], layer.padding[0][0])
 
 
-def head_of(head: Any, log_std: Any) -> Gaussian | Categories | Switches:
-    """How actions are made of the network's outputs."""
+def heads_of(head: Any, log_std: Any, path: tuple[str | int, ...] = ()) -> Iterator[tuple[tuple[str | int, ...], Head]]:
+    """How each part of an action is made of the network's outputs."""
     known(head)
+    if isinstance(head, heads.ProductHead):
+        start = 0
+        for key, part in head.children:
+            yield from heads_of(part, log_std[start : start + part.num_scales], (*path, key))
+            start += part.num_scales
+        return
+    yield path, head_of(head, log_std)
+
+
+def head_of(head: Any, log_std: Any) -> Head:
+    """How an action without parts is made of the network's outputs."""
     if isinstance(head, heads.DiscreteHead):
         return Categories((), "int64", (head.n,), (head.start,))
     if isinstance(head, heads.MultiDiscreteHead):
@@ -265,7 +281,10 @@ def head_of(head: Any, log_std: Any) -> Gaussian | Categories | Switches:
     if isinstance(head, heads.MultiBinaryHead):
         return Switches(head.shape, "int8")
     centre, half = head.scaling
-    return Gaussian(head.shape, head.dtype, centre, half, number(log_std) + np.log(half), *head.bounds)
+    bounds = heads.LOG_STD if head.has_state_std else None
+    return Gaussian(
+        head.shape, head.dtype, centre, half, number(log_std), *head.bounds, type(head) is heads.SquashedHead, bounds
+    )
 
 
 def number(x: Any) -> np.ndarray:

@@ -1,0 +1,45 @@
+"""Scripts with which shells complete the command line; tyro writes them from the flags."""
+
+import contextlib
+import io
+import re
+
+import tyro
+
+from upslope.config.coercion import REGISTRY
+from upslope.errors import UpslopeError
+
+SPECIFICATION = re.compile("^COMPLETION_SPEC = .*$", re.MULTILINE)
+"""The line of a script with all commands and flags."""
+BREAK = re.compile(r"\\+n")
+"""A line break in it; what follows one in a help text would be offered as a word of its own."""
+FILES_TOO = """
+# Where a flag or a word has no values of its own, files are completed: runs and outputs.
+_upslope() {
+  _tyro_upslope
+  [[ ${#COMPREPLY[@]} -eq 1 && -z ${COMPREPLY[0]} ]] && COMPREPLY=()
+  return 0
+}
+complete -o default -o bashdefault -F _upslope upslope
+"""
+
+
+def script(shell: str) -> str:
+    """The script for a shell.
+
+    Raises:
+        UpslopeError: this version of tyro does not write one for it.
+    """
+    from upslope.cli.main import COMMANDS  # which has the command that calls this
+
+    written = io.StringIO()
+    arguments = ["--tyro-print-completion", shell]
+    try:
+        with contextlib.redirect_stdout(written), contextlib.suppress(SystemExit):
+            tyro.extras.subcommand_cli_from_dict(COMMANDS, prog="upslope", args=arguments, registry=REGISTRY)
+    except AssertionError as error:
+        raise UpslopeError(
+            f"This version of tyro completes no {shell}. Get a newer one: pip install -U tyro"
+        ) from error
+    text = SPECIFICATION.sub(lambda line: BREAK.sub(" ", line[0]), written.getvalue())
+    return text + (FILES_TOO if shell == "bash" else "")

@@ -1,0 +1,318 @@
+"""Runs in one archive, to be sent: written, and read with the caution that a stranger's file needs.
+
+bundle.json        format, and for each run its command, versions and the hashes of its files
+REPEAT.md          the same for people: the commands that repeat the runs
+NAME/…             the files of each run, as in its run directory
+"""
+
+import hashlib
+import json
+import shutil
+import stat
+import zipfile
+from collections.abc import Sequence
+from pathlib import Path, PurePosixPath
+from tempfile import TemporaryDirectory
+from typing import IO, Any
+
+from upslope.core.files import plain_file, temporary_beside
+from upslope.core.messages import readable
+from upslope.core.reading import brief, parse_json
+from upslope.core.storage import MAX_RATIO, SMALL
+from upslope.errors import UpslopeError
+from upslope.runs.directory import RunDirectory, versions
+
+BUNDLE_FORMAT = 1
+CONTENTS, REPEAT = "bundle.json", "REPEAT.md"
+TABLES = ("config.json", "metrics.jsonl", "episodes.csv", "evaluation.csv", "credit.npz")
+CHECKPOINTS = ("checkpoints/best.npz", "checkpoints/last.npz")
+FOLDERS = ("", "checkpoints")
+SUFFIX = ".zip"
+MAX_ARCHIVE, MAX_UNPACKED = (1 << 32) - 1, 1 << 33
+"""Largest sizes of an archive and of all that it holds, in bytes."""
+MAX_ENTRIES, MAX_LISTING, MAX_CONTENTS = 20_000, 1 << 24, 1 << 24
+"""The most files of an archive, and the largest sizes of their list and of `bundle.json`, in bytes."""
+MAX_NAME = 200
+END, END_64 = b"PK\x05\x06", b"PK\x06\x07"
+"""How the last record of an archive begins, and that of one beyond 4 GiB before it."""
+END_SIZE, END_64_SIZE, MAX_COMMENT = 22, 20, 1 << 16
+EPOCH = (1980, 1, 1, 0, 0, 0)
+"""The time of every file in an archive, so that the same runs give the same bytes."""
+HELD: list[TemporaryDirectory[str]] = []
+"""The folders of unpacked archives, which are removed when the process ends."""
+
+
+def bundle(
+    runs: str | Path | Sequence[str | Path], output: str | Path = "runs.zip", *, checkpoints: bool = True
+) -> Path:
+    """Pack runs into one archive, with their versions and the commands that repeat them.
+
+    `upslope.compare`, `figure`, `table` and the commands report, doctor and compare read it as it is. The same runs
+    give the same bytes.
+
+    Args:
+        runs: run directories.
+        output: the archive, a .zip file; an existing file is not replaced.
+        checkpoints: also pack the checkpoints, so that the policies can be loaded and evaluated once it is unpacked.
+
+    Raises:
+        UpslopeError: a folder is not a run or holds links, or the output exists or cannot be written.
+    """
+    paths = [Path(run) for run in ([runs] if isinstance(runs, str | Path) else runs)]
+    if not paths:
+        raise UpslopeError("No run is given. Name at least one run directory, e.g. runs/*")
+    path = archive_path(output)
+    named = dict(zip(names_of(paths), map(RunDirectory, paths), strict=True))
+    files = {name: files_of(directory, checkpoints) for name, directory in named.items()}
+    contents = {
+        "format": BUNDLE_FORMAT,
+        "upslope": versions()["upslope"],
+        "runs": [described(name, directory, files[name]) for name, directory in named.items()],
+    }
+    texts = {CONTENTS: json.dumps(contents, indent=1, ensure_ascii=False), REPEAT: repeat_text(contents["runs"])}
+    temporary = temporary_beside(path)
+    try:
+        with zipfile.ZipFile(temporary, "w", zipfile.ZIP_DEFLATED, compresslevel=9) as archive:
+            for name, text in texts.items():
+                archive.writestr(entry_of(name), text.encode())
+            for name, found in files.items():
+                for inner, file in found.items():
+                    pack(archive, f"{name}/{inner}", file)
+        with temporary.open("rb") as file, zipfile.ZipFile(file) as archive:
+            refuse_long_listing(file)
+            check(archive, plain_file(temporary, MAX_ARCHIVE).stat().st_size)
+        temporary.replace(path)
+    except (OSError, ValueError) as error:
+        why = error.strerror if isinstance(error, OSError) else brief(error)
+        raise UpslopeError(
+            f"Could not write {path}: {why}. Free disk space, choose a writable folder, or leave the checkpoints out: "
+            "--no-checkpoints."
+        ) from error
+    finally:
+        temporary.unlink(missing_ok=True)
+    return path
+
+
+def archive_path(output: str | Path) -> Path:
+    """The archive to write: `runs.zip` if `output` is a folder; a name without a suffix gets `.zip`.
+
+    Raises:
+        UpslopeError: the suffix is another one, the folder is missing, or the file exists.
+    """
+    path = Path(output)
+    if path.is_dir() or str(output).endswith(("/", "\\")):
+        path /= "runs.zip"
+    if not path.suffix:
+        path = path.with_suffix(SUFFIX)
+    if path.suffix.lower() != SUFFIX:
+        raise UpslopeError(f"An archive is a {SUFFIX} file, and {path} is none. Give --output such a name.")
+    if not path.parent.is_dir():
+        raise UpslopeError(f"There is no folder {path.parent} to write {path.name} into. Create it first.")
+    if path.exists() or path.is_symlink():
+        raise UpslopeError(f"{path} exists already, and nothing is overwritten. Give another --output.")
+    return path
+
+
+def names_of(runs: Sequence[Path]) -> list[str]:
+    """A folder in the archive for each run, after its own."""
+    names: list[str] = []
+    for run in runs:
+        plain = "".join(c if is_plain(c) else "_" for c in run.resolve().name).strip(" .")[:MAX_NAME] or "run"
+        name, count = plain, 1
+        while name.lower() in [other.lower() for other in names]:
+            count += 1
+            name = f"{plain[: MAX_NAME - 10]}-{count}"
+        names.append(name)
+    return names
+
+
+def is_plain(character: str) -> bool:
+    """Whether a character may stand in a name on every system."""
+    return character.isprintable() and character not in '/\\:*?"<>|'
+
+
+def files_of(directory: RunDirectory, checkpoints: bool) -> dict[str, Path]:
+    """The files of a run by their names in its folder; all of them belong to the run itself.
+
+    Raises:
+        UpslopeError: it is not a run, or a file is a link, which could lead to a file that nobody wanted to send.
+    """
+    directory.config()
+    found = {}
+    for name in (*TABLES, *(CHECKPOINTS if checkpoints else ())):
+        path = directory.path / name
+        for place in (path.parent, path):
+            if place != directory.path and place.is_symlink():
+                raise UpslopeError(f"{place} is a link, and what it leads to is not packed. Replace it by a copy.")
+        if path.exists():
+            found[name] = plain_file(path, MAX_UNPACKED)
+    return found
+
+
+def described(name: str, directory: RunDirectory, files: dict[str, Path]) -> dict[str, Any]:
+    """What the archive says about a run."""
+    from upslope.config.command import command_of
+    from upslope.runs.policy import spaces_of  # this imports JAX, which reading an archive does not need
+
+    config, description = directory.config(), directory.read()
+    return {
+        "name": name,
+        "command": command_of(config, is_continuous=spaces_of(directory)[1].is_continuous),
+        "created": description.get("created"),
+        "versions": description["versions"],
+        "sha256": {inner: sha256_of(path) for inner, path in files.items()},
+    }
+
+
+def sha256_of(path: Path) -> str:
+    """The hash of a file."""
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def repeat_text(runs: Sequence[dict[str, Any]]) -> str:
+    """The commands that repeat the runs, for people."""
+    lines = ["# How these runs were made", ""]
+    lines += [
+        "`upslope report` reads this archive as it is. Each command trains its run again; where it names a file or a"
+    ]
+    lines += ["module of somebody's own, that is needed too. Other versions or processors may round differently."]
+    for run in runs:
+        packages = ", ".join(f"{package} {number}" for package, number in run["versions"].items())
+        lines += [
+            "",
+            f"## {readable(run['name'])}",
+            "",
+            f"    {readable(run['command'])}",
+            "",
+            f"Made with {readable(packages)}.",
+        ]
+    return "\n".join(lines) + "\n"
+
+
+def entry_of(name: str) -> zipfile.ZipInfo:
+    """A file of an archive, with nothing in it that depends on the machine."""
+    entry = zipfile.ZipInfo(name, EPOCH)
+    entry.compress_type, entry.create_system, entry.external_attr = zipfile.ZIP_DEFLATED, 3, 0o644 << 16
+    return entry
+
+
+def pack(archive: zipfile.ZipFile, name: str, path: Path) -> None:
+    """Add a file."""
+    entry = entry_of(name)
+    entry.file_size = path.stat().st_size
+    with path.open("rb") as source, archive.open(entry, "w") as file:
+        shutil.copyfileobj(source, file)
+
+
+def unpacked(run: str | Path) -> list[Path]:
+    """The run directories that a path stands for: of an archive those in it, unpacked into a private temporary folder
+    that is removed when the process ends; else the path itself.
+
+    Raises:
+        UpslopeError: the archive is damaged, foreign, or could do harm.
+    """
+    path = Path(run)
+    if path.suffix.lower() != SUFFIX or not path.is_file():
+        return [path]
+    plain_file(path, MAX_ARCHIVE)
+    holder = TemporaryDirectory(prefix="upslope-")
+    try:
+        with path.open("rb") as file:
+            refuse_long_listing(file)
+            with zipfile.ZipFile(file) as archive:
+                entries = check(archive, path.stat().st_size)
+                check_contents(archive)
+                folder = Path(holder.name) / path.name
+                for entry in entries:
+                    unpack(archive, entry, folder)
+    except Exception as error:  # zipfile and zlib raise a dozen types
+        holder.cleanup()
+        raise UpslopeError(
+            f"{path} is not an archive of upslope, or it is damaged: {brief(error)}. Nothing of it was kept. Make one "
+            "with upslope bundle, or unpack it yourself and give the folders."
+        ) from error
+    HELD.append(holder)
+    return [folder / name for name in dict.fromkeys(entry.filename.split("/")[0] for entry in entries)]
+
+
+def refuse_long_listing(file: IO[bytes]) -> None:
+    """Refuse an archive with too many files before their list is read.
+
+    Raises:
+        ValueError: there are too many, or it has no list.
+    """
+    size = file.seek(0, 2)
+    file.seek(max(size - END_SIZE - END_64_SIZE - MAX_COMMENT, 0))
+    tail = file.read()
+    place = tail.rfind(END)
+    if tail[-END_SIZE:].startswith(END) and tail.endswith(b"\0\0"):
+        place = len(tail) - END_SIZE
+    if place < 0 or len(tail) < place + END_SIZE:
+        raise ValueError("it is no zip archive")
+    count, listing = int.from_bytes(tail[place + 10 : place + 12], "little"), tail[place + 12 : place + 16]
+    is_large = tail[max(place - END_64_SIZE, 0) : place].startswith(END_64)
+    if is_large or count > MAX_ENTRIES or int.from_bytes(listing, "little") > MAX_LISTING:
+        raise ValueError(f"it lists more than {MAX_ENTRIES:,} files")
+    file.seek(0)
+
+
+def check(archive: zipfile.ZipFile, size: int) -> list[zipfile.ZipInfo]:
+    """The files of runs in an archive of this many bytes, once all of them are what `bundle` writes.
+
+    Raises:
+        ValueError: a file has another name, is a link, is there twice, or is larger than what fits.
+    """
+    entries = archive.infolist()
+    if len(entries) > MAX_ENTRIES:
+        raise ValueError(f"it has more than {MAX_ENTRIES:,} files")
+    declared = sum(entry.file_size for entry in entries)
+    if declared > MAX_UNPACKED or declared > max(SMALL, MAX_RATIO * size):
+        raise ValueError(f"it is {size:,} bytes long but declares {declared:,}")
+    seen: set[str] = set()
+    found = []
+    for entry in entries:
+        name = entry.filename
+        if name.lower() in seen:
+            raise ValueError(f"it holds {name} twice")
+        seen.add(name.lower())
+        kind = stat.S_IFMT(entry.external_attr >> 16)
+        if kind not in (0, stat.S_IFDIR if entry.is_dir() else stat.S_IFREG):
+            raise ValueError(f"{name} is no plain file")
+        if entry.flag_bits & 1 or entry.compress_type not in (zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED):
+            raise ValueError(f"{name} is encrypted or compressed in another way")
+        if is_of_a_run(name) and not entry.is_dir():
+            found.append(entry)
+        elif name not in (CONTENTS, REPEAT) and not (entry.is_dir() and is_of_a_run(name)):
+            raise ValueError(f"it holds {name!r}, which belongs to no run")
+    return found
+
+
+def is_of_a_run(name: str) -> bool:
+    """Whether `bundle` could have given a file or folder this name."""
+    run, _, inner = name.partition("/")
+    is_name = 0 < len(run) <= MAX_NAME and all(map(is_plain, run)) and run.strip(" .") == run
+    return is_name and (inner in (*TABLES, *CHECKPOINTS) or (inner.rstrip("/") in FOLDERS and name.endswith("/")))
+
+
+def check_contents(archive: zipfile.ZipFile) -> None:
+    """Check that `bundle` of a version that is known wrote an archive.
+
+    Raises:
+        ValueError, KeyError: another program or version did.
+    """
+    entry = archive.getinfo(CONTENTS)
+    if entry.file_size > MAX_CONTENTS:
+        raise ValueError(f"{CONTENTS} is too large")
+    contents = parse_json(archive.read(entry).decode("utf-8"))
+    number = contents.get("format") if isinstance(contents, dict) else None
+    if number != BUNDLE_FORMAT:
+        raise ValueError(f"it has the format {number!r}, and this version reads {BUNDLE_FORMAT}")
+
+
+def unpack(archive: zipfile.ZipFile, entry: zipfile.ZipInfo, folder: Path) -> None:
+    """Write one file of an archive below a folder; a checked name cannot lead out of it."""
+    path = folder.joinpath(*PurePosixPath(entry.filename).parts)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with archive.open(entry) as source, path.open("xb") as file:
+        shutil.copyfileobj(source, file)
