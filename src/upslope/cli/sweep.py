@@ -32,6 +32,7 @@ def sweep(
     wrappers: Wrappers = (),
     ignore_observation: Keys = (),
     workers: int | None = None,
+    at_once: int | None = None,
     quiet: Quiet = False,
 ) -> None:
     """Search an algorithm's settings, and hold the winner against the defaults on seeds that no trial has seen.
@@ -63,10 +64,14 @@ def sweep(
         wrappers: A wrapper to put around the environment, as in `upslope train`; repeatable.
         ignore_observation: Key of a part of the observations to leave out; repeatable.
         workers: Processes that train trials of a Gymnasium environment; by default one per core.
+        at_once: Trials that one program of a compiled environment trains at once; by default 8, or 64 on an
+            accelerator.
         quiet: Print warnings only.
     """
     options = locals()
-    positive(trials=trials, seeds=seeds, steps=steps, workers=workers, max_episode_steps=max_episode_steps)
+    positive(
+        trials=trials, seeds=seeds, steps=steps, workers=workers, at_once=at_once, max_episode_steps=max_episode_steps
+    )
     positive(fresh_seeds=fresh_seeds or None, evaluation_episodes=evaluation_episodes or None)
     given = {key: value for key, value in options.items() if key in ("env_kwargs", "wrappers", "ignore_observation")}
     options = {key: value for key, value in options.items() if key not in given}

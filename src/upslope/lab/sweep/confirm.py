@@ -17,6 +17,7 @@ from upslope.config.config import Config
 from upslope.diagnosis.doctor import Watch
 from upslope.engines.base import Resources
 from upslope.environments.registry import EnvironmentLike
+from upslope.lab.ladder import is_finished
 from upslope.lab.sweep.setup import Setup
 from upslope.runs.directory import RunDirectory, same_run
 from upslope.runs.display import Display
@@ -61,7 +62,7 @@ def confirm(
     episodes: int,
     environment: EnvironmentLike,
     workers: int | None,
-    display: Callable[[str], Display],
+    display: Callable[[], Display],
 ) -> Confirmation:
     """Train and evaluate the winner and the default on fresh seeds, or go on with what is there, and compare them.
 
@@ -71,7 +72,7 @@ def confirm(
     runs = {}
     for name, config in ((DEFAULT, setup.default), (WINNER, winner)):
         runs[name] = folder / name
-        session = Session(display(name), Resources(workers), watch=Watch)
+        session = Session(display(), Resources(workers), watch=Watch)
         train_or_resume(setup, fresh_config(config, setup, seeds), RunDirectory(runs[name]), session)
         if episodes and not is_evaluated(read_record(runs[name]), "stochastic"):
             evaluate(runs[name], episodes=episodes, environment=environment, trust=True)
@@ -82,7 +83,8 @@ def train_or_resume(setup: Setup, config: Config, directory: RunDirectory, sessi
     """Train a run, or resume it if it is there."""
     if directory.path.exists():
         same_run(directory.path, config)
-        resume_run(config, setup.task(config), directory, session, [])
+        if not is_finished(directory.path):
+            resume_run(config, setup.task(config), directory, session, [])
     else:
         begin(config, setup.task(config), directory, session)
 

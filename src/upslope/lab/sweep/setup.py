@@ -62,9 +62,7 @@ def setup_of(
     asked = fixed | canonical(settings)
     default, made, _, parts = configured(environment, algorithm, preset=preset, settings=asked)
     if default.data is not None:
-        raise UpslopeError(
-            "A sweep scores trials by their own episodes, and recorded data have none. Leave out --data."
-        )
+        raise UpslopeError("A sweep scores trials by their own episodes, and recorded data have none. Leave out data.")
     task = task_of(default, made, parts)
     refuse_unread(asked, default, task)
     if given is None:

@@ -8,6 +8,8 @@ import json
 import math
 import os
 import platform
+import threading
+import time
 import warnings
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
@@ -27,6 +29,8 @@ WARM_UP = 5
 """Reports before the median pruner may stop a trial: the first quarter of the budget."""
 BUSY_SECONDS = 60
 """Seconds for which a process waits for another one that writes to the same SQLite file."""
+PULSE_SECONDS, LOST_SECONDS = 60.0, 600.0
+"""Seconds between two signs of life of a trial, and without one until its process on another machine counts as gone."""
 OPTIONS: Mapping[str, Any] = {
     "multivariate": True,
     "n_warmup_steps": WARM_UP,
@@ -174,35 +178,49 @@ class Told:
     seconds: float
 
 
+@dataclass(frozen=True)
+class Access:
+    """How a process gets at a study."""
+
+    storage: str
+    """URL of the database."""
+    name: str
+    total: int
+    """How many trials the sweep has."""
+    sampler: str
+    pruner: str
+    seed: int
+
+
 class Study:
     """The trials of a sweep in their storage. Several processes may share it."""
 
-    def __init__(
-        self,
-        space: Space,
-        *,
-        total: int,
-        sampler: str,
-        pruner: str,
-        storage: str,
-        name: str,
-        seed: int,
-        description: Mapping[str, Any],
-    ):
+    def __init__(self, space: Space, access: Access, description: Mapping[str, Any]):
+        """`description` says what must be the same in all processes and calls.
+
+        Raises:
+            UpslopeError: the storage cannot be used, or holds a sweep of this name with another description.
+        """
         optuna = require_optuna()
-        self.space, self.total, self.states = space, total, optuna.trial.TrialState
+        self.space, self.access, self.total, self.states = space, access, access.total, optuna.trial.TrialState
         self.distributions = {name: distribution_of(p) for name, p in space.searched.items()}
-        options = {"sampler": sampler_of(sampler, seed), "pruner": made("pruner", pruner, pruners())}
-        with storage_errors(storage):
-            self.storage = storage_of(storage)
+        sampler, pruner = sampler_of(access.sampler, access.seed), made("pruner", access.pruner, pruners())
+        with storage_errors(access.storage):
+            self.storage = storage_of(access.storage)
             self.study = optuna.create_study(
-                storage=self.storage, study_name=name, direction="maximize", load_if_exists=True, **options
+                storage=self.storage,
+                study_name=access.name,
+                direction="maximize",
+                load_if_exists=True,
+                sampler=sampler,
+                pruner=pruner,
             )
-            kept = self.study.user_attrs.get("sweep")
+            kept, now = self.study.user_attrs.get("sweep"), json.dumps(description, sort_keys=True)
             if kept is None:
-                self.study.set_user_attr("sweep", json.dumps(description, sort_keys=True))
-            elif json.loads(kept) != json.loads(json.dumps(description)):
-                raise UpslopeError(differing(name, json.loads(kept), json.loads(json.dumps(description))))
+                self.study.set_user_attr("sweep", now)
+            elif json.loads(kept) != json.loads(now):
+                raise UpslopeError(differing(access.name, json.loads(kept), json.loads(now)))
+        self.pulse = Pulse(self.storage)
 
     def trials(self) -> list[Any]:
         """All trials that count: those put back are not among them."""
@@ -214,13 +232,18 @@ class Study:
         if not self.study.get_trials(deepcopy=False):
             self.study.enqueue_trial(dict(drawn))
 
+    def left(self) -> int:
+        """How many trials have not begun."""
+        return max(self.total - len(self.trials()), 0)
+
     def ask(self) -> Any:
         """The next trial; None if all have begun."""
-        if len(self.trials()) >= self.total:
+        if not self.left():
             return None
         with without_warnings():
             trial = self.study.ask(self.distributions)
         trial.set_user_attr("process", this_process())
+        self.pulse.add(trial._trial_id)
         if sum(other.number < trial.number for other in self.trials()) >= self.total:  # another process was faster
             self.put_back(trial, again=False)
             return None
@@ -259,15 +282,22 @@ class Study:
         self.study.tell(trial.number, state=self.states.FAIL)
 
     def running(self) -> list[Any]:
-        """The trials that a process is at work on."""
+        """The trials on which a process is at work."""
         return [t for t in self.trials() if t.state == self.states.RUNNING]
 
     def put_back_lost(self) -> int:
-        """Put back the trials of processes of this machine that no longer exist; return their number."""
-        lost = [t for t in self.running() if is_gone(t.user_attrs.get("process", ""))]
+        """Put back the trials of processes that no longer exist; return their number."""
+        lost = [t for t in self.running() if is_gone(t.user_attrs)]
         for trial in lost:
             self.put_back(trial)
         return len(lost)
+
+    def fail_of(self, pid: int | None, reason: str) -> None:
+        """Tell that the trials of a process of this machine have failed."""
+        for trial in self.running():
+            if trial.user_attrs.get("process") == f"{platform.node()}:{pid}":
+                self.storage.set_trial_user_attr(trial._trial_id, "reason", reason)
+                self.study.tell(trial.number, state=self.states.FAIL)
 
     def told(self) -> list[Told]:
         """All trials in order."""
@@ -351,10 +381,47 @@ def this_process() -> str:
     return f"{platform.node()}:{os.getpid()}"
 
 
-def is_gone(process: str) -> bool:
-    """Whether a process of this machine has ended; False for those of other machines."""
-    machine, _, number = process.rpartition(":")
-    if machine != platform.node() or os.name != "posix" or not number.isdigit() or int(number) == os.getpid():
+class Pulse:
+    """Writes to the storage once in a while that the trials of this process are still in progress."""
+
+    def __init__(self, storage: Any):
+        self.storage, self.trials, self.lock = storage, set(), threading.Lock()
+        self.thread: threading.Thread | None = None
+
+    def add(self, trial: int) -> None:
+        """Write it for this trial from now on."""
+        self.write(trial)
+        with self.lock:
+            self.trials.add(trial)
+            if self.thread is None:
+                self.thread = threading.Thread(target=self.beat, daemon=True)
+                self.thread.start()
+
+    def beat(self) -> None:
+        """Write until the process ends."""
+        while True:
+            time.sleep(PULSE_SECONDS)
+            with self.lock:
+                trials = set(self.trials)
+            for trial in trials:
+                if not self.write(trial):
+                    self.trials.discard(trial)
+
+    def write(self, trial: int) -> bool:
+        """Write it now; False if the trial has ended, or the storage cannot be reached."""
+        try:
+            self.storage.set_trial_user_attr(trial, "alive", time.time())
+        except Exception:  # each database driver has its own kinds
+            return False
+        return True
+
+
+def is_gone(attributes: Mapping[str, Any]) -> bool:
+    """Whether the process that trains a trial has ended: on this machine by its number, elsewhere by its pulse."""
+    machine, _, number = str(attributes.get("process", "")).rpartition(":")
+    if machine != platform.node() or os.name != "posix" or not number.isdigit():
+        return time.time() - float(attributes.get("alive", math.inf)) > LOST_SECONDS
+    if int(number) == os.getpid():
         return False
     try:
         os.kill(int(number), 0)

@@ -1,28 +1,35 @@
 """The sweep: suggest settings, train trials on the same seeds, and confirm the winner on fresh ones."""
 
+import time
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
 import yaml
 
 from upslope.config.config import Config, positive
-from upslope.core.numbers import number
+from upslope.core.messages import counted
+from upslope.core.numbers import number as number_words
 from upslope.core.storage import write_atomically
 from upslope.environments.registry import EnvironmentLike
 from upslope.errors import UpslopeError
 from upslope.lab.sweep.confirm import Confirmation, confirm
+from upslope.lab.sweep.page import write_sweep_page
+from upslope.lab.sweep.processes import train_on_host
+from upslope.lab.sweep.programs import Programs
 from upslope.lab.sweep.setup import Setup, setup_of
-from upslope.lab.sweep.study import Study, Told, require_optuna, sqlite_url
-from upslope.lab.sweep.trial import train_trial
-from upslope.runs.directory import MAX_NAME, check_name
-from upslope.runs.display import Display, choose
+from upslope.lab.sweep.study import Access, Study, Told, named, pruners, require_optuna, samplers, sqlite_url
+from upslope.runs.directory import MAX_NAME, RunDirectory, check_name
+from upslope.runs.display import choose
 
 TRIALS, SEEDS, STEPS = 100, 3, 100_000
 FRESH, EPISODES = 10, 20
 """Fresh seeds for the winner and for the default, and evaluation episodes for each of them."""
 STORAGE = "study.db"
+WAIT_SECONDS = 2.0
+"""Seconds between two looks at the trials of other processes."""
 
 
 @dataclass(frozen=True)
@@ -61,6 +68,7 @@ def sweep(
     evaluation_episodes: int = EPISODES,
     preset: bool | str = True,
     workers: int | None = None,
+    at_once: int | None = None,
     quiet: bool = False,
     **settings: Any,
 ) -> Sweep:
@@ -87,6 +95,8 @@ def sweep(
         evaluation_episodes: fresh episodes per seed and mode by which these are compared; 0: by training returns.
         preset: start from the environment's tuned settings, as in `upslope.train`.
         workers: processes that train trials of a Gymnasium environment; by default one per core.
+        at_once: trials that one program of a compiled environment trains at once; by default 8, or 64 on an
+            accelerator.
         settings: any field of `Config`, for every trial and for the default.
 
     Raises:
@@ -94,38 +104,33 @@ def sweep(
         KeyboardInterrupt: on Ctrl-C, after everything is saved.
     """
     require_optuna()
-    positive(trials=trials, seeds=seeds, steps=steps, workers=workers, fresh_seeds=fresh_seeds or None)
+    positive(trials=trials, seeds=seeds, steps=steps, workers=workers, at_once=at_once, fresh_seeds=fresh_seeds or None)
     positive(evaluation_episodes=evaluation_episodes or None)
+    named("sampler", sampler, samplers()), named("pruner", pruner, pruners())
     setup = setup_of(environment, algorithm, space, preset, settings | {"steps": steps, "seeds": seeds})
+    check_engine(setup, workers, at_once)
     path = Path(folder) / (check_name(name) if name else default_name(setup.default))
-    url = storage or sqlite_url(path / STORAGE)
     make_folder(path)
-    study = Study(
-        setup.space,
-        total=trials,
-        sampler=sampler,
-        pruner=pruner,
-        storage=url,
-        name=path.name,
-        seed=setup.default.seed,
-        description=setup.described(),
-    )
-    display = choose(quiet)
-    say = no_words if quiet else display.message
-    for line in opening_lines(setup, study, path, sampler, pruner):
+    access = Access(storage or sqlite_url(path / STORAGE), path.name, trials, sampler, pruner, setup.default.seed)
+    study = Study(setup.space, access, setup.described())
+    say = no_words if quiet else choose(quiet).message
+    for line in opening_lines(setup, study, path):
         say(line)
     try:
-        begin_study(setup, study, say)
-        train_trials(setup, study, path, workers, say)
-        winner = study.best()
-        found = None
-        if winner is not None:
-            write_settings(setup.config(winner.drawn), path / "winner.yaml")
-            found = confirmed(setup, winner, path, fresh_seeds, evaluation_episodes, environment, workers, quiet)
+        train_trials(setup, study, path, workers, at_once, say)
+        with RunDirectory(path).exclusive():  # of several processes, the first does what is left
+            return finish(setup, study, path, fresh_seeds, evaluation_episodes, environment, workers, quiet)
     except KeyboardInterrupt:
         raise KeyboardInterrupt("Stopped and saved. Repeat the command to continue.") from None
-    config = setup.config(winner.drawn) if winner else None
-    return Sweep(path, tuple(study.told()), winner, config, found, config == setup.default, None)
+
+
+def check_engine(setup: Setup, workers: int | None, at_once: int | None) -> None:
+    """Refuse the options of the other kind of environment."""
+    is_compiled = setup.environment.is_compiled
+    if workers is not None and is_compiled:
+        raise UpslopeError("--workers applies only to Gymnasium environments; here --at-once sets trials at once.")
+    if at_once is not None and not is_compiled:
+        raise UpslopeError("--at-once applies only to compiled environments; here --workers sets trials at once.")
 
 
 def default_name(config: Config) -> str:
@@ -148,40 +153,81 @@ def no_words(text: str) -> None:
     """Say nothing."""
 
 
-def opening_lines(setup: Setup, study: Study, path: Path, sampler: str, pruner: str) -> list[str]:
+def opening_lines(setup: Setup, study: Study, path: Path) -> list[str]:
     """What is searched, and how."""
-    config, before = setup.default, len(study.trials())
+    config, access, before = setup.default, study.access, len(study.trials())
     title = (
-        f"sweep of {config.algorithm} on {config.environment} · {study.total} trials · {config.seeds} seeds · "
-        f"{config.steps:,} steps each"
+        f"sweep of {config.algorithm} on {config.environment} · {counted(study.total, 'trial')} · "
+        f"{counted(config.seeds, 'seed')} · {config.steps:,} steps each"
     )
     searched = ", ".join(name.rstrip("_") for name in setup.space.searched)
-    again = [f"continuing: {before} trials are there"] if before else []
-    return [title, f"writing to {path}", f"searching {searched} with {sampler}, pruning by {pruner}", *again]
+    again = [f"continuing: {counted(before, 'trial')} there"] if before else []
+    search = f"searching {searched} with {access.sampler}, pruning by {access.pruner}"
+    return [title, f"writing to {path}", search, *again]
 
 
-def begin_study(setup: Setup, study: Study, say: Callable[[str], None]) -> None:
-    """Put back trials whose process is gone, and make the default the first trial if the space holds it."""
-    if lost := study.put_back_lost():
-        say(f"{lost} trials of a process that is gone are trained again")
+def train_trials(
+    setup: Setup, study: Study, path: Path, workers: int | None, at_once: int | None, say: Callable[[str], None]
+) -> None:
+    """Train trials until all have ended, those of other processes too."""
+
+    def ended(number: int) -> None:
+        say(trial_words(study, number))
+
     drawn = setup.space.drawn(setup.default)
     if drawn is not None:
         study.suggest_first(drawn)
+    told = False
+    while True:
+        if lost := study.put_back_lost():
+            say(f"{counted(lost, 'trial')} of a process that is gone: trained again")
+        if study.left():
+            if setup.environment.is_compiled:
+                Programs(setup, study, at_once, ended).run()
+            else:
+                train_on_host(setup, study, path / "trials", workers, ended, say)
+        others = study.running()
+        if not others and not study.left():
+            return
+        if others and not told:
+            say(f"waiting for {counted(len(others), 'trial')} of other processes")
+            told = True
+        time.sleep(WAIT_SECONDS)
 
 
-def train_trials(setup: Setup, study: Study, path: Path, workers: int | None, say: Callable[[str], None]) -> None:
-    """Train trials until all have begun."""
-    while (trial := study.ask()) is not None:
-        train_trial(setup, study, trial, path / "trials", workers)
-        say(trial_words(study, study.told_of(study.study.trials[trial.number])))
+def finish(
+    setup: Setup,
+    study: Study,
+    path: Path,
+    fresh_seeds: int,
+    evaluation_episodes: int,
+    environment: EnvironmentLike,
+    workers: int | None,
+    quiet: bool,
+) -> Sweep:
+    """Confirm the winner, and write its settings and the page."""
+    winner, confirmation, config = study.best(), None, None
+    if winner is not None:
+        config = setup.config(winner.drawn)
+        write_settings(config, path / "winner.yaml")
+        if fresh_seeds and config != setup.default:
+            place = path / f"fresh-{winner.number:04d}"
+            options: dict[str, Any] = {"environment": environment, "workers": workers}
+            options |= {"seeds": fresh_seeds, "episodes": evaluation_episodes}
+            confirmation = confirm(setup, config, place, display=lambda: choose(quiet), **options)
+    found = Sweep(path, tuple(study.told()), winner, config, confirmation, config == setup.default, None)
+    if not find_spec("plotly"):
+        return found
+    page = write_sweep_page(path / "report.html", setup, found, study.importances())
+    return replace(found, report=page)
 
 
-def trial_words(study: Study, told: Told) -> str:
+def trial_words(study: Study, number: int) -> str:
     """One line about a trial that has ended."""
-    best = study.best()
-    result = {"complete": f"return {number(told.score)}", "failed": f"failed: {told.reason}"}
+    told, best = study.told_of(study.study.trials[number]), study.best()
+    result = {"complete": f"return {number_words(told.score)}", "failed": f"failed: {told.reason}"}
     words = result.get(told.state, told.state + (f": {told.reason}" if told.reason not in ("", told.state) else ""))
-    record = f" · best {number(best.score)} in trial {best.number}" if best else ""
+    record = f" · best {number_words(best.score)} in trial {best.number}" if best else ""
     return f"trial {told.number}: {words}{record}"
 
 
@@ -192,26 +238,3 @@ def write_settings(config: Config, path: Path) -> None:
     settings = {name: value for name, value in plain.items() if name not in left_out and value is not None}
     head = f"# upslope train {config.environment} --config {path}\n"
     write_atomically(path, (head + yaml.safe_dump(settings, sort_keys=False)).encode())
-
-
-def confirmed(
-    setup: Setup,
-    winner: Told,
-    path: Path,
-    seeds: int,
-    episodes: int,
-    environment: EnvironmentLike,
-    workers: int | None,
-    quiet: bool,
-) -> Confirmation | None:
-    """The winner against the default on fresh seeds; None if they are the same."""
-    config = setup.config(winner.drawn)
-    if not seeds or config == setup.default:
-        return None
-
-    def display(name: str) -> Display:
-        return choose(quiet)
-
-    place = path / f"fresh-{winner.number:04d}"
-    options: dict[str, Any] = {"environment": environment, "workers": workers, "display": display}
-    return confirm(setup, config, place, seeds=seeds, episodes=episodes, **options)

@@ -16,7 +16,7 @@ from upslope.runs.display import Display, Snapshot
 from upslope.runs.train import Session, begin
 
 
-class Pruned(Exception):
+class PrunedError(Exception):
     """The pruner has given up a trial."""
 
 
@@ -42,7 +42,7 @@ class TrialDisplay(Display):
         if self.told < part < REPORTS:
             self.told = part
             if self.report(part, fmean(snapshot.episode_return)):
-                raise Pruned
+                raise PrunedError
 
 
 def train_trial(setup: Setup, study: Study, trial: Any, folder: Path, workers: int | None) -> None:
@@ -57,7 +57,7 @@ def train_trial(setup: Setup, study: Study, trial: Any, folder: Path, workers: i
     try:
         config = setup.config(trial.params)
         run = begin(config, setup.task(config), RunDirectory(path), Session(display, Resources(workers)))
-    except Pruned:
+    except PrunedError:
         study.prune(trial)
     except UpslopeError as error:
         diverged = "no longer finite" in str(error)

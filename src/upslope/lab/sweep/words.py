@@ -51,7 +51,7 @@ def sentence(winner: Told, confirmation: Confirmation) -> str:
     scores = f"{confirmation.winner.mean.words()} against {confirmation.default.mean.words()}"
     probability = confirmation.probability.words(HUNDREDTHS)
     return (
-        f"On {counted(seeds, 'fresh seed')} trial {winner.number} {verdicts[confirmation.verdict]}: mean return {scores}, "
-        f"difference {confirmation.difference.words()}; a seed of it scores higher with probability {probability} "
-        f"(95 % intervals). In the sweep its score was {number(winner.score)}."
+        f"On {counted(seeds, 'fresh seed')} trial {winner.number} {verdicts[confirmation.verdict]}: mean return "
+        f"{scores}, difference {confirmation.difference.words()}; a seed of it scores higher with probability "
+        f"{probability} (95 % intervals). In the sweep its score was {number(winner.score)}."
     )
