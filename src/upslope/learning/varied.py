@@ -57,7 +57,8 @@ class Varied(float):
     def refuse(self, *_: Any) -> Any:
         raise UndecidedError(f"{self.text} decides what is computed, so it cannot be an input of the program.")
 
-    __bool__ = __int__ = __float__ = __index__ = __round__ = __floor__ = __ceil__ = __hash__ = refuse  # pyright: ignore
+    # Not `__float__`: JAX calls it to check any float's size, and then asks for the array above.
+    __bool__ = __int__ = __index__ = __round__ = __floor__ = __ceil__ = __hash__ = refuse  # pyright: ignore
 
 
 class UndecidedError(TypeError):

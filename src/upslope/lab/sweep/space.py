@@ -38,10 +38,10 @@ FORM = (
 class Range:
     """Numbers from low to high, both included; evenly spread over their logarithms if `log`."""
 
-    low: float
-    high: float
+    low: int | float
+    high: int | float
     log: bool = False
-    step: float | None = None
+    step: int | float | None = None
     is_whole: bool = False
 
     def ends(self) -> tuple[Any, ...]:
@@ -52,17 +52,12 @@ class Range:
         """The setting's value for what the sampler drew."""
         return drawn
 
-    def drawn(self, value: Any) -> Any:
-        """What a sampler would draw for this value; None if it is not in the range."""
-        is_number = isinstance(value, int | float) and not isinstance(value, bool)
-        is_inside = is_number and self.low <= value <= self.high
-        if (
-            is_inside
-            and self.step is not None
-            and not math.isclose((value - self.low) / self.step % 1, 0, abs_tol=1e-9)
-        ):
-            return None
-        return value if is_inside else None
+    def holds(self, value: Any) -> bool:
+        """Whether the value is in the range, and on its grid if there is a step."""
+        if not isinstance(value, int | float) or isinstance(value, bool) or not self.low <= value <= self.high:
+            return False
+        steps = 0.0 if self.step is None else (value - self.low) / self.step
+        return math.isclose(steps, round(steps), abs_tol=1e-9)
 
     def to_json(self) -> dict[str, Any]:
         """The range in the form of a space file."""
@@ -89,9 +84,9 @@ class Choices:
         """The setting's value for what the sampler drew."""
         return self.values[self.words.index(drawn)]
 
-    def drawn(self, value: Any) -> Any:
-        """What a sampler would draw for this value; None if it is not one of the choices."""
-        return word(value) if value in self.values and value is not None else None
+    def holds(self, value: Any) -> bool:
+        """Whether the value is one of the choices."""
+        return value in self.values
 
     def to_json(self) -> dict[str, Any]:
         """The choices in the form of a space file."""
@@ -114,8 +109,9 @@ class Space:
 
     def drawn(self, config: Config) -> dict[str, Any] | None:
         """What a sampler would draw for a config; None if a value is not in the space."""
-        found = {name: parameter.drawn(getattr(config, name)) for name, parameter in self.searched.items()}
-        return None if None in found.values() else found
+        values = {name: getattr(config, name) for name in self.searched}
+        is_inside = all(parameter.holds(values[name]) for name, parameter in self.searched.items())
+        return {name: word(value) for name, value in values.items()} if is_inside else None
 
     def to_json(self) -> dict[str, Any]:
         """The space in the form of its file."""
