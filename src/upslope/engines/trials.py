@@ -88,6 +88,7 @@ class TrialsEngine(ProgramEngine):
         self.rows_now = Rows(jnp.zeros((self.num_rows, MAX_INPUTS)), rows._replace(steps=spent))
         for program in self.programs:
             program.compile(None, self.rows_now)  # pyright: ignore[reportArgumentType] - rows hold the state
+        self.inputs.check(len(self.family.paths))
         self.is_compiled = True
 
     def set_rows(self, slot: int, new: Rows) -> None:

@@ -11,6 +11,7 @@ import copy
 import dataclasses
 import math
 import operator
+import re
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import Any
@@ -113,6 +114,16 @@ class Inputs:
             return row[column]
 
         return read
+
+    def check(self, count: int) -> None:
+        """Refuse a program that has overlooked one of the `count` numbers of its tasks.
+
+        Raises:
+            UndecidedError: a formula took a number for a constant, e.g. by `math.exp`.
+        """
+        met = {found for text in self.columns for found in re.findall(r"x\d+", text)}
+        if overlooked := {f"x{place}" for place in range(count)} - met:
+            raise UndecidedError(f"{', '.join(sorted(overlooked))} did not become an input of the program.")
 
     def row(self, numbers: Sequence[float]) -> list[float]:
         """The inputs for the numbers of a task."""
