@@ -126,6 +126,7 @@ def sampler_of(name: str, seed: int) -> Any:
 
         def __init__(self) -> None:
             self.number, self.inner = -1, made("sampler", name, samplers(), seed=seed)
+            self.is_exhausted = False
 
         def of(self, trial: Any) -> Any:
             if trial.number != self.number:
@@ -146,7 +147,10 @@ def sampler_of(name: str, seed: int) -> Any:
             self.of(trial).before_trial(study, trial)
 
         def after_trial(self, study: Any, trial: Any, state: Any, values: Any) -> None:
-            self.of(trial).after_trial(study, trial, state, values)
+            try:
+                self.of(trial).after_trial(study, trial, state, values)
+            except RuntimeError:  # it wanted to stop a study that does not run its own loop: nothing is left to try
+                self.is_exhausted = True
 
     return PerTrial()
 
@@ -233,7 +237,9 @@ class Study:
             self.study.enqueue_trial(dict(drawn))
 
     def left(self) -> int:
-        """How many trials have not begun."""
+        """How many trials have not begun; 0 if the sampler has tried everything."""
+        if getattr(self.study.sampler, "is_exhausted", False):
+            return 0
         return max(self.total - len(self.trials()), 0)
 
     def ask(self) -> Any:
