@@ -43,6 +43,8 @@ if TYPE_CHECKING:
     from upslope.errors import UpslopeError as UpslopeError
     from upslope.lab.ladder import Ladder as Ladder
     from upslope.lab.ladder import ladder as ladder
+    from upslope.lab.sweep.sweep import Sweep as Sweep
+    from upslope.lab.sweep.sweep import sweep as sweep
     from upslope.models.heads import head_of as head_of
     from upslope.models.model import Model as Model
     from upslope.models.model import Outputs as Outputs
@@ -69,6 +71,7 @@ PUBLIC_NAMES = {
     "report.print_tables": ("table",),
     "runs.bundles": ("bundle",),
     "lab.ladder": ("ladder", "Ladder"),
+    "lab.sweep.sweep": ("sweep", "Sweep"),
     "diagnosis.check": ("check", "Checked"),
     "diagnosis.doctor": ("diagnose", "Diagnosis"),
     "diagnosis.probe": ("probe", "Probed"),

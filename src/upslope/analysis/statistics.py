@@ -223,6 +223,19 @@ def probability_of_improvement(x: np.ndarray, y: np.ndarray) -> Estimate:
     return Estimate(theta, Interval(low, high))
 
 
+def difference_of_means(x: np.ndarray, y: np.ndarray) -> Estimate:
+    """mean(x) − mean(y) over seeds x [S] and y [R], with Welch's interval, which allows them different spreads.
+
+    None as interval for one seed on either side, and if no seed differs from the others of its side.
+    """
+    value = float(np.mean(x) - np.mean(y))
+    is_known = min(len(x), len(y)) > 1 and bool(np.isfinite(x).all() and np.isfinite(y).all())
+    if not is_known or not (np.ptp(x) > 0 or np.ptp(y) > 0):
+        return Estimate(value, None)
+    found: Any = stats.ttest_ind(x, y, equal_var=False).confidence_interval(LEVEL)
+    return Estimate(value, Interval(float(found.low), float(found.high)))
+
+
 def root(function: Callable[[float], float], low: float, high: float) -> float:
     """The root of a function between two points at which its signs differ."""
     found: Any = optimize.brentq(function, low, high)

@@ -9,6 +9,7 @@ from typing import Any
 import tyro
 
 from upslope.cli import commands, follow
+from upslope.cli.sweep import sweep
 from upslope.cli.train import Train, parse_train, resume, train
 from upslope.config.coercion import REGISTRY
 from upslope.core.messages import readable, unknown
@@ -22,7 +23,7 @@ EXIT_BROKEN_PIPE = 141
 FUNCTIONS = (
     *(resume, commands.evaluate, commands.record, commands.export, commands.compare, commands.report, commands.credit),
     *(commands.figure, commands.table, commands.bundle, commands.completion),
-    *(commands.ladder, commands.lab, commands.doctor, commands.check, commands.probe),
+    *(commands.ladder, sweep, commands.lab, commands.doctor, commands.check, commands.probe),
     *(follow.track, follow.watch),
 )
 COMMANDS: dict[str, Any] = {

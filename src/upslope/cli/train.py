@@ -13,14 +13,12 @@ from pathlib import Path
 from typing import Annotated, Any
 
 import tyro
-import yaml
 from tyro.constructors import StructConstructorSpec, StructFieldSpec, StructTypeInfo
 
 from upslope.config.coercion import REGISTRY
 from upslope.config.config import Config, canonical, configure, positive
 from upslope.config.foreign_names import foreign_setting
-from upslope.core.files import MAX_SETTINGS, plain_file
-from upslope.core.messages import readable
+from upslope.config.settings_files import read_mapping
 from upslope.errors import UpslopeError
 
 Switch = Annotated[bool, tyro.conf.FlagCreatePairsOff]
@@ -250,30 +248,9 @@ def resume(
     api.resume(run, quiet=quiet, track=track, track_project=track_project, workers=workers, trust=trust)
 
 
-class PlainLoader(yaml.SafeLoader):
-    """A YAML loader without aliases, because with them a few lines can expand to gigabytes."""
-
-    def compose_node(self, parent: Any, index: Any) -> Any:
-        if self.check_event(yaml.AliasEvent):
-            raise yaml.YAMLError("aliases (*name) are not allowed; write the value out")
-        return super().compose_node(parent, index)
-
-
 def read_settings(path: Path) -> dict[str, Any]:
     """Read a YAML file of settings, keyed by the names of the flags."""
-    if path.exists():
-        plain_file(path, MAX_SETTINGS)
-    try:
-        settings = yaml.load(path.read_text("utf-8"), PlainLoader)
-    except (OSError, ValueError, LookupError, TypeError, AttributeError, RecursionError, yaml.YAMLError) as error:
-        raise UpslopeError(f"Could not read the settings in {path}: {error}.") from error
-    if not isinstance(settings, dict):
-        raise UpslopeError(f"{path} must hold settings as `name: value` lines, e.g. `learning-rate: 0.001`.")
-    unprintable = [str(name) for name, value in settings.items() if not f"{name}{value}".isprintable()]
-    if unprintable:
-        raise UpslopeError(
-            f"{path} has unprintable characters in {', '.join(map(readable, unprintable))}. Remove or escape them."
-        )
+    settings = read_mapping(path)
     use_preset = settings.pop("preset", True)
     if not isinstance(use_preset, bool | str):
         raise UpslopeError(f"In {path}, preset must be true, false or the name of a preset, not {use_preset!r}.")

@@ -153,8 +153,8 @@ def reward_to_go(rollout: Rollout, gamma: float) -> Float[Array, "T N"]:
 
 def td_error(rollout: Rollout, values: Values, gamma: float) -> Float[Array, "T N"]:
     """δ_t = r_t + γ V(s_{t+1}) − V(s_t), where V(s_{t+1}) = 0 if the episode terminated there."""
-    next_value = jnp.where(rollout.terminated, 0.0, values.next_value)
-    delta = rollout.reward + gamma * next_value - values.value
+    following = jnp.where(rollout.terminated, 0.0, gamma * values.next_value)
+    delta = rollout.reward + following - values.value
     return jnp.where(rollout.valid, delta, 0.0)
 
 
@@ -163,7 +163,7 @@ def discounted_sum(x: Float[Array, "T N"], end: Bool[Array, "T N"], discount: fl
 
     def backwards(following: Float[Array, "N"], now: tuple[Array, Array]) -> tuple[Array, Array]:
         x_t, end_t = now
-        y_t = x_t + discount * jnp.where(end_t, 0.0, following)
+        y_t = x_t + jnp.where(end_t, 0.0, discount * following)
         return y_t, y_t
 
     return jax.lax.scan(backwards, jnp.zeros_like(x[0]), (x, end), reverse=True, unroll=UNROLL)[1]

@@ -102,6 +102,13 @@ def initialise_all(task: Task, seeds: Sequence[int], *, acts: bool = True) -> Tr
 
     Networks are initialised in NumPy; the rest is one program, to avoid compiling each small operation separately.
     """
+    agents, keys = fresh_agents(task, seeds)
+    begin_all = over_seeds(partial(begin_training, task, acts))
+    return jax.jit(lambda agents, keys: begin_all(stack(agents), keys), compiler_options=QUICK)(agents, keys)
+
+
+def fresh_agents(task: Task, seeds: Sequence[int]) -> tuple[list[Agent], Key[Array, "S 3"]]:
+    """An agent for each seed, and the keys with which `begin_training` goes on."""
     numbers = np.asarray(seeds, np.uint32)
     split = jax.vmap(lambda seed: jax.random.split(jax.random.key(seed), 3))
     keys = jax.jit(split, compiler_options=QUICK)(numbers)
@@ -111,8 +118,7 @@ def initialise_all(task: Task, seeds: Sequence[int], *, acts: bool = True) -> Tr
         normalize_observations=task.normalize_observations,
         normalize_rewards=task.normalize_rewards,
     )
-    begin_all = over_seeds(partial(begin_training, task, acts))
-    return jax.jit(lambda agents, keys: begin_all(stack(agents), keys), compiler_options=QUICK)(agents, keys)
+    return agents, keys
 
 
 def begin_training(task: Task, acts: bool, agent: Agent, keys: Key[Array, "3"]) -> TrainState:

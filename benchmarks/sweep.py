@@ -1,0 +1,135 @@
+"""Is a sweep worth it? Trials an hour in one program, and whether 64 trials beat the defaults on fresh seeds.
+
+    python benchmarks/sweep.py throughput    # one program against one process per trial, one per core; minutes
+    python benchmarks/sweep.py cartpole      # 64 trials on jax:CartPole-v1, 50,000 steps each; minutes
+    python benchmarks/sweep.py halfcheetah   # 64 trials on HalfCheetah-v5, 200,000 steps each; hours on two cores
+
+The defaults are those of the action space, as in an environment that nobody has tuned; cases that end in _preset hold
+the sweep against the environment's tuned settings. Each result replaces its entry in results/sweep.json. A sweep that
+was stopped is continued (--folder keeps it).
+"""
+
+import argparse
+import json
+import os
+import random
+import subprocess
+import sys
+import tempfile
+import time
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from queue import Queue
+from typing import Any
+
+import upslope
+from upslope.core.storage import plain
+from upslope.lab.sweep.words import counts, verdict_words
+from upslope.learning.devices import num_cores
+from upslope.runs.directory import versions
+
+RESULTS = Path(__file__).parent / "results" / "sweep.json"
+CASES: dict[str, dict[str, Any]] = {
+    "cartpole": {"environment": "jax:CartPole-v1", "steps": 50_000, "preset": False},
+    "cartpole_preset": {"environment": "jax:CartPole-v1", "steps": 50_000, "preset": True},
+    "halfcheetah": {"environment": "HalfCheetah-v5", "steps": 200_000, "preset": False},
+    "halfcheetah_preset": {"environment": "HalfCheetah-v5", "steps": 200_000, "preset": True},
+}
+TRIALS, SEEDS, FRESH = 64, 3, 10
+ALONE = 8
+"""Trials trained in a process each; their rate is that of more of them."""
+STEPS = 50_000
+
+
+def main() -> None:
+    """Measure one case and store it."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("case", choices=["throughput", *CASES])
+    parser.add_argument("--folder", type=Path, default=Path("runs"))
+    flags = parser.parse_args()
+    found = throughput() if flags.case == "throughput" else worth(flags.case, flags.folder)
+    stored = json.loads(RESULTS.read_text()) if RESULTS.exists() else {}
+    stored[flags.case] = found | {"versions": versions(), "cores": num_cores()}
+    RESULTS.write_text(json.dumps(plain(stored), indent=1, allow_nan=False) + "\n")
+    print(json.dumps(plain(found), indent=1))
+
+
+def worth(case: str, folder: Path) -> dict[str, Any]:
+    """Sweep, and report what the winner is worth on fresh seeds."""
+    started = time.perf_counter()
+    name = f"sweep-of-{case}"
+    found = upslope.sweep(**CASES[case], trials=TRIALS, seeds=SEEDS, fresh_seeds=FRESH, name=name, folder=folder)
+    confirmation = found.confirmation
+    return {
+        **CASES[case],
+        "seconds": round(time.perf_counter() - started, 1),
+        "trials": counts(found.trials),
+        "winner": None if found.winner is None else {"score": found.winner.score, **found.winner.drawn},
+        "verdict": None if confirmation is None else confirmation.verdict,
+        "words": verdict_words(found),
+        "fresh seeds": FRESH,
+        "score": None if confirmation is None else confirmation.comparison.score,
+        "winner's scores": None if confirmation is None else confirmation.winner.scores,
+        "default's scores": None if confirmation is None else confirmation.default.scores,
+        "probability": None if confirmation is None else confirmation.probability,
+        "difference": None if confirmation is None else confirmation.difference,
+    }
+
+
+def throughput() -> dict[str, Any]:
+    """Seconds for trials in one program, and for trials in a process each, everything included: starting Python,
+    compiling, training, writing. Nothing is pruned, and nothing compiled is there at the start."""
+    with tempfile.TemporaryDirectory() as folder:
+        together = sweep_seconds(Path(folder), TRIALS)
+        alone = process_seconds(Path(folder), ALONE)
+    hourly = {"one program": 3600 * TRIALS / together, "a process per trial": 3600 * ALONE / alone}
+    return {
+        "environment": "jax:CartPole-v1",
+        "steps": STEPS,
+        "seeds": SEEDS,
+        "trials": {"one program": TRIALS, "a process per trial": ALONE},
+        "seconds": {"one program": round(together, 1), "a process per trial": round(alone, 1)},
+        "trials an hour": {name: round(rate) for name, rate in hourly.items()},
+        "times as many": round(hourly["one program"] / hourly["a process per trial"], 1),
+    }
+
+
+def sweep_seconds(folder: Path, trials: int) -> float:
+    """Seconds of one `upslope sweep` without pruning and without fresh seeds."""
+    words = ["sweep", "jax:CartPole-v1", "--trials", trials, "--steps", STEPS, "--seeds", SEEDS, "--fresh-seeds", 0]
+    words += ["--sampler", "random", "--pruner", "none", "--folder", folder, "--quiet"]
+    started = time.perf_counter()
+    command(list(map(str, words)), folder / "cache-together")
+    return time.perf_counter() - started
+
+
+def process_seconds(folder: Path, trials: int) -> float:
+    """Seconds of as many `upslope train`, each with other numbers, one per core at a time."""
+    generator, cores = random.Random(0), Queue()
+    for core in sorted(os.sched_getaffinity(0)):
+        cores.put(core)
+
+    def train(trial: int) -> None:
+        core = cores.get()
+        words = ["train", "jax:CartPole-v1", "--steps", STEPS, "--seeds", SEEDS, "--name", f"trial-{trial}"]
+        words += ["--folder", folder, "--quiet", "--learning-rate", 10 ** generator.uniform(-4, -2)]
+        words += ["--lambda", generator.uniform(0.8, 1.0), "--epsilon", generator.uniform(0.1, 0.4)]
+        words += ["--entropy-coefficient", 10 ** generator.uniform(-4, -1)]
+        command(list(map(str, words)), folder / "cache-alone", core)
+        cores.put(core)
+
+    started = time.perf_counter()
+    with ThreadPoolExecutor(cores.qsize()) as threads:
+        list(threads.map(train, range(trials)))
+    return time.perf_counter() - started
+
+
+def command(words: list[str], cache: Path, core: int | None = None) -> None:
+    """Run an upslope command with a compilation cache of its own, perhaps on one core."""
+    pinned = [] if core is None else ["taskset", "-c", str(core)]
+    call = [*pinned, sys.executable, "-c", "from upslope.cli.main import main; main()", *words]
+    subprocess.run(call, check=True, env={**os.environ, "JAX_COMPILATION_CACHE_DIR": str(cache)})
+
+
+if __name__ == "__main__":
+    main()

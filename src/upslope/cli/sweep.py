@@ -1,0 +1,88 @@
+"""upslope sweep: the command that searches settings."""
+
+from pathlib import Path
+from typing import Annotated, Any
+
+import tyro
+
+from upslope.cli.commands import Environment, Keys, Wrappers
+from upslope.cli.terminal import console, say
+from upslope.cli.train import Quiet
+from upslope.config.config import positive
+
+
+def sweep(
+    environment: Environment,
+    algorithm: Annotated[tyro.conf.Positional[str], tyro.conf.arg(metavar="ALGORITHM")] = "ppo",
+    space: Path | None = None,
+    trials: int = 100,
+    seeds: int = 3,
+    seed: int = 0,
+    steps: int = 100_000,
+    sampler: str = "tpe",
+    pruner: str = "median",
+    storage: str | None = None,
+    name: str | None = None,
+    folder: Path = Path("runs"),
+    fresh_seeds: int = 10,
+    evaluation_episodes: int = 20,
+    preset: bool = True,
+    env_kwargs: dict[str, Any] = {},  # noqa: B006 - it is only read
+    max_episode_steps: int | None = None,
+    wrappers: Wrappers = (),
+    ignore_observation: Keys = (),
+    workers: int | None = None,
+    at_once: int | None = None,
+    quiet: Quiet = False,
+) -> None:
+    """Search an algorithm's settings, and hold the winner against the defaults on seeds that no trial has seen.
+
+    All trials have the same budget and the same seeds; a trial's score is the mean over its seeds of the last 100
+    training returns. The same command continues a sweep that was stopped, and several processes may run it at once. It
+    needs the extra `sweep`.
+
+    Args:
+        environment: A Gymnasium id (`CartPole-v1`), `module:Id`, or a compiled environment (`jax:CartPole-v1`).
+        algorithm: The rung of the ladder.
+        space: A YAML file with what is searched: `setting: {low: …, high: …, log: true}` or `setting: {choices: […]}`;
+            `setting: value` fixes it. By default a space for the kind of action.
+        trials: Number of trials in all.
+        seeds: Number of seeds of each trial.
+        seed: The first seed; the others follow it, and the fresh ones follow these.
+        steps: Environment steps per seed and trial.
+        sampler: Optuna's sampler: tpe, random, cmaes, gp, qmc, nsgaii, nsgaiii, bruteforce.
+        pruner: Optuna's pruner: median, hyperband, successivehalving, wilcoxon, none.
+        storage: URL of a database that several processes or machines share, e.g. postgresql+psycopg://host/name; by
+            default a SQLite file in the sweep's folder.
+        name: Name of the sweep's folder and study; by default made from environment and algorithm.
+        folder: Folder of the sweep's folder.
+        fresh_seeds: Fresh seeds on which the winner and the defaults are trained anew; 0 leaves that out.
+        evaluation_episodes: Fresh episodes per seed and mode that score these; 0 scores by training episodes.
+        preset: Start from the environment's tuned settings if there are any, as `upslope train` does.
+        env_kwargs: Keyword arguments for the environment, as JSON.
+        max_episode_steps: Steps after which an episode is truncated; by default the environment's own limit.
+        wrappers: A wrapper to put around the environment, as in `upslope train`; repeatable.
+        ignore_observation: Key of a part of the observations to leave out; repeatable.
+        workers: Processes that train trials of a Gymnasium environment; by default one per core.
+        at_once: Trials that one program of a compiled environment trains at once; by default 8, or 64 on an
+            accelerator.
+        quiet: Print warnings only.
+    """
+    options = locals()
+    positive(
+        trials=trials, seeds=seeds, steps=steps, workers=workers, at_once=at_once, max_episode_steps=max_episode_steps
+    )
+    positive(fresh_seeds=fresh_seeds or None, evaluation_episodes=evaluation_episodes or None)
+    given = {key: value for key, value in options.items() if key in ("env_kwargs", "wrappers", "ignore_observation")}
+    options = {key: value for key, value in options.items() if key not in given}
+    options |= {key: value for key, value in given.items() if value}
+    if max_episode_steps is None:
+        del options["max_episode_steps"]
+    from upslope.cli.sweep_tables import sweep_lines, sweep_table
+    from upslope.lab.sweep.sweep import sweep
+
+    found = sweep(**options)
+    if not quiet:
+        console().print(sweep_table(found))
+        for line in sweep_lines(found):
+            say(line)

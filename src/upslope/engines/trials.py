@@ -1,0 +1,116 @@
+"""Trials of a sweep in a compiled environment: many trials, each with all its seeds, are one program.
+
+A row of the program is one seed of one trial, with the numbers of its task as inputs (`learning/varied.py`). Rows are
+shared out among the devices and computed as the seeds of a run are, so a trial's numbers are those that it has alone. A
+trial that has ended leaves its rows to the next one, and the program stays.
+"""
+
+from collections.abc import Callable, Sequence
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jaxtyping import Array, Float, Int
+
+from upslope.core.types import Rollout
+from upslope.engines.base import Chunk, never
+from upslope.engines.compiled import ProgramEngine
+from upslope.learning.iteration import QUICK, Task, TrainState, begin_training, fresh_agents, iterate_many, over_seeds
+from upslope.learning.varied import MAX_INPUTS, Family, Inputs
+
+
+class Rows(NamedTuple):
+    """The rows of the program [R]: numbers and training state."""
+
+    numbers: Float[Array, "R K"]
+    state: TrainState
+
+    @property
+    def steps(self) -> Any:
+        """The environment steps of each row."""
+        return self.state.steps
+
+
+class TrialsEngine(ProgramEngine):
+    """Trains up to `slots` trials of a family at once, each on the same seeds."""
+
+    def __init__(self, family: Family, seeds: Sequence[int], slots: int, iterations: int):
+        """`iterations` is the length of a chunk."""
+        self.family, self.trial_seeds, self.inputs = family, list(seeds), Inputs()
+        num_devices = len(jax.local_devices())
+        self.num_rows = -(-slots * len(seeds) // num_devices) * num_devices
+        # Neighbouring trials lie on different devices, so that a few trials keep all devices busy.
+        self.order = np.arange(self.num_rows).reshape(num_devices, -1).T.ravel()
+        super().__init__(family.first, range(self.num_rows), iterations)
+        self.begin = jax.jit(over_seeds(self.begin_one), compiler_options=QUICK)
+        self.put = jax.jit(lambda rows, new, places: jax.tree.map(lambda x, y: x.at[places].set(y), rows, new))
+        self.rows_now: Rows | None = None
+
+    def places(self, slot: int) -> Int[np.ndarray, "S"]:
+        """The rows of a slot, one for each seed."""
+        count = len(self.trial_seeds)
+        return self.order[slot * count : (slot + 1) * count]
+
+    def begin_one(self, agent: Any, keys: Any, numbers: Float[Array, "K"]) -> TrainState:
+        """The initial state of one row."""
+        return begin_training(self.family.bound(self.task, self.inputs.reading(numbers)), True, agent, keys)
+
+    def one_seed(self, task: Task, data: Rollout | None, state: Any) -> Any:
+        """One row's program; `state` is a row."""
+        bound = self.family.bound(task, self.inputs.reading(state.numbers))
+        after, facts = iterate_many(bound, state.state, self.iterations)
+        return Rows(state.numbers, after), facts
+
+    def place(self, slot: int, task: Task) -> None:
+        """Begin a trial in a slot.
+
+        Raises:
+            UndecidedError: the task's own code decides by a number that differs between the trials.
+        """
+        agents, keys = fresh_agents(task, self.trial_seeds)
+        stacked = jax.tree.map(lambda *leaves: np.stack([np.asarray(x) for x in leaves]), *agents)
+        if self.rows_now is None:
+            self.prepare(self.begin(stacked, keys, np.zeros((len(keys), MAX_INPUTS), np.float32)))
+        numbers = self.numbers_of(task)
+        self.set_rows(slot, Rows(numbers, self.begin(stacked, keys, numbers)))
+
+    def numbers_of(self, task: Task) -> np.ndarray:
+        """The program's inputs for a trial, the same for each of its seeds."""
+        row = self.inputs.row(self.family.numbers(task))
+        return np.tile(np.asarray(row, np.float32), (len(self.trial_seeds), 1))
+
+    def prepare(self, state: TrainState) -> None:
+        """Compile the program for rows like these, whose values do not matter: all rows are spent."""
+        which = np.arange(self.num_rows) % len(self.trial_seeds)
+        rows = jax.jit(lambda state: jax.tree.map(lambda x: x[which], state))(state)
+        spent = jnp.full(self.num_rows, self.task.steps, jnp.uint32)
+        self.rows_now = Rows(jnp.zeros((self.num_rows, MAX_INPUTS)), rows._replace(steps=spent))
+        for program in self.programs:
+            program.compile(None, self.rows_now)  # pyright: ignore[reportArgumentType] - rows hold the state
+        self.inputs.check(len(self.family.paths))
+        self.is_compiled = True
+
+    def set_rows(self, slot: int, new: Rows) -> None:
+        """Replace the rows of a slot."""
+        assert self.rows_now is not None
+        self.rows_now = self.put(self.rows_now, new, self.places(slot))
+
+    def stop(self, slot: int) -> None:
+        """Spend the budget of the trial in a slot, so that its rows cost nothing."""
+        assert self.rows_now is not None
+        state = self.rows_now.state
+        spent = state.steps.at[self.places(slot)].set(np.uint32(self.task.steps))
+        self.rows_now = self.rows_now._replace(state=state._replace(steps=spent))
+
+    def advance_all(self, may_continue: Callable[[], bool] = never) -> Chunk:
+        """Advance all trials by a chunk. Its arrays and episodes are by row; see `places`."""
+        rows, chunk = self.advance(self.rows_now, may_continue)  # pyright: ignore[reportArgumentType]
+        self.rows_now = rows  # pyright: ignore[reportAttributeAccessIssue]
+        return chunk
+
+
+def chunk_length(task: Task, reports: int) -> int:
+    """Iterations in a part of the budget, of which there are about `reports`."""
+    length = (task.max_episode_steps or 1) if task.estimator.whole_episodes else task.rollout_steps
+    return max(1, task.steps // reports // (task.num_envs * length))

@@ -1,0 +1,172 @@
+"""Trials in a compiled environment: those that differ only in numbers are one program, several at once."""
+
+import math
+from collections import deque
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from itertools import combinations
+from statistics import fmean
+from typing import Any
+
+import jax
+import numpy as np
+
+from upslope.engines.base import Chunk
+from upslope.engines.trials import TrialsEngine, chunk_length
+from upslope.errors import UpslopeError
+from upslope.lab.sweep.setup import Setup
+from upslope.lab.sweep.study import REPORTS, Study
+from upslope.learning.devices import computing
+from upslope.learning.iteration import Task
+from upslope.learning.varied import Family, Path, UndecidedError, flatten
+from upslope.runs.loop import WINDOW
+from upslope.runs.signals import stop_on_signal
+
+AT_ONCE, AT_ONCE_ON_ACCELERATOR = 8, 64
+"""Trials trained at once by default. More of them fill an accelerator; fewer let samplers learn from each other."""
+
+
+@dataclass
+class Active:
+    """A trial in a slot of an engine."""
+
+    trial: Any
+    slot: int
+    windows: list[deque[float]]
+    """The last training returns of each seed."""
+    told: int = 0
+
+    def recent(self) -> float:
+        """The mean over seeds of the last training returns; nan until each seed has finished an episode."""
+        return fmean(fmean(window) if window else math.nan for window in self.windows)
+
+
+class Programs:
+    """Trains the trials of a study until all have begun and ended."""
+
+    def __init__(self, setup: Setup, study: Study, at_once: int | None, say: Callable[[int], None]):
+        """`say` is told the number of each trial that has ended."""
+        self.setup, self.study, self.say = setup, study, say
+        self.at_once = at_once
+        self.engines: list[tuple[TrialsEngine, list[Active]]] = []
+        self.paths: tuple[Path, ...] = ()
+
+    def run(self) -> None:
+        """Train.
+
+        Raises:
+            KeyboardInterrupt: Ctrl-C was pressed; trials in progress are put back.
+        """
+        with computing(on_host=False), stop_on_signal(lambda: False) as stop:
+            is_cpu = jax.default_backend() == "cpu"
+            at_once = self.at_once or (max(AT_ONCE, jax.local_device_count()) if is_cpu else AT_ONCE_ON_ACCELERATOR)
+            at_once = min(at_once, self.study.total)
+            self.paths = number_paths(self.setup)
+            try:
+                while self.fill(at_once):
+                    for engine, active in list(self.engines):
+                        if active and not stop.is_set():
+                            self.advance(engine, active)
+                    if stop.is_set():
+                        raise KeyboardInterrupt
+            finally:
+                for _, active in self.engines:
+                    for one in active:
+                        self.study.put_back(one.trial)
+
+    def fill(self, at_once: int) -> bool:
+        """Begin trials until `at_once` are in progress; return whether there are any."""
+        while sum(len(active) for _, active in self.engines) < at_once:
+            trial = self.study.ask()
+            if trial is None:
+                break
+            try:
+                self.begin(trial, self.setup.task(self.setup.config(trial.params)), at_once)
+            except UpslopeError as error:
+                self.study.fail(trial, str(error))
+                self.say(trial.number)
+            except BaseException:
+                self.study.put_back(trial)
+                raise
+        return any(active for _, active in self.engines)
+
+    def begin(self, trial: Any, task: Task, at_once: int) -> None:
+        """Begin a trial in a free slot of its program."""
+        try:
+            self.place(trial, task, at_once, self.paths)
+        except UndecidedError:  # in a user's own part, which decides by a number: a program for each trial
+            self.engines = [(engine, active) for engine, active in self.engines if active]
+            self.place(trial, task, at_once, ())
+
+    def place(self, trial: Any, task: Task, at_once: int, paths: tuple[Path, ...]) -> None:
+        """Begin a trial in the first engine of its family, or in a new one whose numbers at `paths` may differ."""
+        found = next((pair for pair in self.engines if pair[0].family.joined(task) is pair[0].family), None)
+        if found is None:
+            parts = flatten(task)
+            family = Family(task, tuple(path for path in paths if type(parts.get(path)) is float))
+            slots = at_once if family.paths else 1
+            seeds = self.setup.default.seed_list()
+            found = TrialsEngine(family, seeds, slots, chunk_length(task, REPORTS)), []
+        engine, active = found
+        slot = min(set(range(at_once)) - {one.slot for one in active})
+        engine.place(slot, task)
+        if found not in self.engines:
+            self.engines.append(found)
+        windows = [deque(maxlen=WINDOW) for _ in self.setup.default.seed_list()]
+        active.append(Active(trial, slot, windows))
+
+    def advance(self, engine: TrialsEngine, active: list[Active]) -> None:
+        """Train a program's trials for a part of their budget, and tell what came of it."""
+        try:
+            chunk = engine.advance_all()
+        except UpslopeError:
+            for one in list(active):
+                self.end(active, one, lambda trial: self.study.fail(trial, str(error)))
+            return
+        lost = not_finite(chunk)
+        for one in list(active):
+            rows = engine.places(one.slot)
+            for window, row in zip(one.windows, rows, strict=True):
+                window.extend(episode_return for _, _, episode_return, _ in chunk.episodes[row])
+            steps, value = int(chunk.steps[rows, -1].min()), one.recent()
+            part = steps * REPORTS // self.setup.default.steps
+            if lost[rows].any():
+                engine.stop(one.slot)
+                self.end(active, one, lambda trial: self.study.prune(trial, "diverged"))
+            elif part >= REPORTS:
+                self.end(active, one, lambda trial: self.study.complete(trial, value))  # noqa: B023
+            elif part > one.told:
+                one.told = part
+                if self.study.report(one.trial, part, value):
+                    engine.stop(one.slot)
+                    self.end(active, one, self.study.prune)
+
+    def end(self, active: list[Active], one: Active, tell: Callable[[Any], None]) -> None:
+        """Free a trial's slot and tell its result."""
+        active.remove(one)
+        tell(one.trial)
+        self.say(one.trial.number)
+
+
+def number_paths(setup: Setup) -> tuple[Path, ...]:
+    """Where in a task the searched numbers are: wherever tasks differ in a number that differ in one setting."""
+    found: dict[Path, None] = {}
+    for name, parameter in setup.space.searched.items():
+        tasks = []
+        for value in (getattr(setup.default, name), *parameter.ends()):
+            try:
+                tasks.append(setup.task(replace(setup.default, **{name: value})))
+            except UpslopeError:  # it needs another value of another setting
+                continue
+        for first, second in combinations(tasks, 2):
+            family = Family(first, ()).joined(second)
+            found |= dict.fromkeys(family.paths if family else ())
+    return tuple(found)
+
+
+def not_finite(chunk: Chunk) -> np.ndarray:
+    """The rows [R] whose agent has numbers that are not finite, after the last iteration in which it learned."""
+    moved = chunk.steps > chunk.before
+    last = moved.shape[1] - 1 - np.argmax(moved[:, ::-1], axis=1)
+    after = chunk.metrics["policy/loss"] + chunk.metrics["policy/kl"]  # the KL is that of the new parameters
+    return moved.any(axis=1) & ~np.isfinite(after[np.arange(len(after)), last])

@@ -1,0 +1,88 @@
+"""What a sweep trains: the default config, the space around it, and the config of each trial."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+from upslope.config.config import Config, canonical
+from upslope.config.prepare import configured, missing_reader, refuse_unread
+from upslope.config.task import estimator_of, objective_of, task_of
+from upslope.core.space_parts import has_box
+from upslope.environments.registry import AnyEnvironment, EnvironmentLike
+from upslope.errors import UpslopeError
+from upslope.lab.sweep.space import Space, read_space, shipped_space
+from upslope.learning.iteration import Task
+
+SELECTING = ("estimator", "objective", "optimiser", "memory", "shared_trunk", "model", "head")
+"""Settings that decide which others are read."""
+
+
+@dataclass(frozen=True)
+class Setup:
+    """The default config of a sweep, its environment, and what is searched."""
+
+    default: Config
+    environment: AnyEnvironment
+    space: Space
+
+    def config(self, drawn: Mapping[str, Any]) -> Config:
+        """The config of a trial, for what the sampler drew: the default's but for the searched settings.
+
+        Raises:
+            UpslopeError: the values exclude each other.
+        """
+        return replace(self.default, **self.space.settings(drawn))
+
+    def task(self, config: Config) -> Task:
+        """The task of a trial. All trials have the same environment."""
+        return task_of(config, self.environment)
+
+    def described(self) -> dict[str, Any]:
+        """What must be the same for trials to be compared, for the storage."""
+        config = self.default.to_json()
+        named = {name: config.pop(name) for name in ("environment", "algorithm", "steps", "seeds", "seed")}
+        return {**named, "space": self.space.to_json(), "settings": config}
+
+
+def setup_of(
+    environment: EnvironmentLike,
+    algorithm: str,
+    space: str | Path | Mapping[str, Any] | None,
+    preset: bool | str,
+    settings: Mapping[str, Any],
+) -> Setup:
+    """The setup of a sweep; `settings` replace what the space fixes.
+
+    Raises:
+        UpslopeError: a setting or the space is invalid, or nothing reads it.
+    """
+    given = read_space(space) if space is not None else None
+    fixed = dict(given.fixed) if given else {}
+    asked = fixed | canonical(settings)
+    default, made, _, parts = configured(environment, algorithm, preset=preset, settings=asked)
+    if default.data is not None:
+        raise UpslopeError("A sweep scores trials by their own episodes, and recorded data have none. Leave out data.")
+    task = task_of(default, made, parts)
+    refuse_unread(asked, default, task)
+    if given is None:
+        shipped = shipped_space(is_continuous=has_box(made.action_space))
+        is_read = [name for name in shipped.searched if not missing_reader(name, default, task)]
+        return Setup(default, made, shipped.only([name for name in is_read if name not in asked]))
+    if twice := [name for name in given.searched if name in asked]:
+        raise UpslopeError(f"{', '.join(twice)} is searched by the space and also set. Leave one of the two out.")
+    if not set(given.searched) & set(SELECTING):
+        refuse_unread(given.searched, default, task)
+    check_ends(given, default)
+    return Setup(default, made, given)
+
+
+def check_ends(space: Space, default: Config) -> None:
+    """Refuse a range or a choice whose ends a config does not allow."""
+    for name, parameter in space.searched.items():
+        for end in parameter.ends():
+            try:
+                config = replace(default, **{name: end})
+                estimator_of(config), objective_of(config)
+            except UpslopeError as error:
+                raise UpslopeError(f"The space holds {name} = {end}. {error}") from error

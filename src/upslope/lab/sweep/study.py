@@ -1,0 +1,438 @@
+"""Optuna, which suggests the settings of trials and keeps their results; everything of it that a sweep uses is here.
+
+It is imported inside functions, since it is an extra.
+"""
+
+import inspect
+import json
+import math
+import os
+import platform
+import threading
+import time
+import warnings
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+from upslope.core.messages import unknown
+from upslope.core.reading import brief
+from upslope.errors import UpslopeError
+from upslope.lab.sweep.space import Choices, Parameter, Space
+
+REPORTS = 20
+"""How many times per trial its recent return is told to the pruner."""
+WARM_UP = 5
+"""Reports before the median pruner may stop a trial: the first quarter of the budget."""
+BUSY_SECONDS = 60
+"""Seconds for which a process waits for another one that writes to the same SQLite file."""
+PULSE_SECONDS, LOST_SECONDS = 60.0, 600.0
+"""Seconds between two signs of life of a trial, and without one until its process on another machine counts as gone."""
+OPTIONS: Mapping[str, Any] = {
+    "multivariate": True,
+    "n_warmup_steps": WARM_UP,
+    "max_resource": REPORTS,
+    "warn_independent_sampling": False,
+    "warn_asynchronous_seeding": False,
+}
+"""Arguments of samplers and pruners that take them; all others keep Optuna's defaults."""
+NONE = "none"
+
+
+def require_optuna() -> Any:
+    """Import Optuna.
+
+    Raises:
+        UpslopeError: it is not installed.
+    """
+    try:
+        import optuna
+    except ImportError as error:
+        raise UpslopeError('A sweep needs Optuna, which is not installed: pip install "upslope[sweep]"') from error
+    optuna.logging.set_verbosity(optuna.logging.ERROR)
+    return optuna
+
+
+@cache
+def samplers() -> dict[str, type]:
+    """Optuna's samplers by name: `TPESampler` is tpe."""
+    return parts_of(require_optuna().samplers, "Sampler")
+
+
+@cache
+def pruners() -> dict[str, type]:
+    """Optuna's pruners by name; its `NopPruner` is none."""
+    found = parts_of(require_optuna().pruners, "Pruner")
+    return {NONE if name == "nop" else name: kind for name, kind in found.items()}
+
+
+def parts_of(module: Any, ending: str) -> dict[str, type]:
+    """The classes of a module that can be made without arguments, by lower-case name without the ending."""
+    kinds = {name: getattr(module, name) for name in module.__all__ if name.endswith(ending)}
+    return {
+        name.removesuffix(ending).lower(): kind
+        for name, kind in kinds.items()
+        if not inspect.isabstract(kind) and not required_arguments(kind)
+    }
+
+
+def required_arguments(kind: type) -> list[str]:
+    """The arguments without which a class cannot be made."""
+    parameters = list(inspect.signature(kind).parameters.values())
+    variable = (inspect.Parameter.VAR_POSITIONAL, inspect.Parameter.VAR_KEYWORD)
+    return [p.name for p in parameters if p.default is p.empty and p.kind not in variable]
+
+
+def named(role: str, name: str, known: Mapping[str, type]) -> type:
+    """Look up a sampler or a pruner."""
+    if name not in known:
+        raise UpslopeError(unknown(role, name, known, "upslope sweep --help"))
+    return known[name]
+
+
+def made(role: str, name: str, known: Mapping[str, type], **more: Any) -> Any:
+    """Make a sampler or a pruner with the options that it takes."""
+    kind = named(role, name, known)
+    options = {**OPTIONS, **more}
+    try:
+        with without_warnings():
+            return kind(**{key: options[key] for key in inspect.signature(kind).parameters if key in options})
+    except ImportError as error:
+        raise UpslopeError(f"The {role} {name} needs another package: {brief(error)}.") from error
+
+
+@contextmanager
+def without_warnings() -> Iterator[None]:
+    """Silence Optuna's notes on experimental parts, which are no news for who chose them by name."""
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        yield
+
+
+def sampler_of(name: str, seed: int) -> Any:
+    """A sampler whose suggestion for a trial depends on the seed, the trial's number and the results before it.
+
+    Hence a sweep that was stopped goes on as it would have, and processes that share a storage draw different trials.
+    """
+    optuna = require_optuna()
+    if "seed" not in inspect.signature(named("sampler", name, samplers())).parameters or name == "qmc":
+        return made("sampler", name, samplers(), seed=seed)
+
+    class PerTrial(optuna.samplers.BaseSampler):
+        """A new sampler of the kind for each trial."""
+
+        def __init__(self) -> None:
+            self.number, self.inner = -1, made("sampler", name, samplers(), seed=seed)
+            self.is_exhausted = False
+
+        def of(self, trial: Any) -> Any:
+            if trial.number != self.number:
+                mixed = (seed * 1_000_003 + trial.number) % 2**32
+                self.number, self.inner = trial.number, made("sampler", name, samplers(), seed=mixed)
+            return self.inner
+
+        def infer_relative_search_space(self, study: Any, trial: Any) -> Any:
+            return self.of(trial).infer_relative_search_space(study, trial)
+
+        def sample_relative(self, study: Any, trial: Any, search_space: Any) -> Any:
+            return self.of(trial).sample_relative(study, trial, search_space)
+
+        def sample_independent(self, study: Any, trial: Any, param_name: str, param_distribution: Any) -> Any:
+            return self.of(trial).sample_independent(study, trial, param_name, param_distribution)
+
+        def before_trial(self, study: Any, trial: Any) -> None:
+            self.of(trial).before_trial(study, trial)
+
+        def after_trial(self, study: Any, trial: Any, state: Any, values: Any) -> None:
+            try:
+                self.of(trial).after_trial(study, trial, state, values)
+            except RuntimeError:  # it wanted to stop a study that does not run its own loop: nothing is left to try
+                self.is_exhausted = True
+
+    return PerTrial()
+
+
+def distribution_of(parameter: Parameter) -> Any:
+    """Optuna's distribution for a range or choices."""
+    kinds = require_optuna().distributions
+    if isinstance(parameter, Choices):
+        return kinds.CategoricalDistribution(parameter.words)
+    if parameter.is_whole:
+        step = 1 if parameter.step is None else int(parameter.step)
+        return kinds.IntDistribution(int(parameter.low), int(parameter.high), log=parameter.log, step=step)
+    return kinds.FloatDistribution(parameter.low, parameter.high, log=parameter.log, step=parameter.step)
+
+
+@dataclass(frozen=True)
+class Told:
+    """A trial of a sweep, as it is stored."""
+
+    number: int
+    state: str
+    """complete, pruned, diverged, failed or running."""
+    drawn: dict[str, Any]
+    score: float
+    """The mean over seeds of the last training returns; nan unless complete."""
+    reports: dict[int, float]
+    """Report, from 1 to `REPORTS` → the recent return."""
+    reason: str
+    seconds: float
+
+
+@dataclass(frozen=True)
+class Access:
+    """How a process gets at a study."""
+
+    storage: str
+    """URL of the database."""
+    name: str
+    total: int
+    """How many trials the sweep has."""
+    sampler: str
+    pruner: str
+    seed: int
+
+
+class Study:
+    """The trials of a sweep in their storage. Several processes may share it."""
+
+    def __init__(self, space: Space, access: Access, description: Mapping[str, Any]):
+        """`description` says what must be the same in all processes and calls.
+
+        Raises:
+            UpslopeError: the storage cannot be used, or holds a sweep of this name with another description.
+        """
+        optuna = require_optuna()
+        self.space, self.access, self.total, self.states = space, access, access.total, optuna.trial.TrialState
+        self.distributions = {name: distribution_of(p) for name, p in space.searched.items()}
+        sampler, pruner = sampler_of(access.sampler, access.seed), made("pruner", access.pruner, pruners())
+        with storage_errors(access.storage):
+            self.storage = storage_of(access.storage)
+            self.study = optuna.create_study(
+                storage=self.storage,
+                study_name=access.name,
+                direction="maximize",
+                load_if_exists=True,
+                sampler=sampler,
+                pruner=pruner,
+            )
+            kept, now = self.study.user_attrs.get("sweep"), json.dumps(description, sort_keys=True)
+            if kept is None:
+                self.study.set_user_attr("sweep", now)
+            elif json.loads(kept) != json.loads(now):
+                raise UpslopeError(differing(access.name, json.loads(kept), json.loads(now)))
+        self.pulse = Pulse(self.storage)
+
+    def trials(self) -> list[Any]:
+        """All trials that count: those put back are not among them."""
+        found = self.study.get_trials(deepcopy=False)
+        return [t for t in found if t.state != self.states.WAITING and not t.user_attrs.get("put_back")]
+
+    def suggest_first(self, drawn: Mapping[str, Any]) -> None:
+        """Make these settings the first trial of a study without trials."""
+        if not self.study.get_trials(deepcopy=False):
+            self.study.enqueue_trial(dict(drawn))
+
+    def left(self) -> int:
+        """How many trials have not begun; 0 if the sampler has tried everything."""
+        if getattr(self.study.sampler, "is_exhausted", False):
+            return 0
+        return max(self.total - len(self.trials()), 0)
+
+    def ask(self) -> Any:
+        """The next trial; None if all have begun."""
+        if not self.left():
+            return None
+        with without_warnings():
+            trial = self.study.ask(self.distributions)
+        trial.set_user_attr("process", this_process())
+        self.pulse.add(trial._trial_id)
+        if sum(other.number < trial.number for other in self.trials()) >= self.total:  # another process was faster
+            self.put_back(trial, again=False)
+            return None
+        return trial
+
+    def report(self, trial: Any, part: int, value: float) -> bool:
+        """Tell the recent return after a part of the budget, 1 to `REPORTS`; return whether the trial is pruned."""
+        if not math.isfinite(value):
+            return False
+        trial.report(value, part)
+        with without_warnings():
+            return trial.should_prune()
+
+    def complete(self, trial: Any, score: float) -> None:
+        """Tell the score of a finished trial. Without one, no episode has ended, and it is told as pruned."""
+        if math.isfinite(score):
+            self.study.tell(trial, score)
+        else:
+            self.prune(trial, "no episode ended")
+
+    def prune(self, trial: Any, reason: str = "") -> None:
+        """Tell that a trial was given up. Samplers then avoid its surroundings, as those of a bad one."""
+        trial.set_user_attr("reason", reason)
+        self.study.tell(trial, state=self.states.PRUNED)
+
+    def fail(self, trial: Any, reason: str) -> None:
+        """Tell that a trial could not be trained."""
+        trial.set_user_attr("reason", brief_text(reason))
+        self.study.tell(trial, state=self.states.FAIL)
+
+    def put_back(self, trial: Any, *, again: bool = True) -> None:
+        """Give back a trial that was stopped; with `again`, it is trained by whoever asks next."""
+        self.storage.set_trial_user_attr(trial._trial_id, "put_back", True)
+        if again:
+            self.study.enqueue_trial(trial.params)
+        self.study.tell(trial.number, state=self.states.FAIL)
+
+    def running(self) -> list[Any]:
+        """The trials on which a process is at work."""
+        return [t for t in self.trials() if t.state == self.states.RUNNING]
+
+    def put_back_lost(self) -> int:
+        """Put back the trials of processes that no longer exist; return their number."""
+        lost = [t for t in self.running() if is_gone(t.user_attrs)]
+        for trial in lost:
+            self.put_back(trial)
+        return len(lost)
+
+    def fail_of(self, pid: int | None, reason: str) -> None:
+        """Tell that the trials of a process of this machine have failed."""
+        for trial in self.running():
+            if trial.user_attrs.get("process") == f"{platform.node()}:{pid}":
+                self.storage.set_trial_user_attr(trial._trial_id, "reason", reason)
+                self.study.tell(trial.number, state=self.states.FAIL)
+
+    def told(self) -> list[Told]:
+        """All trials in order."""
+        return [self.told_of(trial) for trial in self.trials()]
+
+    def told_of(self, trial: Any) -> Told:
+        """One trial as it is stored."""
+        reason, state = trial.user_attrs.get("reason", ""), trial.state.name.lower()
+        state = {"fail": "failed"}.get(state, "diverged" if state == "pruned" and reason else state)
+        has_score = trial.state == self.states.COMPLETE and trial.value is not None
+        seconds = trial.duration.total_seconds() if trial.duration else math.nan
+        score = float(trial.value) if has_score else math.nan
+        return Told(trial.number, state, dict(trial.params), score, dict(trial.intermediate_values), reason, seconds)
+
+    def best(self) -> Told | None:
+        """The trial with the highest score; None if no trial is complete."""
+        complete = [t for t in self.told() if t.state == "complete"]
+        return max(complete, key=lambda t: (t.score, -t.number), default=None)
+
+    def importances(self) -> dict[str, float]:
+        """How much each setting decides whether a trial is among the best; empty if there are too few trials.
+
+        PED-ANOVA (Watanabe et al. 2023), as Optuna computes it, normalised to a sum of 1.
+        """
+        optuna = require_optuna()
+        try:
+            with without_warnings():
+                evaluator = optuna.importance.PedAnovaImportanceEvaluator()
+                return optuna.importance.get_param_importances(self.study, evaluator=evaluator)
+        except (ValueError, RuntimeError, ZeroDivisionError):
+            return {}
+
+
+def storage_of(storage: str) -> Any:
+    """The storage at a URL. SQLite waits while another process writes."""
+    optuna = require_optuna()
+    arguments = {"connect_args": {"timeout": BUSY_SECONDS}} if storage.startswith("sqlite") else {"pool_pre_ping": True}
+    with without_warnings():
+        return optuna.storages.RDBStorage(storage, engine_kwargs=arguments)
+
+
+def sqlite_url(path: Path) -> str:
+    """The URL of a SQLite file."""
+    return f"sqlite:///{path.resolve()}"
+
+
+@contextmanager
+def storage_errors(storage: str) -> Iterator[None]:
+    """Turn the errors of a database into one message, without the password that a URL may hold."""
+    try:
+        yield
+    except UpslopeError:
+        raise
+    except Exception as error:  # each database driver has its own kinds
+        scheme = storage.partition(":")[0] if "://" in storage else "?"
+        words = brief(error).replace(storage, f"{scheme}://…")
+        raise UpslopeError(
+            f"The storage {scheme}://… cannot be used: {type(error).__name__}: {words}. Give --storage a URL like "
+            "sqlite:///study.db or postgresql+psycopg://user@host/database, and install its driver (pip install "
+            '"psycopg[binary]").'
+        ) from error
+
+
+def differing(name: str, kept: Mapping[str, Any], now: Mapping[str, Any]) -> str:
+    """Say in what a sweep of this name differs from the one that is asked for."""
+    differ = [key for key in now if kept.get(key) != now[key]]
+    words = ", ".join(f"{key} was {json.dumps(kept.get(key))}, now {json.dumps(now[key])}" for key in differ)
+    return (
+        f"The sweep {name} has other settings ({words}), and its trials cannot be compared with new ones. Repeat its "
+        "command to continue it, or choose another --name."
+    )
+
+
+def brief_text(text: str) -> str:
+    """The first line of a text, short enough for a database."""
+    return text.splitlines()[0][:400] if text else ""
+
+
+def this_process() -> str:
+    """The machine and the number of this process."""
+    return f"{platform.node()}:{os.getpid()}"
+
+
+class Pulse:
+    """Writes to the storage once in a while that the trials of this process are still in progress."""
+
+    def __init__(self, storage: Any):
+        self.storage, self.trials, self.lock = storage, set(), threading.Lock()
+        self.thread: threading.Thread | None = None
+
+    def add(self, trial: int) -> None:
+        """Write it for this trial from now on."""
+        self.write(trial)
+        with self.lock:
+            self.trials.add(trial)
+            if self.thread is None:
+                self.thread = threading.Thread(target=self.beat, daemon=True)
+                self.thread.start()
+
+    def beat(self) -> None:
+        """Write until the process ends."""
+        while True:
+            time.sleep(PULSE_SECONDS)
+            with self.lock:
+                trials = set(self.trials)
+            for trial in trials:
+                if not self.write(trial):
+                    self.trials.discard(trial)
+
+    def write(self, trial: int) -> bool:
+        """Write it now; False if the trial has ended, or the storage cannot be reached."""
+        try:
+            self.storage.set_trial_user_attr(trial, "alive", time.time())
+        except Exception:  # each database driver has its own kinds
+            return False
+        return True
+
+
+def is_gone(attributes: Mapping[str, Any]) -> bool:
+    """Whether the process that trains a trial has ended: on this machine by its number, elsewhere by its pulse."""
+    machine, _, number = str(attributes.get("process", "")).rpartition(":")
+    if machine != platform.node() or os.name != "posix" or not number.isdigit():
+        return time.time() - float(attributes.get("alive", math.inf)) > LOST_SECONDS
+    if int(number) == os.getpid():
+        return False
+    try:
+        os.kill(int(number), 0)
+    except ProcessLookupError:
+        return True
+    except OSError:
+        pass
+    return False

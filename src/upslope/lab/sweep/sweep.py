@@ -1,0 +1,240 @@
+"""The sweep: suggest settings, train trials on the same seeds, and confirm the winner on fresh ones."""
+
+import time
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, replace
+from importlib.util import find_spec
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from upslope.config.config import Config, positive
+from upslope.core.messages import counted
+from upslope.core.numbers import number as number_words
+from upslope.core.storage import write_atomically
+from upslope.environments.registry import EnvironmentLike
+from upslope.errors import UpslopeError
+from upslope.lab.sweep.confirm import Confirmation, confirm
+from upslope.lab.sweep.page import write_sweep_page
+from upslope.lab.sweep.processes import train_on_host
+from upslope.lab.sweep.programs import Programs
+from upslope.lab.sweep.setup import Setup, setup_of
+from upslope.lab.sweep.study import Access, Study, Told, named, pruners, require_optuna, samplers, sqlite_url
+from upslope.runs.directory import MAX_NAME, RunDirectory, check_name
+from upslope.runs.display import choose
+
+TRIALS, SEEDS, STEPS = 100, 3, 100_000
+FRESH, EPISODES = 10, 20
+"""Fresh seeds for the winner and for the default, and evaluation episodes for each of them."""
+STORAGE = "study.db"
+WAIT_SECONDS = 2.0
+"""Seconds between two looks at the trials of other processes."""
+
+
+@dataclass(frozen=True)
+class Sweep:
+    """The result of `upslope.sweep`."""
+
+    path: Path
+    """The sweep's folder: trials, the runs on fresh seeds, the winner's settings, the report."""
+    trials: tuple[Told, ...]
+    winner: Told | None
+    """The trial with the highest score; None if no trial finished."""
+    config: Config | None
+    """The winner's config, on the seeds of the trials."""
+    confirmation: Confirmation | None
+    """The winner against the default on fresh seeds; None if the default itself won, or without fresh seeds."""
+    is_default: bool
+    """Whether the winner has the default settings."""
+    report: Path | None
+    """The page; None without the extra `report`."""
+
+
+def sweep(
+    environment: EnvironmentLike,
+    algorithm: str = "ppo",
+    *,
+    space: str | Path | Mapping[str, Any] | None = None,
+    trials: int = TRIALS,
+    seeds: int = SEEDS,
+    steps: int = STEPS,
+    sampler: str = "tpe",
+    pruner: str = "median",
+    storage: str | None = None,
+    name: str | None = None,
+    folder: str | Path = "runs",
+    fresh_seeds: int = FRESH,
+    evaluation_episodes: int = EPISODES,
+    preset: bool | str = True,
+    workers: int | None = None,
+    at_once: int | None = None,
+    quiet: bool = False,
+    **settings: Any,
+) -> Sweep:
+    """Search an algorithm's settings, and hold the winner against the defaults on seeds that no trial has seen.
+
+    All trials have the same environment, budget and seeds, and a trial's score is the mean over seeds of the last 100
+    training returns. Then the best trial's settings and the defaults are trained anew on fresh seeds and compared.
+    The same call continues a sweep that was stopped; several processes may call it at once.
+
+    Args:
+        environment: as in `upslope.train`.
+        algorithm: a rung of the ladder.
+        space: a YAML file, or a dictionary in the same form: `{"learning_rate": {"low": 1e-4, "high": 1e-2, "log":
+            True}, "epochs": {"choices": [4, 10]}, "num_envs": 16}`; a plain value is fixed. By default a space for
+            the kind of action.
+        trials: how many trials the sweep has in all.
+        seeds: seeds of each trial.
+        steps: environment steps per seed.
+        sampler: Optuna's sampler by its name: tpe, random, cmaes, gp, qmc, nsgaii, bruteforce, …
+        pruner: Optuna's pruner by its name: median, hyperband, successivehalving, wilcoxon, none.
+        storage: the URL of a database of Optuna's; by default a SQLite file in the sweep's folder.
+        name: the name of the sweep's folder and of the study; by default derived from environment and algorithm.
+        fresh_seeds: seeds on which winner and default are trained anew; 0 leaves that out.
+        evaluation_episodes: fresh episodes per seed and mode by which these are compared; 0: by training returns.
+        preset: start from the environment's tuned settings, as in `upslope.train`.
+        workers: processes that train trials of a Gymnasium environment; by default one per core.
+        at_once: trials that one program of a compiled environment trains at once; by default 8, or 64 on an
+            accelerator.
+        settings: any field of `Config`, for every trial and for the default.
+
+    Raises:
+        UpslopeError: the extra `sweep` is missing, or the space, a name or a setting is invalid.
+        KeyboardInterrupt: on Ctrl-C, after everything is saved.
+    """
+    require_optuna()
+    positive(trials=trials, seeds=seeds, steps=steps, workers=workers, at_once=at_once, fresh_seeds=fresh_seeds or None)
+    positive(evaluation_episodes=evaluation_episodes or None)
+    named("sampler", sampler, samplers()), named("pruner", pruner, pruners())
+    setup = setup_of(environment, algorithm, space, preset, settings | {"steps": steps, "seeds": seeds})
+    check_engine(setup, workers, at_once)
+    path = Path(folder) / (check_name(name) if name else default_name(setup.default))
+    make_folder(path)
+    access = Access(storage or sqlite_url(path / STORAGE), path.name, trials, sampler, pruner, setup.default.seed)
+    study = Study(setup.space, access, setup.described())
+    say = no_words if quiet else choose(quiet).message
+    for line in opening_lines(setup, study, path):
+        say(line)
+    try:
+        train_trials(setup, study, path, workers, at_once, say)
+        with RunDirectory(path).exclusive():  # of several processes, the first does what is left
+            return finish(setup, study, path, fresh_seeds, evaluation_episodes, environment, workers, quiet)
+    except KeyboardInterrupt:
+        raise KeyboardInterrupt("Stopped and saved. Repeat the command to continue.") from None
+
+
+def check_engine(setup: Setup, workers: int | None, at_once: int | None) -> None:
+    """Refuse the options of the other kind of environment."""
+    is_compiled = setup.environment.is_compiled
+    if workers is not None and is_compiled:
+        raise UpslopeError("--workers applies only to Gymnasium environments; here --at-once sets trials at once.")
+    if at_once is not None and not is_compiled:
+        raise UpslopeError("--at-once applies only to compiled environments; here --workers sets trials at once.")
+
+
+def default_name(config: Config) -> str:
+    """The name of a sweep that was not given one. It is the same each time, so that the same command continues it."""
+    label = f"{config.environment}-{config.algorithm}-sweep"
+    return "".join(c if c.isalnum() or c in "-_." else "-" for c in label).strip("-.")[: MAX_NAME // 4]
+
+
+def make_folder(path: Path) -> None:
+    """Create the sweep's folder, or take the existing one."""
+    if (path / "config.json").exists():
+        raise UpslopeError(f"{path} is a run, not a sweep. Choose another --name.")
+    try:
+        path.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise UpslopeError(f"Could not create {path}: {error.strerror or error}. Choose another --folder.") from error
+
+
+def no_words(text: str) -> None:
+    """Say nothing."""
+
+
+def opening_lines(setup: Setup, study: Study, path: Path) -> list[str]:
+    """What is searched, and how."""
+    config, access, before = setup.default, study.access, len(study.trials())
+    title = (
+        f"sweep of {config.algorithm} on {config.environment} · {counted(study.total, 'trial')} · "
+        f"{counted(config.seeds, 'seed')} · {config.steps:,} steps each"
+    )
+    searched = ", ".join(name.rstrip("_") for name in setup.space.searched)
+    again = [f"continuing: {counted(before, 'trial')} there"] if before else []
+    search = f"searching {searched} with {access.sampler}, pruning by {access.pruner}"
+    return [title, f"writing to {path}", search, *again]
+
+
+def train_trials(
+    setup: Setup, study: Study, path: Path, workers: int | None, at_once: int | None, say: Callable[[str], None]
+) -> None:
+    """Train trials until all have ended, those of other processes too."""
+
+    def ended(number: int) -> None:
+        say(trial_words(study, number))
+
+    drawn = setup.space.drawn(setup.default)
+    if drawn is not None:
+        study.suggest_first(drawn)
+    told = False
+    while True:
+        if lost := study.put_back_lost():
+            say(f"{counted(lost, 'trial')} of a process that is gone: trained again")
+        if study.left():
+            if setup.environment.is_compiled:
+                Programs(setup, study, at_once, ended).run()
+            else:
+                train_on_host(setup, study, path / "trials", workers, ended, say)
+        others = study.running()
+        if not others and not study.left():
+            return
+        if others and not told:
+            say(f"waiting for {counted(len(others), 'trial')} of other processes")
+            told = True
+        time.sleep(WAIT_SECONDS)
+
+
+def finish(
+    setup: Setup,
+    study: Study,
+    path: Path,
+    fresh_seeds: int,
+    evaluation_episodes: int,
+    environment: EnvironmentLike,
+    workers: int | None,
+    quiet: bool,
+) -> Sweep:
+    """Confirm the winner, and write its settings and the page."""
+    winner, confirmation, config = study.best(), None, None
+    if winner is not None:
+        config = setup.config(winner.drawn)
+        write_settings(config, path / "winner.yaml")
+        if fresh_seeds and config != setup.default:
+            place = path / f"fresh-{winner.number:04d}"
+            options: dict[str, Any] = {"environment": environment, "workers": workers}
+            options |= {"seeds": fresh_seeds, "episodes": evaluation_episodes}
+            confirmation = confirm(setup, config, place, display=lambda: choose(quiet), **options)
+    found = Sweep(path, tuple(study.told()), winner, config, confirmation, config == setup.default, None)
+    if not find_spec("plotly"):
+        return found
+    page = write_sweep_page(path / "report.html", setup, found, study.importances())
+    return replace(found, report=page)
+
+
+def trial_words(study: Study, number: int) -> str:
+    """One line about a trial that has ended."""
+    told, best = study.told_of(study.study.trials[number]), study.best()
+    result = {"complete": f"return {number_words(told.score)}", "failed": f"failed: {told.reason}"}
+    words = result.get(told.state, told.state + (f": {told.reason}" if told.reason not in ("", told.state) else ""))
+    record = f" · best {number_words(best.score)} in trial {best.number}" if best else ""
+    return f"trial {told.number}: {words}{record}"
+
+
+def write_settings(config: Config, path: Path) -> None:
+    """Write a config's settings as a file for `upslope train --config`."""
+    plain = {name: list(x) if isinstance(x, tuple) else x for name, x in config.to_json().items()}
+    left_out = ("environment", "seeds", "seed", "preset", "data")
+    settings = {name: value for name, value in plain.items() if name not in left_out and value is not None}
+    head = f"# upslope train {config.environment} --config {path}\n"
+    write_atomically(path, (head + yaml.safe_dump(settings, sort_keys=False)).encode())

@@ -1,0 +1,193 @@
+"""Tasks that differ only in numbers, as one program: learning rates, discounts and coefficients become its inputs.
+
+An ordinary program holds its hyperparameters as constants, and so do its formulas: `1 - epsilon` or `gamma * lambda_`
+is computed once, in Python's double precision, while the program is traced. A `Varied` number stands in a task's field
+instead. Arithmetic with other numbers gives another `Varied` number, and where it meets an array, it becomes an input
+of the program, whose value is computed outside for each task, in double precision too. Hence a task's numbers are the
+constants of its own program, and no formula has to know about it.
+"""
+
+import copy
+import dataclasses
+import math
+import operator
+import re
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import jax
+from jaxtyping import Array, Float
+
+from upslope.errors import UpslopeError
+from upslope.learning.iteration import Task
+
+Path = tuple[str, ...]
+"""The names of the fields that lead from a task to a number in it."""
+Read = Callable[["Varied"], Any]
+"""Gives the input of the program for a number."""
+MAX_INPUTS = 64
+"""Most inputs of a program that stand for numbers and what formulas make of them."""
+
+
+class Varied(float):
+    """A number that a program takes as an input.
+
+    It passes for a float and has no value: nan, so that code which overlooks it makes results that nobody believes.
+    """
+
+    text: str
+    value: Callable[[Sequence[float]], float]
+    read: Read
+
+    def __new__(cls, text: str, value: Callable[[Sequence[float]], float], read: Read) -> "Varied":
+        """`text` is its formula, `value` computes it from the numbers of a task, `read` gives the program's input."""
+        made = super().__new__(cls, math.nan)
+        made.text, made.value, made.read = text, value, read
+        return made
+
+    def __jax_array__(self) -> Float[Array, ""]:
+        return self.read(self)
+
+    def __neg__(self) -> "Varied":
+        return Varied(f"-{self.text}", lambda numbers: -self.value(numbers), self.read)
+
+    def __repr__(self) -> str:
+        return self.text
+
+    def refuse(self, *_: Any) -> Any:
+        raise UndecidedError(f"{self.text} decides what is computed, so it cannot be an input of the program.")
+
+    # Not `__float__`: JAX calls it to check any float's size, and then asks for the array above.
+    __bool__ = __int__ = __index__ = __round__ = __floor__ = __ceil__ = __hash__ = refuse  # pyright: ignore
+
+
+class UndecidedError(TypeError):
+    """Code asked for the value of a number that differs between the tasks of a program."""
+
+
+def arithmetic(symbol: str, operation: Callable[[Any, Any], Any], *, is_reflected: bool) -> Callable[..., Any]:
+    """A method of `Varied` for this operation with another number; arrays are left to JAX."""
+
+    def method(self: Varied, other: Any) -> Any:
+        if not isinstance(other, int | float):
+            return NotImplemented
+        known = other.value if isinstance(other, Varied) else lambda _: other
+        text = other.text if isinstance(other, Varied) else repr(other)
+        first, second = (known, self.value) if is_reflected else (self.value, known)
+        words = f"({text} {symbol} {self.text})" if is_reflected else f"({self.text} {symbol} {text})"
+        return Varied(words, lambda numbers: operation(first(numbers), second(numbers)), self.read)
+
+    return method
+
+
+def comparison(self: Varied, other: Any) -> Any:
+    """Leave arrays to JAX, and refuse numbers: the answer would differ between tasks."""
+    return self.refuse() if isinstance(other, int | float) else NotImplemented
+
+
+for symbol, name in {"+": "add", "-": "sub", "*": "mul", "/": "truediv", "**": "pow"}.items():
+    for prefix in ("", "r"):
+        method = arithmetic(symbol, getattr(operator, name), is_reflected=prefix == "r")
+        setattr(Varied, f"__{prefix}{name}__", method)
+for name in ("lt", "le", "gt", "ge", "eq", "ne"):
+    setattr(Varied, f"__{name}__", comparison)
+
+# A function that JAX compiles by itself, e.g. `jnp.clip`, takes its arguments apart as pytrees.
+jax.tree_util.register_pytree_node(Varied, lambda x: ((x.read(x),), None), lambda _, children: children[0])
+
+
+@dataclass(eq=False)
+class Inputs:
+    """The inputs of a program that stand for numbers, in the order in which its formulas meet them."""
+
+    columns: dict[str, tuple[int, Callable[[Sequence[float]], float]]] = field(default_factory=dict)
+    """The formula's text → its column, and its value for the numbers of a task."""
+
+    def reading(self, row: Float[Array, "K"]) -> Read:
+        """Read numbers from a row of the program's inputs; a formula that is met for the first time gets a column."""
+
+        def read(number: Varied) -> Any:
+            column, _ = self.columns.setdefault(number.text, (len(self.columns), number.value))
+            if column >= MAX_INPUTS:
+                raise UpslopeError(f"The program's formulas make more than {MAX_INPUTS} numbers of its settings.")
+            return row[column]
+
+        return read
+
+    def check(self, count: int) -> None:
+        """Refuse a program that has overlooked one of the `count` numbers of its tasks.
+
+        Raises:
+            UndecidedError: a formula took a number for a constant, e.g. by `math.exp`.
+        """
+        met = {found for text in self.columns for found in re.findall(r"x\d+", text)}
+        if overlooked := {f"x{place}" for place in range(count)} - met:
+            raise UndecidedError(f"{', '.join(sorted(overlooked))} did not become an input of the program.")
+
+    def row(self, numbers: Sequence[float]) -> list[float]:
+        """The inputs for the numbers of a task."""
+        return [value(numbers) for _, value in self.columns.values()] + [0.0] * (MAX_INPUTS - len(self.columns))
+
+
+@dataclass(frozen=True, eq=False)
+class Family:
+    """Tasks that are one program: they differ only in the numbers at `paths`."""
+
+    first: Task
+    paths: tuple[Path, ...]
+
+    def numbers(self, task: Task) -> list[float]:
+        """The numbers of a task of this family."""
+        parts = flatten(task)
+        return [parts[path] for path in self.paths]
+
+    def bound(self, task: Task, read: Read) -> Task:
+        """The task with `Varied` numbers. `task` is the first one, perhaps with other device settings."""
+        for place, path in enumerate(self.paths):
+            task = replaced(task, path, Varied(f"x{place}", operator.itemgetter(place), read))
+        return task
+
+    def joined(self, task: Task) -> "Family | None":
+        """The family that also has this task; None if it is another program."""
+        mine, other = flatten(self.first), flatten(task)
+        if mine.keys() != other.keys():
+            return None
+        differing = [path for path in mine if not is_same(mine[path], other[path])]
+        if not all(type(mine[path]) is float and type(other[path]) is float for path in differing):
+            return None
+        new = [path for path in differing if path not in self.paths]
+        return dataclasses.replace(self, paths=(*self.paths, *new)) if new else self
+
+
+STARTING = ("log_std_init",)
+"""Settings of a model that only its first parameters depend on, which are inputs of the program anyway."""
+
+
+def flatten(part: Any, path: Path = ()) -> dict[Path, Any]:
+    """The fields of a task and of the dataclasses in it, by path; the environment is left whole."""
+    if path == ("model",):
+        settings = {k: v for k, v in part.settings.items() if k not in STARTING}
+        return {path: dataclasses.replace(part, settings=settings)}
+    if path == ("environment",) or not dataclasses.is_dataclass(part) or isinstance(part, type):
+        return {path: part}
+    found: dict[Path, Any] = {path: type(part)}
+    for f in dataclasses.fields(part):
+        found |= flatten(getattr(part, f.name), (*path, f.name))
+    return found
+
+
+def replaced(part: Any, path: Path, value: Any) -> Any:
+    """A copy of a dataclass with another value at a path. Its checks are skipped, since they need the value."""
+    name, *rest = path
+    changed = copy.copy(part)
+    object.__setattr__(changed, name, replaced(getattr(part, name), tuple(rest), value) if rest else value)
+    return changed
+
+
+def is_same(a: Any, b: Any) -> bool:
+    """Whether two fields are equal; fields that cannot be compared are not."""
+    try:
+        return a is b or (type(a) is type(b) and bool(a == b))
+    except Exception:  # arrays, or a user's own objects
+        return False

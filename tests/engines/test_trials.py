@@ -1,0 +1,76 @@
+"""Many trials as one program: each has, bit for bit, the numbers that it has alone."""
+
+import jax
+import numpy as np
+import pytest
+
+from upslope.config.prepare import prepare
+from upslope.engines.compiled import CompiledEngine
+from upslope.engines.trials import TrialsEngine
+from upslope.environments.registry import make
+from upslope.learning.devices import computing
+from upslope.learning.varied import Family
+
+SMALL = {"steps": 160, "num_envs": 2, "rollout_steps": 16, "minibatches": 2, "epochs": 2, "hidden_sizes": (8,)}
+SEEDS = [3, 4]
+CASES = {
+    "ppo": (
+        "jax:CartPole-v1",
+        {"learning_rate": 1.3e-3, "gamma": 0.9907, "lambda_": 0.9373, "epsilon": 0.13, "max_grad_norm": 0.7},
+        {"learning_rate": 3.3e-2, "gamma": 0.9911, "lambda_": 0.9, "epsilon": 0.271, "max_grad_norm": 1.7},
+        {"entropy_coefficient": 0.013, "target_kl": 0.02, "epsilon_schedule": "linear", "normalize_observations": True},
+        {"entropy_coefficient": 0.002, "target_kl": 0.03, "epsilon_schedule": "linear", "normalize_observations": True},
+    ),
+    "ppo_kl": (
+        "jax:Pendulum-v1",
+        {"beta": 0.7, "beta_target": 0.0131, "log_std_init": -0.7, "weight_decay": 0.013, "clip_rewards": 3.7},
+        {"beta": 2.3, "beta_target": 0.0052, "log_std_init": 0.3, "weight_decay": 0.002, "clip_rewards": 5.1},
+        {"optimiser": "adamw", "shared_trunk": True, "value_coefficient": 0.3, "gamma": 0.9},
+        {"optimiser": "adamw", "shared_trunk": True, "value_coefficient": 0.6, "gamma": 0.95},
+    ),
+}
+
+
+def trained_alone(task):
+    """The final state of an ordinary training."""
+    engine = CompiledEngine(task, SEEDS)
+    state = engine.start()
+    while (np.asarray(state.steps) < task.steps).any():
+        state, _ = engine.advance(state)
+    return state
+
+
+def arrays(state):
+    """The learner's arrays, by their bytes."""
+    return [np.asarray(x).tobytes() for x in jax.tree.leaves(state.learner)]
+
+
+@pytest.mark.usefixtures("compiled_for_users")
+@pytest.mark.parametrize("algorithm", CASES)
+def test_trials_in_one_program_are_bit_for_bit_those_alone(algorithm):
+    name, *parts = CASES[algorithm]
+    environment = make(name)
+    settings = [SMALL | parts[0] | parts[2], SMALL | parts[1] | parts[3]]
+    first, second = (prepare(environment, algorithm, preset=False, settings=one)[1] for one in settings)
+    family = Family(first, ()).joined(second)
+    with computing(on_host=False):
+        engine = TrialsEngine(family, SEEDS, slots=3, iterations=2)
+        engine.place(0, second)
+        engine.place(2, first)
+        engine.advance_all()
+        engine.stop(0)  # its rows are free for another trial, in the middle of the others
+        engine.place(0, second)
+        engine.place(1, first)
+        returns = {slot: [] for slot in range(3)}
+        while (np.asarray(engine.rows_now.steps) < SMALL["steps"]).any():
+            chunk = engine.advance_all()
+            for slot, found in returns.items():
+                found += [chunk.episodes[row] for row in engine.places(slot)]
+        alone = {0: second, 1: first, 2: first}
+        expected = {id(task): arrays(trained_alone(task)) for task in (first, second)}
+    state = engine.rows_now.state
+    for slot, task in alone.items():
+        rows = engine.places(slot)
+        mine = [np.asarray(x)[rows].tobytes() for x in jax.tree.leaves(state.learner)]
+        assert mine == expected[id(task)], f"slot {slot}"
+    assert expected[id(first)] != expected[id(second)]
