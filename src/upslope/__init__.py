@@ -49,12 +49,14 @@ if TYPE_CHECKING:
     from upslope.runs.evaluation import Evaluation as Evaluation
     from upslope.runs.evaluation import evaluate as evaluate
     from upslope.runs.evaluation import record as record
+    from upslope.runs.following import Following as Following
     from upslope.runs.policy import Policy as Policy
     from upslope.runs.policy import load as load
 
 PUBLIC_NAMES = {
     "api": ("train", "resume", "export", "Run"),
     "runs.policy": ("load", "Policy"),
+    "runs.following": ("Following",),
     "runs.evaluation": ("evaluate", "record", "Evaluation"),
     "analysis.compare": ("compare",),
     "analysis.comparison": ("Comparison",),

@@ -86,20 +86,28 @@ class Snapshot:
     """Whether the run learns from recorded data, without episodes of its own."""
     finding: str = ""
     """The doctor's latest finding, in one line."""
+    stopped: Sequence[bool] = ()
+    """Which seeds have stopped before their budget was spent; empty if none has."""
+
+    @property
+    def spent(self) -> list[int]:
+        """The steps that no seed will take again: the whole budget for one that has stopped."""
+        stopped = self.stopped or [False] * len(self.steps)
+        return [self.total_steps if over else step for step, over in zip(self.steps, stopped, strict=True)]
 
     @property
     def fraction(self) -> float:
         """The finished share of the budget, 0 to 1, averaged over seeds."""
         if not self.steps or self.total_steps <= 0:
             return 0.0
-        return fmean(min(step / self.total_steps, 1.0) for step in self.steps)
+        return fmean(min(step / self.total_steps, 1.0) for step in self.spent)
 
     @property
     def seconds_left(self) -> float:
         """The remaining steps divided by the current speed; nan if the speed is unknown."""
         if not self.steps_per_second > 0:
             return math.nan
-        return sum(max(self.total_steps - step, 0) for step in self.steps) / self.steps_per_second
+        return sum(max(self.total_steps - step, 0) for step in self.spent) / self.steps_per_second
 
 
 def mean(values: Sequence[float]) -> float:

@@ -4,6 +4,7 @@ import math
 from collections.abc import Callable
 from contextlib import closing, suppress
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -16,20 +17,23 @@ from upslope.config.trust import allow, requested
 from upslope.core.numbers import number, range_of
 from upslope.core.types import Rollout
 from upslope.engines.base import EVERYTHING, Engine, Resources
+from upslope.engines.calls import calls_in
 from upslope.engines.selection import engine_of
 from upslope.environments.names import parse_wrapper, without_batching
 from upslope.environments.packages import registered_version
 from upslope.environments.registry import lost
 from upslope.errors import UpslopeError
 from upslope.learning.devices import computing
-from upslope.learning.iteration import Task
+from upslope.learning.iteration import Task, TrainState
 from upslope.models.build import unusual_parts
 from upslope.models.encoders import ImageEncoder
 from upslope.models.heads import head_of
 from upslope.runs.datasets import load_dataset
 from upslope.runs.directory import RunDirectory
 from upslope.runs.display import Display
-from upslope.runs.loop import Loop, Stopped, Watch, begin_progress, mean_of
+from upslope.runs.following import Following, require_calls
+from upslope.runs.lineage import lines_of_lineage, taken_over
+from upslope.runs.loop import Loop, Progress, Stopped, Watch, begin_progress, mean_of
 from upslope.runs.policy import Policy, Which, check_checkpoint_size, described_spaces, load, spaces_of
 from upslope.runs.resume_point import resume_point_of
 from upslope.runs.same_spaces import require_same_spaces
@@ -45,6 +49,8 @@ class Session:
     tensorboard: bool = False
     watch: Callable[[Path], Watch] | None = None
     """Creates the diagnosis of a run during training, given its directory; the display shows the findings."""
+    on_iteration: Callable[[Following], Any] | None = None
+    """The user's function, called between chunks. It may change results."""
 
 
 @dataclass(frozen=True)
@@ -75,19 +81,35 @@ def begin(config: Config, task: Task, directory: RunDirectory, session: Session)
     if session.tensorboard:
         require_tensorboard()
     with computing(on_host=is_on_host(config, task)), closing(engine_for(config, task, session)) as engine:
-        state = engine.start()
+        state, lineage = engine.start(), None
+        if config.start_from is not None:
+            state, lineage = taken_over(config, task, state)
         progress = begin_progress(state, config.seed_list())
         head = head_of(task.environment.action_space, config.environment)
         spaces = described_spaces(task.model.encoder, head, has_masks=task.environment.gives_masks)
-        directory.create(config, spaces, task.described(), unusual_parts(task.model))
+        parts = unusual_parts(task.model)
+        # What another run's agent gives is kept from the start, since that run may be deleted.
+        save = partial(save_first, engine, config, session, state, progress) if lineage else lambda _: None
+        directory.create(config, spaces, task.described(), parts, lineage, save)
         allow(requested(config))  # a run trained on this machine is trusted
         with directory.locked():
             lines = [*opening_lines(config, directory), *lines_of_task(config, task)]
+            lines += lines_of_lineage(lineage) if lineage else []
             return run_loop(config, engine, directory, session, state, progress, lines)
 
 
-def resume_run(config: Config, task: Task, directory: RunDirectory, session: Session, notes: list[str]) -> Run:
-    """Resume from the last checkpoint; `notes` are shown unless the run is already finished."""
+def save_first(
+    engine: Engine, config: Config, session: Session, state: TrainState, progress: Progress, directory: RunDirectory
+) -> None:
+    """Write the checkpoint of a run that has not begun."""
+    Loop(engine, directory, config, session.display, None).save(state, progress)
+
+
+def resume_run(
+    config: Config, task: Task, directory: RunDirectory, session: Session, notes: list[str], *, trust: bool = False
+) -> Run:
+    """Resume from the last checkpoint; `notes` are shown unless the run is already finished. `trust` allows the calls
+    of environments' methods that it holds."""
     head = head_of(task.environment.action_space, config.environment)
     require_same_spaces(directory, task.model.encoder, head, task.environment)
     if directory.has_begun:
@@ -98,12 +120,15 @@ def resume_run(config: Config, task: Task, directory: RunDirectory, session: Ses
         closing(engine_for(config, task, session)) as engine,
     ):
         point = resume_point_of(directory, config, task, engine.start(), is_on_host(config, task))
+        require_calls(calls_in(point.snapshot), directory.last, trust=trust)
         directory.truncate(point.sizes)
         if point.is_finished(config):
             with session.display as display:
                 display.finish(None, finished_lines(config, directory))
             return Run(directory.path, config, tuple(config.seed_list()), np.asarray(mean_of(point.progress, 0)))
         lines = [f"resuming {directory.path} at step {point.step:,} of {config.steps:,}", *notes]
+        if point.is_followed and session.on_iteration is None:
+            lines.append("on_iteration was given before, and is not now: nothing is called between iterations any more")
         if point.snapshot:
             engine.restore(point.snapshot, session.display.message)
         return run_loop(config, engine, directory, session, point.state, point.progress, lines)
@@ -150,13 +175,15 @@ def run_loop(
     seeds, display = config.seed_list(), session.display
     writer = TensorboardWriter(directory.path / "tensorboard", seeds) if session.tensorboard else None
     watch = None if session.watch is None or display.is_quiet else session.watch(directory.path)
-    loop = Loop(engine, directory, config, display, writer, watch)
+    loop = Loop(engine, directory, config, display, writer, watch, session.on_iteration)
     try:
         with display:
             with suppress(BrokenPipeError):  # the first update handles it, when there is something to save
                 display.start(title_of(config), lines)
             state, progress = loop.run(state, progress)
-            display.finish(None, closing_lines(config, directory, progress))
+            onward = f"stopped by on_iteration; it goes on by:  {call_of('resume', config, directory)}"
+            lines = [onward] if progress.is_stopped else []
+            display.finish(None, [*closing_lines(config, directory, progress), *lines])
     except Stopped:
         raise KeyboardInterrupt(f"Stopped and saved. Resume with: {call_of('resume', config, directory)}") from None
     except KeyboardInterrupt:
@@ -171,7 +198,9 @@ def run_loop(
 def call_of(command: str, config: Config, directory: RunDirectory) -> str:
     """The call of a command on this run: in the shell, or in Python if its environment must be passed."""
     if lost(config.environment):
-        return f'upslope.{command}("{directory.path}", environment=…)'
+        argument = f'"{directory.path}"'
+        command, argument = ("train", f"start_from={argument}") if "--from" in command else (command, argument)
+        return f"upslope.{command}({argument}, environment=…)"
     return f"upslope {command} {directory.path}"
 
 
@@ -266,10 +295,14 @@ def finished_lines(config: Config, directory: RunDirectory) -> list[str]:
     """The note that the run is finished, and how to train longer."""
     longer = replace(config, steps=min(2 * config.steps, MAX_STEPS))
     is_continuous = spaces_of(directory)[1].is_continuous
+    stops = "" if config.stop_at_return is None else f" or reached a return of {config.stop_at_return:g}"
+    # The defaults of a run that began with another are that run's, so no short command describes it.
+    command = [] if config.start_from else [f"    {command_of(longer, is_continuous=is_continuous)}"]
     return [
-        f"{directory.path} is finished: each seed has spent its {config.steps:,} steps, so nothing was changed. A "
-        "run's budget is fixed, since schedules depend on it. To train longer, start a new run with more --steps:",
-        f"    {command_of(longer, is_continuous=is_continuous)}",
+        f"{directory.path} is finished: each seed has spent its {config.steps:,} steps{stops}, so nothing was changed. "
+        "A run's budget is fixed, since schedules depend on it. To train longer, start a new run with more --steps:",
+        *command,
+        f"or go on from its agents, over a new budget:  {call_of('train --from', config, directory)}",
         f"evaluate it:  {call_of('evaluate', config, directory)}",
     ]
 
@@ -281,7 +314,8 @@ def closing_lines(config: Config, directory: RunDirectory, progress: Any) -> lis
     returns = mean_of(progress, 0)
     spread = range_of(returns)
     results = [number(r, spread) if math.isfinite(r) else "no episode ended" for r in returns]
-    shown = [f"seed {s}: {words}" for s, words in zip(config.seed_list(), results, strict=True)]
+    ends = [f" (stopped at step {step:,})" if step else "" for step in progress.stopped_at.tolist()]
+    shown = [f"seed {s}: {words}{end}" for s, words, end in zip(config.seed_list(), results, ends, strict=True)]
     return [
         f"trained in {progress.elapsed:.1f} s; mean return of the last 100 training episodes: " + ", ".join(shown),
         f"evaluate it:  {call_of('evaluate', config, directory)}",
