@@ -1,10 +1,10 @@
-"""Imitate, then improve: does an agent that has imitated a mediocre teacher learn faster than one that begins anew?
+"""Imitate, then improve: do agents that have imitated a mediocre teacher learn faster than agents that begin anew?
 
     python benchmarks/go_on.py
 
-Each of ten seeds imitates the recorded episodes of a teacher of its own, which was trained for a few thousand steps,
-and goes on with ppo; beside it, ppo begins anew with the same budget. All are scored by fresh episodes of their last
-checkpoint, and all settings are the defaults and the preset of jax:CartPole-v1.
+Ten seeds imitate the recorded episodes of one teacher, which was trained for a few thousand steps, and go on with ppo;
+beside them, ppo begins anew with the same seeds and the same budget. All are scored by fresh episodes of their last
+checkpoint. All settings are the defaults and the preset of jax:CartPole-v1.
 """
 
 import json
@@ -15,57 +15,47 @@ from typing import Any
 import numpy as np
 
 import upslope
-from upslope.analysis.statistics import mean_of, probability_of_improvement
+from upslope.analysis.statistics import HUNDREDTHS, mean_of, probability_of_improvement
 from upslope.runs.directory import versions
 
 RESULTS = Path(__file__).parent / "results" / "go_on.json"
 ENVIRONMENT = "jax:CartPole-v1"
 SEEDS, FIRST = 10, 2000
-TEACHER_STEPS, BUDGETS = 10_000, (5_000, 10_000, 20_000)
+TEACHER_STEPS, BUDGETS = 10_000, (5_000, 20_000)
 RECORDED, EPISODES = 100, 50
 
 
 def main() -> None:
-    """Measure all seeds, and store and print the result."""
+    """Train all, and store and print their scores."""
     with tempfile.TemporaryDirectory() as name:
-        folder = Path(name)
-        scores = {"teacher": [], "imitator": []} | {f"{kind} {n}": [] for n in BUDGETS for kind in ("improved", "anew")}
-        for seed in range(FIRST, FIRST + SEEDS):
-            for kind, score in of_one_seed(folder, seed).items():
-                scores[kind].append(score)
-    found = {kind: describe(np.asarray(x)) for kind, x in scores.items()}
+        scores = scores_in(Path(name))
+    found = {kind: {"mean": mean_of(x).words(), "seeds": np.round(x, 1).tolist()} for kind, x in scores.items()}
     for budget in BUDGETS:
-        pair = (np.asarray(scores[f"{kind} {budget}"]) for kind in ("improved", "anew"))
-        found[f"improved {budget}"]["beats_anew"] = probability_of_improvement(*pair).words(0.5)
+        improved, anew = (scores[f"{kind} {budget}"] for kind in ("improved", "anew"))
+        found[f"improved {budget}"]["P(improved > anew)"] = probability_of_improvement(improved, anew).words(HUNDREDTHS)
     content = {"seeds": SEEDS, "teacher_steps": TEACHER_STEPS, "recorded_episodes": RECORDED, "versions": versions()}
-    RESULTS.write_text(json.dumps(content | {"scores": found}, indent=1) + "\n", "utf-8")
-    print(json.dumps(found, indent=1))
+    RESULTS.write_text(json.dumps(content | {"scores": found}, indent=1, ensure_ascii=False) + "\n", "utf-8")
+    print(json.dumps(found, indent=1, ensure_ascii=False))
 
 
-def of_one_seed(folder: Path, seed: int) -> dict[str, float]:
-    """The scores of one seed's teacher, imitator, and learners."""
-    options: dict[str, Any] = {"folder": folder, "seed": seed, "quiet": True}
-    teacher = upslope.train(ENVIRONMENT, name=f"teacher {seed}", steps=TEACHER_STEPS, **options).path
+def scores_in(folder: Path) -> dict[str, np.ndarray]:
+    """The scores of the teacher [1], of the imitators [S] and of the learners of each budget [S]."""
+    one: dict[str, Any] = {"folder": folder, "seed": FIRST, "quiet": True}
+    several = one | {"seeds": SEEDS}
+    teacher = upslope.train(ENVIRONMENT, name="teacher", steps=TEACHER_STEPS, **one).path
     data = upslope.record(teacher, episodes=RECORDED)
-    imitator = upslope.train(ENVIRONMENT, "clone", name=f"imitator {seed}", data=str(data), **options).path
-    scores = {"teacher": score_of(teacher), "imitator": score_of(imitator)}
+    imitators = upslope.train(ENVIRONMENT, "clone", name="imitators", data=str(data), **several).path
+    scores = {"teacher": score_of(teacher), "imitators": score_of(imitators)}
     for n in BUDGETS:
-        beginnings = {"improved": {"start_from": imitator}, "anew": {}}
-        for kind, beginning in beginnings.items():
-            name = f"{kind} {n} {seed}"
-            run = upslope.train(ENVIRONMENT, "ppo", name=name, steps=n, **beginning, **options)
-            scores[f"{kind} {n}"] = score_of(run.path)
+        improved = upslope.train(name=f"improved {n}", start_from=imitators, algorithm="ppo", steps=n, **several)
+        anew = upslope.train(ENVIRONMENT, "ppo", name=f"anew {n}", steps=n, **several)
+        scores |= {f"improved {n}": score_of(improved.path), f"anew {n}": score_of(anew.path)}
     return scores
 
 
-def score_of(run: Path) -> float:
-    """The mean return of fresh episodes with sampled actions."""
-    return float(upslope.evaluate(run, episodes=EPISODES)["stochastic"].seed_means()[0])
-
-
-def describe(scores: np.ndarray) -> dict[str, Any]:
-    """The mean over seeds with its interval, and every seed's score."""
-    return {"mean": mean_of(scores).words(), "seeds": np.round(scores, 1).tolist()}
+def score_of(run: Path) -> np.ndarray:
+    """Each seed's mean return of fresh episodes with sampled actions [S]."""
+    return upslope.evaluate(run, episodes=EPISODES)["stochastic"].seed_means()
 
 
 if __name__ == "__main__":

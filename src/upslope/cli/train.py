@@ -217,14 +217,27 @@ def train(flags: Train, request: dict[str, Any]) -> None:
         check_name(flags.name)
     if flags.resume and flags.name is None:
         raise UpslopeError("--resume needs the --name of the run to continue. Give it, or use: upslope resume RUN")
-    config, task = prepare(**prepare_arguments(request, trust=flags.trust, ask=True))
-    if flags.resume and (flags.folder / str(flags.name)).exists():
-        run = same_run(flags.folder / str(flags.name), config)
+    path, begun = flags.folder / str(flags.name), None
+    if flags.resume and path.exists() and request.get("start_from") is not None:
+        begun = changed_by(path, request)  # without the run that it began with, which may be gone
+    config, task = (begun, None) if begun else prepare(**prepare_arguments(request, trust=flags.trust, ask=True))
+    if task is None or (flags.resume and path.exists()):
+        run = same_run(path, config)
         options: dict[str, Any] = {"quiet": flags.quiet, "tensorboard": flags.tensorboard, "trust": flags.trust}
         api.resume(run, workers=flags.workers, **options)
         return
     directory = api.run_directory(flags.folder, flags.name, f"{config.environment}-{config.algorithm}")
     begin(config, task, directory, api.session_of(flags.quiet, flags.tensorboard, flags.workers))
+
+
+def changed_by(path: Path, request: dict[str, Any]) -> Config:
+    """The config of a run with the settings that are requested now."""
+    from upslope.runs.directory import RunDirectory
+
+    named = {
+        name: value for name, value in request.items() if name != "preset" and (name, value) != ("environment", "")
+    }
+    return replace(RunDirectory(path).config(), **canonical(named))
 
 
 def resume(

@@ -74,11 +74,10 @@ def found_in_column(info: Any, key: str, column: int) -> Any:
     """The value of a key in the info of a vector environment: each value has a row per column, and `_key` says in which
     columns it is given. Where a step also began the next episode, the ended one's info is in `final_info`."""
     final = info.get("final_info") if isinstance(info, Mapping) else None
-    if isinstance(final, Mapping):
-        return batched(final, key, column)
-    if final is not None and final[column] is not None:  # an array of dictionaries
-        return found_in(final[column], key)
-    return batched(info, key, column)
+    has_final = info.get("_final_info") if final is not None else None
+    if final is None or (has_final is not None and not has_final[column]):
+        return batched(info, key, column)
+    return batched(final, key, column) if isinstance(final, Mapping) else found_in(final[column], key)
 
 
 def batched(info: Any, key: str, column: int) -> Any:

@@ -27,7 +27,7 @@ from upslope.learning.iteration import Task, TrainState, begun_with
 from upslope.learning.update import Learner
 from upslope.models.agent import Agent
 from upslope.models.heads import head_of
-from upslope.runs.checkpoints import load_checkpoint, named_leaves
+from upslope.runs.checkpoints import Content, load_checkpoint, named_leaves
 from upslope.runs.directory import RunDirectory
 from upslope.runs.policy import check_checkpoint_size, check_scores, spaces_of
 from upslope.runs.same_spaces import differences_of
@@ -61,15 +61,28 @@ class Source:
         return self.directory.last.with_name(f"{self.checkpoint}.npz")
 
     @cached_property
-    def content(self) -> tuple[dict[str, np.ndarray], dict[str, Any]]:
+    def content(self) -> Content:
         """The arrays and the metadata of the checkpoint."""
+        return self.read[1]
+
+    @cached_property
+    def read(self) -> tuple[str, Content]:
+        """The SHA-256 of the checkpoint and its content, which a run that still trains may replace at any time."""
         if not self.path.is_file():
             known = sorted(path.stem for path in self.path.parent.glob("*.npz"))
             raise UpslopeError(
                 f"{self.directory.path} has no checkpoint {readable(self.checkpoint)}; "
                 + (f"it has {', '.join(map(readable, known))}." if known else "it has none yet. Train it first.")
             )
-        return load_arrays(self.path, "checkpoint")
+        while True:
+            digest, content = self.digest(), load_arrays(self.path, "checkpoint")
+            if self.digest() == digest:
+                return digest, content
+
+    def digest(self) -> str:
+        """The SHA-256 of the checkpoint as it is now."""
+        with self.path.open("rb") as file:
+            return hashlib.file_digest(file, "sha256").hexdigest()
 
     @property
     def prefix(self) -> str:
@@ -176,7 +189,7 @@ def taken_over(config: Config, task: Task, state: TrainState) -> tuple[TrainStat
         "steps": [steps[i] for i in index.tolist()],
         "taken_over": taken,
         "begun_anew": fresh,
-        "sha256": hashlib.sha256(source.path.read_bytes()).hexdigest(),
+        "sha256": source.read[0],
         "before": source.directory.read().get("lineage"),
     }
     learner = Learner(agent, optimisers, state.learner.objective)
@@ -228,7 +241,7 @@ def agent_of(source: Source, fresh: Agent, index: np.ndarray, keeps: tuple[bool,
     keeps_observations, keeps_rewards = keeps
     wanted = fresh if keeps_observations else replace(fresh, normaliser=None)
     like = jax.tree.map(lambda x: jnp.zeros((source.config.seeds, *x.shape[1:]), x.dtype), wanted)
-    found, _, _ = load_checkpoint(source.path, like, source.prefix)
+    found, _, _ = load_checkpoint(source.path, like, source.prefix, source.content)
     found = jax.tree.map(lambda x: jnp.asarray(np.asarray(x)[index]), found)
     if not all(np.isfinite(np.asarray(x)).all() for x in jax.tree.leaves(found.model)):
         raise UpslopeError(
