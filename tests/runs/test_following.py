@@ -17,8 +17,6 @@ from upslope.analysis.compare import compare_records
 from upslope.analysis.records import read_record
 from upslope.config import trust
 
-pytestmark = pytest.mark.usefixtures("compiled_for_users")
-
 SMALL: dict[str, Any] = {"hidden_sizes": (8,), "quiet": True, **SEGMENTS}
 
 
@@ -162,10 +160,11 @@ CARTPOLE = {**SMALL, "steps": 40_000, "learning_rate": 3e-3, "rollout_steps": 32
 
 
 @pytest.fixture(scope="module")
-def stopped(folder: Path) -> Path:
+def stopped(folder: Path, compiled_for_users: None) -> Path:
     return upslope.train("jax:CartPole-v1", folder=folder, name="stopping", seeds=3, **CARTPOLE).path
 
 
+@pytest.mark.usefixtures("compiled_for_users")
 def test_each_seed_stops_by_its_own_window(stopped: Path, folder: Path):
     """The reference is the file of episodes: the first chunk after which the last 100 have this mean."""
     rows = metrics_of(stopped)

@@ -23,6 +23,7 @@ import upslope
 from upslope.analysis.compare import compare_records
 from upslope.analysis.lineage import beginning_of
 from upslope.analysis.records import read_record
+from upslope.cli.main import main
 from upslope.runs.directory import RunDirectory
 
 pytestmark = pytest.mark.usefixtures("compiled_for_users")
@@ -70,7 +71,10 @@ def test_it_begins_with_the_agent_and_goes_on_without_its_source(source: Path, f
     assert config.environment == "jax:CartPole-v1" and config.learning_rate == 3e-3 and config.hidden_sizes == (8,)
     whole = upslope.train(folder=folder, name="whole", quiet=True, start_from=copy, steps=2000).path
     shutil.rmtree(copy)
-    upslope.resume(first, quiet=True)
+    words = ["--from", str(copy), "--steps", "2000", "--name", first.name, "--folder", str(folder)]
+    with pytest.raises(SystemExit):  # other settings than before
+        main(["train", *words, "--resume", "--quiet", "--epochs", "9"])
+    main(["train", *words, "--resume", "--quiet"])
     assert_same_run(whole, first)
     assert metrics_of(whole) != metrics_of(source)[: len(metrics_of(whole))]
     # One seed alone is that seed among others.
