@@ -87,15 +87,12 @@ def test_a_stopped_curriculum_resumes_bit_for_bit(curriculum: Path, folder: Path
     assert_same_run(curriculum, folder / name)
 
 
-@pytest.mark.parametrize("workers", [2, 4])
-def test_workers_and_slices_give_the_same_curriculum(curriculum: Path, folder: Path, workers: int):
-    settings = {"workers": workers, "num_envs": 2} if workers == 2 else {"workers": workers, "num_envs": 4}
-    if workers == 4:  # slices of each seed's environments
-        alone = train_corridor(folder, "four alone", on_iteration=harder, num_envs=4, workers=1, steps=400).path
-        sliced = train_corridor(folder, "four sliced", on_iteration=harder, steps=400, **settings).path
-        assert_same_run(alone, sliced)
-    else:
-        assert_same_run(curriculum, train_corridor(folder, "shared", on_iteration=harder, **settings).path)
+def test_workers_and_slices_give_the_same_curriculum(curriculum: Path, folder: Path):
+    options = {"on_iteration": harder, "workers": 2}
+    assert_same_run(curriculum, train_corridor(folder, "shared", **options).path)
+    options |= {"seeds": 1, "steps": 400}  # more workers than seeds: each steps a slice of the environments
+    sliced = train_corridor(folder, "sliced", **options).path
+    assert_same_run(train_corridor(folder, "one seed", **options | {"workers": 1}).path, sliced)
 
 
 def test_numbers_stop_and_errors(folder: Path):
@@ -170,7 +167,7 @@ def test_each_seed_stops_by_its_own_window(stopped: Path, folder: Path):
     rows = metrics_of(stopped)
     ends = {row["seed"]: row["step"] for row in rows if "stop/return" in row}
     record = read_record(stopped)
-    assert record.stopped == ends and len(ends) >= 2 and len(set(ends.values())) == len(ends)
+    assert record.stopped == ends and len(set(ends.values())) >= 2
     chunk = 384  # a hundredth of the budget, in whole iterations of 64 steps
     for seed in range(3):
         episodes = record.episodes_of(seed)

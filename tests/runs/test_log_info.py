@@ -95,12 +95,9 @@ def test_a_key_that_is_missing_is_told_once(folder: Path, capsys):
     assert np.isnan(read_record(path).episodes["info/nothing"]).all()
 
 
-@pytest.mark.parametrize("workers", [2, 4])
-def test_workers_and_slices(run: Path, folder: Path, workers: int):
-    if workers == 2:
-        assert_same_run(run, train(folder, "workers", workers=2))
-    else:
-        assert_columns(read_record(train(folder, "slices", workers=4, num_envs=4, seeds=1)).episodes)
+def test_workers_and_slices(run: Path, folder: Path):
+    assert_same_run(run, train(folder, "workers", workers=2))
+    assert_columns(read_record(train(folder, "slices", workers=2, seeds=1, steps=160)).episodes)
 
 
 def test_it_resumes(run: Path, folder: Path):

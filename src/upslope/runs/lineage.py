@@ -165,7 +165,8 @@ def taken_over(config: Config, task: Task, state: TrainState) -> tuple[TrainStat
     source = source_of(str(config.start_from))
     require_same_agent(source, config, task)
     seeds = seeds_of(source, config)
-    check_checkpoint_size(source.path, source.config, task.model)
+    if source.path.is_file():  # else the message says which checkpoints there are
+        check_checkpoint_size(source.path, source.config, task.model)
     index = np.asarray([source.config.seed_list().index(seed) for seed in seeds])
     keeps = tuple(
         getattr(config, name) and getattr(source.config, name) and not config.fresh_normalisers for name in NORMALISED
