@@ -54,6 +54,7 @@ if TYPE_CHECKING:
     from upslope.runs.evaluation import Evaluation as Evaluation
     from upslope.runs.evaluation import evaluate as evaluate
     from upslope.runs.evaluation import record as record
+    from upslope.runs.following import Following as Following
     from upslope.runs.policy import Policy as Policy
     from upslope.runs.policy import load as load
     from upslope.runs.tracking.sending import track as track
@@ -62,6 +63,7 @@ if TYPE_CHECKING:
 PUBLIC_NAMES = {
     "api": ("train", "resume", "export", "Run"),
     "runs.policy": ("load", "Policy"),
+    "runs.following": ("Following",),
     "runs.evaluation": ("evaluate", "record", "Evaluation"),
     "runs.tracking.sending": ("track",),
     "runs.tracking.tracker": ("Tracker",),

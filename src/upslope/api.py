@@ -6,6 +6,7 @@ from typing import Any
 
 import optax
 
+from upslope.config.config import Config
 from upslope.config.prepare import parts_of, prepare
 from upslope.config.task import environment_of, task_of
 from upslope.config.trust import require
@@ -18,14 +19,17 @@ from upslope.errors import UpslopeError
 from upslope.runs.directory import RunDirectory, check_name, free_name, versions
 from upslope.runs.display import Display, choose
 from upslope.runs.export.writing import Exported, export_run
+from upslope.runs.following import Following
+from upslope.runs.lineage import request_from
 from upslope.runs.policy import Which
 from upslope.runs.train import Run, Session, begin, resume_run
 
 
 def train(
-    environment: EnvironmentLike,
-    algorithm: str = "ppo",
+    environment: EnvironmentLike | None = None,
+    algorithm: str | None = None,
     *,
+    start_from: str | Path | Run | None = None,
     estimator: Estimator | str | None = None,
     objective: Objective | str | None = None,
     model: Callable[..., Any] | str | None = None,
@@ -38,14 +42,19 @@ def train(
     track: str | Sequence[str] = (),
     track_project: str | None = None,
     workers: int | None = None,
+    on_iteration: Callable[[Following], Any] | None = None,
+    trust: bool = False,
     **settings: Any,
 ) -> Run:
     """Train an agent and write the run directory `folder/name`.
 
     Args:
         environment: a Gymnasium id, `module:Id`, `jax:Name`, your own class or factory as `module:Name`, a callable
-            that returns an environment, or a `CompiledEnvironment`.
-        algorithm: a rung of the ladder; see `upslope list`.
+            that returns an environment, or a `CompiledEnvironment`. With `start_from`, by default that run's.
+        algorithm: a rung of the ladder; see `upslope list`. By default `ppo`, or that of the run in `start_from`.
+        start_from: begin with the agent of this run, its normalisers and its optimiser's state: a run or its directory,
+            or "RUN@best" for its best checkpoint. Settings that you omit are then that run's, except that another
+            algorithm has its own. `from_seed`, `fresh_normalisers` and `fresh_optimiser` say what is not taken over.
         estimator: axis 1, replacing the rung's: a name, or any `Estimator`.
         objective: axis 2, replacing the rung's: a name, or any `Objective`.
         model: your own model's class or factory, model(observation_space, action_space, *, key, **model_kwargs), or
@@ -63,6 +72,9 @@ def train(
         track_project: the trackers' project (MLflow: experiment); by default that of their own configuration.
         workers: number of processes that share the seeds of a Gymnasium environment; by default one per core, if the
             run is long enough to be worth starting them. The result does not depend on it.
+        on_iteration: called between chunks with the state of the run (`upslope.Following`): it may read the newest
+            numbers, call methods of the environments, or stop. If it raises, everything is saved first.
+        trust: allows the code that the config.json of the run in `start_from` names.
         settings: any field of `Config`, e.g. `steps=100_000, seeds=5, lambda_=0.9`.
 
     Raises:
@@ -71,19 +83,25 @@ def train(
     """
     if name is not None:
         check_name(name)
-    config, task = prepare(
-        environment,
-        algorithm,
-        estimator=estimator,
-        objective=objective,
-        model=model,
-        optimiser=optimiser,
-        schedules=schedules,
-        preset=preset,
-        settings=settings,
-    )
+    parts = {
+        "estimator": estimator,
+        "objective": objective,
+        "model": model,
+        "optimiser": optimiser,
+        "schedules": schedules,
+    }
+    if start_from is not None:
+        settings["start_from"] = str(start_from.path if isinstance(start_from, Run) else start_from)
+        given = {role for role, part in parts.items() if part is not None}
+        request = request_from(environment, algorithm, settings, preset=preset, parts=given, trust=trust)
+    elif environment is None:
+        raise UpslopeError('Say what to train on, e.g. upslope.train("CartPole-v1").')
+    else:
+        request = {"environment": environment, "algorithm": algorithm or Config.algorithm}
+        request |= {"preset": preset, "settings": settings}
+    config, task = prepare(**request, **parts)
     directory = run_directory(folder, name, f"{config.environment}-{config.algorithm}")
-    return begin(config, task, directory, session_of(quiet, workers, track, track_project))
+    return begin(config, task, directory, session_of(quiet, workers, track, track_project, on_iteration=on_iteration))
 
 
 def session_of(
@@ -92,10 +110,13 @@ def session_of(
     track: str | Sequence[str] = (),
     track_project: str | None = None,
     display: Display | None = None,
+    on_iteration: Callable[[Following], Any] | None = None,
 ) -> Session:
     """A training session monitored by the doctor."""
+    if on_iteration is not None and not callable(on_iteration):
+        raise UpslopeError(f"on_iteration must be a function of the run's state, not {on_iteration!r:.60}.")
     trackers = (track,) if isinstance(track, str) else tuple(track)
-    return Session(display or choose(quiet), Resources(workers), Watch, trackers, track_project)
+    return Session(display or choose(quiet), Resources(workers), Watch, trackers, track_project, on_iteration)
 
 
 def run_directory(folder: str | Path, name: str | None, label: str) -> RunDirectory:
@@ -119,6 +140,7 @@ def resume(
     track_project: str | None = None,
     workers: int | None = None,
     display: Display | None = None,
+    on_iteration: Callable[[Following], Any] | None = None,
     trust: bool = False,
 ) -> Run:
     """Resume a stopped run. The result is the same as that of the uninterrupted run.
@@ -128,6 +150,8 @@ def resume(
     episodes in progress are replayed, and a message reports an environment whose replay diverges.
 
     `track` and `track_project` are those of `train`; a run that a tracker has already is continued there.
+
+    `on_iteration` is not kept with a run: pass it again. The calls that it made are kept, and made again.
 
     `trust` allows the code that the run's config.json names, which a run from another machine may need. Objects passed
     here, registered Gymnasium ids, upslope's own names and runs trained on this machine need no trust.
@@ -151,7 +175,8 @@ def resume(
     changed = {k: (v, now.get(k, "none")) for k, v in description["versions"].items() if now.get(k) != v}
     words = ", ".join(f"{name} {old} → {new}" for name, (old, new) in changed.items())
     notes = [f"versions changed since the run started, so bits may differ: {words}"] if changed else []
-    return resume_run(config, task, directory, session_of(quiet, workers, track, track_project, display), notes)
+    session = session_of(quiet, workers, track, track_project, display, on_iteration)
+    return resume_run(config, task, directory, session, notes, trust=trust)
 
 
 def export(

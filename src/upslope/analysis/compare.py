@@ -15,6 +15,7 @@ from upslope.analysis.scores import Score, Scores, common_budget, scorable, scor
 from upslope.analysis.statistics import agreement, iqm_of, mean_of, median_of, returns_at
 from upslope.config.coercion import coerce
 from upslope.config.trust import PARTS, require
+from upslope.errors import UpslopeError
 
 AREA_POINTS = 200
 """Points of a learning curve used to compute its area."""
@@ -26,6 +27,7 @@ def compare(
     score: Score = "auto",
     normalize: Normalize | None = None,
     trust: bool = False,
+    metric: str = "return",
 ) -> Comparison:
     """Compare runs. The seed is the unit of replication, and runs that differ only in their seeds form one group.
 
@@ -42,22 +44,31 @@ def compare(
             Without it, nothing is averaged over environments.
         trust: for "threshold", which makes each environment: allow the code that a run's config.json names. Registered
             Gymnasium ids, upslope's own environments and runs trained on this machine do not need it.
+        metric: what counts of an episode, the higher the better: its "return", its "length", or a key that every run
+            kept by --log-info.
 
     Raises:
         UpslopeError: a folder is missing, no run can be read, a run cannot be scored, or an option is unknown.
     """
     records, left_out = read_records(runs, with_evaluations=True)
-    found = compare_records(records, score=score, normalize=normalize, trust=trust)
+    found = compare_records(records, score=score, normalize=normalize, trust=trust, metric=metric)
     return replace(found, warnings=(*left_out, *found.warnings))
 
 
 def compare_records(
-    records: Sequence[Record], *, score: Score = "auto", normalize: Normalize | None = None, trust: bool = False
+    records: Sequence[Record],
+    *,
+    score: Score = "auto",
+    normalize: Normalize | None = None,
+    trust: bool = False,
+    metric: str = "return",
 ) -> Comparison:
     """`compare` for runs that have already been read."""
     coerce("score", score, Score)
     coerce("normalize", normalize, Normalize | None)
-    rest, unscored = scorable(records, score)
+    if normalize == "threshold" and metric != "return":
+        raise UpslopeError(f"--normalize threshold is about returns, not {metric}. Use --normalize range.")
+    rest, unscored = scorable([record.measured_by(metric) for record in records], score)
     members, repeated = group(rest)
     scored = scores_of(members, score)
     groups = tuple(
@@ -87,6 +98,7 @@ def compare_records(
         over.aggregates,
         over.profiles,
         (*warnings, *over.warnings),
+        metric,
     )
 
 

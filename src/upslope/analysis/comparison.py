@@ -127,6 +127,8 @@ class Comparison:
     """`references`, `aggregates` and `profiles` are empty unless normalised scores were requested."""
     warnings: tuple[str, ...]
     """Caveats that a reader must know before trusting the numbers."""
+    metric: str = "return"
+    """What counts of an episode."""
 
     def to_json(self) -> dict[str, Any]:
         """Convert to strict JSON; nan becomes null."""

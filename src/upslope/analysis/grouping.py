@@ -6,12 +6,14 @@ from typing import Any
 
 import numpy as np
 
+from upslope.analysis.lineage import lineage_warnings
 from upslope.analysis.records import Record
 from upslope.analysis.statistics import thinness
 from upslope.config.config import Config
+from upslope.core.messages import counted
 from upslope.runs.directory import ENGINES
 
-NOT_SETTINGS = ("environment", "env_kwargs", "max_episode_steps", "algorithm", "seed", "seeds", "preset")
+NOT_SETTINGS = ("environment", "env_kwargs", "max_episode_steps", "algorithm", "seed", "seeds", "preset", "log_info")
 """Config fields that do not distinguish groups of the same algorithm and environment."""
 MORE_SEEDS = "Train more, e.g. --seeds 10"
 OVERSHOOT = 0.05
@@ -113,6 +115,8 @@ def warnings_of(members: Sequence[Member]) -> list[str]:
     records = [record for member in members for record in member.records]
     found = [unequal_budgets(e, [m for m in members if m.environment == e]) for e in environments_of(members)]
     found += [past_budget(e, [m for m in members if m.environment == e]) for e in environments_of(members)]
+    found += [words for m in members for words in lineage_warnings(m.label, m.records)]
+    found += [stopped_early(m) for m in members]
     found += [unfinished(record) for record in records]
     found += [mixed_versions(records, package) for package in (*DECIDING_PACKAGES, "machine")]
     found += [mixed_versions([r for r in records if engine in r.versions], engine) for engine in ENGINES]
@@ -159,6 +163,20 @@ def unfinished(record: Record) -> str:
         return ""
     done = f"{record.reached:,} of {record.config.steps:,} steps"
     return f"{record.path} is not finished: {done}. Continue it: upslope resume {record.path}"
+
+
+def stopped_early(member: Member) -> str:
+    """A warning if seeds stopped where they reached --stop-at-return, since that rule selects high returns."""
+    steps = [r.stopped[seed] for r, seed in member.seeds_of_records() if seed in r.stopped]
+    if not steps:
+        return ""
+    at = f"{steps[0]:,}" if len(set(steps)) == 1 else f"{min(steps):,} to {max(steps):,}"
+    limit = member.records[0].config.stop_at_return
+    return (
+        f"{member.label}: {len(steps)} of {counted(len(member.seeds), 'seed')} stopped at a return of {limit:g}, after "
+        f"{at} steps, and count with it from then on. The rule selected that return for being high: compare the steps "
+        "that were needed, or evaluate the runs"
+    )
 
 
 def mixed_versions(records: list[Record], package: str) -> str:

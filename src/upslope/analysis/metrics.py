@@ -6,6 +6,7 @@ from importlib import resources
 import yaml
 
 from upslope.core.messages import PREFIX
+from upslope.runs.directory import INFO
 
 
 @dataclass(frozen=True)
@@ -34,4 +35,7 @@ METRICS = {name: explanation for name, explanation in EXPLANATIONS.items() if na
 
 def explain(name: str) -> Explanation:
     """The explanation of a metric; for a custom metric, only its name."""
+    if name.startswith(INFO):
+        key = name.removeprefix(INFO)
+        return Explanation(key, "as in info", f"Mean of `{key}` of info at the ends of the iteration's episodes.", "")
     return EXPLANATIONS.get(name, Explanation(name, "", "", ""))

@@ -5,7 +5,7 @@ interrupted.
 """
 
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -17,7 +17,7 @@ from upslope.core.reading import csv_type, damaged, read_csv
 from upslope.core.space_descriptions import check_spaces
 from upslope.errors import UpslopeError
 from upslope.runs.bundles import unpacked
-from upslope.runs.directory import EVALUATION_COLUMNS, RunDirectory
+from upslope.runs.directory import EVALUATION_COLUMNS, INFO, STOP, RunDirectory, evaluation_columns
 
 NOT_METRICS = ("iteration", "seed", "step")
 MAX_COUNT, MAX_NUMBER = 2**53, 1e60
@@ -40,7 +40,11 @@ class Record:
     metrics: dict[str, np.ndarray]
     """Name → values [S, I]; nan where a row has no finite number."""
     episodes: np.ndarray
-    """All finished training episodes: a structured array of `step`, `seed`, `return`, `length`."""
+    """All finished training episodes: a structured array of `step`, `seed`, `return`, `length`, and `info/…`."""
+    stopped: dict[int, int] = field(default_factory=dict)
+    """Seed → the step at which it reached --stop-at-return, for those that did."""
+    metric: str = "return"
+    """What stands as the `return` of an episode, in training and evaluation."""
 
     @property
     def name(self) -> str:
@@ -54,8 +58,11 @@ class Record:
 
     @cached_property
     def reached(self) -> int:
-        """The number of steps that every seed has reached; 0 if a seed has no row yet."""
-        return int(np.fmax.reduce(self.steps, axis=1, initial=0).min())
+        """The number of steps that every seed has reached; 0 if a seed has no row yet. One that has stopped counts with
+        its whole budget, since its agent is the same at every later step."""
+        reached = np.fmax.reduce(self.steps, axis=1, initial=0)
+        is_over = [seed in self.stopped for seed in self.seeds]
+        return int(np.where(is_over, np.maximum(reached, self.config.steps), reached).min())
 
     @property
     def spent(self) -> int:
@@ -71,7 +78,19 @@ class Record:
     def evaluations(self) -> np.ndarray:
         """Evaluation episodes: a structured array with the columns of evaluation.csv; empty if there are none."""
         path = RunDirectory(self.path).evaluation_path
-        return rows_of_seeds(path, read_evaluations(path), self.seeds)
+        rows = read_evaluations(path, evaluation_columns(self.config))
+        return measured(rows_of_seeds(path, rows, self.seeds), self.metric, self.path)
+
+    def measured_by(self, metric: str) -> "Record":
+        """The same run with another number of each episode in place of its return: a key of --log-info, or `length`.
+        Episodes without it are left out.
+
+        Raises:
+            UpslopeError: the run did not keep that number.
+        """
+        if metric == self.metric:
+            return self
+        return replace(self, metric=metric, episodes=measured(self.episodes, metric, self.path))
 
     def episodes_of(self, seed: int) -> np.ndarray:
         """The training episodes of one seed, in the order in which they ended."""
@@ -84,6 +103,22 @@ class Record:
         metrics = {name: x[rows] for name, x in self.metrics.items()}
         episodes = self.episodes[np.isin(self.episodes["seed"], seeds)]
         return replace(self, seeds=seeds, steps=self.steps[rows], metrics=metrics, episodes=episodes)
+
+
+def measured(rows: np.ndarray, metric: str, path: Path) -> np.ndarray:
+    """Episodes with the number of this name in place of their return; those without it are left out."""
+    if metric == "return":
+        return rows
+    names = rows.dtype.names or ()
+    column = metric if metric == "length" else INFO + metric
+    if column not in names:
+        kept = ", ".join(["return", "length", *(name.removeprefix(INFO) for name in names if name.startswith(INFO))])
+        raise UpslopeError(
+            f"{path} kept no {metric} of its episodes, only {kept}. Train with --log-info {metric} to keep it."
+        )
+    rows = rows[np.isfinite(rows[column])].copy()
+    rows["return"] = rows[column]
+    return rows
 
 
 def read_records(
@@ -149,14 +184,18 @@ def read_record(run: str | Path) -> Record:
         raise damaged(directory.path / "config.json", error) from error
     check_lengths(directory, table[:, names.index("seed")], seeds)
     arrays = by_seed(names, table, seeds)
+    stops = arrays.pop(STOP, np.full((len(seeds), 1), np.nan))
+    last = np.fmax.reduce(arrays["step"], axis=1)
+    stopped = {seed: int(last[s]) for s, seed in enumerate(seeds) if np.isfinite(stops[s]).any()}
     return Record(
         path=Path(run),
         description=description,
         config=config,
         seeds=seeds,
         steps=arrays["step"],
-        metrics={name: arrays[name] for name in names if name not in NOT_METRICS},
+        metrics={name: x for name, x in arrays.items() if name not in NOT_METRICS},
         episodes=rows_of_seeds(directory.episodes_path, directory.episodes(), seeds),
+        stopped=stopped,
     )
 
 
@@ -193,7 +232,8 @@ def rows_of_seeds(path: Path, rows: np.ndarray, seeds: tuple[int, ...]) -> np.nd
     try:
         if any((rows[name] < 0).any() or (rows[name] > MAX_COUNT).any() for name in counts):
             raise ValueError(f"{', '.join(counts)} must be between 0 and 2⁵³")
-        check_size(rows["return"])
+        for name in ("return", *(name for name in rows.dtype.names or () if name.startswith(INFO))):
+            check_size(rows[name])
     except ValueError as error:
         raise damaged(path, error) from error
     return rows[np.isin(rows["seed"], seeds)]
@@ -218,9 +258,7 @@ def by_seed(names: list[str], table: np.ndarray, seeds: tuple[int, ...]) -> dict
     return dict(zip(names, np.moveaxis(padded, -1, 0), strict=True))
 
 
-def read_evaluations(path: Path) -> np.ndarray:
+def read_evaluations(path: Path, columns: Sequence[str] = EVALUATION_COLUMNS) -> np.ndarray:
     """Read evaluation.csv as a structured array."""
     text = {"mode": "U16", "checkpoint": "U8"}
-    return (
-        read_csv(path, EVALUATION_COLUMNS, text) if path.exists() else np.zeros(0, csv_type(EVALUATION_COLUMNS, text))
-    )
+    return read_csv(path, columns, text) if path.exists() else np.zeros(0, csv_type(columns, text))

@@ -91,6 +91,11 @@ def scores_of(members: Sequence[Member], score: Score = "auto") -> Scores:
     return trained(members, warnings)
 
 
+def records_metric(members: Sequence[Member]) -> str:
+    """What counts of an episode."""
+    return next((record.metric for member in members for record in member.records), "return")
+
+
 def evaluation_of(record: Record, mode: str) -> np.ndarray:
     """The evaluation episodes of a mode at the last checkpoint; the best checkpoint was selected partly by chance."""
     rows = record.evaluations
@@ -131,7 +136,7 @@ def evaluated(members: Sequence[Member], mode: str, without: list[Record]) -> Sc
         for environment, labels in unfinished.items()
     ]
     episodes = " or ".join(counted(n, "evaluation episode") for n in sorted(counts))
-    words = f"mean return of {episodes}, {mode} policy, last checkpoint"
+    words = f"mean {records_metric(members)} of {episodes}, {mode} policy, last checkpoint"
     return Scores(words, of, warnings, unfinished=unfinished)
 
 
@@ -153,5 +158,5 @@ def trained(members: Sequence[Member], warnings: list[str]) -> Scores:
             if not len(returns):
                 warnings.append(f"{record.path}, seed {seed}: no episode has ended, so it has no score")
         of.append(np.asarray(scores))
-    words = f"mean return of the last {WINDOW} training episodes, by the exploring policy"
+    words = f"mean {records_metric(members)} of the last {WINDOW} training episodes, by the exploring policy"
     return Scores(words, of, warnings, at)

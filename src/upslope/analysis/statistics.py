@@ -89,6 +89,13 @@ def mean_of(x: np.ndarray) -> Estimate:
     return Estimate(float(np.mean(x)), interval_of_mean(x))
 
 
+def mean_known(x: np.ndarray) -> np.ndarray:
+    """The mean over the last axis of the values that are known; nan where none is."""
+    known = np.isfinite(x)
+    count = known.sum(axis=-1)
+    return np.where(known, x, 0.0).sum(axis=-1) / np.where(count > 0, count, np.nan)
+
+
 def median_of(x: np.ndarray) -> Estimate:
     """The median over seeds x [S].
 

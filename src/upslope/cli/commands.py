@@ -223,7 +223,12 @@ def bundle(runs: Runs, output: Annotated[Path, Output] = Path("runs.zip"), check
 
 
 def compare(
-    runs: Runs, score: Score = "auto", normalize: Normalize = None, trust: Switch = False, json: Switch = False
+    runs: Runs,
+    score: Score = "auto",
+    normalize: Normalize = None,
+    metric: str = "return",
+    trust: Switch = False,
+    json: Switch = False,
 ) -> None:
     """Compare runs: means with intervals, sample efficiency, and the probability that one beats another.
 
@@ -237,6 +242,7 @@ def compare(
         runs: Run directories.
         score: How a seed is scored.
         normalize: How scores are made comparable across environments.
+        metric: What counts of an episode: return, length, or a key that every run kept by --log-info.
         trust: For --normalize threshold: run the code that a run's config.json names; it may do anything. Otherwise
             you are shown the code and asked, or it is refused.
         json: Print everything as JSON.
@@ -246,7 +252,7 @@ def compare(
 
     if normalize == "threshold":
         ask_for_trust(runs, trust)
-    found = compare(runs, score=score, normalize=normalize, trust=trust)
+    found = compare(runs, score=score, normalize=normalize, trust=trust, metric=metric)
     answer(json, found.to_json(), [comparison_page(found)])
 
 
@@ -254,6 +260,7 @@ def report(
     runs: Runs,
     score: Score = "auto",
     normalize: Normalize = None,
+    metric: str = "return",
     output: Annotated[Path, Output] = Path("report.html"),
     credit: Switch = False,
     trust: Switch = False,
@@ -266,6 +273,7 @@ def report(
         runs: Run directories.
         score: How a seed is scored, as in `upslope compare`.
         normalize: Also compare across environments, as in `upslope compare`; threshold creates each of them once.
+        metric: What counts of an episode in the comparison, as in `upslope compare`.
         output: The page to write, or a folder for it; only an older page of upslope is replaced.
         credit: First play an episode of each run without a credit view, as `upslope credit` does.
         trust: For --credit: run the code that a run's config.json names; it may do anything. Otherwise you are
@@ -275,7 +283,7 @@ def report(
 
     if credit or normalize == "threshold":
         ask_for_trust(runs, trust)
-    say_written(write_report(runs, output, score=score, normalize=normalize, credit=credit, trust=trust))
+    say_written(write_report(runs, output, score=score, normalize=normalize, metric=metric, credit=credit, trust=trust))
 
 
 def credit(

@@ -32,7 +32,7 @@ def parts(comparison: Comparison) -> Iterator[RenderableType]:
         groups = ranked([g for g in comparison.groups if g.environment == environment])
         yield scores_table(environment, groups)
         if any(g.efficiency for g in groups):
-            yield efficiency_table(environment, groups)
+            yield efficiency_table(environment, groups, comparison.metric)
         if len(groups) > 1:
             yield improvement_table(comparison, environment, groups)
     if comparison.aggregates:
@@ -63,12 +63,12 @@ def scores_table(environment: str, groups: list[Group]) -> Table:
     return table(bold(f"{environment} · scores"), columns, map(row, groups))
 
 
-def efficiency_table(environment: str, groups: list[Group]) -> Table:
-    """The training return at fixed fractions of the budget."""
+def efficiency_table(environment: str, groups: list[Group], metric: str = "return") -> Table:
+    """The training return, or another metric, at fixed fractions of the budget."""
     found = [(g, g.efficiency) for g in groups if g.efficiency is not None]
     rows = [[name_of(g), *(x.words() for x in (*e.at, e.area))] for g, e in found]
     shares = [f">{s:.0%} · {step:,}" for s, step in zip(BUDGET_SHARES, found[0][1].steps, strict=True)]
-    title = f"{environment} · sample efficiency: mean return of the last 100 training episodes by then"
+    title = f"{environment} · sample efficiency: mean {metric} of the last 100 training episodes by then"
     return table(bold(title), ["", *shares, ">area / length"], rows)
 
 

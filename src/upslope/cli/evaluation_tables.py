@@ -8,7 +8,7 @@ from rich.console import RenderableType
 from rich.table import Table
 
 from upslope.analysis.grouping import MORE_SEEDS
-from upslope.analysis.statistics import agreement, mean_of, thinness
+from upslope.analysis.statistics import agreement, mean_known, mean_of, thinness
 from upslope.cli.comparison_tables import warning
 from upslope.cli.terminal import table
 from upslope.core.messages import counted
@@ -38,7 +38,13 @@ def evaluation_table(run: Path, checkpoint: str, found: Mapping[str, Evaluation]
             row += [number(float(x.mean()), spread), span, f"{length.mean():.0f}"]
         mean = mean_of(e.seed_means())
         total += [mean.words(), "", f"{e.lengths.mean():.0f}"]
-    columns = [column for mode in found for column in (f">{mode}: return", ">lowest – highest", ">length")]
+        for x in e.info.values():
+            means = mean_known(x)
+            for row, one in zip(rows, means, strict=True):
+                row.append(number(one, range_of(means)))
+            total.append(mean_of(means).words())
+    titles = (">lowest – highest", ">length", *(f">{key}" for key in first.info))
+    columns = [column for mode in found for column in (f">{mode}: return", *titles)]
     title = f"{run} · {checkpoint} · {episodes} per seed and mode · intervals are 95 %"
     result = table(title, ["seed", *columns], rows)
     result.add_section()

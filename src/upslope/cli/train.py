@@ -56,7 +56,8 @@ class Train(Config):
     """Processes that share the seeds of a Gymnasium environment; by default one per core in long runs. The result does
     not depend on it."""
     trust: Switch = False
-    """Run the code that --config names; it may do anything. Otherwise you are shown it and asked, or it is refused."""
+    """Run the code that --config, or the run of --from, names; it may do anything. Otherwise you are shown it and
+    asked, or it is refused."""
     quiet: Quiet = False
     """Print warnings only."""
 
@@ -142,11 +143,11 @@ def parse_train(arguments: list[str], *, ask: bool = True) -> tuple[Train, dict[
     request = read_settings(flags.config) if flags.config else {}
     preset_in_file = request.pop("preset", True)
     given = {word.removeprefix("--").removeprefix("no-").replace("-", "_") for word in words}
-    given |= {"wrappers"} if "wrapper" in given else set()
+    given |= {field for flag, field in (("wrapper", "wrappers"), ("from", "start_from")) if flag in given}
     request |= {f.name: getattr(flags, f.name) for f in fields(Config) if f.name.rstrip("_") in given}
     request["environment"] = flags.environment or request.get("environment", "")
     request["preset"] = not flags.no_preset and (preset_in_file if flags.preset_name is None else flags.preset_name)
-    if not request["environment"]:
+    if not request["environment"] and request.get("start_from") is None:
         raise UpslopeError("Say what to train on, e.g. `upslope train CartPole-v1`; see `upslope train --help`.")
     if flags.config is not None:
         check_trust_in_file(flags, request, given, ask=ask)
@@ -194,10 +195,16 @@ def config_from(arguments: list[str]) -> Config | None:
     return None
 
 
-def prepare_arguments(request: dict[str, Any]) -> dict[str, Any]:
-    """The keyword arguments for `prepare` and `configured`."""
+def prepare_arguments(request: dict[str, Any], *, trust: bool = False, ask: bool = False) -> dict[str, Any]:
+    """The keyword arguments for `prepare` and `configured`; code that only the run given by --from names has to be
+    trusted, or, with `ask`, may be allowed at a prompt."""
     own = ("environment", "algorithm", "preset")
     settings = {name: value for name, value in request.items() if name not in own}
+    if settings.get("start_from") is not None:
+        from upslope.runs.lineage import request_from
+
+        named = request["environment"] or None, request.get("algorithm")
+        return request_from(*named, settings, preset=request.get("preset", True), trust=trust, ask=ask)
     return {name: request[name] for name in own if name in request} | {"settings": settings}
 
 
@@ -212,14 +219,27 @@ def train(flags: Train, request: dict[str, Any]) -> None:
         check_name(flags.name)
     if flags.resume and flags.name is None:
         raise UpslopeError("--resume needs the --name of the run to continue. Give it, or use: upslope resume RUN")
-    config, task = prepare(**prepare_arguments(request))
-    if flags.resume and (flags.folder / str(flags.name)).exists():
-        run = same_run(flags.folder / str(flags.name), config)
+    path, begun = flags.folder / str(flags.name), None
+    if flags.resume and path.exists() and request.get("start_from") is not None:
+        begun = changed_by(path, request)  # without the run that it began with, which may be gone
+    config, task = (begun, None) if begun else prepare(**prepare_arguments(request, trust=flags.trust, ask=True))
+    if task is None or (flags.resume and path.exists()):
+        run = same_run(path, config)
         options: dict[str, Any] = {"quiet": flags.quiet, "trust": flags.trust, "workers": flags.workers}
         api.resume(run, track=flags.track, track_project=flags.track_project, **options)
         return
     directory = api.run_directory(flags.folder, flags.name, f"{config.environment}-{config.algorithm}")
     begin(config, task, directory, api.session_of(flags.quiet, flags.workers, flags.track, flags.track_project))
+
+
+def changed_by(path: Path, request: dict[str, Any]) -> Config:
+    """The config of a run with the settings that are requested now."""
+    from upslope.runs.directory import RunDirectory
+
+    named = {
+        name: value for name, value in request.items() if name != "preset" and (name, value) != ("environment", "")
+    }
+    return replace(RunDirectory(path).config(), **canonical(named))
 
 
 def resume(

@@ -48,6 +48,17 @@ class Config:
     """Number of seeds to train together. 5 give a confidence interval, 10 a good one."""
     seed: int = 0
     """The first seed; the others are the integers after it."""
+    stop_at_return: float | None = None
+    """Stop a seed once the mean return of its last 100 training episodes is at least this; the other seeds go on."""
+    start_from: Annotated[str | None, tyro.conf.arg(name="from", metavar="RUN")] = None
+    """Begin with the agent of another run, its normalisers and its optimiser's state: RUN, or RUN@best for its best
+    checkpoint. Settings that you omit are then that run's, and the environment is too."""
+    from_seed: int | None = None
+    """The seed of that run with which every seed begins; by default seed k begins with its seed k."""
+    fresh_normalisers: bool = False
+    """Begin normalisation anew, since another environment may have other scales."""
+    fresh_optimiser: bool = False
+    """Begin the optimiser's state (momentum and scales) anew."""
     num_envs: int = 8
     """N, environments per seed. Usual: 1 to 64; thousands on accelerators."""
     rollout_steps: int = 128
@@ -64,6 +75,9 @@ class Config:
     ignore_observation: Annotated[tuple[str, ...], tyro.conf.arg(metavar="KEY"), tyro.conf.UseAppendAction] = ()
     """Key of a part of the observations to leave out, repeatable. A nested key is written outer/inner; parts of a Tuple
     and components of a vector are counted from 0."""
+    log_info: Annotated[tuple[str, ...], tyro.conf.arg(metavar="KEY")] = ()
+    """Keys of numbers in `info` at an episode's end, e.g. is_success, to keep with every episode. A nested key is
+    written outer.inner."""
     learning_rate: float = 2.5e-4
     """Step size of the optimiser. Usual: 1e-5 to 1e-2."""
     learning_rate_schedule: str = "linear"
@@ -206,6 +220,10 @@ LIMITS: dict[str, tuple[str, Callable[[Any], bool]]] = {
         f"at most {MAX_LAYERS} widths of 1 to {MAX_WIDTH:,}, e.g. 64 64, or nothing for no hidden layer",
         lambda x: len(x) <= MAX_LAYERS and all(1 <= width <= MAX_WIDTH for width in x),
     ),
+    "log_info": (
+        "at most 64 different keys of plain characters without commas, e.g. is_success reward.distance",
+        lambda x: len(x) <= 64 and len(set(x)) == len(x) and all(is_plain_key(key) for key in x),
+    ),
 }
 """Field → its valid range, in words and as a predicate."""
 MOST = {
@@ -219,9 +237,14 @@ MOST = {
 """Largest allowed values: steps are counted in 32 bits, and sizes that fit in no memory are refused early."""
 
 
+def is_plain_key(key: str) -> bool:
+    """Whether a key of `info` can head a column of a CSV file."""
+    return 0 < len(key) <= 100 and key.isascii() and key.isprintable() and not {",", '"', "'"} & {*key}
+
+
 def flag_of(name: str) -> str:
     """The flag that sets a field."""
-    return f"--{name.rstrip('_').replace('_', '-')}"
+    return "--from" if name == "start_from" else f"--{name.rstrip('_').replace('_', '-')}"
 
 
 def positive(**counts: int | None) -> None:
@@ -283,12 +306,16 @@ def configure(
     return Config(environment=environment, algorithm=algorithm, **settings)
 
 
+SHORT_NAMES = {"lambda": "lambda_", "from": "start_from"}
+"""Names of flags that Python does not allow → the fields."""
+
+
 def canonical(settings: Mapping[str, Any]) -> dict[str, Any]:
     """Settings by field name, converted to the fields' types; `learning-rate` and `lambda` are accepted too."""
     kinds = get_type_hints(Config)
     result = {}
     for name, value in settings.items():
-        key = "lambda_" if name == "lambda" else str(name).replace("-", "_")
+        key = SHORT_NAMES.get(str(name)) or str(name).replace("-", "_")
         if key == "learning_rate_decay" and isinstance(value, bool):  # its name in older runs and presets
             key, value = "learning_rate_schedule", "linear" if value else "constant"
         if key not in kinds:

@@ -30,6 +30,8 @@ from upslope.models.build import ModelSpec
 from upslope.models.model import SHARED, group_places
 from upslope.models.model import has_memory as has_carry
 
+NOTHING: Mapping[str, Any] = {}
+
 
 def prepare(
     environment: EnvironmentLike,
@@ -37,15 +39,17 @@ def prepare(
     *,
     preset: bool | str = True,
     settings: dict[str, Any],
+    inherited: Mapping[str, Any] = NOTHING,
     **parts: Any,
 ) -> tuple[Config, Task]:
     """The config and task of a new run. `parts` are the estimator, objective, model, optimiser and schedules, each a
-    name, an object or None.
+    name, an object or None; `inherited` are settings of the run that it begins with.
 
     Raises:
         UpslopeError: a setting is invalid, or nothing reads it.
     """
-    config, made, asked, objects = configured(environment, algorithm, preset=preset, settings=settings, **parts)
+    request: dict[str, Any] = {"preset": preset, "settings": settings, "inherited": inherited}
+    config, made, asked, objects = configured(environment, algorithm, **request, **parts)
     task = task_of(config, made, objects)
     refuse_unread(asked, config, task)
     return config, task
@@ -57,9 +61,11 @@ def configured(
     *,
     preset: bool | str = True,
     settings: dict[str, Any],
+    inherited: Mapping[str, Any] = NOTHING,
     **parts: Any,
 ) -> tuple[Config, AnyEnvironment, dict[str, Any], Parts]:
-    """The config. Later settings take precedence: defaults, the rung's, the preset's, a user's own parts', `settings`.
+    """The config. Later settings take precedence: defaults, the rung's, the preset's, those `inherited`, a user's
+    own parts', `settings`.
 
     Also returns the environment, the requested settings by field, and the objects among the parts.
     """
@@ -71,9 +77,9 @@ def configured(
     for role in AXES:
         if ":" in asked.get(role, ""):
             given |= declared(named(role, asked[role]))
-    made = make(environment, **made_for(label(environment), asked, preset))
+    made = make(environment, **made_for(label(environment), {**inherited, **asked}, preset))
     options = {"is_continuous": has_box(made.action_space), "use_preset": preset}
-    return configure(label(environment), algorithm, **options, **(given | asked)), made, asked, objects
+    return configure(label(environment), algorithm, **options, **{**inherited, **given, **asked}), made, asked, objects
 
 
 def made_for(environment: str, asked: Mapping[str, Any], preset: bool | str = True) -> dict[str, Any]:
@@ -158,6 +164,8 @@ def missing_reader(name: str, config: Config, task: Task) -> str:
         "rollout_steps": (not (estimator.whole_episodes or is_recorded), f"{segments} without --data"),
         "num_envs": (not is_recorded, "runs without --data"),
         "imitation_iterations": (is_recorded, "runs with --data"),
+        "stop_at_return": (not is_recorded, "runs without --data"),
+        **dict.fromkeys(("from_seed", "fresh_normalisers", "fresh_optimiser"), (bool(config.start_from), "--from")),
         **dict.fromkeys(("head", "state_dependent_std", "log_std_init"), of_boxes),
         "hidden_sizes": (has_networks, "--model perceptron"),
         "activation": (has_networks, "--model perceptron"),

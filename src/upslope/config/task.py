@@ -11,6 +11,7 @@ from upslope.config.config import Config
 from upslope.config.ladder import ALGORITHMS
 from upslope.core.estimators import GAE, Baseline, Estimator, NStep, RewardToGo, TotalReturn, UnitWeight
 from upslope.core.objectives import Clip, ImportanceSampled, KLPenalty, Objective, PolicyGradient
+from upslope.environments.base import CompiledEnvironment, info_shapes
 from upslope.environments.registry import AnyEnvironment, EnvironmentLike, make
 from upslope.errors import UpslopeError
 from upslope.learning.iteration import Task
@@ -172,6 +173,7 @@ def task_of(config: Config, environment: AnyEnvironment, parts: Parts = NO_PARTS
     if config.data is None:  # with recorded data or a user's model, sizes are known only with a rollout
         steps = (limit or 1) if estimator.whole_episodes else config.rollout_steps
         update.check_minibatches(steps, config.num_envs, has_memory=config.memory is not None)
+    refuse_missing_info(config, environment)
     encoder = encoder_of(environment.observation_space, config.environment)
     head = head_of(environment.action_space, config.environment)
     return Task(
@@ -191,7 +193,22 @@ def task_of(config: Config, environment: AnyEnvironment, parts: Parts = NO_PARTS
         imitation_iterations=config.imitation_iterations,
         schedules=schedules_of(config, parts.schedules),
         clip_rewards=config.clip_rewards,
+        log_info=config.log_info,
     )
+
+
+def refuse_missing_info(config: Config, environment: AnyEnvironment) -> None:
+    """Refuse keys of --log-info for which a compiled environment has no numbers; others are known only at the end of an
+    episode."""
+    if not config.log_info or not isinstance(environment, CompiledEnvironment):
+        return
+    known = info_shapes(environment)
+    if missing := [key for key in config.log_info if key not in known]:
+        has = f"It has {', '.join(known)}" if known else "It has no such numbers"
+        raise UpslopeError(
+            f"--log-info {' '.join(missing)} is nothing that {config.environment} says of an episode's end. {has}: a "
+            "compiled environment gives them by its method episode_info(state), a dictionary of numbers."
+        )
 
 
 def model_of(

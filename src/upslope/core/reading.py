@@ -67,7 +67,7 @@ def checked_rows(text: str) -> list[dict[str, Any]]:
 
 def csv_type(names: Sequence[str], text: Mapping[str, str]) -> np.dtype:
     """The structured dtype of a row; `text` maps column names to the dtypes of text columns."""
-    return np.dtype([(n, text.get(n, "f8" if n == "return" else "i8")) for n in names])
+    return np.dtype([(n, text.get(n, "f8" if n == "return" or "/" in n else "i8")) for n in names])
 
 
 def read_csv(path: Path, names: Sequence[str], text: Mapping[str, str] = MappingProxyType({})) -> np.ndarray:

@@ -5,9 +5,11 @@ from collections.abc import Iterator, Sequence
 from typing import Any
 
 from upslope.config.command import flag
+from upslope.config.config import is_plain_key
 from upslope.config.presets import DEFAULT_PRESET, preset_of
 from upslope.diagnosis.check_results import Choice
 from upslope.diagnosis.checks import Examined, wants_normalising
+from upslope.engines.infos import MAX_SHOWN
 from upslope.environments.registry import lost
 from upslope.models.composed import layout_of, networks_of
 from upslope.models.description import kind_of
@@ -22,7 +24,15 @@ def advice(e: Examined, settings: dict[str, Any]) -> dict[str, Any]:
             advised["normalize_observations"] = True
         if e.limit is None and not e.trial.lengths:
             advised["max_episode_steps"] = 1000
+    if success := tuple(key for key in logged(e) if "success" in key.lower()):
+        advised["log_info"] = success
     return advised | ({"memory": "gru"} if e.suspicion.is_hidden else {})
+
+
+def logged(e: Examined) -> list[str]:
+    """The keys under which `info` had a number at the end of every episode, and which --log-info can keep."""
+    found = [set(numbers) for numbers in e.trial.info]
+    return sorted(key for key in set.intersection(*found) if is_plain_key(key)) if found else []
 
 
 def command(e: Examined, settings: dict[str, Any]) -> str:
@@ -49,8 +59,21 @@ def choices(e: Examined, settings: dict[str, Any], unread: Sequence[tuple[str, A
     advised = advice(e, settings)
     if "normalize_observations" in advised:
         yield Choice("--normalize-observations", "some numbers are far from 0, or far larger or smaller than 1")
+    yield from of_info(e)
     if advised.get("max_episode_steps") and not settings["max_episode_steps"]:
         yield Choice("--max-episode-steps 1000", "no episode ended, and the environment has no limit")
+
+
+def of_info(e: Examined) -> Iterator[Choice]:
+    """What can be kept of every episode."""
+    success = [key for key in logged(e) if "success" in key.lower()]
+    if success:
+        yield Choice(shlex.join(["--log-info", *success]), "info says at an episode's end whether it succeeded")
+    others = [key for key in logged(e) if key not in success]
+    if others:
+        more = f", and {len(others) - MAX_SHOWN} others" if len(others) > MAX_SHOWN else ""
+        words = f"can be added: info has these numbers at an episode's end{more}"
+        yield Choice(shlex.join(["--log-info", *others[:MAX_SHOWN]]), words)
 
 
 def readers(e: Examined) -> Iterator[Choice]:

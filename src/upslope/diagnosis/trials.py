@@ -17,6 +17,7 @@ import numpy as np
 from upslope.core.arrays import shaped_like
 from upslope.engines.border import flat_mask, nothing_allowed
 from upslope.engines.columns import one_by_one, reset_seed
+from upslope.engines.infos import numbers_in
 from upslope.environments.base import CompiledEnvironment
 from upslope.environments.masks import mask_in
 from upslope.environments.registry import AnyEnvironment, HostEnvironment, name_of
@@ -34,6 +35,10 @@ class Player(Protocol):
 
     mask: np.ndarray | None
     """Mask of the choices allowed now [M]; None if nothing is forbidden or the episode is over."""
+
+    def numbers(self) -> dict[str, float]:
+        """The numbers of `info` after the last step, by their keys."""
+        ...
 
     def reset(self, seed: int) -> Any:
         """Begin an episode; return its first observation."""
@@ -55,6 +60,7 @@ class HostPlayer:
         self.head = head_of(environment.action_space, environment.name)
         self.env, self.limit, self.count = environment.create(), limit, 0
         self.environment, self.mask = environment, None
+        self.info: Any = {}
 
     def reset(self, seed: int) -> Any:
         self.count = 0
@@ -69,9 +75,13 @@ class HostPlayer:
     def step(self, action: Any) -> Answer:
         self.count += 1
         observation, reward, terminated, truncated, info = self.env.step(action)
+        self.info = info
         truncated = bool(truncated) or (self.limit is not None and self.count >= self.limit)
         self.mask = None if terminated or truncated else self.allowed(info, self.count)
         return self.copied(observation), float(np.asarray(reward).item()), bool(terminated), truncated
+
+    def numbers(self) -> dict[str, float]:
+        return numbers_in(self.info)
 
     def allowed(self, info: Any, step: int) -> np.ndarray | None:
         """The mask of allowed choices in `info`; None if the environment forbids nothing.
@@ -112,6 +122,9 @@ class CompiledPlayer:
             self.note()
         observation = jax.tree.map(np.asarray, transition.observation)
         return observation, float(transition.reward), terminated, truncated
+
+    def numbers(self) -> dict[str, float]:
+        return numbers_in(self.environment.episode_info(self.state))
 
     def note(self) -> None:
         """Update the mask from the current state."""
@@ -168,6 +181,8 @@ class Trial:
     """Returns of the finished episodes; the last episode may be unfinished."""
     terminated: list[bool] = field(default_factory=list)
     """Whether each finished episode terminated; otherwise it was truncated."""
+    info: list[dict[str, float]] = field(default_factory=list)
+    """The numbers of `info` at the end of each finished episode."""
     unfinished: int = 0
     """Steps of the episode that was unfinished at the end."""
     reset_seconds: float = 0.0
@@ -224,6 +239,7 @@ def play(
                 trial.lengths.append(length)
                 trial.returns.append(total)
                 trial.terminated.append(terminated)
+                trial.info.append(player.numbers())
         trial.unfinished = 0 if over else length
     return trial
 

@@ -8,7 +8,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from time import perf_counter
-from typing import Protocol, runtime_checkable
+from typing import Any, Protocol, runtime_checkable
 
 import numpy as np
 
@@ -25,8 +25,8 @@ class Resources:
 
 EVERYTHING = Resources()
 """Use as many processes as pay off on this machine."""
-EpisodeRow = tuple[int, int, float, int]
-"""(step, seed index, return, length) of a finished training episode."""
+EpisodeRow = tuple[int, int, float, int, tuple[float, ...]]
+"""(step, seed index, return, length, numbers of info) of a finished training episode."""
 
 
 @dataclass
@@ -68,6 +68,14 @@ class Engine(Protocol):
         """Advance by one chunk. If it raises, `state` is still usable.
 
         If `may_continue` returns true at the end, the engine may start the next chunk speculatively.
+        """
+        ...
+
+    def call(self, name: str, arguments: list[Any]) -> None:
+        """Have every environment call one of its methods before its next reset.
+
+        Raises:
+            UpslopeError: it has no such method, or its methods cannot be called while it trains.
         """
         ...
 

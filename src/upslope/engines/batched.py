@@ -28,6 +28,7 @@ from upslope.engines.columns import (  # fmt: skip
     one_by_one,
     reset_seed,
 )
+from upslope.engines.infos import InfoReader
 from upslope.engines.notices import Notices, notices_to
 from upslope.environments.closing import close_all
 from upslope.environments.registry import HostEnvironment
@@ -40,13 +41,14 @@ from upslope.models.heads import ActionHead
 class BatchedEpisode:
     """The running episode of a column."""
 
-    __slots__ = ("begun", "episode", "episode_return", "index", "length", "seed", "seen")
+    __slots__ = ("begun", "episode", "episode_return", "index", "info", "length", "seed", "seen")
 
     def __init__(self, seed: int, index: int):
         self.seed, self.index = seed, index
         self.episode, self.begun = -1, -1
         """Episodes of this column so far, and resets of its vector environment."""
         self.episode_return, self.length, self.seen = 0.0, 0, 0
+        self.info: tuple[float, ...] = ()
 
     def begin(self) -> None:
         """Count a new episode."""
@@ -73,10 +75,12 @@ class BatchedColumns:
         num_envs: int,
         limit: int | None,
         notices: Notices | None = None,
+        log_info: tuple[str, ...] = (),
     ):
         assert world.batch is not None
         self.world, self.encoder, self.head, self.limit = world, encoder, head, limit
         self.notices = notices or notices_to()
+        self.read_info = InfoReader(log_info, world.name, self.notices) if log_info else None
         self.shape = (len(seeds), num_envs)
         self.episodes = [BatchedEpisode(seed, index) for seed in seeds for index in range(num_envs)]
         self.batches: list[Any] = []
@@ -293,6 +297,8 @@ class BatchedColumns:
         if not is_over and self.limit is not None and episode.length >= self.limit:
             # The vector environment goes on by itself: only a whole reset brings it back.
             truncated[row] = self.is_over[row] = self.is_stale[row] = True
+        if self.read_info is not None and (is_over or truncated[row]):
+            episode.info = self.read_info(info, episode, column)
         self.allow(row, info, column, is_over=bool(is_over))
 
     def allow(self, row: int, info: Any, column: int, *, is_over: bool = False) -> None:
@@ -301,6 +307,13 @@ class BatchedColumns:
             resets = is_over and self.modes[row // self.shape[1]] is not AutoresetMode.SAME_STEP
             given = {"action_mask": mask_of(info, column)}
             self.mask[row] = True if resets else read_mask(given, self.head, self.world.name, self.episodes[row])
+
+    def call(self, name: str, arguments: list[Any]) -> None:
+        """Refuse to call a method: there is no point at which a single column is reset from outside."""
+        raise UpslopeError(
+            f"{self.world.name} resets its columns by itself, so no method can be called before an episode begins. "
+            f"Train the single environments instead of the batched ones to call {name}."
+        )
 
     refuse_stuck = HostColumns.refuse_stuck
     check_finite = HostColumns.check_finite
@@ -347,7 +360,8 @@ def columns_for(
     num_envs: int,
     limit: int | None,
     notices: Notices | None = None,
+    log_info: tuple[str, ...] = (),
 ) -> HostColumns | BatchedColumns:
     """The columns of an environment in this process: batched if it is a vector environment."""
     kind = HostColumns if world.batch is None else BatchedColumns
-    return kind(world, encoder, head, seeds, num_envs, limit, notices=notices)
+    return kind(world, encoder, head, seeds, num_envs, limit, notices=notices, log_info=log_info)

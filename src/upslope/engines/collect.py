@@ -45,7 +45,7 @@ class Steppable(Protocol):
 
     @property
     def episodes(self) -> Sequence[Any]:
-        """The current episodes [S·N], each with `episode_return` and `length`."""
+        """The current episodes [S·N], each with `episode_return`, `length` and, at its end, `info`."""
         ...
 
     @property
@@ -63,12 +63,15 @@ class Steppable(Protocol):
 
 
 class EpisodeEnds(NamedTuple):
-    """The finished episodes of a rollout: seed index, step within the rollout, return, length; each [E]."""
+    """The finished episodes of a rollout: seed index, step within the rollout, column within the seed, return, length,
+    each [E], and the numbers of K keys of info [E, K]."""
 
     seed_index: np.ndarray
     t: np.ndarray
+    column: np.ndarray
     episode_return: np.ndarray
     length: np.ndarray
+    info: np.ndarray
 
 
 class EndedRows(NamedTuple):
@@ -276,16 +279,24 @@ def draw_noise(agents: Any, keys: jax.Array, observation: Any, t: Any) -> jax.Ar
 
 
 def collect_host(
-    columns: Steppable, choose: Choose, num_steps: int, phases: dict[str, float], *, compact: bool = False
+    columns: Steppable,
+    choose: Choose,
+    num_steps: int,
+    phases: dict[str, float],
+    idle: np.ndarray | None = None,
+    *,
+    compact: bool = False,
 ) -> tuple[Rollout, EpisodeEnds]:
     """Collect `num_steps` steps of every environment from its current state; start a new episode when one ends.
 
-    `compact` stores large observations once, with `Successors`.
+    `idle` [S] are seeds whose environments are not stepped. `compact` stores large observations once, with
+    `Successors`.
     """
     every_row = np.arange(len(columns.episodes))
+    stepped = every_row if idle is None else np.flatnonzero(np.repeat(~idle, columns.shape[1]))
     grown, finished = HostRollout(columns, compact=compact), []
     for t in range(num_steps):
-        rows = columns.acting
+        rows = columns.acting if idle is None else stepped
         done = step_all(columns, choose, t, rows, grown, phases)
         started = perf_counter()
         finished += ended(columns, t, done)
@@ -352,18 +363,24 @@ def step_all(
     return np.flatnonzero(terminated | truncated)
 
 
-def ended(columns: Steppable, t: int, rows: np.ndarray) -> list[tuple[int, int, float, int]]:
+End = tuple[int, int, int, float, int, tuple[float, ...]]
+"""The fields of one of the `EpisodeEnds`."""
+
+
+def ended(columns: Steppable, t: int, rows: np.ndarray) -> list[End]:
     """The episodes that end in these rows, at step t."""
-    episodes = [(row, columns.episodes[row]) for row in rows.tolist()]
-    return [(row // columns.shape[1], t, e.episode_return, e.length) for row, e in episodes]
+    places = [(columns.episodes[row], *divmod(row, columns.shape[1])) for row in rows.tolist()]
+    return [(seed, t, column, e.episode_return, e.length, e.info) for e, seed, column in places]
 
 
-def ends_of(finished: list[tuple[int, int, float, int]]) -> EpisodeEnds:
+def ends_of(finished: list[End]) -> EpisodeEnds:
     """Convert a list of ends to arrays."""
-    seed_index, t, episode_return, length = zip(*finished, strict=True) if finished else ((), (), (), ())
+    seed_index, t, column, episode_return, length, info = zip(*finished, strict=True) if finished else [()] * 6
     return EpisodeEnds(
         np.asarray(seed_index, int),
         np.asarray(t, int),
+        np.asarray(column, int),
         np.asarray(episode_return, float),
         np.asarray(length, int),
+        np.asarray(info, float).reshape(len(finished), -1) if finished else np.zeros((0, 0)),
     )

@@ -6,6 +6,7 @@ does not depend on what runs beside it, and an episode in progress can be rebuil
 
 import math
 from collections.abc import Callable, Mapping, Sequence
+from copy import deepcopy
 from typing import Any
 
 import gymnasium
@@ -24,6 +25,8 @@ from upslope.engines.border import (  # fmt: skip
     reset_answer,
     step_answer,
 )
+from upslope.engines.calls import Call, as_array, calls_in, method_of
+from upslope.engines.infos import InfoReader
 from upslope.engines.notices import Notices, notices_to
 from upslope.environments.closing import close_all
 from upslope.environments.registry import HostEnvironment
@@ -37,17 +40,24 @@ NOT_RUNNING, TOO_LONG = -2, -1
 """Values that replace a length in a snapshot: no episode is in progress, or it is too long to replay."""
 
 
+OF_ROWS, OF_ALL = ("episode", "length", "called"), ("calls",)
+"""Arrays of a snapshot that have an entry for each environment, and those that belong to all."""
+
+
 class HostEpisode:
     """One environment and its current episode."""
 
-    __slots__ = ("actions", "env", "episode", "episode_return", "index", "length", "seed", "seen")
+    __slots__ = ("actions", "called", "env", "episode", "episode_return", "index", "info", "length", "seed", "seen")
 
     def __init__(self, env: gymnasium.Env, seed: int, index: int):
         self.env, self.seed, self.index = env, seed, index
         self.episode = -1
         self.actions: list[Any] = []
         self.episode_return, self.length = 0.0, 0
-        self.seen = 0
+        self.seen = self.called = 0
+        """Observations of the environment so far, and calls that it had made when the episode began."""
+        self.info: tuple[float, ...] = ()
+        """The numbers of info at the end of the last episode."""
 
     def begin(self) -> Any:
         """Reset to the next episode with its own seed; return the result of `reset`."""
@@ -81,10 +91,13 @@ class HostColumns:
         limit: int | None,
         indices: Sequence[int] | None = None,
         notices: Notices | None = None,
+        log_info: tuple[str, ...] = (),
     ):
-        """`indices` are the environments' indices within their seed, by default 0 … N−1."""
+        """`indices` are the environments' indices within their seed, by default 0 … N−1; `log_info` are the keys of the
+        numbers of info to keep of each episode."""
         self.world, self.encoder, self.head, self.limit = world, encoder, head, limit
         self.notices = notices or notices_to()
+        self.read_info = InfoReader(log_info, world.name, self.notices) if log_info else None
         self.shape = (len(seeds), num_envs)
         self.episodes: list[HostEpisode] = []
         self.is_closed = False
@@ -101,6 +114,8 @@ class HostColumns:
         except BaseException:
             self.close()
             raise
+        self.calls: list[Call] = []
+        """The calls that every environment makes before its next reset, from the run's beginning."""
         self.every_row = np.arange(len(self.episodes))
         self.flat = self.border.empty(len(self.episodes))
         self.mask: Any = np.ones((len(self.episodes), head.num_choices), bool) if world.gives_masks else None
@@ -134,18 +149,43 @@ class HostColumns:
     def begin(self, rows: Sequence[int], *, afresh: bool = False) -> None:
         """Begin a new episode in each of the rows; each is reset, so it is always `afresh`."""
         for row in rows:
-            self.row, episode = row, self.episodes[row]
-            try:
-                answer = episode.begin()
-            except Exception as error:
-                raise UpslopeError(raised(self.world.name, "reset", episode.describe(), error)) from error
-            observation = reset_answer(answer, self.world.name, episode)
-            self.border.place(self.flat, row, observation, episode)
-            self.check_finite([row], np.zeros(row + 1), self.flat)
-            if self.mask is not None:
-                self.mask[row] = read_mask(answer[1], self.head, self.world.name, episode)
+            self.begin_one(row, len(self.calls))
         self.row = None
         self.refuse_stuck()
+
+    def begin_one(self, row: int, num_calls: int) -> None:
+        """Make the first `num_calls` calls as far as they are not made yet, and begin a new episode."""
+        self.row, episode = row, self.episodes[row]
+        self.make_calls(episode, num_calls)
+        try:
+            answer = episode.begin()
+        except Exception as error:
+            raise UpslopeError(raised(self.world.name, "reset", episode.describe(), error)) from error
+        observation = reset_answer(answer, self.world.name, episode)
+        self.border.place(self.flat, row, observation, episode)
+        self.check_finite([row], np.zeros(row + 1), self.flat)
+        if self.mask is not None:
+            self.mask[row] = read_mask(answer[1], self.head, self.world.name, episode)
+
+    def make_calls(self, episode: HostEpisode, num_calls: int) -> None:
+        """Make the first `num_calls` calls as far as the environment has not made them yet."""
+        for name, arguments in self.calls[episode.called : num_calls]:
+            method = method_of(episode.env, name, self.world.name)
+            try:
+                method(*deepcopy(arguments))
+            except Exception as error:
+                raise UpslopeError(raised(self.world.name, name, episode.describe(), error)) from error
+        episode.called = num_calls
+
+    def call(self, name: str, arguments: list[Any]) -> None:
+        """Have every environment call a method before its next reset.
+
+        Raises:
+            UpslopeError: an environment has no such method.
+        """
+        for episode in self.episodes:
+            method_of(episode.env, name, self.world.name)
+        self.calls.append((name, arguments))
 
     def step(self, action: np.ndarray, rows: np.ndarray, next_observation: Any) -> tuple[np.ndarray, ...]:
         """Step the given rows with the policy's actions [S·N, …]; write the true successors into a copy of `flat`.
@@ -179,6 +219,8 @@ class HostColumns:
             if limit is not None and length >= limit:
                 truncated[row] = True
             self.border.place(next_observation, row, observation, episode)
+            if self.read_info is not None and (ended or truncated[row]):
+                episode.info = self.read_info(info, episode)
             if self.mask is not None:
                 # At the end of an episode no action is chosen, so the mask does not matter.
                 is_over = ended or truncated[row]
@@ -216,22 +258,26 @@ class HostColumns:
         """
         observation = copied(self.observation)
         lengths = [NOT_RUNNING if between_episodes or e.episode < 0 else replayable(e) for e in self.episodes]
-        marks = [(e.episode, n, e.actions) for e, n in zip(self.episodes, lengths, strict=True)]
+        marks = [(e.episode, n, e.actions, e.called) for e, n in zip(self.episodes, lengths, strict=True)]
         self.marked = marks, observation
 
     def snapshot(self) -> dict[str, np.ndarray]:
         """Data to rebuild every episode that was running at the mark: its number, actions and observation."""
         marks, observation = self.marked
+        called = [called for *_, called in marks]
         return {
-            "episode": np.asarray([episode for episode, _, _ in marks]),
-            "length": np.asarray([length for _, length, _ in marks]),
-            "actions": np.asarray([a for _, length, actions in marks for a in actions[: max(length, 0)]]),
+            "episode": np.asarray([episode for episode, *_ in marks]),
+            "length": np.asarray([length for _, length, *_ in marks]),
+            "actions": np.asarray([a for _, length, actions, _ in marks for a in actions[: max(length, 0)]]),
             **named_observation(observation),
+            **({"called": np.asarray(called), "calls": as_array(self.calls)} if self.calls else {}),
         }
 
     def restore(self, snapshot: dict[str, np.ndarray], say: Callable[[str], None]) -> list[int]:
         """Replay each running episode; if the replay diverges, report it and start a new episode. Return the rows of
         these."""
+        self.calls = calls_in(snapshot)
+        called = snapshot["called"].tolist() if self.calls else [0] * len(self.episodes)
         lengths = snapshot["length"].tolist()
         ends = np.cumsum(np.maximum(snapshot["length"], 0))
         shown = jax.tree.map(lambda x, flat: x.reshape(flat.shape), observation_of(snapshot, self.flat), self.flat)
@@ -245,7 +291,7 @@ class HostColumns:
                 too_long += 1
                 afresh.append(row)
                 self.begin([row])
-            elif not self.replay(row, actions, jax.tree.map(lambda x, row=row: x[row], shown)):
+            elif not self.replay(row, actions, jax.tree.map(lambda x, row=row: x[row], shown), called[row]):
                 not_repeatable.append(episode)
                 afresh.append(row)
                 self.begin([row])
@@ -263,11 +309,12 @@ class HostColumns:
             )
         return afresh
 
-    def replay(self, row: int, actions: np.ndarray, shown: Any) -> bool:
-        """Restart the episode and repeat its actions; return whether it ends at the same observation."""
+    def replay(self, row: int, actions: np.ndarray, shown: Any, num_calls: int = 0) -> bool:
+        """Restart the episode after its calls, and repeat its actions; return whether it ends as it did."""
         episode = self.episodes[row]
         episode.episode -= 1
-        self.begin([row])
+        self.begin_one(row, num_calls)
+        self.refuse_stuck()
         observation: Any = None
         info: Any = None
         given = one_by_one(self.head.replayed(actions)) if len(actions) else []
@@ -339,7 +386,8 @@ def split_snapshot(snapshot: dict[str, np.ndarray], num_seeds: Sequence[int]) ->
 def part_of(snapshot: dict[str, np.ndarray], rows: np.ndarray) -> dict[str, np.ndarray]:
     """The snapshot of the environments in these rows [s, n]."""
     actions = actions_of(snapshot)
-    part = {name: snapshot[name][rows.ravel()] for name in ("episode", "length")}
+    part = {name: snapshot[name][rows.ravel()] for name in OF_ROWS if name in snapshot}
+    part |= {name: snapshot[name] for name in OF_ALL if name in snapshot}
     part["actions"] = np.concatenate([actions[row] for row in rows.ravel()])
     return part | {name: x.reshape(-1, *x.shape[2:])[rows] for name, x in shown_in(snapshot).items()}
 
@@ -354,7 +402,8 @@ def join_snapshots(
 ) -> dict[str, np.ndarray]:
     """The inverse of `part_of`: join the snapshots of parts, given the rows of each, into one of S × N environments."""
     order = np.argsort(np.concatenate([mine.ravel() for mine in rows]))
-    whole = {name: np.concatenate([part[name] for part in parts])[order] for name in ("episode", "length")}
+    whole = {name: np.concatenate([part[name] for part in parts])[order] for name in OF_ROWS if name in parts[0]}
+    whole |= {name: parts[0][name] for name in OF_ALL if name in parts[0]}
     for name in shown_in(parts[0]):
         shown = np.concatenate([part[name].reshape(-1, *part[name].shape[2:]) for part in parts])[order]
         whole[name] = shown.reshape(*shape, *shown.shape[1:])

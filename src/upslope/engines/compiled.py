@@ -145,7 +145,8 @@ class ProgramEngine:
             else:
                 steps = before[s, i] + (t + 1) * done.shape[-1]
             values = (steps.tolist(), returns[s, i, t, n].tolist(), lengths[s, i, t, n].tolist())
-            rows.append([(step, s, r, length) for step, r, length in zip(*values, strict=True)])
+            infos = [()] * len(t) if finished.info is None else map(tuple, finished.info[s, i, t, n].tolist())
+            rows.append([(step, s, r, length, info) for step, r, length, info in zip(*values, infos, strict=True)])
         return rows
 
     def refuse_stuck(self, finished: Finished) -> None:
@@ -155,6 +156,16 @@ class ProgramEngine:
             step = int(finished.length[s, i, t, n]) - 1
             place = f"environment {n} of seed {self.seeds[s]}, step {step} of an episode"
             raise UpslopeError(nothing_allowed(name_of(self.task.environment), place))
+
+    def call(self, name: str, arguments: list[Any]) -> None:
+        """Refuse: nothing of a program changes once it is compiled."""
+        if self.data is not None:
+            raise UpslopeError(f"This run learns from recorded data, so there is no environment to call {name} of.")
+        raise UpslopeError(
+            f"{name_of(self.task.environment)} is compiled into the program that trains, so {name} cannot be called "
+            "while it runs. Let its state hold what changes, or train in stages: each with other env_kwargs, from the "
+            "stage before it by upslope.train(…, start_from=…)."
+        )
 
     def snapshot(self) -> dict[str, np.ndarray]:
         return {}

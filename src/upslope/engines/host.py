@@ -102,8 +102,10 @@ class HostEngine:
             return *collect_host_episodes(self.columns, choose, active, self.phases, compact=True), state.memory
         if not self.columns.has_begun:
             self.columns.begin(range(len(self.columns.episodes)))
-        rollout, ends = collect_host(self.columns, choose, self.task.rollout_steps, self.phases, compact=True)
-        return rollout, ends, choose.memory
+        # A vector environment steps all of its columns, and resets itself.
+        idle = None if active.all() or self.task.environment.batch is not None else ~active
+        rollout, ends = collect_host(self.columns, choose, self.task.rollout_steps, self.phases, idle, compact=True)
+        return rollout, ends, choose.memory if active.all() else where_seeds(active, choose.memory, state.memory)
 
     def rollout_of(self, rollout: Rollout, s: int) -> Rollout:
         """One seed's facts [T, N]. Whole episodes are padded to a power of two, so that few programs are compiled;
@@ -124,9 +126,14 @@ class HostEngine:
         """Each seed's finished episodes, with the step at which they ended."""
         taken = np.cumsum(np.asarray(rollout.valid).sum(axis=2), axis=1)
         rows: list[list[EpisodeRow]] = [[] for _ in self.seeds]
-        for s, t, episode_return, length in zip(*(x.tolist() for x in ends), strict=True):
-            rows[s].append((int(before[s] + taken[s, t]), s, episode_return, length))
+        active = before < self.task.steps
+        for s, t, _, episode_return, length, info in zip(*(x.tolist() for x in ends), strict=True):
+            if active[s]:
+                rows[s].append((int(before[s] + taken[s, t]), s, episode_return, length, tuple(info)))
         return rows
+
+    def call(self, name: str, arguments: list[Any]) -> None:
+        self.columns.call(name, arguments)
 
     def mark(self) -> None:
         """Mark the point between two iterations that a snapshot describes."""
@@ -148,10 +155,8 @@ class HostEngine:
 
 def columns_of(task: Task, seeds: Sequence[int], notices: Notices | None = None) -> HostColumns | BatchedColumns:
     """Create a task's environments in this process."""
-    model = task.model
-    return columns_for(
-        task.environment, model.encoder, model.head, seeds, task.num_envs, task.max_episode_steps, notices
-    )
+    model, sizes = task.model, (task.num_envs, task.max_episode_steps)
+    return columns_for(task.environment, model.encoder, model.head, seeds, *sizes, notices, task.log_info)
 
 
 def begun_afresh(state: TrainState, rows: Sequence[int]) -> TrainState:
@@ -164,6 +169,11 @@ def begun_afresh(state: TrainState, rows: Sequence[int]) -> TrainState:
     return state._replace(
         memory=state.memory._replace(fresh=jax.numpy.asarray(fresh)), discounted_return=jax.numpy.asarray(returns)
     )
+
+
+def where_seeds(active: np.ndarray, chosen: Any, otherwise: Any) -> Any:
+    """Select per seed: `chosen` where active [S], else `otherwise`."""
+    return jax.tree.map(lambda a, b: jax.numpy.where(active.reshape(-1, *(1,) * (b.ndim - 1)), a, b), chosen, otherwise)
 
 
 def take(tree: Any, s: Any) -> Any:

@@ -42,6 +42,7 @@ class EpisodeStatus:
     episode: int = -1
     episode_return: float = 0.0
     length: int = 0
+    info: tuple[float, ...] = ()
 
 
 class SlicedColumns:
@@ -123,11 +124,15 @@ class SlicedColumns:
             self.allow(mine, mask)
             for out, part in zip(found, outcome, strict=True):
                 out[mine] = part
-            for index, episode_return, length in ends:
+            for index, *ended in ends:
                 shown = self.episodes[mine[index]]
-                shown.episode_return, shown.length = episode_return, length
+                shown.episode_return, shown.length, shown.info = ended
         assign(self.flat, rows, jax.tree.map(lambda x: x[rows], next_observation))
         return found
+
+    def call(self, name: str, arguments: list[Any]) -> None:
+        """See `HostColumns.call`."""
+        self.call_all("call", [(name, arguments)] * len(self.workers))
 
     def allow(self, rows: np.ndarray, mask: np.ndarray | None) -> None:
         """Record the currently allowed choices of these rows."""
@@ -226,11 +231,15 @@ class Server:
 
     def open(self, task: Task, seeds: list[int], indices: list[int]) -> None:
         """Create the environments."""
-        limit = task.max_episode_steps
+        model, sizes = task.model, (len(indices), task.max_episode_steps, indices)
         self.columns = HostColumns(
-            task.environment, task.model.encoder, task.model.head, seeds, len(indices), limit, indices, self.notices
+            task.environment, model.encoder, model.head, seeds, *sizes, self.notices, task.log_info
         )
         reduce_overhead()
+
+    def call(self, name: str, arguments: list[Any]) -> None:
+        """Have every environment of the slice call a method before its next reset."""
+        self.columns.call(name, arguments)
 
     def begin(self, rows: list[int]) -> Any:
         """Start episodes; return their first observations and allowed choices."""
@@ -246,7 +255,7 @@ class Server:
         reward, terminated, truncated = (x[rows] for x in columns.step(actions, np.asarray(rows), successor))
         ended = [(i, columns.episodes[rows[i]]) for i in np.flatnonzero(terminated | truncated).tolist()]
         shown = jax.tree.map(lambda x: x[rows], (successor, columns.mask))
-        return *shown, [(i, e.episode_return, e.length) for i, e in ended], reward, terminated, truncated
+        return *shown, [(i, e.episode_return, e.length, e.info) for i, e in ended], reward, terminated, truncated
 
     def mark(self, between_episodes: bool) -> None:
         """Mark this point for `snapshot`."""

@@ -81,6 +81,11 @@ class WorkersEngine:
         self.state = state_of(parts, state)
         return self.state, join([chunk for _, chunk, _ in answers])
 
+    def call(self, name: str, arguments: list[Any]) -> None:
+        for worker in self.workers:
+            worker.ask("call", name, arguments)
+        self.wait_for_all()
+
     def snapshot(self) -> dict[str, np.ndarray]:
         for worker in self.workers:
             worker.ask("snapshot", self.is_complete)
@@ -103,7 +108,7 @@ def join(chunks: list[Chunk]) -> Chunk:
     """Join the chunks of all workers; each worker numbers its own seeds from 0."""
     episodes, count = [], 0
     for chunk in chunks:
-        episodes += [[(step, count + s, r, n) for step, s, r, n in rows] for rows in chunk.episodes]
+        episodes += [[(step, count + s, *rest) for step, s, *rest in rows] for rows in chunk.episodes]
         count += len(chunk.episodes)
     shapes = [chunk.steps.shape for chunk in chunks]
     names = next((list(chunk.metrics) for chunk in chunks if chunk.metrics), [])
@@ -147,6 +152,10 @@ class Server:
             self.state = state_of(leaves, self.state)
         self.state, chunk = self.engine.advance(self.state)
         return leaves_of(self.state), chunk, self.engine.phases
+
+    def call(self, name: str, arguments: list[Any]) -> None:
+        """Have every environment call a method before its next reset."""
+        self.engine.call(name, arguments)
 
     def snapshot(self, is_complete: bool) -> dict[str, np.ndarray]:
         """The snapshot at the end of the last iteration that all workers finished."""

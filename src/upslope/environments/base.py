@@ -55,6 +55,10 @@ class CompiledEnvironment(ABC):
         sb3-contrib; None if nothing is ever forbidden."""
         return None
 
+    def episode_info(self, state: Any) -> dict[str, Any]:
+        """Numbers that describe an episode which ends in this state, by name, for --log-info; by default none."""
+        return {}
+
     @property
     def gives_masks(self) -> bool:
         """Whether `action_mask` is implemented."""
@@ -62,6 +66,22 @@ class CompiledEnvironment(ABC):
             return False
         key = jax.eval_shape(lambda: jax.random.key(0))
         return jax.eval_shape(lambda key: self.action_mask(self.reset(key)[0]), key) is not None
+
+
+def info_shapes(environment: CompiledEnvironment) -> dict[str, Any]:
+    """The names of the numbers that describe an episode's end, with their shapes.
+
+    Raises:
+        BrokenEnvironmentError: one of them is not a single number.
+    """
+    key = jax.eval_shape(lambda: jax.random.key(0))
+    found = jax.eval_shape(lambda key: environment.episode_info(environment.reset(key)[0]), key)
+    for name, value in found.items():
+        if getattr(value, "shape", None) != ():
+            raise BrokenEnvironmentError(
+                f"episode_info() of a compiled environment gives {name} as {value}, no number."
+            )
+    return found
 
 
 @dataclass(frozen=True)

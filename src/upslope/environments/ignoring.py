@@ -163,3 +163,6 @@ class CompiledWithout(CompiledEnvironment):
 
     def action_mask(self, state: Any) -> Any:
         return self.environment.action_mask(state)
+
+    def episode_info(self, state: Any) -> dict[str, Any]:
+        return self.environment.episode_info(state)

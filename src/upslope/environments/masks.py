@@ -156,6 +156,9 @@ class MaskApart(CompiledEnvironment):
     def action_mask(self, state: Any) -> Any:
         return state[1]
 
+    def episode_info(self, state: Any) -> dict[str, Any]:
+        return self.inner.episode_info(state[0])
+
 
 class WithoutMasks(CompiledEnvironment):
     """A compiled environment whose masks are ignored."""
@@ -172,6 +175,9 @@ class WithoutMasks(CompiledEnvironment):
 
     def step(self, key: Any, state: Any, action: Any) -> tuple[Any, Transition]:
         return self.inner.step(key, state, action)
+
+    def episode_info(self, state: Any) -> dict[str, Any]:
+        return self.inner.episode_info(state)
 
 
 def with_mask_apart(environment: CompiledEnvironment, masks: bool) -> CompiledEnvironment:

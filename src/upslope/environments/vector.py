@@ -277,6 +277,20 @@ def mask_of(info: Any, row: int) -> Any:
     return row_of(info["action_mask"], row) if has is None or np.all(has[row]) else None
 
 
+def column_of(info: Any, row: int) -> dict[str, Any]:
+    """One environment's part of the info of a vector environment; `_key` says in which environments a key is given."""
+    found: dict[str, Any] = {}
+    for key, value in info.items() if isinstance(info, dict) else ():
+        has = info.get(f"_{key}")
+        if str(key).startswith(("_", "final_")) or (has is not None and not np.all(has[row])):
+            continue
+        if isinstance(value, dict):
+            found[key] = column_of(value, row)
+        elif isinstance(value, np.ndarray | list | tuple) and len(value) > row:
+            found[key] = value[row]
+    return found
+
+
 def joined(actions: list[Any], space: spaces.Space) -> Any:
     """Single actions as one batch in the form of the space."""
     return concatenate(space, actions, create_empty_array(space, len(actions), fn=np.zeros))
@@ -307,9 +321,11 @@ class OneColumn(gymnasium.Env):
         return seen, reward[0], terminated[0], truncated[0], self.info_of(info)
 
     def info_of(self, info: Any) -> dict[str, Any]:
-        """The info of the column: its action mask."""
+        """The info of the column."""
         mask = mask_of(info, 0)
-        return {} if mask is None else {"action_mask": mask}
+        final = info.get("final_info") if isinstance(info, dict) else None
+        known = column_of(final if isinstance(final, dict) else info, 0)
+        return known if mask is None else known | {"action_mask": mask}
 
     def render(self) -> Any:
         """The picture of the column."""

@@ -46,6 +46,8 @@ class Finished(NamedTuple):
     length: Int[Array, "T N"]
     stuck: Bool[Array, "T N"] | None = None
     """Where an action was required but none was allowed; None if the environment does not mask actions."""
+    info: Float[Array, "T N K"] | None = None
+    """The numbers of K keys of `info` after the step; None if none are kept."""
 
 
 def begin(world: CompiledEnvironment, agent: Acting, key: PRNGKeyArray, num_envs: int) -> EnvState:
@@ -67,13 +69,14 @@ def collect(
     key: PRNGKeyArray,
     num_steps: int,
     max_episode_steps: int | None,
+    log_info: tuple[str, ...] = (),
 ) -> tuple[EnvState, Rollout, Finished]:
     """Act for `num_steps` steps in N columns, continuing from `columns` and restarting whenever an episode ends."""
     num_envs = columns.length.shape[0]
 
     def step(columns: EnvState, randomness: tuple[Array, Randomness]) -> tuple[EnvState, tuple[Rollout, Finished]]:
         reset_keys, step_randomness = randomness
-        after, row, finished = advance(world, agent, columns, step_randomness, max_episode_steps)
+        after, row, finished = advance(world, agent, columns, step_randomness, max_episode_steps, log_info)
         after = jax.lax.cond(
             jnp.any(finished.done),
             lambda: restarted(world, agent, reset_keys, finished.done, after),
@@ -104,14 +107,19 @@ def restarted(
 
 
 def collect_episodes(
-    world: CompiledEnvironment, agent: Acting, key: PRNGKeyArray, num_envs: int, max_episode_steps: int
+    world: CompiledEnvironment,
+    agent: Acting,
+    key: PRNGKeyArray,
+    num_envs: int,
+    max_episode_steps: int,
+    log_info: tuple[str, ...] = (),
 ) -> tuple[Rollout, Finished]:
     """One whole episode in each of N columns, padded to `max_episode_steps`."""
     begin_key, act_key = jax.random.split(key)
 
     def step(carry: tuple[EnvState, Array], randomness: Randomness) -> tuple[Any, tuple[Rollout, Finished]]:
         columns, running = carry
-        after, row, finished = advance(world, agent, columns, randomness, max_episode_steps)
+        after, row, finished = advance(world, agent, columns, randomness, max_episode_steps, log_info)
         row = row._replace(valid=running, reward=jnp.where(running, row.reward, 0.0))
         stuck = None if finished.stuck is None else finished.stuck & running
         finished = finished._replace(done=finished.done & running, stuck=stuck)
@@ -144,6 +152,7 @@ def advance(
     columns: EnvState,
     randomness: Randomness,
     max_episode_steps: int | None,
+    log_info: tuple[str, ...] = (),
 ) -> tuple[EnvState, Rollout, Finished]:
     """One step of every column, without restarting finished episodes."""
     mask = choices = mask_of(world, agent.head, columns.state)
@@ -171,7 +180,8 @@ def advance(
         action_mask=mask,
     )
     after = EnvState(state, transition.observation, carry, length, episode_return)
-    return after, row, Finished(transition.terminated | truncated, episode_return, length, stuck)
+    info = info_of(world, state, log_info) if log_info else None
+    return after, row, Finished(transition.terminated | truncated, episode_return, length, stuck, info)
 
 
 def act_in_columns(agent: Acting, columns: EnvState, mask: Bool[Array, "N M"] | None) -> tuple[Any, Carry]:
@@ -185,6 +195,16 @@ def mask_of(world: CompiledEnvironment, head: ActionHead, state: Any) -> Bool[Ar
     def one(state: Any) -> Array | None:
         mask = world.action_mask(state)
         return None if mask is None else head.flat_mask(mask)
+
+    return jax.vmap(one)(state)
+
+
+def info_of(world: CompiledEnvironment, state: Any, keys: tuple[str, ...]) -> Float[Array, "N K"]:
+    """The numbers of these keys in every column."""
+
+    def one(state: Any) -> Array:
+        found = world.episode_info(state)
+        return jnp.stack([jnp.asarray(found[key], jnp.float32) for key in keys])
 
     return jax.vmap(one)(state)
 

@@ -64,6 +64,8 @@ class Task:
     schedules: Schedules = CONSTANT
     clip_rewards: float | None = None
     """Largest size of a reward that the learner sees; the rollout and the episodes' returns keep the environment's."""
+    log_info: tuple[str, ...] = ()
+    """Keys of the numbers in `info` that are kept of every finished episode."""
 
     def described(self) -> dict[str, Any]:
         """The pair of axes with their fields, for config.json."""
@@ -136,16 +138,26 @@ def begin_training(task: Task, acts: bool, agent: Agent, keys: Key[Array, "3"]) 
     )
 
 
+def begun_with(state: TrainState, learner: Learner) -> TrainState:
+    """The initial state of all seeds [S] with another learner, whose model begins every memory."""
+    num_envs = state.discounted_return.shape[1]
+    memory = jax.vmap(lambda model: start_memory(model, num_envs))(learner.agent.model)
+    columns = state.columns if state.columns is None else state.columns._replace(carry=memory.carry)
+    return state._replace(learner=learner, memory=memory, columns=columns)
+
+
 def iterate(task: Task, state: TrainState) -> tuple[TrainState, Metrics, Finished]:
     """One policy iteration in a compiled environment: act, weigh, move."""
     act_key, move_key = iteration_keys(state)
     agent, columns, world = state.learner.agent, state.columns, task.environment
     if task.estimator.whole_episodes:
         assert task.max_episode_steps is not None
-        rollout, finished = collect_episodes(world, agent, act_key, task.num_envs, task.max_episode_steps)
+        sizes = task.num_envs, task.max_episode_steps
+        rollout, finished = collect_episodes(world, agent, act_key, *sizes, task.log_info)
     else:
         assert columns is not None
-        columns, rollout, finished = collect(world, agent, columns, act_key, task.rollout_steps, task.max_episode_steps)
+        sizes = task.rollout_steps, task.max_episode_steps
+        columns, rollout, finished = collect(world, agent, columns, act_key, *sizes, task.log_info)
     state, metrics = learn(partial(weigh, task), partial(move, task), state, rollout, move_key)
     memory = state.memory if columns is None else Memory(columns.carry, columns.length == 0)
     return state._replace(columns=columns, memory=memory), metrics, finished

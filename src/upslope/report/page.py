@@ -36,6 +36,7 @@ def write_report(
     credit: bool = False,
     score: Score = "auto",
     normalize: Normalize | None = None,
+    metric: str = "return",
     environment: Any = None,
     trust: bool = False,
 ) -> Path:
@@ -43,10 +44,10 @@ def write_report(
 
     It only reads run directories, so it is quick and executes none of their code. Evaluation episodes and credit are
     shown if `upslope evaluate` and `upslope credit` have stored them. With `credit`, an episode is played first for
-    each run without stored credit, which takes seconds per run. `score` and `normalize` are those of `upslope.compare`;
-    "threshold" makes each environment, to measure a random policy. For "threshold" and `credit`, `trust` allows the
-    code that a run's config.json names, as in `upslope.evaluate`. For `credit`, pass the runs' `environment` if it
-    cannot be found by name.
+    each run without stored credit, which takes seconds per run. `score`, `normalize` and `metric` are those of
+    `upslope.compare`; "threshold" makes each environment, to measure a random policy. For "threshold" and `credit`,
+    `trust` allows the code that a run's config.json names, as in `upslope.evaluate`. For `credit`, pass the runs'
+    `environment` if it cannot be found by name.
 
     Raises:
         UpslopeError: a folder is missing, no run can be read, or the output cannot be written.
@@ -57,7 +58,7 @@ def write_report(
     names = unique_names(records)
     called = {record.path: name for record, name in zip(records, names, strict=True)}
     missing = add_credit([record.path for record in records], environment=environment, trust=trust) if credit else []
-    comparison, warnings = compared(records, score, normalize, trust)
+    comparison, warnings = compared(records, score, normalize, trust, metric)
     figures = Figures()
     # In page order, which is the order of the figures.
     parts = {
@@ -133,7 +134,7 @@ def add_credit(runs: Sequence[Path], *, environment: Any = None, trust: bool = F
 
 
 def compared(
-    records: Sequence[Record], score: Score, normalize: Normalize | None, trust: bool = False
+    records: Sequence[Record], score: Score, normalize: Normalize | None, trust: bool = False, metric: str = "return"
 ) -> tuple[Comparison | None, Sequence[str]]:
     """Compare the runs that have a score, and return warnings too; if it fails, the reason is a warning."""
     scored = [r for r in records if len(r.episodes) or len(r.evaluations)]
@@ -144,7 +145,7 @@ def compared(
         if r not in scored
     ]
     try:
-        comparison = compare_records(scored, score=score, normalize=normalize, trust=trust)
+        comparison = compare_records(scored, score=score, normalize=normalize, trust=trust, metric=metric)
     except UpslopeError as error:
         return None, [*warnings, f"The runs could not be compared. {error}"]
     return comparison, [*warnings, *comparison.warnings]

@@ -8,6 +8,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from upslope.analysis.comparison import Comparison, Group
+from upslope.analysis.lineage import beginning_of
 from upslope.analysis.records import Record
 from upslope.analysis.statistics import HUNDREDTHS, Band, Estimate
 from upslope.core.numbers import UNKNOWN, number, with_interval
@@ -45,7 +46,8 @@ def comparison_part(figures: Figures, comparison: Comparison, names: dict[Path, 
         groups = [g for g in comparison.groups if g.environment == environment]
         titles = {g.label: names[g.runs[0]] if len(g.runs) == 1 else g.label for g in groups}
         pairs = improvement_table(comparison, titles, (environment,))
-        drawn = {"figure": score_figure(figures, groups, titles), "scores": score_table(groups, titles), "pairs": pairs}
+        drawn = {"figure": score_figure(figures, groups, titles, comparison.metric), "pairs": pairs}
+        drawn["scores"] = score_table(groups, titles, comparison.metric)
         parts.append({"environment": environment, **drawn})
     overall = overall_part(figures, comparison) if comparison.aggregates else None
     return {"score": comparison.score, "environments": parts, "overall": overall}
@@ -86,7 +88,7 @@ def profile_figure(figures: Figures, comparison: Comparison) -> Html:
     return figures.add(traces, layout, height=380, label="Performance profiles over all environments")
 
 
-def score_figure(figures: Figures, groups: Sequence[Group], titles: dict[str, str]) -> Html:
+def score_figure(figures: Figures, groups: Sequence[Group], titles: dict[str, str], metric: str = "return") -> Html:
     """Each seed as a point, and the mean as a bar with its interval. A single seed has no bar."""
     traces: list[dict[str, Any]] = []
     for place, group in enumerate(groups):
@@ -104,7 +106,10 @@ def score_figure(figures: Figures, groups: Sequence[Group], titles: dict[str, st
         traces.append({**common, **mean, "marker": marker, "hovertemplate": "mean %{x:.5~g}"})
     ticks = {"tickvals": list(range(len(groups))), "ticktext": [escape(titles[g.label]) for g in groups]}
     layout = {
-        "xaxis": axis("score (reward)", **single_tick_axis(np.concatenate([g.scores for g in groups]))),
+        "xaxis": axis(
+            "score (reward)" if metric == "return" else metric,
+            **single_tick_axis(np.concatenate([g.scores for g in groups])),
+        ),
         "yaxis": {**ticks, "range": [len(groups) - 0.5, -0.5], "fixedrange": True},
         "hovermode": "closest",
     }
@@ -120,10 +125,10 @@ def single_tick_axis(scores: np.ndarray) -> dict[str, Any]:
     return {"range": [value - margin, value + margin], "tickvals": [value], "ticktext": [number(value)]}
 
 
-def score_table(groups: Sequence[Group], titles: dict[str, str]) -> Table:
+def score_table(groups: Sequence[Group], titles: dict[str, str], metric: str = "return") -> Table:
     """Mean, interquartile mean, median, and sample efficiency. The mean is first, since a phone shows only that."""
     known = [g.efficiency for g in groups if g.efficiency]
-    early = [Html(f"return at<br>{steps:,} steps") for steps in known[0].steps] if known else []
+    early = [Html(f"{escape(metric)} at<br>{steps:,} steps") for steps in known[0].steps] if known else []
     head = ["", "mean", "IQM", "median", "seeds", Html("budget<br>(steps)"), *early, Html("area /<br>length")]
     rows = []
     for g in groups:
@@ -180,6 +185,9 @@ def networks_table(records: Sequence[Record], names: Sequence[str]) -> Table:
     rows += [["memory", *map(memory_of, records)]]
     rows += [["left out", *(", ".join(r.config.ignore_observation) or "nothing" for r in records)]]
     rows += [["masks", *map(masks_of, records)]]
+    rows += [["began with", *map(beginning_of, records)]]
+    if any(record.stopped for record in records):
+        rows += [["stopped early", *map(stops_of, records)]]
     return Table(["", *names], rows)
 
 
@@ -205,6 +213,11 @@ def memory_of(record: Record) -> str:
     """The memory's cell and size."""
     config = record.config
     return "none" if config.memory is None else f"{config.memory} of {config.memory_size} units"
+
+
+def stops_of(record: Record) -> str:
+    """The seeds that reached --stop-at-return, and when."""
+    return ", ".join(f"seed {seed} at step {step:,}" for seed, step in record.stopped.items()) or "none"
 
 
 def masks_of(record: Record) -> str:

@@ -23,13 +23,20 @@ def save_checkpoint(path: Path, tree: Any, snapshot: dict[str, np.ndarray], meta
     save_arrays(path, arrays, {"kind": "checkpoint", "format": CHECKPOINT_FORMAT, **meta})
 
 
-def load_checkpoint(path: Path, like: Any, prefix: str = "") -> tuple[Any, dict[str, np.ndarray], dict[str, Any]]:
-    """Read a state with the structure, shapes and dtypes of `like`, or the part of it under a path `prefix`.
+Content = tuple[dict[str, np.ndarray], dict[str, Any]]
+"""The arrays and the metadata of a file."""
+
+
+def load_checkpoint(
+    path: Path, like: Any, prefix: str = "", content: Content | None = None
+) -> tuple[Any, dict[str, np.ndarray], dict[str, Any]]:
+    """Read a state with the structure, shapes and dtypes of `like`, or the part of it under a path `prefix`; from the
+    `content` of the file if it has been read before.
 
     Raises:
         UpslopeError: the file is missing, damaged, of another version, or holds another state.
     """
-    arrays, meta = load_arrays(path, "checkpoint")
+    arrays, meta = load_arrays(path, "checkpoint") if content is None else content
     is_old = meta.get("kind") == "checkpoint" and meta.get("format") == 1
     is_old_agent = is_old and not hasattr(like, "learner")
     if is_old and not is_old_agent:

@@ -18,7 +18,7 @@ import reprlib
 import shutil
 import sys
 import threading
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import replace
 from datetime import UTC, datetime
@@ -45,6 +45,10 @@ except ImportError:  # Windows
 RUN_FORMAT = 1
 EPISODE_COLUMNS = ("step", "seed", "return", "length")
 EVALUATION_COLUMNS = ("seed", "mode", "checkpoint", "environment_seed", "return", "length", "terminated")
+INFO = "info/"
+"""What the columns of numbers from `info` begin with."""
+STOP = "stop/return"
+"""Stands in a seed's last row of metrics.jsonl if it reached --stop-at-return: the return that it reached."""
 MAX_HINTED = 5
 """Maximum number of runs that a hint lists."""
 PACKAGES = ("upslope", "jax", "jaxlib", "optax", "gymnasium", "numpy")
@@ -64,9 +68,17 @@ class RunDirectory:
         self.best = self.path / "checkpoints" / "best.npz"
 
     def create(
-        self, config: Config, spaces: dict[str, Any], axes: dict[str, Any], networks: Sequence[str] = ()
+        self,
+        config: Config,
+        spaces: dict[str, Any],
+        axes: dict[str, Any],
+        networks: Sequence[str] = (),
+        lineage: dict[str, Any] | None = None,
+        fill: Callable[["RunDirectory"], None] = lambda _: None,
     ) -> None:
         """Create the folder with its first files atomically; refuse a folder that is not empty.
+
+        `lineage` describes the run that this one begins with, and `fill` writes further first files.
 
         It is created under a temporary name and then renamed, so that of two runs with the same name the second fails,
         and a killed process never leaves an incomplete run.
@@ -79,7 +91,7 @@ class RunDirectory:
             "axes": axes,
             "spaces": spaces,
             "networks": list(networks),
-        }
+        } | ({} if lineage is None else {"lineage": lineage})
         place = self.path.resolve()
         temporary = place.with_name(f".{place.name[:200]}.{os.getpid()}.{threading.get_ident()}.tmp")
         try:
@@ -87,9 +99,14 @@ class RunDirectory:
             (temporary / "checkpoints").mkdir(parents=True)
             text = json.dumps(description, indent=2, allow_nan=False)
             write_atomically(temporary / "config.json", text.encode())
-            (temporary / self.episodes_path.name).write_text(",".join(EPISODE_COLUMNS) + "\n", "utf-8")
+            header = ",".join((*EPISODE_COLUMNS, *info_columns(config))) + "\n"
+            (temporary / self.episodes_path.name).write_text(header, "utf-8")
             (temporary / self.metrics_path.name).touch()
+            fill(RunDirectory(temporary))
             temporary.replace(place)
+        except UpslopeError:
+            shutil.rmtree(temporary, ignore_errors=True)
+            raise
         except OSError as error:
             shutil.rmtree(temporary, ignore_errors=True)
             self.refuse_taken()
@@ -220,8 +237,9 @@ class RunDirectory:
         return read_text(self.metrics_path, lambda text: checked_rows("[" + ",\n".join(text.split("\n")[:-1]) + "]"))
 
     def episodes(self) -> np.ndarray:
-        """All finished training episodes, as a structured array with fields `step`, `seed`, `return`, `length`."""
-        return read_csv(self.episodes_path, EPISODE_COLUMNS)
+        """All finished training episodes, as a structured array with fields `step`, `seed`, `return`, `length`, and
+        `info/…` for each key of --log-info."""
+        return read_csv(self.episodes_path, (*EPISODE_COLUMNS, *info_columns(self.config())))
 
     def evaluations(self) -> np.ndarray:
         """All evaluation episodes, as a structured array with the columns of evaluation.csv."""
@@ -236,10 +254,10 @@ class RunDirectory:
         """Add evaluation episodes, all or none. A row or header that an earlier write left incomplete is repaired; if a
         row in the middle is unreadable, the original file is kept as `evaluation.csv.damaged`."""
         text = "".join(",".join(map(str, row)) + "\n" for row in rows)
-        path = safe_path(self.path, self.evaluation_path)
+        path, columns = safe_path(self.path, self.evaluation_path), evaluation_columns(self.config())
         with self.exclusive():
             old = plain_file(path, MAX_TABLE).read_bytes() if path.exists() else b""
-            whole, is_lossless = repaired(old.decode("utf-8", "replace"))
+            whole, is_lossless = repaired(old.decode("utf-8", "replace"), columns)
             if not is_lossless:
                 write_atomically(safe_path(self.path, path.with_name(path.name + ".damaged")), old)
             write_atomically(path, (whole + text).encode())
@@ -275,22 +293,33 @@ def before_there_were(spaces: dict[str, Any], settings: dict[str, Any]) -> dict[
     return {"masks": False} | ({"encoder": [PERCEPTRON]} if has_images else {})
 
 
-def repaired(content: str) -> tuple[str, bool]:
+def info_columns(config: Config) -> tuple[str, ...]:
+    """The columns of the numbers from `info` that a run keeps of every episode."""
+    return tuple(INFO + key for key in config.log_info)
+
+
+def evaluation_columns(config: Config) -> tuple[str, ...]:
+    """The columns of evaluation.csv."""
+    return (*EVALUATION_COLUMNS, *info_columns(config))
+
+
+def repaired(content: str, columns: Sequence[str] = EVALUATION_COLUMNS) -> tuple[str, bool]:
     """An evaluation file with its header and its readable rows, and whether at most an incomplete last row was
     dropped."""
-    header = ",".join(EVALUATION_COLUMNS)
+    header = ",".join(columns)
     first, *lines = content.split("\n")
-    kept = [line for line in lines if is_evaluation_row(line)]
+    kept = [line for line in lines if is_evaluation_row(line, len(columns))]
     is_lossless = (first == header or (header.startswith(first) and not lines)) and kept in (lines, lines[:-1])
     return "\n".join([header, *kept]) + "\n", is_lossless
 
 
-def is_evaluation_row(line: str) -> bool:
+def is_evaluation_row(line: str, num_columns: int = len(EVALUATION_COLUMNS)) -> bool:
     """Whether the line is a complete row."""
     cells = line.split(",")
     try:
-        seed, _, _, environment_seed, score, length, terminated = cells
-        return len([int(seed), int(environment_seed), float(score), int(length), int(terminated)]) == 5
+        seed, _, _, environment_seed, score, length, terminated, *info = cells
+        numbers = [int(seed), int(environment_seed), float(score), int(length), int(terminated), *map(float, info)]
+        return len(numbers) == num_columns - 2
     except ValueError:
         return False
 

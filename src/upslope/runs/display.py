@@ -91,20 +91,28 @@ class Snapshot:
     """What is wrong with the run as seen from outside, in one line."""
     age: float = 0.0
     """Seconds since this was the state, where the run is watched from outside."""
+    stopped: Sequence[bool] = ()
+    """Which seeds have stopped before their budget was spent; empty if none has."""
+
+    @property
+    def spent(self) -> list[int]:
+        """The steps that no seed will take again: the whole budget for one that has stopped."""
+        stopped = self.stopped or [False] * len(self.steps)
+        return [self.total_steps if over else step for step, over in zip(self.steps, stopped, strict=True)]
 
     @property
     def fraction(self) -> float:
         """The finished share of the budget, 0 to 1, averaged over seeds."""
         if not self.steps or self.total_steps <= 0:
             return 0.0
-        return fmean(min(step / self.total_steps, 1.0) for step in self.steps)
+        return fmean(min(step / self.total_steps, 1.0) for step in self.spent)
 
     @property
     def seconds_left(self) -> float:
         """The remaining steps divided by the current speed; nan if the speed is unknown."""
         if not self.steps_per_second > 0:
             return math.nan
-        return sum(max(self.total_steps - step, 0) for step in self.steps) / self.steps_per_second
+        return sum(max(self.total_steps - step, 0) for step in self.spent) / self.steps_per_second
 
 
 def mean(values: Sequence[float]) -> float:
@@ -119,13 +127,17 @@ def title_of(config: Config) -> str:
     return f"{config.algorithm} on {config.environment} · {seeds}"
 
 
-def closing_words(elapsed: float, seeds: Sequence[int], returns: Sequence[float] | None) -> str:
-    """What a run has come to, in one line; `returns` is None for a run on recorded data."""
+def closing_words(
+    elapsed: float, seeds: Sequence[int], returns: Sequence[float] | None, stopped_at: Sequence[int] = ()
+) -> str:
+    """What a run has come to, in one line; `returns` is None for a run on recorded data. `stopped_at` are the steps at
+    which seeds stopped before their budget was spent, 0 for those that did not."""
     if returns is None:
         return f"trained in {elapsed:.1f} s"
     spread = range_of(returns)
     results = [number(r, spread) if math.isfinite(r) else "no episode ended" for r in returns]
-    shown = ", ".join(f"seed {s}: {words}" for s, words in zip(seeds, results, strict=True))
+    ends = [f" (stopped at step {step:,})" if step else "" for step in stopped_at or [0] * len(seeds)]
+    shown = ", ".join(f"seed {s}: {words}{end}" for s, words, end in zip(seeds, results, ends, strict=True))
     return f"trained in {elapsed:.1f} s; mean return of the last 100 training episodes: {shown}"
 
 

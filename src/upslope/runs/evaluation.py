@@ -5,7 +5,7 @@ Each episode has its own column, so that short episodes are not overrepresented.
 
 import sys
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from functools import partial
 from pathlib import Path
 from typing import Any, Literal
@@ -107,6 +107,8 @@ class Evaluation:
     returns: np.ndarray
     lengths: np.ndarray
     terminated: np.ndarray
+    info: dict[str, np.ndarray] = field(default_factory=dict)
+    """The numbers of each key of the run's --log-info at the episodes' ends, each [S, E]."""
 
     def seed_means(self) -> np.ndarray:
         """Each seed's mean return [S]; the seed is the unit of replication."""
@@ -172,8 +174,9 @@ def evaluate(
         agents, _ = load_agents(directory, config, checkpoint, model)
         for mode in MODES:
             offset = EVALUATION_SEED * (1 + environment_seed)
-            rollouts = list(episodes_of(config, env, agents, mode, episodes, offset, notices))
-            found[mode] = summarise(mode, config, rollouts)
+            infos: list[np.ndarray] = []
+            rollouts = list(episodes_of(config, env, agents, mode, episodes, offset, notices, infos))
+            found[mode] = summarise(mode, config, rollouts, infos)
             directory.add_evaluation(rows_of(found[mode], checkpoint, environment_seed))
             lines += cut_lines(config, env, rollouts, mode)
     for line in lines:
@@ -285,6 +288,10 @@ class RunSeeds:
     def max_episode_steps(self) -> int | None:
         return self.config.max_episode_steps
 
+    @property
+    def log_info(self) -> tuple[str, ...]:
+        return self.config.log_info
+
 
 def episodes_of(
     config: Config | RunSeeds,
@@ -294,31 +301,52 @@ def episodes_of(
     episodes: int,
     offset: int,
     notices: Notices | None = None,
+    infos: list[np.ndarray] | None = None,
 ) -> Iterator[Rollout]:
-    """Yield whole-episode rollouts [S, T, N] until every seed has `episodes` episodes."""
+    """Yield whole-episode rollouts [S, T, N] until every seed has `episodes` episodes; the numbers of info at their
+    ends, [S, N, K], are added to `infos` if it is given."""
     actors = GreedyAgent(agents) if mode == "deterministic" else agents
     limit = config.max_episode_steps or environment.max_episode_steps or LIMIT
     seeds = [offset + s for s in config.seed_list()]
     keys = stack([jax.random.key(s) for s in seeds])
     batches = [min(COLUMNS, episodes - start) for start in range(0, episodes, COLUMNS)]
     if environment.is_compiled:
-        run = jax.jit(partial(compiled_episodes, environment, min(COLUMNS, episodes), limit))
+        keys_of_info = () if infos is None else config.log_info
+        run = jax.jit(partial(compiled_episodes, environment, min(COLUMNS, episodes), limit, keys_of_info))
         for number, n in enumerate(batches):
-            rollout = jax.tree.map(lambda x, n=n: np.asarray(x)[:, :, :n], run(actors, keys, number))
+            rollout, info = jax.tree.map(np.asarray, run(actors, keys, number))
+            rollout = jax.tree.map(lambda x, n=n: x[:, :, :n], rollout)
+            if infos is not None and info is not None:
+                infos.append(info[:, :n])
             refuse_stuck(environment, agents.head, rollout)
             yield rollout
     else:
-        yield from host_episodes(environment, actors, seeds, keys, batches, limit, notices)
+        log_info = () if infos is None else config.log_info
+        for rollout, info in host_episodes(environment, actors, seeds, keys, batches, limit, notices, log_info):
+            if infos is not None:
+                infos.append(info)
+            yield rollout
 
 
 def compiled_episodes(
-    environment: CompiledEnvironment, num_envs: int, limit: int, agents: Any, keys: Array, number: Any
-) -> Rollout:
-    """Run a batch of episodes of every seed in a compiled environment."""
+    environment: CompiledEnvironment,
+    num_envs: int,
+    limit: int,
+    log_info: tuple[str, ...],
+    agents: Any,
+    keys: Array,
+    number: Any,
+) -> tuple[Rollout, Any]:
+    """Run a batch of episodes of every seed in a compiled environment; the numbers of info at their ends [S, N, K]."""
 
-    def one_seed(inputs: tuple[Any, Array]) -> Rollout:
+    def one_seed(inputs: tuple[Any, Array]) -> tuple[Rollout, Any]:
         agent, key = inputs
-        return collect_episodes(environment, agent, jax.random.fold_in(key, number), num_envs, limit)[0]
+        key = jax.random.fold_in(key, number)
+        rollout, finished = collect_episodes(environment, agent, key, num_envs, limit, log_info)
+        if finished.info is None:
+            return rollout, None
+        # Every episode ends once, at the latest at the limit.
+        return rollout, jnp.sum(jnp.where(finished.done[..., None], finished.info, 0.0), axis=0)
 
     return jax.lax.map(one_seed, (agents, keys))
 
@@ -339,28 +367,34 @@ def host_episodes(
     batches: list[int],
     limit: int,
     notices: Notices | None = None,
-) -> Iterator[Rollout]:
-    """Yield batches of episodes of every seed in Gymnasium environments."""
+    log_info: tuple[str, ...] = (),
+) -> Iterator[tuple[Rollout, np.ndarray]]:
+    """Yield batches of episodes of every seed in Gymnasium environments, and the numbers of info at their ends
+    [S, N, K]."""
     encoder = encoder_of(environment.observation_space, environment.name)
     head = agents.head.in_space(environment.action_space)
     memory = jax.vmap(lambda model: start_memory(model, batches[0]))(agents.model)
     act, active = Act(), np.ones(len(seeds), bool)
-    columns = columns_for(environment, encoder, head, seeds, batches[0], limit, notices)
+    columns = columns_for(environment, encoder, head, seeds, batches[0], limit, notices, log_info)
     try:
         for number, n in enumerate(batches):
             now = jax.vmap(jax.random.fold_in, (0, None))(keys, number)
-            rollout, _ = collect_host_episodes(columns, act.bind(agents, now, memory), active, {})
-            yield jax.tree.map(lambda x, n=n: x[:, :, :n], rollout)
+            rollout, ends = collect_host_episodes(columns, act.bind(agents, now, memory), active, {})
+            info = np.full((*columns.shape, len(log_info)), np.nan)
+            info[ends.seed_index, ends.column] = ends.info
+            yield jax.tree.map(lambda x, n=n: x[:, :, :n], rollout), info[:, :n]
     finally:
         columns.close()
 
 
-def summarise(mode: Mode, config: Config, rollouts: list[Rollout]) -> Evaluation:
-    """Returns, lengths and termination flags of all episodes."""
+def summarise(mode: Mode, config: Config, rollouts: list[Rollout], infos: Sequence[np.ndarray] = ()) -> Evaluation:
+    """Returns, lengths, termination flags and numbers of info of all episodes."""
     returns = np.concatenate([np.sum(r.reward * r.valid, axis=1, dtype=np.float64) for r in rollouts], axis=1)
     lengths = np.concatenate([np.asarray(r.valid).sum(axis=1) for r in rollouts], axis=1)
     terminated = np.concatenate([np.asarray(r.terminated & r.valid).any(axis=1) for r in rollouts], axis=1)
-    return Evaluation(mode, tuple(config.seed_list()), returns, lengths, terminated)
+    numbers = np.concatenate(infos, axis=1) if infos else np.zeros((*returns.shape, 0))
+    info = {key: numbers[..., k] for k, key in enumerate(config.log_info)}
+    return Evaluation(mode, tuple(config.seed_list()), returns, lengths, terminated, info)
 
 
 def rows_of(evaluation: Evaluation, checkpoint: Which, environment_seed: int) -> Iterator[tuple[Any, ...]]:
@@ -372,7 +406,8 @@ def rows_of(evaluation: Evaluation, checkpoint: Which, environment_seed: int) ->
                 int(evaluation.lengths[s, e]),
                 int(evaluation.terminated[s, e]),
             )
-            yield (seed, evaluation.mode, checkpoint, environment_seed, *numbers)
+            info = (float(x[s, e]) for x in evaluation.info.values())
+            yield (seed, evaluation.mode, checkpoint, environment_seed, *numbers, *info)
 
 
 def take(rollout: Rollout, s: int) -> Rollout:

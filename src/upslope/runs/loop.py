@@ -6,16 +6,19 @@ files equal an uninterrupted one's.
 
 import math
 from collections import deque
-from dataclasses import dataclass, field
+from collections.abc import Callable
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from statistics import median
 from time import perf_counter
 from typing import Any, Protocol, runtime_checkable
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 
 from upslope.config.config import Config
+from upslope.core.numbers import number
 from upslope.engines.base import Chunk, Engine, clock
 from upslope.errors import UpslopeError
 from upslope.learning.iteration import TrainState
@@ -23,6 +26,7 @@ from upslope.models.agent import Agent
 from upslope.runs.checkpoints import save_checkpoint
 from upslope.runs.directory import RunDirectory
 from upslope.runs.display import Display, Snapshot
+from upslope.runs.following import Following
 from upslope.runs.metric_rows import finite, last_finite, metric_rows
 from upslope.runs.signals import Interrupted, stop_on_signal
 from upslope.runs.tracking.process import Tracking
@@ -65,10 +69,16 @@ class Progress:
     best_step: np.ndarray
     checks: np.ndarray
     """How many hundredths of its budget each seed had spent at the last check."""
+    stopped_at: np.ndarray
+    """The steps at which each seed reached --stop-at-return; 0 where it has not."""
     elapsed: float = 0.0
     iteration: int = 0
     latest: dict[str, list[float]] = field(default_factory=dict)
     broken: set[int] = field(default_factory=set)
+    lines: list[str] = field(default_factory=list)
+    """The newest rows of metrics.jsonl."""
+    is_stopped: bool = False
+    """Whether the user's function asked to stop."""
 
 
 def begin_progress(state: TrainState, seeds: list[int]) -> Progress:
@@ -79,6 +89,7 @@ def begin_progress(state: TrainState, seeds: list[int]) -> Progress:
         best_return=np.full(len(seeds), -np.inf),
         best_step=np.zeros(len(seeds), np.int64),
         checks=np.zeros(len(seeds), np.int64),
+        stopped_at=np.zeros(len(seeds), np.int64),
     )
 
 
@@ -117,7 +128,9 @@ class Loop:
         display: Display,
         watch: Watch | None = None,
         tracking: Tracking | None = None,
+        on_iteration: Callable[[Following], Any] | None = None,
     ):
+        self.on_iteration = on_iteration
         self.engine, self.directory, self.config, self.seeds = engine, directory, config, config.seed_list()
         self.display, self.watch, self.tracking = display, watch, tracking
 
@@ -141,11 +154,15 @@ class Loop:
                     if not isinstance(error, UpslopeError):
                         raise
                     raise UpslopeError(f"{error} {kept}; resume with: upslope resume {self.directory.path}") from error
+                chunk = with_true_steps(chunk, progress)
                 progress.elapsed = max(progress.elapsed, perf_counter() - started)
                 rate = speed.rate(int((chunk.steps[:, -1] - chunk.before[:, 0]).sum()))
                 with clock(self.engine.phases, "write"):
-                    self.write(chunk, progress, rate)
-                    self.keep_best(state, chunk, progress)
+                    stopping = self.write(chunk, progress, rate)
+                    self.keep_best(state, chunk, progress, stopping)
+                state = self.stop_seeds(state, progress, stopping)
+                if self.on_iteration is not None:
+                    progress.is_stopped = self.follow(state, chunk, progress)
                 if not 0 <= perf_counter() - saved <= CHECKPOINT_SECONDS:
                     with clock(self.engine.phases, "write"):
                         self.save(state, progress)
@@ -157,28 +174,73 @@ class Loop:
                 except BrokenPipeError:  # the reader of the output is gone
                     stop.set()
                 self.check_finite(chunk, progress)
+                if progress.is_stopped:
+                    break
             self.save(state, progress)
         return state, progress
 
-    def write(self, chunk: Chunk, progress: Progress, rate: float) -> None:
-        """Append the rows of a chunk to the run's files."""
+    def follow(self, state: TrainState, chunk: Chunk, progress: Progress) -> bool:
+        """Call the user's function; return whether it asked to stop. If it raises, save first.
+
+        It is called before a checkpoint is written, so that what it did is in the checkpoint.
+        """
+        assert self.on_iteration is not None
+        steps, returns = chunk.steps[:, -1].copy(), np.asarray(mean_of(progress, 0))
+        place = self.seeds, progress.iteration, steps, self.config.steps, returns
+        following = Following(*place, progress.lines, self.engine.call)
+        try:
+            self.on_iteration(following)
+        except BaseException as error:
+            kept = self.save_after_error(state, progress)
+            error.add_note(f"{kept}; resume with: upslope.resume({str(self.directory.path)!r}, on_iteration=…)")
+            raise
+        return following.is_stopped
+
+    def write(self, chunk: Chunk, progress: Progress, rate: float) -> np.ndarray:
+        """Append the rows of a chunk to the run's files; return which seeds have reached the return to stop at [S]."""
         for rows in chunk.episodes:
-            for _, s, episode_return, length in rows:
+            for _, s, episode_return, length, _ in rows:
                 progress.windows[s].append((episode_return, length))
         rows = [row for seed_rows in chunk.episodes for row in seed_rows]
-        text = "".join(f"{step},{self.seeds[s]},{r!r},{length}\n" for step, s, r, length in rows)
+        cells = [(step, self.seeds[s], r, length, *info) for step, s, r, length, info in rows]
+        text = "".join(",".join(map(repr, row)) + "\n" for row in cells)
         self.directory.append(self.directory.episodes_path, text)
         clocks = {"time/elapsed": round(progress.elapsed, 3), "time/steps_per_second": round(rate, 1)}
-        self.directory.append(
-            self.directory.metrics_path, "".join(metric_rows(chunk, self.seeds, progress.iteration, clocks))
-        )
+        stopping = self.reached(chunk, progress)
+        returns = {s: mean_of(progress, 0)[s] for s in np.flatnonzero(stopping).tolist()}
+        lines = metric_rows(chunk, self.seeds, progress.iteration, clocks, self.config.log_info, returns)
+        progress.lines = list(lines)
+        self.directory.append(self.directory.metrics_path, "".join(progress.lines))
         progress.iteration += chunk.steps.shape[1]
         progress.latest = {name: last_finite(x) for name, x in chunk.metrics.items()}
+        return stopping
 
-    def keep_best(self, state: TrainState, chunk: Chunk, progress: Progress) -> None:
-        """A hundred times per run, keep each seed's agent if its window of returns is the best so far."""
+    def reached(self, chunk: Chunk, progress: Progress) -> np.ndarray:
+        """Whether each seed's window is full and has the return at which it is to stop, for the first time [S]."""
+        limit, moved = self.config.stop_at_return, chunk.steps[:, -1] > chunk.before[:, 0]
+        if limit is None:
+            return np.zeros(len(self.seeds), bool)
+        is_full = [len(window) == WINDOW for window in progress.windows]
+        reached = moved & np.asarray(is_full) & (np.asarray(mean_of(progress, 0)) >= limit)
+        progress.stopped_at = np.where(reached, chunk.steps[:, -1], progress.stopped_at)
+        return reached
+
+    def stop_seeds(self, state: TrainState, progress: Progress, stopping: np.ndarray) -> TrainState:
+        """The state in which these seeds [S] have no budget left, so that every engine leaves them as they are."""
+        if not stopping.any():
+            return state
+        for s in np.flatnonzero(stopping).tolist():
+            self.display.message(
+                f"seed {self.seeds[s]}: stopped at step {progress.stopped_at[s]:,}, since its last {WINDOW} episodes "
+                f"have a mean return of {number(mean_of(progress, 0)[s])}"
+            )
+        steps = np.asarray(state.steps)
+        return state._replace(steps=jnp.asarray(np.where(stopping, np.maximum(steps, self.config.steps), steps)))
+
+    def keep_best(self, state: TrainState, chunk: Chunk, progress: Progress, stopping: np.ndarray) -> None:
+        """A hundred times per run, and where a seed stops, keep its agent if its window is the best so far."""
         checks = chunk.steps[:, -1] * BEST_CHECKS // self.config.steps
-        is_due, progress.checks = checks > progress.checks, checks
+        is_due, progress.checks = (checks > progress.checks) | stopping, checks
         if not is_due.any():
             return
         enough = [len(window) >= BEST_AFTER for window in progress.windows]
@@ -193,9 +255,10 @@ class Loop:
         """Write `best`, then `last`, which records the sizes of the growing files."""
         has_no_best = ~np.isfinite(progress.best_return) & finite_seeds(state.learner.agent)
         best = where_seeds(has_no_best, state.learner.agent, progress.best)
+        steps = true_steps(np.asarray(state.steps, np.int64), progress)
         scores = {
             "best_return": [finite(x) for x in progress.best_return.tolist()],
-            "best_step": np.where(has_no_best, np.asarray(state.steps), progress.best_step).tolist(),
+            "best_step": np.where(has_no_best, steps, progress.best_step).tolist(),
         }
         self.write_checkpoint(self.directory.best, best, {}, scores)
         meta = scores | {
@@ -204,8 +267,10 @@ class Loop:
             "checks": progress.checks.tolist(),
             "sizes": self.directory.sizes(),
             "windows": [list(w) for w in progress.windows],
-            "steps": np.asarray(state.steps).tolist(),
+            "steps": steps.tolist(),
+            "stopped_at": progress.stopped_at.tolist(),
             "settings": self.config.to_json(),
+            "is_followed": self.on_iteration is not None,
         }
         self.write_checkpoint(self.directory.last, state, self.engine.snapshot(), meta)
 
@@ -235,6 +300,7 @@ class Loop:
             metrics=progress.latest,
             phases=dict(self.engine.phases),
             elapsed=progress.elapsed,
+            stopped=(progress.stopped_at > 0).tolist(),
             steps_per_second=rate,
             is_recorded=self.config.data is not None,
             finding="" if self.watch is None else self.watch.look(),
@@ -258,6 +324,19 @@ class Loop:
                 f"{chunk.steps[:, -1].max():,}. {self.directory.best} holds the best agents of the previous "
                 "checkpoint. Lower --learning-rate, or use --normalize-rewards and --normalize-observations."
             )
+
+
+def true_steps(steps: np.ndarray, progress: Progress) -> np.ndarray:
+    """The steps [S, …] that seeds have taken; in the state, one that has stopped has spent its whole budget."""
+    stopped = progress.stopped_at.reshape(-1, *(1,) * (steps.ndim - 1))
+    return np.where(stopped > 0, stopped, steps)
+
+
+def with_true_steps(chunk: Chunk, progress: Progress) -> Chunk:
+    """The chunk with the steps that seeds have taken."""
+    if not progress.stopped_at.any():
+        return chunk
+    return replace(chunk, steps=true_steps(chunk.steps, progress), before=true_steps(chunk.before, progress))
 
 
 def finite_seeds(agents: Agent) -> np.ndarray:

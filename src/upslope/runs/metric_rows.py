@@ -2,35 +2,55 @@
 
 import json
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 import numpy as np
 
 from upslope.core.messages import PREFIX
 from upslope.engines.base import Chunk, EpisodeRow
+from upslope.runs.directory import INFO, STOP
+
+NONE: Mapping[int, float] = {}
 
 
 class Ended:
     """A seed's finished episodes in a chunk, ordered by step, with prefix sums, since a chunk may hold many."""
 
-    def __init__(self, rows: list[EpisodeRow]):
+    def __init__(self, rows: list[EpisodeRow], log_info: Sequence[str] = ()):
+        self.log_info = log_info
+        numbers = np.asarray([row[4] for row in rows], float).reshape(len(rows), len(log_info))
+        is_known = np.isfinite(numbers)
+        sums = [np.cumsum(x, axis=0) for x in (np.where(is_known, numbers, 0.0), is_known)]
+        self.sums, self.known = (np.concatenate([np.zeros((1, len(log_info))), x]) for x in sums)
         self.steps = np.asarray([row[0] for row in rows])
         self.returns = np.cumsum([0.0, *(row[2] for row in rows)])
         self.lengths = np.cumsum([0, *(row[3] for row in rows)])
 
     def between(self, before: int, after: int) -> dict[str, Any]:
-        """Number, mean return and mean length of the episodes that ended in (before, after]."""
+        """Number, mean return, mean length and mean numbers of info of the episodes that ended in (before, after]."""
         first, last = np.searchsorted(self.steps, [before, after], side="right")
         count = int(last - first)
         mean_return = (self.returns[last] - self.returns[first]) / count if count else None
         mean_length = (self.lengths[last] - self.lengths[first]) / count if count else None
-        return {"episode/count": count, "episode/return": mean_return, "episode/length": mean_length}
+        found = {"episode/count": count, "episode/return": mean_return, "episode/length": mean_length}
+        for k, key in enumerate(self.log_info):
+            known = self.known[last, k] - self.known[first, k]
+            found[INFO + key] = float((self.sums[last, k] - self.sums[first, k]) / known) if known else None
+        return found
 
 
-def metric_rows(chunk: Chunk, seeds: Sequence[int], iteration: int, clocks: dict[str, float]) -> Iterator[str]:
+def metric_rows(
+    chunk: Chunk,
+    seeds: Sequence[int],
+    iteration: int,
+    clocks: dict[str, float],
+    log_info: Sequence[str] = (),
+    stopped: Mapping[int, float] = NONE,
+) -> Iterator[str]:
     """One JSON line per iteration, numbered from `iteration`, and seed. Values that are not finite become null, except
-    that health metrics are then omitted."""
+    that health metrics are then omitted. `stopped` holds the return at which seeds stop, by their index; it stands in
+    their last rows."""
     health = {name: x for name, x in chunk.metrics.items() if name.startswith(PREFIX)}
     other = {name: x for name, x in chunk.metrics.items() if name not in health}
     values, health_values = (
@@ -38,7 +58,7 @@ def metric_rows(chunk: Chunk, seeds: Sequence[int], iteration: int, clocks: dict
     )
     has_health = np.asarray(np.isfinite(health_values).any(axis=0))
     for s, seed in enumerate(seeds):
-        ended = Ended(chunk.episodes[s])
+        ended = Ended(chunk.episodes[s], log_info)
         for i in range(chunk.steps.shape[1]):
             before, after = int(chunk.before[s, i]), int(chunk.steps[s, i])
             if after == before:
@@ -48,6 +68,8 @@ def metric_rows(chunk: Chunk, seeds: Sequence[int], iteration: int, clocks: dict
             row |= {n: finite(v) for n, v in zip(other, values[:, s, i].tolist(), strict=True)}
             if has_health[s, i]:
                 row |= {n: v for n, v in zip(health, health_values[:, s, i].tolist(), strict=True) if math.isfinite(v)}
+            if s in stopped and after == int(chunk.steps[s, -1]):
+                row[STOP] = stopped[s]
             yield json.dumps(row | clocks) + "\n"
 
 

@@ -10,6 +10,8 @@ import numpy as np
 
 from upslope.config.config import Config
 from upslope.core.arrays import is_shape
+from upslope.core.reading import brief
+from upslope.engines.calls import calls_in
 from upslope.engines.columns import NOT_RUNNING, named_observation
 from upslope.errors import UpslopeError
 from upslope.learning.iteration import Task, TrainState
@@ -30,6 +32,8 @@ class ResumePoint:
     sizes: dict[str, int]
     """The sizes of the growing files at the checkpoint."""
     step: int
+    is_followed: bool = False
+    """Whether a function of the user's was called between chunks."""
 
     def is_finished(self, config: Config) -> bool:
         """Whether every seed's budget is spent."""
@@ -60,9 +64,10 @@ def resume_point_of(
     progress.best_step = np.asarray(scores["best_step"])
     progress.elapsed, progress.iteration = meta["elapsed"], meta["iteration"]
     progress.checks = np.asarray(meta["checks"])
+    progress.stopped_at = np.asarray(meta.get("stopped_at", [0] * config.seeds))
     for window, episodes in zip(progress.windows, meta["windows"], strict=True):
         window.extend((float(r), int(n)) for r, n in episodes)
-    return ResumePoint(state, progress, snapshot, meta["sizes"], max(meta["steps"]))
+    return ResumePoint(state, progress, snapshot, meta["sizes"], max(meta["steps"]), meta.get("is_followed") is True)
 
 
 def require_same_settings(directory: RunDirectory, config: Config, trained_with: dict[str, Any]) -> None:
@@ -93,6 +98,7 @@ def problem_of(meta: dict[str, Any], seeds: int) -> str:
         "iteration": type(meta.get("iteration")) is int and 0 <= meta["iteration"] < 2**62,
         "checks": is_list(meta.get("checks"), (int,), seeds),
         "steps": is_list(meta.get("steps"), (int,), seeds),
+        "stopped_at": "stopped_at" not in meta or is_list(meta["stopped_at"], (int,), seeds),
         "sizes": isinstance(sizes, dict) and all(type(sizes.get(n)) is int and sizes[n] >= 0 for n in names),
         "windows": is_list(windows, (list,), seeds) and all(map(is_window, windows or [])),
     }
@@ -129,4 +135,8 @@ def snapshot_problem(snapshot: dict[str, np.ndarray], config: Config, task: Task
     taken = sum(n for n in length.tolist() if n > 0)
     if len(actions) != taken or (taken and actions.shape[1:] != head.kept_shape) or actions.dtype.kind not in "biuf":
         return "the actions do not fit the episodes"
+    try:
+        calls_in(snapshot)
+    except (ValueError, TypeError) as error:
+        return brief(error)
     return ""

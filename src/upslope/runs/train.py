@@ -4,6 +4,7 @@ import math
 from collections.abc import Callable, Sequence
 from contextlib import closing, suppress
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 from typing import Any, Literal
 
@@ -15,6 +16,7 @@ from upslope.config.presets import words_of
 from upslope.config.trust import allow, requested
 from upslope.core.types import Rollout
 from upslope.engines.base import EVERYTHING, Engine, Resources
+from upslope.engines.calls import calls_in
 from upslope.engines.collect import LARGE, STEPS_PER_SUCCESSOR
 from upslope.engines.selection import engine_of
 from upslope.environments.names import parse_wrapper, without_batching
@@ -22,14 +24,16 @@ from upslope.environments.packages import registered_version
 from upslope.environments.registry import lost
 from upslope.errors import UpslopeError
 from upslope.learning.devices import computing
-from upslope.learning.iteration import Task
+from upslope.learning.iteration import Task, TrainState
 from upslope.models.build import unusual_parts
 from upslope.models.encoders import ImageEncoder
 from upslope.models.heads import head_of
 from upslope.runs.datasets import load_dataset
 from upslope.runs.directory import RunDirectory
 from upslope.runs.display import Display, closing_words, title_of
-from upslope.runs.loop import Loop, Stopped, Watch, begin_progress, mean_of
+from upslope.runs.following import Following, require_calls
+from upslope.runs.lineage import lines_of_lineage, taken_over
+from upslope.runs.loop import Loop, Progress, Stopped, Watch, begin_progress, mean_of
 from upslope.runs.notebooks import frame_of, page_of_run
 from upslope.runs.policy import Policy, Which, check_checkpoint_size, described_spaces, load, spaces_of
 from upslope.runs.resume_point import resume_point_of
@@ -50,6 +54,8 @@ class Session:
     """Names of the experiment trackers that the run is sent to."""
     project: str | None = None
     """The trackers' project; None leaves it to their own configuration."""
+    on_iteration: Callable[[Following], Any] | None = None
+    """The user's function, called between chunks. It may change results."""
 
 
 @dataclass(frozen=True)
@@ -87,19 +93,35 @@ def begin(config: Config, task: Task, directory: RunDirectory, session: Session)
     """Train from scratch."""
     require_trackers(session.trackers)
     with computing(on_host=is_on_host(config, task)), closing(engine_for(config, task, session)) as engine:
-        state = engine.start()
+        state, lineage = engine.start(), None
+        if config.start_from is not None:
+            state, lineage = taken_over(config, task, state)
         progress = begin_progress(state, config.seed_list())
         head = head_of(task.environment.action_space, config.environment)
         spaces = described_spaces(task.model.encoder, head, has_masks=task.environment.gives_masks)
-        directory.create(config, spaces, task.described(), unusual_parts(task.model))
+        parts = unusual_parts(task.model)
+        # What another run's agent gives is kept from the start, since that run may be deleted.
+        save = partial(save_first, engine, config, session, state, progress) if lineage else lambda _: None
+        directory.create(config, spaces, task.described(), parts, lineage, save)
         allow(requested(config))  # a run trained on this machine is trusted
         with directory.locked():
             lines = [*opening_lines(config, directory), *lines_of_task(config, task)]
+            lines += lines_of_lineage(lineage) if lineage else []
             return run_loop(config, engine, directory, session, state, progress, lines)
 
 
-def resume_run(config: Config, task: Task, directory: RunDirectory, session: Session, notes: list[str]) -> Run:
-    """Resume from the last checkpoint; `notes` are shown unless the run is already finished."""
+def save_first(
+    engine: Engine, config: Config, session: Session, state: TrainState, progress: Progress, directory: RunDirectory
+) -> None:
+    """Write the checkpoint of a run that has not begun."""
+    Loop(engine, directory, config, session.display).save(state, progress)
+
+
+def resume_run(
+    config: Config, task: Task, directory: RunDirectory, session: Session, notes: list[str], *, trust: bool = False
+) -> Run:
+    """Resume from the last checkpoint; `notes` are shown unless the run is already finished. `trust` allows the calls
+    of environments' methods that it holds."""
     require_trackers(session.trackers)
     head = head_of(task.environment.action_space, config.environment)
     require_same_spaces(directory, task.model.encoder, head, task.environment)
@@ -111,12 +133,15 @@ def resume_run(config: Config, task: Task, directory: RunDirectory, session: Ses
         closing(engine_for(config, task, session)) as engine,
     ):
         point = resume_point_of(directory, config, task, engine.start(), is_on_host(config, task))
+        require_calls(calls_in(point.snapshot), directory.last, trust=trust)
         directory.truncate(point.sizes)
         if point.is_finished(config):
             with session.display as display:
                 display.finish(None, finished_lines(config, directory))
             return Run(directory.path, config, tuple(config.seed_list()), np.asarray(mean_of(point.progress, 0)))
         lines = [f"resuming {directory.path} at step {point.step:,} of {config.steps:,}", *notes]
+        if point.is_followed and session.on_iteration is None:
+            lines.append("on_iteration was given before, and is not now: nothing is called between iterations any more")
         if point.snapshot:
             engine.restore(point.snapshot, session.display.message)
         return run_loop(config, engine, directory, session, point.state, point.progress, lines)
@@ -164,13 +189,15 @@ def run_loop(
     watch = None if session.watch is None or display.is_quiet else session.watch(directory.path)
     inform = (lambda line: None) if display.is_quiet else display.message
     tracking = Tracking(directory.path, session.trackers, session.project, display.message, inform)
-    loop = Loop(engine, directory, config, display, watch, tracking)
+    loop = Loop(engine, directory, config, display, watch, tracking, session.on_iteration)
     try:
         with display:
             with suppress(BrokenPipeError):  # the first update handles it, when there is something to save
                 display.start(title_of(config), lines)
             state, progress = loop.run(state, progress)
-            display.finish(None, closing_lines(config, directory, progress))
+            onward = f"stopped by on_iteration; it goes on by:  {call_of('resume', config, directory)}"
+            lines = [onward] if progress.is_stopped else []
+            display.finish(None, [*closing_lines(config, directory, progress), *lines])
     except Stopped:
         raise KeyboardInterrupt(f"Stopped and saved. Resume with: {call_of('resume', config, directory)}") from None
     except KeyboardInterrupt:
@@ -184,7 +211,9 @@ def run_loop(
 def call_of(command: str, config: Config, directory: RunDirectory) -> str:
     """The call of a command on this run: in the shell, or in Python if its environment must be passed."""
     if lost(config.environment):
-        return f'upslope.{command}("{directory.path}", environment=…)'
+        argument = f'"{directory.path}"'
+        command, argument = ("train", f"start_from={argument}") if "--from" in command else (command, argument)
+        return f"upslope.{command}({argument}, environment=…)"
     return f"upslope {command} {directory.path}"
 
 
@@ -275,10 +304,14 @@ def finished_lines(config: Config, directory: RunDirectory) -> list[str]:
     """The note that the run is finished, and how to train longer."""
     longer = replace(config, steps=min(2 * config.steps, MAX_STEPS))
     is_continuous = spaces_of(directory)[1].is_continuous
+    stops = "" if config.stop_at_return is None else f" or reached a return of {config.stop_at_return:g}"
+    # The defaults of a run that began with another are that run's, so no short command describes it.
+    command = [] if config.start_from else [f"    {command_of(longer, is_continuous=is_continuous)}"]
     return [
-        f"{directory.path} is finished: each seed has spent its {config.steps:,} steps, so nothing was changed. A "
-        "run's budget is fixed, since schedules depend on it. To train longer, start a new run with more --steps:",
-        f"    {command_of(longer, is_continuous=is_continuous)}",
+        f"{directory.path} is finished: each seed has spent its {config.steps:,} steps{stops}, so nothing was changed. "
+        "A run's budget is fixed, since schedules depend on it. To train longer, start a new run with more --steps:",
+        *command,
+        f"or go on from its agents, over a new budget:  {call_of('train --from', config, directory)}",
         f"evaluate it:  {call_of('evaluate', config, directory)}",
     ]
 
@@ -287,6 +320,6 @@ def closing_lines(config: Config, directory: RunDirectory, progress: Any) -> lis
     """The results by seed, and what to do next."""
     returns = None if config.data is not None else mean_of(progress, 0)
     return [
-        closing_words(progress.elapsed, config.seed_list(), returns),
+        closing_words(progress.elapsed, config.seed_list(), returns, progress.stopped_at.tolist()),
         f"evaluate it:  {call_of('evaluate', config, directory)}",
     ]

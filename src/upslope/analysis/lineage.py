@@ -1,0 +1,64 @@
+"""What a run's config.json says about the run that it began with, in words."""
+
+from collections.abc import Sequence
+from typing import Any
+
+from upslope.analysis.records import Record
+from upslope.core.messages import counted
+
+
+def lineage_of(record: Record) -> dict[str, Any] | None:
+    """The lineage of a run; None if it began with a new agent, or its file says something that no training writes."""
+    found = record.description.get("lineage")
+    if not isinstance(found, dict):
+        return None
+    lists = [found.get(name) for name in ("seeds", "steps", "taken_over", "begun_anew")]
+    counts = [x for each in lists[:2] if isinstance(each, list) for x in each]
+    is_sound = all(isinstance(x, list) and x for x in lists[:3]) and all(type(x) is int for x in counts)
+    return found if is_sound and all(isinstance(found.get(name), str) for name in ("run", "checkpoint")) else None
+
+
+def beginning_of(record: Record) -> str:
+    """The run, checkpoint and steps that a run began with, and what was not taken over."""
+    lineage = lineage_of(record)
+    if lineage is None:
+        return "a new agent"
+    steps = sorted(set(lineage["steps"]))
+    at = f"{steps[0]:,}" if len(steps) == 1 else f"{steps[0]:,} to {steps[-1]:,}"
+    anew = lineage["begun_anew"] or []
+    return (
+        f"{lineage['run']}@{lineage['checkpoint']} at step {at}, "
+        + (f"all with its seed {lineage['seeds'][0]}" if is_shared(lineage) else listed(lineage["seeds"]))
+        + f"; taken over: {', '.join(map(str, lineage['taken_over']))}"
+        + (f"; begun anew: {', '.join(map(str, anew))}" if anew else "")
+    )
+
+
+def is_shared(lineage: dict[str, Any]) -> bool:
+    """Whether several seeds began with the agent of one seed."""
+    return len(lineage["seeds"]) > 1 and len(set(lineage["seeds"])) == 1
+
+
+def listed(seeds: Sequence[int]) -> str:
+    """Seeds as a range, or one by one."""
+    if len(seeds) == 1:
+        return f"seed {seeds[0]}"
+    is_range = len(seeds) > 2 and list(seeds) == list(range(seeds[0], seeds[0] + len(seeds)))
+    return "seeds " + (f"{seeds[0]} to {seeds[-1]}" if is_range else ", ".join(map(str, seeds)))
+
+
+def lineage_warnings(label: str, records: Sequence[Record]) -> list[str]:
+    """Caveats of a comparison: earlier steps that no budget counts, and seeds that have one beginning."""
+    found = [lineage for record in records if (lineage := lineage_of(record)) is not None]
+    if not found:
+        return []
+    most = max(step for lineage in found for step in lineage["steps"])
+    runs = ", ".join(dict.fromkeys(f"{lineage['run']}@{lineage['checkpoint']}" for lineage in found))
+    words = [f"{label} began with {runs}, whose {most:,} steps per seed are not counted in its budget"]
+    if shared := [lineage for lineage in found if is_shared(lineage)]:
+        count = counted(len(shared[0]["seeds"]), "seed")
+        words.append(
+            f"{label}: {count} began with one agent, so intervals leave out how much that agent varies. Begin each "
+            "with a seed of its own (without --from-seed)"
+        )
+    return words

@@ -1,0 +1,70 @@
+"""Calls of environments' methods while a run trains: each environment makes them in order, before its next reset.
+
+An environment has made the first `called` of all calls when its episode began, which is enough to rebuild it: a new
+environment makes as many before the episode is replayed, and the rest before the next one.
+"""
+
+import json
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import gymnasium
+import numpy as np
+
+from upslope.core.reading import parse_json
+from upslope.errors import UpslopeError
+
+Call = tuple[str, list[Any]]
+"""A method's name and its arguments."""
+
+
+def method_of(env: gymnasium.Env, name: str, environment: str) -> Any:
+    """The method of this name, of the environment or one of its wrappers.
+
+    Raises:
+        UpslopeError: there is none.
+    """
+    find = getattr(env, "get_wrapper_attr", None)
+    try:
+        found = getattr(env, name) if find is None else find(name)
+    except AttributeError:
+        found = None
+    if not callable(found):
+        raise UpslopeError(
+            f"{environment} has no method {name} to call. Give its class, or a wrapper of it, a method of this name, "
+            "which changes how the next episodes begin."
+        )
+    return found
+
+
+def as_array(calls: Sequence[Call]) -> np.ndarray:
+    """The calls as bytes, for a snapshot."""
+    return np.frombuffer(json.dumps(calls).encode(), np.uint8)
+
+
+def calls_in(snapshot: Mapping[str, np.ndarray]) -> list[Call]:
+    """The calls that a snapshot holds.
+
+    Raises:
+        ValueError: they are not a list of names and arguments, or an environment has made more than there are.
+    """
+    if "calls" not in snapshot:
+        return []
+    found, called = (
+        parse_json(np.asarray(snapshot["calls"], np.uint8).tobytes().decode("utf-8")),
+        snapshot.get("called"),
+    )
+    is_sound = isinstance(found, list) and all(
+        isinstance(one, list)
+        and len(one) == 2
+        and isinstance(one[0], str)
+        and one[0].isidentifier()
+        and not one[0].startswith("_")
+        and isinstance(one[1], list)
+        for one in found
+    )
+    if not is_sound or called is None or called.dtype.kind != "i" or called.shape != snapshot["length"].shape:
+        raise ValueError("its calls are not a list of methods and arguments")
+    if called.size and not 0 <= called.min() <= called.max() <= len(found):
+        raise ValueError("an environment has made more calls than there are")
+    return [(name, arguments) for name, arguments in found]

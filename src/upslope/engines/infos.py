@@ -1,0 +1,132 @@
+"""Numbers in `info` at an episode's end, by the keys of --log-info.
+
+A nested key is written `outer.inner`, and parts of a list or an array are counted from 0. A key of an environment that
+has a dot itself is found too.
+"""
+
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Any
+
+import numpy as np
+
+from upslope.engines.border import Place
+from upslope.engines.notices import Notices
+
+MISSING = object()
+MAX_SHOWN = 12
+"""Maximum number of keys that a notice lists."""
+NOT_NUMBERS = ("action_mask", "final_obs", "final_observation", "final_info", "episode", "TimeLimit")
+"""Parts of `info` that are no measurement of an episode, or that upslope keeps anyway."""
+
+
+class InfoReader:
+    """Reads the numbers of some keys; nan, with one notice for each key, where there is none."""
+
+    def __init__(self, keys: Sequence[str], name: str, notices: Notices):
+        self.keys, self.name, self.notices = keys, name, notices
+
+    def __call__(self, info: Any, place: Place, column: int | None = None) -> tuple[float, ...]:
+        """The numbers in the info of one environment, or of a column of a vector environment."""
+        return tuple(self.one(info, key, place, column) for key in self.keys)
+
+    def one(self, info: Any, key: str, place: Place, column: int | None) -> float:
+        """The number of one key."""
+        found = found_in(info, key) if column is None else found_in_column(info, key, column)
+        value = number_of(found)
+        if value is None:
+            known = ", ".join(names_of(info)) or "no numbers"
+            what = "no such key" if found is MISSING else f"{' '.join(str(found).split())[:60]}, which is no number"
+            self.notices(
+                f"log_info {key}",
+                f"warning: info has {what} for --log-info {key} at the end of an episode of {self.name}: "
+                f"{place.describe()}. It has {known}. The episode's value is nan, and this warning is shown once.",
+            )
+        return float("nan") if value is None else value
+
+
+def found_in(info: Any, key: str) -> Any:
+    """The value of a key; `MISSING` if there is none."""
+    for first, rest in splits(key):
+        inner = child_of(info, first)
+        found = inner if rest is None or inner is MISSING else found_in(inner, rest)
+        if found is not MISSING:
+            return found
+    return MISSING
+
+
+def splits(key: str) -> Iterator[tuple[str, str | None]]:
+    """The whole key, then each part before a dot with what follows it."""
+    yield key, None
+    for place in (i for i, letter in enumerate(key) if letter == "."):
+        yield key[:place], key[place + 1 :]
+
+
+def child_of(node: Any, key: str) -> Any:
+    """The value of a key in a mapping, or at an index of a list or an array; else `MISSING`."""
+    if isinstance(node, Mapping):
+        return node.get(key, MISSING)
+    if key.isdecimal() and isinstance(node, list | tuple | np.ndarray) and np.ndim(node) and int(key) < len(node):
+        return node[int(key)]
+    return MISSING
+
+
+def found_in_column(info: Any, key: str, column: int) -> Any:
+    """The value of a key in the info of a vector environment: each value has a row per column, and `_key` says in which
+    columns it is given. Where a step also began the next episode, the ended one's info is in `final_info`."""
+    final = info.get("final_info") if isinstance(info, Mapping) else None
+    has_final = info.get("_final_info") if final is not None else None
+    if final is None or (has_final is not None and not has_final[column]):
+        return batched(info, key, column)
+    return batched(final, key, column) if isinstance(final, Mapping) else found_in(final[column], key)
+
+
+def batched(info: Any, key: str, column: int) -> Any:
+    """The row of a column of the value of a key; `MISSING` where that column has none."""
+    if not isinstance(info, Mapping):
+        return MISSING
+    for first, rest in splits(key):
+        has = info.get(f"_{first}")
+        if first not in info or (has is not None and not np.all(has[column])):
+            continue
+        inner = info[first]
+        if rest is None:
+            return MISSING if isinstance(inner, Mapping) else inner[column]
+        found = batched(inner, rest, column) if isinstance(inner, Mapping) else found_in(inner[column], rest)
+        if found is not MISSING:
+            return found
+    return MISSING
+
+
+def number_of(value: Any) -> float | None:
+    """The value as a number; None if it is not one."""
+    if isinstance(value, bool | int | float):
+        return float(value)
+    try:
+        array = np.asarray(value)
+        is_number = array.size == 1 and array.dtype.kind in "biuf"
+        return float(array.reshape(-1)[0]) if is_number else None
+    except (TypeError, ValueError, OverflowError):
+        return None
+
+
+def names_of(info: Any, prefix: str = "") -> list[str]:
+    """The keys under which `info` holds numbers, up to a few."""
+    return list(numbers_in(info, prefix))[:MAX_SHOWN]
+
+
+def numbers_in(info: Any, prefix: str = "") -> dict[str, float]:
+    """The numbers in the info of one environment that describe an episode, by their keys."""
+    found: dict[str, float] = {}
+    for key, value in info.items() if isinstance(info, Mapping) else ():
+        name = f"{prefix}{key}"
+        if not isinstance(key, str) or name.startswith(("_", *NOT_NUMBERS)):
+            continue
+        number = number_of(value)
+        if number is not None:
+            found[name] = number
+        elif isinstance(value, Mapping):
+            found |= numbers_in(value, f"{name}.")
+        elif isinstance(value, list | tuple | np.ndarray) and np.ndim(value) == 1 and len(value) <= MAX_SHOWN:
+            parts = {f"{name}.{i}": number_of(part) for i, part in enumerate(value)}
+            found |= {part: number for part, number in parts.items() if number is not None}
+    return found

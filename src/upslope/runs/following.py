@@ -1,0 +1,106 @@
+"""What a function of the user's sees and does between the chunks of a run: `upslope.train(..., on_iteration=f)`."""
+
+import json
+from collections.abc import Callable, Sequence
+from functools import cached_property
+from typing import Any
+
+import numpy as np
+
+from upslope.config.trust import Request, allow, untrusted
+from upslope.core.messages import readable
+from upslope.errors import UpslopeError
+
+ROLE = "method of the environment"
+
+
+class Following:
+    """A run between two chunks of training. A function `f(state)` gets it after every chunk: on the host after each
+    iteration, in a compiled environment about a hundred times per run.
+
+    Attributes:
+        seeds: the run's seeds.
+        iteration: the number of iterations so far.
+        steps: each seed's environment steps so far [S].
+        total_steps: the budget of each seed.
+        episode_return: each seed's mean return over its last 100 training episodes [S]; nan before the first ends.
+    """
+
+    def __init__(
+        self,
+        seeds: Sequence[int],
+        iteration: int,
+        steps: np.ndarray,
+        total_steps: int,
+        episode_return: np.ndarray,
+        lines: Sequence[str],
+        call: Callable[[str, list[Any]], None],
+    ):
+        self.seeds, self.iteration, self.steps, self.total_steps = tuple(seeds), iteration, steps, total_steps
+        self.episode_return = episode_return
+        self.is_stopped = False
+        self._lines, self._call = lines, call
+
+    @cached_property
+    def rows(self) -> list[dict[str, Any]]:
+        """The rows of metrics.jsonl of this chunk, one for each iteration and seed."""
+        return [json.loads(line) for line in self._lines]
+
+    def call(self, name: str, *arguments: Any) -> None:
+        """Call this method of every environment at its next reset, e.g. to make its episodes harder.
+
+        Calls are kept in the checkpoint, so that a resumed run makes them again. Arguments are numbers, text, and lists
+        and dictionaries of them; a tuple arrives as a list.
+
+        Raises:
+            UpslopeError: the environments have no such method, or cannot be called, since they are compiled or
+                batched; or an argument cannot be kept.
+        """
+        given = kept_arguments(name, arguments)
+        self._call(name, given)
+        allow([request_of(name, given)])  # what is called on this machine is trusted when the run is resumed
+
+    def stop(self) -> None:
+        """Stop after this chunk, as Ctrl-C does: everything is saved, and `upslope.resume` goes on."""
+        self.is_stopped = True
+
+
+def kept_arguments(name: str, arguments: Sequence[Any]) -> list[Any]:
+    """The arguments as a checkpoint keeps them.
+
+    Raises:
+        UpslopeError: the name is not that of a public method, or an argument cannot be kept.
+    """
+    if not isinstance(name, str) or not name.isidentifier() or name.startswith("_"):
+        raise UpslopeError(f"state.call() takes the name of a method, not {readable(repr(name))}.")
+    plain = [x.item() if isinstance(x, np.generic) else x for x in arguments]
+    try:
+        return json.loads(json.dumps(plain, allow_nan=False))
+    except (TypeError, ValueError) as error:
+        raise UpslopeError(
+            f"state.call({name!r}, …) got an argument that a checkpoint cannot keep: {error}. Pass numbers, text, or "
+            "lists and dictionaries of them."
+        ) from error
+
+
+def request_of(name: str, arguments: Sequence[Any]) -> Request:
+    """The call as something that a file asks for: numbers need no trust of their own."""
+    text = json.dumps([x for x in arguments if not isinstance(x, bool | int | float | None)])
+    return Request(ROLE, name, {} if text == "[]" else {"arguments": text})
+
+
+def require_calls(calls: Sequence[tuple[str, list[Any]]], source: Any, *, trust: bool) -> None:
+    """Check that the calls of environments' methods in a checkpoint are allowed.
+
+    Raises:
+        UpslopeError: one is not.
+    """
+    wanted = [request_of(name, arguments) for name, arguments in calls]
+    if trust:
+        allow(wanted)
+    if unknown := untrusted(wanted):
+        names = ", ".join(dict.fromkeys(one.words() for one in unknown))
+        raise UpslopeError(
+            f"{source} asks to call {names}. A file can name any method, so nothing was called. If you know what it "
+            "does and want it called, add --trust; in Python, pass trust=True."
+        )

@@ -1,0 +1,174 @@
+"""A run that begins with another run's agent: what is taken over, what is refused, and that it can be resumed."""
+
+import json
+import re
+import shutil
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from run_helpers import (
+    SEGMENTS,
+    Killed,
+    arrays_of,
+    assert_same_run,
+    assert_stops_and_resumes,
+    before_chunk,
+    config_of,
+    metrics_of,
+)
+
+import upslope
+from upslope.analysis.compare import compare_records
+from upslope.analysis.lineage import beginning_of
+from upslope.analysis.records import read_record
+from upslope.cli.main import main
+from upslope.runs.directory import RunDirectory
+
+pytestmark = pytest.mark.usefixtures("compiled_for_users")
+
+SMALL: dict[str, Any] = {"hidden_sizes": (8,), "quiet": True, **SEGMENTS}
+BOTH = {"normalize_observations": True, "normalize_rewards": True}
+
+
+@pytest.fixture(scope="module")
+def source(folder: Path) -> Path:
+    """Two seeds, normalised, with a learning rate that no default has."""
+    settings = {**SMALL, **BOTH, "steps": 4000, "seeds": 2, "learning_rate": 3e-3}
+    return upslope.train("jax:CartPole-v1", folder=folder, name="source", **settings).path
+
+
+def kill() -> None:
+    raise Killed
+
+
+def beginning(source: Path, name: str, **settings: Any) -> Path:
+    """A run that was killed before it did anything: its first checkpoint is what it was to begin with."""
+    with before_chunk(0, kill), pytest.raises(Killed):
+        upslope.train(folder=source.parent, name=name, quiet=True, start_from=source, **settings)
+    return source.parent / name
+
+
+def state_of(run: Path, part: str, checkpoint: str = "last") -> dict[str, bytes]:
+    found = arrays_of(run / "checkpoints" / f"{checkpoint}.npz")
+    return {name: x for name, x in found.items() if name.startswith(f"state{part}")}
+
+
+def lineage_of(run: Path) -> dict[str, Any]:
+    return json.loads((run / "config.json").read_text())["lineage"]
+
+
+def test_it_begins_with_the_agent_and_goes_on_without_its_source(source: Path, folder: Path):
+    copy = folder / "copy"
+    shutil.copytree(source, copy)
+    first = beginning(copy, "first", steps=2000)
+    for part in (".learner.agent", ".learner.optimisers"):
+        assert state_of(first, part) == state_of(source, part) != {}
+    with np.load(first / "checkpoints" / "last.npz") as arrays:
+        assert arrays["state.steps"].tolist() == arrays["state.iteration"].tolist() == [0, 0]
+    config = RunDirectory(first).config()
+    assert config.environment == "jax:CartPole-v1" and config.learning_rate == 3e-3 and config.hidden_sizes == (8,)
+    whole = upslope.train(folder=folder, name="whole", quiet=True, start_from=copy, steps=2000).path
+    shutil.rmtree(copy)
+    words = ["--from", str(copy), "--steps", "2000", "--name", first.name, "--folder", str(folder)]
+    with pytest.raises(SystemExit):  # other settings than before
+        main(["train", *words, "--resume", "--quiet", "--epochs", "9"])
+    main(["train", *words, "--resume", "--quiet"])
+    assert_same_run(whole, first)
+    assert metrics_of(whole) != metrics_of(source)[: len(metrics_of(whole))]
+    # One seed alone is that seed among others.
+    one = {"seed": 1, "seeds": 1}
+    alone = upslope.train(folder=folder, name="alone", quiet=True, start_from=source, steps=2000, **one)
+    assert [row for row in metrics_of(whole) if row["seed"] == 1] == metrics_of(alone.path)
+    assert lineage_of(alone.path)["seeds"] == [1] and lineage_of(whole)["seeds"] == [0, 1]
+
+
+def test_what_is_begun_anew_is_new_and_recorded(source: Path, folder: Path):
+    best = beginning(Path(f"{source}@best"), "from best")
+    assert state_of(best, ".learner.agent") == {
+        name.replace("state.", "state.learner.agent.", 1): x for name, x in state_of(source, ".", "best").items()
+    }
+    with np.load(source / "checkpoints" / "best.npz") as arrays:
+        steps = json.loads(str(arrays["meta"]))["best_step"]
+    assert lineage_of(best)["steps"] == steps
+    assert lineage_of(best)["begun_anew"] == ["optimiser of policy", "optimiser of value"]
+    new = beginning(source, "anew", fresh_normalisers=True, fresh_optimiser=True, seeds=3, from_seed=1)
+    with np.load(new / "checkpoints" / "last.npz") as mine, np.load(source / "checkpoints" / "last.npz") as theirs:
+        for name in mine.files:
+            if name.startswith("state.learner.agent.model"):
+                assert all(np.array_equal(row, theirs[name][1]) for row in mine[name])
+            if "num_samples" in name or name.endswith(".count"):
+                assert not mine[name].any() and theirs[name].any(), name
+    assert lineage_of(new)["seeds"] == [1, 1, 1] and lineage_of(new)["taken_over"] == ["networks"]
+    assert lineage_of(best)["before"] is None
+
+
+def test_a_clone_goes_on_in_another_environment_with_the_same_spaces(source: Path, folder: Path, capsys):
+    """Imitate, then improve on the host: the networks are the clone's, the settings those of the new algorithm."""
+    data = upslope.record(source, episodes=6, output=folder / "shown.npz")
+    settings = {**SMALL, "steps": 400, "minibatches": 2, "epochs": 1}
+    del settings["num_envs"], settings["rollout_steps"]
+    clone = upslope.train("jax:CartPole-v1", "clone", folder=folder, name="clone", data=str(data), **settings).path
+    options = {"start_from": clone, "steps": 480, "rollout_steps": 8, "num_envs": 2, "minibatches": 2, "preset": False}
+    whole = folder / "improved"
+    run = upslope.train("CartPole-v1", "ppo", folder=folder, name=whole.name, **options)
+    said = capsys.readouterr().out
+    assert f"begins with {clone}@last (clone) at step" in said and "taken over: networks" in said
+    assert run.config.data is None and run.config.objective == "clip" and run.config.hidden_sizes == (8,)
+    assert_stops_and_resumes("CartPole-v1", whole, algorithm="ppo", quiet=True, **options)
+    record = read_record(whole)
+    assert re.match(rf"{re.escape(str(clone))}@last at step \d+, seed 0; taken over: networks", beginning_of(record))
+    assert any("are not counted in its budget" in words for words in compare_records([record]).warnings)
+    upslope.evaluate(whole, episodes=1)
+
+
+@pytest.mark.parametrize(
+    ("settings", "words"),
+    [
+        ({"environment": "jax:GridWorld-v0"}, "needs the spaces that it was trained with: its observations"),
+        ({"environment": "jax:Acrobot-v1"}, "actions"),
+        ({"hidden_sizes": (16,)}, r"--hidden-sizes was \(8,\), and is \(16,\)"),
+        ({"normalize_observations": False}, "read normalised observations"),
+        ({"seeds": 3}, "has the seeds 0 to 1 and no seed 2. Seed k begins with seed k"),
+        ({"from_seed": 7}, "no seed 7. Change --from-seed"),
+        ({"start_from": "@best"}, "names no checkpoint of a run"),
+        ({"start_from": "nowhere"}, "nowhere is not a run directory"),
+    ],
+)
+def test_what_does_not_fit_is_refused(source: Path, folder: Path, settings: dict[str, Any], words: str):
+    before = set(folder.iterdir())
+    request = {"start_from": source, **settings}
+    with pytest.raises(upslope.UpslopeError, match=words):
+        upslope.train(folder=folder, quiet=True, **request)
+    assert set(folder.iterdir()) == before
+
+
+def test_names_of_checkpoints(source: Path, folder: Path):
+    with pytest.raises(upslope.UpslopeError, match="has no checkpoint middle; it has best, last"):
+        upslope.train(folder=folder, quiet=True, start_from=f"{source}@middle")
+    with pytest.raises(upslope.UpslopeError, match="--fresh-optimiser is read only by --from"):
+        upslope.train("jax:CartPole-v1", folder=folder, quiet=True, fresh_optimiser=True)
+    with pytest.raises(upslope.UpslopeError, match="Say what to train on"):
+        upslope.train()
+
+
+def test_the_command_line_inherits_what_is_left_out(source: Path, tmp_path: Path):
+    config = config_of(["--from", str(source), "--steps", "99"])
+    assert (config.start_from, config.steps, config.learning_rate) == (str(source), 99, 3e-3)
+    other = config_of(["--from", f"{source}@best", "--algorithm", "a2c"])
+    assert other.learning_rate != 3e-3 and other.hidden_sizes == (8,) and other.normalize_rewards
+    file = tmp_path / "settings.yaml"
+    file.write_text(f"from: {source}\nsteps: 98\n")
+    assert config_of(["--config", str(file)]).start_from == str(source)
+
+
+def test_code_that_only_the_source_names_needs_trust(source: Path, folder: Path):
+    foreign = folder / "foreign"
+    shutil.copytree(source, foreign)
+    text = (foreign / "config.json").read_text().replace('"objective": "clip"', '"objective": "os:system"', 1)
+    (foreign / "config.json").write_text(text)
+    with pytest.raises(upslope.UpslopeError, match="asks to run the objective os:system"):
+        upslope.train(folder=folder, quiet=True, start_from=foreign)
+    # What is not inherited is not asked about.
+    beginning(foreign, "not inherited", algorithm="a2c", steps=100, minibatches=1)
