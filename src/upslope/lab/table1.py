@@ -57,7 +57,7 @@ def scores(names: Sequence[str], seeds: Sequence[int], steps: int) -> Float[np.n
     per_iteration = task.num_envs * task.rollout_steps
     engine = CompiledEngine(task, [*seeds] * len(names), steps // per_iteration)
     _, chunk = engine.advance(every.set_objectives(engine.start()))
-    first = [np.mean([r for step, _, r, _ in rows if step <= per_iteration]) for rows in chunk.episodes]
+    first = [np.mean([r for step, _, r, *_ in rows if step <= per_iteration]) for rows in chunk.episodes]
     last = [np.mean([row[2] for row in rows[-50:]]) for rows in chunk.episodes]
     return np.array([first, last]).reshape(2, len(names), len(seeds))
 

@@ -127,7 +127,7 @@ class Programs:
         for one in list(active):
             rows = engine.places(one.slot)
             for window, row in zip(one.windows, rows, strict=True):
-                window.extend(episode_return for _, _, episode_return, _ in chunk.episodes[row])
+                window.extend(episode_return for _, _, episode_return, *_ in chunk.episodes[row])
             steps, value = int(chunk.steps[rows, -1].min()), one.recent()
             part = steps * REPORTS // self.setup.default.steps
             if lost[rows].any():
