@@ -274,7 +274,8 @@ def drawn(panels: Sequence[Panel], form: Format, style: Style, suffix: str) -> t
     """The file's content, and notes."""
     import matplotlib
 
-    with warnings.catch_warnings(record=True) as caught, matplotlib.rc_context(style.settings):
+    settings: Any = style.settings
+    with warnings.catch_warnings(record=True) as caught, matplotlib.rc_context(settings):
         warnings.simplefilter("always")
         whole = laid_out(panels, form, style)
         buffer = io.BytesIO()
@@ -394,7 +395,7 @@ def add_legend(whole: Any, entries: Sequence[tuple[str, dict[str, Any]]]) -> Non
     from matplotlib.lines import Line2D
 
     handles = [Line2D([], [], **line) for _, line in entries]
-    renderer = whole.canvas.get_renderer()
+    renderer, legend = whole.canvas.get_renderer(), None
     for columns in range(len(entries), 0, -1):
         options = {"ncols": columns, "handlelength": 1.4, "columnspacing": 1.0, "handletextpad": 0.5}
         # A name that begins with _ would be left out, so the names are set afterwards.
@@ -404,4 +405,5 @@ def add_legend(whole: Any, entries: Sequence[tuple[str, dict[str, Any]]]) -> Non
         if columns == 1 or legend.get_window_extent(renderer).width <= 0.98 * whole.bbox.width:
             break
         legend.remove()
+    assert legend is not None
     whole.set_figheight(whole.get_figheight() + legend.get_window_extent(renderer).height / whole.dpi)

@@ -118,7 +118,8 @@ def sheet_of(path: Path) -> Style:
         text = plain_file(path, MAX_SETTINGS).read_text("utf-8")
     except (OSError, ValueError) as error:
         raise UpslopeError(f"{path} cannot be read as a style sheet: {brief(error)}. Give a text file.") from error
-    settings, colours, left_out = RcParams(), PALETTE, []
+    settings: Any = RcParams()
+    colours, left_out = PALETTE, []
     for number, line in enumerate(text.split("\n"), 1):
         line = without_comment(line)
         if not line:

@@ -281,9 +281,17 @@ def head_of(head: Any, log_std: Any) -> Head:
     if isinstance(head, heads.MultiBinaryHead):
         return Switches(head.shape, "int8")
     centre, half = head.scaling
-    bounds = heads.LOG_STD if head.has_state_std else None
+    low, high = head.bounds
     return Gaussian(
-        head.shape, head.dtype, centre, half, number(log_std), *head.bounds, type(head) is heads.SquashedHead, bounds
+        head.shape,
+        head.dtype,
+        centre,
+        half,
+        number(log_std),
+        low,
+        high,
+        is_squashed=isinstance(head, heads.SquashedHead),
+        range_of_log_std=heads.LOG_STD if head.has_state_std else None,
     )
 
 
