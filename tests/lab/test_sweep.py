@@ -2,16 +2,17 @@
 
 import signal
 import sys
+from dataclasses import replace
 
 import numpy as np
 import pytest
 from run_helpers import before_chunk, config_of
 
 import upslope
+from upslope.analysis.statistics import Estimate, Interval
 from upslope.cli.main import main
 from upslope.errors import UpslopeError
 from upslope.lab.sweep import sweep as sweeps
-from upslope.lab.sweep.confirm import Confirmation
 from upslope.lab.sweep.study import is_gone, this_process
 from upslope.lab.sweep.words import verdict_words
 
@@ -41,13 +42,6 @@ def test_a_diverged_trial_is_told_and_does_not_win(found):
     assert found.winner == best and found.config.learning_rate == best.drawn["learning_rate"]
 
 
-def test_a_trials_score_is_that_of_training_alone(found, tmp_path):
-    alone = upslope.train(
-        "jax:CartPole-v1", steps=160, seeds=2, learning_rate=3e-3, preset=False, folder=tmp_path, quiet=True, **SMALL
-    )
-    assert by_rate(found)[3e-3].score == np.mean(alone.returns)
-
-
 def test_winner_and_default_are_compared_on_seeds_that_no_trial_has_seen(found):
     confirmation = found.confirmation
     assert confirmation.winner.seeds == confirmation.default.seeds == (2, 3)
@@ -62,13 +56,9 @@ def test_winner_and_default_are_compared_on_seeds_that_no_trial_has_seen(found):
     ("low", "high", "verdict"), [(0.51, 0.9, "better"), (0.1, 0.49, "worse"), (0.4, 0.9, "undecided"), (0, 0, "")]
 )
 def test_the_verdict_needs_an_interval_on_one_side_of_a_half(low, high, verdict, found):
-    from dataclasses import replace
-
-    from upslope.analysis.statistics import Estimate, Interval
-
     interval = Interval(low, high) if verdict else None
     shown = replace(found.confirmation, probability=Estimate(0.5, interval))
-    assert isinstance(shown, Confirmation) and shown.verdict == (verdict or "undecided")
+    assert shown.verdict == (verdict or "undecided")
 
 
 def test_the_page_and_the_winners_settings(found):
@@ -98,18 +88,6 @@ def test_a_stopped_sweep_ends_as_if_it_had_not_been_stopped(found, tmp_path):
     results = [{rate: (t.state, t.score) for rate, t in by_rate(one).items()} for one in (found, again)]
     assert str(results[0]) == str({rate: results[1][rate] for rate in results[0]})
     assert "may be luck" in verdict_words(again)[0]
-
-
-def test_on_the_host_a_trial_is_a_run_and_a_failing_one_is_told(tmp_path):
-    space = {"minibatches": {"choices": [1, 1000]}, "num_envs": 2, "rollout_steps": 16, "hidden_sizes": [8]}
-    found = upslope.sweep(
-        "CartPole-v1", space=space, trials=2, seeds=1, steps=64, sampler="bruteforce", workers=1, preset=False,
-        fresh_seeds=0, folder=tmp_path, quiet=True,
-    )  # fmt: skip
-    states = {t.drawn["minibatches"]: t for t in found.trials}
-    assert states[1].state == "complete" and states[1000].state == "failed"
-    assert "--minibatches 1000 is more than the 32 samples" in states[1000].reason
-    assert (found.path / "trials").is_dir() and found.confirmation is None
 
 
 def test_names_and_options_that_cannot_be_get_one_message(tmp_path, capsys, monkeypatch):
