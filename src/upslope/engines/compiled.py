@@ -58,7 +58,7 @@ class Program:
         self.data: Rollout | None = None
         """The recorded data that all seeds learn from, replicated on every device."""
 
-    def compile(self, data: Rollout | None, state: TrainState) -> None:
+    def compile(self, data: Rollout | None, state: Any) -> None:
         """Compile the program for this data."""
         self.data = jax.device_put(data, self.replicated)
         spread = jax.jit(spread_seeds(self.run, self.mesh), out_shardings=self.seed_sharding)
@@ -67,13 +67,16 @@ class Program:
         options = NO_TIMEOUT if self.mesh.shape[NETWORKS] > 1 else {}
         self.compiled = lowered.compile(QUICK | options if is_cpu_mesh(self.mesh) else None)
 
-    def __call__(self, state: TrainState) -> Any:
+    def __call__(self, state: Any) -> Any:
         """Dispatch asynchronously; the result is ready later."""
         return self.compiled(self.data, jax.device_put(state, self.seed_sharding))
 
 
 class ProgramEngine:
-    """An engine whose whole iteration is compiled; subclasses act in an environment or read recorded data."""
+    """An engine whose whole iteration is compiled; subclasses act in an environment or read recorded data.
+
+    A state is a `TrainState`, or what a subclass puts around it, with its `steps`.
+    """
 
     hangs = False
 
@@ -96,15 +99,15 @@ class ProgramEngine:
     def start(self) -> TrainState:
         return initialise_all(self.task, self.seeds)
 
-    def one_seed(self, task: Task, data: Rollout | None, state: TrainState) -> Any:
+    def one_seed(self, task: Task, data: Rollout | None, state: Any) -> Any:
         """One seed's program: state → (state, (metrics, finished, steps before, steps after))."""
         return iterate_many(task, state, self.iterations)
 
-    def parts_of(self, state: TrainState) -> list[TrainState]:
+    def parts_of(self, state: Any) -> list[Any]:
         """Split the state into each program's seeds."""
         return [jax.tree.map(lambda x, share=share: x[share], state) for share in self.shares]
 
-    def advance(self, state: TrainState, may_continue: Callable[[], bool] = never) -> tuple[TrainState, Chunk]:
+    def advance(self, state: Any, may_continue: Callable[[], bool] = never) -> tuple[Any, Chunk]:
         is_single = len(self.programs) == 1
         ahead, self.ahead = self.ahead, None
         if ahead is not None and ahead[0] is not state:
@@ -221,6 +224,6 @@ def task_on_mesh(task: Task, mesh: Mesh) -> Task:
     return dataclasses.replace(task, update=dataclasses.replace(task.update, apart=apart, vmapped=vmapped))
 
 
-def join_states(states: Sequence[TrainState]) -> TrainState:
+def join_states(states: Sequence[Any]) -> Any:
     """Join the seeds of several programs into one state [S, …]."""
     return jax.tree.map(lambda *parts: jnp.concatenate(parts), *states)

@@ -87,7 +87,7 @@ class TrialsEngine(ProgramEngine):
         spent = jnp.full(self.num_rows, self.task.steps, jnp.uint32)
         self.rows_now = Rows(jnp.zeros((self.num_rows, MAX_INPUTS)), rows._replace(steps=spent))
         for program in self.programs:
-            program.compile(None, self.rows_now)  # pyright: ignore[reportArgumentType] - rows hold the state
+            program.compile(None, self.rows_now)
         self.inputs.check(len(self.family.paths))
         self.is_compiled = True
 
@@ -105,8 +105,7 @@ class TrialsEngine(ProgramEngine):
 
     def advance_all(self, may_continue: Callable[[], bool] = never) -> Chunk:
         """Advance all trials by a chunk. Its arrays and episodes are by row; see `places`."""
-        rows, chunk = self.advance(self.rows_now, may_continue)  # pyright: ignore[reportArgumentType]
-        self.rows_now = rows  # pyright: ignore[reportAttributeAccessIssue]
+        self.rows_now, chunk = self.advance(self.rows_now, may_continue)
         return chunk
 
 

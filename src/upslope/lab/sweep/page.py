@@ -149,7 +149,7 @@ def dimension(name: str, parameter: Parameter, drawn: Sequence[Any]) -> dict[str
     if not parameter.log:
         return {"label": label, "values": list(drawn), "range": [parameter.low, parameter.high], "tickformat": ".4~g"}
     ends = [math.log10(parameter.low), math.log10(parameter.high)]
-    at = np.linspace(*ends, TICKS)
+    at = np.linspace(ends[0], ends[1], TICKS)
     ticks = {"tickvals": at.tolist(), "ticktext": [f"{10**x:.2g}" for x in at]}
     return {"label": label, "values": [math.log10(x) for x in drawn], "range": ends, **ticks}
 

@@ -10,6 +10,7 @@ from typing import Any
 import yaml
 
 from upslope.config.config import Config, positive
+from upslope.config.prepare import missing_reader
 from upslope.core.messages import counted
 from upslope.core.numbers import number as number_words
 from upslope.core.storage import write_atomically
@@ -209,7 +210,7 @@ def finish(
     winner, confirmation, config = study.best(), None, None
     if winner is not None:
         config = setup.config(winner.drawn)
-        write_settings(config, path / "winner.yaml")
+        write_settings(setup, config, path / "winner.yaml")
         if fresh_seeds and config != setup.default:
             place = path / f"fresh-{winner.number:04d}"
             options: dict[str, Any] = {"environment": environment, "workers": workers}
@@ -231,10 +232,10 @@ def trial_words(study: Study, number: int) -> str:
     return f"trial {told.number}: {words}{record}"
 
 
-def write_settings(config: Config, path: Path) -> None:
-    """Write a config's settings as a file for `upslope train --config`."""
+def write_settings(setup: Setup, config: Config, path: Path) -> None:
+    """Write the settings that a config's run reads as a file for `upslope train --config`."""
     plain = {name: list(x) if isinstance(x, tuple) else x for name, x in config.to_json().items()}
-    left_out = ("environment", "seeds", "seed", "preset", "data")
-    settings = {name: value for name, value in plain.items() if name not in left_out and value is not None}
+    left_out, task = ("environment", "seeds", "seed", "preset", "data"), setup.task(config)
+    settings = {n: x for n, x in plain.items() if n not in left_out and not missing_reader(n, config, task)}
     head = f"# upslope train {config.environment} --config {path}\n"
-    write_atomically(path, (head + yaml.safe_dump(settings, sort_keys=False)).encode())
+    write_atomically(path, (head + yaml.safe_dump({"preset": False} | settings, sort_keys=False)).encode())

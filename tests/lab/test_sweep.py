@@ -1,0 +1,115 @@
+"""A sweep: trials on the same seeds, a winner judged on fresh ones, and nothing lost when it is stopped."""
+
+import signal
+import sys
+from dataclasses import replace
+
+import numpy as np
+import pytest
+from run_helpers import before_chunk, config_of
+
+import upslope
+from upslope.analysis.statistics import Estimate, Interval
+from upslope.cli.main import main
+from upslope.errors import UpslopeError
+from upslope.lab.sweep import sweep as sweeps
+from upslope.lab.sweep.study import is_gone, this_process
+from upslope.lab.sweep.words import verdict_words
+
+SMALL = {"num_envs": 2, "rollout_steps": 16, "minibatches": 1, "epochs": 2, "hidden_sizes": (8,)}
+SPACE = {"learning_rate": {"choices": [1e-3, 3e-3, 1e30]}}
+SEARCH = {"space": SPACE, "trials": 3, "seeds": 2, "steps": 160, "sampler": "bruteforce", "fresh_seeds": 2}
+OPTIONS = {**SEARCH, **SMALL, "preset": False, "quiet": True, "evaluation_episodes": 1}
+
+
+@pytest.fixture(scope="module")
+def found(folder):
+    return upslope.sweep("jax:CartPole-v1", folder=folder, name="first", **OPTIONS)
+
+
+def by_rate(found):
+    """Each trial by its learning rate."""
+    return {trial.drawn["learning_rate"]: trial for trial in found.trials}
+
+
+def test_a_diverged_trial_is_told_and_does_not_win(found):
+    assert {rate: t.state for rate, t in by_rate(found).items()} == {
+        1e-3: "complete",
+        3e-3: "complete",
+        1e30: "diverged",
+    }
+    best = max((t for t in found.trials if t.state == "complete"), key=lambda t: t.score)
+    assert found.winner == best and found.config.learning_rate == best.drawn["learning_rate"]
+
+
+def test_winner_and_default_are_compared_on_seeds_that_no_trial_has_seen(found):
+    confirmation = found.confirmation
+    assert confirmation.winner.seeds == confirmation.default.seeds == (2, 3)
+    assert confirmation.default.settings["learning_rate"] == 2.5e-4
+    assert confirmation.winner.settings["learning_rate"] == found.config.learning_rate
+    difference = np.mean(confirmation.winner.scores) - np.mean(confirmation.default.scores)
+    assert confirmation.difference.value == pytest.approx(difference)
+    assert "On 2 fresh seeds" in verdict_words(found)[0]
+
+
+@pytest.mark.parametrize(
+    ("low", "high", "verdict"), [(0.51, 0.9, "better"), (0.1, 0.49, "worse"), (0.4, 0.9, "undecided"), (0, 0, "")]
+)
+def test_the_verdict_needs_an_interval_on_one_side_of_a_half(low, high, verdict, found):
+    interval = Interval(low, high) if verdict else None
+    shown = replace(found.confirmation, probability=Estimate(0.5, interval))
+    assert shown.verdict == (verdict or "undecided")
+
+
+def test_the_page_and_the_winners_settings(found):
+    page = found.report.read_text()
+    for words in ("On 2 fresh seeds", "PED-ANOVA", "3 trials: 2 complete, 1 diverged", 'id="figure-3"'):
+        assert words in page
+    config = config_of(["jax:CartPole-v1", "--config", str(found.path / "winner.yaml"), "--seeds", "2"])
+    assert config == found.config
+
+
+def test_the_same_call_continues_and_other_settings_are_refused(found, monkeypatch):
+    options = OPTIONS | {"folder": found.path.parent, "name": "first"}
+    with monkeypatch.context() as patch:
+        patch.setattr(sweeps, "Programs", None)  # nothing is left to train
+        again = upslope.sweep("jax:CartPole-v1", **options)
+    assert again.trials == found.trials and again.confirmation.probability == found.confirmation.probability
+    with pytest.raises(UpslopeError, match="seeds was 2, now 3"):
+        upslope.sweep("jax:CartPole-v1", **options | {"seeds": 3})
+
+
+def test_a_stopped_sweep_ends_as_if_it_had_not_been_stopped(found, tmp_path):
+    options = OPTIONS | {"folder": tmp_path, "name": "stopped", "fresh_seeds": 0}
+    stop = before_chunk(2, lambda: signal.raise_signal(signal.SIGINT))
+    with stop, pytest.raises(KeyboardInterrupt, match="Repeat the command"):
+        upslope.sweep("jax:CartPole-v1", **options)
+    again = upslope.sweep("jax:CartPole-v1", **options)
+    results = [{rate: (t.state, t.score) for rate, t in by_rate(one).items()} for one in (found, again)]
+    assert str(results[0]) == str({rate: results[1][rate] for rate in results[0]})
+    assert "may be luck" in verdict_words(again)[0]
+
+
+def test_names_and_options_that_cannot_be_get_one_message(tmp_path, capsys, monkeypatch):
+    calls = {
+        "--sampler tpee": "Did you mean tpe",
+        "--pruner medium": "Did you mean median",
+        "--workers 2": "--at-once",
+        "--trials 0": "must be 1 or more",
+        "--space nowhere.yaml": "Could not read",
+        "--storage nothing": "The storage",
+    }
+    for words, expected in calls.items():
+        with pytest.raises(SystemExit):
+            main(["sweep", "jax:CartPole-v1", "--folder", str(tmp_path), "--trials", "1", *words.split()])
+        assert expected in capsys.readouterr().err
+    monkeypatch.setitem(sys.modules, "optuna", None)
+    with pytest.raises(UpslopeError, match=r"pip install \"upslope\[sweep\]\""):
+        upslope.sweep("jax:CartPole-v1", folder=tmp_path)
+
+
+def test_processes_of_this_machine_are_known_by_their_number():
+    assert not is_gone({"process": this_process()})
+    machine = this_process().rpartition(":")[0]
+    assert is_gone({"process": f"{machine}:{2**22 + 1}"})
+    assert is_gone({"process": "elsewhere:1", "alive": 0.0}) and not is_gone({"process": "elsewhere:1"})

@@ -1,0 +1,121 @@
+"""Sweeps on a PostgreSQL server, by several processes, and after a process was killed."""
+
+import json
+import os
+import pwd
+import shutil
+import signal
+import socket
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+
+import upslope
+from upslope.lab.sweep.setup import setup_of
+from upslope.lab.sweep.study import Access, Study
+
+SMALL = {"num_envs": 2, "rollout_steps": 16, "minibatches": 1, "epochs": 2, "hidden_sizes": [8]}
+SPACE = {"learning_rate": {"low": 1e-4, "high": 1e-2, "log": True}, **SMALL}
+WORDS = ["--seeds", "1", "--steps", "320", "--fresh-seeds", "0", "--no-preset", "--quiet"]
+
+
+def tool(name):
+    """A program of PostgreSQL; Debian keeps them apart from the path."""
+    places = [*sorted(Path("/usr/lib/postgresql").glob("*/bin"), reverse=True), None]
+    return next((found for place in places if (found := shutil.which(name, path=place))), None)
+
+
+@pytest.fixture(scope="module")
+def server(tmp_path_factory):
+    """The URL of a database on a server of our own, run by a user of its own, since PostgreSQL refuses root."""
+    pytest.importorskip("psycopg")
+    initdb, postgres = tool("initdb"), tool("postgres")
+    if not initdb or not postgres:
+        pytest.skip("there is no PostgreSQL server here")
+    user = {}
+    folder = tmp_path_factory.mktemp("postgres")
+    if os.getuid() == 0:
+        found = next((u for u in pwd.getpwall() if u.pw_name in ("postgres", "nobody")), None)
+        if found is None:
+            pytest.skip("there is no user to run a PostgreSQL server as")
+        user = {"user": found.pw_name, "group": found.pw_gid, "extra_groups": []}
+        folder = Path("/tmp") / f"upslope-postgres-{os.getpid()}"  # pytest's folders are root's alone
+        folder.mkdir(mode=0o700)
+        os.chown(folder, found.pw_uid, found.pw_gid)
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    data, environment = folder / "data", {**os.environ, "HOME": str(folder)}
+    options = {"cwd": folder, "env": environment, "stdout": subprocess.DEVNULL, **user}
+    subprocess.run([initdb, "-D", data, "-U", "upslope", "-A", "trust"], check=True, **options)
+    process = subprocess.Popen([postgres, "-D", data, "-p", str(port), "-k", str(folder)], **options)
+    try:
+        for _ in range(100):
+            time.sleep(0.2)
+            with socket.socket() as probe:
+                if probe.connect_ex(("127.0.0.1", port)) == 0:
+                    break
+        time.sleep(1)
+        yield f"postgresql+psycopg://upslope@127.0.0.1:{port}/postgres"
+    finally:
+        process.send_signal(signal.SIGINT)
+        process.wait(30)
+        shutil.rmtree(folder, ignore_errors=True)
+
+
+def started(folder, environment, *words, name="shared"):
+    """`upslope sweep` in a process of its own."""
+    (folder / "space.yaml").write_text(json.dumps(SPACE))  # which is YAML too
+    call = [sys.executable, "-c", "from upslope.cli.main import main; main()", "sweep", environment]
+    call += ["--space", str(folder / "space.yaml"), "--folder", str(folder), "--name", name, *WORDS, *words]
+    return subprocess.Popen(call)
+
+
+def test_two_processes_share_a_postgresql_server(server, tmp_path):
+    processes = [started(tmp_path, "jax:CartPole-v1", "--trials", "8", "--storage", server) for _ in range(2)]
+    assert [process.wait(600) for process in processes] == [0, 0]
+    options = {"preset": False, "quiet": True, "fresh_seeds": 0, "storage": server, "folder": tmp_path}
+    found = upslope.sweep("jax:CartPole-v1", space=SPACE, trials=8, seeds=1, steps=320, name="shared", **options)
+    assert [trial.number for trial in found.trials] == list(range(8))
+    assert {trial.state for trial in found.trials} <= {"complete", "pruned"}
+    assert len({trial.drawn["learning_rate"] for trial in found.trials}) == 8
+    assert not (found.path / "study.db").exists()
+
+
+def test_several_processes_train_trials_on_the_host(tmp_path):
+    assert started(tmp_path, "CartPole-v1", "--trials", "4", "--workers", "2", name="host").wait(600) == 0
+    options = {"preset": False, "quiet": True, "fresh_seeds": 0, "folder": tmp_path, "name": "host"}
+    found = upslope.sweep("CartPole-v1", space=SPACE, trials=4, seeds=1, steps=320, **options)
+    assert len(found.trials) == 4 and len({trial.drawn["learning_rate"] for trial in found.trials}) == 4
+
+
+def test_the_trials_of_a_killed_process_are_trained_again(tmp_path):
+    process = started(tmp_path, "jax:CartPole-v1", "--trials", "3", name="killed")
+    setup = setup_of("jax:CartPole-v1", "ppo", SPACE, False, {"seeds": 1, "steps": 320})
+    database = tmp_path / "killed" / "study.db"
+    for _ in range(600):
+        time.sleep(0.1)
+        if database.exists() and database.stat().st_size and process.poll() is None:
+            access = Access(f"sqlite:///{database}", "killed", 3, "tpe", "median", 0)
+            if Study(setup.space, access, setup.described()).running():
+                break
+    process.kill()
+    process.wait()
+    assert started(tmp_path, "jax:CartPole-v1", "--trials", "3", name="killed").wait(600) == 0
+    told = Study(setup.space, access, setup.described()).told()
+    assert len(told) == 3 and all(trial.state != "running" for trial in told)
+
+
+def test_on_the_host_a_trial_is_a_run_and_a_failing_one_is_told(tmp_path):
+    space = {"minibatches": {"choices": [1, 1000]}, "num_envs": 2, "rollout_steps": 16, "hidden_sizes": [8]}
+    found = upslope.sweep(
+        "CartPole-v1", space=space, trials=2, seeds=1, steps=64, sampler="bruteforce", workers=1, preset=False,
+        fresh_seeds=0, folder=tmp_path, quiet=True,
+    )  # fmt: skip
+    states = {t.drawn["minibatches"]: t for t in found.trials}
+    assert states[1].state == "complete" and states[1000].state == "failed"
+    assert "--minibatches 1000 is more than the 32 samples" in states[1000].reason
+    assert (found.path / "trials").is_dir() and found.confirmation is None
