@@ -53,7 +53,8 @@ def parts_of(cell: Any) -> list[str]:
     if cell.cell_type != "code" or not cell.source.strip():
         return []
     shown = []
-    for is_printed, outputs in groupby(cell.outputs, key=lambda output: output.output_type == "stream"):
+    for is_printed, group in groupby(cell.outputs, key=lambda output: output.output_type == "stream"):
+        outputs = list(group)
         shown += [block("".join(o.text for o in outputs))] if is_printed else map(markdown_of, outputs)
     return [f"~~~~python\n{cell.source}\n~~~~", *filter(None, shown)]
 
