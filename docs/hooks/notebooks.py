@@ -8,6 +8,7 @@ from __future__ import annotations
 import os
 import tempfile
 from functools import cache
+from itertools import groupby
 from pathlib import Path
 from typing import Any
 
@@ -51,13 +52,15 @@ def parts_of(cell: Any) -> list[str]:
         return [cell.source]
     if cell.cell_type != "code" or not cell.source.strip():
         return []
-    return [f"~~~~python\n{cell.source}\n~~~~", *(shown for output in cell.outputs if (shown := markdown_of(output)))]
+    shown = []
+    for is_printed, group in groupby(cell.outputs, key=lambda output: output.output_type == "stream"):
+        outputs = list(group)
+        shown += [block("".join(o.text for o in outputs))] if is_printed else map(markdown_of, outputs)
+    return [f"~~~~python\n{cell.source}\n~~~~", *filter(None, shown)]
 
 
 def markdown_of(output: Any) -> str:
-    """One output as Markdown."""
-    if output.output_type == "stream":
-        return block(output.text)
+    """A result or a display as Markdown."""
     data = output.get("data", {})
     if "text/html" in data:
         return f'<div class="notebook-output" markdown="0">\n{data["text/html"]}\n</div>'
