@@ -65,7 +65,10 @@
   };
 
   // --- drawing -----------------------------------------------------------------------------------------------
-  const fileName = (place) => place.getAttribute("aria-label").replace(/[^\p{L}\p{N}]+/gu, "_");
+  const save = (place) => Plotly.downloadImage(place, {
+    format: "svg", filename: place.getAttribute("aria-label").replace(/[^\p{L}\p{N}]+/gu, "_"),
+    width: place.clientWidth, height: place.clientHeight,
+  });
   const isShown = (trace) => !(trace.meta && hidden.has(trace.meta.run));
   const draw = async (place) => {
     const figure = figures.get(place.id), colour = lookUp();
@@ -74,7 +77,7 @@
     const traces = figure.data.map((trace) => ({ ...themed(trace, colour), visible: isShown(trace) }));
     await Plotly.react(place, traces, layoutOf(figure, colour), {
       displayModeBar: isTouch ? false : "hover", displaylogo: false, responsive: true,
-      modeBarButtons: [["toImage"]], toImageButtonOptions: { format: "svg", filename: fileName(place) },
+      modeBarButtons: [[{ name: "svg", title: "Save as SVG", icon: Plotly.Icons.camera, click: save }]],
     });
     if (isNew && figure.linked) link(place);
     if (isNew && figure.credit) tie(place, figure.credit);
