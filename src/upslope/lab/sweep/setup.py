@@ -83,6 +83,7 @@ def check_ends(space: Space, default: Config) -> None:
         for end in parameter.ends():
             try:
                 config = replace(default, **{name: end})
-                estimator_of(config), objective_of(config)
+                estimator_of(config)
+                objective_of(config)
             except UpslopeError as error:
                 raise UpslopeError(f"The space holds {name} = {end}. {error}") from error

@@ -315,7 +315,7 @@ class Study:
         state = {"fail": "failed"}.get(state, "diverged" if state == "pruned" and reason else state)
         has_score = trial.state == self.states.COMPLETE and trial.value is not None
         seconds = trial.duration.total_seconds() if trial.duration else math.nan
-        score = float(trial.value) if has_score else math.nan
+        score = float(trial.value or 0.0) if has_score else math.nan
         return Told(trial.number, state, dict(trial.params), score, dict(trial.intermediate_values), reason, seconds)
 
     def best(self) -> Told | None:
