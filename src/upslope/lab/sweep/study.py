@@ -367,6 +367,12 @@ def storage_errors(storage: str) -> Iterator[None]:
         ) from error
 
 
+def is_of_storage(error: Exception) -> bool:
+    """Whether an error comes from the database, e.g. since its server is gone."""
+    modules = {kind.__module__.partition(".")[0] for kind in type(error).__mro__}
+    return "sqlalchemy" in modules or type(error).__name__ == "StorageInternalError"
+
+
 def differing(name: str, kept: Mapping[str, Any], now: Mapping[str, Any]) -> str:
     """Say in what a sweep of this name differs from the one that is asked for."""
     differ = [key for key in now if kept.get(key) != now[key]]
