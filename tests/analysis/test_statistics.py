@@ -17,6 +17,7 @@ from upslope.analysis.records import read_record
 from upslope.analysis.statistics import (
     calibrated,
     curve,
+    difference_of_means,
     interval_of_mean,
     iqm_of,
     mean_band,
@@ -286,3 +287,14 @@ def test_a_learning_curve_forgets_episodes_older_than_a_hundred(run_of):
     path = run_of(episodes={0: [(i, 0.0 if i < 50 else 1.0) for i in range(1, 201)]}, steps=200)
     returns = returns_at(read_record(path), np.asarray([100.0, 149.0, 150.0]))
     assert returns[0].tolist() == [0.51, 1.0, 1.0]
+
+
+def test_the_difference_of_means_has_welchs_interval():
+    x, y = np.array([3.0, 5.0, 4.0, 8.0]), np.array([1.0, 2.0, 2.0, 3.0, 7.0])
+    a, b = x.var(ddof=1) / 4, y.var(ddof=1) / 5
+    freedom = (a + b) ** 2 / (a**2 / 3 + b**2 / 4)  # Welch–Satterthwaite
+    found, half = difference_of_means(x, y), stats.t.ppf(0.975, freedom) * math.sqrt(a + b)
+    assert found.value == 2.0
+    assert (found.interval.low, found.interval.high) == pytest.approx((2 - half, 2 + half))
+    for lone, other in ((x[:1], y), (np.ones(3), np.zeros(3)), (np.array([1.0, math.nan]), y)):
+        assert difference_of_means(lone, other).interval is None

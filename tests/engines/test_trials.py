@@ -17,7 +17,7 @@ CASES = {
     "ppo": (
         "jax:CartPole-v1",
         {"learning_rate": 1.3e-3, "gamma": 0.9907, "lambda_": 0.9373, "epsilon": 0.13, "max_grad_norm": 0.7},
-        {"learning_rate": 3.3e-2, "gamma": 0.9911, "lambda_": 0.9, "epsilon": 0.271, "max_grad_norm": 1.7},
+        {"learning_rate": 3.3e-2, "gamma": 0.9907, "lambda_": 0.9, "epsilon": 0.271, "max_grad_norm": 1.7},
         {"entropy_coefficient": 0.013, "target_kl": 0.02, "epsilon_schedule": "linear", "normalize_observations": True},
         {"entropy_coefficient": 0.002, "target_kl": 0.03, "epsilon_schedule": "linear", "normalize_observations": True},
     ),

@@ -99,6 +99,9 @@ def test_names_and_options_that_cannot_be_get_one_message(tmp_path, capsys, monk
         "--space nowhere.yaml": "Could not read",
         "--storage nothing": "The storage",
     }
+    with pytest.raises(SystemExit):
+        main(["sweep", "jax:CartPole-v1", "clone", "--folder", str(tmp_path)])
+    assert "learns from recorded data" in capsys.readouterr().err
     for words, expected in calls.items():
         with pytest.raises(SystemExit):
             main(["sweep", "jax:CartPole-v1", "--folder", str(tmp_path), "--trials", "1", *words.split()])

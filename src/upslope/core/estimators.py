@@ -153,8 +153,8 @@ def reward_to_go(rollout: Rollout, gamma: float) -> Float[Array, "T N"]:
 
 def td_error(rollout: Rollout, values: Values, gamma: float) -> Float[Array, "T N"]:
     """δ_t = r_t + γ V(s_{t+1}) − V(s_t), where V(s_{t+1}) = 0 if the episode terminated there."""
-    following = jnp.where(rollout.terminated, 0.0, gamma * values.next_value)
-    delta = rollout.reward + following - values.value
+    next_value = jnp.where(rollout.terminated, 0.0, values.next_value)
+    delta = rollout.reward + gamma * next_value - values.value
     return jnp.where(rollout.valid, delta, 0.0)
 
 

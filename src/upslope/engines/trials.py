@@ -73,7 +73,7 @@ class TrialsEngine(ProgramEngine):
         if self.rows_now is None:
             self.prepare(self.begin(stacked, keys, np.zeros((len(keys), MAX_INPUTS), np.float32)))
         numbers = self.numbers_of(task)
-        self.set_rows(slot, Rows(numbers, self.begin(stacked, keys, numbers)))
+        self.set_rows(slot, Rows(jnp.asarray(numbers), self.begin(stacked, keys, numbers)))
 
     def numbers_of(self, task: Task) -> np.ndarray:
         """The program's inputs for a trial, the same for each of its seeds."""

@@ -4,6 +4,7 @@ import math
 from collections import deque
 from collections.abc import Callable
 from dataclasses import dataclass, replace
+from functools import partial
 from itertools import combinations
 from statistics import fmean
 from typing import Any
@@ -119,9 +120,9 @@ class Programs:
         """Train a program's trials for a part of their budget, and tell what came of it."""
         try:
             chunk = engine.advance_all()
-        except UpslopeError:
+        except UpslopeError as error:
             for one in list(active):
-                self.end(active, one, lambda trial: self.study.fail(trial, str(error)))
+                self.end(active, one, partial(self.study.fail, reason=str(error)))
             return
         lost = not_finite(chunk)
         for one in list(active):
@@ -132,9 +133,9 @@ class Programs:
             part = steps * REPORTS // self.setup.default.steps
             if lost[rows].any():
                 engine.stop(one.slot)
-                self.end(active, one, lambda trial: self.study.prune(trial, "diverged"))
+                self.end(active, one, partial(self.study.prune, reason="diverged"))
             elif part >= REPORTS:
-                self.end(active, one, lambda trial: self.study.complete(trial, value))  # noqa: B023
+                self.end(active, one, partial(self.study.complete, score=value))
             elif part > one.told:
                 one.told = part
                 if self.study.report(one.trial, part, value):

@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from upslope.config.config import Config, canonical
+from upslope.config.ladder import ALGORITHMS
 from upslope.config.prepare import configured, missing_reader, refuse_unread
 from upslope.config.task import estimator_of, objective_of, task_of
 from upslope.core.space_parts import has_box
@@ -57,6 +58,11 @@ def setup_of(
     Raises:
         UpslopeError: a setting or the space is invalid, or nothing reads it.
     """
+    if algorithm in ALGORITHMS and ALGORITHMS[algorithm].source == "recorded":
+        raise UpslopeError(
+            f"{algorithm} learns from recorded data, and a sweep scores a trial by the episodes that it collects in "
+            "training. Sweep a rung that collects its own experience, e.g. ppo."
+        )
     given = read_space(space) if space is not None else None
     fixed = dict(given.fixed) if given else {}
     asked = fixed | canonical(settings)
@@ -83,6 +89,7 @@ def check_ends(space: Space, default: Config) -> None:
         for end in parameter.ends():
             try:
                 config = replace(default, **{name: end})
-                estimator_of(config), objective_of(config)
+                estimator_of(config)
+                objective_of(config)
             except UpslopeError as error:
                 raise UpslopeError(f"The space holds {name} = {end}. {error}") from error

@@ -315,7 +315,7 @@ class Study:
         state = {"fail": "failed"}.get(state, "diverged" if state == "pruned" and reason else state)
         has_score = trial.state == self.states.COMPLETE and trial.value is not None
         seconds = trial.duration.total_seconds() if trial.duration else math.nan
-        score = float(trial.value) if has_score else math.nan
+        score = float(trial.value or 0.0) if has_score else math.nan
         return Told(trial.number, state, dict(trial.params), score, dict(trial.intermediate_values), reason, seconds)
 
     def best(self) -> Told | None:
@@ -365,6 +365,12 @@ def storage_errors(storage: str) -> Iterator[None]:
             "sqlite:///study.db or postgresql+psycopg://user@host/database, and install its driver (pip install "
             '"psycopg[binary]").'
         ) from error
+
+
+def is_of_storage(error: Exception) -> bool:
+    """Whether an error comes from the database, e.g. since its server is gone."""
+    modules = {kind.__module__.partition(".")[0] for kind in type(error).__mro__}
+    return "sqlalchemy" in modules or type(error).__name__ == "StorageInternalError"
 
 
 def differing(name: str, kept: Mapping[str, Any], now: Mapping[str, Any]) -> str:

@@ -21,7 +21,17 @@ from upslope.lab.sweep.page import write_sweep_page
 from upslope.lab.sweep.processes import train_on_host
 from upslope.lab.sweep.programs import Programs
 from upslope.lab.sweep.setup import Setup, setup_of
-from upslope.lab.sweep.study import Access, Study, Told, named, pruners, require_optuna, samplers, sqlite_url
+from upslope.lab.sweep.study import (
+    Access,
+    Study,
+    Told,
+    is_of_storage,
+    named,
+    pruners,
+    require_optuna,
+    samplers,
+    sqlite_url,
+)
 from upslope.runs.directory import MAX_NAME, RunDirectory, check_name
 from upslope.runs.display import choose
 
@@ -107,7 +117,8 @@ def sweep(
     require_optuna()
     positive(trials=trials, seeds=seeds, steps=steps, workers=workers, at_once=at_once, fresh_seeds=fresh_seeds or None)
     positive(evaluation_episodes=evaluation_episodes or None)
-    named("sampler", sampler, samplers()), named("pruner", pruner, pruners())
+    named("sampler", sampler, samplers())
+    named("pruner", pruner, pruners())
     setup = setup_of(environment, algorithm, space, preset, settings | {"steps": steps, "seeds": seeds})
     check_engine(setup, workers, at_once)
     path = Path(folder) / (check_name(name) if name else default_name(setup.default))
@@ -123,6 +134,11 @@ def sweep(
             return finish(setup, study, path, fresh_seeds, evaluation_episodes, environment, workers, quiet)
     except KeyboardInterrupt:
         raise KeyboardInterrupt("Stopped and saved. Repeat the command to continue.") from None
+    except Exception as error:
+        if not is_of_storage(error):
+            raise
+        words = f"The storage failed: {type(error).__name__}. What it holds stays. Repeat the command to continue."
+        raise UpslopeError(words) from error
 
 
 def check_engine(setup: Setup, workers: int | None, at_once: int | None) -> None:
