@@ -41,7 +41,7 @@ def main() -> None:
 def scores_in(folder: Path) -> dict[str, np.ndarray]:
     """The scores of the teacher [1], of the imitators [S] and of the learners of each budget [S]."""
     one: dict[str, Any] = {"folder": folder, "seed": FIRST, "quiet": True}
-    several = one | {"seeds": SEEDS}
+    several: dict[str, Any] = one | {"seeds": SEEDS}
     teacher = upslope.train(ENVIRONMENT, name="teacher", steps=TEACHER_STEPS, **one).path
     data = upslope.record(teacher, episodes=RECORDED)
     imitators = upslope.train(ENVIRONMENT, "clone", name="imitators", data=str(data), **several).path

@@ -107,7 +107,7 @@ def test_it_resumes(run: Path, folder: Path):
     assert_same_run(run, folder / "stopped")
 
 
-@pytest.mark.parametrize("mode", ["NextStep", "SameStep", "Disabled"])
+@pytest.mark.parametrize("mode", ["NextStep", "SameStep"])
 def test_vector_environments(folder: Path, mode: str):
     path = train(folder, mode, f"vector:test_log_info:dice_{mode.lower()}", seeds=1, steps=160)
     assert_columns(read_record(path).episodes)
@@ -125,10 +125,6 @@ def dice_samestep(num_envs: int) -> gymnasium.vector.VectorEnv:
     return dice(gymnasium.vector.AutoresetMode.SAME_STEP, num_envs)
 
 
-def dice_disabled(num_envs: int) -> gymnasium.vector.VectorEnv:
-    return dice(gymnasium.vector.AutoresetMode.DISABLED, num_envs)
-
-
 def test_compiled_environments_have_a_method_for_it(folder: Path):
     settings = {"seeds": 2, "steps": 1600, "log_info": ("place", "one")}
     path = train(folder, "compiled", "jax:test_log_info:Balanced", **settings)
@@ -137,7 +133,7 @@ def test_compiled_environments_have_a_method_for_it(folder: Path):
     for rows in (record.episodes, record.evaluations):
         assert (rows["info/one"] == 1).all() and len(set(rows["info/place"].tolist())) > 3
         assert (np.abs(rows["info/place"]) < 3).all()  # the cart's place at the end is within its bounds
-    with pytest.raises(upslope.UpslopeError, match=r"--log-info other is nothing .* It has place, one"):
+    with pytest.raises(upslope.UpslopeError, match=r"--log-info other is nothing .* It has one, place"):
         train(folder, "refused", "jax:test_log_info:Balanced", log_info=("other",))
     with pytest.raises(upslope.UpslopeError, match=r"It has no such numbers: .*episode_info"):
         train(folder, "refused", "jax:CartPole-v1", log_info=("other",))
