@@ -111,6 +111,7 @@ class History:
             elapsed=self.elapsed,
             steps_per_second=self.rate,
             is_recorded=self.config.data is not None,
+            stopped=[seed in self.over and step < self.config.steps for seed, step in self.steps.items()],
         )
 
     def add_times(self, row: dict[str, Any]) -> None:
