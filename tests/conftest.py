@@ -15,7 +15,8 @@ os.environ.setdefault("MUJOCO_GL", "egl")
 
 # The files that take longest, the longest first: begun last, one of them would keep a single core busy at the end.
 LONGEST = (
-    "test_whole_way", "test_structured_observations", "test_workers", "test_hybrid_actions", "test_masks", "test_closing", "test_probe",
+    "test_whole_way",
+    "test_structured_observations", "test_workers", "test_hybrid_actions", "test_masks", "test_closing", "test_probe",
     "test_doctor_planted", "test_golden", "test_border", "test_own_environments", "test_export", "test_model",
     "test_resume", "test_seeds", "test_optimisers", "test_slices", "test_report", "test_batched", "test_planted_facts",
     "test_views", "test_check", "test_hidden_state", "test_packages", "test_health_of_parts", "test_influence",
