@@ -56,7 +56,7 @@ def group(records: Sequence[Record]) -> tuple[list[Member], list[str]]:
     for pool in pools.values():
         rivals = [p for p in pools.values() if environment_of(p[0].config) == environment_of(pool[0].config)]
         same = [p for p in rivals if p[0].config.algorithm == pool[0].config.algorithm]
-        label = " ".join([pool[0].config.algorithm, *(f"{k}={v}" for k, v in differing(pool, same).items())])
+        label = " ".join([pool[0].config.algorithm, *in_words(differing(pool, same), same)])
         kept, repeated = without_repeats(pool)
         members.append(Member(tuple(kept), label, differing(pool, rivals)))
         warnings += repeated
@@ -108,6 +108,20 @@ def differing(pool: list[Record], rivals: list[list[Record]]) -> dict[str, Any]:
     """The settings that differ between the rivals, with this pool's values."""
     own, others = settings_of(pool[0]), [settings_of(p[0]) for p in rivals]
     return {name: value for name, value in own.items() if any(other[name] != value for other in others)}
+
+
+def in_words(settings: dict[str, Any], rivals: list[list[Record]]) -> list[str]:
+    """Settings as `name=value`; a number has four digits, unless a rival's other number has the same four."""
+    others = [settings_of(pool[0]) for pool in rivals]
+
+    def shown(name: str, value: Any) -> Any:
+        if type(value) is not float:
+            return value
+        rounded = f"{value:.4g}"
+        numbers = [other[name] for other in others if type(other[name]) is float]
+        return value if any(x != value and f"{x:.4g}" == rounded for x in numbers) else rounded
+
+    return [f"{name}={shown(name, value)}" for name, value in settings.items()]
 
 
 def warnings_of(members: Sequence[Member]) -> list[str]:
