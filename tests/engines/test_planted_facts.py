@@ -179,8 +179,8 @@ def next_frame(patch: pytest.MonkeyPatch) -> None:
     patch.setattr(on_the_host.HostRollout, "rollout", late)
     goes = compiled.advance
 
-    def advance(world: Any, agent: Any, columns: Any, chance: Any, limit: Any) -> Any:
-        after, row, finished = goes(world, agent, columns, chance, limit)
+    def advance(world: Any, agent: Any, columns: Any, chance: Any, *more: Any) -> Any:
+        after, row, finished = goes(world, agent, columns, chance, *more)
         begun = compiled.begin_episodes(world, agent, chance.keys).observation
         return (
             after,

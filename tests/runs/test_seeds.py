@@ -162,7 +162,7 @@ def test_box_actions_stay_within_their_bounds(folder: Path):
     ("environment", "algorithm", "settings"),
     [
         # Here each seed has steps of its own, so looks and ends fall on different iterations.
-        ("jax:CartPole-v1", "reinforce", EPISODES | {"max_episode_steps": 30, "steps": 2000}),
+        ("jax:CartPole-v1", "reinforce", EPISODES | {"max_episode_steps": 30, "steps": 4000}),
         ("jax:Pendulum-v1", "ppo_kl", SEGMENTS | {"target_kl": 0.01, "steps": 400}),
     ],
 )
