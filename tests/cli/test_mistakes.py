@@ -53,7 +53,7 @@ def refused(words: str, capsys: pytest.CaptureFixture) -> str:
 @pytest.mark.parametrize(
     ("words", "answer"),
     [
-        ("trian CartPole-v1", 'There is no command "trian". Did you mean train?'),
+        ("trian CartPole-v1", 'There is no command "trian". Did you mean train'),
         ("evalute runs/one", "Did you mean evaluate?"),
         ("frobnicate", "`upslope --help` shows all"),
         ("evaluate nowhere --episodes 0", "--episodes must be 1 or more, not 0."),
