@@ -242,5 +242,5 @@ def test_the_flag_allows_it(run: Path):
         [sys.executable, "-c", "from upslope.cli.main import main; main()", "evaluate", "run", "--trust"],
         capture_output=True, text=True,
     )  # fmt: skip
-    assert done.returncode == 2 and "gave nothing, not a gymnasium.Env" in done.stderr
+    assert done.returncode == 2 and "returned nothing, not a gymnasium.Env" in done.stderr
     assert Path("executed").exists()

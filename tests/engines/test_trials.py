@@ -46,12 +46,9 @@ def arrays(state):
 
 
 @pytest.mark.usefixtures("compiled_for_users")
-def test_trials_in_one_program_are_bit_for_bit_those_alone():
-    compare_with_alone("ppo")
-
-
-def compare_with_alone(algorithm):
-    """Train two tasks in three slots of one program, one of them begun late, and each alone."""
+@pytest.mark.parametrize("algorithm", ["ppo", pytest.param("ppo_kl", marks=pytest.mark.weekly)])
+def test_trials_in_one_program_are_bit_for_bit_those_alone(algorithm):
+    # Three slots of one program, of which one is begun late.
     name, *parts = CASES[algorithm]
     environment = make(name)
     settings = [SMALL | parts[0] | parts[2], SMALL | parts[1] | parts[3]]

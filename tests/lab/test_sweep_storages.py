@@ -17,6 +17,8 @@ import upslope
 from upslope.lab.sweep.setup import setup_of
 from upslope.lab.sweep.study import Access, Study
 
+pytestmark = pytest.mark.weekly
+
 SMALL = {"num_envs": 2, "rollout_steps": 16, "minibatches": 1, "epochs": 2, "hidden_sizes": [8]}
 SPACE = {"learning_rate": {"low": 1e-4, "high": 1e-2, "log": True}, **SMALL}
 WORDS = ["--seeds", "1", "--steps", "320", "--fresh-seeds", "0", "--no-preset", "--quiet"]
