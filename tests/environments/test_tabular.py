@@ -225,7 +225,7 @@ PROBES = {
     # One of three is forbidden and pays 100, the others ±1.
     "probe/mask": (lambda seen: jnp.where(seen[0] > 0, 1, 2), 100 / 3, 2),
     # Half of the choices are right, and the amount costs as in probe/continuous.
-    "probe/hybrid": (lambda seen: {"choice": jnp.int32(seen[0] > 0), "amount": 0.5 * seen[1:]}, 1 / 2 - 7 / 12, 4),
+    "probe/hybrid": (lambda seen: {"choice": jnp.int32(seen[0] > 0), "amount": 0.25 * seen[1:]}, 1 / 2 - 19 / 48, 4),
 }
 HIDDEN = {
     # name: (the best play of what is seen, what chance pays): these show something else than their state.
