@@ -102,7 +102,7 @@ def test_a_run_whose_seeds_have_stopped_is_finished(run: Path):
     (run / "episodes.csv").write_text("step,seed,return,length,info/x\n100,0,7.0,5,0.5\n")
     grow(run, 300, 6.0, **{"stop/return": 300.5})
     lines = plain(run)
-    assert lines[2].startswith(" 30 %") and "trained in 6.0 s" in lines[3]
+    assert lines[2].startswith("100 %  300 of 1,000") and "trained in 6.0 s" in lines[3]
 
 
 def test_the_panel_is_that_of_training(run: Path):
