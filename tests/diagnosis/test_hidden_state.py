@@ -20,9 +20,9 @@ def suspicion(environment, *ignored):
     return memory_test(trial, encoder_of(made.observation_space, ""), made.action_space)
 
 
-FULL = ["CartPole-v1", "Acrobot-v1", "MountainCar-v0", "MountainCarContinuous-v0", "Taxi-v4"]
+FULL = ["CartPole-v1", "Acrobot-v1", "MountainCar-v0", "Taxi-v4"]
 FULL += ["FrozenLake-v1", "Blackjack-v1", "jax:Key-v0", lambda: gridworld(slip=0.3), Walk, Pictures]
-FULL += [pytest.param("Pendulum-v1", marks=pytest.mark.weekly)]
+FULL += [pytest.param(name, marks=pytest.mark.weekly) for name in ("Pendulum-v1", "MountainCarContinuous-v0")]
 
 
 @pytest.mark.parametrize("environment", FULL)

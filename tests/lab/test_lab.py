@@ -113,7 +113,9 @@ def outcomes():
     return of
 
 
-@pytest.mark.parametrize("name", SURE)
+@pytest.mark.parametrize(
+    "name", [pytest.param(name, marks=pytest.mark.weekly) if name == "credit" else name for name in SURE]
+)
 def test_an_experiment_in_small(name, outcomes):
     outcome = outcomes(name)
     verdicts = {f.name: f.verdict for f in outcome.findings}

@@ -91,6 +91,7 @@ def test_a_stopped_curriculum_resumes_bit_for_bit(curriculum: Path, folder: Path
     assert_same_run(curriculum, folder / name)
 
 
+@pytest.mark.weekly
 def test_workers_and_slices_give_the_same_curriculum(curriculum: Path, folder: Path):
     options = {"on_iteration": harder, "workers": 2}
     assert_same_run(curriculum, train_corridor(folder, "shared", **options).path)

@@ -95,6 +95,7 @@ def test_a_key_that_is_missing_is_told_once(folder: Path, capsys):
     assert np.isnan(read_record(path).episodes["info/nothing"]).all()
 
 
+@pytest.mark.weekly
 def test_workers_and_slices(run: Path, folder: Path):
     assert_same_run(run, train(folder, "workers", workers=2))
     assert_columns(read_record(train(folder, "slices", workers=2, seeds=1, steps=160)).episodes)

@@ -163,7 +163,9 @@ def test_box_actions_stay_within_their_bounds(folder: Path):
     [
         # Here each seed has steps of its own, so looks and ends fall on different iterations.
         ("jax:CartPole-v1", "reinforce", EPISODES | {"max_episode_steps": 30, "steps": 4000}),
-        ("jax:Pendulum-v1", "ppo_kl", SEGMENTS | {"target_kl": 0.01, "steps": 400}),
+        pytest.param(
+            "jax:Pendulum-v1", "ppo_kl", SEGMENTS | {"target_kl": 0.01, "steps": 400}, marks=pytest.mark.weekly
+        ),
     ],
 )
 def test_seeds_at_once_are_seeds_one_after_another(

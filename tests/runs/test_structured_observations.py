@@ -53,7 +53,7 @@ def trained(folder):
 
 
 @pytest.mark.parametrize(
-    "kind", [weekly(kind) if kind in ("host", "host sliced", "compiled less") else kind for kind in RUNS]
+    "kind", [weekly(kind) if kind in ("host", "host sliced", "host less", "compiled less") else kind for kind in RUNS]
 )
 def test_a_run_stopped_and_resumed_is_uninterrupted(kind: str, trained):
     environment, settings = RUNS[kind]
@@ -74,7 +74,9 @@ def test_each_seed_is_as_if_alone(kind: str, trained, folder):
         assert {k: (v, other[k]) for k, v in one.items() if v != other[k]} == {}, one["iteration"]
 
 
-@pytest.mark.parametrize("kind", [weekly("compiled less"), "host less", "compiled pictures", weekly("host pictures")])
+@pytest.mark.parametrize(
+    "kind", [weekly("compiled less"), "host less", weekly("compiled pictures"), weekly("host pictures")]
+)
 def test_it_is_judged_recorded_learned_from_loaded_and_shown(kind: str, trained, tmp_path):
     path, (environment, settings) = trained(kind), RUNS[kind]
     shown = {name: x for name, x in settings.items() if name == "ignore_observation"}
