@@ -84,8 +84,13 @@ def noted(command, parsed):
 
 
 @pytest.mark.parametrize("arguments", cases(commands))
-def test_commands_parse(arguments, monkeypatch, capsys):
+def test_commands_parse(arguments, monkeypatch, capsys, tmp_path):
     monkeypatch.syspath_prepend(str(ROOT / "examples"))
+    if "--config" in arguments:  # the file is made by an earlier command
+        settings = tmp_path / arguments[arguments.index("--config") + 1]
+        settings.parent.mkdir(parents=True)
+        settings.write_text("learning_rate: 0.001")
+        monkeypatch.chdir(tmp_path)
     parsed = []
     monkeypatch.setattr(cli, "train", lambda *asked: parsed.append(asked))
     for name, command in cli.COMMANDS.items():
