@@ -352,7 +352,8 @@ class Drifting(gymnasium.Wrapper):
 
     def step(self, action: Any) -> Any:
         self.taken += 1
-        self.unwrapped.force_mag = 10.0 * (1 - 0.5 * min(1.0, self.taken / 20_000))  # type: ignore[attr-defined]
+        force = 10.0 * (1 - 0.5 * min(1.0, self.taken / 20_000))
+        self.unwrapped.force_mag = force  # type: ignore[attr-defined]  # CartPole's own attribute
         return self.env.step(action)
 
 
@@ -361,7 +362,7 @@ class Pixels(gymnasium.ObservationWrapper):
 
     def __init__(self, env: gymnasium.Env):
         super().__init__(env)
-        self.observation_space = box(int(np.prod(env.observation_space["image"].shape)))  # type: ignore[index]
+        self.observation_space = box(int(np.prod(env.observation_space["image"].shape)))  # type: ignore[index]  # a Dict
 
     def observation(self, observation: Any) -> Any:
         return np.float32(observation["image"].ravel()) / 5

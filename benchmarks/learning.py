@@ -63,6 +63,17 @@ CARTPOLE_RUNGS = (
     "ppo_kl",
     "ppo_kl_fixed",
 )
+
+
+def without_velocities(environment: str, steps: int, target: str, published: str) -> dict[str, Case]:
+    """The cases of an environment whose velocities are left out, compiled and on the host."""
+    name = environment.split("-")[0].lower() + "_no_velocity"
+    return {
+        f"{name}_{where}": Case(prefix + environment, "ppo", steps, target, published, preset="no_velocity")
+        for where, prefix in (("compiled", "jax:"), ("host", ""))
+    }
+
+
 CASES: dict[str, Case] = {
     "cartpole_ppo": Case(
         "CartPole-v1", "ppo", 500_000, "≥ 475", f"497.5 ± 4.0, 3 seeds ({CLEANRL}, Huang et al. 2022)", preset=False
@@ -103,34 +114,9 @@ CASES: dict[str, Case] = {
     "halfcheetah_zoo": Case("HalfCheetah-v5", "ppo", 1_000_000, "5819", f"5819.1 on v3 ({ZOO})", preset="zoo"),
     "hopper_zoo": Case("Hopper-v5", "ppo", 1_000_000, "2410", f"2410.4 on v3 ({ZOO})", preset="zoo"),
     "swimmer_zoo": Case("Swimmer-v5", "ppo", 1_000_000, "282", f"281.6 on v3 ({ZOO})", preset="zoo"),
-    **{
-        f"cartpole_no_velocity_{where}": Case(
-            prefix + "CartPole-v1", "ppo", 100_000, "≥ 475", f"500 ({ZOO}, RecurrentPPO)", preset="no_velocity"
-        )
-        for where, prefix in (("compiled", "jax:"), ("host", ""))
-    },
-    **{
-        f"pendulum_no_velocity_{where}": Case(
-            prefix + "Pendulum-v1",
-            "ppo",
-            100_000,
-            "≥ −250",
-            f"−217.9 ({ZOO}, RecurrentPPO, gSDE)",
-            preset="no_velocity",
-        )
-        for where, prefix in (("compiled", "jax:"), ("host", ""))
-    },
-    **{
-        f"mountaincarcontinuous_no_velocity_{where}": Case(
-            prefix + "MountainCarContinuous-v0",
-            "ppo",
-            300_000,
-            "≥ 90",
-            f"91.5 ({ZOO}, RecurrentPPO, gSDE)",
-            preset="no_velocity",
-        )
-        for where, prefix in (("compiled", "jax:"), ("host", ""))
-    },
+    **without_velocities("CartPole-v1", 100_000, "≥ 475", f"500 ({ZOO}, RecurrentPPO)"),
+    **without_velocities("Pendulum-v1", 100_000, "≥ −250", f"−217.9 ({ZOO}, RecurrentPPO, gSDE)"),
+    **without_velocities("MountainCarContinuous-v0", 300_000, "≥ 90", f"91.5 ({ZOO}, RecurrentPPO, gSDE)"),
     "minigrid_doorkey": Case("MiniGrid-DoorKey-5x5-v0", "ppo", 100_000, "≥ 0.95", f"0.964 ({ZOO})"),
     "minigrid_empty_random": Case("MiniGrid-Empty-Random-5x5-v0", "ppo", 100_000, "≥ 0.95", f"0.968 ({ZOO})"),
     "xminigrid_doorkey": Case("xminigrid:MiniGrid-DoorKey-5x5", "ppo", 100_000, "≥ 95 % solved", settings=XMINIGRID),

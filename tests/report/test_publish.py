@@ -322,7 +322,7 @@ def entry_with(name: str, **fields: Any) -> zipfile.ZipInfo:
 LINK = entry_with("run/config.json", external_attr=(stat.S_IFLNK | 0o777) << 16)
 HOSTILE: dict[str, tuple[tuple[Any, bytes], ...]] = {
     "belongs to no run": (("../run/config.json", b"{}"),),
-    "'/tmp/config.json', which": (("/tmp/config.json", b"{}"),),
+    "'/elsewhere/config.json', which": (("/elsewhere/config.json", b"{}"),),
     "'run/../../config.json'": (("run/../../config.json", b"{}"),),
     "'../config.json'": (("../config.json", b"{}"),),
     "'./config.json'": (("./config.json", b"{}"),),

@@ -11,7 +11,6 @@ import pytest
 
 import upslope
 from upslope.analysis import episode_credit as weighing
-from upslope.analysis.records import read_evaluations
 from upslope.cli.train import read_settings
 from upslope.core.files import MAX_SETTINGS
 from upslope.core.storage import write_atomically
@@ -182,10 +181,10 @@ def test_what_a_full_disk_left_is_healed_at_the_next_use(content: str, rows: int
     directory = RunDirectory(run)
     directory.evaluation_path.write_text(content)
     if not is_kept:
-        assert len(read_evaluations(directory.evaluation_path)) <= rows
+        assert len(directory.evaluations()) <= rows
     directory.add_evaluation([ROW])
     assert directory.evaluation_path.read_text() == f"{HEADER}\n" + f"{LINE}\n" * (rows + 1)
-    assert len(read_evaluations(directory.evaluation_path)) == rows + 1
+    assert len(directory.evaluations()) == rows + 1
     kept = run / "evaluation.csv.damaged"
     assert kept.exists() is is_kept and (not is_kept or kept.read_text() == content)
     assert repaired(directory.evaluation_path.read_text()) == (directory.evaluation_path.read_text(), True)
@@ -206,7 +205,7 @@ def test_a_full_disk_changes_no_evaluation(run: Path, monkeypatch: pytest.Monkey
     monkeypatch.setattr(os, "fsync", full)
     with pytest.raises(UpslopeError, match="No space left on device"):
         directory.add_evaluation([ROW, ROW])
-    assert len(read_evaluations(directory.evaluation_path)) == 1
+    assert len(directory.evaluations()) == 1
     assert not list(run.glob("*.tmp")) and not list(run.glob(".*.tmp"))
 
 

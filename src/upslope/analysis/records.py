@@ -13,11 +13,11 @@ from typing import Any
 import numpy as np
 
 from upslope.config.config import Config
-from upslope.core.reading import csv_type, damaged, read_csv
+from upslope.core.reading import damaged
 from upslope.core.space_descriptions import check_spaces
 from upslope.errors import UpslopeError
 from upslope.runs.bundles import unpacked
-from upslope.runs.directory import EVALUATION_COLUMNS, INFO, STOP, RunDirectory, evaluation_columns
+from upslope.runs.directory import INFO, STOP, RunDirectory
 
 NOT_METRICS = ("iteration", "seed", "step")
 MAX_COUNT, MAX_NUMBER = 2**53, 1e60
@@ -77,9 +77,9 @@ class Record:
     @cached_property
     def evaluations(self) -> np.ndarray:
         """Evaluation episodes: a structured array with the columns of evaluation.csv; empty if there are none."""
-        path = RunDirectory(self.path).evaluation_path
-        rows = read_evaluations(path, evaluation_columns(self.config))
-        return measured(rows_of_seeds(path, rows, self.seeds), self.metric, self.path)
+        directory = RunDirectory(self.path)
+        rows = rows_of_seeds(directory.evaluation_path, directory.evaluations(), self.seeds)
+        return measured(rows, self.metric, self.path)
 
     def measured_by(self, metric: str) -> "Record":
         """The same run with another number of each episode in place of its return: a key of --log-info, or `length`.
@@ -256,9 +256,3 @@ def by_seed(names: list[str], table: np.ndarray, seeds: tuple[int, ...]) -> dict
     for s, seed_rows in enumerate(rows):
         padded[s, : len(seed_rows)] = seed_rows
     return dict(zip(names, np.moveaxis(padded, -1, 0), strict=True))
-
-
-def read_evaluations(path: Path, columns: Sequence[str] = EVALUATION_COLUMNS) -> np.ndarray:
-    """Read evaluation.csv as a structured array."""
-    text = {"mode": "U16", "checkpoint": "U8"}
-    return read_csv(path, columns, text) if path.exists() else np.zeros(0, csv_type(columns, text))

@@ -47,17 +47,15 @@ class Successors:
     place: Any
     """[K]: t·N + n of each, in a rollout of N columns; T·N and beyond for padding."""
 
-    def after(self, now: Any) -> Any:
-        """What belongs to s_{t+1}, [T, N, …] for each array: the next row of `now`, or else of `observation` here.
-
-        `now` and `observation` may also be what was computed from the observations, for example V(s).
-        """
+    def after(self, now: Any, ended: Any) -> Any:
+        """What belongs to s_{t+1}, [T, N, …] for each array: the next row of `now` [T, N, …], or `ended` [K, …] for the
+        successors stored here. Both are observations, or what was computed from them, for example V(s)."""
 
         def one(x: Any, other: Any) -> Array:
             following = jnp.concatenate([x[1:], x[-1:]]).reshape(-1, *x.shape[2:])
             return following.at[self.place].set(other, mode="drop").reshape(x.shape)
 
-        return jax.tree.map(one, now, self.observation)
+        return jax.tree.map(one, now, ended)
 
     def first_columns(self, shape: tuple[int, ...], count: int) -> "Successors":
         """Those of the first columns of a rollout [T, N]."""
@@ -89,17 +87,16 @@ class Rollout(NamedTuple):
 def successor_of(rollout: Rollout) -> Any:
     """The true successor of every step in full, [T, N, …] for each array of the observation."""
     stored = rollout.next_observation
-    return stored.after(rollout.observation) if isinstance(stored, Successors) else stored
+    return stored.after(rollout.observation, stored.observation) if isinstance(stored, Successors) else stored
 
 
 def first_columns_of(rollout: Rollout, count: int) -> Rollout:
     """The first columns of a rollout."""
     stored = rollout.next_observation
-    others = rollout._replace(next_observation=None) if isinstance(stored, Successors) else rollout
-    kept = jax.tree.map(lambda x: x[:, :count], others)
-    if isinstance(stored, Successors):
-        kept = kept._replace(next_observation=stored.first_columns(rollout.reward.shape, count))
-    return kept
+    if not isinstance(stored, Successors):
+        return jax.tree.map(lambda x: x[:, :count], rollout)
+    kept = jax.tree.map(lambda x: x[:, :count], rollout._replace(next_observation=None))
+    return kept._replace(next_observation=stored.first_columns(rollout.reward.shape, count))
 
 
 class Values(NamedTuple):

@@ -75,12 +75,10 @@ class EpisodeEnds(NamedTuple):
 
 
 class EndedRows(NamedTuple):
-    """The rows of a step in which an episode ended, with their last observations; and those of all rows of the newest
-    step."""
+    """The rows of a step in which an episode ended, with their last observations."""
 
     rows: np.ndarray
     observation: Any
-    all_rows: Any
 
 
 class HostRollout:
@@ -93,15 +91,16 @@ class HostRollout:
         self.shape = columns.shape
         self.facts: dict[str, list[Any]] = {name: [] for name in Rollout._fields}
         self.ends: list[EndedRows] | None = [] if compact and size_of_one(columns.flat) >= LARGE else None
+        self.newest: Any = None
+        """The successors of the last step [S·N, …], if `ends` are kept."""
 
     def write(self, **facts: Any) -> None:
         """Add a step."""
         if self.ends is not None:
             over = np.flatnonzero(facts["terminated"] | facts["truncated"])
             successor, facts["next_observation"] = facts["next_observation"], None
-            self.ends.append(EndedRows(over, jax.tree.map(lambda x: x[over], successor), successor))
-            if len(self.ends) > 1:
-                self.ends[-2] = self.ends[-2]._replace(all_rows=None)
+            self.ends.append(EndedRows(over, jax.tree.map(lambda x: x[over], successor)))
+            self.newest = successor
         for name, value in facts.items():
             self.facts[name].append(value)
 
@@ -109,7 +108,7 @@ class HostRollout:
         """All steps stacked, [S, T, N, …]."""
         fields = {name: self.stacked(steps) for name, steps in self.facts.items()}
         if self.ends is not None:
-            fields["next_observation"] = successors_of(self.ends, self.shape)
+            fields["next_observation"] = successors_of(self.ends, self.newest, self.shape)
         return host_rollout(fields)
 
     def stacked(self, steps: list[Any]) -> Any:
@@ -138,11 +137,12 @@ def size_of_one(flat: Any) -> int:
     return sum(x.nbytes // max(len(x), 1) for x in jax.tree.leaves(flat))
 
 
-def successors_of(ends: list[EndedRows], shape: tuple[int, int]) -> Successors:
-    """The successors [S, K, …] that no next row holds; a seed with fewer than K has padding after them."""
+def successors_of(ends: list[EndedRows], newest: Any, shape: tuple[int, int]) -> Successors:
+    """The successors [S, K, …] that no next row holds, with `newest` those of the last step; a seed with fewer than K
+    has padding after them."""
     num_seeds, num_envs = shape
     rest = np.setdiff1d(np.arange(num_seeds * num_envs), ends[-1].rows)
-    at_last = EndedRows(rest, jax.tree.map(lambda x: x[rest], ends[-1].all_rows), None)
+    at_last = EndedRows(rest, jax.tree.map(lambda x: x[rest], newest))
     kept = [*enumerate(ends), (len(ends) - 1, at_last)]
     t = np.repeat([t for t, _ in kept], [len(one.rows) for _, one in kept])
     rows = np.concatenate([one.rows for _, one in kept])

@@ -18,6 +18,7 @@ import threading
 from collections.abc import Callable, Sequence
 from typing import Any
 
+from upslope.core.child_processes import CURRENT_FOLDER_LAST
 from upslope.core.messages import told, warn
 from upslope.engines.mujoco_timer import stop_stopwatch
 from upslope.engines.notices import Notices
@@ -35,23 +36,20 @@ machine is suspended."""
 
 CLOSING_SECONDS = 5.0
 """Seconds that a worker may take to close its environments."""
-BOOTSTRAP = """
+BOOTSTRAP = f"""
 import json, os, signal, sys
 signal.signal(signal.SIGINT, signal.SIG_IGN)
 module, requests, answers, path = json.loads(sys.argv[1])
 os.set_inheritable(requests, False)
 os.set_inheritable(answers, False)
-here = os.path.realpath(os.curdir)
-is_here = lambda entry: not entry or os.path.realpath(entry) == here
-sys.path[:] = sorted(path, key=is_here)
+{CURRENT_FOLDER_LAST}
 sys.argv[:] = [module]
 import importlib
 server = importlib.import_module(module).Server()
 from upslope.engines.processes import serve
 serve(server, requests, answers, path)
 """
-"""The code that starts a worker. A file in the current folder must not shadow one of Python's own modules, so that
-folder comes last until upslope is imported; afterwards the path is the main process's."""
+"""The code that starts a worker. Once upslope is imported, its path is the main process's."""
 
 
 class Worker:

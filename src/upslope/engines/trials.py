@@ -110,6 +110,6 @@ class TrialsEngine(ProgramEngine):
 
 
 def chunk_length(task: Task, reports: int) -> int:
-    """Iterations in a part of the budget, of which there are about `reports`."""
+    """The number of iterations in a chunk, such that the budget has about `reports` chunks."""
     length = (task.max_episode_steps or 1) if task.estimator.whole_episodes else task.rollout_steps
     return max(1, task.steps // reports // (task.num_envs * length))

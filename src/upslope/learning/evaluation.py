@@ -32,7 +32,7 @@ def evaluate(agent: Agent, rollout: Rollout, memory: Memory | None = None, vmapp
     value = in_blocks(values, flat_rows(observation), vmapped).reshape(shape)
     if isinstance(successor, Successors):
         following = in_blocks(values, successor.observation, vmapped)
-        return Values(value, Successors(following, successor.place).after(value))
+        return Values(value, successor.after(value, following))
     is_new = jnp.concatenate([differs(observation, successor), jnp.ones((1, shape[1]), bool)]).reshape(-1)
     next_row_value = jnp.concatenate([value[1:], value[-1:]]).reshape(-1)
     capacity = max(value.shape[1], value.size // STATES_PER_NEW)
@@ -59,7 +59,7 @@ def evaluate_with_memory(agent: Agent, rollout: Rollout, memory: Memory) -> Valu
         carry = jax.tree.map(lambda x: x.at[successor.place].get(mode="clip"), carry)
         fresh = jnp.zeros(successor.place.shape, bool)
         following = agent.model.step(agent.features(successor.observation), carry, fresh)[0].value
-        return Values(outputs.value, Successors(following, successor.place).after(outputs.value))
+        return Values(outputs.value, successor.after(outputs.value, following))
     following, _ = agent.model.step(flat_rows(agent.features(successor)), carry, jnp.zeros(rollout.reward.size, bool))
     return Values(outputs.value, following.value.reshape(rollout.reward.shape))
 

@@ -115,7 +115,7 @@ class HealthProbe:
             if isinstance(successor, Successors):
                 value = value_of(agent.model, now).reshape(nothing.shape)
                 following = value_of(agent.model, agent.features(successor.observation))
-                return Values(value, Successors(following, successor.place).after(value))
+                return Values(value, successor.after(value, following))
             following = agent.features(flat_rows(successor))
             return Values(*(value_of(agent.model, x).reshape(nothing.shape) for x in (now, following)))
 

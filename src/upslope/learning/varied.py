@@ -186,7 +186,7 @@ def replaced(part: Any, path: Path, value: Any) -> Any:
 
 
 def is_same(a: Any, b: Any) -> bool:
-    """Whether two fields are equal; fields that cannot be compared are not."""
+    """Whether two fields are equal; fields that cannot be compared count as different."""
     try:
         return a is b or (type(a) is type(b) and bool(a == b))
     except Exception:  # arrays, or a user's own objects

@@ -176,7 +176,7 @@ def colours_of(cycle: str) -> tuple[str, ...]:
 
 
 def shortened(names: list[str], length: int) -> list[str]:
-    """The names with at most so many characters, their middles left out, each different from the others."""
+    """Shorten names in the middle to a maximum length, and keep them distinct."""
     found: list[str] = []
     for name in names:
         short = middle_left_out(name, length)
@@ -195,7 +195,7 @@ def middle_left_out(name: str, length: int) -> str:
 
 
 def rows_of(count: int, columns: int) -> int:
-    """The number of rows that hold so many things."""
+    """The number of rows needed for this many items."""
     return -(-count // columns)
 
 

@@ -45,6 +45,7 @@ except ImportError:  # Windows
 RUN_FORMAT = 1
 EPISODE_COLUMNS = ("step", "seed", "return", "length")
 EVALUATION_COLUMNS = ("seed", "mode", "checkpoint", "environment_seed", "return", "length", "terminated")
+EVALUATION_TEXT = {"mode": "U16", "checkpoint": "U8"}
 INFO = "info/"
 """What the columns of numbers from `info` begin with."""
 STOP = "stop/return"
@@ -243,12 +244,8 @@ class RunDirectory:
 
     def evaluations(self) -> np.ndarray:
         """All evaluation episodes, as a structured array with the columns of evaluation.csv."""
-        path, columns, text = self.evaluation_path, EVALUATION_COLUMNS, {"mode": "U16", "checkpoint": "U8"}
-        if not path.exists():
-            return np.zeros(0, csv_type(columns, text))
-        with plain_file(path, MAX_TABLE).open(encoding="utf-8", errors="replace") as file:
-            first = tuple(file.readline().rstrip("\n").split(","))
-        return read_csv(path, first if first[: len(columns)] == columns else columns, text)
+        path, columns, text = self.evaluation_path, evaluation_columns(self.config()), EVALUATION_TEXT
+        return read_csv(path, columns, text) if path.exists() else np.zeros(0, csv_type(columns, text))
 
     def add_evaluation(self, rows: Iterable[Sequence[Any]]) -> None:
         """Add evaluation episodes, all or none. A row or header that an earlier write left incomplete is repaired; if a

@@ -8,9 +8,7 @@ from typing import Any
 
 from upslope.core.files import MAX_TABLE, plain_file
 from upslope.core.reading import damaged, parse_json
-
-STOP = "stop/return"
-"""Stands in the last row of a seed that has stopped before its budget was spent."""
+from upslope.runs.directory import STOP
 
 
 class GrowingTable:

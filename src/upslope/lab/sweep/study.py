@@ -281,7 +281,7 @@ class Study:
         self.study.tell(trial, state=self.states.FAIL)
 
     def put_back(self, trial: Any, *, again: bool = True) -> None:
-        """Give back a trial that was stopped; with `again`, it is trained by whoever asks next."""
+        """Return a stopped trial to the study; with `again`, the next process that asks trains it."""
         self.storage.set_trial_user_attr(trial._trial_id, "put_back", True)
         if again:
             self.study.enqueue_trial(trial.params)

@@ -18,6 +18,7 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
+from upslope.core.child_processes import CURRENT_FOLDER_LAST
 from upslope.core.files import safe_path
 from upslope.core.messages import told
 from upslope.errors import UpslopeError
@@ -34,20 +35,18 @@ ORPHAN_SECONDS = 600.0
 """Seconds that the process may take to finish when training is gone."""
 NICENESS = 10
 """How far the process stands behind training when both want the processor."""
-BOOTSTRAP = """
+BOOTSTRAP = f"""
 import json, os, sys
 over, words, path, arguments = json.loads(sys.argv[1])
 os.set_inheritable(over, False)
 os.set_inheritable(words, False)
-here = os.path.realpath(os.curdir)
-is_here = lambda entry: not entry or os.path.realpath(entry) == here
-sys.path[:] = sorted(path, key=is_here)
+{CURRENT_FOLDER_LAST}
 sys.argv[:] = ["upslope"]
 from upslope.runs.tracking.process import serve
 sys.path[:] = path
 serve(over, words, *arguments)
 """
-"""The code that starts the process. A file in the current folder must not shadow one of Python's own modules."""
+"""The code that starts the process."""
 
 
 class TrackerProcess:
