@@ -11,6 +11,7 @@ import numpy as np
 
 from upslope.engines.border import Place
 from upslope.engines.notices import Notices
+from upslope.environments.vector import column_of
 
 MISSING = object()
 MAX_SHOWN = 12
@@ -71,30 +72,8 @@ def child_of(node: Any, key: str) -> Any:
 
 
 def found_in_column(info: Any, key: str, column: int) -> Any:
-    """The value of a key in the info of a vector environment: each value has a row per column, and `_key` says in which
-    columns it is given. Where a step also began the next episode, the ended one's info is in `final_info`."""
-    final = info.get("final_info") if isinstance(info, Mapping) else None
-    has_final = info.get("_final_info") if final is not None else None
-    if final is None or (has_final is not None and not has_final[column]):
-        return batched(info, key, column)
-    return batched(final, key, column) if isinstance(final, Mapping) else found_in(final[column], key)
-
-
-def batched(info: Any, key: str, column: int) -> Any:
-    """The row of a column of the value of a key; `MISSING` where that column has none."""
-    if not isinstance(info, Mapping):
-        return MISSING
-    for first, rest in splits(key):
-        has = info.get(f"_{first}")
-        if first not in info or (has is not None and not np.all(has[column])):
-            continue
-        inner = info[first]
-        if rest is None:
-            return MISSING if isinstance(inner, Mapping) else inner[column]
-        found = batched(inner, rest, column) if isinstance(inner, Mapping) else found_in(inner[column], rest)
-        if found is not MISSING:
-            return found
-    return MISSING
+    """The value of a key in a column's part of the info of a vector environment; `MISSING` if there is none."""
+    return found_in(column_of(info, column), key)
 
 
 def number_of(value: Any) -> float | None:

@@ -5,7 +5,7 @@
 columns and handles the resets.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 from functools import partial
 from typing import Any
@@ -277,15 +277,27 @@ def mask_of(info: Any, row: int) -> Any:
     return row_of(info["action_mask"], row) if has is None or np.all(has[row]) else None
 
 
-def column_of(info: Any, row: int) -> dict[str, Any]:
-    """One environment's part of the info of a vector environment; `_key` says in which environments a key is given."""
+def column_of(info: Any, row: int) -> Mapping[str, Any]:
+    """One environment's part of the info of a vector environment. Where a step also began the next episode, it is the
+    info of the ended one, in `final_info`."""
+    final = info.get("final_info") if isinstance(info, Mapping) else None
+    has_final = info.get("_final_info") if final is not None else None
+    if final is None or (has_final is not None and not has_final[row]):
+        return part_of(info, row)
+    if isinstance(final, Mapping):
+        return part_of(final, row)
+    return final[row] if isinstance(final[row], Mapping) else {}
+
+
+def part_of(info: Any, row: int) -> dict[str, Any]:
+    """Each value's row; `_key` says in which environments a key is given."""
     found: dict[str, Any] = {}
-    for key, value in info.items() if isinstance(info, dict) else ():
+    for key, value in info.items() if isinstance(info, Mapping) else ():
         has = info.get(f"_{key}")
-        if str(key).startswith(("_", "final_")) or (has is not None and not np.all(has[row])):
+        if str(key).startswith("_") or key in (*FINAL, "final_info") or (has is not None and not np.all(has[row])):
             continue
-        if isinstance(value, dict):
-            found[key] = column_of(value, row)
+        if isinstance(value, Mapping):
+            found[key] = part_of(value, row)
         elif isinstance(value, np.ndarray | list | tuple) and len(value) > row:
             found[key] = value[row]
     return found
@@ -323,8 +335,7 @@ class OneColumn(gymnasium.Env):
     def info_of(self, info: Any) -> dict[str, Any]:
         """The info of the column."""
         mask = mask_of(info, 0)
-        final = info.get("final_info") if isinstance(info, dict) else None
-        known = column_of(final if isinstance(final, dict) else info, 0)
+        known = dict(column_of(info, 0))
         return known if mask is None else known | {"action_mask": mask}
 
     def render(self) -> Any:
