@@ -3,7 +3,8 @@
     python measure_purejaxrl.py CLONE ppo|ppo_rnn ENVIRONMENT STEPS PROCESSES '{"NUM_ENVS": 64, …}'
 
 CLONE is a clone of github.com/luchris429/purejaxrl (31756b1). It is not a package, so its file is imported as it is,
-except for two lines that Flax no longer understands: a GRU is now told its width when it is made. The settings replace
+except for two lines that Flax no longer understands: a GRU is now told its width when it is made. Brax and Navix, which
+its wrappers import for environments that are not measured here, are replaced by empty modules. The settings replace
 those at the file's end. Each process has a seed, as one program uses one core.
 """
 
@@ -29,8 +30,26 @@ NEWER_FLAX = {
 }
 
 
+UNUSED = {
+    "brax": ("envs",),
+    "brax.envs.wrappers.training": ("EpisodeWrapper", "AutoResetWrapper"),
+    "navix": (),
+}
+"""Module that PureJaxRL's wrappers import → the names that they take from it."""
+
+
+def replace_unused() -> None:
+    """Put empty modules where PureJaxRL looks for libraries that are not measured."""
+    for name, wanted in UNUSED.items():
+        module = ModuleType(name)
+        for attribute in wanted:
+            setattr(module, attribute, object)
+        sys.modules[name] = module
+
+
 def imported(clone: Path, name: str) -> ModuleType:
     """The module of this name in the clone."""
+    replace_unused()
     folder = clone / "purejaxrl"
     sys.path.insert(0, str(folder))
     source = (folder / f"{name}.py").read_text("utf-8")
