@@ -16,7 +16,7 @@ from jaxtyping import Array, Float, Int
 from upslope.core.types import Rollout
 from upslope.engines.base import Chunk, never
 from upslope.engines.compiled import ProgramEngine
-from upslope.learning.iteration import QUICK, Task, TrainState, begin_training, fresh_agents, iterate_many, over_seeds
+from upslope.learning.iteration import QUICK, Task, TrainState, begin_each, begin_training, fresh_agents, iterate_many
 from upslope.learning.varied import MAX_INPUTS, Family, Inputs
 
 
@@ -43,7 +43,7 @@ class TrialsEngine(ProgramEngine):
         # Neighbouring trials lie on different devices, so that a few trials keep all devices busy.
         self.order = np.arange(self.num_rows).reshape(num_devices, -1).T.ravel()
         super().__init__(family.first, range(self.num_rows), iterations)
-        self.begin = jax.jit(over_seeds(self.begin_one), compiler_options=QUICK)
+        self.begin = jax.jit(self.begin_one, compiler_options=QUICK)
         self.put = jax.jit(lambda rows, new, places: jax.tree.map(lambda x, y: x.at[places].set(y), rows, new))
         self.rows_now: Rows | None = None
 
@@ -69,11 +69,10 @@ class TrialsEngine(ProgramEngine):
             UndecidedError: the task's own code decides by a number that differs between the trials.
         """
         agents, keys = fresh_agents(task, self.trial_seeds)
-        stacked = jax.tree.map(lambda *leaves: np.stack([np.asarray(x) for x in leaves]), *agents)
         if self.rows_now is None:
-            self.prepare(self.begin(stacked, keys, np.zeros((len(keys), MAX_INPUTS), np.float32)))
+            self.prepare(begin_each(self.begin, agents, keys, np.zeros((len(keys), MAX_INPUTS), np.float32)))
         numbers = self.numbers_of(task)
-        self.set_rows(slot, Rows(jnp.asarray(numbers), self.begin(stacked, keys, numbers)))
+        self.set_rows(slot, Rows(jnp.asarray(numbers), begin_each(self.begin, agents, keys, numbers)))
 
     def numbers_of(self, task: Task) -> np.ndarray:
         """The program's inputs for a trial, the same for each of its seeds."""

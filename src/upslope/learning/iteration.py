@@ -18,6 +18,7 @@ import numpy as np
 from jax.sharding import Mesh, PartitionSpec
 from jaxtyping import Array, Float, Integer, Key, PRNGKeyArray
 
+from upslope.core.arrays import raw, typed
 from upslope.core.estimators import UNROLL, Estimator, ends
 from upslope.core.types import Credit, Metrics, Rollout, Values
 from upslope.errors import UpslopeError
@@ -102,11 +103,21 @@ def initialise(task: Task, seed: int) -> TrainState:
 def initialise_all(task: Task, seeds: Sequence[int], *, acts: bool = True) -> TrainState:
     """The initial state of all seeds [S]; with running episodes if `acts` and the environment is compiled.
 
-    Networks are initialised in NumPy; the rest is one program, to avoid compiling each small operation separately.
+    Networks are initialised in NumPy; the rest is one program, to avoid compiling each small operation separately. It is
+    one seed's program, run for each: XLA may round a loop over several seeds otherwise than the same body run once.
     """
     agents, keys = fresh_agents(task, seeds)
-    begin_all = over_seeds(partial(begin_training, task, acts))
-    return jax.jit(lambda agents, keys: begin_all(stack(agents), keys), compiler_options=QUICK)(agents, keys)
+    return begin_each(jax.jit(partial(begin_training, task, acts), compiler_options=QUICK), agents, keys)
+
+
+def begin_each(begin_one: Callable[..., TrainState], agents: Sequence[Agent], *rest: Any) -> TrainState:
+    """The initial state of all seeds [S], by a compiled program of one seed; every array of `rest` has a row a seed."""
+    states = [begin_one(agent, *(x[i] for x in rest)) for i, agent in enumerate(agents)]
+
+    def one(*leaves: Any) -> Array:
+        return typed(jnp.asarray(np.stack([np.asarray(raw(x)) for x in leaves])), leaves[0])
+
+    return jax.tree.map(one, *states)
 
 
 def fresh_agents(task: Task, seeds: Sequence[int]) -> tuple[list[Agent], Key[Array, "S 3"]]:
