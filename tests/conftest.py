@@ -1,5 +1,6 @@
 """What all tests share."""
 
+import gc
 import os
 from collections.abc import Callable, Iterator
 from functools import partial
@@ -9,6 +10,8 @@ import jax
 import pytest
 from compile_flags import FUSION_EMITTERS
 from helpers import write_run
+
+from upslope.learning.devices import one_blas_thread
 
 os.environ.setdefault("MUJOCO_GL", "egl")
 
@@ -32,6 +35,13 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     items.sort(key=lambda item: places.get(item.path.stem, len(LONGEST)))
 
 
+def pytest_collection_finish() -> None:
+    """Libraries and tests are there to stay: the collector, which tracing calls often, need not scan them each time."""
+    gc.collect()
+    gc.freeze()
+    gc.set_threshold(50_000, 20, 20)
+
+
 @pytest.fixture(scope="session", autouse=True)
 def compiled_once(tmp_path_factory: pytest.TempPathFactory) -> None:
     """Runs compile the same few programs again and again: keep them on disk while the tests last."""
@@ -41,6 +51,13 @@ def compiled_once(tmp_path_factory: pytest.TempPathFactory) -> None:
     os.environ["JAX_COMPILATION_CACHE_DIR"] = str(shared / "compiled")  # for commands in processes of their own
     jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.0)
     os.environ["JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS"] = "0"  # else each compiles all its small programs anew
+
+
+@pytest.fixture(scope="session", autouse=True)
+def one_thread_each() -> Iterator[None]:
+    """NumPy's matrix products take one thread, lest the test processes wait for each other's."""
+    with one_blas_thread():
+        yield
 
 
 @pytest.fixture(scope="session", autouse=True)
