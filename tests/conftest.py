@@ -3,6 +3,7 @@
 import gc
 import os
 from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from functools import partial
 from pathlib import Path
 
@@ -66,14 +67,28 @@ def trust_of_the_tests(tmp_path_factory: pytest.TempPathFactory) -> None:
     os.environ["UPSLOPE_STATE"] = str(tmp_path_factory.mktemp("state"))
 
 
-@pytest.fixture(scope="module")
-def compiled_for_users() -> Iterator[None]:
-    """Training in this process is compiled as users have it, for tests of exact bits."""
+@contextmanager
+def users_options() -> Iterator[None]:
+    """Within this, training in this process is compiled as users have it."""
     from upslope.learning.iteration import PREFERRED, QUICK
 
     with pytest.MonkeyPatch.context() as patch:
         for option, value in (PREFERRED | FUSION_EMITTERS).items():
             patch.setitem(QUICK, option, value)
+        yield
+
+
+@pytest.fixture(scope="module")
+def compiled_for_users() -> Iterator[None]:
+    """Programs as users have them, for the tests of exact bits of a file."""
+    with users_options():
+        yield
+
+
+@pytest.fixture
+def trains_for_long() -> Iterator[None]:
+    """Programs as users have them, for a test that trains for much longer than it compiles."""
+    with users_options():
         yield
 
 
