@@ -1,7 +1,9 @@
 """What all tests share."""
 
+import gc
 import os
 from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from functools import partial
 from pathlib import Path
 
@@ -9,6 +11,8 @@ import jax
 import pytest
 from compile_flags import FUSION_EMITTERS
 from helpers import write_run
+
+from upslope.learning.devices import one_blas_thread
 
 os.environ.setdefault("MUJOCO_GL", "egl")
 
@@ -32,6 +36,13 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     items.sort(key=lambda item: places.get(item.path.stem, len(LONGEST)))
 
 
+def pytest_collection_finish() -> None:
+    """Libraries and tests are there to stay: the collector, which tracing calls often, need not scan them each time."""
+    gc.collect()
+    gc.freeze()
+    gc.set_threshold(50_000, 20, 20)
+
+
 @pytest.fixture(scope="session", autouse=True)
 def compiled_once(tmp_path_factory: pytest.TempPathFactory) -> None:
     """Runs compile the same few programs again and again: keep them on disk while the tests last."""
@@ -44,19 +55,40 @@ def compiled_once(tmp_path_factory: pytest.TempPathFactory) -> None:
 
 
 @pytest.fixture(scope="session", autouse=True)
+def one_thread_each() -> Iterator[None]:
+    """NumPy's matrix products take one thread, lest the test processes wait for each other's."""
+    with one_blas_thread():
+        yield
+
+
+@pytest.fixture(scope="session", autouse=True)
 def trust_of_the_tests(tmp_path_factory: pytest.TempPathFactory) -> None:
     """What tests trust is not kept in the user's own folder."""
     os.environ["UPSLOPE_STATE"] = str(tmp_path_factory.mktemp("state"))
 
 
-@pytest.fixture(scope="module")
-def compiled_for_users() -> Iterator[None]:
-    """Training in this process is compiled as users have it, for tests of exact bits."""
+@contextmanager
+def users_options() -> Iterator[None]:
+    """Within this, training in this process is compiled as users have it."""
     from upslope.learning.iteration import PREFERRED, QUICK
 
     with pytest.MonkeyPatch.context() as patch:
         for option, value in (PREFERRED | FUSION_EMITTERS).items():
             patch.setitem(QUICK, option, value)
+        yield
+
+
+@pytest.fixture(scope="module")
+def compiled_for_users() -> Iterator[None]:
+    """Programs as users have them, for the tests of exact bits of a file."""
+    with users_options():
+        yield
+
+
+@pytest.fixture
+def trains_for_long() -> Iterator[None]:
+    """Programs as users have them, for a test that trains for much longer than it compiles."""
+    with users_options():
         yield
 
 

@@ -59,6 +59,7 @@ def failed(**options):
     return [p.name for p in upslope.probe(steps=30_000, seeds=2, **options) if not p.solved]
 
 
+@pytest.mark.usefixtures("trains_for_long")
 def test_ppo_solves_the_probes_of_one_program():
     found = upslope.probe(seeds=2, only=list(PROBES)[:6])
     assert [p.name for p in found] == list(PROBES)[:6]
@@ -72,10 +73,12 @@ def test_ppo_solves_the_probes_of_one_program():
     )
 
 
+@pytest.mark.usefixtures("trains_for_long")
 def test_a_limit_taken_for_death_fails_at_truncation_alone():
     assert failed(estimator=LimitIsDeath(), only=["constant", "delay", "action", "truncation"]) == ["truncation"]
 
 
+@pytest.mark.usefixtures("trains_for_long")
 @pytest.mark.parametrize("broken", [pytest.param(NextRow(), marks=pytest.mark.weekly), SumCutAtTerminatedOnly()])
 def test_what_is_carried_over_from_the_next_episode_fails_at_truncation_alone(broken: upslope.Estimator):
     assert failed(estimator=broken, only=["constant", "delay", "both", "truncation"]) == ["truncation"]
@@ -130,6 +133,7 @@ def test_what_a_model_cannot_do_is_not_probed():
         upslope.probe(only=["memory"], model="own_models:Memoryless")
 
 
+@pytest.mark.usefixtures("trains_for_long")
 def test_a_wrong_sign_fails_where_actions_matter():
     assert failed(objective=WrongSign(), only=["constant", "observation", "delay", "action", "both"]) == [
         "action",

@@ -1,5 +1,6 @@
 """Nothing crosses the border between an environment and upslope by a silent cast."""
 
+import shutil
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -222,19 +223,20 @@ def test_whole_actions_are_in_the_space(space: spaces.Space):
     assert run(5)[0].episodes[0].length == 5
 
 
-@pytest.mark.parametrize("create", [narrow_doubles, matrix, scalar])
+@pytest.mark.parametrize("create", [narrow_doubles, pytest.param(matrix, marks=pytest.mark.weekly), scalar])
 def test_boxes_of_any_shape_and_dtype_train_evaluate_and_resume(create: Any, tmp_path: Path, capsys: Any):
     def stop() -> None:
         raise UpslopeError("Enough.")
 
     train = partial(upslope.train, f"user_environments:{create.__name__}", steps=192, folder=tmp_path, **SMALL)
     whole = train(name="whole")
+    with before_chunk(7, stop), pytest.raises(UpslopeError, match="Enough"):
+        train(name="stopped", workers=1)
     for workers in (1, 2):
-        name = f"resumed by {workers}"
-        with before_chunk(7, stop), pytest.raises(UpslopeError, match="Enough"):
-            train(name=name, workers=1)
-        upslope.resume(tmp_path / name, quiet=True, workers=workers)
-        assert_same_run(whole.path, tmp_path / name)
+        resumed = tmp_path / f"resumed by {workers}"
+        shutil.copytree(tmp_path / "stopped", resumed)
+        upslope.resume(resumed, quiet=True, workers=workers)
+        assert_same_run(whole.path, resumed)
     assert upslope.evaluate(whole.path, episodes=2)["stochastic"].lengths.tolist() == [[20, 20]]
     assert capsys.readouterr().err == ""
     env = create()

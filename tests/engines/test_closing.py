@@ -115,8 +115,17 @@ def until(condition: Callable[[], bool]) -> None:
     raise AssertionError("it did not come about")
 
 
-@pytest.mark.parametrize("way", WAYS)
-@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM, signal.SIGKILL])
+FURTHER_SIGNALS = {(signal.SIGTERM, "seeds"), (signal.SIGINT, "slices"), (signal.SIGTERM, "alone")}
+
+
+@pytest.mark.parametrize(
+    ("number", "way"),
+    [
+        pytest.param(number, way, marks=pytest.mark.weekly if (number, way) in FURTHER_SIGNALS else ())
+        for number in (signal.SIGINT, signal.SIGTERM, signal.SIGKILL)
+        for way in WAYS
+    ],
+)
 def test_environments_are_closed_by_a_signal(way: str, number: int, tmp_path: Path):
     if way == "alone" and number == signal.SIGKILL:
         Simulated().close()  # nobody is left to close

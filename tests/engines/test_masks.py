@@ -155,7 +155,10 @@ def test_a_compiled_environments_mask_is_read_in_every_form():
         make(Wrong())
 
 
-@pytest.mark.parametrize("environment", [FENCED, "user_environments:FencedByMethod", "test_masks:halves"])
+@pytest.mark.parametrize(
+    "environment",
+    [FENCED, pytest.param("user_environments:FencedByMethod", marks=pytest.mark.weekly), "test_masks:halves"],
+)
 def test_no_forbidden_action_is_taken_and_a_run_goes_through_all_its_life(environment, tmp_path):
     """Train with two seeds, evaluate, record, learn from the record, load."""
     run = train(environment, tmp_path, "run", seeds=2, steps=96)
@@ -187,8 +190,15 @@ def test_workers_slices_and_seeds_change_no_bit(tmp_path):
         assert metrics_of(run.path) == rows
 
 
-@pytest.mark.parametrize("environment", [FENCED, PROBE])
-@pytest.mark.parametrize("algorithm", ["ppo", "reward_to_go"])
+@pytest.mark.parametrize(
+    ("algorithm", "environment"),
+    [
+        ("ppo", FENCED),
+        ("reward_to_go", PROBE),
+        pytest.param("ppo", PROBE, marks=pytest.mark.weekly),
+        pytest.param("reward_to_go", FENCED, marks=pytest.mark.weekly),
+    ],
+)
 def test_a_resumed_run_is_the_uninterrupted_one(environment, algorithm, tmp_path):
     settings: dict[str, Any] = {"algorithm": algorithm, "steps": 400, "max_episode_steps": None}
     if algorithm == "reward_to_go":

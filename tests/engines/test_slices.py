@@ -30,7 +30,10 @@ train = partial(train_case, CASES)
 pytestmark = pytest.mark.usefixtures("curse")
 
 
-@pytest.mark.parametrize(("case", "seeds", "workers"), [("segments", 1, 3), ("episodes", 2, 3), ("box", 1, 2)])
+@pytest.mark.parametrize(
+    ("case", "seeds", "workers"),
+    [("segments", 1, 3), ("episodes", 2, 3), pytest.param("box", 1, 2, marks=pytest.mark.weekly)],
+)
 def test_the_result_does_not_depend_on_the_slices(case: str, seeds: int, workers: int, tmp_path: Path, capsys: Any):
     alone = train(case, tmp_path, "alone", seeds=seeds, workers=1)
     sliced = train(case, tmp_path, "sliced", seeds=seeds, workers=workers)

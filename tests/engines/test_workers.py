@@ -44,7 +44,7 @@ def in_one_process(folder: Path) -> Callable[[str], Path]:
     return cache(lambda case: train(case, folder, f"{case} alone", workers=1))
 
 
-@pytest.mark.parametrize("case", ["segments", "episodes", "box", "mujoco"])
+@pytest.mark.parametrize("case", ["segments", "episodes", pytest.param("box", marks=pytest.mark.weekly), "mujoco"])
 def test_the_result_does_not_depend_on_the_processes(case: str, in_one_process: Any, folder: Path, capsys: Any):
     several = train(case, folder, f"{case} several", workers=2)
     assert_same_run(in_one_process(case), several)

@@ -48,7 +48,7 @@ def trained(folder):
     return run
 
 
-@pytest.mark.parametrize("kind", ["compiled", "host", "host squashed"])
+@pytest.mark.parametrize("kind", ["compiled", "host", pytest.param("host squashed", marks=pytest.mark.weekly)])
 def test_a_run_stopped_and_resumed_is_uninterrupted(kind: str, trained):
     environment, settings = RUNS[kind]
     assert_stops_and_resumes(environment, trained(kind), **(SMALL | settings))

@@ -233,8 +233,8 @@ def with_arrays(run: Run, name: str, **changes: bytes) -> bytes:
 
 
 def bomb(run: Run) -> bytes:
-    """A gibibyte of zeros, compressed to a mebibyte."""
-    zeros = declaring("'|u1'", f"({1 << 30},)", b"\0" * (1 << 30))
+    """A quarter of a gibibyte of zeros, compressed to a thousandth."""
+    zeros = declaring("'|u1'", f"({1 << 28},)", b"\0" * (1 << 28))
     return packed({"reward.npy": zeros}, zipfile.ZIP_DEFLATED)
 
 

@@ -50,7 +50,9 @@ def straight(folder: Path) -> Callable[[str], Path]:
     return cache(lambda case: train(case, folder, f"{case} straight"))
 
 
-@pytest.mark.parametrize("case", CASES)
+@pytest.mark.parametrize(
+    "case", [pytest.param(case, marks=pytest.mark.weekly if case == "host box" else ()) for case in CASES]
+)
 def test_stopped_and_resumed_is_uninterrupted(case: str, straight: Callable[[str], Path], folder: Path, capsys):
     name = f"{case} stopped"
     stop_here = before_chunk(STOP_AT.get(case, 9), lambda: signal.raise_signal(signal.SIGINT))

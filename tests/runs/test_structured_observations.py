@@ -52,9 +52,10 @@ def trained(folder):
     return run
 
 
-@pytest.mark.parametrize(
-    "kind", [weekly(kind) if kind in ("host", "host sliced", "host less", "compiled less") else kind for kind in RUNS]
-)
+FURTHER = ("host", "host sliced", "host less", "host pictures", "compiled less")
+
+
+@pytest.mark.parametrize("kind", [weekly(kind) if kind in FURTHER else kind for kind in RUNS])
 def test_a_run_stopped_and_resumed_is_uninterrupted(kind: str, trained):
     environment, settings = RUNS[kind]
     if "workers" in kind:  # the engine of another process cannot be stopped from here

@@ -28,7 +28,7 @@ from upslope.environments.probes import CUE_LASTS, Probe
 from upslope.errors import UpslopeError
 from upslope.learning.devices import computing
 from upslope.learning.health import RAW, unpack_health
-from upslope.learning.iteration import Task, initialise_all, iterate_many
+from upslope.learning.iteration import QUICK, Task, initialise_all, iterate_many
 from upslope.models.encoders import encoder_of
 from upslope.models.heads import head_of
 from upslope.models.model import has_memory
@@ -215,7 +215,7 @@ def probe_group(
     ]
     stacked = jax.tree.map(lambda *x: jnp.concatenate(x), *states)
     index = jnp.repeat(jnp.asarray(indices, jnp.int32), config.seeds)
-    judged = jax.jit(partial(train_and_judge, task, probes, iterations))(index, stacked)
+    judged = jax.jit(partial(train_and_judge, task, probes, iterations), compiler_options=QUICK)(index, stacked)
     *judged, health = (np.asarray(x).reshape(len(names), config.seeds, *x.shape[1:]) for x in judged)
     return {
         name: verdict(name, *arrays, at_limits=largest_error(raw), task=task)
