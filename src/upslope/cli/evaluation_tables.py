@@ -1,4 +1,4 @@
-"""The table of `upslope evaluate`."""
+"""The tables of `upslope evaluate` and `upslope judge`."""
 
 from collections.abc import Mapping
 from pathlib import Path
@@ -6,8 +6,10 @@ from pathlib import Path
 from rich.console import Group as Lines
 from rich.console import RenderableType
 from rich.table import Table
+from rich.text import Text
 
 from upslope.analysis.grouping import MORE_SEEDS
+from upslope.analysis.judgement import COLUMNS, Judgement
 from upslope.analysis.statistics import agreement, mean_known, mean_of, thinness
 from upslope.cli.comparison_tables import warning
 from upslope.cli.terminal import table
@@ -50,3 +52,10 @@ def evaluation_table(run: Path, checkpoint: str, found: Mapping[str, Evaluation]
     result.add_section()
     result.add_row(*total, style="bold")
     return result
+
+
+def judgement_view(found: Judgement) -> RenderableType:
+    """What each estimator says, the verdict, and what it rests on."""
+    columns = (COLUMNS[0], f">{COLUMNS[1]}", f">{COLUMNS[2]}", COLUMNS[3])
+    shown = table(found.title, columns, found.rows())
+    return Lines(shown, Text(found.conclusion), *map(warning, found.notes))

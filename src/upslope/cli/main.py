@@ -21,7 +21,16 @@ EXIT_BROKEN_PIPE = 141
 """The status that a shell reports for a program whose output pipe was closed, e.g. by `head`."""
 
 FUNCTIONS = (
-    *(resume, commands.evaluate, commands.record, commands.export, commands.compare, commands.report, commands.credit),
+    *(
+        resume,
+        commands.evaluate,
+        commands.record,
+        commands.judge,
+        commands.export,
+        commands.compare,
+        commands.report,
+        commands.credit,
+    ),
     *(commands.figure, commands.table, commands.bundle, commands.completion),
     *(commands.ladder, sweep, commands.lab, commands.doctor, commands.check, commands.probe),
     *(follow.track, follow.watch),

@@ -78,7 +78,25 @@ def load_dataset(
         UpslopeError: the file is not a dataset, is damaged, does not fit the spaces, holds a non-finite number, or
             lacks the log-probabilities that importance sampling needs or the masks that the environment provides.
     """
-    arrays, meta = load_arrays(path, "dataset")
+    return as_learnable(path, *read_recorded(path), encoder, head, needs_behaviour, needs_masks=needs_masks)
+
+
+def read_recorded(path: str | Path) -> tuple[dict[str, np.ndarray], dict[str, Any]]:
+    """The arrays of recorded episodes, and what is known about them."""
+    return load_arrays(Path(path), "dataset")
+
+
+def as_learnable(
+    path: str | Path,
+    arrays: dict[str, np.ndarray],
+    meta: dict[str, Any],
+    encoder: ObservationEncoder,
+    head: ActionHead,
+    needs_behaviour: bool = False,
+    *,
+    needs_masks: bool = False,
+) -> Rollout:
+    """What `read_recorded` found, checked, as a rollout; see `load_dataset`."""
     if not needs_masks:
         arrays.pop("action_mask", None)
     elif "action_mask" not in arrays:
@@ -97,7 +115,7 @@ def load_dataset(
     return as_rollout(arrays, encoder)
 
 
-def as_the_head_samples(path: Path, action: np.ndarray, head: ActionHead, *, was_squashed: bool) -> np.ndarray:
+def as_the_head_samples(path: str | Path, action: np.ndarray, head: ActionHead, *, was_squashed: bool) -> np.ndarray:
     """Recorded actions [M, …] as this head would have sampled them. The environment got the same, and densities are in
     its units, so `behaviour_log_prob` holds for both.
 
@@ -157,7 +175,7 @@ def as_rollout(arrays: dict[str, np.ndarray], encoder: ObservationEncoder) -> Ro
 
 
 def check_dataset(
-    path: Path, arrays: dict[str, np.ndarray], meta: dict[str, Any], encoder: ObservationEncoder, head: ActionHead
+    path: str | Path, arrays: dict[str, np.ndarray], meta: dict[str, Any], encoder: ObservationEncoder, head: ActionHead
 ) -> None:
     """Raise an error unless this is a valid dataset for these spaces."""
 
