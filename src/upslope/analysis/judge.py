@@ -35,7 +35,7 @@ from upslope.runs.datasets import as_learnable, read_recorded
 from upslope.runs.directory import RunDirectory
 from upslope.runs.policy import Which, has_masks, load_agents, spaces_of
 
-LEAST_EFFECTIVE = 20
+LEAST_EFFECTIVE = 50
 """An estimate by weights that rests on fewer effective episodes is refused: `benchmarks/off_policy.py` shows that its
 interval would be too narrow."""
 MOST_UNSEEN = 0.05

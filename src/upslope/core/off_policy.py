@@ -21,15 +21,15 @@ class Estimated(NamedTuple):
 
     value: float
     influence: PerEpisode
-    """How far each episode moves the estimate, times N; their mean is 0."""
+    """N − 1 times the change of the estimate when each episode is added to the others (the jackknife's)."""
     effective: float
     """The effective number of episodes that it rests on; see `effective_number`."""
 
     def half_width(self) -> float:
         """Half the width of the 95 % interval: t_ν √(Σψ² / (N (N−1))), with the influences ψ of the N episodes.
 
-        For a mean it is Student's, for a ratio of means the delta method's. ν is the effective number of episodes
-        less 1, since the few heavy ones decide. `benchmarks/off_policy.py` measures its coverage.
+        For a plain mean √… is the usual standard error, else the jackknife's (Tukey 1958). ν is the effective number
+        of episodes less 1, since the few heavy ones decide. `benchmarks/off_policy.py` measures its coverage.
         """
         n = len(self.influence)
         if n < 2 or not self.effective > 1:
@@ -73,7 +73,15 @@ def by_trajectory(gain: PerStep, log_weight: PerStep, gamma: float, *, weighted:
     returns = discounts(gain, gamma).sum(axis=0)
     term = weight * returns
     value = float(term.mean())
-    return Estimated(value, weight * (returns - value) if weighted else term - value, float(kish(last)))
+    influence = without(weight) * weight * (returns - value) if weighted else term - value
+    return Estimated(value, influence, float(kish(last)))
+
+
+def without(weight: Float[np.ndarray, "... N"]) -> Float[np.ndarray, "... N"]:
+    """(N − 1) / (N − w): the jackknife's factor for a ratio of means, 1 for an episode of average weight w = 1."""
+    n = weight.shape[-1]
+    rest = n - weight
+    return np.where(rest > 0, (n - 1) / np.maximum(rest, 1e-12), 0.0)
 
 
 def per_decision(
@@ -87,14 +95,12 @@ def per_decision(
     """
     weight = normalised(log_weight) if weighted else plain(log_weight)
     parts = discounts(weight * gain, gamma)
-    term = parts.sum(axis=0) if start is None else parts.sum(axis=0) + start
-    value = float(term.mean())
-    moved = parts.mean(axis=1, keepdims=True) * weight if weighted else 0.0
-    influence = term - value if not weighted else term - np.sum(moved, axis=0) - (0 if start is None else start.mean())
-    sizes, numbers = np.abs(parts).mean(axis=1), kish(log_weight)
+    mean = parts.mean(axis=1, keepdims=True)
+    moved = without(weight) * (parts - weight * mean) if weighted else parts - mean
+    value, influence = float(mean.sum()), moved.sum(axis=0)
     if start is not None:
-        sizes, numbers = np.append(sizes, np.abs(start).mean()), np.append(numbers, len(start))
-    return Estimated(value, influence, effective_number(sizes, numbers))
+        value, influence = value + float(start.mean()), influence + start - start.mean()
+    return Estimated(value, influence, effective_number(np.abs(parts).mean(axis=1), kish(log_weight)))
 
 
 def doubly_robust(
