@@ -2,7 +2,7 @@
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from functools import partial
+from functools import cached_property, partial
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -33,6 +33,7 @@ from upslope.models.heads import DiscreteHead
 from upslope.models.model import has_memory, start_memory, unroll
 from upslope.runs.datasets import as_learnable, read_recorded
 from upslope.runs.directory import RunDirectory
+from upslope.runs.minari_datasets import sampled
 from upslope.runs.policy import Which, has_masks, load_agents, spaces_of
 
 LEAST_EFFECTIVE = 50
@@ -47,6 +48,8 @@ SETTLED = 0.05
 """Q has not settled if its value still moves by more than this share of the returns' spread."""
 ROWS = 4096
 """Rows that are computed at once."""
+SAMPLES = 32
+"""Actions drawn from π for V̂(s), where the expectation over them is not a sum."""
 
 
 def judge(
@@ -209,7 +212,7 @@ class Case:
         """Why the ratios π/μ cannot be used; empty if they can."""
         if not self.has_probabilities:
             return "the file does not say with which probability each action was taken"
-        test = ratio_test(self.log_ratio(), self.valid)
+        test = ratio_test(self.log_ratio, self.valid)
         length = self.valid.sum() / self.valid.shape[1]
         if abs(test.z) <= FARTHEST or abs(test.mean - 1) * length <= LEAST_SHIFT:
             return ""
@@ -231,6 +234,7 @@ class Case:
             return f"{cut} truncated, and the file has no mask of the final observation; --horizon counts fewer steps"
         return f"{cut} truncated, and nothing continues them: {why_no_q}" if fitted is None else ""
 
+    @cached_property
     def log_ratio(self) -> np.ndarray:
         """log π(a_t|s_t) − log μ(a_t|s_t) [T, N]."""
         ours = log_probabilities(self.agent, self.rollout)[: len(self.valid)]
@@ -239,7 +243,7 @@ class Case:
 
     def log_weights(self) -> np.ndarray:
         """log w_t [T, N]."""
-        return log_weights(self.log_ratio(), self.valid)
+        return log_weights(self.log_ratio, self.valid)
 
     def bootstrap(self, fitted: Tail | None) -> np.ndarray:
         """γ V̂(s_T) at the last step of the episodes that were cut off [T, N]; 0 elsewhere."""
@@ -261,8 +265,8 @@ class Case:
         """The fitted values, or why there are none."""
         if why := self.why_no_q():
             return why, None
-        steps, place = self.steps()
-        if why := self.why_unseen(steps):
+        steps, place, drawn = self.steps()
+        if why := self.why_unseen(steps, drawn[: len(steps.reward)]):
             return why, None
         episodes = self.valid.shape[1]
         fold_of = np.random.default_rng(self.random_seed).permutation(episodes) % 2
@@ -278,8 +282,7 @@ class Case:
         values, history = fit(start, steps, folds, place[0], self.gamma, fitting, key)
         if why := unsettled(np.asarray(history), returns, fitting):
             return why, None
-        tails = [self.valued(jax.tree.map(lambda x, f=f: x[f], values), steps, place, fitting) for f in range(2)]
-        return "", Tail(*(np.where(fold_of == 1, second, first) for first, second in zip(*tails, strict=True)))
+        return "", self.valued(values, steps, place, fold_of)
 
     def why_no_q(self) -> str:
         """Why no Q can be fitted; empty if one can."""
@@ -291,8 +294,9 @@ class Case:
             return "with γ = 1 an episode that was cut off has no end"
         return "" if self.valid.shape[1] > 1 else "one episode cannot be divided into two halves"
 
-    def steps(self) -> tuple[Steps, np.ndarray]:
-        """The recorded steps one after another, episode by episode, and each step's place among them [T, N]."""
+    def steps(self) -> tuple[Steps, np.ndarray, np.ndarray]:
+        """The recorded steps one after another, episode by episode; each step's place among them [T, N]; and an action
+        of π at each state."""
         rollout, valid = self.rollout, self.valid
         length = valid.sum(axis=0)
         starts = np.cumsum(length) - length
@@ -313,15 +317,16 @@ class Case:
         if rollout.action_mask is not None:
             allowed = flat(rollout.action_mask)
             mask = np.concatenate([allowed, np.ones((len(length), allowed.shape[1]), bool)])
+        policy, drawn = policies(self.agent, states, mask, count + len(length), self.random_seed)
         steps = Steps(
             states=states,
-            policy=policies(self.agent, states, mask, count + len(length)),
+            policy=policy,
             action=flat(rollout.action),
             reward=flat(self.reward).astype(np.float32),
             terminated=flat(rollout.terminated),
             following=following.astype(np.int32),
         )
-        return steps, place
+        return steps, place, drawn
 
     def episode_of_rows(self) -> np.ndarray:
         """The episode of each recorded step, in the order of `steps`."""
@@ -334,37 +339,41 @@ class Case:
             return rows
         return rows[~np.swapaxes(np.asarray(self.rollout.truncated), 0, 1)[self.valid.T]]
 
-    def why_unseen(self, steps: Steps) -> str:
-        """Why the recorded actions say too little about π's; empty if they do not."""
-        head, count = self.agent.head, len(steps.reward)
-        recorded = np.asarray(steps.action)
-        keys = jax.random.key(self.random_seed)
-        drawn = in_blocks_of(
-            ROWS, lambda policy, block: policy.choose(policy.noise(jax.random.fold_in(keys, block[0]))), count,
-            jax.tree.map(lambda x: x[:count], steps.policy), blocks_of(count),
-        )  # fmt: skip
+    def why_unseen(self, steps: Steps, drawn: np.ndarray) -> str:
+        """Why the recorded actions say too little about those that π takes; empty if they do not."""
+        head = self.agent.head
+        # Compared as the environment gets them, so that an action beyond a bound is one at the bound.
+        recorded, drawn = (sampled(head, head.to_environment(np.asarray(x))) for x in (steps.action, drawn))
         if isinstance(head, DiscreteHead):
             is_unseen = ~np.isin(drawn, np.unique(recorded))
         else:
-            low, high = recorded.min(axis=0), recorded.max(axis=0)
-            is_unseen = ((drawn < low) | (drawn > high)).reshape(count, -1).any(axis=1)
+            is_beyond = (drawn < recorded.min(axis=0)) | (drawn > recorded.max(axis=0))
+            is_unseen = is_beyond.reshape(len(recorded), -1).any(axis=1)
         share = float(is_unseen.mean())
         if share <= MOST_UNSEEN:
             return ""
-        return f"this policy takes actions in {share:.0%} of the states that were never recorded, or beyond their range"
+        return (
+            f"in {share:.0%} of the states this policy takes an action that was never recorded, or is beyond the range"
+        )
 
-    def valued(self, values: Any, steps: Steps, place: np.ndarray, fitting: Fitting) -> Tail:
-        """Q̂ and V̂ of every step, and V̂ of the final observations."""
-        count, states = len(steps.reward), jax.tree.leaves(steps.states)[0].shape[0]
+    def valued(self, values: Any, steps: Steps, place: np.ndarray, fold_of: np.ndarray) -> Tail:
+        """Q̂ and V̂ of every step, and V̂ of the final observations, each by the Q of its episode's fold."""
+        states, finals = len(self.episode_of_rows()) + len(fold_of), np.zeros((len(fold_of), *steps.action.shape[1:]))
+        action = np.concatenate([steps.action, finals.astype(steps.action.dtype)])
+        fold = np.concatenate([fold_of[self.episode_of_rows()], fold_of])
         key = jax.random.key(self.random_seed + 1)
 
-        def expected(observation: Any, policy: Any, block: Any) -> Any:
-            return values.expected(observation, policy, jax.random.fold_in(key, block[0]), 4 * fitting.samples)
+        def both(observation: Any, policy: Any, action: Any, fold: Any, block: Any) -> Any:
+            def one(values: Any) -> Any:
+                v = values.expected(observation, policy, jax.random.fold_in(key, block[0]), SAMPLES)
+                return values.of(observation, action), v
 
-        v = in_blocks_of(ROWS, expected, states, steps.states, steps.policy, blocks_of(states))
-        first = jax.tree.map(lambda x: x[:count], steps.states)
-        q = in_blocks_of(ROWS, values.of, count, first, steps.action)
-        return Tail(*(np.where(self.valid, x[place], 0.0).astype(np.float64) for x in (q, v)), final=v[count:])
+            return jax.tree.map(lambda x: jnp.where(fold == 1, x[1], x[0]), jax.lax.map(one, values))
+
+        q, v = in_blocks_of(ROWS, both, states, steps.states, steps.policy, action, fold, blocks_of(states))
+        q, v = q.astype(np.float64), v.astype(np.float64)
+        count = len(steps.reward)
+        return Tail(*(np.where(self.valid, x[place], 0.0) for x in (q, v)), final=v[count:])
 
 
 def judged(found: Estimated) -> Judged:
@@ -430,9 +439,15 @@ def padded_mask(rollout: Rollout) -> Any:
     return None if mask is None else np.asarray(mask) | ~np.asarray(rollout.valid)[..., None]
 
 
-def policies(agent: Agent, states: Any, mask: Any, count: int) -> Any:
-    """π(·|s) at each state, as NumPy arrays."""
-    return in_blocks_of(ROWS, agent.policy, count, states, mask)
+def policies(agent: Agent, states: Any, mask: Any, count: int, random_seed: int) -> tuple[Any, np.ndarray]:
+    """π(·|s) at each state, as NumPy arrays, and an action drawn from it."""
+    key = jax.random.key(random_seed)
+
+    def one(observation: Any, mask: Any, block: Any) -> Any:
+        policy = agent.policy(observation, mask)
+        return policy, policy.choose(policy.noise(jax.random.fold_in(key, block[0])))
+
+    return in_blocks_of(ROWS, one, count, states, mask, blocks_of(count))
 
 
 def blocks_of(count: int) -> np.ndarray:

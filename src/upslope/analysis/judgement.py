@@ -89,18 +89,22 @@ class Judgement:
 
     def rows(self) -> list[list[str]]:
         """(estimator, value, effective episodes or the reason) of each estimator."""
-        return [
+        rows = [
             [LABELS[name], found.words(), number(found.effective, 20.0) if found.effective else "", found.refusal]
             for name, found in self.estimates.items()
         ]
+        return [row[: len(self.columns)] for row in rows]
+
+    @property
+    def columns(self) -> tuple[str, ...]:
+        """The titles of `rows`, the last one only if an estimate is refused."""
+        titles = ("estimator", "value (95 %)", "effective episodes", "no number, since")
+        return titles if any(found.refusal for found in self.estimates.values()) else titles[:-1]
 
     def to_json(self) -> dict[str, Any]:
         """Everything, as JSON values."""
         return asdict(self) | {"verdict": self.verdict}
 
     def _repr_html_(self) -> str:
-        shown = html.table(self.title, COLUMNS, self.rows())
+        shown = html.table(self.title, self.columns, self.rows())
         return shown + html.paragraph(self.conclusion) + html.items(self.notes)
-
-
-COLUMNS = ("estimator", "value (95 %)", "effective episodes", "no number, since")

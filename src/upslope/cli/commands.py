@@ -82,7 +82,8 @@ def record(
     Args:
         run: The run directory.
         episodes: Number of episodes.
-        output: The file to write; by default dataset.npz in the run directory.
+        output: The file to write, or minari:NAME (needs the extra `minari`); by default dataset.npz in the run
+            directory.
         checkpoint: The checkpoint to record.
         seed: One of the run's seeds; by default the first.
         environment_seed: Each number gives different episodes.
@@ -103,15 +104,17 @@ def record(
     from upslope.config.task import made_with
     from upslope.runs import evaluation
     from upslope.runs.directory import RunDirectory
+    from upslope.runs.minari_datasets import is_minari
     from upslope.runs.policy import spaces_of
 
     ask_for_trust([run], trust)
     path = evaluation.record(run, episodes=episodes, output=output, **options)
     say(f"recorded {counted(episodes, 'episode')} in {path}")
+    rung, data = ("clone", str(output)) if output is not None and is_minari(output) else ("off_policy", str(path))
     directory = RunDirectory(run)
     config, is_continuous = directory.config(), spaces_of(directory)[1].is_continuous
     arguments = made_with(vars(config))
-    learner = configure(config.environment, "off_policy", is_continuous=is_continuous, data=str(path), **arguments)
+    learner = configure(config.environment, rung, is_continuous=is_continuous, data=data, **arguments)
     say(f"to learn from them:  {command_of(learner, is_continuous=is_continuous)}")
 
 

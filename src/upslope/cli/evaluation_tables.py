@@ -9,7 +9,7 @@ from rich.table import Table
 from rich.text import Text
 
 from upslope.analysis.grouping import MORE_SEEDS
-from upslope.analysis.judgement import COLUMNS, Judgement
+from upslope.analysis.judgement import Judgement
 from upslope.analysis.statistics import agreement, mean_known, mean_of, thinness
 from upslope.cli.comparison_tables import warning
 from upslope.cli.terminal import table
@@ -56,6 +56,6 @@ def evaluation_table(run: Path, checkpoint: str, found: Mapping[str, Evaluation]
 
 def judgement_view(found: Judgement) -> RenderableType:
     """What each estimator says, the verdict, and what it rests on."""
-    columns = (COLUMNS[0], f">{COLUMNS[1]}", f">{COLUMNS[2]}", COLUMNS[3])
-    shown = table(found.title, columns, found.rows())
+    first, value, effective, *why = found.columns
+    shown = table(found.title, (first, f">{value}", f">{effective}", *why), found.rows())
     return Lines(shown, Text(found.conclusion), *map(warning, found.notes))

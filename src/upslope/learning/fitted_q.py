@@ -257,7 +257,7 @@ def with_model(values: ActionValues, model: Any) -> ActionValues:
 
 def in_blocks_of(size: int, function: Any, count: int, *trees: Any) -> Any:
     """Apply a function of rows to `count` rows, `size` at a time in one compiled program; the results as NumPy."""
-    compiled, found = jax.jit(function), []
+    size, compiled, found = min(size, count), jax.jit(function), []
     for start in range(0, count, size):
         rows = np.minimum(np.arange(start, start + size), count - 1)
         found.append(compiled(*jax.tree.map(partial(np.take, indices=rows, axis=0), trees)))

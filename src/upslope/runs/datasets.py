@@ -22,6 +22,7 @@ from upslope.core.types import Rollout, host_rollout
 from upslope.errors import UpslopeError
 from upslope.models.encoders import ObservationEncoder, Refuse
 from upslope.models.heads import ActionHead
+from upslope.runs.minari_datasets import is_minari, read_minari
 
 DATASET_FORMAT = 4
 """Format 4 may hold actions of several parts, and squashed ones; without them it equals 3. Format 3 may hold action
@@ -65,7 +66,7 @@ def named_facts(rollout: Rollout) -> dict[str, np.ndarray]:
 
 
 def load_dataset(
-    path: Path,
+    path: str | Path,
     encoder: ObservationEncoder,
     head: ActionHead,
     needs_behaviour: bool,
@@ -82,8 +83,8 @@ def load_dataset(
 
 
 def read_recorded(path: str | Path) -> tuple[dict[str, np.ndarray], dict[str, Any]]:
-    """The arrays of recorded episodes, and what is known about them."""
-    return load_arrays(Path(path), "dataset")
+    """The arrays of recorded episodes, in a file or in Minari's `minari:NAME`, and what is known about them."""
+    return read_minari(path) if is_minari(path) else load_arrays(Path(path), "dataset")
 
 
 def as_learnable(

@@ -161,7 +161,7 @@ def engine_for(config: Config, task: Task, session: Session) -> Engine:
 def read_data(config: Config, task: Task) -> Rollout:
     """Read the recorded episodes to learn from."""
     rollout = load_dataset(
-        Path(str(config.data)),
+        str(config.data),
         task.model.encoder,
         task.model.head,
         task.update.objective.needs_behaviour,
