@@ -105,6 +105,8 @@ def test_what_the_data_cannot_tell_is_refused(run: Path, data: Path, capsys: Any
     assert "effective episodes, fewer than" in refusals(run, changed(data, **part), **horizon)["pdis"]
     assert "truncated before the horizon" in refusals(run, data, horizon=50)["is"]
     assert "γ = 1" in refusals(run, data, gamma=1.0)["fqe"]
+    short = upslope.judge(run, data=data, seed=1, iterations=3).estimates
+    assert "more --iterations" in short["fqe"].refusal and "more --iterations" in short["wis"].refusal
     main(["judge", str(run), "--data", str(data), "--horizon", "50"])
     assert "cannot tell" in capsys.readouterr().out
     for options, words in (({"seed": 7}, "no seed 7"), ({"gamma": 2.0}, "--gamma"), ({"horizon": 0}, "--horizon")):

@@ -26,7 +26,7 @@ from upslope.core.off_policy import (
 from upslope.core.types import Rollout
 from upslope.errors import UpslopeError
 from upslope.learning.devices import computing
-from upslope.learning.fitted_q import Fitting, Steps, fit, in_blocks_of, start_values, usual_iterations
+from upslope.learning.fitted_q import Fitting, Steps, fit, in_blocks_of, spread_of, start_values, usual_iterations
 from upslope.models.agent import Agent
 from upslope.models.encoders import ObservationEncoder
 from upslope.models.heads import DiscreteHead
@@ -45,7 +45,7 @@ FARTHEST, LEAST_SHIFT = 5.0, 0.01
 """The ratios are refused if their mean is this many standard errors from 1, and compounds over an episode to at least
 this."""
 SETTLED = 0.05
-"""Q has not settled if its value still moves by more than this share of the returns' spread."""
+"""Q has not settled if the rewards of an episode differ from what it explains by this share of the returns' spread."""
 ROWS = 4096
 """Rows that are computed at once."""
 SAMPLES = 32
@@ -277,12 +277,28 @@ class Case:
         # Each half of the episodes is valued by the Q that was fitted to the other one.
         kept = self.kept_rows()
         rows = [kept[fold_of[self.episode_of_rows()[kept]] != fold] for fold in range(2)]
+        if not min(map(len, rows)):
+            return "there are too few steps whose successor is known", None
         longest = max(map(len, rows))
-        folds = np.stack([np.resize(x, longest) for x in rows])
-        values, history = fit(start, steps, folds, place[0], self.gamma, fitting, key)
-        if why := unsettled(np.asarray(history), returns, fitting):
-            return why, None
-        return "", self.valued(values, steps, place, fold_of)
+        values = fit(start, steps, np.stack([np.resize(x, longest) for x in rows]), self.gamma, fitting, key)
+        tail = self.valued(values, steps, place, fold_of)
+        why = self.why_unsettled(tail, spread_of(returns), fitting)
+        return (why, None) if why else ("", tail)
+
+    def why_unsettled(self, tail: Tail, spread: float, fitting: Fitting) -> str:
+        """Why Q̂ does not explain the recorded rewards, by the mean Σ_t γ^t δ_t of the episodes, which the other half's
+        Q̂ has not seen; empty if it does."""
+        surprise = self.surprise(tail)
+        if self.rollout.action_mask is not None:
+            surprise[self.valid.sum(axis=0)[self.cut] - 1, self.cut] = 0.0
+        total = discounts(surprise, self.gamma).sum(axis=0)
+        error = 2 * float(total.std(ddof=1)) / np.sqrt(len(total))
+        if abs(float(total.mean())) - error <= SETTLED * spread:
+            return ""
+        return (
+            f"the fitted Q does not explain the recorded rewards after {counted(fitting.iterations, 'iteration')}, by "
+            f"{abs(float(total.mean())):.2g} an episode; give more --iterations"
+        )
 
     def why_no_q(self) -> str:
         """Why no Q can be fitted; empty if one can."""
@@ -309,24 +325,21 @@ class Case:
             return np.concatenate([flat(now), np.asarray(after)[length - 1, np.arange(len(length))]])
 
         states = jax.tree.map(with_final, rollout.observation, rollout.next_observation)
-        count, rows = int(length.sum()), np.arange(int(length.sum()))
-        last = starts + length - 1
-        following = rows + 1
-        following[last] = count + np.arange(len(length))
+        count = int(length.sum())
+        following = np.arange(count) + 1
+        following[starts + length - 1] = count + np.arange(len(length))
         mask = None
         if rollout.action_mask is not None:
             allowed = flat(rollout.action_mask)
             mask = np.concatenate([allowed, np.ones((len(length), allowed.shape[1]), bool)])
         policy, drawn = policies(self.agent, states, mask, count + len(length), self.random_seed)
-        steps = Steps(
-            states=states,
-            policy=policy,
-            action=flat(rollout.action),
-            reward=flat(self.reward).astype(np.float32),
-            terminated=flat(rollout.terminated),
-            following=following.astype(np.int32),
-        )
-        return steps, place, drawn
+        facts: dict[str, Any] = {
+            "action": flat(rollout.action),
+            "reward": flat(self.reward).astype(np.float32),
+            "terminated": flat(rollout.terminated),
+            "following": following.astype(np.int32),
+        }
+        return Steps(states=states, policy=policy, **facts), place, drawn
 
     def episode_of_rows(self) -> np.ndarray:
         """The episode of each recorded step, in the order of `steps`."""
@@ -387,15 +400,6 @@ def judged(found: Estimated) -> Judged:
 def refused(why: str) -> Judged:
     """No number, and why."""
     return Judged(None, None, None, why)
-
-
-def unsettled(history: np.ndarray, returns: np.ndarray, fitting: Fitting) -> str:
-    """Why Q has not settled, from the mean V̂ of each fold after each iteration [F, I]; empty if it has."""
-    tenth = max(1, history.shape[1] // 10)
-    moved = np.abs(history[:, -tenth:].mean(axis=1) - history[:, -2 * tenth : -tenth].mean(axis=1)).max()
-    if moved <= SETTLED * max(float(returns.std()), 1e-6):
-        return ""
-    return f"the fitted Q has not settled after {counted(fitting.iterations, 'iteration')}; give more --iterations"
 
 
 def to_go(reward: np.ndarray, valid: np.ndarray, gamma: float) -> np.ndarray:

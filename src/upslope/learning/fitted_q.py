@@ -148,8 +148,12 @@ def start_values(
         head=outputs,
         normalize_rewards=False,
     )
-    scale = max(float(returns.std()), 1e-3 * float(np.abs(returns).max()), 1e-6)
-    return ActionValues(network, jnp.float32(returns.mean()), jnp.float32(scale), head)
+    return ActionValues(network, jnp.float32(returns.mean()), jnp.float32(spread_of(returns)), head)
+
+
+def spread_of(returns: Float[np.ndarray, "M"]) -> float:
+    """The standard deviation of returns, or a little of their size if they hardly differ."""
+    return max(float(returns.std()), 1e-3 * float(np.abs(returns).max()), 1e-6)
 
 
 def encoder_of_actions(head: ActionHead) -> ObservationEncoder:
@@ -171,23 +175,21 @@ def fit(
     start: ActionValues,
     steps: Steps,
     folds: Int[np.ndarray, "F K"],
-    first: Int[np.ndarray, "N"],
     gamma: float,
     fitting: Fitting,
     key: PRNGKeyArray,
-) -> tuple[ActionValues, Float[Array, "F I"]]:
-    """Q̂ of each fold [F], fitted to the steps whose rows it lists, and the mean V̂ over the `first` states of the
-    episodes after each iteration.
+) -> ActionValues:
+    """Q̂ of each fold [F], fitted to the steps whose rows it lists.
 
     Targets stay within what the recorded rewards allow, [min(r, 0), max(r, 0)] / (1−γ), so that none diverges.
     """
     keys = jax.random.split(key, len(folds))
 
-    def every_fold(start: ActionValues, steps: Steps, folds: Array, first: Array) -> Any:
-        regress = Regression(start, steps, first, gamma, fitting).run
+    def every_fold(start: ActionValues, steps: Steps, folds: Array) -> ActionValues:
+        regress = Regression(start, steps, gamma, fitting).run
         return jax.lax.map(lambda each: regress(*each), (folds, keys))
 
-    return jax.jit(every_fold)(start, steps, jnp.asarray(folds), jnp.asarray(first))
+    return jax.jit(every_fold)(start, steps, jnp.asarray(folds))
 
 
 @dataclass(frozen=True)
@@ -196,15 +198,13 @@ class Regression:
 
     start: ActionValues
     steps: Steps
-    first: Any
     gamma: float
     fitting: Fitting
 
-    def run(self, rows: Int[Array, "K"], key: PRNGKeyArray) -> tuple[ActionValues, Float[Array, "I"]]:
+    def run(self, rows: Int[Array, "K"], key: PRNGKeyArray) -> ActionValues:
         """All iterations on these rows."""
-        states, policy = self.steps.at(self.first)
 
-        def iteration(carry: tuple[ActionValues, Any], key: PRNGKeyArray) -> tuple[tuple[ActionValues, Any], Array]:
+        def iteration(carry: tuple[ActionValues, Any], key: PRNGKeyArray) -> tuple[tuple[ActionValues, Any], None]:
             target = carry[0]
 
             def minibatch(carry: tuple[ActionValues, Any], key: PRNGKeyArray) -> tuple[Any, None]:
@@ -212,12 +212,11 @@ class Regression:
                 chosen = rows[jax.random.randint(draw, (self.fitting.batch_size,), 0, len(rows))]
                 return self.update(*carry, chosen, self.targets(target, chosen, actions)), None
 
-            carry, _ = jax.lax.scan(minibatch, carry, jax.random.split(key, self.fitting.updates))
-            return carry, jnp.mean(carry[0].expected(states, policy, key, self.fitting.samples))
+            return jax.lax.scan(minibatch, carry, jax.random.split(key, self.fitting.updates))
 
         carry = (self.start, self.optimiser.init(self.start.network.model))
-        (values, _), history = jax.lax.scan(iteration, carry, jax.random.split(key, self.fitting.iterations))
-        return values, history
+        (values, _), _ = jax.lax.scan(iteration, carry, jax.random.split(key, self.fitting.iterations))
+        return values
 
     def targets(self, target: ActionValues, rows: Int[Array, "B"], key: PRNGKeyArray) -> Float[Array, "B"]:
         """y = r + γ E_{a'~π}[Q(s', a')] of these steps."""

@@ -8,6 +8,7 @@ the probabilities with which they were taken.
 import json
 import warnings
 from collections.abc import Iterator, Mapping, Sequence
+from importlib import import_module
 from pathlib import Path
 from typing import Any
 
@@ -31,20 +32,20 @@ def is_minari(where: str | Path) -> bool:
     return str(where).startswith(PREFIX)
 
 
-def minari() -> Any:
-    """The library.
+def minari(module: str = "minari") -> Any:
+    """A module of the library.
 
     Raises:
         UpslopeError: it is not installed.
     """
     try:
-        import minari as library
-        from minari.dataset.minari_storage import MinariStorage  # noqa: F401 - needs h5py
+        import_module("minari.dataset.minari_storage")
+        import_module("h5py")
+        return import_module(module)
     except ImportError as error:
         raise UpslopeError(
             f"{PREFIX}… needs the extra `minari` ({brief(error)}): pip install 'upslope[minari]'."
         ) from error
-    return library
 
 
 def folder_of(where: str | Path) -> tuple[str, Path]:
@@ -53,18 +54,16 @@ def folder_of(where: str | Path) -> tuple[str, Path]:
     Raises:
         UpslopeError: the name is not one of Minari's, or the library is not installed.
     """
-    minari()
-    from minari.dataset.minari_dataset import parse_dataset_id
-    from minari.storage import get_dataset_path
-
     name = str(where).removeprefix(PREFIX)
     try:
-        parse_dataset_id(name)
+        minari("minari.dataset.minari_dataset").parse_dataset_id(name)
+    except UpslopeError:
+        raise
     except Exception as error:
         raise UpslopeError(
             f'"{name}" is not a name of Minari\'s: write {PREFIX}group/name-v0, with a version at its end.'
         ) from error
-    return name, Path(get_dataset_path(name))
+    return name, Path(minari("minari.storage").get_dataset_path(name))
 
 
 def read_minari(where: str | Path) -> tuple[dict[str, np.ndarray], dict[str, Any]]:
@@ -74,19 +73,17 @@ def read_minari(where: str | Path) -> tuple[dict[str, np.ndarray], dict[str, Any
         UpslopeError: it is not on this machine, is damaged, or cannot be read without running code.
     """
     name, folder = folder_of(where)
-    from minari.dataset.minari_storage import MinariStorage
-
-    data = folder / "data"
+    stored, data = minari("minari.dataset.minari_storage").MinariStorage, folder / "data"
     if not (data / "metadata.json").is_file():
         raise UpslopeError(f"Minari has no dataset {name} on this machine. To get it: minari download {name}")
     try:
-        metadata = MinariStorage.read_raw_metadata(data)
+        metadata = stored.read_raw_metadata(data)
         missing = [key for key in ("observation_space", "action_space") if not isinstance(metadata.get(key), str)]
         if missing:
             raise ValueError(f"its metadata lack {' and '.join(missing)}, and no environment is made to find out")
         if metadata.get("data_format", "hdf5") != "hdf5":
             raise ValueError(f"it is stored as {metadata['data_format']}, and only hdf5 is read")
-        storage = MinariStorage.read(data)
+        storage = stored.read(data)
         head, spaces = head_of(storage.action_space, name), storage.observation_space
         shapes = encoder_of(spaces, name).shapes
         count = int(storage.total_episodes)
@@ -173,10 +170,8 @@ def write_minari(
         UpslopeError: there is one of this name, or Minari cannot store these spaces.
     """
     name, folder = new_folder(where)
-    library = minari()
-    from minari.data_collector import EpisodeBuffer
-
-    episodes = [EpisodeBuffer(**one) for rollout in rollouts for one in buffers(rollout, head)]
+    library, buffer = minari(), minari("minari.data_collector").EpisodeBuffer
+    episodes = [buffer(**one) for rollout in rollouts for one in buffers(rollout, head)]
     described = f"recorded by upslope in {meta['environment']}: {meta['algorithm']}, seed {meta['seed']}"
     try:
         with warnings.catch_warnings():  # about an author and a link that are missing
