@@ -36,6 +36,8 @@ EPISODES = (30, 100, 300)
 PAIRS, SAMPLES = 5, 200
 EDGES = (0, 5, 10, 20, 50, 100, 1e9)
 """Edges of the bins of the effective number of episodes."""
+OFTEN = 1 / 3
+"""The worst case is sought among those in which an estimate is told this often."""
 
 
 def main() -> None:
@@ -205,13 +207,23 @@ def percent(x: float | None) -> str:
 
 
 def tables(found: dict[str, Any]) -> str:
-    """The table of coverage by effective number."""
+    """The table of coverage by effective number, and the worst case."""
     edges = [f"{low:g} to {high:g}" for low, high in pairwise(EDGES[:-1])] + [f"over {EDGES[-2]:g}"]
     lines = [f"| effective episodes | {' | '.join(edges)} |", f"|---|{'---|' * len(edges)}"]
     for estimator, cells in found["by effective number"].items():
         shown = [f"{percent(x['coverage'])} ({x['recordings']:,})" if x["recordings"] else "–" for x in cells]
         lines.append(f"| {LABELS[estimator]} | {' | '.join(shown)} |")
-    return "\n".join(lines)
+    cases = [x for x in found["by case"] if x["told"] >= OFTEN]
+    worst = min(cases, key=lambda x: x["coverage"])
+    return "\n".join(
+        [*lines, "", f"The worst of the {len(cases)} cases that are told at least every third time: {words(worst)}."]
+    )
+
+
+def words(case: dict[str, Any]) -> str:
+    """A case and its coverage."""
+    where = f"{case['world']}, {case['episodes']} episodes, a distance of {case['distance']:g}"
+    return f"{percent(case['coverage'])} ({LABELS[case['estimator']]}; {where})"
 
 
 def write_page() -> None:

@@ -1,5 +1,6 @@
 """Judging a policy by recorded episodes: against exact values in a finite world, what is refused, and every head."""
 
+import importlib
 import json
 from pathlib import Path
 from typing import Any
@@ -195,3 +196,12 @@ def test_a_policy_with_memory_is_judged_by_weights_alone():
     np.testing.assert_allclose(log_probabilities(agent, rollout), expected, atol=1e-5)
     case = Case(agent, spec.encoder, rollout, 0.9, None, {}, 0)
     assert "memory" in case.estimates(None)["fqe"].refusal
+
+
+def test_the_coverage_in_the_page_is_what_is_stored(monkeypatch: Any):
+    root = Path(__file__).parents[2]
+    monkeypatch.syspath_prepend(root / "benchmarks")
+    benchmark = importlib.import_module("off_policy")
+    assert benchmark.tables(json.loads(benchmark.RESULTS.read_text("utf-8"))) in benchmark.PAGE.read_text("utf-8"), (
+        "run: benchmarks/off_policy.py --table"
+    )
