@@ -10,6 +10,8 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from upslope.analysis.compare import compare as compare
     from upslope.analysis.comparison import Comparison as Comparison
+    from upslope.analysis.judge import judge as judge
+    from upslope.analysis.judgement import Judgement as Judgement
     from upslope.api import Run as Run
     from upslope.api import export as export
     from upslope.api import resume as resume
@@ -68,6 +70,8 @@ PUBLIC_NAMES = {
     "runs.tracking.sending": ("track",),
     "runs.tracking.tracker": ("Tracker",),
     "analysis.compare": ("compare",),
+    "analysis.judge": ("judge",),
+    "analysis.judgement": ("Judgement",),
     "analysis.comparison": ("Comparison",),
     "report.print_figures": ("figure",),
     "report.print_tables": ("table",),

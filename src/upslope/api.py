@@ -1,4 +1,4 @@
-"""The Python interface: `train`, `resume` and `export`."""
+"""The Python interface: `train`, `resume`, `export` and `judge`."""
 
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
@@ -6,6 +6,7 @@ from typing import Any
 
 import optax
 
+from upslope.analysis.judge import judge as judge
 from upslope.config.config import Config
 from upslope.config.prepare import parts_of, prepare
 from upslope.config.task import environment_of, task_of

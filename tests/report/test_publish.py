@@ -271,6 +271,12 @@ def test_an_archive_is_read_as_the_runs_in_it(runs: list[Path], archive: Path, t
     assert all(run.name in page for run in runs) and "ppo-CartPole-v1-0" in page
 
 
+def test_what_needs_a_folder_says_how_to_unpack_an_archive(archive: Path):
+    for command in (upslope.load, upslope.evaluate, upslope.resume):
+        with pytest.raises(UpslopeError, match=r"unpack it: python -m zipfile -e .*runs\.zip"):
+            command(archive)
+
+
 def test_an_archive_has_the_commands_and_the_same_bytes(runs: list[Path], archive: Path, tmp_path: Path):
     assert upslope.bundle(runs, tmp_path).read_bytes() == archive.read_bytes()
     with zipfile.ZipFile(archive) as file:

@@ -6,6 +6,7 @@ import shutil
 from pathlib import Path
 from typing import Any
 
+import gymnasium
 import numpy as np
 import pytest
 from run_helpers import (
@@ -81,6 +82,48 @@ def test_it_begins_with_the_agent_and_goes_on_without_its_source(source: Path, f
     alone = upslope.train(folder=folder, name="alone", quiet=True, start_from=source, steps=2000, **one)
     assert [row for row in metrics_of(whole) if row["seed"] == 1] == metrics_of(alone.path)
     assert lineage_of(alone.path)["seeds"] == [1] and lineage_of(whole)["seeds"] == [0, 1]
+
+
+class Picture(gymnasium.Env):
+    """Two steps, in a picture of five by five bytes."""
+
+    observation_space = gymnasium.spaces.Box(0, 255, (5, 5), np.uint8)
+    action_space = gymnasium.spaces.Discrete(2)
+
+    def reset(self, **options: Any) -> Any:
+        super().reset(**options)
+        self.t = 0
+        return self.observation_space.sample(), {}
+
+    def step(self, action: Any) -> Any:
+        self.t += 1
+        return self.observation_space.sample(), float(action), self.t == 2, False, {}
+
+
+KINDS: dict[str, tuple[Any, dict[str, Any]]] = {
+    "a memory": ("jax:CartPole-v1", {"memory": "gru", "memory_size": 4}),
+    "images": (Picture, {}),
+    "a model of one's own": ("jax:CartPole-v1", {"model": "own_models:Recurrent", "model_kwargs": {"hidden": 3}}),
+}
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_networks_of_every_kind_are_taken_over(kind: str, folder: Path):
+    """The run begins with the agent as it was, and its first rows can be trained."""
+    environment, settings = KINDS[kind]
+    options: dict[str, Any] = {"folder": folder, "quiet": True, "steps": 32}
+    small = SEGMENTS | ({} if "model" in settings else {"hidden_sizes": (4,)})
+    old = upslope.train(environment, name=f"{kind}, old", **settings, **small, **options)
+    given = {"environment": environment} if environment is Picture else {}
+    with before_chunk(0, kill), pytest.raises(Killed):
+        upslope.train(start_from=old, name=f"{kind}, new", **given, **options)
+    new = folder / f"{kind}, new"
+    for part in (".learner.agent", ".learner.optimisers"):
+        assert state_of(new, part) == state_of(old.path, part) != {}
+    mine, its = RunDirectory(new).config(), RunDirectory(old.path).config()
+    assert all(getattr(mine, name) == getattr(its, name) for name in ("memory", "model", "model_kwargs", "encoder"))
+    upslope.resume(new, quiet=True, environment=given.get("environment"))
+    assert [row["step"] for row in metrics_of(new)] == [16, 32]
 
 
 def test_what_is_begun_anew_is_new_and_recorded(source: Path, folder: Path):

@@ -12,6 +12,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 from helpers import write_run
 from run_helpers import SEGMENTS, assert_same_run, before_chunk
@@ -271,6 +272,14 @@ def test_tensorboard_has_one_folder_per_seed(run: Path):
     assert len(list((run / "tensorboard" / "seed_0").iterdir())) == 1
 
 
+def test_numbers_of_info_are_among_the_results():
+    kinds = [("return", float), ("length", int), ("info/is_success", float)]
+    rows = np.array([(1.0, 2, 1.0), (3.0, 4, np.nan), (2.0, 3, 0.0)], kinds)
+    found = sending.means_of("training", rows)
+    assert found == {"training/return": 2.0, "training/length": 3.0, "training/info/is_success": 0.5}
+    assert sending.means_of("training", rows[:0]) == {}
+
+
 @pytest.fixture(scope="module")
 def whole(folder: Path) -> Path:
     """A run without a tracker."""
@@ -297,5 +306,10 @@ def test_a_run_is_the_same_whatever_its_trackers_do(whole: Path, tmp_path: Path,
     assert [is_finished for what, is_finished in notes() if what == "end"] == [False, True]
     begun = [told["known"] for what, told in notes() if what == "begin"]
     assert begun == [{}, {"id": "first", "where": "noted"}]
+    # A finished run that the tracker does not have is sent to it.
+    (memory,) = (tmp_path / "run" / "tracking").glob("*Noting.json")
+    memory.unlink()
+    upslope.resume(tmp_path / "run", quiet=True, track=names[0])
+    assert [(seed, step) for seed, step, _ in rows_in(notes())] == 2 * kept and notes()[-1] == ["end", True]
     with contextlib.suppress(FileNotFoundError):
         assert "Traceback" not in (tmp_path / "run" / "tracking" / "output.log").read_text()

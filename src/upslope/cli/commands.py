@@ -82,7 +82,8 @@ def record(
     Args:
         run: The run directory.
         episodes: Number of episodes.
-        output: The file to write; by default dataset.npz in the run directory.
+        output: The file to write, or minari:NAME (needs the extra `minari`); by default dataset.npz in the run
+            directory.
         checkpoint: The checkpoint to record.
         seed: One of the run's seeds; by default the first.
         environment_seed: Each number gives different episodes.
@@ -103,16 +104,59 @@ def record(
     from upslope.config.task import made_with
     from upslope.runs import evaluation
     from upslope.runs.directory import RunDirectory
+    from upslope.runs.minari_datasets import is_minari
     from upslope.runs.policy import spaces_of
 
     ask_for_trust([run], trust)
     path = evaluation.record(run, episodes=episodes, output=output, **options)
     say(f"recorded {counted(episodes, 'episode')} in {path}")
+    rung, data = ("clone", str(output)) if output is not None and is_minari(output) else ("off_policy", str(path))
     directory = RunDirectory(run)
     config, is_continuous = directory.config(), spaces_of(directory)[1].is_continuous
     arguments = made_with(vars(config))
-    learner = configure(config.environment, "off_policy", is_continuous=is_continuous, data=str(path), **arguments)
+    learner = configure(config.environment, rung, is_continuous=is_continuous, data=data, **arguments)
     say(f"to learn from them:  {command_of(learner, is_continuous=is_continuous)}")
+
+
+def judge(
+    run: Run,
+    data: Annotated[str, tyro.conf.arg(metavar="FILE")],
+    seed: int | None = None,
+    checkpoint: Checkpoint = "last",
+    gamma: float | None = None,
+    horizon: int | None = None,
+    iterations: int | None = None,
+    trust: Switch = False,
+    json: Switch = False,
+) -> None:
+    """Estimate what a trained agent would get from episodes that another policy recorded, without acting.
+
+    Importance sampling, fitted Q evaluation and doubly robust estimators, each with an interval; or the reason for
+    which these data cannot tell. Also called off-policy evaluation (OPE).
+
+    Args:
+        run: The run directory.
+        data: The recorded episodes: a file of `upslope record`, or minari:NAME (needs the extra `minari`).
+        seed: One of the run's seeds; by default the first.
+        checkpoint: The checkpoint to judge.
+        gamma: γ of the value; by default the run's. 1 is the undiscounted return, as `upslope evaluate` gives it.
+        horizon: Count only the first steps of an episode. By default all count, and an episode that was cut off is
+            continued by the fitted Q.
+        iterations: Regressions of the fitted Q; by default four horizons 1/(1−γ), from 200 to 1,000.
+        trust: Run the model's code that the run's config.json names; it may do anything. Otherwise you are shown the
+            code and asked, or it is refused. Upslope's own networks need none.
+        json: Print everything as JSON.
+    """
+    positive(horizon=horizon, iterations=iterations)
+    from upslope.analysis.judge import judge
+    from upslope.cli.evaluation_tables import judgement_view
+    from upslope.config.trust import ROLES, require
+    from upslope.runs.directory import RunDirectory
+
+    require(RunDirectory(run).config(), run, trust=trust, given=set(ROLES) - {"model"}, ask=True)
+    options: dict[str, Any] = {"seed": seed, "checkpoint": checkpoint, "gamma": gamma, "horizon": horizon}
+    found = judge(run, data=data, iterations=iterations, trust=trust, **options)
+    answer(json, found.to_json(), [judgement_view(found)])
 
 
 def export(

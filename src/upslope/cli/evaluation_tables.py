@@ -1,4 +1,4 @@
-"""The table of `upslope evaluate`."""
+"""The tables of `upslope evaluate` and `upslope judge`."""
 
 from collections.abc import Mapping
 from pathlib import Path
@@ -6,8 +6,10 @@ from pathlib import Path
 from rich.console import Group as Lines
 from rich.console import RenderableType
 from rich.table import Table
+from rich.text import Text
 
 from upslope.analysis.grouping import MORE_SEEDS
+from upslope.analysis.judgement import Judgement
 from upslope.analysis.statistics import agreement, mean_known, mean_of, thinness
 from upslope.cli.comparison_tables import warning
 from upslope.cli.terminal import table
@@ -50,3 +52,10 @@ def evaluation_table(run: Path, checkpoint: str, found: Mapping[str, Evaluation]
     result.add_section()
     result.add_row(*total, style="bold")
     return result
+
+
+def judgement_view(found: Judgement) -> RenderableType:
+    """What each estimator says, the verdict, and what it rests on."""
+    first, value, effective, *why = found.columns
+    shown = table(found.title, (first, f">{value}", f">{effective}", *why), found.rows())
+    return Lines(shown, Text(found.conclusion), *map(warning, found.notes))

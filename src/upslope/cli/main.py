@@ -12,6 +12,7 @@ from upslope.cli import commands, follow
 from upslope.cli.sweep import sweep
 from upslope.cli.train import Train, parse_train, resume, train
 from upslope.config.coercion import REGISTRY
+from upslope.config.foreign_names import foreign
 from upslope.core.messages import readable, unknown
 from upslope.errors import UpslopeError
 
@@ -21,7 +22,16 @@ EXIT_BROKEN_PIPE = 141
 """The status that a shell reports for a program whose output pipe was closed, e.g. by `head`."""
 
 FUNCTIONS = (
-    *(resume, commands.evaluate, commands.record, commands.export, commands.compare, commands.report, commands.credit),
+    *(
+        resume,
+        commands.evaluate,
+        commands.record,
+        commands.judge,
+        commands.export,
+        commands.compare,
+        commands.report,
+        commands.credit,
+    ),
     *(commands.figure, commands.table, commands.bundle, commands.completion),
     *(commands.ladder, sweep, commands.lab, commands.doctor, commands.check, commands.probe),
     *(follow.track, follow.watch),
@@ -68,4 +78,6 @@ def run(arguments: list[str]) -> None:
         options = {"prog": "upslope", "args": arguments or [first], "registry": REGISTRY}
         tyro.extras.subcommand_cli_from_dict(COMMANDS, **options)
     else:
+        if meant := foreign("commands", first):
+            raise UpslopeError(f'There is no command "{first}"; upslope calls it {meant}: upslope {meant} --help')
         raise UpslopeError(unknown("command", first, COMMANDS, "upslope --help"))

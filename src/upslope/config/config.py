@@ -41,7 +41,7 @@ class Config:
     objective: str = "clip"
     """Axis 2, how the policy moves: policy_gradient, importance_sampled, kl_penalty, clip, or module:Name."""
     data: str | None = None
-    """Learn from this recorded file instead of acting (off_policy, clone)."""
+    """Learn from this recorded file, or from minari:NAME, instead of acting (off_policy, clone)."""
     steps: int = 500_000
     """Environment steps per seed. With recorded data: recorded steps to read."""
     seeds: int = 1

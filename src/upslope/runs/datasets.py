@@ -22,6 +22,7 @@ from upslope.core.types import Rollout, host_rollout
 from upslope.errors import UpslopeError
 from upslope.models.encoders import ObservationEncoder, Refuse
 from upslope.models.heads import ActionHead
+from upslope.runs.minari_datasets import is_minari, read_minari
 
 DATASET_FORMAT = 4
 """Format 4 may hold actions of several parts, and squashed ones; without them it equals 3. Format 3 may hold action
@@ -65,7 +66,7 @@ def named_facts(rollout: Rollout) -> dict[str, np.ndarray]:
 
 
 def load_dataset(
-    path: Path,
+    path: str | Path,
     encoder: ObservationEncoder,
     head: ActionHead,
     needs_behaviour: bool,
@@ -78,7 +79,25 @@ def load_dataset(
         UpslopeError: the file is not a dataset, is damaged, does not fit the spaces, holds a non-finite number, or
             lacks the log-probabilities that importance sampling needs or the masks that the environment provides.
     """
-    arrays, meta = load_arrays(path, "dataset")
+    return as_learnable(path, *read_recorded(path), encoder, head, needs_behaviour, needs_masks=needs_masks)
+
+
+def read_recorded(path: str | Path) -> tuple[dict[str, np.ndarray], dict[str, Any]]:
+    """The arrays of recorded episodes, in a file or in Minari's `minari:NAME`, and what is known about them."""
+    return read_minari(path) if is_minari(path) else load_arrays(Path(path), "dataset")
+
+
+def as_learnable(
+    path: str | Path,
+    arrays: dict[str, np.ndarray],
+    meta: dict[str, Any],
+    encoder: ObservationEncoder,
+    head: ActionHead,
+    needs_behaviour: bool = False,
+    *,
+    needs_masks: bool = False,
+) -> Rollout:
+    """What `read_recorded` found, checked, as a rollout; see `load_dataset`."""
     if not needs_masks:
         arrays.pop("action_mask", None)
     elif "action_mask" not in arrays:
@@ -97,7 +116,7 @@ def load_dataset(
     return as_rollout(arrays, encoder)
 
 
-def as_the_head_samples(path: Path, action: np.ndarray, head: ActionHead, *, was_squashed: bool) -> np.ndarray:
+def as_the_head_samples(path: str | Path, action: np.ndarray, head: ActionHead, *, was_squashed: bool) -> np.ndarray:
     """Recorded actions [M, …] as this head would have sampled them. The environment got the same, and densities are in
     its units, so `behaviour_log_prob` holds for both.
 
@@ -157,7 +176,7 @@ def as_rollout(arrays: dict[str, np.ndarray], encoder: ObservationEncoder) -> Ro
 
 
 def check_dataset(
-    path: Path, arrays: dict[str, np.ndarray], meta: dict[str, Any], encoder: ObservationEncoder, head: ActionHead
+    path: str | Path, arrays: dict[str, np.ndarray], meta: dict[str, Any], encoder: ObservationEncoder, head: ActionHead
 ) -> None:
     """Raise an error unless this is a valid dataset for these spaces."""
 

@@ -334,7 +334,10 @@ def not_a_run(path: Path) -> str:
     elif path.exists():
         why, hint = "it has no config.json" if path.is_dir() else "it is a file", "`ls runs` lists your runs."
         if path.suffix.lower() == ".zip":
-            hint = "report, compare, figure, table and doctor read an archive; for all else unpack it."
+            hint = (
+                "report, compare, figure, table and doctor read an archive; for all else unpack it: "
+                f"python -m zipfile -e {path} {path.with_suffix('')}"
+            )
     else:
         why = f"there is no such folder{'' if path.is_absolute() else f' in {Path.cwd()}'}"
         hint = f"Did you mean {' or '.join(near)}?" if near else "`upslope train` creates one."

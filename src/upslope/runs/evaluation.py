@@ -42,6 +42,7 @@ from upslope.models.heads import ActionHead
 from upslope.models.model import Carry, start_memory
 from upslope.runs.datasets import save_dataset
 from upslope.runs.directory import RunDirectory
+from upslope.runs.minari_datasets import is_minari, new_folder, write_minari
 from upslope.runs.policy import Which, load_agents
 from upslope.runs.same_spaces import require_same_environment
 
@@ -235,6 +236,7 @@ def record(
     """Record fresh episodes of one seed's agent, sampled from its policy, with their log-probabilities.
 
     Returns the path of the dataset, by default `dataset.npz` in the run directory. An existing file is not overwritten.
+    With `output="minari:NAME"` it is a dataset of Minari, without the log-probabilities, and the path is its folder.
     `max_episode_steps`, `environment`, `model` and `trust` are the same as in `evaluate`.
     """
     positive(episodes=episodes, max_episode_steps=max_episode_steps)
@@ -245,12 +247,7 @@ def record(
     if seed not in config.seed_list():
         raise UpslopeError(f"{run} has no seed {seed}; it has {config.seed_list()}.")
     path = Path(output) if output is not None else directory.path / "dataset.npz"
-    if path.exists():
-        raise UpslopeError(f"{path} exists already, and nothing is overwritten. Give another --output.")
-    if not path.parent.is_dir():
-        raise UpslopeError(
-            f"There is no folder {path.parent} to write {path.name} into. Create it, or give another --output."
-        )
+    require_free(path)
     require(config, directory.path, trust=trust, given=trusted_settings(environment, model))
     env = environment_of(config, environment)
     require_same_environment(directory, env)
@@ -269,8 +266,23 @@ def record(
         "seed": seed,
         "checkpoint": checkpoint,
     }
+    if is_minari(path):
+        return write_minari(path, rollouts, env.observation_space, env.action_space, agents.head, meta)
     save_dataset(path, rollouts, meta | {"episodes": episodes}, agents.head)
     return path
+
+
+def require_free(path: Path) -> None:
+    """Refuse to write a dataset where one exists, or where there is no folder for it."""
+    if is_minari(path):
+        new_folder(path)
+        return
+    if path.exists():
+        raise UpslopeError(f"{path} exists already, and nothing is overwritten. Give another --output.")
+    if not path.parent.is_dir():
+        raise UpslopeError(
+            f"There is no folder {path.parent} to write {path.name} into. Create it, or give another --output."
+        )
 
 
 @dataclass(frozen=True)

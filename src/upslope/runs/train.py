@@ -137,6 +137,7 @@ def resume_run(
         directory.truncate(point.sizes)
         if point.is_finished(config):
             with session.display as display:
+                tracking_of(directory, session).close()  # which sends what the trackers do not have yet
                 display.finish(None, finished_lines(config, directory))
             return Run(directory.path, config, tuple(config.seed_list()), np.asarray(mean_of(point.progress, 0)))
         lines = [f"resuming {directory.path} at step {point.step:,} of {config.steps:,}", *notes]
@@ -161,7 +162,7 @@ def engine_for(config: Config, task: Task, session: Session) -> Engine:
 def read_data(config: Config, task: Task) -> Rollout:
     """Read the recorded episodes to learn from."""
     rollout = load_dataset(
-        Path(str(config.data)),
+        str(config.data),
         task.model.encoder,
         task.model.head,
         task.update.objective.needs_behaviour,
@@ -187,8 +188,7 @@ def run_loop(
     """Run the loop inside the display; if it is stopped, the exception says how to resume."""
     seeds, display = config.seed_list(), session.display
     watch = None if session.watch is None or display.is_quiet else session.watch(directory.path)
-    inform = (lambda line: None) if display.is_quiet else display.message
-    tracking = Tracking(directory.path, session.trackers, session.project, display.message, inform)
+    tracking = tracking_of(directory, session)
     loop = Loop(engine, directory, config, display, watch, tracking, session.on_iteration)
     try:
         with display:
@@ -206,6 +206,13 @@ def run_loop(
     finally:
         tracking.close()
     return Run(directory.path, config, tuple(seeds), np.asarray(mean_of(progress, 0)))
+
+
+def tracking_of(directory: RunDirectory, session: Session) -> Tracking:
+    """The trackers of a session, in processes that send what the run holds and they do not have."""
+    display = session.display
+    inform = (lambda line: None) if display.is_quiet else display.message
+    return Tracking(directory.path, session.trackers, session.project, display.message, inform)
 
 
 def call_of(command: str, config: Config, directory: RunDirectory) -> str:

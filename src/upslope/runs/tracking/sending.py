@@ -14,7 +14,7 @@ from upslope.core.messages import counted, told
 from upslope.core.reading import damaged, parse_json
 from upslope.core.storage import write_atomically
 from upslope.errors import UpslopeError
-from upslope.runs.directory import RunDirectory, fcntl
+from upslope.runs.directory import INFO, RunDirectory, fcntl
 from upslope.runs.growing import GrowingTable, is_last, parsed_rows
 from upslope.runs.tracking.tracker import (
     Tracker,
@@ -178,10 +178,10 @@ def summary_of(directory: RunDirectory, seeds: Sequence[int]) -> dict[int, dict[
 
 
 def means_of(name: str, rows: np.ndarray) -> dict[str, float]:
-    """Mean return and length of episodes; empty if there are none."""
-    if not len(rows):
-        return {}
-    return {f"{name}/return": float(rows["return"].mean()), f"{name}/length": float(rows["length"].mean())}
+    """Mean return and length of episodes, and the means of their numbers of `info`; empty if there are no episodes."""
+    columns = ["return", "length", *(column for column in rows.dtype.names or () if column.startswith(INFO))]
+    known = {column: rows[column][np.isfinite(rows[column])] for column in columns}
+    return {f"{name}/{column}": float(x.mean()) for column, x in known.items() if len(x)}
 
 
 def track(run: str | Path | Any, to: str | Sequence[str], *, project: str | None = None) -> list[str]:

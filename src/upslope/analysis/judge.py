@@ -1,0 +1,459 @@
+"""Judge a policy by recorded episodes, without acting."""
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from functools import cached_property, partial
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from upslope.analysis.judgement import Judged, Judgement
+from upslope.config.config import positive
+from upslope.core.messages import counted
+from upslope.core.numbers import half_width
+from upslope.core.off_policy import (
+    Estimated,
+    by_trajectory,
+    discounts,
+    doubly_robust,
+    log_weights,
+    per_decision,
+    ratio_test,
+)
+from upslope.core.types import Rollout
+from upslope.errors import UpslopeError
+from upslope.learning.devices import computing
+from upslope.learning.fitted_q import Fitting, Steps, fit, in_blocks_of, spread_of, start_values, usual_iterations
+from upslope.models.agent import Agent
+from upslope.models.encoders import ObservationEncoder
+from upslope.models.heads import DiscreteHead
+from upslope.models.model import has_memory, start_memory, unroll
+from upslope.runs.datasets import as_learnable, read_recorded
+from upslope.runs.directory import RunDirectory
+from upslope.runs.minari_datasets import sampled
+from upslope.runs.policy import Which, has_masks, load_agents, spaces_of
+
+LEAST_EFFECTIVE = 50
+"""An estimate by weights that rests on fewer effective episodes is refused: `benchmarks/off_policy.py` shows that its
+interval would be too narrow."""
+MOST_UNSEEN = 0.05
+"""The largest probability under π of actions that were never recorded with which Q is fitted."""
+FARTHEST, LEAST_SHIFT = 5.0, 0.01
+"""The ratios are refused if their mean is this many standard errors from 1, and compounds over an episode to at least
+this."""
+SETTLED = 0.05
+"""Q has not settled if the rewards of an episode differ from what it explains by this share of the returns' spread."""
+ROWS = 4096
+"""Rows that are computed at once."""
+SAMPLES = 32
+"""Actions drawn from π for V̂(s), where the expectation over them is not a sum."""
+
+
+def judge(
+    run: str | Path,
+    *,
+    data: str | Path,
+    seed: int | None = None,
+    checkpoint: Which = "last",
+    gamma: float | None = None,
+    horizon: int | None = None,
+    iterations: int | None = None,
+    model: Callable[..., Any] | None = None,
+    trust: bool = False,
+) -> Judgement:
+    """Estimate what a policy would get, from episodes that another one recorded: off-policy evaluation.
+
+    The estimators are importance sampling by trajectory and per decision, plain and weighted; fitted Q evaluation; and
+    doubly robust ones. Each gives a number with an interval, or the reason for which the data cannot tell. Nothing is
+    run: the environment is not made.
+
+    Args:
+        run: the run directory.
+        data: the recorded episodes, a file of `upslope.record` or `minari:NAME`.
+        seed: one of the run's seeds; by default the first.
+        checkpoint: `last` or `best`.
+        gamma: γ of the value; by default the run's. 1 is the undiscounted return, as `upslope.evaluate` gives it.
+        horizon: count only the first steps of an episode. By default all count, and an episode that was cut off is
+            continued by the fitted Q.
+        iterations: regressions of the fitted Q; by default four horizons 1/(1−γ), from 200 to 1,000.
+        model: the class or factory of a custom model, if it cannot be found by its name.
+        trust: allows importing the custom model that the run's config.json names; nothing else is imported.
+
+    Raises:
+        UpslopeError: no such run, seed, checkpoint or file, or one that does not fit the other.
+    """
+    positive(horizon=horizon, iterations=iterations)
+    directory = RunDirectory(run)
+    config = directory.config()
+    seed = config.seed if seed is None else seed
+    if seed not in config.seed_list():
+        raise UpslopeError(f"{run} has no seed {seed}; it has {config.seed_list()}.")
+    gamma = config.gamma if gamma is None else gamma
+    if not 0 <= gamma <= 1:
+        raise UpslopeError(f"--gamma must be in [0, 1], not {gamma}.")
+    encoder, head = spaces_of(directory)
+    arrays, meta = read_recorded(data)
+    rollout = as_learnable(data, arrays, meta, encoder, head, needs_masks=has_masks(directory))
+    with computing(on_host=False):
+        agents, _ = load_agents(directory, config, checkpoint, model, trust=trust)
+        index = config.seed_list().index(seed)
+        agent = jax.tree.map(lambda x: x[index], agents)
+        networks = {"hidden_sizes": config.hidden_sizes, "activation": config.activation, "encoders": config.encoder}
+        case = Case(agent, encoder, rollout, gamma, horizon, networks, seed)
+        estimates = case.estimates(iterations)
+    notes = [*foreign(meta, config.environment), *case.notes()]
+    return Judgement(
+        run=str(run),
+        seed=seed,
+        checkpoint=checkpoint,
+        data=str(data),
+        gamma=gamma,
+        horizon=horizon,
+        episodes=rollout.valid.shape[1],
+        steps=int(rollout.valid.sum()),
+        truncated=len(case.cut),
+        recorded=case.recorded(),
+        estimates=estimates,
+        notes=tuple(notes),
+    )
+
+
+def foreign(meta: Mapping[str, Any], environment: str) -> list[str]:
+    """The note that the episodes come from another environment than the run's."""
+    theirs = meta.get("environment")
+    if not isinstance(theirs, str) or theirs.removeprefix("jax:") == environment.removeprefix("jax:"):
+        return []
+    return [f"recorded in {theirs}, while this policy was trained in {environment}: are they the same?"]
+
+
+class Tail(NamedTuple):
+    """The fitted values [T, N] of the steps, and V̂ of each episode's final observation [N]."""
+
+    q: np.ndarray
+    v: np.ndarray
+    final: np.ndarray
+
+
+@dataclass(frozen=True)
+class Case:
+    """One policy and the recorded episodes [T, N] by which it is judged."""
+
+    agent: Agent
+    encoder: ObservationEncoder
+    rollout: Rollout
+    gamma: float
+    horizon: int | None
+    networks: Mapping[str, Any]
+    random_seed: int
+
+    @property
+    def valid(self) -> np.ndarray:
+        """Which steps count [T, N]."""
+        valid = np.asarray(self.rollout.valid)
+        return valid if self.horizon is None else valid[: self.horizon]
+
+    @property
+    def reward(self) -> np.ndarray:
+        """r_t of the steps that count [T, N]; 0 elsewhere."""
+        return np.where(self.valid, np.asarray(self.rollout.reward, np.float64)[: len(self.valid)], 0.0)
+
+    @property
+    def cut(self) -> np.ndarray:
+        """The episodes whose rest is unknown: truncated before the end, or before the horizon."""
+        is_cut = np.asarray(self.rollout.truncated)[: len(self.valid)].any(axis=0)
+        if self.horizon is not None:
+            is_cut &= self.rollout.valid.sum(axis=0) < self.horizon
+        return np.flatnonzero(is_cut)
+
+    @property
+    def has_probabilities(self) -> bool:
+        """Whether the file says with which probability each action was taken."""
+        return bool(np.isfinite(np.asarray(self.rollout.behaviour_log_prob)[np.asarray(self.rollout.valid)]).all())
+
+    def recorded(self) -> Judged:
+        """The mean discounted return of the recorded steps."""
+        returns = discounts(self.reward, self.gamma).sum(axis=0)
+        half = half_width(returns)
+        return Judged(float(returns.mean()), half if half > 0 else None, float(len(returns)))
+
+    def notes(self) -> list[str]:
+        """What the numbers rest on."""
+        if not len(self.cut) or self.horizon is not None:
+            return []
+        return [f"{counted(len(self.cut), 'truncated episode')} of {self.valid.shape[1]:,} continued by the fitted Q"]
+
+    def estimates(self, iterations: int | None) -> dict[str, Judged]:
+        """What each estimator says."""
+        why_no_q, fitted = self.fitted(iterations)
+        found: dict[str, Judged] = {}
+        why_no_weights = self.why_no_weights()
+        why_no_tail = why_no_weights or self.why_no_tail(why_no_q, fitted)
+        log_weight = self.log_weights() if not why_no_tail else np.zeros(self.valid.shape)
+        gain = self.reward + self.bootstrap(fitted)
+        for name, function in (("is", by_trajectory), ("pdis", per_decision)):
+            for prefix, weighted in (("", False), ("w", True)):
+                estimate = partial(function, gain, log_weight, self.gamma, weighted=weighted)
+                found[prefix + name] = refused(why_no_tail) if why_no_tail else judged(estimate())
+        found["fqe"] = refused(why_no_q) if fitted is None else self.by_q(fitted)
+        why_no_dr = why_no_tail or why_no_q
+        for name, weighted in (("dr", False), ("wdr", True)):
+            if why_no_dr or fitted is None:
+                found[name] = refused(why_no_dr)
+            else:
+                found[name] = judged(
+                    doubly_robust(self.surprise(fitted), fitted.v[0], log_weight, self.gamma, weighted=weighted)
+                )
+        return found
+
+    def why_no_weights(self) -> str:
+        """Why the ratios π/μ cannot be used; empty if they can."""
+        if not self.has_probabilities:
+            return "the file does not say with which probability each action was taken"
+        test = ratio_test(self.log_ratio, self.valid)
+        length = self.valid.sum() / self.valid.shape[1]
+        if abs(test.z) <= FARTHEST or abs(test.mean - 1) * length <= LEAST_SHIFT:
+            return ""
+        cause = "this policy takes actions that the recorder never takes, or " if test.mean < 1 else ""
+        return (
+            f"π/μ has the mean {test.mean:.3g} over the steps, {abs(test.z):.0f} standard errors from 1: {cause}the "
+            "recorded probabilities are not the recorder's"
+        )
+
+    def why_no_tail(self, why_no_q: str, fitted: Tail | None) -> str:
+        """Why episodes that were cut off cannot be continued; empty if they can, or if there are none."""
+        if not len(self.cut):
+            return ""
+        cut = counted(len(self.cut), "episode")
+        if self.horizon is not None:
+            least = int(np.asarray(self.rollout.valid).sum(axis=0)[self.cut].min())
+            return f"{cut} truncated before the horizon; the shortest after {counted(least, 'step')}"
+        if self.rollout.action_mask is not None:
+            return f"{cut} truncated, and the file has no mask of the final observation; --horizon counts fewer steps"
+        return f"{cut} truncated, and nothing continues them: {why_no_q}" if fitted is None else ""
+
+    @cached_property
+    def log_ratio(self) -> np.ndarray:
+        """log π(a_t|s_t) − log μ(a_t|s_t) [T, N]."""
+        ours = log_probabilities(self.agent, self.rollout)[: len(self.valid)]
+        theirs = np.asarray(self.rollout.behaviour_log_prob, np.float64)[: len(self.valid)]
+        return np.where(self.valid, ours - theirs, 0.0)
+
+    def log_weights(self) -> np.ndarray:
+        """log w_t [T, N]."""
+        return log_weights(self.log_ratio, self.valid)
+
+    def bootstrap(self, fitted: Tail | None) -> np.ndarray:
+        """γ V̂(s_T) at the last step of the episodes that were cut off [T, N]; 0 elsewhere."""
+        found = np.zeros(self.valid.shape)
+        if fitted is not None and self.horizon is None:
+            found[self.valid.sum(axis=0)[self.cut] - 1, self.cut] = self.gamma * fitted.final[self.cut]
+        return found
+
+    def surprise(self, fitted: Tail) -> np.ndarray:
+        """δ_t = r_t + γ V̂(s_{t+1}) − Q̂(s_t, a_t) [T, N]."""
+        following = np.concatenate([fitted.v[1:], np.zeros_like(fitted.v[:1])])
+        return np.where(self.valid, self.reward + self.gamma * following + self.bootstrap(fitted) - fitted.q, 0.0)
+
+    def by_q(self, fitted: Tail) -> Judged:
+        """The mean V̂ over the episodes' first states. Its error is that of the fit, which no interval shows."""
+        return Judged(float(fitted.v[0].mean()), None, None)
+
+    def fitted(self, iterations: int | None) -> tuple[str, Tail | None]:
+        """The fitted values, or why there are none."""
+        if why := self.why_no_q():
+            return why, None
+        steps, place, drawn = self.steps()
+        if why := self.why_unseen(steps, drawn[: len(steps.reward)]):
+            return why, None
+        episodes = self.valid.shape[1]
+        fold_of = np.random.default_rng(self.random_seed).permutation(episodes) % 2
+        fitting = Fitting(iterations or usual_iterations(self.gamma, len(self.valid)))
+        returns = to_go(self.reward, self.valid, self.gamma)[self.valid.T.nonzero()[::-1]]
+        key = jax.random.key(self.random_seed)
+        start = start_values(self.encoder, self.agent.head, self.networks, steps, returns, key)
+        # Each half of the episodes is valued by the Q that was fitted to the other one.
+        kept = self.kept_rows()
+        rows = [kept[fold_of[self.episode_of_rows()[kept]] != fold] for fold in range(2)]
+        if not min(map(len, rows)):
+            return "there are too few steps whose successor is known", None
+        longest = max(map(len, rows))
+        values = fit(start, steps, np.stack([np.resize(x, longest) for x in rows]), self.gamma, fitting, key)
+        tail = self.valued(values, steps, place, fold_of)
+        why = self.why_unsettled(tail, spread_of(returns), fitting)
+        return (why, None) if why else ("", tail)
+
+    def why_unsettled(self, tail: Tail, spread: float, fitting: Fitting) -> str:
+        """Why Q̂ does not explain the recorded rewards, by the mean Σ_t γ^t δ_t of the episodes, which the other half's
+        Q̂ has not seen; empty if it does."""
+        surprise = self.surprise(tail)
+        if self.rollout.action_mask is not None:
+            surprise[self.valid.sum(axis=0)[self.cut] - 1, self.cut] = 0.0
+        total = discounts(surprise, self.gamma).sum(axis=0)
+        error = 2 * float(total.std(ddof=1)) / np.sqrt(len(total))
+        if abs(float(total.mean())) - error <= SETTLED * spread:
+            return ""
+        return (
+            f"the fitted Q does not explain the recorded rewards after {counted(fitting.iterations, 'iteration')}, by "
+            f"{abs(float(total.mean())):.2g} an episode; give more --iterations"
+        )
+
+    def why_no_q(self) -> str:
+        """Why no Q can be fitted; empty if one can."""
+        if has_memory(self.agent.model):
+            return "this policy has a memory, and Q(s, a) knows only one observation"
+        if self.horizon is not None:
+            return "Q(s, a) does not know how many steps are left until the horizon"
+        if self.gamma >= 1 and len(self.cut):
+            return "with γ = 1 an episode that was cut off has no end"
+        return "" if self.valid.shape[1] > 1 else "one episode cannot be divided into two halves"
+
+    def steps(self) -> tuple[Steps, np.ndarray, np.ndarray]:
+        """The recorded steps one after another, episode by episode; each step's place among them [T, N]; and an action
+        of π at each state."""
+        rollout, valid = self.rollout, self.valid
+        length = valid.sum(axis=0)
+        starts = np.cumsum(length) - length
+        place = np.where(valid, starts + np.arange(len(valid))[:, None], 0)
+
+        def flat(x: Any) -> np.ndarray:
+            return np.swapaxes(np.asarray(x), 0, 1)[valid.T]
+
+        def with_final(now: Any, after: Any) -> np.ndarray:
+            return np.concatenate([flat(now), np.asarray(after)[length - 1, np.arange(len(length))]])
+
+        states = jax.tree.map(with_final, rollout.observation, rollout.next_observation)
+        count = int(length.sum())
+        following = np.arange(count) + 1
+        following[starts + length - 1] = count + np.arange(len(length))
+        mask = None
+        if rollout.action_mask is not None:
+            allowed = flat(rollout.action_mask)
+            mask = np.concatenate([allowed, np.ones((len(length), allowed.shape[1]), bool)])
+        policy, drawn = policies(self.agent, states, mask, count + len(length), self.random_seed)
+        facts: dict[str, Any] = {
+            "action": flat(rollout.action),
+            "reward": flat(self.reward).astype(np.float32),
+            "terminated": flat(rollout.terminated),
+            "following": following.astype(np.int32),
+        }
+        return Steps(states=states, policy=policy, **facts), place, drawn
+
+    def episode_of_rows(self) -> np.ndarray:
+        """The episode of each recorded step, in the order of `steps`."""
+        return self.valid.T.nonzero()[0]
+
+    def kept_rows(self) -> np.ndarray:
+        """The rows to which Q is fitted: all whose target is known."""
+        rows = np.arange(int(self.valid.sum()))
+        if self.rollout.action_mask is None:
+            return rows
+        return rows[~np.swapaxes(np.asarray(self.rollout.truncated), 0, 1)[self.valid.T]]
+
+    def why_unseen(self, steps: Steps, drawn: np.ndarray) -> str:
+        """Why the recorded actions say too little about those that π takes; empty if they do not."""
+        head = self.agent.head
+        # Compared as the environment gets them, so that an action beyond a bound is one at the bound.
+        recorded, drawn = (sampled(head, head.to_environment(np.asarray(x))) for x in (steps.action, drawn))
+        if isinstance(head, DiscreteHead):
+            is_unseen = ~np.isin(drawn, np.unique(recorded))
+        else:
+            is_beyond = (drawn < recorded.min(axis=0)) | (drawn > recorded.max(axis=0))
+            is_unseen = is_beyond.reshape(len(recorded), -1).any(axis=1)
+        share = float(is_unseen.mean())
+        if share <= MOST_UNSEEN:
+            return ""
+        return (
+            f"in {share:.0%} of the states this policy takes an action that was never recorded, or is beyond the range"
+        )
+
+    def valued(self, values: Any, steps: Steps, place: np.ndarray, fold_of: np.ndarray) -> Tail:
+        """Q̂ and V̂ of every step, and V̂ of the final observations, each by the Q of its episode's fold."""
+        states, finals = len(self.episode_of_rows()) + len(fold_of), np.zeros((len(fold_of), *steps.action.shape[1:]))
+        action = np.concatenate([steps.action, finals.astype(steps.action.dtype)])
+        fold = np.concatenate([fold_of[self.episode_of_rows()], fold_of])
+        key = jax.random.key(self.random_seed + 1)
+
+        def both(observation: Any, policy: Any, action: Any, fold: Any, block: Any) -> Any:
+            def one(values: Any) -> Any:
+                v = values.expected(observation, policy, jax.random.fold_in(key, block[0]), SAMPLES)
+                return values.of(observation, action), v
+
+            return jax.tree.map(lambda x: jnp.where(fold == 1, x[1], x[0]), jax.lax.map(one, values))
+
+        q, v = in_blocks_of(ROWS, both, states, steps.states, steps.policy, action, fold, blocks_of(states))
+        q, v = q.astype(np.float64), v.astype(np.float64)
+        count = len(steps.reward)
+        return Tail(*(np.where(self.valid, x[place], 0.0) for x in (q, v)), final=v[count:])
+
+
+def judged(found: Estimated) -> Judged:
+    """The estimate, or its refusal if it rests on too few episodes."""
+    if not found.effective >= LEAST_EFFECTIVE:
+        rests = f"{found.effective:.1f}" if np.isfinite(found.effective) else "0"
+        return refused(f"it would rest on {rests} effective episodes, fewer than {LEAST_EFFECTIVE}")
+    return Judged(found.value, found.half_width(), found.effective)
+
+
+def refused(why: str) -> Judged:
+    """No number, and why."""
+    return Judged(None, None, None, why)
+
+
+def to_go(reward: np.ndarray, valid: np.ndarray, gamma: float) -> np.ndarray:
+    """Σ_{k≥t} γ^(k−t) r_k over the recorded rest of the episode [T, N]."""
+    found, following = np.zeros_like(reward), np.zeros(reward.shape[1])
+    for t in reversed(range(len(reward))):
+        following = np.where(valid[t], reward[t] + gamma * following, 0.0)
+        found[t] = following
+    return found
+
+
+def log_probabilities(agent: Agent, rollout: Rollout) -> np.ndarray:
+    """log π(a_t|s_t) of every step [T, N]; a policy with memory reads each episode from its start."""
+    steps, episodes = rollout.valid.shape
+    if has_memory(agent.model):
+        size, columns = max(1, ROWS // steps), partial(jax.tree.map, lambda x: np.swapaxes(np.asarray(x), 0, 1))
+
+        def remembered(observation: Any, action: Any, mask: Any) -> Any:
+            observation, action, mask = jax.tree.map(lambda x: jnp.swapaxes(x, 0, 1), (observation, action, mask))
+            memory = start_memory(agent.model, action.shape[1])
+            fresh = jnp.zeros(action.shape[:2], bool).at[0].set(True)
+            policy = unroll(agent.model, agent.features(observation), memory.carry, fresh, mask)[0].policy
+            return jnp.swapaxes(policy.log_prob(action), 0, 1)
+
+        inputs = columns((rollout.observation, rollout.action, padded_mask(rollout)))
+        return in_blocks_of(size, remembered, episodes, *inputs).T.astype(np.float64)
+
+    def at_once(observation: Any, action: Any, mask: Any) -> Any:
+        return agent.policy(observation, mask).log_prob(action)
+
+    flat = jax.tree.map(
+        lambda x: np.asarray(x).reshape(-1, *x.shape[2:]), (rollout.observation, rollout.action, padded_mask(rollout))
+    )
+    found = in_blocks_of(ROWS, at_once, steps * episodes, *flat)
+    return np.asarray(found, np.float64).reshape(steps, episodes)
+
+
+def padded_mask(rollout: Rollout) -> Any:
+    """The masks, with everything allowed in padding."""
+    mask = rollout.action_mask
+    return None if mask is None else np.asarray(mask) | ~np.asarray(rollout.valid)[..., None]
+
+
+def policies(agent: Agent, states: Any, mask: Any, count: int, random_seed: int) -> tuple[Any, np.ndarray]:
+    """π(·|s) at each state, as NumPy arrays, and an action drawn from it."""
+    key = jax.random.key(random_seed)
+
+    def one(observation: Any, mask: Any, block: Any) -> Any:
+        policy = agent.policy(observation, mask)
+        return policy, policy.choose(policy.noise(jax.random.fold_in(key, block[0])))
+
+    return in_blocks_of(ROWS, one, count, states, mask, blocks_of(count))
+
+
+def blocks_of(count: int) -> np.ndarray:
+    """The number of the block in which each row is computed."""
+    return (np.arange(count) // ROWS).astype(np.int32)

@@ -1,0 +1,263 @@
+"""Fitted Q evaluation: Q^π from recorded steps, by regression on its own targets.
+
+    Q_{k+1} = argmin_Q Σ (Q(s, a) − y)²,   y = r + γ E_{a'~π(·|s')}[Q_k(s', a')],   without the last term if terminated
+
+Source: Le, Voloshin & Yue 2019, Batch Policy Learning under Constraints, algorithm 3. Each regression continues from
+the last one's network, with a few minibatches. A truncated step bootstraps from its true final observation.
+"""
+
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from functools import partial
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+from jaxtyping import Array, Bool, Float, Int, PRNGKeyArray, Shaped
+
+from upslope.core.arrays import STATIC, pytree
+from upslope.core.distributions import Distribution
+from upslope.models.agent import Agent
+from upslope.models.build import ModelSpec
+from upslope.models.encoders import (
+    BoxEncoder,
+    DictEncoder,
+    DiscreteEncoder,
+    MultiBinaryEncoder,
+    MultiDiscreteEncoder,
+    ObservationEncoder,
+    TupleEncoder,
+)
+from upslope.models.heads import ActionHead, BoxHead, DictHead, DiscreteHead, MultiBinaryHead, MultiDiscreteHead
+from upslope.models.normaliser import RunningStatistics, start_normaliser, updated
+
+MOST_ITERATIONS, LEAST_ITERATIONS = 1000, 200
+HORIZONS = 4
+"""Each iteration looks one step further; by default there are this many times 1/(1−γ), within the limits above."""
+
+
+@dataclass(frozen=True)
+class Fitting:
+    """How Q is fitted."""
+
+    iterations: int
+    """Regressions, each on the targets of the last."""
+    updates: int = 50
+    """Minibatches of each regression."""
+    batch_size: int = 256
+    learning_rate: float = 1e-3
+    """Adam's step size, which falls linearly to 0."""
+    samples: int = 8
+    """Actions drawn from π where the expectation over them is not a sum."""
+
+
+def usual_iterations(gamma: float, longest: int) -> int:
+    """The number of iterations for this γ and episodes of up to `longest` steps."""
+    horizon = min(1 / (1 - gamma), longest) if gamma < 1 else longest
+    return int(np.clip(math.ceil(HORIZONS * horizon), LEAST_ITERATIONS, MOST_ITERATIONS))
+
+
+class Steps(NamedTuple):
+    """M recorded steps of N episodes."""
+
+    states: Any
+    """The observations of the steps, then each episode's final one, [M + N, …]."""
+    policy: Distribution
+    """π(·|s) at these states."""
+    action: Shaped[Array, "M ..."]
+    reward: Float[Array, "M"]
+    terminated: Bool[Array, "M"]
+    following: Int[Array, "M"]
+    """The place of s_{t+1} among the states."""
+
+    def at(self, rows: Int[Array, "B"]) -> tuple[Any, Distribution]:
+        """The states of these rows, and π there."""
+        return jax.tree.map(lambda x: x[rows], (self.states, self.policy))
+
+
+@pytree
+class ActionValues:
+    """Q̂(s, a) = offset + scale · network(s)_a for a choice of actions, or offset + scale · network(s, a)."""
+
+    network: Agent
+    """An agent whose policy has the values as its logits."""
+    offset: Float[Array, ""]
+    scale: Float[Array, ""]
+    head: ActionHead = field(metadata=STATIC)
+    """The head of the actions."""
+
+    def of(self, observation: Any, action: Shaped[Array, "B ..."]) -> Float[Array, "B"]:
+        """Q̂(s, a)."""
+        if isinstance(self.head, DiscreteHead):
+            return jnp.take_along_axis(self.outputs(observation), action[:, None].astype(jnp.int32), axis=1)[:, 0]
+        return self.outputs((observation, self.head.to_compiled(action)))[:, 0]
+
+    def expected(self, observation: Any, policy: Distribution, key: PRNGKeyArray, samples: int) -> Float[Array, "B"]:
+        """E_{a~π(·|s)}[Q̂(s, a)]: a sum over the choices of a Discrete action, else the mean over sampled actions."""
+        if isinstance(self.head, DiscreteHead):
+            return jnp.sum(probabilities(policy, self.head.n) * self.outputs(observation), axis=-1)
+
+        def sampled(key: PRNGKeyArray) -> Array:
+            return self.of(observation, policy.choose(policy.noise(key)))
+
+        return jnp.mean(jax.vmap(sampled)(jax.random.split(key, samples)), axis=0)
+
+    def outputs(self, inputs: Any) -> Float[Array, "B K"]:
+        """The network's outputs in the environment's units of reward."""
+        policy: Any = self.network.policy(inputs)
+        return self.offset + self.scale * policy.logits
+
+
+def probabilities(policy: Distribution, n: int) -> Float[Array, "... n"]:
+    """π(a|s) of each of n choices, of any distribution over them."""
+    shape = jax.eval_shape(policy.mode).shape
+    each = [policy.log_prob(jnp.full(shape, a, jnp.int32)) for a in range(n)]
+    return jnp.exp(jnp.stack(each, axis=-1))
+
+
+def start_values(
+    encoder: ObservationEncoder,
+    head: ActionHead,
+    settings: Mapping[str, Any],
+    steps: Steps,
+    returns: Float[np.ndarray, "M"],
+    key: PRNGKeyArray,
+) -> ActionValues:
+    """A fresh network, which gives about the mean of the recorded returns everywhere.
+
+    `settings` are the networks' `hidden_sizes`, `activation` and `encoders`. Real-valued inputs are normalised by the
+    recorded ones.
+    """
+    wanted = dict(settings)
+    inputs: Any = jax.tree.map(lambda x: x[: len(returns)], steps.states)
+    if isinstance(head, DiscreteHead):
+        read, outputs = encoder, DiscreteHead(head.n)
+    else:
+        read, outputs = TupleEncoder((encoder, encoder_of_actions(head))), DiscreteHead(1)
+        inputs = (inputs, head.to_compiled(steps.action))
+        wanted["encoders"] = tuple(f"0/{x}" if "=" in x else x for x in wanted.get("encoders", ()))
+    rows = jax.tree.map(lambda x: jnp.asarray(x)[None], inputs)
+    valid = jnp.ones((1, len(returns)), bool)
+    network = Agent(
+        model=ModelSpec(read, outputs, wanted).build(key),
+        normaliser=updated(start_normaliser(read.normalised), rows, valid),
+        return_statistics=RunningStatistics.start(()),
+        head=outputs,
+        normalize_rewards=False,
+    )
+    return ActionValues(network, jnp.float32(returns.mean()), jnp.float32(spread_of(returns)), head)
+
+
+def spread_of(returns: Float[np.ndarray, "M"]) -> float:
+    """The standard deviation of returns, or a little of their size if they hardly differ."""
+    return max(float(returns.std()), 1e-3 * float(np.abs(returns).max()), 1e-6)
+
+
+def encoder_of_actions(head: ActionHead) -> ObservationEncoder:
+    """The encoder of actions as a compiled environment gets them: clipped, and with choices that start at 0."""
+    if isinstance(head, DiscreteHead):
+        return DiscreteEncoder(head.n)
+    if isinstance(head, MultiDiscreteHead):
+        return MultiDiscreteEncoder(head.shape, head.sizes, (0,) * len(head.sizes))
+    if isinstance(head, MultiBinaryHead):
+        return MultiBinaryEncoder(head.shape)
+    if isinstance(head, BoxHead):
+        return BoxEncoder(head.shape)
+    parts: Sequence[tuple[Any, ActionHead]] = head.children  # pyright: ignore[reportAttributeAccessIssue]
+    encoders = [(key, encoder_of_actions(part)) for key, part in parts]
+    return DictEncoder(tuple(encoders)) if isinstance(head, DictHead) else TupleEncoder(tuple(x for _, x in encoders))
+
+
+def fit(
+    start: ActionValues,
+    steps: Steps,
+    folds: Int[np.ndarray, "F K"],
+    gamma: float,
+    fitting: Fitting,
+    key: PRNGKeyArray,
+) -> ActionValues:
+    """Q̂ of each fold [F], fitted to the steps whose rows it lists.
+
+    Targets stay within what the recorded rewards allow, [min(r, 0), max(r, 0)] / (1−γ), so that none diverges.
+    """
+    keys = jax.random.split(key, len(folds))
+
+    def every_fold(start: ActionValues, steps: Steps, folds: Array) -> ActionValues:
+        regress = Regression(start, steps, gamma, fitting).run
+        return jax.lax.map(lambda each: regress(*each), (folds, keys))
+
+    return jax.jit(every_fold)(start, steps, jnp.asarray(folds))
+
+
+@dataclass(frozen=True)
+class Regression:
+    """The regressions of one fold, inside a compiled program."""
+
+    start: ActionValues
+    steps: Steps
+    gamma: float
+    fitting: Fitting
+
+    def run(self, rows: Int[Array, "K"], key: PRNGKeyArray) -> ActionValues:
+        """All iterations on these rows."""
+
+        def iteration(carry: tuple[ActionValues, Any], key: PRNGKeyArray) -> tuple[tuple[ActionValues, Any], None]:
+            target = carry[0]
+
+            def minibatch(carry: tuple[ActionValues, Any], key: PRNGKeyArray) -> tuple[Any, None]:
+                draw, actions = jax.random.split(key)
+                chosen = rows[jax.random.randint(draw, (self.fitting.batch_size,), 0, len(rows))]
+                return self.update(*carry, chosen, self.targets(target, chosen, actions)), None
+
+            return jax.lax.scan(minibatch, carry, jax.random.split(key, self.fitting.updates))
+
+        carry = (self.start, self.optimiser.init(self.start.network.model))
+        (values, _), _ = jax.lax.scan(iteration, carry, jax.random.split(key, self.fitting.iterations))
+        return values
+
+    def targets(self, target: ActionValues, rows: Int[Array, "B"], key: PRNGKeyArray) -> Float[Array, "B"]:
+        """y = r + γ E_{a'~π}[Q(s', a')] of these steps."""
+        reward, every = self.steps.reward[rows], self.steps.reward
+        ahead = target.expected(*self.steps.at(self.steps.following[rows]), key, self.fitting.samples)
+        y = reward + self.gamma * jnp.where(self.steps.terminated[rows], 0.0, ahead)
+        if self.gamma >= 1:
+            return y
+        return jnp.clip(
+            y, jnp.minimum(every.min(), 0) / (1 - self.gamma), jnp.maximum(every.max(), 0) / (1 - self.gamma)
+        )
+
+    def update(
+        self, values: ActionValues, state: Any, rows: Int[Array, "B"], y: Float[Array, "B"]
+    ) -> tuple[ActionValues, Any]:
+        """One step of the optimiser down the mean of (Q(s, a) − y)², in the network's units."""
+        states, _ = self.steps.at(rows)
+
+        def loss(model: Any) -> Array:
+            return jnp.mean(((with_model(values, model).of(states, self.steps.action[rows]) - y) / values.scale) ** 2)
+
+        model = values.network.model
+        moves, state = self.optimiser.update(jax.grad(loss)(model), state, model)
+        return with_model(values, optax.apply_updates(model, moves)), state
+
+    @property
+    def optimiser(self) -> optax.GradientTransformation:
+        """Adam with a step size that falls to 0."""
+        count = self.fitting.iterations * self.fitting.updates
+        return optax.adam(optax.linear_schedule(self.fitting.learning_rate, 0.0, count))
+
+
+def with_model(values: ActionValues, model: Any) -> ActionValues:
+    """The values with another network."""
+    return replace(values, network=replace(values.network, model=model))
+
+
+def in_blocks_of(size: int, function: Any, count: int, *trees: Any) -> Any:
+    """Apply a function of rows to `count` rows, `size` at a time in one compiled program; the results as NumPy."""
+    size, compiled, found = min(size, count), jax.jit(function), []
+    for start in range(0, count, size):
+        rows = np.minimum(np.arange(start, start + size), count - 1)
+        found.append(compiled(*jax.tree.map(partial(np.take, indices=rows, axis=0), trees)))
+    return jax.tree.map(lambda *x: np.concatenate(x)[:count], *found)
