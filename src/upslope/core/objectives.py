@@ -127,6 +127,46 @@ class Clip(Objective):
         return -jnp.minimum(ratio * sample.weight, clipped * sample.weight)
 
 
+@dataclass(frozen=True)
+class NaturalGradient(Objective):
+    """L = −Ψ π_θ/μ, descended along F⁻¹∇L rather than ∇L: θ ← θ − αx, x = F⁻¹∇L, with α such that ½ (αx)ᵀF(αx) = δ.
+
+    F = E[∇² KL(π_old‖π_θ)] + damping · I is the Fisher matrix of the policy, so that a step has the same length in KL
+    whatever the parameters mean. One step per batch (Kakade 2001, "A Natural Policy Gradient"; the damping and the
+    conjugate gradients that solve Fx = ∇L are those of Schulman et al. 2015, appendix C). Usual: δ 0.001 to 0.05 nats.
+    """
+
+    delta: float = 0.01
+    damping: float = 0.1
+    conjugate_gradient_iterations: int = 15
+
+    def __post_init__(self) -> None:
+        if not self.delta > 0:
+            raise UpslopeError(f"{type(self).__name__} needs δ > 0, not {self.delta}: it is how far a step moves.")
+        if not self.damping >= 0:
+            raise UpslopeError(f"{type(self).__name__} needs a damping ≥ 0, not {self.damping}.")
+        if self.conjugate_gradient_iterations < 1:
+            raise UpslopeError(f"{type(self).__name__} needs 1 or more conjugate gradient iterations.")
+
+    def loss(self, state: ObjectiveState, sample: Sample) -> Float[Array, "B"]:
+        return -sample.weight * importance_ratio(sample)
+
+
+@dataclass(frozen=True)
+class TrustRegion(NaturalGradient):
+    """The step of `NaturalGradient`, shortened until the loss falls and KL(π_old‖π_θ) ≤ δ (Schulman et al. 2015, TRPO).
+
+    It tries 1, 0.8, 0.8², … of the step, `backtracks` lengths at most, and moves nothing if none of them will do.
+    """
+
+    backtracks: int = 10
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if self.backtracks < 1:
+            raise UpslopeError(f"TrustRegion needs 1 or more lengths to try, not {self.backtracks}.")
+
+
 def importance_ratio(sample: Sample) -> Float[Array, "..."]:
     """ρ = π_θ(a|s) / μ(a|s)."""
     return jnp.exp(sample.log_prob - sample.behaviour_log_prob)

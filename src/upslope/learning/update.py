@@ -15,13 +15,22 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, PRNGKeyArray, Shaped
 
-from upslope.core.objectives import Clip, Objective, ObjectiveState, PolicyGradient, Sample, importance_ratio
+from upslope.core.objectives import (
+    Clip,
+    NaturalGradient,
+    Objective,
+    ObjectiveState,
+    PolicyGradient,
+    Sample,
+    importance_ratio,
+)
 from upslope.core.types import Credit, Metrics, Rollout
 from upslope.errors import UpslopeError
 from upslope.learning.batch import Batch, batch_of, inputs_of, outputs_of
 from upslope.learning.blocks import in_blocks
 from upslope.learning.descent import Descent, Plan, descend, start_optimiser
 from upslope.learning.health import HealthProbe, UpdateData
+from upslope.learning.natural import descend_naturally
 from upslope.learning.optimisers import Optimiser
 from upslope.learning.two_devices import on_two_devices
 from upslope.models.agent import Agent
@@ -35,6 +44,11 @@ from upslope.models.model import (
     parameters_of,
     start_memory,
     with_parameters,
+)
+
+NEEDS_OWN_PARAMETERS = (
+    "{} measures steps by the policy's own Fisher matrix, so the policy cannot share parameters with the critic. Leave "
+    "out --shared-trunk (a model of your own: give the groups `policy` and `value`), or use --objective clip."
 )
 
 
@@ -226,6 +240,8 @@ def descend_groups(
         return descend(update.plan(epochs), loss, start, batch, key, pace.learning_rate, must_stop)
 
     if SHARED in learner.optimisers:
+        if isinstance(update.objective, NaturalGradient):
+            raise UpslopeError(NEEDS_OWN_PARAMETERS.format(type(update.objective).__name__))
         descent, metrics = descend_group(SHARED, shared_loss, update.epochs, policy_key, may_stop=True)
         return {SHARED: descent}, (metrics, {})
 
@@ -234,10 +250,14 @@ def descend_groups(
             return Descent(parameters_of(model, VALUE), learner.optimisers[VALUE], jnp.bool_(False)), {}
         return descend_group(VALUE, value_loss, update.critic_epochs, value_key, may_stop=False)
 
+    def policy_descent() -> tuple[Descent, Metrics]:
+        if isinstance(pace.objective, NaturalGradient):
+            start = Descent(parameters_of(model, POLICY), learner.optimisers[POLICY], jnp.bool_(False))
+            return descend_naturally(pace.objective, policy_loss, start, batch, vmapped=update.vmapped)
+        return descend_group(POLICY, policy_loss, update.epochs, policy_key, may_stop=True)
+
     both: Callable[..., Any] = on_two_devices if update.apart else lambda first, second: (first(), second())
-    (actor, actor_metrics), (critic, critic_metrics) = both(
-        lambda: descend_group(POLICY, policy_loss, update.epochs, policy_key, may_stop=True), value_descent
-    )
+    (actor, actor_metrics), (critic, critic_metrics) = both(policy_descent, value_descent)
     return {POLICY: actor, VALUE: critic}, (actor_metrics, critic_metrics)
 
 
