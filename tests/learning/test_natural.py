@@ -1,5 +1,6 @@
-"""Natural steps against the Fisher matrix enumerated over all actions, their length in KL, and another parametrisation."""
+"""Natural steps against the Fisher matrix enumerated over all actions, their length in KL, other parameters."""
 
+import signal
 from functools import partial
 
 import jax
@@ -8,6 +9,7 @@ import numpy as np
 import pytest
 from gymnasium.spaces import Box, Dict, Discrete, MultiBinary, MultiDiscrete
 from helpers import fresh_agent, improve_once, rollout_of, same
+from run_helpers import before_chunk, metrics_of
 
 import upslope
 from upslope.core.distributions import Categorical, DiagonalGaussian
@@ -18,6 +20,8 @@ from upslope.learning.evaluation import log_probs
 from upslope.learning.natural import line_search, natural_step
 from upslope.learning.update import begin_learning, plain_update
 from upslope.models.model import POLICY, VALUE, parameters_of
+
+pytestmark = pytest.mark.usefixtures("compiled_for_users")
 
 PROBABILITY = np.asarray([[0.5, 0.3, 0.2], [0.1, 0.1, 0.8]])
 
@@ -160,10 +164,17 @@ def test_what_a_natural_step_does_not_read_is_refused(settings, said):
         upslope.train("jax:CartPole-v1", "trpo", **settings)
 
 
-def test_a_run_and_its_seeds(tmp_path):
-    """With a memory and a normaliser: the KL of every update is within δ, and resuming changes no bit."""
-    settings = {"num_envs": 4, "rollout_steps": 16, "minibatches": 2, "critic_epochs": 2, "hidden_sizes": (8,)}
-    settings |= {"memory": "gru", "memory_size": 4, "normalize_observations": True, "delta": 0.005, "folder": tmp_path}
-    run = upslope.train("jax:CartPole-v1", "trpo", steps=640, seeds=2, quiet=True, name="both", **settings)
-    kl = run.metrics["policy/kl"]
-    assert kl.shape[0] == 2 and np.nanmax(kl) <= 0.005 * (1 + 1e-3)
+def test_a_seed_that_was_stopped_and_resumed_alone_is_that_seed_among_others(tmp_path):
+    """On the host, with a memory and a normaliser; the KL of every update is within δ."""
+    settings = {"num_envs": 2, "rollout_steps": 16, "minibatches": 2, "critic_epochs": 2, "hidden_sizes": (8,)}
+    settings |= {"memory": "gru", "memory_size": 4, "normalize_observations": True, "delta": 0.005, "steps": 320}
+    train = partial(upslope.train, "CartPole-v1", "trpo", folder=tmp_path, quiet=True, preset=False, **settings)
+    among = metrics_of(train(name="both", seeds=2).path)
+    kl = [row["policy/kl"] for row in among]
+    assert len(kl) == 20 and 0 < max(kl) <= 0.005 * (1 + 1e-3)
+    stop_here = before_chunk(4, lambda: signal.raise_signal(signal.SIGINT))
+    with stop_here, pytest.raises(KeyboardInterrupt):
+        train(name="alone", seed=1)
+    assert 0 < len(metrics_of(tmp_path / "alone")) < 10
+    resumed = metrics_of(upslope.resume(tmp_path / "alone", quiet=True).path)
+    assert resumed == [row for row in among if row["seed"] == 1]
