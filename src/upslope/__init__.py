@@ -23,7 +23,9 @@ if TYPE_CHECKING:
     from upslope.core.estimators import TotalReturn as TotalReturn
     from upslope.core.estimators import UnitWeight as UnitWeight
     from upslope.core.estimators import VTrace as VTrace
+    from upslope.core.objectives import SPO as SPO
     from upslope.core.objectives import Clip as Clip
+    from upslope.core.objectives import DualClip as DualClip
     from upslope.core.objectives import ImportanceSampled as ImportanceSampled
     from upslope.core.objectives import KLPenalty as KLPenalty
     from upslope.core.objectives import NaturalGradient as NaturalGradient
@@ -84,7 +86,7 @@ PUBLIC_NAMES = {
     "core.estimators": ("Estimator", "TotalReturn", "RewardToGo", "Baseline", "NStep", "GAE", "VTrace", "UnitWeight"),
     "core.objectives": (
         *("Objective", "Sample", "PolicyGradient", "ImportanceSampled", "KLPenalty", "Clip"),
-        *("NaturalGradient", "TrustRegion"),
+        *("DualClip", "SPO", "NaturalGradient", "TrustRegion"),
     ),
     "core.types": ("Transition", "Rollout", "Values", "Credit"),
     "environments.base": ("CompiledEnvironment",),

@@ -40,8 +40,8 @@ class Config:
     """Axis 1, the weight Ψ of an action: total_return, reward_to_go, baseline, n_step, gae, vtrace, unit, or
     module:Name."""
     objective: str = "clip"
-    """Axis 2, how the policy moves: policy_gradient, importance_sampled, kl_penalty, clip, natural_gradient,
-    trust_region, or module:Name."""
+    """Axis 2, how the policy moves: policy_gradient, importance_sampled, kl_penalty, clip, dual_clip, spo,
+    natural_gradient, trust_region, or module:Name."""
     data: str | None = None
     """Learn from this recorded file instead of acting (off_policy, clone)."""
     steps: int = 500_000
@@ -99,7 +99,9 @@ class Config:
     n: int = 5
     """n of n_step, the number of steps before bootstrapping from the critic. Usual: 1 to 20."""
     epsilon: float = 0.2
-    """ε of clip: moving the ratio outside [1−ε, 1+ε] gains nothing. Usual: 0.1 to 0.3."""
+    """ε of clip, dual_clip and spo: moving the ratio outside [1−ε, 1+ε] gains nothing. Usual: 0.1 to 0.3."""
+    c: float = 3.0
+    """c of dual_clip: an action of negative weight costs at most c times it, however probable it became. Usual: 3."""
     epsilon_schedule: str = "constant"
     """How ε changes over the budget: constant, linear, or cosine."""
     beta: float = 1.0
@@ -123,6 +125,12 @@ class Config:
     imitation_iterations: int = 0
     """With recorded data: number of initial iterations in which the policy only imitates the recorded actions while the
     critic learns, so that importance weights start near 1. Usual: 5 to 20 for off_policy."""
+    value_clip: float | None = None
+    """Moving the critic's V further than this in an update gains nothing, in the learner's unit of reward; by default
+    it may move freely. Usual: 0.2 with normalised rewards."""
+    rpo_alpha: float = 0.0
+    """Move the mean of each Box action by up to ± this times half its range, at random, where the ratio is computed, so
+    that σ does not shrink early (RPO). Usual: 0.01 to 0.5."""
     minibatches: int = 4
     """Number of minibatches per epoch. Usual: 32 to 4096 samples per minibatch."""
     entropy_coefficient: float = 0.01
@@ -220,6 +228,7 @@ LIMITS: dict[str, tuple[str, Callable[[Any], bool]]] = {
             "max_grad_norm",
             "memory_size",
             "delta",
+            "c",
             "rho_bar",
             "c_bar",
             "conjugate_gradient_iterations",
@@ -228,11 +237,19 @@ LIMITS: dict[str, tuple[str, Callable[[Any], bool]]] = {
         ("greater than 0", lambda x: x > 0),
     ),
     **dict.fromkeys(
-        ("max_episode_steps", "critic_epochs", "sequence_length", "target_kl", "clip_rewards"),
+        ("max_episode_steps", "critic_epochs", "sequence_length", "target_kl", "value_clip", "clip_rewards"),
         ("greater than 0, or left out", lambda x: x is None or x > 0),
     ),
     **dict.fromkeys(
-        ("entropy_coefficient", "imitation_iterations", "beta", "damping", "weight_decay", "value_coefficient"),
+        (
+            "entropy_coefficient",
+            "imitation_iterations",
+            "beta",
+            "damping",
+            "weight_decay",
+            "value_coefficient",
+            "rpo_alpha",
+        ),
         ("0 or more", lambda x: x >= 0),
     ),
     "gamma": ("in [0, 1]", lambda x: 0 <= x <= 1),

@@ -126,6 +126,7 @@ ALGORITHMS: dict[str, Rung] = {
         "Another policy acted: cut the importance weights off in the weights and in the critic's targets.",
         settings={**ONE_STEP, "lambda_": 1.0, "rollout_steps": 20, "num_envs": 8, "learning_rate": 1e-3},
     ),
+    "spo": Rung("gae", "spo", "A parabola in the ratio instead of its clip, which leads back what went too far: SPO."),
 }
 
 ESTIMATORS = {
@@ -142,6 +143,8 @@ OBJECTIVES = {
     "importance_sampled": "π/μ · Ψ",
     "kl_penalty": "π/μ · Ψ − β KL, fixed or adaptive β",
     "clip": "min(π/μ · Ψ, clip(π/μ) · Ψ)",
+    "dual_clip": "clip, at most c |Ψ| where Ψ < 0",
+    "spo": "π/μ · Ψ − |Ψ| (π/μ − 1)² / 2ε",
     "natural_gradient": "π/μ · Ψ, a step along F⁻¹∇ of KL δ",
     "trust_region": "π/μ · Ψ, the natural step within KL ≤ δ",
 }

@@ -27,6 +27,7 @@ from upslope.environments.registry import AnyEnvironment, EnvironmentLike, label
 from upslope.errors import UpslopeError
 from upslope.learning.iteration import Task
 from upslope.models.build import ModelSpec
+from upslope.models.heads import BoxHead
 from upslope.models.model import SHARED, group_places
 from upslope.models.model import has_memory as has_carry
 
@@ -192,6 +193,8 @@ def missing_reader(name: str, config: Config, task: Task) -> str:
         "epochs": (not is_natural, f"{steps_often}; the critic uses --critic-epochs"),
         **dict.fromkeys(("target_kl", "min_effective_sample_size"), (not is_natural, steps_often)),
         "epsilon_schedule": (hasattr(objective, "epsilon"), parts_where(lambda kind: hasattr(kind, "epsilon"))),
+        "value_clip": (estimator.needs_critic, critics),
+        "rpo_alpha": (isinstance(task.model.head, BoxHead) and not is_natural, f"Box actions and {steps_often}"),
         "gamma": (not is_unit, "estimators of returns"),
         "normalize_rewards": (not is_unit, "estimators of returns"),
         "clip_rewards": (not is_unit, "estimators of returns"),

@@ -11,7 +11,9 @@ from upslope.config.config import Config
 from upslope.config.ladder import ALGORITHMS
 from upslope.core.estimators import GAE, Baseline, Estimator, NStep, RewardToGo, TotalReturn, UnitWeight, VTrace
 from upslope.core.objectives import (
+    SPO,
     Clip,
+    DualClip,
     ImportanceSampled,
     KLPenalty,
     NaturalGradient,
@@ -43,6 +45,8 @@ OBJECTIVE_TYPES: dict[str, type[Objective]] = {
     "importance_sampled": ImportanceSampled,
     "kl_penalty": KLPenalty,
     "clip": Clip,
+    "dual_clip": DualClip,
+    "spo": SPO,
     "natural_gradient": NaturalGradient,
     "trust_region": TrustRegion,
 }
@@ -102,7 +106,7 @@ def parameters(part: Any) -> dict[str, str]:
 
 
 HYPERPARAMETERS = (
-    *("lambda_", "rho_bar", "c_bar", "n", "epsilon", "beta", "beta_target"),
+    *("lambda_", "rho_bar", "c_bar", "n", "epsilon", "c", "beta", "beta_target"),
     *("delta", "damping", "conjugate_gradient_iterations", "backtracks"),
 )
 """Settings that belong to an estimator or an objective rather than to every run."""
@@ -182,6 +186,8 @@ def task_of(config: Config, environment: AnyEnvironment, parts: Parts = NO_PARTS
         min_effective_sample_size=config.min_effective_sample_size,
         normalize_advantage=config.normalize_advantage,
         value_coefficient=config.value_coefficient,
+        value_clip=config.value_clip,
+        rpo_alpha=config.rpo_alpha,
         sequence_length=config.sequence_length,
     )
     if config.data is None:  # with recorded data or a user's model, sizes are known only with a rollout

@@ -128,6 +128,45 @@ class Clip(Objective):
 
 
 @dataclass(frozen=True)
+class DualClip(Clip):
+    """`Clip`, whose loss for Ψ < 0 is at most −c Ψ: L = −max(min(Ψ ρ, Ψ clip(ρ, 1−ε, 1+ε)), c Ψ).
+
+    A ratio far above 1 with a negative weight otherwise gives a loss without a bound, e.g. where another policy acted
+    (Ye et al. 2020, "Mastering Complex Control in MOBA Games with Deep Reinforcement Learning"). Usual: c = 3.
+    """
+
+    c: float = 3.0
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if not self.c > 1 + self.epsilon:
+            raise UpslopeError(f"DualClip needs c > 1 + ε = {1 + self.epsilon:g}, not {self.c}: below it Clip ends.")
+
+    def loss(self, state: ObjectiveState, sample: Sample) -> Float[Array, "B"]:
+        clipped = super().loss(state, sample)
+        return jnp.where(sample.weight < 0, jnp.minimum(clipped, -self.c * sample.weight), clipped)
+
+
+@dataclass(frozen=True)
+class SPO(Objective):
+    """L = −(Ψ ρ − |Ψ| (ρ − 1)² / 2ε), ρ = π_θ/μ: a parabola whose top lies at ρ = 1 + ε for Ψ > 0, at 1 − ε for Ψ < 0.
+
+    Where `Clip` has no gradient outside of [1−ε, 1+ε], this one leads back (Xie et al. 2024, "Simple Policy
+    Optimization"). Usual: ε = 0.2.
+    """
+
+    epsilon: float = 0.2
+
+    def __post_init__(self) -> None:
+        if not 0 < self.epsilon < 1:
+            raise UpslopeError(f"SPO needs 0 < ε < 1, not {self.epsilon}: the ratio is led to 1 ± ε.")
+
+    def loss(self, state: ObjectiveState, sample: Sample) -> Float[Array, "B"]:
+        ratio = importance_ratio(sample)
+        return -(sample.weight * ratio - jnp.abs(sample.weight) * (ratio - 1) ** 2 / (2 * self.epsilon))
+
+
+@dataclass(frozen=True)
 class NaturalGradient(Objective):
     """L = −Ψ π_θ/μ, descended along F⁻¹∇L rather than ∇L: θ ← θ − αx, x = F⁻¹∇L, with α such that ½ (αx)ᵀF(αx) = δ.
 

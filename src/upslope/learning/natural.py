@@ -35,14 +35,17 @@ def descend_naturally(
         loss_sum, kl_sum = (jnp.sum(jnp.where(batch.valid, x, 0.0)) for x in (losses, distance.kl))
         return loss_sum / count, kl_sum / count
 
+    def moved(parameters: Array) -> Descent:
+        return start._replace(parameters=unpack(parameters))
+
     (before, _), gradients = minibatch_gradient(loss, start.parameters, batch, None, in_halves=not vmapped)
     gradient = concatenate_leaves(gradients)
     step = natural_step(objective, lambda parameters: means(parameters)[1], flat, gradient)
-    share, tried = line_search(objective, means, flat, step) if isinstance(objective, TrustRegion) else (1.0, None)
-    parameters = flat - share * step
     metrics = {"loss": before, "gradient_norm": jnp.linalg.norm(gradient)}
-    metrics |= {"improvement": before - means(parameters)[0]} | ({} if tried is None else {"line_search_steps": tried})
-    return start._replace(parameters=unpack(parameters)), metrics
+    if isinstance(objective, TrustRegion):
+        share, tried, gain = line_search(objective, means, flat, step)
+        return moved(flat - share * step), metrics | {"improvement": gain, "line_search_steps": tried}
+    return moved(flat - step), metrics | {"improvement": means(flat)[0] - means(flat - step)[0]}
 
 
 def natural_step(objective: NaturalGradient, mean_kl: Any, parameters: Array, gradient: Array) -> Float[Array, "P"]:
@@ -54,16 +57,18 @@ def natural_step(objective: NaturalGradient, mean_kl: Any, parameters: Array, gr
     return jnp.where(square > 0, jnp.sqrt(2 * objective.delta / jnp.where(square > 0, square, 1.0)), 0.0) * direction
 
 
-def line_search(objective: TrustRegion, means: Any, start: Array, step: Array) -> tuple[Array, Array]:
-    """The first of 1, 0.8, 0.8², … of the step for which the loss falls and the KL is at most δ, or 0; and how many
-    were tried."""
+def line_search(objective: TrustRegion, means: Any, start: Array, step: Array) -> tuple[Array, Array, Array]:
+    """The first of 1, 0.8, 0.8², … of the step for which the loss falls and the KL is at most δ, or 0; how many were
+    tried; and how far the loss fell."""
     before = means(start)[0]
 
-    def attempt(state: tuple[Array, Array]) -> tuple[Array, Array]:
-        tried, _ = state
+    def attempt(state: tuple[Array, Array, Array]) -> tuple[Array, Array, Array]:
+        tried, _, _ = state
         after, kl = means(start - SHRINK**tried * step)
-        return tried + 1, (after < before) & (kl <= objective.delta)
+        is_accepted = (after < before) & (kl <= objective.delta)
+        return tried + 1, is_accepted, jnp.where(is_accepted, before - after, 0.0)
 
     goes_on = lambda state: ~state[1] & (state[0] < objective.backtracks)  # noqa: E731
-    tried, accepted = jax.lax.while_loop(goes_on, attempt, (jnp.float32(0), jnp.bool_(False)))
-    return jnp.where(accepted, SHRINK ** (tried - 1), 0.0), tried
+    nothing = (jnp.float32(0), jnp.bool_(False), jnp.float32(0))
+    tried, accepted, gain = jax.lax.while_loop(goes_on, attempt, nothing)
+    return jnp.where(accepted, SHRINK ** (tried - 1), 0.0), tried, gain
