@@ -11,6 +11,7 @@ holds fresh episodes in both modes with the last checkpoint, never the best one.
 
 import argparse
 import json
+import math
 import platform
 import tempfile
 from dataclasses import dataclass, field
@@ -53,6 +54,22 @@ XMINIGRID: dict[str, Any] = {
     "minibatches": 16,
     "normalize_rewards": True,
 }
+TRPO_ZOO = "rl-baselines3-zoo@13a3fe7 hyperparams/trpo.yml"
+TRPO: dict[str, Any] = {
+    **{"num_envs": 2, "gamma": 0.99, "lambda_": 0.95, "delta": 0.01, "damping": 0.1, "learning_rate": 1e-3},
+    **{"conjugate_gradient_iterations": 15, "backtracks": 10, "learning_rate_schedule": "constant"},
+    **{"entropy_coefficient": 0.0, "max_grad_norm": math.inf},
+}
+"""What `TRPO_ZOO` and the defaults of its library (sb3-contrib) have in common."""
+TRPO_MUJOCO: dict[str, Any] = {
+    **TRPO,
+    **{"rollout_steps": 1024, "minibatches": 16, "critic_epochs": 20, "conjugate_gradient_iterations": 25},
+    **{"normalize_observations": True, "normalize_rewards": True},
+}
+PLAIN = {"normalize_observations": False, "normalize_rewards": False}
+TRPO_CARTPOLE = {**TRPO, **PLAIN, "rollout_steps": 512, "minibatches": 2, "critic_epochs": 20, "damping": 1e-3}
+TRPO_CARTPOLE |= {"lambda_": 0.98}
+TRPO_PENDULUM = {**TRPO, **PLAIN, "rollout_steps": 1024, "minibatches": 16, "critic_epochs": 15, "gamma": 0.9}
 CARTPOLE_RUNGS = (
     "reinforce",
     "reward_to_go",
@@ -62,7 +79,19 @@ CARTPOLE_RUNGS = (
     "gae",
     "ppo_kl",
     "ppo_kl_fixed",
+    "npg",
+    "trpo",
+    "vtrace",
 )
+
+TRPO_SCORES: tuple[tuple[str, int, dict[str, Any]], ...] = (
+    ("HalfCheetah", 1785, {"delta": 0.04}),
+    ("Hopper", 3618, {}),
+    ("Walker2d", 4933, {}),
+    ("Swimmer", 366, {"gamma": 0.9999}),
+    ("Ant", 4982, {}),
+)
+"""Environment, the zoo's score, and settings of its own."""
 
 
 def without_velocities(environment: str, steps: int, target: str, published: str) -> dict[str, Case]:
@@ -128,6 +157,23 @@ CASES: dict[str, Case] = {
     ),
     "spaceinvaders_minatar": Case("gymnax:SpaceInvaders-MinAtar", "ppo", 10_000_000, "≥ 120", BLINES % "128–132"),
     "freeway_minatar": Case("gymnax:Freeway-MinAtar", "ppo", 10_000_000, "≥ 56", BLINES % "57–59"),
+    "cartpole_trpo_zoo": Case(
+        "jax:CartPole-v1", "trpo", 100_000, "≥ 475", f"the most there is 500; settings of {TRPO_ZOO}", TRPO_CARTPOLE
+    ),
+    "pendulum_trpo_zoo": Case(
+        "jax:Pendulum-v1", "trpo", 100_000, "learns", f"settings of {TRPO_ZOO}, without gSDE", TRPO_PENDULUM
+    ),
+    **{
+        f"{world.lower()}_trpo_zoo": Case(
+            f"{world}-v5",
+            "trpo",
+            1_000_000,
+            f"≥ {0.9 * score:.0f}",
+            f"{score} on v3, one agent ({TRPO_ZOO})",
+            TRPO_MUJOCO | further,
+        )
+        for world, score, further in TRPO_SCORES
+    },
     "walker2d_zoo": Case("Walker2d-v5", "ppo", 1_000_000, "3479", f"3478.8 on v3 ({ZOO})", preset="zoo"),
 }
 

@@ -24,12 +24,17 @@ if TYPE_CHECKING:
     from upslope.core.estimators import RewardToGo as RewardToGo
     from upslope.core.estimators import TotalReturn as TotalReturn
     from upslope.core.estimators import UnitWeight as UnitWeight
+    from upslope.core.estimators import VTrace as VTrace
+    from upslope.core.objectives import SPO as SPO
     from upslope.core.objectives import Clip as Clip
+    from upslope.core.objectives import DualClip as DualClip
     from upslope.core.objectives import ImportanceSampled as ImportanceSampled
     from upslope.core.objectives import KLPenalty as KLPenalty
+    from upslope.core.objectives import NaturalGradient as NaturalGradient
     from upslope.core.objectives import Objective as Objective
     from upslope.core.objectives import PolicyGradient as PolicyGradient
     from upslope.core.objectives import Sample as Sample
+    from upslope.core.objectives import TrustRegion as TrustRegion
     from upslope.core.types import Credit as Credit
     from upslope.core.types import Rollout as Rollout
     from upslope.core.types import Transition as Transition
@@ -82,8 +87,11 @@ PUBLIC_NAMES = {
     "diagnosis.doctor": ("diagnose", "Diagnosis"),
     "diagnosis.probe": ("probe", "Probed"),
     "config.config": ("Config",),
-    "core.estimators": ("Estimator", "TotalReturn", "RewardToGo", "Baseline", "NStep", "GAE", "UnitWeight"),
-    "core.objectives": ("Objective", "Sample", "PolicyGradient", "ImportanceSampled", "KLPenalty", "Clip"),
+    "core.estimators": ("Estimator", "TotalReturn", "RewardToGo", "Baseline", "NStep", "GAE", "VTrace", "UnitWeight"),
+    "core.objectives": (
+        *("Objective", "Sample", "PolicyGradient", "ImportanceSampled", "KLPenalty", "Clip"),
+        *("DualClip", "SPO", "NaturalGradient", "TrustRegion"),
+    ),
     "core.types": ("Transition", "Rollout", "Values", "Credit"),
     "environments.base": ("CompiledEnvironment",),
     "environments.registry": ("make",),

@@ -1,19 +1,35 @@
 """Axis 2 against hand-worked tables, RLax, exact sums over actions, and the one law that binds them all."""
 
+from dataclasses import replace
+from types import SimpleNamespace
+
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
 import rlax
+from gymnasium.spaces import Box
 from helpers import DISTRIBUTIONS, LAWS, SEEDS, quick_jit, random_policy, rollout_of, values_of
 from hypothesis import given
 from scipy.special import roots_hermitenorm
+from scipy.stats import kstest, norm, uniform
 
 from upslope.core.distributions import Categorical, DiagonalGaussian
 from upslope.core.estimators import Baseline, RewardToGo, TotalReturn
-from upslope.core.objectives import Clip, ImportanceSampled, KLPenalty, PolicyGradient, Sample, importance_ratio
+from upslope.core.objectives import (
+    SPO,
+    Clip,
+    DualClip,
+    ImportanceSampled,
+    KLPenalty,
+    PolicyGradient,
+    Sample,
+    importance_ratio,
+)
 from upslope.errors import UpslopeError
-from upslope.learning.update import plain_update, policy_metrics
+from upslope.learning.batch import Batch
+from upslope.learning.update import critic_loss, plain_update, policy_metrics, sample_from, with_shifts
+from upslope.models.heads import head_of
 
 # (Ψ, ρ, the clipped surrogate, its slope in ρ where it has one) for ε = 0.2.
 CLIP_TABLE = [
@@ -28,7 +44,7 @@ CLIP_TABLE = [
     (-1.0, 1.2, -1.2, None),
     (-1.0, 1.5, -1.5, -1.0),
 ]
-OBJECTIVES = (PolicyGradient(), ImportanceSampled(), KLPenalty(beta=3.0), Clip(0.2))
+OBJECTIVES = (PolicyGradient(), ImportanceSampled(), KLPenalty(beta=3.0), Clip(0.2), DualClip(0.2), SPO(0.2))
 
 
 def sample_at(ratio, weight, kl=0.0):
@@ -71,6 +87,65 @@ def test_the_clipped_surrogate_by_hand(weight, ratio, surrogate, slope):
     if slope is not None:
         # dL/dlog π = ρ dL/dρ.
         assert -jax.grad(loss)(sample.log_prob)[0] == pytest.approx(slope * ratio, rel=1e-5)
+
+
+# (Ψ, ρ, the surrogate, its slope in ρ): the bound c = 3 holds for Ψ < 0 and ρ > 3 only.
+DUAL_TABLE = [(-1.0, 2.0, -2.0, -1.0), (-1.0, 4.0, -3.0, 0.0), (-2.0, 4.0, -6.0, 0.0), (-1.0, 0.5, -0.8, 0.0)]
+DUAL_TABLE += [(1.0, 4.0, 1.2, 0.0), (1.0, 0.5, 0.5, 1.0)]
+# ε = 0.2: Ψ − |Ψ| (ρ − 1)/ε is 0 at 1 ± ε on the side that Ψ asks for, and leads back beyond it.
+PARABOLA_TABLE = [(1.0, 1.0, 1.0, 1.0), (1.0, 1.2, 1.1, 0.0), (1.0, 1.4, 1.0, -1.0), (1.0, 0.8, 0.7, 2.0)]
+PARABOLA_TABLE += [(-1.0, 1.0, -1.0, -1.0), (-1.0, 0.8, -0.9, 0.0), (-1.0, 0.6, -1.0, 1.0), (-2.0, 1.2, -2.6, -4.0)]
+
+
+@pytest.mark.parametrize(
+    ("objective", "weight", "ratio", "surrogate", "slope"),
+    [(DualClip(0.2, 3.0), *row) for row in DUAL_TABLE] + [(SPO(0.2), *row) for row in PARABOLA_TABLE],
+)
+def test_the_variants_of_clip_by_hand(objective, weight, ratio, surrogate, slope):
+    sample = sample_at(ratio, weight)
+    loss = lambda log_prob: objective.loss(jnp.float32(0), sample._replace(log_prob=log_prob))[0]  # noqa: E731
+    assert -loss(sample.log_prob) == pytest.approx(surrogate, rel=1e-5)
+    assert -jax.grad(loss)(sample.log_prob)[0] == pytest.approx(slope * ratio, rel=1e-4, abs=1e-5)
+
+
+# ε = 0.5, V_old = 1: (V, target, loss, its slope). Past the clip the slope is that of the larger error.
+VALUE_TABLE = [
+    (1.2, 3.0, 0.5 * 1.8**2, -1.8),  # within the clip: the plain error
+    (2.0, 3.0, 0.5 * 1.5**2, 0.0),  # moved past 1.5 towards the target: nothing more to gain
+    (2.0, 1.0, 0.5, 1.0),  # moved past it away from the target: the plain error leads back
+    (0.0, -1.0, 0.5 * 1.5**2, 0.0),
+    (0.0, 2.0, 2.0, -2.0),
+]
+
+
+@pytest.mark.parametrize(("value", "target", "expected", "slope"), VALUE_TABLE)
+def test_the_clipped_loss_of_the_critic_by_hand(value, target, expected, slope):
+    batch = SimpleNamespace(target=jnp.float32(target), old_value=jnp.float32(1.0))
+    found = jax.value_and_grad(lambda v: critic_loss(0.5, v, batch))(jnp.float32(value))
+    np.testing.assert_allclose(found, (expected, slope), rtol=1e-5, atol=1e-6)
+    assert critic_loss(None, jnp.float32(value), batch) == pytest.approx(0.5 * (value - target) ** 2)
+
+
+def test_the_mean_is_shifted_in_the_ratio_and_nowhere_else():
+    """log N(a; μ + z, σ) has the slope (a − μ − z)/σ² in μ; the KL and the entropy are those of the policy itself."""
+    policy = DiagonalGaussian(jnp.asarray([[0.5]]), jnp.log(jnp.asarray([[2.0]])))
+    batch = SimpleNamespace(
+        action=jnp.asarray([[1.5]]), behaviour_log_prob=jnp.zeros(1), weight=jnp.ones(1), old_policy=policy,
+        shift=jnp.asarray([[0.4]]),
+    )  # fmt: skip
+    sample, entropy = sample_from(policy, batch)
+    assert sample.log_prob[0] == pytest.approx(norm.logpdf(1.5, 0.9, 2.0), rel=1e-5)
+    assert sample.kl[0] == 0 and entropy[0] == policy.entropy()[0]
+    slope = jax.grad(lambda mean: sample_from(replace(policy, mean=mean), batch)[0].log_prob[0])(policy.mean)
+    assert float(slope[0, 0]) == pytest.approx((1.5 - 0.9) / 4, rel=1e-5)
+
+
+def test_shifts_are_uniform_in_units_of_half_the_range():
+    head = head_of(Box(np.float32([-1, 0]), np.float32([3, 1])), "world")
+    batch = Batch(**dict.fromkeys(Batch._fields) | {"action": jnp.zeros((4000, 2))})
+    z = np.asarray(with_shifts(head, 0.5, batch, jax.random.key(0)).shift) / [2.0, 0.5]
+    for column in z.T:
+        assert kstest(column, uniform(-0.5, 1.0).cdf).pvalue > 1e-3
 
 
 @LAWS
@@ -198,6 +273,8 @@ def test_a_gaussian_policy_on_a_parabola(estimator, variance):
         lambda: Clip(1.0),
         lambda: Clip(-0.2),
         lambda: Clip(float("nan")),
+        lambda: DualClip(0.2, 1.1),
+        lambda: SPO(0.0),
         lambda: KLPenalty(beta=-1.0),
         lambda: KLPenalty(beta=float("nan")),
         lambda: KLPenalty(target=0.0),

@@ -37,9 +37,11 @@ class Config:
     algorithm: str = "ppo"
     """The rung of the ladder; `upslope list` shows them."""
     estimator: str = "gae"
-    """Axis 1, the weight Ψ of an action: total_return, reward_to_go, baseline, n_step, gae, unit, or module:Name."""
+    """Axis 1, the weight Ψ of an action: total_return, reward_to_go, baseline, n_step, gae, vtrace, unit, or
+    module:Name."""
     objective: str = "clip"
-    """Axis 2, how the policy moves: policy_gradient, importance_sampled, kl_penalty, clip, or module:Name."""
+    """Axis 2, how the policy moves: policy_gradient, importance_sampled, kl_penalty, clip, dual_clip, spo,
+    natural_gradient, trust_region, or module:Name."""
     data: str | None = None
     """Learn from this recorded file, or from minari:NAME, instead of acting (off_policy, clone)."""
     steps: int = 500_000
@@ -89,17 +91,33 @@ class Config:
     gamma: float = 0.99
     """γ, discount per step: rewards up to about 1/(1−γ) steps away count. Usual: 0.9 to 0.9999."""
     lambda_: Annotated[float, tyro.conf.arg(name="lambda")] = 0.95
-    """λ of GAE: 0 relies most on the critic, 1 on the sampled returns. Usual: 0.9 to 0.98."""
+    """λ of gae and vtrace: 0 relies most on the critic, 1 on the sampled returns. Usual: 0.9 to 0.98."""
+    rho_bar: float = 1.0
+    """ρ̄ of vtrace: cut the ratio π/μ in weights and TD errors off at this. Usual: 1."""
+    c_bar: float = 1.0
+    """c̄ of vtrace: cut the ratio π/μ in the traces off at this. Usual: 1."""
     n: int = 5
     """n of n_step, the number of steps before bootstrapping from the critic. Usual: 1 to 20."""
     epsilon: float = 0.2
-    """ε of clip: moving the ratio outside [1−ε, 1+ε] gains nothing. Usual: 0.1 to 0.3."""
+    """ε of clip, dual_clip and spo: moving the ratio outside [1−ε, 1+ε] gains nothing. Usual: 0.1 to 0.3."""
+    c: float = 3.0
+    """c of dual_clip: an action of negative weight costs at most c times it, however probable it became. Usual: 3."""
     epsilon_schedule: str = "constant"
     """How ε changes over the budget: constant, linear, or cosine."""
     beta: float = 1.0
     """Initial β of kl_penalty. Usual: 0.3 to 10."""
     beta_target: float | None = 0.01
     """Target KL per iteration, in nats, to which β adapts; none keeps β fixed. Usual: 0.003 to 0.03."""
+    delta: float = 0.01
+    """δ of natural_gradient and trust_region: the KL, in nats, that an update may move the policy. Usual: 0.001 to
+    0.05."""
+    damping: float = 0.1
+    """Added to the diagonal of the Fisher matrix of natural_gradient and trust_region. Usual: 0.001 to 0.1."""
+    conjugate_gradient_iterations: int = 15
+    """Iterations that solve for the step of natural_gradient and trust_region. Usual: 10 to 25."""
+    backtracks: int = 10
+    """Step lengths that trust_region tries, each 0.8 of the one before, until the loss falls and the KL is at most δ.
+    Usual: 10."""
     epochs: int = 4
     """Passes over each batch for the policy. Usual: 1 for policy_gradient, 3 to 20 for ppo."""
     critic_epochs: int | None = None
@@ -107,6 +125,12 @@ class Config:
     imitation_iterations: int = 0
     """With recorded data: number of initial iterations in which the policy only imitates the recorded actions while the
     critic learns, so that importance weights start near 1. Usual: 5 to 20 for off_policy."""
+    value_clip: float | None = None
+    """Moving the critic's V further than this in an update gains nothing, in the learner's unit of reward; by default
+    it may move freely. Usual: 0.2 with normalised rewards."""
+    rpo_alpha: float = 0.0
+    """Move the mean of each Box action by up to ± this times half its range, at random, where the ratio is computed, so
+    that σ does not shrink early (RPO). Usual: 0.01 to 0.5."""
     minibatches: int = 4
     """Number of minibatches per epoch. Usual: 32 to 4096 samples per minibatch."""
     entropy_coefficient: float = 0.01
@@ -203,15 +227,29 @@ LIMITS: dict[str, tuple[str, Callable[[Any], bool]]] = {
             "learning_rate",
             "max_grad_norm",
             "memory_size",
+            "delta",
+            "c",
+            "rho_bar",
+            "c_bar",
+            "conjugate_gradient_iterations",
+            "backtracks",
         ),
         ("greater than 0", lambda x: x > 0),
     ),
     **dict.fromkeys(
-        ("max_episode_steps", "critic_epochs", "sequence_length", "target_kl", "clip_rewards"),
+        ("max_episode_steps", "critic_epochs", "sequence_length", "target_kl", "value_clip", "clip_rewards"),
         ("greater than 0, or left out", lambda x: x is None or x > 0),
     ),
     **dict.fromkeys(
-        ("entropy_coefficient", "imitation_iterations", "beta", "weight_decay", "value_coefficient"),
+        (
+            "entropy_coefficient",
+            "imitation_iterations",
+            "beta",
+            "damping",
+            "weight_decay",
+            "value_coefficient",
+            "rpo_alpha",
+        ),
         ("0 or more", lambda x: x >= 0),
     ),
     "gamma": ("in [0, 1]", lambda x: 0 <= x <= 1),

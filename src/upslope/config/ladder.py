@@ -26,6 +26,8 @@ MONTE_CARLO = {**ONE_STEP, "learning_rate": 3e-3, "entropy_coefficient": 0.0, "n
 PLAIN = {**MONTE_CARLO, "normalize_advantage": False, "normalize_rewards": False}
 """The textbook formula without normalisation."""
 SEGMENT_GRADIENT = {**ONE_STEP, "learning_rate": 3e-3, "entropy_coefficient": 0.0, "critic_epochs": 20}
+NATURAL = {"critic_epochs": 10, "minibatches": 8, "learning_rate": 1e-3, "entropy_coefficient": 0.0}
+"""The policy takes one step per batch, without a learning rate; these numbers are the critic's."""
 RECORDED = {
     "epochs": 1,
     "minibatches": 128,
@@ -106,6 +108,25 @@ ALGORITHMS: dict[str, Rung] = {
         source="recorded",
         settings={**RECORDED, "normalize_advantage": False},
     ),
+    "npg": Rung(
+        "gae",
+        "natural_gradient",
+        "One step a batch of a given length in KL, whatever the parameters mean: the natural gradient.",
+        settings=NATURAL,
+    ),
+    "trpo": Rung(
+        "gae",
+        "trust_region",
+        "The natural step, shortened until the KL is at most δ and the batch is gained on: TRPO.",
+        settings=NATURAL,
+    ),
+    "vtrace": Rung(
+        "vtrace",
+        "policy_gradient",
+        "Another policy acted: cut the importance weights off in the weights and in the critic's targets.",
+        settings={**ONE_STEP, "lambda_": 1.0, "rollout_steps": 20, "num_envs": 8, "learning_rate": 1e-3},
+    ),
+    "spo": Rung("gae", "spo", "A parabola in the ratio instead of its clip, which leads back what went too far: SPO."),
 }
 
 ESTIMATORS = {
@@ -114,6 +135,7 @@ ESTIMATORS = {
     "baseline": "R_t − V(s_t), whole episodes",
     "n_step": "A^n, the sum of n TD errors",
     "gae": "Σ(γλ)^b δ_{t+b}",
+    "vtrace": "ρ (r + γ v_{t+1} − V), ρ = min(ρ̄, π/μ)",
     "unit": "1, imitation",
 }
 OBJECTIVES = {
@@ -121,6 +143,10 @@ OBJECTIVES = {
     "importance_sampled": "π/μ · Ψ",
     "kl_penalty": "π/μ · Ψ − β KL, fixed or adaptive β",
     "clip": "min(π/μ · Ψ, clip(π/μ) · Ψ)",
+    "dual_clip": "clip, at most c |Ψ| where Ψ < 0",
+    "spo": "π/μ · Ψ − |Ψ| (π/μ − 1)² / 2ε",
+    "natural_gradient": "π/μ · Ψ, a step along F⁻¹∇ of KL δ",
+    "trust_region": "π/μ · Ψ, the natural step within KL ≤ δ",
 }
 
 MODELS = {"perceptron": "a perceptron for the policy and one for the critic"}

@@ -20,13 +20,14 @@ from upslope.config.task import (
 )
 from upslope.core.estimators import Estimator, UnitWeight
 from upslope.core.messages import unknown
-from upslope.core.objectives import Objective
+from upslope.core.objectives import NaturalGradient, Objective
 from upslope.core.space_parts import has_box
 from upslope.environments.modules import name_of
 from upslope.environments.registry import AnyEnvironment, EnvironmentLike, label, make
 from upslope.errors import UpslopeError
 from upslope.learning.iteration import Task
 from upslope.models.build import ModelSpec
+from upslope.models.heads import BoxHead
 from upslope.models.model import SHARED, group_places
 from upslope.models.model import has_memory as has_carry
 
@@ -155,6 +156,12 @@ def missing_reader(name: str, config: Config, task: Task) -> str:
     is_one_network, has_memory = config.shared_trunk, config.memory is not None
     if not has_networks and name in ("critic_epochs", "sequence_length", "value_coefficient"):
         is_one_network, has_memory = traits(task.model)
+    # A natural step is one per batch and has its own length, so these are the critic's.
+    is_natural = isinstance(objective, NaturalGradient)
+    optimised = not is_natural or estimator.needs_critic
+    steps_often = parts_where(lambda kind: issubclass(kind, Objective) and not issubclass(kind, NaturalGradient))
+    is_named = not task.update.optimiser.is_complete
+    of_optimisers = f"{critics}, or {steps_often}" if is_named else "upslope's own optimisers"
     segments = parts_where(lambda kind: getattr(kind, "whole_episodes", None) is False)
     readers = {
         "critic_epochs": (
@@ -179,9 +186,15 @@ def missing_reader(name: str, config: Config, task: Task) -> str:
         "sequence_length": (has_memory, "--memory, or a --model of your own with memory"),
         "value_coefficient": (is_one_network, "--shared-trunk, or a --model of your own with one group of parameters"),
         "weight_decay": (config.optimiser == "adamw", "--optimiser adamw"),
-        "learning_rate": (not task.update.optimiser.is_complete, "upslope's own optimisers"),
-        "max_grad_norm": (not task.update.optimiser.is_complete, "upslope's own optimisers"),
+        **dict.fromkeys(("learning_rate", "max_grad_norm"), (is_named and optimised, of_optimisers)),
+        **dict.fromkeys(
+            ("optimiser", "learning_rate_schedule", "minibatches"), (optimised, f"{critics}, or {steps_often}")
+        ),
+        "epochs": (not is_natural, f"{steps_often}; the critic uses --critic-epochs"),
+        **dict.fromkeys(("target_kl", "min_effective_sample_size"), (not is_natural, steps_often)),
         "epsilon_schedule": (hasattr(objective, "epsilon"), parts_where(lambda kind: hasattr(kind, "epsilon"))),
+        "value_clip": (estimator.needs_critic, critics),
+        "rpo_alpha": (isinstance(task.model.head, BoxHead) and not is_natural, f"Box actions and {steps_often}"),
         "gamma": (not is_unit, "estimators of returns"),
         "normalize_rewards": (not is_unit, "estimators of returns"),
         "clip_rewards": (not is_unit, "estimators of returns"),

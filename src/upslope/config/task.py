@@ -9,14 +9,24 @@ import optax
 
 from upslope.config.config import Config
 from upslope.config.ladder import ALGORITHMS
-from upslope.core.estimators import GAE, Baseline, Estimator, NStep, RewardToGo, TotalReturn, UnitWeight
-from upslope.core.objectives import Clip, ImportanceSampled, KLPenalty, Objective, PolicyGradient
+from upslope.core.estimators import GAE, Baseline, Estimator, NStep, RewardToGo, TotalReturn, UnitWeight, VTrace
+from upslope.core.objectives import (
+    SPO,
+    Clip,
+    DualClip,
+    ImportanceSampled,
+    KLPenalty,
+    NaturalGradient,
+    Objective,
+    PolicyGradient,
+    TrustRegion,
+)
 from upslope.environments.base import CompiledEnvironment, info_shapes
 from upslope.environments.registry import AnyEnvironment, EnvironmentLike, make
 from upslope.errors import UpslopeError
 from upslope.learning.iteration import Task
 from upslope.learning.optimisers import Optimiser, Schedule, Schedules, schedule_of
-from upslope.learning.update import Update
+from upslope.learning.update import NEEDS_OWN_PARAMETERS, Update
 from upslope.models.build import ModelSpec
 from upslope.models.encoders import ObservationEncoder, encoder_of
 from upslope.models.heads import ActionHead, head_of, with_policy
@@ -27,6 +37,7 @@ ESTIMATOR_TYPES: dict[str, type[Estimator]] = {
     "baseline": Baseline,
     "n_step": NStep,
     "gae": GAE,
+    "vtrace": VTrace,
     "unit": UnitWeight,
 }
 OBJECTIVE_TYPES: dict[str, type[Objective]] = {
@@ -34,6 +45,10 @@ OBJECTIVE_TYPES: dict[str, type[Objective]] = {
     "importance_sampled": ImportanceSampled,
     "kl_penalty": KLPenalty,
     "clip": Clip,
+    "dual_clip": DualClip,
+    "spo": SPO,
+    "natural_gradient": NaturalGradient,
+    "trust_region": TrustRegion,
 }
 AXES: dict[str, tuple[type, dict[str, Any]]] = {
     "estimator": (Estimator, ESTIMATOR_TYPES),
@@ -90,7 +105,10 @@ def parameters(part: Any) -> dict[str, str]:
     }
 
 
-HYPERPARAMETERS = ("lambda_", "n", "epsilon", "beta", "beta_target")
+HYPERPARAMETERS = (
+    *("lambda_", "rho_bar", "c_bar", "n", "epsilon", "c", "beta", "beta_target"),
+    *("delta", "damping", "conjugate_gradient_iterations", "backtracks"),
+)
 """Settings that belong to an estimator or an objective rather than to every run."""
 
 
@@ -168,6 +186,8 @@ def task_of(config: Config, environment: AnyEnvironment, parts: Parts = NO_PARTS
         min_effective_sample_size=config.min_effective_sample_size,
         normalize_advantage=config.normalize_advantage,
         value_coefficient=config.value_coefficient,
+        value_clip=config.value_clip,
+        rpo_alpha=config.rpo_alpha,
         sequence_length=config.sequence_length,
     )
     if config.data is None:  # with recorded data or a user's model, sizes are known only with a rollout
@@ -261,6 +281,8 @@ def schedules_of(config: Config, own: Mapping[str, Callable[[Any], Any]]) -> Sch
 
 def check_pair(config: Config, estimator: Estimator, objective: Objective, limit: int | None) -> None:
     """Refuse combinations that cannot work, with the reason and the remedy."""
+    if config.shared_trunk and isinstance(objective, NaturalGradient):
+        raise UpslopeError(NEEDS_OWN_PARAMETERS.format(type(objective).__name__))
     name, is_recorded = type(estimator).__name__, config.data is not None
     if ALGORITHMS[config.algorithm].source == "recorded" and not is_recorded:
         raise UpslopeError(
@@ -282,7 +304,12 @@ def check_pair(config: Config, estimator: Estimator, objective: Objective, limit
             f"{name} imitates the policy that acted, and imitating itself teaches an agent nothing: E[∇log π] = 0. "
             "Give recorded episodes with --data, or use --estimator gae."
         )
-    if is_recorded and estimator.is_advantage and not objective.needs_behaviour:
+    if is_recorded and estimator.corrects and objective.needs_behaviour:
+        raise UpslopeError(
+            f"{name} already weighs recorded actions by π/μ, and {type(objective).__name__} would do so again. Use "
+            "--objective policy_gradient, or --estimator gae."
+        )
+    if is_recorded and estimator.is_advantage and not (objective.needs_behaviour or estimator.corrects):
         raise UpslopeError(
             f"{type(objective).__name__} weighs recorded actions as if the learner had taken them, which is the "
             "gradient of another policy's return. Use --objective importance_sampled (or clip, kl_penalty), or "

@@ -73,6 +73,10 @@ class Distribution(ABC):
             "--no-masks."
         )
 
+    def shifted(self, by: Float[Array, "... K"]) -> "Distribution":
+        """The distribution with its mean moved, for real actions."""
+        raise UpslopeError(f"{type(self).__name__} has no mean that --rpo-alpha could move. Leave it out.")
+
 
 @pytree
 class Categorical(Distribution):
@@ -225,6 +229,9 @@ class DiagonalGaussian(Distribution):
     def mode(self) -> Array:
         return self.mean
 
+    def shifted(self, by: Float[Array, "... K"]) -> "DiagonalGaussian":
+        return DiagonalGaussian(self.mean + by, self.log_std)
+
     def log_prob(self, action: Shaped[Array, "..."]) -> Float[Array, "..."]:
         z = (action - self.mean) * namespace(self.log_std).exp(-self.log_std)
         return -(0.5 * z**2 + self.log_std + 0.5 * LOG_TWO_PI).sum(axis=-1)
@@ -255,6 +262,9 @@ class SquashedGaussian(Distribution):
     log_std: Float[Array, "... K"]
     half: tuple[float, ...] = field(metadata=STATIC)
     """Half of the range of each component."""
+
+    def shifted(self, by: Float[Array, "... K"]) -> "SquashedGaussian":
+        return SquashedGaussian(self.mean + by, self.log_std, self.half)
 
     @property
     def normal(self) -> DiagonalGaussian:

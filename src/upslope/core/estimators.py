@@ -10,7 +10,7 @@ observation; nothing crosses the end of an episode or of the collected segment.
 
 from abc import ABC, abstractmethod
 from dataclasses import dataclass
-from typing import ClassVar
+from typing import Any, ClassVar
 
 import jax
 import jax.numpy as jnp
@@ -32,6 +32,8 @@ class Estimator(ABC):
     """Whether it needs complete returns: each column then collects one whole episode rather than a fixed segment."""
     is_advantage: ClassVar[bool] = True
     """Whether the weights may be centred and scaled over a batch (false for constant weights)."""
+    corrects: ClassVar[bool] = False
+    """Whether the weights already allow for actions of another policy, by `values.log_prob`, which is then given."""
 
     @abstractmethod
     def __call__(self, rollout: Rollout, values: Values, gamma: float) -> Credit:
@@ -129,6 +131,39 @@ class GAE(Estimator):
 
 
 @dataclass(frozen=True)
+class VTrace(Estimator):
+    """Ψ_t = ρ_t (r_t + γ v_{t+1} − V_t), the critic's target v_t = V_t + Σ_b γ^b c_t ⋯ c_{t+b−1} ρ_{t+b} δ_{t+b}.
+
+    ρ = min(ρ̄, π/μ) and c = λ min(c̄, π/μ), for the learner's π and the behaviour policy μ. ρ̄ decides whose values are
+    learned, those of a policy between μ and π (π itself for ρ̄ = ∞); c̄ and λ decide how fast. On policy and with λ = 1
+    this is A^n up to the segment's end. Source: Espeholt et al. 2018 (IMPALA), section 4.1 and remark 2.
+    """
+
+    rho_bar: float = 1.0
+    c_bar: float = 1.0
+    lambda_: float = 1.0
+    needs_critic: ClassVar[bool] = True
+    whole_episodes: ClassVar[bool] = False
+    corrects: ClassVar[bool] = True
+
+    def __post_init__(self) -> None:
+        if not (self.rho_bar > 0 and self.c_bar > 0):
+            raise UpslopeError(f"VTrace needs ρ̄ > 0 and c̄ > 0, not {self.rho_bar} and {self.c_bar}: they cut π/μ off.")
+        if not 0 <= self.lambda_ <= 1:
+            raise UpslopeError(f"VTrace needs λ in [0, 1], not {self.lambda_}.")
+
+    def __call__(self, rollout: Rollout, values: Values, gamma: float) -> Credit:
+        assert values.log_prob is not None
+        ratio = jnp.where(rollout.valid, jnp.exp(values.log_prob - rollout.behaviour_log_prob), 0.0)
+        rho, trace = jnp.minimum(ratio, self.rho_bar), self.lambda_ * jnp.minimum(ratio, self.c_bar)
+        delta = td_error(rollout, values, gamma)
+        correction = discounted_sum(rho * delta, ends(rollout), gamma * trace)
+        following = jnp.concatenate([correction[1:], jnp.zeros_like(correction[:1])])
+        weight = rho * (delta + gamma * jnp.where(ends(rollout), 0.0, following))
+        return Credit(weight=weight, target=jnp.where(rollout.valid, correction + values.value, 0.0))
+
+
+@dataclass(frozen=True)
 class UnitWeight(Estimator):
     """Ψ_t = 1: with `PolicyGradient` this is maximum likelihood, i.e. imitation of the behaviour policy."""
 
@@ -158,15 +193,16 @@ def td_error(rollout: Rollout, values: Values, gamma: float) -> Float[Array, "T 
     return jnp.where(rollout.valid, delta, 0.0)
 
 
-def discounted_sum(x: Float[Array, "T N"], end: Bool[Array, "T N"], discount: float) -> Float[Array, "T N"]:
-    """y_t = x_t + discount · y_{t+1}, with y_{t+1} = 0 at every end."""
+def discounted_sum(x: Float[Array, "T N"], end: Bool[Array, "T N"], discount: Any) -> Float[Array, "T N"]:
+    """y_t = x_t + discount · y_{t+1}, with y_{t+1} = 0 at every end. The discount may differ by step, [T, N]."""
+    per_step = discount if isinstance(discount, jax.Array) else None
 
-    def backwards(following: Float[Array, "N"], now: tuple[Array, Array]) -> tuple[Array, Array]:
-        x_t, end_t = now
-        y_t = x_t + jnp.where(end_t, 0.0, discount * following)
+    def backwards(following: Float[Array, "N"], now: tuple[Array, Array, Array | None]) -> tuple[Array, Array]:
+        x_t, end_t, discount_t = now
+        y_t = x_t + jnp.where(end_t, 0.0, (discount if discount_t is None else discount_t) * following)
         return y_t, y_t
 
-    return jax.lax.scan(backwards, jnp.zeros_like(x[0]), (x, end), reverse=True, unroll=UNROLL)[1]
+    return jax.lax.scan(backwards, jnp.zeros_like(x[0]), (x, end, per_step), reverse=True, unroll=UNROLL)[1]
 
 
 def advantage_credit(advantage: Float[Array, "T N"], rollout: Rollout, values: Values) -> Credit:

@@ -127,6 +127,85 @@ class Clip(Objective):
         return -jnp.minimum(ratio * sample.weight, clipped * sample.weight)
 
 
+@dataclass(frozen=True)
+class DualClip(Clip):
+    """`Clip`, whose loss for Ψ < 0 is at most −c Ψ: L = −max(min(Ψ ρ, Ψ clip(ρ, 1−ε, 1+ε)), c Ψ).
+
+    A ratio far above 1 with a negative weight otherwise gives a loss without a bound, e.g. where another policy acted
+    (Ye et al. 2020, "Mastering Complex Control in MOBA Games with Deep Reinforcement Learning"). Usual: c = 3.
+    """
+
+    c: float = 3.0
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if not self.c > 1 + self.epsilon:
+            raise UpslopeError(f"DualClip needs c > 1 + ε = {1 + self.epsilon:g}, not {self.c}: below it Clip ends.")
+
+    def loss(self, state: ObjectiveState, sample: Sample) -> Float[Array, "B"]:
+        clipped = super().loss(state, sample)
+        return jnp.where(sample.weight < 0, jnp.minimum(clipped, -self.c * sample.weight), clipped)
+
+
+@dataclass(frozen=True)
+class SPO(Objective):
+    """L = −(Ψ ρ − |Ψ| (ρ − 1)² / 2ε), ρ = π_θ/μ: a parabola whose top lies at ρ = 1 + ε for Ψ > 0, at 1 − ε for Ψ < 0.
+
+    Where `Clip` has no gradient outside of [1−ε, 1+ε], this one leads back (Xie et al. 2024, "Simple Policy
+    Optimization"). Usual: ε = 0.2.
+    """
+
+    epsilon: float = 0.2
+
+    def __post_init__(self) -> None:
+        if not 0 < self.epsilon < 1:
+            raise UpslopeError(f"SPO needs 0 < ε < 1, not {self.epsilon}: the ratio is led to 1 ± ε.")
+
+    def loss(self, state: ObjectiveState, sample: Sample) -> Float[Array, "B"]:
+        ratio = importance_ratio(sample)
+        return -(sample.weight * ratio - jnp.abs(sample.weight) * (ratio - 1) ** 2 / (2 * self.epsilon))
+
+
+@dataclass(frozen=True)
+class NaturalGradient(Objective):
+    """L = −Ψ π_θ/μ, descended along F⁻¹∇L rather than ∇L: θ ← θ − αx, x = F⁻¹∇L, with α such that ½ (αx)ᵀF(αx) = δ.
+
+    F = E[∇² KL(π_old‖π_θ)] + damping · I is the Fisher matrix of the policy, so that a step has the same length in KL
+    whatever the parameters mean. One step per batch (Kakade 2001, "A Natural Policy Gradient"; the damping and the
+    conjugate gradients that solve Fx = ∇L are those of Schulman et al. 2015, appendix C). Usual: δ 0.001 to 0.05 nats.
+    """
+
+    delta: float = 0.01
+    damping: float = 0.1
+    conjugate_gradient_iterations: int = 15
+
+    def __post_init__(self) -> None:
+        if not self.delta > 0:
+            raise UpslopeError(f"{type(self).__name__} needs δ > 0, not {self.delta}: it is how far a step moves.")
+        if not self.damping >= 0:
+            raise UpslopeError(f"{type(self).__name__} needs a damping ≥ 0, not {self.damping}.")
+        if self.conjugate_gradient_iterations < 1:
+            raise UpslopeError(f"{type(self).__name__} needs 1 or more conjugate gradient iterations.")
+
+    def loss(self, state: ObjectiveState, sample: Sample) -> Float[Array, "B"]:
+        return -sample.weight * importance_ratio(sample)
+
+
+@dataclass(frozen=True)
+class TrustRegion(NaturalGradient):
+    """The step of `NaturalGradient`, shortened until the loss falls and KL(π_old‖π_θ) ≤ δ (Schulman et al. 2015, TRPO).
+
+    It tries 1, 0.8, 0.8², … of the step, `backtracks` lengths at most, and moves nothing if none of them will do.
+    """
+
+    backtracks: int = 10
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if self.backtracks < 1:
+            raise UpslopeError(f"TrustRegion needs 1 or more lengths to try, not {self.backtracks}.")
+
+
 def importance_ratio(sample: Sample) -> Float[Array, "..."]:
     """ρ = π_θ(a|s) / μ(a|s)."""
     return jnp.exp(sample.log_prob - sample.behaviour_log_prob)

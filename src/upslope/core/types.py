@@ -100,10 +100,12 @@ def first_columns_of(rollout: Rollout, count: int) -> Rollout:
 
 
 class Values(NamedTuple):
-    """The critic's estimates for a rollout: V(s_t) and V(s_{t+1}), both from true observations."""
+    """The learner's estimates for a rollout: V(s_t) and V(s_{t+1}), both from true observations."""
 
     value: Float[Array, "T N"]
     next_value: Float[Array, "T N"]
+    log_prob: Float[Array, "T N"] | None = None
+    """log π(a_t|s_t) of the learner before the update, for an estimator that `corrects`."""
 
 
 class Credit(NamedTuple):

@@ -128,8 +128,25 @@ class Signs:
 
     @property
     def samples(self) -> int:
-        """Samples per gradient step, for an estimator that collects segments."""
-        return self.config.num_envs * self.config.rollout_steps // self.config.minibatches
+        """Samples per gradient step of the policy, for an estimator that collects segments."""
+        parts = 1 if self.is_natural else self.config.minibatches
+        return self.config.num_envs * self.config.rollout_steps // parts
+
+    @property
+    def is_natural(self) -> bool:
+        """Whether the policy takes natural steps of KL δ, which no learning rate scales."""
+        return self.config.objective in ("natural_gradient", "trust_region")
+
+    @property
+    def step_size(self) -> str:
+        """What scales the policy's steps, in words."""
+        return "KL δ" if self.is_natural else "learning rate"
+
+    @property
+    def step_flag(self) -> str:
+        """The flag that scales the policy's steps, with its value."""
+        flag, value = ("delta", self.config.delta) if self.is_natural else ("learning-rate", self.config.learning_rate)
+        return f"--{flag} (now {value:g})"
 
     def taken(
         self, name: str, start: float = 0.0, stop: float = 1.0, how: Callable[..., Any] = np.nanmedian

@@ -24,12 +24,14 @@ def update_too_large(s: Signs) -> Finding | None:
     burst = share((peak > 1) & ~s.descends) if s.is_flat else 0.0
     return Finding(
         "update_too_large", "Each update moves the policy far." if not burst else "An update destroyed the policy.",
-        "The learning rate is too high, or a batch is used for too many epochs.",
-        f"Lower --learning-rate (now {s.config.learning_rate:g}) or --epochs ({s.config.epochs}); or --target-kl 0.02.",
+        "δ, the KL of a step, is too large." if s.is_natural
+        else "The learning rate is too high, or a batch is used for too many epochs.",
+        f"Lower {s.step_flag}"
+        + ("." if s.is_natural else f" or --epochs ({s.config.epochs}); or --target-kl 0.02."),
         max(0.86 * part, 0.91 * burst), 1.0 if burst else 0.95,
         evidence=(s.evidence("policy/kl", peak if burst else kl, "below 0.02", 0.0, 1.0 if burst else 0.6),
                   s.evidence("policy/clip_fraction", clipped, "0.05 to 0.3", 0.0, 0.6)),
-        rivals=("minibatches too small",), experiment="the same seeds with a third of the learning rate",
+        rivals=("minibatches too small",), experiment=f"the same seeds with a third of the {s.step_size}",
     ) if part or burst else None  # fmt: skip
 
 
@@ -41,6 +43,8 @@ def held_back_by(config: Config) -> str:
         "max_grad_norm": config.max_grad_norm < 1e-4,
         "target_kl": config.target_kl is not None and config.target_kl < 1e-3,
         "beta": config.beta > 100,
+        "delta": config.delta < 1e-4,
+        "damping": config.damping > 100,
         "min_effective_sample_size": (config.min_effective_sample_size or 0.0) > 0.99,
     }
     return next((name for name, extreme in is_extreme.items() if extreme), "")
@@ -54,14 +58,13 @@ def update_too_small(s: Signs) -> Finding | None:
     part = share(path < 0.2) if s.is_flat and not s.is_recorded else 0.0
     # A run that starts near the best return does not move either, and has no need to.
     held_back = held_back_by(s.config)
-    name = held_back or "learning_rate"
-    flag = f"--{name.replace('_', '-')} (now {getattr(s.config, name):g})"
+    flag = f"--{held_back.replace('_', '-')} (now {getattr(s.config, held_back):g})" if held_back else s.step_flag
     return Finding(
         "update_too_small", "All updates together hardly move the policy.",
         "The learning rate, the clip range or the KL limit is too small, or the KL penalty or another limit is strict.",
         f"Set {flag} back to its default." if held_back else f"Raise {flag}.",
         (0.86 if held_back else 0.45) * part, 0.95, evidence=(s.evidence("Σ √(2 KL)", path, "above 1"),),
-        rivals=("no gradient", "nothing left to gain"), experiment="the same seeds with ten times the learning rate",
+        rivals=("no gradient", "nothing left to gain"), experiment=f"the same seeds with ten times the {s.step_size}",
     ) if part else None  # fmt: skip
 
 
@@ -224,7 +227,8 @@ def late_collapse(s: Signs) -> Finding | None:
     return Finding(
         "late_collapse", f"{np.sum(x > 0.7)} of {len(x)} seeds lost most of what they had learned.",
         "An update late in the run was too large.",
-        "Keep --learning-rate-schedule linear, and add --target-kl 0.02; `best` holds the best agents.",
+        ("Lower --delta" if s.is_natural else "Keep --learning-rate-schedule linear, and add --target-kl 0.02")
+        + "; `best` holds the best agents.",
         0.6 * part, 0.8, evidence=(s.evidence("share of the rise lost", x, "0"),), experiment=SEED,
     ) if part >= 0.4 else None  # fmt: skip
 
@@ -237,11 +241,11 @@ def return_falls(s: Signs) -> Finding | None:
     return Finding(
         "return_falls", f"The return fell from {np.nanmean(first):.4g} to {np.nanmean(last):.4g}.",
         "Updates move the policy away from what is rewarded: they are too large, or based on wrong credit.",
-        f"Lower --learning-rate (now {s.config.learning_rate:g}), and test estimator and objective: upslope probe.",
+        f"Lower {s.step_flag}, and test estimator and objective: upslope probe.",
         0.65 * part, 0.9, evidence=(s.evidence("episode/return", first, "", 0.0, 0.1),
                                     s.evidence("episode/return", last, "above the first", 0.8)),
         rivals=("an environment that changes while it is learned", "a reward of the wrong sign"),
-        experiment="the same seeds with a third of the learning rate; upslope probe",
+        experiment=f"the same seeds with a third of the {s.step_size}; upslope probe",
     ) if part else None  # fmt: skip
 
 

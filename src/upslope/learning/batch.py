@@ -35,6 +35,10 @@ class Batch(NamedTuple):
     old_policy: Distribution
     action_mask: Bool[Array, "B ... M"] | None = None
     """Which choices were allowed."""
+    old_value: Float[Array, "B ..."] | None = None
+    """V before the update, if the critic's loss is clipped."""
+    shift: Float[Array, "B ... K"] | None = None
+    """What is added to the mean of the policy in the ratio (Rahman & Xue 2022)."""
 
 
 def beginnings(rollout: Rollout, memory: Memory) -> Bool[Array, "T N"]:

@@ -1,6 +1,7 @@
 """Gradient descent of one parameter group on a loss, over epochs of shuffled minibatches."""
 
 from collections.abc import Callable
+from functools import partial
 from typing import Any, NamedTuple
 
 import jax
@@ -56,11 +57,13 @@ def descend(
     key: PRNGKeyArray,
     learning_rate: Float[Array, ""],
     must_stop: Callable[[Any], Bool[Array, ""]] | None,
+    renew: Callable[[Batch, PRNGKeyArray], Batch] | None = None,
 ) -> tuple[Descent, Metrics]:
     """Minimise the mean of `loss` over epochs of shuffled, disjoint minibatches.
 
     `must_stop` receives the means of the loss's other values; the descent stops before the first minibatch for which it
-    returns true. If the division leaves a remainder, each epoch omits different samples.
+    returns true. If the division leaves a remainder, each epoch omits different samples. `renew` draws random parts
+    of the batch anew for each epoch.
     """
     num_units = batch.weight.shape[0]
     size = num_units // plan.minibatches
@@ -76,7 +79,7 @@ def descend(
         direction, state = update
         return parameters - learning_rate * direction, state, gradient
 
-    def move(descent: Descent, indices: Array) -> tuple[Descent, tuple[Array, Array]]:
+    def move(batch: Batch, descent: Descent, indices: Array) -> tuple[Descent, tuple[Array, Array]]:
         chosen = indices if plan.minibatches > 1 else None
         (value, means), gradients = minibatch_gradient(loss, unpack(descent.parameters), batch, chosen, plan.in_halves)
         parameters, state, gradient = apply_gradient(descent.parameters, gradients, descent.optimiser)
@@ -86,15 +89,16 @@ def descend(
             after = jax.lax.cond(must_stop(means), lambda: stopped, lambda: after)
         return after, (value, optax.tree.norm(gradient))
 
-    def step(descent: Descent, indices: Array) -> tuple[Descent, tuple[Array, Array]]:
+    def step(batch: Batch, descent: Descent, indices: Array) -> tuple[Descent, tuple[Array, Array]]:
         if must_stop is None:
-            return move(descent, indices)
+            return move(batch, descent, indices)
         skip = (jnp.float32(jnp.nan), jnp.float32(jnp.nan))
-        return jax.lax.cond(descent.stopped, lambda: (descent, skip), lambda: move(descent, indices))
+        return jax.lax.cond(descent.stopped, lambda: (descent, skip), lambda: move(batch, descent, indices))
 
     def epoch(descent: Descent, key: PRNGKeyArray) -> tuple[Descent, tuple[Array, Array]]:
         indices = shuffle(key, num_units)[: size * plan.minibatches].reshape(plan.minibatches, size)
-        return jax.lax.scan(step, descent, indices)
+        drawn = batch if renew is None else renew(batch, jax.random.fold_in(key, 1))
+        return jax.lax.scan(partial(step, drawn), descent, indices)
 
     flat_start = start._replace(parameters=flat)
     descent, (losses, norms) = jax.lax.scan(epoch, flat_start, jax.random.split(key, plan.epochs))

@@ -6,8 +6,8 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Bool
 
-from upslope.core.types import Rollout, Successors, Values
-from upslope.learning.batch import beginnings
+from upslope.core.types import Credit, Rollout, Successors, Values
+from upslope.learning.batch import batch_of, beginnings
 from upslope.learning.blocks import in_blocks
 from upslope.models.agent import Agent, value_of
 from upslope.models.model import Memory, has_memory, start_memory, unroll
@@ -49,6 +49,16 @@ def evaluate(agent: Agent, rollout: Rollout, memory: Memory | None = None, vmapp
     if vmapped:  # vmapped, `cond` would compute both branches for every seed
         return Values(value, evaluate_all().reshape(shape))
     return Values(value, jax.lax.cond(jnp.sum(is_new) <= capacity, evaluate_new, evaluate_all).reshape(shape))
+
+
+def log_probs(agent: Agent, rollout: Rollout, memory: Memory | None = None, vmapped: bool = False) -> Array:
+    """log π(a_t|s_t) of the rollout's actions under this agent, [T, N]; 0 in padding."""
+    memory = memory or start_memory(agent.model, rollout.reward.shape[1])
+    nothing = jnp.zeros_like(rollout.reward)
+    batch = batch_of(agent, rollout, Credit(nothing, nothing), memory, None, vmapped)
+    found = batch.old_policy.log_prob(batch.action)  # [T·N], or [N, T] if the model has memory
+    found = found.T if found.ndim == 2 else found.reshape(nothing.shape)
+    return jnp.where(rollout.valid, found, 0.0)
 
 
 def evaluate_with_memory(agent: Agent, rollout: Rollout, memory: Memory) -> Values:

@@ -24,7 +24,7 @@ from upslope.core.types import Credit, Metrics, Rollout, Values
 from upslope.errors import UpslopeError
 from upslope.learning.collect import EnvState, Finished, begin, collect, collect_episodes
 from upslope.learning.devices import SEEDS, VMAPPED_SEEDS, is_vmapped
-from upslope.learning.evaluation import evaluate
+from upslope.learning.evaluation import evaluate, log_probs
 from upslope.learning.health import HealthProbe
 from upslope.learning.optimisers import CONSTANT, Schedules, scheduled
 from upslope.learning.update import Learner, Pace, Update, begin_learning, explained_variance, improve
@@ -196,6 +196,8 @@ def weigh(task: Task, state: TrainState, rollout: Rollout) -> tuple[TrainState, 
     scaled = rollout._replace(reward=rollout.reward * agent.reward_scale())
     needs_critic = task.update.needs_critic
     values = evaluate(agent, scaled, state.memory, task.update.vmapped) if needs_critic else no_values(scaled)
+    if task.estimator.corrects:
+        values = values._replace(log_prob=log_probs(agent, scaled, state.memory, task.update.vmapped))
     credit = task.estimator(scaled, values, task.gamma)
     assessed = {}
     if task.update.needs_critic:

@@ -15,13 +15,23 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, PRNGKeyArray, Shaped
 
-from upslope.core.objectives import Clip, Objective, ObjectiveState, PolicyGradient, Sample, importance_ratio
+from upslope.core.objectives import (
+    SPO,
+    Clip,
+    NaturalGradient,
+    Objective,
+    ObjectiveState,
+    PolicyGradient,
+    Sample,
+    importance_ratio,
+)
 from upslope.core.types import Credit, Metrics, Rollout
 from upslope.errors import UpslopeError
 from upslope.learning.batch import Batch, batch_of, inputs_of, outputs_of
 from upslope.learning.blocks import in_blocks
 from upslope.learning.descent import Descent, Plan, descend, start_optimiser
 from upslope.learning.health import HealthProbe, UpdateData
+from upslope.learning.natural import descend_naturally
 from upslope.learning.optimisers import Optimiser
 from upslope.learning.two_devices import on_two_devices
 from upslope.models.agent import Agent
@@ -35,6 +45,11 @@ from upslope.models.model import (
     parameters_of,
     start_memory,
     with_parameters,
+)
+
+NEEDS_OWN_PARAMETERS = (
+    "{} measures steps by the policy's own Fisher matrix, so the policy cannot share parameters with the critic. Leave "
+    "out --shared-trunk (a model of your own: give the groups `policy` and `value`), or use --objective clip."
 )
 
 
@@ -52,6 +67,8 @@ class Update:
     min_effective_sample_size: float | None
     normalize_advantage: bool
     value_coefficient: float = 0.5
+    value_clip: float | None = None
+    rpo_alpha: float = 0.0
     sequence_length: int | None = None
     """L, the steps in a stretch if the model has memory; None means the whole rollout."""
     apart: bool = False
@@ -170,6 +187,9 @@ def improve(
     batch = batch_of(agent, rollout, credit, memory, update.stretch(*rollout.reward.shape), update.vmapped)
     if update.normalize_advantage:
         batch = batch._replace(weight=standardise(batch.weight, batch.valid))
+    if update.value_clip is not None and update.needs_critic:
+        old_value = in_blocks(lambda rows: outputs_of(agent.model, *rows).value, inputs_of(batch), update.vmapped)
+        batch = batch._replace(old_value=old_value)
     values = None if probe is None else probe.values(agent, batch, rollout, memory)
     descents, found = descend_groups(update, learner, batch, key, pace)
     model = with_parameters(agent.model, {name: descent.parameters for name, descent in descents.items()})
@@ -194,6 +214,7 @@ def descend_groups(
     """Descend each parameter group on its own loss; also return the metrics of the policy and of the critic."""
     model, objective = learner.agent.model, learner.objective
     policy_key, value_key = jax.random.split(key)
+    has_shifts = type(update.rpo_alpha) is not float or update.rpo_alpha > 0
 
     def policy_losses(model: Any, batch: Batch) -> tuple[Array, Distance, Array]:
         outputs = outputs_of(model, *inputs_of(batch))
@@ -210,12 +231,12 @@ def descend_groups(
     def value_loss(parameters: Any, batch: Batch) -> tuple[Array, None]:
         moved = with_parameters(model, {VALUE: parameters})
         value = outputs_of(moved, *inputs_of(batch)).value
-        return squared_error(value, batch.target), None
+        return critic_loss(update.value_clip, value, batch), None
 
     def shared_loss(parameters: Any, batch: Batch) -> tuple[Array, Distance]:
         loss, distance, value = policy_losses(with_parameters(model, {SHARED: parameters}), batch)
         coefficient = update.value_coefficient if update.needs_critic else 0.0
-        return loss + coefficient * squared_error(value, batch.target), distance
+        return loss + coefficient * critic_loss(update.value_clip, value, batch), distance
 
     def is_too_far(distance: Distance) -> Bool[Array, ""]:
         return ~pace.imitate & update.has_gone_too_far(distance)
@@ -223,9 +244,12 @@ def descend_groups(
     def descend_group(name: str, loss: Any, epochs: int, key: PRNGKeyArray, may_stop: bool) -> tuple[Descent, Metrics]:
         start = Descent(parameters_of(model, name), learner.optimisers[name], jnp.bool_(False))
         must_stop = is_too_far if may_stop and update.may_stop() else None
-        return descend(update.plan(epochs), loss, start, batch, key, pace.learning_rate, must_stop)
+        renew = partial(with_shifts, learner.agent.head, update.rpo_alpha) if name != VALUE and has_shifts else None
+        return descend(update.plan(epochs), loss, start, batch, key, pace.learning_rate, must_stop, renew)
 
     if SHARED in learner.optimisers:
+        if isinstance(update.objective, NaturalGradient):
+            raise UpslopeError(NEEDS_OWN_PARAMETERS.format(type(update.objective).__name__))
         descent, metrics = descend_group(SHARED, shared_loss, update.epochs, policy_key, may_stop=True)
         return {SHARED: descent}, (metrics, {})
 
@@ -234,16 +258,36 @@ def descend_groups(
             return Descent(parameters_of(model, VALUE), learner.optimisers[VALUE], jnp.bool_(False)), {}
         return descend_group(VALUE, value_loss, update.critic_epochs, value_key, may_stop=False)
 
+    def policy_descent() -> tuple[Descent, Metrics]:
+        if isinstance(pace.objective, NaturalGradient):
+            start = Descent(parameters_of(model, POLICY), learner.optimisers[POLICY], jnp.bool_(False))
+            return descend_naturally(pace.objective, policy_loss, start, batch, vmapped=update.vmapped)
+        return descend_group(POLICY, policy_loss, update.epochs, policy_key, may_stop=True)
+
     both: Callable[..., Any] = on_two_devices if update.apart else lambda first, second: (first(), second())
-    (actor, actor_metrics), (critic, critic_metrics) = both(
-        lambda: descend_group(POLICY, policy_loss, update.epochs, policy_key, may_stop=True), value_descent
-    )
+    (actor, actor_metrics), (critic, critic_metrics) = both(policy_descent, value_descent)
     return {POLICY: actor, VALUE: critic}, (actor_metrics, critic_metrics)
 
 
 def losses_of(objective: Objective, state: ObjectiveState, sample: Sample) -> Float[Array, "..."]:
     """The objective's loss of each sample. The objective receives flat arrays, even if units are stretches of steps."""
     return objective.loss(state, jax.tree.map(jnp.ravel, sample)).reshape(sample.weight.shape)
+
+
+def with_shifts(head: Any, alpha: float, batch: Batch, key: PRNGKeyArray) -> Batch:
+    """The batch with z ~ U(−α, α) for the mean of each action, in units of `head.mean_unit` (Rahman & Xue 2022)."""
+    drawn = jax.random.uniform(key, batch.action.shape, minval=-1.0, maxval=1.0)
+    return batch._replace(shift=drawn * alpha * jnp.asarray(head.mean_unit))
+
+
+def critic_loss(clip: float | None, value: Float[Array, "..."], batch: Batch) -> Float[Array, "..."]:
+    """½ (V − target)²; with a clip ε the larger of it and ½ (V_old + clip(V − V_old, ±ε) − target)², so that moving V
+    further than ε gains nothing (Schulman et al. 2017, their code; Huang et al. 2022, detail 9)."""
+    loss = squared_error(value, batch.target)
+    if clip is None or batch.old_value is None:
+        return loss
+    near = batch.old_value + jnp.clip(value - batch.old_value, -clip, clip)
+    return jnp.maximum(loss, squared_error(near, batch.target))
 
 
 def squared_error(value: Float[Array, "..."], target: Float[Array, "..."]) -> Float[Array, "..."]:
@@ -258,7 +302,8 @@ def sample_of(model: Any, batch: Batch) -> tuple[Sample, Float[Array, "B ..."]]:
 
 def sample_from(policy: Any, batch: Batch) -> tuple[Sample, Float[Array, "B ..."]]:
     """The objective's inputs for the batch under this policy, and the entropy."""
-    log_prob = policy.log_prob(batch.action)
+    # Only the ratio sees the shift: the KL and the entropy are those of the policy that will act.
+    log_prob = (policy if batch.shift is None else policy.shifted(batch.shift)).log_prob(batch.action)
     sample = Sample(log_prob, batch.behaviour_log_prob, batch.weight, batch.old_policy.kl(policy))
     return sample, policy.entropy()
 
@@ -266,7 +311,7 @@ def sample_from(policy: Any, batch: Batch) -> tuple[Sample, Float[Array, "B ..."
 def policy_metrics(objective: Objective, sample: Sample, valid: Bool[Array, "B ..."]) -> Metrics:
     """The fraction of samples whose ratio ρ = π_θ/μ is outside [1−ε, 1+ε], and the effective sample size."""
     ratio = importance_ratio(sample)
-    epsilon = objective.epsilon if isinstance(objective, Clip) else 0.2
+    epsilon = objective.epsilon if isinstance(objective, Clip | SPO) else 0.2
     return {
         "policy/clip_fraction": mean(jnp.abs(ratio - 1) > epsilon, valid),
         "policy/effective_sample_size": effective_sample_size(ratio, valid),

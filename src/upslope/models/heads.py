@@ -258,6 +258,11 @@ class BoxHead(ActionHead):
         low, high = np.where(is_finite, low, -1.0), np.where(is_finite, high, 1.0)
         return ((low + high) / 2).astype(np.float32), ((high - low) / 2).astype(np.float32)
 
+    @property
+    def mean_unit(self) -> np.ndarray:
+        """The unit of the policy's mean: the half range of each component."""
+        return self.scaling[1]
+
     @cached_property
     def bounds(self) -> tuple[np.ndarray, np.ndarray]:
         """(low, high) in the space's dtype, which represents them exactly; infinities become its largest numbers."""
@@ -334,6 +339,11 @@ class SquashedHead(BoxHead):
 
     The sampled action u is stored before tanh; the environment gets centre + half · tanh(u).
     """
+
+    @property
+    def mean_unit(self) -> np.ndarray:
+        """1, since tanh follows the mean."""
+        return np.ones(len(self.low), np.float32)
 
     def random(self, generator: np.random.Generator, mask: Any = None) -> np.ndarray:
         """An action whose tanh is almost uniform."""

@@ -165,7 +165,7 @@ def read_data(config: Config, task: Task) -> Rollout:
         str(config.data),
         task.model.encoder,
         task.model.head,
-        task.update.objective.needs_behaviour,
+        task.update.objective.needs_behaviour or task.estimator.corrects,
         needs_masks=task.environment.gives_masks,
     )
     count = int(rollout.valid.sum())
