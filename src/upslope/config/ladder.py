@@ -26,6 +26,9 @@ MONTE_CARLO = {**ONE_STEP, "learning_rate": 3e-3, "entropy_coefficient": 0.0, "n
 PLAIN = {**MONTE_CARLO, "normalize_advantage": False, "normalize_rewards": False}
 """The textbook formula without normalisation."""
 SEGMENT_GRADIENT = {**ONE_STEP, "learning_rate": 3e-3, "entropy_coefficient": 0.0, "critic_epochs": 20}
+GROUPS = {**PLAIN, "gamma": 1.0, "num_envs": 32, "group_size": 8}
+"""No critic: the other episodes of a group, which begin alike, say what an episode's return is worth."""
+REUSED_GROUPS = {**GROUPS, "epochs": 4, "minibatches": 4, "learning_rate": 1e-3}
 RECORDED = {
     "epochs": 1,
     "minibatches": 128,
@@ -99,6 +102,36 @@ ALGORITHMS: dict[str, Rung] = {
         settings={"beta_target": None},
     ),
     "ppo": Rung("gae", "clip", "Reuse a batch, and clip the ratio instead: PPO."),
+    "rloo": Rung(
+        "leave_one_out",
+        "policy_gradient",
+        "No critic: compare with the mean return of the other episodes that begin alike.",
+        settings=GROUPS,
+    ),
+    "grpo": Rung(
+        "group_mean",
+        "clip",
+        "Reuse groups: divide by their deviation and by each episode's length, and clip.",
+        settings={**REUSED_GROUPS, "divide_by_deviation": True, "divide_by_length": "episode"},
+    ),
+    "dr_grpo": Rung(
+        "group_mean",
+        "clip",
+        "GRPO without the two divisions, which bias it.",
+        settings=REUSED_GROUPS,
+    ),
+    "dapo": Rung(
+        "group_mean",
+        "clip",
+        "GRPO with one mean over all steps, a wider clip upwards, and no groups of equal returns.",
+        settings={
+            **REUSED_GROUPS,
+            "divide_by_deviation": True,
+            "divide_by_length": "batch",
+            "skip_equal_groups": True,
+            "epsilon_high": 0.28,
+        },
+    ),
     "clone": Rung(
         "unit",
         "policy_gradient",
@@ -114,13 +147,15 @@ ESTIMATORS = {
     "baseline": "R_t − V(s_t), whole episodes",
     "n_step": "A^n, the sum of n TD errors",
     "gae": "Σ(γλ)^b δ_{t+b}",
+    "leave_one_out": "R(τ) − the mean of the others in a group, whole episodes",
+    "group_mean": "R(τ) − the group's mean, by choice divided, whole episodes",
     "unit": "1, imitation",
 }
 OBJECTIVES = {
     "policy_gradient": "log π · Ψ",
     "importance_sampled": "π/μ · Ψ",
     "kl_penalty": "π/μ · Ψ − β KL, fixed or adaptive β",
-    "clip": "min(π/μ · Ψ, clip(π/μ) · Ψ)",
+    "clip": "min(π/μ · Ψ, clip(π/μ) · Ψ), by choice wider upwards",
 }
 
 MODELS = {"perceptron": "a perceptron for the policy and one for the critic"}

@@ -35,6 +35,8 @@ class Batch(NamedTuple):
     old_policy: Distribution
     action_mask: Bool[Array, "B ... M"] | None = None
     """Which choices were allowed."""
+    reference: Distribution | None = None
+    """The reference policy, if there is one."""
 
 
 def beginnings(rollout: Rollout, memory: Memory) -> Bool[Array, "T N"]:
