@@ -2,7 +2,6 @@
 
 import jax
 import jax.numpy as jnp
-import numpy as np
 import pytest
 
 from upslope.core.objectives import Clip, Sample
@@ -32,7 +31,7 @@ def test_the_gradient_at_every_corner(weight, ratio, gain, slope):
 
 def test_the_clip_fraction_knows_both_bounds():
     log_prob = jnp.log(jnp.asarray([0.7, 0.85, 1.25, 1.3]))
-    sample, valid = Sample(log_prob, jnp.zeros(4), jnp.ones(4), jnp.zeros(4)), np.ones(4, bool)
+    sample, valid = Sample(log_prob, jnp.zeros(4), jnp.ones(4), jnp.zeros(4)), jnp.ones(4, bool)
     assert float(policy_metrics(Clip(0.2, 0.28), sample, valid)["policy/clip_fraction"]) == 0.5
     assert float(policy_metrics(Clip(0.2), sample, valid)["policy/clip_fraction"]) == 0.75
 

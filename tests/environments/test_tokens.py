@@ -58,7 +58,7 @@ def test_a_uniform_policy_is_right_as_often_as_counted_by_hand():
     [
         ({"prompts": 11}, "so that each has a right answer"),
         ({"digits": 0}, "1 digit or more"),
-        ({"length": 2.5}, "length=2.5"),
+        ({"length": 1}, "length=1"),
         ({"digits": 9, "length": 9}, "more than 1,024 states"),
     ],
 )

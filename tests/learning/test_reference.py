@@ -27,7 +27,9 @@ def test_an_update_descends_the_divergence(estimator):
         needs_critic=False, optimiser=Optimiser("sgd", 1e6), reference_kl=0.5, reference_estimator=estimator
     )
     rollout = rollout_of(np.zeros((4, 1)))._replace(
-        observation=jnp.zeros((4, 1), jnp.int32), next_observation=jnp.zeros((4, 1), jnp.int32), action=ACTIONS[:, None]
+        observation=jnp.zeros((4, 1), jnp.int32),
+        next_observation=jnp.zeros((4, 1), jnp.int32),
+        action=jnp.asarray(ACTIONS[:, None]),
     )
     nothing = Credit(jnp.zeros((4, 1)), jnp.zeros((4, 1)))
 
@@ -59,7 +61,9 @@ def test_a_reference_with_memory_remembers_from_rollout_to_rollout():
     seen = np.random.default_rng(0).normal(size=(6, 2, 2)).astype(np.float32)
     ended = np.zeros((6, 2), bool)
     ended[1, 0] = ended[2, 1] = True
-    whole = rollout_of(np.zeros((6, 2)), ended)._replace(observation=seen, next_observation=seen)
+    whole = rollout_of(np.zeros((6, 2)), ended)._replace(
+        observation=jnp.asarray(seen), next_observation=jnp.asarray(seen)
+    )
     first, second = (jax.tree.map(lambda x, rows=rows: x[rows], whole) for rows in (slice(3), slice(3, 6)))
     nothing = Credit(jnp.zeros((6, 2)), jnp.zeros((6, 2)))
     begin = Reference(agent, start_memory(agent.model, 2))

@@ -64,15 +64,12 @@ def test_a_run_with_a_reference_is_resumed_without_it(source: Path, folder: Path
 def test_the_policy_is_that_of_every_command(source: Path):
     found = upslope.evaluate(source, episodes=4)
     assert found["stochastic"].seed_means().shape == (2,)
-    assert (
-        len(upslope.load(source).probabilities(0) if hasattr(upslope.load(source), "probabilities") else [1, 2, 3]) == 3
-    )
+    assert upslope.load(source, seed=1)(np.int64(0)) in range(3)
 
 
 def test_compiled_groups_share_their_starts():
-    config, task = prepare(
-        "jax:CartPole-v1", "rloo", settings={**SMALL, "minibatches": 1, "epochs": 1, "num_envs": 6, "group_size": 3}
-    )
+    settings = {"hidden_sizes": (8,), "num_envs": 6, "group_size": 3}
+    config, task = prepare("jax:CartPole-v1", "rloo", settings=settings)
     agent = initialise(task, 0).learner.agent
     collect = partial(collect_episodes, task.environment, num_envs=6, max_episode_steps=4, group_size=task.group_size)
     first = np.asarray(jax.jit(collect)(agent, jax.random.key(0))[0].observation[0])

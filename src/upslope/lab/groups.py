@@ -199,8 +199,8 @@ def two_kinds(estimator: GroupEstimator) -> Float[np.ndarray, "G 2"]:
     All episodes have one step.
     """
     size = estimator.group_size
-    total = np.array([[own, *[1] * right, *[0] * (size - 1 - right)] for right in range(size) for own in (0, 1)])
-    return factors(estimator, total, np.ones(total.shape))[:, 0].reshape(size, 2)
+    rows = [[own, *[1.0] * right, *[0.0] * (size - 1 - right)] for right in range(size) for own in (0.0, 1.0)]
+    return factors(estimator, np.array(rows), np.ones((2 * size, size)))[:, 0].reshape(size, 2)
 
 
 def weight_of_prompt(estimator: GroupEstimator, solved: Float[np.ndarray, "P"]) -> Float[np.ndarray, "P"]:
