@@ -65,13 +65,6 @@ class Config:
     group_size: int = 1
     """G, environments that begin alike: those of a group share the reset seed of every episode, so that leave_one_out
     and group_mean can compare their returns. For estimators of whole episodes. Usual: 4 to 64."""
-    divide_by_deviation: bool = False
-    """Divide the weights of group_mean by the standard deviation of the group's returns, as GRPO does."""
-    divide_by_length: Literal["none", "episode", "batch"] = "none"
-    """Divide the sum over an episode's steps by its length (episode, as GRPO), by the length of all episodes together
-    (batch, as DAPO), or not at all (none, as RLOO and Dr. GRPO)."""
-    skip_equal_groups: bool = False
-    """Leave groups whose returns are all equal out of the mean of group_mean, as DAPO does."""
     rollout_steps: int = 128
     """T, steps per environment per iteration, for estimators that do not need whole episodes. Usual: 5 to 2048."""
     max_episode_steps: int | None = None
@@ -103,6 +96,13 @@ class Config:
     """λ of GAE: 0 relies most on the critic, 1 on the sampled returns. Usual: 0.9 to 0.98."""
     n: int = 5
     """n of n_step, the number of steps before bootstrapping from the critic. Usual: 1 to 20."""
+    divide_by_deviation: bool = False
+    """Divide the weights of group_mean by the standard deviation of the group's returns, as GRPO does."""
+    divide_by_length: Literal["none", "episode", "batch"] = "none"
+    """Divide the sum over an episode's steps by its length (episode, as GRPO), by the length of all episodes together
+    (batch, as DAPO), or not at all (none, as RLOO and Dr. GRPO)."""
+    skip_equal_groups: bool = False
+    """Leave groups whose returns are all equal out of the mean of group_mean, as DAPO does."""
     epsilon: float = 0.2
     """ε of clip: moving the ratio outside [1−ε, 1+ε] gains nothing. Usual: 0.1 to 0.3."""
     epsilon_high: float | None = None

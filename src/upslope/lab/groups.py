@@ -283,7 +283,7 @@ def groups(seed: int = 0, size: int = 8, policies: int = 64) -> Outcome:
     degrees = {name: math.degrees(math.acos(min(1.0, cosine(x, exact)))) for name, x in update.items()}
     solved = np.array([one.solved() for one in sequences])
     weight = np.linalg.norm(update["by_deviation"], axis=1) / np.linalg.norm(exact, axis=1)
-    middle, extreme = int(np.argmin(abs(solved - 0.5))), int(np.argmax(abs(solved - 0.5)))
+    middle, hardest, easiest = int(np.argmin(abs(solved - 0.5))), int(np.argmin(solved)), int(np.argmax(solved))
     turned = max(1 - cosine(x, y) for x, y in zip(update["by_deviation"], exact, strict=True))
     grown = growths(size, policies, seed)
     sizes = [2, 3, 4, 8, 16, 32]
@@ -295,7 +295,7 @@ def groups(seed: int = 0, size: int = 8, policies: int = 64) -> Outcome:
             Finding("mean", exactly(difference(update["group_mean"], (size - 1) / size * exact)), ROUNDING),
             Finding("variance", exactly(noise[sizes.index(8)]), (1.0, math.inf)),
             Finding("deviation_alone", exactly(turned), ROUNDING),
-            Finding("deviation", exactly(weight[extreme] / weight[middle]), (1.0, math.inf)),
+            Finding("deviation", exactly(min(weight[hardest], weight[easiest]) / weight[middle]), (1.0, math.inf)),
             Finding("length", exactly(degrees["by_length"]), ABOVE_ZERO),
             Finding("wrong", mean_of(grown[:, 0, 0] - grown[:, 0, 1]), ABOVE_ZERO),
             Finding("right", mean_of(grown[:, 1, 0] - grown[:, 1, 1]), BELOW_ZERO),
@@ -315,7 +315,8 @@ def groups(seed: int = 0, size: int = 8, policies: int = 64) -> Outcome:
             "size": size,
             "policies": policies,
             "middle": 100 * solved[middle],
-            "extreme": 100 * solved[extreme],
+            "hardest": 100 * solved[hardest],
+            "easiest": 100 * solved[easiest],
             "both": degrees["by_both"],
             "shrunk": (size - 1) / size,
         },

@@ -127,8 +127,11 @@ def collect_episodes(
         finished = finished._replace(done=finished.done & running, stuck=stuck)
         return (after, running & ~finished.done), (row, finished)
 
-    reset_keys = jax.random.split(begin_key, num_envs // group_size)
-    columns = begin_episodes(world, agent, reset_keys[jnp.arange(num_envs) // group_size])
+    if group_size == 1:
+        columns = begin(world, agent, begin_key, num_envs)
+    else:
+        reset_keys = jax.random.split(begin_key, num_envs // group_size)
+        columns = begin_episodes(world, agent, reset_keys[jnp.arange(num_envs) // group_size])
     randomness = draw_randomness(agent, columns, jax.random.split(act_key, max_episode_steps))
     return jax.lax.scan(step, (columns, jnp.ones(num_envs, bool)), randomness)[1]
 

@@ -18,7 +18,7 @@ import numpy as np
 from jax.sharding import Mesh, PartitionSpec
 from jaxtyping import Array, Float, Integer, Key, PRNGKeyArray
 
-from upslope.core.estimators import UNROLL, Estimator, ends
+from upslope.core.estimators import UNROLL, Estimator, ends, returns_in_groups
 from upslope.core.types import Credit, Metrics, Rollout, Values
 from upslope.errors import UpslopeError
 from upslope.learning.collect import EnvState, Finished, begin, collect, collect_episodes
@@ -201,8 +201,15 @@ def weigh(task: Task, state: TrainState, rollout: Rollout) -> tuple[TrainState, 
     assessed = {}
     if task.update.needs_critic:
         assessed["critic/explained_variance"] = explained_variance(values.value, credit.target, rollout.valid)
+    if task.group_size > 1:
+        assessed["policy/equal_groups"] = equal_groups(scaled, task.gamma, task.group_size)
     learner = state.learner._replace(agent=agent)
     return state._replace(learner=learner, discounted_return=carry), scaled, credit, assessed
+
+
+def equal_groups(rollout: Rollout, gamma: float, group_size: int) -> Float[Array, ""]:
+    """The share of groups whose returns are all equal, so that comparing them says nothing."""
+    return jnp.mean(jnp.ptp(returns_in_groups(rollout, gamma, group_size), axis=1) == 0)
 
 
 def with_clipped_rewards(rollout: Rollout, limit: float | None) -> Rollout:
