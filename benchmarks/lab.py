@@ -30,13 +30,13 @@ def run(names: list[str]) -> None:
         command = [sys.executable, "-c", "from upslope.cli.main import main; main()", "lab", "--json", "--output"]
         command += [f"{folder}/lab.html", *(["--only", *names] if names else [])]
         done = subprocess.run(command, check=True, stdout=subprocess.PIPE, text=True)
-    measured_now = json.loads(done.stdout)
+    now = json.loads(done.stdout)
     if names:
         stored = json.loads(RESULT.read_text("utf-8"))
-        found = {experiment["name"]: experiment for experiment in (*stored["experiments"], *measured_now["experiments"])}
+        found = {experiment["name"]: experiment for experiment in (*stored["experiments"], *now["experiments"])}
         order = [experiment.name for experiment in EXPERIMENTS]
-        measured_now = stored | {"experiments": sorted(found.values(), key=lambda one: order.index(one["name"]))}
-    RESULT.write_text(json.dumps(measured_now, indent=2, ensure_ascii=False) + "\n", "utf-8")
+        now = stored | {"experiments": sorted(found.values(), key=lambda one: order.index(one["name"]))}
+    RESULT.write_text(json.dumps(now, indent=2, ensure_ascii=False) + "\n", "utf-8")
 
 
 def write_page() -> None:
