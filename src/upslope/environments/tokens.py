@@ -51,5 +51,5 @@ def tokens(digits: int = 2, length: int = 6, prompts: int = 5) -> Tabular:
         start=start,
         terminal=np.arange(over + 1) == over,
         observation_of=np.arange(over + 1),
-        max_episode_steps=length,
+        max_episode_steps=length + 1,  # never reached, so that no end is a truncation
     )
