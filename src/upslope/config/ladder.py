@@ -26,7 +26,7 @@ MONTE_CARLO = {**ONE_STEP, "learning_rate": 3e-3, "entropy_coefficient": 0.0, "n
 PLAIN = {**MONTE_CARLO, "normalize_advantage": False, "normalize_rewards": False}
 """The textbook formula without normalisation."""
 SEGMENT_GRADIENT = {**ONE_STEP, "learning_rate": 3e-3, "entropy_coefficient": 0.0, "critic_epochs": 20}
-GROUPS = {**PLAIN, "gamma": 1.0, "num_envs": 32, "group_size": 8}
+GROUPS = {**PLAIN, "gamma": 1.0, "num_envs": 16, "group_size": 8}
 """No critic: the other episodes of a group, which begin alike, say what an episode's return is worth."""
 REUSED_GROUPS = {**GROUPS, "epochs": 4, "minibatches": 4, "learning_rate": 1e-3}
 RECORDED = {

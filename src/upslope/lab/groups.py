@@ -77,7 +77,8 @@ def world() -> Tabular:
 @cache
 def paths(prompt: int) -> tuple[tuple[tuple[int, ...], tuple[int, ...], float], ...]:
     """All sequences of a prompt: its states, its actions, and its return."""
-    unfinished, finished = [((begin_of(prompt),), (), 0.0)], []
+    unfinished: list[tuple[tuple[int, ...], tuple[int, ...], float]] = [((begin_of(prompt),), (), 0.0)]
+    finished = []
     while unfinished:
         states, actions, total = unfinished.pop()
         if world().terminal[states[-1]]:
@@ -163,7 +164,8 @@ def kinds_of(prompt: int, group_size: int) -> Kinds:
     others = np.array(list(combinations_with_replacement(range(len(kinds)), group_size - 1)))
     counts = np.stack([(others == kind).sum(axis=1) for kind in range(len(kinds))], axis=1)
     repeats = np.vectorize(math.factorial)(counts).prod(axis=1)
-    return Kinds(*np.array(kinds).T, others, counts, math.factorial(group_size - 1) / repeats)
+    total, length = np.array(kinds).T
+    return Kinds(total, length, others, counts, math.factorial(group_size - 1) / repeats)
 
 
 @cache

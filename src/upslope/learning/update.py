@@ -210,7 +210,7 @@ def descend_groups(
         outputs = outputs_of(model, *inputs_of(batch))
         sample, entropy = sample_from(outputs.policy, batch)
         loss = losses_of(pace.objective, objective, sample) - pace.entropy_coefficient * entropy
-        if batch.reference is not None:
+        if batch.reference is not None and update.reference_kl is not None:
             loss += update.reference_kl * reference_divergence(outputs.policy, batch, update.reference_estimator)
         ratio = importance_ratio(sample)
         distance = Distance(sample.kl, ratio, ratio**2)
