@@ -1,6 +1,7 @@
 """Run the full lab, store its results, and write them into docs/lab.md.
 
 python benchmarks/lab.py            # minutes
+python benchmarks/lab.py groups     # these experiments only; the stored results of the others stay
 python benchmarks/lab.py --table    # write docs/lab.md from the stored results
 """
 
@@ -13,6 +14,7 @@ from typing import Any
 
 from pages import fill
 
+from upslope.lab.experiments import EXPERIMENTS
 from upslope.lab.finding import Estimate
 from upslope.lab.texts import measured, region, texts
 
@@ -22,12 +24,19 @@ PAGE = ROOT / "docs" / "lab.md"
 HEADING = "| claim | number | predicted | measured | verdict |\n|---|---|---|---|---|"
 
 
-def run() -> None:
-    """Run `upslope lab --json`, and store its output."""
+def run(names: list[str]) -> None:
+    """Run `upslope lab --json`, and store its output; with names, only these experiments are replaced."""
     with tempfile.TemporaryDirectory() as folder:
         command = [sys.executable, "-c", "from upslope.cli.main import main; main()", "lab", "--json", "--output"]
-        done = subprocess.run([*command, f"{folder}/lab.html"], check=True, stdout=subprocess.PIPE, text=True)
-    RESULT.write_text(done.stdout, "utf-8")
+        command += [f"{folder}/lab.html", *(["--only", *names] if names else [])]
+        done = subprocess.run(command, check=True, stdout=subprocess.PIPE, text=True)
+    now = json.loads(done.stdout)
+    if names:
+        stored = json.loads(RESULT.read_text("utf-8"))
+        found = {experiment["name"]: experiment for experiment in (*stored["experiments"], *now["experiments"])}
+        order = [experiment.name for experiment in EXPERIMENTS]
+        now = stored | {"experiments": sorted(found.values(), key=lambda one: order.index(one["name"]))}
+    RESULT.write_text(json.dumps(now, indent=2, ensure_ascii=False) + "\n", "utf-8")
 
 
 def write_page() -> None:
@@ -62,7 +71,7 @@ def row(finding: dict[str, Any], words: dict[str, str], numbers: dict[str, float
 def main() -> None:
     """Measure, unless only the table is requested, and write the page."""
     if sys.argv[1:] != ["--table"]:
-        run()
+        run(sys.argv[1:])
     write_page()
 
 

@@ -20,6 +20,8 @@ if TYPE_CHECKING:
     from upslope.core.estimators import GAE as GAE
     from upslope.core.estimators import Baseline as Baseline
     from upslope.core.estimators import Estimator as Estimator
+    from upslope.core.estimators import GroupMean as GroupMean
+    from upslope.core.estimators import LeaveOneOut as LeaveOneOut
     from upslope.core.estimators import NStep as NStep
     from upslope.core.estimators import RewardToGo as RewardToGo
     from upslope.core.estimators import TotalReturn as TotalReturn
@@ -87,7 +89,10 @@ PUBLIC_NAMES = {
     "diagnosis.doctor": ("diagnose", "Diagnosis"),
     "diagnosis.probe": ("probe", "Probed"),
     "config.config": ("Config",),
-    "core.estimators": ("Estimator", "TotalReturn", "RewardToGo", "Baseline", "NStep", "GAE", "VTrace", "UnitWeight"),
+    "core.estimators": (
+        *("Estimator", "TotalReturn", "RewardToGo", "Baseline", "NStep", "GAE"),
+        *("LeaveOneOut", "GroupMean", "VTrace", "UnitWeight"),
+    ),
     "core.objectives": (
         *("Objective", "Sample", "PolicyGradient", "ImportanceSampled", "KLPenalty", "Clip"),
         *("DualClip", "SPO", "NaturalGradient", "TrustRegion"),

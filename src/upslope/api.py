@@ -84,6 +84,8 @@ def train(
     """
     if name is not None:
         check_name(name)
+    if isinstance(settings.get("reference"), Run):
+        settings["reference"] = str(settings["reference"].path)
     parts = {
         "estimator": estimator,
         "objective": objective,

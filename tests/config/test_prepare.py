@@ -171,7 +171,7 @@ def test_a_subclass_of_the_kl_penalty_has_its_target():
 def test_every_hyperparameter_of_a_part_is_a_setting():
     for role, (_, known) in AXES.items():
         for name, kind in known.items():
-            config = configure("X", is_continuous=False, **{role: name})
+            config = configure("X", is_continuous=False, group_size=2, **{role: name})
             assert {estimator_of, objective_of} and isinstance(
                 (estimator_of if role == "estimator" else objective_of)(config), kind
             )

@@ -42,6 +42,9 @@ SIGNATURES = {
     "actions_clipped": {"changes": {"health/action_clipped": 0.98, "policy/entropy": 3.0}, "box": True},
     "no_exploration": {"changes": {"policy/entropy": -5.0}, "box": True},
     "targets_impossible": {"changes": {"health/target_mean": -30.0}},
+    "groups_equal": {
+        "changes": {"policy/equal_groups": 0.98}, "rise": 0.0, "estimator": "group_mean", "group_size": 4
+    },
     "not_finite": {"changes": {"policy/loss": float("nan")}, "rise": 0.0},
     "horizon_too_short": {"gamma": 0.3},
     "memory_saturated": {"changes": {"health/memory_saturated": 0.9, "health/memory_dead": 0.95}, "rise": 0.0},

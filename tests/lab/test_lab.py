@@ -34,6 +34,17 @@ SURE = {
     "table1": set(),
     "credit": {"one_step_late", "gae_sooner", "delay"},
     "seeds": {"one_seed"},
+    "groups": {
+        "unbiased",
+        "mean",
+        "variance",
+        "deviation_alone",
+        "deviation",
+        "length",
+        "wrong",
+        "batch",
+        "batch_less",
+    },
 }
 
 

@@ -24,7 +24,17 @@ from upslope.core.distributions import (  # fmt: skip
     Product,
     SquashedGaussian,
 )
-from upslope.core.estimators import GAE, Baseline, Estimator, NStep, RewardToGo, TotalReturn, td_error
+from upslope.core.estimators import (
+    GAE,
+    Baseline,
+    Estimator,
+    GroupMean,
+    LeaveOneOut,
+    NStep,
+    RewardToGo,
+    TotalReturn,
+    td_error,
+)
 from upslope.core.types import Rollout, Values
 from upslope.environments.registry import EnvironmentLike
 from upslope.errors import UpslopeError
@@ -64,7 +74,13 @@ def label(estimator: Estimator) -> str:
 
 
 def own_label(config: Config) -> str | None:
-    """The label of the estimator that a run was trained with; None for a custom one and for imitation."""
+    """The label of the estimator that a run was trained with; None for a custom one and for imitation.
+
+    One that compares the episodes of a group is named, though a single episode has no weights of it.
+    """
+    of_groups = {"leave_one_out": LeaveOneOut, "group_mean": GroupMean}
+    if config.estimator in of_groups:
+        return f"{of_groups[config.estimator].__name__} in groups of {config.group_size} (it needs the whole group)"
     names = {"total_return": TotalReturn(), "reward_to_go": RewardToGo(), "baseline": Baseline()}
     ours = names | {"n_step": NStep(config.n), "gae": GAE(config.lambda_)}
     return label(ours[config.estimator]) if config.estimator in ours else None

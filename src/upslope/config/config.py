@@ -37,8 +37,8 @@ class Config:
     algorithm: str = "ppo"
     """The rung of the ladder; `upslope list` shows them."""
     estimator: str = "gae"
-    """Axis 1, the weight Ψ of an action: total_return, reward_to_go, baseline, n_step, gae, vtrace, unit, or
-    module:Name."""
+    """Axis 1, the weight Ψ of an action: total_return, reward_to_go, baseline, n_step, gae, vtrace, leave_one_out,
+    group_mean, unit, or module:Name."""
     objective: str = "clip"
     """Axis 2, how the policy moves: policy_gradient, importance_sampled, kl_penalty, clip, dual_clip, spo,
     natural_gradient, trust_region, or module:Name."""
@@ -63,6 +63,9 @@ class Config:
     """Begin the optimiser's state (momentum and scales) anew."""
     num_envs: int = 8
     """N, environments per seed. Usual: 1 to 64; thousands on accelerators."""
+    group_size: int = 1
+    """G, environments that begin alike: those of a group share the reset seed of every episode, so that leave_one_out
+    and group_mean can compare their returns. For estimators of whole episodes. Usual: 4 to 64."""
     rollout_steps: int = 128
     """T, steps per environment per iteration, for estimators that do not need whole episodes. Usual: 5 to 2048."""
     max_episode_steps: int | None = None
@@ -98,10 +101,19 @@ class Config:
     """c̄ of vtrace: cut the ratio π/μ in the traces off at this. Usual: 1."""
     n: int = 5
     """n of n_step, the number of steps before bootstrapping from the critic. Usual: 1 to 20."""
+    divide_by_deviation: bool = False
+    """Divide the weights of group_mean by the standard deviation of the group's returns, as GRPO does."""
+    divide_by_length: Literal["none", "episode", "batch"] = "none"
+    """Divide the sum over an episode's steps by its length (episode, as GRPO), by the length of all episodes together
+    (batch, as DAPO), or not at all (none, as RLOO and Dr. GRPO)."""
+    skip_equal_groups: bool = False
+    """Leave groups whose returns are all equal out of the mean of group_mean, as DAPO does."""
     epsilon: float = 0.2
     """ε of clip, dual_clip and spo: moving the ratio outside [1−ε, 1+ε] gains nothing. Usual: 0.1 to 0.3."""
     c: float = 3.0
     """c of dual_clip: an action of negative weight costs at most c times it, however probable it became. Usual: 3."""
+    epsilon_high: float | None = None
+    """ε above 1 of clip, if it differs from ε below: the ratio is clipped to [1−ε, 1+ε high]. Usual: 0.2 to 0.3."""
     epsilon_schedule: str = "constant"
     """How ε changes over the budget: constant, linear, or cosine."""
     beta: float = 1.0
@@ -118,6 +130,17 @@ class Config:
     backtracks: int = 10
     """Step lengths that trust_region tries, each 0.8 of the one before, until the loss falls and the KL is at most δ.
     Usual: 10."""
+    reference: Annotated[str | None, tyro.conf.arg(metavar="RUN")] = None
+    """Pay for leaving the policy of another run, RUN for its last checkpoint or RUN@best, with the same networks. It is
+    read once and kept in this run."""
+    reference_seed: int | None = None
+    """The seed of that run whose policy is the reference of every seed; by default seed k has its seed k, or all have
+    its only one."""
+    reference_kl: float = 0.04
+    """β, the price of a nat of KL(π‖π_ref) in the policy's loss; 0 only measures it. Usual: 0.001 to 0.1."""
+    reference_estimator: Literal["exact", "k1", "k2", "k3"] = "exact"
+    """How that KL is estimated: exact, or from the action taken by Schulman's k1, k2 or k3. As a loss k1 teaches
+    nothing, since its mean gradient is 0, k2 has the gradient of KL(π‖π_ref), and k3 that of KL(π_ref‖π)."""
     epochs: int = 4
     """Passes over each batch for the policy. Usual: 1 for policy_gradient, 3 to 20 for ppo."""
     critic_epochs: int | None = None
@@ -220,6 +243,7 @@ LIMITS: dict[str, tuple[str, Callable[[Any], bool]]] = {
             "steps",
             "seeds",
             "num_envs",
+            "group_size",
             "rollout_steps",
             "n",
             "epochs",
@@ -242,13 +266,8 @@ LIMITS: dict[str, tuple[str, Callable[[Any], bool]]] = {
     ),
     **dict.fromkeys(
         (
-            "entropy_coefficient",
-            "imitation_iterations",
-            "beta",
-            "damping",
-            "weight_decay",
-            "value_coefficient",
-            "rpo_alpha",
+            *("entropy_coefficient", "imitation_iterations", "beta", "damping", "reference_kl", "weight_decay"),
+            *("value_coefficient", "rpo_alpha"),
         ),
         ("0 or more", lambda x: x >= 0),
     ),

@@ -28,6 +28,9 @@ PLAIN = {**MONTE_CARLO, "normalize_advantage": False, "normalize_rewards": False
 SEGMENT_GRADIENT = {**ONE_STEP, "learning_rate": 3e-3, "entropy_coefficient": 0.0, "critic_epochs": 20}
 NATURAL = {"critic_epochs": 10, "minibatches": 8, "learning_rate": 1e-3, "entropy_coefficient": 0.0}
 """The policy takes one step per batch, without a learning rate; these numbers are the critic's."""
+GROUPS = {**PLAIN, "gamma": 1.0, "num_envs": 16, "group_size": 8}
+"""No critic: the other episodes of a group, which begin alike, say what an episode's return is worth."""
+REUSED_GROUPS = {**GROUPS, "epochs": 4, "minibatches": 4, "learning_rate": 1e-3}
 RECORDED = {
     "epochs": 1,
     "minibatches": 128,
@@ -127,6 +130,36 @@ ALGORITHMS: dict[str, Rung] = {
         settings={**ONE_STEP, "lambda_": 1.0, "rollout_steps": 20, "num_envs": 8, "learning_rate": 1e-3},
     ),
     "spo": Rung("gae", "spo", "A parabola in the ratio instead of its clip, which leads back what went too far: SPO."),
+    "rloo": Rung(
+        "leave_one_out",
+        "policy_gradient",
+        "No critic: compare with the mean return of the other episodes that begin alike.",
+        settings=GROUPS,
+    ),
+    "grpo": Rung(
+        "group_mean",
+        "clip",
+        "Reuse groups: divide by their deviation and by each episode's length, and clip.",
+        settings={**REUSED_GROUPS, "divide_by_deviation": True, "divide_by_length": "episode"},
+    ),
+    "dr_grpo": Rung(
+        "group_mean",
+        "clip",
+        "GRPO without the two divisions, which bias it.",
+        settings=REUSED_GROUPS,
+    ),
+    "dapo": Rung(
+        "group_mean",
+        "clip",
+        "GRPO with one mean over all steps, a wider clip upwards, and no groups of equal returns.",
+        settings={
+            **REUSED_GROUPS,
+            "divide_by_deviation": True,
+            "divide_by_length": "batch",
+            "skip_equal_groups": True,
+            "epsilon_high": 0.28,
+        },
+    ),
 }
 
 ESTIMATORS = {
@@ -135,6 +168,8 @@ ESTIMATORS = {
     "baseline": "R_t − V(s_t), whole episodes",
     "n_step": "A^n, the sum of n TD errors",
     "gae": "Σ(γλ)^b δ_{t+b}",
+    "leave_one_out": "R(τ) − the mean of the others in a group, whole episodes",
+    "group_mean": "R(τ) − the group's mean, by choice divided, whole episodes",
     "vtrace": "ρ (r + γ v_{t+1} − V), ρ = min(ρ̄, π/μ)",
     "unit": "1, imitation",
 }
@@ -142,7 +177,7 @@ OBJECTIVES = {
     "policy_gradient": "log π · Ψ",
     "importance_sampled": "π/μ · Ψ",
     "kl_penalty": "π/μ · Ψ − β KL, fixed or adaptive β",
-    "clip": "min(π/μ · Ψ, clip(π/μ) · Ψ)",
+    "clip": "min(π/μ · Ψ, clip(π/μ) · Ψ), by choice wider upwards",
     "dual_clip": "clip, at most c |Ψ| where Ψ < 0",
     "spo": "π/μ · Ψ − |Ψ| (π/μ − 1)² / 2ε",
     "natural_gradient": "π/μ · Ψ, a step along F⁻¹∇ of KL δ",

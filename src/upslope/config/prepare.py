@@ -144,7 +144,7 @@ def refuse_unread(asked: Iterable[str], config: Config, task: Task) -> None:
 def missing_reader(name: str, config: Config, task: Task) -> str:
     """Say what would read a setting that nothing in this run reads; empty if it is read."""
     estimator, objective, is_recorded = task.estimator, task.update.objective, config.data is not None
-    if name in HYPERPARAMETERS:
+    if name in HYPERPARAMETERS and name != "group_size":
         is_read = name in (*parameters(estimator).values(), *parameters(objective).values())
         return "" if is_read else parts_where(lambda kind: name in parameters(kind).values())
     has_networks, is_box = task.model.own is None, task.model.head.is_continuous
@@ -170,9 +170,13 @@ def missing_reader(name: str, config: Config, task: Task) -> str:
         ),
         "rollout_steps": (not (estimator.whole_episodes or is_recorded), f"{segments} without --data"),
         "num_envs": (not is_recorded, "runs without --data"),
+        "group_size": (not is_recorded, "runs without --data"),
         "imitation_iterations": (is_recorded, "runs with --data"),
         "stop_at_return": (not is_recorded, "runs without --data"),
         **dict.fromkeys(("from_seed", "fresh_normalisers", "fresh_optimiser"), (bool(config.start_from), "--from")),
+        **dict.fromkeys(
+            ("reference_seed", "reference_kl", "reference_estimator"), (config.reference is not None, "--reference")
+        ),
         **dict.fromkeys(("head", "state_dependent_std", "log_std_init"), of_boxes),
         "hidden_sizes": (has_networks, "--model perceptron"),
         "activation": (has_networks, "--model perceptron"),

@@ -9,7 +9,18 @@ import optax
 
 from upslope.config.config import Config
 from upslope.config.ladder import ALGORITHMS
-from upslope.core.estimators import GAE, Baseline, Estimator, NStep, RewardToGo, TotalReturn, UnitWeight, VTrace
+from upslope.core.estimators import (
+    GAE,
+    Baseline,
+    Estimator,
+    GroupMean,
+    LeaveOneOut,
+    NStep,
+    RewardToGo,
+    TotalReturn,
+    UnitWeight,
+    VTrace,
+)
 from upslope.core.objectives import (
     SPO,
     Clip,
@@ -21,7 +32,7 @@ from upslope.core.objectives import (
     PolicyGradient,
     TrustRegion,
 )
-from upslope.environments.base import CompiledEnvironment, info_shapes
+from upslope.environments.base import CompiledEnvironment, HostEnvironment, info_shapes
 from upslope.environments.registry import AnyEnvironment, EnvironmentLike, make
 from upslope.errors import UpslopeError
 from upslope.learning.iteration import Task
@@ -38,6 +49,8 @@ ESTIMATOR_TYPES: dict[str, type[Estimator]] = {
     "n_step": NStep,
     "gae": GAE,
     "vtrace": VTrace,
+    "leave_one_out": LeaveOneOut,
+    "group_mean": GroupMean,
     "unit": UnitWeight,
 }
 OBJECTIVE_TYPES: dict[str, type[Objective]] = {
@@ -92,7 +105,7 @@ def named(role: str, name: str) -> Any:
 def parameters(part: Any) -> dict[str, str]:
     """Fields of a part, or of its type, that a config sets → the config's name for each.
 
-    A user's own part receives the hyperparameters that it declares under upslope's names, as plain numbers.
+    A user's own part receives the hyperparameters that it declares under upslope's names, as plain numbers or words.
     """
     kind = part if isinstance(part, type) else type(part)
     found = {f.name: f.name for f in fields(kind)} if is_dataclass(kind) else {}
@@ -101,13 +114,14 @@ def parameters(part: Any) -> dict[str, str]:
     return {
         name: setting
         for name, setting in found.items()
-        if setting in HYPERPARAMETERS and isinstance(getattr(part, name, None), int | float | None)
+        if setting in HYPERPARAMETERS and isinstance(getattr(part, name, None), int | float | str | None)
     }
 
 
+OF_GROUPS = ("group_size", "divide_by_deviation", "divide_by_length", "skip_equal_groups")
 HYPERPARAMETERS = (
-    *("lambda_", "rho_bar", "c_bar", "n", "epsilon", "c", "beta", "beta_target"),
-    *("delta", "damping", "conjugate_gradient_iterations", "backtracks"),
+    *("lambda_", "rho_bar", "c_bar", "n", "epsilon", "epsilon_high", "c", "beta", "beta_target"),
+    *("delta", "damping", "conjugate_gradient_iterations", "backtracks", *OF_GROUPS),
 )
 """Settings that belong to an estimator or an objective rather than to every run."""
 
@@ -175,6 +189,7 @@ def task_of(config: Config, environment: AnyEnvironment, parts: Parts = NO_PARTS
     objective = parts.objective or objective_of(config)
     limit = config.max_episode_steps or environment.max_episode_steps
     check_pair(config, estimator, objective, limit)
+    check_groups(config, estimator, environment)
     update = Update(
         objective=objective,
         needs_critic=estimator.needs_critic,
@@ -189,6 +204,8 @@ def task_of(config: Config, environment: AnyEnvironment, parts: Parts = NO_PARTS
         value_clip=config.value_clip,
         rpo_alpha=config.rpo_alpha,
         sequence_length=config.sequence_length,
+        reference_kl=None if config.reference is None else config.reference_kl,
+        reference_estimator=config.reference_estimator,
     )
     if config.data is None:  # with recorded data or a user's model, sizes are known only with a rollout
         steps = (limit or 1) if estimator.whole_episodes else config.rollout_steps
@@ -214,6 +231,7 @@ def task_of(config: Config, environment: AnyEnvironment, parts: Parts = NO_PARTS
         schedules=schedules_of(config, parts.schedules),
         clip_rewards=config.clip_rewards,
         log_info=config.log_info,
+        group_size=size_of_groups(config, estimator),
     )
 
 
@@ -315,3 +333,37 @@ def check_pair(config: Config, estimator: Estimator, objective: Objective, limit
             "gradient of another policy's return. Use --objective importance_sampled (or clip, kl_penalty), or "
             "--algorithm clone to imitate."
         )
+
+
+def check_groups(config: Config, estimator: Estimator, environment: AnyEnvironment) -> None:
+    """Refuse groups of episodes that cannot share their start."""
+    name, size = type(estimator).__name__, size_of_groups(config, estimator)
+    if config.data is not None and hasattr(estimator, "group_size"):
+        raise UpslopeError(
+            f"{name} compares episodes that share their start, and nothing in a recorded file says which do. Use "
+            "--estimator baseline, which needs no groups."
+        )
+    if size == 1 or config.data is not None:
+        return
+    if not estimator.whole_episodes:
+        raise UpslopeError(
+            f"--group-size {size} lets whole episodes begin alike, but {name} learns from segments of "
+            f"{config.rollout_steps} steps. Use --estimator leave_one_out, group_mean, baseline, reward_to_go or "
+            "total_return, or leave --group-size out."
+        )
+    if config.num_envs % size:
+        fitting = max(size, config.num_envs - config.num_envs % size)
+        raise UpslopeError(
+            f"--num-envs {config.num_envs} cannot be divided into groups of --group-size {size}. Use --num-envs "
+            f"{fitting}, or another multiple of {size}."
+        )
+    if isinstance(environment, HostEnvironment) and environment.batch is not None:
+        raise UpslopeError(
+            f"{config.environment} resets its episodes by itself, so those of a group cannot share a reset seed. Train "
+            "the single environments instead of the batched ones, or leave --group-size out."
+        )
+
+
+def size_of_groups(config: Config, estimator: Estimator) -> int:
+    """G: what the estimator needs, else what the config asks for."""
+    return getattr(estimator, "group_size", config.group_size)

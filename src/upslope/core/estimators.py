@@ -10,7 +10,7 @@ observation; nothing crosses the end of an episode or of the collected segment.
 
 from abc import ABC, abstractmethod
 from dataclasses import dataclass
-from typing import Any, ClassVar
+from typing import Any, ClassVar, Literal, get_args
 
 import jax
 import jax.numpy as jnp
@@ -130,6 +130,63 @@ class GAE(Estimator):
         return advantage_credit(advantage, rollout, values)
 
 
+LengthDivision = Literal["none", "episode", "batch"]
+"""What the sum of a weight over an episode's steps is divided by; see `over_steps`."""
+
+
+@dataclass(frozen=True)
+class LeaveOneOut(Estimator):
+    """Ψ_i = R_i − (1/(G−1)) Σ_{j≠i} R_j: the return of episode i, less the mean return of the G−1 others in its group.
+
+    The episodes of a group share their start, so the mean of the others estimates V(s_0) without a critic; it does not
+    depend on the actions that it judges, so it biases nothing. Sources: Kool et al. 2019, "Buy 4 REINFORCE samples, get
+    a baseline for free!"; Ahmadian et al. 2024, "Back to Basics" (RLOO).
+    """
+
+    group_size: int = 4
+    divide_by_length: LengthDivision = "none"
+    needs_critic: ClassVar[bool] = False
+    whole_episodes: ClassVar[bool] = True
+
+    def __post_init__(self) -> None:
+        check_group(self)
+
+    def __call__(self, rollout: Rollout, values: Values, gamma: float) -> Credit:
+        returns = returns_in_groups(rollout, gamma, self.group_size)
+        others = (returns.sum(axis=1, keepdims=True) - returns) / (self.group_size - 1)
+        return over_steps(returns - others, rollout, self.divide_by_length)
+
+
+@dataclass(frozen=True)
+class GroupMean(Estimator):
+    """Ψ_i = R_i − mean(R_1 … R_G), by choice divided by their standard deviation.
+
+    With `divide_by_deviation` and 1/|τ_i| it is GRPO (Shao et al. 2024, "DeepSeekMath", section 4.1); with neither it
+    is Dr. GRPO, (G−1)/G times `LeaveOneOut` (Liu et al. 2025, "Understanding R1-Zero-Like Training", section 3); with
+    the deviation, the batch's length and without the groups whose returns are all equal, DAPO (Yu et al. 2025,
+    section 3).
+    """
+
+    group_size: int = 8
+    divide_by_deviation: bool = False
+    divide_by_length: LengthDivision = "none"
+    skip_equal_groups: bool = False
+    needs_critic: ClassVar[bool] = False
+    whole_episodes: ClassVar[bool] = True
+
+    def __post_init__(self) -> None:
+        check_group(self)
+
+    def __call__(self, rollout: Rollout, values: Values, gamma: float) -> Credit:
+        returns = returns_in_groups(rollout, gamma, self.group_size)
+        differs = jnp.ptp(returns, axis=1, keepdims=True) > 0
+        weight = jnp.where(differs, returns - returns.mean(axis=1, keepdims=True), 0.0)
+        if self.divide_by_deviation:
+            weight = weight / jnp.where(differs, returns.std(axis=1, keepdims=True), 1.0)
+        counted = differs if self.skip_equal_groups else jnp.ones_like(differs)
+        return over_steps(weight, rollout, self.divide_by_length, jnp.broadcast_to(counted, returns.shape))
+
+
 @dataclass(frozen=True)
 class VTrace(Estimator):
     """Ψ_t = ρ_t (r_t + γ v_{t+1} − V_t), the critic's target v_t = V_t + Σ_b γ^b c_t ⋯ c_{t+b−1} ρ_{t+b} δ_{t+b}.
@@ -203,6 +260,47 @@ def discounted_sum(x: Float[Array, "T N"], end: Bool[Array, "T N"], discount: An
         return y_t, y_t
 
     return jax.lax.scan(backwards, jnp.zeros_like(x[0]), (x, end, per_step), reverse=True, unroll=UNROLL)[1]
+
+
+def returns_in_groups(rollout: Rollout, gamma: float, group_size: int) -> Float[Array, "M G"]:
+    """R(τ) = Σ_t γ^t r_t of each episode, a row for each group of G neighbouring columns."""
+    return reward_to_go(rollout, gamma)[0].reshape(-1, group_size)
+
+
+def over_steps(
+    weight: Float[Array, "M G"],
+    rollout: Rollout,
+    divide_by: LengthDivision,
+    counted: Bool[Array, "M G"] | None = None,
+) -> Credit:
+    """Give each step the weight of its episode, scaled so that the mean over the batch's steps, which is what a descent
+    minimises, is another mean over the K `counted` episodes (by default all):
+
+        none:     (1/K) Σ_i Ψ_i Σ_t log π(a_t|s_t), the policy gradient of whole episodes
+        episode:  (1/K) Σ_i Ψ_i (1/|τ_i|) Σ_t log π(a_t|s_t)
+        batch:    Σ_i Ψ_i Σ_t log π(a_t|s_t) / Σ_i |τ_i|
+    """
+    length = rollout.valid.sum(axis=0, dtype=jnp.float32)
+    is_counted = jnp.ones_like(length) if counted is None else counted.ravel().astype(jnp.float32)
+    if divide_by == "batch":
+        divisor = jnp.sum(length * is_counted)
+    else:
+        divisor = jnp.sum(is_counted) * (jnp.maximum(length, 1.0) if divide_by == "episode" else 1.0)
+    scaled = weight.ravel() * length.sum() / jnp.maximum(divisor, 1.0)
+    spread = jnp.where(rollout.valid, scaled, 0.0)
+    return Credit(weight=spread, target=spread)
+
+
+def check_group(estimator: LeaveOneOut | GroupMean) -> None:
+    """Refuse fields of an estimator of groups that mean nothing."""
+    name = type(estimator).__name__
+    if estimator.group_size < 2:
+        raise UpslopeError(
+            f"{name} compares episodes that share their start, so a group needs 2 episodes or more, not "
+            f"{estimator.group_size}. Set --group-size, e.g. to 8."
+        )
+    if estimator.divide_by_length not in get_args(LengthDivision):
+        raise UpslopeError(f"{name} divides by the length none, episode or batch, not {estimator.divide_by_length!r}.")
 
 
 def advantage_credit(advantage: Float[Array, "T N"], rollout: Rollout, values: Values) -> Credit:

@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from typing import ClassVar, NamedTuple
 
 import jax.numpy as jnp
-from jaxtyping import Array, Float
+from jaxtyping import Array, Bool, Float
 
 from upslope.errors import UpslopeError
 
@@ -112,18 +112,29 @@ class KLPenalty(Objective):
 class Clip(Objective):
     """L = −min(Ψ ρ, Ψ clip(ρ, 1−ε, 1+ε)), ρ = π_θ/μ  (Schulman et al. 2017, eq. 7).
 
-    Usual: ε 0.1 to 0.3.
+    With `epsilon_high` the upper bound is 1 + ε_high, so that improbable actions can gain more (Yu et al. 2025, DAPO,
+    section 3.1: 0.2 and 0.28). Usual: ε 0.1 to 0.3.
     """
 
     epsilon: float = 0.2
+    epsilon_high: float | None = None
 
     def __post_init__(self) -> None:
         if not 0 < self.epsilon < 1:
             raise UpslopeError(f"Clip needs 0 < ε < 1, not {self.epsilon}: the ratio is clipped to [1−ε, 1+ε].")
+        if self.epsilon_high is not None and not self.epsilon_high > 0:
+            raise UpslopeError(f"Clip needs ε high > 0, not {self.epsilon_high}: the upper bound is 1 + ε high.")
+
+    def is_outside(self, ratio: Float[Array, "..."]) -> Bool[Array, "..."]:
+        """Where the ratio is clipped, whichever sign the weight has."""
+        if self.epsilon_high is None:
+            return jnp.abs(ratio - 1) > self.epsilon
+        return (ratio < 1 - self.epsilon) | (ratio > 1 + self.epsilon_high)
 
     def loss(self, state: ObjectiveState, sample: Sample) -> Float[Array, "B"]:
         ratio = importance_ratio(sample)
-        clipped = jnp.clip(ratio, 1 - self.epsilon, 1 + self.epsilon)
+        high = self.epsilon if self.epsilon_high is None else self.epsilon_high
+        clipped = jnp.clip(ratio, 1 - self.epsilon, 1 + high)
         return -jnp.minimum(ratio * sample.weight, clipped * sample.weight)
 
 
@@ -160,6 +171,10 @@ class SPO(Objective):
     def __post_init__(self) -> None:
         if not 0 < self.epsilon < 1:
             raise UpslopeError(f"SPO needs 0 < ε < 1, not {self.epsilon}: the ratio is led to 1 ± ε.")
+
+    def is_outside(self, ratio: Float[Array, "..."]) -> Bool[Array, "..."]:
+        """Where the parabola has passed its top for one of the two signs of the weight."""
+        return jnp.abs(ratio - 1) > self.epsilon
 
     def loss(self, state: ObjectiveState, sample: Sample) -> Float[Array, "B"]:
         ratio = importance_ratio(sample)
@@ -209,3 +224,20 @@ class TrustRegion(NaturalGradient):
 def importance_ratio(sample: Sample) -> Float[Array, "..."]:
     """ρ = π_θ(a|s) / μ(a|s)."""
     return jnp.exp(sample.log_prob - sample.behaviour_log_prob)
+
+
+def kl_estimate(
+    estimator: str, log_prob: Float[Array, "..."], reference_log_prob: Float[Array, "..."]
+) -> Float[Array, "..."]:
+    """An estimate of KL(π‖π_ref) from one action a ~ π, with x = log π_ref(a|s) − log π(a|s).
+
+        k1 = −x             unbiased, with a large variance
+        k2 = x²/2           biased, with a small variance
+        k3 = e^x − 1 − x    unbiased, never negative
+
+    Their values are not their gradients. As a term of a loss, the mean gradient of k1 is E[∇log π] = 0: it teaches
+    nothing. That of k2 is ∇KL(π‖π_ref), and that of k3 is ∇KL(π_ref‖π). Source: Schulman 2020, "Approximating KL
+    Divergence"; GRPO takes k3.
+    """
+    x = reference_log_prob - log_prob
+    return {"k1": lambda: -x, "k2": lambda: x**2 / 2, "k3": lambda: jnp.expm1(x) - x}[estimator]()

@@ -109,7 +109,7 @@ class Signs:
     @property
     def is_whole(self) -> bool:
         """Whether the estimator sums rewards to the end of the episode instead of bootstrapping."""
-        return self.config.estimator in ("total_return", "reward_to_go", "baseline")
+        return self.config.estimator in ("total_return", "reward_to_go", "baseline", "leave_one_out", "group_mean")
 
     @property
     def horizon(self) -> float:

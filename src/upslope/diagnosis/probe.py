@@ -156,6 +156,8 @@ def probe(
         raise UpslopeError(f"There is no probe {', '.join(unknown)}. Known: {', '.join(PROBES)}.")
     if algorithm in ALGORITHMS and ALGORITHMS[algorithm].source == "recorded":
         raise UpslopeError(f"{algorithm} learns from recorded data, but a probe has to be played. Probe another rung.")
+    if settings.get("reference") is not None:
+        raise UpslopeError("A probe is learned from nothing, so there is no reference policy. Leave --reference out.")
     settings |= {role: x for role, x in (("estimator", estimator), ("objective", objective)) if isinstance(x, str)}
     config = configure("", algorithm, is_continuous=False, use_preset=False, **settings)
     axes = (

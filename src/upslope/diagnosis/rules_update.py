@@ -169,6 +169,22 @@ def targets_impossible(s: Signs) -> Finding | None:
     ) if part else None  # fmt: skip
 
 
+@rule("Yu et al. 2025, DAPO, section 3.2: groups of equal returns have no gradient")
+def groups_equal(s: Signs) -> Finding | None:
+    """Episodes that begin alike must end differently, or comparing them says nothing."""
+    if s.config.estimator not in ("leave_one_out", "group_mean"):
+        return None
+    x = s.late("policy/equal_groups")
+    part = share((x > 0.9) & ~s.improved)
+    return Finding(
+        "groups_equal", "Nearly all groups have equal returns, which teach nothing.",
+        "All episodes that begin alike end alike: none of them solves its start.",
+        "Raise --group-size or --entropy-coefficient, or begin with a policy that solves some of them: --from.",
+        0.7 * part, evidence=(s.evidence("policy/equal_groups", x, "below 0.9", 0.5),),
+        rivals=("a task that was solved from the beginning",),
+    ) if part else None  # fmt: skip
+
+
 @rule("SB issue 1143; B: NaN")
 def not_finite(s: Signs) -> Finding | None:
     """Parameters are no longer finite."""

@@ -361,7 +361,10 @@ def columns_for(
     limit: int | None,
     notices: Notices | None = None,
     log_info: tuple[str, ...] = (),
+    group_size: int = 1,
 ) -> HostColumns | BatchedColumns:
-    """The columns of an environment in this process: batched if it is a vector environment."""
-    kind = HostColumns if world.batch is None else BatchedColumns
-    return kind(world, encoder, head, seeds, num_envs, limit, notices=notices, log_info=log_info)
+    """The columns of an environment in this process: batched if it is a vector environment, which has no groups."""
+    sizes = world, encoder, head, seeds, num_envs, limit
+    if world.batch is not None:
+        return BatchedColumns(*sizes, notices=notices, log_info=log_info)
+    return HostColumns(*sizes, notices=notices, log_info=log_info, group_size=group_size)

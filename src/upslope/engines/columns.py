@@ -1,7 +1,8 @@
 """Step S × N Gymnasium environments on the host, in one Python loop.
 
-Every episode has its own reset seed, a function of (seed, environment index, episode number) alone. A run therefore
-does not depend on what runs beside it, and an episode in progress can be rebuilt from its actions.
+Every episode has its own reset seed, a function of (seed, environment index, episode number) alone, or of (seed, group,
+episode number) if environments form groups. A run therefore does not depend on what runs beside it, and an episode in
+progress can be rebuilt from its actions.
 """
 
 import math
@@ -47,10 +48,13 @@ OF_ROWS, OF_ALL = ("episode", "length", "called"), ("calls",)
 class HostEpisode:
     """One environment and its current episode."""
 
-    __slots__ = ("actions", "called", "env", "episode", "episode_return", "index", "info", "length", "seed", "seen")
+    __slots__ = (
+        *("actions", "called", "env", "episode", "episode_return"),
+        *("group", "index", "info", "length", "seed", "seen"),
+    )
 
-    def __init__(self, env: gymnasium.Env, seed: int, index: int):
-        self.env, self.seed, self.index = env, seed, index
+    def __init__(self, env: gymnasium.Env, seed: int, index: int, group_size: int = 1):
+        self.env, self.seed, self.index, self.group = env, seed, index, index // group_size
         self.episode = -1
         self.actions: list[Any] = []
         self.episode_return, self.length = 0.0, 0
@@ -64,13 +68,17 @@ class HostEpisode:
         self.episode += 1
         self.actions = []
         self.episode_return, self.length = 0.0, 0
-        return self.env.reset(seed=reset_seed(self.seed, self.index, self.episode))
+        return self.env.reset(seed=self.reset_seed)
+
+    @property
+    def reset_seed(self) -> int:
+        """The reset seed of the current episode, which the environments of a group share."""
+        return reset_seed(self.seed, self.group, self.episode)
 
     def describe(self) -> str:
         """Describe the step so that it can be reproduced."""
-        reset = reset_seed(self.seed, self.index, self.episode)
         place = f"environment {self.index} of seed {self.seed}, episode {self.episode}"
-        return f"{place} (reset seed {reset}), step {self.length}"
+        return f"{place} (reset seed {self.reset_seed}), step {self.length}"
 
 
 def reset_seed(seed: int, index: int, episode: int) -> int:
@@ -92,9 +100,10 @@ class HostColumns:
         indices: Sequence[int] | None = None,
         notices: Notices | None = None,
         log_info: tuple[str, ...] = (),
+        group_size: int = 1,
     ):
         """`indices` are the environments' indices within their seed, by default 0 … N−1; `log_info` are the keys of the
-        numbers of info to keep of each episode."""
+        numbers of info to keep of each episode; the environments of a group of `group_size` share their reset seeds."""
         self.world, self.encoder, self.head, self.limit = world, encoder, head, limit
         self.notices = notices or notices_to()
         self.read_info = InfoReader(log_info, world.name, self.notices) if log_info else None
@@ -104,7 +113,7 @@ class HostColumns:
         try:
             for seed in seeds:
                 for index in indices or range(num_envs):
-                    self.episodes.append(HostEpisode(world.create(), seed, index))
+                    self.episodes.append(HostEpisode(world.create(), seed, index, group_size))
             if len({id(episode.env) for episode in self.episodes}) < len(self.episodes):
                 raise UpslopeError(
                     f"{world.name} returned the same environment more than once, so columns would step each other's "

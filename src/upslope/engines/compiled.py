@@ -204,8 +204,8 @@ class RecordedEngine(ProgramEngine):
 
         def read(state: TrainState) -> tuple[TrainState, Metrics, None]:
             key = iteration_keys(state)[1]
-            state, metrics = learn(partial(weigh, task), partial(move, task), state, data, key)
-            return state, metrics, None
+            after, metrics = learn(partial(weigh, task), partial(move, task), state, data, key)
+            return after._replace(reference=state.reference), metrics, None  # each reading begins fresh episodes
 
         return repeat(task, read, state, self.iterations)
 

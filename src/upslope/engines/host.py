@@ -156,7 +156,8 @@ class HostEngine:
 def columns_of(task: Task, seeds: Sequence[int], notices: Notices | None = None) -> HostColumns | BatchedColumns:
     """Create a task's environments in this process."""
     model, sizes = task.model, (task.num_envs, task.max_episode_steps)
-    return columns_for(task.environment, model.encoder, model.head, seeds, *sizes, notices, task.log_info)
+    options = notices, task.log_info, task.group_size
+    return columns_for(task.environment, model.encoder, model.head, seeds, *sizes, *options)
 
 
 def begun_afresh(state: TrainState, rows: Sequence[int]) -> TrainState:
@@ -166,8 +167,13 @@ def begun_afresh(state: TrainState, rows: Sequence[int]) -> TrainState:
     fresh, returns = np.array(state.memory.fresh), np.array(state.discounted_return)
     fresh.ravel()[rows] = True
     returns.ravel()[rows] = 0.0
+    begun, reference = jax.numpy.asarray(fresh), state.reference
+    if reference is not None:
+        reference = reference._replace(memory=reference.memory._replace(fresh=begun))
     return state._replace(
-        memory=state.memory._replace(fresh=jax.numpy.asarray(fresh)), discounted_return=jax.numpy.asarray(returns)
+        memory=state.memory._replace(fresh=begun),
+        discounted_return=jax.numpy.asarray(returns),
+        reference=reference,
     )
 
 

@@ -233,7 +233,7 @@ class Server:
         """Create the environments."""
         model, sizes = task.model, (len(indices), task.max_episode_steps, indices)
         self.columns = HostColumns(
-            task.environment, model.encoder, model.head, seeds, *sizes, self.notices, task.log_info
+            task.environment, model.encoder, model.head, seeds, *sizes, self.notices, task.log_info, task.group_size
         )
         reduce_overhead()
 

@@ -20,6 +20,7 @@ from upslope.environments.masks import with_mask_apart
 from upslope.environments.modules import call, found
 from upslope.environments.names import near
 from upslope.environments.tabular import delayed_key, gridworld, short_corridor
+from upslope.environments.tokens import tokens
 from upslope.environments.wrappers import wrap
 from upslope.errors import UpslopeError
 from upslope.models.heads import head_of
@@ -32,6 +33,7 @@ COMPILED: dict[str, Callable[..., CompiledEnvironment]] = {
     "GridWorld-v0": gridworld,
     "ShortCorridor-v0": short_corridor,
     "Key-v0": delayed_key,
+    "Tokens-v0": tokens,
     "probe/constant": probes.constant,
     "probe/observation": probes.observation,
     "probe/delay": probes.delay,

@@ -1,9 +1,10 @@
-"""All experiments, in the order of the lecture."""
+"""All experiments, in the order of the lecture, and then those beyond it."""
 
 from upslope.lab.advantages import advantages
 from upslope.lab.credit import credit
 from upslope.lab.finding import Experiment
 from upslope.lab.gradients import gradient, variance
+from upslope.lab.groups import groups
 from upslope.lab.reuse import reuse
 from upslope.lab.sampling import expectation, importance
 from upslope.lab.seeds import seeds
@@ -19,4 +20,5 @@ EXPERIMENTS = (
     Experiment("table1", table1, {"seeds": 2, "steps": 8_192}),
     Experiment("credit", credit, {"seeds": 4, "others": (12,), "iterations": 60}),
     Experiment("seeds", seeds, {"pool": 32, "draws": 200, "iterations": 10}),
+    Experiment("groups", groups, {"policies": 8}),
 )

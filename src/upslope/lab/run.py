@@ -48,7 +48,8 @@ def run(names: Sequence[str], language: Language, seed: int, quick: bool, consol
             outcome = experiment.measure(seed=seed, **(experiment.quick if quick else {}))
         results.append(Result(experiment.name, outcome, perf_counter() - started))
         seconds = words["page"]["headings"]["seconds"].format(seconds=results[-1].seconds)
-        console.print(f"{title}  [dim]{verdict_counts(outcome.findings, words)}  {seconds}[/dim]", highlight=False)
+        counts = f"  {verdict_counts(outcome.findings, words)}  {seconds}"
+        console.print(Text.assemble(title, (counts, "dim")), highlight=False)
     return results
 
 
@@ -85,9 +86,9 @@ def verdict_table(results: Sequence[Result], language: Language) -> Table:
         table.add_section()
         table.add_row(Text(entry["title"], "bold"))
         for finding in result.outcome.findings:
-            verdict = f"[{STYLES[finding.verdict]}]{words['page']['verdicts'][finding.verdict]}[/]"
+            verdict = Text(words["page"]["verdicts"][finding.verdict], STYLES[finding.verdict])
             claim = entry["claims"][finding.name]["claim"].format(**result.outcome.numbers)
-            value = " ".join(measured(finding.estimate)).strip().replace("[", r"\[")
+            value = " ".join(measured(finding.estimate)).strip()
             table.add_row(claim, region(finding.predicted), value, verdict)
     return table
 

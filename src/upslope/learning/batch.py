@@ -39,6 +39,8 @@ class Batch(NamedTuple):
     """V before the update, if the critic's loss is clipped."""
     shift: Float[Array, "B ... K"] | None = None
     """What is added to the mean of the policy in the ratio (Rahman & Xue 2022)."""
+    reference: Distribution | None = None
+    """The reference policy, if there is one."""
 
 
 def beginnings(rollout: Rollout, memory: Memory) -> Bool[Array, "T N"]:

@@ -113,8 +113,10 @@ def collect_episodes(
     num_envs: int,
     max_episode_steps: int,
     log_info: tuple[str, ...] = (),
+    group_size: int = 1,
 ) -> tuple[Rollout, Finished]:
-    """One whole episode in each of N columns, padded to `max_episode_steps`."""
+    """One whole episode in each of N columns, padded to `max_episode_steps`; in each group of `group_size` neighbouring
+    columns all begin with the same reset."""
     begin_key, act_key = jax.random.split(key)
 
     def step(carry: tuple[EnvState, Array], randomness: Randomness) -> tuple[Any, tuple[Rollout, Finished]]:
@@ -125,7 +127,11 @@ def collect_episodes(
         finished = finished._replace(done=finished.done & running, stuck=stuck)
         return (after, running & ~finished.done), (row, finished)
 
-    columns = begin(world, agent, begin_key, num_envs)
+    if group_size == 1:
+        columns = begin(world, agent, begin_key, num_envs)
+    else:
+        reset_keys = jax.random.split(begin_key, num_envs // group_size)
+        columns = begin_episodes(world, agent, reset_keys[jnp.arange(num_envs) // group_size])
     randomness = draw_randomness(agent, columns, jax.random.split(act_key, max_episode_steps))
     return jax.lax.scan(step, (columns, jnp.ones(num_envs, bool)), randomness)[1]
 

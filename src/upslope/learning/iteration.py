@@ -19,7 +19,7 @@ from jax.sharding import Mesh, PartitionSpec
 from jaxtyping import Array, Float, Integer, Key, PRNGKeyArray
 
 from upslope.core.arrays import raw, typed
-from upslope.core.estimators import UNROLL, Estimator, ends
+from upslope.core.estimators import UNROLL, Estimator, ends, returns_in_groups
 from upslope.core.types import Credit, Metrics, Rollout, Values
 from upslope.errors import UpslopeError
 from upslope.learning.collect import EnvState, Finished, begin, collect, collect_episodes
@@ -27,11 +27,12 @@ from upslope.learning.devices import SEEDS, VMAPPED_SEEDS, is_vmapped
 from upslope.learning.evaluation import evaluate, log_probs
 from upslope.learning.health import HealthProbe
 from upslope.learning.optimisers import CONSTANT, Schedules, scheduled
+from upslope.learning.reference import Reference, advanced
 from upslope.learning.update import Learner, Pace, Update, begin_learning, explained_variance, improve
 from upslope.models.agent import Agent, initialise_agents, returns_seen
 from upslope.models.build import ModelSpec
 from upslope.models.model import Memory, start_memory
-from upslope.models.normaliser import updated
+from upslope.models.normaliser import RunningStatistics, updated
 
 Weigh = Callable[[Any, Rollout], tuple[Any, Rollout, Credit, Metrics]]
 Move = Callable[[Any, Rollout, Credit, PRNGKeyArray], tuple[Any, Metrics]]
@@ -67,6 +68,8 @@ class Task:
     """Largest size of a reward that the learner sees; the rollout and the episodes' returns keep the environment's."""
     log_info: tuple[str, ...] = ()
     """Keys of the numbers in `info` that are kept of every finished episode."""
+    group_size: int = 1
+    """G, the number of neighbouring columns whose whole episodes begin alike."""
 
     def described(self) -> dict[str, Any]:
         """The pair of axes with their fields, for config.json."""
@@ -93,6 +96,8 @@ class TrainState(NamedTuple):
     key: PRNGKeyArray
     steps: Integer[Array, ""]
     iteration: Integer[Array, ""]
+    reference: Reference | None = None
+    """The fixed policy that the learner pays for leaving, if there is one."""
 
 
 def initialise(task: Task, seed: int) -> TrainState:
@@ -138,15 +143,22 @@ def begin_training(task: Task, acts: bool, agent: Agent, keys: Key[Array, "3"]) 
     """The initial state of one seed with this agent. The first of its three keys was used to make the agent."""
     _, begin_key, key = keys
     keeps_episodes = acts and task.environment.is_compiled and not task.estimator.whole_episodes
+    memory = start_memory(agent.model, task.num_envs)
     return TrainState(
         learner=begin_learning(task.update, agent),
         columns=begin(task.environment, agent, begin_key, task.num_envs) if keeps_episodes else None,
-        memory=start_memory(agent.model, task.num_envs),
+        memory=memory,
         discounted_return=jnp.zeros(task.num_envs),
         key=key,
         steps=jnp.uint32(0),
         iteration=jnp.int32(0),
+        reference=None if task.update.reference_kl is None else Reference(as_reference(agent), memory),
     )
+
+
+def as_reference(agent: Agent) -> Agent:
+    """The agent without what its policy does not need."""
+    return dataclasses.replace(agent, return_statistics=RunningStatistics.start(()), normalize_rewards=False)
 
 
 def begun_with(state: TrainState, learner: Learner) -> TrainState:
@@ -164,7 +176,7 @@ def iterate(task: Task, state: TrainState) -> tuple[TrainState, Metrics, Finishe
     if task.estimator.whole_episodes:
         assert task.max_episode_steps is not None
         sizes = task.num_envs, task.max_episode_steps
-        rollout, finished = collect_episodes(world, agent, act_key, *sizes, task.log_info)
+        rollout, finished = collect_episodes(world, agent, act_key, *sizes, task.log_info, task.group_size)
     else:
         assert columns is not None
         sizes = task.rollout_steps, task.max_episode_steps
@@ -202,8 +214,15 @@ def weigh(task: Task, state: TrainState, rollout: Rollout) -> tuple[TrainState, 
     assessed = {}
     if task.update.needs_critic:
         assessed["critic/explained_variance"] = explained_variance(values.value, credit.target, rollout.valid)
+    if task.group_size > 1:
+        assessed["policy/equal_groups"] = equal_groups(scaled, task.gamma, task.group_size)
     learner = state.learner._replace(agent=agent)
     return state._replace(learner=learner, discounted_return=carry), scaled, credit, assessed
+
+
+def equal_groups(rollout: Rollout, gamma: float, group_size: int) -> Float[Array, ""]:
+    """The share of groups whose returns are all equal, so that comparing them says nothing."""
+    return jnp.mean(jnp.ptp(returns_in_groups(rollout, gamma, group_size), axis=1) == 0)
 
 
 def with_clipped_rewards(rollout: Rollout, limit: float | None) -> Rollout:
@@ -230,11 +249,14 @@ def move(
         vmapped=task.update.vmapped,
     )
     pace = pace_of(task, progress, state.iteration)
-    learner, metrics = improve(task.update, state.learner, rollout, credit, key, pace, state.memory, probe)
+    known = state.memory, probe, state.reference
+    learner, metrics = improve(task.update, state.learner, rollout, credit, key, pace, *known)
     agent = learner.agent
     if agent.normalize_observations:
         normaliser = updated(agent.normaliser, rollout.observation, rollout.valid)
         learner = learner._replace(agent=dataclasses.replace(agent, normaliser=normaliser))
+    if state.reference is not None and not task.estimator.whole_episodes:
+        state = state._replace(reference=advanced(state.reference, rollout))
     return state._replace(learner=learner, steps=steps, iteration=state.iteration + 1), metrics
 
 
@@ -243,10 +265,12 @@ def pace_of(task: Task, progress: Float[Array, ""], iteration: Integer[Array, ""
     schedules = task.schedules
     objective = task.update.objective
     if schedules.epsilon is not None and hasattr(objective, "epsilon"):
-        epsilon: Any = objective.epsilon  # pyright: ignore[reportAttributeAccessIssue] - a field of some objectives
+        factor: Any = schedules.epsilon(progress)
         # Not `replace`, since its range checks would fail on a traced value.
         objective = copy(objective)
-        object.__setattr__(objective, "epsilon", epsilon * schedules.epsilon(progress))
+        for name in ("epsilon", "epsilon_high"):
+            if (epsilon := getattr(objective, name, None)) is not None:
+                object.__setattr__(objective, name, epsilon * factor)
     return Pace(
         learning_rate=jnp.float32(scheduled(task.learning_rate, schedules.learning_rate, progress)),
         entropy_coefficient=scheduled(task.entropy_coefficient, schedules.entropy_coefficient, progress),

@@ -33,6 +33,7 @@ from upslope.learning.descent import Descent, Plan, descend, start_optimiser
 from upslope.learning.health import HealthProbe, UpdateData
 from upslope.learning.natural import descend_naturally
 from upslope.learning.optimisers import Optimiser
+from upslope.learning.reference import Reference, reference_divergence, reference_policy
 from upslope.learning.two_devices import on_two_devices
 from upslope.models.agent import Agent
 from upslope.models.model import (
@@ -75,6 +76,9 @@ class Update:
     """Whether policy and critic descend on separate devices along the mesh axis `NETWORKS`; the results are equal."""
     vmapped: bool = False
     """Whether this is one of several seeds along the axis `VMAPPED_SEEDS`."""
+    reference_kl: float | None = None
+    """β, the price of the divergence from a reference policy; None without one."""
+    reference_estimator: str = "exact"
 
     def may_stop(self) -> bool:
         """Whether an early stop is configured, so that `has_gone_too_far` can return true."""
@@ -175,6 +179,7 @@ def improve(
     pace: Pace,
     memory: Memory | None = None,
     probe: HealthProbe | None = None,
+    reference: Reference | None = None,
 ) -> tuple[Learner, Metrics]:
     """Update every group over epochs of shuffled minibatches, then adapt the objective's state.
 
@@ -184,7 +189,10 @@ def improve(
     agent, objective = learner.agent, learner.objective
     memory = memory or start_memory(agent.model, rollout.reward.shape[1])
     update.check_minibatches(*rollout.reward.shape, has_memory=has_memory(agent.model))
-    batch = batch_of(agent, rollout, credit, memory, update.stretch(*rollout.reward.shape), update.vmapped)
+    length = update.stretch(*rollout.reward.shape)
+    batch = batch_of(agent, rollout, credit, memory, length, update.vmapped)
+    if reference is not None:
+        batch = batch._replace(reference=reference_policy(reference, rollout, credit, length, update.vmapped))
     if update.normalize_advantage:
         batch = batch._replace(weight=standardise(batch.weight, batch.valid))
     if update.value_clip is not None and update.needs_critic:
@@ -198,6 +206,9 @@ def improve(
     metrics = {f"policy/{name}": value for name, value in found[0].items()}
     metrics |= policy_metrics(update.objective, after, batch.valid) | {"policy/entropy": mean(entropy, batch.valid)}
     metrics["policy/kl"] = kl
+    if reference is not None:
+        away = in_blocks(partial(distance_from_reference, model), batch, update.vmapped)
+        metrics["policy/reference_kl"] = mean(away, batch.valid)
     if update.objective.state_name is not None:
         metrics[f"objective/{update.objective.state_name}"] = objective
     metrics |= {f"critic/{name}": value for name, value in found[1].items()}
@@ -220,6 +231,8 @@ def descend_groups(
         outputs = outputs_of(model, *inputs_of(batch))
         sample, entropy = sample_from(outputs.policy, batch)
         loss = losses_of(pace.objective, objective, sample) - pace.entropy_coefficient * entropy
+        if batch.reference is not None and update.reference_kl is not None:
+            loss += update.reference_kl * reference_divergence(outputs.policy, batch, update.reference_estimator)
         ratio = importance_ratio(sample)
         distance = Distance(sample.kl, ratio, ratio**2)
         return jnp.where(pace.imitate, -sample.log_prob, loss), distance, outputs.value
@@ -300,6 +313,11 @@ def sample_of(model: Any, batch: Batch) -> tuple[Sample, Float[Array, "B ..."]]:
     return sample_from(outputs_of(model, *inputs_of(batch)).policy, batch)
 
 
+def distance_from_reference(model: Any, batch: Batch) -> Float[Array, "B ..."]:
+    """KL(π_θ‖π_ref), exactly."""
+    return reference_divergence(outputs_of(model, *inputs_of(batch)).policy, batch, "exact")
+
+
 def sample_from(policy: Any, batch: Batch) -> tuple[Sample, Float[Array, "B ..."]]:
     """The objective's inputs for the batch under this policy, and the entropy."""
     # Only the ratio sees the shift: the KL and the entropy are those of the policy that will act.
@@ -311,9 +329,9 @@ def sample_from(policy: Any, batch: Batch) -> tuple[Sample, Float[Array, "B ..."
 def policy_metrics(objective: Objective, sample: Sample, valid: Bool[Array, "B ..."]) -> Metrics:
     """The fraction of samples whose ratio ρ = π_θ/μ is outside [1−ε, 1+ε], and the effective sample size."""
     ratio = importance_ratio(sample)
-    epsilon = objective.epsilon if isinstance(objective, Clip | SPO) else 0.2
+    clip = objective if isinstance(objective, Clip | SPO) else Clip()
     return {
-        "policy/clip_fraction": mean(jnp.abs(ratio - 1) > epsilon, valid),
+        "policy/clip_fraction": mean(clip.is_outside(ratio), valid),
         "policy/effective_sample_size": effective_sample_size(ratio, valid),
     }
 

@@ -99,7 +99,7 @@ class Source:
         return steps
 
 
-def source_of(text: str) -> Source:
+def source_of(text: str, flag: str = "--from") -> Source:
     """The source that `RUN` or `RUN@CHECKPOINT` names; without a checkpoint it is the last one.
 
     Raises:
@@ -110,7 +110,7 @@ def source_of(text: str) -> Source:
         run, checkpoint = text, "last"
     if not run.strip() or not checkpoint or Path(checkpoint).name != checkpoint or checkpoint.startswith("."):
         raise UpslopeError(
-            f'--from "{readable(text)}" names no checkpoint of a run. Write RUN, RUN@best, or RUN@NAME for the file '
+            f'{flag} "{readable(text)}" names no checkpoint of a run. Write RUN, RUN@best, or RUN@NAME for the file '
             "NAME.npz in its folder `checkpoints`."
         )
     return Source(text, RunDirectory(run), checkpoint.removesuffix(".npz"))
@@ -247,7 +247,7 @@ def agent_of(source: Source, fresh: Agent, index: np.ndarray, keeps: tuple[bool,
     if not all(np.isfinite(np.asarray(x)).all() for x in jax.tree.leaves(found.model)):
         raise UpslopeError(
             f"{source.path} holds an agent whose parameters are not finite, so nothing can be learned from there. Take "
-            f"the best checkpoint: --from {source.directory.path}@best."
+            f"the best checkpoint: {source.directory.path}@best."
         )
     return replace(
         found,

@@ -36,6 +36,7 @@ from upslope.runs.lineage import lines_of_lineage, taken_over
 from upslope.runs.loop import Loop, Progress, Stopped, Watch, begin_progress, mean_of
 from upslope.runs.notebooks import frame_of, page_of_run
 from upslope.runs.policy import Policy, Which, check_checkpoint_size, described_spaces, load, spaces_of
+from upslope.runs.reference import with_reference
 from upslope.runs.resume_point import resume_point_of
 from upslope.runs.same_spaces import require_same_spaces
 from upslope.runs.tracking.process import Tracking
@@ -96,17 +97,22 @@ def begin(config: Config, task: Task, directory: RunDirectory, session: Session)
         state, lineage = engine.start(), None
         if config.start_from is not None:
             state, lineage = taken_over(config, task, state)
+        about_reference = []
+        if config.reference is not None:
+            state, line = with_reference(config, task, state)
+            about_reference = [line]
         progress = begin_progress(state, config.seed_list())
         head = head_of(task.environment.action_space, config.environment)
         spaces = described_spaces(task.model.encoder, head, has_masks=task.environment.gives_masks)
         parts = unusual_parts(task.model)
         # What another run's agent gives is kept from the start, since that run may be deleted.
-        save = partial(save_first, engine, config, session, state, progress) if lineage else lambda _: None
+        takes = lineage or config.reference is not None
+        save = partial(save_first, engine, config, session, state, progress) if takes else lambda _: None
         directory.create(config, spaces, task.described(), parts, lineage, save)
         allow(requested(config))  # a run trained on this machine is trusted
         with directory.locked():
             lines = [*opening_lines(config, directory), *lines_of_task(config, task)]
-            lines += lines_of_lineage(lineage) if lineage else []
+            lines += [*(lines_of_lineage(lineage) if lineage else []), *about_reference]
             return run_loop(config, engine, directory, session, state, progress, lines)
 
 

@@ -69,6 +69,8 @@ def setup_of(
     default, made, _, parts = configured(environment, algorithm, preset=preset, settings=asked)
     if default.data is not None:
         raise UpslopeError("A sweep scores trials by their own episodes, and recorded data have none. Leave out data.")
+    if default.reference is not None:
+        raise UpslopeError("The trials of a sweep have no reference policy. Leave out reference.")
     task = task_of(default, made, parts)
     refuse_unread(asked, default, task)
     if given is None:

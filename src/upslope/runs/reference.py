@@ -1,0 +1,71 @@
+"""The reference policy of a run: read from another run once, and then kept in the run's own checkpoints."""
+
+import numpy as np
+
+from upslope.config.config import Config, flag_of
+from upslope.core.messages import readable
+from upslope.errors import UpslopeError
+from upslope.learning.iteration import Task, TrainState
+from upslope.models.heads import head_of
+from upslope.runs.lineage import NETWORKS, Source, agent_of, source_of
+from upslope.runs.policy import check_checkpoint_size, spaces_of
+from upslope.runs.same_spaces import differences_of
+
+
+def with_reference(config: Config, task: Task, state: TrainState) -> tuple[TrainState, str]:
+    """The initial state [S] with the reference policies that the config names, and what to say about them.
+
+    Raises:
+        UpslopeError: the run is missing or damaged, or its agent has other spaces, networks or seeds.
+    """
+    assert state.reference is not None
+    source = source_of(str(config.reference), "--reference")
+    require_same_networks(source, config, task)
+    seeds = seeds_of(source, config)
+    if source.path.is_file():  # else the message says which checkpoints there are
+        check_checkpoint_size(source.path, source.config, task.model)
+    index = np.asarray([source.config.seed_list().index(seed) for seed in seeds])
+    keeps = config.normalize_observations, False
+    agent = agent_of(source, state.reference.agent, index, keeps)
+    whose = f"its seed {seeds[0]} for all seeds" if len(set(seeds)) < len(seeds) else "seed by seed"
+    line = (
+        f"reference policy: {source.directory.path}@{source.checkpoint}, {whose}; each nat of KL from it costs "
+        f"{config.reference_kl:g}"
+    )
+    if config.reference_estimator == "k1" and config.reference_kl:
+        line += ". The mean gradient of k1 is 0, so it only adds noise; use k2, k3 or exact"
+    return state._replace(reference=state.reference._replace(agent=agent)), line
+
+
+def require_same_networks(source: Source, config: Config, task: Task) -> None:
+    """Refuse a run whose policy does not fit the environment, or cannot be held by networks like this run's."""
+    head = head_of(task.environment.action_space, config.environment)
+    pairs = zip(("observation", "action"), spaces_of(source.directory), (task.model.encoder, head), strict=True)
+    if different := [words for role, old, new in pairs for words in differences_of(role, old, new)]:
+        raise UpslopeError(
+            f"The policy of {source.directory.path} cannot be the reference in {config.environment}, since it needs "
+            f"the spaces that it was trained with: {'; '.join(different)}. Name a run in an environment with the same "
+            "spaces."
+        )
+    names = (*NETWORKS, "normalize_observations")
+    both = {name: (getattr(source.config, name), getattr(config, name)) for name in names}
+    if changed := [f"{flag_of(name)} was {old}, and is {new}" for name, (old, new) in both.items() if old != new]:
+        raise UpslopeError(
+            f"A reference policy has the networks of the run that it is kept in, but for {source.directory.path} "
+            f"{'; '.join(changed)}. Train with its settings, or begin with its agent: --from "
+            f"{readable(str(source.directory.path))}."
+        )
+
+
+def seeds_of(source: Source, config: Config) -> list[int]:
+    """The seed of the source whose policy is each seed's reference."""
+    known = source.config.seed_list()
+    one = known[0] if len(known) == 1 and config.reference_seed is None else config.reference_seed
+    wanted = config.seed_list() if one is None else [one] * config.seeds
+    if missing := [seed for seed in wanted if seed not in known]:
+        there = f"seed {known[0]}" if len(known) == 1 else f"the seeds {known[0]} to {known[-1]}"
+        raise UpslopeError(
+            f"{source.directory.path} has {there} and no seed {missing[0]}. Choose one as the reference of every seed "
+            f"by --reference-seed {known[0]}."
+        )
+    return wanted

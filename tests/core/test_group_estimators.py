@@ -1,0 +1,129 @@
+"""Estimators of groups against numbers by hand, and their expected gradients by enumeration of every group."""
+
+import itertools
+
+import jax
+import numpy as np
+import pytest
+from helpers import rollout_of
+
+from upslope.core.estimators import GroupMean, LeaveOneOut
+from upslope.core.types import Values
+from upslope.errors import UpslopeError
+
+close = lambda found, expected: np.testing.assert_allclose(found, expected, rtol=1e-5, atol=1e-6)  # noqa: E731
+
+
+def episodes(returns, lengths):
+    """One episode a column, of these lengths, which pays its return at its end."""
+    step, last = np.arange(max(lengths))[:, None], np.asarray(lengths) - 1
+    return rollout_of(np.where(step == last, returns, 0.0), terminated=step == last, valid=step <= last)
+
+
+def weigh(estimator, returns, lengths):
+    """[T, N]: the weight of each step in the sum that a descent minimises, a mean over the steps of the batch."""
+    rollout = episodes(returns, lengths)
+    found = np.asarray(estimator(rollout, Values(rollout.reward, rollout.reward), 1.0).weight, np.float64)
+    assert not found[~np.asarray(rollout.valid)].any()
+    return found / sum(lengths)
+
+
+RETURNS, LENGTHS = [1.0, 0.0, 0.0, 3.0], [1, 2, 2, 3]
+
+
+def test_each_episode_is_compared_with_the_others_of_its_group():
+    # Groups (1, 0) and (0, 3): 1 − 0, 0 − 1, 0 − 3, 3 − 0, each a quarter of the mean over episodes.
+    close(weigh(LeaveOneOut(2), RETURNS, LENGTHS)[0], np.array([1, -1, -3, 3]) / 4)
+    # One group of four: the others' means are 1, 4/3, 4/3, 1/3.
+    close(weigh(LeaveOneOut(4), RETURNS, LENGTHS)[0], np.array([0, -4 / 3, -4 / 3, 8 / 3]) / 4)
+    close(weigh(GroupMean(4), RETURNS, LENGTHS)[0], np.array([0, -1, -1, 2]) / 4)
+
+
+@pytest.mark.parametrize(
+    ("division", "expected"),
+    [
+        ("none", np.array([0, -1, -1, 2]) / 4),
+        ("episode", np.array([0, -1 / 2, -1 / 2, 2 / 3]) / 4),
+        ("batch", np.array([0, -1, -1, 2]) / 8),
+    ],
+)
+def test_the_length_divides_an_episode_by_itself_or_all_together(division, expected):
+    for estimator, factor in ((GroupMean(4, divide_by_length=division), 1), (LeaveOneOut(4, division), 4 / 3)):
+        found = weigh(estimator, RETURNS, LENGTHS)
+        close(found[0], factor * expected)
+        close(found[2, 3], factor * expected[3])  # every step of an episode has its weight
+
+
+def test_the_deviation_is_that_of_the_group_and_equal_returns_weigh_nothing():
+    # (1, 0): mean and deviation 1/2. (0.1, 0.1): no deviation, and rounding must not become a weight.
+    returns, lengths = [1.0, 0.0, 0.1, 0.1], [1, 2, 3, 2]
+    close(weigh(GroupMean(2, divide_by_deviation=True), returns, lengths)[0], [1 / 4, -1 / 4, 0, 0])
+    skipping = GroupMean(2, divide_by_deviation=True, skip_equal_groups=True)
+    close(weigh(skipping, returns, lengths)[0], [1 / 2, -1 / 2, 0, 0])  # the mean of two episodes instead of four
+    by_steps = GroupMean(2, divide_by_deviation=True, divide_by_length="batch", skip_equal_groups=True)
+    close(weigh(by_steps, returns, lengths)[0], [1 / 3, -1 / 3, 0, 0])  # and of their three steps
+    assert not weigh(skipping, [2.0] * 4, lengths).any()
+
+
+def test_fields_that_mean_nothing_are_refused():
+    with pytest.raises(UpslopeError, match="2 episodes or more, not 1"):
+        LeaveOneOut(1)
+    with pytest.raises(UpslopeError, match="0"):
+        GroupMean(0)
+
+
+# A policy of two tokens, "go on" with probability p₁, then p₂: three sequences with scores ∇log π by the logits.
+P1, P2 = 0.3, 0.6
+PROBABILITY = np.array([1 - P1, P1 * (1 - P2), P1 * P2])
+SCORE = np.array([[-P1, 0.0], [1 - P1, -P2], [1 - P1, 1 - P2]])
+RETURN, LENGTH = np.array([1.0, 0.0, 0.5]), np.array([1, 2, 2])
+# J = 1 − p₁ + p₁ p₂ / 2, so ∂J/∂logit₁ = p₁ (1 − p₁) (p₂/2 − 1) and ∂J/∂logit₂ = p₁ p₂ (1 − p₂) / 2.
+GRADIENT = np.array([P1 * (1 - P1) * (P2 / 2 - 1), P1 * P2 * (1 - P2) / 2])
+GROUPS = np.array(list(itertools.product(range(3), repeat=3)))
+
+
+def expected_gradient(estimator):
+    """Σ over all 27 groups of three of P(group) · the gradient of a batch that is this group."""
+
+    def one(reward, terminated, valid):
+        rollout = rollout_of(reward, terminated, valid=valid)
+        return estimator(rollout, Values(rollout.reward, rollout.reward), 1.0).weight[0] / valid.sum()
+
+    step, last = np.arange(2)[:, None], LENGTH[GROUPS][:, None, :] - 1
+    reward = np.where(step == last, RETURN[GROUPS][:, None, :], 0.0)
+    factor = np.asarray(jax.vmap(one)(reward, step == last, step <= last), np.float64)
+    return np.einsum("m,mi,mik->k", PROBABILITY[GROUPS].prod(axis=1), factor, SCORE[GROUPS])
+
+
+def by_formula(weight):
+    """The same from the published formula: `weight(returns, lengths)` [3] of the three episodes of a group."""
+    rows = [(PROBABILITY[g].prod(), weight(RETURN[g], LENGTH[g]), SCORE[g]) for g in GROUPS]
+    return sum(probability * factor @ score for probability, factor, score in rows)
+
+
+def test_leave_one_out_is_unbiased():
+    close(expected_gradient(LeaveOneOut(3)), GRADIENT)
+    close(expected_gradient(GroupMean(3)), 2 / 3 * GRADIENT)
+
+
+def standardised(returns):
+    return (returns - returns.mean()) / returns.std() if np.ptp(returns) else np.zeros(3)
+
+
+@pytest.mark.parametrize(
+    ("estimator", "weight"),
+    [
+        (GroupMean(3, divide_by_deviation=True), lambda r, n: standardised(r) / 3),
+        (GroupMean(3, divide_by_length="episode"), lambda r, n: (r - r.mean()) / n / 3),
+        (GroupMean(3, divide_by_length="batch"), lambda r, n: (r - r.mean()) / n.sum()),
+        (GroupMean(3, True, "episode"), lambda r, n: standardised(r) / n / 3),
+        (GroupMean(3, True, "batch", True), lambda r, n: standardised(r) / n.sum()),
+        (LeaveOneOut(3, "episode"), lambda r, n: (r - (r.sum() - r) / 2) / n / 3),
+    ],
+    ids=lambda x: repr(x) if isinstance(x, GroupMean | LeaveOneOut) else "",
+)
+def test_each_division_has_the_bias_of_its_formula(estimator, weight):
+    found = expected_gradient(estimator)
+    close(found, by_formula(weight))
+    cosine = found @ GRADIENT / np.linalg.norm(found) / np.linalg.norm(GRADIENT)
+    assert cosine < 1 - 1e-5  # returns of three values: even the deviation turns the gradient
