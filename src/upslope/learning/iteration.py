@@ -108,7 +108,7 @@ def initialise(task: Task, seed: int) -> TrainState:
 def initialise_all(task: Task, seeds: Sequence[int], *, acts: bool = True) -> TrainState:
     """The initial state of all seeds [S]; with running episodes if `acts` and the environment is compiled.
 
-    Networks are initialised in NumPy; the rest is one program, to avoid compiling each small operation separately. It is
+    Networks are initialised in NumPy; the rest is one program, which spares compiling each small operation. It is
     one seed's program, run for each: XLA may round a loop over several seeds otherwise than the same body run once.
     """
     agents, keys = fresh_agents(task, seeds)
