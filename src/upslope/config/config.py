@@ -12,6 +12,7 @@ from upslope.config.coercion import coerce
 from upslope.config.foreign_names import foreign_setting, known_algorithm
 from upslope.config.ladder import (
     ALGORITHMS,
+    BONUSES,
     CONTINUOUS_DEFAULTS,
     DIRECTIONS,
     DISCRETE_DEFAULTS,
@@ -100,6 +101,16 @@ class Config:
     """Initial β of kl_penalty. Usual: 0.3 to 10."""
     beta_target: float | None = 0.01
     """Target KL per iteration, in nats, to which β adapts; none keeps β fixed. Usual: 0.003 to 0.03."""
+    bonus: str = "none"
+    """Reward for exploration, credited beside the environment's: none, count, rnd, noveld, icm, or module:Name."""
+    bonus_coefficient: float = 1.0
+    """Weight of the bonus's Ψ beside that of the environment's rewards. Usual: 0.01 to 2."""
+    bonus_gamma: float = 0.99
+    """γ of the bonus's returns. Usual: 0.9 to 0.999."""
+    bonus_episodic: bool = False
+    """Let the bonus's returns end with the episode; by default they go on with the next one."""
+    bonus_kwargs: dict[str, Any] = field(default_factory=dict)
+    """Fields of the bonus, as JSON, e.g. '{"scope": "episodic"}' for count; see docs/exploration."""
     epochs: int = 4
     """Passes over each batch for the policy. Usual: 1 for policy_gradient, 3 to 20 for ppo."""
     critic_epochs: int | None = None
@@ -182,6 +193,7 @@ class Config:
 PARTS_BY_NAME: dict[str, Mapping[str, Any]] = {
     "estimator": ESTIMATORS,
     "objective": OBJECTIVES,
+    "bonus": BONUSES,
     "model": MODELS,
     "optimiser": DIRECTIONS,
     **dict.fromkeys(("learning_rate_schedule", "epsilon_schedule", "entropy_schedule"), SCHEDULES),
@@ -211,10 +223,13 @@ LIMITS: dict[str, tuple[str, Callable[[Any], bool]]] = {
         ("greater than 0, or left out", lambda x: x is None or x > 0),
     ),
     **dict.fromkeys(
-        ("entropy_coefficient", "imitation_iterations", "beta", "weight_decay", "value_coefficient"),
+        (
+            *("entropy_coefficient", "imitation_iterations", "beta", "weight_decay", "value_coefficient"),
+            "bonus_coefficient",
+        ),
         ("0 or more", lambda x: x >= 0),
     ),
-    "gamma": ("in [0, 1]", lambda x: 0 <= x <= 1),
+    **dict.fromkeys(("gamma", "bonus_gamma"), ("in [0, 1]", lambda x: 0 <= x <= 1)),
     "min_effective_sample_size": ("a share of the batch, from 0 to 1", lambda x: x is None or 0 < x <= 1),
     "hidden_sizes": (
         f"at most {MAX_LAYERS} widths of 1 to {MAX_WIDTH:,}, e.g. 64 64, or nothing for no hidden layer",

@@ -16,7 +16,7 @@ from jaxtyping import Array, Float, Int
 from upslope.core.types import Rollout
 from upslope.engines.base import Chunk, never
 from upslope.engines.compiled import ProgramEngine
-from upslope.learning.iteration import QUICK, Task, TrainState, begin_training, fresh_agents, iterate_many, over_seeds
+from upslope.learning.iteration import QUICK, Task, TrainState, begin_training, fresh_networks, iterate_many, over_seeds
 from upslope.learning.varied import MAX_INPUTS, Family, Inputs
 
 
@@ -52,9 +52,9 @@ class TrialsEngine(ProgramEngine):
         count = len(self.trial_seeds)
         return self.order[slot * count : (slot + 1) * count]
 
-    def begin_one(self, agent: Any, keys: Any, numbers: Float[Array, "K"]) -> TrainState:
+    def begin_one(self, fresh: Any, keys: Any, numbers: Float[Array, "K"]) -> TrainState:
         """The initial state of one row."""
-        return begin_training(self.family.bound(self.task, self.inputs.reading(numbers)), True, agent, keys)
+        return begin_training(self.family.bound(self.task, self.inputs.reading(numbers)), True, fresh, keys)
 
     def one_seed(self, task: Task, data: Rollout | None, state: Any) -> Any:
         """One row's program; `state` is a row."""
@@ -68,8 +68,8 @@ class TrialsEngine(ProgramEngine):
         Raises:
             UndecidedError: the task's own code decides by a number that differs between the trials.
         """
-        agents, keys = fresh_agents(task, self.trial_seeds)
-        stacked = jax.tree.map(lambda *leaves: np.stack([np.asarray(x) for x in leaves]), *agents)
+        fresh, keys = fresh_networks(task, self.trial_seeds)
+        stacked = jax.tree.map(lambda *leaves: np.stack([np.asarray(x) for x in leaves]), *fresh)
         if self.rows_now is None:
             self.prepare(self.begin(stacked, keys, np.zeros((len(keys), MAX_INPUTS), np.float32)))
         numbers = self.numbers_of(task)

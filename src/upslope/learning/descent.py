@@ -1,7 +1,7 @@
 """Gradient descent of one parameter group on a loss, over epochs of shuffled minibatches."""
 
 from collections.abc import Callable
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, Protocol
 
 import jax
 import jax.numpy as jnp
@@ -10,7 +10,6 @@ from jax.flatten_util import ravel_pytree
 from jaxtyping import Array, Bool, Float, Integer, PRNGKeyArray
 
 from upslope.core.types import Metrics
-from upslope.learning.batch import Batch
 from upslope.learning.optimisers import Optimiser
 from upslope.learning.shuffle import shuffle
 from upslope.learning.vectors import concatenate_leaves
@@ -18,8 +17,18 @@ from upslope.learning.vectors import concatenate_leaves
 MIN_SPLIT = 1024
 """Minimum number of units for which a CPU core computes a minibatch's gradient as a sum over two halves."""
 
-Loss = Callable[[Any, Batch], tuple[Float[Array, "B ..."], Any]]
-"""(parameters, batch) → the loss of each sample, and other values per sample, to be averaged."""
+
+class Units(Protocol):
+    """B units from which minibatches are drawn, e.g. a `Batch`: a pytree of arrays [B, …] with these two."""
+
+    @property
+    def weight(self) -> Float[Array, "B ..."]: ...
+    @property
+    def valid(self) -> Bool[Array, "B ..."]: ...
+
+
+Loss = Callable[[Any, Any], tuple[Float[Array, "B ..."], Any]]
+"""(parameters, units) → the loss of each sample, and other values per sample, to be averaged."""
 
 
 class Plan(NamedTuple):
@@ -52,7 +61,7 @@ def descend(
     plan: Plan,
     loss: Loss,
     start: Descent,
-    batch: Batch,
+    batch: Units,
     key: PRNGKeyArray,
     learning_rate: Float[Array, ""],
     must_stop: Callable[[Any], Bool[Array, ""]] | None,
@@ -103,7 +112,7 @@ def descend(
 
 
 def minibatch_gradient(
-    loss: Loss, parameters: Any, batch: Batch, indices: Integer[Array, "M"] | None, in_halves: bool = True
+    loss: Loss, parameters: Any, batch: Units, indices: Integer[Array, "M"] | None, in_halves: bool = True
 ) -> tuple[tuple[Float[Array, ""], Any], Any]:
     """The means of `loss`'s values over these units (all if None), and the gradient of the mean loss.
 
@@ -120,7 +129,7 @@ def minibatch_gradient(
     parts = [jax.tree.map(lambda x, place=place: rows(x, place), batch) for place in places]
     count = jnp.maximum(sum(jnp.sum(part.valid) for part in parts), 1)
 
-    def share(parameters: Any, part: Batch) -> tuple[Array, Any]:
+    def share(parameters: Any, part: Units) -> tuple[Array, Any]:
         losses = loss(parameters, part)
         return jax.tree.map(lambda x: jnp.sum(jnp.where(part.valid, x, 0.0)) / count, losses)
 

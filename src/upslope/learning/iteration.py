@@ -18,14 +18,17 @@ import numpy as np
 from jax.sharding import Mesh, PartitionSpec
 from jaxtyping import Array, Float, Integer, Key, PRNGKeyArray
 
-from upslope.core.estimators import UNROLL, Estimator, ends
+from upslope.core.estimators import Estimator
 from upslope.core.types import Credit, Metrics, Rollout, Values
 from upslope.errors import UpslopeError
+from upslope.learning.bonuses.bonus import Setting
 from upslope.learning.collect import EnvState, Finished, begin, collect, collect_episodes
 from upslope.learning.devices import SEEDS, VMAPPED_SEEDS, is_vmapped
 from upslope.learning.evaluation import evaluate
 from upslope.learning.health import HealthProbe
+from upslope.learning.intrinsic import Intrinsic, Stream, begin_stream, fit_critic, weigh_bonus
 from upslope.learning.optimisers import CONSTANT, Schedules, scheduled
+from upslope.learning.returns import discounted_returns
 from upslope.learning.update import Learner, Pace, Update, begin_learning, explained_variance, improve
 from upslope.models.agent import Agent, initialise_agents, returns_seen
 from upslope.models.build import ModelSpec
@@ -66,16 +69,20 @@ class Task:
     """Largest size of a reward that the learner sees; the rollout and the episodes' returns keep the environment's."""
     log_info: tuple[str, ...] = ()
     """Keys of the numbers in `info` that are kept of every finished episode."""
+    intrinsic: Intrinsic | None = None
+    """The bonus for exploration, and how it is credited; None for none."""
 
     def described(self) -> dict[str, Any]:
         """The pair of axes with their fields, for config.json."""
-        for part in (self.estimator, self.update.objective):
+        bonus = () if self.intrinsic is None else (self.intrinsic.bonus,)
+        for part in (self.estimator, self.update.objective, *bonus):
             if not dataclasses.is_dataclass(part):
                 raise UpslopeError(
                     f"{type(part).__name__} must be a dataclass, so that a run can record what it was trained with. "
                     "Put @dataclass(frozen=True) above the class."
                 )
         described = {"estimator": repr(self.estimator), "objective": repr(self.update.objective)}
+        described |= {} if self.intrinsic is None else {"bonus": repr(self.intrinsic.bonus)}
         return described | {"needs_critic": self.estimator.needs_critic}
 
 
@@ -92,6 +99,8 @@ class TrainState(NamedTuple):
     key: PRNGKeyArray
     steps: Integer[Array, ""]
     iteration: Integer[Array, ""]
+    stream: Stream | tuple[()] = ()
+    """The intrinsic stream; without arrays if there is no bonus."""
 
 
 def initialise(task: Task, seed: int) -> TrainState:
@@ -104,13 +113,17 @@ def initialise_all(task: Task, seeds: Sequence[int], *, acts: bool = True) -> Tr
 
     Networks are initialised in NumPy; the rest is one program, to avoid compiling each small operation separately.
     """
-    agents, keys = fresh_agents(task, seeds)
+    fresh, keys = fresh_networks(task, seeds)
     begin_all = over_seeds(partial(begin_training, task, acts))
-    return jax.jit(lambda agents, keys: begin_all(stack(agents), keys), compiler_options=QUICK)(agents, keys)
+    return jax.jit(lambda fresh, keys: begin_all(stack(fresh), keys), compiler_options=QUICK)(fresh, keys)
 
 
-def fresh_agents(task: Task, seeds: Sequence[int]) -> tuple[list[Agent], Key[Array, "S 3"]]:
-    """An agent for each seed, and the keys with which `begin_training` goes on."""
+Fresh = tuple[Agent, Stream | tuple[()]]
+"""An agent and an intrinsic stream before the first step."""
+
+
+def fresh_networks(task: Task, seeds: Sequence[int]) -> tuple[list[Fresh], Key[Array, "S 3"]]:
+    """An agent and an intrinsic stream for each seed, and the keys with which `begin_training` goes on."""
     numbers = np.asarray(seeds, np.uint32)
     split = jax.vmap(lambda seed: jax.random.split(jax.random.key(seed), 3))
     keys = jax.jit(split, compiler_options=QUICK)(numbers)
@@ -120,12 +133,22 @@ def fresh_agents(task: Task, seeds: Sequence[int]) -> tuple[list[Agent], Key[Arr
         normalize_observations=task.normalize_observations,
         normalize_rewards=task.normalize_rewards,
     )
-    return agents, keys
+    return list(zip(agents, fresh_streams(task, keys), strict=True)), keys
 
 
-def begin_training(task: Task, acts: bool, agent: Agent, keys: Key[Array, "3"]) -> TrainState:
-    """The initial state of one seed with this agent. The first of its three keys was used to make the agent."""
+def fresh_streams(task: Task, keys: Key[Array, "S 3"]) -> list[Any]:
+    """An intrinsic stream for each seed; without arrays if there is no bonus."""
+    if task.intrinsic is None:
+        return [()] * len(keys)
+    setting = Setting(task.environment.observation_space, task.model, task.num_envs)
+    of_bonus = [jax.random.fold_in(key, 1) for key in keys[:, 0]]
+    return [begin_stream(task.intrinsic, setting, task.update, key) for key in of_bonus]
+
+
+def begin_training(task: Task, acts: bool, fresh: Fresh, keys: Key[Array, "3"]) -> TrainState:
+    """The initial state of one seed with these networks. The first of its three keys was used to make them."""
     _, begin_key, key = keys
+    agent, stream = fresh
     keeps_episodes = acts and task.environment.is_compiled and not task.estimator.whole_episodes
     return TrainState(
         learner=begin_learning(task.update, agent),
@@ -135,6 +158,7 @@ def begin_training(task: Task, acts: bool, agent: Agent, keys: Key[Array, "3"]) 
         key=key,
         steps=jnp.uint32(0),
         iteration=jnp.int32(0),
+        stream=stream,
     )
 
 
@@ -179,7 +203,8 @@ def weigh(task: Task, state: TrainState, rollout: Rollout) -> tuple[TrainState, 
     agent = state.learner.agent
     carry = state.discounted_return
     if agent.normalize_rewards:
-        discounted, carry = discounted_returns(task, carry, rollout)
+        discounted, carry = discounted_returns(task.gamma, carry, rollout)
+        carry = jnp.zeros_like(carry) if task.estimator.whole_episodes else carry
         statistics = returns_seen(agent.return_statistics, rollout.reward, discounted, rollout.valid)
         agent = dataclasses.replace(agent, return_statistics=statistics)
     scaled = rollout._replace(reward=rollout.reward * agent.reward_scale())
@@ -190,7 +215,22 @@ def weigh(task: Task, state: TrainState, rollout: Rollout) -> tuple[TrainState, 
     if task.update.needs_critic:
         assessed["critic/explained_variance"] = explained_variance(values.value, credit.target, rollout.valid)
     learner = state.learner._replace(agent=agent)
-    return state._replace(learner=learner, discounted_return=carry), scaled, credit, assessed
+    state = state._replace(learner=learner, discounted_return=carry)
+    if task.intrinsic is not None:
+        state, credit, paid = with_bonus(task, task.intrinsic, state, rollout, credit)
+        assessed |= paid
+    return state, scaled, credit, assessed
+
+
+def with_bonus(
+    task: Task, intrinsic: Intrinsic, state: TrainState, rollout: Rollout, credit: Credit
+) -> tuple[TrainState, Credit, Metrics]:
+    """The credit with the bonus's Ψ added; see `learning/intrinsic.py`."""
+    assert isinstance(state.stream, Stream)
+    key = jax.random.fold_in(iteration_keys(state)[1], 1)
+    parts = task.estimator, task.update, state.stream, state.learner.agent, state.memory
+    stream, credit, metrics = weigh_bonus(intrinsic, *parts, rollout, credit, key)
+    return state._replace(stream=stream), credit, metrics
 
 
 def with_clipped_rewards(rollout: Rollout, limit: float | None) -> Rollout:
@@ -217,12 +257,17 @@ def move(
         vmapped=task.update.vmapped,
     )
     pace = pace_of(task, progress, state.iteration)
+    stream, fitted = state.stream, {}
+    if isinstance(stream, Stream) and credit.bonus_target is not None:
+        facts = state.learner.agent, rollout, credit.bonus_target
+        stream, fitted = fit_critic(stream, task.update, *facts, jax.random.fold_in(key, 2), pace.learning_rate)
     learner, metrics = improve(task.update, state.learner, rollout, credit, key, pace, state.memory, probe)
     agent = learner.agent
     if agent.normalize_observations:
         normaliser = updated(agent.normaliser, rollout.observation, rollout.valid)
         learner = learner._replace(agent=dataclasses.replace(agent, normaliser=normaliser))
-    return state._replace(learner=learner, steps=steps, iteration=state.iteration + 1), metrics
+    after = state._replace(learner=learner, steps=steps, iteration=state.iteration + 1, stream=stream)
+    return after, metrics | fitted
 
 
 def pace_of(task: Task, progress: Float[Array, ""], iteration: Integer[Array, ""]) -> Pace:
@@ -306,17 +351,3 @@ def no_values(rollout: Rollout) -> Values:
     """Zero values, for an estimator without a critic."""
     zeros = jnp.zeros_like(rollout.reward)
     return Values(zeros, zeros)
-
-
-def discounted_returns(
-    task: Task, carry: Float[Array, "N"], rollout: Rollout
-) -> tuple[Float[Array, "T N"], Float[Array, "N"]]:
-    """G_t = r_t + γ G_{t−1} within each episode, forwards in time, and the final G to continue from."""
-
-    def forwards(before: Array, now: tuple[Array, Array]) -> tuple[Array, Array]:
-        reward, end = now
-        total = reward + task.gamma * before
-        return jnp.where(end, 0.0, total), total
-
-    carry, discounted = jax.lax.scan(forwards, carry, (rollout.reward, ends(rollout)), unroll=UNROLL)
-    return discounted, jnp.zeros_like(carry) if task.estimator.whole_episodes else carry
