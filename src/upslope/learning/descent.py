@@ -1,7 +1,7 @@
 """Gradient descent of one parameter group on a loss, over epochs of shuffled minibatches."""
 
 from collections.abc import Callable
-from typing import Any, NamedTuple, Protocol
+from typing import Any, NamedTuple, Protocol, runtime_checkable
 
 import jax
 import jax.numpy as jnp
@@ -18,6 +18,7 @@ MIN_SPLIT = 1024
 """Minimum number of units for which a CPU core computes a minibatch's gradient as a sum over two halves."""
 
 
+@runtime_checkable
 class Units(Protocol):
     """B units from which minibatches are drawn, e.g. a `Batch`: a pytree of arrays [B, …] with these two."""
 

@@ -100,10 +100,10 @@ def returns_seen(
     return seen._replace(variance=jnp.maximum(seen.variance, least**2))
 
 
-def value_of(model: Model, features: Any) -> Float[Array, "..."]:
+def value_of(model: Any, features: Any) -> Float[Array, "..."]:
     """V(s) of prepared observations, for a model without memory."""
     if hasattr(model, "value"):
-        return model.value(features)  # pyright: ignore[reportAttributeAccessIssue] - an optional method
+        return model.value(features)
     return model.step(features, (), no_fresh(features))[0].value
 
 

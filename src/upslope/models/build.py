@@ -158,8 +158,9 @@ def networks(
 
 def networks_for(spec: ModelSpec, outputs: int, key: PRNGKeyArray, **settings: Any) -> Reader:
     """A network from observations to this number of outputs, like the agent's own critic unless `settings` differ."""
-    like = {name: spec.settings[name] for name in ("hidden_sizes", "activation") if spec.own is None}
-    images = networks_of(spec.encoder, spec.settings.get("encoders", ()) if spec.own is None else ())
+    chosen = spec.settings if spec.own is None else {}
+    like = {name: chosen[name] for name in ("hidden_sizes", "activation") if name in chosen}
+    images = networks_of(spec.encoder, chosen.get("encoders", ()))
     return reader(spec.encoder, outputs, key=key, networks=images, **(like | settings))
 
 

@@ -141,5 +141,5 @@ def range_of(encoder: ObservationEncoder, space: gymnasium.Space) -> tuple[tuple
         return (0.5,), (0.5,)  # a picture's features are from 0 to 1
     low, high = (np.asarray(x, np.float64).ravel() for x in (space.low, space.high))
     is_finite = (np.abs(low) < 1e6) & (np.abs(high) < 1e6) & (high > low)
-    centre, half = np.where(is_finite, (low + high) / 2, 0.0), np.where(is_finite, (high - low) / 2, 1.0)
-    return tuple(centre.tolist()), tuple(half.tolist())
+    low, high = np.where(is_finite, low, -1.0), np.where(is_finite, high, 1.0)
+    return tuple(((low + high) / 2).tolist()), tuple(((high - low) / 2).tolist())
