@@ -99,32 +99,24 @@ def bonus_drowns_reward(s: Signs) -> Finding | None:
 @rule("Burda et al. 2019: a bonus fades as states become known")
 def bonus_never_fades(s: Signs) -> Finding | None:
     """The bonus of a step is as large at the end as at the beginning, but does not grow."""
-    first, last = s.taken("bonus/mean", 0.0, 0.1), s.taken("bonus/mean", 0.8)
+    first, last, rises = s.taken("bonus/mean", 0.0, 0.1), s.taken("bonus/mean", 0.8), grows(s)
     of_part(s, "bonus/mean", BONUS)
-    part = share((last > 0.7 * first) & (first > 0) & ~grows(s))
+    part = share((last > 0.7 * first) & (first > 0) & ~rises)
     return Finding(
         "bonus_never_fades", "The bonus does not fade.",
         "States are still as new as in the beginning: the run is too short for them, or no two are taken for the same.",
-        f"{RARER.get(s.config.bonus, 'Train longer (--steps)')}; see bonus/states_visited.", 0.55 * part,
+        "Train longer (--steps), or take more observations for the same: fewer `cells` of --bonus count.", 0.55 * part,
         0.9 if s.is_flat else 0.5,
         evidence=(s.evidence("bonus/mean", first, "", 0.0, 0.1), s.evidence("bonus/mean", last, "falls", 0.8)),
         rivals=("a world whose states are always new", "noise in the observations"),
     ) if part else None  # fmt: skip
 
 
-RARER = {
-    "count": "Train longer (--steps), or take more states for the same by a bonus with fewer `cells`",
-    **dict.fromkeys(("rnd", "noveld", "icm"), "Train longer (--steps), or raise the bonus's learning_rate"),
-}
-"""Bonus → how it would fade."""
-
-
 @rule("Burda et al. 2019, Large-Scale Study of Curiosity-Driven Learning, section 5: the noisy television")
 def noisy_television(s: Signs) -> Finding | None:
     """The policy earns more and more bonus, which an agent that comes to know its world cannot."""
-    x = s.late("bonus/mean")
-    of_part(s, "bonus/mean", BONUS)
-    part = share(grows(s)) if s.is_flat else 0.0
+    rises, x = grows(s), of_part(s, "bonus/mean", BONUS)
+    part = share(rises) if s.is_flat else 0.0
     return Finding(
         "noisy_television", "The policy has found something that always surprises it.",
         "The bonus grows while the return does not: the policy stays where observations are random, which can be "
