@@ -73,7 +73,7 @@ def main() -> None:
 
 def measure(world: World, case: str) -> dict[str, Any]:
     """Train all seeds, and tell when each solved the world."""
-    settings = world.settings | {"steps": world.steps} | world.bonuses[case]
+    settings: dict[str, Any] = world.settings | {"steps": world.steps} | world.bonuses[case]
     with tempfile.TemporaryDirectory() as folder:
         run = upslope.train(world.environment, seeds=SEEDS, folder=folder, name="run", quiet=True, **settings)
         episodes = run.episodes()

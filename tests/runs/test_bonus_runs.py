@@ -84,3 +84,29 @@ def test_what_cannot_be_is_refused(settings: dict[str, Any], words: str, tmp_pat
 def test_recorded_data_and_a_bonus_exclude_each_other(tmp_path: Path):
     with pytest.raises(UpslopeError, match="goes nowhere"):
         upslope.train("jax:DeepSea-v0", "clone", folder=tmp_path, data="any.npz", bonus="count", quiet=True)
+
+
+KINDS: dict[str, tuple[str, str, dict[str, Any]]] = {
+    "a dictionary": ("jax:probe/dict", "ppo", {"bonus": "rnd"}),
+    "a memory": ("jax:probe/memory", "ppo", {"bonus": "icm", "memory": "gru", "memory_size": 8}),
+    "an image": ("jax:probe/image", "ppo", {"bonus": "noveld"}),
+    "a mask": ("jax:probe/mask", "ppo", {"bonus": "icm"}),
+    "actions of two kinds": ("jax:probe/hybrid", "ppo", {"bonus": "icm"}),
+    "a squashed Box": ("jax:Pendulum-v1", "ppo", {"bonus": "icm", "head": "squashed", "normalize_observations": True}),
+    "whole episodes": ("jax:probe/delay", "reinforce_baseline", {"bonus": "count", "bonus_kwargs": {"scope": "both"}}),
+    "no critic": ("jax:probe/delay", "reinforce", {"bonus": "rnd"}),
+    "a shared trunk": ("jax:probe/both", "ppo", {"bonus": "noveld", "shared_trunk": True}),
+    "whole episodes on the host": ("CartPole-v1", "reinforce_baseline", {"bonus": "noveld", "max_episode_steps": 30}),
+    "a batched environment": ("vector:CartPole-v1", "ppo", {"bonus": "count", "bonus_kwargs": {"scope": "both"}}),
+}
+
+
+@pytest.mark.weekly
+@pytest.mark.parametrize("kind", KINDS)
+def test_every_kind_of_run_takes_a_bonus(kind: str, folder: Path):
+    environment, rung, settings = KINDS[kind]
+    sizes = {"num_envs": 2, "preset": False} if "reinforce" in rung else SEGMENTS
+    options = {"steps": 160, "seeds": 2, "hidden_sizes": (8,), "folder": folder, "name": kind, "quiet": True}
+    rows = metrics_of(upslope.train(environment, rung, **sizes, **settings, **options).path)
+    assert all(np.isfinite([row["bonus/mean"], row["bonus/share"], row["policy/loss"]]).all() for row in rows)
+    assert rows[0]["bonus/mean"] > 0

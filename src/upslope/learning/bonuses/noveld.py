@@ -1,7 +1,7 @@
 """`noveld`: a step is paid for how much newer its successor is than its state, at the first visit in an episode."""
 
 from dataclasses import dataclass
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -46,7 +46,7 @@ class NovelD(RND):
         if not 0 <= self.alpha <= 1:
             raise UpslopeError(f"α of NovelD must be in [0, 1], not {self.alpha}.")
 
-    def start(self, setting: Setting, key: PRNGKeyArray) -> Novelty:
+    def start(self, setting: Setting, key: PRNGKeyArray) -> Any:
         networks_key, cells_key = jax.random.split(key)
         space, encoder = setting.observation_space, setting.model.encoder
         cells = cells_of(encoder, space, self.cells, self.bits, generator_of(cells_key))
@@ -54,8 +54,8 @@ class NovelD(RND):
         return Novelty(super().start(setting, networks_key), cells, visits)
 
     def __call__(
-        self, rollout: Rollout, begins: Bool[Array, "T N"], state: Novelty, key: PRNGKeyArray
-    ) -> tuple[Float[Array, "T N"], Novelty]:
+        self, rollout: Rollout, begins: Bool[Array, "T N"], state: Any, key: PRNGKeyArray
+    ) -> tuple[Float[Array, "T N"], Any]:
         distilled, valid, successor = state.distilled, rollout.valid.reshape(-1), successor_of(rollout)
         now, after = (floats_of(distilled.target, flat_rows(x), valid) for x in (rollout.observation, successor))
         distilled = distilled._replace(statistics=updated(distilled.statistics, after, valid))

@@ -1,6 +1,7 @@
 """`rnd`: a step is paid for how badly a network predicts a random one at its successor."""
 
 from dataclasses import dataclass
+from typing import Any
 
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, PRNGKeyArray
@@ -8,7 +9,6 @@ from jaxtyping import Array, Bool, Float, PRNGKeyArray
 from upslope.core.types import Rollout, successor_of
 from upslope.learning.bonuses.bonus import Bonus, Setting, check_fitting, flat_rows
 from upslope.learning.bonuses.distillation import (
-    Distilled,
     begin_distillation,
     distil,
     floats_of,
@@ -36,12 +36,12 @@ class RND(Bonus):
     def __post_init__(self) -> None:
         check_fitting(self)
 
-    def start(self, setting: Setting, key: PRNGKeyArray) -> Distilled:
+    def start(self, setting: Setting, key: PRNGKeyArray) -> Any:
         return begin_distillation(setting, self.features, self.width, key)
 
     def __call__(
-        self, rollout: Rollout, begins: Bool[Array, "T N"], state: Distilled, key: PRNGKeyArray
-    ) -> tuple[Float[Array, "T N"], Distilled]:
+        self, rollout: Rollout, begins: Bool[Array, "T N"], state: Any, key: PRNGKeyArray
+    ) -> tuple[Float[Array, "T N"], Any]:
         valid = rollout.valid.reshape(-1)
         after = floats_of(state.target, flat_rows(successor_of(rollout)), valid)
         state = state._replace(statistics=updated(state.statistics, after, valid))

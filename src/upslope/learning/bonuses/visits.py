@@ -21,7 +21,8 @@ class EpisodeVisits(NamedTuple):
     episode: Int[Array, "N"]
     number: Int[Array, "N C"]
     """The number of the episode in which a cell was last visited."""
-    count: Int[Array, "N C"]
+    times: Int[Array, "N C"]
+    """How often it was visited in that episode."""
 
     @staticmethod
     def start(num_envs: int, cells: int) -> "EpisodeVisits":
@@ -49,10 +50,10 @@ def visits_in_episode(
     column = jnp.arange(now.shape[1])
 
     def visit(state: EpisodeVisits, cell: Array, happens: Array) -> tuple[EpisodeVisits, Array]:
-        earlier = jnp.where(state.number[column, cell] == state.episode, state.count[column, cell], 0)
-        place = jnp.where(happens, cell, state.count.shape[1])
+        earlier = jnp.where(state.number[column, cell] == state.episode, state.times[column, cell], 0)
+        place = jnp.where(happens, cell, state.times.shape[1])
         number = state.number.at[column, place].set(state.episode, mode="drop")
-        return state._replace(number=number, count=state.count.at[column, place].set(earlier + 1, mode="drop")), earlier
+        return state._replace(number=number, times=state.times.at[column, place].set(earlier + 1, mode="drop")), earlier
 
     def step(state: EpisodeVisits, row: tuple[Array, ...]) -> tuple[EpisodeVisits, Array]:
         now, after, begins, valid = row
