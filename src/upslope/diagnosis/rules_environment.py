@@ -62,7 +62,7 @@ def only_waits(s: Signs) -> Finding | None:
     return Finding(
         "no_reward_signal", "In the end every step costs the same, and no episode ends by itself.",
         "The goal is not reached, so the policy has learned to avoid greater costs, and waits for the time limit.",
-        "Train longer, or explore wider: --bonus rnd, --entropy-coefficient 0.05; raise the time limit; or shape the reward.",
+        "Train longer; explore wider: --bonus rnd, --entropy-coefficient 0.05; raise the time limit; shape the reward.",
         0.7 * part, 0.95, evidence=(s.evidence("reward_mean", mean, "differs between steps", 0.7),
                                     s.evidence("truncated_share", ended, "below 1 now and then", 0.7)),
         rivals=("a task that is a constant cost from beginning to end",), experiment=CHECK,

@@ -40,6 +40,7 @@ class Bonus(ABC):
         """The intrinsic reward of each step, which is not negative, and the state after the rollout.
 
         `begins` marks the steps at which an episode begins. Rewards of steps that are not `rollout.valid` are ignored.
+        The observation after each step is `successor_of(rollout)`, from `upslope.core.types`.
         """
 
     def measured(self, state: Any) -> Metrics:
