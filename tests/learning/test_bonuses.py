@@ -18,7 +18,7 @@ from upslope.learning.bonuses.icm import ICM
 from upslope.learning.bonuses.noveld import NovelD
 from upslope.learning.bonuses.rnd import RND
 from upslope.learning.fitting import Fitted
-from upslope.learning.intrinsic import Intrinsic
+from upslope.learning.intrinsic import Intrinsic, paid_by
 from upslope.learning.iteration import initialise, weigh
 from upslope.learning.update import plain_update
 from upslope.models.build import ModelSpec
@@ -294,7 +294,7 @@ def test_the_return_of_the_bonus_goes_on_after_the_end_of_an_episode():
     np.testing.assert_allclose(np.asarray(credit.bonus_target)[:, 0], [first, second, third], rtol=1e-6)
     bonus = np.asarray([first - V[0], second - V[4], third - V[5]])
     assert np.asarray(scaled.reward).tolist() == np.asarray(rollout.reward).tolist() == [[1.0]] * 3
-    assert float(metrics["bonus/mean"]) == 3 and float(metrics["bonus/scale"]) == 1
+    assert float(metrics["bonus/mean"]) == 3 and "bonus/scale" not in metrics
     (_, _, unpaid, _), _ = weighed(is_episodic=False, reward=1.0, coefficient=0.0)
     np.testing.assert_allclose(np.asarray(credit.weight)[:, 0], np.asarray(unpaid.weight)[:, 0] + 2 * bonus, rtol=1e-5)
     np.testing.assert_allclose(np.asarray(credit.target), np.asarray(unpaid.target))
@@ -310,6 +310,19 @@ def test_an_estimator_without_critic_needs_none_for_the_bonus():
     (state, _, credit, metrics), _ = weighed(is_episodic=False, estimator=RewardToGo())
     assert state.stream.critic is None and "bonus/explained_variance" not in metrics
     np.testing.assert_allclose(np.asarray(credit.weight)[:, 0], [2 * (1 + 0.5 * 6.5), 2 * 6.5, 6.0], rtol=1e-6)
+
+
+def test_a_bonus_of_another_shape_is_refused():
+    rollout = facts(NOW, AFTER)
+    with pytest.raises(UpslopeError, match="shape"):
+        paid_by(Stated(), rollout._replace(next_observation=jnp.zeros((4, 2, 3))), BEGINS, (), KEY)
+
+    class Growing(Stated):
+        def __call__(self, rollout, begins, state, key):
+            return jnp.zeros((4, 2)), (*state, jnp.zeros(3))
+
+    with pytest.raises(UpslopeError, match=r"Growing returned a state of other arrays.*float32\[3\]"):
+        paid_by(Growing(), rollout, BEGINS, (), KEY)
 
 
 def test_without_a_bonus_the_state_has_no_further_array():

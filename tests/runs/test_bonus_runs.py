@@ -1,6 +1,7 @@
 """Runs with a bonus: stopped and resumed they are uninterrupted, seeds are as if alone, and everything reads them."""
 
 import signal
+from dataclasses import replace
 from functools import cache, partial
 from pathlib import Path
 from typing import Any
@@ -11,6 +12,8 @@ from helpers import train_case
 from run_helpers import SEGMENTS, assert_same_run, before_chunk, metrics_of
 
 import upslope
+from upslope.config.prepare import prepare
+from upslope.config.trust import requested
 from upslope.errors import UpslopeError
 from upslope.report.page import write_report
 
@@ -79,6 +82,15 @@ def test_report_doctor_evaluation_and_a_next_stage_read_such_a_run(straight: Any
 def test_what_cannot_be_is_refused(settings: dict[str, Any], words: str, tmp_path: Path):
     with pytest.raises(UpslopeError, match=words):
         upslope.train("jax:DeepSea-v0", folder=tmp_path, steps=100, quiet=True, **settings)
+
+
+def test_an_object_is_recorded_by_its_name_and_fields_and_a_file_may_not_name_one():
+    config, task = prepare("jax:DeepSea-v0", settings={}, bonus=upslope.NovelD(alpha=0.3))
+    assert config.bonus == "noveld" and config.bonus_kwargs["alpha"] == 0.3 and task.intrinsic is not None
+    assert "alpha=0.3" in task.described()["bonus"]
+    named = replace(config, bonus="their_module:Theirs", bonus_kwargs={"size": 3})
+    (request,) = requested(named)
+    assert (request.role, request.name, request.arguments) == ("bonus", "their_module:Theirs", {"size": 3})
 
 
 def test_recorded_data_and_a_bonus_exclude_each_other(tmp_path: Path):

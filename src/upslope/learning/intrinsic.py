@@ -18,6 +18,7 @@ from jaxtyping import Array, Bool, Float, PRNGKeyArray
 
 from upslope.core.estimators import Estimator
 from upslope.core.types import Credit, Metrics, Rollout, Values
+from upslope.errors import UpslopeError
 from upslope.learning.batch import beginnings
 from upslope.learning.bonuses.bonus import Bonus, Setting, flat_rows, valid_rows
 from upslope.learning.evaluation import evaluate
@@ -78,30 +79,57 @@ def weigh_bonus(
 ) -> tuple[Stream, Credit, Metrics]:
     """The credit with the bonus's Ψ added, and the intrinsic critic's target as its `bonus_target`."""
     begins = beginnings(rollout, memory)
-    paid, bonus = intrinsic.bonus(rollout, begins, stream.bonus, key)
+    paid, bonus = paid_by(intrinsic.bonus, rollout, begins, stream.bonus, key)
     stream = stream._replace(bonus=bonus)
     copy = rollout._replace(reward=jnp.where(rollout.valid, paid, 0.0))
     copy = copy if intrinsic.is_episodic else without_ends(copy)
-    scale = jnp.float32(1.0)
+    metrics = {
+        "bonus/mean": mean(paid, rollout.valid),
+        "bonus/max": jnp.max(jnp.where(rollout.valid, paid, 0.0)),
+    }
     if not intrinsic.bonus.has_unit:
         discounted, carry = discounted_returns(intrinsic.gamma, stream.discounted_return, copy)
         carry = jnp.zeros_like(carry) if estimator.whole_episodes else carry
         statistics = returns_seen(stream.statistics, copy.reward, discounted, rollout.valid)
         stream = stream._replace(statistics=statistics, discounted_return=carry)
         scale = jnp.where(statistics.variance > 0, 1 / jnp.sqrt(statistics.variance + 1e-8), 1.0)
-    copy = copy._replace(reward=copy.reward * scale)
+        copy, metrics["bonus/scale"] = copy._replace(reward=copy.reward * scale), scale
     values = intrinsic_values(stream, agent, rollout, begins, update, intrinsic.is_episodic)
     own = estimator(copy, values, intrinsic.gamma)
     added = intrinsic.coefficient * own.weight
-    metrics = {
-        "bonus/mean": mean(paid, rollout.valid),
-        "bonus/max": jnp.max(jnp.where(rollout.valid, paid, 0.0)),
-        "bonus/scale": scale,
-        "bonus/share": share_of(added, credit.weight, rollout.valid),
-    } | intrinsic.bonus.measured(bonus)
+    metrics["bonus/share"] = share_of(added, credit.weight, rollout.valid)
     if stream.critic is not None:
         metrics["bonus/explained_variance"] = explained_variance(values.value, own.target, rollout.valid)
-    return stream, credit._replace(weight=credit.weight + added, bonus_target=own.target), metrics
+    credit = credit._replace(weight=credit.weight + added, bonus_target=own.target)
+    return stream, credit, metrics | intrinsic.bonus.measured(bonus)
+
+
+def paid_by(
+    bonus: Bonus, rollout: Rollout, begins: Bool[Array, "T N"], state: Any, key: PRNGKeyArray
+) -> tuple[Float[Array, "T N"], Any]:
+    """What the bonus pays, and its state afterwards.
+
+    Raises:
+        UpslopeError: they have other shapes than they must.
+    """
+    paid, after = bonus(rollout, begins, state, key)
+    name, wanted = type(bonus).__name__, rollout.reward.shape
+    if jnp.shape(paid) != wanted:
+        raise UpslopeError(
+            f"The bonus {name} returned rewards of shape {jnp.shape(paid)}; [T, N] = {wanted} is needed."
+        )
+    if kinds_of(after) != kinds_of(state):
+        raise UpslopeError(
+            f"The bonus {name} returned a state of other arrays than it got: {kinds_of(after)[1]}, not "
+            f"{kinds_of(state)[1]}. Shapes and dtypes of a state must never change."
+        )
+    return jnp.asarray(paid, jnp.float32), after
+
+
+def kinds_of(state: Any) -> tuple[Any, list[str]]:
+    """The structure of a state, and each of its arrays as `float32[2, 3]`."""
+    leaves, structure = jax.tree.flatten(state)
+    return structure, [f"{jnp.result_type(x)}{list(jnp.shape(x))}" for x in leaves]
 
 
 def without_ends(rollout: Rollout) -> Rollout:
