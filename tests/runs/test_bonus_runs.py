@@ -16,6 +16,7 @@ from upslope.config.prepare import prepare
 from upslope.config.trust import requested
 from upslope.errors import UpslopeError
 from upslope.report.page import write_report
+from upslope.runs.directory import RunDirectory
 
 pytestmark = pytest.mark.usefixtures("compiled_for_users")
 COUNTS: dict[str, Any] = {"bonus": "count", "bonus_kwargs": {"scope": "both"}, "env_kwargs": {"size": 4}}
@@ -58,14 +59,21 @@ def test_rows_tell_what_was_paid_and_what_was_visited(straight: Any):
     assert all(row["bonus/scale"] > 0 and np.isfinite(row["bonus/explained_variance"]) for row in host)
 
 
-def test_report_doctor_evaluation_and_a_next_stage_read_such_a_run(straight: Any, folder: Path):
+def test_report_doctor_and_evaluation_read_such_a_run(straight: Any, folder: Path):
     run = straight("compiled")
     page = write_report(run, folder / "page.html").read_text()
     assert "States visited" in page and "Share of the bonus in Ψ" in page
     assert "credit_inconsistent" not in {finding.cause for finding in upslope.diagnose(run).findings}
     assert np.isfinite(next(iter(upslope.evaluate(run, episodes=2).values())).returns).all()
+
+
+@pytest.mark.weekly
+def test_a_next_stage_begins_its_bonus_anew(straight: Any, folder: Path):
+    run = straight("compiled")
     next_stage = upslope.train(start_from=run, folder=folder, name="next", steps=160, quiet=True)
     assert next_stage.config.bonus == "count" and next_stage.config.bonus_kwargs == {"scope": "both"}
+    lineage = RunDirectory(next_stage.path).read()["lineage"]
+    assert "bonus" in lineage["begun_anew"] and "networks" in lineage["taken_over"]
 
 
 @pytest.mark.parametrize(
