@@ -54,6 +54,11 @@ if TYPE_CHECKING:
     from upslope.lab.ladder import ladder as ladder
     from upslope.lab.sweep.sweep import Sweep as Sweep
     from upslope.lab.sweep.sweep import sweep as sweep
+    from upslope.learning.bonuses.bonus import Bonus as Bonus
+    from upslope.learning.bonuses.count import Count as Count
+    from upslope.learning.bonuses.icm import ICM as ICM
+    from upslope.learning.bonuses.noveld import NovelD as NovelD
+    from upslope.learning.bonuses.rnd import RND as RND
     from upslope.models.heads import head_of as head_of
     from upslope.models.model import Model as Model
     from upslope.models.model import Outputs as Outputs
@@ -101,6 +106,11 @@ PUBLIC_NAMES = {
     "environments.base": ("CompiledEnvironment",),
     "environments.registry": ("make",),
     "models.model": ("Model", "Outputs"),
+    "learning.bonuses.bonus": ("Bonus",),
+    "learning.bonuses.count": ("Count",),
+    "learning.bonuses.rnd": ("RND",),
+    "learning.bonuses.noveld": ("NovelD",),
+    "learning.bonuses.icm": ("ICM",),
     "models.heads": ("head_of",),
     "errors": ("UpslopeError",),
 }

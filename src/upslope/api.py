@@ -17,6 +17,7 @@ from upslope.diagnosis.doctor import Watch
 from upslope.engines.base import Resources
 from upslope.environments.registry import EnvironmentLike
 from upslope.errors import UpslopeError
+from upslope.learning.bonuses.bonus import Bonus
 from upslope.runs.directory import RunDirectory, check_name, free_name, versions
 from upslope.runs.display import Display, choose
 from upslope.runs.export.writing import Exported, export_run
@@ -33,6 +34,7 @@ def train(
     start_from: str | Path | Run | None = None,
     estimator: Estimator | str | None = None,
     objective: Objective | str | None = None,
+    bonus: Bonus | str | None = None,
     model: Callable[..., Any] | str | None = None,
     optimiser: optax.GradientTransformation | str | None = None,
     schedules: Mapping[str, Callable[[Any], Any]] | None = None,
@@ -58,6 +60,7 @@ def train(
             algorithm has its own. `from_seed`, `fresh_normalisers` and `fresh_optimiser` say what is not taken over.
         estimator: axis 1, replacing the rung's: a name, or any `Estimator`.
         objective: axis 2, replacing the rung's: a name, or any `Objective`.
+        bonus: reward for exploration: `none`, `count`, `rnd`, `noveld`, `icm`, or any `Bonus`.
         model: your own model's class or factory, model(observation_space, action_space, *, key, **model_kwargs), or
             its name `module:Name`; see `upslope.Model`.
         optimiser: `adam`, `adamw`, `rmsprop`, `sgd`, or any complete Optax chain, whose updates are added as they are;
@@ -89,6 +92,7 @@ def train(
     parts = {
         "estimator": estimator,
         "objective": objective,
+        "bonus": bonus,
         "model": model,
         "optimiser": optimiser,
         "schedules": schedules,
@@ -135,6 +139,7 @@ def resume(
     environment: EnvironmentLike | None = None,
     estimator: Estimator | None = None,
     objective: Objective | None = None,
+    bonus: Bonus | None = None,
     model: Callable[..., Any] | None = None,
     optimiser: optax.GradientTransformation | None = None,
     schedules: Mapping[str, Callable[[Any], Any]] | None = None,
@@ -148,8 +153,8 @@ def resume(
 ) -> Run:
     """Resume a stopped run. The result is the same as that of the uninterrupted run.
 
-    `environment`, `estimator`, `objective`, `model`, `optimiser` and `schedules` are needed only if the run was
-    started with objects that cannot be imported by name. Compiled environments continue bit for bit; on the host,
+    `environment`, `estimator`, `objective`, `bonus`, `model`, `optimiser` and `schedules` are needed only if the run
+    was started with objects that cannot be imported by name. Compiled environments continue bit for bit; on the host,
     episodes in progress are replayed, and a message reports an environment whose replay diverges.
 
     `track` and `track_project` are those of `train`; a run that a tracker has already is continued there.
@@ -165,7 +170,7 @@ def resume(
     """
     directory = RunDirectory(run)
     description, config = directory.read(), directory.config()
-    parts, _, named = parts_of(estimator, objective, model, optimiser, schedules)
+    parts, _, named = parts_of(estimator, objective, bonus, model, optimiser, schedules)
     given = {*named, *({"environment"} if environment is not None else ())}
     require(config, directory.path, trust=trust, given=given)
     task = task_of(config, environment_of(config, environment), parts)

@@ -25,6 +25,7 @@ from libraries_helpers import (  # pyright: ignore[reportMissingImports] - this 
 from run_helpers import assert_same_run, before_chunk
 
 import upslope
+from upslope.environments.deep_sea import DeepSea
 from upslope.environments.libraries import LIBRARIES
 from upslope.environments.registry import make
 from upslope.models.heads import head_of
@@ -136,6 +137,36 @@ def same(ours: Any, theirs: Any) -> None:
             same(part, theirs[name] if isinstance(theirs, dict) else getattr(theirs, name))
     else:
         np.testing.assert_allclose(np.float64(ours), np.float64(theirs), rtol=1e-5, atol=1e-5)
+
+
+@pytest.mark.parametrize("size", [5, 12])
+def test_the_deep_sea_is_gymnax_s(size: int):
+    """`jax:DeepSea-v0` with the map of gymnax's own; the end, cell size², is an observation of zeros there."""
+    from gymnax.environments.bsuite.deep_sea import DeepSea as Theirs
+
+    theirs, ours = Theirs(size=size), DeepSea(size=size)
+    object.__setattr__(ours, "leads_right", np.asarray(theirs.action_mapping) == 1)
+    params = theirs.default_params
+    move, step = jax.jit(lambda *x: theirs.step_env(*x, params)), jax.jit(ours.step)
+    generator, key = np.random.default_rng(0), jax.random.key(0)
+    for episode in range(20):
+        cell, observation = ours.reset(key)
+        shown, state = theirs.reset_env(key, params)
+        same(one_hot(observation, size), shown)
+        for row in range(size):
+            right = int(ours.leads_right[row, int(cell) % size])
+            action = jnp.int32(right if episode == 0 else generator.integers(0, 2))
+            shown, state, reward, _, _ = move(key, state, action)
+            cell, transition = step(key, cell, action)
+            same(one_hot(transition.observation, size), shown)
+            assert float(transition.reward) == pytest.approx(float(reward), abs=1e-6)
+            assert bool(transition.terminated) == bool(theirs.is_terminated(state, params)) == (row == size - 1)
+        assert episode > 0 or float(reward) > 0.9
+
+
+def one_hot(cell: Any, size: int) -> np.ndarray:
+    """A cell as gymnax shows it."""
+    return (np.arange(size * size) == int(cell)).astype(np.float32).reshape(size, size)
 
 
 def test_every_library_is_tried():

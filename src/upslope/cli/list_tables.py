@@ -6,7 +6,7 @@ from rich.table import Table
 
 from upslope.cli.terminal import table
 from upslope.config.foreign_names import table as data
-from upslope.config.ladder import ALGORITHMS, ESTIMATORS, OBJECTIVES
+from upslope.config.ladder import ALGORITHMS, BONUSES, ESTIMATORS, OBJECTIVES
 from upslope.config.presets import presets
 from upslope.core.messages import COMPILED_PREFIX
 from upslope.environments.libraries import LIBRARIES
@@ -18,6 +18,7 @@ def list_tables() -> Iterator[Table]:
     yield table("Rungs: --algorithm", ("name", "--estimator", "--objective", "experience", "meaning"), rungs)
     yield table("Estimators: --estimator", ("name", "weight Ψ_t"), ESTIMATORS.items())
     yield table("Objectives: --objective", ("name", "maximised"), OBJECTIVES.items())
+    yield table("Bonuses: --bonus", ("name", "intrinsic reward"), BONUSES.items())
     sources: list[tuple[str, str]] = []
     for environment, row in presets().items():
         others = row.get("others", {}).items()

@@ -12,6 +12,7 @@ from upslope.config.coercion import coerce
 from upslope.config.foreign_names import foreign_setting, known_algorithm
 from upslope.config.ladder import (
     ALGORITHMS,
+    BONUSES,
     CONTINUOUS_DEFAULTS,
     DIRECTIONS,
     DISCRETE_DEFAULTS,
@@ -141,6 +142,16 @@ class Config:
     reference_estimator: Literal["exact", "k1", "k2", "k3"] = "exact"
     """How that KL is estimated: exact, or from the action taken by Schulman's k1, k2 or k3. As a loss k1 teaches
     nothing, since its mean gradient is 0, k2 has the gradient of KL(π‖π_ref), and k3 that of KL(π_ref‖π)."""
+    bonus: str = "none"
+    """Reward for exploration, credited beside the environment's: none, count, rnd, noveld, icm, or module:Name."""
+    bonus_coefficient: float = 1.0
+    """Weight of the bonus's Ψ beside that of the environment's rewards. Usual: 0.01 to 2."""
+    bonus_gamma: float = 0.99
+    """γ of the bonus's returns. Usual: 0.9 to 0.999."""
+    bonus_episodic: bool = False
+    """Let the bonus's returns end with the episode; by default they go on with the next one."""
+    bonus_kwargs: dict[str, Any] = field(default_factory=dict)
+    """Fields of the bonus, as JSON, e.g. '{"scope": "episodic"}' for count; see docs/exploration."""
     epochs: int = 4
     """Passes over each batch for the policy. Usual: 1 for policy_gradient, 3 to 20 for ppo."""
     critic_epochs: int | None = None
@@ -229,6 +240,7 @@ class Config:
 PARTS_BY_NAME: dict[str, Mapping[str, Any]] = {
     "estimator": ESTIMATORS,
     "objective": OBJECTIVES,
+    "bonus": BONUSES,
     "model": MODELS,
     "optimiser": DIRECTIONS,
     **dict.fromkeys(("learning_rate_schedule", "epsilon_schedule", "entropy_schedule"), SCHEDULES),
@@ -267,11 +279,11 @@ LIMITS: dict[str, tuple[str, Callable[[Any], bool]]] = {
     **dict.fromkeys(
         (
             *("entropy_coefficient", "imitation_iterations", "beta", "damping", "reference_kl", "weight_decay"),
-            *("value_coefficient", "rpo_alpha"),
+            *("value_coefficient", "rpo_alpha", "bonus_coefficient"),
         ),
         ("0 or more", lambda x: x >= 0),
     ),
-    "gamma": ("in [0, 1]", lambda x: 0 <= x <= 1),
+    **dict.fromkeys(("gamma", "bonus_gamma"), ("in [0, 1]", lambda x: 0 <= x <= 1)),
     "min_effective_sample_size": ("a share of the batch, from 0 to 1", lambda x: x is None or 0 < x <= 1),
     "hidden_sizes": (
         f"at most {MAX_LAYERS} widths of 1 to {MAX_WIDTH:,}, e.g. 64 64, or nothing for no hidden layer",

@@ -184,6 +184,13 @@ OBJECTIVES = {
     "trust_region": "π/μ · Ψ, the natural step within KL ≤ δ",
 }
 
+BONUSES = {
+    "none": "no bonus",
+    "count": "1/√n(s'), visits counted exactly or by a hash",
+    "rnd": "‖f̂(s') − f(s')‖², the error of predicting a random network",
+    "noveld": "max(n(s') − αn(s), 0) at a first visit in the episode",
+    "icm": "½‖φ̂(s') − φ(s')‖², the error of predicting the next features",
+}
 MODELS = {"perceptron": "a perceptron for the policy and one for the critic"}
 DIRECTIONS = {
     "adam": "Kingma & Ba 2015, ε = 1e-5",

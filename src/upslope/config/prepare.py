@@ -25,6 +25,7 @@ from upslope.core.space_parts import has_box
 from upslope.environments.modules import name_of
 from upslope.environments.registry import AnyEnvironment, EnvironmentLike, label, make
 from upslope.errors import UpslopeError
+from upslope.learning.bonuses.bonus import Bonus
 from upslope.learning.iteration import Task
 from upslope.models.build import ModelSpec
 from upslope.models.heads import BoxHead
@@ -91,6 +92,7 @@ def made_for(environment: str, asked: Mapping[str, Any], preset: bool | str = Tr
 def parts_of(
     estimator: Any = None,
     objective: Any = None,
+    bonus: Any = None,
     model: Callable[..., Any] | str | None = None,
     optimiser: Any = None,
     schedules: Mapping[str, Callable[[Any], Any]] | None = None,
@@ -99,14 +101,19 @@ def parts_of(
     objects: dict[str, Any] = {}
     names: dict[str, Any] = {}
     given: dict[str, Any] = {}
-    for role, part in {"estimator": estimator, "objective": objective}.items():
+    for role, part in {"estimator": estimator, "objective": objective, "bonus": bonus}.items():
         if isinstance(part, str):
             names[role] = part
-        elif isinstance(part, Estimator | Objective):
+        elif isinstance(part, Estimator | Objective | Bonus):
             objects[role] = part
             given |= settings_of(part)
         elif part is not None:
-            raise UpslopeError(f"Pass an estimator or objective as an object, e.g. upslope.NStep(5), not {part!r}.")
+            kind = (
+                "a bonus as a name or an object, e.g. upslope.Count()"
+                if role == "bonus"
+                else ("an estimator or objective as an object, e.g. upslope.NStep(5)")
+            )
+            raise UpslopeError(f"Pass {kind}, not {part!r}.")
     for role, part in (("model", model), ("optimiser", optimiser)):
         if isinstance(part, str):
             names[role] = part
@@ -173,6 +180,10 @@ def missing_reader(name: str, config: Config, task: Task) -> str:
         "group_size": (not is_recorded, "runs without --data"),
         "imitation_iterations": (is_recorded, "runs with --data"),
         "stop_at_return": (not is_recorded, "runs without --data"),
+        **dict.fromkeys(
+            ("bonus_coefficient", "bonus_gamma", "bonus_episodic", "bonus_kwargs"),
+            (task.intrinsic is not None, "--bonus"),
+        ),
         **dict.fromkeys(("from_seed", "fresh_normalisers", "fresh_optimiser"), (bool(config.start_from), "--from")),
         **dict.fromkeys(
             ("reference_seed", "reference_kl", "reference_estimator"), (config.reference is not None, "--reference")

@@ -35,6 +35,12 @@ from upslope.core.objectives import (
 from upslope.environments.base import CompiledEnvironment, HostEnvironment, info_shapes
 from upslope.environments.registry import AnyEnvironment, EnvironmentLike, make
 from upslope.errors import UpslopeError
+from upslope.learning.bonuses.bonus import Bonus
+from upslope.learning.bonuses.count import Count
+from upslope.learning.bonuses.icm import ICM
+from upslope.learning.bonuses.noveld import NovelD
+from upslope.learning.bonuses.rnd import RND
+from upslope.learning.intrinsic import Intrinsic
 from upslope.learning.iteration import Task
 from upslope.learning.optimisers import Optimiser, Schedule, Schedules, schedule_of
 from upslope.learning.update import NEEDS_OWN_PARAMETERS, Update
@@ -63,6 +69,7 @@ OBJECTIVE_TYPES: dict[str, type[Objective]] = {
     "natural_gradient": NaturalGradient,
     "trust_region": TrustRegion,
 }
+BONUS_TYPES: dict[str, type[Bonus]] = {"count": Count, "rnd": RND, "noveld": NovelD, "icm": ICM}
 AXES: dict[str, tuple[type, dict[str, Any]]] = {
     "estimator": (Estimator, ESTIMATOR_TYPES),
     "objective": (Objective, OBJECTIVE_TYPES),
@@ -78,6 +85,33 @@ def estimator_of(config: Config) -> Estimator:
 def objective_of(config: Config) -> Objective:
     """The objective that a config names."""
     return build(config, "objective")
+
+
+def intrinsic_of(config: Config, own: Bonus | None = None) -> Intrinsic | None:
+    """The bonus that a config names, or the user's own, and how it is credited."""
+    if own is None and config.bonus == "none":
+        return None
+    bonus = own or bonus_of(config)
+    return Intrinsic(bonus, config.bonus_coefficient, config.bonus_gamma, config.bonus_episodic)
+
+
+def bonus_of(config: Config) -> Bonus:
+    """The bonus that a config names, with its fields.
+
+    Raises:
+        UpslopeError: there is no such bonus, or it has no such field.
+    """
+    name, settings = config.bonus, config.bonus_kwargs
+    found = BONUS_TYPES[name] if name in BONUS_TYPES else imported("bonus", name)
+    try:
+        made = found(**settings) if isinstance(found, type) else replace(found, **settings) if settings else found
+    except TypeError as error:
+        known = [f.name for f in fields(found)] if is_dataclass(found) else []
+        has = f"It has {', '.join(known)}" if known else "It has no fields"
+        raise UpslopeError(f"The bonus {name} cannot be made from {settings}: {error}. {has}.") from error
+    if not isinstance(made, Bonus):
+        raise UpslopeError(f"{name} is a {type(made).__name__}, not an upslope.Bonus. Subclass it.")
+    return made
 
 
 def build(config: Config, role: str) -> Any:
@@ -131,8 +165,14 @@ def declared(part: Any) -> dict[str, Any]:
     return {setting: getattr(part, name) for name, setting in parameters(part).items() if hasattr(part, name)}
 
 
-def settings_of(part: Estimator | Objective) -> dict[str, Any]:
+def settings_of(part: Estimator | Objective | Bonus) -> dict[str, Any]:
     """The settings that describe a Python object: its name, `module:Name` for a user's own, and its parameters."""
+    if isinstance(part, Bonus):
+        own = f"{type(part).__module__}:{type(part).__qualname__}"
+        name = next((name for name, kind in BONUS_TYPES.items() if type(part) is kind), own)
+        values = {f.name: getattr(part, f.name) for f in fields(part) if f.init} if is_dataclass(part) else {}
+        plain = {name: x for name, x in values.items() if isinstance(x, str | int | float | None)}
+        return {"bonus": name, "bonus_kwargs": plain}
     role = "estimator" if isinstance(part, Estimator) else "objective"
     own = f"{type(part).__module__}:{type(part).__qualname__}"
     return {role: next((name for name, kind in AXES[role][1].items() if type(part) is kind), own)} | declared(part)
@@ -160,6 +200,7 @@ class Parts:
 
     estimator: Estimator | None = None
     objective: Objective | None = None
+    bonus: Bonus | None = None
     model: Callable[..., Any] | None = None
     optimiser: optax.GradientTransformation | None = None
     schedules: Mapping[str, Callable[[Any], Any]] = field(default_factory=dict)
@@ -232,6 +273,7 @@ def task_of(config: Config, environment: AnyEnvironment, parts: Parts = NO_PARTS
         clip_rewards=config.clip_rewards,
         log_info=config.log_info,
         group_size=size_of_groups(config, estimator),
+        intrinsic=intrinsic_of(config, parts.bonus),
     )
 
 
@@ -306,6 +348,11 @@ def check_pair(config: Config, estimator: Estimator, objective: Objective, limit
         raise UpslopeError(
             f"{config.algorithm} learns from recorded episodes, but none are given. Record some with `upslope record "
             "RUN --episodes 100`, then pass the file with --data."
+        )
+    if is_recorded and config.bonus != "none":
+        raise UpslopeError(
+            f"--bonus {config.bonus} pays an agent for where it goes, and with --data it goes nowhere. Leave one of "
+            "the two out."
         )
     if estimator.whole_episodes and not is_recorded and limit is None:
         raise UpslopeError(

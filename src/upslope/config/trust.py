@@ -40,7 +40,7 @@ FILE_NAME = "trusted.json"
 MAX_STORE = 1 << 24
 """Largest size of the trust store, in bytes; a larger one is ignored as damaged."""
 SCHEDULES = ("learning_rate_schedule", "epsilon_schedule", "entropy_schedule")
-PARTS = frozenset(("estimator", "objective", "model", "optimiser", *SCHEDULES))
+PARTS = frozenset(("estimator", "objective", "bonus", "model", "optimiser", *SCHEDULES))
 """Settings that can name a module to import, with a colon."""
 LEARNING = PARTS - {"model"}
 """The parts that only learning uses, not acting."""
@@ -84,7 +84,7 @@ def requested(config: Config, given: Collection[str] = ()) -> list[Request]:
             found.append(Request("wrapper", wrapper, arguments))
     for role in sorted(PARTS):
         if role not in given and names_code(getattr(config, role)):
-            arguments = config.model_kwargs if role == "model" else {}
+            arguments = {"model": config.model_kwargs, "bonus": config.bonus_kwargs}.get(role, {})
             found.append(Request(role, getattr(config, role), arguments))
     return found
 

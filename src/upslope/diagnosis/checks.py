@@ -313,10 +313,10 @@ def of_rewards(e: Examined) -> Iterator[Check]:
         yield Check("rewards", "error", "not finite", "Find where the environment divides by 0.")
     elif (rewards == 0).all():
         yield Check("rewards", "warning", f"all 0 in {len(rewards)} random steps",
-                    "A random policy finds nothing to learn from: shape the reward, or explore wider.")  # fmt: skip
+                    "A random policy finds nothing to learn from: shape the reward, or try --bonus rnd.")  # fmt: skip
     elif np.ptp(rewards) == 0 and len(set(e.trial.lengths)) <= 1:
         yield Check("rewards", "warning", f"{words}, in episodes of one length: every return is the same",
-                    "A random policy cannot tell good from bad: shape the reward, or explore wider.")  # fmt: skip
+                    "A random policy cannot tell good from bad: shape the reward, or try --bonus rnd.")  # fmt: skip
     elif np.abs(rewards).max() > 100:
         yield Check("rewards", "warning", words, "Large: keep --normalize-rewards.")
     else:

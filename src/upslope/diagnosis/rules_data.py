@@ -71,6 +71,8 @@ def ends_not_recorded(s: Signs) -> Finding | None:
 @rule("the definition of an advantage, Ψ = target − V (Schulman et al. 2016)")
 def credit_inconsistent(s: Signs) -> Finding | None:
     """Weight and target must agree on the advantage."""
+    if s.lacks("weights of the rewards alone", s.config.bonus != "none"):
+        return None
     x = s.taken("weight_agreement")
     bias, target, mean, std = (s.whole(n) for n in ("value_bias", "target_std", "weight_mean", "weight_std"))
     # The means must agree too: E[Ψ] = E[target − V], in standard deviations of Ψ.

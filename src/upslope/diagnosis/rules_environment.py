@@ -32,14 +32,14 @@ def no_reward_signal(s: Signs) -> Finding | None:
         return Finding(
             "no_reward_signal", f"Every episode had the same return, {np.nanmedian(x):.4g}, and the same length.",
             "The goal was never reached, or the environment pays the same whatever the policy does.",
-            "Shape the reward, or explore wider: --entropy-coefficient 0.02, --log-std-init 0.5; or learn from --data.",
+            "Shape the reward, or explore wider: --bonus rnd, --entropy-coefficient 0.02; or learn from --data.",
             0.96 * never_differs, evidence=(s.evidence("episode/return", x, "differs between episodes"),),
             experiment=CHECK,
         )  # fmt: skip
     return Finding(
         "no_reward_signal", "No reward was ever seen.",
         "The reward is too sparse for this exploration, or the environment gives no rewards.",
-        "Shape the reward, or explore wider: --entropy-coefficient 0.02, --log-std-init 0.5; or learn from --data.",
+        "Shape the reward, or explore wider: --bonus rnd, --entropy-coefficient 0.02; or learn from --data.",
         0.97 * part, evidence=(s.evidence("reward_nonzero", nonzero, "above 0"),), experiment=CHECK,
     ) if part else None  # fmt: skip
 
@@ -62,7 +62,7 @@ def only_waits(s: Signs) -> Finding | None:
     return Finding(
         "no_reward_signal", "In the end every step costs the same, and no episode ends by itself.",
         "The goal is not reached, so the policy has learned to avoid greater costs, and waits for the time limit.",
-        "Train longer, or explore wider: --entropy-coefficient 0.05; raise the time limit; or shape the reward.",
+        "Train longer; explore wider: --bonus rnd, --entropy-coefficient 0.05; raise the time limit; shape the reward.",
         0.7 * part, 0.95, evidence=(s.evidence("reward_mean", mean, "differs between steps", 0.7),
                                     s.evidence("truncated_share", ended, "below 1 now and then", 0.7)),
         rivals=("a task that is a constant cost from beginning to end",), experiment=CHECK,

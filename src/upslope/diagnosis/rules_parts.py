@@ -1,4 +1,4 @@
-"""Rules about the parts that only some models have: action masks, a memory, image encoders, several keys."""
+"""Rules about the parts that only some runs have: action masks, a memory, image encoders, several keys, a bonus."""
 
 from collections.abc import Iterator
 from typing import Any
@@ -8,6 +8,7 @@ import numpy as np
 from upslope.diagnosis.findings import Finding, Signs, rule, share
 
 MASKS, MEMORY, IMAGES, KEYS = "action masks", "a memory", "a network that reads images", "several keys that vary"
+BONUS = "a bonus"
 """Parts that a run may lack, in words."""
 
 
@@ -77,6 +78,61 @@ def encoder_dead(s: Signs) -> Finding | None:
         0.85 * part, 0.95, evidence=(s.evidence("encoder_dead", x, "below 0.7", 0.5),),
         rivals=("images that do not change",), experiment="upslope check ENVIRONMENT",
     ) if part else None  # fmt: skip
+
+
+@rule("Burda et al. 2019, section 2.3: two streams of reward")
+def bonus_drowns_reward(s: Signs) -> Finding | None:
+    """The policy follows the bonus although there are rewards, and does not get better at them."""
+    x, found = of_part(s, "bonus/share", BONUS), s.late("reward_nonzero")
+    part = share((x > 0.8) & (found > 0)) if s.is_flat else 0.0
+    return Finding(
+        "bonus_drowns_reward", "The policy follows the bonus, not the rewards.",
+        "The bonus makes up almost all of the weights Ψ, although rewards are seen.",
+        f"Lower --bonus-coefficient (now {s.config.bonus_coefficient:g}).", 0.7 * part, 0.9,
+        evidence=(s.evidence("bonus/share", x, "below 0.5 once rewards are found", 0.5),
+                  s.evidence("reward_nonzero", found, "", 0.5)),
+        rivals=("the rewards seen so far lead nowhere, and more exploration is needed",),
+        experiment="the same seeds with a tenth of --bonus-coefficient",
+    ) if part else None  # fmt: skip
+
+
+@rule("Burda et al. 2019: a bonus fades as states become known")
+def bonus_never_fades(s: Signs) -> Finding | None:
+    """The bonus of a step is as large at the end as at the beginning, but does not grow."""
+    first, last, rises = s.taken("bonus/mean", 0.0, 0.1), s.taken("bonus/mean", 0.8), grows(s)
+    of_part(s, "bonus/mean", BONUS)
+    part = share((last > 0.7 * first) & (first > 0) & ~rises)
+    return Finding(
+        "bonus_never_fades", "The bonus does not fade.",
+        "States are still as new as in the beginning: the run is too short for them, or no two are taken for the same.",
+        "Train longer (--steps), or take more observations for the same: fewer `cells` of --bonus count.", 0.55 * part,
+        0.9 if s.is_flat else 0.5,
+        evidence=(s.evidence("bonus/mean", first, "", 0.0, 0.1), s.evidence("bonus/mean", last, "falls", 0.8)),
+        rivals=("a world whose states are always new", "noise in the observations"),
+    ) if part else None  # fmt: skip
+
+
+@rule("Burda et al. 2019, Large-Scale Study of Curiosity-Driven Learning, section 5: the noisy television")
+def noisy_television(s: Signs) -> Finding | None:
+    """The policy earns more and more bonus, which an agent that comes to know its world cannot."""
+    rises, x = grows(s), of_part(s, "bonus/mean", BONUS)
+    part = share(rises) if s.is_flat else 0.0
+    return Finding(
+        "noisy_television", "The policy has found something that always surprises it.",
+        "The bonus grows while the return does not: the policy stays where observations are random, which can be "
+        "neither predicted nor counted.",
+        "Use --bonus count, if the random states are few; or leave the noise out: --ignore-observation.", 0.75 * part,
+        evidence=(s.evidence("bonus/mean", x, "falls", 0.5),), rivals=("a new part of the world was reached late",),
+        experiment="the same seeds with --bonus count; a film of the policy: upslope evaluate RUN --video film.mp4",
+    ) if part else None  # fmt: skip
+
+
+def grows(s: Signs) -> np.ndarray:
+    """Whether each seed's mean bonus ends at twice its lowest tenth or more, and above half of its beginning [S]."""
+    tenths = np.stack([s.taken("bonus/mean", k / 10, (k + 1) / 10) for k in range(10)])
+    last = np.nanmean(tenths[-2:], axis=0) if np.isfinite(tenths).any() else tenths[-1]
+    with np.errstate(invalid="ignore"):
+        return (last > 2 * np.nanmin(np.nan_to_num(tenths, nan=np.inf), axis=0)) & (last > 0.5 * tenths[0])
 
 
 @rule("Schulman, nuts and bolts: observations of mean 0 and deviation 1")

@@ -16,7 +16,7 @@ from jaxtyping import Array, Float, Int
 from upslope.core.types import Rollout
 from upslope.engines.base import Chunk, never
 from upslope.engines.compiled import ProgramEngine
-from upslope.learning.iteration import QUICK, Task, TrainState, begin_each, begin_training, fresh_agents, iterate_many
+from upslope.learning.iteration import QUICK, Task, TrainState, begin_each, begin_training, fresh_networks, iterate_many
 from upslope.learning.varied import MAX_INPUTS, Family, Inputs
 
 
@@ -52,9 +52,9 @@ class TrialsEngine(ProgramEngine):
         count = len(self.trial_seeds)
         return self.order[slot * count : (slot + 1) * count]
 
-    def begin_one(self, agent: Any, keys: Any, numbers: Float[Array, "K"]) -> TrainState:
+    def begin_one(self, fresh: Any, keys: Any, numbers: Float[Array, "K"]) -> TrainState:
         """The initial state of one row."""
-        return begin_training(self.family.bound(self.task, self.inputs.reading(numbers)), True, agent, keys)
+        return begin_training(self.family.bound(self.task, self.inputs.reading(numbers)), True, fresh, keys)
 
     def one_seed(self, task: Task, data: Rollout | None, state: Any) -> Any:
         """One row's program; `state` is a row."""
@@ -68,11 +68,11 @@ class TrialsEngine(ProgramEngine):
         Raises:
             UndecidedError: the task's own code decides by a number that differs between the trials.
         """
-        agents, keys = fresh_agents(task, self.trial_seeds)
+        fresh, keys = fresh_networks(task, self.trial_seeds)
         if self.rows_now is None:
-            self.prepare(begin_each(self.begin, agents, keys, np.zeros((len(keys), MAX_INPUTS), np.float32)))
+            self.prepare(begin_each(self.begin, fresh, keys, np.zeros((len(keys), MAX_INPUTS), np.float32)))
         numbers = self.numbers_of(task)
-        self.set_rows(slot, Rows(jnp.asarray(numbers), begin_each(self.begin, agents, keys, numbers)))
+        self.set_rows(slot, Rows(jnp.asarray(numbers), begin_each(self.begin, fresh, keys, numbers)))
 
     def numbers_of(self, task: Task) -> np.ndarray:
         """The program's inputs for a trial, the same for each of its seeds."""

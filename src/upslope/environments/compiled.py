@@ -15,6 +15,7 @@ from upslope.environments.classic.acrobot import Acrobot
 from upslope.environments.classic.cartpole import CartPole
 from upslope.environments.classic.mountain_car import MountainCarContinuous
 from upslope.environments.classic.pendulum import Pendulum
+from upslope.environments.deep_sea import DeepSea
 from upslope.environments.ignoring import ignoring
 from upslope.environments.masks import with_mask_apart
 from upslope.environments.modules import call, found
@@ -30,6 +31,7 @@ COMPILED: dict[str, Callable[..., CompiledEnvironment]] = {
     "Pendulum-v1": Pendulum,
     "Acrobot-v1": Acrobot,
     "MountainCarContinuous-v0": MountainCarContinuous,
+    "DeepSea-v0": DeepSea,
     "GridWorld-v0": gridworld,
     "ShortCorridor-v0": short_corridor,
     "Key-v0": delayed_key,

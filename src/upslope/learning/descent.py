@@ -2,7 +2,7 @@
 
 from collections.abc import Callable
 from functools import partial
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, Protocol, runtime_checkable
 
 import jax
 import jax.numpy as jnp
@@ -11,7 +11,6 @@ from jax.flatten_util import ravel_pytree
 from jaxtyping import Array, Bool, Float, Integer, PRNGKeyArray
 
 from upslope.core.types import Metrics
-from upslope.learning.batch import Batch
 from upslope.learning.optimisers import Optimiser
 from upslope.learning.shuffle import shuffle
 from upslope.learning.vectors import concatenate_leaves
@@ -19,8 +18,19 @@ from upslope.learning.vectors import concatenate_leaves
 MIN_SPLIT = 1024
 """Minimum number of units for which a CPU core computes a minibatch's gradient as a sum over two halves."""
 
-Loss = Callable[[Any, Batch], tuple[Float[Array, "B ..."], Any]]
-"""(parameters, batch) → the loss of each sample, and other values per sample, to be averaged."""
+
+@runtime_checkable
+class Units(Protocol):
+    """B units from which minibatches are drawn, e.g. a `Batch`: a pytree of arrays [B, …] with these two."""
+
+    @property
+    def weight(self) -> Float[Array, "B ..."]: ...
+    @property
+    def valid(self) -> Bool[Array, "B ..."]: ...
+
+
+Loss = Callable[[Any, Any], tuple[Float[Array, "B ..."], Any]]
+"""(parameters, units) → the loss of each sample, and other values per sample, to be averaged."""
 
 
 class Plan(NamedTuple):
@@ -53,11 +63,11 @@ def descend(
     plan: Plan,
     loss: Loss,
     start: Descent,
-    batch: Batch,
+    batch: Units,
     key: PRNGKeyArray,
     learning_rate: Float[Array, ""],
     must_stop: Callable[[Any], Bool[Array, ""]] | None,
-    renew: Callable[[Batch, PRNGKeyArray], Batch] | None = None,
+    renew: Callable[[Any, PRNGKeyArray], Any] | None = None,
 ) -> tuple[Descent, Metrics]:
     """Minimise the mean of `loss` over epochs of shuffled, disjoint minibatches.
 
@@ -79,7 +89,7 @@ def descend(
         direction, state = update
         return parameters - learning_rate * direction, state, gradient
 
-    def move(batch: Batch, descent: Descent, indices: Array) -> tuple[Descent, tuple[Array, Array]]:
+    def move(batch: Units, descent: Descent, indices: Array) -> tuple[Descent, tuple[Array, Array]]:
         chosen = indices if plan.minibatches > 1 else None
         (value, means), gradients = minibatch_gradient(loss, unpack(descent.parameters), batch, chosen, plan.in_halves)
         parameters, state, gradient = apply_gradient(descent.parameters, gradients, descent.optimiser)
@@ -89,7 +99,7 @@ def descend(
             after = jax.lax.cond(must_stop(means), lambda: stopped, lambda: after)
         return after, (value, optax.tree.norm(gradient))
 
-    def step(batch: Batch, descent: Descent, indices: Array) -> tuple[Descent, tuple[Array, Array]]:
+    def step(batch: Units, descent: Descent, indices: Array) -> tuple[Descent, tuple[Array, Array]]:
         if must_stop is None:
             return move(batch, descent, indices)
         skip = (jnp.float32(jnp.nan), jnp.float32(jnp.nan))
@@ -107,7 +117,7 @@ def descend(
 
 
 def minibatch_gradient(
-    loss: Loss, parameters: Any, batch: Batch, indices: Integer[Array, "M"] | None, in_halves: bool = True
+    loss: Loss, parameters: Any, batch: Units, indices: Integer[Array, "M"] | None, in_halves: bool = True
 ) -> tuple[tuple[Float[Array, ""], Any], Any]:
     """The means of `loss`'s values over these units (all if None), and the gradient of the mean loss.
 
@@ -124,7 +134,7 @@ def minibatch_gradient(
     parts = [jax.tree.map(lambda x, place=place: rows(x, place), batch) for place in places]
     count = jnp.maximum(sum(jnp.sum(part.valid) for part in parts), 1)
 
-    def share(parameters: Any, part: Batch) -> tuple[Array, Any]:
+    def share(parameters: Any, part: Units) -> tuple[Array, Any]:
         losses = loss(parameters, part)
         return jax.tree.map(lambda x: jnp.sum(jnp.where(part.valid, x, 0.0)) / count, losses)
 

@@ -19,15 +19,18 @@ from jax.sharding import Mesh, PartitionSpec
 from jaxtyping import Array, Float, Integer, Key, PRNGKeyArray
 
 from upslope.core.arrays import raw, typed
-from upslope.core.estimators import UNROLL, Estimator, ends, returns_in_groups
+from upslope.core.estimators import Estimator, returns_in_groups
 from upslope.core.types import Credit, Metrics, Rollout, Values
 from upslope.errors import UpslopeError
+from upslope.learning.bonuses.bonus import Setting
 from upslope.learning.collect import EnvState, Finished, begin, collect, collect_episodes
 from upslope.learning.devices import SEEDS, VMAPPED_SEEDS, is_vmapped
 from upslope.learning.evaluation import evaluate, log_probs
 from upslope.learning.health import HealthProbe
+from upslope.learning.intrinsic import Intrinsic, Stream, begin_stream, fit_critic, weigh_bonus
 from upslope.learning.optimisers import CONSTANT, Schedules, scheduled
 from upslope.learning.reference import Reference, advanced
+from upslope.learning.returns import discounted_returns
 from upslope.learning.update import Learner, Pace, Update, begin_learning, explained_variance, improve
 from upslope.models.agent import Agent, initialise_agents, returns_seen
 from upslope.models.build import ModelSpec
@@ -70,16 +73,20 @@ class Task:
     """Keys of the numbers in `info` that are kept of every finished episode."""
     group_size: int = 1
     """G, the number of neighbouring columns whose whole episodes begin alike."""
+    intrinsic: Intrinsic | None = None
+    """The bonus for exploration, and how it is credited; None for none."""
 
     def described(self) -> dict[str, Any]:
         """The pair of axes with their fields, for config.json."""
-        for part in (self.estimator, self.update.objective):
+        bonus = () if self.intrinsic is None else (self.intrinsic.bonus,)
+        for part in (self.estimator, self.update.objective, *bonus):
             if not dataclasses.is_dataclass(part):
                 raise UpslopeError(
                     f"{type(part).__name__} must be a dataclass, so that a run can record what it was trained with. "
                     "Put @dataclass(frozen=True) above the class."
                 )
         described = {"estimator": repr(self.estimator), "objective": repr(self.update.objective)}
+        described |= {} if self.intrinsic is None else {"bonus": repr(self.intrinsic.bonus)}
         return described | {"needs_critic": self.estimator.needs_critic}
 
 
@@ -98,6 +105,8 @@ class TrainState(NamedTuple):
     iteration: Integer[Array, ""]
     reference: Reference | None = None
     """The fixed policy that the learner pays for leaving, if there is one."""
+    stream: Stream | tuple[()] = ()
+    """The intrinsic stream; without arrays if there is no bonus."""
 
 
 def initialise(task: Task, seed: int) -> TrainState:
@@ -111,22 +120,26 @@ def initialise_all(task: Task, seeds: Sequence[int], *, acts: bool = True) -> Tr
     Networks are initialised in NumPy; the rest is one program, which spares compiling each small operation. It is
     one seed's program, run for each: XLA may round a loop over several seeds otherwise than the same body run once.
     """
-    agents, keys = fresh_agents(task, seeds)
-    return begin_each(jax.jit(partial(begin_training, task, acts), compiler_options=QUICK), agents, keys)
+    fresh, keys = fresh_networks(task, seeds)
+    return begin_each(jax.jit(partial(begin_training, task, acts), compiler_options=QUICK), fresh, keys)
 
 
-def begin_each(begin_one: Callable[..., TrainState], agents: Sequence[Agent], *rest: Any) -> TrainState:
+def begin_each(begin_one: Callable[..., TrainState], fresh: Sequence[Any], *rest: Any) -> TrainState:
     """The initial state of all seeds [S], by a compiled program of one seed; every array of `rest` has a row a seed."""
-    states = [begin_one(agent, *(x[i] for x in rest)) for i, agent in enumerate(agents)]
+    states = [begin_one(one, *(x[i] for x in rest)) for i, one in enumerate(fresh)]
 
-    def one(*leaves: Any) -> Array:
+    def stacked(*leaves: Any) -> Array:
         return typed(jnp.asarray(np.stack([np.asarray(raw(x)) for x in leaves])), leaves[0])
 
-    return jax.tree.map(one, *states)
+    return jax.tree.map(stacked, *states)
 
 
-def fresh_agents(task: Task, seeds: Sequence[int]) -> tuple[list[Agent], Key[Array, "S 3"]]:
-    """An agent for each seed, and the keys with which `begin_training` goes on."""
+Fresh = tuple[Agent, Stream | tuple[()]]
+"""An agent and an intrinsic stream before the first step."""
+
+
+def fresh_networks(task: Task, seeds: Sequence[int]) -> tuple[list[Fresh], Key[Array, "S 3"]]:
+    """An agent and an intrinsic stream for each seed, and the keys with which `begin_training` goes on."""
     numbers = np.asarray(seeds, np.uint32)
     split = jax.vmap(lambda seed: jax.random.split(jax.random.key(seed), 3))
     keys = jax.jit(split, compiler_options=QUICK)(numbers)
@@ -136,12 +149,22 @@ def fresh_agents(task: Task, seeds: Sequence[int]) -> tuple[list[Agent], Key[Arr
         normalize_observations=task.normalize_observations,
         normalize_rewards=task.normalize_rewards,
     )
-    return agents, keys
+    return list(zip(agents, fresh_streams(task, keys), strict=True)), keys
 
 
-def begin_training(task: Task, acts: bool, agent: Agent, keys: Key[Array, "3"]) -> TrainState:
-    """The initial state of one seed with this agent. The first of its three keys was used to make the agent."""
+def fresh_streams(task: Task, keys: Key[Array, "S 3"]) -> list[Any]:
+    """An intrinsic stream for each seed; without arrays if there is no bonus."""
+    if task.intrinsic is None:
+        return [()] * len(keys)
+    setting = Setting(task.environment.observation_space, task.model, task.num_envs)
+    of_bonus = [jax.random.fold_in(key, 1) for key in keys[:, 0]]
+    return [begin_stream(task.intrinsic, setting, task.update, key) for key in of_bonus]
+
+
+def begin_training(task: Task, acts: bool, fresh: Fresh, keys: Key[Array, "3"]) -> TrainState:
+    """The initial state of one seed with these networks. The first of its three keys was used to make them."""
     _, begin_key, key = keys
+    agent, stream = fresh
     keeps_episodes = acts and task.environment.is_compiled and not task.estimator.whole_episodes
     memory = start_memory(agent.model, task.num_envs)
     return TrainState(
@@ -153,6 +176,7 @@ def begin_training(task: Task, acts: bool, agent: Agent, keys: Key[Array, "3"]) 
         steps=jnp.uint32(0),
         iteration=jnp.int32(0),
         reference=None if task.update.reference_kl is None else Reference(as_reference(agent), memory),
+        stream=stream,
     )
 
 
@@ -202,7 +226,8 @@ def weigh(task: Task, state: TrainState, rollout: Rollout) -> tuple[TrainState, 
     agent = state.learner.agent
     carry = state.discounted_return
     if agent.normalize_rewards:
-        discounted, carry = discounted_returns(task, carry, rollout)
+        discounted, carry = discounted_returns(task.gamma, carry, rollout)
+        carry = jnp.zeros_like(carry) if task.estimator.whole_episodes else carry
         statistics = returns_seen(agent.return_statistics, rollout.reward, discounted, rollout.valid)
         agent = dataclasses.replace(agent, return_statistics=statistics)
     scaled = rollout._replace(reward=rollout.reward * agent.reward_scale())
@@ -217,7 +242,22 @@ def weigh(task: Task, state: TrainState, rollout: Rollout) -> tuple[TrainState, 
     if task.group_size > 1:
         assessed["policy/equal_groups"] = equal_groups(scaled, task.gamma, task.group_size)
     learner = state.learner._replace(agent=agent)
-    return state._replace(learner=learner, discounted_return=carry), scaled, credit, assessed
+    state = state._replace(learner=learner, discounted_return=carry)
+    if task.intrinsic is not None:
+        state, credit, paid = with_bonus(task, task.intrinsic, state, rollout, values, credit)
+        assessed |= paid
+    return state, scaled, credit, assessed
+
+
+def with_bonus(
+    task: Task, intrinsic: Intrinsic, state: TrainState, rollout: Rollout, values: Values, credit: Credit
+) -> tuple[TrainState, Credit, Metrics]:
+    """The credit with the bonus's Ψ added; see `learning/intrinsic.py`."""
+    assert isinstance(state.stream, Stream)
+    key = jax.random.fold_in(iteration_keys(state)[1], 1)
+    parts = task.estimator, task.update, state.stream, state.learner.agent, state.memory
+    stream, credit, metrics = weigh_bonus(intrinsic, *parts, rollout, values, credit, key)
+    return state._replace(stream=stream), credit, metrics
 
 
 def equal_groups(rollout: Rollout, gamma: float, group_size: int) -> Float[Array, ""]:
@@ -249,6 +289,10 @@ def move(
         vmapped=task.update.vmapped,
     )
     pace = pace_of(task, progress, state.iteration)
+    stream, fitted = state.stream, {}
+    if isinstance(stream, Stream) and credit.bonus_target is not None:
+        facts = state.learner.agent, rollout, credit.bonus_target
+        stream, fitted = fit_critic(stream, task.update, *facts, jax.random.fold_in(key, 2), pace.learning_rate)
     known = state.memory, probe, state.reference
     learner, metrics = improve(task.update, state.learner, rollout, credit, key, pace, *known)
     agent = learner.agent
@@ -257,7 +301,8 @@ def move(
         learner = learner._replace(agent=dataclasses.replace(agent, normaliser=normaliser))
     if state.reference is not None and not task.estimator.whole_episodes:
         state = state._replace(reference=advanced(state.reference, rollout))
-    return state._replace(learner=learner, steps=steps, iteration=state.iteration + 1), metrics
+    after = state._replace(learner=learner, steps=steps, iteration=state.iteration + 1, stream=stream)
+    return after, metrics | fitted
 
 
 def pace_of(task: Task, progress: Float[Array, ""], iteration: Integer[Array, ""]) -> Pace:
@@ -343,17 +388,3 @@ def no_values(rollout: Rollout) -> Values:
     """Zero values, for an estimator without a critic."""
     zeros = jnp.zeros_like(rollout.reward)
     return Values(zeros, zeros)
-
-
-def discounted_returns(
-    task: Task, carry: Float[Array, "N"], rollout: Rollout
-) -> tuple[Float[Array, "T N"], Float[Array, "N"]]:
-    """G_t = r_t + γ G_{t−1} within each episode, forwards in time, and the final G to continue from."""
-
-    def forwards(before: Array, now: tuple[Array, Array]) -> tuple[Array, Array]:
-        reward, end = now
-        total = reward + task.gamma * before
-        return jnp.where(end, 0.0, total), total
-
-    carry, discounted = jax.lax.scan(forwards, carry, (rollout.reward, ends(rollout)), unroll=UNROLL)
-    return discounted, jnp.zeros_like(carry) if task.estimator.whole_episodes else carry

@@ -16,7 +16,7 @@ from upslope.core.arrays import AnyArray as Array
 from upslope.core.distributions import Distribution
 from upslope.models.build import ModelSpec
 from upslope.models.heads import ActionHead
-from upslope.models.model import Carry, Model, Outputs, allowed, has_memory
+from upslope.models.model import Carry, Outputs, allowed, has_memory
 from upslope.models.normaliser import RunningStatistics, normalised, start_normaliser
 
 
@@ -100,10 +100,10 @@ def returns_seen(
     return seen._replace(variance=jnp.maximum(seen.variance, least**2))
 
 
-def value_of(model: Model, features: Any) -> Float[Array, "..."]:
+def value_of(model: Any, features: Any) -> Float[Array, "..."]:
     """V(s) of prepared observations, for a model without memory."""
     if hasattr(model, "value"):
-        return model.value(features)  # pyright: ignore[reportAttributeAccessIssue] - an optional method
+        return model.value(features)
     return model.step(features, (), no_fresh(features))[0].value
 
 

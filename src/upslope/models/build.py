@@ -19,6 +19,7 @@ from upslope.models.encoders import ObservationEncoder, encoder_of
 from upslope.models.heads import ActionHead, head_of
 from upslope.models.model import Model, Outputs, Place, group_places
 from upslope.models.perceptrons import num_parameters, perceptrons
+from upslope.models.readers import Reader, reader
 from upslope.models.views import FLAGS, WHOLE, Views, listed, views_of
 
 METHODS = ("prepare", "start", "step", "groups")
@@ -153,6 +154,14 @@ def networks(
         return composed(encoder, head, key=key, networks=images, **built)
     plain = ("hidden_sizes", "activation", "log_std_init", "views")
     return perceptrons(encoder, head, key=key, **{name: built[name] for name in plain if name in built})
+
+
+def networks_for(spec: ModelSpec, outputs: int, key: PRNGKeyArray, **settings: Any) -> Reader:
+    """A network from observations to this number of outputs, like the agent's own critic unless `settings` differ."""
+    chosen = spec.settings if spec.own is None else {}
+    like = {name: chosen[name] for name in ("hidden_sizes", "activation") if name in chosen}
+    images = networks_of(spec.encoder, chosen.get("encoders", ()))
+    return reader(spec.encoder, outputs, key=key, networks=images, **(like | settings))
 
 
 def refuse_views_of_trunk(settings: Mapping[str, Any], views: Views) -> None:

@@ -3,7 +3,7 @@
 observation → encoders → features → (layer → memory) → hidden layers → policy and value
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from itertools import chain, count, pairwise
 from typing import Any
 
@@ -68,12 +68,10 @@ class Branch(equinox.Module):
         return self.after(x), carry
 
 
-class Composed(equinox.Module):
-    """What separate networks and a shared trunk have in common."""
+class Reading(equinox.Module):
+    """What all networks of observations have in common: the preparation of their inputs."""
 
-    log_std: Float[Array, "K"]
     encoder: ObservationEncoder = equinox.field(static=True)
-    head: ActionHead = equinox.field(static=True)
     networks: tuple[tuple[str, str], ...] = equinox.field(static=True)
     """(key, network) of each image in the observation."""
 
@@ -95,6 +93,13 @@ class Composed(equinox.Module):
         encoders = [encoder for key, encoder, _ in self.encoder.leaves(self.encoder.shapes) if key in convolved]
         floats = tuple(scaled(encoder, jnp.asarray(x)) for encoder, x in zip(encoders, images, strict=True))
         return (None if vector is None else jnp.asarray(vector)), floats
+
+
+class Composed(Reading):
+    """What separate networks and a shared trunk have in common."""
+
+    log_std: Float[Array, "K"]
+    head: ActionHead = equinox.field(static=True)
 
     def policy_of(self, outputs: Float[Array, "... K"]) -> Any:
         """π(·|s) from the policy network's outputs."""
@@ -236,34 +241,51 @@ def composed(
     draw = generator_of(key)
     further = (jax.random.fold_in(key, number) for number in count())
     keys = chain(jax.random.split(key, 16), further)
+    settings: dict[str, Any] = {"hidden_sizes": hidden_sizes, "activation": activation, "networks": networks}
+    settings |= {"memory": memory, "memory_size": memory_size}
 
     def branch(view: View, *ends: tuple[int, float]) -> tuple[Branch, int]:
-        """A network that ends in this layer (outputs, gain) if one is given, and its number of outputs."""
-        leaves = {key: inner for key, inner, _ in encoder.leaves(encoder.shapes)}
-        pictures = tuple(
-            convolutions(network, layout_of(leaves[key]).size, next(keys), draw)
-            for key, network in view.chosen(networks)
-        )
-        width = view.width(sum(inner.num_features for key, inner in leaves.items() if key not in dict(networks)))
-        width += sum(network.num_features for network in pictures)
-        inward = cell = None
-        if memory is not None:
-            inward = initialise_perceptron(draw, (width, memory_size), np.sqrt(2), activation)
-            cell = cell_of(memory, memory_size, memory_size, next(keys), draw)
-            width = memory_size
-        sizes = (width, *hidden_sizes, *(size for size, _ in ends))
-        gain = ends[0][1] if ends else np.sqrt(2)
-        outward = initialise_perceptron(draw, sizes, gain, activation) if len(sizes) > 1 else None
-        return Branch(pictures, inward, cell, outward), sizes[-1]
+        return branch_of(encoder, view, ends, keys, draw, **settings)
 
     scales = jnp.asarray(np.full(head.num_scales, log_std_init, np.float32))
     if shared_trunk:
         trunk, width = branch(WHOLE)
         layers = (initialise_perceptron(draw, (width, *last), gain, activation) for *last, gain in last_layers(head))
-        return SharedTrunk(scales, encoder, head, networks, trunk, *layers)
+        return SharedTrunk(encoder, networks, scales, head, trunk, *layers)
     ends = zip(views, last_layers(head), strict=True)
     actor, critic = (branch(view, last)[0] for view, last in ends)
-    return Separate(scales, encoder, head, networks, actor, critic, views)
+    return Separate(encoder, networks, scales, head, actor, critic, views)
+
+
+def branch_of(
+    encoder: ObservationEncoder,
+    view: View,
+    ends: Sequence[tuple[int, float]],
+    keys: Iterator[PRNGKeyArray],
+    draw: np.random.Generator,
+    *,
+    hidden_sizes: tuple[int, ...],
+    activation: str,
+    networks: tuple[tuple[str, str], ...] = (),
+    memory: str | None = None,
+    memory_size: int = 128,
+) -> tuple[Branch, int]:
+    """A fresh network that ends in this layer (outputs, gain) if one is given, and its number of outputs."""
+    leaves = {key: inner for key, inner, _ in encoder.leaves(encoder.shapes)}
+    pictures = tuple(
+        convolutions(network, layout_of(leaves[key]).size, next(keys), draw) for key, network in view.chosen(networks)
+    )
+    width = view.width(sum(inner.num_features for key, inner in leaves.items() if key not in dict(networks)))
+    width += sum(network.num_features for network in pictures)
+    inward = cell = None
+    if memory is not None:
+        inward = initialise_perceptron(draw, (width, memory_size), np.sqrt(2), activation)
+        cell = cell_of(memory, memory_size, memory_size, next(keys), draw)
+        width = memory_size
+    sizes = (width, *hidden_sizes, *(size for size, _ in ends))
+    gain = ends[0][1] if ends else np.sqrt(2)
+    outward = initialise_perceptron(draw, sizes, gain, activation) if len(sizes) > 1 else None
+    return Branch(pictures, inward, cell, outward), sizes[-1]
 
 
 def last_layers(head: ActionHead) -> tuple[tuple[int, float], tuple[int, float]]:

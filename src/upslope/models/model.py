@@ -56,7 +56,7 @@ class Model(Protocol):
         ...
 
 
-def has_memory(model: Model) -> bool:
+def has_memory(model: Any) -> bool:
     """Whether the model has a carry."""
     return bool(jax.tree.leaves(jax.eval_shape(lambda: model.start(1))))
 

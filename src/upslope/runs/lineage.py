@@ -180,6 +180,7 @@ def taken_over(config: Config, task: Task, state: TrainState) -> tuple[TrainStat
         name for name, keep, setting in zip(words, keeps, NORMALISED, strict=True) if getattr(config, setting) > keep
     ]
     fresh += [f"optimiser of {name}" for name in optimisers if name not in kept]
+    fresh += [] if task.intrinsic is None else ["bonus"]
     steps = source.steps()
     lineage = {
         "run": str(source.directory.path),

@@ -1,0 +1,138 @@
+"""What a bonus for exploration finds: the deep sea and other worlds of rare rewards, with a bonus and without.
+
+    python benchmarks/exploration.py                        # every case that is not stored yet
+    python benchmarks/exploration.py --only deep_sea_20     # one world, measured anew
+    python benchmarks/exploration.py --print                # the stored numbers as a table
+
+Settings are the environment's preset, which was tuned on seeds 100 to 102; seeds 0 to 4 are judged. A case counts as
+solved by a seed whose last 100 training episodes have at least the mean return that the world demands.
+"""
+
+import argparse
+import json
+import tempfile
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+import upslope
+from upslope.runs.directory import versions
+
+RESULTS = Path(__file__).parent / "results" / "exploration.json"
+SEEDS = 5
+WINDOW = 100
+
+
+@dataclass(frozen=True)
+class World:
+    """An environment, its budget in steps per seed, and the mean return of the last 100 episodes that solves it."""
+
+    environment: str
+    steps: int
+    solved: float
+    bonuses: dict[str, dict[str, Any]]
+    """Settings by the name of a case."""
+    settings: dict[str, Any] = field(default_factory=dict)
+
+
+def deep_sea(size: int, episodes: int, bonuses: tuple[str, ...] = ("none", "count")) -> World:
+    """The deep sea with a budget in episodes of `size` steps."""
+    cases = {name: {"bonus": name} for name in bonuses}
+    return World("jax:DeepSea-v0", size * episodes, 0.9, cases, {"env_kwargs": {"size": size}})
+
+
+WORLDS = {
+    "deep_sea_10": deep_sea(10, 10_000),
+    "deep_sea_20": deep_sea(20, 10_000, ("none", "count", "rnd")),
+    "deep_sea_30": deep_sea(30, 50_000),
+    "deep_sea_50": deep_sea(50, 50_000),
+    "mountain_car": World(
+        "MountainCar-v0",
+        1_000_000,
+        -130.0,
+        {"none": {}, "count": {"bonus": "count", "bonus_coefficient": 0.5}},
+    ),
+}
+
+
+def main() -> None:
+    """Measure what is missing, and print the table."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--only", choices=WORLDS, nargs="*", default=[])
+    parser.add_argument("--print", action="store_true", dest="is_printed")
+    flags = parser.parse_args()
+    if not flags.is_printed:
+        for name in flags.only or WORLDS:
+            for case in WORLDS[name].bonuses:
+                if flags.only or case not in read().get(name, {}):
+                    store(name, case, measure(WORLDS[name], case))
+    print(table(read()))
+
+
+def measure(world: World, case: str) -> dict[str, Any]:
+    """Train all seeds, and tell when each solved the world."""
+    settings: dict[str, Any] = world.settings | {"steps": world.steps} | world.bonuses[case]
+    with tempfile.TemporaryDirectory() as folder:
+        run = upslope.train(world.environment, seeds=SEEDS, folder=folder, name="run", quiet=True, **settings)
+        episodes = run.episodes()
+        found = [of_seed(episodes[episodes["seed"] == seed], world) for seed in run.seeds]
+        rows = [row for row in run.metrics() if row["seed"] == 0]
+        paid = [row["bonus/mean"] for row in rows if "bonus/mean" in row]
+        return {
+            "settings": settings,
+            "seeds": found,
+            "states_visited": rows[-1].get("bonus/states_visited"),
+            "bonus_of_a_step": [float(np.mean(part)) for part in np.array_split(paid, 10)] if len(paid) >= 10 else [],
+            "seconds": rows[-1]["time/elapsed"],
+            "config": run.config.to_json(),
+            "versions": versions(world.environment),
+        }
+
+
+def of_seed(episodes: Any, world: World) -> dict[str, Any]:
+    """Mean return of the last 100 episodes, and the episode and step at which 100 first had the demanded mean."""
+    returns, steps = episodes["return"].astype(float), episodes["step"]
+    sums = np.concatenate([[0.0], np.cumsum(returns)])
+    means = (sums[WINDOW:] - sums[:-WINDOW]) / WINDOW
+    solved = np.flatnonzero(means >= world.solved)
+    at = int(solved[0]) + WINDOW - 1 if len(solved) else None
+    return {
+        "last_100": round(float(returns[-WINDOW:].mean()), 4),
+        "episodes": len(returns),
+        "solved_at_episode": None if at is None else at + 1,
+        "solved_at_step": None if at is None else int(steps[at]),
+    }
+
+
+def store(name: str, case: str, found: dict[str, Any]) -> None:
+    """Keep the numbers of a case."""
+    every = read()
+    every.setdefault(name, {})[case] = found
+    RESULTS.write_text(json.dumps(every, indent=1, ensure_ascii=False) + "\n", "utf-8")
+
+
+def read() -> dict[str, Any]:
+    """The stored numbers."""
+    return json.loads(RESULTS.read_text("utf-8")) if RESULTS.exists() else {}
+
+
+def table(stored: dict[str, Any]) -> str:
+    """The stored numbers as Markdown."""
+    lines = [
+        "| world | bonus | solved at the end | last 100 episodes, mean of seeds | first solved at episode, median |"
+    ]
+    lines.append("|---|---|---|---|---|")
+    for name, cases in stored.items():
+        for case, found in cases.items():
+            last = [seed["last_100"] for seed in found["seeds"]]
+            at = [seed["solved_at_episode"] or np.inf for seed in found["seeds"]]
+            solved = sum(x >= WORLDS[name].solved for x in last)
+            median = f"{np.median(at):,.0f}" if np.isfinite(np.median(at)) else "never"
+            lines.append(f"| {name} | {case} | {solved} of {len(last)} seeds | {np.mean(last):.3f} | {median} |")
+    return "\n".join(lines)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,197 @@
+"""The intrinsic stream: a bonus is credited like a reward, beside the environment's and apart from it.
+
+    act     facts keep their rewards
+    weigh   a copy of the facts, with the bonus as reward → the same estimator, with a γ and a critic of its own;
+            Ψ = Ψ of the environment's rewards + coefficient · Ψ of the bonus
+    move    the intrinsic critic descends beside the other
+
+Source: Burda et al. (2019), Exploration by Random Network Distillation, https://arxiv.org/abs/1810.12894, section 2.3.
+"""
+
+import dataclasses
+from dataclasses import dataclass
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array, Bool, Float, PRNGKeyArray
+
+from upslope.core.estimators import Estimator
+from upslope.core.types import Credit, Metrics, Rollout, Values
+from upslope.errors import UpslopeError
+from upslope.learning.batch import beginnings
+from upslope.learning.bonuses.bonus import Bonus, Setting, flat_rows, valid_rows
+from upslope.learning.evaluation import evaluate
+from upslope.learning.fitting import Examples, Fitted, begin_fitting, fit
+from upslope.learning.returns import discounted_returns
+from upslope.learning.update import Update, explained_variance, mean, squared_error
+from upslope.models.agent import Agent, returns_seen
+from upslope.models.build import networks_for
+from upslope.models.model import Memory
+from upslope.models.normaliser import RunningStatistics
+
+
+@dataclass(frozen=True)
+class Intrinsic:
+    """The settings of an intrinsic stream."""
+
+    bonus: Bonus
+    coefficient: float
+    """The weight of the bonus's Ψ beside that of the environment's rewards."""
+    gamma: float
+    """γ of intrinsic returns."""
+    is_episodic: bool = False
+    """Whether intrinsic returns end with the episode. If not, dying costs what could still have been found."""
+
+
+class Stream(NamedTuple):
+    """All state of an intrinsic stream."""
+
+    bonus: Any
+    """The bonus's own state."""
+    critic: Fitted | None
+    """The intrinsic critic; None if the estimator reads no values."""
+    statistics: RunningStatistics
+    """Statistics of the discounted intrinsic return, which are the unit of the bonus."""
+    discounted_return: Float[Array, "N"]
+
+
+def begin_stream(intrinsic: Intrinsic, setting: Setting, update: Update, key: PRNGKeyArray) -> Stream:
+    """The state before the first step."""
+    bonus_key, critic_key = jax.random.split(key)
+    critic = None
+    if update.needs_critic:
+        critic = begin_fitting(networks_for(setting.model, 1, critic_key), update.optimiser)
+    start = intrinsic.bonus.start(setting, bonus_key)
+    return Stream(start, critic, RunningStatistics.start(()), jnp.zeros(setting.num_envs))
+
+
+def weigh_bonus(
+    intrinsic: Intrinsic,
+    estimator: Estimator,
+    update: Update,
+    stream: Stream,
+    agent: Agent,
+    memory: Memory,
+    rollout: Rollout,
+    values: Values,
+    credit: Credit,
+    key: PRNGKeyArray,
+) -> tuple[Stream, Credit, Metrics]:
+    """The credit with the bonus's Ψ added, and the intrinsic critic's target as its `bonus_target`.
+
+    `values` and `credit` are those of the environment's rewards.
+    """
+    begins = beginnings(rollout, memory)
+    paid, bonus = paid_by(intrinsic.bonus, rollout, begins, stream.bonus, key)
+    stream = stream._replace(bonus=bonus)
+    copy = rollout._replace(reward=jnp.where(rollout.valid, paid, 0.0))
+    copy = copy if intrinsic.is_episodic else without_ends(copy)
+    metrics = {
+        "bonus/mean": mean(paid, rollout.valid),
+        "bonus/max": jnp.max(jnp.where(rollout.valid, paid, 0.0)),
+    }
+    if not intrinsic.bonus.has_unit:
+        discounted, carry = discounted_returns(intrinsic.gamma, stream.discounted_return, copy)
+        carry = jnp.zeros_like(carry) if estimator.whole_episodes else carry
+        statistics = returns_seen(stream.statistics, copy.reward, discounted, rollout.valid)
+        stream = stream._replace(statistics=statistics, discounted_return=carry)
+        scale = jnp.where(statistics.variance > 0, 1 / jnp.sqrt(statistics.variance + 1e-8), 1.0)
+        copy, metrics["bonus/scale"] = copy._replace(reward=copy.reward * scale), scale
+    ours = intrinsic_values(stream, agent, rollout, begins, update, intrinsic.is_episodic)
+    own = estimator(copy, ours._replace(log_prob=values.log_prob), intrinsic.gamma)
+    added = intrinsic.coefficient * own.weight
+    metrics["bonus/share"] = share_of(added, credit.weight, rollout.valid)
+    if stream.critic is not None:
+        metrics["bonus/explained_variance"] = explained_variance(ours.value, own.target, rollout.valid)
+    credit = credit._replace(weight=credit.weight + added, bonus_target=own.target)
+    return stream, credit, metrics | intrinsic.bonus.measured(bonus)
+
+
+def paid_by(
+    bonus: Bonus, rollout: Rollout, begins: Bool[Array, "T N"], state: Any, key: PRNGKeyArray
+) -> tuple[Float[Array, "T N"], Any]:
+    """What the bonus pays, and its state afterwards.
+
+    Raises:
+        UpslopeError: they have other shapes than they must.
+    """
+    paid, after = bonus(rollout, begins, state, key)
+    name, wanted = type(bonus).__name__, rollout.reward.shape
+    if jnp.shape(paid) != wanted:
+        raise UpslopeError(
+            f"The bonus {name} returned rewards of shape {jnp.shape(paid)}; [T, N] = {wanted} is needed."
+        )
+    if kinds_of(after) != kinds_of(state):
+        raise UpslopeError(
+            f"The bonus {name} returned a state of other arrays than it got: {kinds_of(after)[1]}, not "
+            f"{kinds_of(state)[1]}. Shapes and dtypes of a state must never change."
+        )
+    return jnp.asarray(paid, jnp.float32), after
+
+
+def kinds_of(state: Any) -> tuple[Any, list[str]]:
+    """The structure of a state, and each of its arrays as `float32[2, 3]`."""
+    leaves, structure = jax.tree.flatten(state)
+    return structure, [f"{jnp.result_type(x)}{list(jnp.shape(x))}" for x in leaves]
+
+
+def without_ends(rollout: Rollout) -> Rollout:
+    """The copy whose return goes on from one episode to the next."""
+    none = jnp.zeros_like(rollout.terminated)
+    return rollout._replace(terminated=none, truncated=none)
+
+
+def intrinsic_values(
+    stream: Stream, agent: Agent, rollout: Rollout, begins: Bool[Array, "T N"], update: Update, is_episodic: bool
+) -> Values:
+    """V(s_t) and V(s_{t+1}) of the intrinsic critic, 0 if there is none.
+
+    Unless the return ends with the episode, V after an end is that of the next episode's first state; in the last row,
+    where that is not known, the mean over the first states of the rollout, if it has any.
+    """
+    if stream.critic is None:
+        return Values(jnp.zeros_like(rollout.reward), jnp.zeros_like(rollout.reward))
+    values = evaluate(as_critic(agent, stream.critic), rollout, vmapped=update.vmapped)
+    if is_episodic:
+        return values
+    begun = begins & rollout.valid
+    beginning = jnp.where(jnp.any(begun), mean(values.value, begun), values.next_value[-1])
+    following = jnp.concatenate([values.value[1:], beginning[None]])
+    ended = (rollout.terminated | rollout.truncated) & rollout.valid
+    return values._replace(next_value=jnp.where(ended, following, values.next_value))
+
+
+def as_critic(agent: Agent, critic: Fitted) -> Agent:
+    """The agent with the intrinsic critic for a model, so that it reads observations as the agent does."""
+    return dataclasses.replace(agent, model=critic.networks)
+
+
+def share_of(added: Float[Array, "T N"], others: Float[Array, "T N"], valid: Bool[Array, "T N"]) -> Float[Array, ""]:
+    """The share of the bonus in the size of all Ψ: E|bonus| / (E|bonus| + E|environment|)."""
+    mine, theirs = mean(jnp.abs(added), valid), mean(jnp.abs(others), valid)
+    return mine / jnp.maximum(mine + theirs, 1e-12)
+
+
+def fit_critic(
+    stream: Stream,
+    update: Update,
+    agent: Agent,
+    rollout: Rollout,
+    target: Float[Array, "T N"],
+    key: PRNGKeyArray,
+    learning_rate: Any,
+) -> tuple[Stream, Metrics]:
+    """Move the intrinsic critic towards its targets, as the critic of the environment's rewards moves."""
+    if stream.critic is None:
+        return stream, {}
+    reader = as_critic(agent, stream.critic)
+    valid = rollout.valid.reshape(-1)
+    features = valid_rows(reader.features(flat_rows(rollout.observation)), valid)
+
+    def loss(critic: Any, examples: Examples) -> Float[Array, "B"]:
+        return squared_error(critic.value(examples.features), examples.weight)
+
+    examples = Examples(features, target.reshape(-1), valid)
+    critic, metrics = fit(stream.critic, update.plan(update.critic_epochs), loss, examples, key, learning_rate)
+    return stream._replace(critic=critic), {"bonus/critic_loss": metrics["loss"]}

@@ -1,0 +1,55 @@
+"""Networks that read an observation and give numbers, without being part of an agent: for the bonuses of exploration.
+
+They are built of the same parts as the agent's, so that images, boards and observations of several parts work.
+"""
+
+from collections.abc import Sequence
+
+import jax
+from jaxtyping import Array, Float, PRNGKeyArray
+
+from upslope.models.composed import Branch, Reading, branch_of
+from upslope.models.encoders import ObservationEncoder
+from upslope.models.networks import generator_of
+from upslope.models.views import WHOLE, Features
+
+
+class Reader(Reading):
+    """A network from observations to K numbers, without memory. With K = 1 it is a critic, see `value`."""
+
+    branch: Branch
+
+    def start(self, num: int) -> tuple[()]:
+        """No memory."""
+        return ()
+
+    def __call__(self, features: Features) -> Float[Array, "B K"]:
+        """The K numbers of B prepared observations."""
+        return self.of_floats(self.floating(features))
+
+    def of_floats(self, features: Features) -> Float[Array, "B K"]:
+        """The K numbers of features that are floating-point numbers already, for example normalised ones."""
+        return self.branch.after(self.branch.before(features))
+
+    def value(self, features: Features) -> Float[Array, "B"]:
+        """V(s) of B prepared observations, for K = 1."""
+        return self(features)[..., 0]
+
+
+def reader(
+    encoder: ObservationEncoder,
+    outputs: int,
+    *,
+    key: PRNGKeyArray,
+    hidden_sizes: tuple[int, ...] = (64, 64),
+    activation: str = "tanh",
+    networks: Sequence[tuple[str, str]] = (),
+    gain: float = 1.0,
+) -> Reader:
+    """A fresh network; `networks` lists (key, network) of each image, and `gain` is that of the last layer."""
+    keys = iter(jax.random.split(key, 16))
+    branch, _ = branch_of(
+        encoder, WHOLE, ((outputs, gain),), keys, generator_of(key),
+        hidden_sizes=hidden_sizes, activation=activation, networks=tuple(networks),
+    )  # fmt: skip
+    return Reader(encoder=encoder, networks=tuple(networks), branch=branch)

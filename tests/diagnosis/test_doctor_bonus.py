@@ -1,0 +1,31 @@
+"""The doctor's rules about a bonus, on runs whose metrics are written by hand."""
+
+from pathlib import Path
+
+import pytest
+from doctor_helpers import alarms_and_notes, write_run
+
+FADING = {"bonus/mean": lambda done: 0.5 * (1 - 0.9 * done), "bonus/share": 0.3}
+CASES = {
+    "healthy": (FADING, 50.0, set()),
+    "drowned": (FADING | {"bonus/share": 0.97}, 0.0, {"bonus_drowns_reward"}),
+    "never fades": (FADING | {"bonus/mean": 0.5}, 0.0, {"bonus_never_fades"}),
+    "television": (FADING | {"bonus/mean": lambda done: 0.5 - done if done < 0.4 else done}, 0.0, {"noisy_television"}),
+}
+OF_BONUS = {"bonus_drowns_reward", "bonus_never_fades", "noisy_television"}
+
+
+@pytest.mark.parametrize("case", CASES)
+def test_a_bonus_that_goes_wrong_is_named(case: str, tmp_path: Path):
+    changes, rise, expected = CASES[case]
+    alarms, notes = alarms_and_notes(write_run(tmp_path, changes, rise=rise, bonus="count"))
+    assert alarms & OF_BONUS == expected and not notes & OF_BONUS
+
+
+def test_a_run_without_a_bonus_lacks_it_and_weights_with_one_are_not_those_of_the_rewards(tmp_path: Path):
+    from upslope.diagnosis.doctor import diagnose
+
+    none = diagnose(write_run(tmp_path / "none"))
+    assert {none.unchecked[name] for name in OF_BONUS} == {"a bonus"}
+    alarms, _ = alarms_and_notes(write_run(tmp_path / "one", FADING | {"health/weight_agreement": 0.2}, bonus="rnd"))
+    assert "credit_inconsistent" not in alarms
