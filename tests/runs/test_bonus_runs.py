@@ -109,13 +109,13 @@ def test_recorded_data_and_a_bonus_exclude_each_other(tmp_path: Path):
 KINDS: dict[str, tuple[str, str, dict[str, Any]]] = {
     "a dictionary": ("jax:probe/dict", "ppo", {"bonus": "rnd"}),
     "a memory": ("jax:probe/memory", "ppo", {"bonus": "icm", "memory": "gru", "memory_size": 8}),
-    "an image": ("jax:probe/image", "ppo", {"bonus": "noveld"}),
+    "an image": ("jax:probe/image", "ppo", {"bonus": "rnd"}),
     "a mask": ("jax:probe/mask", "ppo", {"bonus": "icm"}),
     "actions of two kinds": ("jax:probe/hybrid", "ppo", {"bonus": "icm"}),
     "a squashed Box": ("jax:Pendulum-v1", "ppo", {"bonus": "icm", "head": "squashed", "normalize_observations": True}),
     "whole episodes": ("jax:probe/delay", "reinforce_baseline", {"bonus": "count", "bonus_kwargs": {"scope": "both"}}),
-    "no critic": ("jax:probe/delay", "reinforce", {"bonus": "rnd"}),
-    "a shared trunk": ("jax:probe/both", "ppo", {"bonus": "noveld", "shared_trunk": True}),
+    "no critic": ("jax:DeepSea-v0", "reinforce", {"bonus": "rnd", "env_kwargs": {"size": 4}}),
+    "a shared trunk": ("jax:DeepSea-v0", "ppo", {"bonus": "noveld", "shared_trunk": True}),
     "whole episodes on the host": ("CartPole-v1", "reinforce_baseline", {"bonus": "noveld", "max_episode_steps": 30}),
     "a batched environment": ("vector:CartPole-v1", "ppo", {"bonus": "count", "bonus_kwargs": {"scope": "both"}}),
 }

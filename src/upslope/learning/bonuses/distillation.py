@@ -16,7 +16,7 @@ from upslope.learning.descent import Plan
 from upslope.learning.fitting import Examples, Fitted, begin_fitting, fit
 from upslope.learning.optimisers import Optimiser
 from upslope.models.build import networks_for
-from upslope.models.normaliser import RunningStatistics, is_statistics
+from upslope.models.normaliser import RunningStatistics
 from upslope.models.readers import Reader
 
 CLIP = 5.0
@@ -59,13 +59,13 @@ def floats_of(reader: Reader, observation: Any, valid: Bool[Array, "B"]) -> Any:
 def updated(statistics: Any, floats: Any, valid: Bool[Array, "B"]) -> Any:
     """The statistics with these rows."""
     one = lambda mine, x: mine.update(x[None], valid[None])  # noqa: E731
-    return jax.tree.map(one, statistics, floats, is_leaf=is_statistics)
+    return jax.tree.map(one, statistics, floats, is_leaf=lambda node: isinstance(node, RunningStatistics))
 
 
 def normalised(statistics: Any, floats: Any) -> Any:
     """The rows in standard deviations, clipped."""
     one = lambda mine, x: jnp.clip(mine.normalise(x), -CLIP, CLIP)  # noqa: E731
-    return jax.tree.map(one, statistics, floats, is_leaf=is_statistics)
+    return jax.tree.map(one, statistics, floats, is_leaf=lambda node: isinstance(node, RunningStatistics))
 
 
 def squared_errors(distilled: Distilled, floats: Any) -> Float[Array, "B K"]:
