@@ -61,8 +61,12 @@ def refusal(*names: str, **settings: Any) -> str:
     [
         ((), {"n": 3}, "--n is read only by --estimator n_step."),
         ((), {"n": 5}, "--n is read only by --estimator n_step."),  # also where it is the default
-        (("jax:CartPole-v1", "a2c"), {"lambda": 0.9}, "--lambda is read only by --estimator gae."),
-        ((), {"objective": "kl_penalty", "epsilon": 0.1}, "--epsilon is read only by --objective clip."),
+        (("jax:CartPole-v1", "a2c"), {"lambda": 0.9}, "--lambda is read only by --estimator gae, vtrace."),
+        (
+            (),
+            {"objective": "kl_penalty", "epsilon": 0.1},
+            "--epsilon is read only by --objective clip, dual_clip, spo.",
+        ),
         ((), {"beta": 2.0}, "--beta is read only by --objective kl_penalty."),
         ((), {"beta_target": None}, "--beta-target is read only by --objective kl_penalty."),
         ((), {"imitation_iterations": 3}, "--imitation-iterations is read only by runs with --data."),
@@ -70,12 +74,12 @@ def refusal(*names: str, **settings: Any) -> str:
         (
             ("jax:CartPole-v1", "reinforce"),
             {"rollout_steps": 8},
-            "--rollout-steps is read only by --estimator n_step, gae, unit without --data.",
+            "--rollout-steps is read only by --estimator n_step, gae, vtrace, unit without --data.",
         ),
         (
             ("jax:CartPole-v1", "reward_to_go"),
             {"critic_epochs": 2},
-            "--critic-epochs is read only by --estimator baseline, n_step, gae.",
+            "--critic-epochs is read only by --estimator baseline, n_step, gae, vtrace.",
         ),
         (("jax:CartPole-v1", "off_policy"), {"data": "x", "num_envs": 2}, "--num-envs is read only by runs without"),
         (("jax:CartPole-v1", "off_policy"), {"data": "x", "rollout_steps": 2}, "--rollout-steps is read only by"),
@@ -203,7 +207,10 @@ def test_the_settings_of_other_libraries_are_translated(name: str, said: str):
         ("PPO", "Did you mean ppo"),
         ("Ppo", "Did you mean ppo"),
         ("A2C", "Did you mean a2c"),
-        *((name, "upslope has only policy gradients") for name in ("sac", "SAC", "dqn", "td3", "ddpg", "a3c", "trpo")),
+        *(
+            (name, "upslope has only policy gradients")
+            for name in ("sac", "SAC", "dqn", "td3", "ddpg", "a3c", "impala")
+        ),
     ],
 )
 def test_other_algorithms_get_the_nearest_rung(name: str, said: str):

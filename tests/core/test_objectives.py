@@ -1,7 +1,6 @@
 """Axis 2 against hand-worked tables, RLax, exact sums over actions, and the one law that binds them all."""
 
 from dataclasses import replace
-from types import SimpleNamespace
 
 import jax
 import jax.numpy as jnp
@@ -108,6 +107,11 @@ def test_the_variants_of_clip_by_hand(objective, weight, ratio, surrogate, slope
     assert -jax.grad(loss)(sample.log_prob)[0] == pytest.approx(slope * ratio, rel=1e-4, abs=1e-5)
 
 
+def batch_with(**fields):
+    """A batch with these fields and nothing else."""
+    return Batch(**dict.fromkeys(Batch._fields) | fields)
+
+
 # ε = 0.5, V_old = 1: (V, target, loss, its slope). Past the clip the slope is that of the larger error.
 VALUE_TABLE = [
     (1.2, 3.0, 0.5 * 1.8**2, -1.8),  # within the clip: the plain error
@@ -120,7 +124,7 @@ VALUE_TABLE = [
 
 @pytest.mark.parametrize(("value", "target", "expected", "slope"), VALUE_TABLE)
 def test_the_clipped_loss_of_the_critic_by_hand(value, target, expected, slope):
-    batch = SimpleNamespace(target=jnp.float32(target), old_value=jnp.float32(1.0))
+    batch = batch_with(target=jnp.float32(target), old_value=jnp.float32(1.0))
     found = jax.value_and_grad(lambda v: critic_loss(0.5, v, batch))(jnp.float32(value))
     np.testing.assert_allclose(found, (expected, slope), rtol=1e-5, atol=1e-6)
     assert critic_loss(None, jnp.float32(value), batch) == pytest.approx(0.5 * (value - target) ** 2)
@@ -129,7 +133,7 @@ def test_the_clipped_loss_of_the_critic_by_hand(value, target, expected, slope):
 def test_the_mean_is_shifted_in_the_ratio_and_nowhere_else():
     """log N(a; μ + z, σ) has the slope (a − μ − z)/σ² in μ; the KL and the entropy are those of the policy itself."""
     policy = DiagonalGaussian(jnp.asarray([[0.5]]), jnp.log(jnp.asarray([[2.0]])))
-    batch = SimpleNamespace(
+    batch = batch_with(
         action=jnp.asarray([[1.5]]), behaviour_log_prob=jnp.zeros(1), weight=jnp.ones(1), old_policy=policy,
         shift=jnp.asarray([[0.4]]),
     )  # fmt: skip
@@ -142,7 +146,7 @@ def test_the_mean_is_shifted_in_the_ratio_and_nowhere_else():
 
 def test_shifts_are_uniform_in_units_of_half_the_range():
     head = head_of(Box(np.float32([-1, 0]), np.float32([3, 1])), "world")
-    batch = Batch(**dict.fromkeys(Batch._fields) | {"action": jnp.zeros((4000, 2))})
+    batch = batch_with(action=jnp.zeros((4000, 2)))
     z = np.asarray(with_shifts(head, 0.5, batch, jax.random.key(0)).shift) / [2.0, 0.5]
     for column in z.T:
         assert kstest(column, uniform(-0.5, 1.0).cdf).pvalue > 1e-3

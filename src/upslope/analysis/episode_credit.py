@@ -205,7 +205,8 @@ def policies_of(agent: Agent, rollout: Rollout) -> Distribution:
 def values_of(agent: Agent, rollout: Rollout) -> Values:
     """The critic's values in the environment's reward units, with the learner's scaling undone."""
     scale = agent.reward_scale()
-    return Values(*(v / scale for v in evaluate(agent, jax.tree.map(jnp.asarray, rollout))))
+    values = evaluate(agent, jax.tree.map(jnp.asarray, rollout))
+    return Values(values.value / scale, values.next_value / scale)
 
 
 def describe(policy: Distribution, head: ActionHead) -> dict[str, np.ndarray]:
