@@ -184,7 +184,7 @@ class GroupMean(Estimator):
         if self.divide_by_deviation:
             weight = weight / jnp.where(differs, returns.std(axis=1, keepdims=True), 1.0)
         counted = differs if self.skip_equal_groups else jnp.ones_like(differs)
-        return over_steps(weight, rollout, self.divide_by_length, jnp.broadcast_to(counted, returns.shape))
+        return over_steps(weight, rollout, self.divide_by_length, counted)
 
 
 @dataclass(frozen=True)
@@ -271,7 +271,7 @@ def over_steps(
     weight: Float[Array, "M G"],
     rollout: Rollout,
     divide_by: LengthDivision,
-    counted: Bool[Array, "M G"] | None = None,
+    counted: Bool[Array, "M _"] | bool = True,
 ) -> Credit:
     """Give each step the weight of its episode, scaled so that the mean over the batch's steps, which is what a descent
     minimises, is another mean over the K `counted` episodes (by default all):
@@ -281,7 +281,7 @@ def over_steps(
         batch:    Σ_i Ψ_i Σ_t log π(a_t|s_t) / Σ_i |τ_i|
     """
     length = rollout.valid.sum(axis=0, dtype=jnp.float32)
-    is_counted = jnp.ones_like(length) if counted is None else counted.ravel().astype(jnp.float32)
+    is_counted = jnp.broadcast_to(jnp.asarray(counted, jnp.float32), weight.shape).ravel()
     if divide_by == "batch":
         divisor = jnp.sum(length * is_counted)
     else:
