@@ -50,7 +50,7 @@ class Fitting:
     batch_size: int = 256
     learning_rate: float = 1e-3
     """Adam's step size, which falls linearly to 0."""
-    samples: int = 8
+    samples: int = 4
     """Actions drawn from π where the expectation over them is not a sum."""
 
 
