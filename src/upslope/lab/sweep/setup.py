@@ -71,6 +71,8 @@ def setup_of(
         raise UpslopeError("A sweep scores trials by their own episodes, and recorded data have none. Leave out data.")
     if default.reference is not None:
         raise UpslopeError("The trials of a sweep have no reference policy. Leave out reference.")
+    if default.start_from:
+        raise UpslopeError("Every trial of a sweep begins anew, not from another run. Leave out start_from.")
     task = task_of(default, made, parts)
     refuse_unread(asked, default, task)
     if given is None:
