@@ -3,6 +3,7 @@
 from pathlib import Path
 from typing import Any
 
+import gymnasium
 import pytest
 from run_helpers import assert_same_run
 
@@ -22,6 +23,15 @@ class LosableChannel(PipeChannel):
     """A process that stands for an actor."""
 
     error = WorkerLostError
+
+
+class Nowhere(PipeChannel):
+    """A channel without a process."""
+
+    place = "nowhere"
+
+    def __init__(self) -> None:
+        pass
 
 
 class Processes:
@@ -87,7 +97,7 @@ def test_a_worker_that_is_lost_again_and_again_ends_the_run(processes: Processes
 
 def test_what_cannot_be_sent_and_flags_without_a_cluster_are_refused(processes: Processes, tmp_path: Path):
     with pytest.raises(upslope.UpslopeError, match="cannot be sent to a cluster"):
-        upslope.train(lambda: None, folder=tmp_path, cluster="auto", **SMALL)  # type: ignore[arg-type]
+        upslope.train(lambda: gymnasium.make("CartPole-v1"), folder=tmp_path, cluster="auto", **SMALL)
     with pytest.raises(upslope.UpslopeError, match=r"--mixed only matters on a cluster"):
         placement_of(None, 1.0, 0.0, (), True)
     with pytest.raises(upslope.UpslopeError, match="worker_cpus must be more than 0"):
@@ -105,10 +115,8 @@ def test_other_versions_processors_and_missing_modules_are_told():
 
 def test_a_straggler_is_told_once():
     said: list[str] = []
-    workers = [Worker(None, i, f"seed {i}", Notices(print)) for i in range(3)]  # type: ignore[arg-type]
-    for worker in workers:
-        worker.describe = lambda worker=worker: worker.share  # type: ignore[method-assign]
+    workers = [Worker(Nowhere(), i, f"seed {i}", Notices(print)) for i in range(3)]
     stragglers = Stragglers()
     for _ in range(60):
         stragglers.look([1.0, 1.0, 3.0], workers, said.append)
-    assert len(said) == 1 and said[0].startswith("seed 2 is slow: 3.00 s")
+    assert len(said) == 1 and "Worker process 2 (nowhere, seed 2) is slow: 3.00 s" in said[0]

@@ -24,8 +24,8 @@ class Placement:
 
     address: str
     """The address of a Ray cluster; `auto`: the one that runs here, or else this machine."""
-    worker_cpus: float = 1.0
-    worker_gpus: float = 0.0
+    worker_cpus: float | int = 1.0
+    worker_gpus: float | int = 0.0
     modules: tuple[Path, ...] = ()
     """Folders and files of the user's modules that are sent to every node."""
     mixed: bool = False

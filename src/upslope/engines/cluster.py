@@ -327,7 +327,6 @@ def begin(ray: Any, placement: Placement) -> None:
     except ConnectionError as error:
         if placement.address != AUTO:
             raise UpslopeError(unreachable(placement.address, error)) from error
-        os.environ.setdefault("RAY_AUTH_MODE", "token")
         ray.init(address="local", **options)
     except Exception as error:  # another version of Python or Ray, a missing token, a malformed address
         raise UpslopeError(unreachable(placement.address, error)) from error

@@ -9,7 +9,7 @@ import queue
 import threading
 from collections.abc import Callable, Sequence
 from statistics import median
-from typing import Any, Protocol
+from typing import Any, Protocol, runtime_checkable
 
 from upslope.core.messages import told
 from upslope.engines.notices import Notices
@@ -37,6 +37,7 @@ class ClusterGrownError(WorkerLostError):
     """A cluster has room for more workers of a run, which can use them from its last checkpoint."""
 
 
+@runtime_checkable
 class Channel(Protocol):
     """Carries messages to one worker and back."""
 
