@@ -60,6 +60,7 @@ def require_ray() -> Any:
     """
     os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
     os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")  # what Ray's next version does, and warns of
+    os.environ.setdefault("RAY_worker_niceness", "0")  # of a cluster that is started here; Ray's own is 15
     try:
         import ray
     except ImportError as error:
@@ -213,7 +214,7 @@ class ActorChannel:
         try:
             self.node, messages = pickle.loads(self.ray.get(ready[0]))
         except self.ray.exceptions.RayError as error:
-            self.words = f"was lost: {brief(error):.300}"
+            self.words = f"was lost: {brief(error):.120}"
             return "ended", None
         self.messages.extend(messages)
         return self.receive(seconds)
