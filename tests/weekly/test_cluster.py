@@ -51,9 +51,9 @@ def test_seeds_on_three_nodes_are_seeds_here(environment: str, nodes: Any, tmp_p
 
 
 def test_slices_of_one_seed_are_one_process(nodes: Any, tmp_path: Path):
-    here = upslope.train("CartPole-v1", seeds=1, steps=512, workers=1, folder=tmp_path, name="here", **SMALL)
+    here = upslope.train("CartPole-v1", seeds=1, steps=1_024, workers=1, folder=tmp_path, name="here", **SMALL)
     options: dict[str, Any] = {"cluster": AUTO, "workers": 2, "folder": tmp_path, "name": "there"}
-    there = upslope.train("CartPole-v1", seeds=1, steps=512, **options, **SMALL)
+    there = upslope.train("CartPole-v1", seeds=1, steps=1_024, **options, **SMALL)
     assert_same_run(here.path, there.path)
 
 

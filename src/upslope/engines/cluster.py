@@ -62,7 +62,7 @@ def require_ray() -> Any:
     os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")  # what Ray's next version does, and warns of
     os.environ.setdefault("RAY_worker_niceness", "0")  # of a cluster that is started here; Ray's own is 15
     try:
-        import ray
+        import ray  # pyright: ignore[reportMissingImports]
     except ImportError as error:
         words = '--cluster needs Ray, which is not installed: pip install "upslope[ray]"'
         raise UpslopeError(words) from error
@@ -110,15 +110,10 @@ class Cluster:
 
     def ask_node(self, node: dict[str, Any], modules: list[str]) -> Any:
         """Have a node tell its facts."""
-        from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
+        from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy  # pyright: ignore[reportMissingImports]
 
         there = NodeAffinitySchedulingStrategy(node_id=node["NodeID"], soft=False)
         return self.ray.remote(num_cpus=0, max_retries=0, scheduling_strategy=there)(facts).remote(modules)
-
-    def processors(self) -> list[str]:
-        """The different processors of the nodes."""
-        references = [self.ask_node(node, []) for node in self.nodes()]
-        return sorted({self.ray.get(reference, timeout=LOOK_SECONDS)["processor"] for reference in references})
 
     def capacity(self) -> int:
         """How many workers the free processors and accelerators hold, at least one.
@@ -299,7 +294,7 @@ def is_compiled(argument: Any) -> bool:
 @cache
 def place() -> str:
     """Where this process is, for a message."""
-    import ray
+    import ray  # pyright: ignore[reportMissingImports]
 
     return f"{ray.util.get_node_ip_address()}, process {os.getpid()}"
 
