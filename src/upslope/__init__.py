@@ -47,6 +47,7 @@ if TYPE_CHECKING:
     from upslope.diagnosis.doctor import diagnose as diagnose
     from upslope.diagnosis.probe import Probed as Probed
     from upslope.diagnosis.probe import probe as probe
+    from upslope.engines.base import Placement as Placement
     from upslope.environments.base import CompiledEnvironment as CompiledEnvironment
     from upslope.environments.registry import make as make
     from upslope.errors import UpslopeError as UpslopeError
@@ -93,6 +94,7 @@ PUBLIC_NAMES = {
     "diagnosis.check": ("check", "Checked"),
     "diagnosis.doctor": ("diagnose", "Diagnosis"),
     "diagnosis.probe": ("probe", "Probed"),
+    "engines.base": ("Placement",),
     "config.config": ("Config",),
     "core.estimators": (
         *("Estimator", "TotalReturn", "RewardToGo", "Baseline", "NStep", "GAE"),

@@ -14,7 +14,7 @@ from upslope.config.trust import require
 from upslope.core.estimators import Estimator
 from upslope.core.objectives import Objective
 from upslope.diagnosis.doctor import Watch
-from upslope.engines.base import Resources
+from upslope.engines.base import Placement, resources_of
 from upslope.environments.registry import EnvironmentLike
 from upslope.errors import UpslopeError
 from upslope.learning.bonuses.bonus import Bonus
@@ -45,6 +45,7 @@ def train(
     track: str | Sequence[str] = (),
     track_project: str | None = None,
     workers: int | None = None,
+    cluster: str | Placement | None = None,
     on_iteration: Callable[[Following], Any] | None = None,
     trust: bool = False,
     **settings: Any,
@@ -76,6 +77,8 @@ def train(
         track_project: the trackers' project (MLflow: experiment); by default that of their own configuration.
         workers: number of processes that share the seeds of a Gymnasium environment; by default one per core, if the
             run is long enough to be worth starting them. The result does not depend on it.
+        cluster: where workers are: the address of a Ray cluster, "auto" for the one that runs here or else this
+            machine, or an `upslope.Placement`, which also says what a worker takes (extra `ray`). It changes no number.
         on_iteration: called between chunks with the state of the run (`upslope.Following`): it may read the newest
             numbers, call methods of the environments, or stop. If it raises, everything is saved first.
         trust: allows the code that the config.json of the run in `start_from` names.
@@ -108,7 +111,12 @@ def train(
         request |= {"preset": preset, "settings": settings}
     config, task = prepare(**request, **parts)
     directory = run_directory(folder, name, f"{config.environment}-{config.algorithm}")
-    return begin(config, task, directory, session_of(quiet, workers, track, track_project, on_iteration=on_iteration))
+    return begin(
+        config,
+        task,
+        directory,
+        session_of(quiet, workers, track, track_project, on_iteration=on_iteration, cluster=cluster),
+    )
 
 
 def session_of(
@@ -118,12 +126,15 @@ def session_of(
     track_project: str | None = None,
     display: Display | None = None,
     on_iteration: Callable[[Following], Any] | None = None,
+    cluster: str | Placement | None = None,
 ) -> Session:
     """A training session monitored by the doctor."""
     if on_iteration is not None and not callable(on_iteration):
         raise UpslopeError(f"on_iteration must be a function of the run's state, not {on_iteration!r:.60}.")
     trackers = (track,) if isinstance(track, str) else tuple(track)
-    return Session(display or choose(quiet), Resources(workers), Watch, trackers, track_project, on_iteration)
+    return Session(
+        display or choose(quiet), resources_of(workers, cluster), Watch, trackers, track_project, on_iteration
+    )
 
 
 def run_directory(folder: str | Path, name: str | None, label: str) -> RunDirectory:
@@ -147,6 +158,7 @@ def resume(
     track: str | Sequence[str] = (),
     track_project: str | None = None,
     workers: int | None = None,
+    cluster: str | Placement | None = None,
     display: Display | None = None,
     on_iteration: Callable[[Following], Any] | None = None,
     trust: bool = False,
@@ -183,7 +195,7 @@ def resume(
     changed = {k: (v, now.get(k, "none")) for k, v in description["versions"].items() if now.get(k) != v}
     words = ", ".join(f"{name} {old} → {new}" for name, (old, new) in changed.items())
     notes = [f"versions changed since the run started, so bits may differ: {words}"] if changed else []
-    session = session_of(quiet, workers, track, track_project, display, on_iteration)
+    session = session_of(quiet, workers, track, track_project, display, on_iteration, cluster)
     return resume_run(config, task, directory, session, notes, trust=trust)
 
 

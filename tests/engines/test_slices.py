@@ -14,7 +14,7 @@ from user_environments import Walk
 import upslope
 from upslope.config.config import configure
 from upslope.config.task import task_of
-from upslope.engines import processes, slices
+from upslope.engines import slices, transport
 from upslope.engines.slices import SlicedColumns, num_slices
 from upslope.environments.registry import make
 
@@ -69,7 +69,7 @@ def test_a_fault_in_a_slice_is_named_and_loses_nothing(kind: str, words: str, tm
 
 
 def test_a_slice_that_hangs_is_named(tmp_path: Path, curse: Path, monkeypatch: Any, capsys: Any):
-    monkeypatch.setattr(processes, "PATIENCE", 0.5)
+    monkeypatch.setattr(transport, "PATIENCE", 0.5)
     curse.write_text("sleeps")
     train("cursed", tmp_path, "slept", workers=2)
     assert "environments 0 to 1 of each seed) has not answered for" in capsys.readouterr().err

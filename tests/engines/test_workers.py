@@ -16,9 +16,9 @@ from run_helpers import assert_same_run, before_chunk
 from user_environments import Walk
 
 import upslope
-from upslope.engines import processes
+from upslope.engines import transport
 from upslope.engines.columns import split_snapshot
-from upslope.engines.processes import Worker
+from upslope.engines.transport import Worker
 from upslope.engines.workers import WorkersEngine
 from upslope.learning.iteration import Task
 
@@ -89,7 +89,7 @@ def test_a_fault_in_one_process_is_named_and_loses_nothing(
 
 
 def test_a_process_that_hangs_is_named(folder: Path, curse: Path, monkeypatch: Any, capsys: Any):
-    monkeypatch.setattr(processes, "PATIENCE", 0.5)
+    monkeypatch.setattr(transport, "PATIENCE", 0.5)
     curse.write_text("sleeps")
     train("cursed", folder, "slept", workers=2)
     assert "seeds 1) has not answered for" in capsys.readouterr().err
@@ -105,7 +105,7 @@ def test_no_process_outlives_the_run(folder: Path, monkeypatch: Any):
 
     monkeypatch.setattr(Worker, "__init__", begin)
     train("box", folder, "ended", workers=2)
-    assert [worker.process.returncode for worker in started] == [0, 0]
+    assert [worker.channel.process.returncode for worker in started] == [0, 0]
 
 
 def test_an_environment_that_only_this_process_knows(folder: Path, capsys: Any):

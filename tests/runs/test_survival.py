@@ -17,7 +17,7 @@ from run_helpers import Killed, assert_same_run
 
 import upslope
 from upslope.config.config import configure
-from upslope.engines import processes
+from upslope.engines import transport
 from upslope.models.encoders import BoxEncoder
 from upslope.models.heads import DiscreteHead
 from upslope.runs import display, loop
@@ -198,8 +198,8 @@ def test_an_environment_that_hangs_in_the_only_process_is_named_and_an_interrupt
     settings: dict[str, Any] = {"seeds": 2, "steps": 400, "folder": tmp_path, **SMALL}
     whole = upslope.train("user_environments:Cursed", name="whole", **settings).path
     (tmp_path / "curse").write_text("hangs")
-    monkeypatch.setattr(processes, "PATIENCE", 0.9)
-    monkeypatch.setattr(processes, "BEAT", 0.3)
+    monkeypatch.setattr(transport, "PATIENCE", 0.9)
+    monkeypatch.setattr(transport, "BEAT", 0.3)
     said: list[str] = []
 
     def message(self: Any, text: str) -> None:
@@ -224,13 +224,13 @@ def test_a_worker_that_hangs_is_ended_and_its_environment_named(tmp_path: Path, 
     settings: dict[str, Any] = {"seeds": 2, "steps": 400, "folder": tmp_path, **SMALL}
     whole = upslope.train("user_environments:Cursed", name="whole", **settings).path
     (tmp_path / "curse").write_text("hangs")
-    monkeypatch.setenv(processes.LIMIT, "3")
+    monkeypatch.setenv(transport.LIMIT, "3")
     with pytest.raises(upslope.UpslopeError) as fault:
         upslope.train("user_environments:Cursed", name="hung", workers=2, **settings)
     said = str(fault.value)
     assert "seeds 1) has not answered for 3 s: user_environments:Cursed is in step(), environment 0 of seed 1" in said
-    assert "It was killed" in said and processes.LIMIT in said and f"upslope resume {tmp_path / 'hung'}" in said
+    assert "It was killed" in said and transport.LIMIT in said and f"upslope resume {tmp_path / 'hung'}" in said
     (tmp_path / "curse").unlink()
-    monkeypatch.delenv(processes.LIMIT)
+    monkeypatch.delenv(transport.LIMIT)
     upslope.resume(tmp_path / "hung", workers=1, quiet=True)
     assert_same_run(whole, tmp_path / "hung")

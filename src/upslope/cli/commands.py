@@ -9,6 +9,7 @@ from typing import Annotated, Any, Literal
 
 import tyro
 
+from upslope.cli.cluster import HERE, OnCluster
 from upslope.cli.terminal import answer, console, say
 from upslope.cli.train import Quiet, Run, Switch, ask_for_trust
 from upslope.config.config import configure, fresh, positive
@@ -32,6 +33,7 @@ def evaluate(
     environment_seed: int = 0,
     max_episode_steps: int | None = None,
     video: Path | None = None,
+    on: OnCluster = HERE,
     trust: Switch = False,
 ) -> None:
     """Run trained agents in fresh environments, both stochastic and deterministic, and store every return.
@@ -61,7 +63,7 @@ def evaluate(
         "max_episode_steps": max_episode_steps,
         "trust": trust,
     }
-    found = evaluation.evaluate(run, episodes=episodes, **options)
+    found = evaluation.evaluate(run, episodes=episodes, cluster=on.placement(), **options)
     console().print(evaluation_view(run, checkpoint, found))
     if video is not None:
         say(f"filmed {film(run, video, checkpoint, max_episode_steps=max_episode_steps, trust=trust)}")
@@ -385,6 +387,7 @@ def ladder(
     wrappers: Wrappers = (),
     ignore_observation: Keys = (),
     workers: int | None = None,
+    on: OnCluster = HERE,
     evaluation_episodes: int = 20,
     quiet: Quiet = False,
 ) -> None:
@@ -410,7 +413,7 @@ def ladder(
         evaluation_episodes: Fresh episodes per seed and mode that score each rung; 0 scores by training episodes.
         quiet: Print warnings only.
     """
-    options = locals()
+    options = {key: value for key, value in locals().items() if key != "on"} | {"cluster": on.placement()}
     positive(seeds=seeds, steps=steps, workers=workers, max_episode_steps=max_episode_steps)
     positive(evaluation_episodes=evaluation_episodes or None)
     from upslope.cli.comparison_tables import comparison_page

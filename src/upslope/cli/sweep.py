@@ -5,6 +5,7 @@ from typing import Annotated, Any
 
 import tyro
 
+from upslope.cli.cluster import HERE, OnCluster
 from upslope.cli.commands import Environment, Keys, Wrappers
 from upslope.cli.terminal import console, say
 from upslope.cli.train import Quiet
@@ -32,6 +33,7 @@ def sweep(
     wrappers: Wrappers = (),
     ignore_observation: Keys = (),
     workers: int | None = None,
+    on: OnCluster = HERE,
     at_once: int | None = None,
     quiet: Quiet = False,
 ) -> None:
@@ -68,7 +70,7 @@ def sweep(
             accelerator.
         quiet: Print warnings only.
     """
-    options = locals()
+    options = {key: value for key, value in locals().items() if key != "on"} | {"cluster": on.placement()}
     positive(
         trials=trials, seeds=seeds, steps=steps, workers=workers, at_once=at_once, max_episode_steps=max_episode_steps
     )

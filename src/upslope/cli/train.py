@@ -15,6 +15,7 @@ from typing import Annotated, Any
 import tyro
 from tyro.constructors import StructConstructorSpec, StructFieldSpec, StructTypeInfo
 
+from upslope.cli.cluster import HERE, Modules, OnCluster, placement_of
 from upslope.config.coercion import REGISTRY
 from upslope.config.config import Config, canonical, configure, positive
 from upslope.config.foreign_names import foreign_setting
@@ -55,6 +56,17 @@ class Train(Config):
     workers: int | None = None
     """Processes that share the seeds of a Gymnasium environment; by default one per core in long runs. The result does
     not depend on it."""
+    cluster: str | None = None
+    """Train in workers on a Ray cluster: its address, or auto for the one that runs here, or else this machine (extra
+    `ray`). The result does not depend on it."""
+    worker_cpus: float = 1.0
+    """CPUs that a worker on the cluster takes."""
+    worker_gpus: float = 0.0
+    """GPUs that a worker on the cluster takes."""
+    py_module: Modules = ()
+    """A module, package or folder of modules of your own that is sent to every node of the cluster; repeatable."""
+    mixed: Switch = False
+    """Allow nodes with other processors, which round otherwise; config.json records it."""
     trust: Switch = False
     """Run the code that --config, or the run of --from, names; it may do anything. Otherwise you are shown it and
     asked, or it is refused."""
@@ -64,8 +76,13 @@ class Train(Config):
     def __post_init__(self) -> None:
         super().__post_init__()
         positive(workers=self.workers)
+        self.placement()
         if self.no_preset and self.preset_name is not None:
             raise UpslopeError("--preset and --no-preset contradict each other. Give one of the two.")
+
+    def placement(self) -> Any:
+        """The cluster for the workers, if there is one."""
+        return placement_of(self.cluster, self.worker_cpus, self.worker_gpus, self.py_module, self.mixed)
 
 
 HEADINGS = {
@@ -226,10 +243,12 @@ def train(flags: Train, request: dict[str, Any]) -> None:
     if task is None or (flags.resume and path.exists()):
         run = same_run(path, config)
         options: dict[str, Any] = {"quiet": flags.quiet, "trust": flags.trust, "workers": flags.workers}
+        options["cluster"] = flags.placement()
         api.resume(run, track=flags.track, track_project=flags.track_project, **options)
         return
     directory = api.run_directory(flags.folder, flags.name, f"{config.environment}-{config.algorithm}")
-    begin(config, task, directory, api.session_of(flags.quiet, flags.workers, flags.track, flags.track_project))
+    session = api.session_of(flags.quiet, flags.workers, flags.track, flags.track_project, cluster=flags.placement())
+    begin(config, task, directory, session)
 
 
 def changed_by(path: Path, request: dict[str, Any]) -> Config:
@@ -247,6 +266,7 @@ def resume(
     track: Track = (),
     track_project: str | None = None,
     workers: int | None = None,
+    on: OnCluster = HERE,
     trust: Switch = False,
     quiet: Quiet = False,
 ) -> None:
@@ -265,7 +285,9 @@ def resume(
     from upslope import api
 
     ask_for_trust([run], trust, learns=True)
-    api.resume(run, quiet=quiet, track=track, track_project=track_project, workers=workers, trust=trust)
+    api.resume(
+        run, quiet=quiet, track=track, track_project=track_project, workers=workers, trust=trust, cluster=on.placement()
+    )
 
 
 def read_settings(path: Path) -> dict[str, Any]:

@@ -4,15 +4,40 @@
 `workers.py` the one that distributes seeds over processes. All share `weigh` and `move`.
 """
 
+import math
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
+from pathlib import Path
 from time import perf_counter
 from typing import Any, Protocol, runtime_checkable
 
 import numpy as np
 
+from upslope.errors import UpslopeError
 from upslope.learning.iteration import TrainState
+
+
+@dataclass(frozen=True)
+class Placement:
+    """A cluster of machines, and what a worker takes of them."""
+
+    address: str
+    """The address of a Ray cluster; `auto`: the one that runs here, or else this machine."""
+    worker_cpus: float | int = 1.0
+    worker_gpus: float | int = 0.0
+    modules: tuple[Path, ...] = ()
+    """Folders and files of the user's modules that are sent to every node."""
+    mixed: bool = False
+    """Whether nodes may have other processors, which round otherwise."""
+
+    def __post_init__(self) -> None:
+        if not self.address or not isinstance(self.address, str):
+            raise UpslopeError(f"cluster must be auto or the address of a Ray cluster, not {self.address!r}.")
+        if not (0 < self.worker_cpus < math.inf):
+            raise UpslopeError(f"worker_cpus must be more than 0, not {self.worker_cpus}.")
+        if not (0 <= self.worker_gpus < math.inf):
+            raise UpslopeError(f"worker_gpus must be 0 or more, not {self.worker_gpus}.")
 
 
 @dataclass(frozen=True)
@@ -21,6 +46,13 @@ class Resources:
 
     workers: int | None = None
     """Processes that share a Gymnasium environment's seeds, or step slices of a slow one; None: as many as pay off."""
+    cluster: Placement | None = None
+    """Where workers are; None: on this machine."""
+
+
+def resources_of(workers: int | None, cluster: str | Placement | None = None) -> Resources:
+    """The resources for these arguments; a cluster may be given by its address."""
+    return Resources(workers, Placement(cluster) if isinstance(cluster, str) else cluster)
 
 
 EVERYTHING = Resources()

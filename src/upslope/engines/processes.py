@@ -1,4 +1,4 @@
-"""Worker processes: exchange requests and answers through pipes, and report workers or environments that die or hang.
+"""Workers as processes of this machine, which exchange requests and answers through pipes.
 
 A worker serves one of upslope's modules. Unlike in Python's process pools, it does not import the user's script again.
 Its pipes are private: none is a standard descriptor, and programs that an environment starts do not inherit them.
@@ -16,26 +16,18 @@ import subprocess
 import sys
 import threading
 from collections.abc import Callable, Sequence
+from functools import partial
 from typing import Any
 
 from upslope.core.child_processes import CURRENT_FOLDER_LAST
-from upslope.core.messages import told, warn
+from upslope.core.messages import warn
+from upslope.engines import transport
 from upslope.engines.mujoco_timer import stop_stopwatch
 from upslope.engines.notices import Notices
+from upslope.engines.transport import CLOSING_SECONDS, Heartbeat, Message, Worker, answer_request, current_call
 from upslope.errors import UpslopeError
 from upslope.learning.devices import configure_jax, one_blas_thread
 
-PATIENCE = 60.0
-"""Seconds after which a silent worker, or one whose environment has not returned from a call, is reported."""
-LIMIT = "UPSLOPE_WORKER_LIMIT"
-"""Environment variable: seconds after which a hanging worker is killed; ten minutes by default."""
-BEAT = 1.0
-"""Seconds between a worker's heartbeats. Time is counted in heartbeats, not by a clock, which keeps running while the
-machine is suspended."""
-
-
-CLOSING_SECONDS = 5.0
-"""Seconds that a worker may take to close its environments."""
 BOOTSTRAP = f"""
 import json, os, signal, sys
 signal.signal(signal.SIGINT, signal.SIG_IGN)
@@ -52,11 +44,13 @@ serve(server, requests, answers, path)
 """The code that starts a worker. Once upslope is imported, its path is the main process's."""
 
 
-class Worker:
-    """A process that answers requests, one at a time."""
+class PipeChannel:
+    """Two pipes to a process of this machine."""
 
-    def __init__(self, module: str, index: int, share: str, notices: Notices):
-        self.index, self.share, self.notices = index, share, notices
+    error = UpslopeError
+    waiting_for = "it does not respond"
+
+    def __init__(self, module: str):
         # Only one process may hold an accelerator's memory.
         environment = os.environ | {"NPROC": "1", "JAX_PLATFORMS": "cpu"}
         (requests, mine), (theirs, answers) = os.pipe(), os.pipe()
@@ -77,7 +71,7 @@ class Worker:
         finally:
             os.close(requests)
             os.close(answers)
-        self.answers: queue.SimpleQueue[tuple[str, Any]] = queue.SimpleQueue()
+        self.answers: queue.SimpleQueue[Message] = queue.SimpleQueue()
         self.listener = threading.Thread(target=self.listen, daemon=True)
         self.listener.start()
 
@@ -89,107 +83,54 @@ class Worker:
         except Exception:  # the end of the pipe, or what a dying process left in it
             self.answers.put(("ended", None))
 
-    def ask(self, what: str, *arguments: Any) -> None:
-        """Send a request."""
+    @property
+    def place(self) -> str:
+        return f"process {self.process.pid}"
+
+    def send(self, request: tuple[str, tuple[Any, ...]]) -> None:
         try:
-            send(self.requests, (what, arguments))
+            send(self.requests, request)
         except OSError:
             self.answers.put(("ended", None))
 
-    def answer(self, say: Callable[[str], None]) -> Any:
-        """Wait for the answer; report a worker that hangs, kill it past the limit, and raise its errors."""
-        silent, reported, place = 0.0, 0.0, "it does not respond"
-        kind: str
-        value: Any
-        while True:
-            try:
-                kind, value = self.answers.get(timeout=min(BEAT, PATIENCE))
-            except queue.Empty:
-                silent += min(BEAT, PATIENCE)
-                # A program that the worker started may keep the pipe open.
-                has_ended = self.process.poll() is not None and self.answers.empty()
-                kind, value = "ended" if has_ended else "beat", (silent, place)
-            else:
-                silent = 0.0
-            if kind == "beat":
-                seconds, place = value
-                if seconds - reported >= PATIENCE:
-                    reported = seconds
-                    say(f"{self.describe()} has not answered for {seconds:.0f} s: {place}.")
-                # A process that is starting sends no heartbeat for a while.
-                if seconds >= (max(limit(), PATIENCE) if silent else limit()):
-                    raise self.kill_unresponsive(seconds, place)
-                continue
-            if kind == "notice":
-                notice: Any = value
-                self.notices(*notice)
-                continue
-            if kind == "done":
-                return value
-            if kind == "ended":
-                self.process.wait()
-                raise UpslopeError(f"{self.describe()} ended with exit status {self.process.returncode}.")
-            raise UpslopeError(value)
+    def receive(self, seconds: float) -> Message:
+        try:
+            return self.answers.get(timeout=seconds)
+        except queue.Empty:
+            # A program that the worker started may keep the pipe open.
+            if self.process.poll() is not None and self.answers.empty():
+                return "ended", None
+            raise
 
-    def kill_unresponsive(self, seconds: float, place: str) -> UpslopeError:
-        """Kill the process and return the error to raise."""
+    def ending(self) -> str:
+        self.process.wait()
+        return f"ended with exit status {self.process.returncode}"
+
+    def kill(self) -> None:
         self.process.kill()
-        return UpslopeError(
-            f"{self.describe()} has not answered for {seconds:.0f} s: {place}. It was killed. If the environment is "
-            f"only slow, allow more seconds: {LIMIT}={2 * seconds:.0f} upslope …"
-        )
-
-    def describe(self) -> str:
-        """Name the worker for a message."""
-        return f"Worker process {self.index} (process {self.process.pid}, {self.share})"
 
     def request_exit(self) -> None:
-        """Tell the process to close its environments and exit."""
         with contextlib.suppress(OSError):  # the process is dead, with requests still in the buffer
             self.requests.close()
 
-    def close(self) -> None:
-        """Wait for the process to exit, and report its last messages."""
-        self.request_exit()
+    def close(self) -> tuple[bool, list[Message]]:
         try:
             self.process.wait(timeout=CLOSING_SECONDS)
         except subprocess.TimeoutExpired:
             self.process.kill()
             self.process.wait()
         self.listener.join(timeout=CLOSING_SECONDS)
-        is_closed = self.process.returncode >= 0
+        messages: list[Message] = []
         while not self.answers.empty():
-            kind, value = self.answers.get()
-            is_closed |= kind == "closed"
-            if kind == "notice":
-                notice: Any = value
-                self.notices(*notice)
-        if not is_closed:
-            self.notices("ended", f"warning: {self.describe()} was killed before it had closed its environments.")
+            messages.append(self.answers.get())
         if not self.listener.is_alive():
             self.received.close()
+        return self.process.returncode >= 0, messages
 
 
-def close_workers(workers: Sequence[Worker]) -> None:
-    """Shut all processes down in parallel."""
-    for worker in workers:
-        worker.request_exit()
-    for worker in workers:
-        worker.close()
-
-
-def answers_of(workers: Sequence[Worker], say: Callable[[str], None]) -> list[Any]:
-    """The answers of all workers; an error is raised only after all have answered."""
-    answers: list[Any] = []
-    errors: list[UpslopeError] = []
-    for worker in workers:
-        try:
-            answers.append(worker.answer(say))
-        except UpslopeError as error:
-            errors.append(error)
-    if errors:
-        raise errors[0]
-    return answers
+def start_process(module: str, index: int, share: str, notices: Notices) -> Worker:
+    """Start a worker in a process of this machine; see `StartWorker`."""
+    return Worker(PipeChannel(module), index, share, notices)
 
 
 def send(stream: Any, message: Any) -> None:
@@ -197,67 +138,6 @@ def send(stream: Any, message: Any) -> None:
     loaded hold arrays and JSON."""
     pickle.dump(message, stream, protocol=5)
     stream.flush()
-
-
-def limit() -> float:
-    """The number of seconds a worker may hang."""
-    text = os.environ.get(LIMIT, "600")
-    try:
-        return float(text)
-    except ValueError as error:
-        raise UpslopeError(f"{LIMIT} must be a number of seconds, not {text!r}.") from error
-
-
-class Heartbeat:
-    """Sends a worker's heartbeats, which report its current environment call and its duration."""
-
-    def __init__(self, server: Any, stream: Any):
-        self.server, self.stream, self.lock = server, stream, threading.Lock()
-        self.request = 0
-        self.is_busy = False
-        self.is_over = threading.Event()
-        threading.Thread(target=self.beat, daemon=True).start()
-
-    def beat(self) -> None:
-        """Send a heartbeat once a second."""
-        before, seconds = None, 0.0
-        while not self.is_over.wait(BEAT):
-            words = current_call(getattr(self.server, "columns", None))
-            now = (self.request, words)
-            seconds = seconds + BEAT if now == before and words and self.is_busy else 0.0
-            before = now
-            with self.lock:
-                if self.is_busy:
-                    try:
-                        send(self.stream, ("beat", (seconds, words)))
-                    except OSError:
-                        return
-
-    def end(self) -> None:
-        """Report that everything is closed, and stop the heartbeats."""
-        self.is_over.set()
-        with contextlib.suppress(OSError):
-            self.answer("closed", None)
-
-    def begin(self) -> None:
-        """Note that a request has arrived."""
-        self.request += 1
-        self.is_busy = True
-
-    def answer(self, kind: str, value: Any) -> None:
-        """Send the answer to the request."""
-        with self.lock:
-            self.is_busy = False
-            send(self.stream, (kind, value))
-
-    def notice(self, kind: str, words: str) -> None:
-        """Send a notice, once per kind; on standard error if the main process is gone."""
-        try:
-            with self.lock:
-                send(self.stream, ("notice", (kind, words)))
-        except OSError:
-            with contextlib.suppress(OSError):
-                warn(words)
 
 
 class HangMonitor:
@@ -277,13 +157,13 @@ class HangMonitor:
     def watch(self) -> None:
         """Check once per beat; time is counted in beats, as for workers."""
         before, seconds, reported = "", 0.0, 0.0
-        while not self.is_over.wait(BEAT):
+        while not self.is_over.wait(transport.BEAT):
             words = current_call(self.columns)
-            seconds = seconds + BEAT if words and words == before else 0.0
+            seconds = seconds + transport.BEAT if words and words == before else 0.0
             before = words
-            self.is_reported = seconds >= PATIENCE
+            self.is_reported = seconds >= transport.PATIENCE
             reported = reported if self.is_reported else 0.0
-            if seconds - reported >= PATIENCE:
+            if seconds - reported >= transport.PATIENCE:
                 reported = seconds
                 self.say(
                     f"{words}, has not returned for {seconds:.0f} s. If it hangs, press Ctrl-C to interrupt the call, "
@@ -293,17 +173,6 @@ class HangMonitor:
     def close(self) -> None:
         """Stop the thread."""
         self.is_over.set()
-
-
-def current_call(columns: Any) -> str:
-    """The environment of a `HostColumns` that is currently being called; empty if none is."""
-    if columns is None:
-        return "it is creating its environments"
-    row = columns.row
-    if row is None:
-        return ""
-    episode = columns.episodes[row]
-    return f"{columns.world.name} is in {'step' if episode.length else 'reset'}(), {episode.describe()}"
 
 
 def reduce_overhead() -> None:
@@ -330,13 +199,15 @@ def serve(server: Any, requests: int, answers: int, path: Sequence[str]) -> None
     configure_jax(on_host=True)
     one_blas_thread()
     with os.fdopen(requests, "rb") as asked, contextlib.suppress(OSError), os.fdopen(answers, "wb") as answering:
-        heartbeat = Heartbeat(server, answering)
-        server.notices = Notices(heartbeat.notice)
+        heartbeat = Heartbeat(server, partial(send, answering))
+        server.notices = Notices(partial(notice, heartbeat))
         try:
             answer_all(server, asked, heartbeat)
         finally:
             server.close()
-            heartbeat.end()
+            heartbeat.is_over.set()
+            with contextlib.suppress(OSError):
+                heartbeat.answer("closed", None)
     # Everything is closed. Tearing down the interpreter would only take time and make libraries print warnings.
     atexit._run_exitfuncs()
     for stream in (sys.stdout, sys.stderr):
@@ -345,19 +216,23 @@ def serve(server: Any, requests: int, answers: int, path: Sequence[str]) -> None
     os._exit(0)
 
 
-def answer_all(server: Any, requests: Any, heartbeat: "Heartbeat") -> None:
+def notice(heartbeat: Heartbeat, kind: str, words: str) -> None:
+    """Send a notice, or show it on standard error if the main process is gone."""
+    try:
+        heartbeat.notice(kind, words)
+    except OSError:
+        with contextlib.suppress(OSError):
+            warn(words)
+
+
+def answer_all(server: Any, requests: Any, heartbeat: Heartbeat) -> None:
     """Answer requests until the stream ends."""
     while True:
         try:
             what, arguments = pickle.load(requests)
         except EOFError:
             return
-        heartbeat.begin()
         try:
-            heartbeat.answer("done", getattr(server, what)(*arguments))
+            answer_request(server, heartbeat, what, arguments)
         except BrokenPipeError:
             return
-        except UpslopeError as error:
-            heartbeat.answer("refused", str(error))
-        except Exception as error:
-            heartbeat.answer("refused", f"{told(error)} in a worker process")

@@ -1,10 +1,10 @@
-"""Select the engine that trains a task: a compiled program, one process, or several."""
+"""Select the engine that trains a task: a compiled program, one process, or several workers, here or on a cluster."""
 
 import pickle
 from collections.abc import Callable, Sequence
 
 from upslope.core.types import Rollout
-from upslope.engines.base import Engine, Resources
+from upslope.engines.base import Engine, Placement, Resources
 from upslope.engines.compiled import CompiledEngine, RecordedEngine
 from upslope.engines.host import HostEngine, columns_of
 from upslope.engines.notices import notices_to
@@ -19,6 +19,10 @@ def engine_of(
 ) -> Engine:
     """The engine for the source of the experience; `say` shows important messages."""
     workers = resources.workers
+    if workers is not None and workers < 1:
+        raise UpslopeError(f"--workers must be 1 or more, not {workers}.")
+    if resources.cluster is not None:
+        return engine_on_cluster(task, seeds, workers, resources.cluster, data, say)
     if workers is not None and (data is not None or task.environment.is_compiled):
         raise UpslopeError(
             "--workers applies only to Gymnasium environments; this run is a compiled program, which distributes its "
@@ -28,8 +32,6 @@ def engine_of(
         return RecordedEngine(task, seeds, data)
     if task.environment.is_compiled:
         return CompiledEngine(task, seeds)
-    if workers is not None and workers < 1:
-        raise UpslopeError(f"--workers must be 1 or more, not {workers}.")
     if is_transferable(task):
         try:
             slices = num_slices(task, len(seeds), workers)
@@ -45,10 +47,41 @@ def engine_of(
     return HostEngine(task, seeds, columns_of(task, seeds, notices_to(say)), say)
 
 
+def engine_on_cluster(
+    task: Task,
+    seeds: Sequence[int],
+    workers: int | None,
+    placement: Placement,
+    data: Rollout | None,
+    say: Callable[[str], None],
+) -> Engine:
+    """The engine whose workers are actors on a cluster."""
+    from upslope.engines.cluster import connect  # Ray is an extra
+
+    if data is not None:
+        raise UpslopeError("A run that learns from recorded data trains on the machine of the data. Omit --cluster.")
+    if not is_transferable(task):
+        raise UpslopeError(
+            "The environment or a part of it cannot be sent to a cluster, since a node could not import it. Define it "
+            "in a module, name it as module:Name, and send the module along with --py-module. Or omit --cluster."
+        )
+    cluster = connect(placement)
+    cluster.require(task, task.environment)
+    capacity = cluster.capacity()
+    compiled = task.environment.is_compiled
+    slices = 1 if compiled else num_slices(task, len(seeds), workers, capacity)
+    count = slices if slices > 1 else min(len(seeds), workers or capacity)
+    say(cluster.words(count))
+    if slices > 1:
+        return HostEngine(task, seeds, SlicedColumns(task, seeds, slices, say, cluster.start_worker))
+    has_room = cluster.free if workers is None else None
+    return WorkersEngine(task, seeds, count, say, cluster.start_worker, has_room)
+
+
 def is_transferable(task: Task) -> bool:
     """Whether the task can be sent to another process: its environment was requested by name, and no part of it is
     defined in the user's script, which workers do not execute."""
-    if not task.environment.is_named:
+    if not (task.environment.is_compiled or task.environment.is_named):
         return False
     try:
         return b"__main__" not in pickle.dumps(task)

@@ -17,7 +17,8 @@ from upslope.core.arrays import copied, in_seeds
 from upslope.engines.border import Border, assign, raised, read_mask, reset_answer, step_answer
 from upslope.engines.columns import HostColumns, join_snapshots, one_by_one, part_of
 from upslope.engines.notices import Notices, notices_to
-from upslope.engines.processes import Worker, answers_of, close_workers, reduce_overhead
+from upslope.engines.processes import reduce_overhead, start_process
+from upslope.engines.transport import StartWorker, Worker, answers_of, close_workers
 from upslope.environments.closing import close_all
 from upslope.environments.registry import HostEnvironment
 from upslope.errors import UpslopeError
@@ -48,7 +49,14 @@ class EpisodeStatus:
 class SlicedColumns:
     """`HostColumns` whose environments live in worker processes."""
 
-    def __init__(self, task: Task, seeds: Sequence[int], workers: int, say: Callable[[str], None]):
+    def __init__(
+        self,
+        task: Task,
+        seeds: Sequence[int],
+        workers: int,
+        say: Callable[[str], None],
+        start_worker: StartWorker = start_process,
+    ):
         self.say = say
         self.shape = (len(seeds), task.num_envs)
         self.slices = np.array_split(np.arange(task.num_envs), workers)
@@ -63,7 +71,7 @@ class SlicedColumns:
         self.workers: list[Worker] = []
         try:
             for i, name in enumerate(names):
-                self.workers.append(Worker("upslope.engines.slices", i, name, notices))
+                self.workers.append(start_worker("upslope.engines.slices", i, name, notices))
             self.call_all("open", [(task, list(seeds), part.tolist()) for part in self.slices])
         except BaseException:
             self.close()
@@ -168,12 +176,13 @@ class SlicedColumns:
         close_workers(self.workers)
 
 
-def num_slices(task: Task, num_seeds: int, requested: int | None) -> int:
+def num_slices(task: Task, num_seeds: int, requested: int | None, cores: int | None = None) -> int:
     """The number of processes that step a seed's environments; 1 means no slices. It is the requested number if that
-    exceeds the number of seeds, otherwise as many as pay off according to a timing trial."""
+    exceeds the number of seeds, otherwise as many as pay off according to a timing trial. `cores` are by default those
+    of this machine."""
     if task.environment.batch is not None:
         return 1
-    cores = num_cores()
+    cores = cores or num_cores()
     slices = min(requested or cores, task.num_envs)
     if slices <= num_seeds or requested is not None:
         return slices if slices > num_seeds else 1

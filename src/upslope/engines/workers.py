@@ -1,28 +1,35 @@
-"""Train the seeds of a Gymnasium environment in several processes, a share of the seeds in each.
+"""Train seeds in several workers, a share of the seeds in each.
 
-Seeds are independent, so each process is a complete `HostEngine`, and the main process joins their states, rows and
+Seeds are independent, so each worker has a complete engine, and the main process joins their states, rows and
 snapshots. Splitting the environments of one seed instead (`slices.py`) passes every observation between
 processes, which for cheap environments takes longer than the step itself.
 """
 
 from collections.abc import Callable, Sequence
+from time import perf_counter
 from typing import Any
 
 import jax
 import numpy as np
 
 from upslope.core.arrays import raw, typed
+from upslope.core.messages import counted
 from upslope.engines.base import Chunk, never
 from upslope.engines.batched import BatchedColumns
 from upslope.engines.columns import HostColumns, join_snapshots, rows_of, split_snapshot
+from upslope.engines.compiled import CompiledEngine
 from upslope.engines.host import HostEngine, columns_of
 from upslope.engines.notices import Notices, notices_to
-from upslope.engines.processes import Worker, answers_of, close_workers, reduce_overhead
+from upslope.engines.processes import reduce_overhead, start_process
+from upslope.engines.transport import ClusterGrownError, StartWorker, Stragglers, Worker, answers_of, close_workers
 from upslope.learning.devices import num_cores
 from upslope.learning.iteration import Task, TrainState, initialise_all
 
 MIN_PARALLEL_STEPS = 50_000
 """Total environment steps of all seeds below which starting processes costs more time than it saves."""
+
+LOOK_SECONDS = 30.0
+"""Seconds between two looks whether a cluster has grown."""
 
 
 def num_workers(task: Task, num_seeds: int, requested: int | None) -> int:
@@ -37,9 +44,21 @@ class WorkersEngine:
 
     hangs = False
 
-    def __init__(self, task: Task, seeds: Sequence[int], workers: int, say: Callable[[str], None]):
+    def __init__(
+        self,
+        task: Task,
+        seeds: Sequence[int],
+        workers: int,
+        say: Callable[[str], None],
+        start_worker: StartWorker = start_process,
+        has_room: Callable[[], int] | None = None,
+    ):
+        """`has_room` says how many more workers a cluster holds now; where it is not given, their number stays."""
         self.task, self.seeds, self.say = task, seeds, say
+        self.stragglers = Stragglers()
+        self.has_room = has_room
         self.phases: dict[str, float] = {}
+        self.looked = perf_counter()
         shares = np.array_split(np.asarray(self.seeds), workers)
         names = [f"seeds {', '.join(map(str, share))}" for share in shares]
         self.counts = [len(share) for share in shares]
@@ -50,7 +69,7 @@ class WorkersEngine:
         self.workers: list[Worker] = []
         try:
             for i, name in enumerate(names):
-                self.workers.append(Worker("upslope.engines.workers", i, name, notices))
+                self.workers.append(start_worker("upslope.engines.workers", i, name, notices))
             for worker, share in zip(self.workers, shares, strict=True):
                 worker.ask("begin", task, share.tolist())
             self.wait_for_all()
@@ -66,6 +85,7 @@ class WorkersEngine:
         return initialise_all(self.task, self.seeds)
 
     def advance(self, state: TrainState, may_continue: Callable[[], bool] = never) -> tuple[TrainState, Chunk]:
+        self.look_for_room()
         leaves = None if state is self.state else leaves_of(state)
         first = 0
         for worker, count in zip(self.workers, self.counts, strict=True):
@@ -75,11 +95,24 @@ class WorkersEngine:
         self.is_complete, self.state = False, None
         answers = self.wait_for_all()
         self.is_complete = True
-        names = {name for _, _, phases in answers for name in phases}
-        self.phases |= {n: float(np.mean([phases.get(n, 0.0) for _, _, phases in answers])) for n in names}
-        parts = [np.concatenate(xs) for xs in zip(*(leaves for leaves, _, _ in answers), strict=True)]
+        changes, chunks, times, seconds = zip(*answers, strict=True)
+        names = {name for phases in times for name in phases}
+        self.phases |= {n: float(np.mean([phases.get(n, 0.0) for phases in times])) for n in names}
+        per_seed = [taken / count for taken, count in zip(seconds, self.counts, strict=True)]
+        self.stragglers.look(per_seed, self.workers, self.say)
+        parts = [np.concatenate(xs) for xs in zip(*changes, strict=True)]
         self.state = state_of(parts, state)
-        return self.state, join([chunk for _, chunk, _ in answers])
+        return self.state, join(list(chunks))
+
+    def look_for_room(self) -> None:
+        """Stop where a cluster has grown enough for every worker to give seeds away."""
+        if self.has_room is None or not self.is_complete or perf_counter() - self.looked < LOOK_SECONDS:
+            return
+        self.looked = perf_counter()
+        more = min(self.has_room(), len(self.seeds) - len(self.workers))
+        # The slowest worker has the most seeds.
+        if more > 0 and -(-len(self.seeds) // (len(self.workers) + more)) < max(self.counts):
+            raise ClusterGrownError(f"The cluster has room for {counted(more, 'more worker')} of this run.")
 
     def call(self, name: str, arguments: list[Any]) -> None:
         for worker in self.workers:
@@ -87,6 +120,8 @@ class WorkersEngine:
         self.wait_for_all()
 
     def snapshot(self) -> dict[str, np.ndarray]:
+        if self.task.environment.is_compiled:
+            return {}  # the state of its environments is part of the `TrainState`
         for worker in self.workers:
             worker.ask("snapshot", self.is_complete)
         shape = (len(self.seeds), self.task.num_envs)
@@ -133,25 +168,40 @@ def state_of(leaves: Sequence[Any], like: TrainState) -> TrainState:
     return jax.tree.unflatten(jax.tree.structure(like), [typed(x, old) for x, old in pairs])
 
 
+class InProgram:
+    """Stands for the columns of a compiled environment: none is ever in a call."""
+
+    row = None
+
+    def close(self) -> None:
+        """Do nothing."""
+
+
 class Server:
-    """The worker's side: a `HostEngine` and the state of its seeds."""
+    """The worker's side: an engine and the state of its seeds."""
 
     notices: Notices | None = None
-    columns: HostColumns | BatchedColumns | None = None
+    columns: "HostColumns | BatchedColumns | InProgram | None" = None
 
     def begin(self, task: Task, seeds: list[int]) -> None:
         """Create the environments."""
-        self.columns = columns_of(task, seeds, self.notices)
-        self.engine = HostEngine(task, seeds, self.columns)
+        self.engine: HostEngine | CompiledEngine
+        if task.environment.is_compiled:
+            self.columns, self.engine = InProgram(), CompiledEngine(task, seeds)
+        else:
+            self.columns = columns_of(task, seeds, self.notices)
+            self.engine = HostEngine(task, seeds, self.columns)
         self.state = self.engine.start()
         reduce_overhead()
 
-    def advance(self, leaves: list[np.ndarray] | None) -> tuple[list[np.ndarray], Chunk, dict[str, float]]:
-        """Advance one chunk, from the given state if there is one."""
+    def advance(self, leaves: list[np.ndarray] | None) -> tuple[list[np.ndarray], Chunk, dict[str, float], float]:
+        """Advance one chunk, from the given state if there is one; the new state, what happened, seconds by phase, and
+        the seconds of this chunk."""
+        started = perf_counter()
         if leaves is not None:
             self.state = state_of(leaves, self.state)
         self.state, chunk = self.engine.advance(self.state)
-        return leaves_of(self.state), chunk, self.engine.phases
+        return leaves_of(self.state), chunk, self.engine.phases, perf_counter() - started
 
     def call(self, name: str, arguments: list[Any]) -> None:
         """Have every environment call a method before its next reset."""
@@ -159,6 +209,7 @@ class Server:
 
     def snapshot(self, is_complete: bool) -> dict[str, np.ndarray]:
         """The snapshot at the end of the last iteration that all workers finished."""
+        assert isinstance(self.engine, HostEngine)
         self.engine.is_complete &= is_complete
         return self.engine.snapshot()
 

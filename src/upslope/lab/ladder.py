@@ -22,7 +22,7 @@ from upslope.config.prepare import made_for
 from upslope.config.task import estimator_of, task_of
 from upslope.core.space_parts import has_box
 from upslope.diagnosis.doctor import Watch
-from upslope.engines.base import Resources
+from upslope.engines.base import Placement, Resources, resources_of
 from upslope.environments.registry import AnyEnvironment, EnvironmentLike, make
 from upslope.environments.registry import label as label_of
 from upslope.errors import UpslopeError
@@ -65,6 +65,7 @@ def ladder(
     preset: bool = True,
     quiet: bool = False,
     workers: int | None = None,
+    cluster: str | Placement | None = None,
     evaluation_episodes: int = EVALUATION_EPISODES,
     **settings: Any,
 ) -> Ladder:
@@ -79,6 +80,7 @@ def ladder(
         resume: continue the ladder of this name if it exists: finished rungs stay, and the others continue.
         evaluation_episodes: fresh episodes per seed and mode that score each rung after training, because the last
             training episodes come from a policy that was still learning; 0 scores by training episodes.
+        cluster: where workers are, as in `train`.
         settings: any field of `Config`, for every rung.
 
     Raises:
@@ -100,7 +102,7 @@ def ladder(
             display.say(line)
         try:
             for rung, config in configs.items():
-                left_out |= train_rung(rung, config, resolved, path / rung, display, workers)
+                left_out |= train_rung(rung, config, resolved, path / rung, display, resources_of(workers, cluster))
                 if rung not in left_out and evaluation_episodes:
                     evaluate_rung(rung, path / rung, evaluation_episodes, display, environment)
         except KeyboardInterrupt:
@@ -157,11 +159,11 @@ def train_rung(
     environment: AnyEnvironment,
     path: Path,
     display: LadderDisplay,
-    workers: int | None,
+    resources: Resources,
 ) -> dict[str, str]:
     """Train one rung to its end, resuming where it stopped. If it fails, show and return the reason."""
     try:
-        session = Session(RungDisplay(display, rung), Resources(workers), watch=Watch)
+        session = Session(RungDisplay(display, rung), resources, watch=Watch)
         directory = RunDirectory(path)
         if not path.exists():
             begin(config, task_of(config, environment), directory, session)

@@ -124,8 +124,20 @@ def replace_damaged_entries() -> None:
     compilation_cache.get_executable_and_time = read_or_delete
 
 
+def use_cores(count: int) -> None:
+    """Let this process use only so many cores, since others use the rest."""
+    global allowed_cores
+    allowed_cores = count
+
+
+allowed_cores: int | None = None
+"""How many cores this process may use; None: all that the system gives it."""
+
+
 def num_cores() -> int:
     """The number of processor cores that this process may use."""
+    if allowed_cores is not None:
+        return allowed_cores
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 

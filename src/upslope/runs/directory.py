@@ -76,10 +76,13 @@ class RunDirectory:
         networks: Sequence[str] = (),
         lineage: dict[str, Any] | None = None,
         fill: Callable[["RunDirectory"], None] = lambda _: None,
+        *,
+        is_mixed: bool = False,
     ) -> None:
         """Create the folder with its first files atomically; refuse a folder that is not empty.
 
         `lineage` describes the run that this one begins with, and `fill` writes further first files.
+        `is_mixed` says that seeds may train on different processors, whose last digits differ.
 
         It is created under a temporary name and then renamed, so that of two runs with the same name the second fails,
         and a killed process never leaves an incomplete run.
@@ -93,6 +96,7 @@ class RunDirectory:
             "spaces": spaces,
             "networks": list(networks),
         } | ({} if lineage is None else {"lineage": lineage})
+        description |= {"mixed_processors": True} if is_mixed else {}
         place = self.path.resolve()
         temporary = place.with_name(f".{place.name[:200]}.{os.getpid()}.{threading.get_ident()}.tmp")
         try:

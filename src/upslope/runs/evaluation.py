@@ -26,6 +26,7 @@ from upslope.core.files import safe_path
 from upslope.core.messages import counted, readable
 from upslope.core.numbers import half_width, number, plus_minus, range_of
 from upslope.core.types import Rollout
+from upslope.engines.base import Placement
 from upslope.engines.batched import columns_for
 from upslope.engines.border import nothing_allowed
 from upslope.engines.collect import Act, collect_host_episodes
@@ -149,13 +150,15 @@ def evaluate(
     max_episode_steps: int | None = None,
     environment: EnvironmentLike | None = None,
     model: Callable[..., Any] | None = None,
+    cluster: str | Placement | None = None,
     trust: bool = False,
 ) -> Evaluations:
     """Run every seed's agent for `episodes` fresh episodes in both modes, and append them to `evaluation.csv`.
 
     Returns `{"stochastic": …, "deterministic": …}`. An episode is truncated after `max_episode_steps`, by default at
     the run's or the environment's own limit; if there is none, at 10,000 steps, with a notice. `environment` and
-    `model` are needed only if the run's cannot be found by name, as in `upslope.resume`. `trust` allows the code that
+    `model` are needed only if the run's cannot be found by name, as in `upslope.resume`. `cluster` is where workers
+    evaluate a share of the seeds each, as in `upslope.train`. `trust` allows the code that
     the run's config.json names; registered Gymnasium ids, upslope's own environments and runs trained on this machine
     need none.
 
@@ -171,15 +174,18 @@ def evaluate(
     env = environment_of(config, environment)
     require_same_environment(directory, env)
     found, lines, notices = Evaluations(), [], notices_to()
+    on = evaluate_seeds
+    if cluster is not None:
+        from upslope.runs.evaluation_on_cluster import on_cluster
+
+        on = on_cluster(cluster, env)
     with computing(on_host=not env.is_compiled):
         agents, _ = load_agents(directory, config, checkpoint, model)
         for mode in MODES:
             offset = EVALUATION_SEED * (1 + environment_seed)
-            infos: list[np.ndarray] = []
-            rollouts = list(episodes_of(config, env, agents, mode, episodes, offset, notices, infos))
-            found[mode] = summarise(mode, config, rollouts, infos)
+            found[mode], cut = on(config, env, agents, mode, episodes, offset, notices)
             directory.add_evaluation(rows_of(found[mode], checkpoint, environment_seed))
-            lines += cut_lines(config, env, rollouts, mode)
+            lines += cut_lines(config, cut, mode)
     for line in lines:
         print_line(line)
     return found
@@ -196,11 +202,30 @@ def with_limit(config: Config, max_episode_steps: int | None) -> Config:
     return config if max_episode_steps is None else replace(config, max_episode_steps=max_episode_steps)
 
 
-def cut_lines(config: Config, environment: Any, rollouts: Sequence[Rollout], mode: str = "") -> list[str]:
-    """The notice about episodes that were truncated because neither the run nor the environment has a limit."""
+def evaluate_seeds(
+    config: "Config | RunSeeds",
+    environment: Any,
+    agents: Agent,
+    mode: Mode,
+    episodes: int,
+    offset: int,
+    notices: Notices | None = None,
+) -> tuple[Evaluation, int]:
+    """The evaluation of these seeds in one mode, and how many of its episodes were cut."""
+    infos: list[np.ndarray] = []
+    rollouts = list(episodes_of(config, environment, agents, mode, episodes, offset, notices, infos))
+    return summarise(mode, config, rollouts, infos), num_cut(config, environment, rollouts)
+
+
+def num_cut(config: "Config | RunSeeds", environment: Any, rollouts: Sequence[Rollout]) -> int:
+    """The number of episodes that were truncated because neither the run nor the environment has a limit."""
     if config.max_episode_steps or environment.max_episode_steps:
-        return []
-    count = sum(int((np.asarray(r.valid).sum(axis=-2) >= LIMIT).sum() - ended_at_limit(r)) for r in rollouts)
+        return 0
+    return sum(int((np.asarray(r.valid).sum(axis=-2) >= LIMIT).sum() - ended_at_limit(r)) for r in rollouts)
+
+
+def cut_lines(config: Config, count: int, mode: str = "") -> list[str]:
+    """The notice about this number of episodes that were cut."""
     if not count:
         return []
     return [
@@ -258,7 +283,7 @@ def record(
         run_seed = RunSeeds(config, (seed,))
         offset = RECORDING_SEED + EVALUATION_SEED * environment_seed
         rollouts = [take(r, 0) for r in episodes_of(run_seed, env, one, "stochastic", episodes, offset)]
-    for line in cut_lines(config, env, rollouts):
+    for line in cut_lines(config, num_cut(config, env, rollouts)):
         print_line(line)
     meta = {
         "environment": config.environment,
@@ -399,7 +424,9 @@ def host_episodes(
         columns.close()
 
 
-def summarise(mode: Mode, config: Config, rollouts: list[Rollout], infos: Sequence[np.ndarray] = ()) -> Evaluation:
+def summarise(
+    mode: Mode, config: "Config | RunSeeds", rollouts: list[Rollout], infos: Sequence[np.ndarray] = ()
+) -> Evaluation:
     """Returns, lengths, termination flags and numbers of info of all episodes."""
     returns = np.concatenate([np.sum(r.reward * r.valid, axis=1, dtype=np.float64) for r in rollouts], axis=1)
     lengths = np.concatenate([np.asarray(r.valid).sum(axis=1) for r in rollouts], axis=1)

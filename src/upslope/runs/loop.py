@@ -153,7 +153,8 @@ class Loop:
                     kept = self.save_after_error(state, progress)
                     if not isinstance(error, UpslopeError):
                         raise
-                    raise UpslopeError(f"{error} {kept}; resume with: upslope resume {self.directory.path}") from error
+                    words = f"{error} {kept}; resume with: upslope resume {self.directory.path}"
+                    raise type(error)(words) from error
                 chunk = with_true_steps(chunk, progress)
                 progress.elapsed = max(progress.elapsed, perf_counter() - started)
                 rate = speed.rate(int((chunk.steps[:, -1] - chunk.before[:, 0]).sum()))

@@ -14,11 +14,13 @@ from upslope.config.command import command_of
 from upslope.config.config import MAX_STEPS, Config, recorded_preset
 from upslope.config.presets import words_of
 from upslope.config.trust import allow, requested
+from upslope.core.storage import load_arrays
 from upslope.core.types import Rollout
 from upslope.engines.base import EVERYTHING, Engine, Resources
 from upslope.engines.calls import calls_in
 from upslope.engines.collect import LARGE, STEPS_PER_SUCCESSOR
 from upslope.engines.selection import engine_of
+from upslope.engines.transport import ClusterGrownError, WorkerLostError
 from upslope.environments.names import parse_wrapper, without_batching
 from upslope.environments.packages import registered_version
 from upslope.environments.registry import lost
@@ -90,8 +92,53 @@ class Run:
         return page_of_run(RunDirectory(self.path), self.config, self.returns)
 
 
+MAX_LOSSES = 3
+"""How often in a row workers of a cluster may be lost at the same checkpoint."""
+
+
 def begin(config: Config, task: Task, directory: RunDirectory, session: Session) -> Run:
     """Train from scratch."""
+    return through_losses(partial(begin_once, config, task, directory, session), config, task, directory, session)
+
+
+def resume_run(
+    config: Config, task: Task, directory: RunDirectory, session: Session, notes: list[str], *, trust: bool = False
+) -> Run:
+    """Resume from the last checkpoint; `notes` are shown unless the run is already finished. `trust` allows the calls
+    of environments' methods that it holds."""
+    first = partial(resume_once, config, task, directory, session, notes, trust=trust)
+    return through_losses(first, config, task, directory, session)
+
+
+def through_losses(
+    first: Callable[[], Run], config: Config, task: Task, directory: RunDirectory, session: Session
+) -> Run:
+    """Train; where a cluster loses workers or grows, go on from the last checkpoint with the workers that there are.
+
+    Since a resumed run equals an uninterrupted one, this changes no number.
+    """
+    attempt, losses, before = first, 0, ""
+    while True:
+        try:
+            return attempt()
+        except WorkerLostError as error:
+            place = last_step(directory)
+            losses = 1 if place != before or isinstance(error, ClusterGrownError) else losses + 1
+            if losses > MAX_LOSSES:
+                raise
+            before = place
+            session.display.message(str(error).partition(" resume with:")[0])
+            if directory.path.exists():
+                attempt = partial(resume_once, config, task, directory, session, [], trust=True)
+
+
+def last_step(directory: RunDirectory) -> str:
+    """The steps at the last checkpoint; empty if there is none."""
+    return str(load_arrays(directory.last, "checkpoint")[1].get("steps")) if directory.last.exists() else ""
+
+
+def begin_once(config: Config, task: Task, directory: RunDirectory, session: Session) -> Run:
+    """Train from scratch, with the workers that there are."""
     require_trackers(session.trackers)
     with computing(on_host=is_on_host(config, task)), closing(engine_for(config, task, session)) as engine:
         state, lineage = engine.start(), None
@@ -108,7 +155,8 @@ def begin(config: Config, task: Task, directory: RunDirectory, session: Session)
         # What another run's agent gives is kept from the start, since that run may be deleted.
         takes = lineage or config.reference is not None
         save = partial(save_first, engine, config, session, state, progress) if takes else lambda _: None
-        directory.create(config, spaces, task.described(), parts, lineage, save)
+        is_mixed = session.resources.cluster is not None and session.resources.cluster.mixed
+        directory.create(config, spaces, task.described(), parts, lineage, save, is_mixed=is_mixed)
         allow(requested(config))  # a run trained on this machine is trusted
         with directory.locked():
             lines = [*opening_lines(config, directory), *lines_of_task(config, task)]
@@ -123,11 +171,10 @@ def save_first(
     Loop(engine, directory, config, session.display).save(state, progress)
 
 
-def resume_run(
+def resume_once(
     config: Config, task: Task, directory: RunDirectory, session: Session, notes: list[str], *, trust: bool = False
 ) -> Run:
-    """Resume from the last checkpoint; `notes` are shown unless the run is already finished. `trust` allows the calls
-    of environments' methods that it holds."""
+    """Resume as `resume_run` does, with the workers that there are."""
     require_trackers(session.trackers)
     head = head_of(task.environment.action_space, config.environment)
     require_same_spaces(directory, task.model.encoder, head, task.environment)

@@ -61,7 +61,7 @@ def confirm(
     seeds: int,
     episodes: int,
     environment: EnvironmentLike,
-    workers: int | None,
+    resources: Resources,
     display: Callable[[], Display],
 ) -> Confirmation:
     """Train and evaluate the winner and the default on fresh seeds, or go on with what is there, and compare them.
@@ -72,7 +72,7 @@ def confirm(
     runs = {}
     for name, config in ((DEFAULT, setup.default), (WINNER, winner)):
         runs[name] = folder / name
-        session = Session(display(), Resources(workers), watch=Watch)
+        session = Session(display(), resources, watch=Watch)
         train_or_resume(setup, fresh_config(config, setup, seeds), RunDirectory(runs[name]), session)
         if episodes and not is_evaluated(read_record(runs[name]), "stochastic"):
             evaluate(runs[name], episodes=episodes, environment=environment, trust=True)

@@ -14,9 +14,11 @@ from upslope.config.prepare import missing_reader
 from upslope.core.messages import counted
 from upslope.core.numbers import number as number_words
 from upslope.core.storage import write_atomically
+from upslope.engines.base import Placement, Resources, resources_of
 from upslope.environments.registry import EnvironmentLike
 from upslope.errors import UpslopeError
 from upslope.lab.sweep.confirm import Confirmation, confirm
+from upslope.lab.sweep.on_cluster import train_on_cluster
 from upslope.lab.sweep.page import write_sweep_page
 from upslope.lab.sweep.processes import train_on_host
 from upslope.lab.sweep.programs import Programs
@@ -80,6 +82,7 @@ def sweep(
     preset: bool | str = True,
     workers: int | None = None,
     at_once: int | None = None,
+    cluster: str | Placement | None = None,
     quiet: bool = False,
     **settings: Any,
 ) -> Sweep:
@@ -108,6 +111,7 @@ def sweep(
         workers: processes that train trials of a Gymnasium environment; by default one per core.
         at_once: trials that one program of a compiled environment trains at once; by default 8, or 64 on an
             accelerator.
+        cluster: where workers are, as in `upslope.train`; each trains one trial at a time.
         settings: any field of `Config`, for every trial and for the default.
 
     Raises:
@@ -120,7 +124,8 @@ def sweep(
     named("sampler", sampler, samplers())
     named("pruner", pruner, pruners())
     setup = setup_of(environment, algorithm, space, preset, settings | {"steps": steps, "seeds": seeds})
-    check_engine(setup, workers, at_once)
+    resources = resources_of(workers, cluster)
+    check_engine(setup, resources, at_once)
     path = Path(folder) / (check_name(name) if name else default_name(setup.default))
     make_folder(path)
     access = Access(storage or sqlite_url(path / STORAGE), path.name, trials, sampler, pruner, setup.default.seed)
@@ -129,9 +134,9 @@ def sweep(
     for line in opening_lines(setup, study, path):
         say(line)
     try:
-        train_trials(setup, study, path, workers, at_once, say)
+        train_trials(setup, study, path, resources, at_once, say)
         with RunDirectory(path).exclusive():  # of several processes, the first does what is left
-            return finish(setup, study, path, fresh_seeds, evaluation_episodes, environment, workers, quiet)
+            return finish(setup, study, path, fresh_seeds, evaluation_episodes, environment, resources, quiet)
     except KeyboardInterrupt:
         raise KeyboardInterrupt("Stopped and saved. Repeat the command to continue.") from None
     except Exception as error:
@@ -141,10 +146,12 @@ def sweep(
         raise UpslopeError(words) from error
 
 
-def check_engine(setup: Setup, workers: int | None, at_once: int | None) -> None:
+def check_engine(setup: Setup, resources: Resources, at_once: int | None) -> None:
     """Refuse the options of the other kind of environment."""
     is_compiled = setup.environment.is_compiled
-    if workers is not None and is_compiled:
+    if resources.cluster is not None and at_once is not None:
+        raise UpslopeError("On a cluster each worker trains one trial at a time, and --workers sets their number.")
+    if resources.workers is not None and is_compiled and resources.cluster is None:
         raise UpslopeError("--workers applies only to Gymnasium environments; here --at-once sets trials at once.")
     if at_once is not None and not is_compiled:
         raise UpslopeError("--at-once applies only to compiled environments; here --workers sets trials at once.")
@@ -184,7 +191,7 @@ def opening_lines(setup: Setup, study: Study, path: Path) -> list[str]:
 
 
 def train_trials(
-    setup: Setup, study: Study, path: Path, workers: int | None, at_once: int | None, say: Callable[[str], None]
+    setup: Setup, study: Study, path: Path, resources: Resources, at_once: int | None, say: Callable[[str], None]
 ) -> None:
     """Train trials until all have ended, those of other processes too."""
 
@@ -199,10 +206,13 @@ def train_trials(
         if lost := study.put_back_lost():
             say(f"{counted(lost, 'trial')} of a process that is gone: trained again")
         if study.left():
-            if setup.environment.is_compiled:
+            if resources.cluster is not None:
+                place = path / "trials", resources.cluster
+                train_on_cluster(setup, study, *place, resources.workers, ended, say)
+            elif setup.environment.is_compiled:
                 Programs(setup, study, at_once, ended).run()
             else:
-                train_on_host(setup, study, path / "trials", workers, ended, say)
+                train_on_host(setup, study, path / "trials", resources.workers, ended, say)
         others = study.running()
         if not others and not study.left():
             return
@@ -219,7 +229,7 @@ def finish(
     fresh_seeds: int,
     evaluation_episodes: int,
     environment: EnvironmentLike,
-    workers: int | None,
+    resources: Resources,
     quiet: bool,
 ) -> Sweep:
     """Confirm the winner, and write its settings and the page."""
@@ -229,7 +239,7 @@ def finish(
         write_settings(setup, config, path / "winner.yaml")
         if fresh_seeds and config != setup.default:
             place = path / f"fresh-{winner.number:04d}"
-            options: dict[str, Any] = {"environment": environment, "workers": workers}
+            options: dict[str, Any] = {"environment": environment, "resources": resources}
             options |= {"seeds": fresh_seeds, "episodes": evaluation_episodes}
             confirmation = confirm(setup, config, place, display=lambda: choose(quiet), **options)
     found = Sweep(path, tuple(study.told()), winner, config, confirmation, config == setup.default, None)

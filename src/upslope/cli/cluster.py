@@ -1,0 +1,56 @@
+"""The flags that say on which cluster a command's workers are."""
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Annotated, Any
+
+import tyro
+
+from upslope.errors import UpslopeError
+
+Modules = Annotated[tuple[Path, ...], tyro.conf.arg(metavar="PATH"), tyro.conf.UseAppendAction]
+Mixed = Annotated[bool, tyro.conf.FlagCreatePairsOff]
+
+
+@dataclass(frozen=True)
+class ClusterFlags:
+    """A cluster, and what a worker takes of it."""
+
+    cluster: str | None = None
+    """Have workers on a Ray cluster: its address, or auto for the one that runs here, or else this machine (extra
+    `ray`). The result does not depend on it."""
+    worker_cpus: float = 1.0
+    """CPUs that a worker on the cluster takes."""
+    worker_gpus: float = 0.0
+    """GPUs that a worker on the cluster takes."""
+    py_module: Modules = ()
+    """A module, package or folder of modules of your own that is sent to every node of the cluster; repeatable."""
+    mixed: Mixed = False
+    """Allow nodes with other processors, which round otherwise."""
+
+    def placement(self) -> Any:
+        """The `Placement` that these flags describe; None without a cluster."""
+        return placement_of(self.cluster, self.worker_cpus, self.worker_gpus, self.py_module, self.mixed)
+
+
+OnCluster = Annotated[ClusterFlags, tyro.conf.OmitArgPrefixes]
+HERE = ClusterFlags()
+"""No cluster."""
+
+
+def placement_of(cluster: str | None, cpus: float, gpus: float, modules: tuple[Path, ...], mixed: bool) -> Any:
+    """The `Placement` of these flags.
+
+    Raises:
+        UpslopeError: a number is out of range, or there is no cluster for which the others are meant.
+    """
+    if cluster is None:
+        given = {"--worker-cpus": cpus != 1.0, "--worker-gpus": gpus != 0.0, "--py-module": modules, "--mixed": mixed}
+        if unread := [flag for flag, is_given in given.items() if is_given]:
+            raise UpslopeError(
+                f"{', '.join(unread)} only matters on a cluster: give --cluster auto or its address too."
+            )
+        return None
+    from upslope.engines.base import Placement
+
+    return Placement(cluster, cpus, gpus, tuple(modules), mixed)

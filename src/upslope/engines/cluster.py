@@ -1,0 +1,454 @@
+"""Workers as actors on a Ray cluster: all of Ray that upslope uses is here (extra `ray`).
+
+An actor serves the same `Server` as a process of this machine does, and its channel carries the same messages, so what
+trains does not know where its workers are. The main process alone writes files.
+
+Whoever reaches a Ray cluster can run code on it: a cluster that upslope starts asks for a token, and so should one that
+it joins. Messages are pickled, as those through pipes are, and pass only between the nodes of the cluster.
+"""
+
+import io
+import os
+import pickle
+import platform
+import queue
+import sys
+import time
+from collections import deque
+from collections.abc import Iterable
+from contextlib import suppress
+from functools import cache
+from importlib import import_module
+from importlib.metadata import PackageNotFoundError, version
+from importlib.util import find_spec
+from pathlib import Path
+from typing import Any
+
+from upslope.core.messages import counted
+from upslope.core.numbers import number
+from upslope.core.reading import brief
+from upslope.engines.base import Placement
+from upslope.engines.notices import Notices
+from upslope.engines.transport import (
+    CLOSING_SECONDS,
+    Heartbeat,
+    Message,
+    Worker,
+    WorkerLostError,
+    answer_request,
+)
+from upslope.environments.base import AnyEnvironment, HostEnvironment
+from upslope.errors import UpslopeError
+from upslope.learning.devices import one_blas_thread, prepare, use_cores
+
+PACKAGES = ("upslope", "jax", "jaxlib", "numpy", "gymnasium")
+"""The packages whose versions decide a run's numbers, besides those of its environment."""
+LOOK_SECONDS = 60.0
+"""Seconds in which a node must tell its versions."""
+RELEASE_SECONDS, LOOK_AGAIN = 3.0, 0.25
+"""Seconds in which workers that were just closed give their processors back, and between two looks."""
+VECTOR_FEATURES = ("sse4", "avx", "fma", "f16c", "amx", "asimd", "sve", "neon")
+"""How the names of processor features begin that change how XLA and Eigen round."""
+AUTO = "auto"
+
+
+def require_ray() -> Any:
+    """Import Ray, without its usage statistics.
+
+    Raises:
+        UpslopeError: it is not installed.
+    """
+    os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
+    os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")  # what Ray's next version does, and warns of
+    os.environ.setdefault("RAY_worker_niceness", "0")  # of a cluster that is started here; Ray's own is 15
+    try:
+        import ray  # pyright: ignore[reportMissingImports]
+    except ImportError as error:
+        words = '--cluster needs Ray, which is not installed: pip install "upslope[ray]"'
+        raise UpslopeError(words) from error
+    return ray
+
+
+class Cluster:
+    """A connection to a cluster, and what a worker takes of it."""
+
+    def __init__(self, ray: Any, placement: Placement):
+        self.ray, self.placement = ray, placement
+
+    def nodes(self) -> list[dict[str, Any]]:
+        """The nodes that are alive and have processors for workers."""
+        return [n for n in self.ray.nodes() if n["Alive"] and n["Resources"].get("CPU", 0) > 0]
+
+    def require(self, part: Any, environment: AnyEnvironment) -> None:
+        """Compare versions and processors of all nodes with this machine's, and look for the modules of what they are
+        sent.
+
+        Raises:
+            UpslopeError: a node differs, or lacks a module; it is named.
+        """
+        mine, modules = facts([]), modules_of(part, environment)
+        asked = [(node, self.ask_node(node, modules)) for node in self.nodes()]
+        for node, reference in asked:
+            theirs = self.answer_of_node(node, reference)
+            if theirs is not None and (problem := difference(mine, theirs, self.placement.mixed)):
+                raise UpslopeError(f"Node {node['NodeManagerAddress']} of the cluster {problem}")
+
+    def answer_of_node(self, node: dict[str, Any], reference: Any) -> dict[str, Any] | None:
+        """A node's facts; None if it is gone meanwhile."""
+        try:
+            return self.ray.get(reference, timeout=LOOK_SECONDS)
+        except Exception as error:  # upslope may be missing there, or too old to know the question
+            until = time.monotonic() + LOOK_SECONDS
+            while not isinstance(error, self.ray.exceptions.RayTaskError) and time.monotonic() < until:
+                if node["NodeID"] not in {one["NodeID"] for one in self.nodes()}:
+                    return None
+                time.sleep(LOOK_AGAIN)
+            raise UpslopeError(
+                f"Node {node['NodeManagerAddress']} of the cluster cannot run upslope {version('upslope')}: "
+                f"{brief(error):.300}. Install there: {install_words()}"
+            ) from error
+
+    def ask_node(self, node: dict[str, Any], modules: list[str]) -> Any:
+        """Have a node tell its facts."""
+        from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy  # pyright: ignore[reportMissingImports]
+
+        there = NodeAffinitySchedulingStrategy(node_id=node["NodeID"], soft=False)
+        return self.ray.remote(num_cpus=0, max_retries=0, scheduling_strategy=there)(facts).remote(modules)
+
+    def capacity(self) -> int:
+        """How many workers the free processors and accelerators hold, at least one.
+
+        Raises:
+            UpslopeError: no node is large enough for a worker.
+        """
+        cpus, gpus = self.placement.worker_cpus, self.placement.worker_gpus
+        wholes = [fits(node["Resources"], cpus, gpus) for node in self.nodes()]
+        if not any(wholes):
+            raise UpslopeError(
+                f"No node of the cluster has {self.worker_words()} for a worker: they have "
+                f"{', '.join(resource_words(node['Resources']) for node in self.nodes()) or 'no processors'}. Lower "
+                "--worker-cpus or --worker-gpus, or add a node."
+            )
+        until = time.monotonic() + RELEASE_SECONDS
+        while (free := self.free()) < sum(wholes) and time.monotonic() < until:
+            time.sleep(LOOK_AGAIN)
+        return max(1, min(sum(wholes), free))
+
+    def free(self) -> int:
+        """How many more workers the cluster holds now."""
+        return fits(self.ray.available_resources(), self.placement.worker_cpus, self.placement.worker_gpus)
+
+    def worker_words(self) -> str:
+        """What a worker takes, e.g. `1 CPU`."""
+        return resource_words({"CPU": self.placement.worker_cpus, "GPU": self.placement.worker_gpus})
+
+    def words(self, workers: int) -> str:
+        """The line that says where training runs and what it takes."""
+        nodes = self.nodes()
+        cpus = sum(node["Resources"].get("CPU", 0) for node in nodes)
+        return (
+            f"cluster {self.ray.get_runtime_context().gcs_address} · {counted(len(nodes), 'node')}, "
+            f"{number(cpus)} CPUs · "
+            f"{counted(workers, 'worker')} with {self.worker_words()} each (--worker-cpus, --worker-gpus)"
+        )
+
+    def start_worker(self, module: str, index: int, share: str, notices: Notices) -> Worker:
+        """Start a worker as an actor; see `StartWorker`."""
+        return Worker(ActorChannel(self, module), index, share, notices)
+
+
+class ActorChannel:
+    """Calls of an actor. A request is one call, whose result holds the notices before the answer; signs of life are
+    asked for only while an answer takes long."""
+
+    error = WorkerLostError
+
+    def __init__(self, cluster: Cluster, module: str):
+        self.ray, placement = cluster.ray, cluster.placement
+        # Without an accelerator of its own, an actor must not take one.
+        variables = {"NPROC": "1"} | ({} if placement.worker_gpus else {"JAX_PLATFORMS": "cpu"})
+        kind = self.ray.remote(
+            num_cpus=placement.worker_cpus,
+            num_gpus=placement.worker_gpus,
+            max_restarts=0,
+            concurrency_groups={"signs": 1},
+            runtime_env={"env_vars": variables},
+            scheduling_strategy="SPREAD",
+        )(Actor)
+        cpus = max(1, int(placement.worker_cpus))
+        self.actor = kind.remote(module, facts([]), placement.mixed, cpus)
+        self.asked: deque[Any] = deque()
+        self.signs: Any = None
+        self.messages: deque[Message] = deque()
+        self.node, self.words, self.is_exiting = "", "", False
+
+    @property
+    def place(self) -> str:
+        return self.node or "not placed yet"
+
+    @property
+    def waiting_for(self) -> str:
+        return "it does not respond" if self.node else "it waits for a node with free processors, or starts"
+
+    def send(self, request: tuple[str, tuple[Any, ...]]) -> None:
+        self.asked.append(self.actor.answer.remote(pickle.dumps(request, protocol=5)))
+
+    def receive(self, seconds: float) -> Message:
+        if self.messages:
+            return self.messages.popleft()
+        awaited = [self.asked[0], *([] if self.signs is None else [self.signs])]
+        ready, _ = self.ray.wait(awaited, timeout=seconds)
+        if not ready:
+            if self.signs is None and self.node:
+                self.signs = self.actor.signs.options(concurrency_group="signs").remote()
+            raise queue.Empty
+        if ready[0] == self.signs:
+            self.signs = None
+        else:
+            self.asked.popleft()
+        try:
+            self.node, messages = pickle.loads(self.ray.get(ready[0]))
+        except self.ray.exceptions.RayError as error:
+            self.words = f"was lost: {brief(error):.120}"
+            return "ended", None
+        self.messages.extend(messages)
+        return self.receive(seconds)
+
+    def ending(self) -> str:
+        return self.words
+
+    def kill(self) -> None:
+        with suppress(Exception):  # it may be gone already
+            self.ray.kill(self.actor)
+
+    def request_exit(self) -> None:
+        if not self.is_exiting:
+            self.is_exiting = True
+            self.asked.append(self.actor.close.remote())
+
+    def close(self) -> tuple[bool, list[Message]]:
+        found: list[Message] = []
+        until = time.monotonic() + CLOSING_SECONDS
+        try:
+            for reference in self.asked:
+                left = max(0.0, until - time.monotonic())
+                found += pickle.loads(self.ray.get(reference, timeout=left))[1]
+        except Exception:  # it is gone, busy, or too slow
+            pass
+        self.kill()
+        return bool(self.words), found  # of one that was lost, that was said
+
+
+class Actor:
+    """The worker's side: serves a module's `Server`, as `upslope.engines.processes.serve` does."""
+
+    def __init__(self, module: str, expected: dict[str, Any], mixed: bool, cpus: int):
+        self.problem = difference(expected, facts([]), mixed)
+        use_cores(cpus)
+        one_blas_thread()
+        self.is_configured = False
+        self.server = import_module(module).Server()
+        self.sent: queue.SimpleQueue[Message] = queue.SimpleQueue()
+        self.heartbeat = Heartbeat(self.server, self.sent.put)
+        self.server.notices = Notices(self.heartbeat.notice)
+
+    def answer(self, request: bytes) -> bytes:
+        """Answer a request; return the messages since the last call."""
+        if self.problem:
+            self.heartbeat.answer("refused", f"Node {place()} of the cluster {self.problem}")
+            return self.news()
+        what, arguments = pickle.loads(request)
+        if not self.is_configured:
+            prepare(on_host=not any(map(is_compiled, arguments)))
+            self.is_configured = True
+        answer_request(self.server, self.heartbeat, what, arguments)
+        return self.news()
+
+    def signs(self) -> bytes:
+        """The messages since the last call, while `answer` is at work."""
+        return self.news()
+
+    def close(self) -> bytes:
+        """Close the environments."""
+        self.server.close()
+        self.heartbeat.is_over.set()
+        self.heartbeat.answer("closed", None)
+        return self.news()
+
+    def news(self) -> bytes:
+        """This process's place, and its messages since the last call; of the heartbeats the last."""
+        found: list[Message] = []
+        with suppress(queue.Empty):
+            while True:
+                found.append(self.sent.get_nowait())
+        beats = [i for i, (kind, _) in enumerate(found) if kind == "beat"]
+        kept = [message for i, message in enumerate(found) if i not in beats[:-1]]
+        return pickle.dumps((place(), kept), protocol=5)
+
+
+def is_compiled(argument: Any) -> bool:
+    """Whether an argument is, or has, a compiled environment."""
+    return getattr(getattr(argument, "environment", argument), "is_compiled", False) is True
+
+
+@cache
+def place() -> str:
+    """Where this process is, for a message."""
+    import ray  # pyright: ignore[reportMissingImports]
+
+    return f"{ray.util.get_node_ip_address()}, process {os.getpid()}"
+
+
+def connect(placement: Placement) -> Cluster:
+    """Connect to the cluster of a placement, or start one here.
+
+    Raises:
+        UpslopeError: Ray is missing, no cluster answers, or this process is connected to another one.
+    """
+    ray = require_ray()
+    if not ray.is_initialized():
+        begin(ray, placement)
+    return Cluster(ray, placement)
+
+
+def begin(ray: Any, placement: Placement) -> None:
+    """Join a cluster; with `auto`, the one that runs on this machine, or else one that is started here and ends with
+    this process."""
+    options: dict[str, Any] = {"log_to_driver": False, "logging_level": "ERROR", "include_dashboard": False}
+    if files := module_files(placement.modules):
+        options["runtime_env"] = {"py_modules": [str(path) for path in files]}
+    joining = {name: value for name, value in options.items() if name != "include_dashboard"}
+    try:
+        ray.init(address=placement.address, **joining)
+    except ConnectionError as error:
+        if placement.address != AUTO:
+            raise UpslopeError(unreachable(placement.address, error)) from error
+        ray.init(address="local", **options)
+    except Exception as error:  # another version of Python or Ray, a missing token, a malformed address
+        raise UpslopeError(unreachable(placement.address, error)) from error
+
+
+def unreachable(address: str, error: Exception) -> str:
+    """The message for a cluster that cannot be joined."""
+    return (
+        f"The cluster {address} cannot be joined: {brief(error)}. Start one by `ray start --head` on one machine and "
+        "`ray start --address HOST:6379` on the others, with the same versions of Python and Ray and the same token. "
+        "--cluster auto uses the one that runs here, or else this machine."
+    )
+
+
+def module_files(modules: Iterable[Path]) -> list[Path]:
+    """What is sent to the nodes for the folders and files of --py-module: packages whole, and the modules of a folder
+    that is no package.
+
+    Raises:
+        UpslopeError: one does not exist, or holds no module.
+    """
+    found: list[Path] = []
+    for path in modules:
+        inside = (
+            [p for p in sorted(path.iterdir()) if is_module(p)] if path.is_dir() and not is_module(path) else [path]
+        )
+        if not inside or not all(is_module(p) for p in inside):
+            raise UpslopeError(f"--py-module {path} is no Python module, package, or folder of modules.")
+        found += inside
+    return [path.resolve() for path in found]
+
+
+def is_module(path: Path) -> bool:
+    """Whether a path is a module or a package."""
+    return (path.suffix == ".py" and path.is_file()) or (path / "__init__.py").is_file()
+
+
+def fits(resources: dict[str, float], cpus: float, gpus: float) -> int:
+    """How many workers fit into these resources."""
+    counts = [int(resources.get("CPU", 0.0) // cpus)] if cpus else []
+    return min([*counts, *([int(resources.get("GPU", 0.0) // gpus)] if gpus else [])])
+
+
+def resource_words(resources: dict[str, float]) -> str:
+    """Processors and accelerators in words."""
+    gpus = resources.get("GPU", 0.0)
+    return f"{number(resources.get('CPU', 0.0))} CPU" + (f" and {number(gpus)} GPU" if gpus else "")
+
+
+def install_words() -> str:
+    """How to install this machine's versions."""
+    pins = " ".join(f"{name}=={version(name)}" for name in PACKAGES)
+    return f"pip install {pins}"
+
+
+def facts(modules: Iterable[str]) -> dict[str, Any]:
+    """What must be the same on all machines of a run, and which of the modules are missing here."""
+    versions = {"python": platform.python_version()}
+    for package in PACKAGES:
+        try:
+            versions[package] = version(package)
+        except PackageNotFoundError:
+            versions[package] = "not installed"
+    return {
+        "versions": versions,
+        "processor": processor(),
+        "missing": [name for name in modules if not is_importable(name)],
+    }
+
+
+def is_importable(name: str) -> bool:
+    """Whether a module of this name is found."""
+    try:
+        return name in sys.modules or find_spec(name) is not None
+    except (ImportError, ValueError):
+        return False
+
+
+@cache
+def processor() -> str:
+    """The processor's model, and its features that change how numbers are rounded."""
+    try:
+        lines = [line.partition(":") for line in Path("/proc/cpuinfo").read_text("utf-8").splitlines()]
+    except OSError:
+        return f"{platform.machine()} {platform.processor()}"
+    known = {key.strip(): value.strip() for key, _, value in reversed(lines)}
+    flags = known.get("flags", known.get("Features", "")).split()
+    return f"{known.get('model name', platform.machine())}: {' '.join(sorted(filter(is_vector_feature, flags)))}"
+
+
+def is_vector_feature(flag: str) -> bool:
+    """Whether a processor's feature changes how XLA rounds."""
+    return flag.startswith(VECTOR_FEATURES)
+
+
+def difference(mine: dict[str, Any], theirs: dict[str, Any], mixed: bool) -> str:
+    """How a node differs from this machine, as the end of a sentence; empty if it does not matter."""
+    pairs = [(name, mine["versions"][name], theirs["versions"].get(name, "none")) for name in mine["versions"]]
+    if other := [f"{name} {there} (here {here})" for name, here, there in pairs if here != there]:
+        return f"has other versions: {', '.join(other)}. Numbers could differ. Install there: {install_words()}"
+    if theirs["missing"]:
+        return (
+            f"lacks {', '.join(theirs['missing'])}, which this run imports. Send it along with --py-module "
+            "PATH (a module, a package, or a folder of modules), or install it there."
+        )
+    if mine["processor"] != theirs["processor"] and not mixed:
+        return (
+            f"has another processor, which rounds otherwise: {theirs['processor']}; here {mine['processor']}. A seed's "
+            "last digits would depend on where it trains. Leave the node out, or allow it with --mixed."
+        )
+    return ""
+
+
+def modules_of(part: Any, environment: AnyEnvironment) -> list[str]:
+    """The packages and modules, besides Python's own, that a node must import for what it is sent."""
+    found: set[str] = set()
+
+    class Finder(pickle.Pickler):
+        """Notes the module of each class and function."""
+
+        def reducer_override(self, obj: Any) -> Any:
+            found.add(getattr(obj, "__module__", None) or type(obj).__module__)
+            return NotImplemented
+
+    Finder(io.BytesIO()).dump((part, environment))
+    name = environment.name if isinstance(environment, HostEnvironment) else ""
+    found |= {part for part in name.split(":")[:-1] if part.isidentifier() or "." in part}
+    tops = {name.partition(".")[0] for name in found}
+    return sorted(tops - set(sys.stdlib_module_names) - {"__main__", "upslope", "vector", "jax"})

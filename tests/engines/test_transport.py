@@ -1,0 +1,122 @@
+"""What is above the workers' channel does not know it: a cluster, here of processes, trains the same run."""
+
+from pathlib import Path
+from typing import Any
+
+import gymnasium
+import pytest
+from run_helpers import assert_same_run
+
+import upslope
+from upslope.cli.cluster import placement_of
+from upslope.engines import cluster as on_ray
+from upslope.engines.notices import Notices
+from upslope.engines.processes import PipeChannel
+from upslope.engines.transport import Stragglers, Worker, WorkerLostError
+from upslope.engines.workers import WorkersEngine
+from upslope.runs import train as training
+
+SMALL: dict[str, Any] = {"preset": False, "num_envs": 2, "rollout_steps": 16, "minibatches": 2, "quiet": True}
+
+
+class LosableChannel(PipeChannel):
+    """A process that stands for an actor."""
+
+    error = WorkerLostError
+
+
+class Nowhere(PipeChannel):
+    """A channel without a process."""
+
+    place = "nowhere"
+
+    def __init__(self) -> None:
+        pass
+
+
+class Processes:
+    """A cluster of processes of this machine."""
+
+    room = 0
+
+    def require(self, part: Any, environment: Any) -> None:
+        """Every process is this machine's."""
+
+    def capacity(self) -> int:
+        return 2 + self.room
+
+    def free(self) -> int:
+        return self.room
+
+    def words(self, workers: int) -> str:
+        return f"{workers} workers"
+
+    def start_worker(self, module: str, index: int, share: str, notices: Notices) -> Worker:
+        return Worker(LosableChannel(module), index, share, notices)
+
+
+@pytest.fixture
+def processes(monkeypatch: Any) -> Processes:
+    made = Processes()
+    monkeypatch.setattr(on_ray, "connect", lambda placement: made)
+    return made
+
+
+def test_a_lost_worker_and_a_grown_cluster_change_no_number(
+    processes: Processes, tmp_path: Path, monkeypatch: Any, capsys: Any
+):
+    settings: dict[str, Any] = {"seeds": 3, "steps": 640, "folder": tmp_path, **SMALL}
+    here = upslope.train("CartPole-v1", name="here", workers=1, **settings)
+    advance, chunks, counts = WorkersEngine.advance, iter(range(10**6)), []
+
+    def changing(self: WorkersEngine, *arguments: Any) -> Any:
+        chunk = next(chunks)
+        counts.append(len(self.workers))
+        if chunk == 5:
+            self.workers[1].channel.kill()
+        if chunk == 10:
+            processes.room, self.looked = 1, -1e9
+        return advance(self, *arguments)
+
+    monkeypatch.setattr(WorkersEngine, "advance", changing)
+    there = upslope.train("CartPole-v1", name="there", cluster="auto", **settings)
+    assert_same_run(here.path, there.path)
+    assert counts[0] == 2 and counts[-1] == 3
+    assert "ended with exit status -9" in capsys.readouterr().err
+
+
+def test_a_worker_that_is_lost_again_and_again_ends_the_run(processes: Processes, tmp_path: Path, monkeypatch: Any):
+    def lost(self: WorkersEngine, *arguments: Any) -> Any:
+        raise WorkerLostError("Worker process 0 was lost.")
+
+    monkeypatch.setattr(WorkersEngine, "advance", lost)
+    monkeypatch.setattr(training, "MAX_LOSSES", 1)
+    with pytest.raises(upslope.UpslopeError, match=r"was lost.*resume with: upslope resume"):
+        upslope.train("jax:CartPole-v1", steps=640, folder=tmp_path, name="lost", cluster="auto", **SMALL)
+
+
+def test_what_cannot_be_sent_and_flags_without_a_cluster_are_refused(processes: Processes, tmp_path: Path):
+    with pytest.raises(upslope.UpslopeError, match="cannot be sent to a cluster"):
+        upslope.train(lambda: gymnasium.make("CartPole-v1"), folder=tmp_path, cluster="auto", **SMALL)
+    with pytest.raises(upslope.UpslopeError, match=r"--mixed only matters on a cluster"):
+        placement_of(None, 1.0, 0.0, (), True)
+    with pytest.raises(upslope.UpslopeError, match="worker_cpus must be more than 0"):
+        upslope.Placement("auto", worker_cpus=0)
+
+
+def test_other_versions_processors_and_missing_modules_are_told():
+    mine = {"versions": {"numpy": "2.4"}, "processor": "avx2", "missing": []}
+    assert on_ray.difference(mine, dict(mine), mixed=False) == ""
+    assert "numpy 2.3 (here 2.4)" in on_ray.difference(mine, mine | {"versions": {"numpy": "2.3"}}, mixed=True)
+    assert "lacks mine" in on_ray.difference(mine, mine | {"missing": ["mine"]}, mixed=False)
+    assert "--mixed" in on_ray.difference(mine, mine | {"processor": "neon"}, mixed=False)
+    assert on_ray.difference(mine, mine | {"processor": "neon"}, mixed=True) == ""
+
+
+def test_a_straggler_is_told_once():
+    said: list[str] = []
+    workers = [Worker(Nowhere(), i, f"seed {i}", Notices(print)) for i in range(3)]
+    stragglers = Stragglers()
+    for _ in range(60):
+        stragglers.look([1.0, 1.0, 3.0], workers, said.append)
+    assert len(said) == 1 and "Worker process 2 (nowhere, seed 2) is slow: 3.00 s" in said[0]
