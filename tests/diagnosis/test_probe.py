@@ -73,12 +73,10 @@ def test_ppo_solves_the_probes_of_one_program():
     )
 
 
-@pytest.mark.usefixtures("trains_for_long")
 def test_a_limit_taken_for_death_fails_at_truncation_alone():
     assert failed(estimator=LimitIsDeath(), only=["constant", "delay", "action", "truncation"]) == ["truncation"]
 
 
-@pytest.mark.usefixtures("trains_for_long")
 @pytest.mark.parametrize("broken", [pytest.param(NextRow(), marks=pytest.mark.weekly), SumCutAtTerminatedOnly()])
 def test_what_is_carried_over_from_the_next_episode_fails_at_truncation_alone(broken: upslope.Estimator):
     assert failed(estimator=broken, only=["constant", "delay", "both", "truncation"]) == ["truncation"]
@@ -133,7 +131,6 @@ def test_what_a_model_cannot_do_is_not_probed():
         upslope.probe(only=["memory"], model="own_models:Memoryless")
 
 
-@pytest.mark.usefixtures("trains_for_long")
 def test_a_wrong_sign_fails_where_actions_matter():
     assert failed(objective=WrongSign(), only=["constant", "observation", "delay", "action", "both"]) == [
         "action",
