@@ -24,7 +24,7 @@ LONGEST = (
     "test_doctor_planted", "test_golden", "test_border", "test_own_environments", "test_export", "test_model",
     "test_resume", "test_seeds", "test_optimisers", "test_slices", "test_report", "test_batched", "test_planted_facts",
     "test_views", "test_check", "test_hidden_state", "test_packages", "test_health_of_parts", "test_influence",
-    "test_tracking",
+    "test_tracking", "test_judge",
     "test_host", "test_survival", "test_old_runs", "test_recorded", "test_ladder", "test_lab", "test_credit",
     "test_memories", "test_mistakes", "test_cli", "test_runs", "test_health", "test_loaders", "test_examples",
 )  # fmt: skip
