@@ -50,6 +50,7 @@ from upslope.runs.evaluation import (  # fmt: skip
     RunSeeds,
     cut_lines,
     episodes_of,
+    num_cut,
     print_line,
     take,
     trusted_settings,
@@ -143,7 +144,7 @@ def credit_of(
         rollout = play(config, played, agent, seed, episode_seed)
         if agent.head.is_squashed:  # shown in the environment's units
             rollout = rollout._replace(action=agent.head.squashed(rollout.action))
-        for line in cut_lines(config, made, [rollout]):
+        for line in cut_lines(config, num_cut(config, made, [rollout])):
             print_line(line)
         if made.is_compiled:
             draw_compiled(config, made, rollout, pictures)

@@ -41,8 +41,10 @@ class ClusterGrownError(WorkerLostError):
 class Channel(Protocol):
     """Carries messages to one worker and back."""
 
-    error: type[UpslopeError]
-    """The error for a worker that has ended."""
+    @property
+    def error(self) -> type[UpslopeError]:
+        """The error for a worker that has ended."""
+        ...
 
     @property
     def place(self) -> str:
@@ -96,6 +98,8 @@ class Worker:
     def answer(self, say: Callable[[str], None]) -> Any:
         """Wait for the answer; report a worker that hangs, kill it past the limit, and raise its errors."""
         silent, reported, place = 0.0, 0.0, ""
+        kind: str
+        value: Any
         while True:
             seconds = min(BEAT, PATIENCE)
             try:

@@ -68,9 +68,11 @@ class Server:
     notices: Notices | None = None
     columns = InProgram()
 
-    def evaluate(self, *arguments: Any) -> tuple[Evaluation, int]:
+    def evaluate(
+        self, config: RunSeeds, environment: Any, agents: Agent, mode: Mode, episodes: int, offset: int
+    ) -> tuple[Evaluation, int]:
         """See `evaluate_seeds`."""
-        return evaluate_seeds(*arguments, self.notices)
+        return evaluate_seeds(config, environment, agents, mode, episodes, offset, self.notices)
 
     def close(self) -> None:
         """Do nothing: environments are closed after each evaluation."""
