@@ -8,12 +8,9 @@ import os
 
 import jax
 
-IS_KNOWN = jax.__version_info__ < (0, 11)  # XLA ends the process at a flag that it does not know
-FUSION_EMITTERS = {"xla_cpu_use_fusion_emitters": True} if IS_KNOWN else {}
-FLAGS = "--xla_backend_optimization_level=0"
-if IS_KNOWN:
-    # One part a program: 32 parts are compiled by as many threads, which cost a fifth more, and the cores are busy.
-    FLAGS += " --xla_cpu_use_fusion_emitters=false --xla_cpu_parallel_codegen_split_count=1"
+HAS_FUSION_EMITTERS_FLAG = jax.__version_info__ < (0, 11)  # XLA ends the process at a flag that it does not know
+FUSION_EMITTERS = {"xla_cpu_use_fusion_emitters": True} if HAS_FUSION_EMITTERS_FLAG else {}
+FLAGS = "--xla_backend_optimization_level=0" + " --xla_cpu_use_fusion_emitters=false" * HAS_FUSION_EMITTERS_FLAG
 
 # Processes that share the cores would wait for each other's threads, here and in the commands that tests start.
 os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")

@@ -252,7 +252,7 @@ def td_error(rollout: Rollout, values: Values, gamma: float) -> Float[Array, "T 
 
 def discounted_sum(x: Float[Array, "T N"], end: Bool[Array, "T N"], discount: Any) -> Float[Array, "T N"]:
     """y_t = x_t + discount · y_{t+1}, with y_{t+1} = 0 at every end. The discount may differ by step, [T, N]."""
-    per_step = discount if isinstance(discount, jax.Array) else None
+    per_step = discount if isinstance(discount, jax.Array) and discount.ndim else None
 
     def backwards(following: Float[Array, "N"], now: tuple[Array, Array, Array | None]) -> tuple[Array, Array]:
         x_t, end_t, discount_t = now
