@@ -98,7 +98,7 @@ PARABOLA_TABLE += [(-1.0, 1.0, -1.0, -1.0), (-1.0, 0.8, -0.9, 0.0), (-1.0, 0.6, 
 
 @pytest.mark.parametrize(
     ("objective", "weight", "ratio", "surrogate", "slope"),
-    [(DualClip(0.2, 3.0), *row) for row in DUAL_TABLE] + [(SPO(0.2), *row) for row in PARABOLA_TABLE],
+    [(DualClip(0.2, c=3.0), *row) for row in DUAL_TABLE] + [(SPO(0.2), *row) for row in PARABOLA_TABLE],
 )
 def test_the_variants_of_clip_by_hand(objective, weight, ratio, surrogate, slope):
     sample = sample_at(ratio, weight)
@@ -277,7 +277,7 @@ def test_a_gaussian_policy_on_a_parabola(estimator, variance):
         lambda: Clip(1.0),
         lambda: Clip(-0.2),
         lambda: Clip(float("nan")),
-        lambda: DualClip(0.2, 1.1),
+        lambda: DualClip(0.2, c=1.1),
         lambda: SPO(0.0),
         lambda: KLPenalty(beta=-1.0),
         lambda: KLPenalty(beta=float("nan")),

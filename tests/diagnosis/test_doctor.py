@@ -13,6 +13,8 @@ from upslope.diagnosis import findings, rules_parts
 from upslope.models.description import to_json
 from upslope.models.heads import head_of
 
+BONUS_RULES = ("bonus_drowns_reward", "bonus_never_fades", "noisy_television")
+
 SIGNATURES = {
     "rows_misaligned": {"changes": {"health/broken_links": 1.0}},
     "reset_as_successor": {"changes": {"health/reset_as_successor": 1.0}},
@@ -97,6 +99,7 @@ def test_a_healthy_run_gets_a_clean_bill_if_it_rises(rise, tmp_path):
         "actions_clipped": "action_clipped", "modes_disagree": "10 evaluation episodes of each mode",
         "forbidden_actions_likely": rules_parts.MASKS, "memory_saturated": rules_parts.MEMORY,
         "memory_dead": rules_parts.MEMORY, "encoder_dead": rules_parts.IMAGES, "key_drowns_others": rules_parts.KEYS,
+        **dict.fromkeys(BONUS_RULES, rules_parts.BONUS),
     }  # fmt: skip
     assert len(found.checked) == len(findings.RULES) - len(found.unchecked) > 20
     assert found.to_json()["healthy"] is (True if rise else None)
@@ -107,7 +110,7 @@ def test_parts_in_health_are_no_alarm(tmp_path):
     parts = {"forbidden_mass": 0.6, "memory_saturated": 0.02, "memory_dead": 0.1, "encoder_dead": 0.4, "key_share": 0.8}
     found = upslope.diagnose(write_run(tmp_path, {f"health/{name}": x for name, x in parts.items()}))
     assert found.alarms == () and [f.cause for f in found.findings] == ["forbidden_actions_likely"]
-    assert set(found.unchecked) == {"actions_clipped", "modes_disagree"}
+    assert set(found.unchecked) == {"actions_clipped", "modes_disagree", *BONUS_RULES}
 
 
 def test_a_fault_in_two_of_five_seeds_is_no_alarm_but_one_in_most_is(tmp_path):
