@@ -29,6 +29,7 @@ STANDS_FOR = {
     "flag": "--learning-rate or the limit that is strict",
     "s.config.gamma": "0.9, say,",
     "s.horizon": "1/(1 − γ)",
+    "s.step_flag": "--learning-rate (of natural steps: --delta)",
     "length": "many more",
     "counted(max(s.samples, 1), 'sample')": "few samples",
     "lost.sum()": "some",

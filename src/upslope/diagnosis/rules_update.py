@@ -26,8 +26,8 @@ def update_too_large(s: Signs) -> Finding | None:
         "update_too_large", "Each update moves the policy far." if not burst else "An update destroyed the policy.",
         "δ, the KL of a step, is too large." if s.is_natural
         else "The learning rate is too high, or a batch is used for too many epochs.",
-        f"Lower {s.step_flag}"
-        + ("." if s.is_natural else f" or --epochs ({s.config.epochs}); or --target-kl 0.02."),
+        f"Lower {s.step_flag}." if s.is_natural
+        else f"Lower {s.step_flag} or --epochs ({s.config.epochs}); or --target-kl 0.02.",
         max(0.86 * part, 0.91 * burst), 1.0 if burst else 0.95,
         evidence=(s.evidence("policy/kl", peak if burst else kl, "below 0.02", 0.0, 1.0 if burst else 0.6),
                   s.evidence("policy/clip_fraction", clipped, "0.05 to 0.3", 0.0, 0.6)),
@@ -243,8 +243,8 @@ def late_collapse(s: Signs) -> Finding | None:
     return Finding(
         "late_collapse", f"{np.sum(x > 0.7)} of {len(x)} seeds lost most of what they had learned.",
         "An update late in the run was too large.",
-        ("Lower --delta" if s.is_natural else "Keep --learning-rate-schedule linear, and add --target-kl 0.02")
-        + "; `best` holds the best agents.",
+        "Lower --delta; `best` holds the best agents." if s.is_natural
+        else "Keep --learning-rate-schedule linear, and add --target-kl 0.02; `best` holds the best agents.",
         0.6 * part, 0.8, evidence=(s.evidence("share of the rise lost", x, "0"),), experiment=SEED,
     ) if part >= 0.4 else None  # fmt: skip
 
