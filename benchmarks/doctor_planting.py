@@ -142,8 +142,7 @@ class PlantedGAE(upslope.Estimator):
         through = rollout.reward + gamma * values.next_value - values.value
         delta = jnp.where(is_("bootstraps") | is_("leaks"), through, td_error(rollout, values, gamma))
         advantage = discounted_sum(delta, ends(rollout) & ~is_("leaks"), gamma * 0.95)
-        credit = advantage_credit(advantage, rollout, values)
-        weight, target = credit.weight, credit.target
+        weight, target = advantage_credit(advantage, rollout, values)
         for name, other in {
             "sign": (-weight, target),
             "late": (jnp.roll(weight, 5, axis=0), target),

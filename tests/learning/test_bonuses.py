@@ -286,12 +286,12 @@ def weighed(is_episodic, gamma=0.5, estimator=None, reward=0.0, coefficient=2.0)
 
 
 def test_the_return_of_the_bonus_goes_on_after_the_end_of_an_episode():
-    (_, scaled, credit, metrics), rollout = weighed(is_episodic=False, reward=1.0)
+    (state, scaled, credit, metrics), rollout = weighed(is_episodic=False, reward=1.0)
     # r = 1, 5, 3: the numbers of the successors. After the end comes state 4; after the last step V(3).
     third = 3 + 0.5 * V[3]
     second = 5 + 0.5 * third
     first = 1 + 0.5 * second
-    np.testing.assert_allclose(np.asarray(credit.bonus_target)[:, 0], [first, second, third], rtol=1e-6)
+    np.testing.assert_allclose(np.asarray(state.stream.target)[:, 0], [first, second, third], rtol=1e-6)
     bonus = np.asarray([first - V[0], second - V[4], third - V[5]])
     assert np.asarray(scaled.reward).tolist() == np.asarray(rollout.reward).tolist() == [[1.0]] * 3
     assert float(metrics["bonus/mean"]) == 3 and "bonus/scale" not in metrics
@@ -301,9 +301,9 @@ def test_the_return_of_the_bonus_goes_on_after_the_end_of_an_episode():
 
 
 def test_an_episodic_return_of_the_bonus_ends_with_the_episode():
-    (_, _, credit, _), _ = weighed(is_episodic=True)
+    (state, *_), _ = weighed(is_episodic=True)
     third = 3 + 0.5 * V[3]
-    np.testing.assert_allclose(np.asarray(credit.bonus_target)[:, 0], [1, 5 + 0.5 * third, third], rtol=1e-6)
+    np.testing.assert_allclose(np.asarray(state.stream.target)[:, 0], [1, 5 + 0.5 * third, third], rtol=1e-6)
 
 
 def test_an_estimator_without_critic_needs_none_for_the_bonus():

@@ -113,8 +113,6 @@ class Credit(NamedTuple):
 
     weight: Float[Array, "T N"]
     target: Float[Array, "T N"]
-    bonus_target: Float[Array, "T N"] | None = None
-    """The intrinsic critic's target; None without a bonus. No estimator sets it."""
 
 
 def host_rollout(fields: Mapping[str, Any]) -> Rollout:

@@ -54,6 +54,8 @@ class Stream(NamedTuple):
     statistics: RunningStatistics
     """Statistics of the discounted intrinsic return, which are the unit of the bonus."""
     discounted_return: Float[Array, "N"]
+    target: Float[Array, "T N"] | None = None
+    """The intrinsic critic's target, from `weigh` to `move`."""
 
 
 def begin_stream(intrinsic: Intrinsic, setting: Setting, update: Update, key: PRNGKeyArray) -> Stream:
@@ -78,7 +80,7 @@ def weigh_bonus(
     credit: Credit,
     key: PRNGKeyArray,
 ) -> tuple[Stream, Credit, Metrics]:
-    """The credit with the bonus's Ψ added, and the intrinsic critic's target as its `bonus_target`.
+    """The credit with the bonus's Ψ added, and the stream with the intrinsic critic's target.
 
     `values` and `credit` are those of the environment's rewards.
     """
@@ -104,7 +106,7 @@ def weigh_bonus(
     metrics["bonus/share"] = share_of(added, credit.weight, rollout.valid)
     if stream.critic is not None:
         metrics["bonus/explained_variance"] = explained_variance(ours.value, own.target, rollout.valid)
-    credit = credit._replace(weight=credit.weight + added, bonus_target=own.target)
+    stream, credit = stream._replace(target=own.target), credit._replace(weight=credit.weight + added)
     return stream, credit, metrics | intrinsic.bonus.measured(bonus)
 
 
@@ -178,12 +180,12 @@ def fit_critic(
     update: Update,
     agent: Agent,
     rollout: Rollout,
-    target: Float[Array, "T N"],
     key: PRNGKeyArray,
     learning_rate: Any,
 ) -> tuple[Stream, Metrics]:
-    """Move the intrinsic critic towards its targets, as the critic of the environment's rewards moves."""
-    if stream.critic is None:
+    """Move the intrinsic critic towards the stream's target, as the critic of the environment's rewards moves."""
+    target, stream = stream.target, stream._replace(target=None)
+    if stream.critic is None or target is None:
         return stream, {}
     reader = as_critic(agent, stream.critic)
     valid = rollout.valid.reshape(-1)

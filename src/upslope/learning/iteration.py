@@ -290,9 +290,9 @@ def move(
     )
     pace = pace_of(task, progress, state.iteration)
     stream, fitted = state.stream, {}
-    if isinstance(stream, Stream) and credit.bonus_target is not None:
-        facts = state.learner.agent, rollout, credit.bonus_target
-        stream, fitted = fit_critic(stream, task.update, *facts, jax.random.fold_in(key, 2), pace.learning_rate)
+    if isinstance(stream, Stream):
+        facts = state.learner.agent, rollout, jax.random.fold_in(key, 2)
+        stream, fitted = fit_critic(stream, task.update, *facts, pace.learning_rate)
     known = state.memory, probe, state.reference
     learner, metrics = improve(task.update, state.learner, rollout, credit, key, pace, *known)
     agent = learner.agent
