@@ -2,6 +2,7 @@
 
 import gc
 import os
+import signal
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from functools import partial
@@ -59,6 +60,12 @@ def one_thread_each() -> Iterator[None]:
     """NumPy's matrix products take one thread, lest the test processes wait for each other's."""
     with one_blas_thread():
         yield
+
+
+@pytest.fixture(scope="session", autouse=True)
+def ctrl_c_interrupts() -> None:
+    """Tests that press Ctrl-C also pass in a job in the background, which the shell lets ignore it."""
+    signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
 @pytest.fixture(scope="session", autouse=True)

@@ -160,16 +160,12 @@ def test_a_signal_stops_the_command_cleanly(tmp_path: Path):
 def test_a_second_wish_to_stop_does_not_wait(monkeypatch):
     clock = iter([0.0, 0.1, 0.6])
     monkeypatch.setattr("upslope.runs.signals.monotonic", lambda: next(clock))
-    before = signal.signal(signal.SIGINT, signal.default_int_handler)  # a job in the background may ignore it
-    try:
-        with stop_on_signal(lambda: False) as stop:
-            for _ in range(2):
-                signal.raise_signal(signal.SIGINT)
-            assert stop.is_set()
-            with pytest.raises(KeyboardInterrupt):
-                signal.raise_signal(signal.SIGINT)
-    finally:
-        signal.signal(signal.SIGINT, before)
+    with stop_on_signal(lambda: False) as stop:
+        for _ in range(2):
+            signal.raise_signal(signal.SIGINT)
+        assert stop.is_set()
+        with pytest.raises(KeyboardInterrupt):
+            signal.raise_signal(signal.SIGINT)
 
 
 def test_train_resume_goes_on_with_the_same_config_only(tmp_path: Path, capsys):
