@@ -1,6 +1,6 @@
 """What survives on a Ray cluster, and what its transport costs. Stores benchmarks/results/cluster.json.
 
-    python benchmarks/cluster.py faults --count 20    # each fault so many times, on one cluster of three nodes
+    python benchmarks/cluster.py faults --count 20    # each fault 20 times, on one cluster of three nodes
     python benchmarks/cluster.py overhead             # seconds an iteration through pipes and through actors
 
 It needs the extra `ray`. The nodes are raylets of this machine, each with one processor for workers. A fault strikes

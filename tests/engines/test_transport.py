@@ -8,7 +8,7 @@ import pytest
 from run_helpers import assert_same_run
 
 import upslope
-from upslope.cli.cluster import placement_of
+from upslope.cli.cluster import ClusterFlags
 from upslope.engines import cluster as on_ray
 from upslope.engines.notices import Notices
 from upslope.engines.processes import PipeChannel
@@ -99,7 +99,7 @@ def test_what_cannot_be_sent_and_flags_without_a_cluster_are_refused(processes: 
     with pytest.raises(upslope.UpslopeError, match="cannot be sent to a cluster"):
         upslope.train(lambda: gymnasium.make("CartPole-v1"), folder=tmp_path, cluster="auto", **SMALL)
     with pytest.raises(upslope.UpslopeError, match=r"--mixed only matters on a cluster"):
-        placement_of(None, 1.0, 0.0, (), True)
+        ClusterFlags(mixed=True).placement()
     with pytest.raises(upslope.UpslopeError, match="worker_cpus must be more than 0"):
         upslope.Placement("auto", worker_cpus=0)
 

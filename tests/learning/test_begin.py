@@ -14,7 +14,7 @@ pytestmark = pytest.mark.usefixtures("compiled_for_users")
 
 def test_a_seed_begins_alike_alone_and_among_others():
     # Of four components two are left: what reset computes is then used twice, as state and as observation, and a
-    # program that loops over seeds may round one of them otherwise than a program without a loop.
+    # program that loops over seeds may round one of them differently from a program without a loop.
     config = Config("jax:CartPole-v1", num_envs=32, hidden_sizes=(8,), ignore_observation=("1", "3"))
     task = task_of(config, environment_of(config))
     among = initialise_all(task, [0, 1, 2])

@@ -17,7 +17,7 @@ class ClusterFlags:
     """A cluster, and what a worker takes of it."""
 
     cluster: str | None = None
-    """Have workers on a Ray cluster: its address, or auto for the one that runs here, or else this machine (extra
+    """Put the workers on a Ray cluster: its address, or auto for the one that runs here, or else this machine (extra
     `ray`). The result does not depend on it."""
     worker_cpus: float = 1.0
     """CPUs that a worker on the cluster takes."""
@@ -26,31 +26,34 @@ class ClusterFlags:
     py_module: Modules = ()
     """A module, package or folder of modules of your own that is sent to every node of the cluster; repeatable."""
     mixed: Mixed = False
-    """Allow nodes with other processors, which round otherwise."""
+    """Allow nodes with other processors, which round differently; training records it in config.json."""
 
     def placement(self) -> Any:
-        """The `Placement` that these flags describe; None without a cluster."""
-        return placement_of(self.cluster, self.worker_cpus, self.worker_gpus, self.py_module, self.mixed)
+        """The `Placement` that these flags describe; None without a cluster.
+
+        Raises:
+            UpslopeError: a number is out of range, or there is no cluster for which the others are meant.
+        """
+        if self.cluster is None:
+            if unread := [flag for flag, is_given in self.given().items() if is_given]:
+                raise UpslopeError(
+                    f"{', '.join(unread)} only matters on a cluster: give --cluster auto or its address too."
+                )
+            return None
+        from upslope.engines.base import Placement
+
+        return Placement(self.cluster, self.worker_cpus, self.worker_gpus, tuple(self.py_module), self.mixed)
+
+    def given(self) -> dict[str, bool]:
+        """Whether each flag that a cluster needs has another value than its default."""
+        return {
+            "--worker-cpus": self.worker_cpus != 1.0,
+            "--worker-gpus": self.worker_gpus != 0.0,
+            "--py-module": bool(self.py_module),
+            "--mixed": self.mixed,
+        }
 
 
 OnCluster = Annotated[ClusterFlags, tyro.conf.OmitArgPrefixes]
 HERE = ClusterFlags()
 """No cluster."""
-
-
-def placement_of(cluster: str | None, cpus: float, gpus: float, modules: tuple[Path, ...], mixed: bool) -> Any:
-    """The `Placement` of these flags.
-
-    Raises:
-        UpslopeError: a number is out of range, or there is no cluster for which the others are meant.
-    """
-    if cluster is None:
-        given = {"--worker-cpus": cpus != 1.0, "--worker-gpus": gpus != 0.0, "--py-module": modules, "--mixed": mixed}
-        if unread := [flag for flag, is_given in given.items() if is_given]:
-            raise UpslopeError(
-                f"{', '.join(unread)} only matters on a cluster: give --cluster auto or its address too."
-            )
-        return None
-    from upslope.engines.base import Placement
-
-    return Placement(cluster, cpus, gpus, tuple(modules), mixed)

@@ -15,7 +15,7 @@ from typing import Annotated, Any
 import tyro
 from tyro.constructors import StructConstructorSpec, StructFieldSpec, StructTypeInfo
 
-from upslope.cli.cluster import HERE, Modules, OnCluster, placement_of
+from upslope.cli.cluster import HERE, ClusterFlags, OnCluster
 from upslope.config.coercion import REGISTRY
 from upslope.config.config import Config, canonical, configure, positive
 from upslope.config.foreign_names import foreign_setting
@@ -29,7 +29,7 @@ Track = Annotated[tuple[str, ...], tyro.conf.arg(metavar="TRACKER"), tyro.conf.U
 
 
 @dataclass(frozen=True)
-class Train(Config):
+class Train(ClusterFlags, Config):
     """Train an agent on an environment, and write a run directory.
 
     Flags that you omit have the defaults shown, which depend on the environment's action space, the algorithm and the
@@ -56,17 +56,6 @@ class Train(Config):
     workers: int | None = None
     """Processes that share the seeds of a Gymnasium environment; by default one per core in long runs. The result does
     not depend on it."""
-    cluster: str | None = None
-    """Train in workers on a Ray cluster: its address, or auto for the one that runs here, or else this machine (extra
-    `ray`). The result does not depend on it."""
-    worker_cpus: float = 1.0
-    """CPUs that a worker on the cluster takes."""
-    worker_gpus: float = 0.0
-    """GPUs that a worker on the cluster takes."""
-    py_module: Modules = ()
-    """A module, package or folder of modules of your own that is sent to every node of the cluster; repeatable."""
-    mixed: Switch = False
-    """Allow nodes with other processors, which round otherwise; config.json records it."""
     trust: Switch = False
     """Run the code that --config, or the run of --from, names; it may do anything. Otherwise you are shown it and
     asked, or it is refused."""
@@ -80,10 +69,6 @@ class Train(Config):
         if self.no_preset and self.preset_name is not None:
             raise UpslopeError("--preset and --no-preset contradict each other. Give one of the two.")
 
-    def placement(self) -> Any:
-        """The cluster for the workers, if there is one."""
-        return placement_of(self.cluster, self.worker_cpus, self.worker_gpus, self.py_module, self.mixed)
-
 
 HEADINGS = {
     "environment": "algorithm",
@@ -94,6 +79,7 @@ HEADINGS = {
     "epochs": "update",
     "normalize_advantage": "normalisation",
     "hidden_sizes": "network",
+    "cluster": "cluster",
     "name": "run",
 }
 """Maps the first field of each group of flags in the help to the group's title."""

@@ -108,11 +108,9 @@ def parts_of(
             objects[role] = part
             given |= settings_of(part)
         elif part is not None:
-            kind = (
-                "a bonus as a name or an object, e.g. upslope.Count()"
-                if role == "bonus"
-                else ("an estimator or objective as an object, e.g. upslope.NStep(5)")
-            )
+            kind = "an estimator or objective as an object, e.g. upslope.NStep(5)"
+            if role == "bonus":
+                kind = "a bonus as a name or an object, e.g. upslope.Count()"
             raise UpslopeError(f"Pass {kind}, not {part!r}.")
     for role, part in (("model", model), ("optimiser", optimiser)):
         if isinstance(part, str):

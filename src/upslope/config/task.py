@@ -101,33 +101,34 @@ def bonus_of(config: Config) -> Bonus:
     Raises:
         UpslopeError: there is no such bonus, or it has no such field.
     """
-    name, settings = config.bonus, config.bonus_kwargs
+    name = config.bonus
     found = BONUS_TYPES[name] if name in BONUS_TYPES else imported("bonus", name)
-    try:
-        made = found(**settings) if isinstance(found, type) else replace(found, **settings) if settings else found
-    except TypeError as error:
-        known = [f.name for f in fields(found)] if is_dataclass(found) else []
-        has = f"It has {', '.join(known)}" if known else "It has no fields"
-        raise UpslopeError(f"The bonus {name} cannot be made from {settings}: {error}. {has}.") from error
-    if not isinstance(made, Bonus):
-        raise UpslopeError(f"{name} is a {type(made).__name__}, not an upslope.Bonus. Subclass it.")
-    return made
+    known = [f.name for f in fields(found)] if is_dataclass(found) else []
+    has = f"It has {', '.join(known)}." if known else "It has no fields."
+    return made_from(found, config.bonus_kwargs, Bonus, f"The bonus {name}", has)
 
 
 def build(config: Config, role: str) -> Any:
     """Make the part that a config names, with parameters from the config."""
     name, found = getattr(config, role), named(role, getattr(config, role))
     values = {field: getattr(config, setting) for field, setting in parameters(found).items()}
+    return made_from(
+        found, values, AXES[role][0], name, "Give its other fields defaults, or pass the object from Python."
+    )
+
+
+def made_from(found: Any, values: Mapping[str, Any], base: type, label: str, advice: str) -> Any:
+    """An object of a type, or a given object, with these values of its fields; `label` and `advice` are for messages.
+
+    Raises:
+        UpslopeError: the type does not take these values, or the object is none of the base class.
+    """
     try:
         made = found(**values) if isinstance(found, type) else replace(found, **values) if values else found
     except TypeError as error:
-        raise UpslopeError(
-            f"{name} cannot be made from {values}: {error}. Give its other fields defaults, or pass the object from "
-            "Python."
-        ) from error
-    if not isinstance(made, AXES[role][0]):
-        kind = AXES[role][0].__name__
-        raise UpslopeError(f"{name} is a {type(made).__name__}, not an upslope.{kind}. Subclass it.")
+        raise UpslopeError(f"{label} cannot be made from {values}: {error}. {advice}") from error
+    if not isinstance(made, base):
+        raise UpslopeError(f"{label} is a {type(made).__name__}, not an upslope.{base.__name__}. Subclass it.")
     return made
 
 
@@ -167,15 +168,15 @@ def declared(part: Any) -> dict[str, Any]:
 
 def settings_of(part: Estimator | Objective | Bonus) -> dict[str, Any]:
     """The settings that describe a Python object: its name, `module:Name` for a user's own, and its parameters."""
+    role = "bonus" if isinstance(part, Bonus) else "estimator" if isinstance(part, Estimator) else "objective"
+    known = BONUS_TYPES if role == "bonus" else AXES[role][1]
+    own = f"{type(part).__module__}:{type(part).__qualname__}"
+    found = {role: next((name for name, kind in known.items() if type(part) is kind), own)}
     if isinstance(part, Bonus):
-        own = f"{type(part).__module__}:{type(part).__qualname__}"
-        name = next((name for name, kind in BONUS_TYPES.items() if type(part) is kind), own)
         values = {f.name: getattr(part, f.name) for f in fields(part) if f.init} if is_dataclass(part) else {}
         plain = {name: x for name, x in values.items() if isinstance(x, str | int | float | None)}
-        return {"bonus": name, "bonus_kwargs": plain}
-    role = "estimator" if isinstance(part, Estimator) else "objective"
-    own = f"{type(part).__module__}:{type(part).__qualname__}"
-    return {role: next((name for name, kind in AXES[role][1].items() if type(part) is kind), own)} | declared(part)
+        return found | {"bonus_kwargs": plain}
+    return found | declared(part)
 
 
 def imported(role: str, name: str) -> Any:

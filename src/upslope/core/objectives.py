@@ -54,6 +54,10 @@ class Objective(ABC):
         """The state for the next iteration, given the mean KL divergence of this update."""
         return state
 
+    def is_outside(self, ratio: Float[Array, "..."]) -> Bool[Array, "..."]:
+        """Where the ratio counts as clipped, for the clip fraction: outside [0.8, 1.2], unless the objective clips."""
+        return jnp.abs(ratio - 1) > 0.2
+
 
 @dataclass(frozen=True)
 class PolicyGradient(Objective):

@@ -3,8 +3,8 @@
 An actor serves the same `Server` as a process of this machine does, and its channel carries the same messages, so what
 trains does not know where its workers are. The main process alone writes files.
 
-Whoever reaches a Ray cluster can run code on it: a cluster that upslope starts asks for a token, and so should one that
-it joins. Messages are pickled, as those through pipes are, and pass only between the nodes of the cluster.
+Anyone who can reach a Ray cluster can run code on it. A cluster that upslope starts requires a token, and one that it
+joins should too. Messages are pickled, as those through pipes are, and pass only between the nodes of the cluster.
 """
 
 import io
@@ -329,7 +329,7 @@ def begin(ray: Any, placement: Placement) -> None:
 
 
 def unreachable(address: str, error: Exception) -> str:
-    """The message for a cluster that cannot be joined."""
+    """The error message for a failed attempt to join a cluster."""
     return (
         f"The cluster {address} cannot be joined: {brief(error)}. Start one by `ray start --head` on one machine and "
         "`ray start --address HOST:6379` on the others, with the same versions of Python and Ray and the same token. "

@@ -125,7 +125,7 @@ def replace_damaged_entries() -> None:
 
 
 def use_cores(count: int) -> None:
-    """Let this process use only so many cores, since others use the rest."""
+    """Limit this process to a number of cores; other processes use the rest."""
     global allowed_cores
     allowed_cores = count
 

@@ -118,7 +118,7 @@ def initialise_all(task: Task, seeds: Sequence[int], *, acts: bool = True) -> Tr
     """The initial state of all seeds [S]; with running episodes if `acts` and the environment is compiled.
 
     Networks are initialised in NumPy; the rest is one program, which spares compiling each small operation. It is
-    one seed's program, run for each: XLA may round a loop over several seeds otherwise than the same body run once.
+    one seed's program, run for each: XLA may round a loop over several seeds differently from its body run once.
     """
     fresh, keys = fresh_networks(task, seeds)
     return begin_each(jax.jit(partial(begin_training, task, acts), compiler_options=QUICK), fresh, keys)

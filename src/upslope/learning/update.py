@@ -16,8 +16,6 @@ import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, PRNGKeyArray, Shaped
 
 from upslope.core.objectives import (
-    SPO,
-    Clip,
     NaturalGradient,
     Objective,
     ObjectiveState,
@@ -225,6 +223,7 @@ def descend_groups(
     """Descend each parameter group on its own loss; also return the metrics of the policy and of the critic."""
     model, objective = learner.agent.model, learner.objective
     policy_key, value_key = jax.random.split(key)
+    # A number that differs between the trials of a sweep is no float, and may be above 0 in some of them.
     has_shifts = type(update.rpo_alpha) is not float or update.rpo_alpha > 0
 
     def policy_losses(model: Any, batch: Batch) -> tuple[Array, Distance, Array]:
@@ -329,9 +328,8 @@ def sample_from(policy: Any, batch: Batch) -> tuple[Sample, Float[Array, "B ..."
 def policy_metrics(objective: Objective, sample: Sample, valid: Bool[Array, "B ..."]) -> Metrics:
     """The fraction of samples whose ratio ρ = π_θ/μ is outside [1−ε, 1+ε], and the effective sample size."""
     ratio = importance_ratio(sample)
-    clip = objective if isinstance(objective, Clip | SPO) else Clip()
     return {
-        "policy/clip_fraction": mean(clip.is_outside(ratio), valid),
+        "policy/clip_fraction": mean(objective.is_outside(ratio), valid),
         "policy/effective_sample_size": effective_sample_size(ratio, valid),
     }
 

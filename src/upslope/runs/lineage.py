@@ -5,7 +5,7 @@ run can be resumed when its source is gone.
 """
 
 import hashlib
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
@@ -198,19 +198,28 @@ def taken_over(config: Config, task: Task, state: TrainState) -> tuple[TrainStat
     return begun_with(state, learner), lineage
 
 
-def require_same_agent(source: Source, config: Config, task: Task) -> None:
-    """Raise an error if the agent of the source does not fit the environment or the networks of the run."""
+def different_spaces(source: Source, config: Config, task: Task) -> list[str]:
+    """How the spaces of the environment differ from those of the source."""
     head = head_of(task.environment.action_space, config.environment)
     pairs = zip(("observation", "action"), spaces_of(source.directory), (task.model.encoder, head), strict=True)
-    if different := [words for role, old, new in pairs for words in differences_of(role, old, new)]:
+    return [words for role, old, new in pairs for words in differences_of(role, old, new)]
+
+
+def different_settings(source: Source, config: Config, names: Iterable[str]) -> list[str]:
+    """Which of these settings are not those of the source."""
+    both = {name: (getattr(source.config, name), getattr(config, name)) for name in names}
+    return [f"{flag_of(name)} was {old}, and is {new}" for name, (old, new) in both.items() if old != new]
+
+
+def require_same_agent(source: Source, config: Config, task: Task) -> None:
+    """Raise an error if the agent of the source does not fit the environment or the networks of the run."""
+    if different := different_spaces(source, config, task):
         raise UpslopeError(
             f"The agent of {source.directory.path} does not fit {config.environment}, since it needs the spaces that "
             f"it was trained with: {'; '.join(different)}. Choose an environment with the same spaces, or train "
             "a new agent without --from."
         )
-    other = {name: (getattr(source.config, name), getattr(config, name)) for name in NETWORKS}
-    changed = [f"{flag_of(name)} was {old}, and is {new}" for name, (old, new) in other.items() if old != new]
-    if changed:
+    if changed := different_settings(source, config, NETWORKS):
         raise UpslopeError(
             f"The networks of {source.directory.path} cannot change: {'; '.join(changed)}. Leave that out to go on "
             "with its agent, or leave --from out to train a new one."

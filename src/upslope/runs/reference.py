@@ -2,14 +2,12 @@
 
 import numpy as np
 
-from upslope.config.config import Config, flag_of
+from upslope.config.config import Config
 from upslope.core.messages import readable
 from upslope.errors import UpslopeError
 from upslope.learning.iteration import Task, TrainState
-from upslope.models.heads import head_of
-from upslope.runs.lineage import NETWORKS, Source, agent_of, source_of
-from upslope.runs.policy import check_checkpoint_size, spaces_of
-from upslope.runs.same_spaces import differences_of
+from upslope.runs.lineage import NETWORKS, Source, agent_of, different_settings, different_spaces, source_of
+from upslope.runs.policy import check_checkpoint_size
 
 
 def with_reference(config: Config, task: Task, state: TrainState) -> tuple[TrainState, str]:
@@ -39,17 +37,13 @@ def with_reference(config: Config, task: Task, state: TrainState) -> tuple[Train
 
 def require_same_networks(source: Source, config: Config, task: Task) -> None:
     """Refuse a run whose policy does not fit the environment, or cannot be held by networks like this run's."""
-    head = head_of(task.environment.action_space, config.environment)
-    pairs = zip(("observation", "action"), spaces_of(source.directory), (task.model.encoder, head), strict=True)
-    if different := [words for role, old, new in pairs for words in differences_of(role, old, new)]:
+    if different := different_spaces(source, config, task):
         raise UpslopeError(
             f"The policy of {source.directory.path} cannot be the reference in {config.environment}, since it needs "
             f"the spaces that it was trained with: {'; '.join(different)}. Name a run in an environment with the same "
             "spaces."
         )
-    names = (*NETWORKS, "normalize_observations")
-    both = {name: (getattr(source.config, name), getattr(config, name)) for name in names}
-    if changed := [f"{flag_of(name)} was {old}, and is {new}" for name, (old, new) in both.items() if old != new]:
+    if changed := different_settings(source, config, (*NETWORKS, "normalize_observations")):
         raise UpslopeError(
             f"A reference policy has the networks of the run that it is kept in, but for {source.directory.path} "
             f"{'; '.join(changed)}. Train with its settings, or begin with its agent: --from "
