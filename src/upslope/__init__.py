@@ -13,7 +13,6 @@ if TYPE_CHECKING:
     from upslope.analysis.judge import judge as judge
     from upslope.analysis.judgement import Judgement as Judgement
     from upslope.api import Run as Run
-    from upslope.api import export as export
     from upslope.api import resume as resume
     from upslope.api import train as train
     from upslope.config.config import Config as Config
@@ -69,6 +68,7 @@ if TYPE_CHECKING:
     from upslope.runs.evaluation import Evaluation as Evaluation
     from upslope.runs.evaluation import evaluate as evaluate
     from upslope.runs.evaluation import record as record
+    from upslope.runs.export.writing import export as export
     from upslope.runs.following import Following as Following
     from upslope.runs.policy import Policy as Policy
     from upslope.runs.policy import load as load
@@ -76,10 +76,11 @@ if TYPE_CHECKING:
     from upslope.runs.tracking.tracker import Tracker as Tracker
 
 PUBLIC_NAMES = {
-    "api": ("train", "resume", "export", "Run"),
+    "api": ("train", "resume", "Run"),
     "runs.policy": ("load", "Policy"),
     "runs.following": ("Following",),
     "runs.evaluation": ("evaluate", "record", "Evaluation"),
+    "runs.export.writing": ("export",),
     "runs.tracking.sending": ("track",),
     "runs.tracking.tracker": ("Tracker",),
     "analysis.compare": ("compare",),

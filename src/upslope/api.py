@@ -1,4 +1,4 @@
-"""The Python interface: `train`, `resume`, `export` and `judge`."""
+"""The Python interface of training: `train` and `resume`."""
 
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
@@ -6,7 +6,6 @@ from typing import Any
 
 import optax
 
-from upslope.analysis.judge import judge as judge
 from upslope.config.config import Config
 from upslope.config.prepare import parts_of, prepare
 from upslope.config.task import environment_of, task_of
@@ -20,10 +19,8 @@ from upslope.errors import UpslopeError
 from upslope.learning.bonuses.bonus import Bonus
 from upslope.runs.directory import RunDirectory, check_name, free_name, versions
 from upslope.runs.display import Display, choose
-from upslope.runs.export.writing import Exported, export_run
 from upslope.runs.following import Following
 from upslope.runs.lineage import request_from
-from upslope.runs.policy import Which
 from upslope.runs.train import Run, Session, begin, resume_run
 
 
@@ -197,32 +194,3 @@ def resume(
     notes = [f"versions changed since the run started, so bits may differ: {words}"] if changed else []
     session = session_of(quiet, workers, track, track_project, display, on_iteration, cluster)
     return resume_run(config, task, directory, session, notes, trust=trust)
-
-
-def export(
-    run: str | Path,
-    format: str,
-    output: str | Path | None = None,
-    *,
-    seed: int | None = None,
-    checkpoint: Which = "best",
-    model: Callable[..., Any] | None = None,
-    trust: bool = False,
-) -> Exported:
-    """Write a run's policy to a file that acts without upslope, with its normaliser, masks, memory and action bounds.
-
-    The file gives the deterministic action in the environment's own units and dtype, and the parameters of its
-    distribution: the logits, or mean and log σ. Before it is kept, it is held against the policy on random
-    observations. An existing file is not overwritten.
-
-    Args:
-        run: the run directory.
-        format: `numpy`, a Python file and its arrays; `c`, a C99 header without allocation; `onnx`, a graph (extra
-            `onnx`).
-        output: the file, or a folder for it; by default `policy.py`, `policy.h` or `policy.onnx` in the run directory.
-        seed, checkpoint, model, trust: as in `upslope.load`.
-
-    Raises:
-        UpslopeError: the format cannot hold a part of the policy, the file exists, or what `upslope.load` refuses.
-    """
-    return export_run(run, format, output, seed=seed, checkpoint=checkpoint, model=model, trust=trust)

@@ -92,9 +92,9 @@ def test_commands_parse(arguments, monkeypatch, capsys, tmp_path):
         settings.write_text("learning_rate: 0.001")
         monkeypatch.chdir(tmp_path)
     parsed = []
-    monkeypatch.setattr(cli, "train", lambda *asked: parsed.append(asked))
-    for name, command in cli.COMMANDS.items():
-        monkeypatch.setitem(cli.COMMANDS, name, noted(command, parsed))
+    monkeypatch.setattr("upslope.cli.train.train", lambda *asked: parsed.append(asked))
+    of_name = cli.command
+    monkeypatch.setattr(cli, "command", lambda name: noted(of_name(name), parsed))
     try:
         cli.run(arguments)
     except SystemExit as stop:

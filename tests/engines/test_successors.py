@@ -26,10 +26,10 @@ def facts(monkeypatch: pytest.MonkeyPatch, large: int, seeds: list[int], algorit
     _, task = prepare(Counting, algorithm, preset=preset, settings={"seeds": len(seeds), **settings})
     engine = HostEngine(task, seeds, columns_of(task, seeds))
     state = engine.start()
-    keys, _ = engine.keys(state)
-    rollout, _, _ = engine.collect(state, keys, np.ones(len(seeds), bool))
-    engine.close()
     agents = [jax.tree.map(lambda x, s=s: x[s], state.learner.agent) for s in range(len(seeds))]
+    keys = np.asarray(engine.keys(state.key, state.iteration))[:, 0, 0]
+    rollout, _, _ = engine.collect(agents, state.memory, keys, np.ones(len(seeds), bool))
+    engine.close()
     return [engine.rollout_of(rollout, s) for s in range(len(seeds))], agents
 
 

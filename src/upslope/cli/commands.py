@@ -183,9 +183,9 @@ def export(
         trust: Run the model's code that the run's config.json names; it may do anything. Otherwise you are shown the
             code and asked, or it is refused. Upslope's own networks need none.
     """
-    from upslope.api import export
     from upslope.config.trust import ROLES, require
     from upslope.runs.directory import RunDirectory
+    from upslope.runs.export.writing import export
 
     require(RunDirectory(run).config(), run, trust=trust, given=set(ROLES) - {"model"}, ask=True)
     for note in export(run, format, output, seed=seed, checkpoint=checkpoint, trust=trust).notes:
@@ -568,11 +568,3 @@ def completion(shell: tyro.conf.Positional[Literal["bash", "zsh", "fish"]]) -> N
     from upslope.cli.completions import script
 
     print(script(shell), end="")
-
-
-def show_list() -> None:
-    """List rungs, estimators, objectives, presets and compiled environments."""
-    from upslope.cli.list_tables import list_tables
-
-    for table in list_tables():
-        console().print(table)

@@ -30,13 +30,13 @@ def script(shell: str) -> str:
     Raises:
         UpslopeError: this version of tyro does not write one for it.
     """
-    from upslope.cli.main import COMMANDS  # which has the command that calls this
+    from upslope.cli.main import commands  # which has the command that calls this
 
     written = io.StringIO()
     arguments = ["--tyro-print-completion", shell]
     try:
         with contextlib.redirect_stdout(written), contextlib.suppress(SystemExit):
-            tyro.extras.subcommand_cli_from_dict(COMMANDS, prog="upslope", args=arguments, registry=REGISTRY)
+            tyro.extras.subcommand_cli_from_dict(commands(), prog="upslope", args=arguments, registry=REGISTRY)
     except AssertionError as error:
         raise UpslopeError(
             f"This version of tyro completes no {shell}. Get a newer one: pip install -U tyro"

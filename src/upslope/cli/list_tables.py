@@ -4,12 +4,18 @@ from collections.abc import Iterator
 
 from rich.table import Table
 
-from upslope.cli.terminal import table
+from upslope.cli.terminal import console, table
 from upslope.config.foreign_names import table as data
 from upslope.config.ladder import ALGORITHMS, BONUSES, ESTIMATORS, OBJECTIVES
 from upslope.config.presets import presets
 from upslope.core.messages import COMPILED_PREFIX
 from upslope.environments.libraries import LIBRARIES
+
+
+def show_list() -> None:
+    """List rungs, estimators, objectives, presets and compiled environments."""
+    for one in list_tables():
+        console().print(one)
 
 
 def list_tables() -> Iterator[Table]:

@@ -2,17 +2,11 @@
 
 import os
 import sys
+from importlib import import_module
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
-import tyro
-
-from upslope.cli import commands, follow
-from upslope.cli.sweep import sweep
-from upslope.cli.train import Train, parse_train, resume, train
-from upslope.config.coercion import REGISTRY
-from upslope.config.foreign_names import foreign
 from upslope.core.messages import readable, unknown
 from upslope.errors import UpslopeError
 
@@ -21,26 +15,17 @@ EXIT_INTERRUPTED = 130
 EXIT_BROKEN_PIPE = 141
 """The status that a shell reports for a program whose output pipe was closed, e.g. by `head`."""
 
-FUNCTIONS = (
-    *(
-        resume,
-        commands.evaluate,
-        commands.record,
-        commands.judge,
-        commands.export,
-        commands.compare,
-        commands.report,
-        commands.credit,
-    ),
-    *(commands.figure, commands.table, commands.bundle, commands.completion),
-    *(commands.ladder, sweep, commands.lab, commands.doctor, commands.check, commands.probe),
-    *(follow.track, follow.watch),
-)
-COMMANDS: dict[str, Any] = {
-    "train": Train,
-    **{function.__name__: function for function in FUNCTIONS},
-    "list": commands.show_list,
+ANALYSES = ("evaluate", "record", "judge", "export", "compare", "report", "credit", "figure", "table", "bundle")
+DIAGNOSES = ("lab", "doctor", "check", "probe")
+COMMANDS: dict[str, str] = {
+    **{"train": "train:Train", "resume": "train:resume"},
+    **{name: f"commands:{name}" for name in (*ANALYSES, "completion", "ladder")},
+    "sweep": "sweep:sweep",
+    **{name: f"commands:{name}" for name in DIAGNOSES},
+    **{name: f"follow:{name}" for name in ("track", "watch")},
+    "list": "list_tables:show_list",
 }
+"""Each command's module in this package, and the function or class whose signature and docstring are its flags."""
 
 
 def main(arguments: list[str] | None = None) -> None:
@@ -66,18 +51,53 @@ def main(arguments: list[str] | None = None) -> None:
 
 
 def run(arguments: list[str]) -> None:
-    """Run the command given by the arguments."""
+    """Run the command given by the arguments; only what it uses is imported."""
     first = arguments[0] if arguments else "--help"
     if first == "train":
+        from upslope.cli.train import parse_train, train
+
         train(*parse_train(arguments[1:]))
+    elif arguments == ["list"]:
+        command(first)()
     elif first in COMMANDS:
-        tyro.cli(COMMANDS[first], prog=f"upslope {first}", args=arguments[1:], registry=REGISTRY)
+        parse(command(first), prog=f"upslope {first}", args=arguments[1:])
     elif first == "--version":
         print(f"upslope {version('upslope')}")
     elif first.startswith("-"):  # --help; tyro rejects anything else
+        from tyro.extras import subcommand_cli_from_dict
+
+        from upslope.config.coercion import REGISTRY
+
         options = {"prog": "upslope", "args": arguments or [first], "registry": REGISTRY}
-        tyro.extras.subcommand_cli_from_dict(COMMANDS, **options)
+        subcommand_cli_from_dict(commands(), **options)
     else:
-        if meant := foreign("commands", first):
-            raise UpslopeError(f'There is no command "{first}"; upslope calls it {meant}: upslope {meant} --help')
-        raise UpslopeError(unknown("command", first, COMMANDS, "upslope --help"))
+        refuse(first)
+
+
+def parse(kind: Any, **options: Any) -> None:
+    """Call a command with the flags given."""
+    import tyro
+
+    from upslope.config.coercion import REGISTRY
+
+    tyro.cli(kind, registry=REGISTRY, **options)
+
+
+def refuse(name: str) -> None:
+    """Refuse a name that is no command, and say which one was meant."""
+    from upslope.config.foreign_names import foreign
+
+    if meant := foreign("commands", name):
+        raise UpslopeError(f'There is no command "{name}"; upslope calls it {meant}: upslope {meant} --help')
+    raise UpslopeError(unknown("command", name, COMMANDS, "upslope --help"))
+
+
+def command(name: str) -> Any:
+    """The function or class of a command."""
+    module, _, attribute = COMMANDS[name].partition(":")
+    return getattr(import_module(f"upslope.cli.{module}"), attribute)
+
+
+def commands() -> dict[str, Any]:
+    """Every command with its function or class."""
+    return {name: command(name) for name in COMMANDS}

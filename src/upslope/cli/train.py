@@ -16,6 +16,7 @@ import tyro
 from tyro.constructors import StructConstructorSpec, StructFieldSpec, StructTypeInfo
 
 from upslope.cli.cluster import HERE, ClusterFlags, OnCluster
+from upslope.cli.imports import uncollected
 from upslope.config.coercion import REGISTRY
 from upslope.config.config import Config, canonical, configure, positive
 from upslope.config.foreign_names import foreign_setting
@@ -213,11 +214,14 @@ def prepare_arguments(request: dict[str, Any], *, trust: bool = False, ask: bool
 
 def train(flags: Train, request: dict[str, Any]) -> None:
     """Run `upslope train`."""
-    from upslope import api
-    from upslope.config.prepare import prepare
-    from upslope.runs.directory import check_name, same_run
-    from upslope.runs.train import begin
+    with uncollected():
+        from upslope import api
+        from upslope.config.prepare import prepare
+        from upslope.engines.stored_programs import allow_storing
+        from upslope.runs.directory import check_name, same_run
+        from upslope.runs.train import begin
 
+    allow_storing()
     if flags.name is not None:
         check_name(flags.name)
     if flags.resume and flags.name is None:
@@ -268,8 +272,11 @@ def resume(
         quiet: Print warnings only.
     """
     positive(workers=workers)
-    from upslope import api
+    with uncollected():
+        from upslope import api
+        from upslope.engines.stored_programs import allow_storing
 
+    allow_storing()
     ask_for_trust([run], trust, learns=True)
     api.resume(
         run, quiet=quiet, track=track, track_project=track_project, workers=workers, trust=trust, cluster=on.placement()

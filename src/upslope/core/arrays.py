@@ -111,6 +111,11 @@ def typed(x: Any, like: Any) -> Any:
     return jax.random.wrap_key_data(x) if jnp.issubdtype(like.dtype, jax.dtypes.prng_key) else x
 
 
+def in_rows(x: Any) -> list[Any]:
+    """The rows of an array or of random keys, copied by way of NumPy, which compiles no program for it."""
+    return [typed(row, x) for row in jax.device_put(list(np.asarray(raw(x))))]
+
+
 def copied(observation: Any) -> Any:
     """Copy every array of an observation."""
     return observation.copy() if isinstance(observation, np.ndarray) else jax.tree.map(np.copy, observation)

@@ -1,13 +1,14 @@
 """Collect rollouts from Gymnasium environments on the host, in the same format as from compiled ones."""
 
 from collections.abc import Sequence
+from functools import partial
 from time import perf_counter
 from typing import Any, NamedTuple, Protocol, runtime_checkable
 
 import jax
 import numpy as np
 
-from upslope.core.arrays import copied, in_seeds
+from upslope.core.arrays import copied, in_seeds, raw
 from upslope.core.types import Rollout, Successors, host_rollout
 from upslope.models.model import Memory, restarted
 
@@ -177,13 +178,26 @@ class Act:
     """Sample a_t ~ π(·|s_t) for every seed and environment, and compute log π(a_t|s_t)."""
 
     def __init__(self) -> None:
-        self.draw, self.step = jax.jit(draw_noise), jax.jit(act_with_memory)
+        self.step = jax.jit(act_with_memory)
+        self.draws: dict[Any, Any] = {}
+        """The programs that draw noise, by its number of steps and by the shapes of observations."""
 
-    def bind(self, agents: Any, keys: jax.Array, memory: Memory | None = None) -> "Choose":
-        """Bind agents [S], keys [S] and, if the model has one, the memory of every column [S, N, …]."""
+    def bind(self, agents: Any, keys: Any, memory: Memory | None = None, ahead: int = AHEAD) -> "Choose":
+        """Bind agents [S], keys [S] or their data and, if the model has one, the memory of every column [S, N, …]; the
+        noise of `ahead` steps is drawn at once."""
+        data = np.asarray(raw(keys))
         if memory is None or (hasattr(agents.model, "policy") and not jax.tree.leaves(memory.carry)):
-            return ActHere(self, agents, keys, memory)
-        return ActCompiled(self, agents, keys, memory)
+            return ActHere(self, agents, data, memory, ahead)
+        return ActCompiled(self, jax.device_put(agents), data, memory)
+
+    def draw(self, agents: Any, keys: np.ndarray, observation: Any, t: int, ahead: int) -> np.ndarray:
+        """The noise of the actions at t, t + 1, …: [ahead, S, N, …]. Agents and observations matter by their shapes
+        alone, so they are no inputs of the program."""
+        shapes = (ahead, *(x.shape for x in jax.tree.leaves(observation)))
+        if shapes not in self.draws:
+            like = jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype), (agents, observation))
+            self.draws[shapes] = jax.jit(partial(draw_noise, *like, ahead))
+        return np.asarray(self.draws[shapes](keys, t))
 
 
 @runtime_checkable
@@ -207,17 +221,17 @@ class Choose(Protocol):
 class ActHere:
     """Acts in NumPy; JAX only draws the noise. Calling a compiled program takes longer than running a small network."""
 
-    def __init__(self, act: Act, agents: Any, keys: jax.Array, memory: Memory | None):
-        self.act, self.agents, self.keys = act, agents, keys
+    def __init__(self, act: Act, agents: Any, keys: np.ndarray, memory: Memory | None, ahead: int):
+        self.act, self.agents, self.keys, self.ahead = act, agents, keys, ahead
         self.memory: Any = memory
         self.here = on_host(agents)
         self.noise = np.zeros(0)
 
     def __call__(self, observation: Any, mask: np.ndarray | None, t: int) -> tuple[np.ndarray, np.ndarray]:
-        if t % AHEAD == 0:
-            self.noise = np.asarray(self.act.draw(self.agents, self.keys, observation, t))
+        if t % self.ahead == 0:
+            self.noise = self.act.draw(self.agents, self.keys, observation, t, self.ahead)
         policy = self.here.policy(observation, mask)
-        action = policy.choose(self.noise[t % AHEAD])
+        action = policy.choose(self.noise[t % self.ahead])
         return action, policy.log_prob(action)
 
     def restart(self, rows: np.ndarray) -> None:
@@ -227,7 +241,7 @@ class ActHere:
 class ActCompiled:
     """Acts in one compiled call per step, looping over seeds: under `vmap`, results may depend on the other seeds."""
 
-    def __init__(self, act: Act, agents: Any, keys: jax.Array, memory: Memory):
+    def __init__(self, act: Act, agents: Any, keys: np.ndarray, memory: Memory):
         self.act, self.agents, self.keys = act, agents, keys
         self.carry, self.fresh = memory.carry, np.array(memory.fresh)
 
@@ -257,25 +271,29 @@ def on_host(agents: Any) -> Any:
 
 
 def act_with_memory(agents: Any, keys: jax.Array, observation: Any, mask: Any, memory: Any, fresh: Any, t: Any) -> Any:
-    """Action, log μ and the memory after a step, for every seed [S]."""
+    """Action, log μ and the memory after a step, for every seed [S], given the data of its key."""
 
     def one_seed(given: tuple[Any, ...]) -> tuple[Any, ...]:
         agent, key, observation, mask, memory, fresh = given
         policy, after = agent.act(observation, restarted(agent.model, memory, fresh), fresh, mask)
-        action = policy.choose(policy.noise(jax.random.fold_in(key, t)))
+        action = policy.choose(policy.noise(jax.random.fold_in(jax.random.wrap_key_data(key), t)))
         return action, policy.log_prob(action), after
 
     return jax.lax.map(one_seed, (agents, keys, observation, mask, memory, fresh))
 
 
-def draw_noise(agents: Any, keys: jax.Array, observation: Any, t: Any) -> jax.Array:
-    """The noise of the actions at t, t + 1, …: [AHEAD, S, N, …]."""
+def draw_noise(agents: Any, observation: Any, ahead: int, keys: jax.Array, t: Any) -> jax.Array:
+    """The noise of the actions at t, t + 1, …: [ahead, S, N, …], for agents and observations of these shapes and keys
+    with these data."""
+    like = jax.tree.map(lambda x: jax.numpy.zeros(x.shape, x.dtype), (agents, observation))
 
-    def one_seed(agent: Any, key: jax.Array, observation: Any, t: Any) -> jax.Array:
+    def one_seed(like: Any, key: jax.Array, t: Any) -> jax.Array:
+        agent, observation = like
         return agent.policy(observation).noise(jax.random.fold_in(key, t))
 
-    one_step = jax.vmap(one_seed, (0, 0, 0, None))
-    return jax.vmap(one_step, (None, None, None, 0))(agents, keys, observation, t + jax.numpy.arange(AHEAD))
+    one_step = jax.vmap(one_seed, (0, 0, None))
+    steps = t + jax.numpy.arange(ahead)
+    return jax.vmap(one_step, (None, None, 0))(like, jax.random.wrap_key_data(keys), steps)
 
 
 def collect_host(

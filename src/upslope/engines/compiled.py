@@ -14,6 +14,7 @@ from jax.sharding import Mesh, NamedSharding, PartitionSpec
 from upslope.core.types import Metrics, Rollout
 from upslope.engines.base import Chunk, EpisodeRow, clock, never
 from upslope.engines.border import nothing_allowed
+from upslope.engines.stored_programs import StoredPrograms
 from upslope.environments.registry import name_of
 from upslope.errors import UpslopeError
 from upslope.learning.collect import Finished
@@ -51,8 +52,8 @@ they do not, since acting, which both devices repeat, is most of the work."""
 class Program:
     """The compiled program for a subset of the seeds on a subset of the devices."""
 
-    def __init__(self, one_seed: Callable[[Any, Any], Any], mesh: Mesh):
-        self.run, self.mesh = one_seed, mesh
+    def __init__(self, one_seed: Callable[[Any, Any], Any], mesh: Mesh, stored: StoredPrograms | None = None):
+        self.run, self.mesh, self.stored = one_seed, mesh, stored
         self.seed_sharding, self.replicated = (NamedSharding(mesh, PartitionSpec(*axes)) for axes in ((SEEDS,), ()))
         self.compiled: Any = None
         self.data: Rollout | None = None
@@ -61,15 +62,31 @@ class Program:
     def compile(self, data: Rollout | None, state: Any) -> None:
         """Compile the program for this data."""
         self.data = jax.device_put(data, self.replicated)
-        spread = jax.jit(spread_seeds(self.run, self.mesh), out_shardings=self.seed_sharding)
+        arguments, structure = jax.tree.flatten((self.data, jax.device_put(state, self.seed_sharding)))
+        plain, shardings = partial(self.in_plain_containers, structure), {"out_shardings": self.seed_sharding}
         with full_precision(not is_cpu_mesh(self.mesh)):  # set here too, since `computing` does not reach other threads
-            lowered = spread.lower(self.data, jax.device_put(state, self.seed_sharding))
+            if self.stored is None:
+                jitted = jax.jit(plain, **shardings)
+            else:
+                jitted = self.stored.jitted("iterate", plain, arguments, **shardings)
+            lowered = jitted.lower(*arguments)
         options = NO_TIMEOUT if self.mesh.shape[NETWORKS] > 1 else {}
         self.compiled = lowered.compile(QUICK | options if is_cpu_mesh(self.mesh) else None)
 
+    def in_plain_containers(self, structure: Any, *arguments: Any) -> Any:
+        """The program from and to arrays in lists, tuples and dictionaries, as a stored one has them."""
+        state, (metrics, finished, *steps) = spread_seeds(self.run, self.mesh)(
+            *jax.tree.unflatten(structure, arguments)
+        )
+        return jax.tree.leaves(state), metrics, None if finished is None else finished._asdict(), steps
+
     def __call__(self, state: Any) -> Any:
         """Dispatch asynchronously; the result is ready later."""
-        return self.compiled(self.data, jax.device_put(state, self.seed_sharding))
+        leaves, metrics, finished, steps = self.compiled(
+            *jax.tree.leaves((self.data, jax.device_put(state, self.seed_sharding)))
+        )
+        after = jax.tree.unflatten(jax.tree.structure(state), leaves)
+        return after, (metrics, None if finished is None else Finished(**finished), *steps)
 
 
 class ProgramEngine:
@@ -86,11 +103,12 @@ class ProgramEngine:
         seeds: Sequence[int],
         iterations: int,
         data: Rollout | None = None,
+        stored: StoredPrograms | None = None,
     ):
         self.task, self.seeds, self.iterations, self.data = task, seeds, iterations, data
         self.phases: dict[str, float] = {}
         self.shares, meshes = zip(*assign_seeds(len(seeds), is_worth_two_devices(task, data)), strict=True)
-        self.programs = [Program(partial(self.one_seed, task_on_mesh(task, mesh)), mesh) for mesh in meshes]
+        self.programs = [Program(partial(self.one_seed, task_on_mesh(task, mesh)), mesh, stored) for mesh in meshes]
         self.is_compiled = False
         self.ahead: tuple[TrainState, list[TrainState], Any] | None = None
         """A state, its parts, and the pending result of the first program."""
@@ -183,11 +201,13 @@ class ProgramEngine:
 class CompiledEngine(ProgramEngine):
     """Acts in a compiled environment."""
 
-    def __init__(self, task: Task, seeds: Sequence[int], iterations: int | None = None):
+    def __init__(
+        self, task: Task, seeds: Sequence[int], iterations: int | None = None, stored: StoredPrograms | None = None
+    ):
         """`iterations` is the length of a chunk; by default it covers a hundredth of the budget."""
         length = (task.max_episode_steps or 1) if task.estimator.whole_episodes else task.rollout_steps
         iterations_per_chunk = max(1, min(task.steps // CHUNKS, MAX_CHUNK_STEPS) // (task.num_envs * length))
-        super().__init__(task, seeds, iterations or iterations_per_chunk)
+        super().__init__(task, seeds, iterations or iterations_per_chunk, stored=stored)
 
 
 class RecordedEngine(ProgramEngine):

@@ -1,16 +1,17 @@
-"""The engine for Gymnasium environments, which advances one iteration at a time."""
+"""The engine for Gymnasium environments, which advances one iteration, or a few short ones, at a time."""
 
 from collections.abc import Callable, Sequence
 from functools import partial
+from itertools import chain
 from typing import Any
 
 import jax
 import numpy as np
 
-from upslope.core.types import Metrics, Rollout, Successors
+from upslope.core.types import Credit, Metrics, Rollout, Successors
 from upslope.engines.base import Chunk, EpisodeRow, clock, never
 from upslope.engines.batched import BatchedColumns, columns_for
-from upslope.engines.collect import Act, EpisodeEnds, collect_host, collect_host_episodes, fitted
+from upslope.engines.collect import AHEAD, Act, EpisodeEnds, collect_host, collect_host_episodes, fitted
 from upslope.engines.columns import HostColumns
 from upslope.engines.notices import Notices
 from upslope.engines.processes import HangMonitor
@@ -21,13 +22,18 @@ from upslope.learning.iteration import (
     Task,
     TrainState,
     initialise_all,
-    iteration_keys,
+    keys_ahead,
     learn,
     move,
     over_seeds,
     stack,
     weigh,
 )
+from upslope.models.agent import Agent
+from upslope.models.model import Memory
+
+CHUNKS, CHUNK_STEPS = 100, 512
+"""Short iterations are joined to chunks: at least so many in a run, of at most so many steps a seed."""
 
 
 class HostEngine:
@@ -49,10 +55,11 @@ class HostEngine:
         """Whether the last `advance` completed."""
         self.afresh: list[int] = []
         """Columns whose episode could not be restored, so that a new one has begun."""
-        self.keys = jax.jit(over_seeds(iteration_keys))
+        self.iterations = chunk_length(task)
+        self.keys = jax.jit(over_seeds(partial(keys_ahead, count=self.iterations)))
         # Single-seed programs, so that results do not depend on the number of seeds.
         self.weigh = self.timed("weigh", jax.jit(partial(weigh, task), compiler_options=QUICK))
-        self.move = self.timed("move", jax.jit(partial(move, task), compiler_options=QUICK))
+        self.move = self.timed("move", jax.jit(partial(move_with, task), compiler_options=QUICK))
         self.take, self.stack = jax.jit(take), jax.jit(stack)
 
     def timed(self, phase: str, program: Callable[..., Any]) -> Callable[..., Any]:
@@ -73,42 +80,62 @@ class HostEngine:
 
     def advance(self, state: TrainState, may_continue: Callable[[], bool] = never) -> tuple[TrainState, Chunk]:
         before = np.asarray(state.steps, np.int64)
-        active = before < self.task.steps
-        if not active.any():
-            return state, Chunk({}, before[:, None], before[:, None], [[] for _ in self.seeds])
+        if not (before < self.task.steps).any():
+            unchanged = np.repeat(before[:, None], self.iterations, axis=1)
+            return state, Chunk({}, unchanged, unchanged, [[] for _ in self.seeds])
         state, self.afresh = begun_afresh(state, self.afresh), []
-        act_keys, move_keys = self.keys(state)
+        keys = np.asarray(self.keys(state.key, state.iteration))
+        states, memory = [self.take(state, s) for s in range(len(self.seeds))], state.memory
         self.mark()
         self.is_complete = False
-        rollout, ends, memory = self.collect(state, act_keys, active)
-        metrics: list[Metrics | None] = []
-        states = [self.take(state, s) for s in range(len(self.seeds))]
-        for s in range(len(self.seeds)):
-            if not active[s]:
-                metrics.append(None)
-                continue
-            facts = self.rollout_of(rollout, s)
-            states[s], measured = learn(self.weigh, self.move, states[s], facts, move_keys[s])
-            metrics.append(measured)
+        passed: list[Chunk] = []
+        for i in range(self.iterations):
+            states, memory, chunk = self.iterate(states, memory, keys[:, i])
+            passed.append(chunk)
         state = self.stack(states)._replace(memory=memory)
         self.is_complete = True
-        steps = np.asarray(state.steps, np.int64)
-        return state, Chunk(stack_metrics(metrics), steps[:, None], before[:, None], self.rows(rollout, ends, before))
+        return state, in_one(passed)
 
-    def collect(self, state: TrainState, keys: jax.Array, active: np.ndarray) -> tuple[Rollout, EpisodeEnds, Any]:
+    def iterate(
+        self, states: list[TrainState], memory: Memory, keys: np.ndarray
+    ) -> tuple[list[TrainState], Memory, Chunk]:
+        """One iteration of the seeds' states, with the memory of every column [S, N, …] and the data of the keys
+        [S, 2, W]."""
+        before = np.asarray([state.steps for state in states], np.int64)
+        active = before < self.task.steps
+        if not active.any():
+            return states, memory, Chunk({}, before[:, None], before[:, None], [[] for _ in self.seeds])
+        agents = [state.learner.agent for state in states]
+        rollout, ends, after = self.collect(agents, memory, keys[:, 0], active)
+        states, metrics = list(states), [None for _ in states]
+        for s in np.flatnonzero(active).tolist():
+            facts = self.rollout_of(rollout, s)
+            states[s], metrics[s] = learn(self.weigh, self.move, states[s], facts, keys[s, 1])
+        if after is not memory:
+            states = [state._replace(memory=self.take(after, s)) for s, state in enumerate(states)]
+        steps = np.asarray([state.steps for state in states], np.int64)
+        chunk = Chunk(stack_metrics(metrics), steps[:, None], before[:, None], self.rows(rollout, ends, before))
+        return states, after, chunk
+
+    def collect(
+        self, agents: list[Agent], memory: Memory, keys: np.ndarray, active: np.ndarray
+    ) -> tuple[Rollout, EpisodeEnds, Memory]:
         """Act for one iteration; return facts [S, T, N], the finished episodes, and the memory afterwards."""
-        choose = self.act.bind(state.learner.agent, keys, state.memory)
-        if self.task.estimator.whole_episodes:
-            return *collect_host_episodes(self.columns, choose, active, self.phases, compact=True), state.memory
+        whole = self.task.estimator.whole_episodes
+        ahead = AHEAD if whole else min(AHEAD, self.task.rollout_steps)
+        choose = self.act.bind(stacked_on_host(agents), keys, memory, ahead)
+        if whole:
+            return *collect_host_episodes(self.columns, choose, active, self.phases, compact=True), memory
         if not self.columns.has_begun:
             self.columns.begin(range(len(self.columns.episodes)))
         # A vector environment steps all of its columns, and resets itself.
         idle = None if active.all() or self.task.environment.batch is not None else ~active
         rollout, ends = collect_host(self.columns, choose, self.task.rollout_steps, self.phases, idle, compact=True)
-        return rollout, ends, choose.memory if active.all() else where_seeds(active, choose.memory, state.memory)
+        after = choose.memory
+        return rollout, ends, after if active.all() or after is memory else where_seeds(active, after, memory)
 
     def rollout_of(self, rollout: Rollout, s: int) -> Rollout:
-        """One seed's facts [T, N]. Whole episodes are padded to a power of two, so that few programs are compiled;
+        """One seed's facts [T, N]. Whole episodes are padded to one of few lengths, so that few programs are compiled;
         the padding does not depend on the other seeds."""
         one = jax.tree.map(lambda x: x[s], rollout)
         stored = one.next_observation
@@ -116,7 +143,7 @@ class HostEngine:
             one = one._replace(next_observation=None)
         if self.task.estimator.whole_episodes:
             longest = int(one.valid.any(axis=1).sum())
-            length = max(32, self.task.update.minibatches, 1 << (longest - 1).bit_length())
+            length = max(self.task.update.minibatches, padded_length(longest, self.task.max_episode_steps))
             one = jax.tree.map(lambda x: pad_or_cut(np.asarray(x), length), one)
         if isinstance(stored, Successors):
             one = one._replace(next_observation=fitted(stored, one.reward.size))
@@ -160,6 +187,37 @@ def columns_of(task: Task, seeds: Sequence[int], notices: Notices | None = None)
     return columns_for(task.environment, model.encoder, model.head, seeds, *sizes, *options)
 
 
+def chunk_length(task: Task) -> int:
+    """The number of iterations in a chunk. It depends on the task alone, since the best agent is looked for between
+    chunks."""
+    if task.estimator.whole_episodes:
+        return 1
+    return max(1, min(task.steps // CHUNKS, CHUNK_STEPS) // (task.num_envs * task.rollout_steps))
+
+
+def move_with(task: Task, state: TrainState, rollout: Rollout, credit: Credit, key: Any) -> tuple[TrainState, Metrics]:
+    """`move`, given the data of a key."""
+    return move(task, state, rollout, credit, jax.random.wrap_key_data(key))
+
+
+def stacked_on_host(agents: Sequence[Agent]) -> Agent:
+    """One agent a seed → agents [S], in NumPy."""
+    return jax.tree.map(lambda *x: np.stack([np.asarray(leaf) for leaf in x]), *agents)
+
+
+def in_one(chunks: Sequence[Chunk]) -> Chunk:
+    """Join the chunks of successive iterations."""
+    first = chunks[0]
+    shape = first.steps.shape
+    metrics = {
+        name: np.concatenate([chunk.metrics.get(name, np.full(shape, np.nan)) for chunk in chunks], axis=1)
+        for name in first.metrics
+    }
+    steps, before = (np.concatenate([getattr(chunk, name) for chunk in chunks], axis=1) for name in ("steps", "before"))
+    episodes = [list(chain.from_iterable(rows)) for rows in zip(*(x.episodes for x in chunks), strict=True)]
+    return Chunk(metrics, steps, before, episodes)
+
+
 def begun_afresh(state: TrainState, rows: Sequence[int]) -> TrainState:
     """The state where new episodes have begun in these of the S·N columns: without their memory and their returns."""
     if not rows:
@@ -185,6 +243,17 @@ def where_seeds(active: np.ndarray, chosen: Any, otherwise: Any) -> Any:
 def take(tree: Any, s: Any) -> Any:
     """Seed s of a stacked pytree."""
     return jax.tree.map(lambda x: x[s], tree)
+
+
+SHORT, MIDDLE = 64, 512
+"""Lengths of whole episodes, instead of the powers of two up to the second."""
+
+
+def padded_length(longest: int, limit: int | None) -> int:
+    """The length to which episodes of at most `longest` steps are padded, the same for many lengths: a program is
+    compiled for each, which takes longer than computing with the padding. `limit` is that of the environment."""
+    length = SHORT if longest <= SHORT else max(MIDDLE, 1 << (longest - 1).bit_length())
+    return length if limit is None else min(length, 1 << (limit - 1).bit_length())
 
 
 def pad_or_cut(x: np.ndarray, length: int) -> np.ndarray:

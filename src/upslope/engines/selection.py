@@ -9,13 +9,19 @@ from upslope.engines.compiled import CompiledEngine, RecordedEngine
 from upslope.engines.host import HostEngine, columns_of
 from upslope.engines.notices import notices_to
 from upslope.engines.slices import SlicedColumns, num_slices
+from upslope.engines.stored_programs import StoredPrograms
 from upslope.engines.workers import WorkersEngine, num_workers
 from upslope.errors import UpslopeError
 from upslope.learning.iteration import Task
 
 
 def engine_of(
-    task: Task, seeds: Sequence[int], resources: Resources, data: Rollout | None, say: Callable[[str], None]
+    task: Task,
+    seeds: Sequence[int],
+    resources: Resources,
+    data: Rollout | None,
+    say: Callable[[str], None],
+    stored: StoredPrograms | None = None,
 ) -> Engine:
     """The engine for the source of the experience; `say` shows important messages."""
     workers = resources.workers
@@ -31,7 +37,7 @@ def engine_of(
     if data is not None:
         return RecordedEngine(task, seeds, data)
     if task.environment.is_compiled:
-        return CompiledEngine(task, seeds)
+        return CompiledEngine(task, seeds, stored=stored)
     if is_transferable(task):
         try:
             slices = num_slices(task, len(seeds), workers)

@@ -105,6 +105,12 @@ def usable_cache() -> Path | None:
         return None
 
 
+def own_cache() -> Path | None:
+    """The folder of compiled programs if this process uses upslope's own, not one that the user chose."""
+    folder = usable_cache()
+    return folder if jax.config.values["jax_compilation_cache_dir"] == str(folder) else None
+
+
 @cache
 def replace_damaged_entries() -> None:
     """Make JAX delete cache entries that it cannot read; by default it keeps them and warns in every process."""

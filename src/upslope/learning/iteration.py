@@ -16,9 +16,9 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from jax.sharding import Mesh, PartitionSpec
-from jaxtyping import Array, Float, Integer, Key, PRNGKeyArray
+from jaxtyping import Array, Float, Integer, Key, PRNGKeyArray, Shaped, UInt32
 
-from upslope.core.arrays import raw, typed
+from upslope.core.arrays import in_rows, raw, typed
 from upslope.core.estimators import Estimator, returns_in_groups
 from upslope.core.types import Credit, Metrics, Rollout, Values
 from upslope.errors import UpslopeError
@@ -38,7 +38,9 @@ from upslope.models.model import Memory, start_memory
 from upslope.models.normaliser import RunningStatistics, updated
 
 Weigh = Callable[[Any, Rollout], tuple[Any, Rollout, Credit, Metrics]]
-Move = Callable[[Any, Rollout, Credit, PRNGKeyArray], tuple[Any, Metrics]]
+AnyKey = PRNGKeyArray | UInt32[np.ndarray, "W"]
+"""A key, or its data on the host."""
+Move = Callable[[Any, Rollout, Credit, AnyKey], tuple[Any, Metrics]]
 PREFERRED = {"xla_backend_optimization_level": "1", "xla_cpu_prefer_vector_width": "512"}
 QUICK: dict[str, Any] = {
     option: value for option, value in PREFERRED.items() if option not in os.environ.get("XLA_FLAGS", "")
@@ -126,12 +128,10 @@ def initialise_all(task: Task, seeds: Sequence[int], *, acts: bool = True) -> Tr
 
 def begin_each(begin_one: Callable[..., TrainState], fresh: Sequence[Any], *rest: Any) -> TrainState:
     """The initial state of all seeds [S], by a compiled program of one seed; every array of `rest` has a row a seed."""
-    states = [begin_one(one, *(x[i] for x in rest)) for i, one in enumerate(fresh)]
-
-    def stacked(*leaves: Any) -> Array:
-        return typed(jnp.asarray(np.stack([np.asarray(raw(x)) for x in leaves])), leaves[0])
-
-    return jax.tree.map(stacked, *states)
+    states = [begin_one(one, *own) for one, *own in zip(fresh, *map(in_rows, rest), strict=True)]
+    # Stacked in NumPy, and put on the device at once, which spares compiling each small operation.
+    together = jax.device_put(jax.tree.map(lambda *x: np.stack([np.asarray(raw(leaf)) for leaf in x]), *states))
+    return jax.tree.map(typed, together, states[0])
 
 
 Fresh = tuple[Agent, Stream | tuple[()]]
@@ -143,21 +143,22 @@ def fresh_networks(task: Task, seeds: Sequence[int]) -> tuple[list[Fresh], Key[A
     numbers = np.asarray(seeds, np.uint32)
     split = jax.vmap(lambda seed: jax.random.split(jax.random.key(seed), 3))
     keys = jax.jit(split, compiler_options=QUICK)(numbers)
+    first_keys = in_rows(typed(jax.device_put(np.asarray(raw(keys))[:, 0]), keys))
     agents = initialise_agents(
-        list(keys[:, 0]),
+        first_keys,
         task.model,
         normalize_observations=task.normalize_observations,
         normalize_rewards=task.normalize_rewards,
     )
-    return list(zip(agents, fresh_streams(task, keys), strict=True)), keys
+    return list(zip(agents, fresh_streams(task, first_keys), strict=True)), keys
 
 
-def fresh_streams(task: Task, keys: Key[Array, "S 3"]) -> list[Any]:
+def fresh_streams(task: Task, keys: Sequence[PRNGKeyArray]) -> list[Any]:
     """An intrinsic stream for each seed; without arrays if there is no bonus."""
     if task.intrinsic is None:
         return [()] * len(keys)
     setting = Setting(task.environment.observation_space, task.model, task.num_envs)
-    of_bonus = [jax.random.fold_in(key, 1) for key in keys[:, 0]]
+    of_bonus = [jax.random.fold_in(key, 1) for key in keys]
     return [begin_stream(task.intrinsic, setting, task.update, key) for key in of_bonus]
 
 
@@ -210,9 +211,7 @@ def iterate(task: Task, state: TrainState) -> tuple[TrainState, Metrics, Finishe
     return state._replace(columns=columns, memory=memory), metrics, finished
 
 
-def learn(
-    weigh: Weigh, move: Move, state: TrainState, rollout: Rollout, key: PRNGKeyArray
-) -> tuple[TrainState, Metrics]:
+def learn(weigh: Weigh, move: Move, state: TrainState, rollout: Rollout, key: AnyKey) -> tuple[TrainState, Metrics]:
     """Learn from a rollout of any origin: weigh, then move. Both can be compiled and timed separately."""
     state, scaled, credit, assessed = weigh(state, rollout)
     state, metrics = move(state, scaled, credit, key)
@@ -380,8 +379,19 @@ def stack(states: list[Any]) -> Any:
 
 def iteration_keys(state: TrainState) -> tuple[PRNGKeyArray, PRNGKeyArray]:
     """This iteration's keys for acting and moving, which depend only on the seed and the iteration."""
-    act_key, move_key = jax.random.split(jax.random.fold_in(state.key, state.iteration))
+    return keys_at(state.key, state.iteration)
+
+
+def keys_at(key: PRNGKeyArray, iteration: Any) -> tuple[PRNGKeyArray, PRNGKeyArray]:
+    """The keys for acting and moving of an iteration, given the key of a seed."""
+    act_key, move_key = jax.random.split(jax.random.fold_in(key, iteration))
     return act_key, move_key
+
+
+def keys_ahead(key: PRNGKeyArray, iteration: Integer[Array, ""], count: int) -> Shaped[Array, "I 2 W"]:
+    """The data of the keys for acting and moving of the next iterations."""
+    ahead = jax.vmap(lambda i: jnp.stack(keys_at(key, iteration + i)))(jnp.arange(count))
+    return jax.random.key_data(ahead)
 
 
 def no_values(rollout: Rollout) -> Values:

@@ -247,7 +247,7 @@ def composed(
     def branch(view: View, *ends: tuple[int, float]) -> tuple[Branch, int]:
         return branch_of(encoder, view, ends, keys, draw, **settings)
 
-    scales = jnp.asarray(np.full(head.num_scales, log_std_init, np.float32))
+    scales = jax.device_put(np.full(head.num_scales, log_std_init, np.float32))
     if shared_trunk:
         trunk, width = branch(WHOLE)
         layers = (initialise_perceptron(draw, (width, *last), gain, activation) for *last, gain in last_layers(head))

@@ -134,4 +134,4 @@ def redrawn(x: Array, draw: np.random.Generator) -> Array:
     """Replace a layer's weights by an orthogonal matrix, and its bias by zeros."""
     if x.ndim < 2 or x.shape[1:] == (1, 1):  # the biases of Linear and Conv2d
         return jnp.zeros(x.shape)
-    return jnp.asarray(orthogonal(draw, x.shape[0], int(np.prod(x.shape[1:])), np.sqrt(2)).reshape(x.shape))
+    return jax.device_put(orthogonal(draw, x.shape[0], int(np.prod(x.shape[1:])), np.sqrt(2)).reshape(x.shape))

@@ -121,7 +121,7 @@ def gated(kind: Any, inputs: int, size: int, key: PRNGKeyArray, draw: np.random.
     if isinstance(layer, LSTMCell):
         bias[size : 2 * size] = 1.0  # its gates are input, forget, cell, output
     where = lambda made: (made.weight_hh, made.bias)  # noqa: E731
-    return Gated(equinox.tree_at(where, layer, (jnp.asarray(recurrent), jnp.asarray(bias))))
+    return Gated(equinox.tree_at(where, layer, jax.device_put((recurrent, bias))))
 
 
 SLOWEST, FASTEST, LARGEST_PHASE = 0.999, 0.9, np.pi / 10
@@ -140,7 +140,7 @@ def linear_recurrence(inputs: int, size: int, key: PRNGKeyArray, draw: np.random
         draw.standard_normal((2, size, size)) / np.sqrt(size),
         draw.standard_normal((size, inputs)) / np.sqrt(inputs),
     )
-    return LinearRecurrence(*(jnp.asarray(part.astype(np.float32)) for part in parts))
+    return LinearRecurrence(*jax.device_put([part.astype(np.float32) for part in parts]))
 
 
 def cell_of(memory: str, inputs: int, size: int, key: PRNGKeyArray, draw: np.random.Generator) -> Cell:

@@ -6,7 +6,6 @@ A perceptron also accepts NumPy arrays, so that acting on the host needs no comp
 from dataclasses import field
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Float
 
@@ -55,8 +54,9 @@ def initialise_perceptron(
     """Orthogonal weights with gain √2 in hidden layers and `head_gain` in the last; biases 0."""
     gains = [np.sqrt(2)] * (len(sizes) - 2) + [head_gain]
     weights = [orthogonal(generator, i, o, g) for i, o, g in zip(sizes, sizes[1:], gains, strict=False)]
-    biases = [jnp.asarray(np.zeros(o, np.float32)) for o in sizes[1:]]
-    return Perceptron(tuple(jnp.asarray(w) for w in weights), tuple(biases), activation)
+    biases = [np.zeros(o, np.float32) for o in sizes[1:]]
+    # Not jnp.asarray, which compiles a program for each shape.
+    return Perceptron(*jax.device_put((tuple(weights), tuple(biases))), activation)
 
 
 def generator_of(key: jax.Array) -> np.random.Generator:

@@ -8,7 +8,7 @@ from dataclasses import field
 from itertools import pairwise
 from typing import Any
 
-import jax.numpy as jnp
+import jax
 import numpy as np
 from jaxtyping import Bool, Float, PRNGKeyArray
 
@@ -90,7 +90,7 @@ def perceptrons(
     policy, critic = ((view.width(encoder.num_features), *hidden_sizes) for view in views)
     actor = Actor(
         network=initialise_perceptron(generator, (*policy, head.num_outputs), 0.01, activation),
-        log_std=jnp.asarray(np.full(head.num_scales, log_std_init, np.float32)),
+        log_std=jax.device_put(np.full(head.num_scales, log_std_init, np.float32)),
         head=head,
     )
     return Perceptrons(actor, initialise_perceptron(generator, (*critic, 1), 1.0, activation), encoder, views)

@@ -20,6 +20,7 @@ from upslope.engines.base import EVERYTHING, Engine, Resources
 from upslope.engines.calls import calls_in
 from upslope.engines.collect import LARGE, STEPS_PER_SUCCESSOR
 from upslope.engines.selection import engine_of
+from upslope.engines.stored_programs import stored_programs
 from upslope.engines.transport import ClusterGrownError, WorkerLostError
 from upslope.environments.names import parse_wrapper, without_batching
 from upslope.environments.packages import registered_version
@@ -209,7 +210,8 @@ def is_on_host(config: Config, task: Task) -> bool:
 def engine_for(config: Config, task: Task, session: Session) -> Engine:
     """The engine for the source of the experience."""
     data = None if config.data is None else read_data(config, task)
-    return engine_of(task, config.seed_list(), session.resources, data, session.display.message)
+    say, stored = session.display.message, stored_programs(config)
+    return engine_of(task, config.seed_list(), session.resources, data, say, stored)
 
 
 def read_data(config: Config, task: Task) -> Rollout:

@@ -21,7 +21,7 @@ from upslope.runs.export.plan import Plan
 from upslope.runs.export.running import Found, compiler, run_c, run_numpy, run_onnx
 from upslope.runs.export.samples import random_arrays, random_masks
 from upslope.runs.export.walk import plan_of
-from upslope.runs.policy import Policy, load
+from upslope.runs.policy import Policy, Which, load
 
 Format = Literal["onnx", "numpy", "c"]
 SUFFIXES: dict[str, str] = {"onnx": ".onnx", "numpy": ".py", "c": ".h"}
@@ -75,10 +75,34 @@ def export_policy(policy: Policy, format: str, output: str | Path | None = None)
     return kept(files, checked(plan, found, wanted))
 
 
-def export_run(run: str | Path, format: str, output: str | Path | None = None, **asked: Any) -> Exported:
-    """Write a run's policy to a file, by default in the run directory; `asked` are the arguments of `load`."""
+def export(
+    run: str | Path,
+    format: str,
+    output: str | Path | None = None,
+    *,
+    seed: int | None = None,
+    checkpoint: Which = "best",
+    model: Callable[..., Any] | None = None,
+    trust: bool = False,
+) -> Exported:
+    """Write a run's policy to a file that acts without upslope, with its normaliser, masks, memory and action bounds.
+
+    The file gives the deterministic action in the environment's own units and dtype, and the parameters of its
+    distribution: the logits, or mean and log σ. Before it is kept, it is held against the policy on random
+    observations. An existing file is not overwritten.
+
+    Args:
+        run: the run directory.
+        format: `numpy`, a Python file and its arrays; `c`, a C99 header without allocation; `onnx`, a graph (extra
+            `onnx`).
+        output: the file, or a folder for it; by default `policy.py`, `policy.h` or `policy.onnx` in the run directory.
+        seed, checkpoint, model, trust: as in `upslope.load`.
+
+    Raises:
+        UpslopeError: the format cannot hold a part of the policy, the file exists, or what `upslope.load` refuses.
+    """
     path = output_path("." if output is None else output, format)  # before anything is read
-    policy = load(run, **asked)
+    policy = load(run, seed=seed, checkpoint=checkpoint, model=model, trust=trust)
     if output is None:
         path = safe_path(Path(run), output_path(run, format))
     return export_policy(policy, format, path)

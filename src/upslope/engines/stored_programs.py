@@ -1,0 +1,99 @@
+"""Programs kept between runs, so that a second start neither traces nor lowers them.
+
+JAX's own cache holds what XLA compiled, but finds it only by the lowered program, and tracing and lowering take longer
+than everything else that a short run does before its first step. What is kept here is the lowered program, as
+`jax.export` serializes it: no pickle, no Python. It lies in the private folder of compiled programs, under a hash of
+all that it was made from: settings, shapes, devices, versions, and upslope's own source.
+
+Only commands keep programs. In a process of the user's own any function may have been replaced, which no hash tells.
+"""
+
+import hashlib
+import json
+from collections.abc import Callable, Mapping
+from contextlib import suppress
+from functools import cache
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+import jax
+from jax import export
+
+from upslope.config.config import Config
+from upslope.config.trust import requested
+from upslope.core.files import plain_file
+from upslope.core.messages import COMPILED_PREFIX
+from upslope.core.storage import write_atomically
+from upslope.learning.devices import own_cache
+
+MAX_BYTES = 1 << 26
+LIBRARIES = ("jax", "jaxlib", "numpy", "equinox", "optax")
+OF_THE_STATE = ("seed", "seeds", "start_from", "from_seed", "fresh_normalisers", "fresh_optimiser")
+"""Settings that only the initial state depends on; the number of seeds is one of its shapes."""
+
+is_command = False
+"""Whether this process runs one of upslope's commands, and nothing else."""
+
+
+def allow_storing() -> None:
+    """Keep programs from now on; for a process that runs one of upslope's commands."""
+    global is_command
+    is_command = True
+
+
+class StoredPrograms:
+    """The programs of a run with these settings."""
+
+    def __init__(self, folder: Path, settings: Mapping[str, Any]):
+        self.folder = folder
+        self.made_from = {name: value for name, value in settings.items() if name not in OF_THE_STATE} | {
+            "versions": {name: version(name) for name in LIBRARIES},
+            "source": source_digest(),
+            "options": {name: repr(value) for name, value in sorted(jax.config.values.items())},
+        }
+
+    def jitted(self, name: str, function: Callable[..., Any], arguments: list[Any], **options: Any) -> Any:
+        """`jax.jit(function, **options)` for these arguments, read from the folder, or else kept there.
+
+        Both arguments and results consist of arrays in lists, tuples and dictionaries. `name` tells apart the programs
+        that have the same arguments.
+        """
+        path = self.folder / f"{self.key(name, arguments, options)}-lowered"
+        with suppress(Exception):  # missing, damaged, or of another version of JAX's format
+            return jax.jit(export.deserialize(bytearray(plain_file(path, MAX_BYTES).read_bytes())).call, **options)
+        jitted = jax.jit(function, **options)
+        try:
+            exported = export.export(jitted)(*arguments)
+            content = bytes(exported.serialize())
+        except Exception:  # a program that JAX cannot export
+            return jitted
+        with suppress(OSError):  # a full disk
+            write_atomically(path, content)
+        # Lowered from what was kept, so that XLA's result is found under the same key next time.
+        return jax.jit(exported.call, **options)
+
+    def key(self, name: str, arguments: list[Any], options: Mapping[str, Any]) -> str:
+        """A hash of all that a program is made from."""
+        shapes = [(str(x.dtype), x.shape, repr(x.sharding)) for x in arguments]
+        devices = [str(device.device_kind) for device in jax.local_devices()]
+        made_from = self.made_from | {"name": name, "arguments": shapes, "devices": devices, "jit": repr(options)}
+        return hashlib.sha256(json.dumps(made_from, sort_keys=True).encode()).hexdigest()
+
+
+def stored_programs(config: Config) -> StoredPrograms | None:
+    """The kept programs of a run; None if none are kept, or if code that is not upslope's own takes part in them."""
+    is_own = config.environment.startswith(COMPILED_PREFIX) and not requested(config)
+    folder = own_cache() if is_command and is_own else None
+    return None if folder is None else StoredPrograms(folder, config.to_json())
+
+
+@cache
+def source_digest() -> str:
+    """A hash of upslope's source."""
+    root = Path(__file__).parents[1]
+    digest = hashlib.sha256()
+    for path in sorted(root.rglob("*.py")):
+        content = path.read_bytes()
+        digest.update(f"{path.relative_to(root)} {len(content)}\n".encode() + content)
+    return digest.hexdigest()
