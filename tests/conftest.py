@@ -12,6 +12,7 @@ import jax
 import pytest
 from compile_flags import FUSION_EMITTERS
 from helpers import write_run
+from weekly_cases import is_weekly
 
 from upslope.learning.devices import one_blas_thread
 
@@ -31,8 +32,14 @@ LONGEST = (
 )  # fmt: skip
 
 
+@pytest.hookimpl(tryfirst=True)  # before tests are selected by their marks
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Hand out the longest files first, with `--no-loadscope-reorder`."""
+    """Mark the weekly ones, and hand out the longest files first, with `--no-loadscope-reorder`."""
+    for item in items:
+        file = item.path.relative_to(Path(__file__).parent).as_posix()
+        function, _, case = item.name.partition("[")
+        if is_weekly(file, function, case.removesuffix("]")):
+            item.add_marker(pytest.mark.weekly)
     places = {name: place for place, name in enumerate(LONGEST)}
     items.sort(key=lambda item: places.get(item.path.stem, len(LONGEST)))
 

@@ -4,7 +4,7 @@ An analysis reads only what training wrote to disk, so it works on any run, incl
 interrupted.
 """
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field, replace
 from functools import cached_property
 from pathlib import Path
@@ -94,8 +94,15 @@ class Record:
 
     def episodes_of(self, seed: int) -> np.ndarray:
         """The training episodes of one seed, in the order in which they ended."""
-        rows = self.episodes[self.episodes["seed"] == seed]
-        return rows[np.argsort(rows["step"], kind="stable")]
+        order, seeds = self.order_of_episodes
+        first, last = np.searchsorted(seeds, [seed, seed + 1])
+        return self.episodes[order[first:last]]
+
+    @cached_property
+    def order_of_episodes(self) -> tuple[np.ndarray, np.ndarray]:
+        """The rows of the episodes by seed and step, and their seeds in this order."""
+        order = np.lexsort((self.episodes["step"], self.episodes["seed"])).astype(np.uint32)
+        return order, self.episodes["seed"][order]
 
     def with_seeds(self, seeds: tuple[int, ...]) -> "Record":
         """The same run restricted to some of its seeds."""
@@ -201,12 +208,14 @@ def read_record(run: str | Path) -> Record:
 
 def metric_table(directory: RunDirectory) -> tuple[list[str], np.ndarray]:
     """The columns and rows [R, C] of metrics.jsonl, without an incomplete last row; nan for missing values."""
-    rows = directory.metrics()
     try:
-        names = [*NOT_METRICS, *sorted(set().union(*rows) - set(NOT_METRICS))]
-        if len(names) > MAX_COLUMNS:
-            raise ValueError(f"its rows have {len(names):,} different columns")
-        table = np.array([list(map(row.get, names)) for row in rows], float).reshape(-1, len(names))
+        parts = [part_of(rows) for rows in directory.metric_rows()]
+        names = [*NOT_METRICS, *column_names(mine for mine, _ in parts)]
+        table = np.full((sum(len(part) for _, part in parts), len(names)), np.nan)
+        places, first = {name: place for place, name in enumerate(names)}, 0
+        for mine, part in parts:
+            table[first : first + len(part), [places[name] for name in mine]] = part
+            first += len(part)
         counts = table[:, : len(NOT_METRICS)]
         if (counts % 1 != 0).any() or (counts < 0).any() or (counts > MAX_COUNT).any():
             raise TypeError(f"a row must have {', '.join(NOT_METRICS)} as whole numbers from 0 to 2⁵³")
@@ -214,6 +223,20 @@ def metric_table(directory: RunDirectory) -> tuple[list[str], np.ndarray]:
     except (ValueError, TypeError, OverflowError) as error:
         raise damaged(directory.metrics_path, error) from error
     return names, table
+
+
+def part_of(rows: Sequence[dict[str, Any]]) -> tuple[list[str], np.ndarray]:
+    """The columns and numbers [R, C] of some rows; nan for missing values."""
+    names = [*NOT_METRICS, *column_names(rows)]
+    return names, np.array([list(map(row.get, names)) for row in rows], float).reshape(-1, len(names))
+
+
+def column_names(rows: Iterable[Iterable[str]]) -> list[str]:
+    """The names of all metrics, in order."""
+    names = sorted(set().union(*rows) - set(NOT_METRICS))
+    if len(names) + len(NOT_METRICS) > MAX_COLUMNS:
+        raise ValueError(f"its rows have {len(names) + len(NOT_METRICS):,} different columns")
+    return names
 
 
 def check_size(x: np.ndarray) -> None:
@@ -251,8 +274,11 @@ def check_lengths(directory: RunDirectory, seed: np.ndarray, seeds: tuple[int, .
 
 def by_seed(names: list[str], table: np.ndarray, seeds: tuple[int, ...]) -> dict[str, np.ndarray]:
     """Split a table by seed: name → [S, I], with each seed's rows in order."""
-    rows = [table[table[:, names.index("seed")] == seed] for seed in seeds]
-    padded = np.full((len(seeds), max(map(len, rows)), len(names)), np.nan)
-    for s, seed_rows in enumerate(rows):
-        padded[s, : len(seed_rows)] = seed_rows
+    place = {seed: s for s, seed in enumerate(seeds)}
+    s = np.asarray([place[int(seed)] for seed in table[:, names.index("seed")]])
+    order = np.argsort(s, kind="stable")
+    counts = np.bincount(s, minlength=len(seeds))
+    i = np.arange(len(s)) - np.repeat(np.cumsum(counts) - counts, counts)
+    padded = np.full((len(seeds), counts.max(), len(names)), np.nan)
+    padded[s[order], i] = table[order]
     return dict(zip(names, np.moveaxis(padded, -1, 0), strict=True))

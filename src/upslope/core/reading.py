@@ -1,7 +1,8 @@
 """Read and check text files, with one clear message if a file is missing, damaged or foreign."""
 
 import json
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from itertools import chain, islice
 from pathlib import Path
 from types import MappingProxyType
 from typing import Any
@@ -44,6 +45,10 @@ def damaged(path: Path, error: BaseException) -> UpslopeError:
     )
 
 
+READING_ERRORS = (OSError, ValueError, TypeError, KeyError, IndexError, OverflowError)
+"""What parsing a damaged or foreign file may raise."""
+
+
 def read_text(path: Path, parse: Callable[[str], Any]) -> Any:
     """Read a text file and parse it with `parse`.
 
@@ -53,13 +58,38 @@ def read_text(path: Path, parse: Callable[[str], Any]) -> Any:
     plain_file(path, MAX_TABLE)
     try:
         return parse(path.read_text("utf-8"))
-    except (OSError, ValueError, TypeError, KeyError, IndexError, OverflowError) as error:
+    except READING_ERRORS as error:
         raise damaged(path, error) from error
 
 
-def checked_rows(text: str) -> list[dict[str, Any]]:
-    """Parse a JSON list of objects."""
-    rows = parse_json(text)
+ROWS_AT_ONCE = 2000
+"""Rows that are parsed in one call: one call for each row takes twice as long, one for all of them much memory."""
+
+
+def read_rows(path: Path) -> Iterator[list[dict[str, Any]]]:
+    """The objects of a file that has one JSON object a line, some at a time, without an incomplete last line.
+
+    Raises:
+        UpslopeError: as `read_text`.
+    """
+    plain_file(path, MAX_TABLE)
+    try:
+        with path.open(encoding="utf-8", newline="\n") as file:
+            before = 0
+            while lines := list(islice(file, ROWS_AT_ONCE)):
+                whole = lines if lines[-1].endswith("\n") else lines[:-1]
+                yield checked_rows(whole, before)
+                before += len(whole)
+    except READING_ERRORS as error:
+        raise damaged(path, error) from error
+
+
+def checked_rows(lines: list[str], before: int) -> list[dict[str, Any]]:
+    """Parse lines with a JSON object each, of a file that has `before` lines before them."""
+    try:
+        rows = parse_json("[" + ",".join(lines) + "]")
+    except json.JSONDecodeError as error:
+        raise ValueError(f"{error.msg}: line {before + error.lineno} column {error.colno}") from error
     if not all(isinstance(row, dict) for row in rows):
         raise TypeError("a row must be an object")
     return rows
@@ -76,15 +106,26 @@ def read_csv(path: Path, names: Sequence[str], text: Mapping[str, str] = Mapping
     `text` maps the names of non-numeric columns to their dtypes."""
     kind = csv_type(names, text)
 
-    def parse(content: str) -> np.ndarray:
-        # NumPy's parser reads out of bounds on non-ASCII characters in a numeric column and crashes the process.
-        if not content.isascii():
-            raise ValueError("it holds non-ASCII characters")
-        if "\n" not in content and ",".join(names).startswith(content):
-            return np.zeros(0, kind)  # the disk was full before the header was complete
-        header, *rows = content.split("\n")[:-1] or [""]
-        if header != ",".join(names):
-            raise ValueError(f"its first line must be {','.join(names)}")
-        return np.loadtxt(rows, delimiter=",", dtype=kind, ndmin=1, comments=None) if rows else np.zeros(0, kind)
+    def whole_lines(file: Iterable[str]) -> Iterator[str]:
+        for line in file:
+            # NumPy's parser reads out of bounds on non-ASCII characters in a numeric column and crashes the process.
+            if not line.isascii():
+                raise ValueError("it holds non-ASCII characters")
+            if line.endswith("\n"):
+                yield line[:-1]
 
-    return read_text(path, parse)
+    plain_file(path, MAX_TABLE)
+    try:
+        with path.open(encoding="utf-8", newline="\n") as file:
+            header = file.readline()
+            if not header.endswith("\n") and ",".join(names).startswith(header):
+                return np.zeros(0, kind)  # the disk was full before the header was complete
+            if header != ",".join(names) + "\n":
+                raise ValueError(f"its first line must be {','.join(names)}")
+            rows = whole_lines(file)
+            first = next(rows, None)
+            if first is None:
+                return np.zeros(0, kind)
+            return np.loadtxt(chain([first], rows), delimiter=",", dtype=kind, ndmin=1, comments=None)
+    except READING_ERRORS as error:
+        raise damaged(path, error) from error

@@ -32,7 +32,7 @@ import numpy as np
 from upslope.config.config import Config, canonical
 from upslope.core.files import MAX_TABLE, MAX_TEXT, plain_file, safe_path, writable
 from upslope.core.messages import readable
-from upslope.core.reading import brief, checked_rows, csv_type, damaged, parse_json, read_csv, read_text
+from upslope.core.reading import brief, csv_type, damaged, parse_json, read_csv, read_rows
 from upslope.core.storage import write_atomically
 from upslope.environments.packages import registered_version
 from upslope.errors import UpslopeError
@@ -238,8 +238,11 @@ class RunDirectory:
 
     def metrics(self) -> list[dict[str, Any]]:
         """All rows of metrics.jsonl, except an incomplete last one."""
-        # Parse the file in one call: one per line takes twice as long. Newlines are kept for error messages.
-        return read_text(self.metrics_path, lambda text: checked_rows("[" + ",\n".join(text.split("\n")[:-1]) + "]"))
+        return [row for some in self.metric_rows() for row in some]
+
+    def metric_rows(self) -> Iterator[list[dict[str, Any]]]:
+        """The rows of `metrics`, some at a time: a run of many seeds has more than fit in memory as dictionaries."""
+        return read_rows(self.metrics_path)
 
     def episodes(self) -> np.ndarray:
         """All finished training episodes, as a structured array with fields `step`, `seed`, `return`, `length`, and
