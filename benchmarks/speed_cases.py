@@ -187,7 +187,7 @@ COMPILED_ENVIRONMENTS: dict[str, Case] = {
         ),
     ),
     "compiled_8": Case(
-        "the same, 8 seeds in all",
+        "compiled CartPole, 64 × 128, 4 epochs × 4 minibatches, 8 seeds in all",
         (
             upslope("upslope", "jax:CartPole-v1", 8, 1_000_000, COMPILED),
             purejaxrl("PureJaxRL, 2 processes", "ppo", "CartPole-v1", 1_500_000, 2, {"NUM_ENVS": 64}),
@@ -195,7 +195,7 @@ COMPILED_ENVIRONMENTS: dict[str, Case] = {
         ),
     ),
     "compiled_wide": Case(
-        "the same with 256-256 networks, 2 seeds",
+        "compiled CartPole, 64 × 128, 4 epochs × 4 minibatches, 256-256 tanh, 2 seeds",
         (
             upslope("upslope", "jax:CartPole-v1", 2, 400_000, BROAD),
             purejaxrl("PureJaxRL, 2 processes", "ppo", "CartPole-v1", 200_000, 2, {"NUM_ENVS": 64, "WIDTH": 256}),

@@ -64,6 +64,11 @@ class Result:
         pairs = zip(self.values(ours), self.values(other), strict=True)
         return [b / a if self.unit == "seconds" else a / b for a, b in pairs]
 
+    def ratio_shown(self, ours: str, other: str) -> str:
+        """The same as text, bold where upslope is slower."""
+        ratios = self.ratios(ours, other)
+        return spread(ratios, 2) if statistics.median(ratios) >= 1 else f"**{spread(ratios, 2)}**"
+
     def best_other(self) -> str | None:
         """The fastest rival by its median, if there is one."""
         rivals = [n for n in self.names if not is_ours(n) and not is_bound(n)]
@@ -80,7 +85,7 @@ def stored_results() -> list[Result]:
 def against_the_best() -> str:
     """A Markdown table with a row for every shape: upslope beside the fastest rival, and the share of raw stepping."""
     lines = [
-        "| work | upslope | steps/s, or s | the best other | steps/s, or s | upslope is faster by | of raw stepping |",
+        "| work | upslope | steps/s, or s | the best other | steps/s, or s | times as fast | of raw stepping |",
         "|---|---|---|---|---|---|---|",
     ]
     for result in stored_results():
@@ -88,7 +93,7 @@ def against_the_best() -> str:
         bound = next((n for n in result.names if is_bound(n)), None)
         for ours in filter(is_ours, result.names):
             which = ours.removeprefix("upslope").strip(", ") or "one run"
-            other = (best, result.shown(best), spread(result.ratios(ours, best), 2)) if best else ("–", "–", "–")
+            other = (best, result.shown(best), result.ratio_shown(ours, best)) if best else ("–", "–", "–")
             share = spread(result.ratios(ours, bound), 2) if bound else "–"
             cells = (result.title, which, result.shown(ours), *other, share)
             lines.append(f"| {' | '.join(cells)} |")

@@ -3,7 +3,7 @@
     python measure_rltools.py STEPS '{"envs": 64, "steps": 128, "batch": 2048, "epochs": 4, "activation": "TANH"}'
 
 Needs g++ and OpenBLAS. The headers are those of the installed package `rltools`. RLtools' FAST_TANH is a quotient of
-polynomials that is off by up to 0.02.
+polynomials that is off by up to 0.024.
 """
 
 import json
