@@ -327,6 +327,7 @@ def from_shell(cache: str) -> dict[str, Case]:
     RLtools those of its example. SB3 compiles nothing, so that its second time is like its first.
     """
     state = {"cold": "nothing compiled before", "warm": "the second time"}[cache]
+    rltools_name = {"cold": "RLtools with g++", "warm": "RLtools, compiled before"}[cache]
     return {
         f"shell_cartpole_{cache}": Case(
             f"from the shell to CartPole 475, compiled environment, one seed, {state}",
@@ -341,7 +342,7 @@ def from_shell(cache: str) -> dict[str, Case]:
             f"from the shell to Pendulum −200, compiled environment, one seed, {state}",
             (
                 shell("upslope", "upslope", cache, -200, "upslope", "jax:Pendulum-v1", "--stop-at-return", -200),
-                shell("RLtools with g++", "rltools", cache, -200, "solve_rltools.py", -200),
+                shell(rltools_name, "rltools", cache, -200, "solve_rltools.py", -200),
                 shell("SB3, Gymnasium", "baselines", "cold", -200, "solve_sb3.py", "Pendulum-v1", -200),
             ),
             unit="seconds",
