@@ -1,7 +1,7 @@
-"""PPO of Stable-Baselines3, of SBX, or of sb3-contrib with an LSTM ("recurrent"), on a Gymnasium environment, in one or
-more processes at once; prints a JSON line.
+"""PPO of Stable-Baselines3, of SBX, or of sb3-contrib with an LSTM ("recurrent"), or A2C of Stable-Baselines3, on a
+Gymnasium environment, in one or more processes at once; prints a JSON line.
 
-python measure_baselines.py sb3|sbx|recurrent ENVIRONMENT PROCESSES STEPS '{"n_envs": 8, "n_steps": 128, …}'
+python measure_baselines.py sb3|a2c|sbx|recurrent ENVIRONMENT PROCESSES STEPS '{"n_envs": 8, "n_steps": 128, …}'
 """
 
 import json
@@ -18,26 +18,29 @@ def one(library: str, environment: str, steps: int, settings: dict) -> dict:
     import gymnasium
     from stable_baselines3.common.vec_env import DummyVecEnv
 
-    if library == "sb3":
+    if library in ("sb3", "a2c"):
         import torch
-        from stable_baselines3 import PPO
+        from stable_baselines3 import A2C, PPO
 
+        Algorithm = A2C if library == "a2c" else PPO
         torch.set_num_threads(1)
         extra = {"device": "cpu", "policy_kwargs": HIDDEN}
     elif library == "recurrent":
         import torch
-        from sb3_contrib import RecurrentPPO as PPO  # noqa: N814 - stands for SB3's PPO here
+        from sb3_contrib import RecurrentPPO as Algorithm
 
         torch.set_num_threads(1)
         extra = {"device": "cpu", "policy_kwargs": {"lstm_hidden_size": 128, "net_arch": {"pi": [128], "vf": [128]}}}
     else:
-        from sbx import PPO
+        import sbx
+
+        Algorithm = sbx.PPO
 
         extra = {"policy_kwargs": HIDDEN}
     num_envs = settings.pop("n_envs")
     worlds = DummyVecEnv([lambda: gymnasium.make(environment)] * num_envs)
     started = perf_counter()
-    model = PPO("MlpLstmPolicy" if library == "recurrent" else "MlpPolicy", worlds, **settings, **extra)
+    model = Algorithm("MlpLstmPolicy" if library == "recurrent" else "MlpPolicy", worlds, **settings, **extra)
     model.learn(2 * num_envs * settings["n_steps"])
     first = perf_counter() - started
     started = perf_counter()

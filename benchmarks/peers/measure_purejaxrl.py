@@ -5,7 +5,8 @@
 CLONE is a clone of github.com/luchris429/purejaxrl (31756b1). It is not a package, so its file is imported as it is,
 except for two lines that Flax no longer understands: a GRU is now told its width when it is made. Brax and Navix, which
 its wrappers import for environments that are not measured here, are replaced by empty modules. The settings replace
-those at the file's end. Each process has a seed, as one program uses one core.
+those at the file's end; WIDTH is that of ppo's hidden layers, which the file fixes at 64. Each process has a seed, as
+one program uses one core.
 """
 
 import json
@@ -47,14 +48,16 @@ def replace_unused() -> None:
         sys.modules[name] = module
 
 
-def imported(clone: Path, name: str) -> ModuleType:
-    """The module of this name in the clone."""
+def imported(clone: Path, name: str, width: int = 64) -> ModuleType:
+    """The module of this name in the clone, with layers of this width."""
     replace_unused()
     folder = clone / "purejaxrl"
     sys.path.insert(0, str(folder))
     source = (folder / f"{name}.py").read_text("utf-8")
     for old, new in NEWER_FLAX.items():
         source = source.replace(old, new)
+    if name == "ppo":
+        source = source.replace("64, kernel_init", f"{width}, kernel_init")
     module = ModuleType(name)
     exec(compile(source, str(folder / f"{name}.py"), "exec"), module.__dict__)
     return module
@@ -65,7 +68,8 @@ def one(clone: Path, name: str, environment: str, steps: int, settings: dict[str
     import jax
 
     config = DEFAULTS | {"ENV_NAME": environment, "TOTAL_TIMESTEPS": steps} | settings
-    train = jax.jit(imported(clone, name).make_train(config))
+    width = config.pop("WIDTH", 64)
+    train = jax.jit(imported(clone, name, width).make_train(config))
     key = jax.random.PRNGKey(0)
     started = perf_counter()
     jax.block_until_ready(train(key))

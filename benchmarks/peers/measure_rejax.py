@@ -1,6 +1,6 @@
 """rejax's PPO on a compiled environment of gymnax, seeds vmapped; prints a JSON line.
 
-    python measure_rejax.py SEEDS STEPS [ENVIRONMENTS [ID [MINIBATCHES]]]
+    python measure_rejax.py SEEDS STEPS [ENVIRONMENTS [ID [MINIBATCHES [WIDTH]]]]
 
 By default CartPole, a batch of 64 × 128, 4 epochs × 4 minibatches, separate 64-64 tanh networks as upslope's; no
 evaluation.
@@ -22,7 +22,7 @@ if __name__ == "__main__":
         num_minibatches=int(given.get(5, 4)), total_timesteps=steps, eval_freq=steps,
         learning_rate=2.5e-4, max_grad_norm=0.5, gamma=0.99, gae_lambda=0.95, clip_eps=0.2,
         ent_coef=0.01, vf_coef=0.5, skip_initial_evaluation=True,
-        agent_kwargs={"hidden_layer_sizes": (64, 64), "activation": "tanh"},
+        agent_kwargs={"hidden_layer_sizes": (int(given.get(6, 64)),) * 2, "activation": "tanh"},
     ).replace(eval_callback=lambda *_: ())  # fmt: skip
     train = jax.jit(jax.vmap(type(algorithm).train, in_axes=(None, 0)))
     keys = jax.random.split(jax.random.key(0), seeds)

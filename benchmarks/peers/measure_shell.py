@@ -1,0 +1,64 @@
+"""A whole command, from its start in the shell to its end; prints a JSON line.
+
+    python measure_shell.py cold|warm SCORE upslope jax:CartPole-v1 …        # `upslope train` with these arguments
+    python measure_shell.py cold|warm SCORE solve_sb3.py CartPole-v1 475     # a script beside this one
+
+cold: the folder of caches is empty. warm: the same command has run once before, with the same folder. SCORE is what the
+last 20 training episodes must have returned on average, or "any". A script's last line is a JSON object with the
+environment steps ("steps"), the updates ("updates"), and that average ("return").
+"""
+
+import csv
+import json
+import os
+import subprocess
+import sys
+import tempfile
+from pathlib import Path
+from time import perf_counter
+from typing import Any
+
+from measure import peak_memory
+
+HERE = Path(__file__).parent
+UPSLOPE = "from upslope.cli.main import main; main()"
+LAST = 20
+"""Training episodes whose mean return must reach the score."""
+
+
+def told_by(run: Path) -> dict[str, Any]:
+    """What a run directory says of itself."""
+    row = json.loads((run / "metrics.jsonl").read_text("utf-8").splitlines()[-1])
+    with (run / "episodes.csv").open(encoding="utf-8") as file:
+        returns = [float(episode["return"]) for episode in csv.DictReader(file)][-LAST:]
+    return {"steps": row["step"], "updates": row["iteration"] + 1, "return": sum(returns) / len(returns)}
+
+
+def once(program: str, arguments: list[str], caches: Path) -> dict[str, Any]:
+    """Run the command, and return what it says and the seconds that it took."""
+    environment = {k: v for k, v in os.environ.items() if k != "JAX_COMPILATION_CACHE_DIR"}
+    environment["XDG_CACHE_HOME"] = str(caches)
+    with tempfile.TemporaryDirectory() as folder:
+        if program == "upslope":
+            options = ["--folder", folder, "--name", "run", "--quiet"]
+            command = [sys.executable, "-c", UPSLOPE, "train", *arguments, *options]
+        else:
+            command = [sys.executable, str(HERE / program), *arguments]
+        started = perf_counter()
+        done = subprocess.run(command, env=environment, capture_output=True, text=True)
+        seconds = perf_counter() - started
+        if done.returncode:
+            raise SystemExit(f"{program} {' '.join(arguments)} failed:\n{done.stderr[-2000:]}")
+        told = told_by(Path(folder) / "run") if program == "upslope" else json.loads(done.stdout.splitlines()[-1])
+    return told | {"seconds": seconds}
+
+
+if __name__ == "__main__":
+    cache, score, program, *arguments = sys.argv[1:]
+    with tempfile.TemporaryDirectory() as folder:
+        for _ in range(2 if cache == "warm" else 1):
+            answer = once(program, arguments, Path(folder))
+    if score != "any" and answer["return"] < float(score):
+        raise SystemExit(f"{program} returned {answer['return']:.0f} on its last {LAST} episodes, less than {score}.")
+    answer["steps_per_second"] = answer["steps"] / answer["seconds"]
+    print(json.dumps(answer | {"peak_memory_mb": peak_memory()}))

@@ -1,0 +1,353 @@
+"""The cases of `speed.py`: the same work by upslope and by its peers, and where the peers come from.
+
+A contender whose name begins with "upslope" is judged; one whose name begins with "raw" learns nothing and is only a
+bound; all others are rivals. Every contender of a case does the same: the same environment, batch, epochs, minibatches
+and widths, on the same cores.
+"""
+
+from dataclasses import dataclass
+from typing import Any, Literal
+
+Unit = Literal["steps_per_second", "seconds"]
+
+PEERS = {
+    "rejax": ("rejax", "gymnax==0.0.9"),  # rejax 0.1.3 expects gymnax's old five-value step
+    "baselines": ("stable-baselines3", "sbx-rl", "sb3-contrib", "gymnasium[mujoco]", "tyro", "tensorboard"),
+    "purejaxrl": ("flax", "distrax", "gymnax==0.0.9"),
+    "rltools": ("rltools==2.2.1", "gymnasium[mujoco]"),
+}
+"""Virtual environment → the packages in it. RLtools also needs g++ and OpenBLAS (Debian: g++, libopenblas-dev)."""
+CLONES = {
+    "purejaxrl-clone": ("https://github.com/luchris429/purejaxrl", "31756b1"),
+    "cleanrl-clone": ("https://github.com/vwxyzjn/cleanrl", "fe8d8a0"),
+}
+"""What is not a package: folder beside the virtual environments → repository, commit."""
+PUREJAXRL, CLEANRL = CLONES
+
+
+@dataclass(frozen=True)
+class Contender:
+    """One implementation of the case's work."""
+
+    name: str
+    environment: str
+    """The name of its virtual environment."""
+    script: str
+    arguments: tuple[Any, ...]
+
+
+@dataclass(frozen=True)
+class Case:
+    """Work that all of its contenders do, one after another in each round."""
+
+    title: str
+    contenders: tuple[Contender, ...]
+    is_pinned: bool = False
+    """Whether everyone has only one core; otherwise everyone has all of them."""
+    unit: Unit = "steps_per_second"
+    """What is measured: a rate, or the seconds that the whole work takes."""
+
+
+def upslope(name: str, environment: str, seeds: int, steps: int, settings: dict[str, Any]) -> Contender:
+    """upslope, run as a user would run it."""
+    return Contender(name, "upslope", "measure_upslope.py", (environment, seeds, steps, settings))
+
+
+def baselines(name: str, library: str, environment: str, processes: int, steps: int, settings: Any) -> Contender:
+    """A contender with Stable-Baselines3 or SBX."""
+    return Contender(name, "baselines", "measure_baselines.py", (library, environment, processes, steps, settings))
+
+
+def rejax(name: str, seeds: int, steps: int, *more: Any) -> Contender:
+    """A contender with rejax."""
+    return Contender(name, "rejax", "measure_rejax.py", (seeds, steps, *more))
+
+
+def purejaxrl(name: str, file: str, environment: str, steps: int, processes: int, settings: Any) -> Contender:
+    """A contender with PureJaxRL, from its clone."""
+    arguments = (PUREJAXRL, file, environment, steps, processes, settings)
+    return Contender(name, "purejaxrl", "measure_purejaxrl.py", arguments)
+
+
+def cleanrl(name: str, environment: str, processes: int, steps: int, num_envs: int, num_steps: int) -> Contender:
+    """A contender with CleanRL's PPO from its clone, its networks compiled by PyTorch."""
+    return Contender(
+        name, "baselines", "measure_cleanrl.py", (CLEANRL, environment, processes, steps, num_envs, num_steps)
+    )
+
+
+def rltools(name: str, steps: int, shape: dict[str, Any]) -> Contender:
+    """A contender with RLtools' C++ on its own Pendulum."""
+    return Contender(name, "rltools", "measure_rltools.py", (steps, shape))
+
+
+def rltools_gymnasium(name: str, environment: str, processes: int, steps: int, settings: dict[str, Any]) -> Contender:
+    """A contender with RLtools' Python interface, which steps Gymnasium's environments."""
+    return Contender(name, "rltools", "measure_rltools_gymnasium.py", (environment, processes, steps, settings))
+
+
+def raw(name: str, environment: str, processes: int) -> Contender:
+    """A contender with Gymnasium alone, without learning."""
+    return Contender(name, "upslope", "measure_raw.py", (environment, processes))
+
+
+def shell(name: str, environment: str, cache: str, score: float | str, *command: Any) -> Contender:
+    """A whole command, from the shell to its end, with a cold or a warm cache of compiled programs; it must end with a
+    policy of this score, unless it is "any"."""
+    return Contender(name, environment, "measure_shell.py", (cache, score, *command))
+
+
+SAME = {"normalize_rewards": False, "normalize_observations": False}
+CARTPOLE = {"n_envs": 8, "n_steps": 128, "batch_size": 256, "n_epochs": 4, "learning_rate": 2.5e-4}
+PAPER = {"n_envs": 1, "n_steps": 2048, "batch_size": 64, "n_epochs": 10}
+WIDE = {"n_envs": 8, "n_steps": 256, "batch_size": 512, "n_epochs": 4}
+WIDE_HERE = SAME | {"num_envs": 8, "rollout_steps": 256, "epochs": 4, "minibatches": 4}
+WIDE_RLTOOLS = {"N_ENVIRONMENTS": 8, "ON_POLICY_RUNNER_STEPS_PER_ENV": 256, "BATCH_SIZE": 512, "N_EPOCHS": 4}
+A2C = SAME | {"algorithm": "a2c", "num_envs": 16, "rollout_steps": 5}
+BREAKOUT = SAME | {"num_envs": 64, "rollout_steps": 128, "minibatches": 8, "encoder": ["perceptron"]}
+GRU = SAME | {
+    "num_envs": 4, "rollout_steps": 128, "memory": "gru", "memory_size": 128, "hidden_sizes": [128],
+    "shared_trunk": True, "activation": "relu",
+}  # fmt: skip
+MINIGRID = {"num_envs": 8, "rollout_steps": 128, "epochs": 10, "minibatches": 16, "ignore_observation": ["mission"]}
+RECURRENT = {"n_envs": 4, "n_steps": 128, "batch_size": 128, "n_epochs": 4, "learning_rate": 2.5e-4}
+COMPILED = SAME | {"num_envs": 64, "rollout_steps": 128}
+BROAD = COMPILED | {"hidden_sizes": [256, 256]}
+CHEETAH = "HalfCheetah-v5"
+
+ON_PENDULUM: dict[str, Case] = {
+    "pendulum_64x128": Case(
+        "compiled Pendulum, 64 × 128, batch 2048, 4 epochs, 64-64 tanh, one core",
+        (
+            upslope(
+                "upslope", "jax:Pendulum-v1", 1, 1_500_000,
+                SAME | {"num_envs": 64, "rollout_steps": 128, "epochs": 4, "minibatches": 4},
+            ),
+            rltools(
+                "RLtools, its fast tanh", 1_000_000,
+                {"envs": 64, "steps": 128, "batch": 2048, "epochs": 4, "activation": "FAST_TANH"},
+            ),
+            rltools(
+                "RLtools", 1_000_000, {"envs": 64, "steps": 128, "batch": 2048, "epochs": 4, "activation": "TANH"}
+            ),
+        ),
+        is_pinned=True,
+    ),
+    "pendulum_4x1024": Case(
+        "compiled Pendulum, 4 × 1024, batch 256, 2 epochs, 64-64 relu, one core",
+        (
+            upslope(
+                "upslope", "jax:Pendulum-v1", 1, 1_500_000,
+                SAME | {"num_envs": 4, "rollout_steps": 1024, "epochs": 2, "minibatches": 16, "activation": "relu"},
+            ),
+            rltools(
+                "RLtools", 2_000_000, {"envs": 4, "steps": 1024, "batch": 256, "epochs": 2, "activation": "RELU"}
+            ),
+        ),
+        is_pinned=True,
+    ),
+    "pendulum_1x2048": Case(
+        "compiled Pendulum, 1 × 2048, batch 64, 10 epochs, 64-64 tanh, one core (the shape of Schulman et al. 2017)",
+        (
+            upslope(
+                "upslope", "jax:Pendulum-v1", 1, 400_000,
+                SAME | {"num_envs": 1, "rollout_steps": 2048, "epochs": 10, "minibatches": 32},
+            ),
+            rltools(
+                "RLtools, its fast tanh", 400_000,
+                {"envs": 1, "steps": 2048, "batch": 64, "epochs": 10, "activation": "FAST_TANH"},
+            ),
+            rltools(
+                "RLtools", 400_000, {"envs": 1, "steps": 2048, "batch": 64, "epochs": 10, "activation": "TANH"}
+            ),
+        ),
+        is_pinned=True,
+    ),
+    "pendulum_a2c": Case(
+        "compiled Pendulum, A2C, 16 × 5, one batch of 80, 64-64 tanh, one core",
+        (
+            upslope("upslope", "jax:Pendulum-v1", 1, 2_000_000, A2C),
+            rltools(
+                "RLtools, its fast tanh", 3_000_000,
+                {"envs": 16, "steps": 5, "batch": 80, "epochs": 1, "activation": "FAST_TANH"},
+            ),
+            rltools("RLtools", 3_000_000, {"envs": 16, "steps": 5, "batch": 80, "epochs": 1, "activation": "TANH"}),
+        ),
+        is_pinned=True,
+    ),
+}  # fmt: skip
+
+COMPILED_ENVIRONMENTS: dict[str, Case] = {
+    "compiled_1": Case(
+        "compiled CartPole, 64 × 128, 4 epochs × 4 minibatches, one seed",
+        (
+            upslope("upslope", "jax:CartPole-v1", 1, 3_000_000, COMPILED),
+            purejaxrl("PureJaxRL", "ppo", "CartPole-v1", 1_500_000, 1, {"NUM_ENVS": 64}),
+            rejax("rejax", 1, 1_500_000),
+        ),
+    ),
+    "compiled_8": Case(
+        "compiled CartPole, 64 × 128, 4 epochs × 4 minibatches, 8 seeds in all",
+        (
+            upslope("upslope", "jax:CartPole-v1", 8, 1_000_000, COMPILED),
+            purejaxrl("PureJaxRL, 2 processes", "ppo", "CartPole-v1", 1_500_000, 2, {"NUM_ENVS": 64}),
+            rejax("rejax", 8, 200_000),
+        ),
+    ),
+    "compiled_wide": Case(
+        "compiled CartPole, 64 × 128, 4 epochs × 4 minibatches, 256-256 tanh, 2 seeds",
+        (
+            upslope("upslope", "jax:CartPole-v1", 2, 400_000, BROAD),
+            purejaxrl("PureJaxRL, 2 processes", "ppo", "CartPole-v1", 200_000, 2, {"NUM_ENVS": 64, "WIDTH": 256}),
+            rejax("rejax", 2, 200_000, 64, "CartPole-v1", 4, 256),
+        ),
+    ),
+    "breakout": Case(
+        "gymnax Breakout-MinAtar, 64 × 128, 4 epochs × 8 minibatches, 64-64 tanh networks on the flattened board",
+        (
+            upslope("upslope, 1 seed", "gymnax:Breakout-MinAtar", 1, 1_500_000, BREAKOUT),
+            upslope("upslope, 2 seeds", "gymnax:Breakout-MinAtar", 2, 1_500_000, BREAKOUT),
+            purejaxrl(
+                "PureJaxRL, 2 processes", "ppo", "Breakout-MinAtar", 1_000_000, 2,
+                {"NUM_ENVS": 64, "NUM_MINIBATCHES": 8},
+            ),
+            rejax("rejax, 2 seeds", 2, 500_000, 64, "Breakout-MinAtar", 8),
+        ),
+    ),
+    "gru": Case(
+        "CartPole with a GRU of 128 units, 4 × 128, 4 epochs × 4 minibatches of one environment",
+        (
+            upslope("upslope, 1 seed", "jax:CartPole-v1", 1, 300_000, GRU),
+            upslope("upslope, 2 seeds", "jax:CartPole-v1", 2, 300_000, GRU),
+            upslope("upslope, Gymnasium, 2 seeds", "CartPole-v1", 2, 30_000, GRU),
+            purejaxrl("PureJaxRL ppo_rnn", "ppo_rnn", "CartPole-v1", 200_000, 1, {}),
+            purejaxrl("PureJaxRL ppo_rnn, 2 processes", "ppo_rnn", "CartPole-v1", 200_000, 2, {}),
+            baselines("RecurrentPPO (LSTM), 2 processes", "recurrent", "CartPole-v1", 2, 4_096, RECURRENT),
+        ),
+    ),
+}  # fmt: skip
+
+GYMNASIUM: dict[str, Case] = {
+    "parts": Case(
+        "CartPole as a vector, as a Dict of two vectors, and with a mask, on the host, 8 × 128, 8 seeds",
+        (
+            upslope("upslope", "worlds:Parted", 8, 60_000, SAME),
+            upslope("upslope, Dict", "worlds:Dicts", 8, 60_000, SAME),
+            upslope("upslope, mask", "worlds:Masked", 8, 60_000, SAME),
+        ),
+    ),
+    "minigrid": Case(
+        "MiniGrid-DoorKey-5x5-v0, 8 × 128, 10 epochs × 16 minibatches, convolutions, 8 seeds",
+        (
+            upslope("upslope, 8 seeds", "MiniGrid-DoorKey-5x5-v0", 8, 20_000, MINIGRID),
+            raw("raw stepping, 2 processes", "MiniGrid-DoorKey-5x5-v0", 2),
+        ),
+    ),
+    "cartpole_1": Case(
+        "Gymnasium CartPole-v1, 8 × 128, 4 epochs × 4 minibatches, one seed",
+        (
+            upslope("upslope, 1 seed", "CartPole-v1", 1, 200_000, SAME),
+            cleanrl("CleanRL with torch.compile", "CartPole-v1", 1, 40_000, 8, 128),
+            baselines("SB3", "sb3", "CartPole-v1", 1, 40_000, CARTPOLE),
+            baselines("SBX", "sbx", "CartPole-v1", 1, 40_000, CARTPOLE),
+            raw("raw stepping, 2 processes", "CartPole-v1", 2),
+        ),
+    ),
+    "cartpole": Case(
+        "Gymnasium CartPole-v1, 8 × 128, 4 epochs × 4 minibatches, several seeds",
+        (
+            upslope("upslope, 8 seeds", "CartPole-v1", 8, 120_000, SAME),
+            cleanrl("CleanRL with torch.compile, 2 processes", "CartPole-v1", 2, 40_000, 8, 128),
+            baselines("SB3, 2 processes", "sb3", "CartPole-v1", 2, 40_000, CARTPOLE),
+            raw("raw stepping, 2 processes", "CartPole-v1", 2),
+        ),
+    ),
+    "cartpole_a2c": Case(
+        "Gymnasium CartPole-v1, A2C, 16 × 5, one seed",
+        (
+            upslope("upslope, 1 seed", "CartPole-v1", 1, 200_000, A2C),
+            baselines("SB3", "a2c", "CartPole-v1", 1, 60_000, {"n_envs": 16, "n_steps": 5, "learning_rate": 1e-3}),
+        ),
+    ),
+    "reinforce_cold": Case(
+        "Gymnasium CartPole-v1, REINFORCE with reward to go, one episode an update, 40,000 steps from the shell, "
+        "nothing compiled",
+        (
+            shell(
+                "upslope", "upslope", "cold", "any", "upslope", "CartPole-v1", "--algorithm", "reward_to_go",
+                "--steps", 40_000, "--no-preset", "--num-envs", 1, "--learning-rate", 0.01,
+                "--learning-rate-schedule", "constant", "--hidden-sizes", 128, "--activation", "relu",
+            ),
+            shell("PyTorch's example", "baselines", "cold", "any", "reinforce_torch.py", 40_000),
+        ),
+    ),
+    "halfcheetah": Case(
+        "HalfCheetah-v5, 1 × 2048, 10 epochs of minibatches of 64 (Schulman et al. 2017)",
+        (
+            upslope("upslope, 8 seeds", CHEETAH, 8, 30_000, SAME),
+            baselines("SB3", "sb3", CHEETAH, 1, 8_192, PAPER),
+            baselines("SB3, 2 processes", "sb3", CHEETAH, 2, 8_192, PAPER),
+            baselines("SBX", "sbx", CHEETAH, 1, 8_192, PAPER),
+        ),
+    ),
+    "halfcheetah_wide_1": Case(
+        "HalfCheetah-v5, 8 × 256, 4 epochs × 4 minibatches, one seed",
+        (
+            upslope("upslope, 1 seed", CHEETAH, 1, 120_000, WIDE_HERE),
+            rltools_gymnasium("RLtools", CHEETAH, 1, 60_000, WIDE_RLTOOLS),
+            baselines("SB3", "sb3", CHEETAH, 1, 30_000, WIDE),
+            raw("raw stepping, 2 processes", CHEETAH, 2),
+        ),
+    ),
+    "halfcheetah_wide": Case(
+        "HalfCheetah-v5, 8 × 256, 4 epochs × 4 minibatches, several seeds",
+        (
+            upslope("upslope, 8 seeds", CHEETAH, 8, 60_000, WIDE_HERE),
+            rltools_gymnasium("RLtools, 2 processes", CHEETAH, 2, 60_000, WIDE_RLTOOLS),
+            baselines("SB3, 2 processes", "sb3", CHEETAH, 2, 30_000, WIDE),
+            raw("raw stepping, 2 processes", CHEETAH, 2),
+        ),
+    ),
+    "humanoid_1": Case(
+        "Humanoid-v5, 8 × 256, 4 epochs × 4 minibatches, one seed",
+        (
+            upslope("upslope, 1 seed", "Humanoid-v5", 1, 60_000, WIDE_HERE),
+            baselines("SB3", "sb3", "Humanoid-v5", 1, 16_384, WIDE),
+            raw("raw stepping, 2 processes", "Humanoid-v5", 2),
+        ),
+    ),
+}  # fmt: skip
+
+
+def from_shell(cache: str) -> dict[str, Case]:
+    """From the shell to a policy that reaches a score, with a cold or a warm cache.
+
+    A run ends as soon as its last 100 training episodes return the score on average, or with its budget; in either case
+    its last 20 must. upslope has its presets, PureJaxRL on CartPole the same numbers, SB3 the settings of its zoo, and
+    RLtools those of its example. SB3 compiles nothing, so that its second time is like its first.
+    """
+    state = {"cold": "nothing compiled before", "warm": "the second time"}[cache]
+    rltools_name = {"cold": "RLtools with g++", "warm": "RLtools, compiled before"}[cache]
+    return {
+        f"shell_cartpole_{cache}": Case(
+            f"from the shell to CartPole 475, compiled environment, one seed, {state}",
+            (
+                shell("upslope", "upslope", cache, 475, "upslope", "jax:CartPole-v1", "--stop-at-return", 475),
+                shell("PureJaxRL", "purejaxrl", cache, 475, "solve_purejaxrl.py", PUREJAXRL),
+                shell("SB3, Gymnasium", "baselines", "cold", 475, "solve_sb3.py", "CartPole-v1", 475),
+            ),
+            unit="seconds",
+        ),
+        f"shell_pendulum_{cache}": Case(
+            f"from the shell to Pendulum −200, compiled environment, one seed, {state}",
+            (
+                shell("upslope", "upslope", cache, -200, "upslope", "jax:Pendulum-v1", "--stop-at-return", -200),
+                shell(rltools_name, "rltools", cache, -200, "solve_rltools.py", -200),
+                shell("SB3, Gymnasium", "baselines", "cold", -200, "solve_sb3.py", "Pendulum-v1", -200),
+            ),
+            unit="seconds",
+        ),
+    }
+
+
+CASES: dict[str, Case] = ON_PENDULUM | COMPILED_ENVIRONMENTS | GYMNASIUM | from_shell("cold") | from_shell("warm")
