@@ -63,15 +63,15 @@ class Program:
         """Compile the program for this data."""
         self.data = jax.device_put(data, self.replicated)
         arguments, structure = jax.tree.flatten((self.data, jax.device_put(state, self.seed_sharding)))
-        plain, shardings = partial(self.in_plain_containers, structure), {"out_shardings": self.seed_sharding}
+        plain = partial(self.in_plain_containers, structure)
         with full_precision(not is_cpu_mesh(self.mesh)):  # set here too, since `computing` does not reach other threads
             if self.stored is None:
-                jitted = jax.jit(plain, **shardings)
+                jitted = jax.jit(plain, out_shardings=self.seed_sharding)
             else:
-                jitted = self.stored.jitted("iterate", plain, arguments, **shardings)
+                jitted = self.stored.jitted("iterate", plain, arguments, out_shardings=self.seed_sharding)
             lowered = jitted.lower(*arguments)
-        options = NO_TIMEOUT if self.mesh.shape[NETWORKS] > 1 else {}
-        self.compiled = lowered.compile(QUICK | options if is_cpu_mesh(self.mesh) else None)
+        timeout = NO_TIMEOUT if self.mesh.shape[NETWORKS] > 1 else {}
+        self.compiled = lowered.compile(QUICK | timeout if is_cpu_mesh(self.mesh) else None)
 
     def in_plain_containers(self, structure: Any, *arguments: Any) -> Any:
         """The program from and to arrays in lists, tuples and dictionaries, as a stored one has them."""

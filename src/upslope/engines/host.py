@@ -107,7 +107,8 @@ class HostEngine:
             return states, memory, Chunk({}, before[:, None], before[:, None], [[] for _ in self.seeds])
         agents = [state.learner.agent for state in states]
         rollout, ends, after = self.collect(agents, memory, keys[:, 0], active)
-        states, metrics = list(states), [None for _ in states]
+        states = list(states)
+        metrics: list[Metrics | None] = [None for _ in states]
         for s in np.flatnonzero(active).tolist():
             facts = self.rollout_of(rollout, s)
             states[s], metrics[s] = learn(self.weigh, self.move, states[s], facts, keys[s, 1])

@@ -40,7 +40,7 @@ from upslope.models.normaliser import RunningStatistics, updated
 Weigh = Callable[[Any, Rollout], tuple[Any, Rollout, Credit, Metrics]]
 AnyKey = PRNGKeyArray | UInt32[np.ndarray, "W"]
 """A key, or its data on the host."""
-Move = Callable[[Any, Rollout, Credit, AnyKey], tuple[Any, Metrics]]
+Move = Callable[[Any, Rollout, Credit, Any], tuple[Any, Metrics]]
 PREFERRED = {"xla_backend_optimization_level": "1", "xla_cpu_prefer_vector_width": "512"}
 QUICK: dict[str, Any] = {
     option: value for option, value in PREFERRED.items() if option not in os.environ.get("XLA_FLAGS", "")

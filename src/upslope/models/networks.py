@@ -4,6 +4,7 @@ A perceptron also accepts NumPy arrays, so that acting on the host needs no comp
 """
 
 from dataclasses import field
+from typing import Any
 
 import jax
 import numpy as np
@@ -56,7 +57,8 @@ def initialise_perceptron(
     weights = [orthogonal(generator, i, o, g) for i, o, g in zip(sizes, sizes[1:], gains, strict=False)]
     biases = [np.zeros(o, np.float32) for o in sizes[1:]]
     # Not jnp.asarray, which compiles a program for each shape.
-    return Perceptron(*jax.device_put((tuple(weights), tuple(biases))), activation)
+    placed: Any = jax.device_put((tuple(weights), tuple(biases)))
+    return Perceptron(placed[0], placed[1], activation)
 
 
 def generator_of(key: jax.Array) -> np.random.Generator:

@@ -24,8 +24,9 @@ class RunningStatistics(NamedTuple):
     @staticmethod
     def start(shape: tuple[int, ...]) -> "RunningStatistics":
         """Statistics of no samples: mean 0 and variance 1, which normalise nothing."""
-        fresh = RunningStatistics(*(np.full(shape, x, np.float32) for x in (0.0, 1.0)), np.float32(0.0))
-        return jax.device_put(fresh)
+        zeros, ones = np.zeros(shape, np.float32), np.ones(shape, np.float32)
+        placed: Any = jax.device_put((zeros, ones, np.float32(0.0)))
+        return RunningStatistics(*placed)
 
     def update(self, x: Float[Array, "T N *D"], valid: Bool[Array, "T N"]) -> "RunningStatistics":
         """Include the valid rows of a batch."""
