@@ -37,16 +37,16 @@ class Nowhere(PipeChannel):
 class Processes:
     """A cluster of processes of this machine."""
 
-    room = 0
+    more = 0
 
     def require(self, part: Any, environment: Any) -> None:
         """Every process is this machine's."""
 
     def capacity(self) -> int:
-        return 2 + self.room
+        return 2 + self.more
 
-    def free(self) -> int:
-        return self.room
+    def room(self, part: Any, environment: Any, say: Any) -> int:
+        return self.more
 
     def words(self, workers: int) -> str:
         return f"{workers} workers"
@@ -75,7 +75,7 @@ def test_a_lost_worker_and_a_grown_cluster_change_no_number(
         if chunk == 5:
             self.workers[1].channel.kill()
         if chunk == 10:
-            processes.room, self.looked = 1, -1e9
+            processes.more, self.looked = 1, -1e9
         return advance(self, *arguments)
 
     monkeypatch.setattr(WorkersEngine, "advance", changing)

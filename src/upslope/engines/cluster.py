@@ -3,28 +3,35 @@
 An actor serves the same `Server` as a process of this machine does, and its channel carries the same messages, so what
 trains does not know where its workers are. The main process alone writes files.
 
+Every message of a worker has a number, and every call says which numbers the main process has seen. So a call whose
+answer was lost on its way is repeated: the worker does nothing twice, and sends again what was not seen.
+
 Anyone who can reach a Ray cluster can run code on it. A cluster that upslope starts requires a token, and one that it
 joins should too. Messages are pickled, as those through pipes are, and pass only between the nodes of the cluster.
 """
 
+import gc
 import io
 import os
 import pickle
 import platform
 import queue
 import sys
+import threading
 import time
 from collections import deque
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from contextlib import suppress
+from dataclasses import dataclass
 from functools import cache
 from importlib import import_module
 from importlib.metadata import PackageNotFoundError, version
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
+from uuid import uuid4
 
-from upslope.core.messages import counted
+from upslope.core.messages import counted, told
 from upslope.core.numbers import number
 from upslope.core.reading import brief
 from upslope.engines.base import Placement
@@ -47,6 +54,8 @@ LOOK_SECONDS = 60.0
 """Seconds in which a node must tell its versions."""
 RELEASE_SECONDS, LOOK_AGAIN = 3.0, 0.25
 """Seconds in which workers that were just closed give their processors back, and between two looks."""
+UNREACHABLE_SECONDS = 60.0
+"""Seconds after which a worker that Ray cannot reach counts as lost."""
 VECTOR_FEATURES = ("sse4", "avx", "fma", "f16c", "amx", "asimd", "sve", "neon")
 """How the names of processor features begin that change how XLA and Eigen round."""
 AUTO = "auto"
@@ -74,6 +83,12 @@ class Cluster:
 
     def __init__(self, ray: Any, placement: Placement):
         self.ray, self.placement = ray, placement
+        self.compared: set[tuple[str, str]] = set()
+        """Nodes that were compared, each with a module that it has; empty for none in particular."""
+        self.refused: set[str] = set()
+        """Why nodes that came later are not used."""
+        self.idle: list[Any] = []
+        """Actors that have closed their environments, for the next workers."""
 
     def nodes(self) -> list[dict[str, Any]]:
         """The nodes that are alive and have processors for workers."""
@@ -87,11 +102,19 @@ class Cluster:
             UpslopeError: a node differs, or lacks a module; it is named.
         """
         mine, modules = facts([]), modules_of(part, environment)
-        asked = [(node, self.ask_node(node, modules)) for node in self.nodes()]
+
+        def asks(node: dict[str, Any]) -> set[tuple[str, str]]:
+            return {(node["NodeID"], name) for name in ("", *modules)}
+
+        new = [node for node in self.nodes() if not asks(node) <= self.compared]
+        asked = [(node, self.ask_node(node, modules)) for node in new]
         for node, reference in asked:
             theirs = self.answer_of_node(node, reference)
-            if theirs is not None and (problem := difference(mine, theirs, self.placement.mixed)):
+            if theirs is None:
+                continue
+            if problem := difference(mine, theirs, self.placement.mixed):
                 raise UpslopeError(f"Node {node['NodeManagerAddress']} of the cluster {problem}")
+            self.compared |= asks(node)
 
     def answer_of_node(self, node: dict[str, Any], reference: Any) -> dict[str, Any] | None:
         """A node's facts; None if it is gone meanwhile."""
@@ -130,13 +153,28 @@ class Cluster:
                 "--worker-cpus or --worker-gpus, or add a node."
             )
         until = time.monotonic() + RELEASE_SECONDS
-        while (free := self.free()) < sum(wholes) and time.monotonic() < until:
+        while (free := self.free() + len(self.idle)) < sum(wholes) and time.monotonic() < until:
             time.sleep(LOOK_AGAIN)
         return max(1, min(sum(wholes), free))
 
     def free(self) -> int:
         """How many more workers the cluster holds now."""
         return fits(self.ray.available_resources(), self.placement.worker_cpus, self.placement.worker_gpus)
+
+    def room(self, part: Any, environment: AnyEnvironment, say: Callable[[str], None]) -> int:
+        """How many more workers the cluster holds now; none while it has a node that `require` would refuse, which is
+        said once."""
+        free = self.free() + len(self.idle)
+        if free < 1:
+            return 0
+        try:
+            self.require(part, environment)
+        except UpslopeError as error:
+            if str(error) not in self.refused:
+                self.refused.add(str(error))
+                say(f"{error} The run goes on without it.")
+            return 0
+        return free
 
     def worker_words(self) -> str:
         """What a worker takes, e.g. `1 CPU`."""
@@ -153,18 +191,14 @@ class Cluster:
         )
 
     def start_worker(self, module: str, index: int, share: str, notices: Notices) -> Worker:
-        """Start a worker as an actor; see `StartWorker`."""
-        return Worker(ActorChannel(self, module), index, share, notices)
+        """Start a worker in an actor, one that has no work or a new one; see `StartWorker`."""
+        with suppress(IndexError):
+            return Worker(ActorChannel(self, self.idle.pop(), module), index, share, notices)
+        return Worker(ActorChannel(self, self.new_actor(), module), index, share, notices)
 
-
-class ActorChannel:
-    """Calls of an actor. A request is one call, whose result holds the notices before the answer; signs of life are
-    asked for only while an answer takes long."""
-
-    error = WorkerLostError
-
-    def __init__(self, cluster: Cluster, module: str):
-        self.ray, placement = cluster.ray, cluster.placement
+    def new_actor(self) -> Any:
+        """Start an actor, on a node that has room."""
+        placement = self.placement
         # Without an accelerator of its own, an actor must not take one.
         variables = {"NPROC": "1"} | ({} if placement.worker_gpus else {"JAX_PLATFORMS": "cpu"})
         kind = self.ray.remote(
@@ -175,9 +209,44 @@ class ActorChannel:
             runtime_env={"env_vars": variables},
             scheduling_strategy="SPREAD",
         )(Actor)
-        cpus = max(1, int(placement.worker_cpus))
-        self.actor = kind.remote(module, facts([]), placement.mixed, cpus)
-        self.asked: deque[Any] = deque()
+        return kind.remote(facts([]), placement.mixed, max(1, int(placement.worker_cpus)))
+
+    def end(self, actor: Any) -> None:
+        """End an actor at once."""
+        with suppress(Exception):  # it may be gone already
+            self.ray.kill(actor)
+
+    def release(self) -> None:
+        """End the actors that have no work, so that others can use their processors."""
+        while self.idle:
+            self.end(self.idle.pop())
+
+
+Session = tuple[str, str]
+"""A channel's own name, and the module whose `Server` it asks."""
+
+
+@dataclass
+class Call:
+    """A call of an actor's `answer` whose result is awaited, with what is needed to repeat it."""
+
+    number: int
+    request: bytes
+    result: Any = None
+    """Ray's reference to the result."""
+
+
+class ActorChannel:
+    """Calls of an actor. A request is one call, whose result holds the notices before the answer; signs of life are
+    asked for only while an answer takes long."""
+
+    error = WorkerLostError
+
+    def __init__(self, cluster: Cluster, actor: Any, module: str):
+        self.cluster, self.ray, self.actor = cluster, cluster.ray, actor
+        self.session = (uuid4().hex, module)
+        self.calls: deque[Call] = deque()
+        self.number, self.seen, self.unreachable = 0, 0, 0.0
         self.signs: Any = None
         self.messages: deque[Message] = deque()
         self.node, self.words, self.is_exiting = "", "", False
@@ -188,102 +257,192 @@ class ActorChannel:
 
     @property
     def waiting_for(self) -> str:
+        if self.unreachable:
+            return "it cannot be reached"
         return "it does not respond" if self.node else "it waits for a node with free processors, or starts"
 
     def send(self, request: tuple[str, tuple[Any, ...]]) -> None:
-        self.asked.append(self.actor.answer.remote(pickle.dumps(request, protocol=5)))
+        self.number += 1
+        self.calls.append(Call(self.number, pickle.dumps(request, protocol=5)))
+        self.submit(self.calls[-1])
+
+    def submit(self, call: Call) -> None:
+        """Make a call, or make it again."""
+        call.result = self.actor.answer.remote(self.session, call.number, call.request, self.seen)
 
     def receive(self, seconds: float) -> Message:
-        if self.messages:
-            return self.messages.popleft()
-        awaited = [self.asked[0], *([] if self.signs is None else [self.signs])]
-        ready, _ = self.ray.wait(awaited, timeout=seconds)
-        if not ready:
-            if self.signs is None and self.node:
-                self.signs = self.actor.signs.options(concurrency_group="signs").remote()
-            raise queue.Empty
-        if ready[0] == self.signs:
+        while not self.messages:
+            self.messages.extend(self.arrived(seconds))
+        return self.messages.popleft()
+
+    def arrived(self, seconds: float) -> list[Message]:
+        """The messages of the next result to arrive.
+
+        Raises:
+            queue.Empty: none came within these seconds.
+        """
+        call = self.calls[0]
+        result = call.result if self.signs is None else self.first_of(call.result, self.signs, seconds)
+        try:
+            reply = self.ray.get(result, timeout=seconds)
+        except self.ray.exceptions.GetTimeoutError as error:
+            if self.node:
+                self.signs = self.actor.signs.options(concurrency_group="signs").remote(self.seen)
+            raise queue.Empty from error
+        except self.ray.exceptions.ActorUnavailableError as error:
+            return self.again(call, seconds, error)
+        except self.ray.exceptions.RayError as error:
+            return self.gone(error)
+        if result is self.signs:
             self.signs = None
         else:
-            self.asked.popleft()
-        try:
-            self.node, messages = pickle.loads(self.ray.get(ready[0]))
-        except self.ray.exceptions.RayError as error:
-            self.words = f"was lost: {brief(error):.120}"
-            return "ended", None
-        self.messages.extend(messages)
-        return self.receive(seconds)
+            self.calls.popleft()
+        self.unreachable = 0.0
+        return self.new_ones(reply)
+
+    def first_of(self, result: Any, signs: Any, seconds: float) -> Any:
+        """The one that is there first, of the result of a call and signs of life."""
+        ready, _ = self.ray.wait([result, signs], timeout=seconds)
+        if not ready:
+            raise queue.Empty
+        return ready[0]
+
+    def again(self, call: Call, seconds: float, error: Exception) -> list[Message]:
+        """Repeat a call of a worker that cannot be reached now; after a minute it is lost."""
+        self.unreachable += seconds
+        if self.unreachable > UNREACHABLE_SECONDS:
+            return self.gone(error)
+        time.sleep(seconds)
+        self.signs = None
+        self.submit(call)
+        raise queue.Empty
+
+    def gone(self, error: Exception) -> list[Message]:
+        """Note how the worker was lost."""
+        self.words = f"was lost: {brief(error):.120}"
+        return [("ended", None)]
+
+    def new_ones(self, reply: bytes) -> list[Message]:
+        """The messages of a reply that have not been seen."""
+        self.node, numbered = pickle.loads(reply)
+        found = [message for number, message in numbered if number > self.seen]
+        self.seen = max([self.seen, *(number for number, _ in numbered)])
+        return found
 
     def ending(self) -> str:
         return self.words
 
     def kill(self) -> None:
-        with suppress(Exception):  # it may be gone already
-            self.ray.kill(self.actor)
+        self.cluster.end(self.actor)
+
+    def interrupt(self) -> None:
+        self.actor.interrupt.options(concurrency_group="signs").remote()
 
     def request_exit(self) -> None:
         if not self.is_exiting:
             self.is_exiting = True
-            self.asked.append(self.actor.close.remote())
+            self.calls.append(Call(0, b"", self.actor.close.remote(self.seen)))
 
     def close(self) -> tuple[bool, list[Message]]:
-        found: list[Message] = []
+        found = list(self.messages)
         until = time.monotonic() + CLOSING_SECONDS
         try:
-            for reference in self.asked:
+            for call in self.calls:
                 left = max(0.0, until - time.monotonic())
-                found += pickle.loads(self.ray.get(reference, timeout=left))[1]
+                found += self.new_ones(self.ray.get(call.result, timeout=left))
         except Exception:  # it is gone, busy, or too slow
             pass
-        self.kill()
+        if ("closed", None) in found:
+            self.cluster.idle.append(self.actor)
+        else:
+            self.kill()
         return bool(self.words), found  # of one that was lost, that was said
 
 
 class Actor:
     """The worker's side: serves a module's `Server`, as `upslope.engines.processes.serve` does."""
 
-    def __init__(self, module: str, expected: dict[str, Any], mixed: bool, cpus: int):
+    def __init__(self, expected: dict[str, Any], mixed: bool, cpus: int):
         self.problem = difference(expected, facts([]), mixed)
         use_cores(cpus)
         one_blas_thread()
         self.is_configured = False
-        self.server = import_module(module).Server()
-        self.sent: queue.SimpleQueue[Message] = queue.SimpleQueue()
-        self.heartbeat = Heartbeat(self.server, self.sent.put)
+        self.session: Session | None = None
+
+    def begin(self, session: Session) -> None:
+        """Serve a module anew, for another channel."""
+        self.session = session
+        self.answered = 0
+        """The number of the last request that was answered."""
+        self.outbox = Outbox()
+        gc.unfreeze()  # the environments that were served before
+        self.server = import_module(session[1]).Server()
+        self.heartbeat = Heartbeat(self.server, self.outbox.put)
         self.server.notices = Notices(self.heartbeat.notice)
 
-    def answer(self, request: bytes) -> bytes:
-        """Answer a request; return the messages since the last call."""
+    def answer(self, session: Session, number: int, request: bytes, seen: int) -> bytes:
+        """Answer a request, unless it was answered already; return the messages after the last that was seen."""
+        if session != self.session:
+            self.begin(session)
+        if number > self.answered:
+            self.answer_new(request)
+            self.answered = number
+        return self.outbox.after(seen)
+
+    def answer_new(self, request: bytes) -> None:
+        """Answer a request."""
         if self.problem:
             self.heartbeat.answer("refused", f"Node {place()} of the cluster {self.problem}")
-            return self.news()
-        what, arguments = pickle.loads(request)
+            return
+        try:
+            what, arguments = pickle.loads(request)
+        except Exception as error:  # a module is missing, or fails
+            words = f"Node {place()} of the cluster cannot read what it was sent: {told(error)}"
+            self.heartbeat.answer("refused", words)
+            return
         if not self.is_configured:
             prepare(on_host=not any(map(is_compiled, arguments)))
             self.is_configured = True
         answer_request(self.server, self.heartbeat, what, arguments)
-        return self.news()
 
-    def signs(self) -> bytes:
-        """The messages since the last call, while `answer` is at work."""
-        return self.news()
+    def signs(self, seen: int) -> bytes:
+        """The messages after the last that was seen, while `answer` is at work."""
+        return self.outbox.after(seen)
 
-    def close(self) -> bytes:
+    def interrupt(self) -> None:
+        """Call the server's `interrupt`, while `answer` is at work."""
+        self.server.interrupt()
+
+    def close(self, seen: int) -> bytes:
         """Close the environments."""
         self.server.close()
         self.heartbeat.is_over.set()
         self.heartbeat.answer("closed", None)
-        return self.news()
+        return self.outbox.after(seen)
 
-    def news(self) -> bytes:
-        """This process's place, and its messages since the last call; of the heartbeats the last."""
-        found: list[Message] = []
-        with suppress(queue.Empty):
-            while True:
-                found.append(self.sent.get_nowait())
-        beats = [i for i, (kind, _) in enumerate(found) if kind == "beat"]
-        kept = [message for i, message in enumerate(found) if i not in beats[:-1]]
-        return pickle.dumps((place(), kept), protocol=5)
+
+class Outbox:
+    """A worker's messages by their numbers, until the main process has seen them."""
+
+    def __init__(self) -> None:
+        self.lock = threading.Lock()
+        self.count = 0
+        self.kept: deque[tuple[int, Message]] = deque()
+
+    def put(self, message: Message) -> None:
+        """Add a message; of heartbeats in a row the last is kept."""
+        with self.lock:
+            self.count += 1
+            if message[0] == "beat" and self.kept and self.kept[-1][1][0] == "beat":
+                self.kept.pop()
+            self.kept.append((self.count, message))
+
+    def after(self, seen: int) -> bytes:
+        """This process's place, and the messages after the last that was seen; the earlier ones are forgotten."""
+        with self.lock:
+            while self.kept and self.kept[0][0] <= seen:
+                self.kept.popleft()
+            return pickle.dumps((place(), list(self.kept)), protocol=5)
 
 
 def is_compiled(argument: Any) -> bool:
@@ -299,6 +458,10 @@ def place() -> str:
     return f"{ray.util.get_node_ip_address()}, process {os.getpid()}"
 
 
+connected: dict[tuple[Any, ...], Cluster] = {}
+"""The clusters of this process, by connection and placement."""
+
+
 def connect(placement: Placement) -> Cluster:
     """Connect to the cluster of a placement, or start one here.
 
@@ -308,7 +471,37 @@ def connect(placement: Placement) -> Cluster:
     ray = require_ray()
     if not ray.is_initialized():
         begin(ray, placement)
-    return Cluster(ray, placement)
+        begun[connection(ray)] = placement
+    here = connection(ray)
+    first = begun.get(here, Placement(here[0]))
+    if placement.address not in (AUTO, first.address, here[0]):
+        raise UpslopeError(
+            f"This process is connected to the cluster {here[0]} already, not to {placement.address}. Call "
+            "ray.shutdown() first, or use another process."
+        )
+    if not set(placement.modules) <= set(first.modules):
+        raise UpslopeError(
+            "This process is connected to the cluster already, and modules are sent when it connects. Name them in "
+            "the first call, or call ray.shutdown() before this one."
+        )
+    return connected.setdefault((*here, placement), Cluster(ray, placement))
+
+
+begun: dict[tuple[str, str], Placement] = {}
+"""The placements with which this process made its connections."""
+
+
+def connection(ray: Any) -> tuple[str, str]:
+    """The address of the cluster, and the name of this process's connection to it."""
+    context = ray.get_runtime_context()
+    return context.gcs_address, context.get_job_id()
+
+
+def release(placement: Placement | None) -> None:
+    """End the actors without work of a placement."""
+    for (*_, other), cluster in connected.items():
+        if other == placement:
+            cluster.release()
 
 
 def begin(ray: Any, placement: Placement) -> None:
@@ -318,6 +511,8 @@ def begin(ray: Any, placement: Placement) -> None:
     if files := module_files(placement.modules):
         options["runtime_env"] = {"py_modules": [str(path) for path in files]}
     joining = {name: value for name, value in options.items() if name != "include_dashboard"}
+    with suppress(AttributeError):  # pages of a lost node's log would go to standard output; upslope names what is lost
+        ray._private.worker._worker_logs_enabled = False
     try:
         ray.init(address=placement.address, **joining)
     except ConnectionError as error:

@@ -76,6 +76,10 @@ class Channel(Protocol):
         """End the worker at once."""
         ...
 
+    def interrupt(self) -> None:
+        """Have the server's `interrupt` called while it is at work; where that cannot be, end the worker."""
+        ...
+
     def request_exit(self) -> None:
         """Have the worker close its environments and end."""
         ...
