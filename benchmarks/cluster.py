@@ -32,26 +32,33 @@ from cluster_world import SECONDS
 from pages import fill
 
 import upslope
+from upslope.engines.cluster import ActorChannel, require_ray
+from upslope.engines.workers import WorkersEngine
 from upslope.runs.directory import versions
 
 HERE = Path(__file__).parent
 RESULTS, DOCS = HERE / "results" / "cluster.json", HERE.parent / "docs"
 AUTO = upslope.Placement("auto")
-ROUNDS = 5
+ROUNDS = 7
 TASKS = {"CartPole-v1": 81_920, "HalfCheetah-v5": 32_768}
 """Environments whose overhead is measured, and steps per seed."""
 WORKERS = (1, 2, 4, 8, 16)
 
 
-def overhead() -> dict[str, Any]:
-    """Median seconds of an iteration of two seeds in two workers, through pipes and through actors, in turn."""
-    ray.init(num_cpus=2, log_to_driver=False, logging_level="ERROR", include_dashboard=False)
-    found: dict[str, Any] = {}
+def overhead(only: str = "") -> dict[str, Any]:
+    """An iteration of two seeds in two workers, through pipes and through actors, in turn: median seconds, processor
+    seconds of the main process, and bytes of a request and of an answer."""
+    ray.init(address="local", num_cpus=2, log_to_driver=False, logging_level="ERROR", include_dashboard=False)
+    found: dict[str, Any] = stored().get("overhead", {})
+    kinds: list[tuple[str, dict[str, Any]]] = [("pipes", {}), ("actors", {"cluster": AUTO})]
     for environment, steps in TASKS.items():
+        if only not in environment:
+            continue
         rounds = []
         for number in range(ROUNDS):
-            kinds: list[tuple[str, dict[str, Any]]] = [("pipes", {}), ("actors", {"cluster": AUTO})]
-            one = {name: median_iteration(environment, steps, where) for name, where in kinds[:: (-1) ** number]}
+            one: dict[str, float] = {}
+            for name, where in kinds[:: (-1) ** number]:
+                one |= {f"{name}{word}": x for word, x in iteration_of(environment, steps, where).items()}
             rounds.append(one | {"overhead": one["actors"] / one["pipes"] - 1})
             print(environment, rounds[-1], flush=True)
         middle = {name: median(one[name] for one in rounds) for name in rounds[0]}
@@ -59,19 +66,40 @@ def overhead() -> dict[str, Any]:
     return found
 
 
-def median_iteration(environment: str, steps: int, where: dict[str, Any]) -> float:
-    """The median seconds between two rows of a run's first seed."""
+def iteration_of(environment: str, steps: int, where: dict[str, Any]) -> dict[str, float]:
+    """What an iteration takes: the median between two rows of a run's first seed."""
+    clock: list[float] = []
+    sizes: dict[str, list[int]] = {"asked": [], "answered": []}
+    advance, submit, new_ones = WorkersEngine.advance, ActorChannel.submit, ActorChannel.new_ones
+
+    def timed(engine: WorkersEngine, *arguments: Any) -> Any:
+        clock.append(time.process_time())
+        return advance(engine, *arguments)
+
+    def sent(channel: ActorChannel, call: Any) -> None:
+        sizes["asked"].append(len(call.request))
+        submit(channel, call)
+
+    def received(channel: ActorChannel, reply: bytes) -> Any:
+        sizes["answered"].append(len(reply))
+        return new_ones(channel, reply)
+
     with tempfile.TemporaryDirectory() as folder:
         options: dict[str, Any] = {"seeds": 2, "steps": steps, "workers": 2, "num_envs": 8, "rollout_steps": 128}
-        run = upslope.train(environment, folder=folder, quiet=True, preset=False, **options, **where)
+        WorkersEngine.advance, ActorChannel.submit, ActorChannel.new_ones = timed, sent, received
+        try:
+            run = upslope.train(environment, folder=folder, quiet=True, preset=False, **options, **where)
+        finally:
+            WorkersEngine.advance, ActorChannel.submit, ActorChannel.new_ones = advance, submit, new_ones
         elapsed = [row["time/elapsed"] for row in run.metrics() if row["seed"] == run.seeds[0]]
-    return float(np.median(np.diff(elapsed)))
+    found = {"": float(np.median(np.diff(elapsed))), " main process": float(np.median(np.diff(clock)))}
+    return found | {f" bytes {name}": float(median(found)) for name, found in sizes.items() if found}
 
 
 def lockstep() -> dict[str, Any]:
     """Seconds a step of 16 sleeping environments in 1 to 16 actors, and what a call through pipes and actors takes."""
     os.environ["PYTHONPATH"] = os.pathsep.join([str(HERE), os.environ.get("PYTHONPATH", "")])
-    ray.init(num_cpus=16, log_to_driver=False, logging_level="ERROR", include_dashboard=False)
+    ray.init(address="local", num_cpus=16, log_to_driver=False, logging_level="ERROR", include_dashboard=False)
     found: dict[str, Any] = {"seconds a step of the environment": SECONDS, "calls": calls()}
     for workers in WORKERS:
         with tempfile.TemporaryDirectory() as folder:
@@ -133,15 +161,18 @@ SPACE: dict[str, Any] = {
 
 def sweep() -> dict[str, Any]:
     """256 short trials of a compiled environment on every core: shares of the time in which workers compute."""
-    ray.init(num_cpus=os.cpu_count(), log_to_driver=False, logging_level="ERROR", include_dashboard=False)
+    ray.init(
+        address="local", num_cpus=os.cpu_count(), log_to_driver=False, logging_level="ERROR", include_dashboard=False
+    )
     found: dict[str, Any] = {}
     with tempfile.TemporaryDirectory() as folder:
         options: dict[str, Any] = {"trials": 256, "seeds": 1, "steps": 100_000, "space": SPACE, "sampler": "random"}
         options |= {"pruner": "none", "fresh_seeds": 0, "folder": folder, "quiet": True, "cluster": AUTO, "name": "s"}
         watch = Busy()
-        began = time.perf_counter()
+        began, own = time.perf_counter(), time.process_time()
         result = upslope.sweep("jax:CartPole-v1", "ppo", **options)
         found["seconds"] = round(time.perf_counter() - began, 1)
+        found["main process seconds a trial"] = round((time.process_time() - own) / options["trials"], 4)
         found |= watch.shares() | {"trials": len(result.trials), "states": sorted({t.state for t in result.trials})}
     print(found, flush=True)
     return found
@@ -213,63 +244,66 @@ def measured(command: str) -> dict[str, float]:
     return {"seconds": round(time.perf_counter() - began, 1), "peak megabytes": round(peak)}
 
 
-def fault_rows(stored: dict[str, Any]) -> list[str]:
+def fault_rows(found: dict[str, Any]) -> list[str]:
     """The table of faults."""
     rows = ["| fault, on a cluster of three nodes | times | runs | runs as without faults | lost rows |"]
     rows.append("|---|---:|---:|---:|---:|")
     keys = ("struck", "runs", "runs as without faults", "lost rows")
-    for name, one in (stored.get("faults", {}) | stored.get("hosts", {})).items():
+    for name, one in (found.get("faults", {}) | found.get("hosts", {})).items():
         rows.append(f"| {name} | " + " | ".join(f"{one[key]:,}" for key in keys) + " |")
-    return [*rows, "", measured_with(stored)]
+    return [*rows, "", measured_with(found)]
 
 
-def measured_with(stored: dict[str, Any]) -> str:
+def measured_with(found: dict[str, Any]) -> str:
     """On what the figures were measured."""
-    return "Measured with " + ", ".join(f"{name} {value}" for name, value in stored["machine"].items()) + "."
+    return "Measured with " + ", ".join(f"{name} {value}" for name, value in found["machine"].items()) + "."
 
 
-def figure_rows(stored: dict[str, Any]) -> list[str]:
+def figure_rows(found: dict[str, Any]) -> list[str]:
     """The table of figures."""
     rows = ["| figure | measured |", "|---|---:|"]
-    for name, one in stored.get("overhead", {}).items():
+    for name, one in found.get("overhead", {}).items():
         middle = one["median"]
         rows.append(
             f"| an iteration of {name}, 8 environments × 128 steps, two seeds in two workers: pipes, actors "
             f"| {1000 * middle['pipes']:.1f} ms, {1000 * middle['actors']:.1f} ms ({100 * middle['overhead']:+.1f} %) |"
         )
-    if one := stored.get("lockstep"):
+    if one := found.get("lockstep"):
         rows.append(
             f"| 16 environments of 20 ms a step: a step in one actor, in 16 | {1000 * one['1 workers']:.0f} ms, "
             f"{1000 * one['16 workers']:.1f} ms ({one['speedup of 16']:.1f} ×) |"
         )
-    if one := stored.get("sweep"):
+    if one := found.get("sweep"):
         shares = ", ".join(f"{100 * x:.0f} %" for x in one["busy"])
         rows.append(
             f"| {one['trials']} trials of a compiled environment in {one['seconds']:.0f} s: busy cores | {shares} |"
         )
-    for count, one in stored.get("seeds", {}).items():
+    for count, one in found.get("seeds", {}).items():
         rows.append(
             f"| {int(count):,} seeds in one run: peak memory of `train`, files, `report`, `compare` | "
             f"{one['train']['peak megabytes']:,} MB, {one['files']} of {one['megabytes']:.1f} MB, "
             f"{one['report']['seconds']:.0f} s, {one['compare']['seconds']:.0f} s |"
         )
-    return [*rows, "", measured_with(stored)]
+    return [*rows, "", measured_with(found)]
+
+
+def stored() -> dict[str, Any]:
+    """What was stored before."""
+    return json.loads(RESULTS.read_text("utf-8")) if RESULTS.exists() else {}
 
 
 def store(what: str, found: dict[str, Any]) -> None:
     """Store what was found beside what was stored before."""
-    stored = json.loads(RESULTS.read_text("utf-8")) if RESULTS.exists() else {}
     machine = {"cores": os.cpu_count(), "python": platform.python_version(), "ray": ray.__version__}
     machine |= {name: value for name, value in versions().items() if name in ("upslope", "jax", "numpy", "gymnasium")}
-    RESULTS.write_text(json.dumps(stored | {what: found, "machine": machine}, indent=1) + "\n", "utf-8")
+    RESULTS.write_text(json.dumps(stored() | {what: found, "machine": machine}, indent=1) + "\n", "utf-8")
 
 
 def faults(times: int, only: str) -> dict[str, Any]:
     """The stored faults, with those that were tried now."""
     from cluster_faults import all_faults
 
-    stored = json.loads(RESULTS.read_text("utf-8")) if RESULTS.exists() else {}
-    found = stored.get("faults", {})
+    found = stored().get("faults", {})
 
     def tell(name: str, one: dict[str, Any]) -> None:
         found[name] = one
@@ -287,17 +321,17 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("what", choices=["faults", *measures, "table"])
     parser.add_argument("--times", type=int, default=20)
-    parser.add_argument("--only", default="", help="part of a fault's name")
+    parser.add_argument("--only", default="", help="part of the name of a fault or an environment")
     arguments = parser.parse_args()
-    os.environ["RAY_USAGE_STATS_ENABLED"] = "0"
+    require_ray()  # which sets what it sets for a cluster that upslope starts
     if arguments.what == "table":
-        stored = json.loads(RESULTS.read_text("utf-8"))
-        fill(DOCS / "reliability.md", "cluster", "\n".join(fault_rows(stored)))
-        fill(DOCS / "cluster.md", "figures", "\n".join(figure_rows(stored)))
+        fill(DOCS / "reliability.md", "cluster", "\n".join(fault_rows(stored())))
+        fill(DOCS / "cluster.md", "figures", "\n".join(figure_rows(stored())))
     elif arguments.what == "faults":
         faults(arguments.times, arguments.only)
     else:
-        store(arguments.what, measures[arguments.what]())
+        more = {"only": arguments.only} if arguments.what == "overhead" else {}
+        store(arguments.what, measures[arguments.what](**more))
 
 
 if __name__ == "__main__":

@@ -146,11 +146,12 @@ KILLED, UNAVAILABLE = "the command killed, resumed", "a call or its answer lost 
 
 @contextmanager
 def place_of(folder: Path, seed: int) -> Iterator[Place]:
-    """A cluster of three nodes with a processor each, with small file systems."""
+    """A cluster of three nodes with a processor each; with root's rights, on small file systems."""
     spots = folder / "ray", folder / "runs"
     for spot, size in zip(spots, ("400m", "24m"), strict=True):
-        spot.mkdir(exist_ok=True)
-        subprocess.run(["mount", "-t", "tmpfs", "-o", f"size={size}", "none", str(spot)], check=True)
+        spot.mkdir(parents=True, exist_ok=True)
+        if can_mount():
+            subprocess.run(["mount", "-t", "tmpfs", "-o", f"size={size}", "none", str(spot)], check=True)
     options = {"num_cpus": 1, "temp_dir": str(spots[0]), "_system_config": HEALTH}
     nodes = Cluster(initialize_head=True, head_node_args=options)
     try:
@@ -162,8 +163,13 @@ def place_of(folder: Path, seed: int) -> Iterator[Place]:
     finally:
         ray.shutdown()
         nodes.shutdown()
-        for spot in spots:
+        for spot in spots if can_mount() else []:
             subprocess.run(["umount", "-l", str(spot)], check=False)
+
+
+def can_mount() -> bool:
+    """Whether this process may mount file systems."""
+    return os.geteuid() == 0
 
 
 def strike_often(name: str, times: int, place: Place, whole: tuple[Any, ...]) -> dict[str, Any]:
@@ -297,11 +303,18 @@ def contents(run: RunDirectory) -> tuple[Any, ...]:
     return [json.dumps(row) for row in rows], run.episodes_path.read_text("utf-8").splitlines(), arrays
 
 
+def undisturbed(place: Place) -> tuple[Any, ...]:
+    """The run without faults, and without a cluster."""
+    run = upslope.train("CartPole-v1", folder=place.folder, name="whole", quiet=True, workers=1, **SETTINGS)
+    return contents(RunDirectory(run.path))
+
+
 def all_faults(times: int, only: str, folder: Path, tell: Callable[[str, dict[str, Any]], None]) -> None:
     """Let each fault whose name holds `only` strike, and tell what came of it."""
+    if not can_mount():
+        raise SystemExit("Full disks are small file systems, which only root can mount.")
     with place_of(folder, 0) as place:
-        run = upslope.train("CartPole-v1", folder=place.folder, name="whole", quiet=True, workers=1, **SETTINGS)
-        whole = contents(RunDirectory(run.path))
+        whole = undisturbed(place)
         for name in FAULTS:
             if only in name:
                 tell(name, strike_often(name, times, place, whole))

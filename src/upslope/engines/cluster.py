@@ -58,6 +58,9 @@ UNREACHABLE_SECONDS = 60.0
 """Seconds after which a worker that Ray cannot reach counts as lost."""
 VECTOR_FEATURES = ("sse4", "avx", "fma", "f16c", "amx", "asimd", "sve", "neon")
 """How the names of processor features begin that change how XLA and Eigen round."""
+INLINE = {"RAY_max_direct_call_object_size": str(4 << 20)}
+"""Up to 4 MB, messages travel within calls and results. By default those of more than 100 kB, which a seed's state has,
+take the way through the nodes' object stores, which takes some milliseconds."""
 AUTO = "auto"
 
 
@@ -70,6 +73,8 @@ def require_ray() -> Any:
     os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
     os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")  # what Ray's next version does, and warns of
     os.environ.setdefault("RAY_worker_niceness", "0")  # of a cluster that is started here; Ray's own is 15
+    for name, value in INLINE.items():
+        os.environ.setdefault(name, value)
     try:
         import ray  # pyright: ignore[reportMissingImports]
     except ImportError as error:
@@ -200,7 +205,7 @@ class Cluster:
         """Start an actor, on a node that has room."""
         placement = self.placement
         # Without an accelerator of its own, an actor must not take one.
-        variables = {"NPROC": "1"} | ({} if placement.worker_gpus else {"JAX_PLATFORMS": "cpu"})
+        variables = {"NPROC": "1"} | INLINE | ({} if placement.worker_gpus else {"JAX_PLATFORMS": "cpu"})
         kind = self.ray.remote(
             num_cpus=placement.worker_cpus,
             num_gpus=placement.worker_gpus,
@@ -319,7 +324,8 @@ class ActorChannel:
 
     def gone(self, error: Exception) -> list[Message]:
         """Note how the worker was lost."""
-        self.words = f"was lost: {brief(error):.120}"
+        first, *_ = str(error).strip().splitlines() or [type(error).__name__]
+        self.words = f"was lost: {first.rstrip('.'):.120}"
         return [("ended", None)]
 
     def new_ones(self, reply: bytes) -> list[Message]:
