@@ -110,6 +110,14 @@ def commands_of_page() -> list[str]:
 
 
 SMALLER = {"FIRST": ADDRESSES["first"], "--trials 64": "--trials 4", "--steps 50000": "--steps 2000"}
+WORLD = """
+import gymnasium
+from gymnasium.envs.classic_control import CartPoleEnv
+
+
+def World(**options):
+    return gymnasium.wrappers.TimeLimit(CartPoleEnv(**options), 200)
+"""
 
 
 def commands() -> dict[str, Any]:
@@ -127,8 +135,7 @@ def commands() -> dict[str, Any]:
         if "ray start --head" in line:
             script.append(WAIT_FOR_TWO)
     with two_hosts() as hosts:
-        world = "from gymnasium.envs.classic_control import CartPoleEnv as World  # noqa\n"
-        (hosts.home("first") / "my_world.py").write_text(world)
+        (hosts.home("first") / "my_world.py").write_text(WORLD)
         where = str(hosts.folder)
         joining = (
             f"until [ -f {where}/token ]; do sleep 0.5; done; mkdir -p ~/.ray; cp {where}/token ~/.ray/auth_token\n"

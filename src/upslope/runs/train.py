@@ -138,7 +138,7 @@ def attempts(first: Callable[[], Run], config: Config, task: Task, directory: Ru
             if losses > MAX_LOSSES:
                 raise
             before = place
-            session.display.message(str(error).partition(" resume with:")[0])
+            session.display.message(str(error).partition("; resume with:")[0].rstrip(".") + ". It goes on from there.")
             if directory.path.exists():
                 attempt = partial(resume_once, config, task, directory, session, [], trust=True)
 
