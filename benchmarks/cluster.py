@@ -32,7 +32,8 @@ from cluster_world import SECONDS
 from pages import fill
 
 import upslope
-from upslope.engines.cluster import ActorChannel, require_ray
+from upslope.engines.actors import ActorChannel
+from upslope.engines.cluster import require_ray
 from upslope.engines.workers import WorkersEngine
 from upslope.runs.directory import versions
 

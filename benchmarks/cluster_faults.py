@@ -20,7 +20,7 @@ from ray.cluster_utils import Cluster
 
 import upslope
 from upslope.engines import transport
-from upslope.engines.cluster import ActorChannel
+from upslope.engines.actors import ActorChannel
 from upslope.engines.workers import WorkersEngine
 from upslope.runs import loop
 from upslope.runs.directory import RunDirectory
@@ -35,14 +35,14 @@ CHECKPOINT_SECONDS = 0.2
 AUTO = upslope.Placement("auto")
 COMMAND = f"""
 import sys
-from upslope.engines import cluster
+from upslope.engines import actors
 from upslope.runs import loop
 loop.CHECKPOINT_SECONDS = {CHECKPOINT_SECONDS}
-again = cluster.ActorChannel.again
+again = actors.ActorChannel.again
 def counted(self, *arguments):
     print("a call is repeated", file=sys.stderr, flush=True)
     return again(self, *arguments)
-cluster.ActorChannel.again = counted
+actors.ActorChannel.again = counted
 from upslope.cli.main import main
 main()
 """

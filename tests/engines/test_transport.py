@@ -13,6 +13,7 @@ from run_helpers import assert_same_run
 
 import upslope
 from upslope.cli.cluster import ClusterFlags
+from upslope.engines import actors, nodes
 from upslope.engines import cluster as on_ray
 from upslope.engines.notices import Notices
 from upslope.engines.processes import PipeChannel
@@ -123,11 +124,11 @@ def test_what_cannot_be_sent_and_flags_without_a_cluster_are_refused(processes: 
 
 def test_other_versions_processors_and_missing_modules_are_told():
     mine = {"versions": {"numpy": "2.4"}, "processor": "avx2", "missing": []}
-    assert on_ray.difference(mine, dict(mine), mixed=False) == ""
-    assert "numpy 2.3 (here 2.4)" in on_ray.difference(mine, mine | {"versions": {"numpy": "2.3"}}, mixed=True)
-    assert "lacks mine" in on_ray.difference(mine, mine | {"missing": ["mine"]}, mixed=False)
-    assert "--mixed" in on_ray.difference(mine, mine | {"processor": "neon"}, mixed=False)
-    assert on_ray.difference(mine, mine | {"processor": "neon"}, mixed=True) == ""
+    assert nodes.difference(mine, dict(mine), mixed=False) == ""
+    assert "numpy 2.3 (here 2.4)" in nodes.difference(mine, mine | {"versions": {"numpy": "2.3"}}, mixed=True)
+    assert "lacks mine" in nodes.difference(mine, mine | {"missing": ["mine"]}, mixed=False)
+    assert "--mixed" in nodes.difference(mine, mine | {"processor": "neon"}, mixed=False)
+    assert nodes.difference(mine, mine | {"processor": "neon"}, mixed=True) == ""
 
 
 class Lossy:
@@ -144,7 +145,7 @@ class Lossy:
 
     def __init__(self) -> None:
         self.exceptions, self.calls, self.fate = self, [], iter(["call", "", "answer", "", "answer", "call", ""] * 9)
-        self.actor = on_ray.Actor(on_ray.facts([]), False, 1)
+        self.actor = actors.Actor(nodes.facts([]), False, 1)
         self.answer = SimpleNamespace(remote=lambda *arguments: partial(self.actor.answer, *arguments))
 
     def get(self, call: Any, timeout: float) -> bytes:
@@ -169,11 +170,11 @@ class CountingServer:
 
 def test_a_call_whose_answer_is_lost_is_repeated_and_done_once(monkeypatch: Any):
     monkeypatch.setitem(sys.modules, "counting", SimpleNamespace(Server=CountingServer))
-    monkeypatch.setattr(on_ray, "place", lambda: "here")
-    monkeypatch.setattr(on_ray.time, "sleep", lambda seconds: None)
-    monkeypatch.setattr(on_ray, "use_cores", lambda count: None)
+    monkeypatch.setattr(actors, "place", lambda: "here")
+    monkeypatch.setattr(actors.time, "sleep", lambda seconds: None)
+    monkeypatch.setattr(actors, "use_cores", lambda count: None)
     lossy, shown = Lossy(), []
-    channel = on_ray.ActorChannel(SimpleNamespace(ray=lossy), lossy, "counting")
+    channel = actors.ActorChannel(lossy, lossy, "counting", print)
     worker = Worker(channel, 0, "seed 0", Notices(lambda kind, words: shown.append(words)))
     for number in range(6):
         worker.ask("add", number)

@@ -6,6 +6,7 @@ Each node is a raylet of its own on this machine, which starts workers of its ow
 
 import os
 import sys
+from importlib.metadata import version
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
@@ -15,6 +16,7 @@ from run_helpers import assert_same_run, metrics_of
 
 import upslope
 from upslope.engines import cluster as on_ray
+from upslope.engines import nodes
 
 ray = pytest.importorskip("ray")
 sys.path.append(str(Path(__file__).parents[2] / "benchmarks"))
@@ -97,8 +99,7 @@ def test_a_command_that_is_killed_and_calls_that_are_lost(place: Any, whole: tup
 
 
 def test_a_node_with_other_versions_is_refused_by_name(place: Any, tmp_path: Path, monkeypatch: Any):
-    facts = on_ray.facts([])
-    monkeypatch.setattr(on_ray, "facts", lambda modules: facts | {"versions": facts["versions"] | {"numpy": "1.0"}})
+    monkeypatch.setattr(nodes, "version", lambda name: "1.0" if name == "numpy" else version(name))
     monkeypatch.setattr(on_ray, "connected", {})
     with pytest.raises(upslope.UpslopeError, match=r"Node .* has other versions: numpy .* \(here 1\.0\)"):
         upslope.train("CartPole-v1", steps=64, folder=tmp_path, cluster=AUTO, **SMALL)

@@ -1,7 +1,7 @@
 """The protocol of workers: a request, its answer, signs of life in between, and an error that names who hangs or died.
 
 It does not know what carries its messages: a `Channel` is a pair of pipes to a process (`processes.py`), or an actor on
-a cluster (`cluster.py`). What uses workers does not know either.
+a cluster (`actors.py`). What uses workers does not know either.
 """
 
 import os
