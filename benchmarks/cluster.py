@@ -1,161 +1,338 @@
-"""What survives on a Ray cluster, and what its transport costs. Stores benchmarks/results/cluster.json.
+"""What survives on a Ray cluster, what its transport costs, and how it grows. Stores benchmarks/results/cluster.json.
 
-    python benchmarks/cluster.py faults --count 20    # each fault 20 times, on one cluster of three nodes
-    python benchmarks/cluster.py overhead             # seconds an iteration through pipes and through actors
+    python benchmarks/cluster.py faults --times 20    # each fault 20 times, on one cluster of three nodes; needs root
+    python benchmarks/cluster.py faults --only node   # those whose name holds a word; others stay stored
+    python benchmarks/cluster.py overhead             # seconds an iteration through pipes and through actors, in turn
+    python benchmarks/cluster.py lockstep             # an environment of 20 ms a step in 1 to 16 actors
+    python benchmarks/cluster.py sweep                # 256 short trials: how busy the cores are
+    python benchmarks/cluster.py seeds                # up to 1,000 seeds in one run: memory, files, report, compare
+    python benchmarks/cluster.py table                # the figures in docs/reliability.md and docs/cluster.md
 
-It needs the extra `ray`. The nodes are raylets of this machine, each with one processor for workers. A fault strikes
-within a chunk that is drawn from a seed; then every row, episode and array of the run is held against those of a run
-without faults.
+It needs the extra `ray`. The nodes are raylets of this machine. A fault strikes within chunks that are drawn from a
+seed; then every row, episode and array of the run is held against those of a run without faults
+(benchmarks/cluster_faults.py). Faults of the network: benchmarks/cluster_hosts.py.
 """
 
 import argparse
 import json
 import os
 import platform
-import signal
+import subprocess
+import sys
 import tempfile
 import threading
 import time
-from collections.abc import Callable
 from pathlib import Path
 from statistics import median
 from typing import Any
 
 import numpy as np
 import ray
-from ray.cluster_utils import Cluster
+from cluster_world import SECONDS
+from pages import fill
 
 import upslope
-from upslope.engines.cluster import ActorChannel
+from upslope.engines.actors import ActorChannel
+from upslope.engines.cluster import require_ray
 from upslope.engines.workers import WorkersEngine
-from upslope.runs.directory import RunDirectory
+from upslope.runs.directory import versions
 
-RESULTS = Path(__file__).parent / "results" / "cluster.json"
-SETTINGS: dict[str, Any] = {"seeds": 3, "steps": 4_000, "preset": False, "num_envs": 2, "rollout_steps": 32}
-CHUNKS = SETTINGS["steps"] // (SETTINGS["num_envs"] * SETTINGS["rollout_steps"])
-LENGTHS = {"CartPole-v1": 102_400, "HalfCheetah-v5": 51_200}
-"""Environments whose overhead is measured, and steps per seed."""
+HERE = Path(__file__).parent
+RESULTS, DOCS = HERE / "results" / "cluster.json", HERE.parent / "docs"
 AUTO = upslope.Placement("auto")
-Strike = Callable[[WorkersEngine], None]
+ROUNDS = 7
+TASKS = {"CartPole-v1": 81_920, "HalfCheetah-v5": 32_768}
+"""Environments whose overhead is measured, and steps per seed."""
+WORKERS = (1, 2, 4, 8, 16)
 
 
-def actor_killed(engine: WorkersEngine) -> None:
-    """SIGKILL the process of a worker while it is at work."""
-    channel = engine.workers[0].channel
-    assert isinstance(channel, ActorChannel)
-    process = int(channel.place.rpartition(" ")[2])
-    threading.Timer(0.005, os.kill, (process, signal.SIGKILL)).start()
-
-
-def faults_of(nodes: Cluster) -> dict[str, Strike]:
-    """Each fault by its name."""
-
-    def lose(engine: WorkersEngine) -> None:
-        nodes.remove_node(nodes.add_on.pop(), allow_graceful=False)
-
-    def lose_and_add(engine: WorkersEngine) -> None:
-        lose(engine)
-        nodes.add_on.append(nodes.add_node(num_cpus=1))
-
-    def add(engine: WorkersEngine) -> None:
-        nodes.add_on.append(nodes.add_node(num_cpus=1))
-        engine.looked = -1e9
-
-    return {
-        "a worker killed in an iteration": actor_killed,
-        "a node lost": lose,
-        "a node lost, another added": lose_and_add,
-        "a node added": add,
-    }
-
-
-def faults(count: int) -> dict[str, Any]:
-    """Let each fault strike `count` runs; how many ended as the run without faults."""
-    nodes = Cluster(initialize_head=True, head_node_args={"num_cpus": 1})
-    nodes.add_on = [nodes.add_node(num_cpus=1) for _ in range(2)]
-    ray.init(address=nodes.address, log_to_driver=False, logging_level="ERROR")
-    found: dict[str, Any] = {}
-    draw, advance = np.random.default_rng(0), WorkersEngine.advance
-    with tempfile.TemporaryDirectory() as folder:
-        whole = contents(trained(Path(folder), "whole", workers=1))
-        for name, strike in faults_of(nodes).items():
-            same, seconds = 0, []
-            for number in range(count):
-                while len(nodes.add_on) != 2:  # as at first
-                    if len(nodes.add_on) > 2:
-                        nodes.remove_node(nodes.add_on.pop(), allow_graceful=False)
-                    else:
-                        nodes.add_on.append(nodes.add_node(num_cpus=1))
-                chunk = int(draw.integers(1, CHUNKS))
-                WorkersEngine.advance = struck_at(chunk, strike, advance)
-                began = time.perf_counter()
-                same += contents(trained(Path(folder), f"{name} {number}", cluster=AUTO)) == whole
-                seconds.append(time.perf_counter() - began)
-            found[name] = {"tried": count, "same run": same, "median seconds": round(median(seconds), 1)}
-            print(name, found[name], flush=True)
+def overhead(only: str = "") -> dict[str, Any]:
+    """An iteration of two seeds in two workers, through pipes and through actors, in turn: median seconds, processor
+    seconds of the main process, and bytes of a request and of an answer."""
+    ray.init(address="local", num_cpus=2, log_to_driver=False, logging_level="ERROR", include_dashboard=False)
+    found: dict[str, Any] = stored().get("overhead", {})
+    kinds: list[tuple[str, dict[str, Any]]] = [("pipes", {}), ("actors", {"cluster": AUTO})]
+    for environment, steps in TASKS.items():
+        if only not in environment:
+            continue
+        rounds = []
+        for number in range(ROUNDS):
+            one: dict[str, float] = {}
+            for name, where in kinds[:: (-1) ** number]:
+                one |= {f"{name}{word}": x for word, x in iteration_of(environment, steps, where).items()}
+            rounds.append(one | {"overhead": one["actors"] / one["pipes"] - 1})
+            print(environment, rounds[-1], flush=True)
+        middle = {name: median(one[name] for one in rounds) for name in rounds[0]}
+        found[environment] = {"median": middle, "rounds": rounds}
     return found
 
 
-def struck_at(chunk: int, strike: Strike, advance: Callable[..., Any]) -> Any:
-    """`WorkersEngine.advance` with a fault in this chunk of the run."""
-    seen = iter(range(10**6))
+def iteration_of(environment: str, steps: int, where: dict[str, Any]) -> dict[str, float]:
+    """What an iteration takes: the median between two rows of a run's first seed."""
+    clock: list[float] = []
+    sizes: dict[str, list[int]] = {"asked": [], "answered": []}
+    advance, submit, new_ones = WorkersEngine.advance, ActorChannel.submit, ActorChannel.new_ones
 
-    def advance_or_strike(engine: WorkersEngine, *arguments: Any) -> Any:
-        if next(seen) == chunk:
-            strike(engine)
+    def timed(engine: WorkersEngine, *arguments: Any) -> Any:
+        clock.append(time.process_time())
         return advance(engine, *arguments)
 
-    return advance_or_strike
+    def sent(channel: ActorChannel, call: Any) -> None:
+        sizes["asked"].append(len(call.request))
+        submit(channel, call)
+
+    def received(channel: ActorChannel, reply: bytes) -> Any:
+        sizes["answered"].append(len(reply))
+        return new_ones(channel, reply)
+
+    with tempfile.TemporaryDirectory() as folder:
+        options: dict[str, Any] = {"seeds": 2, "steps": steps, "workers": 2, "num_envs": 8, "rollout_steps": 128}
+        WorkersEngine.advance, ActorChannel.submit, ActorChannel.new_ones = timed, sent, received
+        try:
+            run = upslope.train(environment, folder=folder, quiet=True, preset=False, **options, **where)
+        finally:
+            WorkersEngine.advance, ActorChannel.submit, ActorChannel.new_ones = advance, submit, new_ones
+        elapsed = [row["time/elapsed"] for row in run.metrics() if row["seed"] == run.seeds[0]]
+    found = {"": float(np.median(np.diff(elapsed))), " main process": float(np.median(np.diff(clock)))}
+    return found | {f" bytes {name}": float(median(found)) for name, found in sizes.items() if found}
 
 
-def trained(folder: Path, name: str, **where: Any) -> RunDirectory:
-    """A run of the settings."""
-    return RunDirectory(upslope.train("CartPole-v1", folder=folder, name=name, quiet=True, **SETTINGS, **where).path)
-
-
-def contents(run: RunDirectory) -> tuple[Any, ...]:
-    """What must be the same in two runs: rows without clocks, episodes, arrays of the last checkpoint."""
-    rows = [{name: x for name, x in row.items() if not name.startswith("time/")} for row in run.metrics()]
-    with np.load(run.last) as file:
-        arrays = {name: file[name].tobytes() for name in sorted(file.files) if name != "meta"}
-    return json.dumps(rows), run.episodes_path.read_text("utf-8"), arrays
-
-
-def overhead() -> dict[str, Any]:
-    """Median seconds of an iteration of four seeds in two workers, through pipes and through actors."""
-    ray.init(num_cpus=2, log_to_driver=False, logging_level="ERROR", include_dashboard=False)
-    found: dict[str, Any] = {}
-    for environment, steps in LENGTHS.items():
-        taken: dict[str, list[float]] = {"pipes": [], "actors": []}
-        for _ in range(3):  # in turn, so that both meet the same load
-            for name, where in (("pipes", {}), ("actors", {"cluster": AUTO})):
-                taken[name].append(median_iteration(environment, steps, where))
-        best = {name: min(seconds) for name, seconds in taken.items()}
-        found[environment] = {**best, "overhead": best["actors"] / best["pipes"] - 1}
-        print(environment, found[environment], flush=True)
+def lockstep() -> dict[str, Any]:
+    """Seconds a step of 16 sleeping environments in 1 to 16 actors, and what a call through pipes and actors takes."""
+    os.environ["PYTHONPATH"] = os.pathsep.join([str(HERE), os.environ.get("PYTHONPATH", "")])
+    ray.init(address="local", num_cpus=16, log_to_driver=False, logging_level="ERROR", include_dashboard=False)
+    found: dict[str, Any] = {"seconds a step of the environment": SECONDS, "calls": calls()}
+    for workers in WORKERS:
+        with tempfile.TemporaryDirectory() as folder:
+            options: dict[str, Any] = {
+                "num_envs": 16,
+                "rollout_steps": 32,
+                "steps": 16 * 32 * (2 if workers == 1 else 5),
+            }
+            run = upslope.train(
+                "cluster_world:Sleeping",
+                folder=folder,
+                quiet=True,
+                preset=False,
+                workers=workers,
+                cluster=AUTO,
+                **options,
+            )
+            elapsed = [row["time/elapsed"] for row in run.metrics()]
+        found[f"{workers} workers"] = float(np.median(np.diff(elapsed))) / 32
+        print(workers, found[f"{workers} workers"], flush=True)
+    found["speedup of 16"] = found["1 workers"] / found["16 workers"]
     return found
 
 
-def median_iteration(environment: str, steps: int, where: dict[str, Any]) -> float:
-    """The median seconds between two rows of a run's first seed."""
+def calls() -> dict[str, Any]:
+    """Median milliseconds of an empty call of 1 to 16 actors at once, by the size of what each gets and returns."""
+    found: dict[str, Any] = {}
+    kind = ray.remote(num_cpus=1)(Echo)
+    for count in WORKERS:
+        actors = [kind.remote() for _ in range(count)]
+        ray.get([actor.echo.remote(b"") for actor in actors])
+        for size in (100, 10_000, 90_000, 300_000, 1_000_000):
+            message, taken = bytes(size), []
+            for _ in range(60):
+                began = time.perf_counter()
+                for reference in [actor.echo.remote(message) for actor in actors]:
+                    ray.get(reference)
+                taken.append(time.perf_counter() - began)
+            found[f"{count} × {size}"] = round(1000 * median(taken), 3)
+        for actor in actors:
+            ray.kill(actor)
+    print(found, flush=True)
+    return found
+
+
+class Echo:
+    """Returns what it gets."""
+
+    def echo(self, message: bytes) -> bytes:
+        """Return the message."""
+        return message
+
+
+SPACE: dict[str, Any] = {
+    "learning_rate": {"low": 1e-4, "high": 1e-2, "log": True},
+    "entropy_coefficient": {"low": 1e-4, "high": 1e-1, "log": True},
+}
+
+
+def sweep() -> dict[str, Any]:
+    """256 short trials of a compiled environment on every core: shares of the time in which workers compute."""
+    ray.init(
+        address="local", num_cpus=os.cpu_count(), log_to_driver=False, logging_level="ERROR", include_dashboard=False
+    )
+    found: dict[str, Any] = {}
     with tempfile.TemporaryDirectory() as folder:
-        options: dict[str, Any] = {"seeds": 4, "steps": steps, "workers": 2, "num_envs": 8, "rollout_steps": 128}
-        run = upslope.train(environment, folder=folder, quiet=True, preset=False, **options, **where)
-        elapsed = [row["time/elapsed"] for row in run.metrics() if row["seed"] == run.seeds[0]]
-    return float(np.median(np.diff(elapsed)))
+        options: dict[str, Any] = {"trials": 256, "seeds": 1, "steps": 100_000, "space": SPACE, "sampler": "random"}
+        options |= {"pruner": "none", "fresh_seeds": 0, "folder": folder, "quiet": True, "cluster": AUTO, "name": "s"}
+        watch = Busy()
+        began, own = time.perf_counter(), time.process_time()
+        result = upslope.sweep("jax:CartPole-v1", "ppo", **options)
+        found["seconds"] = round(time.perf_counter() - began, 1)
+        found["main process seconds a trial"] = round((time.process_time() - own) / options["trials"], 4)
+        found |= watch.shares() | {"trials": len(result.trials), "states": sorted({t.state for t in result.trials})}
+    print(found, flush=True)
+    return found
+
+
+class Busy:
+    """How busy the cores are while it watches, from the system's counters."""
+
+    def __init__(self) -> None:
+        self.samples: list[list[tuple[int, int]]] = []
+        self.is_over = threading.Event()
+        self.thread = threading.Thread(target=self.watch, daemon=True)
+        self.thread.start()
+
+    def watch(self) -> None:
+        """Read each core's busy and whole time once a second."""
+        while not self.is_over.wait(1.0):
+            lines = [line.split() for line in Path("/proc/stat").read_text().splitlines() if line.startswith("cpu")]
+            numbers = [[int(x) for x in line[1:]] for line in lines if line[0] != "cpu"]
+            self.samples.append([(sum(x) - x[3] - x[4], sum(x)) for x in numbers])
+
+    def shares(self) -> dict[str, Any]:
+        """The busy share of each core, over all and over the middle 90 % of the time."""
+        self.is_over.set()
+        self.thread.join()
+
+        def between(first: int, last: int) -> list[float]:
+            pairs = zip(self.samples[first], self.samples[last], strict=True)
+            return [round((b[0] - a[0]) / (b[1] - a[1]), 3) for a, b in pairs]
+
+        edge = len(self.samples) // 20
+        return {"busy": between(0, -1), "busy in the middle 90 %": between(edge, -1 - edge)}
+
+
+MANY = (10, 100, 1000)
+
+
+def seeds() -> dict[str, Any]:
+    """Many seeds in one run of a compiled environment: memory, files, and the time of report and compare."""
+    found: dict[str, Any] = {}
+    with tempfile.TemporaryDirectory() as folder:
+        for count in MANY:
+            settings = f"--seeds {count} --steps 8192 --no-preset --hidden-sizes 16"
+            train = f"train jax:CartPole-v1 {settings} --folder {folder} --quiet --name"
+            run = Path(folder) / f"a{count}"
+            one = {
+                "train": measured(f"{train} a{count}"),
+                "train on a cluster": measured(f"{train} b{count} --cluster auto"),
+            }
+            one["report"] = measured(f"report {run}")
+            one["compare"] = measured(f"compare {run} {folder}/b{count}")
+            files = [path for path in run.rglob("*") if path.is_file()]
+            one |= {"files": len(files), "megabytes": round(sum(p.stat().st_size for p in files) / 2**20, 2)}
+            found[str(count)] = one
+            print(count, one, flush=True)
+    return found
+
+
+def measured(command: str) -> dict[str, float]:
+    """Seconds and peak memory of a command of upslope."""
+    code = "import resource, sys; from upslope.cli.main import main\ntry:\n    main()\nfinally:\n" + (
+        "    print(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss, file=sys.stderr)"
+    )
+    began = time.perf_counter()
+    done = subprocess.run([sys.executable, "-c", code, *command.split()], capture_output=True, text=True)
+    if done.returncode:
+        raise SystemExit(done.stderr[-2000:])
+    peak = int(done.stderr.split()[-1]) / 2**10
+    return {"seconds": round(time.perf_counter() - began, 1), "peak megabytes": round(peak)}
+
+
+def fault_rows(found: dict[str, Any]) -> list[str]:
+    """The table of faults."""
+    rows = ["| fault, on a cluster of three nodes | times | runs | runs as without faults | lost rows |"]
+    rows.append("|---|---:|---:|---:|---:|")
+    keys = ("struck", "runs", "runs as without faults", "lost rows")
+    for name, one in (found.get("faults", {}) | found.get("hosts", {})).items():
+        rows.append(f"| {name} | " + " | ".join(f"{one[key]:,}" for key in keys) + " |")
+    return [*rows, "", measured_with(found)]
+
+
+def measured_with(found: dict[str, Any]) -> str:
+    """On what the figures were measured."""
+    return "Measured with " + ", ".join(f"{name} {value}" for name, value in found["machine"].items()) + "."
+
+
+def figure_rows(found: dict[str, Any]) -> list[str]:
+    """The table of figures."""
+    rows = ["| figure | measured |", "|---|---:|"]
+    for name, one in found.get("overhead", {}).items():
+        middle = one["median"]
+        rows.append(
+            f"| an iteration of {name}, 8 environments × 128 steps, two seeds in two workers: pipes, actors "
+            f"| {1000 * middle['pipes']:.1f} ms, {1000 * middle['actors']:.1f} ms ({100 * middle['overhead']:+.1f} %) |"
+        )
+    if one := found.get("lockstep"):
+        rows.append(
+            f"| 16 environments of 20 ms a step: a step in one actor, in 16 | {1000 * one['1 workers']:.0f} ms, "
+            f"{1000 * one['16 workers']:.1f} ms ({one['speedup of 16']:.1f} ×) |"
+        )
+    if one := found.get("sweep"):
+        shares = ", ".join(f"{100 * x:.0f} %" for x in one["busy"])
+        rows.append(
+            f"| {one['trials']} trials of a compiled environment in {one['seconds']:.0f} s: busy cores | {shares} |"
+        )
+    for count, one in found.get("seeds", {}).items():
+        rows.append(
+            f"| {int(count):,} seeds in one run: peak memory of `train`, files, `report`, `compare` | "
+            f"{one['train']['peak megabytes']:,} MB, {one['files']} of {one['megabytes']:.1f} MB, "
+            f"{one['report']['seconds']:.0f} s, {one['compare']['seconds']:.0f} s |"
+        )
+    return [*rows, "", measured_with(found)]
+
+
+def stored() -> dict[str, Any]:
+    """What was stored before."""
+    return json.loads(RESULTS.read_text("utf-8")) if RESULTS.exists() else {}
+
+
+def store(what: str, found: dict[str, Any]) -> None:
+    """Store what was found beside what was stored before."""
+    machine = {"cores": os.cpu_count(), "python": platform.python_version(), "ray": ray.__version__}
+    machine |= {name: value for name, value in versions().items() if name in ("upslope", "jax", "numpy", "gymnasium")}
+    RESULTS.write_text(json.dumps(stored() | {what: found, "machine": machine}, indent=1) + "\n", "utf-8")
+
+
+def faults(times: int, only: str) -> dict[str, Any]:
+    """The stored faults, with those that were tried now."""
+    from cluster_faults import all_faults
+
+    found = stored().get("faults", {})
+
+    def tell(name: str, one: dict[str, Any]) -> None:
+        found[name] = one
+        print(name, one, flush=True)
+        store("faults", found)
+
+    with tempfile.TemporaryDirectory() as folder:
+        all_faults(times, only, Path(folder), tell)
+    return found
 
 
 def main() -> None:
     """Measure what is asked for, and store it beside what was stored before."""
+    measures = {"overhead": overhead, "lockstep": lockstep, "sweep": sweep, "seeds": seeds}
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("what", choices=["faults", "overhead"])
-    parser.add_argument("--count", type=int, default=20)
+    parser.add_argument("what", choices=["faults", *measures, "table"])
+    parser.add_argument("--times", type=int, default=20)
+    parser.add_argument("--only", default="", help="part of the name of a fault or an environment")
     arguments = parser.parse_args()
-    os.environ["RAY_USAGE_STATS_ENABLED"] = "0"
-    found = faults(arguments.count) if arguments.what == "faults" else overhead()
-    stored = json.loads(RESULTS.read_text("utf-8")) if RESULTS.exists() else {}
-    machine = {"cores": os.cpu_count(), "python": platform.python_version(), "ray": ray.__version__}
-    RESULTS.write_text(json.dumps(stored | {arguments.what: found, "machine": machine}, indent=1) + "\n", "utf-8")
+    require_ray()  # which sets what it sets for a cluster that upslope starts
+    if arguments.what == "table":
+        fill(DOCS / "reliability.md", "cluster", "\n".join(fault_rows(stored())))
+        fill(DOCS / "cluster.md", "figures", "\n".join(figure_rows(stored())))
+    elif arguments.what == "faults":
+        faults(arguments.times, arguments.only)
+    else:
+        more = {"only": arguments.only} if arguments.what == "overhead" else {}
+        store(arguments.what, measures[arguments.what](**more))
 
 
 if __name__ == "__main__":

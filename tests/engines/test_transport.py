@@ -1,6 +1,10 @@
 """What is above the workers' channel does not know it: a cluster, here of processes, trains the same run."""
 
+import json
+import sys
+from functools import partial
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import gymnasium
@@ -9,6 +13,7 @@ from run_helpers import assert_same_run
 
 import upslope
 from upslope.cli.cluster import ClusterFlags
+from upslope.engines import actors, nodes
 from upslope.engines import cluster as on_ray
 from upslope.engines.notices import Notices
 from upslope.engines.processes import PipeChannel
@@ -37,16 +42,16 @@ class Nowhere(PipeChannel):
 class Processes:
     """A cluster of processes of this machine."""
 
-    room = 0
+    more = 0
 
     def require(self, part: Any, environment: Any) -> None:
         """Every process is this machine's."""
 
     def capacity(self) -> int:
-        return 2 + self.room
+        return 2 + self.more
 
-    def free(self) -> int:
-        return self.room
+    def room(self, part: Any, environment: Any, say: Any) -> int:
+        return self.more
 
     def words(self, workers: int) -> str:
         return f"{workers} workers"
@@ -75,7 +80,7 @@ def test_a_lost_worker_and_a_grown_cluster_change_no_number(
         if chunk == 5:
             self.workers[1].channel.kill()
         if chunk == 10:
-            processes.room, self.looked = 1, -1e9
+            processes.more, self.looked = 1, -1e9
         return advance(self, *arguments)
 
     monkeypatch.setattr(WorkersEngine, "advance", changing)
@@ -83,6 +88,19 @@ def test_a_lost_worker_and_a_grown_cluster_change_no_number(
     assert_same_run(here.path, there.path)
     assert counts[0] == 2 and counts[-1] == 3
     assert "ended with exit status -9" in capsys.readouterr().err
+
+
+def test_other_processors_are_recorded_also_on_resume(processes: Processes, tmp_path: Path):
+    settings: dict[str, Any] = {"seeds": 1, "steps": 1_600, "folder": tmp_path, **SMALL}
+    run = upslope.train("jax:CartPole-v1", name="later", on_iteration=lambda now: now.stop(), **settings)
+    config = tmp_path / "later" / "config.json"
+    for is_mixed, stops in ((False, True), (True, True), (False, False)):
+        where = upslope.Placement("auto", mixed=is_mixed)
+        upslope.resume(run.path, on_iteration=lambda now, stops=stops: stops and now.stop(), cluster=where, quiet=True)
+        assert json.loads(config.read_text()).get("mixed_processors", False) == (is_mixed or not stops)
+    plain = upslope.train("jax:CartPole-v1", name="plain", **settings)
+    upslope.resume(plain.path, cluster=upslope.Placement("auto", mixed=True), quiet=True)  # it is finished
+    assert "mixed_processors" not in json.loads((plain.path / "config.json").read_text())
 
 
 def test_a_worker_that_is_lost_again_and_again_ends_the_run(processes: Processes, tmp_path: Path, monkeypatch: Any):
@@ -106,11 +124,67 @@ def test_what_cannot_be_sent_and_flags_without_a_cluster_are_refused(processes: 
 
 def test_other_versions_processors_and_missing_modules_are_told():
     mine = {"versions": {"numpy": "2.4"}, "processor": "avx2", "missing": []}
-    assert on_ray.difference(mine, dict(mine), mixed=False) == ""
-    assert "numpy 2.3 (here 2.4)" in on_ray.difference(mine, mine | {"versions": {"numpy": "2.3"}}, mixed=True)
-    assert "lacks mine" in on_ray.difference(mine, mine | {"missing": ["mine"]}, mixed=False)
-    assert "--mixed" in on_ray.difference(mine, mine | {"processor": "neon"}, mixed=False)
-    assert on_ray.difference(mine, mine | {"processor": "neon"}, mixed=True) == ""
+    assert nodes.difference(mine, dict(mine), mixed=False) == ""
+    assert "numpy 2.3 (here 2.4)" in nodes.difference(mine, mine | {"versions": {"numpy": "2.3"}}, mixed=True)
+    assert "lacks mine" in nodes.difference(mine, mine | {"missing": ["mine"]}, mixed=False)
+    assert "--mixed" in nodes.difference(mine, mine | {"processor": "neon"}, mixed=False)
+    assert nodes.difference(mine, mine | {"processor": "neon"}, mixed=True) == ""
+
+
+class Lossy:
+    """Stands for Ray: every other call, or its answer, is lost on the way."""
+
+    class RayError(Exception):
+        """Ray's errors."""
+
+    class ActorUnavailableError(RayError):
+        """An actor cannot be reached now."""
+
+    class GetTimeoutError(RayError):
+        """Nothing came in time."""
+
+    def __init__(self) -> None:
+        self.exceptions, self.calls, self.fate = self, [], iter(["call", "", "answer", "", "answer", "call", ""] * 9)
+        self.actor = actors.Actor(nodes.facts([]), False, 1)
+        self.answer = SimpleNamespace(remote=lambda *arguments: partial(self.actor.answer, *arguments))
+
+    def get(self, call: Any, timeout: float) -> bytes:
+        fate = next(self.fate)
+        self.calls.append(fate)
+        answer = b"" if fate == "call" else call()
+        if fate:
+            raise self.ActorUnavailableError
+        return answer
+
+
+class CountingServer:
+    """Counts its requests, and tells each."""
+
+    count = 0
+
+    def add(self, number: int) -> int:
+        self.count += 1
+        self.notices(f"kind {number}", f"request {number}")
+        return self.count
+
+
+def test_a_call_whose_answer_is_lost_is_repeated_and_done_once(monkeypatch: Any):
+    monkeypatch.setitem(sys.modules, "counting", SimpleNamespace(Server=CountingServer))
+    monkeypatch.setattr(actors, "place", lambda: "here")
+    monkeypatch.setattr(actors.time, "sleep", lambda seconds: None)
+    monkeypatch.setattr(actors, "use_cores", lambda count: None)
+    lossy, shown = Lossy(), []
+    channel = actors.ActorChannel(lossy, lossy, "counting", print)
+    worker = Worker(channel, 0, "seed 0", Notices(lambda kind, words: shown.append(words)))
+    for number in range(6):
+        worker.ask("add", number)
+        assert worker.answer(print) == number + 1
+    assert shown == [f"request {number}" for number in range(6)]
+    assert lossy.calls.count("call") >= 3 and lossy.calls.count("answer") >= 3
+    lossy.fate = iter(["call"] * 500)
+    worker.ask("add", 6)
+    with pytest.raises(WorkerLostError, match="was lost: ActorUnavailableError"):
+        worker.answer(print)
 
 
 def test_a_straggler_is_told_once():

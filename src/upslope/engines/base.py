@@ -48,6 +48,13 @@ class Resources:
     """Processes that share a Gymnasium environment's seeds, or step slices of a slow one; None: as many as pay off."""
     cluster: Placement | None = None
     """Where workers are; None: on this machine."""
+    is_one_of_mixed: bool = False
+    """Whether this is one of several runs that train on nodes with different processors."""
+
+    @property
+    def is_mixed(self) -> bool:
+        """Whether the run may train on different processors, which round otherwise."""
+        return self.is_one_of_mixed or (self.cluster is not None and self.cluster.mixed)
 
 
 def resources_of(workers: int | None, cluster: str | Placement | None = None) -> Resources:

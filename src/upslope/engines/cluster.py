@@ -1,54 +1,32 @@
-"""Workers as actors on a Ray cluster: all of Ray that upslope uses is here (extra `ray`).
-
-An actor serves the same `Server` as a process of this machine does, and its channel carries the same messages, so what
-trains does not know where its workers are. The main process alone writes files.
+"""A Ray cluster: its nodes, what they hold, and the connection to it (extra `ray`). Its workers are in `actors.py`.
 
 Anyone who can reach a Ray cluster can run code on it. A cluster that upslope starts requires a token, and one that it
-joins should too. Messages are pickled, as those through pipes are, and pass only between the nodes of the cluster.
+joins should too. The main process alone writes files.
 """
 
-import io
 import os
-import pickle
-import platform
-import queue
-import sys
 import time
-from collections import deque
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from contextlib import suppress
-from functools import cache
-from importlib import import_module
-from importlib.metadata import PackageNotFoundError, version
-from importlib.util import find_spec
+from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
 from upslope.core.messages import counted
 from upslope.core.numbers import number
 from upslope.core.reading import brief
+from upslope.engines.actors import INLINE, ActorChannel, end_actor, new_actor
 from upslope.engines.base import Placement
+from upslope.engines.nodes import difference, facts, install_words, modules_of
 from upslope.engines.notices import Notices
-from upslope.engines.transport import (
-    CLOSING_SECONDS,
-    Heartbeat,
-    Message,
-    Worker,
-    WorkerLostError,
-    answer_request,
-)
-from upslope.environments.base import AnyEnvironment, HostEnvironment
+from upslope.engines.transport import Worker
+from upslope.environments.base import AnyEnvironment
 from upslope.errors import UpslopeError
-from upslope.learning.devices import one_blas_thread, prepare, use_cores
 
-PACKAGES = ("upslope", "jax", "jaxlib", "numpy", "gymnasium")
-"""The packages whose versions decide a run's numbers, besides those of its environment."""
 LOOK_SECONDS = 60.0
 """Seconds in which a node must tell its versions."""
 RELEASE_SECONDS, LOOK_AGAIN = 3.0, 0.25
 """Seconds in which workers that were just closed give their processors back, and between two looks."""
-VECTOR_FEATURES = ("sse4", "avx", "fma", "f16c", "amx", "asimd", "sve", "neon")
-"""How the names of processor features begin that change how XLA and Eigen round."""
 AUTO = "auto"
 
 
@@ -61,6 +39,8 @@ def require_ray() -> Any:
     os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
     os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")  # what Ray's next version does, and warns of
     os.environ.setdefault("RAY_worker_niceness", "0")  # of a cluster that is started here; Ray's own is 15
+    for name, value in INLINE.items():
+        os.environ.setdefault(name, value)
     try:
         import ray  # pyright: ignore[reportMissingImports]
     except ImportError as error:
@@ -74,6 +54,12 @@ class Cluster:
 
     def __init__(self, ray: Any, placement: Placement):
         self.ray, self.placement = ray, placement
+        self.compared: set[tuple[str, str]] = set()
+        """Nodes that were compared, each with a module that it has; empty for none in particular."""
+        self.refused: set[str] = set()
+        """Why nodes that came later are not used."""
+        self.idle: list[Any] = []
+        """Actors that have closed their environments, for the next workers."""
 
     def nodes(self) -> list[dict[str, Any]]:
         """The nodes that are alive and have processors for workers."""
@@ -87,11 +73,19 @@ class Cluster:
             UpslopeError: a node differs, or lacks a module; it is named.
         """
         mine, modules = facts([]), modules_of(part, environment)
-        asked = [(node, self.ask_node(node, modules)) for node in self.nodes()]
+
+        def asks(node: dict[str, Any]) -> set[tuple[str, str]]:
+            return {(node["NodeID"], name) for name in ("", *modules)}
+
+        new = [node for node in self.nodes() if not asks(node) <= self.compared]
+        asked = [(node, self.ask_node(node, modules)) for node in new]
         for node, reference in asked:
             theirs = self.answer_of_node(node, reference)
-            if theirs is not None and (problem := difference(mine, theirs, self.placement.mixed)):
+            if theirs is None:
+                continue
+            if problem := difference(mine, theirs, self.placement.mixed):
                 raise UpslopeError(f"Node {node['NodeManagerAddress']} of the cluster {problem}")
+            self.compared |= asks(node)
 
     def answer_of_node(self, node: dict[str, Any], reference: Any) -> dict[str, Any] | None:
         """A node's facts; None if it is gone meanwhile."""
@@ -130,13 +124,28 @@ class Cluster:
                 "--worker-cpus or --worker-gpus, or add a node."
             )
         until = time.monotonic() + RELEASE_SECONDS
-        while (free := self.free()) < sum(wholes) and time.monotonic() < until:
+        while (free := self.free() + len(self.idle)) < sum(wholes) and time.monotonic() < until:
             time.sleep(LOOK_AGAIN)
         return max(1, min(sum(wholes), free))
 
     def free(self) -> int:
         """How many more workers the cluster holds now."""
         return fits(self.ray.available_resources(), self.placement.worker_cpus, self.placement.worker_gpus)
+
+    def room(self, part: Any, environment: AnyEnvironment, say: Callable[[str], None]) -> int:
+        """How many more workers the cluster holds now; none while it has a node that `require` would refuse, which is
+        said once."""
+        free = self.free() + len(self.idle)
+        if free < 1:
+            return 0
+        try:
+            self.require(part, environment)
+        except UpslopeError as error:
+            if str(error) not in self.refused:
+                self.refused.add(str(error))
+                say(f"{error} The run goes on without it.")
+            return 0
+        return free
 
     def worker_words(self) -> str:
         """What a worker takes, e.g. `1 CPU`."""
@@ -153,150 +162,21 @@ class Cluster:
         )
 
     def start_worker(self, module: str, index: int, share: str, notices: Notices) -> Worker:
-        """Start a worker as an actor; see `StartWorker`."""
-        return Worker(ActorChannel(self, module), index, share, notices)
-
-
-class ActorChannel:
-    """Calls of an actor. A request is one call, whose result holds the notices before the answer; signs of life are
-    asked for only while an answer takes long."""
-
-    error = WorkerLostError
-
-    def __init__(self, cluster: Cluster, module: str):
-        self.ray, placement = cluster.ray, cluster.placement
-        # Without an accelerator of its own, an actor must not take one.
-        variables = {"NPROC": "1"} | ({} if placement.worker_gpus else {"JAX_PLATFORMS": "cpu"})
-        kind = self.ray.remote(
-            num_cpus=placement.worker_cpus,
-            num_gpus=placement.worker_gpus,
-            max_restarts=0,
-            concurrency_groups={"signs": 1},
-            runtime_env={"env_vars": variables},
-            scheduling_strategy="SPREAD",
-        )(Actor)
-        cpus = max(1, int(placement.worker_cpus))
-        self.actor = kind.remote(module, facts([]), placement.mixed, cpus)
-        self.asked: deque[Any] = deque()
-        self.signs: Any = None
-        self.messages: deque[Message] = deque()
-        self.node, self.words, self.is_exiting = "", "", False
-
-    @property
-    def place(self) -> str:
-        return self.node or "not placed yet"
-
-    @property
-    def waiting_for(self) -> str:
-        return "it does not respond" if self.node else "it waits for a node with free processors, or starts"
-
-    def send(self, request: tuple[str, tuple[Any, ...]]) -> None:
-        self.asked.append(self.actor.answer.remote(pickle.dumps(request, protocol=5)))
-
-    def receive(self, seconds: float) -> Message:
-        if self.messages:
-            return self.messages.popleft()
-        awaited = [self.asked[0], *([] if self.signs is None else [self.signs])]
-        ready, _ = self.ray.wait(awaited, timeout=seconds)
-        if not ready:
-            if self.signs is None and self.node:
-                self.signs = self.actor.signs.options(concurrency_group="signs").remote()
-            raise queue.Empty
-        if ready[0] == self.signs:
-            self.signs = None
-        else:
-            self.asked.popleft()
+        """Start a worker in an actor, one that has no work or a new one; see `StartWorker`."""
         try:
-            self.node, messages = pickle.loads(self.ray.get(ready[0]))
-        except self.ray.exceptions.RayError as error:
-            self.words = f"was lost: {brief(error):.120}"
-            return "ended", None
-        self.messages.extend(messages)
-        return self.receive(seconds)
+            actor = self.idle.pop()
+        except IndexError:
+            actor = new_actor(self.ray, self.placement)
+        return Worker(ActorChannel(self.ray, actor, module, self.idle.append), index, share, notices)
 
-    def ending(self) -> str:
-        return self.words
-
-    def kill(self) -> None:
-        with suppress(Exception):  # it may be gone already
-            self.ray.kill(self.actor)
-
-    def request_exit(self) -> None:
-        if not self.is_exiting:
-            self.is_exiting = True
-            self.asked.append(self.actor.close.remote())
-
-    def close(self) -> tuple[bool, list[Message]]:
-        found: list[Message] = []
-        until = time.monotonic() + CLOSING_SECONDS
-        try:
-            for reference in self.asked:
-                left = max(0.0, until - time.monotonic())
-                found += pickle.loads(self.ray.get(reference, timeout=left))[1]
-        except Exception:  # it is gone, busy, or too slow
-            pass
-        self.kill()
-        return bool(self.words), found  # of one that was lost, that was said
+    def release(self) -> None:
+        """End the actors that have no work, so that others can use their processors."""
+        while self.idle:
+            end_actor(self.ray, self.idle.pop())
 
 
-class Actor:
-    """The worker's side: serves a module's `Server`, as `upslope.engines.processes.serve` does."""
-
-    def __init__(self, module: str, expected: dict[str, Any], mixed: bool, cpus: int):
-        self.problem = difference(expected, facts([]), mixed)
-        use_cores(cpus)
-        one_blas_thread()
-        self.is_configured = False
-        self.server = import_module(module).Server()
-        self.sent: queue.SimpleQueue[Message] = queue.SimpleQueue()
-        self.heartbeat = Heartbeat(self.server, self.sent.put)
-        self.server.notices = Notices(self.heartbeat.notice)
-
-    def answer(self, request: bytes) -> bytes:
-        """Answer a request; return the messages since the last call."""
-        if self.problem:
-            self.heartbeat.answer("refused", f"Node {place()} of the cluster {self.problem}")
-            return self.news()
-        what, arguments = pickle.loads(request)
-        if not self.is_configured:
-            prepare(on_host=not any(map(is_compiled, arguments)))
-            self.is_configured = True
-        answer_request(self.server, self.heartbeat, what, arguments)
-        return self.news()
-
-    def signs(self) -> bytes:
-        """The messages since the last call, while `answer` is at work."""
-        return self.news()
-
-    def close(self) -> bytes:
-        """Close the environments."""
-        self.server.close()
-        self.heartbeat.is_over.set()
-        self.heartbeat.answer("closed", None)
-        return self.news()
-
-    def news(self) -> bytes:
-        """This process's place, and its messages since the last call; of the heartbeats the last."""
-        found: list[Message] = []
-        with suppress(queue.Empty):
-            while True:
-                found.append(self.sent.get_nowait())
-        beats = [i for i, (kind, _) in enumerate(found) if kind == "beat"]
-        kept = [message for i, message in enumerate(found) if i not in beats[:-1]]
-        return pickle.dumps((place(), kept), protocol=5)
-
-
-def is_compiled(argument: Any) -> bool:
-    """Whether an argument is, or has, a compiled environment."""
-    return getattr(getattr(argument, "environment", argument), "is_compiled", False) is True
-
-
-@cache
-def place() -> str:
-    """Where this process is, for a message."""
-    import ray  # pyright: ignore[reportMissingImports]
-
-    return f"{ray.util.get_node_ip_address()}, process {os.getpid()}"
+connected: dict[tuple[Any, ...], Cluster] = {}
+"""The clusters of this process, by connection and placement."""
 
 
 def connect(placement: Placement) -> Cluster:
@@ -308,7 +188,37 @@ def connect(placement: Placement) -> Cluster:
     ray = require_ray()
     if not ray.is_initialized():
         begin(ray, placement)
-    return Cluster(ray, placement)
+        begun[connection(ray)] = placement
+    here = connection(ray)
+    first = begun.get(here, Placement(here[0]))
+    if placement.address not in (AUTO, first.address, here[0]):
+        raise UpslopeError(
+            f"This process is connected to the cluster {here[0]} already, not to {placement.address}. Call "
+            "ray.shutdown() first, or use another process."
+        )
+    if not set(placement.modules) <= set(first.modules):
+        raise UpslopeError(
+            "This process is connected to the cluster already, and modules are sent when it connects. Name them in "
+            "the first call, or call ray.shutdown() before this one."
+        )
+    return connected.setdefault((*here, placement), Cluster(ray, placement))
+
+
+begun: dict[tuple[str, str], Placement] = {}
+"""The placements with which this process made its connections."""
+
+
+def connection(ray: Any) -> tuple[str, str]:
+    """The address of the cluster, and the name of this process's connection to it."""
+    context = ray.get_runtime_context()
+    return context.gcs_address, context.get_job_id()
+
+
+def release(placement: Placement | None) -> None:
+    """End the actors without work of a placement."""
+    for (*_, other), cluster in connected.items():
+        if other == placement:
+            cluster.release()
 
 
 def begin(ray: Any, placement: Placement) -> None:
@@ -318,6 +228,8 @@ def begin(ray: Any, placement: Placement) -> None:
     if files := module_files(placement.modules):
         options["runtime_env"] = {"py_modules": [str(path) for path in files]}
     joining = {name: value for name, value in options.items() if name != "include_dashboard"}
+    with suppress(AttributeError):  # pages of a lost node's log would go to standard output; upslope names what is lost
+        ray._private.worker._worker_logs_enabled = False
     try:
         ray.init(address=placement.address, **joining)
     except ConnectionError as error:
@@ -370,85 +282,3 @@ def resource_words(resources: dict[str, float]) -> str:
     """Processors and accelerators in words."""
     gpus = resources.get("GPU", 0.0)
     return f"{number(resources.get('CPU', 0.0))} CPU" + (f" and {number(gpus)} GPU" if gpus else "")
-
-
-def install_words() -> str:
-    """How to install this machine's versions."""
-    pins = " ".join(f"{name}=={version(name)}" for name in PACKAGES)
-    return f"pip install {pins}"
-
-
-def facts(modules: Iterable[str]) -> dict[str, Any]:
-    """What must be the same on all machines of a run, and which of the modules are missing here."""
-    versions = {"python": platform.python_version()}
-    for package in PACKAGES:
-        try:
-            versions[package] = version(package)
-        except PackageNotFoundError:
-            versions[package] = "not installed"
-    return {
-        "versions": versions,
-        "processor": processor(),
-        "missing": [name for name in modules if not is_importable(name)],
-    }
-
-
-def is_importable(name: str) -> bool:
-    """Whether a module of this name is found."""
-    try:
-        return name in sys.modules or find_spec(name) is not None
-    except (ImportError, ValueError):
-        return False
-
-
-@cache
-def processor() -> str:
-    """The processor's model, and its features that change how numbers are rounded."""
-    try:
-        lines = [line.partition(":") for line in Path("/proc/cpuinfo").read_text("utf-8").splitlines()]
-    except OSError:
-        return f"{platform.machine()} {platform.processor()}"
-    known = {key.strip(): value.strip() for key, _, value in reversed(lines)}
-    flags = known.get("flags", known.get("Features", "")).split()
-    return f"{known.get('model name', platform.machine())}: {' '.join(sorted(filter(is_vector_feature, flags)))}"
-
-
-def is_vector_feature(flag: str) -> bool:
-    """Whether a processor's feature changes how XLA rounds."""
-    return flag.startswith(VECTOR_FEATURES)
-
-
-def difference(mine: dict[str, Any], theirs: dict[str, Any], mixed: bool) -> str:
-    """How a node differs from this machine, as the end of a sentence; empty if it does not matter."""
-    pairs = [(name, mine["versions"][name], theirs["versions"].get(name, "none")) for name in mine["versions"]]
-    if other := [f"{name} {there} (here {here})" for name, here, there in pairs if here != there]:
-        return f"has other versions: {', '.join(other)}. Numbers could differ. Install there: {install_words()}"
-    if theirs["missing"]:
-        return (
-            f"lacks {', '.join(theirs['missing'])}, which this run imports. Send it along with --py-module "
-            "PATH (a module, a package, or a folder of modules), or install it there."
-        )
-    if mine["processor"] != theirs["processor"] and not mixed:
-        return (
-            f"has another processor, which rounds otherwise: {theirs['processor']}; here {mine['processor']}. A seed's "
-            "last digits would depend on where it trains. Leave the node out, or allow it with --mixed."
-        )
-    return ""
-
-
-def modules_of(part: Any, environment: AnyEnvironment) -> list[str]:
-    """The packages and modules, besides Python's own, that a node must import for what it is sent."""
-    found: set[str] = set()
-
-    class Finder(pickle.Pickler):
-        """Notes the module of each class and function."""
-
-        def reducer_override(self, obj: Any) -> Any:
-            found.add(getattr(obj, "__module__", None) or type(obj).__module__)
-            return NotImplemented
-
-    Finder(io.BytesIO()).dump((part, environment))
-    name = environment.name if isinstance(environment, HostEnvironment) else ""
-    found |= {part for part in name.split(":")[:-1] if part.isidentifier() or "." in part}
-    tops = {name.partition(".")[0] for name in found}
-    return sorted(tops - set(sys.stdlib_module_names) - {"__main__", "upslope", "vector", "jax"})

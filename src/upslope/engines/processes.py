@@ -109,6 +109,9 @@ class PipeChannel:
     def kill(self) -> None:
         self.process.kill()
 
+    def interrupt(self) -> None:
+        self.kill()
+
     def request_exit(self) -> None:
         with contextlib.suppress(OSError):  # the process is dead, with requests still in the buffer
             self.requests.close()

@@ -74,13 +74,17 @@ def engine_on_cluster(
     cluster = connect(placement)
     cluster.require(task, task.environment)
     capacity = cluster.capacity()
-    compiled = task.environment.is_compiled
-    slices = 1 if compiled else num_slices(task, len(seeds), workers, capacity)
-    count = slices if slices > 1 else min(len(seeds), workers or capacity)
+    most = capacity if workers is None else min(workers, capacity)
+    requested = None if workers is None else most
+    slices = 1 if task.environment.is_compiled else num_slices(task, len(seeds), requested, capacity)
+    count = slices if slices > 1 else min(len(seeds), most)
     say(cluster.words(count))
     if slices > 1:
         return HostEngine(task, seeds, SlicedColumns(task, seeds, slices, say, cluster.start_worker))
-    has_room = cluster.free if workers is None else None
+
+    def has_room() -> int:
+        return min(cluster.room(task, task.environment, say), (workers or len(seeds)) - count)
+
     return WorkersEngine(task, seeds, count, say, cluster.start_worker, has_room)
 
 

@@ -26,8 +26,8 @@ from upslope.learning.devices import num_cores
 from upslope.learning.iteration import Task
 from upslope.models.heads import head_of
 
-STEP_OVERHEAD = 0.3e-3
-"""Seconds of overhead per step of all slices."""
+STEP_OVERHEAD, CALL_OVERHEAD = 0.3e-3, 0.5e-3
+"""Seconds of overhead per step of all slices in processes, and for each slice on a cluster."""
 TRIAL_SECONDS = 0.25
 """Duration of an environment's timing trial."""
 MIN_SECONDS_SAVED = 5.0
@@ -176,13 +176,13 @@ class SlicedColumns:
         close_workers(self.workers)
 
 
-def num_slices(task: Task, num_seeds: int, requested: int | None, cores: int | None = None) -> int:
+def num_slices(task: Task, num_seeds: int, requested: int | None, on_cluster: int | None = None) -> int:
     """The number of processes that step a seed's environments; 1 means no slices. It is the requested number if that
-    exceeds the number of seeds, otherwise as many as pay off according to a timing trial. `cores` are by default those
-    of this machine."""
+    exceeds the number of seeds, otherwise as many as pay off according to a timing trial. `on_cluster` is the number of
+    workers that a cluster holds; where it is not given, there are this machine's cores."""
     if task.environment.batch is not None:
         return 1
-    cores = cores or num_cores()
+    cores = on_cluster or num_cores()
     slices = min(requested or cores, task.num_envs)
     if slices <= num_seeds or requested is not None:
         return slices if slices > num_seeds else 1
@@ -191,8 +191,9 @@ def num_slices(task: Task, num_seeds: int, requested: int | None, cores: int | N
     # Seconds per step of all environments: with one process per seed, and with a slice of every seed per process.
     seconds, largest = step_seconds(task.environment), -(-task.num_envs // slices)
     by_seeds, sliced = task.num_envs * seconds, num_seeds * largest * seconds
-    saved = (by_seeds - sliced - STEP_OVERHEAD) * task.steps / task.num_envs
-    return slices if sliced + STEP_OVERHEAD < 0.8 * by_seeds and saved > MIN_SECONDS_SAVED else 1
+    overhead = STEP_OVERHEAD if on_cluster is None else CALL_OVERHEAD * slices
+    saved = (by_seeds - sliced - overhead) * task.steps / task.num_envs
+    return slices if sliced + overhead < 0.8 * by_seeds and saved > MIN_SECONDS_SAVED else 1
 
 
 class TrialPlace:

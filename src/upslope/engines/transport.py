@@ -1,7 +1,7 @@
 """The protocol of workers: a request, its answer, signs of life in between, and an error that names who hangs or died.
 
 It does not know what carries its messages: a `Channel` is a pair of pipes to a process (`processes.py`), or an actor on
-a cluster (`cluster.py`). What uses workers does not know either.
+a cluster (`actors.py`). What uses workers does not know either.
 """
 
 import os
@@ -74,6 +74,10 @@ class Channel(Protocol):
 
     def kill(self) -> None:
         """End the worker at once."""
+        ...
+
+    def interrupt(self) -> None:
+        """Have the server's `interrupt` called while it is at work; where that cannot be, end the worker."""
         ...
 
     def request_exit(self) -> None:

@@ -104,7 +104,7 @@ def ladder(
             for rung, config in configs.items():
                 left_out |= train_rung(rung, config, resolved, path / rung, display, resources_of(workers, cluster))
                 if rung not in left_out and evaluation_episodes:
-                    evaluate_rung(rung, path / rung, evaluation_episodes, display, environment)
+                    evaluate_rung(rung, path / rung, evaluation_episodes, display, environment, cluster)
         except KeyboardInterrupt:
             words = f"Stopped and saved. To continue, repeat the command with: --name {path.name} --resume"
             raise KeyboardInterrupt(words) from None
@@ -178,13 +178,20 @@ def train_rung(
     return {}
 
 
-def evaluate_rung(rung: str, path: Path, episodes: int, display: LadderDisplay, environment: EnvironmentLike) -> None:
+def evaluate_rung(
+    rung: str,
+    path: Path,
+    episodes: int,
+    display: LadderDisplay,
+    environment: EnvironmentLike,
+    cluster: str | Placement | None = None,
+) -> None:
     """Evaluate a finished rung, unless it has already been evaluated."""
     if is_evaluated(read_record(path), "stochastic"):
         return
     display.mark(rung, "evaluating")
     try:
-        found = evaluate(path, episodes=episodes, environment=environment, trust=True)["stochastic"]
+        found = evaluate(path, episodes=episodes, environment=environment, cluster=cluster, trust=True)["stochastic"]
     except UpslopeError as error:
         display.warn(f"{rung} is scored by its training episodes: {error}")
         return

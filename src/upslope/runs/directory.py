@@ -147,6 +147,21 @@ class RunDirectory:
                     left_over.unlink()
             yield
 
+    @contextmanager
+    def marked_mixed(self) -> Iterator[None]:
+        """Note in config.json, of a run that is locked, that it goes on on different processors.
+
+        The file is replaced, so the new one is locked too; the old one stays locked for those who have opened it.
+        """
+        path = self.path / "config.json"
+        described = json.loads(path.read_text("utf-8"))
+        if described.get("mixed_processors"):
+            yield
+            return
+        write_atomically(path, json.dumps(described | {"mixed_processors": True}, indent=2, allow_nan=False).encode())
+        with self.locked():
+            yield
+
     def refuse_links(self) -> None:
         """Raise an error if training would write through a link or to a pipe or device."""
         files = [self.path / "config.json", self.metrics_path, self.episodes_path, self.last, self.best]

@@ -5,6 +5,7 @@ Each episode has its own column, so that short episodes are not overrepresented.
 
 import sys
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, field, replace
 from functools import partial
 from pathlib import Path
@@ -174,12 +175,7 @@ def evaluate(
     env = environment_of(config, environment)
     require_same_environment(directory, env)
     found, lines, notices = Evaluations(), [], notices_to()
-    on = evaluate_seeds
-    if cluster is not None:
-        from upslope.runs.evaluation_on_cluster import on_cluster
-
-        on = on_cluster(cluster, env)
-    with computing(on_host=not env.is_compiled):
+    with evaluating(cluster, env) as on, computing(on_host=not env.is_compiled):
         agents, _ = load_agents(directory, config, checkpoint, model)
         for mode in MODES:
             offset = EVALUATION_SEED * (1 + environment_seed)
@@ -189,6 +185,15 @@ def evaluate(
     for line in lines:
         print_line(line)
     return found
+
+
+def evaluating(cluster: str | Placement | None, environment: Any) -> AbstractContextManager[Callable[..., Any]]:
+    """What evaluates seeds: `evaluate_seeds`, or the same in workers on a cluster."""
+    if cluster is None:
+        return nullcontext(evaluate_seeds)
+    from upslope.runs.evaluation_on_cluster import on_cluster
+
+    return on_cluster(cluster, environment)
 
 
 def trusted_settings(environment: EnvironmentLike | None, model: Callable[..., Any] | None = None) -> set[str]:

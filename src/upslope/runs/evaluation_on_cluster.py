@@ -1,6 +1,7 @@
 """Evaluate on a cluster: each worker plays the episodes of a share of the seeds."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from typing import Any
 
 import jax
@@ -9,7 +10,7 @@ import numpy as np
 from upslope.config.config import Config
 from upslope.engines.base import Placement, resources_of
 from upslope.engines.notices import Notices
-from upslope.engines.transport import answers_of, close_workers
+from upslope.engines.transport import WorkerLostError, answers_of, close_workers
 from upslope.engines.workers import InProgram
 from upslope.errors import UpslopeError
 from upslope.models.agent import Agent
@@ -19,7 +20,12 @@ Evaluate = Callable[..., tuple[Evaluation, int]]
 """`upslope.runs.evaluation.evaluate_seeds`."""
 
 
-def on_cluster(placement: str | Placement, environment: Any) -> Evaluate:
+MAX_LOSSES = 3
+"""How often in a row workers may be lost."""
+
+
+@contextmanager
+def on_cluster(placement: str | Placement, environment: Any) -> Iterator[Evaluate]:
     """`evaluate_seeds` in workers on a cluster.
 
     Raises:
@@ -32,27 +38,43 @@ def on_cluster(placement: str | Placement, environment: Any) -> Evaluate:
     where = resources_of(None, placement).cluster
     assert where is not None
     cluster = connect(where)
-    cluster.require(environment, environment)
 
-    def evaluate(
-        config: Config, environment: Any, agents: Agent, mode: Mode, episodes: int, offset: int, notices: Notices
-    ) -> tuple[Evaluation, int]:
-        seeds = config.seed_list()
-        shares = np.array_split(np.arange(len(seeds)), min(len(seeds), cluster.capacity()))
-        names = [f"seeds {', '.join(str(seeds[i]) for i in share)}" for share in shares]
-        workers = []
-        try:
-            for i, (name, share) in enumerate(zip(names, shares, strict=True)):
-                workers.append(cluster.start_worker("upslope.runs.evaluation_on_cluster", i, name, notices))
-                mine = jax.tree.map(lambda x, share=share: np.asarray(x)[share], agents)
-                some = RunSeeds(config, tuple(seeds[i] for i in share))
-                workers[-1].ask("evaluate", some, environment, mine, mode, episodes, offset)
-            parts = answers_of(workers, print_line)
-        finally:
-            close_workers(workers)
-        return joined(mode, [part for part, _ in parts]), sum(count for _, count in parts)
+    def evaluate(config: Config, environment: Any, agents: Agent, *arguments: Any) -> tuple[Evaluation, int]:
+        losses = 0
+        while True:
+            cluster.require(agents, environment)
+            try:
+                return evaluate_shares(cluster, config, environment, agents, *arguments)
+            except WorkerLostError as error:
+                losses += 1
+                if losses > MAX_LOSSES:
+                    raise
+                print_line(f"{error} All seeds are evaluated again.")
 
-    return evaluate
+    try:
+        yield evaluate
+    finally:
+        cluster.release()
+
+
+def evaluate_shares(
+    cluster: Any, config: Config, environment: Any, agents: Agent, mode: Mode, episodes: int, offset: int, notices: Any
+) -> tuple[Evaluation, int]:
+    """The evaluation of all seeds, with a share of them in each worker of a `Cluster`."""
+    seeds = config.seed_list()
+    shares = np.array_split(np.arange(len(seeds)), min(len(seeds), cluster.capacity()))
+    names = [f"seeds {', '.join(str(seeds[i]) for i in share)}" for share in shares]
+    workers = []
+    try:
+        for i, (name, share) in enumerate(zip(names, shares, strict=True)):
+            workers.append(cluster.start_worker("upslope.runs.evaluation_on_cluster", i, name, notices))
+            mine = jax.tree.map(lambda x, share=share: np.asarray(x)[share], agents)
+            some = RunSeeds(config, tuple(seeds[i] for i in share))
+            workers[-1].ask("evaluate", some, environment, mine, mode, episodes, offset)
+        parts = answers_of(workers, print_line)
+    finally:
+        close_workers(workers)
+    return joined(mode, [part for part, _ in parts]), sum(count for _, count in parts)
 
 
 def joined(mode: Mode, parts: list[Evaluation]) -> Evaluation:

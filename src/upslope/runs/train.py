@@ -2,7 +2,7 @@
 
 import math
 from collections.abc import Callable, Sequence
-from contextlib import closing, suppress
+from contextlib import closing, nullcontext, suppress
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
@@ -118,6 +118,17 @@ def through_losses(
 
     Since a resumed run equals an uninterrupted one, this changes no number.
     """
+    try:
+        return attempts(first, config, task, directory, session)
+    finally:
+        if session.resources.cluster is not None:
+            from upslope.engines.cluster import release
+
+            release(session.resources.cluster)
+
+
+def attempts(first: Callable[[], Run], config: Config, task: Task, directory: RunDirectory, session: Session) -> Run:
+    """Train until it is done, or until workers were lost too often at the same checkpoint."""
     attempt, losses, before = first, 0, ""
     while True:
         try:
@@ -128,7 +139,7 @@ def through_losses(
             if losses > MAX_LOSSES:
                 raise
             before = place
-            session.display.message(str(error).partition(" resume with:")[0])
+            session.display.message(str(error).partition("; resume with:")[0].rstrip(".") + ". It goes on from there.")
             if directory.path.exists():
                 attempt = partial(resume_once, config, task, directory, session, [], trust=True)
 
@@ -156,7 +167,7 @@ def begin_once(config: Config, task: Task, directory: RunDirectory, session: Ses
         # What another run's agent gives is kept from the start, since that run may be deleted.
         takes = lineage or config.reference is not None
         save = partial(save_first, engine, config, session, state, progress) if takes else lambda _: None
-        is_mixed = session.resources.cluster is not None and session.resources.cluster.mixed
+        is_mixed = session.resources.is_mixed
         directory.create(config, spaces, task.described(), parts, lineage, save, is_mixed=is_mixed)
         allow(requested(config))  # a run trained on this machine is trusted
         with directory.locked():
@@ -199,7 +210,8 @@ def resume_once(
             lines.append("on_iteration was given before, and is not now: nothing is called between iterations any more")
         if point.snapshot:
             engine.restore(point.snapshot, session.display.message)
-        return run_loop(config, engine, directory, session, point.state, point.progress, lines)
+        with directory.marked_mixed() if session.resources.is_mixed else nullcontext():
+            return run_loop(config, engine, directory, session, point.state, point.progress, lines)
 
 
 def is_on_host(config: Config, task: Task) -> bool:

@@ -75,7 +75,8 @@ def confirm(
         session = Session(display(), resources, watch=Watch)
         train_or_resume(setup, fresh_config(config, setup, seeds), RunDirectory(runs[name]), session)
         if episodes and not is_evaluated(read_record(runs[name]), "stochastic"):
-            evaluate(runs[name], episodes=episodes, environment=environment, trust=True)
+            options = {"environment": environment, "cluster": resources.cluster, "trust": True}
+            evaluate(runs[name], episodes=episodes, **options)
     return confirmation_of(runs[WINNER], runs[DEFAULT])
 
 

@@ -1,14 +1,17 @@
-"""Trials on a cluster: a worker trains one at a time, as a run in a temporary folder, and sends its files back.
+"""Trials on a cluster: a worker trains one after another, those of a compiled environment by the same programs.
 
-The main process alone asks the study and writes. A trial whose worker is lost is trained again by another one, with the
-same settings and seeds, so its result is the same.
+The main process alone asks the study and writes. A trial on the host is a run in a temporary folder, whose files the
+worker sends back. A trial whose worker is lost is trained again by another one, with the same settings and seeds, so
+its result is the same.
 """
 
 import json
 import math
 import shutil
 import threading
+import time
 from collections.abc import Callable
+from dataclasses import dataclass
 from pathlib import Path
 from statistics import fmean
 from tempfile import TemporaryDirectory
@@ -21,6 +24,7 @@ from upslope.engines.selection import is_transferable
 from upslope.engines.transport import StartWorker, Worker, WorkerLostError
 from upslope.engines.workers import InProgram
 from upslope.errors import UpslopeError
+from upslope.lab.sweep.programs import Programs
 from upslope.lab.sweep.setup import Setup
 from upslope.lab.sweep.study import Study
 from upslope.lab.sweep.trial import PrunedError, TrialDisplay
@@ -29,8 +33,10 @@ from upslope.runs.train import Session, begin
 
 MAX_LOSSES = 3
 """Lost workers after which a trial counts as failed."""
-JOIN_SECONDS = 0.5
-"""Seconds between two looks whether Ctrl-C was pressed."""
+LOOK_SECONDS = 0.5
+"""Seconds between two looks whether Ctrl-C was pressed, and whether there is room for more workers."""
+WAITING_SECONDS = 60.0
+"""Seconds without any worker after which that is said."""
 
 
 def train_on_cluster(
@@ -55,9 +61,14 @@ def train_on_cluster(
         raise UpslopeError("The environment or a part of it cannot be sent to a cluster. Name it as module:Name.")
     cluster = connect(placement)
     cluster.require(task, task.environment)
-    count = min(workers or cluster.capacity(), max(study.left(), 1))
+    capacity = cluster.capacity()
+    count = min(workers or capacity, capacity, max(study.left(), 1))
     say(cluster.words(count))
-    Trials(setup, study, folder, cluster.start_worker, ended, say).run(count)
+    trials = Trials(setup, study, folder, cluster.start_worker, ended, say, is_mixed=placement.mixed)
+    try:
+        trials.run(count, workers or math.inf, lambda: cluster.room(task, task.environment, say))
+    finally:
+        cluster.release()
 
 
 class Trials:
@@ -71,97 +82,123 @@ class Trials:
         start_worker: StartWorker,
         ended: Callable[[int], None],
         say: Callable[[str], None],
+        *,
+        is_mixed: bool = False,
     ):
         self.setup, self.study, self.folder, self.start_worker = setup, study, folder, start_worker
-        self.ended, self.say = ended, say
+        self.ended, self.say, self.is_mixed = ended, say, is_mixed
         self.lock = threading.Lock()
         """Held while the study is asked or told."""
         self.is_stopped = False
+        self.started = 0
+        self.threads: list[threading.Thread] = []
         self.workers: dict[int, Worker] = {}
+        self.starting: set[int] = set()
+        """The numbers of workers that have not answered yet, so that the cluster may still count their room as free."""
+        self.pruned: set[int] = set()
         self.losses: dict[str, int] = {}
         self.errors: list[BaseException] = []
 
-    def run(self, count: int) -> None:
-        """Train with this number of workers until no trial is left."""
-        threads = [threading.Thread(target=self.work, args=(i,), daemon=True) for i in range(count)]
-        for thread in threads:
-            thread.start()
+    def run(self, count: int, most: float, has_room: Callable[[], int]) -> None:
+        """Train until no trial is left, with this number of workers at first, and later as many as there is room for,
+        at most `most`."""
+        for _ in range(count):
+            self.start_thread()
+        waited = 0.0
         try:
-            for thread in threads:
-                while thread.is_alive():
-                    thread.join(JOIN_SECONDS)
+            while not self.is_stopped and self.go_on(most, has_room):
+                time.sleep(LOOK_SECONDS)
+                waited = 0.0 if self.alive() else waited + LOOK_SECONDS
+                if waited >= WAITING_SECONDS:
+                    waited = 0.0
+                    self.say("no node of the cluster has room for a worker: waiting")
         except BaseException:
             self.is_stopped = True
-            for worker in list(self.workers.values()):
-                worker.channel.kill()
-            for thread in threads:
-                thread.join()
             raise
+        finally:
+            for worker in list(self.workers.values()) if self.is_stopped else []:
+                worker.channel.kill()
+            for thread in self.threads:
+                thread.join()
         if self.errors:
             raise self.errors[0]
 
+    def go_on(self, most: float, has_room: Callable[[], int]) -> bool:
+        """Start workers where there is room; return whether any is at work, or will be."""
+        alive = self.alive()
+        with self.lock:
+            left = self.study.left()
+        if left and alive < most:
+            for _ in range(min(has_room() - len(self.starting), left, int(min(most - alive, left)))):
+                self.start_thread()
+        return bool(alive or left)
+
+    def alive(self) -> int:
+        """How many threads wait for a worker."""
+        self.threads = [thread for thread in self.threads if thread.is_alive()]
+        return len(self.threads)
+
+    def start_thread(self) -> None:
+        """Start a worker and the thread that waits for it."""
+        index, self.started = self.started, self.started + 1
+        self.starting.add(index)
+        self.threads.append(threading.Thread(target=self.work, args=(index,), daemon=True))
+        self.threads[-1].start()
+
     def work(self, index: int) -> None:
-        """Train one trial after another in a worker."""
+        """Train one trial after another in a worker, until none is left or the worker is lost."""
         try:
-            while not self.is_stopped:
+            silent = Notices(lambda kind, words: None)
+            self.workers[index] = self.start_worker("upslope.lab.sweep.on_cluster", index, "a trial", silent)
+            while index in self.workers and not self.is_stopped:
                 with self.lock:
                     trial = self.study.ask()
                 if trial is None:
                     return
                 self.train(index, trial)
+                self.starting.discard(index)
         except BaseException as error:
             self.errors.append(error)
             self.is_stopped = True
         finally:
+            self.starting.discard(index)
             if index in self.workers:
                 self.workers.pop(index).close()
 
     def train(self, index: int, trial: Any) -> None:
         """Train a trial and tell its result; put it back if its worker is lost."""
+        worker = self.workers[index]
+        worker.notices = self.report(worker, trial)
         try:
-            worker = self.worker(index)
-            worker.notices = self.report(trial)
-            worker.ask("train", self.setup, trial.number, trial.params)
-            state, reason, score, files = worker.answer(self.say)
-        except PrunedError:
-            self.workers.pop(index).channel.kill()
-            with self.lock:
-                self.study.prune(trial)
+            worker.ask("train", self.setup, trial.number, trial.params, self.is_mixed)
+            outcome = worker.answer(self.say)
         except WorkerLostError as error:
-            self.workers.pop(index, None)
-            self.lost(trial, str(error))
-            return
+            self.workers.pop(index)
+            if trial.number not in self.pruned:
+                self.lost(trial, str(error))
+                return
+            outcome = Outcome(state="pruned")
         except UpslopeError as error:
-            with self.lock:
-                self.study.fail(trial, str(error))
-        else:
-            write_files(self.folder / f"{trial.number:04d}", files)
-            with self.lock:
-                self.tell(trial, state, reason, score)
+            self.workers.pop(index).close()
+            outcome = Outcome(state="failed", reason=str(error))
+        if outcome.files:
+            write_files(self.folder / f"{trial.number:04d}", outcome.files)
         with self.lock:
+            self.tell(trial, outcome)
             self.ended(trial.number)
 
-    def worker(self, index: int) -> Worker:
-        """The worker of this number; a new one if it has none."""
-        if index not in self.workers:
-            silent = Notices(lambda kind, words: None)
-            self.workers[index] = self.start_worker("upslope.lab.sweep.on_cluster", index, "a trial", silent)
-        return self.workers[index]
-
-    def report(self, trial: Any) -> Notices:
-        """Notices that tell a trial's recent return to the study.
-
-        Raises:
-            PrunedError: on a notice after which the trial is pruned.
-        """
+    def report(self, worker: Worker, trial: Any) -> Notices:
+        """Notices that tell a trial's recent return to the study, and stop a trial that is pruned."""
 
         def show(kind: str, words: str) -> None:
-            if kind.startswith(REPORT):
-                part, value = json.loads(words)
-                with self.lock:
-                    is_pruned = self.study.report(trial, part, value)
-                if is_pruned:
-                    raise PrunedError
+            if not kind.startswith(REPORT) or trial.number in self.pruned:
+                return
+            part, value = json.loads(words)
+            with self.lock:
+                is_pruned = self.study.report(trial, part, value)
+            if is_pruned:
+                self.pruned.add(trial.number)
+                worker.channel.interrupt()
 
         return Notices(show)
 
@@ -177,20 +214,32 @@ class Trials:
         if not self.is_stopped:
             self.say(f"{words} Its trial is trained again.")
 
-    def tell(self, trial: Any, state: str, reason: str, score: float) -> None:
+    def tell(self, trial: Any, outcome: "Outcome") -> None:
         """Tell the result of a trial."""
-        if state == "complete":
-            self.study.complete(trial, score)
-        elif state == "diverged":
-            self.study.prune(trial, state)
+        if trial.number in self.pruned:
+            self.study.prune(trial)
+        elif outcome.state == "complete":
+            self.study.complete(trial, outcome.score)
+        elif outcome.state == "pruned":
+            self.study.prune(trial, outcome.reason)
         else:
-            self.study.fail(trial, reason)
+            self.study.fail(trial, outcome.reason)
 
 
 REPORT = "report "
 """How the kind of a notice begins that tells a trial's recent return."""
-Outcome = tuple[str, str, float, dict[str, bytes]]
-"""A trial's state, the reason for it, its score, and the files of its run."""
+
+
+@dataclass
+class Outcome:
+    """What came of a trial."""
+
+    state: str
+    """`complete`, `pruned` or `failed`."""
+    reason: str = ""
+    score: float = math.nan
+    files: dict[str, bytes] | None = None
+    """The files of its run; None if it is none."""
 
 
 class Server:
@@ -198,28 +247,90 @@ class Server:
 
     notices: Notices | None = None
     columns = InProgram()
+    is_interrupted = False
+    programs: Programs | None = None
+    """The programs of a compiled environment's trials."""
 
-    def train(self, setup: Setup, number: int, drawn: dict[str, Any]) -> Outcome:
+    def train(self, setup: Setup, number: int, drawn: dict[str, Any], is_mixed: bool) -> Outcome:
+        """Train a trial."""
+        self.is_interrupted = False
+        if setup.environment.is_compiled:
+            return self.train_in_program(setup, number, drawn)
+        return self.train_as_run(setup, number, drawn, is_mixed)
+
+    def interrupt(self) -> None:
+        """Have the trial stop at its next report."""
+        self.is_interrupted = True
+
+    def report(self, number: int, part: int, value: float) -> bool:
+        """Tell a trial's recent return; return whether it is to stop."""
+        if self.notices is not None:
+            self.notices(f"{REPORT}{number} {part}", json.dumps([part, value]))
+        return self.is_interrupted
+
+    def train_in_program(self, setup: Setup, number: int, drawn: dict[str, Any]) -> Outcome:
+        """Train a trial of a compiled environment, by a program that trials before it may have left."""
+        trial = OneTrial(number, drawn, self.report)
+        if self.programs is None:
+            self.programs = Programs(setup, trial, 1, lambda _: None)
+        self.programs.study = trial
+        self.programs.run()
+        return trial.outcome
+
+    def train_as_run(self, setup: Setup, number: int, drawn: dict[str, Any], is_mixed: bool) -> Outcome:
         """Train a trial as a run of its own."""
-
-        def report(part: int, value: float) -> bool:
-            if self.notices is not None:
-                self.notices(f"{REPORT}{number} {part}", json.dumps([part, value]))
-            return False
-
+        display = TrialDisplay(lambda part, value: self.report(number, part, value))
         with TemporaryDirectory(prefix="upslope-trial-") as folder:
             path = Path(folder) / "run"
             try:
                 config = setup.config(drawn)
-                session = Session(TrialDisplay(report), Resources(1))
+                session = Session(display, Resources(1, is_one_of_mixed=is_mixed))
                 run = begin(config, setup.task(config), RunDirectory(path), session)
+            except PrunedError:
+                return Outcome("pruned", files=files_of(path))
             except UpslopeError as error:
-                state = "diverged" if "no longer finite" in str(error) else "failed"
-                return state, str(error), math.nan, files_of(path)
-            return "complete", "", fmean(run.returns.tolist()), files_of(path)
+                if "no longer finite" in str(error):
+                    return Outcome("pruned", "diverged", files=files_of(path))
+                return Outcome("failed", str(error), files=files_of(path))
+            return Outcome("complete", score=fmean(run.returns.tolist()), files=files_of(path))
 
     def close(self) -> None:
         """Do nothing."""
+
+
+class OneTrial:
+    """A study of one trial, which tells what came of it."""
+
+    total = 1
+
+    def __init__(self, number: int, params: dict[str, Any], tell_report: Callable[[int, int, float], bool]):
+        self.number, self.params, self.tell_report = number, params, tell_report
+        self.is_asked = False
+        self.outcome = Outcome("failed", "it was not trained")
+
+    def ask(self) -> "OneTrial | None":
+        """The trial, once."""
+        self.is_asked, was = True, self.is_asked
+        return None if was else self
+
+    def report(self, trial: Any, part: int, value: float) -> bool:
+        """Tell a recent return; return whether the trial is to stop."""
+        return self.tell_report(self.number, part, value)
+
+    def complete(self, trial: Any, score: float) -> None:
+        """Note the score."""
+        self.outcome = Outcome("complete", score=score)
+
+    def prune(self, trial: Any, reason: str = "") -> None:
+        """Note that the trial was given up."""
+        self.outcome = Outcome("pruned", reason)
+
+    def fail(self, trial: Any, reason: str) -> None:
+        """Note why the trial failed."""
+        self.outcome = Outcome("failed", reason)
+
+    def put_back(self, trial: Any) -> None:
+        """Do nothing: the worker is ending."""
 
 
 def files_of(folder: Path) -> dict[str, bytes]:

@@ -7,7 +7,7 @@ from dataclasses import dataclass, replace
 from functools import partial
 from itertools import combinations
 from statistics import fmean
-from typing import Any
+from typing import Any, Protocol, runtime_checkable
 
 import jax
 import numpy as np
@@ -16,7 +16,7 @@ from upslope.engines.base import Chunk
 from upslope.engines.trials import TrialsEngine, chunk_length
 from upslope.errors import UpslopeError
 from upslope.lab.sweep.setup import Setup
-from upslope.lab.sweep.study import REPORTS, Study
+from upslope.lab.sweep.study import REPORTS
 from upslope.learning.devices import computing
 from upslope.learning.iteration import Task
 from upslope.learning.varied import Family, Path, UndecidedError, flatten
@@ -42,15 +42,46 @@ class Active:
         return fmean(fmean(window) if window else math.nan for window in self.windows)
 
 
+@runtime_checkable
+class Trials(Protocol):
+    """What a `Study` is to programs: it gives trials, and is told their results."""
+
+    total: int
+
+    def ask(self) -> Any:
+        """See `Study.ask`."""
+        ...
+
+    def report(self, trial: Any, part: int, value: float) -> bool:
+        """See `Study.report`."""
+        ...
+
+    def complete(self, trial: Any, score: float) -> None:
+        """See `Study.complete`."""
+        ...
+
+    def prune(self, trial: Any, reason: str = "") -> None:
+        """See `Study.prune`."""
+        ...
+
+    def fail(self, trial: Any, reason: str) -> None:
+        """See `Study.fail`."""
+        ...
+
+    def put_back(self, trial: Any) -> None:
+        """See `Study.put_back`."""
+        ...
+
+
 class Programs:
     """Trains the trials of a study until all have begun and ended."""
 
-    def __init__(self, setup: Setup, study: Study, at_once: int | None, say: Callable[[int], None]):
+    def __init__(self, setup: Setup, study: Trials, at_once: int | None, say: Callable[[int], None]):
         """`say` is told the number of each trial that has ended."""
         self.setup, self.study, self.say = setup, study, say
         self.at_once = at_once
         self.engines: list[tuple[TrialsEngine, list[Active]]] = []
-        self.paths: tuple[Path, ...] = ()
+        self.paths: tuple[Path, ...] | None = None
 
     def run(self) -> None:
         """Train.
@@ -62,7 +93,6 @@ class Programs:
             is_cpu = jax.default_backend() == "cpu"
             at_once = self.at_once or (max(AT_ONCE, jax.local_device_count()) if is_cpu else AT_ONCE_ON_ACCELERATOR)
             at_once = min(at_once, self.study.total)
-            self.paths = number_paths(self.setup)
             try:
                 while self.fill(at_once):
                     for engine, active in list(self.engines):
@@ -93,6 +123,8 @@ class Programs:
 
     def begin(self, trial: Any, task: Task, at_once: int) -> None:
         """Begin a trial in a free slot of its program."""
+        if self.paths is None:
+            self.paths = number_paths(self.setup)
         try:
             self.place(trial, task, at_once, self.paths)
         except UndecidedError:  # in a user's own part, which decides by a number: a program for each trial

@@ -1,0 +1,250 @@
+"""Two hosts, made of network namespaces: every command of docs/cluster.md, and a link that is cut.
+
+    python benchmarks/cluster_hosts.py commands       # the page's commands, with fewer trials and steps
+    python benchmarks/cluster_hosts.py cuts           # the link between the hosts is cut 20 times for 3 seconds
+    python benchmarks/cluster_hosts.py losses         # and 20 times until Ray has given the node up; it then comes back
+
+It needs root, `ip` (iproute2), and a virtual environment with upslope's dependencies and the extra `ray`. Each host has
+its own network, mounts, processes and home, and upslope from a wheel: the project's folder is not there. Results go to
+benchmarks/results/cluster.json.
+"""
+
+import argparse
+import json
+import os
+import re
+import shutil
+import signal
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from cluster import DOCS, HERE, RESULTS, store
+from cluster_faults import COMMAND, contents, count_run, size_of
+
+import upslope
+from upslope.runs.directory import RunDirectory
+
+PROJECT = HERE.parent
+ADDRESSES = {"first": "10.77.0.1", "second": "10.77.0.2"}
+RAY_HEALTH = "RAY_health_check_initial_delay_ms=1000 RAY_health_check_period_ms=1000 RAY_health_check_timeout_ms=3000"
+"""Ray gives up a node that cannot be reached after about 15 seconds instead of half a minute or more."""
+SETTINGS: dict[str, Any] = {"seeds": 2, "steps": 2048, "num_envs": 2, "rollout_steps": 32}
+LONGEST = 1500.0
+
+
+class Hosts:
+    """Two hosts whose only link is a pair of virtual interfaces."""
+
+    def __init__(self, folder: Path):
+        self.folder, self.site = folder, folder / "site"
+        pip = [sys.executable, "-m", "pip"]
+        wheel = [*pip, "wheel", "-q", "--no-deps", "--no-build-isolation", "-w", str(folder), str(PROJECT)]
+        subprocess.run(wheel, check=True)
+        wheels = [str(path) for path in folder.glob("upslope-*.whl")]
+        subprocess.run([*pip, "install", "-q", "--no-deps", "--target", str(self.site), *wheels], check=True)
+        for name in ADDRESSES:
+            self.home(name).mkdir()
+
+    def home(self, name: str) -> Path:
+        """A host's home folder."""
+        return self.folder / name
+
+    def start(self, name: str, script: str) -> subprocess.Popen[bytes]:
+        """Run a script on a host, in its home; its output goes to a log."""
+        begin = f"""
+mount -t tmpfs none {PROJECT} && mkdir -p /tmp/ray && mount -t tmpfs none /tmp/ray && mount -t tmpfs none /dev/shm
+export HOME={self.home(name)} PYTHONPATH={self.site} PATH={Path(sys.executable).parent}:$PATH
+export RAY_USAGE_STATS_ENABLED=0 PYTHONWARNINGS=ignore
+cd ~
+"""
+        inside = ["ip", "netns", "exec", name, "unshare", "-m", "-p", "-f", "--mount-proc", "--kill-child"]
+        with (self.folder / f"{name}.log").open("ab") as log:
+            return subprocess.Popen([*inside, "bash", "-c", begin + script], stdout=log, stderr=log)
+
+    def link(self, state: str) -> None:
+        """Set the link `up` or `down`."""
+        run(f"ip -n first link set to-second {state}")
+
+    def said(self, name: str) -> str:
+        """What a host said so far."""
+        return (self.folder / f"{name}.log").read_text("utf-8", "replace")
+
+
+def run(command: str) -> None:
+    """Run a command of the system."""
+    subprocess.run(command.split(), check=True)
+
+
+@contextmanager
+def two_hosts() -> Iterator[Hosts]:
+    """Two hosts, and their end with everything that runs on them."""
+    with tempfile.TemporaryDirectory() as folder:
+        hosts = Hosts(Path(folder))
+        for name in ADDRESSES:
+            run(f"ip netns add {name}")
+        try:
+            run("ip link add to-second netns first type veth peer name to-first netns second")
+            for name, other in (("first", "second"), ("second", "first")):
+                run(f"ip -n {name} addr add {ADDRESSES[name]}/24 dev to-{other}")
+                run(f"ip -n {name} link set lo up")
+                run(f"ip -n {name} link set to-{other} up")
+            yield hosts
+        finally:
+            for name in ADDRESSES:
+                for process in subprocess.run(["ip", "netns", "pids", name], capture_output=True).stdout.split():
+                    os.kill(int(process), signal.SIGKILL)
+                run(f"ip netns del {name}")
+
+
+def commands_of_page() -> list[str]:
+    """The lines of the page's shell examples."""
+    text = (DOCS / "cluster.md").read_text("utf-8")
+    return [line for block in re.findall(r"```bash\n(.*?)```", text, re.S) for line in block.strip().splitlines()]
+
+
+SMALLER = {"FIRST": ADDRESSES["first"], "--trials 64": "--trials 4", "--steps 50000": "--steps 2000"}
+WORLD = """
+import gymnasium
+from gymnasium.envs.classic_control import CartPoleEnv
+
+
+def World(**options):
+    return gymnasium.wrappers.TimeLimit(CartPoleEnv(**options), 200)
+"""
+
+
+def commands() -> dict[str, Any]:
+    """Run every command of the page, on the host on which it says; the exit status of each."""
+    first, second = [], []
+    for line in commands_of_page():
+        small = line
+        for long, short in SMALLER.items():
+            small = small.replace(long, short)
+        on_second = "ray start --address" in line
+        script = first if not on_second else second
+        script.append(f"echo '$ {line}'; {small}; echo \"= $? {line}\"")
+        if "get-auth-token" in line:
+            script.append("cp ~/.ray/auth_token {folder}/token")
+        if "ray start --head" in line:
+            script.append(WAIT_FOR_TWO)
+    with two_hosts() as hosts:
+        (hosts.home("first") / "my_world.py").write_text(WORLD)
+        where = str(hosts.folder)
+        joining = (
+            f"until [ -f {where}/token ]; do sleep 0.5; done; mkdir -p ~/.ray; cp {where}/token ~/.ray/auth_token\n"
+        )
+        ended = hosts.start("first", "\n".join(first).replace("{folder}", where))
+        hosts.start("second", joining + "\n".join(second) + "\nsleep 1000")
+        ended.wait(LONGEST)
+        print(hosts.said("first"), hosts.said("second"), sep="\n---- second\n", flush=True)
+        said = hosts.said("first") + hosts.said("second")
+    return {line: int(code) for code, line in re.findall(r"^= (\d+) (.*)$", said, re.M)}
+
+
+WAIT_FOR_TWO = """
+for i in $(seq 60); do RAY_AUTH_MODE=token ray status 2>/dev/null | grep -q "/[2-9].0 CPU" && break; sleep 1; done
+"""
+JOIN = f"""
+while true; do
+  pgrep -x raylet > /dev/null || {RAY_HEALTH} ray start --address {ADDRESSES["first"]}:6379 --num-cpus 1
+  sleep 1
+done
+"""
+"""On the second host: a node that comes back whenever it was lost."""
+
+
+JOINED = "Ray runtime started"
+"""What `ray start` says."""
+
+
+def wait_for(is_so: Callable[[], bool]) -> None:
+    """Wait until something is so, at most a minute."""
+    until = time.monotonic() + 60
+    while not is_so() and time.monotonic() < until:
+        time.sleep(0.2)
+
+
+def train(hosts: Hosts, run_folder: Path) -> subprocess.Popen[bytes]:
+    """Train on both hosts, or resume; a cluster is looked at every two seconds."""
+    words = ["train", "cluster_world:Sleeping", "--py-module", "cluster_world.py", "--no-preset", "--quiet"]
+    words += [f"--{name.replace('_', '-')}={value}" for name, value in SETTINGS.items()]
+    words += ["--cluster", f"{ADDRESSES['first']}:6379", "--folder", str(run_folder.parent), "--name", run_folder.name]
+    code = COMMAND.replace(
+        "\nimport sys\n", "\nimport sys\nfrom upslope.engines import workers\nworkers.LOOK_SECONDS = 2\n"
+    )
+    (hosts.home("first") / "driver.py").write_text(code)
+    return hosts.start(
+        "first", f"{WAIT_FOR_TWO.replace('RAY_AUTH_MODE=token ', '')}\npython driver.py {' '.join(words)}"
+    )
+
+
+def cut_often(times: int, seconds: float, *, until_lost: bool) -> dict[str, Any]:
+    """Cut the link this many times for these seconds while a run trains on both hosts; what is left of the runs."""
+    tally: dict[str, Any] = {"struck": 0, "runs": 0, "runs as without faults": 0, "lost rows": 0}
+    draw, began = np.random.default_rng(0), time.perf_counter()
+    with two_hosts() as hosts:
+        shutil.copy(HERE / "cluster_world.py", hosts.home("first"))
+        head = f"{RAY_HEALTH} ray start --head --port 6379 --node-ip-address {ADDRESSES['first']} --num-cpus 1"
+        cluster = hosts.start("first", f"{head}\nsleep {LONGEST}")
+        other = hosts.start("second", JOIN)
+        sys.path.insert(0, str(HERE))
+        here: dict[str, Any] = {"folder": hosts.folder, "name": "whole", "workers": 2, "preset": False, "quiet": True}
+        whole = contents(RunDirectory(upslope.train("cluster_world:Sleeping", **here, **SETTINGS).path))
+        while tally["struck"] < times:
+            place = hosts.home("first") / "there"
+            driver, struck = train(hosts, place), 0
+            while driver.poll() is None:
+                before = size_of(place)
+                while size_of(place) <= before and driver.poll() is None:
+                    time.sleep(0.1)
+                time.sleep(draw.uniform(0, 2.0))
+                if driver.poll() is None and struck < min(5, times - tally["struck"]):
+                    joined = hosts.said("second").count(JOINED)
+                    hosts.link("down")
+                    time.sleep(seconds)
+                    hosts.link("up")
+                    struck += 1
+                    if until_lost:
+                        wait_for(lambda joined=joined: hosts.said("second").count(JOINED) > joined)
+                        time.sleep(5.0)
+                    print("cut", struck, round(time.perf_counter() - began), flush=True)
+            if driver.returncode:
+                raise SystemExit(hosts.said("first")[-3000:])
+            count_run(tally, RunDirectory(place), struck, whole)
+            print(tally, flush=True)
+        said = hosts.said("first")
+        tally |= {"calls repeated": said.count("a call is repeated"), "workers lost": said.count("was lost")}
+        tally["workers added"] = said.count("has room for")
+        for process in (cluster, other):
+            process.kill()
+    return tally | {"seconds": round(time.perf_counter() - began)}
+
+
+CUTS = {"cuts": ("the link cut for 3 seconds", 3.0), "losses": ("the link cut until the node is given up", 20.0)}
+
+
+def main() -> None:
+    """Run what is asked for, and store what was found."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("what", choices=["commands", *CUTS])
+    parser.add_argument("--times", type=int, default=20)
+    arguments = parser.parse_args()
+    if arguments.what == "commands":
+        store("commands", commands())
+        return
+    name, seconds = CUTS[arguments.what]
+    found = cut_often(arguments.times, seconds, until_lost=arguments.what == "losses")
+    print(name, found, flush=True)
+    stored = json.loads(RESULTS.read_text("utf-8")) if RESULTS.exists() else {}
+    store("hosts", stored.get("hosts", {}) | {name: found})
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,186 @@
+"""What bounds a run on 10, 100 and 1,000 nodes: a simulation with measured times and sizes.
+
+    python benchmarks/cluster_scale.py    # check it against the measured figures, and write the tables of docs/scale.md
+
+The main process is one server: it sends a request to each worker, one after another, and takes their answers one after
+another, as they arrive. A worker begins when its request has arrived, and computes for a time that varies between
+workers. Where all workers are waited for (seeds, slices), the next round begins when the last answer was taken; in a
+sweep each worker gets its next trial as soon as its last one was taken.
+
+Measured (benchmarks/results/cluster.json, by benchmarks/cluster.py): what a call costs the main process, by size and by
+the number of workers; the main process's own share of an iteration; sizes of messages; how long a trial takes it.
+Assumed: the times of the work itself and the link of the main process's machine, which are in the tables.
+"""
+
+import heapq
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+from cluster import DOCS, SECONDS, WORKERS, stored
+from pages import fill
+
+NODES, CORES = (10, 100, 1000), 16
+"""Nodes, and processors of each; a worker takes one."""
+LINK = 1.25e9
+"""Bytes a second that the main process's machine takes in: 10 Gbit/s."""
+DELAY = 0.2e-3
+"""Seconds that a message is under way, one way, within a data centre."""
+SPREAD = 0.05
+"""By how much the times of workers vary: the standard deviation of their logarithm."""
+ROUNDS = 5
+
+
+@dataclass(frozen=True)
+class Costs:
+    """Seconds of the main process for each worker and round."""
+
+    send: float
+    take: float
+    rate: float = LINK
+    """Bytes a second at which answers arrive."""
+    delay: float = DELAY
+
+
+def rounds(workers: int, work: Sequence[float], size: float, costs: Costs, own: float = 0.0) -> float:
+    """Mean seconds of a round in which all workers are asked and waited for; `work` [R·W] are the workers' seconds, and
+    `own` the seconds that the main process takes between rounds."""
+    now, times = 0.0, np.asarray(work).reshape(-1, workers)
+    for row in times:
+        arrivals = now + costs.send * np.arange(1, workers + 1) + costs.delay + row + costs.delay
+        link = now
+        free = now + costs.send * workers
+        for arrival in np.sort(arrivals):
+            link = max(link, arrival) + size / costs.rate
+            free = max(free, link) + costs.take
+        now = free + own
+    return now / len(times)
+
+
+def trials(workers: int, work: Sequence[float], size: float, costs: Costs) -> tuple[float, float]:
+    """The workers' busy share over a sweep of these trials, and the main process's."""
+    waiting = [0.0] * workers
+    heapq.heapify(waiting)
+    free = busy = 0.0
+    ends: list[float] = []
+    for seconds in work:
+        arrival = heapq.heappop(waiting)
+        free = max(free, arrival) + costs.send + costs.take + size / costs.rate
+        busy += costs.send + costs.take + size / costs.rate
+        ends.append(free + 2 * costs.delay + seconds)
+        heapq.heappush(waiting, ends[-1])
+    return float(np.sum(work)) / (workers * max(ends)), busy / max(ends)
+
+
+def call_costs(found: dict[str, Any], size: int) -> tuple[float, float]:
+    """Seconds of a call of no worker, and for each worker more: a line through the measured calls of 1 to 16 actors."""
+    calls = found["lockstep"]["calls"]
+    seconds = [calls[f"{count} × {size}"] / 1000 for count in WORKERS]
+    slope, start = np.polyfit(WORKERS, seconds, 1)
+    return float(start), float(slope)
+
+
+def check(found: dict[str, Any]) -> list[str]:
+    """The simulation beside the measured steps of 16 environments of 20 ms in 2 to 16 actors."""
+    start, slope = call_costs(found, 100)
+    rows = ["| actors | a step, simulated | measured | difference |", "|---:|---:|---:|---:|"]
+    acting = found["lockstep"]["1 workers"] - 16 * SECONDS
+    for count in WORKERS:
+        work = np.full(ROUNDS * count, SECONDS * 16 / count)
+        costs = Costs(send=slope / 2, take=slope / 2, delay=max(start, 0.0) / 2)
+        simulated = rounds(count, work, 100, costs, own=max(acting, 0.0))
+        measured = found["lockstep"][f"{count} workers"]
+        off = f"{100 * (simulated / measured - 1):+.0f} %"
+        rows.append(f"| {count} | {1000 * simulated:.1f} ms | {1000 * measured:.1f} ms | {off} |")
+    return rows
+
+
+def varied(mean: float, count: int, seed: int = 0) -> np.ndarray:
+    """Times around a mean that vary as workers do."""
+    return mean * np.exp(np.random.default_rng(seed).normal(0.0, SPREAD, count))
+
+
+def seeds_rows(found: dict[str, Any]) -> list[str]:
+    """One seed for each worker, by the seconds of its iteration."""
+    one = found["overhead"]["CartPole-v1"]["median"]
+    each = one["actors main process"] / 2
+    costs = Costs(send=each / 2, take=each / 2)
+    rows = [
+        "| nodes | workers | iteration of 0.05 s | of 0.5 s | of 5 s | of 60 s |",
+        "|---:|---:|---:|---:|---:|---:|",
+    ]
+    for nodes in NODES:
+        workers = nodes * CORES
+        shares = []
+        for seconds in (0.05, 0.5, 5.0, 60.0):
+            work = varied(seconds, ROUNDS * workers)
+            shares.append(seconds / rounds(workers, work, one["actors bytes answered"], costs))
+        rows.append(f"| {nodes:,} | {workers:,} | " + " | ".join(f"{100 * share:.0f} %" for share in shares) + " |")
+    return rows
+
+
+def sweep_rows(found: dict[str, Any]) -> list[str]:
+    """A trial for each worker, four times over, by the seconds of a trial."""
+    each = found["sweep"]["main process seconds a trial"]
+    costs = Costs(send=each / 2, take=each / 2)
+    rows = ["| nodes | workers | trials of 10 s | of 60 s | of 600 s | of 3,600 s |", "|---:|---:|---:|---:|---:|---:|"]
+    for nodes in NODES:
+        workers = nodes * CORES
+        shares = []
+        for seconds in (10.0, 60.0, 600.0, 3600.0):
+            shares.append(trials(workers, varied(seconds, 4 * workers), 1e6, costs)[0])
+        rows.append(f"| {nodes:,} | {workers:,} | " + " | ".join(f"{100 * share:.0f} %" for share in shares) + " |")
+    return rows
+
+
+def slices_rows(found: dict[str, Any]) -> list[str]:
+    """The gain of one environment a worker over one worker for all, by the seconds of a step."""
+    start, slope = call_costs(found, 100)
+    costs = Costs(send=slope / 2, take=slope / 2, delay=max(start / 2, DELAY))
+    rows = ["| workers | step of 2 ms | of 20 ms | of 200 ms | of 2 s |", "|---:|---:|---:|---:|---:|"]
+    for workers in (4, 16, 64, 160, 1600):
+        gains = []
+        for seconds in (2e-3, 20e-3, 0.2, 2.0):
+            gains.append(workers * seconds / rounds(workers, varied(seconds, ROUNDS * workers), 100, costs))
+        rows.append(f"| {workers:,} | " + " | ".join(f"{gain:.1f} ×" for gain in gains) + " |")
+    return rows
+
+
+def main() -> None:
+    """Write the tables of the page."""
+    found, page = stored(), DOCS / "scale.md"
+    tables = {
+        "check": check,
+        "seeds": seeds_rows,
+        "sweep": sweep_rows,
+        "slices": slices_rows,
+        "measured": measured_rows,
+    }
+    for name, rows in tables.items():
+        text = "\n".join(rows(found))
+        print(text, "\n")
+        fill(page, name, text)
+
+
+def measured_rows(found: dict[str, Any]) -> list[str]:
+    """What was measured."""
+    rows = ["| measured | value |", "|---|---:|"]
+    start, slope = call_costs(found, 100)
+    large = call_costs(found, 300_000)[1]
+    first = f"{1e3 * (start + slope):.2f} ms, {1e3 * slope:.2f} ms"
+    rows.append(f"| a call of an actor with 100 bytes: the first, each further one | {first} |")
+    rows.append(f"| with 300 kB there and back: each further one | {1e3 * large:.2f} ms |")
+    for name, one in found["overhead"].items():
+        middle = one["median"]
+        rows.append(
+            f"| an iteration of {name}: bytes of an answer; processor time of the main process for a worker | "
+            f"{middle['actors bytes answered'] / 1e3:,.0f} kB; {500 * middle['actors main process']:.1f} ms |"
+        )
+    each = found["sweep"]["main process seconds a trial"]
+    rows.append(f"| a trial of a sweep in a SQLite file: processor time of the main process | {1e3 * each:.0f} ms |")
+    return rows
+
+
+if __name__ == "__main__":
+    main()

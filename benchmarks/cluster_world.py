@@ -1,0 +1,26 @@
+"""An environment of 20 ms a step that sleeps, so that many of them take turns on few cores."""
+
+import time
+from typing import Any
+
+import gymnasium
+import numpy as np
+
+SECONDS = 20e-3
+
+
+class Sleeping(gymnasium.Env):
+    """Sleeps at each step; an episode has 100 steps."""
+
+    observation_space = gymnasium.spaces.Box(-1.0, 1.0, (4,), np.float32)
+    action_space = gymnasium.spaces.Discrete(2)
+
+    def reset(self, *, seed: int | None = None, options: dict[str, Any] | None = None) -> tuple[np.ndarray, dict]:
+        super().reset(seed=seed)
+        self.steps = 0
+        return np.zeros(4, np.float32), {}
+
+    def step(self, action: Any) -> tuple[np.ndarray, float, bool, bool, dict]:
+        self.steps += 1
+        time.sleep(SECONDS)
+        return np.zeros(4, np.float32), float(action), self.steps == 100, False, {}
