@@ -262,17 +262,25 @@ def act_with_memory(agents: Any, keys: jax.Array, observation: Any, mask: Any, m
     def one_seed(given: tuple[Any, ...]) -> tuple[Any, ...]:
         agent, key, observation, mask, memory, fresh = given
         policy, after = agent.act(observation, restarted(agent.model, memory, fresh), fresh, mask)
-        action = policy.choose(policy.noise(jax.random.fold_in(key, t)))
+        action = policy.choose(noise_at(agent, policy, key, t))
         return action, policy.log_prob(action), after
 
     return jax.lax.map(one_seed, (agents, keys, observation, mask, memory, fresh))
+
+
+def noise_at(agent: Any, policy: Any, key: jax.Array, t: Any) -> jax.Array:
+    """The noise of the actions at t, of which a part may have been drawn earlier."""
+    now, head = jax.random.fold_in(key, t), agent.head
+    return (
+        policy.held_noise(now, jax.random.fold_in(key, head.held_since(t))) if head.num_features else policy.noise(now)
+    )
 
 
 def draw_noise(agents: Any, keys: jax.Array, observation: Any, t: Any) -> jax.Array:
     """The noise of the actions at t, t + 1, …: [AHEAD, S, N, …]."""
 
     def one_seed(agent: Any, key: jax.Array, observation: Any, t: Any) -> jax.Array:
-        return agent.policy(observation).noise(jax.random.fold_in(key, t))
+        return noise_at(agent, agent.policy(observation), key, t)
 
     one_step = jax.vmap(one_seed, (0, 0, 0, None))
     return jax.vmap(one_step, (None, None, None, 0))(agents, keys, observation, t + jax.numpy.arange(AHEAD))
