@@ -46,7 +46,7 @@ def test_a_run_stopped_and_resumed_is_uninterrupted(kind: str, trained: Any):
 
 
 @pytest.mark.weekly
-@pytest.mark.parametrize("kind", RUNS)
+@pytest.mark.parametrize("kind", ["compiled", "host", "host with a memory"])
 def test_a_seed_is_as_if_alone(kind: str, trained: Any, folder: Path):
     environment, settings = RUNS[kind]
     options = SMALL | settings | {"seeds": 1, "seed": 1}

@@ -204,7 +204,7 @@ def chain_of(model: Any) -> tuple[list[Dense | Memory], Any]:
 
 
 def with_spread(layer: Any, head: Any, log_std: np.ndarray) -> Spread:
-    """The last layer, which also gives log σ of the parts whose noise is a function of its inputs, after their means."""
+    """The last layer, which also gives log σ of the parts whose noise is a function of its inputs, after the means."""
     weight, bias, variance, share = [], [], [], []
     output = scale = 0
     for part in parts_of(head):
