@@ -43,17 +43,19 @@ def deep_sea(size: int, episodes: int, bonuses: tuple[str, ...] = ("none", "coun
     return World("jax:DeepSea-v0", size * episodes, 0.9, cases, {"env_kwargs": {"size": size}})
 
 
+def until_solved(environment: str, steps: int, solved: float, bonus: dict[str, Any]) -> World:
+    """A world in which each seed trains only until it is solved: how soon is the question."""
+    return World(environment, steps, solved, {"none": {}, bonus["bonus"]: bonus}, {"stop_at_return": solved})
+
+
 WORLDS = {
     "deep_sea_10": deep_sea(10, 10_000),
     "deep_sea_20": deep_sea(20, 10_000, ("none", "count", "rnd")),
     "deep_sea_30": deep_sea(30, 50_000),
     "deep_sea_50": deep_sea(50, 50_000),
-    "mountain_car": World(
-        "MountainCar-v0",
-        1_000_000,
-        -130.0,
-        {"none": {}, "count": {"bonus": "count", "bonus_coefficient": 0.5}},
-    ),
+    "mountain_car": until_solved("jax:MountainCar-v0", 1_000_000, -130.0, {"bonus": "count", "bonus_coefficient": 0.5}),
+    "taxi": until_solved("Taxi-v4", 500_000, 7.0, {"bonus": "count", "bonus_coefficient": 0.1}),
+    "cliff_walking": until_solved("CliffWalking-v1", 500_000, -15.0, {"bonus": "count", "bonus_coefficient": 0.1}),
 }
 
 
@@ -118,6 +120,30 @@ def read() -> dict[str, Any]:
     return json.loads(RESULTS.read_text("utf-8")) if RESULTS.exists() else {}
 
 
+def steps_until_solved(name: str, found: dict[str, Any]) -> list[int]:
+    """The steps that each seed needed; the budget if it did not solve the world."""
+    return [seed["solved_at_step"] or WORLDS[name].steps for seed in found["seeds"]]
+
+
+def table_of_steps(stored: dict[str, Any]) -> str:
+    """How soon the worlds are solved that are trained only until then."""
+    lines = [
+        "| world | mean return | bonus | solved | steps until then: median | each seed |",
+        "|---|---|---|---|---|---|",
+    ]
+    for name, cases in stored.items():
+        world = WORLDS[name]
+        for case, found in cases.items() if "stop_at_return" in world.settings else ():
+            steps = steps_until_solved(name, found)
+            solved = sum(seed["solved_at_step"] is not None for seed in found["seeds"])
+            each = ", ".join(f"{x:,}" for x in sorted(steps))
+            lines.append(
+                f"| `{world.environment}` | {world.solved:g} | `{case}` | {solved} of {len(steps)} | "
+                f"{np.median(steps):,.0f} | {each} |"
+            )
+    return "\n".join(lines)
+
+
 def table(stored: dict[str, Any]) -> str:
     """The stored numbers as Markdown."""
     lines = [
@@ -125,13 +151,13 @@ def table(stored: dict[str, Any]) -> str:
     ]
     lines.append("|---|---|---|---|---|")
     for name, cases in stored.items():
-        for case, found in cases.items():
+        for case, found in cases.items() if "stop_at_return" not in WORLDS[name].settings else ():
             last = [seed["last_100"] for seed in found["seeds"]]
             at = [seed["solved_at_episode"] or np.inf for seed in found["seeds"]]
             solved = sum(x >= WORLDS[name].solved for x in last)
             median = f"{np.median(at):,.0f}" if np.isfinite(np.median(at)) else "never"
             lines.append(f"| {name} | {case} | {solved} of {len(last)} seeds | {np.mean(last):.3f} | {median} |")
-    return "\n".join(lines)
+    return "\n".join([*lines, "", table_of_steps(stored)])
 
 
 if __name__ == "__main__":

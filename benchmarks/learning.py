@@ -117,6 +117,10 @@ CASES: dict[str, Case] = {
         "Acrobot-v1", "ppo", 500_000, "≥ −90", f"−81.8 ± 5.6, 3 seeds ({CLEANRL}); −73.5 at 1M ({ZOO})"
     ),
     "pendulum_ppo": Case("jax:Pendulum-v1", "ppo", 100_000, "≥ −200", f"−172.2 with gSDE ({ZOO})", seeds=10),
+    "pendulum_gsde": Case("jax:Pendulum-v1", "ppo", 100_000, "≥ −172", f"−172.2 ({ZOO})", seeds=10, preset="gsde"),
+    "mountaincarcontinuous_gsde": Case(
+        "jax:MountainCarContinuous-v0", "ppo", 20_000, "≥ 88", f"88.3 ({ZOO})", seeds=10, preset="gsde"
+    ),
     "lunarlander_ppo": Case("LunarLander-v3", "ppo", 1_000_000, "≥ 200", f"242.1 on v2 ({ZOO})"),
     "mountaincarcontinuous_ppo": Case(
         "jax:MountainCarContinuous-v0", "ppo", 1_000_000, "≥ 90", "solved at 90 (Gymnasium); 94 is the zoo's", seeds=10

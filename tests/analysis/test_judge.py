@@ -170,7 +170,7 @@ def recording(agent: Agent, observation: spaces.Space, episodes: int = 400, step
 def test_every_head_is_judged_as_it_acts(name: str):
     """With π = μ every weight is 1: all estimators but the fitted Q give the mean return."""
     observation, action, is_squashed = CASES[name]
-    head = with_policy(head_of(action), "", squashed=is_squashed, state_std=False, log_std_init=0.0)
+    head = with_policy(head_of(action), "", kind="squashed" if is_squashed else "gaussian")
     agent = fresh_agent(jax.random.key(0), observation, action, head=head, hidden_sizes=(8,))
     rollout = recording(agent, observation)
     networks = {"hidden_sizes": (8,), "activation": "tanh", "encoders": ()}

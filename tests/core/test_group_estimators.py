@@ -127,3 +127,26 @@ def test_each_division_has_the_bias_of_its_formula(estimator, weight):
     close(found, by_formula(weight))
     cosine = found @ GRADIENT / np.linalg.norm(found) / np.linalg.norm(GRADIENT)
     assert cosine < 1 - 1e-5  # returns of three values: even the deviation turns the gradient
+
+
+BATCHES = np.array(list(itertools.product(range(3), repeat=4)))
+"""All 81 batches of two groups of two."""
+
+
+@pytest.mark.parametrize("division", ["none", "episode"])
+def test_leaving_equal_groups_out_is_drawing_until_one_differs(division):
+    """Of DAPO's dynamic sampling, which draws groups again until they differ: the mean over the groups that do has the
+    expectation of a group drawn so, except in the share of batches in which none does, which move nothing."""
+
+    def update(chosen, estimator):
+        step, last = np.arange(2)[:, None], LENGTH[chosen] - 1
+        rollout = rollout_of(np.where(step == last, RETURN[chosen], 0.0), step == last, valid=step <= last)
+        weight = np.asarray(estimator(rollout, Values(rollout.reward, rollout.reward), 1.0).weight, np.float64)
+        return weight[0] / (LENGTH[chosen]).sum() @ SCORE[chosen]
+
+    skipping, plain = GroupMean(2, True, division, True), GroupMean(2, True, division)
+    found = sum(PROBABILITY[batch].prod() * update(batch, skipping) for batch in BATCHES)
+    pairs = [pair for pair in itertools.product(range(3), repeat=2) if RETURN[pair[0]] != RETURN[pair[1]]]
+    chance = [PROBABILITY[list(pair)].prod() for pair in pairs]
+    drawn_again = sum(p * update(np.array(pair), plain) for p, pair in zip(chance, pairs, strict=True)) / sum(chance)
+    close(found, (1 - (1 - sum(chance)) ** 2) * drawn_again)

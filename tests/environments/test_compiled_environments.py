@@ -11,7 +11,7 @@ import pytest
 
 from upslope.environments.compiled import COMPILED
 
-CLASSIC = ("CartPole-v1", "Pendulum-v1", "Acrobot-v1", "MountainCarContinuous-v0")
+CLASSIC = ("CartPole-v1", "Pendulum-v1", "Acrobot-v1", "MountainCar-v0", "MountainCarContinuous-v0")
 # Ours is float32, Gymnasium's is float64 with observations rounded to float32 at the end, so a step cannot
 # agree to better than some units of 6e-8 of the largest number on the way (Pendulum's angle grows to tens):
 # 1.8e-6 measured.
@@ -83,6 +83,7 @@ def states_everywhere(name, num_states):
         "CartPole-v1": ([-2.5, -3, -0.22, -3], [2.5, 3, 0.22, 3]),
         "Pendulum-v1": ([-20, -8], [20, 8]),
         "Acrobot-v1": ([-np.pi, -np.pi, -4 * np.pi, -9 * np.pi], [np.pi, np.pi, 4 * np.pi, 9 * np.pi]),
+        "MountainCar-v0": ([-1.2, -0.07], [0.6, 0.07]),
         "MountainCarContinuous-v0": ([-1.2, -0.07], [0.6, 0.07]),
     }[name]
     states = np.random.default_rng(0).uniform(low, high, (num_states, len(low)))
@@ -104,6 +105,7 @@ def test_a_step_equals_gymnasiums_from_the_same_state(name, seed):
         *((name, {}) for name in CLASSIC),
         ("CartPole-v1", {"sutton_barto_reward": True}),
         ("Pendulum-v1", {"g": 9.81}),
+        ("MountainCar-v0", {"goal_velocity": 0.03}),
         ("MountainCarContinuous-v0", {"goal_velocity": 0.03}),
     ],
 )
@@ -136,6 +138,10 @@ def push_with_the_motion(state):
     return np.array([1.0 if state[1] >= 0 else -1.0], np.float32)
 
 
+def step_with_the_motion(state):
+    return 2 if state[1] >= 0 else 0
+
+
 @pytest.mark.parametrize(
     ("name", "choose", "num_steps", "arrives"),
     [
@@ -143,6 +149,7 @@ def push_with_the_motion(state):
         ("CartPole-v1", push_under_the_pole, 60, False),
         ("Pendulum-v1", None, 100, False),
         ("Acrobot-v1", None, 60, False),
+        ("MountainCar-v0", step_with_the_motion, 150, True),
         ("MountainCarContinuous-v0", None, 200, False),
         ("MountainCarContinuous-v0", push_with_the_motion, 150, True),
     ],
@@ -182,6 +189,7 @@ def test_one_step_of_cartpole_by_hand():
         ("CartPole-v1", [-0.05] * 4, [0.05] * 4),
         ("Pendulum-v1", [-np.pi, -1], [np.pi, 1]),
         ("Acrobot-v1", [-0.1] * 4, [0.1] * 4),
+        ("MountainCar-v0", [-0.6, 0], [-0.4, 0]),
         ("MountainCarContinuous-v0", [-0.6, 0], [-0.4, 0]),
     ],
 )

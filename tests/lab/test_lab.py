@@ -45,6 +45,9 @@ SURE = {
         "batch",
         "batch_less",
     },
+    "entropy": {"power"},
+    "counts": {"all", "less"},
+    "television": {"prediction", "endless"},
 }
 
 

@@ -22,7 +22,8 @@ BOX = spaces.Box(np.array([-1.0, 0.0]), np.array([1.0, 10.0]), (2,), np.float64)
 
 
 def policy_of(space: spaces.Space, *, squashed: bool = False, state_std: bool = False) -> Any:
-    return with_policy(head_of(space), "It", squashed=squashed, state_std=state_std, log_std_init=0.0)
+    kind = "squashed" if squashed else "gaussian"
+    return with_policy(head_of(space), "It", kind=kind, state_std=state_std)
 
 
 @pytest.mark.parametrize("space", [own.HYBRID, NESTED, spaces.Tuple([spaces.Discrete(3)])])

@@ -76,14 +76,20 @@ CASES: dict[str, tuple[spaces.Space, spaces.Space, dict[str, Any]]] = {
     "everything": (EVERYTHING, spaces.Discrete(3), {"encoders": ("perceptron",), "masks": True}),
     "hybrid": (VECTOR, MOVES, {}),
     "masked hybrid": (VECTORS, MOVES, {"masks": True, "state_std": True}),
-    "squashed": (VECTOR, spaces.Box(np.array([-2.0, 1.0]), np.array([2.0, 7.0]), dtype=np.float32), {"squashed": True}),
-    "squashed parts": (VECTOR, BOUNDED, {"squashed": True, "state_std": True, "memory": "gru"}),
+    "squashed": (
+        VECTOR,
+        spaces.Box(np.array([-2.0, 1.0]), np.array([2.0, 7.0]), dtype=np.float32),
+        {"kind": "squashed"},
+    ),
+    "squashed parts": (VECTOR, BOUNDED, {"kind": "squashed", "state_std": True, "memory": "gru"}),
     "state σ": (VECTOR, BOX, {"state_std": True, "log_std_init": 1.5}),
     "one part": (VECTOR, spaces.Tuple([spaces.Discrete(3)]), {"masks": True}),
     "gru": (VECTORS, BOX, {"memory": "gru"}),
     "gru trunk": (VECTOR, spaces.Discrete(3), {"memory": "gru", "shared_trunk": True, "hidden_sizes": ()}),
     "lstm": (EVERYTHING, spaces.Discrete(3), {"memory": "lstm", "encoders": ("perceptron",), "shared_trunk": True}),
     "lru": (VECTOR, BOX, {"memory": "lru", "masks": False}),
+    "noise of the state": (VECTOR, BOX, {"kind": "gsde"}),
+    "noise of the state in a trunk": (VECTOR, MOVES, {"kind": "gsde", "memory": "gru", "shared_trunk": True}),
     "nature": (spaces.Box(0, 255, (3, 37, 36), np.uint8), spaces.Discrete(3), {"encoders": ("nature",)}),
     "impala": (spaces.Box(0, 255, (18, 9, 2), np.uint8), spaces.Discrete(3), {"encoders": ("impala",)}),
     "board": (EVERYTHING, BOX, {"shared_trunk": True}),
@@ -100,8 +106,9 @@ def policy_of(observation_space: Any, action_space: Any, *, normalize=True, mask
     if "memory" in settings:
         settings["memory_size"] = 7
     normalised = ["observations"] if normalize else []
-    chosen: Any = {name: settings.pop(name, False) for name in ("squashed", "state_std")}
-    head = with_policy(upslope.head_of(action_space), "world", **chosen, log_std_init=-0.5)
+    chosen: Any = {"kind": settings.pop("kind", "gaussian"), "state_std": settings.pop("state_std", False)}
+    sizes = settings["hidden_sizes"]
+    head = with_policy(upslope.head_of(action_space), "world", **chosen, log_std_init=-0.5, hidden_sizes=sizes)
     agent = fresh_agent(jax.random.key(0), observation_space, action_space, normalize=normalised, head=head, **settings)
     draw = np.random.default_rng(1)
     model = jax.tree.map(lambda x: x + disturbance(x, draw), agent.model)

@@ -145,8 +145,7 @@ def dataset(path: Path, action: Any, **meta: Any) -> Path:
 
 
 def loaded(path: Path, *, squashed: bool) -> np.ndarray:
-    policy = {"squashed": squashed, "state_std": False, "log_std_init": 0.0}
-    head = with_policy(head_of(AMOUNT), "Amount", **policy)
+    head = with_policy(head_of(AMOUNT), "Amount", kind="squashed" if squashed else "gaussian")
     return np.asarray(load_dataset(path, encoder_of(own.Amount.observation_space, "Amount"), head, False).action)[0]
 
 

@@ -29,6 +29,7 @@ WALL, FLOOR, END, HERE = (120, 120, 120), (238, 238, 238), (0, 158, 115), (0, 11
 
 TWIN_STATES: dict[str, Callable[[np.ndarray], Any]] = {
     "CartPole-v1": lambda o: o,
+    "MountainCar-v0": lambda o: o,
     "MountainCarContinuous-v0": lambda o: o,
     "Pendulum-v1": lambda o: np.array([np.arctan2(o[1], o[0]), o[2]]),
     "Acrobot-v1": lambda o: np.array([np.arctan2(o[1], o[0]), np.arctan2(o[3], o[2]), o[4], o[5]]),

@@ -215,8 +215,11 @@ class Config:
     """Widths of the hidden layers of the policy and of the critic; none for linear networks."""
     activation: Literal["tanh", "relu", "silu"] = "tanh"
     """Activation of the hidden layers."""
-    head: Literal["gaussian", "squashed"] = "gaussian"
-    """Policy of Box actions: a Gaussian clipped to the bounds (gaussian), or squashed into them by tanh (squashed)."""
+    head: Literal["gaussian", "squashed", "gsde"] = "gaussian"
+    """Policy of Box actions: a Gaussian clipped to the bounds (gaussian), squashed into them by tanh (squashed), or one
+    whose noise is a function of the state that is held over several steps (gsde)."""
+    noise_every: int = 4
+    """Steps for which gsde holds its noise; 0 for the whole rollout or episode. Usual: 4 to 64."""
     state_dependent_std: bool = False
     """Let the policy network also output log σ of Box actions; by default it is a parameter for all states."""
     log_std_init: float = 0.0
@@ -279,7 +282,7 @@ LIMITS: dict[str, tuple[str, Callable[[Any], bool]]] = {
     **dict.fromkeys(
         (
             *("entropy_coefficient", "imitation_iterations", "beta", "damping", "reference_kl", "weight_decay"),
-            *("value_coefficient", "rpo_alpha", "bonus_coefficient"),
+            *("value_coefficient", "rpo_alpha", "bonus_coefficient", "noise_every"),
         ),
         ("0 or more", lambda x: x >= 0),
     ),

@@ -187,6 +187,7 @@ def missing_reader(name: str, config: Config, task: Task) -> str:
             ("reference_seed", "reference_kl", "reference_estimator"), (config.reference is not None, "--reference")
         ),
         **dict.fromkeys(("head", "state_dependent_std", "log_std_init"), of_boxes),
+        "noise_every": (of_boxes[0] and config.head == "gsde", "--head gsde"),
         "hidden_sizes": (has_networks, "--model perceptron"),
         "activation": (has_networks, "--model perceptron"),
         "model_kwargs": (not has_networks, "a --model of your own"),

@@ -298,8 +298,9 @@ def model_of(
     """The specification of a config's model for these spaces."""
     if own is None and config.model == "perceptron":
         settings = {name: getattr(config, name) for name in OF_NETWORKS} | {"encoders": config.encoder}
-        chosen = {"squashed": config.head == "squashed", "state_std": config.state_dependent_std}
-        acts = with_policy(head, config.environment, **chosen, log_std_init=config.log_std_init)
+        chosen = {name: getattr(config, name) for name in ("log_std_init", "hidden_sizes", "noise_every")}
+        chosen |= {"kind": config.head, "state_std": config.state_dependent_std}
+        acts = with_policy(head, config.environment, **chosen)
         return ModelSpec(encoder, acts, settings)
     return ModelSpec(encoder, head, dict(config.model_kwargs), own or imported("model", config.model))
 

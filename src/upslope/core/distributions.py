@@ -32,6 +32,10 @@ class Distribution(ABC):
     def noise(self, key: PRNGKeyArray) -> Float[Array, "..."]:
         """The random part of a sample, independent of the parameters' values."""
 
+    def held_noise(self, key: PRNGKeyArray, held_key: PRNGKeyArray) -> Float[Array, "..."]:
+        """The noise of a step, of which a part may be held over several steps: that part is drawn with `held_key`."""
+        return self.noise(key)
+
     @abstractmethod
     def choose(self, noise: Float[Array, "..."]) -> Array:
         """The action determined by the parameters and the noise."""
@@ -72,6 +76,10 @@ class Distribution(ABC):
             "method masked(mask), return one of upslope's distributions of discrete actions, or ignore masks with "
             "--no-masks."
         )
+
+    def density(self) -> "Distribution":
+        """The same probabilities, without what only sampling needs."""
+        return self
 
     def shifted(self, by: Float[Array, "... K"]) -> "Distribution":
         """The distribution with its mean moved, for real actions."""
@@ -245,6 +253,47 @@ class DiagonalGaussian(Distribution):
         return jnp.sum(0.5 * (ratio + shift - 1) + other.log_std - self.log_std, axis=-1)
 
 
+VARIANCE_FLOOR = 1e-6
+"""Added to the variance of `StateDependentNoise`, whose features may all be 0."""
+
+
+@pytree
+class StateDependentNoise(DiagonalGaussian):
+    """Exploration by noise that is a function of the state and is held over several steps: a = μ(s) + φ(s)ᵀ Θ.
+
+    Θ [H, K] with Θ_ik ~ N(0, σ_ik²) is drawn once in a while, so that meanwhile equal states get equal actions. Given s
+    alone, the components are independent and normal, and that is the probability of an action, its entropy and its KL:
+
+        a_k | s ~ N(μ_k(s), Σ_i φ_i(s)² σ_ik² + 1e-6).
+
+    Source: Raffin et al. (2021), Smooth Exploration for Robotic Reinforcement Learning,
+    https://arxiv.org/abs/2005.05719, eq. 6 and 7; the floor as in Stable-Baselines3's StateDependentNoiseDistribution.
+    """
+
+    spread: Float[Array, "... H K"]
+    """φ_i(s) σ_ik, in the units of the mean."""
+
+    @property
+    def widths(self) -> tuple[int, int]:
+        return self.spread.shape[-2] * self.spread.shape[-1], self.mean.shape[-1]
+
+    def noise(self, key: PRNGKeyArray) -> Float[Array, "... E"]:
+        """Θ in units of σ, as one vector."""
+        return jax.random.normal(key, (*self.mean.shape[:-1], self.widths[0]))
+
+    def held_noise(self, key: PRNGKeyArray, held_key: PRNGKeyArray) -> Float[Array, "... E"]:
+        return self.noise(held_key)
+
+    def choose(self, noise: Float[Array, "... E"]) -> Array:
+        return self.mean + (self.spread * noise.reshape(self.spread.shape)).sum(axis=-2)
+
+    def density(self) -> DiagonalGaussian:
+        return DiagonalGaussian(self.mean, self.log_std)
+
+    def shifted(self, by: Float[Array, "... K"]) -> DiagonalGaussian:
+        return self.density().shifted(by)
+
+
 @pytree
 class SquashedGaussian(Distribution):
     """A normal vector u = μ(s) + σ ⊙ ε that tanh squashes into bounds: a = centre + half range ⊙ tanh(u).
@@ -327,6 +376,14 @@ class Product(Distribution):
     def noise(self, key: PRNGKeyArray) -> Float[Array, "... E"]:
         keys = jax.random.split(key, len(self.parts))
         return jnp.concatenate([part.noise(k) for part, k in zip(self.parts, keys, strict=True)], axis=-1)
+
+    def held_noise(self, key: PRNGKeyArray, held_key: PRNGKeyArray) -> Float[Array, "... E"]:
+        keys, held = (jax.random.split(one, len(self.parts)) for one in (key, held_key))
+        drawn = [part.held_noise(k, h) for part, k, h in zip(self.parts, keys, held, strict=True)]
+        return jnp.concatenate(drawn, axis=-1)
+
+    def density(self) -> "Product":
+        return Product(tuple(part.density() for part in self.parts))
 
     def choose(self, noise: Float[Array, "... E"]) -> Float[Array, "... K"]:
         given = split_last(noise, [part.widths[0] for part in self.parts])

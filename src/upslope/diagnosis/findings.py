@@ -195,7 +195,7 @@ class Signs:
     def sigma(self) -> np.ndarray | None:
         """Geometric mean of σ over action components, in units of half the range [S, I]; None unless all actions are
         one Box with a Gaussian policy, whose entropy tells σ."""
-        is_gaussian = self.action["kind"] == "BoxHead" and self.config.head == "gaussian"
+        is_gaussian = self.action["kind"] == "BoxHead" and self.config.head != "squashed"
         if not is_gaussian or "policy/entropy" not in self.record.metrics:
             return None
         low, high = (np.asarray([float(x) for x in self.action[name]]) for name in ("low", "high"))

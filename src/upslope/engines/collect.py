@@ -276,10 +276,18 @@ def act_with_memory(agents: Any, keys: jax.Array, observation: Any, mask: Any, m
     def one_seed(given: tuple[Any, ...]) -> tuple[Any, ...]:
         agent, key, observation, mask, memory, fresh = given
         policy, after = agent.act(observation, restarted(agent.model, memory, fresh), fresh, mask)
-        action = policy.choose(policy.noise(jax.random.fold_in(jax.random.wrap_key_data(key), t)))
+        action = policy.choose(noise_at(agent, policy, jax.random.wrap_key_data(key), t))
         return action, policy.log_prob(action), after
 
     return jax.lax.map(one_seed, (agents, keys, observation, mask, memory, fresh))
+
+
+def noise_at(agent: Any, policy: Any, key: jax.Array, t: Any) -> jax.Array:
+    """The noise of the actions at t, of which a part may have been drawn earlier."""
+    now, head = jax.random.fold_in(key, t), agent.head
+    return (
+        policy.held_noise(now, jax.random.fold_in(key, head.held_since(t))) if head.num_features else policy.noise(now)
+    )
 
 
 def draw_noise(agents: Any, observation: Any, ahead: int, keys: jax.Array, t: Any) -> jax.Array:
@@ -289,7 +297,7 @@ def draw_noise(agents: Any, observation: Any, ahead: int, keys: jax.Array, t: An
 
     def one_seed(like: Any, key: jax.Array, t: Any) -> jax.Array:
         agent, observation = like
-        return agent.policy(observation).noise(jax.random.fold_in(key, t))
+        return noise_at(agent, agent.policy(observation), key, t)
 
     one_step = jax.vmap(one_seed, (0, 0, None))
     steps = t + jax.numpy.arange(ahead)

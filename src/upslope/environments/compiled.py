@@ -13,7 +13,7 @@ from upslope.environments import probes
 from upslope.environments.base import BrokenEnvironmentError, CompiledEnvironment, Request, Source
 from upslope.environments.classic.acrobot import Acrobot
 from upslope.environments.classic.cartpole import CartPole
-from upslope.environments.classic.mountain_car import MountainCarContinuous
+from upslope.environments.classic.mountain_car import MountainCar, MountainCarContinuous
 from upslope.environments.classic.pendulum import Pendulum
 from upslope.environments.deep_sea import DeepSea
 from upslope.environments.ignoring import ignoring
@@ -30,6 +30,7 @@ COMPILED: dict[str, Callable[..., CompiledEnvironment]] = {
     "CartPole-v1": CartPole,
     "Pendulum-v1": Pendulum,
     "Acrobot-v1": Acrobot,
+    "MountainCar-v0": MountainCar,
     "MountainCarContinuous-v0": MountainCarContinuous,
     "DeepSea-v0": DeepSea,
     "GridWorld-v0": gridworld,

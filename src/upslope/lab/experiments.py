@@ -2,6 +2,7 @@
 
 from upslope.lab.advantages import advantages
 from upslope.lab.credit import credit
+from upslope.lab.exploration import counts, entropy
 from upslope.lab.finding import Experiment
 from upslope.lab.gradients import gradient, variance
 from upslope.lab.groups import groups
@@ -9,6 +10,7 @@ from upslope.lab.reuse import reuse
 from upslope.lab.sampling import expectation, importance
 from upslope.lab.seeds import seeds
 from upslope.lab.table1 import table1
+from upslope.lab.television import television
 
 EXPERIMENTS = (
     Experiment("expectation", expectation, {"repetitions": 64, "largest": 1024}),
@@ -21,4 +23,7 @@ EXPERIMENTS = (
     Experiment("credit", credit, {"seeds": 4, "others": (12,), "iterations": 60}),
     Experiment("seeds", seeds, {"pool": 32, "draws": 200, "iterations": 10}),
     Experiment("groups", groups, {"policies": 8}),
+    Experiment("entropy", entropy, {"seeds": 8, "sizes": (3, 5, 7)}),
+    Experiment("counts", counts, {"seeds": 4, "sizes": (8, 12, 16)}),
+    Experiment("television", television, {"seeds": 2, "iterations": 60}),
 )

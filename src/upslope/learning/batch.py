@@ -76,7 +76,7 @@ def batch_of(
         valid=as_units(valid, length),
         fresh=fresh,
         carry=carry,
-        old_policy=in_blocks(lambda rows: outputs_of(agent.model, *rows).policy, inputs, vmapped),
+        old_policy=in_blocks(lambda rows: outputs_of(agent.model, *rows).policy.density(), inputs, vmapped),
         action_mask=mask,
     )
 

@@ -32,8 +32,8 @@ class EnvState(NamedTuple):
 class Randomness(NamedTuple):
     """The random inputs of one step of N columns."""
 
-    noise: Float[Array, "..."]
-    """Noise from which the policy's actions are sampled."""
+    noise: Any
+    """Noise from which the policy's actions are sampled; or, if it is held, the keys of the step's and of the held."""
     keys: Key[Array, "N"]
     """Keys for the environment's transitions."""
 
@@ -142,7 +142,10 @@ def draw_randomness(agent: Acting, columns: EnvState, keys: Key[Array, "T"]) -> 
     It is drawn in one batch, since in a cheap environment splitting keys and drawing numbers step by step takes a large
     share of each step. The policy here provides only the shape of the noise.
     """
-    keys = split_each(keys)
+    keys, head = split_each(keys), agent.head
+    if head.num_features:  # a matrix for each column, which is drawn where it is used
+        noise = keys[:, 0], keys[head.held_since(jnp.arange(len(keys))), 0]
+        return Randomness(noise, split_each(keys[:, 1], columns.length.shape[0]))
     noise = jax.vmap(lambda key: act_in_columns(agent, columns, None)[0].noise(key))(keys[:, 0])
     return Randomness(noise, split_each(keys[:, 1], columns.length.shape[0]))
 
@@ -168,7 +171,8 @@ def advance(
         stuck = ~agent.head.allows_some(mask)
         choices = mask | stuck[:, None]
     policy, carry = act_in_columns(agent, columns, choices)
-    action = policy.choose(randomness.noise)
+    noise = policy.held_noise(*randomness.noise) if agent.head.num_features else randomness.noise
+    action = policy.choose(noise)
     state, transition = jax.vmap(world.step)(randomness.keys, columns.state, agent.head.to_compiled(action))
     length = columns.length + 1
     at_limit = jnp.zeros_like(transition.truncated) if max_episode_steps is None else length >= max_episode_steps

@@ -51,21 +51,33 @@ class Branch(equinox.Module):
         """Apply the hidden layers and the output layer to the memory's outputs."""
         return x if self.outward is None else self.outward(x)
 
+    def hidden(self, x: Float[Array, "... F"]) -> Float[Array, "... H"]:
+        """Apply the hidden layers alone."""
+        return x if self.outward is None else self.outward.hidden(x)
+
     def once(self, features: Features, carry: Any) -> tuple[Float[Array, "N K"], Any]:
         """One step of N columns."""
-        x = self.before(features)
-        if self.cell is not None:
-            x, carry = self.cell.once(x, carry)
+        x, carry = self.remembered(features, carry)
         return self.after(x), carry
+
+    def remembered(self, features: Features, carry: Any) -> tuple[Float[Array, "N F"], Any]:
+        """The input of the hidden layers in one step of N columns, and the memory after it."""
+        x = self.before(features)
+        return (x, carry) if self.cell is None else self.cell.once(x, carry)
 
     def over_time(self, features: Features, carry: Any, fresh: Bool[Array, "T N"]) -> tuple[Float[Array, "T N K"], Any]:
         """T steps of N columns. Only the memory runs over time; all else is one batch."""
+        x, carry = self.remembered_over_time(features, carry, fresh)
+        return self.after(x), carry
+
+    def remembered_over_time(
+        self, features: Features, carry: Any, fresh: Bool[Array, "T N"]
+    ) -> tuple[Float[Array, "T N F"], Any]:
+        """The input of the hidden layers in T steps of N columns, and the memory after each."""
         flat = jax.tree.map(lambda x: x.reshape(-1, *x.shape[2:]), features)
         x = self.before(flat)
         x = x.reshape(*fresh.shape, *x.shape[1:])
-        if self.cell is not None:
-            x, carry = self.cell.over_time(x, carry, fresh)
-        return self.after(x), carry
+        return (x, carry) if self.cell is None else self.cell.over_time(x, carry, fresh)
 
 
 class Reading(equinox.Module):
@@ -101,9 +113,9 @@ class Composed(Reading):
     log_std: Float[Array, "K"]
     head: ActionHead = equinox.field(static=True)
 
-    def policy_of(self, outputs: Float[Array, "... K"]) -> Any:
-        """π(·|s) from the policy network's outputs."""
-        return self.head.distribution(outputs, self.log_std)
+    def policy_of(self, layer: Perceptron, hidden: Float[Array, "... H"]) -> Any:
+        """π(·|s) from the activations of the last hidden layer, by the last layer of this perceptron."""
+        return self.head.distribution(layer.last_layer(hidden), self.log_std, hidden)
 
 
 class Separate(Composed):
@@ -126,16 +138,21 @@ class Separate(Composed):
 
     def step(self, features: Features, carry: Any, fresh: Bool[Array, "N"]) -> tuple[Outputs, Any]:
         seen, known = self.seen(features)
-        policy, mine = self.actor.once(seen, carry[POLICY] if carry else ())
+        x, mine = self.actor.remembered(seen, carry[POLICY] if carry else ())
         value, its = self.critic.once(known, carry[VALUE] if carry else ())
-        return Outputs(self.policy_of(policy), value[..., 0]), {POLICY: mine, VALUE: its} if carry else ()
+        return Outputs(self.policy_from(x), value[..., 0]), {POLICY: mine, VALUE: its} if carry else ()
+
+    def policy_from(self, x: Float[Array, "... F"]) -> Any:
+        """π(·|s) from the input of the policy's hidden layers."""
+        assert self.actor.outward is not None
+        return self.policy_of(self.actor.outward, self.actor.hidden(x))
 
     def unroll(self, features: Features, carry: Any, fresh: Bool[Array, "T N"]) -> tuple[Outputs, Any]:
         """T steps at once; see `upslope.models.model.unroll`."""
         seen, known = self.seen(features)
-        policy, mine = self.actor.over_time(seen, carry[POLICY], fresh)
+        x, mine = self.actor.remembered_over_time(seen, carry[POLICY], fresh)
         value, its = self.critic.over_time(known, carry[VALUE], fresh)
-        return Outputs(self.policy_of(policy), value[..., 0]), {POLICY: mine, VALUE: its}
+        return Outputs(self.policy_from(x), value[..., 0]), {POLICY: mine, VALUE: its}
 
     def groups(self) -> dict[str, Any]:
         return {POLICY: (self.actor, self.log_std), VALUE: self.critic}
@@ -155,7 +172,7 @@ class SharedTrunk(Composed):
         """Policy and value from the trunk's outputs."""
         if self.trunk.outward is not None:
             x = ACTIVATIONS[self.trunk.outward.activation](x)
-        return Outputs(self.policy_of(self.policy_layer(x)), self.value_layer(x)[..., 0])
+        return Outputs(self.policy_of(self.policy_layer, x), self.value_layer(x)[..., 0])
 
     def step(self, features: Features, carry: Any, fresh: Bool[Array, "N"]) -> tuple[Outputs, Any]:
         x, carry = self.trunk.once(self.floating(features), carry)

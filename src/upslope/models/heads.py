@@ -7,7 +7,7 @@ one vector from the policy to the file; `to_environment` and `to_compiled` give 
 
 import math
 from abc import ABC, abstractmethod
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import cached_property
 from typing import Any
@@ -22,6 +22,7 @@ from jaxtyping import Bool, Float, Shaped
 from upslope.core.arrays import AnyArray as Array
 from upslope.core.arrays import namespace
 from upslope.core.distributions import (
+    VARIANCE_FLOOR,
     Bernoulli,
     Categorical,
     DiagonalGaussian,
@@ -29,6 +30,7 @@ from upslope.core.distributions import (
     MultiCategorical,
     Product,
     SquashedGaussian,
+    StateDependentNoise,
     split_last,
     sum_of,
 )
@@ -48,6 +50,10 @@ class ActionHead(ABC):
     """Number of state-independent log σ parameters."""
     sample_dtype: Any = np.int32
     """The dtype of an action as the policy samples it."""
+    num_features = 0
+    """H, the number of activations of the policy's last hidden layer, if the distribution reads them, else 0."""
+    noise_every = 1
+    """The number of steps for which the noise of a sample is held; 0 for a whole rollout or episode."""
 
     @property
     @abstractmethod
@@ -121,14 +127,21 @@ class ActionHead(ABC):
 
     def permits(self, mask: Any, action: Any) -> np.ndarray:
         """Whether each mask [..., M] allows the corresponding sampled action."""
-        outputs: Any = np.zeros((*mask.shape[:-1], self.num_outputs))
+        outputs, features = (np.zeros((*mask.shape[:-1], size)) for size in (self.num_outputs, self.num_features))
         scales: Any = np.zeros(self.num_scales)
         with np.errstate(invalid="ignore"):  # an all-false mask permits nothing
-            return np.asarray(self.distribution(outputs, scales).masked(mask).log_prob(action)) > -np.inf
+            policy = self.distribution(outputs, scales, features).masked(mask)
+            return np.asarray(policy.log_prob(action)) > -np.inf
 
     @abstractmethod
-    def distribution(self, outputs: Float[Array, "... K"], log_std: Float[Array, "... L"]) -> Distribution:
-        """π(·|s) from a network's outputs."""
+    def distribution(
+        self, outputs: Float[Array, "... K"], log_std: Float[Array, "... L"], features: Any = None
+    ) -> Distribution:
+        """π(·|s) from a network's outputs and, if `num_features` is not 0, its last hidden layer [..., H]."""
+
+    def held_since(self, t: Any) -> Any:
+        """The step at which the noise of step t was drawn; steps count from the start of a rollout or episode."""
+        return t - t % self.noise_every if self.noise_every else t * 0
 
     @abstractmethod
     def to_environment(self, action: np.ndarray) -> Any:
@@ -194,7 +207,9 @@ class DiscreteHead(ActionHead):
     def random(self, generator: np.random.Generator, mask: Any = None) -> np.ndarray:
         return random_choice(generator, self.n, mask)
 
-    def distribution(self, outputs: Float[Array, "... K"], log_std: Float[Array, "... 0"]) -> Distribution:
+    def distribution(
+        self, outputs: Float[Array, "... K"], log_std: Float[Array, "... 0"], features: Any = None
+    ) -> Distribution:
         return Categorical(outputs)
 
     def to_environment(self, action: np.ndarray) -> Any:
@@ -278,7 +293,9 @@ class BoxHead(ActionHead):
         beyond = 0.05 * np.minimum(high - low, 1e30)
         return generator.uniform(low - beyond, high + beyond).astype(np.float32)
 
-    def distribution(self, outputs: Float[Array, "... O"], log_std: Float[Array, "... K"]) -> Distribution:
+    def distribution(
+        self, outputs: Float[Array, "... O"], log_std: Float[Array, "... K"], features: Any = None
+    ) -> Distribution:
         centre, half = self.scaling
         xp = namespace(outputs)
         outputs, log_std = self.mean_and_log_std(outputs, log_std)
@@ -349,7 +366,9 @@ class SquashedHead(BoxHead):
         """An action whose tanh is almost uniform."""
         return np.arctanh(generator.uniform(-0.999, 0.999, len(self.low))).astype(np.float32)
 
-    def distribution(self, outputs: Float[Array, "... O"], log_std: Float[Array, "... K"]) -> Distribution:
+    def distribution(
+        self, outputs: Float[Array, "... O"], log_std: Float[Array, "... K"], features: Any = None
+    ) -> Distribution:
         mean, log_std = self.mean_and_log_std(outputs, log_std)
         half = tuple(self.scaling[1].tolist())
         return SquashedGaussian(mean, namespace(mean).broadcast_to(log_std, mean.shape), half)
@@ -363,6 +382,33 @@ class SquashedHead(BoxHead):
     def outside(self, action: Shaped[Array, "B ..."]) -> Float[Array, "B"] | None:
         """Zeros, since nothing is clipped."""
         return jnp.zeros(action.shape[:-1], jnp.float32)
+
+
+@dataclass(frozen=True)
+class StateNoiseHead(BoxHead):
+    """A real vector whose exploration is a random function of the state, held over several steps (gSDE).
+
+    log σ is a parameter for each of H features and K components, and φ are the activations of the policy's last hidden
+    layer, into which no gradient flows from σ; see `StateDependentNoise`.
+    """
+
+    num_features: int = field(default=0, metadata=OF_THE_POLICY)
+    noise_every: int = field(default=1, metadata=OF_THE_POLICY)
+
+    @property
+    def num_scales(self) -> int:  # pyright: ignore[reportIncompatibleVariableOverride] - a constant of the other heads
+        return self.num_features * len(self.low)
+
+    def distribution(
+        self, outputs: Float[Array, "... K"], log_std: Float[Array, "... E"], features: Any = None
+    ) -> Distribution:
+        centre, half = self.scaling
+        xp = namespace(outputs)
+        phi = features if isinstance(features, np.ndarray) else jax.lax.stop_gradient(features)
+        std = xp.exp(log_std).reshape(*log_std.shape[:-1], self.num_features, len(self.low))
+        spread = phi[..., None] * std
+        log_std = 0.5 * xp.log((spread**2).sum(axis=-2) + np.float32(VARIANCE_FLOOR)) + np.log(half)
+        return StateDependentNoise(xp.asarray(centre) + half * outputs, log_std, half * spread)
 
 
 @dataclass(frozen=True)
@@ -419,7 +465,9 @@ class MultiDiscreteHead(ActionHead):
         parts = zip(self.sizes, split_last(mask, self.sizes), strict=True)
         return np.stack([random_choice(generator, n, part) for n, part in parts])
 
-    def distribution(self, outputs: Float[Array, "... K"], log_std: Float[Array, "... 0"]) -> Distribution:
+    def distribution(
+        self, outputs: Float[Array, "... K"], log_std: Float[Array, "... 0"], features: Any = None
+    ) -> Distribution:
         heads = namespace(outputs).split(outputs, np.cumsum(self.sizes)[:-1].tolist(), axis=-1)
         return MultiCategorical(tuple(Categorical(head) for head in heads))
 
@@ -487,7 +535,9 @@ class MultiBinaryHead(ActionHead):
         may_be = mask.reshape(-1, 2)
         return np.where(may_be.all(axis=-1), drawn, may_be[:, 1]).astype(np.int8)
 
-    def distribution(self, outputs: Float[Array, "... K"], log_std: Float[Array, "... 0"]) -> Distribution:
+    def distribution(
+        self, outputs: Float[Array, "... K"], log_std: Float[Array, "... 0"], features: Any = None
+    ) -> Distribution:
         return Bernoulli(outputs)
 
     def to_environment(self, action: np.ndarray) -> Any:
@@ -541,6 +591,14 @@ class ProductHead(ActionHead):
     @property
     def num_outputs(self) -> int:
         return sum(head.num_outputs for head in self.heads)
+
+    @property
+    def num_features(self) -> int:  # pyright: ignore[reportIncompatibleVariableOverride] - a constant of the other heads
+        return max(head.num_features for head in self.heads)
+
+    @property
+    def noise_every(self) -> int:  # pyright: ignore[reportIncompatibleVariableOverride] - a constant of the other heads
+        return next((head.noise_every for head in self.heads if head.num_features), 1)
 
     @property
     def sizes(self) -> list[int]:
@@ -611,10 +669,13 @@ class ProductHead(ActionHead):
         drawn = [head.random(generator, part) for head, part in zip(self.heads, masks, strict=True)]
         return np.concatenate([np.ravel(x) for x in drawn]).astype(np.float32)
 
-    def distribution(self, outputs: Float[Array, "... O"], log_std: Float[Array, "... L"]) -> Distribution:
+    def distribution(
+        self, outputs: Float[Array, "... O"], log_std: Float[Array, "... L"], features: Any = None
+    ) -> Distribution:
         mine = split_last(outputs, [head.num_outputs for head in self.heads])
         scales = split_last(log_std, [head.num_scales for head in self.heads])
-        return Product(tuple(h.distribution(x, s) for h, x, s in zip(self.heads, mine, scales, strict=True)))
+        parts = zip(self.heads, mine, scales, strict=True)
+        return Product(tuple(head.distribution(x, s, features) for head, x, s in parts))
 
     def split(self, action: Any) -> list[Any]:
         """Split sampled actions [..., K] into the parts of the heads, each in its own dtype and shape."""
@@ -807,11 +868,20 @@ def product_head(space: gymnasium.Space, name: str, key: str, depth: int) -> Pro
     return DictHead(tuple(sorted(heads, key=lambda part: part[0])))
 
 
-def with_policy(head: ActionHead, name: str, *, squashed: bool, state_std: bool, log_std_init: float) -> ActionHead:
-    """The head with this kind of policy for its real-valued parts.
+def with_policy(
+    head: ActionHead,
+    name: str,
+    *,
+    kind: str = "gaussian",
+    state_std: bool = False,
+    log_std_init: float = 0.0,
+    hidden_sizes: Sequence[int] = (),
+    noise_every: int = 1,
+) -> ActionHead:
+    """The head with this kind of policy for its real-valued parts: gaussian, squashed or gsde.
 
     Raises:
-        UpslopeError: such a policy cannot have these bounds, or this initial log σ.
+        UpslopeError: such a policy cannot have these bounds, this initial log σ, or these layers.
     """
     low, high = LOG_STD
     if state_std and head.boxes and not low <= log_std_init <= high:
@@ -820,21 +890,43 @@ def with_policy(head: ActionHead, name: str, *, squashed: bool, state_std: bool,
             "Choose a value in this range."
         )
     for key, box in head.boxes.items():
-        if squashed and not box.is_bounded:
+        if kind == "squashed" and not box.is_bounded:
             raise UpslopeError(
                 f"--head squashed squashes actions into finite bounds, but those of {name}{at(key)} are {box.space()}. "
                 "Declare the bounds in the environment, or use --head gaussian."
             )
-    return policy_changed(head, SquashedHead if squashed else BoxHead, state_std)
+    if kind != "gsde":
+        made = SquashedHead if kind == "squashed" else BoxHead
+        return with_boxes(head, lambda box: made(box.shape, box.low, box.high, box.dtype, state_std))
+    if head.boxes and state_std:
+        raise UpslopeError(
+            "--state-dependent-std lets the network output σ, but with --head gsde σ follows from its last hidden "
+            "layer. Leave one of them out."
+        )
+    if head.boxes and not hidden_sizes:
+        raise UpslopeError(
+            "--head gsde makes its noise of the last hidden layer, and there is none. Give --hidden-sizes, e.g. 64 64."
+        )
+    features = hidden_sizes[-1] if hidden_sizes else 0
+    return with_boxes(
+        head, lambda box: StateNoiseHead(box.shape, box.low, box.high, box.dtype, False, features, noise_every)
+    )
 
 
-def policy_changed(head: ActionHead, kind: type[BoxHead], state_std: bool) -> ActionHead:
-    """The head with another kind of head for each of its real-valued parts."""
+def with_boxes(head: ActionHead, changed: Callable[[BoxHead], BoxHead]) -> ActionHead:
+    """The head with another head for each of its real-valued parts."""
     if isinstance(head, ProductHead):
-        return head.with_heads([policy_changed(part, kind, state_std) for part in head.heads])
-    if isinstance(head, BoxHead):
-        return kind(head.shape, head.low, head.high, head.dtype, state_std)
-    return head
+        return head.with_heads([with_boxes(part, changed) for part in head.heads])
+    return changed(head) if isinstance(head, BoxHead) else head
+
+
+def without_features(head: ActionHead) -> ActionHead:
+    """The head as one whose distribution needs nothing but outputs and log σ."""
+
+    def plain(box: BoxHead) -> BoxHead:
+        return BoxHead(box.shape, box.low, box.high, box.dtype) if box.num_features else box
+
+    return with_boxes(head, plain) if head.num_features else head
 
 
 LOG_STD = (-5.0, 2.0)

@@ -29,9 +29,17 @@ class Perceptron:
     activation: str = field(metadata=STATIC)
 
     def __call__(self, x: Float[Array, "... D"]) -> Float[Array, "... K"]:
+        return self.last_layer(self.hidden(x))
+
+    def hidden(self, x: Float[Array, "... D"]) -> Float[Array, "... H"]:
+        """The activations of the last hidden layer; x itself if there is none."""
         act = ACTIVATIONS[self.activation]
         for weight, bias in zip(self.weights[:-1], self.biases[:-1], strict=True):
             x = act(times(x, weight) + bias)
+        return x
+
+    def last_layer(self, x: Float[Array, "... H"]) -> Float[Array, "... K"]:
+        """The outputs from the activations of the last hidden layer."""
         return times(x, self.weights[-1]) + self.biases[-1]
 
     def first_layer(self, x: Float[Array, "B D"]) -> Float[Array, "B K"]:

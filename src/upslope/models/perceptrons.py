@@ -31,7 +31,8 @@ class Actor:
     head: ActionHead = field(metadata=STATIC)
 
     def __call__(self, features: Float[Array, "... D"]) -> Distribution:
-        return self.head.distribution(self.network(features), self.log_std)
+        hidden = self.network.hidden(features)
+        return self.head.distribution(self.network.last_layer(hidden), self.log_std, hidden)
 
 
 @pytree

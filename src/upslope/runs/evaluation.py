@@ -70,6 +70,10 @@ class AlwaysMode:
         """Return zeros: nothing is random."""
         return jnp.zeros(())
 
+    def held_noise(self, key: PRNGKeyArray, held_key: PRNGKeyArray) -> Array:
+        """Likewise."""
+        return self.noise(key)
+
     def choose(self, noise: Array) -> Array:
         return self.distribution.mode()
 

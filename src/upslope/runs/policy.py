@@ -62,10 +62,10 @@ class Policy:
         self.has_critic, self.has_memory = has_critic, has_memory(agent.model)
         self.memory: Any = None
         self.key = jax.random.key(random_seed)
-        self.calls = 0
+        self.calls = self.begun = 0
         self.acts_in_numpy = hasattr(agent.model, "policy") and not self.has_memory
         self.numpy_agent: Agent = jax.tree.map(np.asarray, agent) if self.acts_in_numpy else agent
-        self.noise = jax.jit(lambda agent, x, key, n: agent.policy(x).noise(jax.random.fold_in(key, n)))
+        self.noise = jax.jit(lambda agent, x, now, held: agent.policy(x).held_noise(now, held))
         self.act = jax.jit(lambda agent, x, mask: agent.policy(x, mask))
         self.step = jax.jit(lambda agent, x, carry, fresh, mask: agent.act(x, carry, fresh, mask))
 
@@ -74,8 +74,9 @@ class Policy:
         return self.with_log_prob(observation, deterministic, mask=mask)[0]
 
     def reset(self) -> None:
-        """Clear the memory: the next call begins an episode. A policy without memory is unaffected."""
-        self.memory = None
+        """Clear the memory: the next call begins an episode. A policy without memory is unaffected, but draws noise
+        anew that it holds over several calls."""
+        self.memory, self.begun = None, self.calls
 
     def with_log_prob(self, observation: Any, deterministic: bool = False, *, mask: Any = None) -> tuple[Any, Any]:
         """(action, log π(a|s)); for a Box the log-density of the action before clipping, or after squashing.
@@ -91,8 +92,9 @@ class Policy:
         if deterministic:
             action = np.asarray(policy.mode())
         else:
-            key = jax.random.fold_in(self.key, self.calls)
-            noise = self.noise(self.agent, batch, self.key, self.calls) if self.acts_in_numpy else policy.noise(key)
+            since = self.begun + self.agent.head.held_since(self.calls - self.begun)
+            keys = [jax.random.fold_in(self.key, number) for number in (self.calls, since)]
+            noise = self.noise(self.agent, batch, *keys) if self.acts_in_numpy else policy.held_noise(*keys)
             action = np.asarray(policy.choose(np.asarray(noise)))
             self.calls += 1
         taken, log_prob = self.agent.head.to_environment(action), np.asarray(policy.log_prob(action))

@@ -1,4 +1,4 @@
-"""A car with a continuous force, too weak to climb the hill directly."""
+"""A car whose force is too weak to climb the hill directly; continuous, or in one of three steps."""
 
 from dataclasses import dataclass, field
 from typing import Any
@@ -18,6 +18,8 @@ SLOPE = 0.0025
 MIN_POSITION, MAX_POSITION = -1.2, 0.6
 MAX_SPEED = 0.07
 GOAL_POSITION = 0.45
+STEP_FORCE, STEP_GOAL_POSITION = 0.001, 0.5
+"""Force and goal of the car with three actions."""
 
 State = Float[Array, "2"]
 
@@ -62,12 +64,48 @@ class MountainCarContinuous(CompiledEnvironment):
         """One step; deterministic. The cost uses the requested force, before clipping."""
         position, velocity = state
         force = jnp.clip(action[0], -MAX_FORCE, MAX_FORCE)
-        velocity = velocity + force * POWER - SLOPE * jnp.cos(3 * position)
-        velocity = jnp.clip(velocity, -MAX_SPEED, MAX_SPEED)
-        position = jnp.clip(position + velocity, MIN_POSITION, MAX_POSITION)
-        velocity = jnp.where((position <= MIN_POSITION) & (velocity < 0), 0.0, velocity)
-
+        position, velocity = moved(position, velocity, force * POWER)
         terminated = (position >= GOAL_POSITION) & (velocity >= self.goal_velocity)
         reward = 100.0 * terminated.astype(jnp.float32) - 0.1 * action[0] ** 2
         state = jnp.stack([position, velocity])
         return state, Transition(state, reward, terminated, jnp.zeros((), bool))
+
+
+@dataclass(frozen=True, eq=False)
+class MountainCar(CompiledEnvironment):
+    """Gymnasium's `MountainCar-v0`: reach the hilltop; −1 per step, at most 200 steps.
+
+    State and observation [2]: position x in [−1.2, 0.6], velocity v in [−0.07, 0.07]. Action a: push to the left, not
+    at all, or to the right.
+
+        v ← clip(v + 0.001 (a − 1) − 0.0025 cos 3x, ±0.07),    x ← clip(x + v, −1.2, 0.6),    r = −1
+
+    The left wall stops the car. The episode terminates where x ≥ 0.5 and v ≥ `goal_velocity`. A random policy hardly
+    ever gets there; a good one takes about 105 steps. Source: Moore (1990); Gymnasium's mountain_car.py.
+    """
+
+    goal_velocity: float = 0.0
+    max_episode_steps: int | None = 200
+    observation_space: spaces.Space[Any] = field(init=False, default_factory=_observation_space)
+    action_space: spaces.Space[Any] = field(init=False, default_factory=lambda: spaces.Discrete(3))
+
+    def reset(self, key: PRNGKeyArray) -> tuple[State, State]:
+        """x_0 ~ U(−0.6, −0.4), v_0 = 0."""
+        return MountainCarContinuous().reset(key)
+
+    def step(self, key: PRNGKeyArray, state: State, action: Action) -> tuple[State, Transition]:
+        """One step; deterministic."""
+        position, velocity = moved(*state, (action - 1) * STEP_FORCE)
+        terminated = (position >= STEP_GOAL_POSITION) & (velocity >= self.goal_velocity)
+        state = jnp.stack([position, velocity])
+        return state, Transition(state, jnp.float32(-1.0), terminated, jnp.zeros((), bool))
+
+
+def moved(
+    position: Float[Array, ""], velocity: Float[Array, ""], push: Float[Array, ""]
+) -> tuple[Float[Array, ""], Float[Array, ""]]:
+    """Position and velocity after a step with this change of the velocity by the car's own force."""
+    velocity = velocity + push - SLOPE * jnp.cos(3 * position)
+    velocity = jnp.clip(velocity, -MAX_SPEED, MAX_SPEED)
+    position = jnp.clip(position + velocity, MIN_POSITION, MAX_POSITION)
+    return position, jnp.where((position <= MIN_POSITION) & (velocity < 0), 0.0, velocity)

@@ -16,7 +16,7 @@ from upslope.learning.descent import Plan
 from upslope.learning.fitting import Fitted, begin_fitting, fit
 from upslope.models.actions import action_features, num_action_features
 from upslope.models.build import networks_for
-from upslope.models.heads import ActionHead
+from upslope.models.heads import ActionHead, without_features
 from upslope.models.networks import Perceptron, generator_of, initialise_perceptron
 from upslope.models.readers import Reader
 
@@ -78,7 +78,7 @@ class ICM(Bonus):
             raise UpslopeError(f"β of ICM must be in [0, 1], not {self.beta}.")
 
     def start(self, setting: Setting, key: PRNGKeyArray) -> Curiosity:
-        head, draw = setting.model.head, generator_of(jax.random.fold_in(key, 1))
+        head, draw = without_features(setting.model.head), generator_of(jax.random.fold_in(key, 1))
         encode = networks_for(setting.model, self.features, key, hidden_sizes=(self.width,), activation="relu")
         sizes = self.features + num_action_features(head), self.width, self.features
         predict = initialise_perceptron(draw, sizes, 1.0, "relu")

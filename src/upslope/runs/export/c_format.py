@@ -7,9 +7,10 @@ from pathlib import Path
 
 import numpy as np
 
+from upslope.core.distributions import VARIANCE_FLOOR
 from upslope.errors import UpslopeError
 from upslope.models.normaliser import OBSERVATION_CLIP
-from upslope.runs.export.plan import Categories, Dense, Gaussian, Gru, Head, Lru, Lstm, Numbers, Plan, Switches
+from upslope.runs.export.plan import Categories, Dense, Gaussian, Gru, Head, Lru, Lstm, Numbers, Plan, Spread, Switches
 
 C_TYPES = {"float32": "float", "float64": "double"} | {
     name: f"{name}_t" for name in ("int8", "int16", "int32", "int64", "uint8", "uint16", "uint32", "uint64")
@@ -200,6 +201,9 @@ def constants(plan: Plan, prefix: str) -> Iterator[str]:
         if isinstance(layer, Dense):
             yield from array(f"{prefix}_weight_{k}", layer.weight.T)
             yield from array(f"{prefix}_bias_{k}", layer.bias)
+            if isinstance(layer, Spread):
+                yield from array(f"{prefix}_variance_{k}", layer.variance.T)
+                yield from array(f"{prefix}_share_{k}", layer.share)
         elif isinstance(layer, Gru):
             for name in GRU_ARRAYS:
                 yield from array(f"{prefix}_{name}_{k}", getattr(layer, name))
@@ -253,8 +257,26 @@ def functions(plan: Plan, prefix: str) -> Iterator[str]:
         yield "    }"
         yield "}"
         yield ""
+    if any(isinstance(layer, Spread) for layer in plan.layers):
+        yield from spread(prefix)
     if plan.memory:
         yield from gru(prefix)
+
+
+def spread(prefix: str) -> list[str]:
+    """What a layer adds where it gives log σ of noise that is a function of its inputs."""
+    return f"""\
+static inline void {prefix}_spread(
+    const float *x, int inputs, const float *variance, const float *share, int outputs, float *y)
+{{
+    for (int k = 0; k < outputs; k++) {{
+        float sum = {literal(VARIANCE_FLOOR, "float")};
+        for (int i = 0; i < inputs; i++)
+            sum += variance[k * inputs + i] * x[i] * x[i];
+        y[k] += share[k] * logf(sum);
+    }}
+}}
+""".split("\n")
 
 
 def gru(prefix: str) -> list[str]:
@@ -326,6 +348,8 @@ def step(plan: Plan, prefix: str) -> Iterator[str]:
             inputs, outputs = layer.weight.shape
             called = f"{prefix}_{layer.activation or 'linear'}"
             yield f"    {called}(x, {inputs}, {prefix}_weight_{k}, {prefix}_bias_{k}, {outputs}, y);"
+            if isinstance(layer, Spread):
+                yield f"    {prefix}_spread(x, {inputs}, {prefix}_variance_{k}, {prefix}_share_{k}, {outputs}, y);"
         elif isinstance(layer, Gru):
             arrays = ", ".join(f"{prefix}_{name}_{k}" for name in GRU_ARRAYS)
             inputs = layer.input_weight.shape[1]

@@ -12,6 +12,7 @@ from upslope.core.distributions import (
     MultiCategorical,
     Product,
     SquashedGaussian,
+    StateDependentNoise,
 )
 from upslope.errors import UpslopeError
 from upslope.runs.export.plan import Categories, Gaussian, Head, Part, Plan
@@ -66,7 +67,7 @@ def leaves_of(distribution: Any) -> list[Any]:
 
 def parameters_of(distribution: Any) -> tuple[np.ndarray, ...]:
     """The parameters of a distribution without parts, in the order of the plan."""
-    if type(distribution) in (DiagonalGaussian, SquashedGaussian):
+    if type(distribution) in (DiagonalGaussian, SquashedGaussian, StateDependentNoise):
         mean = np.asarray(distribution.mean)
         return mean, np.broadcast_to(np.asarray(distribution.log_std), mean.shape)
     if type(distribution) is MultiCategorical:

@@ -7,6 +7,7 @@ from typing import Any
 
 import numpy as np
 
+from upslope.core.distributions import VARIANCE_FLOOR
 from upslope.errors import UpslopeError
 from upslope.models.normaliser import OBSERVATION_CLIP
 from upslope.runs.export.plan import (
@@ -22,6 +23,7 @@ from upslope.runs.export.plan import (
     Memory,
     Numbers,
     Plan,
+    Spread,
     Switches,
     nested,
 )
@@ -178,7 +180,10 @@ def coded_input(k: int, one: Input) -> str:
 
 def dense(k: int, layer: Dense) -> Iterator[str]:
     """A layer."""
-    yield "x = " + ACTIVATIONS[layer.activation].format(f'x @ a["weight_{k}"] + a["bias_{k}"]')
+    more = ""
+    if isinstance(layer, Spread):
+        more = f' + a["share_{k}"] * np.log((x * x) @ a["variance_{k}"] + np.float32({VARIANCE_FLOOR}))'
+    yield "x = " + ACTIVATIONS[layer.activation].format(f'x @ a["weight_{k}"] + a["bias_{k}"]{more}')
 
 
 def memory(k: int, layer: Memory) -> Iterator[str]:

@@ -9,6 +9,7 @@ from typing import Any
 
 import numpy as np
 
+from upslope.core.distributions import VARIANCE_FLOOR
 from upslope.errors import UpslopeError
 from upslope.models.normaliser import OBSERVATION_CLIP
 from upslope.runs.export.plan import (
@@ -26,6 +27,7 @@ from upslope.runs.export.plan import (
     Part,
     Picture,
     Plan,
+    Spread,
     Stack,
     Switches,
 )
@@ -221,8 +223,13 @@ class GraphWriter:
         return self.op("MatMul", x, self.constant(weight))
 
     def dense(self, x: str, layer: Dense) -> str:
-        """act(x W + b)."""
+        """act(x W + b), with log σ of noise that is a function of x."""
+        before = x
         x = self.op("Add", self.product(x, layer.weight), self.constant(layer.bias))
+        if isinstance(layer, Spread):
+            square = self.product(self.op("Mul", before, before), layer.variance)
+            log = self.op("Log", self.op("Add", square, self.constant(VARIANCE_FLOOR)))
+            return self.op("Add", x, self.op("Mul", self.constant(layer.share), log))
         if layer.activation == "silu":
             return self.op("Mul", x, self.op("Sigmoid", x))
         return x if layer.activation is None else self.op({"tanh": "Tanh", "relu": "Relu"}[layer.activation], x)

@@ -73,6 +73,17 @@ class Dense:
 
 
 @dataclass(frozen=True)
+class Spread(Dense):
+    """x W + b + s log(x² v + `VARIANCE_FLOOR`), without an activation: the outputs, and where s is ½ the log σ of noise
+    that is a function of x, in units of the half range."""
+
+    variance: np.ndarray
+    """v, [H, K]; 0 where s is 0."""
+    share: np.ndarray
+    """s, [K]; W and b are 0 where it is not."""
+
+
+@dataclass(frozen=True)
 class Gated:
     """What a GRU and an LSTM have in common; G is the number of gates."""
 

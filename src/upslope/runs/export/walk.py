@@ -35,6 +35,7 @@ from upslope.runs.export.plan import (
     Numbers,
     Picture,
     Plan,
+    Spread,
     Stack,
     Switches,
     labelled,
@@ -62,6 +63,7 @@ FIELDS: dict[type, tuple[str, ...]] = {
     heads.DiscreteHead: ("n", "start"),
     heads.BoxHead: ("shape", "low", "high", "dtype", "has_state_std"),
     heads.SquashedHead: ("shape", "low", "high", "dtype", "has_state_std"),
+    heads.StateNoiseHead: ("shape", "low", "high", "dtype", "has_state_std", "num_features", "noise_every"),
     heads.MultiDiscreteHead: ("shape", "sizes", "start", "dtype"),
     heads.MultiBinaryHead: ("shape",),
     heads.DictHead: ("parts",),
@@ -92,6 +94,8 @@ def plan_of(agent: Any, encoder: encoders.ObservationEncoder, *, has_masks: bool
     networks = branch_of(model).pictures if convolved else ()
     pictures = tuple(picture_of(*image, network) for image, network in zip(images, networks, strict=True))
     chain, log_std = chain_of(model)
+    if agent.head.num_features:
+        chain[-1] = with_spread(chain[-1], agent.head, number(log_std))
     if spans is not None:
         vectors = [(key, one.num_features) for key, one, _ in arrays if key not in convolved]
         chain[0] = widened(chain[0], vectors, {key for key, _, _ in read}, spans)
@@ -199,6 +203,37 @@ def chain_of(model: Any) -> tuple[list[Dense | Memory], Any]:
     return chain + dense_layers(branch.outward, None), model.log_std
 
 
+def with_spread(layer: Any, head: Any, log_std: np.ndarray) -> Spread:
+    """The last layer, which also gives log σ of the parts whose noise is a function of its inputs, after the means."""
+    weight, bias, variance, share = [], [], [], []
+    output = scale = 0
+    for part in parts_of(head):
+        columns = slice(output, output + part.num_outputs)
+        none = np.zeros((len(layer.weight), part.num_outputs))
+        pieces = [(layer.weight[:, columns], layer.bias[columns], none, 0.0)]
+        if part.num_features:
+            std = np.exp(log_std[scale : scale + part.num_scales]).reshape(part.num_features, -1)
+            pieces.append((none, np.zeros(part.num_outputs), std**2, 0.5))
+        for w, b, v, s in pieces:
+            weight.append(w)
+            bias.append(b)
+            variance.append(v)
+            share.append(np.full(len(b), s))
+        output, scale = output + part.num_outputs, scale + part.num_scales
+    joined = (np.concatenate(x, axis=-1).astype(np.float32) for x in (weight, bias, variance, share))
+    w, b, v, s = joined
+    return Spread(w, b, None, v, s)
+
+
+def parts_of(head: Any) -> Iterator[Any]:
+    """The heads without parts, in order."""
+    if isinstance(head, heads.ProductHead):
+        for part in head.heads:
+            yield from parts_of(part)
+    else:
+        yield head
+
+
 def branch_of(model: Any) -> Branch:
     """The network that the policy reads observations with."""
     return model.trunk if isinstance(model, SharedTrunk) else model.actor
@@ -282,6 +317,9 @@ def head_of(head: Any, log_std: Any) -> Head:
         return Switches(head.shape, "int8")
     centre, half = head.scaling
     low, high = head.bounds
+    limits = heads.LOG_STD if head.has_state_std else None
+    if head.num_features:  # the last layer gives all of log σ
+        log_std, limits = np.zeros(len(centre)), EVERYTHING
     return Gaussian(
         head.shape,
         head.dtype,
@@ -291,8 +329,12 @@ def head_of(head: Any, log_std: Any) -> Head:
         low,
         high,
         is_squashed=isinstance(head, heads.SquashedHead),
-        range_of_log_std=heads.LOG_STD if head.has_state_std else None,
+        range_of_log_std=limits,
     )
+
+
+EVERYTHING = (-1e30, 1e30)
+"""Bounds that no log σ reaches."""
 
 
 def number(x: Any) -> np.ndarray:
