@@ -101,12 +101,20 @@ def versions(case: Case, folder: Path) -> dict[str, list[str]]:
     return found
 
 
+VECTORS = {"avx512f": "AVX-512", "avx2": "AVX2"}
+"""How the system calls a processor's vectors → what they are called, the widest first."""
+
+
 def processor() -> str:
-    """The processor's name, if the system provides it."""
+    """The processor's name, generation and vectors, as far as the system says; one name stands for several of them."""
     information = Path("/proc/cpuinfo")
     lines = information.read_text().splitlines() if information.exists() else []
-    names = [line.split(":")[1].strip() for line in lines if line.startswith("model name")]
-    return names[0] if names else platform.processor() or platform.machine()
+    known = {key.strip(): value.strip() for key, _, value in (line.partition(":") for line in lines)}
+    if "model name" not in known:
+        return platform.processor() or platform.machine()
+    widest = next((name for flag, name in VECTORS.items() if flag in known.get("flags", "").split()), "")
+    generation = [f"{word.split()[-1]} {known[word]}" for word in ("cpu family", "model") if word in known]
+    return ", ".join(filter(None, [known["model name"], *generation, widest]))
 
 
 def measure(name: str, folder: Path, count: int) -> None:

@@ -43,6 +43,7 @@ class Result:
         self.title: str = stored["title"]
         self.unit: str = stored.get("unit", "steps_per_second")
         self.rounds: Rounds = stored["rounds"]
+        self.processor: str = stored.get("machine", {}).get("processor", "–")
         self.names = list(self.rounds[0])
         self.case = case
 
@@ -85,8 +86,8 @@ def stored_results() -> list[Result]:
 def against_the_best() -> str:
     """A Markdown table with a row for every shape: upslope beside the fastest rival, and the share of raw stepping."""
     lines = [
-        "| work | upslope | steps/s, or s | the best other | steps/s, or s | times as fast | of raw stepping |",
-        "|---|---|---|---|---|---|---|",
+        "| work | upslope | steps/s, or s | the best other | steps/s, or s | times as fast | of raw stepping | on |",
+        "|---|---|---|---|---|---|---|---|",
     ]
     for result in stored_results():
         best = result.best_other()
@@ -95,7 +96,7 @@ def against_the_best() -> str:
             which = ours.removeprefix("upslope").strip(", ") or "one run"
             other = (best, result.shown(best), result.ratio_shown(ours, best)) if best else ("–", "–", "–")
             share = spread(result.ratios(ours, bound), 2) if bound else "–"
-            cells = (result.title, which, result.shown(ours), *other, share)
+            cells = (result.title, which, result.shown(ours), *other, share, result.processor)
             lines.append(f"| {' | '.join(cells)} |")
     return "\n".join(lines)
 
