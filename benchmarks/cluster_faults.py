@@ -27,7 +27,7 @@ from upslope.runs.directory import RunDirectory
 
 SETTINGS: dict[str, Any] = {"seeds": 3, "steps": 4_000, "preset": False, "num_envs": 2, "rollout_steps": 32}
 CHUNKS = SETTINGS["steps"] // (SETTINGS["num_envs"] * SETTINGS["rollout_steps"])
-STRIKES = 4
+STRIKES = 10
 """How often a fault strikes a run."""
 HEALTH = {"health_check_initial_delay_ms": 1000, "health_check_period_ms": 1000, "health_check_timeout_ms": 3000}
 """Ray then notices within a few seconds that a node is gone, not within half a minute."""
