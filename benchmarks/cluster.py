@@ -300,20 +300,16 @@ def store(what: str, found: dict[str, Any]) -> None:
     RESULTS.write_text(json.dumps(stored() | {what: found, "machine": machine}, indent=1) + "\n", "utf-8")
 
 
-def faults(times: int, only: str) -> dict[str, Any]:
-    """The stored faults, with those that were tried now."""
+def faults(times: int, only: str) -> None:
+    """Try faults, and store each beside those that were tried before."""
     from cluster_faults import all_faults
 
-    found = stored().get("faults", {})
-
     def tell(name: str, one: dict[str, Any]) -> None:
-        found[name] = one
         print(name, one, flush=True)
-        store("faults", found)
+        store("faults", stored().get("faults", {}) | {name: one})
 
     with tempfile.TemporaryDirectory() as folder:
         all_faults(times, only, Path(folder), tell)
-    return found
 
 
 def main() -> None:
