@@ -262,10 +262,11 @@ def figure_rows(found: dict[str, Any]) -> list[str]:
     """The table of figures."""
     rows = ["| figure | measured |", "|---|---:|"]
     for name, one in found.get("overhead", {}).items():
-        middle = one["median"]
+        middle, each = one["median"], [100 * part["overhead"] for part in one["rounds"]]
+        spread = f"rounds {min(each):+.0f} to {max(each):+.0f} %"
         rows.append(
             f"| an iteration of {name}, 8 environments × 128 steps, two seeds in two workers: pipes, actors "
-            f"| {1000 * middle['pipes']:.1f} ms, {1000 * middle['actors']:.1f} ms ({100 * middle['overhead']:+.1f} %) |"
+            f"| {1000 * middle['pipes']:.1f} ms, {1000 * middle['actors']:.1f} ms ({100 * middle['overhead']:+.1f} %; {spread}) |"
         )
     if one := found.get("lockstep"):
         rows.append(
@@ -274,9 +275,10 @@ def figure_rows(found: dict[str, Any]) -> list[str]:
         )
     if one := found.get("sweep"):
         shares = ", ".join(f"{100 * x:.0f} %" for x in one["busy"])
-        rows.append(
-            f"| {one['trials']} trials of a compiled environment in {one['seconds']:.0f} s: busy cores | {shares} |"
-        )
+        own = one["main process seconds a trial"] * one["trials"] / (one["seconds"] * found["machine"]["cores"])
+        took = f"{one['trials']} trials of a compiled environment in {one['seconds']:.0f} s"
+        words = f"{took}: busy share of each core, whatever ran there; the main process's part of it"
+        rows.append(f"| {words} | {shares}; {100 * own:.0f} % |")
     for count, one in found.get("seeds", {}).items():
         rows.append(
             f"| {int(count):,} seeds in one run: peak memory of `train`, files, `report`, `compare` | "
