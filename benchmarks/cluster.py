@@ -266,7 +266,8 @@ def figure_rows(found: dict[str, Any]) -> list[str]:
         spread = f"rounds {min(each):+.0f} to {max(each):+.0f} %"
         rows.append(
             f"| an iteration of {name}, 8 environments × 128 steps, two seeds in two workers: pipes, actors "
-            f"| {1000 * middle['pipes']:.1f} ms, {1000 * middle['actors']:.1f} ms ({100 * middle['overhead']:+.1f} %; {spread}) |"
+            f"| {1000 * middle['pipes']:.1f} ms, {1000 * middle['actors']:.1f} ms "
+            f"({100 * middle['overhead']:+.1f} %; {spread}) |"
         )
     if one := found.get("lockstep"):
         rows.append(
