@@ -40,8 +40,8 @@ from upslope.runs.directory import versions
 HERE = Path(__file__).parent
 RESULTS, DOCS = HERE / "results" / "cluster.json", HERE.parent / "docs"
 AUTO = upslope.Placement("auto")
-ROUNDS = 7
-TASKS = {"CartPole-v1": 81_920, "HalfCheetah-v5": 32_768}
+ROUNDS = 5
+TASKS = {"CartPole-v1": 40_960, "HalfCheetah-v5": 16_384}
 """Environments whose overhead is measured, and steps per seed."""
 WORKERS = (1, 2, 4, 8, 16)
 
@@ -219,10 +219,8 @@ def seeds() -> dict[str, Any]:
             settings = f"--seeds {count} --steps 8192 --no-preset --hidden-sizes 16"
             train = f"train jax:CartPole-v1 {settings} --folder {folder} --quiet --name"
             run = Path(folder) / f"a{count}"
-            one = {
-                "train": measured(f"{train} a{count}"),
-                "train on a cluster": measured(f"{train} b{count} --cluster auto"),
-            }
+            one = {"train": measured(f"{train} a{count}")}
+            measured(f"{train} b{count} --learning-rate 0.001")
             one["report"] = measured(f"report {run}")
             one["compare"] = measured(f"compare {run} {folder}/b{count}")
             files = [path for path in run.rglob("*") if path.is_file()]
@@ -264,10 +262,12 @@ def figure_rows(found: dict[str, Any]) -> list[str]:
     """The table of figures."""
     rows = ["| figure | measured |", "|---|---:|"]
     for name, one in found.get("overhead", {}).items():
-        middle = one["median"]
+        middle, each = one["median"], [100 * part["overhead"] for part in one["rounds"]]
+        spread = f"rounds {min(each):+.0f} to {max(each):+.0f} %"
         rows.append(
             f"| an iteration of {name}, 8 environments × 128 steps, two seeds in two workers: pipes, actors "
-            f"| {1000 * middle['pipes']:.1f} ms, {1000 * middle['actors']:.1f} ms ({100 * middle['overhead']:+.1f} %) |"
+            f"| {1000 * middle['pipes']:.1f} ms, {1000 * middle['actors']:.1f} ms "
+            f"({100 * middle['overhead']:+.1f} %; {spread}) |"
         )
     if one := found.get("lockstep"):
         rows.append(
@@ -276,9 +276,10 @@ def figure_rows(found: dict[str, Any]) -> list[str]:
         )
     if one := found.get("sweep"):
         shares = ", ".join(f"{100 * x:.0f} %" for x in one["busy"])
-        rows.append(
-            f"| {one['trials']} trials of a compiled environment in {one['seconds']:.0f} s: busy cores | {shares} |"
-        )
+        own = one["main process seconds a trial"] * one["trials"] / (one["seconds"] * found["machine"]["cores"])
+        took = f"{one['trials']} trials of a compiled environment in {one['seconds']:.0f} s"
+        words = f"{took}: busy share of each core, whatever ran there; the main process's part of it"
+        rows.append(f"| {words} | {shares}; {100 * own:.0f} % |")
     for count, one in found.get("seeds", {}).items():
         rows.append(
             f"| {int(count):,} seeds in one run: peak memory of `train`, files, `report`, `compare` | "
@@ -300,20 +301,16 @@ def store(what: str, found: dict[str, Any]) -> None:
     RESULTS.write_text(json.dumps(stored() | {what: found, "machine": machine}, indent=1) + "\n", "utf-8")
 
 
-def faults(times: int, only: str) -> dict[str, Any]:
-    """The stored faults, with those that were tried now."""
+def faults(times: int, only: str) -> None:
+    """Try faults, and store each beside those that were tried before."""
     from cluster_faults import all_faults
 
-    found = stored().get("faults", {})
-
     def tell(name: str, one: dict[str, Any]) -> None:
-        found[name] = one
         print(name, one, flush=True)
-        store("faults", found)
+        store("faults", stored().get("faults", {}) | {name: one})
 
     with tempfile.TemporaryDirectory() as folder:
         all_faults(times, only, Path(folder), tell)
-    return found
 
 
 def main() -> None:

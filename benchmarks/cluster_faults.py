@@ -27,7 +27,7 @@ from upslope.runs.directory import RunDirectory
 
 SETTINGS: dict[str, Any] = {"seeds": 3, "steps": 4_000, "preset": False, "num_envs": 2, "rollout_steps": 32}
 CHUNKS = SETTINGS["steps"] // (SETTINGS["num_envs"] * SETTINGS["rollout_steps"])
-STRIKES = 4
+STRIKES = 10
 """How often a fault strikes a run."""
 HEALTH = {"health_check_initial_delay_ms": 1000, "health_check_period_ms": 1000, "health_check_timeout_ms": 3000}
 """Ray then notices within a few seconds that a node is gone, not within half a minute."""
@@ -119,7 +119,7 @@ def full_disk(place: Place, engine: WorkersEngine) -> None:
 def full_ray_folder(place: Place, engine: WorkersEngine) -> None:
     """Fill the disk with Ray's own folder for two seconds."""
     fill_disk(place.ray_folder)
-    threading.Timer(2.0, (place.ray_folder / "filler").unlink).start()
+    threading.Timer(2.0, (place.ray_folder / "filler").unlink, kwargs={"missing_ok": True}).start()
 
 
 def fill_disk(folder: Path) -> None:
@@ -141,6 +141,8 @@ FAULTS: dict[str, tuple[Strike, int]] = {
     "a full disk under Ray's folder": (full_ray_folder, 1),
 }
 """What strikes, and how many of its strikes count as one: a node that is lost and one that is added are a pair."""
+LOSSES = {"num_failures": 8, "req_failure_prob": 4, "resp_failure_prob": 4, "in_flight_failure_prob": 4}
+"""How many calls Ray loses in a run, and in percent, how often it loses calls, their answers, and answers too early."""
 KILLED, UNAVAILABLE = "the command killed, resumed", "a call or its answer lost on the way"
 
 
@@ -273,7 +275,7 @@ def unavailable_often(times: int, place: Place, whole: tuple[Any, ...]) -> dict[
         place.even()
         log = place.folder.parent / "unavailable.log"
         log.unlink(missing_ok=True)
-        losing = {"RAY_testing_rpc_failure": "CoreWorkerService.grpc_client.PushTask=8:4:4"}
+        losing = {"RAY_testing_rpc_failure": json.dumps({"CoreWorkerService.grpc_client.PushTask": LOSSES})}
         losing |= {"RAY_actor_scheduling_queue_max_reorder_wait_seconds": "0"}
         if command(place.folder / "unavailable", place, log, losing).wait(300) != 0:
             raise SystemExit(log.read_text()[-2000:])

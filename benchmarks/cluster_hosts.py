@@ -70,7 +70,9 @@ cd ~
 
     def link(self, state: str) -> None:
         """Set the link `up` or `down`."""
-        run(f"ip -n first link set to-second {state}")
+        run(f"ip -n second link set to-first {state}")
+        if state == "up":
+            run(f"ip -n second route replace default via {ADDRESSES['first']}")
 
     def said(self, name: str) -> str:
         """What a host said so far."""
@@ -95,6 +97,7 @@ def two_hosts() -> Iterator[Hosts]:
                 run(f"ip -n {name} addr add {ADDRESSES[name]}/24 dev to-{other}")
                 run(f"ip -n {name} link set lo up")
                 run(f"ip -n {name} link set to-{other} up")
+                run(f"ip -n {name} route add default via {ADDRESSES[other]}")  # Ray asks for the way out
             yield hosts
         finally:
             for name in ADDRESSES:
@@ -109,7 +112,13 @@ def commands_of_page() -> list[str]:
     return [line for block in re.findall(r"```bash\n(.*?)```", text, re.S) for line in block.strip().splitlines()]
 
 
-SMALLER = {"FIRST": ADDRESSES["first"], "--trials 64": "--trials 4", "--steps 50000": "--steps 2000"}
+SMALLER = {
+    "FIRST": ADDRESSES["first"],
+    "--trials 64": "--trials 3 --seeds 1 --fresh-seeds 2 --evaluation-episodes 2",
+    "--steps 50000": "--steps 2000",
+    "--seeds 8": "--seeds 2 --steps 2000",
+}
+"""What is replaced in the page's commands."""
 WORLD = """
 import gymnasium
 from gymnasium.envs.classic_control import CartPoleEnv
@@ -124,6 +133,8 @@ def commands() -> dict[str, Any]:
     """Run every command of the page, on the host on which it says; the exit status of each."""
     first, second = [], []
     for line in commands_of_page():
+        if line.startswith("pip install"):  # the hosts have it from the wheel
+            continue
         small = line
         for long, short in SMALLER.items():
             small = small.replace(long, short)
@@ -133,13 +144,14 @@ def commands() -> dict[str, Any]:
         if "get-auth-token" in line:
             script.append("cp ~/.ray/auth_token {folder}/token")
         if "ray start --head" in line:
-            script.append(WAIT_FOR_TWO)
+            script.append("export RAY_AUTH_MODE=token\n" + waiting_for(2 * (os.cpu_count() or 1)))
     with two_hosts() as hosts:
         (hosts.home("first") / "my_world.py").write_text(WORLD)
         where = str(hosts.folder)
-        joining = (
-            f"until [ -f {where}/token ]; do sleep 0.5; done; mkdir -p ~/.ray; cp {where}/token ~/.ray/auth_token\n"
-        )
+        joining = f"""
+until [ -f {where}/token ]; do sleep 0.5; done; mkdir -p ~/.ray; cp {where}/token ~/.ray/auth_token
+until (echo > /dev/tcp/{ADDRESSES["first"]}/6379) 2> /dev/null; do sleep 0.5; done
+"""
         ended = hosts.start("first", "\n".join(first).replace("{folder}", where))
         hosts.start("second", joining + "\n".join(second) + "\nsleep 1000")
         ended.wait(LONGEST)
@@ -148,9 +160,11 @@ def commands() -> dict[str, Any]:
     return {line: int(code) for code, line in re.findall(r"^= (\d+) (.*)$", said, re.M)}
 
 
-WAIT_FOR_TWO = """
-for i in $(seq 60); do RAY_AUTH_MODE=token ray status 2>/dev/null | grep -q "/[2-9].0 CPU" && break; sleep 1; done
-"""
+def waiting_for(cpus: int) -> str:
+    """Commands that wait until the cluster has this many processors."""
+    return f'for i in $(seq 90); do ray status 2>/dev/null | grep -q "/{cpus}.0 CPU" && break; sleep 1; done'
+
+
 JOIN = f"""
 while true; do
   pgrep -x raylet > /dev/null || {RAY_HEALTH} ray start --address {ADDRESSES["first"]}:6379 --num-cpus 1
@@ -180,9 +194,7 @@ def train(hosts: Hosts, run_folder: Path) -> subprocess.Popen[bytes]:
         "\nimport sys\n", "\nimport sys\nfrom upslope.engines import workers\nworkers.LOOK_SECONDS = 2\n"
     )
     (hosts.home("first") / "driver.py").write_text(code)
-    return hosts.start(
-        "first", f"{WAIT_FOR_TWO.replace('RAY_AUTH_MODE=token ', '')}\npython driver.py {' '.join(words)}"
-    )
+    return hosts.start("first", f"{waiting_for(2)}\npython driver.py {' '.join(words)}")
 
 
 def cut_often(times: int, seconds: float, *, until_lost: bool) -> dict[str, Any]:
