@@ -55,6 +55,9 @@ WORLDS = {
     "deep_sea_50": deep_sea(50, 50_000),
     "mountain_car": until_solved("jax:MountainCar-v0", 1_000_000, -130.0, {"bonus": "count", "bonus_coefficient": 0.5}),
     "taxi": until_solved("Taxi-v4", 500_000, 7.0, {"bonus": "count", "bonus_coefficient": 0.1}),
+    "multi_room": until_solved(
+        "MiniGrid-MultiRoom-N4-S5-v0", 3_000_000, 0.5, {"bonus": "count", "bonus_kwargs": {"scope": "both"}}
+    ),
     "cliff_walking": until_solved("CliffWalking-v1", 500_000, -15.0, {"bonus": "count", "bonus_coefficient": 0.1}),
 }
 

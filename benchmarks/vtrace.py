@@ -1,7 +1,7 @@
 """V-trace beside importance sampling, on the recorded episodes of a mediocre agent.
 
     python benchmarks/vtrace.py              # store benchmarks/results/vtrace.json
-    python benchmarks/vtrace.py --steps N    # with another number of recorded steps to read
+    python benchmarks/vtrace.py --steps N    # with these numbers of recorded steps to read; the others stay stored
 
 Both learn from the same 200 episodes on CartPole, with the settings of `off_policy` and the same seeds: once as it is,
 and once with `--estimator vtrace --objective policy_gradient`. Each seed's last policy is judged by 100 fresh episodes
@@ -37,7 +37,6 @@ def measure(steps: int, seeds: int) -> dict[str, object]:
     test = ttest_ind(scores["vtrace"], scores["off_policy"], equal_var=False)
     return {
         "teacher": taught,
-        "steps": steps,
         "returns": {name: [round(float(x), 2) for x in mine] for name, mine in scores.items()},
         "vtrace_minus_off_policy": float(np.mean(scores["vtrace"]) - np.mean(scores["off_policy"])),
         "interval": [float(x) for x in test.confidence_interval(0.95)],
@@ -48,12 +47,14 @@ def measure(steps: int, seeds: int) -> dict[str, object]:
 def main() -> None:
     """Measure and store."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--steps", type=int, default=3_000_000)
+    parser.add_argument("--steps", type=int, nargs="*", default=[300_000, 3_000_000])
     parser.add_argument("--seeds", type=int, default=5)
     flags = parser.parse_args()
-    found = measure(flags.steps, flags.seeds)
-    RESULT.write_text(json.dumps(found, indent=1, ensure_ascii=False) + "\n", "utf-8")
-    print(json.dumps(found, indent=1, ensure_ascii=False))
+    for steps in flags.steps:
+        stored = json.loads(RESULT.read_text("utf-8")) if RESULT.exists() else {}
+        stored[str(steps)] = measure(steps, flags.seeds)
+        RESULT.write_text(json.dumps(stored, indent=1, ensure_ascii=False) + "\n", "utf-8")
+        print(json.dumps(stored[str(steps)], indent=1, ensure_ascii=False))
 
 
 if __name__ == "__main__":

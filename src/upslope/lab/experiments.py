@@ -23,7 +23,7 @@ EXPERIMENTS = (
     Experiment("credit", credit, {"seeds": 4, "others": (12,), "iterations": 60}),
     Experiment("seeds", seeds, {"pool": 32, "draws": 200, "iterations": 10}),
     Experiment("groups", groups, {"policies": 8}),
-    Experiment("entropy", entropy, {"seeds": 8, "sizes": (3, 5, 7)}),
+    Experiment("entropy", entropy, {"seeds": 6, "sizes": (6, 8, 10)}),
     Experiment("counts", counts, {"seeds": 4, "sizes": (8, 12, 16)}),
     Experiment("television", television, {"seeds": 2, "iterations": 60}),
 )

@@ -1,6 +1,6 @@
 """`icm`: a step is paid for how badly its successor is predicted, in features that tell which action was taken."""
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any, NamedTuple
 
 import jax
@@ -60,9 +60,10 @@ class ICM(Bonus):
 
         loss = (1 − β) (−log g(a_t | φ(s_t), φ(s_{t+1}))) + β ½ ‖φ̂ − φ(s_{t+1})‖²
 
-    `features` is the length of φ, and `width` that of the hidden layers. The policy's gradient does not flow into
-    these networks. Source: Pathak et al. (2017), Curiosity-driven Exploration by Self-supervised Prediction,
-    https://arxiv.org/abs/1705.05363, eq. 2 to 7.
+    `features` is the length of φ, and `width` that of the hidden layers. With `random_features` φ stays as it was drawn
+    (Burda et al. 2019, Large-Scale Study of Curiosity-Driven Learning, https://arxiv.org/abs/1808.04355, section 2.2).
+    The policy's gradient does not flow into these networks. Source: Pathak et al. (2017), Curiosity-driven Exploration
+    by Self-supervised Prediction, https://arxiv.org/abs/1705.05363, eq. 2 to 7.
     """
 
     features: int = 32
@@ -71,6 +72,7 @@ class ICM(Bonus):
     epochs: int = 4
     minibatches: int = 4
     learning_rate: float = 1e-3
+    random_features: bool = False
 
     def __post_init__(self) -> None:
         check_fitting(self)
@@ -100,6 +102,8 @@ class ICM(Bonus):
         reward = prediction_error(networks, steps)[0].reshape(rollout.valid.shape)
 
         def loss(networks: Any, steps: Steps) -> Float[Array, "B"]:
+            if self.random_features:
+                networks = replace(networks, encode=jax.lax.stop_gradient(networks.encode))
             error, features = prediction_error(networks, steps)
             guess = networks.head.distribution(networks.invert(features), networks.log_std)
             return self.beta * error - (1 - self.beta) * guess.log_prob(steps.action)
