@@ -441,7 +441,7 @@ def lab(
 
     Args:
         only: Only these experiments: expectation, gradient, variance, advantages, importance, reuse, table1,
-            credit, seeds, groups.
+            credit, seeds, groups, entropy, counts, television.
         language: English or Chinese.
         output: The page to write, or a folder for it; only an older page of upslope is replaced.
         seed: Each number draws different random samples.

@@ -16,6 +16,7 @@ from jaxtyping import Array, Float
 from upslope.core.estimators import Estimator
 from upslope.core.objectives import Objective, PolicyGradient, Sample
 from upslope.core.types import Credit, Metrics, Rollout
+from upslope.environments.base import CompiledEnvironment
 from upslope.environments.tabular import Tabular
 from upslope.learning.collect import collect_episodes
 from upslope.learning.devices import full_precision, num_cores
@@ -146,8 +147,8 @@ def episode_gradients(
     return np.asarray(found, np.float64).reshape(weight.shape[1], -1)
 
 
-def small_task(environment: Tabular, estimator: Estimator, objective: Objective, **changes: Any) -> Task:
-    """A task in a finite environment; `changes` are fields of `Task` or of `Update`."""
+def small_task(environment: CompiledEnvironment, estimator: Estimator, objective: Objective, **changes: Any) -> Task:
+    """A task in a small environment; `changes` are fields of `Task` or of `Update`."""
     of_update = {field.name for field in dataclasses.fields(Update)} & set(changes)
     update = {name: changes.pop(name) for name in of_update}
     fields: dict[str, Any] = {

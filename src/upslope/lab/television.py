@@ -79,7 +79,7 @@ def shares_of_watching(
     """The share of steps that change the channel, in each iteration, for televisions of K numbers of screens."""
     world = Television()
     task = small_task(
-        world,  # pyright: ignore[reportArgumentType] - it reads the spaces and the limit
+        world,
         GAE(0.95),
         Clip(0.2),
         model=perceptrons_for(world, hidden_sizes=(32,)),
