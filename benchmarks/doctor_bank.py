@@ -21,9 +21,9 @@ import upslope
 from upslope.engines import selection as choose
 from upslope.engines.collect import Act
 from upslope.engines.compiled import CompiledEngine
-from upslope.engines.host import HostEngine
+from upslope.engines.host import HostEngine, move_with
 from upslope.learning import iteration
-from upslope.learning.iteration import QUICK, Task, iterate_many, move, weigh
+from upslope.learning.iteration import QUICK, Task, iterate_many, weigh
 
 PARTS = ("calibrate", "test", "fresh", "confirm")
 COMMON: dict[str, Any] = {"seeds": 5, "quiet": True}
@@ -163,7 +163,7 @@ def key_of(task: Task, *more: Any) -> str:
 class Shared(CompiledEngine):
     """Compiled engine that keeps its program for the next run with the same structure."""
 
-    def __init__(self, task: Task, seeds: Any):
+    def __init__(self, task: Task, seeds: Any, **_: Any):
         super().__init__(task, seeds)
         world = task.environment
         # An engine on recorded data has its rollout in this place, which is an argument of the program.
@@ -191,7 +191,7 @@ class SharedHost(HostEngine):
     def __init__(self, task: Task, seeds: Any, columns: Any, *more: Any):
         super().__init__(task, seeds, columns, *more)
         is_planted = isinstance(task.estimator, PlantedGAE)
-        key = key_of(task, "host", is_planted)
+        key = key_of(task, "host", is_planted, self.iterations)
         if key not in PROGRAMS:
             jit = partial(jax.jit, compiler_options=QUICK)
 
@@ -202,7 +202,7 @@ class SharedHost(HostEngine):
 
             def move_one(numbers: Any, *arguments: Any) -> Any:
                 with Planting(numbers):
-                    return move(with_numbers(task, numbers), *arguments)
+                    return move_with(with_numbers(task, numbers), *arguments)
 
             PROGRAMS[key] = (jit(weigh_one), jit(move_one), Act(), self.keys, self.take, self.stack)
         weigh_program, move_program, self.act, self.keys, self.take, self.stack = PROGRAMS[key]

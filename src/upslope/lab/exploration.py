@@ -57,7 +57,7 @@ class Sea(DeepSea):
 def task_in(sea: Sea, entropy: float, intrinsic: Intrinsic | None) -> Task:
     """Tables for policy and critic, whole episodes, clipping, and an entropy bonus of this weight."""
     return small_task(
-        sea,  # pyright: ignore[reportArgumentType] - it reads the spaces and the limit
+        sea,
         Baseline(),
         Clip(0.2),
         model=perceptrons_for(sea, hidden_sizes=()),
@@ -99,7 +99,7 @@ def episodes_until_found(
     return np.asarray(found, np.float64).reshape(len(seeds), len(sizes))
 
 
-def slope(x: Sequence[float] | np.ndarray, y: Float[np.ndarray, "S K"]) -> Estimate:
+def slope(x: Sequence[float | int] | np.ndarray, y: Float[np.ndarray, "S K"]) -> Estimate:
     """The slope of y over x, its mean over independent seeds."""
     return mean_of(np.polyfit(x, y.T, 1)[0])
 
