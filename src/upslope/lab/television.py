@@ -96,9 +96,9 @@ def shares_of_watching(
         shown = replace(task, environment=replace(world, screens=number))
 
         def one(state: TrainState, _: None) -> tuple[TrainState, Array]:
-            state, _, finished = iterate(shown, state)
+            after, _metrics, finished = iterate(shown, state)
             assert finished.info is not None
-            return state, jnp.mean(finished.info)
+            return after, jnp.mean(finished.info)
 
         return jax.lax.scan(one, state, length=iterations)[1]
 

@@ -127,7 +127,8 @@ class ActionHead(ABC):
 
     def permits(self, mask: Any, action: Any) -> np.ndarray:
         """Whether each mask [..., M] allows the corresponding sampled action."""
-        outputs, features = (np.zeros((*mask.shape[:-1], size)) for size in (self.num_outputs, self.num_features))
+        outputs: Any = np.zeros((*mask.shape[:-1], self.num_outputs))
+        features = np.zeros((*mask.shape[:-1], self.num_features))
         scales: Any = np.zeros(self.num_scales)
         with np.errstate(invalid="ignore"):  # an all-false mask permits nothing
             policy = self.distribution(outputs, scales, features).masked(mask)

@@ -95,7 +95,7 @@ class MountainCar(CompiledEnvironment):
 
     def step(self, key: PRNGKeyArray, state: State, action: Action) -> tuple[State, Transition]:
         """One step; deterministic."""
-        position, velocity = moved(*state, (action - 1) * STEP_FORCE)
+        position, velocity = moved(state[0], state[1], (action - 1) * STEP_FORCE)
         terminated = (position >= STEP_GOAL_POSITION) & (velocity >= self.goal_velocity)
         state = jnp.stack([position, velocity])
         return state, Transition(state, jnp.float32(-1.0), terminated, jnp.zeros((), bool))
