@@ -1,4 +1,4 @@
-"""An environment of 20 ms a step that sleeps, so that many of them take turns on few cores."""
+"""An environment of 20 ms a step that sleeps, so that many take turns on few cores; workers get this file alone."""
 
 import time
 from typing import Any
@@ -20,7 +20,11 @@ class Sleeping(gymnasium.Env):
         self.steps = 0
         return np.zeros(4, np.float32), {}
 
+    def pass_time(self) -> None:
+        """What makes a step slow."""
+        time.sleep(SECONDS)
+
     def step(self, action: Any) -> tuple[np.ndarray, float, bool, bool, dict]:
         self.steps += 1
-        time.sleep(SECONDS)
+        self.pass_time()
         return np.zeros(4, np.float32), float(action), self.steps == 100, False, {}

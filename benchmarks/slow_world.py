@@ -13,8 +13,7 @@ from pathlib import Path
 from time import perf_counter
 from typing import Any
 
-import gymnasium
-import numpy as np
+from cluster_world import Sleeping
 
 import upslope
 from upslope.learning.devices import num_cores
@@ -24,23 +23,13 @@ RESULTS = Path(__file__).parent / "results" / "slow_world.json"
 SECONDS, ROUNDS, STEPS = 2e-3, 5, 8192
 
 
-class Slow(gymnasium.Env):
+class Slow(Sleeping):
     """Computes for a fixed time at each step; an episode has 100 steps."""
 
-    observation_space = gymnasium.spaces.Box(-1.0, 1.0, (4,), np.float32)
-    action_space = gymnasium.spaces.Discrete(2)
-
-    def reset(self, *, seed: int | None = None, options: dict[str, Any] | None = None) -> tuple[np.ndarray, dict]:
-        super().reset(seed=seed)
-        self.steps = 0
-        return np.zeros(4, np.float32), {}
-
-    def step(self, action: Any) -> tuple[np.ndarray, float, bool, bool, dict]:
-        self.steps += 1
+    def pass_time(self) -> None:
         end = perf_counter() + SECONDS
         while perf_counter() < end:
             pass
-        return np.zeros(4, np.float32), float(action), self.steps == 100, False, {}
 
 
 def steps_per_second(folder: str, name: str, workers: int | None) -> float:

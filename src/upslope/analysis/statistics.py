@@ -21,8 +21,8 @@ CALIBRATION = 100_000
 BLOCK = 1000
 """How many of them are in memory at once."""
 LARGE = 100
-"""Number of seeds from which on the ratio of the quantiles is that of so many: for the interquartile mean 1.090, where
-the limit is √1.195 = 1.093 (the asymptotic variance of the mean trimmed by a quarter on each side)."""
+"""From this number of seeds on, the ratio of the quantiles is taken to be constant: for the interquartile mean it is
+1.090 here, and its limit is √1.195 = 1.093 (the asymptotic variance of the mean trimmed by a quarter on each side)."""
 TAIL = 0.25
 """Fraction that the interquartile mean leaves out on each side."""
 WINSORISED_FROM = 10

@@ -33,7 +33,7 @@ class Distribution(ABC):
         """The random part of a sample, independent of the parameters' values."""
 
     def held_noise(self, key: PRNGKeyArray, held_key: PRNGKeyArray) -> Float[Array, "..."]:
-        """The noise of a step, of which a part may be held over several steps: that part is drawn with `held_key`."""
+        """The noise of a step. A part that is held over several steps is drawn with `held_key`."""
         return self.noise(key)
 
     @abstractmethod

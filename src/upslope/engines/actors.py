@@ -125,7 +125,7 @@ class ActorChannel:
         return ready[0]
 
     def again(self, call: Call, seconds: float, error: Exception) -> list[Message]:
-        """Repeat a call of a worker that cannot be reached now; after a minute it is lost."""
+        """Repeat a call to a worker that cannot be reached at the moment; after a minute the worker counts as lost."""
         self.unreachable += seconds
         if self.unreachable > UNREACHABLE_SECONDS:
             return self.gone(error)

@@ -15,7 +15,7 @@ from typing import Any, Protocol, runtime_checkable
 import numpy as np
 
 from upslope.errors import UpslopeError
-from upslope.learning.iteration import TrainState
+from upslope.learning.iteration import Task, TrainState
 
 
 @dataclass(frozen=True)
@@ -80,6 +80,13 @@ class Chunk:
     """Environment steps before each iteration [S, I]."""
     episodes: list[list[EpisodeRow]] = field(default_factory=list)
     """Each seed's finished episodes, in order."""
+
+
+def chunk_length(task: Task, chunks: int, most_steps: float | int = math.inf) -> int:
+    """The number of iterations in a chunk, so that a run has about this many chunks, of at most `most_steps` steps per
+    seed. It depends on the task alone, since the best agent is looked for between chunks."""
+    length = (task.max_episode_steps or 1) if task.estimator.whole_episodes else task.rollout_steps
+    return max(1, int(min(task.steps // chunks, most_steps)) // (task.num_envs * length))
 
 
 def never() -> bool:

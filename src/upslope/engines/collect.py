@@ -283,11 +283,8 @@ def act_with_memory(agents: Any, keys: jax.Array, observation: Any, mask: Any, m
 
 
 def noise_at(agent: Any, policy: Any, key: jax.Array, t: Any) -> jax.Array:
-    """The noise of the actions at t, of which a part may have been drawn earlier."""
-    now, head = jax.random.fold_in(key, t), agent.head
-    return (
-        policy.held_noise(now, jax.random.fold_in(key, head.held_since(t))) if head.num_features else policy.noise(now)
-    )
+    """The noise of the actions at t; a policy may hold a part of it that was drawn earlier."""
+    return policy.held_noise(*(jax.random.fold_in(key, step) for step in (t, agent.head.held_since(t))))
 
 
 def draw_noise(agents: Any, observation: Any, ahead: int, keys: jax.Array, t: Any) -> jax.Array:

@@ -12,7 +12,7 @@ import numpy as np
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
 from upslope.core.types import Metrics, Rollout
-from upslope.engines.base import Chunk, EpisodeRow, clock, never
+from upslope.engines.base import Chunk, EpisodeRow, chunk_length, clock, never
 from upslope.engines.border import nothing_allowed
 from upslope.engines.stored_programs import StoredPrograms
 from upslope.environments.registry import name_of
@@ -205,9 +205,7 @@ class CompiledEngine(ProgramEngine):
         self, task: Task, seeds: Sequence[int], iterations: int | None = None, stored: StoredPrograms | None = None
     ):
         """`iterations` is the length of a chunk; by default it covers a hundredth of the budget."""
-        length = (task.max_episode_steps or 1) if task.estimator.whole_episodes else task.rollout_steps
-        iterations_per_chunk = max(1, min(task.steps // CHUNKS, MAX_CHUNK_STEPS) // (task.num_envs * length))
-        super().__init__(task, seeds, iterations or iterations_per_chunk, stored=stored)
+        super().__init__(task, seeds, iterations or chunk_length(task, CHUNKS, MAX_CHUNK_STEPS), stored=stored)
 
 
 class RecordedEngine(ProgramEngine):

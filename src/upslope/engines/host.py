@@ -9,7 +9,7 @@ import jax
 import numpy as np
 
 from upslope.core.types import Credit, Metrics, Rollout, Successors
-from upslope.engines.base import Chunk, EpisodeRow, clock, never
+from upslope.engines.base import Chunk, EpisodeRow, chunk_length, clock, never
 from upslope.engines.batched import BatchedColumns, columns_for
 from upslope.engines.collect import AHEAD, Act, EpisodeEnds, collect_host, collect_host_episodes, fitted
 from upslope.engines.columns import HostColumns
@@ -33,7 +33,7 @@ from upslope.models.agent import Agent
 from upslope.models.model import Memory
 
 CHUNKS, CHUNK_STEPS = 100, 512
-"""Short iterations are joined to chunks: at least so many in a run, of at most so many steps a seed."""
+"""Short iterations are joined to chunks: at least this many per run, each of at most this many steps per seed."""
 
 
 class HostEngine:
@@ -55,7 +55,7 @@ class HostEngine:
         """Whether the last `advance` completed."""
         self.afresh: list[int] = []
         """Columns whose episode could not be restored, so that a new one has begun."""
-        self.iterations = chunk_length(task)
+        self.iterations = 1 if task.estimator.whole_episodes else chunk_length(task, CHUNKS, CHUNK_STEPS)
         self.keys = jax.jit(over_seeds(partial(keys_ahead, count=self.iterations)))
         # Single-seed programs, so that results do not depend on the number of seeds.
         self.weigh = self.timed("weigh", jax.jit(partial(weigh, task), compiler_options=QUICK))
@@ -186,14 +186,6 @@ def columns_of(task: Task, seeds: Sequence[int], notices: Notices | None = None)
     model, sizes = task.model, (task.num_envs, task.max_episode_steps)
     options = notices, task.log_info, task.group_size
     return columns_for(task.environment, model.encoder, model.head, seeds, *sizes, *options)
-
-
-def chunk_length(task: Task) -> int:
-    """The number of iterations in a chunk. It depends on the task alone, since the best agent is looked for between
-    chunks."""
-    if task.estimator.whole_episodes:
-        return 1
-    return max(1, min(task.steps // CHUNKS, CHUNK_STEPS) // (task.num_envs * task.rollout_steps))
 
 
 def move_with(task: Task, state: TrainState, rollout: Rollout, credit: Credit, key: Any) -> tuple[TrainState, Metrics]:

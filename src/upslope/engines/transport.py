@@ -77,7 +77,7 @@ class Channel(Protocol):
         ...
 
     def interrupt(self) -> None:
-        """Have the server's `interrupt` called while it is at work; where that cannot be, end the worker."""
+        """Call the server's `interrupt` while it is at work, or end the worker if that is impossible."""
         ...
 
     def request_exit(self) -> None:

@@ -106,9 +106,3 @@ class TrialsEngine(ProgramEngine):
         """Advance all trials by a chunk. Its arrays and episodes are by row; see `places`."""
         self.rows_now, chunk = self.advance(self.rows_now, may_continue)
         return chunk
-
-
-def chunk_length(task: Task, reports: int) -> int:
-    """The number of iterations in a chunk, such that the budget has about `reports` chunks."""
-    length = (task.max_episode_steps or 1) if task.estimator.whole_episodes else task.rollout_steps
-    return max(1, task.steps // reports // (task.num_envs * length))

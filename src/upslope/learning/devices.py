@@ -107,7 +107,7 @@ def usable_cache() -> Path | None:
 
 def own_cache() -> Path | None:
     """The folder of compiled programs if this process uses upslope's own, not one that the user chose."""
-    folder = usable_cache()
+    folder = cache_folder()
     return folder if jax.config.values["jax_compilation_cache_dir"] == str(folder) else None
 
 

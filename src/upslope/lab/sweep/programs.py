@@ -12,8 +12,8 @@ from typing import Any, Protocol, runtime_checkable
 import jax
 import numpy as np
 
-from upslope.engines.base import Chunk
-from upslope.engines.trials import TrialsEngine, chunk_length
+from upslope.engines.base import Chunk, chunk_length
+from upslope.engines.trials import TrialsEngine
 from upslope.errors import UpslopeError
 from upslope.lab.sweep.setup import Setup
 from upslope.lab.sweep.study import REPORTS
