@@ -19,11 +19,11 @@ from doctor_planting import SOUND, Now, PlantedClip, PlantedGAE, broken_rollout
 
 import upslope
 from upslope.engines import selection as choose
-from upslope.engines.collect import Act
 from upslope.engines.compiled import CompiledEngine
-from upslope.engines.host import HostEngine, move_with
+from upslope.engines.flat import Layout, on_flat
+from upslope.engines.host import HostEngine, move_with, weigh_apart
 from upslope.learning import iteration
-from upslope.learning.iteration import QUICK, Task, iterate_many, weigh
+from upslope.learning.iteration import QUICK, Task, iterate_many, learn
 
 PARTS = ("calibrate", "test", "fresh", "confirm")
 COMMON: dict[str, Any] = {"seeds": 5, "quiet": True}
@@ -186,26 +186,28 @@ class Shared(CompiledEngine):
 
 
 class SharedHost(HostEngine):
-    """The same for the host engine, where weighing, moving and acting are separate programs."""
+    """The same for the host engine, where learning and acting are separate programs."""
 
     def __init__(self, task: Task, seeds: Any, columns: Any, *more: Any):
         super().__init__(task, seeds, columns, *more)
-        is_planted = isinstance(task.estimator, PlantedGAE)
-        key = key_of(task, "host", is_planted, self.iterations)
-        if key not in PROGRAMS:
-            jit = partial(jax.jit, compiler_options=QUICK)
+        self.is_planted = isinstance(task.estimator, PlantedGAE)
+        self.shared = PROGRAMS.setdefault(key_of(task, "host", self.is_planted, self.iterations, len(seeds)), {})
+        self.act = self.shared.setdefault("act", self.act)
+        self.keys = self.shared.setdefault("keys", self.keys)
+        self.split, self.stack = self.shared.setdefault("states", (self.split, self.stack))
 
-            def weigh_one(numbers: Any, state: Any, rollout: Any) -> Any:
-                with Planting(numbers):
-                    broken = broken_rollout(rollout) if is_planted else rollout
-                    return weigh(with_numbers(task, numbers), state, broken)
+    def learning(self, layout: Layout) -> Any:
+        task, is_planted = self.task, self.is_planted
 
-            def move_one(numbers: Any, *arguments: Any) -> Any:
-                with Planting(numbers):
-                    return move_with(with_numbers(task, numbers), *arguments)
+        def learn_one(numbers: Any, flat: Any, rollout: Any, key: Any) -> Any:
+            def weigh_planted(state: Any, rollout: Any) -> Any:
+                return weigh_apart(
+                    with_numbers(task, numbers), state, broken_rollout(rollout) if is_planted else rollout
+                )
 
-            PROGRAMS[key] = (jit(weigh_one), jit(move_one), Act(), self.keys, self.take, self.stack)
-        weigh_program, move_program, self.act, self.keys, self.take, self.stack = PROGRAMS[key]
-        numbers = numbers_of(task)
-        self.weigh: Any = lambda *arguments: weigh_program(numbers, *arguments)
-        self.move: Any = lambda *arguments: move_program(numbers, *arguments)
+            with Planting(numbers):
+                both = partial(learn, weigh_planted, partial(move_with, with_numbers(task, numbers)))
+                return on_flat(both, layout)(flat, rollout, key)
+
+        program = self.shared.setdefault("learn", jax.jit(learn_one, compiler_options=QUICK))
+        return partial(program, numbers_of(task))

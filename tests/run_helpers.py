@@ -89,7 +89,7 @@ def make_snapshot(returns=(10.0, 12.0, 14.0, 16.0, 18.0), **changes) -> Snapshot
         "episode_return": returns,
         "episode_length": returns,
         "metrics": {"policy/kl": [0.01, 0.03] + [0.02] * (len(returns) - 2), "policy/private": [1.0]},
-        "phases": {"environment": 6.0, "act": 3.0, "move": 1.0},
+        "phases": {"environment": 6.0, "act": 3.0, "learn": 1.0},
         "elapsed": 10.0,
         "steps_per_second": 12_500.0,
     }

@@ -28,7 +28,7 @@ def facts(monkeypatch: pytest.MonkeyPatch, large: int, seeds: list[int], algorit
     state = engine.start()
     agents = [jax.tree.map(lambda x, s=s: x[s], state.learner.agent) for s in range(len(seeds))]
     keys = np.asarray(engine.keys(state.key, state.iteration))[:, 0, 0]
-    rollout, _, _ = engine.collect(agents, state.memory, keys, np.ones(len(seeds), bool))
+    rollout, _, _ = engine.collect(jax.device_get(state.learner.agent), state.memory, keys, np.ones(len(seeds), bool))
     engine.close()
     return [engine.rollout_of(rollout, s) for s in range(len(seeds))], agents
 

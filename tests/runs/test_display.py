@@ -50,7 +50,7 @@ def test_panel_shows_the_runs_numbers():
     assert "10.0  12.0  14.0  16.0  18.0" in text
     assert "0.02    below 0.02" in text
     assert "private" not in text
-    assert "environment 60 %" in text and "act 30 %" in text and "move 10 %" in text
+    assert "environment 60 %" in text and "act 30 %" in text and "learn 10 %" in text
     assert "thin evidence" not in text
 
 

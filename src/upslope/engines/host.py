@@ -3,7 +3,7 @@
 from collections.abc import Callable, Sequence
 from functools import partial
 from itertools import chain
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
 import numpy as np
@@ -13,10 +13,10 @@ from upslope.engines.base import Chunk, EpisodeRow, chunk_length, clock, never
 from upslope.engines.batched import BatchedColumns, columns_for
 from upslope.engines.collect import AHEAD, Act, EpisodeEnds, collect_host, collect_host_episodes, fitted
 from upslope.engines.columns import HostColumns
+from upslope.engines.flat import Flat, Layout, Packed, on_flat, unpacked
 from upslope.engines.notices import Notices
 from upslope.engines.processes import HangMonitor
 from upslope.engines.slices import SlicedColumns
-from upslope.learning.health import unpack_health
 from upslope.learning.iteration import (
     QUICK,
     Task,
@@ -26,7 +26,6 @@ from upslope.learning.iteration import (
     learn,
     move,
     over_seeds,
-    stack,
     weigh,
 )
 from upslope.models.agent import Agent
@@ -57,19 +56,14 @@ class HostEngine:
         """Columns whose episode could not be restored, so that a new one has begun."""
         self.iterations = 1 if task.estimator.whole_episodes else chunk_length(task, CHUNKS, CHUNK_STEPS)
         self.keys = jax.jit(over_seeds(partial(keys_ahead, count=self.iterations)))
-        # Single-seed programs, so that results do not depend on the number of seeds.
-        self.weigh = self.timed("weigh", jax.jit(partial(weigh, task), compiler_options=QUICK))
-        self.move = self.timed("move", jax.jit(partial(move_with, task), compiler_options=QUICK))
-        self.take, self.stack = jax.jit(take), jax.jit(stack)
+        self.split, self.stack = jax.jit(partial(split, len(seeds))), jax.jit(stack)
+        self.learn: Callable[[Flat, Rollout, Any], tuple[Flat, Packed]] | None = None
+        """Once there is a state: one seed's program, so that results do not depend on the number of seeds."""
 
-    def timed(self, phase: str, program: Callable[..., Any]) -> Callable[..., Any]:
-        """Wrap a program so that its time to completion counts as this phase."""
-
-        def run(*arguments: Any) -> Any:
-            with clock(self.phases, phase):
-                return jax.block_until_ready(program(*arguments))
-
-        return run
+    def learning(self, layout: Layout) -> Callable[[Flat, Rollout, Any], tuple[Flat, Packed]]:
+        """The program that learns from one seed's rollout: weigh, then move, given a state's arrays and a key."""
+        both = partial(learn, partial(weigh_apart, self.task), partial(move_with, self.task))
+        return jax.jit(on_flat(both, layout), compiler_options=QUICK)
 
     @property
     def hangs(self) -> bool:
@@ -85,46 +79,49 @@ class HostEngine:
             return state, Chunk({}, unchanged, unchanged, [[] for _ in self.seeds])
         state, self.afresh = begun_afresh(state, self.afresh), []
         keys = np.asarray(self.keys(state.key, state.iteration))
-        states, memory = [self.take(state, s) for s in range(len(self.seeds))], state.memory
+        layout = Layout(state)
+        self.learn = self.learn or self.learning(layout)
+        each, memory = self.split(layout.flat(state)), state.memory
         self.mark()
         self.is_complete = False
-        passed: list[Chunk] = []
+        passed: list[Iteration] = []
         for i in range(self.iterations):
-            states, memory, chunk = self.iterate(states, memory, keys[:, i])
-            passed.append(chunk)
-        state = self.stack(states)._replace(memory=memory)
+            each, memory, iteration = self.iterate(layout, each, memory, keys[:, i])
+            passed.append(iteration)
+        after = layout.whole(self.stack(each))._replace(memory=memory)
         self.is_complete = True
-        return state, in_one(passed)
+        return after, in_one(passed)
 
     def iterate(
-        self, states: list[TrainState], memory: Memory, keys: np.ndarray
-    ) -> tuple[list[TrainState], Memory, Chunk]:
+        self, layout: Layout, each: list[Flat], memory: Memory, keys: np.ndarray
+    ) -> tuple[list[Flat], Memory, "Iteration"]:
         """One iteration of the seeds' states, with the memory of every column [S, N, …] and the data of the keys
         [S, 2, W]."""
-        before = np.asarray([state.steps for state in states], np.int64)
+        before = layout.steps_of(each)
         active = before < self.task.steps
+        metrics: list[Packed | None] = [None for _ in each]
         if not active.any():
-            return states, memory, Chunk({}, before[:, None], before[:, None], [[] for _ in self.seeds])
-        agents = [state.learner.agent for state in states]
-        rollout, ends, after = self.collect(agents, memory, keys[:, 0], active)
-        states = list(states)
-        metrics: list[Metrics | None] = [None for _ in states]
+            return each, memory, Iteration(metrics, before, before, [[] for _ in each])
+        rollout, ends, after = self.collect(layout.agents_on_host(each), memory, keys[:, 0], active)
+        each = list(each)
+        assert self.learn is not None
         for s in np.flatnonzero(active).tolist():
             facts = self.rollout_of(rollout, s)
-            states[s], metrics[s] = learn(self.weigh, self.move, states[s], facts, keys[s, 1])
+            with clock(self.phases, "learn"):
+                each[s], metrics[s] = jax.block_until_ready(self.learn(each[s], facts, keys[s, 1]))
         if after is not memory:
-            states = [state._replace(memory=self.take(after, s)) for s, state in enumerate(states)]
-        steps = np.asarray([state.steps for state in states], np.int64)
-        chunk = Chunk(stack_metrics(metrics), steps[:, None], before[:, None], self.rows(rollout, ends, before))
-        return states, after, chunk
+            each = [layout.with_memory(flat, take(after, s)) for s, flat in enumerate(each)]
+        steps = layout.steps_of(each)
+        return each, after, Iteration(metrics, steps, before, self.rows(rollout, ends, before))
 
     def collect(
-        self, agents: list[Agent], memory: Memory, keys: np.ndarray, active: np.ndarray
+        self, agents: Agent, memory: Memory, keys: np.ndarray, active: np.ndarray
     ) -> tuple[Rollout, EpisodeEnds, Memory]:
-        """Act for one iteration; return facts [S, T, N], the finished episodes, and the memory afterwards."""
+        """Act for one iteration with the agents [S]; return facts [S, T, N], the finished episodes, and the memory
+        afterwards."""
         whole = self.task.estimator.whole_episodes
         ahead = AHEAD if whole else min(AHEAD, self.task.rollout_steps)
-        choose = self.act.bind(stacked_on_host(agents), keys, memory, ahead)
+        choose = self.act.bind(agents, keys, memory, ahead)
         if whole:
             return *collect_host_episodes(self.columns, choose, active, self.phases, compact=True), memory
         if not self.columns.has_begun:
@@ -152,8 +149,10 @@ class HostEngine:
 
     def rows(self, rollout: Rollout, ends: EpisodeEnds, before: np.ndarray) -> list[list[EpisodeRow]]:
         """Each seed's finished episodes, with the step at which they ended."""
-        taken = np.cumsum(np.asarray(rollout.valid).sum(axis=2), axis=1)
         rows: list[list[EpisodeRow]] = [[] for _ in self.seeds]
+        if not len(ends.t):
+            return rows
+        taken = np.cumsum(np.asarray(rollout.valid).sum(axis=2), axis=1)
         active = before < self.task.steps
         for s, t, _, episode_return, length, info in zip(*(x.tolist() for x in ends), strict=True):
             if active[s]:
@@ -188,27 +187,32 @@ def columns_of(task: Task, seeds: Sequence[int], notices: Notices | None = None)
     return columns_for(task.environment, model.encoder, model.head, seeds, *sizes, *options)
 
 
+def weigh_apart(task: Task, state: TrainState, rollout: Rollout) -> Any:
+    """`weigh`, whose results XLA computes before it moves, so that the numbers are those of two programs."""
+    return jax.lax.optimization_barrier(weigh(task, state, rollout))
+
+
 def move_with(task: Task, state: TrainState, rollout: Rollout, credit: Credit, key: Any) -> tuple[TrainState, Metrics]:
     """`move`, given the data of a key."""
     return move(task, state, rollout, credit, jax.random.wrap_key_data(key))
 
 
-def stacked_on_host(agents: Sequence[Agent]) -> Agent:
-    """One agent a seed → agents [S], in NumPy."""
-    return jax.tree.map(lambda *x: np.stack([np.asarray(leaf) for leaf in x]), *agents)
+class Iteration(NamedTuple):
+    """What happened in one iteration of S seeds."""
+
+    metrics: list[Packed | None]
+    """Of each seed; None if it was idle."""
+    steps: np.ndarray
+    before: np.ndarray
+    """Steps after and before it, each [S]."""
+    episodes: list[list[EpisodeRow]]
 
 
-def in_one(chunks: Sequence[Chunk]) -> Chunk:
-    """Join the chunks of successive iterations."""
-    first = chunks[0]
-    shape = first.steps.shape
-    metrics = {
-        name: np.concatenate([chunk.metrics.get(name, np.full(shape, np.nan)) for chunk in chunks], axis=1)
-        for name in first.metrics
-    }
-    steps, before = (np.concatenate([getattr(chunk, name) for chunk in chunks], axis=1) for name in ("steps", "before"))
-    episodes = [list(chain.from_iterable(rows)) for rows in zip(*(x.episodes for x in chunks), strict=True)]
-    return Chunk(metrics, steps, before, episodes)
+def in_one(iterations: Sequence[Iteration]) -> Chunk:
+    """Join successive iterations."""
+    steps, before = (np.stack([getattr(each, name) for each in iterations], axis=1) for name in ("steps", "before"))
+    episodes = [list(chain.from_iterable(rows)) for rows in zip(*(x.episodes for x in iterations), strict=True)]
+    return Chunk(unpacked([each.metrics for each in iterations]), steps, before, episodes)
 
 
 def begun_afresh(state: TrainState, rows: Sequence[int]) -> TrainState:
@@ -233,7 +237,17 @@ def where_seeds(active: np.ndarray, chosen: Any, otherwise: Any) -> Any:
     return jax.tree.map(lambda a, b: jax.numpy.where(active.reshape(-1, *(1,) * (b.ndim - 1)), a, b), chosen, otherwise)
 
 
-def take(tree: Any, s: Any) -> Any:
+def split(num_seeds: int, leaves: Flat) -> list[Flat]:
+    """The arrays of each of S seeds, from arrays with a leading axis S."""
+    return [[x[s] for x in leaves] for s in range(num_seeds)]
+
+
+def stack(each: list[Flat]) -> Flat:
+    """The inverse of `split`."""
+    return [jax.numpy.stack(x) for x in zip(*each, strict=True)]
+
+
+def take(tree: Any, s: int) -> Any:
     """Seed s of a stacked pytree."""
     return jax.tree.map(lambda x: x[s], tree)
 
@@ -254,11 +268,3 @@ def pad_or_cut(x: np.ndarray, length: int) -> np.ndarray:
     if x.shape[0] >= length:
         return x[:length]
     return np.concatenate([x, np.zeros((length - x.shape[0], *x.shape[1:]), x.dtype)])
-
-
-def stack_metrics(metrics: list[Metrics | None]) -> dict[str, np.ndarray]:
-    """Convert one dictionary per seed to name → [S, 1], with nan for idle seeds."""
-    fetched = jax.device_get(metrics)
-    first = next(m for m in fetched if m is not None)
-    rows = {n: [np.full_like(first[n], np.nan) if m is None else m[n] for m in fetched] for n in first}
-    return unpack_health({n: np.stack(x)[:, None] for n, x in rows.items()})

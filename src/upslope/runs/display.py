@@ -52,8 +52,7 @@ PHASE_STYLES = {
     "compiled": "cyan",
     "environment": "blue",
     "act": "cyan",
-    "weigh": "magenta",
-    "move": "green",
+    "learn": "green",
     "write": "yellow",
 }
 OTHER_STYLE = "bright_black"

@@ -1,0 +1,97 @@
+"""A training state as a flat list of arrays, and one seed's learning as one program on such lists.
+
+Short updates of small networks compute for less time than it takes to walk through a model's nested parts in Python. So
+between the iterations of a chunk, a state is the list of its arrays, and its parts are looked up by their places.
+"""
+
+from collections.abc import Callable, Sequence
+from dataclasses import field
+from math import prod
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from upslope.core.arrays import STATIC, pytree, raw, typed
+from upslope.core.types import Metrics
+from upslope.learning.health import unpack_health
+from upslope.learning.iteration import TrainState
+from upslope.models.agent import Agent
+from upslope.models.model import Memory
+
+Flat = list[Any]
+"""The arrays of a `TrainState` in the order of its leaves; random keys as their data."""
+
+
+class Layout:
+    """Which array of a `TrainState` stands where in a flat list."""
+
+    def __init__(self, state: TrainState):
+        self.like, self.structure = jax.tree.flatten(state)
+        places = self.structure.unflatten(range(len(self.like)))
+        self.steps: int = places.steps
+        self.agent, self.agent_structure = jax.tree.flatten(places.learner.agent)
+        self.memory = jax.tree.leaves(places.memory)
+
+    def flat(self, state: TrainState) -> Flat:
+        """The arrays of a state."""
+        return [raw(x) for x in jax.tree.leaves(state)]
+
+    def whole(self, flat: Sequence[Any]) -> TrainState:
+        """The inverse of `flat`."""
+        return self.structure.unflatten([typed(x, like) for x, like in zip(flat, self.like, strict=True)])
+
+    def agents_on_host(self, seeds: Sequence[Flat]) -> Agent:
+        """The agents [S] of several seeds' states, in NumPy."""
+        return self.agent_structure.unflatten([np.array([flat[i] for flat in seeds]) for i in self.agent])
+
+    def steps_of(self, seeds: Sequence[Flat]) -> np.ndarray:
+        """The steps of several seeds' states [S]."""
+        return np.array([int(flat[self.steps]) for flat in seeds], np.int64)
+
+    def with_memory(self, flat: Flat, memory: Memory) -> Flat:
+        """The list with another memory."""
+        changed = dict(zip(self.memory, jax.tree.leaves(memory), strict=True))
+        return [changed.get(i, x) for i, x in enumerate(flat)]
+
+
+@pytree
+class Packed:
+    """Metrics in one vector, since fetching every number by itself takes longer than computing it."""
+
+    values: Any
+    """The numbers of all metrics, one after another [K]."""
+    shapes: tuple[tuple[str, tuple[int, ...]], ...] = field(metadata=STATIC)
+    """The name and the shape of each metric."""
+
+
+def packed(metrics: Metrics) -> Packed:
+    """Put the metrics into one vector."""
+    shapes = tuple((name, jnp.shape(x)) for name, x in metrics.items())
+    return Packed(jnp.concatenate([jnp.ravel(x).astype(jnp.float32) for x in metrics.values()]), shapes)
+
+
+def unpacked(rows: Sequence[Sequence[Packed | None]]) -> dict[str, np.ndarray]:
+    """Metrics of I iterations of S seeds each → name → [S, I], nan where a seed was idle."""
+    some = next((one for row in rows for one in row if one is not None), None)
+    if some is None:
+        return {}
+    idle = np.full(some.values.shape, np.nan, np.float32)
+    values = np.array([[idle if one is None else one.values for one in row] for row in rows]).swapaxes(0, 1)
+    metrics, start = {}, 0
+    for name, shape in some.shapes:
+        end = start + prod(shape)
+        metrics[name] = values[..., start:end].reshape(*values.shape[:2], *shape)
+        start = end
+    return unpack_health(metrics)
+
+
+def on_flat(learn: Callable[..., tuple[TrainState, Metrics]], layout: Layout) -> Callable[..., tuple[Flat, Packed]]:
+    """`learn(state, …)` for the arrays of a state, to be compiled."""
+
+    def run(flat: Flat, *arguments: Any) -> tuple[Flat, Packed]:
+        state, metrics = learn(layout.whole(flat), *arguments)
+        return layout.flat(state), packed(metrics)
+
+    return run
