@@ -21,8 +21,9 @@ from upslope.learning.iteration import Task
 from upslope.learning.update import Pace, improve, plain_update
 from upslope.models.agent import Agent, initialise_agent
 from upslope.models.build import ModelSpec, perceptrons_for
+from upslope.models.choice_heads import DiscreteHead
 from upslope.models.encoders import DiscreteEncoder, encoder_of
-from upslope.models.heads import DiscreteHead, head_of
+from upslope.models.heads import head_of
 from upslope.models.networks import Perceptron
 from upslope.models.normaliser import RunningStatistics
 from upslope.models.perceptrons import Actor, Perceptrons

@@ -19,8 +19,9 @@ from upslope.engines.columns import HostColumns, reset_seed
 from upslope.engines.notices import Notices
 from upslope.environments.registry import make
 from upslope.errors import UpslopeError
+from upslope.models.box_heads import BoxHead
 from upslope.models.encoders import ObservationEncoder, encoder_of
-from upslope.models.heads import BoxHead, head_of
+from upslope.models.heads import head_of
 
 SMALL: dict[str, Any] = {"num_envs": 2, "rollout_steps": 8, "minibatches": 2, "epochs": 1, "hidden_sizes": (8,)}
 SMALL |= {"quiet": True, "preset": False, "max_episode_steps": 20}

@@ -30,10 +30,12 @@ from upslope.engines.collect import AHEAD, Act
 from upslope.environments.classic.cartpole import CartPole
 from upslope.errors import UpslopeError
 from upslope.learning.iteration import initialise, stack, weigh
+from upslope.models.box_heads import BoxHead
 from upslope.models.build import ModelSpec
+from upslope.models.choice_heads import DiscreteHead
 from upslope.models.description import from_json, to_json
 from upslope.models.encoders import ENCODERS, BoxEncoder, encoder_of
-from upslope.models.heads import HEADS, BoxHead, DiscreteHead, head_of
+from upslope.models.heads import HEADS, head_of
 from upslope.models.normaliser import RunningStatistics
 
 include = quick_jit(RunningStatistics.update)

@@ -10,8 +10,8 @@ import numpy as np
 import pytest
 
 from upslope.models.build import ModelSpec
+from upslope.models.choice_heads import DiscreteHead
 from upslope.models.encoders import BoxEncoder
-from upslope.models.heads import DiscreteHead
 from upslope.models.memories import Cell, cell_of
 from upslope.models.model import restarted, unroll
 

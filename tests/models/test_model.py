@@ -22,8 +22,8 @@ from upslope.learning.optimisers import Optimiser
 from upslope.learning.update import begin_learning, plain_update
 from upslope.models.agent import initialise_agent
 from upslope.models.build import ModelSpec
+from upslope.models.choice_heads import DiscreteHead
 from upslope.models.encoders import BoxEncoder, DiscreteEncoder
-from upslope.models.heads import DiscreteHead
 from upslope.models.model import Memory, group_places, parameters_of, start_memory, unroll
 
 SPACES = BoxEncoder((4,)), DiscreteHead(2)

@@ -15,9 +15,9 @@ from upslope.core.types import Transition
 from upslope.errors import UpslopeError
 from upslope.models.agent import initialise_agent
 from upslope.models.build import ModelSpec, networks, unusual_parts
+from upslope.models.choice_heads import DiscreteHead
 from upslope.models.composed import networks_of
 from upslope.models.encoders import encoder_of
-from upslope.models.heads import DiscreteHead
 from upslope.models.views import WHOLE, view_of
 
 ARM = spaces.Dict(

@@ -26,8 +26,10 @@ from upslope.core.distributions import DiagonalGaussian, MultiCategorical, Squas
 from upslope.errors import UpslopeError
 from upslope.learning.iteration import stack
 from upslope.models.agent import initialise_agents
+from upslope.models.box_heads import BoxHead
+from upslope.models.choice_heads import DiscreteHead
 from upslope.models.encoders import encoder_of
-from upslope.models.heads import BoxHead, DiscreteHead, with_policy
+from upslope.models.heads import with_policy
 from upslope.runs.checkpoints import save_checkpoint
 from upslope.runs.directory import RunDirectory
 from upslope.runs.export import writing

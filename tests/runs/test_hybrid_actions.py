@@ -18,8 +18,9 @@ from upslope.analysis.episode_credit import credit_of
 from upslope.config.prepare import prepare
 from upslope.core.storage import save_arrays
 from upslope.errors import UpslopeError
+from upslope.models.box_heads import SquashedHead
 from upslope.models.encoders import encoder_of
-from upslope.models.heads import SquashedHead, head_of, with_policy
+from upslope.models.heads import head_of, with_policy
 from upslope.report.page import write_report
 from upslope.runs.datasets import load_dataset
 

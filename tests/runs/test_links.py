@@ -15,8 +15,8 @@ from upslope.cli.train import read_settings
 from upslope.core.files import MAX_SETTINGS
 from upslope.core.storage import write_atomically
 from upslope.errors import UpslopeError
+from upslope.models.choice_heads import DiscreteHead
 from upslope.models.encoders import BoxEncoder
-from upslope.models.heads import DiscreteHead
 from upslope.report.output import page_path
 from upslope.report.page import write_credit
 from upslope.runs import evaluation

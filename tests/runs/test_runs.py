@@ -17,8 +17,8 @@ from malformed import packed
 from run_helpers import arrays_of
 
 import upslope
+from upslope.models.choice_heads import DiscreteHead
 from upslope.models.encoders import BoxEncoder
-from upslope.models.heads import DiscreteHead
 from upslope.runs import loop
 from upslope.runs.datasets import load_dataset
 

@@ -18,8 +18,8 @@ from run_helpers import Killed, assert_same_run
 import upslope
 from upslope.config.config import configure
 from upslope.engines import transport
+from upslope.models.choice_heads import DiscreteHead
 from upslope.models.encoders import BoxEncoder
-from upslope.models.heads import DiscreteHead
 from upslope.runs import display, loop
 from upslope.runs.directory import RunDirectory
 from upslope.runs.policy import described_spaces

@@ -42,8 +42,9 @@ from upslope.learning.devices import computing
 from upslope.learning.evaluation import evaluate
 from upslope.learning.iteration import with_clipped_rewards
 from upslope.models.agent import Agent
-from upslope.models.heads import ActionHead, ProductHead
+from upslope.models.head import ActionHead
 from upslope.models.model import unroll
+from upslope.models.product_heads import ProductHead
 from upslope.runs.directory import RunDirectory
 from upslope.runs.evaluation import (  # fmt: skip
     EVALUATION_SEED,

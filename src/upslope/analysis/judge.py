@@ -28,8 +28,8 @@ from upslope.errors import UpslopeError
 from upslope.learning.devices import computing
 from upslope.learning.fitted_q import Fitting, Steps, fit, in_blocks_of, spread_of, start_values, usual_iterations
 from upslope.models.agent import Agent
+from upslope.models.choice_heads import DiscreteHead
 from upslope.models.encoders import ObservationEncoder
-from upslope.models.heads import DiscreteHead
 from upslope.models.model import has_memory, start_memory, unroll
 from upslope.runs.datasets import as_learnable, read_recorded
 from upslope.runs.directory import RunDirectory

@@ -27,8 +27,8 @@ from upslope.environments.registry import AnyEnvironment, EnvironmentLike, label
 from upslope.errors import UpslopeError
 from upslope.learning.bonuses.bonus import Bonus
 from upslope.learning.iteration import Task
+from upslope.models.box_heads import BoxHead
 from upslope.models.build import ModelSpec
-from upslope.models.heads import BoxHead
 from upslope.models.model import SHARED, group_places
 from upslope.models.model import has_memory as has_carry
 

@@ -46,7 +46,8 @@ from upslope.learning.optimisers import Optimiser, Schedule, Schedules, schedule
 from upslope.learning.update import NEEDS_OWN_PARAMETERS, Update
 from upslope.models.build import ModelSpec
 from upslope.models.encoders import ObservationEncoder, encoder_of
-from upslope.models.heads import ActionHead, head_of, with_policy
+from upslope.models.head import ActionHead
+from upslope.models.heads import head_of, with_policy
 
 ESTIMATOR_TYPES: dict[str, type[Estimator]] = {
     "total_return": TotalReturn,

@@ -23,7 +23,8 @@ from upslope.environments.masks import mask_in
 from upslope.environments.registry import AnyEnvironment, HostEnvironment, name_of
 from upslope.errors import UpslopeError
 from upslope.models.encoders import encoder_of
-from upslope.models.heads import ActionHead, head_of
+from upslope.models.head import ActionHead
+from upslope.models.heads import head_of
 
 Answer = tuple[Any, float, bool, bool]
 """The observation, the reward, terminated, truncated."""

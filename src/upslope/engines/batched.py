@@ -35,7 +35,7 @@ from upslope.environments.registry import HostEnvironment
 from upslope.environments.vector import final_observation, joined, mask_of, mode_of, row_of
 from upslope.errors import UpslopeError
 from upslope.models.encoders import ObservationEncoder
-from upslope.models.heads import ActionHead
+from upslope.models.head import ActionHead
 
 
 class BatchedEpisode:

@@ -21,7 +21,7 @@ from upslope.engines.notices import Notices, notices_to
 from upslope.environments.masks import mask_in
 from upslope.errors import UpslopeError
 from upslope.models.encoders import ObservationEncoder
-from upslope.models.heads import ActionHead
+from upslope.models.head import ActionHead
 
 FIRST = 100
 """Observations of each environment that are checked in full, besides the first of every episode."""

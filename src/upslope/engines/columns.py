@@ -33,7 +33,7 @@ from upslope.environments.closing import close_all
 from upslope.environments.registry import HostEnvironment
 from upslope.errors import UpslopeError
 from upslope.models.encoders import ObservationEncoder
-from upslope.models.heads import ActionHead
+from upslope.models.head import ActionHead
 
 MAX_REPLAY = 100_000
 """Maximum number of actions kept of a running episode; if it is longer, a resumed run starts a new one."""

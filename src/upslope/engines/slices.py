@@ -30,6 +30,8 @@ STEP_OVERHEAD, CALL_OVERHEAD = 0.3e-3, 0.5e-3
 """Seconds of overhead per step of all slices in processes, and for each slice on a cluster."""
 TRIAL_SECONDS = 0.25
 """Duration of an environment's timing trial."""
+STRETCHES = 20
+"""Number of stretches of steps in a trial."""
 MIN_SECONDS_SAVED = 5.0
 """Expected saving, in seconds, that justifies starting processes."""
 MIN_TRIAL_STEPS = 5_000
@@ -207,8 +209,10 @@ class TrialPlace:
 
 
 def step_seconds(environment: HostEnvironment) -> float:
-    """Measure the seconds per step of one environment with random actions."""
+    """Measure the seconds per step of one environment with random actions: the median of short stretches, since others
+    may use the core during a few of them."""
     instance, place, where = environment.create(), TrialPlace(), "reset"
+    seconds: list[float] = []
     try:
         head, generator = head_of(environment.action_space, environment.name), np.random.default_rng(0)
         answer = instance.reset(seed=0)
@@ -218,12 +222,14 @@ def step_seconds(environment: HostEnvironment) -> float:
             where, place.length = "step", place.length + 1
             mask = read_mask(answer[-1], head, environment.name, place) if environment.gives_masks else None
             (action,) = one_by_one(head.to_environment(head.random(generator, mask)[None]))
+            before = perf_counter()
             answer = instance.step(action)
+            seconds.append(perf_counter() - before)
             _, _, terminated, truncated = step_answer(answer, environment.name, place)
             if terminated or truncated:
                 where = "reset"
                 answer = instance.reset()
-        return (perf_counter() - started) / max(place.length, 1)
+        return float(np.median([part.mean() for part in np.array_split(seconds, min(STRETCHES, len(seconds)))]))
     except UpslopeError:
         raise
     except Exception as error:

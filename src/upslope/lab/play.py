@@ -25,8 +25,8 @@ from upslope.learning.iteration import Task, TrainState, initialise_all, iterate
 from upslope.learning.update import Update, plain_update
 from upslope.models.agent import Agent
 from upslope.models.build import perceptrons_for
+from upslope.models.choice_heads import DiscreteHead
 from upslope.models.encoders import DiscreteEncoder
-from upslope.models.heads import DiscreteHead
 from upslope.models.networks import Perceptron
 from upslope.models.normaliser import RunningStatistics
 from upslope.models.perceptrons import Actor, Perceptrons

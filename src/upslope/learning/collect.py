@@ -14,7 +14,7 @@ from jaxtyping import Array, Bool, Float, Int, Key, PRNGKeyArray
 from upslope.core.types import Rollout
 from upslope.environments.base import CompiledEnvironment
 from upslope.models.agent import Acting
-from upslope.models.heads import ActionHead
+from upslope.models.head import ActionHead
 from upslope.models.model import Carry
 
 

@@ -21,7 +21,9 @@ from jaxtyping import Array, Bool, Float, Int, PRNGKeyArray, Shaped
 from upslope.core.arrays import STATIC, pytree
 from upslope.core.distributions import Distribution
 from upslope.models.agent import Agent
+from upslope.models.box_heads import BoxHead
 from upslope.models.build import ModelSpec
+from upslope.models.choice_heads import DiscreteHead, MultiBinaryHead, MultiDiscreteHead
 from upslope.models.encoders import (
     BoxEncoder,
     DictEncoder,
@@ -31,8 +33,9 @@ from upslope.models.encoders import (
     ObservationEncoder,
     TupleEncoder,
 )
-from upslope.models.heads import ActionHead, BoxHead, DictHead, DiscreteHead, MultiBinaryHead, MultiDiscreteHead
+from upslope.models.head import ActionHead
 from upslope.models.normaliser import RunningStatistics, start_normaliser, updated
+from upslope.models.product_heads import DictHead
 
 MOST_ITERATIONS, LEAST_ITERATIONS = 1000, 200
 HORIZONS = 4

@@ -26,7 +26,7 @@ from upslope.learning.evaluation import changes, differs, evaluate_with_memory, 
 from upslope.learning.health_of_parts import NAMES, PARTS, has_parts, of_parts
 from upslope.learning.measures import correlations, feature_statistics, prepend_false, row_sums, saturation
 from upslope.models.agent import Agent, value_of
-from upslope.models.heads import ActionHead
+from upslope.models.head import ActionHead
 from upslope.models.model import POLICY, SHARED, VALUE, Memory, has_memory
 
 RAW = "health"

@@ -11,7 +11,7 @@ from upslope.core.space_parts import leaf_spaces
 from upslope.core.space_parts import parts_of as parts_of_space
 from upslope.models.cells import range_of
 from upslope.models.encoders import BoxEncoder, ObservationEncoder, encoder_of
-from upslope.models.heads import ActionHead
+from upslope.models.head import ActionHead
 
 
 def action_features(head: ActionHead, action: Shaped[Array, "B ..."]) -> Float[Array, "B A"]:

@@ -15,7 +15,7 @@ from upslope.core.arrays import STATIC, pytree
 from upslope.core.arrays import AnyArray as Array
 from upslope.core.distributions import Distribution
 from upslope.models.build import ModelSpec
-from upslope.models.heads import ActionHead
+from upslope.models.head import ActionHead
 from upslope.models.model import Carry, Outputs, allowed, has_memory
 from upslope.models.normaliser import RunningStatistics, normalised, start_normaliser
 

@@ -16,7 +16,8 @@ from upslope.core.space_parts import leaf_spaces
 from upslope.errors import UpslopeError
 from upslope.models.composed import composed, least_numbers_of, networks_of
 from upslope.models.encoders import ObservationEncoder, encoder_of
-from upslope.models.heads import ActionHead, head_of
+from upslope.models.head import ActionHead
+from upslope.models.heads import head_of
 from upslope.models.model import Model, Outputs, Place, group_places
 from upslope.models.perceptrons import num_parameters, perceptrons
 from upslope.models.readers import Reader, reader

@@ -18,7 +18,7 @@ from upslope.core.messages import unknown
 from upslope.errors import UpslopeError
 from upslope.models.convolutions import NETWORKS, Convolutions, convolutions, flat_size
 from upslope.models.encoders import BOARD, BoxEncoder, ImageEncoder, ObservationEncoder, image_layout
-from upslope.models.heads import ActionHead
+from upslope.models.head import ActionHead
 from upslope.models.memories import Cell, cell_of
 from upslope.models.model import POLICY, SHARED, VALUE, Outputs
 from upslope.models.networks import Perceptron, generator_of, initialise_perceptron

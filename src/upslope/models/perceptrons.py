@@ -16,7 +16,7 @@ from upslope.core.arrays import STATIC, pytree
 from upslope.core.arrays import AnyArray as Array
 from upslope.core.distributions import Distribution
 from upslope.models.encoders import ObservationEncoder
-from upslope.models.heads import ActionHead
+from upslope.models.head import ActionHead
 from upslope.models.model import POLICY, VALUE, Outputs
 from upslope.models.networks import Perceptron, generator_of, initialise_perceptron
 from upslope.models.views import WHOLE, Views

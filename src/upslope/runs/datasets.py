@@ -21,7 +21,7 @@ from upslope.core.storage import fits_32_bits, load_arrays, save_arrays
 from upslope.core.types import Rollout, host_rollout
 from upslope.errors import UpslopeError
 from upslope.models.encoders import ObservationEncoder, Refuse
-from upslope.models.heads import ActionHead
+from upslope.models.head import ActionHead
 from upslope.runs.minari_datasets import is_minari, read_minari
 
 DATASET_FORMAT = 4

@@ -40,7 +40,7 @@ from upslope.learning.devices import computing
 from upslope.learning.iteration import stack
 from upslope.models.agent import Agent
 from upslope.models.encoders import encoder_of
-from upslope.models.heads import ActionHead
+from upslope.models.head import ActionHead
 from upslope.models.model import Carry, start_memory
 from upslope.runs.datasets import save_dataset
 from upslope.runs.directory import RunDirectory

@@ -20,8 +20,12 @@ from upslope.core.arrays import is_shape, shaped_like
 from upslope.core.reading import brief
 from upslope.core.types import Rollout
 from upslope.errors import UpslopeError
+from upslope.models.box_heads import BoxHead
+from upslope.models.choice_heads import DiscreteHead, MultiDiscreteHead
 from upslope.models.encoders import encoder_of
-from upslope.models.heads import ActionHead, BoxHead, DiscreteHead, MultiDiscreteHead, ProductHead, head_of
+from upslope.models.head import ActionHead
+from upslope.models.heads import head_of
+from upslope.models.product_heads import ProductHead
 
 PREFIX = "minari:"
 MOST_EPISODES = 10_000_000

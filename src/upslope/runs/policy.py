@@ -20,7 +20,8 @@ from upslope.models.agent import Agent, initialise_agents
 from upslope.models.build import ModelSpec, least_numbers
 from upslope.models.description import from_json, to_json
 from upslope.models.encoders import ENCODERS, ObservationEncoder
-from upslope.models.heads import HEADS, ActionHead
+from upslope.models.head import ActionHead
+from upslope.models.heads import HEADS
 from upslope.models.model import POLICY, VALUE, has_memory
 from upslope.models.views import completed, emptied, view_in
 from upslope.runs.checkpoints import check_size, load_checkpoint

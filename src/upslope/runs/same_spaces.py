@@ -5,7 +5,9 @@ from typing import Any
 
 from upslope.errors import UpslopeError
 from upslope.models.encoders import CompositeEncoder, ObservationEncoder, encoder_of
-from upslope.models.heads import ActionHead, ProductHead, head_of
+from upslope.models.head import ActionHead
+from upslope.models.heads import head_of
+from upslope.models.product_heads import ProductHead
 from upslope.runs.directory import RunDirectory
 from upslope.runs.policy import has_masks, spaces_of
 

@@ -16,7 +16,8 @@ from upslope.learning.descent import Plan
 from upslope.learning.fitting import Fitted, begin_fitting, fit
 from upslope.models.actions import action_features, num_action_features
 from upslope.models.build import networks_for
-from upslope.models.heads import ActionHead, without_features
+from upslope.models.head import ActionHead
+from upslope.models.heads import without_features
 from upslope.models.networks import Perceptron, generator_of, initialise_perceptron
 from upslope.models.readers import Reader
 

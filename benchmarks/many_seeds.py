@@ -1,0 +1,97 @@
+"""What do a hundred and a thousand seeds in one run take? Memory, files and time of training, report and compare.
+
+Stores benchmarks/results/many_seeds.json, and fills its table in docs/scale.md.
+
+    python benchmarks/many_seeds.py            # 10, 100 and 1,000 seeds (some minutes)
+    python benchmarks/many_seeds.py --table    # the table alone, from what is stored
+
+Two runs of each number of seeds, PPO and A2C on the compiled CartPole, are trained, reported on one page and compared,
+each by a command of its own. The largest memory is that of the command's process as the system counts it.
+"""
+
+import argparse
+import json
+import os
+import platform
+import subprocess
+import sys
+import tempfile
+from pathlib import Path
+from time import perf_counter
+from typing import Any
+
+from pages import fill
+
+from upslope.learning.devices import num_cores
+from upslope.runs.directory import versions
+
+RESULTS = Path(__file__).parent / "results" / "many_seeds.json"
+PAGE = Path(__file__).parents[1] / "docs" / "scale.md"
+UPSLOPE = [sys.executable, "-c", "from upslope.cli.main import main; main()"]
+NUMBERS = (10, 100, 1000)
+STEPS = 20_000
+
+
+def command(folder: Path, *words: str) -> dict[str, float]:
+    """Run a command of upslope; its seconds and its largest memory in MB."""
+    started = perf_counter()
+    process = subprocess.Popen([*UPSLOPE, *words], cwd=folder, stdout=subprocess.DEVNULL)
+    _, status, usage = os.wait4(process.pid, 0)
+    if status:
+        raise SystemExit(f"failed: upslope {' '.join(words)}")
+    return {"seconds": round(perf_counter() - started, 1), "megabytes": round(usage.ru_maxrss / 1024)}
+
+
+def measure(seeds: int) -> dict[str, Any]:
+    """What two runs of this many seeds take."""
+    with tempfile.TemporaryDirectory() as place:
+        folder = Path(place)
+        given = ["--seeds", str(seeds), "--steps", str(STEPS), "--folder", ".", "--quiet"]
+        trained = [
+            command(folder, "train", "jax:CartPole-v1", "--algorithm", name, "--name", name, *given)
+            for name in ("ppo", "a2c")
+        ]
+        return {
+            "train": trained[0],
+            "report": command(folder, "report", "ppo", "a2c", "-o", "page.html"),
+            "compare": command(folder, "compare", "ppo", "a2c"),
+            "files": sum(path.is_file() for path in (folder / "ppo").rglob("*")),
+            "run_megabytes": round(sum(p.stat().st_size for p in (folder / "ppo").rglob("*") if p.is_file()) / 1e6, 1),
+            "page_megabytes": round((folder / "page.html").stat().st_size / 1e6, 1),
+        }
+
+
+def table(found: dict[str, dict[str, Any]]) -> str:
+    """The results as a table of the page."""
+    rows = [
+        "| seeds | train one run | files | run on disk | report of both | page | compare both |",
+        "|---:|---:|---:|---:|---:|---:|---:|",
+    ]
+    for seeds, one in found.items():
+        took = {
+            name: f"{one[name]['seconds']:g} s, {one[name]['megabytes']} MB" for name in ("train", "report", "compare")
+        }
+        sizes = f"{one['files']} | {one['run_megabytes']:g} MB"
+        rows.append(
+            f"| {int(seeds):,} | {took['train']} | {sizes} | {took['report']} | {one['page_megabytes']:g} MB "
+            f"| {took['compare']} |"
+        )
+    return "\n".join(rows)
+
+
+def main() -> None:
+    """Measure, store, and fill the table."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--table", action="store_true")
+    if not parser.parse_args().table:
+        machine = {"processor": platform.processor() or platform.machine(), "cores": num_cores()}
+        found = {str(seeds): measure(seeds) for seeds in NUMBERS}
+        stored = {"steps": STEPS, "seeds": found, "machine": machine, "versions": versions()}
+        RESULTS.write_text(json.dumps(stored, indent=1) + "\n", "utf-8")
+    stored = json.loads(RESULTS.read_text("utf-8"))
+    print(table(stored["seeds"]))
+    fill(PAGE, "many seeds", table(stored["seeds"]))
+
+
+if __name__ == "__main__":
+    main()
