@@ -87,17 +87,17 @@ def test_environments_are_split_where_it_pays(seconds, seeds, asked, expected, m
     assert num_slices(task, seeds, asked) == expected
 
 
-@pytest.mark.parametrize(("takes", "expected_steps"), [(2**-6, 16), (2**-12, 1000)])
+@pytest.mark.parametrize(("takes", "expected_steps"), [(2**-6, 8), (2**-12, 1000)])
 def test_a_slow_environment_is_measured(takes: float, expected_steps: int, monkeypatch: Any):
-    """By a clock that only steps move; a fast one is tried a thousand times, a slow one for a quarter of a second."""
+    """By a clock that only steps move; a fast one is tried a thousand times, a slow one for a quarter of a second. That a
+    busy core makes a few steps last longer changes nothing."""
     steps = itertools.count()
     now = 0.0
 
     class Slow(Walk):
         def step(self, action: Any) -> Any:
             nonlocal now
-            now += takes
-            next(steps)
+            now += takes * (9 if next(steps) == 3 else 1)
             return super().step(action)
 
     monkeypatch.setattr(slices, "perf_counter", lambda: now)

@@ -13,6 +13,7 @@ from typing import Any
 import numpy as np
 
 from upslope.config.config import Config
+from upslope.core.grouping import in_groups
 from upslope.core.reading import damaged
 from upslope.core.space_descriptions import check_spaces
 from upslope.errors import UpslopeError
@@ -276,9 +277,4 @@ def by_seed(names: list[str], table: np.ndarray, seeds: tuple[int, ...]) -> dict
     """Split a table by seed: name → [S, I], with each seed's rows in order."""
     place = {seed: s for s, seed in enumerate(seeds)}
     s = np.asarray([place[int(seed)] for seed in table[:, names.index("seed")]])
-    order = np.argsort(s, kind="stable")
-    counts = np.bincount(s, minlength=len(seeds))
-    i = np.arange(len(s)) - np.repeat(np.cumsum(counts) - counts, counts)
-    padded = np.full((len(seeds), counts.max(), len(names)), np.nan)
-    padded[s[order], i] = table[order]
-    return dict(zip(names, np.moveaxis(padded, -1, 0), strict=True))
+    return dict(zip(names, np.moveaxis(in_groups(table, s, len(seeds), np.nan), -1, 0), strict=True))

@@ -1,6 +1,6 @@
 """Collect rollouts from Gymnasium environments on the host, in the same format as from compiled ones."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from functools import partial
 from time import perf_counter
 from typing import Any, NamedTuple, Protocol, runtime_checkable
@@ -9,6 +9,7 @@ import jax
 import numpy as np
 
 from upslope.core.arrays import copied, in_seeds, raw
+from upslope.core.grouping import in_groups
 from upslope.core.types import Rollout, Successors, host_rollout
 from upslope.models.model import Memory, restarted
 
@@ -115,22 +116,27 @@ class HostRollout:
     def stacked(self, steps: list[Any]) -> Any:
         """The steps of a field in one array for each of its arrays; the list is empty afterwards, so that large
         observations are not held twice."""
-        leaves = [jax.tree.leaves(step) for step in steps]
-        structure = jax.tree.structure(steps[0])
+        if isinstance(steps[0], np.ndarray):  # the usual case, without the cost of a tree traversal
+            return self.in_one(steps)
+        leaves, structure = [jax.tree.leaves(step) for step in steps], jax.tree.structure(steps[0])
         steps.clear()
-        together = []
-        for i in range(structure.num_leaves):
-            mine = [step[i] for step in leaves]
-            if mine[0].nbytes < LARGE:
-                stacked = np.array(mine)
-            else:
-                stacked = np.empty((len(mine), *mine[0].shape), mine[0].dtype)
-                for t, step in enumerate(leaves):
-                    stacked[t] = step[i]
-                    mine[t] = step[i] = None
-            stacked = stacked.reshape(len(leaves), *self.shape, *stacked.shape[2:])
-            together.append(np.moveaxis(stacked, 0, 1))
-        return jax.tree.unflatten(structure, together)
+        return structure.unflatten([self.in_one([step.pop(0) for step in leaves]) for _ in range(structure.num_leaves)])
+
+    def in_one(self, steps: list[np.ndarray]) -> np.ndarray:
+        """Arrays [S·N, …] of T steps → [S, T, N, …]; the list is empty afterwards."""
+        if steps[0].nbytes < LARGE:
+            stacked = np.array(steps)
+        else:
+            stacked = np.empty((len(steps), *steps[0].shape), steps[0].dtype)
+            for t in range(len(steps)):
+                stacked[t] = steps[t]
+                steps[t] = NOTHING
+        steps.clear()
+        return stacked.reshape(len(stacked), *self.shape, *stacked.shape[2:]).swapaxes(0, 1)
+
+
+NOTHING = np.zeros(0)
+"""Takes the place of an array that was copied."""
 
 
 def size_of_one(flat: Any) -> int:
@@ -147,15 +153,10 @@ def successors_of(ends: list[EndedRows], newest: Any, shape: tuple[int, int]) ->
     kept = [*enumerate(ends), (len(ends) - 1, at_last)]
     t = np.repeat([t for t, _ in kept], [len(one.rows) for _, one in kept])
     rows = np.concatenate([one.rows for _, one in kept])
-    order = np.argsort(rows // num_envs, kind="stable")
-    seed = rows[order] // num_envs
-    counts = np.bincount(seed, minlength=num_seeds)
-    index = np.arange(len(seed)) - np.repeat(np.cumsum(counts) - counts, counts)
+    seed = rows // num_envs
 
     def by_seed(x: np.ndarray, padding: int) -> np.ndarray:
-        found = np.full((num_seeds, counts.max(), *x.shape[1:]), padding, x.dtype)
-        found[seed, index] = x[order]
-        return found
+        return in_groups(x, seed, num_seeds, padding)
 
     observation = jax.tree.map(lambda *parts: by_seed(np.concatenate(parts), 0), *[one.observation for _, one in kept])
     return Successors(observation, by_seed((t * num_envs + rows % num_envs).astype(np.int32), BEYOND))
@@ -182,22 +183,47 @@ class Act:
         self.draws: dict[Any, Any] = {}
         """The programs that draw noise, by its number of steps and by the shapes of observations."""
 
-    def bind(self, agents: Any, keys: Any, memory: Memory | None = None, ahead: int = AHEAD) -> "Choose":
+    def bind(
+        self,
+        agents: Any,
+        keys: Any,
+        memory: Memory | None = None,
+        ahead: int = AHEAD,
+        noise: np.ndarray | None = None,
+    ) -> "Choose":
         """Bind agents [S], keys [S] or their data and, if the model has one, the memory of every column [S, N, …]; the
-        noise of `ahead` steps is drawn at once."""
+        noise of `ahead` steps is drawn at once, unless that of the first ones is given."""
         data = np.asarray(raw(keys))
-        if memory is None or (hasattr(agents.model, "policy") and not jax.tree.leaves(memory.carry)):
-            return ActHere(self, agents, data, memory, ahead)
+        if acts_here(agents, memory):
+            return ActHere(self, agents, data, memory, ahead, noise)
         return ActCompiled(self, jax.device_put(agents), data, memory)
 
+    def draw_all(self, agents: Any, keys: np.ndarray, observation: Any, ahead: int) -> np.ndarray:
+        """The noise of the first `ahead` steps of several iterations, given the data of their keys [I, S, W]:
+        [I, ahead, S, N, …]."""
+        return self.drawn(agents, observation, ahead, keys.shape[:1])(keys, 0)
+
     def draw(self, agents: Any, keys: np.ndarray, observation: Any, t: int, ahead: int) -> np.ndarray:
-        """The noise of the actions at t, t + 1, …: [ahead, S, N, …]. Agents and observations matter by their shapes
-        alone, so they are no inputs of the program."""
-        shapes = (ahead, *(x.shape for x in jax.tree.leaves(observation)))
+        """The noise of the actions at t, t + 1, …: [ahead, S, N, …]."""
+        return self.drawn(agents, observation, ahead)(keys, t)
+
+    def drawn(
+        self, agents: Any, observation: Any, ahead: int, batch: tuple[int, ...] = ()
+    ) -> Callable[..., np.ndarray]:
+        """The program that draws noise from the data of keys [*batch, S, W] and t. Agents and observations matter by
+        their shapes alone, so they are no inputs of it."""
+        shapes = (batch, ahead, *(x.shape for x in jax.tree.leaves(observation)))
         if shapes not in self.draws:
             like = jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype), (agents, observation))
-            self.draws[shapes] = jax.jit(partial(draw_noise, *like, ahead))
-        return np.asarray(self.draws[shapes](keys, t))
+            draw = partial(draw_noise, *like, ahead)
+            program = jax.jit(jax.vmap(draw, (0, None)) if batch else draw)
+            self.draws[shapes] = lambda *given: np.asarray(program(*given))
+        return self.draws[shapes]
+
+
+def acts_here(agents: Any, memory: Memory | None) -> bool:
+    """Whether actions are chosen in NumPy: the model has no memory, and gives its policy alone."""
+    return memory is None or (hasattr(agents.model, "policy") and not jax.tree.leaves(memory.carry))
 
 
 @runtime_checkable
@@ -221,14 +247,23 @@ class Choose(Protocol):
 class ActHere:
     """Acts in NumPy; JAX only draws the noise. Calling a compiled program takes longer than running a small network."""
 
-    def __init__(self, act: Act, agents: Any, keys: np.ndarray, memory: Memory | None, ahead: int):
+    def __init__(
+        self,
+        act: Act,
+        agents: Any,
+        keys: np.ndarray,
+        memory: Memory | None,
+        ahead: int,
+        noise: np.ndarray | None = None,
+    ):
         self.act, self.agents, self.keys, self.ahead = act, agents, keys, ahead
         self.memory: Any = memory
         self.here = on_host(agents)
-        self.noise = np.zeros(0)
+        self.is_given = noise is not None
+        self.noise = np.zeros(0) if noise is None else noise
 
     def __call__(self, observation: Any, mask: np.ndarray | None, t: int) -> tuple[np.ndarray, np.ndarray]:
-        if t % self.ahead == 0:
+        if t % self.ahead == 0 and not (t == 0 and self.is_given):
             self.noise = self.act.draw(self.agents, self.keys, observation, t, self.ahead)
         policy = self.here.policy(observation, mask)
         action = policy.choose(self.noise[t % self.ahead])

@@ -11,7 +11,7 @@ import numpy as np
 from upslope.core.types import Credit, Metrics, Rollout, Successors
 from upslope.engines.base import Chunk, EpisodeRow, chunk_length, clock, never
 from upslope.engines.batched import BatchedColumns, columns_for
-from upslope.engines.collect import AHEAD, Act, EpisodeEnds, collect_host, collect_host_episodes, fitted
+from upslope.engines.collect import AHEAD, Act, EpisodeEnds, acts_here, collect_host, collect_host_episodes, fitted
 from upslope.engines.columns import HostColumns
 from upslope.engines.flat import Flat, Layout, Packed, on_flat, unpacked
 from upslope.engines.notices import Notices
@@ -85,24 +85,25 @@ class HostEngine:
         self.mark()
         self.is_complete = False
         passed: list[Iteration] = []
+        noise = self.noise_ahead(state, keys[:, :, 0])
         for i in range(self.iterations):
-            each, memory, iteration = self.iterate(layout, each, memory, keys[:, i])
+            each, memory, iteration = self.iterate(layout, each, memory, keys[:, i], noise[i])
             passed.append(iteration)
         after = layout.whole(self.stack(each))._replace(memory=memory)
         self.is_complete = True
         return after, in_one(passed)
 
     def iterate(
-        self, layout: Layout, each: list[Flat], memory: Memory, keys: np.ndarray
+        self, layout: Layout, each: list[Flat], memory: Memory, keys: np.ndarray, noise: np.ndarray | None
     ) -> tuple[list[Flat], Memory, "Iteration"]:
-        """One iteration of the seeds' states, with the memory of every column [S, N, …] and the data of the keys
-        [S, 2, W]."""
+        """One iteration of the seeds' states, with the memory of every column [S, N, …], the data of the keys
+        [S, 2, W] and, if it is drawn already, the noise of the actions."""
         before = layout.steps_of(each)
         active = before < self.task.steps
         metrics: list[Packed | None] = [None for _ in each]
         if not active.any():
             return each, memory, Iteration(metrics, before, before, [[] for _ in each])
-        rollout, ends, after = self.collect(layout.agents_on_host(each), memory, keys[:, 0], active)
+        rollout, ends, after = self.collect(layout.agents_on_host(each), memory, keys[:, 0], active, noise)
         each = list(each)
         assert self.learn is not None
         for s in np.flatnonzero(active).tolist():
@@ -114,14 +115,23 @@ class HostEngine:
         steps = layout.steps_of(each)
         return each, after, Iteration(metrics, steps, before, self.rows(rollout, ends, before))
 
+    def noise_ahead(self, state: TrainState, keys: np.ndarray) -> Sequence[np.ndarray | None]:
+        """The noise of the actions of a chunk's iterations, whose keys have the data [S, I, W], if it is short enough
+        to be drawn at once."""
+        steps, agents = self.task.rollout_steps, state.learner.agent
+        if self.iterations == 1 or steps > AHEAD or not acts_here(agents, state.memory):
+            return [None] * self.iterations
+        with clock(self.phases, "act"):
+            return list(self.act.draw_all(agents, keys.swapaxes(0, 1), self.columns.observation, steps))
+
     def collect(
-        self, agents: Agent, memory: Memory, keys: np.ndarray, active: np.ndarray
+        self, agents: Agent, memory: Memory, keys: np.ndarray, active: np.ndarray, noise: np.ndarray | None = None
     ) -> tuple[Rollout, EpisodeEnds, Memory]:
         """Act for one iteration with the agents [S]; return facts [S, T, N], the finished episodes, and the memory
         afterwards."""
         whole = self.task.estimator.whole_episodes
         ahead = AHEAD if whole else min(AHEAD, self.task.rollout_steps)
-        choose = self.act.bind(agents, keys, memory, ahead)
+        choose = self.act.bind(agents, keys, memory, ahead, noise)
         if whole:
             return *collect_host_episodes(self.columns, choose, active, self.phases, compact=True), memory
         if not self.columns.has_begun:

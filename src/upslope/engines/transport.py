@@ -24,6 +24,8 @@ BEAT = 1.0
 machine is suspended."""
 CLOSING_SECONDS = 5.0
 """Seconds that a worker may take to close its environments."""
+MAX_LOSSES = 3
+"""How often in a row the same work is begun again after its workers of a cluster were lost."""
 Message = tuple[str, Any]
 """(kind, value): `done` with the answer, `refused` with words, `beat` with (seconds, words), `notice` with (kind,
 words), `closed`, or `ended`."""

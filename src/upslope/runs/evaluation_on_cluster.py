@@ -10,7 +10,7 @@ import numpy as np
 from upslope.config.config import Config
 from upslope.engines.base import Placement, resources_of
 from upslope.engines.notices import Notices
-from upslope.engines.transport import WorkerLostError, answers_of, close_workers
+from upslope.engines.transport import MAX_LOSSES, WorkerLostError, answers_of, close_workers
 from upslope.engines.workers import InProgram
 from upslope.errors import UpslopeError
 from upslope.models.agent import Agent
@@ -18,10 +18,6 @@ from upslope.runs.evaluation import Evaluation, Mode, RunSeeds, evaluate_seeds, 
 
 Evaluate = Callable[..., tuple[Evaluation, int]]
 """`upslope.runs.evaluation.evaluate_seeds`."""
-
-
-MAX_LOSSES = 3
-"""How often in a row workers may be lost."""
 
 
 @contextmanager

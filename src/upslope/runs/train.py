@@ -21,7 +21,7 @@ from upslope.engines.calls import calls_in
 from upslope.engines.collect import LARGE, STEPS_PER_SUCCESSOR
 from upslope.engines.selection import engine_of
 from upslope.engines.stored_programs import stored_programs
-from upslope.engines.transport import ClusterGrownError, WorkerLostError
+from upslope.engines.transport import MAX_LOSSES, ClusterGrownError, WorkerLostError
 from upslope.environments.names import parse_wrapper, without_batching
 from upslope.environments.packages import registered_version
 from upslope.environments.registry import lost
@@ -91,10 +91,6 @@ class Run:
 
     def _repr_html_(self) -> str:
         return page_of_run(RunDirectory(self.path), self.config, self.returns)
-
-
-MAX_LOSSES = 3
-"""How often in a row workers of a cluster may be lost at the same checkpoint."""
 
 
 def begin(config: Config, task: Task, directory: RunDirectory, session: Session) -> Run:

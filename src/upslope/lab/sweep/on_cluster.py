@@ -21,7 +21,7 @@ from upslope.core.storage import write_atomically
 from upslope.engines.base import Placement, Resources
 from upslope.engines.notices import Notices
 from upslope.engines.selection import is_transferable
-from upslope.engines.transport import StartWorker, Worker, WorkerLostError
+from upslope.engines.transport import MAX_LOSSES, StartWorker, Worker, WorkerLostError
 from upslope.engines.workers import InProgram
 from upslope.errors import UpslopeError
 from upslope.lab.sweep.programs import Programs
@@ -31,8 +31,6 @@ from upslope.lab.sweep.trial import PrunedError, TrialDisplay
 from upslope.runs.directory import RunDirectory
 from upslope.runs.train import Session, begin
 
-MAX_LOSSES = 3
-"""Lost workers after which a trial counts as failed."""
 LOOK_SECONDS = 0.5
 """Seconds between two looks whether Ctrl-C was pressed, and whether there is room for more workers."""
 WAITING_SECONDS = 60.0
