@@ -1,0 +1,74 @@
+"""How much of its speed does a compiled run of several seeds keep beside a process that keeps one core busy?
+
+    python benchmarks/neighbour.py      # a minute or two; stores benchmarks/results/neighbour.json
+
+Seeds are shared out among the cores, so the slower core sets the pace of a chunk. Beside one busy process a run that may
+use C cores has a fair share of C / (C + 1) of them; that is the rate to compare with. Rounds alternate.
+"""
+
+import json
+import multiprocessing
+import os
+import platform
+import subprocess
+import sys
+from contextlib import contextmanager
+from pathlib import Path
+from statistics import median
+from typing import Any
+
+from upslope.learning.devices import num_cores
+from upslope.runs.directory import versions
+
+HERE = Path(__file__).parent
+RESULTS = HERE / "results" / "neighbour.json"
+ROUNDS = 5
+SETTINGS = {"num_envs": 64, "rollout_steps": 128, "epochs": 4, "minibatches": 4}
+CASES = {"8 seeds": (8, 400_000), "1 seed": (1, 1_500_000)}
+
+
+def spin() -> None:
+    """Keep a core busy."""
+    while True:
+        pass
+
+
+@contextmanager
+def neighbour(is_there: bool) -> Any:
+    """A process that keeps a core busy during a `with` block."""
+    process = multiprocessing.Process(target=spin, daemon=True)
+    if is_there:
+        process.start()
+    try:
+        yield
+    finally:
+        if is_there:
+            process.kill()
+            process.join()
+
+
+def rate(seeds: int, steps: int, has_neighbour: bool) -> float:
+    """Steps per second of a run, after compilation."""
+    arguments = ["jax:CartPole-v1", str(seeds), str(steps), json.dumps(SETTINGS)]
+    with neighbour(has_neighbour):
+        command = [sys.executable, HERE / "peers" / "measure_upslope.py", *arguments]
+        answer = subprocess.run(command, check=True, capture_output=True, text=True).stdout
+    return float(json.loads(answer.splitlines()[-1])["steps_per_second"])
+
+
+def main() -> None:
+    """Measure, store and print."""
+    found: dict[str, Any] = {}
+    for name, (seeds, steps) in CASES.items():
+        rounds = [{"alone": rate(seeds, steps, False), "beside": rate(seeds, steps, True)} for _ in range(ROUNDS)]
+        kept = [one["beside"] / one["alone"] for one in rounds]
+        found[name] = {"rounds": rounds, "kept": [round(median(kept), 3), round(min(kept), 3), round(max(kept), 3)]}
+        print(name, found[name]["kept"], flush=True)
+    cores = num_cores()
+    machine = {"processor": platform.processor() or platform.machine(), "cores": cores, "load": os.getloadavg()[2]}
+    stored = {"fair share": round(cores / (cores + 1), 3), "cases": found, "machine": machine, "versions": versions()}
+    RESULTS.write_text(json.dumps(stored, indent=1) + "\n", "utf-8")
+
+
+if __name__ == "__main__":
+    main()
