@@ -2,8 +2,8 @@
 
     python benchmarks/neighbour.py      # a minute or two; stores benchmarks/results/neighbour.json
 
-Seeds are shared out among the cores, so the slower core sets the pace of a chunk. Beside one busy process a run that may
-use C cores has a fair share of C / (C + 1) of them; that is the rate to compare with. Rounds alternate.
+Seeds are shared out among the cores, so the slower core sets the pace of a chunk. Beside one busy process, a run that
+may use C cores has a fair share of C / (C + 1) of them; that is the rate to compare with. Rounds alternate.
 """
 
 import json
