@@ -325,7 +325,9 @@ def noise_at(agent: Any, policy: Any, key: jax.Array, t: Any) -> jax.Array:
 def draw_noise(agents: Any, observation: Any, ahead: int, keys: jax.Array, t: Any) -> jax.Array:
     """The noise of the actions at t, t + 1, …: [ahead, S, N, …], for agents and observations of these shapes and keys
     with these data."""
-    like = jax.tree.map(lambda x: jax.numpy.zeros(x.shape, x.dtype), (agents, observation))
+    like = jax.tree.map(
+        lambda x: jax.numpy.zeros(x.shape, jax.dtypes.canonicalize_dtype(x.dtype)), (agents, observation)
+    )
 
     def one_seed(like: Any, key: jax.Array, t: Any) -> jax.Array:
         agent, observation = like
