@@ -2,7 +2,7 @@
 
     python benchmarks/exploration.py                        # every case that is not stored yet
     python benchmarks/exploration.py --only deep_sea_20     # one world, measured anew
-    python benchmarks/exploration.py --print                # the stored numbers as a table
+    python benchmarks/exploration.py --print                # the stored numbers as a table, also in docs/exploration.md
 
 Settings are the environment's preset, which was tuned on seeds 100 to 102; seeds 0 to 4 are judged. A case counts as
 solved by a seed whose last 100 training episodes have at least the mean return that the world demands.
@@ -16,11 +16,13 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from pages import fill
 
 import upslope
 from upslope.runs.directory import versions
 
 RESULTS = Path(__file__).parent / "results" / "exploration.json"
+PAGE = Path(__file__).parents[1] / "docs" / "exploration.md"
 SEEDS = 5
 WINDOW = 100
 
@@ -74,6 +76,7 @@ def main() -> None:
                 if flags.only or case not in read().get(name, {}):
                     store(name, case, measure(WORLDS[name], case))
     print(table(read()))
+    fill(PAGE, "steps until solved", table_of_steps(read()))
 
 
 def measure(world: World, case: str) -> dict[str, Any]:
