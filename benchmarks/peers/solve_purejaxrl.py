@@ -1,5 +1,6 @@
-"""PureJaxRL's PPO on gymnax's CartPole with the numbers of upslope's preset and twice its budget, to the end, since with
-the same budget it does not always reach the score; prints a JSON line.
+"""PureJaxRL's PPO on gymnax's CartPole with the numbers of upslope's preset, to the end; prints a JSON line.
+
+It has twice the preset's budget, since with the same one it does not always reach the score.
 
     python solve_purejaxrl.py CLONE
 
