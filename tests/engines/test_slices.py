@@ -89,8 +89,8 @@ def test_environments_are_split_where_it_pays(seconds, seeds, asked, expected, m
 
 @pytest.mark.parametrize(("takes", "expected_steps"), [(2**-6, 8), (2**-12, 1000)])
 def test_a_slow_environment_is_measured(takes: float, expected_steps: int, monkeypatch: Any):
-    """By a clock that only steps move; a fast one is tried a thousand times, a slow one for a quarter of a second. That a
-    busy core makes a few steps last longer changes nothing."""
+    """By a clock that only steps move; a fast one is tried a thousand times, a slow one for a quarter of a second. A
+    busy core that makes a few steps last longer changes nothing."""
     steps = itertools.count()
     now = 0.0
 

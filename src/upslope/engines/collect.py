@@ -194,7 +194,7 @@ class Act:
         """Bind agents [S], keys [S] or their data and, if the model has one, the memory of every column [S, N, …]; the
         noise of `ahead` steps is drawn at once, unless that of the first ones is given."""
         data = np.asarray(raw(keys))
-        if acts_here(agents, memory):
+        if memory is None or acts_here(agents, memory):
             return ActHere(self, agents, data, memory, ahead, noise)
         return ActCompiled(self, jax.device_put(agents), data, memory)
 
@@ -221,9 +221,9 @@ class Act:
         return self.draws[shapes]
 
 
-def acts_here(agents: Any, memory: Memory | None) -> bool:
+def acts_here(agents: Any, memory: Memory) -> bool:
     """Whether actions are chosen in NumPy: the model has no memory, and gives its policy alone."""
-    return memory is None or (hasattr(agents.model, "policy") and not jax.tree.leaves(memory.carry))
+    return hasattr(agents.model, "policy") and not jax.tree.leaves(memory.carry)
 
 
 @runtime_checkable
