@@ -34,6 +34,7 @@ from upslope.learning.shuffle import shuffle
 HERE = Path(__file__).parent
 RESULTS = HERE / "results" / "phases.json"
 CALLS = 15
+A2C = {"algorithm": "a2c", "num_envs": 16, "rollout_steps": 5}
 WIDE = {"num_envs": 8, "rollout_steps": 256, "epochs": 4, "minibatches": 4}
 
 
@@ -79,11 +80,11 @@ def products(rows: int = 2048, width: int = 64, times: int = 500) -> int:
     return round(times * 2 * rows * width * width / milli / 1e6)
 
 
-def host(environment: str, is_continuous: bool, seconds: float = 10.0, **settings: Any) -> dict[str, float]:
-    """The share of each phase in an iteration of 8 seeds in one process, like a worker's."""
+def host(environment: str, is_continuous: bool, seconds: float = 10.0, seeds: int = 8, **settings: Any) -> dict[str, float]:
+    """The share of each phase in an iteration of the seeds in one process, like a worker's."""
     world = make(environment)
     assert isinstance(world, HostEnvironment)
-    config = configure(environment, is_continuous=is_continuous, use_preset=False, seeds=8, steps=10**9, **settings)
+    config = configure(environment, is_continuous=is_continuous, use_preset=False, seeds=seeds, steps=10**9, **settings)
     task = task_of(config, world)
     engine = HostEngine(task, config.seed_list(), columns_of(task, config.seed_list()))
     state = engine.start()
@@ -116,6 +117,7 @@ if __name__ == "__main__":
         "a step of HalfCheetah-v5 alone, microseconds": stopwatch("HalfCheetah-v5"),
         "compiled CartPole, milliseconds": compiled(),
         "Gymnasium CartPole-v1, shares": host("CartPole-v1", False),
+        "Gymnasium CartPole-v1, A2C, 16 × 5, one seed, shares": host("CartPole-v1", False, seeds=1, **A2C),
         "HalfCheetah-v5, shares": host("HalfCheetah-v5", True),
         "HalfCheetah-v5, 8 × 256, 4 epochs × 4 minibatches, shares": host("HalfCheetah-v5", True, **WIDE),
     }
