@@ -80,7 +80,9 @@ def products(rows: int = 2048, width: int = 64, times: int = 500) -> int:
     return round(times * 2 * rows * width * width / milli / 1e6)
 
 
-def host(environment: str, is_continuous: bool, seconds: float = 10.0, seeds: int = 8, **settings: Any) -> dict[str, float]:
+def host(
+    environment: str, is_continuous: bool, seconds: float = 10.0, seeds: int = 8, **settings: Any
+) -> dict[str, float]:
     """The share of each phase in an iteration of the seeds in one process, like a worker's."""
     world = make(environment)
     assert isinstance(world, HostEnvironment)
