@@ -1,5 +1,6 @@
-"""Sweeps on a PostgreSQL server, by several processes, and after a process was killed."""
+"""Sweeps by several processes on one storage, of SQLite or a PostgreSQL server, and after a process was killed."""
 
+import importlib
 import json
 import os
 import pwd
@@ -8,16 +9,18 @@ import signal
 import socket
 import subprocess
 import sys
+import threading
 import time
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
 
 import upslope
+from upslope.errors import UpslopeError
 from upslope.lab.sweep.setup import setup_of
-from upslope.lab.sweep.study import Access, Study
-
-pytestmark = pytest.mark.weekly
+from upslope.lab.sweep.space import space_of
+from upslope.lab.sweep.study import Access, Study, sqlite_url, this_process
 
 SMALL = {"num_envs": 2, "rollout_steps": 16, "minibatches": 1, "epochs": 2, "hidden_sizes": [8]}
 SPACE = {"learning_rate": {"low": 1e-4, "high": 1e-2, "log": True}, **SMALL}
@@ -68,6 +71,81 @@ def server(tmp_path_factory):
         shutil.rmtree(folder, ignore_errors=True)
 
 
+@pytest.fixture(params=["sqlite", pytest.param("postgresql", marks=pytest.mark.weekly)])
+def storage(request, tmp_path):
+    """The URL of a new database."""
+    if request.param == "sqlite":
+        return sqlite_url(tmp_path / "study.db")
+    server = request.getfixturevalue("server")
+    name = f"of_test_{os.urandom(4).hex()}"
+    with importlib.import_module("psycopg").connect(server.replace("+psycopg", ""), autocommit=True) as connection:
+        connection.execute(f"CREATE DATABASE {name}")
+    return server.rpartition("/")[0] + f"/{name}"
+
+
+RATES = space_of({"learning_rate": SPACE["learning_rate"]}, "the space")
+MANY = 6
+
+
+def study_at(storage, description=None, first=None):
+    """A study as one of several processes opens it; each has connections of its own."""
+    return Study(RATES, Access(storage, "shared", 4, "random", "none", 0), description or {"steps": 64}, first)
+
+
+def at_once(function):
+    """function(0 … MANY − 1), all begun at the same moment."""
+    barrier = threading.Barrier(MANY)
+
+    def call(number):
+        barrier.wait()
+        return function(number)
+
+    with ThreadPoolExecutor(MANY) as threads:
+        return list(threads.map(call, range(MANY)))
+
+
+def test_who_begins_a_study_at_the_same_moment_shares_it(storage):
+    studies = at_once(lambda _: study_at(storage, first={"learning_rate": 0.003}))
+    assert len(studies[0].study.get_trials()) == 1, "the first trial is there once"
+    trials = [trial for trial in at_once(lambda number: studies[number].ask()) if trial is not None]
+    assert sorted(trial.number for trial in trials) == [0, 1, 2, 3]
+    rates = [trial.params["learning_rate"] for trial in trials]
+    assert rates.count(0.003) == 1 and len(set(rates)) == 4
+
+
+def test_of_two_descriptions_at_the_same_moment_one_is_refused(storage):
+    def steps(number):
+        try:
+            return json.loads(study_at(storage, {"steps": number % 2}).study.user_attrs["sweep"])["steps"] - number % 2
+        except UpslopeError as error:
+            assert "has other settings" in str(error)
+            return None
+
+    assert sorted(map(str, at_once(steps))) == ["0"] * (MANY // 2) + ["None"] * (MANY // 2)
+
+
+def test_a_lost_trial_is_put_back_by_one_process(storage):
+    gone = subprocess.Popen([sys.executable, "-c", ""])
+    gone.wait()
+    studies = [study_at(storage) for _ in range(MANY)]
+    trial = studies[0].ask()
+    trial.set_user_attr("process", f"{this_process().rpartition(':')[0]}:{gone.pid}")
+    assert sorted(at_once(lambda number: studies[number].put_back_lost())) == [0] * (MANY - 1) + [1]
+    assert [t.state.name for t in studies[1].study.get_trials()] == ["FAIL", "WAITING"]
+    assert studies[1].ask().params == trial.params
+
+
+def test_a_process_whose_trial_was_put_back_gives_it_up(storage):
+    mine, other = study_at(storage), study_at(storage)
+    trial = mine.ask()
+    assert other.put_back(trial) and not mine.put_back(trial)
+    assert mine.report(trial, 1, 10.0)
+    for tell in (mine.prune, lambda trial: mine.complete(trial, 1.0), lambda trial: mine.fail(trial, "late")):
+        tell(trial)
+    assert [t.state.name for t in mine.study.get_trials()] == ["FAIL", "WAITING"]
+    assert mine.told() == [] and mine.left() == 4
+
+
 def started(folder, environment, *words, name="shared"):
     """`upslope sweep` in a process of its own."""
     (folder / "space.yaml").write_text(json.dumps(SPACE))  # which is YAML too
@@ -76,6 +154,7 @@ def started(folder, environment, *words, name="shared"):
     return subprocess.Popen(call)
 
 
+@pytest.mark.weekly
 def test_two_processes_share_a_postgresql_server(server, tmp_path):
     processes = [started(tmp_path, "jax:CartPole-v1", "--trials", "8", "--storage", server) for _ in range(2)]
     assert [process.wait(600) for process in processes] == [0, 0]
@@ -87,6 +166,7 @@ def test_two_processes_share_a_postgresql_server(server, tmp_path):
     assert not (found.path / "study.db").exists()
 
 
+@pytest.mark.weekly
 def test_several_processes_train_trials_on_the_host(tmp_path):
     assert started(tmp_path, "CartPole-v1", "--trials", "4", "--workers", "2", name="host").wait(600) == 0
     options = {"preset": False, "quiet": True, "fresh_seeds": 0, "folder": tmp_path, "name": "host"}
@@ -94,6 +174,7 @@ def test_several_processes_train_trials_on_the_host(tmp_path):
     assert len(found.trials) == 4 and len({trial.drawn["learning_rate"] for trial in found.trials}) == 4
 
 
+@pytest.mark.weekly
 def test_the_trials_of_a_killed_process_are_trained_again(tmp_path):
     process = started(tmp_path, "jax:CartPole-v1", "--trials", "3", name="killed")
     setup = setup_of("jax:CartPole-v1", "ppo", SPACE, False, {"seeds": 1, "steps": 320})
@@ -111,6 +192,7 @@ def test_the_trials_of_a_killed_process_are_trained_again(tmp_path):
     assert len(told) == 3 and all(trial.state != "running" for trial in told)
 
 
+@pytest.mark.weekly
 def test_on_the_host_a_trial_is_a_run_and_a_failing_one_is_told(tmp_path):
     space = {"minibatches": {"choices": [1, 1000]}, "num_envs": 2, "rollout_steps": 16, "hidden_sizes": [8]}
     found = upslope.sweep(

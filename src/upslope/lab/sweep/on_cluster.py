@@ -26,7 +26,7 @@ from upslope.engines.workers import InProgram
 from upslope.errors import UpslopeError
 from upslope.lab.sweep.programs import Programs
 from upslope.lab.sweep.setup import Setup
-from upslope.lab.sweep.study import Study
+from upslope.lab.sweep.study import DIVERGED, Study
 from upslope.lab.sweep.trial import PrunedError, TrialDisplay
 from upslope.runs.directory import RunDirectory
 from upslope.runs.train import Session, begin
@@ -288,7 +288,7 @@ class Server:
                 return Outcome("pruned", files=files_of(path))
             except UpslopeError as error:
                 if "no longer finite" in str(error):
-                    return Outcome("pruned", "diverged", files=files_of(path))
+                    return Outcome("pruned", DIVERGED, files=files_of(path))
                 return Outcome("failed", str(error), files=files_of(path))
             return Outcome("complete", score=fmean(run.returns.tolist()), files=files_of(path))
 

@@ -16,7 +16,7 @@ from upslope.engines.base import Chunk, chunk_length
 from upslope.engines.trials import TrialsEngine
 from upslope.errors import UpslopeError
 from upslope.lab.sweep.setup import Setup
-from upslope.lab.sweep.study import REPORTS
+from upslope.lab.sweep.study import DIVERGED, REPORTS
 from upslope.learning.devices import computing
 from upslope.learning.iteration import Task
 from upslope.learning.varied import Family, Path, UndecidedError, flatten
@@ -68,7 +68,7 @@ class Trials(Protocol):
         """See `Study.fail`."""
         ...
 
-    def put_back(self, trial: Any) -> None:
+    def put_back(self, trial: Any) -> Any:
         """See `Study.put_back`."""
         ...
 
@@ -165,7 +165,7 @@ class Programs:
             part = steps * REPORTS // self.setup.default.steps
             if lost[rows].any():
                 engine.stop(one.slot)
-                self.end(active, one, partial(self.study.prune, reason="diverged"))
+                self.end(active, one, partial(self.study.prune, reason=DIVERGED))
             elif part >= REPORTS:
                 self.end(active, one, partial(self.study.complete, score=value))
             elif part > one.told:

@@ -29,6 +29,8 @@ WARM_UP = 5
 """Reports before the median pruner may stop a trial: the first quarter of the budget."""
 BUSY_SECONDS = 60
 """Seconds for which a process waits for another one that writes to the same SQLite file."""
+BEGIN_SECONDS, AGAIN_SECONDS = 30.0, 0.5
+"""Seconds for which a process waits for another one that makes the tables or begins the study, and between looks."""
 PULSE_SECONDS, LOST_SECONDS = 60.0, 600.0
 """Seconds between two signs of life of a trial, and without one until its process on another machine counts as gone."""
 OPTIONS: Mapping[str, Any] = {
@@ -39,7 +41,7 @@ OPTIONS: Mapping[str, Any] = {
     "warn_asynchronous_seeding": False,
 }
 """Arguments of samplers and pruners that take them; all others keep Optuna's defaults."""
-NONE = "none"
+NONE, DIVERGED = "none", "diverged"
 
 
 def require_optuna() -> Any:
@@ -199,8 +201,15 @@ class Access:
 class Study:
     """The trials of a sweep in their storage. Several processes may share it."""
 
-    def __init__(self, space: Space, access: Access, description: Mapping[str, Any]):
-        """`description` says what must be the same in all processes and calls.
+    def __init__(
+        self,
+        space: Space,
+        access: Access,
+        description: Mapping[str, Any],
+        first: Mapping[str, Any] | None = None,
+    ):
+        """`description` says what must be the same in all processes and calls; `first` are the settings of a new
+        study's first trial.
 
         Raises:
             UpslopeError: the storage cannot be used, or holds a sweep of this name with another description.
@@ -211,18 +220,17 @@ class Study:
         sampler, pruner = sampler_of(access.sampler, access.seed), made("pruner", access.pruner, pruners())
         with storage_errors(access.storage):
             self.storage = storage_of(access.storage)
-            self.study = optuna.create_study(
-                storage=self.storage,
-                study_name=access.name,
-                direction="maximize",
-                load_if_exists=True,
-                sampler=sampler,
-                pruner=pruner,
-            )
-            kept, now = self.study.user_attrs.get("sweep"), json.dumps(description, sort_keys=True)
-            if kept is None:
-                self.study.set_user_attr("sweep", now)
-            elif json.loads(kept) != json.loads(now):
+            place: dict[str, Any] = {"storage": self.storage, "study_name": access.name}
+            place |= {"sampler": sampler, "pruner": pruner}
+            try:
+                self.study = optuna.create_study(**place, direction="maximize")
+                until = 0.0
+            except optuna.exceptions.DuplicatedStudyError:
+                self.study = optuna.load_study(**place)
+                until = time.monotonic() + BEGIN_SECONDS
+            now = json.dumps(description, sort_keys=True)
+            kept = self.begin(now, first, until)
+            if json.loads(kept) != json.loads(now):
                 raise UpslopeError(differing(access.name, json.loads(kept), json.loads(now)))
         self.pulse = Pulse(self.storage)
 
@@ -231,10 +239,16 @@ class Study:
         found = self.study.get_trials(deepcopy=False)
         return [t for t in found if t.state != self.states.WAITING and not t.user_attrs.get("put_back")]
 
-    def suggest_first(self, drawn: Mapping[str, Any]) -> None:
-        """Make these settings the first trial of a study without trials."""
-        if not self.study.get_trials(deepcopy=False):
-            self.study.enqueue_trial(dict(drawn))
+    def begin(self, description: str, first: Mapping[str, Any] | None, until: float) -> str:
+        """Write what a study is and its first trial, and return what it is. Of several processes only the one that
+        created it writes; another one does if nothing has been written until then."""
+        while (kept := self.study.user_attrs.get("sweep")) is None and time.monotonic() < until:
+            time.sleep(AGAIN_SECONDS)
+        if kept is None:
+            if first is not None and not self.study.get_trials(deepcopy=False):
+                self.study.enqueue_trial(dict(first))
+            self.study.set_user_attr("sweep", kept := description)
+        return kept
 
     def left(self) -> int:
         """How many trials have not begun; 0 if the sampler has tried everything."""
@@ -256,36 +270,57 @@ class Study:
         return trial
 
     def report(self, trial: Any, part: int, value: float) -> bool:
-        """Tell the recent return after a part of the budget, 1 to `REPORTS`; return whether the trial is pruned."""
+        """Tell the recent return after a part of the budget, 1 to `REPORTS`; return whether to give the trial up."""
         if not math.isfinite(value):
             return False
-        trial.report(value, part)
+        with self.unless_ended() as still:
+            trial.report(value, part)
+        if not still:
+            return True
         with without_warnings():
             return trial.should_prune()
 
     def complete(self, trial: Any, score: float) -> None:
         """Tell the score of a finished trial. Without one, no episode has ended, and it is told as pruned."""
         if math.isfinite(score):
-            self.study.tell(trial, score)
+            with self.unless_ended():
+                self.study.tell(trial, score, skip_if_finished=True)
         else:
             self.prune(trial, "no episode ended")
 
     def prune(self, trial: Any, reason: str = "") -> None:
         """Tell that a trial was given up. Samplers then avoid its surroundings, as those of a bad one."""
-        trial.set_user_attr("reason", reason)
-        self.study.tell(trial, state=self.states.PRUNED)
+        self.end(trial, self.states.PRUNED, reason)
 
     def fail(self, trial: Any, reason: str) -> None:
         """Tell that a trial could not be trained."""
-        trial.set_user_attr("reason", brief_text(reason))
-        self.study.tell(trial, state=self.states.FAIL)
+        self.end(trial, self.states.FAIL, brief_text(reason))
 
-    def put_back(self, trial: Any, *, again: bool = True) -> None:
-        """Return a stopped trial to the study; with `again`, the next process that asks trains it."""
-        self.storage.set_trial_user_attr(trial._trial_id, "put_back", True)
-        if again:
+    def end(self, trial: Any, state: Any, reason: str) -> None:
+        """Tell that a trial has ended without a score, and why."""
+        with self.unless_ended():
+            self.storage.set_trial_user_attr(trial._trial_id, "reason", reason)
+            self.study.tell(trial.number, state=state, skip_if_finished=True)
+
+    @contextmanager
+    def unless_ended(self) -> Iterator[list[bool]]:
+        """Do nothing to a trial that has ended, e.g. since another process took this one for gone and put it back.
+        What is given is then empty."""
+        still = [True]
+        try:
+            yield still
+        except require_optuna().exceptions.UpdateFinishedTrialError:
+            still.clear()
+
+    def put_back(self, trial: Any, *, again: bool = True) -> bool:
+        """Return a stopped trial to the study; with `again`, the next process that asks trains it. Of several processes
+        that do so at once, one puts it back; return whether it was this one."""
+        with self.unless_ended() as still:
+            self.storage.set_trial_user_attr(trial._trial_id, "put_back", True)
+            self.storage.set_trial_state_values(trial._trial_id, self.states.FAIL)
+        if still and again:
             self.study.enqueue_trial(trial.params)
-        self.study.tell(trial.number, state=self.states.FAIL)
+        return bool(still)
 
     def running(self) -> list[Any]:
         """The trials on which a process is at work."""
@@ -293,17 +328,13 @@ class Study:
 
     def put_back_lost(self) -> int:
         """Put back the trials of processes that no longer exist; return their number."""
-        lost = [t for t in self.running() if is_gone(t.user_attrs)]
-        for trial in lost:
-            self.put_back(trial)
-        return len(lost)
+        return sum(self.put_back(trial) for trial in self.running() if is_gone(trial.user_attrs))
 
     def fail_of(self, pid: int | None, reason: str) -> None:
         """Tell that the trials of a process of this machine have failed."""
         for trial in self.running():
             if trial.user_attrs.get("process") == f"{platform.node()}:{pid}":
-                self.storage.set_trial_user_attr(trial._trial_id, "reason", reason)
-                self.study.tell(trial.number, state=self.states.FAIL)
+                self.fail(trial, reason)
 
     def told(self) -> list[Told]:
         """All trials in order."""
@@ -312,7 +343,7 @@ class Study:
     def told_of(self, trial: Any) -> Told:
         """One trial as it is stored."""
         reason, state = trial.user_attrs.get("reason", ""), trial.state.name.lower()
-        state = {"fail": "failed"}.get(state, "diverged" if state == "pruned" and reason else state)
+        state = {"fail": "failed"}.get(state, reason if reason == DIVERGED else state)
         has_score = trial.state == self.states.COMPLETE and trial.value is not None
         seconds = trial.duration.total_seconds() if trial.duration else math.nan
         score = float(trial.value or 0.0) if has_score else math.nan
@@ -338,11 +369,23 @@ class Study:
 
 
 def storage_of(storage: str) -> Any:
-    """The storage at a URL. SQLite waits while another process writes."""
+    """The storage at a URL. SQLite waits while another process writes; one that makes the same tables is waited for."""
     optuna = require_optuna()
     arguments = {"connect_args": {"timeout": BUSY_SECONDS}} if storage.startswith("sqlite") else {"pool_pre_ping": True}
+    until = time.monotonic() + BEGIN_SECONDS
     with without_warnings():
-        return optuna.storages.RDBStorage(storage, engine_kwargs=arguments)
+        while True:
+            try:
+                return optuna.storages.RDBStorage(storage, engine_kwargs=arguments)
+            except Exception as error:  # each database driver has its own kinds
+                if not is_made_twice(error) or time.monotonic() > until:
+                    raise
+            time.sleep(AGAIN_SECONDS)
+
+
+def is_made_twice(error: Exception) -> bool:
+    """Whether a table or row could not be made since another process has just made it."""
+    return type(error).__name__ == "IntegrityError" or "already exists" in str(error)
 
 
 def sqlite_url(path: Path) -> str:

@@ -129,7 +129,7 @@ def sweep(
     path = Path(folder) / (check_name(name) if name else default_name(setup.default))
     make_folder(path)
     access = Access(storage or sqlite_url(path / STORAGE), path.name, trials, sampler, pruner, setup.default.seed)
-    study = Study(setup.space, access, setup.described())
+    study = Study(setup.space, access, setup.described(), setup.space.drawn(setup.default))
     say = no_words if quiet else choose(quiet).message
     for line in opening_lines(setup, study, path):
         say(line)
@@ -198,9 +198,6 @@ def train_trials(
     def ended(number: int) -> None:
         say(trial_words(study, number))
 
-    drawn = setup.space.drawn(setup.default)
-    if drawn is not None:
-        study.suggest_first(drawn)
     told = False
     while True:
         if lost := study.put_back_lost():

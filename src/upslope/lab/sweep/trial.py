@@ -10,7 +10,7 @@ from typing import Any
 from upslope.engines.base import Resources
 from upslope.errors import UpslopeError
 from upslope.lab.sweep.setup import Setup
-from upslope.lab.sweep.study import REPORTS, Study
+from upslope.lab.sweep.study import DIVERGED, REPORTS, Study
 from upslope.runs.directory import RunDirectory
 from upslope.runs.display import Display, Snapshot
 from upslope.runs.train import Session, begin
@@ -61,7 +61,7 @@ def train_trial(setup: Setup, study: Study, trial: Any, folder: Path, workers: i
         study.prune(trial)
     except UpslopeError as error:
         diverged = "no longer finite" in str(error)
-        (study.prune if diverged else study.fail)(trial, "diverged" if diverged else str(error))
+        (study.prune if diverged else study.fail)(trial, DIVERGED if diverged else str(error))
     except (KeyboardInterrupt, SystemExit):
         study.put_back(trial)
         raise
