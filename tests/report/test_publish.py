@@ -285,7 +285,7 @@ def test_an_archive_has_the_commands_and_the_same_bytes(runs: list[Path], archiv
         assert file.read(f"{runs[0].name}/config.json") == (runs[0] / "config.json").read_bytes()
         assert {entry.date_time for entry in file.infolist()} == {(1980, 1, 1, 0, 0, 0)}
     first = contents["runs"][0]
-    assert first["command"] == "upslope train CartPole-v1 --no-preset --steps 1000 --seeds 2"
+    assert first["command"] == "upslope train CartPole-v1 --no-preset --steps 1000 --seeds 2 --name ppo-CartPole-v1-0"
     assert f"    {first['command']}\n" in text and first["versions"]["upslope"] in text
     with pytest.raises(UpslopeError, match="exists already"):
         upslope.bundle(runs, tmp_path)

@@ -2,7 +2,10 @@
 
 import json
 import re
+import shlex
 import shutil
+import zipfile
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -200,6 +203,25 @@ def test_the_command_line_inherits_what_is_left_out(source: Path, tmp_path: Path
     file = tmp_path / "settings.yaml"
     file.write_text(f"from: {source}\nsteps: 98\n")
     assert config_of(["--config", str(file)]).start_from == str(source)
+
+
+def test_an_archive_repeats_a_run_and_what_it_began_with(source: Path, folder: Path, tmp_path: Path, monkeypatch: Any):
+    changed = beginning(source, "changed", steps=99, epochs=1, fresh_optimiser=True)
+    other = beginning(source, "other", algorithm="a2c", steps=400, from_seed=1)
+    assert RunDirectory(changed).config().preset is None, "its settings are those of the source, which had no preset"
+    runs = [changed, source, other]
+    with zipfile.ZipFile(upslope.bundle(runs, tmp_path / "runs.zip")) as archive:
+        archive.extractall(tmp_path / "runs", [n for n in archive.namelist() if n.startswith("source/")])
+        commands = [shlex.split(run["command"]) for run in json.loads(archive.read("bundle.json"))["runs"]]
+    monkeypatch.chdir(tmp_path)
+    for run, (_, train, *words) in zip(runs, commands, strict=True):
+        assert train == "train" and words[-2:] == ["--name", run.name]
+        wanted, found = RunDirectory(run).config(), config_of(words)
+        begins_with = wanted.start_from and f"runs/{Path(wanted.start_from).name}@last"
+        assert found == replace(wanted, start_from=begins_with)
+    # Somebody who has only that run is told what else is needed.
+    with zipfile.ZipFile(upslope.bundle(changed, tmp_path / "one.zip")) as archive:
+        assert f"It needs the run {source}, which is not in this archive." in archive.read("REPEAT.md").decode()
 
 
 def test_code_that_only_the_source_names_needs_trust(source: Path, folder: Path):

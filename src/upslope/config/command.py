@@ -2,19 +2,24 @@
 
 import json
 import shlex
+from collections.abc import Mapping
 from typing import Any
 
 from upslope.config.config import Config, configure, recorded_preset
 from upslope.config.presets import DEFAULT_PRESET, preset_of
 
+NOTHING: Mapping[str, Any] = {}
 FROM_THE_RUNG = ("environment", "algorithm", "preset")
 """Fields that `command_of` handles separately rather than by a flag of the same name."""
+RENAMED = {"start-from": "--from"}
+"""Settings whose flag has another name."""
 REPEATED = {"wrappers": "--wrapper", "ignore-observation": "--ignore-observation", "encoder": "--encoder"}
 """Settings whose flag is repeated for each value."""
 
 
-def command_of(config: Config, *, is_continuous: bool) -> str:
-    """The shortest `upslope train` command for this config, with flags only for values that differ from defaults."""
+def command_of(config: Config, *, is_continuous: bool, inherited: Mapping[str, Any] = NOTHING) -> str:
+    """The shortest `upslope train` command for this config, with flags only for values that differ from defaults, or
+    from what a run that begins with another one has `inherited` from it."""
     words = ["upslope", "train", config.environment]
     if config.algorithm != Config.algorithm:
         words += ["--algorithm", config.algorithm]
@@ -23,7 +28,8 @@ def command_of(config: Config, *, is_continuous: bool) -> str:
         words.append("--no-preset")
     elif isinstance(wanted, str):
         words += ["--preset", wanted]
-    usual = configure(config.environment, config.algorithm, is_continuous=is_continuous, use_preset=wanted)
+    options: dict[str, Any] = {"is_continuous": is_continuous, "use_preset": wanted}
+    usual = configure(config.environment, config.algorithm, **options, **inherited)
     for name, value in vars(config).items():
         if name not in FROM_THE_RUNG and value != getattr(usual, name):
             words += flag(name.rstrip("_").replace("_", "-"), value)
@@ -46,4 +52,4 @@ def flag(name: str, value: Any) -> list[str]:
         return [word for each in value for word in (REPEATED[name], each)]
     if isinstance(value, tuple):
         return [f"--{name}", *map(str, value)]
-    return [f"--{name}", json.dumps(value) if isinstance(value, dict) else str(value)]
+    return [RENAMED.get(name, f"--{name}"), json.dumps(value) if isinstance(value, dict) else str(value)]

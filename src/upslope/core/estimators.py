@@ -216,7 +216,7 @@ class VTrace(Estimator):
         delta = td_error(rollout, values, gamma)
         correction = discounted_sum(rho * delta, ends(rollout), gamma * trace)
         following = jnp.concatenate([correction[1:], jnp.zeros_like(correction[:1])])
-        weight = rho * (delta + gamma * jnp.where(ends(rollout), 0.0, following))
+        weight = rho * (delta + jnp.where(ends(rollout), 0.0, gamma * following))
         return Credit(weight=weight, target=jnp.where(rollout.valid, correction + values.value, 0.0))
 
 
@@ -245,8 +245,9 @@ def reward_to_go(rollout: Rollout, gamma: float) -> Float[Array, "T N"]:
 
 def td_error(rollout: Rollout, values: Values, gamma: float) -> Float[Array, "T N"]:
     """δ_t = r_t + γ V(s_{t+1}) − V(s_t), where V(s_{t+1}) = 0 if the episode terminated there."""
-    next_value = jnp.where(rollout.terminated, 0.0, values.next_value)
-    delta = rollout.reward + gamma * next_value - values.value
+    # The product is inside, where XLA moves it if γ is a constant: so it rounds alike if γ is an input of the program.
+    discounted = jnp.where(rollout.terminated, 0.0, gamma * values.next_value)
+    delta = rollout.reward + discounted - values.value
     return jnp.where(rollout.valid, delta, 0.0)
 
 

@@ -320,7 +320,7 @@ def returns_before_the_end(gamma: float, rollout: Rollout) -> tuple[Float[Array,
     def step_back(_: Any, found: tuple[Array, Array]) -> tuple[Array, Array]:
         following, known = found
         known = last | (continues & next_row(known))
-        return jnp.where(known, rollout.reward + gamma * jnp.where(last, 0.0, next_row(following)), 0.0), known
+        return jnp.where(known, rollout.reward + jnp.where(last, 0.0, gamma * next_row(following)), 0.0), known
 
     start = jnp.where(last, rollout.reward, 0.0), last
     return jax.lax.fori_loop(0, TAIL - 1, step_back, start)

@@ -12,11 +12,13 @@ def discounted_returns(
     gamma: float, carry: Float[Array, "N"], rollout: Rollout
 ) -> tuple[Float[Array, "T N"], Float[Array, "N"]]:
     """G_t = r_t + γ G_{t−1} within each episode, forwards in time, and the final G to continue from."""
+    end = ends(rollout)
+    began = jnp.concatenate([jnp.zeros_like(end[:1]), end[:-1]])
 
     def forwards(before: Array, now: tuple[Array, Array]) -> tuple[Array, Array]:
-        reward, end = now
-        total = reward + gamma * before
-        return jnp.where(end, 0.0, total), total
+        reward, began = now  # the product is inside `where` for the reason in `td_error`
+        total = reward + jnp.where(began, 0.0, gamma * before)
+        return total, total
 
-    carry, discounted = jax.lax.scan(forwards, carry, (rollout.reward, ends(rollout)), unroll=UNROLL)
-    return discounted, carry
+    last, discounted = jax.lax.scan(forwards, carry, (rollout.reward, began), unroll=UNROLL)
+    return discounted, jnp.where(end[-1], 0.0, last)

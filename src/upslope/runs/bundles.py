@@ -7,10 +7,12 @@ NAME/…             the files of each run, as in its run directory
 
 import hashlib
 import json
+import shlex
 import shutil
 import stat
 import zipfile
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path, PurePosixPath
 from tempfile import TemporaryDirectory
 from typing import IO, Any
@@ -64,10 +66,11 @@ def bundle(
     path = archive_path(output)
     named = dict(zip(names_of(paths), map(RunDirectory, paths), strict=True))
     files = {name: files_of(directory, checkpoints) for name, directory in named.items()}
+    there = {directory.path.resolve(): name for name, directory in named.items()}
     contents = {
         "format": BUNDLE_FORMAT,
         "upslope": versions()["upslope"],
-        "runs": [described(name, directory, files[name]) for name, directory in named.items()],
+        "runs": [described(name, directory, files[name], there) for name, directory in named.items()],
     }
     texts = {CONTENTS: json.dumps(contents, indent=1, ensure_ascii=False), REPEAT: repeat_text(contents["runs"])}
     temporary = temporary_beside(path)
@@ -149,19 +152,42 @@ def files_of(directory: RunDirectory, checkpoints: bool) -> dict[str, Path]:
     return found
 
 
-def described(name: str, directory: RunDirectory, files: dict[str, Path]) -> dict[str, Any]:
-    """What the archive says about a run."""
-    from upslope.config.command import command_of
-    from upslope.runs.policy import spaces_of  # this imports JAX, which reading an archive does not need
-
-    config, description = directory.config(), directory.read()
+def described(name: str, directory: RunDirectory, files: dict[str, Path], there: Mapping[Path, str]) -> dict[str, Any]:
+    """What the archive says about a run; `there` are the names of all runs in it."""
+    description = directory.read()
+    command, note = repeating(name, directory, there)
     return {
         "name": name,
-        "command": command_of(config, is_continuous=spaces_of(directory)[1].is_continuous),
+        "command": command,
+        "note": note,
         "created": description.get("created"),
         "versions": description["versions"],
         "sha256": {inner: sha256_of(path) for inner, path in files.items()},
     }
+
+
+def repeating(name: str, directory: RunDirectory, there: Mapping[Path, str]) -> tuple[str, str]:
+    """The command that trains a run again under its name in the archive, and what else it needs."""
+    from upslope.config.command import command_of, wanted_preset
+    from upslope.runs.lineage import inherited_from, source_of  # this imports JAX, which reading an archive does not
+    from upslope.runs.policy import spaces_of
+
+    config = directory.config()
+    inherited, note = {}, ""
+    if config.start_from is not None:
+        source = source_of(config.start_from)
+        place = source.directory.path.resolve()
+        note = f"It needs the run {source.directory.path}, which is not in this archive."
+        if place in there:
+            config = replace(config, start_from=f"runs/{there[place]}@{source.checkpoint}")
+            note = f"It needs {there[place]}, whose command is here too."
+        try:
+            inherited = inherited_from(source.config, config.environment, config.algorithm, wanted_preset(config))
+        except UpslopeError:
+            note += " Settings that it took over from there may be missing here; config.json has them all."
+    is_continuous = spaces_of(directory)[1].is_continuous
+    command = command_of(config, is_continuous=is_continuous, inherited=inherited)
+    return f"{command} --name {shlex.quote(name)}", note
 
 
 def sha256_of(path: Path) -> str:
@@ -185,6 +211,7 @@ def repeat_text(runs: Sequence[dict[str, Any]]) -> str:
             "",
             f"    {readable(run['command'])}",
             "",
+            *([readable(run["note"]), ""] if run["note"] else []),
             f"Made with {readable(packages)}.",
         ]
     return "\n".join(lines) + "\n"

@@ -137,12 +137,9 @@ def request_from(
     asked = canonical(settings)
     source = source_of(asked["start_from"])
     config = source.config
-    names = {*NETWORKS, *NORMALISED, "seed", "seeds"}
-    if environment is None or label(environment) == config.environment:
-        names |= set(MAKING)
-    if algorithm in (None, config.algorithm) and not isinstance(preset, str):
-        names |= set(vars(config)) - {*MAKING, *NEVER_INHERITED}
-    inherited = {name: getattr(config, name) for name in vars(config) if name in names - asked.keys()}
+    known = config.environment if environment is None else label(environment)
+    inherited = inherited_from(config, known, algorithm or config.algorithm, preset)
+    inherited = {name: value for name, value in inherited.items() if name not in asked}
     given = (set(ROLES) - inherited.keys() - {"environment"}) | set(parts)
     given |= set() if environment is None else {"environment"}
     require(config, source.directory.path, trust=trust, given=given, ask=ask)
@@ -153,6 +150,16 @@ def request_from(
         "settings": asked,
         "inherited": inherited,
     }
+
+
+def inherited_from(config: Config, environment: str, algorithm: str, preset: bool | str) -> dict[str, Any]:
+    """The settings that a run with this environment, algorithm and preset inherits from one with this config."""
+    names = {*NETWORKS, *NORMALISED, "seed", "seeds"}
+    if environment == config.environment:
+        names |= set(MAKING)
+    if algorithm == config.algorithm and not isinstance(preset, str):
+        names |= set(vars(config)) - {*MAKING, *NEVER_INHERITED} | {"preset"}
+    return {name: value for name, value in vars(config).items() if name in names}
 
 
 def taken_over(config: Config, task: Task, state: TrainState) -> tuple[TrainState, dict[str, Any]]:

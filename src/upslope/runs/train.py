@@ -295,7 +295,8 @@ def opening_lines(config: Config, directory: RunDirectory) -> list[str]:
         note = recorded[1].get("note") if recorded else None
         made = words_of(recorded[1].get("making", {})) if recorded else []
         adds = f", with {' '.join(made)}" if made else ""
-        lines.append(f"preset: {config.preset}" + (f" ({note})" if note else "") + f"{adds}; --no-preset turns it off")
+        adds += "" if config.start_from else "; --no-preset turns it off"  # else it is that of the run before
+        lines.append(f"preset: {config.preset}" + (f" ({note})" if note else "") + f"{adds}")
     if reason := lost(config.environment):
         lines.append(
             f"{config.environment} cannot be found again by its name: {reason}. Commands like `upslope evaluate` "
