@@ -6,17 +6,19 @@
 
 The defaults are those of the action space, as in an environment that nobody has tuned; cases that end in _preset hold
 the sweep against the environment's tuned settings. Each result replaces its entry in results/sweep.json. A sweep that
-was stopped is continued (--folder keeps it).
+was stopped is continued by the same command (--folder keeps it). --dry runs a case in small, and stores nothing.
 """
 
 import argparse
 import json
+import math
 import os
 import random
 import subprocess
 import sys
 import tempfile
 import time
+from collections.abc import Mapping
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from queue import Queue
@@ -36,6 +38,8 @@ CASES: dict[str, dict[str, Any]] = {
     "halfcheetah_preset": {"environment": "HalfCheetah-v5", "steps": 200_000, "preset": True},
 }
 TRIALS, SEEDS, FRESH = 64, 3, 10
+SMALL = {"trials": 4, "seeds": 2, "fresh_seeds": 2, "steps": 4096}
+"""A case in small, to see that it works."""
 ALONE = 8
 """Trials trained in a process each; their rate is that of more of them."""
 STEPS = 50_000
@@ -46,28 +50,36 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("case", choices=["throughput", *CASES])
     parser.add_argument("--folder", type=Path, default=Path("runs"))
+    parser.add_argument("--dry", action="store_true")
     flags = parser.parse_args()
-    found = throughput() if flags.case == "throughput" else worth(flags.case, flags.folder)
+    if flags.case == "throughput" and flags.dry:
+        parser.error("--dry is for sweeps")
+    found = throughput() if flags.case == "throughput" else worth(flags.case, flags.folder, SMALL if flags.dry else {})
+    print(json.dumps(plain(found), indent=1))
+    if flags.dry:
+        return
     stored = json.loads(RESULTS.read_text()) if RESULTS.exists() else {}
     stored[flags.case] = found | {"versions": versions(), "cores": num_cores()}
     RESULTS.write_text(json.dumps(plain(stored), indent=1, allow_nan=False) + "\n")
-    print(json.dumps(plain(found), indent=1))
 
 
-def worth(case: str, folder: Path) -> dict[str, Any]:
-    """Sweep, and report what the winner is worth on fresh seeds."""
+def worth(case: str, folder: Path, small: Mapping[str, int]) -> dict[str, Any]:
+    """Sweep, and report what the winner is worth on fresh seeds; `small` replaces the case's settings."""
     started = time.perf_counter()
-    name = f"sweep-of-{case}"
-    found = upslope.sweep(**CASES[case], trials=TRIALS, seeds=SEEDS, fresh_seeds=FRESH, name=name, folder=folder)
+    name = f"sweep-of-{case}" + ("-dry" if small else "")
+    is_whole = not (folder / name).exists()
+    options = {**CASES[case], "trials": TRIALS, "seeds": SEEDS, "fresh_seeds": FRESH, **small}
+    found = upslope.sweep(**options, name=name, folder=folder)
     confirmation = found.confirmation
     return {
-        **CASES[case],
-        "seconds": round(time.perf_counter() - started, 1),
+        **{key: options[key] for key in CASES[case]},
+        "seconds": round(time.perf_counter() - started, 1) if is_whole else None,  # else it was stopped in between
+        "seconds of trials": round(sum(t.seconds for t in found.trials if math.isfinite(t.seconds)), 1),
         "trials": counts(found.trials),
         "winner": None if found.winner is None else {"score": found.winner.score, **found.winner.drawn},
         "verdict": None if confirmation is None else confirmation.verdict,
         "words": verdict_words(found),
-        "fresh seeds": FRESH,
+        "fresh seeds": options["fresh_seeds"],
         "score": None if confirmation is None else confirmation.comparison.score,
         "winner's scores": None if confirmation is None else confirmation.winner.scores,
         "default's scores": None if confirmation is None else confirmation.default.scores,

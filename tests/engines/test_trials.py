@@ -40,7 +40,7 @@ CASES = {
             "clip_rewards": 5.1,
         },
         {"optimiser": "adamw", "shared_trunk": True, "value_coefficient": 0.3},
-        {"optimiser": "adamw", "shared_trunk": True, "value_coefficient": 0.6},
+        {"optimiser": "adamw", "shared_trunk": True, "value_coefficient": 0.3},
     ),
 }
 
