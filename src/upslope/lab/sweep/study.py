@@ -376,11 +376,27 @@ def storage_of(storage: str) -> Any:
     with without_warnings():
         while True:
             try:
-                return optuna.storages.RDBStorage(storage, engine_kwargs=arguments)
+                found = optuna.storages.RDBStorage(storage, engine_kwargs=arguments)
+                if storage.startswith("sqlite"):
+                    lock_at_once(found.engine)
+                return found
             except Exception as error:  # each database driver has its own kinds
                 if not is_made_twice(error) or time.monotonic() > until:
                     raise
             time.sleep(AGAIN_SECONDS)
+
+
+def lock_at_once(engine: Any) -> None:
+    """Let transactions of SQLite take the lock where they begin, not where they first write: else two processes read
+    that a trial waits, and both take it."""
+    from sqlalchemy import event
+
+    def connect(connection: Any, _: Any) -> None:
+        connection.isolation_level = None  # the driver begins no transaction by itself
+
+    event.listen(engine, "connect", connect)
+    event.listen(engine, "begin", lambda connection: connection.exec_driver_sql("BEGIN IMMEDIATE"))
+    engine.dispose()  # connections that were made before
 
 
 def is_made_twice(error: Exception) -> bool:
