@@ -190,7 +190,7 @@ class SharedHost(HostEngine):
 
     def __init__(self, task: Task, seeds: Any, columns: Any, *more: Any):
         super().__init__(task, seeds, columns, *more)
-        self.is_planted = isinstance(task.estimator, PlantedGAE)
+        self.is_planted, self.numbers = isinstance(task.estimator, PlantedGAE), numbers_of(task)
         self.shared = PROGRAMS.setdefault(key_of(task, "host", self.is_planted, self.iterations, len(seeds)), {})
         self.act = self.shared.setdefault("act", self.act)
         self.keys = self.shared.setdefault("keys", self.keys)
@@ -209,5 +209,6 @@ class SharedHost(HostEngine):
                 both = partial(learn, weigh_planted, partial(move_with, with_numbers(task, numbers)))
                 return on_flat(both, layout)(flat, rollout, key)
 
-        program = self.shared.setdefault("learn", jax.jit(learn_one, compiler_options=QUICK))
-        return partial(program, numbers_of(task))
+        if "learn" not in self.shared:
+            self.shared["learn"] = jax.jit(learn_one, compiler_options=QUICK)
+        return partial(self.shared["learn"], self.numbers)

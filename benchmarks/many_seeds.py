@@ -11,7 +11,6 @@ each by a command of its own. The largest memory is that of the command's proces
 
 import argparse
 import json
-import os
 import platform
 import subprocess
 import sys
@@ -22,9 +21,6 @@ from typing import Any
 
 from pages import fill
 
-from upslope.learning.devices import num_cores
-from upslope.runs.directory import versions
-
 RESULTS = Path(__file__).parent / "results" / "many_seeds.json"
 PAGE = Path(__file__).parents[1] / "docs" / "scale.md"
 UPSLOPE = [sys.executable, "-c", "from upslope.cli.main import main; main()"]
@@ -32,14 +28,27 @@ NUMBERS = (10, 100, 1000)
 STEPS = 20_000
 
 
+MEASURED = """
+import resource, subprocess, sys
+subprocess.run(sys.argv[1:], check=True, stdout=subprocess.DEVNULL)
+print(resource.getrusage(resource.RUSAGE_CHILDREN).ru_maxrss)
+"""
+"""Runs a command in between: to a process's largest memory Linux counts that of the one which started it."""
+ABOUT = """
+import json
+from upslope.learning.devices import num_cores
+from upslope.runs.directory import versions
+print(json.dumps({"cores": num_cores(), "versions": versions()}))
+"""
+
+
 def command(folder: Path, *words: str) -> dict[str, float]:
     """Run a command of upslope; its seconds and its largest memory in MB."""
     started = perf_counter()
-    process = subprocess.Popen([*UPSLOPE, *words], cwd=folder, stdout=subprocess.DEVNULL)
-    _, status, usage = os.wait4(process.pid, 0)
-    if status:
-        raise SystemExit(f"failed: upslope {' '.join(words)}")
-    return {"seconds": round(perf_counter() - started, 1), "megabytes": round(usage.ru_maxrss / 1024)}
+    line = [sys.executable, "-S", "-c", MEASURED, *UPSLOPE, *words]
+    done = subprocess.run(line, cwd=folder, check=True, capture_output=True, text=True)
+    unit = 1024**2 if sys.platform == "darwin" else 1024
+    return {"seconds": round(perf_counter() - started, 1), "megabytes": round(int(done.stdout) / unit)}
 
 
 def measure(seeds: int) -> dict[str, Any]:
@@ -84,9 +93,9 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--table", action="store_true")
     if not parser.parse_args().table:
-        machine = {"processor": platform.processor() or platform.machine(), "cores": num_cores()}
+        about = json.loads(subprocess.run([sys.executable, "-c", ABOUT], check=True, capture_output=True).stdout)
         found = {str(seeds): measure(seeds) for seeds in NUMBERS}
-        stored = {"steps": STEPS, "seeds": found, "machine": machine, "versions": versions()}
+        stored = {"steps": STEPS, "seeds": found, "processor": platform.processor() or platform.machine(), **about}
         RESULTS.write_text(json.dumps(stored, indent=1) + "\n", "utf-8")
     stored = json.loads(RESULTS.read_text("utf-8"))
     print(table(stored["seeds"]))

@@ -10,9 +10,14 @@ from run_helpers import SEGMENTS
 
 from upslope.config.prepare import prepare
 from upslope.engines.flat import Layout, packed, unpacked
-from upslope.engines.host import take
 from upslope.learning.health import PREFIX, RAW
 from upslope.learning.iteration import initialise_all
+
+
+def take(tree: Any, s: int) -> Any:
+    """Seed s of a stacked pytree."""
+    return jax.tree.map(lambda x: x[s], tree)
+
 
 SMALL: dict[str, Any] = SEGMENTS | {"hidden_sizes": (8,), "seeds": 2}
 
@@ -32,7 +37,7 @@ def test_the_parts_of_a_state_are_found_by_their_places(settings: dict[str, Any]
     assert all(isinstance(x, np.ndarray) for x in jax.tree.leaves(agents))
     np.testing.assert_array_equal(layout.steps_of(each), [0, 0])
     other = jax.tree.map(lambda x: jnp.ones_like(x[0]), states.memory)
-    changed = layout.whole(layout.with_memory(each[0], other))
+    changed = layout.whole(layout.with_memory(each[0], jax.tree.leaves(other)))
     jax.tree.map(np.testing.assert_array_equal, changed.memory, other)
     jax.tree.map(np.testing.assert_array_equal, changed.learner.agent, take(states, 0).learner.agent)
 

@@ -105,6 +105,12 @@ def test_a_slow_environment_is_measured(takes: float, expected_steps: int, monke
     assert next(steps) == expected_steps
 
 
+def test_a_clock_that_jumps_before_the_first_step_ends_no_trial(monkeypatch: Any):
+    clock = itertools.count(step=1.0)
+    monkeypatch.setattr(slices, "perf_counter", lambda: next(clock))
+    assert slices.step_seconds(make(Walk)) == 1.0  # type: ignore[arg-type]
+
+
 def test_rows_of_several_seeds_find_their_worker(tmp_path: Path):
     config = configure("CartPole-v1", is_continuous=False, seeds=2, **{"num_envs": 3})
     world: Any = make("CartPole-v1")

@@ -18,7 +18,6 @@ from upslope.core.types import Metrics
 from upslope.learning.health import unpack_health
 from upslope.learning.iteration import TrainState
 from upslope.models.agent import Agent
-from upslope.models.model import Memory
 
 Flat = list[Any]
 """The arrays of a `TrainState` in the order of its leaves; random keys as their data."""
@@ -28,15 +27,18 @@ class Layout:
     """Which array of a `TrainState` stands where in a flat list."""
 
     def __init__(self, state: TrainState):
-        self.like, self.structure = jax.tree.flatten(state)
+        leaves, self.structure = jax.tree.flatten(state)
+        self.like = [jax.ShapeDtypeStruct(x.shape, x.dtype) for x in leaves]
         places = self.structure.unflatten(range(len(self.like)))
         self.steps: int = places.steps
         self.agent, self.agent_structure = jax.tree.flatten(places.learner.agent)
         self.memory = jax.tree.leaves(places.memory)
 
     def flat(self, state: TrainState) -> Flat:
-        """The arrays of a state."""
-        return [raw(x) for x in jax.tree.leaves(state)]
+        """The arrays of a state of this structure."""
+        leaves, structure = jax.tree.flatten(state)
+        assert structure == self.structure, "learning changed the structure of the state"
+        return [raw(x) for x in leaves]
 
     def whole(self, flat: Sequence[Any]) -> TrainState:
         """The inverse of `flat`."""
@@ -50,9 +52,9 @@ class Layout:
         """The steps of several seeds' states [S]."""
         return np.array([int(flat[self.steps]) for flat in seeds], np.int64)
 
-    def with_memory(self, flat: Flat, memory: Memory) -> Flat:
-        """The list with another memory."""
-        changed = dict(zip(self.memory, jax.tree.leaves(memory), strict=True))
+    def with_memory(self, flat: Flat, memory: Sequence[Any]) -> Flat:
+        """The list with the arrays of another memory."""
+        changed = dict(zip(self.memory, memory, strict=True))
         return [changed.get(i, x) for i, x in enumerate(flat)]
 
 
@@ -67,9 +69,10 @@ class Packed:
 
 
 def packed(metrics: Metrics) -> Packed:
-    """Put the metrics into one vector."""
-    shapes = tuple((name, jnp.shape(x)) for name, x in metrics.items())
-    return Packed(jnp.concatenate([jnp.ravel(x).astype(jnp.float32) for x in metrics.values()]), shapes)
+    """Put the metrics into one vector, as floats of 32 bits, which they are."""
+    named = sorted(metrics.items())
+    values = [jnp.ravel(x).astype(jnp.float32) for _, x in named]
+    return Packed(jnp.concatenate([jnp.zeros(0), *values]), tuple((name, jnp.shape(x)) for name, x in named))
 
 
 def unpacked(rows: Sequence[Sequence[Packed | None]]) -> dict[str, np.ndarray]:

@@ -57,8 +57,10 @@ class HostEngine:
         self.iterations = 1 if task.estimator.whole_episodes else chunk_length(task, CHUNKS, CHUNK_STEPS)
         self.keys = jax.jit(over_seeds(partial(keys_ahead, count=self.iterations)))
         self.split, self.stack = jax.jit(partial(split, len(seeds))), jax.jit(stack)
+        self.layout: Layout | None = None
         self.learn: Callable[[Flat, Rollout, Any], tuple[Flat, Packed]] | None = None
-        """Once there is a state: one seed's program, so that results do not depend on the number of seeds."""
+        """Once there is a state: its layout, and one seed's program, so that results do not depend on the number of
+        seeds."""
 
     def learning(self, layout: Layout) -> Callable[[Flat, Rollout, Any], tuple[Flat, Packed]]:
         """The program that learns from one seed's rollout: weigh, then move, given a state's arrays and a key."""
@@ -79,8 +81,10 @@ class HostEngine:
             return state, Chunk({}, unchanged, unchanged, [[] for _ in self.seeds])
         state, self.afresh = begun_afresh(state, self.afresh), []
         keys = np.asarray(self.keys(state.key, state.iteration))
-        layout = Layout(state)
-        self.learn = self.learn or self.learning(layout)
+        if self.layout is None:
+            self.layout = Layout(state)
+            self.learn = self.learning(self.layout)
+        layout = self.layout
         each, memory = self.split(layout.flat(state)), state.memory
         self.mark()
         self.is_complete = False
@@ -111,7 +115,8 @@ class HostEngine:
             with clock(self.phases, "learn"):
                 each[s], metrics[s] = jax.block_until_ready(self.learn(each[s], facts, keys[s, 1]))
         if after is not memory:
-            each = [layout.with_memory(flat, take(after, s)) for s, flat in enumerate(each)]
+            memories = self.split(jax.tree.leaves(after))
+            each = [layout.with_memory(flat, one) for flat, one in zip(each, memories, strict=True)]
         steps = layout.steps_of(each)
         return each, after, Iteration(metrics, steps, before, self.rows(rollout, ends, before))
 
@@ -255,11 +260,6 @@ def split(num_seeds: int, leaves: Flat) -> list[Flat]:
 def stack(each: list[Flat]) -> Flat:
     """The inverse of `split`."""
     return [jax.numpy.stack(x) for x in zip(*each, strict=True)]
-
-
-def take(tree: Any, s: int) -> Any:
-    """Seed s of a stacked pytree."""
-    return jax.tree.map(lambda x: x[s], tree)
 
 
 SHORT, MIDDLE = 64, 512

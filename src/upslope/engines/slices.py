@@ -30,7 +30,7 @@ STEP_OVERHEAD, CALL_OVERHEAD = 0.3e-3, 0.5e-3
 """Seconds of overhead per step of all slices in processes, and for each slice on a cluster."""
 TRIAL_SECONDS = 0.25
 """Duration of an environment's timing trial."""
-STRETCHES = 20
+STRETCHES = 10
 """Number of stretches of steps in a trial."""
 MIN_SECONDS_SAVED = 5.0
 """Expected saving, in seconds, that justifies starting processes."""
@@ -209,33 +209,33 @@ class TrialPlace:
 
 
 def step_seconds(environment: HostEnvironment) -> float:
-    """Measure the seconds per step of one environment with random actions: the median of short stretches, since others
-    may use the core during a few of them."""
+    """Measure the seconds per step of one environment with random actions, resets included: the median of short
+    stretches, so that somebody else who uses the core during a few of them does not matter."""
     instance, place, where = environment.create(), TrialPlace(), "reset"
-    seconds: list[float] = []
+    at: list[float] = []
     try:
         head, generator = head_of(environment.action_space, environment.name), np.random.default_rng(0)
         answer = instance.reset(seed=0)
         reset_answer(answer, environment.name, place)
-        started = perf_counter()
-        while perf_counter() - started < TRIAL_SECONDS and place.length < 1000:
+        at.append(perf_counter())
+        while len(at) == 1 or (at[-1] - at[0] < TRIAL_SECONDS and place.length < 1000):
             where, place.length = "step", place.length + 1
             mask = read_mask(answer[-1], head, environment.name, place) if environment.gives_masks else None
             (action,) = one_by_one(head.to_environment(head.random(generator, mask)[None]))
-            before = perf_counter()
             answer = instance.step(action)
-            seconds.append(perf_counter() - before)
             _, _, terminated, truncated = step_answer(answer, environment.name, place)
             if terminated or truncated:
                 where = "reset"
                 answer = instance.reset()
-        return float(np.median([part.mean() for part in np.array_split(seconds, min(STRETCHES, len(seconds)))]))
+            at.append(perf_counter())
     except UpslopeError:
         raise
     except Exception as error:
         raise UpslopeError(raised(environment.name, where, place.describe(), error)) from error
     finally:
         close_all(environment.name, [instance])
+    marks = np.unique(np.linspace(0, len(at) - 1, STRETCHES + 1).astype(int))
+    return float(np.median(np.diff(np.asarray(at)[marks]) / np.diff(marks)))
 
 
 class Server:

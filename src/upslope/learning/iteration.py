@@ -212,7 +212,7 @@ def iterate(task: Task, state: TrainState) -> tuple[TrainState, Metrics, Finishe
 
 
 def learn(weigh: Weigh, move: Move, state: TrainState, rollout: Rollout, key: AnyKey) -> tuple[TrainState, Metrics]:
-    """Learn from a rollout of any origin: weigh, then move. Both can be compiled and timed separately."""
+    """Learn from a rollout of any origin: weigh, then move."""
     state, scaled, credit, assessed = weigh(state, rollout)
     state, metrics = move(state, scaled, credit, key)
     return state, metrics | assessed
