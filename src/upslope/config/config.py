@@ -64,6 +64,9 @@ class Config:
     """Begin the optimiser's state (momentum and scales) anew."""
     num_envs: int = 8
     """N, environments per seed. Usual: 1 to 64; thousands on accelerators."""
+    devices_per_seed: int = 1
+    """Devices, cores or accelerators, over which the environments of each seed are split, for wide networks and
+    thousands of compiled environments. The minibatches stay the same, and sums are rounded otherwise."""
     group_size: int = 1
     """G, environments that begin alike: those of a group share the reset seed of every episode, so that leave_one_out
     and group_mean can compare their returns. For estimators of whole episodes. Usual: 4 to 64."""
@@ -258,6 +261,7 @@ LIMITS: dict[str, tuple[str, Callable[[Any], bool]]] = {
             "steps",
             "seeds",
             "num_envs",
+            "devices_per_seed",
             "group_size",
             "rollout_steps",
             "n",

@@ -176,6 +176,7 @@ def missing_reader(name: str, config: Config, task: Task) -> str:
         "rollout_steps": (not (estimator.whole_episodes or is_recorded), f"{segments} without --data"),
         "num_envs": (not is_recorded, "runs without --data"),
         "group_size": (not is_recorded, "runs without --data"),
+        "devices_per_seed": (task.environment.is_compiled and not is_recorded, "compiled environments"),
         "imitation_iterations": (is_recorded, "runs with --data"),
         "stop_at_return": (not is_recorded, "runs without --data"),
         **dict.fromkeys(

@@ -233,6 +233,7 @@ def task_of(config: Config, environment: AnyEnvironment, parts: Parts = NO_PARTS
     limit = config.max_episode_steps or environment.max_episode_steps
     check_pair(config, estimator, objective, limit)
     check_groups(config, estimator, environment)
+    check_devices(config)
     update = Update(
         objective=objective,
         needs_critic=estimator.needs_critic,
@@ -276,6 +277,7 @@ def task_of(config: Config, environment: AnyEnvironment, parts: Parts = NO_PARTS
         log_info=config.log_info,
         group_size=size_of_groups(config, estimator),
         intrinsic=intrinsic_of(config, parts.bonus),
+        devices_per_seed=config.devices_per_seed,
     )
 
 
@@ -411,6 +413,17 @@ def check_groups(config: Config, estimator: Estimator, environment: AnyEnvironme
         raise UpslopeError(
             f"{config.environment} resets its episodes by itself, so those of a group cannot share a reset seed. Train "
             "the single environments instead of the batched ones, or leave --group-size out."
+        )
+
+
+def check_devices(config: Config) -> None:
+    """Refuse environments that cannot be split evenly over the devices of a seed."""
+    count = config.devices_per_seed
+    if config.num_envs % count:
+        fitting = max(count, config.num_envs - config.num_envs % count)
+        raise UpslopeError(
+            f"--num-envs {config.num_envs} cannot be split evenly over --devices-per-seed {count}. Use --num-envs "
+            f"{fitting}, or another multiple of {count}."
         )
 
 

@@ -18,12 +18,21 @@ from upslope.engines.stored_programs import StoredPrograms
 from upslope.environments.registry import name_of
 from upslope.errors import UpslopeError
 from upslope.learning.collect import Finished
-from upslope.learning.devices import NETWORKS, SEEDS, assign_seeds, full_precision, is_cpu_mesh, is_vmapped
+from upslope.learning.devices import (
+    SEEDS,
+    assign_seeds,
+    full_precision,
+    has_two_devices,
+    is_cpu_mesh,
+    is_split,
+    is_vmapped,
+)
 from upslope.learning.health import unpack_health
 from upslope.learning.iteration import (
     QUICK,
     Task,
     TrainState,
+    axes_of,
     initialise_all,
     iterate_many,
     iteration_keys,
@@ -62,16 +71,24 @@ class Program:
     def compile(self, data: Rollout | None, state: Any) -> None:
         """Compile the program for this data."""
         self.data = jax.device_put(data, self.replicated)
-        arguments, structure = jax.tree.flatten((self.data, jax.device_put(state, self.seed_sharding)))
+        placed = self.placed(state)
+        arguments, structure = jax.tree.flatten((self.data, placed))
+        by_seed = self.seed_sharding
+        shardings = ([x.sharding for x in jax.tree.leaves(placed)], *[by_seed] * 3) if is_split(self.mesh) else by_seed
         plain = partial(self.in_plain_containers, structure)
         with full_precision(not is_cpu_mesh(self.mesh)):  # set here too, since `computing` does not reach other threads
             if self.stored is None:
-                jitted = jax.jit(plain, out_shardings=self.seed_sharding)
+                jitted = jax.jit(plain, out_shardings=shardings)
             else:
-                jitted = self.stored.jitted("iterate", plain, arguments, out_shardings=self.seed_sharding)
+                jitted = self.stored.jitted("iterate", plain, arguments, out_shardings=shardings)
             lowered = jitted.lower(*arguments)
-        timeout = NO_TIMEOUT if self.mesh.shape[NETWORKS] > 1 else {}
+        timeout = NO_TIMEOUT if has_two_devices(self.mesh) or is_split(self.mesh) else {}
         self.compiled = lowered.compile(QUICK | timeout if is_cpu_mesh(self.mesh) else None)
+
+    def placed(self, state: Any) -> Any:
+        """The state with each seed on its devices."""
+        axes = axes_of(state, self.mesh)
+        return jax.device_put(state, jax.tree.map(lambda names: NamedSharding(self.mesh, names), axes))
 
     def in_plain_containers(self, structure: Any, *arguments: Any) -> Any:
         """The program from and to arrays in lists, tuples and dictionaries, as a stored one has them."""
@@ -82,9 +99,7 @@ class Program:
 
     def __call__(self, state: Any) -> Any:
         """Dispatch asynchronously; the result is ready later."""
-        leaves, metrics, finished, steps = self.compiled(
-            *jax.tree.leaves((self.data, jax.device_put(state, self.seed_sharding)))
-        )
+        leaves, metrics, finished, steps = self.compiled(*jax.tree.leaves((self.data, self.placed(state))))
         after = jax.tree.unflatten(jax.tree.structure(state), leaves)
         return after, (metrics, None if finished is None else Finished(**finished), *steps)
 
@@ -107,7 +122,9 @@ class ProgramEngine:
     ):
         self.task, self.seeds, self.iterations, self.data = task, seeds, iterations, data
         self.phases: dict[str, float] = {}
-        self.shares, meshes = zip(*assign_seeds(len(seeds), is_worth_two_devices(task, data)), strict=True)
+        self.shares, meshes = zip(
+            *assign_seeds(len(seeds), is_worth_two_devices(task, data), task.devices_per_seed), strict=True
+        )
         self.programs = [Program(partial(self.one_seed, task_on_mesh(task, mesh)), mesh, stored) for mesh in meshes]
         self.is_compiled = False
         self.ahead: tuple[TrainState, list[TrainState], Any] | None = None
@@ -238,7 +255,7 @@ def is_worth_two_devices(task: Task, data: Rollout | None) -> bool:
 
 def task_on_mesh(task: Task, mesh: Mesh) -> Task:
     """The task with the device settings of this mesh."""
-    apart, vmapped = mesh.shape[NETWORKS] > 1, is_vmapped(mesh)
+    apart, vmapped = has_two_devices(mesh), is_vmapped(mesh)
     return dataclasses.replace(task, update=dataclasses.replace(task.update, apart=apart, vmapped=vmapped))
 
 

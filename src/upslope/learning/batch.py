@@ -15,6 +15,7 @@ from upslope.core.distributions import Distribution
 from upslope.core.estimators import ends
 from upslope.core.types import Credit, Rollout
 from upslope.learning.blocks import in_blocks
+from upslope.learning.split import columns_shared
 from upslope.models.agent import Agent, no_fresh
 from upslope.models.model import Carry, Memory, Model, Outputs, allowed, has_memory, unroll
 
@@ -106,7 +107,11 @@ def in_time(x: Shaped[Array, "B ..."], shape: tuple[int, ...], length: int | Non
 
 def carries_at(model: Model, features: Any, memory: Memory, rollout: Rollout, length: int) -> Carry:
     """The carry at the start of each stretch, with the current parameters; no gradient flows through it."""
-    first, after = memory.carry, unroll(model, features, memory.carry, beginnings(rollout, memory))[1]
+    over_time = features, beginnings(rollout, memory)
+    first, after = (
+        memory.carry,
+        columns_shared(lambda x, carry: unroll(model, x[0], carry, x[1])[1], over_time, memory.carry),
+    )
     starts = jax.tree.map(lambda x, then: jnp.concatenate([x[None], then[length - 1 : -1 : length]]), first, after)
     return jax.lax.stop_gradient(jax.tree.map(lambda x: x.reshape(-1, *x.shape[2:]), starts))
 

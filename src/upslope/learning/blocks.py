@@ -1,16 +1,27 @@
 """Process rows in blocks that fit in a core's cache. The results equal those of one large batch."""
 
 from collections.abc import Callable
+from functools import partial
 from typing import Any
 
 import jax
+
+from upslope.learning.split import rows_shared
 
 BLOCK = 1024
 """Number of samples whose activations fit in a core's cache."""
 
 
 def in_blocks(function: Callable[[Any], Any], rows: Any, vmapped: bool = False) -> Any:
-    """`function(rows)` for a function that acts on each row independently; block by block, unless `vmapped`."""
+    """`function(rows)` for a function that acts on each row independently; block by block, unless `vmapped`.
+
+    If the seed is split over devices, each computes a share of the rows.
+    """
+    return rows_shared(partial(blockwise, function, vmapped=vmapped), rows)
+
+
+def blockwise(function: Callable[[Any], Any], rows: Any, *, vmapped: bool) -> Any:
+    """`in_blocks` on this device alone."""
     num_rows = jax.tree.leaves(rows)[0].shape[0]
     if vmapped or num_rows <= BLOCK or num_rows % BLOCK:
         return function(rows)

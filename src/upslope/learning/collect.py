@@ -3,6 +3,9 @@
 `collect` is one scan. It counts the steps of each episode, sets `truncated` at the time limit, records the true
 successor observation, and starts the next episode itself. For whole-episode estimators every column holds one
 episode from its start to its end, and the steps after the end are padding (`valid` is false).
+
+If the seed is split over devices (`split.py`), each has its share of the columns here, and draws the random numbers of
+all to take its own.
 """
 
 from typing import Any, NamedTuple
@@ -13,6 +16,7 @@ from jaxtyping import Array, Bool, Float, Int, Key, PRNGKeyArray
 
 from upslope.core.types import Rollout
 from upslope.environments.base import CompiledEnvironment
+from upslope.learning.split import num_shares, of_all, own_part
 from upslope.models.agent import Acting
 from upslope.models.head import ActionHead
 from upslope.models.model import Carry
@@ -72,7 +76,7 @@ def collect(
     log_info: tuple[str, ...] = (),
 ) -> tuple[EnvState, Rollout, Finished]:
     """Act for `num_steps` steps in N columns, continuing from `columns` and restarting whenever an episode ends."""
-    num_envs = columns.length.shape[0]
+    num_envs = columns.length.shape[0] * num_shares()
 
     def step(columns: EnvState, randomness: tuple[Array, Randomness]) -> tuple[EnvState, tuple[Rollout, Finished]]:
         reset_keys, step_randomness = randomness
@@ -85,7 +89,8 @@ def collect(
         return after, (row, finished)
 
     keys = split_each(jax.random.split(key, num_steps))
-    randomness = split_each(keys[:, 0], num_envs), draw_randomness(agent, columns, keys[:, 1])
+    reset_keys = own_part(split_each(keys[:, 0], num_envs), axis=1)
+    randomness = reset_keys, draw_randomness(agent, columns, keys[:, 1])
     columns, (rollout, finished) = jax.lax.scan(step, columns, randomness)
     return columns, rollout, finished
 
@@ -116,7 +121,7 @@ def collect_episodes(
     group_size: int = 1,
 ) -> tuple[Rollout, Finished]:
     """One whole episode in each of N columns, padded to `max_episode_steps`; in each group of `group_size` neighbouring
-    columns all begin with the same reset."""
+    columns all begin with the same reset. The N columns are those of all devices, if the seed is split over them."""
     begin_key, act_key = jax.random.split(key)
 
     def step(carry: tuple[EnvState, Array], randomness: Randomness) -> tuple[Any, tuple[Rollout, Finished]]:
@@ -128,12 +133,12 @@ def collect_episodes(
         return (after, running & ~finished.done), (row, finished)
 
     if group_size == 1:
-        columns = begin(world, agent, begin_key, num_envs)
+        columns = begin_episodes(world, agent, own_part(jax.random.split(begin_key, num_envs)))
     else:
         reset_keys = jax.random.split(begin_key, num_envs // group_size)
-        columns = begin_episodes(world, agent, reset_keys[jnp.arange(num_envs) // group_size])
+        columns = begin_episodes(world, agent, own_part(reset_keys[jnp.arange(num_envs) // group_size]))
     randomness = draw_randomness(agent, columns, jax.random.split(act_key, max_episode_steps))
-    return jax.lax.scan(step, (columns, jnp.ones(num_envs, bool)), randomness)[1]
+    return jax.lax.scan(step, (columns, jnp.ones_like(columns.length, bool)), randomness)[1]
 
 
 def draw_randomness(agent: Acting, columns: EnvState, keys: Key[Array, "T"]) -> Randomness:
@@ -143,11 +148,17 @@ def draw_randomness(agent: Acting, columns: EnvState, keys: Key[Array, "T"]) -> 
     share of each step. The policy here provides only the shape of the noise.
     """
     keys, head = split_each(keys), agent.head
+    transition_keys = own_part(split_each(keys[:, 1], columns.length.shape[0] * num_shares()), axis=1)
     if head.num_features:  # a matrix for each column, which is drawn where it is used
         noise = keys[:, 0], keys[head.held_since(jnp.arange(len(keys))), 0]
-        return Randomness(noise, split_each(keys[:, 1], columns.length.shape[0]))
-    noise = jax.vmap(lambda key: act_in_columns(agent, columns, None)[0].noise(key))(keys[:, 0])
-    return Randomness(noise, split_each(keys[:, 1], columns.length.shape[0]))
+        return Randomness(noise, transition_keys)
+    noise = jax.vmap(lambda key: own_part(policy_of_all(agent, columns).noise(key)))(keys[:, 0])
+    return Randomness(noise, transition_keys)
+
+
+def policy_of_all(agent: Acting, columns: EnvState) -> Any:
+    """A policy with as many columns as all devices have, for the shape of its noise."""
+    return act_in_columns(agent, of_all(columns._replace(state=())), None)[0]
 
 
 def split_each(keys: Key[Array, "T"], num: int = 2) -> Key[Array, "T num"]:
@@ -171,7 +182,9 @@ def advance(
         stuck = ~agent.head.allows_some(mask)
         choices = mask | stuck[:, None]
     policy, carry = act_in_columns(agent, columns, choices)
-    noise = policy.held_noise(*randomness.noise) if agent.head.num_features else randomness.noise
+    noise = randomness.noise
+    if agent.head.num_features:
+        noise = own_part(policy_of_all(agent, columns).held_noise(*noise))
     action = policy.choose(noise)
     state, transition = jax.vmap(world.step)(randomness.keys, columns.state, agent.head.to_compiled(action))
     length = columns.length + 1

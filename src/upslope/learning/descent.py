@@ -13,6 +13,7 @@ from jaxtyping import Array, Bool, Float, Integer, PRNGKeyArray
 from upslope.core.types import Metrics
 from upslope.learning.optimisers import Optimiser
 from upslope.learning.shuffle import shuffle
+from upslope.learning.split import num_shares, own_rows, own_valid, summed
 from upslope.learning.vectors import concatenate_leaves
 
 MIN_SPLIT = 1024
@@ -121,8 +122,12 @@ def minibatch_gradient(
 ) -> tuple[tuple[Float[Array, ""], Any], Any]:
     """The means of `loss`'s values over these units (all if None), and the gradient of the mean loss.
 
-    With `in_halves`, a large minibatch is summed over two halves, whose intermediate values stay in a core's cache.
+    With `in_halves`, a large minibatch is summed over two halves, whose intermediate values stay in a core's cache. A
+    seed that is split over devices has a share of the units on each, and the sum on all.
     """
+    if num_shares() > 1:
+        num_units = batch.weight.shape[0]
+        return shared_gradient(loss, parameters, batch, jnp.arange(num_units) if indices is None else indices)
     num_units = batch.weight.shape[0] if indices is None else indices.shape[0]
     num_parts = 2 if in_halves and num_units >= MIN_SPLIT and num_units % 2 == 0 else 1
     size = num_units // num_parts
@@ -140,3 +145,18 @@ def minibatch_gradient(
 
     shares = [jax.value_and_grad(share, has_aux=True)(parameters, part) for part in parts]
     return jax.tree.map(lambda *x: sum(x[1:], x[0]), *shares)
+
+
+def shared_gradient(
+    loss: Loss, parameters: Any, batch: Units, indices: Integer[Array, "M"]
+) -> tuple[tuple[Float[Array, ""], Any], Any]:
+    """`minibatch_gradient`, with a share of the units on each device. All devices have the whole batch."""
+    mine, is_own = own_rows(indices)
+    part = jax.tree.map(lambda x: jnp.take(x, mine, axis=0, mode="clip"), batch)
+    counts = own_valid(part.valid, is_own)
+    count = jnp.maximum(jnp.sum(jnp.take(batch.valid, indices, axis=0, mode="clip")), 1)
+
+    def share(parameters: Any) -> tuple[Array, Any]:
+        return jax.tree.map(lambda x: jnp.sum(jnp.where(counts, x, 0.0)) / count, loss(parameters, part))
+
+    return summed(jax.value_and_grad(share, has_aux=True)(parameters))

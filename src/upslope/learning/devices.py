@@ -21,9 +21,11 @@ from threadpoolctl import threadpool_limits
 
 from upslope.core.private_folders import private_folder
 from upslope.core.reading import brief
+from upslope.errors import UpslopeError
 
-SEEDS, NETWORKS = "seeds", "networks"
-"""The axes of a mesh: seeds are spread over the first; the second has two devices, for policy and critic, or one."""
+SEEDS, NETWORKS, ENVIRONMENTS = "seeds", "networks", "environments"
+"""The axes of a mesh. Seeds are spread over the first. The second has two devices, for policy and critic, or one; or it
+is the third, over which each seed's environments are split."""
 VMAPPED_SEEDS = "vmapped"
 """The vmapped axis of seeds within one device."""
 
@@ -153,23 +155,45 @@ def cache_folder() -> Path:
     return user_cache_path("upslope") / f"programs-jaxlib-{version('jaxlib')}"
 
 
-def assign_seeds(num_seeds: int, is_worth_two: bool) -> list[tuple[slice, Mesh]]:
-    """Assign seeds to devices: as many full rounds over all devices as possible, then the rest.
+def assign_seeds(num_seeds: int, is_worth_two: bool, per_seed: int = 1) -> list[tuple[slice, Mesh]]:
+    """Assign seeds to devices, `per_seed` to each: as many full rounds over all devices as possible, then the rest.
 
     The rest is a separate program. If it leaves enough CPU cores idle and `is_worth_two`, each of its seeds gets two,
     one for the policy and one for the critic.
+
+    Raises:
+        UpslopeError: there are fewer devices than a seed is to have.
     """
     devices = np.asarray(jax.local_devices())
-    rest = num_seeds % len(devices)
-    width = 2 if is_worth_two and 2 * rest <= len(devices) and devices[0].platform == "cpu" else 1
-    whole = (slice(0, num_seeds - rest), mesh_of(devices, 1))
-    last = (slice(num_seeds - rest, num_seeds), mesh_of(devices[: rest * width], width))
+    at_once = len(devices) // per_seed
+    if at_once == 0:
+        kind = "processor cores" if devices[0].platform == "cpu" else "devices"
+        raise UpslopeError(
+            f"--devices-per-seed {per_seed} splits each seed over {per_seed} devices, and this process has only "
+            f"{len(devices)} {kind}. The number is part of a run, since it decides how sums are rounded: train where "
+            f"there are {per_seed}, or begin a new run with at most {len(devices)}."
+        )
+    rest, axis = num_seeds % at_once, NETWORKS if per_seed == 1 else ENVIRONMENTS
+    is_pair = per_seed == 1 and is_worth_two and 2 * rest <= len(devices) and devices[0].platform == "cpu"
+    width = 2 if is_pair else per_seed
+    whole = (slice(0, num_seeds - rest), mesh_of(devices[: at_once * per_seed], per_seed, axis))
+    last = (slice(num_seeds - rest, num_seeds), mesh_of(devices[: rest * width], width, axis))
     return ([whole] if num_seeds > rest else []) + ([last] if rest else [])
 
 
-def mesh_of(devices: np.ndarray, width: int) -> Mesh:
-    """A mesh of these devices with `width` of them per seed."""
-    return Mesh(devices.reshape(-1, width), (SEEDS, NETWORKS))
+def mesh_of(devices: np.ndarray, width: int, axis: str = NETWORKS) -> Mesh:
+    """A mesh of these devices with `width` of them per seed, along an axis of this name."""
+    return Mesh(devices.reshape(-1, width), (SEEDS, axis))
+
+
+def is_split(mesh: Mesh) -> bool:
+    """Whether each seed's environments are split over devices of this mesh."""
+    return ENVIRONMENTS in mesh.shape
+
+
+def has_two_devices(mesh: Mesh) -> bool:
+    """Whether each seed has a device for the policy and one for the critic."""
+    return mesh.shape.get(NETWORKS, 1) > 1
 
 
 def is_vmapped(mesh: Mesh) -> bool:

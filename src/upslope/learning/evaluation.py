@@ -1,5 +1,6 @@
 """Evaluate the critic on every state of a rollout and on every true successor."""
 
+from functools import partial
 from typing import Any
 
 import jax
@@ -9,6 +10,7 @@ from jaxtyping import Array, Bool
 from upslope.core.types import Credit, Rollout, Successors, Values
 from upslope.learning.batch import batch_of, beginnings
 from upslope.learning.blocks import in_blocks
+from upslope.learning.split import columns_shared, rows_shared
 from upslope.models.agent import Agent, value_of
 from upslope.models.model import Memory, has_memory, start_memory, unroll
 
@@ -41,7 +43,7 @@ def evaluate(agent: Agent, rollout: Rollout, memory: Memory | None = None, vmapp
     def evaluate_new() -> Array:
         (rows,) = jnp.nonzero(is_new, size=capacity, fill_value=value.size)
         chosen = jax.tree.map(lambda x: x.at[rows].get(mode="clip"), flat)
-        return next_row_value.at[rows].set(values(chosen), mode="drop")
+        return next_row_value.at[rows].set(rows_shared(values, chosen), mode="drop")
 
     def evaluate_all() -> Array:
         return jnp.where(is_new, in_blocks(values, flat, vmapped), next_row_value)
@@ -63,6 +65,13 @@ def log_probs(agent: Agent, rollout: Rollout, memory: Memory | None = None, vmap
 
 def evaluate_with_memory(agent: Agent, rollout: Rollout, memory: Memory) -> Values:
     """`evaluate` with memory: V(s_{t+1}) takes one more step from the carry after step t, in the same episode."""
+    if isinstance(rollout.next_observation, Successors):  # rows of their own, which belong to no column's device
+        return evaluate_columns(agent, rollout, memory)
+    return columns_shared(partial(evaluate_columns, agent), rollout, memory)
+
+
+def evaluate_columns(agent: Agent, rollout: Rollout, memory: Memory) -> Values:
+    """`evaluate_with_memory` on this device alone."""
     outputs, after = unroll(agent.model, agent.features(rollout.observation), memory.carry, beginnings(rollout, memory))
     successor, carry = rollout.next_observation, flat_rows(after)
     if isinstance(successor, Successors):

@@ -24,13 +24,14 @@ from upslope.core.types import Credit, Metrics, Rollout, Values
 from upslope.errors import UpslopeError
 from upslope.learning.bonuses.bonus import Setting
 from upslope.learning.collect import EnvState, Finished, begin, collect, collect_episodes
-from upslope.learning.devices import SEEDS, VMAPPED_SEEDS, is_vmapped
+from upslope.learning.devices import ENVIRONMENTS, SEEDS, VMAPPED_SEEDS, is_split, is_vmapped
 from upslope.learning.evaluation import evaluate, log_probs
 from upslope.learning.health import HealthProbe
 from upslope.learning.intrinsic import Intrinsic, Stream, begin_stream, fit_critic, weigh_bonus
 from upslope.learning.optimisers import CONSTANT, Schedules, scheduled
 from upslope.learning.reference import Reference, advanced
 from upslope.learning.returns import discounted_returns
+from upslope.learning.split import gathered
 from upslope.learning.update import Learner, Pace, Update, begin_learning, explained_variance, improve
 from upslope.models.agent import Agent, initialise_agents, returns_seen
 from upslope.models.build import ModelSpec
@@ -77,6 +78,8 @@ class Task:
     """G, the number of neighbouring columns whose whole episodes begin alike."""
     intrinsic: Intrinsic | None = None
     """The bonus for exploration, and how it is credited; None for none."""
+    devices_per_seed: int = 1
+    """Devices over which a compiled environment's columns are split, for each seed."""
 
     def described(self) -> dict[str, Any]:
         """The pair of axes with their fields, for config.json."""
@@ -97,7 +100,8 @@ class TrainState(NamedTuple):
 
     learner: Learner
     columns: EnvState | None
-    """The running episodes of a compiled environment; None on the host or with whole episodes."""
+    """The running episodes of a compiled environment; None on the host or with whole episodes. The only part of which a
+    seed's devices hold a share each."""
     memory: Memory
     """The model's memory in each column at the start of the next rollout."""
     discounted_return: Float[Array, "N"]
@@ -206,8 +210,9 @@ def iterate(task: Task, state: TrainState) -> tuple[TrainState, Metrics, Finishe
         assert columns is not None
         sizes = task.rollout_steps, task.max_episode_steps
         columns, rollout, finished = collect(world, agent, columns, act_key, *sizes, task.log_info)
+    rollout, finished = gathered((rollout, finished), axis=1)
     state, metrics = learn(partial(weigh, task), partial(move, task), state, rollout, move_key)
-    memory = state.memory if columns is None else Memory(columns.carry, columns.length == 0)
+    memory = state.memory if columns is None else gathered(Memory(columns.carry, columns.length == 0))
     return state._replace(columns=columns, memory=memory), metrics, finished
 
 
@@ -361,15 +366,29 @@ def over_seeds(function: Callable[..., Any], vmapped: bool = False) -> Callable[
 
 
 def spread_seeds(function: Callable[[Any, Any], Any], mesh: Mesh) -> Callable[..., Any]:
-    """Run `function(shared, one)` on every seed, spread evenly over a mesh's devices: (shared, [S, …]) → [S, …]."""
+    """Run `function(shared, state) → (state, facts)` on every seed, spread evenly over a mesh's devices:
+    (shared, states [S, …]) → (states [S, …], facts [S, …])."""
     vmapped = is_vmapped(mesh)
-    return jax.shard_map(
-        lambda shared, states: over_seeds(partial(function, shared), vmapped)(states),
-        mesh=mesh,
-        in_specs=(PartitionSpec(), PartitionSpec(SEEDS)),
-        out_specs=PartitionSpec(SEEDS),
-        check_vma=False,
-    )
+
+    def spread(shared: Any, states: Any) -> Any:
+        axes = axes_of(states, mesh)
+        return jax.shard_map(
+            lambda shared, states: over_seeds(partial(function, shared), vmapped)(states),
+            mesh=mesh,
+            in_specs=(PartitionSpec(), axes),
+            out_specs=(axes, PartitionSpec(SEEDS)),
+            check_vma=False,
+        )(shared, states)
+
+    return spread
+
+
+def axes_of(states: Any, mesh: Mesh) -> Any:
+    """The axes of a mesh over which each array of the states [S, …] is split: running episodes [S, N, …] over those of
+    its environments too."""
+    if not is_split(mesh):
+        return PartitionSpec(SEEDS)
+    return jax.tree.map(lambda _: PartitionSpec(SEEDS), states)._replace(columns=PartitionSpec(SEEDS, ENVIRONMENTS))
 
 
 def stack(states: list[Any]) -> Any:

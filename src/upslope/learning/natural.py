@@ -14,8 +14,9 @@ from jaxtyping import Array, Float
 from upslope.core.objectives import NaturalGradient, TrustRegion
 from upslope.core.types import Metrics
 from upslope.learning.batch import Batch
-from upslope.learning.blocks import in_blocks
+from upslope.learning.blocks import blockwise
 from upslope.learning.descent import Descent, Loss, minibatch_gradient
+from upslope.learning.split import own_rows, own_valid, summed
 from upslope.learning.vectors import concatenate_leaves
 
 SHRINK = 0.8
@@ -27,20 +28,25 @@ def descend_naturally(
 ) -> tuple[Descent, Metrics]:
     """Move along F⁻¹∇L for the mean `loss`, whose other values have a field `kl`: KL(π_old‖π_θ) of each sample."""
     flat, unpack = ravel_pytree(start.parameters)
+    rows, is_own = own_rows(batch)
+    counts = own_valid(rows.valid, is_own)
+
+    def share(parameters: Array) -> tuple[Array, Array]:
+        """This device's part of the mean loss and of the mean KL, which is differentiated twice."""
+        losses, distance = blockwise(lambda rows: loss(unpack(parameters), rows), rows, vmapped=vmapped)
+        count = jnp.maximum(jnp.sum(batch.valid), 1)
+        loss_sum, kl_sum = (jnp.sum(jnp.where(counts, x, 0.0)) for x in (losses, distance.kl))
+        return loss_sum / count, kl_sum / count
 
     def means(parameters: Array) -> tuple[Array, Array]:
-        """The mean loss and the mean KL, which is differentiated twice."""
-        losses, distance = in_blocks(lambda rows: loss(unpack(parameters), rows), batch, vmapped)
-        count = jnp.maximum(jnp.sum(batch.valid), 1)
-        loss_sum, kl_sum = (jnp.sum(jnp.where(batch.valid, x, 0.0)) for x in (losses, distance.kl))
-        return loss_sum / count, kl_sum / count
+        return summed(share(parameters))
 
     def moved(parameters: Array) -> Descent:
         return start._replace(parameters=unpack(parameters))
 
     (before, _), gradients = minibatch_gradient(loss, start.parameters, batch, None, in_halves=not vmapped)
     gradient = concatenate_leaves(gradients)
-    step = natural_step(objective, lambda parameters: means(parameters)[1], flat, gradient)
+    step = natural_step(objective, lambda parameters: share(parameters)[1], flat, gradient)
     metrics = {"loss": before, "gradient_norm": jnp.linalg.norm(gradient)}
     if isinstance(objective, TrustRegion):
         share, tried, gain = line_search(objective, means, flat, step)
@@ -49,9 +55,12 @@ def descend_naturally(
 
 
 def natural_step(objective: NaturalGradient, mean_kl: Any, parameters: Array, gradient: Array) -> Float[Array, "P"]:
-    """αx with (F + damping · I) x = ∇L and ½ (αx)ᵀ(F + damping · I)(αx) = δ; 0 if the gradient is 0."""
+    """αx with (F + damping · I) x = ∇L and ½ (αx)ᵀ(F + damping · I)(αx) = δ; 0 if the gradient is 0.
+
+    `mean_kl` is this device's part of it, if the seed is split over devices.
+    """
     _, fisher_product = jax.linearize(jax.grad(mean_kl), parameters)
-    product = lambda v: fisher_product(v) + objective.damping * v  # noqa: E731
+    product = lambda v: summed(fisher_product(v)) + objective.damping * v  # noqa: E731
     direction, _ = cg(product, gradient, maxiter=objective.conjugate_gradient_iterations)
     square = direction @ product(direction)
     return jnp.where(square > 0, jnp.sqrt(2 * objective.delta / jnp.where(square > 0, square, 1.0)), 0.0) * direction

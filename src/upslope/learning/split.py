@@ -1,0 +1,131 @@
+"""Split one seed over several devices along the mesh axis `ENVIRONMENTS`; results equal one device's within rounding.
+
+    act     each device steps its share of the columns, with the random numbers that they have on one device; then the
+            facts [T, N] are gathered, so that every device has the whole rollout
+    weigh   on every device alike; where rows are independent (V, log π), each device computes its share of them
+    move    every device draws the same minibatches; each differentiates its share of the rows, and the gradients, and
+            the means that decide about an early stop, are summed
+
+So one seed has the same minibatches on any number of devices, and whatever looks at a whole batch (normalisers,
+standardised weights, groups of episodes, bonuses, parts of the user's own) sees all of it. Numbers differ only since a
+sum over the rows has its terms in another order, and a product of fewer rows may round otherwise. Each device holds
+the whole rollout; what is split is the environments' states, the work, and the activations.
+
+Outside such a mesh nothing here does anything.
+"""
+
+from collections.abc import Callable
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array, Bool, Integer
+
+from upslope.learning.devices import ENVIRONMENTS
+from upslope.learning.two_devices import as_words, from_words
+
+
+def num_shares() -> int:
+    """The number of devices that the seed is split over; 1 where it is not."""
+    try:
+        return jax.lax.axis_size(ENVIRONMENTS)
+    except NameError:  # no such axis
+        return 1
+
+
+def own_part(tree: Any, axis: int = 0) -> Any:
+    """This device's share of what belongs to the columns of all devices."""
+    shares = num_shares()
+    if shares == 1:
+        return tree
+
+    def one(x: Array) -> Array:
+        size = x.shape[axis] // shares
+        return jax.lax.dynamic_slice_in_dim(x, jax.lax.axis_index(ENVIRONMENTS) * size, size, axis)
+
+    return jax.tree.map(one, tree)
+
+
+def of_all(tree: Any) -> Any:
+    """Columns as many as all devices have, for what depends on nothing but their number: this device's, repeated."""
+    shares = num_shares()
+    return tree if shares == 1 else jax.tree.map(lambda x: jnp.concatenate([x] * shares), tree)
+
+
+def gathered(tree: Any, axis: int = 0) -> Any:
+    """The parts of all devices, one after another along an axis, on every device."""
+    shares = num_shares()
+    if shares == 1:
+        return tree
+    leaves, structure = jax.tree.flatten(tree)
+    wide = [x for x in leaves if is_packable(x)]
+    # A single message for these, since each costs some 50 microseconds regardless of its size.
+    words = jnp.concatenate([as_words(x) for x in wide]) if wide else jnp.zeros(0, jnp.uint32)
+    received, place = jax.lax.all_gather(words, ENVIRONMENTS), 0
+    joined = []
+    for x in leaves:
+        if not is_packable(x):
+            joined.append(jax.lax.all_gather(x, ENVIRONMENTS, axis=axis, tiled=True))
+            continue
+        shape = jax.ShapeDtypeStruct(x.shape, x.dtype)
+        parts = [from_words(received[share, place : place + x.size], shape) for share in range(shares)]
+        joined.append(jnp.concatenate(parts, axis=axis))
+        place += x.size
+    return jax.tree.unflatten(structure, joined)
+
+
+def is_packable(x: Array) -> bool:
+    """Whether an array may travel as 32-bit words."""
+    return x.dtype == jnp.bool_ or x.dtype.itemsize == 4
+
+
+def summed(tree: Any) -> Any:
+    """The sums over all devices of arrays of floats, in a single message."""
+    if num_shares() == 1:
+        return tree
+    leaves, structure = jax.tree.flatten(tree)
+    total, place, found = jax.lax.psum(jnp.concatenate([x.ravel() for x in leaves]), ENVIRONMENTS), 0, []
+    for x in leaves:
+        found.append(total[place : place + x.size].reshape(x.shape))
+        place += x.size
+    return jax.tree.unflatten(structure, found)
+
+
+def own_rows(tree: Any) -> tuple[Any, Bool[Array, "R"] | None]:
+    """This device's share of rows [B, …] that all devices have, and which of them are its own: where the devices do not
+    divide B, the last devices repeat the last row. None: all are."""
+    shares, num_rows = num_shares(), jax.tree.leaves(tree)[0].shape[0]
+    if shares == 1:
+        return tree, None
+    if num_rows % shares == 0:
+        return own_part(tree), None
+    place = own_places(num_rows, shares)
+    return jax.tree.map(lambda x: jnp.take(x, place, axis=0, mode="clip"), tree), place < num_rows
+
+
+def own_valid(valid: Bool[Array, "R ..."], is_own: Bool[Array, "R"] | None) -> Bool[Array, "R ..."]:
+    """The mask of valid samples among this device's own rows."""
+    return valid if is_own is None else valid & is_own.reshape(-1, *(1,) * (valid.ndim - 1))
+
+
+def own_places(num_rows: int, shares: int) -> Integer[Array, "R"]:
+    """The indices of this device's rows; those from `num_rows` on are nobody's."""
+    size = -(-num_rows // shares)
+    return jax.lax.axis_index(ENVIRONMENTS) * size + jnp.arange(size)
+
+
+def rows_shared(function: Callable[[Any], Any], rows: Any) -> Any:
+    """`function(rows)` for a function that acts on each row independently: each device computes its share."""
+    if num_shares() == 1:
+        return function(rows)
+    num_rows = jax.tree.leaves(rows)[0].shape[0]
+    found = gathered(function(own_rows(rows)[0]))
+    return jax.tree.map(lambda x: x[:num_rows], found)
+
+
+def columns_shared(function: Callable[[Any, Any], Any], over_time: Any, now: Any) -> Any:
+    """`function(over_time, now)` for arrays [T, N, …] and [N, …], for a function that acts on each column independently
+    and returns arrays [T, N, …]: each device computes its share, if they divide N."""
+    if num_shares() == 1 or jax.tree.leaves(over_time)[0].shape[1] % num_shares():
+        return function(over_time, now)
+    return gathered(function(own_part(over_time, axis=1), own_part(now)), axis=1)
