@@ -31,6 +31,11 @@ class Placement:
     mixed: bool = False
     """Whether nodes may have other processors, which round otherwise."""
 
+    @property
+    def worker_devices(self) -> int:
+        """Accelerators of a worker, or processors if it has none."""
+        return int(self.worker_gpus) or max(1, int(self.worker_cpus))
+
     def __post_init__(self) -> None:
         if not self.address or not isinstance(self.address, str):
             raise UpslopeError(f"cluster must be auto or the address of a Ray cluster, not {self.address!r}.")

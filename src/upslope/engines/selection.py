@@ -71,6 +71,12 @@ def engine_on_cluster(
             "The environment or a part of it cannot be sent to a cluster, since a node could not import it. Define it "
             "in a module, name it as module:Name, and send the module along with --py-module. Or omit --cluster."
         )
+    if task.devices_per_seed > placement.worker_devices:
+        raise UpslopeError(
+            f"--devices-per-seed {task.devices_per_seed} splits each seed over as many devices of one worker, and a "
+            f"worker has {placement.worker_devices}. Set --worker-cpus {task.devices_per_seed}, or --worker-gpus "
+            f"{task.devices_per_seed} where nodes have accelerators."
+        )
     cluster = connect(placement)
     cluster.require(task, task.environment)
     capacity = cluster.capacity()

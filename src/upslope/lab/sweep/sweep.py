@@ -149,6 +149,10 @@ def sweep(
 def check_engine(setup: Setup, resources: Resources, at_once: int | None) -> None:
     """Refuse the options of the other kind of environment."""
     is_compiled = setup.environment.is_compiled
+    if setup.default.devices_per_seed > 1 or "devices_per_seed" in setup.space.searched:
+        raise UpslopeError(
+            "The trials of a sweep share the devices, so none is split over several. Leave --devices-per-seed out."
+        )
     if resources.cluster is not None and at_once is not None:
         raise UpslopeError("On a cluster each worker trains one trial at a time, and --workers sets their number.")
     if resources.workers is not None and is_compiled and resources.cluster is None:
