@@ -26,7 +26,7 @@ WEEKLY: dict[str, dict[str, tuple[str, ...]]] = {
         "test_different_seeds_differ": ("host episodes",),
     },
     "runs/test_resume.py": {
-        "test_stopped_and_resumed_is_uninterrupted": ("host episodes", "compiled episodes"),
+        "test_stopped_and_resumed_is_uninterrupted": ("host episodes", "compiled episodes", "compiled split"),
         "test_stopped_before_the_first_iteration": ("host segments", "compiled episodes"),
         "test_an_environment_that_does_not_repeat_itself_is_named": (),
         "test_a_run_killed_before_its_first_checkpoint_is_not_lost": (),

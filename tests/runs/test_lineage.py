@@ -198,6 +198,11 @@ def test_names_of_checkpoints(source: Path, folder: Path):
 def test_the_command_line_inherits_what_is_left_out(source: Path, tmp_path: Path):
     config = config_of(["--from", str(source), "--steps", "99"])
     assert (config.start_from, config.steps, config.learning_rate) == (str(source), 99, 3e-3)
+    copy = tmp_path / "split"
+    shutil.copytree(source, copy)
+    text = (copy / "config.json").read_text().replace('"devices_per_seed": 1', '"devices_per_seed": 2', 1)
+    (copy / "config.json").write_text(text)
+    assert config_of(["--from", str(copy)]).devices_per_seed == 1  # another machine may have fewer devices
     other = config_of(["--from", f"{source}@best", "--algorithm", "a2c"])
     assert other.learning_rate != 3e-3 and other.hidden_sizes == (8,) and other.normalize_rewards
     file = tmp_path / "settings.yaml"

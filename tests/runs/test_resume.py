@@ -30,6 +30,7 @@ NORMALISED = {"normalize_observations": True, "normalize_rewards": True}
 CASES: dict[str, tuple[str, str, dict[str, Any]]] = {
     # 48 steps a chunk are three iterations a program, so a stop falls between chunks of several iterations.
     "compiled segments": ("jax:CartPole-v1", "ppo", {"steps": 4800, **SEGMENTS, **NORMALISED}),
+    "compiled split": ("jax:CartPole-v1", "ppo", {"steps": 4800, "devices_per_seed": 2, **SEGMENTS, **NORMALISED}),
     "compiled episodes": (
         "jax:CartPole-v1",
         "reinforce_baseline",
@@ -40,7 +41,7 @@ CASES: dict[str, tuple[str, str, dict[str, Any]]] = {
     "host box": ("Pendulum-v1", "ppo", {"steps": 960, "max_episode_steps": 21, **SEGMENTS}),
 }
 train = partial(train_case, CASES, seeds=2, hidden_sizes=(8,), quiet=True)
-STOP_AT = {"compiled segments": 40, "host segments": 45, "host box": 31}
+STOP_AT = {"compiled segments": 40, "compiled split": 40, "host segments": 45, "host box": 31}
 """The chunk before which a case is stopped."""
 
 

@@ -31,7 +31,7 @@ def descend_naturally(
     rows, is_own = own_rows(batch)
     counts = own_valid(rows.valid, is_own)
 
-    def share(parameters: Array) -> tuple[Array, Array]:
+    def own_means(parameters: Array) -> tuple[Array, Array]:
         """This device's part of the mean loss and of the mean KL, which is differentiated twice."""
         losses, distance = blockwise(lambda rows: loss(unpack(parameters), rows), rows, vmapped=vmapped)
         count = jnp.maximum(jnp.sum(batch.valid), 1)
@@ -39,14 +39,14 @@ def descend_naturally(
         return loss_sum / count, kl_sum / count
 
     def means(parameters: Array) -> tuple[Array, Array]:
-        return summed(share(parameters))
+        return summed(own_means(parameters))
 
     def moved(parameters: Array) -> Descent:
         return start._replace(parameters=unpack(parameters))
 
     (before, _), gradients = minibatch_gradient(loss, start.parameters, batch, None, in_halves=not vmapped)
     gradient = concatenate_leaves(gradients)
-    step = natural_step(objective, lambda parameters: share(parameters)[1], flat, gradient)
+    step = natural_step(objective, lambda parameters: own_means(parameters)[1], flat, gradient)
     metrics = {"loss": before, "gradient_norm": jnp.linalg.norm(gradient)}
     if isinstance(objective, TrustRegion):
         share, tried, gain = line_search(objective, means, flat, step)
