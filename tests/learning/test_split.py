@@ -3,8 +3,8 @@
 The episodes are equal, since the random numbers of each environment are, and so are the minibatches. What differs is
 the order in which the rows of a batch are summed: with 32-bit sums of a few hundred terms that is some 1e-7 of each
 sum. After four iterations the largest distance of two parameters was measured at 4e-7 in these cases, and 1e-5 is asked
-for: an error in the split (a gradient that is not summed, another minibatch) moves parameters by the learning rate of each
-step of Adam, 2.5e-4 and more.
+for: an error in the split (a gradient that is not summed, another minibatch) moves parameters by the learning rate of
+each step of Adam, 2.5e-4 and more.
 """
 
 from typing import Any

@@ -2,9 +2,9 @@
 
 import dataclasses
 from collections.abc import Callable, Sequence
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import Future, ThreadPoolExecutor
 from functools import partial
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -22,6 +22,7 @@ from upslope.learning.devices import (
     SEEDS,
     assign_seeds,
     full_precision,
+    has_accelerator,
     has_two_devices,
     is_cpu_mesh,
     is_split,
@@ -47,6 +48,9 @@ CHUNKS = 100
 """Training in a compiled environment runs in about this many chunks; rows are written between them."""
 MAX_CHUNK_STEPS = 1 << 21
 """Maximum environment steps per seed in a chunk, so that memory does not grow with the budget."""
+ACCELERATOR_ITERATIONS, ACCELERATOR_CHUNKS = 8, 10
+"""On an accelerator an iteration may take less than the host needs between two chunks, so a chunk has at least this
+many iterations there, as long as the run has this many chunks."""
 NO_TIMEOUT: dict[str, str | bool] = {
     "xla_cpu_collective_call_warn_stuck_seconds": "1000000",
     "xla_cpu_collective_call_terminate_timeout_seconds": "1000000",
@@ -104,6 +108,15 @@ class Program:
         return after, (metrics, None if finished is None else Finished(**finished), *steps)
 
 
+class Ahead(NamedTuple):
+    """A chunk that is computed in the background."""
+
+    state: Any
+    """The state from which it goes on."""
+    result: Future[tuple[Any, Any]]
+    """The state after it, and what each program returned besides."""
+
+
 class ProgramEngine:
     """An engine whose whole iteration is compiled; subclasses act in an environment or read recorded data.
 
@@ -127,8 +140,10 @@ class ProgramEngine:
         )
         self.programs = [Program(partial(self.one_seed, task_on_mesh(task, mesh)), mesh, stored) for mesh in meshes]
         self.is_compiled = False
-        self.ahead: tuple[TrainState, list[TrainState], Any] | None = None
-        """A state, its parts, and the pending result of the first program."""
+        self.ahead: Ahead | None = None
+        self.background = ThreadPoolExecutor(1, "chunks")
+        """Dispatches chunks, one after another. Launching the kernels of an accelerator's program may keep a thread as
+        busy as the accelerator, while the main thread makes and writes the rows of the chunk before."""
         self.split_state, self.join_state = jax.jit(self.parts_of), jax.jit(join_states)
 
     def start(self) -> TrainState:
@@ -143,32 +158,41 @@ class ProgramEngine:
         return [jax.tree.map(lambda x, share=share: x[share], state) for share in self.shares]
 
     def advance(self, state: Any, may_continue: Callable[[], bool] = never) -> tuple[Any, Chunk]:
-        is_single = len(self.programs) == 1
         ahead, self.ahead = self.ahead, None
-        if ahead is not None and ahead[0] is not state:
-            ahead = None
-        parts = ahead[1] if ahead else [state] if is_single else self.split_state(state)
         if not self.is_compiled:
             with clock(self.phases, "compile"), ThreadPoolExecutor() as threads:
+                parts = self.split(state)
                 list(threads.map(lambda program, part: program.compile(self.data, part), self.programs, parts))
             self.is_compiled = True
         with clock(self.phases, "compiled"):
-            first = ahead[2] if ahead else self.programs[0](parts[0])
-            # Run one after another: programs that share devices would slow each other down.
-            done = [jax.block_until_ready(first)]
-            done += [jax.block_until_ready(run(part)) for run, part in zip(self.programs[1:], parts[1:], strict=True)]
-        states, facts = zip(*done, strict=True)
-        after = states[0] if is_single else self.join_state(jax.device_put(states, jax.local_devices()[0]))
+            if ahead is None or ahead.state is not state:
+                ahead = self.begin_chunk(state)
+            after, facts = ahead.result.result()
         if may_continue() and (np.asarray(after.steps, np.int64) < self.task.steps).any():
             # Compute the next chunk while this one's results are copied and written.
-            parts = [after] if is_single else self.split_state(after)
-            self.ahead = after, parts, self.programs[0](parts[0])
+            self.ahead = self.begin_chunk(after)
         metrics, finished, before, steps = jax.tree.map(lambda *x: np.concatenate(x), *facts)
         before, steps = before.astype(np.int64), steps.astype(np.int64)
         if finished is not None:
             self.refuse_stuck(finished)
         episodes = [[] for _ in self.seeds] if finished is None else self.rows(finished, before)
         return after, Chunk(unpack_health(metrics), steps, before, episodes)
+
+    def begin_chunk(self, state: Any) -> Ahead:
+        """Compute the chunk after a state in the background."""
+        return Ahead(state, self.background.submit(self.run_chunk, state))
+
+    def run_chunk(self, state: Any) -> tuple[Any, Any]:
+        """Compute the chunk after a state: the state after it, and what each program returned besides."""
+        # Run one after another: programs that share devices would slow each other down.
+        parts = zip(self.programs, self.split(state), strict=True)
+        states, facts = zip(*(jax.block_until_ready(program(part)) for program, part in parts), strict=True)
+        is_single = len(states) == 1
+        return states[0] if is_single else self.join_state(jax.device_put(states, jax.local_devices()[0])), facts
+
+    def split(self, state: Any) -> list[Any]:
+        """Each program's part of a state."""
+        return [state] if len(self.programs) == 1 else self.split_state(state)
 
     def rows(self, finished: Finished, before: np.ndarray) -> list[list[EpisodeRow]]:
         """[S, I, T, N] → each seed's finished episodes with the step at which they ended."""
@@ -212,7 +236,8 @@ class ProgramEngine:
         """Do nothing: a compiled environment's state is part of the `TrainState`."""
 
     def close(self) -> None:
-        """Do nothing."""
+        """Begin no further chunk. One that is being computed ends by itself, and nobody waits for it here."""
+        self.background.shutdown(wait=False, cancel_futures=True)
 
 
 class CompiledEngine(ProgramEngine):
@@ -221,8 +246,17 @@ class CompiledEngine(ProgramEngine):
     def __init__(
         self, task: Task, seeds: Sequence[int], iterations: int | None = None, stored: StoredPrograms | None = None
     ):
-        """`iterations` is the length of a chunk; by default it covers a hundredth of the budget."""
-        super().__init__(task, seeds, iterations or chunk_length(task, CHUNKS, MAX_CHUNK_STEPS), stored=stored)
+        """`iterations` is the length of a chunk; by default it covers a hundredth of the budget, or more on an
+        accelerator."""
+        super().__init__(task, seeds, iterations or default_length(task), stored=stored)
+
+
+def default_length(task: Task) -> int:
+    """The number of iterations in a chunk."""
+    length = chunk_length(task, CHUNKS, MAX_CHUNK_STEPS)
+    if not has_accelerator():
+        return length
+    return max(length, min(ACCELERATOR_ITERATIONS, chunk_length(task, ACCELERATOR_CHUNKS, MAX_CHUNK_STEPS)))
 
 
 class RecordedEngine(ProgramEngine):

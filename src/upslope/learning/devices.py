@@ -202,6 +202,11 @@ def is_vmapped(mesh: Mesh) -> bool:
     return not is_cpu_mesh(mesh)
 
 
+def has_accelerator() -> bool:
+    """Whether compiled environments are trained on a device other than a CPU."""
+    return jax.local_devices()[0].platform != "cpu"
+
+
 def is_cpu_mesh(mesh: Mesh) -> bool:
     """Whether the devices of this mesh are CPU cores."""
     return mesh.devices.flat[0].platform == "cpu"
