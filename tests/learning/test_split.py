@@ -78,6 +78,16 @@ def test_a_seed_on_two_devices_is_that_seed_on_one(case: str):
     assert {name: gap for name, gap in far.items() if gap > 1e-2} == {}
 
 
+@pytest.mark.weekly
+def test_seeds_at_once_may_be_split_too(monkeypatch: pytest.MonkeyPatch):
+    # What several accelerators do, on CPUs.
+    for module in ("upslope.learning.iteration", "upslope.engines.compiled"):
+        monkeypatch.setattr(f"{module}.is_vmapped", lambda mesh: True)
+    (_, one, of_one), (_, two, of_two) = trained("seeds", 1), trained("seeds", 2)
+    assert ends_of(of_one) == ends_of(of_two)
+    assert distance(one.learner, two.learner) < TOLERANCE
+
+
 def ends_of(chunk: Any) -> list[list[tuple[int, int]]]:
     """Where each seed's episodes ended, and how long they were."""
     return [[(row[0], row[3]) for row in rows] for rows in chunk.episodes]

@@ -161,6 +161,8 @@ def test_box_actions_stay_within_their_bounds(folder: Path):
 @pytest.mark.parametrize(
     ("environment", "algorithm", "settings"),
     [
+        # Restarts are made ahead there, and minibatches are gathered at once.
+        ("jax:CartPole-v1", "ppo", SEGMENTS | {"steps": 400}),
         # Here each seed has steps of its own, so looks and ends fall on different iterations.
         ("jax:CartPole-v1", "reinforce", EPISODES | {"max_episode_steps": 30, "steps": 4000}),
         pytest.param(

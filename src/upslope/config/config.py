@@ -67,6 +67,9 @@ class Config:
     devices_per_seed: int = 1
     """Devices, cores or accelerators, over which the environments of each seed are split, for wide networks and
     thousands of compiled environments. The minibatches stay the same, and sums are rounded otherwise."""
+    precision: Literal["float32", "bfloat16"] = "float32"
+    """Operands of the products in the layers of perceptrons: all 32 bits, or rounded to the 16 of bfloat16, which
+    accelerators multiply faster. Sums, parameters and everything else keep 32 bits."""
     group_size: int = 1
     """G, environments that begin alike: those of a group share the reset seed of every episode, so that leave_one_out
     and group_mean can compare their returns. For estimators of whole episodes. Usual: 4 to 64."""

@@ -176,6 +176,10 @@ def missing_reader(name: str, config: Config, task: Task) -> str:
         "rollout_steps": (not (estimator.whole_episodes or is_recorded), f"{segments} without --data"),
         "num_envs": (not is_recorded, "runs without --data"),
         "group_size": (not is_recorded, "runs without --data"),
+        "precision": (
+            task.environment.is_compiled and not is_recorded and has_networks,
+            "compiled environments with --model perceptron",
+        ),
         "devices_per_seed": (task.environment.is_compiled and not is_recorded, "compiled environments"),
         "imitation_iterations": (is_recorded, "runs with --data"),
         "stop_at_return": (not is_recorded, "runs without --data"),

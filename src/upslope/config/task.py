@@ -45,9 +45,11 @@ from upslope.learning.iteration import Task
 from upslope.learning.optimisers import Optimiser, Schedule, Schedules, schedule_of
 from upslope.learning.update import NEEDS_OWN_PARAMETERS, Update
 from upslope.models.build import ModelSpec
+from upslope.models.composed import networks_of
 from upslope.models.encoders import ObservationEncoder, encoder_of
 from upslope.models.head import ActionHead
 from upslope.models.heads import head_of, with_policy
+from upslope.models.products import FULL
 
 ESTIMATOR_TYPES: dict[str, type[Estimator]] = {
     "total_return": TotalReturn,
@@ -256,6 +258,7 @@ def task_of(config: Config, environment: AnyEnvironment, parts: Parts = NO_PARTS
         update.check_minibatches(steps, config.num_envs, has_memory=config.memory is not None)
     refuse_missing_info(config, environment)
     encoder = encoder_of(environment.observation_space, config.environment)
+    check_precision(config, objective, encoder)
     head = head_of(environment.action_space, config.environment)
     return Task(
         environment=environment,
@@ -277,6 +280,7 @@ def task_of(config: Config, environment: AnyEnvironment, parts: Parts = NO_PARTS
         log_info=config.log_info,
         group_size=size_of_groups(config, estimator),
         intrinsic=intrinsic_of(config, parts.bonus),
+        precision=config.precision,
         devices_per_seed=config.devices_per_seed,
     )
 
@@ -424,6 +428,22 @@ def check_devices(config: Config) -> None:
         raise UpslopeError(
             f"--num-envs {config.num_envs} cannot be split evenly over --devices-per-seed {count}. Use --num-envs "
             f"{fitting}, or another multiple of {count}."
+        )
+
+
+def check_precision(config: Config, objective: Objective, encoder: ObservationEncoder) -> None:
+    """Refuse products of 16 bits where there are other products, or where equations are solved with them."""
+    if config.precision == FULL or config.model != "perceptron":
+        return
+    others = {
+        f"--memory {config.memory} has products of its own": config.memory is not None,
+        "images are read by convolutions": bool(networks_of(encoder, config.encoder)),
+        f"{type(objective).__name__} solves equations with them": isinstance(objective, NaturalGradient),
+    }
+    if reasons := [reason for reason, holds in others.items() if holds]:
+        raise UpslopeError(
+            f"--precision {config.precision} rounds the products of perceptrons, but {' and '.join(reasons)}. Leave "
+            "--precision out."
         )
 
 

@@ -43,6 +43,7 @@ from upslope.learning.iteration import (
     spread_seeds,
     weigh,
 )
+from upslope.models.products import operands_in
 
 CHUNKS = 100
 """Training in a compiled environment runs in about this many chunks; rows are written between them."""
@@ -138,7 +139,7 @@ class ProgramEngine:
         self.shares, meshes = zip(
             *assign_seeds(len(seeds), is_worth_two_devices(task, data), task.devices_per_seed), strict=True
         )
-        self.programs = [Program(partial(self.one_seed, task_on_mesh(task, mesh)), mesh, stored) for mesh in meshes]
+        self.programs = [Program(partial(self.traced, task_on_mesh(task, mesh)), mesh, stored) for mesh in meshes]
         self.is_compiled = False
         self.ahead: Ahead | None = None
         self.background = ThreadPoolExecutor(1, "chunks")
@@ -148,6 +149,11 @@ class ProgramEngine:
 
     def start(self) -> TrainState:
         return initialise_all(self.task, self.seeds)
+
+    def traced(self, task: Task, data: Rollout | None, state: Any) -> Any:
+        """One seed's program in the task's precision."""
+        with operands_in(task.precision):
+            return self.one_seed(task, data, state)
 
     def one_seed(self, task: Task, data: Rollout | None, state: Any) -> Any:
         """One seed's program: state → (state, (metrics, finished, steps before, steps after))."""

@@ -8,6 +8,8 @@ If the seed is split over devices (`split.py`), each has its share of the column
 all to take its own.
 """
 
+from collections.abc import Callable
+from functools import partial
 from typing import Any, NamedTuple
 
 import jax
@@ -20,6 +22,12 @@ from upslope.learning.split import num_shares, of_all, own_part
 from upslope.models.agent import Acting
 from upslope.models.head import ActionHead
 from upslope.models.model import Carry
+
+STEPS_TOGETHER = 4
+"""Steps that are one round of the loop on an accelerator, where a round costs a launch of its own."""
+MAX_RESET_BYTES = 1 << 24
+"""Bytes per seed up to which, on an accelerator, every step's fresh episodes are made before the first step: all of
+them in a few kernels, instead of a few kernels in each step."""
 
 
 class EnvState(NamedTuple):
@@ -74,25 +82,40 @@ def collect(
     num_steps: int,
     max_episode_steps: int | None,
     log_info: tuple[str, ...] = (),
+    vmapped: bool = False,
 ) -> tuple[EnvState, Rollout, Finished]:
-    """Act for `num_steps` steps in N columns, continuing from `columns` and restarting whenever an episode ends."""
+    """Act for `num_steps` steps in N columns, continuing from `columns` and restarting whenever an episode ends.
+
+    `vmapped` means that several seeds run at once, on an accelerator; the program then has fewer and larger operations.
+    """
     num_envs = columns.length.shape[0] * num_shares()
 
-    def step(columns: EnvState, randomness: tuple[Array, Randomness]) -> tuple[EnvState, tuple[Rollout, Finished]]:
-        reset_keys, step_randomness = randomness
+    def step(columns: EnvState, randomness: tuple[Any, Randomness]) -> tuple[EnvState, tuple[Rollout, Finished]]:
+        restart, step_randomness = randomness
         after, row, finished = advance(world, agent, columns, step_randomness, max_episode_steps, log_info)
+        if makes_ahead:
+            return where_rows(finished.done, restart, after), (row, finished)
         after = jax.lax.cond(
             jnp.any(finished.done),
-            lambda: restarted(world, agent, reset_keys, finished.done, after),
+            lambda: restarted(world, agent, restart, finished.done, after),
             lambda: after,
         )
         return after, (row, finished)
 
     keys = split_each(jax.random.split(key, num_steps))
     reset_keys = own_part(split_each(keys[:, 0], num_envs), axis=1)
-    randomness = reset_keys, draw_randomness(agent, columns, keys[:, 1])
-    columns, (rollout, finished) = jax.lax.scan(step, columns, randomness)
+    make = partial(begin_episodes, world, agent)
+    makes_ahead = vmapped and not world.costly_reset and num_bytes(jax.vmap(make), reset_keys) <= MAX_RESET_BYTES
+    restarts = jax.vmap(make)(reset_keys) if makes_ahead else reset_keys
+    randomness = restarts, draw_randomness(agent, columns, keys[:, 1])
+    unroll = STEPS_TOGETHER if vmapped else 1
+    columns, (rollout, finished) = jax.lax.scan(step, columns, randomness, unroll=unroll)
     return columns, rollout, finished
+
+
+def num_bytes(function: Callable[..., Any], *arguments: Any) -> int:
+    """The size of a function's result."""
+    return sum(x.size * x.dtype.itemsize for x in jax.tree.leaves(jax.eval_shape(function, *arguments)))
 
 
 def restarted(
@@ -119,6 +142,7 @@ def collect_episodes(
     max_episode_steps: int,
     log_info: tuple[str, ...] = (),
     group_size: int = 1,
+    vmapped: bool = False,
 ) -> tuple[Rollout, Finished]:
     """One whole episode in each of N columns, padded to `max_episode_steps`; in each group of `group_size` neighbouring
     columns all begin with the same reset. The N columns are those of all devices, if the seed is split over them."""
@@ -138,7 +162,8 @@ def collect_episodes(
         reset_keys = jax.random.split(begin_key, num_envs // group_size)
         columns = begin_episodes(world, agent, own_part(reset_keys[jnp.arange(num_envs) // group_size]))
     randomness = draw_randomness(agent, columns, jax.random.split(act_key, max_episode_steps))
-    return jax.lax.scan(step, (columns, jnp.ones_like(columns.length, bool)), randomness)[1]
+    unroll = STEPS_TOGETHER if vmapped else 1
+    return jax.lax.scan(step, (columns, jnp.ones_like(columns.length, bool)), randomness, unroll=unroll)[1]
 
 
 def draw_randomness(agent: Acting, columns: EnvState, keys: Key[Array, "T"]) -> Randomness:

@@ -16,6 +16,8 @@ from upslope.learning.shuffle import shuffle
 from upslope.learning.split import num_shares, own_rows, own_valid, summed
 from upslope.learning.vectors import concatenate_leaves
 
+MINIBATCHES_TOGETHER = 4
+"""Maximum number of minibatches that are one round of the loop on an accelerator."""
 MIN_SPLIT = 1024
 """Minimum number of units for which a CPU core computes a minibatch's gradient as a sum over two halves."""
 
@@ -42,6 +44,9 @@ class Plan(NamedTuple):
     minibatches: int
     in_halves: bool
     """Whether a large minibatch is processed in two halves."""
+    together: bool = False
+    """Whether an epoch's minibatches are gathered at once, and several of them are one round of the loop, for an
+    accelerator."""
 
 
 class Descent(NamedTuple):
@@ -90,7 +95,7 @@ def descend(
         direction, state = update
         return parameters - learning_rate * direction, state, gradient
 
-    def move(batch: Units, descent: Descent, indices: Array) -> tuple[Descent, tuple[Array, Array]]:
+    def move(batch: Units, descent: Descent, indices: Array | None) -> tuple[Descent, tuple[Array, Array]]:
         chosen = indices if plan.minibatches > 1 else None
         (value, means), gradients = minibatch_gradient(loss, unpack(descent.parameters), batch, chosen, plan.in_halves)
         parameters, state, gradient = apply_gradient(descent.parameters, gradients, descent.optimiser)
@@ -100,7 +105,7 @@ def descend(
             after = jax.lax.cond(must_stop(means), lambda: stopped, lambda: after)
         return after, (value, optax.tree.norm(gradient))
 
-    def step(batch: Units, descent: Descent, indices: Array) -> tuple[Descent, tuple[Array, Array]]:
+    def step(batch: Units, descent: Descent, indices: Array | None) -> tuple[Descent, tuple[Array, Array]]:
         if must_stop is None:
             return move(batch, descent, indices)
         skip = (jnp.float32(jnp.nan), jnp.float32(jnp.nan))
@@ -109,7 +114,11 @@ def descend(
     def epoch(descent: Descent, key: PRNGKeyArray) -> tuple[Descent, tuple[Array, Array]]:
         indices = shuffle(key, num_units)[: size * plan.minibatches].reshape(plan.minibatches, size)
         drawn = batch if renew is None else renew(batch, jax.random.fold_in(key, 1))
-        return jax.lax.scan(partial(step, drawn), descent, indices)
+        if not plan.together or plan.minibatches == 1:
+            return jax.lax.scan(partial(step, drawn), descent, indices)
+        shuffled = jax.tree.map(lambda x: jnp.take(x, indices, axis=0, mode="clip"), drawn)
+        unroll = min(plan.minibatches, MINIBATCHES_TOGETHER)
+        return jax.lax.scan(lambda descent, units: step(units, descent, None), descent, shuffled, unroll=unroll)
 
     flat_start = start._replace(parameters=flat)
     descent, (losses, norms) = jax.lax.scan(epoch, flat_start, jax.random.split(key, plan.epochs))

@@ -37,6 +37,7 @@ from upslope.models.agent import Agent, initialise_agents, returns_seen
 from upslope.models.build import ModelSpec
 from upslope.models.model import Memory, start_memory
 from upslope.models.normaliser import RunningStatistics, updated
+from upslope.models.products import FULL
 
 Weigh = Callable[[Any, Rollout], tuple[Any, Rollout, Credit, Metrics]]
 AnyKey = PRNGKeyArray | UInt32[np.ndarray, "W"]
@@ -78,6 +79,8 @@ class Task:
     """G, the number of neighbouring columns whose whole episodes begin alike."""
     intrinsic: Intrinsic | None = None
     """The bonus for exploration, and how it is credited; None for none."""
+    precision: str = FULL
+    """The precision of the operands in the products of the networks' layers."""
     devices_per_seed: int = 1
     """Devices over which a compiled environment's columns are split, for each seed."""
 
@@ -202,14 +205,15 @@ def iterate(task: Task, state: TrainState) -> tuple[TrainState, Metrics, Finishe
     """One policy iteration in a compiled environment: act, weigh, move."""
     act_key, move_key = iteration_keys(state)
     agent, columns, world = state.learner.agent, state.columns, task.environment
+    vmapped = task.update.vmapped
     if task.estimator.whole_episodes:
         assert task.max_episode_steps is not None
         sizes = task.num_envs, task.max_episode_steps
-        rollout, finished = collect_episodes(world, agent, act_key, *sizes, task.log_info, task.group_size)
+        rollout, finished = collect_episodes(world, agent, act_key, *sizes, task.log_info, task.group_size, vmapped)
     else:
         assert columns is not None
         sizes = task.rollout_steps, task.max_episode_steps
-        columns, rollout, finished = collect(world, agent, columns, act_key, *sizes, task.log_info)
+        columns, rollout, finished = collect(world, agent, columns, act_key, *sizes, task.log_info, vmapped)
     rollout, finished = gathered((rollout, finished), axis=1)
     state, metrics = learn(partial(weigh, task), partial(move, task), state, rollout, move_key)
     memory = state.memory if columns is None else gathered(Memory(columns.carry, columns.length == 0))

@@ -114,7 +114,7 @@ class Update:
 
     def plan(self, epochs: int) -> Plan:
         """The descent settings of one group."""
-        return Plan(self.optimiser, epochs, self.minibatches, in_halves=not self.vmapped)
+        return Plan(self.optimiser, epochs, self.minibatches, in_halves=not self.vmapped, together=self.vmapped)
 
 
 def plain_update(**changes: Any) -> Update:

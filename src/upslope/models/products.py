@@ -1,28 +1,55 @@
-"""The matrix product of a layer, with a backward pass tuned for CPUs.
+"""The matrix product of a layer, with a backward pass tuned for CPUs, and by choice with operands of 16 bits.
 
 On CPUs the weight gradient xᵀg spends most of its time transposing the wider operand. This module transposes the
 narrower one first, which changes the speed but not the algorithm.
 """
 
+from collections.abc import Iterator
+from contextlib import contextmanager
+from contextvars import ContextVar
+from typing import Any
+
 import jax
+import jax.numpy as jnp
 from jaxtyping import Array, Float
+
+FULL = "float32"
+PRECISION: ContextVar[str] = ContextVar("precision", default=FULL)
+"""The precision of the operands in the program that is being traced."""
+
+
+@contextmanager
+def operands_in(precision: str) -> Iterator[None]:
+    """Within this, products that are traced round their operands to a precision. Sums have 32 bits in any case."""
+    before = PRECISION.set(precision)
+    try:
+        yield
+    finally:
+        PRECISION.reset(before)
+
+
+def product(x: Float[Array, "... D"], y: Float[Array, "D K"]) -> Float[Array, "... K"]:
+    """x y in the precision of the program."""
+    if PRECISION.get() == FULL:
+        return x @ y
+    return jnp.matmul(x.astype(jnp.bfloat16), y.astype(jnp.bfloat16), preferred_element_type=jnp.float32)
 
 
 @jax.custom_vjp
 def linear(x: Float[Array, "... D"], weight: Float[Array, "D K"]) -> Float[Array, "... K"]:
     """x W; its gradient with respect to W is xᵀg."""
-    return x @ weight
+    return product(x, weight)
 
 
 def _forwards(x: Array, weight: Array) -> tuple[Array, tuple[Array, Array]]:
-    return x @ weight, (x, weight)
+    return product(x, weight), (x, weight)
 
 
 def _backwards(kept: tuple[Array, Array], gradient: Array) -> tuple[Array, Array]:
     x, weight = kept
     rows, slopes = x.reshape(-1, x.shape[-1]), gradient.reshape(-1, gradient.shape[-1])
-    outer = jax.lax.platform_dependent(rows, slopes, cpu=_narrower_first, default=lambda x, g: x.T @ g)
-    return gradient @ weight.T, outer
+    outer: Any = jax.lax.platform_dependent(rows, slopes, cpu=_narrower_first, default=lambda x, g: product(x.T, g))
+    return product(gradient, weight.T), outer
 
 
 def _narrower_first(rows: Array, slopes: Array) -> Array:
@@ -30,8 +57,8 @@ def _narrower_first(rows: Array, slopes: Array) -> Array:
     the product."""
     fixed = jax.lax.optimization_barrier
     if slopes.shape[1] <= rows.shape[1]:
-        return fixed(fixed(slopes.T) @ rows).T
-    return fixed(rows.T) @ slopes
+        return fixed(product(fixed(slopes.T), rows)).T
+    return product(fixed(rows.T), slopes)
 
 
 linear.defvjp(_forwards, _backwards)
