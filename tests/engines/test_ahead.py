@@ -55,7 +55,8 @@ def test_rows_are_made_while_the_next_chunk_is_dispatched(engine, monkeypatch):
     for _ in range(3):
         state, _ = engine.advance(state, lambda: True)
     at_once = [min(end, other_end) - max(start, other) for start, end in made for other, other_end in dispatched]
-    assert sum(seconds for seconds in at_once if seconds > 0) > 0.7 * SECONDS * len(made)
+    # The last dispatch has not ended yet.
+    assert sum(seconds for seconds in at_once if seconds > 0) > 0.9 * SECONDS * (len(made) - 1)
     assert all(end <= start for (_, end), (start, _) in pairwise(sorted(dispatched)))  # one after another
 
 

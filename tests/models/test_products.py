@@ -27,7 +27,7 @@ def of_linear(x, weight, slopes, precision):
     def both(x, weight):
         with operands_in(precision):
             value, back = jax.vjp(linear, x, weight)
-            return value, *back(slopes)
+            return value, *back(jnp.asarray(slopes))
 
     return quick_jit(both)(x, weight)
 
@@ -50,8 +50,8 @@ def test_operands_are_rounded_and_sums_are_not(shape):
 
 
 def test_a_program_has_the_precision_of_its_task():
-    # The policy that acts rounds as the one that is improved does, or their ratio would not be 1 before the update: here
-    # it acts in 6 environments with 4 numbers each, and is improved on 48 of their steps.
+    # The policy that acts rounds as the one that is improved does, or their ratio would not be 1 before the update.
+    # Here it acts in 6 environments with 4 numbers each, and is improved on 48 of their steps.
     programs = {}
     for precision in ("float32", "bfloat16"):
         config, task = prepare(make("jax:CartPole-v1"), preset=False, settings=SMALL | {"precision": precision})
