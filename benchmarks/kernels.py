@@ -39,7 +39,8 @@ from upslope.learning import iteration
 HERE = Path(__file__).parent
 RESULTS = HERE / "results" / "kernels.json"
 PAGE = HERE.parent / "docs" / "performance.md"
-SEEDS, SETTINGS = 8, {"num_envs": 64, "rollout_steps": 128, "epochs": 4, "minibatches": 4}
+SEEDS = 8
+SETTINGS: dict[str, Any] = {"num_envs": 64, "rollout_steps": 128, "epochs": 4, "minibatches": 4}
 ITERATIONS = 100
 FREE = {"parameter", "constant", "tuple", "get-tuple-element", "bitcast", "after-all", "opt-barrier", "partition-id"}
 """Operations that compute nothing."""
