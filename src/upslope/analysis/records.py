@@ -182,7 +182,8 @@ def read_record(run: str | Path) -> Record:
     config = directory.config()
     seeds = tuple(config.seed_list())
     names, table = metric_table(directory)
-    table = table[np.isin(table[:, names.index("seed")], seeds)]
+    mine = np.isin(table[:, names.index("seed")], seeds)
+    table = table if mine.all() else table[mine]
     if not len(table):
         raise UpslopeError(f"{run} has no finished iteration yet, so there is nothing to analyse.")
     description = directory.read()
@@ -213,10 +214,11 @@ def metric_table(directory: RunDirectory) -> tuple[list[str], np.ndarray]:
         parts = [part_of(rows) for rows in directory.metric_rows()]
         names = [*NOT_METRICS, *column_names(mine for mine, _ in parts)]
         table = np.full((sum(len(part) for _, part in parts), len(names)), np.nan)
-        places, first = {name: place for place, name in enumerate(names)}, 0
-        for mine, part in parts:
-            table[first : first + len(part), [places[name] for name in mine]] = part
-            first += len(part)
+        places, end = {name: place for place, name in enumerate(names)}, len(table)
+        while parts:  # each is dropped once it is copied, since a run may have a million rows
+            mine, part = parts.pop()
+            table[end - len(part) : end, [places[name] for name in mine]] = part
+            end -= len(part)
         counts = table[:, : len(NOT_METRICS)]
         if (counts % 1 != 0).any() or (counts < 0).any() or (counts > MAX_COUNT).any():
             raise TypeError(f"a row must have {', '.join(NOT_METRICS)} as whole numbers from 0 to 2⁵³")
@@ -242,7 +244,8 @@ def column_names(rows: Iterable[Iterable[str]]) -> list[str]:
 
 def check_size(x: np.ndarray) -> None:
     """Refuse finite numbers that no sum of 32-bit rewards or losses can reach, and whose squares would overflow."""
-    if (np.abs(x[np.isfinite(x)]) > MAX_NUMBER).any():
+    columns = x.T if x.ndim > 1 else [x]  # one at a time, for the memory of their copies
+    if any((np.abs(column[np.isfinite(column)]) > MAX_NUMBER).any() for column in columns):
         raise ValueError(f"it holds a number beyond ±{MAX_NUMBER:g}, which training cannot produce")
 
 

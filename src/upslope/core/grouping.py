@@ -10,7 +10,8 @@ def in_groups(rows: np.ndarray, group: np.ndarray, num_groups: int, padding: Any
     rows of the largest group. `padding` is a value of the rows' dtype."""
     order = np.argsort(group, kind="stable")
     counts = np.bincount(group, minlength=num_groups)
-    place = np.arange(len(group)) - np.repeat(np.cumsum(counts) - counts, counts)
+    place = np.empty(len(group), int)
+    place[order] = np.arange(len(group)) - np.repeat(np.cumsum(counts) - counts, counts)
     found = np.full((num_groups, counts.max(), *rows.shape[1:]), padding, rows.dtype)
-    found[group[order], place] = rows[order]
+    found[group, place] = rows
     return found
