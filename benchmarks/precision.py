@@ -3,8 +3,8 @@
     python benchmarks/precision.py          # trains, in a few minutes on two cores
     python benchmarks/precision.py table    # docs/performance.md's table from the result
 
-The same seeds with `--precision float32` and `bfloat16`, each by the environment's preset. The rounding is the same on
-every device, so a CPU shows its effect on learning; what it does for speed only an accelerator shows. Two numbers of
+The same seeds with `--precision float32` and `bfloat16`, each by the environment's preset. A CPU rounds the
+same operands, and shows the effect on learning; what it does for speed only an accelerator shows. Two numbers of
 each seed: the mean return of its last 100 training episodes, and the mean of all its training episodes, which tells how
 fast it learned. Seeds are paired only by their initial networks, since runs that round otherwise soon act otherwise.
 """

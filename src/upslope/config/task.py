@@ -235,7 +235,8 @@ def task_of(config: Config, environment: AnyEnvironment, parts: Parts = NO_PARTS
     limit = config.max_episode_steps or environment.max_episode_steps
     check_pair(config, estimator, objective, limit)
     check_groups(config, estimator, environment)
-    check_devices(config)
+    if environment.is_compiled:
+        check_devices(config)
     update = Update(
         objective=objective,
         needs_critic=estimator.needs_critic,

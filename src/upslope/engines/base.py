@@ -34,7 +34,7 @@ class Placement:
     @property
     def worker_devices(self) -> int:
         """Accelerators of a worker, or processors if it has none."""
-        return int(self.worker_gpus) or max(1, int(self.worker_cpus))
+        return math.ceil(self.worker_gpus) or max(1, int(self.worker_cpus))
 
     def __post_init__(self) -> None:
         if not self.address or not isinstance(self.address, str):

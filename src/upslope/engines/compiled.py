@@ -2,8 +2,9 @@
 
 import dataclasses
 from collections.abc import Callable, Sequence
-from concurrent.futures import Future, ThreadPoolExecutor
+from concurrent.futures import CancelledError, Future, ThreadPoolExecutor
 from functools import partial
+from threading import Event
 from typing import Any, NamedTuple
 
 import jax
@@ -142,6 +143,7 @@ class ProgramEngine:
         self.programs = [Program(partial(self.traced, task_on_mesh(task, mesh)), mesh, stored) for mesh in meshes]
         self.is_compiled = False
         self.ahead: Ahead | None = None
+        self.closing = Event()
         self.background = ThreadPoolExecutor(1, "chunks")
         """Dispatches chunks, one after another. Launching the kernels of an accelerator's program may keep a thread as
         busy as the accelerator, while the main thread makes and writes the rows of the chunk before."""
@@ -192,7 +194,12 @@ class ProgramEngine:
         """Compute the chunk after a state: the state after it, and what each program returned besides."""
         # Run one after another: programs that share devices would slow each other down.
         parts = zip(self.programs, self.split(state), strict=True)
-        states, facts = zip(*(jax.block_until_ready(program(part)) for program, part in parts), strict=True)
+        done: list[Any] = []
+        for program, part in parts:
+            if self.closing.is_set():
+                raise CancelledError
+            done.append(jax.block_until_ready(program(part)))
+        states, facts = zip(*done, strict=True)
         is_single = len(states) == 1
         return states[0] if is_single else self.join_state(jax.device_put(states, jax.local_devices()[0])), facts
 
@@ -242,8 +249,11 @@ class ProgramEngine:
         """Do nothing: a compiled environment's state is part of the `TrainState`."""
 
     def close(self) -> None:
-        """Begin no further chunk. One that is being computed ends by itself, and nobody waits for it here."""
-        self.background.shutdown(wait=False, cancel_futures=True)
+        """Begin no further program, and wait for the one that runs: it cannot be stopped, and the next run of this
+        process may use the same devices."""
+        self.closing.set()
+        self.ahead = None
+        self.background.shutdown(wait=True, cancel_futures=True)
 
 
 class CompiledEngine(ProgramEngine):

@@ -15,6 +15,7 @@ import numpy as np
 
 from upslope.core.arrays import STATIC, pytree, raw, typed
 from upslope.core.types import Metrics
+from upslope.errors import UpslopeError
 from upslope.learning.health import unpack_health
 from upslope.learning.iteration import TrainState
 from upslope.models.agent import Agent
@@ -37,7 +38,11 @@ class Layout:
     def flat(self, state: TrainState) -> Flat:
         """The arrays of a state of this structure."""
         leaves, structure = jax.tree.flatten(state)
-        assert structure == self.structure, "learning changed the structure of the state"
+        if structure != self.structure:
+            raise UpslopeError(
+                "An update changed the structure of the learner's state, so it cannot be updated again. An optimiser, "
+                "a bonus or a model of your own must return a state with the parts that it was given."
+            )
         return [raw(x) for x in leaves]
 
     def whole(self, flat: Sequence[Any]) -> TrainState:

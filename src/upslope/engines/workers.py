@@ -182,10 +182,11 @@ class Server:
 
     notices: Notices | None = None
     columns: "HostColumns | BatchedColumns | InProgram | None" = None
+    engine: Any = None
+    """The `HostEngine` or `CompiledEngine`, after `begin`."""
 
     def begin(self, task: Task, seeds: list[int]) -> None:
         """Create the environments."""
-        self.engine: HostEngine | CompiledEngine
         if task.environment.is_compiled:
             self.columns, self.engine = InProgram(), CompiledEngine(task, seeds)
         else:
@@ -221,5 +222,7 @@ class Server:
 
     def close(self) -> None:
         """Close the environments."""
-        if self.columns is not None:
+        if self.engine is not None:
+            self.engine.close()
+        elif self.columns is not None:
             self.columns.close()

@@ -16,6 +16,8 @@ from upslope.learning.shuffle import shuffle
 from upslope.learning.split import num_shares, own_rows, own_valid, summed
 from upslope.learning.vectors import concatenate_leaves
 
+MAX_COPY_BYTES = 1 << 26
+"""Bytes of a seed's batch up to which an accelerator makes a copy of it, in the order of its minibatches."""
 MINIBATCHES_TOGETHER = 4
 """Maximum number of minibatches that are one round of the loop on an accelerator."""
 MIN_SPLIT = 1024
@@ -114,7 +116,7 @@ def descend(
     def epoch(descent: Descent, key: PRNGKeyArray) -> tuple[Descent, tuple[Array, Array]]:
         indices = shuffle(key, num_units)[: size * plan.minibatches].reshape(plan.minibatches, size)
         drawn = batch if renew is None else renew(batch, jax.random.fold_in(key, 1))
-        if not plan.together or plan.minibatches == 1:
+        if not plan.together or plan.minibatches == 1 or bytes_of(drawn) > MAX_COPY_BYTES:
             return jax.lax.scan(partial(step, drawn), descent, indices)
         shuffled = jax.tree.map(lambda x: jnp.take(x, indices, axis=0, mode="clip"), drawn)
         unroll = min(plan.minibatches, MINIBATCHES_TOGETHER)
@@ -124,6 +126,11 @@ def descend(
     descent, (losses, norms) = jax.lax.scan(epoch, flat_start, jax.random.split(key, plan.epochs))
     metrics = {"loss": jnp.nanmean(losses), "gradient_norm": jnp.nanmean(norms)}
     return descent._replace(parameters=unpack(descent.parameters)), metrics
+
+
+def bytes_of(batch: Any) -> int:
+    """The size of a batch."""
+    return sum(x.size * x.dtype.itemsize for x in jax.tree.leaves(batch))
 
 
 def minibatch_gradient(

@@ -30,7 +30,12 @@ def operands_in(precision: str) -> Iterator[None]:
 
 def product(x: Float[Array, "... D"], y: Float[Array, "D K"]) -> Float[Array, "... K"]:
     """x y in the precision of the program."""
-    if PRECISION.get() == FULL:
+    return product_in(PRECISION.get(), x, y)
+
+
+def product_in(precision: str, x: Float[Array, "... D"], y: Float[Array, "D K"]) -> Float[Array, "... K"]:
+    """x y in this precision."""
+    if precision == FULL:
         return x @ y
     return jnp.matmul(x.astype(jnp.bfloat16), y.astype(jnp.bfloat16), preferred_element_type=jnp.float32)
 
@@ -48,17 +53,24 @@ def _forwards(x: Array, weight: Array) -> tuple[Array, tuple[Array, Array]]:
 def _backwards(kept: tuple[Array, Array], gradient: Array) -> tuple[Array, Array]:
     x, weight = kept
     rows, slopes = x.reshape(-1, x.shape[-1]), gradient.reshape(-1, gradient.shape[-1])
-    outer: Any = jax.lax.platform_dependent(rows, slopes, cpu=_narrower_first, default=lambda x, g: product(x.T, g))
+    precision = PRECISION.get()
+    # Functions made here, since JAX keeps what it traced by function and shapes, and does not know of the precision.
+    outer: Any = jax.lax.platform_dependent(
+        rows,
+        slopes,
+        cpu=lambda x, g: _narrower_first(precision, x, g),
+        default=lambda x, g: product_in(precision, x.T, g),
+    )
     return product(gradient, weight.T), outer
 
 
-def _narrower_first(rows: Array, slopes: Array) -> Array:
+def _narrower_first(precision: str, rows: Array, slopes: Array) -> Array:
     """xᵀg with the narrower operand transposed first. The barriers keep XLA from folding the transpositions back into
     the product."""
     fixed = jax.lax.optimization_barrier
     if slopes.shape[1] <= rows.shape[1]:
-        return fixed(product(fixed(slopes.T), rows)).T
-    return product(fixed(rows.T), slopes)
+        return fixed(product_in(precision, fixed(slopes.T), rows)).T
+    return product_in(precision, fixed(rows.T), slopes)
 
 
 linear.defvjp(_forwards, _backwards)

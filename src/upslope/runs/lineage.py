@@ -39,7 +39,7 @@ NETWORKS = (
 """Settings that an agent was built with, and which cannot change."""
 NORMALISED = ("normalize_observations", "normalize_rewards")
 OF_THE_START = ("start_from", "from_seed", "fresh_normalisers", "fresh_optimiser")
-NEVER_INHERITED = ("environment", "algorithm", "preset", "devices_per_seed", *OF_THE_START)
+NEVER_INHERITED = ("environment", "algorithm", "preset", "devices_per_seed", "precision", *OF_THE_START)
 
 
 @dataclass(frozen=True)

@@ -101,7 +101,8 @@ class Programs:
                     if stop.is_set():
                         raise KeyboardInterrupt
             finally:
-                for _, active in self.engines:
+                for engine, active in self.engines:
+                    engine.close()
                     for one in active:
                         self.study.put_back(one.trial)
 
@@ -128,6 +129,9 @@ class Programs:
         try:
             self.place(trial, task, at_once, self.paths)
         except UndecidedError:  # in a user's own part, which decides by a number: a program for each trial
+            for engine, active in self.engines:
+                if not active:
+                    engine.close()
             self.engines = [(engine, active) for engine, active in self.engines if active]
             self.place(trial, task, at_once, ())
 

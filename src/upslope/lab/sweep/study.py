@@ -237,7 +237,7 @@ class Study:
     def trials(self) -> list[Any]:
         """All trials that count: those put back are not among them."""
         found = self.study.get_trials(deepcopy=False)
-        return [t for t in found if t.state != self.states.WAITING and not t.user_attrs.get("put_back")]
+        return [t for t in found if t.state != self.states.WAITING and not was_put_back(t)]
 
     def begin(self, description: str, first: Mapping[str, Any] | None, until: float) -> str:
         """Write what a study is and its first trial, and return what it is. Of several processes only the one that
@@ -485,6 +485,11 @@ class Pulse:
         except Exception:  # each database driver has its own kinds
             return False
         return True
+
+
+def was_put_back(trial: Any) -> bool:
+    """Whether a trial was returned to the study; one that ended otherwise in the meantime was not."""
+    return bool(trial.user_attrs.get("put_back")) and trial.state.name == "FAIL"
 
 
 def is_gone(attributes: Mapping[str, Any]) -> bool:

@@ -33,6 +33,7 @@ from upslope.lab.sweep.study import (
     require_optuna,
     samplers,
     sqlite_url,
+    was_put_back,
 )
 from upslope.runs.directory import MAX_NAME, RunDirectory, check_name
 from upslope.runs.display import choose
@@ -252,7 +253,10 @@ def finish(
 
 def trial_words(study: Study, number: int) -> str:
     """One line about a trial that has ended."""
-    told, best = study.told_of(study.study.trials[number]), study.best()
+    trial, best = study.study.trials[number], study.best()
+    if was_put_back(trial):
+        return f"trial {number}: another process took it over"
+    told = study.told_of(trial)
     result = {"complete": f"return {number_words(told.score)}", "failed": f"failed: {told.reason}"}
     words = result.get(told.state, told.state + (f": {told.reason}" if told.reason not in ("", told.state) else ""))
     record = f" · best {number_words(best.score)} in trial {best.number}" if best else ""
