@@ -422,7 +422,7 @@ def check_groups(config: Config, estimator: Estimator, environment: AnyEnvironme
 
 
 def check_devices(config: Config) -> None:
-    """Refuse environments that cannot be split evenly over the devices of a seed."""
+    """Refuse a number of environments that the devices of a seed cannot share equally."""
     count = config.devices_per_seed
     if config.num_envs % count:
         fitting = max(count, config.num_envs - config.num_envs % count)

@@ -116,6 +116,11 @@ def in_rows(x: Any) -> list[Any]:
     return [typed(row, x) for row in jax.device_put(list(np.asarray(raw(x))))]
 
 
+def num_bytes(tree: Any) -> int:
+    """The size of the arrays, or of the shapes of arrays, in a pytree."""
+    return sum(x.size * x.dtype.itemsize for x in jax.tree.leaves(tree))
+
+
 def copied(observation: Any) -> Any:
     """Copy every array of an observation."""
     return observation.copy() if isinstance(observation, np.ndarray) else jax.tree.map(np.copy, observation)

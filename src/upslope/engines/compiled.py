@@ -268,7 +268,8 @@ class CompiledEngine(ProgramEngine):
 
 
 def default_length(task: Task) -> int:
-    """The number of iterations in a chunk."""
+    """The number of iterations in a chunk. It is larger on an accelerator, so a run that is resumed on other hardware
+    looks for its best agent at other points."""
     length = chunk_length(task, CHUNKS, MAX_CHUNK_STEPS)
     if not has_accelerator():
         return length

@@ -8,7 +8,6 @@ If the seed is split over devices (`split.py`), each has its share of the column
 all to take its own.
 """
 
-from collections.abc import Callable
 from functools import partial
 from typing import Any, NamedTuple
 
@@ -16,6 +15,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Int, Key, PRNGKeyArray
 
+from upslope.core.arrays import num_bytes
 from upslope.core.types import Rollout
 from upslope.environments.base import CompiledEnvironment
 from upslope.learning.split import num_shares, of_all, own_part
@@ -104,18 +104,14 @@ def collect(
 
     keys = split_each(jax.random.split(key, num_steps))
     reset_keys = own_part(split_each(keys[:, 0], num_envs), axis=1)
-    make = partial(begin_episodes, world, agent)
-    makes_ahead = vmapped and not world.costly_reset and num_bytes(jax.vmap(make), reset_keys) <= MAX_RESET_BYTES
-    restarts = jax.vmap(make)(reset_keys) if makes_ahead else reset_keys
+    make = jax.vmap(partial(begin_episodes, world, agent))
+    may_fit = vmapped and not world.costly_reset
+    makes_ahead = may_fit and num_bytes(jax.eval_shape(make, reset_keys)) <= MAX_RESET_BYTES
+    restarts = make(reset_keys) if makes_ahead else reset_keys
     randomness = restarts, draw_randomness(agent, columns, keys[:, 1])
     unroll = STEPS_TOGETHER if vmapped else 1
     columns, (rollout, finished) = jax.lax.scan(step, columns, randomness, unroll=unroll)
     return columns, rollout, finished
-
-
-def num_bytes(function: Callable[..., Any], *arguments: Any) -> int:
-    """The size of a function's result."""
-    return sum(x.size * x.dtype.itemsize for x in jax.tree.leaves(jax.eval_shape(function, *arguments)))
 
 
 def restarted(

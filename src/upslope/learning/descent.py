@@ -10,6 +10,7 @@ import optax
 from jax.flatten_util import ravel_pytree
 from jaxtyping import Array, Bool, Float, Integer, PRNGKeyArray
 
+from upslope.core.arrays import num_bytes
 from upslope.core.types import Metrics
 from upslope.learning.optimisers import Optimiser
 from upslope.learning.shuffle import shuffle
@@ -116,7 +117,7 @@ def descend(
     def epoch(descent: Descent, key: PRNGKeyArray) -> tuple[Descent, tuple[Array, Array]]:
         indices = shuffle(key, num_units)[: size * plan.minibatches].reshape(plan.minibatches, size)
         drawn = batch if renew is None else renew(batch, jax.random.fold_in(key, 1))
-        if not plan.together or plan.minibatches == 1 or bytes_of(drawn) > MAX_COPY_BYTES:
+        if not plan.together or plan.minibatches == 1 or num_bytes(drawn) > MAX_COPY_BYTES:
             return jax.lax.scan(partial(step, drawn), descent, indices)
         shuffled = jax.tree.map(lambda x: jnp.take(x, indices, axis=0, mode="clip"), drawn)
         unroll = min(plan.minibatches, MINIBATCHES_TOGETHER)
@@ -126,11 +127,6 @@ def descend(
     descent, (losses, norms) = jax.lax.scan(epoch, flat_start, jax.random.split(key, plan.epochs))
     metrics = {"loss": jnp.nanmean(losses), "gradient_norm": jnp.nanmean(norms)}
     return descent._replace(parameters=unpack(descent.parameters)), metrics
-
-
-def bytes_of(batch: Any) -> int:
-    """The size of a batch."""
-    return sum(x.size * x.dtype.itemsize for x in jax.tree.leaves(batch))
 
 
 def minibatch_gradient(

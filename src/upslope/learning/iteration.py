@@ -103,8 +103,8 @@ class TrainState(NamedTuple):
 
     learner: Learner
     columns: EnvState | None
-    """The running episodes of a compiled environment; None on the host or with whole episodes. The only part of which a
-    seed's devices hold a share each."""
+    """The running episodes of a compiled environment; None on the host or with whole episodes. If a seed is
+    split over devices, each device holds its share of them, and all of everything else."""
     memory: Memory
     """The model's memory in each column at the start of the next rollout."""
     discounted_return: Float[Array, "N"]
