@@ -1,5 +1,8 @@
 """Analysis reads run directories, also unfinished ones, and refuses what is none."""
 
+import json
+from unittest import mock
+
 import numpy as np
 import pytest
 
@@ -28,6 +31,32 @@ def test_arrays_hold_what_the_rows_say(run):
         assert np.isnan(record.steps[s, len(mine) :]).all()
     assert sum(len(record.episodes_of(seed)) for seed in record.seeds) == len(run.episodes())
     assert len(record.evaluations) == 0
+
+
+def test_numbers_keep_all_their_bits(run, tmp_path):
+    """Metrics are kept in 32 bits only where that changes nothing, also where a later row is the first to need more."""
+    values = {0: 0.5, 1: None, 2: float(np.float32(0.1)), 3: 0.1, 4: 2.0**24 + 1, 5: 1e39}
+    rows = [
+        {"iteration": k, "seed": 5, "step": 2**40 + k} | ({} if x is None else {"mine": x}) | {"half": k / 2}
+        for k, x in values.items()
+    ]
+    copy = copy_of(run.path, tmp_path)
+    (copy / "metrics.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    for rows_at_once in (1, 2000):
+        with mock.patch("upslope.core.reading.ROWS_AT_ONCE", rows_at_once):
+            found = read_record(copy)
+        np.testing.assert_array_equal(found.metrics["mine"][0], [np.nan if x is None else x for x in values.values()])
+        np.testing.assert_array_equal(found.metrics["half"][0], np.arange(6) / 2)
+        np.testing.assert_array_equal(found.steps[0], 2**40 + np.arange(6))
+        assert {name: x.dtype for name, x in found.metrics.items()} == {"mine": float, "half": float}
+
+
+def test_without_metrics_the_steps_and_episodes_are_the_same(run):
+    whole, part = read_record(run.path), read_record(run.path, with_metrics=False)
+    assert len(whole.metrics) > 5 and len(part.metrics) == 0
+    np.testing.assert_array_equal(whole.steps, part.steps)
+    np.testing.assert_array_equal(whole.episodes, part.episodes)
+    assert whole.reached == part.reached and whole.stopped == part.stopped
 
 
 def test_evaluations_are_read_with_their_modes(run):

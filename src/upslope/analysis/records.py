@@ -4,7 +4,7 @@ An analysis reads only what training wrote to disk, so it works on any run, incl
 interrupted.
 """
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import cached_property
 from pathlib import Path
@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 
 from upslope.config.config import Config
-from upslope.core.grouping import in_groups
+from upslope.core.grouping import place_in_group
 from upslope.core.reading import damaged
 from upslope.core.space_descriptions import check_spaces
 from upslope.errors import UpslopeError
@@ -38,8 +38,8 @@ class Record:
     """The S seeds, in the run's order."""
     steps: np.ndarray
     """Number of environment steps after each iteration [S, I]."""
-    metrics: dict[str, np.ndarray]
-    """Name → values [S, I]; nan where a row has no finite number."""
+    metrics: Mapping[str, np.ndarray]
+    """Name → values [S, I], float64; nan where a row has no finite number."""
     episodes: np.ndarray
     """All finished training episodes: a structured array of `step`, `seed`, `return`, `length`, and `info/…`."""
     stopped: dict[int, int] = field(default_factory=dict)
@@ -108,9 +108,29 @@ class Record:
     def with_seeds(self, seeds: tuple[int, ...]) -> "Record":
         """The same run restricted to some of its seeds."""
         rows = [self.seeds.index(seed) for seed in seeds]
-        metrics = {name: x[rows] for name, x in self.metrics.items()}
+        metrics = Metrics({name: x[rows] for name, x in self.metrics.items()})
         episodes = self.episodes[np.isin(self.episodes["seed"], seeds)]
         return replace(self, seeds=seeds, steps=self.steps[rows], metrics=metrics, episodes=episodes)
+
+
+class Metrics(Mapping[str, np.ndarray]):
+    """Metrics by name, each as float64 when it is read. Most were computed in 32 bits and are kept so, since a thousand
+    seeds have half a gigabyte of them."""
+
+    def __init__(self, stored: dict[str, np.ndarray]):
+        self.stored = stored
+
+    def __getitem__(self, name: str) -> np.ndarray:
+        return self.stored[name].astype(float)
+
+    def __contains__(self, name: object) -> bool:
+        return name in self.stored
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self.stored)
+
+    def __len__(self) -> int:
+        return len(self.stored)
 
 
 def measured(rows: np.ndarray, metric: str, path: Path) -> np.ndarray:
@@ -130,11 +150,11 @@ def measured(rows: np.ndarray, metric: str, path: Path) -> np.ndarray:
 
 
 def read_records(
-    runs: str | Path | Sequence[str | Path], *, with_evaluations: bool = False
+    runs: str | Path | Sequence[str | Path], *, with_evaluations: bool = False, with_metrics: bool = True
 ) -> tuple[list[Record], list[str]]:
     """Read each folder once, and each run of an archive that `upslope.bundle` made; return a warning for each that is
     not a readable run, since `runs/*` may match other things. `with_evaluations` also reads evaluations, and leaves
-    out a run whose evaluation.csv is damaged.
+    out a run whose evaluation.csv is damaged; without metrics, `metrics` is empty, as by `read_record`.
 
     Raises:
         UpslopeError: a folder does not exist, or no run is left.
@@ -157,7 +177,7 @@ def read_records(
             warnings.append(f"left out: {path} is given more than once")
             continue
         try:
-            record = read_record(path)
+            record = read_record(path, with_metrics=with_metrics)
             if with_evaluations:
                 _ = record.evaluations
             records.append(record)
@@ -170,10 +190,11 @@ def read_records(
     return records, warnings
 
 
-def read_record(run: str | Path) -> Record:
+def read_record(run: str | Path, *, with_metrics: bool = True) -> Record:
     """Read a run directory.
 
-    An incomplete last row, left by a run that was killed while writing, is ignored.
+    An incomplete last row, left by a run that was killed while writing, is ignored. Without metrics, `metrics` is
+    empty: scores and learning curves come from episodes and steps, and the metrics of many seeds are much more.
 
     Raises:
         UpslopeError: this is not a run directory, it is damaged, or it has no iteration yet.
@@ -181,18 +202,12 @@ def read_record(run: str | Path) -> Record:
     directory = RunDirectory(run)
     config = directory.config()
     seeds = tuple(config.seed_list())
-    names, table = metric_table(directory)
-    mine = np.isin(table[:, names.index("seed")], seeds)
-    table = table if mine.all() else table[mine]
-    if not len(table):
-        raise UpslopeError(f"{run} has no finished iteration yet, so there is nothing to analyse.")
+    arrays = metric_arrays(directory, seeds, with_metrics=with_metrics)
     description = directory.read()
     try:
         check_spaces(description["spaces"])
     except (KeyError, TypeError, ValueError, OverflowError) as error:
         raise damaged(directory.path / "config.json", error) from error
-    check_lengths(directory, table[:, names.index("seed")], seeds)
-    arrays = by_seed(names, table, seeds)
     stops = arrays.pop(STOP, np.full((len(seeds), 1), np.nan))
     last = np.fmax.reduce(arrays["step"], axis=1)
     stopped = {seed: int(last[s]) for s, seed in enumerate(seeds) if np.isfinite(stops[s]).any()}
@@ -202,50 +217,69 @@ def read_record(run: str | Path) -> Record:
         config=config,
         seeds=seeds,
         steps=arrays["step"],
-        metrics={name: x for name, x in arrays.items() if name not in NOT_METRICS},
+        metrics=Metrics({name: x for name, x in arrays.items() if name not in NOT_METRICS}),
         episodes=rows_of_seeds(directory.episodes_path, directory.episodes(), seeds),
         stopped=stopped,
     )
 
 
-def metric_table(directory: RunDirectory) -> tuple[list[str], np.ndarray]:
-    """The columns and rows [R, C] of metrics.jsonl, without an incomplete last row; nan for missing values."""
+def metric_arrays(
+    directory: RunDirectory, seeds: tuple[int, ...], *, with_metrics: bool = True
+) -> dict[str, np.ndarray]:
+    """The rows of metrics.jsonl, without an incomplete last one: name → [S, I], each seed's rows in order, and nan for
+    what is missing. Without metrics, only what counts steps."""
     try:
-        parts = [part_of(rows) for rows in directory.metric_rows()]
-        names = [*NOT_METRICS, *column_names(mine for mine, _ in parts)]
-        table = np.full((sum(len(part) for _, part in parts), len(names)), np.nan)
-        places, end = {name: place for place, name in enumerate(names)}, len(table)
-        while parts:  # each is dropped once it is copied, since a run may have a million rows
-            mine, part = parts.pop()
-            table[end - len(part) : end, [places[name] for name in mine]] = part
-            end -= len(part)
-        counts = table[:, : len(NOT_METRICS)]
+        columns = read_columns(directory, with_metrics=with_metrics)
+        counts = np.array([columns[name] for name in NOT_METRICS], float)
         if (counts % 1 != 0).any() or (counts < 0).any() or (counts > MAX_COUNT).any():
             raise TypeError(f"a row must have {', '.join(NOT_METRICS)} as whole numbers from 0 to 2⁵³")
-        check_size(table)
+        for column in columns.values():
+            check_size(column)
     except (ValueError, TypeError, OverflowError) as error:
         raise damaged(directory.metrics_path, error) from error
-    return names, table
+    index = {seed: s for s, seed in enumerate(seeds)}
+    s = np.asarray([index.get(int(seed), -1) for seed in counts[NOT_METRICS.index("seed")]], int)
+    is_mine = s >= 0
+    if not is_mine.any():
+        raise UpslopeError(f"{directory.path} has no finished iteration yet, so there is nothing to analyse.")
+    s = s[is_mine]
+    check_lengths(directory, s, seeds)
+    i = place_in_group(s)
+    found = {}
+    for name in list(columns):  # each is dropped once it is copied: a thousand seeds have a million rows
+        found[name] = np.full((len(seeds), i.max() + 1), np.nan, columns[name].dtype)
+        found[name][s, i] = columns.pop(name)[is_mine]
+    return found
 
 
-def part_of(rows: Sequence[dict[str, Any]]) -> tuple[list[str], np.ndarray]:
-    """The columns and numbers [R, C] of some rows; nan for missing values."""
-    names = [*NOT_METRICS, *column_names(rows)]
-    return names, np.array([list(map(row.get, names)) for row in rows], float).reshape(-1, len(names))
+def read_columns(directory: RunDirectory, *, with_metrics: bool) -> dict[str, np.ndarray]:
+    """The columns of metrics.jsonl, a number for each row; nan for missing values."""
+    num_rows, start = directory.num_metric_rows(), 0
+    columns = {name: np.full(num_rows, np.nan) for name in NOT_METRICS}
+    for rows in directory.metric_rows():
+        rows = rows[: num_rows - start]  # a run that still trains may have more by now
+        new = set().union(*rows) - set(columns)
+        if len(columns) + len(new) > MAX_COLUMNS:
+            raise ValueError(f"its rows have {len(columns) + len(new):,} different columns")
+        columns |= {name: np.full(num_rows, np.nan, np.float32) for name in (new if with_metrics else new & {STOP})}
+        for name in columns:
+            numbers = np.array([row.get(name) for row in rows], float)
+            if not is_exact(numbers, columns[name].dtype):
+                columns[name] = columns[name].astype(float)
+            columns[name][start : start + len(rows)] = numbers
+        start += len(rows)
+    return {name: columns[name][:start] for name in (*NOT_METRICS, *sorted(set(columns) - set(NOT_METRICS)))}
 
 
-def column_names(rows: Iterable[Iterable[str]]) -> list[str]:
-    """The names of all metrics, in order."""
-    names = sorted(set().union(*rows) - set(NOT_METRICS))
-    if len(names) + len(NOT_METRICS) > MAX_COLUMNS:
-        raise ValueError(f"its rows have {len(names) + len(NOT_METRICS):,} different columns")
-    return names
+def is_exact(numbers: np.ndarray, dtype: np.dtype) -> bool:
+    """Whether the numbers are the same in this dtype."""
+    with np.errstate(over="ignore"):
+        return np.array_equal(numbers.astype(dtype), numbers, equal_nan=True)
 
 
 def check_size(x: np.ndarray) -> None:
     """Refuse finite numbers that no sum of 32-bit rewards or losses can reach, and whose squares would overflow."""
-    columns = x.T if x.ndim > 1 else [x]  # one at a time, for the memory of their copies
-    if any((np.abs(column[np.isfinite(column)]) > MAX_NUMBER).any() for column in columns):
+    if float(np.abs(x[np.isfinite(x)]).max(initial=0)) > MAX_NUMBER:
         raise ValueError(f"it holds a number beyond ±{MAX_NUMBER:g}, which training cannot produce")
 
 
@@ -274,10 +308,3 @@ def check_lengths(directory: RunDirectory, seed: np.ndarray, seeds: tuple[int, .
             f"{directory.metrics_path} has {len(seed):,} rows, {longest:,} of them of one seed, but config.json has "
             f"{len(seeds):,} seeds: one of the two files is damaged. Restore it from a copy, or leave this run out."
         )
-
-
-def by_seed(names: list[str], table: np.ndarray, seeds: tuple[int, ...]) -> dict[str, np.ndarray]:
-    """Split a table by seed: name → [S, I], with each seed's rows in order."""
-    place = {seed: s for s, seed in enumerate(seeds)}
-    s = np.asarray([place[int(seed)] for seed in table[:, names.index("seed")]])
-    return dict(zip(names, np.moveaxis(in_groups(table, s, len(seeds), np.nan), -1, 0), strict=True))

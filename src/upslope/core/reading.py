@@ -84,6 +84,20 @@ def read_rows(path: Path) -> Iterator[list[dict[str, Any]]]:
         raise damaged(path, error) from error
 
 
+def num_lines(path: Path) -> int:
+    """The number of complete lines of a file.
+
+    Raises:
+        UpslopeError: as `read_text`.
+    """
+    plain_file(path, MAX_TABLE)
+    try:
+        with path.open("rb") as file:
+            return sum(part.count(b"\n") for part in iter(lambda: file.read(2**20), b""))
+    except READING_ERRORS as error:
+        raise damaged(path, error) from error
+
+
 def checked_rows(lines: list[str], before: int) -> list[dict[str, Any]]:
     """Parse lines with a JSON object each, of a file that has `before` lines before them."""
     try:
