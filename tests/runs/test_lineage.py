@@ -214,7 +214,8 @@ def test_an_archive_repeats_a_run_and_what_it_began_with(source: Path, folder: P
     changed = beginning(source, "changed", steps=99, epochs=1, fresh_optimiser=True)
     other = beginning(source, "other", algorithm="a2c", steps=400, from_seed=1)
     assert RunDirectory(changed).config().preset is None, "its settings are those of the source, which had no preset"
-    runs = [changed, source, other]
+    held = beginning(source, "held", steps=99, reference=f"{source}@best")
+    runs = [changed, source, other, held]
     with zipfile.ZipFile(upslope.bundle(runs, tmp_path / "runs.zip")) as archive:
         archive.extractall(tmp_path / "runs", [n for n in archive.namelist() if n.startswith("source/")])
         commands = [shlex.split(run["command"]) for run in json.loads(archive.read("bundle.json"))["runs"]]
@@ -223,10 +224,12 @@ def test_an_archive_repeats_a_run_and_what_it_began_with(source: Path, folder: P
         assert train == "train" and words[-2:] == ["--name", run.name]
         wanted, found = RunDirectory(run).config(), config_of(words)
         begins_with = wanted.start_from and f"runs/{Path(wanted.start_from).name}@last"
-        assert found == replace(wanted, start_from=begins_with)
+        reference = wanted.reference and "runs/source@best"
+        assert found == replace(wanted, start_from=begins_with, reference=reference)
     # Somebody who has only that run is told what else is needed.
-    with zipfile.ZipFile(upslope.bundle(changed, tmp_path / "one.zip")) as archive:
-        assert f"It needs the run {source}, which is not in this archive." in archive.read("REPEAT.md").decode()
+    with zipfile.ZipFile(upslope.bundle(held, tmp_path / "one.zip")) as archive:
+        text = archive.read("REPEAT.md").decode()
+        assert text.count(f"It needs the run {source}, which is not in this archive.") == 1
 
 
 def test_code_that_only_the_source_names_needs_trust(source: Path, folder: Path):

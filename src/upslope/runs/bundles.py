@@ -173,21 +173,30 @@ def repeating(name: str, directory: RunDirectory, there: Mapping[Path, str]) -> 
     from upslope.runs.policy import spaces_of
 
     config = directory.config()
-    inherited, note = {}, ""
-    if config.start_from is not None:
-        source = source_of(config.start_from)
-        place = source.directory.path.resolve()
-        note = f"It needs the run {source.directory.path}, which is not in this archive."
-        if place in there:
-            config = replace(config, start_from=f"runs/{there[place]}@{source.checkpoint}")
-            note = f"It needs {there[place]}, whose command is here too."
+    inherited, notes = {}, []
+    for field, flag in {"start_from": "--from", "reference": "--reference"}.items():
+        if (other := getattr(config, field)) is not None:
+            source = source_of(other, flag)
+            called, note = called_in(there, source.directory.path, source.checkpoint)
+            config = replace(config, **{field: called or other})
+            notes += [note]
+    if (begins_with := directory.config().start_from) is not None:
+        source = source_of(begins_with)
         try:
             inherited = inherited_from(source.config, config.environment, config.algorithm, wanted_preset(config))
         except UpslopeError:
-            note += " Settings that it took over from there may be missing here; config.json has them all."
+            notes += ["Settings that it took over from there may be missing here; config.json has them all."]
     is_continuous = spaces_of(directory)[1].is_continuous
     command = command_of(config, is_continuous=is_continuous, inherited=inherited)
-    return f"{command} --name {shlex.quote(name)}", note
+    return f"{command} --name {shlex.quote(name)}", " ".join(dict.fromkeys(notes))
+
+
+def called_in(there: Mapping[Path, str], run: Path, checkpoint: str) -> tuple[str | None, str]:
+    """What whoever repeats the runs of an archive calls another run, if it is one of them, and a note on it."""
+    name = there.get(run.resolve())
+    if name is None:
+        return None, f"It needs the run {run}, which is not in this archive."
+    return f"runs/{name}@{checkpoint}", f"It needs {name}, whose command is here too."
 
 
 def sha256_of(path: Path) -> str:
