@@ -131,3 +131,12 @@ def in_seeds(flat: Any, shape: tuple[int, int]) -> Any:
     if isinstance(flat, np.ndarray):  # the usual case, without the cost of a tree traversal
         return flat.reshape(*shape, *flat.shape[1:])
     return jax.tree.map(lambda x: x.reshape(*shape, *x.shape[1:]), flat)
+
+
+def where_seeds(mask: np.ndarray, chosen: Any, otherwise: Any) -> Any:
+    """Select per seed: `chosen` where the mask [S] is true, else `otherwise`; in NumPy, to avoid compiling."""
+
+    def pick(a: Any, b: Any) -> np.ndarray:
+        return np.where(mask.reshape(-1, *(1,) * (a.ndim - 1)), np.asarray(a), np.asarray(b))
+
+    return jax.tree.map(pick, chosen, otherwise)

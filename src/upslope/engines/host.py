@@ -8,6 +8,7 @@ from typing import Any, NamedTuple
 import jax
 import numpy as np
 
+from upslope.core.arrays import where_seeds
 from upslope.core.types import Credit, Metrics, Rollout, Successors
 from upslope.engines.base import Chunk, EpisodeRow, chunk_length, clock, never
 from upslope.engines.batched import BatchedColumns, columns_for
@@ -245,11 +246,6 @@ def begun_afresh(state: TrainState, rows: Sequence[int]) -> TrainState:
         discounted_return=jax.numpy.asarray(returns),
         reference=reference,
     )
-
-
-def where_seeds(active: np.ndarray, chosen: Any, otherwise: Any) -> Any:
-    """Select per seed: `chosen` where active [S], else `otherwise`."""
-    return jax.tree.map(lambda a, b: jax.numpy.where(active.reshape(-1, *(1,) * (b.ndim - 1)), a, b), chosen, otherwise)
 
 
 def split(num_seeds: int, leaves: Flat) -> list[Flat]:

@@ -18,6 +18,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from upslope.config.config import Config
+from upslope.core.arrays import where_seeds
 from upslope.core.numbers import number
 from upslope.engines.base import Chunk, Engine, clock
 from upslope.errors import UpslopeError
@@ -344,15 +345,6 @@ def finite_seeds(agents: Agent) -> np.ndarray:
     """Whether all parameters of each seed are finite [S]."""
     leaves = jax.tree.leaves(agents.model)
     return np.all([np.isfinite(np.asarray(x)).reshape(x.shape[0], -1).all(axis=1) for x in leaves], axis=0)
-
-
-def where_seeds(mask: np.ndarray, chosen: Any, otherwise: Any) -> Any:
-    """Select per seed: `chosen` where the mask [S] is true, else `otherwise`; in NumPy, to avoid compiling."""
-
-    def pick(a: Any, b: Any) -> np.ndarray:
-        return np.where(mask.reshape(-1, *(1,) * (a.ndim - 1)), np.asarray(a), np.asarray(b))
-
-    return jax.tree.map(pick, chosen, otherwise)
 
 
 def mean_of(progress: Progress, part: int) -> list[float]:
