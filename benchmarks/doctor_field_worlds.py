@@ -269,25 +269,6 @@ class Corridor(CompiledEnvironment):
 
 
 @dataclass(frozen=True, eq=False)
-class NoisyTarget(CompiledEnvironment):
-    """Match the observed number; the noise in the reward is larger than the possible gain."""
-
-    observation_space: Any = field(default_factory=lambda: box(1))
-    action_space: Any = field(default_factory=lambda: spaces.Box(-1.0, 1.0, (1,), np.float32))
-    max_episode_steps: int | None = 20
-
-    def reset(self, key: Any) -> Any:
-        x = jax.random.uniform(key, (1,), minval=-1.0, maxval=1.0)
-        return x, x
-
-    def step(self, key: Any, state: Any, action: Any) -> Any:
-        first, second = jax.random.split(key)
-        miss = jnp.clip(action, -1, 1) - state
-        x = jax.random.uniform(first, (1,), minval=-1.0, maxval=1.0)
-        return x, told(x, jnp.sum(-(miss**2)) + 1.0 * jax.random.normal(second))
-
-
-@dataclass(frozen=True, eq=False)
 class Cue(CompiledEnvironment):
     """A cue is shown only in the first step, and the last action must match it: impossible without memory."""
 

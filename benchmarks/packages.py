@@ -31,8 +31,6 @@ RESULTS, PAGE = HERE / "results" / "packages.json", HERE.parent / "docs" / "host
 LIMIT = 1_200
 """Seconds after which a command counts as hanging."""
 PROGRAM = "import sys; from upslope.cli.main import main; main(sys.argv[1:])"
-ASIDE = ("writing to", "one seed gives", "trained in", "judge it", "going on with", "Stopped", "·", "%", "return")
-"""Lines that say nothing about what was chosen."""
 
 
 def python_of(entry: Entry, folder: Path) -> Path:

@@ -31,7 +31,6 @@ SEGMENTS: dict[str, Any] = {"num_envs": 4, "rollout_steps": 16, "minibatches": 2
 EPISODES: dict[str, Any] = {"num_envs": 2, "max_episode_steps": 40, "steps": 200}
 BASELINE = EPISODES | {"critic_epochs": 2}
 RECORDED: dict[str, Any] = {"epochs": 1, "minibatches": 2, "steps": 600}
-OFF_POLICY = {"imitation_iterations": 2, "seeds": 2}
 BOTH = {"normalize_observations": True, "normalize_rewards": True}
 CASES: dict[str, tuple[str, str, dict[str, Any]]] = {
     "compiled discrete reinforce": ("jax:CartPole-v1", "reinforce", EPISODES | {"seeds": 3}),

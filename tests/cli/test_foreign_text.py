@@ -23,7 +23,6 @@ from upslope.runs.directory import check_name, free_name
 from upslope.runs.display import LiveDisplay, PlainDisplay, QuietDisplay
 
 HOSTILE = "a\x1b[31mb\x9b2Jc\u202ed\x07e\u2066f\ng[b]h[/b]i\ud800j\x7fk\x00l</script>m"
-EVALUATED = (0, "stochastic", "last", 0, 1, 2, 1)
 CONTROLS = "\x1b\x9b\u202e\u2066\x07\x7f\x00\ud800"
 
 

@@ -16,7 +16,7 @@ from upslope.config.presets import presets
 from upslope.errors import UpslopeError
 
 SMALL: dict[str, Any] = {"steps": 64, "num_envs": 2, "rollout_steps": 8, "minibatches": 1, "hidden_sizes": (8,)}
-PAPER, ZOO = "Schulman et al. 2017", "rl-baselines3-zoo"
+PAPER = "Schulman et al. 2017"
 
 
 def config_of(arguments: list[str]) -> Any:

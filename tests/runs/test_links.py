@@ -27,7 +27,6 @@ SMALL: dict[str, Any] = {
     "num_envs": 2, "rollout_steps": 8, "minibatches": 2, "epochs": 1, "hidden_sizes": (8,), "preset": False,
     "quiet": True, "max_episode_steps": 9, "steps": 32,
 }  # fmt: skip
-TRAINED = ("metrics.jsonl", "episodes.csv", "checkpoints", "checkpoints/last.npz", "config.json")
 HEADER = ",".join(EVALUATION_COLUMNS)
 ROW = (0, "stochastic", "last", 0, 1.5, 9, 1)
 LINE = "0,stochastic,last,0,1.5,9,1"

@@ -1,7 +1,7 @@
 """Read and check text files, with one clear message if a file is missing, damaged or foreign."""
 
 import json
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from itertools import chain, islice
 from pathlib import Path
 from types import MappingProxyType
@@ -49,19 +49,6 @@ READING_ERRORS = (OSError, ValueError, TypeError, KeyError, IndexError, Overflow
 """What parsing a damaged or foreign file may raise."""
 
 
-def read_text(path: Path, parse: Callable[[str], Any]) -> Any:
-    """Read a text file and parse it with `parse`.
-
-    Raises:
-        UpslopeError: the file is missing, not a plain file, too large, or cannot be parsed.
-    """
-    plain_file(path, MAX_TABLE)
-    try:
-        return parse(path.read_text("utf-8"))
-    except READING_ERRORS as error:
-        raise damaged(path, error) from error
-
-
 ROWS_AT_ONCE = 2000
 """Rows that are parsed in one call: one call for each row takes twice as long, one for all of them much memory."""
 
@@ -70,7 +57,7 @@ def read_rows(path: Path) -> Iterator[list[dict[str, Any]]]:
     """The objects of a file that has one JSON object a line, some at a time, without an incomplete last line.
 
     Raises:
-        UpslopeError: as `read_text`.
+        UpslopeError: the file is missing, not a plain file, too large, or cannot be parsed.
     """
     plain_file(path, MAX_TABLE)
     try:
@@ -88,7 +75,7 @@ def num_lines(path: Path) -> int:
     """The number of complete lines of a file.
 
     Raises:
-        UpslopeError: as `read_text`.
+        UpslopeError: the file is missing, not a plain file, too large, or cannot be parsed.
     """
     plain_file(path, MAX_TABLE)
     try:

@@ -14,8 +14,6 @@ from jaxtyping import Array, Bool, Float, Shaped
 
 from upslope.core.arrays import pytree
 
-Observation = Shaped[Array, "..."]
-"""An observation in its space's own shape and dtype."""
 Action = Shaped[Array, "..."]
 """An action as the policy samples it: in the environment's own units, a Box before it is clipped to its bounds, or
 before tanh squashes it; several parts are one vector of 32-bit floats."""

@@ -27,10 +27,9 @@ from upslope.lab.finding import (
 from upslope.lab.play import play, quick_jit, table_agent
 from upslope.learning.update import effective_sample_size
 
-CARP, BASS, OTHER = 0, 1, 2
 LAKE_A = np.array([0.1, 0.4, 0.5])
 LAKE_B = np.array([0.5, 0.1, 0.4])
-"""Shares of the kinds of fish. The lecture gives the shares of carp and bass; the rest are other fish."""
+"""Shares of carp, bass and other fish. The lecture gives the first two; the rest are other fish."""
 KILOGRAMS = np.array([1.0, 3.0, 2.0])
 """Weight of a carp, a bass and another fish, in kilograms. Lake B has mostly small fish."""
 

@@ -47,7 +47,7 @@ def files_of(plan: Plan, path: Path) -> dict[Path, bytes]:
     buffer = io.BytesIO()
     arrays: Any = arrays_of(plan)
     np.savez(buffer, **arrays)
-    return {path: source(plan, path).encode(), path.with_suffix(".npz"): buffer.getvalue()}
+    return {path: source(plan).encode(), path.with_suffix(".npz"): buffer.getvalue()}
 
 
 def arrays_of(plan: Plan) -> dict[str, np.ndarray]:
@@ -80,12 +80,12 @@ def suffix(plan: Plan, k: int) -> str:
     return f"_of_{k}" if len(plan.parts) > 1 else ""
 
 
-def source(plan: Plan, path: Path) -> str:
+def source(plan: Plan) -> str:
     """The Python file."""
-    return "\n".join([*beginning(plan, path), *class_of(plan), *functions(plan)]) + "\n"
+    return "\n".join([*beginning(plan), *class_of(plan), *functions(plan)]) + "\n"
 
 
-def beginning(plan: Plan, path: Path) -> list[str]:
+def beginning(plan: Plan) -> list[str]:
     """The docstring, with what goes in and comes out, and imports."""
     mask = ", mask" if plan.has_masks else ""
     what = [f"    {one.name!a}: {one.kind} {list(one.shape)}" for one in plan.inputs]

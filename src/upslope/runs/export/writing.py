@@ -6,7 +6,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from tempfile import TemporaryDirectory
-from typing import Any, Literal
+from typing import Any
 
 import numpy as np
 
@@ -23,7 +23,6 @@ from upslope.runs.export.samples import random_arrays, random_masks
 from upslope.runs.export.walk import plan_of
 from upslope.runs.policy import Policy, Which, load
 
-Format = Literal["onnx", "numpy", "c"]
 SUFFIXES: dict[str, str] = {"onnx": ".onnx", "numpy": ".py", "c": ".h"}
 WRITERS: dict[str, Callable[[Plan, Path], dict[Path, bytes]]] = {
     "onnx": onnx_format.files_of,
