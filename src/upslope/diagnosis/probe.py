@@ -95,7 +95,7 @@ class Probed:
 
     name: str
     return_gap: float
-    """Best return − deterministic return, in the worst seed. Below 0 it earned more than allowed actions can pay."""
+    """Best return − deterministic return, in the worst seed. Below 0, it earned more than allowed actions can earn."""
     best: float
     value_error: float | None
     """Largest |V(s_0) − V*(s_0)| over first observations and seeds; None without a critic, or if V may differ."""
@@ -157,7 +157,7 @@ def probe(
     if algorithm in ALGORITHMS and ALGORITHMS[algorithm].source == "recorded":
         raise UpslopeError(f"{algorithm} learns from recorded data, but a probe has to be played. Probe another rung.")
     if settings.get("reference") is not None:
-        raise UpslopeError("A probe is learned from nothing, so there is no reference policy. Leave --reference out.")
+        raise UpslopeError("A probe is learned from scratch, so there is no reference policy. Leave --reference out.")
     settings |= {role: x for role, x in (("estimator", estimator), ("objective", objective)) if isinstance(x, str)}
     config = configure("", algorithm, is_continuous=False, use_preset=False, **settings)
     axes = (
@@ -248,7 +248,7 @@ def train_and_judge(task: Task, probes: tuple[Probe, ...], iterations: int, inde
 
 def best_return(probe: Probe, state: Any) -> Any:
     """The best undiscounted return from each first state."""
-    if probe.watched is not None:  # it never ends by itself, so that undiscounted values are infinite
+    if probe.watched is not None:  # it never ends by itself, so undiscounted values are infinite
         return jnp.full(FIRST, probe.watched)
     return probe.exact_value(state, 1.0)
 
@@ -304,7 +304,7 @@ def defaults(algorithm: str, estimator: Estimator, objective: Objective) -> dict
     """Settings under which every rung solves every probe.
 
     The learning rate is 3e-3 for one step per batch with a critic, and 1e-3 if weights are whole returns or a batch is
-    reused. Each kind fails a probe at the other's rate: raw returns commit to a bit too early, and a reused batch
+    reused. Each kind fails a probe at the other's rate: raw returns settle a bit's value too early, and a reused batch
     unlearns `continuous` after solving it, since σ shrinks and a step of Adam moves the mean by many σ.
     """
     whole, is_one_step = estimator.whole_episodes, isinstance(objective, PolicyGradient)

@@ -85,7 +85,7 @@ def entropy_dominates(s: Signs) -> Finding | None:
 
 @rule("Schulman, nuts and bolts: premature drop of entropy; Jones 2021")
 def no_exploration(s: Signs) -> Finding | None:
-    """A policy that hardly varies from early on cannot find better actions."""
+    """A policy that is nearly deterministic from early on cannot find better actions."""
     early = max(1, s.record.steps.shape[1] // 4)
     if s.sigma is not None:
         x, limit, name = np.nanmedian(s.sigma[:, :early], axis=1), 0.03, "σ in half ranges"
@@ -98,7 +98,7 @@ def no_exploration(s: Signs) -> Finding | None:
     part = share(x < limit) if s.is_flat or s.sigma is not None else 0.0
     from_start = s.sigma is not None and share(s.sigma[:, 0] < limit) > 0
     return Finding(
-        "no_exploration", "The policy hardly varies from early on.",
+        "no_exploration", "The policy is nearly deterministic from early on.",
         "It started with one action, or settled on one early, so nothing better can be found.", remedy,
         (0.93 if from_start else 0.88) * part, 1.0 if from_start else 0.95,
         evidence=(s.evidence(name, x, f"above {limit}", 0.0, 0.25),), experiment=SEED,

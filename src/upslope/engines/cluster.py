@@ -26,7 +26,7 @@ from upslope.errors import UpslopeError
 LOOK_SECONDS = 60.0
 """Seconds in which a node must tell its versions."""
 RELEASE_SECONDS, LOOK_AGAIN = 3.0, 0.25
-"""Seconds in which workers that were just closed give their processors back, and between two looks."""
+"""Seconds in which workers that were just closed give their processors back, and between two checks."""
 AUTO = "auto"
 
 

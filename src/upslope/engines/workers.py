@@ -29,7 +29,7 @@ MIN_PARALLEL_STEPS = 50_000
 """Total environment steps of all seeds below which starting processes costs more time than it saves."""
 
 LOOK_SECONDS = 30.0
-"""Seconds between two looks whether a cluster has grown."""
+"""Seconds between two checks whether a cluster has grown."""
 
 
 def num_workers(task: Task, num_seeds: int, requested: int | None) -> int:

@@ -15,11 +15,11 @@ from upslope.runs.display import Display, Snapshot, clock, closing_words, curve_
 from upslope.runs.growing import GrowingTable, episode_of, is_last, parsed_rows
 
 PAUSE = 1.0
-"""Seconds between two looks at the directory."""
+"""Seconds between two checks of the directory."""
 WINDOW = 100
 """A seed's return is the mean over this many of its last finished training episodes, as in training."""
 SILENT_SECONDS, LONGER = 60.0, 10.0
-"""A run is suspected after this many seconds without a row, and this many times its longest pause so far."""
+"""A run seems to have stopped after this many seconds without a row, and this many times its longest pause so far."""
 MOMENT = 5.0
 """Seconds that pass between the last row of a run and its end."""
 FIRST_SECONDS = 600.0
@@ -31,7 +31,7 @@ LOCKS = Path("/proc/locks")
 
 
 class History:
-    """What the rows of a run tell so far."""
+    """What is known of a run from its rows so far."""
 
     def __init__(self, directory: RunDirectory):
         self.directory, self.config = directory, directory.config()
@@ -63,7 +63,7 @@ class History:
             self.restart()
             return self.read()
         rows = parsed_rows(self.metrics.path, lines, self.steps)
-        self.read_episodes()  # after the rows, since training writes them before
+        self.read_episodes()  # after the rows, since training writes episodes first
         found: list[Snapshot] = []
         for _, chunk in groupby(rows, key=lambda row: row.get("time/elapsed")):
             self.add(list(chunk))
@@ -82,7 +82,7 @@ class History:
                 self.waiting[seed].append((step, episode_return, length))
 
     def add(self, rows: list[dict[str, Any]]) -> None:
-        """Go on by the rows of a chunk; a seed without a row keeps its last values."""
+        """Advance by the rows of a chunk; a seed without a row keeps its last values."""
         for seed in {row["seed"] for row in rows}:
             for values in self.values.values():
                 values[seed] = math.nan
@@ -125,7 +125,7 @@ class History:
         self.iteration = iteration + 1 if isinstance(iteration, int) else self.iteration
 
     def closing_line(self) -> str:
-        """What the run has come to."""
+        """The summary of the finished run."""
         returns = None if self.config.data is not None else self.means(0)
         return closing_words(self.elapsed, self.seeds, returns)
 
@@ -135,9 +135,9 @@ class History:
 
 
 class Silence:
-    """Judges from outside whether a run still trains.
+    """Judges from outside whether a run is still training.
 
-    The last row's age is that of the file, so a share whose clock is wrong misleads it at first; from then on it is the
+    At first the last row's age is that of the file, so a network share with a wrong clock misleads it; later it is the
     time since a new row was seen. On Linux the lock that training holds tells more, if it trains on this machine.
     """
 
@@ -163,7 +163,7 @@ class Silence:
         return max(SILENT_SECONDS, LONGER * pause) if pause else FIRST_SECONDS
 
     def words(self) -> str:
-        """What is to be said of the silence; empty if nothing is wrong."""
+        """The notice about the silence; empty if nothing is wrong."""
         run, is_alive = self.history.directory.path, is_locked(self.history.directory.path / "config.json")
         self.was_alive |= is_alive
         if self.was_alive and not is_alive and self.seconds > MOMENT:

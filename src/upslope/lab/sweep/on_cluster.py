@@ -32,7 +32,7 @@ from upslope.runs.directory import RunDirectory
 from upslope.runs.train import Session, begin
 
 LOOK_SECONDS = 0.5
-"""Seconds between two looks whether Ctrl-C was pressed, and whether there is room for more workers."""
+"""Seconds between two checks whether Ctrl-C was pressed, and whether there is room for more workers."""
 WAITING_SECONDS = 60.0
 """Seconds without any worker after which that is said."""
 

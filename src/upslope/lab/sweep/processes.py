@@ -15,7 +15,7 @@ from upslope.lab.sweep.trial import train_trial
 from upslope.learning.devices import num_cores
 
 LOOK_SECONDS = 0.5
-"""Seconds between two looks at what the processes have finished."""
+"""Seconds between two checks of what the processes have finished."""
 PATIENCE = 30.0
 """Seconds that a process has to put its trial back after Ctrl-C."""
 

@@ -43,7 +43,7 @@ FRESH, EPISODES = 10, 20
 """Fresh seeds for the winner and for the default, and evaluation episodes for each of them."""
 STORAGE = "study.db"
 WAIT_SECONDS = 2.0
-"""Seconds between two looks at the trials of other processes."""
+"""Seconds between two checks of the trials of other processes."""
 
 
 @dataclass(frozen=True)

@@ -1,7 +1,7 @@
 """A process per tracker, which follows the run directory while it grows.
 
-Training starts it, and closes a pipe when it ends; nothing is handed over, so there is nothing to wait for and no queue
-that could fill up. A tracker that raises, hangs or dies takes only its own process with it.
+Training starts it, and closes a pipe when training ends; no data is handed over, so there is nothing to wait for and no
+queue that could fill up. A tracker that raises, hangs or dies takes only its own process with it.
 """
 
 import contextlib
@@ -26,15 +26,15 @@ from upslope.runs.tracking.sending import Sender
 from upslope.runs.tracking.tracker import keep_private
 
 PAUSE = 1.0
-"""Seconds between two looks at the run directory."""
+"""Seconds between two checks of the run directory."""
 PATIENCE = 15.0
 """Seconds without a sign of life after which a tracker that has not finished is given up, once training has ended."""
 QUIET_WAIT = 1.0
-"""Seconds after which the user is told what is waited for."""
+"""Seconds after which the user is told which trackers are being waited for."""
 ORPHAN_SECONDS = 600.0
 """Seconds that the process may take to finish when training is gone."""
 NICENESS = 10
-"""How far the process stands behind training when both want the processor."""
+"""The niceness of the process, so that training comes first when both want the processor."""
 BOOTSTRAP = f"""
 import json, os, sys
 over, words, path, arguments = json.loads(sys.argv[1])
@@ -84,13 +84,13 @@ class TrackerProcess:
         self.listener.start()
 
     def listen(self) -> None:
-        """Queue what the process says, a line of JSON each."""
+        """Queue what the process says, one JSON message per line."""
         with contextlib.suppress(OSError, ValueError), self.received:
             for line in self.received:
                 self.words.put(json.loads(line))
 
     def news(self, wait: float = 0.0) -> list[str] | None:
-        """What to tell the user since the last call; None if the process has said nothing within `wait` seconds."""
+        """New lines for the user since the last call; None if the process has said nothing within `wait` seconds."""
         words: list[dict[str, Any]] = []
         with contextlib.suppress(queue.Empty):
             words.append(self.words.get(timeout=wait) if wait else self.words.get_nowait())
@@ -225,7 +225,7 @@ def serve(over: int, words: int, run: str, name: str, project: str | None) -> No
         with contextlib.suppress(OSError, ValueError):
             stream.flush()
     if status:
-        os._exit(status)  # what a broken tracker has registered for the end may hang
+        os._exit(status)  # exit handlers that a broken tracker has registered may hang
 
 
 def follow(sender: Sender, over: int, say: Callable[..., None]) -> None:
@@ -253,7 +253,7 @@ def follow(sender: Sender, over: int, say: Callable[..., None]) -> None:
 
 
 def leave_in_the_end() -> None:
-    """End this process after a while, however its tracker hangs."""
+    """End this process after a while, even if its tracker hangs."""
     timer = threading.Timer(ORPHAN_SECONDS, lambda: os._exit(1))
     timer.daemon = True
     timer.start()

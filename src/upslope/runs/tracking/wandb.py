@@ -11,7 +11,7 @@ from typing import Any
 from upslope.runs.tracking.tracker import MetricRow, TrackedRun, imported
 
 NO_ACCOUNT = ("api key", "api_key", "log in", "login")
-"""What stands in wandb's error where there is no account, and nobody to ask."""
+"""Phrases of wandb's error if there is no account, and nobody to ask for one."""
 
 
 class WandbTracker:
