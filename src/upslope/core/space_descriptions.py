@@ -68,7 +68,7 @@ def space_fields(description: Any, kinds: dict[str, tuple[str, ...]], depth: int
     dtypes = ACTION_DTYPES.get(kind) if kind in kinds else None
     dtype = fields.pop("dtype", dtypes[0]) if dtypes else None
     if dtype is not None and dtype not in (dtypes or ()):
-        raise ValueError(f"`dtype` is none of {', '.join(dtypes or ())}")
+        raise ValueError(f"`dtype` must be one of {', '.join(dtypes or ())}")
     if fields.keys() != set(needed):
         raise ValueError(f"{kind} has the fields {', '.join(needed)}")
     for name in {"low", "high"} & fields.keys():
