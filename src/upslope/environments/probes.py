@@ -3,7 +3,7 @@
 A learner that fails `probe/constant` has a broken critic loss; one that first fails at `probe/observation`
 does not see its observation; at `probe/delay`, its discount or bootstrap is wrong; at `probe/action`, its
 policy update; at `probe/both`, the pairing of observation and action.
-Source: Jones (2021), Debugging RL, Without the Agonizing Pain; the others are added here in the same manner.
+Source: Jones (2021), Debugging RL, Without the Agonizing Pain; the other probes are added here in the same spirit.
 """
 
 from collections.abc import Callable

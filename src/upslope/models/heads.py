@@ -116,7 +116,7 @@ def with_policy(
         )
     if head.boxes and not hidden_sizes:
         raise UpslopeError(
-            "--head gsde makes its noise of the last hidden layer, and there is none. Give --hidden-sizes, e.g. 64 64."
+            "--head gsde makes noise from the last hidden layer, but there is none. Give --hidden-sizes, e.g. 64 64."
         )
     features = hidden_sizes[-1] if hidden_sizes else 0
     return with_boxes(

@@ -189,7 +189,7 @@ def view_in(model: Any, group: str) -> View:
 
 
 def completed(shapes: Any, observation: Any, view: View, key: str = "") -> Any:
-    """The observation, with zeros in place of missing parts of a Dict that are not read."""
+    """The observation, with zeros for missing parts of a Dict that are not read."""
     if view.keys is None or not isinstance(shapes, dict) or not isinstance(observation, Mapping):
         return observation
     found = dict(observation)
