@@ -133,7 +133,7 @@ def judge(
 ) -> None:
     """Estimate what a trained agent would get from episodes that another policy recorded, without acting.
 
-    Importance sampling, fitted Q evaluation and doubly robust estimators, each with an interval; or the reason why
+    It gives importance sampling, fitted Q evaluation and doubly robust estimates with intervals, or the reason why
     these data cannot tell. Also called off-policy evaluation (OPE).
 
     Args:
@@ -437,7 +437,7 @@ def lab(
     """Test the lecture's claims by experiments, each with a prediction, a measurement and a verdict, on one HTML page.
 
     It takes one to two minutes on two cores and needs the extra `report`. The exit status is 0 even if a claim is
-    refuted, since that is a finding.
+    refuted, because that is a finding.
 
     Args:
         only: Only these experiments: expectation, gradient, variance, advantages, importance, reuse, table1,

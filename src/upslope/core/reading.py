@@ -1,4 +1,4 @@
-"""Read and check text files, with one clear message if a file is missing, damaged or foreign."""
+"""Read and check text files, with one clear message if a file is missing, damaged or not upslope's."""
 
 import json
 from collections.abc import Iterable, Iterator, Mapping, Sequence

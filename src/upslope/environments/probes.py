@@ -52,7 +52,7 @@ class Probe(CompiledEnvironment):
         return state, self.show(state)
 
     def step(self, key: PRNGKeyArray, state: Any, action: Any) -> tuple[Any, Transition]:
-        """Apply `answer`; it is deterministic, since all randomness is in s_0."""
+        """Apply `answer`; it is deterministic, because all randomness is in s_0."""
         state, reward, terminated = self.answer(state, action)
         return state, Transition(self.show(state), reward, terminated, jnp.zeros((), bool))
 

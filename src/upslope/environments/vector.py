@@ -205,7 +205,7 @@ class EnvPool(VectorEnv):
         self.max_episode_steps = getattr(limit, "max_episode_steps", None)
 
     def reset(self, *, seed: int | None = None, options: dict[str, Any] | None = None) -> tuple[Any, dict[str, Any]]:
-        """Begin all episodes anew."""
+        """Start all episodes afresh."""
         if seed is not None:
             close = getattr(self.pool, "close", None)
             if callable(close):

@@ -182,7 +182,7 @@ def assign_seeds(num_seeds: int, is_worth_two: bool, per_seed: int = 1) -> list[
 
 
 def mesh_of(devices: np.ndarray, width: int, axis: str = NETWORKS) -> Mesh:
-    """A mesh of these devices with `width` of them per seed, along an axis of this name."""
+    """A mesh of these devices with `width` of them per seed, along an axis with this name."""
     return Mesh(devices.reshape(-1, width), (SEEDS, axis))
 
 

@@ -93,7 +93,7 @@ for symbol, name in {"+": "add", "-": "sub", "*": "mul", "/": "truediv", "**": "
 for name in ("lt", "le", "gt", "ge", "eq", "ne"):
     setattr(Varied, f"__{name}__", comparison)
 
-# A function that JAX compiles by itself, e.g. `jnp.clip`, takes its arguments apart as pytrees.
+# A function that JAX compiles separately, e.g. `jnp.clip`, flattens its arguments as pytrees.
 jax.tree_util.register_pytree_node(Varied, lambda x: ((x.read(x),), None), lambda _, children: children[0])
 
 

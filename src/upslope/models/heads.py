@@ -72,7 +72,7 @@ def product_head(space: gymnasium.Space, name: str, key: str, depth: int) -> Pro
         if largest > MOST_CHOICES:
             raise UpslopeError(
                 f"{name} has {largest:,} choices{at(place)}; a part of an action can have at most {MOST_CHOICES:,}, "
-                "since it is stored as a 32-bit float. Declare several smaller choices, or a Box."
+                "because it is stored as a 32-bit float. Declare several smaller choices, or a Box."
             )
     if isinstance(space, spaces.Tuple):
         return TupleHead(tuple(head for _, head in heads))
