@@ -45,7 +45,7 @@ def evaluate(
         environment_seed: Each number gives different episodes.
         max_episode_steps: Steps after which an episode is truncated; by default the limit that the run trained with.
         video: Also film one deterministic episode of the first seed into this .mp4 (needs the extra `video`).
-        trust: Run the code that the run's config.json names; it may do anything. Otherwise you are shown the code
+        trust: Run the code that the run's config.json names; it may do anything. Otherwise you are shown its name
             and asked, or it is refused.
     """
     positive(episodes=episodes, max_episode_steps=max_episode_steps)
@@ -90,7 +90,7 @@ def record(
         seed: One of the run's seeds; by default the first.
         environment_seed: Each number gives different episodes.
         max_episode_steps: Steps after which an episode is truncated; by default the limit that the run trained with.
-        trust: Run the code that the run's config.json names; it may do anything. Otherwise you are shown the code
+        trust: Run the code that the run's config.json names; it may do anything. Otherwise you are shown its name
             and asked, or it is refused.
     """
     positive(episodes=episodes, max_episode_steps=max_episode_steps)
@@ -220,7 +220,7 @@ def figure(
         normalize: For profiles: how scores are made comparable, as in `upslope compare`; by default range.
         style: A Matplotlib style sheet. Fonts, colours, lines and sizes are taken from it, and nothing is run.
         trust: For --normalize threshold: run the code that a run's config.json names; it may do anything. Otherwise
-            you are shown the code and asked, or it is refused.
+            you are shown its name and asked, or it is refused.
     """
     options = {name: value for name, value in locals().items() if name not in ("runs", "output")}
     from upslope.report.print_figures import figure
@@ -290,7 +290,7 @@ def compare(
         normalize: How scores are made comparable across environments.
         metric: The number compared per episode: return, length, or a key that every run kept with --log-info.
         trust: For --normalize threshold: run the code that a run's config.json names; it may do anything. Otherwise
-            you are shown the code and asked, or it is refused.
+            you are shown its name and asked, or it is refused.
         json: Print everything as JSON.
     """
     from upslope.analysis.compare import compare
@@ -323,7 +323,7 @@ def report(
         output: The page to write, or a folder for it; only an older upslope page is replaced.
         credit: First play an episode of each run without a credit view, as `upslope credit` does.
         trust: For --credit: run the code that a run's config.json names; it may do anything. Otherwise you are
-            shown the code and asked, or it is refused.
+            shown its name and asked, or it is refused.
     """
     from upslope.report.page import write_report
 
@@ -350,7 +350,7 @@ def credit(
         checkpoint: The checkpoint to play.
         max_episode_steps: Steps after which the episode is truncated; by default the limit that the run trained with.
         output: The page to write, or a folder for it; by default credit.html in the run directory.
-        trust: Run the code that the run's config.json names; it may do anything. Otherwise you are shown the code
+        trust: Run the code that the run's config.json names; it may do anything. Otherwise you are shown its name
             and asked, or it is refused.
     """
     fresh(episode_seed=episode_seed)

@@ -267,7 +267,7 @@ def resume(
         track: Send the run to a tracker, as in `upslope train`; one that already has the run continues it. Repeatable.
         track_project: The trackers' project (MLflow: experiment).
         workers: Processes that share the seeds of a Gymnasium environment; by default one per core in long runs.
-        trust: Run the code that the run's config.json names; it may do anything. Otherwise you are shown the code
+        trust: Run the code that the run's config.json names; it may do anything. Otherwise you are shown its name
             and asked, or it is refused.
         quiet: Print warnings only.
     """
