@@ -336,7 +336,7 @@ HOSTILE: dict[str, tuple[tuple[Any, bytes], ...]] = {
     "which belongs to no run": (("..\\..\\run/config.json", b"{}"),),
     "'run/own.py'": (("run/own.py", b"{}"),),
     "'run/checkpoints/last.npz/'": (("run/checkpoints/last.npz/", b""),),
-    "is no plain file": ((LINK, b"/etc/passwd"),),
+    "is not a plain file": ((LINK, b"/etc/passwd"),),
     "holds run/CONFIG.json twice": (("run/config.json", b"{}"), ("run/CONFIG.json", b"{}")),
     "declares": (("run/metrics.jsonl", bytes(80 << 20)),),
     "compressed in another way": ((entry_with("run/config.json", compress_type=zipfile.ZIP_LZMA), b"{}"),),
@@ -372,7 +372,7 @@ def test_what_is_no_archive_of_upslope_is_refused(tmp_path: Path, archive: Path,
         (later, "format 2"),
         (spoiled, ""),
     ):
-        with pytest.raises(UpslopeError, match=f"(?s)not an archive of upslope.*{words}"):
+        with pytest.raises(UpslopeError, match=f"(?s)not an upslope archive.*{words}"):
             unpacked(path)
     monkeypatch.setattr(bundles, "MAX_ENTRIES", 3)
     with pytest.raises(UpslopeError, match="more than 3 files"):
