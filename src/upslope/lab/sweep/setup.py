@@ -40,7 +40,7 @@ class Setup:
         return task_of(config, self.environment)
 
     def described(self) -> dict[str, Any]:
-        """What must be the same for trials to be compared, for the storage."""
+        """What must be the same for trials to be comparable, for the storage."""
         config = self.default.to_json()
         named = {name: config.pop(name) for name in ("environment", "algorithm", "steps", "seeds", "seed")}
         return {**named, "space": self.space.to_json(), "settings": config}
@@ -60,7 +60,7 @@ def setup_of(
     """
     if algorithm in ALGORITHMS and ALGORITHMS[algorithm].source == "recorded":
         raise UpslopeError(
-            f"{algorithm} learns from recorded data, and a sweep scores a trial by the episodes that it collects in "
+            f"{algorithm} learns from recorded data, but a sweep scores a trial by the episodes that it collects in "
             "training. Sweep a rung that collects its own experience, e.g. ppo."
         )
     given = read_space(space) if space is not None else None

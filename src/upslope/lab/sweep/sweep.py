@@ -87,7 +87,7 @@ def sweep(
     quiet: bool = False,
     **settings: Any,
 ) -> Sweep:
-    """Search an algorithm's settings, and hold the winner against the defaults on seeds that no trial has seen.
+    """Search an algorithm's settings, and compare the winner with the defaults on seeds that no trial has seen.
 
     All trials have the same environment, budget and seeds, and a trial's score is the mean over seeds of the last 100
     training returns. Then the best trial's settings and the defaults are trained anew on fresh seeds and compared.
@@ -104,7 +104,7 @@ def sweep(
         steps: environment steps per seed.
         sampler: Optuna's sampler by its name: tpe, random, cmaes, gp, qmc, nsgaii, bruteforce, …
         pruner: Optuna's pruner by its name: median, hyperband, successivehalving, wilcoxon, none.
-        storage: the URL of a database of Optuna's; by default a SQLite file in the sweep's folder.
+        storage: the URL of an Optuna database; by default a SQLite file in the sweep's folder.
         name: the name of the sweep's folder and of the study; by default derived from environment and algorithm.
         fresh_seeds: seeds on which winner and default are trained anew; 0 leaves that out.
         evaluation_episodes: fresh episodes per seed and mode by which these are compared; 0: by training returns.
@@ -112,7 +112,7 @@ def sweep(
         workers: processes that train trials of a Gymnasium environment; by default one per core.
         at_once: trials that one program of a compiled environment trains at once; by default 8, or 64 on an
             accelerator.
-        cluster: where workers are, as in `upslope.train`; each trains one trial at a time.
+        cluster: where workers run, as in `upslope.train`; each trains one trial at a time.
         settings: any field of `Config`, for every trial and for the default.
 
     Raises:
@@ -143,12 +143,12 @@ def sweep(
     except Exception as error:
         if not is_of_storage(error):
             raise
-        words = f"The storage failed: {type(error).__name__}. What it holds stays. Repeat the command to continue."
+        words = f"The storage failed: {type(error).__name__}. Its contents are kept. Repeat the command to continue."
         raise UpslopeError(words) from error
 
 
 def check_engine(setup: Setup, resources: Resources, at_once: int | None) -> None:
-    """Refuse the options of the other kind of environment."""
+    """Refuse options that are meant for the other kind of environment."""
     is_compiled = setup.environment.is_compiled
     if setup.default.devices_per_seed > 1 or "devices_per_seed" in setup.space.searched:
         raise UpslopeError(
