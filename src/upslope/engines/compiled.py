@@ -235,7 +235,7 @@ class ProgramEngine:
     def call(self, name: str, arguments: list[Any]) -> None:
         """Refuse: nothing in a program changes once it is compiled."""
         if self.data is not None:
-            raise UpslopeError(f"This run learns from recorded data, so there is no environment to call {name} of.")
+            raise UpslopeError(f"This run learns from recorded data, so it has no environment to call {name} on.")
         raise UpslopeError(
             f"{name_of(self.task.environment)} is compiled into the program that trains, so {name} cannot be called "
             "while it runs. Let its state hold what changes, or train in stages: each with different env_kwargs, from "

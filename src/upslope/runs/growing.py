@@ -1,4 +1,4 @@
-"""Read the tables of a run directory while they grow, also over a network share: files are opened anew each time, and
+"""Read the tables of a run directory while they grow, also over a network share: files are reopened each time, and
 nothing is locked or written."""
 
 import json

@@ -234,8 +234,8 @@ def require_same_agent(source: Source, config: Config, task: Task) -> None:
     if source.config.normalize_observations and not config.normalize_observations:
         raise UpslopeError(
             f"The networks of {source.directory.path} read normalised observations, so --no-normalize-observations "
-            "would show them numbers that they have never seen. Leave it out; --fresh-normalisers begins the "
-            "statistics anew."
+            "would show them numbers that they have never seen. Leave it out; --fresh-normalisers restarts the "
+            "statistics."
         )
 
 

@@ -145,7 +145,7 @@ def episode_arrays(episode: Mapping[str, Any], shapes: Any, head: ActionHead) ->
 
 def sampled(head: ActionHead, taken: Any) -> np.ndarray:
     """Actions [T, …] that the environment got, in the form in which a policy samples them: choices from 0, and parts
-    one after another. What clipping has done is not undone."""
+    one after another. Clipping is not undone."""
     if isinstance(head, ProductHead):
         parts = [sampled(part, taken[key]) for key, part in head.children]
         return np.concatenate([x.reshape(len(x), -1).astype(np.float32) for x in parts], axis=-1)

@@ -203,7 +203,7 @@ def resume_once(
             return Run(directory.path, config, tuple(config.seed_list()), np.asarray(mean_of(point.progress, 0)))
         lines = [f"resuming {directory.path} at step {point.step:,} of {config.steps:,}", *notes]
         if point.is_followed and session.on_iteration is None:
-            lines.append("on_iteration was given before, and is not now: nothing is called between iterations any more")
+            lines.append("on_iteration was given before but not now, so nothing is called between iterations now")
         if point.snapshot:
             engine.restore(point.snapshot, session.display.message)
         with directory.marked_mixed() if session.resources.is_mixed else nullcontext():

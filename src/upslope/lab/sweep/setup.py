@@ -72,7 +72,7 @@ def setup_of(
     if default.reference is not None:
         raise UpslopeError("The trials of a sweep have no reference policy. Leave out reference.")
     if default.start_from:
-        raise UpslopeError("Every trial of a sweep begins anew, not from another run. Leave out start_from.")
+        raise UpslopeError("Every trial of a sweep starts from scratch, not from another run. Leave out start_from.")
     task = task_of(default, made, parts)
     refuse_unread(asked, default, task)
     if given is None:

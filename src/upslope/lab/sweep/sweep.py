@@ -157,9 +157,9 @@ def check_engine(setup: Setup, resources: Resources, at_once: int | None) -> Non
     if resources.cluster is not None and at_once is not None:
         raise UpslopeError("On a cluster each worker trains one trial at a time, and --workers sets their number.")
     if resources.workers is not None and is_compiled and resources.cluster is None:
-        raise UpslopeError("--workers applies only to Gymnasium environments; here --at-once sets trials at once.")
+        raise UpslopeError("--workers applies only to Gymnasium environments; here --at-once sets how many trials run.")
     if at_once is not None and not is_compiled:
-        raise UpslopeError("--at-once applies only to compiled environments; here --workers sets trials at once.")
+        raise UpslopeError("--at-once applies only to compiled environments; here --workers sets how many trials run.")
 
 
 def default_name(config: Config) -> str:
@@ -190,7 +190,7 @@ def opening_lines(setup: Setup, study: Study, path: Path) -> list[str]:
         f"{counted(config.seeds, 'seed')} · {config.steps:,} steps each"
     )
     searched = ", ".join(name.rstrip("_") for name in setup.space.searched)
-    again = [f"continuing: {counted(before, 'trial')} there"] if before else []
+    again = [f"continuing: {counted(before, 'trial')} so far"] if before else []
     search = f"searching {searched} with {access.sampler}, pruning by {access.pruner}"
     return [title, f"writing to {path}", search, *again]
 

@@ -62,7 +62,7 @@ class Memory:
         if self.project not in (None, before):
             raise UpslopeError(
                 f"{self.root} was sent to {self.name} in the project {before or 'of its configuration'}, not in "
-                f"{self.project}. Leave out --track-project, or delete {self.path} to send everything anew."
+                f"{self.project}. Leave out --track-project, or delete {self.path} to send everything again."
             )
         self.project = before
 
