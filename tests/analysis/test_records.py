@@ -8,6 +8,7 @@ import pytest
 
 import upslope
 from upslope.analysis.records import read_record
+from upslope.core.reading import read_rows
 
 
 @pytest.fixture(scope="module")
@@ -31,6 +32,16 @@ def test_arrays_hold_what_the_rows_say(run):
         assert np.isnan(record.steps[s, len(mine) :]).all()
     assert sum(len(record.episodes_of(seed)) for seed in record.seeds) == len(run.episodes())
     assert len(record.evaluations) == 0
+
+
+def test_the_rest_of_a_line_that_was_being_written_is_not_read_as_a_row(tmp_path):
+    path = tmp_path / "metrics.jsonl"
+    path.write_text('{"step": 1}\n{"st')
+    rows = read_rows(path)
+    assert next(rows) == [{"step": 1}]
+    with path.open("a") as file:
+        file.write('ep": 2}\n{"step": 3}\n')
+    assert list(rows) == []
 
 
 def test_numbers_keep_all_their_bits(run, tmp_path):

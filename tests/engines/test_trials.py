@@ -5,6 +5,7 @@ import numpy as np
 import pytest
 
 from upslope.config.prepare import prepare
+from upslope.engines.base import Chunk, not_finite
 from upslope.engines.compiled import CompiledEngine
 from upslope.engines.trials import TrialsEngine
 from upslope.environments.registry import make
@@ -86,3 +87,12 @@ def test_trials_in_one_program_are_bit_for_bit_those_alone(algorithm):
         mine = [np.asarray(x)[rows].tobytes() for x in jax.tree.leaves(state.learner)]
         assert mine == expected[id(task)], f"slot {slot}"
     assert expected[id(first)] != expected[id(second)]
+
+
+def test_numbers_that_are_not_finite_are_seen_in_the_last_iteration_that_learned():
+    """The last chunk of a budget may be longer than what is left of it; its further iterations are idle."""
+    loss = np.array([[1.0, np.nan, 0.0], [1.0, 1.0, 0.0], [np.nan, 1.0, 1.0], [np.nan, 0.0, 0.0]])
+    before = np.array([[0, 8, 16], [0, 8, 16], [0, 8, 16], [16, 16, 16]])
+    after = np.array([[8, 16, 16], [8, 16, 16], [8, 16, 24], [16, 16, 16]])
+    chunk = Chunk({"policy/loss": loss, "policy/kl": np.zeros_like(loss)}, after, before, [[]] * 4)
+    assert not_finite(chunk).tolist() == [True, False, False, False]

@@ -2,7 +2,9 @@
 
 import signal
 import sys
+import time
 from dataclasses import replace
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -11,8 +13,12 @@ from run_helpers import before_chunk, config_of
 import upslope
 from upslope.analysis.statistics import Estimate, Interval
 from upslope.cli.main import main
+from upslope.engines.trials import TrialsEngine
 from upslope.errors import UpslopeError
+from upslope.lab.sweep import processes
 from upslope.lab.sweep import sweep as sweeps
+from upslope.lab.sweep.on_cluster import Server
+from upslope.lab.sweep.setup import setup_of
 from upslope.lab.sweep.study import is_gone, this_process
 from upslope.lab.sweep.words import verdict_words
 
@@ -113,8 +119,72 @@ def test_names_and_options_that_cannot_be_get_one_message(tmp_path, capsys, monk
         upslope.sweep("jax:CartPole-v1", folder=tmp_path)
 
 
+CHOICES = {"learning_rate": {"choices": [1e-3, 3e-3, 5e-3]}}
+
+
+def test_equal_trials_of_a_program_without_numbers_are_trained(tmp_path):
+    space = {"epochs": {"choices": [1, 2]}}
+    options = OPTIONS | {"space": space, "trials": 4, "sampler": "random", "fresh_seeds": 0, "at_once": 4}
+    del options["epochs"]
+    found = upslope.sweep("jax:CartPole-v1", folder=tmp_path, **options)
+    assert [trial.state for trial in found.trials] == ["complete"] * 4
+    assert len({trial.drawn["epochs"] for trial in found.trials}) < 4
+    assert all(a.score == b.score for a in found.trials for b in found.trials if a.drawn == b.drawn)
+
+
+def test_a_trial_that_cannot_be_trained_takes_none_with_it(tmp_path, monkeypatch):
+    advance = TrialsEngine.advance_all
+
+    def stuck(self, *given):
+        rows = self.rows_now
+        mine = np.isclose(np.asarray(rows.numbers), 3e-3).any(axis=1)
+        if (mine & (np.asarray(rows.state.steps) < self.task.steps)).any():
+            raise UpslopeError("all choices are masked")
+        return advance(self, *given)
+
+    monkeypatch.setattr(TrialsEngine, "advance_all", stuck)
+    options = OPTIONS | {"space": CHOICES, "fresh_seeds": 0, "at_once": 3}
+    found = upslope.sweep("jax:CartPole-v1", folder=tmp_path, **options)
+    assert {rate: t.state for rate, t in by_rate(found).items()} == {1e-3: "complete", 3e-3: "failed", 5e-3: "complete"}
+    assert by_rate(found)[3e-3].reason == "all choices are masked"
+
+
+def test_a_worker_of_a_cluster_trains_one_trial_after_another():
+    setup = setup_of("jax:CartPole-v1", "ppo", CHOICES, False, SMALL | {"steps": 160, "seeds": 1})
+    server = Server()
+    words = dict(zip((1e-3, 3e-3, 5e-3), setup.space.searched["learning_rate"].words, strict=True))
+    outcomes = [server.train(setup, k, {"learning_rate": words[rate]}, False) for k, rate in enumerate((1e-3, 3e-3))]
+    server.close()
+    assert [outcome.state for outcome in outcomes] == ["complete"] * 2, outcomes
+
+
+def test_processes_that_begin_no_trial_are_not_replaced_for_ever(monkeypatch):
+    class Dead:
+        exitcode, pid = 1, 2**22 + 1
+
+        def __init__(self, **given):
+            pass
+
+        def start(self):
+            pass
+
+        terminate = start
+
+        def join(self, seconds):
+            pass
+
+    study = SimpleNamespace(told=list, left=lambda: 3, fail_of=lambda pid, how: 0, put_back_lost=int, access=None)
+    monkeypatch.setattr(processes.multiprocessing, "get_context", lambda kind: SimpleNamespace(Process=Dead))
+    monkeypatch.setattr(processes, "LOOK_SECONDS", 0)
+    with pytest.raises(UpslopeError, match="__main__"):
+        processes.train_in_processes(None, study, None, 2, print, print)
+
+
 def test_processes_of_this_machine_are_known_by_their_number():
     assert not is_gone({"process": this_process()})
     machine = this_process().rpartition(":")[0]
     assert is_gone({"process": f"{machine}:{2**22 + 1}"})
     assert is_gone({"process": "elsewhere:1", "alive": 0.0}) and not is_gone({"process": "elsewhere:1"})
+    # Another process may have the number by now, as after the restart of a container.
+    assert is_gone({"process": this_process(), "alive": 0.0}) and is_gone({}, first_seen=0.0)
+    assert not is_gone({"process": "elsewhere:1", "alive": time.time()}, first_seen=0.0)

@@ -13,14 +13,16 @@ import threading
 import time
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from types import SimpleNamespace
 
+import optuna
 import pytest
 
 import upslope
 from upslope.errors import UpslopeError
 from upslope.lab.sweep.setup import setup_of
 from upslope.lab.sweep.space import space_of
-from upslope.lab.sweep.study import Access, Study, sqlite_url, this_process
+from upslope.lab.sweep.study import Access, Pulse, Study, sqlite_url, this_process
 
 SMALL = {"num_envs": 2, "rollout_steps": 16, "minibatches": 1, "epochs": 2, "hidden_sizes": [8]}
 SPACE = {"learning_rate": {"low": 1e-4, "high": 1e-2, "log": True}, **SMALL}
@@ -144,6 +146,32 @@ def test_a_process_whose_trial_was_put_back_gives_it_up(storage):
         tell(trial)
     assert [t.state.name for t in mine.study.get_trials()] == ["FAIL", "WAITING"]
     assert mine.told() == [] and mine.left() == 4
+
+
+@pytest.mark.parametrize("error", [ImportError("no module cmaes"), KeyboardInterrupt()])
+def test_a_trial_whose_settings_could_not_be_drawn_is_put_back(storage, monkeypatch, error):
+    first = {"learning_rate": 0.003}
+    mine = study_at(storage, first=first)
+
+    def fails(*given):
+        raise error
+
+    with monkeypatch.context() as during:
+        during.setattr(mine.study.sampler, "infer_relative_search_space", fails)
+        with pytest.raises(UpslopeError if isinstance(error, ImportError) else KeyboardInterrupt) as raised:
+            mine.ask()
+    assert isinstance(error, KeyboardInterrupt) or "needs another package: no module cmaes" in str(raised.value)
+    assert mine.running() == [] and mine.left() == 4
+    assert mine.ask().params == first, "the settings of the defaults are kept"
+
+
+def test_a_pulse_outlives_a_server_that_was_away():
+    def fail(*given):
+        raise errors.pop()
+
+    errors = [optuna.exceptions.UpdateFinishedTrialError(), ConnectionError()]
+    pulse = Pulse(SimpleNamespace(set_trial_user_attr=fail))
+    assert pulse.write(0) and not pulse.write(0)
 
 
 def started(folder, environment, *words, name="shared"):

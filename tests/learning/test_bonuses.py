@@ -18,7 +18,7 @@ from upslope.learning.bonuses.icm import ICM
 from upslope.learning.bonuses.noveld import NovelD
 from upslope.learning.bonuses.rnd import RND
 from upslope.learning.fitting import Fitted
-from upslope.learning.intrinsic import Intrinsic, paid_by
+from upslope.learning.intrinsic import Intrinsic, joined_steps, paid_by
 from upslope.learning.iteration import initialise, weigh
 from upslope.learning.update import plain_update
 from upslope.models.build import ModelSpec
@@ -262,15 +262,15 @@ V = np.array([0.5, -1.0, 2.0, 0.25, 3.0, -2.0, 1.0, 0.0, 0.0, 0.0])
 """What the intrinsic critic says of states 0 to 9."""
 
 
-def weighed(is_episodic, gamma=0.5, estimator=None, reward=0.0, coefficient=2.0):
-    """Credit of three steps in one column, 0 → 1, end, 4 → 5 → 3, with the bonus beside a reward of 0."""
+def weighed(is_episodic, gamma=0.5, estimator=None, reward=0.0, coefficient=2.0, bonus=None, has_gap=False):
+    """Credit of three steps in one column, 0 → 1, end, 4 → 5 → 3, with the bonus beside a reward of 0; with a gap, a
+    step that a vector environment spends on its reset lies between."""
     world = DeepSea(size=3)
     estimator = estimator or GAE(1.0)
     update = plain_update(needs_critic=estimator.needs_critic)
-    intrinsic = Intrinsic(Stated(), coefficient, gamma, is_episodic)
-    task = task_of(
-        world, update, {"hidden_sizes": ()}, estimator=estimator, intrinsic=intrinsic, num_envs=1, rollout_steps=3
-    )
+    intrinsic = Intrinsic(bonus or Stated(), coefficient, gamma, is_episodic)
+    sizes = {"num_envs": 1, "rollout_steps": 3 + has_gap}
+    task = task_of(world, update, {"hidden_sizes": ()}, estimator=estimator, intrinsic=intrinsic, **sizes)
     state = initialise(task, 0)
     if state.stream.critic is not None:
         layer = state.stream.critic.networks.branch.outward
@@ -281,7 +281,11 @@ def weighed(is_episodic, gamma=0.5, estimator=None, reward=0.0, coefficient=2.0)
         )
         state = state._replace(stream=state.stream._replace(critic=Fitted(reader, state.stream.critic.optimiser)))
     now, after = np.array([[0], [4], [5]], np.int32), np.array([[1], [5], [3]], np.int32)
-    rollout = facts(now, after, np.array([[1], [0], [0]], bool))._replace(reward=jnp.full((3, 1), reward))
+    ended, valid = np.array([[1], [0], [0]], bool), np.ones((3, 1), bool)
+    if has_gap:
+        now, after = (np.insert(x, 1, state, axis=0) for x, state in ((now, 1), (after, 4)))
+        ended, valid = (np.insert(x, 1, False, axis=0) for x in (ended, valid))
+    rollout = facts(now, after, ended, valid)._replace(reward=jnp.full(valid.shape, reward))
     return quick_jit(partial(weigh, task))(state, rollout), rollout
 
 
@@ -298,6 +302,37 @@ def test_the_return_of_the_bonus_goes_on_after_the_end_of_an_episode():
     (_, _, unpaid, _), _ = weighed(is_episodic=False, reward=1.0, coefficient=0.0)
     np.testing.assert_allclose(np.asarray(credit.weight)[:, 0], np.asarray(unpaid.weight)[:, 0] + 2 * bonus, rtol=1e-5)
     np.testing.assert_allclose(np.asarray(credit.target), np.asarray(unpaid.target))
+
+
+class Unitless(Stated):
+    """As `Stated`, in units of its own return."""
+
+    has_unit = False
+
+
+@pytest.mark.parametrize("bonus", [Stated(), Unitless()])
+@pytest.mark.parametrize("estimator", [GAE(1.0), GAE(0.5), RewardToGo()])
+def test_a_step_that_is_spent_on_a_reset_changes_nothing(estimator, bonus):
+    found, expected = (
+        weighed(False, estimator=estimator, bonus=bonus, has_gap=has_gap)[0] for has_gap in (True, False)
+    )
+    happened = [0, 2, 3]
+    for mine, other in ((found[2].weight, expected[2].weight), (found[0].stream.target, expected[0].stream.target)):
+        np.testing.assert_allclose(np.asarray(mine)[happened], np.asarray(other), rtol=1e-6)
+    same(found[0].stream.statistics, expected[0].stream.statistics)
+    same(found[0].stream.discounted_return, expected[0].stream.discounted_return)
+    if not bonus.has_unit:  # 1, 5 and 3 forwards, at γ = ½: 1, 5.5 and 5.75
+        assert np.asarray(found[0].stream.discounted_return).tolist() == [5.75]
+
+
+def test_joining_is_undone():
+    valid = jnp.asarray(np.random.default_rng(0).random((7, 5)) < 0.6).at[:, 2].set(False)
+    joined, x = joined_steps(valid), jnp.arange(35).reshape(7, 5)
+    assert (joined.apart(joined.together(x)) == x).all()
+    together = np.asarray(joined.together(jnp.where(valid, x, -1)))
+    for column in range(5):
+        mine = [int(i) for i in x[:, column][valid[:, column]]]
+        assert together[:, column].tolist() == mine + [-1] * (7 - len(mine))
 
 
 def test_an_episodic_return_of_the_bonus_ends_with_the_episode():

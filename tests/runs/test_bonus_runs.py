@@ -14,6 +14,7 @@ from run_helpers import SEGMENTS, assert_same_run, before_chunk, metrics_of
 import upslope
 from upslope.config.prepare import prepare
 from upslope.config.trust import requested
+from upslope.engines.host import HostEngine
 from upslope.errors import UpslopeError
 from upslope.report.page import write_report
 from upslope.runs.directory import RunDirectory
@@ -46,6 +47,23 @@ def test_a_seed_is_as_if_alone(straight: Any, folder: Path):
     alone = train("compiled", folder, "alone", seeds=1, seed=1)
     mine = [row for row in metrics_of(straight("compiled")) if row["seed"] == 1]
     assert mine == metrics_of(alone)
+
+
+@pytest.mark.parametrize("environment", ["FrozenLake-v1", "vector:FrozenLake-v1"])
+def test_only_the_first_states_of_episodes_are_visits_beside_the_steps(environment: str):
+    """Rollouts of 16 steps cut episodes on the host in the middle, where none begins."""
+    settings = {"steps": 320, "num_envs": 3, "rollout_steps": 16, "minibatches": 1, "hidden_sizes": (8,), "seeds": 1}
+    _, task = prepare(environment, settings=settings, bonus="count", preset=False)
+    engine = HostEngine(task, [0])
+    try:
+        state, ended = engine.start(), 0
+        while int(state.steps[0]) < 320:
+            state, chunk = engine.advance(state)
+            ended += len(chunk.episodes[0])
+    finally:
+        engine.close()
+    begun = 3 + ended - int(np.sum(state.memory.fresh))  # where the last step ended one, the next has not been seen yet
+    assert ended > 5 and int(np.sum(state.stream.bonus.visits)) == int(state.steps[0]) + begun
 
 
 def test_rows_tell_what_was_paid_and_what_was_visited(straight: Any):

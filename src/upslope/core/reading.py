@@ -64,9 +64,11 @@ def read_rows(path: Path) -> Iterator[list[dict[str, Any]]]:
         with path.open(encoding="utf-8", newline="\n") as file:
             before = 0
             while lines := list(islice(file, ROWS_AT_ONCE)):
-                whole = lines if lines[-1].endswith("\n") else lines[:-1]
+                whole = [line for line in lines if line.endswith("\n")]
                 yield checked_rows(whole, before)
                 before += len(whole)
+                if len(whole) < len(lines):  # the rest of a line that is being written may be there by now
+                    return
     except READING_ERRORS as error:
         raise damaged(path, error) from error
 

@@ -149,3 +149,11 @@ def clock(phases: dict[str, float], phase: str) -> Iterator[None]:
     started = perf_counter()
     yield
     phases[phase] = phases.get(phase, 0.0) + perf_counter() - started
+
+
+def not_finite(chunk: Chunk) -> np.ndarray:
+    """The rows [S] whose agent has numbers that are not finite, after the last iteration in which it learned."""
+    moved = chunk.steps > chunk.before
+    last = moved.shape[1] - 1 - np.argmax(moved[:, ::-1], axis=1)
+    after = chunk.metrics["policy/loss"] + chunk.metrics["policy/kl"]  # the KL is that of the new parameters
+    return moved.any(axis=1) & ~np.isfinite(after[np.arange(len(after)), last])

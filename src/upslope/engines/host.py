@@ -9,6 +9,7 @@ import jax
 import numpy as np
 
 from upslope.core.arrays import where_seeds
+from upslope.core.estimators import ends as episode_ends
 from upslope.core.types import Credit, Metrics, Rollout, Successors
 from upslope.engines.base import Chunk, EpisodeRow, chunk_length, clock, never
 from upslope.engines.batched import BatchedColumns, columns_for
@@ -18,6 +19,7 @@ from upslope.engines.flat import Flat, Layout, Packed, on_flat, unpacked
 from upslope.engines.notices import Notices
 from upslope.engines.processes import HangMonitor
 from upslope.engines.slices import SlicedColumns
+from upslope.learning.intrinsic import Stream
 from upslope.learning.iteration import (
     QUICK,
     Task,
@@ -80,7 +82,7 @@ class HostEngine:
         if not (before < self.task.steps).any():
             unchanged = np.repeat(before[:, None], self.iterations, axis=1)
             return state, Chunk({}, unchanged, unchanged, [[] for _ in self.seeds])
-        state, self.afresh = begun_afresh(state, self.afresh), []
+        state = begun_afresh(self.task, state, self.afresh)
         keys = np.asarray(self.keys(state.key, state.iteration))
         if self.layout is None:
             self.layout = Layout(state)
@@ -94,8 +96,8 @@ class HostEngine:
         for i in range(self.iterations):
             each, memory, iteration = self.iterate(layout, each, memory, keys[:, i], noise[i])
             passed.append(iteration)
-        after = layout.whole(self.stack(each))._replace(memory=memory)
-        self.is_complete = True
+        after = layout.whole(self.stack(each))
+        self.is_complete, self.afresh = True, []
         return after, in_one(passed)
 
     def iterate(
@@ -209,8 +211,12 @@ def weigh_apart(task: Task, state: TrainState, rollout: Rollout) -> Any:
 
 
 def move_with(task: Task, state: TrainState, rollout: Rollout, credit: Credit, key: Any) -> tuple[TrainState, Metrics]:
-    """`move`, given the data of a key."""
-    return move(task, state, rollout, credit, jax.random.wrap_key_data(key))
+    """`move`, given the data of a key; afterwards the memory says where the next rollout's episodes begin. That of a
+    policy with a memory says more, and takes its place."""
+    state, metrics = move(task, state, rollout, credit, jax.random.wrap_key_data(key))
+    if not task.estimator.whole_episodes:
+        state = state._replace(memory=state.memory._replace(fresh=episode_ends(rollout)[-1]))
+    return state, metrics
 
 
 class Iteration(NamedTuple):
@@ -231,20 +237,26 @@ def in_one(iterations: Sequence[Iteration]) -> Chunk:
     return Chunk(unpacked([each.metrics for each in iterations]), steps, before, episodes)
 
 
-def begun_afresh(state: TrainState, rows: Sequence[int]) -> TrainState:
+def begun_afresh(task: Task, state: TrainState, rows: Sequence[int]) -> TrainState:
     """The state after new episodes began in the given columns out of S·N: without their memory and returns."""
     if not rows:
         return state
-    fresh, returns = np.array(state.memory.fresh), np.array(state.discounted_return)
-    fresh.ravel()[rows] = True
-    returns.ravel()[rows] = 0.0
-    begun, reference = jax.numpy.asarray(fresh), state.reference
+
+    def at_rows(x: Any, value: float) -> jax.Array:
+        x = np.array(x)
+        x.ravel()[rows] = value
+        return jax.numpy.asarray(x)
+
+    begun, reference, stream = at_rows(state.memory.fresh, True), state.reference, state.stream
+    if isinstance(stream, Stream) and task.intrinsic is not None and task.intrinsic.is_episodic:
+        stream = stream._replace(discounted_return=at_rows(stream.discounted_return, 0.0))
     if reference is not None:
         reference = reference._replace(memory=reference.memory._replace(fresh=begun))
     return state._replace(
         memory=state.memory._replace(fresh=begun),
-        discounted_return=jax.numpy.asarray(returns),
+        discounted_return=at_rows(state.discounted_return, 0.0),
         reference=reference,
+        stream=stream,
     )
 
 

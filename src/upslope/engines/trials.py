@@ -37,7 +37,7 @@ class TrialsEngine(ProgramEngine):
 
     def __init__(self, family: Family, seeds: Sequence[int], slots: int, iterations: int):
         """`iterations` is the length of a chunk."""
-        self.family, self.trial_seeds, self.inputs = family, list(seeds), Inputs()
+        self.family, self.trial_seeds, self.slots, self.inputs = family, list(seeds), slots, Inputs()
         num_devices = len(jax.local_devices())
         self.num_rows = -(-slots * len(seeds) // num_devices) * num_devices
         # Neighbouring trials are on different devices, so that a few trials keep all devices busy.

@@ -14,10 +14,10 @@ from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
-from jaxtyping import Array, Bool, Float, PRNGKeyArray
+from jaxtyping import Array, Bool, Float, Int, PRNGKeyArray, Shaped
 
 from upslope.core.estimators import Estimator
-from upslope.core.types import Credit, Metrics, Rollout, Values
+from upslope.core.types import Credit, Metrics, Rollout, Values, successor_of
 from upslope.errors import UpslopeError
 from upslope.learning.batch import beginnings
 from upslope.learning.bonuses.bonus import Bonus, Setting, flat_rows, valid_rows
@@ -88,24 +88,33 @@ def weigh_bonus(
     paid, bonus = paid_by(intrinsic.bonus, rollout, begins, stream.bonus, key)
     stream = stream._replace(bonus=bonus)
     copy = rollout._replace(reward=jnp.where(rollout.valid, paid, 0.0))
-    copy = copy if intrinsic.is_episodic else without_ends(copy)
+    joined = None if intrinsic.is_episodic else joined_steps(rollout.valid)
+    copy = copy if joined is None else without_ends(copy, joined)
     metrics = {
         "bonus/mean": mean(paid, rollout.valid),
         "bonus/max": jnp.max(jnp.where(rollout.valid, paid, 0.0)),
     }
     if not intrinsic.bonus.has_unit:
         discounted, carry = discounted_returns(intrinsic.gamma, stream.discounted_return, copy)
-        carry = jnp.zeros_like(carry) if estimator.whole_episodes else carry
-        statistics = returns_seen(stream.statistics, copy.reward, discounted, rollout.valid)
+        if estimator.whole_episodes:
+            carry = jnp.zeros_like(carry)
+        elif joined is not None:
+            carry = last_of(discounted, copy.valid, stream.discounted_return)
+        statistics = returns_seen(stream.statistics, copy.reward, discounted, copy.valid)
         stream = stream._replace(statistics=statistics, discounted_return=carry)
         scale = jnp.where(statistics.variance > 0, 1 / jnp.sqrt(statistics.variance + 1e-8), 1.0)
         copy, metrics["bonus/scale"] = copy._replace(reward=copy.reward * scale), scale
-    ours = intrinsic_values(stream, agent, rollout, begins, update, intrinsic.is_episodic)
-    own = estimator(copy, ours._replace(log_prob=values.log_prob), intrinsic.gamma)
+    ours = intrinsic_values(stream, agent, rollout, begins, update, joined)
+    log_prob = values.log_prob
+    if joined is not None and log_prob is not None:
+        log_prob = joined.together(log_prob)
+    own = estimator(copy, ours._replace(log_prob=log_prob), intrinsic.gamma)
+    if stream.critic is not None:
+        metrics["bonus/explained_variance"] = explained_variance(ours.value, own.target, copy.valid)
+    if joined is not None:
+        own = own._replace(weight=joined.apart(own.weight), target=joined.apart(own.target))
     added = intrinsic.coefficient * own.weight
     metrics["bonus/share"] = share_of(added, credit.weight, rollout.valid)
-    if stream.critic is not None:
-        metrics["bonus/explained_variance"] = explained_variance(ours.value, own.target, rollout.valid)
     stream, credit = stream._replace(target=own.target), credit._replace(weight=credit.weight + added)
     return stream, credit, metrics | intrinsic.bonus.measured(bonus)
 
@@ -138,30 +147,67 @@ def kinds_of(state: Any) -> tuple[Any, list[str]]:
     return structure, [f"{jnp.result_type(x)}{list(jnp.shape(x))}" for x in leaves]
 
 
-def without_ends(rollout: Rollout) -> Rollout:
-    """The copy whose return goes on from one episode to the next."""
-    none = jnp.zeros_like(rollout.terminated)
-    return rollout._replace(terminated=none, truncated=none)
+class Joined(NamedTuple):
+    """The order of time without the steps that did not happen, in which a return continues from one episode to the
+    next: of each column the valid steps first, then the others."""
+
+    order: Int[Array, "T N"]
+    """The step in each place."""
+    place: Int[Array, "T N"]
+    """The place of each step."""
+
+    def together(self, x: Shaped[Array, "T N ..."]) -> Shaped[Array, "T N ..."]:
+        """From the order of the rollout to this one."""
+        return x[self.order, jnp.arange(self.order.shape[1])]
+
+    def apart(self, x: Shaped[Array, "T N ..."]) -> Shaped[Array, "T N ..."]:
+        """From this order to that of the rollout."""
+        return x[self.place, jnp.arange(self.place.shape[1])]
+
+
+def joined_steps(valid: Bool[Array, "T N"]) -> Joined:
+    """The order that joins the episodes of a rollout."""
+    place = jnp.where(valid, jnp.cumsum(valid, axis=0), jnp.sum(valid, axis=0) + jnp.cumsum(~valid, axis=0)) - 1
+    steps, columns = valid.shape
+    order = jnp.zeros_like(place).at[place, jnp.arange(columns)].set(jnp.arange(steps)[:, None])
+    return Joined(order, place)
+
+
+def without_ends(rollout: Rollout, joined: Joined) -> Rollout:
+    """The copy whose return continues from one episode to the next, in the joined order."""
+    # No sum may stop at the step between two episodes that some vector environments spend on a reset. What the
+    # estimator does not read is not computed.
+    copy = jax.tree.map(joined.together, rollout._replace(next_observation=successor_of(rollout)))
+    none = jnp.zeros_like(copy.terminated)
+    return copy._replace(terminated=none, truncated=none)
+
+
+def last_of(x: Float[Array, "T N"], valid: Bool[Array, "T N"], otherwise: Float[Array, "N"]) -> Float[Array, "N"]:
+    """The value at the last valid step of each column, in the joined order; `otherwise` where no step is valid."""
+    count = jnp.sum(valid, axis=0)
+    return jnp.where(count > 0, x[count - 1, jnp.arange(len(count))], otherwise)
 
 
 def intrinsic_values(
-    stream: Stream, agent: Agent, rollout: Rollout, begins: Bool[Array, "T N"], update: Update, is_episodic: bool
+    stream: Stream, agent: Agent, rollout: Rollout, begins: Bool[Array, "T N"], update: Update, joined: Joined | None
 ) -> Values:
-    """V(s_t) and V(s_{t+1}) of the intrinsic critic, 0 if there is none.
+    """V(s_t) and V(s_{t+1}) of the intrinsic critic, 0 if there is none; in the joined order, if there is one.
 
-    Unless the return ends with the episode, V after an end is that of the next episode's first state; in the last row,
-    where that is not known, the mean over the first states of the rollout, if it has any.
+    Unless the return ends with the episode, V after an end is that of the next episode's first state. In the last step,
+    where that is not known, it is the mean over the first states of the rollout, if it has any.
     """
     if stream.critic is None:
         return Values(jnp.zeros_like(rollout.reward), jnp.zeros_like(rollout.reward))
     values = evaluate(as_critic(agent, stream.critic), rollout, vmapped=update.vmapped)
-    if is_episodic:
+    if joined is None:
         return values
-    begun = begins & rollout.valid
-    beginning = jnp.where(jnp.any(begun), mean(values.value, begun), values.next_value[-1])
-    following = jnp.concatenate([values.value[1:], beginning[None]])
-    ended = (rollout.terminated | rollout.truncated) & rollout.valid
-    return values._replace(next_value=jnp.where(ended, following, values.next_value))
+    begun, ended = begins & rollout.valid, rollout.terminated | rollout.truncated
+    mean_of_first = mean(values.value, begun)
+    value, next_value, ended, valid = map(joined.together, (values.value, values.next_value, ended, rollout.valid))
+    unknown = jnp.where(jnp.any(begun), mean_of_first, next_value)
+    is_known = jnp.concatenate([valid[1:], jnp.zeros_like(valid[:1])])
+    following = jnp.where(is_known, jnp.concatenate([value[1:], value[:1]]), unknown)
+    return values._replace(value=value, next_value=jnp.where(ended & valid, following, next_value))
 
 
 def as_critic(agent: Agent, critic: Fitted) -> Agent:

@@ -49,6 +49,8 @@ QUICK: dict[str, Any] = {
 }
 """Compiler options for faster compilation, used for programs that run once and for training on CPU cores. They also
 enable 512-bit vectors where a core has them; by default XLA uses 256 bits. `XLA_FLAGS` takes precedence."""
+OF_BONUS, OF_INTRINSIC_CRITIC = 0x626F6E75, 0x63726974
+"""What is folded into an iteration's key for the bonus and its critic."""
 
 
 @dataclass(frozen=True)
@@ -262,7 +264,8 @@ def with_bonus(
 ) -> tuple[TrainState, Credit, Metrics]:
     """The credit with the bonus's Ψ added; see `learning/intrinsic.py`."""
     assert isinstance(state.stream, Stream)
-    key = jax.random.fold_in(iteration_keys(state)[1], 1)
+    # A number beyond those of splits: `split(key)[1]` may be `fold_in(key, 1)`, and that key is the critic's.
+    key = jax.random.fold_in(iteration_keys(state)[1], OF_BONUS)
     parts = task.estimator, task.update, state.stream, state.learner.agent, state.memory
     stream, credit, metrics = weigh_bonus(intrinsic, *parts, rollout, values, credit, key)
     return state._replace(stream=stream), credit, metrics
@@ -299,7 +302,7 @@ def move(
     pace = pace_of(task, progress, state.iteration)
     stream, fitted = state.stream, {}
     if isinstance(stream, Stream):
-        facts = state.learner.agent, rollout, jax.random.fold_in(key, 2)
+        facts = state.learner.agent, rollout, jax.random.fold_in(key, OF_INTRINSIC_CRITIC)
         stream, fitted = fit_critic(stream, task.update, *facts, pace.learning_rate)
     known = state.memory, probe, state.reference
     learner, metrics = improve(task.update, state.learner, rollout, credit, key, pace, *known)

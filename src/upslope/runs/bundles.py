@@ -26,6 +26,8 @@ from upslope.runs.directory import RunDirectory, versions
 
 BUNDLE_FORMAT = 1
 CONTENTS, REPEAT = "bundle.json", "REPEAT.md"
+PART = 2**20
+"""Bytes of a file that are read at once."""
 TABLES = ("config.json", "metrics.jsonl", "episodes.csv", "evaluation.csv", "credit.npz")
 CHECKPOINTS = ("checkpoints/best.npz", "checkpoints/last.npz")
 FOLDERS = ("", "checkpoints")
@@ -67,20 +69,18 @@ def bundle(
     named = dict(zip(names_of(paths), map(RunDirectory, paths), strict=True))
     files = {name: files_of(directory, checkpoints) for name, directory in named.items()}
     there = {directory.path.resolve(): name for name, directory in named.items()}
-    contents = {
-        "format": BUNDLE_FORMAT,
-        "upslope": versions()["upslope"],
-        "runs": [described(name, directory, files[name], there) for name, directory in named.items()],
-    }
-    texts = {CONTENTS: json.dumps(contents, indent=1, ensure_ascii=False), REPEAT: repeat_text(contents["runs"])}
+    described = {name: description_of(name, directory, there) for name, directory in named.items()}
     temporary = temporary_beside(path)
     try:
         with zipfile.ZipFile(temporary, "w", zipfile.ZIP_DEFLATED, compresslevel=9) as archive:
-            for name, text in texts.items():
-                archive.writestr(entry_of(name), text.encode())
             for name, found in files.items():
-                for inner, file in found.items():
-                    pack(archive, f"{name}/{inner}", file)
+                described[name]["sha256"] = {
+                    inner: pack(archive, f"{name}/{inner}", file) for inner, file in found.items()
+                }
+            every = list(described.values())
+            contents = {"format": BUNDLE_FORMAT, "upslope": versions()["upslope"], "runs": every}
+            archive.writestr(entry_of(CONTENTS), json.dumps(contents, indent=1, ensure_ascii=False).encode())
+            archive.writestr(entry_of(REPEAT), repeat_text(every).encode())
         with temporary.open("rb") as file, zipfile.ZipFile(file) as archive:
             refuse_long_listing(file)
             check(archive, plain_file(temporary, MAX_ARCHIVE).stat().st_size)
@@ -135,14 +135,15 @@ def is_plain(character: str) -> bool:
 
 
 def files_of(directory: RunDirectory, checkpoints: bool) -> dict[str, Path]:
-    """The files of a run by their names in its folder; all of them belong to the run itself.
+    """The files of a run by their names in its folder; all of them belong to the run itself. Of one that still trains,
+    rows are packed after the checkpoints, which need those before them.
 
     Raises:
         UpslopeError: it is not a run, or a file is a link, which could lead to a file that nobody meant to send.
     """
     directory.config()
     found = {}
-    for name in (*TABLES, *(CHECKPOINTS if checkpoints else ())):
+    for name in (*(CHECKPOINTS if checkpoints else ()), *TABLES):
         path = directory.path / name
         for place in (path.parent, path):
             if place != directory.path and place.is_symlink():
@@ -152,8 +153,8 @@ def files_of(directory: RunDirectory, checkpoints: bool) -> dict[str, Path]:
     return found
 
 
-def described(name: str, directory: RunDirectory, files: dict[str, Path], there: Mapping[Path, str]) -> dict[str, Any]:
-    """What the archive says about a run; `there` holds the names of all runs in it."""
+def description_of(name: str, directory: RunDirectory, there: Mapping[Path, str]) -> dict[str, Any]:
+    """What the archive says about a run, except its files; `there` holds the names of all runs in it."""
     description = directory.read()
     command, note = repeating(name, directory, there)
     return {
@@ -162,7 +163,6 @@ def described(name: str, directory: RunDirectory, files: dict[str, Path], there:
         "note": note,
         "created": description.get("created"),
         "versions": description["versions"],
-        "sha256": {inner: sha256_of(path) for inner, path in files.items()},
     }
 
 
@@ -199,12 +199,6 @@ def called_in(there: Mapping[Path, str], run: Path, checkpoint: str) -> tuple[st
     return f"runs/{name}@{checkpoint}", f"It needs {name}, whose command is here too."
 
 
-def sha256_of(path: Path) -> str:
-    """The hash of a file."""
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
-
-
 def repeat_text(runs: Sequence[dict[str, Any]]) -> str:
     """The commands that repeat the runs, for people."""
     lines = ["# How these runs were made", ""]
@@ -233,12 +227,15 @@ def entry_of(name: str) -> zipfile.ZipInfo:
     return entry
 
 
-def pack(archive: zipfile.ZipFile, name: str, path: Path) -> None:
-    """Add a file."""
-    entry = entry_of(name)
+def pack(archive: zipfile.ZipFile, name: str, path: Path) -> str:
+    """Add a file, and return the SHA-256 of what was added, in hexadecimal."""
+    entry, digest = entry_of(name), hashlib.sha256()
     entry.file_size = path.stat().st_size
     with path.open("rb") as source, archive.open(entry, "w") as file:
-        shutil.copyfileobj(source, file)
+        while part := source.read(PART):
+            digest.update(part)
+            file.write(part)
+    return digest.hexdigest()
 
 
 def unpacked(run: str | Path) -> list[Path]:

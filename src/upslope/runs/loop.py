@@ -20,7 +20,7 @@ import numpy as np
 from upslope.config.config import Config
 from upslope.core.arrays import where_seeds
 from upslope.core.numbers import number
-from upslope.engines.base import Chunk, Engine, clock
+from upslope.engines.base import Chunk, Engine, clock, not_finite
 from upslope.errors import UpslopeError
 from upslope.learning.iteration import TrainState
 from upslope.models.agent import Agent
@@ -310,10 +310,7 @@ class Loop:
 
     def check_finite(self, chunk: Chunk, progress: Progress) -> None:
         """Report, once per seed, numbers that are no longer finite; stop when all seeds are affected."""
-        moved = chunk.steps[:, -1] > chunk.before[:, -1]
-        # The KL is measured after the update, with the new parameters.
-        after = chunk.metrics["policy/loss"][:, -1] + chunk.metrics["policy/kl"][:, -1]
-        for s in np.flatnonzero(moved & ~np.isfinite(after)).tolist():
+        for s in np.flatnonzero(not_finite(chunk)).tolist():
             if s not in progress.broken:
                 progress.broken.add(s)
                 self.display.message(

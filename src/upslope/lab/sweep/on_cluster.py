@@ -293,7 +293,9 @@ class Server:
             return Outcome("complete", score=fmean(run.returns.tolist()), files=files_of(path))
 
     def close(self) -> None:
-        """Do nothing."""
+        """Let go of the programs."""
+        if self.programs is not None:
+            self.programs.close()
 
 
 class OneTrial:

@@ -16,6 +16,11 @@ from upslope.learning.devices import num_cores
 
 LOOK_SECONDS = 0.5
 """Seconds between two checks of what the processes have finished."""
+NO_TRIAL = (
+    "The processes that should train the trials begin none: the last one {}; its error is above. In a script of your "
+    'own, call `upslope.sweep` below `if __name__ == "__main__":`, since each of them imports the script. With '
+    "--workers 1 the trials are trained in this process."
+)
 PATIENCE = 30.0
 """Seconds that a process has to put its trial back after Ctrl-C."""
 
@@ -59,14 +64,21 @@ def train_in_processes(
         return process
 
     processes = [start() for _ in range(count)]
+    num_barren = 0
     try:
         while processes:
             time.sleep(LOOK_SECONDS)
             for process in [p for p in processes if p.exitcode is not None]:
                 processes.remove(process)
                 if process.exitcode:
-                    study.fail_of(process.pid, f"its process ended with exit status {process.exitcode}")
-                    say(f"a process ended with exit status {process.exitcode}; its trial counts as failed")
+                    how = f"ended with exit status {process.exitcode}"
+                    if study.fail_of(process.pid, f"its process {how}"):
+                        say(f"a process {how}; its trial counts as failed")
+                    else:
+                        num_barren += 1
+                        say(f"a process {how} before it began a trial")
+                    if num_barren > count:
+                        raise UpslopeError(NO_TRIAL.format(how))
                     if study.left():
                         processes.append(start())
             for trial in study.told():

@@ -10,9 +10,8 @@ from statistics import fmean
 from typing import Any, Protocol, runtime_checkable
 
 import jax
-import numpy as np
 
-from upslope.engines.base import Chunk, chunk_length
+from upslope.engines.base import chunk_length, not_finite
 from upslope.engines.trials import TrialsEngine
 from upslope.errors import UpslopeError
 from upslope.lab.sweep.setup import Setup
@@ -82,9 +81,11 @@ class Programs:
         self.at_once = at_once
         self.engines: list[tuple[TrialsEngine, list[Active]]] = []
         self.paths: tuple[Path, ...] | None = None
+        self.num_alone = 0
+        """Trials to train one by one: a program that failed with several of them does not say which of them it was."""
 
     def run(self) -> None:
-        """Train.
+        """Train; may be called again, and keeps its programs until it is closed.
 
         Raises:
             KeyboardInterrupt: Ctrl-C was pressed; trials in progress are put back.
@@ -102,16 +103,24 @@ class Programs:
                         raise KeyboardInterrupt
             finally:
                 for engine, active in self.engines:
-                    engine.close()
                     for one in active:
+                        engine.stop(one.slot)
                         self.study.put_back(one.trial)
+                    active.clear()
+
+    def close(self) -> None:
+        """Let go of the programs."""
+        for engine, _ in self.engines:
+            engine.close()
+        self.engines = []
 
     def fill(self, at_once: int) -> bool:
         """Begin trials until `at_once` are in progress; return whether there are any."""
-        while sum(len(active) for _, active in self.engines) < at_once:
+        while sum(len(active) for _, active in self.engines) < (1 if self.num_alone else at_once):
             trial = self.study.ask()
             if trial is None:
                 break
+            self.num_alone = max(self.num_alone - 1, 0)
             try:
                 self.begin(trial, self.setup.task(self.setup.config(trial.params)), at_once)
             except UpslopeError as error:
@@ -137,7 +146,8 @@ class Programs:
 
     def place(self, trial: Any, task: Task, at_once: int, paths: tuple[Path, ...]) -> None:
         """Begin a trial in the first engine of its family, or in a new one whose numbers at `paths` may differ."""
-        found = next((pair for pair in self.engines if pair[0].family.joined(task) is pair[0].family), None)
+        fitting = [pair for pair in self.engines if pair[0].family.joined(task) is pair[0].family]
+        found = next((pair for pair in fitting if len(pair[1]) < pair[0].slots), None)
         if found is None:
             parts = flatten(task)
             family = Family(task, tuple(path for path in paths if type(parts.get(path)) is float))
@@ -145,7 +155,7 @@ class Programs:
             seeds = self.setup.default.seed_list()
             found = TrialsEngine(family, seeds, slots, chunk_length(task, REPORTS)), []
         engine, active = found
-        slot = min(set(range(at_once)) - {one.slot for one in active})
+        slot = min(set(range(engine.slots)) - {one.slot for one in active})
         engine.place(slot, task)
         if found not in self.engines:
             self.engines.append(found)
@@ -157,8 +167,7 @@ class Programs:
         try:
             chunk = engine.advance_all()
         except UpslopeError as error:
-            for one in list(active):
-                self.end(active, one, partial(self.study.fail, reason=str(error)))
+            self.lose(engine, active, str(error))
             return
         lost = not_finite(chunk)
         for one in list(active):
@@ -177,6 +186,18 @@ class Programs:
                 if self.study.report(one.trial, part, value):
                     engine.stop(one.slot)
                     self.end(active, one, self.study.prune)
+
+    def lose(self, engine: TrialsEngine, active: list[Active], reason: str) -> None:
+        """Fail the trial that could not be trained; of several, train each again alone, to see which one it was."""
+        is_alone = len(active) == 1
+        for one in list(active):
+            engine.stop(one.slot)
+            if is_alone:
+                self.end(active, one, partial(self.study.fail, reason=reason))
+            else:
+                active.remove(one)
+                self.study.put_back(one.trial)
+                self.num_alone += 1
 
     def end(self, active: list[Active], one: Active, tell: Callable[[Any], None]) -> None:
         """Free a trial's slot and tell its result."""
@@ -199,11 +220,3 @@ def number_paths(setup: Setup) -> tuple[Path, ...]:
             family = Family(first, ()).joined(second)
             found |= dict.fromkeys(family.paths if family else ())
     return tuple(found)
-
-
-def not_finite(chunk: Chunk) -> np.ndarray:
-    """The rows [R] whose agent has numbers that are not finite, after the last iteration in which it learned."""
-    moved = chunk.steps > chunk.before
-    last = moved.shape[1] - 1 - np.argmax(moved[:, ::-1], axis=1)
-    after = chunk.metrics["policy/loss"] + chunk.metrics["policy/kl"]  # the KL is that of the new parameters
-    return moved.any(axis=1) & ~np.isfinite(after[np.arange(len(after)), last])

@@ -11,7 +11,7 @@ import platform
 import threading
 import time
 import warnings
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import cache
@@ -103,7 +103,12 @@ def made(role: str, name: str, known: Mapping[str, type], **more: Any) -> Any:
         with without_warnings():
             return kind(**{key: options[key] for key in inspect.signature(kind).parameters if key in options})
     except ImportError as error:
-        raise UpslopeError(f"The {role} {name} needs another package: {brief(error)}.") from error
+        raise needs_package(role, name, error) from error
+
+
+def needs_package(role: str, name: str, error: ImportError) -> UpslopeError:
+    """The error for a sampler or pruner whose package is missing."""
+    return UpslopeError(f"The {role} {name} needs another package: {brief(error)}.")
 
 
 @contextmanager
@@ -120,18 +125,19 @@ def sampler_of(name: str, seed: int) -> Any:
     Hence a sweep that was stopped continues as it would have, and processes that share a storage draw different trials.
     """
     optuna = require_optuna()
-    if "seed" not in inspect.signature(named("sampler", name, samplers())).parameters or name == "qmc":
-        return made("sampler", name, samplers(), seed=seed)
+    has_seed = "seed" in inspect.signature(named("sampler", name, samplers())).parameters and name != "qmc"
 
     class PerTrial(optuna.samplers.BaseSampler):
-        """A new sampler of the kind for each trial."""
+        """A new sampler of the kind for each trial, if it takes a seed."""
 
         def __init__(self) -> None:
             self.number, self.inner = -1, made("sampler", name, samplers(), seed=seed)
             self.is_exhausted = False
+            self.announce: Callable[[Any], None] = lambda trial: None
+            """Called with a trial that has begun, before anything is drawn for it."""
 
         def of(self, trial: Any) -> Any:
-            if trial.number != self.number:
+            if has_seed and trial.number != self.number:
                 mixed = (seed * 1_000_003 + trial.number) % 2**32
                 self.number, self.inner = trial.number, made("sampler", name, samplers(), seed=mixed)
             return self.inner
@@ -146,6 +152,7 @@ def sampler_of(name: str, seed: int) -> Any:
             return self.of(trial).sample_independent(study, trial, param_name, param_distribution)
 
         def before_trial(self, study: Any, trial: Any) -> None:
+            self.announce(trial)
             self.of(trial).before_trial(study, trial)
 
         def after_trial(self, study: Any, trial: Any, state: Any, values: Any) -> None:
@@ -233,6 +240,17 @@ class Study:
             if json.loads(kept) != json.loads(now):
                 raise UpslopeError(differing(access.name, json.loads(kept), json.loads(now)))
         self.pulse = Pulse(self.storage)
+        sampler.announce = self.announce
+        self.begun: int | None = None
+        """The trial that Optuna is beginning."""
+        self.first_seen: dict[int, float] = {}
+        """Trial of another process → when this one first saw that it runs."""
+
+    def announce(self, trial: Any) -> None:
+        """Write whose trial it is before its settings are drawn, which may fail or be interrupted."""
+        self.begun = trial._trial_id
+        self.storage.set_trial_user_attr(trial._trial_id, "process", this_process())
+        self.pulse.add(trial._trial_id)
 
     def trials(self) -> list[Any]:
         """All trials that count: those put back are not among them."""
@@ -260,10 +278,16 @@ class Study:
         """The next trial; None if all have begun."""
         if not self.left():
             return None
-        with without_warnings():
-            trial = self.study.ask(self.distributions)
-        trial.set_user_attr("process", this_process())
-        self.pulse.add(trial._trial_id)
+        self.begun = None
+        try:
+            with without_warnings():
+                trial = self.study.ask(self.distributions)
+        except BaseException as error:
+            if self.begun is not None:
+                self.put_back(self.storage.get_trial(self.begun))
+            if isinstance(error, ImportError):
+                raise needs_package("sampler", self.access.sampler, error) from error
+            raise
         if sum(other.number < trial.number for other in self.trials()) >= self.total:  # another process was faster
             self.put_back(trial, again=False)
             return None
@@ -315,11 +339,13 @@ class Study:
     def put_back(self, trial: Any, *, again: bool = True) -> bool:
         """Return a stopped trial to the study; with `again`, the next process that asks trains it. Of several processes
         that do so at once, one puts it back; return whether it was this one."""
+        kept = self.storage.get_trial(trial._trial_id)
         with self.unless_ended() as still:
             self.storage.set_trial_user_attr(trial._trial_id, "put_back", True)
             self.storage.set_trial_state_values(trial._trial_id, self.states.FAIL)
         if still and again:
-            self.study.enqueue_trial(trial.params)
+            # Settings that were given and not drawn yet, as those of the defaults, are not among the parameters.
+            self.study.enqueue_trial(kept.system_attrs.get("fixed_params", {}) | kept.params)
         return bool(still)
 
     def running(self) -> list[Any]:
@@ -328,13 +354,18 @@ class Study:
 
     def put_back_lost(self) -> int:
         """Put back the trials of processes that no longer exist; return their number."""
-        return sum(self.put_back(trial) for trial in self.running() if is_gone(trial.user_attrs))
+        running = self.running()
+        for trial in running:
+            self.first_seen.setdefault(trial._trial_id, time.time())
+        gone = [t for t in running if is_gone(t.user_attrs, self.first_seen[t._trial_id])]
+        return sum(self.put_back(trial) for trial in gone)
 
-    def fail_of(self, pid: int | None, reason: str) -> None:
-        """Tell that the trials of a process of this machine have failed."""
-        for trial in self.running():
-            if trial.user_attrs.get("process") == f"{platform.node()}:{pid}":
-                self.fail(trial, reason)
+    def fail_of(self, pid: int | None, reason: str) -> int:
+        """Tell that the trials of a process of this machine have failed; return their number."""
+        failed = [t for t in self.running() if t.user_attrs.get("process") == f"{platform.node()}:{pid}"]
+        for trial in failed:
+            self.fail(trial, reason)
+        return len(failed)
 
     def told(self) -> list[Told]:
         """All trials in order."""
@@ -479,11 +510,13 @@ class Pulse:
                     self.trials.discard(trial)
 
     def write(self, trial: int) -> bool:
-        """Record it now; False if the trial has ended, or the storage cannot be reached."""
+        """Record it now, if the storage can be reached; False if the trial has ended."""
         try:
             self.storage.set_trial_user_attr(trial, "alive", time.time())
-        except Exception:  # each database driver has its own kinds
+        except (require_optuna().exceptions.UpdateFinishedTrialError, KeyError):
             return False
+        except Exception:  # each database driver has its own kinds; a server may be back the next time
+            pass
         return True
 
 
@@ -492,12 +525,13 @@ def was_put_back(trial: Any) -> bool:
     return bool(trial.user_attrs.get("put_back")) and trial.state.name == "FAIL"
 
 
-def is_gone(attributes: Mapping[str, Any]) -> bool:
-    """Whether the process that trains a trial has ended: on this machine by its number, elsewhere by its pulse."""
+def is_gone(attributes: Mapping[str, Any], first_seen: float = math.inf) -> bool:
+    """Whether the process that trains a trial has ended: by its pulse, and on this machine by its number too, which
+    another process may have by now. Without any sign of life it is gone some time after it was first seen."""
+    if time.time() - float(attributes.get("alive", first_seen)) > LOST_SECONDS:
+        return True
     machine, _, number = str(attributes.get("process", "")).rpartition(":")
-    if machine != platform.node() or os.name != "posix" or not number.isdigit():
-        return time.time() - float(attributes.get("alive", math.inf)) > LOST_SECONDS
-    if int(number) == os.getpid():
+    if machine != platform.node() or os.name != "posix" or not number.isdigit() or int(number) == os.getpid():
         return False
     try:
         os.kill(int(number), 0)

@@ -212,7 +212,11 @@ def train_trials(
                 place = path / "trials", resources.cluster
                 train_on_cluster(setup, study, *place, resources.workers, ended, say)
             elif setup.environment.is_compiled:
-                Programs(setup, study, at_once, ended).run()
+                programs = Programs(setup, study, at_once, ended)
+                try:
+                    programs.run()
+                finally:
+                    programs.close()
             else:
                 train_on_host(setup, study, path / "trials", resources.workers, ended, say)
         others = study.running()

@@ -65,14 +65,16 @@
   };
 
   // --- drawing -----------------------------------------------------------------------------------------------
-  const save = (place) => { // with a legend of its own, since that of the page stays behind
+  const save = (place) => { // with a legend, since that of the page stays behind
+    const options = {
+      format: "svg", filename: place.getAttribute("aria-label").replace(/[^\p{L}\p{N}]+/gu, "_"),
+      width: place.clientWidth, height: place.clientHeight,
+    };
+    if (place.layout.showlegend) return Plotly.downloadImage(place, options);
     const lines = new Map(place.data.filter((t) => t.meta && t.visible !== false).map((t) => [t.meta.run, t]));
     const data = place.data.map((t) => ({ ...t, showlegend: lines.size > 1 && lines.get(t.meta?.run) === t }));
     const layout = { ...place.layout, showlegend: lines.size > 1, legend: { orientation: "h", y: 1.02, yanchor: "bottom" } };
-    return Plotly.downloadImage({ data, layout }, {
-      format: "svg", filename: place.getAttribute("aria-label").replace(/[^\p{L}\p{N}]+/gu, "_"),
-      width: place.clientWidth, height: place.clientHeight,
-    });
+    return Plotly.downloadImage({ data, layout }, options);
   };
   const isShown = (trace) => !(trace.meta && hidden.has(trace.meta.run));
   const draw = async (place) => {
