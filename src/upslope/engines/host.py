@@ -211,8 +211,8 @@ def weigh_apart(task: Task, state: TrainState, rollout: Rollout) -> Any:
 
 
 def move_with(task: Task, state: TrainState, rollout: Rollout, credit: Credit, key: Any) -> tuple[TrainState, Metrics]:
-    """`move`, given the data of a key; afterwards the memory says where the next rollout's episodes begin. That of a
-    policy with a memory says more, and takes its place."""
+    """`move`, given the data of a key; afterwards the memory says where the next rollout's episodes begin. The
+    memory of a policy that has one says more, and replaces it."""
     state, metrics = move(task, state, rollout, credit, jax.random.wrap_key_data(key))
     if not task.estimator.whole_episodes:
         state = state._replace(memory=state.memory._replace(fresh=episode_ends(rollout)[-1]))

@@ -135,8 +135,8 @@ def is_plain(character: str) -> bool:
 
 
 def files_of(directory: RunDirectory, checkpoints: bool) -> dict[str, Path]:
-    """The files of a run by their names in its folder; all of them belong to the run itself. Of one that still trains,
-    rows are packed after the checkpoints, which need those before them.
+    """The files of a run by their names in its folder; all of them belong to the run itself. For a run that still
+    trains, rows are packed after the checkpoints, which need the rows before them.
 
     Raises:
         UpslopeError: it is not a run, or a file is a link, which could lead to a file that nobody meant to send.

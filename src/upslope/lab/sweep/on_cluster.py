@@ -293,7 +293,7 @@ class Server:
             return Outcome("complete", score=fmean(run.returns.tolist()), files=files_of(path))
 
     def close(self) -> None:
-        """Let go of the programs."""
+        """Release the programs."""
         if self.programs is not None:
             self.programs.close()
 

@@ -109,7 +109,7 @@ class Programs:
                     active.clear()
 
     def close(self) -> None:
-        """Let go of the programs."""
+        """Release the programs."""
         for engine, _ in self.engines:
             engine.close()
         self.engines = []

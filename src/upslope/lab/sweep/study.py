@@ -244,10 +244,10 @@ class Study:
         self.begun: int | None = None
         """The trial that Optuna is beginning."""
         self.first_seen: dict[int, float] = {}
-        """Trial of another process → when this one first saw that it runs."""
+        """Trial of another process → when this process first saw it running."""
 
     def announce(self, trial: Any) -> None:
-        """Write whose trial it is before its settings are drawn, which may fail or be interrupted."""
+        """Record whose trial it is before its settings are drawn, which may fail or be interrupted."""
         self.begun = trial._trial_id
         self.storage.set_trial_user_attr(trial._trial_id, "process", this_process())
         self.pulse.add(trial._trial_id)
@@ -344,7 +344,7 @@ class Study:
             self.storage.set_trial_user_attr(trial._trial_id, "put_back", True)
             self.storage.set_trial_state_values(trial._trial_id, self.states.FAIL)
         if still and again:
-            # Settings that were given and not drawn yet, as those of the defaults, are not among the parameters.
+            # Settings that were given but not drawn yet, like those of the defaults, are not among the parameters.
             self.study.enqueue_trial(kept.system_attrs.get("fixed_params", {}) | kept.params)
         return bool(still)
 
@@ -361,7 +361,7 @@ class Study:
         return sum(self.put_back(trial) for trial in gone)
 
     def fail_of(self, pid: int | None, reason: str) -> int:
-        """Tell that the trials of a process of this machine have failed; return their number."""
+        """Tell that the trials of a process on this machine have failed; return their number."""
         failed = [t for t in self.running() if t.user_attrs.get("process") == f"{platform.node()}:{pid}"]
         for trial in failed:
             self.fail(trial, reason)
@@ -527,7 +527,7 @@ def was_put_back(trial: Any) -> bool:
 
 def is_gone(attributes: Mapping[str, Any], first_seen: float = math.inf) -> bool:
     """Whether the process that trains a trial has ended: by its pulse, and on this machine by its number too, which
-    another process may have by now. Without any sign of life it is gone some time after it was first seen."""
+    another process may have by now. Without any sign of life it counts as gone some time after it was first seen."""
     if time.time() - float(attributes.get("alive", first_seen)) > LOST_SECONDS:
         return True
     machine, _, number = str(attributes.get("process", "")).rpartition(":")
