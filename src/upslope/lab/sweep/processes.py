@@ -17,7 +17,7 @@ from upslope.learning.devices import num_cores
 LOOK_SECONDS = 0.5
 """Seconds between two checks of what the processes have finished."""
 NO_TRIAL = (
-    "None of the processes for the trials began one: the last process {}; its error is above. In a script of your "
+    "No process began a trial: the last one {}; its error is above. In a script of your "
     'own, call `upslope.sweep` below `if __name__ == "__main__":`, since each process imports the script. With '
     "--workers 1 the trials are trained in this process."
 )
