@@ -306,7 +306,7 @@ Written by `python benchmarks/learning.py --table` from `benchmarks/results/lear
 `python benchmarks/learning.py` stores. ± is half the 95 % Student-t interval over seeds, for the mean of each seed's
 score. *Training* is the mean return of the last 100 training episodes, by the exploring policy; the other two are of 20
 fresh episodes per seed (100 for recorded data) with the last checkpoint. Published scores often come from one agent,
-another version of the environment, or the best point of training: they are a rough guide, not a contest.
+another version of the environment, or the best point of training: they are a rough guide, not a competition.
 
 | case | environment | rung | steps | seeds | training | stochastic | deterministic | goal | published |
 |---|---|---|---|---|---|---|---|---|---|"""
@@ -322,11 +322,12 @@ Seconds were measured on two busy cores and say little about speed. A row of few
 |---|---|---|---|---|---|---|---|
 %s
 
-Tuning showed how a solved pole is lost, with these settings but γ = 0.99 and 100,000 steps, in one seed of sixty: once
-every return is 500, the critic predicts one number, and the advantages are its rounding errors; standardised, they move
-the policy at random, until the cart drifts off when the learning rate is too small to recover. So the preset has
-batches eight times the zoo's (`--preset zoo`) and a budget that ends soon after the slowest seed learns. The last 100
-training episodes, whose mean `train` shows, begin before that: a seed that evaluates at 500 may show 460.
+Tuning showed how a solved pole can be lost again, with these settings but γ = 0.99 and 100,000 steps, in one seed of
+sixty: once every return is 500, the critic predicts one number, and the advantages are its rounding errors;
+standardised, they move the policy at random, until the cart drifts off when the learning rate is too small to recover.
+So the preset has batches eight times as large as the zoo's (`--preset zoo`) and a budget that ends soon after the
+slowest seed learns. The last 100 training episodes, whose mean `train` shows, begin before that: a seed that evaluates
+at 500 may show 460.
 """
 TABULAR = """## Tabular environments
 
@@ -340,20 +341,20 @@ FrozenLake, which has none, are unmeasured if they are not in the table.
 |---|---|---|---|---|---|---|
 %s
 
-This took three settings, the same for Taxi and CliffWalking: a learning rate of 0.01 instead of 0.00025, since a weight
-of the first layer changes only when its state is visited; an entropy coefficient of 0.1 instead of 0.01, since nearly
-every pickup and drop-off costs 10, and a policy that is certain of that too soon tries none where it is right; and
-batches of 2,048 steps of 32 environments instead of 1,024 of 8. They are a starting point for other environments whose
-observation is one number: `--learning-rate 0.01 --entropy-coefficient 0.1 --num-envs 32 --rollout-steps 64`. FrozenLake
-keeps the defaults.
+This took three changed settings, the same for Taxi and CliffWalking: a learning rate of 0.01 instead of 0.00025, since
+a weight of the first layer changes only when its state is visited; an entropy coefficient of 0.1 instead of 0.01, since
+nearly every pickup and drop-off costs 10, and a policy that is certain of that too soon tries neither where it is
+right; and batches of 2,048 steps of 32 environments instead of 1,024 of 8. They are a starting point for other
+environments whose observation is one number:
+`--learning-rate 0.01 --entropy-coefficient 0.1 --num-envs 32 --rollout-steps 64`. FrozenLake keeps the defaults.
 """
 MUJOCO = """## MuJoCo: whose settings
 
 The PPO paper's settings are the preset `paper` of its seven tasks, and rl-baselines3-zoo's tuned ones the preset `zoo`
-of HalfCheetah, Hopper, Swimmer and Walker2d; Ant's only preset is the zoo's. Published for the zoo's, at 1M steps on
-version 3, one agent each, deterministic: HalfCheetah 5,819, Hopper 2,410, Swimmer 282, Walker2d 3,479, Ant 1,327. None
-of them has been measured here yet, so `paper` is still the default of all seven and nothing is claimed for `zoo`.
-`python benchmarks/learning.py halfcheetah_zoo --folder DIR` measures one, and continues it if it was stopped.
+of HalfCheetah, Hopper, Swimmer and Walker2d; Ant's only preset is the zoo's. Published scores of the zoo's, at 1M
+steps on version 3, one agent each, deterministic: HalfCheetah 5,819, Hopper 2,410, Swimmer 282, Walker2d 3,479, Ant
+1,327. None of them has been measured here yet, so `paper` is still the default of all seven and nothing is claimed for
+`zoo`. `python benchmarks/learning.py halfcheetah_zoo --folder DIR` measures one, and continues it if it was stopped.
 """
 
 
