@@ -366,8 +366,8 @@ def test_what_is_no_archive_of_upslope_is_refused(tmp_path: Path, archive: Path,
     middle[len(middle) // 3] ^= 255
     spoiled.write_bytes(middle)
     for path, words in (
-        (cut, "no zip"),
-        (foreign, "no zip"),
+        (cut, "not a zip"),
+        (foreign, "not a zip"),
         (other, "bundle.json"),
         (later, "format 2"),
         (spoiled, ""),
