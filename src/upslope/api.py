@@ -51,34 +51,34 @@ def train(
 
     Args:
         environment: a Gymnasium id, `module:Id`, `jax:Name`, your own class or factory as `module:Name`, a callable
-            that returns an environment, or a `CompiledEnvironment`. With `start_from`, by default that run's.
-        algorithm: a rung of the ladder; see `upslope list`. By default `ppo`, or that of the run in `start_from`.
-        start_from: begin with the agent of this run, its normalisers and its optimiser's state: a run or its directory,
-            or "RUN@best" for its best checkpoint. Settings that you omit are then that run's, except that another
-            algorithm has its own. `from_seed`, `fresh_normalisers` and `fresh_optimiser` say what is not taken over.
+            that returns an environment, or a `CompiledEnvironment`. With `start_from`, that run's by default.
+        algorithm: a rung of the ladder; see `upslope list`. By default `ppo`, or the one of the run in `start_from`.
+        start_from: start from this run's agent, with its normalisers and optimiser state: a run or its directory, or
+            "RUN@best" for its best checkpoint. Settings that you omit are then taken from that run, except that a
+            different algorithm has its own. `from_seed`, `fresh_normalisers`, `fresh_optimiser` adjust what is taken.
         estimator: axis 1, replacing the rung's: a name, or any `Estimator`.
         objective: axis 2, replacing the rung's: a name, or any `Objective`.
-        bonus: reward for exploration: `none`, `count`, `rnd`, `noveld`, `icm`, or any `Bonus`.
+        bonus: exploration bonus: `none`, `count`, `rnd`, `noveld`, `icm`, or any `Bonus`.
         model: your own model's class or factory, model(observation_space, action_space, *, key, **model_kwargs), or
             its name `module:Name`; see `upslope.Model`.
         optimiser: `adam`, `adamw`, `rmsprop`, `sgd`, or any complete Optax chain, whose updates are added as they are;
             `learning_rate` and `max_grad_norm` are then not used.
         schedules: your own schedules by setting (`learning_rate`, `epsilon`, `entropy_coefficient`): functions from
             the fraction of the budget spent, 0 to 1, to a factor.
-        name: name of the run, by default made from environment and algorithm. An existing name is refused.
+        name: name of the run, by default derived from environment and algorithm. An existing name is refused.
         preset: the environment's tuned settings: True for its default preset if it has one, False for none, or a
             preset's name, e.g. "paper".
         track: experiment trackers to send the run to while it trains, `wandb`, `trackio`, `mlflow`, `tensorboard` or
-            your own `module:Name`; one, or several. They work in processes of their own, so that one that fails or
-            hangs changes nothing in the run; see `upslope.track`.
-        track_project: the trackers' project (MLflow: experiment); by default that of their own configuration.
+            your own `module:Name`; one or several. Each works in its own process, so a tracker that fails or hangs
+            changes nothing in the run; see `upslope.track`.
+        track_project: the trackers' project (MLflow: experiment); by default the one they are configured with.
         workers: number of processes that share the seeds of a Gymnasium environment; by default one per core, if the
             run is long enough to be worth starting them. The result does not depend on it.
-        cluster: where workers are: the address of a Ray cluster, "auto" for the one that runs here or else this
-            machine, or an `upslope.Placement`, which also says what a worker takes (extra `ray`). It changes no number.
+        cluster: where the workers run: the address of a Ray cluster, "auto" for the one running here or else this
+            machine, or an `upslope.Placement`, which also sets what a worker takes (extra `ray`). It changes no number.
         on_iteration: called between chunks with the state of the run (`upslope.Following`): it may read the newest
             numbers, call methods of the environments, or stop. If it raises, everything is saved first.
-        trust: allows the code that the config.json of the run in `start_from` names.
+        trust: allow the code named in the config.json of the run in `start_from`.
         settings: any field of `Config`, e.g. `steps=100_000, seeds=5, lambda_=0.9`.
 
     Raises:
@@ -166,11 +166,11 @@ def resume(
     was started with objects that cannot be imported by name. Compiled environments continue bit for bit; on the host,
     episodes in progress are replayed, and a message reports an environment whose replay diverges.
 
-    `track` and `track_project` are those of `train`; a run that a tracker has already is continued there.
+    `track` and `track_project` work as in `train`; a run that a tracker already has is continued there.
 
-    `on_iteration` is not kept with a run: pass it again. The calls that it made are kept, and made again.
+    `on_iteration` is not stored with a run: pass it again. The calls that it made are stored, and repeated.
 
-    `trust` allows the code that the run's config.json names, which a run from another machine may need. Objects passed
+    `trust` allows the code named in the run's config.json; a run from another machine may need it. Objects passed
     here, registered Gymnasium ids, upslope's own names and runs trained on this machine need no trust.
 
     Raises:

@@ -191,7 +191,7 @@ def test_every_hyperparameter_of_a_part_is_a_setting():
         ("clip_range", "upslope calls it epsilon."),
         ("ent_coef", "upslope calls it entropy_coefficient."),
         ("gae_lambda", "upslope calls it lambda_."),
-        ("vf_coef", "There is no vf_coef. Policy and critic have an optimiser each"),
+        ("vf_coef", "There is no vf_coef. Policy and critic each have an optimiser"),
         ("n_epochs", "upslope calls it epochs."),
         ("net_arch", "upslope calls it hidden_sizes."),
         ("gama", 'There is no setting "gama". Did you mean gamma'),

@@ -356,7 +356,7 @@ def test_a_bonus_of_another_shape_is_refused():
         def __call__(self, rollout, begins, state, key):
             return jnp.zeros((4, 2)), (*state, jnp.zeros(3))
 
-    with pytest.raises(UpslopeError, match=r"Growing returned a state of other arrays.*float32\[3\]"):
+    with pytest.raises(UpslopeError, match=r"Growing returned a state whose arrays differ.*float32\[3\]"):
         paid_by(Growing(), rollout, BEGINS, (), KEY)
 
 

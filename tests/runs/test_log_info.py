@@ -134,7 +134,7 @@ def test_compiled_environments_have_a_method_for_it(folder: Path):
     for rows in (record.episodes, record.evaluations):
         assert (rows["info/one"] == 1).all() and len(set(rows["info/place"].tolist())) > 3
         assert (np.abs(rows["info/place"]) < 3).all()  # the cart's place at the end is within its bounds
-    with pytest.raises(upslope.UpslopeError, match=r"--log-info other is nothing .* It has one, place"):
+    with pytest.raises(upslope.UpslopeError, match=r"--log-info other is not reported .* It has one, place"):
         train(folder, "refused", "jax:test_log_info:Balanced", log_info=("other",))
     with pytest.raises(upslope.UpslopeError, match=r"It has no such numbers: .*episode_info"):
         train(folder, "refused", "jax:CartPole-v1", log_info=("other",))

@@ -1,4 +1,4 @@
-"""The flags that say on which cluster a command's workers are."""
+"""The flags that say on which cluster a command's workers run."""
 
 from dataclasses import dataclass
 from pathlib import Path
@@ -14,10 +14,10 @@ Mixed = Annotated[bool, tyro.conf.FlagCreatePairsOff]
 
 @dataclass(frozen=True)
 class ClusterFlags:
-    """A cluster, and what a worker takes of it."""
+    """A cluster, and what each worker takes of it."""
 
     cluster: str | None = None
-    """Put the workers on a Ray cluster: its address, or auto for the one that runs here, or else this machine (extra
+    """Run the workers on a Ray cluster: its address, or auto for the one running here, or else this machine (extra
     `ray`). The result does not depend on it."""
     worker_cpus: float = 1.0
     """CPUs that a worker on the cluster takes."""
@@ -26,13 +26,13 @@ class ClusterFlags:
     py_module: Modules = ()
     """A module, package or folder of modules of your own that is sent to every node of the cluster; repeatable."""
     mixed: Mixed = False
-    """Allow nodes with other processors, which round differently; training records it in config.json."""
+    """Allow nodes with different processors, which round differently; training records it in config.json."""
 
     def placement(self) -> Any:
         """The `Placement` that these flags describe; None without a cluster.
 
         Raises:
-            UpslopeError: a number is out of range, or there is no cluster for which the others are meant.
+            UpslopeError: a number is out of range, or other flags are given without a cluster.
         """
         if self.cluster is None:
             if unread := [flag for flag, is_given in self.given().items() if is_given]:
@@ -45,7 +45,7 @@ class ClusterFlags:
         return Placement(self.cluster, self.worker_cpus, self.worker_gpus, tuple(self.py_module), self.mixed)
 
     def given(self) -> dict[str, bool]:
-        """Whether each flag that a cluster needs has another value than its default."""
+        """Whether each flag that only matters on a cluster differs from its default."""
         return {
             "--worker-cpus": self.worker_cpus != 1.0,
             "--worker-gpus": self.worker_gpus != 0.0,

@@ -45,7 +45,7 @@ def evaluate(
         environment_seed: Each number gives different episodes.
         max_episode_steps: Steps after which an episode is truncated; by default the limit that the run trained with.
         video: Also film one deterministic episode of the first seed into this .mp4 (needs the extra `video`).
-        trust: Run the code that the run's config.json names; it may do anything. Otherwise you are shown the code
+        trust: Run the code that the run's config.json names; it may do anything. Otherwise you are shown its name
             and asked, or it is refused.
     """
     positive(episodes=episodes, max_episode_steps=max_episode_steps)
@@ -90,7 +90,7 @@ def record(
         seed: One of the run's seeds; by default the first.
         environment_seed: Each number gives different episodes.
         max_episode_steps: Steps after which an episode is truncated; by default the limit that the run trained with.
-        trust: Run the code that the run's config.json names; it may do anything. Otherwise you are shown the code
+        trust: Run the code that the run's config.json names; it may do anything. Otherwise you are shown its name
             and asked, or it is refused.
     """
     positive(episodes=episodes, max_episode_steps=max_episode_steps)
@@ -133,8 +133,8 @@ def judge(
 ) -> None:
     """Estimate what a trained agent would get from episodes that another policy recorded, without acting.
 
-    Importance sampling, fitted Q evaluation and doubly robust estimators, each with an interval; or the reason for
-    which these data cannot tell. Also called off-policy evaluation (OPE).
+    It gives importance sampling, fitted Q evaluation and doubly robust estimates with intervals, or the reason why
+    these data cannot tell. Also called off-policy evaluation (OPE).
 
     Args:
         run: The run directory.
@@ -172,7 +172,7 @@ def export(
     """Write a trained policy to a file that acts without upslope: for a robot, a microcontroller, another program.
 
     The file gives the deterministic action in the environment's own units, and the parameters of its distribution;
-    normaliser, masks, memory and action bounds are in it. It is held against the policy before it is kept.
+    normaliser, masks, memory and action bounds are in it. It is checked against the policy before it is kept.
 
     Args:
         run: The run directory.
@@ -206,11 +206,11 @@ def figure(
 ) -> None:
     """Draw a figure for a paper or a slide, with the numbers of `upslope compare` (needs the extra `figure`).
 
-    Runs that differ only in their seeds are one line. Areas and bars are 95 % intervals of the mean over seeds.
+    Runs that differ only in their seeds form one line. Areas and bars are 95 % intervals of the mean over seeds.
 
     Args:
         runs: Run directories, or archives of `upslope bundle`.
-        output: The file to write: .pdf, .svg or .png; only an older figure of upslope is replaced.
+        output: The file to write: .pdf, .svg or .png; only an older upslope figure is replaced.
         kind: curves: a metric over environment steps; comparison: each seed's score and the mean; profile: the share of
             seeds whose normalised score exceeds τ.
         size: column: 3.25 inches wide; page: 6.75 inches; slide.
@@ -220,7 +220,7 @@ def figure(
         normalize: For profiles: how scores are made comparable, as in `upslope compare`; by default range.
         style: A Matplotlib style sheet. Fonts, colours, lines and sizes are taken from it, and nothing is run.
         trust: For --normalize threshold: run the code that a run's config.json names; it may do anything. Otherwise
-            you are shown the code and asked, or it is refused.
+            you are shown its name and asked, or it is refused.
     """
     options = {name: value for name, value in locals().items() if name not in ("runs", "output")}
     from upslope.report.print_figures import figure
@@ -280,17 +280,17 @@ def compare(
 
     Runs that differ only in their seeds are pooled. Reasons to doubt a comparison are listed below it.
 
-    A seed is scored by evaluation episodes of the last checkpoint in one mode; by the last 100 training episodes; or
-    by auto: stochastic evaluation if all runs have it, else training. Normalised scores average over environments:
+    A seed is scored by evaluation episodes of the last checkpoint in one mode, by the last 100 training episodes, or,
+    with auto, by stochastic evaluation if all runs have it, else training. Normalised scores average over environments:
     0 is a random policy and 1 the reward threshold, or 0 and 1 are the lowest and highest score of these runs.
 
     Args:
         runs: Run directories.
         score: How a seed is scored.
         normalize: How scores are made comparable across environments.
-        metric: What counts of an episode: return, length, or a key that every run kept by --log-info.
+        metric: The number compared per episode: return, length, or a key that every run kept with --log-info.
         trust: For --normalize threshold: run the code that a run's config.json names; it may do anything. Otherwise
-            you are shown the code and asked, or it is refused.
+            you are shown its name and asked, or it is refused.
         json: Print everything as JSON.
     """
     from upslope.analysis.compare import compare
@@ -319,11 +319,11 @@ def report(
         runs: Run directories.
         score: How a seed is scored, as in `upslope compare`.
         normalize: Also compare across environments, as in `upslope compare`; threshold creates each of them once.
-        metric: What counts of an episode in the comparison, as in `upslope compare`.
-        output: The page to write, or a folder for it; only an older page of upslope is replaced.
+        metric: The number compared per episode, as in `upslope compare`.
+        output: The page to write, or a folder for it; only an older upslope page is replaced.
         credit: First play an episode of each run without a credit view, as `upslope credit` does.
         trust: For --credit: run the code that a run's config.json names; it may do anything. Otherwise you are
-            shown the code and asked, or it is refused.
+            shown its name and asked, or it is refused.
     """
     from upslope.report.page import write_report
 
@@ -350,7 +350,7 @@ def credit(
         checkpoint: The checkpoint to play.
         max_episode_steps: Steps after which the episode is truncated; by default the limit that the run trained with.
         output: The page to write, or a folder for it; by default credit.html in the run directory.
-        trust: Run the code that the run's config.json names; it may do anything. Otherwise you are shown the code
+        trust: Run the code that the run's config.json names; it may do anything. Otherwise you are shown its name
             and asked, or it is refused.
     """
     fresh(episode_seed=episode_seed)
@@ -391,7 +391,7 @@ def ladder(
     evaluation_episodes: int = 20,
     quiet: Quiet = False,
 ) -> None:
-    """Race all rungs that fit an environment, on the same seeds and budget, and compare them.
+    """Race all rungs that fit an environment, with the same seeds and budget, and compare them.
 
     Each rung has the settings of `upslope train ENVIRONMENT --algorithm RUNG`.
 
@@ -402,7 +402,7 @@ def ladder(
         seeds: Number of seeds.
         seed: The first seed; the others follow it.
         name: Name of the folder that holds the rungs' run directories. An existing one is refused.
-        folder: Folder of the run directories.
+        folder: The folder that holds it.
         resume: Continue the race of this --name: finished rungs stay, and unfinished ones continue.
         preset: Use the environment's tuned settings if there are any, as `upslope train` does.
         env_kwargs: Keyword arguments for the environment, as JSON.
@@ -437,15 +437,15 @@ def lab(
     """Test the lecture's claims by experiments, each with a prediction, a measurement and a verdict, on one HTML page.
 
     It takes one to two minutes on two cores and needs the extra `report`. The exit status is 0 even if a claim is
-    refuted, since that is a finding.
+    refuted, because that is a finding.
 
     Args:
         only: Only these experiments: expectation, gradient, variance, advantages, importance, reuse, table1,
             credit, seeds, groups, entropy, counts, television.
         language: English or Chinese.
-        output: The page to write, or a folder for it; only an older page of upslope is replaced.
+        output: The page to write, or a folder for it; only an older upslope page is replaced.
         seed: Each number draws different random samples.
-        quick: Use small samples for a quick trial: intervals are wide, and more claims undecided.
+        quick: Use small samples for a quick trial: intervals are wide, and more claims stay undecided.
         json: Also print all findings and curves as JSON; other messages go to standard error.
     """
     from upslope.core.consoles import PlainTextConsole
@@ -532,7 +532,7 @@ def probe(
     only: tuple[str, ...] = (),
     json: Switch = False,
 ) -> None:
-    """Train on small environments whose right answer is known: the first that fails shows where the mistake is.
+    """Train on small environments whose right answer is known: the first failure shows where the mistake is.
 
     The exit status is 1 if a probe is not solved.
 
@@ -560,9 +560,9 @@ def probe(
 
 
 def completion(shell: tyro.conf.Positional[Literal["bash", "zsh", "fish"]]) -> None:
-    """Print a script with which a shell completes commands, flags and their values.
+    """Print a script that lets a shell complete commands, flags and their values.
 
-    bash: `upslope completion bash > ~/.local/share/bash-completion/completions/upslope`. zsh: into a file `_upslope` in
+    bash: `upslope completion bash > ~/.local/share/bash-completion/completions/upslope`. zsh: to a file `_upslope` in
     a folder of fpath, before compinit. fish: `upslope completion fish > ~/.config/fish/completions/upslope.fish`.
     """
     from upslope.cli.completions import script

@@ -1,4 +1,4 @@
-"""Scripts with which shells complete the command line; tyro writes them from the flags."""
+"""Scripts that let shells complete the command line; tyro writes them from the flags."""
 
 import contextlib
 import io
@@ -12,7 +12,7 @@ from upslope.errors import UpslopeError
 SPECIFICATION = re.compile("^COMPLETION_SPEC = .*$", re.MULTILINE)
 """The line of a script with all commands and flags."""
 BREAK = re.compile(r"\\+n")
-"""A line break in it; what follows one in a help text would be offered as a word of its own."""
+"""A line break in that line; what follows one in a help text would be offered as a separate word."""
 FILES_TOO = """
 # Where a flag or a word has no values of its own, files are completed: runs and outputs.
 _upslope() {
@@ -39,7 +39,7 @@ def script(shell: str) -> str:
             tyro.extras.subcommand_cli_from_dict(commands(), prog="upslope", args=arguments, registry=REGISTRY)
     except AssertionError as error:
         raise UpslopeError(
-            f"This version of tyro completes no {shell}. Get a newer one: pip install -U tyro"
+            f"This version of tyro has no completion for {shell}. Upgrade it: pip install -U tyro"
         ) from error
     text = SPECIFICATION.sub(lambda line: BREAK.sub(" ", line[0]), written.getvalue())
     return text + (FILES_TOO if shell == "bash" else "")

@@ -67,7 +67,7 @@ def finding_panel(number: int, finding: Finding) -> Panel:
 
 
 def check_view(found: Checked) -> Iterator[RenderableType]:
-    """A table of checks, and a command with which to start training."""
+    """A table of checks, and a command that starts training."""
     rows = ((Text(x.status, STYLES[x.status]), x.name, Text(x.found), Text(x.remedy)) for x in found.checks)
     yield table(f"upslope check {found.environment}", ("", "check", "found", "what to do"), rows)
     if found.worst == "error":

@@ -13,12 +13,12 @@ def track(
 ) -> None:
     """Send a run to experiment trackers: all its metric rows by environment step, settings, results and evaluation.
 
-    What was sent is noted in the run directory: a second time, only what is new is sent.
+    What was sent is noted in the run directory; a second call sends only what is new.
 
     Args:
         run: The run directory.
         to: wandb, trackio, mlflow, tensorboard (each an extra), or module:Name; repeatable.
-        project: The trackers' project (MLflow: experiment); by default that of their own configuration.
+        project: The trackers' project (MLflow: experiment); by default the one they are configured with.
     """
     from upslope.errors import UpslopeError
     from upslope.runs.tracking.sending import send_run
@@ -34,8 +34,8 @@ def track(
 def watch(run: Run) -> None:
     """Show a run that trains elsewhere, in another terminal or on another machine that shares its folder.
 
-    It reads the run directory and writes nothing. It ends with the run, or by Ctrl-C, and says when the run seems to
-    have stopped. Of a finished run it shows the end.
+    It reads the run directory and writes nothing. It ends with the run or on Ctrl-C, and says when the run seems to
+    have stopped. For a finished run it shows the end.
 
     Args:
         run: The run directory.

@@ -1,4 +1,4 @@
-"""The tables of `upslope list`. The modules that they list are not imported."""
+"""The tables of `upslope list`. The modules listed in them are not imported."""
 
 from collections.abc import Iterator
 
@@ -19,7 +19,7 @@ def show_list() -> None:
 
 
 def list_tables() -> Iterator[Table]:
-    """Rungs, estimators, objectives, presets, compiled environments, and the libraries of more."""
+    """Rungs, estimators, objectives, presets, compiled environments, and libraries with more of them."""
     rungs = [(name, x.estimator, x.objective, x.source, x.meaning) for name, x in ALGORITHMS.items()]
     yield table("Rungs: --algorithm", ("name", "--estimator", "--objective", "experience", "meaning"), rungs)
     yield table("Estimators: --estimator", ("name", "weight Ψ_t"), ESTIMATORS.items())
@@ -34,4 +34,4 @@ def list_tables() -> Iterator[Table]:
     compiled = [(COMPILED_PREFIX + name, text) for name, text in data("compiled.yaml", "environments").items()]
     yield table("Compiled environments", ("name", "meaning"), compiled)
     libraries = [(f"{one.prefix}:{one.example}", one.meaning, one.install) for one in LIBRARIES]
-    yield table("Compiled environments of other libraries", ("e.g.", "what it has", "installed by"), libraries)
+    yield table("Compiled environments of other libraries", ("e.g.", "what it offers", "installed by"), libraries)

@@ -84,7 +84,7 @@ def parse(kind: Any, **options: Any) -> None:
 
 
 def refuse(name: str) -> None:
-    """Refuse a name that is no command, and say which one was meant."""
+    """Refuse a name that is not a command, and say which one was meant."""
     from upslope.config.foreign_names import foreign
 
     if meant := foreign("commands", name):

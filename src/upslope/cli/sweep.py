@@ -37,7 +37,7 @@ def sweep(
     at_once: int | None = None,
     quiet: Quiet = False,
 ) -> None:
-    """Search an algorithm's settings, and hold the winner against the defaults on seeds that no trial has seen.
+    """Search an algorithm's settings, and compare the winner with the defaults on seeds that no trial has seen.
 
     All trials have the same budget and the same seeds; a trial's score is the mean over its seeds of the last 100
     training returns. The same command continues a sweep that was stopped, and several processes may run it at once. It
@@ -46,8 +46,8 @@ def sweep(
     Args:
         environment: A Gymnasium id (`CartPole-v1`), `module:Id`, or a compiled environment (`jax:CartPole-v1`).
         algorithm: The rung of the ladder.
-        space: A YAML file with what is searched: `setting: {low: …, high: …, log: true}` or `setting: {choices: […]}`;
-            `setting: value` fixes it. By default a space for the kind of action.
+        space: A YAML file of what to search: `setting: {low: …, high: …, log: true}` or `setting: {choices: […]}`;
+            `setting: value` fixes it. By default a space that suits the kind of action.
         trials: Number of trials in all.
         seeds: Number of seeds of each trial.
         seed: The first seed; the others follow it, and the fresh ones follow these.
@@ -56,9 +56,9 @@ def sweep(
         pruner: Optuna's pruner: median, hyperband, successivehalving, wilcoxon, none.
         storage: URL of a database that several processes or machines share, e.g. postgresql+psycopg://host/name; by
             default a SQLite file in the sweep's folder.
-        name: Name of the sweep's folder and study; by default made from environment and algorithm.
-        folder: Folder of the sweep's folder.
-        fresh_seeds: Fresh seeds on which the winner and the defaults are trained anew; 0 leaves that out.
+        name: Name of the sweep's folder and study; by default derived from environment and algorithm.
+        folder: The folder that holds the sweep's folder.
+        fresh_seeds: Fresh seeds on which the winner and the defaults are trained anew; 0 skips this.
         evaluation_episodes: Fresh episodes per seed and mode that score these; 0 scores by training episodes.
         preset: Start from the environment's tuned settings if there are any, as `upslope train` does.
         env_kwargs: Keyword arguments for the environment, as JSON.

@@ -40,7 +40,7 @@ class Train(ClusterFlags, Config):
     name: str | None = None
     """Name of the run directory; by default derived from environment and algorithm. An existing one is refused."""
     folder: Path = Path("runs")
-    """Folder of the run directories."""
+    """The folder that holds the run directories."""
     config: Path | None = None
     """A YAML file of settings, by the names of these flags; flags override it."""
     preset_name: Annotated[str | None, tyro.conf.arg(name="preset", metavar="NAME")] = None
@@ -53,7 +53,7 @@ class Train(ClusterFlags, Config):
     """Send the run to a tracker while it trains: wandb, trackio, mlflow, tensorboard (each an extra), or module:Name;
     repeatable."""
     track_project: str | None = None
-    """The trackers' project (MLflow: experiment); by default that of their own configuration."""
+    """The trackers' project (MLflow: experiment); by default the one they are configured with."""
     workers: int | None = None
     """Processes that share the seeds of a Gymnasium environment; by default one per core in long runs. The result does
     not depend on it."""
@@ -171,7 +171,7 @@ def check_trust_in_file(flags: Train, request: dict[str, Any], given: set[str], 
     if ask:
         require(config, str(flags.config), trust=flags.trust, given=named, ask=True)
     elif requested(config, named):
-        raise UpslopeError("The settings file names code, which is not imported to print the help.")
+        raise UpslopeError("The settings file names code, which is not imported merely to print the help.")
 
 
 def ask_for_trust(runs: Iterable[Path], trust: bool, *, learns: bool = False) -> None:
@@ -228,7 +228,7 @@ def train(flags: Train, request: dict[str, Any]) -> None:
         raise UpslopeError("--resume needs the --name of the run to continue. Give it, or use: upslope resume RUN")
     path, begun = flags.folder / str(flags.name), None
     if flags.resume and path.exists() and request.get("start_from") is not None:
-        begun = changed_by(path, request)  # without the run that it began with, which may be gone
+        begun = changed_by(path, request)  # without the run that it started from, which may be gone
     config, task = (begun, None) if begun else prepare(**prepare_arguments(request, trust=flags.trust, ask=True))
     if task is None or (flags.resume and path.exists()):
         run = same_run(path, config)
@@ -260,14 +260,14 @@ def resume(
     trust: Switch = False,
     quiet: Quiet = False,
 ) -> None:
-    """Continue a run that was stopped, with the same result as without the interruption.
+    """Continue a run that was stopped, with the same result as if it had not been.
 
     Args:
         run: The run directory.
-        track: Send the run to a tracker, as in `upslope train`; one that has the run already continues it. Repeatable.
+        track: Send the run to a tracker, as in `upslope train`; one that already has the run continues it. Repeatable.
         track_project: The trackers' project (MLflow: experiment).
         workers: Processes that share the seeds of a Gymnasium environment; by default one per core in long runs.
-        trust: Run the code that the run's config.json names; it may do anything. Otherwise you are shown the code
+        trust: Run the code that the run's config.json names; it may do anything. Otherwise you are shown its name
             and asked, or it is refused.
         quiet: Print warnings only.
     """

@@ -18,8 +18,8 @@ REPEATED = {"wrappers": "--wrapper", "ignore-observation": "--ignore-observation
 
 
 def command_of(config: Config, *, is_continuous: bool, inherited: Mapping[str, Any] = NOTHING) -> str:
-    """The shortest `upslope train` command for this config, with flags only for values that differ from defaults, or
-    from what a run that begins with another one has `inherited` from it."""
+    """The shortest `upslope train` command for this config, with flags only for values that differ from defaults, or,
+    in a run that starts from another, from what it has `inherited`."""
     words = ["upslope", "train", config.environment]
     if config.algorithm != Config.algorithm:
         words += ["--algorithm", config.algorithm]

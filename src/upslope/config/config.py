@@ -33,7 +33,7 @@ class Config:
     """All settings that determine what is learned. Equal configs give the same run, bit for bit, on one machine."""
 
     environment: Annotated[Positional[str], tyro.conf.arg(metavar="ENVIRONMENT", help_behavior_hint="")]
-    """A Gymnasium id (`CartPole-v1`), `module:Id`, a compiled environment (`jax:CartPole-v1`), or one that is batched
+    """A Gymnasium id (`CartPole-v1`), `module:Id`, a compiled environment (`jax:CartPole-v1`), or a batched one
     (`vector:CartPole-v1`)."""
     algorithm: str = "ppo"
     """The rung of the ladder; `upslope list` shows them."""
@@ -52,26 +52,26 @@ class Config:
     seed: int = 0
     """The first seed; the others are the integers after it."""
     stop_at_return: float | None = None
-    """Stop a seed once the mean return of its last 100 training episodes is at least this; the other seeds go on."""
+    """Stop a seed once the mean return of its last 100 training episodes is at least this; the other seeds continue."""
     start_from: Annotated[str | None, tyro.conf.arg(name="from", metavar="RUN")] = None
-    """Begin with the agent of another run, its normalisers and its optimiser's state: RUN, or RUN@best for its best
-    checkpoint. Settings that you omit are then that run's, and the environment is too."""
+    """Start from the agent of another run, with its normalisers and optimiser state: RUN, or RUN@best for its best
+    checkpoint. Settings that you omit, including the environment, are then taken from that run."""
     from_seed: int | None = None
-    """The seed of that run with which every seed begins; by default seed k begins with its seed k."""
+    """The seed of that run from which every seed starts; by default seed k starts from its seed k."""
     fresh_normalisers: bool = False
-    """Begin normalisation anew, since another environment may have other scales."""
+    """Start normalisation afresh, because another environment may have different scales."""
     fresh_optimiser: bool = False
-    """Begin the optimiser's state (momentum and scales) anew."""
+    """Start with a fresh optimiser state (momentum and scales)."""
     num_envs: int = 8
     """N, environments per seed. Usual: 1 to 64; thousands on accelerators."""
     devices_per_seed: int = 1
     """Devices, cores or accelerators, over which the environments of each seed are split, for wide networks and
-    thousands of compiled environments. The minibatches stay the same, and sums are rounded otherwise."""
+    thousands of compiled environments. The minibatches stay the same, but sums are rounded differently."""
     precision: Literal["float32", "bfloat16"] = "float32"
-    """Operands of the products in the layers of perceptrons: all 32 bits, or rounded to the 16 of bfloat16, which
+    """Operands of the products in perceptron layers: all 32 bits, or rounded to the 16 of bfloat16, which
     accelerators multiply faster. Sums, parameters and everything else keep 32 bits."""
     group_size: int = 1
-    """G, environments that begin alike: those of a group share the reset seed of every episode, so that leave_one_out
+    """G, environments that begin alike: those in a group share the reset seed of every episode, so that leave_one_out
     and group_mean can compare their returns. For estimators of whole episodes. Usual: 4 to 64."""
     rollout_steps: int = 128
     """T, steps per environment per iteration, for estimators that do not need whole episodes. Usual: 5 to 2048."""
@@ -80,7 +80,7 @@ class Config:
     env_kwargs: dict[str, Any] = field(default_factory=dict)
     """Keyword arguments for the environment, as JSON, e.g. '{"g": 9.81}'."""
     wrappers: Annotated[tuple[str, ...], tyro.conf.arg(name="wrapper"), tyro.conf.UseAppendAction] = ()
-    """A wrapper for the environment, repeatable, innermost first: the name of one of Gymnasium's, or module:Name;
+    """A wrapper for the environment, repeatable, innermost first: the name of a Gymnasium wrapper, or module:Name;
     arguments as JSON after a colon, e.g. 'FrameStackObservation:{"stack_size": 4}'."""
     masks: bool = True
     """Take only allowed actions if the environment provides action masks."""
@@ -93,7 +93,7 @@ class Config:
     learning_rate: float = 2.5e-4
     """Step size of the optimiser. Usual: 1e-5 to 1e-2."""
     learning_rate_schedule: str = "linear"
-    """How the learning rate changes over the budget: constant, or falling to 0 as linear or cosine."""
+    """How the learning rate changes over the budget: constant, or falling to 0 (linear or cosine)."""
     optimiser: str = "adam"
     """Optimiser that turns gradients into updates: adam, adamw, rmsprop, or sgd."""
     weight_decay: float = 0.0
@@ -103,22 +103,22 @@ class Config:
     lambda_: Annotated[float, tyro.conf.arg(name="lambda")] = 0.95
     """λ of gae and vtrace: 0 relies most on the critic, 1 on the sampled returns. Usual: 0.9 to 0.98."""
     rho_bar: float = 1.0
-    """ρ̄ of vtrace: cut the ratio π/μ in weights and TD errors off at this. Usual: 1."""
+    """ρ̄ of vtrace: truncate the ratio π/μ in weights and TD errors at this. Usual: 1."""
     c_bar: float = 1.0
-    """c̄ of vtrace: cut the ratio π/μ in the traces off at this. Usual: 1."""
+    """c̄ of vtrace: truncate the ratio π/μ in the traces at this. Usual: 1."""
     n: int = 5
     """n of n_step, the number of steps before bootstrapping from the critic. Usual: 1 to 20."""
     divide_by_deviation: bool = False
     """Divide the weights of group_mean by the standard deviation of the group's returns, as GRPO does."""
     divide_by_length: Literal["none", "episode", "batch"] = "none"
-    """Divide the sum over an episode's steps by its length (episode, as GRPO), by the length of all episodes together
-    (batch, as DAPO), or not at all (none, as RLOO and Dr. GRPO)."""
+    """Divide the sum over an episode's steps by its length (episode, as in GRPO), by the total length of all
+    episodes (batch, as in DAPO), or not at all (none, as in RLOO and Dr. GRPO)."""
     skip_equal_groups: bool = False
     """Leave groups whose returns are all equal out of the mean of group_mean, as DAPO does."""
     epsilon: float = 0.2
     """ε of clip, dual_clip and spo: moving the ratio outside [1−ε, 1+ε] gains nothing. Usual: 0.1 to 0.3."""
     c: float = 3.0
-    """c of dual_clip: an action of negative weight costs at most c times it, however probable it became. Usual: 3."""
+    """c of dual_clip: an action of negative weight costs at most c times that, however probable it is. Usual: 3."""
     epsilon_high: float | None = None
     """ε above 1 of clip, if it differs from ε below: the ratio is clipped to [1−ε, 1+ε high]. Usual: 0.2 to 0.3."""
     epsilon_schedule: str = "constant"
@@ -128,34 +128,34 @@ class Config:
     beta_target: float | None = 0.01
     """Target KL per iteration, in nats, to which β adapts; none keeps β fixed. Usual: 0.003 to 0.03."""
     delta: float = 0.01
-    """δ of natural_gradient and trust_region: the KL, in nats, that an update may move the policy. Usual: 0.001 to
+    """δ of natural_gradient and trust_region: the KL, in nats, by which an update may move the policy. Usual: 0.001 to
     0.05."""
     damping: float = 0.1
     """Added to the diagonal of the Fisher matrix of natural_gradient and trust_region. Usual: 0.001 to 0.1."""
     conjugate_gradient_iterations: int = 15
     """Iterations that solve for the step of natural_gradient and trust_region. Usual: 10 to 25."""
     backtracks: int = 10
-    """Step lengths that trust_region tries, each 0.8 of the one before, until the loss falls and the KL is at most δ.
+    """Step lengths that trust_region tries, each 0.8 times the last, until the loss falls and the KL is at most δ.
     Usual: 10."""
     reference: Annotated[str | None, tyro.conf.arg(metavar="RUN")] = None
-    """Pay for leaving the policy of another run, RUN for its last checkpoint or RUN@best, with the same networks. It is
-    read once and kept in this run."""
+    """Penalise departures from the policy of another run with the same networks: RUN for its last checkpoint, or
+    RUN@best. It is read once and kept in this run."""
     reference_seed: int | None = None
     """The seed of that run whose policy is the reference of every seed; by default seed k has its seed k, or all have
     its only one."""
     reference_kl: float = 0.04
     """β, the price of a nat of KL(π‖π_ref) in the policy's loss; 0 only measures it. Usual: 0.001 to 0.1."""
     reference_estimator: Literal["exact", "k1", "k2", "k3"] = "exact"
-    """How that KL is estimated: exact, or from the action taken by Schulman's k1, k2 or k3. As a loss k1 teaches
-    nothing, since its mean gradient is 0, k2 has the gradient of KL(π‖π_ref), and k3 that of KL(π_ref‖π)."""
+    """How that KL is estimated: exact, or from the action taken by Schulman's k1, k2 or k3. As a loss, k1
+    teaches nothing because its mean gradient is 0, k2 has the gradient of KL(π‖π_ref), and k3 that of KL(π_ref‖π)."""
     bonus: str = "none"
-    """Reward for exploration, credited beside the environment's: none, count, rnd, noveld, icm, or module:Name."""
+    """Exploration bonus, credited alongside the reward: none, count, rnd, noveld, icm, or module:Name."""
     bonus_coefficient: float = 1.0
-    """Weight of the bonus's Ψ beside that of the environment's rewards. Usual: 0.01 to 2."""
+    """Weight of the bonus's Ψ relative to that of the environment's rewards. Usual: 0.01 to 2."""
     bonus_gamma: float = 0.99
     """γ of the bonus's returns. Usual: 0.9 to 0.999."""
     bonus_episodic: bool = False
-    """Let the bonus's returns end with the episode; by default they go on with the next one."""
+    """End the bonus's returns with the episode; by default they continue into the next one."""
     bonus_kwargs: dict[str, Any] = field(default_factory=dict)
     """Fields of the bonus, as JSON, e.g. '{"scope": "episodic"}' for count; see docs/exploration."""
     epochs: int = 4
@@ -166,10 +166,10 @@ class Config:
     """With recorded data: number of initial iterations in which the policy only imitates the recorded actions while the
     critic learns, so that importance weights start near 1. Usual: 5 to 20 for off_policy."""
     value_clip: float | None = None
-    """Moving the critic's V further than this in an update gains nothing, in the learner's unit of reward; by default
+    """Moving the critic's V further than this in an update, in the learner's units of reward, gains nothing; by default
     it may move freely. Usual: 0.2 with normalised rewards."""
     rpo_alpha: float = 0.0
-    """Move the mean of each Box action by up to ± this times half its range, at random, where the ratio is computed, so
+    """Move the mean of each Box action at random by up to ± this times half its range when the ratio is computed, so
     that σ does not shrink early (RPO). Usual: 0.01 to 0.5."""
     minibatches: int = 4
     """Number of minibatches per epoch. Usual: 32 to 4096 samples per minibatch."""
@@ -183,7 +183,7 @@ class Config:
     """End an update's policy epochs early once a minibatch's KL exceeds this. Usual: 0.01 to 0.05."""
     min_effective_sample_size: float | None = None
     """End an update's policy epochs early once the effective fraction of a minibatch, (Σρ)²/(n Σρ²), falls below this,
-    since the data then say little about the policy. Usual: 0.3 to 0.7 for recorded data."""
+    because the data then say little about the policy. Usual: 0.3 to 0.7 for recorded data."""
     normalize_advantage: bool = True
     """Centre and scale the weights Ψ of each batch."""
     normalize_observations: bool = False
@@ -200,7 +200,7 @@ class Config:
     """Network that reads images: nature, impala, board, or perceptron; by default chosen by their size. For one of
     several images: key=network, repeatable."""
     memory: Literal["gru", "lstm", "lru"] | None = None
-    """Memory from step to step within an episode, for environments that show only a part of their state: a gated
+    """Memory from step to step within an episode, for environments that show only part of their state: a gated
     recurrent unit, a long short-term memory, or a linear recurrent unit."""
     memory_size: int = 128
     """Units of the memory. Usual: 32 to 512."""
@@ -208,10 +208,10 @@ class Config:
     """Let policy and critic share all layers but the last."""
     policy_reads: Annotated[tuple[str, ...] | None, tyro.conf.arg(metavar="KEY")] = None
     """Keys of the parts of the observations that the policy reads; by default all. Keys are written as for
-    --ignore-observation, and 2-5 are the components 2 to 5 of a vector."""
+    --ignore-observation, and 2-5 means components 2 to 5 of a vector."""
     critic_reads: Annotated[tuple[str, ...] | None, tyro.conf.arg(metavar="KEY")] = None
     """Keys of the parts of the observations that the critic reads; by default all. It may read what the policy must
-    not, since it is needed only in training."""
+    not, because it is needed only in training."""
     sequence_length: int | None = None
     """L, the number of steps through which gradients of a model with memory flow; by default the whole rollout, or as
     much of it as leaves one stretch for each minibatch."""
@@ -313,7 +313,7 @@ MOST = {
     "minibatches": 2**24,
     "memory_size": MAX_WIDTH,
 }
-"""Largest allowed values: steps are counted in 32 bits, and sizes that fit in no memory are refused early."""
+"""Largest allowed values: steps are counted in 32 bits, and sizes that no memory could hold are refused early."""
 
 
 def is_plain_key(key: str) -> bool:
@@ -386,7 +386,7 @@ def configure(
 
 
 SHORT_NAMES = {"lambda": "lambda_", "from": "start_from"}
-"""Names of flags that Python does not allow → the fields."""
+"""Flag names that Python does not allow → their fields."""
 
 
 def canonical(settings: Mapping[str, Any]) -> dict[str, Any]:

@@ -21,7 +21,7 @@ class Rung:
 
 
 ONE_STEP = {"epochs": 1, "minibatches": 1}
-"""Plain policy gradients update once per batch, since the batch is off-policy afterwards."""
+"""Plain policy gradients update once per batch, because the batch is off-policy afterwards."""
 MONTE_CARLO = {**ONE_STEP, "learning_rate": 3e-3, "entropy_coefficient": 0.0, "num_envs": 8}
 PLAIN = {**MONTE_CARLO, "normalize_advantage": False, "normalize_rewards": False}
 """The textbook formula without normalisation."""
@@ -39,7 +39,7 @@ RECORDED = {
     "normalize_observations": True,
     "steps": 3_000_000,
 }
-"""Recorded data can be read many times, and provide observation statistics from the start."""
+"""Recorded data can be read many times, and give observation statistics from the start."""
 
 ALGORITHMS: dict[str, Rung] = {
     "reinforce": Rung(
@@ -114,22 +114,22 @@ ALGORITHMS: dict[str, Rung] = {
     "npg": Rung(
         "gae",
         "natural_gradient",
-        "One step a batch of a given length in KL, whatever the parameters mean: the natural gradient.",
+        "One step per batch, of a given length in KL, whatever the parameters mean: the natural gradient.",
         settings=NATURAL,
     ),
     "trpo": Rung(
         "gae",
         "trust_region",
-        "The natural step, shortened until the KL is at most δ and the batch is gained on: TRPO.",
+        "The natural step, shortened until the KL is at most δ and the loss falls: TRPO.",
         settings=NATURAL,
     ),
     "vtrace": Rung(
         "vtrace",
         "policy_gradient",
-        "Another policy acted: cut the importance weights off in the weights and in the critic's targets.",
+        "Another policy acted: truncate the importance weights, both in Ψ and in the critic's targets.",
         settings={**ONE_STEP, "lambda_": 1.0, "rollout_steps": 20, "num_envs": 8, "learning_rate": 1e-3},
     ),
-    "spo": Rung("gae", "spo", "A parabola in the ratio instead of its clip, which leads back what went too far: SPO."),
+    "spo": Rung("gae", "spo", "A parabola in the ratio instead of a clip, which pulls back what moved too far: SPO."),
     "rloo": Rung(
         "leave_one_out",
         "policy_gradient",
@@ -169,7 +169,7 @@ ESTIMATORS = {
     "n_step": "A^n, the sum of n TD errors",
     "gae": "Σ(γλ)^b δ_{t+b}",
     "leave_one_out": "R(τ) − the mean of the others in a group, whole episodes",
-    "group_mean": "R(τ) − the group's mean, by choice divided, whole episodes",
+    "group_mean": "R(τ) − the group's mean, optionally divided, whole episodes",
     "vtrace": "ρ (r + γ v_{t+1} − V), ρ = min(ρ̄, π/μ)",
     "unit": "1, imitation",
 }
@@ -177,7 +177,7 @@ OBJECTIVES = {
     "policy_gradient": "log π · Ψ",
     "importance_sampled": "π/μ · Ψ",
     "kl_penalty": "π/μ · Ψ − β KL, fixed or adaptive β",
-    "clip": "min(π/μ · Ψ, clip(π/μ) · Ψ), by choice wider upwards",
+    "clip": "min(π/μ · Ψ, clip(π/μ) · Ψ), optionally wider upwards",
     "dual_clip": "clip, at most c |Ψ| where Ψ < 0",
     "spo": "π/μ · Ψ − |Ψ| (π/μ − 1)² / 2ε",
     "natural_gradient": "π/μ · Ψ, a step along F⁻¹∇ of KL δ",
@@ -211,7 +211,7 @@ DISCRETE_DEFAULTS: dict[str, Any] = {
     "normalize_rewards": True,
 }
 """For Discrete, MultiDiscrete and MultiBinary actions: the classic-control and Atari practice (Huang et al. 2022), with
-rewards scaled as Engstrom et al. 2020 find necessary, since a critic saturates if its targets are far from 1."""
+rewards scaled as Engstrom et al. 2020 found necessary, because a critic saturates if its targets are far from 1."""
 CONTINUOUS_DEFAULTS: dict[str, Any] = {
     "num_envs": 1,
     "rollout_steps": 2048,

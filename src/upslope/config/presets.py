@@ -50,10 +50,10 @@ def presets_of(environment: str, algorithm: str) -> dict[str, Any]:
 
 
 def preset_of(environment: str, algorithm: str, wanted: bool | str = True) -> dict[str, Any] | None:
-    """The requested preset: the default one if there is any (True), none (False), or the one of this name.
+    """The requested preset: the default one if there is any (True), none (False), or the one with this name.
 
     Raises:
-        UpslopeError: there is no preset of this name.
+        UpslopeError: there is no preset with this name.
     """
     if wanted is False:
         return None

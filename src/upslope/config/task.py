@@ -1,4 +1,4 @@
-"""Build a task from a config and an environment, refusing a pair of axes that cannot work."""
+"""Build a task from a config and an environment, refusing combinations that cannot work."""
 
 import importlib
 from collections.abc import Callable, Mapping
@@ -121,10 +121,10 @@ def build(config: Config, role: str) -> Any:
 
 
 def made_from(found: Any, values: Mapping[str, Any], base: type, label: str, advice: str) -> Any:
-    """An object of a type, or a given object, with these values of its fields; `label` and `advice` are for messages.
+    """An object of a type, or a given object, with its fields set to these values; messages use `label` and `advice`.
 
     Raises:
-        UpslopeError: the type does not take these values, or the object is none of the base class.
+        UpslopeError: the type does not take these values, or the object is not an instance of the base class.
     """
     try:
         made = found(**values) if isinstance(found, type) else replace(found, **values) if values else found
@@ -193,8 +193,8 @@ def imported(role: str, name: str) -> Any:
         return getattr(importlib.import_module(module_name), attribute)
     except Exception as error:
         raise UpslopeError(
-            f"The {role} {name} cannot be imported: {error}. From Python, pass the object itself; from the shell, run "
-            "in the folder that holds the module."
+            f"The {role} {name} cannot be imported: {error}. In Python, pass the object itself; in a shell, run "
+            "the command from the folder that contains the module."
         ) from error
 
 
@@ -287,16 +287,16 @@ def task_of(config: Config, environment: AnyEnvironment, parts: Parts = NO_PARTS
 
 
 def refuse_missing_info(config: Config, environment: AnyEnvironment) -> None:
-    """Refuse keys of --log-info for which a compiled environment has no numbers; others are known only at the end of an
-    episode."""
+    """Refuse keys of --log-info that a compiled environment does not report; those of other environments are known only
+    at the end of an episode."""
     if not config.log_info or not isinstance(environment, CompiledEnvironment):
         return
     known = info_shapes(environment)
     if missing := [key for key in config.log_info if key not in known]:
         has = f"It has {', '.join(known)}" if known else "It has no such numbers"
         raise UpslopeError(
-            f"--log-info {' '.join(missing)} is nothing that {config.environment} says of an episode's end. {has}: a "
-            "compiled environment gives them by its method episode_info(state), a dictionary of numbers."
+            f"--log-info {' '.join(missing)} is not reported by {config.environment} at an episode's end. {has}: a "
+            "compiled environment gives them in the dictionary that its method episode_info(state) returns."
         )
 
 
@@ -361,8 +361,8 @@ def check_pair(config: Config, estimator: Estimator, objective: Objective, limit
         )
     if is_recorded and config.bonus != "none":
         raise UpslopeError(
-            f"--bonus {config.bonus} pays an agent for where it goes, and with --data it goes nowhere. Leave one of "
-            "the two out."
+            f"--bonus {config.bonus} pays an agent for where it goes, but with --data it goes nowhere. Leave out "
+            "one of the two."
         )
     if estimator.whole_episodes and not is_recorded and limit is None:
         raise UpslopeError(
@@ -397,14 +397,14 @@ def check_groups(config: Config, estimator: Estimator, environment: AnyEnvironme
     name, size = type(estimator).__name__, size_of_groups(config, estimator)
     if config.data is not None and hasattr(estimator, "group_size"):
         raise UpslopeError(
-            f"{name} compares episodes that share their start, and nothing in a recorded file says which do. Use "
+            f"{name} compares episodes that share their start, but nothing in a recorded file says which do. Use "
             "--estimator baseline, which needs no groups."
         )
     if size == 1 or config.data is not None:
         return
     if not estimator.whole_episodes:
         raise UpslopeError(
-            f"--group-size {size} lets whole episodes begin alike, but {name} learns from segments of "
+            f"--group-size {size} makes whole episodes begin alike, but {name} learns from segments of "
             f"{config.rollout_steps} steps. Use --estimator leave_one_out, group_mean, baseline, reward_to_go or "
             "total_return, or leave --group-size out."
         )
@@ -416,7 +416,7 @@ def check_groups(config: Config, estimator: Estimator, environment: AnyEnvironme
         )
     if isinstance(environment, HostEnvironment) and environment.batch is not None:
         raise UpslopeError(
-            f"{config.environment} resets its episodes by itself, so those of a group cannot share a reset seed. Train "
+            f"{config.environment} resets its own episodes, so those of a group cannot share a reset seed. Train "
             "the single environments instead of the batched ones, or leave --group-size out."
         )
 
@@ -433,7 +433,7 @@ def check_devices(config: Config) -> None:
 
 
 def check_precision(config: Config, objective: Objective, encoder: ObservationEncoder) -> None:
-    """Refuse products of 16 bits where there are other products, or where equations are solved with them."""
+    """Refuse 16-bit products in models that have other products, or where equations are solved with them."""
     if config.precision == FULL or config.model != "perceptron":
         return
     others = {
@@ -449,5 +449,5 @@ def check_precision(config: Config, objective: Objective, encoder: ObservationEn
 
 
 def size_of_groups(config: Config, estimator: Estimator) -> int:
-    """G: what the estimator needs, else what the config asks for."""
+    """G: what the estimator needs, otherwise what the config asks for."""
     return getattr(estimator, "group_size", config.group_size)

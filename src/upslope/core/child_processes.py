@@ -1,9 +1,9 @@
-"""What starting a Python process of our own takes, without importing JAX, which a small process does not need."""
+"""What it takes to start a Python process of our own, without importing JAX, which a small process does not need."""
 
 CURRENT_FOLDER_LAST = """
 here = os.path.realpath(os.curdir)
 is_here = lambda entry: not entry or os.path.realpath(entry) == here
 sys.path[:] = sorted(path, key=is_here)
 """
-"""For the code with which a process starts, given the main process's `path`: no file in the current folder may shadow
+"""Part of the code that starts a process, given the main process's `path`: no file in the current folder may shadow
 one of Python's own modules."""

@@ -72,13 +72,13 @@ class Distribution(ABC):
         The mask lists the choices of all parts of an action in order; each part needs at least one allowed choice.
         """
         raise UpslopeError(
-            f"{type(self).__name__} cannot be masked, and the environment says which actions are allowed. Give it a "
+            f"{type(self).__name__} cannot be masked, but the environment says which actions are allowed. Give it a "
             "method masked(mask), return one of upslope's distributions of discrete actions, or ignore masks with "
             "--no-masks."
         )
 
     def density(self) -> "Distribution":
-        """The same probabilities, without what only sampling needs."""
+        """The same distribution without what only sampling needs."""
         return self
 
     def shifted(self, by: Float[Array, "... K"]) -> "Distribution":
@@ -261,8 +261,8 @@ VARIANCE_FLOOR = 1e-6
 class StateDependentNoise(DiagonalGaussian):
     """Exploration by noise that is a function of the state and is held over several steps: a = μ(s) + φ(s)ᵀ Θ.
 
-    Θ [H, K] with Θ_ik ~ N(0, σ_ik²) is drawn once in a while, so that meanwhile equal states get equal actions. Given s
-    alone, the components are independent and normal, and that is the probability of an action, its entropy and its KL:
+    Θ [H, K] with Θ_ik ~ N(0, σ_ik²) is drawn only every few steps: in between, equal states get equal actions. Given s
+    alone, the components are independent and normal; probability, entropy and KL are those of this distribution:
 
         a_k | s ~ N(μ_k(s), Σ_i φ_i(s)² σ_ik² + 1e-6).
 
@@ -303,7 +303,7 @@ class SquashedGaussian(Distribution):
 
         log π(a|s) = log N(u; μ, σ²) − Σ_k log(half_k (1 − tanh² u_k)).
 
-    The KL is the one between the normal vectors, since an invertible map changes no KL.
+    The KL is that between the normal vectors, because an invertible map leaves the KL unchanged.
     Source: Haarnoja et al. 2018, Soft Actor-Critic, appendix C.
     """
 
@@ -358,8 +358,8 @@ class SquashedGaussian(Distribution):
 class Product(Distribution):
     """Independent parts of different kinds: log π(a|s) = Σ_k log π_k(a_k|s).
 
-    An action is one vector of 32-bit floats [..., K] that holds the parts one after another; a choice is a whole number
-    in it, exact below 2²⁴.
+    An action is one vector of 32-bit floats [..., K] that holds the parts one after another; a choice is stored as a
+    whole number, exact below 2²⁴.
     """
 
     parts: tuple[Distribution, ...]

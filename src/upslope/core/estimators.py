@@ -33,7 +33,7 @@ class Estimator(ABC):
     is_advantage: ClassVar[bool] = True
     """Whether the weights may be centred and scaled over a batch (false for constant weights)."""
     corrects: ClassVar[bool] = False
-    """Whether the weights already allow for actions of another policy, by `values.log_prob`, which is then given."""
+    """Whether the weights already correct for another policy's actions, by `values.log_prob`, which is then given."""
 
     @abstractmethod
     def __call__(self, rollout: Rollout, values: Values, gamma: float) -> Credit:
@@ -139,7 +139,7 @@ class LeaveOneOut(Estimator):
     """Ψ_i = R_i − (1/(G−1)) Σ_{j≠i} R_j: the return of episode i, less the mean return of the G−1 others in its group.
 
     The episodes of a group share their start, so the mean of the others estimates V(s_0) without a critic; it does not
-    depend on the actions that it judges, so it biases nothing. Sources: Kool et al. 2019, "Buy 4 REINFORCE samples, get
+    depend on the actions that it judges, so it adds no bias. Sources: Kool et al. 2019, "Buy 4 REINFORCE samples, get
     a baseline for free!"; Ahmadian et al. 2024, "Back to Basics" (RLOO).
     """
 
@@ -159,7 +159,7 @@ class LeaveOneOut(Estimator):
 
 @dataclass(frozen=True)
 class GroupMean(Estimator):
-    """Ψ_i = R_i − mean(R_1 … R_G), by choice divided by their standard deviation.
+    """Ψ_i = R_i − mean(R_1 … R_G), optionally divided by their standard deviation.
 
     With `divide_by_deviation` and 1/|τ_i| it is GRPO (Shao et al. 2024, "DeepSeekMath", section 4.1); with neither it
     is Dr. GRPO, (G−1)/G times `LeaveOneOut` (Liu et al. 2025, "Understanding R1-Zero-Like Training", section 3); with
@@ -205,7 +205,7 @@ class VTrace(Estimator):
 
     def __post_init__(self) -> None:
         if not (self.rho_bar > 0 and self.c_bar > 0):
-            raise UpslopeError(f"VTrace needs ρ̄ > 0 and c̄ > 0, not {self.rho_bar} and {self.c_bar}: they cut π/μ off.")
+            raise UpslopeError(f"VTrace needs ρ̄ > 0 and c̄ > 0, not {self.rho_bar} and {self.c_bar}: they cap π/μ.")
         if not 0 <= self.lambda_ <= 1:
             raise UpslopeError(f"VTrace needs λ in [0, 1], not {self.lambda_}.")
 
@@ -245,7 +245,7 @@ def reward_to_go(rollout: Rollout, gamma: float) -> Float[Array, "T N"]:
 
 def td_error(rollout: Rollout, values: Values, gamma: float) -> Float[Array, "T N"]:
     """δ_t = r_t + γ V(s_{t+1}) − V(s_t), where V(s_{t+1}) = 0 if the episode terminated there."""
-    # The product is inside, where XLA moves it if γ is a constant: so it rounds alike if γ is an input of the program.
+    # The product is inside, where XLA moves it if γ is constant, so it rounds alike if γ is an input of the program.
     discounted = jnp.where(rollout.terminated, 0.0, gamma * values.next_value)
     delta = rollout.reward + discounted - values.value
     return jnp.where(rollout.valid, delta, 0.0)

@@ -71,7 +71,7 @@ def safe_path(folder: Path, path: Path, *, is_folder: bool = False) -> Path:
         if not (stat.S_ISDIR(mode) if is_folder or k < len(parts) - 1 else stat.S_ISREG(mode)):
             raise UpslopeError(
                 f"{place} is {kind_of(mode)}, and upslope writes only into files and folders of the run itself, so "
-                "nothing was changed. Remove it, or replace it by a plain file or folder."
+                "nothing was changed. Remove it, or replace it with a plain file or folder."
             )
     return path
 

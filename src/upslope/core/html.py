@@ -7,7 +7,7 @@ from upslope.core.messages import readable
 
 
 def text(words: object) -> str:
-    """Words as HTML shows them, with control characters made visible."""
+    """Text escaped for HTML, with control characters made visible."""
     return escape(readable(str(words)))
 
 

@@ -17,7 +17,7 @@ COMPILED_PREFIX = "jax:"
 
 def readable(text: str) -> str:
     """Make untrusted text safe to show on one line: control characters, bidirectional overrides and line breaks are
-    escaped, so that none reaches a terminal."""
+    escaped, so none reaches a terminal."""
     if text.isprintable():
         return text
     return "".join(c if c.isprintable() else escaped(c) for c in text)

@@ -37,7 +37,7 @@ class Objective(ABC):
     """Base class of objectives. Subclasses are frozen dataclasses whose fields are the hyperparameters."""
 
     needs_behaviour: ClassVar[bool] = True
-    """Whether the objective reads `behaviour_log_prob`; if so, recorded data without it is rejected."""
+    """Whether the objective reads `behaviour_log_prob`; if so, recorded data without it are rejected."""
 
     state_name: ClassVar[str | None] = None
     """Name of the state among the metrics `objective/…`; None if there is no state."""
@@ -146,7 +146,7 @@ class Clip(Objective):
 class DualClip(Clip):
     """`Clip`, whose loss for Ψ < 0 is at most −c Ψ: L = −max(min(Ψ ρ, Ψ clip(ρ, 1−ε, 1+ε)), c Ψ).
 
-    A ratio far above 1 with a negative weight otherwise gives a loss without a bound, e.g. where another policy acted
+    A ratio far above 1 with a negative weight otherwise gives an unbounded loss, e.g. where another policy acted
     (Ye et al. 2020, "Mastering Complex Control in MOBA Games with Deep Reinforcement Learning"). Usual: c = 3.
     """
 
@@ -166,7 +166,7 @@ class DualClip(Clip):
 class SPO(Objective):
     """L = −(Ψ ρ − |Ψ| (ρ − 1)² / 2ε), ρ = π_θ/μ: a parabola whose top lies at ρ = 1 + ε for Ψ > 0, at 1 − ε for Ψ < 0.
 
-    Where `Clip` has no gradient outside of [1−ε, 1+ε], this one leads back (Xie et al. 2024, "Simple Policy
+    Where `Clip` has no gradient, outside [1−ε, 1+ε], this one pulls back (Xie et al. 2024, "Simple Policy
     Optimization"). Usual: ε = 0.2.
     """
 
@@ -174,7 +174,7 @@ class SPO(Objective):
 
     def __post_init__(self) -> None:
         if not 0 < self.epsilon < 1:
-            raise UpslopeError(f"SPO needs 0 < ε < 1, not {self.epsilon}: the ratio is led to 1 ± ε.")
+            raise UpslopeError(f"SPO needs 0 < ε < 1, not {self.epsilon}: it pulls the ratio to 1 ± ε.")
 
     def is_outside(self, ratio: Float[Array, "..."]) -> Bool[Array, "..."]:
         """Where the parabola has passed its top for one of the two signs of the weight."""
@@ -200,7 +200,7 @@ class NaturalGradient(Objective):
 
     def __post_init__(self) -> None:
         if not self.delta > 0:
-            raise UpslopeError(f"{type(self).__name__} needs δ > 0, not {self.delta}: it is how far a step moves.")
+            raise UpslopeError(f"{type(self).__name__} needs δ > 0, not {self.delta}: δ is how far a step moves.")
         if not self.damping >= 0:
             raise UpslopeError(f"{type(self).__name__} needs a damping ≥ 0, not {self.damping}.")
         if self.conjugate_gradient_iterations < 1:
@@ -214,7 +214,7 @@ class NaturalGradient(Objective):
 class TrustRegion(NaturalGradient):
     """The step of `NaturalGradient`, shortened until the loss falls and KL(π_old‖π_θ) ≤ δ (Schulman et al. 2015, TRPO).
 
-    It tries 1, 0.8, 0.8², … of the step, `backtracks` lengths at most, and moves nothing if none of them will do.
+    It tries 1, 0.8, 0.8², … of the step, `backtracks` lengths at most, and moves nothing if none of them works.
     """
 
     backtracks: int = 10
@@ -241,7 +241,7 @@ def kl_estimate(
 
     Their values are not their gradients. As a term of a loss, the mean gradient of k1 is E[∇log π] = 0: it teaches
     nothing. That of k2 is ∇KL(π‖π_ref), and that of k3 is ∇KL(π_ref‖π). Source: Schulman 2020, "Approximating KL
-    Divergence"; GRPO takes k3.
+    Divergence"; GRPO uses k3.
     """
     x = reference_log_prob - log_prob
     return {"k1": lambda: -x, "k2": lambda: x**2 / 2, "k3": lambda: jnp.expm1(x) - x}[estimator]()

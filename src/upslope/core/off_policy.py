@@ -29,7 +29,7 @@ class Estimated(NamedTuple):
         """Half the width of the 95 % interval: t_ν √(Σψ² / (N (N−1))), with the influences ψ of the N episodes.
 
         For a plain mean √… is the usual standard error, else the jackknife's (Tukey 1958). ν is the effective number
-        of episodes less 1, since the few heavy ones decide. `benchmarks/off_policy.py` measures its coverage.
+        of episodes less 1, because the few heavy ones decide. `benchmarks/off_policy.py` measures its coverage.
         """
         n = len(self.influence)
         if n < 2 or not self.effective > 1:
@@ -108,7 +108,7 @@ def doubly_robust(
 ) -> Estimated:
     """The mean of V̂(s_0) + Σ_t γ^t w_t δ_t, with the surprise δ_t = r_t + γ V̂(s_{t+1}) − Q̂(s_t, a_t).
 
-    Right if the weights are right, whatever Q̂ is, and if Q̂ is, whatever the weights are. Source: Jiang & Li 2016,
+    Correct if the weights are, whatever Q̂ is, and if Q̂ is, whatever the weights are. Source: Jiang & Li 2016,
     Doubly Robust Off-policy Value Evaluation for Reinforcement Learning, eq. 10, unrolled; `weighted`: Thomas &
     Brunskill 2016, Data-Efficient Off-Policy Policy Evaluation for Reinforcement Learning, eq. 9.
     """

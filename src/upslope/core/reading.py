@@ -1,4 +1,4 @@
-"""Read and check text files, with one clear message if a file is missing, damaged or foreign."""
+"""Read and check text files, with one clear message if a file is missing, damaged or not upslope's."""
 
 import json
 from collections.abc import Iterable, Iterator, Mapping, Sequence
@@ -46,15 +46,15 @@ def damaged(path: Path, error: BaseException) -> UpslopeError:
 
 
 READING_ERRORS = (OSError, ValueError, TypeError, KeyError, IndexError, OverflowError)
-"""What parsing a damaged or foreign file may raise."""
+"""Exceptions that parsing a damaged or foreign file may raise."""
 
 
 ROWS_AT_ONCE = 2000
-"""Rows that are parsed in one call: one call for each row takes twice as long, one for all of them much memory."""
+"""Rows parsed per call: one call per row takes twice as long, and one call for all rows needs much memory."""
 
 
 def read_rows(path: Path) -> Iterator[list[dict[str, Any]]]:
-    """The objects of a file that has one JSON object a line, some at a time, without an incomplete last line.
+    """The objects of a file with one JSON object per line, some at a time, without an incomplete last line.
 
     Raises:
         UpslopeError: the file is missing, not a plain file, too large, or cannot be parsed.
@@ -88,7 +88,7 @@ def num_lines(path: Path) -> int:
 
 
 def checked_rows(lines: list[str], before: int) -> list[dict[str, Any]]:
-    """Parse lines with a JSON object each, of a file that has `before` lines before them."""
+    """Parse lines with a JSON object each; `before` lines of the file precede them."""
     try:
         rows = parse_json("[" + ",".join(lines) + "]")
     except json.JSONDecodeError as error:

@@ -68,9 +68,9 @@ def space_fields(description: Any, kinds: dict[str, tuple[str, ...]], depth: int
     dtypes = ACTION_DTYPES.get(kind) if kind in kinds else None
     dtype = fields.pop("dtype", dtypes[0]) if dtypes else None
     if dtype is not None and dtype not in (dtypes or ()):
-        raise ValueError(f"`dtype` is none of {', '.join(dtypes or ())}")
+        raise ValueError(f"`dtype` must be one of {', '.join(dtypes or ())}")
     if fields.keys() != set(needed):
-        raise ValueError(f"{kind} has the fields {', '.join(needed)}")
+        raise ValueError(f"{kind} must have the fields {', '.join(needed)}")
     for name in {"low", "high"} & fields.keys():
         if not isinstance(fields[name], tuple) or any(isinstance(x, bool) for x in fields[name]):
             raise TypeError(f"`{name}` must be a list of numbers")
@@ -111,7 +111,7 @@ def check_fields(fields: dict[str, Any]) -> None:
         if not isinstance(fields["start"], tuple):
             raise TypeError("`start` must be a list")
         if not len(fields["sizes"]) == len(fields["start"]) == math.prod(fields["shape"]):
-            raise ValueError("`sizes`, `start` and `shape` do not fit")
+            raise ValueError("`sizes`, `start` and `shape` do not match")
     elif isinstance(fields.get("start"), tuple):
         raise TypeError("`start` must be a number")
 

@@ -27,7 +27,7 @@ MAX_RATIO, SMALL = 200, 1 << 26
 
 
 def write_atomically(path: Path, content: bytes) -> None:
-    """Write and sync a temporary file beside the path, then rename it: readers see the complete old or new file."""
+    """Write and sync a temporary file next to the path, then rename it: readers see the complete old or new file."""
     temporary = temporary_beside(path)
     try:
         with temporary.open("wb") as file:

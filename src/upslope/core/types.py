@@ -37,7 +37,7 @@ class Transition(NamedTuple):
 @pytree
 class Successors:
     """The true successors of T·N steps, stored only where s_{t+1} is not the next row's observation: where an episode
-    ends, and in the last row. Images would otherwise be kept twice.
+    ends, and in the last row. Otherwise images would be stored twice.
     """
 
     observation: Any
@@ -46,7 +46,7 @@ class Successors:
     """[K]: t·N + n of each, in a rollout of N columns; T·N and beyond for padding."""
 
     def after(self, now: Any, ended: Any) -> Any:
-        """What belongs to s_{t+1}, [T, N, …] for each array: the next row of `now` [T, N, …], or `ended` [K, …] for the
+        """The values at s_{t+1}, [T, N, …] for each array: the next row of `now` [T, N, …], or `ended` [K, …] for the
         successors stored here. Both are observations, or what was computed from them, for example V(s)."""
 
         def one(x: Any, other: Any) -> Array:
@@ -65,7 +65,7 @@ class Rollout(NamedTuple):
     """The facts of T steps in each of N columns, taken by the behaviour policy μ.
 
     `next_observation` is the true successor s_{t+1}, also at the end of an episode, never the first observation
-    of the next one; of large observations on the host it is `Successors`, see `successor_of`. `behaviour_log_prob` is
+    of the next one; for large observations on the host it is `Successors`, see `successor_of`. `behaviour_log_prob` is
     log μ(a_t|s_t) as computed when the action was taken. `valid` marks the steps that happened; the others are padding
     and have no effect. `action_mask` marks the choices allowed in s_t, in the order of the action head; None if the
     environment does not mask actions.

@@ -1,4 +1,4 @@
-"""The two kinds of environment: compiled, written in JAX; and on the host, in Gymnasium's protocol."""
+"""The two kinds of environment: compiled, written in JAX; and on the host, with Gymnasium's protocol."""
 
 from abc import ABC, abstractmethod
 from collections.abc import Callable
@@ -51,12 +51,12 @@ class CompiledEnvironment(ABC):
         """Draw s_{t+1}, r_t ~ P(·|s_t, a_t); `Transition.truncated` is False here."""
 
     def action_mask(self, state: Any) -> Any:
-        """The mask of allowed actions in a state, as Gymnasium's `space.sample(mask=…)` takes it or as one array as in
-        sb3-contrib; None if nothing is ever forbidden."""
+        """The mask of allowed actions in a state, as taken by Gymnasium's `space.sample(mask=…)`, or as one array like
+        sb3-contrib's; None if nothing is ever forbidden."""
         return None
 
     def episode_info(self, state: Any) -> dict[str, Any]:
-        """Numbers that describe an episode which ends in this state, by name, for --log-info; by default none."""
+        """Numbers that describe an episode that ends in this state, by name, for --log-info; by default none."""
         return {}
 
     @property
@@ -79,7 +79,7 @@ def info_shapes(environment: CompiledEnvironment) -> dict[str, Any]:
     for name, value in found.items():
         if getattr(value, "shape", None) != ():
             raise BrokenEnvironmentError(
-                f"episode_info() of a compiled environment gives {name} as {value}, no number."
+                f"episode_info() of a compiled environment gives {name} as {value}, not as a number."
             )
     return found
 
@@ -101,7 +101,7 @@ class HostEnvironment:
     """Whether its info contains the mask of allowed actions, or the error that prevented finding out."""
     uses_masks: bool = True
     batch: Callable[[int], gymnasium.vector.VectorEnv] | None = None
-    """Creates several environments as one object, which steps and resets them by itself; None if it cannot."""
+    """Creates several environments as one object, which steps and resets them itself; None if it cannot."""
     kind: str = ""
     """What creates the batches, and how they begin the next episode."""
     is_compiled: ClassVar[bool] = False

@@ -53,7 +53,7 @@ COMPILED: dict[str, Callable[..., CompiledEnvironment]] = {
     "probe/asymmetric": probes.asymmetric,
     "probe/hybrid": probes.hybrid,
 }
-"""Name → constructor. The first four replicate Gymnasium's environments step for step, with the same names and
+"""Name → constructor. The first five replicate Gymnasium's environments step for step, with the same names and
 keyword arguments. Every constructor can be called without arguments."""
 
 

@@ -46,7 +46,7 @@ class DeepSea(CompiledEnvironment):
         if type(self.size) is not int or not 2 <= self.size <= MAX_SIZE:
             raise UpslopeError(f"DeepSea needs a size from 2 to {MAX_SIZE}, not {self.size!r}.")
         if type(self.seed) is not int or self.seed < 0:
-            raise UpslopeError(f"DeepSea's seed is an integer from 0, not {self.seed!r}.")
+            raise UpslopeError(f"DeepSea's seed must be an integer from 0, not {self.seed!r}.")
         drawn = np.random.default_rng(self.seed).integers(0, 2, (self.size, self.size)) == 1
         object.__setattr__(self, "leads_right", drawn if self.randomize_actions else np.ones_like(drawn))
         object.__setattr__(self, "observation_space", spaces.Discrete(self.size**2 + 1))

@@ -1,4 +1,4 @@
-"""Gymnasium environments on the host, by id, as `module:Id`, as `module:callable`, or by a callable."""
+"""Gymnasium environments on the host, by id, as `module:Id`, as `module:callable`, or from a callable."""
 
 import os
 import sys
@@ -28,7 +28,7 @@ PICTURES = {"render_mode": "rgb_array"}
 
 @dataclass(frozen=True)
 class Maker:
-    """Creates the environments of a request; it can be sent to another process if the request is by name."""
+    """Creates the environments of a request; it can be sent to another process if the request gives a name."""
 
     request: Request
     spec: Any = None
@@ -131,7 +131,7 @@ def space_of(env: gymnasium.Env, role: str, name: str) -> gymnasium.Space:
         of_gym = type(space).__module__.split(".")[0] == "gym"
         what = f"a space of the old package gym, {space}" if of_gym else f"{space!r} ({type(space).__name__})"
         raise BrokenEnvironmentError(
-            f"{name} declares {what} as its {role}. A space is one of gymnasium.spaces, e.g. "
+            f"{name} declares {what} as its {role}. It must be one of gymnasium.spaces, e.g. "
             "gymnasium.spaces.Box(-1, 1, (2,))."
         )
     return space
@@ -144,7 +144,7 @@ def not_an_environment(env: Any) -> str:
     what = "nothing" if env is None else f"a {kind.__name__}"
     if isinstance(env, gymnasium.vector.VectorEnv):
         return (
-            f"{what}, which is several environments at once. Name the factory that makes them with a prefix, "
+            f"{what}, which is several environments at once. Put a prefix before the name of its factory, "
             "vector:module:Name; or give a factory of single environments, and upslope makes --num-envs of them."
         )
     if "gym" in modules:

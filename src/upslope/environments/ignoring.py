@@ -1,4 +1,4 @@
-"""Leave out parts of observations by key: parts that no network can read, or that an agent is not supposed to see.
+"""Leave out parts of observations by key: those that no network can read, or that an agent is not supposed to see.
 
 A key of a nested Dict is `outer/inner`; parts of a Tuple and components of a vector are counted from 0.
 """

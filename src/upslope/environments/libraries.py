@@ -1,7 +1,7 @@
-"""The other JAX libraries of environments: what upslope knows about them without importing them.
+"""Other JAX libraries of environments: what upslope knows about them without importing them.
 
-The code that wraps each library is `sources/<prefix>.py`; this file does without JAX, so that lists, trust and
-messages need not import it.
+The code that wraps each library is `sources/<prefix>.py`; this file does not use JAX, so lists, trust and messages
+need not import it.
 """
 
 from dataclasses import dataclass

@@ -22,8 +22,8 @@ def import_module(name: str, asked: str) -> Any:
         return importlib.import_module(name)
     except Exception as error:
         raise UpslopeError(
-            f'"{asked}" names the module {name}, which cannot be imported: {error}. Install it, or run in the '
-            "folder that holds it."
+            f'"{asked}" names the module {name}, which cannot be imported: {error}. Install it, or run the '
+            "command in its folder."
         ) from error
 
 
@@ -47,7 +47,7 @@ def found(name: str) -> Any:
 
 PASS_IT = (
     "In Python, pass it as environment=… to upslope.resume, evaluate or record. To use it in commands, define "
-    "it in a module and train it by its name, module:Name."
+    "it in a module and train it by name, as module:Name."
 )
 
 

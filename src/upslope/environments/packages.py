@@ -1,4 +1,4 @@
-"""Well-known packages that register Gymnasium ids: by this table an id alone is enough to import its package.
+"""Well-known packages that register Gymnasium ids: with this table, an id alone is enough to import its package.
 
 Without trust, a name in a run's config.json can import these packages and no others, just as it can name registered
 ids: the table is fixed, only installed packages are imported, never a module of the same name in the current folder,
@@ -142,8 +142,8 @@ def remedy_of(error: ImportError) -> str:
     if top != name and find_spec(top) is not None:
         found = version(top) if top == "gymnasium" else "installed"
         return (
-            f"The {found} version of {top} has no {name}, so the package was made for another one. Look for a release "
-            f"of it that works with the version of {top} that upslope needs."
+            f"The {found} version of {top} has no {name}, so the package was made for a different one. Look for a "
+            f"release that works with the version of {top} that upslope needs."
         )
     return f"Install it: pip install {DISTRIBUTIONS.get(top, top)}"
 

@@ -3,7 +3,7 @@
 A learner that fails `probe/constant` has a broken critic loss; one that first fails at `probe/observation`
 does not see its observation; at `probe/delay`, its discount or bootstrap is wrong; at `probe/action`, its
 policy update; at `probe/both`, the pairing of observation and action.
-Source: Jones (2021), Debugging RL, Without the Agonizing Pain; the others are added here in the same manner.
+Source: Jones (2021), Debugging RL, Without the Agonizing Pain; the other probes are added here in the same spirit.
 """
 
 from collections.abc import Callable
@@ -52,7 +52,7 @@ class Probe(CompiledEnvironment):
         return state, self.show(state)
 
     def step(self, key: PRNGKeyArray, state: Any, action: Any) -> tuple[Any, Transition]:
-        """Apply `answer`; it is deterministic, since all randomness is in s_0."""
+        """Apply `answer`; it is deterministic, because all randomness is in s_0."""
         state, reward, terminated = self.answer(state, action)
         return state, Transition(self.show(state), reward, terminated, jnp.zeros((), bool))
 

@@ -6,7 +6,7 @@ from upslope.environments.tabular import Tabular
 from upslope.errors import UpslopeError
 
 MAX_STATES = 1024
-"""Most states of such a world, whose transition table has their square as its size."""
+"""The largest number of states of such a world, whose transition table grows with its square."""
 
 
 def tokens(digits: int = 2, length: int = 6, prompts: int = 5) -> Tabular:

@@ -1,4 +1,4 @@
-"""Vector environments: N environments in one object, which steps them and resets them by itself.
+"""Vector environments: N environments in one object, which steps and resets them itself.
 
 `vector:CartPole-v1` is made by `gymnasium.make_vec`; `vector:module:Name` calls a factory of your own, which takes
 `num_envs` and returns a `gymnasium.vector.VectorEnv`. `envpool:Pong-v5` is EnvPool's. `engines/batched.py` steps the
@@ -162,8 +162,8 @@ def refuse_around(request: Request, origin: str) -> None:
     given = [flag for flag, value in asked.items() if value]
     if given:
         raise UpslopeError(
-            f"{request.name} comes from {origin} as one object, and {' and '.join(given)} would apply inside it. "
-            "Do it there; --env-kwargs passes arguments on."
+            f"{request.name} comes from {origin} as one object, but {' and '.join(given)} would apply inside it. "
+            "Do that there; --env-kwargs passes arguments on."
         )
 
 
@@ -205,7 +205,7 @@ class EnvPool(VectorEnv):
         self.max_episode_steps = getattr(limit, "max_episode_steps", None)
 
     def reset(self, *, seed: int | None = None, options: dict[str, Any] | None = None) -> tuple[Any, dict[str, Any]]:
-        """Begin all episodes anew."""
+        """Start all episodes afresh."""
         if seed is not None:
             close = getattr(self.pool, "close", None)
             if callable(close):
@@ -238,7 +238,7 @@ def mode_of(envs: VectorEnv, name: str) -> AutoresetMode:
     except ValueError:
         known = ", ".join(str(each) for each in AutoresetMode)
         raise BrokenEnvironmentError(
-            f'{name} has metadata["autoreset_mode"] = {mode!r}, which must say what a step after an end means. Set '
+            f'{name} has metadata["autoreset_mode"] = {mode!r}, which must say what the step after an end does. Set '
             f"it to one of {known}."
         ) from None
 

@@ -77,10 +77,10 @@ def wrap(environment: Any, texts: tuple[str, ...], name: str) -> Any:
 
 
 def wrapper_of(name: str) -> Any:
-    """The wrapper class or function of this name.
+    """The wrapper class or function with this name.
 
     Raises:
-        UpslopeError: there is no wrapper of this name.
+        UpslopeError: there is no wrapper with this name.
     """
     known = [*OWN, *(each for each in gymnasium.wrappers.__all__ if each[0].isupper())]
     try:

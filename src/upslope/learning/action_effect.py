@@ -11,7 +11,7 @@ from upslope.core.estimators import ends
 from upslope.core.types import Rollout
 
 LARGEST = 4096
-"""The number of an observation's numbers that are looked at, for each array."""
+"""The largest number of values that are examined in each array of an observation."""
 
 
 def action_effect(batch: Any, rollout: Rollout) -> Float[Array, ""]:
@@ -19,7 +19,7 @@ def action_effect(batch: Any, rollout: Rollout) -> Float[Array, ""]:
 
     The score ∂ log π(a|s)/∂(logits, mean) has mean 0 given s. If nothing depends on the action, it also has mean 0
     given the outcome y, for any policy; z = Σ score·y / √Σ (score·y)² then has a mean square of 1, or more if the
-    policy is nearly deterministic, since its scores are skewed.
+    policy is nearly deterministic, because its scores are then skewed.
     """
     score, valid = scores_of(batch)
     before, after = (numbers_of(x, 2) for x in (rollout.observation, rollout.next_observation))
@@ -30,7 +30,7 @@ def action_effect(batch: Any, rollout: Rollout) -> Float[Array, ""]:
 def late_effect(batch: Any, rollout: Rollout) -> Float[Array, ""]:
     """`action_effect` for delayed outcomes and hidden cues: the larger of two mean z², 1.64 by chance.
 
-    The first uses the weight Ψ, since an action's reward may come much later. The second uses reward and end, each
+    The first uses the weight Ψ, because an action's reward may come much later. The second uses reward and end, each
     multiplied by the sum of the episode's earlier observations: if an action has to match a cue that is no longer
     visible, its reward correlates with nothing in the current observation. The sum keeps a cue that was shown only
     once.
@@ -48,7 +48,7 @@ def late_effect(batch: Any, rollout: Rollout) -> Float[Array, ""]:
     reward, over = (
         jnp.ravel(x).astype(jnp.float32)[:, None] for x in (rollout.reward, rollout.terminated & rollout.valid)
     )
-    # Centred, since a constant cost per step would otherwise hide a rare reward.
+    # Centred, because a constant cost per step would otherwise hide a rare reward.
     reward, remembered = (centred(x, valid) for x in (reward, remembered))
     products = [x * remembered for x in (reward, over)]
     paid = mean_square_z(score, batch.weight.reshape(-1, 1), valid)

@@ -39,7 +39,7 @@ class Batch(NamedTuple):
     old_value: Float[Array, "B ..."] | None = None
     """V before the update, if the critic's loss is clipped."""
     shift: Float[Array, "B ... K"] | None = None
-    """What is added to the mean of the policy in the ratio (Rahman & Xue 2022)."""
+    """The shift added to the policy's mean in the ratio (Rahman & Xue 2022)."""
     reference: Distribution | None = None
     """The reference policy, if there is one."""
 
@@ -65,7 +65,7 @@ def batch_of(
     features = jax.tree.map(units, prepared)
     fresh = as_units(beginnings(rollout, memory), length)
     carry = () if length is None else carries_at(agent.model, prepared, memory, rollout, length)
-    # In padding everything is allowed, since a policy with no allowed action is nan.
+    # In padding everything is allowed, because a policy with no allowed action is nan.
     mask = None if rollout.action_mask is None else ~units(~rollout.action_mask)
     inputs = (features, carry, fresh, mask)
     return Batch(
@@ -123,7 +123,7 @@ def outputs_of(
     fresh: Bool[Array, "B ..."],
     mask: Bool[Array, "B ... M"] | None,
 ) -> Outputs:
-    """The model's outputs for units of a batch, in their shape, with the policy restricted to allowed actions."""
+    """The model's outputs for units of a batch, in the units' shape, with the policy restricted to allowed actions."""
     if not has_memory(model):
         outputs = model.step(features, (), no_fresh(features))[0]
         return outputs._replace(policy=allowed(outputs.policy, mask))

@@ -4,8 +4,8 @@
 successor observation, and starts the next episode itself. For whole-episode estimators every column holds one
 episode from its start to its end, and the steps after the end are padding (`valid` is false).
 
-If the seed is split over devices (`split.py`), each has its share of the columns here, and draws the random numbers of
-all to take its own.
+If the seed is split over devices (`split.py`), each has its share of the columns here; it draws the random numbers for
+all columns and uses its own.
 """
 
 from functools import partial
@@ -24,7 +24,7 @@ from upslope.models.head import ActionHead
 from upslope.models.model import Carry
 
 STEPS_TOGETHER = 4
-"""Steps that are one round of the loop on an accelerator, where a round costs a launch of its own."""
+"""Steps per round of the loop on an accelerator, where each round costs a launch of its own."""
 MAX_RESET_BYTES = 1 << 24
 """Bytes per seed up to which, on an accelerator, every step's fresh episodes are made before the first step: all of
 them in a few kernels, instead of a few kernels in each step."""
@@ -45,7 +45,7 @@ class Randomness(NamedTuple):
     """The random inputs of one step of N columns."""
 
     noise: Any
-    """Noise from which the policy's actions are sampled; or, if it is held, the keys of the step's and of the held."""
+    """Noise from which the policy's actions are sampled; if some is held, the keys of the step's and the held noise."""
     keys: Key[Array, "N"]
     """Keys for the environment's transitions."""
 
@@ -117,7 +117,7 @@ def collect(
 def restarted(
     world: CompiledEnvironment, agent: Acting, keys: Key[Array, "N"], done: Bool[Array, "N"], columns: EnvState
 ) -> EnvState:
-    """The columns, with a fresh episode by its own key where one is done."""
+    """The columns, with a fresh episode from its own key wherever one is done."""
     if not world.costly_reset:
         return where_rows(done, begin_episodes(world, agent, keys), columns)
     done_first = jnp.argsort(~done)
@@ -141,7 +141,7 @@ def collect_episodes(
     vmapped: bool = False,
 ) -> tuple[Rollout, Finished]:
     """One whole episode in each of N columns, padded to `max_episode_steps`; in each group of `group_size` neighbouring
-    columns all begin with the same reset. The N columns are those of all devices, if the seed is split over them."""
+    columns, all begin with the same reset. The N columns are those of all devices, if the seed is split over them."""
     begin_key, act_key = jax.random.split(key)
 
     def step(carry: tuple[EnvState, Array], randomness: Randomness) -> tuple[Any, tuple[Rollout, Finished]]:
@@ -165,8 +165,8 @@ def collect_episodes(
 def draw_randomness(agent: Acting, columns: EnvState, keys: Key[Array, "T"]) -> Randomness:
     """The random inputs of T steps.
 
-    It is drawn in one batch, since in a cheap environment splitting keys and drawing numbers step by step takes a large
-    share of each step. The policy here provides only the shape of the noise.
+    They are drawn in one batch, because in a cheap environment splitting keys and drawing numbers step by step takes a
+    large share of each step. The policy here provides only the shape of the noise.
     """
     keys, head = split_each(keys), agent.head
     transition_keys = own_part(split_each(keys[:, 1], columns.length.shape[0] * num_shares()), axis=1)

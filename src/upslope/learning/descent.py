@@ -20,14 +20,14 @@ from upslope.learning.vectors import concatenate_leaves
 MAX_COPY_BYTES = 1 << 26
 """Bytes of a seed's batch up to which an accelerator makes a copy of it, in the order of its minibatches."""
 MINIBATCHES_TOGETHER = 4
-"""Maximum number of minibatches that are one round of the loop on an accelerator."""
+"""Maximum number of minibatches per round of the loop on an accelerator."""
 MIN_SPLIT = 1024
 """Minimum number of units for which a CPU core computes a minibatch's gradient as a sum over two halves."""
 
 
 @runtime_checkable
 class Units(Protocol):
-    """B units from which minibatches are drawn, e.g. a `Batch`: a pytree of arrays [B, …] with these two."""
+    """B units from which minibatches are drawn, e.g. a `Batch`: a pytree of arrays [B, …] with these two properties."""
 
     @property
     def weight(self) -> Float[Array, "B ..."]: ...
@@ -48,7 +48,7 @@ class Plan(NamedTuple):
     in_halves: bool
     """Whether a large minibatch is processed in two halves."""
     together: bool = False
-    """Whether an epoch's minibatches are gathered at once, and several of them are one round of the loop, for an
+    """Whether an epoch's minibatches are gathered at once and several of them form one round of the loop, for an
     accelerator."""
 
 
@@ -135,7 +135,7 @@ def minibatch_gradient(
     """The means of `loss`'s values over these units (all if None), and the gradient of the mean loss.
 
     With `in_halves`, a large minibatch is summed over two halves, whose intermediate values stay in a core's cache. A
-    seed that is split over devices has a share of the units on each, and the sum on all.
+    seed that is split over devices has a share of the units on each device, and the sum on all of them.
     """
     if num_shares() > 1:
         num_units = batch.weight.shape[0]

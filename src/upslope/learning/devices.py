@@ -47,7 +47,7 @@ def prepare(*, on_host: bool) -> None:
 @contextmanager
 def computing(*, on_host: bool) -> Iterator[None]:
     """Prepare JAX for a `with` block. If there is an accelerator, use full 32-bit products and, if `on_host`, compute
-    on the CPU instead, since batches of a few samples would leave the accelerator idle."""
+    on the CPU instead, because batches of a few samples would leave the accelerator idle."""
     prepare(on_host=on_host)
     with ExitStack() as stack:
         if on_host:
@@ -92,7 +92,7 @@ def configure_jax(*, on_host: bool) -> None:
 
 @cache
 def usable_cache() -> Path | None:
-    """The folder of compiled programs, or None if it cannot be created or if another user could have written to it:
+    """The folder of compiled programs, or None if it cannot be created or another user could have written to it:
     cached programs are executed without further checks."""
     folder = cache_folder()
     try:
@@ -162,16 +162,16 @@ def assign_seeds(num_seeds: int, is_worth_two: bool, per_seed: int = 1) -> list[
     one for the policy and one for the critic.
 
     Raises:
-        UpslopeError: there are fewer devices than a seed is to have.
+        UpslopeError: there are fewer devices than a seed needs.
     """
     devices = np.asarray(jax.local_devices())
     at_once = len(devices) // per_seed
     if at_once == 0:
         kind = "processor cores" if devices[0].platform == "cpu" else "devices"
         raise UpslopeError(
-            f"--devices-per-seed {per_seed} splits each seed over {per_seed} devices, and this process has only "
-            f"{len(devices)} {kind}. The number is part of a run, since it decides how sums are rounded: train where "
-            f"there are {per_seed}, or begin a new run with at most {len(devices)}."
+            f"--devices-per-seed {per_seed} splits each seed over {per_seed} devices, but this process has only "
+            f"{len(devices)} {kind}. The number is part of a run, because it sets how sums are rounded: train where "
+            f"there are {per_seed}, or start a new run with at most {len(devices)}."
         )
     rest, axis = num_seeds % at_once, NETWORKS if per_seed == 1 else ENVIRONMENTS
     is_pair = per_seed == 1 and is_worth_two and 2 * rest <= len(devices) and devices[0].platform == "cpu"
@@ -182,7 +182,7 @@ def assign_seeds(num_seeds: int, is_worth_two: bool, per_seed: int = 1) -> list[
 
 
 def mesh_of(devices: np.ndarray, width: int, axis: str = NETWORKS) -> Mesh:
-    """A mesh of these devices with `width` of them per seed, along an axis of this name."""
+    """A mesh of these devices with `width` of them per seed, along an axis with this name."""
     return Mesh(devices.reshape(-1, width), (SEEDS, axis))
 
 

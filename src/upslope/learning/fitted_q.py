@@ -155,7 +155,7 @@ def start_values(
 
 
 def spread_of(returns: Float[np.ndarray, "M"]) -> float:
-    """The standard deviation of returns, or a little of their size if they hardly differ."""
+    """The standard deviation of returns, or a small fraction of their size if they hardly differ."""
     return max(float(returns.std()), 1e-3 * float(np.abs(returns).max()), 1e-6)
 
 
@@ -253,7 +253,7 @@ class Regression:
 
 
 def with_model(values: ActionValues, model: Any) -> ActionValues:
-    """The values with another network."""
+    """The values with a different network."""
     return replace(values, network=replace(values.network, model=model))
 
 

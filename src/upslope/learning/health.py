@@ -1,7 +1,7 @@
 """A run's health metrics `health/…`, computed from data that an update already has.
 
 They are computed about `POINTS` times per run, so that they cost little and rows stay small. `upslope doctor` reads
-them. A metric that is undefined for a batch (no episode ended, no bounds) is nan, and a row omits it. On the device all
+them. A metric that is undefined for a batch (no episode ended, no bounds) is nan, and rows omit it. On the device all
 series are reduced together to one vector, which the host converts to named metrics: many small reductions, each with
 its own kernel, would take longer to compile than the update.
 Source of most: Jones (2021), Debugging RL, Without the Agonizing Pain. Other sources are named where they are used.
@@ -99,8 +99,8 @@ class HealthProbe:
         self.is_due_for_any = jax.lax.psum(self.is_due.astype(jnp.int32), VMAPPED_SEEDS) > 0 if vmapped else self.is_due
 
     def values(self, agent: Agent, batch: Any, rollout: Rollout, memory: Memory) -> Values:
-        """V(s_t) and V(s_{t+1}) when due; 0 without a critic. Computed before the update, so that the old parameters
-        need not be kept."""
+        """V(s_t) and V(s_{t+1}) when due; 0 without a critic. Computed before the update, so the old parameters need
+        not be kept."""
         count = num_columns(rollout)
         nothing = jnp.zeros_like(rollout.reward)[:, :count]
         if not self.needs_critic:

@@ -1,6 +1,6 @@
 """Health metrics of the parts that only some models have: action masks, a memory, image encoders, several keys.
 
-They are measured on few samples, beside the metrics that every run has, and leave those as they are.
+They are measured on a few samples, alongside the metrics of every run, which they leave unchanged.
 """
 
 from collections.abc import Iterator
@@ -20,7 +20,7 @@ NAMES = ("forbidden_mass", "memory_saturated", "memory_dead", "encoder_dead", "k
 SAMPLES = 128
 """Number of samples used, in whole stretches where there is a memory."""
 STILL = 1e-6
-"""A variance below this is none: a deviation of 0.001 where numbers are at most 1 in size."""
+"""A variance below this counts as none: a deviation of 0.001 where numbers are at most 1 in size."""
 
 
 def has_parts(model: Any, batch: Any) -> bool:
@@ -63,7 +63,7 @@ def over_time(model: Any, batch: Any) -> tuple[Any, Any, Bool[Array, "L B"]]:
 def forbidden_mass(policy: Any, batch: Any) -> Float[Array, ""]:
     """Mean probability that the policy without its mask gives to forbidden actions.
 
-    A masked policy is π(a) / Z with the allowed mass Z, so that any allowed action tells Z = π(a) / π_masked(a).
+    A masked policy is π(a) / Z with the allowed mass Z, so any allowed action reveals Z = π(a) / π_masked(a).
     """
     allowed = jnp.exp(policy.log_prob(batch.action) - policy.masked(batch.action_mask).log_prob(batch.action))
     return jnp.sum(jnp.where(batch.valid, 1 - allowed, 0.0)) / jnp.sum(batch.valid)
@@ -100,7 +100,7 @@ def image_branches(model: Any) -> list[Branch]:
 
 
 def of_encoders(model: Any, batch: Any) -> Float[Array, ""]:
-    """The share of features that do not vary, of the image encoder where it is largest; nan without images."""
+    """The share of features that do not vary, in the image encoder where it is largest; nan without images."""
     branches = image_branches(model)
     if not branches:
         return jnp.float32(jnp.nan)
@@ -128,7 +128,7 @@ def parts_by_key(encoder: ObservationEncoder) -> Iterator[tuple[str, Observation
 
 
 def of_keys(model: Any, batch: Any) -> tuple[Float[Array, ""], Float[Array, ""]]:
-    """The largest share that one key has in the variance of all features that enter the first layer, and its place
+    """The largest share of one key in the variance of all features that enter the first layer, and its place
     among the keys; nan unless two keys vary."""
     vector: Any = batch.features[0] if isinstance(model, Composed) else batch.features
     spread = variances(vector.reshape(batch.valid.size, -1), batch.valid.reshape(-1, 1))

@@ -1,9 +1,9 @@
-"""The intrinsic stream: a bonus is credited like a reward, beside the environment's and apart from it.
+"""The intrinsic stream: a bonus is credited like a reward, alongside the environment's but separately.
 
     act     facts keep their rewards
     weigh   a copy of the facts, with the bonus as reward → the same estimator, with a γ and a critic of its own;
             Ψ = Ψ of the environment's rewards + coefficient · Ψ of the bonus
-    move    the intrinsic critic descends beside the other
+    move    the intrinsic critic descends alongside the other
 
 Source: Burda et al. (2019), Exploration by Random Network Distillation, https://arxiv.org/abs/1810.12894, section 2.3.
 """
@@ -37,7 +37,7 @@ class Intrinsic:
 
     bonus: Bonus
     coefficient: float
-    """The weight of the bonus's Ψ beside that of the environment's rewards."""
+    """The weight of the bonus's Ψ relative to that of the environment's rewards."""
     gamma: float
     """γ of intrinsic returns."""
     is_episodic: bool = False
@@ -52,7 +52,7 @@ class Stream(NamedTuple):
     critic: Fitted | None
     """The intrinsic critic; None if the estimator reads no values."""
     statistics: RunningStatistics
-    """Statistics of the discounted intrinsic return, which are the unit of the bonus."""
+    """Statistics of the discounted intrinsic return, which give the bonus its unit."""
     discounted_return: Float[Array, "N"]
     target: Float[Array, "T N"] | None = None
     """The intrinsic critic's target, from `weigh` to `move`."""
@@ -125,7 +125,7 @@ def paid_by(
     """What the bonus pays, and its state afterwards.
 
     Raises:
-        UpslopeError: they have other shapes than they must.
+        UpslopeError: their shapes or dtypes are wrong.
     """
     paid, after = bonus(rollout, begins, state, key)
     name, wanted = type(bonus).__name__, rollout.reward.shape
@@ -135,7 +135,7 @@ def paid_by(
         )
     if kinds_of(after) != kinds_of(state):
         raise UpslopeError(
-            f"The bonus {name} returned a state of other arrays than it got: {kinds_of(after)[1]}, not "
+            f"The bonus {name} returned a state whose arrays differ from those it got: {kinds_of(after)[1]}, not "
             f"{kinds_of(state)[1]}. Shapes and dtypes of a state must never change."
         )
     return jnp.asarray(paid, jnp.float32), after
@@ -211,7 +211,7 @@ def intrinsic_values(
 
 
 def as_critic(agent: Agent, critic: Fitted) -> Agent:
-    """The agent with the intrinsic critic for a model, so that it reads observations as the agent does."""
+    """The agent with the intrinsic critic as its model, so that the critic reads observations as the agent does."""
     return dataclasses.replace(agent, model=critic.networks)
 
 

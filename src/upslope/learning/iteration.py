@@ -76,11 +76,11 @@ class Task:
     clip_rewards: float | None = None
     """Largest size of a reward that the learner sees; the rollout and the episodes' returns keep the environment's."""
     log_info: tuple[str, ...] = ()
-    """Keys of the numbers in `info` that are kept of every finished episode."""
+    """Keys of the numbers in `info` that are kept for every finished episode."""
     group_size: int = 1
     """G, the number of neighbouring columns whose whole episodes begin alike."""
     intrinsic: Intrinsic | None = None
-    """The bonus for exploration, and how it is credited; None for none."""
+    """The exploration bonus, and how it is credited; None for none."""
     precision: str = FULL
     """The precision of the operands in the products of the networks' layers."""
     devices_per_seed: int = 1
@@ -115,7 +115,7 @@ class TrainState(NamedTuple):
     steps: Integer[Array, ""]
     iteration: Integer[Array, ""]
     reference: Reference | None = None
-    """The fixed policy that the learner pays for leaving, if there is one."""
+    """The fixed policy that the learner is penalised for leaving, if there is one."""
     stream: Stream | tuple[()] = ()
     """The intrinsic stream; without arrays if there is no bonus."""
 
@@ -128,17 +128,17 @@ def initialise(task: Task, seed: int) -> TrainState:
 def initialise_all(task: Task, seeds: Sequence[int], *, acts: bool = True) -> TrainState:
     """The initial state of all seeds [S]; with running episodes if `acts` and the environment is compiled.
 
-    Networks are initialised in NumPy; the rest is one program, which spares compiling each small operation. It is
-    one seed's program, run for each: XLA may round a loop over several seeds differently from its body run once.
+    Networks are initialised in NumPy; the rest is one program, which avoids compiling each small operation. It is
+    one seed's program, run for each seed: XLA may round a loop over several seeds differently from its body run once.
     """
     fresh, keys = fresh_networks(task, seeds)
     return begin_each(jax.jit(partial(begin_training, task, acts), compiler_options=QUICK), fresh, keys)
 
 
 def begin_each(begin_one: Callable[..., TrainState], fresh: Sequence[Any], *rest: Any) -> TrainState:
-    """The initial state of all seeds [S], by a compiled program of one seed; every array of `rest` has a row a seed."""
+    """The initial state of all seeds [S], by a compiled program for one seed; arrays of `rest` have a row per seed."""
     states = [begin_one(one, *own) for one, *own in zip(fresh, *map(in_rows, rest), strict=True)]
-    # Stacked in NumPy, and put on the device at once, which spares compiling each small operation.
+    # Stacked in NumPy, and put on the device at once, which avoids compiling each small operation.
     together = jax.device_put(jax.tree.map(lambda *x: np.stack([np.asarray(raw(leaf)) for leaf in x]), *states))
     return jax.tree.map(typed, together, states[0])
 
@@ -148,7 +148,7 @@ Fresh = tuple[Agent, Stream | tuple[()]]
 
 
 def fresh_networks(task: Task, seeds: Sequence[int]) -> tuple[list[Fresh], Key[Array, "S 3"]]:
-    """An agent and an intrinsic stream for each seed, and the keys with which `begin_training` goes on."""
+    """An agent and an intrinsic stream for each seed, and the keys with which `begin_training` continues."""
     numbers = np.asarray(seeds, np.uint32)
     split = jax.vmap(lambda seed: jax.random.split(jax.random.key(seed), 3))
     keys = jax.jit(split, compiler_options=QUICK)(numbers)
@@ -196,7 +196,7 @@ def as_reference(agent: Agent) -> Agent:
 
 
 def begun_with(state: TrainState, learner: Learner) -> TrainState:
-    """The initial state of all seeds [S] with another learner, whose model begins every memory."""
+    """The initial state of all seeds [S] with another learner, whose model initialises every memory."""
     num_envs = state.discounted_return.shape[1]
     memory = jax.vmap(lambda model: start_memory(model, num_envs))(learner.agent.model)
     columns = state.columns if state.columns is None else state.columns._replace(carry=memory.carry)
@@ -272,7 +272,7 @@ def with_bonus(
 
 
 def equal_groups(rollout: Rollout, gamma: float, group_size: int) -> Float[Array, ""]:
-    """The share of groups whose returns are all equal, so that comparing them says nothing."""
+    """The share of groups whose returns are all equal, so comparing them says nothing."""
     return jnp.mean(jnp.ptp(returns_in_groups(rollout, gamma, group_size), axis=1) == 0)
 
 
@@ -322,7 +322,7 @@ def pace_of(task: Task, progress: Float[Array, ""], iteration: Integer[Array, ""
     objective = task.update.objective
     if schedules.epsilon is not None and hasattr(objective, "epsilon"):
         factor: Any = schedules.epsilon(progress)
-        # Not `replace`, since its range checks would fail on a traced value.
+        # Not `replace`, because its range checks would fail on a traced value.
         objective = copy(objective)
         for name in ("epsilon", "epsilon_high"):
             if (epsilon := getattr(objective, name, None)) is not None:
@@ -391,8 +391,8 @@ def spread_seeds(function: Callable[[Any, Any], Any], mesh: Mesh) -> Callable[..
 
 
 def axes_of(states: Any, mesh: Mesh) -> Any:
-    """The axes of a mesh over which each array of the states [S, …] is split: running episodes [S, N, …] over those of
-    its environments too."""
+    """The axes of a mesh over which each array of the states [S, …] is split: running episodes [S, N, …] over that of
+    the environments too."""
     if not is_split(mesh):
         return PartitionSpec(SEEDS)
     return jax.tree.map(lambda _: PartitionSpec(SEEDS), states)._replace(columns=PartitionSpec(SEEDS, ENVIRONMENTS))

@@ -9,7 +9,7 @@ from jaxtyping import Array, Bool, Float, Shaped
 
 def feature_statistics(features: Float[Array, "B D"], valid: Bool[Array, "B"]) -> Float[Array, "5"]:
     """Largest |mean|, smallest and largest variance, largest |value|, and share of constant features, in this order."""
-    # Computed as products, since a sum's rounding depends on the operations that XLA fuses it with.
+    # Computed as products, because a sum's rounding depends on the operations that XLA fuses it with.
     weight = valid / jnp.maximum(jnp.sum(valid), 1)
     centre = weight @ features
     variance = weight @ jax.lax.optimization_barrier((features - centre) ** 2)
@@ -19,7 +19,7 @@ def feature_statistics(features: Float[Array, "B D"], valid: Bool[Array, "B"]) -
 
 
 ROUNDING = 1e-5
-"""The relative error that computing in 32 bits may leave in a target, generously."""
+"""A generous bound on the relative error that computing in 32 bits leaves in a target."""
 
 
 def correlations(pairs: list[Any]) -> Float[Array, "K"]:

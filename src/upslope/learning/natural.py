@@ -20,7 +20,7 @@ from upslope.learning.split import own_rows, own_valid, summed
 from upslope.learning.vectors import concatenate_leaves
 
 SHRINK = 0.8
-"""Each length that the line search tries is this share of the one before."""
+"""Each length that the line search tries is this fraction of the previous one."""
 
 
 def descend_naturally(
@@ -57,7 +57,7 @@ def descend_naturally(
 def natural_step(objective: NaturalGradient, mean_kl: Any, parameters: Array, gradient: Array) -> Float[Array, "P"]:
     """αx with (F + damping · I) x = ∇L and ½ (αx)ᵀ(F + damping · I)(αx) = δ; 0 if the gradient is 0.
 
-    `mean_kl` is this device's part of it, if the seed is split over devices.
+    `mean_kl` gives this device's part of the mean KL, if the seed is split over devices.
     """
     _, fisher_product = jax.linearize(jax.grad(mean_kl), parameters)
     product = lambda v: summed(fisher_product(v)) + objective.damping * v  # noqa: E731

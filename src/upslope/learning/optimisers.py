@@ -31,7 +31,7 @@ def cosine(progress: Progress) -> Float[Array, ""]:
     return 0.5 * (1 + jnp.cos(jnp.pi * jnp.clip(progress, 0.0, 1.0)))
 
 
-# Module-level functions, since tasks sent to worker processes hold them and must be picklable.
+# Module-level functions, because tasks sent to worker processes hold them and must be picklable.
 SCHEDULES: dict[str, Schedule | None] = {"constant": None, "linear": linear, "cosine": cosine}
 """Name → schedule; None means constant."""
 DIRECTIONS: dict[str, Callable[[], optax.GradientTransformation]] = {
@@ -93,7 +93,7 @@ class Optimiser:
             raise UpslopeError(unknown("optimiser", self.name, DIRECTIONS))
         parts = [optax.clip_by_global_norm(self.max_grad_norm), DIRECTIONS[self.name]()]
         if self.name == "adamw":
-            # Optax asks whether a float is 0, which an input of the program cannot say (`learning/varied.py`).
+            # Optax asks whether a float is 0, which an input of the program cannot answer (`learning/varied.py`).
             decay = self.weight_decay if type(self.weight_decay) is float else jnp.float32(self.weight_decay)
             parts.append(optax.add_decayed_weights(decay))
         return optax.chain(*parts)

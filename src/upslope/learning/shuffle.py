@@ -1,4 +1,4 @@
-"""A random permutation of samples, for a few integer operations per sample."""
+"""A random permutation of samples, with a few integer operations per sample."""
 
 import jax
 import jax.numpy as jnp
@@ -13,7 +13,7 @@ def shuffle(key: PRNGKeyArray, n: int) -> Int32[Array, "n"]:
 
     A Feistel network permutes the b-bit numbers, b = ⌈log₂ n⌉: each half in turn is XORed with a hash of the other
     half and a random round key. Numbers outside 0 … n−1 are enciphered again until they are inside ("cycle walking"),
-    which terminates since a permutation is a union of cycles.
+    which terminates because a permutation is a union of cycles.
     Source: Black & Rogaway 2002, Ciphers with arbitrary finite domains, sections 4 and 5.
     """
     bits = max(2, (n - 1).bit_length())

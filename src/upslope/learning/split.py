@@ -1,17 +1,17 @@
-"""Split one seed over several devices along the mesh axis `ENVIRONMENTS`; results equal one device's within rounding.
+"""Split one seed over several devices along the mesh axis `ENVIRONMENTS`; results equal one device's up to rounding.
 
-    act     each device steps its share of the columns, with the random numbers that they have on one device; then the
-            facts [T, N] are gathered, so that every device has the whole rollout
+    act     each device steps its share of the columns, with the random numbers that they would have on one device; then
+            the facts [T, N] are gathered, so that every device has the whole rollout
     weigh   on every device alike; where rows are independent (V, log π), each device computes its share of them
     move    every device draws the same minibatches; each differentiates its share of the rows, and the gradients, and
-            the means that decide about an early stop, are summed
+            the means that decide on an early stop, are summed
 
 So one seed has the same minibatches on any number of devices, and whatever looks at a whole batch (normalisers,
-standardised weights, groups of episodes, bonuses, parts of the user's own) sees all of it. Numbers differ only since a
-sum over the rows has its terms in another order, and a product of fewer rows may round otherwise. Each device holds
+standardised weights, groups of episodes, bonuses, a user's own parts) sees all of it. Numbers differ only because a sum
+over the rows adds its terms in a different order, and a product of fewer rows may round differently. Each device holds
 the whole rollout; what is split is the environments' states, the work, and the activations.
 
-Outside such a mesh nothing here does anything.
+Outside such a mesh nothing here has any effect.
 """
 
 from collections.abc import Callable
@@ -47,7 +47,7 @@ def own_part(tree: Any, axis: int = 0) -> Any:
 
 
 def of_all(tree: Any) -> Any:
-    """Columns as many as all devices have, for what depends on nothing but their number: this device's, repeated."""
+    """As many columns as all devices have, for what depends only on their number: this device's, repeated."""
     shares = num_shares()
     return tree if shares == 1 else jax.tree.map(lambda x: jnp.concatenate([x] * shares), tree)
 
@@ -59,7 +59,7 @@ def gathered(tree: Any, axis: int = 0) -> Any:
         return tree
     leaves, structure = jax.tree.flatten(tree)
     wide = [x for x in leaves if is_packable(x)]
-    # A single message for these, since each costs some 50 microseconds regardless of its size.
+    # A single message for these, because each costs some 50 microseconds regardless of its size.
     words = jnp.concatenate([as_words(x) for x in wide]) if wide else jnp.zeros(0, jnp.uint32)
     received, place = jax.lax.all_gather(words, ENVIRONMENTS), 0
     joined = []
@@ -109,7 +109,7 @@ def own_valid(valid: Bool[Array, "R ..."], is_own: Bool[Array, "R"] | None) -> B
 
 
 def own_places(num_rows: int, shares: int) -> Integer[Array, "R"]:
-    """The indices of this device's rows; those from `num_rows` on are nobody's."""
+    """The indices of this device's rows; those from `num_rows` on belong to no device."""
     size = -(-num_rows // shares)
     return jax.lax.axis_index(ENVIRONMENTS) * size + jnp.arange(size)
 

@@ -17,7 +17,7 @@ def on_two_devices(first: Callable[[], Any], second: Callable[[], Any]) -> tuple
     mine = jax.lax.cond(
         jax.lax.axis_index(NETWORKS) == 0, lambda: (first(), nothing[1]), lambda: (nothing[0], second())
     )
-    # A single message, since each costs some 50 microseconds regardless of its size.
+    # A single message, because each costs some 50 microseconds regardless of its size.
     words = [as_words(x) for x in jax.tree.leaves(mine)]
     received = jax.lax.all_gather(jnp.concatenate(words), NETWORKS)
     num_first = len(jax.tree.leaves(shapes[0]))

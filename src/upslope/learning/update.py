@@ -48,7 +48,7 @@ from upslope.models.model import (
 
 NEEDS_OWN_PARAMETERS = (
     "{} measures steps by the policy's own Fisher matrix, so the policy cannot share parameters with the critic. Leave "
-    "out --shared-trunk (a model of your own: give the groups `policy` and `value`), or use --objective clip."
+    "out --shared-trunk (in a model of your own, give the groups `policy` and `value`), or use --objective clip."
 )
 
 
@@ -223,7 +223,7 @@ def descend_groups(
     """Descend each parameter group on its own loss; also return the metrics of the policy and of the critic."""
     model, objective = learner.agent.model, learner.objective
     policy_key, value_key = jax.random.split(key)
-    # A number that differs between the trials of a sweep is no float, and may be above 0 in some of them.
+    # A number that differs between the trials of a sweep is not a plain float, and may be above 0 in some of them.
     has_shifts = type(update.rpo_alpha) is not float or update.rpo_alpha > 0
 
     def policy_losses(model: Any, batch: Batch) -> tuple[Array, Distance, Array]:
@@ -293,7 +293,7 @@ def with_shifts(head: Any, alpha: float, batch: Batch, key: PRNGKeyArray) -> Bat
 
 
 def critic_loss(clip: float | None, value: Float[Array, "..."], batch: Batch) -> Float[Array, "..."]:
-    """½ (V − target)²; with a clip ε the larger of it and ½ (V_old + clip(V − V_old, ±ε) − target)², so that moving V
+    """½ (V − target)²; with a clip ε the larger of that and ½ (V_old + clip(V − V_old, ±ε) − target)², so that moving V
     further than ε gains nothing (Schulman et al. 2017, their code; Huang et al. 2022, detail 9)."""
     loss = squared_error(value, batch.target)
     if clip is None or batch.old_value is None:
@@ -350,7 +350,7 @@ def mean(x: Shaped[Array, "..."], valid: Bool[Array, "..."]) -> Float[Array, ""]
 
 
 def standardise(x: Float[Array, "..."], valid: Bool[Array, "..."]) -> Float[Array, "..."]:
-    """(x − mean)/std over the valid samples; x itself if fewer than two are valid, since centring would give 0."""
+    """(x − mean)/std over the valid samples; x itself if fewer than two are valid, because centring would give 0."""
     centred = x - mean(x, valid)
     standardised = centred / (jnp.sqrt(mean(centred**2, valid)) + 1e-8)
     return jnp.where(valid, jnp.where(jnp.sum(valid) > 1, standardised, x), 0.0)

@@ -1,10 +1,10 @@
 """Tasks that differ only in numbers, as one program: learning rates, discounts and coefficients become its inputs.
 
 An ordinary program holds its hyperparameters as constants, and so do its formulas: `1 - epsilon` or `gamma * lambda_`
-is computed once, in Python's double precision, while the program is traced. A `Varied` number stands in a task's field
+is computed once, in Python's double precision, while the program is traced. Here a task's field holds a `Varied` number
 instead. Arithmetic with other numbers gives another `Varied` number, and where it meets an array, it becomes an input
-of the program, whose value is computed outside for each task, in double precision too. Hence a task's numbers are the
-constants of its own program, and no formula has to know about it.
+of the program, whose value is computed outside it for each task, also in double precision. A task's numbers are thus
+the constants of its own program, and no formula has to know about `Varied`.
 """
 
 import copy
@@ -27,13 +27,13 @@ Path = tuple[str, ...]
 Read = Callable[["Varied"], Any]
 """Gives the input of the program for a number."""
 MAX_INPUTS = 64
-"""Most inputs of a program that stand for numbers and what formulas make of them."""
+"""The largest number of program inputs for such numbers and for what formulas compute from them."""
 
 
 class Varied(float):
     """A number that a program takes as an input.
 
-    It passes for a float and has no value: nan, so that code which overlooks it makes results that nobody believes.
+    It passes for a float whose value is nan, so that code which overlooks it gives results that nobody believes.
     """
 
     text: str
@@ -93,7 +93,7 @@ for symbol, name in {"+": "add", "-": "sub", "*": "mul", "/": "truediv", "**": "
 for name in ("lt", "le", "gt", "ge", "eq", "ne"):
     setattr(Varied, f"__{name}__", comparison)
 
-# A function that JAX compiles by itself, e.g. `jnp.clip`, takes its arguments apart as pytrees.
+# A function that JAX compiles separately, e.g. `jnp.clip`, flattens its arguments as pytrees.
 jax.tree_util.register_pytree_node(Varied, lambda x: ((x.read(x),), None), lambda _, children: children[0])
 
 
@@ -110,7 +110,7 @@ class Inputs:
         def read(number: Varied) -> Any:
             column, _ = self.columns.setdefault(number.text, (len(self.columns), number.value))
             if column >= MAX_INPUTS:
-                raise UpslopeError(f"The program's formulas make more than {MAX_INPUTS} numbers of its settings.")
+                raise UpslopeError(f"The program's formulas compute more than {MAX_INPUTS} numbers from its settings.")
             return row[column]
 
         return read
@@ -143,13 +143,13 @@ class Family:
         return [parts[path] for path in self.paths]
 
     def bound(self, task: Task, read: Read) -> Task:
-        """The task with `Varied` numbers. `task` is the first one, perhaps with other device settings."""
+        """The task with `Varied` numbers. `task` is the first one, perhaps with different device settings."""
         for place, path in enumerate(self.paths):
             task = replaced(task, path, Varied(f"x{place}", operator.itemgetter(place), read))
         return task
 
     def joined(self, task: Task) -> "Family | None":
-        """The family that also has this task; None if it is another program."""
+        """The family extended by this task; None if the task is a different program."""
         mine, other = flatten(self.first), flatten(task)
         if mine.keys() != other.keys():
             return None
@@ -161,7 +161,7 @@ class Family:
 
 
 STARTING = ("log_std_init",)
-"""Settings of a model that only its first parameters depend on, which are inputs of the program anyway."""
+"""Settings of a model that affect only its initial parameters, which are inputs of the program anyway."""
 
 
 def flatten(part: Any, path: Path = ()) -> dict[Path, Any]:
@@ -178,7 +178,7 @@ def flatten(part: Any, path: Path = ()) -> dict[Path, Any]:
 
 
 def replaced(part: Any, path: Path, value: Any) -> Any:
-    """A copy of a dataclass with another value at a path. Its checks are skipped, since they need the value."""
+    """A copy of a dataclass with another value at a path. Its checks are skipped because they need the value."""
     name, *rest = path
     changed = copy.copy(part)
     object.__setattr__(changed, name, replaced(getattr(part, name), tuple(rest), value) if rest else value)

@@ -173,7 +173,7 @@ class SquashedHead(BoxHead):
 
     @property
     def mean_unit(self) -> np.ndarray:
-        """1, since tanh follows the mean."""
+        """1, because tanh is applied after the mean."""
         return np.ones(len(self.low), np.float32)
 
     def random(self, generator: np.random.Generator, mask: Any = None) -> np.ndarray:
@@ -194,7 +194,7 @@ class SquashedHead(BoxHead):
         return super().to_compiled(self.squashed(action))
 
     def outside(self, action: Shaped[Array, "B ..."]) -> Float[Array, "B"] | None:
-        """Zeros, since nothing is clipped."""
+        """Zeros, because nothing is clipped."""
         return jnp.zeros(action.shape[:-1], jnp.float32)
 
 

@@ -1,6 +1,6 @@
 """Cells of observations: each observation gets one of a fixed number of cells, so that an array can count visits.
 
-An observation of few possible values has a cell of its own. Others are hashed: whole numbers (boards of a grid world,
+If few values are possible, each has a cell of its own. Others are hashed: whole numbers (boards of a grid world,
 several choices) by their exact values, and real numbers and pictures by the signs of random projections, so that
 observations close to each other share a cell (Charikar 2002; Tang et al. 2017, #Exploration,
 https://arxiv.org/abs/1611.04717, section 2.2).

@@ -131,7 +131,7 @@ def flat_size(network: str, shape: tuple[int, int, int]) -> int:
 
 
 def redrawn(x: Array, draw: np.random.Generator) -> Array:
-    """Replace a layer's weights by an orthogonal matrix, and its bias by zeros."""
+    """Replace a layer's weights with an orthogonal matrix, and its bias with zeros."""
     if x.ndim < 2 or x.shape[1:] == (1, 1):  # the biases of Linear and Conv2d
         return jnp.zeros(x.shape)
     return jax.device_put(orthogonal(draw, x.shape[0], int(np.prod(x.shape[1:])), np.sqrt(2)).reshape(x.shape))

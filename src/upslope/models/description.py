@@ -52,7 +52,7 @@ def kind_of(space: gymnasium.Space) -> str:
 
 
 def to_json(record: Any) -> Any:
-    """Describe an encoder or head in strict JSON, with bounds as text since JSON has no infinity."""
+    """Describe an encoder or head in strict JSON, with bounds as text because JSON has no infinity."""
     written = {f.name: getattr(record, f.name) for f in fields(record) if not f.metadata.get("of_the_policy")}
     written |= {name: [repr(x) for x in written[name]] for name in ("low", "high") if name in written}
     if "parts" in written:

@@ -1,7 +1,7 @@
 """Observation encoders: from an environment's arrays to a network's input features.
 
-An `ObservationEncoder` is a small hashable record, kept in config.json, so that a saved agent is rebuilt without its
-environment. To support another kind of space, add a record here and to `ENCODERS`.
+An `ObservationEncoder` is a small hashable record, kept in config.json, so that a saved agent can be rebuilt without
+its environment. To support another kind of space, add a record here and to `ENCODERS`.
 """
 
 import math

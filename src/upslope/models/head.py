@@ -1,6 +1,6 @@
-"""What every action head has.
+"""The interface of action heads.
 
-A head leads from a network's outputs to a distribution over actions, and from actions to the environment. It is a small
+A head converts a network's outputs to a distribution over actions, and actions for the environment. It is a small
 hashable record, kept in config.json, and defines the shape of an action, its check and its description. An action of
 several parts is one vector from the policy to the file; `to_environment` and `to_compiled` give it the structure of its
 space.

@@ -72,7 +72,7 @@ def product_head(space: gymnasium.Space, name: str, key: str, depth: int) -> Pro
         if largest > MOST_CHOICES:
             raise UpslopeError(
                 f"{name} has {largest:,} choices{at(place)}; a part of an action can have at most {MOST_CHOICES:,}, "
-                "since it is stored as a 32-bit float. Declare several smaller choices, or a Box."
+                "because it is stored as a 32-bit float. Declare several smaller choices, or a Box."
             )
     if isinstance(space, spaces.Tuple):
         return TupleHead(tuple(head for _, head in heads))
@@ -116,7 +116,7 @@ def with_policy(
         )
     if head.boxes and not hidden_sizes:
         raise UpslopeError(
-            "--head gsde makes its noise of the last hidden layer, and there is none. Give --hidden-sizes, e.g. 64 64."
+            "--head gsde makes noise from the last hidden layer, but there is none. Give --hidden-sizes, e.g. 64 64."
         )
     features = hidden_sizes[-1] if hidden_sizes else 0
     return with_boxes(

@@ -50,7 +50,7 @@ class Perceptron:
 def orthogonal(generator: np.random.Generator, rows: int, columns: int, gain: float) -> np.ndarray:
     """A [rows, columns] matrix with orthonormal rows or columns, times `gain` (Saxe et al. 2014).
 
-    Computed in NumPy, since batched QR decompositions inside one compiled program can hang XLA on few cores.
+    Computed in NumPy, because batched QR decompositions inside one compiled program can hang XLA on few cores.
     """
     q, r = np.linalg.qr(generator.standard_normal((max(rows, columns), min(rows, columns))))
     q = q * np.sign(np.diag(r))

@@ -1,4 +1,4 @@
-"""The matrix product of a layer, with a backward pass tuned for CPUs, and by choice with operands of 16 bits.
+"""The matrix product of a layer, with a backward pass tuned for CPUs, and optionally with 16-bit operands.
 
 On CPUs the weight gradient xᵀg spends most of its time transposing the wider operand. This module transposes the
 narrower one first, which changes the speed but not the algorithm.
@@ -20,7 +20,7 @@ PRECISION: ContextVar[str] = ContextVar("precision", default=FULL)
 
 @contextmanager
 def operands_in(precision: str) -> Iterator[None]:
-    """Within this, products that are traced round their operands to a precision. Sums have 32 bits in any case."""
+    """Inside this block, traced products round their operands to this precision. Sums always have 32 bits."""
     before = PRECISION.set(precision)
     try:
         yield
@@ -54,7 +54,7 @@ def _backwards(kept: tuple[Array, Array], gradient: Array) -> tuple[Array, Array
     x, weight = kept
     rows, slopes = x.reshape(-1, x.shape[-1]), gradient.reshape(-1, gradient.shape[-1])
     precision = PRECISION.get()
-    # Functions made here, since JAX keeps what it traced by function and shapes, and does not know of the precision.
+    # Functions made here, because JAX caches its traces by function and shapes, and does not know the precision.
     outer: Any = jax.lax.platform_dependent(
         rows,
         slopes,

@@ -1,6 +1,6 @@
-"""Networks that read an observation and give numbers, without being part of an agent: for the bonuses of exploration.
+"""Networks that read an observation and give numbers, without being part of an agent: for exploration bonuses.
 
-They are built of the same parts as the agent's, so that images, boards and observations of several parts work.
+They are built from the same parts as the agent's, so that images, boards and observations of several parts work.
 """
 
 from collections.abc import Sequence

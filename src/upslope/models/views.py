@@ -98,7 +98,7 @@ def views_of(encoder: ObservationEncoder, networks: Sequence[tuple[str, str]], s
 def view_of(encoder: ObservationEncoder, networks: Sequence[tuple[str, str]], wanted: Sequence[str], flag: str) -> View:
     """The parts of an observation under these keys; `networks` lists the images for convolutional networks."""
     if not wanted:
-        raise UpslopeError(f"{flag} names no part, and a network that reads nothing cannot learn. Name a part.")
+        raise UpslopeError(f"{flag} names no part, but a network that reads nothing cannot learn. Name a part.")
     columns, images = places_of(encoder, networks)
     parts, sizes = dict(parts_of(encoder)), vectors_of(encoder)
     chosen = [stretch for key in wanted for stretch in part_under(key, parts, sizes, flag)]
@@ -189,7 +189,7 @@ def view_in(model: Any, group: str) -> View:
 
 
 def completed(shapes: Any, observation: Any, view: View, key: str = "") -> Any:
-    """The observation, with zeros in place of missing parts of a Dict that are not read."""
+    """The observation, with zeros for missing parts of a Dict that are not read."""
     if view.keys is None or not isinstance(shapes, dict) or not isinstance(observation, Mapping):
         return observation
     found = dict(observation)

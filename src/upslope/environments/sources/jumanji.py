@@ -73,7 +73,7 @@ class Jumanji(CompiledEnvironment):
 
 
 def as_dict(spec: Any, observation: Any) -> Any:
-    """An observation as dictionaries, in place of the library's tuples."""
+    """An observation as dictionaries instead of the library's tuples."""
     parts = parts_of(spec)
     return {name: as_dict(part, getattr(observation, name)) for name, part in parts.items()} if parts else observation
 

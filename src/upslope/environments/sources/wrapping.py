@@ -91,7 +91,7 @@ def raw(key: PRNGKeyArray) -> Array:
 
 
 def arrays(state: Any) -> Any:
-    """A state with arrays in place of Python's numbers."""
+    """A state with arrays instead of Python numbers."""
     return jax.tree.map(jnp.asarray, state)
 
 

@@ -1,1 +1,1 @@
-"""Bonuses for exploration: each maps facts and its own state to an intrinsic reward."""
+"""Exploration bonuses: each maps facts and its own state to an intrinsic reward."""

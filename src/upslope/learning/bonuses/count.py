@@ -1,4 +1,4 @@
-"""`count`: a step is paid for how rarely its successor has been visited."""
+"""`count`: a step is rewarded for how rarely its successor has been visited."""
 
 from dataclasses import dataclass
 from typing import Any, ClassVar, NamedTuple
@@ -21,17 +21,17 @@ class Counts(NamedTuple):
 
     cells: Cells
     visits: Int[Array, "C"]
-    """The number of visits of each cell since training began."""
+    """The number of visits to each cell since training began."""
     in_episode: EpisodeVisits | None
     """The visits in the running episode of each column; None if they are not counted."""
 
 
 @dataclass(frozen=True)
 class Count(Bonus):
-    """r_t = 1/√n(s_{t+1}), where n counts the visits of a state, this one included.
+    """r_t = 1/√n(s_{t+1}), where n counts the visits to a state, this one included.
 
     `scope`: visits since training began (lifelong, the default), in the running episode (episodic), or the product of
-    both rewards. States are told apart by one of `cells` cells: exactly if there are no more of them, else by a hash,
+    both rewards. States are told apart by their cells: exactly if there are at most `cells` states, else by a hash,
     for real numbers by the signs of `bits` random projections. Several visits in a batch are counted in the order of
     time, then of columns. Source: Strehl & Littman (2008), An Analysis of Model-Based Interval Estimation for Markov
     Decision Processes; by hashes: Tang et al. (2017), #Exploration, https://arxiv.org/abs/1611.04717.
@@ -83,9 +83,9 @@ def visits_in_order(
     begins: Bool[Array, "T N"],
     valid: Bool[Array, "T N"],
 ) -> tuple[Int[Array, "T N"], Int[Array, "C"]]:
-    """The number of visits of each successor's cell, this one included, and the counts after the rollout.
+    """The number of visits to each successor's cell, this one included, and the counts after the rollout.
 
-    The first state of an episode is a visit too, though no step is paid for it.
+    The first state of an episode is a visit too, though no step is rewarded for it.
     """
     nowhere = visits.size
     arrivals = jnp.stack([jnp.where(begins & valid, now, nowhere), jnp.where(valid, after, nowhere)], axis=1).ravel()

@@ -1,4 +1,4 @@
-"""`icm`: a step is paid for how badly its successor is predicted, in features that tell which action was taken."""
+"""`icm`: a step is rewarded for how badly its successor is predicted, in features that tell which action was taken."""
 
 from dataclasses import dataclass, field, replace
 from typing import Any, NamedTuple
@@ -57,7 +57,7 @@ class Curiosity(NamedTuple):
 
 @dataclass(frozen=True)
 class ICM(Bonus):
-    """r_t = ½ ‖φ̂(φ(s_t), a_t) − φ(s_{t+1})‖², where φ is trained to tell a_t from φ(s_t) and φ(s_{t+1}).
+    """r_t = ½ ‖φ̂(φ(s_t), a_t) − φ(s_{t+1})‖², where φ is trained to predict a_t from φ(s_t) and φ(s_{t+1}).
 
         loss = (1 − β) (−log g(a_t | φ(s_t), φ(s_{t+1}))) + β ½ ‖φ̂ − φ(s_{t+1})‖²
 

@@ -1,4 +1,4 @@
-"""`rnd`: a step is paid for how badly a network predicts a random one at its successor."""
+"""`rnd`: a step is rewarded for how badly a network predicts a random one at its successor."""
 
 from dataclasses import dataclass
 from typing import Any

@@ -9,13 +9,13 @@ from jaxtyping import Array, Bool, Int
 from upslope.errors import UpslopeError
 
 MAX_NUMBERS = 1 << 28
-"""Most numbers that are kept of the running episodes."""
+"""The largest number of values that are kept about the running episodes."""
 
 
 class EpisodeVisits(NamedTuple):
-    """The visits of C cells in the running episode of each of N columns.
+    """The visits to C cells in the running episode of each of N columns.
 
-    A count belongs to the episode whose number is beside it, so that a new episode need not clear the table.
+    A count belongs to the episode whose number is stored beside it, so a new episode need not clear the table.
     """
 
     episode: Int[Array, "N"]
@@ -29,7 +29,7 @@ class EpisodeVisits(NamedTuple):
         """No visits yet."""
         if num_envs * cells > MAX_NUMBERS:
             raise UpslopeError(
-                f"Counting the visits of {cells:,} cells in the episodes of {num_envs:,} environments takes too much "
+                f"Counting the visits to {cells:,} cells in the episodes of {num_envs:,} environments takes too much "
                 "memory. Lower the bonus's `cells` or --num-envs."
             )
         none = jnp.zeros((num_envs, cells), jnp.int32)
@@ -43,7 +43,7 @@ def visits_in_episode(
     begins: Bool[Array, "T N"],
     valid: Bool[Array, "T N"],
 ) -> tuple[Int[Array, "T N"], EpisodeVisits]:
-    """The number of visits of each successor's cell in its episode, this one included, and the state after the rollout.
+    """The number of visits to each successor's cell in its episode, this one included, and the state after the rollout.
 
     The first state of an episode is its first visit.
     """
