@@ -53,7 +53,7 @@ def test_what_an_average_over_environments_hides_is_told(run_of):
 
 def test_a_threshold_is_of_the_environment_as_it_is_registered(run_of):
     run = run_of(episodes=ending(50, 50, 49), steps=100, max_episode_steps=50)
-    with pytest.raises(upslope.UpslopeError, match=r"The reward threshold of .* was set for other arguments"):
+    with pytest.raises(upslope.UpslopeError, match=r"The reward threshold of .* was set for arguments other than"):
         upslope.compare(run, normalize="threshold")
 
 

@@ -112,7 +112,7 @@ def test_names_and_options_that_cannot_be_get_one_message(tmp_path, capsys, monk
         with pytest.raises(SystemExit):
             main(["sweep", "jax:CartPole-v1", "--folder", str(tmp_path), "--trials", "1", *words.split()])
         assert expected in capsys.readouterr().err
-    with pytest.raises(UpslopeError, match="Every trial of a sweep begins anew"):
+    with pytest.raises(UpslopeError, match="Every trial of a sweep starts from scratch"):
         upslope.sweep("jax:CartPole-v1", folder=tmp_path, start_from="runs/other")
     monkeypatch.setitem(sys.modules, "optuna", None)
     with pytest.raises(UpslopeError, match=r"pip install \"upslope\[sweep\]\""):

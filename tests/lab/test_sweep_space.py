@@ -28,7 +28,7 @@ BAD = {
     "- learning_rate": "must hold a space",
     "estimator: {choices: [gae, 'os:system']}": "neither names code",
     "gamma: {choices: [0.9]}\nwrappers: ['os:system']": "neither names code",
-    "gamma: {choices: [0.9]}\nlambda: 0.9\nlambda_: 0.8": "there twice",
+    "gamma: {choices: [0.9]}\nlambda: 0.9\nlambda_: 0.8": "appears twice",
 }
 
 

@@ -182,7 +182,7 @@ animation.ffmpeg_path: /bin/sh
     assert not ran.exists() and "planted" not in sys.modules
     left_out = "axes.prop_cycle, figure.hooks, text.usetex, text.latex.preamble, backend, animation.ffmpeg_path"
     assert any(left_out in note for note in drawn.notes)
-    for text, words in (("no setting", "line 1: no setting"), ("font.size: big", "'big'"), ("a.b: 1", "is no setting")):
+    for text, words in (("no setting", "line 1: no setting"), ("font.size: big", "'big'"), ("a.b: 1", "is not a")):
         sheet.write_text(text)
         with pytest.raises(UpslopeError, match=words):
             upslope.figure(runs[:1], tmp_path / "styled.pdf", style=sheet)
@@ -195,7 +195,7 @@ def test_names_are_text_and_other_files_are_kept(runs: list[Path], tmp_path: Pat
     monkeypatch.chdir(tmp_path)
     names = ["$\\frac{", "_hidden", "中"]
     main(["figure", *map(str, runs), "-o", "odd.pdf", "--labels", *names])
-    assert "the font has no sign for 1 character" in capsys.readouterr().out
+    assert "the font has no glyph for 1 character" in capsys.readouterr().out
     Path("mine.pdf").write_bytes(b"%PDF-1.4")
     for output, words in (
         ("mine.pdf", "not a figure of upslope"),
@@ -336,7 +336,7 @@ HOSTILE: dict[str, tuple[tuple[Any, bytes], ...]] = {
     "which belongs to no run": (("..\\..\\run/config.json", b"{}"),),
     "'run/own.py'": (("run/own.py", b"{}"),),
     "'run/checkpoints/last.npz/'": (("run/checkpoints/last.npz/", b""),),
-    "is no plain file": ((LINK, b"/etc/passwd"),),
+    "is not a plain file": ((LINK, b"/etc/passwd"),),
     "holds run/CONFIG.json twice": (("run/config.json", b"{}"), ("run/CONFIG.json", b"{}")),
     "declares": (("run/metrics.jsonl", bytes(80 << 20)),),
     "compressed in another way": ((entry_with("run/config.json", compress_type=zipfile.ZIP_LZMA), b"{}"),),
@@ -366,13 +366,13 @@ def test_what_is_no_archive_of_upslope_is_refused(tmp_path: Path, archive: Path,
     middle[len(middle) // 3] ^= 255
     spoiled.write_bytes(middle)
     for path, words in (
-        (cut, "no zip"),
-        (foreign, "no zip"),
+        (cut, "not a zip"),
+        (foreign, "not a zip"),
         (other, "bundle.json"),
         (later, "format 2"),
         (spoiled, ""),
     ):
-        with pytest.raises(UpslopeError, match=f"(?s)not an archive of upslope.*{words}"):
+        with pytest.raises(UpslopeError, match=f"(?s)not an upslope archive.*{words}"):
             unpacked(path)
     monkeypatch.setattr(bundles, "MAX_ENTRIES", 3)
     with pytest.raises(UpslopeError, match="more than 3 files"):

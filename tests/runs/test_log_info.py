@@ -90,7 +90,7 @@ def test_episodes_metrics_and_evaluation(run: Path, capsys):
 def test_a_key_that_is_missing_is_told_once(folder: Path, capsys):
     path = train(folder, "missing", log_info=("nothing", "name"), steps=64, quiet=False)
     said = " ".join("".join(capsys.readouterr()).split())
-    assert said.count("no such key for --log-info nothing") == said.count("dice, which is no number") == 1
+    assert said.count("no such key for --log-info nothing") == said.count("dice, which is not a number") == 1
     assert "It has is_success, reward.distance, parts.0, parts.1" in said
     assert np.isnan(read_record(path).episodes["info/nothing"]).all()
 

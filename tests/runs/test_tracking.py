@@ -85,7 +85,7 @@ def test_everything_is_sent_once(run: Path, notes, capsys):
     assert "sent 2 rows and the results to own_trackers:Noting; noted" in capsys.readouterr().out
 
     main(["track", str(run), "--to", f"{OWN}:Noting"])
-    assert len(notes()) == 4 and "everything is with own_trackers:Noting already" in capsys.readouterr().out
+    assert len(notes()) == 4 and "own_trackers:Noting already has everything" in capsys.readouterr().out
 
     add_rows(run, 75, 100)
     RunDirectory(run).add_evaluation([(1, "stochastic", "last", 0, r, 3, 1) for r in (10.0, 20.0)])
@@ -237,7 +237,7 @@ def test_ctrl_c_ends_the_wait(run: Path, notes):
     tracking = Tracking(run, [f"{OWN}:Hanging"], None, said.append, said.append)
     threading.Timer(1.5, lambda: os.kill(os.getpid(), signal.SIGINT)).start()
     tracking.close()
-    assert "it was ended by Ctrl-C" in said[-1]
+    assert "it was stopped by Ctrl-C" in said[-1]
     assert any("waiting for own_trackers:Hanging" in line for line in said)
 
 

@@ -149,8 +149,8 @@ def test_a_process_that_trains_on_this_machine_is_known(run: Path):
     assert is_locked(run / "config.json")
     lines = plain(run, 700.0, lambda: None, lambda: lock.__exit__(None, None, None), lambda: None)
     assert [line for line in lines if "notice" in line] == [
-        "notice: no new row for more than 10:00. Its process is still there: an environment may hang",
-        f"notice: its process has ended before the budget was spent. Go on: upslope resume {run}",
+        "notice: no new row for more than 10:00. Its process is still running: an environment may be hanging",
+        f"notice: its process ended before the budget was spent. Resume it: upslope resume {run}",
     ]
 
 

@@ -84,7 +84,7 @@ def test_what_is_written_is_what_is_read_by_us_and_by_minari(run: Path):
 @pytest.mark.parametrize(
     ("changes", "words"),
     [
-        ({"observation_space": None}, "no environment is made"),
+        ({"observation_space": None}, "no environment is created"),
         ({"data_format": "arrow"}, "only hdf5"),
         ({"total_episodes": 70}, "cannot be read"),
     ],
@@ -101,6 +101,6 @@ def test_a_dataset_that_would_run_code_or_is_damaged_is_refused(run: Path, chang
 
 
 def test_names_that_are_not_minaris_are_refused():
-    for name, words in (("../../etc-v0", "not a name"), ("nothing-v0", "minari download"), ("noversion", "version")):
+    for name, words in (("../../etc-v0", "Minari name"), ("nothing-v0", "minari download"), ("noversion", "version")):
         with pytest.raises(upslope.UpslopeError, match=words):
             read_recorded(f"minari:{name}")

@@ -128,7 +128,7 @@ class Comparison:
     warnings: tuple[str, ...]
     """Caveats that a reader must know before trusting the numbers."""
     metric: str = "return"
-    """What counts of an episode."""
+    """What is measured of each episode."""
 
     def to_json(self) -> dict[str, Any]:
         """Convert to strict JSON; nan becomes null."""
@@ -139,7 +139,7 @@ class Comparison:
 
 
 def html_parts(found: Comparison) -> Iterator[str]:
-    """A comparison for a notebook: scores by environment, who beats whom, and what to doubt."""
+    """A comparison for a notebook: scores by environment, who beats whom, and caveats."""
     yield html.paragraph(f"The score of a seed: {found.score}. Intervals are 95 %, over seeds.")
     for environment in dict.fromkeys(g.environment for g in found.groups):
         groups = [g for g in found.groups if g.environment == environment]

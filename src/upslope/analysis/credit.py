@@ -112,7 +112,7 @@ def parts_of(policy: dict[str, np.ndarray], action: np.ndarray) -> list[Part]:
     """Take an action apart.
 
     Raises:
-        ValueError: it has other parts than the policy.
+        ValueError: its parts differ from the policy's.
     """
     if not any("/" in name for name in policy):
         return [Part("", policy, action)]
@@ -122,7 +122,7 @@ def parts_of(policy: dict[str, np.ndarray], action: np.ndarray) -> list[Part]:
         found.setdefault(key, {})[kind] = x
     sizes = [num_columns(mine) for mine in found.values()]
     if action.ndim != 2 or action.shape[1] != sum(sizes):
-        raise ValueError("its action has other parts than its policy")
+        raise ValueError("its action and its policy have different parts")
     taken = np.split(action, np.cumsum(sizes)[:-1], axis=1)
     return [Part(key, mine, as_sampled(mine, x)) for (key, mine), x in zip(found.items(), taken, strict=True)]
 
@@ -203,7 +203,7 @@ def load_credit(path: Path) -> EpisodeCredit:
         )
     except (KeyError, ValueError, TypeError) as error:
         raise UpslopeError(
-            f"{path} is damaged or of another version: {brief(error)}. Make it again: upslope credit {path.parent}"
+            f"{path} is damaged or of another version: {brief(error)}. Recreate it: upslope credit {path.parent}"
         ) from error
 
 
@@ -232,13 +232,13 @@ def check_arrays(arrays: dict[str, np.ndarray]) -> None:
     check_pictures(arrays["picture_steps"], "picture", arrays, steps)
     mask, influence, decisions = (arrays.get(name) for name in ("mask", "influence", "influence_steps"))
     if mask is not None and (mask.ndim != 2 or len(mask) != steps or mask.dtype.kind != "b"):
-        raise ValueError("its mask is not of the episode's steps")
+        raise ValueError("its mask does not match the episode's steps")
     if (influence is None) != (decisions is None):
         raise ValueError("it holds only one of influence and influence_steps")
     if influence is not None and decisions is not None:
         is_whole = influence.ndim == 2 and influence.size and influence.shape[1] <= steps and decisions.ndim == 1
         if not is_whole or len(decisions) != len(influence) or not is_increasing(decisions, steps):
-            raise ValueError("its influence is not of the episode's steps")
+            raise ValueError("its influence does not match the episode's steps")
 
 
 def is_increasing(chosen: np.ndarray, steps: int) -> bool:
@@ -247,13 +247,13 @@ def is_increasing(chosen: np.ndarray, steps: int) -> bool:
 
 
 def check_pictures(shown: np.ndarray, name: str, arrays: dict[str, np.ndarray], steps: int) -> None:
-    """Refuse pictures that are not of these steps, or not of their sizes."""
+    """Refuse pictures that do not belong to these steps or do not have their declared sizes."""
     sizes, content = arrays[f"{name}_sizes"], arrays[f"{name}_bytes"]
     is_whole = shown.ndim == sizes.ndim == content.ndim == 1 and sizes.dtype.kind == "i"
     if not is_whole or len(shown) != len(sizes) or not is_increasing(shown, steps):
-        raise ValueError("its pictures are not of steps of the episode")
+        raise ValueError("its pictures do not match the episode's steps")
     if (sizes < 0).any() or sum(sizes.tolist()) != len(content) or content.dtype != np.uint8:
-        raise ValueError("its pictures do not have the sizes that it says")
+        raise ValueError("its pictures do not have their declared sizes")
 
 
 def image_keys(meta: dict[str, Any], arrays: dict[str, np.ndarray]) -> list[str]:
@@ -270,7 +270,7 @@ def check_policy(arrays: dict[str, np.ndarray], steps: int) -> None:
     """Refuse actions that the policy's distribution cannot produce."""
     action, policy = arrays["action"], {n.removeprefix("policy/"): x for n, x in arrays.items() if "policy/" in n}
     if not policy or not action.ndim or len(action) != steps:
-        raise ValueError("its action and policy are not of the episode's steps")
+        raise ValueError("its action and policy do not match the episode's steps")
     if not all(fits(part, steps) for part in parts_of(policy, action)):
         raise ValueError("its actions do not fit its policy")
 

@@ -78,7 +78,7 @@ def label(estimator: Estimator) -> str:
 def own_label(config: Config) -> str | None:
     """The label of the estimator that a run was trained with; None for a custom one and for imitation.
 
-    One that compares the episodes of a group is named, though a single episode has no weights of it.
+    One that compares the episodes of a group is named too, although it gives a single episode no weights.
     """
     of_groups = {"leave_one_out": LeaveOneOut, "group_mean": GroupMean}
     if config.estimator in of_groups:

@@ -111,7 +111,7 @@ def differing(pool: list[Record], rivals: list[list[Record]]) -> dict[str, Any]:
 
 
 def in_words(settings: dict[str, Any], rivals: list[list[Record]]) -> list[str]:
-    """Settings as `name=value`; a number has four digits, unless a rival's other number has the same four."""
+    """Settings as `name=value`; a number has four digits, unless a rival's different number has the same four."""
     others = [settings_of(pool[0]) for pool in rivals]
 
     def shown(name: str, value: Any) -> Any:

@@ -13,9 +13,9 @@ from upslope.models.composed import Composed
 from upslope.models.model import has_memory, unroll
 
 LONGEST = 256
-"""Only the first steps of a longer episode are looked at."""
+"""Only the first steps of a longer episode are examined."""
 ROWS, ROWS_OF_IMAGES = 64, 16
-"""Number of decisions looked at, evenly spaced. Each is a pass back through the episode, long for images."""
+"""Number of decisions examined, evenly spaced. Each is a backward pass through the episode, slow for images."""
 EXACT = 4
 """With more outputs than this, this many random signed sums of them are used instead."""
 
@@ -24,7 +24,7 @@ class Influence(NamedTuple):
     """‖∂(outputs of the policy at t)/∂(observation at k)‖ in an episode."""
 
     steps: np.ndarray
-    """The steps t of the decisions looked at [R]."""
+    """The steps t of the decisions examined [R]."""
     size: np.ndarray
     """The norm of the gradient for each decision and each step k [R, K]; 0 where k > t."""
 

@@ -37,10 +37,10 @@ from upslope.runs.minari_datasets import sampled
 from upslope.runs.policy import Which, has_masks, load_agents, spaces_of
 
 LEAST_EFFECTIVE = 50
-"""An estimate by weights that rests on fewer effective episodes is refused: `benchmarks/off_policy.py` shows that its
+"""A weighted estimate that rests on fewer effective episodes is refused: `benchmarks/off_policy.py` shows that its
 interval would be too narrow."""
 MOST_UNSEEN = 0.05
-"""The largest probability under π of actions that were never recorded with which Q is fitted."""
+"""The largest probability, under π, of actions that were never recorded for which Q is still fitted."""
 FARTHEST, LEAST_SHIFT = 5.0, 0.01
 """The ratios are refused if their mean is this many standard errors from 1, and compounds over an episode to at least
 this."""
@@ -67,8 +67,8 @@ def judge(
     """Estimate what a policy would get, from episodes that another one recorded: off-policy evaluation.
 
     The estimators are importance sampling by trajectory and per decision, plain and weighted; fitted Q evaluation; and
-    doubly robust ones. Each gives a number with an interval, or the reason for which the data cannot tell. Nothing is
-    run: the environment is not made.
+    doubly robust ones. Each gives a number with an interval, or the reason why the data cannot tell. Nothing is
+    run: the environment is not created.
 
     Args:
         run: the run directory.
@@ -122,7 +122,7 @@ def judge(
 
 
 def foreign(meta: Mapping[str, Any], environment: str) -> list[str]:
-    """The note that the episodes come from another environment than the run's."""
+    """The note that the episodes come from a different environment than the run's."""
     theirs = meta.get("environment")
     if not isinstance(theirs, str) or theirs.removeprefix("jax:") == environment.removeprefix("jax:"):
         return []
@@ -151,7 +151,7 @@ class Case:
 
     @property
     def valid(self) -> np.ndarray:
-        """Which steps count [T, N]."""
+        """The steps that count [T, N]."""
         valid = np.asarray(self.rollout.valid)
         return valid if self.horizon is None else valid[: self.horizon]
 

@@ -98,7 +98,7 @@ class Judgement:
     @property
     def columns(self) -> tuple[str, ...]:
         """The titles of `rows`, the last one only if an estimate is refused."""
-        titles = ("estimator", "value (95 %)", "effective episodes", "no number, since")
+        titles = ("estimator", "value (95 %)", "effective episodes", "no number, because")
         return titles if any(found.refusal for found in self.estimates.values()) else titles[:-1]
 
     def to_json(self) -> dict[str, Any]:

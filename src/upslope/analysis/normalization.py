@@ -95,7 +95,7 @@ def threshold_of(environment: str, config: Config) -> Reference:
 
     if config.env_kwargs or config.wrappers or config.max_episode_steps is not None:
         raise UpslopeError(
-            f"The reward threshold of {environment} was set for other arguments than those of these runs. Use "
+            f"The reward threshold of {environment} was set for arguments other than those of these runs. Use "
             "--normalize range."
         )
     registered: Any = make(config.environment.removeprefix(COMPILED_PREFIX))
@@ -111,7 +111,7 @@ def threshold_of(environment: str, config: Config) -> Reference:
         close_all(environment, [env])
     if not threshold > random:
         raise UpslopeError(
-            f"A random policy reaches {number(random)} in {environment}, and the reward threshold {threshold} is not "
+            f"A random policy reaches {number(random)} in {environment}, but the reward threshold {threshold} is not "
             "higher, so they cannot be 0 and 1. Use --normalize range."
         )
     words = f"random policy ({RANDOM_EPISODES} episodes) and Gymnasium's reward threshold"

@@ -23,7 +23,7 @@ from upslope.runs.directory import INFO, STOP, RunDirectory
 NOT_METRICS = ("iteration", "seed", "step")
 MAX_COUNT, MAX_NUMBER = 2**53, 1e60
 MAX_COLUMNS, MAX_PADDING = 2000, 200
-"""Limits against mostly empty tables, which could exceed memory; no real run has one."""
+"""Limits that refuse mostly empty tables, which could exceed memory; no real run has one."""
 
 
 @dataclass(frozen=True)
@@ -45,7 +45,7 @@ class Record:
     stopped: dict[int, int] = field(default_factory=dict)
     """Seed → the step at which it reached --stop-at-return, for those that did."""
     metric: str = "return"
-    """What stands as the `return` of an episode, in training and evaluation."""
+    """The number that is stored as an episode's `return`, in training and evaluation."""
 
     @property
     def name(self) -> str:

@@ -105,7 +105,7 @@ def of_gymnasium(e: Examined) -> Iterator[Check]:
     ]
     every: list[str] = list(dict.fromkeys([error, *words]))
     words = [each for each in every if each and "infinity" not in each]
-    remedy = "Training copes with it; correct it if it was not intended." if words else ""
+    remedy = "Training can handle it; correct it if it was not intended." if words else ""
     yield Check("Gymnasium's checker", "warning" if words else "ok", "; ".join(words) or "passed", remedy)
 
 

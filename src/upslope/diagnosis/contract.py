@@ -92,7 +92,7 @@ def answers(player: HostPlayer, environment: AnyEnvironment) -> Iterator[Check]:
             return
         seen += [] if mask is None else [mask]
     yield Check("step", "warning" if said else "ok", "; ".join(said) or "five values of the right types",
-                "Training reads them as intended; correct them nevertheless." if said else "")  # fmt: skip
+                "Training reads them as intended; correct them anyway." if said else "")  # fmt: skip
     yield from masks(env, seen, is_late and not environment.gives_masks)
 
 

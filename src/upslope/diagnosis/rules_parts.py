@@ -104,8 +104,8 @@ def bonus_never_fades(s: Signs) -> Finding | None:
     part = share((last > 0.7 * first) & (first > 0) & ~rises)
     return Finding(
         "bonus_never_fades", "The bonus does not fade.",
-        "States are still as new as in the beginning: the run is too short for them, or no two are taken for the same.",
-        "Train longer (--steps), or take more observations for the same: fewer `cells` of --bonus count.", 0.55 * part,
+        "States are still as new as in the beginning: the run is too short, or no two of them are treated as the same.",
+        "Train longer (--steps), or treat more observations as the same: fewer `cells` of --bonus count.", 0.55 * part,
         0.9 if s.is_flat else 0.5,
         evidence=(s.evidence("bonus/mean", first, "", 0.0, 0.1), s.evidence("bonus/mean", last, "falls", 0.8)),
         rivals=("a world whose states are always new", "noise in the observations"),

@@ -134,7 +134,7 @@ class CompiledPlayer:
             self.mask = allowed_by(self.head, mask, self.name, self.count)
 
     def close(self) -> None:
-        """Nothing to do."""
+        """Do nothing."""
 
 
 def allowed_by(head: ActionHead, mask: Any, name: str, step: int) -> Any:

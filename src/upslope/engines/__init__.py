@@ -1,1 +1,1 @@
-"""Where training runs: compiled programs, host loops, worker processes."""
+"""The engines that run training: compiled programs, host loops, worker processes."""

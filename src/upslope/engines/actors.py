@@ -1,11 +1,11 @@
 """Workers as actors of Ray (extra `ray`): the channel of the main process, and the actor's side.
 
-An actor serves the same `Server` as a process of this machine does, and its channel carries the same messages, so what
-trains does not know where its workers are.
+An actor serves the same `Server` as a process on this machine, and its channel carries the same messages, so the code
+that trains does not know where its workers are.
 
 Every message of a worker has a number, and every call says which numbers the main process has seen. So a call whose
-answer was lost on its way is repeated: the worker does nothing twice, and sends again what was not seen. Messages are
-pickled, as those through pipes are, and pass only between the nodes of the cluster.
+answer was lost in transit is repeated: the worker does nothing twice, and resends what was not seen. Messages are
+pickled, like those through pipes, and pass only between the nodes of the cluster.
 """
 
 import gc
@@ -33,16 +33,16 @@ from upslope.learning.devices import one_blas_thread, prepare, use_cores
 UNREACHABLE_SECONDS = 60.0
 """Seconds after which a worker that Ray cannot reach counts as lost."""
 INLINE = {"RAY_max_direct_call_object_size": str(4 << 20)}
-"""Up to 4 MB, messages travel within calls and results. By default those of more than 100 kB, which a seed's state has,
-take the way through the nodes' object stores, which takes some milliseconds."""
+"""Up to 4 MB, messages travel within calls and results. By default those of more than 100 kB, such as a seed's state,
+go through the nodes' object stores, which takes some milliseconds."""
 
 Session = tuple[str, str]
-"""A channel's own name, and the module whose `Server` it asks."""
+"""A channel's unique name, and the module whose `Server` it asks."""
 
 
 @dataclass
 class Call:
-    """A call of an actor's `answer` whose result is awaited, with what is needed to repeat it."""
+    """A call of an actor's `answer` whose result is awaited, with everything needed to repeat it."""
 
     number: int
     request: bytes
@@ -51,8 +51,8 @@ class Call:
 
 
 class ActorChannel:
-    """Calls of an actor. A request is one call, whose result holds the notices before the answer; signs of life are
-    asked for only while an answer takes long."""
+    """Calls to an actor. A request is one call, whose result holds the notices before the answer; signs of life are
+    requested only while an answer takes long."""
 
     error = WorkerLostError
 
@@ -118,7 +118,7 @@ class ActorChannel:
         return self.new_ones(reply)
 
     def first_of(self, result: Any, signs: Any, seconds: float) -> Any:
-        """The one that is there first, of the result of a call and signs of life."""
+        """Whichever arrives first: the result of a call or the signs of life."""
         ready, _ = self.ray.wait([result, signs], timeout=seconds)
         if not ready:
             raise queue.Empty
@@ -135,7 +135,7 @@ class ActorChannel:
         raise queue.Empty
 
     def gone(self, error: Exception) -> list[Message]:
-        """Note how the worker was lost."""
+        """Record how the worker was lost."""
         first, *_ = str(error).strip().splitlines() or [type(error).__name__]
         self.words = f"was lost: {first.rstrip('.'):.120}"
         return [("ended", None)]
@@ -174,7 +174,7 @@ class ActorChannel:
             self.give_back(self.actor)
         else:
             self.kill()
-        return bool(self.words), found  # of one that was lost, that was said
+        return bool(self.words), found  # the loss of a worker was already reported
 
 
 def new_actor(ray: Any, placement: Placement) -> Any:
@@ -209,7 +209,7 @@ class Actor:
         self.session: Session | None = None
 
     def begin(self, session: Session) -> None:
-        """Serve a module anew, for another channel."""
+        """Serve a module again, for another channel."""
         self.session = session
         self.answered = 0
         """The number of the last request that was answered."""
@@ -241,7 +241,7 @@ class Actor:
         try:
             what, arguments = pickle.loads(request)
         except Exception as error:  # a module is missing, or fails
-            words = f"Node {place()} of the cluster cannot read what it was sent: {told(error)}"
+            words = f"Node {place()} of the cluster could not read what it was sent: {told(error)}"
             self.heartbeat.answer("refused", words)
             return
         if not self.is_configured:
@@ -274,7 +274,7 @@ class Outbox:
         self.kept: deque[tuple[int, Message]] = deque()
 
     def put(self, message: Message) -> None:
-        """Add a message; of heartbeats in a row the last is kept."""
+        """Add a message; of consecutive heartbeats only the last is kept."""
         with self.lock:
             self.count += 1
             if message[0] == "beat" and self.kept and self.kept[-1][1][0] == "beat":
@@ -290,7 +290,7 @@ class Outbox:
 
 
 def is_compiled(argument: Any) -> bool:
-    """Whether an argument is, or has, a compiled environment."""
+    """Whether an argument is or contains a compiled environment."""
     return getattr(getattr(argument, "environment", argument), "is_compiled", False) is True
 
 

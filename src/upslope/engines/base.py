@@ -20,20 +20,20 @@ from upslope.learning.iteration import Task, TrainState
 
 @dataclass(frozen=True)
 class Placement:
-    """A cluster of machines, and what a worker takes of them."""
+    """A cluster of machines, and the resources that each worker takes."""
 
     address: str
-    """The address of a Ray cluster; `auto`: the one that runs here, or else this machine."""
+    """The address of a Ray cluster; `auto`: the one running here, or else this machine."""
     worker_cpus: float | int = 1.0
     worker_gpus: float | int = 0.0
     modules: tuple[Path, ...] = ()
     """Folders and files of the user's modules that are sent to every node."""
     mixed: bool = False
-    """Whether nodes may have other processors, which round otherwise."""
+    """Whether nodes may have different processors, which round differently."""
 
     @property
     def worker_devices(self) -> int:
-        """Accelerators of a worker, or processors if it has none."""
+        """Number of a worker's accelerators, or of its processors if it has none."""
         return math.ceil(self.worker_gpus) or max(1, int(self.worker_cpus))
 
     def __post_init__(self) -> None:
@@ -52,13 +52,13 @@ class Resources:
     workers: int | None = None
     """Processes that share a Gymnasium environment's seeds, or step slices of a slow one; None: as many as pay off."""
     cluster: Placement | None = None
-    """Where workers are; None: on this machine."""
+    """Where workers run; None: on this machine."""
     is_one_of_mixed: bool = False
     """Whether this is one of several runs that train on nodes with different processors."""
 
     @property
     def is_mixed(self) -> bool:
-        """Whether the run may train on different processors, which round otherwise."""
+        """Whether the run may train on different processors, which round differently."""
         return self.is_one_of_mixed or (self.cluster is not None and self.cluster.mixed)
 
 
@@ -88,7 +88,7 @@ class Chunk:
 
 
 def chunk_length(task: Task, chunks: int, most_steps: float | int = math.inf) -> int:
-    """The number of iterations in a chunk, so that a run has about this many chunks, of at most `most_steps` steps per
+    """The number of iterations in a chunk, such that a run has about this many chunks of at most `most_steps` steps per
     seed. It depends on the task alone, since the best agent is looked for between chunks."""
     length = (task.max_episode_steps or 1) if task.estimator.whole_episodes else task.rollout_steps
     return max(1, int(min(task.steps // chunks, most_steps)) // (task.num_envs * length))

@@ -1,9 +1,9 @@
 """Step vector environments: one object with N columns for each seed, which resets its episodes by itself.
 
-How it begins the next episode is its autoreset mode, and no mode may leave a transition that never happened:
+Its autoreset mode determines how the next episode begins, and no mode may leave a transition that never happened:
 
 - NEXT_STEP: the step after an end ignores the action and returns the first observation of the next episode. That row
-  of the rollout is not valid: it is no transition, weighs nothing, and counts as no step.
+  of the rollout is not valid: it is not a transition, has no weight, and does not count as a step.
 - SAME_STEP: the step that ends an episode returns the first observation of the next one. The true successor is the
   final observation in info.
 - DISABLED: upslope resets the columns whose episodes are over.
@@ -102,11 +102,11 @@ class BatchedColumns:
         self.is_waiting = np.zeros(count, bool)
         """Rows whose next step only resets them (NEXT_STEP)."""
         self.generators = [np.random.default_rng(seed) for seed in seeds]
-        """Draw the actions of columns that have to step though nobody looks."""
+        """Draws the actions of columns that have to step although the result is ignored."""
         self.is_over = np.zeros(count, bool)
         """Rows whose episode has ended, until the next begins."""
         self.is_stale = np.ones(count, bool)
-        """Rows whose vector environment is not where the row is: it has not begun, or went on without it."""
+        """Rows out of step with their vector environment, which has not begun or continued without them."""
         self.mark(between_episodes=True)
 
     @property
@@ -131,7 +131,7 @@ class BatchedColumns:
             close_all(self.world.name, self.batches, lambda words: self.notices("close", words))
 
     def begin(self, rows: Sequence[int], *, afresh: bool = False) -> None:
-        """Begin a new episode in each of the rows, as the vector environment does it by itself; `afresh` resets whole
+        """Begin a new episode in each of the rows, as the vector environment does by itself; `afresh` resets whole
         vector environments."""
         chosen = np.zeros(len(self.episodes), bool)
         chosen[list(rows)] = True
@@ -158,9 +158,9 @@ class BatchedColumns:
         others = np.setdiff1d(self.rows_of(number), rows)
         if (~self.is_stale[others] & ~self.is_over[others]).any():
             raise UpslopeError(
-                f"{self.world.name} goes on after {self.limit} steps, where --max-episode-steps ends the episode, and "
-                "a single column cannot be reset from outside. Let the vector environment itself keep the limit, by "
-                "an argument of its own in --env-kwargs."
+                f"{self.world.name} continues after {self.limit} steps, where --max-episode-steps ends the episode, "
+                "and a single column cannot be reset from outside. Let the vector environment itself enforce the "
+                "limit, with an argument of its own in --env-kwargs."
             )
 
     def rows_of(self, number: int) -> np.ndarray:
@@ -178,7 +178,7 @@ class BatchedColumns:
         self.enter(number, rows, observation, info)
 
     def reset_some(self, number: int, rows: np.ndarray) -> None:
-        """Reset some columns of a vector environment that leaves that to us."""
+        """Reset some columns of a vector environment that leaves resetting to upslope."""
         mask = np.isin(self.rows_of(number), rows)
         observation, info = self.called(number, "reset", lambda envs: envs.reset(options={"reset_mask": mask}))
         self.enter(number, rows, observation, info)
@@ -240,7 +240,7 @@ class BatchedColumns:
         mine = self.rows_of(number)
         is_waiting = self.is_waiting[mine].copy()
         ignored = mine[self.is_over[mine] & ~is_asked[mine]]
-        if self.modes[number] is AutoresetMode.DISABLED and len(ignored):  # it may not be stepped after its end
+        if self.modes[number] is AutoresetMode.DISABLED and len(ignored):  # it must not be stepped after its end
             self.reset_some(number, ignored)
             self.is_stale[ignored] = True
         for column, row in enumerate(mine.tolist()):
@@ -265,7 +265,7 @@ class BatchedColumns:
         self.enter(number, reset, observation, info)
 
     def idle_action(self, number: int, row: int) -> Any:
-        """An allowed action for a column that has to step though its episode is over."""
+        """An allowed action for a column that has to step although its episode is over."""
         mask = None if self.mask is None else self.mask[row]
         return one_by_one(self.head.to_environment(self.head.random(self.generators[number], mask)[None]))[0]
 
@@ -279,7 +279,7 @@ class BatchedColumns:
         next_observation: Any,
         found: tuple[np.ndarray, ...],
     ) -> None:
-        """Take what a step gave to a column."""
+        """Take in what a step returned for a column."""
         self.row, episode, name = row, self.episodes[row], self.world.name
         reward, terminated, truncated = found
         reward[row] = reward_of(flags[0], name, episode)
@@ -295,21 +295,21 @@ class BatchedColumns:
             self.border.place(next_observation, row, observation, episode)
             assign(self.flat, row, jax.tree.map(lambda x: x[row], next_observation))
         if not is_over and self.limit is not None and episode.length >= self.limit:
-            # The vector environment goes on by itself: only a whole reset brings it back.
+            # The vector environment continues by itself: only a whole reset brings it back.
             truncated[row] = self.is_over[row] = self.is_stale[row] = True
         if self.read_info is not None and (is_over or truncated[row]):
             episode.info = self.read_info(info, episode, column)
         self.allow(row, info, column, is_over=bool(is_over))
 
     def allow(self, row: int, info: Any, column: int, *, is_over: bool = False) -> None:
-        """Take the allowed choices of a row. At an end that is not reset yet nothing is chosen."""
+        """Record the allowed choices of a row. At an end that is not reset yet, nothing is chosen."""
         if self.mask is not None:
             resets = is_over and self.modes[row // self.shape[1]] is not AutoresetMode.SAME_STEP
             given = {"action_mask": mask_of(info, column)}
             self.mask[row] = True if resets else read_mask(given, self.head, self.world.name, self.episodes[row])
 
     def call(self, name: str, arguments: list[Any]) -> None:
-        """Refuse to call a method: there is no point at which a single column is reset from outside."""
+        """Refuse to call a method: a single column is never reset from outside."""
         raise UpslopeError(
             f"{self.world.name} resets its columns by itself, so no method can be called before an episode begins. "
             f"Train the single environments instead of the batched ones to call {name}."

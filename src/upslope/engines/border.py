@@ -268,7 +268,7 @@ def leaves_of(space: gymnasium.Space, shapes: Any) -> list[Leaf]:
     """The arrays of an observation in this space."""
     named = jax.tree_util.tree_leaves_with_path(shapes, is_leaf=is_shape)
     parts = jax.tree.leaves(leaf_spaces(space), is_leaf=lambda node: isinstance(node, gymnasium.Space))
-    if len(parts) != len(named):  # an encoder that reads the space in another form
+    if len(parts) != len(named):  # an encoder that reads the space in a different form
         parts = [space] * len(named) if len(named) == 1 else [None] * len(named)
     return [leaf_of(path, part, shape) for (path, shape), part in zip(named, parts, strict=True)]
 
@@ -384,12 +384,12 @@ def reward_of(reward: Any, name: str, place: Place) -> float:
 
 
 def weighing(size: int) -> str:
-    """The wrapper that weighs a reward of this many parts, all alike."""
+    """The wrapper that gives all parts of a reward the same weight."""
     return f'WeightedReward:{{"weights": {[1] * min(size, MOST_WEIGHTS)}}}'
 
 
 MOST_WEIGHTS = 20
-"""Weights written out in a message."""
+"""Maximum number of weights written out in a message."""
 
 
 def flag_of(flag: Any, what: str, name: str, place: Place) -> bool:

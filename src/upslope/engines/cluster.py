@@ -1,7 +1,7 @@
-"""A Ray cluster: its nodes, what they hold, and the connection to it (extra `ray`). Its workers are in `actors.py`.
+"""A Ray cluster: its nodes, their resources, and the connection to it (extra `ray`). Its workers are in `actors.py`.
 
 Anyone who can reach a Ray cluster can run code on it. A cluster that upslope starts requires a token, and one that it
-joins should too. The main process alone writes files.
+joins should too. Only the main process writes files.
 """
 
 import os
@@ -24,9 +24,9 @@ from upslope.environments.base import AnyEnvironment
 from upslope.errors import UpslopeError
 
 LOOK_SECONDS = 60.0
-"""Seconds in which a node must tell its versions."""
+"""Seconds within which a node must report its versions."""
 RELEASE_SECONDS, LOOK_AGAIN = 3.0, 0.25
-"""Seconds in which workers that were just closed give their processors back, and between two checks."""
+"""Seconds that workers just closed have to release their processors, and between two checks of that."""
 AUTO = "auto"
 
 
@@ -37,7 +37,7 @@ def require_ray() -> Any:
         UpslopeError: it is not installed.
     """
     os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
-    os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")  # what Ray's next version does, and warns of
+    os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")  # Ray's next version does this, and this one warns
     os.environ.setdefault("RAY_worker_niceness", "0")  # of a cluster that is started here; Ray's own is 15
     for name, value in INLINE.items():
         os.environ.setdefault(name, value)
@@ -50,14 +50,14 @@ def require_ray() -> Any:
 
 
 class Cluster:
-    """A connection to a cluster, and what a worker takes of it."""
+    """A connection to a cluster, and the resources that each worker takes."""
 
     def __init__(self, ray: Any, placement: Placement):
         self.ray, self.placement = ray, placement
         self.compared: set[tuple[str, str]] = set()
-        """Nodes that were compared, each with a module that it has; empty for none in particular."""
+        """Nodes that were compared, each with a module that it has; the module is empty for a general comparison."""
         self.refused: set[str] = set()
-        """Why nodes that came later are not used."""
+        """Why nodes that joined later are not used."""
         self.idle: list[Any] = []
         """Actors that have closed their environments, for the next workers."""
 
@@ -66,8 +66,8 @@ class Cluster:
         return [n for n in self.ray.nodes() if n["Alive"] and n["Resources"].get("CPU", 0) > 0]
 
     def require(self, part: Any, environment: AnyEnvironment) -> None:
-        """Compare versions and processors of all nodes with this machine's, and look for the modules of what they are
-        sent.
+        """Compare versions and processors of all nodes with this machine's, and look for the modules that they need for
+        what they are sent.
 
         Raises:
             UpslopeError: a node differs, or lacks a module; it is named.
@@ -88,10 +88,10 @@ class Cluster:
             self.compared |= asks(node)
 
     def answer_of_node(self, node: dict[str, Any], reference: Any) -> dict[str, Any] | None:
-        """A node's facts; None if it is gone meanwhile."""
+        """A node's facts; None if it has gone meanwhile."""
         try:
             return self.ray.get(reference, timeout=LOOK_SECONDS)
-        except Exception as error:  # upslope may be missing there, or too old to know the question
+        except Exception as error:  # upslope may be missing there, or too old to answer
             until = time.monotonic() + LOOK_SECONDS
             while not isinstance(error, self.ray.exceptions.RayTaskError) and time.monotonic() < until:
                 if node["NodeID"] not in {one["NodeID"] for one in self.nodes()}:
@@ -103,14 +103,14 @@ class Cluster:
             ) from error
 
     def ask_node(self, node: dict[str, Any], modules: list[str]) -> Any:
-        """Have a node tell its facts."""
+        """Have a node report its facts."""
         from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy  # pyright: ignore[reportMissingImports]
 
         there = NodeAffinitySchedulingStrategy(node_id=node["NodeID"], soft=False)
         return self.ray.remote(num_cpus=0, max_retries=0, scheduling_strategy=there)(facts).remote(modules)
 
     def capacity(self) -> int:
-        """How many workers the free processors and accelerators hold, at least one.
+        """How many workers fit the free processors and accelerators, at least one.
 
         Raises:
             UpslopeError: no node is large enough for a worker.
@@ -119,7 +119,7 @@ class Cluster:
         wholes = [fits(node["Resources"], cpus, gpus) for node in self.nodes()]
         if not any(wholes):
             raise UpslopeError(
-                f"No node of the cluster has {self.worker_words()} for a worker: they have "
+                f"No node of the cluster has {self.worker_words()} for a worker: the nodes have "
                 f"{', '.join(resource_words(node['Resources']) for node in self.nodes()) or 'no processors'}. Lower "
                 "--worker-cpus or --worker-gpus, or add a node."
             )
@@ -129,12 +129,12 @@ class Cluster:
         return max(1, min(sum(wholes), free))
 
     def free(self) -> int:
-        """How many more workers the cluster holds now."""
+        """How many more workers the cluster has room for now."""
         return fits(self.ray.available_resources(), self.placement.worker_cpus, self.placement.worker_gpus)
 
     def room(self, part: Any, environment: AnyEnvironment, say: Callable[[str], None]) -> int:
-        """How many more workers the cluster holds now; none while it has a node that `require` would refuse, which is
-        said once."""
+        """How many more workers the cluster has room for; none if it has a node that `require` would refuse, which is
+        reported once."""
         free = self.free() + len(self.idle)
         if free < 1:
             return 0
@@ -143,12 +143,12 @@ class Cluster:
         except UpslopeError as error:
             if str(error) not in self.refused:
                 self.refused.add(str(error))
-                say(f"{error} The run goes on without it.")
+                say(f"{error} The run continues without it.")
             return 0
         return free
 
     def worker_words(self) -> str:
-        """What a worker takes, e.g. `1 CPU`."""
+        """The resources of a worker, e.g. `1 CPU`."""
         return resource_words({"CPU": self.placement.worker_cpus, "GPU": self.placement.worker_gpus})
 
     def words(self, workers: int) -> str:
@@ -162,7 +162,7 @@ class Cluster:
         )
 
     def start_worker(self, module: str, index: int, share: str, notices: Notices) -> Worker:
-        """Start a worker in an actor, one that has no work or a new one; see `StartWorker`."""
+        """Start a worker in an actor, an idle one or a new one; see `StartWorker`."""
         try:
             actor = self.idle.pop()
         except IndexError:
@@ -170,7 +170,7 @@ class Cluster:
         return Worker(ActorChannel(self.ray, actor, module, self.idle.append), index, share, notices)
 
     def release(self) -> None:
-        """End the actors that have no work, so that others can use their processors."""
+        """End the idle actors, so that others can use their processors."""
         while self.idle:
             end_actor(self.ray, self.idle.pop())
 
@@ -193,12 +193,12 @@ def connect(placement: Placement) -> Cluster:
     first = begun.get(here, Placement(here[0]))
     if placement.address not in (AUTO, first.address, here[0]):
         raise UpslopeError(
-            f"This process is connected to the cluster {here[0]} already, not to {placement.address}. Call "
+            f"This process is already connected to the cluster {here[0]}, not to {placement.address}. Call "
             "ray.shutdown() first, or use another process."
         )
     if not set(placement.modules) <= set(first.modules):
         raise UpslopeError(
-            "This process is connected to the cluster already, and modules are sent when it connects. Name them in "
+            "This process is already connected to the cluster, and modules are sent when it connects. Name them in "
             "the first call, or call ray.shutdown() before this one."
         )
     return connected.setdefault((*here, placement), Cluster(ray, placement))
@@ -215,20 +215,20 @@ def connection(ray: Any) -> tuple[str, str]:
 
 
 def release(placement: Placement | None) -> None:
-    """End the actors without work of a placement."""
+    """End a placement's idle actors."""
     for (*_, other), cluster in connected.items():
         if other == placement:
             cluster.release()
 
 
 def begin(ray: Any, placement: Placement) -> None:
-    """Join a cluster; with `auto`, the one that runs on this machine, or else one that is started here and ends with
-    this process."""
+    """Join a cluster; with `auto`, the one running on this machine, or else one that is started here and ends with this
+    process."""
     options: dict[str, Any] = {"log_to_driver": False, "logging_level": "ERROR", "include_dashboard": False}
     if files := module_files(placement.modules):
         options["runtime_env"] = {"py_modules": [str(path) for path in files]}
     joining = {name: value for name, value in options.items() if name != "include_dashboard"}
-    with suppress(AttributeError):  # pages of a lost node's log would go to standard output; upslope names what is lost
+    with suppress(AttributeError):  # a lost node's log would fill standard output; upslope says what is lost
         ray._private.worker._worker_logs_enabled = False
     try:
         ray.init(address=placement.address, **joining)
@@ -243,15 +243,15 @@ def begin(ray: Any, placement: Placement) -> None:
 def unreachable(address: str, error: Exception) -> str:
     """The error message for a failed attempt to join a cluster."""
     return (
-        f"The cluster {address} cannot be joined: {brief(error)}. Start one by `ray start --head` on one machine and "
+        f"The cluster {address} cannot be joined: {brief(error)}. Start one with `ray start --head` on one machine and "
         "`ray start --address HOST:6379` on the others, with the same versions of Python and Ray and the same token. "
-        "--cluster auto uses the one that runs here, or else this machine."
+        "--cluster auto uses the one running here, or else this machine."
     )
 
 
 def module_files(modules: Iterable[Path]) -> list[Path]:
-    """What is sent to the nodes for the folders and files of --py-module: packages whole, and the modules of a folder
-    that is no package.
+    """What is sent to the nodes for the folders and files of --py-module: whole packages, and the modules of a folder
+    that is not a package.
 
     Raises:
         UpslopeError: one does not exist, or holds no module.
@@ -262,7 +262,7 @@ def module_files(modules: Iterable[Path]) -> list[Path]:
             [p for p in sorted(path.iterdir()) if is_module(p)] if path.is_dir() and not is_module(path) else [path]
         )
         if not inside or not all(is_module(p) for p in inside):
-            raise UpslopeError(f"--py-module {path} is no Python module, package, or folder of modules.")
+            raise UpslopeError(f"--py-module {path} is not a Python module, package, or folder of modules.")
         found += inside
     return [path.resolve() for path in found]
 

@@ -16,9 +16,9 @@ from upslope.models.model import Memory, restarted
 AHEAD = 64
 """Number of steps whose random noise is drawn in one call."""
 LARGE = 4096
-"""Observations of this many bytes are not stored twice."""
+"""Observations of this many bytes or more are not stored twice."""
 STEPS_PER_SUCCESSOR = 16
-"""A seed has room for one successor in this many steps, or twice as many until they fit."""
+"""A seed has room for one successor in this many steps; the room doubles until they fit."""
 BEYOND = np.iinfo(np.int32).max
 """The place of padding, beyond every rollout."""
 
@@ -56,7 +56,7 @@ class Steppable(Protocol):
         ...
 
     def begin(self, rows: Sequence[int], *, afresh: bool = False) -> None:
-        """Begin a new episode in each of the rows; `afresh` by a reset, even where the environment resets itself."""
+        """Begin a new episode in each of the rows; with `afresh` by a reset, even if the environment resets itself."""
         ...
 
     def step(self, action: np.ndarray, rows: np.ndarray, next_observation: Any) -> tuple[np.ndarray, ...]:
@@ -140,13 +140,13 @@ NOTHING = np.zeros(0)
 
 
 def size_of_one(flat: Any) -> int:
-    """Bytes of one observation, of observations [S·N, …]."""
+    """Bytes of one of the observations [S·N, …]."""
     return sum(x.nbytes // max(len(x), 1) for x in jax.tree.leaves(flat))
 
 
 def successors_of(ends: list[EndedRows], newest: Any, shape: tuple[int, int]) -> Successors:
-    """The successors [S, K, …] that no next row holds, with `newest` those of the last step; a seed with fewer than K
-    has padding after them."""
+    """The successors [S, K, …] that no next row holds; `newest` are those of the last step. A seed with fewer than K is
+    padded."""
     num_seeds, num_envs = shape
     rest = np.setdiff1d(np.arange(num_seeds * num_envs), ends[-1].rows)
     at_last = EndedRows(rest, jax.tree.map(lambda x: x[rest], newest))
@@ -210,8 +210,8 @@ class Act:
     def drawn(
         self, agents: Any, observation: Any, ahead: int, batch: tuple[int, ...] = ()
     ) -> Callable[..., np.ndarray]:
-        """The program that draws noise from the data of keys [*batch, S, W] and t. Agents and observations matter by
-        their shapes alone, so they are no inputs of it."""
+        """The program that draws noise from the data of keys [*batch, S, W] and t. Only the shapes of agents and
+        observations matter, so they are not inputs of it."""
         shapes = (batch, ahead, *(x.shape for x in jax.tree.leaves(observation)))
         if shapes not in self.draws:
             like = jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype), (agents, observation))
@@ -222,7 +222,7 @@ class Act:
 
 
 def acts_here(agents: Any, memory: Memory) -> bool:
-    """Whether actions are chosen in NumPy: the model has no memory, and gives its policy alone."""
+    """Whether actions are chosen in NumPy: the model has no memory, and can give its policy alone."""
     return hasattr(agents.model, "policy") and not jax.tree.leaves(memory.carry)
 
 
@@ -240,7 +240,7 @@ class Choose(Protocol):
         ...
 
     def restart(self, rows: np.ndarray) -> None:
-        """Start new episodes in these of the S·N columns."""
+        """Start new episodes in the given columns out of S·N."""
         ...
 
 
@@ -349,7 +349,7 @@ def collect_host(
 ) -> tuple[Rollout, EpisodeEnds]:
     """Collect `num_steps` steps of every environment from its current state; start a new episode when one ends.
 
-    `idle` [S] are seeds whose environments are not stepped. `compact` stores large observations once, with
+    `idle` [S] marks seeds whose environments are not stepped. `compact` stores large observations once, with
     `Successors`.
     """
     every_row = np.arange(len(columns.episodes))

@@ -1,7 +1,7 @@
 """Step S × N Gymnasium environments on the host, in one Python loop.
 
 Every episode has its own reset seed, a function of (seed, environment index, episode number) alone, or of (seed, group,
-episode number) if environments form groups. A run therefore does not depend on what runs beside it, and an episode in
+episode number) if environments form groups. A run therefore does not depend on what else is running, and an episode in
 progress can be rebuilt from its actions.
 """
 
@@ -42,7 +42,7 @@ NOT_RUNNING, TOO_LONG = -2, -1
 
 
 OF_ROWS, OF_ALL = ("episode", "length", "called"), ("calls",)
-"""Arrays of a snapshot that have an entry for each environment, and those that belong to all."""
+"""Arrays of a snapshot that have an entry for each environment, and those that all share."""
 
 
 class HostEpisode:
@@ -163,7 +163,7 @@ class HostColumns:
         self.refuse_stuck()
 
     def begin_one(self, row: int, num_calls: int) -> None:
-        """Make the first `num_calls` calls as far as they are not made yet, and begin a new episode."""
+        """Make those of the first `num_calls` calls that were not made yet, and begin a new episode."""
         self.row, episode = row, self.episodes[row]
         self.make_calls(episode, num_calls)
         try:
@@ -177,7 +177,7 @@ class HostColumns:
             self.mask[row] = read_mask(answer[1], self.head, self.world.name, episode)
 
     def make_calls(self, episode: HostEpisode, num_calls: int) -> None:
-        """Make the first `num_calls` calls as far as the environment has not made them yet."""
+        """Make those of the first `num_calls` calls that the environment has not made yet."""
         for name, arguments in self.calls[episode.called : num_calls]:
             method = method_of(episode.env, name, self.world.name)
             try:
@@ -284,7 +284,7 @@ class HostColumns:
 
     def restore(self, snapshot: dict[str, np.ndarray], say: Callable[[str], None]) -> list[int]:
         """Replay each running episode; if the replay diverges, report it and start a new episode. Return the rows of
-        these."""
+        the new ones."""
         self.calls = calls_in(snapshot)
         called = snapshot["called"].tolist() if self.calls else [0] * len(self.episodes)
         lengths = snapshot["length"].tolist()
@@ -351,7 +351,7 @@ class HostColumns:
 
 def one_by_one(actions: Any) -> list[Any]:
     """Split a batch of actions into single ones: Python integers if they are whole numbers, else arrays in the space's
-    dtype; for several parts, dictionaries or tuples of such, with NumPy's integers, as their spaces have them."""
+    dtype; for several parts, dictionaries or tuples of these, with NumPy integers, as in their spaces."""
     if isinstance(actions, dict):
         parts = [one_by_one_within(part) for part in actions.values()]
         return [dict(zip(actions, one, strict=True)) for one in zip(*parts, strict=True)]

@@ -60,8 +60,8 @@ NO_TIMEOUT: dict[str, str | bool] = {
 """By default XLA aborts a process whose devices wait 40 seconds for each other; a large network may take longer."""
 
 WORTH_TWO_DEVICES = 1024
-"""Samples per iteration, over all epochs, from which separate devices for policy and critic pay off. With one epoch
-they do not, since acting, which both devices repeat, is most of the work."""
+"""Minimum samples per iteration, over all epochs, for separate devices for policy and critic to pay off. With one
+epoch they do not, since acting, which both devices repeat, is most of the work."""
 
 
 class Program:
@@ -82,7 +82,7 @@ class Program:
         by_seed = self.seed_sharding
         shardings = ([x.sharding for x in jax.tree.leaves(placed)], *[by_seed] * 3) if is_split(self.mesh) else by_seed
         plain = partial(self.in_plain_containers, structure)
-        with full_precision(not is_cpu_mesh(self.mesh)):  # set here too, since `computing` does not reach other threads
+        with full_precision(not is_cpu_mesh(self.mesh)):  # here too: `computing` does not affect other threads
             if self.stored is None:
                 jitted = jax.jit(plain, out_shardings=shardings)
             else:
@@ -97,7 +97,7 @@ class Program:
         return jax.device_put(state, jax.tree.map(lambda names: NamedSharding(self.mesh, names), axes))
 
     def in_plain_containers(self, structure: Any, *arguments: Any) -> Any:
-        """The program from and to arrays in lists, tuples and dictionaries, as a stored one has them."""
+        """The program with arrays in lists, tuples and dictionaries as inputs and outputs, like a stored one."""
         state, (metrics, finished, *steps) = spread_seeds(self.run, self.mesh)(
             *jax.tree.unflatten(structure, arguments)
         )
@@ -114,15 +114,15 @@ class Ahead(NamedTuple):
     """A chunk that is computed in the background."""
 
     state: Any
-    """The state from which it goes on."""
+    """The state from which it continues."""
     result: Future[tuple[Any, Any]]
-    """The state after it, and what each program returned besides."""
+    """The state after it, and whatever else each program returned."""
 
 
 class ProgramEngine:
     """An engine whose whole iteration is compiled; subclasses act in an environment or read recorded data.
 
-    A state is a `TrainState`, or what a subclass puts around it, with its `steps`.
+    A state is a `TrainState`, or a subclass's wrapper around it, with its `steps`.
     """
 
     hangs = False
@@ -146,7 +146,7 @@ class ProgramEngine:
         self.closing = Event()
         self.background = ThreadPoolExecutor(1, "chunks")
         """Dispatches chunks, one after another. Launching the kernels of an accelerator's program may keep a thread as
-        busy as the accelerator, while the main thread makes and writes the rows of the chunk before."""
+        busy as the accelerator, while the main thread makes and writes the rows of the previous chunk."""
         self.split_state, self.join_state = jax.jit(self.parts_of), jax.jit(join_states)
 
     def start(self) -> TrainState:
@@ -191,7 +191,7 @@ class ProgramEngine:
         return Ahead(state, self.background.submit(self.run_chunk, state))
 
     def run_chunk(self, state: Any) -> tuple[Any, Any]:
-        """Compute the chunk after a state: the state after it, and what each program returned besides."""
+        """Compute the chunk after a state: the state after it, and whatever else each program returned."""
         # Run one after another: programs that share devices would slow each other down.
         parts = zip(self.programs, self.split(state), strict=True)
         done: list[Any] = []
@@ -233,13 +233,13 @@ class ProgramEngine:
             raise UpslopeError(nothing_allowed(name_of(self.task.environment), place))
 
     def call(self, name: str, arguments: list[Any]) -> None:
-        """Refuse: nothing of a program changes once it is compiled."""
+        """Refuse: nothing in a program changes once it is compiled."""
         if self.data is not None:
-            raise UpslopeError(f"This run learns from recorded data, so there is no environment to call {name} of.")
+            raise UpslopeError(f"This run learns from recorded data, so it has no environment to call {name} on.")
         raise UpslopeError(
             f"{name_of(self.task.environment)} is compiled into the program that trains, so {name} cannot be called "
-            "while it runs. Let its state hold what changes, or train in stages: each with other env_kwargs, from the "
-            "stage before it by upslope.train(…, start_from=…)."
+            "while it runs. Let its state hold what changes, or train in stages: each with different env_kwargs, from "
+            "the previous stage: upslope.train(…, start_from=…)."
         )
 
     def snapshot(self) -> dict[str, np.ndarray]:
@@ -249,7 +249,7 @@ class ProgramEngine:
         """Do nothing: a compiled environment's state is part of the `TrainState`."""
 
     def close(self) -> None:
-        """Begin no further program, and wait for the one that runs: it cannot be stopped, and the next run of this
+        """Begin no further program, and wait for the running one: it cannot be stopped, and the next run of this
         process may use the same devices."""
         self.closing.set()
         self.ahead = None
@@ -269,7 +269,7 @@ class CompiledEngine(ProgramEngine):
 
 def default_length(task: Task) -> int:
     """The number of iterations in a chunk. It is larger on an accelerator, so a run that is resumed on other hardware
-    looks for its best agent at other points."""
+    looks for its best agent at different points."""
     length = chunk_length(task, CHUNKS, MAX_CHUNK_STEPS)
     if not has_accelerator():
         return length

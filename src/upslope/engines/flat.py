@@ -1,7 +1,7 @@
 """A training state as a flat list of arrays, and one seed's learning as one program on such lists.
 
-Short updates of small networks compute for less time than it takes to walk through a model's nested parts in Python. So
-between the iterations of a chunk, a state is the list of its arrays, and its parts are looked up by their places.
+A short update of a small network takes less time than walking through a model's nested parts in Python. So between
+the iterations of a chunk, a state is the list of its arrays, and its parts are looked up by position.
 """
 
 from collections.abc import Callable, Sequence
@@ -25,7 +25,7 @@ Flat = list[Any]
 
 
 class Layout:
-    """Which array of a `TrainState` stands where in a flat list."""
+    """The position of each array of a `TrainState` in a flat list."""
 
     def __init__(self, state: TrainState):
         leaves, self.structure = jax.tree.flatten(state)
@@ -41,7 +41,7 @@ class Layout:
         if structure != self.structure:
             raise UpslopeError(
                 "An update changed the structure of the learner's state, so it cannot be updated again. An optimiser, "
-                "a bonus or a model of your own must return a state with the parts that it was given."
+                "a bonus or a model of your own must return a state with the same parts that it was given."
             )
         return [raw(x) for x in leaves]
 
@@ -58,14 +58,14 @@ class Layout:
         return np.array([int(flat[self.steps]) for flat in seeds], np.int64)
 
     def with_memory(self, flat: Flat, memory: Sequence[Any]) -> Flat:
-        """The list with the arrays of another memory."""
+        """The list with the memory's arrays replaced."""
         changed = dict(zip(self.memory, memory, strict=True))
         return [changed.get(i, x) for i, x in enumerate(flat)]
 
 
 @pytree
 class Packed:
-    """Metrics in one vector, since fetching every number by itself takes longer than computing it."""
+    """Metrics in one vector, since fetching each number separately takes longer than computing it."""
 
     values: Any
     """The numbers of all metrics, one after another [K]."""
@@ -74,7 +74,7 @@ class Packed:
 
 
 def packed(metrics: Metrics) -> Packed:
-    """Put the metrics into one vector, as floats of 32 bits, which they are."""
+    """Put the metrics, which are 32-bit floats, into one vector."""
     named = sorted(metrics.items())
     values = [jnp.ravel(x).astype(jnp.float32) for _, x in named]
     return Packed(jnp.concatenate([jnp.zeros(0), *values]), tuple((name, jnp.shape(x)) for name, x in named))

@@ -56,7 +56,7 @@ class HostEngine:
         self.is_complete = True
         """Whether the last `advance` completed."""
         self.afresh: list[int] = []
-        """Columns whose episode could not be restored, so that a new one has begun."""
+        """Columns whose episode could not be restored, so a new one has begun."""
         self.iterations = 1 if task.estimator.whole_episodes else chunk_length(task, CHUNKS, CHUNK_STEPS)
         self.keys = jax.jit(over_seeds(partial(keys_ahead, count=self.iterations)))
         self.split, self.stack = jax.jit(partial(split, len(seeds))), jax.jit(stack)
@@ -104,7 +104,7 @@ class HostEngine:
         self, layout: Layout, each: list[Flat], memory: Memory, keys: np.ndarray, noise: np.ndarray | None
     ) -> tuple[list[Flat], Memory, "Iteration"]:
         """One iteration of the seeds' states, with the memory of every column [S, N, …], the data of the keys
-        [S, 2, W] and, if it is drawn already, the noise of the actions."""
+        [S, 2, W] and, if already drawn, the noise of the actions."""
         before = layout.steps_of(each)
         active = before < self.task.steps
         metrics: list[Packed | None] = [None for _ in each]
@@ -206,13 +206,13 @@ def columns_of(task: Task, seeds: Sequence[int], notices: Notices | None = None)
 
 
 def weigh_apart(task: Task, state: TrainState, rollout: Rollout) -> Any:
-    """`weigh`, whose results XLA computes before it moves, so that the numbers are those of two programs."""
+    """`weigh`, whose results XLA computes before the move, so that the numbers equal those of two programs."""
     return jax.lax.optimization_barrier(weigh(task, state, rollout))
 
 
 def move_with(task: Task, state: TrainState, rollout: Rollout, credit: Credit, key: Any) -> tuple[TrainState, Metrics]:
-    """`move`, given the data of a key; afterwards the memory says where the next rollout's episodes begin. That of a
-    policy with a memory says more, and takes its place."""
+    """`move`, given the data of a key; afterwards the memory says where the next rollout's episodes begin. The
+    memory of a policy that has one says more, and replaces it."""
     state, metrics = move(task, state, rollout, credit, jax.random.wrap_key_data(key))
     if not task.estimator.whole_episodes:
         state = state._replace(memory=state.memory._replace(fresh=episode_ends(rollout)[-1]))
@@ -238,7 +238,7 @@ def in_one(iterations: Sequence[Iteration]) -> Chunk:
 
 
 def begun_afresh(task: Task, state: TrainState, rows: Sequence[int]) -> TrainState:
-    """The state where new episodes have begun in these of the S·N columns: without their memory and their returns."""
+    """The state after new episodes began in the given columns out of S·N: without their memory and returns."""
     if not rows:
         return state
 
@@ -271,12 +271,12 @@ def stack(each: list[Flat]) -> Flat:
 
 
 SHORT, MIDDLE = 64, 512
-"""Lengths of whole episodes, instead of the powers of two up to the second."""
+"""Padded lengths of episodes of up to `MIDDLE` steps; longer ones are padded to powers of two."""
 
 
 def padded_length(longest: int, limit: int | None) -> int:
-    """The length to which episodes of at most `longest` steps are padded, the same for many lengths: a program is
-    compiled for each, which takes longer than computing with the padding. `limit` is that of the environment."""
+    """The length to which episodes of at most `longest` steps are padded, the same for many lengths, since compiling a
+    program for each takes longer than computing with the padding. `limit` is the environment's."""
     length = SHORT if longest <= SHORT else max(MIDDLE, 1 << (longest - 1).bit_length())
     return length if limit is None else min(length, 1 << (limit - 1).bit_length())
 

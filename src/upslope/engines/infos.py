@@ -1,7 +1,7 @@
 """Numbers in `info` at an episode's end, by the keys of --log-info.
 
-A nested key is written `outer.inner`, and parts of a list or an array are counted from 0. A key of an environment that
-has a dot itself is found too.
+A nested key is written `outer.inner`, and parts of a list or an array are counted from 0. Keys that
+contain a dot are found too.
 """
 
 from collections.abc import Iterator, Mapping, Sequence
@@ -17,7 +17,7 @@ MISSING = object()
 MAX_SHOWN = 12
 """Maximum number of keys that a notice lists."""
 NOT_NUMBERS = ("action_mask", "final_obs", "final_observation", "final_info", "episode", "TimeLimit")
-"""Parts of `info` that are no measurement of an episode, or that upslope keeps anyway."""
+"""Parts of `info` that do not measure an episode, or that upslope keeps anyway."""
 
 
 class InfoReader:
@@ -36,7 +36,7 @@ class InfoReader:
         value = number_of(found)
         if value is None:
             known = ", ".join(names_of(info)) or "no numbers"
-            what = "no such key" if found is MISSING else f"{' '.join(str(found).split())[:60]}, which is no number"
+            what = "no such key" if found is MISSING else f"{' '.join(str(found).split())[:60]}, which is not a number"
             self.notices(
                 f"log_info {key}",
                 f"warning: info has {what} for --log-info {key} at the end of an episode of {self.name}: "
@@ -56,7 +56,7 @@ def found_in(info: Any, key: str) -> Any:
 
 
 def splits(key: str) -> Iterator[tuple[str, str | None]]:
-    """The whole key, then each part before a dot with what follows it."""
+    """The whole key, then each prefix that ends at a dot, with the rest."""
     yield key, None
     for place in (i for i, letter in enumerate(key) if letter == "."):
         yield key[:place], key[place + 1 :]

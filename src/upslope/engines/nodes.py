@@ -1,4 +1,4 @@
-"""What must be the same on all nodes of a cluster: versions, modules, and how the processor rounds."""
+"""The facts that must agree on all nodes of a cluster: versions, modules, and how the processor rounds."""
 
 import io
 import pickle
@@ -14,9 +14,9 @@ from typing import Any
 from upslope.environments.base import AnyEnvironment, HostEnvironment
 
 PACKAGES = ("upslope", "jax", "jaxlib", "numpy", "gymnasium")
-"""The packages whose versions decide a run's numbers, besides those of its environment."""
+"""The packages whose versions affect a run's numbers, besides those of its environment."""
 VECTOR_FEATURES = ("sse4", "avx", "fma", "f16c", "amx", "asimd", "sve", "neon")
-"""How the names of processor features begin that change how XLA and Eigen round."""
+"""Prefixes of the names of processor features that change how XLA and Eigen round."""
 
 
 def install_words() -> str:
@@ -26,7 +26,7 @@ def install_words() -> str:
 
 
 def facts(modules: Iterable[str]) -> dict[str, Any]:
-    """What must be the same on all machines of a run, and which of the modules are missing here."""
+    """The facts that must agree on all machines of a run, and which of the modules are missing here."""
     versions = {"python": platform.python_version()}
     for package in PACKAGES:
         try:
@@ -77,14 +77,14 @@ def difference(mine: dict[str, Any], theirs: dict[str, Any], mixed: bool) -> str
         )
     if mine["processor"] != theirs["processor"] and not mixed:
         return (
-            f"has another processor, which rounds otherwise: {theirs['processor']}; here {mine['processor']}. A seed's "
+            f"has a processor that rounds differently: {theirs['processor']}; here {mine['processor']}. A seed's "
             "last digits would depend on where it trains. Leave the node out, or allow it with --mixed."
         )
     return ""
 
 
 def modules_of(part: Any, environment: AnyEnvironment) -> list[str]:
-    """The packages and modules, besides Python's own, that a node must import for what it is sent."""
+    """The packages and modules, besides Python's own, that a node must import to read what it is sent."""
     found: set[str] = set()
 
     class Finder(pickle.Pickler):

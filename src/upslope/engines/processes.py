@@ -1,6 +1,6 @@
-"""Workers as processes of this machine, which exchange requests and answers through pipes.
+"""Workers as processes on this machine, which exchange requests and answers through pipes.
 
-A worker serves one of upslope's modules. Unlike in Python's process pools, it does not import the user's script again.
+A worker serves one of upslope's modules. Unlike Python's process pools, it does not import the user's script again.
 Its pipes are private: none is a standard descriptor, and programs that an environment starts do not inherit them.
 """
 
@@ -45,7 +45,7 @@ serve(server, requests, answers, path)
 
 
 class PipeChannel:
-    """Two pipes to a process of this machine."""
+    """Two pipes to a process on this machine."""
 
     error = UpslopeError
     waiting_for = "it does not respond"
@@ -132,12 +132,12 @@ class PipeChannel:
 
 
 def start_process(module: str, index: int, share: str, notices: Notices) -> Worker:
-    """Start a worker in a process of this machine; see `StartWorker`."""
+    """Start a worker in a process on this machine; see `StartWorker`."""
     return Worker(PipeChannel(module), index, share, notices)
 
 
 def send(stream: Any, message: Any) -> None:
-    """Write a pickled message. Pickle passes only between a run's own processes, through private pipes; files that are
+    """Write a pickled message. Pickles pass only between a run's own processes, through private pipes; files that are
     loaded hold arrays and JSON."""
     pickle.dump(message, stream, protocol=5)
     stream.flush()

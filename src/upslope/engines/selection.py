@@ -65,7 +65,7 @@ def engine_on_cluster(
     from upslope.engines.cluster import connect  # Ray is an extra
 
     if data is not None:
-        raise UpslopeError("A run that learns from recorded data trains on the machine of the data. Omit --cluster.")
+        raise UpslopeError("A run that learns from recorded data trains on the machine with the data. Omit --cluster.")
     if not is_transferable(task):
         raise UpslopeError(
             "The environment or a part of it cannot be sent to a cluster, since a node could not import it. Define it "
@@ -73,9 +73,9 @@ def engine_on_cluster(
         )
     if task.devices_per_seed > placement.worker_devices:
         raise UpslopeError(
-            f"--devices-per-seed {task.devices_per_seed} splits each seed over as many devices of one worker, and a "
+            f"--devices-per-seed {task.devices_per_seed} splits each seed over as many devices of one worker, but a "
             f"worker has {placement.worker_devices}. Set --worker-cpus {task.devices_per_seed}, or --worker-gpus "
-            f"{task.devices_per_seed} where nodes have accelerators."
+            f"{task.devices_per_seed} if nodes have accelerators."
         )
     cluster = connect(placement)
     cluster.require(task, task.environment)

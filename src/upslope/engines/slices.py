@@ -49,7 +49,7 @@ class EpisodeStatus:
 
 
 class SlicedColumns:
-    """`HostColumns` whose environments live in worker processes."""
+    """`HostColumns` whose environments are in worker processes."""
 
     def __init__(
         self,
@@ -181,7 +181,7 @@ class SlicedColumns:
 def num_slices(task: Task, num_seeds: int, requested: int | None, on_cluster: int | None = None) -> int:
     """The number of processes that step a seed's environments; 1 means no slices. It is the requested number if that
     exceeds the number of seeds, otherwise as many as pay off according to a timing trial. `on_cluster` is the number of
-    workers that a cluster holds; where it is not given, there are this machine's cores."""
+    workers that fit a cluster; without it, this machine's cores count."""
     if task.environment.batch is not None:
         return 1
     cores = on_cluster or num_cores()
@@ -210,7 +210,7 @@ class TrialPlace:
 
 def step_seconds(environment: HostEnvironment) -> float:
     """Measure the seconds per step of one environment with random actions, resets included: the median of short
-    stretches, so that somebody else who uses the core during a few of them does not matter."""
+    stretches, so that other work on the core during a few of them does not matter."""
     instance, place, where = environment.create(), TrialPlace(), "reset"
     at: list[float] = []
     try:

@@ -2,10 +2,10 @@
 
 JAX's own cache holds what XLA compiled, but finds it only by the lowered program, and tracing and lowering take longer
 than everything else that a short run does before its first step. What is kept here is the lowered program, as
-`jax.export` serializes it: no pickle, no Python. It lies in the private folder of compiled programs, under a hash of
-all that it was made from: settings, shapes, devices, versions, and upslope's own source.
+`jax.export` serializes it: no pickle, no Python. It is in the private folder of compiled programs, under a hash of
+everything it was made from: settings, shapes, devices, versions, and upslope's own source.
 
-Only commands keep programs. In a process of the user's own any function may have been replaced, which no hash tells.
+Only commands keep programs. In the user's own process any function may have been replaced, which no hash reveals.
 """
 
 import hashlib
@@ -30,7 +30,7 @@ from upslope.learning.devices import own_cache
 MAX_BYTES = 1 << 26
 LIBRARIES = ("jax", "jaxlib", "numpy", "equinox", "optax")
 OF_THE_STATE = ("seed", "seeds", "start_from", "from_seed", "fresh_normalisers", "fresh_optimiser")
-"""Settings that only the initial state depends on; the number of seeds is one of its shapes."""
+"""Settings that affect only the initial state; the number of seeds is part of its shapes."""
 
 is_command = False
 """Whether this process runs one of upslope's commands, and nothing else."""
@@ -54,10 +54,10 @@ class StoredPrograms:
         }
 
     def jitted(self, name: str, function: Callable[..., Any], arguments: list[Any], **options: Any) -> Any:
-        """`jax.jit(function, **options)` for these arguments, read from the folder, or else kept there.
+        """`jax.jit(function, **options)` for these arguments, read from the folder, or else stored there.
 
-        Both arguments and results consist of arrays in lists, tuples and dictionaries. `name` tells apart the programs
-        that have the same arguments.
+        Both arguments and results consist of arrays in lists, tuples and dictionaries. `name` distinguishes programs
+        with the same arguments.
         """
         path = self.folder / f"{self.key(name, arguments, options)}-lowered"
         with suppress(Exception):  # missing, damaged, or of another version of JAX's format
@@ -74,7 +74,7 @@ class StoredPrograms:
         return jax.jit(exported.call, **options)
 
     def key(self, name: str, arguments: list[Any], options: Mapping[str, Any]) -> str:
-        """A hash of all that a program is made from."""
+        """A hash of everything a program is made from."""
         shapes = [(str(x.dtype), x.shape, repr(x.sharding)) for x in arguments]
         devices = [str(device.device_kind) for device in jax.local_devices()]
         made_from = self.made_from | {"name": name, "arguments": shapes, "devices": devices, "jit": repr(options)}
@@ -82,7 +82,7 @@ class StoredPrograms:
 
 
 def stored_programs(config: Config) -> StoredPrograms | None:
-    """The kept programs of a run; None if none are kept, or if code that is not upslope's own takes part in them."""
+    """The kept programs of a run; None if none are kept, or if they contain code that is not upslope's own."""
     is_own = config.environment.startswith(COMPILED_PREFIX) and not requested(config)
     folder = own_cache() if is_command and is_own else None
     return None if folder is None else StoredPrograms(folder, config.to_json())

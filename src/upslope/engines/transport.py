@@ -1,7 +1,7 @@
-"""The protocol of workers: a request, its answer, signs of life in between, and an error that names who hangs or died.
+"""The protocol of workers: a request, its answer, signs of life in between, and errors that name a dead or hung worker.
 
 It does not know what carries its messages: a `Channel` is a pair of pipes to a process (`processes.py`), or an actor on
-a cluster (`actors.py`). What uses workers does not know either.
+a cluster (`actors.py`). The code that uses workers does not know either.
 """
 
 import os
@@ -25,14 +25,14 @@ machine is suspended."""
 CLOSING_SECONDS = 5.0
 """Seconds that a worker may take to close its environments."""
 MAX_LOSSES = 3
-"""How often in a row the same work is begun again after its workers of a cluster were lost."""
+"""How many times in a row the same work is restarted after its workers on a cluster were lost."""
 Message = tuple[str, Any]
 """(kind, value): `done` with the answer, `refused` with words, `beat` with (seconds, words), `notice` with (kind,
 words), `closed`, or `ended`."""
 
 
 class WorkerLostError(UpslopeError):
-    """A worker of a cluster is gone. Another one can do its work from the last checkpoint."""
+    """A worker on a cluster is gone. Another one can do its work from the last checkpoint."""
 
 
 class ClusterGrownError(WorkerLostError):
@@ -87,7 +87,7 @@ class Channel(Protocol):
         ...
 
     def close(self) -> tuple[bool, list[Message]]:
-        """Wait until the worker has ended; whether it had closed its environments, and its last messages."""
+        """Wait until the worker has ended; return whether it had closed its environments, and its last messages."""
         ...
 
 
@@ -157,7 +157,7 @@ class Worker:
             if kind == "notice":
                 self.notices(*value)
         if not is_closed:
-            self.notices("ended", f"warning: {self.describe()} was killed before it had closed its environments.")
+            self.notices("ended", f"warning: {self.describe()} was killed before it closed its environments.")
 
 
 StartWorker = Callable[[str, int, str, Notices], Worker]
@@ -278,6 +278,6 @@ class Stragglers:
             if self.slow[number] == self.TIMES:
                 say(
                     f"{worker.describe()} is slow: {taken:.2f} s for a seed where the others take {typical:.2f} s, in "
-                    f"each of {self.TIMES} chunks. All wait for it. Is something else running there?"
+                    f"each of {self.TIMES} chunks. All others wait for it. Is something else running there?"
                 )
                 self.slow[number] = -(10**9)  # once

@@ -1,8 +1,8 @@
 """Trials of a sweep in a compiled environment: many trials, each with all its seeds, are one program.
 
 A row of the program is one seed of one trial, with the numbers of its task as inputs (`learning/varied.py`). Rows are
-shared out among the devices and computed as the seeds of a run are, so a trial's numbers are those that it has alone. A
-trial that has ended leaves its rows to the next one, and the program stays.
+distributed over the devices and computed like the seeds of a run, so a trial's numbers are the same as alone. A trial
+that has ended leaves its rows to the next one, and the program stays.
 """
 
 from collections.abc import Callable, Sequence
@@ -40,7 +40,7 @@ class TrialsEngine(ProgramEngine):
         self.family, self.trial_seeds, self.slots, self.inputs = family, list(seeds), slots, Inputs()
         num_devices = len(jax.local_devices())
         self.num_rows = -(-slots * len(seeds) // num_devices) * num_devices
-        # Neighbouring trials lie on different devices, so that a few trials keep all devices busy.
+        # Neighbouring trials are on different devices, so that a few trials keep all devices busy.
         self.order = np.arange(self.num_rows).reshape(num_devices, -1).T.ravel()
         super().__init__(family.first, range(self.num_rows), iterations)
         self.begin = jax.jit(self.begin_one, compiler_options=QUICK)
@@ -96,7 +96,7 @@ class TrialsEngine(ProgramEngine):
         self.rows_now = self.put(self.rows_now, new, self.places(slot))
 
     def stop(self, slot: int) -> None:
-        """Spend the budget of the trial in a slot, so that its rows cost nothing."""
+        """Mark the budget of the trial in a slot as spent, so that its rows cost nothing."""
         assert self.rows_now is not None
         state = self.rows_now.state
         spent = state.steps.at[self.places(slot)].set(np.uint32(self.task.steps))

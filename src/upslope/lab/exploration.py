@@ -34,7 +34,7 @@ from upslope.models.build import perceptrons_for
 EPISODES = 16
 """Episodes of an iteration."""
 DOUBLING: Interval = (0.8, 1.2)
-"""The range in which log₂ of the factor of a row counts as 1."""
+"""The range in which log₂ of the factor per row counts as 1."""
 POWER: Interval = (0.0, 4.0)
 """Exponents of a power of N; 2^N between 10 and 30 rows would have 13."""
 
@@ -77,7 +77,7 @@ def episodes_until_found(
     entropy: float,
     intrinsic: Intrinsic | None = None,
 ) -> Float[np.ndarray, "S K"]:
-    """The number of episodes until the treasure is first found, in seas of K sizes; `budget` is the most of each."""
+    """The number of episodes until the treasure is first found, in seas of K sizes; `budget` is the limit for each."""
     sea = Sea(max(sizes))
     task = task_in(sea, entropy, intrinsic)
 
@@ -105,7 +105,7 @@ def slope(x: Sequence[float | int] | np.ndarray, y: Float[np.ndarray, "S K"]) ->
 
 
 def entropy(seed: int = 0, seeds: int = 24, sizes: Sequence[int] = (6, 8, 10, 12, 14)) -> Outcome:
-    """Each row more doubles the episodes that a policy with an entropy bonus needs to find the treasure."""
+    """Each additional row doubles the episodes that a policy with an entropy bonus needs to find the treasure."""
     budget = [8 * 2**size for size in sizes]
     found = episodes_until_found(sizes, range(seed, seed + seeds), budget, entropy=0.05)
     each = [mean_of(column) for column in found.T]

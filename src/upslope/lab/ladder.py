@@ -80,7 +80,7 @@ def ladder(
         resume: continue the ladder of this name if it exists: finished rungs stay, and the others continue.
         evaluation_episodes: fresh episodes per seed and mode that score each rung after training, because the last
             training episodes come from a policy that was still learning; 0 scores by training episodes.
-        cluster: where workers are, as in `train`.
+        cluster: where workers run, as in `train`.
         settings: any field of `Config`, for every rung.
 
     Raises:

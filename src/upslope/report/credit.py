@@ -39,7 +39,7 @@ def credit_view(figures: Figures, credit: EpisodeCredit, title: str, picture_byt
 
 
 def policy_key(credit: EpisodeCredit) -> dict[str, Any]:
-    """The key of the policy panels: their words, the number of colours drawn, and the number left out."""
+    """The legend of the policy panels: its text, the number of colours drawn, and the number left out."""
     described = [key_of_part(part) for part in credit.parts]
     if len(described) == 1:
         words, kind, count = described[0]
@@ -51,7 +51,7 @@ def policy_key(credit: EpisodeCredit) -> dict[str, Any]:
 
 
 def key_of_part(part: Part) -> tuple[str, str, int]:
-    """The words of the panel of a part of an action, what its colours stand for, and how many there are."""
+    """The text for the panel of a part of an action, what its colours stand for, and how many there are."""
     policy = part.policy
     if "mean" in policy:
         words = "each dimension's mean and the area ±σ around it; points are the actions taken"

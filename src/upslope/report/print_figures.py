@@ -44,7 +44,7 @@ SUFFIXES = (".pdf", ".svg", ".png")
 MARK = "Made by upslope"
 """The creator that every figure names, because only figures of upslope are replaced."""
 LARGEST = 1 << 28
-"""Bytes of a file that is searched for the mark."""
+"""Bytes of a file that are searched for the mark."""
 LINES = ("-", "--", ":", "-.")
 """Line styles; when the colours are used up they repeat with the next one."""
 
@@ -55,7 +55,7 @@ class Drawn:
 
     path: Path
     notes: tuple[str, ...]
-    """What it shows, and what a reader has to know."""
+    """What it shows, and what a reader must know."""
 
 
 @dataclass
@@ -68,7 +68,7 @@ class Panel:
     curves: dict[str, tuple[np.ndarray, Band]] = field(default_factory=dict)
     """Name → (x, mean and interval)."""
     seeds: list[np.ndarray] = field(default_factory=list)
-    """The values of all seeds, which the vertical axis holds; intervals may be cut."""
+    """The values of all seeds, which the vertical axis covers; intervals may be cut off."""
     groups: list[tuple[str, Group]] = field(default_factory=list)
     """(name, group), one below another."""
 
@@ -89,7 +89,7 @@ def figure(
     """Draw a figure for a paper or a slide, with the numbers of `upslope.compare` and of the report.
 
     Runs that differ only in their seeds are one line. Areas and bars are 95 % intervals of the mean over seeds. The
-    colours are told apart with any colour vision. The same runs and versions give the same bytes.
+    colours can be told apart with any colour vision. The same runs and versions give the same bytes.
 
     Args:
         runs: run directories, or archives of `upslope.bundle`.
@@ -99,7 +99,7 @@ def figure(
         size: "column" (3.25 inches wide), "page" (6.75 inches) or "slide".
         metric: for curves, a metric of metrics.jsonl; by default the mean return of the last 100 training episodes.
         labels: names for the groups of runs, in the order of the runs.
-        score, normalize, trust: as in `upslope.compare`; a profile is normalised by "range" if nothing is said.
+        score, normalize, trust: as in `upslope.compare`; a profile is normalised by "range" by default.
         style: a Matplotlib style sheet; fonts, colours, lines and sizes are taken from it, and nothing is run.
 
     Raises:
@@ -148,7 +148,7 @@ def figure_path(output: str | Path) -> Path:
     if not path.suffix:
         path = path.with_suffix(".pdf")
     if path.suffix.lower() not in SUFFIXES:
-        raise UpslopeError(f"A figure is a {', '.join(SUFFIXES)} file, and {path} is none. Give --output such a name.")
+        raise UpslopeError(f"A figure is a {', '.join(SUFFIXES)} file, but {path} is not. Give --output such a name.")
     if not path.parent.is_dir():
         raise UpslopeError(f"There is no folder {path.parent} to write {path.name} into. Create it first.")
     if (path.exists() or path.is_symlink()) and not is_figure(path):
@@ -260,7 +260,7 @@ def rename(panels: Sequence[Panel], labels: Sequence[str]) -> None:
 
 
 def length_of_names(panels: Sequence[Panel], form: Format) -> int:
-    """The most characters of a name."""
+    """The maximum number of characters in a name."""
     return form.row_name_length if panels[0].groups else form.name_length
 
 
@@ -318,7 +318,7 @@ def laid_out(panels: Sequence[Panel], form: Format, style: Style) -> Any:
 
 
 def matplotlib_size() -> list[float]:
-    """The size that Matplotlib gives a figure if nobody says another."""
+    """The size that Matplotlib gives a figure by default."""
     from matplotlib import rcParamsDefault
 
     return rcParamsDefault["figure.figsize"]

@@ -1,4 +1,4 @@
-"""How a printed figure looks: sizes, colours, and a Matplotlib style sheet of the user's (extra `figure`)."""
+"""How a printed figure looks: sizes, colours, and the user's own Matplotlib style sheet (extra `figure`)."""
 
 import ast
 from dataclasses import dataclass
@@ -13,7 +13,7 @@ from upslope.errors import UpslopeError
 
 Size = Literal["column", "page", "slide"]
 PALETTE = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000")
-"""Colours that people with any colour vision tell apart: those of Okabe & Ito 2008, Color Universal Design, without
+"""Colours that people with any colour vision can tell apart: those of Okabe & Ito 2008, Color Universal Design, without
 yellow, which is too pale for a line."""
 FAMILIES = (
     *(
@@ -32,7 +32,7 @@ FAMILIES = (
     *("figure.constrained_layout.", "figure.edgecolor", "figure.facecolor", "figure.figsize", "pdf.fonttype"),
     *("savefig.dpi", "savefig.edgecolor", "savefig.facecolor", "savefig.transparent", "svg.fonttype", "text.color"),
 )
-"""The settings that a style sheet may make. Others name modules, programs and folders, or do not concern a file."""
+"""The settings that a style sheet may change. Others name modules, programs and folders, or do not concern a file."""
 LONGEST_CYCLE = 10_000
 """Characters of a colour cycle."""
 
@@ -43,7 +43,7 @@ class Format:
 
     width: float
     panels: int
-    """The most panels side by side."""
+    """The maximum number of panels side by side."""
     panel_height: float
     row_height: float
     """The height of a row in a comparison."""
@@ -52,9 +52,9 @@ class Format:
     dots: int
     """Pixels per inch of a PNG."""
     name_length: int
-    """The most characters of a name."""
+    """The maximum number of characters in a name."""
     row_name_length: int
-    """The most characters of a name beside a row."""
+    """The maximum number of characters in a name beside a row."""
 
 
 FORMATS: dict[Size, Format] = {
@@ -108,7 +108,7 @@ def sheet_of(path: Path) -> Style:
     another file.
 
     Raises:
-        UpslopeError: the file cannot be read, or holds what is no setting.
+        UpslopeError: the file cannot be read, or holds something that is not a setting.
     """
     from matplotlib import RcParams, rcParamsDefault
 
@@ -127,7 +127,7 @@ def sheet_of(path: Path) -> Style:
         key, colon, value = (part.strip() for part in line.partition(":"))
         if not colon or key not in rcParamsDefault:
             raise UpslopeError(
-                f"{path}, line {number}: {brief(ValueError(line))} is no setting of Matplotlib. A line of a style "
+                f"{path}, line {number}: {brief(ValueError(line))} is not a Matplotlib setting. A line of a style "
                 "sheet has the form `key: value`."
             )
         if key == "axes.prop_cycle":
@@ -205,6 +205,6 @@ def missing_glyphs(messages: list[str]) -> list[str]:
     if not missing:
         return []
     return [
-        f"the font has no sign for {counted(len(set(missing)), 'character')} of these names. Choose another in a "
+        f"the font has no glyph for {counted(len(set(missing)), 'character')} in these names. Choose another in a "
         "style sheet (`font.family: Noto Sans CJK SC`), or give --labels"
     ]

@@ -26,9 +26,9 @@ LATEX = {
     **{"<": r"\textless{}", ">": r"\textgreater{}"},
     **{"[": "{[}", "*": "{*}"},  # after the end of a row, these would be read as its arguments
 }
-"""What stands for a character that LaTeX would take for a command."""
+"""Replacements for characters that LaTeX would take for commands."""
 FORMULA = tuple("=+-@\t\r\n＝＋－＠")
-"""How a cell begins that a spreadsheet would compute: OWASP, CSV Injection."""
+"""The first characters of cells that a spreadsheet would compute: OWASP, CSV Injection."""
 
 
 def table(runs: str | Path | Sequence[str | Path], format: Format = "latex", *, score: Score = "auto") -> str:

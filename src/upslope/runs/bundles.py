@@ -1,4 +1,4 @@
-"""Runs in one archive, to be sent: written, and read with the caution that a stranger's file needs.
+"""Pack runs into one archive to send, and read such archives with the caution that a stranger's file needs.
 
 bundle.json        format, and for each run its command, versions and the hashes of its files
 REPEAT.md          the same for people: the commands that repeat the runs
@@ -33,15 +33,15 @@ CHECKPOINTS = ("checkpoints/best.npz", "checkpoints/last.npz")
 FOLDERS = ("", "checkpoints")
 SUFFIX = ".zip"
 MAX_ARCHIVE, MAX_UNPACKED = (1 << 32) - 1, 1 << 33
-"""Largest sizes of an archive and of all that it holds, in bytes."""
+"""Maximum sizes of an archive and of all that it holds, in bytes."""
 MAX_ENTRIES, MAX_LISTING, MAX_CONTENTS = 20_000, 1 << 24, 1 << 24
-"""The most files of an archive, and the largest sizes of their list and of `bundle.json`, in bytes."""
+"""Maximum number of files in an archive, and maximum sizes of their list and of `bundle.json`, in bytes."""
 MAX_NAME = 200
 END, END_64 = b"PK\x05\x06", b"PK\x06\x07"
-"""How the last record of an archive begins, and that of one beyond 4 GiB before it."""
+"""The first bytes of an archive's last record, and of the record before it in an archive beyond 4 GiB."""
 END_SIZE, END_64_SIZE, MAX_COMMENT = 22, 20, 1 << 16
 EPOCH = (1980, 1, 1, 0, 0, 0)
-"""The time of every file in an archive, so that the same runs give the same bytes."""
+"""The timestamp of every file in an archive, so that the same runs give the same bytes."""
 HELD: list[TemporaryDirectory[str]] = []
 """The folders of unpacked archives, which are removed when the process ends."""
 
@@ -51,7 +51,7 @@ def bundle(
 ) -> Path:
     """Pack runs into one archive, with their versions and the commands that repeat them.
 
-    `upslope.compare`, `figure`, `table` and the commands report, doctor and compare read it as it is. The same runs
+    `upslope.compare`, `figure`, `table` and the commands report, doctor and compare read it unchanged. The same runs
     give the same bytes.
 
     Args:
@@ -100,7 +100,7 @@ def archive_path(output: str | Path) -> Path:
     """The archive to write: `runs.zip` if `output` is a folder; a name without a suffix gets `.zip`.
 
     Raises:
-        UpslopeError: the suffix is another one, the folder is missing, or the file exists.
+        UpslopeError: the suffix is wrong, the folder is missing, or the file exists.
     """
     path = Path(output)
     if path.is_dir() or str(output).endswith(("/", "\\")):
@@ -108,7 +108,7 @@ def archive_path(output: str | Path) -> Path:
     if not path.suffix:
         path = path.with_suffix(SUFFIX)
     if path.suffix.lower() != SUFFIX:
-        raise UpslopeError(f"An archive is a {SUFFIX} file, and {path} is none. Give --output such a name.")
+        raise UpslopeError(f"An archive is a {SUFFIX} file, but {path} is not one. Give --output such a name.")
     if not path.parent.is_dir():
         raise UpslopeError(f"There is no folder {path.parent} to write {path.name} into. Create it first.")
     if path.exists() or path.is_symlink():
@@ -130,16 +130,16 @@ def names_of(runs: Sequence[Path]) -> list[str]:
 
 
 def is_plain(character: str) -> bool:
-    """Whether a character may stand in a name on every system."""
+    """Whether a character is allowed in a name on every system."""
     return character.isprintable() and character not in '/\\:*?"<>|'
 
 
 def files_of(directory: RunDirectory, checkpoints: bool) -> dict[str, Path]:
-    """The files of a run by their names in its folder; all of them belong to the run itself. Of one that still trains,
-    rows are packed after the checkpoints, which need those before them.
+    """The files of a run by their names in its folder; all of them belong to the run itself. For a run that still
+    trains, rows are packed after the checkpoints, which need the rows before them.
 
     Raises:
-        UpslopeError: it is not a run, or a file is a link, which could lead to a file that nobody wanted to send.
+        UpslopeError: it is not a run, or a file is a link, which could lead to a file that nobody meant to send.
     """
     directory.config()
     found = {}
@@ -147,14 +147,14 @@ def files_of(directory: RunDirectory, checkpoints: bool) -> dict[str, Path]:
         path = directory.path / name
         for place in (path.parent, path):
             if place != directory.path and place.is_symlink():
-                raise UpslopeError(f"{place} is a link, and what it leads to is not packed. Replace it by a copy.")
+                raise UpslopeError(f"{place} is a link, and the file behind it is not packed. Replace it with a copy.")
         if path.exists():
             found[name] = plain_file(path, MAX_UNPACKED)
     return found
 
 
 def description_of(name: str, directory: RunDirectory, there: Mapping[Path, str]) -> dict[str, Any]:
-    """What the archive says about a run, but for its files; `there` are the names of all runs in it."""
+    """What the archive says about a run, except its files; `there` holds the names of all runs in it."""
     description = directory.read()
     command, note = repeating(name, directory, there)
     return {
@@ -192,7 +192,7 @@ def repeating(name: str, directory: RunDirectory, there: Mapping[Path, str]) -> 
 
 
 def called_in(there: Mapping[Path, str], run: Path, checkpoint: str) -> tuple[str | None, str]:
-    """What whoever repeats the runs of an archive calls another run, if it is one of them, and a note on it."""
+    """The name of another run for whoever repeats the runs of an archive, if it is one of them, and a note on it."""
     name = there.get(run.resolve())
     if name is None:
         return None, f"It needs the run {run}, which is not in this archive."
@@ -203,9 +203,9 @@ def repeat_text(runs: Sequence[dict[str, Any]]) -> str:
     """The commands that repeat the runs, for people."""
     lines = ["# How these runs were made", ""]
     lines += [
-        "`upslope report` reads this archive as it is. Each command trains its run again; where it names a file or a"
+        "`upslope report` reads this archive as it is. Each command trains its run again; where it names a file or"
     ]
-    lines += ["module of somebody's own, that is needed too. Other versions or processors may round differently."]
+    lines += ["somebody's own module, you need that too. Other versions or processors may round differently."]
     for run in runs:
         packages = ", ".join(f"{package} {number}" for package, number in run["versions"].items())
         lines += [
@@ -221,7 +221,7 @@ def repeat_text(runs: Sequence[dict[str, Any]]) -> str:
 
 
 def entry_of(name: str) -> zipfile.ZipInfo:
-    """A file of an archive, with nothing in it that depends on the machine."""
+    """An archive's entry for a file, with nothing in it that depends on the machine."""
     entry = zipfile.ZipInfo(name, EPOCH)
     entry.compress_type, entry.create_system, entry.external_attr = zipfile.ZIP_DEFLATED, 3, 0o644 << 16
     return entry
@@ -239,11 +239,11 @@ def pack(archive: zipfile.ZipFile, name: str, path: Path) -> str:
 
 
 def unpacked(run: str | Path) -> list[Path]:
-    """The run directories that a path stands for: of an archive those in it, unpacked into a private temporary folder
-    that is removed when the process ends; else the path itself.
+    """The run directories that a path stands for: those in an archive, unpacked into a private temporary folder that is
+    removed when the process ends; for anything else, the path itself.
 
     Raises:
-        UpslopeError: the archive is damaged, foreign, or could do harm.
+        UpslopeError: the archive is damaged or could do harm, or another program made it.
     """
     path = Path(run)
     if path.suffix.lower() != SUFFIX or not path.is_file():
@@ -262,7 +262,7 @@ def unpacked(run: str | Path) -> list[Path]:
     except Exception as error:  # zipfile and zlib raise a dozen types
         holder.cleanup()
         raise UpslopeError(
-            f"{path} is not an archive of upslope, or it is damaged: {brief(error)}. Nothing of it was kept. Make one "
+            f"{path} is not an upslope archive, or it is damaged: {brief(error)}. Nothing in it was kept. Make one "
             "with upslope bundle, or unpack it yourself and give the folders."
         ) from error
     HELD.append(holder)
@@ -282,7 +282,7 @@ def refuse_long_listing(file: IO[bytes]) -> None:
     if tail[-END_SIZE:].startswith(END) and tail.endswith(b"\0\0"):
         place = len(tail) - END_SIZE
     if place < 0 or len(tail) < place + END_SIZE:
-        raise ValueError("it is no zip archive")
+        raise ValueError("it is not a zip archive")
     count, listing = int.from_bytes(tail[place + 10 : place + 12], "little"), tail[place + 12 : place + 16]
     is_large = tail[max(place - END_64_SIZE, 0) : place].startswith(END_64)
     if is_large or count > MAX_ENTRIES or int.from_bytes(listing, "little") > MAX_LISTING:
@@ -294,7 +294,7 @@ def check(archive: zipfile.ZipFile, size: int) -> list[zipfile.ZipInfo]:
     """The files of runs in an archive of this many bytes, once all of them are what `bundle` writes.
 
     Raises:
-        ValueError: a file has another name, is a link, is there twice, or is larger than what fits.
+        ValueError: a file has another name, is a link, appears twice, or is too large.
     """
     entries = archive.infolist()
     if len(entries) > MAX_ENTRIES:
@@ -311,7 +311,7 @@ def check(archive: zipfile.ZipFile, size: int) -> list[zipfile.ZipInfo]:
         seen.add(name.lower())
         kind = stat.S_IFMT(entry.external_attr >> 16)
         if kind not in (0, stat.S_IFDIR if entry.is_dir() else stat.S_IFREG):
-            raise ValueError(f"{name} is no plain file")
+            raise ValueError(f"{name} is not a plain file")
         if entry.flag_bits & 1 or entry.compress_type not in (zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED):
             raise ValueError(f"{name} is encrypted or compressed in another way")
         if is_of_a_run(name) and not entry.is_dir():
@@ -329,7 +329,7 @@ def is_of_a_run(name: str) -> bool:
 
 
 def check_contents(archive: zipfile.ZipFile) -> None:
-    """Check that `bundle` of a version that is known wrote an archive.
+    """Check that an archive was written by `bundle`, in a version that this one can read.
 
     Raises:
         ValueError, KeyError: another program or version did.
@@ -340,7 +340,7 @@ def check_contents(archive: zipfile.ZipFile) -> None:
     contents = parse_json(archive.read(entry).decode("utf-8"))
     number = contents.get("format") if isinstance(contents, dict) else None
     if number != BUNDLE_FORMAT:
-        raise ValueError(f"it has the format {number!r}, and this version reads {BUNDLE_FORMAT}")
+        raise ValueError(f"it has the format {number!r}, but this version reads {BUNDLE_FORMAT}")
 
 
 def unpack(archive: zipfile.ZipFile, entry: zipfile.ZipInfo, folder: Path) -> None:

@@ -59,7 +59,7 @@ def load_checkpoint(
         if found is None or found.shape != expected.shape or found.dtype != expected.dtype:
             said = "missing" if found is None else f"{found.dtype}{list(found.shape)}"
             raise UpslopeError(
-                f"{path} does not belong to this run's config: its {name} is {said}, and "
+                f"{path} does not belong to this run's config: its {name} is {said}, but "
                 f"{expected.dtype}{list(expected.shape)} is needed."
             )
         leaves.append(typed(jnp.asarray(found), leaf))

@@ -47,9 +47,9 @@ EPISODE_COLUMNS = ("step", "seed", "return", "length")
 EVALUATION_COLUMNS = ("seed", "mode", "checkpoint", "environment_seed", "return", "length", "terminated")
 EVALUATION_TEXT = {"mode": "U16", "checkpoint": "U8"}
 INFO = "info/"
-"""What the columns of numbers from `info` begin with."""
+"""The prefix of columns that hold numbers from `info`."""
 STOP = "stop/return"
-"""Stands in a seed's last row of metrics.jsonl if it reached --stop-at-return: the return that it reached."""
+"""The key, in the last row of a seed that reached --stop-at-return, of the return that it reached."""
 MAX_HINTED = 5
 """Maximum number of runs that a hint lists."""
 PACKAGES = ("upslope", "jax", "jaxlib", "optax", "gymnasium", "numpy")
@@ -149,9 +149,9 @@ class RunDirectory:
 
     @contextmanager
     def marked_mixed(self) -> Iterator[None]:
-        """Note in config.json, of a run that is locked, that it goes on on different processors.
+        """Note in the config.json of a locked run that it continues on different processors.
 
-        The file is replaced, so the new one is locked too; the old one stays locked for those who have opened it.
+        The file is replaced, so the new one is locked too; the old one stays locked for those that have opened it.
         """
         path = self.path / "config.json"
         described = json.loads(path.read_text("utf-8"))
@@ -301,10 +301,10 @@ class RunDirectory:
 
 
 def before_there_were(spaces: dict[str, Any], settings: dict[str, Any]) -> dict[str, Any]:
-    """Settings that versions without a choice had: they used no masks, and read images by perceptrons."""
+    """The settings of versions that offered no choice: they used no masks and read images with perceptrons."""
     if "encoder" in settings:
         return {"masks": False}
-    # Imported here, since these import JAX, which takes a second that reports of newer runs do not need.
+    # Imported here, since these import JAX, which takes a second, and reports on newer runs do not need it.
     from upslope.models.composed import PERCEPTRON, networks_of
     from upslope.models.description import from_json
     from upslope.models.encoders import ENCODERS
@@ -361,7 +361,7 @@ def not_a_run(path: Path) -> str:
         why, hint = "it has no config.json" if path.is_dir() else "it is a file", "`ls runs` lists your runs."
         if path.suffix.lower() == ".zip":
             hint = (
-                "report, compare, figure, table and doctor read an archive; for all else unpack it: "
+                "report, compare, figure, table and doctor read an archive; for anything else, unpack it: "
                 f"python -m zipfile -e {path} {path.with_suffix('')}"
             )
     else:

@@ -89,7 +89,7 @@ class Snapshot:
     notice: str = ""
     """What is wrong with the run as seen from outside, in one line."""
     age: float = 0.0
-    """Seconds since this was the state, where the run is watched from outside."""
+    """Seconds since this was the run's state, if the run is watched from outside."""
     stopped: Sequence[bool] = ()
     """Which seeds have stopped before their budget was spent; empty if none has."""
 
@@ -129,7 +129,7 @@ def title_of(config: Config) -> str:
 def closing_words(
     elapsed: float, seeds: Sequence[int], returns: Sequence[float] | None, stopped_at: Sequence[int] = ()
 ) -> str:
-    """What a run has come to, in one line; `returns` is None for a run on recorded data. `stopped_at` are the steps at
+    """The results of a run, in one line; `returns` is None for a run on recorded data. `stopped_at` are the steps at
     which seeds stopped before their budget was spent, 0 for those that did not."""
     if returns is None:
         return f"trained in {elapsed:.1f} s"
@@ -192,7 +192,7 @@ def summary(snapshot: Snapshot) -> str:
 
 
 def curve_place(snapshot: Snapshot) -> int:
-    """The point of a curve at which a run stands."""
+    """The point on the curve that a run has reached."""
     return min(int(snapshot.fraction * CURVE_POINTS), CURVE_POINTS - 1)
 
 
@@ -315,7 +315,7 @@ class Display:
         """Store the current state; cheap enough to call after each iteration."""
 
     def recall(self, snapshots: Sequence[Snapshot]) -> None:
-        """Take in earlier states, of a run that has begun before it was shown."""
+        """Take in the earlier states of a run that began before it was shown."""
 
     def message(self, text: str) -> None:
         """Show an important message, for example a warning."""

@@ -162,8 +162,8 @@ def evaluate(
 
     Returns `{"stochastic": …, "deterministic": …}`. An episode is truncated after `max_episode_steps`, by default at
     the run's or the environment's own limit; if there is none, at 10,000 steps, with a notice. `environment` and
-    `model` are needed only if the run's cannot be found by name, as in `upslope.resume`. `cluster` is where workers
-    evaluate a share of the seeds each, as in `upslope.train`. `trust` allows the code that
+    `model` are needed only if the run's cannot be found by name, as in `upslope.resume`. `cluster` says where workers
+    run, each of which evaluates a share of the seeds, as in `upslope.train`. `trust` allows the code that
     the run's config.json names; registered Gymnasium ids, upslope's own environments and runs trained on this machine
     need none.
 
@@ -192,7 +192,7 @@ def evaluate(
 
 
 def evaluating(cluster: str | Placement | None, environment: Any) -> AbstractContextManager[Callable[..., Any]]:
-    """What evaluates seeds: `evaluate_seeds`, or the same in workers on a cluster."""
+    """The function that evaluates seeds: `evaluate_seeds`, or the same in workers on a cluster."""
     if cluster is None:
         return nullcontext(evaluate_seeds)
     from upslope.runs.evaluation_on_cluster import on_cluster
@@ -270,7 +270,7 @@ def record(
     """Record fresh episodes of one seed's agent, sampled from its policy, with their log-probabilities.
 
     Returns the path of the dataset, by default `dataset.npz` in the run directory. An existing file is not overwritten.
-    With `output="minari:NAME"` it is a dataset of Minari, without the log-probabilities, and the path is its folder.
+    With `output="minari:NAME"` it is a Minari dataset, without the log-probabilities, and the path is its folder.
     `max_episode_steps`, `environment`, `model` and `trust` are the same as in `evaluate`.
     """
     positive(episodes=episodes, max_episode_steps=max_episode_steps)

@@ -1,4 +1,4 @@
-"""What a function of the user's sees and does between the chunks of a run: `upslope.train(..., on_iteration=f)`."""
+"""What the user's function sees and can do between the chunks of a run: `upslope.train(..., on_iteration=f)`."""
 
 import json
 from collections.abc import Callable, Sequence
@@ -61,7 +61,7 @@ class Following:
         allow([request_of(name, given)])  # what is called on this machine is trusted when the run is resumed
 
     def stop(self) -> None:
-        """Stop after this chunk, as Ctrl-C does: everything is saved, and `upslope.resume` goes on."""
+        """Stop after this chunk, as Ctrl-C does: everything is saved, and `upslope.resume` continues."""
         self.is_stopped = True
 
 
@@ -84,7 +84,7 @@ def kept_arguments(name: str, arguments: Sequence[Any]) -> list[Any]:
 
 
 def request_of(name: str, arguments: Sequence[Any]) -> Request:
-    """The call as something that a file asks for: numbers need no trust of their own."""
+    """The call as a request by a file; numbers among its arguments need no trust of their own."""
     text = json.dumps([x for x in arguments if not isinstance(x, bool | int | float | None)])
     return Request(ROLE, name, {} if text == "[]" else {"arguments": text})
 

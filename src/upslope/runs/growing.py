@@ -1,4 +1,4 @@
-"""Read the tables of a run directory while they grow, also over a network share: files are opened anew each time, and
+"""Read the tables of a run directory while they grow, also over a network share: files are reopened each time, and
 nothing is locked or written."""
 
 import json
@@ -19,7 +19,7 @@ class GrowingTable:
         self.count = 0
         """Lines read so far, since the start of the file."""
         self.has_restarted = False
-        """Whether the last `read` began at the start again."""
+        """Whether the last `read` started over from the beginning."""
         self.position, self.anchor = 0, b""
 
     def read(self) -> list[str]:
@@ -29,7 +29,7 @@ class GrowingTable:
         plain_file(self.path, MAX_TABLE)
         try:
             content = self.content()
-        except OSError:  # a share that is away for a moment
+        except OSError:  # a share that is briefly unavailable
             return []
         end = content.rfind(b"\n") + 1
         lines = content[:end].splitlines(keepends=True)
@@ -38,7 +38,7 @@ class GrowingTable:
         return [line.decode("utf-8", "replace").removesuffix("\n") for line in lines]
 
     def content(self) -> bytes:
-        """The bytes after the last line that was read, if that line still stands there; else all bytes."""
+        """The bytes after the last line that was read, if that line is still there; else all bytes."""
         with self.path.open("rb") as file:
             file.seek(self.position - len(self.anchor))
             self.has_restarted = file.read(len(self.anchor)) != self.anchor
@@ -72,7 +72,7 @@ def parsed_rows(path: Path, lines: list[str], seeds: Container[int]) -> list[dic
 
 
 def episode_of(line: str) -> tuple[int, int, float, int] | None:
-    """(step, seed, return, length) of a line of episodes.csv; None for its header and for what is no episode."""
+    """(step, seed, return, length) of a line of episodes.csv; None for the header and lines that are not episodes."""
     try:
         step, seed, episode_return, length, *_ = line.split(",")
         return int(step), int(seed), float(episode_return), int(length)

@@ -1,4 +1,4 @@
-"""Begin a run with the agent of another one: which settings it inherits, what is taken over, and how that is recorded.
+"""Begin a run with the agent of another: which settings it inherits, what is taken over, and how that is recorded.
 
 The source is read once, before training. Everything that was taken over is in the new run's first checkpoint, so the
 run can be resumed when its source is gone.
@@ -128,8 +128,8 @@ def request_from(
 ) -> dict[str, Any]:
     """The arguments of `prepare` for a run that begins with another's agent.
 
-    What the agent was built with is always inherited, what makes the environment if the environment is, and all other
-    settings if the algorithm is and no preset is named. `parts` are the roles for which an object was passed.
+    The settings that the agent was built with are always inherited, those that make the environment if the environment
+    is, and all others if the algorithm is and no preset is named. `parts` are the roles for which an object was passed.
 
     Raises:
         UpslopeError: there is no such run, or it names code that is not trusted.
@@ -228,14 +228,14 @@ def require_same_agent(source: Source, config: Config, task: Task) -> None:
         )
     if changed := different_settings(source, config, NETWORKS):
         raise UpslopeError(
-            f"The networks of {source.directory.path} cannot change: {'; '.join(changed)}. Leave that out to go on "
+            f"The networks of {source.directory.path} cannot change: {'; '.join(changed)}. Leave that out to continue "
             "with its agent, or leave --from out to train a new one."
         )
     if source.config.normalize_observations and not config.normalize_observations:
         raise UpslopeError(
             f"The networks of {source.directory.path} read normalised observations, so --no-normalize-observations "
-            "would show them numbers that they have never seen. Leave it out; --fresh-normalisers begins the "
-            "statistics anew."
+            "would show them numbers that they have never seen. Leave it out; --fresh-normalisers restarts the "
+            "statistics."
         )
 
 
@@ -247,7 +247,7 @@ def seeds_of(source: Source, config: Config) -> list[int]:
         there = f"seed {known[0]}" if len(known) == 1 else f"the seeds {known[0]} to {known[-1]}"
         remedy = (
             "Seed k begins with seed k of the other run: change --seed and --seeds, or let every seed begin with the "
-            f"same agent by --from-seed {known[0]}."
+            f"same agent: --from-seed {known[0]}."
         )
         remedy = remedy if config.from_seed is None else "Change --from-seed."
         raise UpslopeError(f"{source.directory.path} has {there} and no seed {missing[0]}. {remedy}")
@@ -298,7 +298,7 @@ def optimiser_of(source: Source, group: str, fresh: Any, index: np.ndarray) -> A
 
 
 def lines_of_lineage(lineage: Mapping[str, Any]) -> list[str]:
-    """What to know about the beginning of a run, before training begins."""
+    """The lines about a run's beginning that are shown before training."""
     seeds: Sequence[int] = lineage["seeds"]
     shared = len(seeds) > 1 and len(set(seeds)) == 1
     whose = f"all with its seed {seeds[0]}" if shared else counted(len(seeds), "agent")

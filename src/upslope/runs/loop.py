@@ -61,7 +61,7 @@ class Stopped(BaseException):
 
 @dataclass
 class Progress:
-    """The loop's own state, besides the engine's; kept in the checkpoint."""
+    """The loop's own state, in addition to the engine's; kept in the checkpoint."""
 
     windows: list[deque[tuple[float, int]]]
     best: Agent

@@ -1,7 +1,7 @@
 """Datasets of Minari, the Farama Foundation's format and library of recorded episodes (extra `minari`).
 
-Only data are read: a dataset whose spaces are not in its metadata is refused, since Minari would make the environment
-that it names to find them, and other formats than HDF5 are too. Actions are those that the environment got, without
+Only data are read: a dataset whose spaces are not in its metadata is refused, since Minari would create the environment
+that it names to find them; so is any format other than HDF5. Actions are those that the environment got, without
 the probabilities with which they were taken.
 """
 
@@ -65,7 +65,7 @@ def folder_of(where: str | Path) -> tuple[str, Path]:
         raise
     except Exception as error:
         raise UpslopeError(
-            f'"{name}" is not a name of Minari\'s: write {PREFIX}group/name-v0, with a version at its end.'
+            f'"{name}" is not a Minari name: write {PREFIX}group/name-v0, with a version at its end.'
         ) from error
     return name, Path(minari("minari.storage").get_dataset_path(name))
 
@@ -84,9 +84,9 @@ def read_minari(where: str | Path) -> tuple[dict[str, np.ndarray], dict[str, Any
         metadata = stored.read_raw_metadata(data)
         missing = [key for key in ("observation_space", "action_space") if not isinstance(metadata.get(key), str)]
         if missing:
-            raise ValueError(f"its metadata lack {' and '.join(missing)}, and no environment is made to find out")
+            raise ValueError(f"its metadata lack {' and '.join(missing)}, and no environment is created to find out")
         if metadata.get("data_format", "hdf5") != "hdf5":
-            raise ValueError(f"it is stored as {metadata['data_format']}, and only hdf5 is read")
+            raise ValueError(f"it is stored as {metadata['data_format']}, but only hdf5 is read")
         storage = stored.read(data)
         head, spaces = head_of(storage.action_space, name), storage.observation_space
         shapes = encoder_of(spaces, name).shapes
@@ -105,7 +105,7 @@ def read_minari(where: str | Path) -> tuple[dict[str, np.ndarray], dict[str, Any
 
 
 def environment_in(metadata: Mapping[str, Any]) -> str | None:
-    """The id of the environment that the metadata name, which is not made."""
+    """The id of the environment that the metadata name, which is not created."""
     try:
         found = json.loads(metadata["env_spec"])["id"]
     except (KeyError, TypeError, ValueError):
@@ -114,15 +114,15 @@ def environment_in(metadata: Mapping[str, Any]) -> str | None:
 
 
 def episode_arrays(episode: Mapping[str, Any], shapes: Any, head: ActionHead) -> dict[str, np.ndarray]:
-    """One episode of Minari's, as the arrays of `upslope.runs.datasets`.
+    """A Minari episode, as the arrays of `upslope.runs.datasets`.
 
     Raises:
-        ValueError: it has no steps, or goes on after its end.
+        ValueError: it has no steps, or continues after its end.
     """
     reward = np.asarray(episode["rewards"], np.float32)
     length, terminated = len(reward), np.asarray(episode["terminations"], bool)
     if not length or terminated[:-1].any():
-        raise ValueError(f"episode {episode['id']} has no steps, or goes on after its end")
+        raise ValueError(f"episode {episode['id']} has no steps, or continues after its end")
     found = {
         "action": sampled(head, episode["actions"]),
         "reward": reward,
@@ -145,7 +145,7 @@ def episode_arrays(episode: Mapping[str, Any], shapes: Any, head: ActionHead) ->
 
 def sampled(head: ActionHead, taken: Any) -> np.ndarray:
     """Actions [T, …] that the environment got, in the form in which a policy samples them: choices from 0, and parts
-    one after another. What clipping has done is not undone."""
+    one after another. Clipping is not undone."""
     if isinstance(head, ProductHead):
         parts = [sampled(part, taken[key]) for key, part in head.children]
         return np.concatenate([x.reshape(len(x), -1).astype(np.float32) for x in parts], axis=-1)
@@ -168,7 +168,7 @@ def write_minari(
     head: ActionHead,
     meta: Mapping[str, Any],
 ) -> Path:
-    """Write whole-episode rollouts [T, N] as a dataset of Minari, and return its folder.
+    """Write whole-episode rollouts [T, N] as a Minari dataset, and return its folder.
 
     Raises:
         UpslopeError: there is one of this name, or Minari cannot store these spaces.
@@ -192,7 +192,7 @@ def write_minari(
     except Exception as error:
         raise UpslopeError(
             f"Minari cannot store {name}: {type(error).__name__}: {brief(error)}. Without {PREFIX} the episodes are "
-            "written to a file of upslope's."
+            "written to a file in upslope's own format."
         ) from error
     return folder
 
@@ -201,7 +201,7 @@ def new_folder(where: str | Path) -> tuple[str, Path]:
     """The name and the folder of a dataset that does not exist yet."""
     name, folder = folder_of(where)
     if folder.exists():
-        raise UpslopeError(f"Minari has a dataset {name} already, and nothing is overwritten. Give another --output.")
+        raise UpslopeError(f"Minari already has a dataset {name}, and nothing is overwritten. Give another --output.")
     return name, folder
 
 

@@ -21,7 +21,7 @@ from upslope.runs.display import Display, Snapshot, extend_curve, panel, title_o
 WIDTH = 92
 """Characters in a line of the panel."""
 REDRAW_SECONDS = 1.0
-"""Least seconds between two redraws."""
+"""Minimum seconds between two redraws."""
 CODE = "<pre style='line-height: 1.2; white-space: pre; overflow-x: auto'>{code}</pre>"
 CURVE_WINDOW, CURVE_POINTS = 100, 200
 """Episodes averaged for a point of a curve, and points of a curve."""
@@ -94,7 +94,7 @@ def page_of_run(directory: RunDirectory, config: Config, returns: np.ndarray) ->
     """A run: what was trained, each seed's return, and the learning curves."""
     parts = [f"<b>{html.text(title_of(config))}</b><br>{html.text(directory.path)}"]
     if config.data is not None:
-        return f"<div>{parts[0]}{html.paragraph('It learned from recorded data: upslope.evaluate tells more.')}</div>"
+        return f"<div>{parts[0]}{html.paragraph('It learned from recorded data: see upslope.evaluate.')}</div>"
     spread = range_of(returns)
     rows: list[tuple[object, str]] = [
         (seed, number(float(x), spread)) for seed, x in zip(config.seed_list(), returns, strict=True)

@@ -75,8 +75,8 @@ class Policy:
         return self.with_log_prob(observation, deterministic, mask=mask)[0]
 
     def reset(self) -> None:
-        """Clear the memory: the next call begins an episode. A policy without memory is unaffected, but draws noise
-        anew that it holds over several calls."""
+        """Clear the memory: the next call begins an episode. A policy without memory is unaffected, except that it
+        redraws noise that it holds over several calls."""
         self.memory, self.begun = None, self.calls
 
     def with_log_prob(self, observation: Any, deterministic: bool = False, *, mask: Any = None) -> tuple[Any, Any]:
@@ -133,7 +133,7 @@ class Policy:
         head, count = self.agent.head, jax.tree.leaves(batch)[0].shape[0]
         given = list(mask) if is_batch else [mask]
         if len(given) != count:
-            raise UpslopeError(f"There are {count} observations and {len(given)} masks. Give one for each.")
+            raise UpslopeError(f"There are {count} observations and {len(given)} masks. Give one mask for each.")
         try:
             masks: Any = np.stack([head.flat_mask(one) for one in given])
         except ValueError as error:

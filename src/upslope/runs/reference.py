@@ -59,7 +59,7 @@ def seeds_of(source: Source, config: Config) -> list[int]:
     if missing := [seed for seed in wanted if seed not in known]:
         there = f"seed {known[0]}" if len(known) == 1 else f"the seeds {known[0]} to {known[-1]}"
         raise UpslopeError(
-            f"{source.directory.path} has {there} and no seed {missing[0]}. Choose one as the reference of every seed "
-            f"by --reference-seed {known[0]}."
+            f"{source.directory.path} has {there} and no seed {missing[0]}. Choose one as the reference of every seed"
+            f": --reference-seed {known[0]}."
         )
     return wanted

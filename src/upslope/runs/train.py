@@ -110,7 +110,7 @@ def resume_run(
 def through_losses(
     first: Callable[[], Run], config: Config, task: Task, directory: RunDirectory, session: Session
 ) -> Run:
-    """Train; where a cluster loses workers or grows, go on from the last checkpoint with the workers that there are.
+    """Train; if a cluster loses workers or grows, continue from the last checkpoint with the workers that there are.
 
     Since a resumed run equals an uninterrupted one, this changes no number.
     """
@@ -135,7 +135,7 @@ def attempts(first: Callable[[], Run], config: Config, task: Task, directory: Ru
             if losses > MAX_LOSSES:
                 raise
             before = place
-            session.display.message(str(error).partition("; resume with:")[0].rstrip(".") + ". It goes on from there.")
+            session.display.message(str(error).partition("; resume with:")[0].rstrip(".") + ". It resumes from there.")
             if directory.path.exists():
                 attempt = partial(resume_once, config, task, directory, session, [], trust=True)
 
@@ -203,7 +203,7 @@ def resume_once(
             return Run(directory.path, config, tuple(config.seed_list()), np.asarray(mean_of(point.progress, 0)))
         lines = [f"resuming {directory.path} at step {point.step:,} of {config.steps:,}", *notes]
         if point.is_followed and session.on_iteration is None:
-            lines.append("on_iteration was given before, and is not now: nothing is called between iterations any more")
+            lines.append("on_iteration was given before but not now, so nothing is called between iterations now")
         if point.snapshot:
             engine.restore(point.snapshot, session.display.message)
         with directory.marked_mixed() if session.resources.is_mixed else nullcontext():
@@ -258,7 +258,7 @@ def run_loop(
             with suppress(BrokenPipeError):  # the first update handles it, when there is something to save
                 display.start(title_of(config), lines)
             state, progress = loop.run(state, progress)
-            onward = f"stopped by on_iteration; it goes on by:  {call_of('resume', config, directory)}"
+            onward = f"stopped by on_iteration; resume it:  {call_of('resume', config, directory)}"
             lines = [onward] if progress.is_stopped else []
             display.finish(None, [*closing_lines(config, directory, progress), *lines])
     except Stopped:
@@ -318,7 +318,7 @@ def source_lines(config: Config) -> list[str]:
 
 
 def lines_of_task(config: Config, task: Task) -> list[str]:
-    """What to know about the task before training begins."""
+    """The notes on the task that are shown before training begins."""
     kind = "" if task.environment.is_compiled else task.environment.kind
     batched = [f"batched: {kind}; its episodes cannot be replayed, so a resumed run begins new ones"] if kind else []
     return [
@@ -331,11 +331,11 @@ def lines_of_task(config: Config, task: Task) -> list[str]:
 
 
 LARGE_BATCH = 2**25
-"""Bytes of observations in an iteration from which on their size is told."""
+"""Minimum bytes of observations in an iteration for their size to be mentioned."""
 
 
 def lines_of_batch(task: Task) -> list[str]:
-    """The note on the memory that the observations of an iteration take, if it is much."""
+    """The note on the memory that the observations of an iteration take, if it is large."""
     encoder, whole = task.model.encoder, task.estimator.whole_episodes
     parts = (inner for _, inner, _ in encoder.leaves(encoder.shapes))
     one = sum(math.prod(inner.shapes) * (1 if isinstance(inner, ImageEncoder) else 4) for inner in parts)
@@ -382,7 +382,7 @@ def finished_lines(config: Config, directory: RunDirectory) -> list[str]:
         f"{directory.path} is finished: each seed has spent its {config.steps:,} steps{stops}, so nothing was changed. "
         "A run's budget is fixed, since schedules depend on it. To train longer, start a new run with more --steps:",
         *command,
-        f"or go on from its agents, over a new budget:  {call_of('train --from', config, directory)}",
+        f"or continue from its agents, with a new budget:  {call_of('train --from', config, directory)}",
         f"evaluate it:  {call_of('evaluate', config, directory)}",
     ]
 

@@ -53,7 +53,7 @@ class History:
 
     @property
     def is_finished(self) -> bool:
-        """Whether every seed has spent its budget, or has stopped before."""
+        """Whether every seed has spent its budget, or stopped earlier."""
         return self.over == set(self.seeds)
 
     def read(self) -> list[Snapshot]:
@@ -167,14 +167,14 @@ class Silence:
         run, is_alive = self.history.directory.path, is_locked(self.history.directory.path / "config.json")
         self.was_alive |= is_alive
         if self.was_alive and not is_alive and self.seconds > MOMENT:
-            return f"its process has ended before the budget was spent. Go on: upslope resume {run}"
+            return f"its process ended before the budget was spent. Resume it: upslope resume {run}"
         if self.seconds <= self.limit:
             return ""
         pause = self.history.longest_pause
         usual = f", and the longest pause before was {clock(pause)}" if pause else ""
         told = f"no new row for more than {clock(self.limit)}{usual}"
         if is_alive:
-            return f"{told}. Its process is still there: an environment may hang"
+            return f"{told}. Its process is still running: an environment may be hanging"
         return f"{told}: it seems to have stopped. If it has: upslope resume {run}"
 
 

@@ -1,6 +1,6 @@
-"""Hold the winner of a sweep against the defaults: both trained anew, on seeds that no trial has seen.
+"""Compare the winner of a sweep with the defaults: both trained anew, on seeds that no trial has seen.
 
-The best of many trials is partly the luckiest, so its score in the sweep says too much. Fresh seeds do not know that it
+The best of many trials is partly the luckiest, so its score in the sweep is optimistic. Fresh seeds do not know that it
 won.
 """
 
@@ -64,7 +64,7 @@ def confirm(
     resources: Resources,
     display: Callable[[], Display],
 ) -> Confirmation:
-    """Train and evaluate the winner and the default on fresh seeds, or go on with what is there, and compare them.
+    """Train and evaluate the winner and the default on fresh seeds, or continue what was begun, and compare them.
 
     Raises:
         KeyboardInterrupt: Ctrl-C was pressed; everything is saved.
@@ -81,7 +81,7 @@ def confirm(
 
 
 def train_or_resume(setup: Setup, config: Config, directory: RunDirectory, session: Session) -> None:
-    """Train a run, or resume it if it is there."""
+    """Train a run, or resume it if it exists."""
     if directory.path.exists():
         same_run(directory.path, config)
         if not is_finished(directory.path):

@@ -1,6 +1,6 @@
-"""Trials on a cluster: a worker trains one after another, those of a compiled environment by the same programs.
+"""Trials on a cluster: each worker trains one after another, those of a compiled environment with the same programs.
 
-The main process alone asks the study and writes. A trial on the host is a run in a temporary folder, whose files the
+Only the main process asks the study and writes. A trial on the host is a run in a temporary folder, whose files the
 worker sends back. A trial whose worker is lost is trained again by another one, with the same settings and seeds, so
 its result is the same.
 """
@@ -32,9 +32,9 @@ from upslope.runs.directory import RunDirectory
 from upslope.runs.train import Session, begin
 
 LOOK_SECONDS = 0.5
-"""Seconds between two checks whether Ctrl-C was pressed, and whether there is room for more workers."""
+"""Seconds between two checks of whether Ctrl-C was pressed, and whether there is room for more workers."""
 WAITING_SECONDS = 60.0
-"""Seconds without any worker after which that is said."""
+"""Seconds without any worker after which this is reported."""
 
 
 def train_on_cluster(
@@ -225,19 +225,19 @@ class Trials:
 
 
 REPORT = "report "
-"""How the kind of a notice begins that tells a trial's recent return."""
+"""The prefix of the kind of a notice that tells a trial's recent return."""
 
 
 @dataclass
 class Outcome:
-    """What came of a trial."""
+    """The outcome of a trial."""
 
     state: str
     """`complete`, `pruned` or `failed`."""
     reason: str = ""
     score: float = math.nan
     files: dict[str, bytes] | None = None
-    """The files of its run; None if it is none."""
+    """The files of its run; None if it is not a run."""
 
 
 class Server:
@@ -261,13 +261,13 @@ class Server:
         self.is_interrupted = True
 
     def report(self, number: int, part: int, value: float) -> bool:
-        """Tell a trial's recent return; return whether it is to stop."""
+        """Tell a trial's recent return; return whether it should stop."""
         if self.notices is not None:
             self.notices(f"{REPORT}{number} {part}", json.dumps([part, value]))
         return self.is_interrupted
 
     def train_in_program(self, setup: Setup, number: int, drawn: dict[str, Any]) -> Outcome:
-        """Train a trial of a compiled environment, by a program that trials before it may have left."""
+        """Train a trial of a compiled environment, with a program that earlier trials may have left."""
         trial = OneTrial(number, drawn, self.report)
         if self.programs is None:
             self.programs = Programs(setup, trial, 1, lambda _: None)
@@ -293,13 +293,13 @@ class Server:
             return Outcome("complete", score=fmean(run.returns.tolist()), files=files_of(path))
 
     def close(self) -> None:
-        """Let go of the programs."""
+        """Release the programs."""
         if self.programs is not None:
             self.programs.close()
 
 
 class OneTrial:
-    """A study of one trial, which tells what came of it."""
+    """A study of one trial, which records its outcome."""
 
     total = 1
 
@@ -314,7 +314,7 @@ class OneTrial:
         return None if was else self
 
     def report(self, trial: Any, part: int, value: float) -> bool:
-        """Tell a recent return; return whether the trial is to stop."""
+        """Tell a recent return; return whether the trial should stop."""
         return self.tell_report(self.number, part, value)
 
     def complete(self, trial: Any, score: float) -> None:

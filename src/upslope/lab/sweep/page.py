@@ -171,7 +171,7 @@ def importance_figure(figures: Figures, importances: Mapping[str, float]) -> Htm
 
 
 def space_table(space: Space, default: Config) -> Table:
-    """What is searched, beside the defaults."""
+    """What is searched, next to the defaults."""
     rows = [[name.rstrip("_"), extent(p), setting_words(getattr(default, name))] for name, p in space.searched.items()]
     return Table(["setting", "searched", "default"], rows, "The space")
 

@@ -17,8 +17,8 @@ from upslope.learning.devices import num_cores
 LOOK_SECONDS = 0.5
 """Seconds between two checks of what the processes have finished."""
 NO_TRIAL = (
-    "The processes that should train the trials begin none: the last one {}; its error is above. In a script of your "
-    'own, call `upslope.sweep` below `if __name__ == "__main__":`, since each of them imports the script. With '
+    "No process began a trial: the last one {}; its error is above. In a script of your "
+    'own, call `upslope.sweep` below `if __name__ == "__main__":`, since each process imports the script. With '
     "--workers 1 the trials are trained in this process."
 )
 PATIENCE = 30.0

@@ -109,7 +109,7 @@ class Programs:
                     active.clear()
 
     def close(self) -> None:
-        """Let go of the programs."""
+        """Release the programs."""
         for engine, _ in self.engines:
             engine.close()
         self.engines = []
@@ -163,7 +163,7 @@ class Programs:
         active.append(Active(trial, slot, windows))
 
     def advance(self, engine: TrialsEngine, active: list[Active]) -> None:
-        """Train a program's trials for a part of their budget, and tell what came of it."""
+        """Train a program's trials for a part of their budget, and report the results."""
         try:
             chunk = engine.advance_all()
         except UpslopeError as error:
@@ -207,7 +207,7 @@ class Programs:
 
 
 def number_paths(setup: Setup) -> tuple[Path, ...]:
-    """Where in a task the searched numbers are: wherever tasks differ in a number that differ in one setting."""
+    """The places of the searched numbers in a task: wherever tasks that differ in one setting differ in a number."""
     found: dict[Path, None] = {}
     for name, parameter in setup.space.searched.items():
         tasks = []

@@ -40,7 +40,7 @@ class Setup:
         return task_of(config, self.environment)
 
     def described(self) -> dict[str, Any]:
-        """What must be the same for trials to be compared, for the storage."""
+        """What must be the same for trials to be comparable, for the storage."""
         config = self.default.to_json()
         named = {name: config.pop(name) for name in ("environment", "algorithm", "steps", "seeds", "seed")}
         return {**named, "space": self.space.to_json(), "settings": config}
@@ -60,7 +60,7 @@ def setup_of(
     """
     if algorithm in ALGORITHMS and ALGORITHMS[algorithm].source == "recorded":
         raise UpslopeError(
-            f"{algorithm} learns from recorded data, and a sweep scores a trial by the episodes that it collects in "
+            f"{algorithm} learns from recorded data, but a sweep scores a trial by the episodes that it collects in "
             "training. Sweep a rung that collects its own experience, e.g. ppo."
         )
     given = read_space(space) if space is not None else None
@@ -72,7 +72,7 @@ def setup_of(
     if default.reference is not None:
         raise UpslopeError("The trials of a sweep have no reference policy. Leave out reference.")
     if default.start_from:
-        raise UpslopeError("Every trial of a sweep begins anew, not from another run. Leave out start_from.")
+        raise UpslopeError("Every trial of a sweep starts from scratch, not from another run. Leave out start_from.")
     task = task_of(default, made, parts)
     refuse_unread(asked, default, task)
     if given is None:

@@ -73,7 +73,7 @@ class Choices:
 
     @property
     def words(self) -> tuple[Any, ...]:
-        """The values as samplers store them: lists as text, all else as it is."""
+        """The values as samplers store them: lists as text, anything else unchanged."""
         return tuple(map(word, self.values))
 
     def ends(self) -> tuple[Any, ...]:
@@ -163,7 +163,7 @@ def space_of(entries: Mapping[str, Any], place: str) -> Space:
             if name in GIVEN_BY_THE_COMMAND:
                 raise UpslopeError(f"{written} is the same for all trials; give it to the command instead.")
             if name in searched or name in fixed:
-                raise UpslopeError(f"{written} is there twice.")
+                raise UpslopeError(f"{written} appears twice.")
             if is_searched:
                 searched[name] = parameter_of(name, entry)
             else:
@@ -251,6 +251,6 @@ def refuse_code(space: Space, place: str) -> None:
         is_code = name in ROLES and (name in ("env_kwargs", "wrappers") or names_code(str(value)))
         if is_code or name == "model_kwargs":
             raise UpslopeError(
-                f"{place} sets {name} to {value!r}, and a space file neither names code nor says how to make an "
+                f"{place} sets {name} to {value!r}, but a space file neither names code nor says how to make an "
                 "environment. Give it to the command, or pass the space from Python as a dictionary."
             )

@@ -1,4 +1,4 @@
-"""Optuna, which suggests the settings of trials and keeps their results; everything of it that a sweep uses is here.
+"""Optuna, which suggests the settings of trials and keeps their results; a sweep uses it only through this module.
 
 It is imported inside functions, since it is an extra.
 """
@@ -30,7 +30,7 @@ WARM_UP = 5
 BUSY_SECONDS = 60
 """Seconds for which a process waits for another one that writes to the same SQLite file."""
 BEGIN_SECONDS, AGAIN_SECONDS = 30.0, 0.5
-"""Seconds for which a process waits for another one that makes the tables or begins the study, and between looks."""
+"""Seconds for which a process waits for another one that makes the tables or begins the study, and between checks."""
 PULSE_SECONDS, LOST_SECONDS = 60.0, 600.0
 """Seconds between two signs of life of a trial, and without one until its process on another machine counts as gone."""
 OPTIONS: Mapping[str, Any] = {
@@ -113,7 +113,7 @@ def needs_package(role: str, name: str, error: ImportError) -> UpslopeError:
 
 @contextmanager
 def without_warnings() -> Iterator[None]:
-    """Silence Optuna's notes on experimental parts, which are no news for who chose them by name."""
+    """Silence Optuna's notes on experimental parts, which are no news to a user who chose them by name."""
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         yield
@@ -122,7 +122,7 @@ def without_warnings() -> Iterator[None]:
 def sampler_of(name: str, seed: int) -> Any:
     """A sampler whose suggestion for a trial depends on the seed, the trial's number and the results before it.
 
-    Hence a sweep that was stopped goes on as it would have, and processes that share a storage draw different trials.
+    Hence a sweep that was stopped continues as it would have, and processes that share a storage draw different trials.
     """
     optuna = require_optuna()
     has_seed = "seed" in inspect.signature(named("sampler", name, samplers())).parameters and name != "qmc"
@@ -193,7 +193,7 @@ class Told:
 
 @dataclass(frozen=True)
 class Access:
-    """How a process gets at a study."""
+    """How a process accesses a study."""
 
     storage: str
     """URL of the database."""
@@ -244,10 +244,10 @@ class Study:
         self.begun: int | None = None
         """The trial that Optuna is beginning."""
         self.first_seen: dict[int, float] = {}
-        """Trial of another process → when this one first saw that it runs."""
+        """Trial of another process → when this process first saw it running."""
 
     def announce(self, trial: Any) -> None:
-        """Write whose trial it is before its settings are drawn, which may fail or be interrupted."""
+        """Record whose trial it is before its settings are drawn, which may fail or be interrupted."""
         self.begun = trial._trial_id
         self.storage.set_trial_user_attr(trial._trial_id, "process", this_process())
         self.pulse.add(trial._trial_id)
@@ -259,7 +259,7 @@ class Study:
 
     def begin(self, description: str, first: Mapping[str, Any] | None, until: float) -> str:
         """Write what a study is and its first trial, and return what it is. Of several processes only the one that
-        created it writes; another one does if nothing has been written until then."""
+        created it writes; another one does if nothing has been written by then."""
         while (kept := self.study.user_attrs.get("sweep")) is None and time.monotonic() < until:
             time.sleep(AGAIN_SECONDS)
         if kept is None:
@@ -328,8 +328,8 @@ class Study:
 
     @contextmanager
     def unless_ended(self) -> Iterator[list[bool]]:
-        """Do nothing to a trial that has ended, e.g. since another process took this one for gone and put it back.
-        What is given is then empty."""
+        """Do nothing to a trial that has ended, e.g. because another process took this one for gone and put it back.
+        The list that is yielded is then empty."""
         still = [True]
         try:
             yield still
@@ -344,7 +344,7 @@ class Study:
             self.storage.set_trial_user_attr(trial._trial_id, "put_back", True)
             self.storage.set_trial_state_values(trial._trial_id, self.states.FAIL)
         if still and again:
-            # Settings that were given and not drawn yet, as those of the defaults, are not among the parameters.
+            # Settings that were given but not drawn yet, like those of the defaults, are not among the parameters.
             self.study.enqueue_trial(kept.system_attrs.get("fixed_params", {}) | kept.params)
         return bool(still)
 
@@ -361,7 +361,7 @@ class Study:
         return sum(self.put_back(trial) for trial in gone)
 
     def fail_of(self, pid: int | None, reason: str) -> int:
-        """Tell that the trials of a process of this machine have failed; return their number."""
+        """Tell that the trials of a process on this machine have failed; return their number."""
         failed = [t for t in self.running() if t.user_attrs.get("process") == f"{platform.node()}:{pid}"]
         for trial in failed:
             self.fail(trial, reason)
@@ -464,11 +464,11 @@ def is_of_storage(error: Exception) -> bool:
 
 
 def differing(name: str, kept: Mapping[str, Any], now: Mapping[str, Any]) -> str:
-    """Say in what a sweep of this name differs from the one that is asked for."""
+    """Say how a sweep of this name differs from the requested one."""
     differ = [key for key in now if kept.get(key) != now[key]]
     words = ", ".join(f"{key} was {json.dumps(kept.get(key))}, now {json.dumps(now[key])}" for key in differ)
     return (
-        f"The sweep {name} has other settings ({words}), and its trials cannot be compared with new ones. Repeat its "
+        f"The sweep {name} has other settings ({words}), so its trials cannot be compared with new ones. Repeat its "
         "command to continue it, or choose another --name."
     )
 
@@ -484,14 +484,14 @@ def this_process() -> str:
 
 
 class Pulse:
-    """Writes to the storage once in a while that the trials of this process are still in progress."""
+    """Records in the storage, once in a while, that the trials of this process are still in progress."""
 
     def __init__(self, storage: Any):
         self.storage, self.trials, self.lock = storage, set(), threading.Lock()
         self.thread: threading.Thread | None = None
 
     def add(self, trial: int) -> None:
-        """Write it for this trial from now on."""
+        """Record it for this trial from now on."""
         self.write(trial)
         with self.lock:
             self.trials.add(trial)
@@ -500,7 +500,7 @@ class Pulse:
                 self.thread.start()
 
     def beat(self) -> None:
-        """Write until the process ends."""
+        """Record it until the process ends."""
         while True:
             time.sleep(PULSE_SECONDS)
             with self.lock:
@@ -510,7 +510,7 @@ class Pulse:
                     self.trials.discard(trial)
 
     def write(self, trial: int) -> bool:
-        """Write it now, if the storage can be reached; False if the trial has ended."""
+        """Record it now, if the storage can be reached; False if the trial has ended."""
         try:
             self.storage.set_trial_user_attr(trial, "alive", time.time())
         except (require_optuna().exceptions.UpdateFinishedTrialError, KeyError):
@@ -521,13 +521,13 @@ class Pulse:
 
 
 def was_put_back(trial: Any) -> bool:
-    """Whether a trial was returned to the study; one that ended otherwise in the meantime was not."""
+    """Whether a trial was returned to the study; one that ended differently in the meantime was not."""
     return bool(trial.user_attrs.get("put_back")) and trial.state.name == "FAIL"
 
 
 def is_gone(attributes: Mapping[str, Any], first_seen: float = math.inf) -> bool:
     """Whether the process that trains a trial has ended: by its pulse, and on this machine by its number too, which
-    another process may have by now. Without any sign of life it is gone some time after it was first seen."""
+    another process may have by now. Without any sign of life it counts as gone some time after it was first seen."""
     if time.time() - float(attributes.get("alive", first_seen)) > LOST_SECONDS:
         return True
     machine, _, number = str(attributes.get("process", "")).rpartition(":")

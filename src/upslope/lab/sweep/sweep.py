@@ -87,7 +87,7 @@ def sweep(
     quiet: bool = False,
     **settings: Any,
 ) -> Sweep:
-    """Search an algorithm's settings, and hold the winner against the defaults on seeds that no trial has seen.
+    """Search an algorithm's settings, and compare the winner with the defaults on seeds that no trial has seen.
 
     All trials have the same environment, budget and seeds, and a trial's score is the mean over seeds of the last 100
     training returns. Then the best trial's settings and the defaults are trained anew on fresh seeds and compared.
@@ -104,7 +104,7 @@ def sweep(
         steps: environment steps per seed.
         sampler: Optuna's sampler by its name: tpe, random, cmaes, gp, qmc, nsgaii, bruteforce, …
         pruner: Optuna's pruner by its name: median, hyperband, successivehalving, wilcoxon, none.
-        storage: the URL of a database of Optuna's; by default a SQLite file in the sweep's folder.
+        storage: the URL of an Optuna database; by default a SQLite file in the sweep's folder.
         name: the name of the sweep's folder and of the study; by default derived from environment and algorithm.
         fresh_seeds: seeds on which winner and default are trained anew; 0 leaves that out.
         evaluation_episodes: fresh episodes per seed and mode by which these are compared; 0: by training returns.
@@ -112,7 +112,7 @@ def sweep(
         workers: processes that train trials of a Gymnasium environment; by default one per core.
         at_once: trials that one program of a compiled environment trains at once; by default 8, or 64 on an
             accelerator.
-        cluster: where workers are, as in `upslope.train`; each trains one trial at a time.
+        cluster: where workers run, as in `upslope.train`; each trains one trial at a time.
         settings: any field of `Config`, for every trial and for the default.
 
     Raises:
@@ -143,12 +143,12 @@ def sweep(
     except Exception as error:
         if not is_of_storage(error):
             raise
-        words = f"The storage failed: {type(error).__name__}. What it holds stays. Repeat the command to continue."
+        words = f"The storage failed: {type(error).__name__}. Its contents are kept. Repeat the command to continue."
         raise UpslopeError(words) from error
 
 
 def check_engine(setup: Setup, resources: Resources, at_once: int | None) -> None:
-    """Refuse the options of the other kind of environment."""
+    """Refuse options that are meant for the other kind of environment."""
     is_compiled = setup.environment.is_compiled
     if setup.default.devices_per_seed > 1 or "devices_per_seed" in setup.space.searched:
         raise UpslopeError(
@@ -157,9 +157,9 @@ def check_engine(setup: Setup, resources: Resources, at_once: int | None) -> Non
     if resources.cluster is not None and at_once is not None:
         raise UpslopeError("On a cluster each worker trains one trial at a time, and --workers sets their number.")
     if resources.workers is not None and is_compiled and resources.cluster is None:
-        raise UpslopeError("--workers applies only to Gymnasium environments; here --at-once sets trials at once.")
+        raise UpslopeError("--workers applies only to Gymnasium environments; here --at-once sets how many trials run.")
     if at_once is not None and not is_compiled:
-        raise UpslopeError("--at-once applies only to compiled environments; here --workers sets trials at once.")
+        raise UpslopeError("--at-once applies only to compiled environments; here --workers sets how many trials run.")
 
 
 def default_name(config: Config) -> str:
@@ -190,7 +190,7 @@ def opening_lines(setup: Setup, study: Study, path: Path) -> list[str]:
         f"{counted(config.seeds, 'seed')} · {config.steps:,} steps each"
     )
     searched = ", ".join(name.rstrip("_") for name in setup.space.searched)
-    again = [f"continuing: {counted(before, 'trial')} there"] if before else []
+    again = [f"continuing: {counted(before, 'trial')} so far"] if before else []
     search = f"searching {searched} with {access.sampler}, pruning by {access.pruner}"
     return [title, f"writing to {path}", search, *again]
 

@@ -1,4 +1,4 @@
-"""A trial as a run: it trains like `upslope train`, tells its recent return, and may be pruned."""
+"""A trial as a run: it trains like `upslope train`, reports its recent return, and may be pruned."""
 
 import math
 import shutil

@@ -37,7 +37,7 @@ def reason_without(found: Any) -> str:
     score = f"Trial {found.winner.number} is the best of the sweep, with a return of {number(found.winner.score)}"
     if found.is_default:
         return f"{score}. It has the default settings: no trial beats them, so there is nothing to confirm."
-    return f"{score}. It was not confirmed on fresh seeds, so a part of that may be luck."
+    return f"{score}. It was not confirmed on fresh seeds, so part of that may be luck."
 
 
 def sentence(winner: Told, confirmation: Confirmation) -> str:

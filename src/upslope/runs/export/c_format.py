@@ -33,7 +33,7 @@ def files_of(plan: Plan, path: Path) -> dict[Path, bytes]:
 
 
 def refuse_what_c_has_not(plan: Plan) -> None:
-    """Refuse other observations than vectors, other memories than a GRU, and 16-bit floats."""
+    """Refuse observations other than vectors, memories other than a GRU, and 16-bit floats."""
     pictures = {picture.place for picture in plan.pictures}
     parts = [
         f"`{one.name}` ({one.kind})"
@@ -47,13 +47,13 @@ def refuse_what_c_has_not(plan: Plan) -> None:
     if parts:
         remedy = "onnx" if plan.pictures else "numpy or onnx"
         raise UpslopeError(
-            f"This policy has {', '.join(parts)}; in C there are vectors of real numbers, perceptrons and a GRU. "
+            f"This policy has {', '.join(parts)}; the C format has only real vectors, perceptrons and a GRU. "
             f"Export it as {remedy}."
         )
 
 
 def prefix_of(path: Path) -> str:
-    """What every name in the header begins with: the file's name as an identifier."""
+    """The prefix of every name in the header: the file's name as an identifier."""
     word = re.sub(r"[^A-Za-z0-9_]", "_", path.stem)
     return word if re.match(r"[A-Za-z]", word) else f"policy_{word}"
 
@@ -68,18 +68,18 @@ def sizes_of(plan: Plan) -> tuple[int, int]:
 
 
 def num_inputs(plan: Plan) -> int:
-    """The length of an observation, whose arrays follow one another."""
+    """The length of an observation, whose arrays are concatenated."""
     return sum(one.num_features for one in plan.inputs)
 
 
 def widest(plan: Plan) -> int:
-    """The most numbers that any layer reads or gives."""
+    """The largest number of inputs or outputs of any layer."""
     widths = [layer.weight.shape[1] if isinstance(layer, Dense) else layer.size for layer in plan.layers]
     return max(num_inputs(plan), *widths)
 
 
 def is_normalised(plan: Plan) -> bool:
-    """Whether any array of the observation is."""
+    """Whether any array of the observation is normalised."""
     return any(isinstance(one.coding, Numbers) and one.coding.mean is not None for one in plan.inputs)
 
 
@@ -105,7 +105,7 @@ def source(plan: Plan, prefix: str) -> str:
 
 
 def beginning(plan: Plan, prefix: str) -> Iterator[str]:
-    """The comment, with what goes in and comes out."""
+    """The comment that describes inputs and outputs."""
     mask = ", mask" if plan.has_masks else ""
     yield "/* A policy trained by upslope, in C99, without allocation. Link with -lm."
     yield " *"
@@ -134,7 +134,7 @@ def beginning(plan: Plan, prefix: str) -> Iterator[str]:
 
 
 def plain(name: str) -> str:
-    """A key with plain letters alone, since others could end the comment."""
+    """A key reduced to plain letters, since other characters could end the comment."""
     return re.sub(r"[^A-Za-z0-9_/. -]", "?", name).replace("*/", "?").replace("/*", "?")
 
 
@@ -158,7 +158,7 @@ def word_of(key: str | int) -> str:
 
 
 def ending_of(field: dict[str, str]) -> str:
-    """What the names of a part end with."""
+    """The suffix of a part's names."""
     return field["action"].removeprefix("action")
 
 
@@ -264,7 +264,7 @@ def functions(plan: Plan, prefix: str) -> Iterator[str]:
 
 
 def spread(prefix: str) -> list[str]:
-    """What a layer adds where it gives log σ of noise that is a function of its inputs."""
+    """What a layer adds if it gives log σ of noise that is a function of its inputs."""
     return f"""\
 static inline void {prefix}_spread(
     const float *x, int inputs, const float *variance, const float *share, int outputs, float *y)

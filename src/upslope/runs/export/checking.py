@@ -1,4 +1,4 @@
-"""Hold what an exported file gives against what the policy itself gives."""
+"""Compare the outputs of an exported file with those of the policy itself."""
 
 from typing import Any, NamedTuple
 
@@ -20,9 +20,9 @@ from upslope.runs.export.running import Found, actions_of, over_time
 from upslope.runs.export.samples import structured
 
 EPISODES, STEPS = 32, 4
-"""The random observations that a file is held against; a policy without memory sees all of them as first steps."""
+"""The random observations on which a file is checked; a policy without memory sees all of them as first steps."""
 TOLERANCE = 1e-3
-"""A file that differs by more than this, relative plus absolute, is not written: then it computes something else.
+"""A file that differs by more than this, relative plus absolute, is not written: it computes something else.
 Rounding is about 1e-6."""
 
 
@@ -32,7 +32,7 @@ class Agreement(NamedTuple):
     largest: float
     """max |x − y| / (1 + |y|) over the parameters, and over actions that are real numbers."""
     differing: int
-    """Actions that differ although no two scores tie within that."""
+    """Number of actions that differ although no two scores tie within the tolerance."""
 
 
 def expected(plan: Plan, policy: Any, arrays: list[np.ndarray], masks: np.ndarray | None) -> Found:

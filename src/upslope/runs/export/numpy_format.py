@@ -1,4 +1,4 @@
-"""A policy as a Python file that needs NumPy alone, and its arrays beside it."""
+"""A policy as a Python file that needs only NumPy, with its arrays beside it."""
 
 import io
 from collections.abc import Iterator
@@ -41,7 +41,7 @@ def files_of(plan: Plan, path: Path) -> dict[Path, bytes]:
     if plan.pictures:
         names = ", ".join(f"`{plan.inputs[picture.place].name}`" for picture in plan.pictures)
         raise UpslopeError(
-            f"This policy reads {names} by convolutions, which are slow in NumPy and are not written for it. Export "
+            f"This policy reads {names} with convolutions, which are slow in NumPy, so that format lacks them. Export "
             "it as onnx."
         )
     buffer = io.BytesIO()
@@ -76,7 +76,7 @@ def arrays_of_gaussian(head: Gaussian) -> dict[str, np.ndarray]:
 
 
 def suffix(plan: Plan, k: int) -> str:
-    """What the names of the k-th part of an action end with."""
+    """The suffix of the names of an action's k-th part."""
     return f"_of_{k}" if len(plan.parts) > 1 else ""
 
 
@@ -86,7 +86,7 @@ def source(plan: Plan) -> str:
 
 
 def beginning(plan: Plan) -> list[str]:
-    """The docstring, with what goes in and comes out, and imports."""
+    """The docstring, which describes inputs and outputs, and the imports."""
     mask = ", mask" if plan.has_masks else ""
     what = [f"    {one.name!a}: {one.kind} {list(one.shape)}" for one in plan.inputs]
     return [
@@ -248,7 +248,7 @@ def outputs_of_parts(plan: Plan) -> Iterator[str]:
 
 
 def action_of(made: Head, end: str, *, has_mask: bool) -> Iterator[str]:
-    """The action of a part, whose names end so."""
+    """The action of a part, whose names end in `end`."""
     x, action, mask = f"x{end}", f"action{end}", f"mask{end}"
     if isinstance(made, Gaussian):
         yield from gaussian(made, end)
@@ -271,7 +271,7 @@ def action_of(made: Head, end: str, *, has_mask: bool) -> Iterator[str]:
 
 
 def gaussian(made: Gaussian, end: str) -> Iterator[str]:
-    """The mean, log σ and action of a real-valued part, whose names end so."""
+    """The mean, log σ and action of a real-valued part, whose names end in `end`."""
     x, mean, log_std, action = (f"{name}{end}" for name in ("x", "mean", "log_std", "action"))
     if made.range_of_log_std is not None:
         low, high = made.range_of_log_std
@@ -295,7 +295,7 @@ def functions(plan: Plan) -> Iterator[str]:
         "    x = np.asarray(x).astype(dtype)",
         "    batch = x.shape[: x.ndim - len(shape)]",
         "    if x.shape != (*batch, *shape) or len(batch) > 1:",
-        '        raise ValueError(f"The shape {shape} is needed, or a batch of it, and not {x.shape}.")',
+        '        raise ValueError(f"The shape must be {shape}, or a batch of that, not {x.shape}.")',
         "    return x.reshape(*batch, -1)",
     )
     if plan.has_masks:

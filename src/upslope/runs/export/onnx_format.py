@@ -35,7 +35,7 @@ from upslope.runs.export.plan import (
 OPSET, IR_VERSION = 17, 8
 """The versions of the operators and of the file: those of onnx 1.12 (2022), which onnxruntime reads since 1.12."""
 MASK, OWN = "action_mask", "upslope:"
-"""The name of a mask, and what every inner name begins with."""
+"""The name of a mask, and the prefix of every inner name."""
 KINDS = {"Box": "float32", "image": "uint8", "Discrete": "int64", "MultiDiscrete": "int64", "MultiBinary": "int8"}
 """The dtype of an input for each kind of space."""
 
@@ -62,16 +62,16 @@ def files_of(plan: Plan, path: Path) -> dict[Path, bytes]:
 
 
 def own_files_of(own: Any, policy: Any, path: Path) -> dict[Path, bytes]:
-    """The graph that a user's model makes of itself.
+    """The graph that a user's model builds of itself.
 
     Raises:
-        UpslopeError: onnx is not installed, or it is no valid graph.
+        UpslopeError: onnx is not installed, or the graph is not valid.
     """
     onnx = require_onnx()
     made = own.to_onnx(policy)
     name = type(own).__name__
     if not isinstance(made, onnx.ModelProto):
-        raise UpslopeError(f"{name}.to_onnx() gives a {type(made).__name__}, and an onnx.ModelProto is needed.")
+        raise UpslopeError(f"{name}.to_onnx() gives a {type(made).__name__}, but an onnx.ModelProto is needed.")
     try:
         onnx.checker.check_model(made, full_check=True)
     except (onnx.checker.ValidationError, onnx.shape_inference.InferenceError) as error:
@@ -80,7 +80,7 @@ def own_files_of(own: Any, policy: Any, path: Path) -> dict[Path, bytes]:
 
 
 def input_names(plan: Plan) -> list[str]:
-    """The names of the observation's arrays: their keys, after `observation/` where another name is the same."""
+    """The names of the observation's arrays: their keys, prefixed by `observation/` where another name is the same."""
     carries = plan.memory.carries if plan.memory else ()
     actions = (part.action for part in plan.parts)
     taken = {MASK, *actions, *plan.parameters, *carries, *(f"next_{name}" for name in carries)}
@@ -95,7 +95,7 @@ def input_names(plan: Plan) -> list[str]:
 
 
 class GraphWriter:
-    """A graph in the making: operators in order, and constants."""
+    """A graph under construction: operators in order, and constants."""
 
     def __init__(self) -> None:
         onnx = require_onnx()
@@ -162,7 +162,7 @@ class GraphWriter:
         return model
 
     def features(self, plan: Plan, names: list[str]) -> str:
-        """What the first layer reads."""
+        """The input of the first layer."""
         codings = [self.coded(name, one) for name, one in zip(names, plan.inputs, strict=True)]
         convolved = {picture.place for picture in plan.pictures}
         seen = [

@@ -215,7 +215,7 @@ class Gaussian:
 
     @property
     def log_unit(self) -> np.ndarray:
-        """What is added to log σ to have it in the units of the mean."""
+        """What to add to log σ to express it in the units of the mean."""
         return np.zeros_like(self.half) if self.is_squashed else np.log(self.half)
 
     num_choices = 0
@@ -277,7 +277,7 @@ ACTION = "action"
 
 @dataclass(frozen=True)
 class Part:
-    """A part of the action and what it is made of: all of it, or one of a Dict or Tuple."""
+    """A part of the action and how it is made: the whole action, or one entry of a Dict or Tuple."""
 
     path: tuple[str | int, ...]
     """The keys and places that lead to it; empty if it is the whole action."""
@@ -350,11 +350,11 @@ class Plan:
     def chosen(self) -> str:
         """Which action a file gives, in words."""
         if any(isinstance(part.head, Gaussian) and part.head.is_squashed for part in self.parts):
-            return "the most probable choices, and of real numbers the mean before tanh, within their bounds"
+            return "the most probable choices, and for real numbers the mean before tanh, within their bounds"
         return "the most probable one, within its bounds"
 
     def is_masked(self, part: Part) -> bool:
-        """Whether the mask says something about this part."""
+        """Whether the mask covers this part."""
         return self.has_masks and part.head.num_choices > 0
 
     @property

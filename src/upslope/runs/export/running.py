@@ -36,7 +36,7 @@ def run_numpy(
 ) -> Found:
     """Run the generated Python file."""
     names: dict[str, Any] = {"__file__": str(path), "__name__": path.stem}
-    # `numpy_format` wrote it just now, and everything from the run's files stands in it as an escaped literal.
+    # `numpy_format` has just written it, and everything from the run's files is in it as an escaped literal.
     exec(compile(path.read_text("utf-8"), str(path), "exec"), names)
     policy = names["Policy"]()
 
@@ -79,7 +79,7 @@ def actions_of(plan: Plan, action: Any) -> dict[str, Any]:
 
 
 def over_time(step: Callable[[int], dict[str, Any]], length: int) -> Found:
-    """All steps, one after another."""
+    """Run all steps, one after another."""
     steps = [step(t) for t in range(length)]
     return {name: np.stack([found[name] for found in steps]) for name in steps[0]}
 

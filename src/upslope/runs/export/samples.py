@@ -1,4 +1,4 @@
-"""Random observations and masks for a policy, to hold its export against."""
+"""Random observations and masks for a policy, on which its export is checked."""
 
 from collections.abc import Sequence
 from typing import Any
@@ -13,8 +13,8 @@ MOST = 2**24
 
 
 def random_arrays(plan: Plan, count: int, generator: np.random.Generator) -> list[np.ndarray]:
-    """`count` observations, an array [count, …] for each input. Numbers lie about the mean that training saw, and some
-    of them beyond what is clipped."""
+    """`count` observations, an array [count, …] for each input. Numbers lie around the mean that training saw, and some
+    of them beyond the clipping bounds."""
     return [random_array(one, count, generator) for one in plan.inputs]
 
 
@@ -35,7 +35,7 @@ def random_array(one: Input, count: int, generator: np.random.Generator) -> np.n
 
 
 def random_masks(plan: Plan, count: int, generator: np.random.Generator) -> np.ndarray | None:
-    """`count` masks [count, M] that allow an action each; None if the policy has none."""
+    """`count` masks [count, M] that each allow an action; None if the policy has none."""
     if not plan.has_masks:
         return None
     masks = generator.random((count, plan.num_choices)) < 0.6
@@ -47,7 +47,7 @@ def random_masks(plan: Plan, count: int, generator: np.random.Generator) -> np.n
 
 
 def sizes_of(head: Head) -> Sequence[int]:
-    """The number of options of each choice that a mask speaks of."""
+    """The number of options of each choice that a mask covers."""
     return head.sizes if isinstance(head, Categories) else [2] * (head.num_choices // 2)
 
 

@@ -1,7 +1,7 @@
-"""From a trained agent to the plan of what its policy computes: the one place that knows what networks are made of.
+"""From a trained agent to the plan of what its policy computes: the one place that knows how networks are built.
 
-Whatever is not known here is refused by its name, so that no part of a policy is left out in silence: another class,
-and a field that was added to a known one and is not at its default.
+Whatever is not known here is refused by name, so that no part of a policy is silently left out: an unknown class, or
+a field that was added to a known one and is not at its default.
 """
 
 from collections.abc import Collection, Iterator, Sequence

@@ -1,4 +1,4 @@
-"""Export a policy: check what is asked, write the file, and hold it against the policy before it is kept."""
+"""Export a policy: check the request, write the file, and check it against the policy before keeping it."""
 
 import platform
 import subprocess
@@ -55,7 +55,7 @@ def export_policy(policy: Policy, format: str, output: str | Path | None = None)
     own = policy.agent.model
     if format == "onnx" and isinstance(own, OwnModel) and hasattr(own.whole, "to_onnx"):
         files = refuse_taken(onnx_format.own_files_of(own.whole, policy, path))
-        return kept(files, None, ("not held against the policy: your own model wrote it",))
+        return kept(files, None, ("not checked against the policy: your own model wrote it",))
     plan = plan_of(policy.agent, policy.encoder, has_masks=policy.needs_mask)
     files = refuse_taken(WRITERS[format](plan, path))
     arrays, masks = sequences(plan)
@@ -87,7 +87,7 @@ def export(
     """Write a run's policy to a file that acts without upslope, with its normaliser, masks, memory and action bounds.
 
     The file gives the deterministic action in the environment's own units and dtype, and the parameters of its
-    distribution: the logits, or mean and log σ. Before it is kept, it is held against the policy on random
+    distribution: the logits, or mean and log σ. Before it is kept, it is checked against the policy on random
     observations. An existing file is not overwritten.
 
     Args:
@@ -121,9 +121,9 @@ def output_path(output: str | Path, format: str) -> Path:
     if not path.suffix:
         path = path.with_suffix(suffix)
     if path.suffix != suffix:
-        raise UpslopeError(f"A policy in the format {format} is a {suffix} file, not {path.name}. Name it so.")
+        raise UpslopeError(f"A policy in the format {format} is a {suffix} file, not {path.name}. Change the suffix.")
     if not path.parent.is_dir():
-        raise UpslopeError(f"There is no folder {path.parent} to write {path.name} into. Make it first.")
+        raise UpslopeError(f"There is no folder {path.parent} to write {path.name} into. Create it first.")
     return path
 
 
@@ -157,7 +157,7 @@ def checked(plan: Plan, found: Found, wanted: Found) -> Agreement:
     if made.differing or not made.largest <= TOLERANCE:
         raise UpslopeError(
             f"The exported policy differs from upslope's own by {made.largest:.1g} and in "
-            f"{counted(made.differing, 'action')}, so nothing was written: this is a fault of upslope. Try another "
+            f"{counted(made.differing, 'action')}, so nothing was written: this is a bug in upslope. Try another "
             "--format, or use the policy from Python: upslope.load."
         )
     return made
@@ -175,7 +175,7 @@ def exported_c(plan: Plan, written: Path, files: dict[Path, bytes], held: tuple[
         found, seconds = run_c(written, plan, arrays, masks)
     except (subprocess.SubprocessError, OSError) as error:
         why = error if isinstance(error, OSError) else "the C compiler here does not work"
-        return kept(files, None, (size, f"the time of a step is not measured, nor is what it computes: {why}"), **sizes)
+        return kept(files, None, (size, f"the time of a step is not measured, nor are outputs checked: {why}"), **sizes)
     words = f"{size}; {1e6 * seconds:.3g} µs a step on this machine ({platform.machine()}, -O2)"
     return kept(files, checked(plan, found, wanted), (words,), seconds_per_step=seconds, **sizes)
 
@@ -187,5 +187,5 @@ def kept(files: dict[Path, bytes], held: Agreement | None, notes: tuple[str, ...
     words = [f"wrote {path} ({len(content):,} bytes)" for path, content in files.items()]
     if held is not None:
         equal = f"numbers equal to within {held.largest:.1g}"
-        words.append(f"held against upslope on random observations: the same actions, {equal}")
+        words.append(f"checked against upslope on random observations: the same actions, {equal}")
     return Exported(tuple(files), held.largest if held else None, notes=(*words, *notes), **numbers)

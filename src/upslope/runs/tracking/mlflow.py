@@ -16,7 +16,7 @@ import numpy as np
 from upslope.runs.tracking.tracker import MetricRow, TrackedRun, imported, words
 
 METRICS, PARAMETERS = 1000, 100
-"""How many MLflow takes in one call."""
+"""How many MLflow accepts in one call."""
 LONGEST_VALUE, LONGEST_KEY = 6000, 250
 """Its longest parameter and name, in characters."""
 

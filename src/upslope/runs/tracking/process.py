@@ -28,11 +28,11 @@ from upslope.runs.tracking.tracker import keep_private
 PAUSE = 1.0
 """Seconds between two checks of the run directory."""
 PATIENCE = 15.0
-"""Seconds without a sign of life after which a tracker that has not finished is given up, once training has ended."""
+"""Seconds without a sign of life after which a tracker that has not finished is given up on once training has ended."""
 QUIET_WAIT = 1.0
 """Seconds after which the user is told which trackers are being waited for."""
 ORPHAN_SECONDS = 600.0
-"""Seconds that the process may take to finish when training is gone."""
+"""Seconds that the process may take to finish once training is gone."""
 NICENESS = 10
 """The niceness of the process, so that training comes first when both want the processor."""
 BOOTSTRAP = f"""
@@ -109,7 +109,7 @@ class TrackerProcess:
         return self.process.poll() is not None and not self.listener.is_alive() and self.words.empty()
 
     def failure(self, why: str) -> str:
-        """The message that tracking has ended before its time; it is given once."""
+        """The message that tracking has ended early; it is given once."""
         self.is_told = True
         return f"{self.name} failed: {why}. The run does not depend on it. Send the rest later: {self.command}"
 
@@ -143,7 +143,7 @@ class Tracking:
         say: Callable[[str], None],
         inform: Callable[[str], None] = lambda line: None,
     ):
-        """`say` is for what goes wrong, `inform` for what a quiet display leaves out."""
+        """`say` reports what goes wrong, `inform` what a quiet display leaves out."""
         self.say, self.inform = say, inform
         self.processes: list[TrackerProcess] = []
         for name in names:
@@ -184,7 +184,7 @@ class Tracking:
                     if self.tell_of(one, wait=0.1):
                         heard[one] = time.monotonic()
                     if time.monotonic() - heard[one] > PATIENCE:
-                        self.give_up(one, f"no sign of life for {PATIENCE:.0f} s after training, so it was ended")
+                        self.give_up(one, f"no sign of life for {PATIENCE:.0f} s after training, so it was stopped")
                 if not is_announced and time.monotonic() - started > QUIET_WAIT:
                     is_announced = True
                     names = ", ".join(one.name for one in waiting)
@@ -192,7 +192,7 @@ class Tracking:
             self.tell()  # of one that has just died
         except KeyboardInterrupt:
             for one in self.processes:
-                self.give_up(one, "it was ended by Ctrl-C before it had everything")
+                self.give_up(one, "it was stopped by Ctrl-C before it had everything")
 
     def give_up(self, one: TrackerProcess, why: str) -> None:
         """End a process, and tell the user if something is missing."""

@@ -62,7 +62,7 @@ class Memory:
         if self.project not in (None, before):
             raise UpslopeError(
                 f"{self.root} was sent to {self.name} in the project {before or 'of its configuration'}, not in "
-                f"{self.project}. Leave out --track-project, or delete {self.path} to send everything anew."
+                f"{self.project}. Leave out --track-project, or delete {self.path} to send everything again."
             )
         self.project = before
 
@@ -91,7 +91,7 @@ class Memory:
                 except BlockingIOError as error:
                     if not wait():
                         raise UpslopeError(
-                            f"Another process sends {self.root} to {self.name} now. Wait until it has ended."
+                            f"Another process is sending {self.root} to {self.name}. Wait until it has ended."
                         ) from error
                 except OSError:
                     break  # a file system without locks
@@ -114,7 +114,7 @@ class Sender:
 
     @property
     def is_finished(self) -> bool:
-        """Whether every seed has spent its budget or has stopped before, by the rows read so far."""
+        """Whether every seed has spent its budget or stopped earlier, by the rows read so far."""
         return self.over == set(self.steps)
 
     def open(self) -> Tracker:
@@ -188,7 +188,7 @@ def track(run: str | Path | Any, to: str | Sequence[str], *, project: str | None
     """Send a run to experiment trackers: a run per seed, with all metric rows by environment step, the settings, and
     the results of training and evaluation.
 
-    What was sent is noted in the run directory, so that calling it again sends only what is new. A run that was
+    What was sent is noted in the run directory, so a second call sends only what is new. A run that was
     tracked while it trained continues in the same runs. Returns a line for each tracker: what was sent, and where to.
 
     Args:
@@ -210,7 +210,7 @@ def send_run(path: Path, name: str, project: str | None) -> str:
     if not os.access(path, os.W_OK):
         raise UpslopeError(
             f"{path} cannot be written, and what was sent is noted there, so that nothing is sent twice. Copy the run "
-            "to a folder of yours, and send the copy."
+            "to a folder of your own, and send the copy."
         )
     keep_private()
     with sender.memory.locked(lambda: False):
@@ -221,13 +221,13 @@ def send_run(path: Path, name: str, project: str | None) -> str:
             raise
         except Exception as error:
             raise UpslopeError(
-                f"{name} failed: {told(error)}. {counted(sender.memory.rows, 'row')} of {path} are sent; the same "
+                f"{name} failed: {told(error)}. {counted(sender.memory.rows, 'row')} of {path} were sent; the same "
                 "command sends the rest."
             ) from error
     if not sender.memory.rows:
         return f"{path} has no rows yet, so nothing was sent."
     if not has_sent:
-        return f"{path}: everything is with {name} already; {place_of(sender.memory)}"
+        return f"{path}: {name} already has everything; {place_of(sender.memory)}"
     sent = f"{counted(count, 'row')} and the results" if count else "the results, which are new,"
     return f"{path}: sent {sent} to {name}; {place_of(sender.memory)}"
 

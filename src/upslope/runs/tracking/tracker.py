@@ -1,4 +1,4 @@
-"""The seam to experiment trackers: what a tracker is given, and which there are."""
+"""The interface to experiment trackers: what a tracker is given, and which ones there are."""
 
 import importlib
 import json
@@ -17,7 +17,7 @@ from upslope.errors import UpslopeError
 from upslope.runs.directory import RunDirectory
 
 NOT_VALUES = ("iteration", "seed", "step")
-"""Columns of metrics.jsonl that say where a row stands."""
+"""Columns of metrics.jsonl that say where a row belongs."""
 NOT_PARAMETERS = ("format", "spaces")
 """Entries of config.json that are left out of the parameters."""
 TRACKERS: dict[str, tuple[str, str, str]] = {
@@ -38,7 +38,7 @@ PRIVATE = {
 
 @dataclass(frozen=True)
 class TrackedRun:
-    """What a tracker is told of a run before its first row."""
+    """What a tracker is told about a run before its first row."""
 
     path: Path
     name: str
@@ -72,8 +72,8 @@ class Tracker(Protocol):
     def begin(self, run: TrackedRun, known: dict[str, Any]) -> dict[str, Any]:
         """Open a tracker's run for each seed.
 
-        What is returned is stored as JSON and is `known` when the run is sent on later; it is empty at first. An entry
-        `where` is shown to the user.
+        The result is stored as JSON and passed as `known` when sending continues later; `known` is empty at first. An
+        entry `where` is shown to the user.
         """
         ...
 
@@ -141,7 +141,7 @@ def require_own(name: str, flag: str) -> None:
 
 
 def keep_private() -> None:
-    """Turn off what trackers report on their users, where the user has not decided."""
+    """Turn off what trackers report on their users, unless the user has decided."""
     for name, value in PRIVATE.items():
         os.environ.setdefault(name, value)
 
@@ -162,7 +162,7 @@ def imported(name: str) -> Any:
 
 
 def tracked_run(directory: RunDirectory, project: str | None) -> TrackedRun:
-    """What a tracker is told of a run."""
+    """What a tracker is told about a run."""
     description, config = directory.read(), directory.config()
     created = datetime.fromisoformat(str(description.get("created", "1970-01-01T00:00:00+00:00"))).timestamp()
     rest = {name: x for name, x in description.items() if name not in ("config", *NOT_PARAMETERS)}
