@@ -29,6 +29,7 @@ SMALL: dict[str, Any] = {
 }  # fmt: skip
 HEADER = ",".join(EVALUATION_COLUMNS)
 ROW = (0, "stochastic", "last", 0, 1.5, 9, 1)
+NEXT = (0, "stochastic", "last", 1, 2.5, 9, 1)
 LINE = "0,stochastic,last,0,1.5,9,1"
 
 
@@ -181,12 +182,20 @@ def test_what_a_full_disk_left_is_healed_at_the_next_use(content: str, rows: int
     directory.evaluation_path.write_text(content)
     if not is_kept:
         assert len(directory.evaluations()) <= rows
-    directory.add_evaluation([ROW])
-    assert directory.evaluation_path.read_text() == f"{HEADER}\n" + f"{LINE}\n" * (rows + 1)
+    directory.add_evaluation([NEXT])
+    new = ",".join(map(str, NEXT))
+    assert directory.evaluation_path.read_text() == f"{HEADER}\n" + f"{LINE}\n" * rows + f"{new}\n"
     assert len(directory.evaluations()) == rows + 1
     kept = run / "evaluation.csv.damaged"
     assert kept.exists() is is_kept and (not is_kept or kept.read_text() == content)
     assert repaired(directory.evaluation_path.read_text()) == (directory.evaluation_path.read_text(), True)
+
+
+def test_the_same_episodes_are_not_counted_twice(run: Path):
+    directory = RunDirectory(run)
+    for rows in ([ROW, ROW], [NEXT], [(*ROW[:4], 3.5, 9, 1)]):
+        directory.add_evaluation(rows)
+    assert sorted(directory.evaluations()["return"].tolist()) == [2.5, 3.5]
 
 
 def test_a_full_disk_changes_no_evaluation(run: Path, monkeypatch: pytest.MonkeyPatch):

@@ -40,10 +40,11 @@ def influence_of(agent: Agent, rollout: Rollout) -> Influence | None:
         return None
     length = min(len(rollout.reward), LONGEST)
     observation = jax.tree.map(lambda x: jnp.asarray(x[:length]), rollout.observation)
-    features = agent.features(observation)
+    features = prepared = agent.features(observation)
     if isinstance(agent.model, Composed):  # its images are bytes, which have no gradient
         features = jax.tree.map(lambda x: x.astype(jnp.float32), features)
     leaves, structure = jax.tree.flatten(features)
+    scales = [255.0 if before.dtype == jnp.uint8 else 1.0 for before in jax.tree.leaves(prepared)]
     moving = [k for k, x in enumerate(leaves) if jnp.issubdtype(x.dtype, jnp.floating)]
     if not moving:
         return None
@@ -57,8 +58,9 @@ def influence_of(agent: Agent, rollout: Rollout) -> Influence | None:
             inner[k] = x
         seen = jax.tree.unflatten(structure, inner)
         policy = unroll(agent.model, seen, agent.model.start(1), fresh)[0].policy
-        numbers = [x.reshape(length, -1) for x in jax.tree.leaves(policy) if x.shape[:1] == (length,)]
-        return jnp.concatenate(numbers, axis=1)
+        named = [(path[-1], x) for path, x in jax.tree_util.tree_leaves_with_path(policy) if x.shape[:1] == (length,)]
+        centres = [x for name, x in named if getattr(name, "name", None) in ("mean", "logits")]
+        return jnp.concatenate([x.reshape(length, -1) for x in centres or [x for _, x in named]], axis=1)
 
     @jax.jit
     def sizes(moved: list[Array]) -> Float[Array, "R T"]:
@@ -69,8 +71,8 @@ def influence_of(agent: Agent, rollout: Rollout) -> Influence | None:
             """Σ over probes of the squared gradient of the outputs of one step."""
             squares = jnp.zeros(length)
             for probe in probes:
-                for x in back(jnp.zeros_like(out).at[row].set(probe))[0]:
-                    squares += jnp.sum(x.reshape(length, -1) ** 2, axis=1)
+                for k, x in zip(moving, back(jnp.zeros_like(out).at[row].set(probe))[0], strict=True):
+                    squares += jnp.sum((scales[k] * x).reshape(length, -1) ** 2, axis=1)
             return jnp.sqrt(squares)
 
         return jax.lax.map(one, jnp.asarray(steps))

@@ -279,8 +279,7 @@ class Case:
         rows = [kept[fold_of[self.episode_of_rows()[kept]] != fold] for fold in range(2)]
         if not min(map(len, rows)):
             return "there are too few steps whose successor is known", None
-        longest = max(map(len, rows))
-        values = fit(start, steps, np.stack([np.resize(x, longest) for x in rows]), self.gamma, fitting, key)
+        values = fit(start, steps, rows, self.gamma, fitting, key)
         tail = self.valued(values, steps, place, fold_of)
         why = self.why_unsettled(tail, spread_of(returns), fitting)
         return (why, None) if why else ("", tail)

@@ -47,7 +47,7 @@ def write_atomically(path: Path, content: bytes) -> None:
 def save_arrays(path: Path, arrays: Mapping[str, np.ndarray], meta: Mapping[str, Any]) -> None:
     """Atomically write arrays and a JSON-serialisable `meta` to one file."""
     buffer = io.BytesIO()
-    members: dict[str, Any] = {"meta": np.asarray(json.dumps(meta)), **arrays}
+    members: dict[str, Any] = {"meta": np.asarray(json.dumps(meta, allow_nan=False)), **arrays}
     np.savez(buffer, **members)
     write_atomically(path, buffer.getvalue())
 

@@ -12,10 +12,12 @@ from pathlib import Path
 from time import perf_counter
 from typing import Any, Protocol, runtime_checkable
 
+import jax
 import numpy as np
 
 from upslope.errors import UpslopeError
 from upslope.learning.iteration import Task, TrainState
+from upslope.models.agent import Agent
 
 
 @dataclass(frozen=True)
@@ -154,6 +156,17 @@ def clock(phases: dict[str, float], phase: str) -> Iterator[None]:
 def not_finite(chunk: Chunk) -> np.ndarray:
     """The rows [S] whose agent has numbers that are not finite, after the last iteration in which it learned."""
     moved = chunk.steps > chunk.before
+    if not chunk.metrics:
+        return np.asarray(moved.any(axis=1))  # nothing was learned from these steps
     last = moved.shape[1] - 1 - np.argmax(moved[:, ::-1], axis=1)
     after = chunk.metrics["policy/loss"] + chunk.metrics["policy/kl"]  # the KL is that of the new parameters
-    return moved.any(axis=1) & ~np.isfinite(after[np.arange(len(after)), last])
+    return np.asarray(moved.any(axis=1) & ~np.isfinite(after[np.arange(len(after)), last]))
+
+
+def finite_seeds(agents: Agent) -> np.ndarray:
+    """Whether all parameters of each seed are finite [S]."""
+    leaves = [np.asarray(x) for x in jax.tree.leaves(agents.model)]
+    # A sum of squares is finite only if all of its terms are, and is quicker to test.
+    if all(math.isfinite(np.vdot(x, x)) for x in leaves if x.dtype.kind == "f"):
+        return np.ones(len(leaves[0]), bool)
+    return np.logical_and.reduce([np.isfinite(x).reshape(len(x), -1).all(axis=1) for x in leaves])

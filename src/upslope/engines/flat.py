@@ -57,6 +57,11 @@ class Layout:
         """The steps of several seeds' states [S]."""
         return np.array([int(flat[self.steps]) for flat in seeds], np.int64)
 
+    def after_steps(self, flat: Flat, count: int) -> Flat:
+        """The list as it is after so many steps from which nothing was learned."""
+        steps = np.asarray(flat[self.steps])
+        return [steps + steps.dtype.type(count) if i == self.steps else x for i, x in enumerate(flat)]
+
     def with_memory(self, flat: Flat, memory: Sequence[Any]) -> Flat:
         """The list with the memory's arrays replaced."""
         changed = dict(zip(self.memory, memory, strict=True))

@@ -11,10 +11,10 @@ import numpy as np
 from upslope.core.arrays import where_seeds
 from upslope.core.estimators import ends as episode_ends
 from upslope.core.types import Credit, Metrics, Rollout, Successors
-from upslope.engines.base import Chunk, EpisodeRow, chunk_length, clock, never
+from upslope.engines.base import Chunk, EpisodeRow, chunk_length, clock, finite_seeds, never
 from upslope.engines.batched import BatchedColumns, columns_for
 from upslope.engines.collect import AHEAD, Act, EpisodeEnds, acts_here, collect_host, collect_host_episodes, fitted
-from upslope.engines.columns import HostColumns
+from upslope.engines.columns import TOO_LONG, HostColumns
 from upslope.engines.flat import Flat, Layout, Packed, on_flat, unpacked
 from upslope.engines.notices import Notices
 from upslope.engines.processes import HangMonitor
@@ -110,8 +110,16 @@ class HostEngine:
         metrics: list[Packed | None] = [None for _ in each]
         if not active.any():
             return each, memory, Iteration(metrics, before, before, [[] for _ in each])
-        rollout, ends, after = self.collect(layout.agents_on_host(each), memory, keys[:, 0], active, noise)
-        each = list(each)
+        agents, each, after = layout.agents_on_host(each), list(each), memory
+        is_finite, rows = finite_seeds(agents), [[] for _ in each]
+        for s in np.flatnonzero(active & ~is_finite).tolist():  # lost: its steps pass, and nobody takes its actions
+            each[s] = layout.after_steps(each[s], self.task.num_envs * self.task.rollout_steps)
+        active &= is_finite
+        if not active.any():
+            return each, memory, Iteration(metrics, layout.steps_of(each), before, rows)
+        if not is_finite.all():
+            agents = where_seeds(is_finite, agents, jax.tree.map(np.zeros_like, agents))
+        rollout, ends, after = self.collect(agents, memory, keys[:, 0], active, noise)
         assert self.learn is not None
         for s in np.flatnonzero(active).tolist():
             facts = self.rollout_of(rollout, s)
@@ -121,7 +129,7 @@ class HostEngine:
             memories = self.split(jax.tree.leaves(after))
             each = [layout.with_memory(flat, one) for flat, one in zip(each, memories, strict=True)]
         steps = layout.steps_of(each)
-        return each, after, Iteration(metrics, steps, before, self.rows(rollout, ends, before))
+        return each, after, Iteration(metrics, steps, before, self.rows(rollout, ends, before, active))
 
     def noise_ahead(self, state: TrainState, keys: np.ndarray) -> Sequence[np.ndarray | None]:
         """The noise of the actions of a chunk's iterations, whose keys have the data [S, I, W], if it is short enough
@@ -165,13 +173,14 @@ class HostEngine:
             one = one._replace(next_observation=fitted(stored, one.reward.size))
         return one
 
-    def rows(self, rollout: Rollout, ends: EpisodeEnds, before: np.ndarray) -> list[list[EpisodeRow]]:
-        """Each seed's finished episodes, with the step at which they ended."""
+    def rows(
+        self, rollout: Rollout, ends: EpisodeEnds, before: np.ndarray, active: np.ndarray
+    ) -> list[list[EpisodeRow]]:
+        """Each active seed's finished episodes, with the step at which they ended."""
         rows: list[list[EpisodeRow]] = [[] for _ in self.seeds]
         if not len(ends.t):
             return rows
         taken = np.cumsum(np.asarray(rollout.valid).sum(axis=2), axis=1)
-        active = before < self.task.steps
         for s, t, _, episode_return, length, info in zip(*(x.tolist() for x in ends), strict=True):
             if active[s]:
                 rows[s].append((int(before[s] + taken[s, t]), s, episode_return, length, tuple(info)))
@@ -187,7 +196,10 @@ class HostEngine:
     def snapshot(self) -> dict[str, np.ndarray]:
         if self.is_complete:
             self.mark()
-        return self.columns.snapshot()
+        found = self.columns.snapshot()
+        if self.afresh:  # nothing has been learned from them yet, so the next process must hear of them again
+            found["length"][self.afresh] = TOO_LONG
+        return found
 
     def restore(self, snapshot: dict[str, np.ndarray], say: Callable[[str], None]) -> None:
         self.afresh = self.columns.restore(snapshot, say)

@@ -66,7 +66,7 @@ def child_of(node: Any, key: str) -> Any:
     """The value of a key in a mapping, or at an index of a list or an array; else `MISSING`."""
     if isinstance(node, Mapping):
         return node.get(key, MISSING)
-    if key.isdecimal() and isinstance(node, list | tuple | np.ndarray) and np.ndim(node) and int(key) < len(node):
+    if key.isdecimal() and isinstance(node, list | tuple | np.ndarray) and dimensions(node) and int(key) < len(node):
         return node[int(key)]
     return MISSING
 
@@ -76,11 +76,19 @@ def found_in_column(info: Any, key: str, column: int) -> Any:
     return found_in(column_of(info, column), key)
 
 
+def dimensions(x: Any) -> int:
+    """The number of axes of an array or of nested lists; 0 if rows have unequal lengths."""
+    try:
+        return np.ndim(x)
+    except ValueError:
+        return 0
+
+
 def number_of(value: Any) -> float | None:
     """The value as a number; None if it is not one."""
-    if isinstance(value, bool | int | float):
-        return float(value)
     try:
+        if isinstance(value, bool | int | float):
+            return float(value)
         array = np.asarray(value)
         is_number = array.size == 1 and array.dtype.kind in "biuf"
         return float(array.reshape(-1)[0]) if is_number else None
@@ -105,7 +113,7 @@ def numbers_in(info: Any, prefix: str = "") -> dict[str, float]:
             found[name] = number
         elif isinstance(value, Mapping):
             found |= numbers_in(value, f"{name}.")
-        elif isinstance(value, list | tuple | np.ndarray) and np.ndim(value) == 1 and len(value) <= MAX_SHOWN:
+        elif isinstance(value, list | tuple | np.ndarray) and dimensions(value) == 1 and len(value) <= MAX_SHOWN:
             parts = {f"{name}.{i}": number_of(part) for i, part in enumerate(value)}
             found |= {part: number for part, number in parts.items() if number is not None}
     return found

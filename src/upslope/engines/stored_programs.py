@@ -25,6 +25,7 @@ from upslope.config.trust import requested
 from upslope.core.files import plain_file
 from upslope.core.messages import COMPILED_PREFIX
 from upslope.core.storage import write_atomically
+from upslope.errors import UpslopeError
 from upslope.learning.devices import own_cache
 
 MAX_BYTES = 1 << 26
@@ -68,7 +69,7 @@ class StoredPrograms:
             content = bytes(exported.serialize())
         except Exception:  # a program that JAX cannot export
             return jitted
-        with suppress(OSError):  # a full disk
+        with suppress(OSError, UpslopeError):  # a full disk, or a folder that cannot be written
             write_atomically(path, content)
         # Lowered from what was kept, so that XLA's result is found under the same key next time.
         return jax.jit(exported.call, **options)

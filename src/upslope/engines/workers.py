@@ -94,12 +94,12 @@ class WorkersEngine:
             first = last
         self.is_complete, self.state = False, None
         answers = self.wait_for_all()
-        self.is_complete = True
         changes, chunks, times, seconds = zip(*answers, strict=True)
         names = {name for phases in times for name in phases}
         self.phases |= {n: float(np.mean([phases.get(n, 0.0) for phases in times])) for n in names}
         per_seed = [taken / count for taken, count in zip(seconds, self.counts, strict=True)]
         self.stragglers.look(per_seed, self.workers, self.say)
+        self.is_complete = True
         parts = [np.concatenate(xs) for xs in zip(*changes, strict=True)]
         self.state = state_of(parts, state)
         return self.state, join(list(chunks))

@@ -83,7 +83,8 @@ class MaskInInfo(gymnasium.Wrapper):
             mask = shown if mask is None else mask
         elif mask is None and self.method is not None and not any(map(bool, between[1:])):
             mask = self.method()  # not at an end, where there may be no mask
-        return (observation, *between, {**info, KEY: mask})
+        # Vector environments gather info in arrays, and one of integers cannot hold None.
+        return (observation, *between, info if mask is None else {**info, KEY: mask})
 
 
 def with_mask_in_info(env: Any) -> Any:

@@ -298,7 +298,9 @@ def part_of(info: Any, row: int) -> dict[str, Any]:
             continue
         if isinstance(value, Mapping):
             found[key] = part_of(value, row)
-        elif isinstance(value, np.ndarray | list | tuple) and len(value) > row:
+        elif isinstance(value, list | tuple) or (isinstance(value, np.ndarray) and value.ndim):
+            if len(value) <= row:
+                continue
             found[key] = value[row]
     return found
 

@@ -57,14 +57,12 @@ def batch_of(
     length = min(length or len(valid), len(valid)) if has_memory(agent.model) else None
 
     def units(x: Array) -> Array:
-        # Padding may hold any value, and a gradient through nan is nan even where the loss is masked.
-        is_row = valid.reshape(valid.shape + (1,) * (x.ndim - 2))
-        return as_units(jnp.where(is_row, x, jnp.zeros((), x.dtype)), length)
+        return as_units(masked(x, valid), length)
 
     prepared = agent.features(rollout.observation)
     features = jax.tree.map(units, prepared)
     fresh = as_units(beginnings(rollout, memory), length)
-    carry = () if length is None else carries_at(agent.model, prepared, memory, rollout, length)
+    carry = () if length is None else carries_at(agent.model, masked(prepared, valid), memory, rollout, length)
     # In padding everything is allowed, because a policy with no allowed action is nan.
     mask = None if rollout.action_mask is None else ~units(~rollout.action_mask)
     inputs = (features, carry, fresh, mask)
@@ -80,6 +78,16 @@ def batch_of(
         old_policy=in_blocks(lambda rows: outputs_of(agent.model, *rows).policy.density(), inputs, vmapped),
         action_mask=mask,
     )
+
+
+def masked(tree: Any, valid: Bool[Array, "T N"]) -> Any:
+    """Arrays [T, N, …] with zeros in padding, which may hold any value: a gradient through nan is nan even where the
+    loss is masked."""
+
+    def one(x: Array) -> Array:
+        return jnp.where(valid.reshape(valid.shape + (1,) * (x.ndim - 2)), x, jnp.zeros((), x.dtype))
+
+    return jax.tree.map(one, tree)
 
 
 def inputs_of(batch: Batch) -> tuple[Any, Carry, Array, Array | None]:

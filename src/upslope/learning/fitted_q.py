@@ -177,22 +177,25 @@ def encoder_of_actions(head: ActionHead) -> ObservationEncoder:
 def fit(
     start: ActionValues,
     steps: Steps,
-    folds: Int[np.ndarray, "F K"],
+    folds: Sequence[Int[np.ndarray, "K"]],
     gamma: float,
     fitting: Fitting,
     key: PRNGKeyArray,
 ) -> ActionValues:
-    """Q̂ of each fold [F], fitted to the steps whose rows it lists.
+    """Q̂ of each fold [F], fitted to the steps whose rows it lists, each as often as any other.
 
     Targets stay within what the recorded rewards allow, [min(r, 0), max(r, 0)] / (1−γ), so that none diverges.
     """
     keys = jax.random.split(key, len(folds))
 
-    def every_fold(start: ActionValues, steps: Steps, folds: Array) -> ActionValues:
-        regress = Regression(start, steps, gamma, fitting).run
-        return jax.lax.map(lambda each: regress(*each), (folds, keys))
+    counts = [len(rows) for rows in folds]
+    padded = np.stack([np.resize(rows, max(counts)) for rows in folds])
 
-    return jax.jit(every_fold)(start, steps, jnp.asarray(folds))
+    def every_fold(start: ActionValues, steps: Steps, folds: Array, counts: Array) -> ActionValues:
+        regress = Regression(start, steps, gamma, fitting).run
+        return jax.lax.map(lambda each: regress(*each), (folds, counts, keys))
+
+    return jax.jit(every_fold)(start, steps, jnp.asarray(padded), jnp.asarray(counts))
 
 
 @dataclass(frozen=True)
@@ -204,15 +207,15 @@ class Regression:
     gamma: float
     fitting: Fitting
 
-    def run(self, rows: Int[Array, "K"], key: PRNGKeyArray) -> ActionValues:
-        """All iterations on these rows."""
+    def run(self, rows: Int[Array, "K"], count: Int[Array, ""], key: PRNGKeyArray) -> ActionValues:
+        """All iterations on the first `count` of these rows."""
 
         def iteration(carry: tuple[ActionValues, Any], key: PRNGKeyArray) -> tuple[tuple[ActionValues, Any], None]:
             target = carry[0]
 
             def minibatch(carry: tuple[ActionValues, Any], key: PRNGKeyArray) -> tuple[Any, None]:
                 draw, actions = jax.random.split(key)
-                chosen = rows[jax.random.randint(draw, (self.fitting.batch_size,), 0, len(rows))]
+                chosen = rows[jax.random.randint(draw, (self.fitting.batch_size,), 0, count)]
                 return self.update(*carry, chosen, self.targets(target, chosen, actions)), None
 
             return jax.lax.scan(minibatch, carry, jax.random.split(key, self.fitting.updates))

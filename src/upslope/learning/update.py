@@ -202,7 +202,7 @@ def improve(
     after, entropy = in_blocks(partial(sample_of, model), batch, update.vmapped)
     kl = mean(after.kl, batch.valid)
     metrics = {f"policy/{name}": value for name, value in found[0].items()}
-    metrics |= policy_metrics(update.objective, after, batch.valid) | {"policy/entropy": mean(entropy, batch.valid)}
+    metrics |= policy_metrics(pace.objective, after, batch.valid) | {"policy/entropy": mean(entropy, batch.valid)}
     metrics["policy/kl"] = kl
     if reference is not None:
         away = in_blocks(partial(distance_from_reference, model), batch, update.vmapped)

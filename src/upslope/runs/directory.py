@@ -274,7 +274,8 @@ class RunDirectory:
         return read_csv(path, columns, text) if path.exists() else np.zeros(0, csv_type(columns, text))
 
     def add_evaluation(self, rows: Iterable[Sequence[Any]]) -> None:
-        """Add evaluation episodes, all or none. A row or header that an earlier write left incomplete is repaired; if a
+        """Add evaluation episodes, all or none. They replace those of the same seed, mode, checkpoint and environment
+        seed, which are the same episodes. A row or header that an earlier write left incomplete is repaired; if a
         row in the middle is unreadable, the original file is kept as `evaluation.csv.damaged`."""
         text = "".join(",".join(map(str, row)) + "\n" for row in rows)
         path, columns = safe_path(self.path, self.evaluation_path), evaluation_columns(self.config())
@@ -283,7 +284,15 @@ class RunDirectory:
             whole, is_lossless = repaired(old.decode("utf-8", "replace"), columns)
             if not is_lossless:
                 write_atomically(safe_path(self.path, path.with_name(path.name + ".damaged")), old)
-            write_atomically(path, (whole + text).encode())
+            write_atomically(path, (without_these(whole, text) + text).encode())
+
+    def set_aside_evaluations(self, step: int) -> Path | None:
+        """Rename evaluation.csv, whose agent is that of this step and will be trained further; return its new path, or
+        None if there is none."""
+        path = safe_path(self.path, self.evaluation_path)
+        if not path.exists():
+            return None
+        return path.replace(safe_path(self.path, path.with_name(f"evaluation-at-step-{step}.csv")))
 
     @contextmanager
     def exclusive(self) -> Iterator[None]:
@@ -334,6 +343,15 @@ def repaired(content: str, columns: Sequence[str] = EVALUATION_COLUMNS) -> tuple
     kept = [line for line in lines if is_evaluation_row(line, len(columns))]
     is_lossless = (first == header or (header.startswith(first) and not lines)) and kept in (lines, lines[:-1])
     return "\n".join([header, *kept]) + "\n", is_lossless
+
+
+def without_these(whole: str, added: str) -> str:
+    """The rows of an evaluation file without those of the same seed, mode, checkpoint and environment seed as the rows
+    to add."""
+    replaced = {tuple(line.split(",")[:4]) for line in added.splitlines()}
+    header, *lines = whole.splitlines()
+    kept = [line for line in lines if tuple(line.split(",")[:4]) not in replaced]
+    return "\n".join([header, *kept]) + "\n"
 
 
 def is_evaluation_row(line: str, num_columns: int = len(EVALUATION_COLUMNS)) -> bool:

@@ -222,7 +222,10 @@ def evaluate_seeds(
 ) -> tuple[Evaluation, int]:
     """The evaluation of these seeds in one mode, and how many of its episodes were cut."""
     infos: list[np.ndarray] = []
-    rollouts = list(episodes_of(config, environment, agents, mode, episodes, offset, notices, infos))
+    # Pictures of all steps of all episodes would not fit into memory.
+    seen = dict.fromkeys(("observation", "next_observation", "action", "behaviour_log_prob", "action_mask"))
+    batches = episodes_of(config, environment, agents, mode, episodes, offset, notices, infos)
+    rollouts = [rollout._replace(**seen) for rollout in batches]
     return summarise(mode, config, rollouts, infos), num_cut(config, environment, rollouts)
 
 

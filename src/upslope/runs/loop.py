@@ -13,14 +13,13 @@ from statistics import median
 from time import perf_counter
 from typing import Any, Protocol, runtime_checkable
 
-import jax
 import jax.numpy as jnp
 import numpy as np
 
 from upslope.config.config import Config
 from upslope.core.arrays import where_seeds
 from upslope.core.numbers import number
-from upslope.engines.base import Chunk, Engine, clock, not_finite
+from upslope.engines.base import Chunk, Engine, clock, finite_seeds, not_finite
 from upslope.errors import UpslopeError
 from upslope.learning.iteration import TrainState
 from upslope.models.agent import Agent
@@ -29,7 +28,7 @@ from upslope.runs.directory import RunDirectory
 from upslope.runs.display import Display, Snapshot
 from upslope.runs.following import Following
 from upslope.runs.metric_rows import finite, last_finite, metric_rows
-from upslope.runs.signals import Interrupted, stop_on_signal
+from upslope.runs.signals import Interrupted, stop_on_signal, unless_closed
 from upslope.runs.tracking.process import Tracking
 
 CHECKPOINT_SECONDS = 10.0
@@ -134,6 +133,7 @@ class Loop:
         self.on_iteration = on_iteration
         self.engine, self.directory, self.config, self.seeds = engine, directory, config, config.seed_list()
         self.display, self.watch, self.tracking = display, watch, tracking
+        self.say = unless_closed(display.message)
 
     def run(self, state: TrainState, progress: Progress) -> tuple[TrainState, Progress]:
         """Train to the end. On a signal, save and raise `Stopped`; on an error, save and raise it."""
@@ -232,7 +232,7 @@ class Loop:
         if not stopping.any():
             return state
         for s in np.flatnonzero(stopping).tolist():
-            self.display.message(
+            self.say(
                 f"seed {self.seeds[s]}: stopped at step {progress.stopped_at[s]:,}, since its last {WINDOW} episodes "
                 f"have a mean return of {number(mean_of(progress, 0)[s])}"
             )
@@ -268,7 +268,7 @@ class Loop:
             "iteration": progress.iteration,
             "checks": progress.checks.tolist(),
             "sizes": self.directory.sizes(),
-            "windows": [list(w) for w in progress.windows],
+            "windows": [[(finite(r), n) for r, n in window] for window in progress.windows],
             "steps": steps.tolist(),
             "stopped_at": progress.stopped_at.tolist(),
             "settings": self.config.to_json(),
@@ -313,7 +313,7 @@ class Loop:
         for s in np.flatnonzero(not_finite(chunk)).tolist():
             if s not in progress.broken:
                 progress.broken.add(s)
-                self.display.message(
+                self.say(
                     f"seed {self.seeds[s]}: the agent's parameters are no longer finite at step "
                     f"{chunk.steps[s, -1]:,}, so this seed is lost. Lower --learning-rate, or normalise its inputs."
                 )
@@ -336,12 +336,6 @@ def with_true_steps(chunk: Chunk, progress: Progress) -> Chunk:
     if not progress.stopped_at.any():
         return chunk
     return replace(chunk, steps=true_steps(chunk.steps, progress), before=true_steps(chunk.before, progress))
-
-
-def finite_seeds(agents: Agent) -> np.ndarray:
-    """Whether all parameters of each seed are finite [S]."""
-    leaves = jax.tree.leaves(agents.model)
-    return np.all([np.isfinite(np.asarray(x)).reshape(x.shape[0], -1).all(axis=1) for x in leaves], axis=0)
 
 
 def mean_of(progress: Progress, part: int) -> list[float]:

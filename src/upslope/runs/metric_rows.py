@@ -24,19 +24,24 @@ class Ended:
         sums = [np.cumsum(x, axis=0) for x in (np.where(is_known, numbers, 0.0), is_known)]
         self.sums, self.known = (np.concatenate([np.zeros((1, len(log_info))), x]) for x in sums)
         self.steps = np.asarray([row[0] for row in rows])
-        self.returns = np.cumsum([0.0, *(row[2] for row in rows)])
+        returns = np.asarray([row[2] for row in rows], float)
+        is_finite = np.isfinite(returns)
+        self.returns = np.cumsum([0.0, *np.where(is_finite, returns, 0.0)])
+        self.not_finite = np.cumsum([0, *~is_finite])
         self.lengths = np.cumsum([0, *(row[3] for row in rows)])
 
     def between(self, before: int, after: int) -> dict[str, Any]:
         """Number, mean return, mean length and mean numbers of info of the episodes that ended in (before, after]."""
         first, last = np.searchsorted(self.steps, [before, after], side="right")
         count = int(last - first)
-        mean_return = (self.returns[last] - self.returns[first]) / count if count else None
+        # A diverged agent may be paid nan; the means of the iterations after it are not affected.
+        is_known = count and self.not_finite[last] == self.not_finite[first]
+        mean_return = (self.returns[last] - self.returns[first]) / count if is_known else None
         mean_length = (self.lengths[last] - self.lengths[first]) / count if count else None
         found = {"episode/count": count, "episode/return": mean_return, "episode/length": mean_length}
         for k, key in enumerate(self.log_info):
             known = self.known[last, k] - self.known[first, k]
-            found[INFO + key] = float((self.sums[last, k] - self.sums[first, k]) / known) if known else None
+            found[INFO + key] = finite(float((self.sums[last, k] - self.sums[first, k]) / known)) if known else None
         return found
 
 
@@ -70,7 +75,7 @@ def metric_rows(
                 row |= {n: v for n, v in zip(health, health_values[:, s, i].tolist(), strict=True) if math.isfinite(v)}
             if s in stopped and after == int(chunk.steps[s, -1]):
                 row[STOP] = stopped[s]
-            yield json.dumps(row | clocks) + "\n"
+            yield json.dumps(row | clocks, allow_nan=False) + "\n"
 
 
 def last_finite(x: np.ndarray) -> list[float]:

@@ -3,6 +3,7 @@
 import json
 import math
 from dataclasses import dataclass
+from types import NoneType
 from typing import Any
 
 import jax
@@ -66,7 +67,7 @@ def resume_point_of(
     progress.checks = np.asarray(meta["checks"])
     progress.stopped_at = np.asarray(meta.get("stopped_at", [0] * config.seeds))
     for window, episodes in zip(progress.windows, meta["windows"], strict=True):
-        window.extend((float(r), int(n)) for r, n in episodes)
+        window.extend((math.nan if r is None else float(r), int(n)) for r, n in episodes)
     return ResumePoint(state, progress, snapshot, meta["sizes"], max(meta["steps"]), meta.get("is_followed") is True)
 
 
@@ -109,7 +110,7 @@ def problem_of(meta: dict[str, Any], seeds: int) -> str:
 def is_window(window: list[Any]) -> bool:
     """Whether the value is a valid list of a seed's last returns and lengths."""
     return len(window) <= WINDOW and all(
-        isinstance(row, list) and len(row) == 2 and type(row[0]) in (int, float) and type(row[1]) is int
+        isinstance(row, list) and len(row) == 2 and type(row[0]) in (int, float, NoneType) and type(row[1]) is int
         for row in window
     )
 

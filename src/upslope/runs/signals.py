@@ -3,7 +3,7 @@
 import signal
 import threading
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from time import monotonic
 from typing import Any
 
@@ -48,3 +48,14 @@ def stop_on_signal(hangs: Callable[[], bool]) -> Iterator[threading.Event]:
     finally:
         for s in signals:
             signal.signal(s, before[s])
+
+
+def unless_closed(say: Callable[[str], None]) -> Callable[[str], None]:
+    """`say`, which does nothing once the reader of the output is gone: the next update of the display notices that and
+    stops the run where it can be saved."""
+
+    def said(text: str) -> None:
+        with suppress(BrokenPipeError):
+            say(text)
+
+    return said

@@ -42,6 +42,7 @@ from upslope.runs.policy import Policy, Which, check_checkpoint_size, described_
 from upslope.runs.reference import with_reference
 from upslope.runs.resume_point import resume_point_of
 from upslope.runs.same_spaces import require_same_spaces
+from upslope.runs.signals import unless_closed
 from upslope.runs.tracking.process import Tracking
 from upslope.runs.tracking.tracker import require_trackers
 
@@ -104,18 +105,25 @@ def resume_run(
     """Resume from the last checkpoint; `notes` are shown unless the run is already finished. `trust` allows the calls
     of environments' methods that it holds."""
     first = partial(resume_once, config, task, directory, session, notes, trust=trust)
-    return through_losses(first, config, task, directory, session)
+    return through_losses(first, config, task, directory, session, trust=trust)
 
 
 def through_losses(
-    first: Callable[[], Run], config: Config, task: Task, directory: RunDirectory, session: Session
+    first: Callable[[], Run],
+    config: Config,
+    task: Task,
+    directory: RunDirectory,
+    session: Session,
+    *,
+    trust: bool = False,
 ) -> Run:
     """Train; if a cluster loses workers or grows, continue from the last checkpoint with the workers that there are.
 
     Since a resumed run equals an uninterrupted one, this changes no number.
     """
     try:
-        return attempts(first, config, task, directory, session)
+        again = partial(resume_once, config, task, directory, session, [], trust=trust)
+        return attempts(first, again, session, directory)
     finally:
         if session.resources.cluster is not None:
             from upslope.engines.cluster import release
@@ -123,8 +131,9 @@ def through_losses(
             release(session.resources.cluster)
 
 
-def attempts(first: Callable[[], Run], config: Config, task: Task, directory: RunDirectory, session: Session) -> Run:
-    """Train until it is done, or until workers were lost too often at the same checkpoint."""
+def attempts(first: Callable[[], Run], again: Callable[[], Run], session: Session, directory: RunDirectory) -> Run:
+    """Train until it is done, or until workers were lost too often at the same checkpoint. Calls of this process's own
+    `on_iteration` are trusted already; those of a stranger's checkpoint need the user's word each time."""
     attempt, losses, before = first, 0, ""
     while True:
         try:
@@ -137,7 +146,7 @@ def attempts(first: Callable[[], Run], config: Config, task: Task, directory: Ru
             before = place
             session.display.message(str(error).partition("; resume with:")[0].rstrip(".") + ". It resumes from there.")
             if directory.path.exists():
-                attempt = partial(resume_once, config, task, directory, session, [], trust=True)
+                attempt = again
 
 
 def last_step(directory: RunDirectory) -> str:
@@ -202,6 +211,8 @@ def resume_once(
                 display.finish(None, finished_lines(config, directory))
             return Run(directory.path, config, tuple(config.seed_list()), np.asarray(mean_of(point.progress, 0)))
         lines = [f"resuming {directory.path} at step {point.step:,} of {config.steps:,}", *notes]
+        if aside := directory.set_aside_evaluations(point.step):
+            lines.append(f"its evaluation so far is of the agent at step {point.step:,}: kept as {aside.name}")
         if point.is_followed and session.on_iteration is None:
             lines.append("on_iteration was given before but not now, so nothing is called between iterations now")
         if point.snapshot:
@@ -218,7 +229,7 @@ def is_on_host(config: Config, task: Task) -> bool:
 def engine_for(config: Config, task: Task, session: Session) -> Engine:
     """The engine for the source of the experience."""
     data = None if config.data is None else read_data(config, task)
-    say, stored = session.display.message, stored_programs(config)
+    say, stored = unless_closed(session.display.message), stored_programs(config)
     return engine_of(task, config.seed_list(), session.resources, data, say, stored)
 
 

@@ -96,8 +96,8 @@ def plan_of(agent: Any, encoder: encoders.ObservationEncoder, *, has_masks: bool
     chain, log_std = chain_of(model)
     if agent.head.num_features:
         chain[-1] = with_spread(chain[-1], agent.head, number(log_std))
-    if spans is not None:
-        vectors = [(key, one.num_features) for key, one, _ in arrays if key not in convolved]
+    vectors = [(key, one.num_features) for key, one, _ in arrays if key not in convolved]
+    if spans is not None and vectors:
         chain[0] = widened(chain[0], vectors, {key for key, _, _ in read}, spans)
     inputs = tuple(one for _, one, _ in read)
     return Plan(inputs, pictures, tuple(chain), labelled(list(heads_of(agent.head, log_std))), has_masks)

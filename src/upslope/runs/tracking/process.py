@@ -126,10 +126,9 @@ class TrackerProcess:
 
     def kill(self) -> None:
         """Kill the process and what it started."""
-        if self.process.poll() is None:
-            with contextlib.suppress(OSError):
-                os.killpg(self.process.pid, signal.SIGKILL)
-            self.process.wait()
+        with contextlib.suppress(OSError):  # none of the group is left
+            os.killpg(self.process.pid, signal.SIGKILL)
+        self.process.wait()
 
 
 class Tracking:
@@ -177,13 +176,14 @@ class Tracking:
         """Wait for the processes to end."""
         started = time.monotonic()
         heard = dict.fromkeys(self.processes, started)
-        is_announced = False
+        is_announced, given_up = False, set()
         try:
-            while waiting := [one for one in self.processes if not one.is_over]:
+            while waiting := [one for one in self.processes if not one.is_over and one not in given_up]:
                 for one in waiting:
                     if self.tell_of(one, wait=0.1):
                         heard[one] = time.monotonic()
                     if time.monotonic() - heard[one] > PATIENCE:
+                        given_up.add(one)  # what it started may still hold its pipe
                         self.give_up(one, f"no sign of life for {PATIENCE:.0f} s after training, so it was stopped")
                 if not is_announced and time.monotonic() - started > QUIET_WAIT:
                     is_announced = True
