@@ -1,17 +1,23 @@
 """What goes wrong is told in one message: what was asked, why it cannot be, and what to do."""
 
 import re
+import signal
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import jax
+import jax.numpy as jnp
 import numpy as np
 import pytest
-from run_helpers import assert_same_run
+from run_helpers import assert_same_run, before_chunk
 from user_environments import Faulty
 
 import upslope
 from upslope.cli.main import main
+from upslope.engines.compiled import CompiledEngine
+from upslope.engines.host import HostEngine
 from upslope.runs.directory import RunDirectory
 
 SMALL: dict[str, Any] = {"num_envs": 2, "rollout_steps": 8, "minibatches": 2, "epochs": 1, "hidden_sizes": (8,)}
@@ -185,6 +191,31 @@ def test_a_loss_that_is_no_number_is_told(refused: Refused, tmp_path: Path):
     assert "best.npz" not in said or best.exists()
     with np.load(best) as archive:
         assert all(np.isfinite(archive[name]).all() for name in archive.files if name != "meta")
+
+
+@pytest.mark.parametrize(("environment", "engine"), [("jax:Pendulum-v1", CompiledEngine), ("Pendulum-v1", HostEngine)])
+def test_a_diverged_seed_harms_neither_the_others_nor_the_files(environment, engine, tmp_path: Path, monkeypatch):
+    start = engine.start
+
+    def broken(self: Any) -> Any:
+        state = start(self)
+        model = jax.tree.map(lambda x: x.at[1].set(jnp.nan), state.learner.agent.model)
+        return state._replace(learner=state.learner._replace(agent=replace(state.learner.agent, model=model)))
+
+    settings = {"seeds": 2, "steps": 480, "max_episode_steps": 20, "folder": tmp_path, "quiet": True, "preset": False}
+    settings |= {"workers": 1} if engine is HostEngine else {}
+    alone = upslope.train(environment, name="alone", **settings, **SMALL)
+    monkeypatch.setattr(engine, "start", broken)
+    with before_chunk(20, lambda: signal.raise_signal(signal.SIGINT)), pytest.raises(KeyboardInterrupt):
+        upslope.train(environment, name="broken", **settings, **SMALL)
+    run = upslope.resume(tmp_path / "broken", quiet=True)
+    healthy, lost = ([row for row in run.metrics() if row["seed"] == seed] for seed in (0, 1))
+    assert healthy[-1]["step"] == lost[-1]["step"] == 480
+    for mine, other in zip(healthy, [row for row in alone.metrics() if row["seed"] == 0], strict=True):
+        assert {k: v for k, v in mine.items() if "time" not in k} == {k: v for k, v in other.items() if "time" not in k}
+    returns = upslope.evaluate(run.path, episodes=2)["stochastic"].returns
+    assert np.isfinite(returns[0]).all() and np.isnan(returns[1]).all()
+    assert "not_finite" in {finding.cause for finding in upslope.diagnose(run.path).findings}
 
 
 @pytest.mark.parametrize("part", ["estimator", "objective"])

@@ -4,6 +4,7 @@ import signal
 import sys
 import time
 from dataclasses import replace
+from multiprocessing.process import BaseProcess
 from types import SimpleNamespace
 
 import numpy as np
@@ -159,7 +160,7 @@ def test_a_worker_of_a_cluster_trains_one_trial_after_another():
 
 
 def test_processes_that_begin_no_trial_are_not_replaced_for_ever(monkeypatch):
-    class Dead:
+    class Dead(BaseProcess):
         exitcode, pid = 1, 2**22 + 1
 
         def __init__(self, **given):
@@ -176,8 +177,9 @@ def test_processes_that_begin_no_trial_are_not_replaced_for_ever(monkeypatch):
     study = SimpleNamespace(told=list, left=lambda: 3, fail_of=lambda pid, how: 0, put_back_lost=int, access=None)
     monkeypatch.setattr(processes.multiprocessing, "get_context", lambda kind: SimpleNamespace(Process=Dead))
     monkeypatch.setattr(processes, "LOOK_SECONDS", 0)
+    train = getattr(processes.train_in_processes, "__wrapped__", processes.train_in_processes)
     with pytest.raises(UpslopeError, match="__main__"):
-        processes.train_in_processes(None, study, None, 2, print, print)
+        train(None, study, None, 2, print, print)
 
 
 def test_processes_of_this_machine_are_known_by_their_number():

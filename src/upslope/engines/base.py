@@ -17,7 +17,6 @@ import numpy as np
 
 from upslope.errors import UpslopeError
 from upslope.learning.iteration import Task, TrainState
-from upslope.models.agent import Agent
 
 
 @dataclass(frozen=True)
@@ -163,8 +162,8 @@ def not_finite(chunk: Chunk) -> np.ndarray:
     return np.asarray(moved.any(axis=1) & ~np.isfinite(after[np.arange(len(after)), last]))
 
 
-def finite_seeds(agents: Agent) -> np.ndarray:
-    """Whether all parameters of each seed are finite [S]."""
+def finite_seeds(agents: Any) -> np.ndarray:
+    """Whether all parameters of each seed's agent are finite [S]."""
     leaves = [np.asarray(x) for x in jax.tree.leaves(agents.model)]
     # A sum of squares is finite only if all of its terms are, and is quicker to test.
     if all(math.isfinite(np.vdot(x, x)) for x in leaves if x.dtype.kind == "f"):

@@ -21,13 +21,13 @@ from upslope.config.task import environment_of
 from upslope.config.trust import LEARNING, require
 from upslope.core import html
 from upslope.core.arrays import AnyArray as Array
-from upslope.core.arrays import pytree
+from upslope.core.arrays import pytree, where_seeds
 from upslope.core.distributions import Distribution
 from upslope.core.files import safe_path
 from upslope.core.messages import counted, readable
 from upslope.core.numbers import half_width, number, plus_minus, range_of
 from upslope.core.types import Rollout
-from upslope.engines.base import Placement
+from upslope.engines.base import Placement, finite_seeds
 from upslope.engines.batched import columns_for
 from upslope.engines.border import nothing_allowed
 from upslope.engines.collect import Act, collect_host_episodes
@@ -423,12 +423,16 @@ def host_episodes(
     encoder = encoder_of(environment.observation_space, environment.name)
     head = agents.head.in_space(environment.action_space)
     memory = jax.vmap(lambda model: start_memory(model, batches[0]))(agents.model)
-    act, active = Act(), np.ones(len(seeds), bool)
+    act, active, is_finite = Act(), np.ones(len(seeds), bool), finite_seeds(agents)
+    if not is_finite.all():  # a diverged agent has no actions; its episodes are played, and have no return
+        agents = where_seeds(is_finite, agents, jax.tree.map(np.zeros_like, agents))
     columns = columns_for(environment, encoder, head, seeds, batches[0], limit, notices, log_info)
     try:
         for number, n in enumerate(batches):
             now = jax.vmap(jax.random.fold_in, (0, None))(keys, number)
             rollout, ends = collect_host_episodes(columns, act.bind(agents, now, memory), active, {})
+            if not is_finite.all():
+                rollout = rollout._replace(reward=np.where(is_finite[:, None, None], rollout.reward, np.nan))
             info = np.full((*columns.shape, len(log_info)), np.nan)
             info[ends.seed_index, ends.column] = ends.info
             yield jax.tree.map(lambda x, n=n: x[:, :, :n], rollout), info[:, :n]

@@ -270,7 +270,8 @@ class Study:
 
     def left(self) -> int:
         """How many trials have not begun; 0 if the sampler has tried everything."""
-        if getattr(self.study.sampler, "is_exhausted", False):
+        waiting = (self.states.WAITING,)
+        if getattr(self.study.sampler, "is_exhausted", False) and not self.study.get_trials(False, waiting):
             return 0
         return max(self.total - len(self.trials()), 0)
 
