@@ -232,13 +232,16 @@ def test_envpool_is_stepped_by_its_documented_interface(monkeypatch: pytest.Monk
 
 def test_what_begins_afresh_remembers_nothing():
     """Also where a Gymnasium environment could not be replayed: its memory and its discounted return are another's."""
-    settings: dict[str, Any] = {**SMALL, "memory": "gru", "memory_size": 8}
+    settings: dict[str, Any] = {**SMALL, "memory": "gru", "memory_size": 8, "bonus": "rnd", "bonus_episodic": True}
     _, task = prepare("vector:vector_environments:counting", preset=False, settings=settings)
-    state = initialise_all(task, [0, 1])
+    state, fives = initialise_all(task, [0, 1]), np.full((2, 3), 5.0, np.float32)
     running = state._replace(
-        memory=state.memory._replace(fresh=np.zeros((2, 3), bool)), discounted_return=np.full((2, 3), 5.0, np.float32)
+        memory=state.memory._replace(fresh=np.zeros((2, 3), bool)),
+        discounted_return=fives,
+        stream=state.stream._replace(discounted_return=fives),
     )
-    after = begun_afresh(running, [1, 5])
+    after = begun_afresh(task, running, [1, 5])
     expected = np.array([[0, 1, 0], [0, 0, 1]], bool)
-    assert np.array_equal(after.memory.fresh, expected) and begun_afresh(running, []) is running
+    assert np.array_equal(after.memory.fresh, expected) and begun_afresh(task, running, []) is running
+    assert np.array_equal(after.stream.discounted_return, np.where(expected, 0.0, 5.0))
     assert np.array_equal(after.discounted_return, np.where(expected, 0.0, 5.0))

@@ -14,7 +14,7 @@ from run_helpers import SEGMENTS, assert_same_run, before_chunk, metrics_of
 import upslope
 from upslope.config.prepare import prepare
 from upslope.config.trust import requested
-from upslope.engines.host import HostEngine
+from upslope.engines.host import HostEngine, columns_of
 from upslope.errors import UpslopeError
 from upslope.report.page import write_report
 from upslope.runs.directory import RunDirectory
@@ -54,7 +54,7 @@ def test_only_the_first_states_of_episodes_are_visits_beside_the_steps(environme
     """Rollouts of 16 steps cut episodes on the host in the middle, where none begins."""
     settings = {"steps": 320, "num_envs": 3, "rollout_steps": 16, "minibatches": 1, "hidden_sizes": (8,), "seeds": 1}
     _, task = prepare(environment, settings=settings, bonus="count", preset=False)
-    engine = HostEngine(task, [0])
+    engine = HostEngine(task, [0], columns_of(task, [0]))
     try:
         state, ended = engine.start(), 0
         while int(state.steps[0]) < 320:

@@ -98,7 +98,7 @@ class Leaf:
     def is_plainly_right(self, x: Any) -> bool:
         """Whether checks that cost almost nothing confirm that the value is in the space."""
         if self.is_index:
-            return type(x) in WHOLE and self.shape == () and self.low <= x <= self.high
+            return type(x) in WHOLE and self.shape == () and bool(self.low <= x <= self.high)
         return type(x) is np.ndarray and x.shape == self.shape
 
     def exceeds(self, observation: Any) -> bool:

@@ -254,7 +254,7 @@ def begun_afresh(task: Task, state: TrainState, rows: Sequence[int]) -> TrainSta
     if not rows:
         return state
 
-    def at_rows(x: Any, value: float) -> jax.Array:
+    def at_rows(x: Any, value: float | bool) -> jax.Array:
         x = np.array(x)
         x.ravel()[rows] = value
         return jax.numpy.asarray(x)

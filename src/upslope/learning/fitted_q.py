@@ -177,7 +177,7 @@ def encoder_of_actions(head: ActionHead) -> ObservationEncoder:
 def fit(
     start: ActionValues,
     steps: Steps,
-    folds: Sequence[Int[np.ndarray, "K"]],
+    folds: Sequence[np.ndarray],
     gamma: float,
     fitting: Fitting,
     key: PRNGKeyArray,
