@@ -56,8 +56,10 @@ def until_solved(
     return World(environment, steps, solved, cases, {"stop_at_return": solved})
 
 
-SWEPT = {"learning_rate": 0.0016, "gamma": 0.98, "lambda_": 0.95, "epochs": 10}
-"""Found by `upslope sweep` with the bonus, 48 trials on seeds 100 to 102 of 50,000 steps."""
+SWEPT = {"learning_rate": 0.00076, "gamma": 0.97, "lambda_": 0.964, "epochs": 20}
+"""Found by `upslope sweep` with the bonus, 64 trials on seeds 100 to 104 of 40,000 steps. An earlier sweep, of 48 trials
+on seeds 100 to 102 and 50,000 steps, had found 0.0016, 0.98, 0.95 and 10, with which the bonus needed 43,200 steps in
+the median and the same settings without it 54,832."""
 
 
 WORLDS = {
@@ -69,7 +71,7 @@ WORLDS = {
         "jax:MountainCar-v0",
         1_000_000,
         -130.0,
-        {"bonus": "count", "bonus_coefficient": 0.2, "bonus_gamma": 0.95},
+        {"bonus": "count", "bonus_coefficient": 0.2, "bonus_gamma": 0.9},
         SWEPT,
     ),
     "taxi": until_solved("Taxi-v4", 500_000, 7.0, {"bonus": "count", "bonus_coefficient": 0.1}),
