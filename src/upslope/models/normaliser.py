@@ -45,7 +45,8 @@ class RunningStatistics(NamedTuple):
         return jax.lax.optimization_barrier(RunningStatistics(before.mean + shift * share, merged, total))
 
     def normalise(self, x: Float[Array, "..."]) -> Float[Array, "..."]:
-        """(x − mean)/std, clipped to ±`OBSERVATION_CLIP`."""
+        """(x − mean)/std, clipped to ±`OBSERVATION_CLIP`; 1e-8 is added to the variance, so features whose deviation is
+        below about 1e-4 stay small."""
         xp = namespace(x)
         mean, deviation = self.mean, xp.sqrt(self.variance + 1e-8)
         if xp is jnp:
