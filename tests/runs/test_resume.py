@@ -9,6 +9,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable
+from contextlib import suppress
 from dataclasses import replace
 from functools import cache, partial
 from pathlib import Path
@@ -193,3 +194,20 @@ def test_a_config_that_was_edited_after_training_began_is_refused(tmp_path: Path
             upslope.resume(run, quiet=True)
     (run / "config.json").write_text(json.dumps(description))
     assert upslope.resume(run, quiet=True).path == run
+
+
+def test_an_evaluation_of_the_agent_before_is_set_aside(tmp_path: Path):
+    settings = {**SEGMENTS, "steps": 320, "seeds": 1, "hidden_sizes": (8,), "preset": False, "quiet": True}
+    with before_chunk(3, lambda: signal.raise_signal(signal.SIGINT)), pytest.raises(KeyboardInterrupt):
+        upslope.train("jax:CartPole-v1", folder=tmp_path, name="run", **settings)
+    run = tmp_path / "run"
+    upslope.evaluate(run, episodes=1)
+    upslope.resume(run, quiet=True)
+    assert not (run / "evaluation.csv").exists(), "it was of an agent that has been trained further"
+    (aside,) = run.glob("evaluation-at-step-*.csv")
+    assert len(aside.read_text().splitlines()) == 3
+    upslope.evaluate(run, episodes=1)
+    with suppress(upslope.UpslopeError):
+        upslope.resume(run, quiet=True)  # it is finished
+    assert (run / "evaluation.csv").exists()
+    upslope.compare(run, score="stochastic")
