@@ -58,6 +58,7 @@ class Hosts:
 
     def start(self, name: str, script: str) -> subprocess.Popen[bytes]:
         """Run a script on a host, in its home; its output goes to a log."""
+        # Ray keeps its sessions in /tmp/ray and its objects in /dev/shm, on every machine; each host gets its own.
         begin = f"""
 mount -t tmpfs none {PROJECT} && mkdir -p /tmp/ray && mount -t tmpfs none /tmp/ray && mount -t tmpfs none /dev/shm
 export HOME={self.home(name)} PYTHONPATH={self.site} PATH={Path(sys.executable).parent}:$PATH

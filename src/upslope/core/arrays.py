@@ -4,6 +4,7 @@ Learning is compiled. Acting in a Gymnasium environment is not: each step evalua
 a compiled program takes longer than computing the result in NumPy.
 """
 
+import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, TypeVar, dataclass_transform
@@ -140,3 +141,9 @@ def where_seeds(mask: np.ndarray, chosen: Any, otherwise: Any) -> Any:
         return np.where(mask.reshape(-1, *(1,) * (a.ndim - 1)), np.asarray(a), np.asarray(b))
 
     return jax.tree.map(pick, chosen, otherwise)
+
+
+def all_finite(arrays: Sequence[np.ndarray]) -> bool:
+    """Whether all real numbers are finite. If False, only their squares may be too large."""
+    # A sum of squares is finite only if all of its terms are, and is quicker to test.
+    return all(math.isfinite(np.vdot(x, x)) for x in arrays if x.dtype.kind == "f")

@@ -15,6 +15,7 @@ from typing import Any, Protocol, runtime_checkable
 import jax
 import numpy as np
 
+from upslope.core.arrays import all_finite, where_seeds
 from upslope.errors import UpslopeError
 from upslope.learning.iteration import Task, TrainState
 
@@ -165,7 +166,11 @@ def not_finite(chunk: Chunk) -> np.ndarray:
 def finite_seeds(agents: Any) -> np.ndarray:
     """Whether all parameters of each seed's agent are finite [S]."""
     leaves = [np.asarray(x) for x in jax.tree.leaves(agents.model)]
-    # A sum of squares is finite only if all of its terms are, and is quicker to test.
-    if all(math.isfinite(np.vdot(x, x)) for x in leaves if x.dtype.kind == "f"):
+    if all_finite(leaves):
         return np.ones(len(leaves[0]), bool)
     return np.logical_and.reduce([np.isfinite(x).reshape(len(x), -1).all(axis=1) for x in leaves])
+
+
+def fit_to_act(agents: Any, is_finite: np.ndarray) -> Any:
+    """The agents with all numbers 0 in seeds that are not finite [S], whose actions an environment may not survive."""
+    return agents if is_finite.all() else where_seeds(is_finite, agents, jax.tree.map(np.zeros_like, agents))

@@ -58,7 +58,7 @@ class Layout:
         return np.array([int(flat[self.steps]) for flat in seeds], np.int64)
 
     def after_steps(self, flat: Flat, count: int) -> Flat:
-        """The list as it is after so many steps from which nothing was learned."""
+        """The list with its step counter advanced by `count`; nothing else changes."""
         steps = np.asarray(flat[self.steps])
         return [steps + steps.dtype.type(count) if i == self.steps else x for i, x in enumerate(flat)]
 

@@ -11,7 +11,7 @@ import numpy as np
 from upslope.core.arrays import where_seeds
 from upslope.core.estimators import ends as episode_ends
 from upslope.core.types import Credit, Metrics, Rollout, Successors
-from upslope.engines.base import Chunk, EpisodeRow, chunk_length, clock, finite_seeds, never
+from upslope.engines.base import Chunk, EpisodeRow, chunk_length, clock, finite_seeds, fit_to_act, never
 from upslope.engines.batched import BatchedColumns, columns_for
 from upslope.engines.collect import AHEAD, Act, EpisodeEnds, acts_here, collect_host, collect_host_episodes, fitted
 from upslope.engines.columns import TOO_LONG, HostColumns
@@ -117,9 +117,7 @@ class HostEngine:
         active &= is_finite
         if not active.any():
             return each, memory, Iteration(metrics, layout.steps_of(each), before, rows)
-        if not is_finite.all():
-            agents = where_seeds(is_finite, agents, jax.tree.map(np.zeros_like, agents))
-        rollout, ends, after = self.collect(agents, memory, keys[:, 0], active, noise)
+        rollout, ends, after = self.collect(fit_to_act(agents, is_finite), memory, keys[:, 0], active, noise)
         assert self.learn is not None
         for s in np.flatnonzero(active).tolist():
             facts = self.rollout_of(rollout, s)

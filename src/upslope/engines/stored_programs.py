@@ -69,7 +69,7 @@ class StoredPrograms:
             content = bytes(exported.serialize())
         except Exception:  # a program that JAX cannot export
             return jitted
-        with suppress(OSError, UpslopeError):  # a full disk, or a folder that cannot be written
+        with suppress(OSError, UpslopeError):  # the disk is full, or the folder is read-only
             write_atomically(path, content)
         # Lowered from what was kept, so that XLA's result is found under the same key next time.
         return jax.jit(exported.call, **options)

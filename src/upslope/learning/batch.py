@@ -59,10 +59,10 @@ def batch_of(
     def units(x: Array) -> Array:
         return as_units(masked(x, valid), length)
 
-    prepared = agent.features(rollout.observation)
-    features = jax.tree.map(units, prepared)
+    prepared = masked(agent.features(rollout.observation), valid)
+    features = jax.tree.map(lambda x: as_units(x, length), prepared)
     fresh = as_units(beginnings(rollout, memory), length)
-    carry = () if length is None else carries_at(agent.model, masked(prepared, valid), memory, rollout, length)
+    carry = () if length is None else carries_at(agent.model, prepared, memory, rollout, length)
     # In padding everything is allowed, because a policy with no allowed action is nan.
     mask = None if rollout.action_mask is None else ~units(~rollout.action_mask)
     inputs = (features, carry, fresh, mask)

@@ -192,7 +192,7 @@ def repeating(name: str, directory: RunDirectory, there: Mapping[Path, str]) -> 
 
 
 def called_in(there: Mapping[Path, str], run: Path, checkpoint: str) -> tuple[str | None, str]:
-    """The name of another run for whoever repeats the runs of an archive, if it is one of them, and a note on it."""
+    """Another run by its name in an archive, or None if the archive lacks it; and a note that says which."""
     name = there.get(run.resolve())
     if name is None:
         return None, f"It needs the run {run}, which is not in this archive."

@@ -21,13 +21,13 @@ from upslope.config.task import environment_of
 from upslope.config.trust import LEARNING, require
 from upslope.core import html
 from upslope.core.arrays import AnyArray as Array
-from upslope.core.arrays import pytree, where_seeds
+from upslope.core.arrays import pytree
 from upslope.core.distributions import Distribution
 from upslope.core.files import safe_path
 from upslope.core.messages import counted, readable
 from upslope.core.numbers import half_width, number, plus_minus, range_of
 from upslope.core.types import Rollout
-from upslope.engines.base import Placement, finite_seeds
+from upslope.engines.base import Placement, finite_seeds, fit_to_act
 from upslope.engines.batched import columns_for
 from upslope.engines.border import nothing_allowed
 from upslope.engines.collect import Act, collect_host_episodes
@@ -162,10 +162,9 @@ def evaluate(
 
     Returns `{"stochastic": …, "deterministic": …}`. An episode is truncated after `max_episode_steps`, by default at
     the run's or the environment's own limit; if there is none, at 10,000 steps, with a notice. `environment` and
-    `model` are needed only if the run's cannot be found by name, as in `upslope.resume`. `cluster` says where workers
-    run, each of which evaluates a share of the seeds, as in `upslope.train`. `trust` allows the code that
-    the run's config.json names; registered Gymnasium ids, upslope's own environments and runs trained on this machine
-    need none.
+    `model` are needed only if the run's cannot be found by name, as in `upslope.resume`. As in `upslope.train`,
+    `cluster` says where workers run; each evaluates some of the seeds. `trust` allows the code named by the run's
+    config.json; registered Gymnasium ids, upslope's own environments and runs trained on this machine do not need it.
 
     Raises:
         UpslopeError: no such run or checkpoint, or the environment cannot be created or is not trusted.
@@ -424,8 +423,7 @@ def host_episodes(
     head = agents.head.in_space(environment.action_space)
     memory = jax.vmap(lambda model: start_memory(model, batches[0]))(agents.model)
     act, active, is_finite = Act(), np.ones(len(seeds), bool), finite_seeds(agents)
-    if not is_finite.all():  # a diverged agent has no actions; its episodes are played, and have no return
-        agents = where_seeds(is_finite, agents, jax.tree.map(np.zeros_like, agents))
+    agents = fit_to_act(agents, is_finite)  # the episodes of a diverged agent are played, but have no return
     columns = columns_for(environment, encoder, head, seeds, batches[0], limit, notices, log_info)
     try:
         for number, n in enumerate(batches):
