@@ -16,6 +16,7 @@ from upslope.engines.batched import BatchedColumns, columns_for
 from upslope.engines.collect import AHEAD, Act, EpisodeEnds, acts_here, collect_host, collect_host_episodes, fitted
 from upslope.engines.columns import TOO_LONG, HostColumns
 from upslope.engines.flat import Flat, Layout, Packed, on_flat, unpacked
+from upslope.engines.mujoco_timer import stop_stopwatch
 from upslope.engines.notices import Notices
 from upslope.engines.processes import HangMonitor
 from upslope.engines.slices import SlicedColumns
@@ -50,7 +51,9 @@ class HostEngine:
     ):
         """If `say` is given, it is called when an environment of this process hangs."""
         self.task, self.seeds, self.columns = task, seeds, columns
-        self.hang_monitor = None if say is None else HangMonitor(columns, say)
+        here = columns.here if isinstance(columns, SlicedColumns) else columns
+        self.hang_monitor = None if say is None or here is None else HangMonitor(here, say)
+        self.start_stopwatch = stop_stopwatch()
         self.phases: dict[str, float] = {}
         self.act = Act()
         self.is_complete = True
@@ -206,6 +209,7 @@ class HostEngine:
         if self.hang_monitor is not None:
             self.hang_monitor.close()
         self.columns.close()
+        self.start_stopwatch()
 
 
 def columns_of(task: Task, seeds: Sequence[int], notices: Notices | None = None) -> HostColumns | BatchedColumns:

@@ -6,17 +6,27 @@ The timer fills `data.timer`, which no Gymnasium environment reads, and takes a 
 import contextlib
 import ctypes
 import sys
+from collections.abc import Callable
 from pathlib import Path
 
 
-def stop_stopwatch() -> None:
-    """Stop the timer in this process, if MuJoCo is loaded and no custom clock is set.
+def stop_stopwatch() -> Callable[[], None]:
+    """Stop the timer in this process, if MuJoCo is loaded and no custom clock is set. Returns a function that starts it
+    again.
 
     Without a clock, MuJoCo's functions measure nothing, which is the C library's own default.
     """
     mujoco = sys.modules.get("mujoco")
-    if mujoco is None or mujoco.get_mjcb_time() is not None:
-        return
-    for library in Path(str(mujoco.__file__)).parent.glob("libmujoco.*"):
-        with contextlib.suppress(OSError, ValueError):  # another build: the timer keeps running
-            ctypes.c_void_p.in_dll(ctypes.CDLL(str(library)), "mjcb_time").value = None
+    stopped: list[tuple[ctypes.c_void_p, int | None]] = []
+    if mujoco is not None and mujoco.get_mjcb_time() is None:
+        for library in Path(str(mujoco.__file__)).parent.glob("libmujoco.*"):
+            with contextlib.suppress(OSError, ValueError):  # another build: the timer keeps running
+                clock = ctypes.c_void_p.in_dll(ctypes.CDLL(str(library)), "mjcb_time")
+                stopped.append((clock, clock.value))
+                clock.value = None
+
+    def start_again() -> None:
+        for clock, function in stopped:
+            clock.value = function
+
+    return start_again

@@ -11,12 +11,15 @@ import json
 import os
 import pickle
 import queue
+import select
 import signal
+import struct
 import subprocess
 import sys
 import threading
 from collections.abc import Callable, Sequence
 from functools import partial
+from time import perf_counter, sleep
 from typing import Any
 
 from upslope.core.child_processes import CURRENT_FOLDER_LAST
@@ -42,6 +45,62 @@ from upslope.engines.processes import serve
 serve(server, requests, answers, path)
 """
 """The code that starts a worker. Once upslope is imported, its path is the main process's."""
+HEADER = struct.Struct("=Q")
+"""The length of a message, which precedes it."""
+READ_BYTES = 1 << 20
+"""Maximum number of bytes per read."""
+
+
+class MessageReader:
+    """Reads the messages of one pipe, each a pickle after its length. Pickles pass only between a run's own processes,
+    through private pipes; files that are loaded hold arrays and JSON."""
+
+    def __init__(self, pipe: int):
+        os.set_blocking(pipe, False)
+        self.pipe, self.buffer = pipe, bytearray()
+        self.poll = select.poll()
+        self.poll.register(pipe, select.POLLIN)
+
+    def read(self, seconds: float | None = None) -> Any:
+        """The next message.
+
+        Raises:
+            queue.Empty: nothing came within these seconds.
+            EOFError: the pipe has ended.
+        """
+        while (size := self.complete()) is None:
+            try:
+                data = os.read(self.pipe, READ_BYTES)
+            except BlockingIOError:
+                if not self.poll.poll(None if seconds is None else 1000 * seconds):
+                    raise queue.Empty from None
+                continue
+            if not data:
+                raise EOFError
+            self.buffer += data
+        with memoryview(self.buffer) as view:
+            message = pickle.loads(view[HEADER.size : size])
+        del self.buffer[:size]
+        return message
+
+    def is_ready(self) -> bool:
+        """Whether `read` has something to read."""
+        return bool(self.buffer) or bool(self.poll.poll(0))
+
+    def complete(self) -> int | None:
+        """The size of the first message in the buffer with its header, if all of it is there."""
+        if len(self.buffer) < HEADER.size:
+            return None
+        size = HEADER.size + HEADER.unpack_from(self.buffer)[0]
+        return size if len(self.buffer) >= size else None
+
+
+def send(stream: Any, message: Any) -> None:
+    """Write a message for a `MessageReader`."""
+    data = pickle.dumps(message, protocol=5)
+    stream.write(HEADER.pack(len(data)))
+    stream.write(data)
+    stream.flush()
 
 
 class PipeChannel:
@@ -54,7 +113,8 @@ class PipeChannel:
         # Only one process may hold an accelerator's memory.
         environment = os.environ | {"NPROC": "1", "JAX_PLATFORMS": "cpu"}
         (requests, mine), (theirs, answers) = os.pipe(), os.pipe()
-        self.requests, self.received = os.fdopen(mine, "wb"), os.fdopen(theirs, "rb")
+        self.requests, self.answers = os.fdopen(mine, "wb"), MessageReader(theirs)
+        self.is_broken = False
         arguments = json.dumps([module, requests, answers, [p for p in sys.path if isinstance(p, str)]])
         try:
             self.process = subprocess.Popen(
@@ -66,22 +126,11 @@ class PipeChannel:
             )
         except BaseException:
             self.requests.close()
-            self.received.close()
+            os.close(theirs)
             raise
         finally:
             os.close(requests)
             os.close(answers)
-        self.answers: queue.SimpleQueue[Message] = queue.SimpleQueue()
-        self.listener = threading.Thread(target=self.listen, daemon=True)
-        self.listener.start()
-
-    def listen(self) -> None:
-        """Queue the process's messages, and note when it ends."""
-        try:
-            while True:
-                self.answers.put(pickle.load(self.received))
-        except Exception:  # the end of the pipe, or what a dying process left in it
-            self.answers.put(("ended", None))
 
     @property
     def place(self) -> str:
@@ -91,16 +140,18 @@ class PipeChannel:
         try:
             send(self.requests, request)
         except OSError:
-            self.answers.put(("ended", None))
+            self.is_broken = True
 
     def receive(self, seconds: float) -> Message:
         try:
-            return self.answers.get(timeout=seconds)
+            return self.answers.read(0.0 if self.is_broken else seconds)
         except queue.Empty:
             # A program that the worker started may keep the pipe open.
-            if self.process.poll() is not None and self.answers.empty():
+            if self.is_broken or self.process.poll() is not None:
                 return "ended", None
             raise
+        except Exception:  # the end of the pipe, or what a dying process left in it
+            return "ended", None
 
     def ending(self) -> str:
         self.process.wait()
@@ -117,18 +168,28 @@ class PipeChannel:
             self.requests.close()
 
     def close(self) -> tuple[bool, list[Message]]:
-        try:
-            self.process.wait(timeout=CLOSING_SECONDS)
-        except subprocess.TimeoutExpired:
-            self.process.kill()
-            self.process.wait()
-        self.listener.join(timeout=CLOSING_SECONDS)
         messages: list[Message] = []
-        while not self.answers.empty():
-            messages.append(self.answers.get())
-        if not self.listener.is_alive():
-            self.received.close()
+        until = perf_counter() + CLOSING_SECONDS
+        while self.process.poll() is None:
+            if perf_counter() > until:
+                self.process.kill()
+                self.process.wait()
+            self.read_into(messages, 0.02)
+        self.read_into(messages, 0.0)
+        if self.answers.pipe >= 0:
+            os.close(self.answers.pipe)
+            self.answers.pipe = -1
         return self.process.returncode >= 0, messages
+
+    def read_into(self, messages: list[Message], seconds: float) -> None:
+        """Read messages until none comes for these seconds."""
+        try:
+            while True:
+                messages.append(self.answers.read(seconds))
+        except queue.Empty:
+            pass
+        except Exception:  # the end of the pipe, or what a dying process left in it
+            sleep(seconds)
 
 
 def start_process(module: str, index: int, share: str, notices: Notices) -> Worker:
@@ -136,11 +197,40 @@ def start_process(module: str, index: int, share: str, notices: Notices) -> Work
     return Worker(PipeChannel(module), index, share, notices)
 
 
-def send(stream: Any, message: Any) -> None:
-    """Write a pickled message. Pickles pass only between a run's own processes, through private pipes; files that are
-    loaded hold arrays and JSON."""
-    pickle.dump(message, stream, protocol=5)
-    stream.flush()
+class LocalChannel:
+    """Answers requests in this process, when an answer is waited for."""
+
+    error = UpslopeError
+    place = "this process"
+    waiting_for = ""
+
+    def __init__(self, server: Any):
+        self.server = server
+        self.request: tuple[str, tuple[Any, ...]] | None = None
+
+    def send(self, request: tuple[str, tuple[Any, ...]]) -> None:
+        self.request = request
+
+    def receive(self, seconds: float) -> Message:
+        if self.request is None:  # its answer was interrupted
+            return "ended", None
+        (what, arguments), self.request = self.request, None
+        return "done", getattr(self.server, what)(*arguments)
+
+    def ending(self) -> str:
+        return "ended"
+
+    def kill(self) -> None:
+        """Do nothing; only the user can interrupt this process."""
+
+    def interrupt(self) -> None:
+        """Do nothing, as in `kill`."""
+
+    def request_exit(self) -> None:
+        self.server.close()
+
+    def close(self) -> tuple[bool, list[Message]]:
+        return True, []
 
 
 class HangMonitor:
@@ -201,7 +291,8 @@ def serve(server: Any, requests: int, answers: int, path: Sequence[str]) -> None
     os.dup2(2, 1)  # send an environment's output to standard error
     configure_jax(on_host=True)
     one_blas_thread()
-    with os.fdopen(requests, "rb") as asked, contextlib.suppress(OSError), os.fdopen(answers, "wb") as answering:
+    asked = MessageReader(requests)
+    with contextlib.suppress(OSError), os.fdopen(answers, "wb") as answering:
         heartbeat = Heartbeat(server, partial(send, answering))
         server.notices = Notices(partial(notice, heartbeat))
         try:
@@ -228,11 +319,14 @@ def notice(heartbeat: Heartbeat, kind: str, words: str) -> None:
             warn(words)
 
 
-def answer_all(server: Any, requests: Any, heartbeat: Heartbeat) -> None:
-    """Answer requests until the stream ends."""
+def answer_all(server: Any, requests: MessageReader, heartbeat: Heartbeat) -> None:
+    """Answer requests until the pipe ends; a server may have something to do in between."""
+    between = getattr(server, "between_requests", None)
     while True:
+        if between is not None:
+            between(heartbeat, requests.is_ready)
         try:
-            what, arguments = pickle.load(requests)
+            what, arguments = requests.read()
         except EOFError:
             return
         try:

@@ -8,7 +8,7 @@ from upslope.engines.base import Engine, Placement, Resources
 from upslope.engines.compiled import CompiledEngine, RecordedEngine
 from upslope.engines.host import HostEngine, columns_of
 from upslope.engines.notices import notices_to
-from upslope.engines.slices import SlicedColumns, num_slices
+from upslope.engines.slices import SlicedColumns, Slicing, slicing_of
 from upslope.engines.stored_programs import StoredPrograms
 from upslope.engines.workers import WorkersEngine, num_workers
 from upslope.errors import UpslopeError
@@ -40,9 +40,9 @@ def engine_of(
         return CompiledEngine(task, seeds, stored=stored)
     if is_transferable(task):
         try:
-            slices = num_slices(task, len(seeds), workers)
-            if slices > 1:
-                return HostEngine(task, seeds, SlicedColumns(task, seeds, slices, say))
+            slicing = slicing_of(task, len(seeds), workers)
+            if slicing.slices > 1:
+                return HostEngine(task, seeds, SlicedColumns(task, seeds, slicing, say), say)
             count = num_workers(task, len(seeds), workers)
             if count > 1:
                 return WorkersEngine(task, seeds, count, say)
@@ -82,11 +82,11 @@ def engine_on_cluster(
     capacity = cluster.capacity()
     most = capacity if workers is None else min(workers, capacity)
     requested = None if workers is None else most
-    slices = 1 if task.environment.is_compiled else num_slices(task, len(seeds), requested, capacity)
-    count = slices if slices > 1 else min(len(seeds), most)
+    slicing = Slicing() if task.environment.is_compiled else slicing_of(task, len(seeds), requested, capacity)
+    count = slicing.slices if slicing.slices > 1 else min(len(seeds), most)
     say(cluster.words(count))
-    if slices > 1:
-        return HostEngine(task, seeds, SlicedColumns(task, seeds, slices, say, cluster.start_worker))
+    if slicing.slices > 1:
+        return HostEngine(task, seeds, SlicedColumns(task, seeds, slicing, say, cluster.start_worker))
 
     def has_room() -> int:
         return min(cluster.room(task, task.environment, say), (workers or len(seeds)) - count)

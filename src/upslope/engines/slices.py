@@ -1,14 +1,15 @@
 """Columns of slow Gymnasium environments: each worker process steps a slice of every seed's environments.
 
 If a step takes a millisecond, passing observations between processes costs little in comparison, and even one seed uses
-every core. Acting and learning stay in the main process, and every episode has its own reset seed, so a run is bitwise
-identical for any number of slices.
+every core. If it takes less, the main process steps the first slice itself, and nobody has to be woken. Acting and
+learning stay in the main process, and every episode has its own reset seed, so a run is bitwise identical for any
+number of slices.
 """
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from time import perf_counter
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
 import numpy as np
@@ -17,8 +18,9 @@ from upslope.core.arrays import copied, in_seeds
 from upslope.engines.border import Border, assign, raised, read_mask, reset_answer, step_answer
 from upslope.engines.columns import HostColumns, join_snapshots, one_by_one, part_of
 from upslope.engines.notices import Notices, notices_to
-from upslope.engines.processes import reduce_overhead, start_process
-from upslope.engines.transport import StartWorker, Worker, answers_of, close_workers
+from upslope.engines.processes import LocalChannel, reduce_overhead, start_process
+from upslope.engines.shared_steps import Shapes, SharedSteps, StepServer, is_possible
+from upslope.engines.transport import Heartbeat, StartWorker, Worker, answers_of, close_workers
 from upslope.environments.closing import close_all
 from upslope.environments.registry import HostEnvironment
 from upslope.errors import UpslopeError
@@ -26,8 +28,11 @@ from upslope.learning.devices import num_cores
 from upslope.learning.iteration import Task
 from upslope.models.heads import head_of
 
-STEP_OVERHEAD, CALL_OVERHEAD = 0.3e-3, 0.5e-3
-"""Seconds of overhead per step of all slices in processes, and for each slice on a cluster."""
+STEP_OVERHEAD, CALL_OVERHEAD, JOINED_OVERHEAD = 0.3e-3, 0.5e-3, 0.06e-3
+"""Seconds of overhead per step of all slices in processes, for each slice on a cluster, and of all slices if the main
+process steps the first."""
+JOINED_BELOW = 1e-3
+"""Seconds per step of an environment below which the main process steps a slice."""
 TRIAL_SECONDS = 0.25
 """Duration of an environment's timing trial."""
 STRETCHES = 10
@@ -36,6 +41,15 @@ MIN_SECONDS_SAVED = 5.0
 """Expected saving, in seconds, that justifies starting processes."""
 MIN_TRIAL_STEPS = 5_000
 """Total environment steps of all seeds below which the trial is skipped."""
+
+
+OUTCOME, OUTCOME_TYPES = ("reward", "terminated", "truncated"), (np.float32, bool, bool)
+"""What a step returns for each environment, besides its observation."""
+
+
+def nothing_ended(num: int, num_info: int) -> dict[str, np.ndarray]:
+    """The return, length and numbers of info of environments whose episodes have not ended."""
+    return {"return": np.zeros(num), "length": np.zeros(num, np.int64), "info": np.zeros((num, num_info))}
 
 
 @dataclass
@@ -48,6 +62,15 @@ class EpisodeStatus:
     info: tuple[float, ...] = ()
 
 
+class Slicing(NamedTuple):
+    """How a seed's environments are distributed."""
+
+    slices: int = 1
+    """1 means that nothing is distributed."""
+    is_joined: bool = False
+    """Whether the main process steps the first slice."""
+
+
 class SlicedColumns:
     """`HostColumns` whose environments are in worker processes."""
 
@@ -55,13 +78,13 @@ class SlicedColumns:
         self,
         task: Task,
         seeds: Sequence[int],
-        workers: int,
+        slicing: Slicing,
         say: Callable[[str], None],
         start_worker: StartWorker = start_process,
     ):
         self.say = say
         self.shape = (len(seeds), task.num_envs)
-        self.slices = np.array_split(np.arange(task.num_envs), workers)
+        self.slices = np.array_split(np.arange(task.num_envs), slicing.slices)
         all_rows = np.arange(len(seeds) * task.num_envs).reshape(self.shape)
         self.rows = [all_rows[:, part].ravel() for part in self.slices]
         self.owner, self.place = np.zeros((2, all_rows.size), int)
@@ -70,10 +93,15 @@ class SlicedColumns:
         self.episodes = [EpisodeStatus() for _ in self.owner]
         names = [f"environments {part[0]} to {part[-1]} of each seed" for part in self.slices]
         notices = notices_to(say)
+        self.local = Server(is_local=True) if slicing.is_joined else None
         self.workers: list[Worker] = []
         try:
             for i, name in enumerate(names):
-                self.workers.append(start_worker("upslope.engines.slices", i, name, notices))
+                if self.local is not None and i == 0:  # first, so that it is stepped while the others are
+                    self.local.notices = notices
+                    self.workers.append(Worker(LocalChannel(self.local), i, name, notices))
+                else:
+                    self.workers.append(start_worker("upslope.engines.slices", i, name, notices))
             self.call_all("open", [(task, list(seeds), part.tolist()) for part in self.slices])
         except BaseException:
             self.close()
@@ -83,6 +111,17 @@ class SlicedColumns:
         choices = task.model.head.num_choices
         self.mask = np.ones((all_rows.size, choices), bool) if environment.gives_masks else None
         """See `HostColumns.mask`."""
+        self.all_rows = np.arange(all_rows.size)
+        self.num_info = len(task.log_info)
+        self.shared: list[SharedSteps | None] = [None for _ in self.workers]
+        """The shared memory of each worker that has one."""
+        self.is_shared = not slicing.is_joined
+        """Whether it was decided which have one; that is so at the first step."""
+
+    @property
+    def here(self) -> HostColumns | None:
+        """The columns that are stepped in this process."""
+        return None if self.local is None else self.local.columns
 
     def call_all(self, what: str, arguments: Sequence[tuple[Any, ...]] | None = None) -> list[Any]:
         """Call a method on every worker, each with its own arguments; return all answers."""
@@ -112,7 +151,7 @@ class SlicedColumns:
     @property
     def acting(self) -> np.ndarray:
         """See `HostColumns.acting`."""
-        return np.arange(len(self.owner))
+        return self.all_rows
 
     def begin(self, rows: Sequence[int], *, afresh: bool = False) -> None:
         """See `HostColumns.begin`."""
@@ -128,17 +167,51 @@ class SlicedColumns:
 
         Returns reward, terminated, truncated, each [S·N], zero in the other rows.
         """
-        found = np.zeros(len(self.owner), np.float32), *np.zeros((2, len(self.owner)), bool)
-        for mine, (successor, mask, ends, *outcome) in self.call_owners("step", rows, action):
-            assign(next_observation, mine, successor)
-            self.allow(mine, mask)
-            for out, part in zip(found, outcome, strict=True):
-                out[mine] = part
-            for index, *ended in ends:
-                shown = self.episodes[mine[index]]
-                shown.episode_return, shown.length, shown.info = ended
-        assign(self.flat, rows, jax.tree.map(lambda x: x[rows], next_observation))
-        return found
+        if not self.is_shared:
+            self.share(action, next_observation)
+        is_whole = len(rows) == len(self.all_rows)
+        outcome = np.zeros(len(self.owner), np.float32), *np.zeros((2, len(self.owner)), bool)
+        named = [*zip(OUTCOME, outcome, strict=True)]
+        named += [(f"observation {i}", x) for i, x in enumerate(jax.tree.leaves(next_observation))]
+        for mine, found in self.step_shared(action) if is_whole else self.call_owners("step", rows, action):
+            for name, x in named:
+                x[mine] = found[name]
+            self.allow(mine, found.get("mask"))
+            for i in np.flatnonzero(found["terminated"] | found["truncated"]).tolist():
+                shown = self.episodes[mine[i]]
+                shown.episode_return, shown.length = float(found["return"][i]), int(found["length"][i])
+                shown.info = tuple(found["info"][i].tolist())
+        if is_whole:
+            assign(self.flat, slice(None), next_observation)
+        else:
+            assign(self.flat, rows, jax.tree.map(lambda x: x[rows], next_observation))
+        return outcome
+
+    def step_shared(self, action: np.ndarray) -> list[tuple[np.ndarray, dict[str, np.ndarray]]]:
+        """Step every environment, through shared memory where there is some; return (rows, what came of it) pairs."""
+        for worker, rows, shared in zip(self.workers, self.rows, self.shared, strict=True):
+            if shared is None:
+                worker.ask("step", list(range(len(rows))), action[rows])
+            else:
+                shared.ask(action[rows])
+        answers = answers_of([s or w for w, s in zip(self.workers, self.shared, strict=True)], self.say)
+        return [*zip(self.rows, answers, strict=True)]
+
+    def share(self, action: np.ndarray, next_observation: Any) -> None:
+        """Share memory with the worker processes, if this machine can."""
+        self.is_shared = True
+        for number, (worker, rows) in enumerate(zip(self.workers, self.rows, strict=True)):
+            if number == 0 or not is_possible():  # the first slice is stepped in this process
+                continue
+            like = {"action": action[rows], **nothing_ended(len(rows), self.num_info)}
+            like |= {name: np.zeros(len(rows), kind) for name, kind in zip(OUTCOME, OUTCOME_TYPES, strict=True)}
+            like |= {f"observation {i}": x[rows] for i, x in enumerate(jax.tree.leaves(next_observation))}
+            if self.mask is not None:
+                like["mask"] = self.mask[rows]
+            try:
+                self.shared[number] = SharedSteps(worker, like, self.say)
+            except OSError:  # no room: the pipes are slower, and always there
+                return
 
     def call(self, name: str, arguments: list[Any]) -> None:
         """See `HostColumns.call`."""
@@ -178,24 +251,26 @@ class SlicedColumns:
         close_workers(self.workers)
 
 
-def num_slices(task: Task, num_seeds: int, requested: int | None, on_cluster: int | None = None) -> int:
-    """The number of processes that step a seed's environments; 1 means no slices. It is the requested number if that
-    exceeds the number of seeds, otherwise as many as pay off according to a timing trial. `on_cluster` is the number of
-    workers that fit a cluster; without it, this machine's cores count."""
+def slicing_of(task: Task, num_seeds: int, requested: int | None, on_cluster: int | None = None) -> Slicing:
+    """Into how many slices to distribute a seed's environments: the requested number if that exceeds the number of
+    seeds, otherwise as many as pay off according to a timing trial. `on_cluster` is the number of workers that fit a
+    cluster; without it, this machine's cores count."""
     if task.environment.batch is not None:
-        return 1
+        return Slicing()
     cores = on_cluster or num_cores()
     slices = min(requested or cores, task.num_envs)
     if slices <= num_seeds or requested is not None:
-        return slices if slices > num_seeds else 1
+        return Slicing(slices if slices > num_seeds else 1)
     if task.steps * num_seeds < MIN_TRIAL_STEPS:
-        return 1
+        return Slicing()
     # Seconds per step of all environments: with one process per seed, and with a slice of every seed per process.
     seconds, largest = step_seconds(task.environment), -(-task.num_envs // slices)
     by_seeds, sliced = task.num_envs * seconds, num_seeds * largest * seconds
-    overhead = STEP_OVERHEAD if on_cluster is None else CALL_OVERHEAD * slices
+    is_joined = on_cluster is None and seconds < JOINED_BELOW
+    overhead = JOINED_OVERHEAD if is_joined else STEP_OVERHEAD if on_cluster is None else CALL_OVERHEAD * slices
     saved = (by_seeds - sliced - overhead) * task.steps / task.num_envs
-    return slices if sliced + overhead < 0.8 * by_seeds and saved > MIN_SECONDS_SAVED else 1
+    pays = sliced + overhead < 0.8 * by_seeds and saved > MIN_SECONDS_SAVED
+    return Slicing(slices, is_joined) if pays else Slicing()
 
 
 class TrialPlace:
@@ -245,13 +320,21 @@ class Server:
     columns: Any = None
     """The slice's `HostColumns`, after `open`."""
 
+    def __init__(self, is_local: bool = False):
+        """`is_local` says that this is the main process."""
+        self.is_local = is_local
+        self.steps: StepServer | None = None
+
     def open(self, task: Task, seeds: list[int], indices: list[int]) -> None:
         """Create the environments."""
         model, sizes = task.model, (len(indices), task.max_episode_steps, indices)
         self.columns = HostColumns(
             task.environment, model.encoder, model.head, seeds, *sizes, self.notices, task.log_info, task.group_size
         )
-        reduce_overhead()
+        self.num_info = len(task.log_info)
+        self.nothing = [nothing_ended(num, self.num_info) for num in range(len(self.columns.episodes) + 1)]
+        if not self.is_local:
+            reduce_overhead()
 
     def call(self, name: str, arguments: list[Any]) -> None:
         """Have every environment of the slice call a method before its next reset."""
@@ -262,16 +345,48 @@ class Server:
         self.columns.begin(rows)
         return jax.tree.map(lambda x: x[rows], (self.columns.flat, self.columns.mask))
 
-    def step(self, rows: list[int], action: np.ndarray) -> tuple[Any, ...]:
-        """Step these rows; return successors, allowed choices, ended episodes, reward, terminated, truncated."""
-        columns = self.columns
-        actions = np.zeros((len(columns.episodes), *action.shape[1:]), action.dtype)
-        actions[rows] = action
+    def step(self, rows: list[int], action: np.ndarray) -> dict[str, np.ndarray]:
+        """Step these rows; return reward, terminated, truncated, successors, allowed choices, and the return, length
+        and numbers of info of the episodes that ended."""
+        columns, is_whole = self.columns, len(rows) == len(self.columns.episodes)
+        actions, chosen = action, slice(None) if is_whole else rows
+        if not is_whole:
+            actions = np.zeros((len(columns.episodes), *action.shape[1:]), action.dtype)
+            actions[rows] = action
         successor = copied(columns.flat)
-        reward, terminated, truncated = (x[rows] for x in columns.step(actions, np.asarray(rows), successor))
-        ended = [(i, columns.episodes[rows[i]]) for i in np.flatnonzero(terminated | truncated).tolist()]
-        shown = jax.tree.map(lambda x: x[rows], (successor, columns.mask))
-        return *shown, [(i, e.episode_return, e.length, e.info) for i, e in ended], reward, terminated, truncated
+        outcome = columns.step(actions, np.asarray(rows), successor)
+        found = {name: x[chosen] for name, x in zip(OUTCOME, outcome, strict=True)}
+        found |= {f"observation {i}": x[chosen] for i, x in enumerate(jax.tree.leaves(successor))}
+        if columns.mask is not None:
+            found["mask"] = columns.mask[chosen]
+        ended = np.flatnonzero(found["terminated"] | found["truncated"]).tolist()
+        if not ended:
+            return found | self.nothing[len(rows)]
+        ends = nothing_ended(len(rows), self.num_info)
+        for i in ended:
+            episode = columns.episodes[rows[i]]
+            ends["return"][i], ends["length"][i], ends["info"][i] = episode.episode_return, episode.length, episode.info
+        return found | ends
+
+    def share(self, path: str, shapes: Shapes) -> None:
+        """Share memory with the main process."""
+        every_row = list(range(len(self.columns.episodes)))
+        self.steps = StepServer(path, shapes, lambda action: self.step(every_row, action))
+
+    def between_requests(self, heartbeat: Heartbeat, has_request: Callable[[], bool]) -> None:
+        """Answer steps through shared memory, if there is some."""
+        if self.steps is not None:
+            self.steps.serve(heartbeat, has_request)
+
+    def wake(self) -> None:
+        """Make the step that was asked for while this process slept."""
+        if self.steps is not None:
+            self.steps.answer()
+
+    def tell_failure(self) -> None:
+        """Raise the error of the last step."""
+        if self.steps is not None:
+            raise self.steps.error
 
     def mark(self, between_episodes: bool) -> None:
         """Mark this point for `snapshot`."""

@@ -4,6 +4,7 @@ It does not know what carries its messages: a `Channel` is a pair of pipes to a 
 a cluster (`actors.py`). The code that uses workers does not know either.
 """
 
+import contextlib
 import os
 import queue
 import threading
@@ -96,13 +97,29 @@ class Worker:
 
     def __init__(self, channel: Channel, index: int, share: str, notices: Notices):
         self.channel, self.index, self.share, self.notices = channel, index, share, notices
+        self.unanswered = 0
+        """Requests whose answer has not arrived; one remains if the user interrupts the wait."""
 
     def ask(self, what: str, *arguments: Any) -> None:
         """Send a request."""
+        while self.unanswered:
+            with contextlib.suppress(UpslopeError):
+                self.answer(lambda words: None)
         self.channel.send((what, arguments))
+        self.unanswered += 1
 
     def answer(self, say: Callable[[str], None]) -> Any:
         """Wait for the answer; report a worker that hangs, kill it past the limit, and raise its errors."""
+        try:
+            value = self.wait(say)
+        except UpslopeError:
+            self.unanswered -= 1
+            raise
+        self.unanswered -= 1
+        return value
+
+    def wait(self, say: Callable[[str], None]) -> Any:
+        """See `answer`."""
         silent, reported, place = 0.0, 0.0, ""
         kind: str
         value: Any
@@ -172,7 +189,16 @@ def close_workers(workers: Sequence[Worker]) -> None:
         worker.close()
 
 
-def answers_of(workers: Sequence[Worker], say: Callable[[str], None]) -> list[Any]:
+@runtime_checkable
+class Answering(Protocol):
+    """Has been asked for something, e.g. a `Worker`."""
+
+    def answer(self, say: Callable[[str], None]) -> Any:
+        """Wait for the answer."""
+        ...
+
+
+def answers_of(workers: Sequence[Answering], say: Callable[[str], None]) -> list[Any]:
     """The answers of all workers; an error is raised only after all have answered."""
     answers: list[Any] = []
     errors: list[UpslopeError] = []

@@ -1,0 +1,153 @@
+"""Steps of a worker's environments through shared memory, for steps so short that a message would take as long.
+
+Nobody waits in the operating system: the worker asks the memory again and again for some time after each step, and so
+does the main process until its answer is there. After that time, or where anything goes wrong, they use the worker's
+channel, which knows how to wait, and what to say of a worker that hangs or has ended.
+
+The order in which one process writes must be the order in which the other reads, as on x86 processors.
+"""
+
+import math
+import mmap
+import platform
+import sys
+import tempfile
+from collections.abc import Callable
+from pathlib import Path
+from time import perf_counter
+
+import numpy as np
+
+from upslope.engines.transport import Heartbeat, Worker
+
+SPIN = 0.3e-3
+"""Seconds after a step during which a worker asks the memory for the next one."""
+MARGIN = 0.05e-3
+"""Seconds before the end of that time at which the worker is woken nevertheless."""
+PATIENCE = 1e-3
+"""Seconds that the main process asks for an answer before it waits for it."""
+CHECKS = 20
+"""Times to ask the memory before looking at the pipe and the clock."""
+ALIGNMENT = 64
+"""Each array begins at a multiple of these bytes, a line of a processor's cache."""
+ASKED, ANSWERED, FAILED = range(3)
+"""Places of the control numbers: steps asked for and answered, and whether the last one failed."""
+SPINS_UNTIL = 0
+"""The place of the time at which the worker falls asleep."""
+Shapes = list[tuple[str, tuple[int, ...], str]]
+"""The name, shape and type of each shared array."""
+
+
+def is_possible() -> bool:
+    """Whether two processes of this machine can share memory like this."""
+    return sys.platform == "linux" and platform.machine().lower() in ("x86_64", "amd64")
+
+
+class StepMemory:
+    """The arrays of a step that two processes share, and its control numbers."""
+
+    def __init__(self, file: int, shapes: Shapes):
+        self.memory = mmap.mmap(file, memory_size(shapes))
+        view = memoryview(self.memory)
+        self.control, self.clock = view[:ALIGNMENT].cast("Q"), view[ALIGNMENT : 2 * ALIGNMENT].cast("d")
+        self.arrays: dict[str, np.ndarray] = {}
+        place = 2 * ALIGNMENT
+        for name, shape, kind in shapes:
+            self.arrays[name] = np.frombuffer(self.memory, kind, math.prod(shape), place).reshape(shape)
+            place += aligned(self.arrays[name].nbytes)
+
+
+def aligned(size: int) -> int:
+    """The size rounded up to whole cache lines."""
+    return -(-size // ALIGNMENT) * ALIGNMENT
+
+
+def memory_size(shapes: Shapes) -> int:
+    """Bytes of the memory for these arrays."""
+    return 2 * ALIGNMENT + sum(aligned(math.prod(shape) * np.dtype(kind).itemsize) for _, shape, kind in shapes)
+
+
+class SharedSteps:
+    """The main process's side."""
+
+    def __init__(self, worker: Worker, arrays: dict[str, np.ndarray], say: Callable[[str], None]):
+        """`arrays` have the shapes and types of the arrays of a step.
+
+        Raises:
+            OSError: there is no room for the memory.
+        """
+        self.worker, self.count, self.is_woken = worker, 0, False
+        shapes = [(name, x.shape, x.dtype.str) for name, x in arrays.items()]
+        shared = Path("/dev/shm")
+        with tempfile.NamedTemporaryFile(dir=shared if shared.is_dir() else None) as file:
+            file.write(bytes(memory_size(shapes)))  # a full disk is found now, not when the memory is used
+            file.flush()
+            self.memory = StepMemory(file.fileno(), shapes)
+            worker.ask("share", file.name, shapes)
+            worker.answer(say)
+
+    def ask(self, action: np.ndarray) -> None:
+        """Ask for a step of all the worker's environments with these actions."""
+        memory = self.memory
+        memory.arrays["action"][:] = action
+        self.count += 1
+        memory.control[ASKED] = self.count
+        self.is_woken = perf_counter() + MARGIN > memory.clock[SPINS_UNTIL]
+        if self.is_woken:
+            self.worker.ask("wake")
+
+    def answer(self, say: Callable[[str], None]) -> dict[str, np.ndarray]:
+        """Wait for the step; return its arrays, which the next step overwrites."""
+        control, until = self.memory.control, perf_counter() + PATIENCE
+        if not self.is_woken:
+            while control[ANSWERED] != self.count:
+                if perf_counter() > until:
+                    self.worker.ask("wake")
+                    self.is_woken = True
+                    break
+        if self.is_woken:
+            self.worker.answer(say)
+        if control[FAILED]:
+            self.worker.ask("tell_failure")
+            self.worker.answer(say)
+        return self.memory.arrays
+
+
+class StepServer:
+    """The worker's side."""
+
+    def __init__(self, path: str, shapes: Shapes, step: Callable[[np.ndarray], dict[str, np.ndarray]]):
+        """`step` takes the actions, and returns the arrays to share."""
+        with Path(path).open("r+b") as file:
+            self.memory = StepMemory(file.fileno(), shapes)
+        self.step, self.error = step, RuntimeError("No step has failed.")
+
+    def serve(self, heartbeat: Heartbeat, has_request: Callable[[], bool]) -> None:
+        """Answer steps until there is a request in the channel, or none was asked for in a while."""
+        control, clock = self.memory.control, self.memory.clock
+        clock[SPINS_UNTIL] = perf_counter() + SPIN
+        while True:
+            for _ in range(CHECKS):
+                if control[ASKED] != control[ANSWERED]:
+                    heartbeat.begin()
+                    self.answer()
+                    heartbeat.is_busy = False
+                    break
+            else:
+                if has_request() or perf_counter() > clock[SPINS_UNTIL]:
+                    return
+
+    def answer(self) -> None:
+        """Make the step that was asked for, unless it was made already."""
+        memory = self.memory
+        if memory.control[ASKED] == memory.control[ANSWERED]:
+            return
+        try:
+            found = self.step(memory.arrays["action"].copy())
+        except Exception as error:
+            self.error, memory.control[FAILED] = error, 1
+        else:
+            for name, value in found.items():
+                memory.arrays[name][:] = value
+        memory.clock[SPINS_UNTIL] = perf_counter() + SPIN
+        memory.control[ANSWERED] = memory.control[ASKED]
