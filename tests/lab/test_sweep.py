@@ -19,8 +19,8 @@ from upslope.errors import UpslopeError
 from upslope.lab.sweep import processes
 from upslope.lab.sweep import sweep as sweeps
 from upslope.lab.sweep.on_cluster import Server
+from upslope.lab.sweep.pulse import is_gone, this_process
 from upslope.lab.sweep.setup import setup_of
-from upslope.lab.sweep.study import is_gone, this_process
 from upslope.lab.sweep.words import verdict_words
 
 SMALL = {"num_envs": 2, "rollout_steps": 16, "minibatches": 1, "epochs": 2, "hidden_sizes": (8,)}

@@ -4,8 +4,8 @@ import pytest
 
 from upslope.config.config import configure
 from upslope.errors import UpslopeError
+from upslope.lab.sweep.samplers import distribution_of, pruners, samplers
 from upslope.lab.sweep.space import Choices, Range, read_space, shipped_space
-from upslope.lab.sweep.study import distribution_of, pruners, samplers
 
 BAD = {
     "learning_rat: {low: 1, high: 2}": "Did you mean learning_rate",

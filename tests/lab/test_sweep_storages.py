@@ -20,9 +20,11 @@ import pytest
 
 import upslope
 from upslope.errors import UpslopeError
+from upslope.lab.sweep.pulse import Pulse, this_process
 from upslope.lab.sweep.setup import setup_of
 from upslope.lab.sweep.space import space_of
-from upslope.lab.sweep.study import Access, Pulse, Study, sqlite_url, this_process
+from upslope.lab.sweep.storages import sqlite_url
+from upslope.lab.sweep.study import Access, Study
 
 SMALL = {"num_envs": 2, "rollout_steps": 16, "minibatches": 1, "epochs": 2, "hidden_sizes": [8]}
 SPACE = {"learning_rate": {"low": 1e-4, "high": 1e-2, "log": True}, **SMALL}

@@ -14,8 +14,9 @@ import jax
 from upslope.engines.base import chunk_length, not_finite
 from upslope.engines.trials import TrialsEngine
 from upslope.errors import UpslopeError
+from upslope.lab.sweep.samplers import REPORTS
 from upslope.lab.sweep.setup import Setup
-from upslope.lab.sweep.study import DIVERGED, REPORTS
+from upslope.lab.sweep.study import DIVERGED
 from upslope.learning.devices import computing
 from upslope.learning.iteration import Task
 from upslope.learning.varied import Family, Path, UndecidedError, flatten

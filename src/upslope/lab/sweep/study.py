@@ -1,178 +1,29 @@
-"""Optuna, which suggests the settings of trials and keeps their results; a sweep uses it only through this module.
+"""The trials of a sweep, which Optuna suggests and keeps; a sweep uses Optuna only through this module."""
 
-It is imported inside functions, since it is an extra.
-"""
-
-import inspect
 import json
 import math
-import os
 import platform
-import threading
 import time
-import warnings
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
-from functools import cache
-from pathlib import Path
 from typing import Any
 
-from upslope.core.messages import unknown
-from upslope.core.reading import brief
 from upslope.errors import UpslopeError
-from upslope.lab.sweep.space import Choices, Parameter, Space
+from upslope.lab.sweep.pulse import Pulse, is_gone, this_process, was_put_back
+from upslope.lab.sweep.samplers import (
+    distribution_of,
+    made,
+    needs_package,
+    pruners,
+    require_optuna,
+    sampler_of,
+    without_warnings,
+)
+from upslope.lab.sweep.space import Space
+from upslope.lab.sweep.storages import AGAIN_SECONDS, BEGIN_SECONDS, storage_errors, storage_of
 
-REPORTS = 20
-"""How many times per trial its recent return is told to the pruner."""
-WARM_UP = 5
-"""Reports before the median pruner may stop a trial: the first quarter of the budget."""
-BUSY_SECONDS = 60
-"""Seconds for which a process waits for another one that writes to the same SQLite file."""
-BEGIN_SECONDS, AGAIN_SECONDS = 30.0, 0.5
-"""Seconds for which a process waits for another one that makes the tables or begins the study, and between checks."""
-PULSE_SECONDS, LOST_SECONDS = 60.0, 600.0
-"""Seconds between two signs of life of a trial, and without one until its process on another machine counts as gone."""
-OPTIONS: Mapping[str, Any] = {
-    "multivariate": True,
-    "n_warmup_steps": WARM_UP,
-    "max_resource": REPORTS,
-    "warn_independent_sampling": False,
-    "warn_asynchronous_seeding": False,
-}
-"""Arguments of samplers and pruners that take them; all others keep Optuna's defaults."""
-NONE, DIVERGED = "none", "diverged"
-
-
-def require_optuna() -> Any:
-    """Import Optuna.
-
-    Raises:
-        UpslopeError: it is not installed.
-    """
-    try:
-        import optuna
-    except ImportError as error:
-        raise UpslopeError('A sweep needs Optuna, which is not installed: pip install "upslope[sweep]"') from error
-    optuna.logging.set_verbosity(optuna.logging.ERROR)
-    return optuna
-
-
-@cache
-def samplers() -> dict[str, type]:
-    """Optuna's samplers by name: `TPESampler` is tpe."""
-    return parts_of(require_optuna().samplers, "Sampler")
-
-
-@cache
-def pruners() -> dict[str, type]:
-    """Optuna's pruners by name; its `NopPruner` is none."""
-    found = parts_of(require_optuna().pruners, "Pruner")
-    return {NONE if name == "nop" else name: kind for name, kind in found.items()}
-
-
-def parts_of(module: Any, ending: str) -> dict[str, type]:
-    """The classes of a module that can be made without arguments, by lower-case name without the ending."""
-    kinds = {name: getattr(module, name) for name in module.__all__ if name.endswith(ending)}
-    return {
-        name.removesuffix(ending).lower(): kind
-        for name, kind in kinds.items()
-        if not inspect.isabstract(kind) and not required_arguments(kind)
-    }
-
-
-def required_arguments(kind: type) -> list[str]:
-    """The arguments without which a class cannot be made."""
-    parameters = list(inspect.signature(kind).parameters.values())
-    variable = (inspect.Parameter.VAR_POSITIONAL, inspect.Parameter.VAR_KEYWORD)
-    return [p.name for p in parameters if p.default is p.empty and p.kind not in variable]
-
-
-def named(role: str, name: str, known: Mapping[str, type]) -> type:
-    """Look up a sampler or a pruner."""
-    if name not in known:
-        raise UpslopeError(unknown(role, name, known, "upslope sweep --help"))
-    return known[name]
-
-
-def made(role: str, name: str, known: Mapping[str, type], **more: Any) -> Any:
-    """Make a sampler or a pruner with the options that it takes."""
-    kind = named(role, name, known)
-    options = {**OPTIONS, **more}
-    try:
-        with without_warnings():
-            return kind(**{key: options[key] for key in inspect.signature(kind).parameters if key in options})
-    except ImportError as error:
-        raise needs_package(role, name, error) from error
-
-
-def needs_package(role: str, name: str, error: ImportError) -> UpslopeError:
-    """The error for a sampler or pruner whose package is missing."""
-    return UpslopeError(f"The {role} {name} needs another package: {brief(error)}.")
-
-
-@contextmanager
-def without_warnings() -> Iterator[None]:
-    """Silence Optuna's notes on experimental parts, which are no news to a user who chose them by name."""
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")
-        yield
-
-
-def sampler_of(name: str, seed: int) -> Any:
-    """A sampler whose suggestion for a trial depends on the seed, the trial's number and the results before it.
-
-    Hence a sweep that was stopped continues as it would have, and processes that share a storage draw different trials.
-    """
-    optuna = require_optuna()
-    has_seed = "seed" in inspect.signature(named("sampler", name, samplers())).parameters and name != "qmc"
-
-    class PerTrial(optuna.samplers.BaseSampler):
-        """A new sampler of the kind for each trial, if it takes a seed."""
-
-        def __init__(self) -> None:
-            self.number, self.inner = -1, made("sampler", name, samplers(), seed=seed)
-            self.is_exhausted = False
-            self.announce: Callable[[Any], None] = lambda trial: None
-            """Called with a trial that has begun, before anything is drawn for it."""
-
-        def of(self, trial: Any) -> Any:
-            if has_seed and trial.number != self.number:
-                mixed = (seed * 1_000_003 + trial.number) % 2**32
-                self.number, self.inner = trial.number, made("sampler", name, samplers(), seed=mixed)
-            return self.inner
-
-        def infer_relative_search_space(self, study: Any, trial: Any) -> Any:
-            return self.of(trial).infer_relative_search_space(study, trial)
-
-        def sample_relative(self, study: Any, trial: Any, search_space: Any) -> Any:
-            return self.of(trial).sample_relative(study, trial, search_space)
-
-        def sample_independent(self, study: Any, trial: Any, param_name: str, param_distribution: Any) -> Any:
-            return self.of(trial).sample_independent(study, trial, param_name, param_distribution)
-
-        def before_trial(self, study: Any, trial: Any) -> None:
-            self.announce(trial)
-            self.of(trial).before_trial(study, trial)
-
-        def after_trial(self, study: Any, trial: Any, state: Any, values: Any) -> None:
-            try:
-                self.of(trial).after_trial(study, trial, state, values)
-            except RuntimeError:  # it wanted to stop a study that does not run its own loop: nothing is left to try
-                self.is_exhausted = True
-
-    return PerTrial()
-
-
-def distribution_of(parameter: Parameter) -> Any:
-    """Optuna's distribution for a range or choices."""
-    kinds = require_optuna().distributions
-    if isinstance(parameter, Choices):
-        return kinds.CategoricalDistribution(parameter.words)
-    if parameter.is_whole:
-        step = 1 if parameter.step is None else int(parameter.step)
-        return kinds.IntDistribution(int(parameter.low), int(parameter.high), log=parameter.log, step=step)
-    return kinds.FloatDistribution(parameter.low, parameter.high, log=parameter.log, step=parameter.step)
+DIVERGED = "diverged"
 
 
 @dataclass(frozen=True)
@@ -400,70 +251,6 @@ class Study:
             return {}
 
 
-def storage_of(storage: str) -> Any:
-    """The storage at a URL. SQLite waits while another process writes; one that makes the same tables is waited for."""
-    optuna = require_optuna()
-    arguments = {"connect_args": {"timeout": BUSY_SECONDS}} if storage.startswith("sqlite") else {"pool_pre_ping": True}
-    until = time.monotonic() + BEGIN_SECONDS
-    with without_warnings():
-        while True:
-            try:
-                found = optuna.storages.RDBStorage(storage, engine_kwargs=arguments)
-                if storage.startswith("sqlite"):
-                    lock_at_once(found.engine)
-                return found
-            except Exception as error:  # each database driver has its own kinds
-                if not is_made_twice(error) or time.monotonic() > until:
-                    raise
-            time.sleep(AGAIN_SECONDS)
-
-
-def lock_at_once(engine: Any) -> None:
-    """Let transactions of SQLite take the lock where they begin, not where they first write: else two processes read
-    that a trial waits, and both take it."""
-    from sqlalchemy import event
-
-    def connect(connection: Any, _: Any) -> None:
-        connection.isolation_level = None  # the driver begins no transaction by itself
-
-    event.listen(engine, "connect", connect)
-    event.listen(engine, "begin", lambda connection: connection.exec_driver_sql("BEGIN IMMEDIATE"))
-    engine.dispose()  # connections that were made before
-
-
-def is_made_twice(error: Exception) -> bool:
-    """Whether a table or row could not be made since another process has just made it."""
-    return type(error).__name__ == "IntegrityError" or "already exists" in str(error)
-
-
-def sqlite_url(path: Path) -> str:
-    """The URL of a SQLite file."""
-    return f"sqlite:///{path.resolve()}"
-
-
-@contextmanager
-def storage_errors(storage: str) -> Iterator[None]:
-    """Turn the errors of a database into one message, without the password that a URL may hold."""
-    try:
-        yield
-    except UpslopeError:
-        raise
-    except Exception as error:  # each database driver has its own kinds
-        scheme = storage.partition(":")[0] if "://" in storage else "?"
-        words = brief(error).replace(storage, f"{scheme}://…")
-        raise UpslopeError(
-            f"The storage {scheme}://… cannot be used: {type(error).__name__}: {words}. Give --storage a URL like "
-            "sqlite:///study.db or postgresql+psycopg://user@host/database, and install its driver (pip install "
-            '"psycopg[binary]").'
-        ) from error
-
-
-def is_of_storage(error: Exception) -> bool:
-    """Whether an error comes from the database, e.g. since its server is gone."""
-    modules = {kind.__module__.partition(".")[0] for kind in type(error).__mro__}
-    return "sqlalchemy" in modules or type(error).__name__ == "StorageInternalError"
-
-
 def differing(name: str, kept: Mapping[str, Any], now: Mapping[str, Any]) -> str:
     """Say how a sweep of this name differs from the requested one."""
     differ = [key for key in now if kept.get(key) != now[key]]
@@ -477,67 +264,3 @@ def differing(name: str, kept: Mapping[str, Any], now: Mapping[str, Any]) -> str
 def brief_text(text: str) -> str:
     """The first line of a text, short enough for a database."""
     return text.splitlines()[0][:400] if text else ""
-
-
-def this_process() -> str:
-    """The machine and the number of this process."""
-    return f"{platform.node()}:{os.getpid()}"
-
-
-class Pulse:
-    """Records in the storage, once in a while, that the trials of this process are still in progress."""
-
-    def __init__(self, storage: Any):
-        self.storage, self.trials, self.lock = storage, set(), threading.Lock()
-        self.thread: threading.Thread | None = None
-
-    def add(self, trial: int) -> None:
-        """Record it for this trial from now on."""
-        self.write(trial)
-        with self.lock:
-            self.trials.add(trial)
-            if self.thread is None:
-                self.thread = threading.Thread(target=self.beat, daemon=True)
-                self.thread.start()
-
-    def beat(self) -> None:
-        """Record it until the process ends."""
-        while True:
-            time.sleep(PULSE_SECONDS)
-            with self.lock:
-                trials = set(self.trials)
-            for trial in trials:
-                if not self.write(trial):
-                    self.trials.discard(trial)
-
-    def write(self, trial: int) -> bool:
-        """Record it now, if the storage can be reached; False if the trial has ended."""
-        try:
-            self.storage.set_trial_user_attr(trial, "alive", time.time())
-        except (require_optuna().exceptions.UpdateFinishedTrialError, KeyError):
-            return False
-        except Exception:  # each database driver has its own kinds; a server may be back the next time
-            pass
-        return True
-
-
-def was_put_back(trial: Any) -> bool:
-    """Whether a trial was returned to the study; one that ended differently in the meantime was not."""
-    return bool(trial.user_attrs.get("put_back")) and trial.state.name == "FAIL"
-
-
-def is_gone(attributes: Mapping[str, Any], first_seen: float = math.inf) -> bool:
-    """Whether the process that trains a trial has ended: by its pulse, and on this machine by its number too, which
-    another process may have by now. Without any sign of life it counts as gone some time after it was first seen."""
-    if time.time() - float(attributes.get("alive", first_seen)) > LOST_SECONDS:
-        return True
-    machine, _, number = str(attributes.get("process", "")).rpartition(":")
-    if machine != platform.node() or os.name != "posix" or not number.isdigit() or int(number) == os.getpid():
-        return False
-    try:
-        os.kill(int(number), 0)
-    except ProcessLookupError:
-        return True
-    except OSError:
-        pass
-    return False

@@ -22,19 +22,11 @@ from upslope.lab.sweep.on_cluster import train_on_cluster
 from upslope.lab.sweep.page import write_sweep_page
 from upslope.lab.sweep.processes import train_on_host
 from upslope.lab.sweep.programs import Programs
+from upslope.lab.sweep.pulse import was_put_back
+from upslope.lab.sweep.samplers import named, pruners, require_optuna, samplers
 from upslope.lab.sweep.setup import Setup, setup_of
-from upslope.lab.sweep.study import (
-    Access,
-    Study,
-    Told,
-    is_of_storage,
-    named,
-    pruners,
-    require_optuna,
-    samplers,
-    sqlite_url,
-    was_put_back,
-)
+from upslope.lab.sweep.storages import is_of_storage, sqlite_url
+from upslope.lab.sweep.study import Access, Study, Told
 from upslope.runs.directory import MAX_NAME, RunDirectory, check_name
 from upslope.runs.display import choose
 

@@ -9,8 +9,9 @@ from typing import Any
 
 from upslope.engines.base import Resources
 from upslope.errors import UpslopeError
+from upslope.lab.sweep.samplers import REPORTS
 from upslope.lab.sweep.setup import Setup
-from upslope.lab.sweep.study import DIVERGED, REPORTS, Study
+from upslope.lab.sweep.study import DIVERGED, Study
 from upslope.runs.directory import RunDirectory
 from upslope.runs.display import Display, Snapshot
 from upslope.runs.train import Session, begin

@@ -1,0 +1,78 @@
+"""Signs of life: which process trains a trial, and whether it still does."""
+
+import math
+import os
+import platform
+import threading
+import time
+from collections.abc import Mapping
+from typing import Any
+
+from upslope.lab.sweep.samplers import require_optuna
+
+PULSE_SECONDS, LOST_SECONDS = 60.0, 600.0
+"""Seconds between two signs of life of a trial, and without one until its process on another machine counts as gone."""
+
+
+def this_process() -> str:
+    """The machine and the number of this process."""
+    return f"{platform.node()}:{os.getpid()}"
+
+
+class Pulse:
+    """Records in the storage, once in a while, that the trials of this process are still in progress."""
+
+    def __init__(self, storage: Any):
+        self.storage, self.trials, self.lock = storage, set(), threading.Lock()
+        self.thread: threading.Thread | None = None
+
+    def add(self, trial: int) -> None:
+        """Record it for this trial from now on."""
+        self.write(trial)
+        with self.lock:
+            self.trials.add(trial)
+            if self.thread is None:
+                self.thread = threading.Thread(target=self.beat, daemon=True)
+                self.thread.start()
+
+    def beat(self) -> None:
+        """Record it until the process ends."""
+        while True:
+            time.sleep(PULSE_SECONDS)
+            with self.lock:
+                trials = set(self.trials)
+            for trial in trials:
+                if not self.write(trial):
+                    self.trials.discard(trial)
+
+    def write(self, trial: int) -> bool:
+        """Record it now, if the storage can be reached; False if the trial has ended."""
+        try:
+            self.storage.set_trial_user_attr(trial, "alive", time.time())
+        except (require_optuna().exceptions.UpdateFinishedTrialError, KeyError):
+            return False
+        except Exception:  # each database driver has its own kinds; a server may be back the next time
+            pass
+        return True
+
+
+def was_put_back(trial: Any) -> bool:
+    """Whether a trial was returned to the study; one that ended differently in the meantime was not."""
+    return bool(trial.user_attrs.get("put_back")) and trial.state.name == "FAIL"
+
+
+def is_gone(attributes: Mapping[str, Any], first_seen: float = math.inf) -> bool:
+    """Whether the process that trains a trial has ended: by its pulse, and on this machine by its number too, which
+    another process may have by now. Without any sign of life it counts as gone some time after it was first seen."""
+    if time.time() - float(attributes.get("alive", first_seen)) > LOST_SECONDS:
+        return True
+    machine, _, number = str(attributes.get("process", "")).rpartition(":")
+    if machine != platform.node() or os.name != "posix" or not number.isdigit() or int(number) == os.getpid():
+        return False
+    try:
+        os.kill(int(number), 0)
+    except ProcessLookupError:
+        return True
+    except OSError:
+        pass
+    return False

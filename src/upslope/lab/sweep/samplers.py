@@ -1,0 +1,161 @@
+"""Optuna's samplers, pruners and distributions.
+
+Optuna is imported inside functions, since it is an extra.
+"""
+
+import inspect
+import warnings
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from functools import cache
+from typing import Any
+
+from upslope.core.messages import unknown
+from upslope.core.reading import brief
+from upslope.errors import UpslopeError
+from upslope.lab.sweep.space import Choices, Parameter
+
+REPORTS = 20
+"""How many times per trial its recent return is told to the pruner."""
+WARM_UP = 5
+"""Reports before the median pruner may stop a trial: the first quarter of the budget."""
+OPTIONS: Mapping[str, Any] = {
+    "multivariate": True,
+    "n_warmup_steps": WARM_UP,
+    "max_resource": REPORTS,
+    "warn_independent_sampling": False,
+    "warn_asynchronous_seeding": False,
+}
+"""Arguments of samplers and pruners that take them; all others keep Optuna's defaults."""
+NONE = "none"
+
+
+def require_optuna() -> Any:
+    """Import Optuna.
+
+    Raises:
+        UpslopeError: it is not installed.
+    """
+    try:
+        import optuna
+    except ImportError as error:
+        raise UpslopeError('A sweep needs Optuna, which is not installed: pip install "upslope[sweep]"') from error
+    optuna.logging.set_verbosity(optuna.logging.ERROR)
+    return optuna
+
+
+@cache
+def samplers() -> dict[str, type]:
+    """Optuna's samplers by name: `TPESampler` is tpe."""
+    return parts_of(require_optuna().samplers, "Sampler")
+
+
+@cache
+def pruners() -> dict[str, type]:
+    """Optuna's pruners by name; its `NopPruner` is none."""
+    found = parts_of(require_optuna().pruners, "Pruner")
+    return {NONE if name == "nop" else name: kind for name, kind in found.items()}
+
+
+def parts_of(module: Any, ending: str) -> dict[str, type]:
+    """The classes of a module that can be made without arguments, by lower-case name without the ending."""
+    kinds = {name: getattr(module, name) for name in module.__all__ if name.endswith(ending)}
+    return {
+        name.removesuffix(ending).lower(): kind
+        for name, kind in kinds.items()
+        if not inspect.isabstract(kind) and not required_arguments(kind)
+    }
+
+
+def required_arguments(kind: type) -> list[str]:
+    """The arguments without which a class cannot be made."""
+    parameters = list(inspect.signature(kind).parameters.values())
+    variable = (inspect.Parameter.VAR_POSITIONAL, inspect.Parameter.VAR_KEYWORD)
+    return [p.name for p in parameters if p.default is p.empty and p.kind not in variable]
+
+
+def named(role: str, name: str, known: Mapping[str, type]) -> type:
+    """Look up a sampler or a pruner."""
+    if name not in known:
+        raise UpslopeError(unknown(role, name, known, "upslope sweep --help"))
+    return known[name]
+
+
+def made(role: str, name: str, known: Mapping[str, type], **more: Any) -> Any:
+    """Make a sampler or a pruner with the options that it takes."""
+    kind = named(role, name, known)
+    options = {**OPTIONS, **more}
+    try:
+        with without_warnings():
+            return kind(**{key: options[key] for key in inspect.signature(kind).parameters if key in options})
+    except ImportError as error:
+        raise needs_package(role, name, error) from error
+
+
+def needs_package(role: str, name: str, error: ImportError) -> UpslopeError:
+    """The error for a sampler or pruner whose package is missing."""
+    return UpslopeError(f"The {role} {name} needs another package: {brief(error)}.")
+
+
+@contextmanager
+def without_warnings() -> Iterator[None]:
+    """Silence Optuna's notes on experimental parts, which are no news to a user who chose them by name."""
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        yield
+
+
+def sampler_of(name: str, seed: int) -> Any:
+    """A sampler whose suggestion for a trial depends on the seed, the trial's number and the results before it.
+
+    Hence a sweep that was stopped continues as it would have, and processes that share a storage draw different trials.
+    """
+    optuna = require_optuna()
+    has_seed = "seed" in inspect.signature(named("sampler", name, samplers())).parameters and name != "qmc"
+
+    class PerTrial(optuna.samplers.BaseSampler):
+        """A new sampler of the kind for each trial, if it takes a seed."""
+
+        def __init__(self) -> None:
+            self.number, self.inner = -1, made("sampler", name, samplers(), seed=seed)
+            self.is_exhausted = False
+            self.announce: Callable[[Any], None] = lambda trial: None
+            """Called with a trial that has begun, before anything is drawn for it."""
+
+        def of(self, trial: Any) -> Any:
+            if has_seed and trial.number != self.number:
+                mixed = (seed * 1_000_003 + trial.number) % 2**32
+                self.number, self.inner = trial.number, made("sampler", name, samplers(), seed=mixed)
+            return self.inner
+
+        def infer_relative_search_space(self, study: Any, trial: Any) -> Any:
+            return self.of(trial).infer_relative_search_space(study, trial)
+
+        def sample_relative(self, study: Any, trial: Any, search_space: Any) -> Any:
+            return self.of(trial).sample_relative(study, trial, search_space)
+
+        def sample_independent(self, study: Any, trial: Any, param_name: str, param_distribution: Any) -> Any:
+            return self.of(trial).sample_independent(study, trial, param_name, param_distribution)
+
+        def before_trial(self, study: Any, trial: Any) -> None:
+            self.announce(trial)
+            self.of(trial).before_trial(study, trial)
+
+        def after_trial(self, study: Any, trial: Any, state: Any, values: Any) -> None:
+            try:
+                self.of(trial).after_trial(study, trial, state, values)
+            except RuntimeError:  # it wanted to stop a study that does not run its own loop: nothing is left to try
+                self.is_exhausted = True
+
+    return PerTrial()
+
+
+def distribution_of(parameter: Parameter) -> Any:
+    """Optuna's distribution for a range or choices."""
+    kinds = require_optuna().distributions
+    if isinstance(parameter, Choices):
+        return kinds.CategoricalDistribution(parameter.words)
+    if parameter.is_whole:
+        step = 1 if parameter.step is None else int(parameter.step)
+        return kinds.IntDistribution(int(parameter.low), int(parameter.high), log=parameter.log, step=step)
+    return kinds.FloatDistribution(parameter.low, parameter.high, log=parameter.log, step=parameter.step)

@@ -1,0 +1,80 @@
+"""The databases in which Optuna keeps the trials of a sweep."""
+
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+from upslope.core.reading import brief
+from upslope.errors import UpslopeError
+from upslope.lab.sweep.samplers import require_optuna, without_warnings
+
+BUSY_SECONDS = 60
+"""Seconds for which a process waits for another one that writes to the same SQLite file."""
+BEGIN_SECONDS, AGAIN_SECONDS = 30.0, 0.5
+"""Seconds for which a process waits for another one that makes the tables or begins the study, and between checks."""
+
+
+def storage_of(storage: str) -> Any:
+    """The storage at a URL. SQLite waits while another process writes; one that makes the same tables is waited for."""
+    optuna = require_optuna()
+    arguments = {"connect_args": {"timeout": BUSY_SECONDS}} if storage.startswith("sqlite") else {"pool_pre_ping": True}
+    until = time.monotonic() + BEGIN_SECONDS
+    with without_warnings():
+        while True:
+            try:
+                found = optuna.storages.RDBStorage(storage, engine_kwargs=arguments)
+                if storage.startswith("sqlite"):
+                    lock_at_once(found.engine)
+                return found
+            except Exception as error:  # each database driver has its own kinds
+                if not is_made_twice(error) or time.monotonic() > until:
+                    raise
+            time.sleep(AGAIN_SECONDS)
+
+
+def lock_at_once(engine: Any) -> None:
+    """Let transactions of SQLite take the lock where they begin, not where they first write: else two processes read
+    that a trial waits, and both take it."""
+    from sqlalchemy import event
+
+    def connect(connection: Any, _: Any) -> None:
+        connection.isolation_level = None  # the driver begins no transaction by itself
+
+    event.listen(engine, "connect", connect)
+    event.listen(engine, "begin", lambda connection: connection.exec_driver_sql("BEGIN IMMEDIATE"))
+    engine.dispose()  # connections that were made before
+
+
+def is_made_twice(error: Exception) -> bool:
+    """Whether a table or row could not be made since another process has just made it."""
+    return type(error).__name__ == "IntegrityError" or "already exists" in str(error)
+
+
+def sqlite_url(path: Path) -> str:
+    """The URL of a SQLite file."""
+    return f"sqlite:///{path.resolve()}"
+
+
+@contextmanager
+def storage_errors(storage: str) -> Iterator[None]:
+    """Turn the errors of a database into one message, without the password that a URL may hold."""
+    try:
+        yield
+    except UpslopeError:
+        raise
+    except Exception as error:  # each database driver has its own kinds
+        scheme = storage.partition(":")[0] if "://" in storage else "?"
+        words = brief(error).replace(storage, f"{scheme}://…")
+        raise UpslopeError(
+            f"The storage {scheme}://… cannot be used: {type(error).__name__}: {words}. Give --storage a URL like "
+            "sqlite:///study.db or postgresql+psycopg://user@host/database, and install its driver (pip install "
+            '"psycopg[binary]").'
+        ) from error
+
+
+def is_of_storage(error: Exception) -> bool:
+    """Whether an error comes from the database, e.g. since its server is gone."""
+    modules = {kind.__module__.partition(".")[0] for kind in type(error).__mro__}
+    return "sqlalchemy" in modules or type(error).__name__ == "StorageInternalError"
