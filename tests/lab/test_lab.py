@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 from scipy.stats import ttest_1samp, ttest_ind
 
-from upslope.cli import commands
+from upslope.cli import experiments
 from upslope.cli.main import main as cli
 from upslope.core.estimators import NStep, RewardToGo
 from upslope.core.storage import plain
@@ -238,5 +238,5 @@ def test_the_command(tmp_path, capsys):
 
 
 def test_the_help_names_every_experiment():
-    said = str(commands.lab.__doc__).split("Only these experiments: ")[1].split(".")[0]
+    said = str(experiments.lab.__doc__).split("Only these experiments: ")[1].split(".")[0]
     assert re.split(r",\s+", said) == [experiment.name for experiment in EXPERIMENTS]

@@ -1,8 +1,9 @@
-"""Scripts that let shells complete the command line; tyro writes them from the flags."""
+"""The command `completion`: scripts that let shells complete the command line; tyro writes them from the flags."""
 
 import contextlib
 import io
 import re
+from typing import Literal
 
 import tyro
 
@@ -22,6 +23,15 @@ _upslope() {
 }
 complete -o default -o bashdefault -F _upslope upslope
 """
+
+
+def completion(shell: tyro.conf.Positional[Literal["bash", "zsh", "fish"]]) -> None:
+    """Print a script that lets a shell complete commands, flags and their values.
+
+    bash: `upslope completion bash > ~/.local/share/bash-completion/completions/upslope`. zsh: to a file `_upslope` in
+    a folder of fpath, before compinit. fish: `upslope completion fish > ~/.config/fish/completions/upslope.fish`.
+    """
+    print(script(shell), end="")
 
 
 def script(shell: str) -> str:

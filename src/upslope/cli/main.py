@@ -15,13 +15,13 @@ EXIT_INTERRUPTED = 130
 EXIT_BROKEN_PIPE = 141
 """The status that a shell reports for a program whose output pipe was closed, e.g. by `head`."""
 
-ANALYSES = ("evaluate", "record", "judge", "export", "compare", "report", "credit", "figure", "table", "bundle")
-DIAGNOSES = ("lab", "doctor", "check", "probe")
 COMMANDS: dict[str, str] = {
     **{"train": "train:Train", "resume": "train:resume"},
-    **{name: f"commands:{name}" for name in (*ANALYSES, "completion", "ladder")},
-    "sweep": "sweep:sweep",
-    **{name: f"commands:{name}" for name in DIAGNOSES},
+    **{name: f"policies:{name}" for name in ("evaluate", "record", "judge", "export")},
+    **{name: f"results:{name}" for name in ("compare", "report", "credit", "figure", "table", "bundle")},
+    **{"completion": "completions:completion", "ladder": "experiments:ladder", "sweep": "sweep:sweep"},
+    "lab": "experiments:lab",
+    **{name: f"diagnosis:{name}" for name in ("doctor", "check", "probe")},
     **{name: f"follow:{name}" for name in ("track", "watch")},
     "list": "list_tables:show_list",
 }

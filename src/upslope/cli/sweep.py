@@ -5,8 +5,8 @@ from typing import Annotated, Any
 
 import tyro
 
+from upslope.cli.arguments import Environment, Keys, Wrappers
 from upslope.cli.cluster import HERE, OnCluster
-from upslope.cli.commands import Environment, Keys, Wrappers
 from upslope.cli.terminal import console, say
 from upslope.cli.train import Quiet
 from upslope.config.config import positive
