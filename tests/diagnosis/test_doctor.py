@@ -27,7 +27,7 @@ SIGNATURES = {
     "return_not_propagated": {"changes": {"health/target_mean": 0.2}},
     "objective_descends": {"changes": {"health/surrogate_gain": -0.01}, "rise": 0.0},
     "no_policy_signal": {"changes": {"health/weight_std": 0.0, "health/weight_mean": float("nan")}, "rise": 0.0},
-    "no_reward_signal": {"changes": {"health/reward_nonzero": 0.0}, "rise": 0.0},
+    "no_reward_signal": {"changes": {"health/reward_nonzero": 0.0}, "episodes": lambda share, g: [(0.0, 40)] * 10},
     "rewards_unscaled": {"changes": {"health/target_max": 1e5}, "rise": 0.0},
     "fake_rows": {"changes": {"health/zero_after_end": 1.0}},
     "episodes_end_at_once": {"lengths": lambda g: 1, "rise": 0.0},
@@ -43,7 +43,10 @@ SIGNATURES = {
     "entropy_dominates": {"changes": {"policy/entropy": 0.693}, "rise": 0.0, "entropy_coefficient": 1.0},
     "actions_clipped": {"changes": {"health/action_clipped": 0.98, "policy/entropy": 3.0}, "box": True},
     "no_exploration": {"changes": {"policy/entropy": -5.0}, "box": True},
-    "targets_impossible": {"changes": {"health/target_mean": -30.0}},
+    "targets_impossible": {
+        "changes": {"health/target_mean": -30.0},
+        "episodes": lambda share, g: [(float(n), int(n)) for n in g.integers(20, 40 + int(20 * share), 10)],
+    },
     "groups_equal": {
         "changes": {"policy/equal_groups": 0.98}, "rise": 0.0, "estimator": "group_mean", "group_size": 4
     },

@@ -179,3 +179,30 @@ def test_that_actions_have_no_effect_is_a_note_where_what_is_paid_is_rare(reward
     changes |= {"health/target_std": 0.1, "health/target_max": 1.0, "health/target_min": -1.0}
     alarms, notes = alarms_and_notes(write_run(tmp_path, changes, rise=0.0))
     assert "actions_without_effect" in (alarms if is_alarm else notes)
+
+
+def test_rare_measurements_that_miss_all_ends_and_rewards_are_no_alarm(tmp_path):
+    """Episodes of 200 steps end all at once, in iterations in which the health was not measured."""
+    missed = {"health/end_share": lambda share: 0.0 if int(share * 40) % 8 == 0 else float("nan")}
+    missed |= {"episode/count": lambda share: 0 if int(share * 40) % 8 == 0 else 16}
+    missed |= {f"health/reward_{name}": 0.0 for name in ("nonzero", "mean", "std", "min", "max")}
+    missed |= {"health/target_mean": 0.02, "health/truncated_share": float("nan")}
+    path = write_run(tmp_path, missed, episodes=lambda share, g: [(g.random() / 2, 200)] * 3)
+    causes = {finding.cause for finding in upslope.diagnose(path).alarms}
+    assert not causes & {"ends_not_recorded", "no_reward_signal", "targets_impossible"}
+
+
+def test_a_run_without_a_finished_episode_is_not_said_to_be_flat(tmp_path):
+    nothing = {"health/action_effect": 1.0, "health/late_effect": 1.0}
+    path = write_run(tmp_path, nothing, episodes=lambda share, g: [])
+    assert "actions_without_effect" not in {finding.cause for finding in upslope.diagnose(path).alarms}
+
+
+def test_a_run_that_began_with_a_perfect_policy_is_not_said_to_have_no_signal(tmp_path):
+    alarms, notes = alarms_and_notes(write_run(tmp_path, episodes=always(500, 500), start_from="teacher"))
+    assert "no_reward_signal" not in alarms and "no_reward_signal" in notes
+
+
+def test_a_running_cost_beside_a_constant_one_is_not_waiting(tmp_path):
+    late = {"health/reward_mean": -5.03, "health/reward_std": 0.04, "health/truncated_share": 1.0}
+    assert "no_reward_signal" not in first_alarms(write_run(tmp_path, late, episodes=going(-1500, -1000, 30, 200)))

@@ -56,7 +56,11 @@ def joined(monkeypatch: Any) -> None:
 
 
 @pytest.mark.parametrize(
-    ("case", "seeds"), [("segments", 1), ("episodes", 2), ("masked", 2), *weekly(("box", 1), ("dict", 1))]
+    ("case", "seeds"),
+    [
+        *[("segments", 1), ("episodes", 2), ("masked", 2)],
+        *[pytest.param(*rarely, marks=pytest.mark.weekly) for rarely in (("box", 1), ("dict", 1))],
+    ],
 )
 def test_the_result_is_the_same_where_the_main_process_steps_a_slice(
     case: str, seeds: int, tmp_path: Path, monkeypatch: Any

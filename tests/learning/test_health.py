@@ -52,9 +52,10 @@ def test_rows_that_do_not_go_on_are_seen_and_resets_are_not_taken_for_them():
     means = {name: float(np.asarray(x, float)[np.asarray(where)].mean()) for name, (x, where) in found.items()}
     assert means["broken_links"] == 0.5  # 0 → 1 goes on; 8 → 9 does not; 2 → 7 is a reset
     assert means["reset_as_successor"] == 0.0 and means["end_share"] == 0.25
-    leaked = facts(rollout._replace(observation=observation, next_observation=observation[jnp.asarray([1, 2, 3, 3])]))
-    x, where = leaked["reset_as_successor"]
-    assert np.asarray(x)[np.asarray(where)].all()
+    leaked = observation[jnp.asarray([1, 2, 3, 3])]
+    twice = rollout_of(np.ones((4, 1)), terminated=[[False], [True], [True], [False]])
+    x, where = facts(twice._replace(observation=observation, next_observation=leaked))["reset_as_successor"]
+    assert np.asarray(x)[np.asarray(where)].tolist() == [True, True]
 
 
 def test_moments_and_correlations_are_numpys_where_they_count():

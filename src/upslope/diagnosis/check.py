@@ -97,9 +97,10 @@ def check(
         examined = Examined(name, made, limit, long_trial(made, limit))
         for one in CHECKS:
             checks += one(examined)
-    except Exception as error:
+    except (Exception, SystemExit) as error:
         remedy = "Correct the environment: it failed under random actions."
-        checks.append(Check("random actions", "error", f"raised {told(error)}", remedy))
+        words = str(error) if isinstance(error, UpslopeError) else f"raised {told(error)}"
+        checks.append(Check("random actions", "error", words, remedy))
         return Checked(name, tuple(checks), "")
     return Checked(name, tuple(checks), command(examined, settings), tuple(choices(examined, settings, unread)))
 

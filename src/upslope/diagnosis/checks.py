@@ -330,7 +330,14 @@ def of_actions(e: Examined) -> Iterator[Check]:
             words = f"{box.space()}{at(key)}"
             yield Check("action range", "warning", words, "Give finite bounds: a policy's σ is relative to the range.")
     one, other = e.short(actions=0), e.short(actions=3)
+    if all(jax.tree.map(np.array_equal, *pair) for pair in zip(one.actions, other.actions, strict=False)):
+        yield Check("actions matter", "skipped", "there is only one action")
+        return
     matters = not same(one, other)
+    if not matters and not (one.lengths and other.lengths):
+        words = f"other actions changed nothing in {min(one.steps, other.steps)} steps, in which no episode ended"
+        yield Check("actions matter", "warning", words, "Make sure that step() uses its action.")
+        return
     words = "other actions gave a different episode" if matters else "other actions from the same seed changed nothing"
     yield Check(
         "actions matter",

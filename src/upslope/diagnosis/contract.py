@@ -27,7 +27,7 @@ STEPS = 20
 """Number of steps in the first contact."""
 RESET = "Return (observation, info) from reset()."
 STEP = "Return (observation, reward, terminated, truncated, info) from step()."
-MASK = "Correct the mask, or ignore it with --no-masks."
+MASK = "Correct the mask, or train without it: upslope train … --no-masks."
 
 
 def first_contact(environment: AnyEnvironment, limit: int | None) -> list[Check]:
@@ -56,7 +56,7 @@ def answers(player: HostPlayer, environment: AnyEnvironment) -> Iterator[Check]:
     space, is_late = environment.observation_space, False
     try:
         answer = env.reset(seed=reset_seed(0, 0, 0))
-    except Exception as error:
+    except (Exception, SystemExit) as error:
         yield reset_failed(error)
         return
     fault = fault_of_reset(answer) or fault_of_observation(space, answer[0])
@@ -74,7 +74,7 @@ def answers(player: HostPlayer, environment: AnyEnvironment) -> Iterator[Check]:
         action = next_action(mask)
         try:
             answer = env.step(action)
-        except Exception as error:
+        except (Exception, SystemExit) as error:
             yield step_failed(error, action)
             return
         fault = fault_of_step(answer) or fault_of_observation(space, answer[0])
@@ -96,7 +96,7 @@ def answers(player: HostPlayer, environment: AnyEnvironment) -> Iterator[Check]:
     yield from masks(env, seen, is_late and not environment.gives_masks)
 
 
-def reset_failed(error: Exception) -> Check:
+def reset_failed(error: BaseException) -> Check:
     """Report an exception in reset."""
     if isinstance(error, TypeError) and "seed" in str(error):
         remedy = "Write it as reset(self, *, seed=None, options=None), and call super().reset(seed=seed)."
@@ -104,7 +104,7 @@ def reset_failed(error: Exception) -> Check:
     return Check("reset", "error", f"reset() raised {told(error)}", "Correct reset().")
 
 
-def step_failed(error: Exception, action: Any) -> Check:
+def step_failed(error: BaseException, action: Any) -> Check:
     """Report an exception in step."""
     words = f"step({action!r}) raised {told(error)}"
     remedy = "Correct step(): it must accept every action of the space, unless the action mask forbids it."

@@ -259,8 +259,9 @@ class Signs:
 
     @property
     def is_flat(self) -> bool:
-        """Whether most seeds did not improve."""
-        return float(np.mean(self.improved)) < 0.5
+        """Whether most of the seeds whose return is known did not improve; False if none is known."""
+        known = np.isfinite(self.returns[0])
+        return bool(known.any()) and float(np.mean(self.improved[known])) < 0.5
 
     @cached_property
     def descends(self) -> np.ndarray:

@@ -15,6 +15,8 @@ LATER = 2.5
 """Threshold on the larger of two mean z², whose expectation is 1.64 without an effect; short runs scatter around it."""
 BRIEF = 30.0
 """Seconds of training below which speed says more about the machine than about the environment."""
+LONG = 3_000
+"""Steps after which an episode that has not ended is not just a long one."""
 TINY = 0.003
 """Observations whose standard deviations are all below this hardly affect a newly initialised network."""
 
@@ -22,10 +24,11 @@ TINY = 0.003
 @rule("Schulman, nuts and bolts: can a random policy ever succeed?")
 def no_reward_signal(s: Signs) -> Finding | None:
     """A return that never differs teaches nothing."""
-    nonzero = s.taken("reward_nonzero", how=np.max)
+    nonzero = s.taken("reward_nonzero", how=np.max)  # in some iterations; episodes show them all
+    is_paid = np.asarray([np.any(s.record.episodes_of(seed)["return"] != 0) for seed in s.record.seeds])
     # If episodes end at once, that is the cause, and the missing reward is its consequence.
     is_cut_off = s.lengths.size >= 50 and np.percentile(s.lengths, 95) <= 2
-    part = share(nonzero == 0) * (0.9 if is_cut_off else 1.0)
+    part = share((nonzero == 0) & ~is_paid) * (0.9 if is_cut_off else 1.0)
     never_differs = 0.0 if part else share(np.asarray([is_always_the_same(s, seed) for seed in s.record.seeds]))
     if never_differs:
         x = s.taken("episode/return")
@@ -33,8 +36,9 @@ def no_reward_signal(s: Signs) -> Finding | None:
             "no_reward_signal", f"Every episode had the same return, {np.nanmedian(x):.4g}, and the same length.",
             "The goal was never reached, or the environment pays the same whatever the policy does.",
             "Shape the reward, or explore wider: --bonus rnd, --entropy-coefficient 0.02; or learn from --data.",
-            0.96 * never_differs, evidence=(s.evidence("episode/return", x, "differs between episodes"),),
-            experiment=CHECK,
+            # A run that began with another one's policy may have begun with a perfect one.
+            (0.45 if s.config.start_from else 0.96) * never_differs,
+            evidence=(s.evidence("episode/return", x, "differs between episodes"),), experiment=CHECK,
         )  # fmt: skip
     return Finding(
         "no_reward_signal", "No reward was ever seen.",
@@ -58,7 +62,7 @@ def only_waits(s: Signs) -> Finding | None:
     """The policy avoids greater costs but never reaches the goal: each step costs the same until the time limit."""
     mean, std = s.taken("reward_mean", 0.7), s.taken("reward_std", 0.7)
     ended, count = s.taken("truncated_share", 0.7, how=np.min), s.taken("episode/count", 0.7, how=np.sum)
-    part = share((mean < 0) & (std < 0.02 * np.abs(mean)) & (ended == 1) & (count > 0))
+    part = share((mean < 0) & (std < 1e-4 * np.abs(mean)) & (ended == 1) & (count > 0))
     return Finding(
         "no_reward_signal", "In the end every step costs the same, and no episode ends by itself.",
         "The goal is not reached, so the policy has learned to avoid greater costs, and waits for the time limit.",
@@ -157,7 +161,7 @@ def fake_rows(s: Signs) -> Finding | None:
         "The environment resets itself, and a row that belongs to no action is inserted after each end.",
         "Use AutoresetMode.SAME_STEP or DISABLED, or leave such rows out.",
         0.9 * part, 0.8, evidence=(s.evidence("zero_after_end", x, "as at other steps"),),
-        experiment=CHECK,
+        experiment=CHECK, rivals=("a task whose first step pays nothing",),
     ) if part else None  # fmt: skip
 
 
@@ -165,12 +169,14 @@ def fake_rows(s: Signs) -> Finding | None:
 def episodes_never_end(s: Signs) -> Finding | None:
     """No episode ends within many steps."""
     count, steps = s.taken("episode/count", how=np.sum), np.nanmax(s.record.steps) / max(s.config.num_envs, 1)
-    part = share(count == 0) if steps > 1500 and not s.is_recorded else 0.0
+    is_limited = (s.config.max_episode_steps or 0) >= steps
+    part = share(count == 0) if steps > 1500 and not is_limited and not s.is_recorded else 0.0
     return Finding(
-        "episodes_never_end", "No episode has ended.",
+        "episodes_never_end", f"No episode has ended within {steps:,.0f} steps.",
         "The environment has no step limit and does not terminate.",
         "Set a limit: --max-episode-steps 1000; or return terminated where the task is over.",
-        0.95 * part, 0.9, evidence=(s.evidence("episode/count", count, "above 0"),), experiment=CHECK,
+        (0.95 if steps > LONG else 0.45) * part, 0.9, rivals=("episodes that are longer than that",),
+        evidence=(s.evidence("episode/count", count, "above 0"),), experiment=CHECK,
     ) if part else None  # fmt: skip
 
 
@@ -236,7 +242,9 @@ def observations_unscaled(s: Signs) -> Finding | None:
     """Observations in the tens and hundreds saturate the first layer; tiny ones hardly affect it."""
     centre, width = s.taken("observation_mean"), s.taken("observation_std_max")
     saturated, constant = s.taken("policy_saturation"), s.taken("observation_constant")
-    part = share((centre > 20) | (width > 20) | (saturated > 0.5))
+    # If observations are normalised already, something else saturates the layer.
+    is_scaled = s.config.normalize_observations
+    part = share((centre > 20) | (width > 20) | (saturated > 0.5) & (not is_scaled))
     is_tiny = s.batch >= FEW and share((width < TINY) & (s.taken("observation_max") < 10 * TINY) & (constant < 0.999))
     if is_tiny and not s.config.normalize_observations:
         return Finding(

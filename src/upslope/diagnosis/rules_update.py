@@ -149,17 +149,33 @@ def batch_too_small(s: Signs) -> Finding | None:
     )  # fmt: skip
 
 
+def reward_bounds(s: Signs) -> tuple[np.ndarray, np.ndarray]:
+    """The lowest and the highest reward of each seed [S]: those seen, in some iterations, and those without which the
+    returns of the episodes could not be what they are."""
+    lows, highs = s.taken("reward_min", how=np.min), s.taken("reward_max", how=np.max)
+    found = []
+    for seed, low, high in zip(s.record.seeds, lows, highs, strict=True):
+        episodes = s.record.episodes_of(seed)
+        total, length = episodes["return"], episodes["length"]
+        margin = 1e-3 * np.maximum(np.abs(total), 1e-6)
+        most = (total - (length - 1) * low)[total > length * high + margin]
+        least = (total - (length - 1) * high)[total < length * low - margin]
+        found.append((min([low, *least]), max([high, *most])))
+    low, high = np.asarray(found).T
+    return low, high
+
+
 @rule("Jones 2021: values of an impossible sign or size")
 def targets_impossible(s: Signs) -> Finding | None:
     """Targets lie outside the range of returns, the lowest to the highest reward times the horizon."""
     scale, horizon = s.late("reward_scale"), min(s.horizon, 1e6)
-    low, high = (s.taken(f"reward_{end}", how=of) * scale for end, of in (("min", np.min), ("max", np.max)))
+    low, high = (bound * scale for bound in reward_bounds(s))
     x, size = s.late("target_mean"), np.maximum(np.abs(low), np.abs(high))
     too_low, too_high = (
         x < np.minimum(low, 1.5 * low * horizon) - size,
         x > np.maximum(high, 1.5 * high * horizon) + size,
     )
-    part = share(too_low | too_high) if s.needs_critic else 0.0
+    part = share((too_low | too_high) & (size > 0)) if s.needs_critic else 0.0
     return Finding(
         "targets_impossible", "The critic's targets are larger than any return can be, or of the wrong sign.",
         "The estimator adds what it should not, or the critic feeds on its own values.",
@@ -192,7 +208,7 @@ def not_finite(s: Signs) -> Finding | None:
     if loss is None:
         return None
     last = [row[: int(np.isfinite(steps).sum())][-3:] for row, steps in zip(loss, s.record.steps, strict=True)]
-    lost = np.asarray([not np.isfinite(row).any() for row in last])
+    lost = np.asarray([len(row) > 0 and not np.isfinite(row).any() for row in last])
     return Finding(
         "not_finite", f"{lost.sum()} of {len(lost)} seeds have parameters that are no longer finite.",
         "The networks computed numbers too large for 32 bits.",

@@ -14,10 +14,10 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from upslope.core.arrays import shaped_like
-from upslope.engines.border import flat_mask, nothing_allowed
+from upslope.engines.border import Border, flat_mask, nothing_allowed, reset_answer, step_answer
 from upslope.engines.columns import one_by_one, reset_seed
 from upslope.engines.infos import numbers_in
+from upslope.engines.notices import Notices
 from upslope.environments.base import CompiledEnvironment
 from upslope.environments.masks import mask_in
 from upslope.environments.registry import AnyEnvironment, HostEnvironment, name_of
@@ -57,29 +57,39 @@ class HostPlayer:
     """A Gymnasium environment, truncated at the step limit if there is one."""
 
     def __init__(self, environment: HostEnvironment, limit: int | None):
-        self.shapes = encoder_of(environment.observation_space, environment.name).shapes
+        encoder = encoder_of(environment.observation_space, environment.name)
+        self.border = Border(environment.name, environment.observation_space, encoder, Notices(lambda *_: None))
         self.head = head_of(environment.action_space, environment.name)
-        self.env, self.limit, self.count = environment.create(), limit, 0
+        self.env, self.limit, self.length = environment.create(), limit, 0
         self.environment, self.mask = environment, None
         self.info: Any = {}
+        self.seen = 0
+        """See `Place`."""
 
     def reset(self, seed: int) -> Any:
-        self.count = 0
-        observation, info = self.env.reset(seed=seed)
-        self.mask = self.allowed(info, self.count)
+        self.length = 0
+        answer = self.env.reset(seed=seed)
+        observation = reset_answer(answer, self.environment.name, self)
+        self.mask = self.allowed(answer[1], self.length)
         return self.copied(observation)
 
     def copied(self, observation: Any) -> Any:
         """Copy the observation, so that the environment cannot overwrite it."""
-        return jax.tree.map(np.array, shaped_like(self.shapes, observation))
+        self.border.require_fit(observation, self)
+        return self.border.structure.unflatten(map(np.array, self.border.parts(observation)))
+
+    def describe(self) -> str:
+        """See `Place`."""
+        return f"step {self.length} of a random episode"
 
     def step(self, action: Any) -> Answer:
-        self.count += 1
-        observation, reward, terminated, truncated, info = self.env.step(action)
-        self.info = info
-        truncated = bool(truncated) or (self.limit is not None and self.count >= self.limit)
-        self.mask = None if terminated or truncated else self.allowed(info, self.count)
-        return self.copied(observation), float(np.asarray(reward).item()), bool(terminated), truncated
+        self.length += 1
+        answer = self.env.step(action)
+        observation, reward, terminated, truncated = step_answer(answer, self.environment.name, self)
+        self.info = answer[4]
+        truncated = truncated or (self.limit is not None and self.length >= self.limit)
+        self.mask = None if terminated or truncated else self.allowed(self.info, self.length)
+        return self.copied(observation), reward, terminated, truncated
 
     def numbers(self) -> dict[str, float]:
         return numbers_in(self.info)
@@ -249,4 +259,6 @@ def same(one: Trial, other: Trial) -> bool:
     """Whether two trials agree up to the end of the shorter one."""
     n, m = min(len(one.observations), len(other.observations)), min(one.steps, other.steps)
     observations = zip(*(jax.tree.leaves(x.observations[:n]) for x in (one, other)), strict=True)
-    return one.rewards[:m] == other.rewards[:m] and all(np.array_equal(a, b, equal_nan=True) for a, b in observations)
+    if not np.array_equal(one.rewards[:m], other.rewards[:m], equal_nan=True):
+        return False
+    return all(np.array_equal(a, b, equal_nan=a.dtype.kind == "f") for a, b in observations)

@@ -19,7 +19,7 @@ import numpy as np
 from gymnasium.vector import AutoresetMode
 
 from upslope.core.arrays import copied, in_seeds
-from upslope.engines.border import Border, assign, flag_of, raised, read_mask, reward_of
+from upslope.engines.border import Border, assign, flag_of, has_shape, kind_of, raised, read_mask, reward_of
 from upslope.engines.columns import (  # fmt: skip
     NOT_RUNNING,
     TOO_LONG,
@@ -199,7 +199,7 @@ class BatchedColumns:
         self.row = row = number * self.shape[1]
         try:
             answer = call(self.batches[number])
-        except Exception as error:
+        except (Exception, SystemExit) as error:
             raise UpslopeError(raised(self.world.name, where, self.episodes[row].describe(), error)) from error
         size = 2 if where == "reset" else 5
         if not isinstance(answer, tuple) or len(answer) != size:
@@ -207,6 +207,13 @@ class BatchedColumns:
                 f"{self.world.name} returned {type(answer).__name__} from {where}(), where Gymnasium's vector "
                 f"environments return {size} values: {self.episodes[row].describe()}."
             )
+        for what, values in zip(("reward", "terminated", "truncated"), answer[1:-1], strict=False):
+            if not has_shape(values, (self.shape[1],)):
+                raise UpslopeError(
+                    f"{self.world.name} returned {what} {kind_of(values)} from {where}(), where Gymnasium's vector "
+                    f"environments return one for each of the {self.shape[1]} environments: "
+                    f"{self.episodes[row].describe()}. Correct what step() returns."
+                )
         return answer
 
     def step(self, action: np.ndarray, rows: np.ndarray, next_observation: Any) -> tuple[np.ndarray, ...]:

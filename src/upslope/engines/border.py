@@ -14,7 +14,7 @@ import numpy as np
 from gymnasium import spaces
 
 from upslope.core.arrays import is_shape, shaped_like
-from upslope.core.messages import raised_at
+from upslope.core.messages import raised_at, told
 from upslope.core.reading import brief
 from upslope.core.space_parts import leaf_spaces
 from upslope.engines.notices import Notices, notices_to
@@ -37,6 +37,7 @@ NUMBERS = frozenset({float, int, bool, np.float64, np.float32, np.int64, np.int3
 """Reward types that need no further check."""
 FLAGS = frozenset({bool, np.bool_})
 """Types of `terminated` and `truncated` that need no further check."""
+DOUBLES = (np.dtype(np.float64),)
 STEP = "(observation, reward, terminated, truncated, info)"
 RESET = "(observation, info)"
 
@@ -71,9 +72,17 @@ class Leaf:
     is_index: bool
     """Whether the numbers are indices, which must lie within the bounds."""
 
+    @property
+    def casts(self) -> tuple[np.dtype, ...]:
+        """Other dtypes whose numbers keep their meaning in this one."""
+        return DOUBLES if self.dtype == np.float32 else ()
+
     def wrong(self, observation: Any) -> str:
         """Why the value cannot be stored as it is; empty if it can."""
-        x = np.asarray(observation)
+        try:
+            x = np.asarray(observation)
+        except Exception as error:  # e.g. a tensor that records gradients
+            return f"NumPy cannot read it: {told(error)}"
         if x.dtype.kind not in "fiub":
             return f"it holds {type(observation).__name__}, not numbers" if x.ndim == 0 else f"its dtype is {x.dtype}"
         if self.dtype.kind == "f":
@@ -99,7 +108,7 @@ class Leaf:
         """Whether checks that cost almost nothing confirm that the value is in the space."""
         if self.is_index:
             return type(x) in WHOLE and self.shape == () and bool(self.low <= x <= self.high)
-        return type(x) is np.ndarray and x.shape == self.shape
+        return type(x) is np.ndarray and x.shape == self.shape and (x.dtype == self.dtype or x.dtype in self.casts)
 
     def exceeds(self, observation: Any) -> bool:
         """Whether the value is outside the bounds by more than rounding."""
@@ -159,11 +168,7 @@ class Border:
     def check(self, observation: Any, episode: Place) -> None:
         """Raise an error if a value is not in the space; report values outside its bounds and features lost in 32
         bits."""
-        if not self.fits(observation):
-            raise UpslopeError(
-                f"{self.name} returned an observation {kind_of(observation)}, but its observation space says "
-                f"{self.shapes}: {episode.describe()}. Correct the environment or its observation_space."
-            )
+        self.require_fit(observation, episode)
         for leaf, x, spread in zip(self.leaves, self.parts(observation), self.spreads, strict=True):
             reason = leaf.wrong(x)
             if reason:
@@ -191,13 +196,27 @@ class Border:
                 self.notices(f"offset{leaf.path}", words_of_loss(self.name, leaf.path, spread, lost, leaf.dtype))
             spread.count = -1
 
-    def fits(self, observation: Any) -> bool:
-        """Whether an observation has the structure and the shapes of the space."""
+    def require_fit(self, observation: Any, episode: Place) -> None:
+        """Raise an error if an observation does not have the structure and the shapes of the space."""
+        misfit = self.misfit(observation)
+        if misfit is not None:
+            what, expected, path = misfit
+            raise UpslopeError(
+                f"{self.name} returned an observation{path} {kind_of(what)}, but its observation space says "
+                f"{expected}: {episode.describe()}. Correct the environment or its observation_space."
+            )
+
+    def misfit(self, observation: Any) -> tuple[Any, Any, str] | None:
+        """The first part that does not have the structure or the shape of the space, what is expected instead, and its
+        path; None if all have."""
         try:
-            found = map(shape_of, self.parts(observation))
-            return all(shape == leaf.shape for shape, leaf in zip(found, self.leaves, strict=True))
+            parts = self.parts(observation)
         except ValueError:
-            return False
+            return observation, self.shapes, ""
+        for leaf, x in zip(self.leaves, parts, strict=True):
+            if not has_shape(x, leaf.shape):
+                return x, leaf.shape, leaf.path
+        return None
 
     def parts(self, observation: Any) -> list[Any]:
         """The arrays of an observation, in the order of the leaves.
@@ -308,6 +327,14 @@ def shape_of(x: Any) -> Any:
     return x.shape if isinstance(x, np.ndarray) else np.shape(x)
 
 
+def has_shape(x: Any, shape: tuple[int, ...]) -> bool:
+    """Whether a value is an array, a number or rows of numbers of this shape."""
+    try:
+        return shape_of(x) == shape
+    except Exception:  # rows of unequal lengths, or an array of another library that NumPy must not read
+        return False
+
+
 def kind_of(x: Any) -> str:
     """What was returned instead of the expected array: its shape, or its type if it is not an array."""
     if isinstance(x, np.ndarray | np.generic | int | float | list):
@@ -365,13 +392,18 @@ def answer_in_words(answer: Any) -> str:
 def reward_of(reward: Any, name: str, place: Place) -> float:
     """Convert a reward to one number."""
     if type(reward) in NUMBERS:
-        return float(reward)
+        return in_32_bits(reward, name, place)
     try:
         x = np.asarray(reward)
     except Exception:
         x = np.asarray(None)
     if x.size == 1 and x.dtype.kind in "fiub":
-        return float(x.reshape(()).item())
+        return in_32_bits(x.reshape(()).item(), name, place)
+    if x.size == 0 and x.dtype.kind in "fiub":
+        raise UpslopeError(
+            f"{name} returned a reward of shape {x.shape}, without a number: {place.describe()}. Correct what step() "
+            "returns."
+        )
     if x.dtype.kind in "fiub":
         raise UpslopeError(
             f"{name} returned a reward of shape {x.shape}, {short(x)}: {place.describe()}. upslope learns from "
@@ -383,9 +415,27 @@ def reward_of(reward: Any, name: str, place: Place) -> float:
     )
 
 
+def in_32_bits(reward: Any, name: str, place: Place) -> float:
+    """The reward, if 32-bit floats, in which rewards are stored, can hold it."""
+    try:
+        number = float(reward)
+    except OverflowError:
+        number = LARGEST * 10
+    if LARGEST < abs(number) < np.inf:
+        raise UpslopeError(
+            f"{name} returned the reward {short(reward)}, beyond the largest float32: {place.describe()}. Scale the "
+            "rewards down."
+        )
+    return number
+
+
+LARGEST = float(np.finfo(np.float32).max)
+
+
 def weighing(size: int) -> str:
     """The wrapper that gives all parts of a reward the same weight."""
-    return f'WeightedReward:{{"weights": {[1] * min(size, MOST_WEIGHTS)}}}'
+    weights = str([1] * size) if size <= MOST_WEIGHTS else f"[1, 1, …: {size} numbers]"
+    return f'WeightedReward:{{"weights": {weights}}}'
 
 
 MOST_WEIGHTS = 20
@@ -408,9 +458,11 @@ def flag_of(flag: Any, what: str, name: str, place: Place) -> bool:
     )
 
 
-def raised(name: str, where: str, place: str, error: Exception) -> str:
+def raised(name: str, where: str, place: str, error: BaseException) -> str:
     """The error message for an environment's own exception, with the place."""
     words, at = str(error).strip(), raised_at(error)
+    if isinstance(error, UpslopeError):  # of one of upslope's own wrappers
+        return f"{name}: {words} — {place}."
     said = f"{name} raised {type(error).__name__} in {where}()" + (f": {words}" if words else "")
     if isinstance(error, ValueError | TypeError) and "unpack" in words and "gymnasium" in at:
         at += f"; a wrapper of Gymnasium's expects {STEP} from step() and {RESET} from reset()"

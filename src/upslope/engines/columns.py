@@ -16,9 +16,11 @@ import numpy as np
 from upslope.core.arrays import all_finite, copied, in_seeds
 from upslope.engines.border import (  # fmt: skip
     FLAGS,
+    LARGEST,
     NUMBERS,
     Border,
     assign,
+    in_32_bits,
     nothing_allowed,
     raised,
     read_mask,
@@ -113,7 +115,7 @@ class HostColumns:
             for seed in seeds:
                 for index in indices or range(num_envs):
                     self.episodes.append(HostEpisode(world.create(), seed, index, group_size))
-            if len({id(episode.env) for episode in self.episodes}) < len(self.episodes):
+            if len({id(episode.env.unwrapped) for episode in self.episodes}) < len(self.episodes):
                 raise UpslopeError(
                     f"{world.name} returned the same environment more than once, so columns would step each other's "
                     "episodes. Pass a callable that creates a new one each time."
@@ -167,7 +169,7 @@ class HostColumns:
         self.make_calls(episode, num_calls)
         try:
             answer = episode.begin()
-        except Exception as error:
+        except (Exception, SystemExit) as error:
             raise UpslopeError(raised(self.world.name, "reset", episode.describe(), error)) from error
         observation = reset_answer(answer, self.world.name, episode)
         self.border.place(self.flat, row, observation, episode)
@@ -213,7 +215,7 @@ class HostColumns:
                 episode.actions.append(kept[row])
             try:
                 answer = episode.env.step(given[row])
-            except Exception as error:
+            except (Exception, SystemExit) as error:
                 raise UpslopeError(raised(self.world.name, "step", episode.describe(), error)) from error
             if type(answer) is tuple and len(answer) == 5:
                 observation, one, ended, cut, info = answer
@@ -222,6 +224,8 @@ class HostColumns:
             else:
                 observation, one, ended, cut = step_answer(answer, self.world.name, episode)
                 info = answer[4]
+            if not -LARGEST <= one <= LARGEST:
+                one = in_32_bits(one, self.world.name, episode)
             reward[row], terminated[row], truncated[row] = one, ended, cut
             episode.episode_return += float(reward[row])
             if limit is not None and length >= limit:
@@ -335,7 +339,7 @@ class HostColumns:
             episode.actions.append(kept)
             episode.length += 1
             episode.episode_return += float(np.float32(reward))
-            if terminated or truncated or not self.border.fits(observation):
+            if terminated or truncated or self.border.misfit(observation) is not None:
                 return False
         self.row = None
         if len(actions):

@@ -92,7 +92,7 @@ def number_of(value: Any) -> float | None:
         array = np.asarray(value)
         is_number = array.size == 1 and array.dtype.kind in "biuf"
         return float(array.reshape(-1)[0]) if is_number else None
-    except (TypeError, ValueError, OverflowError):
+    except Exception:  # e.g. a tensor that records gradients
         return None
 
 

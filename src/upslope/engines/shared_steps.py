@@ -70,8 +70,9 @@ def memory_size(shapes: Shapes) -> int:
 class SharedSteps:
     """The main process's side."""
 
-    def __init__(self, worker: Worker, arrays: dict[str, np.ndarray], say: Callable[[str], None]):
-        """`arrays` have the shapes and types of the arrays of a step.
+    def __init__(self, worker: Worker, arrays: dict[str, np.ndarray], begins: bool, say: Callable[[str], None]):
+        """`arrays` have the shapes and types of the arrays of a step; `begins` says whether a new episode begins
+        wherever one ends.
 
         Raises:
             OSError: there is no room for the memory.
@@ -83,7 +84,7 @@ class SharedSteps:
             file.write(bytes(memory_size(shapes)))  # a full disk is found now, not when the memory is used
             file.flush()
             self.memory = StepMemory(file.fileno(), shapes)
-            worker.ask("share", file.name, shapes)
+            worker.ask("share", file.name, shapes, begins)
             worker.answer(say)
 
     def ask(self, action: np.ndarray) -> None:

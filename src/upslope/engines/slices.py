@@ -117,6 +117,10 @@ class SlicedColumns:
         """The shared memory of each worker that has one."""
         self.is_shared = not slicing.is_joined
         """Whether it was decided which have one; that is so at the first step."""
+        self.begins = not task.estimator.whole_episodes
+        """Whether a new episode begins wherever one ends, so that a worker need not be asked for it."""
+        self.begun: dict[int, tuple[Any, Any]] = {}
+        """Row → the first observation and mask of an episode that has begun in its worker, but not here."""
 
     @property
     def here(self) -> HostColumns | None:
@@ -155,12 +159,17 @@ class SlicedColumns:
 
     def begin(self, rows: Sequence[int], *, afresh: bool = False) -> None:
         """See `HostColumns.begin`."""
-        if len(rows):
-            for mine, (observation, mask) in self.call_owners("begin", np.asarray(rows)):
+        for row in rows:
+            self.episodes[row] = EpisodeStatus(self.episodes[row].episode + 1)
+        to_begin = [row for row in rows if row not in self.begun]
+        for row, (observation, mask) in self.begun.items():
+            assign(self.flat, row, observation)
+            self.allow(row, mask)
+        self.begun.clear()
+        if to_begin:
+            for mine, (observation, mask) in self.call_owners("begin", np.asarray(to_begin)):
                 assign(self.flat, mine, observation)
                 self.allow(mine, mask)
-                for row in mine.tolist():
-                    self.episodes[row] = EpisodeStatus(self.episodes[row].episode + 1)
 
     def step(self, action: np.ndarray, rows: np.ndarray, next_observation: Any) -> tuple[np.ndarray, ...]:
         """Step the given rows with the policy's actions [S·N, …]; write the true successors.
@@ -172,15 +181,21 @@ class SlicedColumns:
         is_whole = len(rows) == len(self.all_rows)
         outcome = np.zeros(len(self.owner), np.float32), *np.zeros((2, len(self.owner)), bool)
         named = [*zip(OUTCOME, outcome, strict=True)]
-        named += [(f"observation {i}", x) for i, x in enumerate(jax.tree.leaves(next_observation))]
+        leaves, structure = jax.tree.flatten(next_observation)
+        named += [(f"observation {i}", x) for i, x in enumerate(leaves)]
         for mine, found in self.step_shared(action) if is_whole else self.call_owners("step", rows, action):
             for name, x in named:
                 x[mine] = found[name]
             self.allow(mine, found.get("mask"))
             for i in np.flatnonzero(found["terminated"] | found["truncated"]).tolist():
-                shown = self.episodes[mine[i]]
+                row = int(mine[i])
+                shown = self.episodes[row]
                 shown.episode_return, shown.length = float(found["return"][i]), int(found["length"][i])
                 shown.info = tuple(found["info"][i].tolist())
+                if is_whole and self.begins:
+                    first = [found[f"first {k}"][i].copy() for k in range(len(leaves))]
+                    mask = found["first mask"][i].copy() if self.mask is not None else None
+                    self.begun[row] = structure.unflatten(first), mask
         if is_whole:
             assign(self.flat, slice(None), next_observation)
         else:
@@ -191,7 +206,7 @@ class SlicedColumns:
         """Step every environment, through shared memory where there is some; return (rows, what came of it) pairs."""
         for worker, rows, shared in zip(self.workers, self.rows, self.shared, strict=True):
             if shared is None:
-                worker.ask("step", list(range(len(rows))), action[rows])
+                worker.ask("step", list(range(len(rows))), action[rows], self.begins)
             else:
                 shared.ask(action[rows])
         answers = answers_of([s or w for w, s in zip(self.workers, self.shared, strict=True)], self.say)
@@ -205,11 +220,12 @@ class SlicedColumns:
                 continue
             like = {"action": action[rows], **nothing_ended(len(rows), self.num_info)}
             like |= {name: np.zeros(len(rows), kind) for name, kind in zip(OUTCOME, OUTCOME_TYPES, strict=True)}
-            like |= {f"observation {i}": x[rows] for i, x in enumerate(jax.tree.leaves(next_observation))}
+            for what in ("observation", "first"):
+                like |= {f"{what} {i}": x[rows] for i, x in enumerate(jax.tree.leaves(next_observation))}
             if self.mask is not None:
-                like["mask"] = self.mask[rows]
+                like |= {"mask": self.mask[rows], "first mask": self.mask[rows]}
             try:
-                self.shared[number] = SharedSteps(worker, like, self.say)
+                self.shared[number] = SharedSteps(worker, like, self.begins, self.say)
             except OSError:  # no room: the pipes are slower, and always there
                 return
 
@@ -217,7 +233,7 @@ class SlicedColumns:
         """See `HostColumns.call`."""
         self.call_all("call", [(name, arguments)] * len(self.workers))
 
-    def allow(self, rows: np.ndarray, mask: np.ndarray | None) -> None:
+    def allow(self, rows: np.ndarray | int, mask: np.ndarray | None) -> None:
         """Record the currently allowed choices of these rows."""
         if self.mask is not None:
             self.mask[rows] = mask
@@ -345,9 +361,10 @@ class Server:
         self.columns.begin(rows)
         return jax.tree.map(lambda x: x[rows], (self.columns.flat, self.columns.mask))
 
-    def step(self, rows: list[int], action: np.ndarray) -> dict[str, np.ndarray]:
+    def step(self, rows: list[int], action: np.ndarray, begins: bool = False) -> dict[str, np.ndarray]:
         """Step these rows; return reward, terminated, truncated, successors, allowed choices, and the return, length
-        and numbers of info of the episodes that ended."""
+        and numbers of info of the episodes that ended. With `begins`, the next ones begin; their first observations
+        and allowed choices are then returned too."""
         columns, is_whole = self.columns, len(rows) == len(self.columns.episodes)
         actions, chosen = action, slice(None) if is_whole else rows
         if not is_whole:
@@ -358,7 +375,7 @@ class Server:
         found = {name: x[chosen] for name, x in zip(OUTCOME, outcome, strict=True)}
         found |= {f"observation {i}": x[chosen] for i, x in enumerate(jax.tree.leaves(successor))}
         if columns.mask is not None:
-            found["mask"] = columns.mask[chosen]
+            found["mask"] = columns.mask[chosen].copy()  # beginning an episode changes it
         ended = np.flatnonzero(found["terminated"] | found["truncated"]).tolist()
         if not ended:
             return found | self.nothing[len(rows)]
@@ -366,12 +383,16 @@ class Server:
         for i in ended:
             episode = columns.episodes[rows[i]]
             ends["return"][i], ends["length"][i], ends["info"][i] = episode.episode_return, episode.length, episode.info
+        if begins:
+            columns.begin([rows[i] for i in ended])
+            ends |= {f"first {i}": x[chosen] for i, x in enumerate(jax.tree.leaves(columns.flat))}
+            ends |= {} if columns.mask is None else {"first mask": columns.mask[chosen]}
         return found | ends
 
-    def share(self, path: str, shapes: Shapes) -> None:
+    def share(self, path: str, shapes: Shapes, begins: bool) -> None:
         """Share memory with the main process."""
         every_row = list(range(len(self.columns.episodes)))
-        self.steps = StepServer(path, shapes, lambda action: self.step(every_row, action))
+        self.steps = StepServer(path, shapes, lambda action: self.step(every_row, action, begins))
 
     def between_requests(self, heartbeat: Heartbeat, has_request: Callable[[], bool]) -> None:
         """Answer steps through shared memory, if there is some."""

@@ -7,6 +7,7 @@ from functools import partial
 from typing import Any
 
 import gymnasium
+from gymnasium.envs.registration import EnvSpec
 
 from upslope.core.messages import told
 from upslope.environments.base import BrokenEnvironmentError, CompiledEnvironment, HostEnvironment, Request
@@ -90,13 +91,19 @@ def host_environment(maker: Maker, env: Any) -> HostEnvironment:
         raise BrokenEnvironmentError(f"{name} returned {not_an_environment(env)}")
     try:
         observations, actions = space_of(env, "observation_space", name), space_of(env, "action_space", name)
-        limit = env.spec.max_episode_steps if env.spec is not None else None
-        if env.spec is not None and maker.callable() is None:
-            maker = replace(maker, spec=gymnasium.registry.get(env.spec.id))
+        spec = spec_of(env)
+        limit = None if spec is None else spec.max_episode_steps
+        if spec is not None and maker.callable() is None:
+            maker = replace(maker, spec=gymnasium.registry.get(spec.id))
         is_named, masks = maker.request.given is None, (known_masks(env, name), maker.request.masks)
         return HostEnvironment(name, maker, observations, actions, limit, is_named, partial(drawing, maker), *masks)
     finally:
         close_all(name, [env])
+
+
+def spec_of(env: Any) -> EnvSpec | None:
+    """The specification with which Gymnasium made an environment; a user's own attribute may have the same name."""
+    return env.spec if isinstance(env.spec, EnvSpec) else None
 
 
 def drawing(maker: Maker) -> HostEnvironment:

@@ -127,7 +127,8 @@ class HostWithout(gymnasium.Wrapper):
 
     def reset(self, *, seed: int | None = None, options: dict[str, Any] | None = None) -> Any:
         """Reset, with those parts removed from the observation."""
-        return self.answer(self.env.reset(seed=seed, options=options), 2)
+        more = {} if options is None else {"options": options}  # which an environment need not take
+        return self.answer(self.env.reset(seed=seed, **more), 2)
 
     def step(self, action: Any) -> Any:
         """Step, with those parts removed from the observation."""

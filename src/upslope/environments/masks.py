@@ -91,8 +91,17 @@ def with_mask_in_info(env: Any) -> Any:
     """Wrap a Gymnasium environment if its mask is not in its info."""
     if not isinstance(env, gymnasium.Env):
         return env
+    if not can_be_masked(getattr(env, "action_space", None)):
+        return env
     has_key = is_masked(getattr(env, "observation_space", None))
     return MaskInInfo(env) if has_key or method_of(env) is not None else env
+
+
+def can_be_masked(space: Any) -> bool:
+    """Whether actions have choices that could be forbidden, unlike real numbers."""
+    if isinstance(space, spaces.Dict | spaces.Tuple):
+        return any(map(can_be_masked, space.values() if isinstance(space, spaces.Dict) else space))
+    return not isinstance(space, spaces.Box)
 
 
 def source_of(env: gymnasium.Env) -> str:
@@ -111,8 +120,8 @@ def gives_masks(env: gymnasium.Env, name: str) -> bool:
     Raises:
         BrokenEnvironmentError: it cannot be reset.
     """
-    if isinstance(env.action_space, spaces.Box):
-        return False  # real-valued actions cannot be forbidden
+    if not can_be_masked(env.action_space):
+        return False
     if isinstance(env, MaskInInfo) and env.has_key:
         return True
     states = random.getstate(), np.random.get_state()

@@ -6,6 +6,7 @@ from collections.abc import Callable
 from functools import reduce
 from typing import Any
 
+import gymnasium
 import numpy as np
 
 from upslope.core.messages import told
@@ -20,10 +21,14 @@ def import_module(name: str, asked: str) -> Any:
     """Import the module before the colon, or report that it cannot be found."""
     try:
         return importlib.import_module(name)
+    except ModuleNotFoundError as error:
+        remedy = "Install it, or run the command in its folder."
+        if error.name is not None and not f"{name}.".startswith(f"{error.name}."):
+            remedy = f"Install {error.name}, which it needs."
+        raise UpslopeError(f'"{asked}" names the module {name}, which cannot be imported: {error}. {remedy}') from error
     except Exception as error:
         raise UpslopeError(
-            f'"{asked}" names the module {name}, which cannot be imported: {error}. Install it, or run the '
-            "command in its folder."
+            f'"{asked}" names the module {name}, which cannot be imported: it raised {told(error)}. Correct it.'
         ) from error
 
 
@@ -112,6 +117,11 @@ def is_equal(a: Any, b: Any) -> bool:
 
 def call(create: Callable[..., Any], name: str, env_kwargs: dict[str, Any]) -> Any:
     """Call a user's class or factory to create an environment, or report that it failed."""
+    if isinstance(create, gymnasium.Env):
+        raise UpslopeError(
+            f"{name} is one environment, but training needs several, each made anew. Pass its class, its id, or a "
+            'function that makes one, e.g. lambda: gymnasium.make("CartPole-v1").'
+        )
     try:
         return create(**env_kwargs)
     except UpslopeError:

@@ -27,6 +27,7 @@ from upslope.environments.host import (  # fmt: skip
     missing_dependency,
     one_line,
     space_of,
+    spec_of,
 )
 from upslope.environments.masks import known_masks, with_mask_in_info
 from upslope.environments.modules import accepts, found, import_module
@@ -328,6 +329,12 @@ class OneColumn(gymnasium.Env):
         """Step; at an end the observation is the true final one."""
         batch = joined([action], self.action_space)
         observation, reward, terminated, truncated, info = self.envs.step(batch)
+        for what, values in {"reward": reward, "terminated": terminated, "truncated": truncated}.items():
+            if np.shape(values) != (1,):
+                raise UpslopeError(
+                    f"{self.name} returned {what} {values!r} from step(), where Gymnasium's vector environments return "
+                    "one for each environment, here 1. Correct what step() returns."
+                )
         is_over = bool(terminated[0] or truncated[0])
         seen = row_of(observation, 0)
         if is_over and self.mode is AutoresetMode.SAME_STEP:
@@ -356,7 +363,8 @@ def make_vector(request: Request) -> HostEnvironment:
     if maker.factory() is None and not request.name.startswith(ENVPOOL_PREFIX):
         envs = maker.batch(1)
         close_all(request.name, [envs])
-        maker = replace(maker, spec=gymnasium.registry.get(envs.spec.id) if envs.spec is not None else None)
+        spec = spec_of(envs)
+        maker = replace(maker, spec=None if spec is None else gymnasium.registry.get(spec.id))
     return described(maker)
 
 
@@ -367,7 +375,7 @@ def described(maker: VectorMaker) -> HostEnvironment:
     try:
         envs: Any = env.envs  # pyright: ignore[reportAttributeAccessIssue]
         observations, actions = (space_of(env, role, request.name) for role in ("observation_space", "action_space"))
-        spec = maker.spec or envs.spec
+        spec = maker.spec or spec_of(envs)
         limit = request.max_episode_steps or (spec.max_episode_steps if spec is not None else None)
         limit = limit or getattr(envs, "max_episode_steps", None)
         masks = known_masks(env, request.name), request.masks

@@ -32,14 +32,15 @@ class WeightedReward(gymnasium.Wrapper):
             return answer  # so that it is refused as it is
         observation, terminated, truncated, info = answer[0], *answer[2:]
         reward: Any = answer[1]
-        if np.shape(reward) != self.weights.shape:
+        parts = np.ravel(reward)
+        if len(parts) != len(self.weights):
             raise UpslopeError(
                 f"The reward has the shape {np.shape(reward)}, but the wrapper WeightedReward has "
                 f"{len(self.weights)} weights. Give one for each part."
             )
         return (
             observation,
-            float(self.weights @ np.asarray(reward)),
+            float(self.weights @ parts),
             terminated,
             truncated,
             {

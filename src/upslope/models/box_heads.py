@@ -24,6 +24,8 @@ from upslope.core.distributions import (
 from upslope.models.description import OF_THE_POLICY
 from upslope.models.head import ActionHead
 
+PRACTICALLY_INFINITE = 1e30
+"""Bounds of at least this size are none."""
 LOG_STD = (-5.0, 2.0)
 """Bounds of a log σ that depends on the state, in units of the half range. Source: Yarats & Kostrikov 2020, PyTorch
 implementation of Soft Actor-Critic, `log_std_bounds`."""
@@ -33,8 +35,8 @@ implementation of Soft Actor-Critic, `log_std_bounds`."""
 class BoxHead(ActionHead):
     """A real vector, in the environment's units.
 
-    The network works in units of the half range: mean = centre + half · output, σ = half · exp(log_std); if a bound
-    is infinite, centre = 0 and half = 1. The sampled action is stored unclipped, and clipped for the environment.
+    The network works in units of the half range: mean = centre + half · output, σ = half · exp(log_std); what that is
+    without bounds says `scaling`. The sampled action is stored unclipped, and clipped for the environment.
     """
 
     shape: tuple[int, ...]
@@ -76,12 +78,20 @@ class BoxHead(ActionHead):
 
     @cached_property
     def scaling(self) -> tuple[np.ndarray, np.ndarray]:
-        """(centre, half range) of each component; (0, 1) if it has an infinite bound."""
-        low, high = np.asarray(self.low), np.asarray(self.high)
-        # Equal or practically infinite bounds give no scale.
-        is_finite = (np.abs(low) < 1e30) & (np.abs(high) < 1e30) & (high > low)
-        low, high = np.where(is_finite, low, -1.0), np.where(is_finite, high, 1.0)
+        """(centre, half range) of each component: of its range, or of the part of length 2 at its only bound; (0, 1) if
+        it has none, or if both are equal."""
+        low, high = self.range
         return ((low + high) / 2).astype(np.float32), ((high - low) / 2).astype(np.float32)
+
+    @cached_property
+    def range(self) -> tuple[np.ndarray, np.ndarray]:
+        """(low, high) of the range in which a policy begins to act; see `scaling`."""
+        low, high = np.asarray(self.low), np.asarray(self.high)
+        has_low, has_high = (np.abs(x) < PRACTICALLY_INFINITE for x in (low, high))
+        is_open, gives_scale = ~has_low & ~has_high, high > low
+        begins = np.where(is_open | ~gives_scale, -1.0, np.where(has_low, low, high - 2))
+        ends = np.where(is_open | ~gives_scale, 1.0, np.where(has_high, high, low + 2))
+        return begins, ends
 
     @property
     def mean_unit(self) -> np.ndarray:
@@ -96,11 +106,10 @@ class BoxHead(ActionHead):
         return low.astype(self.dtype), high.astype(self.dtype)
 
     def random(self, generator: np.random.Generator, mask: Any = None) -> np.ndarray:
-        """Uniform, to slightly beyond the bounds like a policy's actions; ±1 replaces infinite bounds."""
-        low, high = np.asarray(self.low), np.asarray(self.high)
-        low = np.where(np.isfinite(low), low, -1)
-        high = np.maximum(low, np.where(np.isfinite(high), high, 1))
-        beyond = 0.05 * np.minimum(high - low, 1e30)
+        """Uniform, to slightly beyond the bounds like a policy's actions; `range` replaces infinite ones."""
+        is_fixed = np.asarray(self.low) == np.asarray(self.high)
+        low, high = (np.where(is_fixed, self.low, bound) for bound in self.range)
+        beyond = 0.05 * (high - low)
         return generator.uniform(low - beyond, high + beyond).astype(np.float32)
 
     def distribution(
@@ -147,14 +156,15 @@ class BoxHead(ActionHead):
     def is_bounded(self) -> bool:
         """Whether every component has a finite range."""
         low, high = np.asarray(self.low), np.asarray(self.high)
-        return bool(((np.abs(low) < 1e30) & (np.abs(high) < 1e30) & (high > low)).all())
+        is_finite = (np.abs(low) < PRACTICALLY_INFINITE) & (np.abs(high) < PRACTICALLY_INFINITE)
+        return bool((is_finite & (high > low)).all())
 
     def space(self) -> gymnasium.Space:
         low, high = (np.asarray(x, self.dtype).reshape(self.shape) for x in (self.low, self.high))
         return spaces.Box(low, high, self.shape, np.dtype(self.dtype).type)
 
     def outside(self, action: Shaped[Array, "B ..."]) -> Float[Array, "B"] | None:
-        if not np.isfinite([*self.low, *self.high]).all():
+        if not (np.isfinite(self.low) | np.isfinite(self.high)).all():
             return None
         is_outside = (action < jnp.asarray(self.low)) | (action > jnp.asarray(self.high))
         return jnp.mean(is_outside, axis=-1, dtype=jnp.float32)

@@ -362,7 +362,7 @@ def unreadable(space: gymnasium.Space, key: str, depth: int = 0) -> Iterator[tup
     if parts and has_names and depth < MAX_DEPTH:
         for index, part in parts:
             yield from unreadable(part, f"{key}/{index}" if key else str(index), depth + 1)
-    elif not isinstance(space, READ):
+    elif not isinstance(space, READ) or not np.prod(space.shape or (1,)):  # without a number there is nothing to read
         yield key, space
 
 
