@@ -292,6 +292,39 @@ def test_one_observation_gives_one_action_and_another_shape_is_refused(folder: P
             policy(wrong)
 
 
+def written(policy: Policy, folder: Path) -> Any:
+    """The class in the file that a policy is exported to."""
+    policy.export("numpy", folder)
+    names: dict[str, Any] = {"__file__": str(folder / "policy.py"), "__name__": "policy"}
+    exec((folder / "policy.py").read_text(), names)
+    return names["Policy"]()
+
+
+def test_one_number_is_an_action_too(tmp_path: Path):
+    policy = policy_of(VECTOR, spaces.Box(-2.0, 3.0, (), np.float64))
+    assert written(policy, tmp_path)([0.1, 0.2, 0.3]) == pytest.approx(policy([0.1, 0.2, 0.3]), rel=1e-5)
+
+
+def test_a_mask_or_a_memory_that_does_not_fit_is_refused(tmp_path: Path):
+    switches = spaces.Tuple([spaces.Discrete(3), spaces.MultiBinary(1)])
+    policy = written(policy_of(VECTOR, switches, masks=True, memory="gru"), tmp_path)
+    one, batch, mask = np.zeros(3), np.zeros((2, 3)), np.asarray([0, 1, 1, 1, 1])
+    policy(one, mask)
+    for given, wrong in ((one, np.stack([mask, mask])), (one, mask[:3])):
+        with pytest.raises(ValueError, match="The mask must have the shape"):
+            policy(given, wrong)
+    for nothing in ([0, 0, 0, 1, 1], [1, 1, 1, 0, 0]):
+        with pytest.raises(ValueError, match="allows nothing"):
+            policy(one, nothing)
+    with pytest.raises(ValueError, match="call reset"):
+        policy(batch, np.stack([mask, mask]))
+    policy.reset()
+    with pytest.raises(ValueError, match="The mask must have the shape"):
+        policy(batch, mask)
+    policy.reset()
+    policy(batch, np.stack([mask, mask]))
+
+
 @pytest.mark.skipif(compiler() is None, reason="no C compiler")
 @pytest.mark.parametrize("name", IN_C)
 def test_in_c_a_policy_is_itself(name: str, tmp_path: Path):

@@ -31,7 +31,7 @@ def observed_pictures(encoder: ObservationEncoder, observation: Any) -> tuple[np
 
 def drawn(layout: ImageLayout, part: ObservationEncoder, images: np.ndarray, steps: np.ndarray) -> tuple[bytes, ...]:
     """Images [T, …] at these steps as WebP."""
-    is_board = max(layout.size[:2]) <= BOARD
+    is_board = part.is_board if isinstance(part, ImageEncoder) else max(layout.size[:2]) <= BOARD
     colours = board_colours if is_board else photographs
     kept = colours(layout, images[steps], is_bytes=isinstance(part, ImageEncoder))
     return tuple(encode(enlarged(image), is_exact=is_board) for image in kept)

@@ -179,12 +179,17 @@ class GroupMean(Estimator):
 
     def __call__(self, rollout: Rollout, values: Values, gamma: float) -> Credit:
         returns = returns_in_groups(rollout, gamma, self.group_size)
-        differs = jnp.ptp(returns, axis=1, keepdims=True) > 0
+        differs = returns_differ(returns)[:, None]
         weight = jnp.where(differs, returns - returns.mean(axis=1, keepdims=True), 0.0)
         if self.divide_by_deviation:
             weight = weight / jnp.where(differs, returns.std(axis=1, keepdims=True), 1.0)
         counted = differs if self.skip_equal_groups else jnp.ones_like(differs)
         return over_steps(weight, rollout, self.divide_by_length, counted)
+
+
+def returns_differ(returns: Float[Array, "G K"]) -> Bool[Array, "G"]:
+    """Whether the returns of each group differ by more than the rounding of their sums."""
+    return jnp.ptp(returns, axis=1) > 1e-5 * jnp.max(jnp.abs(returns), axis=1)
 
 
 @dataclass(frozen=True)

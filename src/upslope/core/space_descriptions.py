@@ -65,6 +65,9 @@ def space_fields(description: Any, kinds: dict[str, tuple[str, ...]], depth: int
     needed = kinds[kind]
     if kind in ("DiscreteEncoder", "DiscreteHead"):
         fields.setdefault("start", 0)
+    has_kinds = fields.pop("has_kinds", False) if kind == "ImageEncoder" else False
+    if not isinstance(has_kinds, bool):
+        raise TypeError("`has_kinds` must be true or false")
     dtypes = ACTION_DTYPES.get(kind) if kind in kinds else None
     dtype = fields.pop("dtype", dtypes[0]) if dtypes else None
     if dtype is not None and dtype not in (dtypes or ()):
@@ -76,6 +79,7 @@ def space_fields(description: Any, kinds: dict[str, tuple[str, ...]], depth: int
             raise TypeError(f"`{name}` must be a list of numbers")
         fields[name] = tuple(map(float, fields[name]))
     check_fields(fields)
+    fields |= {"has_kinds": has_kinds} if kind == "ImageEncoder" else {}
     return kind, fields if dtype is None else fields | {"dtype": dtype}
 
 

@@ -20,6 +20,10 @@ from upslope.models.agent import Agent, no_fresh
 from upslope.models.model import Carry, Memory, Model, Outputs, allowed, has_memory, unroll
 
 
+NEVER = 1e6
+"""log μ in padding, so that no ratio π/μ is infinite there, however probable the policy finds the action 0."""
+
+
 class Batch(NamedTuple):
     """B units: arrays [B] if a unit is one step, [B, L] if it is a stretch of L steps."""
 
@@ -69,7 +73,7 @@ def batch_of(
     return Batch(
         features=features,
         action=units(rollout.action),
-        behaviour_log_prob=units(rollout.behaviour_log_prob),
+        behaviour_log_prob=as_units(masked(rollout.behaviour_log_prob, valid, NEVER), length),
         weight=units(credit.weight),
         target=units(credit.target),
         valid=as_units(valid, length),
@@ -80,12 +84,12 @@ def batch_of(
     )
 
 
-def masked(tree: Any, valid: Bool[Array, "T N"]) -> Any:
-    """Arrays [T, N, …] with zeros in padding, which may hold any value: a gradient through nan is nan even where the
-    loss is masked."""
+def masked(tree: Any, valid: Bool[Array, "T N"], value: float = 0.0) -> Any:
+    """Arrays [T, N, …] with zeros or another value in padding, which may hold anything: a gradient through nan or
+    infinity is nan even where the loss is masked."""
 
     def one(x: Array) -> Array:
-        return jnp.where(valid.reshape(valid.shape + (1,) * (x.ndim - 2)), x, jnp.zeros((), x.dtype))
+        return jnp.where(valid.reshape(valid.shape + (1,) * (x.ndim - 2)), x, jnp.asarray(value, x.dtype))
 
     return jax.tree.map(one, tree)
 

@@ -19,7 +19,7 @@ from jax.sharding import Mesh, PartitionSpec
 from jaxtyping import Array, Float, Integer, Key, PRNGKeyArray, Shaped, UInt32
 
 from upslope.core.arrays import in_rows, raw, typed
-from upslope.core.estimators import Estimator, returns_in_groups
+from upslope.core.estimators import Estimator, returns_differ, returns_in_groups
 from upslope.core.types import Credit, Metrics, Rollout, Values
 from upslope.errors import UpslopeError
 from upslope.learning.bonuses.bonus import Setting
@@ -273,7 +273,7 @@ def with_bonus(
 
 def equal_groups(rollout: Rollout, gamma: float, group_size: int) -> Float[Array, ""]:
     """The share of groups whose returns are all equal, so comparing them says nothing."""
-    return jnp.mean(jnp.ptp(returns_in_groups(rollout, gamma, group_size), axis=1) == 0)
+    return jnp.mean(~returns_differ(returns_in_groups(rollout, gamma, group_size)))
 
 
 def with_clipped_rewards(rollout: Rollout, limit: float | None) -> Rollout:

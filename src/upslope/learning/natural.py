@@ -50,7 +50,8 @@ def descend_naturally(
     metrics = {"loss": before, "gradient_norm": jnp.linalg.norm(gradient)}
     if isinstance(objective, TrustRegion):
         share, tried, gain = line_search(objective, means, flat, step)
-        return moved(flat - share * step), metrics | {"improvement": gain, "line_search_steps": tried}
+        moved_to = jnp.where(share > 0, flat - share * step, flat)  # a step that is not finite is not made
+        return moved(moved_to), metrics | {"improvement": gain, "line_search_steps": tried}
     return moved(flat - step), metrics | {"improvement": means(flat)[0] - means(flat - step)[0]}
 
 

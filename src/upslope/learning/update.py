@@ -232,7 +232,7 @@ def descend_groups(
         loss = losses_of(pace.objective, objective, sample) - pace.entropy_coefficient * entropy
         if batch.reference is not None and update.reference_kl is not None:
             loss += update.reference_kl * reference_divergence(outputs.policy, batch, update.reference_estimator)
-        ratio = importance_ratio(sample)
+        ratio = importance_ratio(sample if batch.shift is None else sample_from(outputs.policy, unshifted(batch))[0])
         distance = Distance(sample.kl, ratio, ratio**2)
         return jnp.where(pace.imitate, -sample.log_prob, loss), distance, outputs.value
 
@@ -315,6 +315,11 @@ def sample_of(model: Any, batch: Batch) -> tuple[Sample, Float[Array, "B ..."]]:
 def distance_from_reference(model: Any, batch: Batch) -> Float[Array, "B ..."]:
     """KL(π_θ‖π_ref), exactly."""
     return reference_divergence(outputs_of(model, *inputs_of(batch)).policy, batch, "exact")
+
+
+def unshifted(batch: Batch) -> Batch:
+    """The batch without the shifts of the mean."""
+    return batch._replace(shift=None)
 
 
 def sample_from(policy: Any, batch: Batch) -> tuple[Sample, Float[Array, "B ..."]]:

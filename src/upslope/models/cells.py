@@ -19,7 +19,6 @@ from jaxtyping import Array, Float, Int, UInt32
 from upslope.core.arrays import STATIC, pytree
 from upslope.core.space_parts import leaf_spaces
 from upslope.models.encoders import (
-    BOARD,
     BoxEncoder,
     DiscreteEncoder,
     ImageEncoder,
@@ -30,6 +29,11 @@ from upslope.models.encoders import (
 
 WORD = 32
 """Bits in a word; signs are packed into words."""
+PICTURE_SIDE = 36
+"""Images with a shorter side are compared exactly: they are rather the boards of grid worlds than pictures."""
+MANY = 8
+"""Features above which those that begin at 0 are read from there rather than from the middle of their range: most
+features of a sparse observation would otherwise be alike, and decide all signs."""
 
 
 @pytree
@@ -131,7 +135,7 @@ def digits_of(encoder: ObservationEncoder, x: Any) -> list[tuple[Array, int]]:
 def is_whole(encoder: ObservationEncoder) -> bool:
     """Whether a part consists of whole numbers that are compared exactly: anything but real numbers and pictures."""
     if isinstance(encoder, ImageEncoder):
-        return max(sorted(encoder.shape)[-2:]) <= BOARD
+        return encoder.is_board or max(sorted(encoder.shape)[-2:]) < PICTURE_SIDE
     return not isinstance(encoder, BoxEncoder)
 
 
@@ -141,5 +145,7 @@ def range_of(encoder: ObservationEncoder, space: gymnasium.Space) -> tuple[tuple
         return (0.5,), (0.5,)  # a picture's features are from 0 to 1
     low, high = (np.asarray(x, np.float64).ravel() for x in (space.low, space.high))
     is_finite = (np.abs(low) < 1e6) & (np.abs(high) < 1e6) & (high > low)
+    begins_at_zero = (low == 0).all() and low.size > MANY
     low, high = np.where(is_finite, low, -1.0), np.where(is_finite, high, 1.0)
-    return tuple(((low + high) / 2).tolist()), tuple(((high - low) / 2).tolist())
+    centre = np.zeros_like(low) if begins_at_zero else (low + high) / 2
+    return tuple(centre.tolist()), tuple(((high - low) / 2).tolist())

@@ -67,6 +67,8 @@ class ObservationEncoder(ABC):
         """0 for one observation, 1 for a batch, None for anything else. `observation` has the space's structure."""
         axes = jax.tree.map(batch_axes, self.shapes, observation, is_leaf=is_shape)
         counts = set(jax.tree.leaves(axes))
+        if counts == {1} and len({len(x) for x in jax.tree.leaves(observation)}) > 1:
+            return None
         return counts.pop() if len(counts) == 1 and counts <= {0, 1} else None
 
 
@@ -108,16 +110,26 @@ class BoxEncoder(FlatEncoder):
 
 
 PICTURE, BOARD = 255.0, 16
-"""The largest value in a picture, and the largest side of a board."""
+"""The largest value in a picture, and the largest side of a board, and the largest number in a larger one."""
 
 
 @dataclass(frozen=True)
 class ImageEncoder(FlatEncoder):
     """Images of numbers from 0 to 255, kept as bytes until a network reads them.
 
-    Images of up to 16 cells per side are boards, whose numbers denote kinds of objects rather than brightness: the
-    features are log(1 + x), which separates 0, 1 and 2 well. Larger images are pictures: the features are x / 255.
+    Images of up to 16 cells per side, or of numbers up to 16, are boards, whose numbers denote kinds of objects rather
+    than brightness: the features are log(1 + x), which separates 0, 1 and 2 well. Other images are pictures: the
+    features are x / 255.
     """
+
+    has_kinds: bool = False
+    """Whether the numbers are at most 16."""
+
+    @property
+    def is_board(self) -> bool:
+        """Whether the numbers denote kinds of objects."""
+        layout = image_layout(self.shape, is_bytes=True)
+        return self.has_kinds or layout is None or max(layout.size[:2]) <= BOARD
 
     @property
     def normalised(self) -> None:
@@ -126,10 +138,7 @@ class ImageEncoder(FlatEncoder):
     def scaled(self, images: Shaped[Array, "..."]) -> Float[Array, "..."]:
         """Images as floating-point numbers of magnitude about 1."""
         x = images.astype(np.float32)
-        layout = image_layout(self.shape, is_bytes=True)
-        if layout is not None and max(layout.size[:2]) > BOARD:
-            return x / np.float32(PICTURE)
-        return namespace(x).log1p(x)
+        return namespace(x).log1p(x) if self.is_board else x / np.float32(PICTURE)
 
     def encode(self, observation: Shaped[Array, "..."]) -> Float[Array, "... D"]:
         return self.scaled(super().encode(observation))
@@ -388,7 +397,7 @@ def encoder_of_part(space: gymnasium.Space, name: str, key: str) -> ObservationE
         return MultiBinaryEncoder(tuple(int(n) for n in space.shape))
     assert isinstance(space, spaces.Box)
     if space.dtype == np.uint8 and len(space.shape) >= 2:
-        return ImageEncoder(tuple(int(n) for n in space.shape))
+        return ImageEncoder(tuple(int(n) for n in space.shape), bool((space.high <= BOARD).all()))
     return BoxEncoder(tuple(int(n) for n in space.shape))
 
 

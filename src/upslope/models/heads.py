@@ -37,6 +37,8 @@ def head_of_part(space: gymnasium.Space, name: str, key: str, depth: int = 0) ->
     """The head for the part of an action under this key."""
     if isinstance(space, spaces.Dict | spaces.Tuple):
         return product_head(space, name, key, depth)
+    if space.shape is not None and 0 in space.shape:
+        raise UpslopeError(f"{name} takes actions{at(key)} without a number, {space}. Leave that part out.")
     if isinstance(space, spaces.Discrete):
         return DiscreteHead(int(space.n), int(space.start))
     if isinstance(space, spaces.Box):

@@ -1,6 +1,7 @@
 """A trained policy for use: NumPy observations in, NumPy actions out, without an environment."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
@@ -13,17 +14,19 @@ from upslope.config.task import model_of
 from upslope.config.trust import ROLES, require
 from upslope.core.arrays import is_shape, shaped_like
 from upslope.core.reading import brief
+from upslope.core.space_parts import leaf_spaces
+from upslope.engines.border import Leaf, leaf_of, short
 from upslope.environments.masks import KEY, apart
 from upslope.errors import UpslopeError
 from upslope.learning.iteration import stack
 from upslope.models.agent import Agent, initialise_agents
 from upslope.models.build import ModelSpec, least_numbers
 from upslope.models.description import from_json, to_json
-from upslope.models.encoders import ENCODERS, ObservationEncoder
+from upslope.models.encoders import ENCODERS, ObservationEncoder, at
 from upslope.models.head import ActionHead
 from upslope.models.heads import HEADS
 from upslope.models.model import POLICY, VALUE, has_memory
-from upslope.models.views import completed, emptied, view_in
+from upslope.models.views import View, completed, emptied, view_in
 from upslope.runs.checkpoints import check_size, load_checkpoint
 from upslope.runs.directory import RunDirectory
 
@@ -119,7 +122,26 @@ class Policy:
             found = jax.tree.map(np.shape, observation)
             batch = f"[B, {', '.join(map(str, shapes))}]" if is_shape(shapes) else "with a first axis [B] of each array"
             raise UpslopeError(f"This policy reads observations of shape {shapes}, or a batch {batch}, not {found}.")
+        self.require_choices(observation, view)
         return (observation, True) if axes else (jax.tree.map(lambda x: x[None], observation), False)
+
+    @cached_property
+    def choices(self) -> dict[str, Leaf]:
+        """The parts of observations that hold numbers of choices, by key."""
+        parts = self.encoder.leaves(leaf_spaces(self.encoder.space()))
+        leaves = {key: leaf_of((), space, space.shape or ()) for key, _, space in parts}
+        return {key: leaf for key, leaf in leaves.items() if leaf.is_index}
+
+    def require_choices(self, observation: Any, view: View) -> None:
+        """Refuse numbers of choices that are not in their space, as training does; parts that are not read may be
+        anything."""
+        if not self.choices:
+            return
+        for key, _, x in self.encoder.leaves(observation):
+            if key in self.choices and view.reads(key) and (reason := self.choices[key].wrong(x)):
+                raise UpslopeError(
+                    f"This policy reads {self.choices[key].space}{at(key)}, but was given {short(x)}: {reason}."
+                )
 
     def as_mask(self, mask: Any, batch: Any, is_batch: bool) -> Any:
         """The allowed choices in each row [B, M]; None if nothing is forbidden."""
@@ -131,7 +153,7 @@ class Policy:
                 )
             return None
         head, count = self.agent.head, jax.tree.leaves(batch)[0].shape[0]
-        given = list(mask) if is_batch else [mask]
+        given = [mask] if not is_batch else list(mask) if np.ndim(mask) or isinstance(mask, Mapping | Sequence) else []
         if len(given) != count:
             raise UpslopeError(f"There are {count} observations and {len(given)} masks. Give one mask for each.")
         try:

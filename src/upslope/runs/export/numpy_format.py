@@ -190,6 +190,9 @@ def memory(k: int, layer: Memory) -> Iterator[str]:
     """The layer that remembers; a carry of None is 0."""
     yield "if self.memory is None:"
     yield f"    self.memory = {len(layer.carries)} * [np.zeros((*x.shape[:-1], {layer.size}), np.float32)]"
+    yield "if self.memory[0].shape[:-1] != x.shape[:-1]:"
+    yield "    shape = self.memory[0].shape[:-1]"
+    yield '    raise ValueError(f"The memory is that of a batch {shape}, not {x.shape[:-1]}: call reset() in between.")'
     if isinstance(layer, Gru):
         yield "(h,) = self.memory"
         yield f'r, z, n = np.split(x @ a["input_weight_{k}"].T + a["bias_{k}"], 3, axis=-1)'
@@ -220,7 +223,8 @@ def parameters_in_words(plan: Plan) -> str:
 def head(plan: Plan) -> Iterator[str]:
     """The action and the parameters of its distribution."""
     if plan.has_masks:
-        yield f"mask = allowed(mask, {plan.num_choices})"
+        ends = np.cumsum([size for part in plan.parts if plan.is_masked(part) for size in sizes_of(part.head)])
+        yield f"mask = allowed(mask, (*x.shape[:-1], {plan.num_choices}), {ends[:-1].tolist()})"
     if len(plan.parts) > 1:
         yield from outputs_of_parts(plan)
     actions, named = [], []
@@ -228,12 +232,16 @@ def head(plan: Plan) -> Iterator[str]:
         end = suffix(plan, k)
         yield from action_of(part.head, end, has_mask=plan.is_masked(part))
         if part.head.shape or isinstance(part.head, Gaussian):
-            shape = "".join(f", {n}" for n in part.head.shape)
-            yield f"action{end} = action{end}.reshape(*action{end}.shape[:-1]{shape})"
+            yield f"action{end} = action{end}.reshape((*action{end}.shape[:-1], *{part.head.shape}))"
         actions.append((part.path, f"action{end}"))
         values = (f"mean{end}", f"log_std{end}") if isinstance(part.head, Gaussian) else (f"x{end}",)
         named += [f"{name!a}: {value}" for name, value in zip(part.parameters, values, strict=True)]
     yield f"return {nested(actions)}, {{{', '.join(named)}}}"
+
+
+def sizes_of(head: Head) -> list[int]:
+    """The number of choices of each decision."""
+    return [2] * head.num_outputs if isinstance(head, Switches) else list(getattr(head, "sizes", ()))
 
 
 def outputs_of_parts(plan: Plan) -> Iterator[str]:
@@ -302,11 +310,13 @@ def functions(plan: Plan) -> Iterator[str]:
         yield from (
             "",
             "",
-            "def allowed(mask, size):",
-            '    """The mask as flags."""',
+            "def allowed(mask, shape, ends):",
+            '    """The mask as flags; the choices of each decision end at these places."""',
             "    flags = np.asarray(mask if mask is not None else [], bool)",
-            "    if flags.shape[-1] != size:",
-            '        raise ValueError(f"This policy needs a mask of {size} choices, 1 where one is allowed.")',
+            "    if flags.shape != shape:",
+            '        raise ValueError(f"The mask must have the shape {shape}, 1 where a choice is allowed.")',
+            "    if not all(part.any(axis=-1).all() for part in np.split(flags, ends, axis=-1)):",
+            '        raise ValueError("The mask allows nothing where something must be chosen.")',
             "    return flags",
         )
     if isinstance(plan.memory, Gated):

@@ -54,7 +54,7 @@ FIELDS: dict[type, tuple[str, ...]] = {
     convolutions.Stack: ("first", "blocks"),
     convolutions.Residual: ("first", "second"),
     encoders.BoxEncoder: ("shape",),
-    encoders.ImageEncoder: ("shape",),
+    encoders.ImageEncoder: ("shape", "has_kinds"),
     encoders.DiscreteEncoder: ("n", "start"),
     encoders.MultiDiscreteEncoder: ("shape", "sizes", "start"),
     encoders.MultiBinaryEncoder: ("shape",),
@@ -177,8 +177,7 @@ def coding_of(encoder: Any, statistics: Any) -> Numbers | Bytes | Choices:
     if isinstance(encoder, encoders.MultiDiscreteEncoder):
         return Choices(encoder.sizes, encoder.start)
     if isinstance(encoder, encoders.ImageEncoder):
-        layout = encoders.image_layout(encoder.shape, is_bytes=True)
-        return Bytes(layout is not None and max(layout.size[:2]) > encoders.BOARD)
+        return Bytes(not encoder.is_board)
     if statistics is None:
         return Numbers()
     mean, variance = (np.asarray(x, np.float32) for x in (statistics.mean, statistics.variance))
