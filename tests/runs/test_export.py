@@ -292,6 +292,20 @@ def test_one_observation_gives_one_action_and_another_shape_is_refused(folder: P
             policy(wrong)
 
 
+def test_a_policy_reads_only_what_its_spaces_hold():
+    choices = policy_of(spaces.Discrete(4, start=1), spaces.Discrete(2))
+    choices(4)
+    for wrong in (0, 5, -1, 1.5, [1, 9]):
+        with pytest.raises(UpslopeError, match="This policy reads Discrete"):
+            choices(wrong)
+    several = policy_of(spaces.Dict({"a": spaces.Box(-1, 1, (2,)), "b": spaces.Discrete(3)}), spaces.Discrete(2))
+    with pytest.raises(UpslopeError, match="reads observations of shape"):
+        several({"a": [[0.0, 0.0], [1.0, 1.0]], "b": [1, 2, 0]})
+    masked = policy_of(VECTOR, spaces.Discrete(2), masks=True)
+    with pytest.raises(UpslopeError, match="2 observations and 0 masks"):
+        masked([[0.0, 0.0, 0.0], [1.0, 1.0, 1.0]], mask=1)
+
+
 def written(policy: Policy, folder: Path) -> Any:
     """The class in the file that a policy is exported to."""
     policy.export("numpy", folder)
