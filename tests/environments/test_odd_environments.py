@@ -1,10 +1,10 @@
 """Environments of users with something odd about them: each is taken for what it is, or refused with a reason."""
 
+import subprocess
 import sys
 from pathlib import Path
 from typing import Any
 
-import gymnasium
 import numpy as np
 import pytest
 from gymnasium import spaces
@@ -47,8 +47,13 @@ def test_one_environment_for_all_columns_is_refused_also_inside_wrappers(tmp_pat
     one = Walk()
     with pytest.raises(upslope.UpslopeError, match="the same environment more than once"):
         train(lambda: one, tmp_path, wrappers=("RecordEpisodeStatistics",))
-    with pytest.raises(upslope.UpslopeError, match="is one environment, but training needs several"):
-        upslope.check(gymnasium.make("CartPole-v1"))
+
+
+def test_an_environment_instead_of_a_way_to_make_them_is_named():
+    # In a process of its own, since the types of arguments are checked in this one.
+    script = "import gymnasium, upslope; upslope.check(gymnasium.make('CartPole-v1'))"
+    said = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True).stderr
+    assert "is one environment, but training needs several" in said
 
 
 @pytest.mark.parametrize(
