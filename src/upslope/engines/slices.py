@@ -28,7 +28,7 @@ from upslope.learning.devices import num_cores
 from upslope.learning.iteration import Task
 from upslope.models.heads import head_of
 
-STEP_OVERHEAD, CALL_OVERHEAD, JOINED_OVERHEAD = 0.3e-3, 0.5e-3, 0.06e-3
+STEP_OVERHEAD, CALL_OVERHEAD, JOINED_OVERHEAD = 0.3e-3, 0.5e-3, 0.08e-3
 """Seconds of overhead per step of all slices in processes, for each slice on a cluster, and of all slices if the main
 process steps the first."""
 JOINED_BELOW = 1e-3
