@@ -181,26 +181,30 @@ class SlicedColumns:
         is_whole = len(rows) == len(self.all_rows)
         outcome = np.zeros(len(self.owner), np.float32), *np.zeros((2, len(self.owner)), bool)
         named = [*zip(OUTCOME, outcome, strict=True)]
-        leaves, structure = jax.tree.flatten(next_observation)
-        named += [(f"observation {i}", x) for i, x in enumerate(leaves)]
+        named += [(f"observation {i}", x) for i, x in enumerate(jax.tree.leaves(next_observation))]
         for mine, found in self.step_shared(action) if is_whole else self.call_owners("step", rows, action):
             for name, x in named:
                 x[mine] = found[name]
             self.allow(mine, found.get("mask"))
             for i in np.flatnonzero(found["terminated"] | found["truncated"]).tolist():
-                row = int(mine[i])
-                shown = self.episodes[row]
-                shown.episode_return, shown.length = float(found["return"][i]), int(found["length"][i])
-                shown.info = tuple(found["info"][i].tolist())
-                if is_whole and self.begins:
-                    first = [found[f"first {k}"][i].copy() for k in range(len(leaves))]
-                    mask = found["first mask"][i].copy() if self.mask is not None else None
-                    self.begun[row] = structure.unflatten(first), mask
+                self.take_end(int(mine[i]), i, found, has_begun=is_whole and self.begins)
         if is_whole:
             assign(self.flat, slice(None), next_observation)
         else:
             assign(self.flat, rows, jax.tree.map(lambda x: x[rows], next_observation))
         return outcome
+
+    def take_end(self, row: int, i: int, found: dict[str, np.ndarray], *, has_begun: bool) -> None:
+        """Take over the episode that ended in a row, the i-th of what a worker returned, and the next one if it
+        `has_begun` there."""
+        shown = self.episodes[row]
+        shown.episode_return, shown.length = float(found["return"][i]), int(found["length"][i])
+        shown.info = tuple(found["info"][i].tolist())
+        if has_begun:
+            structure = jax.tree.structure(self.flat)
+            first = [found[f"first {k}"][i].copy() for k in range(structure.num_leaves)]
+            mask = None if self.mask is None else found["first mask"][i].copy()
+            self.begun[row] = structure.unflatten(first), mask
 
     def step_shared(self, action: np.ndarray) -> list[tuple[np.ndarray, dict[str, np.ndarray]]]:
         """Step every environment, through shared memory where there is some; return (rows, what came of it) pairs."""
