@@ -122,7 +122,7 @@ def test_of_two_descriptions_at_the_same_moment_one_is_refused(storage):
         try:
             return json.loads(study_at(storage, {"steps": number % 2}).study.user_attrs["sweep"])["steps"] - number % 2
         except UpslopeError as error:
-            assert "has other settings" in str(error)
+            assert "has different settings" in str(error)
             return None
 
     assert sorted(map(str, at_once(steps))) == ["0"] * (MANY // 2) + ["None"] * (MANY // 2)

@@ -101,7 +101,7 @@ def test_a_command_that_is_killed_and_calls_that_are_lost(place: Any, whole: tup
 def test_a_node_with_other_versions_is_refused_by_name(place: Any, tmp_path: Path, monkeypatch: Any):
     monkeypatch.setattr(nodes, "version", lambda name: "1.0" if name == "numpy" else version(name))
     monkeypatch.setattr(on_ray, "connected", {})
-    with pytest.raises(upslope.UpslopeError, match=r"Node .* has other versions: numpy .* \(here 1\.0\)"):
+    with pytest.raises(upslope.UpslopeError, match=r"Node .* has different versions: numpy .* \(here 1\.0\)"):
         upslope.train("CartPole-v1", steps=64, folder=tmp_path, cluster=AUTO, **SMALL)
 
 

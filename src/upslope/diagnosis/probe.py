@@ -95,7 +95,8 @@ class Probed:
 
     name: str
     return_gap: float
-    """Best return − deterministic return, in the worst seed. Below 0, it earned more than allowed actions can earn."""
+    """Best return − deterministic return, in the worst seed. If it is below 0, the policy earned more than allowed
+    actions can earn."""
     best: float
     value_error: float | None
     """Largest |V(s_0) − V*(s_0)| over first observations and seeds; None without a critic, or if V may differ."""
@@ -143,7 +144,7 @@ def probe(
 
     Args:
         algorithm: a rung of the ladder.
-        estimator: axis 1 instead of the rung's: a name, or an object, e.g. your own.
+        estimator: the estimator (axis 1) to use instead of the rung's: a name, or an object, e.g. your own.
         objective: axis 2 instead of the rung's, likewise.
         only: names of probes; by default all.
         settings: any field of `Config`, e.g. `hidden_sizes=(32,)`. Rewards and observations are not normalised.
@@ -232,7 +233,8 @@ def largest_error(health: np.ndarray) -> float:
 
 
 def train_and_judge(task: Task, probes: tuple[Probe, ...], iterations: int, index: Any, states: Any) -> Any:
-    """Train each run; at first observations, return V(s_0), V*(s_0), the deterministic policy's and the best return."""
+    """Train each run; at first observations, return V(s_0), V*(s_0), the deterministic policy's return and the best
+    return."""
 
     def one(run: tuple[Any, Any]) -> tuple[Any, ...]:
         world = Several(probes, run[0])
@@ -296,7 +298,8 @@ def verdict(name: str, value: Any, exact: Any, returns: Any, best: Any, at_limit
     solved = abs(gap) < 0.05 * max(1.0, abs(highest)) and (error is None or error < 0.1 * max(1.0, size))
     meaning = PROBES[name]
     if task.update.needs_critic and not task.estimator.whole_episodes and at_limits > EXACT:
-        solved, meaning = False, "targets at time limits are not r + γ V(s'): another row's value, or an uncut sum"
+        solved = False
+        meaning = "targets at time limits are not r + γ V(s'): they use another row's value, or an uncut sum"
     return Probed(name, gap, highest, error, size, bool(solved), meaning)
 
 

@@ -97,7 +97,7 @@ def number_of(value: Any) -> float | None:
 
 
 def names_of(info: Any, prefix: str = "") -> list[str]:
-    """The keys under which `info` holds numbers, up to a few."""
+    """The keys under which `info` holds numbers, at most `MAX_SHOWN` of them."""
     return list(numbers_in(info, prefix))[:MAX_SHOWN]
 
 

@@ -69,7 +69,7 @@ def difference(mine: dict[str, Any], theirs: dict[str, Any], mixed: bool) -> str
     """How a node differs from this machine, as the end of a sentence; empty if it does not matter."""
     pairs = [(name, mine["versions"][name], theirs["versions"].get(name, "none")) for name in mine["versions"]]
     if other := [f"{name} {there} (here {here})" for name, here, there in pairs if here != there]:
-        return f"has other versions: {', '.join(other)}. Numbers could differ. Install there: {install_words()}"
+        return f"has different versions: {', '.join(other)}. Numbers could differ. On that node, run: {install_words()}"
     if theirs["missing"]:
         return (
             f"lacks {', '.join(theirs['missing'])}, which this run imports. Send it along with --py-module "

@@ -1,8 +1,8 @@
 """Steps of a worker's environments through shared memory, for steps so short that a message would take as long.
 
-Nobody waits in the operating system: the worker asks the memory again and again for some time after each step, and so
-does the main process until its answer is there. After that time, or where anything goes wrong, they use the worker's
-channel, which knows how to wait, and what to say of a worker that hangs or has ended.
+Neither side blocks in the operating system: the worker polls the memory for a while after each step, and the main
+process polls it until its answer arrives. After that, or if anything goes wrong, they use the worker's
+channel, which knows how to wait and what to report about a worker that hangs or has ended.
 
 The order in which one process writes must be the order in which the other reads, as on x86 processors.
 """
@@ -21,19 +21,19 @@ import numpy as np
 from upslope.engines.transport import Heartbeat, Worker
 
 SPIN = 0.3e-3
-"""Seconds after a step during which a worker asks the memory for the next one."""
+"""Seconds for which a worker polls the memory for the next step after each one."""
 MARGIN = 0.05e-3
-"""Seconds before the end of that time at which the worker is woken nevertheless."""
+"""If fewer than this many seconds of that time remain, the worker is woken anyway."""
 PATIENCE = 1e-3
-"""Seconds that the main process asks for an answer before it waits for it."""
+"""Seconds for which the main process polls for an answer before it blocks."""
 CHECKS = 20
-"""Times to ask the memory before looking at the pipe and the clock."""
+"""How many times to poll the memory before checking the pipe and the clock."""
 ALIGNMENT = 64
-"""Each array begins at a multiple of these bytes, a line of a processor's cache."""
+"""Each array begins at a multiple of this many bytes, the size of a processor's cache line."""
 ASKED, ANSWERED, FAILED = range(3)
-"""Places of the control numbers: steps asked for and answered, and whether the last one failed."""
+"""Indices of the control numbers: steps asked for and answered, and whether the last one failed."""
 SPINS_UNTIL = 0
-"""The place of the time at which the worker falls asleep."""
+"""Index of the time at which the worker stops polling."""
 Shapes = list[tuple[str, tuple[int, ...], str]]
 """The name, shape and type of each shared array."""
 
@@ -124,7 +124,7 @@ class StepServer:
         self.step, self.error = step, RuntimeError("No step has failed.")
 
     def serve(self, heartbeat: Heartbeat, has_request: Callable[[], bool]) -> None:
-        """Answer steps until there is a request in the channel, or none was asked for in a while."""
+        """Answer steps until there is a request in the channel, or until no step has been asked for in a while."""
         control, clock = self.memory.control, self.memory.clock
         clock[SPINS_UNTIL] = perf_counter() + SPIN
         while True:
@@ -139,7 +139,7 @@ class StepServer:
                     return
 
     def answer(self) -> None:
-        """Make the step that was asked for, unless it was made already."""
+        """Take the step that was asked for, unless it has already been taken."""
         memory = self.memory
         if memory.control[ASKED] == memory.control[ANSWERED]:
             return

@@ -32,11 +32,11 @@ from upslope.learning.iteration import Task, TrainState, initialise_all, iterate
 from upslope.models.build import perceptrons_for
 
 EPISODES = 16
-"""Episodes of an iteration."""
+"""Episodes per iteration."""
 DOUBLING: Interval = (0.8, 1.2)
 """The range in which log₂ of the factor per row counts as 1."""
 POWER: Interval = (0.0, 4.0)
-"""Exponents of a power of N; 2^N between 10 and 30 rows would have 13."""
+"""Exponents that count as a power of N; between 10 and 30 rows, 2^N would have an exponent of 13."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -100,7 +100,7 @@ def episodes_until_found(
 
 
 def slope(x: Sequence[float | int] | np.ndarray, y: Float[np.ndarray, "S K"]) -> Estimate:
-    """The slope of y over x, its mean over independent seeds."""
+    """The slope of y over x, averaged over independent seeds."""
     return mean_of(np.polyfit(x, y.T, 1)[0])
 
 
@@ -134,7 +134,7 @@ def entropy(seed: int = 0, seeds: int = 24, sizes: Sequence[int] = (6, 8, 10, 12
 
 
 def counts(seed: int = 0, seeds: int = 6, sizes: Sequence[int] = (10, 14, 20, 28)) -> Outcome:
-    """With a bonus that counts visits, the episodes grow like a power of the number of rows."""
+    """With a bonus that counts visits, the number of episodes grows like a power of the number of rows."""
     bonus = Intrinsic(Count(), coefficient=0.3, gamma=0.99, is_episodic=True)
     budget = [20_000] * len(sizes)
     found = episodes_until_found(sizes, range(seed, seed + seeds), budget, 0.01, bonus)

@@ -20,7 +20,8 @@ MAX_LINES = 6
 MAX_CHOICES = 24
 """Largest number of choices of a mask drawn."""
 MEMORY_HEIGHT, FAINTEST = 360, -4.0
-"""Height of the picture of the memory in pixels, and the smallest influence told apart, as log₁₀ of the largest."""
+"""Height of the memory picture in pixels, and the smallest influence distinguished, as the log₁₀ of its ratio to the
+largest."""
 MAX_PARTS = 6
 """Largest number of parts of an action drawn."""
 SCALE = [[0, "@down"], [0.5, "@mid"], [1, "@up"]]
@@ -289,14 +290,14 @@ def evenly(pictures: Sequence[bytes], limit: int) -> range:
 
 
 def action_text(credit: EpisodeCredit, t: int) -> str:
-    """What was taken of each part of the action and its probability, as text, and how many choices were allowed."""
+    """What was chosen for each part of the action and its probability, as text, and how many choices were allowed."""
     texts = [(part.key, part_text(part, t)) for part in credit.parts]
     words = "; ".join(f"{key}: {text}" if key else text for key, text in texts)
     return words if credit.mask is None else f"{words}; {int(credit.mask[t].sum())} of {credit.mask.shape[1]} allowed"
 
 
 def part_text(part: Part, t: int) -> str:
-    """What was taken of a part of an action, and its probability, as text."""
+    """What was chosen for a part of an action, and its probability, as text."""
     action, policy = rounded(part.action[t]), part.policy
     if "mean" in policy:
         return f"{action}, from mean {rounded(policy['mean'][t])} with σ {rounded(policy['std'][t])}"

@@ -120,7 +120,7 @@ def write_credit(
 
 
 def add_credit(runs: Sequence[Path], *, environment: Any = None, trust: bool = False) -> list[str]:
-    """Play an episode of the first seed of each run without credit; return the reasons of any failures."""
+    """Play an episode of the first seed of each run without credit; return the reasons for any failures."""
     from upslope.analysis.episode_credit import credit_of
 
     reasons = []
@@ -168,7 +168,8 @@ def credit_part(
 
 @contextmanager
 def suppress_into(reasons: list[str]) -> Iterator[None]:
-    """Record an UpslopeError as a reason and continue, so that one damaged file does not prevent the page."""
+    """Record an UpslopeError as a reason and continue, so that one damaged file does not prevent the page from being
+    written."""
     try:
         yield
     except UpslopeError as error:

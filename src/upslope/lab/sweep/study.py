@@ -109,8 +109,9 @@ class Study:
         return [t for t in found if t.state != self.states.WAITING and not was_put_back(t)]
 
     def begin(self, description: str, first: Mapping[str, Any] | None, until: float) -> str:
-        """Write what a study is and its first trial, and return what it is. Of several processes only the one that
-        created it writes; another one does if nothing has been written by then."""
+        """Write the study's description and its first trial, and return the stored description. Of several processes,
+        only
+        the one that created the study writes; another writes only if nothing has been written by `until`."""
         while (kept := self.study.user_attrs.get("sweep")) is None and time.monotonic() < until:
             time.sleep(AGAIN_SECONDS)
         if kept is None:
@@ -146,7 +147,8 @@ class Study:
         return trial
 
     def report(self, trial: Any, part: int, value: float) -> bool:
-        """Tell the recent return after a part of the budget, 1 to `REPORTS`; return whether to give the trial up."""
+        """Report the recent return after a part of the budget, numbered 1 to `REPORTS`; return whether to give it
+        up."""
         if not math.isfinite(value):
             return False
         with self.unless_ended() as still:
@@ -157,7 +159,8 @@ class Study:
             return trial.should_prune()
 
     def complete(self, trial: Any, score: float) -> None:
-        """Tell the score of a finished trial. Without one, no episode has ended, and it is told as pruned."""
+        """Report the score of a finished trial. If there is none, no episode has ended, and it is reported as
+        pruned."""
         if math.isfinite(score):
             with self.unless_ended():
                 self.study.tell(trial, score, skip_if_finished=True)
@@ -165,22 +168,23 @@ class Study:
             self.prune(trial, "no episode ended")
 
     def prune(self, trial: Any, reason: str = "") -> None:
-        """Tell that a trial was given up. Samplers then avoid its surroundings, as those of a bad one."""
+        """Report that a trial was given up. Samplers then avoid the region around it, as they do for a bad trial."""
         self.end(trial, self.states.PRUNED, reason)
 
     def fail(self, trial: Any, reason: str) -> None:
-        """Tell that a trial could not be trained."""
+        """Report that a trial could not be trained."""
         self.end(trial, self.states.FAIL, brief_text(reason))
 
     def end(self, trial: Any, state: Any, reason: str) -> None:
-        """Tell that a trial has ended without a score, and why."""
+        """Report that a trial has ended without a score, and why."""
         with self.unless_ended():
             self.storage.set_trial_user_attr(trial._trial_id, "reason", reason)
             self.study.tell(trial.number, state=state, skip_if_finished=True)
 
     @contextmanager
     def unless_ended(self) -> Iterator[list[bool]]:
-        """Do nothing to a trial that has ended, e.g. because another process took this one for gone and put it back.
+        """Do nothing to a trial that has ended, e.g. because another process assumed that this process was gone and put
+        the trial back.
         The list that is yielded is then empty."""
         still = [True]
         try:
@@ -189,8 +193,8 @@ class Study:
             still.clear()
 
     def put_back(self, trial: Any, *, again: bool = True) -> bool:
-        """Return a stopped trial to the study; with `again`, the next process that asks trains it. Of several processes
-        that do so at once, one puts it back; return whether it was this one."""
+        """Return a stopped trial to the study; with `again`, the next process that asks trains it. If several processes
+        do this at once, only one puts it back; return whether it was this one."""
         kept = self.storage.get_trial(trial._trial_id)
         with self.unless_ended() as still:
             self.storage.set_trial_user_attr(trial._trial_id, "put_back", True)
@@ -213,7 +217,7 @@ class Study:
         return sum(self.put_back(trial) for trial in gone)
 
     def fail_of(self, pid: int | None, reason: str) -> int:
-        """Tell that the trials of a process on this machine have failed; return their number."""
+        """Report that the trials of a process on this machine have failed; return their number."""
         failed = [t for t in self.running() if t.user_attrs.get("process") == f"{platform.node()}:{pid}"]
         for trial in failed:
             self.fail(trial, reason)
@@ -238,7 +242,7 @@ class Study:
         return max(complete, key=lambda t: (t.score, -t.number), default=None)
 
     def importances(self) -> dict[str, float]:
-        """How much each setting decides whether a trial is among the best; empty if there are too few trials.
+        """How strongly each setting determines whether a trial is among the best; empty if there are too few trials.
 
         PED-ANOVA (Watanabe et al. 2023), as Optuna computes it, normalised to a sum of 1.
         """
@@ -256,8 +260,8 @@ def differing(name: str, kept: Mapping[str, Any], now: Mapping[str, Any]) -> str
     differ = [key for key in now if kept.get(key) != now[key]]
     words = ", ".join(f"{key} was {json.dumps(kept.get(key))}, now {json.dumps(now[key])}" for key in differ)
     return (
-        f"The sweep {name} has other settings ({words}), so its trials cannot be compared with new ones. Repeat its "
-        "command to continue it, or choose another --name."
+        f"The sweep {name} has different settings ({words}), so its trials cannot be compared with new ones. Repeat "
+        "its command to continue it, or choose another --name."
     )
 
 

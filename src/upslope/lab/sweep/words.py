@@ -18,7 +18,7 @@ def counts(trials: Sequence[Told]) -> str:
 
 
 def setting_words(value: Any) -> str:
-    """A setting's value, a number with four significant digits."""
+    """A setting's value; a floating-point number gets four significant digits."""
     return f"{value:.4g}" if isinstance(value, float) else "" if value is None else str(value)
 
 
@@ -45,13 +45,13 @@ def sentence(winner: Told, confirmation: Confirmation) -> str:
     verdicts = {
         "better": "beats the defaults",
         "worse": "is worse than the defaults, so its place in the sweep was luck. Keep the defaults",
-        "undecided": "does not clearly beat the defaults; more --fresh-seeds, or more trials, may tell",
+        "undecided": "does not clearly beat the defaults; more --fresh-seeds, or more trials, may settle it",
     }
     seeds = len(confirmation.winner.seeds)
     scores = f"{confirmation.winner.mean.words()} against {confirmation.default.mean.words()}"
     probability = confirmation.probability.words(HUNDREDTHS)
     return (
         f"On {counted(seeds, 'fresh seed')} trial {winner.number} {verdicts[confirmation.verdict]}: mean return "
-        f"{scores}, difference {confirmation.difference.words()}; a seed of it scores higher with probability "
+        f"{scores}, difference {confirmation.difference.words()}; one of its seeds scores higher with probability "
         f"{probability} (95 % intervals). In the sweep its score was {number(winner.score)}."
     )
