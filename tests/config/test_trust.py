@@ -162,7 +162,7 @@ def test_a_run_that_this_machine_trained_is_trusted_and_elsewhere_it_is_asked_fo
     run = upslope.train("mine:make", name="run", folder=tmp_path, env_kwargs={"word": "x"}, **options).path
     assert (own_trust.stat().st_mode & 0o777, list(trust.kept().values())) == (
         0o700,
-        [{"role": "environment", "name": "mine:make", "arguments": {"word": "x"}}],
+        [{"role": "environment", "name": "mine:make", "arguments": {"word": "x"}, "file": str(tmp_path / "mine.py")}],
     )
     monkeypatch.setattr(trust, "GRANTED", set())  # as in another process
     upslope.evaluate(run, episodes=1)

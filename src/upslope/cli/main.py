@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from upslope.core.messages import readable, unknown
+from upslope.core.user_modules import offer_folder
 from upslope.errors import UpslopeError
 
 EXIT_BAD_INPUT = 2
@@ -31,7 +32,7 @@ COMMANDS: dict[str, str] = {
 def main(arguments: list[str] | None = None) -> None:
     """The entry point of the `upslope` command."""
     arguments = sys.argv[1:] if arguments is None else arguments
-    sys.path.append(str(Path.cwd()))
+    offer_folder(Path.cwd())
     try:
         try:
             run(arguments)
