@@ -392,7 +392,7 @@ SHORT_NAMES = {"lambda": "lambda_", "from": "start_from"}
 def canonical(settings: Mapping[str, Any]) -> dict[str, Any]:
     """Settings by field name, converted to the fields' types; `learning-rate` and `lambda` are accepted too."""
     kinds = get_type_hints(Config)
-    result = {}
+    result, said = {}, {}
     for name, value in settings.items():
         key = SHORT_NAMES.get(str(name)) or str(name).replace("-", "_")
         if key == "learning_rate_decay" and isinstance(value, bool):  # its name in older runs and presets
@@ -401,5 +401,7 @@ def canonical(settings: Mapping[str, Any]) -> dict[str, Any]:
             raise UpslopeError(
                 foreign_setting(str(name)) or unknown("setting", str(name), kinds, "upslope train --help")
             )
-        result[key] = coerce(str(name), value, kinds[key])
+        if key in result:
+            raise UpslopeError(f"{said[key]} and {name} are the same setting. Give it once.")
+        result[key], said[key] = coerce(str(name), value, kinds[key]), name
     return result
