@@ -190,3 +190,54 @@ def test_numbers_have_their_plural():
         "2 episodes",
         "1,000 episodes",
     ]
+
+
+LONG = "x" * 300
+NAMING_FILES = [
+    *(f"{name} {LONG}" for name in ("evaluate", "record", "resume", "doctor", "report", "credit", "compare", "watch")),
+    *(f"export {LONG} --format c", f"judge {LONG} --data a", f"bundle {LONG}", f"track {LONG} --to tensorboard"),
+    *(f"train jax:CartPole-v1 {flag} {LONG}" for flag in ("--config", "--from", "--reference", "--folder")),
+    f"train jax:CartPole-v1 --algorithm off_policy --data {LONG}",
+    *(f"{name} {LONG}" for name in ("report run -o", "bundle run -o", "record run --output")),
+    f"evaluate run/{LONG}",
+    f"ladder jax:CartPole-v1 --folder {LONG}",
+]
+
+
+@pytest.fixture(scope="module")
+def run_of_mistakes(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("mistakes")
+    return upslope.train("jax:CartPole-v1", name="run", folder=folder, steps=32, preset=False, **SMALL).path
+
+
+@pytest.mark.parametrize("words", NAMING_FILES, ids=lambda words: words.replace(LONG, "LONG"))
+def test_a_path_that_the_system_refuses_gets_a_message(words: str, run_of_mistakes: Path, monkeypatch, capsys):
+    monkeypatch.chdir(run_of_mistakes.parent)
+    said = refused(words, capsys)
+    assert said.startswith("upslope: ") and LONG in said and said.count("\n") == 1
+
+
+@pytest.mark.parametrize(
+    ("error", "said"),
+    [
+        (PermissionError(13, "Permission denied", "runs/a"), "cannot read or write runs/a: Permission denied. Check"),
+        (OSError(18, "Invalid cross-device link", "a", None, "b"), "cannot read or write a or b: Invalid"),
+        (TimeoutError("timed out"), "The system refused to read or write: timed out."),
+        (OSError(), "The system refused to read or write: OSError."),
+    ],
+)
+def test_what_the_system_refuses_is_said_without_a_traceback(error: OSError, said: str, monkeypatch, capsys):
+    def run(arguments: list[str]) -> None:
+        raise error
+
+    monkeypatch.setattr("upslope.cli.main.run", run)
+    assert said in refused("evaluate run", capsys)
+
+
+def test_a_current_folder_that_is_gone_and_a_full_disk_get_a_message(tmp_path: Path):
+    gone = "import os, sys; from upslope.cli.main import main; os.mkdir('x'); os.chdir('x'); os.rmdir('../x'); main()"
+    done = command(gone, ["list"], tmp_path)
+    assert (done.returncode, done.stderr.count("\n")) == (2, 1) and "Change to a folder that exists" in done.stderr
+    with Path("/dev/full").open("w") as full:
+        done = command("from upslope.cli.main import main; main()", ["list"], tmp_path, stdout=full)
+    assert (done.returncode, done.stderr.count("\n")) == (2, 1) and "No space left" in done.stderr

@@ -45,8 +45,9 @@ def parse_wrapper(text: str) -> tuple[str, dict[str, Any]]:
     try:
         arguments = parse_json(brace + rest) if brace else {}
     except ValueError as error:
+        shown = text if len(text) <= 200 else f"{text[:200]}…"
         raise UpslopeError(
-            f"The wrapper {text if len(text) <= 200 else text[:200] + '…'} cannot be read: {error}. Arguments are a JSON object after a colon, e.g. "
+            f"The wrapper {shown} cannot be read: {error}. Arguments are a JSON object after a colon, e.g. "
             'FrameStackObservation:{"stack_size": 4}.'
         ) from error
     return name.strip().removesuffix(":").strip(), arguments
