@@ -1,7 +1,9 @@
 """What a beginner does wrong at the command line, and what it answers: one message, at once."""
 
+import json
 import os
 import shlex
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -50,6 +52,13 @@ def refused(words: str, capsys: pytest.CaptureFixture) -> str:
     return capsys.readouterr().err
 
 
+COUNTS = (
+    *("epochs", "critic-epochs", "conjugate-gradient-iterations", "backtracks", "n", "group-size", "devices-per-seed"),
+    *("max-episode-steps", "sequence-length", "noise-every", "imitation-iterations", "from-seed", "reference-seed"),
+)
+"""Flags of counts without a limit of their own."""
+
+
 @pytest.mark.parametrize(
     ("words", "answer"),
     [
@@ -75,6 +84,18 @@ def refused(words: str, capsys: pytest.CaptureFixture) -> str:
         ("train CartPole-v1 --vf_coef 0.5 --n-steps 5", "There is no --n-steps; upslope calls it --rollout-steps."),
         ("train CartPole-v1 --algorithm PPO", 'There is no algorithm "PPO". Did you mean ppo'),
         ("train CartPole-v1 --algorithm sac", "upslope has only policy gradients"),
+        ("train jax:CartPole-v1 --max-episode-steps 3e9", "--max-episode-steps can be at most 2,147,483,647, not 3000"),
+        (
+            "evaluate nowhere --max-episode-steps 3e9",
+            "--max-episode-steps can be at most 2,147,483,647, not 3000000000",
+        ),
+        ("evaluate nowhere --episodes 1e300", "--episodes can be at most 2,147,483,647, not 1000"),
+        ("judge nowhere --data x --iterations 1e300", "--iterations can be at most 2,147,483,647, not 1000"),
+        ("train jax:CartPole-v1 --seed 1e300", "--seed can be at most 2,147,483,647, not 1000"),
+        *(
+            (f"train jax:CartPole-v1 --{name} 1e300", f"--{name} can be at most 2,147,483,647, not 1000")
+            for name in COUNTS
+        ),
         ("train", "Say what to train on"),
         ("train CartPole-v1 --resume", "--resume needs the --name of the run"),
         ("doctor", "No run is given"),
@@ -241,3 +262,38 @@ def test_a_current_folder_that_is_gone_and_a_full_disk_get_a_message(tmp_path: P
     with Path("/dev/full").open("w") as full:
         done = command("from upslope.cli.main import main; main()", ["list"], tmp_path, stdout=full)
     assert (done.returncode, done.stderr.count("\n")) == (2, 1) and "No space left" in done.stderr
+
+
+def test_a_count_of_a_config_file_has_a_limit_too(run_of_mistakes: Path, tmp_path: Path, capsys):
+    run = Path(shutil.copytree(run_of_mistakes, tmp_path / "run"))
+    description = json.loads((run / "config.json").read_text())
+    description["config"]["max_episode_steps"] = 3_000_000_000
+    (run / "config.json").write_text(json.dumps(description))
+    assert "--max-episode-steps can be at most 2,147,483,647" in refused(f"evaluate {run}", capsys)
+
+
+JaxRuntimeError = type("JaxRuntimeError", (RuntimeError,), {"__module__": "jax.errors"})
+FULL = [JaxRuntimeError("RESOURCE_EXHAUSTED: Out of memory allocating 140480160192 bytes."), MemoryError()]
+
+
+@pytest.mark.parametrize("error", FULL, ids=repr)
+def test_memory_that_runs_out_is_said_in_one_message(error: Exception, monkeypatch, capsys, tmp_path: Path):
+    def fail(*_: Any, **__: Any) -> None:
+        raise error
+
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr("upslope.runs.loop.Loop.run", fail)
+    assert "Lower --num-envs, --rollout-steps" in refused("train jax:CartPole-v1 --steps 10 --quiet", capsys)
+    with pytest.raises(upslope.UpslopeError, match="not enough memory"):
+        upslope.train("jax:CartPole-v1", folder=tmp_path, steps=10, preset=False, **SMALL)
+    monkeypatch.setattr("upslope.cli.main.run", fail)
+    assert "Lower --num-envs, --rollout-steps" in refused("evaluate run", capsys)
+
+
+def test_other_errors_keep_their_traceback(monkeypatch: pytest.MonkeyPatch):
+    def run(arguments: list[str]) -> None:
+        raise JaxRuntimeError("INTERNAL: a bug")
+
+    monkeypatch.setattr("upslope.cli.main.run", run)
+    with pytest.raises(JaxRuntimeError):
+        main(["list"])

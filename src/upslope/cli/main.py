@@ -35,7 +35,7 @@ def main(arguments: list[str] | None = None) -> None:
     try:
         try:
             offer_folder(current_folder())
-            run(arguments)
+            run_within_memory(arguments)
         finally:
             sys.stdout.flush()
     except UpslopeError as error:
@@ -50,6 +50,19 @@ def main(arguments: list[str] | None = None) -> None:
     except OSError as error:
         discard_output()
         fail(refused_by_system(error))
+
+
+def run_within_memory(arguments: list[str]) -> None:
+    """Run a command; if memory runs out, say what to lower."""
+    try:
+        run(arguments)
+    except (UpslopeError, OSError):
+        raise
+    except Exception:
+        from upslope.core.memory import memory_in_words  # which imports NumPy
+
+        with memory_in_words():
+            raise
 
 
 def fail(words: str) -> NoReturn:

@@ -14,6 +14,7 @@ from upslope.config.command import command_of
 from upslope.config.config import MAX_STEPS, Config, recorded_preset
 from upslope.config.presets import words_of
 from upslope.config.trust import allow, requested
+from upslope.core.memory import memory_in_words
 from upslope.core.storage import load_arrays
 from upslope.core.types import Rollout
 from upslope.engines.base import EVERYTHING, Engine, Resources
@@ -123,7 +124,8 @@ def through_losses(
     """
     try:
         again = partial(resume_once, config, task, directory, session, [], trust=trust)
-        return attempts(first, again, session, directory)
+        with memory_in_words():
+            return attempts(first, again, session, directory)
     finally:
         if session.resources.cluster is not None:
             from upslope.engines.cluster import release
