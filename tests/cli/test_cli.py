@@ -7,17 +7,18 @@ import os
 import re
 import subprocess
 import sys
+import time
 from dataclasses import fields
 from pathlib import Path
-from typing import Any
+from typing import Any, get_type_hints
 
 import pytest
 from run_helpers import config_of
 
 import upslope
 from upslope.cli.main import main
-from upslope.cli.train import HEADINGS, Train
-from upslope.config.config import flag_of
+from upslope.cli.train import HEADINGS, Train, parse_train
+from upslope.config.config import Config, flag_of
 from upslope.config.foreign_names import table
 from upslope.config.ladder import ALGORITHMS
 from upslope.environments.compiled import COMPILED
@@ -257,3 +258,46 @@ def test_an_estimator_of_ones_own_trains(here: Path, monkeypatch, capsys):
     with pytest.raises(upslope.UpslopeError, match="Pass the same"):
         upslope.resume(run.path, estimator=upslope.GAE(), quiet=True)
     upslope.resume(run.path, estimator=own, quiet=True)
+
+
+@pytest.mark.parametrize("flag", [f.name for f in fields(Config) if get_type_hints(Config)[f.name] is bool])
+def test_a_switch_is_obeyed_however_it_is_written(flag: str):
+    dashed = flag.replace("_", "-")
+    for no in (f"--no-{dashed}", f"--no_{flag}", f"--no-{flag}", f"--no_{dashed}"):
+        assert parse_train(["jax:CartPole-v1", no])[1][flag] is False, no
+    for yes in (f"--{dashed}", f"--{flag}"):
+        assert parse_train(["jax:CartPole-v1", yes])[1][flag] is True, yes
+
+
+@pytest.mark.parametrize(
+    ("text", "said"),
+    [
+        ("epochs: " + ":".join(["1"] * 500_000), "is not a decimal number"),
+        ("epochs: !!int " + ":".join(["1"] * 400_000), "is not a decimal number"),
+        ("gamma: " + ":".join(["1"] * 400_000) + ".5", "is not a decimal number"),
+        ("epochs: 0x" + "F" * 5000, "is not a decimal number"),
+        ("epochs: 0b11", "is not a decimal number"),
+        ("epochs: 010", "is not a decimal number"),
+        ("epochs: " + "9" * 5000, "Could not read the settings in file.yaml"),
+        ("epochs: !!int x", "is not a decimal number"),
+        ("epochs: !!int ''", "is not a decimal number"),
+        ("gamma: !!float x", "Could not read the settings in file.yaml"),
+        ("epochs: 3\nepochs: 4", "'epochs' is given more than once"),
+        ("env_kwargs: {a: 1, a: 2}", "'a' is given more than once"),
+        ("learning-rate: 0.1\nlearning_rate: 0.2", "learning-rate and learning_rate are the same setting"),
+        ("lambda: 0.1\nlambda_: 0.2", "lambda and lambda_ are the same setting"),
+    ],
+    ids=lambda text: text[:24],
+)  # fmt: skip
+def test_a_settings_file_is_read_at_once_and_says_each_thing_once(text: str, said: str, here: Path):
+    Path("file.yaml").write_text(text)
+    start = time.monotonic()
+    with pytest.raises(upslope.UpslopeError) as refused:
+        parse_train(["jax:CartPole-v1", "--config", "file.yaml"])
+    assert said in str(refused.value) and len(str(refused.value)) < 500 and time.monotonic() - start < 10
+
+
+def test_a_settings_file_may_write_numbers_with_signs_and_underscores(here: Path):
+    Path("file.yaml").write_text("steps: 1_000\nlog_std_init: -1\nbeta: +2\nseed: 0\ngamma: .5\nmax_grad_norm: .inf")
+    found = parse_train(["jax:CartPole-v1", "--config", "file.yaml"])[1]
+    assert [found[name] for name in ("steps", "log_std_init", "beta", "seed", "gamma")] == [1000, -1, 2, 0, 0.5]

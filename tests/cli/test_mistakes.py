@@ -1,9 +1,13 @@
 """What a beginner does wrong at the command line, and what it answers: one message, at once."""
 
+import html
+import json
 import os
 import shlex
+import shutil
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -16,7 +20,8 @@ from upslope.config.command import command_of
 from upslope.core.messages import counted
 from upslope.report import video
 from upslope.runs import evaluation
-from upslope.runs.directory import versions
+from upslope.runs.directory import RunDirectory, versions
+from upslope.runs.train import call_of
 
 SMALL: dict[str, Any] = {
     "num_envs": 2,
@@ -50,6 +55,13 @@ def refused(words: str, capsys: pytest.CaptureFixture) -> str:
     return capsys.readouterr().err
 
 
+COUNTS = (
+    *("epochs", "critic-epochs", "conjugate-gradient-iterations", "backtracks", "n", "group-size", "devices-per-seed"),
+    *("max-episode-steps", "sequence-length", "noise-every", "imitation-iterations", "from-seed", "reference-seed"),
+)
+"""Flags of counts without a limit of their own."""
+
+
 @pytest.mark.parametrize(
     ("words", "answer"),
     [
@@ -75,6 +87,18 @@ def refused(words: str, capsys: pytest.CaptureFixture) -> str:
         ("train CartPole-v1 --vf_coef 0.5 --n-steps 5", "There is no --n-steps; upslope calls it --rollout-steps."),
         ("train CartPole-v1 --algorithm PPO", 'There is no algorithm "PPO". Did you mean ppo'),
         ("train CartPole-v1 --algorithm sac", "upslope has only policy gradients"),
+        ("train jax:CartPole-v1 --max-episode-steps 3e9", "--max-episode-steps can be at most 2,147,483,647, not 3000"),
+        (
+            "evaluate nowhere --max-episode-steps 3e9",
+            "--max-episode-steps can be at most 2,147,483,647, not 3000000000",
+        ),
+        ("evaluate nowhere --episodes 1e300", "--episodes can be at most 2,147,483,647, not 1000"),
+        ("judge nowhere --data x --iterations 1e300", "--iterations can be at most 2,147,483,647, not 1000"),
+        ("train jax:CartPole-v1 --seed 1e300", "--seed can be at most 2,147,483,647, not 1000"),
+        *(
+            (f"train jax:CartPole-v1 --{name} 1e300", f"--{name} can be at most 2,147,483,647, not 1000")
+            for name in COUNTS
+        ),
         ("train", "Say what to train on"),
         ("train CartPole-v1 --resume", "--resume needs the --name of the run"),
         ("doctor", "No run is given"),
@@ -190,3 +214,114 @@ def test_numbers_have_their_plural():
         "2 episodes",
         "1,000 episodes",
     ]
+
+
+LONG = "x" * 300
+NAMING_FILES = [
+    *(f"{name} {LONG}" for name in ("evaluate", "record", "resume", "doctor", "report", "credit", "compare", "watch")),
+    *(f"export {LONG} --format c", f"judge {LONG} --data a", f"bundle {LONG}", f"track {LONG} --to tensorboard"),
+    *(f"train jax:CartPole-v1 {flag} {LONG}" for flag in ("--config", "--from", "--reference", "--folder")),
+    f"train jax:CartPole-v1 --algorithm off_policy --data {LONG}",
+    *(f"{name} {LONG}" for name in ("report run -o", "bundle run -o", "record run --output")),
+    f"evaluate run/{LONG}",
+    f"ladder jax:CartPole-v1 --folder {LONG}",
+]
+
+
+@pytest.fixture(scope="module")
+def run_of_mistakes(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("mistakes")
+    return upslope.train("jax:CartPole-v1", name="run", folder=folder, steps=32, preset=False, **SMALL).path
+
+
+@pytest.mark.parametrize("words", NAMING_FILES, ids=lambda words: words.replace(LONG, "LONG"))
+def test_a_path_that_the_system_refuses_gets_a_message(words: str, run_of_mistakes: Path, monkeypatch, capsys):
+    monkeypatch.chdir(run_of_mistakes.parent)
+    said = refused(words, capsys)
+    assert said.startswith("upslope: ") and LONG in said and said.count("\n") == 1
+
+
+@pytest.mark.parametrize(
+    ("error", "said"),
+    [
+        (PermissionError(13, "Permission denied", "runs/a"), "cannot read or write runs/a: Permission denied. Check"),
+        (OSError(18, "Invalid cross-device link", "a", None, "b"), "cannot read or write a or b: Invalid"),
+        (TimeoutError("timed out"), "The system refused to read or write: timed out."),
+        (OSError(), "The system refused to read or write: OSError."),
+    ],
+)
+def test_what_the_system_refuses_is_said_without_a_traceback(error: OSError, said: str, monkeypatch, capsys):
+    def run(arguments: list[str]) -> None:
+        raise error
+
+    monkeypatch.setattr("upslope.cli.main.run", run)
+    assert said in refused("evaluate run", capsys)
+
+
+def test_a_current_folder_that_is_gone_and_a_full_disk_get_a_message(tmp_path: Path):
+    gone = "import os, sys; from upslope.cli.main import main; os.mkdir('x'); os.chdir('x'); os.rmdir('../x'); main()"
+    done = command(gone, ["list"], tmp_path)
+    assert (done.returncode, done.stderr.count("\n")) == (2, 1) and "Change to a folder that exists" in done.stderr
+    with Path("/dev/full").open("w") as full:
+        done = command("from upslope.cli.main import main; main()", ["list"], tmp_path, stdout=full)
+    assert (done.returncode, done.stderr.count("\n")) == (2, 1) and "No space left" in done.stderr
+
+
+def test_a_count_of_a_config_file_has_a_limit_too(run_of_mistakes: Path, tmp_path: Path, capsys):
+    run = Path(shutil.copytree(run_of_mistakes, tmp_path / "run"))
+    description = json.loads((run / "config.json").read_text())
+    description["config"]["max_episode_steps"] = 3_000_000_000
+    (run / "config.json").write_text(json.dumps(description))
+    assert "--max-episode-steps can be at most 2,147,483,647" in refused(f"evaluate {run}", capsys)
+
+
+JaxRuntimeError = type("JaxRuntimeError", (RuntimeError,), {"__module__": "jax.errors"})
+FULL = [JaxRuntimeError("RESOURCE_EXHAUSTED: Out of memory allocating 140480160192 bytes."), MemoryError()]
+
+
+@pytest.mark.parametrize("error", FULL, ids=repr)
+def test_memory_that_runs_out_is_said_in_one_message(error: Exception, monkeypatch, capsys, tmp_path: Path):
+    def fail(*_: Any, **__: Any) -> None:
+        raise error
+
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr("upslope.runs.loop.Loop.run", fail)
+    assert "Lower --num-envs, --rollout-steps" in refused("train jax:CartPole-v1 --steps 10 --quiet", capsys)
+    with pytest.raises(upslope.UpslopeError, match="not enough memory"):
+        upslope.train("jax:CartPole-v1", folder=tmp_path, steps=10, preset=False, **SMALL)
+    monkeypatch.setattr("upslope.cli.main.run", fail)
+    assert "Lower --num-envs, --rollout-steps" in refused("evaluate run", capsys)
+
+
+def test_other_errors_keep_their_traceback(monkeypatch: pytest.MonkeyPatch):
+    def run(arguments: list[str]) -> None:
+        raise JaxRuntimeError("INTERNAL: a bug")
+
+    monkeypatch.setattr("upslope.cli.main.run", run)
+    with pytest.raises(JaxRuntimeError):
+        main(["list"])
+
+
+def test_a_command_that_is_suggested_can_be_typed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    name = "with space; $(touch x) 'n"
+    flags = "--steps 32 --num-envs 2 --rollout-steps 8 --hidden-sizes 8 --no-preset"
+    main(["train", "jax:CartPole-v1", *flags.split(), "--name", name])
+    main(["resume", f"runs/{name}"])
+    lines = [line for line in capsys.readouterr().out.splitlines() if "it:  upslope " in line or "budget:  " in line]
+    typed = [shlex.split(line.partition(":  ")[2]) for line in lines]
+    path = f"runs/{name}"
+    run, continued = ["upslope", "evaluate", path], ["upslope", "train", "--from", path]
+    assert run in typed and continued in typed and all(words[-1] == path for words in typed)
+    main(["report", path, "-o", "page.html"])
+    page = html.unescape(Path("page.html").read_text())
+    assert shlex.join(["upslope", "evaluate", path]) in page and shlex.join(["upslope", "credit", path]) in page
+    main(["bundle", path, "-o", "a bundle.zip"])
+    assert shlex.join(["upslope", "report", "a bundle.zip"]) in capsys.readouterr().out
+    assert "'a b'" in refused("track 'a b'", capsys)
+
+
+def test_a_command_in_python_quotes_its_path():
+    config = replace(config_of(["jax:CartPole-v1"]), environment="__main__:World")
+    said = call_of("resume", config, RunDirectory('a "b"'))
+    assert said == 'upslope.resume("a \\"b\\"", environment=…)'

@@ -162,7 +162,7 @@ def test_a_run_that_this_machine_trained_is_trusted_and_elsewhere_it_is_asked_fo
     run = upslope.train("mine:make", name="run", folder=tmp_path, env_kwargs={"word": "x"}, **options).path
     assert (own_trust.stat().st_mode & 0o777, list(trust.kept().values())) == (
         0o700,
-        [{"role": "environment", "name": "mine:make", "arguments": {"word": "x"}}],
+        [{"role": "environment", "name": "mine:make", "arguments": {"word": "x"}, "file": str(tmp_path / "mine.py")}],
     )
     monkeypatch.setattr(trust, "GRANTED", set())  # as in another process
     upslope.evaluate(run, episodes=1)
@@ -244,3 +244,40 @@ def test_the_flag_allows_it(run: Path):
     )  # fmt: skip
     assert done.returncode == 2 and "returned nothing, not a gymnasium.Env" in done.stderr
     assert Path("executed").exists()
+
+
+def nested(depth: int) -> list[Any]:
+    """A list in a list in a list …"""
+    found: list[Any] = []
+    for _ in range(depth - 1):
+        found = [found]
+    return found
+
+
+DEEP = [
+    {"env_kwargs": {"a": nested(700)}},
+    {"model_kwargs": {"a": nested(50)}},
+    {"environment": "CartPole-v1", "wrappers": ['FlattenObservation:{"a":' + "[" * 3000 + "]" * 3000 + "}"]},
+    {"environment": "CartPole-v1", "wrappers": ['FlattenObservation:{"a":' + "[" * 700 + "]" * 700 + "}"]},
+]
+
+
+@pytest.mark.parametrize("settings", DEEP, ids=lambda settings: str(settings)[:40])
+def test_what_is_nested_too_deeply_is_refused(settings: dict[str, Any], run: Path, capsys: pytest.CaptureFixture):
+    rewrite(run, **settings)
+    for words in ("evaluate run", "resume run", "train --from run", "credit run"):
+        said = refusal(words, capsys)
+        assert "nested" in said and len(said) < 1000, words
+    if "wrappers" in settings:
+        main(["report", "run", "--credit"])  # which shows the rest of the run
+        assert "nested" in Path("report.html").read_text()
+    else:
+        assert "nested" in refusal("report run", capsys)
+
+
+def test_a_setting_may_be_nested_a_little(run: Path):
+    rewrite(run, env_kwargs={"a": nested(31)})
+    with pytest.raises(UpslopeError, match="does not take"):
+        upslope.evaluate(run, trust=True)
+    with pytest.raises(UpslopeError, match="nested at most 32 deep"):
+        configure("CartPole-v1", is_continuous=False, env_kwargs={"a": nested(32)})

@@ -5,9 +5,10 @@ import sys
 from importlib import import_module
 from importlib.metadata import version
 from pathlib import Path
-from typing import Any
+from typing import Any, NoReturn
 
 from upslope.core.messages import readable, unknown
+from upslope.core.user_modules import offer_folder
 from upslope.errors import UpslopeError
 
 EXIT_BAD_INPUT = 2
@@ -31,23 +32,71 @@ COMMANDS: dict[str, str] = {
 def main(arguments: list[str] | None = None) -> None:
     """The entry point of the `upslope` command."""
     arguments = sys.argv[1:] if arguments is None else arguments
-    sys.path.append(str(Path.cwd()))
     try:
         try:
-            run(arguments)
-        except UpslopeError as error:
-            print(f"upslope: {readable(str(error))}", file=sys.stderr)
-            sys.exit(EXIT_BAD_INPUT)
-        except KeyboardInterrupt as stop:
-            words = "Stopped before anything was trained." if arguments[:1] == ["train"] else "Stopped."
-            print(f"\n{readable(str(stop)) or words}", file=sys.stderr)
-            sys.exit(EXIT_INTERRUPTED)
+            offer_folder(current_folder())
+            run_within_memory(arguments)
         finally:
             sys.stdout.flush()
+    except UpslopeError as error:
+        fail(str(error))
+    except KeyboardInterrupt as stop:
+        words = "Stopped before anything was trained." if arguments[:1] == ["train"] else "Stopped."
+        print(f"\n{readable(str(stop)) or words}", file=sys.stderr)
+        sys.exit(EXIT_INTERRUPTED)
     except BrokenPipeError:
-        # Otherwise Python would try to flush the rest of the buffer again at exit.
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        discard_output()
         sys.exit(EXIT_BROKEN_PIPE)
+    except OSError as error:
+        discard_output()
+        fail(refused_by_system(error))
+
+
+def run_within_memory(arguments: list[str]) -> None:
+    """Run a command; if memory runs out, say what to lower."""
+    try:
+        run(arguments)
+    except (UpslopeError, OSError):
+        raise
+    except Exception:
+        from upslope.core.memory import memory_in_words  # which imports NumPy
+
+        with memory_in_words():
+            raise
+
+
+def fail(words: str) -> NoReturn:
+    """Say why the command cannot be carried out, and end it."""
+    print(f"upslope: {readable(words)}", file=sys.stderr)
+    sys.exit(EXIT_BAD_INPUT)
+
+
+def discard_output() -> None:
+    """Discard what is left of the output. Otherwise Python would try to write it again at exit."""
+    try:
+        sys.stdout.flush()
+    except OSError:
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+
+
+def current_folder() -> Path:
+    """The folder in which the command was given."""
+    try:
+        return Path.cwd()
+    except OSError as error:
+        raise UpslopeError(
+            f"The current folder cannot be entered: {error.strerror or error}. Change to a folder that exists."
+        ) from error
+
+
+def refused_by_system(error: OSError) -> str:
+    """What the system refused, in words. Most are mistyped paths and missing permissions, which have no message of
+    their own because any file can meet them."""
+    reason = error.strerror or str(error) or type(error).__name__
+    paths = [os.fsdecode(path) for path in (error.filename, error.filename2) if isinstance(path, str | bytes)]
+    if not paths:
+        return f"The system refused to read or write: {reason}."
+    return f"cannot read or write {' or '.join(paths)}: {reason}. Check the path and its permissions."
 
 
 def run(arguments: list[str]) -> None:

@@ -8,6 +8,7 @@ from typing import Any
 
 from tyro.constructors import ConstructorRegistry, PrimitiveConstructorSpec, PrimitiveTypeInfo
 
+from upslope.core.reading import parse_json
 from upslope.errors import UpslopeError
 
 
@@ -22,10 +23,14 @@ def whole(text: str) -> int:
         return int(number)
 
 
+MAX_DEPTH = 32
+"""Most lists and objects around one value of a setting."""
+
+
 def mapping(text: str) -> dict[str, Any]:
     """Parse a JSON object, refusing NaN and Infinity, which are not JSON."""
-    found = json.loads(text)
-    json.dumps(found, allow_nan=False)
+    found = parse_json(text, MAX_DEPTH)
+    json.dumps(found, allow_nan=False)  # 1e999 is read as infinity
     if not isinstance(found, dict):
         raise ValueError(f"{text} is not a JSON object, e.g. {{}}")
     return found
@@ -46,7 +51,7 @@ KINDS: dict[Any, tuple[str, Any, Any]] = {
 WORDS = {
     "INT": "a whole number",
     "FLOAT": "a number",
-    "JSON": "a mapping of JSON values",
+    "JSON": f"a mapping of JSON values, nested at most {MAX_DEPTH} deep",
     "[INT [INT ...]]": "a list of whole numbers, e.g. [64, 64]",
     "{True,False}": "true or false",
 }

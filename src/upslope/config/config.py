@@ -256,6 +256,8 @@ PARTS_BY_NAME: dict[str, Mapping[str, Any]] = {
 }
 """Field → upslope's own parts by name; a user's own is written `module:Name`."""
 MAX_STEPS, MAX_WIDTH, MAX_LAYERS = 2**31, 2**16, 256
+MAX_COUNT = 2**31 - 1
+"""Largest whole number of any setting: JAX counts in 32 bits."""
 FRESH_SEEDS = 2000
 """Number of seeds reserved for evaluation episodes, which never occur in training."""
 LIMITS: dict[str, tuple[str, Callable[[Any], bool]]] = {
@@ -313,7 +315,7 @@ MOST = {
     "minibatches": 2**24,
     "memory_size": MAX_WIDTH,
 }
-"""Largest allowed values: steps are counted in 32 bits, and sizes that no memory could hold are refused early."""
+"""Largest allowed values where they are not `MAX_COUNT`: sizes that no memory could hold are refused early."""
 
 
 def is_plain_key(key: str) -> bool:
@@ -327,17 +329,24 @@ def flag_of(name: str) -> str:
 
 
 def positive(**counts: int | None) -> None:
-    """Refuse counts below 1, naming the flag; None means the default."""
+    """Refuse counts below 1 or beyond 32 bits, naming the flag; None means the default."""
     for name, count in counts.items():
         if count is not None and count < 1:
-            raise UpslopeError(f"{flag_of(name)} must be 1 or more, not {count}.")
+            raise UpslopeError(f"{flag_of(name)} must be 1 or more, not {reprlib.repr(count)}.")
+        if count is not None and count > MOST.get(name, MAX_COUNT):
+            raise UpslopeError(too_many(name, count))
+
+
+def too_many(name: str, count: Any) -> str:
+    """The message for a whole number beyond its limit."""
+    return f"{flag_of(name)} can be at most {MOST.get(name, MAX_COUNT):,}, not {reprlib.repr(count)}."
 
 
 def fresh(**seeds: int) -> None:
     """Refuse evaluation seeds outside the reserved range, naming the flag."""
     for name, seed in seeds.items():
         if not 0 <= seed < FRESH_SEEDS:
-            raise UpslopeError(f"{flag_of(name)} must be from 0 to {FRESH_SEEDS - 1}, not {seed}.")
+            raise UpslopeError(f"{flag_of(name)} must be from 0 to {FRESH_SEEDS - 1}, not {reprlib.repr(seed)}.")
 
 
 def check_ranges(config: Config) -> None:
@@ -348,10 +357,10 @@ def check_ranges(config: Config) -> None:
         limit, is_within = LIMITS.get(name, ("", lambda _: True))
         if not is_within(value):
             raise UpslopeError(f"{flag_of(name)} must be {limit}, not {reprlib.repr(value)}.")
-        if name in MOST and value > MOST[name]:
-            raise UpslopeError(f"{flag_of(name)} can be at most {MOST[name]:,}, not {reprlib.repr(value)}.")
+        if isinstance(value, int) and value > MOST.get(name, MAX_COUNT):
+            raise UpslopeError(too_many(name, value))
     if config.seed < 0 or config.seed + config.seeds > 2**31:
-        raise UpslopeError(f"--seed must be between 0 and 2³¹ − seeds, not {config.seed}.")
+        raise UpslopeError(f"--seed must be between 0 and 2³¹ − seeds, not {reprlib.repr(config.seed)}.")
     known_algorithm(config.algorithm)
     for role, known in PARTS_BY_NAME.items():
         value = getattr(config, role)
@@ -392,7 +401,7 @@ SHORT_NAMES = {"lambda": "lambda_", "from": "start_from"}
 def canonical(settings: Mapping[str, Any]) -> dict[str, Any]:
     """Settings by field name, converted to the fields' types; `learning-rate` and `lambda` are accepted too."""
     kinds = get_type_hints(Config)
-    result = {}
+    result, said = {}, {}
     for name, value in settings.items():
         key = SHORT_NAMES.get(str(name)) or str(name).replace("-", "_")
         if key == "learning_rate_decay" and isinstance(value, bool):  # its name in older runs and presets
@@ -401,5 +410,7 @@ def canonical(settings: Mapping[str, Any]) -> dict[str, Any]:
             raise UpslopeError(
                 foreign_setting(str(name)) or unknown("setting", str(name), kinds, "upslope train --help")
             )
-        result[key] = coerce(str(name), value, kinds[key])
+        if key in result:
+            raise UpslopeError(f"{said[key]} and {name} are the same setting. Give it once.")
+        result[key], said[key] = coerce(str(name), value, kinds[key]), name
     return result

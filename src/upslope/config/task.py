@@ -32,6 +32,7 @@ from upslope.core.objectives import (
     PolicyGradient,
     TrustRegion,
 )
+from upslope.core.user_modules import reach
 from upslope.environments.base import CompiledEnvironment, HostEnvironment, info_shapes
 from upslope.environments.registry import AnyEnvironment, EnvironmentLike, make
 from upslope.errors import UpslopeError
@@ -188,8 +189,9 @@ def imported(role: str, name: str) -> Any:
     Raises:
         UpslopeError: the part cannot be imported.
     """
-    module_name, _, attribute = name.partition(":")
+    module_name, _, attribute = name.rpartition(":")
     try:
+        reach(module_name)
         return getattr(importlib.import_module(module_name), attribute)
     except Exception as error:
         raise UpslopeError(

@@ -4,8 +4,9 @@ A run's config.json and a settings file hold names of environments, wrappers, es
 colon gives a module to import and an object in it to call, so a file could run arbitrary code. Registered Gymnasium
 ids, upslope's own names and the ids of the libraries that it wraps are safe if their arguments are numbers. Anything
 else named only by a file is a `Request`, which the user allows with `--trust`, with `trust=True`, or by answering a
-prompt. Allowed requests are kept in the user's own folder, never in the run, identified by names and arguments alone.
-Names given by the user count as allowed.
+prompt. Allowed requests are kept in the user's own folder, never in the run, identified by names, arguments, and the
+file that the module would be imported from: the same name in another folder is other code. Names given by the user
+count as allowed.
 """
 
 import hashlib
@@ -25,6 +26,7 @@ from upslope.core.messages import readable
 from upslope.core.private_folders import private_folder
 from upslope.core.reading import parse_json
 from upslope.core.storage import write_atomically
+from upslope.core.user_modules import file_of
 from upslope.environments.libraries import without_prefix
 from upslope.environments.names import parse_wrapper, without_batching
 from upslope.errors import UpslopeError
@@ -59,13 +61,26 @@ class Request:
     @property
     def key(self) -> str:
         """The hash under which the request is stored once allowed."""
-        text = json.dumps([self.role, self.name, self.arguments], sort_keys=True, separators=(",", ":"))
+        file = [self.file] if names_code(self.name) else []
+        text = json.dumps([self.role, self.name, self.arguments, *file], sort_keys=True, separators=(",", ":"))
         return hashlib.sha256(text.encode("utf-8", "surrogatepass")).hexdigest()
+
+    def to_json(self) -> dict[str, Any]:
+        """What is stored once it is allowed, for the user to read."""
+        file = {"file": self.file} if self.file else {}
+        return {"role": self.role, "name": self.name, "arguments": self.arguments, **file}
+
+    @property
+    def file(self) -> str:
+        """The file of the module that is named; empty if none is named, or if it is not found."""
+        bare = without_prefix(without_batching(self.name))
+        return file_of(bare.rpartition(":")[0]) if names_code(bare) else ""
 
     def words(self) -> str:
         """A one-line description with all special characters escaped, so that it cannot mislead."""
         arguments = f" with {readable(json.dumps(self.arguments, ensure_ascii=False))}" if self.arguments else ""
-        return f"the {self.role} {readable(self.name)}{arguments}"
+        file = f", of {readable(self.file)}" if self.file else ""
+        return f"the {self.role} {readable(self.name)}{arguments}{file}"
 
 
 GRANTED: set[str] = set()
@@ -138,7 +153,7 @@ def allow(wanted: Sequence[Request]) -> None:
     if wanted:
         with suppress(OSError, UpslopeError), held() as folder:
             known = kept()
-            new = {one.key: {"role": one.role, "name": one.name, "arguments": one.arguments} for one in wanted}
+            new = {one.key: one.to_json() for one in wanted}
             if new.keys() - known.keys():
                 text = json.dumps({"format": 1, "trusted": known | new}, indent=1)
                 write_atomically(folder / FILE_NAME, text.encode())

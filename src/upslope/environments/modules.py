@@ -10,6 +10,7 @@ import gymnasium
 import numpy as np
 
 from upslope.core.messages import told
+from upslope.core.user_modules import reach
 from upslope.environments.base import BrokenEnvironmentError
 from upslope.errors import UpslopeError
 
@@ -20,6 +21,7 @@ MADE_WITH_ARGUMENTS = "(…)"
 def import_module(name: str, asked: str) -> Any:
     """Import the module before the colon, or report that it cannot be found."""
     try:
+        reach(name)
         return importlib.import_module(name)
     except ModuleNotFoundError as error:
         remedy = "Install it, or run the command in its folder."

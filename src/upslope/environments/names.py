@@ -1,10 +1,10 @@
 """What names reveal without an import: similar names, foreign namespaces, wrappers' arguments."""
 
-import json
 from collections.abc import Iterable
 from difflib import get_close_matches
 from typing import Any
 
+from upslope.core.reading import parse_json
 from upslope.errors import UpslopeError
 
 
@@ -43,10 +43,11 @@ def parse_wrapper(text: str) -> tuple[str, dict[str, Any]]:
     """
     name, brace, rest = text.partition("{")
     try:
-        arguments = json.loads(brace + rest) if brace else {}
+        arguments = parse_json(brace + rest) if brace else {}
     except ValueError as error:
+        shown = text if len(text) <= 200 else f"{text[:200]}…"
         raise UpslopeError(
-            f"The wrapper {text} cannot be read: {error}. Arguments are a JSON object after a colon, e.g. "
+            f"The wrapper {shown} cannot be read: {error}. Arguments are a JSON object after a colon, e.g. "
             'FrameStackObservation:{"stack_size": 4}.'
         ) from error
     return name.strip().removesuffix(":").strip(), arguments

@@ -8,14 +8,12 @@ and their ids take the same arguments as registered ids. Training shows what was
 import importlib
 import re
 import sys
-from collections.abc import Iterator
-from contextlib import contextmanager
 from dataclasses import dataclass
 from importlib.metadata import PackageNotFoundError, version
 from importlib.util import find_spec
-from pathlib import Path
 
 from upslope.core.messages import told
+from upslope.core.user_modules import without_current_folder
 from upslope.errors import UpslopeError
 
 
@@ -159,14 +157,3 @@ def fitting(environment: str) -> str:
     if package is None or " " not in package.install:
         return ""
     return f" If versions are incompatible: pip install {quoted(package.install)}"
-
-
-@contextmanager
-def without_current_folder() -> Iterator[None]:
-    """Import installed packages only, not modules in the current folder."""
-    before, here = sys.path[:], Path.cwd().resolve()
-    sys.path[:] = [folder for folder in before if folder and Path(folder).resolve() != here]
-    try:
-        yield
-    finally:
-        sys.path[:] = before

@@ -9,6 +9,7 @@ import numpy as np
 
 from upslope.config.trust import Request, allow, untrusted
 from upslope.core.messages import readable
+from upslope.core.reading import parse_json
 from upslope.errors import UpslopeError
 
 ROLE = "method of the environment"
@@ -75,8 +76,8 @@ def kept_arguments(name: str, arguments: Sequence[Any]) -> list[Any]:
         raise UpslopeError(f"state.call() takes the name of a method, not {readable(repr(name))}.")
     plain = [x.item() if isinstance(x, np.generic) else x for x in arguments]
     try:
-        return json.loads(json.dumps(plain, allow_nan=False))
-    except (TypeError, ValueError) as error:
+        return parse_json(json.dumps(plain, allow_nan=False))
+    except (TypeError, ValueError, RecursionError) as error:
         raise UpslopeError(
             f"state.call({name!r}, …) got an argument that a checkpoint cannot keep: {error}. Pass numbers, text, or "
             "lists and dictionaries of them."

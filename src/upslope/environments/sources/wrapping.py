@@ -13,6 +13,7 @@ from jaxtyping import Array, PRNGKeyArray
 
 from upslope.core.messages import told
 from upslope.core.types import Transition
+from upslope.core.user_modules import without_current_folder
 from upslope.environments.base import CompiledEnvironment, Request, Source
 from upslope.environments.compiled import check_protocol, finished
 from upslope.environments.libraries import LIBRARIES, Library
@@ -34,11 +35,13 @@ def source_of(prefix: str, ids: Callable[[], Iterable[str]], create: Maker) -> S
     library = next(one for one in LIBRARIES if one.prefix == prefix)
 
     def make(request: Request) -> CompiledEnvironment:
-        import_library(library)
-        name, known = request.name.removeprefix(f"{prefix}:"), list(ids())
-        if name not in known:
-            raise UpslopeError(not_there(library, name, known))
-        environment = created(create, request.name, name, request.env_kwargs)
+        name = request.name.removeprefix(f"{prefix}:")
+        with without_current_folder():
+            import_library(library)
+            known = list(ids())
+            if name not in known:
+                raise UpslopeError(not_there(library, name, known))
+            environment = created(create, request.name, name, request.env_kwargs)
         check_protocol(environment, request.name)
         return finished(environment, request)
 
@@ -46,7 +49,8 @@ def source_of(prefix: str, ids: Callable[[], Iterable[str]], create: Maker) -> S
 
 
 def import_library(library: Library) -> None:
-    """Import a library, or say how to install it."""
+    """Import a library, or say how to install it. Its callers leave out the current folder, where another module may
+    have its name."""
     if importlib.util.find_spec(library.package) is None:
         raise UpslopeError(
             f"{library.prefix}: names environments of {library.package}, which is not installed. Install it: "

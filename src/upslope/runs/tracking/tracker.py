@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any, Protocol, runtime_checkable
 
 from upslope.core.messages import unknown
+from upslope.core.user_modules import reach
 from upslope.errors import UpslopeError
 from upslope.runs.directory import RunDirectory
 
@@ -95,6 +96,7 @@ def named_tracker(name: str) -> Any:
     module, _, attribute = name.rpartition(":")
     if not module:
         module, attribute = f"{__package__}.{name}", TRACKERS[name][0]
+    reach(module)
     return getattr(importlib.import_module(module), attribute)
 
 

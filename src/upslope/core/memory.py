@@ -1,0 +1,32 @@
+"""What is said when memory runs out."""
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+from upslope.core.reading import brief
+from upslope.errors import UpslopeError
+
+
+def is_out_of_memory(error: BaseException) -> bool:
+    """Whether this machine or its accelerator has too little memory. JAX has no type of its own for it."""
+    is_from_jax = type(error).__module__.partition(".")[0] in ("jax", "jaxlib")
+    return isinstance(error, MemoryError) or (is_from_jax and "RESOURCE_EXHAUSTED" in str(error))
+
+
+@contextmanager
+def memory_in_words() -> Iterator[None]:
+    """Say what to lower if memory runs out.
+
+    Raises:
+        UpslopeError: there is not enough memory.
+    """
+    try:
+        yield
+    except Exception as error:
+        if not is_out_of_memory(error):
+            raise
+        raise UpslopeError(
+            f"There is not enough memory for this: {brief(error) or type(error).__name__}. Lower --num-envs, "
+            "--rollout-steps, --seeds or the size of the networks; where these are not given, the number of --episodes "
+            "or --workers."
+        ) from error

@@ -1,0 +1,96 @@
+"""The modules that users name, e.g. `mine:World`, and the folder in which a command is given.
+
+A command may be given in a stranger's folder. So that folder is not on the search path, where a file in it could pass
+for a library or a plugin, which is imported without a question. It is put there when a module is imported because
+somebody who may say so named it, and the module is found nowhere else.
+"""
+
+import os
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+from importlib.machinery import ModuleSpec
+from pathlib import Path
+from typing import Any
+
+FOLDER_VARIABLE = "UPSLOPE_COMMAND_FOLDER"
+"""The environment variable that tells child processes in which folder the command was given."""
+
+
+def offer_folder(folder: Path) -> None:
+    """Let modules that users name be found in this folder, in this process and in those that it starts."""
+    os.environ[FOLDER_VARIABLE] = str(folder)
+
+
+def reach(module: str) -> None:
+    """Put the command's folder at the end of the search path if this module is found only there."""
+    top = module.partition(".")[0]
+    if top in sys.modules or is_file(spec_of(top)):
+        return
+    with with_command_folder() as path:
+        is_there = spec_of(top) is not None
+    if is_there:
+        sys.path[:] = path
+
+
+def file_of(module: str) -> str:
+    """The file or folder from which a module was imported or would be, found without importing it or the packages
+    around it; empty if it is not found."""
+    with with_command_folder():
+        spec = spec_of(module)
+    if spec is None:
+        place = getattr(sys.modules.get(module), "__file__", None) or ""
+    elif is_file(spec):
+        place = str(spec.origin)
+    else:
+        place = next(iter(spec.submodule_search_locations or ()), spec.origin or "")
+    return os.path.realpath(place) if Path(place).is_absolute() else place
+
+
+def spec_of(module: str) -> ModuleSpec | None:
+    """What Python's finders say of a module, without importing anything; None if they do not find it."""
+    places: Any = None
+    names = module.split(".")
+    spec = None
+    for k in range(1, len(names) + 1):
+        spec = one_spec(".".join(names[:k]), places)
+        if spec is None or (k < len(names) and spec.submodule_search_locations is None):
+            return None
+        places = spec.submodule_search_locations
+    return spec
+
+
+def one_spec(name: str, places: Any) -> ModuleSpec | None:
+    """The spec of an imported module, or of one that lies in these places."""
+    if name in sys.modules:
+        return getattr(sys.modules[name], "__spec__", None)
+    finders = (finder for finder in sys.meta_path if hasattr(finder, "find_spec"))
+    return next((spec for finder in finders if (spec := finder.find_spec(name, places)) is not None), None)
+
+
+def is_file(spec: ModuleSpec | None) -> bool:
+    """Whether a module is more than a folder without code of its own, which any other module of its name precedes."""
+    return spec is not None and spec.origin is not None
+
+
+@contextmanager
+def with_command_folder() -> Iterator[list[str]]:
+    """Look for modules in the command's folder too, after all others; yields the search path."""
+    before, folder = sys.path[:], os.environ.get(FOLDER_VARIABLE)
+    if folder and folder not in before:
+        sys.path.append(folder)
+    try:
+        yield sys.path[:]
+    finally:
+        sys.path[:] = before
+
+
+@contextmanager
+def without_current_folder() -> Iterator[None]:
+    """Import installed packages only, not modules in the current folder."""
+    before, here = sys.path[:], os.path.realpath(os.curdir)
+    sys.path[:] = [folder for folder in before if folder and os.path.realpath(folder) != here]
+    try:
+        yield
+    finally:
+        sys.path[:] = before
