@@ -14,6 +14,7 @@ from upslope.analysis.records import read_record
 from upslope.analysis.scores import is_evaluated
 from upslope.analysis.statistics import Estimate, difference_of_means
 from upslope.config.config import Config
+from upslope.core.files import safe_path
 from upslope.diagnosis.doctor import Watch
 from upslope.engines.base import Resources
 from upslope.environments.registry import EnvironmentLike
@@ -71,7 +72,7 @@ def confirm(
     """
     runs = {}
     for name, config in ((DEFAULT, setup.default), (WINNER, winner)):
-        runs[name] = folder / name
+        runs[name] = safe_path(folder, folder / name, is_folder=True)
         session = Session(display(), resources, watch=Watch)
         train_or_resume(setup, fresh_config(config, setup, seeds), RunDirectory(runs[name]), session)
         if episodes and not is_evaluated(read_record(runs[name]), "stochastic"):
