@@ -101,6 +101,9 @@ def test_names_and_options_that_cannot_be_get_one_message(tmp_path, capsys, monk
     calls = {
         "--sampler tpee": "Did you mean tpe",
         "--pruner medium": "Did you mean median",
+        "--pruner threshold": 'no pruner "threshold"',
+        "--sampler bruteforce": "ranges without a step: learning_rate, lambda",
+        "--seed 2147483640": "--seed must be between",  # the fresh seeds follow those of the trials
         "--workers 2": "--at-once",
         "--trials 0": "must be 1 or more",
         "--space nowhere.yaml": "Could not read",

@@ -166,7 +166,7 @@ class Study:
         if not still:
             return True
         with without_warnings():
-            return trial.should_prune()
+            return bool(trial.should_prune())  # some pruners return NumPy's
 
     def complete(self, trial: Any, score: float) -> None:
         """Tell the score of a finished trial. Without one, no episode has ended, and it is told as pruned."""

@@ -18,14 +18,14 @@ from upslope.core.storage import write_atomically
 from upslope.engines.base import Placement, Resources, resources_of
 from upslope.environments.registry import EnvironmentLike
 from upslope.errors import UpslopeError
-from upslope.lab.sweep.confirm import Confirmation, confirm
+from upslope.lab.sweep.confirm import Confirmation, confirm, fresh_config
 from upslope.lab.sweep.folder import STORAGE, TRIALS_FOLDER, claim, make_folder
 from upslope.lab.sweep.on_cluster import train_on_cluster
 from upslope.lab.sweep.page import write_sweep_page
 from upslope.lab.sweep.processes import train_on_host
 from upslope.lab.sweep.programs import Programs
 from upslope.lab.sweep.pulse import was_put_back
-from upslope.lab.sweep.samplers import named, pruners, require_optuna, samplers
+from upslope.lab.sweep.samplers import named, pruners, refuse_endless, require_optuna, samplers
 from upslope.lab.sweep.setup import Setup, setup_of
 from upslope.lab.sweep.storages import is_of_storage, sqlite_url
 from upslope.lab.sweep.study import Access, Study, Told
@@ -118,6 +118,9 @@ def sweep(
     named("sampler", sampler, samplers())
     named("pruner", pruner, pruners())
     setup = setup_of(environment, algorithm, space, preset, settings | {"steps": steps, "seeds": seeds})
+    refuse_endless(sampler, setup.space)
+    if fresh_seeds:
+        fresh_config(setup.default, setup, fresh_seeds)  # refused now rather than after all trials
     resources = resources_of(workers, cluster)
     check_engine(setup, resources, at_once)
     path = Path(folder) / (check_name(name) if name else default_name(setup.default))
