@@ -273,3 +273,16 @@ def test_bad_input_is_one_line(run_of, tmp_path, capsys):
             main(words)
         error = capsys.readouterr().err
         assert end.value.code == 2 and error.startswith("upslope: ") and error.count("\n") == 1
+
+
+def test_groups_behind_different_wrappers_are_compared_with_a_warning(run_of):
+    clipped = {"wrappers": ('ClipReward:{"min_reward": 0, "max_reward": 0.1}',)}
+    plain = run_of("a", episodes=ending(10, 20, 30), steps=100)
+    wrapped = run_of("b", episodes=ending(1, 2, 3), steps=100, **clipped)
+    other = run_of("c", episodes=ending(1, 2, 3), steps=100, environment="Acrobot-v1", **clipped)
+    found = upslope.compare([plain, wrapped, other])
+    assert warned(found, "different wrappers in CartPole-v1", "none: ppo wrappers=", "ClipReward", "comparable only if")
+    assert not warned(found, "different wrappers in Acrobot-v1")
+    assert not warned(
+        upslope.compare([wrapped, run_of("d", episodes=ending(4), steps=100, gamma=0.5, **clipped)]), "wrapp"
+    )

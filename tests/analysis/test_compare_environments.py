@@ -1,5 +1,6 @@
 """Comparisons over several environments: one unit, equal weights, and nothing averaged silently."""
 
+import numpy as np
 import pytest
 from helpers import ending, two_environments, warned
 
@@ -89,3 +90,29 @@ def test_the_reward_threshold_is_one_and_a_random_policy_zero(run_of):
     pendulum = run_of("p", episodes=ending(1, 2), steps=100, environment="Pendulum-v1")
     with pytest.raises(upslope.UpslopeError, match="no reward threshold"):
         upslope.compare([pendulum], normalize="threshold")
+
+
+def test_a_seed_without_a_score_is_not_the_worst(run_of):
+    """Like the mean, the profile of its group is unknown, and the others' is as without it."""
+    runs = [
+        run_of("a", episodes=ending(1, 2, 3), steps=100),
+        run_of("b", episodes=ending(4, 5, 6), steps=100, gamma=0.5),
+    ]
+    none = run_of("none", episodes={0: [], 1: [(100, 2)]}, steps=100, algorithm="a2c")
+    without, found = (upslope.compare(each, normalize="range") for each in (runs, [*runs, none]))
+    assert np.isnan(found.aggregates[2].mean.value)
+    for column in ("share", "low", "high"):
+        assert np.isnan(getattr(found.profiles[2], column)).all()
+        for k in range(2):
+            np.testing.assert_array_equal(getattr(found.profiles[k], column), getattr(without.profiles[k], column))
+
+
+@pytest.mark.filterwarnings("error")
+def test_runs_without_a_score_have_no_range(run_of, capsys):
+    runs = [run_of(name, episodes={0: [], 1: []}, steps=100, algorithm=name) for name in ("ppo", "a2c")]
+    with pytest.raises(upslope.UpslopeError, match="No seed has a score in CartPole-v1"):
+        upslope.compare(runs, normalize="range")
+    found = upslope.compare(runs, normalize="threshold")
+    assert all(np.isnan(profile.share).all() for profile in found.profiles) and len(found.profiles) == 2
+    with pytest.raises(upslope.UpslopeError, match="All seeds with a score have the same one"):
+        upslope.compare(run_of("same", episodes={0: [], 1: [(100, 2)], 2: [(100, 2)]}, steps=100), normalize="range")

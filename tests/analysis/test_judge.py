@@ -81,13 +81,27 @@ def test_every_estimator_agrees_with_the_exact_value(run: Path, data: Path, caps
 
 def refusals(run: Path, data: Path, **options: Any) -> dict[str, str]:
     """Estimator → why there is no number; a short fit suffices."""
-    return {name: x.refusal for name, x in upslope.judge(run, data=data, iterations=200, **options).estimates.items()}
+    options = options if "horizon" in options else {"iterations": 200} | options
+    return {name: x.refusal for name, x in upslope.judge(run, data=data, **options).estimates.items()}
 
 
 def test_without_probabilities_only_the_fitted_q_judges(run: Path, data: Path):
     found = upslope.judge(run, data=changed(data, behaviour_log_prob=None), seed=1)
     assert found.verdict == "fqe" and "without an interval" in found.conclusion
     assert "with which probability" in found.estimates["is"].refusal
+
+
+def test_what_the_fitted_q_does_is_told_only_if_there_is_one(run: Path, data: Path):
+    with_q = upslope.judge(run, data=data, seed=1)
+    assert any("continued by the fitted Q" in note for note in with_q.notes)
+    for options in ({"gamma": 1.0}, {"iterations": 3}):
+        found = upslope.judge(run, data=data, seed=1, **options)
+        assert found.truncated and found.estimates["fqe"].refusal and not found.notes
+        assert (
+            "nothing continues them" in found.estimates["wis"].refusal and "--horizon" in found.estimates["wis"].refusal
+        )
+    with pytest.raises(upslope.UpslopeError, match="Leave one of the two out"):
+        upslope.judge(run, data=data, seed=1, iterations=5, horizon=10)
 
 
 def test_what_the_data_cannot_tell_is_refused(run: Path, data: Path, capsys: Any):

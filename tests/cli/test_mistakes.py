@@ -207,6 +207,23 @@ def test_a_film_that_cannot_be_is_refused_before_anything_is_played(tmp_path: Pa
     assert 'pip install "upslope[video]"' in refused(f"evaluate nowhere --video {tmp_path / 'film.mp4'}", capsys)
 
 
+def test_a_film_shows_an_episode_of_the_seed_that_is_evaluated(tmp_path: Path, monkeypatch, capsys):
+    """And everything else that the evaluation was told."""
+    filmed: list[dict[str, Any]] = []
+
+    def film(run: Any, path: Any, checkpoint: Any = "last", environment_seed: int = 0, **more: Any) -> Any:
+        filmed.append({"checkpoint": checkpoint, "environment_seed": environment_seed, **more})
+        return path
+
+    monkeypatch.setattr(video, "film", film)
+    monkeypatch.setattr(video, "video_path", lambda path: path)
+    settings: dict[str, Any] = {"steps": 64, "num_envs": 2, "rollout_steps": 16, "minibatches": 1, "seeds": 1}
+    run = upslope.train("jax:CartPole-v1", folder=tmp_path, quiet=True, preset=False, **settings).path
+    flags = "--environment-seed 3 --max-episode-steps 9 --checkpoint best --trust --episodes 1"
+    main(["evaluate", str(run), "--video", str(tmp_path / "x.mp4"), *flags.split()])
+    assert filmed == [{"checkpoint": "best", "environment_seed": 3, "max_episode_steps": 9, "trust": True}]
+
+
 def test_numbers_have_their_plural():
     assert [counted(n, "episode") for n in (0, 1, 2, 1000)] == [
         "0 episodes",

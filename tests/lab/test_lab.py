@@ -166,6 +166,14 @@ def test_no_seed_is_global():
     assert first != other
 
 
+@pytest.mark.parametrize("seed", ["-1", "1e30", str(10**30), str(2**31)])
+def test_a_seed_that_cannot_be_gets_one_message(seed, tmp_path, capsys):
+    with pytest.raises(SystemExit):
+        cli(["lab", "--only", "expectation", "--quick", "--seed", seed, "--output", str(tmp_path / "lab.html")])
+    said = capsys.readouterr().err
+    assert "--seed" in said and "Traceback" not in said
+
+
 def leaves(tree, path=()):
     """Path → text of every leaf."""
     if not isinstance(tree, dict):

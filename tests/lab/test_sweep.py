@@ -59,6 +59,14 @@ def test_winner_and_default_are_compared_on_seeds_that_no_trial_has_seen(found):
     assert "On 2 fresh seeds" in verdict_words(found)[0]
 
 
+def test_fresh_runs_are_judged_by_as_many_episodes_as_are_asked_for(found):
+    options = OPTIONS | {"folder": found.path.parent, "name": "first"}
+    for episodes, words in ((3, "3 evaluation episodes"), (0, "training episodes"), (1, "1 evaluation episode")):
+        again = upslope.sweep("jax:CartPole-v1", **options | {"evaluation_episodes": episodes})
+        assert words in again.confirmation.comparison.score
+    assert again.confirmation.probability == found.confirmation.probability
+
+
 @pytest.mark.parametrize(
     ("low", "high", "verdict"), [(0.51, 0.9, "better"), (0.1, 0.49, "worse"), (0.4, 0.9, "undecided"), (0, 0, "")]
 )
@@ -101,6 +109,9 @@ def test_names_and_options_that_cannot_be_get_one_message(tmp_path, capsys, monk
     calls = {
         "--sampler tpee": "Did you mean tpe",
         "--pruner medium": "Did you mean median",
+        "--pruner threshold": 'no pruner "threshold"',
+        "--sampler bruteforce": "ranges without a step: learning_rate, lambda",
+        "--seed 2147483640": "--seed must be between",  # the fresh seeds follow those of the trials
         "--workers 2": "--at-once",
         "--trials 0": "must be 1 or more",
         "--space nowhere.yaml": "Could not read",

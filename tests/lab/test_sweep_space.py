@@ -4,8 +4,9 @@ import pytest
 
 from upslope.config.config import configure
 from upslope.errors import UpslopeError
-from upslope.lab.sweep.samplers import distribution_of, pruners, samplers
-from upslope.lab.sweep.space import Choices, Range, read_space, shipped_space
+from upslope.lab.sweep.samplers import distribution_of, pruners, refuse_endless, samplers
+from upslope.lab.sweep.space import Choices, Range, read_space, shipped_space, space_of
+from upslope.lab.sweep.study import Access, Study
 
 BAD = {
     "learning_rat: {low: 1, high: 2}": "Did you mean learning_rate",
@@ -80,3 +81,29 @@ def test_shipped_spaces_hold_numbers_alone(is_continuous):
 def test_samplers_and_pruners_are_optunas():
     assert {"tpe", "random", "cmaes", "gp", "qmc", "nsgaii", "bruteforce"} <= set(samplers())
     assert {"median", "hyperband", "successivehalving", "wilcoxon", "none"} <= set(pruners())
+    assert "threshold" not in pruners()  # Optuna's has defaults for all arguments, and refuses them
+
+
+@pytest.mark.parametrize(("role", "name"), [*(("sampler", n) for n in samplers()), *(("pruner", n) for n in pruners())])
+def test_whatever_is_offered_draws_the_shipped_space_or_is_refused(role, name, tmp_path):
+    space = shipped_space(is_continuous=True)
+    chosen = {"sampler": "random", "pruner": "none"} | {role: name}
+    try:
+        refuse_endless(chosen["sampler"], space)
+        study = Study(space, Access(f"sqlite:///{tmp_path / 'study.db'}", "x", 12, seed=0, **chosen), {})
+        for _ in range(12):
+            trial = study.ask()
+            for part in range(1, 8):
+                study.report(trial, part, float(part * trial.number % 7))
+            study.complete(trial, float(trial.number % 5))
+    except UpslopeError as error:
+        assert "needs another package" in str(error) or name == "bruteforce"
+
+
+def test_a_sampler_that_tries_everything_needs_an_end():
+    endless = space_of({"gamma": {"low": 0.1, "high": 0.9}, "lambda": {"low": 0, "high": 1}}, "")
+    with pytest.raises(UpslopeError, match="ranges without a step: gamma, lambda"):
+        refuse_endless("bruteforce", endless)
+    space = space_of({"gamma": {"low": 0.5, "high": 0.9, "step": 0.1}, "epochs": {"low": 1, "high": 3}}, "")
+    refuse_endless("bruteforce", space)
+    refuse_endless("tpe", shipped_space(is_continuous=False))

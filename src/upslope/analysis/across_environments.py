@@ -102,11 +102,15 @@ def mean_estimate(parts: Sequence[Estimate]) -> Estimate:
 
 
 def profile(strata: Sequence[np.ndarray], thresholds: np.ndarray) -> Band:
-    """The share of seeds above each threshold [K], averaged over environments, with its pointwise interval.
+    """The share of seeds above each threshold [K], averaged over environments, with its pointwise interval;
+    nan if a seed has no score, like the mean.
 
     For one environment the interval is Clopper and Pearson's (1934), whose coverage is at least 95 %; for several,
     `mean_estimate` combines Wilson's (1927) intervals.
     """
+    if not all(np.isfinite(x).all() for x in strata):  # a seed without a score is neither above nor below
+        unknown = np.full(len(thresholds), math.nan)
+        return Band(unknown, unknown, unknown)
     method = "exact" if len(strata) == 1 else "wilson"
     at = [mean_estimate([share_of(int((x > tau).sum()), len(x), method) for x in strata]) for tau in thresholds]
     low = [math.nan if e.interval is None else e.interval.low for e in at]

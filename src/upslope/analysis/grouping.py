@@ -128,6 +128,7 @@ def warnings_of(members: Sequence[Member]) -> list[str]:
     """Caveats that a reader must know before trusting the numbers, apart from those about scoring."""
     records = [record for member in members for record in member.records]
     found = [unequal_budgets(e, [m for m in members if m.environment == e]) for e in environments_of(members)]
+    found += [other_wrappers(e, [m for m in members if m.environment == e]) for e in environments_of(members)]
     found += [past_budget(e, [m for m in members if m.environment == e]) for e in environments_of(members)]
     found += [words for m in members for words in lineage_warnings(m.label, m.records)]
     found += [stopped_early(m) for m in members]
@@ -152,6 +153,20 @@ def unequal_budgets(environment: str, members: list[Member]) -> str:
     return (
         f"unequal budgets in {environment}, in steps per seed: {words}. Each is scored at its own end; "
         "the table of sample efficiency compares them at equal steps"
+    )
+
+
+def other_wrappers(environment: str, members: list[Member]) -> str:
+    """A warning if groups in one environment were scored through different wrappers, which may change the reward."""
+    wrapped: dict[tuple[str, ...], list[str]] = {}
+    for member in members:
+        wrapped.setdefault(tuple(member.records[0].config.wrappers), []).append(member.label)
+    if len(wrapped) < 2:
+        return ""
+    words = "; ".join(f"{', '.join(wrappers) or 'none'}: {', '.join(labels)}" for wrappers, labels in wrapped.items())
+    return (
+        f"different wrappers in {environment}: {words}. Scores are what the wrappers make of the reward, so they are "
+        "comparable only if no wrapper changes it, or the length of an episode"
     )
 
 

@@ -86,6 +86,11 @@ def judge(
         UpslopeError: no such run, seed, checkpoint or file, or one that does not fit the other.
     """
     positive(horizon=horizon, iterations=iterations)
+    if horizon is not None and iterations is not None:
+        raise UpslopeError(
+            "--iterations sets how Q is fitted, and with --horizon none is, since Q(s, a) does not know how many steps "
+            "are left. Leave one of the two out."
+        )
     directory = RunDirectory(run)
     config = directory.config()
     seed = config.seed if seed is None else seed
@@ -104,7 +109,7 @@ def judge(
         networks = {"hidden_sizes": config.hidden_sizes, "activation": config.activation, "encoders": config.encoder}
         case = Case(agent, encoder, rollout, gamma, horizon, networks, seed)
         estimates = case.estimates(iterations)
-    notes = [*foreign(meta, config.environment), *case.notes()]
+    notes = [*foreign(meta, config.environment), *case.notes(estimates)]
     return Judgement(
         run=str(run),
         seed=seed,
@@ -179,9 +184,10 @@ class Case:
         half = half_width(returns)
         return Judged(float(returns.mean()), half if half > 0 else None, float(len(returns)))
 
-    def notes(self) -> list[str]:
+    def notes(self, estimates: Mapping[str, Judged]) -> list[str]:
         """What the numbers rest on."""
-        if not len(self.cut) or self.horizon is not None:
+        is_fitted = not estimates["fqe"].refusal
+        if not len(self.cut) or not is_fitted or self.rollout.action_mask is not None:
             return []
         return [f"{counted(len(self.cut), 'truncated episode')} of {self.valid.shape[1]:,} continued by the fitted Q"]
 
@@ -230,9 +236,10 @@ class Case:
         if self.horizon is not None:
             least = int(np.asarray(self.rollout.valid).sum(axis=0)[self.cut].min())
             return f"{cut} truncated before the horizon; the shortest after {counted(least, 'step')}"
+        remedy = "--horizon counts fewer steps"
         if self.rollout.action_mask is not None:
-            return f"{cut} truncated, and the file has no mask of the final observation; --horizon counts fewer steps"
-        return f"{cut} truncated, and nothing continues them: {why_no_q}" if fitted is None else ""
+            return f"{cut} truncated, and the file has no mask of the final observation; {remedy}"
+        return "" if fitted is not None else f"{cut} truncated, and nothing continues them: {why_no_q}; {remedy}"
 
     @cached_property
     def log_ratio(self) -> np.ndarray:

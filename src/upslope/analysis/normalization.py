@@ -78,11 +78,16 @@ def reference_of(environment: str, groups: Sequence[Group], config: Config, norm
     if normalize == "threshold":
         return threshold_of(environment, config)
     scores = np.concatenate([g.scores for g in groups if g.environment == environment])
+    if not np.isfinite(scores).any():
+        raise UpslopeError(
+            f"No seed has a score in {environment}, since no episode has ended, so there is no range to normalise "
+            "to. Train longer, or leave this environment out."
+        )
     low, high = float(np.nanmin(scores)), float(np.nanmax(scores))
     if not high > low:
         raise UpslopeError(
-            f"All seeds have the same score in {environment}, so scores cannot be normalised to their range. Use "
-            "--normalize threshold, or leave this environment out."
+            f"All seeds with a score have the same one in {environment}, so scores cannot be normalised to their "
+            "range. Use --normalize threshold, or leave this environment out."
         )
     return Reference(environment, low, high, "lowest and highest score of these runs")
 
@@ -158,5 +163,7 @@ def profiles_of(scores: Mapping[str, list[np.ndarray]]) -> list[Profile]:
     if not scores:
         return []
     every = np.concatenate([x for strata in scores.values() for x in strata])
-    thresholds = np.linspace(np.nanmin(every), np.nanmax(every), NUM_THRESHOLDS)
+    known = every[np.isfinite(every)]
+    ends = (known.min(), known.max()) if len(known) else (0.0, 1.0)
+    thresholds = np.linspace(*ends, NUM_THRESHOLDS)
     return [Profile(label, thresholds, *profile(strata, thresholds)) for label, strata in scores.items()]

@@ -57,7 +57,7 @@ def evaluate(
     found = evaluation.evaluate(run, episodes=episodes, cluster=on.placement(), **options)
     console().print(evaluation_view(run, checkpoint, found))
     if video is not None:
-        say(f"filmed {film(run, video, checkpoint, max_episode_steps=max_episode_steps, trust=trust)}")
+        say(f"filmed {film(run, video, **options)}")
 
 
 def record(

@@ -14,7 +14,7 @@ import numpy as np
 from upslope.analysis.compare import compare
 from upslope.analysis.comparison import Comparison, Group
 from upslope.analysis.records import read_record
-from upslope.analysis.scores import is_evaluated
+from upslope.analysis.scores import Score, evaluation_of
 from upslope.analysis.statistics import returns_at
 from upslope.config.config import Config, canonical, configure
 from upslope.config.ladder import ALGORITHMS
@@ -30,7 +30,7 @@ from upslope.lab.ladder_display import LadderDisplay, RungDisplay, left_out_line
 from upslope.report.page import add_credit, write_report
 from upslope.runs.directory import RunDirectory, check_name, free_name, same_run
 from upslope.runs.display import return_words
-from upslope.runs.evaluation import evaluate
+from upslope.runs.evaluation import MODES, evaluate
 from upslope.runs.train import Session, begin, resume_run
 
 STEPS = 50_000
@@ -111,9 +111,10 @@ def ladder(
     runs = [path / rung for rung in configs if rung not in left_out]
     if not runs:
         raise UpslopeError(f"No rung could be trained on {label}. {' '.join(left_out_lines(left_out))}")
-    comparison = compare(runs)
+    score = score_by(evaluation_episodes)
+    comparison = compare(runs, score=score)
     best = runs_to_credit(comparison, configs)
-    return Ladder(path, comparison, left_out, report_on(runs, best, path / "report.html", environment))
+    return Ladder(path, comparison, left_out, report_on(runs, best, path / "report.html", environment, score))
 
 
 def fitting_configs(
@@ -186,8 +187,8 @@ def evaluate_rung(
     environment: EnvironmentLike,
     cluster: str | Placement | None = None,
 ) -> None:
-    """Evaluate a finished rung, unless it has already been evaluated."""
-    if is_evaluated(read_record(path), "stochastic"):
+    """Evaluate a finished rung, unless it has already been evaluated by this number of episodes."""
+    if has_evaluated(path, episodes):
         return
     display.mark(rung, "evaluating")
     try:
@@ -196,6 +197,24 @@ def evaluate_rung(
         display.warn(f"{rung} is scored by its training episodes: {error}")
         return
     display.mark(rung, f"evaluated: {return_words(found.seed_means().tolist())[0]}")
+
+
+def has_evaluated(path: Path, episodes: int) -> bool:
+    """Whether every seed has exactly this number of evaluation episodes in both modes: with more or fewer, one run
+    would be scored by other evidence than the next. Those that `upslope evaluate` added in other environment seeds do
+    not count."""
+    record = read_record(path)
+    for rows in (evaluation_of(record, mode) for mode in MODES):
+        own = rows["seed"][rows["environment_seed"] == 0]
+        if any((own == seed).sum() != episodes for seed in record.seeds):
+            return False
+    return True
+
+
+def score_by(episodes: int) -> Score:
+    """How runs are scored that were asked for this number of evaluation episodes: 0 scores by training episodes, even
+    if an earlier call has evaluated them."""
+    return "auto" if episodes else "training"
 
 
 def is_finished(path: Path) -> bool:
@@ -215,9 +234,11 @@ def runs_to_credit(comparison: Comparison, configs: Mapping[str, Config]) -> Seq
     return max(comparison.groups, key=rank).runs
 
 
-def report_on(runs: Sequence[Path], best: Sequence[Path], output: Path, environment: EnvironmentLike) -> Path | None:
+def report_on(
+    runs: Sequence[Path], best: Sequence[Path], output: Path, environment: EnvironmentLike, score: Score
+) -> Path | None:
     """Write a report on the ladder, with the credit view of the rung `best`; None without the extra `report`."""
     if not find_spec("plotly"):
         return None
     add_credit(best, environment=environment, trust=True)
-    return write_report(runs, output)
+    return write_report(runs, output, score=score)

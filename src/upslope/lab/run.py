@@ -1,5 +1,6 @@
 """Run experiments one after another, and present the results as lines, a table, or JSON."""
 
+import reprlib
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -18,6 +19,9 @@ from upslope.lab.texts import Language, measured, region, texts
 from upslope.runs.directory import versions
 
 STYLES = {"supported": "green", "refuted": "red", "undecided": "yellow"}
+
+MOST_SEED = 2**31 - 10_000
+"""The largest seed: an experiment also draws with those that follow it, which must fit 32 bits."""
 
 
 @dataclass(frozen=True)
@@ -38,8 +42,19 @@ def select(names: Sequence[str]) -> list[Experiment]:
     return [experiment for experiment in EXPERIMENTS if not names or experiment.name in names]
 
 
+def check_seed(seed: int) -> None:
+    """Refuse a seed that the experiments cannot count on from."""
+    if not 0 <= seed <= MOST_SEED:
+        raise UpslopeError(f"--seed must be from 0 to {MOST_SEED:,}, not {reprlib.repr(seed)}. Give another one.")
+
+
 def run(names: Sequence[str], language: Language, seed: int, quick: bool, console: Console) -> list[Result]:
-    """Run experiments, and print a line after each."""
+    """Run experiments, and print a line after each.
+
+    Raises:
+        UpslopeError: there is no such experiment, or no such seed.
+    """
+    check_seed(seed)
     words, results, experiments = texts(language), [], select(names)
     for place, experiment in enumerate(experiments, start=1):
         title = f"{place}/{len(experiments)}  {words['experiments'][experiment.name]['title']}"

@@ -10,14 +10,14 @@ from pathlib import Path
 
 from upslope.analysis.compare import compare
 from upslope.analysis.comparison import Comparison, Group
-from upslope.analysis.records import read_record
-from upslope.analysis.scores import is_evaluated
+from upslope.analysis.scores import Score
 from upslope.analysis.statistics import Estimate, difference_of_means
 from upslope.config.config import Config
+from upslope.core.files import safe_path
 from upslope.diagnosis.doctor import Watch
 from upslope.engines.base import Resources
 from upslope.environments.registry import EnvironmentLike
-from upslope.lab.ladder import is_finished
+from upslope.lab.ladder import has_evaluated, is_finished, score_by
 from upslope.lab.sweep.setup import Setup
 from upslope.runs.directory import RunDirectory, same_run
 from upslope.runs.display import Display
@@ -71,13 +71,13 @@ def confirm(
     """
     runs = {}
     for name, config in ((DEFAULT, setup.default), (WINNER, winner)):
-        runs[name] = folder / name
+        runs[name] = safe_path(folder, folder / name, is_folder=True)
         session = Session(display(), resources, watch=Watch)
         train_or_resume(setup, fresh_config(config, setup, seeds), RunDirectory(runs[name]), session)
-        if episodes and not is_evaluated(read_record(runs[name]), "stochastic"):
+        if episodes and not has_evaluated(runs[name], episodes):
             options = {"environment": environment, "cluster": resources.cluster, "trust": True}
             evaluate(runs[name], episodes=episodes, **options)
-    return confirmation_of(runs[WINNER], runs[DEFAULT])
+    return confirmation_of(runs[WINNER], runs[DEFAULT], score_by(episodes))
 
 
 def train_or_resume(setup: Setup, config: Config, directory: RunDirectory, session: Session) -> None:
@@ -90,9 +90,9 @@ def train_or_resume(setup: Setup, config: Config, directory: RunDirectory, sessi
         begin(config, setup.task(config), directory, session)
 
 
-def confirmation_of(winner: Path, default: Path) -> Confirmation:
+def confirmation_of(winner: Path, default: Path, score: Score) -> Confirmation:
     """Compare the two runs."""
-    comparison = compare([winner, default])
+    comparison = compare([winner, default], score=score)
     groups = {group.runs[0]: group for group in comparison.groups}
     first, second = groups[winner], groups[default]
     return Confirmation(

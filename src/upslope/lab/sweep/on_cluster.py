@@ -7,7 +7,6 @@ its result is the same.
 
 import json
 import math
-import shutil
 import threading
 import time
 from collections.abc import Callable
@@ -24,6 +23,7 @@ from upslope.engines.selection import is_transferable
 from upslope.engines.transport import MAX_LOSSES, StartWorker, Worker, WorkerLostError
 from upslope.engines.workers import InProgram
 from upslope.errors import UpslopeError
+from upslope.lab.sweep.folder import trial_folder
 from upslope.lab.sweep.programs import Programs
 from upslope.lab.sweep.setup import Setup
 from upslope.lab.sweep.study import DIVERGED, Study
@@ -180,10 +180,19 @@ class Trials:
             self.workers.pop(index).close()
             outcome = Outcome(state="failed", reason=str(error))
         if outcome.files:
-            write_files(self.folder / f"{trial.number:04d}", outcome.files)
+            self.keep(trial.number, outcome.files)
         with self.lock:
             self.tell(trial, outcome)
             self.ended(trial.number)
+
+    def keep(self, number: int, files: dict[str, bytes]) -> None:
+        """Write the run that a worker sent, unless something else is in its place: its score counts all the same."""
+        try:
+            path = trial_folder(self.folder, number)
+        except UpslopeError as error:
+            self.say(f"the run of trial {number} is not kept: {error}")
+        else:
+            write_files(path, files)
 
     def report(self, worker: Worker, trial: Any) -> Notices:
         """Notices that tell a trial's recent return to the study, and stop a trial that is pruned."""
@@ -340,7 +349,6 @@ def files_of(folder: Path) -> dict[str, bytes]:
 
 def write_files(folder: Path, files: dict[str, bytes]) -> None:
     """Write a run that a worker sent."""
-    shutil.rmtree(folder, ignore_errors=True)
     for name, content in files.items():
         path = folder / name
         path.parent.mkdir(parents=True, exist_ok=True)

@@ -13,7 +13,7 @@ from typing import Any
 from upslope.core.messages import unknown
 from upslope.core.reading import brief
 from upslope.errors import UpslopeError
-from upslope.lab.sweep.space import Choices, Parameter
+from upslope.lab.sweep.space import Choices, Parameter, Range, Space
 
 REPORTS = 20
 """How many times per trial its recent return is told to the pruner."""
@@ -58,20 +58,32 @@ def pruners() -> dict[str, type]:
 
 
 def parts_of(module: Any, ending: str) -> dict[str, type]:
-    """The classes of a module that can be made without arguments, by lower-case name without the ending."""
+    """The classes of a module that are made without further arguments, by lower-case name without the ending."""
     kinds = {name: getattr(module, name) for name in module.__all__ if name.endswith(ending)}
     return {
         name.removesuffix(ending).lower(): kind
         for name, kind in kinds.items()
-        if not inspect.isabstract(kind) and not required_arguments(kind)
+        if not inspect.isabstract(kind) and is_complete(kind)
     }
 
 
-def required_arguments(kind: type) -> list[str]:
-    """The arguments without which a class cannot be made."""
-    parameters = list(inspect.signature(kind).parameters.values())
-    variable = (inspect.Parameter.VAR_POSITIONAL, inspect.Parameter.VAR_KEYWORD)
-    return [p.name for p in parameters if p.default is p.empty and p.kind not in variable]
+def is_complete(kind: type) -> bool:
+    """Whether a class can be made with the arguments that it gets here. Some have defaults for all, and refuse these;
+    one whose package is missing counts, since that package can be installed."""
+    try:
+        with_options(kind, OPTIONS)
+    except (TypeError, ValueError):
+        return False
+    except ImportError:
+        pass
+    return True
+
+
+def with_options(kind: type, options: Mapping[str, Any]) -> Any:
+    """Make a sampler or a pruner with the options that it takes."""
+    taken = inspect.signature(kind).parameters
+    with without_warnings():
+        return kind(**{key: value for key, value in options.items() if key in taken})
 
 
 def named(role: str, name: str, known: Mapping[str, type]) -> type:
@@ -84,12 +96,22 @@ def named(role: str, name: str, known: Mapping[str, type]) -> type:
 def made(role: str, name: str, known: Mapping[str, type], **more: Any) -> Any:
     """Make a sampler or a pruner with the options that it takes."""
     kind = named(role, name, known)
-    options = {**OPTIONS, **more}
     try:
-        with without_warnings():
-            return kind(**{key: options[key] for key in inspect.signature(kind).parameters if key in options})
+        return with_options(kind, {**OPTIONS, **more})
     except ImportError as error:
         raise needs_package(role, name, error) from error
+
+
+def refuse_endless(sampler: str, space: Space) -> None:
+    """Refuse a sampler that tries everything, if a range holds more numbers than can be tried."""
+    if not issubclass(named("sampler", sampler, samplers()), require_optuna().samplers.BruteForceSampler):
+        return
+    endless = [name.rstrip("_") for name, p in space.searched.items() if isinstance(p, Range) and not p.is_finite]
+    if endless:
+        raise UpslopeError(
+            f"The sampler {sampler} tries every value, but the space has ranges without a step: {', '.join(endless)}. "
+            "Give each a step or choices in a --space file, or choose another --sampler, e.g. tpe."
+        )
 
 
 def needs_package(role: str, name: str, error: ImportError) -> UpslopeError:

@@ -44,6 +44,11 @@ class Range:
     step: int | float | None = None
     is_whole: bool = False
 
+    @property
+    def is_finite(self) -> bool:
+        """Whether there is a last digit, so that all values can be listed."""
+        return self.is_whole or self.step is not None
+
     def ends(self) -> tuple[Any, ...]:
         """The extreme values."""
         return self.low, self.high

@@ -7,6 +7,7 @@ import time
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
+from secrets import token_hex
 from typing import Any
 
 from upslope.errors import UpslopeError
@@ -76,6 +77,8 @@ class Study:
         self.space, self.access, self.total, self.states = space, access, access.total, optuna.trial.TrialState
         self.distributions = {name: distribution_of(p) for name, p in space.searched.items()}
         sampler, pruner = sampler_of(access.sampler, access.seed), made("pruner", access.pruner, pruners())
+        self.is_new = False
+        """Whether this process has begun the study."""
         with storage_errors(access.storage):
             self.storage = storage_of(access.storage)
             place: dict[str, Any] = {"storage": self.storage, "study_name": access.name}
@@ -117,8 +120,17 @@ class Study:
         if kept is None:
             if first is not None and not self.study.get_trials(deepcopy=False):
                 self.study.enqueue_trial(dict(first))
+            self.is_new = True
+            self.study.set_user_attr("id", token_hex(8))
             self.study.set_user_attr("sweep", kept := description)
         return kept
+
+    def identity(self) -> str:
+        """What tells this study from all others, even of the same name. One that an earlier version began gets it
+        now."""
+        if "id" not in self.study.user_attrs:
+            self.study.set_user_attr("id", token_hex(8))
+        return self.study.user_attrs["id"]
 
     def left(self) -> int:
         """How many trials have not begun; 0 if the sampler has tried everything."""
@@ -156,7 +168,7 @@ class Study:
         if not still:
             return True
         with without_warnings():
-            return trial.should_prune()
+            return bool(trial.should_prune())  # some pruners return NumPy's
 
     def complete(self, trial: Any, score: float) -> None:
         """Report the score of a finished trial. If there is none, no episode has ended, and it is reported as

@@ -11,19 +11,21 @@ import yaml
 
 from upslope.config.config import Config, positive
 from upslope.config.prepare import missing_reader
+from upslope.core.files import safe_path
 from upslope.core.messages import counted
 from upslope.core.numbers import number as number_words
 from upslope.core.storage import write_atomically
 from upslope.engines.base import Placement, Resources, resources_of
 from upslope.environments.registry import EnvironmentLike
 from upslope.errors import UpslopeError
-from upslope.lab.sweep.confirm import Confirmation, confirm
+from upslope.lab.sweep.confirm import Confirmation, confirm, fresh_config
+from upslope.lab.sweep.folder import STORAGE, TRIALS_FOLDER, claim, make_folder
 from upslope.lab.sweep.on_cluster import train_on_cluster
 from upslope.lab.sweep.page import write_sweep_page
 from upslope.lab.sweep.processes import train_on_host
 from upslope.lab.sweep.programs import Programs
 from upslope.lab.sweep.pulse import was_put_back
-from upslope.lab.sweep.samplers import named, pruners, require_optuna, samplers
+from upslope.lab.sweep.samplers import named, pruners, refuse_endless, require_optuna, samplers
 from upslope.lab.sweep.setup import Setup, setup_of
 from upslope.lab.sweep.storages import is_of_storage, sqlite_url
 from upslope.lab.sweep.study import Access, Study, Told
@@ -33,7 +35,6 @@ from upslope.runs.display import choose
 TRIALS, SEEDS, STEPS = 100, 3, 100_000
 FRESH, EPISODES = 10, 20
 """Fresh seeds for the winner and for the default, and evaluation episodes for each of them."""
-STORAGE = "study.db"
 WAIT_SECONDS = 2.0
 """Seconds between two checks of the trials of other processes."""
 
@@ -117,12 +118,17 @@ def sweep(
     named("sampler", sampler, samplers())
     named("pruner", pruner, pruners())
     setup = setup_of(environment, algorithm, space, preset, settings | {"steps": steps, "seeds": seeds})
+    refuse_endless(sampler, setup.space)
+    if fresh_seeds:
+        fresh_config(setup.default, setup, fresh_seeds)  # refused now rather than after all trials
     resources = resources_of(workers, cluster)
     check_engine(setup, resources, at_once)
     path = Path(folder) / (check_name(name) if name else default_name(setup.default))
-    make_folder(path)
-    access = Access(storage or sqlite_url(path / STORAGE), path.name, trials, sampler, pruner, setup.default.seed)
+    storage = storage or sqlite_url(path / STORAGE)
+    is_old = make_folder(path, storage)
+    access = Access(storage, path.name, trials, sampler, pruner, setup.default.seed)
     study = Study(setup.space, access, setup.described(), setup.space.drawn(setup.default))
+    claim(path, study, is_old=is_old)
     say = no_words if quiet else choose(quiet).message
     for line in opening_lines(setup, study, path):
         say(line)
@@ -160,16 +166,6 @@ def default_name(config: Config) -> str:
     return "".join(c if c.isalnum() or c in "-_." else "-" for c in label).strip("-.")[: MAX_NAME // 4]
 
 
-def make_folder(path: Path) -> None:
-    """Create the sweep's folder, or take the existing one."""
-    if (path / "config.json").exists():
-        raise UpslopeError(f"{path} is a run, not a sweep. Choose another --name.")
-    try:
-        path.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise UpslopeError(f"Could not create {path}: {error.strerror or error}. Choose another --folder.") from error
-
-
 def no_words(text: str) -> None:
     """Say nothing."""
 
@@ -201,7 +197,7 @@ def train_trials(
             say(f"{counted(lost, 'trial')} of a process that is gone: trained again")
         if study.left():
             if resources.cluster is not None:
-                place = path / "trials", resources.cluster
+                place = path / TRIALS_FOLDER, resources.cluster
                 train_on_cluster(setup, study, *place, resources.workers, ended, say)
             elif setup.environment.is_compiled:
                 programs = Programs(setup, study, at_once, ended)
@@ -210,7 +206,7 @@ def train_trials(
                 finally:
                     programs.close()
             else:
-                train_on_host(setup, study, path / "trials", resources.workers, ended, say)
+                train_on_host(setup, study, path / TRIALS_FOLDER, resources.workers, ended, say)
         others = study.running()
         if not others and not study.left():
             return
@@ -236,7 +232,7 @@ def finish(
         config = setup.config(winner.drawn)
         write_settings(setup, config, path / "winner.yaml")
         if fresh_seeds and config != setup.default:
-            place = path / f"fresh-{winner.number:04d}"
+            place = safe_path(path, path / f"fresh-{winner.number:04d}", is_folder=True)
             options: dict[str, Any] = {"environment": environment, "resources": resources}
             options |= {"seeds": fresh_seeds, "episodes": evaluation_episodes}
             confirmation = confirm(setup, config, place, display=lambda: choose(quiet), **options)

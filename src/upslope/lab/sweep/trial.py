@@ -1,7 +1,6 @@
 """A trial as a run: it trains like `upslope train`, reports its recent return, and may be pruned."""
 
 import math
-import shutil
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from statistics import fmean
@@ -9,6 +8,7 @@ from typing import Any
 
 from upslope.engines.base import Resources
 from upslope.errors import UpslopeError
+from upslope.lab.sweep.folder import trial_folder
 from upslope.lab.sweep.samplers import REPORTS
 from upslope.lab.sweep.setup import Setup
 from upslope.lab.sweep.study import DIVERGED, Study
@@ -52,10 +52,9 @@ def train_trial(setup: Setup, study: Study, trial: Any, folder: Path, workers: i
     Raises:
         KeyboardInterrupt: Ctrl-C was pressed; the trial is put back.
     """
-    path = folder / f"{trial.number:04d}"
-    shutil.rmtree(path, ignore_errors=True)
     display = TrialDisplay(lambda part, value: study.report(trial, part, value))
     try:
+        path = trial_folder(folder, trial.number)
         config = setup.config(trial.params)
         run = begin(config, setup.task(config), RunDirectory(path), Session(display, Resources(workers)))
     except PrunedError:
