@@ -19,7 +19,6 @@ from upslope.learning.split import columns_shared
 from upslope.models.agent import Agent, no_fresh
 from upslope.models.model import Carry, Memory, Model, Outputs, allowed, has_memory, unroll
 
-
 NEVER = 1e6
 """log μ in padding, so that no ratio π/μ is infinite there, however probable the policy finds the action 0."""
 

@@ -273,26 +273,32 @@ class RunDirectory:
         path, columns, text = self.evaluation_path, evaluation_columns(self.config()), EVALUATION_TEXT
         return read_csv(path, columns, text) if path.exists() else np.zeros(0, csv_type(columns, text))
 
-    def add_evaluation(self, rows: Iterable[Sequence[Any]]) -> None:
-        """Add evaluation episodes, all or none. They replace those of the same seed, mode, checkpoint and environment
-        seed, which are the same episodes. A row or header that an earlier write left incomplete is repaired; if a
-        row in the middle is unreadable, the original file is kept as `evaluation.csv.damaged`."""
+    def add_evaluation(self, rows: Iterable[Sequence[Any]], place: Callable[[], Path] | None = None) -> Path:
+        """Add evaluation episodes, all or none, and return the file that holds them: evaluation.csv, or the one that
+        `place` names when no other process writes. They replace those of the same seed, mode, checkpoint and
+        environment seed, which are the same episodes. A row or header that an earlier write left incomplete is
+        repaired; if a row in the middle is unreadable, the original file is kept as `evaluation.csv.damaged`."""
         text = "".join(",".join(map(str, row)) + "\n" for row in rows)
-        path, columns = safe_path(self.path, self.evaluation_path), evaluation_columns(self.config())
+        columns = evaluation_columns(self.config())
         with self.exclusive():
+            path = safe_path(self.path, self.evaluation_path if place is None else place())
             old = plain_file(path, MAX_TABLE).read_bytes() if path.exists() else b""
             whole, is_lossless = repaired(old.decode("utf-8", "replace"), columns)
             if not is_lossless:
                 write_atomically(safe_path(self.path, path.with_name(path.name + ".damaged")), old)
             write_atomically(path, (without_these(whole, text) + text).encode())
+        return path
 
-    def set_aside_evaluations(self, step: int) -> Path | None:
-        """Rename evaluation.csv, whose agent is that of this step and will be trained further; return its new path, or
-        None if there is none."""
+    def evaluations_at(self, step: int) -> Path:
+        """The file for evaluations of the agent at this step, which is no longer that of a checkpoint."""
+        return self.path / f"evaluation-at-step-{step}.csv"
+
+    def set_aside_evaluations(self, aside: Path) -> Path | None:
+        """Rename evaluation.csv, whose agents are not those of the run's end; return its new path, or None if there is
+        none."""
         path = safe_path(self.path, self.evaluation_path)
-        if not path.exists():
-            return None
-        return path.replace(safe_path(self.path, path.with_name(f"evaluation-at-step-{step}.csv")))
+        with self.exclusive():  # an evaluation that is being stored is set aside too
+            return path.replace(safe_path(self.path, aside)) if path.exists() else None
 
     @contextmanager
     def exclusive(self) -> Iterator[None]:

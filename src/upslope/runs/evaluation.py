@@ -26,6 +26,7 @@ from upslope.core.distributions import Distribution
 from upslope.core.files import safe_path
 from upslope.core.messages import counted, readable
 from upslope.core.numbers import half_width, number, plus_minus, range_of
+from upslope.core.storage import load_arrays
 from upslope.core.types import Rollout
 from upslope.engines.base import Placement, finite_seeds, fit_to_act
 from upslope.engines.batched import columns_for
@@ -179,15 +180,41 @@ def evaluate(
     require_same_environment(directory, env)
     found, lines, notices = Evaluations(), [], notices_to()
     with evaluating(cluster, env) as on, computing(on_host=not env.is_compiled):
-        agents, _ = load_agents(directory, config, checkpoint, model)
+        agents, meta = load_agents(directory, config, checkpoint, model)
+        place = partial(file_of_rows, directory, checkpoint, played_steps(meta, checkpoint))
         for mode in MODES:
             offset = EVALUATION_SEED * (1 + environment_seed)
             found[mode], cut = on(config, env, agents, mode, episodes, offset, notices)
-            directory.add_evaluation(rows_of(found[mode], checkpoint, environment_seed))
+            lines += store(directory, rows_of(found[mode], checkpoint, environment_seed), place)
             lines += cut_lines(config, cut, mode)
-    for line in lines:
+    for line in dict.fromkeys(lines):
         print_line(line)
     return found
+
+
+def played_steps(meta: Mapping[str, Any], checkpoint: Which) -> Any:
+    """The steps of each seed's agent in a checkpoint, from its metadata; None if an old version did not record them."""
+    return meta.get("steps" if checkpoint == "last" else "best_step")
+
+
+def file_of_rows(directory: RunDirectory, checkpoint: Which, steps: Any) -> Path:
+    """The file for episodes of agents of these steps: evaluation.csv only if the checkpoint still holds these agents,
+    since training may have replaced it while they were played."""
+    path = directory.last if checkpoint == "last" else directory.best
+    if played_steps(load_arrays(path, "checkpoint")[1], checkpoint) == steps:
+        return directory.evaluation_path
+    return directory.evaluations_at(max(steps or [0]))
+
+
+def store(directory: RunDirectory, rows: Iterator[tuple[Any, ...]], place: Callable[[], Path]) -> list[str]:
+    """Store evaluation episodes with the run; the notice if they are of an agent that was trained further meanwhile."""
+    path = directory.add_evaluation(rows, place)
+    if path == directory.evaluation_path:
+        return []
+    return [
+        f"the run was trained further during this evaluation, so its episodes are kept in {path.name} and do not count "
+        "as the run's. Evaluate it again when it has finished."
+    ]
 
 
 def evaluating(cluster: str | Placement | None, environment: Any) -> AbstractContextManager[Callable[..., Any]]:

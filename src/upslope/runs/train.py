@@ -14,6 +14,7 @@ from upslope.config.command import command_of
 from upslope.config.config import MAX_STEPS, Config, recorded_preset
 from upslope.config.presets import words_of
 from upslope.config.trust import allow, requested
+from upslope.core.reading import brief
 from upslope.core.storage import load_arrays
 from upslope.core.types import Rollout
 from upslope.engines.base import EVERYTHING, Engine, Resources
@@ -211,7 +212,7 @@ def resume_once(
                 display.finish(None, finished_lines(config, directory))
             return Run(directory.path, config, tuple(config.seed_list()), np.asarray(mean_of(point.progress, 0)))
         lines = [f"resuming {directory.path} at step {point.step:,} of {config.steps:,}", *notes]
-        if aside := directory.set_aside_evaluations(point.step):
+        if aside := directory.set_aside_evaluations(directory.evaluations_at(point.step)):
             lines.append(f"its evaluation so far is of the agent at step {point.step:,}: kept as {aside.name}")
         if point.is_followed and session.on_iteration is None:
             lines.append("on_iteration was given before but not now, so nothing is called between iterations now")
@@ -271,6 +272,7 @@ def run_loop(
             state, progress = loop.run(state, progress)
             onward = f"stopped by on_iteration; resume it:  {call_of('resume', config, directory)}"
             lines = [onward] if progress.is_stopped else []
+            lines += lines_of_evaluations(directory)
             display.finish(None, [*closing_lines(config, directory, progress), *lines])
     except Stopped:
         raise KeyboardInterrupt(f"Stopped and saved. Resume with: {call_of('resume', config, directory)}") from None
@@ -278,8 +280,24 @@ def run_loop(
         words = f"Stopped immediately. Resume from the last checkpoint with: {call_of('resume', config, directory)}"
         raise KeyboardInterrupt(words) from None
     finally:
+        for line in lines_of_evaluations(directory):  # of a run that stopped before its end
+            unless_closed(display.message)(line)
         tracking.close()
     return Run(directory.path, config, tuple(seeds), np.asarray(mean_of(progress, 0)))
+
+
+def lines_of_evaluations(directory: RunDirectory) -> list[str]:
+    """Set aside the evaluations made while the run trained, whose agents were trained further, and say so."""
+    if not directory.evaluation_path.exists():
+        return []
+    try:
+        steps = load_arrays(directory.last, "checkpoint")[1]["steps"]
+        aside = directory.set_aside_evaluations(directory.path / f"evaluation-up-to-step-{max(steps)}.csv")
+    except (UpslopeError, OSError) as error:
+        return [f"evaluation.csv is of agents before the last, and could not be renamed: {brief(error)}"]
+    if aside is None:
+        return []
+    return [f"evaluations made during training are of agents before the last, and do not count: kept as {aside.name}"]
 
 
 def tracking_of(directory: RunDirectory, session: Session) -> Tracking:
