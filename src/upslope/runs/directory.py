@@ -275,9 +275,12 @@ class RunDirectory:
 
     def add_evaluation(self, rows: Iterable[Sequence[Any]], place: Callable[[], Path] | None = None) -> Path:
         """Add evaluation episodes, all or none, and return the file that holds them: evaluation.csv, or the one that
-        `place` names when no other process writes. They replace those of the same seed, mode, checkpoint and
-        environment seed, which are the same episodes. A row or header that an earlier write left incomplete is
-        repaired; if a row in the middle is unreadable, the original file is kept as `evaluation.csv.damaged`."""
+        `place` names when no other process writes.
+
+        They are the first episodes of their seed, mode, checkpoint and environment seed under the run's own limit, so
+        they replace as many stored ones; further stored ones are kept. A row or header that an earlier write left
+        incomplete is repaired; if a row in the middle is unreadable, the original file is kept as
+        `evaluation.csv.damaged`."""
         text = "".join(",".join(map(str, row)) + "\n" for row in rows)
         columns = evaluation_columns(self.config())
         with self.exclusive():
@@ -286,7 +289,7 @@ class RunDirectory:
             whole, is_lossless = repaired(old.decode("utf-8", "replace"), columns)
             if not is_lossless:
                 write_atomically(safe_path(self.path, path.with_name(path.name + ".damaged")), old)
-            write_atomically(path, (without_these(whole, text) + text).encode())
+            write_atomically(path, with_these(whole, text).encode())
         return path
 
     def evaluations_at(self, step: int) -> Path:
@@ -351,13 +354,27 @@ def repaired(content: str, columns: Sequence[str] = EVALUATION_COLUMNS) -> tuple
     return "\n".join([header, *kept]) + "\n", is_lossless
 
 
-def without_these(whole: str, added: str) -> str:
-    """The rows of an evaluation file without those of the same seed, mode, checkpoint and environment seed as the rows
-    to add."""
-    replaced = {tuple(line.split(",")[:4]) for line in added.splitlines()}
+def with_these(whole: str, added: str) -> str:
+    """The rows of an evaluation file with these at its end: for each seed, mode, checkpoint and environment seed, they
+    stand for the first episodes, and stored episodes after them follow."""
     header, *lines = whole.splitlines()
-    kept = [line for line in lines if tuple(line.split(",")[:4]) not in replaced]
-    return "\n".join([header, *kept]) + "\n"
+    new, stored = by_episodes(added.splitlines()), by_episodes(lines)
+    kept = [line for line in lines if episodes_key(line) not in new]
+    both = [line for key, rows in new.items() for line in (*rows, *stored.get(key, [])[len(rows) :])]
+    return "\n".join([header, *kept, *both]) + "\n"
+
+
+def by_episodes(lines: Iterable[str]) -> dict[tuple[str, ...], list[str]]:
+    """Rows by seed, mode, checkpoint and environment seed, in order."""
+    found: dict[tuple[str, ...], list[str]] = {}
+    for line in lines:
+        found.setdefault(episodes_key(line), []).append(line)
+    return found
+
+
+def episodes_key(line: str) -> tuple[str, ...]:
+    """The seed, mode, checkpoint and environment seed of a row."""
+    return tuple(line.split(",")[:4])
 
 
 def is_evaluation_row(line: str, num_columns: int = len(EVALUATION_COLUMNS)) -> bool:
