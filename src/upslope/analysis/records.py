@@ -23,7 +23,10 @@ from upslope.runs.directory import INFO, STOP, RunDirectory
 NOT_METRICS = ("iteration", "seed", "step")
 MAX_COUNT, MAX_NUMBER = 2**53, 1e60
 MAX_COLUMNS, MAX_PADDING = 2000, 200
-"""Limits that refuse mostly empty tables, which could exceed memory; no real run has one."""
+"""Limits that refuse mostly empty tables, which could exceed memory; no real run has one. A table may have about
+`MAX_PADDING` times as many places as values."""
+SMALL_TABLE = 1 << 22
+"""A table of this many places is not refused, however empty it is."""
 
 
 @dataclass(frozen=True)
@@ -235,6 +238,7 @@ def metric_arrays(
             raise TypeError(f"a row must have {', '.join(NOT_METRICS)} as whole numbers from 0 to 2⁵³")
         for column in columns.values():
             check_size(column)
+        values = sum(int(np.count_nonzero(~np.isnan(column))) for column in columns.values())
     except (ValueError, TypeError, OverflowError) as error:
         raise damaged(directory.metrics_path, error) from error
     index = {seed: s for s, seed in enumerate(seeds)}
@@ -245,6 +249,10 @@ def metric_arrays(
     s = s[is_mine]
     check_lengths(directory, s, seeds)
     i = place_in_group(s)
+    try:
+        require_dense(len(seeds) * (int(i.max()) + 1) * len(columns), values)
+    except ValueError as error:
+        raise damaged(directory.metrics_path, error) from error
     found = {}
     for name in list(columns):  # each is dropped once it is copied: a thousand seeds have a million rows
         found[name] = np.full((len(seeds), i.max() + 1), np.nan, columns[name].dtype)
@@ -254,21 +262,43 @@ def metric_arrays(
 
 def read_columns(directory: RunDirectory, *, with_metrics: bool) -> dict[str, np.ndarray]:
     """The columns of metrics.jsonl, a number for each row; nan for missing values."""
-    num_rows, start = directory.num_metric_rows(), 0
-    columns = {name: np.full(num_rows, np.nan) for name in NOT_METRICS}
+    parts: dict[str, list[tuple[int, np.ndarray]]] = {name: [] for name in NOT_METRICS}
+    known, num_rows, values = set(NOT_METRICS), 0, 0
     for rows in directory.metric_rows():
-        rows = rows[: num_rows - start]  # a run that still trains may have more by now
-        new = set().union(*rows) - set(columns)
-        if len(columns) + len(new) > MAX_COLUMNS:
-            raise ValueError(f"its rows have {len(columns) + len(new):,} different columns")
-        columns |= {name: np.full(num_rows, np.nan, np.float32) for name in (new if with_metrics else new & {STOP})}
-        for name in columns:
+        names = set().union(*rows)
+        known |= names
+        if len(known) > MAX_COLUMNS:
+            raise ValueError(f"its rows have {len(known):,} different columns")
+        values += sum(map(len, rows))
+        require_dense((num_rows + len(rows)) * len(known), values)
+        for name in names if with_metrics else names & {*NOT_METRICS, STOP}:
             numbers = np.array([row.get(name) for row in rows], float)
-            if not is_exact(numbers, columns[name].dtype):
-                columns[name] = columns[name].astype(float)
-            columns[name][start : start + len(rows)] = numbers
-        start += len(rows)
-    return {name: columns[name][:start] for name in (*NOT_METRICS, *sorted(set(columns) - set(NOT_METRICS)))}
+            parts.setdefault(name, []).append((num_rows, numbers if name in NOT_METRICS else narrow(numbers)))
+        num_rows += len(rows)
+    return {name: joined(parts.pop(name), num_rows) for name in (*NOT_METRICS, *sorted(set(parts) - set(NOT_METRICS)))}
+
+
+def require_dense(places: int, values: int) -> None:
+    """Refuse a table that is almost empty before it takes memory.
+
+    Raises:
+        ValueError: it has more than about 200 places for each value.
+    """
+    if places > SMALL_TABLE + MAX_PADDING * values:
+        raise ValueError(f"its rows hold {values:,} numbers, but a table of all its columns has {places:,} places")
+
+
+def narrow(numbers: np.ndarray) -> np.ndarray:
+    """The numbers in 32 bits, if they are the same there."""
+    return numbers.astype(np.float32) if is_exact(numbers, np.dtype(np.float32)) else numbers
+
+
+def joined(parts: list[tuple[int, np.ndarray]], num_rows: int) -> np.ndarray:
+    """The column of a table from its parts, each with the row where it begins."""
+    column = np.full(num_rows, np.nan, np.result_type(np.float32, *(part.dtype for _, part in parts)))
+    for start, part in parts:
+        column[start : start + len(part)] = part
+    return column
 
 
 def is_exact(numbers: np.ndarray, dtype: np.dtype) -> bool:

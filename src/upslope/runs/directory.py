@@ -32,7 +32,7 @@ import numpy as np
 from upslope.config.config import Config, canonical
 from upslope.core.files import MAX_TABLE, MAX_TEXT, plain_file, safe_path, writable
 from upslope.core.messages import readable
-from upslope.core.reading import brief, csv_type, damaged, num_lines, parse_json, read_csv, read_rows
+from upslope.core.reading import brief, csv_type, damaged, parse_json, read_csv, read_rows
 from upslope.core.storage import write_atomically
 from upslope.environments.packages import registered_version
 from upslope.errors import UpslopeError
@@ -258,10 +258,6 @@ class RunDirectory:
     def metric_rows(self) -> Iterator[list[dict[str, Any]]]:
         """The rows of `metrics`, some at a time: a run of many seeds has more than fit in memory as dictionaries."""
         return read_rows(self.metrics_path)
-
-    def num_metric_rows(self) -> int:
-        """The number of complete rows of metrics.jsonl, by its lines."""
-        return num_lines(self.metrics_path)
 
     def episodes(self) -> np.ndarray:
         """All finished training episodes, as a structured array with fields `step`, `seed`, `return`, `length`, and

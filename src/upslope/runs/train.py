@@ -36,11 +36,11 @@ from upslope.runs.datasets import load_dataset
 from upslope.runs.directory import RunDirectory
 from upslope.runs.display import Display, closing_words, title_of
 from upslope.runs.following import Following, require_calls
-from upslope.runs.lineage import lines_of_lineage, taken_over
+from upslope.runs.lineage import Source, lines_of_lineage, require_same_agent, source_of, taken_over
 from upslope.runs.loop import Loop, Progress, Stopped, Watch, begin_progress, mean_of
 from upslope.runs.notebooks import frame_of, page_of_run
 from upslope.runs.policy import Policy, Which, check_checkpoint_size, described_spaces, load, spaces_of
-from upslope.runs.reference import with_reference
+from upslope.runs.reference import require_same_networks, with_reference
 from upslope.runs.resume_point import resume_point_of
 from upslope.runs.same_spaces import require_same_spaces
 from upslope.runs.signals import unless_closed
@@ -158,6 +158,7 @@ def last_step(directory: RunDirectory) -> str:
 def begin_once(config: Config, task: Task, directory: RunDirectory, session: Session) -> Run:
     """Train from scratch, with the workers that there are."""
     require_trackers(session.trackers)
+    check_sources(config, task)
     with computing(on_host=is_on_host(config, task)), closing(engine_for(config, task, session)) as engine:
         state, lineage = engine.start(), None
         if config.start_from is not None:
@@ -180,6 +181,25 @@ def begin_once(config: Config, task: Task, directory: RunDirectory, session: Ses
             lines = [*opening_lines(config, directory), *lines_of_task(config, task)]
             lines += [*(lines_of_lineage(lineage) if lineage else []), *about_reference]
             return run_loop(config, engine, directory, session, state, progress, lines)
+
+
+def check_sources(config: Config, task: Task) -> None:
+    """Refuse a run to begin with or to refer to that does not fit, or whose config describes more than its checkpoint
+    holds, before memory for its networks is allocated."""
+    if config.start_from is not None:
+        source = source_of(config.start_from)
+        require_same_agent(source, config, task)
+        check_source_size(source, task)
+    if config.reference is not None:
+        source = source_of(config.reference, "--reference")
+        require_same_networks(source, config, task)
+        check_source_size(source, task)
+
+
+def check_source_size(source: Source, task: Task) -> None:
+    """Refuse a checkpoint too small for the networks; one that is missing is told with those that there are."""
+    if source.path.is_file():
+        check_checkpoint_size(source.path, source.config, task.model)
 
 
 def save_first(
