@@ -77,8 +77,11 @@ class EpisodeCredit:
 
         This is the participation ratio, the analogue of an effective sample size (Kish 1965). 0 if every Ψ_t is 0.
         """
-        size = np.abs(self.weights[estimator])
-        return float(size.sum() ** 2 / (size**2).sum()) if size.any() else 0.0
+        size = np.abs(self.weights[estimator].astype(np.float64))
+        if not size.any():
+            return 0.0
+        size /= size.max()  # else the squares of small weights could vanish
+        return float(size.sum() ** 2 / (size**2).sum())
 
     def singles_out(self, estimator: str) -> bool:
         """Whether the weights differ in magnitude."""
@@ -222,6 +225,8 @@ def check_arrays(arrays: dict[str, np.ndarray]) -> None:
     for name, x in arrays.items():
         if x.dtype.kind not in "biuf" or not fits_32_bits(x):
             raise ValueError(f"its {name} holds a value that is not a finite number of 32 bits")
+        if x.dtype.kind == "b" and name not in ("mask", "action"):
+            raise ValueError(f"its {name} holds true and false where numbers are needed")
         is_row = name in ("reward", "value", "td_error") or name.startswith("weight/")
         if (is_row and x.shape != (steps,)) or (name.startswith("policy/") and (x.ndim != 2 or len(x) != steps)):
             raise ValueError(f"its {name} has shape {x.shape}, and the episode {steps} steps")

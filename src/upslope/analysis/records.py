@@ -5,6 +5,7 @@ interrupted.
 """
 
 from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from functools import cached_property
 from pathlib import Path
@@ -170,27 +171,55 @@ def read_records(
     paths: list[Path] = []
     for run in runs:
         try:
-            paths += unpacked(run)
+            with named(run):
+                paths += unpacked(run)
         except UpslopeError as error:
             if len(runs) == 1:
                 raise
             warnings.append(f"left out: {error}")
     for path in paths:
-        if any(record.path.resolve() == path.resolve() for record in records):
-            warnings.append(f"left out: {path} is given more than once")
-            continue
         try:
-            record = read_record(path, with_metrics=with_metrics)
-            if with_evaluations:
-                _ = record.evaluations
+            with named(path):
+                if any(record.path.resolve() == path.resolve() for record in records):
+                    warnings.append(f"left out: {path} is given more than once")
+                    continue
+                record = read_record(path, with_metrics=with_metrics)
+                if with_evaluations:
+                    _ = record.evaluations
             records.append(record)
         except UpslopeError as error:
-            if len(paths) == 1 or not path.exists():
+            if len(paths) == 1 or is_missing(path):
                 raise
             warnings.append(f"left out: {error}")
     if not records:
         raise UpslopeError(f"None of these {len(runs)} paths is a readable run. " + " ".join(warnings))
     return records, warnings
+
+
+@contextmanager
+def named(run: str | Path) -> Iterator[None]:
+    """Say which run it is that cannot be read, whatever the reason, so that it can be left out."""
+    try:
+        yield
+    except UpslopeError:
+        raise
+    except OSError as error:
+        raise UpslopeError(
+            f"{run} cannot be read: {error.strerror or error}. Make it readable, or leave this run out."
+        ) from error
+    except (RecursionError, RuntimeError, KeyError, ValueError, TypeError, OverflowError) as error:
+        raise damaged(Path(run), error) from error
+
+
+def is_missing(path: Path) -> bool:
+    """Whether nothing has this path, not even a link that leads nowhere; what may not be looked at may be there."""
+    try:
+        path.lstat()
+    except (FileNotFoundError, NotADirectoryError, ValueError):
+        return True
+    except OSError:
+        return False
+    return False
 
 
 def read_record(run: str | Path, *, with_metrics: bool = True) -> Record:
@@ -209,9 +238,14 @@ def read_record(run: str | Path, *, with_metrics: bool = True) -> Record:
     description = directory.read()
     try:
         check_spaces(description["spaces"])
+        check_axes(description["axes"], config)
+        check_lineage(description.get("lineage"))
     except (KeyError, TypeError, ValueError, OverflowError) as error:
         raise damaged(directory.path / "config.json", error) from error
     stops = arrays.pop(STOP, np.full((len(seeds), 1), np.nan))
+    if config.stop_at_return is None and np.isfinite(stops).any():
+        error = ValueError(f"a row has {STOP}, but config.json has no return to stop at")
+        raise damaged(directory.metrics_path, error)
     last = np.fmax.reduce(arrays["step"], axis=1)
     stopped = {seed: int(last[s]) for s, seed in enumerate(seeds) if np.isfinite(stops[s]).any()}
     return Record(
@@ -224,6 +258,39 @@ def read_record(run: str | Path, *, with_metrics: bool = True) -> Record:
         episodes=rows_of_seeds(directory.episodes_path, directory.episodes(), seeds),
         stopped=stopped,
     )
+
+
+def check_axes(axes: dict[str, Any], config: Config) -> None:
+    """Refuse a run that does not describe its own estimator or objective, whose fields tell groups apart.
+
+    Raises:
+        TypeError: a description is missing, or is not a text.
+    """
+    for role in ("estimator", "objective"):
+        if ":" in getattr(config, role) and not isinstance(axes.get(role), str):
+            raise TypeError(f"`axes` must describe its {role}, {getattr(config, role)}")
+
+
+def check_lineage(lineage: Any) -> None:
+    """Refuse a lineage that no training writes; None is that of a run with a new agent.
+
+    Raises:
+        TypeError: a field is missing or of another kind.
+    """
+    if lineage is None:
+        return
+    found = lineage if isinstance(lineage, dict) else {}
+    texts, counts = ("run", "checkpoint"), ("seeds", "steps")
+    is_sound = all(isinstance(found.get(name), str) for name in texts)
+    is_sound &= all(is_list_of(int, found.get(name)) and bool(found[name]) for name in counts)
+    is_sound &= all(is_list_of(str, found.get(name)) for name in ("taken_over", "begun_anew"))
+    if not is_sound or any(abs(x) > MAX_COUNT for name in counts for x in found[name]):
+        raise TypeError("`lineage` must name a run, its checkpoint, seeds and steps, and what was taken over or not")
+
+
+def is_list_of(kind: type, value: Any) -> bool:
+    """Whether the value is a list of values of exactly this type."""
+    return isinstance(value, list) and all(type(x) is kind for x in value)
 
 
 def metric_arrays(
