@@ -2,6 +2,7 @@
 
 import json
 import math
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -11,6 +12,7 @@ from scipy import stats
 import upslope
 from upslope.analysis.statistics import interval_of_mean
 from upslope.cli.main import main
+from upslope.report.page import write_report
 
 
 def evaluation(seed, score, mode="stochastic", checkpoint="last"):
@@ -76,6 +78,77 @@ def test_what_is_no_run_is_left_out_and_a_wrong_name_is_refused(run_of, tmp_path
         upslope.compare([tmp_path / "notes", tmp_path / "report.html"])
     with pytest.raises(upslope.UpslopeError, match=r"It holds runs: .*/run$"):
         upslope.compare([tmp_path])
+
+
+LINEAGE = {
+    "run": "runs/elder", "checkpoint": "last", "seeds": [0, 1], "steps": [100, 100], "taken_over": ["networks"],
+    "begun_anew": [],
+}  # fmt: skip
+
+
+def described(run, **changes):
+    """The same run with another description; a dict is merged into the one there."""
+    path = run / "config.json"
+    there = json.loads(path.read_text())
+    merged = {k: there.get(k, {}) | x if isinstance(x, dict) and x else x for k, x in changes.items()}
+    path.write_text(json.dumps(there | merged))
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {"lineage": LINEAGE | {"begun_anew": 5}},
+        {"lineage": LINEAGE | {"begun_anew": [5]}},
+        {"lineage": LINEAGE | {"seeds": []}},
+        {"lineage": LINEAGE | {"steps": [10**400]}},
+        {"lineage": {"run": "runs/elder"}},
+        {"lineage": 5},
+        {"config": {"estimator": "mine:Own"}, "axes": {}},
+        {"config": {"objective": "mine:Own"}, "axes": {"objective": 5}},
+    ],
+)
+def test_a_run_with_a_description_that_training_does_not_write_is_left_out(changes, run_of, tmp_path):
+    good, bad = (run_of(name, episodes=ending(1, 2), steps=100) for name in ("good", "bad"))
+    described(bad, **changes)
+    found = upslope.compare([good, bad])
+    assert found.groups[0].runs == (good,) and warned(found, "left out", "bad", "config.json is damaged")
+    assert write_report([good, bad], tmp_path / "report.html").exists()
+
+
+def test_a_lineage_that_training_writes_is_told(run_of):
+    later = run_of("later", episodes=ending(1, 2), steps=100)
+    described(later, lineage=LINEAGE)
+    assert warned(upslope.compare(later), "began with runs/elder@last", "100 steps")
+
+
+def test_a_run_that_stopped_at_a_return_without_one_to_stop_at_is_left_out(run_of):
+    good, bad = (run_of(name, episodes=ending(1, 2), steps=100) for name in ("good", "bad"))
+    with (bad / "metrics.jsonl").open("a") as file:
+        file.write('{"iteration": 4, "seed": 0, "step": 110, "stop/return": 5.0}\n')
+    found = upslope.compare([good, bad])
+    assert found.groups[0].runs == (good,) and warned(found, "left out", "bad", "no return to stop at")
+
+
+@pytest.mark.parametrize("error", [PermissionError(13, "Permission denied"), RecursionError("too deep"), KeyError("x")])
+def test_a_run_that_cannot_be_read_for_any_reason_is_left_out(error, run_of, monkeypatch):
+    good, bad = (run_of(name, episodes=ending(1, 2), steps=100) for name in ("good", "bad"))
+
+    def is_file(self, original=Path.is_file):
+        if bad in self.parents:
+            raise error
+        return original(self)
+
+    monkeypatch.setattr(Path, "is_file", is_file)
+    found = upslope.compare([good, bad])
+    assert found.groups[0].runs == (good,) and warned(found, "left out", "bad")
+    with pytest.raises(upslope.UpslopeError, match="bad"):
+        upslope.compare(bad)
+
+
+def test_a_link_that_leads_nowhere_is_left_out(run_of, tmp_path):
+    good = run_of("good", episodes=ending(1, 2), steps=100)
+    (tmp_path / "dangling").symlink_to(tmp_path / "gone")
+    assert warned(upslope.compare([good, tmp_path / "dangling"]), "left out", "dangling")
 
 
 def test_pairs_are_compared_the_higher_mean_first(run_of):

@@ -187,6 +187,23 @@ def test_whom_an_estimator_blames(runs):
     assert one.most_blamed("mine") == 1 and one.singles_out("mine") and not one.singles_out("flat")
 
 
+@pytest.mark.parametrize("size", [1e30, 1e-30, 6e37])
+def test_the_spread_of_any_weights_of_32_bits_is_a_number(size, runs):
+    weights = {"mine": np.asarray([size, -5 * size], np.float32)}
+    assert dataclasses.replace(credit_of(runs["key"]), weights=weights).spread("mine") == pytest.approx(36 / 26)
+
+
+@pytest.mark.parametrize("changes", [{"policy": ("mean", "std")}, {"weights": ("NStep(1)",)}])
+def test_truth_values_in_place_of_numbers_are_refused(changes, runs, tmp_path):
+    credit = credit_of(runs["pendulum"])
+    for name, keys in changes.items():
+        there = getattr(credit, name)
+        credit = dataclasses.replace(credit, **{name: there | {key: there[key] > 0 for key in keys}})
+    save_credit(tmp_path / "credit.npz", credit)
+    with pytest.raises(upslope.UpslopeError, match="true and false where numbers are needed"):
+        load_credit(tmp_path / "credit.npz")
+
+
 def test_it_is_kept_in_a_file(runs, tmp_path):
     credit = credit_of(runs["key"])
     save_credit(tmp_path / "credit.npz", credit)

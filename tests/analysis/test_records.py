@@ -1,6 +1,7 @@
 """Analysis reads run directories, also unfinished ones, and refuses what is none."""
 
 import json
+import tracemalloc
 from unittest import mock
 
 import numpy as np
@@ -93,6 +94,42 @@ def test_a_damaged_file_is_named(run, tmp_path, text):
     (copy / "metrics.jsonl").write_text(text)
     with pytest.raises(upslope.UpslopeError, match=r"metrics\.jsonl is damaged"):
         read_record(copy)
+
+
+def with_rows(path, folder, rows, **settings):
+    """A copy of a run with other rows, and other settings."""
+    copy = copy_of(path, folder)
+    (copy / "metrics.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    description = json.loads((copy / "config.json").read_text())
+    description["config"] |= settings
+    (copy / "config.json").write_text(json.dumps(description))
+    return copy
+
+
+def test_a_table_that_would_be_almost_empty_is_refused_while_it_is_read(run, tmp_path):
+    count = {"iteration": 1, "seed": 5, "step": 2}
+    wide = count | {f"m/{k}": 1.0 for k in range(1990)}
+    copy = with_rows(run.path, tmp_path, [wide, *[count] * 100_000])
+    tracemalloc.start()
+    with pytest.raises(upslope.UpslopeError, match=r"metrics\.jsonl is damaged.*a table of all its columns"):
+        read_record(copy)
+    assert tracemalloc.get_traced_memory()[1] < 100 * 2**20, "it would take 800 MB for each copy"
+    tracemalloc.stop()
+
+
+def test_rare_columns_of_a_table_padded_for_many_seeds_are_refused(run, tmp_path):
+    count = {"iteration": 1, "seed": 5, "step": 2}
+    rows = [count | {f"m/{k}": 1.0 for k in range(500)}, *[count] * 6_000]
+    copy = with_rows(run.path, tmp_path, rows, seeds=190)
+    with pytest.raises(upslope.UpslopeError, match=r"metrics\.jsonl is damaged.*a table of all its columns"):
+        read_record(copy)
+
+
+def test_metrics_that_few_rows_have_are_read(run, tmp_path):
+    usual, rare = {f"m/{k}": 0.5 for k in range(30)}, {f"health/{k}": 0.1 for k in range(60)}
+    rows = [{"iteration": k, "seed": 5, "step": k} | usual | (rare if k % 200 == 0 else {}) for k in range(16_000)]
+    found = read_record(with_rows(run.path, tmp_path, rows))
+    assert np.isfinite(found.metrics["health/7"][0]).sum() == 80 and np.isfinite(found.metrics["m/3"][0]).all()
 
 
 def test_a_folder_without_a_run_is_refused(tmp_path):

@@ -4,6 +4,7 @@ import json
 from pathlib import Path
 from typing import Any
 
+import gymnasium
 import jax.numpy as jnp
 import numpy as np
 import pytest
@@ -13,7 +14,7 @@ from upslope.core.types import Rollout
 from upslope.environments.registry import make
 from upslope.models.encoders import encoder_of
 from upslope.models.heads import head_of
-from upslope.runs import evaluation
+from upslope.runs import datasets, evaluation
 from upslope.runs.datasets import load_dataset
 from upslope.runs.directory import RunDirectory
 from upslope.runs.policy import load_agents
@@ -181,6 +182,32 @@ def test_a_dataset_that_does_not_fit_is_refused(changes: dict[str, Any], words: 
     with pytest.raises(upslope.UpslopeError, match=words) as refusal:
         load_dataset(path, *SPACES, False)
     assert str(path) in str(refusal.value)
+
+
+def pictures_of(path: Path, lengths: list[int]) -> Path:
+    """Black pictures of episodes of these lengths: a small file."""
+    steps, episodes = sum(lengths), len(lengths)
+    arrays: dict[str, Any] = {
+        "observation": np.zeros((steps, 84, 84, 4), np.uint8),
+        "action": np.zeros(steps, int),
+        "reward": np.zeros(steps, np.float32),
+        "length": np.array(lengths),
+        "terminated": np.ones(episodes, bool),
+        "final_observation": np.zeros((episodes, 84, 84, 4), np.uint8),
+        "meta": json.dumps({}),
+    }
+    np.savez_compressed(path, **arrays)
+    return path
+
+
+def test_pictures_of_one_long_episode_are_refused_before_they_are_padded(tmp_path: Path, monkeypatch: Any):
+    pictures = gymnasium.spaces.Box(0, 255, (84, 84, 4), np.uint8), gymnasium.spaces.Discrete(2)
+    spaces = encoder_of(pictures[0], ""), head_of(pictures[1], "")
+    rollout = load_dataset(pictures_of(tmp_path / "alike.npz", [20] * 30), *spaces, False)
+    assert rollout.valid.shape == (20, 30)
+    monkeypatch.setattr(datasets, "as_rollout", lambda *_: pytest.fail("it would allocate 34 GB"))
+    with pytest.raises(upslope.UpslopeError, match=r"longest episode has 1,200 steps.* Leave the longest episodes out"):
+        load_dataset(pictures_of(tmp_path / "long.npz", [1200, *[1] * 500]), *spaces, False)
 
 
 @pytest.mark.parametrize("teacher", ["CartPole-v1", "jax:CartPole-v1"], indirect=True)

@@ -27,6 +27,7 @@ from upslope.analysis.compare import compare_records
 from upslope.analysis.lineage import beginning_of
 from upslope.analysis.records import read_record
 from upslope.cli.main import main
+from upslope.runs import train as training
 from upslope.runs.directory import RunDirectory
 
 pytestmark = pytest.mark.usefixtures("compiled_for_users")
@@ -184,6 +185,22 @@ def test_what_does_not_fit_is_refused(source: Path, folder: Path, settings: dict
     with pytest.raises(upslope.UpslopeError, match=words):
         upslope.train(folder=folder, quiet=True, **request)
     assert set(folder.iterdir()) == before
+
+
+@pytest.mark.parametrize("role", ["start_from", "reference"])
+def test_networks_larger_than_the_checkpoint_are_refused_before_they_are_made(
+    role: str, source: Path, folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    copy = Path(shutil.copytree(source, tmp_path / "copy"))
+    description = json.loads((copy / "config.json").read_text())
+    description["config"]["hidden_sizes"] = [65536] * 256
+    (copy / "config.json").write_text(json.dumps(description))
+    monkeypatch.setattr(training, "engine_for", lambda *_: pytest.fail("it would allocate 32 GiB"))
+    settings = {"start_from": copy} if role == "start_from" else {"reference": str(copy), "reference_kl": 0.1}
+    settings |= {} if role == "start_from" else {**SMALL, "hidden_sizes": (65536,) * 256, "reference_seed": 0}
+    settings |= {"normalize_observations": True} if role == "reference" else {"seeds": 2}
+    with pytest.raises(upslope.UpslopeError, match=r"last\.npz does not belong to this run's config"):
+        upslope.train("jax:CartPole-v1", folder=folder, name=f"too large {role}", steps=4000, **settings)
 
 
 def test_names_of_checkpoints(source: Path, folder: Path):

@@ -3,6 +3,7 @@ disk left is healed."""
 
 import os
 import shutil
+from functools import partialmethod
 from pathlib import Path
 from typing import Any
 
@@ -27,6 +28,7 @@ SMALL: dict[str, Any] = {
     "num_envs": 2, "rollout_steps": 8, "minibatches": 2, "epochs": 1, "hidden_sizes": (8,), "preset": False,
     "quiet": True, "max_episode_steps": 9, "steps": 32,
 }  # fmt: skip
+Path_touch = Path.touch
 HEADER = ",".join(EVALUATION_COLUMNS)
 ROW = (0, "stochastic", "last", 0, 1.5, 9, 1)
 NEXT = (0, "stochastic", "last", 1, 2.5, 9, 1)
@@ -195,7 +197,70 @@ def test_the_same_episodes_are_not_counted_twice(run: Path):
     directory = RunDirectory(run)
     for rows in ([ROW, ROW], [NEXT], [(*ROW[:4], 3.5, 9, 1)]):
         directory.add_evaluation(rows)
-    assert sorted(directory.evaluations()["return"].tolist()) == [2.5, 3.5]
+    assert directory.evaluations()["return"].tolist() == [2.5, 3.5, 1.5], "the first is replaced, the second stays"
+    directory.add_evaluation([(*ROW[:4], r, 9, 1) for r in (4.5, 5.5, 6.5)])
+    assert directory.evaluations()["return"].tolist() == [2.5, 4.5, 5.5, 6.5]
+
+
+def test_fewer_episodes_leave_the_others(run: Path):
+    upslope.evaluate(run, episodes=12)
+    rows = RunDirectory(run).evaluations()
+    upslope.evaluate(run, episodes=3)
+    assert np.array_equal(RunDirectory(run).evaluations(), rows), "three of twelve episodes are the same three"
+    upslope.evaluate(run, episodes=14)
+    assert len(RunDirectory(run).evaluations()) == 28
+
+
+def test_episodes_under_another_limit_are_not_the_runs(run: Path, capsys: Any):
+    upslope.evaluate(run, episodes=3, max_episode_steps=9)  # which is the run's
+    assert not capsys.readouterr().err
+    before = RunDirectory(run).evaluation_path.read_bytes()
+    found = upslope.evaluate(run, episodes=5, max_episode_steps=4)
+    assert found["stochastic"].lengths.max() <= 4
+    assert RunDirectory(run).evaluation_path.read_bytes() == before
+    err = capsys.readouterr().err
+    assert err.count("not stored") == 1 and "4 steps" in err and "9" in err
+
+
+def test_the_limit_of_an_id_is_that_of_a_run_without_its_own(tmp_path: Path, capsys: Any):
+    settings = SMALL | {"max_episode_steps": None}
+    run = upslope.train("CartPole-v1", name="run", folder=tmp_path, **settings).path
+    upslope.evaluate(run, episodes=1, max_episode_steps=20)
+    assert not RunDirectory(run).evaluation_path.exists() and "run's after 500" in capsys.readouterr().err
+    upslope.evaluate(run, episodes=1, max_episode_steps=500)
+    assert len(RunDirectory(run).evaluations()) == 2
+
+
+def no_writing(monkeypatch: pytest.MonkeyPatch, folder: Path) -> None:
+    """Make creating a file in a folder fail, as on a read-only disk, also for a user who may do anything."""
+
+    def refuse(self: Path, *arguments: Any, original: Any, **options: Any) -> Any:
+        mode = arguments[0] if arguments else "r"
+        if folder in self.parents and (original is Path_touch or set(str(mode)) & set("wax")):
+            raise OSError(30, "Read-only file system")
+        return original(self, *arguments, **options)
+
+    monkeypatch.setattr(Path, "open", partialmethod(refuse, original=Path.open))
+    monkeypatch.setattr(Path, "touch", partialmethod(refuse, original=Path_touch))
+
+
+def test_the_results_of_a_run_that_cannot_be_written_are_shown(run: Path, monkeypatch: pytest.MonkeyPatch, capsys: Any):
+    no_writing(monkeypatch, run)
+    found = upslope.evaluate(run, episodes=2)
+    assert found["stochastic"].returns.shape == found["deterministic"].returns.shape == (1, 2)
+    err = capsys.readouterr().err
+    assert err.count("not stored") == 1 and "Read-only" in err and not RunDirectory(run).evaluation_path.exists()
+
+
+def test_no_episode_is_recorded_where_no_file_can_be_written(
+    run: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    no_writing(monkeypatch, run)
+    with monkeypatch.context() as patch:
+        patch.setattr(evaluation, "load_agents", lambda *_: pytest.fail("it would be played in vain"))
+        with pytest.raises(UpslopeError, match=r"Read-only file system\. Make it writable, or give an --output"):
+            upslope.record(run, episodes=2)
+    assert upslope.record(run, episodes=2, output=tmp_path / "elsewhere.npz").exists()
 
 
 def test_a_full_disk_changes_no_evaluation(run: Path, monkeypatch: pytest.MonkeyPatch):

@@ -21,8 +21,9 @@ from run_helpers import EPISODES, SEGMENTS, Killed, arrays_of, assert_same_run, 
 from user_environments import OwnRandomness
 
 import upslope
+from upslope.analysis.records import read_records
 from upslope.cli.main import main
-from upslope.runs import loop
+from upslope.runs import evaluation, loop
 from upslope.runs.signals import stop_on_signal
 
 pytestmark = pytest.mark.usefixtures("compiled_for_users")
@@ -211,3 +212,52 @@ def test_an_evaluation_of_the_agent_before_is_set_aside(tmp_path: Path):
         upslope.resume(run, quiet=True)  # it is finished
     assert (run / "evaluation.csv").exists()
     upslope.compare(run, score="stochastic")
+
+
+def test_an_evaluation_made_during_training_is_not_that_of_the_finished_run(tmp_path: Path, capsys: Any):
+    run = tmp_path / "run"
+
+    def evaluate_early(following: upslope.Following) -> None:
+        if following.iteration == 2:
+            upslope.evaluate(run, episodes=2)
+
+    settings = {**SEGMENTS, "steps": 320, "seeds": 1, "hidden_sizes": (8,)}
+    upslope.train("jax:CartPole-v1", folder=tmp_path, name="run", on_iteration=evaluate_early, **settings)
+    assert not (run / "evaluation.csv").exists(), "its agent was trained further"
+    (aside,) = run.glob("evaluation-up-to-step-*.csv")
+    assert len(aside.read_text().splitlines()) == 5
+    assert aside.name in capsys.readouterr().out.replace("\n", "")
+    assert not any(len(record.evaluations) for record in read_records(run)[0])
+
+
+def test_an_evaluation_of_a_run_that_is_stopped_meanwhile_is_set_aside(tmp_path: Path):
+    run = tmp_path / "run"
+
+    def evaluate_and_stop() -> None:
+        upslope.evaluate(run, episodes=1)
+        signal.raise_signal(signal.SIGINT)
+
+    settings = {**SEGMENTS, "steps": 320, "seeds": 1, "hidden_sizes": (8,), "quiet": True}
+    with before_chunk(3, evaluate_and_stop), pytest.raises(KeyboardInterrupt):
+        upslope.train("jax:CartPole-v1", folder=tmp_path, name="run", **settings)
+    assert not (run / "evaluation.csv").exists() and list(run.glob("evaluation-up-to-step-*.csv"))
+
+
+def test_episodes_of_an_agent_that_is_trained_further_while_they_are_played_are_not_the_runs(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: Any
+):
+    settings = {**SEGMENTS, "steps": 320, "seeds": 1, "hidden_sizes": (8,), "quiet": True}
+    with before_chunk(3, lambda: signal.raise_signal(signal.SIGINT)), pytest.raises(KeyboardInterrupt):
+        upslope.train("jax:CartPole-v1", folder=tmp_path, name="run", **settings)
+    run, play = tmp_path / "run", evaluation.evaluate_seeds
+
+    def play_while_it_trains(*arguments: Any) -> Any:
+        upslope.resume(run, quiet=True)
+        return play(*arguments)
+
+    monkeypatch.setattr(evaluation, "evaluate_seeds", play_while_it_trains)
+    upslope.evaluate(run, episodes=1)
+    assert not (run / "evaluation.csv").exists()
+    (aside,) = run.glob("evaluation-at-step-*.csv")
+    assert len(aside.read_text().splitlines()) == 3
+    assert capsys.readouterr().err.count("trained further") == 1, "it is said once for both modes"

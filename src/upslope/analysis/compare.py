@@ -44,7 +44,7 @@ def compare(
             Without it, nothing is averaged over environments.
         trust: for "threshold", which makes each environment: allow the code that a run's config.json names. Registered
             Gymnasium ids, upslope's own environments and runs trained on this machine do not need it.
-        metric: what counts of an episode, the higher the better: its "return", its "length", or a key that every run
+        metric: what is measured per episode, the higher the better: its "return", its "length", or a key that every run
             kept by --log-info.
 
     Raises:

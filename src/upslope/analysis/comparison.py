@@ -128,7 +128,7 @@ class Comparison:
     warnings: tuple[str, ...]
     """Caveats that a reader must know before trusting the numbers."""
     metric: str = "return"
-    """What is measured of each episode."""
+    """What is measured for each episode."""
 
     def to_json(self) -> dict[str, Any]:
         """Convert to strict JSON; nan becomes null."""

@@ -77,8 +77,11 @@ class EpisodeCredit:
 
         This is the participation ratio, the analogue of an effective sample size (Kish 1965). 0 if every Ψ_t is 0.
         """
-        size = np.abs(self.weights[estimator])
-        return float(size.sum() ** 2 / (size**2).sum()) if size.any() else 0.0
+        size = np.abs(self.weights[estimator].astype(np.float64))
+        if not size.any():
+            return 0.0
+        size /= size.max()  # else the squares of small weights could vanish
+        return float(size.sum() ** 2 / (size**2).sum())
 
     def singles_out(self, estimator: str) -> bool:
         """Whether the weights differ in magnitude."""
@@ -101,7 +104,7 @@ class EpisodeCredit:
 
 
 class Part(NamedTuple):
-    """A part of an action: its key, its policy as in `EpisodeCredit.policy`, and what was taken of it [T, …]."""
+    """A part of an action: its key, its policy as in `EpisodeCredit.policy`, and the values chosen for it [T, …]."""
 
     key: str
     policy: dict[str, np.ndarray]
@@ -222,9 +225,11 @@ def check_arrays(arrays: dict[str, np.ndarray]) -> None:
     for name, x in arrays.items():
         if x.dtype.kind not in "biuf" or not fits_32_bits(x):
             raise ValueError(f"its {name} holds a value that is not a finite number of 32 bits")
+        if x.dtype.kind == "b" and name not in ("mask", "action"):
+            raise ValueError(f"its {name} holds true and false where numbers are needed")
         is_row = name in ("reward", "value", "td_error") or name.startswith("weight/")
         if (is_row and x.shape != (steps,)) or (name.startswith("policy/") and (x.ndim != 2 or len(x) != steps)):
-            raise ValueError(f"its {name} has shape {x.shape}, and the episode {steps} steps")
+            raise ValueError(f"its {name} has shape {x.shape}, but the episode has {steps} steps")
         weights += name.startswith("weight/")
     if not steps or not weights or ("value" in arrays) != ("td_error" in arrays):
         raise ValueError("it holds no step, no weight, or only one of value and td_error")
@@ -257,7 +262,7 @@ def check_pictures(shown: np.ndarray, name: str, arrays: dict[str, np.ndarray], 
 
 
 def image_keys(meta: dict[str, Any], arrays: dict[str, np.ndarray]) -> list[str]:
-    """The keys of the images of the observation, which are checked; files of older versions have none."""
+    """The keys of the observation's images, after checking these; files of older versions have none."""
     keys = meta.get("image_keys", [])
     if not isinstance(keys, list) or not all(isinstance(key, str) for key in keys) or len(set(keys)) != len(keys):
         raise TypeError(f"its image_keys are {reprlib.repr(keys)}")
@@ -276,7 +281,7 @@ def check_policy(arrays: dict[str, np.ndarray], steps: int) -> None:
 
 
 def fits(part: Part, steps: int) -> bool:
-    """Whether the policy of a part can produce what was taken of it.
+    """Whether the policy of a part can produce the values chosen for it.
 
     Raises:
         KeyError: a name of the policy is missing.

@@ -203,8 +203,8 @@ def stopped_early(member: Member) -> str:
     limit = member.records[0].config.stop_at_return
     return (
         f"{member.label}: {len(steps)} of {counted(len(member.seeds), 'seed')} stopped at a return of {limit:g}, after "
-        f"{at} steps, and count with it from then on. The rule selected that return for being high: compare the steps "
-        "that were needed, or evaluate the runs"
+        f"{at} steps, and are scored by it from then on. The rule selected that return for being high: compare the "
+        "steps that were needed, or evaluate the runs"
     )
 
 

@@ -78,7 +78,7 @@ def judge(
         gamma: γ of the value; by default the run's. 1 is the undiscounted return, as `upslope.evaluate` gives it.
         horizon: count only the first steps of an episode. By default all count, and an episode that was cut off is
             continued by the fitted Q.
-        iterations: regressions of the fitted Q; by default four horizons 1/(1−γ), from 200 to 1,000.
+        iterations: regressions of the fitted Q; by default four horizons 1/(1−γ), but at least 200 and at most 1,000.
         model: the class or factory of a custom model, if it cannot be found by its name.
         trust: allows importing the custom model that the run's config.json names; nothing else is imported.
 
@@ -175,7 +175,7 @@ class Case:
 
     @property
     def has_probabilities(self) -> bool:
-        """Whether the file says with which probability each action was taken."""
+        """Whether the file gives the probability with which each action was taken."""
         return bool(np.isfinite(np.asarray(self.rollout.behaviour_log_prob)[np.asarray(self.rollout.valid)]).all())
 
     def recorded(self) -> Judged:
@@ -361,7 +361,7 @@ class Case:
     def why_unseen(self, steps: Steps, drawn: np.ndarray) -> str:
         """Why the recorded actions say too little about those that π takes; empty if they do not."""
         head = self.agent.head
-        # Compared as the environment gets them, so that an action beyond a bound is one at the bound.
+        # Compared as the environment receives them, so that an action beyond a bound counts as one at the bound.
         recorded, drawn = (sampled(head, head.to_environment(np.asarray(x))) for x in (steps.action, drawn))
         if isinstance(head, DiscreteHead):
             is_unseen = ~np.isin(drawn, np.unique(recorded))

@@ -18,8 +18,8 @@ LABELS = {
 }
 """Estimator → its name in tables."""
 PREFERRED = ("wdr", "wpdis", "fqe")
-"""The first of these with a number is the verdict: a fixed order, since choosing the narrowest interval would make all
-of them too narrow."""
+"""The first of these with a number is the verdict: a fixed order, since the narrowest of several intervals would be too
+narrow."""
 
 
 @dataclass(frozen=True)

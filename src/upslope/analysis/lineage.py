@@ -8,14 +8,8 @@ from upslope.core.messages import counted
 
 
 def lineage_of(record: Record) -> dict[str, Any] | None:
-    """The lineage of a run; None if it began with a new agent, or its file says something that no training writes."""
-    found = record.description.get("lineage")
-    if not isinstance(found, dict):
-        return None
-    lists = [found.get(name) for name in ("seeds", "steps", "taken_over", "begun_anew")]
-    counts = [x for each in lists[:2] if isinstance(each, list) for x in each]
-    is_sound = all(isinstance(x, list) and x for x in lists[:3]) and all(type(x) is int for x in counts)
-    return found if is_sound and all(isinstance(found.get(name), str) for name in ("run", "checkpoint")) else None
+    """The lineage of a run, which was checked when it was read; None if it began with a new agent."""
+    return record.description.get("lineage")
 
 
 def beginning_of(record: Record) -> str:
@@ -25,7 +19,7 @@ def beginning_of(record: Record) -> str:
         return "a new agent"
     steps = sorted(set(lineage["steps"]))
     at = f"{steps[0]:,}" if len(steps) == 1 else f"{steps[0]:,} to {steps[-1]:,}"
-    anew = lineage["begun_anew"] or []
+    anew = lineage["begun_anew"]
     return (
         f"{lineage['run']}@{lineage['checkpoint']} at step {at}, "
         + (f"all with its seed {lineage['seeds'][0]}" if is_shared(lineage) else listed(lineage["seeds"]))
@@ -48,7 +42,7 @@ def listed(seeds: Sequence[int]) -> str:
 
 
 def lineage_warnings(label: str, records: Sequence[Record]) -> list[str]:
-    """Caveats of a comparison: earlier steps that no budget counts, and seeds that have one beginning."""
+    """Caveats of a comparison: earlier steps that no budget counts, and seeds that began with the same agent."""
     found = [lineage for record in records if (lineage := lineage_of(record)) is not None]
     if not found:
         return []

@@ -48,7 +48,7 @@ def normalised(groups: Sequence[Group], configs: Mapping[str, Config], normalize
         for label in everywhere
     }
     warnings = [
-        f"{label} is missing in some environments, so it is left out of the averages over environments"
+        f"{label} is missing from some environments, so it is left out of the averages over environments"
         for label in labels
         if label not in everywhere
     ]
@@ -93,7 +93,8 @@ def reference_of(environment: str, groups: Sequence[Group], config: Config, norm
 
 
 def threshold_of(environment: str, config: Config) -> Reference:
-    """0 is the measured return of a random policy, 1 the reward threshold at which Gymnasium calls it solved."""
+    """0 is the measured return of a random policy, 1 the reward threshold at which Gymnasium calls the environment
+    solved."""
     # These modules import JAX, which a report does not need.
     from upslope.environments.closing import close_all
     from upslope.environments.registry import make

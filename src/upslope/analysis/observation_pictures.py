@@ -13,7 +13,7 @@ SIDE = 160
 HUES = np.array(
     [(86, 180, 233), (230, 159, 0), (0, 158, 115), (240, 228, 66), (213, 94, 0), (204, 121, 167), (0, 114, 178)]
 )
-"""The colours of a board's channels, which repeat (Okabe and Ito 2008, told apart by the colour-blind)."""
+"""The colours of a board's channels, which repeat (Okabe and Ito 2008; the colour-blind can tell them apart)."""
 MAX_IMAGES = 4
 """Largest number of images per observation that are drawn."""
 
@@ -51,7 +51,8 @@ def photographs(layout: ImageLayout, images: Any, *, is_bytes: bool) -> np.ndarr
 
 
 def board_colours(layout: ImageLayout, images: Any, *, is_bytes: bool) -> np.ndarray:
-    """Boards as RGB [F, height, width, 3]: a colour for each channel, as bright as its number among the episode's."""
+    """Boards as RGB [F, height, width, 3]: a colour for each channel, as bright as its number is high within the
+    episode's range."""
     numbers: Any = layout.channels_last(images).astype(np.float64)
     low, high = numbers.min(axis=(0, 1, 2)), numbers.max(axis=(0, 1, 2))
     shares = (numbers - low) / np.where(high > low, high - low, 1.0)

@@ -5,6 +5,7 @@ interrupted.
 """
 
 from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from functools import cached_property
 from pathlib import Path
@@ -23,7 +24,10 @@ from upslope.runs.directory import INFO, STOP, RunDirectory
 NOT_METRICS = ("iteration", "seed", "step")
 MAX_COUNT, MAX_NUMBER = 2**53, 1e60
 MAX_COLUMNS, MAX_PADDING = 2000, 200
-"""Limits that refuse mostly empty tables, which could exceed memory; no real run has one."""
+"""Limits that refuse mostly empty tables, which could exceed memory; no real run has one. A table may have about
+`MAX_PADDING` times as many places as values."""
+SMALL_TABLE = 1 << 22
+"""A table of this many places is not refused, however empty it is."""
 
 
 @dataclass(frozen=True)
@@ -59,8 +63,8 @@ class Record:
 
     @cached_property
     def reached(self) -> int:
-        """The number of steps that every seed has reached; 0 if a seed has no row yet. One that has stopped counts with
-        its whole budget, since its agent is the same at every later step."""
+        """The number of steps that every seed has reached; 0 if a seed has no row yet. One that has stopped counts as
+        having reached its whole budget, since its agent is the same at every later step."""
         reached = np.fmax.reduce(self.steps, axis=1, initial=0)
         is_over = [seed in self.stopped for seed in self.seeds]
         return int(np.where(is_over, np.maximum(reached, self.config.steps), reached).min())
@@ -83,7 +87,7 @@ class Record:
         return measured(rows, self.metric, self.path)
 
     def measured_by(self, metric: str) -> "Record":
-        """The same run with another number of each episode in place of its return: a key of --log-info, or `length`.
+        """The same run with another number for each episode in place of its return: a key of --log-info, or `length`.
         Episodes without it are left out.
 
         Raises:
@@ -114,8 +118,8 @@ class Record:
 
 
 class Metrics(Mapping[str, np.ndarray]):
-    """Metrics by name, each as float64 when it is read. Most were computed in 32 bits and are kept so, since a thousand
-    seeds have half a gigabyte of them."""
+    """Metrics by name, each as float64 when it is read. Most were computed in 32 bits and are kept that way, since
+    those of a thousand seeds take half a gigabyte."""
 
     def __init__(self, stored: dict[str, np.ndarray]):
         self.stored = stored
@@ -167,22 +171,24 @@ def read_records(
     paths: list[Path] = []
     for run in runs:
         try:
-            paths += unpacked(run)
+            with named(run):
+                paths += unpacked(run)
         except UpslopeError as error:
             if len(runs) == 1:
                 raise
             warnings.append(f"left out: {error}")
     for path in paths:
-        if any(record.path.resolve() == path.resolve() for record in records):
-            warnings.append(f"left out: {path} is given more than once")
-            continue
         try:
-            record = read_record(path, with_metrics=with_metrics)
-            if with_evaluations:
-                _ = record.evaluations
+            with named(path):
+                if any(record.path.resolve() == path.resolve() for record in records):
+                    warnings.append(f"left out: {path} is given more than once")
+                    continue
+                record = read_record(path, with_metrics=with_metrics)
+                if with_evaluations:
+                    _ = record.evaluations
             records.append(record)
         except UpslopeError as error:
-            if len(paths) == 1 or not path.exists():
+            if len(paths) == 1 or is_missing(path):
                 raise
             warnings.append(f"left out: {error}")
     if not records:
@@ -190,11 +196,37 @@ def read_records(
     return records, warnings
 
 
+@contextmanager
+def named(run: str | Path) -> Iterator[None]:
+    """Say which run it is that cannot be read, whatever the reason, so that it can be left out."""
+    try:
+        yield
+    except UpslopeError:
+        raise
+    except OSError as error:
+        raise UpslopeError(
+            f"{run} cannot be read: {error.strerror or error}. Make it readable, or leave this run out."
+        ) from error
+    except (RecursionError, RuntimeError, KeyError, ValueError, TypeError, OverflowError) as error:
+        raise damaged(Path(run), error) from error
+
+
+def is_missing(path: Path) -> bool:
+    """Whether nothing has this path, not even a link that leads nowhere; what may not be looked at may be there."""
+    try:
+        path.lstat()
+    except (FileNotFoundError, NotADirectoryError, ValueError):
+        return True
+    except OSError:
+        return False
+    return False
+
+
 def read_record(run: str | Path, *, with_metrics: bool = True) -> Record:
     """Read a run directory.
 
     An incomplete last row, left by a run that was killed while writing, is ignored. Without metrics, `metrics` is
-    empty: scores and learning curves come from episodes and steps, and the metrics of many seeds are much more.
+    empty: scores and learning curves come from episodes and steps, and the metrics of many seeds are far larger.
 
     Raises:
         UpslopeError: this is not a run directory, it is damaged, or it has no iteration yet.
@@ -206,9 +238,14 @@ def read_record(run: str | Path, *, with_metrics: bool = True) -> Record:
     description = directory.read()
     try:
         check_spaces(description["spaces"])
+        check_axes(description["axes"], config)
+        check_lineage(description.get("lineage"))
     except (KeyError, TypeError, ValueError, OverflowError) as error:
         raise damaged(directory.path / "config.json", error) from error
     stops = arrays.pop(STOP, np.full((len(seeds), 1), np.nan))
+    if config.stop_at_return is None and np.isfinite(stops).any():
+        error = ValueError(f"a row has {STOP}, but config.json has no return to stop at")
+        raise damaged(directory.metrics_path, error)
     last = np.fmax.reduce(arrays["step"], axis=1)
     stopped = {seed: int(last[s]) for s, seed in enumerate(seeds) if np.isfinite(stops[s]).any()}
     return Record(
@@ -223,6 +260,39 @@ def read_record(run: str | Path, *, with_metrics: bool = True) -> Record:
     )
 
 
+def check_axes(axes: dict[str, Any], config: Config) -> None:
+    """Refuse a run that does not describe its own estimator or objective, whose fields tell groups apart.
+
+    Raises:
+        TypeError: a description is missing, or is not a text.
+    """
+    for role in ("estimator", "objective"):
+        if ":" in getattr(config, role) and not isinstance(axes.get(role), str):
+            raise TypeError(f"`axes` must describe its {role}, {getattr(config, role)}")
+
+
+def check_lineage(lineage: Any) -> None:
+    """Refuse a lineage that no training writes; None is that of a run with a new agent.
+
+    Raises:
+        TypeError: a field is missing or of another kind.
+    """
+    if lineage is None:
+        return
+    found = lineage if isinstance(lineage, dict) else {}
+    texts, counts = ("run", "checkpoint"), ("seeds", "steps")
+    is_sound = all(isinstance(found.get(name), str) for name in texts)
+    is_sound &= all(is_list_of(int, found.get(name)) and bool(found[name]) for name in counts)
+    is_sound &= all(is_list_of(str, found.get(name)) for name in ("taken_over", "begun_anew"))
+    if not is_sound or any(abs(x) > MAX_COUNT for name in counts for x in found[name]):
+        raise TypeError("`lineage` must name a run, its checkpoint, seeds and steps, and what was taken over or not")
+
+
+def is_list_of(kind: type, value: Any) -> bool:
+    """Whether the value is a list of values of exactly this type."""
+    return isinstance(value, list) and all(type(x) is kind for x in value)
+
+
 def metric_arrays(
     directory: RunDirectory, seeds: tuple[int, ...], *, with_metrics: bool = True
 ) -> dict[str, np.ndarray]:
@@ -235,6 +305,7 @@ def metric_arrays(
             raise TypeError(f"a row must have {', '.join(NOT_METRICS)} as whole numbers from 0 to 2⁵³")
         for column in columns.values():
             check_size(column)
+        values = sum(int(np.count_nonzero(~np.isnan(column))) for column in columns.values())
     except (ValueError, TypeError, OverflowError) as error:
         raise damaged(directory.metrics_path, error) from error
     index = {seed: s for s, seed in enumerate(seeds)}
@@ -245,6 +316,10 @@ def metric_arrays(
     s = s[is_mine]
     check_lengths(directory, s, seeds)
     i = place_in_group(s)
+    try:
+        require_dense(len(seeds) * (int(i.max()) + 1) * len(columns), values)
+    except ValueError as error:
+        raise damaged(directory.metrics_path, error) from error
     found = {}
     for name in list(columns):  # each is dropped once it is copied: a thousand seeds have a million rows
         found[name] = np.full((len(seeds), i.max() + 1), np.nan, columns[name].dtype)
@@ -254,21 +329,43 @@ def metric_arrays(
 
 def read_columns(directory: RunDirectory, *, with_metrics: bool) -> dict[str, np.ndarray]:
     """The columns of metrics.jsonl, a number for each row; nan for missing values."""
-    num_rows, start = directory.num_metric_rows(), 0
-    columns = {name: np.full(num_rows, np.nan) for name in NOT_METRICS}
+    parts: dict[str, list[tuple[int, np.ndarray]]] = {name: [] for name in NOT_METRICS}
+    known, num_rows, values = set(NOT_METRICS), 0, 0
     for rows in directory.metric_rows():
-        rows = rows[: num_rows - start]  # a run that still trains may have more by now
-        new = set().union(*rows) - set(columns)
-        if len(columns) + len(new) > MAX_COLUMNS:
-            raise ValueError(f"its rows have {len(columns) + len(new):,} different columns")
-        columns |= {name: np.full(num_rows, np.nan, np.float32) for name in (new if with_metrics else new & {STOP})}
-        for name in columns:
+        names = set().union(*rows)
+        known |= names
+        if len(known) > MAX_COLUMNS:
+            raise ValueError(f"its rows have {len(known):,} different columns")
+        values += sum(map(len, rows))
+        require_dense((num_rows + len(rows)) * len(known), values)
+        for name in names if with_metrics else names & {*NOT_METRICS, STOP}:
             numbers = np.array([row.get(name) for row in rows], float)
-            if not is_exact(numbers, columns[name].dtype):
-                columns[name] = columns[name].astype(float)
-            columns[name][start : start + len(rows)] = numbers
-        start += len(rows)
-    return {name: columns[name][:start] for name in (*NOT_METRICS, *sorted(set(columns) - set(NOT_METRICS)))}
+            parts.setdefault(name, []).append((num_rows, numbers if name in NOT_METRICS else narrow(numbers)))
+        num_rows += len(rows)
+    return {name: joined(parts.pop(name), num_rows) for name in (*NOT_METRICS, *sorted(set(parts) - set(NOT_METRICS)))}
+
+
+def require_dense(places: int, values: int) -> None:
+    """Refuse a table that is almost empty before it takes memory.
+
+    Raises:
+        ValueError: it has more than about 200 places for each value.
+    """
+    if places > SMALL_TABLE + MAX_PADDING * values:
+        raise ValueError(f"its rows hold {values:,} numbers, but a table of all its columns has {places:,} places")
+
+
+def narrow(numbers: np.ndarray) -> np.ndarray:
+    """The numbers in 32 bits, if they are the same there."""
+    return numbers.astype(np.float32) if is_exact(numbers, np.dtype(np.float32)) else numbers
+
+
+def joined(parts: list[tuple[int, np.ndarray]], num_rows: int) -> np.ndarray:
+    """The column of a table from its parts, each with the row where it begins."""
+    column = np.full(num_rows, np.nan, np.result_type(np.float32, *(part.dtype for _, part in parts)))
+    for start, part in parts:
+        column[start : start + len(part)] = part
+    return column
 
 
 def is_exact(numbers: np.ndarray, dtype: np.dtype) -> bool:

@@ -92,7 +92,7 @@ def scores_of(members: Sequence[Member], score: Score = "auto") -> Scores:
 
 
 def records_metric(members: Sequence[Member]) -> str:
-    """What is measured of each episode."""
+    """What is measured for each episode."""
     return next((record.metric for member in members for record in member.records), "return")
 
 

@@ -243,7 +243,7 @@ def probability_of_improvement(x: np.ndarray, y: np.ndarray) -> Estimate:
 def difference_of_means(x: np.ndarray, y: np.ndarray) -> Estimate:
     """mean(x) − mean(y) over seeds x [S] and y [R], with Welch's interval, which allows them different spreads.
 
-    None as interval for one seed on either side, and if no seed differs from the others of its side.
+    The interval is None if either side has only one seed, or if no seed differs from the others on its side.
     """
     value = float(np.mean(x) - np.mean(y))
     is_known = min(len(x), len(y)) > 1 and bool(np.isfinite(x).all() and np.isfinite(y).all())

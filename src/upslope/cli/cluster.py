@@ -14,7 +14,7 @@ Mixed = Annotated[bool, tyro.conf.FlagCreatePairsOff]
 
 @dataclass(frozen=True)
 class ClusterFlags:
-    """A cluster, and what each worker takes of it."""
+    """A cluster, and what each worker takes from it."""
 
     cluster: str | None = None
     """Run the workers on a Ray cluster: its address, or auto for the one running here, or else this machine (extra

@@ -27,7 +27,7 @@ def evaluate(
     on: OnCluster = HERE,
     trust: Switch = False,
 ) -> None:
-    """Run trained agents in fresh environments, both stochastic and deterministic, and store every return.
+    """Run trained agents, both stochastic and deterministic, in fresh environments, and store every return.
 
     Args:
         run: The run directory.
@@ -135,7 +135,7 @@ def judge(
         gamma: γ of the value; by default the run's. 1 is the undiscounted return, as `upslope evaluate` gives it.
         horizon: Count only the first steps of an episode. By default all count, and an episode that was cut off is
             continued by the fitted Q.
-        iterations: Regressions of the fitted Q; by default four horizons 1/(1−γ), from 200 to 1,000.
+        iterations: Regressions of the fitted Q; by default four horizons 1/(1−γ), but at least 200 and at most 1,000.
         trust: Run the model's code that the run's config.json names; it may do anything. Otherwise you are shown the
             code and asked, or it is refused. Upslope's own networks need none.
         json: Print everything as JSON.

@@ -34,7 +34,8 @@ class Train(ClusterFlags, Config):
     """Train an agent on an environment, and write a run directory.
 
     Flags that you omit have the defaults shown, which depend on the environment's action space, the algorithm and the
-    environment's preset: name them to see these defaults, e.g. `upslope train HalfCheetah-v5 --help`.
+    environment's preset: name the environment and the algorithm to see their defaults, e.g. `upslope train
+    HalfCheetah-v5 --help`.
     """
 
     name: str | None = None

@@ -63,18 +63,20 @@ class Config:
     fresh_optimiser: bool = False
     """Start with a fresh optimiser state (momentum and scales)."""
     num_envs: int = 8
-    """N, environments per seed. Usual: 1 to 64; thousands on accelerators."""
+    """N, the number of environments per seed. Usual: 1 to 64; thousands on accelerators."""
     devices_per_seed: int = 1
     """Devices, cores or accelerators, over which the environments of each seed are split, for wide networks and
     thousands of compiled environments. The minibatches stay the same, but sums are rounded differently."""
     precision: Literal["float32", "bfloat16"] = "float32"
-    """Operands of the products in perceptron layers: all 32 bits, or rounded to the 16 of bfloat16, which
+    """Precision of the operands in perceptron layers: all 32 bits, or rounded to the 16 bits of bfloat16, which
     accelerators multiply faster. Sums, parameters and everything else keep 32 bits."""
     group_size: int = 1
-    """G, environments that begin alike: those in a group share the reset seed of every episode, so that leave_one_out
+    """G, the number of environments that begin alike: those in a group share the reset seed of every episode, so that
+    leave_one_out
     and group_mean can compare their returns. For estimators of whole episodes. Usual: 4 to 64."""
     rollout_steps: int = 128
-    """T, steps per environment per iteration, for estimators that do not need whole episodes. Usual: 5 to 2048."""
+    """T, the number of steps per environment per iteration, for estimators that do not need whole episodes. Usual: 5 to
+    2048."""
     max_episode_steps: int | None = None
     """Steps after which an episode is truncated; by default the environment's own limit."""
     env_kwargs: dict[str, Any] = field(default_factory=dict)
@@ -118,9 +120,10 @@ class Config:
     epsilon: float = 0.2
     """ε of clip, dual_clip and spo: moving the ratio outside [1−ε, 1+ε] gains nothing. Usual: 0.1 to 0.3."""
     c: float = 3.0
-    """c of dual_clip: an action of negative weight costs at most c times that, however probable it is. Usual: 3."""
+    """c of dual_clip: an action with negative weight costs at most c times that weight, however probable. Usual: 3."""
     epsilon_high: float | None = None
-    """ε above 1 of clip, if it differs from ε below: the ratio is clipped to [1−ε, 1+ε high]. Usual: 0.2 to 0.3."""
+    """The ε of clip above 1, if it differs from the ε below 1: the ratio is clipped to [1−ε, 1+ε high]. Usual: 0.2 to
+    0.3."""
     epsilon_schedule: str = "constant"
     """How ε changes over the budget: constant, linear, or cosine."""
     beta: float = 1.0
@@ -133,20 +136,21 @@ class Config:
     damping: float = 0.1
     """Added to the diagonal of the Fisher matrix of natural_gradient and trust_region. Usual: 0.001 to 0.1."""
     conjugate_gradient_iterations: int = 15
-    """Iterations that solve for the step of natural_gradient and trust_region. Usual: 10 to 25."""
+    """Number of iterations to solve for the step of natural_gradient and trust_region. Usual: 10 to 25."""
     backtracks: int = 10
-    """Step lengths that trust_region tries, each 0.8 times the last, until the loss falls and the KL is at most δ.
+    """Number of step lengths that trust_region tries, each 0.8 times the last, until the loss falls and the KL is at
+    most δ.
     Usual: 10."""
     reference: Annotated[str | None, tyro.conf.arg(metavar="RUN")] = None
     """Penalise departures from the policy of another run with the same networks: RUN for its last checkpoint, or
     RUN@best. It is read once and kept in this run."""
     reference_seed: int | None = None
-    """The seed of that run whose policy is the reference of every seed; by default seed k has its seed k, or all have
-    its only one."""
+    """The seed of that run whose policy is the reference of every seed; by default seed k uses that run's seed k, or
+    its only seed."""
     reference_kl: float = 0.04
-    """β, the price of a nat of KL(π‖π_ref) in the policy's loss; 0 only measures it. Usual: 0.001 to 0.1."""
+    """β, the price per nat of KL(π‖π_ref) in the policy's loss; 0 only measures it. Usual: 0.001 to 0.1."""
     reference_estimator: Literal["exact", "k1", "k2", "k3"] = "exact"
-    """How that KL is estimated: exact, or from the action taken by Schulman's k1, k2 or k3. As a loss, k1
+    """How that KL is estimated: exactly, or from the sampled action with Schulman's k1, k2 or k3. As a loss, k1
     teaches nothing because its mean gradient is 0, k2 has the gradient of KL(π‖π_ref), and k3 that of KL(π_ref‖π)."""
     bonus: str = "none"
     """Exploration bonus, credited alongside the reward: none, count, rnd, noveld, icm, or module:Name."""
@@ -191,7 +195,8 @@ class Config:
     normalize_rewards: bool = False
     """Scale rewards by the running standard deviation of the discounted return, kept in the agent."""
     clip_rewards: float | None = None
-    """Clip each reward to ± this size for learning, e.g. 1 for Atari; returns are counted and evaluated unclipped."""
+    """Clip each reward to ± this size for learning, e.g. 1 for Atari; training and evaluation returns stay
+    unclipped."""
     model: str = "perceptron"
     """Policy and critic: perceptron for two separate perceptrons, or your own model as module:Name."""
     model_kwargs: dict[str, Any] = field(default_factory=dict)
@@ -203,7 +208,7 @@ class Config:
     """Memory from step to step within an episode, for environments that show only part of their state: a gated
     recurrent unit, a long short-term memory, or a linear recurrent unit."""
     memory_size: int = 128
-    """Units of the memory. Usual: 32 to 512."""
+    """Number of units in the memory. Usual: 32 to 512."""
     shared_trunk: bool = False
     """Let policy and critic share all layers but the last."""
     policy_reads: Annotated[tuple[str, ...] | None, tyro.conf.arg(metavar="KEY")] = None
@@ -222,12 +227,13 @@ class Config:
     activation: Literal["tanh", "relu", "silu"] = "tanh"
     """Activation of the hidden layers."""
     head: Literal["gaussian", "squashed", "gsde"] = "gaussian"
-    """Policy of Box actions: a Gaussian clipped to the bounds (gaussian), squashed into them by tanh (squashed), or one
+    """Policy for Box actions: a Gaussian clipped to the bounds (gaussian), squashed into them by tanh (squashed), or
+    one
     whose noise is a function of the state that is held over several steps (gsde)."""
     noise_every: int = 4
-    """Steps for which gsde holds its noise; 0 for the whole rollout or episode. Usual: 4 to 64."""
+    """Number of steps for which gsde holds its noise; 0 for the whole rollout or episode. Usual: 4 to 64."""
     state_dependent_std: bool = False
-    """Let the policy network also output log σ of Box actions; by default it is a parameter for all states."""
+    """Let the policy network also output log σ of Box actions; by default it is one parameter shared by all states."""
     log_std_init: float = 0.0
     """Initial log σ of a Gaussian policy, in units of half the action range. Usual: −2 to 0."""
     preset: Annotated[str | None, tyro.conf.Suppress] = None

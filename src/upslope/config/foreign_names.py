@@ -1,4 +1,4 @@
-"""Translate other libraries' names of settings and algorithms to upslope's."""
+"""Translate other libraries' names for settings and algorithms to upslope's."""
 
 from functools import cache
 from importlib import resources

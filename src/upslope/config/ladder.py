@@ -210,7 +210,8 @@ DISCRETE_DEFAULTS: dict[str, Any] = {
     "normalize_observations": False,
     "normalize_rewards": True,
 }
-"""For Discrete, MultiDiscrete and MultiBinary actions: the classic-control and Atari practice (Huang et al. 2022), with
+"""For Discrete, MultiDiscrete and MultiBinary actions: common practice for classic control and Atari (Huang et al.
+2022), with
 rewards scaled as Engstrom et al. 2020 found necessary, because a critic saturates if its targets are far from 1."""
 CONTINUOUS_DEFAULTS: dict[str, Any] = {
     "num_envs": 1,

@@ -161,7 +161,7 @@ def missing_reader(name: str, config: Config, task: Task) -> str:
     is_one_network, has_memory = config.shared_trunk, config.memory is not None
     if not has_networks and name in ("critic_epochs", "sequence_length", "value_coefficient"):
         is_one_network, has_memory = traits(task.model)
-    # A batch gives one natural step, which sets its own length, so these are the critic's.
+    # Each batch gives one natural step, which sets its own length, so these settings are only the critic's.
     is_natural = isinstance(objective, NaturalGradient)
     optimised = not is_natural or estimator.needs_critic
     steps_often = parts_where(lambda kind: issubclass(kind, Objective) and not issubclass(kind, NaturalGradient))

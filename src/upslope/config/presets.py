@@ -68,7 +68,7 @@ def preset_of(environment: str, algorithm: str, wanted: bool | str = True) -> di
 
 def made_by(preset: Mapping[str, Any] | None, asked: Mapping[str, Any]) -> dict[str, Any]:
     """The settings that make the environment: a preset's, overridden by those requested. Wrappers change what is
-    observed, so if the user gives wrappers, the preset leaves out no parts of it."""
+    observed, so if the user gives wrappers, the preset leaves out no part of the observations."""
     making = dict((preset or {}).get("making", {}))
     if asked.get("wrappers"):
         making.pop("ignore_observation", None)

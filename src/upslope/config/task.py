@@ -388,7 +388,7 @@ def check_pair(config: Config, estimator: Estimator, objective: Objective, limit
         )
     if is_recorded and estimator.is_advantage and not (objective.needs_behaviour or estimator.corrects):
         raise UpslopeError(
-            f"{type(objective).__name__} weighs recorded actions as if the learner had taken them, which is the "
+            f"{type(objective).__name__} weighs recorded actions as if the learner had taken them, which gives the "
             "gradient of another policy's return. Use --objective importance_sampled (or clip, kl_penalty), or "
             "--algorithm clone to imitate."
         )

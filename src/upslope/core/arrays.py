@@ -113,7 +113,7 @@ def typed(x: Any, like: Any) -> Any:
 
 
 def in_rows(x: Any) -> list[Any]:
-    """The rows of an array or of random keys, copied by way of NumPy, which compiles no program for it."""
+    """The rows of an array or of random keys, copied via NumPy, so that no program is compiled."""
     return [typed(row, x) for row in jax.device_put(list(np.asarray(raw(x))))]
 
 
@@ -144,6 +144,6 @@ def where_seeds(mask: np.ndarray, chosen: Any, otherwise: Any) -> Any:
 
 
 def all_finite(arrays: Sequence[np.ndarray]) -> bool:
-    """Whether all real numbers are finite. If False, only their squares may be too large."""
+    """Whether all real numbers are finite. If False, perhaps only their squares are too large."""
     # A sum of squares is finite only if all of its terms are, and is quicker to test.
     return all(math.isfinite(np.vdot(x, x)) for x in arrays if x.dtype.kind == "f")

@@ -1,4 +1,4 @@
-"""What it takes to start a Python process of our own, without importing JAX, which a small process does not need."""
+"""What is needed to start our own Python processes without importing JAX, which a small process does not need."""
 
 CURRENT_FOLDER_LAST = """
 here = os.path.realpath(os.curdir)

@@ -58,7 +58,7 @@ class Distribution(ABC):
 
     @property
     def widths(self) -> tuple[int, int]:
-        """Numbers of noise and of an action per sample, for a part of a `Product`."""
+        """The number of noise values and of action values per sample, for a part of a `Product`."""
         raise UpslopeError(f"{type(self).__name__} cannot be a part of a Product: give it the property `widths`.")
 
     @property
@@ -78,12 +78,12 @@ class Distribution(ABC):
         )
 
     def density(self) -> "Distribution":
-        """The same distribution without what only sampling needs."""
+        """The same distribution without the parts that only sampling needs."""
         return self
 
     def shifted(self, by: Float[Array, "... K"]) -> "Distribution":
         """The distribution with its mean moved, for real actions."""
-        raise UpslopeError(f"{type(self).__name__} has no mean that --rpo-alpha could move. Leave it out.")
+        raise UpslopeError(f"{type(self).__name__} has no mean for --rpo-alpha to move. Leave the flag out.")
 
 
 @pytree
@@ -298,7 +298,8 @@ class StateDependentNoise(DiagonalGaussian):
 class SquashedGaussian(Distribution):
     """A normal vector u = μ(s) + σ ⊙ ε that tanh squashes into bounds: a = centre + half range ⊙ tanh(u).
 
-    Actions are the unsquashed u, [..., K]; a follows from u, but not u from a where tanh is ±1 to rounding. Probability
+    Actions are the unsquashed u, [..., K]; u determines a, but a does not determine u where tanh rounds to ±1.
+    Probability
     and entropy are those of a, in the environment's units: with the Jacobian of the squashing,
 
         log π(a|s) = log N(u; μ, σ²) − Σ_k log(half_k (1 − tanh² u_k)).

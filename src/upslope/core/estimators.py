@@ -33,7 +33,7 @@ class Estimator(ABC):
     is_advantage: ClassVar[bool] = True
     """Whether the weights may be centred and scaled over a batch (false for constant weights)."""
     corrects: ClassVar[bool] = False
-    """Whether the weights already correct for another policy's actions, by `values.log_prob`, which is then given."""
+    """Whether the weights already correct for another policy's actions, using `values.log_prob`, which is then set."""
 
     @abstractmethod
     def __call__(self, rollout: Rollout, values: Values, gamma: float) -> Credit:
@@ -163,7 +163,8 @@ class GroupMean(Estimator):
 
     With `divide_by_deviation` and 1/|τ_i| it is GRPO (Shao et al. 2024, "DeepSeekMath", section 4.1); with neither it
     is Dr. GRPO, (G−1)/G times `LeaveOneOut` (Liu et al. 2025, "Understanding R1-Zero-Like Training", section 3); with
-    the deviation, the batch's length and without the groups whose returns are all equal, DAPO (Yu et al. 2025,
+    the deviation and the batch's length, and without the groups whose returns are all equal, it is DAPO (Yu et al.
+    2025,
     section 3).
     """
 
@@ -250,7 +251,7 @@ def reward_to_go(rollout: Rollout, gamma: float) -> Float[Array, "T N"]:
 
 def td_error(rollout: Rollout, values: Values, gamma: float) -> Float[Array, "T N"]:
     """δ_t = r_t + γ V(s_{t+1}) − V(s_t), where V(s_{t+1}) = 0 if the episode terminated there."""
-    # The product is inside, where XLA moves it if γ is constant, so it rounds alike if γ is an input of the program.
+    # The product is inside the where, as XLA moves it there for a constant γ; so it rounds the same if γ is an input.
     discounted = jnp.where(rollout.terminated, 0.0, gamma * values.next_value)
     delta = rollout.reward + discounted - values.value
     return jnp.where(rollout.valid, delta, 0.0)
@@ -298,7 +299,7 @@ def over_steps(
 
 
 def check_group(estimator: LeaveOneOut | GroupMean) -> None:
-    """Refuse fields of an estimator of groups that mean nothing."""
+    """Refuse meaningless fields in a group estimator."""
     name = type(estimator).__name__
     if estimator.group_size < 2:
         raise UpslopeError(

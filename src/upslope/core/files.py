@@ -34,7 +34,7 @@ def plain_file(path: Path, max_bytes: int) -> Path:
         raise UpslopeError(f"{path} is {kind_of(found.st_mode)}, not a plain file, so it is not read. Give a file.")
     if found.st_size > max_bytes:
         raise UpslopeError(
-            f"{path} has {found.st_size:,} bytes; upslope reads at most {max_bytes:,} bytes of such a file. Give "
+            f"{path} is {found.st_size:,} bytes long; upslope reads such files only up to {max_bytes:,} bytes. Give "
             "another file."
         )
     return path

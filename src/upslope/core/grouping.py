@@ -1,4 +1,4 @@
-"""Rows of several groups in one array with an axis of groups."""
+"""Arrange the rows of several groups in one array with a group axis."""
 
 from typing import Any
 

@@ -65,7 +65,8 @@ def told(error: BaseException) -> str:
 
 
 def raised_at(error: BaseException) -> str:
-    """The innermost file and line of a traceback outside upslope; installed libraries count only if there is no other.
+    """The innermost file and line of a traceback outside upslope; installed libraries count only if no other frame
+    exists.
 
     The source line is included if the exception has no message. Empty if there is no such frame."""
     frames = [f for f in traceback.extract_tb(error.__traceback__) if not f.filename.startswith((OWN_FOLDER, "<"))]

@@ -144,7 +144,7 @@ class Clip(Objective):
 
 @dataclass(frozen=True)
 class DualClip(Clip):
-    """`Clip`, whose loss for Ψ < 0 is at most −c Ψ: L = −max(min(Ψ ρ, Ψ clip(ρ, 1−ε, 1+ε)), c Ψ).
+    """`Clip` with its loss capped at −c Ψ for Ψ < 0: L = −max(min(Ψ ρ, Ψ clip(ρ, 1−ε, 1+ε)), c Ψ).
 
     A ratio far above 1 with a negative weight otherwise gives an unbounded loss, e.g. where another policy acted
     (Ye et al. 2020, "Mastering Complex Control in MOBA Games with Deep Reinforcement Learning"). Usual: c = 3.
@@ -155,7 +155,7 @@ class DualClip(Clip):
     def __post_init__(self) -> None:
         super().__post_init__()
         if not self.c > 1 + self.epsilon:
-            raise UpslopeError(f"DualClip needs c > 1 + ε = {1 + self.epsilon:g}, not {self.c}: below it Clip ends.")
+            raise UpslopeError(f"DualClip needs c > 1 + ε = {1 + self.epsilon:g}, not {self.c}: Clip acts up to there.")
 
     def loss(self, state: ObjectiveState, sample: Sample) -> Float[Array, "B"]:
         clipped = super().loss(state, sample)
@@ -166,7 +166,8 @@ class DualClip(Clip):
 class SPO(Objective):
     """L = −(Ψ ρ − |Ψ| (ρ − 1)² / 2ε), ρ = π_θ/μ: a parabola whose top lies at ρ = 1 + ε for Ψ > 0, at 1 − ε for Ψ < 0.
 
-    Where `Clip` has no gradient, outside [1−ε, 1+ε], this one pulls back (Xie et al. 2024, "Simple Policy
+    Where `Clip` has no gradient, outside [1−ε, 1+ε], this objective pulls the ratio back (Xie et al. 2024, "Simple
+    Policy
     Optimization"). Usual: ε = 0.2.
     """
 
@@ -214,7 +215,7 @@ class NaturalGradient(Objective):
 class TrustRegion(NaturalGradient):
     """The step of `NaturalGradient`, shortened until the loss falls and KL(π_old‖π_θ) ≤ δ (Schulman et al. 2015, TRPO).
 
-    It tries 1, 0.8, 0.8², … of the step, `backtracks` lengths at most, and moves nothing if none of them works.
+    It tries 1, 0.8, 0.8², … times the step, at most `backtracks` lengths, and takes no step if none of them works.
     """
 
     backtracks: int = 10
@@ -239,7 +240,8 @@ def kl_estimate(
         k2 = x²/2           biased, with a small variance
         k3 = e^x − 1 − x    unbiased, never negative
 
-    Their values are not their gradients. As a term of a loss, the mean gradient of k1 is E[∇log π] = 0: it teaches
+    What holds for their values does not hold for their gradients. As a term of a loss, the mean gradient of k1 is
+    E[∇log π] = 0: it teaches
     nothing. That of k2 is ∇KL(π‖π_ref), and that of k3 is ∇KL(π_ref‖π). Source: Schulman 2020, "Approximating KL
     Divergence"; GRPO uses k3.
     """

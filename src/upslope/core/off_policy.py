@@ -21,15 +21,16 @@ class Estimated(NamedTuple):
 
     value: float
     influence: PerEpisode
-    """N − 1 times the change of the estimate when each episode is added to the others (the jackknife's)."""
+    """N − 1 times the change in the estimate when each episode is added to the others (the jackknife's)."""
     effective: float
     """The effective number of episodes that it rests on; see `effective_number`."""
 
     def half_width(self) -> float:
         """Half the width of the 95 % interval: t_ν √(Σψ² / (N (N−1))), with the influences ψ of the N episodes.
 
-        For a plain mean √… is the usual standard error, else the jackknife's (Tukey 1958). ν is the effective number
-        of episodes less 1, because the few heavy ones decide. `benchmarks/off_policy.py` measures its coverage.
+        For a plain mean √… is the usual standard error, else the jackknife's (Tukey 1958). ν is the effective number of
+        episodes less 1, because the few heavily weighted ones dominate. `benchmarks/off_policy.py` measures its
+        coverage.
         """
         n = len(self.influence)
         if n < 2 or not self.effective > 1:
@@ -57,13 +58,13 @@ def kish(log_weight: Float[np.ndarray, "... N"]) -> Any:
 
 
 def effective_number(size: Float[np.ndarray, "K"], number: Float[np.ndarray, "K"]) -> float:
-    """Σ size / Σ (size / number): the harmonic mean of the effective numbers of an estimate's terms, by their sizes."""
+    """Σ size / Σ (size / number): the size-weighted harmonic mean of the effective numbers of an estimate's terms."""
     total = float(np.sum(size))
     return total / float(np.sum(size / number)) if total > 0 else float(np.max(number))
 
 
 def by_trajectory(gain: PerStep, log_weight: PerStep, gamma: float, *, weighted: bool) -> Estimated:
-    """Importance sampling by trajectory: the mean of w_{T−1} Σ_t γ^t r_t; `weighted`, by the sum of the weights.
+    """Importance sampling by trajectory: the mean of w_{T−1} Σ_t γ^t r_t; `weighted` divides by the sum of the weights.
 
     The plain one is unbiased; the weighted one is consistent and varies less. Source: Precup, Sutton & Singh 2000,
     Eligibility Traces for Off-Policy Policy Evaluation, eq. 1 and 2.
@@ -136,7 +137,8 @@ class RatioTest(NamedTuple):
 def ratio_test(log_ratio: PerStep, valid: Bool[np.ndarray, "T N"]) -> RatioTest:
     """The mean of the ratios of all steps, and its distance from 1 in standard errors.
 
-    E_μ[ρ_t | s_t] is the probability under π of the actions that μ can take, and 1 if these are all. The ρ_t − 1 of
+    E_μ[ρ_t | s_t] is the probability under π of the actions that μ can take, which is 1 if these are all the actions.
+    The ρ_t − 1 of
     successive steps are then martingale differences, whose sum has the variance Σ(ρ_t − 1)². A mean below 1 shows
     actions that μ never takes, or probabilities that are not μ's; a mean above 1 only the latter.
     """

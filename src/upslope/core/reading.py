@@ -71,7 +71,7 @@ ROWS_AT_ONCE = 2000
 
 
 def read_rows(path: Path) -> Iterator[list[dict[str, Any]]]:
-    """The objects of a file with one JSON object per line, some at a time, without an incomplete last line.
+    """The objects of a file with one JSON object per line, in batches, omitting an incomplete last line.
 
     Raises:
         UpslopeError: the file is missing, not a plain file, too large, or cannot be parsed.

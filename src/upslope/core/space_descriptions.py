@@ -32,7 +32,7 @@ ACTION_DTYPES = {
 OLD_NAMES = {"BoxCoding": "BoxEncoder", "DiscreteCoding": "DiscreteEncoder"}
 """Encoder names in runs of format 1."""
 MAX_FEATURES, MAX_DIMENSIONS, MAX_PARTS, MAX_DEPTH = 2**31, 64, 2**12, 16
-"""Upper bounds: a network's inputs or outputs, axes of an array, parts of a space, and nesting depth."""
+"""Upper bounds on the number of network inputs or outputs, array axes and parts of a space, and on nesting depth."""
 
 
 def check_spaces(spaces: Any) -> None:
@@ -58,7 +58,7 @@ def space_fields(description: Any, kinds: dict[str, tuple[str, ...]], depth: int
         raise TypeError("a space must be an object with a `kind`")
     kind = OLD_NAMES.get(description["kind"], description["kind"])
     if kind not in kinds:
-        raise ValueError(f"there is no kind {description['kind'][:60]!r} of space here")
+        raise ValueError(f"no space of kind {description['kind'][:60]!r} is allowed here")
     if kind in PARTS:
         return kind, {"parts": part_fields(kind, description, kinds, depth)}
     fields = {k: tuple(v) if isinstance(v, list | tuple) else v for k, v in description.items() if k != "kind"}
@@ -104,7 +104,7 @@ def check_fields(fields: dict[str, Any]) -> None:
                 raise ValueError(f"`{name}` does not hold a bound for each component")
         elif name == "start":
             if not all(type(x) is int and abs(x) < 2**62 for x in as_tuple(value)):
-                raise ValueError("`start` is not whole")
+                raise ValueError("`start` does not hold whole numbers")
         elif isinstance(value, tuple) is (name == "n") or not all(type(x) is int and x > 0 for x in as_tuple(value)):
             raise ValueError(f"`{name}` is not made of positive whole numbers")
         elif name == "shape" and (len(value) > MAX_DIMENSIONS or math.prod(value) > MAX_FEATURES):

@@ -70,7 +70,7 @@ def load_arrays(path: Path, what: str) -> tuple[dict[str, np.ndarray], dict[str,
             raise ValueError("its meta entry is not a JSON object")
     except Exception as error:  # zipfile, its compressors and NumPy's header parser raise a dozen types
         raise UpslopeError(
-            f"{path} is not a {what} of upslope, or it is damaged: {type(error).__name__}: {brief(error)}. Give "
+            f"{path} is not a {what} from upslope, or it is damaged: {type(error).__name__}: {brief(error)}. Give "
             "another file, or a copy of this one from before it was damaged."
         ) from error
     return arrays, meta

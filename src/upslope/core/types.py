@@ -56,7 +56,7 @@ class Successors:
         return jax.tree.map(one, now, ended)
 
     def first_columns(self, shape: tuple[int, ...], count: int) -> "Successors":
-        """Those of the first columns of a rollout [T, N]."""
+        """The successors in the first columns of a rollout [T, N]."""
         t, n = self.place // shape[1], self.place % shape[1]
         return Successors(self.observation, jnp.where(n < count, t * count + n, shape[0] * count))
 

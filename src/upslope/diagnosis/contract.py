@@ -220,7 +220,7 @@ def masks(env: gymnasium.Env, seen: list[np.ndarray], is_late: bool) -> Iterator
 
 
 def pictures(environment: Any) -> Iterator[Check]:
-    """Check whether the environment renders pictures if it says so; only films and the credit view need them."""
+    """Check whether the environment renders pictures if it claims to; only films and the credit view need them."""
     try:
         player = player_of(environment, None)
         modes = player.env.metadata.get("render_modes", ()) if isinstance(player, HostPlayer) else ()

@@ -106,7 +106,7 @@ def too_little(signs: Signs, num_checked: int) -> str:
         return f"it has {counted(iterations, 'iteration')}, but {FEWEST} are needed"
     if signs.is_recorded:
         command = shell("upslope", "evaluate", signs.record.path)
-        return f"it learned from recorded data and played no episodes; {command} tells more"
+        return f"it learned from recorded data and played no episodes; {command} shows more"
     if not np.isfinite(signs.returns[0]).any():
         return f"no seed has finished {ENDS} episodes, so whether the return rises is not known"
     if signs.is_flat:

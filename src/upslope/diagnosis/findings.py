@@ -86,7 +86,7 @@ class Signs:
 
     record: Record
     lacking: set[str] = field(default_factory=set)
-    """Things that rules needed and the run does not have, since this was last cleared."""
+    """Things that rules have needed but the run lacks, since this was last cleared."""
 
     def lacks(self, what: str, is_missing: bool) -> bool:
         """Record `what` if it is missing, and return `is_missing`."""
@@ -194,7 +194,7 @@ class Signs:
     @cached_property
     def sigma(self) -> np.ndarray | None:
         """Geometric mean of σ over action components, in units of half the range [S, I]; None unless all actions are
-        one Box with a Gaussian policy, whose entropy tells σ."""
+        one Box with a Gaussian policy, whose entropy gives σ."""
         is_gaussian = self.action["kind"] == "BoxHead" and self.config.head != "squashed"
         if not is_gaussian or "policy/entropy" not in self.record.metrics:
             return None
@@ -234,7 +234,7 @@ class Signs:
         """Whether the return of each seed rose by more than chance [S].
 
         Where single episodes are mostly luck, as in Blackjack, even the best policy gains less than half of their
-        standard deviation. So a small rise counts too, if it is many standard errors.
+        standard deviation. So a small rise counts too, if it is many standard errors large.
         """
         first, last, spread = self.returns
         spread, (_, _, _, error, later_rise, later_error) = np.maximum(spread, 1e-9), self.known_returns

@@ -1,4 +1,4 @@
-"""Does an observation tell the state? A search for what the past, but not the present, tells about the next step.
+"""Does an observation determine the state? A search for what the past, but not the present, says about the next step.
 
 In a Markov decision process (o_{t+1}, r_t, end) depends on (o_t, a_t) alone. If what was seen before helps to predict
 it, the observation leaves out a part of the state, and a memory can recover it. Randomness is no evidence: it makes
@@ -59,7 +59,7 @@ class Suspicion:
 
     words: str
     is_hidden: bool = False
-    """Whether the past tells what the present does not."""
+    """Whether the past reveals what the present does not."""
     is_decided: bool = True
 
 
@@ -81,7 +81,7 @@ def steps_of(trial: Trial) -> Steps:
 
 
 def memory_test(trial: Trial, encoder: ObservationEncoder, action_space: spaces.Space) -> Suspicion:
-    """Search a trial for signs that the past tells what the present observation does not."""
+    """Search a trial for signs that the past reveals what the present observation does not."""
     steps = steps_of(trial)
     recurring, shares = recurrence_test(trial, steps)
     for past, share in shares.items():

@@ -39,7 +39,7 @@ PROBES = {
     "delay": "the discount, the bootstrap, or the sum over time",
     "action": "the objective, the sign or the pairing of weights and actions",
     "both": "the pairing of observations and actions",
-    "truncation": "truncation taken for termination: nothing is bootstrapped at the limit",
+    "truncation": "truncation treated as termination: nothing is bootstrapped at the limit",
     "continuous": "the Gaussian's log-probability, or actions in the wrong unit",
     "multidiscrete": "the log-probabilities of several heads",
     "multibinary": "the log-probabilities of several switches",

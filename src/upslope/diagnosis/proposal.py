@@ -65,7 +65,7 @@ def choices(e: Examined, settings: dict[str, Any], unread: Sequence[tuple[str, A
 
 
 def of_info(e: Examined) -> Iterator[Choice]:
-    """What can be kept of every episode."""
+    """What can be kept for every episode."""
     success = [key for key in logged(e) if "success" in key.lower()]
     if success:
         yield Choice(shlex.join(["--log-info", *success]), "info says at an episode's end whether it succeeded")

@@ -57,7 +57,8 @@ def log_prob_mismatch(s: Signs) -> Finding | None:
         "The stored log-probabilities belong to actions that were not taken, or to a policy that did not act.",
         "Store the sampled action before it is clipped or rescaled, with the log-probability of that very action.",
         0.97 * part, evidence=(s.evidence("log_prob_mismatch", x, "below 0.0001"),),
-        rivals=("observations normalised by other statistics than in acting", "rows shifted against each other"),
+        rivals=("observations normalised by statistics other than those used in acting",
+                "rows shifted against each other"),
     ) if part else None  # fmt: skip
 
 
@@ -86,7 +87,7 @@ def credit_inconsistent(s: Signs) -> Finding | None:
     return Finding(
         "credit_inconsistent", "The weight Ψ is not target − V.",
         "The estimator's weight has the wrong sign or time step, or its target lacks V.",
-        "In your estimator return weight = A_t and target = A_t + V(s_t), both of step t.",
+        "In your estimator return weight = A_t and target = A_t + V(s_t), both for step t.",
         0.96 * part, experiment=PROBE,
         evidence=(s.evidence("weight_agreement", x, "1"), s.evidence("(E[target − V] − E[Ψ])/σ(Ψ)", gap, "0")),
     ) if part else None  # fmt: skip
@@ -148,7 +149,7 @@ def return_not_propagated(s: Signs) -> Finding | None:
     one_sign = s.taken("reward_min", how=np.min) * s.taken("reward_max", how=np.max) >= 0
     long = s.lengths.mean() > 5 if s.lengths.size else True
     is_short = (np.abs(target) < 1.2 * np.abs(reward)) & one_sign & (np.abs(reward) > 1e-8)
-    # For any signs: targets with the mean, standard deviation, minimum and maximum of the rewards are the rewards.
+    # Whatever the signs: targets with the mean, standard deviation, minimum and maximum of the rewards are the rewards.
     is_reward = np.ones(len(target), bool)
     for name in ("mean", "std", "min", "max"):
         mine, theirs = s.late(f"target_{name}"), s.late(f"reward_{name}") * scale

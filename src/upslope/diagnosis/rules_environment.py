@@ -88,7 +88,7 @@ def rewards_go_together(s: Signs) -> np.ndarray:
 
 
 def rewards_are_rare(s: Signs) -> np.ndarray:
-    """Whether, for each seed, the reward is the same at most steps and different now and then [S]."""
+    """Whether, for each seed, the reward is the same in most steps and different now and then [S]."""
     mean = s.taken("reward_mean")
     sides = np.stack([s.taken("reward_max") - mean, mean - s.taken("reward_min")])
     return sides.max(axis=0) > 4 * sides.min(axis=0)
@@ -136,7 +136,7 @@ def reward_noise(s: Signs) -> Finding | None:
     """The standard deviation of the reward is far above what any state explains."""
     ratio = s.taken("reward_std") / np.maximum(np.abs(s.taken("reward_mean")), 1e-8)
     explained = s.late("critic/explained_variance")
-    # A reward that is 0 or a small cost at most steps varies as much but is not noise: noise is two-sided.
+    # A reward that is 0 or a small cost in most steps varies as much but is not noise: noise is two-sided.
     mean, std = s.taken("reward_mean"), s.taken("reward_std")
     sides = np.minimum(s.taken("reward_max") - mean, mean - s.taken("reward_min"))
     is_dense = (s.taken("reward_nonzero") > 0.5) & (sides > 1.5 * std)

@@ -73,7 +73,7 @@ def encoder_dead(s: Signs) -> Finding | None:
     part = share(x > 0.95)
     return Finding(
         "encoder_dead", "The features of images do not vary.",
-        "Its units have died: an update pushed them below 0 for every image.",
+        "The encoder's units have died: an update pushed them below 0 for every image.",
         f"Lower --learning-rate (now {s.config.learning_rate:g}) or --max-grad-norm, or use another --encoder.",
         0.85 * part, 0.95, evidence=(s.evidence("encoder_dead", x, "below 0.7", 0.5),),
         rivals=("images that do not change",), experiment="upslope check ENVIRONMENT",

@@ -61,7 +61,7 @@ def update_too_small(s: Signs) -> Finding | None:
     flag = f"--{held_back.replace('_', '-')} (now {getattr(s.config, held_back):g})" if held_back else s.step_flag
     return Finding(
         "update_too_small", "All updates together hardly move the policy.",
-        "The learning rate, the clip range or the KL limit is too small, or the KL penalty or another limit is strict.",
+        "The learning rate, the clip range or the KL limit is too small, or a penalty or another limit is too strict.",
         f"Set {flag} back to its default." if held_back else f"Raise {flag}.",
         (0.86 if held_back else 0.45) * part, 0.95, evidence=(s.evidence("Σ √(2 KL)", path, "above 1"),),
         rivals=("no gradient", "nothing left to gain"), experiment=f"the same seeds with ten times the {s.step_size}",
@@ -194,7 +194,7 @@ def groups_equal(s: Signs) -> Finding | None:
     part = share((x > 0.9) & ~s.improved)
     return Finding(
         "groups_equal", "Nearly all groups have equal returns, which teach nothing.",
-        "All episodes that begin alike end alike: none of them solves its start.",
+        "All episodes that begin alike end alike: none of them succeeds from its start.",
         "Raise --group-size or --entropy-coefficient, or begin with a policy that solves some of them: --from.",
         0.7 * part, evidence=(s.evidence("policy/equal_groups", x, "below 0.9", 0.5),),
         rivals=("a task that was solved from the beginning",),
@@ -290,7 +290,7 @@ def critic_blind(s: Signs) -> Finding | None:
         "critic_blind", "The critic is no better than a constant.", "These metrics alone do not show the cause.",
         "First `upslope check`, then --critic-epochs 20.", 0.4 * part,
         evidence=(s.evidence("critic/explained_variance", x, "towards 1", 0.5),),
-        rivals=("observations that do not determine the value", "noisy rewards", "targets of another scale"),
+        rivals=("observations that do not determine the value", "noisy rewards", "targets on another scale"),
         experiment="upslope check ENVIRONMENT; upslope probe",
     ) if part else None  # fmt: skip
 

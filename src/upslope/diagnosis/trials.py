@@ -38,7 +38,7 @@ class Player(Protocol):
     """Mask of the choices allowed now [M]; None if nothing is forbidden or the episode is over."""
 
     def numbers(self) -> dict[str, float]:
-        """The numbers of `info` after the last step, by their keys."""
+        """The numbers in `info` after the last step, by their keys."""
         ...
 
     def reset(self, seed: int) -> Any:
@@ -193,7 +193,7 @@ class Trial:
     terminated: list[bool] = field(default_factory=list)
     """Whether each finished episode terminated; otherwise it was truncated."""
     info: list[dict[str, float]] = field(default_factory=list)
-    """The numbers of `info` at the end of each finished episode."""
+    """The numbers in `info` at the end of each finished episode."""
     unfinished: int = 0
     """Steps of the episode that was unfinished at the end."""
     reset_seconds: float = 0.0

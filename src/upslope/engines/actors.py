@@ -37,7 +37,7 @@ INLINE = {"RAY_max_direct_call_object_size": str(4 << 20)}
 go through the nodes' object stores, which takes some milliseconds."""
 
 Session = tuple[str, str]
-"""A channel's unique name, and the module whose `Server` it asks."""
+"""A channel's unique name, and the module whose `Server` answers it."""
 
 
 @dataclass
@@ -52,7 +52,7 @@ class Call:
 
 class ActorChannel:
     """Calls to an actor. A request is one call, whose result holds the notices before the answer; signs of life are
-    requested only while an answer takes long."""
+    requested only while an answer is slow to arrive."""
 
     error = WorkerLostError
 
@@ -74,7 +74,7 @@ class ActorChannel:
     def waiting_for(self) -> str:
         if self.unreachable:
             return "it cannot be reached"
-        return "it does not respond" if self.node else "it waits for a node with free processors, or starts"
+        return "it does not respond" if self.node else "it is waiting for a node with free processors, or starting"
 
     def send(self, request: tuple[str, tuple[Any, ...]]) -> None:
         self.number += 1
@@ -96,7 +96,7 @@ class ActorChannel:
         """The messages of the next result to arrive.
 
         Raises:
-            queue.Empty: none came within these seconds.
+            queue.Empty: none came within that time.
         """
         call = self.calls[0]
         result = call.result if self.signs is None else self.first_of(call.result, self.signs, seconds)

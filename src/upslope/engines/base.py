@@ -35,7 +35,7 @@ class Placement:
 
     @property
     def worker_devices(self) -> int:
-        """Number of a worker's accelerators, or of its processors if it has none."""
+        """The number of accelerators a worker has, or of processors if it has no accelerator."""
         return math.ceil(self.worker_gpus) or max(1, int(self.worker_cpus))
 
     def __post_init__(self) -> None:
@@ -52,7 +52,8 @@ class Resources:
     """The machine resources that training may use. They never change results."""
 
     workers: int | None = None
-    """Processes that share a Gymnasium environment's seeds, or step slices of a slow one; None: as many as pay off."""
+    """Number of processes that share a Gymnasium environment's seeds, or step slices of a slow one; None: as many as
+    pay off."""
     cluster: Placement | None = None
     """Where workers run; None: on this machine."""
     is_one_of_mixed: bool = False
@@ -72,7 +73,7 @@ def resources_of(workers: int | None, cluster: str | Placement | None = None) ->
 EVERYTHING = Resources()
 """Use as many processes as pay off on this machine."""
 EpisodeRow = tuple[int, int, float, int, tuple[float, ...]]
-"""(step, seed index, return, length, numbers of info) of a finished training episode."""
+"""(step, seed index, return, length, numbers from info) of a finished training episode."""
 
 
 @dataclass
@@ -133,7 +134,7 @@ class Engine(Protocol):
         ...
 
     def snapshot(self) -> dict[str, np.ndarray]:
-        """The data, besides the state, to continue from the end of the last complete `advance`."""
+        """The data, besides the state, needed to continue from the end of the last complete `advance`."""
         ...
 
     def restore(self, snapshot: dict[str, np.ndarray], say: Callable[[str], None]) -> None:
@@ -172,5 +173,6 @@ def finite_seeds(agents: Any) -> np.ndarray:
 
 
 def fit_to_act(agents: Any, is_finite: np.ndarray) -> Any:
-    """The agents with all numbers 0 in seeds that are not finite [S], whose actions an environment may not survive."""
+    """The agents, with all numbers 0 in seeds that are not finite [S], since an environment may not survive their
+    actions."""
     return agents if is_finite.all() else where_seeds(is_finite, agents, jax.tree.map(np.zeros_like, agents))

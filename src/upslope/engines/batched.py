@@ -46,7 +46,7 @@ class BatchedEpisode:
     def __init__(self, seed: int, index: int):
         self.seed, self.index = seed, index
         self.episode, self.begun = -1, -1
-        """Episodes of this column so far, and resets of its vector environment."""
+        """Number of episodes of this column so far, and of resets of its vector environment."""
         self.episode_return, self.length, self.seen = 0.0, 0, 0
         self.info: tuple[float, ...] = ()
 
@@ -106,7 +106,7 @@ class BatchedColumns:
         self.is_over = np.zeros(count, bool)
         """Rows whose episode has ended, until the next begins."""
         self.is_stale = np.ones(count, bool)
-        """Rows out of step with their vector environment, which has not begun or continued without them."""
+        """Rows out of step with their vector environment, which has not begun, or has continued without them."""
         self.mark(between_episodes=True)
 
     @property
@@ -195,7 +195,7 @@ class BatchedColumns:
         self.check_finite(rows.tolist(), np.zeros(len(self.episodes), np.float32), self.flat)
 
     def called(self, number: int, where: str, call: Callable[[Any], Any]) -> Any:
-        """Call a vector environment; an exception is reported with the place."""
+        """Call a vector environment; an exception is reported with where it occurred."""
         self.row = row = number * self.shape[1]
         try:
             answer = call(self.batches[number])
@@ -302,14 +302,15 @@ class BatchedColumns:
             self.border.place(next_observation, row, observation, episode)
             assign(self.flat, row, jax.tree.map(lambda x: x[row], next_observation))
         if not is_over and self.limit is not None and episode.length >= self.limit:
-            # The vector environment continues by itself: only a whole reset brings it back.
+            # The vector environment continues on its own: only resetting all of it brings it back.
             truncated[row] = self.is_over[row] = self.is_stale[row] = True
         if self.read_info is not None and (is_over or truncated[row]):
             episode.info = self.read_info(info, episode, column)
         self.allow(row, info, column, is_over=bool(is_over))
 
     def allow(self, row: int, info: Any, column: int, *, is_over: bool = False) -> None:
-        """Record the allowed choices of a row. At an end that is not reset yet, nothing is chosen."""
+        """Record the allowed choices of a row. At the end of an episode that has not been reset yet, nothing is
+        chosen."""
         if self.mask is not None:
             resets = is_over and self.modes[row // self.shape[1]] is not AutoresetMode.SAME_STEP
             given = {"action_mask": mask_of(info, column)}
@@ -332,7 +333,7 @@ class BatchedColumns:
         self.marked = begun, [length] * len(begun), copied(self.observation)
 
     def snapshot(self) -> dict[str, np.ndarray]:
-        """How often each vector environment was reset, and what was shown; no episode can be rebuilt."""
+        """How often each vector environment was reset, and the observations it gave; no episode can be rebuilt."""
         begun, lengths, observation = self.marked
         action = self.head.random(np.random.default_rng(0))[None]
         empty = self.head.kept(action, self.head.to_environment(action))[:0]

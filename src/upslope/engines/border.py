@@ -24,7 +24,7 @@ from upslope.models.encoders import ObservationEncoder
 from upslope.models.head import ActionHead
 
 FIRST = 100
-"""Observations of each environment that are checked in full, besides the first of every episode."""
+"""Number of observations of each environment that are checked in full, besides the first of every episode."""
 EVERY = 16
 """Afterwards, every 16th observation is checked in full."""
 FEW_SPACINGS = 4.0
@@ -47,7 +47,7 @@ class Place(Protocol):
     """The episode that an observation belongs to."""
 
     seen: int
-    """Observations of its environment so far."""
+    """Number of observations of its environment so far."""
     length: int
 
     def describe(self) -> str:
@@ -407,7 +407,7 @@ def reward_of(reward: Any, name: str, place: Place) -> float:
     if x.dtype.kind in "fiub":
         raise UpslopeError(
             f"{name} returned a reward of shape {x.shape}, {short(x)}: {place.describe()}. upslope learns from "
-            f"one number. Weigh its parts, each by a weight of yours: --wrapper '{weighing(x.size)}'."
+            f"one number. Combine its parts, each with a weight of your choice: --wrapper '{weighing(x.size)}'."
         )
     raise UpslopeError(
         f"{name} returned the reward {short(reward)} of type {type(reward).__name__}, where a number is expected: "
@@ -416,7 +416,7 @@ def reward_of(reward: Any, name: str, place: Place) -> float:
 
 
 def in_32_bits(reward: Any, name: str, place: Place) -> float:
-    """The reward, if 32-bit floats, in which rewards are stored, can hold it."""
+    """The reward, if it fits into the 32-bit floats in which rewards are stored."""
     try:
         number = float(reward)
     except OverflowError:
@@ -459,7 +459,7 @@ def flag_of(flag: Any, what: str, name: str, place: Place) -> bool:
 
 
 def raised(name: str, where: str, place: str, error: BaseException) -> str:
-    """The error message for an environment's own exception, with the place."""
+    """The error message for an environment's own exception, saying where it was raised."""
     words, at = str(error).strip(), raised_at(error)
     if isinstance(error, UpslopeError):  # of one of upslope's own wrappers
         return f"{name}: {words} — {place}."

@@ -1,7 +1,7 @@
-"""Calls of environments' methods while a run trains: each environment makes them in order, before its next reset.
+"""Calls to environments' methods while a run trains: each environment makes them in order, before its next reset.
 
 When its episode began, an environment had made the first `called` of all calls. That number is enough to rebuild it: a
-new environment makes as many before the episode is replayed, and the rest before the next one.
+new environment makes that many before the episode is replayed, and the rest before the next one.
 """
 
 import json

@@ -26,7 +26,7 @@ from upslope.errors import UpslopeError
 LOOK_SECONDS = 60.0
 """Seconds within which a node must report its versions."""
 RELEASE_SECONDS, LOOK_AGAIN = 3.0, 0.25
-"""Seconds that workers just closed have to release their processors, and between two checks of that."""
+"""Seconds that workers have to release their processors once closed, and seconds between two checks for that."""
 AUTO = "auto"
 
 
@@ -66,11 +66,11 @@ class Cluster:
         return [n for n in self.ray.nodes() if n["Alive"] and n["Resources"].get("CPU", 0) > 0]
 
     def require(self, part: Any, environment: AnyEnvironment) -> None:
-        """Compare versions and processors of all nodes with this machine's, and look for the modules that they need for
-        what they are sent.
+        """Compare the versions and processors of all nodes with this machine's, and check for the modules that they
+        need to read what they are sent.
 
         Raises:
-            UpslopeError: a node differs, or lacks a module; it is named.
+            UpslopeError: a node differs, or lacks a module; the message names it.
         """
         mine, modules = facts([]), modules_of(part, environment)
 
@@ -88,7 +88,7 @@ class Cluster:
             self.compared |= asks(node)
 
     def answer_of_node(self, node: dict[str, Any], reference: Any) -> dict[str, Any] | None:
-        """A node's facts; None if it has gone meanwhile."""
+        """A node's facts; None if it has left in the meantime."""
         try:
             return self.ray.get(reference, timeout=LOOK_SECONDS)
         except Exception as error:  # upslope may be missing there, or too old to answer

@@ -66,7 +66,7 @@ class Steppable(Protocol):
 
 class EpisodeEnds(NamedTuple):
     """The finished episodes of a rollout: seed index, step within the rollout, column within the seed, return, length,
-    each [E], and the numbers of K keys of info [E, K]."""
+    each [E], and the numbers from info under K keys [E, K]."""
 
     seed_index: np.ndarray
     t: np.ndarray
@@ -114,7 +114,8 @@ class HostRollout:
         return host_rollout(fields)
 
     def stacked(self, steps: list[Any]) -> Any:
-        """The steps of a field in one array for each of its arrays; the list is empty afterwards, so that large
+        """The steps of a field, stacked into one array for each of its arrays; the list is empty afterwards, so that
+        large
         observations are not held twice."""
         if isinstance(steps[0], np.ndarray):  # the usual case, without the cost of a tree traversal
             return self.in_one(steps)
@@ -163,7 +164,8 @@ def successors_of(ends: list[EndedRows], newest: Any, shape: tuple[int, int]) ->
 
 
 def fitted(stored: Successors, size: int) -> Successors:
-    """One seed's successors in a rollout of `size` steps, with K one of few values, so that few programs are compiled.
+    """One seed's successors in a rollout of `size` steps, with K limited to a few values, so that few programs are
+    compiled.
     It does not depend on the other seeds."""
     count, least = int(np.sum(stored.place != BEYOND)), max(1, size // STEPS_PER_SUCCESSOR)
     capacity = least << max(0, (-(-count // least) - 1).bit_length())
@@ -211,7 +213,7 @@ class Act:
         self, agents: Any, observation: Any, ahead: int, batch: tuple[int, ...] = ()
     ) -> Callable[..., np.ndarray]:
         """The program that draws noise from the data of keys [*batch, S, W] and t. Only the shapes of agents and
-        observations matter, so they are not inputs of it."""
+        observations matter, so the arrays are not inputs to it."""
         shapes = (batch, ahead, *(x.shape for x in jax.tree.leaves(observation)))
         if shapes not in self.draws:
             like = jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype), (agents, observation))

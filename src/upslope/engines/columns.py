@@ -37,13 +37,13 @@ from upslope.models.encoders import ObservationEncoder
 from upslope.models.head import ActionHead
 
 MAX_REPLAY = 100_000
-"""Maximum number of actions kept of a running episode; if it is longer, a resumed run starts a new one."""
+"""Maximum number of actions kept for a running episode; if it is longer, a resumed run starts a new one."""
 NOT_RUNNING, TOO_LONG = -2, -1
 """Values that replace a length in a snapshot: no episode is in progress, or it is too long to replay."""
 
 
 OF_ROWS, OF_ALL = ("episode", "length", "called"), ("calls",)
-"""Arrays of a snapshot that have an entry for each environment, and those that all share."""
+"""Arrays of a snapshot that have an entry for each environment, and those that all environments share."""
 
 
 class HostEpisode:
@@ -60,9 +60,9 @@ class HostEpisode:
         self.actions: list[Any] = []
         self.episode_return, self.length = 0.0, 0
         self.seen = self.called = 0
-        """Observations of the environment so far, and calls that it had made when the episode began."""
+        """Number of observations of the environment so far, and of calls that it had made when the episode began."""
         self.info: tuple[float, ...] = ()
-        """The numbers of info at the end of the last episode."""
+        """The numbers from info at the end of the last episode."""
 
     def begin(self) -> Any:
         """Reset to the next episode with its own seed; return the result of `reset`."""
@@ -104,7 +104,8 @@ class HostColumns:
         group_size: int = 1,
     ):
         """`indices` are the environments' indices within their seed, by default 0 … N−1; `log_info` are the keys of the
-        numbers of info to keep of each episode; the environments of a group of `group_size` share their reset seeds."""
+        numbers from info to keep for each episode; the environments of a group of `group_size` share their reset
+        seeds."""
         self.world, self.encoder, self.head, self.limit = world, encoder, head, limit
         self.notices = notices or notices_to()
         self.read_info = InfoReader(log_info, world.name, self.notices) if log_info else None
@@ -125,7 +126,7 @@ class HostColumns:
             self.close()
             raise
         self.calls: list[Call] = []
-        """The calls that every environment makes before its next reset, from the run's beginning."""
+        """The calls since the run began, each of which every environment makes before its next reset."""
         self.every_row = np.arange(len(self.episodes))
         self.flat = self.border.empty(len(self.episodes))
         self.mask: Any = np.ones((len(self.episodes), head.num_choices), bool) if world.gives_masks else None
@@ -164,7 +165,7 @@ class HostColumns:
         self.refuse_stuck()
 
     def begin_one(self, row: int, num_calls: int) -> None:
-        """Make those of the first `num_calls` calls that were not made yet, and begin a new episode."""
+        """Make those of the first `num_calls` calls that have not been made yet, and begin a new episode."""
         self.row, episode = row, self.episodes[row]
         self.make_calls(episode, num_calls)
         try:
@@ -251,7 +252,7 @@ class HostColumns:
                 raise UpslopeError(nothing_allowed(self.world.name, self.episodes[stuck[0]].describe()))
 
     def check_finite(self, rows: Sequence[int], reward: np.ndarray, observation: Any) -> None:
-        """Refuse a reward or an observation that is not finite, and name the first place."""
+        """Refuse a reward or an observation that is not finite, and say where the first one is."""
         real = [x for x in jax.tree.leaves(observation) if x.dtype.kind == "f"]
         if all_finite([reward, *real]):
             return
@@ -320,7 +321,7 @@ class HostColumns:
         return afresh
 
     def replay(self, row: int, actions: np.ndarray, shown: Any, num_calls: int = 0) -> bool:
-        """Restart the episode after its calls, and repeat its actions; return whether it ends as it did."""
+        """Restart the episode after its calls, and repeat its actions; return whether it ends up where it was."""
         episode = self.episodes[row]
         episode.episode -= 1
         self.begin_one(row, num_calls)
@@ -434,7 +435,7 @@ def replayable(episode: HostEpisode) -> int:
 
 
 def not_finite(name: str, what: str, value: Any, episode: HostEpisode) -> str:
-    """The error message for an observation or a reward that is not finite, with the place."""
+    """The error message for an observation or a reward that is not finite, saying where it occurred."""
     return (
         f"{name} returned a {what} that is not finite, {value}: {episode.describe()}. Training on it would destroy the "
         "agent; correct the environment, or clip what it returns."

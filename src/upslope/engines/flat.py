@@ -41,7 +41,7 @@ class Layout:
         if structure != self.structure:
             raise UpslopeError(
                 "An update changed the structure of the learner's state, so it cannot be updated again. An optimiser, "
-                "a bonus or a model of your own must return a state with the same parts that it was given."
+                "a bonus or a model of your own must return a state with the same parts as the one it was given."
             )
         return [raw(x) for x in leaves]
 

@@ -36,7 +36,7 @@ from upslope.models.agent import Agent
 from upslope.models.model import Memory
 
 CHUNKS, CHUNK_STEPS = 100, 512
-"""Short iterations are joined to chunks: at least this many per run, each of at most this many steps per seed."""
+"""Short iterations are joined into chunks: at least this many per run, each of at most this many steps per seed."""
 
 
 class HostEngine:
@@ -115,7 +115,7 @@ class HostEngine:
             return each, memory, Iteration(metrics, before, before, [[] for _ in each])
         agents, each, after = layout.agents_on_host(each), list(each), memory
         is_finite, rows = finite_seeds(agents), [[] for _ in each]
-        for s in np.flatnonzero(active & ~is_finite).tolist():  # lost: its steps pass, and nobody takes its actions
+        for s in np.flatnonzero(active & ~is_finite).tolist():  # lost: its steps are counted, its actions not taken
             each[s] = layout.after_steps(each[s], self.task.num_envs * self.task.rollout_steps)
         active &= is_finite
         if not active.any():
@@ -133,8 +133,8 @@ class HostEngine:
         return each, after, Iteration(metrics, steps, before, self.rows(rollout, ends, before, active))
 
     def noise_ahead(self, state: TrainState, keys: np.ndarray) -> Sequence[np.ndarray | None]:
-        """The noise of the actions of a chunk's iterations, whose keys have the data [S, I, W], if it is short enough
-        to be drawn at once."""
+        """The noise of the actions of a chunk's iterations, whose keys have the data [S, I, W], if the iterations are
+        short enough for it to be drawn at once."""
         steps, agents = self.task.rollout_steps, state.learner.agent
         if self.iterations == 1 or steps > AHEAD or not acts_here(agents, state.memory):
             return [None] * self.iterations
@@ -160,7 +160,8 @@ class HostEngine:
         return rollout, ends, after if active.all() or after is memory else where_seeds(active, after, memory)
 
     def rollout_of(self, rollout: Rollout, s: int) -> Rollout:
-        """One seed's facts [T, N]. Whole episodes are padded to one of few lengths, so that few programs are compiled;
+        """One seed's facts [T, N]. Whole episodes are padded to one of a few lengths, so that few programs are
+        compiled;
         the padding does not depend on the other seeds."""
         one = jax.tree.map(lambda x: x[s], rollout)
         stored = one.next_observation
@@ -225,8 +226,8 @@ def weigh_apart(task: Task, state: TrainState, rollout: Rollout) -> Any:
 
 
 def move_with(task: Task, state: TrainState, rollout: Rollout, credit: Credit, key: Any) -> tuple[TrainState, Metrics]:
-    """`move`, given the data of a key; afterwards the memory says where the next rollout's episodes begin. The
-    memory of a policy that has one says more, and replaces it."""
+    """`move`, given the data of a key; afterwards the memory says where the next rollout's episodes begin. If the
+    policy has a memory of its own, that holds more, and replaces this one."""
     state, metrics = move(task, state, rollout, credit, jax.random.wrap_key_data(key))
     if not task.estimator.whole_episodes:
         state = state._replace(memory=state.memory._replace(fresh=episode_ends(rollout)[-1]))
@@ -237,7 +238,7 @@ class Iteration(NamedTuple):
     """What happened in one iteration of S seeds."""
 
     metrics: list[Packed | None]
-    """Of each seed; None if it was idle."""
+    """One per seed; None if it was idle."""
     steps: np.ndarray
     before: np.ndarray
     """Steps after and before it, each [S]."""

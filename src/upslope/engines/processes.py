@@ -65,7 +65,7 @@ class MessageReader:
         """The next message.
 
         Raises:
-            queue.Empty: nothing came within these seconds.
+            queue.Empty: nothing came within that time.
             EOFError: the pipe has ended.
         """
         while (size := self.complete()) is None:
@@ -182,7 +182,7 @@ class PipeChannel:
         return self.process.returncode >= 0, messages
 
     def read_into(self, messages: list[Message], seconds: float) -> None:
-        """Read messages until none comes for these seconds."""
+        """Read messages until none comes for this many seconds."""
         try:
             while True:
                 messages.append(self.answers.read(seconds))
@@ -198,7 +198,7 @@ def start_process(module: str, index: int, share: str, notices: Notices) -> Work
 
 
 class LocalChannel:
-    """Answers requests in this process, when an answer is waited for."""
+    """Answers requests in this process, once the caller waits for the answer."""
 
     error = UpslopeError
     place = "this process"

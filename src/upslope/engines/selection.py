@@ -73,7 +73,7 @@ def engine_on_cluster(
         )
     if task.devices_per_seed > placement.worker_devices:
         raise UpslopeError(
-            f"--devices-per-seed {task.devices_per_seed} splits each seed over as many devices of one worker, but a "
+            f"--devices-per-seed {task.devices_per_seed} splits each seed over that many devices of one worker, but a "
             f"worker has {placement.worker_devices}. Set --worker-cpus {task.devices_per_seed}, or --worker-gpus "
             f"{task.devices_per_seed} if nodes have accelerators."
         )

@@ -1,4 +1,4 @@
-"""Steps of a worker's environments through shared memory, for steps so short that a message would take as long.
+"""Step a worker's environments through shared memory, if steps are so short that a message would take as long.
 
 Neither side blocks in the operating system: the worker polls the memory for a while after each step, and the main
 process polls it until its answer arrives. After that, or if anything goes wrong, they use the worker's
@@ -21,7 +21,7 @@ import numpy as np
 from upslope.engines.transport import Heartbeat, Worker
 
 SPIN = 0.3e-3
-"""Seconds for which a worker polls the memory for the next step after each one."""
+"""Seconds for which a worker polls the memory after each step for the next one."""
 MARGIN = 0.05e-3
 """If fewer than this many seconds of that time remain, the worker is woken anyway."""
 PATIENCE = 1e-3

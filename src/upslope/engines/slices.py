@@ -1,7 +1,7 @@
 """Columns of slow Gymnasium environments: each worker process steps a slice of every seed's environments.
 
 If a step takes a millisecond, passing observations between processes costs little in comparison, and even one seed uses
-every core. If it takes less, the main process steps the first slice itself, and nobody has to be woken. Acting and
+every core. If it takes less, the main process steps the first slice itself, and no process has to be woken. Acting and
 learning stay in the main process, and every episode has its own reset seed, so a run is bitwise identical for any
 number of slices.
 """
@@ -29,8 +29,8 @@ from upslope.learning.iteration import Task
 from upslope.models.heads import head_of
 
 STEP_OVERHEAD, CALL_OVERHEAD, JOINED_OVERHEAD = 0.3e-3, 0.5e-3, 0.08e-3
-"""Seconds of overhead per step of all slices in processes, for each slice on a cluster, and of all slices if the main
-process steps the first."""
+"""Seconds of overhead per step: for all slices in processes, for each slice on a cluster, and for all slices if the
+main process steps the first."""
 JOINED_BELOW = 1e-3
 """Seconds per step of an environment below which the main process steps a slice."""
 TRIAL_SECONDS = 0.25
@@ -48,7 +48,7 @@ OUTCOME, OUTCOME_TYPES = ("reward", "terminated", "truncated"), (np.float32, boo
 
 
 def nothing_ended(num: int, num_info: int) -> dict[str, np.ndarray]:
-    """The return, length and numbers of info of environments whose episodes have not ended."""
+    """The return, length and numbers from info for environments whose episodes have not ended."""
     return {"return": np.zeros(num), "length": np.zeros(num, np.int64), "info": np.zeros((num, num_info))}
 
 
@@ -116,7 +116,7 @@ class SlicedColumns:
         self.shared: list[SharedSteps | None] = [None for _ in self.workers]
         """The shared memory of each worker that has one."""
         self.is_shared = not slicing.is_joined
-        """Whether it was decided which have one; that is so at the first step."""
+        """Whether it has been decided which have one; this happens at the first step."""
         self.begins = not task.estimator.whole_episodes
         """Whether a new episode begins wherever one ends, so that a worker need not be asked for it."""
         self.begun: dict[int, tuple[Any, Any]] = {}
@@ -195,7 +195,7 @@ class SlicedColumns:
         return outcome
 
     def take_end(self, row: int, i: int, found: dict[str, np.ndarray], *, has_begun: bool) -> None:
-        """Take over the episode that ended in a row, the i-th of what a worker returned, and the next one if it
+        """Take over the episode that ended in a row, the i-th one that a worker returned, and the next one if it
         `has_begun` there."""
         shown = self.episodes[row]
         shown.episode_return, shown.length = float(found["return"][i]), int(found["length"][i])
@@ -207,7 +207,7 @@ class SlicedColumns:
             self.begun[row] = structure.unflatten(first), mask
 
     def step_shared(self, action: np.ndarray) -> list[tuple[np.ndarray, dict[str, np.ndarray]]]:
-        """Step every environment, through shared memory where there is some; return (rows, what came of it) pairs."""
+        """Step every environment, through shared memory where there is some; return (rows, outcome) pairs."""
         for worker, rows, shared in zip(self.workers, self.rows, self.shared, strict=True):
             if shared is None:
                 worker.ask("step", list(range(len(rows))), action[rows], self.begins)
@@ -272,9 +272,9 @@ class SlicedColumns:
 
 
 def slicing_of(task: Task, num_seeds: int, requested: int | None, on_cluster: int | None = None) -> Slicing:
-    """Into how many slices to distribute a seed's environments: the requested number if that exceeds the number of
-    seeds, otherwise as many as pay off according to a timing trial. `on_cluster` is the number of workers that fit a
-    cluster; without it, this machine's cores count."""
+    """How many slices to divide a seed's environments into: the requested number if that exceeds the number of
+    seeds, otherwise as many as pay off according to a timing trial. `on_cluster` is the number of workers that fit on a
+    cluster; without it, the number of this machine's cores is used."""
     if task.environment.batch is not None:
         return Slicing()
     cores = on_cluster or num_cores()
@@ -404,7 +404,7 @@ class Server:
             self.steps.serve(heartbeat, has_request)
 
     def wake(self) -> None:
-        """Make the step that was asked for while this process slept."""
+        """Take the step that was requested while this process slept."""
         if self.steps is not None:
             self.steps.answer()
 

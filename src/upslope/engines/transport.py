@@ -64,10 +64,10 @@ class Channel(Protocol):
         ...
 
     def receive(self, seconds: float) -> Message:
-        """The next message; `ended` where there can be none.
+        """The next message; `ended` if there can be no more.
 
         Raises:
-            queue.Empty: none came within these seconds.
+            queue.Empty: none came within that time.
         """
         ...
 
@@ -98,7 +98,7 @@ class Worker:
     def __init__(self, channel: Channel, index: int, share: str, notices: Notices):
         self.channel, self.index, self.share, self.notices = channel, index, share, notices
         self.unanswered = 0
-        """Requests whose answer has not arrived; one remains if the user interrupts the wait."""
+        """Number of requests whose answer has not arrived; one remains if the user interrupts the wait."""
 
     def ask(self, what: str, *arguments: Any) -> None:
         """Send a request."""
@@ -191,7 +191,7 @@ def close_workers(workers: Sequence[Worker]) -> None:
 
 @runtime_checkable
 class Answering(Protocol):
-    """Has been asked for something, e.g. a `Worker`."""
+    """Something that has been sent a request, e.g. a `Worker`."""
 
     def answer(self, say: Callable[[str], None]) -> Any:
         """Wait for the answer."""
@@ -265,7 +265,7 @@ class Heartbeat:
 
 
 def answer_request(server: Any, heartbeat: Heartbeat, what: str, arguments: Sequence[Any]) -> None:
-    """Answer a request by a method of the server; an error becomes words."""
+    """Answer a request with a method of the server; an error becomes a message."""
     heartbeat.begin()
     try:
         heartbeat.answer("done", getattr(server, what)(*arguments))

@@ -1,7 +1,8 @@
 """Trials of a sweep in a compiled environment: many trials, each with all its seeds, are one program.
 
 A row of the program is one seed of one trial, with the numbers of its task as inputs (`learning/varied.py`). Rows are
-distributed over the devices and computed like the seeds of a run, so a trial's numbers are the same as alone. A trial
+distributed over the devices and computed like the seeds of a run, so a trial's numbers are the same as when it runs
+alone. A trial
 that has ended leaves its rows to the next one, and the program stays.
 """
 
@@ -66,7 +67,7 @@ class TrialsEngine(ProgramEngine):
         """Begin a trial in a slot.
 
         Raises:
-            UndecidedError: the task's own code decides by a number that differs between the trials.
+            UndecidedError: the task's own code branches on a number that differs between the trials.
         """
         fresh, keys = fresh_networks(task, self.trial_seeds)
         if self.rows_now is None:

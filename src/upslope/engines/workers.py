@@ -169,7 +169,7 @@ def state_of(leaves: Sequence[Any], like: TrainState) -> TrainState:
 
 
 class InProgram:
-    """Stands for the columns of a compiled environment: none is ever in a call."""
+    """Stands in for the columns of a compiled environment: none is ever in a call."""
 
     row = None
 
@@ -196,8 +196,8 @@ class Server:
         reduce_overhead()
 
     def advance(self, leaves: list[np.ndarray] | None) -> tuple[list[np.ndarray], Chunk, dict[str, float], float]:
-        """Advance one chunk, from the given state if there is one; the new state, what happened, seconds by phase, and
-        the seconds of this chunk."""
+        """Advance one chunk, from the given state if there is one; return the new state, what happened, the seconds per
+        phase, and the seconds that this chunk took."""
         started = perf_counter()
         if leaves is not None:
             self.state = state_of(leaves, self.state)

@@ -33,7 +33,7 @@ class CompiledEnvironment(ABC):
     action_space: Space[Any]
     """The space of actions."""
     max_episode_steps: int | None = None
-    """Steps after which an episode is truncated; None for no limit."""
+    """The number of steps after which an episode is truncated; None for no limit."""
     ignores_masks: bool = False
     """Whether it has action masks that are not used."""
     costly_reset: bool = False
@@ -101,7 +101,7 @@ class HostEnvironment:
     """Whether its info contains the mask of allowed actions, or the error that prevented finding out."""
     uses_masks: bool = True
     batch: Callable[[int], gymnasium.vector.VectorEnv] | None = None
-    """Creates several environments as one object, which steps and resets them itself; None if it cannot."""
+    """Creates several environments as one object, which steps and resets them itself; None if that is impossible."""
     kind: str = ""
     """What creates the batches, and how they begin the next episode."""
     is_compiled: ClassVar[bool] = False

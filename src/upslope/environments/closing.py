@@ -1,4 +1,4 @@
-"""Close environments; an error in closing never hides a result."""
+"""Close environments; an error while closing never hides a result."""
 
 from collections.abc import Callable, Iterable
 from typing import Any

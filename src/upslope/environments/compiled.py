@@ -58,7 +58,7 @@ keyword arguments. Every constructor can be called without arguments."""
 
 
 def make_compiled(request: Request) -> CompiledEnvironment:
-    """Create a compiled environment by name, or refuse with similar names."""
+    """Create a compiled environment by name, or refuse and suggest similar names."""
     name = request.name.removeprefix(COMPILED_PREFIX)
     if ":" in name:
         return make_own(request, name)
@@ -204,7 +204,7 @@ def check_state(before: Any, after: Any, name: str) -> None:
     """Refuse a step that changes the structure, a shape or a dtype of the state."""
     if jax.tree.structure(before) != jax.tree.structure(after):
         raise BrokenEnvironmentError(
-            f"{name}.step() returned a state of a different structure from reset(): {shown(after)}, not "
+            f"{name}.step() returned a state of a different structure from reset()'s: {shown(after)}, not "
             f"{shown(before)}."
         )
     for (path, a), b in zip(jax.tree_util.tree_leaves_with_path(before), jax.tree.leaves(after), strict=True):

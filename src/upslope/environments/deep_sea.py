@@ -21,13 +21,14 @@ class DeepSea(CompiledEnvironment):
     """A diver sinks one row per step through `size` × `size` cells; a treasure lies in the lower right one.
 
     Each step moves one column to the right or the left, and one row down; the left wall stops the diver. Which of the
-    two actions leads right is drawn for each cell by `seed`, unless `randomize_actions` is false: then it is action 1
+    two actions leads right is drawn for each cell from `seed`, unless `randomize_actions` is false: then it is action 1
     everywhere. A move to the right costs `move_cost` / size, and the one in the last cell earns 1:
 
         r = 1[right at the lower right cell] − 1[right] · move_cost / size
 
     The episode terminates after `size` steps. Only always going right finds the treasure, with a return of
-    1 − `move_cost`; always left has 0, and a random policy finds it in one of 2^size episodes. The observation is the
+    1 − `move_cost`; always going left earns 0, and a random policy finds it once in 2^size episodes. The observation is
+    the
     cell, row · size + column, and size² after the last step. Source: Osband et al. (2020), Behaviour Suite for
     Reinforcement Learning, https://arxiv.org/abs/1908.03568, section 2.3, its deterministic version.
     """
@@ -46,7 +47,7 @@ class DeepSea(CompiledEnvironment):
         if type(self.size) is not int or not 2 <= self.size <= MAX_SIZE:
             raise UpslopeError(f"DeepSea needs a size from 2 to {MAX_SIZE}, not {self.size!r}.")
         if type(self.seed) is not int or self.seed < 0:
-            raise UpslopeError(f"DeepSea's seed must be an integer from 0, not {self.seed!r}.")
+            raise UpslopeError(f"DeepSea's seed must be an integer ≥ 0, not {self.seed!r}.")
         drawn = np.random.default_rng(self.seed).integers(0, 2, (self.size, self.size)) == 1
         object.__setattr__(self, "leads_right", drawn if self.randomize_actions else np.ones_like(drawn))
         object.__setattr__(self, "observation_space", spaces.Discrete(self.size**2 + 1))

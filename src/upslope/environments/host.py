@@ -136,7 +136,7 @@ def space_of(env: gymnasium.Env, role: str, name: str) -> gymnasium.Space:
         ) from error
     if not isinstance(space, gymnasium.Space):
         of_gym = type(space).__module__.split(".")[0] == "gym"
-        what = f"a space of the old package gym, {space}" if of_gym else f"{space!r} ({type(space).__name__})"
+        what = f"a space from the old gym package, {space}" if of_gym else f"{space!r} ({type(space).__name__})"
         raise BrokenEnvironmentError(
             f"{name} declares {what} as its {role}. It must be one of gymnasium.spaces, e.g. "
             "gymnasium.spaces.Box(-1, 1, (2,))."
@@ -151,12 +151,12 @@ def not_an_environment(env: Any) -> str:
     what = "nothing" if env is None else f"a {kind.__name__}"
     if isinstance(env, gymnasium.vector.VectorEnv):
         return (
-            f"{what}, which is several environments at once. Put a prefix before the name of its factory, "
+            f"{what}, which is several environments at once. Prefix the name of its factory: "
             "vector:module:Name; or give a factory of single environments, and upslope makes --num-envs of them."
         )
     if "gym" in modules:
         return (
-            f"{what} of the old package gym, not a gymnasium.Env. Convert it in a function of your own: "
+            f"{what} from the old gym package, not a gymnasium.Env. Convert it in a function of your own: "
             "shimmy.GymV26CompatibilityV0(env=env), or GymV21CompatibilityV0 for older ones."
         )
     if {"pettingzoo", "dm_env", "dm_control"} & modules:
@@ -215,4 +215,4 @@ def missing_dependency(environment: str, error: Exception) -> str:
     said = f"{environment} needs a package that is not installed: {str(error).rstrip('.')}."
     if extra:
         return f'{said} To use it: pip install "upslope[{extra}]".'
-    return f"{said} {remedy_of(error) if isinstance(error, ImportError) else 'Install the package that it names.'}"
+    return f"{said} {remedy_of(error) if isinstance(error, ImportError) else 'Install the package named above.'}"

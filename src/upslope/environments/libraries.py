@@ -1,4 +1,4 @@
-"""Other JAX libraries of environments: what upslope knows about them without importing them.
+"""Other JAX environment libraries: what upslope knows about them without importing them.
 
 The code that wraps each library is `sources/<prefix>.py`; this file does not use JAX, so lists, trust and messages
 need not import it.
@@ -11,7 +11,7 @@ from upslope.core.messages import COMPILED_PREFIX
 
 @dataclass(frozen=True)
 class Library:
-    """A library whose environments have names with a prefix."""
+    """A library whose environment names share a prefix."""
 
     prefix: str
     """The prefix of names, without its colon; also the name of upslope's extra that installs the library."""

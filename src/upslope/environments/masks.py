@@ -83,7 +83,7 @@ class MaskInInfo(gymnasium.Wrapper):
             mask = shown if mask is None else mask
         elif mask is None and self.method is not None and not any(map(bool, between[1:])):
             mask = self.method()  # not at an end, where there may be no mask
-        # Vector environments gather info in arrays, and one of integers cannot hold None.
+        # Vector environments gather info in arrays, and an integer array cannot hold None.
         return (observation, *between, info if mask is None else {**info, KEY: mask})
 
 
@@ -138,7 +138,7 @@ def gives_masks(env: gymnasium.Env, name: str) -> bool:
 
 
 def known_masks(env: gymnasium.Env, name: str) -> bool | UpslopeError:
-    """Whether an environment provides masks, or the error that prevents an answer, for callers that need one."""
+    """Whether an environment provides masks, or the error that prevents an answer, for callers that need an answer."""
     try:
         return gives_masks(env, name)
     except UpslopeError as error:

@@ -136,7 +136,7 @@ def remedy_of(error: ImportError) -> str:
     name = error.name or ""
     top = name.partition(".")[0]
     if not name:
-        return "Install the package that it names."
+        return "Install the package named above."
     if top != name and find_spec(top) is not None:
         found = version(top) if top == "gymnasium" else "installed"
         return (

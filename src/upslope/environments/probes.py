@@ -127,7 +127,7 @@ def truncation() -> Probe:
     """From 0 to 1 for r = −2, then r = 1 forever, cut off after 7 steps: V(1) = 1 / (1 − γ) and V(0) = γ V(1) − 2.
 
     A learner that treats the time limit as termination gets a lower value, and so does one that bootstraps from the
-    next row, which is the next episode's first: it is worth less than the state in which the episode was left.
+    next row, which is the next episode's first: that row is worth less than the state in which the episode was cut off.
     """
 
     def answer(observation: Observation, action: Action) -> Answer:
@@ -201,7 +201,7 @@ def mask() -> Probe:
 
 
 CUE_LASTS = 10
-"""Steps between a cue and the action that it determines."""
+"""The number of steps between a cue and the action that it determines."""
 
 
 def memory() -> Probe:

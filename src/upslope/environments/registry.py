@@ -45,7 +45,8 @@ def make(
     `CartPole-v1` and `module:Id` are Gymnasium's, on the host; `vector:CartPole-v1` is batched by Gymnasium;
     `jax:CartPole-v1` is compiled. `module:Name` and `jax:module:Name` name a class, a factory or an instance of your
     own; `gymnax:Name` and the other prefixes of `libraries.py` name compiled environments of other libraries.
-    `max_episode_steps` replaces the limit of an environment given by its id; elsewhere the collecting code applies it.
+    `max_episode_steps` replaces the limit of an environment given by its id; for all others, the collecting code
+    applies it.
     `wrappers` are applied in order, the first innermost; the parts of observations under the keys `ignore_observation`
     are then left out. Without `masks`, every action is taken to be allowed.
 

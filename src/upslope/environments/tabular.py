@@ -54,7 +54,7 @@ class Tabular(CompiledEnvironment):
     def __post_init__(self) -> None:
         rows = self.transition[~self.terminal]
         if (abs(rows.sum(-1) - 1) > 1e-9).any() or (rows < 0).any():
-            raise UpslopeError("Each transition[s, a] must sum to 1, with no entry below 0, unless terminal.")
+            raise UpslopeError("Each transition[s, a] must sum to 1, with no entry below 0, unless s is terminal.")
         is_distribution = abs(self.start.sum() - 1) < 1e-9 and (self.start >= 0).all()
         if not is_distribution or self.start[self.terminal].any():
             raise UpslopeError("start must be probabilities that sum to 1, and 0 in terminal states.")
@@ -209,7 +209,7 @@ def gridworld(
     The shortest path is rows + columns − 2 steps; on 4×4 a random walk takes 59, and 84 % arrive within 100.
     """
     if rows * columns < 2 or not 0 <= slip <= 1:
-        raise UpslopeError(f"A gridworld needs 2 cells and slip in [0, 1], not {rows}×{columns} and {slip}.")
+        raise UpslopeError(f"A gridworld needs ≥ 2 cells and slip in [0, 1], not {rows}×{columns} and {slip}.")
     cell = np.arange(rows * columns)
     row, column = np.divmod(cell, columns)
     moves = [
@@ -233,7 +233,7 @@ def delayed_key(length: int = 8) -> Tabular:
 
     Action 1 in the first step takes the key; later actions have no effect. The last step terminates, with r = 1
     if the key was taken, else 0: v_π(s_0) = γ^(length−1) π(1|s_0), so all credit belongs to the first action.
-    Observation: 2 · position + (has key). The time limit is `length`, where the episode ends by itself.
+    Observation: 2 · position + (has key). The time limit is `length`, where the episode ends anyway.
     """
     if length < 2:
         raise UpslopeError(f"The key world needs a length of at least 2 steps, not {length}.")

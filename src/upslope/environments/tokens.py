@@ -1,4 +1,4 @@
-"""A world of tokens, as small as language: sequences of unequal length, judged by a verifier at their end."""
+"""A token world, a tiny stand-in for language: sequences of unequal length, judged by a verifier at their end."""
 
 import numpy as np
 
@@ -6,16 +6,17 @@ from upslope.environments.tabular import Tabular
 from upslope.errors import UpslopeError
 
 MAX_STATES = 1024
-"""The largest number of states of such a world, whose transition table grows with its square."""
+"""The largest number of states in such a world; its transition table grows with the square of that number."""
 
 
 def tokens(digits: int = 2, length: int = 6, prompts: int = 5) -> Tabular:
     """Write digits whose sum is the number in the prompt, then the end token: a verifier pays 1 if the sum is right.
 
-    Action k < `digits` writes the digit k + 1, action `digits` ends the sequence. A sequence of `length` tokens without
-    an end is over, and wrong. The prompt is one of 1 … `prompts`, drawn with equal probability; most have right answers
-    of several lengths. The observation is the prompt with everything written so far: (prompt − 1) · K + prefix, of K
-    prefixes in the order of a tree, where digit k after prefix i makes the prefix digits · i + k + 1; the last
+    Action k < `digits` writes the digit k + 1, action `digits` ends the sequence. A sequence that reaches `length`
+    tokens without the end token stops there, and is wrong. The prompt is one of 1 … `prompts`, drawn with equal
+    probability; most have right answers
+    of several lengths. The observation is the prompt with everything written so far: (prompt − 1) · K + prefix, with
+    the K prefixes in tree order, where digit k after prefix i makes the prefix digits · i + k + 1; the last
     observation of all is the end. Every sequence can be enumerated: with the defaults 127 for each prompt.
     """
     whole = all(isinstance(x, int) for x in (digits, length, prompts))

@@ -280,7 +280,7 @@ def mask_of(info: Any, row: int) -> Any:
 
 def column_of(info: Any, row: int) -> Mapping[str, Any]:
     """One environment's part of the info of a vector environment. Where a step also began the next episode, it is the
-    info of the ended one, in `final_info`."""
+    info of the episode that ended, from `final_info`."""
     final = info.get("final_info") if isinstance(info, Mapping) else None
     has_final = info.get("_final_info") if final is not None else None
     if final is None or (has_final is not None and not has_final[row]):
@@ -390,7 +390,7 @@ def described(maker: VectorMaker) -> HostEnvironment:
 
 RESETS = {
     AutoresetMode.NEXT_STEP: "in the step after an end, which is not a transition",
-    AutoresetMode.SAME_STEP: "in the step of an end",
+    AutoresetMode.SAME_STEP: "in the step that ends an episode",
     AutoresetMode.DISABLED: "when upslope requests it",
 }
 """How episodes are reset, in words."""

@@ -55,7 +55,7 @@ OWN = {"WeightedReward": WeightedReward}
 
 
 def wrap(environment: Any, texts: tuple[str, ...], name: str) -> Any:
-    """Put an environment in its wrappers, the first innermost."""
+    """Wrap an environment in its wrappers, with the first innermost."""
     for text in texts:
         wrapper, arguments = parse_wrapper(text)
         kind, is_compiled = wrapper_of(wrapper), isinstance(environment, CompiledEnvironment)

@@ -1,4 +1,5 @@
-"""What a screen of noise does to a bonus: prediction error stays with it, and counts stay if the screens never end."""
+"""What a screen of noise does to a bonus: one for prediction error stays with it, and one for counts does if the
+screens never end."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
@@ -36,7 +37,7 @@ class Television(CompiledEnvironment):
     """A corridor of rooms with a television in one, `at`: action 2 shows a random one of `screens` pictures there.
 
     Actions 0 and 1 lead to the neighbouring rooms, where the screen is dark. There are no rewards. The observation is
-    the room and the picture of `BITS` bits, of which number k is k times an odd number, in binary.
+    the room and the picture of `BITS` bits; picture number k is k times an odd number, in binary.
     """
 
     screens: Any = 4
@@ -76,7 +77,8 @@ class Television(CompiledEnvironment):
 def shares_of_watching(
     bonus: Bonus, screens: Sequence[int], seeds: Sequence[int], iterations: int
 ) -> Float[np.ndarray, "S K I"]:
-    """The share of steps that change the channel, in each iteration, for televisions of K numbers of screens."""
+    """The share of steps that change the channel, in each iteration, for televisions with K different numbers of
+    screens."""
     world = Television()
     task = small_task(
         world,
@@ -109,7 +111,8 @@ def shares_of_watching(
 
 
 def television(seed: int = 0, seeds: int = 6, iterations: int = 120, screens: int = 4) -> Outcome:
-    """A television of few screens traps prediction error but not counts; one of endless screens traps counts too."""
+    """A television with few screens traps prediction error but not counts; one with endless screens traps counts
+    too."""
     each = range(seed, seed + seeds)
     error = ICM(features=16, width=32, epochs=2)
     counted, random, icm = run_in_threads(

@@ -56,8 +56,8 @@ def late_effect(batch: Any, rollout: Rollout) -> Float[Array, ""]:
 
 
 def numbers_of(observation: Any, batch_axes: int) -> Float[Array, "B D"]:
-    """The numbers of an observation's arrays, with the batch axes flattened to rows; of an array with more than
-    `LARGEST`, such as an image, every k-th."""
+    """The numbers of an observation's arrays, with the batch axes flattened to rows; for an array with more than
+    `LARGEST` numbers, such as an image, every k-th."""
     flat = [x.reshape(math.prod(x.shape[:batch_axes]), -1) for x in jax.tree.leaves(observation)]
     some = [x[:, :: -(-x.shape[1] // LARGEST)] if x.shape[1] else x for x in flat]
     return jnp.concatenate([x.astype(jnp.float32) for x in some], axis=1)

@@ -45,7 +45,8 @@ class Randomness(NamedTuple):
     """The random inputs of one step of N columns."""
 
     noise: Any
-    """Noise from which the policy's actions are sampled; if some is held, the keys of the step's and the held noise."""
+    """Noise from which the policy's actions are sampled; if some is held, the keys of this step's noise and of the held
+    noise."""
     keys: Key[Array, "N"]
     """Keys for the environment's transitions."""
 

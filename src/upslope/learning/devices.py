@@ -24,8 +24,8 @@ from upslope.core.reading import brief
 from upslope.errors import UpslopeError
 
 SEEDS, NETWORKS, ENVIRONMENTS = "seeds", "networks", "environments"
-"""The axes of a mesh. Seeds are spread over the first. The second has two devices, for policy and critic, or one; or it
-is the third, over which each seed's environments are split."""
+"""The axes of a mesh. Seeds are spread over the first. The second has two devices, for policy and critic, or one; in
+its place a mesh may have the third, over which each seed's environments are split."""
 VMAPPED_SEEDS = "vmapped"
 """The vmapped axis of seeds within one device."""
 

@@ -47,14 +47,14 @@ class Fitting:
     """How Q is fitted."""
 
     iterations: int
-    """Regressions, each on the targets of the last."""
+    """Number of regressions, each on the targets of the last."""
     updates: int = 50
     """Minibatches of each regression."""
     batch_size: int = 256
     learning_rate: float = 1e-3
     """Adam's step size, which falls linearly to 0."""
     samples: int = 4
-    """Actions drawn from π where the expectation over them is not a sum."""
+    """Number of actions drawn from π where the expectation over them is not a sum."""
 
 
 def usual_iterations(gamma: float, longest: int) -> int:
@@ -131,8 +131,8 @@ def start_values(
 ) -> ActionValues:
     """A fresh network, which gives about the mean of the recorded returns everywhere.
 
-    `settings` are the networks' `hidden_sizes`, `activation` and `encoders`. Real-valued inputs are normalised by the
-    recorded ones.
+    `settings` are the networks' `hidden_sizes`, `activation` and `encoders`. Real-valued inputs are normalised with the
+    statistics of the recorded ones.
     """
     wanted = dict(settings)
     inputs: Any = jax.tree.map(lambda x: x[: len(returns)], steps.states)

@@ -149,7 +149,7 @@ def kinds_of(state: Any) -> tuple[Any, list[str]]:
 
 class Joined(NamedTuple):
     """The order of time without the steps that did not happen, in which a return continues from one episode to the
-    next: of each column the valid steps first, then the others."""
+    next: in each column, the valid steps come first, then the others."""
 
     order: Int[Array, "T N"]
     """The step in each place."""

@@ -391,8 +391,8 @@ def spread_seeds(function: Callable[[Any, Any], Any], mesh: Mesh) -> Callable[..
 
 
 def axes_of(states: Any, mesh: Mesh) -> Any:
-    """The axes of a mesh over which each array of the states [S, …] is split: running episodes [S, N, …] over that of
-    the environments too."""
+    """The axes of a mesh over which each array of the states [S, …] is split: running episodes [S, N, …] are also split
+    over the environments' axis."""
     if not is_split(mesh):
         return PartitionSpec(SEEDS)
     return jax.tree.map(lambda _: PartitionSpec(SEEDS), states)._replace(columns=PartitionSpec(SEEDS, ENVIRONMENTS))

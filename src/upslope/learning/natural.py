@@ -50,7 +50,7 @@ def descend_naturally(
     metrics = {"loss": before, "gradient_norm": jnp.linalg.norm(gradient)}
     if isinstance(objective, TrustRegion):
         share, tried, gain = line_search(objective, means, flat, step)
-        moved_to = jnp.where(share > 0, flat - share * step, flat)  # a step that is not finite is not made
+        moved_to = jnp.where(share > 0, flat - share * step, flat)  # a step that is not finite is not taken
         return moved(moved_to), metrics | {"improvement": gain, "line_search_steps": tried}
     return moved(flat - step), metrics | {"improvement": means(flat)[0] - means(flat - step)[0]}
 
@@ -68,7 +68,8 @@ def natural_step(objective: NaturalGradient, mean_kl: Any, parameters: Array, gr
 
 
 def line_search(objective: TrustRegion, means: Any, start: Array, step: Array) -> tuple[Array, Array, Array]:
-    """The first of 1, 0.8, 0.8², … of the step for which the loss falls and the KL is at most δ, or 0; how many were
+    """The first fraction 1, 0.8, 0.8², … of the step at which the loss falls and the KL is at most δ, or 0; how many
+    were
     tried; and how far the loss fell."""
     before = means(start)[0]
 

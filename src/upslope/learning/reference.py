@@ -29,7 +29,7 @@ def reference_policy(
 
 
 def reference_divergence(policy: Distribution, batch: Batch, estimator: str) -> Float[Array, "B ..."]:
-    """The estimate of KL(π_θ(·|s) ‖ π_ref(·|s)) that the learner is penalised for, for each sample."""
+    """For each sample, the estimate of KL(π_θ(·|s) ‖ π_ref(·|s)) that the learner is penalised for."""
     assert batch.reference is not None
     if estimator == "exact":
         return policy.kl(batch.reference)

@@ -92,8 +92,8 @@ def summed(tree: Any) -> Any:
 
 
 def own_rows(tree: Any) -> tuple[Any, Bool[Array, "R"] | None]:
-    """This device's share of rows [B, …] that all devices have, and which of them are its own: where the devices do not
-    divide B, the last devices repeat the last row. None: all are."""
+    """This device's share of rows [B, …] that all devices have, and which of them are its own: where the number of
+    devices does not divide B, the last devices repeat the last row. None: all are."""
     shares, num_rows = num_shares(), jax.tree.leaves(tree)[0].shape[0]
     if shares == 1:
         return tree, None
@@ -125,7 +125,7 @@ def rows_shared(function: Callable[[Any], Any], rows: Any) -> Any:
 
 def columns_shared(function: Callable[[Any, Any], Any], over_time: Any, now: Any) -> Any:
     """`function(over_time, now)` for arrays [T, N, …] and [N, …], for a function that acts on each column independently
-    and returns arrays [T, N, …]: each device computes its share, if they divide N."""
+    and returns arrays [T, N, …]: each device computes its share, if their number divides N."""
     if num_shares() == 1 or jax.tree.leaves(over_time)[0].shape[1] % num_shares():
         return function(over_time, now)
     return gathered(function(own_part(over_time, axis=1), own_part(now)), axis=1)

@@ -119,7 +119,7 @@ class Inputs:
         """Refuse a program that has overlooked one of the `count` numbers of its tasks.
 
         Raises:
-            UndecidedError: a formula took a number for a constant, e.g. by `math.exp`.
+            UndecidedError: a formula treated a number as a constant, e.g. through `math.exp`.
         """
         met = {found for text in self.columns for found in re.findall(r"x\d+", text)}
         if overlooked := {f"x{place}" for place in range(count)} - met:

@@ -67,7 +67,7 @@ class Agent:
         return value_of(self.model, self.features(observation))
 
     def reward_scale(self) -> Float[Array, ""]:
-        """1/σ of the running discounted return: the factor from the environment's rewards to the learner's.
+        """1/σ of the running discounted return: the factor that converts the environment's rewards to the learner's.
 
         It is 1 without reward normalisation, and until a reward has been seen. A return whose σ is below about 1e-4
         stays small, since 1e-8 is added to the variance."""

@@ -175,7 +175,7 @@ def refuse_views_of_trunk(settings: Mapping[str, Any], views: Views) -> None:
 
 
 def least_numbers(spec: ModelSpec) -> int:
-    """A lower bound on the parameters of upslope's own networks, found without creating them; 0 for a user's model."""
+    """A lower bound on the parameter count of upslope's own networks, without creating them; 0 for a user's model."""
     if spec.own is not None:
         return 0
     images = networks_of(spec.encoder, spec.settings.get("encoders", ()))

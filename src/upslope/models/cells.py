@@ -30,10 +30,10 @@ from upslope.models.encoders import (
 WORD = 32
 """Bits in a word; signs are packed into words."""
 PICTURE_SIDE = 36
-"""Images with a shorter side are compared exactly: they are rather the boards of grid worlds than pictures."""
+"""Images with a shorter side are compared exactly: they are more likely grid-world boards than pictures."""
 MANY = 8
-"""Features above which those that begin at 0 are read from there rather than from the middle of their range: most
-features of a sparse observation would otherwise be alike, and decide all signs."""
+"""The number of features above which those that begin at 0 are measured from 0 rather than from the middle of their
+range: otherwise, most features of a sparse observation would be alike, and decide all signs."""
 
 
 @pytree
@@ -111,7 +111,7 @@ def mix(x: UInt32[Array, "..."]) -> UInt32[Array, "..."]:
 
 
 def num_values(encoder: ObservationEncoder) -> int | None:
-    """The number of values of a part of an observation; None if it is real-valued or an image."""
+    """The number of possible values for a part of an observation; None if it is real-valued or an image."""
     if isinstance(encoder, DiscreteEncoder):
         return encoder.n
     if isinstance(encoder, MultiDiscreteEncoder):
@@ -140,7 +140,7 @@ def is_whole(encoder: ObservationEncoder) -> bool:
 
 
 def range_of(encoder: ObservationEncoder, space: gymnasium.Space) -> tuple[tuple[float, ...], tuple[float, ...]]:
-    """(centre, half range) of each feature, or of all: of its bounds if they are finite, else 0 and 1."""
+    """(centre, half range) for each feature, or one pair for all: from its bounds if they are finite, else 0 and 1."""
     if not isinstance(encoder, BoxEncoder) or not isinstance(space, spaces.Box):
         return (0.5,), (0.5,)  # a picture's features are from 0 to 1
     low, high = (np.asarray(x, np.float64).ravel() for x in (space.low, space.high))

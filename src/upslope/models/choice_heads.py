@@ -1,4 +1,4 @@
-"""Heads of actions that are choices: Discrete, MultiDiscrete and MultiBinary."""
+"""Heads for actions that are choices: Discrete, MultiDiscrete and MultiBinary."""
 
 import math
 from dataclasses import dataclass, replace

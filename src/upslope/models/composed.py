@@ -81,7 +81,7 @@ class Branch(equinox.Module):
 
 
 class Reading(equinox.Module):
-    """What all networks of observations have in common: the preparation of their inputs."""
+    """What all networks that read observations have in common: the preparation of their inputs."""
 
     encoder: ObservationEncoder = equinox.field(static=True)
     networks: tuple[tuple[str, str], ...] = equinox.field(static=True)
@@ -124,7 +124,7 @@ class Separate(Composed):
     actor: Branch
     critic: Branch
     views: Views = equinox.field(static=True)
-    """What the policy and the critic read of an observation."""
+    """Which parts of an observation the policy and the critic read."""
 
     def start(self, num: int) -> Any:
         carry = {POLICY: self.actor.start(num), VALUE: self.critic.start(num)}

@@ -10,7 +10,7 @@ import gymnasium
 from upslope.core.space_descriptions import ENCODERS, HEADS, MAX_DEPTH, space_fields
 
 SUPPORTED = (
-    "Supported: observations and actions Box, Discrete, MultiDiscrete, MultiBinary, and Dict and Tuple of these."
+    "Supported observations and actions: Box, Discrete, MultiDiscrete, MultiBinary, and Dict and Tuple of these."
 )
 FIELDS = ENCODERS | HEADS
 OF_THE_POLICY = {"of_the_policy": True}
@@ -66,7 +66,7 @@ def from_json(description: Any, kinds: tuple[type, ...]) -> Any:
     """The inverse of `to_json`, for these kinds.
 
     Raises:
-        ValueError, TypeError, KeyError, OverflowError: the description is not that of one of these kinds.
+        ValueError, TypeError, KeyError, OverflowError: the description does not match one of these kinds.
     """
     known = {k.__name__: k for k in kinds}
     return built(*space_fields(description, {name: FIELDS[name] for name in known}), known)

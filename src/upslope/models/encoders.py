@@ -35,7 +35,7 @@ class ObservationEncoder(ABC):
     @property
     @abstractmethod
     def shapes(self) -> Any:
-        """The shape of each array of an observation: a pytree in the observation's structure."""
+        """The shape of each array of an observation: a pytree with the observation's structure."""
 
     @property
     @abstractmethod
@@ -110,7 +110,7 @@ class BoxEncoder(FlatEncoder):
 
 
 PICTURE, BOARD = 255.0, 16
-"""The largest value in a picture, and the largest side of a board, and the largest number in a larger one."""
+"""The largest value in a picture; and the largest side of a board, or the largest number in one with longer sides."""
 
 
 @dataclass(frozen=True)
@@ -170,9 +170,10 @@ class ImageLayout:
 
 
 def image_layout(shape: tuple[int, ...], *, is_bytes: bool) -> ImageLayout | None:
-    """The layout of images of this shape, or None if it is not that of an image.
+    """The layout of images of this shape, or None if images cannot have this shape.
 
-    Two axes of bytes are a grey image. With three axes, the shorter of the first and the last holds the channels; the
+    Bytes with two axes form a grey image. With three axes, the shorter of the first and the last holds the channels;
+    the
     last does if they are equal. A fourth axis, in front, holds frames. An image has at least 5 cells per side if it
     holds floats, and at least 3 if it holds bytes.
     """

@@ -1,8 +1,9 @@
 """The interface of action heads.
 
-A head converts a network's outputs to a distribution over actions, and actions for the environment. It is a small
-hashable record, kept in config.json, and defines the shape of an action, its check and its description. An action of
-several parts is one vector from the policy to the file; `to_environment` and `to_compiled` give it the structure of its
+A head converts a network's outputs to a distribution over actions, and actions to the environment's form. It is a small
+hashable record, kept in config.json, and defines the shape of an action, its check and its description. An action with
+several parts stays one vector all the way from the policy to the file; `to_environment` and `to_compiled` give it the
+structure of its
 space.
 """
 

@@ -38,14 +38,14 @@ def head_of_part(space: gymnasium.Space, name: str, key: str, depth: int = 0) ->
     if isinstance(space, spaces.Dict | spaces.Tuple):
         return product_head(space, name, key, depth)
     if space.shape is not None and 0 in space.shape:
-        raise UpslopeError(f"{name} takes actions{at(key)} without a number, {space}. Leave that part out.")
+        raise UpslopeError(f"{name} takes actions{at(key)} that hold no numbers, {space}. Leave that part out.")
     if isinstance(space, spaces.Discrete):
         return DiscreteHead(int(space.n), int(space.start))
     if isinstance(space, spaces.Box):
         dtype = np.dtype(space.dtype or np.float32).name
         if dtype not in ACTION_DTYPES["BoxHead"]:
             raise UpslopeError(
-                f"{name} takes actions of dtype {dtype}{at(key)}, {space}; a Box of actions can be of "
+                f"{name} takes actions of dtype {dtype}{at(key)}, {space}; a Box action can have dtype "
                 f"{', '.join(ACTION_DTYPES['BoxHead'])}. If actions are integers, declare Discrete or "
                 "MultiDiscrete, or take floats and round them in the environment."
             )
@@ -134,7 +134,7 @@ def with_boxes(head: ActionHead, changed: Callable[[BoxHead], BoxHead]) -> Actio
 
 
 def without_features(head: ActionHead) -> ActionHead:
-    """The head as one whose distribution needs nothing but outputs and log σ."""
+    """The head with a distribution that needs only outputs and log σ."""
 
     def plain(box: BoxHead) -> BoxHead:
         return BoxHead(box.shape, box.low, box.high, box.dtype) if box.num_features else box

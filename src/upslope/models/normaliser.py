@@ -23,7 +23,7 @@ class RunningStatistics(NamedTuple):
 
     @staticmethod
     def start(shape: tuple[int, ...]) -> "RunningStatistics":
-        """Statistics of no samples: mean 0 and variance 1, which normalise nothing."""
+        """Statistics before any sample: mean 0 and variance 1, which leave inputs unchanged."""
         zeros, ones = np.zeros(shape, np.float32), np.ones(shape, np.float32)
         placed: Any = jax.device_put((zeros, ones, np.float32(0.0)))
         return RunningStatistics(*placed)
@@ -50,7 +50,7 @@ class RunningStatistics(NamedTuple):
         xp = namespace(x)
         mean, deviation = self.mean, xp.sqrt(self.variance + 1e-8)
         if xp is jnp:
-            # Otherwise XLA may replace the division by a reciprocal's product, depending on the surrounding program.
+            # Otherwise XLA may turn the division into a multiplication by the reciprocal, depending on the program.
             mean, deviation = jax.lax.optimization_barrier((mean, deviation))
         return xp.clip((x - mean) / deviation, -OBSERVATION_CLIP, OBSERVATION_CLIP)
 

@@ -43,7 +43,7 @@ class Perceptrons:
     critic: Perceptron
     encoder: ObservationEncoder = field(metadata=STATIC)
     views: Views = field(default=(WHOLE, WHOLE), metadata=STATIC)
-    """What the policy and the critic read of an observation."""
+    """Which parts of an observation the policy and the critic read."""
 
     def prepare(self, observation: Any) -> Float[Array, "... D"]:
         return self.encoder.encode(observation)

@@ -1,4 +1,4 @@
-"""Heads of actions of several parts: Dict and Tuple, at any depth."""
+"""Heads for actions with several parts: Dict and Tuple, at any depth."""
 
 import math
 from abc import abstractmethod
@@ -76,7 +76,7 @@ class ProductHead(ActionHead):
 
     @property
     def sizes(self) -> list[int]:
-        """The number of entries of each part in the vector of an action."""
+        """The number of entries that each part occupies in an action vector."""
         return [math.prod(head.sample_shape) for head in self.heads]
 
     @property
@@ -152,7 +152,7 @@ class ProductHead(ActionHead):
         return Product(tuple(head.distribution(x, s, features) for head, x, s in parts))
 
     def split(self, action: Any) -> list[Any]:
-        """Split sampled actions [..., K] into the parts of the heads, each in its own dtype and shape."""
+        """Split sampled actions [..., K] into one part per head, each with its own dtype and shape."""
         pairs = zip(self.heads, split_last(action, self.sizes), strict=True)
         return [x.reshape(*x.shape[:-1], *head.sample_shape).astype(head.sample_dtype) for head, x in pairs]
 

@@ -54,7 +54,7 @@ def _backwards(kept: tuple[Array, Array], gradient: Array) -> tuple[Array, Array
     x, weight = kept
     rows, slopes = x.reshape(-1, x.shape[-1]), gradient.reshape(-1, gradient.shape[-1])
     precision = PRECISION.get()
-    # Functions made here, because JAX caches its traces by function and shapes, and does not know the precision.
+    # Created on each call, because JAX caches traces by function and shapes, and does not know the precision.
     outer: Any = jax.lax.platform_dependent(
         rows,
         slopes,

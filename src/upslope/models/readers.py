@@ -1,4 +1,4 @@
-"""Networks that read an observation and give numbers, without being part of an agent: for exploration bonuses.
+"""Networks that map an observation to numbers but are not part of an agent, for exploration bonuses.
 
 They are built from the same parts as the agent's, so that images, boards and observations of several parts work.
 """

@@ -70,7 +70,8 @@ def plotly_script() -> str:
 
 @cache
 def templates(package: str = "upslope.report") -> Any:
-    """A Jinja2 environment with the templates of a package and of the report, which may call `shell`; text is escaped."""
+    """A Jinja2 environment with the templates of a package and of the report, which may call `shell`; text is
+    escaped."""
     from jinja2 import ChoiceLoader, Environment, PackageLoader, StrictUndefined
 
     loaders = [PackageLoader(name, "assets") for name in dict.fromkeys((package, "upslope.report"))]

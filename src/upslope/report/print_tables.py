@@ -28,7 +28,7 @@ LATEX = {
 }
 """Replacements for characters that LaTeX would take for commands."""
 FORMULA = tuple("=+-@\t\r\n＝＋－＠")
-"""The first characters of cells that a spreadsheet would compute: OWASP, CSV Injection."""
+"""The first characters of cells that a spreadsheet would treat as formulas: OWASP, CSV Injection."""
 
 
 def table(runs: str | Path | Sequence[str | Path], format: Format = "latex", *, score: Score = "auto") -> str:
@@ -132,6 +132,6 @@ def markdown_text(text: str) -> str:
 
 
 def csv_text(text: str) -> str:
-    """Text that no spreadsheet computes."""
+    """Text that no spreadsheet takes for a formula."""
     shown = readable(text)
     return f"'{shown}" if shown.lstrip(" ").startswith(FORMULA) else shown

@@ -117,7 +117,7 @@ def archive_path(output: str | Path) -> Path:
 
 
 def names_of(runs: Sequence[Path]) -> list[str]:
-    """A folder in the archive for each run, after its own."""
+    """A folder in the archive for each run, named after its own."""
     names: list[str] = []
     for run in runs:
         plain = "".join(c if is_plain(c) else "_" for c in run.resolve().name).strip(" .")[:MAX_NAME] or "run"
@@ -135,8 +135,8 @@ def is_plain(character: str) -> bool:
 
 
 def files_of(directory: RunDirectory, checkpoints: bool) -> dict[str, Path]:
-    """The files of a run by their names in its folder; all of them belong to the run itself. For a run that still
-    trains, rows are packed after the checkpoints, which need the rows before them.
+    """The files of a run by their names in its folder; all of them belong to the run itself. For a run that is still
+    training, rows are packed after the checkpoints, which need the rows before them.
 
     Raises:
         UpslopeError: it is not a run, or a file is a link, which could lead to a file that nobody meant to send.
@@ -291,7 +291,7 @@ def refuse_long_listing(file: IO[bytes]) -> None:
 
 
 def check(archive: zipfile.ZipFile, size: int) -> list[zipfile.ZipInfo]:
-    """The files of runs in an archive of this many bytes, once all of them are what `bundle` writes.
+    """The files of runs in an archive of this many bytes, after checking that they are what `bundle` writes.
 
     Raises:
         ValueError: a file has another name, is a link, appears twice, or is too large.

@@ -32,6 +32,8 @@ READABLE_FORMATS = (1, 2, 3, 4)
 """Formats that can be read."""
 MAX_PADDING = 200
 """Episodes are padded to the longest; the padded size may be at most about this many times the number of steps."""
+MAX_PADDED, SMALL = 20, 1 << 31
+"""Their padded bytes may be at most 2 GiB or this many times the bytes of the arrays of the file."""
 REQUIRED = ("action", "reward", "length", "terminated")
 EVERY_STEP = ("observation", "action", "reward", "behaviour_log_prob", "action_mask")
 """Names of the arrays with one entry per step."""
@@ -117,8 +119,8 @@ def as_learnable(
 
 
 def as_the_head_samples(path: str | Path, action: np.ndarray, head: ActionHead, *, was_squashed: bool) -> np.ndarray:
-    """Recorded actions [M, …] as this head would have sampled them. The environment got the same, and densities are in
-    its units, so `behaviour_log_prob` holds for both.
+    """Recorded actions [M, …] as this head would have sampled them. The environment got the same actions, and densities
+    are in its units, so `behaviour_log_prob` holds for both.
 
     Raises:
         UpslopeError: squashing cannot give these actions, since they are not within the bounds.
@@ -200,7 +202,7 @@ def check_dataset(
     if length.ndim != 1 or length.dtype.kind not in "iu" or length.size == 0 or int(length.min()) < 1:
         raise refuse("`length` must hold the number of steps, at least 1, of one or more episodes")
     # Python integers do not overflow.
-    steps, episodes, longest = sum(length.tolist()), length.shape[0], int(length.max())
+    steps, episodes = sum(length.tolist()), length.shape[0]
     expected = {
         "action": (steps, *head.sample_shape),
         "reward": (steps,),
@@ -217,16 +219,25 @@ def check_dataset(
             raise refuse(f"`{name}` does not hold numbers")
         if name in arrays and not fits_32_bits(arrays[name]):
             raise refuse(f"`{name}` holds a value that is not finite, or too large for 32 bits")
-    if longest * episodes > MAX_PADDING * (steps + 10_000):
-        raise refuse(
-            f"its longest episode has {longest:,} steps but the mean is {steps / episodes:.1f}, and all are padded to "
-            "the longest. Split it into files of episodes of similar length"
-        )
+    check_padding([arrays[name] for name in expected if name in arrays], length, refuse)
     for which in ("observation", "final_observation"):
         encoder.check(which, arrays, refuse)
     head.check(arrays["action"], refuse)
     if "action_mask" in arrays:
         check_masks(arrays["action_mask"], arrays["action"], head, refuse)
+
+
+def check_padding(arrays: list[np.ndarray], length: np.ndarray, refuse: Refuse) -> None:
+    """Raise an error if padding each episode to the longest would take far more memory than the episodes themselves."""
+    steps, episodes, longest = sum(length.tolist()), length.shape[0], int(length.max())
+    size = sum(x.nbytes for x in arrays)
+    padded = 2 * longest * episodes * size // steps  # an observation is stored with its successor
+    if longest * episodes > MAX_PADDING * (steps + 10_000) or padded > max(SMALL, MAX_PADDED * size):
+        raise refuse(
+            f"its longest episode has {longest:,} steps but the mean is {steps / episodes:.1f}, and all are padded to "
+            f"the longest: {size / 2**20:,.1f} MB of arrays would take {padded / 2**20:,.0f} MB of memory. Leave the "
+            "longest episodes out, or split it into files of episodes of similar length"
+        )
 
 
 def check_masks(mask: np.ndarray, action: np.ndarray, head: ActionHead, refuse: Refuse) -> None:

@@ -32,7 +32,7 @@ import numpy as np
 from upslope.config.config import Config, canonical
 from upslope.core.files import MAX_TABLE, MAX_TEXT, plain_file, safe_path, writable
 from upslope.core.messages import readable
-from upslope.core.reading import brief, csv_type, damaged, num_lines, parse_json, read_csv, read_rows
+from upslope.core.reading import brief, csv_type, damaged, parse_json, read_csv, read_rows
 from upslope.core.storage import write_atomically
 from upslope.environments.packages import registered_version
 from upslope.errors import UpslopeError
@@ -49,7 +49,7 @@ EVALUATION_TEXT = {"mode": "U16", "checkpoint": "U8"}
 INFO = "info/"
 """The prefix of columns that hold numbers from `info`."""
 STOP = "stop/return"
-"""The key, in the last row of a seed that reached --stop-at-return, of the return that it reached."""
+"""The key under which the last row of a seed that reached --stop-at-return holds the return that it reached."""
 MAX_HINTED = 5
 """Maximum number of runs that a hint lists."""
 PACKAGES = ("upslope", "jax", "jaxlib", "optax", "gymnasium", "numpy")
@@ -256,12 +256,8 @@ class RunDirectory:
         return [row for some in self.metric_rows() for row in some]
 
     def metric_rows(self) -> Iterator[list[dict[str, Any]]]:
-        """The rows of `metrics`, some at a time: a run of many seeds has more than fit in memory as dictionaries."""
+        """The rows of `metrics`, a batch at a time: a run of many seeds has more than fit in memory as dictionaries."""
         return read_rows(self.metrics_path)
-
-    def num_metric_rows(self) -> int:
-        """The number of complete rows of metrics.jsonl, by its lines."""
-        return num_lines(self.metrics_path)
 
     def episodes(self) -> np.ndarray:
         """All finished training episodes, as a structured array with fields `step`, `seed`, `return`, `length`, and
@@ -273,26 +269,35 @@ class RunDirectory:
         path, columns, text = self.evaluation_path, evaluation_columns(self.config()), EVALUATION_TEXT
         return read_csv(path, columns, text) if path.exists() else np.zeros(0, csv_type(columns, text))
 
-    def add_evaluation(self, rows: Iterable[Sequence[Any]]) -> None:
-        """Add evaluation episodes, all or none. They replace those of the same seed, mode, checkpoint and environment
-        seed, which are the same episodes. A row or header that an earlier write left incomplete is repaired; if a
-        row in the middle is unreadable, the original file is kept as `evaluation.csv.damaged`."""
+    def add_evaluation(self, rows: Iterable[Sequence[Any]], place: Callable[[], Path] | None = None) -> Path:
+        """Add evaluation episodes, all or none, and return the file that holds them: evaluation.csv, or the one that
+        `place` names when no other process writes.
+
+        They are the first episodes of their seed, mode, checkpoint and environment seed under the run's own limit, so
+        they replace as many stored ones; further stored ones are kept. A row or header that an earlier write left
+        incomplete is repaired; if a row in the middle is unreadable, the original file is kept as
+        `evaluation.csv.damaged`."""
         text = "".join(",".join(map(str, row)) + "\n" for row in rows)
-        path, columns = safe_path(self.path, self.evaluation_path), evaluation_columns(self.config())
+        columns = evaluation_columns(self.config())
         with self.exclusive():
+            path = safe_path(self.path, self.evaluation_path if place is None else place())
             old = plain_file(path, MAX_TABLE).read_bytes() if path.exists() else b""
             whole, is_lossless = repaired(old.decode("utf-8", "replace"), columns)
             if not is_lossless:
                 write_atomically(safe_path(self.path, path.with_name(path.name + ".damaged")), old)
-            write_atomically(path, (without_these(whole, text) + text).encode())
+            write_atomically(path, with_these(whole, text).encode())
+        return path
 
-    def set_aside_evaluations(self, step: int) -> Path | None:
-        """Rename evaluation.csv, whose agent is that of this step and will be trained further; return its new path, or
-        None if there is none."""
+    def evaluations_at(self, step: int) -> Path:
+        """The file for evaluations of the agent at this step, which is no longer that of a checkpoint."""
+        return self.path / f"evaluation-at-step-{step}.csv"
+
+    def set_aside_evaluations(self, aside: Path) -> Path | None:
+        """Rename evaluation.csv, whose agents are not those of the run's end; return its new path, or None if there is
+        none."""
         path = safe_path(self.path, self.evaluation_path)
-        if not path.exists():
-            return None
-        return path.replace(safe_path(self.path, path.with_name(f"evaluation-at-step-{step}.csv")))
+        with self.exclusive():  # an evaluation that is being stored is set aside too
+            return path.replace(safe_path(self.path, aside)) if path.exists() else None
 
     @contextmanager
     def exclusive(self) -> Iterator[None]:
@@ -345,13 +350,27 @@ def repaired(content: str, columns: Sequence[str] = EVALUATION_COLUMNS) -> tuple
     return "\n".join([header, *kept]) + "\n", is_lossless
 
 
-def without_these(whole: str, added: str) -> str:
-    """The rows of an evaluation file without those of the same seed, mode, checkpoint and environment seed as the rows
-    to add."""
-    replaced = {tuple(line.split(",")[:4]) for line in added.splitlines()}
+def with_these(whole: str, added: str) -> str:
+    """The rows of an evaluation file with these at its end: for each seed, mode, checkpoint and environment seed, they
+    stand for the first episodes, and stored episodes after them follow."""
     header, *lines = whole.splitlines()
-    kept = [line for line in lines if tuple(line.split(",")[:4]) not in replaced]
-    return "\n".join([header, *kept]) + "\n"
+    new, stored = by_episodes(added.splitlines()), by_episodes(lines)
+    kept = [line for line in lines if episodes_key(line) not in new]
+    both = [line for key, rows in new.items() for line in (*rows, *stored.get(key, [])[len(rows) :])]
+    return "\n".join([header, *kept, *both]) + "\n"
+
+
+def by_episodes(lines: Iterable[str]) -> dict[tuple[str, ...], list[str]]:
+    """Rows by seed, mode, checkpoint and environment seed, in order."""
+    found: dict[tuple[str, ...], list[str]] = {}
+    for line in lines:
+        found.setdefault(episodes_key(line), []).append(line)
+    return found
+
+
+def episodes_key(line: str) -> tuple[str, ...]:
+    """The seed, mode, checkpoint and environment seed of a row."""
+    return tuple(line.split(",")[:4])
 
 
 def is_evaluation_row(line: str, num_columns: int = len(EVALUATION_COLUMNS)) -> bool:

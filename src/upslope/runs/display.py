@@ -95,7 +95,7 @@ class Snapshot:
 
     @property
     def spent(self) -> list[int]:
-        """The steps that no seed will take again: the whole budget for one that has stopped."""
+        """The steps that each seed no longer has to take: the whole budget for one that has stopped."""
         stopped = self.stopped or [False] * len(self.steps)
         return [self.total_steps if over else step for step, over in zip(self.steps, stopped, strict=True)]
 

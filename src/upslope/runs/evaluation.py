@@ -23,9 +23,10 @@ from upslope.core import html
 from upslope.core.arrays import AnyArray as Array
 from upslope.core.arrays import pytree
 from upslope.core.distributions import Distribution
-from upslope.core.files import safe_path
+from upslope.core.files import safe_path, temporary_beside
 from upslope.core.messages import counted, readable
 from upslope.core.numbers import half_width, number, plus_minus, range_of
+from upslope.core.storage import load_arrays
 from upslope.core.types import Rollout
 from upslope.engines.base import Placement, finite_seeds, fit_to_act
 from upslope.engines.batched import columns_for
@@ -158,10 +159,12 @@ def evaluate(
     cluster: str | Placement | None = None,
     trust: bool = False,
 ) -> Evaluations:
-    """Run every seed's agent for `episodes` fresh episodes in both modes, and append them to `evaluation.csv`.
+    """Run every seed's agent for `episodes` fresh episodes in both modes, and store them in `evaluation.csv`.
 
-    Returns `{"stochastic": …, "deterministic": …}`. An episode is truncated after `max_episode_steps`, by default at
-    the run's or the environment's own limit; if there is none, at 10,000 steps, with a notice. `environment` and
+    Returns `{"stochastic": …, "deterministic": …}`. Where more of these episodes are stored already, the further ones
+    are kept. An episode is truncated after `max_episode_steps`, by default at the run's or the environment's own limit;
+    if there is none, at 10,000 steps, with a notice. Episodes under another limit than that have other returns, so
+    they are returned but not stored as the run's. `environment` and
     `model` are needed only if the run's cannot be found by name, as in `upslope.resume`. As in `upslope.train`,
     `cluster` says where workers run; each evaluates some of the seeds. `trust` allows the code named by the run's
     config.json; registered Gymnasium ids, upslope's own environments and runs trained on this machine do not need it.
@@ -172,22 +175,55 @@ def evaluate(
     positive(episodes=episodes, max_episode_steps=max_episode_steps)
     fresh(environment_seed=environment_seed)
     directory = RunDirectory(run)
-    config = with_limit(directory.config(), max_episode_steps)
+    own = directory.config()
+    config = with_limit(own, max_episode_steps)
     require(config, directory.path, trust=trust, given=trusted_settings(environment, model))
     safe_path(directory.path, directory.evaluation_path)
     env = environment_of(config, environment)
     require_same_environment(directory, env)
+    foreign = lines_of_limit(own, config, env, environment)
     found, lines, notices = Evaluations(), [], notices_to()
     with evaluating(cluster, env) as on, computing(on_host=not env.is_compiled):
-        agents, _ = load_agents(directory, config, checkpoint, model)
+        agents, meta = load_agents(directory, config, checkpoint, model)
+        place = partial(file_of_rows, directory, checkpoint, played_steps(meta, checkpoint))
         for mode in MODES:
             offset = EVALUATION_SEED * (1 + environment_seed)
             found[mode], cut = on(config, env, agents, mode, episodes, offset, notices)
-            directory.add_evaluation(rows_of(found[mode], checkpoint, environment_seed))
+            rows = rows_of(found[mode], checkpoint, environment_seed)
+            lines += foreign or store(directory, rows, place)
             lines += cut_lines(config, cut, mode)
-    for line in lines:
+    for line in dict.fromkeys(lines):
         print_line(line)
     return found
+
+
+def played_steps(meta: Mapping[str, Any], checkpoint: Which) -> Any:
+    """The steps of each seed's agent in a checkpoint, from its metadata; None if an old version did not record them."""
+    return meta.get("steps" if checkpoint == "last" else "best_step")
+
+
+def file_of_rows(directory: RunDirectory, checkpoint: Which, steps: Any) -> Path:
+    """The file for episodes of agents of these steps: evaluation.csv only if the checkpoint still holds these agents,
+    since training may have replaced it while they were played."""
+    path = directory.last if checkpoint == "last" else directory.best
+    if played_steps(load_arrays(path, "checkpoint")[1], checkpoint) == steps:
+        return directory.evaluation_path
+    return directory.evaluations_at(max(steps or [0]))
+
+
+def store(directory: RunDirectory, rows: Iterator[tuple[Any, ...]], place: Callable[[], Path]) -> list[str]:
+    """Store evaluation episodes with the run; the notice if they cannot be written, or are of an agent that was trained
+    further meanwhile."""
+    try:
+        path = directory.add_evaluation(rows, place)
+    except (UpslopeError, OSError) as error:  # results that took long to compute are shown all the same
+        return [f"not stored: {str(error).rstrip('.')}. The results are shown, but the run does not keep them."]
+    if path == directory.evaluation_path:
+        return []
+    return [
+        f"the run was trained further during this evaluation, so its episodes are kept in {path.name} and do not count "
+        "as the run's. Evaluate it again when it has finished."
+    ]
 
 
 def evaluating(cluster: str | Placement | None, environment: Any) -> AbstractContextManager[Callable[..., Any]]:
@@ -208,6 +244,26 @@ def trusted_settings(environment: EnvironmentLike | None, model: Callable[..., A
 def with_limit(config: Config, max_episode_steps: int | None) -> Config:
     """The config with another step limit, if one is given."""
     return config if max_episode_steps is None else replace(config, max_episode_steps=max_episode_steps)
+
+
+def limit_of(config: "Config | RunSeeds", environment: Any) -> int:
+    """The number of steps after which an episode is truncated."""
+    return config.max_episode_steps or environment.max_episode_steps or LIMIT
+
+
+def lines_of_limit(own: Config, config: Config, environment: Any, given: EnvironmentLike | None) -> list[str]:
+    """The notice that episodes under this config's limit are not the run's; none if its `own` config has the same."""
+    if config == own:
+        return []
+    # The limit of an environment given by its id is replaced where it is made.
+    as_trained = environment if own.max_episode_steps is not None else environment_of(own, given)
+    limits = limit_of(config, environment), limit_of(own, as_trained)
+    if len(set(limits)) == 1:
+        return []
+    return [
+        f"not stored: these episodes are truncated after {limits[0]:,} steps and the run's after {limits[1]:,}, so "
+        "their returns cannot be its score. Leave out --max-episode-steps to store an evaluation."
+    ]
 
 
 def evaluate_seeds(
@@ -319,6 +375,20 @@ def require_free(path: Path) -> None:
         raise UpslopeError(
             f"There is no folder {path.parent} to write {path.name} into. Create it, or give another --output."
         )
+    require_writable(path.parent)
+
+
+def require_writable(folder: Path) -> None:
+    """Refuse a folder in which no file can be created, before anything is played for it."""
+    probe = temporary_beside(folder / "probe")
+    try:
+        probe.touch(exist_ok=False)
+        probe.unlink()
+    except OSError as error:
+        raise UpslopeError(
+            f"No file can be created in {folder}: {error.strerror or error}. Make it writable, or give an --output in "
+            "another folder."
+        ) from error
 
 
 @dataclass(frozen=True)
@@ -354,7 +424,7 @@ def episodes_of(
     """Yield whole-episode rollouts [S, T, N] until every seed has `episodes` episodes; the numbers of info at their
     ends, [S, N, K], are added to `infos` if it is given."""
     actors = GreedyAgent(agents) if mode == "deterministic" else agents
-    limit = config.max_episode_steps or environment.max_episode_steps or LIMIT
+    limit = limit_of(config, environment)
     seeds = [offset + s for s in config.seed_list()]
     keys = stack([jax.random.key(s) for s in seeds])
     batches = [min(COLUMNS, episodes - start) for start in range(0, episodes, COLUMNS)]
@@ -393,7 +463,7 @@ def compiled_episodes(
         rollout, finished = collect_episodes(environment, agent, key, num_envs, limit, log_info)
         if finished.info is None:
             return rollout, None
-        # Every episode ends once, at the latest at the limit.
+        # Every episode ends once, at the limit at the latest.
         return rollout, jnp.sum(jnp.where(finished.done[..., None], finished.info, 0.0), axis=0)
 
     return jax.lax.map(one_seed, (agents, keys))

@@ -67,7 +67,7 @@ class Source:
 
     @cached_property
     def read(self) -> tuple[str, Content]:
-        """The SHA-256 of the checkpoint and its content, which a run that still trains may replace at any time."""
+        """The SHA-256 of the checkpoint and its content, which a run that is still training may replace at any time."""
         if not self.path.is_file():
             known = sorted(path.stem for path in self.path.parent.glob("*.npz"))
             raise UpslopeError(
@@ -263,7 +263,7 @@ def agent_of(source: Source, fresh: Agent, index: np.ndarray, keeps: tuple[bool,
     found = jax.tree.map(lambda x: jnp.asarray(np.asarray(x)[index]), found)
     if not all(np.isfinite(np.asarray(x)).all() for x in jax.tree.leaves(found.model)):
         raise UpslopeError(
-            f"{source.path} holds an agent whose parameters are not finite, so nothing can be learned from there. Take "
+            f"{source.path} holds an agent whose parameters are not finite, so no training can begin with it. Take "
             f"the best checkpoint: {source.directory.path}@best."
         )
     return replace(

@@ -141,7 +141,7 @@ def curves(episodes: np.ndarray, config: Config) -> str:
 
 
 def curve_of(rows: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """Steps and the mean return of the last 100 episodes by then, at some of the episodes."""
+    """At some of the episodes, the steps and the mean return of the last 100 episodes up to then."""
     rows = rows[np.argsort(rows["step"], kind="stable")]
     total = np.concatenate([[0.0], np.cumsum(rows["return"], dtype=np.float64)])
     last = np.arange(1, len(rows) + 1)

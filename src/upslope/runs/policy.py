@@ -127,13 +127,13 @@ class Policy:
 
     @cached_property
     def choices(self) -> dict[str, Leaf]:
-        """The parts of observations that hold numbers of choices, by key."""
+        """The parts of observations that hold indices of choices, by key."""
         parts = self.encoder.leaves(leaf_spaces(self.encoder.space()))
         leaves = {key: leaf_of((), space, space.shape or ()) for key, _, space in parts}
         return {key: leaf for key, leaf in leaves.items() if leaf.is_index}
 
     def require_choices(self, observation: Any, view: View) -> None:
-        """Refuse numbers of choices that are not in their space, as training does; parts that are not read may be
+        """Refuse indices of choices that are not in their space, as training does; parts that are not read may be
         anything."""
         if not self.choices:
             return

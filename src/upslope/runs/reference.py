@@ -45,7 +45,7 @@ def require_same_networks(source: Source, config: Config, task: Task) -> None:
         )
     if changed := different_settings(source, config, (*NETWORKS, "normalize_observations")):
         raise UpslopeError(
-            f"A reference policy has the networks of the run that it is kept in, but for {source.directory.path} "
+            f"A reference policy has the same networks as the run that it is kept in, but in {source.directory.path} "
             f"{'; '.join(changed)}. Train with its settings, or begin with its agent: --from "
             f"{readable(str(source.directory.path))}."
         )

@@ -17,6 +17,7 @@ from upslope.config.presets import words_of
 from upslope.config.trust import allow, requested
 from upslope.core.memory import memory_in_words
 from upslope.core.messages import shell
+from upslope.core.reading import brief
 from upslope.core.storage import load_arrays
 from upslope.core.types import Rollout
 from upslope.engines.base import EVERYTHING, Engine, Resources
@@ -38,11 +39,11 @@ from upslope.runs.datasets import load_dataset
 from upslope.runs.directory import RunDirectory
 from upslope.runs.display import Display, closing_words, title_of
 from upslope.runs.following import Following, require_calls
-from upslope.runs.lineage import lines_of_lineage, taken_over
+from upslope.runs.lineage import Source, lines_of_lineage, require_same_agent, source_of, taken_over
 from upslope.runs.loop import Loop, Progress, Stopped, Watch, begin_progress, mean_of
 from upslope.runs.notebooks import frame_of, page_of_run
 from upslope.runs.policy import Policy, Which, check_checkpoint_size, described_spaces, load, spaces_of
-from upslope.runs.reference import with_reference
+from upslope.runs.reference import require_same_networks, with_reference
 from upslope.runs.resume_point import resume_point_of
 from upslope.runs.same_spaces import require_same_spaces
 from upslope.runs.signals import unless_closed
@@ -120,7 +121,7 @@ def through_losses(
     *,
     trust: bool = False,
 ) -> Run:
-    """Train; if a cluster loses workers or grows, continue from the last checkpoint with the workers that there are.
+    """Train; if a cluster loses workers or grows, continue from the last checkpoint with the workers available.
 
     Since a resumed run equals an uninterrupted one, this changes no number.
     """
@@ -136,8 +137,8 @@ def through_losses(
 
 
 def attempts(first: Callable[[], Run], again: Callable[[], Run], session: Session, directory: RunDirectory) -> Run:
-    """Train until it is done, or until workers were lost too often at the same checkpoint. Calls of this process's own
-    `on_iteration` are trusted already; those of a stranger's checkpoint need the user's word each time."""
+    """Train until it is done, or until workers were lost too often at the same checkpoint. Calls made by this process's
+    own `on_iteration` are trusted already; those in a stranger's checkpoint need the user's consent each time."""
     attempt, losses, before = first, 0, ""
     while True:
         try:
@@ -161,6 +162,7 @@ def last_step(directory: RunDirectory) -> str:
 def begin_once(config: Config, task: Task, directory: RunDirectory, session: Session) -> Run:
     """Train from scratch, with the workers that there are."""
     require_trackers(session.trackers)
+    check_sources(config, task)
     with computing(on_host=is_on_host(config, task)), closing(engine_for(config, task, session)) as engine:
         state, lineage = engine.start(), None
         if config.start_from is not None:
@@ -183,6 +185,25 @@ def begin_once(config: Config, task: Task, directory: RunDirectory, session: Ses
             lines = [*opening_lines(config, directory), *lines_of_task(config, task)]
             lines += [*(lines_of_lineage(lineage) if lineage else []), *about_reference]
             return run_loop(config, engine, directory, session, state, progress, lines)
+
+
+def check_sources(config: Config, task: Task) -> None:
+    """Refuse a run to begin with or to refer to that does not fit, or whose config describes more than its checkpoint
+    holds, before memory for its networks is allocated."""
+    if config.start_from is not None:
+        source = source_of(config.start_from)
+        require_same_agent(source, config, task)
+        check_source_size(source, task)
+    if config.reference is not None:
+        source = source_of(config.reference, "--reference")
+        require_same_networks(source, config, task)
+        check_source_size(source, task)
+
+
+def check_source_size(source: Source, task: Task) -> None:
+    """Refuse a checkpoint too small for the networks; one that is missing is told with those that there are."""
+    if source.path.is_file():
+        check_checkpoint_size(source.path, source.config, task.model)
 
 
 def save_first(
@@ -215,7 +236,7 @@ def resume_once(
                 display.finish(None, finished_lines(config, directory))
             return Run(directory.path, config, tuple(config.seed_list()), np.asarray(mean_of(point.progress, 0)))
         lines = [f"resuming {directory.path} at step {point.step:,} of {config.steps:,}", *notes]
-        if aside := directory.set_aside_evaluations(point.step):
+        if aside := directory.set_aside_evaluations(directory.evaluations_at(point.step)):
             lines.append(f"its evaluation so far is of the agent at step {point.step:,}: kept as {aside.name}")
         if point.is_followed and session.on_iteration is None:
             lines.append("on_iteration was given before but not now, so nothing is called between iterations now")
@@ -275,6 +296,7 @@ def run_loop(
             state, progress = loop.run(state, progress)
             onward = f"stopped by on_iteration; resume it:  {call_of('resume', config, directory)}"
             lines = [onward] if progress.is_stopped else []
+            lines += lines_of_evaluations(directory)
             display.finish(None, [*closing_lines(config, directory, progress), *lines])
     except Stopped:
         raise KeyboardInterrupt(f"Stopped and saved. Resume with: {call_of('resume', config, directory)}") from None
@@ -282,8 +304,24 @@ def run_loop(
         words = f"Stopped immediately. Resume from the last checkpoint with: {call_of('resume', config, directory)}"
         raise KeyboardInterrupt(words) from None
     finally:
+        for line in lines_of_evaluations(directory):  # of a run that stopped before its end
+            unless_closed(display.message)(line)
         tracking.close()
     return Run(directory.path, config, tuple(seeds), np.asarray(mean_of(progress, 0)))
+
+
+def lines_of_evaluations(directory: RunDirectory) -> list[str]:
+    """Set aside the evaluations made while the run trained, whose agents were trained further, and say so."""
+    if not directory.evaluation_path.exists():
+        return []
+    try:
+        steps = load_arrays(directory.last, "checkpoint")[1]["steps"]
+        aside = directory.set_aside_evaluations(directory.path / f"evaluation-up-to-step-{max(steps)}.csv")
+    except (UpslopeError, OSError) as error:
+        return [f"evaluation.csv is of agents before the last, and could not be renamed: {brief(error)}"]
+    if aside is None:
+        return []
+    return [f"evaluations made during training are of agents before the last, and do not count: kept as {aside.name}"]
 
 
 def tracking_of(directory: RunDirectory, session: Session) -> Tracking:
@@ -328,7 +366,7 @@ def source_lines(config: Config) -> list[str]:
     found = {} if ":" in without_batching(config.environment) else registered_version(config.environment)
     lines = [f"{config.environment} comes from {name} {n}, imported because of its id" for name, n in found.items()]
     if any(arguments.get("terminal_on_life_loss") for _, arguments in map(parse_wrapper, config.wrappers)):
-        lines.append("each lost life ends an episode (terminal_on_life_loss): returns are of single lives")
+        lines.append("each lost life ends an episode (terminal_on_life_loss): returns are per life")
     return lines
 
 

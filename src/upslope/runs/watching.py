@@ -1,4 +1,4 @@
-"""Show a run that trains elsewhere: its display, from nothing but the rows in its directory."""
+"""Show a run that is training elsewhere: its display, from nothing but the rows in its directory."""
 
 import math
 import time
@@ -138,7 +138,7 @@ class Silence:
     """Judges from outside whether a run is still training.
 
     At first the last row's age is that of the file, so a network share with a wrong clock misleads it; later it is the
-    time since a new row was seen. On Linux the lock that training holds tells more, if it trains on this machine.
+    time since a new row was seen. On Linux the lock that training holds says more, if training runs on this machine.
     """
 
     def __init__(self, history: History, now: Callable[[], float]):

@@ -1,4 +1,4 @@
-"""A car whose force is too weak to climb the hill directly; continuous, or in one of three steps."""
+"""A car whose force is too weak to climb the hill directly; with a continuous force, or one of three."""
 
 from dataclasses import dataclass, field
 from typing import Any
@@ -104,7 +104,7 @@ class MountainCar(CompiledEnvironment):
 def moved(
     position: Float[Array, ""], velocity: Float[Array, ""], push: Float[Array, ""]
 ) -> tuple[Float[Array, ""], Float[Array, ""]]:
-    """Position and velocity after a step with this change of the velocity by the car's own force."""
+    """Position and velocity after a step in which the car's own force changes the velocity by `push`."""
     velocity = velocity + push - SLOPE * jnp.cos(3 * position)
     velocity = jnp.clip(velocity, -MAX_SPEED, MAX_SPEED)
     position = jnp.clip(position + velocity, MIN_POSITION, MAX_POSITION)

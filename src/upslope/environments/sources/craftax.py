@@ -1,4 +1,5 @@
-"""Craftax: Crafter and NetHack's ideas in one open world (Matthews et al. 2024, https://github.com/MichaelTMatthews/Craftax).
+"""Craftax: Crafter's and NetHack's ideas in one open world (Matthews et al. 2024,
+https://github.com/MichaelTMatthews/Craftax).
 
 `is_terminal` merges death and victory with the limit `params.max_timesteps`. The environment gets parameters without
 that limit, which is upslope's `max_episode_steps`; nothing else in the library reads it.
@@ -41,7 +42,7 @@ def ids() -> Iterable[str]:
 
 
 def create(name: str, env_kwargs: dict[str, Any]) -> Craftax:
-    """Create a world; arguments that name static parameters, e.g. the map's size, set those, others its parameters."""
+    """Create a world; arguments that name static parameters, e.g. the map's size, set those; the rest set others."""
     inner = module("craftax.craftax_env").make_craftax_env_from_name(name, auto_reset=False)
     static = inner.static_env_params
     named = {field.name for field in fields(type(static))}

@@ -35,7 +35,7 @@ MOST_KINDS = 64
 
 
 class Jumanji(CompiledEnvironment):
-    """An environment for one player. Its state is the library's, which holds a key, with the mask of legal actions."""
+    """An environment for one player. Its state is the library's, which holds a key, plus the mask of legal actions."""
 
     def __init__(self, inner: Any):
         self.inner, self.max_episode_steps = inner, getattr(inner, "time_limit", None)

@@ -1,6 +1,7 @@
 """Trials on a cluster: each worker trains one after another, those of a compiled environment with the same programs.
 
-Only the main process asks the study and writes. A trial on the host is a run in a temporary folder, whose files the
+Only the main process uses the study and writes files. A trial on the host is a run in a temporary folder, whose files
+the
 worker sends back. A trial whose worker is lost is trained again by another one, with the same settings and seeds, so
 its result is the same.
 """
@@ -92,7 +93,7 @@ class Trials:
         self.threads: list[threading.Thread] = []
         self.workers: dict[int, Worker] = {}
         self.starting: set[int] = set()
-        """The numbers of workers that have not answered yet, so that the cluster may still count their room as free."""
+        """The indices of workers that have not answered yet, whose room the cluster may still count as free."""
         self.pruned: set[int] = set()
         self.losses: dict[str, int] = {}
         self.errors: list[BaseException] = []
@@ -164,7 +165,7 @@ class Trials:
                 self.workers.pop(index).close()
 
     def train(self, index: int, trial: Any) -> None:
-        """Train a trial and tell its result; put it back if its worker is lost."""
+        """Train a trial and report its result; put it back if its worker is lost."""
         worker = self.workers[index]
         worker.notices = self.report(worker, trial)
         try:
@@ -195,7 +196,7 @@ class Trials:
             write_files(path, files)
 
     def report(self, worker: Worker, trial: Any) -> Notices:
-        """Notices that tell a trial's recent return to the study, and stop a trial that is pruned."""
+        """Notices that report a trial's recent return to the study, and stop a trial that is pruned."""
 
         def show(kind: str, words: str) -> None:
             if not kind.startswith(REPORT) or trial.number in self.pruned:
@@ -222,7 +223,7 @@ class Trials:
             self.say(f"{words} Its trial is trained again.")
 
     def tell(self, trial: Any, outcome: "Outcome") -> None:
-        """Tell the result of a trial."""
+        """Report the result of a trial to the study."""
         if trial.number in self.pruned:
             self.study.prune(trial)
         elif outcome.state == "complete":
@@ -234,7 +235,7 @@ class Trials:
 
 
 REPORT = "report "
-"""The prefix of the kind of a notice that tells a trial's recent return."""
+"""The prefix of the kind of a notice that reports a trial's recent return."""
 
 
 @dataclass
@@ -270,7 +271,7 @@ class Server:
         self.is_interrupted = True
 
     def report(self, number: int, part: int, value: float) -> bool:
-        """Tell a trial's recent return; return whether it should stop."""
+        """Report a trial's recent return; return whether it should stop."""
         if self.notices is not None:
             self.notices(f"{REPORT}{number} {part}", json.dumps([part, value]))
         return self.is_interrupted
@@ -323,7 +324,7 @@ class OneTrial:
         return None if was else self
 
     def report(self, trial: Any, part: int, value: float) -> bool:
-        """Tell a recent return; return whether the trial should stop."""
+        """Report a recent return; return whether the trial should stop."""
         return self.tell_report(self.number, part, value)
 
     def complete(self, trial: Any, score: float) -> None:

@@ -22,7 +22,7 @@ NO_TRIAL = (
     "--workers 1 the trials are trained in this process."
 )
 PATIENCE = 30.0
-"""Seconds that a process has to put its trial back after Ctrl-C."""
+"""Seconds that a process is given to put its trial back after Ctrl-C."""
 
 
 def train_on_host(
@@ -53,7 +53,7 @@ def train_here(setup: Setup, study: Study, folder: Path, workers: int | None, en
 def train_in_processes(
     setup: Setup, study: Study, folder: Path, count: int, ended: Callable[[int], None], say: Callable[..., Any]
 ) -> None:
-    """Train trials in processes of their own, and tell of each that ends. A process that dies is replaced, and its
+    """Train trials in processes of their own, and report each that ends. A process that dies is replaced, and its
     trial counts as failed."""
     context = multiprocessing.get_context("spawn")
     known = {trial.number for trial in study.told() if trial.state != "running"}

@@ -77,7 +77,7 @@ class Programs:
     """Trains the trials of a study until all have begun and ended."""
 
     def __init__(self, setup: Setup, study: Trials, at_once: int | None, say: Callable[[int], None]):
-        """`say` is told the number of each trial that has ended."""
+        """`say` is called with the number of each trial that has ended."""
         self.setup, self.study, self.say = setup, study, say
         self.at_once = at_once
         self.engines: list[tuple[TrialsEngine, list[Active]]] = []
@@ -138,7 +138,7 @@ class Programs:
             self.paths = number_paths(self.setup)
         try:
             self.place(trial, task, at_once, self.paths)
-        except UndecidedError:  # in a user's own part, which decides by a number: a program for each trial
+        except UndecidedError:  # in a user's own part, which branches on a number: a program for each trial
             for engine, active in self.engines:
                 if not active:
                     engine.close()
@@ -201,7 +201,7 @@ class Programs:
                 self.num_alone += 1
 
     def end(self, active: list[Active], one: Active, tell: Callable[[Any], None]) -> None:
-        """Free a trial's slot and tell its result."""
+        """Free a trial's slot and report its result."""
         active.remove(one)
         tell(one.trial)
         self.say(one.trial.number)

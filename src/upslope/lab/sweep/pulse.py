@@ -11,11 +11,12 @@ from typing import Any
 from upslope.lab.sweep.samplers import require_optuna
 
 PULSE_SECONDS, LOST_SECONDS = 60.0, 600.0
-"""Seconds between two signs of life of a trial, and without one until its process on another machine counts as gone."""
+"""Seconds between two signs of life of a trial, and without one before its process on another machine counts as
+gone."""
 
 
 def this_process() -> str:
-    """The machine and the number of this process."""
+    """The machine and the id of this process."""
     return f"{platform.node()}:{os.getpid()}"
 
 
@@ -51,7 +52,7 @@ class Pulse:
             self.storage.set_trial_user_attr(trial, "alive", time.time())
         except (require_optuna().exceptions.UpdateFinishedTrialError, KeyError):
             return False
-        except Exception:  # each database driver has its own kinds; a server may be back the next time
+        except Exception:  # each database driver has its own errors; a server may be back the next time
             pass
         return True
 
@@ -62,8 +63,8 @@ def was_put_back(trial: Any) -> bool:
 
 
 def is_gone(attributes: Mapping[str, Any], first_seen: float = math.inf) -> bool:
-    """Whether the process that trains a trial has ended: by its pulse, and on this machine by its number too, which
-    another process may have by now. Without any sign of life it counts as gone some time after it was first seen."""
+    """Whether the process that trains a trial has ended: by its pulse, and on this machine by its id too, which another
+    process may have by now. Without any sign of life it counts as gone some time after it was first seen."""
     if time.time() - float(attributes.get("alive", first_seen)) > LOST_SECONDS:
         return True
     machine, _, number = str(attributes.get("process", "")).rpartition(":")

@@ -16,7 +16,7 @@ from upslope.errors import UpslopeError
 from upslope.lab.sweep.space import Choices, Parameter, Range, Space
 
 REPORTS = 20
-"""How many times per trial its recent return is told to the pruner."""
+"""How many times per trial its recent return is reported to the pruner."""
 WARM_UP = 5
 """Reports before the median pruner may stop a trial: the first quarter of the budget."""
 OPTIONS: Mapping[str, Any] = {

@@ -28,7 +28,7 @@ class Setup:
     space: Space
 
     def config(self, drawn: Mapping[str, Any]) -> Config:
-        """The config of a trial, for what the sampler drew: the default's but for the searched settings.
+        """The config of a trial, for what the sampler drew: the default config except for the searched settings.
 
         Raises:
             UpslopeError: the values exclude each other.

@@ -17,7 +17,8 @@ BEGIN_SECONDS, AGAIN_SECONDS = 30.0, 0.5
 
 
 def storage_of(storage: str) -> Any:
-    """The storage at a URL. SQLite waits while another process writes; one that makes the same tables is waited for."""
+    """The storage at a URL. SQLite waits while another process writes; this function waits for one that makes the same
+    tables."""
     optuna = require_optuna()
     arguments = {"connect_args": {"timeout": BUSY_SECONDS}} if storage.startswith("sqlite") else {"pool_pre_ping": True}
     until = time.monotonic() + BEGIN_SECONDS
@@ -35,8 +36,8 @@ def storage_of(storage: str) -> Any:
 
 
 def lock_at_once(engine: Any) -> None:
-    """Let transactions of SQLite take the lock where they begin, not where they first write: else two processes read
-    that a trial waits, and both take it."""
+    """Let transactions of SQLite take the lock where they begin, not where they first write: otherwise two processes
+    could read that a trial is waiting, and both take it."""
     from sqlalchemy import event
 
     def connect(connection: Any, _: Any) -> None:
@@ -75,6 +76,6 @@ def storage_errors(storage: str) -> Iterator[None]:
 
 
 def is_of_storage(error: Exception) -> bool:
-    """Whether an error comes from the database, e.g. since its server is gone."""
+    """Whether an error comes from the database, e.g. because its server is gone."""
     modules = {kind.__module__.partition(".")[0] for kind in type(error).__mro__}
     return "sqlalchemy" in modules or type(error).__name__ == "StorageInternalError"

@@ -22,7 +22,7 @@ class PrunedError(Exception):
 
 
 class TrialDisplay(Display):
-    """Tells a trial's recent return to the study, and passes nothing on to the screen."""
+    """Reports a trial's recent return to the study, and passes nothing on to the screen."""
 
     is_quiet = True
 
@@ -47,7 +47,7 @@ class TrialDisplay(Display):
 
 
 def train_trial(setup: Setup, study: Study, trial: Any, folder: Path, workers: int | None) -> None:
-    """Train a trial as a run in `folder`, and tell its result. A trial that fails or diverges does not end the sweep.
+    """Train a trial as a run in `folder`, and report its result. A trial that fails or diverges does not end the sweep.
 
     Raises:
         KeyboardInterrupt: Ctrl-C was pressed; the trial is put back.

@@ -1,4 +1,5 @@
-"""`icm`: a step is rewarded for how badly its successor is predicted, in features that tell which action was taken."""
+"""`icm`: a step is rewarded for how badly its successor is predicted, in features that reveal which action was
+taken."""
 
 from dataclasses import dataclass, field, replace
 from typing import Any, NamedTuple

@@ -27,7 +27,7 @@ Rounding is about 1e-6."""
 
 
 class Agreement(NamedTuple):
-    """How two policies agree."""
+    """How closely two policies agree."""
 
     largest: float
     """max |x − y| / (1 + |y|) over the parameters, and over actions that are real numbers."""

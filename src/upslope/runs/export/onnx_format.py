@@ -33,7 +33,7 @@ from upslope.runs.export.plan import (
 )
 
 OPSET, IR_VERSION = 17, 8
-"""The versions of the operators and of the file: those of onnx 1.12 (2022), which onnxruntime reads since 1.12."""
+"""The versions of the operators and of the file: those of onnx 1.12 (2022), which onnxruntime has read since 1.12."""
 MASK, OWN = "action_mask", "upslope:"
 """The name of a mask, and the prefix of every inner name."""
 KINDS = {"Box": "float32", "image": "uint8", "Discrete": "int64", "MultiDiscrete": "int64", "MultiBinary": "int8"}

@@ -160,7 +160,7 @@ class Block:
 
 @dataclass(frozen=True)
 class Stack:
-    """A convolution, the highest of 3 × 3 pixels at stride 2 and padding 1, and residual blocks."""
+    """A convolution, max pooling over 3 × 3 pixels with stride 2 and padding 1, and residual blocks."""
 
     first: Convolution
     blocks: tuple[Block, ...]

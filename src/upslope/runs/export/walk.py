@@ -239,7 +239,7 @@ def branch_of(model: Any) -> Branch:
 
 
 def dense_layers(network: Any, last: str | None) -> list[Dense | Memory]:
-    """The layers of a perceptron, whose last one has this activation."""
+    """The layers of a perceptron, the last of which has this activation."""
     known(network)
     activations = [network.activation] * (len(network.weights) - 1) + [last]
     layers = zip(network.weights, network.biases, activations, strict=True)
@@ -295,7 +295,7 @@ def convolution_of(layer: Any) -> Convolution:
 
 
 def heads_of(head: Any, log_std: Any, path: tuple[str | int, ...] = ()) -> Iterator[tuple[tuple[str | int, ...], Head]]:
-    """How each part of an action is made of the network's outputs."""
+    """How each part of an action is made from the network's outputs."""
     known(head)
     if isinstance(head, heads.ProductHead):
         start = 0

@@ -175,7 +175,9 @@ def exported_c(plan: Plan, written: Path, files: dict[Path, bytes], held: tuple[
         found, seconds = run_c(written, plan, arrays, masks)
     except (subprocess.SubprocessError, OSError) as error:
         why = error if isinstance(error, OSError) else "the C compiler here does not work"
-        return kept(files, None, (size, f"the time of a step is not measured, nor are outputs checked: {why}"), **sizes)
+        return kept(
+            files, None, (size, f"the time per step was not measured, nor were the outputs checked: {why}"), **sizes
+        )
     words = f"{size}; {1e6 * seconds:.3g} µs a step on this machine ({platform.machine()}, -O2)"
     return kept(files, checked(plan, found, wanted), (words,), seconds_per_step=seconds, **sizes)
 

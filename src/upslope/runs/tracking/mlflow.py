@@ -1,6 +1,7 @@
 """MLflow: a parent run, and below it a run per seed.
 
-Where it writes is MLflow's own configuration (MLFLOW_TRACKING_URI and its kin); by default a SQLite file in the current
+Where it writes is set by MLflow's own configuration (MLFLOW_TRACKING_URI and its kin); by default a SQLite file in the
+current
 folder.
 """
 
@@ -22,7 +23,7 @@ LONGEST_VALUE, LONGEST_KEY = 6000, 250
 
 
 class MlflowTracker:
-    """Nested MLflow runs. Steps are environment steps, times those of training, so that a row that is sent twice is
+    """Nested MLflow runs. Steps are environment steps and times are training times, so that a row that is sent twice is
     the same row."""
 
     def begin(self, run: TrackedRun, known: dict[str, Any]) -> dict[str, Any]:

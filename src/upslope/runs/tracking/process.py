@@ -157,7 +157,7 @@ class Tracking:
             self.tell_of(one)
 
     def tell_of(self, one: TrackerProcess, wait: float = 0.0) -> bool:
-        """Tell what a process has said; return whether it has said anything within `wait` seconds."""
+        """Report what a process has said; return whether it has said anything within `wait` seconds."""
         lines = one.news(wait)
         while one.where:
             self.inform(one.where.pop(0))

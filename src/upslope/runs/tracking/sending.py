@@ -28,7 +28,7 @@ from upslope.runs.tracking.tracker import (
 BATCH = 200
 """Rows handed to a tracker in one call; after each, what was sent is noted."""
 LAST_EPISODES = 100
-"""Training episodes whose mean is a seed's result."""
+"""Number of last training episodes whose mean is a seed's result."""
 
 
 class Memory:
@@ -114,7 +114,7 @@ class Sender:
 
     @property
     def is_finished(self) -> bool:
-        """Whether every seed has spent its budget or stopped earlier, by the rows read so far."""
+        """Whether every seed has spent its budget or stopped earlier, according to the rows read so far."""
         return self.over == set(self.steps)
 
     def open(self) -> Tracker:

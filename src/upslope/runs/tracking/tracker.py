@@ -87,7 +87,7 @@ class Tracker(Protocol):
         ...
 
     def end(self, is_finished: bool) -> None:
-        """Close the runs; `is_finished` tells whether the run has spent its budget."""
+        """Close the runs; `is_finished` says whether the run has spent its budget."""
         ...
 
 

@@ -1,6 +1,7 @@
 """Trackio: a run per seed, in a group with the run's name.
 
-Where it writes is Trackio's own configuration (TRACKIO_DIR, TRACKIO_SPACE_ID, TRACKIO_SERVER_URL); locally by default.
+Where it writes is set by Trackio's own configuration (TRACKIO_DIR, TRACKIO_SPACE_ID, TRACKIO_SERVER_URL); locally by
+default.
 """
 
 import contextvars
