@@ -4,6 +4,7 @@ import json
 import os
 import re
 import shlex
+import shutil
 import signal
 import subprocess
 import sys
@@ -15,6 +16,7 @@ from functools import cache, partial
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 from helpers import train_case
 from run_helpers import EPISODES, SEGMENTS, Killed, arrays_of, assert_same_run, before_chunk, config_of, metrics_of
@@ -195,6 +197,49 @@ def test_a_config_that_was_edited_after_training_began_is_refused(tmp_path: Path
             upslope.resume(run, quiet=True)
     (run / "config.json").write_text(json.dumps(description))
     assert upslope.resume(run, quiet=True).path == run
+
+
+BEYOND = 10**400
+"""More than a float can hold."""
+
+
+@pytest.mark.parametrize(
+    ("file", "changes"),
+    [
+        ("last.npz", {"elapsed": BEYOND}),
+        ("last.npz", {"windows": [[[BEYOND, 1]]]}),
+        ("last.npz", {"windows": [[[1.0, BEYOND]]]}),
+        ("last.npz", {"windows": [[[1.0, -1]]]}),
+        ("last.npz", {"settings": 5}),
+        ("last.npz", {"settings": ["gamma"]}),
+        ("last.npz", {"stopped_at": [BEYOND]}),
+        ("last.npz", {"checks": [BEYOND]}),
+        ("last.npz", {"steps": [BEYOND]}),
+        ("last.npz", {"sizes": {"metrics.jsonl": BEYOND, "episodes.csv": 1}}),
+        ("best.npz", {"best_return": [BEYOND]}),
+        ("best.npz", {"best_step": [BEYOND]}),
+    ],
+)
+def test_numbers_that_training_cannot_produce_are_refused(
+    file: str, changes: dict[str, Any], begun: Path, tmp_path: Path
+):
+    run = Path(shutil.copytree(begun, tmp_path / "run"))
+    with np.load(run / "checkpoints" / file) as archive:
+        arrays = {name: archive[name] for name in archive.files}
+    meta = json.loads(str(arrays.pop("meta")[()]))
+    np.savez(run / "checkpoints" / file, meta=np.asarray(json.dumps(meta | changes)), **arrays)
+    with pytest.raises(upslope.UpslopeError, match=rf"{file} is damaged: .*{next(iter(changes))}.* Restore it"):
+        upslope.resume(run, quiet=True)
+
+
+@pytest.fixture(scope="module")
+def begun(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A run that was stopped before its end."""
+    folder = tmp_path_factory.mktemp("begun")
+    settings = {**SEGMENTS, "steps": 320, "seeds": 1, "hidden_sizes": (8,), "quiet": True}
+    with before_chunk(3, lambda: signal.raise_signal(signal.SIGINT)), pytest.raises(KeyboardInterrupt):
+        upslope.train("jax:CartPole-v1", folder=folder, name="run", **settings)
+    return folder / "run"
 
 
 def test_an_evaluation_of_the_agent_before_is_set_aside(tmp_path: Path):

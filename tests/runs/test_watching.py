@@ -210,3 +210,23 @@ def test_a_share_that_is_away_for_a_moment_is_no_error(run: Path, monkeypatch: p
     with pytest.raises(UpslopeError, match="is damaged"):
         (run / "metrics.jsonl").write_text("nothing\n")
         history.read()
+
+
+@pytest.mark.parametrize("name", ["time/elapsed", "time/steps_per_second", "iteration"])
+@pytest.mark.parametrize("value", [10**400, -(10**400)])
+def test_numbers_beyond_any_clock_are_not_shown(name: str, value: int, run: Path):
+    grow(run, 100, 1.0)
+    with (run / "metrics.jsonl").open("a") as file:
+        file.write(json.dumps({"iteration": 1, "seed": 0, "step": 200, name: value}) + "\n")
+    with (run / "episodes.csv").open("a") as file:
+        file.write(f"150,0,1.0,{10**400}\n")
+    state = History(RunDirectory(run)).read()[-1]
+    assert state.steps == [200, 100] and state.elapsed == 1.0 and state.iteration <= 2
+    assert plain(run, lambda: None)[-1] == "interrupted"
+
+
+@pytest.mark.parametrize("step", [10**400, -1])
+def test_a_step_that_no_training_reaches_is_told(step: int, run: Path):
+    (run / "metrics.jsonl").write_text(json.dumps({"iteration": 1, "seed": 0, "step": step}) + "\n")
+    with pytest.raises(UpslopeError, match=r"metrics\.jsonl is damaged.*a row is at step"):
+        History(RunDirectory(run)).read()

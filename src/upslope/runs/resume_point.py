@@ -21,6 +21,9 @@ from upslope.runs.directory import RunDirectory
 from upslope.runs.loop import WINDOW, Progress, begin_progress
 from upslope.runs.policy import check_scores, is_list
 
+MAX_COUNT, MAX_NUMBER = 2**62, 1e60
+"""The largest count, also in seconds, and the largest return of a checkpoint; no training reaches either."""
+
 
 @dataclass(frozen=True)
 class ResumePoint:
@@ -55,6 +58,11 @@ def resume_point_of(
     state, snapshot, meta = load_checkpoint(directory.last, like)
     best, _, scores = load_checkpoint(directory.best, like.learner.agent)
     check_scores(directory.best, scores, config.seeds)
+    if not all(map(is_possible, [*scores["best_return"], *scores["best_step"]])):
+        raise UpslopeError(
+            f"{directory.best} is damaged: its best_return or best_step holds a number that training cannot produce. "
+            "Restore it from a copy."
+        )
     problem = problem_of(meta, config.seeds) or snapshot_problem(snapshot, config, task, needs_snapshot)
     if problem:
         raise UpslopeError(f"{directory.last} is damaged: {problem}. Restore it from a copy.")
@@ -95,12 +103,13 @@ def problem_of(meta: dict[str, Any], seeds: int) -> str:
     names = ("metrics.jsonl", "episodes.csv")
     windows, sizes = meta.get("windows"), meta.get("sizes")
     sound = {
-        "elapsed": type(meta.get("elapsed")) in (int, float) and 0 <= meta["elapsed"] < math.inf,
-        "iteration": type(meta.get("iteration")) is int and 0 <= meta["iteration"] < 2**62,
-        "checks": is_list(meta.get("checks"), (int,), seeds),
-        "steps": is_list(meta.get("steps"), (int,), seeds),
-        "stopped_at": "stopped_at" not in meta or is_list(meta["stopped_at"], (int,), seeds),
-        "sizes": isinstance(sizes, dict) and all(type(sizes.get(n)) is int and sizes[n] >= 0 for n in names),
+        "elapsed": type(meta.get("elapsed")) in (int, float) and 0 <= meta["elapsed"] <= MAX_COUNT,
+        "iteration": is_count(meta.get("iteration")),
+        "checks": is_counts(meta.get("checks"), seeds),
+        "steps": is_counts(meta.get("steps"), seeds),
+        "stopped_at": "stopped_at" not in meta or is_counts(meta["stopped_at"], seeds),
+        "settings": isinstance(meta.get("settings", {}), dict),
+        "sizes": isinstance(sizes, dict) and all(is_count(sizes.get(n)) for n in names),
         "windows": is_list(windows, (list,), seeds) and all(map(is_window, windows or [])),
     }
     wrong = [name for name, is_sound in sound.items() if not is_sound]
@@ -110,9 +119,28 @@ def problem_of(meta: dict[str, Any], seeds: int) -> str:
 def is_window(window: list[Any]) -> bool:
     """Whether the value is a valid list of a seed's last returns and lengths."""
     return len(window) <= WINDOW and all(
-        isinstance(row, list) and len(row) == 2 and type(row[0]) in (int, float, NoneType) and type(row[1]) is int
+        isinstance(row, list)
+        and len(row) == 2
+        and type(row[0]) in (int, float, NoneType)
+        and is_possible(row[0])
+        and is_count(row[1])
         for row in window
     )
+
+
+def is_possible(value: float | int | None) -> bool:
+    """Whether training could have counted or summed this number; None stands for one that is not finite."""
+    return value is None or abs(value) <= MAX_NUMBER
+
+
+def is_count(value: Any) -> bool:
+    """Whether the value is a whole number, not negative, that fits where numbers are counted."""
+    return type(value) is int and 0 <= value <= MAX_COUNT
+
+
+def is_counts(value: Any, length: int) -> bool:
+    """Whether the value is a list of `length` counts."""
+    return is_list(value, (int,), length) and all(map(is_count, value))
 
 
 def snapshot_problem(snapshot: dict[str, np.ndarray], config: Config, task: Task, needed: bool) -> str:

@@ -1,6 +1,7 @@
 """Show a run that is training elsewhere: its display, from nothing but the rows in its directory."""
 
 import math
+import reprlib
 import time
 from collections import deque
 from collections.abc import Callable
@@ -10,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from upslope.core.messages import PREFIX
+from upslope.core.reading import damaged
 from upslope.runs.directory import RunDirectory
 from upslope.runs.display import Display, Snapshot, clock, closing_words, curve_place, mean, title_of
 from upslope.runs.growing import GrowingTable, episode_of, is_last, parsed_rows
@@ -26,6 +28,8 @@ FIRST_SECONDS = 600.0
 """Seconds that the first rows may take, since a program is compiled before them."""
 NOT_SHOWN = (PREFIX, "time/", "episode/")
 """Prefixes of metrics that the display does not show, or takes from elsewhere."""
+MAX_COUNT = 2**53
+"""The largest number of steps, iterations or seconds that is shown; no training reaches it."""
 LOCKS = Path("/proc/locks")
 """Where Linux lists the files that processes of this machine have locked."""
 
@@ -63,6 +67,8 @@ class History:
             self.restart()
             return self.read()
         rows = parsed_rows(self.metrics.path, lines, self.steps)
+        if absurd := [row["step"] for row in rows if not 0 <= row["step"] <= MAX_COUNT]:
+            raise damaged(self.metrics.path, ValueError(f"a row is at step {reprlib.repr(absurd[0])}"))
         self.read_episodes()  # after the rows, since training writes episodes first
         found: list[Snapshot] = []
         for _, chunk in groupby(rows, key=lambda row: row.get("time/elapsed")):
@@ -77,7 +83,7 @@ class History:
         """Keep the new episodes until the rows reach them."""
         for line in self.episodes.read():
             found = episode_of(line)
-            if found is not None and found[1] in self.waiting:
+            if found is not None and found[1] in self.waiting and max(found[0], found[3]) <= MAX_COUNT:
                 step, seed, episode_return, length = found
                 self.waiting[seed].append((step, episode_return, length))
 
@@ -115,14 +121,14 @@ class History:
         )
 
     def add_times(self, row: dict[str, Any]) -> None:
-        """Note the times of a chunk, where they are numbers."""
+        """Note the times of a chunk, where they are numbers that a clock can show."""
         elapsed, rate, iteration = (row.get(n) for n in ("time/elapsed", "time/steps_per_second", "iteration"))
-        if isinstance(elapsed, int | float):
+        if is_shown(elapsed):
             if self.elapsed:
                 self.longest_pause = max(self.longest_pause, elapsed - self.elapsed)
             self.elapsed = float(elapsed)
-        self.rate = float(rate) if isinstance(rate, int | float) else math.nan
-        self.iteration = iteration + 1 if isinstance(iteration, int) else self.iteration
+        self.rate = float(rate) if is_shown(rate) else math.nan
+        self.iteration = iteration + 1 if isinstance(iteration, int) and is_shown(iteration) else self.iteration
 
     def closing_line(self) -> str:
         """The summary of the finished run."""
@@ -132,6 +138,11 @@ class History:
     def means(self, part: int) -> list[float]:
         """Each seed's mean return (0) or length (1) over its last episodes."""
         return [mean([float(episode[part]) for episode in window]) for window in self.windows.values()]
+
+
+def is_shown(value: Any) -> bool:
+    """Whether the value is a number, not negative, that the display can show."""
+    return isinstance(value, int | float) and 0 <= value <= MAX_COUNT
 
 
 class Silence:
