@@ -95,7 +95,7 @@ def aggregate_table(comparison: Comparison) -> Table:
             a.label,
             a.mean.words(HUNDREDTHS),
             a.iqm.words(HUNDREDTHS),
-            *(f"{p.share_above(tau):.0%}" for tau in PROFILE_COLUMNS),
+            *map(share_words, map(p.share_above, PROFILE_COLUMNS)),
         )
         for a, p in pairs
     ]
@@ -116,3 +116,8 @@ def bold(title: str) -> Text:
 def name_of(group: Group) -> Text:
     """The label of a group, in bold."""
     return Text(group.label, "bold")
+
+
+def share_words(share: float) -> str:
+    """A share in percent; a dash if it is not known."""
+    return "–" if math.isnan(share) else f"{share:.0%}"
