@@ -97,7 +97,7 @@ class Profile:
     """The upper end of the pointwise interval [K]; `low` is the lower end. nan where a group has one seed."""
 
     def share_above(self, threshold: float) -> float:
-        """The share at the largest of `thresholds` that does not exceed this one; 1 if all of them do, and nan if a seed
+        """The share at the largest of `thresholds` that does not exceed this one; 1 if all of them do; nan if a seed
         has no score."""
         if np.isnan(self.share).any():
             return float("nan")
