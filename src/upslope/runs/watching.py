@@ -8,7 +8,7 @@ from collections.abc import Callable
 from dataclasses import replace
 from itertools import groupby
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeGuard
 
 from upslope.core.messages import PREFIX
 from upslope.core.reading import damaged
@@ -130,7 +130,7 @@ class History:
                 self.longest_pause = max(self.longest_pause, elapsed - self.elapsed)
             self.elapsed = float(elapsed)
         self.rate = float(rate) if is_shown(rate) else math.nan
-        self.iteration = iteration + 1 if isinstance(iteration, int) and is_shown(iteration) else self.iteration
+        self.iteration = iteration + 1 if isinstance(iteration, int) and 0 <= iteration <= MAX_COUNT else self.iteration
 
     def closing_line(self) -> str:
         """The summary of the finished run."""
@@ -142,7 +142,7 @@ class History:
         return [mean([float(episode[part]) for episode in window]) for window in self.windows.values()]
 
 
-def is_shown(value: Any) -> bool:
+def is_shown(value: Any) -> TypeGuard[int | float]:
     """Whether the value is a number, not negative, that the display can show."""
     return isinstance(value, int | float) and 0 <= value <= MAX_COUNT
 
