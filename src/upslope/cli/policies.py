@@ -35,6 +35,7 @@ def evaluate(
         checkpoint: The checkpoint to evaluate.
         environment_seed: Each number gives different episodes.
         max_episode_steps: Steps after which an episode is truncated; by default the limit that the run trained with.
+            Returns under another limit are shown but not stored, since they are not the run's score.
         video: Also film one deterministic episode of the first seed into this .mp4 (needs the extra `video`).
         trust: Run the code that the run's config.json names; it may do anything. Otherwise you are shown its name
             and asked, or it is refused.

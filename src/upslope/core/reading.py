@@ -90,20 +90,6 @@ def read_rows(path: Path) -> Iterator[list[dict[str, Any]]]:
         raise damaged(path, error) from error
 
 
-def num_lines(path: Path) -> int:
-    """The number of complete lines of a file.
-
-    Raises:
-        UpslopeError: the file is missing, not a plain file, too large, or cannot be parsed.
-    """
-    plain_file(path, MAX_TABLE)
-    try:
-        with path.open("rb") as file:
-            return sum(part.count(b"\n") for part in iter(lambda: file.read(2**20), b""))
-    except READING_ERRORS as error:
-        raise damaged(path, error) from error
-
-
 def checked_rows(lines: list[str], before: int) -> list[dict[str, Any]]:
     """Parse lines with a JSON object each; `before` lines of the file precede them."""
     try:
