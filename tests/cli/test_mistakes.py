@@ -1,11 +1,13 @@
 """What a beginner does wrong at the command line, and what it answers: one message, at once."""
 
+import html
 import json
 import os
 import shlex
 import shutil
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -18,7 +20,8 @@ from upslope.config.command import command_of
 from upslope.core.messages import counted
 from upslope.report import video
 from upslope.runs import evaluation
-from upslope.runs.directory import versions
+from upslope.runs.directory import RunDirectory, versions
+from upslope.runs.train import call_of
 
 SMALL: dict[str, Any] = {
     "num_envs": 2,
@@ -297,3 +300,28 @@ def test_other_errors_keep_their_traceback(monkeypatch: pytest.MonkeyPatch):
     monkeypatch.setattr("upslope.cli.main.run", run)
     with pytest.raises(JaxRuntimeError):
         main(["list"])
+
+
+def test_a_command_that_is_suggested_can_be_typed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    name = "with space; $(touch x) 'n"
+    flags = "--steps 32 --num-envs 2 --rollout-steps 8 --hidden-sizes 8 --no-preset"
+    main(["train", "jax:CartPole-v1", *flags.split(), "--name", name])
+    main(["resume", f"runs/{name}"])
+    lines = [line for line in capsys.readouterr().out.splitlines() if "it:  upslope " in line or "budget:  " in line]
+    typed = [shlex.split(line.partition(":  ")[2]) for line in lines]
+    path = f"runs/{name}"
+    run, continued = ["upslope", "evaluate", path], ["upslope", "train", "--from", path]
+    assert run in typed and continued in typed and all(words[-1] == path for words in typed)
+    main(["report", path, "-o", "page.html"])
+    page = html.unescape(Path("page.html").read_text())
+    assert shlex.join(["upslope", "evaluate", path]) in page and shlex.join(["upslope", "credit", path]) in page
+    main(["bundle", path, "-o", "a bundle.zip"])
+    assert shlex.join(["upslope", "report", "a bundle.zip"]) in capsys.readouterr().out
+    assert "'a b'" in refused("track 'a b'", capsys)
+
+
+def test_a_command_in_python_quotes_its_path():
+    config = replace(config_of(["jax:CartPole-v1"]), environment="__main__:World")
+    said = call_of("resume", config, RunDirectory('a "b"'))
+    assert said == 'upslope.resume("a \\"b\\"", environment=…)'

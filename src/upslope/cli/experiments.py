@@ -12,6 +12,7 @@ from upslope.cli.cluster import HERE, OnCluster
 from upslope.cli.terminal import answer, console, say
 from upslope.cli.train import Quiet, Switch
 from upslope.config.config import positive
+from upslope.core.messages import shell
 
 
 def ladder(
@@ -64,8 +65,8 @@ def ladder(
     found = ladder(**options)
     if not quiet:
         console().print(comparison_page(found.comparison))
-        say(f"compare again:  upslope compare {found.path}/*/")
-        say(f"report:  {found.report or f'upslope report {found.path}/*/'}")
+        say(f"compare again:  {shell('upslope', 'compare', found.path)}/*/")
+        say(f"report:  {found.report or shell('upslope', 'report', found.path) + '/*/'}")
 
 
 def lab(

@@ -6,6 +6,7 @@ import tyro
 
 from upslope.cli.terminal import say
 from upslope.cli.train import Run, Track
+from upslope.core.messages import shell
 
 
 def track(
@@ -25,7 +26,7 @@ def track(
     from upslope.runs.tracking.tracker import require_trackers
 
     if not to:
-        raise UpslopeError(f"Say where to send the run, e.g. upslope track {run} --to wandb")
+        raise UpslopeError(f"Say where to send the run, e.g. {shell('upslope', 'track', run, '--to', 'wandb')}")
     require_trackers(to, "--to")
     for name in to:
         say(send_run(run, name, project))

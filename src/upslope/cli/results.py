@@ -12,6 +12,7 @@ from upslope.cli.arguments import Checkpoint, Normalize, Output, Runs, Score
 from upslope.cli.terminal import answer, say
 from upslope.cli.train import Run, Switch, ask_for_trust
 from upslope.config.config import fresh, positive
+from upslope.core.messages import shell
 
 
 def compare(
@@ -186,7 +187,7 @@ def bundle(runs: Runs, output: Annotated[Path, Output] = Path("runs.zip"), check
     from upslope.runs.bundles import bundle
 
     path = bundle(runs, output, checkpoints=checkpoints)
-    say(f"wrote {path} ({path.stat().st_size:,} bytes): upslope report {path}")
+    say(f"wrote {path} ({path.stat().st_size:,} bytes): {shell('upslope', 'report', path)}")
 
 
 def say_written(path: Path) -> None:

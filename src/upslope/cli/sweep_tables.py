@@ -4,6 +4,7 @@ from collections.abc import Iterator
 from typing import Any
 
 from upslope.cli.terminal import table
+from upslope.core.messages import shell
 from upslope.core.numbers import number
 from upslope.lab.sweep.sweep import Sweep
 from upslope.lab.sweep.words import counts, setting_words, verdict_words
@@ -26,6 +27,6 @@ def sweep_lines(found: Sweep) -> Iterator[str]:
     yield from verdict_words(found)
     if found.config is not None:
         settings = found.path / "winner.yaml"
-        yield f"train it:  upslope train {found.config.environment} --config {settings}"
+        yield f"train it:  {shell('upslope', 'train', found.config.environment, '--config', settings)}"
     if found.report is not None:
         yield f"report:  {found.report}"

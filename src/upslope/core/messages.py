@@ -1,6 +1,7 @@
 """Shared helpers for the text of messages and files."""
 
 import linecache
+import shlex
 import sys
 import sysconfig
 import traceback
@@ -31,6 +32,11 @@ def escaped(character: str) -> str:
     return {"\n": "\\n", "\t": "\\t", "\r": "\\r"}.get(character) or (
         f"\\x{number:02x}" if number < 256 else f"\\u{number:04x}" if number < 65536 else f"\\U{number:08x}"
     )
+
+
+def shell(*words: str | Path) -> str:
+    """A command as one types it in a shell: words with spaces or special characters are quoted."""
+    return shlex.join(map(str, words))
 
 
 def counted(number: int, noun: str) -> str:

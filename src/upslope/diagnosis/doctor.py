@@ -11,7 +11,7 @@ import numpy as np
 
 from upslope.analysis.records import Record, read_record
 from upslope.core import html
-from upslope.core.messages import counted
+from upslope.core.messages import counted, shell
 from upslope.diagnosis import rules_data, rules_parts, rules_update
 from upslope.diagnosis import rules_environment as rules_world
 from upslope.diagnosis.findings import ACTING, CRITIC, ENDS, RULES, Finding, Signs
@@ -105,7 +105,8 @@ def too_little(signs: Signs, num_checked: int) -> str:
     if iterations < FEWEST:
         return f"it has {counted(iterations, 'iteration')}, but {FEWEST} are needed"
     if signs.is_recorded:
-        return f"it learned from recorded data and played no episodes; upslope evaluate {signs.record.path} tells more"
+        command = shell("upslope", "evaluate", signs.record.path)
+        return f"it learned from recorded data and played no episodes; {command} tells more"
     if not np.isfinite(signs.returns[0]).any():
         return f"no seed has finished {ENDS} episodes, so whether the return rises is not known"
     if signs.is_flat:
@@ -140,4 +141,4 @@ class Watch:
         if record.steps.shape[1] < FEWEST:
             return ""
         sure = [f for f in diagnosis_of(record).alarms if f.certainty >= SURE]
-        return f"{sure[0].symptom} upslope doctor {self.path}" if sure else ""
+        return f"{sure[0].symptom} {shell('upslope', 'doctor', self.path)}" if sure else ""

@@ -11,7 +11,7 @@ from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
-from upslope.core.messages import escaped
+from upslope.core.messages import escaped, shell
 from upslope.core.storage import write_atomically
 from upslope.errors import UpslopeError
 from upslope.report.figures import Figures
@@ -70,17 +70,19 @@ def plotly_script() -> str:
 
 @cache
 def templates(package: str = "upslope.report") -> Any:
-    """A Jinja2 environment with the templates of a package and of the report; text is escaped."""
+    """A Jinja2 environment with the templates of a package and of the report, with `shell`; text is escaped."""
     from jinja2 import ChoiceLoader, Environment, PackageLoader, StrictUndefined
 
     loaders = [PackageLoader(name, "assets") for name in dict.fromkeys((package, "upslope.report"))]
-    return Environment(
+    made = Environment(
         loader=ChoiceLoader(loaders),
         autoescape=True,
         undefined=StrictUndefined,
         trim_blocks=True,
         lstrip_blocks=True,
     )
+    made.globals["shell"] = shell
+    return made
 
 
 def render(template: str, figures: Figures, *, package: str = "upslope.report", **fields: Any) -> str:

@@ -13,6 +13,7 @@ from upslope.analysis.records import Record, read_records
 from upslope.analysis.scores import Score
 from upslope.analysis.statistics import WINDOW
 from upslope.core.files import safe_path
+from upslope.core.messages import shell
 from upslope.diagnosis.doctor import diagnosis_of
 from upslope.errors import UpslopeError
 from upslope.report.credit import credit_view
@@ -140,7 +141,7 @@ def compared(
     scored = [r for r in records if len(r.episodes) or len(r.evaluations)]
     warnings = [
         f"{r.path} is not in the comparison: it has no finished training episode and was not evaluated. Run "
-        f"upslope evaluate {r.path}"
+        f"{shell('upslope', 'evaluate', r.path)}"
         for r in records
         if r not in scored
     ]

@@ -18,6 +18,7 @@ import numpy as np
 
 from upslope.config.config import Config
 from upslope.core.arrays import where_seeds
+from upslope.core.messages import shell
 from upslope.core.numbers import number
 from upslope.engines.base import Chunk, Engine, clock, finite_seeds, not_finite
 from upslope.errors import UpslopeError
@@ -154,7 +155,7 @@ class Loop:
                     kept = self.save_after_error(state, progress)
                     if not isinstance(error, UpslopeError):
                         raise
-                    words = f"{error} {kept}; resume with: upslope resume {self.directory.path}"
+                    words = f"{error} {kept}; resume with: {shell('upslope', 'resume', self.directory.path)}"
                     raise type(error)(words) from error
                 chunk = with_true_steps(chunk, progress)
                 progress.elapsed = max(progress.elapsed, perf_counter() - started)
@@ -281,7 +282,7 @@ class Loop:
         try:
             save_checkpoint(path, tree, snapshot, meta)
         except UpslopeError as error:
-            raise UpslopeError(f"{error} Resume with: upslope resume {self.directory.path}") from error
+            raise UpslopeError(f"{error} Resume with: {shell('upslope', 'resume', self.directory.path)}") from error
 
     def save_after_error(self, state: TrainState, progress: Progress) -> str:
         """Save after an error, and describe what is saved: the last checkpoint, if the environments are lost."""

@@ -1,5 +1,6 @@
 """Train a task from scratch or from its last checkpoint: combine an engine, a run directory and the loop."""
 
+import json
 import math
 from collections.abc import Callable, Sequence
 from contextlib import closing, nullcontext, suppress
@@ -15,6 +16,7 @@ from upslope.config.config import MAX_STEPS, Config, recorded_preset
 from upslope.config.presets import words_of
 from upslope.config.trust import allow, requested
 from upslope.core.memory import memory_in_words
+from upslope.core.messages import shell
 from upslope.core.storage import load_arrays
 from upslope.core.types import Rollout
 from upslope.engines.base import EVERYTHING, Engine, Resources
@@ -294,10 +296,10 @@ def tracking_of(directory: RunDirectory, session: Session) -> Tracking:
 def call_of(command: str, config: Config, directory: RunDirectory) -> str:
     """The call of a command on this run: in the shell, or in Python if its environment must be passed."""
     if lost(config.environment):
-        argument = f'"{directory.path}"'
+        argument = json.dumps(str(directory.path), ensure_ascii=False)
         command, argument = ("train", f"start_from={argument}") if "--from" in command else (command, argument)
         return f"upslope.{command}({argument}, environment=…)"
-    return f"upslope {command} {directory.path}"
+    return shell("upslope", *command.split(), directory.path)
 
 
 def opening_lines(config: Config, directory: RunDirectory) -> list[str]:

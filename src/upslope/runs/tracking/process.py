@@ -20,7 +20,7 @@ from typing import Any
 
 from upslope.core.child_processes import CURRENT_FOLDER_LAST
 from upslope.core.files import safe_path
-from upslope.core.messages import told
+from upslope.core.messages import shell, told
 from upslope.errors import UpslopeError
 from upslope.runs.tracking.sending import Sender
 from upslope.runs.tracking.tracker import keep_private
@@ -116,7 +116,7 @@ class TrackerProcess:
     @property
     def command(self) -> str:
         """The command that sends what is missing."""
-        return f"upslope track {self.run} --to {self.name}"
+        return shell("upslope", "track", self.run, "--to", self.name)
 
     def request_end(self) -> None:
         """Tell the process that no more rows will come."""
