@@ -10,7 +10,7 @@ from upslope.analysis.lineage import lineage_warnings
 from upslope.analysis.records import Record
 from upslope.analysis.statistics import thinness
 from upslope.config.config import Config
-from upslope.core.messages import counted
+from upslope.core.messages import counted, shell
 from upslope.runs.directory import ENGINES
 
 NOT_SETTINGS = ("environment", "env_kwargs", "max_episode_steps", "algorithm", "seed", "seeds", "preset", "log_info")
@@ -191,7 +191,7 @@ def unfinished(record: Record) -> str:
     if record.is_finished:
         return ""
     done = f"{record.reached:,} of {record.config.steps:,} steps"
-    return f"{record.path} is not finished: {done}. Continue it: upslope resume {record.path}"
+    return f"{record.path} is not finished: {done}. Continue it: {shell('upslope', 'resume', record.path)}"
 
 
 def stopped_early(member: Member) -> str:

@@ -8,7 +8,7 @@ from typing import Any
 
 from tyro.constructors import ConstructorRegistry, PrimitiveConstructorSpec, PrimitiveTypeInfo
 
-from upslope.core.reading import parse_json
+from upslope.core.strict_json import parse_json
 from upslope.errors import UpslopeError
 
 

@@ -4,7 +4,7 @@ from collections.abc import Iterable
 from difflib import get_close_matches
 from typing import Any
 
-from upslope.core.reading import parse_json
+from upslope.core.strict_json import parse_json
 from upslope.errors import UpslopeError
 
 

@@ -31,7 +31,7 @@ import numpy as np
 
 from upslope.config.config import Config, canonical
 from upslope.core.files import MAX_TABLE, MAX_TEXT, plain_file, safe_path, writable
-from upslope.core.messages import readable
+from upslope.core.messages import readable, shell
 from upslope.core.reading import brief, csv_type, damaged, parse_json, read_csv, read_rows
 from upslope.core.storage import write_atomically
 from upslope.environments.packages import registered_version
@@ -122,7 +122,7 @@ class RunDirectory:
         """Refuse a folder that is not empty."""
         if self.path.exists() and (not self.path.is_dir() or any(self.path.iterdir())):
             raise UpslopeError(
-                f"{self.path} exists already, and nothing is overwritten. Resume it: upslope resume {self.path} — or "
+                f"{self.path} exists already, and nothing is overwritten. Resume it: {shell('upslope', 'resume', self.path)} — or "
                 "choose another --name."
             )
 
@@ -137,8 +137,8 @@ class RunDirectory:
                 except BlockingIOError as error:
                     raise UpslopeError(
                         f"{self.path} is being trained by another process, and two would corrupt each other's rows. "
-                        f"Wait until it ends, or stop it and resume: upslope resume {self.path} — or train under "
-                        "another --name."
+                        f"Wait until it ends, or stop it and resume: {shell('upslope', 'resume', self.path)} — or train "
+                        "under another --name."
                     ) from error
                 except OSError:
                     pass  # a file system without locks
@@ -218,7 +218,7 @@ class RunDirectory:
     def unwritable(self, path: Path, error: OSError) -> UpslopeError:
         """The error for a growing file that cannot be written."""
         remedy = "Free disk space, make sure that the folder is writable, and"
-        again = "try again" if path == self.evaluation_path else f"resume: upslope resume {self.path}"
+        again = "try again" if path == self.evaluation_path else f"resume: {shell('upslope', 'resume', self.path)}"
         return UpslopeError(
             f"Could not write {path}: {error.strerror or error}. The last checkpoint is intact. {remedy} {again}"
         )
@@ -423,7 +423,7 @@ def same_run(path: Path, config: Config) -> Path:
     words = ", ".join(f"{name} was {old}, now {new}" for name, (old, new) in differ.items())
     raise UpslopeError(
         f"{path} was trained with another config ({words}), so it cannot be resumed with these settings. Use the same "
-        f"flags, or upslope resume {path}, or another --name."
+        f"flags, or {shell('upslope', 'resume', path)}, or another --name."
     )
 
 

@@ -10,7 +10,7 @@ from itertools import groupby
 from pathlib import Path
 from typing import Any, TypeGuard
 
-from upslope.core.messages import PREFIX
+from upslope.core.messages import PREFIX, shell
 from upslope.core.reading import damaged
 from upslope.runs.directory import RunDirectory
 from upslope.runs.display import Display, Snapshot, clock, closing_words, curve_place, mean, title_of
@@ -180,7 +180,7 @@ class Silence:
         run, is_alive = self.history.directory.path, is_locked(self.history.directory.path / "config.json")
         self.was_alive |= is_alive
         if self.was_alive and not is_alive and self.seconds > MOMENT:
-            return f"its process ended before the budget was spent. Resume it: upslope resume {run}"
+            return f"its process ended before the budget was spent. Resume it: {shell('upslope', 'resume', run)}"
         if self.seconds <= self.limit:
             return ""
         pause = self.history.longest_pause
@@ -188,7 +188,7 @@ class Silence:
         told = f"no new row for more than {clock(self.limit)}{usual}"
         if is_alive:
             return f"{told}. Its process is still running: an environment may be hanging"
-        return f"{told}: it seems to have stopped. If it has: upslope resume {run}"
+        return f"{told}: it seems to have stopped. If it has: {shell('upslope', 'resume', run)}"
 
 
 def is_locked(path: Path) -> bool:
@@ -237,4 +237,4 @@ def watch(
                 finding = look() if has_rows else ""
                 display.update(replace(state, finding=finding, notice=notice, age=silence.seconds))
             sleep(PAUSE)
-        display.finish(state, [history.closing_line(), f"evaluate it:  upslope evaluate {run}"])
+        display.finish(state, [history.closing_line(), f"evaluate it:  {shell('upslope', 'evaluate', run)}"])

@@ -1,8 +1,10 @@
 """Trials on the host: each is a run, and several processes train one each."""
 
 import multiprocessing
+import os
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from multiprocessing.process import BaseProcess
 from pathlib import Path
 from typing import Any
@@ -16,6 +18,8 @@ from upslope.learning.devices import num_cores
 
 LOOK_SECONDS = 0.5
 """Seconds between two checks of what the processes have finished."""
+SAFE_PATH = "PYTHONSAFEPATH"
+"""Python's environment variable that keeps the current folder off the search path."""
 NO_TRIAL = (
     "No process began a trial: the last one {}; its error is above. In a script of your "
     'own, call `upslope.sweep` below `if __name__ == "__main__":`, since each process imports the script. With '
@@ -60,7 +64,8 @@ def train_in_processes(
 
     def start() -> BaseProcess:
         process = context.Process(target=work, args=(setup, study.access, folder), daemon=True)
-        process.start()
+        with safe_path():
+            process.start()
         return process
 
     processes = [start() for _ in range(count)]
@@ -92,6 +97,21 @@ def train_in_processes(
         for process in processes:
             process.join(max(0.0, until - time.monotonic()))
         study.put_back_lost()
+
+
+@contextmanager
+def safe_path() -> Iterator[None]:
+    """Let processes that are started meanwhile not look for modules in the current folder first: a stranger's may hold
+    one that is called `multiprocessing`. They get this process's search path once they run."""
+    before = os.environ.get(SAFE_PATH)
+    os.environ[SAFE_PATH] = "1"
+    try:
+        yield
+    finally:
+        if before is None:
+            del os.environ[SAFE_PATH]
+        else:
+            os.environ[SAFE_PATH] = before
 
 
 def work(setup: Setup, access: Access, folder: Path) -> None:
