@@ -122,8 +122,8 @@ class RunDirectory:
         """Refuse a folder that is not empty."""
         if self.path.exists() and (not self.path.is_dir() or any(self.path.iterdir())):
             raise UpslopeError(
-                f"{self.path} exists already, and nothing is overwritten. Resume it: {shell('upslope', 'resume', self.path)} — or "
-                "choose another --name."
+                f"{self.path} exists already, and nothing is overwritten. Resume it: "
+                f"{shell('upslope', 'resume', self.path)} — or choose another --name."
             )
 
     @contextmanager
@@ -135,10 +135,10 @@ class RunDirectory:
                 try:
                     fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
                 except BlockingIOError as error:
+                    resume = shell("upslope", "resume", self.path)
                     raise UpslopeError(
                         f"{self.path} is being trained by another process, and two would corrupt each other's rows. "
-                        f"Wait until it ends, or stop it and resume: {shell('upslope', 'resume', self.path)} — or train "
-                        "under another --name."
+                        f"Wait until it ends, or stop it and resume: {resume} — or train under another --name."
                     ) from error
                 except OSError:
                     pass  # a file system without locks
