@@ -79,7 +79,7 @@ def test_scores_in_one_unit_are_averaged(run_of):
 
 def test_a_label_that_is_not_everywhere_is_left_out_and_told(run_of):
     found = upslope.compare(two_environments(run_of)[:3], normalize="range")
-    assert [a.label for a in found.aggregates] == ["ppo"] and warned(found, "a2c is missing in some environments")
+    assert [a.label for a in found.aggregates] == ["ppo"] and warned(found, "a2c is missing from some environments")
 
 
 def test_the_reward_threshold_is_one_and_a_random_policy_zero(run_of):

@@ -60,14 +60,14 @@ def test_rungs_are_judged_by_fresh_episodes_and_once(race, tmp_path):
 
 
 def test_rungs_are_judged_by_as_many_episodes_as_are_asked_for(tmp_path):
-    """When a race goes on with another number, the rungs that were evaluated before it must not keep theirs."""
+    """When a race goes on with a larger number, the rungs that were evaluated before it must not keep theirs."""
     options = {"algorithms": ["a2c"], "folder": tmp_path, "name": "x", "quiet": True} | SMALL
     upslope.ladder("jax:CartPole-v1", evaluation_episodes=2, **options)
     upslope.evaluate(tmp_path / "x" / "a2c", episodes=3, environment_seed=1)  # of the user's own: it stays
-    for episodes in (5, 2):
+    for episodes, known in ((5, 5), (2, 5)):
         upslope.ladder("jax:CartPole-v1", evaluation_episodes=episodes, resume=True, **options)
         rows = RunDirectory(tmp_path / "x" / "a2c").evaluations()
-        for mode, count in [(mode, episodes) for mode in ("stochastic", "deterministic")]:
+        for mode, count in [(mode, known) for mode in ("stochastic", "deterministic")]:
             mine = rows[rows["mode"] == mode]
             assert [(mine["environment_seed"] == seed).sum() for seed in (0, 1)] == [2 * count, 2 * 3]
     found = upslope.ladder("jax:CartPole-v1", evaluation_episodes=0, resume=True, **options)

@@ -170,7 +170,7 @@ def test_counting_begins_where_the_space_says():
 
 @pytest.mark.parametrize(
     ("name", "centre", "half"),
-    [("a box", [0, 5], [2, 5]), ("a box without bounds", [0] * 6, [1] * 6), ("a box with one bound", [0, 0], [1, 1])],
+    [("a box", [0, 5], [2, 5]), ("a box without bounds", [0] * 6, [1] * 6), ("a box with one bound", [1, 0], [1, 1])],
 )
 def test_the_network_works_in_units_of_the_half_range(name, centre, half):
     head = head_of(SPACES[name], "world")

@@ -596,7 +596,7 @@ def test_the_command_writes_into_the_run_and_says_what_it_wrote(run: Path, capsy
     monkeypatch.setattr(writing, "compiler", lambda: None)
     main(["export", str(run), "--format", "c", "--seed", "3", "-o", str(run / "three")])
     said = " ".join(capsys.readouterr().out.split())
-    assert "three.h" in said and "bytes of constants" in said and "is not measured" in said
+    assert "three.h" in said and "bytes of constants" in said and "was not measured" in said
 
 
 def test_exporting_a_strangers_run_runs_nothing_and_writes_through_no_link(run: Path, tmp_path: Path, monkeypatch: Any):

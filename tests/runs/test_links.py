@@ -131,13 +131,13 @@ def test_devices_and_absurd_sizes_are_refused(tmp_path: Path, run: Path):
     large = tmp_path / "large.yaml"
     with large.open("wb") as file:
         file.truncate(MAX_SETTINGS + 1)
-    with pytest.raises(UpslopeError, match="has 1,048,577 bytes"):
+    with pytest.raises(UpslopeError, match="is 1,048,577 bytes long"):
         read_settings(large)
     for name in ("metrics.jsonl", "config.json"):
         kept = (run / name).read_bytes()
         with (run / name).open("r+b") as file:
             file.truncate(1 << 40)
-        with pytest.raises(UpslopeError, match="has 1,099,511,627,776 bytes"):
+        with pytest.raises(UpslopeError, match="is 1,099,511,627,776 bytes long"):
             upslope.diagnose(run)
         (run / name).write_bytes(kept)
     (run / "metrics.jsonl").unlink()

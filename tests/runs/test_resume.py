@@ -118,7 +118,10 @@ def test_resuming_a_finished_run_changes_nothing_and_says_so(straight: Callable[
     capsys.readouterr()
     upslope.resume(run)
     said = capsys.readouterr().out
-    assert "is finished: each seed has spent its 2,000 steps" in said and f"upslope evaluate {run}" in said
+    assert (
+        "is finished: each seed has spent its 2,000 steps" in said
+        and shlex.join(["upslope", "evaluate", str(run)]) in said
+    )
     command = next(line for line in said.splitlines() if line.startswith("    upslope train "))
     assert config_of(shlex.split(command)[2:]) == replace(upslope.resume(run).config, steps=4000)
     assert before == (arrays_of(run / "checkpoints" / "last.npz"), (run / "episodes.csv").read_text(), metrics_of(run))

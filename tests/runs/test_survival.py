@@ -2,6 +2,7 @@
 that hangs. Kills without number: `benchmarks/stress.py`."""
 
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -151,7 +152,9 @@ def small_disk(tmp_path: Path) -> Iterator[Callable[[str], None]]:
     subprocess.run(["umount", disk], check=False)
 
 
-def test_a_disk_that_is_full_and_then_read_only(small_disk: Callable[[str], None], straight: Path, tmp_path: Path):
+def test_a_disk_that_is_full_and_then_read_only(
+    small_disk: Callable[[str], None], straight: Path, tmp_path: Path, capsys: Any
+):
     small_disk("size=60k")
     with pytest.raises(upslope.UpslopeError, match=r"No space left on device.*upslope resume .*disk/run"):
         train(tmp_path / "disk", "run")
@@ -162,11 +165,12 @@ def test_a_disk_that_is_full_and_then_read_only(small_disk: Callable[[str], None
     for what, words in (
         (lambda: upslope.resume(run, quiet=True), "Read-only file system.*upslope resume"),
         (lambda: train(tmp_path / "disk", "other"), "Read-only file system.*Choose another folder"),
-        (lambda: upslope.evaluate(run, episodes=1), r"evaluation\.csv: Read-only file system.*writable folder"),
-        (lambda: upslope.record(run, episodes=1), "Read-only file system.*writable folder"),
+        (lambda: upslope.record(run, episodes=1), "Read-only file system.*Make it writable"),
     ):
         with pytest.raises(upslope.UpslopeError, match=words):
             what()
+    assert len(upslope.evaluate(run, episodes=1)) == 2  # results come first, and are not stored
+    assert re.search(r"not stored:.*Read-only file system", " ".join(capsys.readouterr().err.split()))
     assert saved == {p: p.read_bytes() for p in run.rglob("*") if p.is_file()}
     small_disk("remount,rw,size=10m")
     upslope.resume(run, quiet=True)

@@ -187,7 +187,7 @@ def evaluate_rung(
     environment: EnvironmentLike,
     cluster: str | Placement | None = None,
 ) -> None:
-    """Evaluate a finished rung, unless it has already been evaluated by this number of episodes."""
+    """Evaluate a finished rung, unless it has already been evaluated by at least this number of episodes."""
     if has_evaluated(path, episodes):
         return
     display.mark(rung, "evaluating")
@@ -200,13 +200,12 @@ def evaluate_rung(
 
 
 def has_evaluated(path: Path, episodes: int) -> bool:
-    """Whether every seed has exactly this number of evaluation episodes in both modes: with more or fewer, one run
-    would be scored by other evidence than the next. Those that `upslope evaluate` added in other environment seeds do
-    not count."""
+    """Whether every seed has at least this number of evaluation episodes in both modes; an evaluation by fewer keeps
+    the others. Those that `upslope evaluate` added with other environment seeds do not count."""
     record = read_record(path)
     for rows in (evaluation_of(record, mode) for mode in MODES):
         own = rows["seed"][rows["environment_seed"] == 0]
-        if any((own == seed).sum() != episodes for seed in record.seeds):
+        if any((own == seed).sum() < episodes for seed in record.seeds):
             return False
     return True
 
