@@ -276,7 +276,7 @@ GYMNASIUM: dict[str, Case] = {
     "halfcheetah_wide_1": Case(
         "HalfCheetah-v5, 8 × 256, 4 epochs × 4 minibatches, one seed",
         (
-            upslope("upslope, 1 seed", CHEETAH, 1, 480_000, WIDE_HERE),
+            upslope("upslope, 1 seed", CHEETAH, 1, 300_000, WIDE_HERE),
             rltools_gymnasium("RLtools", CHEETAH, 1, 60_000, WIDE_RLTOOLS),
             baselines("SB3", "sb3", CHEETAH, 1, 30_000, WIDE),
             raw("raw stepping, 2 processes", CHEETAH, 2),

@@ -37,7 +37,7 @@ TRIAL_SECONDS = 0.25
 """Duration of an environment's timing trial."""
 STRETCHES = 10
 """Number of stretches of steps in a trial."""
-MIN_SECONDS_SAVED = 5.0
+MIN_SECONDS_SAVED = 3.0
 """Expected saving, in seconds, that justifies starting processes."""
 MIN_TRIAL_STEPS = 5_000
 """Total environment steps of all seeds below which the trial is skipped."""
