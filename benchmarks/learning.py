@@ -354,8 +354,9 @@ The PPO paper's settings are the preset `paper` of its seven tasks, and rl-basel
 of HalfCheetah, Hopper, Swimmer and Walker2d; Ant's only preset is the zoo's. Published scores of the zoo's, at 1M
 steps on version 3, one agent each, deterministic: HalfCheetah 5,819, Hopper 2,410, Swimmer 282, Walker2d 3,479, Ant
 1,327. The default is the one that reaches more here: the zoo's for HalfCheetah, where it comes close to its published
-score and takes longer, since its networks are wide and its epochs many; the paper's for Hopper, where
-the zoo's falls far short of its published score. Tasks whose `zoo` is not in the table keep the paper's.
+score and takes longer, since its networks are wide and its epochs many, and for Swimmer, where it exceeds it (the
+paper's settings: [the lab's table](lab.md)); the paper's for Hopper, where the zoo's falls far short of its published
+score. Tasks whose `zoo` is not in the table keep the paper's.
 `python benchmarks/learning.py walker2d_zoo --folder DIR` measures one, and continues it if it was stopped.
 """
 
