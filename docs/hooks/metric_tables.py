@@ -45,6 +45,7 @@ STANDS_FOR = {
     "longest": "n",
     "rates[0]": "many",
     "rates[-1]": "fewer",
+    "steps": "thousands of",
 }
 """A run's own numbers in the rules' texts, without a run."""
 
