@@ -235,6 +235,15 @@ class OneAction(Still):
     action_space = spaces.Discrete(1)
 
 
+class ActsByDict(Still):
+    """Its action is a dictionary, of which it reads a part."""
+
+    action_space = spaces.Dict({"push": spaces.Discrete(2), "wait": spaces.Discrete(3)})
+
+    def step(self, action: Any) -> Any:
+        return super().step(action["push"])
+
+
 class ActsLate(Still):
     """Its episodes are longer than the trials, in which its actions change nothing."""
 
@@ -244,6 +253,7 @@ class ActsLate(Still):
 
 def test_actions_without_effect_are_an_error_only_where_one_could_be_seen():
     assert statuses(OneAction)["actions matter"][0] == "skipped"
+    assert statuses(ActsByDict, max_episode_steps=60)["actions matter"][0] == "ok"
     assert statuses(ActsLate, max_episode_steps=600)["actions matter"][0] == "warning"
     assert statuses(ActsLate, max_episode_steps=60)["actions matter"][0] == "error"
 

@@ -330,7 +330,8 @@ def of_actions(e: Examined) -> Iterator[Check]:
             words = f"{box.space()}{at(key)}"
             yield Check("action range", "warning", words, "Give finite bounds: a policy's σ is relative to the range.")
     one, other = e.short(actions=0), e.short(actions=3)
-    if all(jax.tree.map(np.array_equal, *pair) for pair in zip(one.actions, other.actions, strict=False)):
+    pairs = zip(one.actions, other.actions, strict=False)  # a trial may end sooner than the other
+    if all(jax.tree.all(jax.tree.map(np.array_equal, *pair)) for pair in pairs):
         yield Check("actions matter", "skipped", "there is only one action")
         return
     matters = not same(one, other)
