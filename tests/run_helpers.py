@@ -21,6 +21,21 @@ from upslope.runs.display import Snapshot
 
 SEGMENTS: dict[str, Any] = {"num_envs": 2, "rollout_steps": 8, "minibatches": 2, "epochs": 2, "preset": False}
 EPISODES: dict[str, Any] = {"num_envs": 2, "preset": False}
+TINY: dict[str, Any] = {"num_envs": 2, "rollout_steps": 8, "minibatches": 2, "epochs": 1, "hidden_sizes": (8,)}
+
+
+def tiny_run(folder: Path) -> Path:
+    """A run of a compiled world, of two iterations."""
+    options = {"preset": False, "quiet": True, "steps": 32, "max_episode_steps": 9, **TINY}
+    return upslope.train("jax:CartPole-v1", name="run", folder=folder, **options).path
+
+
+def rewrite_config(run: Path, **settings: Any) -> None:
+    """Let the run's config.json say something else."""
+    path = run / "config.json"
+    description = json.loads(path.read_text())
+    description["config"] |= settings
+    path.write_text(json.dumps(description))
 
 
 def config_of(words: list[str]) -> Config:

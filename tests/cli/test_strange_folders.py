@@ -1,14 +1,13 @@
 """A command given in a stranger's folder runs no code of that folder, unless the user allows it."""
 
-import json
 import os
 import shutil
 import subprocess
 import sys
 from pathlib import Path
-from typing import Any
 
 import pytest
+from run_helpers import rewrite_config, tiny_run
 
 import upslope
 from upslope.core import user_modules
@@ -16,15 +15,12 @@ from upslope.core import user_modules
 COMMAND = "import sys; from upslope.cli.main import main; main()"
 PLANTED = "from pathlib import Path\nPath(r'{mark}').touch()\n"
 ENVIRONMENT = "from gymnasium.envs.classic_control import CartPoleEnv as Toy\n"
-SMALL: dict[str, Any] = {"num_envs": 2, "rollout_steps": 8, "minibatches": 2, "epochs": 1, "hidden_sizes": (8,)}
 
 
 @pytest.fixture(scope="module")
 def trained(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A run of a compiled world."""
-    folder = tmp_path_factory.mktemp("trained")
-    options = {"preset": False, "quiet": True, "steps": 32, "max_episode_steps": 9, **SMALL}
-    return upslope.train("jax:CartPole-v1", name="run", folder=folder, **options).path
+    return tiny_run(tmp_path_factory.mktemp("trained"))
 
 
 @pytest.fixture
@@ -44,14 +40,6 @@ def given_in(folder: Path, *words: str) -> subprocess.CompletedProcess[str]:
     )
 
 
-def name_environment(folder: Path, environment: str) -> None:
-    """Let the run's config.json name another environment."""
-    path = folder / "run" / "config.json"
-    description = json.loads(path.read_text())
-    description["config"]["environment"] = environment
-    path.write_text(json.dumps(description))
-
-
 @pytest.mark.parametrize("file", ["jax_plugins/evil/__init__.py", "tyro.py", "matplotlib.py"])
 def test_a_file_that_passes_for_a_library_or_a_plugin_is_not_run(file: str, folder: Path, tmp_path: Path):
     (folder / file).parent.mkdir(parents=True, exist_ok=True)
@@ -63,7 +51,7 @@ def test_a_file_that_passes_for_a_library_or_a_plugin_is_not_run(file: str, fold
 
 def test_a_library_that_is_not_installed_is_not_looked_for_in_the_folder(folder: Path, tmp_path: Path, monkeypatch):
     (folder / "brax.py").write_text(PLANTED.format(mark=tmp_path / "executed"))
-    name_environment(folder, "brax:ant")
+    rewrite_config(folder / "run", environment="brax:ant")
     done = given_in(folder, "evaluate", "run", "--episodes", "1")
     assert done.returncode == 2 and "brax, which is not installed" in done.stderr
     monkeypatch.chdir(folder)

@@ -1,6 +1,5 @@
 """What files name is neither imported nor called, unless it is allowed."""
 
-import json
 import re
 import shlex
 import shutil
@@ -11,6 +10,7 @@ from typing import Any
 
 import pytest
 import yaml
+from run_helpers import TINY, rewrite_config, tiny_run
 
 import upslope
 from upslope.analysis.episode_credit import credit_of
@@ -20,7 +20,6 @@ from upslope.config.config import configure
 from upslope.errors import UpslopeError
 from upslope.report.page import write_credit
 
-SMALL: dict[str, Any] = {"num_envs": 2, "rollout_steps": 8, "minibatches": 2, "epochs": 1, "hidden_sizes": (8,)}
 MODULE = "from pathlib import Path\nPath('executed').touch()\ndef make(**_):\n    Path('executed').touch()\n"
 """A module that leaves a file where it is imported or called."""
 
@@ -41,23 +40,13 @@ def own_trust(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 @pytest.fixture(scope="module")
 def trained(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A run of a compiled world."""
-    folder = tmp_path_factory.mktemp("trained")
-    options = {"preset": False, "quiet": True, "steps": 32, "max_episode_steps": 9, **SMALL}
-    return upslope.train("jax:CartPole-v1", name="run", folder=folder, **options).path
+    return tiny_run(tmp_path_factory.mktemp("trained"))
 
 
 @pytest.fixture
 def run(trained: Path, tmp_path: Path) -> Path:
     """A copy of it."""
     return Path(shutil.copytree(trained, tmp_path / "run"))
-
-
-def rewrite(run: Path, **settings: Any) -> None:
-    """Let the run's config.json say something else."""
-    path = run / "config.json"
-    description = json.loads(path.read_text())
-    description["config"] |= settings
-    path.write_text(json.dumps(description))
 
 
 def refusal(words: str, capsys: pytest.CaptureFixture) -> str:
@@ -84,7 +73,7 @@ HOSTILE = [
 
 @pytest.mark.parametrize("settings", HOSTILE, ids=str)
 def test_what_a_run_names_is_shown_and_refused(settings: dict[str, Any], run: Path, capsys: pytest.CaptureFixture):
-    rewrite(run, **settings)
+    rewrite_config(run, **settings)
     for words in ("evaluate run", "resume run", "record run", "credit run", "compare run --normalize threshold"):
         said = refusal(words, capsys)
         assert settings["environment"] in said and "--trust" in said, words
@@ -96,7 +85,7 @@ def test_what_a_run_names_is_shown_and_refused(settings: dict[str, Any], run: Pa
 
 
 def test_a_report_is_written_without_what_is_not_trusted(run: Path):
-    rewrite(run, environment="planted:make")
+    rewrite_config(run, environment="planted:make")
     main(["report", "run", "--credit", "--normalize", "threshold"])
     said = Path("report.html").read_text()
     assert "has no credit view: run asks to run the environment planted:make" in said
@@ -106,7 +95,7 @@ def test_a_report_is_written_without_what_is_not_trusted(run: Path):
 
 @pytest.mark.parametrize("role", ["estimator", "objective"])
 def test_an_axis_that_a_run_names_is_refused_where_it_would_be_used(role: str, run: Path, capsys):
-    rewrite(run, **{role: "planted:make"})
+    rewrite_config(run, **{role: "planted:make"})
     said = refusal("resume run", capsys)
     assert f"the {role} planted:make" in said and "--trust" in said
     upslope.evaluate(run, episodes=1)  # which needs neither
@@ -158,7 +147,7 @@ def test_a_run_that_this_machine_trained_is_trusted_and_elsewhere_it_is_asked_fo
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, own_trust: Path
 ):
     (tmp_path / "mine.py").write_text(OWN)
-    options = {"preset": False, "quiet": True, "steps": 32, "max_episode_steps": 9, **SMALL}
+    options = {"preset": False, "quiet": True, "steps": 32, "max_episode_steps": 9, **TINY}
     run = upslope.train("mine:make", name="run", folder=tmp_path, env_kwargs={"word": "x"}, **options).path
     assert (own_trust.stat().st_mode & 0o777, list(trust.kept().values())) == (
         0o700,
@@ -172,14 +161,14 @@ def test_a_run_that_this_machine_trained_is_trusted_and_elsewhere_it_is_asked_fo
     upslope.evaluate(run, episodes=1, trust=True)
     monkeypatch.setattr(trust, "GRANTED", set())
     upslope.resume(run, quiet=True)  # trust was kept
-    rewrite(run, env_kwargs={"word": "y"})
+    rewrite_config(run, env_kwargs={"word": "y"})
     with pytest.raises(UpslopeError, match=re.escape('the environment mine:make with {"word": "y"}')):
         upslope.resume(run, quiet=True)
 
 
 def test_an_environment_that_is_passed_needs_no_trust(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     (tmp_path / "mine.py").write_text(OWN)
-    options = {"preset": False, "quiet": True, "steps": 32, "max_episode_steps": 9, **SMALL}
+    options = {"preset": False, "quiet": True, "steps": 32, "max_episode_steps": 9, **TINY}
     run = upslope.train("mine:make", name="run", folder=tmp_path, **options).path
     monkeypatch.setenv(trust.STATE_VARIABLE, str(tmp_path / "another"))
     monkeypatch.setattr(trust, "GRANTED", set())
@@ -212,7 +201,7 @@ def test_a_store_that_is_a_link_is_not_read(tmp_path: Path, monkeypatch: pytest.
 @pytest.mark.parametrize(("answer", "is_run"), [("y", True), ("", False), ("n", False), ("yes please", False)])
 def test_at_a_terminal_it_is_asked_for(answer: str, is_run: bool, run: Path, tmp_path: Path, monkeypatch, capsys):
     (tmp_path / "mine.py").write_text(OWN)
-    rewrite(run, environment="mine:make", env_kwargs={"a": "\x1b[31m"})
+    rewrite_config(run, environment="mine:make", env_kwargs={"a": "\x1b[31m"})
     monkeypatch.setattr(trust, "is_interactive", lambda: True)
     monkeypatch.setattr("builtins.input", lambda words: answer)
     if is_run:
@@ -229,7 +218,7 @@ def test_at_a_terminal_it_is_asked_for(answer: str, is_run: bool, run: Path, tmp
 
 
 def test_python_calls_never_ask(run: Path, monkeypatch: pytest.MonkeyPatch):
-    rewrite(run, environment="planted:make")
+    rewrite_config(run, environment="planted:make")
     monkeypatch.setattr(trust, "is_interactive", lambda: True)
     monkeypatch.setattr("builtins.input", lambda words: pytest.fail("asked"))
     with pytest.raises(UpslopeError, match="trust=True"):
@@ -237,7 +226,7 @@ def test_python_calls_never_ask(run: Path, monkeypatch: pytest.MonkeyPatch):
 
 
 def test_the_flag_allows_it(run: Path):
-    rewrite(run, environment="planted:make")
+    rewrite_config(run, environment="planted:make")
     done = subprocess.run(
         [sys.executable, "-c", "from upslope.cli.main import main; main()", "evaluate", "run", "--trust"],
         capture_output=True, text=True,
@@ -264,7 +253,7 @@ DEEP = [
 
 @pytest.mark.parametrize("settings", DEEP, ids=lambda settings: str(settings)[:40])
 def test_what_is_nested_too_deeply_is_refused(settings: dict[str, Any], run: Path, capsys: pytest.CaptureFixture):
-    rewrite(run, **settings)
+    rewrite_config(run, **settings)
     for words in ("evaluate run", "resume run", "train --from run", "credit run"):
         said = refusal(words, capsys)
         assert "nested" in said and len(said) < 1000, words
@@ -276,7 +265,7 @@ def test_what_is_nested_too_deeply_is_refused(settings: dict[str, Any], run: Pat
 
 
 def test_a_setting_may_be_nested_a_little(run: Path):
-    rewrite(run, env_kwargs={"a": nested(31)})
+    rewrite_config(run, env_kwargs={"a": nested(31)})
     with pytest.raises(UpslopeError, match="does not take"):
         upslope.evaluate(run, trust=True)
     with pytest.raises(UpslopeError, match="nested at most 32 deep"):

@@ -198,7 +198,7 @@ def read_records(
 
 @contextmanager
 def named(run: str | Path) -> Iterator[None]:
-    """Say which run it is that cannot be read, whatever the reason, so that it can be left out."""
+    """Name the run that cannot be read, whatever the reason, so that it can be left out."""
     try:
         yield
     except UpslopeError:

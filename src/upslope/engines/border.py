@@ -6,6 +6,7 @@ that a cast would change, or an index out of range, is an error; values outside 
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Any, Protocol, runtime_checkable
 
 import gymnasium
@@ -37,7 +38,6 @@ NUMBERS = frozenset({float, int, bool, np.float64, np.float32, np.int64, np.int3
 """Reward types that need no further check."""
 FLAGS = frozenset({bool, np.bool_})
 """Types of `terminated` and `truncated` that need no further check."""
-DOUBLES = (np.dtype(np.float64),)
 STEP = "(observation, reward, terminated, truncated, info)"
 RESET = "(observation, info)"
 
@@ -72,10 +72,10 @@ class Leaf:
     is_index: bool
     """Whether the numbers are indices, which must lie within the bounds."""
 
-    @property
-    def casts(self) -> tuple[np.dtype, ...]:
-        """Other dtypes whose numbers keep their meaning in this one."""
-        return DOUBLES if self.dtype == np.float32 else ()
+    @cached_property
+    def plain_dtypes(self) -> frozenset[np.dtype]:
+        """The dtypes whose numbers keep their meaning in this one."""
+        return frozenset({self.dtype, np.dtype(np.float64)} if self.dtype == np.float32 else {self.dtype})
 
     def wrong(self, observation: Any) -> str:
         """Why the value cannot be stored as it is; empty if it can."""
@@ -108,7 +108,7 @@ class Leaf:
         """Whether checks that cost almost nothing confirm that the value is in the space."""
         if self.is_index:
             return type(x) in WHOLE and self.shape == () and bool(self.low <= x <= self.high)
-        return type(x) is np.ndarray and x.shape == self.shape and (x.dtype == self.dtype or x.dtype in self.casts)
+        return type(x) is np.ndarray and x.shape == self.shape and x.dtype in self.plain_dtypes
 
     def exceeds(self, observation: Any) -> bool:
         """Whether the value is outside the bounds by more than rounding."""
@@ -417,16 +417,12 @@ def reward_of(reward: Any, name: str, place: Place) -> float:
 
 def in_32_bits(reward: Any, name: str, place: Place) -> float:
     """The reward, if it fits into the 32-bit floats in which rewards are stored."""
-    try:
-        number = float(reward)
-    except OverflowError:
-        number = LARGEST * 10
-    if LARGEST < abs(number) < np.inf:
+    if (isinstance(reward, int) or np.isfinite(reward)) and abs(reward) > LARGEST:
         raise UpslopeError(
             f"{name} returned the reward {short(reward)}, beyond the largest float32: {place.describe()}. Scale the "
             "rewards down."
         )
-    return number
+    return float(reward)
 
 
 LARGEST = float(np.finfo(np.float32).max)

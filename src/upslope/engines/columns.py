@@ -126,7 +126,7 @@ class HostColumns:
             self.close()
             raise
         self.calls: list[Call] = []
-        """The calls since the run began, each of which every environment makes before its next reset."""
+        """Calls made since the run began; every environment makes each of them before its next reset."""
         self.every_row = np.arange(len(self.episodes))
         self.flat = self.border.empty(len(self.episodes))
         self.mask: Any = np.ones((len(self.episodes), head.num_choices), bool) if world.gives_masks else None

@@ -113,10 +113,8 @@ class SlicedColumns:
         """See `HostColumns.mask`."""
         self.all_rows = np.arange(all_rows.size)
         self.num_info = len(task.log_info)
-        self.shared: list[SharedSteps | None] = [None for _ in self.workers]
-        """The shared memory of each worker that has one."""
-        self.is_shared = not slicing.is_joined
-        """Whether it has been decided which have one; this happens at the first step."""
+        self.shared: list[SharedSteps | None] | None = None if slicing.is_joined else [None for _ in self.workers]
+        """The shared memory of each worker that has one; None until the first step, which shows how much it needs."""
         self.begins = not task.estimator.whole_episodes
         """Whether a new episode begins wherever one ends, so that a worker need not be asked for it."""
         self.begun: dict[int, tuple[Any, Any]] = {}
@@ -176,13 +174,15 @@ class SlicedColumns:
 
         Returns reward, terminated, truncated, each [S·N], zero in the other rows.
         """
-        if not self.is_shared:
-            self.share(action, next_observation)
+        if self.shared is None:
+            self.shared = self.share(action, next_observation)
         is_whole = len(rows) == len(self.all_rows)
         outcome = np.zeros(len(self.owner), np.float32), *np.zeros((2, len(self.owner)), bool)
         named = [*zip(OUTCOME, outcome, strict=True)]
         named += [(f"observation {i}", x) for i, x in enumerate(jax.tree.leaves(next_observation))]
-        for mine, found in self.step_shared(action) if is_whole else self.call_owners("step", rows, action):
+        for mine, found in (
+            self.step_shared(action, self.shared) if is_whole else self.call_owners("step", rows, action)
+        ):
             for name, x in named:
                 x[mine] = found[name]
             self.allow(mine, found.get("mask"))
@@ -206,19 +206,21 @@ class SlicedColumns:
             mask = None if self.mask is None else found["first mask"][i].copy()
             self.begun[row] = structure.unflatten(first), mask
 
-    def step_shared(self, action: np.ndarray) -> list[tuple[np.ndarray, dict[str, np.ndarray]]]:
+    def step_shared(
+        self, action: np.ndarray, memories: list[SharedSteps | None]
+    ) -> list[tuple[np.ndarray, dict[str, np.ndarray]]]:
         """Step every environment, through shared memory where there is some; return (rows, outcome) pairs."""
-        for worker, rows, shared in zip(self.workers, self.rows, self.shared, strict=True):
+        for worker, rows, shared in zip(self.workers, self.rows, memories, strict=True):
             if shared is None:
                 worker.ask("step", list(range(len(rows))), action[rows], self.begins)
             else:
                 shared.ask(action[rows])
-        answers = answers_of([s or w for w, s in zip(self.workers, self.shared, strict=True)], self.say)
+        answers = answers_of([s or w for w, s in zip(self.workers, memories, strict=True)], self.say)
         return [*zip(self.rows, answers, strict=True)]
 
-    def share(self, action: np.ndarray, next_observation: Any) -> None:
-        """Share memory with the worker processes, if this machine can."""
-        self.is_shared = True
+    def share(self, action: np.ndarray, next_observation: Any) -> list[SharedSteps | None]:
+        """Share memory with the worker processes, if this machine can; None for those that use their channel."""
+        memories: list[SharedSteps | None] = [None for _ in self.workers]
         for number, (worker, rows) in enumerate(zip(self.workers, self.rows, strict=True)):
             if number == 0 or not is_possible():  # the first slice is stepped in this process
                 continue
@@ -229,9 +231,10 @@ class SlicedColumns:
             if self.mask is not None:
                 like |= {"mask": self.mask[rows], "first mask": self.mask[rows]}
             try:
-                self.shared[number] = SharedSteps(worker, like, self.begins, self.say)
+                memories[number] = SharedSteps(worker, like, self.begins, self.say)
             except OSError:  # no room: the pipes are slower, and always there
-                return
+                break
+        return memories
 
     def call(self, name: str, arguments: list[Any]) -> None:
         """See `HostColumns.call`."""

@@ -164,10 +164,10 @@ def evaluate(
     Returns `{"stochastic": …, "deterministic": …}`. Where more of these episodes are stored already, the further ones
     are kept. An episode is truncated after `max_episode_steps`, by default at the run's or the environment's own limit;
     if there is none, at 10,000 steps, with a notice. Episodes under another limit than that have other returns, so
-    they are returned but not stored as the run's. `environment` and
-    `model` are needed only if the run's cannot be found by name, as in `upslope.resume`. As in `upslope.train`,
-    `cluster` says where workers run; each evaluates some of the seeds. `trust` allows the code named by the run's
-    config.json; registered Gymnasium ids, upslope's own environments and runs trained on this machine do not need it.
+    they are returned but not stored as the run's. `environment` and `model` are needed only if the run's cannot be
+    found by name, as in `upslope.resume`. As in `upslope.train`, `cluster` says where workers run; each evaluates some
+    of the seeds. `trust` allows the code named by the run's config.json; registered Gymnasium ids, upslope's own
+    environments and runs trained on this machine do not need it.
 
     Raises:
         UpslopeError: no such run or checkpoint, or the environment cannot be created or is not trusted.

@@ -1,6 +1,6 @@
 """A trained policy for use: NumPy observations in, NumPy actions out, without an environment."""
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
@@ -153,7 +153,10 @@ class Policy:
                 )
             return None
         head, count = self.agent.head, jax.tree.leaves(batch)[0].shape[0]
-        given = [mask] if not is_batch else list(mask) if np.ndim(mask) or isinstance(mask, Mapping | Sequence) else []
+        try:
+            given = list(mask) if is_batch else [mask]
+        except TypeError:  # a number
+            given = []
         if len(given) != count:
             raise UpslopeError(f"There are {count} observations and {len(given)} masks. Give one mask for each.")
         try:

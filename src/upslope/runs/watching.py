@@ -122,8 +122,6 @@ class History:
 
     def add_times(self, row: dict[str, Any]) -> None:
         """Note the times of a chunk, where they are numbers that a clock can show."""
-        elapsed: Any
-        rate: Any
         elapsed, rate, iteration = (row.get(n) for n in ("time/elapsed", "time/steps_per_second", "iteration"))
         if is_shown(elapsed):
             if self.elapsed:

@@ -1,14 +1,13 @@
 """Trials on the host: each is a run, and several processes train one each."""
 
 import multiprocessing
-import os
 import time
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 from multiprocessing.process import BaseProcess
 from pathlib import Path
 from typing import Any
 
+from upslope.core.child_processes import current_folder_ignored
 from upslope.engines.selection import is_transferable
 from upslope.errors import UpslopeError
 from upslope.lab.sweep.setup import Setup
@@ -18,8 +17,6 @@ from upslope.learning.devices import num_cores
 
 LOOK_SECONDS = 0.5
 """Seconds between two checks of what the processes have finished."""
-SAFE_PATH = "PYTHONSAFEPATH"
-"""Python's environment variable that keeps the current folder off the search path."""
 NO_TRIAL = (
     "No process began a trial: the last one {}; its error is above. In a script of your "
     'own, call `upslope.sweep` below `if __name__ == "__main__":`, since each process imports the script. With '
@@ -64,7 +61,7 @@ def train_in_processes(
 
     def start() -> BaseProcess:
         process = context.Process(target=work, args=(setup, study.access, folder), daemon=True)
-        with safe_path():
+        with current_folder_ignored():
             process.start()
         return process
 
@@ -97,21 +94,6 @@ def train_in_processes(
         for process in processes:
             process.join(max(0.0, until - time.monotonic()))
         study.put_back_lost()
-
-
-@contextmanager
-def safe_path() -> Iterator[None]:
-    """Let processes that are started meanwhile not look for modules in the current folder first: a stranger's may hold
-    one that is called `multiprocessing`. They get this process's search path once they run."""
-    before = os.environ.get(SAFE_PATH)
-    os.environ[SAFE_PATH] = "1"
-    try:
-        yield
-    finally:
-        if before is None:
-            del os.environ[SAFE_PATH]
-        else:
-            os.environ[SAFE_PATH] = before
 
 
 def work(setup: Setup, access: Access, folder: Path) -> None:

@@ -239,7 +239,7 @@ def branch_of(model: Any) -> Branch:
 
 
 def dense_layers(network: Any, last: str | None) -> list[Dense | Memory]:
-    """The layers of a perceptron, the last of which has this activation."""
+    """The layers of a perceptron; the last one has this activation."""
     known(network)
     activations = [network.activation] * (len(network.weights) - 1) + [last]
     layers = zip(network.weights, network.biases, activations, strict=True)
