@@ -50,7 +50,8 @@ def main() -> None:
 def settings_of(environment: str) -> dict[str, Any]:
     """The settings of the environment's preset."""
     config = upslope.config.config.configure(environment, is_continuous=False)
-    return {key: value for key, value in config.to_json().items() if key not in ("seed", "seeds")}
+    kept = {key: value for key, value in config.to_json().items() if key not in ("seed", "seeds")}
+    return json.loads(json.dumps(kept))  # as they are stored
 
 
 def measure(environment: str, first: int, seeds: int) -> dict[str, Any]:
