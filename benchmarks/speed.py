@@ -16,6 +16,7 @@ The plot needs Matplotlib.
 """
 
 import argparse
+import compileall
 import json
 import os
 import platform
@@ -74,6 +75,12 @@ def one_core(is_pinned: bool) -> Iterator[None]:
         yield
     finally:
         os.sched_setaffinity(0, cores)
+
+
+def with_bytecode() -> None:
+    """Compile upslope's source to bytecode, as pip does with what it installs, and let everyone use theirs."""
+    os.environ.pop("PYTHONDONTWRITEBYTECODE", None)
+    compileall.compile_dir(HERE.parent / "src", quiet=2)
 
 
 def run(contender: Contender, folder: Path) -> dict[str, float]:
@@ -155,6 +162,7 @@ if __name__ == "__main__":
     if not options.table:
         if options.environments is None:
             parser.error("--environments FOLDER says where the peers' virtual environments are")
+        with_bytecode()
         for case in options.cases or CASES:
             measure(case, options.environments.resolve(), options.rounds)
     if options.table or options.rounds >= ROUNDS:

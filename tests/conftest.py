@@ -3,6 +3,7 @@
 import gc
 import os
 import signal
+import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from functools import partial
@@ -17,6 +18,9 @@ from weekly_cases import is_weekly
 from upslope.learning.devices import one_blas_thread
 
 os.environ.setdefault("MUJOCO_GL", "egl")
+# Commands and workers, of which there are hundreds, would otherwise each compile the whole source anew.
+os.environ.pop("PYTHONDONTWRITEBYTECODE", None)
+sys.dont_write_bytecode = False
 
 
 # The files that take longest, the longest first: begun last, one of them would keep a single core busy at the end.
