@@ -99,7 +99,7 @@ COUNTS = (
             (f"train jax:CartPole-v1 --{name} 1e300", f"--{name} can be at most 2,147,483,647, not 1000")
             for name in COUNTS
         ),
-        ("train", "Say what to train on"),
+        ("train", "No environment was given"),
         ("train CartPole-v1 --resume", "--resume needs the --name of the run"),
         ("doctor", "No run is given"),
     ],

@@ -208,7 +208,7 @@ def test_names_of_checkpoints(source: Path, folder: Path):
         upslope.train(folder=folder, quiet=True, start_from=f"{source}@middle")
     with pytest.raises(upslope.UpslopeError, match="--fresh-optimiser is read only by --from"):
         upslope.train("jax:CartPole-v1", folder=folder, quiet=True, fresh_optimiser=True)
-    with pytest.raises(upslope.UpslopeError, match="Say what to train on"):
+    with pytest.raises(upslope.UpslopeError, match="No environment was given"):
         upslope.train()
 
 

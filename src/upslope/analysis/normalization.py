@@ -70,7 +70,7 @@ def differing_settings(label: str, groups: Sequence[Group]) -> str:
     )
     if not differ:
         return ""
-    return f"{label} has different settings in different environments, all in one average: {', '.join(differ)}"
+    return f"{label} has different settings in different environments but is averaged as one: {', '.join(differ)}"
 
 
 def reference_of(environment: str, groups: Sequence[Group], config: Config, normalize: Normalize) -> Reference:
