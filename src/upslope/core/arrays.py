@@ -67,7 +67,7 @@ def shaped_like(shapes: Any, observation: Any, ignored: Sequence[str] = (), pref
 
 
 def namespace(x: Any) -> Any:
-    """NumPy for its own arrays, else `jax.numpy`."""
+    """NumPy for NumPy arrays, otherwise `jax.numpy`."""
     return np if isinstance(x, np.ndarray) else jnp
 
 
