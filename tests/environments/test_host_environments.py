@@ -158,7 +158,7 @@ def test_render_mode_is_given_only_to_what_takes_it(create, draws):
         if draws:
             assert made.drawing().create().render_mode == "rgb_array"
         else:
-            with pytest.raises(upslope.UpslopeError, match="take the argument render_mode"):
+            with pytest.raises(upslope.UpslopeError, match="accept the argument render_mode"):
                 made.drawing()
 
 

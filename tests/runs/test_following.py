@@ -140,7 +140,7 @@ def test_what_cannot_be_called_is_refused(folder: Path):
     parts = ("no method shorten to call", "takes the name of a method", "no method level", "cannot keep")
     assert len(said) == 4 and all(part in words for part, words in zip(parts, said, strict=True))
     compiled: Any = SimpleNamespace(data=None, task=SimpleNamespace(environment=CartPole()))
-    with pytest.raises(upslope.UpslopeError, match="is compiled into the program"):
+    with pytest.raises(upslope.UpslopeError, match="is compiled into the training program"):
         CompiledEngine.call(compiled, "lengthen", [1])
     batched: Any = SimpleNamespace(world=SimpleNamespace(name="vector:Some-v0"))
     with pytest.raises(upslope.UpslopeError, match="vector:Some-v0 resets its columns by itself"):

@@ -48,7 +48,7 @@ class Ladder:
     """The folder with a run directory for each rung."""
     comparison: Comparison
     left_out: dict[str, str]
-    """Rungs that were not trained or failed, with the reason."""
+    """Rungs that were not trained or that failed, with the reason."""
     report: Path | None
     """The report on the ladder; None without the extra `report`."""
 
@@ -142,9 +142,7 @@ def ladder_folder(folder: Path, label: str, name: str | None, resume: bool) -> P
     """The folder that holds the rungs' run directories."""
     if name is None:
         if resume:
-            raise UpslopeError(
-                "--resume needs the --name of the ladder to continue. Give it: `ls runs` shows the names."
-            )
+            raise UpslopeError("--resume needs the --name of the ladder to continue. `ls runs` shows the names.")
         return free_name(folder, f"{label}-ladder")
     path = folder / check_name(name)
     if path.exists() and not resume:
@@ -162,7 +160,7 @@ def train_rung(
     display: LadderDisplay,
     resources: Resources,
 ) -> dict[str, str]:
-    """Train one rung to its end, resuming where it stopped. If it fails, show and return the reason."""
+    """Train one rung to completion, resuming where it stopped. If it fails, show and return the reason."""
     try:
         session = Session(RungDisplay(display, rung), resources, watch=Watch)
         directory = RunDirectory(path)
