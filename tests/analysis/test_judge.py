@@ -100,7 +100,7 @@ def test_what_the_fitted_q_does_is_told_only_if_there_is_one(run: Path, data: Pa
         assert (
             "nothing continues them" in found.estimates["wis"].refusal and "--horizon" in found.estimates["wis"].refusal
         )
-    with pytest.raises(upslope.UpslopeError, match="Leave one of the two out"):
+    with pytest.raises(upslope.UpslopeError, match="Omit one of the two"):
         upslope.judge(run, data=data, seed=1, iterations=5, horizon=10)
 
 

@@ -185,7 +185,7 @@ def evaluate_rung(
     environment: EnvironmentLike,
     cluster: str | Placement | None = None,
 ) -> None:
-    """Evaluate a finished rung, unless it has already been evaluated by at least this number of episodes."""
+    """Evaluate a finished rung, unless it has already been evaluated with at least this number of episodes."""
     if has_evaluated(path, episodes):
         return
     display.mark(rung, "evaluating")
@@ -198,7 +198,7 @@ def evaluate_rung(
 
 
 def has_evaluated(path: Path, episodes: int) -> bool:
-    """Whether every seed has at least this number of evaluation episodes in both modes; an evaluation by fewer keeps
+    """Whether every seed has at least this number of evaluation episodes in both modes; an evaluation with fewer keeps
     the others. Those that `upslope evaluate` added with other environment seeds do not count."""
     record = read_record(path)
     for rows in (evaluation_of(record, mode) for mode in MODES):
@@ -209,8 +209,8 @@ def has_evaluated(path: Path, episodes: int) -> bool:
 
 
 def score_by(episodes: int) -> Score:
-    """How runs are scored that were asked for this number of evaluation episodes: 0 scores by training episodes, even
-    if an earlier call has evaluated them."""
+    """How runs are scored for this requested number of evaluation episodes: 0 scores by training episodes, even
+    if an earlier call has evaluated the runs."""
     return "auto" if episodes else "training"
 
 
@@ -223,7 +223,8 @@ def is_finished(path: Path) -> bool:
 
 
 def runs_to_credit(comparison: Comparison, configs: Mapping[str, Config]) -> Sequence[Path]:
-    """The runs of the best rung with a critic, since some estimators need one; without any, those of the best rung."""
+    """The runs of the best rung with a critic, since some estimators need one; if there is none, those of the best
+    rung."""
 
     def rank(group: Group) -> tuple[bool, float]:
         return estimator_of(configs[group.algorithm]).needs_critic, float(np.nan_to_num(group.mean.value, nan=-np.inf))
