@@ -201,7 +201,7 @@ def test_evaluate_and_compare_say_the_same_of_few_seeds_that_agree(tmp_path: Pat
 
 def test_a_film_that_cannot_be_is_refused_before_anything_is_played(tmp_path: Path, monkeypatch, capsys):
     monkeypatch.setattr(evaluation, "evaluate", lambda *_, **__: pytest.fail("episodes were played"))
-    assert "A film is an .mp4" in refused(f"evaluate nowhere --video {tmp_path / 'film.gif'}", capsys)
+    assert "A video is an .mp4" in refused(f"evaluate nowhere --video {tmp_path / 'film.gif'}", capsys)
     assert "There is no folder" in refused(f"evaluate nowhere --video {tmp_path / 'no' / 'film.mp4'}", capsys)
     monkeypatch.setattr(video, "find_spec", lambda name: None)
     assert 'pip install "upslope[video]"' in refused(f"evaluate nowhere --video {tmp_path / 'film.mp4'}", capsys)

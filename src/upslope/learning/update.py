@@ -295,7 +295,7 @@ def with_shifts(head: Any, alpha: float, batch: Batch, key: PRNGKeyArray) -> Bat
 
 def critic_loss(clip: float | None, value: Float[Array, "..."], batch: Batch) -> Float[Array, "..."]:
     """½ (V − target)²; with a clip ε the larger of that and ½ (V_old + clip(V − V_old, ±ε) − target)², so that moving V
-    further than ε gains nothing (Schulman et al. 2017, their code; Huang et al. 2022, detail 9)."""
+    further than ε brings no gain (Schulman et al. 2017, their code; Huang et al. 2022, detail 9)."""
     loss = squared_error(value, batch.target)
     if clip is None or batch.old_value is None:
         return loss
