@@ -154,7 +154,7 @@ def test_a_run_that_is_elsewhere_is_looked_for(tmp_path: Path, monkeypatch, caps
     monkeypatch.chdir(tmp_path)
     assert "Did you mean runs/CartPole-v1-ppo?" in refused("evaluate CartPole-v1-ppo", capsys)
     assert "Did you mean runs/CartPole-v1-ppo?" in refused("resume runs/CartPole-v1-pp", capsys)
-    assert "It holds runs: runs/CartPole-v1-ppo" in refused("report runs", capsys)
+    assert "It contains runs: runs/CartPole-v1-ppo" in refused("report runs", capsys)
     monkeypatch.chdir(made)
     assert f"there is no such folder in {made}" in refused("evaluate runs/CartPole-v1-ppo", capsys)
 

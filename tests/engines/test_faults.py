@@ -103,9 +103,9 @@ def test_bad_input_is_refused_with_the_reason(command: str, words: str, refused:
     ("text", "words"),
     [
         ("learning_rat: 0.1", 'no setting "learning_rat".*learning_rate'),
-        ("- 1\n- 2", "must hold settings as `name: value` lines"),
-        ("just words", "must hold settings as `name: value` lines"),
-        ("", "must hold settings as `name: value` lines"),
+        ("- 1\n- 2", "must contain settings as `name: value` lines"),
+        ("just words", "must contain settings as `name: value` lines"),
+        ("", "must contain settings as `name: value` lines"),
         ("steps: [1", "Could not read the settings"),
         ("steps: many", "steps"),
         ("hidden_sizes: wide", "hidden.sizes"),

@@ -166,7 +166,7 @@ def test_more_minibatches_than_recorded_steps_is_refused(tmp_path: Path):
         ({"final_observation": np.zeros((1, 4))}, r"`final_observation` has shape \(1, 4\)"),
         ({"action": np.array([0, 1, 2, 0, 1])}, "integers from 0 to below 2"),
         ({"action": np.array([0.0, 1.0, 1.0, 0.0, 1.0])}, "integers from 0 to below 2"),
-        ({"reward": np.array([1.0, np.nan, 3.0, 4.0, 5.0])}, "`reward` holds a value that is not finite"),
+        ({"reward": np.array([1.0, np.nan, 3.0, 4.0, 5.0])}, "`reward` contains a value that is not finite"),
         ({"length": np.array([3, 0, 2])}, "number of steps, at least 1"),
         ({"length": np.array([3, 3])}, "has shape .* needs"),
         ({"length": np.array([], int)}, "one or more episodes"),

@@ -143,7 +143,7 @@ def test_what_cannot_be_called_is_refused(folder: Path):
     with pytest.raises(upslope.UpslopeError, match="is compiled into the training program"):
         CompiledEngine.call(compiled, "lengthen", [1])
     batched: Any = SimpleNamespace(world=SimpleNamespace(name="vector:Some-v0"))
-    with pytest.raises(upslope.UpslopeError, match="vector:Some-v0 resets its columns by itself"):
+    with pytest.raises(upslope.UpslopeError, match="vector:Some-v0 resets its columns itself"):
         BatchedColumns.call(batched, "lengthen", [1])
 
 

@@ -128,7 +128,7 @@ def test_silence_is_judged_by_the_runs_own_pauses(run: Path):
     notices = [line for line in lines if line.startswith("notice")]
     # Ten times the longest pause, 20 s; after a new row it is as if nothing had been.
     assert notices == [
-        "notice: no new row for more than 3:20, and the longest pause before was 0:20: it seems to have stopped. "
+        "notice: no new row for more than 3:20, and the longest pause before that was 0:20: it seems to have stopped. "
         f"If it has: upslope resume {run}"
     ]
     assert lines.index(notices[0]) < next(n for n, line in enumerate(lines) if line.startswith(" 40 %"))

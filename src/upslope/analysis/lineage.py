@@ -23,7 +23,7 @@ def beginning_of(record: Record) -> str:
     return (
         f"{lineage['run']}@{lineage['checkpoint']} at step {at}, "
         + (f"all with its seed {lineage['seeds'][0]}" if is_shared(lineage) else listed(lineage["seeds"]))
-        + f"; taken over: {', '.join(map(str, lineage['taken_over']))}"
+        + f"; inherited: {', '.join(map(str, lineage['taken_over']))}"
         + (f"; begun anew: {', '.join(map(str, anew))}" if anew else "")
     )
 

@@ -55,7 +55,7 @@ class Following:
 
         Raises:
             UpslopeError: the environments have no such method, or cannot be called, since they are compiled or
-                batched; or an argument cannot be kept.
+                batched; or an argument cannot be stored.
         """
         given = kept_arguments(name, arguments)
         self._call(name, given)
@@ -70,7 +70,7 @@ def kept_arguments(name: str, arguments: Sequence[Any]) -> list[Any]:
     """The arguments as a checkpoint keeps them.
 
     Raises:
-        UpslopeError: the name is not that of a public method, or an argument cannot be kept.
+        UpslopeError: the name is not that of a public method, or an argument cannot be stored.
     """
     if not isinstance(name, str) or not name.isidentifier() or name.startswith("_"):
         raise UpslopeError(f"state.call() takes the name of a method, not {readable(repr(name))}.")

@@ -303,8 +303,8 @@ def lines_of_lineage(lineage: Mapping[str, Any]) -> list[str]:
     shared = len(seeds) > 1 and len(set(seeds)) == 1
     whose = f"all with its seed {seeds[0]}" if shared else counted(len(seeds), "agent")
     at = sorted({f"{n:,}" for n in lineage["steps"]}, key=lambda text: int(text.replace(",", "")))
-    anew = f"; begun anew: {', '.join(lineage['begun_anew'])}" if lineage["begun_anew"] else ""
+    anew = f"; started afresh: {', '.join(lineage['begun_anew'])}" if lineage["begun_anew"] else ""
     return [
-        f"begins with {lineage['run']}@{lineage['checkpoint']} ({lineage['algorithm']}) at step {' and '.join(at)}, "
-        f"{whose}; taken over: {', '.join(lineage['taken_over'])}{anew}"
+        f"starts from {lineage['run']}@{lineage['checkpoint']} ({lineage['algorithm']}) at step {' and '.join(at)}, "
+        f"{whose}; inherited: {', '.join(lineage['taken_over'])}{anew}"
     ]
