@@ -38,7 +38,8 @@ def compare(
     Args:
         runs: run directories, in any environments.
         score: how a seed is scored: by "stochastic" or "deterministic" evaluation episodes of the last checkpoint, by
-            its last 100 "training" episodes, or by "auto": stochastic evaluation if all runs have it, else training.
+            its last 100 "training" episodes, or by "auto": stochastic evaluation if all runs have it, otherwise
+            training.
         normalize: how scores are made comparable across environments: "threshold" (0 is a random policy, 1 the
             environment's reward threshold) or "range" (0 and 1 are the lowest and highest score of all these runs).
             Without it, nothing is averaged over environments.

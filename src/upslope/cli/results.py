@@ -28,8 +28,9 @@ def compare(
     Runs that differ only in their seeds are pooled. Reasons to doubt a comparison are listed below it.
 
     A seed is scored by evaluation episodes of the last checkpoint in one mode, by the last 100 training episodes, or,
-    with auto, by stochastic evaluation if all runs have it, else training. Normalised scores average over environments:
-    0 is a random policy and 1 the reward threshold, or 0 and 1 are the lowest and highest score of these runs.
+    with auto, by stochastic evaluation if all runs have it, otherwise by training. Normalised scores average over
+    environments: 0 is a random policy and 1 the reward threshold, or 0 and 1 are the lowest and highest score of these
+    runs.
 
     Args:
         runs: Run directories.

@@ -352,8 +352,8 @@ class HostColumns:
 
 
 def one_by_one(actions: Any) -> list[Any]:
-    """Split a batch of actions into single ones: Python integers if they are whole numbers, else arrays in the space's
-    dtype; for several parts, dictionaries or tuples of these, with NumPy integers, as in their spaces."""
+    """Split a batch of actions into single ones: Python integers if they are whole numbers, otherwise arrays in the
+    space's dtype; for several parts, dictionaries or tuples of these, with NumPy integers, as in their spaces."""
     if isinstance(actions, dict):
         parts = [one_by_one_within(part) for part in actions.values()]
         return [dict(zip(actions, one, strict=True)) for one in zip(*parts, strict=True)]

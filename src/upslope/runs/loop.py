@@ -278,7 +278,7 @@ class Loop:
         self.write_checkpoint(self.directory.last, state, self.engine.snapshot(), meta)
 
     def write_checkpoint(self, path: Path, tree: Any, snapshot: dict[str, np.ndarray], meta: dict[str, Any]) -> None:
-        """Write a checkpoint; if that fails, the error says how to resume."""
+        """Write a checkpoint; if that fails, the error explains how to resume."""
         try:
             save_checkpoint(path, tree, snapshot, meta)
         except UpslopeError as error:

@@ -286,7 +286,7 @@ def run_loop(
     progress: Any,
     lines: list[str],
 ) -> Run:
-    """Run the loop inside the display; if it is stopped, the exception says how to resume."""
+    """Run the loop inside the display; if it is stopped, the exception explains how to resume."""
     seeds, display = config.seed_list(), session.display
     watch = None if session.watch is None or display.is_quiet else session.watch(directory.path)
     tracking = tracking_of(directory, session)

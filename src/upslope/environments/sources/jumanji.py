@@ -107,7 +107,8 @@ def space_of(spec: Any) -> spaces.Space:
 
 
 def actions_of(inner: Any) -> tuple[tuple[int, ...], spaces.Space]:
-    """The number of values of each component if they are combined into one choice, else (); and the action space."""
+    """The number of values of each component if they are combined into one choice, otherwise (); and the action
+    space."""
     specs = module("jumanji.specs")
     spec, masks = inner.action_spec, parts_of(inner.observation_spec).get(KEY)
     if isinstance(spec, specs.DiscreteArray):
