@@ -316,7 +316,7 @@ EVERY_SEED = """## Every seed
 Written from `benchmarks/results/cartpole_seeds.json`, which `python benchmarks/cartpole_seeds.py` stores: a hundred
 seeds with CartPole's preset, each judged by 100 fresh episodes per mode with its last checkpoint. The preset was tuned
 on seeds 0 to 99 of the compiled twin and judged once, on seeds 1000 to 1099. Solved means a mean return of 475 or more.
-Seconds were measured on two busy cores and say little about speed. A row of fewer than a hundred seeds is unfinished.
+Seconds were measured on two busy cores and are no measure of speed. A row of fewer than a hundred seeds is unfinished.
 
 | environment, seeds, Python | s per seed | stochastic: solved | mean | lowest | deterministic: solved | mean | lowest |
 |---|---|---|---|---|---|---|---|

@@ -45,7 +45,7 @@ FARTHEST, LEAST_SHIFT = 5.0, 0.01
 """The ratios are refused if their mean is this many standard errors from 1, and compounds over an episode to at least
 this."""
 SETTLED = 0.05
-"""Q has not settled if the rewards of an episode differ from what it explains by this share of the returns' spread."""
+"""Q has not converged if an episode's rewards differ from what it explains by this share of the returns' spread."""
 ROWS = 4096
 """Number of rows computed at once."""
 SAMPLES = 32

@@ -24,7 +24,7 @@ def beginning_of(record: Record) -> str:
         f"{lineage['run']}@{lineage['checkpoint']} at step {at}, "
         + (f"all with its seed {lineage['seeds'][0]}" if is_shared(lineage) else listed(lineage["seeds"]))
         + f"; inherited: {', '.join(map(str, lineage['taken_over']))}"
-        + (f"; begun anew: {', '.join(map(str, anew))}" if anew else "")
+        + (f"; started afresh: {', '.join(map(str, anew))}" if anew else "")
     )
 
 

@@ -289,7 +289,7 @@ LIMITS: dict[str, tuple[str, Callable[[Any], bool]]] = {
     ),
     **dict.fromkeys(
         ("max_episode_steps", "critic_epochs", "sequence_length", "target_kl", "value_clip", "clip_rewards"),
-        ("greater than 0, or left out", lambda x: x is None or x > 0),
+        ("greater than 0, or omitted", lambda x: x is None or x > 0),
     ),
     **dict.fromkeys(
         (
@@ -309,7 +309,7 @@ LIMITS: dict[str, tuple[str, Callable[[Any], bool]]] = {
         lambda x: len(x) <= 64 and len(set(x)) == len(x) and all(is_plain_key(key) for key in x),
     ),
 }
-"""Field → its valid range, in words and as a predicate."""
+"""Field → its valid range, as text and as a predicate."""
 MOST = {
     "steps": MAX_STEPS,
     "seeds": 2**16,

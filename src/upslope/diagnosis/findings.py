@@ -249,7 +249,7 @@ class Signs:
 
     @cached_property
     def stretches(self) -> list[list[np.ndarray]]:
-        """The returns of each seed in `PARTS` stretches with equal numbers of steps; a stretch may be empty."""
+        """The returns of each seed in `PARTS` segments with equal numbers of steps; a segment may be empty."""
         edges = np.linspace(0, np.nanmax(self.record.steps), PARTS + 1)[1:-1]
         found = []
         for seed in self.record.seeds:

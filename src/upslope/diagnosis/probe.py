@@ -74,7 +74,7 @@ FITTING = {
     "memory": "a model with memory",
     "asymmetric": "two separate networks of upslope's own",
 }
-"""Probes that do not fit every model, and what they need. They are left out of the ladder if the model does not fit."""
+"""Probes that do not fit every model, and what they need. They are skipped if the model does not fit."""
 FEWER_STEPS = {"memory": 20_000, "image": 20_000}
 """Steps that are enough for probes with expensive steps, if each batch is used several times."""
 SMALLER_BATCH = {"memory": {"num_envs": 4}}

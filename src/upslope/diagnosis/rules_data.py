@@ -123,7 +123,7 @@ def truncation_not_bootstrapped(s: Signs) -> Finding | None:
     part = share(x < 0.1) if applies else 0.0
     return Finding(
         "truncation_not_bootstrapped", "Targets at time limits are only the last reward.",
-        "The time limit is treated as termination: the value of the final observation is left out.",
+        "The time limit is treated as termination: the value of the final observation is omitted.",
         "In your estimator, cut the bootstrap at `rollout.terminated` only, never at `truncated`.",
         0.96 * part, 0.95, evidence=(s.evidence("truncation_bootstrap / |V|", x, "about γ"),), experiment=PROBE,
     ) if part else None  # fmt: skip

@@ -115,9 +115,7 @@ class HostEngine:
             return each, memory, Iteration(metrics, before, before, [[] for _ in each])
         agents, each, after = layout.agents_on_host(each), list(each), memory
         is_finite, rows = finite_seeds(agents), [[] for _ in each]
-        for s in np.flatnonzero(
-            active & ~is_finite
-        ).tolist():  # its parameters are lost: its steps are counted, but its actions are not taken
+        for s in np.flatnonzero(active & ~is_finite).tolist():  # lost: steps are counted, but actions are not taken
             each[s] = layout.after_steps(each[s], self.task.num_envs * self.task.rollout_steps)
         active &= is_finite
         if not active.any():

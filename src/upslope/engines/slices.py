@@ -308,7 +308,7 @@ class TrialPlace:
 
 def step_seconds(environment: HostEnvironment) -> float:
     """Measure the seconds per step of one environment with random actions, resets included: the median of short
-    stretches, so that other work on the core during a few of them does not matter."""
+    segments, so that other work on the core during a few of them does not matter."""
     instance, place, where = environment.create(), TrialPlace(), "reset"
     at: list[float] = []
     try:

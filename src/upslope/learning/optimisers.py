@@ -44,7 +44,7 @@ DIRECTIONS: dict[str, Callable[[], optax.GradientTransformation]] = {
 
 
 def schedule_of(name: str | Schedule) -> Schedule | None:
-    """Look up a schedule by name; a user's own is returned as it is."""
+    """Look up a schedule by name; a user's own is returned unchanged."""
     if not isinstance(name, str):
         return name
     if name not in SCHEDULES:

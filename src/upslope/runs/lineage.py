@@ -80,7 +80,7 @@ class Source:
                 return digest, content
 
     def digest(self) -> str:
-        """The SHA-256 of the checkpoint as it is now."""
+        """The SHA-256 of the checkpoint in its current state."""
         with self.path.open("rb") as file:
             return hashlib.file_digest(file, "sha256").hexdigest()
 

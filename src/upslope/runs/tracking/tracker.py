@@ -20,7 +20,7 @@ from upslope.runs.directory import RunDirectory
 NOT_VALUES = ("iteration", "seed", "step")
 """Columns of metrics.jsonl that identify a row."""
 NOT_PARAMETERS = ("format", "spaces")
-"""Entries of config.json that are left out of the parameters."""
+"""Entries of config.json that are not sent as parameters."""
 TRACKERS: dict[str, tuple[str, str, str]] = {
     "tensorboard": ("TensorboardTracker", "tensorboardX", "TensorBoard event files in the run directory"),
     "wandb": ("WandbTracker", "wandb", "Weights & Biases"),
