@@ -37,7 +37,7 @@ def track(
 def watch(run: Run) -> None:
     """Show a run that is training elsewhere, in another terminal or on a machine that shares its folder.
 
-    This only reads the run directory. It ends with the run or on Ctrl-C, and reports when the run seems to
+    This only reads the run directory. It ends when the run does, or on Ctrl-C, and reports when the run seems to
     have stopped. For a finished run it shows the final state.
 
     Args:

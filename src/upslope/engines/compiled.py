@@ -97,7 +97,8 @@ class Program:
         return jax.device_put(state, jax.tree.map(lambda names: NamedSharding(self.mesh, names), axes))
 
     def in_plain_containers(self, structure: Any, *arguments: Any) -> Any:
-        """The program with arrays in lists, tuples and dictionaries as inputs and outputs, like a stored one."""
+        """The program with plain lists, tuples and dictionaries of arrays as inputs and outputs, like those of stored
+        programs."""
         state, (metrics, finished, *steps) = spread_seeds(self.run, self.mesh)(
             *jax.tree.unflatten(structure, arguments)
         )

@@ -29,7 +29,7 @@ PICTURES = {"render_mode": "rgb_array"}
 
 @dataclass(frozen=True)
 class Maker:
-    """Creates the environments of a request; it can be sent to another process if the request gives a name."""
+    """Creates the environments of a request. Can be sent to another process if the request consists of a name."""
 
     request: Request
     spec: Any = None
@@ -43,7 +43,7 @@ class Maker:
         return self.without_ignored(with_mask_in_info(wrap(self.bare(), request.wrappers, request.name)))
 
     def without_ignored(self, made: Any) -> Any:
-        """An environment without the parts of its observations that are left out."""
+        """An environment without the ignored parts of its observations."""
         request = self.request
         if not request.ignored or not isinstance(made, gymnasium.Env):
             return made

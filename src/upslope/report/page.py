@@ -25,7 +25,7 @@ from upslope.report.tables import comparison_part, settings_part
 from upslope.runs.directory import RunDirectory
 
 REPORT_PICTURES, CREDIT_PICTURES = 1_200_000, 2_500_000
-"""Bytes of pictures in a page, over all runs."""
+"""Total bytes of pictures in a page, for all runs together."""
 LINE_STYLES: dict[str, str] = dict(zip(DASHES, ("solid", "dashed", "dotted", "dashed"), strict=True))
 """The CSS line style for each of Plotly's dash styles."""
 

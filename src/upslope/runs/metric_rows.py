@@ -53,9 +53,9 @@ def metric_rows(
     log_info: Sequence[str] = (),
     stopped: Mapping[int, float] = NONE,
 ) -> Iterator[str]:
-    """One JSON line per iteration, numbered from `iteration`, and seed. Values that are not finite become null, except
-    that health metrics are then omitted. `stopped` contains the return at which seeds stop, by their index; it is
-    written to their last rows."""
+    """One JSON line per iteration and seed; iterations are numbered from `iteration`. Values that are not finite become
+    null, except that health metrics are then omitted. `stopped` contains the return at which seeds stop, by their
+    index; it is written to their last rows."""
     health = {name: x for name, x in chunk.metrics.items() if name.startswith(PREFIX)}
     other = {name: x for name, x in chunk.metrics.items() if name not in health}
     values, health_values = (

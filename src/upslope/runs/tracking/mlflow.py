@@ -22,8 +22,8 @@ LONGEST_VALUE, LONGEST_KEY = 6000, 250
 
 
 class MlflowTracker:
-    """Nested MLflow runs. Steps are environment steps and times are training times, so that a row that is sent twice is
-    the same row."""
+    """Nested MLflow runs. Steps are environment steps and times are training times, so that sending a row twice
+    produces the same row."""
 
     def begin(self, run: TrackedRun, known: dict[str, Any]) -> dict[str, Any]:
         """Create the runs, or reopen them."""
