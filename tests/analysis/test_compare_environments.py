@@ -114,5 +114,5 @@ def test_runs_without_a_score_have_no_range(run_of, capsys):
         upslope.compare(runs, normalize="range")
     found = upslope.compare(runs, normalize="threshold")
     assert all(np.isnan(profile.share).all() for profile in found.profiles) and len(found.profiles) == 2
-    with pytest.raises(upslope.UpslopeError, match="All seeds with a score have the same one"):
+    with pytest.raises(upslope.UpslopeError, match="All scored seeds have the same score"):
         upslope.compare(run_of("same", episodes={0: [], 1: [(100, 2)], 2: [(100, 2)]}, steps=100), normalize="range")

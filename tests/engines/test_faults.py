@@ -138,7 +138,7 @@ def test_a_fault_in_the_environment_is_placed_and_survived(kind: str, folder: Pa
         "raises": "raised RuntimeError in step.*the simulator is gone",
         "observation is nan": "observation that is not finite.*correct the environment",
         "reward is nan": "reward that is not finite, nan.*correct the environment",
-        "wrong shape": r"shape \(3,\).*says \(2,\).*Correct the environment",
+        "wrong shape": r"shape \(3,\).*requires \(2,\).*Correct the environment",
     }
     assert re.search(essential[kind], said), said
     # What was learned before is there: ten iterations of sixteen steps.

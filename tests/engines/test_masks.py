@@ -260,7 +260,7 @@ def test_a_loaded_policy_asks_for_its_mask(tmp_path):
     batch, masks = np.stack([observation] * 3), np.eye(3)
     assert policy(batch, mask=masks).tolist() == [0, 1, 2]
     assert policy.with_log_prob(batch, mask=list(masks))[1].tolist() == [0, 0, 0]
-    with pytest.raises(UpslopeError, match="3 observations and 2 masks"):
+    with pytest.raises(UpslopeError, match="3 observations but 2 masks"):
         policy(batch, mask=masks[:2])
     with pytest.raises(UpslopeError, match="row 1 allows no action"):
         policy(batch, mask=np.diag([1, 0, 1]))

@@ -132,7 +132,7 @@ def test_the_value_of_a_successor_is_one_step_further_in_the_same_episode():
     ("own", "words"),
     [
         (own_models.Overlapping, "belong to two groups"),
-        (own_models.Missing, "left out"),
+        (own_models.Missing, "missing or belong to two groups"),
         (own_models.Unknown, "`policy` and `value`, or `shared`"),
         (own_models.WithoutStart, "without the methods prepare, start, groups"),
         (own_models.OtherCarry, "a different carry"),
@@ -334,7 +334,7 @@ def test_whole_episodes_teach_a_model_with_memory(environment: str, tmp_path):
 
 def test_more_minibatches_than_stretches_are_refused(tmp_path):
     settings = SMALL | {"minibatches": 8, "sequence_length": SMALL["rollout_steps"]}
-    with pytest.raises(UpslopeError, match="--minibatches 8 is more than the 2 stretches"):
+    with pytest.raises(UpslopeError, match="--minibatches 8 is more than the 2 sequences"):
         upslope.train("jax:CartPole-v1", model=own_models.Recurrent, folder=tmp_path, **settings)
     settings = {name: value for name, value in settings.items() if name != "model_kwargs"}
     with pytest.raises(UpslopeError, match="--minibatches 8 is more than the 2 sequences of --sequence-length"):

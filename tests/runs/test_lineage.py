@@ -171,7 +171,7 @@ def test_a_clone_goes_on_in_another_environment_with_the_same_spaces(source: Pat
     [
         ({"environment": "jax:GridWorld-v0"}, "needs the spaces that it was trained with: its observations"),
         ({"environment": "jax:Acrobot-v1"}, "actions"),
-        ({"hidden_sizes": (16,)}, r"--hidden-sizes was \(8,\), and is \(16,\)"),
+        ({"hidden_sizes": (16,)}, r"--hidden-sizes was \(8,\), and is now \(16,\)"),
         ({"normalize_observations": False}, "read normalised observations"),
         ({"seeds": 3}, "has the seeds 0 to 1 and no seed 2. Seed k starts from seed k"),
         ({"from_seed": 7}, "no seed 7. Change --from-seed"),
